@@ -1,0 +1,22 @@
+"""Tasks: their tokens, where these stand in the text, how they are labelled, read back and scored."""
+
+from tokenverse_pp.tasks.base import ScoredExample, Task, TaskSet
+from tokenverse_pp.tasks.registry import REGISTRY, build_tasks, register, task_options
+from tokenverse_pp.tasks.text import parse, render, transcript_of
+from tokenverse_pp.tasks.transcript import Entity, Mark, Transcript
+
+__all__ = [
+    "REGISTRY",
+    "Entity",
+    "Mark",
+    "ScoredExample",
+    "Task",
+    "TaskSet",
+    "Transcript",
+    "build_tasks",
+    "parse",
+    "register",
+    "render",
+    "task_options",
+    "transcript_of",
+]

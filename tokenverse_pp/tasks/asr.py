@@ -1,0 +1,67 @@
+"""Speech recognition: the words themselves. No token of its own, always active."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
+
+from tokenverse_pp.metrics.wer import error_rates
+from tokenverse_pp.tasks.base import ScoredExample, Task
+from tokenverse_pp.tasks.transcript import Mark, is_task_token
+from tokenverse_pp.tasks.turns import turns_of
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
+
+
+class Asr(Task):
+    """The transcript. Labelled by ``supervision.text``: plain words, single spaces, no brackets."""
+
+    name: ClassVar[str] = "asr"
+
+    @property
+    def symbols(self) -> Tuple[str, ...]:
+        """None: the words come from the tokenizer."""
+        return ()
+
+    def check(self, cut: "Cut") -> List[str]:
+        """Every turn has a text, and no word of it looks like a task token."""
+        problems = []
+        for turn in turns_of(cut):
+            where = f"supervision {turn.index}, field 'text'"
+            if not turn.text.strip():
+                problems.append(f"{where}: expected plain words, found nothing")
+            elif turn.text != " ".join(turn.words):
+                problems.append(f"{where}: words must be separated by single spaces, with none at the ends")
+            bad = [word for word in turn.words if is_task_token(word) or "[" in word or "]" in word]
+            if bad:
+                problems.append(f"{where}: brackets are for task tokens only, found {bad[0]!r}")
+        return problems
+
+    def from_cut(self, cut: "Cut") -> None:
+        """No answer but the words, which `transcript_of` takes."""
+        return None
+
+    def to_marks(self, answer: Any, num_words: int) -> List[Tuple[int, int, str]]:
+        """No tokens."""
+        return []
+
+    def from_marks(self, marks: Sequence[Mark], num_words: int) -> None:
+        """No answer."""
+        return None
+
+    def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
+        """WER and CER over all and by language of the reference, task tokens removed."""
+        groups: Dict[str, List[Tuple[Sequence[str], Sequence[str]]]] = {"all": []}
+        for e in examples:
+            pair = (e.ref.words, e.hyp.words)
+            groups["all"].append(pair)
+            language = e.ref.language or _language_of(e)
+            if language:
+                groups.setdefault(language, []).append(pair)
+        return {key: error_rates(pairs) for key, pairs in sorted(groups.items())}
+
+
+def _language_of(example: ScoredExample) -> str:
+    """The language field of the reference even where the cut is not labelled for ``lid`` (only to group WER by it)."""
+    languages = {turn.language for turn in turns_of(example.cut)} if example.cut is not None else set()
+    return languages.pop() or "" if len(languages) == 1 else ""

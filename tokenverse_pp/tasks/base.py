@@ -1,0 +1,150 @@
+"""What a task is: its tokens, where they stand in the text, how they are read back, labelled and scored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from tokenverse_pp.tasks.transcript import Mark, Transcript
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
+
+# The order of task tokens at one position (DESIGN 3.2): the language first of all, then what closes, then what ends,
+# then the speaker change, then what opens with the next word.
+RANK_FRONT, RANK_CLOSE, RANK_END, RANK_CHANGE, RANK_OPEN = range(5)
+
+
+@dataclass(frozen=True)
+class ScoredExample:
+    """A reference beside a hypothesis, for `Task.score`.
+
+    ``cut`` is the reference cut (for times), ``hyp_marks`` the task tokens of the hypothesis with their times.
+    """
+
+    id: str
+    ref: Transcript
+    hyp: Transcript
+    cut: Optional["Cut"] = None
+    hyp_marks: Sequence[Mark] = field(default_factory=tuple)
+
+
+class Task(ABC):
+    """One task. A new task is one file with one subclass, and one line in `tokenverse_pp.tasks.registry`."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "Task":
+        """Build the task from its options in the configuration (none by default)."""
+        return cls(**options)
+
+    @property
+    @abstractmethod
+    def symbols(self) -> Tuple[str, ...]:
+        """The task's tokens, as they stand in the vocabulary."""
+
+    def owns(self, token: str) -> bool:
+        """True when ``token`` is one of this task's tokens."""
+        return token in self.symbols
+
+    def options(self) -> Dict[str, Any]:
+        """The options that `from_options` takes to build this task again."""
+        return {}
+
+    @abstractmethod
+    def check(self, cut: "Cut") -> List[str]:
+        """What is wrong with this task's labels on a cut: one line a problem, naming the field."""
+
+    @abstractmethod
+    def from_cut(self, cut: "Cut") -> Any:
+        """The answer that a labelled cut gives (positions count the words of all its turns in time order)."""
+
+    @abstractmethod
+    def to_marks(self, answer: Any, num_words: int) -> List[Tuple[int, int, str]]:
+        """The answer as task tokens: (position, rank, token)."""
+
+    @abstractmethod
+    def from_marks(self, marks: Sequence[Mark], num_words: int) -> Any:
+        """Read the answer back from this task's marks. Never fails: malformed output is read by a documented rule."""
+
+    def project(self, answer: Any) -> Any:
+        """What of an answer this task can write (an untyped NER task drops the types)."""
+        return answer
+
+    @abstractmethod
+    def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
+        """Scores over examples labelled for this task, as fractions 0..1 in nested dictionaries."""
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """An ordered set of tasks, ``asr`` always among them: what a model knows, or what is active for an utterance."""
+
+    tasks: Tuple[Task, ...]
+
+    def __post_init__(self) -> None:
+        if "asr" not in self.names:
+            raise ValueError("a TaskSet always holds the task 'asr'")
+
+    @property
+    def names(self) -> Tuple[str, ...]:
+        """Task names in registry order."""
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def symbols(self) -> Tuple[str, ...]:
+        """All task tokens, in the order of the tasks."""
+        return tuple(symbol for task in self.tasks for symbol in task.symbols)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def __getitem__(self, name: str) -> Task:
+        return self.tasks[self.names.index(name)]
+
+    def subset(self, names: Sequence[str]) -> "TaskSet":
+        """The tasks of this set that are in ``names``; ``asr`` stays in any case."""
+        return TaskSet(tuple(task for task in self.tasks if task.name == "asr" or task.name in names))
+
+    def mask(self, active: Sequence[str]) -> List[bool]:
+        """For each task of this set whether it is active (``asr`` always is)."""
+        return [name == "asr" or name in active for name in self.names]
+
+    def render(self, transcript: Transcript) -> str:
+        """Write a transcript with the tokens of these tasks, as far as it has answers for them."""
+        marks = [
+            mark
+            for task in self.tasks
+            if task.name in transcript.answers
+            for mark in task.to_marks(transcript.answers[task.name], len(transcript.words))
+        ]
+        # Position first, then rank; the sort is stable, so that a task's own order is kept.
+        marks.sort(key=lambda mark: mark[:2])
+        pieces: List[str] = []
+        done = 0
+        for position, _, token in marks:
+            pieces.extend(transcript.words[done:position])
+            pieces.append(token)
+            done = position
+        pieces.extend(transcript.words[done:])
+        return " ".join(pieces)
+
+    def read(self, words: Sequence[str], marks: Sequence[Mark]) -> Transcript:
+        """Words and task tokens -> transcript with an answer for each task of this set; other tokens are dropped."""
+        answers = {
+            task.name: task.from_marks([mark for mark in marks if task.owns(mark.token)], len(words))
+            for task in self.tasks
+            if task.name != "asr"
+        }
+        return Transcript(tuple(words), answers)
+
+    def restrict(self, transcript: Transcript) -> Transcript:
+        """What of a transcript these tasks can write: `parse` of `render` gives exactly this."""
+        answers = {
+            task.name: task.project(transcript.answers[task.name])
+            for task in self.tasks
+            if task.name in transcript.answers
+        }
+        return Transcript(transcript.words, answers)

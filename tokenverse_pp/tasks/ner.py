@@ -1,0 +1,142 @@
+"""Named entities: ``[NE] .. [/NE]`` around the words, untyped as in the papers; ``[NE:TYPE] .. [/NE]`` by option."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Optional, Sequence, Tuple
+
+from tokenverse_pp.metrics.entities import score_entities
+from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_OPEN, ScoredExample, Task
+from tokenverse_pp.tasks.transcript import Entity, Mark
+from tokenverse_pp.tasks.turns import Turn, turns_of
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
+
+OPEN, CLOSE = "[NE]", "[/NE]"
+
+
+@dataclass(frozen=True)
+class NamedEntities(Task):
+    """Answer: entities in order, none empty, none overlapping another.
+
+    Labelled by ``supervision.custom["entities"]``, a list of ``{"start": char, "end": char, "type": str}`` into
+    ``supervision.text``; each begins and ends at a word boundary. Reading back: ``[/NE]`` alone is dropped, an
+    ``[NE]`` that is never closed, or is opened again before it is closed, is dropped; so is an empty entity.
+    """
+
+    types: Tuple[str, ...] = ()
+
+    name: ClassVar[str] = "ner"
+
+    @classmethod
+    def from_options(cls, options: Any) -> "NamedEntities":
+        """``types``: the entity types to write; none for untyped entities."""
+        return cls(types=tuple(options.get("types", ())))
+
+    def options(self) -> Dict[str, Any]:
+        """The types, where the task is typed."""
+        return {"types": list(self.types)} if self.types else {}
+
+    @property
+    def symbols(self) -> Tuple[str, ...]:
+        """Opening tokens, and the one that closes."""
+        return (*self.opening, CLOSE)
+
+    @property
+    def opening(self) -> Tuple[str, ...]:
+        """The tokens that open an entity."""
+        return tuple(f"[NE:{kind}]" for kind in self.types) if self.types else (OPEN,)
+
+    def check(self, cut: "Cut") -> List[str]:
+        """Every turn has a list of entities whose spans lie on word boundaries and do not overlap."""
+        return [problem for turn in turns_of(cut) for problem in _check_turn(turn, self.types)]
+
+    def from_cut(self, cut: "Cut") -> Tuple[Entity, ...]:
+        """Entities of all turns, as word spans over the cut."""
+        found = []
+        for turn in turns_of(cut):
+            spans = _word_spans(turn.text)
+            starts = {start: i for i, (start, _) in enumerate(spans)}
+            ends = {end: i + 1 for i, (_, end) in enumerate(spans)}
+            for item in sorted(turn.custom.get("entities", ()), key=lambda item: item["start"]):
+                start, end = starts[item["start"]], ends[item["end"]]
+                found.append(Entity(turn.first_word + start, turn.first_word + end, item.get("type")))
+        return tuple(found)
+
+    def project(self, answer: Sequence[Entity]) -> Tuple[Entity, ...]:
+        """Without types where the task is untyped; only the known types where it is typed."""
+        if self.types:
+            return tuple(entity for entity in answer if entity.type in self.types)
+        return tuple(Entity(entity.start, entity.end) for entity in answer)
+
+    def to_marks(self, answer: Sequence[Entity], num_words: int) -> List[Tuple[int, int, str]]:
+        """An opening token before the first, a closing one after the last word of each."""
+        marks = []
+        for entity in self.project(answer):
+            marks.append((entity.start, RANK_OPEN, f"[NE:{entity.type}]" if self.types else OPEN))
+            marks.append((entity.end, RANK_CLOSE, CLOSE))
+        return marks
+
+    def from_marks(self, marks: Sequence[Mark], num_words: int) -> Tuple[Entity, ...]:
+        """Pairs of opening and closing tokens, by the rule in the class's docstring."""
+        found: List[Entity] = []
+        opened: Optional[Mark] = None
+        for mark in marks:
+            if mark.token != CLOSE:
+                opened = mark
+            elif opened is not None:
+                if mark.position > opened.position:
+                    kind = opened.token[4:-1] if self.types else None
+                    found.append(Entity(opened.position, mark.position, kind))
+                opened = None
+        return tuple(found)
+
+    def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
+        """Exact and soft F1 over the multiset of (phrase, type) of each utterance (SLUE)."""
+        return score_entities(
+            [
+                ([(e.ref.phrase(x), x.type) for x in self.project(e.ref.entities)],
+                 [(e.hyp.phrase(x), x.type) for x in e.hyp.entities])
+                for e in examples
+            ]
+        )
+
+
+def _word_spans(text: str) -> List[Tuple[int, int]]:
+    """(start, end) in characters of every word."""
+    spans, at = [], 0
+    for word in text.split():
+        start = text.index(word, at)
+        at = start + len(word)
+        spans.append((start, at))
+    return spans
+
+
+def _check_turn(turn: Turn, types: Sequence[str]) -> List[str]:
+    where = f"supervision {turn.index}, field 'custom.entities'"
+    items = turn.custom.get("entities")
+    if not isinstance(items, list):
+        return [f"{where}: expected a list (empty if no entity is spoken) because the cut is labelled for ner, found {items!r}"]
+    spans = _word_spans(turn.text)
+    starts, ends = {start for start, _ in spans}, {end for _, end in spans}
+    problems, last_end = [], -1
+    for item in sorted(items, key=lambda item: _start_of(item)):
+        if _start_of(item) < 0 or not isinstance(item.get("end"), int):
+            problems.append(f"{where}: expected {{'start': int, 'end': int, 'type': str}}, found {item!r}")
+            continue
+        start, end, kind = item["start"], item["end"], item.get("type")
+        if start not in starts or end not in ends or end <= start:
+            problems.append(f"{where}: span {start}..{end} does not begin and end at word boundaries of {turn.text!r}")
+        if start < last_end:
+            problems.append(f"{where}: span {start}..{end} overlaps the one before it")
+        if types and kind not in types:
+            problems.append(f"{where}: type {kind!r} is not one of {', '.join(types)}")
+        last_end = max(last_end, end)
+    return problems
+
+
+def _start_of(item: Any) -> int:
+    """The start of an entity item, -1 for anything that has none."""
+    start = item.get("start") if isinstance(item, dict) else None
+    return start if isinstance(start, int) and not isinstance(start, bool) else -1

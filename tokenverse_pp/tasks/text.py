@@ -1,0 +1,60 @@
+"""Text with task tokens <-> structured transcript, and labelled cut -> transcript."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Dict, List, Optional, Sequence
+
+from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.lid import CODE, language_code
+from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
+from tokenverse_pp.tasks.transcript import Transcript, is_task_token, split_marks
+from tokenverse_pp.tasks.turns import turns_of
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
+
+
+def render(transcript: Transcript, tasks: TaskSet) -> str:
+    """Write a transcript with the tokens of ``tasks``.
+
+    >>> render(Transcript(("oui",), {"lid": "fr", "endp": (1,)}), build_tasks(["lid", "endp"]))
+    '[FR] oui [ENDP]'
+    """
+    return tasks.render(transcript)
+
+
+def parse(text: str, tasks: Optional[TaskSet] = None) -> Transcript:
+    """Read text with task tokens; never fails (each task's class says how it reads malformed output).
+
+    Without ``tasks``, every registered task is read, and any other ``[XX]`` is taken as a language token.
+
+    >>> parse("[FR] oui [ENDP]", build_tasks(["lid", "endp"], {"lid": {"languages": ["fr"]}}))
+    Transcript(words=('oui',), answers={'endp': (1,), 'lid': 'fr'})
+    """
+    words = text.split()
+    return (tasks or tasks_for_tokens(words)).read(*split_marks(words))
+
+
+def tasks_for_tokens(words: Sequence[str]) -> TaskSet:
+    """All registered tasks, with the languages and entity types that the tokens among ``words`` show."""
+    known = build_tasks(["scd", "endp", "ner"]).symbols
+    languages: List[str] = []
+    types: List[str] = []
+    for token in words:
+        if not is_task_token(token) or token in known:
+            continue
+        if token.startswith("[NE:"):
+            types.append(token[4:-1])
+        else:
+            languages.append(token)
+    codes = [code for code in map(language_code, dict.fromkeys(languages)) if CODE.fullmatch(code)]
+    options: Dict[str, Dict[str, List[str]]] = {"lid": {"languages": codes}, "ner": {"types": list(dict.fromkeys(types))}}
+    return build_tasks(list(REGISTRY), options)
+
+
+def transcript_of(cut: "Cut", tasks: TaskSet) -> Transcript:
+    """The transcript of a labelled cut: answers for those of ``tasks`` that the cut is labelled for."""
+    labelled = (cut.custom or {}).get("tasks", ())
+    words = tuple(word for turn in turns_of(cut) for word in turn.words)
+    answers = {t.name: t.from_cut(cut) for t in tasks.tasks if t.name != "asr" and t.name in labelled}
+    return Transcript(words, answers)

@@ -1,0 +1,47 @@
+"""How the turns of a cut lie in its words: the one place that orders supervisions and counts their words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, List, Mapping, Optional
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A supervision: its words are ``first_word`` to ``first_word + len(words)`` of the cut; times in seconds."""
+
+    index: int
+    text: str
+    first_word: int
+    start: float
+    end: float
+    speaker: Optional[str]
+    language: Optional[str]
+    custom: Mapping[str, Any]
+
+    @property
+    def words(self) -> List[str]:
+        """The plain words of the turn."""
+        return self.text.split()
+
+    @property
+    def end_word(self) -> int:
+        """One past the turn's last word, counted over the cut."""
+        return self.first_word + len(self.words)
+
+
+def turns_of(cut: "Cut") -> List[Turn]:
+    """The supervisions of a cut in time order."""
+    turns: List[Turn] = []
+    first_word = 0
+    for i, sup in enumerate(sorted(cut.supervisions, key=lambda s: (s.start, s.end))):
+        text = sup.text or ""
+        turn = Turn(
+            i, text, first_word, sup.start, sup.end, sup.speaker, sup.language, getattr(sup, "custom", None) or {}
+        )
+        turns.append(turn)
+        first_word = turn.end_word
+    return turns
