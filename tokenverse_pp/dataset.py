@@ -1,0 +1,177 @@
+"""CutSet -> batches: audio or stored features, active tasks, token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import Any, Callable, Dict, List, Sequence
+
+import numpy as np
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from torch.utils.data import Dataset
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.text import transcript_of
+from tokenverse_pp.tokenizer import Tokenizer
+
+SAMPLING_RATE = 16000  # Hz
+FEATURES = "encoder_features"  # cut.custom key of the stored features at the seam
+Batch = Dict[str, Any]
+
+
+def labelled_tasks(cut: Cut) -> List[str]:
+    """The tasks that a cut is labelled for."""
+    tasks = (cut.custom or {}).get("tasks")
+    if not isinstance(tasks, list):
+        raise UserError(f"cut {cut.id}: field 'custom.tasks' is missing: expected a list such as ['asr', 'lid']")
+    return tasks
+
+
+class Activation:
+    """Which of the labelled tasks are active for an utterance in training (DESIGN 3.5).
+
+    Args:
+        mode: ``labelled`` (all), ``subset`` (a uniformly random subset) or ``bernoulli`` (each with ``prob``).
+        prob: for bernoulli.
+        seed: the choice depends on seed, epoch and cut id alone: not on rank, batch or worker.
+    """
+
+    def __init__(self, mode: str = "labelled", prob: float = 0.5, seed: int = 0):
+        self.mode = mode
+        self.prob = {"labelled": 1.0, "subset": 0.5, "bernoulli": prob}[mode]
+        self.seed = seed
+
+    def __call__(self, tasks: Sequence[str], cut_id: str, epoch: int) -> List[str]:
+        """The active ones of the labelled ``tasks``."""
+        if self.mode == "labelled":
+            return list(tasks)
+        key = hashlib.sha256(f"{self.seed}/{epoch}/{cut_id}".encode()).digest()
+        rng = random.Random(key)
+        # A uniform subset is every task with chance one half.
+        return [task for task in tasks if rng.random() < self.prob]
+
+
+class TransducerDataset(Dataset):
+    """Maps a CutSet (a batch drawn by a lhotse sampler) to tensors.
+
+    Args:
+        tasks: all the tasks that the model knows.
+        tokenizer: its vocabulary.
+        activation: picks the active ones of a cut's tasks.
+        stored_features: read `FEATURES` of each cut instead of its audio.
+    """
+
+    def __init__(
+        self, tasks: TaskSet, tokenizer: Tokenizer, activation: Activation, stored_features: bool = False
+    ):
+        self.tasks = tasks
+        self.tokenizer = tokenizer
+        self.activation = activation
+        self.stored_features = stored_features
+        self.epoch = 0
+
+    def __getitem__(self, cuts: CutSet) -> Batch:
+        """A batch: inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,), cut_ids."""
+        items = list(cuts)
+        inputs, lens = collate([load_inputs(cut, self.stored_features) for cut in items])
+        targets, active = [], []
+        for cut in items:
+            names = self.activation(labelled_tasks(cut), cut.id, self.epoch)
+            targets.append(self.target(cut, names))
+            active.append(self.tasks.mask(names))
+        tokens, token_lens = collate(targets)
+        return {
+            "inputs": inputs,
+            "lens": lens,
+            "active": torch.tensor(active, dtype=torch.float32),
+            "tokens": tokens,
+            "token_lens": token_lens,
+            "cut_ids": [cut.id for cut in items],
+            "seconds": float(sum(cut.duration for cut in items)),
+        }
+
+    def target(self, cut: Cut, active: Sequence[str]) -> torch.Tensor:
+        """Token ids (U,) of a cut, holding only the active tasks' tokens."""
+        text = self.tasks.subset(active).render(transcript_of(cut, self.tasks))
+        return torch.tensor(self.tokenizer.encode(text), dtype=torch.int64)
+
+
+def collate(items: Sequence[torch.Tensor]) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Pad tensors of shape (L, ...) with zeros -> (N, L, ...), and their lengths (N,)."""
+    lens = torch.tensor([len(item) for item in items], dtype=torch.int64)
+    return torch.nn.utils.rnn.pad_sequence(list(items), batch_first=True), lens
+
+
+def load_inputs(cut: Cut, stored_features: bool = False) -> torch.Tensor:
+    """Audio (S,) of a cut, or its stored features (T, F), as float32.
+
+    Raises:
+        UserError: naming cut and file where the audio is missing, truncated or not 16 kHz mono, and where features
+            were asked for but none are stored.
+    """
+    if stored_features:
+        if FEATURES not in (cut.custom or {}):
+            raise UserError(f"cut {cut.id}: no stored features; run `tokenverse-pp manifest store-features` first")
+        array = cut.load_custom(FEATURES)
+        return torch.from_numpy(np.asarray(array, dtype=np.float32))
+    source = cut.recording.sources[0].source if cut.has_recording else "no recording"
+    if cut.sampling_rate != SAMPLING_RATE:
+        raise UserError(f"cut {cut.id}: {source}: expected {SAMPLING_RATE} Hz, found {cut.sampling_rate} Hz")
+    try:
+        audio = cut.load_audio()
+    except Exception as error:
+        # Whatever the audio backend throws, the user needs the cut and the file.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UserError(f"cut {cut.id}: cannot read audio {source}: {reason}") from error
+    if audio.shape[0] != 1:
+        raise UserError(f"cut {cut.id}: {source}: expected one channel, found {audio.shape[0]}")
+    return torch.from_numpy(np.ascontiguousarray(audio[0], dtype=np.float32))
+
+
+class Usable:
+    """A predicate for cuts: long enough, short enough, and with room for the target; others are named once.
+
+    A transducer needs a frame for each token here (U <= T): the pruned lattice has no path otherwise, and the count
+    includes the tokens of all the tasks that the cut is labelled for.
+
+    Args:
+        dataset: encodes the targets.
+        frames_of: seconds -> encoder output frames.
+        report: called with one line for each cut left out.
+    """
+
+    def __init__(
+        self,
+        dataset: TransducerDataset,
+        frames_of: Callable[[float], int],
+        min_seconds: float,
+        max_seconds: float,
+        report: Callable[[str], None],
+    ):
+        self.dataset = dataset
+        self.frames_of = frames_of
+        self.min_seconds = min_seconds
+        self.max_seconds = max_seconds
+        self.report = report
+        self.left_out: Dict[str, str] = {}
+
+    def __call__(self, cut: Cut) -> bool:
+        """True when the cut can be trained on."""
+        reason = self.reason(cut)
+        if reason and cut.id not in self.left_out:
+            self.left_out[cut.id] = reason
+            self.report(f"cut {cut.id} left out: {reason}")
+        return not reason
+
+    def reason(self, cut: Cut) -> str:
+        """Why a cut cannot be used, or nothing."""
+        if not self.min_seconds <= cut.duration <= self.max_seconds:
+            return f"{cut.duration:.2f} s is outside {self.min_seconds:g} to {self.max_seconds:g} s"
+        tokens = len(self.dataset.target(cut, labelled_tasks(cut)))
+        frames = self.frames_of(cut.duration)
+        if tokens > frames:
+            return f"its target of {tokens} tokens is too long for {frames} encoder frames ({cut.duration:.2f} s)"
+        return ""

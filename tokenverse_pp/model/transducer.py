@@ -1,0 +1,141 @@
+"""The whole model: encoder in two halves, task vectors at the seam, predictor, joiner, and the pruned loss."""
+
+from __future__ import annotations
+
+from typing import Dict, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from tokenverse_pp.config import ModelConfig
+from tokenverse_pp.loss import pruned_transducer_loss
+from tokenverse_pp.model.encoder import Encoder
+from tokenverse_pp.model.joiner import Joiner
+from tokenverse_pp.model.predictor import StatelessPredictor
+from tokenverse_pp.model.spec_augment import SpecAugment
+from tokenverse_pp.model.task_vectors import TaskVectors
+
+
+class Losses(NamedTuple):
+    """Negative log-likelihoods of each utterance, in nats; ``frames`` are the encoder's output frames."""
+
+    simple: Tensor  # (N,)
+    pruned: Tensor  # (N,)
+    frames: Tensor  # (N,)
+
+
+class Transducer(nn.Module):
+    """XLSR-Transducer, TokenVerse and TokenVerse++ in one: without vectors it is the first two.
+
+    Args:
+        config: the model's part of the configuration.
+        encoder: the two halves (`tokenverse_pp.model.encoder`).
+        num_tasks: K + 1, ``asr`` first.
+        vocab_size: V, blank (0) included.
+    """
+
+    def __init__(self, config: ModelConfig, encoder: Encoder, num_tasks: int, vocab_size: int):
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        c, place = encoder.output_dim, config.vectors.placement
+        strategy = config.vectors.strategy
+        self.feature_vectors = (
+            TaskVectors(num_tasks, encoder.feature_dim, strategy) if place in ("features", "both") else None
+        )
+        self.encoder_vectors = TaskVectors(num_tasks, c, strategy) if place in ("encoder", "both") else None
+        self.spec_augment = SpecAugment(config.spec_augment)
+        self.predictor = StatelessPredictor(
+            vocab_size, config.predictor_dim, config.context_size, dropout=config.predictor_dropout
+        )
+        self.joiner = Joiner(c, config.predictor_dim, config.joiner_dim, vocab_size)
+        # The "trivial joiner" that finds the pruning bounds: log-probabilities as a sum of two terms.
+        self.simple_am = nn.Linear(c, vocab_size)
+        self.simple_lm = nn.Linear(config.predictor_dim, vocab_size)
+
+    def encode(
+        self, inputs: Tensor, lens: Tensor, active: Tensor, stored: bool = False
+    ) -> Tuple[Tensor, Tensor]:
+        """Audio or stored features -> encoder output.
+
+        Args:
+            inputs: audio (N, S), or stored features at the seam (N, T, F) when ``stored``.
+            lens: valid samples or frames, (N,).
+            active: (N, K + 1) of 0 and 1: the active tasks.
+            stored: ``inputs`` are features that `Encoder.extract` gave before.
+
+        Returns:
+            (N, T', C) and the valid frames (N,).
+        """
+        features, lens = (inputs, lens) if stored else self.encoder.extract(inputs, lens)
+        features = self.spec_augment(features.to(self.joiner.output.weight.dtype), lens)
+        if self.feature_vectors is not None:
+            features = features + self.feature_vectors(active)[:, None, :]
+        out, lens = self.encoder.contextualise(features, lens)
+        if self.encoder_vectors is not None:
+            out = out + self.encoder_vectors(active)[:, None, :]
+        return out, lens
+
+    def forward(
+        self,
+        inputs: Tensor,
+        lens: Tensor,
+        active: Tensor,
+        tokens: Tensor,
+        token_lens: Tensor,
+        stored: bool = False,
+    ) -> Losses:
+        """Simple and pruned loss of each utterance.
+
+        Args:
+            inputs: see `encode`; so are lens, active and stored.
+            tokens: target ids (N, U), padded with anything.
+            token_lens: valid targets, (N,).
+        """
+        out, lens = self.encode(inputs, lens, active, stored)
+        tokens = tokens.masked_fill(
+            torch.arange(tokens.shape[1], device=tokens.device) >= token_lens[:, None], self.predictor.blank_id
+        )
+        state = self.predictor(tokens)
+        boundary = torch.zeros(len(lens), 4, dtype=torch.int64, device=out.device)
+        boundary[:, 2] = token_lens
+        boundary[:, 3] = lens
+        c = self.config.loss
+        simple, pruned = pruned_transducer_loss(
+            self.simple_am(out),
+            self.simple_lm(state),
+            self.joiner.encoder_proj(out),
+            self.joiner.predictor_proj(state),
+            self.joiner.output,
+            tokens,
+            boundary,
+            blank=self.predictor.blank_id,
+            prune_range=c.prune_range,
+            lm_scale=c.lm_scale,
+            am_scale=c.am_scale,
+            rnnt_type=c.rnnt_type,
+            delay_penalty=c.delay_penalty,
+            backend=c.backend,
+            reduction="none",
+        )
+        return Losses(simple, pruned, lens)
+
+    def checkpoint_state(self) -> Dict[str, Tensor]:
+        """The state dict without the weights of a frozen encoder, which come from where they came from."""
+        frozen = tuple(f"encoder.{prefix}" for prefix in self.encoder.frozen_prefixes())
+        return {k: v for k, v in self.state_dict().items() if not (frozen and k.startswith(frozen))}
+
+    def load_checkpoint_state(self, state: Dict[str, Tensor]) -> Optional[str]:
+        """Load what `checkpoint_state` gave; returns what does not fit, or None."""
+        expected = self.checkpoint_state()
+        missing = sorted(set(expected) - set(state))
+        foreign = sorted(set(state) - set(expected))
+        shapes = sorted(k for k in set(expected) & set(state) if expected[k].shape != state[k].shape)
+        for what, keys in (("lacks", missing), ("has the unknown", foreign)):
+            if keys:
+                return f"it {what} tensor {keys[0]} ({len(keys)} such)"
+        if shapes:
+            key = shapes[0]
+            return f"tensor {key} has shape {tuple(state[key].shape)}, the model wants {tuple(expected[key].shape)}"
+        self.load_state_dict(state, strict=False)
+        return None
