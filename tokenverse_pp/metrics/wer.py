@@ -1,0 +1,43 @@
+"""Word and character error rates."""
+
+from __future__ import annotations
+
+from typing import Dict, Sequence, Tuple, Union
+
+import kaldialign
+
+WordPair = Tuple[Sequence[str], Sequence[str]]
+
+
+def error_rates(pairs: Sequence[WordPair]) -> Dict[str, Union[int, float]]:
+    """WER with its three parts, and CER, over (reference words, hypothesis words) pairs.
+
+    Errors are summed over all pairs before dividing (Levenshtein distance, kaldialign). ``wer``, ``ins``,
+    ``del`` and ``sub`` are fractions of the reference words, so that the last three add up to the first; they
+    exceed 1 where much is inserted. ``cer`` is the fraction of the characters of the reference, single spaces
+    between words included. Where the reference is empty the number of errors itself stands for the rate (0 if
+    there are none), so that every value is a finite number.
+
+    >>> rates = error_rates([(["a", "b", "c", "d"], ["a", "x", "d"])])
+    >>> rates["wer"], rates["ins"], rates["del"], rates["sub"], rates["words"]
+    (0.5, 0.0, 0.25, 0.25, 4)
+    """
+    counts = {"ins": 0, "del": 0, "sub": 0}
+    words = characters = character_errors = 0
+    for ref, hyp in pairs:
+        edits = kaldialign.edit_distance(list(ref), list(hyp))
+        for kind in counts:
+            counts[kind] += int(edits[kind])
+        words += len(ref)
+        ref_text, hyp_text = " ".join(ref), " ".join(hyp)
+        characters += len(ref_text)
+        character_errors += int(kaldialign.edit_distance(list(ref_text), list(hyp_text))["total"])
+    errors = sum(counts.values())
+    return {
+        "wer": errors / max(words, 1),
+        **{kind: count / max(words, 1) for kind, count in counts.items()},
+        "cer": character_errors / max(characters, 1),
+        "words": words,
+        "errors": errors,
+        "utterances": len(pairs),
+    }
