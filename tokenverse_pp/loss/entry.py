@@ -1,0 +1,193 @@
+"""The one loss function of the model: simple loss for the pruning, pruned loss for the joiner."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.loss import native
+from tokenverse_pp.loss.k2_backend import k2_available, load_k2
+from tokenverse_pp.loss.native.common import (
+    at_least_float32,
+    check_boundary,
+    check_rnnt_type,
+    full_boundary,
+    reduce_loss,
+)
+from tokenverse_pp.loss.native.joiner import joiner_log_probs, make_plan
+from tokenverse_pp.loss.native.pruned import band_loss, targets_in_band
+
+BACKENDS = ("auto", "k2", "native")
+
+# Bytes the native backend may keep between forward and backward; see `pruned_transducer_loss`.
+DEFAULT_MEMORY_BUDGET = 512 * 2**20
+
+
+class TransducerLoss(NamedTuple):
+    """Negative log-likelihoods (positive numbers), shape (B,) or scalars, by `reduction`."""
+
+    simple: Tensor
+    pruned: Tensor
+
+
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """`k2` or `native`. `auto` is k2 on a GPU if it is installed, native otherwise.
+
+    On a CPU the native backend is the faster one, and the only one with a bf16 joiner.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"loss backend should be one of {', '.join(BACKENDS)}, given {backend!r}")
+    if backend == "auto":
+        return "k2" if device.type == "cuda" and k2_available() else "native"
+    return backend
+
+
+def max_target_length(num_frames: int, prune_range: int = 5, rnnt_type: str = "regular") -> int:
+    """The longest target whose pruned loss is finite for an utterance of `num_frames` frames.
+
+    `regular` allows several symbols a frame, of which a band of `prune_range` positions leaves prune_range - 1;
+    the other types allow one symbol a frame.
+    """
+    check_rnnt_type(rnnt_type)
+    return num_frames * (prune_range - 1 if rnnt_type == "regular" else 1)
+
+
+def joiner_dtype(x: Tensor) -> torch.dtype:
+    """Type of the joiner's matrix products: autocast's if it is on for the device, else at least float32."""
+    if x.dtype == torch.float64:
+        return x.dtype
+    if x.device.type == "cpu":
+        # torch.is_autocast_enabled takes a device only from torch 2.4 on.
+        if torch.is_autocast_cpu_enabled():
+            return torch.get_autocast_cpu_dtype()
+    elif torch.is_autocast_enabled():
+        return torch.get_autocast_gpu_dtype()
+    return torch.float32
+
+
+def pruned_transducer_loss(
+    am_simple: Tensor,
+    lm_simple: Tensor,
+    am: Tensor,
+    lm: Tensor,
+    joiner_output: torch.nn.Module,
+    symbols: Tensor,
+    boundary: Optional[Tensor] = None,
+    *,
+    blank: int = 0,
+    prune_range: int = 5,
+    lm_scale: float = 0.25,
+    am_scale: float = 0.0,
+    rnnt_type: str = "regular",
+    delay_penalty: float = 0.0,
+    backend: str = "auto",
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    reduction: str = "none",
+) -> TransducerLoss:
+    """Simple and pruned transducer loss (Kuang et al. 2022), the recipe of icefall's transducer models.
+
+    1. the smoothed loss of the simple joiner am_simple + lm_simple, with occupation probabilities;
+    2. from these, `prune_range` symbol positions a frame;
+    3. the loss of the real joiner, `joiner_output(tanh(am + lm))`, at these positions only.
+
+    Under autocast the joiner's matrix products run in autocast's type; everything else in float32 (float64 for
+    float64 inputs), the lattice in float64.
+
+    Args:
+      am_simple: (N, T, V) and lm_simple: (N, U + 1, V): the simple projections' outputs.
+      am: (N, T, J) and lm: (N, U + 1, J): the joiner's projections of encoder and predictor.
+      joiner_output: the joiner's last layer, a Linear from J to V with `weight` and `bias`.
+      symbols: (N, U) int64, without blank; padding may be any valid symbol.
+      boundary: (N, 4) int64, rows [0, 0, number of symbols, number of frames]; None: all are full.
+      blank: id of the blank.
+      prune_range: symbol positions kept per frame.
+      lm_scale, am_scale: smoothing of the simple loss.
+      rnnt_type: `regular`, `modified` or `constrained`.
+      delay_penalty: penalty on late symbols, for both losses.
+      backend: `native`, `k2` (which must be installed), or `auto`: k2 on a GPU if installed, native otherwise.
+      memory_budget: bytes the native backend may keep between forward and backward for the joiner: hidden rows
+        and exponentials of the logits, (J + V) numbers for each of the sum(frames) * prune_range rows. Chunks
+        beyond it are computed again in the backward pass: one more matrix product for them, and memory
+        that does not grow with them. 0: always recompute. k2 has no such choice and holds all logits.
+      reduction: `none`: (N,), or `mean`, `sum` over the batch.
+
+    Returns:
+      (simple, pruned) losses. An utterance too long for its frames (`max_target_length`) has loss +inf and
+      zero gradients on the native backend.
+
+    Raises:
+      UserError: for an unknown backend, or k2 asked for and not installed.
+    """
+    check_rnnt_type(rnnt_type)
+    if boundary is None:
+        boundary = full_boundary(am.shape[0], symbols.shape[1], am.shape[1], am.device)
+    else:
+        check_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1])
+    chosen = resolve_backend(backend, am.device)
+    library: Any = load_k2() if chosen == "k2" else native
+    with torch.autocast(am.device.type, enabled=False):
+        simple, (px_grad, py_grad) = library.rnnt_loss_smoothed(
+            lm=at_least_float32(lm_simple),
+            am=at_least_float32(am_simple),
+            symbols=symbols,
+            termination_symbol=blank,
+            lm_only_scale=lm_scale,
+            am_only_scale=am_scale,
+            boundary=boundary,
+            rnnt_type=rnnt_type,
+            delay_penalty=delay_penalty,
+            reduction=reduction,
+            return_grad=True,
+        )
+        ranges = library.get_rnnt_prune_ranges(px_grad, py_grad, boundary, prune_range)
+    if chosen == "k2":
+        am_band, lm_band = library.do_rnnt_pruning(am, lm, ranges)
+        logits = joiner_output(torch.tanh(am_band + lm_band))
+        with torch.autocast(am.device.type, enabled=False):
+            pruned = library.rnnt_loss_pruned(
+                logits=at_least_float32(logits),
+                symbols=symbols,
+                ranges=ranges,
+                termination_symbol=blank,
+                boundary=boundary,
+                rnnt_type=rnnt_type,
+                delay_penalty=delay_penalty,
+                reduction=reduction,
+            )
+        return TransducerLoss(simple, pruned)
+    losses = _native_pruned(
+        am, lm, joiner_output, symbols, ranges, boundary, blank, rnnt_type, delay_penalty, memory_budget
+    )
+    return TransducerLoss(simple, reduce_loss(losses, reduction))
+
+
+def _native_pruned(
+    am: Tensor,
+    lm: Tensor,
+    joiner_output: torch.nn.Module,
+    symbols: Tensor,
+    ranges: Tensor,
+    boundary: Tensor,
+    blank: int,
+    rnnt_type: str,
+    delay_penalty: float,
+    memory_budget: int,
+) -> Tensor:
+    """Pruned losses (N,) with the joiner, the softmax and the gathering in one chunked function."""
+    compute_dtype = joiner_dtype(am)
+    weight, bias = _linear_parameters(joiner_output)
+    with torch.autocast(am.device.type, enabled=False):
+        targets = targets_in_band(symbols, ranges, blank)
+        plan = make_plan(ranges, targets, boundary, lm.shape[1], blank, compute_dtype, memory_budget)
+        px, py = joiner_log_probs(am, lm, weight, bias, plan)
+        return band_loss(px, py, ranges, boundary, symbols.shape[1], rnnt_type, delay_penalty)
+
+
+def _linear_parameters(layer: torch.nn.Module) -> Tuple[Tensor, Tensor]:
+    weight = layer.weight
+    bias = getattr(layer, "bias", None)
+    assert isinstance(weight, Tensor)
+    return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias

@@ -1,0 +1,218 @@
+"""Joiner + log-softmax + gather over a pruned band, without ever holding the (B, T, R, V) logits.
+
+Of each logit row the loss needs two log-probabilities: of the next symbol and of blank. They are computed in chunks of
+frames small enough for the caches. A chunk keeps, if the memory budget allows, its hidden rows tanh(am + lm) and
+the exponentials of its logits; otherwise the backward pass computes both again (one more matrix product).
+
+With e = exp(logits - max), the gradient of the logits is -(g_px + g_py) * e / sum(e), plus g_px at the symbol and
+g_py at blank; so the kept exponentials become the gradient in place, and these two entries are written from the
+exact log-probabilities.
+
+Frames outside of an utterance are not computed at all.
+"""
+
+from __future__ import annotations
+
+from typing import List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Numbers in a chunk's larger tensor. On a CPU it should stay in the L2 / L3 caches; a GPU wants large launches.
+CHUNK_NUMBERS_CPU = 2**19
+CHUNK_NUMBERS_GPU = 2**25
+
+
+class JoinerPlan(NamedTuple):
+    """Which rows to compute and how."""
+
+    frames: Optional[Tensor]  # (M,) positions of the valid frames in the flattened (B * T); None if all are
+    lm_rows: Tensor  # (M, R) positions in the flattened (B * (S + 1))
+    targets: Tensor  # (M, R) symbol of each row
+    blank: int
+    compute_dtype: torch.dtype  # of the matrix products
+    memory_budget: int  # bytes that may be kept for the backward pass
+
+
+class _Chunk(NamedTuple):
+    hidden: Tensor  # (rows, J), tanh(am + lm)
+    weights: Tensor  # (rows, V), exp(logits - max)
+
+
+def make_plan(
+    ranges: Tensor,
+    targets: Tensor,
+    boundary: Tensor,
+    lm_length: int,
+    blank: int,
+    compute_dtype: torch.dtype,
+    memory_budget: int,
+) -> JoinerPlan:
+    """Lay out the rows of `ranges` (B, T, R) that lie inside of `boundary`; `lm_length` is S + 1."""
+    batch, num_frames, band = ranges.shape
+    frame = torch.arange(num_frames, device=ranges.device)
+    valid = (frame >= boundary[:, 1:2]) & (frame < boundary[:, 3:4])
+    lm_rows = ranges + lm_length * torch.arange(batch, device=ranges.device).reshape(-1, 1, 1)
+    lm_rows, targets = lm_rows.reshape(-1, band), targets.reshape(-1, band)
+    frames = None
+    if not bool(valid.all()):
+        frames = valid.flatten().nonzero().squeeze(1)
+        lm_rows, targets = lm_rows[frames], targets[frames]
+    return JoinerPlan(frames, lm_rows, targets, blank, compute_dtype, memory_budget)
+
+
+def _chunk_frames(plan: JoinerPlan, width: int) -> int:
+    numbers = CHUNK_NUMBERS_CPU if plan.lm_rows.device.type == "cpu" else CHUNK_NUMBERS_GPU
+    return max(1, numbers // (width * plan.lm_rows.shape[1]))
+
+
+class _Rows:
+    """The joiner's inputs in the computing type, flattened; computes chunks of rows."""
+
+    def __init__(self, plan: JoinerPlan, am: Tensor, lm: Tensor, weight: Tensor, bias: Tensor):
+        am = am.detach().reshape(-1, am.shape[-1])
+        self.am = (am if plan.frames is None else am[plan.frames]).to(plan.compute_dtype)
+        self.lm = lm.detach().reshape(-1, lm.shape[-1]).to(plan.compute_dtype)
+        self.weight = weight.detach().to(plan.compute_dtype)
+        self.bias = bias.detach().to(plan.compute_dtype)
+        self.plan = plan
+
+    def hidden(self, frames: slice) -> Tensor:
+        """tanh(am + lm) of the frames' rows, (rows, J)."""
+        lm_rows = self.plan.lm_rows[frames]
+        rows = self.lm.index_select(0, lm_rows.reshape(-1))
+        rows.view(*lm_rows.shape, -1).add_(self.am[frames].unsqueeze(1))
+        return rows.tanh_()
+
+    def shifted_logits(self, hidden: Tensor, sum_dtype: torch.dtype) -> Tensor:
+        """logits - max over the row, (rows, V), in `sum_dtype`."""
+        logits = torch.addmm(self.bias, hidden, self.weight.t()).to(sum_dtype)
+        logits.sub_(logits.amax(1, keepdim=True))
+        return logits
+
+
+class _JoinerLogProbs(torch.autograd.Function):
+    """(am, lm, weight, bias) -> log-probabilities (M, R) of the target symbols and of blank."""
+
+    @staticmethod
+    def forward(ctx, am: Tensor, lm: Tensor, weight: Tensor, bias: Tensor, plan: JoinerPlan):
+        rows = _Rows(plan, am, lm, weight, bias)
+        out_dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        num_frames, band = plan.lm_rows.shape
+        px = torch.empty((num_frames, band), dtype=out_dtype, device=am.device)
+        py, total = torch.empty_like(px), torch.empty_like(px)
+        step = _chunk_frames(plan, max(weight.shape))
+        bytes_per_frame = band * sum(weight.shape) * rows.weight.element_size()
+        frames_to_keep = plan.memory_budget // bytes_per_frame if any(ctx.needs_input_grad) else 0
+        kept: List[_Chunk] = []
+        for start in range(0, num_frames, step):
+            frames = slice(start, min(start + step, num_frames))
+            hidden = rows.hidden(frames)
+            logits = rows.shifted_logits(hidden, out_dtype)
+            symbol = logits.gather(1, plan.targets[frames].reshape(-1, 1)).squeeze(1)
+            blank = logits[:, plan.blank].clone()
+            weights = logits.exp_()
+            chunk_total = weights.sum(1)
+            log_total = chunk_total.log()
+            px[frames] = (symbol - log_total).view(-1, band)
+            py[frames] = (blank - log_total).view(-1, band)
+            total[frames] = chunk_total.view(-1, band)
+            if frames.stop <= frames_to_keep:
+                kept.append(_Chunk(hidden, weights.to(plan.compute_dtype)))
+        ctx.save_for_backward(am, lm, weight, bias, px, py, total)
+        ctx.plan, ctx.kept, ctx.step = plan, kept, step
+        return px, py
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, px_grad: Tensor, py_grad: Tensor):
+        am, lm, weight, bias, px, py, total = ctx.saved_tensors
+        plan: JoinerPlan = ctx.plan
+        rows = _Rows(plan, am, lm, weight, bias)
+        num_frames, band = plan.lm_rows.shape
+        joiner_dim = weight.shape[1]
+        out_dtype = px.dtype
+        am_rows_grad = torch.empty((num_frames, joiner_dim), dtype=out_dtype, device=am.device)
+        lm_grad = torch.zeros((rows.lm.shape[0], joiner_dim), dtype=out_dtype, device=am.device)
+        weight_grad = torch.zeros(weight.shape, dtype=out_dtype, device=am.device)
+        bias_grad = torch.zeros(bias.shape, dtype=out_dtype, device=am.device)
+        # Kept chunks are overwritten, so they serve once; a second backward pass computes them again.
+        kept, ctx.kept = ctx.kept, []
+        kept.reverse()
+        for start in range(0, num_frames, ctx.step):
+            frames = slice(start, min(start + ctx.step, num_frames))
+            if kept:
+                hidden, weights = kept.pop()
+            else:
+                hidden = rows.hidden(frames)
+                weights = rows.shifted_logits(hidden, out_dtype).exp_()
+            logit_grad = _logit_grad(weights, plan, frames, px, py, total, px_grad, py_grad)
+            bias_grad += logit_grad.sum(0, dtype=out_dtype)
+            if weight_grad.dtype == plan.compute_dtype:
+                weight_grad.addmm_(logit_grad.t(), hidden)
+            else:
+                weight_grad += torch.mm(logit_grad.t(), hidden)
+            hidden_grad = torch.mm(logit_grad, rows.weight)
+            sum_grad = torch.ops.aten.tanh_backward(hidden_grad, hidden).to(out_dtype)
+            torch.sum(sum_grad.view(-1, band, joiner_dim), 1, out=am_rows_grad[frames])
+            lm_grad.index_add_(0, plan.lm_rows[frames].reshape(-1), sum_grad)
+        if plan.frames is None:
+            am_grad = am_rows_grad
+        else:
+            am_grad = torch.zeros((am.shape[0] * am.shape[1], joiner_dim), dtype=out_dtype, device=am.device)
+            am_grad[plan.frames] = am_rows_grad
+        return (
+            am_grad.view(am.shape).to(am.dtype),
+            lm_grad.view(lm.shape).to(lm.dtype),
+            weight_grad.to(weight.dtype),
+            bias_grad.to(bias.dtype),
+            None,
+        )
+
+
+def _logit_grad(
+    weights: Tensor,
+    plan: JoinerPlan,
+    frames: slice,
+    px: Tensor,
+    py: Tensor,
+    total: Tensor,
+    px_grad: Tensor,
+    py_grad: Tensor,
+) -> Tensor:
+    """Turn exp(logits - max) of a chunk into the gradient of its logits, in the computing type."""
+    g_symbol, g_blank = px_grad[frames].reshape(-1, 1), py_grad[frames].reshape(-1, 1)
+    g_both = g_symbol + g_blank
+    grad = weights.mul_(-g_both / total[frames].reshape(-1, 1)).to(plan.compute_dtype)
+    target = plan.targets[frames].reshape(-1, 1)
+    at_symbol = g_symbol - g_both * px[frames].reshape(-1, 1).exp()
+    at_blank = g_blank - g_both * py[frames].reshape(-1, 1).exp()
+    # Where the target is itself blank, both gradients meet in one logit.
+    at_blank += torch.where(target == plan.blank, g_symbol, torch.zeros_like(g_symbol))
+    grad.scatter_(1, target, at_symbol.to(grad.dtype))
+    grad[:, plan.blank] = at_blank.squeeze(1).to(grad.dtype)
+    return grad
+
+
+def joiner_log_probs(
+    am: Tensor, lm: Tensor, weight: Tensor, bias: Tensor, plan: JoinerPlan
+) -> Tuple[Tensor, Tensor]:
+    """Log-probabilities of the targets and of blank under softmax(weight @ tanh(am + lm) + bias) along a band.
+
+    Args:
+      am: (B, T, J) and lm: (B, S + 1, J): the joiner's projected inputs.
+      weight: (V, J), bias: (V,).
+      plan: from `make_plan`.
+
+    Returns:
+      px, py, each (B, T, R), float32 (float64 for float64 parameters); 0 in frames outside of the boundary.
+    """
+    px, py = _JoinerLogProbs.apply(am, lm, weight, bias, plan)
+    shape = (am.shape[0], am.shape[1], px.shape[1])
+    if plan.frames is None:
+        return px.view(shape), py.view(shape)
+    padded = px.new_zeros((am.shape[0] * am.shape[1], px.shape[1]))
+    return padded.index_copy(0, plan.frames, px).view(shape), padded.index_copy(0, plan.frames, py).view(
+        shape
+    )
