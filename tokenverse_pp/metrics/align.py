@@ -60,7 +60,7 @@ def _edit_cost(ref: np.ndarray, hyp: np.ndarray, weight: int) -> int:
     A token never takes the place of a word. Rows are prefixes of ``ref``, columns prefixes of ``hyp``.
     """
     insertions = np.where(hyp == TOKEN, 1, weight)
-    # Cost of inserting the first j symbols. Within a row, whatever enters it at column k goes on by insertions:
+    # Cost of inserting the first j symbols. Within a row, what enters at column k goes on by insertions:
     # row[j] = min over k <= j of entry[k] - inserted[k] + inserted[j].
     inserted = np.concatenate([[0], np.cumsum(insertions)])
     never = weight * (len(ref) + len(hyp) + 1)

@@ -23,7 +23,7 @@ class Asr(Task):
         """None: the words come from the tokenizer."""
         return ()
 
-    def check(self, cut: "Cut") -> List[str]:
+    def check(self, cut: Cut) -> List[str]:
         """Every turn has a text, and no word of it looks like a task token."""
         problems = []
         for turn in turns_of(cut):
@@ -37,7 +37,7 @@ class Asr(Task):
                 problems.append(f"{where}: brackets are for task tokens only, found {bad[0]!r}")
         return problems
 
-    def from_cut(self, cut: "Cut") -> None:
+    def from_cut(self, cut: Cut) -> None:
         """No answer but the words, which `transcript_of` takes."""
         return None
 
@@ -62,6 +62,6 @@ class Asr(Task):
 
 
 def _language_of(example: ScoredExample) -> str:
-    """The language field of the reference even where the cut is not labelled for ``lid`` (only to group WER by it)."""
+    """The reference's language field, labelled for ``lid`` or not: only to group WER by it."""
     languages = {turn.language for turn in turns_of(example.cut)} if example.cut is not None else set()
     return languages.pop() or "" if len(languages) == 1 else ""

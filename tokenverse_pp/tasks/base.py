@@ -11,8 +11,8 @@ from tokenverse_pp.tasks.transcript import Mark, Transcript
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
-# The order of task tokens at one position (DESIGN 3.2): the language first of all, then what closes, then what ends,
-# then the speaker change, then what opens with the next word.
+# The order of task tokens at one position (DESIGN 3.2): the language first of all, then what closes, then
+# what ends, then the speaker change, then what opens with the next word.
 RANK_FRONT, RANK_CLOSE, RANK_END, RANK_CHANGE, RANK_OPEN = range(5)
 
 
@@ -20,13 +20,14 @@ RANK_FRONT, RANK_CLOSE, RANK_END, RANK_CHANGE, RANK_OPEN = range(5)
 class ScoredExample:
     """A reference beside a hypothesis, for `Task.score`.
 
-    ``cut`` is the reference cut (for times), ``hyp_marks`` the task tokens of the hypothesis with their times.
+    ``cut`` is the reference cut (for times), ``hyp_marks`` the task tokens of the hypothesis with their
+    times.
     """
 
     id: str
     ref: Transcript
     hyp: Transcript
-    cut: Optional["Cut"] = None
+    cut: Optional[Cut] = None
     hyp_marks: Sequence[Mark] = field(default_factory=tuple)
 
 
@@ -36,7 +37,7 @@ class Task(ABC):
     name: ClassVar[str]
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> "Task":
+    def from_options(cls, options: Mapping[str, Any]) -> Task:
         """Build the task from its options in the configuration (none by default)."""
         return cls(**options)
 
@@ -54,11 +55,11 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def check(self, cut: "Cut") -> List[str]:
+    def check(self, cut: Cut) -> List[str]:
         """What is wrong with this task's labels on a cut: one line a problem, naming the field."""
 
     @abstractmethod
-    def from_cut(self, cut: "Cut") -> Any:
+    def from_cut(self, cut: Cut) -> Any:
         """The answer that a labelled cut gives (positions count the words of all its turns in time order)."""
 
     @abstractmethod
@@ -67,7 +68,7 @@ class Task(ABC):
 
     @abstractmethod
     def from_marks(self, marks: Sequence[Mark], num_words: int) -> Any:
-        """Read the answer back from this task's marks. Never fails: malformed output is read by a documented rule."""
+        """Read the answer back from its marks: never fails, malformed output has a documented rule."""
 
     def project(self, answer: Any) -> Any:
         """What of an answer this task can write (an untyped NER task drops the types)."""
@@ -80,7 +81,7 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class TaskSet:
-    """An ordered set of tasks, ``asr`` always among them: what a model knows, or what is active for an utterance."""
+    """An ordered set of tasks, ``asr`` always among them: what a model knows, or what is active."""
 
     tasks: Tuple[Task, ...]
 
@@ -104,7 +105,7 @@ class TaskSet:
     def __getitem__(self, name: str) -> Task:
         return self.tasks[self.names.index(name)]
 
-    def subset(self, names: Sequence[str]) -> "TaskSet":
+    def subset(self, names: Sequence[str]) -> TaskSet:
         """The tasks of this set that are in ``names``; ``asr`` stays in any case."""
         return TaskSet(tuple(task for task in self.tasks if task.name == "asr" or task.name in names))
 
@@ -132,7 +133,7 @@ class TaskSet:
         return " ".join(pieces)
 
     def read(self, words: Sequence[str], marks: Sequence[Mark]) -> Transcript:
-        """Words and task tokens -> transcript with an answer for each task of this set; other tokens are dropped."""
+        """Words and task tokens -> transcript with an answer for each task of this set, and no other."""
         answers = {
             task.name: task.from_marks([mark for mark in marks if task.owns(mark.token)], len(words))
             for task in self.tasks

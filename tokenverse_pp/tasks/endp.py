@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Endpoint(PositionTask):
     """Answer: positions 0 < p <= n after the last word of a turn that is complete.
 
-    Labelled by ``supervision.custom["endpoint"]`` (bool). Reading back: a token before the first word is dropped;
-    several at one position are one.
+    Labelled by ``supervision.custom["endpoint"]`` (bool). Reading back: a token before the first word is
+    dropped; several at one position are one.
     """
 
     name: ClassVar[str] = "endp"
@@ -28,20 +28,20 @@ class Endpoint(PositionTask):
         """After any word."""
         return 0 < position <= num_words
 
-    def check(self, cut: "Cut") -> List[str]:
+    def check(self, cut: Cut) -> List[str]:
         """Every turn says whether it ends in an endpoint."""
         return [
-            f"supervision {turn.index}, field 'custom.endpoint': expected true or false because the cut is labelled "
-            f"for endp, found {turn.custom.get('endpoint')!r}"
+            f"supervision {turn.index}, field 'custom.endpoint': expected true or false because the cut is "
+            f"labelled for endp, found {turn.custom.get('endpoint')!r}"
             for turn in turns_of(cut)
             if not isinstance(turn.custom.get("endpoint"), bool)
         ]
 
-    def from_cut(self, cut: "Cut") -> Tuple[int, ...]:
+    def from_cut(self, cut: Cut) -> Tuple[int, ...]:
         """After the last word of each turn with ``custom["endpoint"]``."""
         return tuple(turn.end_word for turn in _complete(cut))
 
-    def intervals(self, cut: "Cut") -> List[Interval]:
+    def intervals(self, cut: Cut) -> List[Interval]:
         """From the turn's end to the next turn's start (or to the cut's end after the last turn)."""
         turns = turns_of(cut)
         starts = [turn.start for turn in turns[1:]] + [cut.duration]
@@ -49,5 +49,5 @@ class Endpoint(PositionTask):
         return [(turn.end, max(turn.end, following[turn.index])) for turn in _complete(cut)]
 
 
-def _complete(cut: "Cut") -> List[Turn]:
+def _complete(cut: Cut) -> List[Turn]:
     return [turn for turn in turns_of(cut) if turn.words and turn.custom.get("endpoint") is True]

@@ -14,7 +14,7 @@ from tokenverse_pp.tasks.turns import turns_of
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
-# Nepali's two-letter code would be written [NE], which opens an entity: it takes its three-letter code instead.
+# Nepali's two-letter code would be written [NE], which opens an entity: it is written in three letters.
 WRITTEN_AS = {"ne": "nep"}
 READ_AS = {written: code for code, written in WRITTEN_AS.items()}
 CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*")
@@ -39,8 +39,8 @@ def language_code(token: str) -> str:
 class LanguageId(Task):
     """Answer: a language code in lower case (``fr``, ``pt-br``), or None where no token was written.
 
-    Labelled by ``supervision.language``, the same for all turns of a cut. Reading back: the first language token
-    counts, wherever it stands; later ones are dropped.
+    Labelled by ``supervision.language``, the same for all turns of a cut. Reading back: the first language
+    token counts, wherever it stands; later ones are dropped.
     """
 
     languages: Tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class LanguageId(Task):
     name: ClassVar[str] = "lid"
 
     @classmethod
-    def from_options(cls, options: Any) -> "LanguageId":
+    def from_options(cls, options: Any) -> LanguageId:
         """``languages``: the codes that the model can write."""
         return cls(languages=tuple(options.get("languages", ())))
 
@@ -61,12 +61,12 @@ class LanguageId(Task):
         """One token a language."""
         return tuple(language_token(code) for code in self.languages)
 
-    def check(self, cut: "Cut") -> List[str]:
+    def check(self, cut: Cut) -> List[str]:
         """Every turn has a code, the same in all, and one of the task's languages where these are given."""
         turns = turns_of(cut)
         problems = [
-            f"supervision {turn.index}, field 'language': expected a code such as 'fr' because the cut is labelled "
-            f"for lid, found {turn.language!r}"
+            f"supervision {turn.index}, field 'language': expected a code such as 'fr' because the cut is "
+            f"labelled for lid, found {turn.language!r}"
             for turn in turns
             if not isinstance(turn.language, str) or not CODE.fullmatch(turn.language)
         ]
@@ -79,7 +79,7 @@ class LanguageId(Task):
             return [f"field 'language': {codes[0]!r} is not one of {', '.join(self.languages)}"]
         return []
 
-    def from_cut(self, cut: "Cut") -> Optional[str]:
+    def from_cut(self, cut: Cut) -> Optional[str]:
         """The language of the turns."""
         turns = turns_of(cut)
         return turns[0].language if turns else None

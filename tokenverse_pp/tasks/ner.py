@@ -1,4 +1,4 @@
-"""Named entities: ``[NE] .. [/NE]`` around the words, untyped as in the papers; ``[NE:TYPE] .. [/NE]`` by option."""
+"""Named entities: ``[NE] .. [/NE]`` around the words, as in the papers; ``[NE:TYPE] .. [/NE]`` by option."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ OPEN, CLOSE = "[NE]", "[/NE]"
 class NamedEntities(Task):
     """Answer: entities in order, none empty, none overlapping another.
 
-    Labelled by ``supervision.custom["entities"]``, a list of ``{"start": char, "end": char, "type": str}`` into
-    ``supervision.text``; each begins and ends at a word boundary. Reading back: ``[/NE]`` alone is dropped, an
-    ``[NE]`` that is never closed, or is opened again before it is closed, is dropped; so is an empty entity.
+    Labelled by ``supervision.custom["entities"]``, a list of ``{"start": char, "end": char, "type": str}``
+    into ``supervision.text``; each begins and ends at a word boundary. Reading back: ``[/NE]`` alone is
+    dropped, an ``[NE]`` that is never closed, or is opened again before it is closed, is dropped; so is an
+    empty entity.
     """
 
     types: Tuple[str, ...] = ()
@@ -30,7 +31,7 @@ class NamedEntities(Task):
     name: ClassVar[str] = "ner"
 
     @classmethod
-    def from_options(cls, options: Any) -> "NamedEntities":
+    def from_options(cls, options: Any) -> NamedEntities:
         """``types``: the entity types to write; none for untyped entities."""
         return cls(types=tuple(options.get("types", ())))
 
@@ -48,11 +49,11 @@ class NamedEntities(Task):
         """The tokens that open an entity."""
         return tuple(f"[NE:{kind}]" for kind in self.types) if self.types else (OPEN,)
 
-    def check(self, cut: "Cut") -> List[str]:
+    def check(self, cut: Cut) -> List[str]:
         """Every turn has a list of entities whose spans lie on word boundaries and do not overlap."""
         return [problem for turn in turns_of(cut) for problem in _check_turn(turn, self.types)]
 
-    def from_cut(self, cut: "Cut") -> Tuple[Entity, ...]:
+    def from_cut(self, cut: Cut) -> Tuple[Entity, ...]:
         """Entities of all turns, as word spans over the cut."""
         found = []
         for turn in turns_of(cut):
@@ -96,8 +97,10 @@ class NamedEntities(Task):
         """Exact and soft F1 over the multiset of (phrase, type) of each utterance (SLUE)."""
         return score_entities(
             [
-                ([(e.ref.phrase(x), x.type) for x in self.project(e.ref.entities)],
-                 [(e.hyp.phrase(x), x.type) for x in e.hyp.entities])
+                (
+                    [(e.ref.phrase(x), x.type) for x in self.project(e.ref.entities)],
+                    [(e.hyp.phrase(x), x.type) for x in e.hyp.entities],
+                )
                 for e in examples
             ]
         )
@@ -117,17 +120,26 @@ def _check_turn(turn: Turn, types: Sequence[str]) -> List[str]:
     where = f"supervision {turn.index}, field 'custom.entities'"
     items = turn.custom.get("entities")
     if not isinstance(items, list):
-        return [f"{where}: expected a list (empty if no entity is spoken) because the cut is labelled for ner, found {items!r}"]
+        return [
+            f"{where}: expected a list (empty if no entity is spoken) because the cut is labelled for ner, "
+            f"found {items!r}"
+        ]
     spans = _word_spans(turn.text)
     starts, ends = {start for start, _ in spans}, {end for _, end in spans}
     problems, last_end = [], -1
     for item in sorted(items, key=lambda item: _start_of(item)):
-        if _start_of(item) < 0 or not isinstance(item.get("end"), int):
+        if (
+            _start_of(item) < 0
+            or type(item.get("end")) is not int
+            or not isinstance(item.get("type") or "", str)
+        ):
             problems.append(f"{where}: expected {{'start': int, 'end': int, 'type': str}}, found {item!r}")
             continue
         start, end, kind = item["start"], item["end"], item.get("type")
         if start not in starts or end not in ends or end <= start:
-            problems.append(f"{where}: span {start}..{end} does not begin and end at word boundaries of {turn.text!r}")
+            problems.append(
+                f"{where}: span {start}..{end} does not begin and end at word boundaries of {turn.text!r}"
+            )
         if start < last_end:
             problems.append(f"{where}: span {start}..{end} overlaps the one before it")
         if types and kind not in types:

@@ -31,7 +31,7 @@ class PositionTask(Task):
         """Whether the token may stand at a position."""
 
     @abstractmethod
-    def intervals(self, cut: "Cut") -> List[Interval]:
+    def intervals(self, cut: Cut) -> List[Interval]:
         """For each event of the cut the (start, end) in seconds within which its token is right."""
 
     def to_marks(self, answer: Sequence[int], num_words: int) -> List[Tuple[int, int, str]]:
@@ -39,7 +39,7 @@ class PositionTask(Task):
         return [(position, self.rank, self.token) for position in answer]
 
     def kept(self, marks: Sequence[Mark], num_words: int) -> List[Mark]:
-        """The marks that count: of several at one position the first, and none where the token cannot stand."""
+        """The marks that count: the first at each position, none where the token cannot stand."""
         first: Dict[int, Mark] = {}
         for mark in marks:
             if self.stands_at(mark.position, num_words):
@@ -51,14 +51,21 @@ class PositionTask(Task):
         return tuple(mark.position for mark in self.kept(marks, num_words))
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
-        """Precision, recall, F1 by position in the aligned words (``text``) and by time (``time.<collar>``)."""
-        positions = [(e.ref.words, e.ref.answers[self.name], e.hyp.words, e.hyp.answers.get(self.name, ())) for e in examples]
+        """Precision, recall, F1 by position in the aligned words (``text``) and by time (``time.<collar>``).
+
+        By time only where every hypothesised token has one: to leave out the examples that lack times would
+        count what was missed, but not what was found.
+        """
+        positions = [
+            (e.ref.words, e.ref.answers[self.name], e.hyp.words, e.hyp.answers.get(self.name, ()))
+            for e in examples
+        ]
         scores: Dict[str, Any] = {"text": score_positions(positions)}
-        timed = [e for e in examples if e.cut is not None and all(m.time is not None for m in e.hyp_marks)]
-        if timed:
-            pairs = []
-            for e in timed:
-                marks = self.kept([m for m in e.hyp_marks if self.owns(m.token)], len(e.hyp.words))
-                pairs.append((self.intervals(e.cut), [m.time for m in marks]))
+        if all(e.cut is not None and all(mark.time is not None for mark in e.hyp_marks) for e in examples):
+            pairs = [(self.intervals(e.cut), self._times(e)) for e in examples if e.cut is not None]
             scores["time"] = {f"{collar:g}": score_times(pairs, collar) for collar in COLLARS}
         return scores
+
+    def _times(self, example: ScoredExample) -> List[float]:
+        marks = self.kept([m for m in example.hyp_marks if self.owns(m.token)], len(example.hyp.words))
+        return [mark.time for mark in marks if mark.time is not None]

@@ -23,14 +23,12 @@ def register(task: Type[Task]) -> Type[Task]:
     return task
 
 
-def build_tasks(
-    names: Sequence[str], options: Optional[Mapping[str, Mapping[str, Any]]] = None
-) -> TaskSet:
+def build_tasks(names: Sequence[str], options: Optional[Mapping[str, Mapping[str, Any]]] = None) -> TaskSet:
     """The tasks of a model, in registry order.
 
     Args:
         names: task names; ``asr`` is added if missing.
-        options: options by task name, e.g. ``{"lid": {"languages": ["fr", "nl"]}, "ner": {"types": ["NUM"]}}``.
+        options: options by task name, e.g. ``{"lid": {"languages": ["fr"]}, "ner": {"types": ["NUM"]}}``.
 
     Raises:
         UserError: for a name that no task has.

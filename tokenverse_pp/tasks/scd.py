@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class SpeakerChange(PositionTask):
     """Answer: positions p with 0 < p < n at which the next word has another speaker.
 
-    Labelled by ``supervision.speaker``. Reading back: a token before the first or after the last word separates no
-    two turns and is dropped; several at one position are one.
+    Labelled by ``supervision.speaker``. Reading back: a token before the first or after the last word
+    separates no two turns and is dropped; several at one position are one.
     """
 
     name: ClassVar[str] = "scd"
@@ -28,7 +28,7 @@ class SpeakerChange(PositionTask):
         """Strictly between two words."""
         return 0 < position < num_words
 
-    def check(self, cut: "Cut") -> List[str]:
+    def check(self, cut: Cut) -> List[str]:
         """Every turn names its speaker."""
         return [
             f"supervision {turn.index}, field 'speaker': expected a name because the cut is labelled for scd"
@@ -36,15 +36,15 @@ class SpeakerChange(PositionTask):
             if not turn.speaker
         ]
 
-    def from_cut(self, cut: "Cut") -> Tuple[int, ...]:
+    def from_cut(self, cut: Cut) -> Tuple[int, ...]:
         """Changes of ``supervision.speaker`` between neighbouring turns that have words."""
         return tuple(b.first_word for a, b in _changes(cut))
 
-    def intervals(self, cut: "Cut") -> List[Interval]:
+    def intervals(self, cut: Cut) -> List[Interval]:
         """From the end of one turn to the start of the next (their overlap, if they overlap)."""
         return [(min(a.end, b.start), max(a.end, b.start)) for a, b in _changes(cut)]
 
 
-def _changes(cut: "Cut") -> List[Tuple[Turn, Turn]]:
+def _changes(cut: Cut) -> List[Tuple[Turn, Turn]]:
     turns = [turn for turn in turns_of(cut) if turn.words]
     return [(a, b) for a, b in zip(turns, turns[1:]) if a.speaker != b.speaker]

@@ -37,7 +37,7 @@ def parse(text: str, tasks: Optional[TaskSet] = None) -> Transcript:
 
 def tasks_for_tokens(words: Sequence[str]) -> TaskSet:
     """All registered tasks, with the languages and entity types that the tokens among ``words`` show."""
-    known = build_tasks(["scd", "endp", "ner"]).symbols
+    known = build_tasks([name for name in REGISTRY if name != "lid"]).symbols
     languages: List[str] = []
     types: List[str] = []
     for token in words:
@@ -48,11 +48,14 @@ def tasks_for_tokens(words: Sequence[str]) -> TaskSet:
         else:
             languages.append(token)
     codes = [code for code in map(language_code, dict.fromkeys(languages)) if CODE.fullmatch(code)]
-    options: Dict[str, Dict[str, List[str]]] = {"lid": {"languages": codes}, "ner": {"types": list(dict.fromkeys(types))}}
+    options: Dict[str, Dict[str, List[str]]] = {
+        "lid": {"languages": codes},
+        "ner": {"types": list(dict.fromkeys(types))},
+    }
     return build_tasks(list(REGISTRY), options)
 
 
-def transcript_of(cut: "Cut", tasks: TaskSet) -> Transcript:
+def transcript_of(cut: Cut, tasks: TaskSet) -> Transcript:
     """The transcript of a labelled cut: answers for those of ``tasks`` that the cut is labelled for."""
     labelled = (cut.custom or {}).get("tasks", ())
     words = tuple(word for turn in turns_of(cut) for word in turn.words)

@@ -31,8 +31,8 @@ class Mark:
 class Transcript:
     """Words with the answers of tasks.
 
-    ``answers`` maps a task's name to its answer. A task that is *not* a key was not labelled (or not decoded); an
-    empty answer means that the task was labelled and found nothing. The two are never the same.
+    ``answers`` maps a task's name to its answer. A task that is *not* a key was not labelled (or not
+    decoded); an empty answer means that the task was labelled and found nothing. The two are never the same.
     """
 
     words: Tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class Transcript:
 
 
 def is_task_token(word: str) -> bool:
-    """True for anything in square brackets: plain words never hold brackets (the label validator sees to it)."""
+    """True for anything in square brackets: plain words hold none (the label validator sees to it)."""
     return len(word) > 2 and word[0] == "[" and word[-1] == "]"
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Turn:
-    """A supervision: its words are ``first_word`` to ``first_word + len(words)`` of the cut; times in seconds."""
+    """A supervision: words ``first_word`` to ``first_word + len(words)`` of its cut; times in seconds."""
 
     index: int
     text: str
@@ -33,14 +33,21 @@ class Turn:
         return self.first_word + len(self.words)
 
 
-def turns_of(cut: "Cut") -> List[Turn]:
+def turns_of(cut: Cut) -> List[Turn]:
     """The supervisions of a cut in time order."""
     turns: List[Turn] = []
     first_word = 0
     for i, sup in enumerate(sorted(cut.supervisions, key=lambda s: (s.start, s.end))):
         text = sup.text or ""
         turn = Turn(
-            i, text, first_word, sup.start, sup.end, sup.speaker, sup.language, getattr(sup, "custom", None) or {}
+            i,
+            text,
+            first_word,
+            sup.start,
+            sup.end,
+            sup.speaker,
+            sup.language,
+            getattr(sup, "custom", None) or {},
         )
         turns.append(turn)
         first_word = turn.end_word

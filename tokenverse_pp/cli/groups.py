@@ -1,0 +1,57 @@
+"""Click groups: one line for errors that the user can mend, and commands imported when they are called."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+from typing import Any, Dict, List, Optional
+
+import click
+
+from tokenverse_pp.errors import UserError
+
+EXIT_CODE = 2
+
+
+def error_line(error: BaseException) -> Optional[str]:
+    """What to tell the user of an error in a file, option or label; None if it is a fault of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None and error.errno != errno.EPIPE:
+        name = f"{error.filename}: " if error.filename is not None else ""
+        return f"{name}{error.strerror}"
+    return None
+
+
+class Group(click.Group):
+    """A group whose commands report errors that the user can mend as one line on stderr, with exit code 2.
+
+    Args:
+        lazy: command name -> ``module:attribute``, imported when the command is asked for.
+    """
+
+    def __init__(self, *args: Any, lazy: Optional[Dict[str, str]] = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.lazy = lazy or {}
+
+    def list_commands(self, ctx: click.Context) -> List[str]:
+        """Names of all commands."""
+        return sorted({*super().list_commands(ctx), *self.lazy})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
+        """A command by name, imported if need be."""
+        if cmd_name in self.lazy:
+            module, attribute = self.lazy[cmd_name].split(":")
+            return getattr(importlib.import_module(module), attribute)
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; see the class."""
+        try:
+            return super().invoke(ctx)
+        except (UserError, OSError) as error:
+            line = error_line(error)
+            if line is None:
+                raise
+            click.echo(f"error: {line}", err=True)
+            raise click.exceptions.Exit(EXIT_CODE) from error

@@ -1,0 +1,91 @@
+"""Decoded hypotheses: one JSON object a line (``hyps.jsonl``), and reading them back as transcripts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.text import tasks_for_tokens
+from tokenverse_pp.tasks.transcript import Mark, Transcript, pieces_to_words, split_marks
+
+Hypothesis = Mapping[str, Any]
+
+
+def read_hypotheses(path: Union[str, os.PathLike[str]]) -> List[Dict[str, Any]]:
+    """Read ``hyps.jsonl``.
+
+    Raises:
+        UserError: naming file and line where a line is no hypothesis.
+    """
+    hyps = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot read hypotheses: {reason}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            hyp = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not JSON: {error}") from error
+        problem = check_hypothesis(hyp)
+        if problem:
+            raise UserError(f"{path}, line {number}: {problem}")
+        hyps.append(hyp)
+    return hyps
+
+
+def check_hypothesis(hyp: Any) -> str:
+    """What is wrong with a hypothesis, or nothing. Needed are ``id``, and ``tokens`` or ``text``."""
+    if not isinstance(hyp, dict):
+        return "expected an object with 'id' and 'text'"
+    if not isinstance(hyp.get("id"), str):
+        return f"field 'id': expected the id of a cut, found {hyp.get('id')!r}"
+    tokens, times = hyp.get("tokens"), hyp.get("times")
+    if tokens is None and not isinstance(hyp.get("text"), str):
+        return f"field 'text': expected words and task tokens, found {hyp.get('text')!r}"
+    for name in ("tokens", "tasks"):
+        items = hyp.get(name)
+        if items is not None and not (isinstance(items, list) and all(isinstance(x, str) for x in items)):
+            return f"field '{name}': expected a list of strings"
+    if times is not None:
+        if not isinstance(times, list) or not all(_is_time(time) for time in times):
+            return "field 'times': expected a list of seconds"
+        if len(times) != len(tokens or ()):
+            return f"field 'times': expected one a token, found {len(times)} for {len(tokens or ())} tokens"
+    return ""
+
+
+def words_of(hyp: Hypothesis) -> Tuple[List[str], Optional[List[float]]]:
+    """Words and task tokens of a hypothesis, and their times where it has them."""
+    if hyp.get("tokens") is None:
+        return hyp["text"].split(), None
+    return pieces_to_words(hyp["tokens"], hyp.get("times"))
+
+
+def transcript_of_hypothesis(
+    hyp: Hypothesis, tasks: Optional[TaskSet] = None
+) -> Tuple[Transcript, List[Mark]]:
+    """The transcript of a hypothesis and its task tokens with their times.
+
+    Args:
+        hyp: as `check_hypothesis` wants it. Where it has ``tasks``, only these get an answer: a task that was
+            not active at decoding is not one that found nothing.
+        tasks: those to read; without them, all registered tasks.
+    """
+    words, times = words_of(hyp)
+    known = tasks if tasks is not None else tasks_for_tokens(words)
+    active = known if hyp.get("tasks") is None else known.subset(hyp["tasks"])
+    plain, marks = split_marks(words, times)
+    return active.read(plain, marks), marks
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

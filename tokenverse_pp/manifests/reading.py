@@ -1,0 +1,68 @@
+"""Reading cuts from a manifest, with errors that name the file and the line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Iterator, Union
+
+from lhotse import CutSet, load_manifest
+from lhotse.cut import Cut
+from lhotse.serialization import deserialize_item, open_best
+
+from tokenverse_pp.errors import UserError
+
+PathLike = Union[str, "os.PathLike[str]"]
+FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz")
+
+
+def read_cuts(path: PathLike) -> Iterator[Cut]:
+    """The cuts of a lhotse manifest, one at a time where the format allows it (JSON lines).
+
+    Raises:
+        UserError: where the file is missing or is no manifest of cuts, naming the line.
+    """
+    name = str(path)
+    if not name.endswith(FORMATS):
+        raise UserError(f"{name}: expected a cut manifest ({', '.join(FORMATS)})")
+    if not Path(path).is_file():
+        raise UserError(f"{name}: no such file; expected a cut manifest")
+    return _read_lines(name) if name.endswith((".jsonl", ".jsonl.gz")) else _read_whole(name)
+
+
+def _read_lines(name: str) -> Iterator[Cut]:
+    number = 0
+    try:
+        with open_best(name) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _cut_of(line, f"{name}, line {number}")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{name}: cannot be read after line {number}: {error}") from error
+
+
+def _cut_of(line: str, where: str) -> Cut:
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}") from error
+    try:
+        cut = deserialize_item(data)
+    except Exception as error:
+        # lhotse has no exceptions of its own for what a manifest may hold: any type can come out of it.
+        raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {error}") from error
+    if not isinstance(cut, Cut):
+        raise UserError(f"{where}: expected a cut, found a {type(cut).__name__}")
+    return cut
+
+
+def _read_whole(name: str) -> Iterator[Cut]:
+    try:
+        cuts = load_manifest(name)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name}: not a lhotse manifest: {reason}") from error
+    if not isinstance(cuts, CutSet):
+        raise UserError(f"{name}: expected cuts, found a {type(cuts).__name__}")
+    return iter(cuts)

@@ -1,0 +1,103 @@
+"""Hypotheses against labelled cuts: the scores of every task, each over the cuts that are labelled for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+
+from lhotse.cut import Cut
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.hypotheses import Hypothesis, transcript_of_hypothesis, words_of
+from tokenverse_pp.manifests.labels import labelled_tasks
+from tokenverse_pp.metrics.wer import error_rates
+from tokenverse_pp.tasks.base import ScoredExample, TaskSet
+from tokenverse_pp.tasks.registry import build_tasks, task_options
+from tokenverse_pp.tasks.text import tasks_for_tokens, transcript_of
+
+NAMED = 3  # ids that an error message lists
+
+
+def score_hypotheses(
+    cuts: Iterable[Cut], hyps: Iterable[Hypothesis], tasks: Optional[TaskSet] = None
+) -> Dict[str, Any]:
+    """Score one hypothesis a cut.
+
+    Args:
+        cuts: references, valid by `manifests.labels.validate_cuts`.
+        hyps: as `hypotheses.read_hypotheses` gives them.
+        tasks: the model's tasks; without them, all registered tasks, with the languages and entity types that
+            the hypotheses hold (entities are scored without types where no hypothesis has any).
+
+    Returns:
+        ``wer.{all,<language>}`` (asr), and ``scd``, ``endp``, ``ner``, ``lid`` as far as any cut is labelled
+        for them and was decoded with them: see `Task.score`. ``wer_by_corpus.<corpus>`` where
+        ``cut.custom["corpus"]`` names one. ``utterances``: the number of cuts. ``not_decoded``: by task the
+        number of cuts that are labelled for it but whose hypothesis says that it was not active; they count
+        in no score of the task.
+
+    Raises:
+        UserError: for a cut without a hypothesis, a hypothesis without a cut, or an id that occurs twice.
+    """
+    pairs = _pair(list(cuts), list(hyps))
+    if tasks is None:
+        tasks = _tasks_of(pairs)
+    examples = [(_example(cut, hyp, tasks), labelled_tasks(cut), hyp.get("tasks")) for cut, hyp in pairs]
+    scores: Dict[str, Any] = {}
+    not_decoded: Dict[str, int] = {}
+    for task in tasks.tasks:
+        labelled = [(e, active) for e, names, active in examples if task.name in names]
+        decoded = [e for e, active in labelled if task.name == "asr" or active is None or task.name in active]
+        if len(decoded) < len(labelled):
+            not_decoded[task.name] = len(labelled) - len(decoded)
+        if decoded:
+            scores["wer" if task.name == "asr" else task.name] = task.score(decoded)
+    by_corpus = _wer_by_corpus([e for e, names, _ in examples if "asr" in names])
+    if by_corpus:
+        scores["wer_by_corpus"] = by_corpus
+    return {**scores, "utterances": len(examples), "not_decoded": not_decoded}
+
+
+def _pair(cuts: Sequence[Cut], hyps: Sequence[Hypothesis]) -> List[Tuple[Cut, Hypothesis]]:
+    """Cuts with their hypotheses, in the order of the cuts."""
+    _refuse("cut ids that occur twice", [i for i, n in Counter(cut.id for cut in cuts).items() if n > 1])
+    _refuse(
+        "hypotheses with the same id", [i for i, n in Counter(hyp["id"] for hyp in hyps).items() if n > 1]
+    )
+    by_id = {hyp["id"]: hyp for hyp in hyps}
+    known = {cut.id for cut in cuts}
+    _refuse("cuts without a hypothesis", [cut.id for cut in cuts if cut.id not in by_id])
+    _refuse("hypotheses of cuts that are not in the reference", [i for i in by_id if i not in known])
+    return [(cut, by_id[cut.id]) for cut in cuts]
+
+
+def _tasks_of(pairs: Sequence[Tuple[Cut, Hypothesis]]) -> TaskSet:
+    """All tasks, entities with types if any hypothesis has one: then with those of the references as well."""
+    tasks = tasks_for_tokens([word for _, hyp in pairs for word in words_of(hyp)[0]])
+    if not task_options(tasks).get("ner"):
+        return tasks
+    references = [transcript_of(cut, tasks) for cut, _ in pairs]
+    types = {entity.type for ref in references for entity in ref.entities if entity.type is not None}
+    options = task_options(tasks)
+    options["ner"]["types"] = sorted(types.union(options["ner"]["types"]))
+    return build_tasks(tasks.names, options)
+
+
+def _refuse(what: str, ids: Sequence[str]) -> None:
+    if ids:
+        more = f", and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+        raise UserError(f"{what}: {', '.join(ids[:NAMED])}{more}")
+
+
+def _example(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> ScoredExample:
+    transcript, marks = transcript_of_hypothesis(hyp, tasks)
+    return ScoredExample(cut.id, transcript_of(cut, tasks), transcript, cut, marks)
+
+
+def _wer_by_corpus(examples: Sequence[ScoredExample]) -> Dict[str, Any]:
+    groups: Dict[str, List[Tuple[Sequence[str], Sequence[str]]]] = {}
+    for e in examples:
+        corpus = (e.cut.custom or {}).get("corpus") if e.cut is not None else None
+        if corpus is not None:
+            groups.setdefault(str(corpus), []).append((e.ref.words, e.hyp.words))
+    return {corpus: error_rates(pairs) for corpus, pairs in sorted(groups.items())}
