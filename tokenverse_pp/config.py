@@ -21,7 +21,9 @@ class DataConfig:
 
     train: List[str] = field(default_factory=list)
     valid: List[str] = field(default_factory=list)
-    stored_features: bool = False  # cuts carry features of the frozen encoder (`tokenverse-pp manifest store-features`)
+    stored_features: bool = (
+        False  # cuts carry features of the frozen encoder (`tokenverse-pp manifest store-features`)
+    )
     max_duration: float = 120.0  # seconds of audio in a batch, per rank
     max_cuts: Optional[int] = None  # cuts in a batch, per rank
     num_buckets: int = 20  # of similar duration, for the dynamic bucketing sampler; 1 = one shuffled stream
@@ -120,7 +122,9 @@ class TrainingConfig:
     keep_last: int = 5  # checkpoints
     average_last: int = 5  # checkpoints averaged into the final model; they must be kept
     resume: bool = True  # go on from the newest checkpoint in exp_dir, if there is one
-    init_from: Optional[str] = None  # a model folder: start from its weights (the vocabulary must be the same)
+    init_from: Optional[str] = (
+        None  # a model folder: start from its weights (the vocabulary must be the same)
+    )
     threads: int = 0  # CPU threads of torch; 0 = torch's choice
 
 
@@ -183,7 +187,9 @@ def check_config(config: Config) -> Config:
     if "lid" in config.tasks.names and not config.tasks.languages:
         raise UserError("--tasks.languages: the task lid needs the languages, e.g. '[en, fr]'")
     if config.data.stored_features and config.model.encoder.kind != "frozen":
-        raise UserError("--data.stored_features=true needs --model.encoder.kind=frozen: only frozen features can be stored")
+        raise UserError(
+            "--data.stored_features=true needs --model.encoder.kind=frozen: only frozen features can be stored"
+        )
     return config
 
 

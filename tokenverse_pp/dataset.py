@@ -26,7 +26,9 @@ def labelled_tasks(cut: Cut) -> List[str]:
     """The tasks that a cut is labelled for."""
     tasks = (cut.custom or {}).get("tasks")
     if not isinstance(tasks, list):
-        raise UserError(f"cut {cut.id}: field 'custom.tasks' is missing: expected a list such as ['asr', 'lid']")
+        raise UserError(
+            f"cut {cut.id}: field 'custom.tasks' is missing: expected a list such as ['asr', 'lid']"
+        )
     return tasks
 
 
@@ -114,7 +116,9 @@ def load_inputs(cut: Cut, stored_features: bool = False) -> torch.Tensor:
     """
     if stored_features:
         if FEATURES not in (cut.custom or {}):
-            raise UserError(f"cut {cut.id}: no stored features; run `tokenverse-pp manifest store-features` first")
+            raise UserError(
+                f"cut {cut.id}: no stored features; run `tokenverse-pp manifest store-features` first"
+            )
         array = cut.load_custom(FEATURES)
         return torch.from_numpy(np.asarray(array, dtype=np.float32))
     source = cut.recording.sources[0].source if cut.has_recording else "no recording"

@@ -93,7 +93,9 @@ class Tokenizer:
         """
         index = int(self.processor.PieceToId(symbol))
         if index == UNK_ID:
-            raise UserError(f"the tokenizer has no symbol {symbol}: it was trained for other tasks or languages")
+            raise UserError(
+                f"the tokenizer has no symbol {symbol}: it was trained for other tasks or languages"
+            )
         return index
 
     def check(self, tasks: TaskSet) -> None:
@@ -136,5 +138,7 @@ def train_tokenizer(texts: Iterable[str], tasks: TaskSet, vocab_size: int = 500)
         )
     except RuntimeError as error:
         reason = str(error).rsplit(": ", 1)[-1].strip() or str(error)
-        raise UserError(f"tokenizer.vocab_size={vocab_size} does not suit the training texts: {reason}") from None
+        raise UserError(
+            f"tokenizer.vocab_size={vocab_size} does not suit the training texts: {reason}"
+        ) from None
     return Tokenizer(out.getvalue())

@@ -94,7 +94,8 @@ class Transducer(nn.Module):
         """
         out, lens = self.encode(inputs, lens, active, stored)
         tokens = tokens.masked_fill(
-            torch.arange(tokens.shape[1], device=tokens.device) >= token_lens[:, None], self.predictor.blank_id
+            torch.arange(tokens.shape[1], device=tokens.device) >= token_lens[:, None],
+            self.predictor.blank_id,
         )
         state = self.predictor(tokens)
         boundary = torch.zeros(len(lens), 4, dtype=torch.int64, device=out.device)

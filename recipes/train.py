@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""Train XLSR-Transducer, TokenVerse or TokenVerse++.
+
+    python recipes/train.py --config recipes/toy/conf/toy.yaml --training.exp_dir exp/toy
+    torchrun --nproc-per-node 2 recipes/train.py --config ...     # DDP, the same code path
+
+A run that was stopped goes on from its last checkpoint when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import List, Optional, Sequence
+
+from lhotse.cut import Cut
+
+from tokenverse_pp.cli.errors import report_errors
+from tokenverse_pp.config import Config, parse_config
+from tokenverse_pp.dataset import Activation, TransducerDataset, Usable, labelled_tasks
+from tokenverse_pp.manifests.stored_features import check_origin
+from tokenverse_pp.model.encoder import build_encoder
+from tokenverse_pp.tokenizer import Tokenizer
+from tokenverse_pp.training import checkpoint
+from tokenverse_pp.training.data import load_cuts, make_frames_of, train_sampler
+from tokenverse_pp.training.distributed import World, start_world, stop_world
+from tokenverse_pp.training.loop import Trainer, prepare_exp_dir, set_threads
+from tokenverse_pp.training.setup import build_model, get_tokenizer, tasks_of
+from tokenverse_pp.training.validate import Validator
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Configuration -> objects -> loop."""
+    config = parse_config(argv, description=__doc__.splitlines()[0])
+    set_threads(config.training.threads)
+    world = start_world()
+    try:
+        train(config, world)
+    finally:
+        stop_world()
+
+
+def train(config: Config, world: World) -> Path:
+    """Train as the configuration says; returns the folder of the final model."""
+    tasks = tasks_of(config.tasks)
+    cuts = load_cuts(config.data.train)
+    valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else None
+    encoder = build_encoder(config.model.encoder)
+    # Whatever can be wrong with the input is found before anything is written.
+    tokenizer = shared_tokenizer(config, world)
+    model = build_model(config, encoder, tasks, tokenizer).to(world.device)
+    activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)
+    dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features)
+    say = (lambda line: print(line, file=sys.stderr)) if world.is_first else (lambda line: None)
+    usable = Usable(
+        dataset, make_frames_of(model.encoder), config.data.min_seconds, config.data.max_seconds, report=say
+    )
+
+    def wanted(cut: Cut) -> bool:
+        return usable(cut) and (not config.tasks.full_only or set(tasks.names) <= set(labelled_tasks(cut)))
+
+    if config.data.stored_features:
+        check_origin(next(iter(cuts)), config.model.encoder)
+    cuts = cuts.filter(wanted)
+    held_out: List[Cut] = [cut for cut in valid if usable(cut)] if valid is not None else []
+    sampler = train_sampler(cuts, config.data, config.training.seed, world)
+    validator = Validator(held_out, dataset, config, world) if held_out else None
+    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    say(
+        f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {total / 1e6:.2f} M trained parameters"
+    )
+    folder = Trainer(config, model, dataset, sampler, validator, world).run()
+    say(f"model: {folder}")
+    return folder
+
+
+def shared_tokenizer(config: Config, world: World) -> Tokenizer:
+    """The run's tokenizer: made by the first rank, kept in the experiment folder, and never made again there."""
+    path = Path(config.training.exp_dir) / checkpoint.TOKENIZER
+    tasks = tasks_of(config.tasks)
+    if world.is_first:
+        tokenizer = Tokenizer.load(path) if path.exists() else get_tokenizer(config, tasks)
+        tokenizer.check(tasks)
+        prepare_exp_dir(config)
+        tokenizer.save(path)
+    world.barrier()
+    return Tokenizer.load(path)
+
+
+if __name__ == "__main__":
+    with report_errors():
+        main()

@@ -1,0 +1,83 @@
+"""`tokenverse-pp manifest store-features`: run a frozen encoder once, and keep what it gave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Tuple
+
+import click
+import torch
+
+
+@click.command("store-features")
+@click.argument("cuts", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--config",
+    "config_file",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Training configuration whose model.encoder (kind: frozen) makes the features.",
+)
+@click.option(
+    "--storage-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of the arrays. [default: OUTPUT's name + .features]",
+)
+@click.option(
+    "--speed",
+    "speeds",
+    multiple=True,
+    type=float,
+    default=(1.0,),
+    show_default=True,
+    help="Speed factor; give it several times (0.9, 1.0, 1.1) for speed perturbation.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="Of the stored numbers.",
+)
+@click.option("--bf16", is_flag=True, help="Run the encoder in bfloat16: faster, less exact.")
+@click.option(
+    "--max-duration", type=float, default=60.0, show_default=True, help="Seconds of audio encoded at once."
+)
+@click.option("--first", type=int, help="Take the first N cuts only.")
+@click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")
+def store_features(
+    cuts: Path,
+    output: Path,
+    config_file: Path,
+    storage_dir: Path,
+    speeds: Tuple[float, ...],
+    dtype: str,
+    bf16: bool,
+    max_duration: float,
+    first: int,
+    threads: int,
+) -> None:
+    """Store the frozen encoder's features of CUTS and write the cuts that point at them to OUTPUT.
+
+    Training with data.stored_features=true then skips the encoder, whose cost is most of a step.
+    """
+    from tokenverse_pp.config import parse_config
+    from tokenverse_pp.manifests.files import write_cuts
+    from tokenverse_pp.manifests.stored_features import perturbed
+    from tokenverse_pp.manifests.stored_features import store_features as run
+    from tokenverse_pp.model.encoder import build_encoder
+    from tokenverse_pp.training.data import load_cuts
+
+    if threads:
+        torch.set_num_threads(threads)
+    chosen = load_cuts([str(cuts)], "CUTS")
+    config = parse_config(["--config", str(config_file)]).model.encoder
+    encoder = build_encoder(config).eval()
+    if torch.cuda.is_available():
+        encoder = encoder.cuda()
+    wanted = chosen.subset(first=first) if first else chosen
+    folder = storage_dir or output.with_name(output.name.split(".")[0] + ".features")
+    stored = run(perturbed(wanted.to_eager(), speeds), encoder, config, folder, dtype, max_duration, bf16)
+    write_cuts(stored, output)
+    click.echo(f"{len(stored)} cuts with features of {encoder.feature_dim} channels: {output}")

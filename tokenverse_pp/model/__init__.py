@@ -1,0 +1,1 @@
+"""The transducer and its parts."""

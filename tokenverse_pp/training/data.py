@@ -1,0 +1,110 @@
+"""Samplers and loaders."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Sequence
+
+import torch
+from lhotse import CutSet, load_manifest_lazy
+from lhotse.cut import Cut
+from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
+from torch.utils.data import DataLoader
+
+from tokenverse_pp.config import DataConfig
+from tokenverse_pp.dataset import SAMPLING_RATE, TransducerDataset
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.model.encoder import Encoder
+from tokenverse_pp.training.distributed import World
+
+
+def load_cuts(paths: Sequence[str], option: str = "data.train") -> CutSet:
+    """Read CutSets one after another, lazily.
+
+    Raises:
+        UserError: naming the option and the file that is missing, empty or no CutSet.
+    """
+    if not paths:
+        raise UserError(f"--{option}: expected at least one CutSet file")
+    sets = []
+    for path in paths:
+        if not Path(path).is_file():
+            raise UserError(f"--{option}: {path}: no such file")
+        try:
+            cuts = load_manifest_lazy(path)
+            first = next(iter(cuts), None)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"--{option}: {path}: not a lhotse CutSet: {reason}") from None
+        if not isinstance(first, Cut):
+            raise UserError(f"--{option}: {path}: expected cuts, found {type(first).__name__}")
+        sets.append(cuts)
+    return (
+        sets[0] if len(sets) == 1 else CutSet.mux(*sets, weights=[1.0] * len(sets), stop_early=False, seed=0)
+    )
+
+
+def make_frames_of(encoder: Encoder) -> Callable[[float], int]:
+    """Seconds of audio -> encoder output frames."""
+
+    def frames_of(seconds: float) -> int:
+        samples = torch.tensor([round(seconds * SAMPLING_RATE)])
+        return int(encoder.output_lens(encoder.feature_lens(samples)))
+
+    return frames_of
+
+
+class Resumed:
+    """A sampler without the first batches of its epoch: they are drawn but their audio is never loaded."""
+
+    def __init__(self, sampler: Any, skip: int):
+        self.sampler = sampler
+        self.skip = skip
+
+    def __iter__(self) -> Iterator[CutSet]:
+        return islice(iter(self.sampler), self.skip, None)
+
+
+def train_sampler(cuts: CutSet, config: DataConfig, seed: int, world: World) -> Any:
+    """lhotse's dynamic bucketing sampler (one plain stream for ``num_buckets`` 1).
+
+    All ranks get the same number of batches: lhotse draws a batch for each rank at once, and where the last draw does
+    not reach all ranks it splits what there is among them.
+    """
+    common = {
+        "max_duration": config.max_duration if config.max_cuts is None else None,
+        "max_cuts": config.max_cuts,
+        "shuffle": config.shuffle,
+        "seed": seed,
+        "rank": world.rank,
+        "world_size": world.size,
+    }
+    if config.max_cuts is not None and config.num_buckets > 1:
+        common["max_duration"] = config.max_duration
+    if config.num_buckets == 1:
+        return DynamicCutSampler(cuts, shuffle_buffer_size=config.buffer_size, **common)
+    return DynamicBucketingSampler(
+        cuts, num_buckets=config.num_buckets, buffer_size=config.buffer_size, **common
+    )
+
+
+def train_loader(
+    sampler: Any, dataset: TransducerDataset, config: DataConfig, epoch: int, skip: int
+) -> DataLoader:
+    """Batches of one epoch, from batch ``skip`` on."""
+    sampler.set_epoch(epoch)
+    dataset.epoch = epoch
+    # Sampling needs no pickled dataset state but the epoch, and workers start anew each epoch, so they see it.
+    return DataLoader(
+        dataset,
+        sampler=Resumed(sampler, skip),
+        batch_size=None,
+        num_workers=config.num_workers,
+        **({"prefetch_factor": 4} if config.num_workers else {}),
+    )
+
+
+def shard(cuts: Sequence[Cut], world: World) -> List[Cut]:
+    """This process's part of a list."""
+    return list(cuts)[world.rank :: world.size]

@@ -1,0 +1,97 @@
+"""What differs between one process and many, and between CPU and GPU: all of it is here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import Any, ContextManager, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_first(self) -> bool:
+        """True for the one process that logs and writes."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model under DDP, if there are peers."""
+        if self.size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        # Buffers are not broadcast: the one there is (trained combinations) is merged by `sum` when it matters.
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+    def sum(self, values: Sequence[float]) -> "list[float]":
+        """Sums over all processes (float64)."""
+        if self.size == 1:
+            return [float(value) for value in values]
+        # NCCL has float64 sums, gloo too; the tensor must lie on this process's device.
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def any_(self, flags: Tensor) -> None:
+        """Set a bool tensor, in place, to whether any process has it set."""
+        if self.size > 1:
+            counts = flags.to(self.device, torch.int32)
+            dist.all_reduce(counts)
+            flags.copy_(counts > 0)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def start_world() -> World:
+    """Join the processes that torchrun started; alone without it. NCCL where there are GPUs, else gloo."""
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return World(rank, size, device)
+
+
+def stop_world() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def no_sync(model: nn.Module, wait: bool) -> ContextManager[Any]:
+    """Under DDP and ``wait``: keep gradients local, for all but the last batch of a step."""
+    return (
+        model.no_sync() if wait and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+    )
+
+
+def autocast(device: torch.device, precision: str) -> ContextManager[Any]:
+    """Autocast for ``fp32`` (none), ``bf16`` or ``fp16``."""
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def grad_scaler(device: torch.device, precision: str) -> "torch.cuda.amp.GradScaler":
+    """Loss scaling, at work only for fp16 on a GPU."""
+    return torch.cuda.amp.GradScaler(enabled=precision == "fp16" and device.type == "cuda")
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model without DDP."""
+    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -1,0 +1,256 @@
+"""The training loop: epochs of steps, validation, checkpoints, resume, and the averaged model at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import torch
+from tqdm import tqdm
+
+from tokenverse_pp.config import Config, save_config
+from tokenverse_pp.dataset import Batch, TransducerDataset
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.model.transducer import Transducer
+from tokenverse_pp.training import checkpoint
+from tokenverse_pp.training.data import train_loader
+from tokenverse_pp.training.distributed import World
+from tokenverse_pp.training.log import RunLog, plot_curves
+from tokenverse_pp.training.optim import make_optimizer
+from tokenverse_pp.training.setup import check_vocabulary, load_weights, pretrained_prefixes
+from tokenverse_pp.training.steps import Stepper, StepResult, as_record, cut_ids
+from tokenverse_pp.training.validate import Validator
+
+MAX_SKIPPED = 20  # steps in a row whose gradient is not finite
+
+
+class Trainer:
+    """Trains a model.
+
+    Args:
+        config: the whole configuration.
+        model: not wrapped, on the world's device.
+        dataset: makes the training batches.
+        sampler: draws their cuts (this rank's).
+        validator: scores the model, or None.
+        world: this process among its peers.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: Transducer,
+        dataset: TransducerDataset,
+        sampler: Any,
+        validator: Optional[Validator],
+        world: World,
+    ):
+        self.config = config
+        self.model = model
+        self.dataset = dataset
+        self.sampler = sampler
+        self.validator = validator
+        self.world = world
+        self.exp_dir = Path(config.training.exp_dir)
+        self.optimizer = make_optimizer(model, config.optim, pretrained_prefixes(config))
+        self.step = self.epoch = self.batch = self.skipped = 0
+
+    def say(self, line: str) -> None:
+        """Tell the user, once."""
+        if self.world.is_first:
+            tqdm.write(line, file=sys.stderr)
+
+    def run(self) -> Path:
+        """Train to the end; returns the folder of the averaged model."""
+        t = self.config.training
+        self._start()
+        stepper = Stepper(self.world.wrap(self.model), self.optimizer, self.config, self.world)
+        self.model.train()
+        log = RunLog(self.exp_dir, self.step) if self.world.is_first else None
+        bar = tqdm(
+            total=t.max_steps, initial=self.step, unit="step", disable=None if self.world.is_first else True
+        )
+        window = Window()
+        for epoch, number, batches in self._batches():
+            result = stepper(batches, self.step)
+            self.step, self.epoch, self.batch = self.step + 1, epoch, number
+            self._check(result, batches)
+            window.add(result)
+            bar.update()
+            last = self.step >= t.max_steps
+            if log and (self.step % t.log_every == 0 or last):
+                record = {**window.mean(), "epoch": epoch, "lr": self.optimizer.param_groups[-1]["lr"]}
+                log.write("train", self.step, record)
+                bar.set_postfix(epoch=epoch, loss=f"{record['pruned']:.3f}", speed=f"{record['speed']:.0f}x")
+                window = Window()
+            if self.validator and (self.step % t.valid_every == 0 or last):
+                self._validate(log)
+                window.restart()
+            if self.step % t.save_every == 0 or last:
+                self._save()
+            if last:
+                break
+        bar.close()
+        if self.step % t.save_every:
+            self._save()  # the epochs ended before max_steps
+        if log:
+            log.close()
+        return self._finish()
+
+    def _batches(self) -> Iterator[Tuple[int, int, List[Batch]]]:
+        """(epoch, batches of the epoch used so far, the batches of one step); nothing left over between epochs."""
+        t = self.config.training
+        start, skip = self.epoch, self.batch
+        for epoch in range(start, t.epochs):
+            held: List[Batch] = []
+            number = skip
+            for batch in train_loader(self.sampler, self.dataset, self.config.data, epoch, skip):
+                held.append(batch)
+                number += 1
+                if len(held) == t.accumulate:
+                    yield epoch, number, held
+                    held = []
+            if number == 0:
+                raise UserError("--data.train: no cut is left to train on")
+            if held:
+                yield epoch, number, held
+            skip = 0
+
+    def _start(self) -> None:
+        """Resume from the newest checkpoint, or start from ``init_from``, or from nothing."""
+        t = self.config.training
+        found = checkpoint.list_checkpoints(self.exp_dir)
+        if found and not t.resume:
+            raise UserError(
+                f"{self.exp_dir} holds checkpoints: pass --training.resume true, or another exp_dir"
+            )
+        if found:
+            self._resume(found[-1])
+        elif t.init_from:
+            folder = Path(t.init_from)
+            check_vocabulary(folder, self.dataset.tokenizer)
+            load_weights(self.model, folder)
+            self.say(f"starting from the weights of {folder}")
+        self.world.barrier()
+
+    def _resume(self, folder: Path) -> None:
+        """Take weights, optimiser and place in the data from a checkpoint."""
+        check_vocabulary(folder, self.dataset.tokenizer)
+        load_weights(self.model, folder)
+        checkpoint.load_optimizer(self.optimizer, checkpoint.read_tensors(folder / checkpoint.OPTIMIZER))
+        state = checkpoint.read_state(folder)
+        self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
+        if state["world_size"] != self.world.size:
+            self.say(
+                f"resuming {folder.name} with {self.world.size} ranks, it had {state['world_size']}: other batches"
+            )
+        self.say(f"resuming from {folder.name}: epoch {self.epoch}, batch {self.batch}")
+
+    def _check(self, result: StepResult, batches: List[Batch]) -> None:
+        """Name the cuts of a step whose gradient was not finite; give up after too many in a row."""
+        self.skipped = self.skipped + 1 if result.skipped else 0
+        if result.skipped:
+            ids = ", ".join(cut_ids(batches))
+            tqdm.write(
+                f"step {self.step} skipped: gradient not finite (rank {self.world.rank}: {ids})",
+                file=sys.stderr,
+            )
+        if self.skipped >= MAX_SKIPPED:
+            raise UserError(
+                f"{MAX_SKIPPED} steps in a row had gradients that are not finite; lower --optim.lr?"
+            )
+
+    def _validate(self, log: Optional[RunLog]) -> None:
+        scores = self.validator(self.model)  # type: ignore[misc]
+        if log:
+            log.write("valid", self.step, scores)
+        self.say(f"step {self.step}: valid loss {scores['loss']:.4f} a frame, WER {scores['wer']:.2%}")
+
+    def _texts(self) -> Dict[str, bytes]:
+        """The files of a model folder beside its weights."""
+        path = self.exp_dir / checkpoint.CONFIG
+        return {checkpoint.CONFIG: path.read_bytes(), checkpoint.TOKENIZER: self.dataset.tokenizer.model}
+
+    def _save(self) -> None:
+        """Write a checkpoint (first rank), and drop the oldest."""
+        for name, buffer in self.model.named_buffers():
+            if name.endswith("vectors.trained"):
+                self.world.any_(buffer)
+        if self.world.is_first:
+            state = {
+                "step": self.step,
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "world_size": self.world.size,
+            }
+            tensors = {
+                checkpoint.WEIGHTS: self.model.checkpoint_state(),
+                checkpoint.OPTIMIZER: checkpoint.optimizer_tensors(self.optimizer),
+            }
+            texts = {**self._texts(), checkpoint.STATE: json.dumps(state).encode()}
+            checkpoint.write_folder(checkpoint.checkpoint_dir(self.exp_dir, self.step), tensors, texts)
+            checkpoint.keep_last(self.exp_dir, self.config.training.keep_last)
+        self.world.barrier()
+
+    def _finish(self) -> Path:
+        """Average the last checkpoints into ``model/`` and score it."""
+        folder = self.exp_dir / "model"
+        if self.world.is_first:
+            last = checkpoint.list_checkpoints(self.exp_dir)[-self.config.training.average_last :]
+            checkpoint.write_folder(folder, {checkpoint.WEIGHTS: checkpoint.average(last)}, self._texts())
+            plot_curves(self.exp_dir)
+        self.world.barrier()
+        load_weights(self.model, folder)
+        if self.validator:
+            scores = self.validator(self.model)
+            self.say(
+                f"average of the last checkpoints: valid loss {scores['loss']:.4f} a frame, WER {scores['wer']:.2%}"
+            )
+        return folder
+
+
+class Window:
+    """Means over the steps since the last log record."""
+
+    def __init__(self) -> None:
+        self.results: List[StepResult] = []
+        self.seconds = 0.0  # wall time
+        self.started = time.monotonic()
+
+    def restart(self) -> None:
+        """Leave out the time since the last step (validation)."""
+        self.started = time.monotonic()
+
+    def add(self, result: StepResult) -> None:
+        """Count a step and the time since the one before."""
+        now = time.monotonic()
+        self.seconds += now - self.started
+        self.started = now
+        self.results.append(result)
+
+    def mean(self) -> Dict[str, float]:
+        """Losses averaged over the steps; ``speed``: seconds of audio per second of wall time."""
+        records = [as_record(result) for result in self.results]
+        mean = {key: sum(record[key] for record in records) / len(records) for key in records[0]}
+        audio = sum(result.seconds for result in self.results)
+        return {**mean, "speed": audio / max(self.seconds, 1e-9)}
+
+
+def prepare_exp_dir(config: Config) -> Path:
+    """Make the experiment folder and write the resolved configuration into it."""
+    exp_dir = Path(config.training.exp_dir)
+    try:
+        exp_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, exp_dir / checkpoint.CONFIG)
+    except OSError as error:
+        raise UserError(f"--training.exp_dir: {exp_dir}: cannot be written: {error.strerror}") from None
+    return exp_dir
+
+
+def set_threads(count: int) -> None:
+    """Limit torch's CPU threads, if asked to."""
+    if count:
+        torch.set_num_threads(count)

@@ -1,0 +1,74 @@
+"""AdamW with two learning rates, and the schedules of both losses and learning rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Dict, List, Tuple
+
+import torch
+from torch import nn
+
+from tokenverse_pp.config import LossConfig, OptimConfig
+
+
+def parameter_groups(
+    model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...]
+) -> List[Dict[str, object]]:
+    """Groups for AdamW: pretrained encoder or the rest, with or without weight decay.
+
+    Vectors, biases and norms (one dimension), and the task vectors' tables are not decayed: the latter start at zero,
+    and how far they move is what they say.
+
+    Args:
+        model: its parameters that require gradients are taken.
+        config: learning rates and decay.
+        pretrained: name prefixes of the parameters that came with pretrained weights.
+    """
+    groups: Dict[Tuple[bool, bool], List[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed = parameter.ndim > 1 and not name.endswith("vectors.table")
+            groups.setdefault((name.startswith(pretrained) if pretrained else False, decayed), []).append(
+                parameter
+            )
+    return [
+        {
+            "params": parameters,
+            "base_lr": config.encoder_lr if is_pretrained else config.lr,
+            "lr": 0.0,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for (is_pretrained, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...]) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`."""
+    return torch.optim.AdamW(
+        parameter_groups(model, config, pretrained), lr=config.lr, betas=(0.9, 0.98), eps=1e-8
+    )
+
+
+def lr_factor(step: int, config: OptimConfig, max_steps: int) -> float:
+    """The share of the base learning rate at a step (counted from 0)."""
+    warm = max(1, config.warmup_steps)
+    if step < warm:
+        return (step + 1) / warm
+    if config.decay == "inverse_sqrt":
+        return math.sqrt(warm / (step + 1))
+    if config.decay == "cosine":
+        done = min(1.0, (step - warm) / max(1, max_steps - warm))
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return 1.0
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Scale every group's base learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def loss_scales(step: int, config: LossConfig) -> Tuple[float, float]:
+    """Weights of the simple and the pruned loss (icefall zipformer/train.py): the bounds must be learnt first."""
+    done = min(1.0, step / max(1, config.warm_steps))
+    return 1.0 - done * (1.0 - config.simple_scale), 0.1 + 0.9 * done

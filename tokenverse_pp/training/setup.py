@@ -1,0 +1,101 @@
+"""Configuration -> tasks, tokenizer, model; and a model folder read back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Tuple
+
+import torch
+
+from tokenverse_pp.config import Config, TasksConfig, load_config
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.model.encoder import Encoder, build_encoder
+from tokenverse_pp.model.transducer import Transducer
+from tokenverse_pp.tasks import TaskSet, build_tasks
+from tokenverse_pp.tasks.turns import turns_of
+from tokenverse_pp.tokenizer import Tokenizer, train_tokenizer
+from tokenverse_pp.training import checkpoint
+from tokenverse_pp.training.data import load_cuts
+
+
+@dataclass
+class Loaded:
+    """A trained model with all that belongs to it."""
+
+    config: Config
+    tasks: TaskSet
+    tokenizer: Tokenizer
+    model: Transducer
+
+
+def tasks_of(config: TasksConfig) -> TaskSet:
+    """The tasks that the configuration names."""
+    return build_tasks(config.names, config.options())
+
+
+def get_tokenizer(config: Config, tasks: TaskSet) -> Tokenizer:
+    """The tokenizer file that the configuration names, else a new one trained on the texts of ``data.train``."""
+    if config.tokenizer.model:
+        tokenizer = Tokenizer.load(config.tokenizer.model)
+    else:
+        texts = (turn.text for cut in load_cuts(config.data.train) for turn in turns_of(cut))
+        tokenizer = train_tokenizer(texts, tasks, config.tokenizer.vocab_size)
+    return tokenizer
+
+
+def build_model(config: Config, encoder: Encoder, tasks: TaskSet, tokenizer: Tokenizer) -> Transducer:
+    """A new model around an encoder: all else is at its start, the same for the same seed."""
+    torch.manual_seed(config.training.seed)
+    return Transducer(config.model, encoder, len(tasks.tasks), tokenizer.vocab_size)
+
+
+def pretrained_prefixes(config: Config) -> Tuple[str, ...]:
+    """Name prefixes of the parameters that came with pretrained weights (they take the lower learning rate)."""
+    return ("encoder.backbone.",) if not config.model.encoder.random_init else ()
+
+
+def load_weights(model: Transducer, folder: Path) -> None:
+    """Load the weights of a model folder into a model of the same shape (raises UserError)."""
+    problem = model.load_checkpoint_state(checkpoint.read_tensors(folder / checkpoint.WEIGHTS))
+    if problem:
+        raise UserError(f"{folder / checkpoint.WEIGHTS}: does not fit the model: {problem}")
+
+
+def check_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
+    """See that a model folder was trained with this very vocabulary (raises UserError)."""
+    theirs = Tokenizer.load(folder / checkpoint.TOKENIZER)
+    if theirs.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{folder}: trained with another vocabulary ({theirs.vocab_size} tokens, ours has {tokenizer.vocab_size}); "
+            f"use its own: --tokenizer.model {folder / checkpoint.TOKENIZER}"
+        )
+
+
+def find_model(path: Path) -> Path:
+    """A model folder: the path itself, or ``model/`` or the newest checkpoint in an experiment folder."""
+    for folder in (path, path / "model", *reversed(checkpoint.list_checkpoints(path))):
+        if (folder / checkpoint.WEIGHTS).is_file():
+            return folder
+    raise UserError(
+        f"{path}: no model here: expected a folder with {checkpoint.WEIGHTS}, or an experiment folder"
+    )
+
+
+def load_model(path: Path, encoder_name: str = "") -> Loaded:
+    """Read a model folder, checkpoint or experiment folder.
+
+    Args:
+        path: see `find_model`.
+        encoder_name: where the pretrained encoder is, if not where it was in training.
+    """
+    folder = find_model(path)
+    config = load_config(folder / checkpoint.CONFIG)
+    if encoder_name:
+        config.model.encoder.name = encoder_name
+    tasks = tasks_of(config.tasks)
+    tokenizer = Tokenizer.load(folder / checkpoint.TOKENIZER)
+    tokenizer.check(tasks)
+    model = build_model(config, build_encoder(config.model.encoder), tasks, tokenizer)
+    load_weights(model, folder)
+    return Loaded(config, tasks, tokenizer, model.eval())

@@ -1,0 +1,106 @@
+"""One optimiser step: forward, backward, exact normalisation over ranks and accumulated batches, clipping, update."""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Sequence
+
+import torch
+from torch import nn
+
+from tokenverse_pp.config import Config
+from tokenverse_pp.dataset import Batch
+from tokenverse_pp.model.transducer import Losses
+from tokenverse_pp.training.distributed import World, autocast, grad_scaler, no_sync
+from tokenverse_pp.training.optim import loss_scales, lr_factor, set_lr
+
+
+class StepResult(NamedTuple):
+    """Sums over all ranks and batches of a step; losses in nats."""
+
+    loss: float
+    simple: float
+    pruned: float
+    frames: float
+    tokens: float
+    seconds: float
+    grad_norm: float
+    skipped: bool
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Tensors of a batch on a device."""
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
+    }
+
+
+def forward(model: nn.Module, batch: Batch, stored: bool) -> Losses:
+    """Run the model on a batch."""
+    return model(
+        batch["inputs"], batch["lens"], batch["active"], batch["tokens"], batch["token_lens"], stored=stored
+    )
+
+
+class Stepper:
+    """Makes optimiser steps.
+
+    The loss of a step is the sum over all its utterances (all ranks, all accumulated batches) divided by the sum of
+    their frames, so that neither the number of ranks nor the composition of batches changes it.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, world: World):
+        self.model = model
+        self.optimizer = optimizer
+        self.config = config
+        self.world = world
+        self.scaler = grad_scaler(world.device, config.training.precision)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def __call__(self, batches: Sequence[Batch], step: int) -> StepResult:
+        """One step on this rank's batches."""
+        c = self.config
+        # Dropout and masks depend on seed, step and rank alone: a resumed run draws the same without stored RNG states.
+        torch.manual_seed((c.training.seed * 1_000_003 + step) * 4096 + self.world.rank)
+        simple_scale, pruned_scale = loss_scales(step, c.model.loss)
+        sums = torch.zeros(3, dtype=torch.float64)
+        for i, batch in enumerate(batches):
+            batch = to_device(batch, self.world.device)
+            with no_sync(self.model, wait=i + 1 < len(batches)):
+                with autocast(self.world.device, c.training.precision):
+                    losses = forward(self.model, batch, c.data.stored_features)
+                simple, pruned = losses.simple.sum(), losses.pruned.sum()
+                self.scaler.scale(simple_scale * simple + pruned_scale * pruned).backward()
+            sums += torch.stack([simple.detach(), pruned.detach(), losses.frames.sum()]).double().cpu()
+        tokens = float(sum(int(batch["token_lens"].sum()) for batch in batches))
+        seconds = sum(batch["seconds"] for batch in batches)
+        simple, pruned, frames, tokens, seconds = self.world.sum([*sums.tolist(), tokens, seconds])
+        norm = self._update(frames, lr_factor(step, c.optim, c.training.max_steps))
+        skipped = not torch.isfinite(torch.tensor(norm)).item()
+        loss = (simple_scale * simple + pruned_scale * pruned) / frames
+        return StepResult(loss, simple / frames, pruned / frames, frames, tokens, seconds, norm, skipped)
+
+    def _update(self, frames: float, factor: float) -> float:
+        """Divide the gradients by the frames, clip, and step unless they are not finite; returns their norm."""
+        self.scaler.unscale_(self.optimizer)
+        # DDP has averaged over ranks; the sum is wanted.
+        scale = self.world.size / frames
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip))
+        set_lr(self.optimizer, factor)
+        if torch.isfinite(torch.tensor(norm)):
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+def cut_ids(batches: Sequence[Batch]) -> List[str]:
+    """The ids of the cuts in some batches."""
+    return [cut_id for batch in batches for cut_id in batch["cut_ids"]]
+
+
+def as_record(result: StepResult) -> Dict[str, float]:
+    """A step's result for the log."""
+    return {k: v for k, v in result._asdict().items() if k != "skipped"}
