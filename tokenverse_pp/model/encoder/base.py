@@ -1,0 +1,132 @@
+"""Two interfaces: Encoder (what the transducer uses) and Backbone (a pretrained encoder of one family)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tokenverse_pp.compat import transformer_layer
+
+
+class Encoder(nn.Module, ABC):
+    """A speech encoder in two halves, with a seam between them where task vectors are added.
+
+    Padding never reaches the valid frames, in either half; padded frames of both results are zero.
+
+    Attributes:
+        feature_dim: F of the features at the seam.
+        output_dim: C of the output.
+        frame_shift: seconds between frames at the seam.
+        output_frame_shift: seconds between frames of the output.
+    """
+
+    feature_dim: int
+    output_dim: int
+    frame_shift: float
+    output_frame_shift: float
+
+    @abstractmethod
+    def extract(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """First half: audio (N, S), lens (N,) samples -> features (N, T, F), lens (N,) frames.
+
+        Audio is float32 at 16 kHz in [-1, 1].
+
+        Raises:
+            UserError: an utterance is too short for one frame, or longer than the model can take.
+        """
+
+    @abstractmethod
+    def contextualise(self, features: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """Second half: features (N, T, F), lens (N,) -> output (N, ceil(T / stack), C), lens (N,).
+
+        ``features`` is not changed, and what it holds on padded frames does not matter.
+        """
+
+    @abstractmethod
+    def feature_lens(self, lens: Tensor) -> Tensor:
+        """Samples -> frames at the seam, without running anything."""
+
+    @abstractmethod
+    def output_lens(self, feature_lens: Tensor) -> Tensor:
+        """Frames at the seam -> frames of the output, without running anything."""
+
+    def frozen_prefixes(self) -> Tuple[str, ...]:
+        """Prefixes of the ``state_dict`` keys that training never changes, so that checkpoints need not hold them."""
+        return ()
+
+    def forward(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """Both halves: audio (N, S), lens (N,) -> output (N, T', C), lens (N,)."""
+        return self.contextualise(*self.extract(audio, lens))
+
+
+class Backbone(nn.Module, ABC):
+    """A pretrained encoder of one family, taken apart: ``embed`` (audio -> frames), ``transform`` (layers).
+
+    transformers' own forward is not used: it zeroes padded frames of its input in place, applies SpecAugment
+    and layerdrop in training (the first is done at the seam here, the second breaks DDP), ignores the lengths
+    of group-norm models, and wants 30 s for Whisper. Only its modules run, so weights and their names are its
+    own.
+    """
+
+    hidden_size: int
+    layers: Any  # nn.ModuleList of transformers' layers
+    frame_shift: float
+    gradient_checkpointing: bool = False
+
+    @abstractmethod
+    def embed(self, audio: Tensor, lens: Tensor) -> Tensor:
+        """Audio (N, S), lens (N,) samples -> transformer input (N, T, hidden_size), zero on padding."""
+
+    @abstractmethod
+    def frame_lens(self, lens: Tensor) -> Tensor:
+        """Samples -> frames."""
+
+    @abstractmethod
+    def transform(self, x: Tensor, lens: Tensor, wanted: Sequence[int] = (-1,)) -> List[Tensor]:
+        """Frames (N, T, hidden_size), lens (N,) -> the wanted hidden states, each (N, T, hidden_size).
+
+        They are numbered as in ``EncoderConfig.layers``.
+        """
+
+    @abstractmethod
+    def freeze_embedding(self) -> None:
+        """Stop training the convolutions of ``embed``."""
+
+    @abstractmethod
+    def position_modules(self) -> List[nn.Module]:
+        """What comes before the lowest transformer layer in ``transform``."""
+
+    @property
+    @abstractmethod
+    def final_norm(self) -> Optional[nn.Module]:
+        """The norm after the highest layer, if the model has one."""
+
+    def freeze_layers(self, count: int) -> None:
+        """Stop training the position embedding and the lowest ``count`` layers; -1: all, and the final norm."""
+        if count == 0:
+            return
+        frozen = self.position_modules() + list(self.layers if count == -1 else self.layers[:count])
+        if count == -1 and self.final_norm is not None:
+            frozen.append(self.final_norm)
+        for module in frozen:
+            module.requires_grad_(False)
+
+    def run_layers(self, x: Tensor, wanted: Sequence[int], arguments: Dict[str, Any]) -> List[Tensor]:
+        """Run the layers up to the highest wanted one on x (N, T, C), each with the keyword ``arguments``."""
+        highest = len(self.layers) if -1 in wanted else max(wanted)
+        kept = {0: x}
+        for number, layer in enumerate(self.layers[:highest], start=1):
+            run = partial(transformer_layer, layer, arguments=arguments)
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(run, x, use_reentrant=False)
+            else:
+                x = run(x)
+            kept[number] = x
+        if -1 in wanted:
+            kept[-1] = x if self.final_norm is None else self.final_norm(x)
+        return [kept[number] for number in wanted]

@@ -1,0 +1,83 @@
+"""The options of an encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import List, Optional
+
+from typing_extensions import Literal
+
+from tokenverse_pp.errors import UserError
+
+
+@dataclass
+class EncoderConfig:
+    """Which pretrained encoder to use, and how its two halves are made.
+
+    Attributes:
+        name: hub name or folder of a wav2vec2 (XLSR, XLS-R, MMS), HuBERT, WavLM or Whisper model.
+        kind: ``finetune``: the halves are the pretrained encoder's own, convolutions + feature projection |
+            transformer. ``frozen``: the first half is the whole pretrained encoder, not trained, whose output
+            can be stored; the second is a small trainable context network.
+        layers: ``frozen`` only: the hidden states that become the features. 0 is the input of the lowest
+            layer, n the output of layer n (without the final norm), -1 the output of the highest after the
+            final norm. Each goes through a LayerNorm without parameters, then they are concatenated.
+        stack: frames joined into one, 1 or 2. ``frozen``: before the context network. ``finetune``: after the
+            transformer, and nothing follows, so the output dimension doubles.
+        normalise_audio: zero mean and unit variance of each utterance's samples before a wav2vec2-like model;
+            by default what its ``preprocessor_config.json`` says (true where there is none). Whisper ignores
+            it.
+        freeze_feature_encoder: ``finetune``: do not train the convolutions.
+        freeze_layers: ``finetune``: do not train the lowest n transformer layers and the position embedding
+            below them; -1: nor the final norm, that is nothing of the transformer.
+        random_init: random weights, only the sizes are from config.json (from-scratch training, toy models).
+        gradient_checkpointing: ``finetune``: compute the layers again in the backward pass, to save memory.
+        context_layers: ``frozen`` only, as all below: number of conformer layers of the context network.
+        context_dim: width of the context network, the encoder's output dimension.
+        context_heads: attention heads; must divide ``context_dim`` into even sizes.
+        context_ffn: inner width of each of the two feed-forward halves of a layer.
+        context_kernel: frames seen by the depthwise convolution, odd.
+        context_dropout: dropout after each part of a layer (none inside).
+    """
+
+    name: str = ""
+    kind: Literal["finetune", "frozen"] = "finetune"
+    layers: List[int] = field(default_factory=lambda: [-1])
+    stack: int = 1
+    normalise_audio: Optional[bool] = None
+    freeze_feature_encoder: bool = True
+    freeze_layers: int = 0
+    random_init: bool = False
+    gradient_checkpointing: bool = False
+    context_layers: int = 3
+    context_dim: int = 256
+    context_heads: int = 4
+    context_ffn: int = 768
+    context_kernel: int = 15
+    context_dropout: float = 0.1
+
+    def validate(self, num_layers: int) -> None:
+        """Check the values that do not depend on weights, given the pretrained encoder's number of layers.
+
+        Raises:
+            UserError: names the option and what was expected.
+        """
+        if self.kind not in ("finetune", "frozen"):
+            raise UserError(f"encoder.kind: expected finetune or frozen, got {self.kind!r}")
+        if self.stack not in (1, 2):
+            raise UserError(f"encoder.stack: expected 1 or 2, got {self.stack}")
+        if not -1 <= self.freeze_layers <= num_layers:
+            raise UserError(f"encoder.freeze_layers: expected -1 to {num_layers}, got {self.freeze_layers}")
+        if self.kind == "frozen":
+            self._validate_frozen(num_layers)
+
+    def _validate_frozen(self, num_layers: int) -> None:
+        if not self.layers or any(not -1 <= layer <= num_layers for layer in self.layers):
+            raise UserError(f"encoder.layers: expected numbers from -1 to {num_layers}, got {self.layers}")
+        if self.context_dim % (2 * self.context_heads):
+            raise UserError(
+                f"encoder.context_dim: expected a multiple of 2 * context_heads = {2 * self.context_heads}, "
+                f"got {self.context_dim}"
+            )
+        if self.context_kernel % 2 == 0:
+            raise UserError(f"encoder.context_kernel: expected an odd number, got {self.context_kernel}")

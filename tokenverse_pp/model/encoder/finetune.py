@@ -1,0 +1,50 @@
+"""A pretrained encoder whose own two halves are trained."""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+from torch import Tensor
+
+from tokenverse_pp.model.encoder.base import Backbone, Encoder
+from tokenverse_pp.model.encoder.config import EncoderConfig
+from tokenverse_pp.model.encoder.masking import length_mask, stack_frames, stacked_lens, zero_padding
+
+
+class FinetuneEncoder(Encoder):
+    """First half: convolutions and feature projection. Second half: the transformer, then frame stacking.
+
+    Nothing follows the stacking: with ``stack=2`` the output has twice the transformer's width. The
+    pretrained model's dropouts act in training mode, in the first half too; its SpecAugment and layerdrop
+    never do.
+    """
+
+    def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.stack = config.stack
+        self.feature_dim = backbone.hidden_size
+        self.output_dim = backbone.hidden_size * config.stack
+        self.frame_shift = backbone.frame_shift
+        self.output_frame_shift = backbone.frame_shift * config.stack
+        backbone.gradient_checkpointing = config.gradient_checkpointing
+        if config.freeze_feature_encoder:
+            backbone.freeze_embedding()
+        backbone.freeze_layers(config.freeze_layers)
+
+    def extract(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """See Encoder; what enters the transformer."""
+        return self.backbone.embed(audio, lens), self.feature_lens(lens)
+
+    def contextualise(self, features: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """See Encoder; the transformer's output after its final norm, frames stacked last."""
+        (x,) = self.backbone.transform(features, lens)
+        return stack_frames(zero_padding(x, length_mask(lens, x.shape[1])), lens, self.stack)
+
+    def feature_lens(self, lens: Tensor) -> Tensor:
+        """Samples -> frames of the pretrained encoder."""
+        return self.backbone.frame_lens(lens)
+
+    def output_lens(self, feature_lens: Tensor) -> Tensor:
+        """ceil(frames / stack)."""
+        return stacked_lens(feature_lens, self.stack)

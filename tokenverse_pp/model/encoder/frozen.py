@@ -1,0 +1,72 @@
+"""A frozen pretrained encoder with a small trainable network behind it."""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+from tokenverse_pp.model.encoder.base import Backbone, Encoder
+from tokenverse_pp.model.encoder.config import EncoderConfig
+from tokenverse_pp.model.encoder.context import ContextNetwork
+from tokenverse_pp.model.encoder.masking import length_mask, stack_frames, stacked_lens, zero_padding
+
+
+class FrozenEncoder(Encoder):
+    """First half: a whole pretrained encoder, never trained. Second half: stacking and a context network.
+
+    The first half always runs in eval mode without gradients: its features can be computed once and stored.
+    Its weights come from ``EncoderConfig.name``: ``frozen_prefixes`` keeps them out of checkpoints.
+    """
+
+    def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False).eval()
+        self.layers = tuple(config.layers)
+        self.stack = config.stack
+        self.feature_dim = backbone.hidden_size * len(self.layers)
+        self.output_dim = config.context_dim
+        self.frame_shift = backbone.frame_shift
+        self.output_frame_shift = backbone.frame_shift * config.stack
+        self.context = ContextNetwork(
+            self.feature_dim * config.stack,
+            dim=config.context_dim,
+            num_layers=config.context_layers,
+            heads=config.context_heads,
+            ffn_dim=config.context_ffn,
+            kernel=config.context_kernel,
+            dropout=config.context_dropout,
+        )
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Set the mode of the context network; the pretrained encoder stays in eval mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    @torch.no_grad()
+    def extract(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """See Encoder; the chosen hidden states, each normalised over its channels, (N, T, F) float32."""
+        frame_lens = self.feature_lens(lens)
+        states = self.backbone.transform(self.backbone.embed(audio, lens), frame_lens, self.layers)
+        features = torch.cat([torch.nn.functional.layer_norm(x.float(), x.shape[-1:]) for x in states], dim=-1)
+        return zero_padding(features, length_mask(frame_lens, features.shape[1])), frame_lens
+
+    def contextualise(self, features: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """See Encoder; frames are stacked before the context network."""
+        features = zero_padding(features, length_mask(lens, features.shape[1]))
+        x, lens = stack_frames(features, lens, self.stack)
+        return self.context(x, lens), lens
+
+    def feature_lens(self, lens: Tensor) -> Tensor:
+        """Samples -> frames of the pretrained encoder."""
+        return self.backbone.frame_lens(lens)
+
+    def output_lens(self, feature_lens: Tensor) -> Tensor:
+        """ceil(frames / stack)."""
+        return stacked_lens(feature_lens, self.stack)
+
+    def frozen_prefixes(self) -> Tuple[str, ...]:
+        """The pretrained encoder's weights."""
+        return ("backbone.",)

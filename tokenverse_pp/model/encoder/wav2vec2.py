@@ -1,0 +1,136 @@
+"""The wav2vec2 family: wav2vec2 (XLSR, XLS-R, MMS), HuBERT, and WavLM with its relative position bias."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.model.encoder.base import Backbone
+from tokenverse_pp.model.encoder.masking import attention_bias, length_mask, zero_padding
+
+
+def normalise_audio(audio: Tensor, lens: Tensor) -> Tensor:
+    """Zero mean and unit variance over the valid samples of each row, (N, S) -> (N, S); padding is zero.
+
+    The same as ``do_normalize`` of ``transformers.Wav2Vec2FeatureExtractor``.
+    """
+    mask = length_mask(lens, audio.shape[1])
+    count = lens.unsqueeze(1).to(audio.dtype)
+    centred = (audio - audio.masked_fill(~mask, 0.0).sum(1, keepdim=True) / count).masked_fill(~mask, 0.0)
+    return centred / (centred.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
+
+
+def masked_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """Apply a GroupNorm of one channel a group to x (N, C, T), with statistics over the valid frames only."""
+    mask = length_mask(lens, x.shape[2]).unsqueeze(1)
+    count = lens.view(-1, 1, 1).to(torch.float32)
+    x32 = x.float()
+    mean = x32.masked_fill(~mask, 0.0).sum(2, keepdim=True) / count
+    centred = x32 - mean
+    variance = centred.masked_fill(~mask, 0.0).square().sum(2, keepdim=True) / count
+    scale = norm.weight.view(1, -1, 1) * (variance + norm.eps).rsqrt()
+    return (centred * scale + norm.bias.view(1, -1, 1)).to(x.dtype)
+
+
+class Wav2Vec2Backbone(Backbone):
+    """``Wav2Vec2Model`` or ``HubertModel``: convolutions, projection | positional convolution, layers.
+
+    Group-norm models (wav2vec2-base, hubert-base) were trained with statistics over padding too; here each
+    utterance has its own, so that it gives the same result in every batch.
+    """
+
+    convolutions: Any
+    encoder: Any
+
+    def __init__(self, model: Any, normalise: bool = True) -> None:
+        super().__init__()
+        if getattr(model, "adapter", None) is not None:
+            raise UserError("encoder.name: wav2vec2 models with a downsampling adapter (add_adapter) are not supported")
+        config = model.config
+        self.convolutions = model.feature_extractor.conv_layers
+        self.projection = model.feature_projection
+        self.encoder = model.encoder
+        self.layers = model.encoder.layers
+        self.normalise = normalise
+        self.hidden_size = config.hidden_size
+        self.kernels, self.strides = list(config.conv_kernel), list(config.conv_stride)
+        self.stable_layer_norm = config.do_stable_layer_norm
+        samples = 1
+        for stride in self.strides:
+            samples *= stride
+        self.frame_shift = samples / 16000
+
+    def conv_lens(self, lens: Tensor, num_layers: int) -> Tensor:
+        """Samples -> frames after the first ``num_layers`` convolutions, never negative."""
+        for kernel, stride in zip(self.kernels[:num_layers], self.strides[:num_layers]):
+            lens = torch.div(lens - kernel, stride, rounding_mode="floor") + 1
+        return lens.clamp(min=0)
+
+    def frame_lens(self, lens: Tensor) -> Tensor:
+        """Samples -> frames (20 ms apart for the pretrained models)."""
+        return self.conv_lens(lens, len(self.kernels))
+
+    def embed(self, audio: Tensor, lens: Tensor) -> Tensor:
+        """See Backbone: the output of the feature projection."""
+        frame_lens = self.frame_lens(lens)
+        if int(frame_lens.min()) < 1:
+            raise UserError(f"an utterance has {int(lens.min())} samples: too few for one frame of the encoder")
+        audio = audio.float()
+        if self.normalise:
+            audio = normalise_audio(audio, lens)
+        else:
+            audio = audio.masked_fill(~length_mask(lens, audio.shape[1]), 0.0)
+        x = self.projection(self._convolve(audio, lens).transpose(1, 2))
+        x = x[0] if isinstance(x, tuple) else x  # wav2vec2 returns the unprojected frames as well
+        return zero_padding(x, length_mask(frame_lens, x.shape[1]))
+
+    def _convolve(self, audio: Tensor, lens: Tensor) -> Tensor:
+        """Audio (N, S) -> (N, C, T). No convolution pads, so only the group norm could let padding in."""
+        x = audio.unsqueeze(1)
+        for layer in self.convolutions:
+            if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
+                x = layer.activation(masked_group_norm(layer.conv(x), self.conv_lens(lens, 1), layer.layer_norm))
+            else:
+                x = layer(x)
+        return x
+
+    def transform(self, x: Tensor, lens: Tensor, wanted: Sequence[int] = (-1,)) -> List[Tensor]:
+        """See Backbone."""
+        mask = length_mask(lens, x.shape[1])
+        x = zero_padding(x, mask)
+        x = x + self.encoder.pos_conv_embed(x)
+        if not self.stable_layer_norm:
+            x = self.encoder.layer_norm(x)
+        return self.run_layers(self.encoder.dropout(x), wanted, self.layer_arguments(x, mask))
+
+    def layer_arguments(self, x: Tensor, mask: Tensor) -> Dict[str, Any]:
+        """Keyword arguments of every layer, for x (N, T, C) and mask (N, T)."""
+        return {"attention_mask": attention_bias(mask, torch.float32)}
+
+    def freeze_embedding(self) -> None:
+        """Stop training the convolutions (the projection stays trainable)."""
+        self.convolutions.requires_grad_(False)
+
+    def position_modules(self) -> List[nn.Module]:
+        """The positional convolution, and the norm after it in models that have it there."""
+        modules = [self.encoder.pos_conv_embed]
+        return modules if self.stable_layer_norm else modules + [self.encoder.layer_norm]
+
+    @property
+    def final_norm(self) -> Optional[nn.Module]:
+        """The LayerNorm after the layers of "stable layer norm" models."""
+        return self.encoder.layer_norm if self.stable_layer_norm else None
+
+
+class WavLMBackbone(Wav2Vec2Backbone):
+    """``WavLMModel``: every layer gates the relative position bias that the lowest layer's table gives."""
+
+    def layer_arguments(self, x: Tensor, mask: Tensor) -> Dict[str, Any]:
+        """Bias (N * heads, T, T), the same for all layers; WavLM takes the mask (N, T) itself."""
+        n, t = mask.shape
+        bias = self.layers[0].attention.compute_bias(t, t)
+        bias = bias.unsqueeze(0).expand(n, -1, -1, -1).reshape(-1, t, t)
+        return {"position_bias": bias, "attention_mask": None if bool(mask.all()) else mask}
