@@ -46,6 +46,15 @@ class Task(ABC):
     def symbols(self) -> Tuple[str, ...]:
         """The task's tokens, as they stand in the vocabulary."""
 
+    @property
+    def ranks(self) -> Dict[str, int]:
+        """The rank of each symbol: what the search needs to know to write it only where it can stand.
+
+        ``RANK_FRONT``: before all words, once; ``RANK_OPEN`` .. ``RANK_CLOSE``: around words; the others: after a
+        word. A symbol without a rank may stand anywhere.
+        """
+        return {}
+
     def owns(self, token: str) -> bool:
         """True when ``token`` is one of this task's tokens."""
         return token in self.symbols

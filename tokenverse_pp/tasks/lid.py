@@ -61,6 +61,11 @@ class LanguageId(Task):
         """One token a language."""
         return tuple(language_token(code) for code in self.languages)
 
+    @property
+    def ranks(self) -> Dict[str, int]:
+        """All before the first word."""
+        return dict.fromkeys(self.symbols, RANK_FRONT)
+
     def check(self, cut: Cut) -> List[str]:
         """Every turn has a code, the same in all, and one of the task's languages where these are given."""
         turns = turns_of(cut)

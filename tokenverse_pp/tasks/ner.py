@@ -45,6 +45,11 @@ class NamedEntities(Task):
         return (*self.opening, CLOSE)
 
     @property
+    def ranks(self) -> Dict[str, int]:
+        """Opening before a word, closing after one."""
+        return {**dict.fromkeys(self.opening, RANK_OPEN), CLOSE: RANK_CLOSE}
+
+    @property
     def opening(self) -> Tuple[str, ...]:
         """The tokens that open an entity."""
         return tuple(f"[NE:{kind}]" for kind in self.types) if self.types else (OPEN,)

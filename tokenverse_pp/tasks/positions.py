@@ -26,6 +26,11 @@ class PositionTask(Task):
         """The one token of the task."""
         return (self.token,)
 
+    @property
+    def ranks(self) -> Dict[str, int]:
+        """The one rank of the one token."""
+        return {self.token: self.rank}
+
     @abstractmethod
     def stands_at(self, position: int, num_words: int) -> bool:
         """Whether the token may stand at a position."""

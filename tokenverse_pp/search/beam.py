@@ -1,0 +1,250 @@
+"""Modified beam search (at most one symbol a frame), batched over utterances and hypotheses; greedy is a beam of one.
+
+The algorithm is that of icefall's ``modified_beam_search``: at each frame every hypothesis is extended by every symbol,
+the best ``beam`` extensions are kept, and those with the same tokens are merged by log-addition. Here the state of
+all hypotheses is a handful of tensors (N, beam), so a frame costs the same few operations for any batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.model.joiner import Joiner
+from tokenverse_pp.model.predictor import StatelessPredictor
+from tokenverse_pp.search.automaton import Constraints
+from tokenverse_pp.search.hypothesis import Hypothesis
+from tokenverse_pp.search.options import SearchOptions
+from tokenverse_pp.search.scorer import Scorer, project
+
+NEG_INF = -float("inf")
+HASH_FACTOR = 0x5851F42D4C957F2D  # Knuth's MMIX multiplier, odd
+
+
+def search(
+    predictor: StatelessPredictor,
+    joiner: Joiner,
+    encoder_out: Tensor,
+    lens: Tensor,
+    options: Optional[SearchOptions] = None,
+    constraints: Union[Constraints, Sequence[Constraints], None] = None,
+) -> List[List[Hypothesis]]:
+    """Decode a batch.
+
+    Args:
+        predictor: the stateless predictor, on the device of ``encoder_out``.
+        joiner: the joiner.
+        encoder_out: (N, T, C), padded.
+        lens: (N,) valid frames; 0 gives one empty hypothesis.
+        options: how to search.
+        constraints: what may be written (`constraints_for`), for all utterances or one for each; None for anything.
+
+    Returns:
+        For each utterance 1 to ``options.nbest`` distinct hypotheses, the best score first. Fewer than ``nbest`` where
+        the beam holds fewer, since hypotheses with the same tokens are one.
+
+    Raises:
+        UserError: for an encoder output that holds NaN or infinity in its valid frames.
+    """
+    options = options or SearchOptions()
+    # Autocast would cast the weights again at each frame; SearchOptions.joiner_dtype does it once.
+    with torch.inference_mode(), torch.autocast(encoder_out.device.type, enabled=False):
+        return _search(predictor, joiner, encoder_out, lens, options, constraints)
+
+
+def _search(
+    predictor: StatelessPredictor,
+    joiner: Joiner,
+    encoder_out: Tensor,
+    lens: Tensor,
+    options: SearchOptions,
+    constraints: Union[Constraints, Sequence[Constraints], None],
+) -> List[List[Hypothesis]]:
+    lengths = [int(n) for n in lens.tolist()]
+    if not lengths:
+        return []
+    # The longest first: the utterances still going on are always the first n. The sort is stable.
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    longest = max(lengths)
+    rows = torch.tensor(order, device=encoder_out.device)
+    frames = project(joiner, encoder_out.transpose(0, 1)[:longest].index_select(1, rows), options)
+    ordered = [lengths[i] for i in order]
+    _refuse_nan(frames, ordered, order)
+    scorer = Scorer(predictor, joiner, frames, options)
+    rules = _arrange(constraints, order, encoder_out.device)
+    trace = _Search(scorer, ordered, options.width, rules).run()
+    found = _read_back(trace, scorer, ordered, options)
+    results: List[List[Hypothesis]] = [[] for _ in lengths]
+    for i, hypotheses in zip(order, found):
+        results[i] = hypotheses
+    return results
+
+
+def _refuse_nan(frames: Tensor, lengths: Sequence[int], order: Sequence[int]) -> None:
+    bad = ~torch.isfinite(frames.sum(-1))
+    valid = torch.arange(frames.size(0), device=frames.device)[:, None] < torch.tensor(lengths, device=frames.device)
+    where = sorted(order[i] for i in (bad & valid).any(0).nonzero().flatten().tolist())
+    if where:
+        which = ", ".join(map(str, where))
+        raise UserError(f"utterance {which} of the batch: the encoder gave NaN or infinity; is the audio valid?")
+
+
+@dataclass
+class _Rules:
+    """The constraints of a batch: log-weights (S, V), next states (S * V,), and the first state of each utterance."""
+
+    weights: Tensor
+    following: Tensor
+    start: Tensor
+
+
+def _arrange(
+    constraints: Union[Constraints, Sequence[Constraints], None], order: Sequence[int], device: torch.device
+) -> Optional[_Rules]:
+    if constraints is None:
+        return None
+    each = [constraints] * len(order) if isinstance(constraints, Constraints) else [constraints[i] for i in order]
+    joined, starts = Constraints.join(each)
+    return _Rules(
+        joined.weights.to(device), joined.following.flatten().to(device), torch.tensor(starts, device=device)[:, None]
+    )
+
+
+@dataclass
+class _Trace:
+    """What `_Search` wrote down at each frame, all (T, N, B).
+
+    index: parent x V + token. value: score of the extension. score: after merging, on the scale of the next frame's
+    value. final (N, B): log-probability of each slot at its utterance's end, float64; -inf for an empty slot.
+    """
+
+    index: np.ndarray
+    value: np.ndarray
+    score: np.ndarray
+    final: np.ndarray
+
+
+class _Search:
+    """The frame loop. Slots that hold no hypothesis have the score -inf, and whatever else they hold is ignored."""
+
+    def __init__(self, scorer: Scorer, lengths: Sequence[int], beam: int, rules: Optional[_Rules]):
+        self.scorer, self.lengths, self.beam, self.rules = scorer, lengths, beam, rules
+        device, shape = scorer.frames.device, (len(lengths), beam)
+        self.score = torch.full(shape, NEG_INF, device=device)
+        self.score[:, 0] = 0
+        # Added to the score; keeps scores near zero, where float32 is exact enough for any length.
+        self.offset = torch.zeros(len(lengths), 1, dtype=torch.float64, device=device)
+        self.context = torch.full(shape, scorer.contexts.start, device=device)
+        self.state = None if rules is None else rules.start.expand(shape).contiguous()
+        # A random number a symbol; hypotheses are told apart by a 64-bit hash of their tokens. Two different ones
+        # agree with probability 2**-64 a pair: about once in 10**10 hours of speech at a beam of 8.
+        self.key = torch.zeros(shape, dtype=torch.int64, device=device)
+        random = torch.Generator().manual_seed(1)
+        self.symbol_key = torch.randint(-(2**63), 2**63 - 1, (scorer.vocab_size,), generator=random).to(device)
+        self.upper = torch.ones(beam, beam, dtype=torch.bool, device=device).triu(1)
+
+    def run(self) -> _Trace:
+        """Go through all frames."""
+        frames, device = self.lengths[0], self.score.device
+        shape = (frames, len(self.lengths), self.beam)
+        # After an utterance's end each slot is its own parent by a blank.
+        stay = torch.arange(self.beam, device=device) * self.scorer.vocab_size + self.scorer.blank_id
+        index = stay.expand(shape).clone()
+        value, score = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+        final = torch.zeros(shape[1:], dtype=torch.float64, device=device)
+        going = np.searchsorted(-np.asarray(self.lengths), -np.arange(frames), side="left").tolist()
+        for t, n in enumerate(going):
+            if n < len(self.score):
+                final[n : len(self.score)] = (self.score + self.offset)[n:]
+                self._keep(n)
+            value[t, :n], index[t, :n] = self._step(t)
+            score[t, :n] = self.score
+        final[: len(self.score)] = self.score + self.offset
+        return _Trace(*(x.cpu().numpy() for x in (index, value, score, final)))
+
+    def _keep(self, n: int) -> None:
+        """Go on with the first n utterances."""
+        self.score, self.offset, self.context, self.key = (
+            x[:n] for x in (self.score, self.offset, self.context, self.key)
+        )
+        self.state = None if self.state is None else self.state[:n]
+
+    def _step(self, t: int) -> Tuple[Tensor, Tensor]:
+        n, vocab_size = len(self.score), self.scorer.vocab_size
+        extended = self.scorer.log_probs(t, self.context)
+        if self.rules is not None and self.state is not None:
+            extended += self.rules.weights.index_select(0, self.state.flatten()).view_as(extended)
+        extended += self.score.unsqueeze(-1)
+        value, index = extended.view(n, -1).topk(self.beam)
+        parent = torch.div(index, vocab_size, rounding_mode="floor")
+        token = index - parent * vocab_size
+        self._advance(parent, token)
+        self.score = value if self.beam == 1 else self._merge(value)
+        best = self.score.amax(1, keepdim=True)
+        self.score = self.score - best
+        self.offset = self.offset + best
+        return value, index
+
+    def _advance(self, parent: Tensor, token: Tensor) -> None:
+        """Move what a hypothesis remembers to its extensions."""
+        vocab_size, blank = self.scorer.vocab_size, token == self.scorer.blank_id
+        context = self.context.gather(1, parent)
+        longer = (context * vocab_size + token).remainder_(self.scorer.contexts.modulus)
+        self.context = torch.where(blank, context, longer)
+        if self.rules is not None and self.state is not None:
+            at = self.state.gather(1, parent) * vocab_size + token
+            self.state = self.rules.following.take(at)
+        if self.beam > 1:
+            key = self.key.gather(1, parent)
+            longer = (key ^ (key >> 29)) * HASH_FACTOR + self.symbol_key.take(token)
+            self.key = torch.where(blank, key, longer)
+
+    def _merge(self, value: Tensor) -> Tensor:
+        """Log-add hypotheses with the same tokens into the better one, and empty the other's slot.
+
+        At most two agree: the tokens of all were different at the last frame, so that one of them is an old hypothesis
+        plus a blank, and the other is the one old hypothesis that is a token shorter, plus that token.
+        """
+        same = (self.key.unsqueeze(2) == self.key.unsqueeze(1)) & self.upper  # (n, B, B), better x worse
+        twin = torch.where(same, value.unsqueeze(1), value.new_full((), NEG_INF)).amax(2)
+        return torch.logaddexp(value, twin).masked_fill(same.any(1), NEG_INF)
+
+
+def _read_back(trace: _Trace, scorer: Scorer, lengths: Sequence[int], options: SearchOptions) -> List[List[Hypothesis]]:
+    """Follow the parents from each final slot to the front."""
+    frames, batch, beam = trace.index.shape
+    slots = np.broadcast_to(np.arange(beam), (batch, beam))
+    tokens = np.empty(trace.index.shape, dtype=np.int64)
+    log_probs = np.empty(trace.index.shape, dtype=np.float32)
+    first = np.where(np.arange(beam) == 0, 0.0, NEG_INF)[None].repeat(batch, 0)
+    with np.errstate(invalid="ignore"):  # -inf - -inf in slots that are empty
+        for t in reversed(range(frames)):
+            chosen = np.take_along_axis(trace.index[t], slots, 1)
+            parents, tokens[t] = np.divmod(chosen, scorer.vocab_size)
+            before = trace.score[t - 1] if t else first
+            log_probs[t] = np.take_along_axis(trace.value[t], slots, 1) - np.take_along_axis(before, parents, 1)
+            slots = parents
+    found = []
+    for i in range(batch):
+        hypotheses = []
+        for k in np.flatnonzero(trace.final[i] > NEG_INF):
+            at = np.flatnonzero(tokens[: lengths[i], i, k] != scorer.blank_id)
+            total = float(trace.final[i, k])
+            scale = len(at) + scorer.contexts.size if options.length_norm else 1
+            hypotheses.append(
+                Hypothesis(
+                    tokens=tuple(tokens[at, i, k].tolist()),
+                    frames=tuple(at.tolist()),
+                    log_probs=tuple(np.minimum(log_probs[at, i, k], 0.0).tolist()),
+                    log_prob=total,
+                    score=total / scale,
+                )
+            )
+        hypotheses.sort(key=lambda h: (-h.score, h.tokens))
+        found.append(hypotheses[: options.nbest])
+    return found

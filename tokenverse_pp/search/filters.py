@@ -1,0 +1,164 @@
+"""Rules that follow from tasks: what is barred, and what keeps the task tokens well-formed.
+
+They know tasks only through `Task.symbols` and `Task.ranks`, so a new task needs nothing here.
+"""
+
+from __future__ import annotations
+
+from typing import Collection, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.search.automaton import Constraints, Filter, compile_filters
+from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_FRONT, RANK_OPEN, TaskSet
+from tokenverse_pp.tasks.lid import language_token
+
+
+class Vocabulary(Protocol):
+    """What is needed of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, blank included."""
+
+    def id_of(self, symbol: str) -> int:
+        """The id of a task token."""
+
+
+class Bar(Filter):
+    """These symbols are never written."""
+
+    def __init__(self, symbols: Collection[str]):
+        self.symbols = frozenset(symbols)
+
+    def allows(self, state: None, symbol: Optional[str]) -> bool:
+        """All but the barred ones."""
+        return symbol not in self.symbols
+
+
+class StartsWith(Filter):
+    """The first symbol written is one of these."""
+
+    start = False
+
+    def __init__(self, symbols: Collection[str]):
+        self.symbols = frozenset(symbols)
+
+    def allows(self, state: bool, symbol: Optional[str]) -> bool:
+        """Anything, once one of them was written."""
+        return state or symbol in self.symbols
+
+    def advance(self, state: bool, symbol: Optional[str]) -> bool:
+        """Whether something was written."""
+        return True
+
+
+class InOrder(Filter):
+    """Task tokens between two pieces stand in the order in which `TaskSet.render` writes them, each kind once.
+
+    Hence none comes twice in a row; a front token comes first of all and once; and closing tokens, endpoints and
+    speaker changes, which follow a word, do not come before the first one.
+
+    Args:
+        places: for each symbol its (rank, index of its task).
+    """
+
+    start: Tuple[bool, Tuple[int, int]] = (False, (-1, -1))
+
+    def __init__(self, places: Mapping[str, Tuple[int, int]]):
+        self.places = places
+
+    def allows(self, state: Tuple[bool, Tuple[int, int]], symbol: Optional[str]) -> bool:
+        """Pieces always; a symbol after a symbol of a lower place."""
+        any_piece, last = state
+        if symbol is None or symbol not in self.places:
+            return True
+        place = self.places[symbol]
+        if place[0] == RANK_FRONT:
+            return not any_piece and place > last
+        return place > last and (any_piece or place[0] == RANK_OPEN)
+
+    def advance(self, state: Tuple[bool, Tuple[int, int]], symbol: Optional[str]) -> Tuple[bool, Tuple[int, int]]:
+        """(a piece was written, place of the symbol written since the last piece)."""
+        if symbol is None:
+            return True, (-1, -1)
+        return state[0], self.places.get(symbol, state[1])
+
+
+class Spans(Filter):
+    """A closing symbol only after an opening one; no span within a span of the same task."""
+
+    start = False
+
+    def __init__(self, opening: Collection[str], closing: Collection[str]):
+        self.opening, self.closing = frozenset(opening), frozenset(closing)
+
+    def allows(self, state: bool, symbol: Optional[str]) -> bool:
+        """Open what is closed, close what is open."""
+        return symbol not in (self.opening if state else self.closing)
+
+    def advance(self, state: bool, symbol: Optional[str]) -> bool:
+        """Whether a span is open."""
+        return symbol in self.opening or (state and symbol not in self.closing)
+
+
+def constraints_for(
+    tasks: TaskSet,
+    active: Sequence[str],
+    tokenizer: Vocabulary,
+    languages: Optional[Sequence[str]] = None,
+    force_language: bool = False,
+    blank_id: int = 0,
+) -> Constraints:
+    """What a model may write.
+
+    The symbols of inactive tasks are barred; those of active tasks stand where `parse` keeps them, as far as this can
+    be said before the utterance ends: an ``[NE]`` still open at the end, and a ``[SCD]`` after the last word, can be
+    written, and are dropped by `parse`.
+
+    Args:
+        tasks: all tasks that the model knows.
+        active: names of the tasks to decode.
+        tokenizer: gives the ids of their symbols.
+        languages: the language codes that may be written; None for all.
+        force_language: a language token must come first (if ``lid`` is active).
+        blank_id: the blank.
+
+    Raises:
+        UserError: for a task or language that the model does not know, or languages without the task ``lid``.
+    """
+    for name in active:
+        if name not in tasks:
+            raise UserError(f"task {name!r}: this model knows {', '.join(tasks.names)}")
+    active_tasks = tasks.subset(active)
+    filters: List[Filter] = [Bar([s for task in tasks.tasks if task.name not in active_tasks for s in task.symbols])]
+    filters.append(InOrder(_places(tasks)))
+    for task in active_tasks.tasks:
+        opening = [s for s, rank in task.ranks.items() if rank == RANK_OPEN]
+        closing = [s for s, rank in task.ranks.items() if rank == RANK_CLOSE]
+        if opening and closing:
+            filters.append(Spans(opening, closing))
+    filters.extend(_language_filters(active_tasks, languages, force_language))
+    ids = {symbol: tokenizer.id_of(symbol) for symbol in tasks.symbols}
+    return compile_filters(filters, ids, tokenizer.vocab_size, blank_id)
+
+
+def _places(tasks: TaskSet) -> Dict[str, Tuple[int, int]]:
+    return {symbol: (rank, i) for i, task in enumerate(tasks.tasks) for symbol, rank in task.ranks.items()}
+
+
+def _language_filters(active: TaskSet, languages: Optional[Sequence[str]], force_language: bool) -> List[Filter]:
+    if "lid" not in active:
+        if languages is not None:
+            raise UserError("search option 'languages': the task 'lid' is not active, so no language is written")
+        return []
+    known = active["lid"].symbols
+    allowed = known if languages is None else tuple(language_token(code) for code in languages)
+    unknown = [symbol for symbol in allowed if symbol not in known]
+    if unknown:
+        raise UserError(
+            f"search option 'languages': this model does not write {', '.join(unknown)} but {', '.join(known)}"
+        )
+    filters: List[Filter] = [Bar([symbol for symbol in known if symbol not in allowed])]
+    if force_language:
+        filters.append(StartsWith(allowed))
+    return filters

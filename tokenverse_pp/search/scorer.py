@@ -1,0 +1,123 @@
+"""Log-probabilities of the next symbol for all hypotheses of a batch at one frame, with as little work as possible."""
+
+from __future__ import annotations
+
+from typing import Dict, List, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenverse_pp.model.joiner import Joiner
+from tokenverse_pp.model.predictor import StatelessPredictor
+from tokenverse_pp.search.options import SearchOptions
+
+# Twice a joiner input is exponentiated: float32 holds exp(-80) to exp(80). tanh is +-1 long before 40.
+LARGEST_INPUT = 40.0
+FEWEST_ROWS = 4096
+
+
+def project(joiner: Joiner, encoder_out: Tensor, options: SearchOptions) -> Tensor:
+    """`Joiner.encoder_proj` in the number type of the search: (..., C) -> (..., J) float32."""
+    layer, dtype = joiner.encoder_proj, joiner_dtype(joiner, options)
+    return F.linear(encoder_out.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype)).float()
+
+
+def joiner_dtype(joiner: Joiner, options: SearchOptions) -> torch.dtype:
+    """The number type of the joiner's products with encoder frames and with the vocabulary."""
+    return getattr(torch, options.joiner_dtype) if options.joiner_dtype else joiner.output.weight.dtype
+
+
+class PredictorTable:
+    """exp(2 x projected predictor output), computed once for each context that a search meets.
+
+    A stateless predictor depends on the last ``context_size`` tokens alone, and a beam meets the same contexts
+    again and again: in neighbouring frames, hypotheses and utterances. A context is one integer, its tokens read
+    as the digits of a number to the base V.
+    """
+
+    def __init__(self, predictor: StatelessPredictor, joiner: Joiner, rows_at_once: int):
+        self.joiner = joiner
+        self.base, self.size = predictor.embedding.num_embeddings, predictor.context_size
+        if self.base**self.size >= 2**63:
+            raise ValueError(f"a context of {self.size} tokens out of {self.base} does not fit 64 bits")
+        self.modulus = self.base**self.size
+        self.start = sum(predictor.blank_id * self.base**i for i in range(self.size))
+        self.capacity = max(FEWEST_ROWS, 4 * rows_at_once)
+        weight = joiner.predictor_proj.weight
+        # The convolution of a context is a sum over its tokens: one table (V, D) for each place in the context, instead
+        # of a grouped Conv1d on a few rows a frame, which is slow.
+        embedding = predictor.embedding.weight.t().unsqueeze(0)
+        taps = predictor.conv.weight.unbind(-1)
+        groups = predictor.conv.groups
+        self.taps = [F.conv1d(embedding, tap.unsqueeze(-1), groups=groups)[0].t().contiguous() for tap in taps]
+        self.table = torch.empty(0, joiner.output.in_features, device=weight.device)
+        self.row_of: Dict[int, int] = {}
+
+    def __call__(self, contexts: Tensor) -> Tensor:
+        """contexts (...) int64 -> (..., J) float32."""
+        wanted = contexts.flatten().tolist()
+        if len(self.row_of) + len(wanted) > self.capacity:
+            self.row_of.clear()  # memory stays bounded; what is still needed is computed again
+        missing = [context for context in dict.fromkeys(wanted) if context not in self.row_of]
+        if missing:
+            self._add(missing)
+        rows = torch.tensor([self.row_of[context] for context in wanted], device=contexts.device)
+        return self.table.index_select(0, rows).view(*contexts.shape, -1)
+
+    def _add(self, contexts: List[int]) -> None:
+        first, end = len(self.row_of), len(self.row_of) + len(contexts)
+        if end > len(self.table):
+            larger = self.table.new_empty(min(self.capacity, max(2 * end, 256)), self.table.size(1))
+            larger[:first] = self.table[:first]
+            self.table = larger
+        number = torch.tensor(contexts, device=self.table.device)
+        state = self.taps[-1].index_select(0, number % self.base)
+        for i, tap in enumerate(reversed(self.taps[:-1]), start=1):
+            state += tap.index_select(0, torch.div(number, self.base**i, rounding_mode="floor") % self.base)
+        self.table[first:end] = exp_of_double(self.joiner.predictor_proj(state.relu_()))
+        self.row_of.update(zip(contexts, range(first, end)))
+
+
+class Scorer:
+    """The joiner over one batch.
+
+    ``logits = W tanh(a + b) + bias`` as `Joiner.forward`, rewritten so that a frame costs one product and one
+    reciprocal in place of a tanh: with r = 1 / (1 + exp(2a) exp(2b)), tanh(a + b) = 1 - 2r, hence
+    ``logits = -2 W r + (bias + W 1)``. exp(2a) is computed once for all frames and exp(2b) once a context.
+    """
+
+    def __init__(self, predictor: StatelessPredictor, joiner: Joiner, frames: Tensor, options: SearchOptions):
+        """frames (T, N, J): the projected encoder output, time first. It is overwritten."""
+        rows = frames.size(1) * options.width
+        self.frames = exp_of_double(frames).unsqueeze(2)
+        self.contexts = PredictorTable(predictor, joiner, rows)
+        self.blank_id, self.vocab_size = predictor.blank_id, joiner.output.out_features
+        self.options = options
+        self.one = torch.ones((), device=frames.device)
+        weight, bias = joiner.output.weight.detach(), joiner.output.bias.detach()
+        dtype = joiner_dtype(joiner, options)
+        self.reduced: Optional[torch.dtype] = None if dtype == torch.float32 else dtype
+        if self.reduced is None:
+            self.weight = -2 * weight.float()
+            self.bias = (bias.double() + weight.double().sum(1)).float()
+        else:  # 1 - 2r is formed in float32: r itself is near 1/2 where tanh is small, and would lose digits
+            self.weight, self.bias = weight.to(dtype), bias.to(dtype)
+
+    def log_probs(self, t: int, contexts: Tensor) -> Tensor:
+        """Frame t of the first n utterances, contexts (n, B) -> log-probabilities (n, B, V), float32."""
+        product = torch.addcmul(self.one, self.frames[t, : contexts.size(0)], self.contexts(contexts))
+        r = product.reciprocal_()
+        if self.reduced is not None:
+            r = r.mul_(-2).add_(1).to(self.reduced)
+        logits = F.linear(r, self.weight, self.bias).float()
+        if self.options.blank_penalty:
+            logits[..., self.blank_id] -= self.options.blank_penalty
+        if self.options.temperature != 1:
+            logits /= self.options.temperature
+        return logits.log_softmax(-1)
+
+
+def exp_of_double(x: Tensor) -> Tensor:
+    """exp(2x), in place where x is float32."""
+    return x.float().clamp_(-LARGEST_INPUT, LARGEST_INPUT).mul_(2).exp_()
