@@ -1,0 +1,188 @@
+"""Composes telephone prompts (and short descriptions) into examples of one to four parts.
+
+The parts of a chain are sentences of the split, each used once per composition, and *phrases*: digit sequences,
+spelled names, dates and clock times put together from closed-class prompts. Train also has chains of closed-class
+prompts alone, until each of them was used; dev and test have phrases only beside held-out sentences.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Dict, List, Optional, Sequence
+
+from tokenverse_pp.manifests.human_speech.asterisk import phrase_words
+from tokenverse_pp.manifests.human_speech.clips import (
+    MAX_SECONDS,
+    Clip,
+    Example,
+    Turn,
+    example_seconds,
+    turn_of,
+)
+from tokenverse_pp.manifests.human_speech.conversations import draw_speed
+from tokenverse_pp.manifests.human_speech.entities import find_entities, load_rules
+
+MAX_PARTS = 4
+PART_GAP_SECONDS = (0.15, 0.5)
+CLIP_GAP_SECONDS = (0.03, 0.2)
+PHRASE_SHARE = 0.45
+ASTERISK_TASKS = ("asr", "lid", "ner")
+TUXPAINT_TASKS = ("asr", "lid")
+
+_PART_COUNTS = (1, 2, 3, 4)
+_PART_WEIGHTS = (4, 3, 2, 1)
+
+_KINDS = {
+    "digit": re.compile(r"digits/\d[fmn]?$"),
+    "number": re.compile(r"digits/\d\d+$"),
+    "scale": re.compile(r"digits/(hundred|thousands?|millions?|billion)$"),
+    "ordinal": re.compile(r"digits/h-"),
+    "weekday": re.compile(r"digits/day-"),
+    "month": re.compile(r"digits/mon-"),
+    "clock": re.compile(r"digits/(oclock|a-m|p-m|afternoon)$"),
+    "letter": re.compile(r"letters/([a-z]|zed)$"),
+    "phonetic": re.compile(r"phonetic/"),
+}
+
+
+class ClosedPool:
+    """The closed-class prompts of one language, dealt in turn, so that every one is used before any is used again."""
+
+    def __init__(self, clips: Sequence[Clip], rng: random.Random):
+        self.rng = rng
+        self.clips: Dict[str, List[Clip]] = {}
+        for clip in sorted(clips, key=lambda clip: clip.id):
+            kind = next((name for name, pattern in _KINDS.items() if pattern.match(clip.key)), "word")
+            self.clips.setdefault(kind, []).append(clip)
+        self.queues: Dict[str, List[Clip]] = {kind: [] for kind in self.clips}
+        self.used: set = set()
+
+    def draw(self, kind: str) -> Optional[Clip]:
+        """The next prompt of a kind; None when the language has none."""
+        if kind not in self.clips:
+            return None
+        if not self.queues[kind]:
+            self.queues[kind] = self.rng.sample(self.clips[kind], len(self.clips[kind]))
+        clip = self.queues[kind].pop()
+        self.used.add(clip.id)
+        return clip
+
+    def unused_kinds(self) -> List[str]:
+        """Kinds that still hold a prompt that was never drawn."""
+        return [kind for kind, clips in self.clips.items() if any(clip.id not in self.used for clip in clips)]
+
+    def phrase(self, kind: Optional[str] = None) -> Optional[Turn]:
+        """A random phrase: of one kind of prompt if `kind` is given."""
+        rng = self.rng
+        kind = kind or rng.choice(["digit", "digit", "number", "letter", "phonetic", "month", "clock", "ordinal"])
+        if kind in ("digit", "letter"):
+            kinds = [kind] * rng.randint(2, 5)
+        elif kind == "number":
+            kinds = rng.choice([[kind], [kind, "digit"]])
+        elif kind == "phonetic":
+            kinds = [kind] * rng.randint(1, 3)
+        elif kind in ("weekday", "month"):
+            kinds = ["weekday", rng.choice(["digit", "number"]), "month"]
+        elif kind == "clock":
+            kinds = [rng.choice(["digit", "number"]), kind]
+        elif kind == "scale":
+            kinds = ["digit", kind]
+        else:
+            kinds = [kind]
+        clips = [clip for clip in map(self.draw, kinds) if clip is not None]
+        return self._join(clips) if clips else None
+
+    def _join(self, clips: List[Clip]) -> Turn:
+        words = phrase_words(clips)
+        entities = find_entities(words, load_rules(clips[0].language))
+        gaps = tuple(round(self.rng.uniform(*CLIP_GAP_SECONDS), 3) for _ in clips[1:])
+        return Turn(tuple(clips), " ".join(word for word, _ in words), gaps, entities)
+
+
+def chain_turns(
+    turns: Sequence[Turn], name: str, split: str, tasks: Sequence[str], durations: Dict[str, float], rng:
+        random.Random,
+    speed_range: Optional[float] = None, pool: Optional[ClosedPool] = None, shortest: float = 0.0, single: bool =
+        False,
+) -> List[Example]:  # fmt: skip
+    """Chains turns, in the order given, to examples of at most 20 s, with phrases from `pool` mixed in.
+
+    Args:
+        turns: each is used once; one longer than 20 s is left out.
+        name: prefix of the example ids.
+        split: the set.
+        tasks: what the examples are labelled for.
+        durations: seconds by clip id.
+        rng: draws lengths, gaps, phrases.
+        speed_range: see `draw_speed`.
+        pool: where phrases come from; None: no phrases.
+        shortest: an example shorter than this many seconds takes one turn more, even if one part was planned.
+        single: plan one part for every example.
+    """
+    examples: List[Example] = []
+    queue = list(turns)
+    while queue:
+        speed = draw_speed(speed_range, rng)
+        planned = 1 if single else rng.choices(_PART_COUNTS, _PART_WEIGHTS)[0]
+        parts: List[Turn] = []
+        gaps: List[float] = []
+        while len(parts) < MAX_PARTS:
+            length = example_seconds(parts, gaps, durations, speed)
+            if parts and len(parts) >= planned and length >= shortest:
+                break
+            phrase = pool.phrase() if pool and parts and rng.random() < PHRASE_SHARE else None
+            turn = phrase or (queue[0] if queue else None)
+            if turn is None:
+                break
+            gap = [round(rng.uniform(*PART_GAP_SECONDS), 3)] if parts else []
+            if example_seconds(parts + [turn], gaps + gap, durations, speed) > MAX_SECONDS:
+                if not parts:
+                    queue.pop(0)
+                break
+            if phrase is None:
+                queue.pop(0)
+            parts, gaps = parts + [turn], gaps + gap
+        if parts:
+            examples.append(
+                Example(f"{name}-{len(examples):04d}", split, tuple(parts), tuple(gaps), speed, tuple(tasks))
+            )
+    return examples
+
+
+def compose_asterisk(
+    sentences: Sequence[Clip], closed: Sequence[Clip], language: str, split: str, durations: Dict[str, float],
+    composition: int, seed: int, speed_range: Optional[float] = None,
+) -> List[Example]:  # fmt: skip
+    """Examples of one language, split and composition: every sentence once, and in train every closed-class
+    prompt."""
+    rng = random.Random(f"{seed}-asterisk-{language}-{split}-{composition}")
+    pool = ClosedPool(closed, rng)
+    name = f"asterisk-{language}-{split}-c{composition}"
+    order = [turn_of(clip) for clip in sorted(sentences, key=lambda clip: clip.id)]
+    rng.shuffle(order)
+    examples = chain_turns(order, name, split, ASTERISK_TASKS, durations, rng, speed_range, pool, shortest=1.0)
+    if split != "train":
+        return examples
+    phrases: List[Turn] = []
+    while pool.unused_kinds():
+        phrase = pool.phrase(rng.choice(pool.unused_kinds()))
+        if phrase is not None:
+            phrases.append(phrase)
+    rest = chain_turns(phrases, f"{name}-closed", split, ASTERISK_TASKS, durations, rng, speed_range, shortest=1.5)
+    return examples + rest
+
+
+def compose_tuxpaint(
+    clips: Sequence[Clip], language: str, split: str, durations: Dict[str, float], composition: int, seed: int,
+    speed_range: Optional[float] = None,
+) -> List[Example]:  # fmt: skip
+    """Examples of one language, split and composition: alone (unless under a second) in composition 0, chained in
+    later ones."""
+    rng = random.Random(f"{seed}-tuxpaint-{language}-{split}-{composition}")
+    turns = [turn_of(clip) for clip in sorted(clips, key=lambda clip: clip.id)]
+    rng.shuffle(turns)
+    name = f"tuxpaint-{language}-{split}-c{composition}"
+    return chain_turns(
+        turns, name, split, TUXPAINT_TASKS, durations, rng, speed_range, shortest=1.0, single=composition == 0
+    )
