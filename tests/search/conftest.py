@@ -12,21 +12,22 @@ from tokenverse_pp.model.predictor import StatelessPredictor
 Tiny = namedtuple("Tiny", "predictor joiner encoder_out lens")
 
 
-@pytest.fixture
+def build_tiny(seed, V=9, lens=(12, 7, 1), dim=8, context=2, blank_bias=1.0, sharpness=3.0):
+    """Predictor, joiner and encoder output, sharp enough for near ties to be rare."""
+    torch.manual_seed(seed)
+    predictor = StatelessPredictor(V, dim, context)
+    joiner = Joiner(6, dim, 16, V)
+    with torch.no_grad():
+        joiner.output.weight.mul_(sharpness)
+        joiner.output.bias[0] += blank_bias
+    out = torch.randn(len(lens), max(lens), 6) * 2
+    return Tiny(predictor, joiner, out, torch.tensor(lens))
+
+
+@pytest.fixture(scope="session")
 def tiny():
-    """``tiny(seed, V=.., lens=[..])``: predictor, joiner and encoder output, sharp enough for ties to be absent."""
-
-    def build(seed, V=9, lens=(12, 7, 1), dim=8, context=2, blank_bias=1.0, sharpness=3.0):
-        torch.manual_seed(seed)
-        predictor = StatelessPredictor(V, dim, context)
-        joiner = Joiner(6, dim, 16, V)
-        with torch.no_grad():
-            joiner.output.weight.mul_(sharpness)
-            joiner.output.bias[0] += blank_bias
-        out = torch.randn(len(lens), max(lens), 6) * 2
-        return Tiny(predictor, joiner, out, torch.tensor(lens))
-
-    return build
+    """``tiny(seed, V=.., lens=[..])``: a model and a batch."""
+    return build_tiny
 
 
 @torch.no_grad()

@@ -5,12 +5,19 @@ They know tasks only through `Task.symbols` and `Task.ranks`, so a new task need
 
 from __future__ import annotations
 
+import sys
 from typing import Collection, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.search.automaton import Constraints, Filter, compile_filters
 from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_FRONT, RANK_OPEN, TaskSet
 from tokenverse_pp.tasks.lid import language_token
+
+SPACE = "▁"  # SentencePiece's space sign; as a piece of its own it is no word
+UNKNOWN = "<unk>"
+Place = Tuple[int, int]  # rank, index of the task
+NOWHERE: Place = (-1, -1)
+AFTER_FRONT: Place = (RANK_FRONT, sys.maxsize)
 
 
 class Vocabulary(Protocol):
@@ -22,6 +29,9 @@ class Vocabulary(Protocol):
 
     def id_of(self, symbol: str) -> int:
         """The id of a task token."""
+
+    def pieces(self, ids: Sequence[int]) -> List[str]:
+        """The piece of each id."""
 
 
 class Bar(Filter):
@@ -53,34 +63,37 @@ class StartsWith(Filter):
 
 
 class InOrder(Filter):
-    """Task tokens between two pieces stand in the order in which `TaskSet.render` writes them, each kind once.
+    """Task tokens between two words stand in the order in which `TaskSet.render` writes them, each kind once.
 
     Hence none comes twice in a row; a front token comes first of all and once; and closing tokens, endpoints and
-    speaker changes, which follow a word, do not come before the first one.
+    speaker changes, which follow a word, do not come before the first one. The state is whether there was a word, and
+    the place of the last task token since.
 
     Args:
         places: for each symbol its (rank, index of its task).
     """
 
-    start: Tuple[bool, Tuple[int, int]] = (False, (-1, -1))
+    start: Tuple[bool, Place] = (False, NOWHERE)
 
-    def __init__(self, places: Mapping[str, Tuple[int, int]]):
+    def __init__(self, places: Mapping[str, Place]):
         self.places = places
 
-    def allows(self, state: Tuple[bool, Tuple[int, int]], symbol: Optional[str]) -> bool:
-        """Pieces always; a symbol after a symbol of a lower place."""
-        any_piece, last = state
+    def allows(self, state: Tuple[bool, Place], symbol: Optional[str]) -> bool:
+        """Pieces always; a task token after one of a lower place."""
+        any_word, last = state
         if symbol is None or symbol not in self.places:
             return True
         place = self.places[symbol]
         if place[0] == RANK_FRONT:
-            return not any_piece and place > last
-        return place > last and (any_piece or place[0] == RANK_OPEN)
+            return not any_word and place > last
+        return place > last and (any_word or place[0] == RANK_OPEN)
 
-    def advance(self, state: Tuple[bool, Tuple[int, int]], symbol: Optional[str]) -> Tuple[bool, Tuple[int, int]]:
-        """(a piece was written, place of the symbol written since the last piece)."""
+    def advance(self, state: Tuple[bool, Place], symbol: Optional[str]) -> Tuple[bool, Place]:
+        """A piece starts anew, but for a lone space sign: that only ends the front."""
         if symbol is None:
-            return True, (-1, -1)
+            return True, NOWHERE
+        if symbol == SPACE:
+            return state[0], max(state[1], AFTER_FRONT)
         return state[0], self.places.get(symbol, state[1])
 
 
@@ -111,9 +124,9 @@ def constraints_for(
 ) -> Constraints:
     """What a model may write.
 
-    The symbols of inactive tasks are barred; those of active tasks stand where `parse` keeps them, as far as this can
-    be said before the utterance ends: an ``[NE]`` still open at the end, and a ``[SCD]`` after the last word, can be
-    written, and are dropped by `parse`.
+    The symbols of inactive tasks and ``<unk>`` are barred; those of active tasks stand where `parse` keeps them,
+    as far as this can be said before the utterance ends: an ``[NE]`` still open at the end, and a ``[SCD]`` after
+    the last word, can be written, and are dropped by `parse`.
 
     Args:
         tasks: all tasks that the model knows.
@@ -130,8 +143,8 @@ def constraints_for(
         if name not in tasks:
             raise UserError(f"task {name!r}: this model knows {', '.join(tasks.names)}")
     active_tasks = tasks.subset(active)
-    filters: List[Filter] = [Bar([s for task in tasks.tasks if task.name not in active_tasks for s in task.symbols])]
-    filters.append(InOrder(_places(tasks)))
+    barred = [s for task in tasks.tasks if task.name not in active_tasks for s in task.symbols]
+    filters: List[Filter] = [Bar([UNKNOWN, *barred]), InOrder(_places(tasks))]
     for task in active_tasks.tasks:
         opening = [s for s, rank in task.ranks.items() if rank == RANK_OPEN]
         closing = [s for s, rank in task.ranks.items() if rank == RANK_CLOSE]
@@ -139,10 +152,12 @@ def constraints_for(
             filters.append(Spans(opening, closing))
     filters.extend(_language_filters(active_tasks, languages, force_language))
     ids = {symbol: tokenizer.id_of(symbol) for symbol in tasks.symbols}
+    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+    ids.update((piece, i) for i, piece in enumerate(pieces) if piece in (SPACE, UNKNOWN))
     return compile_filters(filters, ids, tokenizer.vocab_size, blank_id)
 
 
-def _places(tasks: TaskSet) -> Dict[str, Tuple[int, int]]:
+def _places(tasks: TaskSet) -> Dict[str, Place]:
     return {symbol: (rank, i) for i, task in enumerate(tasks.tasks) for symbol, rank in task.ranks.items()}
 
 
