@@ -63,6 +63,12 @@ class Task(ABC):
         """The options that `from_options` takes to build this task again."""
         return {}
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Task) and type(self) is type(other) and self.options() == other.options()
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
     @abstractmethod
     def check(self, cut: Cut) -> List[str]:
         """What is wrong with this task's labels on a cut: one line a problem, naming the field."""

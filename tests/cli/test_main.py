@@ -1,0 +1,137 @@
+import inspect
+import json
+
+import click
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner
+from labelled_cuts import make_cut
+from lhotse import CutSet, Recording
+
+import tokenverse_pp
+from tokenverse_pp.cli.groups import Group
+from tokenverse_pp.cli.main import cli
+from tokenverse_pp.errors import UserError
+
+
+def run(*args, group=cli):
+    # click 8.1 mixes stderr into stdout unless told not to, 8.2 has no such option.
+    options = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+    return CliRunner(**options).invoke(group, [str(arg) for arg in args])
+
+
+def assert_one_line_and_exit_2(result, *said):
+    assert result.exit_code == 2
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert all(part in result.stderr for part in said)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """A manifest of one cut with audio, and the hypotheses of it."""
+    audio = tmp_path / "a.wav"
+    soundfile.write(audio, np.zeros(24000, dtype=np.float32), 16000)
+    cut = make_cut("c", [{"text": "oui non", "language": "fr"}], ["asr", "lid"])
+    cut.recording = Recording.from_file(audio)
+    path = tmp_path / "cuts.jsonl.gz"
+    CutSet.from_cuts([cut]).to_file(path)
+    (tmp_path / "hyps.jsonl").write_text(json.dumps({"id": "c", "text": "[FR] oui"}) + "\n")
+    return path
+
+
+def test_version_and_help():
+    assert tokenverse_pp.__version__ in run("--version").output
+    assert "score" in run("--help").output
+    assert "human-speech" in run("manifest", "prepare", "-h").output
+
+
+def test_unknown_command_and_option():
+    assert run("sing").exit_code == 2
+    assert run("score", "--loud").exit_code == 2
+
+
+def test_score_writes_and_prints(manifest, tmp_path):
+    output = tmp_path / "out" / "scores.json"
+    result = run("score", "--ref", manifest, "--hyp", tmp_path / "hyps.jsonl", "--output", output)
+    assert result.exit_code == 0
+    scores = json.loads(output.read_text())
+    assert scores["wer"]["all"]["wer"] == 0.5 and scores["lid"]["accuracy"] == 1
+    assert "50.0" in result.output and "accuracy 100.0 %" in result.output
+    assert [file.name for file in output.parent.iterdir()] == ["scores.json"]
+
+
+def test_score_with_bad_input_writes_nothing(manifest, tmp_path):
+    hyps, output = tmp_path / "hyps.jsonl", tmp_path / "scores.json"
+    hyps.write_text('{"id": "c", "text": "a"}\n{"id"\n')
+    result = run("score", "--ref", manifest, "--hyp", hyps, "--output", output)
+    assert_one_line_and_exit_2(result, str(hyps), "line 2")
+    hyps.write_text('{"id": "other", "text": "a"}\n')
+    result = run("score", "--ref", manifest, "--hyp", hyps, "--output", output)
+    assert_one_line_and_exit_2(result, "without a hypothesis: c")
+    result = run("score", "--ref", tmp_path / "no.jsonl", "--hyp", hyps, "--output", output)
+    assert_one_line_and_exit_2(result, "no.jsonl")
+    assert not output.exists()
+
+
+def test_output_that_cannot_be_written(manifest, tmp_path):
+    result = run("score", "--ref", manifest, "--hyp", tmp_path / "hyps.jsonl", "--output", manifest / "scores.json")
+    assert_one_line_and_exit_2(result, str(manifest))
+
+
+def test_validate(manifest, tmp_path):
+    assert run("manifest", "validate", manifest, "--audio").output == f"{manifest}: valid\n"
+    bad = make_cut("bad", [{"text": 3, "language": 7}], ["asr", "lid"])
+    path = tmp_path / "bad.jsonl"
+    CutSet.from_cuts([bad]).to_file(path)
+    result = run("manifest", "validate", manifest, path)
+    assert_one_line_and_exit_2(result, str(path), "cut bad", "field 'text'", "(and 1 more)")
+    assert result.stdout == f"{manifest}: valid\n"
+    result = run("manifest", "validate", "--all", path)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 2
+
+
+def test_validate_audio(manifest, tmp_path):
+    (tmp_path / "a.wav").unlink()
+    assert run("manifest", "validate", manifest).exit_code == 0
+    assert_one_line_and_exit_2(run("manifest", "validate", "--audio", manifest), "cut c", "a.wav: no such file")
+
+
+def test_stats(manifest, tmp_path):
+    path = tmp_path / "stats.json"
+    result = run("manifest", "stats", manifest, "--json", path)
+    assert result.exit_code == 0 and "fr" in result.output
+    assert json.loads(path.read_text())["fr"]["tasks"]["lid"]["labelled"]["cuts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UserError("cut c: no"), "cut c: no"),
+        (FileNotFoundError(2, "No such file or directory", "x.flac"), "x.flac: No such file or directory"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_errors_the_user_can_mend(error, said):
+    @click.group(cls=Group)
+    def group():
+        pass
+
+    @group.command()
+    def fail():
+        raise error
+
+    assert_one_line_and_exit_2(run("fail", group=group), said)
+
+
+def test_faults_of_ours_keep_their_traceback():
+    @click.group(cls=Group)
+    def group():
+        pass
+
+    @group.command()
+    def fail():
+        raise KeyError("bug")
+
+    assert isinstance(run("fail", group=group).exception, KeyError)
