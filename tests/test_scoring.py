@@ -5,8 +5,7 @@ from labelled_cuts import make_cut
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.hypotheses import read_hypotheses, transcript_of_hypothesis
-from tokenverse_pp.report import score_table
-from tokenverse_pp.scoring import score_hypotheses
+from tokenverse_pp.scoring import score_hypotheses, score_table
 from tokenverse_pp.tasks import build_tasks
 
 ALL = ["asr", "scd", "endp", "ner", "lid"]

@@ -11,9 +11,12 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.hypotheses import Hypothesis, transcript_of_hypothesis, words_of
 from tokenverse_pp.manifests.labels import labelled_tasks
 from tokenverse_pp.metrics.wer import error_rates
+from tokenverse_pp.report import score_table
 from tokenverse_pp.tasks.base import ScoredExample, TaskSet
 from tokenverse_pp.tasks.registry import build_tasks, task_options
 from tokenverse_pp.tasks.text import tasks_for_tokens, transcript_of
+
+__all__ = ["score_hypotheses", "score_table"]
 
 NAMED = 3  # ids that an error message lists
 
@@ -61,9 +64,7 @@ def score_hypotheses(
 def _pair(cuts: Sequence[Cut], hyps: Sequence[Hypothesis]) -> List[Tuple[Cut, Hypothesis]]:
     """Cuts with their hypotheses, in the order of the cuts."""
     _refuse("cut ids that occur twice", [i for i, n in Counter(cut.id for cut in cuts).items() if n > 1])
-    _refuse(
-        "hypotheses with the same id", [i for i, n in Counter(hyp["id"] for hyp in hyps).items() if n > 1]
-    )
+    _refuse("hypotheses with the same id", [i for i, n in Counter(hyp["id"] for hyp in hyps).items() if n > 1])
     by_id = {hyp["id"]: hyp for hyp in hyps}
     known = {cut.id for cut in cuts}
     _refuse("cuts without a hypothesis", [cut.id for cut in cuts if cut.id not in by_id])

@@ -16,8 +16,7 @@ def score(ref: str, hyp: str, output: str) -> None:
     from tokenverse_pp.hypotheses import read_hypotheses
     from tokenverse_pp.manifests.labels import validate_cuts
     from tokenverse_pp.manifests.reading import read_cuts
-    from tokenverse_pp.report import score_table
-    from tokenverse_pp.scoring import score_hypotheses
+    from tokenverse_pp.scoring import score_hypotheses, score_table
 
     validate_cuts(ref)
     scores = score_hypotheses(read_cuts(ref), read_hypotheses(hyp))
