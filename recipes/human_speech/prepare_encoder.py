@@ -170,7 +170,11 @@ def save_encoder(variables: Dict[str, np.ndarray], output_dir: Path) -> None:
     from transformers import WhisperConfig, WhisperFeatureExtractor
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-    tensors = {name: torch.from_numpy(np.array(value)) for name, value in encoder_tensors(variables).items()}
+    try:
+        arrays = encoder_tensors(variables)
+    except KeyError as error:
+        raise UserError(f"model.bin does not hold a Whisper encoder: no variable {error}") from error
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
     positions, width = tensors["embed_positions.weight"].shape
     config = WhisperConfig(
         d_model=width,
@@ -225,7 +229,9 @@ def convert_whisper_base(output_dir: Path) -> Tuple[Path, bool]:
         save_encoder(read_variables(blob), temporary)
         (temporary / "LICENSE").write_text(LICENSE_TEXT, encoding="utf-8")
         (temporary / "ORIGIN").write_text(ORIGIN_TEXT, encoding="utf-8")
-        temporary.chmod(0o755)
+        temporary.chmod(0o755)  # a temporary folder, and safetensors' files, are for their owner only
+        for path in temporary.iterdir():
+            path.chmod(0o644)
         if output_dir.exists():
             output_dir.rmdir()
         os.replace(temporary, output_dir)

@@ -53,7 +53,6 @@ class Wav2Vec2Backbone(Backbone):
         self.convolutions = model.feature_extractor.conv_layers
         self.projection = model.feature_projection
         self.encoder = model.encoder
-        self.layers = model.encoder.layers
         self.normalise = normalise
         self.hidden_size = config.hidden_size
         self.kernels, self.strides = list(config.conv_kernel), list(config.conv_stride)
@@ -62,6 +61,11 @@ class Wav2Vec2Backbone(Backbone):
         for stride in self.strides:
             samples *= stride
         self.frame_shift = samples / 16000
+
+    @property
+    def layers(self) -> nn.ModuleList:  # type: ignore[override]
+        """The transformer layers; not registered again, or their weights would be in the state dict twice."""
+        return self.encoder.layers
 
     def conv_lens(self, lens: Tensor, num_layers: int) -> Tensor:
         """Samples -> frames after the first ``num_layers`` convolutions, never negative."""

@@ -29,7 +29,11 @@ class WhisperBackbone(Backbone):
         self.encoder = encoder
         self.log_mel = LogMel(encoder.config.num_mel_bins)
         self.hidden_size = encoder.config.d_model
-        self.layers = encoder.layers
+
+    @property
+    def layers(self) -> nn.ModuleList:  # type: ignore[override]
+        """The transformer layers; not registered again, or their weights would be in the state dict twice."""
+        return self.encoder.layers
 
     def frame_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames of 20 ms, ceil(lens / 320)."""

@@ -1,0 +1,98 @@
+"""Tiny pretrained models of every family, saved by transformers' own save_pretrained."""
+
+import pytest
+import torch
+from transformers import (
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WavLMModel,
+    WhisperConfig,
+    WhisperModel,
+)
+
+SMALL = dict(
+    hidden_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    intermediate_size=24,
+    conv_dim=[8, 8, 8],
+    conv_kernel=[10, 3, 2],
+    conv_stride=[5, 2, 2],
+    num_feat_extract_layers=3,
+    num_conv_pos_embeddings=8,
+    num_conv_pos_embedding_groups=2,
+)
+# layer: as XLSR-53 and the large models; group: as the base models. SpecAugment and layerdrop as bad as they get.
+STYLES = {
+    "layer": dict(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True),
+    "group": dict(feat_extract_norm="group", do_stable_layer_norm=False, conv_bias=False),
+}
+FAMILIES = {
+    "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model),
+    "hubert": (HubertConfig, HubertModel),
+    "wavlm": (WavLMConfig, WavLMModel),
+}
+
+
+def perturb(model):
+    """Move every weight away from its initial value: zero biases and unit gains would hide mistakes."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def wav2vec2_folder(tmp_path_factory):
+    """A function (family, style, **config) -> folder of a tiny model with perturbed random weights."""
+
+    def save(family, style="layer", **changes):
+        folder = tmp_path_factory.mktemp(f"{family}-{style}")
+        torch.manual_seed(1)
+        config_class, model_class = FAMILIES[family]
+        config = config_class(**{**SMALL, **STYLES[style], **changes})
+        perturb(model_class(config)).save_pretrained(folder)
+        Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+        return str(folder)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def whisper_folder(tmp_path_factory):
+    """A tiny Whisper (with its decoder, as on the hub)."""
+    folder = tmp_path_factory.mktemp("whisper")
+    torch.manual_seed(1)
+    config = WhisperConfig(
+        d_model=16,
+        encoder_layers=3,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=24,
+        vocab_size=20,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=3,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+        encoder_layerdrop=0.9,
+    )
+    perturb(WhisperModel(config)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def batch():
+    """Audio (3, 4000) with rubbish in the padding, and lengths 4000, 2777, 1500."""
+    generator = torch.Generator().manual_seed(0)
+    lens = torch.tensor([4000, 2777, 1500])
+    audio = 0.1 * torch.randn(3, 4000, generator=generator) + 0.02 * torch.arange(3).unsqueeze(1)
+    return audio, lens
