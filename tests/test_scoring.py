@@ -88,6 +88,12 @@ def test_a_task_that_was_not_decoded_is_not_scored():
     assert empty["scd"]["text"]["fn"] == 1 and empty["not_decoded"] == {}
 
 
+def test_a_cut_without_labels_is_not_scored():
+    cut = make_cut("c", [{"text": "ja"}], None)
+    assert score_hypotheses([cut], [hyp("c", "nee")]) == {"utterances": 1, "not_decoded": {}}
+    assert score_table({"utterances": 1, "not_decoded": {}}) == ""
+
+
 def test_wer_groups_by_language_even_where_it_is_no_label():
     cut = make_cut("c", [{"text": "ja", "language": "nl"}], ["asr"])
     scores = score_hypotheses([cut], [hyp("c", "nee")])

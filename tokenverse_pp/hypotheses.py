@@ -70,9 +70,7 @@ def words_of(hyp: Hypothesis) -> Tuple[List[str], Optional[List[float]]]:
     return pieces_to_words(hyp["tokens"], hyp.get("times"))
 
 
-def transcript_of_hypothesis(
-    hyp: Hypothesis, tasks: Optional[TaskSet] = None
-) -> Tuple[Transcript, List[Mark]]:
+def transcript_of_hypothesis(hyp: Hypothesis, tasks: Optional[TaskSet] = None) -> Tuple[Transcript, List[Mark]]:
     """The transcript of a hypothesis and its task tokens with their times.
 
     Args:

@@ -41,9 +41,7 @@ def _prf_table(scores: Mapping[str, Any]) -> str:
     for task, result in scores.items():
         if isinstance(result, Mapping):
             for name, prf in _find_prf(task, result):
-                rows.append(
-                    [name, *(_percent(prf[key]) for key in PRF), *(str(prf[k]) for k in ("tp", "fp", "fn"))]
-                )
+                rows.append([name, *(_percent(prf[key]) for key in PRF), *(str(prf[k]) for k in ("tp", "fp", "fn"))])
     return aligned(rows) if len(rows) > 1 else ""
 
 
@@ -69,9 +67,7 @@ def _languages_table(lid: Mapping[str, Any]) -> str:
     if len(matrix.split("\n")[0]) <= WIDTH:
         return f"{head}\n{matrix}"
     wrong = [(n, ref, hyp) for ref, row in confusion.items() for hyp, n in row.items() if hyp != ref]
-    pairs = [
-        [f"{ref} decoded as {hyp}", str(n)] for n, ref, hyp in sorted(wrong, key=lambda x: (-x[0], x[1:]))
-    ]
+    pairs = [[f"{ref} decoded as {hyp}", str(n)] for n, ref, hyp in sorted(wrong, key=lambda x: (-x[0], x[1:]))]
     return f"{head}\n{aligned(pairs)}" if pairs else head
 
 

@@ -27,7 +27,8 @@ def score_hypotheses(
     """Score one hypothesis a cut.
 
     Args:
-        cuts: references, valid by `manifests.labels.validate_cuts`.
+        cuts: references, valid by `manifests.labels.validate_cuts`; one without a list of tasks has no labels
+            and counts in no score.
         hyps: as `hypotheses.read_hypotheses` gives them.
         tasks: the model's tasks; without them, all registered tasks, with the languages and entity types that
             the hypotheses hold (entities are scored without types where no hypothesis has any).
@@ -45,7 +46,7 @@ def score_hypotheses(
     pairs = _pair(list(cuts), list(hyps))
     if tasks is None:
         tasks = _tasks_of(pairs)
-    examples = [(_example(cut, hyp, tasks), labelled_tasks(cut), hyp.get("tasks")) for cut, hyp in pairs]
+    examples = [(_example(cut, hyp, tasks), _labelled(cut), hyp.get("tasks")) for cut, hyp in pairs]
     scores: Dict[str, Any] = {}
     not_decoded: Dict[str, int] = {}
     for task in tasks.tasks:
@@ -88,6 +89,10 @@ def _refuse(what: str, ids: Sequence[str]) -> None:
     if ids:
         more = f", and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
         raise UserError(f"{what}: {', '.join(ids[:NAMED])}{more}")
+
+
+def _labelled(cut: Cut) -> List[str]:
+    return labelled_tasks(cut) if "tasks" in (cut.custom or {}) else []
 
 
 def _example(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> ScoredExample:

@@ -8,12 +8,13 @@ import click
 
 from tokenverse_pp.cli.groups import Group
 
+COMMANDS = {"store-features": "tokenverse_pp.cli.store_features:store_features"}
 PREPARE = {"human-speech": "tokenverse_pp.cli.prepare_human_speech:human_speech"}
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, lazy=COMMANDS)
 def manifest() -> None:
-    """Labelled cut manifests: prepare, validate, count."""
+    """Labelled cut manifests: prepare, validate, count, store features."""
 
 
 @manifest.group(cls=Group, lazy=PREPARE)
@@ -23,12 +24,8 @@ def prepare() -> None:
 
 @manifest.command()
 @click.argument("cuts", nargs=-1, required=True, type=click.Path())
-@click.option(
-    "--audio", is_flag=True, help="Decode all the audio as well: finds missing and truncated files."
-)
-@click.option(
-    "--all", "list_all", is_flag=True, help="List every problem, not only the first of each manifest."
-)
+@click.option("--audio", is_flag=True, help="Decode all the audio as well: finds missing and truncated files.")
+@click.option("--all", "list_all", is_flag=True, help="List every problem, not only the first of each manifest.")
 def validate(cuts: Tuple[str, ...], audio: bool, list_all: bool) -> None:
     """Check manifests CUTS against the label schema; exit code 2 if anything is wrong."""
     from tokenverse_pp.errors import UserError

@@ -70,9 +70,7 @@ def stats_table(stats: Dict[str, Any]) -> str:
 
 
 def _empty() -> Dict[str, Any]:
-    tasks = {
-        name: {part: {"cuts": 0, "hours": 0.0} for part in ("labelled", "not_labelled")} for name in REGISTRY
-    }
+    tasks = {name: {part: {"cuts": 0, "hours": 0.0} for part in ("labelled", "not_labelled")} for name in REGISTRY}
     return {
         "cuts": 0,
         "hours": 0.0,

@@ -85,9 +85,7 @@ def _augment(root: int, admissible: Sequence[Sequence[int]], partner: Dict[int, 
     return False
 
 
-def _flip(
-    right: int, root: int, reached_from: Dict[int, int], own: Dict[int, int], partner: Dict[int, int]
-) -> None:
+def _flip(right: int, root: int, reached_from: Dict[int, int], own: Dict[int, int], partner: Dict[int, int]) -> None:
     """Walk back from a free right node to the root, giving each left node the right node it reached."""
     left = reached_from[right]
     partner[right] = left

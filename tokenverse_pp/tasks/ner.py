@@ -133,18 +133,12 @@ def _check_turn(turn: Turn, types: Sequence[str]) -> List[str]:
     starts, ends = {start for start, _ in spans}, {end for _, end in spans}
     problems, last_end = [], -1
     for item in sorted(items, key=lambda item: _start_of(item)):
-        if (
-            _start_of(item) < 0
-            or type(item.get("end")) is not int
-            or not isinstance(item.get("type") or "", str)
-        ):
+        if _start_of(item) < 0 or type(item.get("end")) is not int or not isinstance(item.get("type") or "", str):
             problems.append(f"{where}: expected {{'start': int, 'end': int, 'type': str}}, found {item!r}")
             continue
         start, end, kind = item["start"], item["end"], item.get("type")
         if start not in starts or end not in ends or end <= start:
-            problems.append(
-                f"{where}: span {start}..{end} does not begin and end at word boundaries of {turn.text!r}"
-            )
+            problems.append(f"{where}: span {start}..{end} does not begin and end at word boundaries of {turn.text!r}")
         if start < last_end:
             problems.append(f"{where}: span {start}..{end} overlaps the one before it")
         if types and kind not in types:

@@ -62,8 +62,7 @@ class PositionTask(Task):
         count what was missed, but not what was found.
         """
         positions = [
-            (e.ref.words, e.ref.answers[self.name], e.hyp.words, e.hyp.answers.get(self.name, ()))
-            for e in examples
+            (e.ref.words, e.ref.answers[self.name], e.hyp.words, e.hyp.answers.get(self.name, ())) for e in examples
         ]
         scores: Dict[str, Any] = {"text": score_positions(positions)}
         if all(e.cut is not None and all(mark.time is not None for mark in e.hyp_marks) for e in examples):

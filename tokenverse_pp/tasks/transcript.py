@@ -79,9 +79,7 @@ def is_task_token(word: str) -> bool:
     return len(word) > 2 and word[0] == "[" and word[-1] == "]"
 
 
-def split_marks(
-    words: Sequence[str], times: Optional[Sequence[float]] = None
-) -> Tuple[Tuple[str, ...], List[Mark]]:
+def split_marks(words: Sequence[str], times: Optional[Sequence[float]] = None) -> Tuple[Tuple[str, ...], List[Mark]]:
     """Separate the plain words from the task tokens between them.
 
     >>> split_marks(["[FR]", "bonjour", "[ENDP]"])
