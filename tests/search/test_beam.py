@@ -181,3 +181,15 @@ def test_nan_names_the_utterance(tiny):
     model.encoder_out[2, 3] = math.nan
     with pytest.raises(UserError, match="utterance 2 of the batch"):
         run(model)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 17])
+def test_greedy_search_is_a_beam_of_one(tiny, batch):
+    """Greedy search looks ahead by more frames the fewer utterances there are; the result must not depend on it."""
+    model = tiny(batch, V=30, lens=[1 + (37 * i + 11 * batch) % 60 for i in range(batch)], blank_bias=4)
+    greedy, beam = run(model, method="greedy"), run(model, beam=1)
+    assert sum(len(h.tokens) for (h,) in greedy) > batch
+    for (a,), (b,) in zip(greedy, beam):
+        assert (a.tokens, a.frames) == (b.tokens, b.frames)
+        assert a.log_prob == pytest.approx(b.log_prob, **LOOSE)
+        assert a.log_probs == pytest.approx(b.log_probs, **LOOSE)

@@ -1,7 +1,7 @@
 """From encoder output to hypotheses: greedy and modified beam search, task constraints, times and confidences."""
 
 from tokenverse_pp.search.automaton import Constraints, Filter, compile_filters
-from tokenverse_pp.search.beam import search
+from tokenverse_pp.search.entry import search
 from tokenverse_pp.search.filters import constraints_for
 from tokenverse_pp.search.hypothesis import Hypothesis, TimedWord
 from tokenverse_pp.search.options import SearchOptions

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -68,6 +68,25 @@ class Constraints:
                 return False
             state = int(self.following[state, token])
         return True
+
+
+@dataclass
+class Rules:
+    """The constraints of a batch: log-weights (S, V), next states (S * V,), first state of each utterance (N, 1)."""
+
+    weights: Tensor
+    following: Tensor
+    start: Tensor
+
+    @classmethod
+    def arrange(
+        cls, constraints: Union[Constraints, Sequence[Constraints]], order: Sequence[int], device: torch.device
+    ) -> Rules:
+        """Put the same constraints for all utterances, or those of each, on a device and in an order."""
+        every = [constraints] * len(order) if isinstance(constraints, Constraints) else constraints
+        joined, starts = Constraints.join([every[i] for i in order])
+        start = torch.tensor(starts, device=device)[:, None]
+        return cls(joined.weights.to(device), joined.following.flatten().to(device), start)
 
 
 def compile_filters(

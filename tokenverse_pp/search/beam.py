@@ -1,4 +1,4 @@
-"""Modified beam search (at most one symbol a frame), batched over utterances and hypotheses; greedy is a beam of one.
+"""Modified beam search (at most one symbol a frame), batched over utterances and hypotheses.
 
 The algorithm is that of icefall's ``modified_beam_search``: at each frame every hypothesis is extended by every symbol,
 the best ``beam`` extensions are kept, and those with the same tokens are merged by log-addition. Here the state of
@@ -8,111 +8,27 @@ all hypotheses is a handful of tensors (N, beam), so a frame costs the same few 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.model.joiner import Joiner
-from tokenverse_pp.model.predictor import StatelessPredictor
-from tokenverse_pp.search.automaton import Constraints
+from tokenverse_pp.search.automaton import Rules
 from tokenverse_pp.search.hypothesis import Hypothesis
 from tokenverse_pp.search.options import SearchOptions
-from tokenverse_pp.search.scorer import Scorer, project
+from tokenverse_pp.search.scorer import Scorer
 
 NEG_INF = -float("inf")
 HASH_FACTOR = 0x5851F42D4C957F2D  # Knuth's MMIX multiplier, odd
 
 
-def search(
-    predictor: StatelessPredictor,
-    joiner: Joiner,
-    encoder_out: Tensor,
-    lens: Tensor,
-    options: Optional[SearchOptions] = None,
-    constraints: Union[Constraints, Sequence[Constraints], None] = None,
+def beam_search(
+    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]
 ) -> List[List[Hypothesis]]:
-    """Decode a batch.
-
-    Args:
-        predictor: the stateless predictor, on the device of ``encoder_out``.
-        joiner: the joiner.
-        encoder_out: (N, T, C), padded.
-        lens: (N,) valid frames; 0 gives one empty hypothesis.
-        options: how to search.
-        constraints: what may be written (`constraints_for`), for all utterances or one for each; None for anything.
-
-    Returns:
-        For each utterance 1 to ``options.nbest`` distinct hypotheses, the best score first. Fewer than ``nbest`` where
-        the beam holds fewer, since hypotheses with the same tokens are one.
-
-    Raises:
-        UserError: for an encoder output that holds NaN or infinity in its valid frames.
-    """
-    options = options or SearchOptions()
-    # Autocast would cast the weights again at each frame; SearchOptions.joiner_dtype does it once.
-    with torch.inference_mode(), torch.autocast(encoder_out.device.type, enabled=False):
-        return _search(predictor, joiner, encoder_out, lens, options, constraints)
-
-
-def _search(
-    predictor: StatelessPredictor,
-    joiner: Joiner,
-    encoder_out: Tensor,
-    lens: Tensor,
-    options: SearchOptions,
-    constraints: Union[Constraints, Sequence[Constraints], None],
-) -> List[List[Hypothesis]]:
-    lengths = [int(n) for n in lens.tolist()]
-    if not lengths:
-        return []
-    # The longest first: the utterances still going on are always the first n. The sort is stable.
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    longest = max(lengths)
-    rows = torch.tensor(order, device=encoder_out.device)
-    frames = project(joiner, encoder_out.transpose(0, 1)[:longest].index_select(1, rows), options)
-    ordered = [lengths[i] for i in order]
-    _refuse_nan(frames, ordered, order)
-    scorer = Scorer(predictor, joiner, frames, options)
-    rules = _arrange(constraints, order, encoder_out.device)
-    trace = _Search(scorer, ordered, options.width, rules).run()
-    found = _read_back(trace, scorer, ordered, options)
-    results: List[List[Hypothesis]] = [[] for _ in lengths]
-    for i, hypotheses in zip(order, found):
-        results[i] = hypotheses
-    return results
-
-
-def _refuse_nan(frames: Tensor, lengths: Sequence[int], order: Sequence[int]) -> None:
-    bad = ~torch.isfinite(frames.sum(-1))
-    valid = torch.arange(frames.size(0), device=frames.device)[:, None] < torch.tensor(lengths, device=frames.device)
-    where = sorted(order[i] for i in (bad & valid).any(0).nonzero().flatten().tolist())
-    if where:
-        which = ", ".join(map(str, where))
-        raise UserError(f"utterance {which} of the batch: the encoder gave NaN or infinity; is the audio valid?")
-
-
-@dataclass
-class _Rules:
-    """The constraints of a batch: log-weights (S, V), next states (S * V,), and the first state of each utterance."""
-
-    weights: Tensor
-    following: Tensor
-    start: Tensor
-
-
-def _arrange(
-    constraints: Union[Constraints, Sequence[Constraints], None], order: Sequence[int], device: torch.device
-) -> Optional[_Rules]:
-    if constraints is None:
-        return None
-    each = [constraints] * len(order) if isinstance(constraints, Constraints) else [constraints[i] for i in order]
-    joined, starts = Constraints.join(each)
-    return _Rules(
-        joined.weights.to(device), joined.following.flatten().to(device), torch.tensor(starts, device=device)[:, None]
-    )
+    """Decode utterances that are ordered by length, the longest first (see `search`)."""
+    trace = _Search(scorer, lengths, options.width, rules).run()
+    return _read_back(trace, scorer, lengths, options)
 
 
 @dataclass
@@ -132,7 +48,7 @@ class _Trace:
 class _Search:
     """The frame loop. Slots that hold no hypothesis have the score -inf, and whatever else they hold is ignored."""
 
-    def __init__(self, scorer: Scorer, lengths: Sequence[int], beam: int, rules: Optional[_Rules]):
+    def __init__(self, scorer: Scorer, lengths: Sequence[int], beam: int, rules: Optional[Rules]):
         self.scorer, self.lengths, self.beam, self.rules = scorer, lengths, beam, rules
         device, shape = scorer.frames.device, (len(lengths), beam)
         self.score = torch.full(shape, NEG_INF, device=device)
@@ -176,7 +92,8 @@ class _Search:
 
     def _step(self, t: int) -> Tuple[Tensor, Tensor]:
         n, vocab_size = len(self.score), self.scorer.vocab_size
-        extended = self.scorer.log_probs(t, self.context)
+        frames = self.scorer.frames[t, :n]
+        extended = self.scorer.log_probs(frames, self.scorer.contexts(self.context))
         if self.rules is not None and self.state is not None:
             extended += self.rules.weights.index_select(0, self.state.flatten()).view_as(extended)
         extended += self.score.unsqueeze(-1)
@@ -234,17 +151,8 @@ def _read_back(trace: _Trace, scorer: Scorer, lengths: Sequence[int], options: S
         hypotheses = []
         for k in np.flatnonzero(trace.final[i] > NEG_INF):
             at = np.flatnonzero(tokens[: lengths[i], i, k] != scorer.blank_id)
-            total = float(trace.final[i, k])
-            scale = len(at) + scorer.contexts.size if options.length_norm else 1
-            hypotheses.append(
-                Hypothesis(
-                    tokens=tuple(tokens[at, i, k].tolist()),
-                    frames=tuple(at.tolist()),
-                    log_probs=tuple(np.minimum(log_probs[at, i, k], 0.0).tolist()),
-                    log_prob=total,
-                    score=total / scale,
-                )
-            )
+            written = (tokens[at, i, k].tolist(), at.tolist(), log_probs[at, i, k].tolist())
+            hypotheses.append(scorer.hypothesis(*written, float(trace.final[i, k])))
         hypotheses.sort(key=lambda h: (-h.score, h.tokens))
         found.append(hypotheses[: options.nbest])
     return found

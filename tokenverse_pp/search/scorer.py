@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenverse_pp.model.joiner import Joiner
 from tokenverse_pp.model.predictor import StatelessPredictor
+from tokenverse_pp.search.hypothesis import Hypothesis
 from tokenverse_pp.search.options import SearchOptions
 
 # Twice a joiner input is exponentiated: float32 holds exp(-80) to exp(80). tanh is +-1 long before 40.
@@ -56,14 +57,17 @@ class PredictorTable:
 
     def __call__(self, contexts: Tensor) -> Tensor:
         """contexts (...) int64 -> (..., J) float32."""
-        wanted = contexts.flatten().tolist()
-        if len(self.row_of) + len(wanted) > self.capacity:
+        return self.look_up(contexts.flatten().tolist()).view(*contexts.shape, -1)
+
+    def look_up(self, contexts: Sequence[int]) -> Tensor:
+        """M contexts -> (M, J) float32."""
+        if len(self.row_of) + len(contexts) > self.capacity:
             self.row_of.clear()  # memory stays bounded; what is still needed is computed again
-        missing = [context for context in dict.fromkeys(wanted) if context not in self.row_of]
+        missing = [context for context in dict.fromkeys(contexts) if context not in self.row_of]
         if missing:
             self._add(missing)
-        rows = torch.tensor([self.row_of[context] for context in wanted], device=contexts.device)
-        return self.table.index_select(0, rows).view(*contexts.shape, -1)
+        rows = [self.row_of[context] for context in contexts]
+        return self.table.index_select(0, torch.tensor(rows, dtype=torch.int64, device=self.table.device))
 
     def _add(self, contexts: List[int]) -> None:
         first, end = len(self.row_of), len(self.row_of) + len(contexts)
@@ -90,7 +94,7 @@ class Scorer:
     def __init__(self, predictor: StatelessPredictor, joiner: Joiner, frames: Tensor, options: SearchOptions):
         """frames (T, N, J): the projected encoder output, time first. It is overwritten."""
         rows = frames.size(1) * options.width
-        self.frames = exp_of_double(frames).unsqueeze(2)
+        self.frames = exp_of_double(frames).unsqueeze(2)  # (T, N, 1, J)
         self.contexts = PredictorTable(predictor, joiner, rows)
         self.blank_id, self.vocab_size = predictor.blank_id, joiner.output.out_features
         self.options = options
@@ -104,9 +108,9 @@ class Scorer:
         else:  # 1 - 2r is formed in float32: r itself is near 1/2 where tanh is small, and would lose digits
             self.weight, self.bias = weight.to(dtype), bias.to(dtype)
 
-    def log_probs(self, t: int, contexts: Tensor) -> Tensor:
-        """Frame t of the first n utterances, contexts (n, B) -> log-probabilities (n, B, V), float32."""
-        product = torch.addcmul(self.one, self.frames[t, : contexts.size(0)], self.contexts(contexts))
+    def log_probs(self, frames: Tensor, contexts: Tensor) -> Tensor:
+        """Rows of ``self.frames`` and of ``self.contexts``, (..., J) -> log-probabilities (..., V), float32."""
+        product = torch.addcmul(self.one, frames, contexts)
         r = product.reciprocal_()
         if self.reduced is not None:
             r = r.mul_(-2).add_(1).to(self.reduced)
@@ -116,6 +120,15 @@ class Scorer:
         if self.options.temperature != 1:
             logits /= self.options.temperature
         return logits.log_softmax(-1)
+
+    def hypothesis(
+        self, tokens: Sequence[int], frames: Sequence[int], log_probs: Sequence[float], log_prob: float
+    ) -> Hypothesis:
+        """Put together what was found, with its score."""
+        scale = len(tokens) + self.contexts.size if self.options.length_norm else 1
+        # Differences of rounded scores can be above 0 by a rounding error; a log-probability is not.
+        bounded = tuple(min(0.0, value) for value in log_probs)
+        return Hypothesis(tuple(tokens), tuple(frames), bounded, log_prob, log_prob / scale)
 
 
 def exp_of_double(x: Tensor) -> Tensor:
