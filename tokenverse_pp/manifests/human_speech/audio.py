@@ -23,13 +23,16 @@ def decode(path: str) -> np.ndarray:
     """Samples of an audio file as float32 `(T,)` at 16 kHz, mono; G.722 (`.g722`) or whatever libsndfile reads (ogg,
     wav, flac).
 
-    A whole file without a single sample gives `(0,)`: one of the packages ships such a file.
+    A whole Ogg file without a single sample gives `(0,)`: one of the packages ships two. G.722 has no header and no end
+    mark, so that a shortened G.722 file only shows as an outlier of its text.
 
     Raises:
         UserError: the file is missing, truncated or damaged; names it.
     """
     if not os.path.isfile(path):
         raise UserError(f"{path}: audio file is missing")
+    if os.path.getsize(path) == 0:
+        raise UserError(f"{path}: audio file is empty (truncated?)")
     try:
         samples, rate = _decode_g722(path) if path.endswith(".g722") else _decode_soundfile(path)
     except Exception as error:  # libsndfile and FFmpeg raise a dozen types for damaged files

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from typing import Dict, List, Optional, Sequence
 
 from tokenverse_pp.manifests.human_speech.asterisk import phrase_words
@@ -46,6 +47,10 @@ _KINDS = {
 }
 
 
+def _kind(clip: Clip) -> str:
+    return next((name for name, pattern in _KINDS.items() if pattern.match(clip.key)), "word")
+
+
 class ClosedPool:
     """The closed-class prompts of one language, dealt in turn, so that every one is used before any is used again."""
 
@@ -53,10 +58,9 @@ class ClosedPool:
         self.rng = rng
         self.clips: Dict[str, List[Clip]] = {}
         for clip in sorted(clips, key=lambda clip: clip.id):
-            kind = next((name for name, pattern in _KINDS.items() if pattern.match(clip.key)), "word")
-            self.clips.setdefault(kind, []).append(clip)
+            self.clips.setdefault(_kind(clip), []).append(clip)
         self.queues: Dict[str, List[Clip]] = {kind: [] for kind in self.clips}
-        self.used: set = set()
+        self.used: Counter = Counter()
 
     def draw(self, kind: str) -> Optional[Clip]:
         """The next prompt of a kind; None when the language has none."""
@@ -65,12 +69,18 @@ class ClosedPool:
         if not self.queues[kind]:
             self.queues[kind] = self.rng.sample(self.clips[kind], len(self.clips[kind]))
         clip = self.queues[kind].pop()
-        self.used.add(clip.id)
+        self.used[clip.id] += 1
         return clip
+
+    def put_back(self, phrase: Turn) -> None:
+        """Takes the prompts of a phrase that did not fit back, to be drawn next."""
+        for clip in reversed(phrase.clips):
+            self.queues[_kind(clip)].append(clip)
+            self.used[clip.id] -= 1
 
     def unused_kinds(self) -> List[str]:
         """Kinds that still hold a prompt that was never drawn."""
-        return [kind for kind, clips in self.clips.items() if any(clip.id not in self.used for clip in clips)]
+        return [kind for kind, clips in self.clips.items() if any(not self.used[clip.id] for clip in clips)]
 
     def phrase(self, kind: Optional[str] = None) -> Optional[Turn]:
         """A random phrase: of one kind of prompt if `kind` is given."""
@@ -137,7 +147,9 @@ def chain_turns(
                 break
             gap = [round(rng.uniform(*PART_GAP_SECONDS), 3)] if parts else []
             if example_seconds(parts + [turn], gaps + gap, durations, speed) > MAX_SECONDS:
-                if not parts:
+                if phrase and pool:
+                    pool.put_back(phrase)
+                elif not parts:
                     queue.pop(0)
                 break
             if phrase is None:

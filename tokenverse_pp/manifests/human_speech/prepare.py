@@ -208,6 +208,9 @@ def _write_manifests(cuts: Dict[str, list], manifests: Dict[str, Path]) -> None:
     sets = dict(cuts)
     for corpus in CORPORA:
         sets[f"test_{corpus}"] = [cut for cut in cuts["test"] if cut.custom["corpus"] == corpus]
+    empty = [name for name, found in sets.items() if not found]
+    if empty:
+        raise UserError(f"no example is left for the set {empty[0]!r}: the packages hold too little text to split")
     for name, file in manifests.items():
         aside = file.with_name(f".partial-{file.name}")
         CutSet.from_cuts(sets[name]).to_file(aside)

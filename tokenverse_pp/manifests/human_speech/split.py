@@ -86,22 +86,22 @@ def connected(count: int, pairs: Iterable[Tuple[int, int]]) -> List[int]:
 def assign(weights: Dict[Hashable, float], shares: Sequence[float], rng: random.Random) -> Dict[Hashable, str]:
     """Deals groups (with weights) to train, dev and test so that each comes close to its share of the total weight.
 
-    Groups are dealt in random order, each to the set that lacks most, relative to its share.
+    Groups are dealt in random order, each to the set that lacks most, relative to its share. A group that is large for
+    the smallest set (half of it or more) and beside the others (1.5 times the mean) goes to train.
     """
     order = sorted(weights, key=str)
     rng.shuffle(order)
-    # A large group dealt late would overshoot a small set; large ones go to train first.
     total = sum(weights.values())
     smallest = min(share for share in shares if share > 0) * total
-    order.sort(key=lambda group: weights[group] < 0.5 * smallest)
+    large = max(0.5 * smallest, 1.5 * total / max(1, len(weights)))
+    order.sort(key=lambda group: weights[group] < large)
+    open_splits = [(share, name) for share, name in zip(shares, SPLITS) if share > 0]
     filled = dict.fromkeys(SPLITS, 0.0)
     result = {}
     for group in order:
-        if weights[group] >= 0.5 * smallest and shares[0] > 0:
+        split = min(open_splits, key=lambda pair: filled[pair[1]] / (pair[0] * total))[1]
+        if weights[group] >= large and shares[0] > 0:
             split = "train"
-        else:
-            open_splits = [(share, name) for share, name in zip(shares, SPLITS) if share > 0]
-            split = min(open_splits, key=lambda pair: filled[pair[1]] / (pair[0] * total))[1]
         filled[split] += weights[group]
         result[group] = split
     return result

@@ -1,0 +1,1 @@
+"""Manifests of labelled speech: schema, validation, statistics, corpus preparation."""
