@@ -17,7 +17,8 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.cli.errors import report_errors
 from tokenverse_pp.config import Config, parse_config
-from tokenverse_pp.dataset import Activation, TransducerDataset, Usable, labelled_tasks
+from tokenverse_pp.dataset import Activation, TransducerDataset, Usable
+from tokenverse_pp.manifests.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
 from tokenverse_pp.model.encoder import build_encoder
 from tokenverse_pp.tokenizer import Tokenizer
@@ -44,6 +45,9 @@ def train(config: Config, world: World) -> Path:
     """Train as the configuration says; returns the folder of the final model."""
     tasks = tasks_of(config.tasks)
     cuts = load_cuts(config.data.train)
+    if config.data.validate:
+        for path in [*config.data.train, *config.data.valid]:
+            validate_cuts(path, tasks)
     valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else None
     encoder = build_encoder(config.model.encoder)
     # Whatever can be wrong with the input is found before anything is written.
@@ -66,9 +70,7 @@ def train(config: Config, world: World) -> Path:
     sampler = train_sampler(cuts, config.data, config.training.seed, world)
     validator = Validator(held_out, dataset, config, world) if held_out else None
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    say(
-        f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {total / 1e6:.2f} M trained parameters"
-    )
+    say(f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {total / 1e6:.2f} M trained parameters")
     folder = Trainer(config, model, dataset, sampler, validator, world).run()
     say(f"model: {folder}")
     return folder

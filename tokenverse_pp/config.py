@@ -21,9 +21,7 @@ class DataConfig:
 
     train: List[str] = field(default_factory=list)
     valid: List[str] = field(default_factory=list)
-    stored_features: bool = (
-        False  # cuts carry features of the frozen encoder (`tokenverse-pp manifest store-features`)
-    )
+    stored_features: bool = False  # cuts carry features of the frozen encoder (`tokenverse-pp manifest store-features`)
     max_duration: float = 120.0  # seconds of audio in a batch, per rank
     max_cuts: Optional[int] = None  # cuts in a batch, per rank
     num_buckets: int = 20  # of similar duration, for the dynamic bucketing sampler; 1 = one shuffled stream
@@ -122,9 +120,7 @@ class TrainingConfig:
     keep_last: int = 5  # checkpoints
     average_last: int = 5  # checkpoints averaged into the final model; they must be kept
     resume: bool = True  # go on from the newest checkpoint in exp_dir, if there is one
-    init_from: Optional[str] = (
-        None  # a model folder: start from its weights (the vocabulary must be the same)
-    )
+    init_from: Optional[str] = None  # a model folder: start from its weights (the vocabulary must be the same)
     threads: int = 0  # CPU threads of torch; 0 = torch's choice
 
 

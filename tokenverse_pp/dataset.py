@@ -13,6 +13,8 @@ from lhotse.cut import Cut
 from torch.utils.data import Dataset
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.audio import check_files, undecodable
+from tokenverse_pp.manifests.labels import labelled_tasks
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.text import transcript_of
 from tokenverse_pp.tokenizer import Tokenizer
@@ -20,16 +22,6 @@ from tokenverse_pp.tokenizer import Tokenizer
 SAMPLING_RATE = 16000  # Hz
 FEATURES = "encoder_features"  # cut.custom key of the stored features at the seam
 Batch = Dict[str, Any]
-
-
-def labelled_tasks(cut: Cut) -> List[str]:
-    """The tasks that a cut is labelled for."""
-    tasks = (cut.custom or {}).get("tasks")
-    if not isinstance(tasks, list):
-        raise UserError(
-            f"cut {cut.id}: field 'custom.tasks' is missing: expected a list such as ['asr', 'lid']"
-        )
-    return tasks
 
 
 class Activation:
@@ -66,9 +58,7 @@ class TransducerDataset(Dataset):
         stored_features: read `FEATURES` of each cut instead of its audio.
     """
 
-    def __init__(
-        self, tasks: TaskSet, tokenizer: Tokenizer, activation: Activation, stored_features: bool = False
-    ):
+    def __init__(self, tasks: TaskSet, tokenizer: Tokenizer, activation: Activation, stored_features: bool = False):
         self.tasks = tasks
         self.tokenizer = tokenizer
         self.activation = activation
@@ -101,7 +91,7 @@ class TransducerDataset(Dataset):
         return torch.tensor(self.tokenizer.encode(text), dtype=torch.int64)
 
 
-def collate(items: Sequence[torch.Tensor]) -> "tuple[torch.Tensor, torch.Tensor]":
+def collate(items: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Pad tensors of shape (L, ...) with zeros -> (N, L, ...), and their lengths (N,)."""
     lens = torch.tensor([len(item) for item in items], dtype=torch.int64)
     return torch.nn.utils.rnn.pad_sequence(list(items), batch_first=True), lens
@@ -116,22 +106,20 @@ def load_inputs(cut: Cut, stored_features: bool = False) -> torch.Tensor:
     """
     if stored_features:
         if FEATURES not in (cut.custom or {}):
-            raise UserError(
-                f"cut {cut.id}: no stored features; run `tokenverse-pp manifest store-features` first"
-            )
+            raise UserError(f"cut {cut.id}: no stored features; run `tokenverse-pp manifest store-features` first")
         array = cut.load_custom(FEATURES)
         return torch.from_numpy(np.asarray(array, dtype=np.float32))
-    source = cut.recording.sources[0].source if cut.has_recording else "no recording"
+    problems = check_files(cut)
+    if problems:
+        raise UserError(f"cut {cut.id}: {problems[0]}")
     if cut.sampling_rate != SAMPLING_RATE:
-        raise UserError(f"cut {cut.id}: {source}: expected {SAMPLING_RATE} Hz, found {cut.sampling_rate} Hz")
+        raise UserError(f"cut {cut.id}: expected audio of {SAMPLING_RATE} Hz, found {cut.sampling_rate} Hz")
     try:
         audio = cut.load_audio()
     except Exception as error:
-        # Whatever the audio backend throws, the user needs the cut and the file.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise UserError(f"cut {cut.id}: cannot read audio {source}: {reason}") from error
+        raise UserError(f"cut {cut.id}: {undecodable(cut, error)}") from error
     if audio.shape[0] != 1:
-        raise UserError(f"cut {cut.id}: {source}: expected one channel, found {audio.shape[0]}")
+        raise UserError(f"cut {cut.id}: expected one channel of audio, found {audio.shape[0]}")
     return torch.from_numpy(np.ascontiguousarray(audio[0], dtype=np.float32))
 
 

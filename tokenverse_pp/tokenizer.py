@@ -31,7 +31,7 @@ class Tokenizer:
         self.processor.LoadFromSerializedProto(model)
 
     @classmethod
-    def load(cls, path: Union[str, Path]) -> "Tokenizer":
+    def load(cls, path: Union[str, Path]) -> Tokenizer:
         """Read a SentencePiece model file."""
         try:
             tokenizer = cls(Path(path).read_bytes())
@@ -93,9 +93,7 @@ class Tokenizer:
         """
         index = int(self.processor.PieceToId(symbol))
         if index == UNK_ID:
-            raise UserError(
-                f"the tokenizer has no symbol {symbol}: it was trained for other tasks or languages"
-            )
+            raise UserError(f"the tokenizer has no symbol {symbol}: it was trained for other tasks or languages")
         return index
 
     def check(self, tasks: TaskSet) -> None:
@@ -138,7 +136,5 @@ def train_tokenizer(texts: Iterable[str], tasks: TaskSet, vocab_size: int = 500)
         )
     except RuntimeError as error:
         reason = str(error).rsplit(": ", 1)[-1].strip() or str(error)
-        raise UserError(
-            f"tokenizer.vocab_size={vocab_size} does not suit the training texts: {reason}"
-        ) from None
+        raise UserError(f"tokenizer.vocab_size={vocab_size} does not suit the training texts: {reason}") from None
     return Tokenizer(out.getvalue())

@@ -41,9 +41,7 @@ import torch
     help="Of the stored numbers.",
 )
 @click.option("--bf16", is_flag=True, help="Run the encoder in bfloat16: faster, less exact.")
-@click.option(
-    "--max-duration", type=float, default=60.0, show_default=True, help="Seconds of audio encoded at once."
-)
+@click.option("--max-duration", type=float, default=60.0, show_default=True, help="Seconds of audio encoded at once.")
 @click.option("--first", type=int, help="Take the first N cuts only.")
 @click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")
 def store_features(

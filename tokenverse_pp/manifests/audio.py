@@ -18,20 +18,29 @@ def check_audio(cut: Cut) -> List[str]:
     A file that was cut short can still open, and a decoder can pad what is missing: so the length in the
     file's header is compared with the manifest's as well.
     """
-    recordings = list(_recordings(cut))
-    if not recordings:
-        return ["field 'recording': expected a recording, found none"]
-    problems = [problem for recording in recordings for problem in _check_files(recording)]
+    problems = check_files(cut)
     if problems:
         return problems
     try:
         cut.load_audio()
-    except Exception as error:
-        # Whatever the audio backend throws, the user needs the file.
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in lines if "Exception #" in line), lines[0] if lines else repr(error))
-        return [f"field 'recording': {_files(recordings)}: cannot be decoded: {reason.strip()[:200]}"]
+    except Exception as error:  # whatever the audio backend throws
+        return [undecodable(cut, error)]
     return []
+
+
+def check_files(cut: Cut) -> List[str]:
+    """What is wrong with a cut's audio files as far as their headers tell."""
+    recordings = list(_recordings(cut))
+    if not recordings:
+        return ["field 'recording': expected a recording, found none"]
+    return [problem for recording in recordings for problem in _check_files(recording)]
+
+
+def undecodable(cut: Cut, error: Exception) -> str:
+    """One line for what an audio backend threw: the user needs the file."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    reason = next((line for line in lines if "Exception #" in line), lines[0] if lines else repr(error))
+    return f"field 'recording': {_files(list(_recordings(cut)))}: cannot be decoded: {reason.strip()[:200]}"
 
 
 def _recordings(cut: Cut) -> Iterator[Recording]:

@@ -30,9 +30,7 @@ def check_origin(cut: Cut, config: EncoderConfig) -> None:
     """See that a cut's stored features were made by the encoder of the configuration (raises UserError)."""
     found, expected = (cut.custom or {}).get(ORIGIN), features_origin(config)
     if found is None:
-        raise UserError(
-            f"cut {cut.id}: no stored features; run `tokenverse-pp manifest store-features` first"
-        )
+        raise UserError(f"cut {cut.id}: no stored features; run `tokenverse-pp manifest store-features` first")
     if found != expected:
         raise UserError(
             f"cut {cut.id}: its features were stored by {found}, but the configuration's encoder is {expected}"
@@ -86,9 +84,7 @@ def store_features(
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 features, frames = encoder.extract(audio.to(device), lens.to(device))
             for cut, values, length in zip(group, features.float().cpu().numpy(), frames.tolist()):
-                array = writer.store_array(
-                    _file_key(cut.id), np.ascontiguousarray(values[:length].astype(dtype))
-                )
+                array = writer.store_array(_file_key(cut.id), np.ascontiguousarray(values[:length].astype(dtype)))
                 custom = {**(cut.custom or {}), FEATURES: array, ORIGIN: origin}
                 done[cut.id] = dataclasses.replace(cut, custom=custom)
             bar.update(len(group))

@@ -18,9 +18,7 @@ class StatelessPredictor(nn.Module):
         dropout: on the embedding, while training.
     """
 
-    def __init__(
-        self, vocab_size: int, dim: int, context_size: int = 2, blank_id: int = 0, dropout: float = 0.0
-    ):
+    def __init__(self, vocab_size: int, dim: int, context_size: int = 2, blank_id: int = 0, dropout: float = 0.0):
         super().__init__()
         if context_size < 1:
             raise ValueError(f"context_size must be at least 1, got {context_size}")

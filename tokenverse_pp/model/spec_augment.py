@@ -31,15 +31,11 @@ class SpecAugment(nn.Module):
             return features
         c = self.config
         if c.time_share > 0:
-            features = features.masked_fill(
-                _spans(lens, features.shape[1], c.time_share, c.time_span)[:, :, None], 0
-            )
+            features = features.masked_fill(_spans(lens, features.shape[1], c.time_share, c.time_span)[:, :, None], 0)
         if c.channel_share > 0:
             size = features.shape[2]
             widths = torch.full_like(lens, size)
-            features = features.masked_fill(
-                _spans(widths, size, c.channel_share, c.channel_span)[:, None, :], 0
-            )
+            features = features.masked_fill(_spans(widths, size, c.channel_share, c.channel_span)[:, None, :], 0)
         return features
 
 

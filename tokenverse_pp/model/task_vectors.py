@@ -28,9 +28,7 @@ class TaskVectors(nn.Module):
         if strategy not in ("sum", "combination"):
             raise UserError(f"vectors.strategy={strategy!r}: expected sum or combination")
         if strategy == "combination" and num_tasks - 1 > MAX_COMBINATION_TASKS:
-            raise UserError(
-                f"vectors.strategy=combination takes at most {MAX_COMBINATION_TASKS} tasks beside asr"
-            )
+            raise UserError(f"vectors.strategy=combination takes at most {MAX_COMBINATION_TASKS} tasks beside asr")
         self.strategy = strategy
         rows = num_tasks if strategy == "sum" else 2 ** (num_tasks - 1)
         self.table = nn.Parameter(torch.zeros(rows, dim))

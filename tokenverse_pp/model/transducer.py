@@ -53,9 +53,7 @@ class Transducer(nn.Module):
         self.simple_am = nn.Linear(c, vocab_size)
         self.simple_lm = nn.Linear(config.predictor_dim, vocab_size)
 
-    def encode(
-        self, inputs: Tensor, lens: Tensor, active: Tensor, stored: bool = False
-    ) -> Tuple[Tensor, Tensor]:
+    def encode(self, inputs: Tensor, lens: Tensor, active: Tensor, stored: bool = False) -> Tuple[Tensor, Tensor]:
         """Audio or stored features -> encoder output.
 
         Args:

@@ -116,9 +116,7 @@ def average(folders: Sequence[Path]) -> Dict[str, Tensor]:
     for folder in folders:
         last = read_tensors(folder / WEIGHTS)
         if total is None:
-            total = {
-                k: torch.zeros_like(v, dtype=torch.float64) for k, v in last.items() if v.is_floating_point()
-            }
+            total = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in last.items() if v.is_floating_point()}
         for key, value in total.items():
             value += last[key]
     assert total is not None, "no checkpoint to average"

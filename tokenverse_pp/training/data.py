@@ -40,9 +40,7 @@ def load_cuts(paths: Sequence[str], option: str = "data.train") -> CutSet:
         if not isinstance(first, Cut):
             raise UserError(f"--{option}: {path}: expected cuts, found {type(first).__name__}")
         sets.append(cuts)
-    return (
-        sets[0] if len(sets) == 1 else CutSet.mux(*sets, weights=[1.0] * len(sets), stop_early=False, seed=0)
-    )
+    return sets[0] if len(sets) == 1 else CutSet.mux(*sets, weights=[1.0] * len(sets), stop_early=False, seed=0)
 
 
 def make_frames_of(encoder: Encoder) -> Callable[[float], int]:
@@ -84,14 +82,10 @@ def train_sampler(cuts: CutSet, config: DataConfig, seed: int, world: World) -> 
         common["max_duration"] = config.max_duration
     if config.num_buckets == 1:
         return DynamicCutSampler(cuts, shuffle_buffer_size=config.buffer_size, **common)
-    return DynamicBucketingSampler(
-        cuts, num_buckets=config.num_buckets, buffer_size=config.buffer_size, **common
-    )
+    return DynamicBucketingSampler(cuts, num_buckets=config.num_buckets, buffer_size=config.buffer_size, **common)
 
 
-def train_loader(
-    sampler: Any, dataset: TransducerDataset, config: DataConfig, epoch: int, skip: int
-) -> DataLoader:
+def train_loader(sampler: Any, dataset: TransducerDataset, config: DataConfig, epoch: int, skip: int) -> DataLoader:
     """Batches of one epoch, from batch ``skip`` on."""
     sampler.set_epoch(epoch)
     dataset.epoch = epoch

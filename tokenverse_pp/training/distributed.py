@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ContextManager, Sequence
 
 import torch
@@ -19,7 +19,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_first(self) -> bool:
@@ -34,7 +34,7 @@ class World:
         # Buffers are not broadcast: the one there is (trained combinations) is merged by `sum` when it matters.
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
-    def sum(self, values: Sequence[float]) -> "list[float]":
+    def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all processes (float64)."""
         if self.size == 1:
             return [float(value) for value in values]
@@ -76,9 +76,7 @@ def stop_world() -> None:
 
 def no_sync(model: nn.Module, wait: bool) -> ContextManager[Any]:
     """Under DDP and ``wait``: keep gradients local, for all but the last batch of a step."""
-    return (
-        model.no_sync() if wait and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
-    )
+    return model.no_sync() if wait and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def autocast(device: torch.device, precision: str) -> ContextManager[Any]:
@@ -87,7 +85,7 @@ def autocast(device: torch.device, precision: str) -> ContextManager[Any]:
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def grad_scaler(device: torch.device, precision: str) -> "torch.cuda.amp.GradScaler":
+def grad_scaler(device: torch.device, precision: str) -> torch.cuda.amp.GradScaler:
     """Loss scaling, at work only for fp16 on a GPU."""
     return torch.cuda.amp.GradScaler(enabled=precision == "fp16" and device.type == "cuda")
 

@@ -45,7 +45,7 @@ def read_log(path: Path) -> List[Dict]:
     return records
 
 
-def plot_curves(exp_dir: Path) -> "Path | None":
+def plot_curves(exp_dir: Path) -> Path | None:
     """Draw losses and valid WER over steps into ``curves.png``; None where matplotlib is not installed."""
     try:
         import matplotlib

@@ -70,9 +70,7 @@ class Trainer:
         stepper = Stepper(self.world.wrap(self.model), self.optimizer, self.config, self.world)
         self.model.train()
         log = RunLog(self.exp_dir, self.step) if self.world.is_first else None
-        bar = tqdm(
-            total=t.max_steps, initial=self.step, unit="step", disable=None if self.world.is_first else True
-        )
+        bar = tqdm(total=t.max_steps, initial=self.step, unit="step", disable=None if self.world.is_first else True)
         window = Window()
         for epoch, number, batches in self._batches():
             result = stepper(batches, self.step)
@@ -124,9 +122,7 @@ class Trainer:
         t = self.config.training
         found = checkpoint.list_checkpoints(self.exp_dir)
         if found and not t.resume:
-            raise UserError(
-                f"{self.exp_dir} holds checkpoints: pass --training.resume true, or another exp_dir"
-            )
+            raise UserError(f"{self.exp_dir} holds checkpoints: pass --training.resume true, or another exp_dir")
         if found:
             self._resume(found[-1])
         elif t.init_from:
@@ -159,9 +155,7 @@ class Trainer:
                 file=sys.stderr,
             )
         if self.skipped >= MAX_SKIPPED:
-            raise UserError(
-                f"{MAX_SKIPPED} steps in a row had gradients that are not finite; lower --optim.lr?"
-            )
+            raise UserError(f"{MAX_SKIPPED} steps in a row had gradients that are not finite; lower --optim.lr?")
 
     def _validate(self, log: Optional[RunLog]) -> None:
         scores = self.validator(self.model)  # type: ignore[misc]

@@ -11,9 +11,7 @@ from torch import nn
 from tokenverse_pp.config import LossConfig, OptimConfig
 
 
-def parameter_groups(
-    model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...]
-) -> List[Dict[str, object]]:
+def parameter_groups(model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...]) -> List[Dict[str, object]]:
     """Groups for AdamW: pretrained encoder or the rest, with or without weight decay.
 
     Vectors, biases and norms (one dimension), and the task vectors' tables are not decayed: the latter start at zero,
@@ -28,9 +26,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim > 1 and not name.endswith("vectors.table")
-            groups.setdefault((name.startswith(pretrained) if pretrained else False, decayed), []).append(
-                parameter
-            )
+            groups.setdefault((name.startswith(pretrained) if pretrained else False, decayed), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -44,9 +40,7 @@ def parameter_groups(
 
 def make_optimizer(model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...]) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`."""
-    return torch.optim.AdamW(
-        parameter_groups(model, config, pretrained), lr=config.lr, betas=(0.9, 0.98), eps=1e-8
-    )
+    return torch.optim.AdamW(parameter_groups(model, config, pretrained), lr=config.lr, betas=(0.9, 0.98), eps=1e-8)
 
 
 def lr_factor(step: int, config: OptimConfig, max_steps: int) -> float:

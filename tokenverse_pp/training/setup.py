@@ -77,9 +77,7 @@ def find_model(path: Path) -> Path:
     for folder in (path, path / "model", *reversed(checkpoint.list_checkpoints(path))):
         if (folder / checkpoint.WEIGHTS).is_file():
             return folder
-    raise UserError(
-        f"{path}: no model here: expected a folder with {checkpoint.WEIGHTS}, or an experiment folder"
-    )
+    raise UserError(f"{path}: no model here: expected a folder with {checkpoint.WEIGHTS}, or an experiment folder")
 
 
 def load_model(path: Path, encoder_name: str = "") -> Loaded:

@@ -29,16 +29,12 @@ class StepResult(NamedTuple):
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Tensors of a batch on a device."""
-    return {
-        k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
-    }
+    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
 def forward(model: nn.Module, batch: Batch, stored: bool) -> Losses:
     """Run the model on a batch."""
-    return model(
-        batch["inputs"], batch["lens"], batch["active"], batch["tokens"], batch["token_lens"], stored=stored
-    )
+    return model(batch["inputs"], batch["lens"], batch["active"], batch["tokens"], batch["token_lens"], stored=stored)
 
 
 class Stepper:

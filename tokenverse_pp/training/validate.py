@@ -24,9 +24,7 @@ class Validator:
     """Runs over a fixed list of cuts, sharded over the ranks."""
 
     def __init__(self, cuts: Sequence[Cut], dataset: TransducerDataset, config: Config, world: World):
-        self.dataset = TransducerDataset(
-            dataset.tasks, dataset.tokenizer, Activation(), dataset.stored_features
-        )
+        self.dataset = TransducerDataset(dataset.tasks, dataset.tokenizer, Activation(), dataset.stored_features)
         mine = sorted(shard(cuts, world), key=lambda cut: cut.duration)
         self.batches: List[CutSet] = [CutSet.from_cuts(b) for b in batches_of(mine, config.data.max_duration)]
         self.config = config
@@ -56,11 +54,9 @@ class Validator:
             "wer": errors / max(1, words),
         }
 
-    def _errors(self, model: Transducer, batch: Dict) -> "tuple[int, int]":
+    def _errors(self, model: Transducer, batch: Dict) -> tuple[int, int]:
         """Word errors and reference words of a batch."""
-        out, lens = model.encode(
-            batch["inputs"], batch["lens"], batch["active"], self.dataset.stored_features
-        )
+        out, lens = model.encode(batch["inputs"], batch["lens"], batch["active"], self.dataset.stored_features)
         found = search(model.predictor, model.joiner, out, lens, SearchOptions(method="greedy"))
         tokenizer, tasks = self.dataset.tokenizer, self.dataset.tasks
         errors = words = 0

@@ -1,0 +1,79 @@
+"""A hypothesis as one line of hyps.jsonl: text, tokens, times, and what the tasks said, in seconds."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Sequence, Tuple
+
+from tokenverse_pp.search.hypothesis import Hypothesis, TimedWord
+from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.transcript import Mark, Transcript
+from tokenverse_pp.tokenizer import Tokenizer
+
+DIGITS = 3  # of seconds and confidences
+
+
+def read_words(words: Sequence[TimedWord], tasks: TaskSet) -> Tuple[Transcript, List[TimedWord], List[Mark]]:
+    """Timed words and task tokens -> transcript, its plain words, and the task tokens between them."""
+    plain = [word for word in words if not word.is_task_token]
+    marks, position = [], 0
+    for word in words:
+        if word.is_task_token:
+            marks.append(Mark(position, word.text, word.start))
+        else:
+            position += 1
+    return tasks.read([word.text for word in plain], marks), plain, marks
+
+
+def to_record(
+    cut_id: str, hypothesis: Hypothesis, tokenizer: Tokenizer, active: TaskSet, frame_shift: float
+) -> Dict[str, Any]:
+    """One line of hyps.jsonl (README: "What decode.py writes").
+
+    Args:
+        cut_id: of the utterance.
+        hypothesis: its best.
+        tokenizer: gives the pieces.
+        active: the tasks that were decoded; an inactive task's key is absent, not empty.
+        frame_shift: seconds an encoder output frame.
+    """
+    pieces = tokenizer.pieces(hypothesis.tokens)
+    words = hypothesis.words(pieces, frame_shift)
+    transcript, plain, marks = read_words(words, active)
+    record: Dict[str, Any] = {
+        "id": cut_id,
+        "text": " ".join(word.text for word in words),
+        "tokens": pieces,
+        "times": [_round(time) for time in hypothesis.times(frame_shift)],
+        "words": [
+            {"text": w.text, "start": _round(w.start), "end": _round(w.end), "confidence": _round(w.confidence)}
+            for w in words
+        ],
+        "score": hypothesis.score,
+        "tasks": list(active.names),
+    }
+    if "lid" in active:
+        record["language"] = transcript.language
+    if "scd" in active:
+        record["turns"] = [_span(plain[a:b]) for a, b in transcript.turns]
+        record["speaker_changes"] = _times(marks, active, "scd")
+    if "endp" in active:
+        record["endpoints"] = _times(marks, active, "endp")
+    if "ner" in active:
+        record["entities"] = [{**_span(plain[e.start : e.end]), "type": e.type} for e in transcript.entities]
+    return record
+
+
+def _span(words: Sequence[TimedWord]) -> Dict[str, Any]:
+    return {
+        "text": " ".join(word.text for word in words),
+        "start": _round(words[0].start),
+        "end": _round(words[-1].end),
+    }
+
+
+def _times(marks: Sequence[Mark], active: TaskSet, name: str) -> List[float]:
+    return [_round(mark.time or 0.0) for mark in marks if active[name].owns(mark.token)]
+
+
+def _round(value: float) -> float:
+    return round(value, DIGITS)
