@@ -87,7 +87,7 @@ def main(
     click.echo(f"hypotheses: {output_dir / 'hyps.jsonl'}\nscores: {output_dir / 'scores.json'}")
 
 
-def split(names: str) -> "tuple[str, ...]":
+def split(names: str) -> tuple[str, ...]:
     """``asr,lid`` -> (asr, lid)."""
     return tuple(name.strip() for name in names.split(",") if name.strip())
 

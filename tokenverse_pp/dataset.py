@@ -66,7 +66,7 @@ class TransducerDataset(Dataset):
         self.epoch = 0
 
     def __getitem__(self, cuts: CutSet) -> Batch:
-        """A batch: inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,), cut_ids."""
+        """inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,), cut_ids, seconds."""
         items = list(cuts)
         inputs, lens = collate([load_inputs(cut, self.stored_features) for cut in items])
         targets, active = [], []

@@ -39,7 +39,7 @@ def check_origin(cut: Cut, config: EncoderConfig) -> None:
 
 def perturbed(cuts: CutSet, speeds: Sequence[float]) -> CutSet:
     """The cuts at every speed (lhotse's `perturb_speed`: pitch and tempo change together, ids get a suffix)."""
-    every = []
+    every: List[Cut] = []
     for speed in speeds:
         every.extend(cut if speed == 1.0 else cut.perturb_speed(speed) for cut in cuts)
     return CutSet.from_cuts(every)

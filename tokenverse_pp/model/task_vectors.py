@@ -23,6 +23,8 @@ class TaskVectors(nn.Module):
         strategy: ``sum`` (K + 1 rows) or ``combination`` (2^K rows, ASR alone among them).
     """
 
+    trained: Tensor
+
     def __init__(self, num_tasks: int, dim: int, strategy: str = "sum"):
         super().__init__()
         if strategy not in ("sum", "combination"):

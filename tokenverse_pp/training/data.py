@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Sequence
+from typing import Any, Callable, Iterator, List, Optional, Sequence
 
 import torch
 from lhotse import CutSet, load_manifest_lazy
@@ -95,8 +95,13 @@ def train_loader(sampler: Any, dataset: TransducerDataset, config: DataConfig, e
         sampler=Resumed(sampler, skip),
         batch_size=None,
         num_workers=config.num_workers,
-        **({"prefetch_factor": 4} if config.num_workers else {}),
+        prefetch_factor=4 if config.num_workers else default_prefetch(),
     )
+
+
+def default_prefetch() -> Optional[int]:
+    """What DataLoader wants to be told where there are no workers: None, before torch 2.0 the number 2."""
+    return None if int(torch.__version__.split(".")[0]) >= 2 else 2
 
 
 def shard(cuts: Sequence[Cut], world: World) -> List[Cut]:

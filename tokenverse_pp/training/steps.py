@@ -69,11 +69,13 @@ class Stepper:
             sums += torch.stack([simple.detach(), pruned.detach(), losses.frames.sum()]).double().cpu()
         tokens = float(sum(int(batch["token_lens"].sum()) for batch in batches))
         seconds = sum(batch["seconds"] for batch in batches)
-        simple, pruned, frames, tokens, seconds = self.world.sum([*sums.tolist(), tokens, seconds])
+        totals = self.world.sum([*sums.tolist(), tokens, seconds])
+        frames = totals[2]
         norm = self._update(frames, lr_factor(step, c.optim, c.training.max_steps))
         skipped = not torch.isfinite(torch.tensor(norm)).item()
-        loss = (simple_scale * simple + pruned_scale * pruned) / frames
-        return StepResult(loss, simple / frames, pruned / frames, frames, tokens, seconds, norm, skipped)
+        simple_mean, pruned_mean = totals[0] / frames, totals[1] / frames
+        loss = simple_scale * simple_mean + pruned_scale * pruned_mean
+        return StepResult(loss, simple_mean, pruned_mean, *totals[2:], grad_norm=norm, skipped=skipped)
 
     def _update(self, frames: float, factor: float) -> float:
         """Divide the gradients by the frames, clip, and step unless they are not finite; returns their norm."""

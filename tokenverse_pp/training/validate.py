@@ -47,11 +47,11 @@ class Validator:
             ]
             sums = [a + b for a, b in zip(sums, [*values, errors, words])]
         model.train()
-        pruned, frames, tokens, errors, words = self.world.sum(sums)
+        pruned, frames, tokens, total_errors, total_words = self.world.sum(sums)
         return {
             "loss": pruned / max(1, frames),
             "loss_per_token": pruned / max(1, tokens),
-            "wer": errors / max(1, words),
+            "wer": total_errors / max(1, total_words),
         }
 
     def _errors(self, model: Transducer, batch: Dict) -> tuple[int, int]:

@@ -36,9 +36,7 @@ class _SimpleArcs(torch.autograd.Function):
         overlap = torch.matmul(lm_probs, am_probs.transpose(1, 2)).add_(tiny)  # (B, S + 1, T)
         normaliser = overlap.log().add_(lm_max).add_(am_max.transpose(1, 2))
 
-        am_symbol = am.gather(2, symbols.unsqueeze(1).expand(-1, am.shape[1], -1)).transpose(
-            1, 2
-        )  # (B, S, T)
+        am_symbol = am.gather(2, symbols.unsqueeze(1).expand(-1, am.shape[1], -1)).transpose(1, 2)  # (B, S, T)
         lm_symbol = lm[:, :num_symbols].gather(2, symbols.unsqueeze(2))  # (B, S, 1)
         am_blank, lm_blank = am[:, :, blank].unsqueeze(1), lm[:, :, blank].unsqueeze(2)
         px = (am_symbol + lm_symbol).sub_(normaliser[:, :num_symbols]).mul_(both_scale)
@@ -53,9 +51,7 @@ class _SimpleArcs(torch.autograd.Function):
             am_only = am_total.log().unsqueeze(1) + am_max.transpose(1, 2)
             unigram_log = unigram.log()
             px.add_(lm_symbol - lm_only[:, :num_symbols], alpha=lm_scale)
-            px.add_(am_symbol - am_only, alpha=am_scale).add_(
-                unigram_log[symbols].unsqueeze(2), alpha=am_scale
-            )
+            px.add_(am_symbol - am_only, alpha=am_scale).add_(unigram_log[symbols].unsqueeze(2), alpha=am_scale)
             py.add_(lm_blank - lm_only, alpha=lm_scale)
             py.add_(am_blank - am_only + unigram_log[blank], alpha=am_scale)
             saved += [lm_total, unigram, am_total]
@@ -88,9 +84,7 @@ class _SimpleArcs(torch.autograd.Function):
         index = symbols.unsqueeze(1).expand(-1, am_grad.shape[1], -1)
         am_grad.scatter_add_(2, index, px_grad.transpose(1, 2) * (both_scale + am_scale))
         am_grad[:, :, ctx.blank] += py_grad.sum(1) * (both_scale + am_scale)
-        lm_grad[:, :num_symbols].scatter_add_(
-            2, symbols.unsqueeze(2), (px_sum * (both_scale + lm_scale)).unsqueeze(2)
-        )
+        lm_grad[:, :num_symbols].scatter_add_(2, symbols.unsqueeze(2), (px_sum * (both_scale + lm_scale)).unsqueeze(2))
         lm_grad[:, :, ctx.blank] += py_sum * (both_scale + lm_scale)
         return lm_grad, am_grad, None, None, None, None
 
@@ -101,9 +95,7 @@ def _am_only_grad(visits: Tensor, am_probs: Tensor, am_total: Tensor, scale: flo
     return part, torch.matmul(part.reshape(-1), am_probs.reshape(-1, am_probs.shape[2]))
 
 
-def _lm_only_grad(
-    visits: Tensor, lm_probs: Tensor, lm_total: Tensor, unigram_grad: Tensor, scale: float
-) -> Tensor:
+def _lm_only_grad(visits: Tensor, lm_probs: Tensor, lm_total: Tensor, unigram_grad: Tensor, scale: float) -> Tensor:
     """Gradient of lm_probs through its row sum and through the unigram, which averages lm_probs / row sum."""
     rows = lm_probs.shape[0] * lm_probs.shape[1]
     per_row = unigram_grad / rows

@@ -195,9 +195,7 @@ def _logit_grad(
     return grad
 
 
-def joiner_log_probs(
-    am: Tensor, lm: Tensor, weight: Tensor, bias: Tensor, plan: JoinerPlan
-) -> Tuple[Tensor, Tensor]:
+def joiner_log_probs(am: Tensor, lm: Tensor, weight: Tensor, bias: Tensor, plan: JoinerPlan) -> Tuple[Tensor, Tensor]:
     """Log-probabilities of the targets and of blank under softmax(weight @ tanh(am + lm) + bias) along a band.
 
     Args:
@@ -213,6 +211,4 @@ def joiner_log_probs(
     if plan.frames is None:
         return px.view(shape), py.view(shape)
     padded = px.new_zeros((am.shape[0] * am.shape[1], px.shape[1]))
-    return padded.index_copy(0, plan.frames, px).view(shape), padded.index_copy(0, plan.frames, py).view(
-        shape
-    )
+    return padded.index_copy(0, plan.frames, px).view(shape), padded.index_copy(0, plan.frames, py).view(shape)

@@ -123,9 +123,7 @@ def _occupation(arcs: Tensor, p: Tensor, ends: Tensor, scores: Tensor, layout: _
     return arcs
 
 
-def _solve(
-    arcs: Tensor, layout: _Layout, lengths: Tensor, with_grad: bool
-) -> Tuple[Tensor, Optional[Tensor]]:
+def _solve(arcs: Tensor, layout: _Layout, lengths: Tensor, with_grad: bool) -> Tuple[Tensor, Optional[Tensor]]:
     """Total scores (B,) and, if asked for, the buffer of occupation probabilities (which reuses `arcs`)."""
     p = _forward_scores(arcs, layout)
     ends = _end_index(layout, lengths)
@@ -180,9 +178,7 @@ class _BandLattice(torch.autograd.Function):
     """The same over a band: px, py (B, T, R) are the arcs leaving the positions `ranges` (B, T, R)."""
 
     @staticmethod
-    def forward(
-        ctx, px: Tensor, py: Tensor, ranges: Tensor, boundary: Tensor, num_symbols: int, diagonal: bool
-    ):
+    def forward(ctx, px: Tensor, py: Tensor, ranges: Tensor, boundary: Tensor, num_symbols: int, diagonal: bool):
         layout = _Layout(px.shape[0], num_symbols, px.shape[1], diagonal)
         arcs = _new_arcs(layout, px)
         begin_symbol, begin_frame, _, end_frame = boundary.unsqueeze(2).unsqueeze(3).unbind(1)
@@ -194,9 +190,7 @@ class _BandLattice(torch.autograd.Function):
             index = layout.band_index(ranges - begin_symbol, frame - begin_frame, move)
             # Element 0 is an arc out of state -1: always -inf, a safe place for what is left out.
             index = torch.where(keep, index, torch.zeros_like(index))
-            arcs.view(-1).scatter_(
-                0, index.view(-1), values.to(arcs.dtype).masked_fill(~keep, NEG_INF).view(-1)
-            )
+            arcs.view(-1).scatter_(0, index.view(-1), values.to(arcs.dtype).masked_fill(~keep, NEG_INF).view(-1))
             places.append(index)
         lengths = boundary[:, 2:] - boundary[:, :2]
         scores, occupation = _solve(arcs, layout, lengths, with_grad=any(ctx.needs_input_grad[:2]))
@@ -237,9 +231,7 @@ def mutual_information_recursion(
     batch, num_symbols, columns = px.shape
     num_frames = py.shape[2]
     if columns not in (num_frames, num_frames + 1) or py.shape[:2] != (batch, num_symbols + 1):
-        raise ValueError(
-            f"px {tuple(px.shape)} and py {tuple(py.shape)} should be (B, S, T[+1]) and (B, S+1, T)"
-        )
+        raise ValueError(f"px {tuple(px.shape)} and py {tuple(py.shape)} should be (B, S, T[+1]) and (B, S+1, T)")
     if px.dtype != py.dtype:
         raise ValueError(f"px and py should have one type, given {px.dtype} and {py.dtype}")
     if boundary is None:

@@ -100,9 +100,7 @@ def rnnt_loss_pruned(
     batch, num_frames = logits.shape[:2]
     num_symbols = symbols.shape[1]
     if ranges.shape != logits.shape[:3]:
-        raise ValueError(
-            f"ranges {tuple(ranges.shape)} should be the first axes of logits {tuple(logits.shape)}"
-        )
+        raise ValueError(f"ranges {tuple(ranges.shape)} should be the first axes of logits {tuple(logits.shape)}")
     if boundary is None:
         boundary = full_boundary(batch, num_symbols, num_frames, logits.device)
     else:

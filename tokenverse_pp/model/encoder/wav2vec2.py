@@ -135,6 +135,7 @@ class WavLMBackbone(Wav2Vec2Backbone):
     def layer_arguments(self, x: Tensor, mask: Tensor) -> Dict[str, Any]:
         """Bias (N * heads, T, T), the same for all layers; WavLM takes the mask (N, T) itself."""
         n, t = mask.shape
-        bias = self.layers[0].attention.compute_bias(t, t)
+        first: Any = self.layers[0]
+        bias = first.attention.compute_bias(t, t)
         bias = bias.unsqueeze(0).expand(n, -1, -1, -1).reshape(-1, t, t)
         return {"position_bias": bias, "attention_mask": None if bool(mask.all()) else mask}
