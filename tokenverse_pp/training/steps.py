@@ -70,12 +70,12 @@ class Stepper:
         tokens = float(sum(int(batch["token_lens"].sum()) for batch in batches))
         seconds = sum(batch["seconds"] for batch in batches)
         totals = self.world.sum([*sums.tolist(), tokens, seconds])
-        frames = totals[2]
+        frames, tokens, seconds = totals[2:]
         norm = self._update(frames, lr_factor(step, c.optim, c.training.max_steps))
         skipped = not torch.isfinite(torch.tensor(norm)).item()
         simple_mean, pruned_mean = totals[0] / frames, totals[1] / frames
         loss = simple_scale * simple_mean + pruned_scale * pruned_mean
-        return StepResult(loss, simple_mean, pruned_mean, *totals[2:], grad_norm=norm, skipped=skipped)
+        return StepResult(loss, simple_mean, pruned_mean, frames, tokens, seconds, norm, skipped)
 
     def _update(self, frames: float, factor: float) -> float:
         """Divide the gradients by the frames, clip, and step unless they are not finite; returns their norm."""
