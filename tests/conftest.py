@@ -1,0 +1,59 @@
+"""What all tests share: one thread, no network, the same random examples in CI, and a tiny corpus."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+# Before anything imports torch or transformers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from hypothesis import settings
+
+from tokenverse_pp.tasks import TaskSet, build_tasks
+
+ROOT = Path(__file__).resolve().parent.parent
+
+torch.set_num_threads(1)
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def load_script(path: Path, name: str) -> ModuleType:
+    """Import a script from its file under ``name``; it finds its neighbours, as when Python runs it."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(path.parent))
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def toy_prepare() -> ModuleType:
+    """The script ``recipes/toy/prepare.py`` as a module."""
+    return load_script(ROOT / "recipes" / "toy" / "prepare.py", "toy_prepare")
+
+
+@pytest.fixture(scope="session")
+def toy_tasks() -> TaskSet:
+    """All five tasks, with the toy's languages."""
+    return build_tasks(["asr", "scd", "endp", "ner", "lid"], {"lid": {"languages": ["qaa", "qab"]}})
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(toy_prepare: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a toy corpus: cuts_train (16, all labelled), cuts_dev (4), cuts_test (4), audio/, encoder/."""
+    folder = tmp_path_factory.mktemp("toy")
+    toy_prepare.prepare_toy(folder, {"train": 16, "dev": 4, "test": 4})
+    return folder
