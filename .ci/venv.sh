@@ -1,0 +1,58 @@
+#!/bin/sh
+# Make (or complete) the virtual environment of the project: .ci/venv.sh [FOLDER]
+#   PYTHON   the interpreter to use; by default the newest python3.x on the PATH that is 3.9 or newer
+# Debian and Ubuntu split venv off python3: as root this installs what is missing, otherwise it says what to install.
+set -eu
+cd "$(dirname "$0")/.."
+venv=${1:-.venv}
+
+usable() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1; }
+
+find_python() {
+    # 3.11 to 3.13 first: the pins of requirements.txt are tested there.
+    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3 python3.10 python3.9}; do
+        if usable "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+}
+
+need_packages() {
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "installing $*" >&2
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
+    else
+        echo "error: missing Debian packages; run: apt-get install $*" >&2
+        exit 2
+    fi
+}
+
+if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    python=$(find_python)
+    if [ -z "$python" ]; then
+        if [ -n "${PYTHON:-}" ]; then
+            echo "error: PYTHON=$PYTHON: expected an interpreter of Python 3.9 or newer" >&2
+            exit 2
+        fi
+        need_packages python3 python3-venv
+        python=python3
+    fi
+    if ! "$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+        version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+        need_packages "python$version-venv"
+    fi
+    "$python" -m venv "$venv"
+fi
+
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
+export PIP_PROGRESS_BAR=off PIP_ROOT_USER_ACTION=ignore
+pip install --upgrade pip
+if "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    pip install -r requirements.txt
+    pip install --no-deps --editable .
+else
+    echo "Python older than 3.11: the ranges of pyproject.toml in place of the tested pins" >&2
+    pip install torch==2.8.0 --editable '.[human-speech,plots,dev]'
+fi

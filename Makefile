@@ -1,0 +1,53 @@
+# tokenverse_pp: `make` lists what there is. Every target does its own set-up on a fresh Debian or Ubuntu machine.
+#   PYTHON=python3.12   interpreter for the virtual environment (default: one from 3.9 on, 3.11 preferred)
+#   VENV=.venv          the virtual environment
+#   WORKERS=2           processes that share the tests
+#   ARGS=...            further arguments for pytest, e.g. ARGS='tests/tasks -x'
+
+VENV ?= .venv
+WORKERS ?= 2
+ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Small tensors on few cores: threads only get into each other's way. No test may reach for a model hub.
+export OMP_NUM_THREADS ?= 1
+TEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test test-fast lint format demo k2-env clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## the virtual environment with the tested versions
+
+# Also completes a virtual environment that was made by hand.
+$(STAMP): requirements.txt pyproject.toml .ci/venv.sh
+	@PYTHON='$(PYTHON)' .ci/venv.sh $(VENV)
+	@touch $@
+
+test: $(STAMP) ## all tests but those that need k2
+	$(TEST) -m "not k2" $(ARGS)
+
+test-fast: $(STAMP) ## the tests that take seconds
+	$(TEST) -m "not k2 and not slow" $(ARGS)
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(STAMP) ## train on human speech for some minutes, decode with all tasks, print the scores
+	PATH="$(abspath $(BIN)):$$PATH" recipes/human_speech/demo.sh
+
+k2-env: ## a second environment with real k2 (Python 3.9, torch 1.13; 3.4 GB), and the tests in it
+	.ci/k2_env.sh
+
+clean: ## remove caches (not the virtual environment, data or experiments)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
