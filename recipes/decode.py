@@ -41,7 +41,7 @@ from tokenverse_pp.training.setup import load_model
 @click.option("--max-duration", type=float, default=120.0, show_default=True, help="Seconds of audio in a batch.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--first", type=int, help="Decode the first N cuts only.")
-@click.option("--show", type=int, default=0, help="Print N hypotheses with their references.")
+@click.option("--show", type=int, default=0, help="Print N hypotheses beside their references, those with most turns.")
 @click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")
 def main(
     model: Path,
@@ -83,7 +83,8 @@ def main(
     write(output_dir, ordered, scores)
     click.echo(score_table(scores))
     click.echo(f"{speech:.0f} s of audio in {seconds:.1f} s (real-time factor {seconds / max(speech, 1e-9):.4f})")
-    show_examples(cuts[:show], hyps, loaded.tasks)
+    # Conversations say more than single turns.
+    show_examples(sorted(cuts, key=lambda cut: -len(cut.supervisions))[:show], hyps, loaded.tasks)
     click.echo(f"hypotheses: {output_dir / 'hyps.jsonl'}\nscores: {output_dir / 'scores.json'}")
 
 

@@ -8,6 +8,7 @@ import tokenverse_pp
 from tokenverse_pp.cli.groups import Group
 
 COMMANDS = {
+    "average": "tokenverse_pp.cli.average:average",
     "manifest": "tokenverse_pp.cli.manifest:manifest",
     "score": "tokenverse_pp.cli.score:score",
 }
