@@ -54,5 +54,6 @@ if "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; the
     pip install --no-deps --editable .
 else
     echo "Python older than 3.11: the ranges of pyproject.toml in place of the tested pins" >&2
-    pip install torch==2.8.0 --editable '.[human-speech,plots,dev]'
+    torch=$("$venv/bin/python" -c 'import sys; print("2.13.0" if sys.version_info >= (3, 10) else "2.8.0")')
+    pip install "torch==$torch" --editable '.[human-speech,plots,dev]'
 fi
