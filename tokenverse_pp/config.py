@@ -30,6 +30,7 @@ class DataConfig:
     num_workers: int = 1  # processes that load batches; 0 = in the training process
     min_seconds: float = 0.1  # shorter cuts are left out, by name
     max_seconds: float = 30.0  # longer ones too
+    validate: bool = True  # see to labels and audio files of all cuts before training starts
 
 
 @dataclass
@@ -147,15 +148,23 @@ CHOICES = {
 }
 AT_LEAST = {
     "data.max_duration": 0.1,
+    "data.max_cuts": 1,
     "data.num_buckets": 1,
+    "data.buffer_size": 1,
+    "data.num_workers": 0,
+    "tasks.activation_prob": 0,
     "model.loss.prune_range": 2,
     "model.context_size": 1,
+    "model.spec_augment.time_span": 1,
+    "model.spec_augment.channel_span": 1,
     "training.accumulate": 1,
+    "training.epochs": 1,
     "training.max_steps": 1,
     "training.log_every": 1,
     "training.valid_every": 1,
     "training.save_every": 1,
     "training.keep_last": 1,
+    "training.average_last": 1,
     "tokenizer.vocab_size": 3,
 }
 
@@ -173,8 +182,9 @@ def check_config(config: Config) -> Config:
         if get_option(config, name) not in allowed:
             raise UserError(f"--{name}={get_option(config, name)}: expected one of {', '.join(allowed)}")
     for name, least in AT_LEAST.items():
-        if get_option(config, name) < least:
-            raise UserError(f"--{name}={get_option(config, name)}: expected at least {least}")
+        value = get_option(config, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name}={value}: expected at least {least}")
     if config.training.average_last > config.training.keep_last:
         raise UserError(
             f"--training.average_last={config.training.average_last}: only the last "
@@ -214,8 +224,9 @@ def from_dict(source: Union[str, Dict[str, Any]]) -> Config:
     Raises:
         UserError: for a key that no section has.
     """
-    data = yaml.safe_load(source) if isinstance(source, str) else dict(source)
-    data.pop("config", None)
+    data = yaml.safe_load(source) if isinstance(source, str) else source
+    if isinstance(data, dict):
+        data = {key: value for key, value in data.items() if key != "config"}
     return _build(Config, data, "")
 
 
