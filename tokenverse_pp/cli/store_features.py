@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
-from typing import Tuple
+from typing import Optional, Tuple
 
 import click
 import torch
@@ -42,7 +43,7 @@ import torch
 )
 @click.option("--bf16", is_flag=True, help="Run the encoder in bfloat16: faster, less exact.")
 @click.option("--max-duration", type=float, default=60.0, show_default=True, help="Seconds of audio encoded at once.")
-@click.option("--first", type=int, help="Take the first N cuts only.")
+@click.option("--sample", type=int, help="Take N cuts at random (seed 0), not all.")
 @click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")
 def store_features(
     cuts: Path,
@@ -53,13 +54,15 @@ def store_features(
     dtype: str,
     bf16: bool,
     max_duration: float,
-    first: int,
+    sample: Optional[int],
     threads: int,
 ) -> None:
     """Store the frozen encoder's features of CUTS and write the cuts that point at them to OUTPUT.
 
     Training with data.stored_features=true then skips the encoder, whose cost is most of a step.
     """
+    from lhotse import CutSet
+
     from tokenverse_pp.config import parse_config
     from tokenverse_pp.manifests.files import write_cuts
     from tokenverse_pp.manifests.stored_features import perturbed
@@ -74,8 +77,10 @@ def store_features(
     encoder = build_encoder(config).eval()
     if torch.cuda.is_available():
         encoder = encoder.cuda()
-    wanted = chosen.subset(first=first) if first else chosen
+    wanted = list(chosen)
+    if sample and sample < len(wanted):
+        wanted = random.Random(0).sample(wanted, sample)
     folder = storage_dir or output.with_name(output.name.split(".")[0] + ".features")
-    stored = run(perturbed(wanted.to_eager(), speeds), encoder, config, folder, dtype, max_duration, bf16)
+    stored = run(perturbed(CutSet.from_cuts(wanted), speeds), encoder, config, folder, dtype, max_duration, bf16)
     write_cuts(stored, output)
     click.echo(f"{len(stored)} cuts with features of {encoder.feature_dim} channels: {output}")
