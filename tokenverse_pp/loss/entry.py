@@ -48,8 +48,8 @@ def resolve_backend(backend: str, device: torch.device) -> str:
 def max_target_length(num_frames: int, prune_range: int = 5, rnnt_type: str = "regular") -> int:
     """The longest target whose pruned loss is finite for an utterance of `num_frames` frames.
 
-    `regular` allows several symbols a frame, of which a band of `prune_range` positions leaves prune_range - 1;
-    the other types allow one symbol a frame.
+    `regular` allows several symbols a frame, of which a band of `prune_range` positions leaves
+    prune_range - 1; the other types allow one symbol a frame.
     """
     check_rnnt_type(rnnt_type)
     return num_frames * (prune_range - 1 if rnnt_type == "regular" else 1)
@@ -93,8 +93,8 @@ def pruned_transducer_loss(
     2. from these, `prune_range` symbol positions a frame;
     3. the loss of the real joiner, `joiner_output(tanh(am + lm))`, at these positions only.
 
-    Under autocast the joiner's matrix products run in autocast's type; everything else in float32 (float64 for
-    float64 inputs), the lattice in float64.
+    Under autocast the joiner's matrix products run in autocast's type; everything else in float32 (float64
+    for float64 inputs), the lattice in float64.
 
     Args:
       am_simple: (N, T, V) and lm_simple: (N, U + 1, V): the simple projections' outputs.
@@ -107,11 +107,11 @@ def pruned_transducer_loss(
       lm_scale, am_scale: smoothing of the simple loss.
       rnnt_type: `regular`, `modified` or `constrained`.
       delay_penalty: penalty on late symbols, for both losses.
-      backend: `native`, `k2` (which must be installed), or `auto`: k2 on a GPU if installed, native otherwise.
-      memory_budget: bytes the native backend may keep between forward and backward for the joiner: hidden rows
-        and exponentials of the logits, (J + V) numbers for each of the sum(frames) * prune_range rows. Chunks
-        beyond it are computed again in the backward pass: one more matrix product for them, and memory
-        that does not grow with them. 0: always recompute. k2 has no such choice and holds all logits.
+      backend: `native`, `k2` (which must be installed), or `auto`: k2 on a GPU if installed, else native.
+      memory_budget: bytes the native backend may keep between forward and backward for the joiner: hidden
+        rows and exponentials of the logits, (J + V) numbers for each of the sum(frames) * prune_range rows.
+        Chunks beyond it are computed again in the backward pass: one more matrix product for them, and
+        memory that does not grow with them. 0: always recompute. k2 has no such choice: it holds all logits.
       reduction: `none`: (N,), or `mean`, `sum` over the batch.
 
     Returns:

@@ -4,8 +4,8 @@
 
 so the normaliser of every cell comes from one matrix product (Kuang et al., "Pruned RNN-T for fast,
 memory-efficient ASR training", 2022, section 3.1). The backward pass is written out: it keeps two (B, *, V)
-tensors and cannot overflow. Where exp(am) and exp(lm) do not overlap at all, 1 / normaliser is as large as the type
-allows, and sums of such terms would be inf, then inf * 0 = NaN; they are clamped before being summed.
+tensors and cannot overflow. Where exp(am) and exp(lm) do not overlap at all, 1 / normaliser is as large as
+the type allows, and sums of such terms would be inf, then inf * 0 = NaN; they are clamped before being summed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tokenverse_pp.loss.native.common import without_autocast
+
 
 def _safe_divide(a: Tensor, b: Tensor) -> Tensor:
     """a / b, kept so small that sums over a million terms stay finite."""
@@ -24,7 +26,7 @@ def _safe_divide(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _SimpleArcs(torch.autograd.Function):
-    """px (B, S, T) and py (B, S + 1, T) of the simple joiner, interpolated with LM-only and AM-only scores."""
+    """px (B, S, T) and py (B, S + 1, T) of the simple joiner, mixed with LM-only and AM-only scores."""
 
     @staticmethod
     def forward(ctx, lm: Tensor, am: Tensor, symbols: Tensor, blank: int, lm_scale: float, am_scale: float):
@@ -61,6 +63,7 @@ class _SimpleArcs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx, px_grad: Tensor, py_grad: Tensor):
         am_probs, lm_probs, overlap, symbols, *smoothing = ctx.saved_tensors
         both_scale, lm_scale, am_scale = ctx.scales
@@ -90,7 +93,7 @@ class _SimpleArcs(torch.autograd.Function):
 
 
 def _am_only_grad(visits: Tensor, am_probs: Tensor, am_total: Tensor, scale: float) -> Tuple[Tensor, Tensor]:
-    """Through -scale * log(am_probs @ unigram): factor of the unigram in am_probs' gradient, unigram's gradient."""
+    """Backward of -scale * log(am_probs @ unigram): am_probs' gradient is (first result) * unigram."""
     part = _safe_divide(visits.sum(1) * -scale, am_total)  # (B, T)
     return part, torch.matmul(part.reshape(-1), am_probs.reshape(-1, am_probs.shape[2]))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Optional
+import functools
+from typing import Any, Callable, Optional, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 RNNT_TYPES = ("regular", "modified", "constrained")
 REDUCTIONS = ("none", "mean", "sum")
@@ -26,6 +29,20 @@ def reduce_loss(loss: Tensor, reduction: Optional[str]) -> Tensor:
     if reduction == "sum":
         return loss.sum()
     raise ValueError(f"reduction should be one of {REDUCTIONS}, given {reduction!r}")
+
+
+def without_autocast(function: Method) -> Method:
+    """For a backward pass: autocast off on the device of the first gradient.
+
+    Autograd does so by itself only if `backward` is called outside of the autocast context.
+    """
+
+    @functools.wraps(function)
+    def wrapped(ctx: Any, grad: Tensor, *more: Tensor) -> Any:
+        with torch.autocast(grad.device.type, enabled=False):
+            return function(ctx, grad, *more)
+
+    return cast(Method, wrapped)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -59,7 +76,7 @@ def delay_offsets(boundary: Tensor, num_frames: int, delay_penalty: float, dtype
     """What k2's `delay_penalty` adds to every symbol arc at frame t: penalty * ((T_b - 1) / 2 - t).
 
     Shape (B, num_frames). Positive for early frames and negative for late ones, so late symbols cost more
-    (k2 issue 955).
+    (k2 issue 955). Rounded to float32 on the way, as in k2, so that float64 losses agree to the last digits.
     """
     middle = (boundary[:, 3:4] - 1) / 2
     frames = torch.arange(num_frames, device=boundary.device)

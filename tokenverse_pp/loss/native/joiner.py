@@ -1,12 +1,13 @@
 """Joiner + log-softmax + gather over a pruned band, without ever holding the (B, T, R, V) logits.
 
-Of each logit row the loss needs two log-probabilities: of the next symbol and of blank. They are computed in chunks of
-frames small enough for the caches. A chunk keeps, if the memory budget allows, its hidden rows tanh(am + lm) and
-the exponentials of its logits; otherwise the backward pass computes both again (one more matrix product).
+Of each logit row the loss needs two log-probabilities: of the next symbol and of blank. They are computed in
+chunks of frames small enough for the caches. A chunk keeps, if the memory budget allows, its hidden rows
+tanh(am + lm) and the exponentials of its logits; otherwise the backward pass computes both again (one more
+matrix product).
 
-With e = exp(logits - max), the gradient of the logits is -(g_px + g_py) * e / sum(e), plus g_px at the symbol and
-g_py at blank; so the kept exponentials become the gradient in place, and these two entries are written from the
-exact log-probabilities.
+With e = exp(logits - max), the gradient of the logits is -(g_px + g_py) * e / sum(e), plus g_px at the symbol
+and g_py at blank; so the kept exponentials become the gradient in place, and these two entries are written
+from the exact log-probabilities.
 
 Frames outside of an utterance are not computed at all.
 """
@@ -19,8 +20,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Numbers in a chunk's larger tensor. On a CPU it should stay in the L2 / L3 caches; a GPU wants large launches.
-CHUNK_NUMBERS_CPU = 2**19
+from tokenverse_pp.loss.native.common import without_autocast
+
+# Numbers in a chunk's larger tensor: 8 MB in float32, so that a chunk stays in a CPU's L3 cache, where all but
+# the matrix products cost little; smaller ones repack the weights too often. A GPU wants large launches.
+CHUNK_NUMBERS_CPU = 2**21
 CHUNK_NUMBERS_GPU = 2**25
 
 
@@ -126,6 +130,7 @@ class _JoinerLogProbs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx, px_grad: Tensor, py_grad: Tensor):
         am, lm, weight, bias, px, py, total = ctx.saved_tensors
         plan: JoinerPlan = ctx.plan
@@ -196,7 +201,7 @@ def _logit_grad(
 
 
 def joiner_log_probs(am: Tensor, lm: Tensor, weight: Tensor, bias: Tensor, plan: JoinerPlan) -> Tuple[Tensor, Tensor]:
-    """Log-probabilities of the targets and of blank under softmax(weight @ tanh(am + lm) + bias) along a band.
+    """Log-probabilities of targets and of blank under softmax(weight @ tanh(am + lm) + bias), in a band.
 
     Args:
       am: (B, T, J) and lm: (B, S + 1, J): the joiner's projected inputs.

@@ -10,9 +10,9 @@ keeps `s` (a `stay` arc) or raises it by one (a `move` arc)::
   diagonal n to n + 1, so the same recursion holds with a step for each diagonal.
 
 Each step is two vector operations over (S, B). The backward pass first turns all arcs into conditional
-probabilities P(arc | state it leads to) in one go, and then only multiplies and adds: no logarithms, and arcs of
--inf (outside of a pruned band, after the last frame) are plain zeros. The recursion runs in float64 where the
-device has it; its cost is that of launching the steps, and sums over thousands of frames stay exact.
+probabilities P(arc | state it leads to) in one go, and then only multiplies and adds: no logarithms, and arcs
+of -inf (outside of a pruned band, after the last frame) are plain zeros. The recursion runs in float64 where
+the device has it; its cost is that of launching the steps, and sums over thousands of frames stay exact.
 """
 
 from __future__ import annotations
@@ -222,8 +222,8 @@ def mutual_information_recursion(
       return_grad: also return the arcs' occupation probabilities, the gradients of the scores' sum.
 
     Returns:
-      scores (B,), or (scores, (px_grad, py_grad)) with the shapes of px and py. A sequence with no path at all
-      scores -inf, and its gradients are zero. The gradients returned are copies that nothing changes later.
+      scores (B,), or (scores, (px_grad, py_grad)) with the shapes of px and py. A sequence with no path at
+      all scores -inf, and its gradients are zero. Nothing changes the returned gradients later.
 
     Raises:
       ValueError: on shapes that do not belong together or a boundary outside of the tensors.
@@ -247,8 +247,7 @@ def band_recursion(
 ) -> Tensor:
     """Scores (B,) of a pruned lattice given as the band that `ranges` selects.
 
-    Same value as `mutual_information_recursion` on the dense px and py that are -inf outside of the band, with
-    indexing proportional to the band.
+    Same value as `mutual_information_recursion` on the dense px and py that are -inf outside of the band.
 
     Args:
       px, py: (B, T, R) arcs out of positions `ranges`; px at position `num_symbols` and all frames outside of

@@ -14,7 +14,7 @@ def _suffix_minimum(x: Tensor) -> Tensor:
 
 
 def _make_reachable(begin: Tensor, max_step: int) -> Tensor:
-    """Lower `begin` (B, T) until it starts at 0, never falls, and never rises by more than `max_step` a frame.
+    """Lower `begin` (B, T) until it starts at 0, never falls, and rises by at most `max_step` a frame.
 
     With c[t] = max_step * t - begin[t], "rises by at most max_step" is "c never falls".
     """
@@ -26,8 +26,8 @@ def _make_reachable(begin: Tensor, max_step: int) -> Tensor:
 def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: int) -> Tensor:
     """The `s_range` consecutive symbol positions that carry most of each frame's probability; as k2's.
 
-    Kuang et al. 2022, section 3.2: for frame t, the window that starts at s keeps the blanks' occupation in the
-    window, less the symbols that would have to enter it from below at the same frame.
+    Kuang et al. 2022, section 3.2: a frame's window that starts at s is worth the blanks' occupation inside
+    of it, less the symbol arc that would have to enter it from below at the same frame.
 
     Args:
       px_grad: (B, S, T + 1) or (B, S, T), occupation of the symbol arcs.
@@ -41,7 +41,7 @@ def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_
       a frame (by at most 1 for modified/constrained), and on the last frame the window holds the last symbol,
       if the frames are enough for that: otherwise the pruned loss is +inf.
     """
-    batch, num_symbols, columns = px_grad.shape
+    _, num_symbols, columns = px_grad.shape
     num_frames = py_grad.shape[2]
     regular = columns == num_frames + 1
     if s_range < (2 if regular else 1):

@@ -94,8 +94,8 @@ def rnnt_loss_pruned(
 ) -> Tensor:
     """The transducer loss of joiner outputs at the kept positions only, logits (B, T, R, V); as k2's.
 
-    `ranges` (B, T, R) come from `get_rnnt_prune_ranges`; the other arguments are those of `rnnt_loss_smoothed`.
-    This holds the logits: `pruned_transducer_loss` computes the same without.
+    `ranges` (B, T, R) come from `get_rnnt_prune_ranges`, the other arguments are those of `rnnt_loss_smoothed`.
+    This function is given all logits; `pruned_transducer_loss` never holds them.
     """
     batch, num_frames = logits.shape[:2]
     num_symbols = symbols.shape[1]

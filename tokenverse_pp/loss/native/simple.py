@@ -26,8 +26,8 @@ def finish_arcs(
 ) -> Tuple[Tensor, Tensor]:
     """Turn px (B, S, T), py (B, S + 1, T) into what k2's recursion takes for `rnnt_type`.
 
-    regular: px gets a column T + 1, and is -inf from each sequence's end frame. constrained: a symbol's arc also
-    pays for the blank that follows it. Then the delay penalty.
+    regular: px gets a column T + 1, and is -inf at each sequence's end frame. constrained: a symbol's arc
+    also pays for the blank that follows it. Then the delay penalty.
     """
     check_rnnt_type(rnnt_type)
     num_frames = px.shape[2]
@@ -68,9 +68,9 @@ def rnnt_loss_smoothed(
 ) -> LossAndGrads:
     """Transducer loss with joiner = am + lm, interpolated with LM-only and AM-only scores; as k2's.
 
-    Each arc scores `(1 - lm_only_scale - am_only_scale) * both + lm_only_scale * lm + am_only_scale * am`, all
-    log-probabilities. The AM-only part uses the unigram of the whole batch, padding included, as in k2: losses
-    of this function depend a little on what else is in the batch.
+    Each arc scores `(1 - lm_only_scale - am_only_scale) * both + lm_only_scale * lm + am_only_scale * am`,
+    all log-probabilities. The AM-only part uses the unigram of the whole batch, padding included, as in k2:
+    with it, losses depend a little on what else is in the batch.
 
     Args:
       lm: (B, S + 1, V) unnormalised scores of the predictor's side.
@@ -115,7 +115,7 @@ def rnnt_loss_simple(
     reduction: Optional[str] = "mean",
     return_grad: bool = False,
 ) -> LossAndGrads:
-    """`rnnt_loss_smoothed` without smoothing: the transducer loss with joiner = am + lm. Same arguments, as k2's."""
+    """The transducer loss with joiner = am + lm: `rnnt_loss_smoothed` with both scales 0; as k2's."""
     return rnnt_loss_smoothed(
         lm=lm,
         am=am,
