@@ -5,6 +5,7 @@ from transformers import AutoModel
 
 from tokenverse_pp.model.encoder import EncoderConfig, build_encoder
 
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
 SMALL = dict(kind="frozen", context_dim=16, context_heads=2, context_ffn=24, context_kernel=5, context_layers=2)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, WhisperModel
+from transformers import BertConfig, Wav2Vec2Config, Wav2Vec2ForPreTraining, WhisperModel
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.encoder import EncoderConfig, build_encoder
@@ -59,6 +59,26 @@ def test_missing_and_damaged_weights(wav2vec2_folder):
     assert folder in error_of(folder)
     path.unlink()
     assert folder in error_of(folder)
+
+
+def test_pretraining_checkpoint_with_old_names(wav2vec2_folder, tmp_path, batch):
+    """As facebook/wav2vec2-large-xlsr-53 is laid out: pytorch_model.bin, prefixes, a quantizer, weight_g and weight_v."""
+    config = Wav2Vec2Config.from_pretrained(wav2vec2_folder("wav2vec2"))
+    config.update(dict(codevector_dim=8, proj_codevector_dim=8, num_codevectors_per_group=4))
+    model = Wav2Vec2ForPreTraining(config)
+    config.save_pretrained(tmp_path)
+    names = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    state = {}
+    for key, value in model.state_dict().items():
+        for new, old in names.items():
+            key = key.replace(new, old)
+        state[key] = value.contiguous()
+    assert "wav2vec2.encoder.pos_conv_embed.conv.weight_g" in state and "quantizer.codevectors" in state
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    encoder = build_encoder(EncoderConfig(str(tmp_path), normalise_audio=False)).eval()
+    expected = model.eval().wav2vec2(batch[0][:1]).last_hidden_state
+    output, _ = encoder(batch[0][:1], batch[1][:1])
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
