@@ -62,7 +62,7 @@ def test_missing_and_damaged_weights(wav2vec2_folder):
 
 
 def test_pretraining_checkpoint_with_old_names(wav2vec2_folder, tmp_path, batch):
-    """As facebook/wav2vec2-large-xlsr-53 is laid out: pytorch_model.bin, prefixes, a quantizer, weight_g and weight_v."""
+    """Laid out as facebook/wav2vec2-large-xlsr-53: pytorch_model.bin, prefixes, a quantizer, weight_g, weight_v."""
     config = Wav2Vec2Config.from_pretrained(wav2vec2_folder("wav2vec2"))
     config.update(dict(codevector_dim=8, proj_codevector_dim=8, num_codevectors_per_group=4))
     model = Wav2Vec2ForPreTraining(config)
