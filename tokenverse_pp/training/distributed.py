@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass, field
-from typing import Any, ContextManager, Sequence
+from typing import Any, Callable, ContextManager, List, Sequence, TypeVar, Union
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from tokenverse_pp.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,21 @@ class World:
             dist.all_reduce(counts)
             flags.copy_(counts > 0)
 
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives on the first process, on all of them; a UserError there is raised on all of them."""
+        if self.size == 1:
+            return make()
+        outcome: List[Union[T, UserError, None]] = [None]
+        if self.is_first:
+            try:
+                outcome = [make()]
+            except UserError as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome)
+        if isinstance(outcome[0], UserError):
+            raise outcome[0]
+        return outcome[0]  # type: ignore[return-value]
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
@@ -85,9 +104,12 @@ def autocast(device: torch.device, precision: str) -> ContextManager[Any]:
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def grad_scaler(device: torch.device, precision: str) -> torch.cuda.amp.GradScaler:
-    """Loss scaling, at work only for fp16 on a GPU."""
-    return torch.cuda.amp.GradScaler(enabled=precision == "fp16" and device.type == "cuda")
+def grad_scaler(device: torch.device, precision: str) -> Any:
+    """Loss scaling (GradScaler), at work only for fp16 on a GPU."""
+    enabled = precision == "fp16" and device.type == "cuda"
+    if hasattr(torch.amp, "GradScaler"):  # from torch 2.3 on, which warns of the other
+        return torch.amp.GradScaler(device.type, enabled=enabled)
+    return torch.cuda.amp.GradScaler(enabled=enabled)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
