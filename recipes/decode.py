@@ -18,8 +18,10 @@ from lhotse.cut import Cut
 from tqdm import tqdm
 
 from tokenverse_pp.cli.errors import report_errors
+from tokenverse_pp.dataset import check_recording
 from tokenverse_pp.decoding import choose_tasks, decode
 from tokenverse_pp.files import write_json, write_text
+from tokenverse_pp.manifests.labels import validate_cuts
 from tokenverse_pp.scoring import score_hypotheses, score_table
 from tokenverse_pp.search import SearchOptions
 from tokenverse_pp.tasks import TaskSet, transcript_of
@@ -67,6 +69,7 @@ def main(
     loaded = load_model(model, encoder)
     active = choose_tasks(loaded.tasks, split(tasks))
     cuts = list(load_cuts(list(cut_files), "cuts"))[:first]
+    check_cuts(cuts, stored_features)
     if torch.cuda.is_available():
         loaded.model.cuda()
     hyps: Dict[str, Dict[str, Any]] = {}
@@ -86,6 +89,14 @@ def main(
     # Conversations say more than single turns.
     show_examples(sorted(cuts, key=lambda cut: -len(cut.supervisions))[:show], hyps, loaded.tasks)
     click.echo(f"hypotheses: {output_dir / 'hyps.jsonl'}\nscores: {output_dir / 'scores.json'}")
+
+
+def check_cuts(cuts: Sequence[Cut], stored_features: bool) -> None:
+    """See that labels and audio are as they should be: before an hour of decoding, not after."""
+    validate_cuts([cut for cut in cuts if "tasks" in (cut.custom or {})])
+    if not stored_features:
+        for cut in cuts:
+            check_recording(cut)
 
 
 def split(names: str) -> tuple[str, ...]:

@@ -17,15 +17,15 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.cli.errors import report_errors
 from tokenverse_pp.config import Config, parse_config
-from tokenverse_pp.dataset import Activation, TransducerDataset, Usable
+from tokenverse_pp.dataset import Activation, TransducerDataset, Usable, check_recording
 from tokenverse_pp.manifests.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
 from tokenverse_pp.model.encoder import build_encoder
+from tokenverse_pp.tasks import TaskSet
 from tokenverse_pp.tokenizer import Tokenizer
-from tokenverse_pp.training import checkpoint
 from tokenverse_pp.training.data import load_cuts, make_frames_of, train_sampler
 from tokenverse_pp.training.distributed import World, start_world, stop_world
-from tokenverse_pp.training.loop import Trainer, prepare_exp_dir, set_threads
+from tokenverse_pp.training.loop import Trainer, set_threads
 from tokenverse_pp.training.setup import build_model, get_tokenizer, tasks_of
 from tokenverse_pp.training.validate import Validator
 
@@ -45,13 +45,12 @@ def train(config: Config, world: World) -> Path:
     """Train as the configuration says; returns the folder of the final model."""
     tasks = tasks_of(config.tasks)
     cuts = load_cuts(config.data.train)
-    if config.data.validate:
-        for path in [*config.data.train, *config.data.valid]:
-            validate_cuts(path, tasks)
     valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else None
+    if config.data.validate:
+        world.from_first(lambda: check_data(config, tasks))
     encoder = build_encoder(config.model.encoder)
-    # Whatever can be wrong with the input is found before anything is written.
-    tokenizer = shared_tokenizer(config, world)
+    # Whatever can be wrong with the input is found before the trainer writes anything.
+    tokenizer = Tokenizer(world.from_first(lambda: get_tokenizer(config, tasks).model))
     model = build_model(config, encoder, tasks, tokenizer).to(world.device)
     activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)
     dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features)
@@ -63,8 +62,6 @@ def train(config: Config, world: World) -> Path:
     def wanted(cut: Cut) -> bool:
         return usable(cut) and (not config.tasks.full_only or set(tasks.names) <= set(labelled_tasks(cut)))
 
-    if config.data.stored_features:
-        check_origin(next(iter(cuts)), config.model.encoder)
     cuts = cuts.filter(wanted)
     held_out: List[Cut] = [cut for cut in valid if usable(cut)] if valid is not None else []
     sampler = train_sampler(cuts, config.data, config.training.seed, world)
@@ -76,17 +73,15 @@ def train(config: Config, world: World) -> Path:
     return folder
 
 
-def shared_tokenizer(config: Config, world: World) -> Tokenizer:
-    """The run's tokenizer: made by the first rank, kept in the experiment folder, and never made again there."""
-    path = Path(config.training.exp_dir) / checkpoint.TOKENIZER
-    tasks = tasks_of(config.tasks)
-    if world.is_first:
-        tokenizer = Tokenizer.load(path) if path.exists() else get_tokenizer(config, tasks)
-        tokenizer.check(tasks)
-        prepare_exp_dir(config)
-        tokenizer.save(path)
-    world.barrier()
-    return Tokenizer.load(path)
+def check_data(config: Config, tasks: TaskSet) -> None:
+    """See that all cuts are labelled as they should be, and that their audio or features are there."""
+    for path in [*config.data.train, *config.data.valid]:
+        validate_cuts(path, tasks)
+        for cut in load_cuts([path]):
+            if config.data.stored_features:
+                check_origin(cut, config.model.encoder)
+            else:
+                check_recording(cut)
 
 
 if __name__ == "__main__":

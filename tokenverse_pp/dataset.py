@@ -13,7 +13,7 @@ from lhotse.cut import Cut
 from torch.utils.data import Dataset
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.audio import check_files, undecodable
+from tokenverse_pp.manifests.audio import check_files, recording_files, undecodable
 from tokenverse_pp.manifests.labels import labelled_tasks
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.text import transcript_of
@@ -66,7 +66,7 @@ class TransducerDataset(Dataset):
         self.epoch = 0
 
     def __getitem__(self, cuts: CutSet) -> Batch:
-        """inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,), cut_ids, seconds."""
+        """Inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,), ids, seconds."""
         items = list(cuts)
         inputs, lens = collate([load_inputs(cut, self.stored_features) for cut in items])
         targets, active = [], []
@@ -107,20 +107,31 @@ def load_inputs(cut: Cut, stored_features: bool = False) -> torch.Tensor:
     if stored_features:
         if FEATURES not in (cut.custom or {}):
             raise UserError(f"cut {cut.id}: no stored features; run `tokenverse-pp manifest store-features` first")
-        array = cut.load_custom(FEATURES)
+        try:
+            array = cut.load_custom(FEATURES)
+        except (OSError, ValueError) as error:
+            manifest = (cut.custom or {})[FEATURES]
+            where = f"{manifest.storage_path}/{manifest.storage_key}"
+            raise UserError(f"cut {cut.id}: stored features {where}: cannot be read: {error}") from None
         return torch.from_numpy(np.asarray(array, dtype=np.float32))
-    problems = check_files(cut)
-    if problems:
-        raise UserError(f"cut {cut.id}: {problems[0]}")
-    if cut.sampling_rate != SAMPLING_RATE:
-        raise UserError(f"cut {cut.id}: expected audio of {SAMPLING_RATE} Hz, found {cut.sampling_rate} Hz")
+    check_recording(cut)
     try:
         audio = cut.load_audio()
     except Exception as error:
         raise UserError(f"cut {cut.id}: {undecodable(cut, error)}") from error
-    if audio.shape[0] != 1:
-        raise UserError(f"cut {cut.id}: expected one channel of audio, found {audio.shape[0]}")
     return torch.from_numpy(np.ascontiguousarray(audio[0], dtype=np.float32))
+
+
+def check_recording(cut: Cut) -> None:
+    """See that a cut's audio is there and 16 kHz mono, as far as manifest and file headers tell (raises UserError)."""
+    problems = check_files(cut)
+    if problems:
+        raise UserError(f"cut {cut.id}: {problems[0]}")
+    source = f"cut {cut.id}: field 'recording': {recording_files(cut)}"
+    if cut.sampling_rate != SAMPLING_RATE:
+        raise UserError(f"{source}: expected {SAMPLING_RATE} Hz, found {cut.sampling_rate} Hz")
+    if cut.num_channels != 1:
+        raise UserError(f"{source}: expected one channel, found {cut.num_channels}")
 
 
 class Usable:

@@ -40,7 +40,7 @@ def undecodable(cut: Cut, error: Exception) -> str:
     """One line for what an audio backend threw: the user needs the file."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     reason = next((line for line in lines if "Exception #" in line), lines[0] if lines else repr(error))
-    return f"field 'recording': {_files(list(_recordings(cut)))}: cannot be decoded: {reason.strip()[:200]}"
+    return f"field 'recording': {recording_files(cut)}: cannot be decoded: {reason.strip()[:200]}"
 
 
 def _recordings(cut: Cut) -> Iterator[Recording]:
@@ -51,8 +51,9 @@ def _recordings(cut: Cut) -> Iterator[Recording]:
         yield cut.recording
 
 
-def _files(recordings: List[Recording]) -> str:
-    return ", ".join(str(source.source) for r in recordings for source in r.sources if source.type == "file")
+def recording_files(cut: Cut) -> str:
+    """The audio files of a cut, for a message."""
+    return ", ".join(str(s.source) for recording in _recordings(cut) for s in recording.sources if s.type == "file")
 
 
 def _check_files(recording: Recording) -> Iterator[str]:

@@ -67,7 +67,7 @@ def store_features(
         bf16: autocast the encoder to bfloat16 (faster on CPUs and GPUs that have it, relative error about 1e-2).
 
     Returns:
-        The cuts, in their order, with the array's manifest in ``custom``; finished ones are not computed again.
+        The cuts, in their order, with the array's manifest in ``custom``.
     """
     if not encoder.frozen_prefixes():
         raise UserError("only the features of a frozen encoder can be stored (encoder.kind=frozen)")

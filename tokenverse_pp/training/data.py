@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Union
 
 import torch
 from lhotse import CutSet, load_manifest_lazy
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from tokenverse_pp.config import DataConfig
-from tokenverse_pp.dataset import SAMPLING_RATE, TransducerDataset
+from tokenverse_pp.dataset import SAMPLING_RATE, Batch, TransducerDataset
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.encoder import Encoder
 from tokenverse_pp.training.distributed import World
@@ -37,6 +37,8 @@ def load_cuts(paths: Sequence[str], option: str = "data.train") -> CutSet:
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"--{option}: {path}: not a lhotse CutSet: {reason}") from None
+        if first is None:
+            raise UserError(f"--{option}: {path}: expected cuts, found none")
         if not isinstance(first, Cut):
             raise UserError(f"--{option}: {path}: expected cuts, found {type(first).__name__}")
         sets.append(cuts)
@@ -71,32 +73,54 @@ def train_sampler(cuts: CutSet, config: DataConfig, seed: int, world: World) -> 
     not reach all ranks it splits what there is among them.
     """
     common = {
-        "max_duration": config.max_duration if config.max_cuts is None else None,
+        "max_duration": config.max_duration,
         "max_cuts": config.max_cuts,
         "shuffle": config.shuffle,
         "seed": seed,
         "rank": world.rank,
         "world_size": world.size,
     }
-    if config.max_cuts is not None and config.num_buckets > 1:
-        common["max_duration"] = config.max_duration
     if config.num_buckets == 1:
         return DynamicCutSampler(cuts, shuffle_buffer_size=config.buffer_size, **common)
     return DynamicBucketingSampler(cuts, num_buckets=config.num_buckets, buffer_size=config.buffer_size, **common)
 
 
-def train_loader(sampler: Any, dataset: TransducerDataset, config: DataConfig, epoch: int, skip: int) -> DataLoader:
-    """Batches of one epoch, from batch ``skip`` on."""
+class Loading(Dataset):
+    """Gives a UserError back instead of raising it: torch would put a worker's traceback into its message."""
+
+    def __init__(self, dataset: TransducerDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, cuts: CutSet) -> Union[Batch, UserError]:
+        """The batch of some cuts, or what is wrong with them."""
+        try:
+            return self.dataset[cuts]
+        except UserError as error:
+            return error
+
+
+def train_batches(
+    sampler: Any, dataset: TransducerDataset, config: DataConfig, epoch: int, skip: int
+) -> Iterator[Batch]:
+    """Batches of one epoch, from batch ``skip`` on.
+
+    Raises:
+        UserError: for a cut that cannot be loaded, here or in a worker process.
+    """
     sampler.set_epoch(epoch)
     dataset.epoch = epoch
     # Sampling needs no pickled dataset state but the epoch, and workers start anew each epoch, so they see it.
-    return DataLoader(
-        dataset,
+    loader = DataLoader(
+        Loading(dataset),
         sampler=Resumed(sampler, skip),
         batch_size=None,
         num_workers=config.num_workers,
         prefetch_factor=4 if config.num_workers else default_prefetch(),
     )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
 def default_prefetch() -> Optional[int]:

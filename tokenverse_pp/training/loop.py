@@ -15,12 +15,13 @@ from tokenverse_pp.config import Config, save_config
 from tokenverse_pp.dataset import Batch, TransducerDataset
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.transducer import Transducer
+from tokenverse_pp.tokenizer import Tokenizer
 from tokenverse_pp.training import checkpoint
-from tokenverse_pp.training.data import train_loader
+from tokenverse_pp.training.data import train_batches
 from tokenverse_pp.training.distributed import World
 from tokenverse_pp.training.log import RunLog, plot_curves
 from tokenverse_pp.training.optim import make_optimizer
-from tokenverse_pp.training.setup import check_vocabulary, load_weights, pretrained_prefixes
+from tokenverse_pp.training.setup import check_vocabulary, find_model, load_weights, pretrained_prefixes
 from tokenverse_pp.training.steps import Stepper, StepResult, as_record, cut_ids
 from tokenverse_pp.training.validate import Validator
 
@@ -57,6 +58,7 @@ class Trainer:
         self.exp_dir = Path(config.training.exp_dir)
         self.optimizer = make_optimizer(model, config.optim, pretrained_prefixes(config))
         self.step = self.epoch = self.batch = self.skipped = 0
+        self.saved = 0  # the step of the newest checkpoint
 
     def say(self, line: str) -> None:
         """Tell the user, once."""
@@ -87,13 +89,13 @@ class Trainer:
             if self.validator and (self.step % t.valid_every == 0 or last):
                 self._validate(log)
                 window.restart()
-            if self.step % t.save_every == 0 or last:
+            if self.step % t.save_every == 0:
                 self._save()
             if last:
                 break
         bar.close()
-        if self.step % t.save_every:
-            self._save()  # the epochs ended before max_steps
+        if self.saved < self.step:
+            self._save()
         if log:
             log.close()
         return self._finish()
@@ -102,10 +104,12 @@ class Trainer:
         """(epoch, batches of the epoch used so far, the batches of one step); nothing left over between epochs."""
         t = self.config.training
         start, skip = self.epoch, self.batch
+        if self.step >= t.max_steps:
+            return  # resumed when nothing was left to do
         for epoch in range(start, t.epochs):
             held: List[Batch] = []
             number = skip
-            for batch in train_loader(self.sampler, self.dataset, self.config.data, epoch, skip):
+            for batch in train_batches(self.sampler, self.dataset, self.config.data, epoch, skip):
                 held.append(batch)
                 number += 1
                 if len(held) == t.accumulate:
@@ -118,7 +122,10 @@ class Trainer:
             skip = 0
 
     def _start(self) -> None:
-        """Resume from the newest checkpoint, or start from ``init_from``, or from nothing."""
+        """Resume from the newest checkpoint, or start from ``init_from``, or from nothing.
+
+        Whatever can be wrong with these is found before the experiment folder is touched.
+        """
         t = self.config.training
         found = checkpoint.list_checkpoints(self.exp_dir)
         if found and not t.resume:
@@ -126,11 +133,13 @@ class Trainer:
         if found:
             self._resume(found[-1])
         elif t.init_from:
-            folder = Path(t.init_from)
+            folder = find_model(Path(t.init_from))
             check_vocabulary(folder, self.dataset.tokenizer)
             load_weights(self.model, folder)
             self.say(f"starting from the weights of {folder}")
-        self.world.barrier()
+        self.world.barrier()  # all have read before the first writes
+        if self.world.is_first:
+            prepare_exp_dir(self.config, self.dataset.tokenizer)
 
     def _resume(self, folder: Path) -> None:
         """Take weights, optimiser and place in the data from a checkpoint."""
@@ -139,6 +148,7 @@ class Trainer:
         checkpoint.load_optimizer(self.optimizer, checkpoint.read_tensors(folder / checkpoint.OPTIMIZER))
         state = checkpoint.read_state(folder)
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
+        self.saved = self.step
         if state["world_size"] != self.world.size:
             self.say(
                 f"resuming {folder.name} with {self.world.size} ranks, it had {state['world_size']}: other batches"
@@ -158,6 +168,7 @@ class Trainer:
             raise UserError(f"{MAX_SKIPPED} steps in a row had gradients that are not finite; lower --optim.lr?")
 
     def _validate(self, log: Optional[RunLog]) -> None:
+        self._share_trained()
         scores = self.validator(self.model)  # type: ignore[misc]
         if log:
             log.write("valid", self.step, scores)
@@ -168,11 +179,15 @@ class Trainer:
         path = self.exp_dir / checkpoint.CONFIG
         return {checkpoint.CONFIG: path.read_bytes(), checkpoint.TOKENIZER: self.dataset.tokenizer.model}
 
-    def _save(self) -> None:
-        """Write a checkpoint (first rank), and drop the oldest."""
+    def _share_trained(self) -> None:
+        """Have all ranks know the combinations of tasks that any of them has trained."""
         for name, buffer in self.model.named_buffers():
             if name.endswith("vectors.trained"):
                 self.world.any_(buffer)
+
+    def _save(self) -> None:
+        """Write a checkpoint (first rank), and drop the oldest."""
+        self._share_trained()
         if self.world.is_first:
             state = {
                 "step": self.step,
@@ -187,6 +202,7 @@ class Trainer:
             texts = {**self._texts(), checkpoint.STATE: json.dumps(state).encode()}
             checkpoint.write_folder(checkpoint.checkpoint_dir(self.exp_dir, self.step), tensors, texts)
             checkpoint.keep_last(self.exp_dir, self.config.training.keep_last)
+        self.saved = self.step
         self.world.barrier()
 
     def _finish(self) -> Path:
@@ -233,15 +249,15 @@ class Window:
         return {**mean, "speed": audio / max(self.seconds, 1e-9)}
 
 
-def prepare_exp_dir(config: Config) -> Path:
-    """Make the experiment folder and write the resolved configuration into it."""
+def prepare_exp_dir(config: Config, tokenizer: Tokenizer) -> None:
+    """Make the experiment folder and write the resolved configuration and the tokenizer into it."""
     exp_dir = Path(config.training.exp_dir)
     try:
         exp_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, exp_dir / checkpoint.CONFIG)
+        tokenizer.save(exp_dir / checkpoint.TOKENIZER)
     except OSError as error:
         raise UserError(f"--training.exp_dir: {exp_dir}: cannot be written: {error.strerror}") from None
-    return exp_dir
 
 
 def set_threads(count: int) -> None:

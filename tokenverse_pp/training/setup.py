@@ -35,12 +35,20 @@ def tasks_of(config: TasksConfig) -> TaskSet:
 
 
 def get_tokenizer(config: Config, tasks: TaskSet) -> Tokenizer:
-    """The tokenizer file that the configuration names, else a new one trained on the texts of ``data.train``."""
+    """The tokenizer of a run, with all the tokens of ``tasks``.
+
+    It is the file that the configuration names, or that of the checkpoint which the run goes on from, or a new one
+    trained on the texts of ``data.train``.
+    """
+    checkpoints = checkpoint.list_checkpoints(Path(config.training.exp_dir))
     if config.tokenizer.model:
         tokenizer = Tokenizer.load(config.tokenizer.model)
+    elif checkpoints:
+        tokenizer = Tokenizer.load(checkpoints[-1] / checkpoint.TOKENIZER)
     else:
         texts = (turn.text for cut in load_cuts(config.data.train) for turn in turns_of(cut))
         tokenizer = train_tokenizer(texts, tasks, config.tokenizer.vocab_size)
+    tokenizer.check(tasks)
     return tokenizer
 
 
