@@ -1,4 +1,4 @@
-"""Speed of the search alone, on random weights whose blank is set so that speech-like numbers of tokens come out.
+"""Speed of the search alone, on made-up encoder output of a known difficulty.
 
     OMP_NUM_THREADS=1 python benchmarks/search.py --json search.json
 
@@ -28,27 +28,32 @@ TOKENS_A_FRAME = 0.28
 
 
 class Case:
-    """Random modules and frames, calibrated to write `TOKENS_A_FRAME` in greedy search."""
+    """Frames that say which symbol they hold, more or less clearly, and a joiner that reads them.
+
+    Each symbol has a random code. A frame is the code of a symbol (mostly the blank's), mixed with up to 50% of another
+    symbol's, and noise. So there are clear frames and doubtful ones, a beam holds hypotheses that compete for real,
+    and symbols come again in neighbouring frames, as with a trained model.
+    """
 
     def __init__(self, frames: int, batch: int, vocab_size: int, dim: int, seed: int):
         torch.manual_seed(seed)
         self.predictor = StatelessPredictor(vocab_size, dim)
         self.joiner = Joiner(dim, dim, dim, vocab_size)
-        self.encoder_out = torch.randn(batch, frames, dim)
-        self.lens = torch.full((batch,), frames)
+        codes = torch.randn(vocab_size, dim)
         with torch.no_grad():
-            self.joiner.output.weight.mul_(8)  # logits as peaked as a trained model's
-            self.joiner.output.bias[0] = self._blank_bias()
+            self.joiner.encoder_proj.weight.copy_(torch.eye(dim))
+            self.joiner.output.weight.copy_(codes * 30 / dim)
+        first = self._symbols(batch, frames, vocab_size, TOKENS_A_FRAME)
+        second = self._symbols(batch, frames, vocab_size, 0.5)
+        mixed = torch.rand(batch, frames, 1) / 2
+        clean = (1 - mixed) * codes[first] + mixed * codes[second]
+        self.encoder_out = 0.7 * (clean + torch.randn_like(clean))
+        self.lens = torch.full((batch,), frames)
 
-    def _blank_bias(self) -> float:
-        low, high = 0.0, 40.0
-        part, lens = self.encoder_out[:1, :100], self.lens[:1].clamp(max=100)
-        for _ in range(12):
-            bias = (low + high) / 2
-            self.joiner.output.bias.data[0] = bias
-            ((found,),) = search(self.predictor, self.joiner, part, lens, SearchOptions(method="greedy"))
-            low, high = (bias, high) if len(found.tokens) > TOKENS_A_FRAME * int(lens) else (low, bias)
-        return (low + high) / 2
+    @staticmethod
+    def _symbols(batch: int, frames: int, vocab_size: int, share: float) -> Tensor:
+        symbols = torch.randint(1, vocab_size, (batch, frames))
+        return symbols * (torch.rand(batch, frames) < share)
 
     def run(self, batch: int, options: SearchOptions) -> float:
         """Decode the first utterances; -> tokens an utterance."""

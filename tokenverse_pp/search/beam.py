@@ -2,13 +2,14 @@
 
 The algorithm is that of icefall's ``modified_beam_search``: at each frame every hypothesis is extended by every symbol,
 the best ``beam`` extensions are kept, and those with the same tokens are merged by log-addition. Here the state of
-all hypotheses is a handful of tensors (N, beam), so a frame costs the same few operations for any batch.
+all hypotheses is a handful of tensors (N, beam), so a frame costs the same few operations for any batch, and the joiner
+is run once for hypotheses that it cannot tell apart.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class _Search:
         self.context = torch.full(shape, scorer.contexts.start, device=device)
         self.state = None if rules is None else rules.start.expand(shape).contiguous()
         # A random number a symbol; hypotheses are told apart by a 64-bit hash of their tokens. Two different ones
-        # agree with probability 2**-64 a pair: about once in 10**10 hours of speech at a beam of 8.
+        # agree with probability 2**-63 a pair: about once in 10**12 hours of speech at a beam of 8.
         self.key = torch.zeros(shape, dtype=torch.int64, device=device)
         random = torch.Generator().manual_seed(1)
         self.symbol_key = torch.randint(-(2**63), 2**63 - 1, (scorer.vocab_size,), generator=random).to(device)
@@ -91,21 +92,43 @@ class _Search:
         self.state = None if self.state is None else self.state[:n]
 
     def _step(self, t: int) -> Tuple[Tensor, Tensor]:
-        n, vocab_size = len(self.score), self.scorer.vocab_size
-        frames = self.scorer.frames[t, :n]
-        extended = self.scorer.log_probs(frames, self.scorer.contexts(self.context))
-        if self.rules is not None and self.state is not None:
-            extended += self.rules.weights.index_select(0, self.state.flatten()).view_as(extended)
-        extended += self.score.unsqueeze(-1)
-        value, index = extended.view(n, -1).topk(self.beam)
-        parent = torch.div(index, vocab_size, rounding_mode="floor")
-        token = index - parent * vocab_size
+        log_probs, which = self._score(t)
+        # The best of all extensions are among the best of each row.
+        best, symbols = log_probs.topk(min(self.beam, self.scorer.vocab_size))
+        shape = (len(self.score), self.beam, best.size(1))
+        extended = best.index_select(0, which).view(shape) + self.score.unsqueeze(-1)
+        value, at = extended.flatten(1).topk(self.beam)
+        parent = torch.div(at, shape[2], rounding_mode="floor")
+        token = symbols.index_select(0, which).view(shape).flatten(1).gather(1, at)
         self._advance(parent, token)
         self.score = value if self.beam == 1 else self._merge(value)
-        best = self.score.amax(1, keepdim=True)
-        self.score = self.score - best
-        self.offset = self.offset + best
-        return value, index
+        top = self.score.amax(1, keepdim=True)
+        self.score = self.score - top
+        self.offset = self.offset + top
+        return value, parent * self.scorer.vocab_size + token
+
+    def _score(self, t: int) -> Tuple[Tensor, Tensor]:
+        """Log-probabilities (M, V) of the next symbol, and for each of the n * B slots its row of them.
+
+        Hypotheses of an utterance that differ only in older tokens (half of them or more, in a trained model) have the
+        same context, and share a row: the joiner, the most costly part of a search, is run for distinct rows only.
+        """
+        n, device = len(self.score), self.score.device
+        contexts = self.context.flatten().tolist()
+        states = [0] * len(contexts) if self.state is None else self.state.flatten().tolist()
+        number: Dict[Tuple[int, int, int], int] = {}
+        which = [
+            number.setdefault((i // self.beam, context, state), len(number))
+            for i, (context, state) in enumerate(zip(contexts, states))
+        ]
+        utterances, distinct, distinct_states = zip(*number)
+        index = torch.tensor([*which, *utterances, *distinct_states], device=device)
+        row_of_slot, utterance, state = index.split([n * self.beam, len(number), len(number)])
+        frames = self.scorer.frames[t].index_select(0, utterance)
+        log_probs = self.scorer.log_probs(frames, self.scorer.contexts.look_up(distinct))
+        if self.rules is not None:
+            log_probs += self.rules.weights.index_select(0, state)
+        return log_probs, row_of_slot
 
     def _advance(self, parent: Tensor, token: Tensor) -> None:
         """Move what a hypothesis remembers to its extensions."""

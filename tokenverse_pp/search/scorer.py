@@ -55,10 +55,6 @@ class PredictorTable:
         self.table = torch.empty(0, joiner.output.in_features, device=weight.device)
         self.row_of: Dict[int, int] = {}
 
-    def __call__(self, contexts: Tensor) -> Tensor:
-        """contexts (...) int64 -> (..., J) float32."""
-        return self.look_up(contexts.flatten().tolist()).view(*contexts.shape, -1)
-
     def look_up(self, contexts: Sequence[int]) -> Tensor:
         """M contexts -> (M, J) float32."""
         if len(self.row_of) + len(contexts) > self.capacity:
@@ -94,7 +90,7 @@ class Scorer:
     def __init__(self, predictor: StatelessPredictor, joiner: Joiner, frames: Tensor, options: SearchOptions):
         """frames (T, N, J): the projected encoder output, time first. It is overwritten."""
         rows = frames.size(1) * options.width
-        self.frames = exp_of_double(frames).unsqueeze(2)  # (T, N, 1, J)
+        self.frames = exp_of_double(frames)
         self.contexts = PredictorTable(predictor, joiner, rows)
         self.blank_id, self.vocab_size = predictor.blank_id, joiner.output.out_features
         self.options = options
