@@ -142,6 +142,27 @@ def test_extreme_logits_stay_finite(dtype, favoured):
         assert torch.isfinite(result).all()
 
 
+@pytest.mark.parametrize("budget", [RECOMPUTE, KEEP_ALL])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 2e-5)])
+def test_rows_without_occupation_are_left_out_without_a_trace(budget, dtype, tolerance, monkeypatch):
+    """Confident joiners, as after training: most rows are skipped, and the gradients are those of all rows."""
+    case = make_case(14, batch=3, frames=40, symbols=12, vocab=20, joiner_dim=8, scale=4.0, prune_range=5, dtype=dtype)
+    visited = []
+    choose = joiner._worth_picking
+    monkeypatch.setattr(joiner, "_worth_picking", lambda needed: visited.append(needed) or choose(needed))
+    result = loss_and_grads(case, entry_loss, memory_budget=budget)
+    assert visited[0].double().mean() < 0.8
+    assert_close(result, loss_and_grads(case, composed_loss), tolerance)
+
+
+def test_nan_is_not_hidden():
+    case = make_case(15, batch=2, frames=6, symbols=3)
+    case.am[1, 0, 0] = float("nan")
+    _, pruned, *grads = loss_and_grads(case, entry_loss)
+    assert torch.isfinite(pruned[0]) and torch.isnan(pruned[1])
+    assert not torch.isfinite(grads[4]).all()
+
+
 def test_one_frame():
     case = make_case(8, batch=1, frames=1, symbols=1)
     assert_close(loss_and_grads(case, entry_loss), loss_and_grads(case, composed_loss), 1e-12)

@@ -9,7 +9,8 @@ With e = exp(logits - max), the gradient of the logits is -(g_px + g_py) * e / s
 and g_py at blank; so the kept exponentials become the gradient in place, and these two entries are written
 from the exact log-probabilities.
 
-Frames outside of an utterance are not computed at all.
+Frames outside of an utterance are not computed at all, and the backward pass leaves out rows whose occupation is
+lost in rounding (`_needed_rows`): in a trained model, most.
 """
 
 from __future__ import annotations
@@ -71,6 +72,12 @@ def _chunk_frames(plan: JoinerPlan, width: int) -> int:
     return max(1, numbers // (width * plan.lm_rows.shape[1]))
 
 
+def _pick(x: Tensor, frames: slice, picked: Optional[Tensor]) -> Tensor:
+    """Rows of x (M, R) in a chunk, flattened; all of them, or those at positions `picked` in the chunk."""
+    rows = x[frames].reshape(-1)
+    return rows if picked is None else rows[picked]
+
+
 class _Rows:
     """The joiner's inputs in the computing type, flattened; computes chunks of rows."""
 
@@ -82,18 +89,51 @@ class _Rows:
         self.bias = bias.detach().to(plan.compute_dtype)
         self.plan = plan
 
-    def hidden(self, frames: slice) -> Tensor:
+    def hidden(self, frames: slice, picked: Optional[Tensor] = None) -> Tensor:
         """tanh(am + lm) of the frames' rows, (rows, J)."""
-        lm_rows = self.plan.lm_rows[frames]
-        rows = self.lm.index_select(0, lm_rows.reshape(-1))
-        rows.view(*lm_rows.shape, -1).add_(self.am[frames].unsqueeze(1))
+        rows = self.lm.index_select(0, _pick(self.plan.lm_rows, frames, picked))
+        if picked is None:
+            rows.view(-1, self.plan.lm_rows.shape[1], rows.shape[1]).add_(self.am[frames].unsqueeze(1))
+        else:
+            rows.add_(self.am.index_select(0, self.frame_rows(frames, picked)))
         return rows.tanh_()
+
+    def frame_rows(self, frames: slice, picked: Tensor) -> Tensor:
+        """Which frame each picked row belongs to."""
+        return frames.start + torch.div(picked, self.plan.lm_rows.shape[1], rounding_mode="floor")
 
     def shifted_logits(self, hidden: Tensor, sum_dtype: torch.dtype) -> Tensor:
         """logits - max over the row, (rows, V), in `sum_dtype`."""
         logits = torch.addmm(self.bias, hidden, self.weight.t()).to(sum_dtype)
         logits.sub_(logits.amax(1, keepdim=True))
         return logits
+
+
+class _Gradients:
+    """Sums of the gradients over chunks, in the type of the losses."""
+
+    def __init__(self, rows: _Rows, dtype: torch.dtype):
+        def zeros(like: Tensor) -> Tensor:
+            return torch.zeros(like.shape, dtype=dtype, device=like.device)
+
+        self.rows, self.dtype = rows, dtype
+        self.am, self.lm, self.weight, self.bias = map(zeros, (rows.am, rows.lm, rows.weight, rows.bias))
+
+    def add(self, logit_grad: Tensor, hidden: Tensor, frames: slice, picked: Optional[Tensor]) -> None:
+        """Take the gradient of a chunk's logits back to parameters and inputs."""
+        self.bias += logit_grad.sum(0, dtype=self.dtype)
+        if logit_grad.dtype == self.dtype:
+            self.weight.addmm_(logit_grad.t(), hidden)
+        else:
+            self.weight += torch.mm(logit_grad.t(), hidden)
+        hidden_grad = torch.mm(logit_grad, self.rows.weight)
+        sum_grad = torch.ops.aten.tanh_backward(hidden_grad, hidden).to(self.dtype)
+        self.lm.index_add_(0, _pick(self.rows.plan.lm_rows, frames, picked), sum_grad)
+        if picked is None:
+            band = self.rows.plan.lm_rows.shape[1]
+            torch.sum(sum_grad.view(-1, band, sum_grad.shape[1]), 1, out=self.am[frames])
+        else:
+            self.am.index_add_(0, self.rows.frame_rows(frames, picked), sum_grad)
 
 
 class _JoinerLogProbs(torch.autograd.Function):
@@ -135,68 +175,72 @@ class _JoinerLogProbs(torch.autograd.Function):
         am, lm, weight, bias, px, py, total = ctx.saved_tensors
         plan: JoinerPlan = ctx.plan
         rows = _Rows(plan, am, lm, weight, bias)
-        num_frames, band = plan.lm_rows.shape
-        joiner_dim = weight.shape[1]
-        out_dtype = px.dtype
-        am_rows_grad = torch.empty((num_frames, joiner_dim), dtype=out_dtype, device=am.device)
-        lm_grad = torch.zeros((rows.lm.shape[0], joiner_dim), dtype=out_dtype, device=am.device)
-        weight_grad = torch.zeros(weight.shape, dtype=out_dtype, device=am.device)
-        bias_grad = torch.zeros(bias.shape, dtype=out_dtype, device=am.device)
+        grads = _Gradients(rows, px.dtype)
+        needed = _needed_rows(px_grad, py_grad, plan.compute_dtype)
         # Kept chunks are overwritten, so they serve once; a second backward pass computes them again.
         kept, ctx.kept = ctx.kept, []
         kept.reverse()
-        for start in range(0, num_frames, ctx.step):
-            frames = slice(start, min(start + ctx.step, num_frames))
+        for start in range(0, plan.lm_rows.shape[0], ctx.step):
+            frames = slice(start, min(start + ctx.step, plan.lm_rows.shape[0]))
+            picked = _worth_picking(needed[frames])
             if kept:
                 hidden, weights = kept.pop()
+                if picked is not None:
+                    hidden, weights = hidden[picked], weights[picked]
             else:
-                hidden = rows.hidden(frames)
-                weights = rows.shifted_logits(hidden, out_dtype).exp_()
-            logit_grad = _logit_grad(weights, plan, frames, px, py, total, px_grad, py_grad)
-            bias_grad += logit_grad.sum(0, dtype=out_dtype)
-            if weight_grad.dtype == plan.compute_dtype:
-                weight_grad.addmm_(logit_grad.t(), hidden)
-            else:
-                weight_grad += torch.mm(logit_grad.t(), hidden)
-            hidden_grad = torch.mm(logit_grad, rows.weight)
-            sum_grad = torch.ops.aten.tanh_backward(hidden_grad, hidden).to(out_dtype)
-            torch.sum(sum_grad.view(-1, band, joiner_dim), 1, out=am_rows_grad[frames])
-            lm_grad.index_add_(0, plan.lm_rows[frames].reshape(-1), sum_grad)
-        if plan.frames is None:
-            am_grad = am_rows_grad
-        else:
-            am_grad = torch.zeros((am.shape[0] * am.shape[1], joiner_dim), dtype=out_dtype, device=am.device)
-            am_grad[plan.frames] = am_rows_grad
+                hidden = rows.hidden(frames, picked)
+                weights = rows.shifted_logits(hidden, px.dtype).exp_()
+            parts = [_pick(x, frames, picked) for x in (plan.targets, px, py, total, px_grad, py_grad)]
+            grads.add(_logit_grad(weights, plan, *parts), hidden, frames, picked)
+        am_grad = grads.am
+        if plan.frames is not None:
+            am_grad = am_grad.new_zeros((am.shape[0] * am.shape[1], am.shape[2])).index_copy_(0, plan.frames, am_grad)
         return (
             am_grad.view(am.shape).to(am.dtype),
-            lm_grad.view(lm.shape).to(lm.dtype),
-            weight_grad.to(weight.dtype),
-            bias_grad.to(bias.dtype),
+            grads.lm.view(lm.shape).to(lm.dtype),
+            grads.weight.to(weight.dtype),
+            grads.bias.to(bias.dtype),
             None,
         )
+
+
+def _needed_rows(px_grad: Tensor, py_grad: Tensor, compute_dtype: torch.dtype) -> Tensor:
+    """Which rows (M, R) the backward pass must visit.
+
+    The gradient of a row is at most its occupation, and a trained model's occupation lies on one or two positions
+    of a frame. Rows under a thousandth of the computing type's rounding error of their frame's largest are left out:
+    no sum over the frame's rows can tell.
+    """
+    share = (px_grad + py_grad).abs()
+    negligible = share <= share.amax(1, keepdim=True) * (torch.finfo(compute_dtype).eps / 1024)
+    return ~negligible  # so that NaN is kept, and seen
+
+
+def _worth_picking(needed: Tensor) -> Optional[Tensor]:
+    """Positions of the needed rows of a chunk; None if so many are needed that all are taken without copying."""
+    picked = needed.flatten().nonzero().squeeze(1)
+    return picked if len(picked) < 0.8 * needed.numel() else None
 
 
 def _logit_grad(
     weights: Tensor,
     plan: JoinerPlan,
-    frames: slice,
+    target: Tensor,
     px: Tensor,
     py: Tensor,
     total: Tensor,
     px_grad: Tensor,
     py_grad: Tensor,
 ) -> Tensor:
-    """Turn exp(logits - max) of a chunk into the gradient of its logits, in the computing type."""
-    g_symbol, g_blank = px_grad[frames].reshape(-1, 1), py_grad[frames].reshape(-1, 1)
-    g_both = g_symbol + g_blank
-    grad = weights.mul_(-g_both / total[frames].reshape(-1, 1)).to(plan.compute_dtype)
-    target = plan.targets[frames].reshape(-1, 1)
-    at_symbol = g_symbol - g_both * px[frames].reshape(-1, 1).exp()
-    at_blank = g_blank - g_both * py[frames].reshape(-1, 1).exp()
+    """Turn exp(logits - max), (rows, V), into the gradient of the logits, in the computing type; others (rows,)."""
+    both_grad = px_grad + py_grad
+    grad = weights.mul_((-both_grad / total).unsqueeze(1)).to(plan.compute_dtype)
+    at_symbol = px_grad - both_grad * px.exp()
+    at_blank = py_grad - both_grad * py.exp()
     # Where the target is itself blank, both gradients meet in one logit.
-    at_blank += torch.where(target == plan.blank, g_symbol, torch.zeros_like(g_symbol))
-    grad.scatter_(1, target, at_symbol.to(grad.dtype))
-    grad[:, plan.blank] = at_blank.squeeze(1).to(grad.dtype)
+    at_blank += torch.where(target == plan.blank, px_grad, torch.zeros_like(px_grad))
+    grad.scatter_(1, target.unsqueeze(1), at_symbol.to(grad.dtype).unsqueeze(1))
+    grad[:, plan.blank] = at_blank.to(grad.dtype)
     return grad
 
 
