@@ -24,6 +24,7 @@ def entities(text, language):
         ("en", "Asterisk is by Digium", [("asterisk", "NAME"), ("digium", "NAME")]),
         ("es", "Marque treinta y uno", [("treinta y uno", "NUM")]),
         ("es", "una persona y dos", [("dos", "NUM")]),
+        ("es", "Marque 1 o marque 0", [("uno", "NUM"), ("cero", "NUM")]),
         ("fr", "Appuyez sur un pour un poste", [("un", "NUM")]),
         ("fr", "quatre-vingt-dix ou cinq cents", [("quatre vingt dix", "NUM"), ("cinq cents", "NUM")]),
         ("it", "Attualmente sei l'unica persona", []),
@@ -39,6 +40,13 @@ def test_numbers_that_have_no_one_reading_are_refused():
     rules = load_rules("en")
     for text in ("dial 500", "3D", "H.323", "0.5", "7-8"):
         assert expand(text, rules) is None
+
+
+def test_text_is_what_the_reader_says():
+    rules = load_rules("es")
+    assert [word for word, _ in expand("Marque 7 para borrar.", rules)] == "marque el número siete para borrar".split()
+    assert [word for word, _ in expand("Marque 0, marque 2.", rules)] == "marque cero marque el número dos".split()
+    assert expand("Marque 1 para grabar, 2 para borrar.", rules) is None
 
 
 def test_known_misspellings_are_mended():

@@ -35,6 +35,8 @@ class Rules:
     ambiguous_numbers: FrozenSet[str]
     joiners: FrozenSet[str]
     spelling: Dict[Tuple[str, ...], Tuple[str, ...]]
+    rephrase: Tuple[Tuple[str, str], ...] = ()
+    unsure: Tuple[str, ...] = ()
 
     @property
     def number_words(self) -> FrozenSet[str]:
@@ -58,7 +60,8 @@ def load_rules(language: str) -> Rules:
 
 def parse_rules(language: str, data: dict) -> Rules:
     """Builds `Rules` from the parsed YAML; see `load_rules`."""
-    known = {"digits", "none", "before_letter", "before_number", "ambiguous_numbers", "joiners", "spelling", *TYPES}
+    known = {"digits", "none", "before_letter", "before_number", "ambiguous_numbers", "joiners", "spelling"}
+    known |= {"rephrase", "unsure", *TYPES}
     unknown = sorted(set(data) - known)
     if unknown:
         raise UserError(f"rules/{language}.yaml: unknown section {unknown[0]!r}, expected one of {sorted(known)}")
@@ -73,6 +76,8 @@ def parse_rules(language: str, data: dict) -> Rules:
         ambiguous_numbers=frozenset(normalise(text) for text in data.get("ambiguous_numbers", [])),
         joiners=frozenset(normalise(text) for text in data.get("joiners", [])),
         spelling={_phrase(wrong): _phrase(right) for wrong, right in data.get("spelling", {}).items()},
+        rephrase=tuple(data.get("rephrase", {}).items()),
+        unsure=tuple(data.get("unsure", [])),
     )
 
 
@@ -83,8 +88,13 @@ def _phrase(text: object) -> Tuple[str, ...]:
 def expand(original: str, rules: Rules) -> Optional[List[Word]]:
     """Normalised words of an original text: integers as words (typed NUM), known misspellings mended.
 
-    None when a number is written that the rules cannot read aloud (`500`, `3D`, `H.323`).
+    None when a number is written that the rules cannot read aloud (`500`, `3D`, `H.323`), or the text is listed as
+    unsure.
     """
+    for pattern, replacement in rules.rephrase:
+        original = re.sub(pattern, replacement, original)
+    if any(re.search(pattern, original) for pattern in rules.unsure):
+        return None
     words: List[Word] = []
     position = 0
     for match in _INTEGER.finditer(original):

@@ -20,7 +20,7 @@ from tokenverse_pp.manifests.human_speech.split import SPLITS, split_clips
 CORPORA = ("fillets", "asterisk", "tuxpaint")
 TUXPAINT_LANGUAGES = ("es", "fr", "ru")
 SHARES = {"fillets": (0.85, 0.05, 0.10), "asterisk": (0.85, 0.05, 0.10), "tuxpaint": (0.70, 0.05, 0.25)}
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same options would give other manifests, so that old ones are not taken for new ones."""
 
 
