@@ -9,7 +9,7 @@ is run once for hypotheses that it cannot tell apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ class _Search:
         self.offset = torch.zeros(len(lengths), 1, dtype=torch.float64, device=device)
         self.context = torch.full(shape, scorer.contexts.start, device=device)
         self.state = None if rules is None else rules.start.expand(shape).contiguous()
+        self.owner = [i for i in range(len(lengths)) for _ in range(beam)]  # the utterance of each slot
+        self.no_state = [0] * len(self.owner)
         # A random number a symbol; hypotheses are told apart by a 64-bit hash of their tokens. Two different ones
         # agree with probability 2**-63 a pair: about once in 10**12 hours of speech at a beam of 8.
         self.key = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -90,6 +92,7 @@ class _Search:
             x[:n] for x in (self.score, self.offset, self.context, self.key)
         )
         self.state = None if self.state is None else self.state[:n]
+        self.owner = self.owner[: n * self.beam]
 
     def _step(self, t: int) -> Tuple[Tensor, Tensor]:
         log_probs, which = self._score(t)
@@ -115,12 +118,10 @@ class _Search:
         """
         n, device = len(self.score), self.score.device
         contexts = self.context.flatten().tolist()
-        states = [0] * len(contexts) if self.state is None else self.state.flatten().tolist()
-        number: Dict[Tuple[int, int, int], int] = {}
-        which = [
-            number.setdefault((i // self.beam, context, state), len(number))
-            for i, (context, state) in enumerate(zip(contexts, states))
-        ]
+        states = self.no_state if self.state is None else self.state.flatten().tolist()
+        slots = list(zip(self.owner, contexts, states))
+        number = {slot: i for i, slot in enumerate(dict.fromkeys(slots))}
+        which = map(number.__getitem__, slots)
         utterances, distinct, distinct_states = zip(*number)
         index = torch.tensor([*which, *utterances, *distinct_states], device=device)
         row_of_slot, utterance, state = index.split([n * self.beam, len(number), len(number)])
@@ -158,17 +159,21 @@ class _Search:
 def _read_back(trace: _Trace, scorer: Scorer, lengths: Sequence[int], options: SearchOptions) -> List[List[Hypothesis]]:
     """Follow the parents from each final slot to the front."""
     frames, batch, beam = trace.index.shape
-    slots = np.broadcast_to(np.arange(beam), (batch, beam))
-    tokens = np.empty(trace.index.shape, dtype=np.int64)
-    log_probs = np.empty(trace.index.shape, dtype=np.float32)
-    first = np.where(np.arange(beam) == 0, 0.0, NEG_INF)[None].repeat(batch, 0)
+    slots, tokens = np.empty_like(trace.index), np.empty_like(trace.index)
+    first_slot = np.arange(batch)[:, None] * beam
+    at = first_slot + np.arange(beam)
+    for t in reversed(range(frames)):
+        slots[t] = at
+        parent, tokens[t] = np.divmod(trace.index[t].take(at), scorer.vocab_size)
+        at = first_slot + parent
+    # What a token added to its parent's score. At the start only the first slots hold a hypothesis, of score 0.
+    flat = slots.reshape(frames, batch * beam)
+    value = np.take_along_axis(trace.value.reshape(frames, batch * beam), flat, 1)
+    before = np.zeros_like(value)
+    score = trace.score.reshape(frames, batch * beam)[:-1]
+    before[1:] = np.take_along_axis(score, flat[:-1], 1)
     with np.errstate(invalid="ignore"):  # -inf - -inf in slots that are empty
-        for t in reversed(range(frames)):
-            chosen = np.take_along_axis(trace.index[t], slots, 1)
-            parents, tokens[t] = np.divmod(chosen, scorer.vocab_size)
-            before = trace.score[t - 1] if t else first
-            log_probs[t] = np.take_along_axis(trace.value[t], slots, 1) - np.take_along_axis(before, parents, 1)
-            slots = parents
+        log_probs = (value - before).reshape(trace.index.shape)
     found = []
     for i in range(batch):
         hypotheses = []

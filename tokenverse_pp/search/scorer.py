@@ -38,21 +38,20 @@ class PredictorTable:
     """
 
     def __init__(self, predictor: StatelessPredictor, joiner: Joiner, rows_at_once: int):
-        self.joiner = joiner
         self.base, self.size = predictor.embedding.num_embeddings, predictor.context_size
         if self.base**self.size >= 2**63:
             raise ValueError(f"a context of {self.size} tokens out of {self.base} does not fit 64 bits")
         self.modulus = self.base**self.size
         self.start = sum(predictor.blank_id * self.base**i for i in range(self.size))
         self.capacity = max(FEWEST_ROWS, 4 * rows_at_once)
-        weight = joiner.predictor_proj.weight
+        self.projection = joiner.predictor_proj.weight, joiner.predictor_proj.bias
         # The convolution of a context is a sum over its tokens: one table (V, D) for each place in the context, instead
         # of a grouped Conv1d on a few rows a frame, which is slow.
         embedding = predictor.embedding.weight.t().unsqueeze(0)
         taps = predictor.conv.weight.unbind(-1)
         groups = predictor.conv.groups
         self.taps = [F.conv1d(embedding, tap.unsqueeze(-1), groups=groups)[0].t().contiguous() for tap in taps]
-        self.table = torch.empty(0, joiner.output.in_features, device=weight.device)
+        self.table = torch.empty(0, joiner.output.in_features, device=self.projection[0].device)
         self.row_of: Dict[int, int] = {}
 
     def look_up(self, contexts: Sequence[int]) -> Tensor:
@@ -75,7 +74,7 @@ class PredictorTable:
         state = self.taps[-1].index_select(0, number % self.base)
         for i, tap in enumerate(reversed(self.taps[:-1]), start=1):
             state += tap.index_select(0, torch.div(number, self.base**i, rounding_mode="floor") % self.base)
-        self.table[first:end] = exp_of_double(self.joiner.predictor_proj(state.relu_()))
+        self.table[first:end] = exp_of_double(F.linear(state.relu_(), *self.projection))
         self.row_of.update(zip(contexts, range(first, end)))
 
 
