@@ -20,7 +20,6 @@ from tokenverse_pp.config import Config, parse_config
 from tokenverse_pp.dataset import Activation, TransducerDataset, Usable, check_recording
 from tokenverse_pp.manifests.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
-from tokenverse_pp.model.encoder import build_encoder
 from tokenverse_pp.tasks import TaskSet
 from tokenverse_pp.tokenizer import Tokenizer
 from tokenverse_pp.training.data import load_cuts, make_frames_of, train_sampler
@@ -48,10 +47,9 @@ def train(config: Config, world: World) -> Path:
     valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else None
     if config.data.validate:
         world.from_first(lambda: check_data(config, tasks))
-    encoder = build_encoder(config.model.encoder)
     # Whatever can be wrong with the input is found before the trainer writes anything.
     tokenizer = Tokenizer(world.from_first(lambda: get_tokenizer(config, tasks).model))
-    model = build_model(config, encoder, tasks, tokenizer).to(world.device)
+    model = build_model(config, tasks, tokenizer).to(world.device)
     activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)
     dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features)
     say = (lambda line: print(line, file=sys.stderr)) if world.is_first else (lambda line: None)
@@ -67,8 +65,10 @@ def train(config: Config, world: World) -> Path:
     sampler = train_sampler(cuts, config.data, config.training.seed, world)
     validator = Validator(held_out, dataset, config, world) if held_out else None
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trainer = Trainer(config, model, dataset, sampler, validator, world)
+    trainer.start()
     say(f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {total / 1e6:.2f} M trained parameters")
-    folder = Trainer(config, model, dataset, sampler, validator, world).run()
+    folder = trainer.run()
     say(f"model: {folder}")
     return folder
 

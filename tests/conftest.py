@@ -57,3 +57,26 @@ def tiny_corpus(toy_prepare: ModuleType, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("toy")
     toy_prepare.prepare_toy(folder, {"train": 16, "dev": 4, "test": 4})
     return folder
+
+
+@pytest.fixture(scope="session")
+def train_script() -> ModuleType:
+    """The script ``recipes/train.py`` as a module."""
+    return load_script(ROOT / "recipes" / "train.py", "train_script")
+
+
+@pytest.fixture(scope="session")
+def decode_script() -> ModuleType:
+    """The script ``recipes/decode.py`` as a module."""
+    return load_script(ROOT / "recipes" / "decode.py", "decode_script")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Experiment folder of ten training steps on the tiny corpus, through the real command line."""
+    from toy_runs import finish, start, toy_options
+
+    exp_dir = tmp_path_factory.mktemp("finished") / "exp"
+    done = finish(start("train.py", *toy_options(tiny_corpus, exp_dir)))
+    assert done.code == 0, done.stderr
+    return exp_dir

@@ -68,7 +68,8 @@ def plot_curves(exp_dir: Path) -> Path | None:
         axis.set_xlabel("step")
         axis.set_title("pruned loss, nats a frame" if name == "loss" else "WER, greedy, valid")
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     figure.tight_layout()
     figure.savefig(exp_dir / "curves.png", dpi=100)
     pyplot.close(figure)

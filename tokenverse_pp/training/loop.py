@@ -66,9 +66,8 @@ class Trainer:
             tqdm.write(line, file=sys.stderr)
 
     def run(self) -> Path:
-        """Train to the end; returns the folder of the averaged model."""
+        """Train to the end, once started; returns the folder of the averaged model."""
         t = self.config.training
-        self._start()
         stepper = Stepper(self.world.wrap(self.model), self.optimizer, self.config, self.world)
         self.model.train()
         log = RunLog(self.exp_dir, self.step) if self.world.is_first else None
@@ -121,7 +120,7 @@ class Trainer:
                 yield epoch, number, held
             skip = 0
 
-    def _start(self) -> None:
+    def start(self) -> None:
         """Resume from the newest checkpoint, or start from ``init_from``, or from nothing.
 
         Whatever can be wrong with these is found before the experiment folder is touched.

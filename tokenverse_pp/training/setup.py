@@ -10,7 +10,7 @@ import torch
 
 from tokenverse_pp.config import Config, TasksConfig, load_config
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.model.encoder import Encoder, build_encoder
+from tokenverse_pp.model.encoder import build_encoder
 from tokenverse_pp.model.transducer import Transducer
 from tokenverse_pp.tasks import TaskSet, build_tasks
 from tokenverse_pp.tasks.turns import turns_of
@@ -52,10 +52,10 @@ def get_tokenizer(config: Config, tasks: TaskSet) -> Tokenizer:
     return tokenizer
 
 
-def build_model(config: Config, encoder: Encoder, tasks: TaskSet, tokenizer: Tokenizer) -> Transducer:
-    """A new model around an encoder: all else is at its start, the same for the same seed."""
+def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer) -> Transducer:
+    """A new model: whatever is not pretrained is at its start, the same for the same seed."""
     torch.manual_seed(config.training.seed)
-    return Transducer(config.model, encoder, len(tasks.tasks), tokenizer.vocab_size)
+    return Transducer(config.model, build_encoder(config.model.encoder), len(tasks.tasks), tokenizer.vocab_size)
 
 
 def pretrained_prefixes(config: Config) -> Tuple[str, ...]:
@@ -102,6 +102,6 @@ def load_model(path: Path, encoder_name: str = "") -> Loaded:
     tasks = tasks_of(config.tasks)
     tokenizer = Tokenizer.load(folder / checkpoint.TOKENIZER)
     tokenizer.check(tasks)
-    model = build_model(config, build_encoder(config.model.encoder), tasks, tokenizer)
+    model = build_model(config, tasks, tokenizer)
     load_weights(model, folder)
     return Loaded(config, tasks, tokenizer, model.eval())

@@ -1,0 +1,247 @@
+"""recipes/train.py: through its real command line (killed and resumed, two ranks), and with bad input."""
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet
+from safetensors.torch import load_file
+from toy_runs import assert_one_line, call, finish, read_cuts, start, toy_options
+
+from tokenverse_pp.training.log import read_log
+
+LOSSES = ("loss", "simple", "pruned", "frames", "tokens", "grad_norm")
+
+
+def losses(exp_dir, kind="train"):
+    """{step: what was summed over its batches}"""
+    return {r["step"]: {k: r[k] for k in LOSSES} for r in read_log(exp_dir / "log.jsonl") if r["kind"] == kind}
+
+
+def assert_same_losses(found, expected, tolerance=1e-4):
+    assert found.keys() == expected.keys()
+    for step, values in expected.items():
+        assert found[step] == pytest.approx(values, rel=tolerance), step
+
+
+def write_cuts(cuts, folder):
+    path = folder / "cuts.jsonl"
+    CutSet.from_cuts(cuts).to_file(path)
+    return path
+
+
+def test_finished_run_leaves_a_model_and_learns(finished_run):
+    log = losses(finished_run)
+    assert list(log) == list(range(1, 11))
+    assert log[10]["simple"] < 0.5 * log[1]["simple"]
+    assert [r["step"] for r in read_log(finished_run / "log.jsonl") if r["kind"] == "valid"] == [5, 10]
+    assert sorted(path.name for path in (finished_run / "model").iterdir()) == [
+        "config.yaml", "model.safetensors", "tokenizer.model",
+    ]  # fmt: skip
+    assert sorted(path.name for path in (finished_run / "checkpoints").iterdir()) == [
+        "step-00000004", "step-00000008", "step-00000010",
+    ]  # fmt: skip
+
+
+def test_killed_run_resumes_with_the_same_batches_and_weights(tiny_corpus, tmp_path, finished_run):
+    options = toy_options(tiny_corpus, tmp_path / "exp")
+    process = start("train.py", *options)
+    # Validation speaks at step 5, after the checkpoint of step 4.
+    for line in process.stderr:
+        if line.startswith("step 5:"):
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    assert finish(process).code == -signal.SIGKILL
+    assert not (tmp_path / "exp" / "model").exists()
+    resumed = finish(start("train.py", *options))
+    assert resumed.code == 0 and "resuming from step-0000000" in resumed.stderr
+    assert losses(tmp_path / "exp") == losses(finished_run)
+    for name in ("model/model.safetensors", "checkpoints/step-00000010/optimizer.safetensors"):
+        ours, theirs = load_file(tmp_path / "exp" / name), load_file(finished_run / name)
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert torch.equal(ours[key], theirs[key]), key
+
+
+def test_two_ranks_give_the_losses_of_one_process_with_the_doubled_batch(tiny_corpus, tmp_path, finished_run):
+    # lhotse gives rank r every other batch: two batches of 4 hold the cuts of one of 8.
+    options = toy_options(tiny_corpus, tmp_path / "exp", data__max_cuts=4, training__max_steps=4)
+    done = finish(start("train.py", *options, ranks=2))
+    assert done.code == 0, done.stderr
+    expected = {step: values for step, values in losses(finished_run).items() if step <= 4}
+    assert_same_losses(losses(tmp_path / "exp"), expected)
+
+
+def test_accumulated_batches_give_the_losses_of_the_doubled_batch(train_script, tiny_corpus, tmp_path, finished_run):
+    changes = {"data__max_cuts": 4, "training__accumulate": 2, "training__epochs": 2, "data__num_workers": 1}
+    done = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
+    assert done.code == 0, done.stderr
+    expected = {step: values for step, values in losses(finished_run).items() if step <= 4}  # two steps an epoch
+    assert_same_losses(losses(tmp_path / "exp"), expected)
+
+
+def test_finished_run_started_again_trains_no_further(train_script, tiny_corpus, tmp_path, finished_run):
+    exp_dir = tmp_path / "exp"
+    shutil.copytree(finished_run, exp_dir)
+    shutil.rmtree(exp_dir / "model")
+    assert call(train_script.main, *toy_options(tiny_corpus, exp_dir)).code == 0
+    assert losses(exp_dir) == losses(finished_run)
+    assert len(list((exp_dir / "checkpoints").iterdir())) == 3
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (exp_dir, finished_run))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_init_from_starts_with_the_weights_of_a_model(train_script, tiny_corpus, tmp_path, finished_run):
+    options = toy_options(
+        tiny_corpus,
+        tmp_path / "exp",
+        training__init_from=finished_run,
+        tokenizer__model=finished_run / "tokenizer.model",
+        training__max_steps=1,
+        optim__lr=0,
+        optim__encoder_lr=0,
+    )
+    assert call(train_script.main, *options).code == 0
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "exp", finished_run))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_too_long_target_is_named_and_left_out(train_script, tiny_corpus, tmp_path):
+    cuts = read_cuts(tiny_corpus)
+    short = cuts[0].truncate(duration=0.3, preserve_id=True)
+    short.supervisions[0].text = "ba di gu ka mu ibi uda bam dig gak kun nid mab ukim agi dun " * 4
+    manifest = write_cuts([short, *cuts[1:8]], tmp_path)
+    changes = {"data__train": [manifest], "data__valid": [], "training__max_steps": 1, "data__validate": "false"}
+    done = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
+    assert done.code == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "left out" in line]
+    assert short.id in line and "too long" in line
+    assert losses(tmp_path / "exp")[1]["tokens"] > 0
+
+
+def bad_cuts(folder, corpus, kind):
+    """A manifest whose third cut is bad -> (path, what the message must name)."""
+    cuts = read_cuts(corpus)[:4]
+    cut = cuts[2]
+    source = cut.recording.sources[0]
+    if kind == "missing":
+        source.source = str(folder / "gone.flac")
+    elif kind in ("truncated wav", "truncated flac"):
+        audio, rate = soundfile.read(source.source)
+        source.source = str(folder / f"short.{kind[-4:].strip()}")
+        soundfile.write(source.source, audio, rate, subtype="PCM_16")
+        size = os.path.getsize(source.source)
+        with open(source.source, "r+b") as file:
+            file.truncate(size // 2)
+    elif kind == "wrong rate":
+        audio, _ = soundfile.read(source.source)
+        source.source = str(folder / "slow.wav")
+        soundfile.write(source.source, audio, 8000)
+        cut.recording.sampling_rate = 8000
+        cut.recording.duration *= 2
+    elif kind == "wrong label":
+        cut.supervisions[0].custom["entities"] = [{"start": 0, "end": 10_000, "type": "PER"}]
+        return write_cuts(cuts, folder), [cut.id, "entities"]
+    elif kind == "no tasks":
+        del cut.custom["tasks"]
+        return write_cuts(cuts, folder), [cut.id, "custom.tasks"]
+    return write_cuts(cuts, folder), [cut.id, source.source]
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated wav", "wrong rate", "wrong label", "no tasks"])
+def test_bad_cut_is_one_line_before_anything_is_written(train_script, tiny_corpus, tmp_path, kind):
+    manifest, said = bad_cuts(tmp_path, tiny_corpus, kind)
+    options = toy_options(tiny_corpus, tmp_path / "exp", data__train=[manifest])
+    assert_one_line(call(train_script.main, *options), *said)
+    assert not (tmp_path / "exp").exists()
+
+
+def test_bad_audio_in_a_worker_process_is_one_line(tiny_corpus, tmp_path):
+    # A truncated FLAC file has a whole header: only decoding shows it.
+    manifest, said = bad_cuts(tmp_path, tiny_corpus, "truncated flac")
+    options = toy_options(tiny_corpus, tmp_path / "exp", data__train=[manifest], data__num_workers=1)
+    failure = finish(start("train.py", *options))
+    lines = [line for line in failure.stderr.splitlines() if not line.startswith("tasks ")]
+    assert_one_line(failure._replace(stderr="\n".join(lines) + "\n"), *said)
+    assert not (tmp_path / "exp" / "checkpoints").exists() and not (tmp_path / "exp" / "model").exists()
+
+
+def test_bad_audio_on_one_of_two_ranks_stops_both(tiny_corpus, tmp_path):
+    manifest, said = bad_cuts(tmp_path, tiny_corpus, "truncated flac")
+    changes = {"data__train": [manifest], "data__max_cuts": 2, "data__num_workers": 1, "data__valid": []}
+    failure = finish(start("train.py", *toy_options(tiny_corpus, tmp_path / "exp", **changes), ranks=2))
+    assert failure.code != 0
+    (line,) = [line for line in failure.stderr.splitlines() if "error: cut" in line]
+    assert all(part in line for part in said)
+
+
+BAD_OPTIONS = {
+    "unknown task": ({"tasks__names": ["asr", "sing"]}, ["sing", "scd"]),
+    "unknown encoder": ({"model__encoder__name": "/no/such/folder"}, ["/no/such/folder"]),
+    "missing manifest": ({"data__train": ["/no/such/cuts.jsonl"]}, ["--data.train", "/no/such/cuts.jsonl"]),
+    "missing valid": ({"data__valid": ["/no/such/cuts.jsonl"]}, ["--data.valid", "/no/such/cuts.jsonl"]),
+    "unknown option": ({"optim__lrr": 1}, ["optim.lrr"]),
+    "wrong type": ({"training__max_steps": "many"}, ["training.max_steps", "many"]),
+    "impossible value": ({"training__accumulate": 0}, ["--training.accumulate=0"]),
+    "unknown language": ({"tasks__languages": ["qaa"]}, ["qab"]),
+    "vocabulary too large": ({"tokenizer__vocab_size": 5000}, ["tokenizer.vocab_size=5000"]),
+    "missing configuration": ({"config": "/no/such/file.yaml"}, ["/no/such/file.yaml"]),
+    "missing tokenizer": ({"tokenizer__model": "/no/such.model"}, ["/no/such.model"]),
+    "missing start": ({"training__init_from": "/no/such/model"}, ["/no/such/model"]),
+}
+
+
+@pytest.mark.parametrize("what", BAD_OPTIONS)
+def test_bad_option_is_one_line_before_anything_is_written(train_script, tiny_corpus, tmp_path, what):
+    changes, said = BAD_OPTIONS[what]
+    assert_one_line(call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes)), *said)
+    assert not (tmp_path / "exp").exists()
+
+
+def test_broken_configuration_file_is_one_line(train_script, tiny_corpus, tmp_path):
+    for name, text in {"a.yaml": "training: [1, 2", "b.yaml": "training: {max_step: 3}", "c.yaml": "- a"}.items():
+        (tmp_path / name).write_text(text)
+        failure = call(train_script.main, "--config", tmp_path / name, *toy_options(tiny_corpus, tmp_path / "exp"))
+        assert_one_line(failure)
+    assert not (tmp_path / "exp").exists()
+
+
+def test_start_from_another_vocabulary_is_refused(train_script, tiny_corpus, tmp_path, finished_run):
+    changes = {"training__init_from": finished_run, "tokenizer__vocab_size": 45}
+    failure = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
+    assert_one_line(failure, "another vocabulary", finished_run)
+    assert not (tmp_path / "exp").exists()
+
+
+def test_start_from_another_shape_is_refused(train_script, tiny_corpus, tmp_path, finished_run):
+    changes = {
+        "training__init_from": finished_run,
+        "tokenizer__model": finished_run / "tokenizer.model",
+        "model__joiner_dim": 16,
+    }
+    failure = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
+    assert_one_line(failure, "joiner.encoder_proj", "(32,)", "(16,)")
+    assert not (tmp_path / "exp").exists()
+
+
+def test_refused_resume_changes_nothing(train_script, tiny_corpus, tmp_path, finished_run):
+    exp_dir = tmp_path / "exp"
+    shutil.copytree(finished_run, exp_dir)
+    before = {path: path.read_bytes() for path in exp_dir.rglob("*") if path.is_file()}
+    for changes in ({"training__resume": "false"}, {"model__joiner_dim": 16}, {"tokenizer__model": exp_dir}):
+        failure = call(train_script.main, *toy_options(tiny_corpus, exp_dir, **changes))
+        assert_one_line(failure, exp_dir)
+    assert {path: path.read_bytes() for path in exp_dir.rglob("*") if path.is_file()} == before
+
+
+def test_resolved_configuration_is_saved(finished_run):
+    from tokenverse_pp.config import load_config
+
+    config = load_config(finished_run / "model" / "config.yaml")
+    assert config.training.max_steps == 10 and config.model.joiner_dim == 32
+    state = json.loads((finished_run / "checkpoints" / "step-00000010" / "state.json").read_text())
+    assert state == {"step": 10, "epoch": 4, "batch": 2, "world_size": 1}

@@ -1,0 +1,128 @@
+"""Training on the toy corpus, as small as it gets (pytest puts this folder on the path, because of its conftest.py)."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+from lhotse import CutSet
+
+from tokenverse_pp.cli.errors import report_errors
+from tokenverse_pp.config import parse_config
+from tokenverse_pp.dataset import Activation, TransducerDataset
+from tokenverse_pp.tokenizer import train_tokenizer
+from tokenverse_pp.training.setup import build_model, tasks_of
+
+ROOT = Path(__file__).resolve().parent.parent
+VOCABULARY = 50
+Failure = namedtuple("Failure", "code stderr")
+Parts = namedtuple("Parts", "config tasks tokenizer model dataset")
+
+
+def toy_options(corpus, exp_dir, **changes):
+    """Options of recipes/train.py; a change is named ``section__key``."""
+    values = {
+        "data.train": [f"{corpus}/cuts_train.jsonl.gz"],
+        "data.valid": [f"{corpus}/cuts_dev.jsonl.gz"],
+        "data.max_cuts": 8,
+        "data.num_buckets": 1,
+        "data.num_workers": 0,
+        "tasks.names": ["asr", "scd", "endp", "ner", "lid"],
+        "tasks.languages": ["qaa", "qab"],
+        "tokenizer.vocab_size": VOCABULARY,
+        "model.encoder.name": f"{corpus}/encoder",
+        "model.encoder.random_init": "true",
+        "model.encoder.freeze_feature_encoder": "false",
+        "model.spec_augment.time_share": 0,
+        "model.spec_augment.channel_share": 0,
+        "model.loss.warm_steps": 10,
+        "model.predictor_dim": 32,
+        "model.joiner_dim": 32,
+        "optim.lr": 1e-3,
+        "optim.encoder_lr": 1e-3,
+        "optim.warmup_steps": 3,
+        "training.exp_dir": exp_dir,
+        "training.max_steps": 10,
+        "training.log_every": 1,
+        "training.valid_every": 5,
+        "training.save_every": 4,
+        "training.threads": 1,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    return [word for key, value in values.items() for word in (f"--{key}", _text(value))]
+
+
+def _text(value):
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def toy_parts(corpus, **changes):
+    """Configuration, tasks, tokenizer, model (in eval mode) and dataset, without the command line."""
+    config = parse_config(toy_options(corpus, "unused", **changes))
+    tasks = tasks_of(config.tasks)
+    texts = [sup.text for cut in read_cuts(corpus) for sup in cut.supervisions]
+    tokenizer = train_tokenizer(texts, tasks, config.tokenizer.vocab_size)
+    model = build_model(config, tasks, tokenizer).eval()
+    activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)
+    dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features)
+    return Parts(config, tasks, tokenizer, model, dataset)
+
+
+def read_cuts(corpus, split="train"):
+    """The cuts of a split, in a list."""
+    return list(CutSet.from_file(Path(corpus) / f"cuts_{split}.jsonl.gz"))
+
+
+def environment():
+    """For a subprocess: one thread, no network, and the package importable."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
+
+
+def start(script, *args, ranks=1):
+    """A recipe through its real command line, under torchrun for several ranks; stderr is a pipe of text."""
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [*launcher, str(ROOT / "recipes" / script), *map(str, args)]
+    return subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(process, timeout=300):
+    """Wait for a process -> Failure (code 0 if it is none)."""
+    try:
+        _, stderr = process.communicate(timeout=timeout)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+    return Failure(process.returncode, stderr)
+
+
+def call(main, *args, **options):
+    """``main(args)`` in this process, as the script's last lines call it -> Failure."""
+    stderr = io.StringIO()
+    code = 0
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            with report_errors():
+                main([str(arg) for arg in args], **options)
+        except SystemExit as exit_:
+            code = exit_.code or 0
+    return Failure(code, stderr.getvalue())
+
+
+def assert_one_line(failure, *said):
+    """Exit code 2, and on stderr one line that says all of this."""
+    assert failure.code == 2, failure
+    assert failure.stderr.startswith("error: ") and failure.stderr.count("\n") == 1, failure.stderr
+    for part in said:
+        assert str(part) in failure.stderr, (part, failure.stderr)
