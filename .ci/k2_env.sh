@@ -2,12 +2,22 @@
 # Make the environment with the real k2 that the k2 tests run in: Python 3.9, torch 1.13.1, k2 1.23.4 (about 3.5 GB,
 # one to two minutes; kept between runs). Prints the path of its interpreter as the last line.
 #
-#   .ci/k2_env.sh [--required]
-#   "$(.ci/k2_env.sh | tail -n 1)" -m pytest -m k2
+#   .ci/k2_env.sh [--required] [--test [pytest arguments]]
 #
+# --test runs pytest in it from the checkout's root, by default over tests/loss.
 # K2ENV_DIR: where it goes (default: .cache/k2env in the checkout). PYTHON39: the interpreter (default: python3.9,
-# or pyenv's 3.9). Without a Python 3.9 it says so and prints no path: exit code 0, with --required 2.
+# or pyenv's 3.9). Without a Python 3.9 it says so, prints no path and runs no test: exit code 0, with --required 2.
 set -euo pipefail
+
+required=no test=no
+while [[ ${1:-} == --* ]]; do
+  case $1 in
+    --required) required=yes ;;
+    --test) test=yes ;;
+    *) echo "k2_env.sh: unknown option $1 (expected --required or --test)" >&2; exit 2 ;;
+  esac
+  shift
+done
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 target=${K2ENV_DIR:-$root/.cache/k2env}
@@ -33,7 +43,7 @@ if [[ ! -f $stamp || $(cat "$stamp") != "$wanted" ]]; then
   python=$(find_python)
   if [[ -z $python ]]; then
     echo "k2 tests skipped: no python3.9 found (k2 1.23.4 has wheels for it only; set PYTHON39 to one)" >&2
-    [[ ${1:-} == --required ]] && exit 2
+    if [[ $required == yes ]]; then exit 2; fi
     exit 0
   fi
   echo "making $target (about 3.5 GB) with $("$python" --version)" >&2
@@ -43,5 +53,9 @@ if [[ ! -f $stamp || $(cat "$stamp") != "$wanted" ]]; then
   "$target/bin/python" -m pip install --quiet --disable-pip-version-check "${packages[@]}" >&2
   "$target/bin/python" -c 'import k2, torch' >&2
   echo "$wanted" >"$stamp"
+fi
+if [[ $test == yes ]]; then
+  cd "$root"
+  "$target/bin/python" -m pytest "${@:-tests/loss}"
 fi
 echo "$target/bin/python"

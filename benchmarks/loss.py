@@ -7,7 +7,7 @@
 One step is the whole recipe: the four projections, the smoothed simple loss, the pruning ranges, the joiner and the
 pruned loss, forward and backward. Every (size, peer, type) runs in a process of its own. `native-low` is the native
 backend with a memory budget of 0. `bfloat16` means autocast: the joiner in bfloat16, the losses in float32,
-for every peer.
+for every peer. `best_cpu_ms` is the processor's time (all threads), for machines that do other work as well.
 
 fast_rnnt is looked for in --peers-dir too (.ci/build_peers.sh builds it there); k2 runs under --k2-python, the
 interpreter of .ci/k2_env.sh's environment, if that exists (with that environment's older torch).
@@ -127,15 +127,17 @@ def work(args: argparse.Namespace) -> None:
     Recipe(args.peer, {"B": 2, "T": 20, "U": 6, "V": 32, "D": 32}, args.s_range, autocast).step()
     recipe = Recipe(args.peer, size, args.s_range, autocast)
     base_mb = read_status("VmRSS")
-    loss, times = 0.0, []
+    loss, times, cpu_times = 0.0, [], []
     for _ in range(args.repeat + 1):
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         loss = recipe.step()
         times.append((time.perf_counter() - begin) * 1000)
+        cpu_times.append((time.process_time() - cpu_begin) * 1000)
     gflop = joiner_gflop(size, args.s_range)
-    times = times[1:]
+    times, cpu_times = times[1:], cpu_times[1:]
     record = {"peer": args.peer, **size, "s_range": args.s_range, "dtype": args.dtype, "threads": args.threads}
     record.update(best_ms=round(min(times), 2), median_ms=round(statistics.median(times), 2))
+    record["best_cpu_ms"] = round(min(cpu_times), 2)
     record.update(peak_mb=round(read_status("VmHWM") - base_mb, 1), torch=torch.__version__, loss=loss)
     record.update(joiner_gflop=round(gflop, 3), joiner_gflop_per_s=round(gflop / min(times) * 1000, 1))
     record["matmul_gflop_per_s"] = round(matmul_rate(size, args.dtype), 1)
@@ -174,7 +176,7 @@ def measure(peer: str, size: str, dtype: str, args: argparse.Namespace) -> Optio
     record: Dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     print(
         f"{record['peer']:>10} {size:>16} {dtype:>8}  best {record['best_ms']:8.1f} ms  "
-        f"median {record['median_ms']:8.1f} ms  peak {record['peak_mb']:7.1f} MB  "
+        f"median {record['median_ms']:8.1f} ms  cpu {record['best_cpu_ms']:8.1f} ms  peak {record['peak_mb']:7.1f} MB  "
         f"{record['joiner_gflop_per_s'] / record['matmul_gflop_per_s']:.2f} of the matmul rate"
     )
     return record

@@ -59,11 +59,13 @@ def joiner_dtype(x: Tensor) -> torch.dtype:
     """Type of the joiner's matrix products: autocast's if it is on for the device, else at least float32."""
     if x.dtype == torch.float64:
         return x.dtype
-    if x.device.type == "cpu":
-        # torch.is_autocast_enabled takes a device only from torch 2.4 on.
-        if torch.is_autocast_cpu_enabled():
-            return torch.get_autocast_cpu_dtype()
-    elif torch.is_autocast_enabled():
+    kind = x.device.type
+    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and later; the functions below are deprecated there
+        if torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+    elif kind == "cpu" and torch.is_autocast_cpu_enabled():
+        return torch.get_autocast_cpu_dtype()
+    elif kind == "cuda" and torch.is_autocast_enabled():
         return torch.get_autocast_gpu_dtype()
     return torch.float32
 
