@@ -37,6 +37,8 @@ class Tokenizer:
             tokenizer = cls(Path(path).read_bytes())
         except FileNotFoundError:
             raise UserError(f"{path}: no such tokenizer model") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
         except RuntimeError:
             raise UserError(f"{path}: not a SentencePiece model") from None
         if tokenizer.processor.IdToPiece(BLANK_ID) != BLANK:
@@ -135,6 +137,7 @@ def train_tokenizer(texts: Iterable[str], tasks: TaskSet, vocab_size: int = 500)
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).rsplit(": ", 1)[-1].strip() or str(error)
+        # "Internal: src/trainer_interface.cc(638) [(condition)] Vocabulary size is ..", then advice on other options.
+        reason = str(error).rsplit("] ", 1)[-1].split(" or decrease character_coverage")[0].strip()
         raise UserError(f"tokenizer.vocab_size={vocab_size} does not suit the training texts: {reason}") from None
     return Tokenizer(out.getvalue())
