@@ -40,7 +40,7 @@ ENCODER = {
     "conv_kernel": [80, 8, 8],
     "conv_stride": [20, 4, 4],
     "conv_bias": True,
-    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embeddings": 64,
     "num_conv_pos_embedding_groups": 8,
     "hidden_size": 128,
     "num_hidden_layers": 2,

@@ -3,8 +3,9 @@
 A letter is a phone: a pair of pure tones above 600 Hz, as on a telephone's keypad. A speaker is a hum below
 600 Hz (a comb of harmonics of the speaker's pitch) and a balance between the two tones. A turn that is
 complete ends with a pitch that falls by an octave from its last word on, and the voice is drawn out past that word;
-any other turn stays level and stops with its last word. The pauses between turns tell nothing: they are drawn
-alike in all cases.
+any other turn stays level and stops with its last word. Who takes the floor breathes in audibly before the first
+word, who goes on does not: to compare voices across a pause takes a small model far longer than to learn the words.
+How long a pause is tells nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import Any, Dict, List, Set, Tuple
 
 import numpy as np
 
+from tokenverse_pp.errors import UserError
+
 SAMPLING_RATE = 16000
 HUM_LIMIT = 600.0  # Hz: harmonics of the voice stay below, the phones' tones above
+BREATH_SECONDS = 0.08
 FALL_SECONDS = 0.12  # for how long the voice of a complete turn goes on after its last word
 
 # Languages carry codes that ISO 639-2 keeps for private use.
@@ -49,14 +53,14 @@ LANGUAGES = (
     _language(
         "qaa",
         words="ba di gu ka mu ibi uda bam dig gak kun nid mab ukim agi dun",
-        given="nik ada gub",
+        given="nik ada",
         family="kadi bun",
         places="miba, ugan, ugan dak",
     ),
     _language(
         "qab",
         words="le po ta se mo alo ena pel tos nal sap lem nopa eto ase pon",
-        given="tal eso pam",
+        given="tal eso",
         family="leno sot",
         places="mola, onet, onet pas",
     ),
@@ -105,13 +109,14 @@ def compose_turn(language: Language, num_words: int, rng: np.random.Generator) -
 
 
 def compose_new_turn(
-    language: Language, num_words: int, rng: np.random.Generator, barred: Set[str]
+    language: Language, words: Tuple[int, int], rng: np.random.Generator, barred: Set[str]
 ) -> Tuple[str, Entities]:
-    """`compose_turn`, again until the text is not one of ``barred`` (turns of another set)."""
-    while True:
-        text, entities = compose_turn(language, num_words, rng)
+    """`compose_turn` with a number of words from a range (both ends in it) until the text is not a ``barred`` one."""
+    for _ in range(1000):
+        text, entities = compose_turn(language, int(rng.integers(words[0], words[1] + 1)), rng)
         if text not in barred:
             return text, entities
+    raise UserError("--dev, --test: the toy's languages are too small for sets of this size; expected some hundreds")
 
 
 def voice_turn(text: str, speaker: Speaker, complete: bool, rng: np.random.Generator) -> np.ndarray:
@@ -134,22 +139,21 @@ def voice_turn(text: str, speaker: Speaker, complete: bool, rng: np.random.Gener
 def compose_utterance(
     language: Language, rng: np.random.Generator, barred: Set[str]
 ) -> Tuple[np.ndarray, List[ToyTurn]]:
-    """Draw and voice an utterance of one to three turns, about 1 to 4 seconds, with a little noise.
+    """Draw and voice an utterance of one to four turns, about 1 to 5 seconds, with a little noise.
 
-    ``barred`` are texts that no turn may have. Neighbouring turns have the same speaker in half of the cases.
+    ``barred`` are texts that no turn may have. The speaker changes between turns in half of the cases.
     """
-    num_turns = int(rng.integers(1, 4))
-    pieces = [_silence(rng.uniform(0.05, 0.15))]
+    num_turns = int(rng.integers(1, 5))
+    pieces: List[np.ndarray] = []
     turns: List[ToyTurn] = []
-    speaker = SPEAKERS[rng.integers(len(SPEAKERS))]
-    for i in range(num_turns):
-        if i > 0:
-            pieces.append(_silence(rng.uniform(0.1, 0.3)))
-            if rng.random() < 0.5:
-                others = [other for other in SPEAKERS if other is not speaker]
-                speaker = others[rng.integers(len(others))]
-        num_words = int(rng.integers(3, 5)) + (num_turns == 1)
-        text, entities = compose_new_turn(language, num_words, rng, barred)
+    speaker = None
+    for _ in range(num_turns):
+        pieces.append(_silence(rng.uniform(0.1, 0.2)))
+        if speaker is None or rng.random() < 0.5:
+            others = [other for other in SPEAKERS if other is not speaker]
+            speaker = others[rng.integers(len(others))]
+            _breathe_in(pieces[-1], rng)
+        text, entities = compose_new_turn(language, (4, 5) if num_turns == 1 else (2, 4), rng, barred)
         complete = bool(rng.random() < 0.6)
         start = sum(len(piece) for piece in pieces) / SAMPLING_RATE
         sound = voice_turn(text, speaker, complete, rng)
@@ -185,6 +189,12 @@ def _envelope(samples: int) -> np.ndarray:
     """Rise and fall of 8 ms at both ends of a sound."""
     ramp = np.arange(1, samples + 1, dtype=np.float32) / (0.008 * SAMPLING_RATE)
     return np.minimum(1.0, np.minimum(ramp, ramp[::-1]))
+
+
+def _breathe_in(pause: np.ndarray, rng: np.random.Generator) -> None:
+    """Add a breath, 80 ms of noise, to the end of a pause."""
+    samples = int(BREATH_SECONDS * SAMPLING_RATE)
+    pause[-samples:] += 0.1 * rng.standard_normal(samples, dtype=np.float32) * _envelope(samples)
 
 
 def _silence(seconds: float) -> np.ndarray:

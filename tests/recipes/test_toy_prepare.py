@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from lhotse import CutSet, MonoCut
 
+from tokenverse_pp.errors import UserError
 from tokenverse_pp.tasks import TaskSet, parse, render, transcript_of
 
 SIZES = {"train": 40, "dev": 6, "test": 24}
@@ -111,8 +112,15 @@ def test_no_turn_is_said_in_two_sets(toy_prepare: ModuleType, tmp_path: Path) ->
 def test_barred_turns_are_drawn_again(toy_speech: ModuleType) -> None:
     language = toy_speech.LANGUAGES[0]
     first, _ = toy_speech.compose_turn(language, 3, np.random.default_rng(0))
-    again, _ = toy_speech.compose_new_turn(language, 3, np.random.default_rng(0), {first})
+    again, _ = toy_speech.compose_new_turn(language, (3, 3), np.random.default_rng(0), {first})
     assert again != first
+
+
+def test_a_language_that_is_used_up_is_a_user_error(toy_speech: ModuleType) -> None:
+    language = toy_speech.Language("qac", ("ba",), (("nik", "PER"),))
+    barred = {"ba", "nik ba", "ba nik"}
+    with pytest.raises(UserError, match="too small"):
+        toy_speech.compose_new_turn(language, (1, 1), np.random.default_rng(0), barred)
 
 
 def test_audio_is_what_the_manifest_says(uneven: Path) -> None:
@@ -120,13 +128,19 @@ def test_audio_is_what_the_manifest_says(uneven: Path) -> None:
         audio = cut.load_audio()
         assert cut.sampling_rate == 16000
         assert audio.shape == (1, cut.recording.num_samples)
-        assert 0.7 < cut.duration < 5.0
+        assert 0.7 < cut.duration < 6.0
         assert 0.05 < np.abs(audio).max() < 1.0
-        # Turns are where the sound is: what lies between them is noise only.
-        loud = np.zeros(audio.shape[1], dtype=bool)
-        for sup in cut.supervisions:
-            loud[round(sup.start * 16000) : round(sup.end * 16000)] = True
-        assert np.abs(audio[0, ~loud]).max() < 0.03
+
+
+def test_pauses_hold_a_breath_where_someone_takes_the_floor(uneven: Path) -> None:
+    for cut in read(uneven, "test"):
+        audio = cut.load_audio()[0]
+        starts = [round(sup.start * 16000) for sup in cut.supervisions]
+        ends = [0] + [round(sup.end * 16000) for sup in cut.supervisions]
+        loud = [np.abs(audio[end:start]).max() > 0.05 for end, start in zip(ends, starts)]
+        speakers = [sup.speaker for sup in cut.supervisions]
+        assert loud == [True] + [a != b for a, b in zip(speakers, speakers[1:])]
+        assert np.abs(audio[ends[-1] :]).max() < 0.03
 
 
 def test_endpoint_can_be_heard_without_the_pause(toy_speech: ModuleType) -> None:
@@ -142,9 +156,9 @@ def test_endpoint_can_be_heard_without_the_pause(toy_speech: ModuleType) -> None
 
 
 def lowest_peak(sound: np.ndarray) -> float:
-    """Frequency in Hz of the strongest component under 300 Hz."""
+    """Frequency in Hz of the strongest component under 350 Hz."""
     spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound)), n=16000))
-    return float(np.argmax(spectrum[:300]))
+    return float(np.argmax(spectrum[:350]))
 
 
 def test_encoder_config_is_a_tiny_wav2vec2(tiny_corpus: Path) -> None:
