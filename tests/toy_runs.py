@@ -126,3 +126,24 @@ def assert_one_line(failure, *said):
     assert failure.stderr.startswith("error: ") and failure.stderr.count("\n") == 1, failure.stderr
     for part in said:
         assert str(part) in failure.stderr, (part, failure.stderr)
+
+
+def save_frozen_encoder(corpus, folder):
+    """The toy's wav2vec2 with random weights, saved by transformers: something to be frozen -> options for it."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(5)
+    AutoModel.from_config(AutoConfig.from_pretrained(f"{corpus}/encoder")).save_pretrained(folder)
+    return {
+        "model__encoder__name": folder,
+        "model__encoder__kind": "frozen",
+        "model__encoder__random_init": "false",
+        "model__encoder__layers": [1, -1],
+        "model__encoder__stack": 2,
+        "model__encoder__context_layers": 1,
+        "model__encoder__context_dim": 32,
+        "model__encoder__context_heads": 2,
+        "model__encoder__context_ffn": 32,
+        "model__encoder__context_kernel": 5,
+    }

@@ -70,7 +70,8 @@ def train_sampler(cuts: CutSet, config: DataConfig, seed: int, world: World) -> 
     """lhotse's dynamic bucketing sampler (one plain stream for ``num_buckets`` 1).
 
     All ranks get the same number of batches: lhotse draws a batch for each rank at once, and where the last draw does
-    not reach all ranks it splits what there is among them.
+    not reach all ranks it splits what there is among them (fewer cuts than ranks: some come twice). A batch is full
+    once another cut like its longest would be too much, so that in a mixed stream its last cut may exceed the duration.
     """
     common = {
         "max_duration": config.max_duration,
@@ -80,9 +81,11 @@ def train_sampler(cuts: CutSet, config: DataConfig, seed: int, world: World) -> 
         "rank": world.rank,
         "world_size": world.size,
     }
-    if config.num_buckets == 1:
+    # lhotse wants a cut for each bucket.
+    num_buckets = sum(1 for _ in islice(cuts, config.num_buckets))
+    if num_buckets <= 1:
         return DynamicCutSampler(cuts, shuffle_buffer_size=config.buffer_size, **common)
-    return DynamicBucketingSampler(cuts, num_buckets=config.num_buckets, buffer_size=config.buffer_size, **common)
+    return DynamicBucketingSampler(cuts, num_buckets=num_buckets, buffer_size=config.buffer_size, **common)
 
 
 class Loading(Dataset):

@@ -1,0 +1,138 @@
+"""Samplers: the same batches again, the same number on all ranks, nothing lost; loading and its errors."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from labelled_cuts import make_cut
+from lhotse import CutSet, Recording, RecordingSet
+from toy_runs import read_cuts, toy_parts
+
+from tokenverse_pp.config import DataConfig
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.training.data import load_cuts, make_frames_of, shard, train_batches, train_sampler
+from tokenverse_pp.training.distributed import World
+
+
+def lazy_cuts(count):
+    return CutSet.from_cuts(make_cut(f"c{i}", [{"text": "oui"}], duration=1.0 + i % 7 / 2) for i in range(count))
+
+
+def epoch_of(sampler, epoch):
+    sampler.set_epoch(epoch)
+    return [[cut.id for cut in batch] for batch in sampler]
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 7), st.integers(0, 3))
+@pytest.mark.filterwarnings("ignore:You are using")
+def test_all_ranks_have_as_many_batches_and_all_cuts_between_them(count, ranks, max_cuts, epoch):
+    config = DataConfig(max_cuts=max_cuts, num_buckets=1)
+    batches = [epoch_of(train_sampler(lazy_cuts(count), config, 1, World(r, ranks)), epoch) for r in range(ranks)]
+    assert len({len(b) for b in batches}) == 1
+    seen = Counter(cut_id.split("_dup")[0] for rank in batches for batch in rank for cut_id in batch)
+    assert set(seen) == {f"c{i}" for i in range(count)}
+    assert all(batch for rank in batches for batch in rank)
+    assert sum(seen.values()) - count < ranks  # the last cuts may come twice, for want of others
+
+
+@pytest.mark.filterwarnings("ignore:You are using")
+@pytest.mark.parametrize("buckets", [1, 3])
+def test_batches_depend_on_seed_and_epoch_alone(buckets):
+    config = DataConfig(max_duration=10.0, num_buckets=buckets)
+    first, second = (train_sampler(lazy_cuts(50), config, 5, World()) for _ in range(2))
+    assert epoch_of(first, 1) == epoch_of(second, 1)
+    assert epoch_of(first, 0) == epoch_of(second, 0) != epoch_of(second, 1)
+    assert epoch_of(train_sampler(lazy_cuts(50), config, 6, World()), 0) != epoch_of(first, 0)
+
+
+@pytest.mark.filterwarnings("ignore:You are using")
+def test_two_ranks_draw_every_other_batch():
+    config = DataConfig(max_cuts=4, num_buckets=1)
+    one = epoch_of(train_sampler(lazy_cuts(32), config, 1, World()), 0)
+    two = [epoch_of(train_sampler(lazy_cuts(32), config, 1, World(r, 2)), 0) for r in (0, 1)]
+    assert two == [one[0::2], one[1::2]]
+
+
+@pytest.mark.filterwarnings("ignore:You are using")
+@pytest.mark.parametrize("buckets", [1, 2])
+def test_both_limits_hold_but_for_the_last_cut(buckets):
+    config = DataConfig(max_duration=9.0, max_cuts=3, num_buckets=buckets)
+    cuts = {cut.id: cut for cut in lazy_cuts(60)}
+    for batch in epoch_of(train_sampler(lazy_cuts(60), config, 1, World()), 0):
+        assert len(batch) <= 3
+        first = [cuts[i].duration for i in batch[:-1]]
+        assert not first or (len(first) + 1) * max(first) <= 9.0
+
+
+@pytest.mark.filterwarnings("ignore:You are using")
+def test_fewer_cuts_than_buckets_still_train():
+    config = DataConfig(max_duration=9.0, num_buckets=20)
+    found = epoch_of(train_sampler(lazy_cuts(5), config, 1, World()), 0)
+    assert sorted(i for batch in found for i in batch) == [f"c{i}" for i in range(5)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resumed_epoch_has_the_batches_that_were_left(tiny_corpus, workers):
+    parts = toy_parts(tiny_corpus, data__max_cuts=3, data__num_workers=workers, tasks__activation="subset")
+
+    def batches(skip):
+        sampler = train_sampler(load_cuts(parts.config.data.train), parts.config.data, 3, World())
+        return list(train_batches(sampler, parts.dataset, parts.config.data, 2, skip))
+
+    whole, rest = batches(0), batches(4)
+    assert len(whole) == 6 and len(rest) == 2
+    for expected, found in zip(whole[4:], rest):
+        assert found["cut_ids"] == expected["cut_ids"]
+        for key in ("inputs", "active", "tokens"):
+            assert torch.equal(found[key], expected[key])
+    assert batches(6) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_cut_is_the_same_error_from_a_worker(tiny_corpus, workers):
+    parts = toy_parts(tiny_corpus, data__num_workers=workers)
+    cuts = read_cuts(tiny_corpus)[:4]
+    cuts[1].recording.sources[0].source = "/no/such/file.flac"
+    sampler = train_sampler(CutSet.from_cuts(cuts), parts.config.data, 3, World())
+    with pytest.raises(UserError) as caught:
+        list(train_batches(sampler, parts.dataset, parts.config.data, 0, 0))
+    message = str(caught.value)
+    assert message.startswith(f"cut {cuts[1].id}: ") and "/no/such/file.flac" in message and "\n" not in message
+
+
+def test_cuts_of_several_files_are_all_there(tiny_corpus):
+    paths = [str(tiny_corpus / f"cuts_{split}.jsonl.gz") for split in ("dev", "test")]
+    expected = sorted(cut.id for split in ("dev", "test") for cut in read_cuts(tiny_corpus, split))
+    assert sorted(cut.id for cut in load_cuts(paths)) == expected
+    assert [cut.id for cut in load_cuts(paths)] == [cut.id for cut in load_cuts(paths)]
+
+
+def test_what_is_no_cutset_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"--data\.train: expected at least one"):
+        load_cuts([])
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "text.jsonl").write_text("hello\n")
+    (tmp_path / "binary.jsonl.gz").write_bytes(b"\x00\x01")
+    RecordingSet.from_recordings([Recording("r", [], 16000, 16000, 1.0)]).to_file(tmp_path / "recordings.jsonl")
+    for name in ("missing.jsonl", "empty.jsonl", "text.jsonl", "binary.jsonl.gz", "recordings.jsonl"):
+        with pytest.raises(UserError) as caught:
+            load_cuts([str(tmp_path / name)], "cuts")
+        assert f"--cuts: {tmp_path / name}: " in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_frames_are_what_the_encoder_gives(tiny_corpus):
+    parts = toy_parts(tiny_corpus)
+    frames_of = make_frames_of(parts.model.encoder)
+    for cut in read_cuts(tiny_corpus)[:4]:
+        audio = torch.from_numpy(cut.load_audio())
+        with torch.no_grad():
+            out, lens = parts.model.encoder(audio, torch.tensor([audio.shape[1]]))
+        assert out.shape[1] == int(lens) == frames_of(cut.duration)
+
+
+def test_shards_hold_everything_once():
+    parts = [shard(list(range(10)), World(rank, 3)) for rank in range(3)]
+    assert sorted(item for part in parts for item in part) == list(range(10))
