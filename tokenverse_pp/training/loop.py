@@ -155,16 +155,16 @@ class Trainer:
         self.say(f"resuming from {folder.name}: epoch {self.epoch}, batch {self.batch}")
 
     def _check(self, result: StepResult, batches: List[Batch]) -> None:
-        """Name the cuts of a step whose gradient was not finite; give up after too many in a row."""
+        """Name the cuts of a step whose loss or gradient was not finite; give up after too many in a row."""
         self.skipped = self.skipped + 1 if result.skipped else 0
         if result.skipped:
             ids = ", ".join(cut_ids(batches))
             tqdm.write(
-                f"step {self.step} skipped: gradient not finite (rank {self.world.rank}: {ids})",
+                f"step {self.step} skipped: loss or gradient not finite (rank {self.world.rank}: {ids})",
                 file=sys.stderr,
             )
         if self.skipped >= MAX_SKIPPED:
-            raise UserError(f"{MAX_SKIPPED} steps in a row had gradients that are not finite; lower --optim.lr?")
+            raise UserError(f"{MAX_SKIPPED} steps in a row had no finite loss and gradient; lower --optim.lr?")
 
     def _validate(self, log: Optional[RunLog]) -> None:
         self._share_trained()

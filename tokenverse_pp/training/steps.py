@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Dict, List, NamedTuple, Sequence
 
 import torch
@@ -71,27 +72,27 @@ class Stepper:
         seconds = sum(batch["seconds"] for batch in batches)
         totals = self.world.sum([*sums.tolist(), tokens, seconds])
         frames, tokens, seconds = totals[2:]
-        norm = self._update(frames, lr_factor(step, c.optim, c.training.max_steps))
-        skipped = not torch.isfinite(torch.tensor(norm)).item()
         simple_mean, pruned_mean = totals[0] / frames, totals[1] / frames
         loss = simple_scale * simple_mean + pruned_scale * pruned_mean
+        norm = self._scale_gradients(frames)
+        # The lattice gives no gradient where it has no finite score, so a loss of NaN can leave finite gradients.
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        set_lr(self.optimizer, lr_factor(step, c.optim, c.training.max_steps))
+        if not skipped:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
         return StepResult(loss, simple_mean, pruned_mean, frames, tokens, seconds, norm, skipped)
 
-    def _update(self, frames: float, factor: float) -> float:
-        """Divide the gradients by the frames, clip, and step unless they are not finite; returns their norm."""
+    def _scale_gradients(self, frames: float) -> float:
+        """Divide the gradients by the frames and clip them; returns their norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         # DDP has averaged over ranks; the sum is wanted.
         scale = self.world.size / frames
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip))
-        set_lr(self.optimizer, factor)
-        if torch.isfinite(torch.tensor(norm)):
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip))
 
 
 def cut_ids(batches: Sequence[Batch]) -> List[str]:

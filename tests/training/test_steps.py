@@ -1,0 +1,103 @@
+"""One optimiser step: the same whatever the batches, clipped, repeatable, and passed over when it is not finite."""
+
+import math
+
+import pytest
+import torch
+from lhotse import CutSet
+from toy_runs import read_cuts, toy_parts
+
+from tokenverse_pp.training.distributed import World
+from tokenverse_pp.training.optim import make_optimizer
+from tokenverse_pp.training.steps import Stepper, as_record, cut_ids
+
+
+def build(corpus, **changes):
+    """Parts, a stepper over them, and batches of the first cuts by their indices."""
+    parts = toy_parts(corpus, **changes)
+    optimizer = make_optimizer(parts.model, parts.config.optim, ())
+    stepper = Stepper(parts.model.train(), optimizer, parts.config, World())
+    cuts = read_cuts(corpus)
+    return parts, stepper, lambda *rows: parts.dataset[CutSet.from_cuts([cuts[i] for i in rows])]
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("split", [[(0,), (1,), (2,), (3,)], [(3, 1), (0, 2)], [(0, 1, 2), (3,)]])
+def test_batches_of_a_step_may_be_cut_as_one_likes(tiny_corpus, split):
+    results, models = [], []
+    for batches in ([(0, 1, 2, 3)], split):
+        parts, stepper, batch = build(tiny_corpus)
+        results.append(stepper([batch(*rows) for rows in batches], 5)._asdict())
+        models.append(weights(parts.model))
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
+    assert torch.allclose(models[1], models[0], atol=2e-5)  # Adam divides by the gradient's own size
+
+
+def test_loss_is_a_mean_over_frames_with_the_scales_of_the_step(tiny_corpus):
+    parts, stepper, batch = build(tiny_corpus, model__loss__warm_steps=10, model__loss__simple_scale=0.5)
+    with torch.no_grad():
+        one = batch(0, 1)
+        losses = parts.model(one["inputs"], one["lens"], one["active"], one["tokens"], one["token_lens"])
+    found = stepper([one], 5)
+    frames = float(losses.frames.sum())
+    assert found.frames == frames and found.tokens == float(one["token_lens"].sum())
+    assert found.simple == pytest.approx(float(losses.simple.sum()) / frames, rel=1e-5)
+    assert found.loss == pytest.approx(0.75 * found.simple + 0.55 * found.pruned, rel=1e-6)
+    assert found.seconds == pytest.approx(one["seconds"])
+
+
+def test_gradient_is_clipped_to_its_norm(tiny_corpus):
+    _, stepper, batch = build(tiny_corpus, optim__clip=0.25)
+    kept = []
+    stepper.optimizer.register_step_pre_hook(
+        lambda *_: kept.append(torch.cat([p.grad.flatten() for p in stepper.parameters]).norm().item())
+    )
+    result = stepper([batch(0, 1)], 0)
+    assert result.grad_norm > 1.0 and kept == [pytest.approx(0.25, rel=1e-3)]
+
+
+def test_a_step_is_the_same_whatever_was_drawn_before(tiny_corpus):
+    noisy = {"model__spec_augment__time_share": 0.3, "model__predictor_dropout": 0.3}
+    found = []
+    for seed in (1, 2):
+        parts, stepper, batch = build(tiny_corpus, **noisy)
+        torch.manual_seed(seed)
+        stepper([batch(0, 1)], 7)
+        found.append(weights(parts.model))
+    assert torch.equal(found[0], found[1])
+    parts, stepper, batch = build(tiny_corpus, **noisy)
+    stepper([batch(0, 1)], 8)
+    assert not torch.allclose(found[0], weights(parts.model), atol=1e-5)
+
+
+def test_step_that_is_not_finite_is_passed_over(tiny_corpus):
+    parts, stepper, batch = build(tiny_corpus)
+    before = weights(parts.model).clone()
+    bad = batch(0, 1)
+    bad["inputs"][0, 100] = float("nan")
+    result = stepper([bad], 0)
+    assert result.skipped and torch.equal(weights(parts.model), before)
+    assert not stepper([batch(0, 1)], 1).skipped and not torch.equal(weights(parts.model), before)
+    assert cut_ids([bad, batch(2)]) == [*bad["cut_ids"], *batch(2)["cut_ids"]]
+    assert "skipped" not in as_record(result)
+
+
+def test_loss_of_nan_with_finite_gradients_is_passed_over(tiny_corpus):
+    parts, stepper, batch = build(tiny_corpus)
+    with torch.no_grad():
+        parts.model.joiner.output.bias[3] = float("nan")
+    before = parts.model.simple_am.weight.detach().clone()
+    result = stepper([batch(0, 1)], 0)
+    assert math.isfinite(result.grad_norm) and math.isnan(result.pruned)
+    assert result.skipped and torch.equal(parts.model.simple_am.weight, before)
+
+
+def test_bfloat16_gives_about_the_same(tiny_corpus):
+    exact, rough = (
+        stepper([batch(0, 1, 2)], 5)
+        for _, stepper, batch in (build(tiny_corpus), build(tiny_corpus, training__precision="bf16"))
+    )
+    assert rough.pruned == pytest.approx(exact.pruned, rel=0.02) and rough.pruned != exact.pruned
