@@ -109,7 +109,7 @@ def load_inputs(cut: Cut, stored_features: bool = False) -> torch.Tensor:
             raise UserError(f"cut {cut.id}: no stored features; run `tokenverse-pp manifest store-features` first")
         try:
             array = cut.load_custom(FEATURES)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             manifest = (cut.custom or {})[FEATURES]
             where = f"{manifest.storage_path}/{manifest.storage_key}"
             raise UserError(f"cut {cut.id}: stored features {where}: cannot be read: {error}") from None

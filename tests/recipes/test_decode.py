@@ -1,0 +1,191 @@
+"""recipes/decode.py through its command line: what it writes, the tasks it is told to decode, and bad input."""
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+from lhotse import CutSet, Recording, RecordingSet
+from toy_runs import assert_one_line, call, finish, read_cuts, start
+
+from tokenverse_pp.cli.main import cli
+
+# A model of ten steps says little but blanks; the penalty has it say all kinds of things.
+OPTIONS = ["--blank-penalty", 4, "--threads", 1]
+FIELDS = {
+    "id", "text", "tokens", "times", "words", "score", "tasks",
+    "language", "turns", "entities", "endpoints", "speaker_changes",
+}  # fmt: skip
+
+
+def options(model, cuts, output, *more):
+    return ["--model", model, "--cuts", cuts, "--output-dir", output, *OPTIONS, *more]
+
+
+def read(folder):
+    hyps = [json.loads(line) for line in (folder / "hyps.jsonl").read_text(encoding="utf-8").splitlines()]
+    return hyps, json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def decoded(finished_run, tiny_corpus, tmp_path_factory):
+    """All tasks, beam search, through the real command line."""
+    folder = tmp_path_factory.mktemp("decoded") / "out"
+    process = start("decode.py", *options(finished_run, tiny_corpus / "cuts_test.jsonl.gz", folder, "--show", 2))
+    table = process.stdout.read()
+    assert finish(process).code == 0
+    return folder, table
+
+
+def test_hypotheses_have_their_fields_in_the_order_of_the_cuts(decoded, tiny_corpus):
+    hyps, _ = read(decoded[0])
+    cuts = read_cuts(tiny_corpus, "test")
+    assert [hyp["id"] for hyp in hyps] == [cut.id for cut in cuts]
+    for cut, hyp in zip(cuts, hyps):
+        assert set(hyp) == FIELDS
+        assert len(hyp["tokens"]) == len(hyp["times"]) > 0
+        assert hyp["times"] == sorted(hyp["times"]) and 0 <= hyp["times"][0] and hyp["times"][-1] < cut.duration
+        assert " ".join(word["text"] for word in hyp["words"]) == hyp["text"]
+        assert hyp["tasks"] == ["asr", "scd", "endp", "ner", "lid"]
+
+
+def test_scores_have_their_keys(decoded):
+    _, scores = read(decoded[0])
+    assert set(scores["wer"]) == {"all", "qaa", "qab"}
+    assert {"wer", "ins", "del", "sub", "words"} <= set(scores["wer"]["all"])
+    for name in ("scd", "endp"):
+        assert {"precision", "recall", "f1"} <= set(scores[name]["text"])
+        assert set(scores[name]["time"]) == {"0.25", "0.5"}
+    assert {"precision", "recall", "f1"} <= set(scores["ner"]["exact"]) & set(scores["ner"]["soft"])
+    assert {"accuracy", "confusion"} <= set(scores["lid"])
+    assert scores["utterances"] == 4 and scores["not_decoded"] == {}
+    assert scores["speed"]["rtf"] > 0
+
+
+def test_table_and_examples_are_printed(decoded):
+    folder, table = decoded
+    assert "WER" in table.upper() and str(folder / "hyps.jsonl") in table
+    assert table.count("reference:") == table.count("hypothesis:") == 2
+
+
+def test_score_command_gives_the_same_scores(decoded, tiny_corpus, tmp_path):
+    folder, _ = decoded
+    reference, output = tiny_corpus / "cuts_test.jsonl.gz", tmp_path / "s.json"
+    arguments = ["score", "--ref", reference, "--hyp", folder / "hyps.jsonl", "--output", output]
+    result = CliRunner().invoke(cli, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    scores = read(folder)[1]
+    del scores["speed"]
+    assert json.loads(output.read_text()) == scores
+
+
+def test_tasks_bar_the_tokens_of_the_others(decode_script, finished_run, tiny_corpus, tmp_path):
+    cuts = tiny_corpus / "cuts_test.jsonl.gz"
+    done = call(decode_script.main, *options(finished_run, cuts, tmp_path, "--tasks", "asr,lid", "--languages", "qaa"))
+    assert done.code == 0, done.stderr
+    hyps, scores = read(tmp_path)
+    said = {token for hyp in hyps for token in hyp["tokens"] if token.startswith("[")}
+    assert said <= {"[QAA]"}
+    assert set(hyps[0]) == FIELDS - {"turns", "entities", "endpoints", "speaker_changes"}
+    assert scores["not_decoded"] == {"scd": 4, "endp": 4, "ner": 4}
+    assert "lid" in scores and "ner" not in scores
+
+
+def test_neither_order_nor_batches_matter(decode_script, decoded, finished_run, tiny_corpus, tmp_path):
+    cuts = tmp_path / "cuts.jsonl"
+    CutSet.from_cuts(read_cuts(tiny_corpus, "test")[::-1]).to_file(cuts)
+    # A checkpoint's folder and the experiment's give the model as well as its own folder.
+    model = finished_run / "model"
+    assert call(decode_script.main, *options(model, cuts, tmp_path, "--max-duration", 1)).code == 0
+    ours, theirs = read(tmp_path)[0], read(decoded[0])[0]
+    assert [hyp["id"] for hyp in ours] == [hyp["id"] for hyp in theirs][::-1]
+    for found, expected in zip(ours[::-1], theirs):
+        assert found["tokens"] == expected["tokens"] and found["times"] == expected["times"]
+
+
+def test_checkpoint_of_a_run_that_was_stopped_decodes(decode_script, finished_run, tiny_corpus, tmp_path):
+    exp_dir = tmp_path / "exp"
+    shutil.copytree(finished_run / "checkpoints", exp_dir / "checkpoints")
+    (exp_dir / "checkpoints" / "step-00000099.tmp").mkdir()
+    cuts = tiny_corpus / "cuts_test.jsonl.gz"
+    for model, name in ((exp_dir, "a"), (exp_dir / "checkpoints" / "step-00000010", "b")):
+        assert call(decode_script.main, *options(model, cuts, tmp_path / name, "--first", 2)).code == 0
+    assert read(tmp_path / "a")[0] == read(tmp_path / "b")[0]
+    assert len(read(tmp_path / "a")[0]) == 2
+
+
+def test_cuts_without_labels_are_decoded_and_not_scored(decode_script, finished_run, tiny_corpus, tmp_path):
+    cuts = read_cuts(tiny_corpus, "test")
+    for cut in cuts:
+        cut.supervisions, cut.custom = [], {}
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
+    done = call(decode_script.main, *options(finished_run, tmp_path / "cuts.jsonl", tmp_path, "--show", 1))
+    assert done.code == 0, done.stderr
+    hyps, scores = read(tmp_path)
+    assert len(hyps) == 4 and "wer" not in scores
+
+
+def refused(script, folder, arguments, *said):
+    assert_one_line(call(script.main, *arguments), *said)
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--tasks", "asr,sing"], ["--tasks", "sing", "asr, scd"]),
+        (["--languages", "xx"], ["[XX]", "[QAA], [QAB]"]),
+        (["--encoder", "/no/such/folder"], ["/no/such/folder"]),
+        (["--stored-features"], ["no stored features"]),
+        (["--cuts", "/no/such/cuts.jsonl"], ["--cuts", "/no/such/cuts.jsonl"]),
+        (["--beam", 0], ["beam"]),
+    ],
+)
+def test_bad_option_is_one_line(decode_script, finished_run, tiny_corpus, tmp_path, more, said):
+    cuts = tiny_corpus / "cuts_test.jsonl.gz"
+    refused(decode_script, tmp_path, options(finished_run, cuts, tmp_path / "out", *more), *said)
+
+
+def test_missing_and_damaged_models_are_one_line(decode_script, finished_run, tiny_corpus, tmp_path):
+    cuts = tiny_corpus / "cuts_test.jsonl.gz"
+    refused(decode_script, tmp_path, options(tmp_path / "none", cuts, tmp_path / "out"), "none: no model here")
+    for name, content in {
+        "model.safetensors": b"damaged",
+        "tokenizer.model": b"damaged",
+        "config.yaml": b"optim: [",
+    }.items():
+        model = tmp_path / f"without-{name}"
+        shutil.copytree(finished_run / "model", model)
+        (model / name).write_bytes(content)
+        refused(decode_script, tmp_path, options(model, cuts, tmp_path / "out"), model / name)
+        (model / name).unlink()
+        refused(decode_script, tmp_path, options(model, cuts, tmp_path / "out"), model)
+
+
+def test_foreign_manifests_are_one_line(decode_script, finished_run, tmp_path):
+    RecordingSet.from_recordings([Recording("r", [], 16000, 16000, 1.0)]).to_file(tmp_path / "recordings.jsonl")
+    (tmp_path / "text.jsonl").write_text("hello\n")
+    for name in ("recordings.jsonl", "text.jsonl"):
+        path = tmp_path / name
+        refused(decode_script, tmp_path, options(finished_run, path, tmp_path / "out"), path)
+
+
+@pytest.mark.parametrize("kind", ["missing audio", "wrong label", "twice", "unknown language"])
+def test_bad_cuts_are_one_line_before_decoding(decode_script, finished_run, tiny_corpus, tmp_path, kind):
+    cuts = read_cuts(tiny_corpus, "test")
+    if kind == "missing audio":
+        cuts[2].recording.sources[0].source = "/no/such/file.flac"
+    elif kind == "wrong label":
+        cuts[2].custom["tasks"] = ["asr", "sing"]
+    elif kind == "unknown language":
+        cuts[2].supervisions[0].language = 3
+    else:
+        cuts.append(cuts[2])
+    with (tmp_path / "cuts.jsonl").open("w") as file:
+        file.writelines(json.dumps(cut.to_dict()) + "\n" for cut in cuts)
+    arguments = options(finished_run, tmp_path / "cuts.jsonl", tmp_path / "out")
+    refused(decode_script, tmp_path, arguments, cuts[2].id)
+
+
+def test_unknown_option_exits_with_2(decode_script):
+    assert call(decode_script.main, "--loud").code == 2
