@@ -90,7 +90,7 @@ def start(script, *args, ranks=1):
     """A recipe through its real command line, under torchrun for several ranks; stderr is a pipe of text."""
     launcher = [sys.executable]
     if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     command = [*launcher, str(ROOT / "recipes" / script), *map(str, args)]
     return subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

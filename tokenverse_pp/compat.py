@@ -10,6 +10,16 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Sampler
+
+
+class SamplerBase(Sampler):
+    """Mixed into a lhotse sampler: torch before 2.1 wants a data source, which lhotse no longer gives."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        if "data_source" in inspect.signature(Sampler.__init__).parameters:
+            options.setdefault("data_source", None)
+        super().__init__(*arguments, **options)
 
 
 def transformer_layer(layer: nn.Module, x: Tensor, arguments: Dict[str, Any]) -> Tensor:

@@ -114,6 +114,7 @@ def test_too_long_target_is_named_and_left_out(train_script, tiny_corpus, tmp_pa
     cuts = read_cuts(tiny_corpus)
     short = cuts[0].truncate(duration=0.3, preserve_id=True)
     short.supervisions[0].text = "ba di gu ka mu ibi uda bam dig gak kun nid mab ukim agi dun " * 4
+    short.supervisions[0].custom["entities"] = []
     manifest = write_cuts([short, *cuts[1:8]], tmp_path)
     changes = {"data__train": [manifest], "data__valid": [], "training__max_steps": 1, "data__validate": "false"}
     done = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))

@@ -8,7 +8,7 @@ from toy_runs import read_cuts, toy_parts
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.training import checkpoint
 from tokenverse_pp.training.data import train_sampler
-from tokenverse_pp.training.distributed import World
+from tokenverse_pp.training.distributed import World, autocast
 from tokenverse_pp.training.loop import MAX_SKIPPED, Trainer, Window
 from tokenverse_pp.training.setup import load_model
 from tokenverse_pp.training.steps import StepResult
@@ -90,3 +90,10 @@ def test_world_of_one():
     assert world.from_first(lambda: 3) == 3 and world.is_first
     model = torch.nn.Linear(1, 1)
     assert world.wrap(model) is model
+
+
+def test_mixed_precision_that_torch_does_not_have_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "1.13.1")
+    autocast(torch.device("cpu"), "fp32")
+    with pytest.raises(UserError, match="bf16 on a CPU needs torch 2"):
+        autocast(torch.device("cpu"), "bf16")

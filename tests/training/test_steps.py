@@ -52,11 +52,9 @@ def test_loss_is_a_mean_over_frames_with_the_scales_of_the_step(tiny_corpus):
 def test_gradient_is_clipped_to_its_norm(tiny_corpus):
     _, stepper, batch = build(tiny_corpus, optim__clip=0.25)
     kept = []
-    stepper.optimizer.register_step_pre_hook(
-        lambda *_: kept.append(torch.cat([p.grad.flatten() for p in stepper.parameters]).norm().item())
-    )
+    stepper.optimizer.step = lambda: kept.append(torch.cat([p.grad.flatten() for p in stepper.parameters]).norm())
     result = stepper([batch(0, 1)], 0)
-    assert result.grad_norm > 1.0 and kept == [pytest.approx(0.25, rel=1e-3)]
+    assert result.grad_norm > 1.0 and [float(norm) for norm in kept] == [pytest.approx(0.25, rel=1e-3)]
 
 
 def test_a_step_is_the_same_whatever_was_drawn_before(tiny_corpus):
@@ -95,6 +93,7 @@ def test_loss_of_nan_with_finite_gradients_is_passed_over(tiny_corpus):
     assert result.skipped and torch.equal(parts.model.simple_am.weight, before)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("1."), reason="torch 2.0 brought LayerNorm in mixed types to CPUs")
 def test_bfloat16_gives_about_the_same(tiny_corpus):
     exact, rough = (
         stepper([batch(0, 1, 2)], 5)

@@ -34,8 +34,9 @@ class TaskVectors(nn.Module):
         self.strategy = strategy
         rows = num_tasks if strategy == "sum" else 2 ** (num_tasks - 1)
         self.table = nn.Parameter(torch.zeros(rows, dim))
-        # Which combinations training has seen; a row that it has not is a guess nobody should decode with.
-        self.register_buffer("trained", torch.zeros(rows, dtype=torch.bool))
+        # Which combinations training has seen; a row that it has not is a guess nobody should decode with. Bytes, since
+        # DDP over gloo cannot send bools before torch 2.
+        self.register_buffer("trained", torch.zeros(rows, dtype=torch.uint8))
 
     def forward(self, active: Tensor) -> Tensor:
         """active (N, K + 1) of 0 and 1 -> v (N, d).
@@ -48,7 +49,7 @@ class TaskVectors(nn.Module):
         bits = 2 ** torch.arange(active.shape[1] - 1, device=active.device)
         rows = (active[:, 1:].long() * bits).sum(dim=1)
         if self.training:
-            self.trained[rows] = True
+            self.trained[rows] = 1
         elif not bool(self.trained[rows].all()) and bool(self.trained.any()):
             raise UserError(
                 "vectors.strategy=combination: this combination of tasks was never active in training; choose one that "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 import torch
 from lhotse import CutSet, load_manifest_lazy
@@ -12,6 +12,7 @@ from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 from torch.utils.data import DataLoader, Dataset
 
+from tokenverse_pp.compat import SamplerBase
 from tokenverse_pp.config import DataConfig
 from tokenverse_pp.dataset import SAMPLING_RATE, Batch, TransducerDataset
 from tokenverse_pp.errors import UserError
@@ -55,6 +56,14 @@ def make_frames_of(encoder: Encoder) -> Callable[[float], int]:
     return frames_of
 
 
+class StreamSampler(DynamicCutSampler, SamplerBase):
+    """Batches of a shuffled stream."""
+
+
+class BucketSampler(DynamicBucketingSampler, SamplerBase):
+    """Batches of cuts of similar duration."""
+
+
 class Resumed:
     """A sampler without the first batches of its epoch: they are drawn but their audio is never loaded."""
 
@@ -73,7 +82,7 @@ def train_sampler(cuts: CutSet, config: DataConfig, seed: int, world: World) -> 
     not reach all ranks it splits what there is among them (fewer cuts than ranks: some come twice). A batch is full
     once another cut like its longest would be too much, so that in a mixed stream its last cut may exceed the duration.
     """
-    common = {
+    options: Dict[str, Any] = {
         "max_duration": config.max_duration,
         "max_cuts": config.max_cuts,
         "shuffle": config.shuffle,
@@ -84,8 +93,8 @@ def train_sampler(cuts: CutSet, config: DataConfig, seed: int, world: World) -> 
     # lhotse wants a cut for each bucket.
     num_buckets = sum(1 for _ in islice(cuts, config.num_buckets))
     if num_buckets <= 1:
-        return DynamicCutSampler(cuts, shuffle_buffer_size=config.buffer_size, **common)
-    return DynamicBucketingSampler(cuts, num_buckets=num_buckets, buffer_size=config.buffer_size, **common)
+        return StreamSampler(cuts, **options, shuffle_buffer_size=config.buffer_size)
+    return BucketSampler(cuts, **options, num_buckets=num_buckets, buffer_size=config.buffer_size)
 
 
 class Loading(Dataset):

@@ -48,7 +48,7 @@ class World:
         return [float(value) for value in total.tolist()]
 
     def any_(self, flags: Tensor) -> None:
-        """Set a bool tensor, in place, to whether any process has it set."""
+        """Set a tensor of flags, in place, to whether any process has them set."""
         if self.size > 1:
             counts = flags.to(self.device, torch.int32)
             dist.all_reduce(counts)
@@ -99,8 +99,16 @@ def no_sync(model: nn.Module, wait: bool) -> ContextManager[Any]:
 
 
 def autocast(device: torch.device, precision: str) -> ContextManager[Any]:
-    """Autocast for ``fp32`` (none), ``bf16`` or ``fp16``."""
+    """Autocast for ``fp32`` (none), ``bf16`` or ``fp16``.
+
+    Raises:
+        UserError: for CPUs before torch 2.0, whose LayerNorm takes no mixed types.
+    """
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if dtype is not None and device.type == "cpu" and int(torch.__version__.split(".")[0]) < 2:
+        raise UserError(
+            f"precision {precision} on a CPU needs torch 2.0 or later, here is {torch.__version__}: use fp32"
+        )
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
