@@ -47,6 +47,7 @@ def test_finished_run_leaves_a_model_and_learns(finished_run):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_with_the_same_batches_and_weights(tiny_corpus, tmp_path, finished_run):
     options = toy_options(tiny_corpus, tmp_path / "exp")
     process = start("train.py", *options)
@@ -67,6 +68,7 @@ def test_killed_run_resumes_with_the_same_batches_and_weights(tiny_corpus, tmp_p
             assert torch.equal(ours[key], theirs[key]), key
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_losses_of_one_process_with_the_doubled_batch(tiny_corpus, tmp_path, finished_run):
     # lhotse gives rank r every other batch: two batches of 4 hold the cuts of one of 8.
     options = toy_options(tiny_corpus, tmp_path / "exp", data__max_cuts=4, training__max_steps=4)
@@ -171,6 +173,7 @@ def test_bad_audio_in_a_worker_process_is_one_line(tiny_corpus, tmp_path):
     assert not (tmp_path / "exp" / "checkpoints").exists() and not (tmp_path / "exp" / "model").exists()
 
 
+@pytest.mark.slow
 def test_bad_audio_on_one_of_two_ranks_stops_both(tiny_corpus, tmp_path):
     manifest, said = bad_cuts(tmp_path, tiny_corpus, "truncated flac")
     changes = {"data__train": [manifest], "data__max_cuts": 2, "data__num_workers": 1, "data__valid": []}
