@@ -76,6 +76,7 @@ class LossConfig:
     rnnt_type: str = "regular"  # regular | modified | constrained
     delay_penalty: float = 0.0
     simple_scale: float = 0.5  # weight of the simple loss after warm-up
+    ctc_scale: float = 0.0  # weight of an auxiliary CTC loss on the encoder; helps encoders that start at random
     warm_steps: int = 2000  # simple 1 -> simple_scale, pruned 0.1 -> 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenverse_pp.config import ModelConfig
@@ -21,6 +22,7 @@ class Losses(NamedTuple):
 
     simple: Tensor  # (N,)
     pruned: Tensor  # (N,)
+    ctc: Tensor  # (N,); zeros without the auxiliary CTC loss
     frames: Tensor  # (N,)
 
 
@@ -52,6 +54,8 @@ class Transducer(nn.Module):
         # The "trivial joiner" that finds the pruning bounds: log-probabilities as a sum of two terms.
         self.simple_am = nn.Linear(c, vocab_size)
         self.simple_lm = nn.Linear(config.predictor_dim, vocab_size)
+        # A transducer can lower its loss by predicting tokens from tokens; CTC sees the encoder alone.
+        self.ctc = nn.Linear(c, vocab_size) if config.loss.ctc_scale > 0 else None
 
     def encode(self, inputs: Tensor, lens: Tensor, active: Tensor, stored: bool = False) -> Tuple[Tensor, Tensor]:
         """Audio or stored features -> encoder output.
@@ -83,7 +87,7 @@ class Transducer(nn.Module):
         token_lens: Tensor,
         stored: bool = False,
     ) -> Losses:
-        """Simple and pruned loss of each utterance.
+        """Simple, pruned and (if it is on) CTC loss of each utterance.
 
         Args:
             inputs: see `encode`; so are lens, active and stored.
@@ -117,7 +121,15 @@ class Transducer(nn.Module):
             backend=c.backend,
             reduction="none",
         )
-        return Losses(simple, pruned, lens)
+        return Losses(simple, pruned, self._ctc_loss(out, lens, tokens, token_lens), lens)
+
+    def _ctc_loss(self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Tensor:
+        """Encoder output (N, T', C), lens (N,), targets (N, U), token_lens (N,) -> CTC loss (N,) in float32."""
+        if self.ctc is None:
+            return out.new_zeros(len(lens), dtype=torch.float32)
+        log_probs = self.ctc(out).float().log_softmax(-1).transpose(0, 1)
+        blank = self.predictor.blank_id
+        return F.ctc_loss(log_probs, tokens, lens, token_lens, blank, reduction="none", zero_infinity=True)
 
     def checkpoint_state(self) -> Dict[str, Tensor]:
         """The state dict without the weights of a frozen encoder, which come from where they came from."""

@@ -26,6 +26,7 @@ class StepResult(NamedTuple):
     seconds: float
     grad_norm: float
     skipped: bool
+    ctc: float = 0.0
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -59,21 +60,23 @@ class Stepper:
         # Dropout and masks depend on seed, step and rank alone: a resumed run draws the same without stored RNG states.
         torch.manual_seed((c.training.seed * 1_000_003 + step) * 4096 + self.world.rank)
         simple_scale, pruned_scale = loss_scales(step, c.model.loss)
-        sums = torch.zeros(3, dtype=torch.float64)
+        ctc_scale = c.model.loss.ctc_scale
+        sums = torch.zeros(4, dtype=torch.float64)
         for i, batch in enumerate(batches):
             batch = to_device(batch, self.world.device)
             with no_sync(self.model, wait=i + 1 < len(batches)):
                 with autocast(self.world.device, c.training.precision):
                     losses = forward(self.model, batch, c.data.stored_features)
-                simple, pruned = losses.simple.sum(), losses.pruned.sum()
-                self.scaler.scale(simple_scale * simple + pruned_scale * pruned).backward()
-            sums += torch.stack([simple.detach(), pruned.detach(), losses.frames.sum()]).double().cpu()
+                simple, pruned, ctc = losses.simple.sum(), losses.pruned.sum(), losses.ctc.sum()
+                total = simple_scale * simple + pruned_scale * pruned + ctc_scale * ctc
+                self.scaler.scale(total).backward()
+            sums += torch.stack([simple.detach(), pruned.detach(), ctc.detach(), losses.frames.sum()]).double().cpu()
         tokens = float(sum(int(batch["token_lens"].sum()) for batch in batches))
         seconds = sum(batch["seconds"] for batch in batches)
         totals = self.world.sum([*sums.tolist(), tokens, seconds])
-        frames, tokens, seconds = totals[2:]
-        simple_mean, pruned_mean = totals[0] / frames, totals[1] / frames
-        loss = simple_scale * simple_mean + pruned_scale * pruned_mean
+        frames, tokens, seconds = totals[3:]
+        simple_mean, pruned_mean, ctc_mean = (value / frames for value in totals[:3])
+        loss = simple_scale * simple_mean + pruned_scale * pruned_mean + ctc_scale * ctc_mean
         norm = self._scale_gradients(frames)
         # The lattice gives no gradient where it has no finite score, so a loss of NaN can leave finite gradients.
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
@@ -82,7 +85,7 @@ class Stepper:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss, simple_mean, pruned_mean, frames, tokens, seconds, norm, skipped)
+        return StepResult(loss, simple_mean, pruned_mean, frames, tokens, seconds, norm, skipped, ctc_mean)
 
     def _scale_gradients(self, frames: float) -> float:
         """Divide the gradients by the frames and clip them; returns their norm before clipping."""
