@@ -15,10 +15,10 @@ export OMP_NUM_THREADS ?= 1
 TEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-fast lint format demo k2-env clean
+.PHONY: help venv test test-fast lint format demo k2-env bench-peers clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## the virtual environment with the tested versions
 
@@ -46,7 +46,10 @@ demo: $(STAMP) ## train on human speech for some minutes, decode with all tasks,
 	PATH="$(abspath $(BIN)):$$PATH" recipes/human_speech/demo.sh
 
 k2-env: ## a second environment with real k2 (Python 3.9, torch 1.13; 3.4 GB), and the tests in it
-	.ci/k2_env.sh
+	.ci/k2_env.sh --test
+
+bench-peers: $(STAMP) ## build fast_rnnt, the peer of benchmarks/loss.py, from PyPI
+	.ci/build_peers.sh $(BIN)/python
 
 clean: ## remove caches (not the virtual environment, data or experiments)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

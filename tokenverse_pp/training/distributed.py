@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Callable, ContextManager, List, Sequence, TypeVar, Union
 
@@ -35,8 +36,12 @@ class World:
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # Buffers are not broadcast: the one there is (trained combinations) is merged by `sum` when it matters.
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        # Buffers are not broadcast: the one there is (trained combinations) is merged by `any_` when it matters.
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # today's torch renames the argument, torch 1.13 lacks the new one
+            return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all processes (float64)."""
