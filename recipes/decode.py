@@ -38,6 +38,12 @@ from tokenverse_pp.training.setup import load_model
 @click.option("--beam", type=int, default=4, show_default=True, help="Hypotheses kept (modified beam search).")
 @click.option("--blank-penalty", type=float, default=0.0, show_default=True, help="Subtracted from the blank's logit.")
 @click.option("--languages", default="", help="Languages that may be written, e.g. fr,nl. [default: all]")
+@click.option(
+    "--force-language/--no-force-language",
+    default=True,
+    show_default=True,
+    help="With the task lid: write nothing before a language token.",
+)
 @click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
 @click.option("--stored-features", is_flag=True, help="Take stored features in place of audio.")
 @click.option("--max-duration", type=float, default=120.0, show_default=True, help="Seconds of audio in a batch.")
@@ -54,6 +60,7 @@ def main(
     beam: int,
     blank_penalty: float,
     languages: str,
+    force_language: bool,
     encoder: str,
     stored_features: bool,
     max_duration: float,
@@ -63,7 +70,9 @@ def main(
     threads: int,
 ) -> None:
     """See the module's docstring."""
-    options = SearchOptions(method, beam, blank_penalty=blank_penalty, languages=split(languages) or None)
+    options = SearchOptions(
+        method, beam, blank_penalty=blank_penalty, languages=split(languages) or None, force_language=force_language
+    )
     if threads:
         torch.set_num_threads(threads)
     loaded = load_model(model, encoder)

@@ -10,7 +10,7 @@ from tokenverse_pp.config import LossConfig, OptimConfig
 from tokenverse_pp.training.optim import loss_scales, lr_factor, make_optimizer, parameter_groups, set_lr
 from tokenverse_pp.training.setup import pretrained_prefixes
 
-CONFIG = OptimConfig(lr=0.1, encoder_lr=0.01, weight_decay=0.5, warmup_steps=10)
+CONFIG = OptimConfig(lr=0.1, encoder_lr=0.01, vector_lr=0.3, weight_decay=0.5, warmup_steps=10)
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +34,17 @@ def test_rate_and_decay_of_each_parameter(model):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             lr, decay = settings[id(parameter)]
-            assert lr == (0.01 if name.startswith("encoder.backbone.") else 0.1), name
+            others = 0.01 if name.startswith("encoder.backbone.") else 0.1
+            assert lr == (0.3 if name.endswith("vectors.table") else others), name
             undecayed = name.endswith(("bias", "vectors.table")) or "norm" in name
             assert decay == (0.0 if undecayed else 0.5), name
     names = dict(model.named_parameters())
-    assert settings[id(names["feature_vectors.table"])] == (0.1, 0.0)
+    assert settings[id(names["feature_vectors.table"])] == (0.3, 0.0)
     assert settings[id(names["joiner.output.weight"])] == (0.1, 0.5)
 
 
 def test_random_encoder_has_the_rate_of_the_rest(model):
-    assert {group["base_lr"] for group in parameter_groups(model, CONFIG, ())} == {0.1}
+    assert {group["base_lr"] for group in parameter_groups(model, CONFIG, ())} == {0.1, 0.3}
 
 
 def test_pretrained_encoder_is_known_by_its_configuration(tiny_corpus):
@@ -74,7 +75,7 @@ def test_no_warm_up_is_possible():
 def test_every_group_follows_the_schedule(model):
     optimizer = make_optimizer(model, CONFIG, ("encoder.backbone.",))
     set_lr(optimizer, 0.5)
-    assert {group["lr"] for group in optimizer.param_groups} == {0.05, 0.005}
+    assert {group["lr"] for group in optimizer.param_groups} == {0.05, 0.005, 0.15}
     assert isinstance(optimizer, torch.optim.AdamW)
 
 

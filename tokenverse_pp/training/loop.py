@@ -20,7 +20,7 @@ from tokenverse_pp.training import checkpoint
 from tokenverse_pp.training.data import train_batches
 from tokenverse_pp.training.distributed import World
 from tokenverse_pp.training.log import RunLog, plot_curves
-from tokenverse_pp.training.optim import make_optimizer
+from tokenverse_pp.training.optim import lr_factor, make_optimizer
 from tokenverse_pp.training.setup import check_vocabulary, find_model, load_weights, pretrained_prefixes
 from tokenverse_pp.training.steps import Stepper, StepResult, as_record, cut_ids
 from tokenverse_pp.training.validate import Validator
@@ -81,7 +81,8 @@ class Trainer:
             bar.update()
             last = self.step >= t.max_steps
             if log and (self.step % t.log_every == 0 or last):
-                record = {**window.mean(), "epoch": epoch, "lr": self.optimizer.param_groups[-1]["lr"]}
+                factor = lr_factor(self.step - 1, self.config.optim, t.max_steps)
+                record = {**window.mean(), "epoch": epoch, "lr": self.config.optim.lr * factor}
                 log.write("train", self.step, record)
                 bar.set_postfix(epoch=epoch, loss=f"{record['pruned']:.3f}", speed=f"{record['speed']:.0f}x")
                 window = Window()

@@ -1,4 +1,4 @@
-"""AdamW with two learning rates, and the schedules of both losses and learning rate."""
+"""AdamW with three learning rates, and the schedules of both losses and learning rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenverse_pp.config import LossConfig, OptimConfig
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...]) -> List[Dict[str, object]]:
-    """Groups for AdamW: pretrained encoder or the rest, with or without weight decay.
+    """Groups for AdamW: each learning rate, with or without weight decay.
 
     Vectors, biases and norms (one dimension), and the task vectors' tables are not decayed: the latter start at zero,
     and how far they move is what they say.
@@ -22,19 +22,16 @@ def parameter_groups(model: nn.Module, config: OptimConfig, pretrained: Tuple[st
         config: learning rates and decay.
         pretrained: name prefixes of the parameters that came with pretrained weights.
     """
-    groups: Dict[Tuple[bool, bool], List[nn.Parameter]] = {}
+    groups: Dict[Tuple[float, float], List[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decayed = parameter.ndim > 1 and not name.endswith("vectors.table")
-            groups.setdefault((name.startswith(pretrained) if pretrained else False, decayed), []).append(parameter)
+            is_vector = name.endswith("vectors.table")
+            lr = config.vector_lr if is_vector else config.encoder_lr if name.startswith(pretrained) else config.lr
+            decay = config.weight_decay if parameter.ndim > 1 and not is_vector else 0.0
+            groups.setdefault((lr, decay), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "base_lr": config.encoder_lr if is_pretrained else config.lr,
-            "lr": 0.0,
-            "weight_decay": config.weight_decay if decayed else 0.0,
-        }
-        for (is_pretrained, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+        {"params": parameters, "base_lr": lr, "lr": 0.0, "weight_decay": decay}
+        for (lr, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
