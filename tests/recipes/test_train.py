@@ -106,6 +106,7 @@ def test_init_from_starts_with_the_weights_of_a_model(train_script, tiny_corpus,
         training__max_steps=1,
         optim__lr=0,
         optim__encoder_lr=0,
+        optim__vector_lr=0,
     )
     assert call(train_script.main, *options).code == 0
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "exp", finished_run))
