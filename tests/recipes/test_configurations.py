@@ -1,0 +1,43 @@
+"""Every configuration of the recipes parses, and names tasks that exist."""
+
+from pathlib import Path
+
+import pytest
+
+from tokenverse_pp.config import load_config, parse_config
+from tokenverse_pp.tokenizer import Tokenizer
+from tokenverse_pp.training.checkpoint import WEIGHTS, read_tensors
+from tokenverse_pp.training.setup import tasks_of
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+HUMAN = RECIPES / "human_speech"
+OVER_BASE = sorted(path.name for path in (HUMAN / "conf").glob("*.yaml") if path.name != "base.yaml")
+
+
+def read(*paths):
+    return parse_config([word for path in paths for word in ("--config", str(path))])
+
+
+def test_toy():
+    assert tasks_of(read(RECIPES / "toy" / "conf" / "toy.yaml").tasks).names == ("asr", "scd", "endp", "ner", "lid")
+
+
+@pytest.mark.parametrize("name", OVER_BASE)
+def test_human_speech(name):
+    config = read(HUMAN / "conf" / "base.yaml", HUMAN / "conf" / name)
+    assert tasks_of(config.tasks).names[0] == "asr"
+    assert config.data.stored_features and config.model.encoder.kind == "frozen"
+    assert config.training.exp_dir.endswith(name[: -len(".yaml")])
+    # Only TokenVerse++ has vectors.
+    assert (config.model.vectors.placement == "none") == (name != "tokenverse_pp.yaml")
+
+
+def test_committed_checkpoint_belongs_together():
+    config = load_config(HUMAN / "checkpoint" / "config.yaml")
+    tasks, tokenizer = tasks_of(config.tasks), Tokenizer.load(HUMAN / "checkpoint" / "tokenizer.model")
+    tokenizer.check(tasks)
+    weights = read_tensors(HUMAN / "checkpoint" / WEIGHTS)
+    assert weights["joiner.output.weight"].shape[0] == tokenizer.vocab_size == config.tokenizer.vocab_size
+    assert weights["feature_vectors.table"].shape[0] == len(tasks.tasks)
+    assert not any(key.startswith("encoder.backbone.") for key in weights)
+    assert sum(path.stat().st_size for path in (HUMAN / "checkpoint").iterdir()) < 10e6
