@@ -101,3 +101,12 @@ def test_combination_that_was_never_trained_is_refused(tiny_corpus):
 
 def test_nothing_to_decode(loaded):
     assert run(loaded, []) == {}
+
+
+def test_output_that_is_no_number_names_the_cut(tiny_corpus):
+    broken = load(tiny_corpus)
+    with torch.no_grad():
+        next(broken.model.encoder.parameters()).fill_(float("nan"))
+    cut = read_cuts(tiny_corpus)[0]
+    with pytest.raises(UserError, match=f"cut {cut.id}: .*NaN"):
+        run(broken, [cut])

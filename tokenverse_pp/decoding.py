@@ -25,6 +25,13 @@ def choose_tasks(tasks: TaskSet, names: Sequence[str]) -> TaskSet:
     return tasks.subset(names or tasks.names)
 
 
+def check_finite(out: torch.Tensor, lens: torch.Tensor, group: Sequence[Cut]) -> None:
+    """See that the encoder's output (N, T, C) has numbers in it; NaN in the audio ends here (raises UserError)."""
+    for cut, frames, length in zip(group, out, lens.tolist()):
+        if not torch.isfinite(frames[:length]).all():
+            raise UserError(f"cut {cut.id}: the encoder gave NaN or infinity; does its audio or the model hold any?")
+
+
 @torch.no_grad()
 def decode(
     loaded: Loaded,
@@ -57,6 +64,7 @@ def decode(
         inputs, lens = collate([load_inputs(cut, stored_features) for cut in group])
         with autocast(device, precision):
             out, lens = model.encode(inputs.to(device), lens.to(device), mask.expand(len(group), -1), stored_features)
+        check_finite(out, lens, group)
         found = search(model.predictor, model.joiner, out.float(), lens, options, constraints)
         shift = model.encoder.output_frame_shift
         yield [to_record(cut.id, best[0], loaded.tokenizer, active, shift) for cut, best in zip(group, found)]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job in a quarter of an hour on two cores: human speech in, a trained TokenVerse++ model, decoded text and scores out.
+# The main job in some minutes on two cores: human speech in, a trained TokenVerse++ model, decoded text and scores out.
 #   make demo                      starts from the small checkpoint in this folder, and trains on with part of the speech
 #   DEMO_SCRATCH=1 make demo       starts from nothing: the same steps, worse scores
 #   DEMO_STEPS=1000 make demo      trains longer
