@@ -26,6 +26,9 @@ def test_toy():
 def test_human_speech(name):
     config = read(HUMAN / "conf" / "base.yaml", HUMAN / "conf" / name)
     assert tasks_of(config.tasks).names[0] == "asr"
+    if "lid" in config.tasks.names:
+        # Labels are checked before cuts are chosen, so every language of the files must be known.
+        assert config.tasks.languages == ["cs", "en", "es", "fr", "it", "nl", "ru"]
     assert config.data.stored_features and config.model.encoder.kind == "frozen"
     assert config.training.exp_dir.endswith(name[: -len(".yaml")])
     # Only TokenVerse++ has vectors.
