@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import write_json
+from tokenverse_pp.manifests.files import write_cuts
 from tokenverse_pp.manifests.human_speech import asterisk, chains, conversations, fillets, packages, report, tuxpaint
 from tokenverse_pp.manifests.human_speech.clips import Clip, Example
 from tokenverse_pp.manifests.human_speech.entities import load_rules
@@ -94,7 +95,7 @@ def prepare_human_speech(
     cuts = {split: [to_cut(r) for r in rendered if r.example.split == split] for split in SPLITS}
     _write_manifests(cuts, manifests)
     licences = _keep_licences(roots, output_dir / "licences")
-    _write_json(stamp, options)
+    write_json(stamp, options)
     shutil.rmtree(output_dir / "work")
     for line in report.licence_lines(licences) + report.hour_lines(cuts):
         say(line)
@@ -198,7 +199,7 @@ def _fresh_audio_dir(output_dir: Path, options: dict) -> Path:
     if audio_dir.is_dir() and _read_json(marker) != options:
         shutil.rmtree(audio_dir)
     audio_dir.mkdir(parents=True, exist_ok=True)
-    _write_json(marker, options)
+    write_json(marker, options)
     return audio_dir
 
 
@@ -212,9 +213,7 @@ def _write_manifests(cuts: Dict[str, list], manifests: Dict[str, Path]) -> None:
     if empty:
         raise UserError(f"no example is left for the set {empty[0]!r}: the packages hold too little text to split")
     for name, file in manifests.items():
-        aside = file.with_name(f".partial-{file.name}")
-        CutSet.from_cuts(sets[name]).to_file(aside)
-        os.replace(aside, file)
+        write_cuts(CutSet.from_cuts(sets[name]), file)
 
 
 def _keep_licences(roots: Dict[str, Path], folder: Path) -> List[str]:
@@ -231,9 +230,3 @@ def _keep_licences(roots: Dict[str, Path], folder: Path) -> List[str]:
 
 def _read_json(file: Path) -> Optional[dict]:
     return json.loads(file.read_text()) if file.is_file() else None
-
-
-def _write_json(file: Path, content: dict) -> None:
-    aside = file.with_name(file.name + ".partial")
-    aside.write_text(json.dumps(content, indent=1))
-    os.replace(aside, file)
