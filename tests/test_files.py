@@ -1,6 +1,6 @@
 import pytest
 
-from tokenverse_pp.files import write_json, write_text
+from tokenverse_pp.files import replacing, write_json, write_text
 
 
 def test_folders_are_made_and_old_text_replaced(tmp_path):
@@ -20,3 +20,15 @@ def test_nothing_half_written(tmp_path):
         write_text(path, "x" * 10000 + "\ud800")
     assert path.read_text() == '{\n  "wer": 0.1\n}\n'
     assert [file.name for file in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_replacing_keeps_the_ending_and_the_old_file_after_an_error(tmp_path):
+    path = tmp_path / "new" / "cuts.jsonl.gz"
+    with replacing(path) as temporary:
+        assert temporary.name.endswith(".jsonl.gz") and temporary.parent == path.parent
+        temporary.write_text("first")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half of the sec")
+        raise RuntimeError
+    assert path.read_text() == "first"
+    assert [file.name for file in path.parent.iterdir()] == ["cuts.jsonl.gz"]

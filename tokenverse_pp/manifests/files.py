@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from lhotse import CutSet
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import replacing
 
 
 def write_cuts(cuts: CutSet, path: Path) -> None:
@@ -18,13 +18,8 @@ def write_cuts(cuts: CutSet, path: Path) -> None:
     """
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise UserError(f"{path}: a CutSet file is named .jsonl or .jsonl.gz")
-    # lhotse goes by the ending, so the temporary name keeps it.
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cuts.to_file(temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            cuts.to_file(temporary)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

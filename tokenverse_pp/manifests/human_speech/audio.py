@@ -11,6 +11,7 @@ import soundfile
 import soxr
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import replacing
 
 SAMPLE_RATE = 16000
 
@@ -101,8 +102,6 @@ def change_speed(samples: np.ndarray, speed: float) -> np.ndarray:
 
 
 def write_flac(path: Path, samples: np.ndarray) -> None:
-    """Writes 16-bit FLAC under a temporary name, then renames it; samples beyond full scale are clipped."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    soundfile.write(str(aside), np.clip(samples, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    os.replace(aside, path)
+    """Writes 16-bit FLAC that appears whole or not at all; samples beyond full scale are clipped."""
+    with replacing(path) as aside:
+        soundfile.write(str(aside), np.clip(samples, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16")

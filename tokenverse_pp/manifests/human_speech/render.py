@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Callable, Iterator, List, Sequence, Tuple
 import numpy as np
 from tqdm import tqdm
 
+from tokenverse_pp.files import replacing
 from tokenverse_pp.manifests.human_speech.audio import SAMPLE_RATE, change_speed, decode, trim_silence, write_flac
 from tokenverse_pp.manifests.human_speech.clips import Clip, Example
 
@@ -35,10 +35,8 @@ def decode_clip(clip: Clip, folder: Path) -> float:
     file = clip_file(clip, folder)
     if not file.is_file():
         samples = trim_silence(decode(clip.path))
-        aside = file.with_name(file.name + ".partial")
-        with open(aside, "wb") as sink:
+        with replacing(file) as aside, open(aside, "wb") as sink:
             np.save(sink, (np.clip(samples, -1.0, 1.0) * 32767.0).astype(np.int16))
-        os.replace(aside, file)
     return len(np.load(file, mmap_mode="r")) / SAMPLE_RATE
 
 
