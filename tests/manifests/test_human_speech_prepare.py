@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from lhotse import CutSet
 from mini_packages import write_packages
 
-from tokenverse_pp.cli.prepare_human_speech import human_speech
+from tokenverse_pp.cli.manifest_commands.prepare_human_speech import human_speech
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.human_speech.packages import check_package, extract_package
 from tokenverse_pp.manifests.human_speech.prepare import prepare_human_speech

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 
@@ -27,6 +27,7 @@ class Loaded:
     tasks: TaskSet
     tokenizer: Tokenizer
     model: Transducer
+    folder: Optional[Path] = None  # where it was read from
 
 
 def tasks_of(config: TasksConfig) -> TaskSet:
@@ -104,4 +105,4 @@ def load_model(path: Path, encoder_name: str = "") -> Loaded:
     tokenizer.check(tasks)
     model = build_model(config, tasks, tokenizer)
     load_weights(model, folder)
-    return Loaded(config, tasks, tokenizer, model.eval())
+    return Loaded(config, tasks, tokenizer, model.eval(), folder)

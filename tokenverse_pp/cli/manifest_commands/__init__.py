@@ -1,0 +1,1 @@
+"""The commands of `tokenverse-pp manifest`, one file each."""
