@@ -1,4 +1,4 @@
-"""``tokenverse-pp manifest``: from corpora and tables to labelled cuts. Each command is a file of manifest_commands/."""
+"""``tokenverse-pp manifest``: from corpora and tables to labelled cuts. One file a command in manifest_commands/."""
 
 from __future__ import annotations
 
