@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tokenverse_pp.model.joiner import Joiner
 from tokenverse_pp.model.predictor import StatelessPredictor
-from tokenverse_pp.search import SearchOptions, search
+from tokenverse_pp.search import SearchOptions, search_frames
 
 TOKENS_A_FRAME = 0.28
 
@@ -58,7 +58,7 @@ class Case:
     def run(self, batch: int, options: SearchOptions) -> float:
         """Decode the first utterances; -> tokens an utterance."""
         inputs: Sequence[Tensor] = (self.encoder_out[:batch], self.lens[:batch])
-        found = search(self.predictor, self.joiner, *inputs, options)
+        found = search_frames(self.predictor, self.joiner, *inputs, options)
         return sum(len(best.tokens) for best, *_ in found) / batch
 
 

@@ -10,7 +10,7 @@ from lhotse.cut import Cut
 from tokenverse_pp.dataset import collate, load_inputs
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.stored_features import batches_of, check_origin
-from tokenverse_pp.search import SearchOptions, constraints_for, search
+from tokenverse_pp.search import SearchOptions, constraints_for, search_frames
 from tokenverse_pp.search.records import to_record
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.training.distributed import autocast
@@ -65,6 +65,6 @@ def decode(
         with autocast(device, precision):
             out, lens = model.encode(inputs.to(device), lens.to(device), mask.expand(len(group), -1), stored_features)
         check_finite(out, lens, group)
-        found = search(model.predictor, model.joiner, out.float(), lens, options, constraints)
+        found = search_frames(model.predictor, model.joiner, out.float(), lens, options, constraints)
         shift = model.encoder.output_frame_shift
         yield [to_record(cut.id, best[0], loaded.tokenizer, active, shift) for cut, best in zip(group, found)]

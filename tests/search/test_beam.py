@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.search import SearchOptions, search
+from tokenverse_pp.search import SearchOptions, search_frames
 
 LOOSE = {"abs": 2e-4, "rel": 2e-5}
 
 
 def run(model, **options):
-    return search(*model, SearchOptions(**options))
+    return search_frames(*model, SearchOptions(**options))
 
 
 @pytest.mark.parametrize("seed", range(20))

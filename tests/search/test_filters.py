@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.search import Constraints, SearchOptions, compile_filters, constraints_for, search
+from tokenverse_pp.search import Constraints, SearchOptions, compile_filters, constraints_for, search_frames
 from tokenverse_pp.search.filters import Bar, InOrder, Spans
 from tokenverse_pp.tasks import TaskSet, build_tasks, parse
 from tokenverse_pp.tasks.base import RANK_CHANGE, RANK_CLOSE, RANK_END, RANK_OPEN
@@ -136,15 +136,15 @@ def test_composed_filters_allow_what_each_allows():
 def test_each_utterance_can_have_its_own_constraints(tiny):
     model = tiny(3, V=VOCABULARY.vocab_size, lens=[30, 20, 25], blank_bias=0)
     some, none = constraints_for(TASKS, ALL, VOCABULARY), constraints_for(TASKS, ["asr"], VOCABULARY)
-    mixed = search(*model, SearchOptions(), [some, none, some])
+    mixed = search_frames(*model, SearchOptions(), [some, none, some])
     for i, constraints in enumerate([some, none, some]):
-        assert mixed[i][0].tokens == search(*model, SearchOptions(), constraints)[i][0].tokens
-    assert mixed[0][0].tokens != search(*model, SearchOptions(), none)[0][0].tokens
+        assert mixed[i][0].tokens == search_frames(*model, SearchOptions(), constraints)[i][0].tokens
+    assert mixed[0][0].tokens != search_frames(*model, SearchOptions(), none)[0][0].tokens
 
 
 def test_without_anything_to_bar_scores_are_unchanged(tiny):
     model = tiny(1)
-    assert search(*model, SearchOptions(), compile_filters([], {}, 9)) == search(*model, SearchOptions())
+    assert search_frames(*model, SearchOptions(), compile_filters([], {}, 9)) == search_frames(*model, SearchOptions())
 
 
 def kept_text(words):
@@ -171,7 +171,7 @@ def test_every_hypothesis_of_any_model_is_well_formed(tiny, seed, known, active,
     model = tiny(seed, V=vocabulary.vocab_size, lens=[25, 12], blank_bias=seed % 3 - 1, context=1)
     options = SearchOptions(method=method, beam=4, nbest=1 if method == "greedy" else 4)
     constraints = constraints_for(tasks, active_tasks.names, vocabulary)
-    for hypotheses in search(*model, options, constraints):
+    for hypotheses in search_frames(*model, options, constraints):
         assert hypotheses
         for found in hypotheses:
             words = pieces_to_words(vocabulary.pieces(found.tokens))[0]

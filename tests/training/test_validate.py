@@ -48,7 +48,7 @@ def test_word_errors_are_counted_without_task_tokens(tiny_corpus, parts, monkeyp
         ids = [parts.tokenizer.encode(texts[next(durations)]) for _ in lens]
         return [[Hypothesis(tuple(i), tuple(range(len(i))), (0.0,) * len(i), 0.0, 0.0)] for i in ids]
 
-    monkeypatch.setattr(validate, "search", found)
+    monkeypatch.setattr(validate, "search_frames", found)
     parts.config.data.max_duration = 8.0
     scores = validate.Validator(cuts, parts.dataset, parts.config, World())(parts.model)
     assert scores["wer"] == pytest.approx(len(cuts) / words)

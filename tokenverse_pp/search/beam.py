@@ -27,7 +27,7 @@ HASH_FACTOR = 0x5851F42D4C957F2D  # Knuth's MMIX multiplier, odd
 def beam_search(
     scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]
 ) -> List[List[Hypothesis]]:
-    """Decode utterances that are ordered by length, the longest first (see `search`)."""
+    """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
     trace = _Search(scorer, lengths, options.width, rules).run()
     return _read_back(trace, scorer, lengths, options)
 

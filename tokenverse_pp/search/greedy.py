@@ -50,7 +50,7 @@ class _Utterance:
 def greedy_search(
     scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]
 ) -> List[List[Hypothesis]]:
-    """Decode utterances (see `search`)."""
+    """Decode utterances (see `search_frames`)."""
     vocab_size, modulus = scorer.vocab_size, scorer.contexts.modulus
     following = None if rules is None else rules.following.cpu().numpy()
     states = [0] * len(lengths) if rules is None else rules.start.flatten().tolist()

@@ -13,7 +13,7 @@ from tokenverse_pp.config import Config
 from tokenverse_pp.dataset import Activation, TransducerDataset
 from tokenverse_pp.manifests.stored_features import batches_of
 from tokenverse_pp.model.transducer import Transducer
-from tokenverse_pp.search import SearchOptions, search
+from tokenverse_pp.search import SearchOptions, search_frames
 from tokenverse_pp.tasks.text import parse
 from tokenverse_pp.training.data import shard
 from tokenverse_pp.training.distributed import World, autocast
@@ -57,7 +57,7 @@ class Validator:
     def _errors(self, model: Transducer, batch: Dict) -> tuple[int, int]:
         """Word errors and reference words of a batch."""
         out, lens = model.encode(batch["inputs"], batch["lens"], batch["active"], self.dataset.stored_features)
-        found = search(model.predictor, model.joiner, out, lens, SearchOptions(method="greedy"))
+        found = search_frames(model.predictor, model.joiner, out, lens, SearchOptions(method="greedy"))
         tokenizer, tasks = self.dataset.tokenizer, self.dataset.tasks
         errors = words = 0
         for hypotheses, ids, length in zip(found, batch["tokens"].tolist(), batch["token_lens"].tolist()):
