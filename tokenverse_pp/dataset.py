@@ -21,6 +21,7 @@ from tokenverse_pp.tokenizer import Tokenizer
 
 SAMPLING_RATE = 16000  # Hz
 FEATURES = "encoder_features"  # cut.custom key of the stored features at the seam
+NO_CORPUS = "-"  # for cuts whose custom field "corpus" names none
 Batch = Dict[str, Any]
 
 
@@ -66,7 +67,8 @@ class TransducerDataset(Dataset):
         self.epoch = 0
 
     def __getitem__(self, cuts: CutSet) -> Batch:
-        """Inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,), ids, seconds."""
+        """Inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,); of each cut
+        id, corpus and seconds, and their sum."""
         items = list(cuts)
         inputs, lens = collate([load_inputs(cut, self.stored_features) for cut in items])
         targets, active = [], []
@@ -82,6 +84,8 @@ class TransducerDataset(Dataset):
             "tokens": tokens,
             "token_lens": token_lens,
             "cut_ids": [cut.id for cut in items],
+            "corpora": [str((cut.custom or {}).get("corpus", NO_CORPUS)) for cut in items],
+            "durations": [float(cut.duration) for cut in items],
             "seconds": float(sum(cut.duration for cut in items)),
         }
 

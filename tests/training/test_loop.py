@@ -9,9 +9,8 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.training import checkpoint
 from tokenverse_pp.training.data import train_sampler
 from tokenverse_pp.training.distributed import World, autocast
-from tokenverse_pp.training.loop import MAX_SKIPPED, Trainer, Window
+from tokenverse_pp.training.loop import MAX_SKIPPED, Trainer
 from tokenverse_pp.training.setup import load_model
-from tokenverse_pp.training.steps import StepResult
 
 
 def trainer(corpus, exp_dir, cuts=None, **changes):
@@ -71,15 +70,6 @@ def test_exp_dir_that_cannot_be_made_is_refused(tiny_corpus, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"--training\.exp_dir"):
         run(trainer(tiny_corpus, tmp_path / "file"))
-
-
-def test_window_is_the_mean_since_the_last_record():
-    window = Window()
-    for loss, seconds in ((1.0, 10.0), (3.0, 20.0)):
-        window.add(StepResult(loss, loss, loss, 5.0, 4.0, seconds, 1.0, False))
-    window.seconds = 15.0
-    mean = window.mean()
-    assert (mean["loss"], mean["seconds"], mean["speed"]) == (2.0, 15.0, 2.0)
 
 
 def test_world_of_one():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Dict, List, Mapping
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -21,11 +21,15 @@ class RunLog:
         self.board = SummaryWriter(str(exp_dir / "tensorboard"), purge_step=step)
 
     def write(self, kind: str, step: int, values: Dict[str, float]) -> None:
-        """One record: ``kind`` is train or valid."""
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self.file.flush()
+        """One record of numbers: ``kind`` is train or valid."""
+        self.note(kind, step, values)
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def note(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """One record that no curve is drawn of: ``kind`` is drawn (`meter.Meter.drawn`)."""
+        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self.file.flush()
 
     def close(self) -> None:
         """Flush and close both."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -19,10 +18,11 @@ from tokenverse_pp.tokenizer import Tokenizer
 from tokenverse_pp.training import checkpoint
 from tokenverse_pp.training.data import train_batches
 from tokenverse_pp.training.distributed import World
-from tokenverse_pp.training.log import RunLog, plot_curves
+from tokenverse_pp.training.log import RunLog, plot_curves, read_log
+from tokenverse_pp.training.meter import Meter, add_drawn, drawn_table
 from tokenverse_pp.training.optim import lr_factor, make_optimizer
 from tokenverse_pp.training.setup import check_vocabulary, find_model, load_weights, pretrained_prefixes
-from tokenverse_pp.training.steps import Stepper, StepResult, as_record, cut_ids
+from tokenverse_pp.training.steps import Stepper, StepResult, cut_ids
 from tokenverse_pp.training.validate import Validator
 
 MAX_SKIPPED = 20  # steps in a row whose gradient is not finite
@@ -59,6 +59,7 @@ class Trainer:
         self.optimizer = make_optimizer(model, config.optim, pretrained_prefixes(config))
         self.step = self.epoch = self.batch = self.skipped = 0
         self.saved = 0  # the step of the newest checkpoint
+        self.meter = Meter(dataset.tasks.names)
 
     def say(self, line: str) -> None:
         """Tell the user, once."""
@@ -72,25 +73,21 @@ class Trainer:
         self.model.train()
         log = RunLog(self.exp_dir, self.step) if self.world.is_first else None
         bar = tqdm(total=t.max_steps, initial=self.step, unit="step", disable=None if self.world.is_first else True)
-        window = Window()
+        self.meter.start_over()
         for epoch, number, batches in self._batches():
             result = stepper(batches, self.step)
             self.step, self.epoch, self.batch = self.step + 1, epoch, number
             self._check(result, batches)
-            window.add(result)
+            self.meter.add(result, batches)
             bar.update()
             last = self.step >= t.max_steps
-            if log and (self.step % t.log_every == 0 or last):
-                factor = lr_factor(self.step - 1, self.config.optim, t.max_steps)
-                record = {**window.mean(), "epoch": epoch, "lr": self.config.optim.lr * factor}
-                log.write("train", self.step, record)
-                bar.set_postfix(epoch=epoch, loss=f"{record['pruned']:.3f}", speed=f"{record['speed']:.0f}x")
-                window = Window()
+            if self.step % t.log_every == 0 or last:
+                self._log(log, bar)
             if self.validator and (self.step % t.valid_every == 0 or last):
                 self._validate(log)
-                window.restart()
             if self.step % t.save_every == 0:
                 self._save()
+            self.meter.restart()
             if last:
                 break
         bar.close()
@@ -98,7 +95,21 @@ class Trainer:
             self._save()
         if log:
             log.close()
+            drawn = add_drawn(r["corpora"] for r in read_log(log.path) if r["kind"] == "drawn")
+            self.say(drawn_table(drawn))
         return self._finish()
+
+    def _log(self, log: Optional[RunLog], bar: tqdm) -> None:
+        """Write down the steps since the last time (first rank), and what all ranks have drawn in them."""
+        drawn = add_drawn(self.world.gather(self.meter.drawn))
+        if log:
+            factor = lr_factor(self.step - 1, self.config.optim, self.config.training.max_steps)
+            record = {**self.meter.mean(), "epoch": self.epoch, "lr": self.config.optim.lr * factor}
+            log.write("train", self.step, record)
+            log.note("drawn", self.step, {"corpora": drawn})
+            said = {"loss": f"{record['pruned']:.3f}", "speed": f"{record['speed']:.0f}x"}
+            bar.set_postfix(epoch=self.epoch, **said, wait=f"{record['data_wait']:.0%}")
+        self.meter.start_over()
 
     def _batches(self) -> Iterator[Tuple[int, int, List[Batch]]]:
         """(epoch, batches of the epoch used so far, the batches of one step); nothing left over between epochs."""
@@ -109,7 +120,7 @@ class Trainer:
         for epoch in range(start, t.epochs):
             held: List[Batch] = []
             number = skip
-            for batch in train_batches(self.sampler, self.dataset, self.config.data, epoch, skip):
+            for batch in self.meter.waiting(train_batches(self.sampler, self.dataset, self.config.data, epoch, skip)):
                 held.append(batch)
                 number += 1
                 if len(held) == t.accumulate:
@@ -220,33 +231,6 @@ class Trainer:
                 f"average of the last checkpoints: valid loss {scores['loss']:.4f} a frame, WER {scores['wer']:.2%}"
             )
         return folder
-
-
-class Window:
-    """Means over the steps since the last log record."""
-
-    def __init__(self) -> None:
-        self.results: List[StepResult] = []
-        self.seconds = 0.0  # wall time
-        self.started = time.monotonic()
-
-    def restart(self) -> None:
-        """Leave out the time since the last step (validation)."""
-        self.started = time.monotonic()
-
-    def add(self, result: StepResult) -> None:
-        """Count a step and the time since the one before."""
-        now = time.monotonic()
-        self.seconds += now - self.started
-        self.started = now
-        self.results.append(result)
-
-    def mean(self) -> Dict[str, float]:
-        """Losses averaged over the steps; ``speed``: seconds of audio per second of wall time."""
-        records = [as_record(result) for result in self.results]
-        mean = {key: sum(record[key] for record in records) / len(records) for key in records[0]}
-        audio = sum(result.seconds for result in self.results)
-        return {**mean, "speed": audio / max(self.seconds, 1e-9)}
 
 
 def prepare_exp_dir(config: Config, tokenizer: Tokenizer) -> None:
