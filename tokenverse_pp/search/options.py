@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple, Union
 
 from tokenverse_pp.errors import UserError
 
 METHODS = ("greedy", "beam")
 JOINER_DTYPES = (None, "float32", "bfloat16", "float16")
+MOST_HOTWORDS = 10000
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class SearchOptions:
         blank_penalty: subtracted from the blank's logit before the softmax: positive writes more, negative less.
         length_norm: rank finished hypotheses by log-probability / (tokens + context size of the predictor), as
             icefall does, instead of by log-probability.
+        length_bonus: added to the score for each token written, while searching and ranking; not to ``log_prob``. With
+            ``length_norm`` it is divided by the length in the final ranking.
+        hotwords: phrases to prefer, each with or without a bonus of its own (`tokenverse_pp.search.hotwords`).
+        hotword_score: bonus of each token of a phrase that has none of its own, in nats.
         languages: codes of the languages that may be written; None for all that the model knows.
         force_language: nothing may be written before a language token (only while ``lid`` is active).
         joiner_dtype: number type of the joiner's matrix products; None for that of its weights. Softmax and scores
@@ -40,6 +45,9 @@ class SearchOptions:
     temperature: float = 1.0
     blank_penalty: float = 0.0
     length_norm: bool = True
+    length_bonus: float = 0.0
+    hotwords: Optional[Tuple[Union[str, Tuple[str, float]], ...]] = None
+    hotword_score: float = 1.5
     languages: Optional[Tuple[str, ...]] = None
     force_language: bool = False
     joiner_dtype: Optional[str] = None
@@ -56,12 +64,15 @@ class SearchOptions:
             raise UserError(f"search option 'nbest': {self.nbest} hypotheses cannot come from {kept}")
         if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < math.inf):
             raise UserError(f"search option 'temperature': expected a number above 0, got {self.temperature!r}")
-        if not (isinstance(self.blank_penalty, (int, float)) and math.isfinite(self.blank_penalty)):
-            raise UserError(f"search option 'blank_penalty': expected a finite number, got {self.blank_penalty!r}")
+        for name in ("blank_penalty", "length_bonus"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value)):
+                raise UserError(f"search option {name!r}: expected a finite number, got {value!r}")
         if self.joiner_dtype not in JOINER_DTYPES:
             expected = ", ".join(str(dtype) for dtype in JOINER_DTYPES)
             raise UserError(f"search option 'joiner_dtype': expected one of {expected}, got {self.joiner_dtype!r}")
         self._check_languages()
+        self._check_bonuses()
 
     def _check_languages(self) -> None:
         if self.languages is None:
@@ -72,7 +83,34 @@ class SearchOptions:
             raise UserError("search option 'languages': expected at least one code, or none to allow all")
         object.__setattr__(self, "languages", tuple(self.languages))
 
+    def _check_bonuses(self) -> None:
+        if not _is_bonus(self.hotword_score):
+            raise UserError(f"search option 'hotword_score': expected a number above 0, got {self.hotword_score!r}")
+        if isinstance(self.hotwords, str):
+            raise UserError(f"search option 'hotwords': expected a list of phrases, got {self.hotwords!r}")
+        phrases = tuple(self.hotwords or ())
+        for item in phrases:
+            phrase, bonus = (item, self.hotword_score) if isinstance(item, str) else _pair(item)
+            if not isinstance(phrase, str) or not phrase.strip() or not _is_bonus(bonus):
+                raise UserError(
+                    f"search option 'hotwords': expected a phrase or (phrase, number above 0), got {item!r}"
+                )
+        if len(phrases) > MOST_HOTWORDS:
+            raise UserError(f"search option 'hotwords': at most {MOST_HOTWORDS} phrases, got {len(phrases)}")
+        object.__setattr__(self, "hotwords", tuple(x if isinstance(x, str) else tuple(x) for x in phrases) or None)
+        if self.method == "greedy" and (phrases or self.length_bonus):
+            name = "hotwords" if phrases else "length_bonus"
+            raise UserError(f"search option {name!r}: greedy search knows no bonuses; use method 'beam'")
+
     @property
     def width(self) -> int:
         """Hypotheses kept an utterance."""
         return 1 if self.method == "greedy" else self.beam
+
+
+def _is_bonus(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _pair(item: Any) -> Tuple[Any, Any]:
+    return tuple(item) if isinstance(item, (list, tuple)) and len(item) == 2 else (None, None)  # type: ignore[return-value]
