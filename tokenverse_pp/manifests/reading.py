@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Any, Iterator
 
 from lhotse import CutSet, load_manifest
 from lhotse.cut import Cut
-from lhotse.serialization import deserialize_item, open_best
+from lhotse.serialization import deserialize_item
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.lines import PathLike, text_lines
 
-PathLike = Union[str, "os.PathLike[str]"]
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz")
 
 
@@ -31,27 +30,33 @@ def read_cuts(path: PathLike) -> Iterator[Cut]:
     return _read_lines(name) if name.endswith((".jsonl", ".jsonl.gz")) else _read_whole(name)
 
 
-def _read_lines(name: str) -> Iterator[Cut]:
-    number = 0
+def json_of(text: str, where: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        UserError: where it is no JSON, or nested deeper than Python reads.
+    """
     try:
-        with open_best(name) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _cut_of(line, f"{name}, line {number}")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: cannot be read after line {number}: {error}") from error
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{where}: JSON nested too deeply") from None
+
+
+def _read_lines(name: str) -> Iterator[Cut]:
+    for number, line in text_lines(name):
+        if line.strip():
+            yield _cut_of(line, f"{name}, line {number}")
 
 
 def _cut_of(line: str, where: str) -> Cut:
-    try:
-        data = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from error
+    data = json_of(line, where)
     try:
         cut = deserialize_item(data)
     except Exception as error:
         # lhotse has no exceptions of its own for what a manifest may hold: any type can come out of it.
-        raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {error}") from error
+        raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {_first_line(error)}") from error
     if not isinstance(cut, Cut):
         raise UserError(f"{where}: expected a cut, found a {type(cut).__name__}")
     return cut
@@ -61,8 +66,11 @@ def _read_whole(name: str) -> Iterator[Cut]:
     try:
         cuts = load_manifest(name)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name}: not a lhotse manifest: {reason}") from error
+        raise UserError(f"{name}: not a lhotse manifest: {_first_line(error)}") from error
     if not isinstance(cuts, CutSet):
         raise UserError(f"{name}: expected cuts, found a {type(cuts).__name__}")
     return iter(cuts)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
