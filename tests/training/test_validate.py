@@ -1,5 +1,7 @@
 """Validation: the loss of all labelled tasks, whatever the batches, and word errors without task tokens."""
 
+import math
+
 import pytest
 import torch
 from lhotse import CutSet
@@ -37,21 +39,55 @@ def test_loss_is_that_of_all_labelled_tasks_in_any_batches(tiny_corpus, parts):
     assert parts.model.training  # as it was
 
 
-def test_word_errors_are_counted_without_task_tokens(tiny_corpus, parts, monkeypatch):
+def test_scores_are_those_of_each_cuts_labelled_tasks(tiny_corpus, parts, monkeypatch):
     cuts = read_cuts(tiny_corpus, "dev")
-    # One word too many in each utterance, and none of its task tokens.
-    texts = {cut.duration: " ".join(sup.text for sup in cut.supervisions) + " ba" for cut in cuts}
-    words = sum(len(text.split()) - 1 for text in texts.values())
-    durations = iter(sorted(texts))
+    unlabelled = cuts[0].with_custom("tasks", ["asr", "lid"])
+    cuts = [unlabelled, *cuts[1:]]
+    targets = {cut.duration: parts.dataset.target(cut, cut.custom["tasks"]).tolist() for cut in cuts}
+    word = parts.tokenizer.encode("ba")
+    durations = iter(sorted(targets))
+    asked = []
 
-    def found(predictor, joiner, out, lens, options):
-        ids = [parts.tokenizer.encode(texts[next(durations)]) for _ in lens]
+    def found(predictor, joiner, out, lens, options, constraints):
+        # The reference itself, and one word too many.
+        ids = [targets[next(durations)] + word for _ in lens]
+        asked.extend(constraints)
         return [[Hypothesis(tuple(i), tuple(range(len(i))), (0.0,) * len(i), 0.0, 0.0)] for i in ids]
 
     monkeypatch.setattr(validate, "search_frames", found)
     parts.config.data.max_duration = 8.0
     scores = validate.Validator(cuts, parts.dataset, parts.config, World())(parts.model)
+    words = sum(len(sup.text.split()) for cut in cuts for sup in cut.supervisions)
     assert scores["wer"] == pytest.approx(len(cuts) / words)
+    assert scores["lid_accuracy"] == 1.0 and scores["ner_f1"] == 1.0 and scores["scd_f1"] == 1.0
+    # The tokens of what a cut is not labelled for are barred there, and there only.
+    scd = parts.tokenizer.id_of("[SCD]")
+    at = sorted(cuts, key=lambda cut: cut.duration).index(unlabelled)
+    barred = [torch.isinf(rules.weights[:, scd]).all().item() for rules in asked]
+    assert barred == [i == at for i in range(len(cuts))]
+
+
+def test_log_probabilities_are_split_by_task(tiny_corpus, parts, monkeypatch):
+    cuts = read_cuts(tiny_corpus, "dev")
+    ids = {name: {parts.tokenizer.id_of(s) for s in parts.tasks[name].symbols} for name in parts.tasks.names}
+    value = {name: -float(i + 1) for i, name in enumerate(parts.tasks.names)}
+
+    def log_probs(out, lens, tokens, token_lens):
+        names = [[next((n for n in ids if int(t) in ids[n]), "asr") for t in row] for row in tokens]
+        return torch.tensor([[value[n] for n in row] for row in names])
+
+    monkeypatch.setattr(parts.model, "token_log_probs", log_probs)
+    scores = validate.Validator(cuts, parts.dataset, parts.config, World())(parts.model)
+    found = {name: scores[f"log_prob_{name}"] for name in parts.tasks.names}
+    assert found == pytest.approx(value)
+
+
+def test_log_probabilities_of_a_real_model(tiny_corpus, parts):
+    cuts = read_cuts(tiny_corpus, "dev")
+    scores = validate.Validator(cuts, parts.dataset, parts.config, World())(parts.model)
+    # An untrained model is about as sure as a uniform guess.
+    assert scores["log_prob_asr"] == pytest.approx(-math.log(parts.tokenizer.vocab_size), abs=1.5)
+    assert "valid loss" in validate.describe(scores) and "scd_f1" in validate.describe(scores)
 
 
 def test_ranks_share_the_cuts(tiny_corpus, parts):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokenverse_pp.config import ModelConfig
 from tokenverse_pp.loss import pruned_transducer_loss
+from tokenverse_pp.loss.tokens import token_log_probs
 from tokenverse_pp.model.encoder import Encoder
 from tokenverse_pp.model.joiner import Joiner
 from tokenverse_pp.model.predictor import StatelessPredictor
@@ -95,21 +96,14 @@ class Transducer(nn.Module):
             token_lens: valid targets, (N,).
         """
         out, lens = self.encode(inputs, lens, active, stored)
-        tokens = tokens.masked_fill(
-            torch.arange(tokens.shape[1], device=tokens.device) >= token_lens[:, None],
-            self.predictor.blank_id,
-        )
-        state = self.predictor(tokens)
-        boundary = torch.zeros(len(lens), 4, dtype=torch.int64, device=out.device)
-        boundary[:, 2] = token_lens
-        boundary[:, 3] = lens
+        return self.losses(out, lens, tokens, token_lens)
+
+    def losses(self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Losses:
+        """What `forward` gives, from what `encode` gave: out (N, T', C), lens (N,)."""
+        tokens, boundary, arguments = self._loss_arguments(out, lens, tokens, token_lens)
         c = self.config.loss
         simple, pruned = pruned_transducer_loss(
-            self.simple_am(out),
-            self.simple_lm(state),
-            self.joiner.encoder_proj(out),
-            self.joiner.predictor_proj(state),
-            self.joiner.output,
+            *arguments,
             tokens,
             boundary,
             blank=self.predictor.blank_id,
@@ -122,6 +116,37 @@ class Transducer(nn.Module):
             reduction="none",
         )
         return Losses(simple, pruned, self._ctc_loss(out, lens, tokens, token_lens), lens)
+
+    def token_log_probs(self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Tensor:
+        """Expected log-probability (N, U) of each target token (`tokenverse_pp.loss.tokens`), in nats.
+
+        Args:
+            out, lens: what `encode` gave, (N, T', C) and (N,).
+            tokens, token_lens: see `forward`.
+        """
+        tokens, boundary, arguments = self._loss_arguments(out, lens, tokens, token_lens)
+        c = self.config.loss
+        return token_log_probs(
+            *arguments,
+            tokens,
+            boundary,
+            blank=self.predictor.blank_id,
+            prune_range=c.prune_range,
+            rnnt_type=c.rnnt_type,
+        )
+
+    def _loss_arguments(
+        self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor
+    ) -> Tuple[Tensor, Tensor, Tuple[Tensor, Tensor, Tensor, Tensor, nn.Linear]]:
+        """Tokens (N, U) padded with blanks, boundary (N, 4), and the first five arguments of the loss."""
+        padding = torch.arange(tokens.shape[1], device=tokens.device) >= token_lens[:, None]
+        tokens = tokens.masked_fill(padding, self.predictor.blank_id)
+        boundary = torch.zeros(len(lens), 4, dtype=torch.int64, device=out.device)
+        boundary[:, 2] = token_lens
+        boundary[:, 3] = lens
+        state = self.predictor(tokens)
+        am, lm = self.joiner.encoder_proj(out), self.joiner.predictor_proj(state)
+        return tokens, boundary, (self.simple_am(out), self.simple_lm(state), am, lm, self.joiner.output)
 
     def _ctc_loss(self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Tensor:
         """Encoder output (N, T', C), lens (N,), targets (N, U), token_lens (N,) -> CTC loss (N,) in float32."""

@@ -23,7 +23,7 @@ from tokenverse_pp.training.meter import Meter, add_drawn, drawn_table
 from tokenverse_pp.training.optim import lr_factor, make_optimizer
 from tokenverse_pp.training.setup import check_vocabulary, find_model, load_weights, pretrained_prefixes
 from tokenverse_pp.training.steps import Stepper, StepResult, cut_ids
-from tokenverse_pp.training.validate import Validator
+from tokenverse_pp.training.validate import Validator, describe
 
 MAX_SKIPPED = 20  # steps in a row whose gradient is not finite
 
@@ -183,7 +183,7 @@ class Trainer:
         scores = self.validator(self.model)  # type: ignore[misc]
         if log:
             log.write("valid", self.step, scores)
-        self.say(f"step {self.step}: valid loss {scores['loss']:.4f} a frame, WER {scores['wer']:.2%}")
+        self.say(f"step {self.step}: {describe(scores)}")
 
     def _texts(self) -> Dict[str, bytes]:
         """The files of a model folder beside its weights."""
@@ -226,10 +226,7 @@ class Trainer:
         self.world.barrier()
         load_weights(self.model, folder)
         if self.validator:
-            scores = self.validator(self.model)
-            self.say(
-                f"average of the last checkpoints: valid loss {scores['loss']:.4f} a frame, WER {scores['wer']:.2%}"
-            )
+            self.say(f"average of the last checkpoints: {describe(self.validator(self.model))}")
         return folder
 
 
