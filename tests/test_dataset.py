@@ -157,9 +157,9 @@ def with_audio(tmp_path, name="a.wav", rate=16000, channels=1, **kwargs):
     return cut
 
 
-def refused(cut, *said):
+def refused(cut, *said, **options):
     with pytest.raises(UserError) as caught:
-        load_inputs(cut)
+        load_inputs(cut, **options)
     message = str(caught.value)
     assert "cut c:" in message and "\n" not in message
     assert all(part in message for part in said), message
@@ -193,6 +193,38 @@ def test_other_rates_and_stereo_are_refused(tmp_path):
     mono = with_audio(tmp_path, channels=2)
     stereo = MultiCut("c", 0.0, 1.0, [0, 1], supervisions=mono.supervisions, recording=mono.recording)
     refused(stereo, "one channel", "found 2", "a.wav")
+
+
+def tone(seconds, rate, hertz=440.0):
+    return np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate).astype(np.float32) * 0.5
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100])
+def test_conversion_keeps_the_tone(tmp_path, rate):
+    """Expected is the same tone, made at 16 kHz."""
+    soundfile.write(tmp_path / "t.wav", tone(1.0, rate), rate)
+    audio = load_inputs(Recording.from_file(tmp_path / "t.wav").to_cut(), convert=True)
+    assert audio.shape == (16000,) and audio.dtype == torch.float32
+    assert np.abs(audio.numpy() - tone(1.0, 16000))[300:-300].max() < 2e-3
+
+
+def test_conversion_averages_channels(tmp_path):
+    left, right = tone(0.5, 16000), tone(0.5, 16000, 700)
+    soundfile.write(tmp_path / "t.wav", np.stack([left, right], 1), 16000, subtype="FLOAT")
+    audio = load_inputs(Recording.from_file(tmp_path / "t.wav").to_cut(), convert=True)
+    assert np.abs(audio.numpy() - (left + right) / 2).max() < 1e-6
+
+
+@pytest.mark.parametrize("convert", [False, True])
+def test_what_is_no_audio_is_refused_in_plain_words(tmp_path, convert):
+    path = tmp_path / "a.wav"
+    for content, said in ((b"", "the file is empty"), (b"hello there\n" * 9, "not recognised")):
+        cut = with_audio(tmp_path)
+        path.write_bytes(content)
+        refused(cut, str(path), said, convert=convert)
+    cut = with_audio(tmp_path)
+    soundfile.write(path, np.where(np.arange(16000) == 77, np.nan, 0.1), 16000, subtype="FLOAT")
+    refused(cut, str(path), "NaN", convert=convert)
 
 
 def test_stored_features_that_are_not_there_are_refused(tmp_path):

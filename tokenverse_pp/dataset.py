@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import random
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
 
 import numpy as np
+import soundfile
 import torch
 from lhotse import CutSet
-from lhotse.cut import Cut
+from lhotse.augmentation import get_or_create_resampler
+from lhotse.cut import Cut, MixedCut
 from torch.utils.data import Dataset
 
 from tokenverse_pp.errors import UserError
@@ -101,36 +104,80 @@ def collate(items: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.nn.utils.rnn.pad_sequence(list(items), batch_first=True), lens
 
 
-def load_inputs(cut: Cut, stored_features: bool = False) -> torch.Tensor:
+def load_inputs(cut: Cut, stored_features: bool = False, convert: bool = False) -> torch.Tensor:
     """Audio (S,) of a cut, or its stored features (T, F), as float32.
 
+    Args:
+        cut: with audio, or with features that were stored before.
+        stored_features: read these features in place of the audio.
+        convert: take any sampling rate and any number of channels: channels are averaged, then resampled to 16 kHz
+            (torchaudio's windowed sinc, by way of lhotse). Training converts nothing: corpora are prepared once.
+
     Raises:
-        UserError: naming cut and file where the audio is missing, truncated or not 16 kHz mono, and where features
-            were asked for but none are stored.
+        UserError: naming cut and file where the audio is missing, truncated, no audio, holds NaN or infinity, or,
+            without ``convert``, is not 16 kHz mono; and where features were asked for but none are stored.
     """
     if stored_features:
-        if FEATURES not in (cut.custom or {}):
-            raise UserError(f"cut {cut.id}: no stored features; run `tokenverse-pp manifest store-features` first")
-        try:
-            array = cut.load_custom(FEATURES)
-        except (OSError, ValueError, EOFError) as error:
-            manifest = (cut.custom or {})[FEATURES]
-            where = f"{manifest.storage_path}/{manifest.storage_key}"
-            raise UserError(f"cut {cut.id}: stored features {where}: cannot be read: {error}") from None
-        return torch.from_numpy(np.asarray(array, dtype=np.float32))
-    check_recording(cut)
+        return _load_features(cut)
+    check_recording(cut, convert)
     try:
         audio = cut.load_audio()
-    except Exception as error:
-        raise UserError(f"cut {cut.id}: {undecodable(cut, error)}") from error
-    return torch.from_numpy(np.ascontiguousarray(audio[0], dtype=np.float32))
+    except Exception as error:  # whatever the audio backend throws
+        raise UserError(f"cut {cut.id}: {_unreadable(cut, error)}") from error
+    samples = torch.from_numpy(np.ascontiguousarray(audio.mean(axis=0) if len(audio) > 1 else audio[0], np.float32))
+    if not torch.isfinite(samples).all():
+        raise UserError(f"cut {cut.id}: field 'recording': {recording_files(cut)}: holds samples of NaN or infinity")
+    if cut.sampling_rate != SAMPLING_RATE:
+        samples = get_or_create_resampler(cut.sampling_rate, SAMPLING_RATE)(samples[None])[0]
+    return samples
 
 
-def check_recording(cut: Cut) -> None:
-    """See that a cut's audio is there and 16 kHz mono, as far as manifest and file headers tell (raises UserError)."""
+def _load_features(cut: Cut) -> torch.Tensor:
+    """The stored features (T, F) of a cut."""
+    if FEATURES not in (cut.custom or {}):
+        raise UserError(f"cut {cut.id}: no stored features; run `tokenverse-pp manifest store-features` first")
+    try:
+        array = cut.load_custom(FEATURES)
+    except (OSError, ValueError, EOFError) as error:
+        manifest = (cut.custom or {})[FEATURES]
+        where = f"{manifest.storage_path}/{manifest.storage_key}"
+        raise UserError(f"cut {cut.id}: stored features {where}: cannot be read: {error}") from None
+    return torch.from_numpy(np.asarray(array, dtype=np.float32))
+
+
+def audio_files(cut: Cut) -> List[Path]:
+    """The audio files of a cut; none for audio that is in memory, in an archive or behind a command or URL."""
+    parts = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
+    recordings = [part.recording for part in parts if getattr(part, "recording", None) is not None]
+    return [Path(str(s.source)) for recording in recordings for s in recording.sources if s.type == "file"]
+
+
+def _unreadable(cut: Cut, error: Exception) -> str:
+    """One line for audio that could not be decoded: what is plainly wrong with a file, else the backend's words."""
+    for path in audio_files(cut):
+        if path.stat().st_size == 0:
+            return f"field 'recording': {path}: cannot be decoded: the file is empty"
+        try:
+            soundfile.info(str(path))
+        except RuntimeError as wrong:
+            reason = str(wrong).rsplit(": ", 1)[-1]
+            return f"field 'recording': {path}: cannot be decoded: {reason}"
+    return undecodable(cut, error)
+
+
+def check_recording(cut: Cut, convert: bool = False) -> None:
+    """See that a cut's audio is there and 16 kHz mono, as far as manifest and file headers tell.
+
+    With ``convert`` any rate and number of channels will do (see `load_inputs`).
+
+    Raises:
+        UserError: naming cut and file.
+    """
     problems = check_files(cut)
     if problems:
         raise UserError(f"cut {cut.id}: {problems[0]}")
+    if convert:
+        return
     source = f"cut {cut.id}: field 'recording': {recording_files(cut)}"
     if cut.sampling_rate != SAMPLING_RATE:
         raise UserError(f"{source}: expected {SAMPLING_RATE} Hz, found {cut.sampling_rate} Hz")
