@@ -1,10 +1,11 @@
 """log.jsonl: a resumed run writes no record twice; curves are drawn."""
 
 import warnings
+from fnmatch import fnmatchcase
 
 import pytest
 
-from tokenverse_pp.training.log import RunLog, plot_curves, read_log
+from tokenverse_pp.training.log import PANELS, RunLog, plot_curves, read_log
 
 
 def steps(exp_dir):
@@ -43,9 +44,26 @@ def test_curves_are_drawn_without_complaint(tmp_path, kinds):
     log = RunLog(tmp_path, 0)
     for step in range(5):
         for kind in kinds:
-            log.write(kind, step, {"loss": 1.0, "pruned": 2.0, "wer": 0.5} if kind == "valid" else {"pruned": 1.0})
+            valid = {"loss": 1.0, "wer": 0.5, "scd_f1": 0.1 * step, "log_prob_scd": -1.0 / (1 + step)}
+            log.write(kind, step, valid if kind == "valid" else {"pruned": 1.0, "speed": 7.0, "grad_norm": 3.0})
     log.close()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert plot_curves(tmp_path) == tmp_path / "curves.png"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_panel_is_filled_by_a_real_run(finished_run):
+    records = read_log(finished_run / "log.jsonl")
+    for title, sources in PANELS:
+        for kind, pattern in sources:
+            names = {name for r in records if r["kind"] == kind for name in r}
+            assert any(fnmatchcase(name, pattern) for name in names), (title, pattern)
+    assert (finished_run / "curves.png").is_file()
+
+
+def test_records_without_curves_stay_out_of_tensorboard(tmp_path):
+    log = RunLog(tmp_path, 0)
+    log.note("drawn", 3, {"corpora": {"a": {"cuts": 1}}})
+    log.close()
+    assert read_log(tmp_path / "log.jsonl") == [{"kind": "drawn", "step": 3, "corpora": {"a": {"cuts": 1}}}]

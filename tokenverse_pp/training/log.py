@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from torch.utils.tensorboard import SummaryWriter
+
+from tokenverse_pp.files import replacing
 
 
 class RunLog:
@@ -49,32 +52,39 @@ def read_log(path: Path) -> List[Dict]:
     return records
 
 
-def plot_curves(exp_dir: Path) -> Path | None:
-    """Draw losses and valid WER over steps into ``curves.png``; None where matplotlib is not installed."""
+# The parts of curves.png: title, and the kind of record and the names of the values drawn in it. "*" stands for
+# anything.
+PANELS: Tuple[Tuple[str, Tuple[Tuple[str, str], ...]], ...] = (
+    ("pruned loss, nats a frame", (("train", "pruned"), ("valid", "loss"))),
+    ("WER of a greedy search", (("valid", "wer"),)),
+    ("F1 and accuracy of the tasks", (("valid", "*_f1"), ("valid", "*_accuracy"))),
+    ("log-probability of a task's tokens, valid", (("valid", "log_prob_*"),)),
+    ("seconds of audio a second", (("train", "speed"),)),
+    ("gradient norm", (("train", "grad_norm"),)),
+)
+
+
+def plot_curves(exp_dir: Path) -> Optional[Path]:
+    """Draw what `PANELS` names over steps into ``curves.png``; None where matplotlib is not installed."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     records = read_log(exp_dir / "log.jsonl")
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
-    for axis, name in zip(axes, ("loss", "wer")):
-        for kind in ("train", "valid"):
-            points = [
-                (r["step"], r["pruned" if kind == "train" and name == "loss" else name])
-                for r in records
-                if r["kind"] == kind and (name in r)
-            ]
-            if points:
-                axis.plot(*zip(*points), label=kind)
+    figure = Figure(figsize=(12, 7))
+    for number, (title, sources) in enumerate(PANELS, start=1):
+        axis = figure.add_subplot(2, 3, number)
+        for kind, pattern in sources:
+            mine = [record for record in records if record["kind"] == kind]
+            for name in sorted({key for record in mine for key in record if fnmatch(key, pattern)}):
+                points = [(record["step"], record[name]) for record in mine if name in record]
+                axis.plot(*zip(*points), label=name if "*" in pattern else kind, marker="." if kind == "valid" else "")
+        axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
-        axis.set_title("pruned loss, nats a frame" if name == "loss" else "WER, greedy, valid")
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.legend()
+            axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(exp_dir / "curves.png", dpi=100)
-    pyplot.close(figure)
+    with replacing(exp_dir / "curves.png") as temporary:
+        figure.savefig(temporary, dpi=100)
     return exp_dir / "curves.png"
