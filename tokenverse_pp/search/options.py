@@ -8,7 +8,7 @@ from typing import Any, Optional, Tuple, Union
 
 from tokenverse_pp.errors import UserError
 
-METHODS = ("greedy", "beam")
+METHODS = ("greedy", "beam", "full_beam", "k2_fast_beam")
 JOINER_DTYPES = (None, "float32", "bfloat16", "float16")
 MOST_HOTWORDS = 10000
 
@@ -18,10 +18,16 @@ class SearchOptions:
     """Options of `tokenverse_pp.search.search`.
 
     Args:
-        method: ``greedy`` (the best symbol of each frame) or ``beam`` (modified beam search). Both write at most one
-            symbol a frame, as icefall's ``greedy_search_batch`` and ``modified_beam_search``.
+        method: ``greedy`` (the best symbol of each frame), ``beam`` (modified beam search), ``full_beam`` (beam search
+            with up to ``max_symbols`` symbols a frame) or ``k2_fast_beam`` (a lattice by k2, where k2 is installed).
+            All but the third write at most one symbol a frame, as icefall's ``greedy_search_batch``,
+            ``modified_beam_search`` and ``fast_beam_search``.
         beam: hypotheses kept an utterance; greedy search keeps one whatever this says.
         nbest: hypotheses returned an utterance, at most ``beam``.
+        max_symbols: symbols a frame at most, for ``full_beam``.
+        lattice_beam: for ``k2_fast_beam``: what is worse than the best by more than this log-probability is pruned.
+        max_states: for ``k2_fast_beam``: states kept an utterance and frame.
+        max_contexts: for ``k2_fast_beam``: different predictor contexts kept an utterance and frame.
         temperature: divides the logits before the softmax.
         blank_penalty: subtracted from the blank's logit before the softmax: positive writes more, negative less.
         length_norm: rank finished hypotheses by log-probability / (tokens + context size of the predictor), as
@@ -42,6 +48,10 @@ class SearchOptions:
     method: str = "beam"
     beam: int = 4
     nbest: int = 1
+    max_symbols: int = 3
+    lattice_beam: float = 20.0
+    max_states: int = 64
+    max_contexts: int = 8
     temperature: float = 1.0
     blank_penalty: float = 0.0
     length_norm: bool = True
@@ -55,15 +65,17 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UserError(f"search option 'method': expected one of {', '.join(METHODS)}, got {self.method!r}")
-        for name in ("beam", "nbest"):
+        for name in ("beam", "nbest", "max_symbols", "max_states", "max_contexts"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"search option {name!r}: expected a whole number of at least 1, got {value!r}")
         if self.nbest > self.width:
-            kept = f"beam={self.beam}" if self.method == "beam" else "greedy search, which keeps one hypothesis"
+            kept = "greedy search, which keeps one hypothesis" if self.method == "greedy" else f"beam={self.beam}"
             raise UserError(f"search option 'nbest': {self.nbest} hypotheses cannot come from {kept}")
-        if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < math.inf):
-            raise UserError(f"search option 'temperature': expected a number above 0, got {self.temperature!r}")
+        for name in ("temperature", "lattice_beam"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+                raise UserError(f"search option {name!r}: expected a number above 0, got {value!r}")
         for name in ("blank_penalty", "length_bonus"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and math.isfinite(value)):
@@ -113,4 +125,4 @@ def _is_bonus(value: Any) -> bool:
 
 
 def _pair(item: Any) -> Tuple[Any, Any]:
-    return tuple(item) if isinstance(item, (list, tuple)) and len(item) == 2 else (None, None)  # type: ignore[return-value]
+    return (item[0], item[1]) if isinstance(item, (list, tuple)) and len(item) == 2 else (None, None)
