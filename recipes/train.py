@@ -22,10 +22,12 @@ from tokenverse_pp.manifests.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
 from tokenverse_pp.tasks import TaskSet
 from tokenverse_pp.tokenizer import Tokenizer
-from tokenverse_pp.training.data import load_cuts, make_frames_of, train_sampler
+from tokenverse_pp.training.data import TrainSampler, load_cuts, make_frames_of
 from tokenverse_pp.training.distributed import World, start_world, stop_world
 from tokenverse_pp.training.loop import Trainer, set_threads
+from tokenverse_pp.training.rounds import open_rounds
 from tokenverse_pp.training.setup import build_model, get_tokenizer, tasks_of
+from tokenverse_pp.training.sources import open_source
 from tokenverse_pp.training.validate import Validator
 
 
@@ -43,7 +45,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 def train(config: Config, world: World) -> Path:
     """Train as the configuration says; returns the folder of the final model."""
     tasks = tasks_of(config.tasks)
-    cuts = load_cuts(config.data.train)
+    rounds = open_rounds(config.data, config.training.seed)
     valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else None
     if config.data.validate:
         world.from_first(lambda: check_data(config, tasks))
@@ -60,9 +62,8 @@ def train(config: Config, world: World) -> Path:
     def wanted(cut: Cut) -> bool:
         return usable(cut) and (not config.tasks.full_only or set(tasks.names) <= set(labelled_tasks(cut)))
 
-    cuts = cuts.filter(wanted)
     held_out: List[Cut] = [cut for cut in valid if usable(cut)] if valid is not None else []
-    sampler = train_sampler(cuts, config.data, config.training.seed, world)
+    sampler = TrainSampler(rounds, config.data, config.training.seed, world, wanted)
     validator = Validator(held_out, dataset, config, world) if held_out else None
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     trainer = Trainer(config, model, dataset, sampler, validator, world)
@@ -76,7 +77,10 @@ def train(config: Config, world: World) -> Path:
 def check_data(config: Config, tasks: TaskSet) -> None:
     """See that all cuts are labelled as they should be, and that their audio or features are there."""
     for path in [*config.data.train, *config.data.valid]:
-        validate_cuts(path, tasks)
+        for manifest in open_source(path).manifests():
+            validate_cuts(manifest, tasks)
+        if Path(path).is_dir():
+            continue  # a Shar folder: audio is in its tar files
         for cut in load_cuts([path]):
             if config.data.stored_features:
                 check_origin(cut, config.model.encoder)

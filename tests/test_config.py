@@ -98,3 +98,16 @@ def test_from_dict_does_not_change_its_argument():
     source = {"config": None, "optim": {"lr": 1.0}}
     assert from_dict(source).optim.lr == 1.0
     assert source == {"config": None, "optim": {"lr": 1.0}}
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--data.train=[a,b]", "--data.weights=[1]"], "one for each of the 2 files, got 1"),
+        (["--data.train=[a]", "--data.weights=[0]"], "positive numbers, got 0"),
+        (["--data.train=[a]", "--data.epoch_cuts=5"], "without --data.weights"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        parse_config(options)

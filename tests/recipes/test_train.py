@@ -249,4 +249,22 @@ def test_resolved_configuration_is_saved(finished_run):
     config = load_config(finished_run / "model" / "config.yaml")
     assert config.training.max_steps == 10 and config.model.joiner_dim == 32
     state = json.loads((finished_run / "checkpoints" / "step-00000010" / "state.json").read_text())
-    assert state == {"step": 10, "epoch": 4, "batch": 2, "world_size": 1}
+    assert state == {"step": 10, "epoch": 4, "round": 0, "batch": 2, "world_size": 1}
+
+
+def test_shar_folders_and_weights_train(train_script, tiny_corpus, tmp_path):
+    (tmp_path / "shar").mkdir()
+    CutSet.from_cuts(read_cuts(tiny_corpus)[:6]).to_shar(
+        tmp_path / "shar", fields={"recording": "flac"}, shard_size=4, warn_unused_fields=False
+    )
+    changes = {
+        "data__train": [tmp_path / "shar", tiny_corpus / "cuts_dev.jsonl.gz"],
+        "data__valid": [],
+        "data__weights": [1, 3],
+        "data__max_cuts": 2,
+        "tokenizer__vocab_size": 40,
+        "training__max_steps": 3,
+    }
+    done = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
+    assert done.code == 0, done.stderr
+    assert len(losses(tmp_path / "exp")) == 3

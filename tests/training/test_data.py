@@ -7,22 +7,44 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
-from lhotse import CutSet, Recording, RecordingSet
+from lhotse import Recording, RecordingSet
 from toy_runs import read_cuts, toy_parts
 
 from tokenverse_pp.config import DataConfig
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.training.data import load_cuts, make_frames_of, shard, train_batches, train_sampler
+from tokenverse_pp.training.data import Place, TrainSampler, load_cuts, make_frames_of, shard, train_batches
 from tokenverse_pp.training.distributed import World
+from tokenverse_pp.training.rounds import Rounds, open_rounds
+from tokenverse_pp.training.sources import Source
 
 
-def lazy_cuts(count):
-    return CutSet.from_cuts(make_cut(f"c{i}", [{"text": "oui"}], duration=1.0 + i % 7 / 2) for i in range(count))
+class InMemory(Source):
+    """Cuts that no file holds."""
+
+    def __init__(self, cuts, name="memory"):
+        super().__init__(name)
+        self.cuts = list(cuts)
+
+    def count_cuts(self):
+        return len(self.cuts)
+
+    def open_at(self, place):
+        return iter(self.cuts[place:])
+
+    def manifests(self):
+        return []
+
+
+def some_cuts(count, name="c"):
+    return [make_cut(f"{name}{i}", [{"text": "oui"}], duration=1.0 + i % 7 / 2) for i in range(count)]
+
+
+def sampler_of(count, config, seed=1, world=None):
+    return TrainSampler(Rounds([InMemory(some_cuts(count))], config, seed), config, seed, world or World())
 
 
 def epoch_of(sampler, epoch):
-    sampler.set_epoch(epoch)
-    return [[cut.id for cut in batch] for batch in sampler]
+    return [[cut.id for cut in batch] for _, batch in sampler.batches(Place(epoch))]
 
 
 @settings(max_examples=40)
@@ -30,7 +52,7 @@ def epoch_of(sampler, epoch):
 @pytest.mark.filterwarnings("ignore:You are using")
 def test_all_ranks_have_as_many_batches_and_all_cuts_between_them(count, ranks, max_cuts, epoch):
     config = DataConfig(max_cuts=max_cuts, num_buckets=1)
-    batches = [epoch_of(train_sampler(lazy_cuts(count), config, 1, World(r, ranks)), epoch) for r in range(ranks)]
+    batches = [epoch_of(sampler_of(count, config, 1, World(r, ranks)), epoch) for r in range(ranks)]
     assert len({len(b) for b in batches}) == 1
     seen = Counter(cut_id.split("_dup")[0] for rank in batches for batch in rank for cut_id in batch)
     assert set(seen) == {f"c{i}" for i in range(count)}
@@ -42,17 +64,17 @@ def test_all_ranks_have_as_many_batches_and_all_cuts_between_them(count, ranks, 
 @pytest.mark.parametrize("buckets", [1, 3])
 def test_batches_depend_on_seed_and_epoch_alone(buckets):
     config = DataConfig(max_duration=10.0, num_buckets=buckets)
-    first, second = (train_sampler(lazy_cuts(50), config, 5, World()) for _ in range(2))
+    first, second = (sampler_of(50, config, 5, World()) for _ in range(2))
     assert epoch_of(first, 1) == epoch_of(second, 1)
     assert epoch_of(first, 0) == epoch_of(second, 0) != epoch_of(second, 1)
-    assert epoch_of(train_sampler(lazy_cuts(50), config, 6, World()), 0) != epoch_of(first, 0)
+    assert epoch_of(sampler_of(50, config, 6, World()), 0) != epoch_of(first, 0)
 
 
 @pytest.mark.filterwarnings("ignore:You are using")
 def test_two_ranks_draw_every_other_batch():
     config = DataConfig(max_cuts=4, num_buckets=1)
-    one = epoch_of(train_sampler(lazy_cuts(32), config, 1, World()), 0)
-    two = [epoch_of(train_sampler(lazy_cuts(32), config, 1, World(r, 2)), 0) for r in (0, 1)]
+    one = epoch_of(sampler_of(32, config, 1, World()), 0)
+    two = [epoch_of(sampler_of(32, config, 1, World(r, 2)), 0) for r in (0, 1)]
     assert two == [one[0::2], one[1::2]]
 
 
@@ -60,8 +82,8 @@ def test_two_ranks_draw_every_other_batch():
 @pytest.mark.parametrize("buckets", [1, 2])
 def test_both_limits_hold_but_for_the_last_cut(buckets):
     config = DataConfig(max_duration=9.0, max_cuts=3, num_buckets=buckets)
-    cuts = {cut.id: cut for cut in lazy_cuts(60)}
-    for batch in epoch_of(train_sampler(lazy_cuts(60), config, 1, World()), 0):
+    cuts = {cut.id: cut for cut in some_cuts(60)}
+    for batch in epoch_of(sampler_of(60, config, 1, World()), 0):
         assert len(batch) <= 3
         first = [cuts[i].duration for i in batch[:-1]]
         assert not first or (len(first) + 1) * max(first) <= 9.0
@@ -70,7 +92,7 @@ def test_both_limits_hold_but_for_the_last_cut(buckets):
 @pytest.mark.filterwarnings("ignore:You are using")
 def test_fewer_cuts_than_buckets_still_train():
     config = DataConfig(max_duration=9.0, num_buckets=20)
-    found = epoch_of(train_sampler(lazy_cuts(5), config, 1, World()), 0)
+    found = epoch_of(sampler_of(5, config, 1, World()), 0)
     assert sorted(i for batch in found for i in batch) == [f"c{i}" for i in range(5)]
 
 
@@ -79,8 +101,10 @@ def test_resumed_epoch_has_the_batches_that_were_left(tiny_corpus, workers):
     parts = toy_parts(tiny_corpus, data__max_cuts=3, data__num_workers=workers, tasks__activation="subset")
 
     def batches(skip):
-        sampler = train_sampler(load_cuts(parts.config.data.train), parts.config.data, 3, World())
-        return list(train_batches(sampler, parts.dataset, parts.config.data, 2, skip))
+        sampler = TrainSampler(open_rounds(parts.config.data, 3), parts.config.data, 3, World())
+        found = list(train_batches(sampler, parts.dataset, parts.config.data, Place(2, 0, skip)))
+        assert [place for place, _ in found] == [Place(2, 0, n) for n in range(skip + 1, 7)]
+        return [batch for _, batch in found]
 
     whole, rest = batches(0), batches(4)
     assert len(whole) == 6 and len(rest) == 2
@@ -96,9 +120,9 @@ def test_bad_cut_is_the_same_error_from_a_worker(tiny_corpus, workers):
     parts = toy_parts(tiny_corpus, data__num_workers=workers)
     cuts = read_cuts(tiny_corpus)[:4]
     cuts[1].recording.sources[0].source = "/no/such/file.flac"
-    sampler = train_sampler(CutSet.from_cuts(cuts), parts.config.data, 3, World())
+    sampler = TrainSampler(Rounds([InMemory(cuts)], parts.config.data, 3), parts.config.data, 3, World())
     with pytest.raises(UserError) as caught:
-        list(train_batches(sampler, parts.dataset, parts.config.data, 0, 0))
+        list(train_batches(sampler, parts.dataset, parts.config.data, Place()))
     message = str(caught.value)
     assert message.startswith(f"cut {cuts[1].id}: ") and "/no/such/file.flac" in message and "\n" not in message
 

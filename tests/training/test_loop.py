@@ -2,22 +2,21 @@
 
 import pytest
 import torch
-from lhotse import CutSet
-from toy_runs import read_cuts, toy_parts
+from toy_runs import toy_parts
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.training import checkpoint
-from tokenverse_pp.training.data import train_sampler
+from tokenverse_pp.training.data import TrainSampler
 from tokenverse_pp.training.distributed import World, autocast
 from tokenverse_pp.training.loop import MAX_SKIPPED, Trainer
+from tokenverse_pp.training.rounds import open_rounds
 from tokenverse_pp.training.setup import load_model
 
 
-def trainer(corpus, exp_dir, cuts=None, **changes):
+def trainer(corpus, exp_dir, wanted=bool, **changes):
     parts = toy_parts(corpus, **changes)
     parts.config.training.exp_dir = str(exp_dir)
-    chosen = CutSet.from_cuts(read_cuts(corpus) if cuts is None else cuts)
-    sampler = train_sampler(chosen, parts.config.data, 1, World())
+    sampler = TrainSampler(open_rounds(parts.config.data, 1), parts.config.data, 1, World(), wanted)
     return Trainer(parts.config, parts.model, parts.dataset, sampler, None, World())
 
 
@@ -44,7 +43,7 @@ def test_final_model_is_the_mean_of_the_last_checkpoints(tiny_corpus, tmp_path):
 
 def test_run_without_cuts_is_refused(tiny_corpus, tmp_path):
     with pytest.raises(UserError, match="no cut is left"):
-        run(trainer(tiny_corpus, tmp_path, cuts=[]))
+        run(trainer(tiny_corpus, tmp_path, wanted=lambda cut: False))
 
 
 def test_too_many_steps_without_a_gradient_end_the_run(tiny_corpus, tmp_path, capsys):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from itertools import islice
-from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
-from lhotse import CutSet, load_manifest_lazy
+from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
+from lhotse.dataset.sampling.base import TimeConstraint
+from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
+from lhotse.lazy import LazyIteratorChain
 from torch.utils.data import DataLoader, Dataset
 
 from tokenverse_pp.compat import SamplerBase
@@ -18,32 +20,22 @@ from tokenverse_pp.dataset import SAMPLING_RATE, Batch, TransducerDataset
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.encoder import Encoder
 from tokenverse_pp.training.distributed import World
+from tokenverse_pp.training.rounds import Part, Rounds
+from tokenverse_pp.training.sources import open_source
+
+BINS_FROM = 10000  # cuts that the buckets' bounds are estimated from, lhotse's default
 
 
 def load_cuts(paths: Sequence[str], option: str = "data.train") -> CutSet:
-    """Read CutSets one after another, lazily.
+    """The cuts of several files or Shar folders one after another, lazily.
 
     Raises:
         UserError: naming the option and the file that is missing, empty or no CutSet.
     """
     if not paths:
         raise UserError(f"--{option}: expected at least one CutSet file")
-    sets = []
-    for path in paths:
-        if not Path(path).is_file():
-            raise UserError(f"--{option}: {path}: no such file")
-        try:
-            cuts = load_manifest_lazy(path)
-            first = next(iter(cuts), None)
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"--{option}: {path}: not a lhotse CutSet: {reason}") from None
-        if first is None:
-            raise UserError(f"--{option}: {path}: expected cuts, found none")
-        if not isinstance(first, Cut):
-            raise UserError(f"--{option}: {path}: expected cuts, found {type(first).__name__}")
-        sets.append(cuts)
-    return sets[0] if len(sets) == 1 else CutSet.mux(*sets, weights=[1.0] * len(sets), stop_early=False, seed=0)
+    sets = [CutSet(Part(open_source(path, option), 0, None)) for path in paths]
+    return sets[0] if len(sets) == 1 else CutSet(LazyIteratorChain(*sets))
 
 
 def make_frames_of(encoder: Encoder) -> Callable[[float], int]:
@@ -64,23 +56,73 @@ class BucketSampler(DynamicBucketingSampler, SamplerBase):
     """Batches of cuts of similar duration."""
 
 
-class Resumed:
-    """A sampler without the first batches of its epoch: they are drawn but their audio is never loaded."""
+class Place(NamedTuple):
+    """How far a rank has come in the data."""
 
-    def __init__(self, sampler: Any, skip: int):
-        self.sampler = sampler
-        self.skip = skip
-
-    def __iter__(self) -> Iterator[CutSet]:
-        return islice(iter(self.sampler), self.skip, None)
+    epoch: int = 0
+    round: int = 0
+    batch: int = 0  # batches of the round that this rank has used
 
 
-def train_sampler(cuts: CutSet, config: DataConfig, seed: int, world: World) -> Any:
-    """lhotse's dynamic bucketing sampler (one plain stream for ``num_buckets`` 1).
+class TrainSampler:
+    """Draws batches, round by round, each with lhotse's dynamic bucketing sampler.
 
-    All ranks get the same number of batches: lhotse draws a batch for each rank at once, and where the last draw does
-    not reach all ranks it splits what there is among them (fewer cuts than ranks: some come twice). A batch is full
-    once another cut like its longest would be too much, so that in a mixed stream its last cut may exceed the duration.
+    All ranks get the same number of batches: lhotse draws a batch for each rank at once, and where the last draw of a
+    round does not reach all ranks it splits what there is among them (fewer cuts than ranks: some come twice).
+
+    Args:
+        rounds: what is drawn from.
+        config: limits of a batch, buckets and buffers.
+        seed: of the order.
+        world: this process among its peers.
+        wanted: a predicate that leaves out cuts which cannot be used.
+    """
+
+    def __init__(
+        self, rounds: Rounds, config: DataConfig, seed: int, world: World, wanted: Callable[[Cut], bool] = bool
+    ):
+        self.rounds = rounds
+        self.config = config
+        self.seed = seed
+        self.world = world
+        self.wanted = wanted
+        self._bins: Optional[List[float]] = None
+
+    def batches(self, start: Place) -> Iterator[Tuple[Place, CutSet]]:
+        """The batches of an epoch from a place on, each with the place after it.
+
+        The batches of the round before it are drawn again, their audio is not loaded.
+        """
+        epoch, first, skip = start
+        for number in range(first, self.rounds.per_epoch):
+            sampler = self._sampler(self.rounds.cuts(epoch, number).filter(self.wanted))
+            sampler.set_epoch(epoch * self.rounds.per_epoch + number)
+            for batch, cuts in enumerate(sampler, start=1):
+                if batch > skip:
+                    yield Place(epoch, number, batch), cuts
+            skip = 0
+
+    def _sampler(self, cuts: CutSet) -> Any:
+        if self._bins is None:
+            self._bins = duration_bins(self.rounds.cuts(0, 0).filter(self.wanted), self.config)
+        return round_sampler(cuts, self._bins, self.config, self.seed, self.world)
+
+
+def duration_bins(cuts: CutSet, config: DataConfig) -> List[float]:
+    """Bounds of the buckets in seconds, from the first cuts; empty where one bucket is wanted, or too few cuts are."""
+    first = list(islice(cuts, BINS_FROM))
+    num_buckets = min(config.num_buckets, len(first))
+    if num_buckets <= 1:
+        return []
+    limits = TimeConstraint(max_duration=config.max_duration, max_cuts=config.max_cuts)
+    return estimate_duration_buckets(first, num_buckets=num_buckets, constraint=limits)
+
+
+def round_sampler(cuts: CutSet, bins: List[float], config: DataConfig, seed: int, world: World) -> Any:
+    """lhotse's dynamic bucketing sampler, or without ``bins`` its plain one.
+
+    A batch is full once another cut like its longest would be too much, so that in a mixed stream its last cut may
+    exceed the duration.
     """
     options: Dict[str, Any] = {
         "max_duration": config.max_duration,
@@ -90,11 +132,20 @@ def train_sampler(cuts: CutSet, config: DataConfig, seed: int, world: World) -> 
         "rank": world.rank,
         "world_size": world.size,
     }
-    # lhotse wants a cut for each bucket.
-    num_buckets = sum(1 for _ in islice(cuts, config.num_buckets))
-    if num_buckets <= 1:
+    if not bins:
         return StreamSampler(cuts, **options, shuffle_buffer_size=config.buffer_size)
-    return BucketSampler(cuts, **options, num_buckets=num_buckets, buffer_size=config.buffer_size)
+    return BucketSampler(cuts, **options, duration_bins=bins, buffer_size=config.buffer_size)
+
+
+class FromPlace:
+    """A sampler for torch's DataLoader: the batches of an epoch from a place on."""
+
+    def __init__(self, sampler: TrainSampler, start: Place):
+        self.sampler = sampler
+        self.start = start
+
+    def __iter__(self) -> Iterator[Tuple[Place, CutSet]]:
+        return self.sampler.batches(self.start)
 
 
 class Loading(Dataset):
@@ -103,36 +154,36 @@ class Loading(Dataset):
     def __init__(self, dataset: TransducerDataset):
         self.dataset = dataset
 
-    def __getitem__(self, cuts: CutSet) -> Union[Batch, UserError]:
+    def __getitem__(self, drawn: Tuple[Place, CutSet]) -> Tuple[Place, Union[Batch, UserError]]:
         """The batch of some cuts, or what is wrong with them."""
+        place, cuts = drawn
         try:
-            return self.dataset[cuts]
+            return place, self.dataset[cuts]
         except UserError as error:
-            return error
+            return place, error
 
 
 def train_batches(
-    sampler: Any, dataset: TransducerDataset, config: DataConfig, epoch: int, skip: int
-) -> Iterator[Batch]:
-    """Batches of one epoch, from batch ``skip`` on.
+    sampler: TrainSampler, dataset: TransducerDataset, config: DataConfig, start: Place
+) -> Iterator[Tuple[Place, Batch]]:
+    """Batches of one epoch from a place on, each with the place after it.
 
     Raises:
         UserError: for a cut that cannot be loaded, here or in a worker process.
     """
-    sampler.set_epoch(epoch)
-    dataset.epoch = epoch
+    dataset.epoch = start.epoch
     # Sampling needs no pickled dataset state but the epoch, and workers start anew each epoch, so they see it.
     loader = DataLoader(
         Loading(dataset),
-        sampler=Resumed(sampler, skip),
+        sampler=FromPlace(sampler, start),  # type: ignore[arg-type]
         batch_size=None,
         num_workers=config.num_workers,
         prefetch_factor=4 if config.num_workers else default_prefetch(),
     )
-    for batch in loader:
+    for place, batch in loader:
         if isinstance(batch, UserError):
             raise batch
-        yield batch
+        yield place, batch
 
 
 def default_prefetch() -> Optional[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 import torch
 from tqdm import tqdm
@@ -16,7 +16,7 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.transducer import Transducer
 from tokenverse_pp.tokenizer import Tokenizer
 from tokenverse_pp.training import checkpoint
-from tokenverse_pp.training.data import train_batches
+from tokenverse_pp.training.data import Place, TrainSampler, train_batches
 from tokenverse_pp.training.distributed import World
 from tokenverse_pp.training.log import RunLog, plot_curves, read_log
 from tokenverse_pp.training.meter import Meter, add_drawn, drawn_table
@@ -45,7 +45,7 @@ class Trainer:
         config: Config,
         model: Transducer,
         dataset: TransducerDataset,
-        sampler: Any,
+        sampler: TrainSampler,
         validator: Optional[Validator],
         world: World,
     ):
@@ -57,7 +57,8 @@ class Trainer:
         self.world = world
         self.exp_dir = Path(config.training.exp_dir)
         self.optimizer = make_optimizer(model, config.optim, pretrained_prefixes(config))
-        self.step = self.epoch = self.batch = self.skipped = 0
+        self.step = self.skipped = 0
+        self.place = Place()
         self.saved = 0  # the step of the newest checkpoint
         self.meter = Meter(dataset.tasks.names)
 
@@ -74,9 +75,9 @@ class Trainer:
         log = RunLog(self.exp_dir, self.step) if self.world.is_first else None
         bar = tqdm(total=t.max_steps, initial=self.step, unit="step", disable=None if self.world.is_first else True)
         self.meter.start_over()
-        for epoch, number, batches in self._batches():
+        for place, batches in self._batches():
             result = stepper(batches, self.step)
-            self.step, self.epoch, self.batch = self.step + 1, epoch, number
+            self.step, self.place = self.step + 1, place
             self._check(result, batches)
             self.meter.add(result, batches)
             bar.update()
@@ -104,33 +105,32 @@ class Trainer:
         drawn = add_drawn(self.world.gather(self.meter.drawn))
         if log:
             factor = lr_factor(self.step - 1, self.config.optim, self.config.training.max_steps)
-            record = {**self.meter.mean(), "epoch": self.epoch, "lr": self.config.optim.lr * factor}
+            record = {**self.meter.mean(), "epoch": self.place.epoch, "lr": self.config.optim.lr * factor}
             log.write("train", self.step, record)
             log.note("drawn", self.step, {"corpora": drawn})
             said = {"loss": f"{record['pruned']:.3f}", "speed": f"{record['speed']:.0f}x"}
-            bar.set_postfix(epoch=self.epoch, **said, wait=f"{record['data_wait']:.0%}")
+            bar.set_postfix(epoch=self.place.epoch, **said, wait=f"{record['data_wait']:.0%}")
         self.meter.start_over()
 
-    def _batches(self) -> Iterator[Tuple[int, int, List[Batch]]]:
-        """(epoch, batches of the epoch used so far, the batches of one step); nothing left over between epochs."""
+    def _batches(self) -> Iterator[Tuple[Place, List[Batch]]]:
+        """The batches of one step and the place after them; nothing is left over between epochs."""
         t = self.config.training
-        start, skip = self.epoch, self.batch
+        start = self.place
         if self.step >= t.max_steps:
             return  # resumed when nothing was left to do
-        for epoch in range(start, t.epochs):
+        for epoch in range(start.epoch, t.epochs):
             held: List[Batch] = []
-            number = skip
-            for batch in self.meter.waiting(train_batches(self.sampler, self.dataset, self.config.data, epoch, skip)):
+            place = start
+            for place, batch in train_batches(self.sampler, self.dataset, self.config.data, start):
                 held.append(batch)
-                number += 1
                 if len(held) == t.accumulate:
-                    yield epoch, number, held
+                    yield place, held
                     held = []
-            if number == 0:
+            if place == Place(epoch):
                 raise UserError("--data.train: no cut is left to train on")
             if held:
-                yield epoch, number, held
-            skip = 0
+                yield place, held
+            start = Place(epoch + 1)
 
     def start(self) -> None:
         """Resume from the newest checkpoint, or start from ``init_from``, or from nothing.
@@ -158,13 +158,13 @@ class Trainer:
         load_weights(self.model, folder)
         checkpoint.load_optimizer(self.optimizer, checkpoint.read_tensors(folder / checkpoint.OPTIMIZER))
         state = checkpoint.read_state(folder)
-        self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
+        self.step, self.place = state["step"], Place(state["epoch"], state["round"], state["batch"])
         self.saved = self.step
         if state["world_size"] != self.world.size:
             self.say(
                 f"resuming {folder.name} with {self.world.size} ranks, it had {state['world_size']}: other batches"
             )
-        self.say(f"resuming from {folder.name}: epoch {self.epoch}, batch {self.batch}")
+        self.say(f"resuming from {folder.name}: epoch {self.place.epoch}, batch {self.place.batch}")
 
     def _check(self, result: StepResult, batches: List[Batch]) -> None:
         """Name the cuts of a step whose loss or gradient was not finite; give up after too many in a row."""
@@ -183,6 +183,7 @@ class Trainer:
         scores = self.validator(self.model)  # type: ignore[misc]
         if log:
             log.write("valid", self.step, scores)
+            plot_curves(self.exp_dir)
         self.say(f"step {self.step}: {describe(scores)}")
 
     def _texts(self) -> Dict[str, bytes]:
@@ -202,8 +203,7 @@ class Trainer:
         if self.world.is_first:
             state = {
                 "step": self.step,
-                "epoch": self.epoch,
-                "batch": self.batch,
+                **self.place._asdict(),
                 "world_size": self.world.size,
             }
             tensors = {

@@ -1,0 +1,86 @@
+"""Which values a configuration may have."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tokenverse_pp.config.sections import Config, DataConfig
+from tokenverse_pp.errors import UserError
+
+CHOICES = {
+    "tasks.activation": ("labelled", "subset", "bernoulli"),
+    "model.vectors.placement": ("none", "features", "encoder", "both"),
+    "model.vectors.strategy": ("sum", "combination"),
+    "model.loss.backend": ("auto", "k2", "native"),
+    "model.loss.rnnt_type": ("regular", "modified", "constrained"),
+    "optim.decay": ("constant", "inverse_sqrt", "cosine"),
+    "training.precision": ("fp32", "bf16", "fp16"),
+}
+AT_LEAST = {
+    "data.max_duration": 0.1,
+    "data.max_cuts": 1,
+    "data.num_buckets": 1,
+    "data.buffer_size": 1,
+    "data.num_workers": 0,
+    "data.epoch_cuts": 1,
+    "data.round_cuts": 1,
+    "tasks.activation_prob": 0,
+    "model.loss.prune_range": 2,
+    "model.context_size": 1,
+    "model.spec_augment.time_span": 1,
+    "model.spec_augment.channel_span": 1,
+    "training.accumulate": 1,
+    "training.epochs": 1,
+    "training.max_steps": 1,
+    "training.log_every": 1,
+    "training.valid_every": 1,
+    "training.save_every": 1,
+    "training.keep_last": 1,
+    "training.average_last": 1,
+    "tokenizer.vocab_size": 3,
+}
+
+
+def get_option(config: Any, name: str) -> Any:
+    """The value of a dotted option such as ``model.loss.backend``."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def check_config(config: Config) -> Config:
+    """See that values are possible (raises UserError naming the option)."""
+    for name, allowed in CHOICES.items():
+        if get_option(config, name) not in allowed:
+            raise UserError(f"--{name}={get_option(config, name)}: expected one of {', '.join(allowed)}")
+    for name, least in AT_LEAST.items():
+        value = get_option(config, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name}={value}: expected at least {least}")
+    if config.training.average_last > config.training.keep_last:
+        raise UserError(
+            f"--training.average_last={config.training.average_last}: only the last "
+            f"--training.keep_last={config.training.keep_last} checkpoints are there to average"
+        )
+    check_weights(config.data)
+    if "lid" in config.tasks.names and not config.tasks.languages:
+        raise UserError("--tasks.languages: the task lid needs the languages, e.g. '[en, fr]'")
+    if config.data.stored_features and config.model.encoder.kind != "frozen":
+        raise UserError(
+            "--data.stored_features=true needs --model.encoder.kind=frozen: only frozen features can be stored"
+        )
+    return config
+
+
+def check_weights(data: DataConfig) -> None:
+    """See that there is a positive weight for each file to train on, or none at all (raises UserError)."""
+    if data.weights and len(data.weights) != len(data.train):
+        raise UserError(
+            f"--data.weights: expected one for each of the {len(data.train)} files, got {len(data.weights)}"
+        )
+    wrong = [weight for weight in data.weights if not (math.isfinite(weight) and weight > 0)]
+    if wrong:
+        raise UserError(f"--data.weights: expected positive numbers, got {wrong[0]:g}")
+    if data.epoch_cuts is not None and not data.weights:
+        raise UserError("--data.epoch_cuts: without --data.weights an epoch is every cut once")

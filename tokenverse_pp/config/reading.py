@@ -1,0 +1,74 @@
+"""Configurations from command lines and YAML, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Dict, Optional, Sequence, Union
+
+import yaml
+
+from tokenverse_pp.config.checks import check_config
+from tokenverse_pp.config.sections import Config
+from tokenverse_pp.errors import UserError
+
+
+def parse_config(argv: Optional[Sequence[str]] = None, description: str = "") -> Config:
+    """Command line -> configuration: ``--config FILE`` and overrides.
+
+    Raises:
+        UserError: for an unknown option or a value of the wrong type.
+    """
+    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(description=description, exit_on_error=False, print_config="--print_config")
+    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of the options below")
+    parser.add_class_arguments(Config, None, fail_untyped=True)
+    try:
+        parsed = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
+        return check_config(from_dict(parser.dump(parsed, skip_none=False)))
+    except ArgumentError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(" ".join(lines[:3])) from None
+
+
+def from_dict(source: Union[str, Dict[str, Any]]) -> Config:
+    """YAML text or nested dictionaries -> configuration.
+
+    Raises:
+        UserError: for a key that no section has.
+    """
+    data = yaml.safe_load(source) if isinstance(source, str) else source
+    if isinstance(data, dict):
+        data = {key: value for key, value in data.items() if key != "config"}
+    return _build(Config, data, "")
+
+
+def _build(cls: Any, data: Any, where: str) -> Any:
+    """Nested dictionaries -> nested dataclasses; sections are known by their defaults being dataclasses."""
+    if not isinstance(data, dict):
+        raise UserError(f"configuration section {where or 'root'!r}: expected a mapping, found {data!r}")
+    sections = {f.name: f.default_factory for f in dataclasses.fields(cls)}
+    values = {}
+    for key, value in data.items():
+        if key not in sections:
+            raise UserError(f"configuration: unknown key {where}{key}")
+        section = sections[key]
+        values[key] = _build(section, value, f"{where}{key}.") if dataclasses.is_dataclass(section) else value
+    return cls(**values)
+
+
+def save_config(config: Config, path: Union[str, Path]) -> None:
+    """Write the resolved configuration as YAML."""
+    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
+
+
+def load_config(path: Union[str, Path]) -> Config:
+    """Read what `save_config` wrote."""
+    try:
+        return check_config(from_dict(Path(path).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None

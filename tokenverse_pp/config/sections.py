@@ -1,0 +1,140 @@
+"""The sections of the configuration: typed dataclasses with their defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional
+
+from tokenverse_pp.model.encoder.config import EncoderConfig
+from tokenverse_pp.model.spec_augment import SpecAugmentConfig
+
+
+@dataclass
+class DataConfig:
+    """What is trained on. Paths are of lhotse CutSets (JSONL, plain or gzipped) or of lhotse Shar folders."""
+
+    train: List[str] = field(default_factory=list)
+    valid: List[str] = field(default_factory=list)
+    stored_features: bool = False  # cuts carry features of the frozen encoder (`tokenverse-pp manifest store-features`)
+    max_duration: float = 120.0  # seconds of audio in a batch, per rank
+    max_cuts: Optional[int] = None  # cuts in a batch, per rank
+    num_buckets: int = 20  # of similar duration, for the dynamic bucketing sampler; 1 = one shuffled stream
+    buffer_size: int = 20000  # cuts that the sampler holds
+    shuffle: bool = True
+    # Shares of the files of `train` in what is drawn (positive numbers, one a file); cuts then come again as needed.
+    # Without them each cut comes once an epoch.
+    weights: List[float] = field(default_factory=list)
+    epoch_cuts: Optional[int] = None  # cuts drawn in an epoch, with weights; none = as many as the files hold
+    round_cuts: int = 100000  # an epoch is drawn in rounds of so many cuts: a resumed run draws one round again
+    num_workers: int = 1  # processes that load batches; 0 = in the training process
+    min_seconds: float = 0.1  # shorter cuts are left out, by name
+    max_seconds: float = 30.0  # longer ones too
+    validate: bool = True  # see to labels and audio files of all cuts before training starts
+
+
+@dataclass
+class TasksConfig:
+    """Which tasks the model knows, and which are active for a training utterance."""
+
+    names: List[str] = field(default_factory=lambda: ["asr"])
+    languages: List[str] = field(default_factory=list)  # for lid: codes such as fr
+    entity_types: List[str] = field(default_factory=list)  # for ner: none = untyped [NE]
+    activation: str = "labelled"  # labelled | subset | bernoulli
+    activation_prob: float = 0.5  # bernoulli: chance of each labelled task
+    full_only: bool = False  # TokenVerse (v1): only cuts labelled for every task
+
+    def options(self) -> Dict[str, Dict[str, Any]]:
+        """Options by task, for `tokenverse_pp.tasks.build_tasks`."""
+        return {"lid": {"languages": self.languages}, "ner": {"types": self.entity_types}}
+
+
+@dataclass
+class TokenizerConfig:
+    """SentencePiece."""
+
+    model: Optional[str] = None  # an existing model file; none = train one on data.train
+    vocab_size: int = 500
+
+
+@dataclass
+class VectorsConfig:
+    """Task vectors."""
+
+    placement: str = "features"  # none | features | encoder | both
+    strategy: str = "sum"  # sum | combination
+
+
+@dataclass
+class LossConfig:
+    """The pruned RNN-T loss (Kuang et al., 2022); defaults as icefall's zipformer recipe."""
+
+    backend: str = "auto"  # auto | k2 | native
+    prune_range: int = 5
+    lm_scale: float = 0.25
+    am_scale: float = 0.0
+    rnnt_type: str = "regular"  # regular | modified | constrained
+    delay_penalty: float = 0.0
+    simple_scale: float = 0.5  # weight of the simple loss after warm-up
+    ctc_scale: float = 0.0  # weight of an auxiliary CTC loss on the encoder; helps encoders that start at random
+    warm_steps: int = 2000  # simple 1 -> simple_scale, pruned 0.1 -> 1
+
+
+@dataclass
+class ModelConfig:
+    """The network."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    vectors: VectorsConfig = field(default_factory=VectorsConfig)
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    predictor_dim: int = 512
+    predictor_dropout: float = 0.0
+    context_size: int = 2
+    joiner_dim: int = 512
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with three learning rates and one schedule."""
+
+    lr: float = 1e-3  # all but what follows
+    encoder_lr: float = 1e-4  # pretrained encoder
+    # Task vectors. They start at zero beside frames of norm sqrt(dimension): at 1e-3 they reached 3% of it in 4500
+    # steps of recipes/human_speech, and the model did not heed them.
+    vector_lr: float = 1e-2
+    weight_decay: float = 0.01  # not on biases, norms and task vectors
+    warmup_steps: int = 500
+    decay: str = "cosine"  # constant | inverse_sqrt | cosine (to zero at training.max_steps)
+    clip: float = 5.0  # gradient norm
+
+
+@dataclass
+class TrainingConfig:
+    """The run."""
+
+    exp_dir: str = "exp"
+    epochs: int = 1000000  # whichever of epochs and max_steps ends first
+    max_steps: int = 10000
+    accumulate: int = 1  # batches per step and rank
+    precision: str = "fp32"  # fp32 | bf16 | fp16 (autocast)
+    seed: int = 42
+    log_every: int = 50  # steps
+    valid_every: int = 500  # steps
+    save_every: int = 500  # steps
+    keep_last: int = 5  # checkpoints
+    average_last: int = 5  # checkpoints averaged into the final model; they must be kept
+    resume: bool = True  # go on from the newest checkpoint in exp_dir, if there is one
+    init_from: Optional[str] = None  # a model folder: start from its weights (the vocabulary must be the same)
+    threads: int = 0  # CPU threads of torch; 0 = torch's choice
+
+
+@dataclass
+class Config:
+    """Everything. The resolved form is saved with every model."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
