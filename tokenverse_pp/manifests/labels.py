@@ -16,6 +16,8 @@ from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.audio import check_audio as audio_problems
+from tokenverse_pp.manifests.ids import NameSet
+from tokenverse_pp.manifests.label_source import check_sources
 from tokenverse_pp.manifests.reading import PathLike, read_cuts
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.registry import REGISTRY
@@ -47,7 +49,7 @@ def check_cut(cut: Cut, tasks: Optional[TaskSet] = None) -> List[str]:
     for name in labelled_tasks(cut):
         task = tasks[name] if tasks is not None and name in tasks else REGISTRY[name].from_options({})
         problems.extend(task.check(cut))
-    return problems
+    return problems or check_sources(cut, REGISTRY)
 
 
 def find_problems(
@@ -59,14 +61,13 @@ def find_problems(
         tasks: see `check_cut`.
         check_audio: decode all the audio as well (slow).
     """
-    seen = set()
+    seen = NameSet()
     for number, cut in enumerate(cuts):
         if not isinstance(cut.id, str) or not cut.id:
             yield f"number {number}", f"field 'id': expected a name, found {cut.id!r}"
             continue
-        if cut.id in seen:
+        if not seen.add(cut.id):
             yield cut.id, "field 'id': another cut has it already"
-        seen.add(cut.id)
         for problem in check_cut(cut, tasks):
             yield cut.id, problem
         if check_audio:

@@ -6,19 +6,24 @@ import gzip
 import os
 import zlib
 from pathlib import Path
-from typing import BinaryIO, Iterator, Tuple, Union, cast
+from typing import BinaryIO, Callable, Iterator, Optional, Tuple, Union, cast
 
 from tokenverse_pp.errors import UserError
 
 PathLike = Union[str, "os.PathLike[str]"]
 MAX_LINE = 32 * 2**20  # bytes; a cut of some hours with an alignment of every word has about a tenth of it
+PROGRESS_STEP = 500  # lines between two reports of progress
 _BOM = b"\xef\xbb\xbf"
 
 
-def raw_lines(path: PathLike) -> Iterator[Tuple[int, bytes]]:
+def raw_lines(path: PathLike, progress: Optional[Callable[[int], None]] = None) -> Iterator[Tuple[int, bytes]]:
     """Line numbers (from 1) and lines of a file, without line ends (LF or CRLF) and byte order mark.
 
     A name that ends in ``.gz`` is unpacked. No more than one line is in memory.
+
+    Args:
+        progress: told now and then, and at the end, by how many bytes of the file (packed, if it is) the reading has
+            moved on.
 
     Raises:
         UserError: where the file is missing, cannot be read (a ``.gz`` that was cut off), or a line has more than
@@ -27,11 +32,15 @@ def raw_lines(path: PathLike) -> Iterator[Tuple[int, bytes]]:
     name = str(path)
     if not Path(path).is_file():
         raise UserError(f"{name}: no such file")
-    number = 0
+    number = position = 0
     try:
-        with cast(BinaryIO, gzip.open(name, "rb") if name.endswith(".gz") else open(name, "rb")) as file:
+        with open(name, "rb") as raw:
+            file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if name.endswith(".gz") else raw)
             while True:
                 line = file.readline(MAX_LINE + 1)
+                if progress is not None and (not line or number % PROGRESS_STEP == 0):
+                    progress(raw.tell() - position)
+                    position = raw.tell()
                 if not line:
                     return
                 number += 1

@@ -35,6 +35,8 @@ class Task(ABC):
     """One task. A new task is one file with one subclass, and one line in `tokenverse_pp.tasks.registry`."""
 
     name: ClassVar[str]
+    # Keys of supervision.custom that hold this task's labels and nothing else: they go when the task is dropped.
+    own_fields: ClassVar[Tuple[str, ...]] = ()
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Task:

@@ -21,6 +21,7 @@ class Endpoint(PositionTask):
     """
 
     name: ClassVar[str] = "endp"
+    own_fields: ClassVar[Tuple[str, ...]] = ("endpoint",)
     token: ClassVar[str] = "[ENDP]"
     rank: ClassVar[int] = RANK_END
 

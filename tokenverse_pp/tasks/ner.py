@@ -29,6 +29,7 @@ class NamedEntities(Task):
     types: Tuple[str, ...] = ()
 
     name: ClassVar[str] = "ner"
+    own_fields: ClassVar[Tuple[str, ...]] = ("entities",)
 
     @classmethod
     def from_options(cls, options: Any) -> NamedEntities:

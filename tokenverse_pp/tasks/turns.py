@@ -33,8 +33,22 @@ class Turn:
         return self.first_word + len(self.words)
 
 
+class FixedTurns:
+    """What stands in for a cut whose labels do not change: its turns are found once (every task asks for them)."""
+
+    turns: Optional[List[Turn]] = None
+
+
 def turns_of(cut: Cut) -> List[Turn]:
     """The supervisions of a cut in time order."""
+    if not isinstance(cut, FixedTurns):
+        return _find_turns(cut)
+    if cut.turns is None:
+        cut.turns = _find_turns(cut)
+    return cut.turns
+
+
+def _find_turns(cut: Cut) -> List[Turn]:
     turns: List[Turn] = []
     first_word = 0
     for i, sup in enumerate(sorted(cut.supervisions, key=lambda s: (s.start, s.end))):

@@ -1,0 +1,187 @@
+"""Changing what cuts are labelled for, and labelling entities by machine: on rows, one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.gazetteer import Gazetteer, Span
+from tokenverse_pp.manifests.label_source import LABEL_SOURCE, MACHINE
+from tokenverse_pp.manifests.labels import check_cut
+from tokenverse_pp.manifests.plain import labelled_cut
+from tokenverse_pp.manifests.rows import Row, custom_of, supervision_custom, supervisions_of
+from tokenverse_pp.tasks.registry import REGISTRY
+
+CHUNK = 256  # rows whose texts a finder gets at once
+
+
+class EntityFinder(Protocol):
+    """Finds entities in texts; ``source`` names it."""
+
+    source: str
+
+    def find(self, texts: Iterable[str]) -> Iterator[List[Span]]:
+        """The entities of each text."""
+
+
+class GazetteerEntities:
+    """A gazetteer as an `EntityFinder`.
+
+    Args:
+        name: of its file.
+    """
+
+    def __init__(self, gazetteer: Gazetteer, name: str):
+        self.gazetteer = gazetteer
+        self.source = f"gazetteer/{name}"
+
+    def find(self, texts: Iterable[str]) -> Iterator[List[Span]]:
+        """The phrases in each text."""
+        return map(self.gazetteer.find, texts)
+
+
+@dataclass(frozen=True)
+class LabelChange:
+    """What `label_rows` does to each cut, in this order.
+
+    Args:
+        only: drop all tasks but these (and ``asr``).
+        drop: tasks to drop, with the fields that hold nothing but their labels.
+        add: tasks to add; their labels must be there already.
+        language: write it into the turns that have none.
+        overwrite: replace languages and entities that are there and say something else.
+    """
+
+    only: Optional[Tuple[str, ...]] = None
+    drop: Tuple[str, ...] = ()
+    add: Tuple[str, ...] = ()
+    language: Optional[str] = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for task in (*(self.only or ()), *self.drop, *self.add):
+            if task not in REGISTRY:
+                raise UserError(f"unknown task {task!r}: expected some of {', '.join(REGISTRY)}")
+        if "asr" in self.drop:
+            raise UserError("asr cannot be dropped: every cut is labelled for it")
+        both = sorted({*self.add} & {*self.drop})
+        if both:
+            raise UserError(f"{', '.join(both)}: to be added and dropped at once")
+
+
+def label_rows(rows: Iterable[Row], change: LabelChange, finder: Optional[EntityFinder] = None) -> Iterator[Dict]:
+    """The data of the rows with their labels changed.
+
+    Args:
+        finder: labels the entities of every cut, as machine labels (see `label_source`).
+
+    Raises:
+        UserError: naming the cut that lacks the labels of a task to be added, or that has other labels already
+            (without ``overwrite``).
+    """
+    rows = iter(rows)
+    while True:
+        chunk = list(islice(rows, CHUNK))
+        if not chunk:
+            return
+        for row in chunk:
+            _change(row, change)
+        if finder is not None:
+            _find_entities(chunk, finder, change.overwrite)
+        for row in chunk:
+            if change.add or change.language:
+                problems = check_cut(labelled_cut(row))
+                if problems:
+                    raise UserError(f"{row.where}: cut {row.id}: {problems[0]}")
+            yield row.data
+
+
+def _change(row: Row, change: LabelChange) -> None:
+    if change.language:
+        _write_language(row, change.language, change.overwrite)
+    labelled = tasks_of(row)
+    unwanted = set(change.drop)
+    if change.only is not None:
+        unwanted |= set(labelled) - {"asr", *change.only}
+    if unwanted:
+        drop_tasks(row.data, unwanted)
+    if change.add:
+        custom_of(row.data)["tasks"] = in_order([*tasks_of(row), *change.add])
+
+
+def tasks_of(row: Row) -> List[str]:
+    """The tasks that a row is labelled for (raises UserError where they are no list of names)."""
+    tasks = custom_of(row.data).get("tasks", ["asr"])
+    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+        raise UserError(f"{row.where}: cut {row.id}: field 'custom.tasks': expected a list, found {tasks!r}")
+    return tasks
+
+
+def in_order(tasks: Iterable[str]) -> List[str]:
+    """Tasks without repetition: in the order of the registry, then any that it does not know."""
+    named = set(tasks)
+    return [task for task in REGISTRY if task in named] + sorted(named - set(REGISTRY))
+
+
+def drop_tasks(data: Dict[str, Any], tasks: Iterable[str]) -> None:
+    """Make a cut unlabelled for tasks: off its list, without their own fields and makers.
+
+    Fields that serve others as well (speaker, language) stay. What is dropped is gone: a held-out label cannot come
+    back through a later `label --add`.
+    """
+    tasks, custom = set(tasks), custom_of(data)
+    custom["tasks"] = [task for task in custom.get("tasks", ["asr"]) if task not in tasks]
+    sources = {task: name for task, name in (custom.get(LABEL_SOURCE) or {}).items() if task not in tasks}
+    if sources:
+        custom[LABEL_SOURCE] = sources
+    else:
+        custom.pop(LABEL_SOURCE, None)
+    own = [name for task in tasks if task in REGISTRY for name in REGISTRY[task].own_fields]
+    for supervision in supervisions_of(data) if own else ():
+        for name in own:
+            supervision_custom(supervision, data["id"]).pop(name, None)
+
+
+def _write_language(row: Row, language: str, overwrite: bool) -> None:
+    for supervision in supervisions_of(row.data):
+        found = supervision.get("language")
+        if found not in (None, language) and not overwrite:
+            raise UserError(
+                f"{row.where}: cut {row.id}: its language is {found!r} already, not {language!r}; "
+                "--overwrite replaces it"
+            )
+        supervision["language"] = language
+
+
+def _find_entities(rows: Sequence[Row], finder: EntityFinder, overwrite: bool) -> None:
+    turns = []
+    for row in rows:
+        found = list(supervisions_of(row.data))
+        if not overwrite:
+            _refuse_labelled(row, found)
+        if not all(isinstance(turn.get("text"), str) for turn in found):
+            raise UserError(f"{row.where}: cut {row.id}: field 'text': expected words in every turn")
+        turns.append(found)
+    source = MACHINE + finder.source
+    spans = finder.find(turn["text"] for found in turns for turn in found)
+    for row, found in zip(rows, turns):
+        for turn in found:
+            supervision_custom(turn, row.id)["entities"] = [
+                {"start": s.start, "end": s.end, "type": s.type, "source": source, "confidence": s.confidence}
+                for s in next(spans)
+            ]
+        custom = custom_of(row.data)
+        custom["tasks"] = in_order([*tasks_of(row), "ner"])
+        custom[LABEL_SOURCE] = {**(custom.get(LABEL_SOURCE) or {}), "ner": source}
+
+
+def _refuse_labelled(row: Row, turns: Sequence[Dict[str, Any]]) -> None:
+    """Labels of people are never replaced, nor mixed with a machine's, without being told to."""
+    labelled = "ner" in tasks_of(row) or any("entities" in supervision_custom(turn, row.id) for turn in turns)
+    if labelled:
+        maker = (custom_of(row.data).get(LABEL_SOURCE) or {}).get("ner", "people")
+        raise UserError(
+            f"{row.where}: cut {row.id}: has entities by {maker} already; --overwrite replaces them by a machine's"
+        )
