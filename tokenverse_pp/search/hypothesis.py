@@ -34,8 +34,8 @@ class Hypothesis:
         log_probs: for each token its log-probability (natural logarithm) at that frame, given the tokens before it.
         log_prob: of the token sequence: summed over frames, blanks included, and over those alignments that the
             search merged.
-        score: what the n-best list is sorted by: ``log_prob``, or ``log_prob`` / (tokens + context size) under
-            ``SearchOptions.length_norm``.
+        score: what the n-best list is sorted by: ``log_prob`` with the bonuses for hotwords and length (which the other
+            numbers leave out); under ``SearchOptions.length_norm`` divided by (tokens + context size).
     """
 
     tokens: Tuple[int, ...]

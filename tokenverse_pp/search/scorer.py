@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenverse_pp.model.joiner import Joiner
 from tokenverse_pp.model.predictor import StatelessPredictor
+from tokenverse_pp.search.hotwords import Bonus
 from tokenverse_pp.search.hypothesis import Hypothesis
 from tokenverse_pp.search.options import SearchOptions
 
@@ -86,13 +87,20 @@ class Scorer:
     ``logits = -2 W r + (bias + W 1)``. exp(2a) is computed once for all frames and exp(2b) once a context.
     """
 
-    def __init__(self, predictor: StatelessPredictor, joiner: Joiner, frames: Tensor, options: SearchOptions):
+    def __init__(
+        self,
+        predictor: StatelessPredictor,
+        joiner: Joiner,
+        frames: Tensor,
+        options: SearchOptions,
+        bonus: Optional[Bonus] = None,
+    ):
         """frames (T, N, J): the projected encoder output, time first. It is overwritten."""
         rows = frames.size(1) * options.width
         self.frames = exp_of_double(frames)
         self.contexts = PredictorTable(predictor, joiner, rows)
         self.blank_id, self.vocab_size = predictor.blank_id, joiner.output.out_features
-        self.options = options
+        self.options, self.bonus = options, bonus
         self.one = torch.ones((), device=frames.device)
         weight, bias = joiner.output.weight.detach(), joiner.output.bias.detach()
         dtype = joiner_dtype(joiner, options)
@@ -119,11 +127,19 @@ class Scorer:
     def hypothesis(
         self, tokens: Sequence[int], frames: Sequence[int], log_probs: Sequence[float], log_prob: float
     ) -> Hypothesis:
-        """Put together what was found, with its score."""
+        """Put together what was found, with its score.
+
+        With a `Bonus`, ``log_probs`` and ``log_prob`` hold what was given for the tokens, kept or not.
+        """
+        kept = 0.0
+        if self.bonus is not None:
+            gains, kept = self.bonus.walk(tokens)
+            log_probs = [value - gain for value, gain in zip(log_probs, gains)]
+            log_prob -= sum(gains)
         scale = len(tokens) + self.contexts.size if self.options.length_norm else 1
         # Differences of rounded scores can be above 0 by a rounding error; a log-probability is not.
         bounded = tuple(min(0.0, value) for value in log_probs)
-        return Hypothesis(tuple(tokens), tuple(frames), bounded, log_prob, log_prob / scale)
+        return Hypothesis(tuple(tokens), tuple(frames), bounded, log_prob, (log_prob + kept) / scale)
 
 
 def exp_of_double(x: Tensor) -> Tensor:
