@@ -58,6 +58,7 @@ class _Search:
         self.offset = torch.zeros(len(lengths), 1, dtype=torch.float64, device=device)
         self.context = torch.full(shape, scorer.contexts.start, device=device)
         self.state = None if rules is None else rules.start.expand(shape).contiguous()
+        self.bonus, self.earning = scorer.bonus, [0] * (len(lengths) * beam)  # the bonus's state of each slot
         self.owner = [i for i in range(len(lengths)) for _ in range(beam)]  # the utterance of each slot
         self.no_state = [0] * len(self.owner)
         # A random number a symbol; hypotheses are told apart by a 64-bit hash of their tokens. Two different ones
@@ -92,7 +93,7 @@ class _Search:
             x[:n] for x in (self.score, self.offset, self.context, self.key)
         )
         self.state = None if self.state is None else self.state[:n]
-        self.owner = self.owner[: n * self.beam]
+        self.owner, self.earning = self.owner[: n * self.beam], self.earning[: n * self.beam]
 
     def _step(self, t: int) -> Tuple[Tensor, Tensor]:
         log_probs, which = self._score(t)
@@ -119,16 +120,18 @@ class _Search:
         n, device = len(self.score), self.score.device
         contexts = self.context.flatten().tolist()
         states = self.no_state if self.state is None else self.state.flatten().tolist()
-        slots = list(zip(self.owner, contexts, states))
+        slots = list(zip(self.owner, contexts, states, self.earning))
         number = {slot: i for i, slot in enumerate(dict.fromkeys(slots))}
         which = map(number.__getitem__, slots)
-        utterances, distinct, distinct_states = zip(*number)
+        utterances, distinct, distinct_states, earning = zip(*number)
         index = torch.tensor([*which, *utterances, *distinct_states], device=device)
         row_of_slot, utterance, state = index.split([n * self.beam, len(number), len(number)])
         frames = self.scorer.frames[t].index_select(0, utterance)
         log_probs = self.scorer.log_probs(frames, self.scorer.contexts.look_up(distinct))
         if self.rules is not None:
             log_probs += self.rules.weights.index_select(0, state)
+        if self.bonus is not None:
+            log_probs += self.bonus.look_up(earning, device)
         return log_probs, row_of_slot
 
     def _advance(self, parent: Tensor, token: Tensor) -> None:
@@ -140,6 +143,10 @@ class _Search:
         if self.rules is not None and self.state is not None:
             at = self.state.gather(1, parent) * vocab_size + token
             self.state = self.rules.following.take(at)
+        if self.bonus is not None:
+            first_slot = torch.arange(len(self.score), device=parent.device)[:, None] * self.beam
+            moves = zip((parent + first_slot).flatten().tolist(), token.flatten().tolist())
+            self.earning = [self.bonus.advance(self.earning[slot], symbol) for slot, symbol in moves]
         if self.beam > 1:
             key = self.key.gather(1, parent)
             longer = (key ^ (key >> 29)) * HASH_FACTOR + self.symbol_key.take(token)

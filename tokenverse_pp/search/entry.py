@@ -12,6 +12,7 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.transducer import Transducer
 from tokenverse_pp.search.filters import constraints_for
 from tokenverse_pp.search.frames import search_frames
+from tokenverse_pp.search.hotwords import bonus_for
 from tokenverse_pp.search.hypothesis import Hypothesis
 from tokenverse_pp.search.options import SearchOptions
 from tokenverse_pp.tasks.base import TaskSet
@@ -54,12 +55,13 @@ def search(
         output, ``model.model.encoder.output_frame_shift`` seconds each.
 
     Raises:
-        UserError: for a task that the model does not know, and, naming the input by its number, for one that is no
-            such array, holds NaN or infinity, or is too short for one frame.
+        UserError: for a task that the model does not know, a hotword that it cannot write, and, naming the input by its
+            number, for one that is no such array, holds NaN or infinity, or is too short for one frame.
     """
     options = options or SearchOptions()
     active = model.tasks.names if tasks is None else tuple(tasks)
     constraints = constraints_for(model.tasks, active, model.tokenizer, options.languages, options.force_language)
+    bonus = bonus_for(options, model.tokenizer)
     network = model.model
     items = [_checked(item, number, network) for number, item in enumerate(inputs)]
     if not items:
@@ -77,7 +79,7 @@ def search(
             out, lens = network.encode(padded.to(device), lens.to(device), mask.expand(len(items), -1), stored)
     finally:
         network.train(training)
-    return search_frames(network.predictor, network.joiner, out.float(), lens, options, constraints)
+    return search_frames(network.predictor, network.joiner, out.float(), lens, options, constraints, bonus)
 
 
 def _checked(item: Any, number: int, network: Transducer) -> Tensor:

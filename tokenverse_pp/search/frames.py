@@ -13,6 +13,7 @@ from tokenverse_pp.model.predictor import StatelessPredictor
 from tokenverse_pp.search.automaton import Constraints, Rules
 from tokenverse_pp.search.beam import beam_search
 from tokenverse_pp.search.greedy import greedy_search
+from tokenverse_pp.search.hotwords import Bonus
 from tokenverse_pp.search.hypothesis import Hypothesis
 from tokenverse_pp.search.options import SearchOptions
 from tokenverse_pp.search.scorer import Scorer, project
@@ -25,6 +26,7 @@ def search_frames(
     lens: Tensor,
     options: Optional[SearchOptions] = None,
     constraints: Union[Constraints, Sequence[Constraints], None] = None,
+    bonus: Optional[Bonus] = None,
 ) -> List[List[Hypothesis]]:
     """Decode a batch.
 
@@ -35,6 +37,7 @@ def search_frames(
         lens: (N,) valid frames; 0 gives one empty hypothesis.
         options: how to search.
         constraints: what may be written (`constraints_for`), for all utterances or one for each; None for anything.
+        bonus: for hotwords and length (`bonus_for`): where the options ask for one, and not otherwise.
 
     Returns:
         For each utterance 1 to ``options.nbest`` distinct hypotheses, the best score first. Fewer than ``nbest`` where
@@ -44,9 +47,11 @@ def search_frames(
         UserError: for an encoder output that holds NaN or infinity in its valid frames.
     """
     options = options or SearchOptions()
+    if bool(options.hotwords or options.length_bonus) != (bonus is not None):
+        raise ValueError("hotwords and length_bonus go together with their `bonus_for(options, tokenizer)`")
     # Autocast would cast the weights again at each frame; SearchOptions.joiner_dtype does it once.
     with torch.inference_mode(), torch.autocast(encoder_out.device.type, enabled=False):
-        return _search(predictor, joiner, encoder_out, lens, options, constraints)
+        return _search(predictor, joiner, encoder_out, lens, options, constraints, bonus)
 
 
 def _search(
@@ -56,6 +61,7 @@ def _search(
     lens: Tensor,
     options: SearchOptions,
     constraints: Union[Constraints, Sequence[Constraints], None],
+    bonus: Optional[Bonus],
 ) -> List[List[Hypothesis]]:
     lengths = [int(n) for n in lens.tolist()]
     if not lengths:
@@ -67,7 +73,7 @@ def _search(
     frames = project(joiner, encoder_out.transpose(0, 1)[:longest].index_select(1, rows), options)
     ordered = [lengths[i] for i in order]
     _refuse_nan(frames, ordered, order)
-    scorer = Scorer(predictor, joiner, frames, options)
+    scorer = Scorer(predictor, joiner, frames, options, bonus)
     rules = None if constraints is None else Rules.arrange(constraints, order, encoder_out.device)
     decode = greedy_search if options.method == "greedy" else beam_search
     found = decode(scorer, ordered, options, rules)
