@@ -8,6 +8,7 @@ from tokenverse_pp.cli.groups import Group
 
 HERE = "tokenverse_pp.cli.manifest_commands"
 COMMANDS = {
+    "label": f"{HERE}.label:label",
     "stats": f"{HERE}.stats:stats",
     "store-features": f"{HERE}.store_features:store_features",
     "validate": f"{HERE}.validate:validate",
