@@ -15,6 +15,7 @@ from lhotse.cut import Cut
 from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.audio import TOLERANCE as AUDIO_TOLERANCE
 from tokenverse_pp.manifests.audio import check_audio as audio_problems
 from tokenverse_pp.manifests.ids import NameSet
 from tokenverse_pp.manifests.label_source import check_sources
@@ -43,7 +44,7 @@ def check_cut(cut: Cut, tasks: Optional[TaskSet] = None) -> List[str]:
     Args:
         tasks: the tasks of a model, whose options (languages, entity types) narrow what is allowed.
     """
-    problems = _check_tasks(cut) + _check_supervisions(cut)
+    problems = _check_tasks(cut) + _check_supervisions(cut) + _check_extent(cut)
     if problems:
         return problems  # the tasks may count on fields of the right kind
     for name in labelled_tasks(cut):
@@ -65,6 +66,9 @@ def find_problems(
     for number, cut in enumerate(cuts):
         if not isinstance(cut.id, str) or not cut.id:
             yield f"number {number}", f"field 'id': expected a name, found {cut.id!r}"
+            continue
+        if not _is_unicode(cut.id):
+            yield f"number {number}", f"field 'id': expected valid Unicode, found {cut.id!r}"
             continue
         if not seen.add(cut.id):
             yield cut.id, "field 'id': another cut has it already"
@@ -93,13 +97,15 @@ def validate_cuts(
         UserError: naming file (where a path is given), cut id and field.
     """
     source, prefix = (read_cuts(cuts), f"{cuts}: ") if isinstance(cuts, (str, os.PathLike)) else (cuts, "")
-    lines = [f"{prefix}cut {cut_id}: {text}" for cut_id, text in find_problems(source, tasks, check_audio)]
+    lines, count = [], 0
+    for cut_id, text in find_problems(source, tasks, check_audio):
+        count += 1
+        if list_all or count == 1:
+            lines.append(f"{prefix}cut {cut_id}: {text}")
     if not lines:
         return
-    if list_all:
-        raise UserError("\n".join(lines))
-    more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-    raise UserError(lines[0] + more)
+    more = f" (and {count - 1} more)" if count > len(lines) else ""
+    raise UserError("\n".join(lines) + more)
 
 
 def _check_tasks(cut: Cut) -> List[str]:
@@ -133,11 +139,32 @@ def _check_supervisions(cut: Cut) -> List[str]:
     return problems or _check_times(supervisions, cut.duration)
 
 
+def _check_extent(cut: Cut) -> List[str]:
+    """The cut lies inside its recording, where it has one of its own."""
+    recording = getattr(cut, "recording", None)
+    if recording is None or not _is_number(cut.duration):
+        return []
+    start, whole = getattr(cut, "start", 0.0), recording.duration
+    if not _is_number(whole) or whole <= 0:
+        return [f"field 'recording.duration': expected seconds > 0, found {whole!r}"]
+    if not _is_number(start) or start < 0 or start + cut.duration > whole + AUDIO_TOLERANCE:
+        return [
+            f"field 'start': the cut, {cut.duration:.3f} s from {start!r} s on, is not inside its recording "
+            f"of {whole} s"
+        ]
+    return []
+
+
 def _check_types(where: str, sup: SupervisionSegment) -> List[str]:
     problems = [
         f"{where}, field '{name}': expected a string, found {getattr(sup, name)!r}"
         for name in ("text", "speaker", "language")
         if not isinstance(getattr(sup, name), (str, type(None)))
+    ]
+    problems += [
+        f"{where}, field '{name}': expected valid Unicode, found {getattr(sup, name)!r}"
+        for name in ("text", "speaker", "language")
+        if isinstance(getattr(sup, name), str) and not _is_unicode(getattr(sup, name))
     ]
     problems += [
         f"{where}, field '{name}': expected seconds, found {getattr(sup, name)!r}"
@@ -175,3 +202,12 @@ def _check_times(supervisions: Sequence[SupervisionSegment], cut_duration: float
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half of a surrogate pair, which JSON can hold and no file can."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from lhotse import CutSet, load_manifest
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MixedCut
 from lhotse.serialization import deserialize_item
 
 from tokenverse_pp.errors import UserError
@@ -54,6 +54,8 @@ def _cut_of(line: str, where: str) -> Cut:
     data = json_of(line, where)
     try:
         cut = deserialize_item(data)
+        if isinstance(cut, MixedCut):
+            _ = cut.duration, cut.supervisions  # computed of its tracks, whatever these hold
     except Exception as error:
         # lhotse has no exceptions of its own for what a manifest may hold: any type can come out of it.
         raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {_first_line(error)}") from error
