@@ -85,7 +85,7 @@ def test_no_beam_beats_the_full_search_and_a_wide_one_finds_it(tiny, reference, 
     assert found.tokens == best
 
 
-@pytest.mark.parametrize("options", [{"method": "greedy"}, {"beam": 4, "nbest": 4}])
+@pytest.mark.parametrize("options", [{"method": "greedy"}, {"nbest": 4}, {"method": "full_beam", "nbest": 4}])
 def test_a_batch_gives_what_each_utterance_gives_alone(tiny, options):
     model = tiny(5, lens=[3, 14, 14, 1, 9])
     model.encoder_out[torch.arange(14)[None] >= model.lens[:, None]] = math.nan  # padding must never be read
@@ -97,24 +97,27 @@ def test_a_batch_gives_what_each_utterance_gives_alone(tiny, options):
         assert [h.log_prob for h in together[i]] == pytest.approx([h.log_prob for h in expected], **LOOSE)
 
 
+@pytest.mark.parametrize("method", ["beam", "full_beam"])
 @pytest.mark.parametrize("length_norm", [True, False])
-def test_nbest_is_sorted_distinct_and_repeatable(tiny, length_norm):
+def test_nbest_is_sorted_distinct_and_repeatable(tiny, length_norm, method):
     model = tiny(8, lens=[20, 13])
-    found = run(model, beam=8, nbest=5, length_norm=length_norm)
+    options = {"method": method, "beam": 8, "nbest": 5, "length_norm": length_norm}
+    found = run(model, **options)
     for hypotheses in found:
         assert len({h.tokens for h in hypotheses}) == len(hypotheses) == 5
         assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
-    assert run(model, beam=8, nbest=5, length_norm=length_norm) == found
+    assert run(model, **options) == found
 
 
-def test_equal_scores_are_broken_in_the_same_way_each_time(tiny):
+@pytest.mark.parametrize("method", ["beam", "full_beam"])
+def test_equal_scores_are_broken_in_the_same_way_each_time(tiny, method):
     model = tiny(0, lens=[6, 6])
     with torch.no_grad():
         model.joiner.output.weight.zero_()
         model.joiner.output.bias.zero_()
-    found = run(model, beam=4, nbest=4)
+    found = run(model, method=method, nbest=4)
     assert found[0] == found[1]
-    assert run(model, beam=4, nbest=4) == found
+    assert run(model, method=method, nbest=4) == found
 
 
 def test_token_log_probs_are_those_of_the_model(tiny, reference):
@@ -127,7 +130,7 @@ def test_token_log_probs_are_those_of_the_model(tiny, reference):
             assert log_prob == pytest.approx(float(expected), **LOOSE)
 
 
-@pytest.mark.parametrize("method", ["greedy", "beam"])
+@pytest.mark.parametrize("method", ["greedy", "beam", "full_beam"])
 def test_no_frames_and_no_utterances(tiny, method):
     model = tiny(0, lens=[4, 2])
     empty = model._replace(lens=torch.tensor([4, 0]))

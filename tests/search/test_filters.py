@@ -156,13 +156,13 @@ def kept_text(words):
     return " ".join(w for i, w in enumerate(words) if w != "[SCD]" or i < last_word)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     known=st.sets(st.sampled_from(ALL)),
     active=st.sets(st.sampled_from(ALL)),
     types=st.sampled_from([(), ("NUM",), ("NUM", "DAY")]),
-    method=st.sampled_from(["greedy", "beam"]),
+    method=st.sampled_from(["greedy", "beam", "full_beam"]),
 )
 def test_every_hypothesis_of_any_model_is_well_formed(tiny, seed, known, active, types, method):
     tasks = know(*known, types=types)

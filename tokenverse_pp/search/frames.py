@@ -12,11 +12,14 @@ from tokenverse_pp.model.joiner import Joiner
 from tokenverse_pp.model.predictor import StatelessPredictor
 from tokenverse_pp.search.automaton import Constraints, Rules
 from tokenverse_pp.search.beam import beam_search
+from tokenverse_pp.search.full import full_beam_search
 from tokenverse_pp.search.greedy import greedy_search
 from tokenverse_pp.search.hotwords import Bonus
 from tokenverse_pp.search.hypothesis import Hypothesis
 from tokenverse_pp.search.options import SearchOptions
 from tokenverse_pp.search.scorer import Scorer, project
+
+METHODS = {"greedy": greedy_search, "beam": beam_search, "full_beam": full_beam_search}
 
 
 def search_frames(
@@ -75,8 +78,7 @@ def _search(
     _refuse_nan(frames, ordered, order)
     scorer = Scorer(predictor, joiner, frames, options, bonus)
     rules = None if constraints is None else Rules.arrange(constraints, order, encoder_out.device)
-    decode = greedy_search if options.method == "greedy" else beam_search
-    found = decode(scorer, ordered, options, rules)
+    found = METHODS[options.method](scorer, ordered, options, rules)
     results: List[List[Hypothesis]] = [[] for _ in lengths]
     for i, hypotheses in zip(order, found):
         results[i] = hypotheses
