@@ -1,42 +1,52 @@
 #!/usr/bin/env python3
-"""Decode a CutSet with a trained model, and score it where it is labelled.
+"""Decode a CutSet with a trained model, score it where it is labelled, and write a page that shows how it went.
 
 python recipes/decode.py --model exp/toy --cuts data/toy/cuts_test.jsonl.gz --output-dir exp/toy/decode
 python recipes/decode.py --model exp/toy --cuts ... --tasks asr,lid      # no other task's token is written
+torchrun --nproc-per-node 4 recipes/decode.py --model exp/toy --cuts ... # four processes, the same result
+
+A run that was stopped goes on where it was when the same command is given again.
+Exit code 2: a wrong option, or cuts that could not be decoded (listed in failures.jsonl; all others are written).
 """
 
 from __future__ import annotations
 
 import json
-import time
+import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Sequence
 
 import click
 import torch
 from lhotse.cut import Cut
-from tqdm import tqdm
 
 from tokenverse_pp.cli.errors import report_errors
-from tokenverse_pp.dataset import check_recording
-from tokenverse_pp.decoding import choose_tasks, decode
+from tokenverse_pp.cli.groups import EXIT_CODE
+from tokenverse_pp.decoding import DecodeOptions, Outcome, check_ids, choose_tasks, decode_all
+from tokenverse_pp.decoding.parts import Parts
 from tokenverse_pp.files import write_json, write_text
 from tokenverse_pp.manifests.labels import validate_cuts
+from tokenverse_pp.manifests.stored_features import check_origin
 from tokenverse_pp.scoring import score_hypotheses, score_table
 from tokenverse_pp.search import SearchOptions
+from tokenverse_pp.search.options import METHODS
 from tokenverse_pp.tasks import TaskSet, transcript_of
 from tokenverse_pp.training.data import load_cuts
-from tokenverse_pp.training.setup import load_model
+from tokenverse_pp.training.distributed import World, start_world, stop_world
+from tokenverse_pp.training.setup import Loaded, load_model
 
 
 @click.command(help=__doc__, context_settings={"max_content_width": 100})
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="Model folder, checkpoint or experiment.")
 @click.option("--cuts", "cut_files", required=True, multiple=True, help="CutSet to decode; may be given several times.")
-@click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="For hyps.jsonl and scores.json.")
+@click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="For hyps.jsonl, scores.json etc.")
 @click.option("--tasks", default="", help="Tasks to decode, e.g. asr,scd. [default: all that the model knows]")
-@click.option("--method", type=click.Choice(["greedy", "beam"]), default="beam", show_default=True)
-@click.option("--beam", type=int, default=4, show_default=True, help="Hypotheses kept (modified beam search).")
+@click.option("--method", type=click.Choice(METHODS), default="beam", show_default=True)
+@click.option("--beam", type=int, default=4, show_default=True, help="Hypotheses kept (of the beam searches).")
+@click.option("--nbest", type=int, default=1, show_default=True, help="Hypotheses written a cut.")
 @click.option("--blank-penalty", type=float, default=0.0, show_default=True, help="Subtracted from the blank's logit.")
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits.")
+@click.option("--joiner-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the joiner's products.")
 @click.option("--languages", default="", help="Languages that may be written, e.g. fr,nl. [default: all]")
 @click.option(
     "--force-language/--no-force-language",
@@ -49,63 +59,89 @@ from tokenverse_pp.training.setup import load_model
 @click.option("--max-duration", type=float, default=120.0, show_default=True, help="Seconds of audio in a batch.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--first", type=int, help="Decode the first N cuts only.")
+@click.option("--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run was.")
 @click.option("--show", type=int, default=0, help="Print N hypotheses beside their references, those with most turns.")
 @click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")
-def main(
-    model: Path,
-    cut_files: Sequence[str],
-    output_dir: Path,
-    tasks: str,
-    method: str,
-    beam: int,
-    blank_penalty: float,
-    languages: str,
-    force_language: bool,
-    encoder: str,
-    stored_features: bool,
-    max_duration: float,
-    precision: str,
-    first: Optional[int],
-    show: int,
-    threads: int,
-) -> None:
+def main(**given: Any) -> None:
     """See the module's docstring."""
-    options = SearchOptions(
-        method, beam, blank_penalty=blank_penalty, languages=split(languages) or None, force_language=force_language
+    if given["threads"]:
+        torch.set_num_threads(given["threads"])
+    options = options_of(given)
+    world = start_world()
+    try:
+        refused = run(given, options, world)
+    finally:
+        stop_world()
+    if refused:
+        click.echo(f"{refused} cuts could not be decoded: {given['output_dir'] / 'failures.jsonl'}", err=True)
+        sys.exit(EXIT_CODE)
+
+
+def options_of(given: Mapping[str, Any]) -> DecodeOptions:
+    """The options of the command line that decide the result."""
+    search = SearchOptions(
+        given["method"],
+        given["beam"],
+        nbest=given["nbest"],
+        temperature=given["temperature"],
+        blank_penalty=given["blank_penalty"],
+        languages=split(given["languages"]) or None,
+        force_language=given["force_language"],
+        joiner_dtype=given["joiner_dtype"],
     )
-    if threads:
-        torch.set_num_threads(threads)
-    loaded = load_model(model, encoder)
-    active = choose_tasks(loaded.tasks, split(tasks))
-    cuts = list(load_cuts(list(cut_files), "cuts"))[:first]
-    check_cuts(cuts, stored_features)
-    if torch.cuda.is_available():
-        loaded.model.cuda()
-    hyps: Dict[str, Dict[str, Any]] = {}
-    started = time.monotonic()
-    with tqdm(total=len(cuts), unit="cut", disable=None) as bar:
-        for records in decode(loaded, cuts, active, options, max_duration, stored_features, precision):
-            hyps.update((record["id"], record) for record in records)
-            bar.update(len(records))
-    seconds = time.monotonic() - started
-    ordered = [hyps[cut.id] for cut in cuts]
-    scores = score_hypotheses(cuts, ordered)
-    speech = sum(cut.duration for cut in cuts)
-    scores["speed"] = {"audio_seconds": speech, "wall_seconds": seconds, "rtf": seconds / max(speech, 1e-9)}
-    write(output_dir, ordered, scores)
+    return DecodeOptions(
+        search,
+        split(given["tasks"]),
+        max_duration=given["max_duration"],
+        stored_features=given["stored_features"],
+        precision=given["precision"],
+    )
+
+
+def run(given: Mapping[str, Any], options: DecodeOptions, world: World) -> int:
+    """Decode, score, write and print; returns how many cuts were refused (in the first process)."""
+    loaded = load_model(given["model"], given["encoder"])
+    choose_tasks(loaded.tasks, options.tasks)
+    corpora: Dict[str, str] = {}
+    cuts = read_all(given["cut_files"], corpora)[: given["first"]]
+    check_cuts(cuts, loaded, options)
+    loaded.model.to(world.device)
+    folder: Path = given["output_dir"]
+    parts = Parts(folder / "parts")
+    outcome = decode_all(loaded, cuts, options, parts.folder, world, given["resume"], click.echo)
+    if outcome is None:
+        return 0
+    hyps = {record["id"]: record for record in outcome.records}
+    decoded = [cut for cut in cuts if cut.id in hyps]
+    scores = score_hypotheses(decoded, outcome.records, corpora=corpora)
+    scores.update(refused=len(outcome.failures), speed=outcome.speed, options=readable(given))
+    write(folder, outcome, scores)
+    parts.remove()
     click.echo(score_table(scores))
-    click.echo(f"{speech:.0f} s of audio in {seconds:.1f} s (real-time factor {seconds / max(speech, 1e-9):.4f})")
+    print_speed(outcome.speed)
     # Conversations say more than single turns.
-    show_examples(sorted(cuts, key=lambda cut: -len(cut.supervisions))[:show], hyps, loaded.tasks)
-    click.echo(f"hypotheses: {output_dir / 'hyps.jsonl'}\nscores: {output_dir / 'scores.json'}")
+    show_examples(sorted(decoded, key=lambda cut: -len(cut.supervisions))[: given["show"]], hyps, loaded.tasks)
+    click.echo(f"hypotheses: {folder / 'hyps.jsonl'}\nscores: {folder / 'scores.json'}")
+    return len(outcome.failures)
 
 
-def check_cuts(cuts: Sequence[Cut], stored_features: bool) -> None:
-    """See that labels and audio are as they should be: before an hour of decoding, not after."""
+def read_all(paths: Sequence[str], corpora: Dict[str, str]) -> List[Cut]:
+    """The cuts of all files, in order; with several files notes in ``corpora`` which file a cut came from."""
+    cuts: List[Cut] = []
+    for path in paths:
+        found = list(load_cuts([path], "cuts"))
+        cuts.extend(found)
+        if len(paths) > 1:
+            corpora.update((cut.id, Path(path).name.split(".")[0]) for cut in found)
+    return cuts
+
+
+def check_cuts(cuts: Sequence[Cut], loaded: Loaded, options: DecodeOptions) -> None:
+    """See that ids, labels and the kind of features are as they should be: before an hour of decoding, not after."""
+    check_ids(cuts)
     validate_cuts([cut for cut in cuts if "tasks" in (cut.custom or {})])
-    if not stored_features:
-        for cut in cuts:
-            check_recording(cut)
+    if options.stored_features and cuts:
+        check_origin(cuts[0], loaded.config.model.encoder)
 
 
 def split(names: str) -> tuple[str, ...]:
@@ -113,14 +149,29 @@ def split(names: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
-def write(output_dir: Path, hyps: List[Dict[str, Any]], scores: Dict[str, Any]) -> None:
-    """Write both files, each whole or not at all."""
-    lines = "".join(json.dumps(hyp, ensure_ascii=False) + "\n" for hyp in hyps)
-    write_text(output_dir / "hyps.jsonl", lines)
-    write_json(output_dir / "scores.json", scores)
+def readable(given: Mapping[str, Any]) -> Dict[str, Any]:
+    """The options as JSON takes them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
 
 
-def show_examples(cuts: Sequence[Cut], hyps: Dict[str, Dict[str, Any]], tasks: TaskSet) -> None:
+def write(folder: Path, outcome: Outcome, scores: Mapping[str, Any]) -> None:
+    """Write the result, each file whole or not at all."""
+    for name, records in (("hyps.jsonl", outcome.records), ("failures.jsonl", outcome.failures)):
+        write_text(folder / name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_json(folder / "scores.json", scores)
+
+
+def print_speed(speed: Mapping[str, Any]) -> None:
+    """Real-time factor by the clock, and of each process."""
+    lines = [("", speed)]
+    if len(speed["ranks"]) > 1:
+        lines += [(f"  process {rank}: ", part) for rank, part in enumerate(speed["ranks"])]
+    for name, part in lines:
+        took = f"{part['audio_seconds']:.0f} s of audio in {part['wall_seconds']:.1f} s"
+        click.echo(f"{name}{took} (real-time factor {part['rtf']:.4f})")
+
+
+def show_examples(cuts: Sequence[Cut], hyps: Mapping[str, Any], tasks: TaskSet) -> None:
     """Print references beside hypotheses."""
     for cut in cuts:
         labelled = ", ".join((cut.custom or {}).get("tasks", ()))

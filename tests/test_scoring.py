@@ -68,7 +68,8 @@ def test_each_task_counts_only_over_cuts_labelled_for_it():
     scores = score_hypotheses([FULL, PLAIN], [PERFECT, noisy])
     assert scores["wer"]["all"]["wer"] == 0
     assert scores["scd"]["text"]["fp"] == scores["endp"]["text"]["fp"] == scores["ner"]["exact"]["fp"] == 0
-    assert set(score_hypotheses([PLAIN], [noisy])) == {"wer", "wer_by_corpus", "lid", "utterances", "not_decoded"}
+    by_corpus = {"wer_by_corpus", "wer_by_corpus_and_language"}
+    assert set(score_hypotheses([PLAIN], [noisy])) == {"wer", *by_corpus, "lid", "utterances", "not_decoded"}
 
 
 def test_labelled_empty_is_not_missing():
@@ -98,6 +99,19 @@ def test_wer_groups_by_language_even_where_it_is_no_label():
     cut = make_cut("c", [{"text": "ja", "language": "nl"}], ["asr"])
     scores = score_hypotheses([cut], [hyp("c", "nee")])
     assert scores["wer"]["nl"]["wer"] == 1 and "lid" not in scores
+
+
+def test_wer_by_corpus_and_language():
+    other = make_cut("other", [{"text": "a b", "language": "nl"}], ["asr"])
+    silent = make_cut("silent", [{"text": "a b", "language": "nl"}], None)
+    hyps = [PERFECT, hyp("plain", "een drie vier"), hyp("other", "a"), hyp("silent", "c")]
+    scores = score_hypotheses([FULL, PLAIN, other, silent], hyps, corpora={"other": "prompts", "full": "ignored"})
+    assert set(scores["wer_by_corpus"]) == {"calls", "prompts"}
+    split = {corpus: set(rates) for corpus, rates in scores["wer_by_corpus_and_language"].items()}
+    assert split == {"calls": {"fr"}, "prompts": {"nl"}}
+    rates = scores["wer_by_corpus_and_language"]["prompts"]["nl"]
+    assert rates == scores["wer_by_corpus"]["prompts"] == scores["wer"]["nl"]
+    assert (rates["ins"], rates["del"], rates["sub"], rates["words"]) == (1 / 4, 1 / 4, 1 / 4, 4)
 
 
 def test_types_count_only_where_hypotheses_have_them():

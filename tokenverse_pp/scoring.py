@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from lhotse.cut import Cut
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.hypotheses import Hypothesis, transcript_of_hypothesis, words_of
 from tokenverse_pp.manifests.labels import labelled_tasks
-from tokenverse_pp.metrics.wer import error_rates
 from tokenverse_pp.report import score_table
-from tokenverse_pp.tasks.base import ScoredExample, TaskSet
+from tokenverse_pp.tasks.base import ScoredExample, Task, TaskSet
 from tokenverse_pp.tasks.registry import build_tasks, task_options
 from tokenverse_pp.tasks.text import tasks_for_tokens, transcript_of
 
-__all__ = ["score_hypotheses", "score_table"]
+__all__ = ["corpus_of", "score_hypotheses", "score_table"]
 
 NAMED = 3  # ids that an error message lists
 
 
 def score_hypotheses(
-    cuts: Iterable[Cut], hyps: Iterable[Hypothesis], tasks: Optional[TaskSet] = None
+    cuts: Iterable[Cut],
+    hyps: Iterable[Hypothesis],
+    tasks: Optional[TaskSet] = None,
+    corpora: Optional[Mapping[str, str]] = None,
 ) -> Dict[str, Any]:
     """Score one hypothesis a cut.
 
@@ -32,13 +34,15 @@ def score_hypotheses(
         hyps: as `hypotheses.read_hypotheses` gives them.
         tasks: the model's tasks; without them, all registered tasks, with the languages and entity types that
             the hypotheses hold (entities are scored without types where no hypothesis has any).
+        corpora: by cut id the corpus of a cut that names none itself (``cut.custom["corpus"]``).
 
     Returns:
         ``wer.{all,<language>}`` (asr), and ``scd``, ``endp``, ``ner``, ``lid`` as far as any cut is labelled
-        for them and was decoded with them: see `Task.score`. ``wer_by_corpus.<corpus>`` where
-        ``cut.custom["corpus"]`` names one. ``utterances``: the number of cuts. ``not_decoded``: by task the
-        number of cuts that are labelled for it but whose hypothesis says that it was not active; they count
-        in no score of the task.
+        for them and was decoded with them: see `Task.score`. ``wer_by_corpus.<corpus>`` and
+        ``wer_by_corpus_and_language.<corpus>.<language>`` where corpora are known. Each WER comes with its insertions,
+        deletions and substitutions (`metrics.wer.error_rates`). ``utterances``: the number of cuts. ``not_decoded``:
+        by task the number of cuts that are labelled for it but whose hypothesis says that it was not active; they
+        count in no score of the task.
 
     Raises:
         UserError: for a cut without a hypothesis, a hypothesis without a cut, or an id that occurs twice.
@@ -56,9 +60,7 @@ def score_hypotheses(
             not_decoded[task.name] = len(labelled) - len(decoded)
         if decoded:
             scores["wer" if task.name == "asr" else task.name] = task.score(decoded)
-    by_corpus = _wer_by_corpus([e for e, names, _ in examples if "asr" in names])
-    if by_corpus:
-        scores["wer_by_corpus"] = by_corpus
+    scores.update(_wer_by_corpus([e for e, names, _ in examples if "asr" in names], tasks["asr"], corpora or {}))
     return {**scores, "utterances": len(examples), "not_decoded": not_decoded}
 
 
@@ -100,10 +102,25 @@ def _example(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> ScoredExample:
     return ScoredExample(cut.id, transcript_of(cut, tasks), transcript, cut, marks)
 
 
-def _wer_by_corpus(examples: Sequence[ScoredExample]) -> Dict[str, Any]:
-    groups: Dict[str, List[Tuple[Sequence[str], Sequence[str]]]] = {}
+def corpus_of(cut: Cut, corpora: Mapping[str, str]) -> Optional[str]:
+    """The corpus that a cut names, or that is known of it, or None."""
+    named = (cut.custom or {}).get("corpus")
+    return str(named) if named is not None else corpora.get(cut.id)
+
+
+def _wer_by_corpus(examples: Sequence[ScoredExample], asr: Task, corpora: Mapping[str, str]) -> Dict[str, Any]:
+    groups: Dict[str, List[ScoredExample]] = {}
     for e in examples:
-        corpus = (e.cut.custom or {}).get("corpus") if e.cut is not None else None
+        corpus = corpus_of(e.cut, corpora) if e.cut is not None else None
         if corpus is not None:
-            groups.setdefault(str(corpus), []).append((e.ref.words, e.hyp.words))
-    return {corpus: error_rates(pairs) for corpus, pairs in sorted(groups.items())}
+            groups.setdefault(corpus, []).append(e)
+    scores = {corpus: asr.score(group) for corpus, group in sorted(groups.items())}
+    if not scores:
+        return {}
+    return {
+        "wer_by_corpus": {corpus: wer["all"] for corpus, wer in scores.items()},
+        "wer_by_corpus_and_language": {
+            corpus: {language: rates for language, rates in wer.items() if language != "all"}
+            for corpus, wer in scores.items()
+        },
+    }

@@ -59,7 +59,10 @@ def test_scores_have_their_keys(decoded):
     assert {"precision", "recall", "f1"} <= set(scores["ner"]["exact"]) & set(scores["ner"]["soft"])
     assert {"accuracy", "confusion"} <= set(scores["lid"])
     assert scores["utterances"] == 4 and scores["not_decoded"] == {}
-    assert scores["speed"]["rtf"] > 0
+    assert scores["speed"]["rtf"] > 0 and len(scores["speed"]["ranks"]) == 1
+    assert scores["refused"] == scores["speed"]["cuts_decoded_before"] == 0
+    assert scores["options"]["blank_penalty"] == 4
+    assert (decoded[0] / "failures.jsonl").read_text() == "" and not (decoded[0] / "parts").exists()
 
 
 def test_table_and_examples_are_printed(decoded):
@@ -75,7 +78,8 @@ def test_score_command_gives_the_same_scores(decoded, tiny_corpus, tmp_path):
     result = CliRunner().invoke(cli, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
     scores = read(folder)[1]
-    del scores["speed"]
+    for key in ("speed", "options", "refused"):  # of the decoding, which the command knows nothing about
+        del scores[key]
     assert json.loads(output.read_text()) == scores
 
 
@@ -170,17 +174,18 @@ def test_foreign_manifests_are_one_line(decode_script, finished_run, tmp_path):
         refused(decode_script, tmp_path, options(finished_run, path, tmp_path / "out"), path)
 
 
-@pytest.mark.parametrize("kind", ["missing audio", "wrong label", "twice", "unknown language"])
+@pytest.mark.parametrize("kind", ["wrong label", "twice", "twice without labels", "unknown language"])
 def test_bad_cuts_are_one_line_before_decoding(decode_script, finished_run, tiny_corpus, tmp_path, kind):
     cuts = read_cuts(tiny_corpus, "test")
-    if kind == "missing audio":
-        cuts[2].recording.sources[0].source = "/no/such/file.flac"
-    elif kind == "wrong label":
+    if kind == "wrong label":
         cuts[2].custom["tasks"] = ["asr", "sing"]
     elif kind == "unknown language":
         cuts[2].supervisions[0].language = 3
     else:
         cuts.append(cuts[2])
+    if kind == "twice without labels":
+        for cut in cuts:
+            cut.custom = {}
     with (tmp_path / "cuts.jsonl").open("w") as file:
         file.writelines(json.dumps(cut.to_dict()) + "\n" for cut in cuts)
     arguments = options(finished_run, tmp_path / "cuts.jsonl", tmp_path / "out")
@@ -189,3 +194,20 @@ def test_bad_cuts_are_one_line_before_decoding(decode_script, finished_run, tiny
 
 def test_unknown_option_exits_with_2(decode_script):
     assert call(decode_script.main, "--loud").code == 2
+
+
+def test_several_files_are_corpora(decode_script, finished_run, tiny_corpus, tmp_path):
+    files = [tmp_path / name for name in ("calls.jsonl", "prompts.jsonl.gz")]
+    cuts = read_cuts(tiny_corpus, "test")
+    for cut in cuts:
+        cut.custom.pop("corpus", None)
+    for path, part in zip(files, (cuts[:1], cuts[1:])):
+        CutSet.from_cuts(part).to_file(path)
+    done = call(decode_script.main, *options(finished_run, files[0], tmp_path / "out", "--cuts", files[1]))
+    assert done.code == 0, done.stderr
+    hyps, scores = read(tmp_path / "out")
+    assert [hyp["id"] for hyp in hyps] == [cut.id for cut in cuts]
+    assert {name: rates["utterances"] for name, rates in scores["wer_by_corpus"].items()} == {"calls": 1, "prompts": 3}
+    for corpus, languages in scores["wer_by_corpus_and_language"].items():
+        for key in ("words", "errors", "utterances"):
+            assert sum(rates[key] for rates in languages.values()) == scores["wer_by_corpus"][corpus][key]

@@ -1,10 +1,16 @@
 """Cuts to hypotheses: chosen tasks, barred tokens, and results that do not depend on the batches."""
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from labelled_cuts import make_cut
+from lhotse import Recording
 from toy_runs import read_cuts, toy_parts
 
-from tokenverse_pp.decoding import choose_tasks, decode
+from tokenverse_pp.decoding import DecodeOptions, choose_tasks, decode, plan_batches
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.search import SearchOptions
 from tokenverse_pp.training.setup import Loaded
@@ -35,9 +41,10 @@ def loaded(tiny_corpus):
     return load(tiny_corpus, model__vectors__placement="both")
 
 
-def run(loaded, cuts, names=(), options=TALKATIVE, **more):
-    batches = decode(loaded, cuts, choose_tasks(loaded.tasks, names), options, **more)
-    return {record["id"]: record for batch in batches for record in batch}
+def run(loaded, cuts, names=(), options=TALKATIVE, failed=(), **more):
+    batches = list(decode(loaded, cuts, DecodeOptions(options, tuple(names), **more)))
+    assert [failure["id"] for batch in batches for failure in batch.failures] == list(failed)
+    return {record["id"]: record for batch in batches for record in batch.records}
 
 
 def test_tasks_are_chosen_by_name(loaded):
@@ -108,5 +115,59 @@ def test_output_that_is_no_number_names_the_cut(tiny_corpus):
     with torch.no_grad():
         next(broken.model.encoder.parameters()).fill_(float("nan"))
     cut = read_cuts(tiny_corpus)[0]
-    with pytest.raises(UserError, match=f"cut {cut.id}: .*NaN"):
-        run(broken, [cut])
+    (done,) = decode(broken, [cut], DecodeOptions(TALKATIVE))
+    assert done.records == []
+    (failure,) = done.failures
+    assert failure["id"] == cut.id and failure["files"] == [cut.recording.sources[0].source]
+    assert f"cut {cut.id}: the encoder gave NaN" in failure["reason"]
+
+
+def with_samples(folder, name, samples, rate=16000):
+    soundfile.write(folder / f"{name}.wav", samples, rate, subtype="FLOAT")
+    return Recording.from_file(folder / f"{name}.wav").to_cut()
+
+
+def test_a_bad_cut_leaves_its_batch_as_it_is(tiny_corpus, loaded, tmp_path):
+    cuts = read_cuts(tiny_corpus)[:4]
+    bad = with_samples(tmp_path, "bad", np.full(16000 * 2, np.nan))
+    found = run(loaded, [*cuts[:2], bad, *cuts[2:]], failed=[bad.id], max_duration=1000)
+    expected = run(loaded, cuts, max_duration=1000)
+    assert found == expected
+
+
+def test_less_than_a_frame_is_an_empty_hypothesis(tiny_corpus, loaded, tmp_path):
+    """Alone and in a batch alike; some encoders cannot take it at all."""
+    short = with_samples(tmp_path, "short", np.zeros(20))
+    alone = run(loaded, [short])[short.id]
+    assert alone["text"] == "" and alone["tokens"] == alone["words"] == alone["turns"] == alone["entities"] == []
+    assert alone["language"] is None
+    cuts = read_cuts(tiny_corpus)[:3]
+    batch = run(loaded, [short, *cuts])
+    assert batch.pop(short.id) == alone and batch == run(loaded, cuts)
+
+
+def test_nbest_is_written_best_first(tiny_corpus, loaded):
+    options = SearchOptions("beam", beam=4, nbest=3, blank_penalty=2.0)
+    for record in run(loaded, read_cuts(tiny_corpus)[:3], options=options).values():
+        texts, scores = ([item[key] for item in record["nbest"]] for key in ("text", "score"))
+        assert texts[0] == record["text"] and scores[0] == record["score"]
+        assert 1 < len(texts) <= 3 and scores == sorted(scores, reverse=True)
+
+
+@given(st.lists(st.floats(0.1, 50), max_size=30), st.floats(1, 200))
+def test_batches_hold_every_cut_once_and_the_longest_come_first(durations, most):
+    cuts = [make_cut(str(i), [], duration=seconds) for i, seconds in enumerate(durations)]
+    options = DecodeOptions(max_duration=most, window=30, overlap=5)
+    batches = plan_batches(cuts, options)
+    assert sorted(cut.id for batch in batches for cut in batch) == sorted(cut.id for cut in cuts)
+    longest = [max(cut.duration for cut in batch) for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+    for batch, seconds in zip(batches, longest):
+        assert len(batch) == 1 or (len(batch) * seconds <= most and seconds <= 30)
+    assert plan_batches(cuts[::-1], options) == batches
+
+
+@pytest.mark.parametrize(("changes", "said"), [({"max_duration": 0}, "--max-duration"), ({"overlap": 15}, "--overlap")])
+def test_bad_options_are_named(changes, said):
+    with pytest.raises(UserError, match=said):
+        DecodeOptions(**changes)

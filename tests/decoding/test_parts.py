@@ -1,0 +1,63 @@
+"""Part files: what is taken over after a crash, and what is not."""
+
+import os
+
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from lhotse import Recording
+
+from tokenverse_pp.decoding.batches import Decoded
+from tokenverse_pp.decoding.parts import Parts, batch_digest, collect
+
+
+def write(folder, rank, keys):
+    parts = Parts(folder)
+    parts.open(rank)
+    for key in keys:
+        parts.append(key, Decoded([{"id": f"{key} é\u2028", "score": 0.1 + 0.2}], [{"id": f"no {key}"}]))
+    parts.close()
+
+
+@given(cut=st.integers(0, 400))
+def test_a_file_cut_anywhere_keeps_its_whole_lines_and_goes_on(tmp_path_factory, cut):
+    folder = tmp_path_factory.mktemp("parts")
+    write(folder, 0, "abc")
+    path = folder / "part-0.jsonl"
+    content = path.read_bytes()[:cut]
+    path.write_bytes(content)
+    # A line lacks nothing but its end if only the newline is gone.
+    whole = [line for line in content.split(b"\n") if line.endswith(b"]}")]
+    assert list(Parts(folder).read()) == list("abc")[: len(whole)]
+    write(folder, 0, "de")
+    write(folder, 1, "f")
+    found = Parts(folder).read()
+    assert sorted(found) == sorted([*"abc"[: len(whole)], *"def"])
+    done = collect(found, ["d", "f"])
+    assert [record["id"] for record in done.records] == ["d é\u2028", "f é\u2028"]
+    assert done.records[0]["score"] == 0.1 + 0.2 and done.failures == [{"id": "no d"}, {"id": "no f"}]
+
+
+def test_foreign_lines_are_passed_over(tmp_path):
+    (tmp_path / "part-0.jsonl").write_bytes(b'[]\n{"key": 1}\nnull\n\xff\xfe\n')
+    assert Parts(tmp_path).read() == {} == Parts(tmp_path / "none").read()
+    with pytest.raises(ValueError, match="open"):
+        Parts(tmp_path).append("a", Decoded())
+
+
+def test_digest_changes_with_run_cuts_and_audio(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, [0.0] * 1600, 16000)
+    cut = Recording.from_file(path).to_cut()
+    first = batch_digest("run", [cut], False)
+    assert first == batch_digest("run", [cut], False)
+    others = {batch_digest("other", [cut], False), batch_digest("run", [cut, cut], False)}
+    others.add(batch_digest("run", [cut.truncate(duration=0.05, preserve_id=True)], False))
+    stored = batch_digest("run", [cut], True)
+    os.utime(path, ns=(1, 1))
+    others.add(batch_digest("run", [cut], False))
+    assert len(others | {first}) == 5
+    assert batch_digest("run", [cut], True) == stored  # the audio is not read
+    path.unlink()
+    assert batch_digest("run", [cut], False) not in others

@@ -1,0 +1,143 @@
+"""Batches of cuts through encoder and search: records for hyps.jsonl, and what had to be refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
+
+import torch
+from lhotse.cut import Cut
+from torch import Tensor
+
+from tokenverse_pp.dataset import audio_files, collate, load_inputs
+from tokenverse_pp.decoding.options import DecodeOptions, choose_tasks
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.stored_features import batches_of
+from tokenverse_pp.search import Hypothesis, constraints_for, search_frames
+from tokenverse_pp.search.records import to_record
+from tokenverse_pp.training.distributed import autocast
+from tokenverse_pp.training.setup import Loaded
+
+Record = Dict[str, Any]
+NOTHING = Hypothesis(tokens=(), frames=(), log_probs=(), log_prob=0.0, score=0.0)
+
+
+@dataclass
+class Decoded:
+    """What a batch gave: lines of hyps.jsonl, and lines of failures.jsonl (id, files, reason)."""
+
+    records: List[Record] = field(default_factory=list)
+    failures: List[Record] = field(default_factory=list)
+
+    def refuse(self, cut: Cut, error: UserError) -> None:
+        """Note that a cut could not be decoded."""
+        reason = str(error)
+        if cut.id not in reason:
+            reason = f"cut {cut.id}: {reason}"
+        self.failures.append({"id": cut.id, "files": [str(path) for path in audio_files(cut)], "reason": reason})
+
+
+def plan_batches(cuts: Sequence[Cut], options: DecodeOptions) -> List[List[Cut]]:
+    """Cuts -> batches, the longest first (if memory is too small, that shows at once).
+
+    A cut longer than the window is a batch of its own. The batches depend on nothing but cuts and options: neither on
+    the number of processes nor on what was decoded before, so that these cannot change a result by a rounding error.
+    """
+    ordered = sorted(cuts, key=lambda cut: (cut.duration, cut.id))
+    long = [[cut] for cut in ordered if is_long(cut, options)]
+    short = list(batches_of((cut for cut in ordered if not is_long(cut, options)), options.max_duration))
+    return (short + long)[::-1]
+
+
+def is_long(cut: Cut, options: DecodeOptions) -> bool:
+    """Whether a cut is decoded in windows."""
+    return not options.stored_features and cut.duration > options.window
+
+
+class Decoder:
+    """A model with decoding options: batches in, `Decoded` out.
+
+    Args:
+        loaded: the model, on the device that it is to run on.
+        options: how to decode.
+
+    Raises:
+        UserError: for tasks or languages that the model does not know.
+    """
+
+    def __init__(self, loaded: Loaded, options: DecodeOptions):
+        self.loaded = loaded
+        self.options = options
+        self.active = choose_tasks(loaded.tasks, options.tasks)
+        self.device = next(loaded.model.parameters()).device
+        self.shift = loaded.model.encoder.output_frame_shift
+        search = options.search
+        self.constraints = constraints_for(
+            loaded.tasks, self.active.names, loaded.tokenizer, search.languages, search.force_language
+        )
+        mask = loaded.tasks.mask(self.active.names)
+        self.mask = torch.tensor(mask, dtype=torch.float32, device=self.device)
+
+    @torch.no_grad()
+    def __call__(self, group: Sequence[Cut]) -> Decoded:
+        """Decode one batch. What is wrong with one cut leaves the others as they are."""
+        done = Decoded()
+        loaded: List[Tuple[Cut, Tensor]] = []
+        for cut in group:
+            try:
+                loaded.append((cut, load_inputs(cut, self.options.stored_features, convert=True)))
+            except UserError as error:
+                done.refuse(cut, error)
+        # An utterance shorter than a frame would be an error of its whole batch in some encoders.
+        heard = [(cut, item) for cut, item in loaded if self._frames(item) > 0]
+        done.records.extend(self.record(cut, [NOTHING]) for cut, item in loaded if self._frames(item) <= 0)
+        if heard:
+            self._decode([cut for cut, _ in heard], [item for _, item in heard], done)
+        return done
+
+    def record(self, cut: Cut, found: Sequence[Hypothesis]) -> Record:
+        """The n-best list of a cut -> its line of hyps.jsonl."""
+        record = to_record(cut.id, found[0], self.loaded.tokenizer, self.active, self.shift)
+        if self.options.search.nbest > 1:
+            record["nbest"] = [self._candidate(hypothesis) for hypothesis in found]
+        return record
+
+    def _candidate(self, hypothesis: Hypothesis) -> Record:
+        words = hypothesis.words(self.loaded.tokenizer.pieces(hypothesis.tokens), self.shift)
+        return {
+            "text": " ".join(word.text for word in words),
+            "score": hypothesis.score,
+            "log_prob": hypothesis.log_prob,
+        }
+
+    def _frames(self, item: Tensor) -> int:
+        """Frames at the seam that audio (S,) or stored features (T, F) have."""
+        if self.options.stored_features:
+            return len(item)
+        return int(self.loaded.model.encoder.feature_lens(torch.tensor([len(item)]))) if len(item) else 0
+
+    def _decode(self, group: Sequence[Cut], items: Sequence[Tensor], done: Decoded) -> None:
+        """Encoder and search over inputs that are all valid."""
+        model, stored = self.loaded.model, self.options.stored_features
+        inputs, lens = collate(items)
+        with autocast(self.device, self.options.precision):
+            out, lens = model.encode(
+                inputs.to(self.device), lens.to(self.device), self.mask.expand(len(group), -1), stored
+            )
+        good = []
+        for row, (cut, frames, length) in enumerate(zip(group, out, lens.tolist())):
+            if torch.isfinite(frames[:length]).all():
+                good.append(row)
+            else:
+                done.refuse(cut, UserError("the encoder gave NaN or infinity; do its inputs or the model hold any?"))
+        if good:
+            out, lens = out[good].float(), lens[good]
+            found = search_frames(model.predictor, model.joiner, out, lens, self.options.search, self.constraints)
+            done.records.extend(self.record(group[row], best) for row, best in zip(good, found))
+
+
+def decode(loaded: Loaded, cuts: Sequence[Cut], options: DecodeOptions) -> Iterator[Decoded]:
+    """Decode cuts in this process, batch by batch (`plan_batches`)."""
+    decoder = Decoder(loaded, options)
+    for group in plan_batches(cuts, options):
+        yield decoder(group)
