@@ -102,7 +102,7 @@ def test_stats(manifest, tmp_path):
     path = tmp_path / "stats.json"
     result = run("manifest", "stats", manifest, "--json", path)
     assert result.exit_code == 0 and "fr" in result.output
-    assert json.loads(path.read_text())["fr"]["tasks"]["lid"]["labelled"]["cuts"] == 1
+    assert json.loads(path.read_text())["languages"]["fr"]["tasks"]["lid"]["labelled"]["cuts"] == 1
 
 
 @pytest.mark.parametrize(

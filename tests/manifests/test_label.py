@@ -60,8 +60,12 @@ def test_labels_of_an_added_task_must_be_there(task):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"add": ("sing",)}, "unknown task 'sing'"), ({"drop": ("asr",)}, "asr cannot"), ({"add": ("lid",), "drop": ("lid",)}, "at once")],
-)  # fmt: skip
+    [
+        ({"add": ("sing",)}, "unknown task 'sing'"),
+        ({"drop": ("asr",)}, "asr cannot"),
+        ({"add": ("lid",), "drop": ("lid",)}, "at once"),
+    ],
+)
 def test_impossible_changes(change, said):
     with pytest.raises(UserError, match=said):
         LabelChange(**change)
@@ -87,7 +91,7 @@ def test_labels_of_people_are_not_replaced_unasked():
         labelled(forgotten, places())
     done = labelled(by_people, places(), overwrite=True)
     assert machine_tasks(done.custom) == ["ner"]
-    with pytest.raises(UserError, match="by machine:gazetteer/places.tsv already"):
+    with pytest.raises(UserError, match=r"by machine:gazetteer/places\.tsv already"):
         labelled(done, places())
 
 

@@ -25,6 +25,12 @@ class NameSet:
         """Put a name in; True if it was not there before."""
         return self._put((hash(name) & _HASH_BITS) or 1)  # 0 marks a free slot
 
+    def update(self, other: NameSet) -> None:
+        """Put in all that another set holds."""
+        for value in other._slots:
+            if value:
+                self._put(value)
+
     def _put(self, value: int) -> bool:
         slots, mask = self._slots, len(self._slots) - 1
         at = value & mask

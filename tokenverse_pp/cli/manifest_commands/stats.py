@@ -10,18 +10,26 @@ import click
 @click.command()
 @click.argument("cuts", nargs=-1, required=True, type=click.Path())
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write the counts to this file.")
-def stats(cuts: Tuple[str, ...], json_path: Optional[str]) -> None:
-    """Count hours, turns, words and task tokens of CUTS, by task and language: labelled, not labelled."""
-    from itertools import chain
+@click.option("--plot", type=click.Path(dir_okay=False), help="Draw hours labelled by task and language (.png).")
+def stats(cuts: Tuple[str, ...], json_path: Optional[str], plot: Optional[str]) -> None:
+    """Count hours, turns, words and task tokens of CUTS, by task and language: labelled, not labelled.
 
+    "machine h" is the part of the labelled hours whose labels a machine made (`manifest label`). With several
+    manifests, or cuts that name their corpus (custom field corpus), it also says what each gives to each task.
+    """
     from tokenverse_pp.files import write_json
-    from tokenverse_pp.manifests.labels import validate_cuts
-    from tokenverse_pp.manifests.reading import read_cuts
-    from tokenverse_pp.manifests.stats import count_cuts, stats_table
+    from tokenverse_pp.manifests.progress import reading_bar
+    from tokenverse_pp.manifests.stats import count_manifests, shares_table, stats_table
 
-    for path in cuts:
-        validate_cuts(path)
-    counts = count_cuts(chain.from_iterable(read_cuts(path) for path in cuts))
+    with reading_bar(cuts, "stats") as bar:
+        counts = count_manifests(cuts, bar)
     if json_path is not None:
         write_json(json_path, counts)
-    click.echo(stats_table(counts))
+    if plot is not None:
+        from tokenverse_pp.manifests.stats_plot import plot_stats
+
+        plot_stats(counts, plot)
+    click.echo(stats_table(counts["languages"]))
+    if len(counts["corpora"]) > 1:
+        click.echo("\n" + stats_table(counts["corpora"], "corpus"))
+        click.echo("\n" + shares_table(counts["corpora"]))
