@@ -69,11 +69,10 @@ def main(**given: Any) -> None:
     options = options_of(given)
     world = start_world()
     try:
-        refused = run(given, options, world)
+        whole = run(given, options, world)
     finally:
         stop_world()
-    if refused:
-        click.echo(f"{refused} cuts could not be decoded: {given['output_dir'] / 'failures.jsonl'}", err=True)
+    if not whole:
         sys.exit(EXIT_CODE)
 
 
@@ -98,8 +97,8 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
     )
 
 
-def run(given: Mapping[str, Any], options: DecodeOptions, world: World) -> int:
-    """Decode, score, write and print; returns how many cuts were refused (in the first process)."""
+def run(given: Mapping[str, Any], options: DecodeOptions, world: World) -> bool:
+    """Decode, score, write and print; returns whether nothing had to be refused (that the first process knows)."""
     loaded = load_model(given["model"], given["encoder"])
     choose_tasks(loaded.tasks, options.tasks)
     corpora: Dict[str, str] = {}
@@ -110,7 +109,7 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: World) -> int:
     parts = Parts(folder / "parts")
     outcome = decode_all(loaded, cuts, options, parts.folder, world, given["resume"], click.echo)
     if outcome is None:
-        return 0
+        return True
     hyps = {record["id"]: record for record in outcome.records}
     decoded = [cut for cut in cuts if cut.id in hyps]
     scores = score_hypotheses(decoded, outcome.records, corpora=corpora)
@@ -122,7 +121,10 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: World) -> int:
     # Conversations say more than single turns.
     show_examples(sorted(decoded, key=lambda cut: -len(cut.supervisions))[: given["show"]], hyps, loaded.tasks)
     click.echo(f"hypotheses: {folder / 'hyps.jsonl'}\nscores: {folder / 'scores.json'}")
-    return len(outcome.failures)
+    if outcome.failures:
+        refused = f"{len(outcome.failures)} of {len(cuts)} cuts could not be decoded"
+        click.echo(f"{refused}: {folder / 'failures.jsonl'}", err=True)
+    return not outcome.failures
 
 
 def read_all(paths: Sequence[str], corpora: Dict[str, str]) -> List[Cut]:
