@@ -9,6 +9,7 @@ from tokenverse_pp.cli.groups import Group
 
 COMMANDS = {
     "average": "tokenverse_pp.cli.average:average",
+    "calibrate": "tokenverse_pp.cli.calibrate:calibrate",
     "manifest": "tokenverse_pp.cli.manifest:manifest",
     "score": "tokenverse_pp.cli.score:score",
 }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from tokenverse_pp.search.confidence import Calibration
 from tokenverse_pp.search.hypothesis import Hypothesis, TimedWord
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.transcript import Mark, Transcript
 from tokenverse_pp.tokenizer import Tokenizer
 
-DIGITS = 3  # of seconds and confidences
+DIGITS = 3  # of seconds
+CONFIDENCE_DIGITS = 6  # most words of a good model are between 0.999 and 1
 
 
 def read_words(words: Sequence[TimedWord], tasks: TaskSet) -> Tuple[Transcript, List[TimedWord], List[Mark]]:
@@ -25,7 +27,12 @@ def read_words(words: Sequence[TimedWord], tasks: TaskSet) -> Tuple[Transcript, 
 
 
 def to_record(
-    cut_id: str, hypothesis: Hypothesis, tokenizer: Tokenizer, active: TaskSet, frame_shift: float
+    cut_id: str,
+    hypothesis: Hypothesis,
+    tokenizer: Tokenizer,
+    active: TaskSet,
+    frame_shift: float,
+    calibration: Optional[Calibration] = None,
 ) -> Dict[str, Any]:
     """One line of hyps.jsonl (README: "What decode.py writes").
 
@@ -35,6 +42,7 @@ def to_record(
         tokenizer: gives the pieces.
         active: the tasks that were decoded; an inactive task's key is absent, not empty.
         frame_shift: seconds an encoder output frame.
+        calibration: of the model (`read_calibration`); without one, ``confidence`` is the raw value.
     """
     pieces = tokenizer.pieces(hypothesis.tokens)
     words = hypothesis.words(pieces, frame_shift)
@@ -44,10 +52,7 @@ def to_record(
         "text": " ".join(word.text for word in words),
         "tokens": pieces,
         "times": [_round(time) for time in hypothesis.times(frame_shift)],
-        "words": [
-            {"text": w.text, "start": _round(w.start), "end": _round(w.end), "confidence": _round(w.confidence)}
-            for w in words
-        ],
+        "words": [_word(word, calibration) for word in words],
         "score": hypothesis.score,
         "tasks": list(active.names),
     }
@@ -61,6 +66,15 @@ def to_record(
     if "ner" in active:
         record["entities"] = [{**_span(plain[e.start : e.end]), "type": e.type} for e in transcript.entities]
     return record
+
+
+def _word(word: TimedWord, calibration: Optional[Calibration]) -> Dict[str, Any]:
+    record = {"text": word.text, "start": _round(word.start), "end": _round(word.end)}
+    raw = round(word.confidence, CONFIDENCE_DIGITS)
+    if calibration is None:
+        return {**record, "confidence": raw}
+    calibrated = calibration(word.text, word.confidence)
+    return {**record, "confidence": round(calibrated, CONFIDENCE_DIGITS), "raw_confidence": raw}
 
 
 def _span(words: Sequence[TimedWord]) -> Dict[str, Any]:
