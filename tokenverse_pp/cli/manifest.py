@@ -8,13 +8,22 @@ from tokenverse_pp.cli.groups import Group
 
 HERE = "tokenverse_pp.cli.manifest_commands"
 COMMANDS = {
+    "conversations": f"{HERE}.conversations:conversations",
     "label": f"{HERE}.label:label",
+    "mix": f"{HERE}.mix:mix",
     "stats": f"{HERE}.stats:stats",
     "store-features": f"{HERE}.store_features:store_features",
     "validate": f"{HERE}.validate:validate",
 }
 PREPARE = {
+    "ami": f"{HERE}.prepare_ami:ami",
+    "callhome-english": f"{HERE}.prepare_callhome_english:callhome_english",
+    "commonvoice": f"{HERE}.prepare_commonvoice:commonvoice",
+    "eval2000": f"{HERE}.prepare_eval2000:eval2000",
     "human-speech": f"{HERE}.prepare_human_speech:human_speech",
+    "librispeech": f"{HERE}.prepare_librispeech:librispeech",
+    "mls": f"{HERE}.prepare_mls:mls",
+    "voxpopuli": f"{HERE}.prepare_voxpopuli:voxpopuli",
 }
 
 

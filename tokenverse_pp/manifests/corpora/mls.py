@@ -1,0 +1,44 @@
+"""Multilingual LibriSpeech: read books in eight languages; labelled for asr and lid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.corpora.languages import MLS
+from tokenverse_pp.manifests.corpora.parts import Part, Say, lhotse_recipe, require
+from tokenverse_pp.manifests.corpora.utterances import write_utterances
+
+SPLITS = ("train", "dev", "test")
+LAYOUT = (
+    "mls_<language>[_opus]/{metainfo.txt,<split>/transcripts.txt,<split>/audio/*/*/*.{flac,opus}} for the splits "
+    "train, dev and test"
+)
+
+
+def prepare_mls(
+    corpus_dir: Path, output_dir: Path, normaliser: str = "words", jobs: int = 1, say: Say = print
+) -> Dict[str, Path]:
+    """``mls_<language>`` folders -> ``cuts_<split>_<code>.jsonl.gz``, one cut a segment.
+
+    Opus files are read where there is an ``mls_*_opus`` folder, FLAC files otherwise, as in lhotse's recipe.
+
+    Raises:
+        UserError: where the folder is no MLS.
+    """
+    from lhotse.recipes.mls import prepare_mls as recipe
+
+    require(corpus_dir, ["mls_*/metainfo.txt", "mls_*/train/transcripts.txt"], LAYOUT)
+    opus = any(corpus_dir.glob("mls_*_opus"))
+    with lhotse_recipe("mls", corpus_dir, LAYOUT):
+        manifests = recipe(corpus_dir, opus=opus, num_jobs=jobs)
+    unknown = sorted(set(manifests) - set(MLS))
+    if unknown:
+        raise UserError(f"{corpus_dir}: mls_{unknown[0]}: not a language of MLS; expected one of {', '.join(MLS)}")
+    parts = [
+        Part(f"{split}_{MLS[name]}", **manifests[name][split], language=MLS[name])
+        for name in sorted(manifests)
+        for split in SPLITS
+    ]
+    return write_utterances(parts, output_dir, "mls", normaliser, jobs, say)

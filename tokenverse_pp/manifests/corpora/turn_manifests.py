@@ -1,0 +1,162 @@
+"""Any manifest of turns (cuts, or recordings and supervisions) -> conversations."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+
+from lhotse import RecordingSet, SupervisionSet, load_manifest
+from lhotse.audio import Recording
+from lhotse.cut import Cut, MonoCut
+from lhotse.supervision import SupervisionSegment
+from lhotse.utils import fastcopy
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.conversations import DEFAULT_OPTIONS, ConversationOptions, Words, conversation_cuts
+from tokenverse_pp.manifests.corpora.dialogues import Track
+from tokenverse_pp.manifests.corpora.parts import LeftOut, Say, stem, write_checked_files
+from tokenverse_pp.manifests.normalise import NORMALISERS
+from tokenverse_pp.manifests.reading import read_cuts
+from tokenverse_pp.tasks.registry import REGISTRY
+
+
+def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
+    """The turns of cuts that follow one another and share recording and channel, with times from the recording's start.
+
+    Raises:
+        UserError: for a cut that is not one channel of one recording, for cuts of one recording that do not follow one
+            another, and for supervisions of one id.
+    """
+    seen: Set[Tuple[str, int]] = set()
+    for (recording_id, channel), group in groupby(_mono(cuts, where), key=lambda cut: (cut.recording.id, cut.channel)):
+        if (recording_id, channel) in seen:
+            raise UserError(f"{where}: the cuts of recording {recording_id} do not follow one another: sort them")
+        seen.add((recording_id, channel))
+        turns: List[SupervisionSegment] = []
+        recording: Optional[Recording] = None
+        for cut in group:
+            recording = cut.recording
+            turns += [fastcopy(turn, start=round(cut.start + turn.start, 8)) for turn in cut.supervisions]
+        assert recording is not None
+        yield _track(recording, channel, turns, where)
+
+
+def tracks_of_supervisions(recordings: RecordingSet, supervisions: SupervisionSet, where: str) -> Iterator[Track]:
+    """The turns of each recording and channel, in the order of the recordings.
+
+    Raises:
+        UserError: for a supervision of a recording that is not there or of several channels, and for two of one id.
+    """
+    by_place: Dict[Tuple[str, int], List[SupervisionSegment]] = {}
+    known = {recording.id: recording for recording in recordings}
+    for turn in supervisions:
+        if turn.recording_id not in known:
+            raise UserError(f"{where}: supervision {turn.id}: no recording {turn.recording_id!r}")
+        channels = turn.channel if isinstance(turn.channel, list) else [turn.channel]
+        if len(channels) != 1:
+            raise UserError(f"{where}: supervision {turn.id}, field 'channel': expected one, found {channels}")
+        by_place.setdefault((turn.recording_id, channels[0]), []).append(turn)
+    for recording_id, recording in known.items():
+        for channel in recording.channel_ids or [0]:
+            if (recording_id, channel) in by_place:
+                yield _track(recording, channel, by_place[recording_id, channel], where)
+
+
+def _mono(cuts: Iterable[Cut], where: str) -> Iterator[MonoCut]:
+    for cut in cuts:
+        if not isinstance(cut, MonoCut) or cut.recording is None:
+            raise UserError(
+                f"{where}: cut {cut.id}: expected one channel of one recording, found a {type(cut).__name__}"
+            )
+        yield cut
+
+
+def _track(recording: Recording, channel: int, turns: Sequence[SupervisionSegment], where: str) -> Track:
+    ids = [turn.id for turn in turns]
+    if len(set(ids)) < len(ids):
+        double = next(name for name in ids if ids.count(name) > 1)
+        raise UserError(f"{where}: recording {recording.id}: two supervisions have the id {double}")
+    prefix = recording.id if recording.num_channels == 1 else f"{recording.id}-{channel}"
+    return Track(prefix, recording, channel, turns)
+
+
+def read_tracks(turns: Path, recordings: Optional[Path] = None) -> Iterator[Track]:
+    """Tracks of a manifest of cuts or, with ``recordings``, of supervisions.
+
+    Raises:
+        UserError: for a file that is missing or is not what it should be.
+    """
+    if recordings is None:
+        return tracks_of_cuts(read_cuts(turns), str(turns))
+    return tracks_of_supervisions(_load(recordings, RecordingSet), _load(turns, SupervisionSet), str(turns))
+
+
+def _load(path: Path, kind: type):  # type: ignore[no-untyped-def]  # RecordingSet or SupervisionSet, as asked for
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a {kind.__name__}")
+    try:
+        manifest = load_manifest(path)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path}: not a lhotse manifest: {reason}") from error
+    if not isinstance(manifest, kind):
+        raise UserError(f"{path}: expected a {kind.__name__}, found a {type(manifest).__name__}")
+    return manifest
+
+
+def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str]) -> Words:
+    """Words of a turn. It is complete if its label ``endpoint`` or its last sign ``. ? !`` says so."""
+    custom = turn.custom or {}
+    text = NORMALISERS[normaliser](turn.text or "", turn.language or language)
+    if normaliser != "none" and custom.get("entities") and text != turn.text:
+        raise UserError(f"supervision {turn.id}: --normaliser {normaliser} would move its entities; use none")
+    last = (turn.text or "").rstrip()[-1:]
+    signs = True if last in (".", "?", "!", "…") else False if last in (",", ";", ":", "-") else None
+    return Words(text, custom["endpoint"] if isinstance(custom.get("endpoint"), bool) else signs if last else None)
+
+
+def write_conversations(
+    turns: Path,
+    output: Path,
+    recordings: Optional[Path] = None,
+    tasks: Sequence[str] = ("asr", "scd", "endp"),
+    options: ConversationOptions = DEFAULT_OPTIONS,
+    normaliser: str = "none",
+    language: Optional[str] = None,
+    say: Say = print,
+) -> None:
+    """Windows of all turns -> ``output``, and what is in none of them -> ``<output's name>.left_out.jsonl`` beside it.
+
+    Args:
+        turns: cuts (whole recordings, or a cut a turn), or supervisions.
+        recordings: of the supervisions.
+        tasks: what the turns are labelled for; endp is labelled here.
+        language: of turns that name none.
+
+    Raises:
+        UserError: naming file and supervision. Nothing is written then.
+    """
+    options.check()
+    unknown = [name for name in tasks if name not in REGISTRY]
+    if unknown:
+        raise UserError(f"--tasks: unknown task {unknown[0]!r}, expected some of {', '.join(REGISTRY)}")
+    words = partial(read_words, normaliser=normaliser, language=language)
+    left_out = LeftOut()
+
+    def cuts() -> Iterator[MonoCut]:
+        for track in read_tracks(turns, recordings):
+            spoken = [fastcopy(turn, language=turn.language or language) for turn in track.turns]
+            yield from conversation_cuts(
+                track.recording,
+                spoken,
+                options,
+                words,
+                left_out.add,
+                {"tasks": list(tasks)},
+                track.channel,
+                track.prefix,
+            )
+
+    write_checked_files({output: (cuts(), left_out)}, output.with_name(f"{stem(output)}.left_out.jsonl"), say)
