@@ -5,39 +5,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vocabulary import ALL, Vocabulary, is_well_formed, know
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.search import Constraints, SearchOptions, compile_filters, constraints_for, search_frames
 from tokenverse_pp.search.filters import Bar, InOrder, Spans
-from tokenverse_pp.tasks import TaskSet, build_tasks, parse
+from tokenverse_pp.tasks import TaskSet
 from tokenverse_pp.tasks.base import RANK_CHANGE, RANK_CLOSE, RANK_END, RANK_OPEN
 from tokenverse_pp.tasks.positions import PositionTask
-from tokenverse_pp.tasks.transcript import is_task_token, pieces_to_words
-
-ALL = ["asr", "scd", "endp", "ner", "lid"]
-PIECES = ["▁", "▁a", "▁b", "c"]
-
-
-class Vocabulary:
-    """A tokenizer of few pieces."""
-
-    def __init__(self, tasks):
-        self.all = ["<blk>", "<unk>", *tasks.symbols, *PIECES]
-        self.vocab_size = len(self.all)
-
-    def id_of(self, symbol):
-        return self.all.index(symbol)
-
-    def pieces(self, ids):
-        return [self.all[i] for i in ids]
-
-    def ids(self, text):
-        return [self.all.index(piece) for piece in text.split()]
-
-
-def know(*names, languages=("fr", "nl"), types=()):
-    return build_tasks(names, {"lid": {"languages": list(languages)}, "ner": {"types": list(types)}})
-
 
 TASKS = know(*ALL)
 VOCABULARY = Vocabulary(TASKS)
@@ -147,15 +122,6 @@ def test_without_anything_to_bar_scores_are_unchanged(tiny):
     assert search_frames(*model, SearchOptions(), compile_filters([], {}, 9)) == search_frames(*model, SearchOptions())
 
 
-def kept_text(words):
-    """What `parse` keeps of a hypothesis: neither a span that is open at the end nor a change after the last word."""
-    opened = [i for i, word in enumerate(words) if word.startswith("[NE")]
-    if opened and "[/NE]" not in words[opened[-1] :]:
-        words = words[: opened[-1]] + words[opened[-1] + 1 :]
-    last_word = max((i for i, word in enumerate(words) if not is_task_token(word)), default=-1)
-    return " ".join(w for i, w in enumerate(words) if w != "[SCD]" or i < last_word)
-
-
 @settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -174,10 +140,7 @@ def test_every_hypothesis_of_any_model_is_well_formed(tiny, seed, known, active,
     for hypotheses in search_frames(*model, options, constraints):
         assert hypotheses
         for found in hypotheses:
-            words = pieces_to_words(vocabulary.pieces(found.tokens))[0]
-            assert all(w in active_tasks.symbols for w in words if is_task_token(w))
-            assert found.log_prob > -float("inf")
-            assert active_tasks.render(parse(" ".join(words), active_tasks)) == kept_text(words)
+            assert is_well_formed(found, vocabulary, active_tasks)
 
 
 class Laughter(PositionTask):

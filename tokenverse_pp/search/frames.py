@@ -16,10 +16,16 @@ from tokenverse_pp.search.full import full_beam_search
 from tokenverse_pp.search.greedy import greedy_search
 from tokenverse_pp.search.hotwords import Bonus
 from tokenverse_pp.search.hypothesis import Hypothesis
+from tokenverse_pp.search.k2_fast import k2_fast_beam_search
 from tokenverse_pp.search.options import SearchOptions
 from tokenverse_pp.search.scorer import Scorer, project
 
-METHODS = {"greedy": greedy_search, "beam": beam_search, "full_beam": full_beam_search}
+METHODS = {
+    "greedy": greedy_search,
+    "beam": beam_search,
+    "full_beam": full_beam_search,
+    "k2_fast_beam": k2_fast_beam_search,
+}
 
 
 def search_frames(

@@ -1,0 +1,47 @@
+"""A tokenizer of few pieces, and what makes a hypothesis well-formed (pytest puts this folder on the path)."""
+
+from tokenverse_pp.tasks import build_tasks, parse
+from tokenverse_pp.tasks.transcript import is_task_token, pieces_to_words
+
+ALL = ["asr", "scd", "endp", "ner", "lid"]
+PIECES = ["▁", "▁a", "▁b", "c"]
+
+
+class Vocabulary:
+    """A tokenizer of few pieces."""
+
+    def __init__(self, tasks):
+        self.all = ["<blk>", "<unk>", *tasks.symbols, *PIECES]
+        self.vocab_size = len(self.all)
+
+    def id_of(self, symbol):
+        return self.all.index(symbol)
+
+    def pieces(self, ids):
+        return [self.all[i] for i in ids]
+
+    def ids(self, text):
+        return [self.all.index(piece) for piece in text.split()]
+
+
+def know(*names, languages=("fr", "nl"), types=()):
+    return build_tasks(names, {"lid": {"languages": list(languages)}, "ner": {"types": list(types)}})
+
+
+def kept_text(words):
+    """What `parse` keeps of a hypothesis: neither a span that is open at the end nor a change after the last word."""
+    opened = [i for i, word in enumerate(words) if word.startswith("[NE")]
+    if opened and "[/NE]" not in words[opened[-1] :]:
+        words = words[: opened[-1]] + words[opened[-1] + 1 :]
+    last_word = max((i for i, word in enumerate(words) if not is_task_token(word)), default=-1)
+    return " ".join(w for i, w in enumerate(words) if w != "[SCD]" or i < last_word)
+
+
+def is_well_formed(found, vocabulary, active_tasks):
+    """Whether a hypothesis is possible, says nothing of tasks that are not active, and is read as it stands."""
+    words = pieces_to_words(vocabulary.pieces(found.tokens))[0]
+    return (
+        found.log_prob > -float("inf")
+        and all(w in active_tasks.symbols for w in words if is_task_token(w))
+        and active_tasks.render(parse(" ".join(words), active_tasks)) == kept_text(words)
+    )
