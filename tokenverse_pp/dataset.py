@@ -111,11 +111,13 @@ def load_inputs(cut: Cut, stored_features: bool = False, convert: bool = False) 
         cut: with audio, or with features that were stored before.
         stored_features: read these features in place of the audio.
         convert: take any sampling rate and any number of channels: channels are averaged, then resampled to 16 kHz
-            (torchaudio's windowed sinc, by way of lhotse). Training converts nothing: corpora are prepared once.
+            (torchaudio's windowed sinc, by way of lhotse), and refuse NaN. Training converts nothing, since corpora
+            are prepared once, and passes over a step whose loss is no number, so that one bad file among a million
+            does not end a run.
 
     Raises:
-        UserError: naming cut and file where the audio is missing, truncated, no audio, holds NaN or infinity, or,
-            without ``convert``, is not 16 kHz mono; and where features were asked for but none are stored.
+        UserError: naming cut and file where the audio is missing, truncated, no audio, not 16 kHz mono (or, with
+            ``convert``, holds NaN or infinity); and where features were asked for but none are stored.
     """
     if stored_features:
         return _load_features(cut)
@@ -125,7 +127,7 @@ def load_inputs(cut: Cut, stored_features: bool = False, convert: bool = False) 
     except Exception as error:  # whatever the audio backend throws
         raise UserError(f"cut {cut.id}: {_unreadable(cut, error)}") from error
     samples = torch.from_numpy(np.ascontiguousarray(audio.mean(axis=0) if len(audio) > 1 else audio[0], np.float32))
-    if not torch.isfinite(samples).all():
+    if convert and not torch.isfinite(samples).all():
         raise UserError(f"cut {cut.id}: field 'recording': {recording_files(cut)}: holds samples of NaN or infinity")
     if cut.sampling_rate != SAMPLING_RATE:
         samples = get_or_create_resampler(cut.sampling_rate, SAMPLING_RATE)(samples[None])[0]

@@ -1,0 +1,54 @@
+"""Training killed at random moments, again and again, ends with the weights of a run that nobody touched."""
+
+import os
+import random
+import re
+
+import pytest
+from runs import Run, checkpoints, weights
+from toy_runs import toy_options
+
+KILLS = int(os.environ.get("FAULT_KILLS", "10"))  # the long form: FAULT_KILLS=100
+LIMIT = 300  # seconds that a run may take
+
+
+def options(corpus, exp_dir):
+    """Twelve steps over two epochs and more, a checkpoint after each, so that many kills hit a write."""
+    changes = {"training__max_steps": 12, "training__save_every": 1, "training__valid_every": 4}
+    return toy_options(corpus, exp_dir, **changes, data__max_cuts=4, model__encoder__freeze_feature_encoder="true")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_corpus, tmp_path_factory):
+    """Bytes of the final model of a run that is left alone, and the seconds of its training."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    run = Run.start(options(tiny_corpus, folder / "exp"), folder / "stderr")
+    assert run.wait(LIMIT) == 0, run.said()
+    return weights(folder / "exp")
+
+
+@pytest.mark.slow
+def test_every_killed_run_ends_as_if_it_had_not_been(tiny_corpus, tmp_path, unbroken):
+    random_ = random.Random(os.environ.get("FAULT_SEED", "1"))
+    kills = runs = 0
+    while kills < KILLS:
+        exp_dir, stderr = tmp_path / f"run-{runs}" / "exp", tmp_path / f"run-{runs}.stderr"
+        runs += 1
+        limit = 1.5  # seconds: grows where a run gets nowhere, so that it ends on a slow machine too
+        while True:
+            before = checkpoints(exp_dir)
+            run = Run.start(options(tiny_corpus, exp_dir), stderr)
+            code = run.wait(random_.uniform(0.0, limit) if kills < KILLS else LIMIT)
+            if code is not None:
+                assert code == 0, run.said()
+                break
+            run.kill()
+            kills += 1
+            after = checkpoints(exp_dir)
+            if before:
+                # Nothing older than the newest checkpoint was taken, and none was lost.
+                resumed = re.findall(r"resuming from (step-\d+)", run.said())
+                assert not resumed or resumed[-1] >= before[-1]
+                assert after[-1] >= before[-1]
+            limit *= 1.2 if after == before else 1.0
+        assert weights(exp_dir) == unbroken, run.said()
