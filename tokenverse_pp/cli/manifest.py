@@ -9,8 +9,11 @@ from tokenverse_pp.cli.groups import Group
 HERE = "tokenverse_pp.cli.manifest_commands"
 COMMANDS = {
     "conversations": f"{HERE}.conversations:conversations",
+    "import": f"{HERE}.import_corpus:import_corpus",
     "label": f"{HERE}.label:label",
     "mix": f"{HERE}.mix:mix",
+    "show": f"{HERE}.show:show",
+    "split": f"{HERE}.split:split",
     "stats": f"{HERE}.stats:stats",
     "store-features": f"{HERE}.store_features:store_features",
     "validate": f"{HERE}.validate:validate",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,3 +217,21 @@ def supervision_custom(supervision: Dict[str, Any], cut_id: str) -> Dict[str, An
     if not isinstance(custom, dict):
         raise UserError(f"cut {cut_id}: field 'custom' of a supervision: expected a mapping, found {custom!r}")
     return custom
+
+
+def recordings_of(data: Dict[str, Any]) -> Iterator[str]:
+    """The ids of the recordings that a row's cut is taken from."""
+    for holder in [data] if "tracks" not in data else list(_track_cuts(data)):
+        recording = holder.get("recording")
+        if isinstance(recording, dict):
+            yield str(recording.get("id"))
+        else:
+            yield from {str(sup["recording_id"]) for sup in supervisions_of(holder) if sup.get("recording_id")}
+
+
+def duration_of(row: Row) -> float:
+    """Seconds; of a mixed cut by way of lhotse (raises UserError where there are none)."""
+    seconds = row.data.get("duration") if "tracks" not in row.data else cut_of(row.data, row.where).duration
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+        raise UserError(f"{row.where}: cut {row.id}: field 'duration': expected seconds > 0, found {seconds!r}")
+    return float(seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Tuple
 
 from lhotse.cut import Cut
 
@@ -104,15 +104,34 @@ def count_manifests(paths: Sequence[PathLike], bar: Any = None) -> Dict[str, Any
         UserError: naming the first cut that breaks the label schema, or whose id another one of its file has.
     """
     statistics = Statistics()
-    for path in paths:
-        name, seen = Path(path).name.split(".jsonl")[0], NameSet()
-        for row in read_rows(path, bar):
-            cut = labelled_cut(row)
-            problems = check_cut(cut) if seen.add(row.id) else ["field 'id': another cut has it already"]
-            if problems:
-                raise UserError(f"{row.where}: cut {row.id}: {problems[0]}; see `tokenverse-pp manifest validate`")
+    for path, name in zip(paths, corpus_names(paths)):
+        for cut in valid_cuts(path, bar):
             statistics.add(cut, str((cut.custom or {}).get("corpus", name)))
     return {"languages": statistics.by_language(), "corpora": statistics.by_corpus()}
+
+
+def valid_cuts(path: PathLike, bar: Any = None) -> Iterator[Cut]:
+    """The cuts of a manifest as their labels are read (see `plain`), each checked; ids as in `count_manifests`."""
+    seen = NameSet()
+    for row in read_rows(path, bar):
+        cut = labelled_cut(row)
+        problems = check_cut(cut) if seen.add(row.id) else ["field 'id': another cut has it already"]
+        if problems:
+            raise UserError(f"{row.where}: cut {row.id}: {problems[0]}; see `tokenverse-pp manifest validate`")
+        yield cut
+
+
+def corpus_names(paths: Sequence[PathLike]) -> List[str]:
+    """The names of manifest files without their endings, with their folder's where that alone tells them apart.
+
+    >>> corpus_names(["ami/cuts.jsonl.gz", "cv/cuts.jsonl.gz", "own.jsonl"])
+    ['ami-cuts', 'cv-cuts', 'own']
+    """
+    stems = [Path(path).name.split(".")[0] for path in paths]
+    return [
+        f"{Path(path).parent.name}-{stem}" if stems.count(stem) > 1 and Path(path).parent.name else stem
+        for path, stem in zip(paths, stems)
+    ]
 
 
 def stats_table(stats: Dict[str, Any], what: str = "language") -> str:

@@ -1,0 +1,14 @@
+"""Running `tokenverse-pp` within the test's process (pytest puts this folder on the path)."""
+
+import inspect
+
+from click.testing import CliRunner
+
+from tokenverse_pp.cli.main import cli
+
+
+def run(*args, group=cli):
+    """The result of a command line: exit code, stdout and stderr."""
+    # click 8.1 mixes stderr into stdout unless told not to, 8.2 has no such option.
+    options = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+    return CliRunner(**options).invoke(group, [str(arg) for arg in args])
