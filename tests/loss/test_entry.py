@@ -63,7 +63,7 @@ def test_chunked_joiner_equals_the_plain_composition(case):
     half = rows // 2 * sum(case.weight.shape) * 8
     with pytest.MonkeyPatch.context() as patch:
         for numbers in (1, 64, 2**20):  # one frame a chunk, a few, all
-            patch.setattr(joiner, "CHUNK_NUMBERS_CPU", numbers)
+            patch.setattr(joiner, "CHUNK_NUMBERS_CPU", (numbers, numbers))
             for budget in (RECOMPUTE, half, KEEP_ALL):
                 result = loss_and_grads(case, entry_loss, memory_budget=budget)
                 assert_close(result, expected, 1e-11)

@@ -113,13 +113,12 @@ def _occupation(arcs: Tensor, p: Tensor, ends: Tensor, scores: Tensor, layout: _
     arcs.nan_to_num_(nan=0.0, posinf=0.0)
     state = torch.zeros_like(p)
     state.view(-1)[ends] = torch.isfinite(scores).to(p.dtype)
-    targets = state[1:, 1:].unbind(0)
-    same, back = state[:-1, 1:].unbind(0), state[:-1, :-1].unbind(0)
-    moves, stays, pairs = arcs[:, 0].unbind(0), arcs[:, 1].unbind(0), arcs.unbind(0)
+    states, back = state[:, 1:].unbind(0), state[:-1, :-1].unbind(0)
+    moves, stays = arcs[:, 0].unbind(0), arcs[:, 1].unbind(0)
     for step in range(layout.steps - 1, -1, -1):
-        pairs[step].mul_(targets[step])
-        same[step].add_(stays[step])
-        back[step].add_(moves[step])
+        states[step].addcmul_(stays[step], states[step + 1])
+        back[step].addcmul_(moves[step], states[step + 1])
+    arcs.mul_(state[1:, 1:].unsqueeze(1))
     return arcs
 
 
