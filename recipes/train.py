@@ -25,6 +25,7 @@ from tokenverse_pp.tokenizer import Tokenizer
 from tokenverse_pp.training.data import TrainSampler, load_cuts, make_frames_of
 from tokenverse_pp.training.distributed import World, start_world, stop_world
 from tokenverse_pp.training.loop import Trainer, set_threads
+from tokenverse_pp.training.resume import find_start
 from tokenverse_pp.training.rounds import open_rounds
 from tokenverse_pp.training.setup import build_model, get_tokenizer, tasks_of
 from tokenverse_pp.training.sources import open_source
@@ -50,7 +51,8 @@ def train(config: Config, world: World) -> Path:
     if config.data.validate:
         world.from_first(lambda: check_data(config, tasks))
     # Whatever can be wrong with the input is found before the trainer writes anything.
-    tokenizer = Tokenizer(world.from_first(lambda: get_tokenizer(config, tasks).model))
+    start = world.from_first(lambda: find_start(config, lambda line: print(line, file=sys.stderr)))
+    tokenizer = Tokenizer(world.from_first(lambda: get_tokenizer(config, tasks, start).model))
     model = build_model(config, tasks, tokenizer).to(world.device)
     activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)
     dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features)
@@ -67,7 +69,7 @@ def train(config: Config, world: World) -> Path:
     validator = Validator(held_out, dataset, config, world) if held_out else None
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
     trainer = Trainer(config, model, dataset, sampler, validator, world)
-    trainer.start()
+    trainer.start(start)
     say(f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {total / 1e6:.2f} M trained parameters")
     folder = trainer.run()
     say(f"model: {folder}")

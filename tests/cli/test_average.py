@@ -35,3 +35,9 @@ def test_more_than_there_are(finished_run, tmp_path):
     assert result.exit_code == 2
     assert "99 checkpoints wanted" in result.output + str(getattr(result, "stderr", ""))
     assert not (tmp_path / "model").exists()
+
+
+def test_running_average_is_asked_for_where_there_is_none(finished_run, tmp_path):
+    for last, said in ((1, "--last 2"), (2, "no running average")):
+        result = run(finished_run, tmp_path / "model", "--running", "--last", last)
+        assert result.exit_code == 2 and said in result.output + str(getattr(result, "stderr", ""))

@@ -40,7 +40,7 @@ def test_finished_run_leaves_a_model_and_learns(finished_run):
     assert log[10]["simple"] < 0.5 * log[1]["simple"]
     assert [r["step"] for r in read_log(finished_run / "log.jsonl") if r["kind"] == "valid"] == [5, 10]
     assert sorted(path.name for path in (finished_run / "model").iterdir()) == [
-        "config.yaml", "model.safetensors", "tokenizer.model",
+        "checksums.json", "config.yaml", "model.safetensors", "tokenizer.model",
     ]  # fmt: skip
     assert sorted(path.name for path in (finished_run / "checkpoints").iterdir()) == [
         "step-00000004", "step-00000008", "step-00000010",
@@ -249,7 +249,11 @@ def test_resolved_configuration_is_saved(finished_run):
     config = load_config(finished_run / "model" / "config.yaml")
     assert config.training.max_steps == 10 and config.model.joiner_dim == 32
     state = json.loads((finished_run / "checkpoints" / "step-00000010" / "state.json").read_text())
-    assert state == {"step": 10, "epoch": 4, "round": 0, "batch": 2, "world_size": 1}
+    assert [state[key] for key in ("step", "epoch", "round", "batch", "world_size")] == [10, 4, 0, 2, 1]
+    assert state["tasks"] == ["asr", "scd", "endp", "ner", "lid"] and state["bad_steps"] == 0
+    (corpus,) = state["corpora"]
+    assert corpus["path"].endswith("cuts_train.jsonl.gz") and corpus["bytes"] > 100 and len(corpus["sha256"]) == 64
+    assert state["versions"]["torch"] == torch.__version__ and set(state["valid"]) >= {"loss", "wer"}
 
 
 def test_shar_folders_and_weights_train(train_script, tiny_corpus, tmp_path):

@@ -8,14 +8,15 @@ from safetensors.torch import load_file, save_file
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.training import checkpoint
+from tokenverse_pp.training.averaging import average
+from tokenverse_pp.training.saving import retain
 
 
 def write(exp_dir, step, value=0.0):
     folder = checkpoint.checkpoint_dir(exp_dir, step)
+    state = {"step": step, "epoch": 0, "batch": step, "world_size": 1}
     weights = {"w": torch.full((2,), value), "seen": torch.tensor([value > 0.5])}
-    checkpoint.write_folder(
-        folder, {checkpoint.WEIGHTS: weights}, {checkpoint.STATE: json.dumps({"step": step}).encode()}
-    )
+    checkpoint.write_folder(folder, {checkpoint.WEIGHTS: weights}, {checkpoint.STATE: json.dumps(state).encode()})
     return folder
 
 
@@ -60,7 +61,7 @@ def test_folder_that_is_there_is_replaced(tmp_path):
 def test_only_the_last_are_kept(tmp_path):
     for step in range(1, 8):
         write(tmp_path, step)
-        checkpoint.keep_last(tmp_path, 3)
+        retain(tmp_path, 3, 0, "loss")
     assert [p.name[-1] for p in checkpoint.list_checkpoints(tmp_path)] == ["5", "6", "7"]
 
 
@@ -90,11 +91,11 @@ def test_damaged_state_is_named(tmp_path):
 
 def test_average_is_the_mean(tmp_path):
     folders = [write(tmp_path, step, value) for step, value in ((1, 0.25), (2, 1.0), (3, 4.0))]
-    assert checkpoint.average(folders[:2])["w"].tolist() == [0.625, 0.625]
-    mean = checkpoint.average(folders)
+    assert average(folders[:2])["w"].tolist() == [0.625, 0.625]
+    mean = average(folders)
     assert mean["w"].tolist() == [1.75, 1.75] and mean["w"].dtype == torch.float32
     assert mean["seen"].tolist() == [True]  # the last one's
-    assert checkpoint.average(folders[:1])["w"].tolist() == [0.25, 0.25]
+    assert average(folders[:1])["w"].tolist() == [0.25, 0.25]
 
 
 def train_step(model, optimizer, seed):

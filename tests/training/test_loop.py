@@ -1,15 +1,21 @@
 """The loop around the steps, in this process: what it gives up on, and what it averages."""
 
+import json
+
 import pytest
 import torch
-from toy_runs import toy_parts
+from lhotse import CutSet
+from toy_runs import read_cuts, toy_parts
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.training import checkpoint
 from tokenverse_pp.training.data import TrainSampler
 from tokenverse_pp.training.distributed import World, autocast
-from tokenverse_pp.training.loop import MAX_SKIPPED, Trainer
+from tokenverse_pp.training.log import read_log
+from tokenverse_pp.training.loop import Trainer
+from tokenverse_pp.training.resume import find_start
 from tokenverse_pp.training.rounds import open_rounds
+from tokenverse_pp.training.saving import retain
 from tokenverse_pp.training.setup import load_model
 
 
@@ -21,7 +27,7 @@ def trainer(corpus, exp_dir, wanted=bool, **changes):
 
 
 def run(started):
-    started.start()
+    started.start(find_start(started.config, print))
     return started.run()
 
 
@@ -47,22 +53,25 @@ def test_run_without_cuts_is_refused(tiny_corpus, tmp_path):
 
 
 def test_too_many_steps_without_a_gradient_end_the_run(tiny_corpus, tmp_path, capsys):
-    started = trainer(tiny_corpus, tmp_path, data__max_cuts=1, training__max_steps=100)
+    changes = {"data__max_cuts": 1, "training__max_steps": 100, "training__max_bad_steps": 3}
+    started = trainer(tiny_corpus, tmp_path, **changes)
     with torch.no_grad():
         started.model.joiner.output.bias[3] = float("nan")
-    with pytest.raises(UserError, match=f"{MAX_SKIPPED} steps in a row"):
+    with pytest.raises(UserError, match="3 steps in a row"):
         run(started)
     lines = capsys.readouterr().err.splitlines()
-    assert sum("skipped: loss or gradient not finite" in line and "toy-train-" in line for line in lines) == MAX_SKIPPED
+    assert sum("skipped: loss not finite" in line and "toy-train-" in line for line in lines) == 3
 
 
 def test_resumed_run_with_another_number_of_ranks_says_so(tiny_corpus, tmp_path, capsys):
-    run(trainer(tiny_corpus, tmp_path, training__max_steps=1))
-    state = checkpoint.list_checkpoints(tmp_path)[0] / checkpoint.STATE
+    run(trainer(tiny_corpus, tmp_path, training__max_steps=1, data__max_cuts=2))
+    folder = checkpoint.list_checkpoints(tmp_path)[0]
+    state = folder / checkpoint.STATE
     state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 3'))
-    again = trainer(tiny_corpus, tmp_path, training__max_steps=1)
-    again.start()
-    assert again.step == 1 and "it had 3" in capsys.readouterr().err
+    again = trainer(tiny_corpus, tmp_path, training__max_steps=1, data__max_cuts=2)
+    again.start(folder)
+    assert again.step == 1 and "is of 3 ranks, now 1" in capsys.readouterr().err
+    assert again.progress.place.batch == 3  # a batch of each of three ranks
 
 
 def test_exp_dir_that_cannot_be_made_is_refused(tiny_corpus, tmp_path):
@@ -86,3 +95,64 @@ def test_mixed_precision_that_torch_does_not_have_is_refused(monkeypatch):
     autocast(torch.device("cpu"), "fp32")
     with pytest.raises(UserError, match="bf16 on a CPU needs torch 2"):
         autocast(torch.device("cpu"), "bf16")
+
+
+def test_bad_batch_is_written_down_and_training_goes_on(tiny_corpus, tmp_path, capsys):
+    started = trainer(tiny_corpus, tmp_path, data__max_cuts=2, training__max_steps=4, training__log_every=1)
+    load = started.dataset.__class__.__getitem__
+    poisoned = read_cuts(tiny_corpus)[5].id
+
+    class Poisoned(started.dataset.__class__):
+        def __getitem__(self, cuts):
+            batch = load(self, cuts)
+            if poisoned in batch["cut_ids"]:
+                batch["inputs"][batch["cut_ids"].index(poisoned), 50] = float("nan")
+            return batch
+
+    started.dataset.__class__ = Poisoned
+    started.config.training.max_steps = 8
+    run(started)
+    (folder,) = (tmp_path / "bad_batches").iterdir()
+    assert f"rank 0: {poisoned}" in capsys.readouterr().err
+    ids = (folder / "rank-0.txt").read_text().splitlines()
+    assert [i[0] for i in ids].count("*") == 1 and f"* {poisoned}" in ids
+    cuts = list(CutSet.from_file(folder / "rank-0.cuts.jsonl"))
+    assert [f"{cut.id}" for cut in cuts] == [line[2:] for line in ids]
+    tensors = checkpoint.read_tensors(folder / "rank-0.batch-0.safetensors")
+    row = [cut.id for cut in cuts].index(poisoned)
+    assert tensors["inputs"][row, 50].isnan() and set(tensors) >= {"inputs", "lens", "active", "tokens", "token_lens"}
+    newest = checkpoint.read_state(checkpoint.list_checkpoints(tmp_path)[-1])
+    assert (newest["step"], newest["bad_steps"], newest["bad_in_a_row"]) == (8, 1, 0)
+    assert [r["bad_steps"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "train"][-1] == 1
+
+
+def test_gradient_that_is_not_finite_names_the_whole_batch(tiny_corpus, tmp_path, capsys):
+    started = trainer(tiny_corpus, tmp_path, data__max_cuts=2, training__max_steps=1)
+    started.model.joiner.output.weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = started.model.joiner.output.weight.detach().clone()
+    run(started)
+    assert torch.equal(started.model.joiner.output.weight, before)
+    said = capsys.readouterr().err
+    assert "gradient not finite" in said and said.count("toy-train-") >= 2
+
+
+def test_gradients_that_overflow_while_the_loss_scale_is_found_are_no_bad_steps(tiny_corpus, tmp_path):
+    if not hasattr(torch.amp, "GradScaler"):
+        pytest.skip("no GradScaler for CPUs before torch 2.3")
+    started = trainer(tiny_corpus, tmp_path, data__max_cuts=2, training__max_steps=3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    started.scaler = started.saver.scaler = scaler
+    run(started)
+    state = checkpoint.read_state(checkpoint.list_checkpoints(tmp_path)[-1])
+    assert state["bad_steps"] == 0 and state["scaler"]["scale"] == 2.0**124
+    assert [r["loss_scale"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "train"]
+    assert not (tmp_path / "bad_batches").exists()
+
+
+def test_best_checkpoints_are_kept_besides_the_last(tmp_path):
+    for step, score in enumerate([5.0, 1.0, 3.0, None, 2.0, 4.0], start=1):
+        state = {"step": step, "epoch": 0, "batch": 1, "world_size": 1, "valid": score and {"wer": score}}
+        folder = checkpoint.checkpoint_dir(tmp_path, step)
+        checkpoint.write_folder(folder, {}, {checkpoint.STATE: json.dumps(state).encode()})
+        retain(tmp_path, 1, 2, "wer")
+    assert [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(tmp_path)] == [2, 5, 6]

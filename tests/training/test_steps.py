@@ -30,7 +30,7 @@ def test_batches_of_a_step_may_be_cut_as_one_likes(tiny_corpus, split):
     results, models = [], []
     for batches in ([(0, 1, 2, 3)], split):
         parts, stepper, batch = build(tiny_corpus)
-        results.append(stepper([batch(*rows) for rows in batches], 5)._asdict())
+        results.append(as_record(stepper([batch(*rows) for rows in batches], 5)))
         models.append(weights(parts.model))
     assert results[1] == pytest.approx(results[0], rel=1e-4)
     assert torch.allclose(models[1], models[0], atol=2e-5)  # Adam divides by the gradient's own size

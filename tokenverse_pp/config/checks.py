@@ -15,6 +15,7 @@ CHOICES = {
     "model.loss.backend": ("auto", "k2", "native"),
     "model.loss.rnnt_type": ("regular", "modified", "constrained"),
     "optim.decay": ("constant", "inverse_sqrt", "cosine"),
+    "training.best_by": ("loss", "wer"),
     "training.precision": ("fp32", "bf16", "fp16"),
 }
 AT_LEAST = {
@@ -38,6 +39,9 @@ AT_LEAST = {
     "training.save_every": 1,
     "training.keep_last": 1,
     "training.average_last": 1,
+    "training.keep_best": 0,
+    "training.average_period": 0,
+    "training.max_bad_steps": 1,
     "tokenizer.vocab_size": 3,
 }
 

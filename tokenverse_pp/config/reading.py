@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, Optional, Sequence, Union
 
 import yaml
 
@@ -20,14 +21,29 @@ def parse_config(argv: Optional[Sequence[str]] = None, description: str = "") ->
     Raises:
         UserError: for an unknown option or a value of the wrong type.
     """
-    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+    parser = make_parser(description)
+    with type_errors():
+        parsed = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
+        return check_config(from_dict(parser.dump(parsed, skip_none=False)))
+
+
+def make_parser(description: str = "") -> Any:
+    """A jsonargparse parser of all options; it raises where others would exit."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
 
     parser = ArgumentParser(description=description, exit_on_error=False, print_config="--print_config")
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of the options below")
     parser.add_class_arguments(Config, None, fail_untyped=True)
+    return parser
+
+
+@contextlib.contextmanager
+def type_errors() -> Iterator[None]:
+    """Values that are not of their option's type as a UserError of one line."""
+    from jsonargparse import ArgumentError
+
     try:
-        parsed = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
-        return check_config(from_dict(parser.dump(parsed, skip_none=False)))
+        yield
     except ArgumentError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(" ".join(lines[:3])) from None
@@ -65,10 +81,19 @@ def save_config(config: Config, path: Union[str, Path]) -> None:
 
 
 def load_config(path: Union[str, Path]) -> Config:
-    """Read what `save_config` wrote."""
+    """Read what `save_config` wrote, and may have been edited since.
+
+    Raises:
+        UserError: naming the file, where it is missing, no YAML, or holds an unknown key or a value of the wrong type.
+    """
     try:
-        return check_config(from_dict(Path(path).read_text(encoding="utf-8")))
+        config = from_dict(Path(path).read_text(encoding="utf-8"))
+        with type_errors():
+            make_parser().parse_object(dataclasses.asdict(config))
+        return check_config(config)
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

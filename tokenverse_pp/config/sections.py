@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Union
 
 from tokenverse_pp.model.encoder.config import EncoderConfig
 from tokenverse_pp.model.spec_augment import SpecAugmentConfig
@@ -122,8 +122,15 @@ class TrainingConfig:
     valid_every: int = 500  # steps
     save_every: int = 500  # steps
     keep_last: int = 5  # checkpoints
+    keep_best: int = 0  # further checkpoints, the best by `best_by`; each validation then writes one
+    best_by: str = "loss"  # loss | wer, on the valid cuts
     average_last: int = 5  # checkpoints averaged into the final model; they must be kept
-    resume: bool = True  # go on from the newest checkpoint in exp_dir, if there is one
+    average_period: int = 0  # steps between updates of a running average of the weights; 0 = none
+    # auto: go on from the newest whole checkpoint in exp_dir, if there is any. true: from the newest, which must be
+    # there and whole. false: start anew. Or the folder of a checkpoint.
+    resume: Union[bool, str] = "auto"
+    allow_changed_data: bool = False  # resume though the files of data.train have changed
+    max_bad_steps: int = 20  # steps in a row whose loss or gradient is not finite, before the run gives up
     init_from: Optional[str] = None  # a model folder: start from its weights (the vocabulary must be the same)
     threads: int = 0  # CPU threads of torch; 0 = torch's choice
 

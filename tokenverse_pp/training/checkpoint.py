@@ -1,16 +1,17 @@
 """Checkpoints: folders of tensors (safetensors) and text, written under a temporary name and renamed.
 
-A checkpoint is a whole model folder (weights, configuration, tokenizer) with the optimiser's state beside it. Nothing
-in it is ever unpickled.
+A checkpoint is a whole model folder (weights, configuration, tokenizer) with the optimiser's state beside it, and a
+list of the SHA-256 sums of its files. Nothing in it is ever unpickled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional
 
 import torch
 from safetensors import SafetensorError
@@ -21,9 +22,13 @@ from tokenverse_pp.errors import UserError
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+AVERAGE = "average.safetensors"  # with training.average_period: the running mean of the weights
 STATE = "state.json"
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
+CHECKSUMS = "checksums.json"  # {file: {"bytes": .., "sha256": ..}}
+COMPLETE = (WEIGHTS, OPTIMIZER, STATE, CONFIG, TOKENIZER)  # what a run needs to go on
+BLOCK = 1 << 20  # bytes hashed at once
 
 
 def checkpoint_dir(exp_dir: Path, step: int) -> Path:
@@ -31,32 +36,49 @@ def checkpoint_dir(exp_dir: Path, step: int) -> Path:
     return exp_dir / "checkpoints" / f"step-{step:08d}"
 
 
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
+    return int(folder.name.split("-")[1])
+
+
 def list_checkpoints(exp_dir: Path) -> List[Path]:
     """Finished checkpoints, oldest first (a folder with a temporary name is none)."""
-    return sorted(p for p in (exp_dir / "checkpoints").glob("step-????????") if (p / STATE).is_file())
+    found = (exp_dir / "checkpoints").glob("step-" + "[0-9]" * 8)
+    return sorted(p for p in found if (p / STATE).is_file())
 
 
 def write_folder(folder: Path, tensors: Dict[str, Dict[str, Tensor]], texts: Dict[str, bytes]) -> None:
-    """Write files into a folder that appears whole or not at all.
+    """Write files and their checksums into a folder that appears whole or not at all.
 
     Args:
         folder: the final name; one that is there already is replaced.
         tensors: file name -> tensors.
         texts: file name -> content.
+
+    Raises:
+        UserError: where it cannot be written (disk full, no permission); what was there before stays.
     """
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, state in tensors.items():
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / name)
-    for name, content in texts.items():
-        (temporary / name).write_bytes(content)
-    for path in temporary.iterdir():
-        _flush(path)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(temporary, folder)
-    _flush(folder.parent)
+    temporary, old = (folder.with_name(folder.name + end) for end in (".tmp", ".old"))
+    try:
+        for path in (temporary, old):
+            shutil.rmtree(path, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, state in tensors.items():
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / name)
+        for name, content in texts.items():
+            (temporary / name).write_bytes(content)
+        write_checksums(temporary)
+        for path in [*temporary.iterdir(), temporary]:
+            _flush(path)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        _flush(folder.parent)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{folder}: cannot be written: {reason}") from None
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
@@ -68,10 +90,67 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def keep_last(exp_dir: Path, count: int) -> None:
-    """Delete all but the last ``count`` checkpoints."""
-    for path in list_checkpoints(exp_dir)[:-count]:
-        shutil.rmtree(path)
+def checksum(path: Path) -> Dict[str, Any]:
+    """Bytes and SHA-256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(BLOCK), b""):
+            digest.update(block)
+            size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def write_checksums(folder: Path) -> None:
+    """List the files of a folder with their sums."""
+    sums = {path.name: checksum(path) for path in sorted(folder.iterdir()) if path.name != CHECKSUMS}
+    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+
+
+def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
+    """What is wrong with a folder that `write_folder` wrote, in one line, or None.
+
+    Args:
+        folder: a checkpoint, or a model folder.
+        names: files that must be there; all that the list of checksums holds are read.
+    """
+    try:
+        text = (folder / CHECKSUMS).read_text(encoding="utf-8")
+        sums = json.loads(text)
+        if text != json.dumps(sums, indent=1):
+            raise ValueError("not as it was written")
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in sums.items()}
+    except FileNotFoundError:
+        return f"{folder / CHECKSUMS}: no such file"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return f"{folder / CHECKSUMS}: damaged"
+    for name in [*(name for name in names if name not in expected), *expected]:
+        path = folder / name
+        if name not in expected:
+            return f"{path}: not among its checksums"
+        if Path(name).name != name or not path.is_file():
+            return f"{path}: no such file"
+        if path.stat().st_size != expected[name][0]:
+            return f"{path}: has {path.stat().st_size} bytes, {expected[name][0]} were written"
+        if checksum(path)["sha256"] != expected[name][1]:
+            return f"{path}: damaged, its checksum differs"
+    return None
+
+
+def check_model(folder: Path) -> None:
+    """See that weights and tokenizer of a model folder are as they were written (raises UserError).
+
+    Its configuration may have been edited since, and a folder without checksums is taken as it is.
+    """
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        there = [name for name in (WEIGHTS, TOKENIZER) if (folder / name).is_file()]
+        wrong = [name for name in there if sums[name] != checksum(folder / name)]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(f"{folder / CHECKSUMS}: damaged") from None
+    if wrong:
+        raise UserError(f"{folder / wrong[0]}: damaged: it differs from its sum in {CHECKSUMS}")
 
 
 def read_tensors(path: Path) -> Dict[str, Tensor]:
@@ -81,15 +160,20 @@ def read_tensors(path: Path) -> Dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is its folder a model or checkpoint?") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not safetensors: {error}") from None
+        raise UserError(f"{path}: damaged or not safetensors: {' '.join(str(error).split())[:200]}") from None
 
 
 def read_state(folder: Path) -> Dict[str, Any]:
-    """The JSON state of a checkpoint."""
+    """The JSON state of a checkpoint (raises UserError where it is none)."""
+    path = folder / STATE
     try:
-        return json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / STATE}: cannot be read: {error}") from None
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    counts = [state.get(key) if isinstance(state, dict) else None for key in ("step", "epoch", "batch", "world_size")]
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise UserError(f"{path}: not the state of a run: expected numbers for step, epoch, batch and world_size")
+    return state
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Dict[str, Tensor]:
@@ -98,26 +182,25 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Dict[str, Tensor]:
     return {f"{i}.{k}": torch.as_tensor(v) for i, values in state.items() for k, v in values.items()}
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`; the groups stay those of the configuration."""
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Dict[str, Tensor], path: Path = Path(OPTIMIZER)) -> None:
+    """The inverse of `optimizer_tensors`; the groups stay those of the configuration.
+
+    Raises:
+        UserError: naming ``path`` where the tensors are not of these parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     whole = optimizer.state_dict()
     state: Dict[int, Dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
+        index, _, name = key.partition(".")
+        if not (index.isdecimal() and int(index) < len(parameters) and name):
+            raise UserError(f"{path}: tensor {key} belongs to no parameter of the model")
+        expected = parameters[int(index)].shape
+        if value.ndim and value.shape != expected:
+            raise UserError(f"{path}: tensor {key} has shape {tuple(value.shape)}, expected {tuple(expected)}")
         state.setdefault(int(index), {})[name] = value
+    names = {frozenset(entry) for entry in state.values()}
+    if len(names) > 1:
+        raise UserError(f"{path}: not the state of one optimiser: some parameters have other tensors than the rest")
     whole["state"] = state
     optimizer.load_state_dict(whole)
-
-
-def average(folders: Sequence[Path]) -> Dict[str, Tensor]:
-    """The mean of the weights of several checkpoints (float64 inside); what is not floating point is the last's."""
-    total: Optional[Dict[str, Tensor]] = None
-    last: Dict[str, Tensor] = {}
-    for folder in folders:
-        last = read_tensors(folder / WEIGHTS)
-        if total is None:
-            total = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in last.items() if v.is_floating_point()}
-        for key, value in total.items():
-            value += last[key]
-    assert total is not None, "no checkpoint to average"
-    return {k: (total[k] / len(folders)).to(v.dtype) if k in total else v for k, v in last.items()}

@@ -138,14 +138,17 @@ def round_sampler(cuts: CutSet, bins: List[float], config: DataConfig, seed: int
 
 
 class FromPlace:
-    """A sampler for torch's DataLoader: the batches of an epoch from a place on."""
+    """A sampler for torch's DataLoader: the batches of an epoch from a place on. It lives in the main process."""
 
     def __init__(self, sampler: TrainSampler, start: Place):
         self.sampler = sampler
         self.start = start
+        self.drawn: Dict[Place, CutSet] = {}  # not loaded yet
 
     def __iter__(self) -> Iterator[Tuple[Place, CutSet]]:
-        return self.sampler.batches(self.start)
+        for place, cuts in self.sampler.batches(self.start):
+            self.drawn[place] = cuts
+            yield place, cuts
 
 
 class Loading(Dataset):
@@ -166,16 +169,17 @@ class Loading(Dataset):
 def train_batches(
     sampler: TrainSampler, dataset: TransducerDataset, config: DataConfig, start: Place
 ) -> Iterator[Tuple[Place, Batch]]:
-    """Batches of one epoch from a place on, each with the place after it.
+    """Batches of one epoch from a place on, each with the place after it and under ``cuts`` the cuts themselves.
 
     Raises:
         UserError: for a cut that cannot be loaded, here or in a worker process.
     """
     dataset.epoch = start.epoch
     # Sampling needs no pickled dataset state but the epoch, and workers start anew each epoch, so they see it.
+    batches = FromPlace(sampler, start)
     loader = DataLoader(
         Loading(dataset),
-        sampler=FromPlace(sampler, start),  # type: ignore[arg-type]
+        sampler=batches,  # type: ignore[arg-type]
         batch_size=None,
         num_workers=config.num_workers,
         prefetch_factor=4 if config.num_workers else default_prefetch(),
@@ -183,7 +187,7 @@ def train_batches(
     for place, batch in loader:
         if isinstance(batch, UserError):
             raise batch
-        yield place, batch
+        yield place, {**batch, "cuts": batches.drawn.pop(place)}
 
 
 def default_prefetch() -> Optional[int]:

@@ -35,17 +35,16 @@ def tasks_of(config: TasksConfig) -> TaskSet:
     return build_tasks(config.names, config.options())
 
 
-def get_tokenizer(config: Config, tasks: TaskSet) -> Tokenizer:
+def get_tokenizer(config: Config, tasks: TaskSet, start: Optional[Path] = None) -> Tokenizer:
     """The tokenizer of a run, with all the tokens of ``tasks``.
 
-    It is the file that the configuration names, or that of the checkpoint which the run goes on from, or a new one
-    trained on the texts of ``data.train``.
+    It is the file that the configuration names, or that of the checkpoint ``start`` which the run goes on from, or a
+    new one trained on the texts of ``data.train``.
     """
-    checkpoints = checkpoint.list_checkpoints(Path(config.training.exp_dir))
     if config.tokenizer.model:
         tokenizer = Tokenizer.load(config.tokenizer.model)
-    elif checkpoints:
-        tokenizer = Tokenizer.load(checkpoints[-1] / checkpoint.TOKENIZER)
+    elif start:
+        tokenizer = Tokenizer.load(start / checkpoint.TOKENIZER)
     else:
         texts = (turn.text for cut in load_cuts(config.data.train) for turn in turns_of(cut))
         tokenizer = train_tokenizer(texts, tasks, config.tokenizer.vocab_size)
@@ -97,6 +96,7 @@ def load_model(path: Path, encoder_name: str = "") -> Loaded:
         encoder_name: where the pretrained encoder is, if not where it was in training.
     """
     folder = find_model(path)
+    checkpoint.check_model(folder)
     config = load_config(folder / checkpoint.CONFIG)
     if encoder_name:
         config.model.encoder.name = encoder_name

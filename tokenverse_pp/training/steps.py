@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from tokenverse_pp.dataset import Batch
 from tokenverse_pp.model.transducer import Losses
 from tokenverse_pp.training.distributed import World, autocast, grad_scaler, no_sync
 from tokenverse_pp.training.optim import loss_scales, lr_factor, set_lr
+
+LEAST_SCALE = 1e-2  # of the loss in fp16; icefall's zipformer recipe warns below it
+NOT_LOGGED = ("skipped", "overflow", "bad_cuts")
 
 
 class StepResult(NamedTuple):
@@ -27,6 +30,9 @@ class StepResult(NamedTuple):
     grad_norm: float
     skipped: bool
     ctc: float = 0.0
+    loss_scale: float = 1.0  # of fp16
+    overflow: bool = False  # skipped only because the loss scale was too high: it has been lowered
+    bad_cuts: Tuple[str, ...] = ()  # of this rank, whose loss was not finite
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -46,12 +52,14 @@ class Stepper:
     their frames, so that neither the number of ranks nor the composition of batches changes it.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, world: World):
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, world: World, scaler: Any = None
+    ):
         self.model = model
         self.optimizer = optimizer
         self.config = config
         self.world = world
-        self.scaler = grad_scaler(world.device, config.training.precision)
+        self.scaler = grad_scaler(world.device, config.training.precision) if scaler is None else scaler
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, batches: Sequence[Batch], step: int) -> StepResult:
@@ -62,6 +70,7 @@ class Stepper:
         simple_scale, pruned_scale = loss_scales(step, c.model.loss)
         ctc_scale = c.model.loss.ctc_scale
         sums = torch.zeros(4, dtype=torch.float64)
+        bad_cuts: List[str] = []
         for i, batch in enumerate(batches):
             batch = to_device(batch, self.world.device)
             with no_sync(self.model, wait=i + 1 < len(batches)):
@@ -70,6 +79,8 @@ class Stepper:
                 simple, pruned, ctc = losses.simple.sum(), losses.pruned.sum(), losses.ctc.sum()
                 total = simple_scale * simple + pruned_scale * pruned + ctc_scale * ctc
                 self.scaler.scale(total).backward()
+            if not math.isfinite(total.item()):
+                bad_cuts += not_finite(losses, batch)
             sums += torch.stack([simple.detach(), pruned.detach(), ctc.detach(), losses.frames.sum()]).double().cpu()
         tokens = float(sum(int(batch["token_lens"].sum()) for batch in batches))
         seconds = sum(batch["seconds"] for batch in batches)
@@ -80,12 +91,16 @@ class Stepper:
         norm = self._scale_gradients(frames)
         # The lattice gives no gradient where it has no finite score, so a loss of NaN can leave finite gradients.
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        loss_scale = float(self.scaler.get_scale())
+        # Gradients that overflow in float16 are how the scaler finds its scale; at the least scale they are an error.
+        overflow = skipped and math.isfinite(loss) and self.scaler.is_enabled() and loss_scale > LEAST_SCALE
         set_lr(self.optimizer, lr_factor(step, c.optim, c.training.max_steps))
         if not skipped:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss, simple_mean, pruned_mean, frames, tokens, seconds, norm, skipped, ctc_mean)
+        means = (loss, simple_mean, pruned_mean, frames, tokens, seconds, norm, skipped, ctc_mean)
+        return StepResult(*means, loss_scale, overflow, tuple(bad_cuts))
 
     def _scale_gradients(self, frames: float) -> float:
         """Divide the gradients by the frames and clip them; returns their norm before clipping."""
@@ -98,6 +113,12 @@ class Stepper:
         return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip))
 
 
+def not_finite(losses: Losses, batch: Batch) -> List[str]:
+    """The ids of the cuts in a batch that have a loss which is not finite."""
+    whole = losses.simple.detach() + losses.pruned.detach() + losses.ctc.detach()
+    return [cut_id for cut_id, loss in zip(batch["cut_ids"], whole.tolist()) if not math.isfinite(loss)]
+
+
 def cut_ids(batches: Sequence[Batch]) -> List[str]:
     """The ids of the cuts in some batches."""
     return [cut_id for batch in batches for cut_id in batch["cut_ids"]]
@@ -105,4 +126,4 @@ def cut_ids(batches: Sequence[Batch]) -> List[str]:
 
 def as_record(result: StepResult) -> Dict[str, float]:
     """A step's result for the log."""
-    return {k: v for k, v in result._asdict().items() if k != "skipped"}
+    return {k: v for k, v in result._asdict().items() if k not in NOT_LOGGED}

@@ -1,0 +1,257 @@
+"""Going on from a checkpoint: which one, what is refused, and that nothing damaged or foreign is ever loaded."""
+
+import os
+import pickle
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from toy_runs import assert_one_line, call, toy_options
+
+from tokenverse_pp.config import from_dict
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.training import checkpoint
+from tokenverse_pp.training.resume import find_start, set_later_aside
+from tokenverse_pp.training.setup import load_model
+
+SMALL = {"data__valid": [], "training__save_every": 2, "data__max_cuts": 4}
+
+
+@pytest.fixture(scope="module")
+def run_of_six(train_script, tiny_corpus, tmp_path_factory):
+    """A finished run: checkpoints of steps 2, 4 and 6."""
+    exp_dir = tmp_path_factory.mktemp("six") / "exp"
+    done = call(train_script.main, *toy_options(tiny_corpus, exp_dir, **SMALL, training__max_steps=6))
+    assert done.code == 0, done.stderr
+    return exp_dir
+
+
+@pytest.fixture
+def exp_dir(run_of_six, tmp_path):
+    return Path(shutil.copytree(run_of_six, tmp_path / "exp"))
+
+
+def resume(script, corpus, exp_dir, **changes):
+    return call(script.main, *toy_options(corpus, exp_dir, **{**SMALL, "training__max_steps": 6, **changes}))
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def wish(exp_dir, resume="auto"):
+    return from_dict({"training": {"exp_dir": str(exp_dir), "resume": resume}})
+
+
+def damage(folder, kind, rng):
+    """Spoil a file of a checkpoint -> its name."""
+    path = rng.choice([p for p in sorted(folder.iterdir()) if p.name != "average.safetensors"])
+    content = bytearray(path.read_bytes())
+    place = rng.randrange(len(content))
+    if kind == "flip":
+        content[place] ^= 1 << rng.randrange(8)
+    elif kind == "truncate":
+        del content[place:]
+    elif kind == "extend":
+        content += bytes([rng.randrange(256)])
+    elif kind == "zero":
+        content[place : place + 512] = b"\1" * len(content[place : place + 512])
+    if bytes(content) == path.read_bytes():
+        return damage(folder, kind, rng)
+    path.write_bytes(content)
+    return path.name
+
+
+def test_every_mutation_of_a_checkpoint_is_found(run_of_six, tmp_path):
+    folder = run_of_six / "checkpoints" / "step-00000006"
+    assert checkpoint.damage(folder) is None
+    rng = random.Random(7)
+    for number in range(200):
+        spoilt = Path(shutil.copytree(folder, tmp_path / "step-00000006"))
+        kind = rng.choice(["flip", "truncate", "extend", "zero"])
+        name = damage(spoilt, kind, rng)
+        problem = checkpoint.damage(spoilt)
+        # What a bit of the list itself spoils is the sum of some file.
+        assert problem and "\n" not in problem and (name in problem or name == checkpoint.CHECKSUMS), (
+            number,
+            kind,
+            name,
+        )
+        shutil.rmtree(spoilt)
+
+
+def test_damaged_newest_is_passed_over_and_written_again(train_script, tiny_corpus, exp_dir, run_of_six):
+    newest = exp_dir / "checkpoints" / "step-00000006"
+    content = bytearray((newest / checkpoint.WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (newest / checkpoint.WEIGHTS).write_bytes(content)
+    done = resume(train_script, tiny_corpus, exp_dir)
+    assert done.code == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "passing over" in line]
+    assert "step-00000006" in line and checkpoint.WEIGHTS in line
+    assert "resuming from step-00000004" in done.stderr
+    assert (exp_dir / "checkpoints" / "step-00000006.aside").is_dir()
+    for name in ("model/model.safetensors", "checkpoints/step-00000006/optimizer.safetensors"):
+        ours, theirs = load_file(exp_dir / name), load_file(run_of_six / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+
+
+def test_modes_of_resume(exp_dir, tmp_path):
+    newest = exp_dir / "checkpoints" / "step-00000006"
+    older = exp_dir / "checkpoints" / "step-00000004"
+    assert find_start(wish(exp_dir), print) == find_start(wish(exp_dir, True), print) == newest
+    assert find_start(wish(tmp_path / "other", str(older)), print) == older
+    assert find_start(wish(tmp_path / "none"), print) is None is find_start(wish(tmp_path / "none", False), print)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        find_start(wish(tmp_path / "none", True), print)
+    with pytest.raises(UserError, match="holds checkpoints"):
+        find_start(wish(exp_dir, False), print)
+    with pytest.raises(UserError, match="no such folder"):
+        find_start(wish(exp_dir, "/no/such/folder"), print)
+    (newest / checkpoint.STATE).write_text("{}")
+    with pytest.raises(UserError, match=r"--training\.resume=True: .*state\.json"):
+        find_start(wish(exp_dir, True), print)
+    said = []
+    assert find_start(wish(exp_dir), said.append) == older and len(said) == 1
+    for folder in checkpoint.list_checkpoints(exp_dir):
+        (folder / checkpoint.CHECKSUMS).unlink()
+    with pytest.raises(UserError, match="none of its 3 checkpoints is whole"):
+        find_start(wish(exp_dir), said.append)
+
+
+def test_later_checkpoints_are_set_aside_not_deleted(exp_dir):
+    for _ in range(2):
+        set_later_aside(exp_dir, 4)
+        shutil.copytree(exp_dir / "checkpoints" / "step-00000004", exp_dir / "checkpoints" / "step-00000006")
+    set_later_aside(exp_dir, 4)
+    names = sorted(path.name for path in (exp_dir / "checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000004", *(f"step-00000006.aside{n}" for n in ("", 2, 3))]
+
+
+def test_checkpoint_of_another_folder_is_gone_on_from(train_script, tiny_corpus, run_of_six, tmp_path):
+    start = run_of_six / "checkpoints" / "step-00000002"
+    done = resume(train_script, tiny_corpus, tmp_path / "exp", training__resume=start)
+    assert done.code == 0 and "resuming from step-00000002" in done.stderr, done.stderr
+    ours, theirs = (
+        load_file(d / "checkpoints/step-00000006" / checkpoint.WEIGHTS) for d in (tmp_path / "exp", run_of_six)
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_changed_corpus_is_refused_unless_allowed(train_script, tiny_corpus, exp_dir, tmp_path):
+    manifest = shutil.copy(tiny_corpus / "cuts_dev.jsonl.gz", tmp_path / "cuts.jsonl.gz")
+    before = files_of(exp_dir)
+    changes = {"data__train": [manifest], "training__max_steps": 7}
+    failure = resume(train_script, tiny_corpus, exp_dir, **changes)
+    assert_one_line(failure, "step-00000006", "--data.train", manifest, "has changed", "training.allow_changed_data")
+    assert files_of(exp_dir) == before
+    allowed = resume(train_script, tiny_corpus, exp_dir, **changes, training__allow_changed_data="true")
+    assert allowed.code == 0 and "options changed since step-00000006: data.train" in allowed.stderr, allowed.stderr
+
+
+def test_moved_corpus_is_the_same(train_script, tiny_corpus, exp_dir, tmp_path):
+    manifest = shutil.copy(tiny_corpus / "cuts_train.jsonl.gz", tmp_path / "moved.jsonl.gz")
+    assert resume(train_script, tiny_corpus, exp_dir, data__train=[manifest], training__max_steps=7).code == 0
+
+
+def test_other_tasks_are_refused(train_script, tiny_corpus, exp_dir):
+    failure = resume(
+        train_script, tiny_corpus, exp_dir, tasks__names=["asr", "scd", "endp", "ner"], training__max_steps=7
+    )
+    assert_one_line(failure, "step-00000006")
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def sign(folder):
+    """Make the list of checksums true again, as one who forges a checkpoint would."""
+    checkpoint.write_checksums(folder)
+
+
+@pytest.mark.parametrize(
+    "name, how",
+    [
+        (checkpoint.WEIGHTS, "torch.save"),
+        (checkpoint.WEIGHTS, "pickle"),
+        (checkpoint.OPTIMIZER, "torch.save"),
+        (checkpoint.STATE, "pickle"),
+        (checkpoint.TOKENIZER, "pickle"),
+    ],
+)
+def test_pickle_bomb_never_goes_off(train_script, tiny_corpus, exp_dir, tmp_path, name, how):
+    folder = exp_dir / "checkpoints" / "step-00000006"
+    if how == "pickle":
+        (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
+    else:
+        torch.save({"w": Bomb(tmp_path / "boom")}, folder / name)
+    sign(folder)
+    assert_one_line(resume(train_script, tiny_corpus, exp_dir, training__max_steps=7), folder / name)
+    if name in (checkpoint.WEIGHTS, checkpoint.TOKENIZER):
+        with pytest.raises(UserError):
+            load_model(folder)
+    assert not (tmp_path / "boom").exists()
+
+
+def foreign(key, tensor):
+    def change(folder):
+        path = folder / checkpoint.OPTIMIZER
+        tensors = load_file(path)
+        tensors[key] = tensor
+        save_file(tensors, path)
+
+    return change
+
+
+FOREIGN = {
+    "optimiser of more parameters": foreign("9999.exp_avg", torch.zeros(1)),
+    "optimiser of other shapes": foreign("0.exp_avg", torch.zeros(1, 2, 3)),
+    "names that are no parameters": foreign("hello", torch.zeros(1)),
+    "another optimiser": foreign("0.momentum", torch.zeros(())),
+    "state without numbers": lambda folder: (folder / checkpoint.STATE).write_text('{"step": "six"}'),
+    "state that is a list": lambda folder: (folder / checkpoint.STATE).write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_foreign_checkpoint_with_true_sums_is_refused(train_script, tiny_corpus, exp_dir, what):
+    folder = exp_dir / "checkpoints" / "step-00000006"
+    FOREIGN[what](folder)
+    sign(folder)
+    assert_one_line(resume(train_script, tiny_corpus, exp_dir, training__max_steps=7), folder)
+
+
+def test_damaged_model_is_refused_but_an_edited_configuration_is_not(exp_dir):
+    model = exp_dir / "model"
+    (model / checkpoint.CONFIG).write_text((model / checkpoint.CONFIG).read_text() + "\n# mine\n")
+    load_model(model)
+    content = bytearray((model / checkpoint.WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (model / checkpoint.WEIGHTS).write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        load_model(model)
+    (model / checkpoint.CHECKSUMS).unlink()
+    load_model(model)  # a folder of an older version has no sums
+
+
+def test_folder_that_cannot_be_written_is_one_line_and_leaves_the_old(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    checkpoint.write_folder(folder, {}, {"a": b"1"})
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(UserError, match="model: cannot be written: No space left"):
+        checkpoint.write_folder(folder, {}, {"a": b"2"})
+    assert (folder / "a").read_bytes() == b"1" and [path.name for path in tmp_path.iterdir()] == ["model"]
