@@ -15,6 +15,7 @@ COMMANDS = {
     "show": f"{HERE}.show:show",
     "split": f"{HERE}.split:split",
     "stats": f"{HERE}.stats:stats",
+    "subset": f"{HERE}.subset:subset",
     "store-features": f"{HERE}.store_features:store_features",
     "validate": f"{HERE}.validate:validate",
 }
