@@ -1,0 +1,141 @@
+"""Options of the prepare commands: microphones, channels, normalisers, overlaps, languages, places of parts."""
+
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import soundfile
+from mini_corpora import call_audio
+from mini_runs import cuts_of, run
+
+from tokenverse_pp.manifests.corpora.telephone import clean
+
+
+def prepare(name, corpus_dir, out, *options):
+    result = run("manifest", "prepare", name, corpus_dir, out, *options)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def test_ami_headsets_are_one_speaker_each_and_not_labelled_for_scd(corpora, tmp_path):
+    prepare("ami", corpora["ami"].corpus_dir, tmp_path, "--mic", "ihm")
+    cuts = cuts_of(tmp_path, "train")
+    assert {cut.channel for cut in cuts} == {0, 1, 2} and len({cut.id for cut in cuts}) == len(cuts)
+    for cut in cuts:
+        assert cut.custom["tasks"] == ["asr", "endp", "lid"]
+        assert len({sup.speaker for sup in cut.supervisions}) == 1
+        audio = cut.load_audio()
+        assert audio.shape[0] == 1 and np.abs(audio).max() > 0.1  # its own headset hears it
+
+
+def test_ami_annotations_in_a_zip_elsewhere(corpora, tmp_path):
+    bare, archive = tmp_path / "ami", tmp_path / "manual.zip"
+    shutil.copytree(corpora["ami"].corpus_dir, bare)
+    manual = bare / "ami_public_manual_1.6.2"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in manual.rglob("*.xml"):
+            file.write(path, path.relative_to(manual))
+    shutil.rmtree(manual)
+    assert "no annotations" in run("manifest", "prepare", "ami", bare, tmp_path / "out").stderr
+    prepare("ami", bare, tmp_path / "out", "--annotations", archive, "--mic", "sdm")
+    assert [c.to_dict()["supervisions"] for c in cuts_of(tmp_path / "out", "dev")] == [
+        c.to_dict()["supervisions"] for c in cuts_of(corpora["ami"].out, "dev")
+    ]
+    # The corpus may be read-only: nothing is unpacked into it.
+    assert {path.name for path in bare.iterdir()} == {"wav_db"}
+
+
+def test_dropped_overlaps_are_listed(corpora, tmp_path):
+    prepare("ami", corpora["ami"].corpus_dir, tmp_path, "--overlaps", "drop")
+    texts = [sup.text for cut in cuts_of(tmp_path, "train") for sup in cut.supervisions]
+    assert "a forest" not in texts and "the house runs" not in texts and len(texts) == 4
+    assert (tmp_path / "left_out.jsonl").read_text().count("two speakers talk at once") == 6
+
+
+def test_sides_of_a_call_mixed_and_separate(corpora, tmp_path):
+    prepare("callhome-english", corpora["callhome-english"].corpus_dir, tmp_path, "--channels", "separate")
+    cuts = cuts_of(tmp_path, "dev")
+    assert {cut.recording.id for cut in cuts} == {"en_4067-A", "en_4067-B"}
+    for cut in cuts:
+        assert cut.custom["tasks"] == ["asr", "endp", "lid"]
+        assert {sup.speaker[-1] for sup in cut.supervisions} == {cut.recording.id[-1]}
+    left, right = (soundfile.read(tmp_path / "audio" / "dev" / f"en_4067-{side}.flac")[0] for side in "AB")
+    mixed, rate = soundfile.read(corpora["callhome-english"].out / "audio" / "dev" / "en_4067.flac")
+    assert rate == 16000 and np.abs(mixed - (left + right) / 2).max() < 2e-4
+    # Every other sample is one of the 8 kHz file, up to u-law's and the filter's error.
+    reference = call_audio().mean(axis=1)
+    assert np.sqrt(np.mean((mixed[::2] - reference) ** 2)) < 0.05 * np.sqrt(np.mean(reference**2))
+
+
+def test_callhome_transcripts_elsewhere(corpora, tmp_path):
+    speech, texts = (corpora["callhome-english"].corpus_dir / name for name in ("LDC97S42", "LDC97T14"))
+    prepare("callhome-english", speech, tmp_path / "out", "--transcripts", texts)
+    assert cuts_of(tmp_path / "out", "train")[0].id == "en_4065-0000"
+
+
+def test_call_is_cut_at_what_was_not_understood(corpora):
+    first, second = cuts_of(corpora["eval2000"].out, "test")
+    assert [(s.speaker, s.text, s.custom["endpoint"]) for s in (*first.supervisions, *second.supervisions)] == [
+        ("en_4156-A", "um the dog runs", True),
+        ("en_4156-B", "that house sees", False),  # broken off: --
+        ("en_4156-A", "a forest", False),  # goes on after 0.3 s
+        ("en_4156-A", "and through", True),  # no sign, and the other side speaks next
+        ("en_4156-B", "forest runs", True),
+        ("en_4156-B", "the house", True),
+    ]
+    assert first.end < 5.2 and second.start > 6.0  # "I (( )) sees" is from 5.2 to 6.0 s
+
+
+@pytest.mark.parametrize(
+    "raw, expected",
+    [
+        ("<contraction e_form=\"[we=>we]['re=>are]\">we're starting", "we're starting"),
+        ("{breath} oh, [static] about [/static] it", "oh, about it"),
+        ("**wowzers** +nuclar+ //aside// #both# &Paris %uh", "wowzers nuclar aside both Paris uh"),
+        ("((maybe so)) yes", "maybe so yes"),
+        ("well (( )) yes", None),
+        ("<? something> yes", None),
+        ("{laugh}", ""),
+    ],
+)
+def test_transcription_conventions_of_the_ldc(raw, expected):
+    assert clean(raw) == expected
+
+
+def test_normaliser_none_keeps_case_and_punctuation(corpora, tmp_path, threads_for_commonvoice):
+    root = tmp_path / "cv"
+    shutil.copytree(corpora["commonvoice"].corpus_dir / "fr", root / "fr")
+    for normaliser in ("none", "cased"):
+        prepare("commonvoice", root, tmp_path / normaliser, "--normaliser", normaliser, "--language", "fr")
+    (plain,), (cased,) = (cuts_of(tmp_path / name, "dev_fr")[0].supervisions for name in ("none", "cased"))
+    assert plain.text.startswith("« ") and "original_text" not in plain.custom
+    assert cased.text == plain.text[2:-4] and cased.text[0].isupper()
+
+
+def test_common_voice_locales_of_one_language_are_refused(corpora, tmp_path):
+    root = tmp_path / "cv"
+    for locale in ("zh-CN", "zh-TW"):
+        shutil.copytree(corpora["commonvoice"].corpus_dir / "fr", root / locale)
+    result = run("manifest", "prepare", "commonvoice", root, tmp_path / "out")
+    assert result.exit_code == 2 and "zh-CN and zh-TW are both zh" in result.stderr
+    missing = run("manifest", "prepare", "commonvoice", root, tmp_path / "out", "--language", "eo")
+    assert missing.exit_code == 2 and "eo/clips" in missing.stderr
+
+
+def test_mls_opus(tmp_path):
+    from mini_corpora import make_mls
+
+    make_mls(tmp_path / "flac")
+    for path in (tmp_path / "flac" / "mls_german").rglob("*"):
+        target = tmp_path / "opus" / "mls_german_opus" / path.relative_to(tmp_path / "flac" / "mls_german")
+        if path.suffix == ".flac":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            samples, rate = soundfile.read(path)
+            soundfile.write(target.with_suffix(".opus"), samples, rate, format="OGG", subtype="OPUS")
+        elif path.suffix == ".txt":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    prepare("mls", tmp_path / "opus", tmp_path / "out")
+    cuts = cuts_of(tmp_path / "out", "train_de")
+    assert len(cuts) == 6 and cuts[0].load_audio().shape == (1, 16000)

@@ -1,0 +1,126 @@
+"""`tokenverse-pp manifest prepare`: what every corpus gives, that lhotse reads it, and foreign folders."""
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+from lhotse.bin.lhotse import cli as lhotse_cli
+from mini_runs import CORPORA, cuts_of, run
+
+CONVERSATION = ["asr", "scd", "endp", "lid"]
+READ = ["asr", "lid"]
+EXPECTED = {  # files, tasks, languages
+    "ami": ({"train", "dev", "test"}, CONVERSATION, {"en"}),
+    "callhome-english": ({"train", "dev", "test"}, CONVERSATION, {"en"}),
+    "commonvoice": ({f"{s}_{c}" for s in ("train", "dev", "test") for c in ("fr", "sv")}, READ, {"fr", "sv"}),
+    "eval2000": ({"test"}, CONVERSATION, {"en"}),
+    "librispeech": ({"train_clean_100", "dev_clean", "test_other"}, READ, {"en"}),
+    "mls": ({f"{s}_{c}" for s in ("train", "dev", "test") for c in ("de", "pl")}, READ, {"de", "pl"}),
+    "voxpopuli": ({"train_en", "dev_en", "test_en"}, READ, {"en"}),
+}
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_files_tasks_and_languages(corpora, name):
+    files, tasks, languages = EXPECTED[name]
+    out = corpora[name].out
+    assert {path.name for path in out.glob("*.jsonl*")} == {f"cuts_{f}.jsonl.gz" for f in files} | {"left_out.jsonl"}
+    cuts = [cut for part in files for cut in cuts_of(out, part)]
+    assert {cut.sampling_rate for cut in cuts} == {16000} and {cut.num_channels for cut in cuts} == {1}
+    assert all(cut.custom["tasks"] == tasks for cut in cuts)
+    assert {sup.language for cut in cuts for sup in cut.supervisions} == languages
+    assert all(sup.text == sup.text.lower() for cut in cuts for sup in cut.supervisions)
+    # The statistics of every file are printed.
+    assert corpora[name].stdout.count("cuts  hours") == len(files)
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_valid_with_its_audio_and_readable_by_lhotse(corpora, name):
+    paths = sorted(corpora[name].out.glob("cuts_*.jsonl.gz"))
+    result = run("manifest", "validate", "--audio", *paths)
+    assert result.exit_code == 0, result.stderr
+    for path in paths:
+        checked = CliRunner().invoke(lhotse_cli, ["validate", "--read-data", str(path)])
+        assert checked.exit_code == 0 and "failed" not in checked.output.lower()
+        described = CliRunner().invoke(lhotse_cli, ["cut", "describe", str(path)])
+        assert described.exit_code == 0
+        assert f"{sum(1 for _ in cuts_of(path.parent, path.name[5:-9]))}" in described.output
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_missing_empty_and_foreign_folders_are_one_line(name, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "foreign" / "wav").mkdir(parents=True)
+    (tmp_path / "foreign" / "wav" / "a.wav").write_bytes(b"RIFF")
+    for folder in ("missing", "empty", "foreign"):
+        result = run("manifest", "prepare", name, tmp_path / folder, tmp_path / "out")
+        assert result.exit_code == 2
+        assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+        assert str(tmp_path / folder) in result.stderr and "expected" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+DAMAGE = {  # the file that lhotse's recipe needs, and what happens to it
+    "ami": ("ami_public_manual_1.6.2/words/ES2002a.A.words.xml", "<nite:root"),
+    "callhome-english": ("LDC97T14/transcrpt/devtest/en_4067.txt", None),
+    "commonvoice": ("sv-SE/dev.tsv", "client_id\tpath\tsentence\n"),
+    "eval2000": ("LDC2002T43/reference/english/en_4156.txt", "one two three four\n"),
+    "librispeech": ("train-clean-100/19/198/19-198.trans.txt", "nothing\n"),
+    "mls": ("mls_polish/dev/transcripts.txt", "no tab\n"),
+    "voxpopuli": ("asr_en.tsv.gz", "not gzip"),
+}
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_damaged_corpus_is_one_line_and_leaves_nothing(corpora, name, tmp_path, threads_for_commonvoice):
+    damaged = tmp_path / "corpus"
+    shutil.copytree(corpora[name].corpus_dir, damaged)
+    path, text = DAMAGE[name]
+    (damaged / path).unlink()
+    if text is not None:
+        (damaged / path).write_text(text, encoding="utf-8")
+    result = run("manifest", "prepare", name, damaged, tmp_path / "out")
+    assert result.exit_code == 2, result.exception
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and str(damaged) in lines[0] and "Traceback" not in result.stderr
+    assert not list((tmp_path / "out").rglob("*.jsonl*")) if (tmp_path / "out").exists() else True
+
+
+def test_audio_that_cannot_be_decoded_is_named_and_leaves_no_manifest(corpora, tmp_path, threads_for_commonvoice):
+    damaged = tmp_path / "corpus"
+    shutil.copytree(corpora["eval2000"].corpus_dir, damaged)
+    path = next(damaged.rglob("*.sph"))
+    path.write_bytes(path.read_bytes()[:2000])
+    result = run("manifest", "prepare", "eval2000", damaged, tmp_path / "out")
+    assert result.exit_code == 2 and result.stderr.splitlines()[-1].startswith("error: ")
+    assert not list((tmp_path / "out").rglob("cuts_*"))
+
+
+def test_second_run_keeps_the_audio_that_is_there(corpora, tmp_path, threads_for_commonvoice):
+    first, corpus_dir = tmp_path / "out", corpora["eval2000"].corpus_dir
+    shutil.copytree(corpora["eval2000"].out, first)
+    audio = next((first / "audio").rglob("*.flac"))
+    before = audio.stat().st_mtime_ns
+    assert run("manifest", "prepare", "eval2000", corpus_dir, first).exit_code == 0
+    assert audio.stat().st_mtime_ns == before
+    assert [c.id for c in cuts_of(first, "test")] == [c.id for c in cuts_of(corpora["eval2000"].out, "test")]
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_every_turn_is_in_a_cut_or_listed(corpora, name, lhotse_alone):
+    """Counts in == counts out + counts listed, by id, against lhotse's own recipe."""
+    out = corpora[name].out
+    written, listed = set(), set()
+    for path in out.glob("cuts_*"):
+        for cut in cuts_of(out, path.name[5:-9]):
+            for sup in cut.supervisions:
+                ids = [sup.id, *(sup.custom or {}).get("joined", [])]
+                assert not written & set(ids)
+                written.update(ids)
+    for line in (out / "left_out.jsonl").read_text(encoding="utf-8").splitlines():
+        item = json.loads(line)
+        assert item["id"] not in listed and item["reason"]
+        listed.add(item["id"])
+    assert not written & listed
+    assert written | listed == {turn.id for pair in lhotse_alone(name).values() for turn in pair["supervisions"]}
