@@ -17,6 +17,7 @@ COMMANDS = {
     "stats": f"{HERE}.stats:stats",
     "subset": f"{HERE}.subset:subset",
     "store-features": f"{HERE}.store_features:store_features",
+    "to-shar": f"{HERE}.to_shar:to_shar",
     "validate": f"{HERE}.validate:validate",
 }
 PREPARE = {
