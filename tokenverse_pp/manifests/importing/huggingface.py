@@ -1,0 +1,104 @@
+"""Hugging Face `datasets` folders: what `save_to_disk` wrote, or folders of parquet that `load_dataset` reads."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.importing.audio_out import AudioOut
+from tokenverse_pp.manifests.importing.fields import FieldMap
+from tokenverse_pp.manifests.importing.rows import BadRow, Place, Rejected, RowOrRejected
+from tokenverse_pp.manifests.importing.textfiles import safe_id
+
+
+def read_dataset(folder: Path, fields: FieldMap, split: Optional[str], audio_out: AudioOut) -> Iterator[RowOrRejected]:
+    """The rows of a data set. Class labels become their names.
+
+    Audio that stands in the data set itself is written, undecoded, to ``audio_out``.
+
+    Args:
+        split: which part; needed where there are several.
+
+    Raises:
+        UserError: where `datasets` is not installed, cannot read the folder, or has no such split or column.
+    """
+    with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as cache:
+        data = _load(folder, split, cache)
+        yield from _rows(data, folder, fields, audio_out)
+
+
+def _rows(data: Any, folder: Path, fields: FieldMap, audio_out: AudioOut) -> Iterator[RowOrRejected]:
+    features = dict(data.features or {})
+    fields.check(list(features), str(folder))
+    columns = fields.over(features)
+    names = {column: features[column] for column in columns.values() if column in features}
+    for number, cells in enumerate(data):
+        place = Place(str(folder), number, "row")
+        try:
+            values = {column: _plain(cells[column], feature) for column, feature in names.items()}
+            if isinstance(values.get(columns.get("audio", "")), dict):
+                values[columns["audio"]] = _audio(values[columns["audio"]], audio_out, number)
+        except BadRow as error:
+            yield Rejected(place, str(error))
+            continue
+        yield fields.row(place, f"{safe_id(folder.name)}-{number}", values)
+
+
+def _load(folder: Path, split: Optional[str], cache: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("--hf: needs the package datasets: pip install 'tokenverse_pp[datasets]'") from None
+    if not folder.is_dir():
+        raise UserError(f"{folder}: expected a folder of Hugging Face datasets")
+    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    try:
+        data = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder), cache_dir=cache)
+    except Exception as error:  # the library has no common type for what it throws
+        cause = error.__cause__ or error
+        reason = (str(cause).splitlines() or [repr(cause)])[0]
+        hint = "; an audiofolder's metadata.csv is a table: --table" if (folder / "metadata.csv").is_file() else ""
+        raise UserError(f"{folder}: datasets cannot read it: {reason}{hint}") from None
+    if hasattr(data, "keys"):
+        if split is None and len(data) == 1:
+            split = next(iter(data))
+        if split not in data:
+            raise UserError(f"{folder}: --hf-split: expected one of {', '.join(data)}, found {split}")
+        data = data[split]
+    for name, feature in dict(data.features or {}).items():
+        if isinstance(feature, datasets.Audio):
+            data = data.cast_column(name, datasets.Audio(decode=False))
+    return data
+
+
+def _plain(value: Any, feature: Any) -> Any:
+    """Names in place of the numbers of class labels, also within lists."""
+    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
+    if isinstance(value, list) and inner is not None:
+        return [_plain(item, inner) for item in value]
+    if hasattr(feature, "int2str") and isinstance(value, int):
+        return feature.int2str(value) if value >= 0 else None
+    return value
+
+
+def _audio(value: Dict[str, Any], audio_out: AudioOut, number: int) -> str:
+    """A path: that of the data, or of a file with the bytes that the data hold."""
+    data, path = value.get("bytes"), value.get("path")
+    if data is None:
+        if not path:
+            raise BadRow("field 'audio': neither a path nor audio")
+        return str(path)
+    ending = Path(str(path or "")).suffix.lower()
+    if not re.fullmatch(r"\.[a-z0-9]{1,5}", ending):
+        ending = _ending_of(data)
+    target = audio_out.folder() / f"{number:08d}{ending}"
+    target.write_bytes(data)
+    return str(target)
+
+
+def _ending_of(data: bytes) -> str:
+    signatures = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"}
+    return signatures.get(data[:4], ".mp3")

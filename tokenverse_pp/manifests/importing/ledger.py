@@ -1,0 +1,63 @@
+"""Counting what is read, kept and rejected, so that nothing gets lost without a word."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Callable, List
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import replacing
+from tokenverse_pp.manifests.importing.rows import Rejected
+
+SHOWN = 20  # rejected rows in a message; the list in the file has them all
+
+
+class Ledger:
+    """Rows read = rows kept + rows rejected. The list of the rejected is on disk, not in memory."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.kept = 0
+        self.rejected = 0
+        self.first: List[Rejected] = []
+        self.cuts = 0
+        self.cuts_by_task: Counter[str] = Counter()
+        self._list = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
+        print("file", "line", "reason", sep="\t", file=self._list)
+
+    def reject(self, item: Rejected) -> None:
+        """Note a row that is not kept."""
+        self.rejected += 1
+        if len(self.first) < SHOWN:
+            self.first.append(item)
+        cells = (item.place.file, str(item.place.line), item.reason)
+        print(*(" ".join(cell.split()) for cell in cells), sep="\t", file=self._list)
+
+    def write_rejected(self, path: Path) -> None:
+        """Write the rejected rows as a table of file, line and reason."""
+        self._list.seek(0)
+        with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            shutil.copyfileobj(self._list, file)
+
+    def refusal(self) -> UserError:
+        """What to say where rows were rejected and none may be."""
+        more = self.rejected - len(self.first)
+        hint = f" ({more} more: --rejected FILE lists all)" if more > 0 else ""
+        summary = (
+            f"{self.rejected} of {self.read} rows cannot be mapped{hint}; nothing was written "
+            "(--skip-bad leaves them out)"
+        )
+        return UserError("\n".join([*map(str, self.first), summary]))
+
+    def report(self, output: Path, say: Callable[[str], None]) -> None:
+        """Print the counts of an import that was written."""
+        for item in self.first:
+            say(f"left out: {item}")
+        if self.rejected > len(self.first):
+            say(f"left out: {self.rejected - len(self.first)} more (--rejected FILE lists all)")
+        say(f"rows: {self.read} read = {self.kept} kept + {self.rejected} left out")
+        tasks = ", ".join(f"{name} {count}" for name, count in self.cuts_by_task.items())
+        say(f"cuts: {self.cuts}, labelled for {tasks}: {output}")

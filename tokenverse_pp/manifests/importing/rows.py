@@ -1,0 +1,101 @@
+"""What every format is read into: rows, and the rows that could not be read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+from tokenverse_pp.errors import UserError
+
+Span = Tuple[int, int, Optional[str]]  # an entity: characters start and end (exclusive) of the text, type
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something stands: a file (or folder) and a line, or what the format counts instead of lines."""
+
+    file: str
+    line: int
+    unit: str = "line"
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.unit} {self.line}"
+
+
+@dataclass
+class Row:
+    """One turn, as far as the data say: None is what they do not say (missing is not empty).
+
+    Args:
+        place: for messages.
+        id: of the row; unique in one import.
+        recording: the name of the recording.
+        audio: the path of the audio file as the data give it; without it the file is looked for by ``recording``.
+        channel: as the data give it: ``1`` or ``A`` is the first.
+        start, end: seconds in the recording; missing: the whole of it.
+        entities: spans into ``text``.
+        tasks: what the row is labelled for, where the data say so.
+        custom: further fields of the supervision.
+    """
+
+    place: Place
+    id: str
+    recording: Optional[str] = None
+    audio: Optional[str] = None
+    channel: Optional[str] = None
+    start: Optional[float] = None
+    end: Optional[float] = None
+    text: Optional[str] = None
+    speaker: Optional[str] = None
+    language: Optional[str] = None
+    entities: Optional[List[Span]] = None
+    endpoint: Optional[bool] = None
+    tasks: Optional[List[str]] = None
+    custom: Dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row or line that cannot be mapped, and why.
+
+    Args:
+        row: what could be read of it (its recording).
+        harmless: no cut lacks anything without it.
+    """
+
+    place: Place
+    reason: str
+    row: Optional[Row] = None
+    harmless: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
+
+
+RowOrRejected = Union[Row, Rejected]
+
+
+class BadRow(UserError):
+    """Why one row cannot be mapped; who catches it knows the place."""
+
+
+def seconds(value: Any, name: str, scale: float = 1.0) -> float:
+    """A time in seconds: a finite number >= 0, times ``scale``.
+
+    Raises:
+        BadRow: naming the field.
+    """
+    try:
+        number = float(value) * scale
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number) or number < 0:
+        raise BadRow(f"field '{name}': expected seconds >= 0, found {shown(value)}")
+    return number
+
+
+def shown(value: Any) -> str:
+    """A value for a message, not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

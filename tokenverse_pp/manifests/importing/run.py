@@ -1,0 +1,169 @@
+"""The whole import: rows in, a manifest and an account of every row out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+
+from lhotse import MonoCut
+from tqdm import tqdm
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.ids import NameSet
+from tokenverse_pp.manifests.importing.annotations import NamedDocuments, SentencesInOrder, open_documents
+from tokenverse_pp.manifests.importing.audio import AudioFinder
+from tokenverse_pp.manifests.importing.audio_out import AudioOut
+from tokenverse_pp.manifests.importing.cuts import CutMaker, reject_group
+from tokenverse_pp.manifests.importing.grouping import by_recording
+from tokenverse_pp.manifests.importing.ledger import Ledger
+from tokenverse_pp.manifests.importing.options import RECORDING, ImportOptions
+from tokenverse_pp.manifests.importing.rows import BadRow, Rejected, Row, RowOrRejected
+from tokenverse_pp.manifests.importing.sources import check_paths, rows_of
+from tokenverse_pp.manifests.rows import check_output, writing_rows
+
+Say = Callable[[str], None]
+
+
+def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> Ledger:
+    """Read a corpus as the options say and write its cuts to ``output``.
+
+    Raises:
+        UserError: where anything cannot be mapped, unless ``options.skip_bad``; then nothing is written but the list
+            of the rejected rows, if one is wanted.
+    """
+    check_output(output)
+    check_paths(options)
+    audio_out = AudioOut(options.audio_out or output.parent / f"{output.name.split('.')[0]}_audio")
+    ledger = Ledger()
+    done = False
+    try:
+        with writing_rows(output) as writer:
+            for cut, rows in _Import(options, ledger, audio_out).cuts():
+                writer.write(cut.to_dict())
+                ledger.kept += len(rows)
+                ledger.cuts += 1
+                ledger.cuts_by_task.update(cut.custom["tasks"])
+            if ledger.rejected and not options.skip_bad:
+                raise ledger.refusal()
+            if not ledger.cuts:
+                raise UserError(f"no cut to write: {ledger.read} rows read, {ledger.rejected} of them left out")
+        done = True
+    finally:
+        if options.rejected is not None:
+            ledger.write_rejected(options.rejected)
+        if not done:
+            audio_out.remove()
+    ledger.report(output, say)
+    return ledger
+
+
+@dataclass
+class _Import:
+    """One import under way."""
+
+    options: ImportOptions
+    ledger: Ledger
+    audio_out: AudioOut
+
+    def __post_init__(self) -> None:
+        options = self.options
+        self.finder = AudioFinder(options.folder, options.sampling_rate, options.allow_pipes, self.audio_out)
+        self.maker = CutMaker(self.finder, options.normaliser, options.widen)
+        self.documents = open_documents(options.brat, options.conll)
+        self.row_ids, self.cut_ids = NameSet(), NameSet()
+        self.together = options.per == RECORDING
+
+    def cuts(self) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
+        """Cuts with the rows they are made of; the others go to the ledger."""
+        if self.together or isinstance(self.documents, NamedDocuments):
+            groups: Iterator[List[RowOrRejected]] = by_recording(self._keyed())
+        else:
+            groups = ([item] for item in self._items())
+        for group in groups:
+            yield from self._cuts_of(group)
+        if self.documents is not None:
+            self._reject_more(self.documents.unused())
+
+    def _items(self) -> Iterator[RowOrRejected]:
+        """Every row, counted; with a known audio file and an id of its own."""
+        rows = rows_of(self.options, self.audio_out)
+        for item in tqdm(rows, desc="import", unit=" rows", disable=None, leave=False):
+            self.ledger.read += 1
+            if isinstance(self.documents, SentencesInOrder):
+                item = self.documents.attach(item)
+            if isinstance(item, Row):
+                item = self._opened(item)
+            if isinstance(item, Rejected) and item.row is None:
+                self._check_unknown(item)
+            yield item
+
+    def _opened(self, row: Row) -> RowOrRejected:
+        try:
+            self.finder.recording(row)
+        except BadRow as error:
+            return Rejected(row.place, str(error), row)
+        if not self.row_ids.add(row.id):
+            return Rejected(row.place, f"field 'id': another row has {row.id!r} already", row)
+        return row
+
+    def _check_unknown(self, item: Rejected) -> None:
+        """A row of an unknown recording cannot be left out of a cut that may need it."""
+        if self.together and self.options.skip_bad and not item.harmless:
+            raise UserError(
+                f"{item}: its recording is not known, so that --skip-bad cannot leave out the cut that it belongs to; "
+                "mend it, or use --one-cut-per row"
+            )
+
+    def _keyed(self) -> Iterator[Tuple[str, float, RowOrRejected]]:
+        for number, item in enumerate(self._items()):
+            row = item.row if isinstance(item, Rejected) else item
+            try:
+                if row is None:
+                    raise BadRow("unknown")
+                recording, channel = self.finder.recording(row)
+                key = f"{recording.sources[0].source}\0{channel}"
+            except BadRow:
+                key = f"\0{number}"
+            yield key, (row.start or 0.0) if row is not None else 0.0, item
+
+    def _cuts_of(self, group: List[RowOrRejected]) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
+        rows = [item for item in group if isinstance(item, Row)]
+        bad = [item for item in group if isinstance(item, Rejected)]
+        for item in bad:
+            self.ledger.reject(item)
+        if not rows:
+            return
+        if bad and self.together:
+            self._reject_all(rows, f"in one cut with {bad[0].place}, which cannot be mapped")
+            return
+        try:
+            if isinstance(self.documents, NamedDocuments):
+                self.documents.attach(rows)
+        except BadRow as error:
+            self._reject_all(rows, str(error))
+            return
+        for part in [rows] if self.together else [[row] for row in rows]:
+            cut = self._cut(part)
+            if cut is not None:
+                yield cut, part
+
+    def _cut(self, rows: List[Row]) -> Optional[MonoCut]:
+        try:
+            cut = self.maker.of_recording(rows) if self.together else self.maker.of_row(rows[0])
+            if not self.cut_ids.add(cut.id):
+                raise BadRow(f"field 'recording': another recording has the name {cut.id!r} already")
+            return cut
+        except BadRow as error:
+            for item in reject_group(rows, error):
+                self.ledger.reject(item)
+            return None
+
+    def _reject_all(self, rows: Sequence[Row], reason: str) -> None:
+        for row in rows:
+            self.ledger.reject(Rejected(row.place, reason))
+
+    def _reject_more(self, items: Iterator[Rejected]) -> None:
+        for item in items:
+            self.ledger.read += 1
+            self.ledger.reject(item)

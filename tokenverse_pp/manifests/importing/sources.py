@@ -1,0 +1,117 @@
+"""From the options to the stream of rows, with what other files say of them."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Callable, Dict, Iterable, Iterator, List, Optional
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.importing.audio_out import AudioOut
+from tokenverse_pp.manifests.importing.ctm import read_ctm
+from tokenverse_pp.manifests.importing.fields import FieldMap, fill
+from tokenverse_pp.manifests.importing.huggingface import read_dataset
+from tokenverse_pp.manifests.importing.inline import read_inline
+from tokenverse_pp.manifests.importing.kaldi import read_kaldi, read_wav_scp
+from tokenverse_pp.manifests.importing.options import ImportOptions
+from tokenverse_pp.manifests.importing.rows import BadRow, Rejected, Row, RowOrRejected
+from tokenverse_pp.manifests.importing.rttm import read_rttm
+from tokenverse_pp.manifests.importing.stm import read_stm
+from tokenverse_pp.manifests.importing.subtitles import read_subtitles
+from tokenverse_pp.manifests.importing.tables import read_recordings, read_table
+from tokenverse_pp.manifests.importing.words import Speakers, Word, Words
+
+
+def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrRejected]:
+    """All rows, each with what recordings, constants, speaker turns, words and marks in the text say of it.
+
+    Args:
+        audio_out: where audio goes that stands in a data set itself.
+    """
+    turns = options.turns
+    recordings = _recordings(options)
+    rttm: List[object] = list(read_rttm(options.rttm)) if options.rttm is not None else []
+    ctm: List[object] = list(read_ctm(options.ctm)) if options.ctm is not None else []
+    # LEXEME lines of an RTTM give words only where it gives the turns.
+    told = [item for item in [*(rttm if turns == "rttm" else ()), *ctm] if isinstance(item, Word)]
+    words = Words(told) if told or options.ctm is not None else None
+    speaker_turns = [item for item in rttm if isinstance(item, Row)]
+    speakers = Speakers(speaker_turns) if options.rttm is not None and turns != "rttm" else None
+    yield from (item for item in [*rttm, *ctm] if isinstance(item, Rejected))
+    for item in _turns(turns, options, audio_out, speaker_turns, words):
+        row = item.row if isinstance(item, Rejected) else item
+        if row is not None:
+            _fill(row, recordings, options)
+        if isinstance(item, Row):
+            if speakers is not None:
+                speakers.give(item)
+            if words is not None and item.text is None:
+                words.give(item)
+            try:
+                if options.inline is not None and item.text is not None:
+                    _read_marks(item, options.inline)
+            except BadRow as error:
+                item = Rejected(item.place, str(error), item)
+        yield item
+    if words is not None:
+        yield from words.unused()
+
+
+def _turns(
+    name: str, options: ImportOptions, audio_out: AudioOut, speaker_turns: List[Row], words: Optional[Words]
+) -> Iterable[RowOrRejected]:
+    tables = (read_table(path, options.fields, options.delimiter) for path in options.table)
+    readers: Dict[str, Callable[[], Iterable[RowOrRejected]]] = {
+        "table": lambda: chain.from_iterable(tables),
+        "kaldi": lambda: read_kaldi(_path(options.kaldi)),
+        "hf": lambda: read_dataset(_path(options.hf), options.fields, options.hf_split, audio_out),
+        "stm": lambda: read_stm(_path(options.stm)),
+        "subtitles": lambda: read_subtitles(_path(options.subtitles)),
+        "rttm": lambda: speaker_turns,
+        "ctm": lambda: words.turns(options.pause) if words is not None else (),
+    }
+    return readers[name]()
+
+
+def _path(path: Optional[Path]) -> Path:
+    if path is None:
+        raise ValueError("an option that gives the turns has no path")
+    return path
+
+
+def _recordings(options: ImportOptions) -> Optional[Dict[str, Row]]:
+    path = options.recordings
+    if path is None:
+        return None
+    if path.name == "wav.scp" or path.suffix == ".scp":
+        return read_wav_scp(path)
+    # The columns that were named are those of the turns' table, where there is one.
+    fields = FieldMap() if options.table or options.hf is not None else options.fields
+    return read_recordings(path, fields, options.delimiter)
+
+
+def _fill(row: Row, recordings: Optional[Dict[str, Row]], options: ImportOptions) -> None:
+    told = recordings.get(row.recording or "") if recordings is not None else None
+    if told is not None:
+        names = ("audio", "channel", "speaker", "language", "endpoint", "tasks", "custom")
+        fill(row, {name: getattr(told, name) for name in names})
+    fill(row, options.constants)
+
+
+def _read_marks(row: Row, markup: str) -> None:
+    if row.entities is not None:
+        raise BadRow("field 'entities': given twice, by themselves and as marks in the text")
+    row.text, row.entities = read_inline(row.text or "", markup)
+
+
+def check_paths(options: ImportOptions) -> None:
+    """See that what the options name is there (raises UserError)."""
+    for name in ("kaldi", "hf", "stm", "subtitles", "rttm", "ctm", "recordings", "brat", "conll", "audio_dir"):
+        path = getattr(options, name)
+        if path is not None and not path.exists():
+            raise UserError(f"--{name.replace('_', '-')}: {path}: no such file or folder")
+    if options.fields.columns and not (options.table or options.hf or options.recordings):
+        raise UserError("--column: expected a table as well (--table, --hf or --recordings)")
+    for path in options.table:
+        if not path.is_file():
+            raise UserError(f"--table: {path}: no such file")

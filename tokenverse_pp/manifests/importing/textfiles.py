@@ -1,0 +1,53 @@
+"""Annotation files of one record a line: which files, and their lines with places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Iterator, List, Sequence, Tuple, Union
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.importing.rows import BadRow, Place, Rejected, Row, shown
+from tokenverse_pp.manifests.lines import raw_lines, text_of
+
+
+def files_of(path: Path, endings: Sequence[str]) -> List[Path]:
+    """A file itself; of a folder all files below it with these endings, in order of their names.
+
+    Raises:
+        UserError: where there is none.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in endings)
+    if not found:
+        raise UserError(f"{path}: no file in it ends in {' or '.join(endings)}")
+    return found
+
+
+def lines_of(path: Path) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
+    """Lines that are not blank, with their places; one that is no text is rejected."""
+    for number, line in raw_lines(path):
+        if line.strip():
+            place = Place(str(path), number)
+            try:
+                yield place, text_of(line, "")
+            except UserError as error:
+                yield place, Rejected(place, str(error).lstrip(": "))
+
+
+def rejected(place: Place, error: BadRow, line: str, recording_at: int) -> Rejected:
+    """A line that cannot be mapped; its recording is the cell with this number, if there is one."""
+    cells = line.split()
+    row = Row(place, "", cells[recording_at]) if len(cells) > recording_at else None
+    return Rejected(place, str(error), row)
+
+
+def safe_id(name: str) -> str:
+    """A name from the data as part of an id and of a file name: no separators of folders."""
+    return name.replace("/", "-").replace("\\", "-")
+
+
+def expect(condition: bool, form: str, line: str) -> None:
+    """Raise BadRow unless a line has the right form."""
+    if not condition:
+        raise BadRow(f"expected `{form}`, found {shown(line)}")
