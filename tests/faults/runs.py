@@ -19,7 +19,7 @@ CONTEXT.set_forkserver_preload(["runs"])  # this very file, which imports what a
 
 sys.path[:0] = [str(TESTS)] if str(TESTS) not in sys.path else []
 import torch  # noqa: E402
-from conftest import ROOT, load_script  # noqa: E402
+from scripts import ROOT, load_script  # noqa: E402
 
 from tokenverse_pp.cli.errors import report_errors  # noqa: E402
 

@@ -26,8 +26,9 @@ AT_LEAST = {
     "data.num_workers": 0,
     "data.epoch_cuts": 1,
     "data.round_cuts": 1,
-    "tasks.activation_prob": 0,
     "model.loss.prune_range": 2,
+    "model.predictor_dim": 1,
+    "model.joiner_dim": 1,
     "model.context_size": 1,
     "model.spec_augment.time_span": 1,
     "model.spec_augment.channel_span": 1,
@@ -42,8 +43,16 @@ AT_LEAST = {
     "training.keep_best": 0,
     "training.average_period": 0,
     "training.max_bad_steps": 1,
+    "training.peer_timeout": 5,
     "tokenizer.vocab_size": 3,
 }
+SHARES = (  # from 0 to 1
+    "tasks.activation_prob",
+    "model.predictor_dropout",
+    "model.encoder.context_dropout",
+    "model.spec_augment.time_share",
+    "model.spec_augment.channel_share",
+)
 
 
 def get_option(config: Any, name: str) -> Any:
@@ -62,6 +71,9 @@ def check_config(config: Config) -> Config:
         value = get_option(config, name)
         if value is not None and value < least:
             raise UserError(f"--{name}={value}: expected at least {least}")
+    for name in SHARES:
+        if not 0 <= get_option(config, name) <= 1:
+            raise UserError(f"--{name}={get_option(config, name)}: expected 0 to 1")
     if config.training.average_last > config.training.keep_last:
         raise UserError(
             f"--training.average_last={config.training.average_last}: only the last "

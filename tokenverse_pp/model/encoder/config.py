@@ -72,6 +72,9 @@ class EncoderConfig:
     def _validate_frozen(self, num_layers: int) -> None:
         if not self.layers or any(not -1 <= layer <= num_layers for layer in self.layers):
             raise UserError(f"encoder.layers: expected numbers from -1 to {num_layers}, got {self.layers}")
+        for name in ("context_layers", "context_dim", "context_heads", "context_ffn", "context_kernel"):
+            if getattr(self, name) < 1:
+                raise UserError(f"encoder.{name}: expected at least 1, got {getattr(self, name)}")
         if self.context_dim % (2 * self.context_heads):
             raise UserError(
                 f"encoder.context_dim: expected a multiple of 2 * context_heads = {2 * self.context_heads}, "
