@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 TEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-fast lint format demo k2-env bench-peers clean
+.PHONY: help venv test test-slow lint format demo k2-env bench-peers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,11 +27,11 @@ $(STAMP): requirements.txt pyproject.toml .ci/venv.sh
 	@PYTHON='$(PYTHON)' .ci/venv.sh $(VENV)
 	@touch $@
 
-test: $(STAMP) ## all tests but those that need k2
-	$(TEST) -m "not k2" $(ARGS)
-
-test-fast: $(STAMP) ## the tests that take seconds
+test: $(STAMP) ## the tests, but for the slow ones
 	$(TEST) -m "not k2 and not slow" $(ARGS)
+
+test-slow: $(STAMP) ## the slow ones: several processes, faults, whole chains, a model of 317 M parameters
+	$(TEST) -m "slow and not k2" $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
