@@ -25,6 +25,7 @@ from tokenverse_pp.tokenizer import Tokenizer
 from tokenverse_pp.training.data import TrainSampler, load_cuts, make_frames_of
 from tokenverse_pp.training.distributed import World, start_world, stop_world
 from tokenverse_pp.training.loop import Trainer, set_threads
+from tokenverse_pp.training.peers import join_watch, looking_after
 from tokenverse_pp.training.resume import find_start
 from tokenverse_pp.training.rounds import open_rounds
 from tokenverse_pp.training.setup import build_model, get_tokenizer, tasks_of
@@ -37,10 +38,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     config = parse_config(argv, description=__doc__.splitlines()[0])
     set_threads(config.training.threads)
     world = start_world()
-    try:
+    watch = join_watch(world.rank, world.size, config.training.peer_timeout) if world.size > 1 else None
+    with looking_after(watch):
         train(config, world)
-    finally:
-        stop_world()
+    stop_world()
 
 
 def train(config: Config, world: World) -> Path:

@@ -156,3 +156,20 @@ def test_best_checkpoints_are_kept_besides_the_last(tmp_path):
         checkpoint.write_folder(folder, {}, {checkpoint.STATE: json.dumps(state).encode()})
         retain(tmp_path, 1, 2, "wer")
     assert [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(tmp_path)] == [2, 5, 6]
+
+
+def test_epoch_ends_for_all_when_it_ends_for_one(tiny_corpus, tmp_path):
+    class OtherEndsAfterTwo(World):
+        """The other rank has two batches in its first epoch, and more later."""
+
+        asked = 0
+
+        def all_(self, flag):
+            OtherEndsAfterTwo.asked += 1
+            return flag and OtherEndsAfterTwo.asked != 3
+
+    started = trainer(tiny_corpus, tmp_path, data__max_cuts=4, training__max_steps=4)
+    started.world = OtherEndsAfterTwo()
+    run(started)
+    places = [checkpoint.read_state(p) for p in checkpoint.list_checkpoints(tmp_path)]
+    assert [(place["step"], place["epoch"], place["batch"]) for place in places] == [(4, 1, 2)]

@@ -7,6 +7,7 @@ import torch
 from lhotse import CutSet
 from toy_runs import read_cuts, toy_parts
 
+from tokenverse_pp.errors import UserError
 from tokenverse_pp.training.distributed import World
 from tokenverse_pp.training.optim import make_optimizer
 from tokenverse_pp.training.steps import Stepper, as_record, cut_ids
@@ -100,3 +101,20 @@ def test_bfloat16_gives_about_the_same(tiny_corpus):
         for _, stepper, batch in (build(tiny_corpus), build(tiny_corpus, training__precision="bf16"))
     )
     assert rough.pruned == pytest.approx(exact.pruned, rel=0.02) and rough.pruned != exact.pruned
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError()])
+def test_batch_that_does_not_fit_is_named(tiny_corpus, monkeypatch, error):
+    _, stepper, batch = build(tiny_corpus)
+
+    def explode(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(stepper.model, "forward", explode)
+    bad = batch(0, 1)
+    with pytest.raises(UserError, match=r"out of memory on a batch of 2 cuts.*--data\.max_duration") as caught:
+        stepper([bad], 0)
+    assert all(cut_id in str(caught.value) for cut_id in bad["cut_ids"])
+    monkeypatch.setattr(stepper.model, "forward", lambda *arguments, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stepper([bad], 0)

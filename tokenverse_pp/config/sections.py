@@ -132,6 +132,7 @@ class TrainingConfig:
     allow_changed_data: bool = False  # resume though the files of data.train have changed
     max_bad_steps: int = 20  # steps in a row whose loss or gradient is not finite, before the run gives up
     init_from: Optional[str] = None  # a model folder: start from its weights (the vocabulary must be the same)
+    peer_timeout: float = 60.0  # seconds after which a rank that gives no sign of life counts as dead
     threads: int = 0  # CPU threads of torch; 0 = torch's choice
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import sys
 import warnings
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Callable, ContextManager, List, Sequence, TypeVar, Union
 
 import torch
@@ -16,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tokenverse_pp.errors import UserError
 
 T = TypeVar("T")
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,10 @@ class World:
             dist.all_reduce(counts)
             flags.copy_(counts > 0)
 
+    def all_(self, flag: bool) -> bool:
+        """Whether ``flag`` is true on all processes."""
+        return self.sum([float(flag)])[0] == self.size
+
     def from_first(self, make: Callable[[], T]) -> T:
         """What ``make`` gives on the first process, on all of them; a UserError there is raised on all of them."""
         if self.size == 1:
@@ -89,14 +97,18 @@ class World:
 
 
 def start_world() -> World:
-    """Join the processes that torchrun started; alone without it. NCCL where there are GPUs, else gloo."""
+    """Join the processes that torchrun started; alone without it. NCCL where there are GPUs, else gloo.
+
+    A collective operation may wait for `COLLECTIVE_TIMEOUT`, for the first rank may have a million cuts to look at:
+    `peers.Watch` finds ranks that have died long before.
+    """
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     if size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     return World(rank, size, device)
 
 
@@ -131,6 +143,30 @@ def grad_scaler(device: torch.device, precision: str) -> Any:
     if hasattr(torch.amp, "GradScaler"):  # from torch 2.3 on, which warns of the other
         return torch.amp.GradScaler(device.type, enabled=enabled)
     return torch.cuda.amp.GradScaler(enabled=enabled)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or this machine, has no memory left."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(
+        part in str(error).lower() for part in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new measurement of `peak_memory`, where the device can (a process's peak cannot be taken back)."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Megabytes: the most that was allocated on a GPU, or the largest resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def unwrap(model: nn.Module) -> nn.Module:

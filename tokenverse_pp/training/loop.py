@@ -128,25 +128,39 @@ class Trainer:
         self.meter.start_over()
 
     def _batches(self) -> Iterator[Tuple[Place, List[Batch]]]:
-        """The batches of one step and the place after them; nothing is left over between epochs."""
+        """The batches of one step and the place after them; nothing is left over between epochs.
+
+        An epoch ends for all ranks as soon as it ends for one: they agree on it before each step.
+        """
         t = self.config.training
-        start = self.progress.place
         if self.step >= t.max_steps:
             return  # resumed when nothing was left to do
+        start = self.progress.place
         for epoch in range(start.epoch, t.epochs):
-            held: List[Batch] = []
-            place = start
-            batches = train_batches(self.sampler, self.dataset, self.config.data, start)
-            for place, batch in self.meter.waiting(batches):
-                held.append(batch)
-                if len(held) == t.accumulate:
-                    yield place, held
-                    held = []
-            if place == Place(epoch):
+            steps = 0
+            for place, batches in self._held(start):
+                if not self.world.all_(True):
+                    break
+                steps += 1
+                yield place, batches
+            else:
+                self.world.all_(False)
+            if steps == 0 and start == Place(epoch):
                 raise UserError("--data.train: no cut is left to train on")
-            if held:
-                yield place, held
             start = Place(epoch + 1)
+
+    def _held(self, start: Place) -> Iterator[Tuple[Place, List[Batch]]]:
+        """This rank's batches of the rest of an epoch, as many as a step takes at a time."""
+        held: List[Batch] = []
+        place = start
+        batches = train_batches(self.sampler, self.dataset, self.config.data, start)
+        for place, batch in self.meter.waiting(batches):
+            held.append(batch)
+            if len(held) == self.config.training.accumulate:
+                yield place, held
+                held = []
+        if held:
+            yield place, held
 
     def start(self, folder: Optional[Path] = None) -> None:
         """Go on from a checkpoint (see `resume.find_start`), or start from ``init_from``, or from nothing.

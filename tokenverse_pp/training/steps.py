@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import nn
 
 from tokenverse_pp.config import Config
 from tokenverse_pp.dataset import Batch
+from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.transducer import Losses
-from tokenverse_pp.training.distributed import World, autocast, grad_scaler, no_sync
+from tokenverse_pp.training.distributed import World, autocast, grad_scaler, is_out_of_memory, no_sync
 from tokenverse_pp.training.optim import loss_scales, lr_factor, set_lr
 
 LEAST_SCALE = 1e-2  # of the loss in fp16; icefall's zipformer recipe warns below it
@@ -45,6 +47,21 @@ def forward(model: nn.Module, batch: Batch, stored: bool) -> Losses:
     return model(batch["inputs"], batch["lens"], batch["active"], batch["tokens"], batch["token_lens"], stored=stored)
 
 
+@contextlib.contextmanager
+def naming_memory(batch: Batch) -> Iterator[None]:
+    """Turn running out of memory into a UserError that names the cuts of a batch."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        ids, longest = batch["cut_ids"], int(batch["token_lens"].max())
+        raise UserError(
+            f"out of memory on a batch of {len(ids)} cuts, {batch['seconds']:.1f} s, targets of up to {longest} tokens "
+            f"({', '.join(ids)}): lower --data.max_duration or --data.max_cuts, or see docs/training.md on memory"
+        ) from None
+
+
 class Stepper:
     """Makes optimiser steps.
 
@@ -72,8 +89,8 @@ class Stepper:
         sums = torch.zeros(4, dtype=torch.float64)
         bad_cuts: List[str] = []
         for i, batch in enumerate(batches):
-            batch = to_device(batch, self.world.device)
-            with no_sync(self.model, wait=i + 1 < len(batches)):
+            with naming_memory(batch), no_sync(self.model, wait=i + 1 < len(batches)):
+                batch = to_device(batch, self.world.device)
                 with autocast(self.world.device, c.training.precision):
                     losses = forward(self.model, batch, c.data.stored_features)
                 simple, pruned, ctc = losses.simple.sum(), losses.pruned.sum(), losses.ctc.sum()

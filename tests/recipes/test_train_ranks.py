@@ -1,0 +1,59 @@
+"""recipes/train.py on two ranks under torchrun: one is killed; another number of ranks goes on."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from toy_runs import call, finish, start, toy_options
+
+from tokenverse_pp.training import checkpoint
+from tokenverse_pp.training.log import read_log
+
+pytestmark = pytest.mark.slow
+SMALL = {"data__max_cuts": 4, "training__save_every": 2, "training__valid_every": 2}
+
+
+def rank_pids(launcher):
+    """{rank: process id} of the processes that a torchrun has started."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+        except (OSError, ValueError, IndexError):
+            continue
+        if folder.name.isdigit() and parent == str(launcher.pid) and "RANK" in variables:
+            found[int(variables["RANK"])] = int(folder.name)
+    return found
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_killed_rank_is_named_by_the_other_which_stops(tiny_corpus, tmp_path, killed):
+    changes = {**SMALL, "training__max_steps": 10_000}
+    process = start("train.py", *toy_options(tiny_corpus, tmp_path / "exp", **changes), ranks=2)
+    for line in process.stderr:
+        if line.startswith("step 4:"):
+            os.kill(rank_pids(process)[killed], signal.SIGKILL)
+            break
+    began = time.monotonic()
+    failure = finish(process, timeout=60)
+    assert failure.code != 0 and time.monotonic() - began < 40  # URGENT, and torchrun's own 30 s at most
+    assert f"error: rank {1 - killed} stops: rank {killed} has given no sign of life" in failure.stderr, failure.stderr
+    # What was saved is whole.
+    found = checkpoint.list_checkpoints(tmp_path / "exp")
+    assert found and all(checkpoint.damage(folder) is None for folder in found)
+
+
+def test_run_of_two_ranks_goes_on_with_one(train_script, tiny_corpus, tmp_path):
+    exp_dir = tmp_path / "exp"
+    options = toy_options(tiny_corpus, exp_dir, **SMALL, training__max_steps=3)
+    first = finish(start("train.py", *options, ranks=2))
+    assert first.code == 0, first.stderr
+    assert checkpoint.read_state(exp_dir / "checkpoints" / "step-00000003")["batch"] == 1  # of two a rank and epoch
+    done = call(train_script.main, *toy_options(tiny_corpus, exp_dir, **SMALL, training__max_steps=7))
+    assert done.code == 0, done.stderr
+    assert "step-00000003 is of 2 ranks, now 1" in done.stderr
+    log = [r for r in read_log(exp_dir / "log.jsonl") if r["kind"] == "train"]
+    assert [(r["step"], r["epoch"]) for r in log] == [(1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 2), (7, 2)]

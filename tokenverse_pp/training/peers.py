@@ -1,0 +1,166 @@
+"""The ranks of a run look after each other: when one fails or dies, all stop and say which one it was.
+
+Each rank has a thread that talks to the process group's key-value store (gloo's and NCCL's both have one) and to nobody
+else, so it works while the main thread waits in a collective operation for a rank that will never come:
+
+- a rank that fails leaves its message in the store; the others find it within `BEAT` seconds, say it and exit;
+- every rank counts up a number of its own each `BEAT`. Rank 0 watches all of them, the others watch rank 0; one that
+  stands still for ``patience`` seconds has died (SIGKILL, power, network);
+- on SIGTERM (torchrun sends it as soon as any rank is gone) or an error of a collective operation all watch all, for
+  `URGENT` seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from datetime import timedelta
+from types import FrameType
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+import torch.distributed as dist
+
+from tokenverse_pp.errors import UserError
+
+BEAT = 0.5  # seconds
+URGENT = 5.0  # seconds without a sign of life, once something is known to be wrong
+EXIT_CODE = 2
+
+
+class Watch:
+    """Watches the other ranks from a thread.
+
+    Args:
+        store: a connection to the key-value store that nobody else uses.
+        rank: of this process.
+        size: number of ranks.
+        patience: seconds.
+        leave: ends this process with a message.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int, patience: float, leave: Callable[[str], None]):
+        self.store = store
+        self.rank = rank
+        self.size = size
+        self.patience = patience
+        self.leave = leave
+        self.urgent = threading.Event()
+        self.ended = threading.Event()
+        self.lock = threading.Lock()  # a store's connection is not for two threads at once
+        self.seen: Dict[int, Tuple[int, float]] = {}
+        self.thread = threading.Thread(target=self._run, name="peers", daemon=True)
+
+    def start(self) -> None:
+        """Start watching."""
+        self.thread.start()
+
+    def stop(self) -> None:
+        """This rank is done: the others need not wait for its signs of life."""
+        self.ended.set()
+        self.thread.join(timeout=URGENT)
+        with self.lock, contextlib.suppress(RuntimeError):
+            self.store.add(f"done/{self.rank}", 1)
+
+    def announce(self, message: str) -> None:
+        """Tell the others why this rank fails, and wait until they know (it may be the one that holds the store)."""
+        self.ended.set()
+        with contextlib.suppress(RuntimeError):
+            with self.lock:
+                if self.store.add("claimed", 1) == 1:
+                    self.store.set("message", f"rank {self.rank} failed: {message}")
+                    self.store.add("failed", 1)
+            until = time.monotonic() + URGENT
+            while self._read("heard") < self.size - 1 and time.monotonic() < until:
+                time.sleep(BEAT / 5)
+
+    def explain(self) -> None:
+        """Something is wrong, and maybe another rank is why: if so, this process ends here."""
+        self.urgent.set()
+        self.thread.join(timeout=2 * URGENT)
+
+    def _read(self, key: str) -> int:
+        with self.lock:
+            return self.store.add(key, 0)
+
+    def _run(self) -> None:
+        lost = since = time.monotonic()
+        urgent = False
+        while not self.ended.wait(BEAT):
+            now = time.monotonic()
+            if self.urgent.is_set() and not urgent:
+                urgent, since = True, now
+            try:
+                reason = self._look(urgent, now)
+                lost = now
+            except RuntimeError:  # no answer
+                patient = now - lost < (URGENT if urgent else self.patience)
+                reason = None if patient else "the rank or node that holds the store of the process group is gone"
+            if reason:
+                self.leave(f"rank {self.rank} stops: {reason}")
+                return
+            if urgent and now - since > URGENT + 4 * BEAT:
+                return  # all others live: it is this rank's own affair
+
+    def _look(self, urgent: bool, now: float) -> Optional[str]:
+        """Give a sign of life; return why this rank should stop, if it should."""
+        with self.lock:
+            self.store.add(f"alive/{self.rank}", 1)
+        if self._read("failed"):
+            with self.lock:
+                message = self.store.get("message").decode()
+                self.store.add("heard", 1)
+            return message
+        for peer in self._watched(urgent):
+            beats = self._read(f"alive/{peer}")
+            if beats != self.seen.get(peer, (-1, 0.0))[0]:
+                self.seen[peer] = (beats, now)
+            silence = now - self.seen[peer][1]
+            if silence > (URGENT if urgent else self.patience) and not self._read(f"done/{peer}"):
+                return f"rank {peer} has given no sign of life for {silence:.0f} s: was it killed?"
+        return None
+
+    def _watched(self, urgent: bool) -> List[int]:
+        peers = range(self.size) if urgent or self.rank == 0 else [0]
+        return [peer for peer in peers if peer != self.rank]
+
+
+def join_watch(rank: int, size: int, patience: float) -> Watch:
+    """Watch the ranks of the process group that was joined just now, with a connection of its own to its store."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    client = dist.TCPStore(host, port, size, False, timedelta(seconds=max(patience, URGENT)))
+    # torchrun keeps its store when it starts the ranks again.
+    store = dist.PrefixStore(f"tokenverse/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", client)
+    watch = Watch(store, rank, size, patience, _leave)
+    watch.start()
+
+    def on_term(signum: int, frame: Optional[FrameType]) -> None:
+        watch.explain()
+        _leave(f"rank {rank} stops: SIGTERM", 128 + signum)
+
+    signal.signal(signal.SIGTERM, on_term)
+    return watch
+
+
+def _leave(message: str, code: int = EXIT_CODE) -> None:
+    """End this process at once: its main thread may be waiting for a rank that will never come."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def looking_after(watch: Optional[Watch]) -> Iterator[None]:
+    """Run the work of a rank: an error here ends all ranks, an error because of another rank says so."""
+    try:
+        yield
+    except BaseException as error:
+        if watch is not None:
+            if not isinstance(error, (UserError, KeyboardInterrupt)):
+                watch.explain()
+            watch.announce(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        raise
+    if watch is not None:
+        watch.stop()
