@@ -26,7 +26,7 @@ def project(joiner: Joiner, encoder_out: Tensor, options: SearchOptions) -> Tens
 
 
 def joiner_dtype(joiner: Joiner, options: SearchOptions) -> torch.dtype:
-    """The number type of the joiner's products with encoder frames and with the vocabulary."""
+    """The number type of the joiner's products: with encoder frames, predictor states and the vocabulary."""
     return getattr(torch, options.joiner_dtype) if options.joiner_dtype else joiner.output.weight.dtype
 
 
@@ -38,21 +38,21 @@ class PredictorTable:
     as the digits of a number to the base V.
     """
 
-    def __init__(self, predictor: StatelessPredictor, joiner: Joiner, rows_at_once: int):
+    def __init__(self, predictor: StatelessPredictor, joiner: Joiner, rows_at_once: int, dtype: torch.dtype):
         self.base, self.size = predictor.embedding.num_embeddings, predictor.context_size
         if self.base**self.size >= 2**63:
             raise ValueError(f"a context of {self.size} tokens out of {self.base} does not fit 64 bits")
         self.modulus = self.base**self.size
         self.start = sum(predictor.blank_id * self.base**i for i in range(self.size))
         self.capacity = max(FEWEST_ROWS, 4 * rows_at_once)
-        self.projection = joiner.predictor_proj.weight, joiner.predictor_proj.bias
+        self.weight, self.bias = (x.detach().to(dtype) for x in joiner.predictor_proj.parameters())
         # The convolution of a context is a sum over its tokens: one table (V, D) for each place in the context, instead
         # of a grouped Conv1d on a few rows a frame, which is slow.
         embedding = predictor.embedding.weight.t().unsqueeze(0)
         taps = predictor.conv.weight.unbind(-1)
         groups = predictor.conv.groups
         self.taps = [F.conv1d(embedding, tap.unsqueeze(-1), groups=groups)[0].t().contiguous() for tap in taps]
-        self.table = torch.empty(0, joiner.output.in_features, device=self.projection[0].device)
+        self.table = torch.empty(0, joiner.output.in_features, device=self.weight.device)
         self.row_of: Dict[int, int] = {}
 
     def look_up(self, contexts: Sequence[int]) -> Tensor:
@@ -75,7 +75,7 @@ class PredictorTable:
         state = self.taps[-1].index_select(0, number % self.base)
         for i, tap in enumerate(reversed(self.taps[:-1]), start=1):
             state += tap.index_select(0, torch.div(number, self.base**i, rounding_mode="floor") % self.base)
-        self.table[first:end] = exp_of_double(F.linear(state.relu_(), *self.projection))
+        self.table[first:end] = exp_of_double(F.linear(state.relu_().to(self.weight.dtype), self.weight, self.bias))
         self.row_of.update(zip(contexts, range(first, end)))
 
 
@@ -98,25 +98,26 @@ class Scorer:
         """frames (T, N, J): the projected encoder output, time first. It is overwritten."""
         rows = frames.size(1) * options.width
         self.frames = exp_of_double(frames)
-        self.contexts = PredictorTable(predictor, joiner, rows)
+        dtype = joiner_dtype(joiner, options)
+        self.contexts = PredictorTable(predictor, joiner, rows, dtype)
         self.blank_id, self.vocab_size = predictor.blank_id, joiner.output.out_features
         self.options, self.bonus = options, bonus
         self.one = torch.ones((), device=frames.device)
         weight, bias = joiner.output.weight.detach(), joiner.output.bias.detach()
-        dtype = joiner_dtype(joiner, options)
         self.reduced: Optional[torch.dtype] = None if dtype == torch.float32 else dtype
         if self.reduced is None:
             self.weight = -2 * weight.float()
             self.bias = (bias.double() + weight.double().sum(1)).float()
-        else:  # 1 - 2r is formed in float32: r itself is near 1/2 where tanh is small, and would lose digits
-            self.weight, self.bias = weight.to(dtype), bias.to(dtype)
+        else:  # 1/2 - r is formed in float32: r itself is near 1/2 where tanh is small, and would lose digits
+            self.weight, self.bias = (2 * weight).to(dtype), bias.to(dtype)
+        self.half = torch.full((), 0.5, device=frames.device)
 
     def log_probs(self, frames: Tensor, contexts: Tensor) -> Tensor:
         """Rows of ``self.frames`` and of ``self.contexts``, (..., J) -> log-probabilities (..., V), float32."""
         product = torch.addcmul(self.one, frames, contexts)
         r = product.reciprocal_()
         if self.reduced is not None:
-            r = r.mul_(-2).add_(1).to(self.reduced)
+            r = torch.sub(self.half, r, out=r).to(self.reduced)
         logits = F.linear(r, self.weight, self.bias).float()
         if self.options.blank_penalty:
             logits[..., self.blank_id] -= self.options.blank_penalty
