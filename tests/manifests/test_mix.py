@@ -10,6 +10,7 @@ from lhotse import CutSet
 
 from tokenverse_pp.config import parse_config
 from tokenverse_pp.manifests.mix import (
+    Counts,
     count_each,
     mix_table,
     mixed_rows,
@@ -64,7 +65,7 @@ def test_weights_count_cuts(corpora):
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(0.1, 1e4), st.floats(0.01, 1.0)), min_size=1, max_size=5))
 def test_shares_and_weights_are_inverse(corpora):
-    counts = [{"all": {"cuts": cuts, "hours": hours}} for cuts, hours, _ in corpora]
+    counts = [Counts(cuts, hours, {}, {}) for cuts, hours, _ in corpora]
     total = sum(share for *_, share in corpora)
     shares = [share / total for *_, share in corpora]
     assert shares_of(weights_for(shares, counts), counts) == pytest.approx(shares)

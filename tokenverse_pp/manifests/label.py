@@ -11,7 +11,7 @@ from tokenverse_pp.manifests.gazetteer import Gazetteer, Span
 from tokenverse_pp.manifests.label_source import LABEL_SOURCE, MACHINE
 from tokenverse_pp.manifests.labels import check_cut
 from tokenverse_pp.manifests.plain import labelled_cut
-from tokenverse_pp.manifests.rows import Row, custom_of, supervision_custom, supervisions_of
+from tokenverse_pp.manifests.rows import Row, custom_of, supervision_custom, supervisions_of, tasks_of
 from tokenverse_pp.tasks.registry import REGISTRY
 
 CHUNK = 256  # rows whose texts a finder gets at once
@@ -109,14 +109,6 @@ def _change(row: Row, change: LabelChange) -> None:
         drop_tasks(row.data, unwanted)
     if change.add:
         custom_of(row.data)["tasks"] = in_order([*tasks_of(row), *change.add])
-
-
-def tasks_of(row: Row) -> List[str]:
-    """The tasks that a row is labelled for (raises UserError where they are no list of names)."""
-    tasks = custom_of(row.data).get("tasks", ["asr"])
-    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
-        raise UserError(f"{row.where}: cut {row.id}: field 'custom.tasks': expected a list, found {tasks!r}")
-    return tasks
 
 
 def in_order(tasks: Iterable[str]) -> List[str]:

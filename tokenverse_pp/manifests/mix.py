@@ -7,7 +7,8 @@ than share.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import yaml
 from lhotse.lazy import LazyIteratorMultiplexer
@@ -15,34 +16,51 @@ from lhotse.lazy import LazyIteratorMultiplexer
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import PathLike
 from tokenverse_pp.manifests.ids import NameSet
-from tokenverse_pp.manifests.rows import Row, read_rows, row_bytes, supervisions_of
-from tokenverse_pp.manifests.stats import Statistics, corpus_names, valid_cuts
+from tokenverse_pp.manifests.rows import Row, duration_of, language_of, read_rows, row_bytes, supervisions_of, tasks_of
+from tokenverse_pp.manifests.stats import SECONDS_PER_HOUR, corpus_names
 from tokenverse_pp.tables import aligned
 from tokenverse_pp.tasks.registry import REGISTRY
 
-Counts = Dict[str, Any]  # of one manifest: see `stats.Statistics.by_language`
+
+@dataclass(frozen=True)
+class Counts:
+    """What a mix has to know of a manifest: cuts, hours, hours by language, and hours labelled for each task."""
+
+    cuts: int
+    hours: float
+    languages: Mapping[str, float]
+    labelled: Mapping[str, float]
 
 
 def count_each(paths: Sequence[PathLike], bar: Any = None) -> List[Counts]:
-    """The counts of each manifest by language.
+    """Cuts and hours of each manifest.
 
     Raises:
-        UserError: naming a manifest without cuts, or a cut that is not valid.
+        UserError: naming a manifest without cuts, or a cut without a duration or a list of tasks.
     """
-    counts = []
-    for path in paths:
-        statistics = Statistics()
-        for cut in valid_cuts(path, bar):
-            statistics.add(cut)
-        counts.append(statistics.by_language())
-        if not counts[-1]["all"]["cuts"]:
-            raise UserError(f"{path}: expected cuts, found none")
-    return counts
+    return [_count(path, bar) for path in paths]
+
+
+def _count(path: PathLike, bar: Any) -> Counts:
+    hours: Dict[str, float] = {}
+    labelled = dict.fromkeys(REGISTRY, 0.0)
+    cuts = 0
+    for row in read_rows(path, bar):
+        cuts += 1
+        part = duration_of(row) / SECONDS_PER_HOUR
+        language = language_of(row)
+        hours[language] = hours.get(language, 0.0) + part
+        for task in tasks_of(row):
+            if task in labelled:
+                labelled[task] += part
+    if not cuts:
+        raise UserError(f"{path}: expected cuts, found none")
+    return Counts(cuts, sum(hours.values()), hours, labelled)
 
 
 def shares_by_hours(counts: Sequence[Counts], temperature: float) -> List[float]:
     """p_i ~ hours_i^T: 1 draws every hour as often as any other, 0 every corpus as often as any other."""
-    return _normalised([each["all"]["hours"] ** temperature for each in counts])
+    return _normalised([each.hours**temperature for each in counts])
 
 
 def shares_by_language(counts: Sequence[Counts], temperature: float) -> List[float]:
@@ -50,20 +68,20 @@ def shares_by_language(counts: Sequence[Counts], temperature: float) -> List[flo
 
     Exact where every corpus has one language; a corpus of several is drawn as it is.
     """
-    languages = sorted({language for each in counts for language in each if language != "all"})
-    hours = {language: sum(_hours(each, language) for each in counts) for language in languages}
+    languages = sorted({language for each in counts for language in each.languages})
+    hours = {language: sum(each.languages.get(language, 0.0) for each in counts) for language in languages}
     wanted = dict(zip(languages, _normalised([hours[language] ** temperature for language in languages])))
-    return [sum(wanted[lang] * _hours(each, lang) / hours[lang] for lang in languages) for each in counts]
+    return [sum(wanted[lang] * each.languages.get(lang, 0.0) / hours[lang] for lang in languages) for each in counts]
 
 
 def weights_for(shares: Sequence[float], counts: Sequence[Counts]) -> List[float]:
     """Weights (of cuts) that give the shares (of hours): share / mean duration, adding up to 1."""
-    return _normalised([share * c["all"]["cuts"] / c["all"]["hours"] for share, c in zip(shares, counts)])
+    return _normalised([share * c.cuts / c.hours for share, c in zip(shares, counts)])
 
 
 def shares_of(weights: Sequence[float], counts: Sequence[Counts]) -> List[float]:
     """The inverse of `weights_for`."""
-    return _normalised([weight * c["all"]["hours"] / c["all"]["cuts"] for weight, c in zip(weights, counts)])
+    return _normalised([weight * c.hours / c.cuts for weight, c in zip(weights, counts)])
 
 
 def mix_table(names: Sequence[str], weights: Sequence[float], counts: Sequence[Counts]) -> str:
@@ -73,9 +91,9 @@ def mix_table(names: Sequence[str], weights: Sequence[float], counts: Sequence[C
     """
     shares = shares_of(weights, counts)
     rows = [["corpus", "cuts", "hours", "weight", "of hours", *(f"of {task}" for task in REGISTRY)]]
-    given = {task: [s * _labelled(c, task) for s, c in zip(shares, counts)] for task in REGISTRY}
+    given = {task: [s * c.labelled[task] / c.hours for s, c in zip(shares, counts)] for task in REGISTRY}
     for i, (name, each) in enumerate(zip(names, counts)):
-        row = [name, str(each["all"]["cuts"]), f"{each['all']['hours']:.2f}", f"{weights[i]:.4g}", _percent(shares[i])]
+        row = [name, str(each.cuts), f"{each.hours:.2f}", f"{weights[i]:.4g}", _percent(shares[i])]
         rows.append(row + [_percent(part[i] / sum(part)) if part[i] else "-" for part in given.values()])
     rows.append(["labelled", "", "", "", "", *(_percent(sum(part)) for part in given.values())])
     return aligned(rows)
@@ -84,10 +102,10 @@ def mix_table(names: Sequence[str], weights: Sequence[float], counts: Sequence[C
 def languages_table(weights: Sequence[float], counts: Sequence[Counts]) -> str:
     """The share of each language in the hours drawn."""
     shares = shares_of(weights, counts)
-    languages = sorted({language for each in counts for language in each if language != "all"})
+    languages = sorted({language for each in counts for language in each.languages})
     rows = [["language", "of hours"]]
     for language in languages:
-        part = sum(s * _hours(each, language) / each["all"]["hours"] for s, each in zip(shares, counts))
+        part = sum(s * each.languages.get(language, 0.0) / each.hours for s, each in zip(shares, counts))
         rows.append([language, _percent(part)])
     return aligned(rows)
 
@@ -137,15 +155,6 @@ def _renamed(row: Row, prefix: str) -> Row:
     for supervision in supervisions_of(row.data):
         supervision["id"] = f"{prefix}-{supervision.get('id')}"
     return Row(row.where, row_bytes(row.data), row.data)
-
-
-def _hours(counts: Counts, language: str) -> float:
-    return counts[language]["hours"] if language in counts else 0.0
-
-
-def _labelled(counts: Counts, task: str) -> float:
-    """The part of a corpus's hours that is labelled for a task."""
-    return counts["all"]["tasks"][task]["labelled"]["hours"] / counts["all"]["hours"]
 
 
 def _normalised(numbers: Sequence[float]) -> List[float]:

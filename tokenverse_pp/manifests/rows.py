@@ -13,15 +13,16 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Dict, Iterator, Optional, Union
+from typing import IO, Any, Dict, Iterator, List, Optional, Union
 
 from lhotse.serialization import deserialize_item
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import PathLike, replacing
 from tokenverse_pp.manifests.lines import raw_lines, text_of
-from tokenverse_pp.manifests.reading import FORMATS, json_of, read_cuts
+from tokenverse_pp.manifests.reading import FORMATS, json_of, read_cuts, reason_of
 
+UNKNOWN = "unknown"  # the language of a cut none of whose turns names one
 LINES = (".jsonl", ".jsonl.gz")
 COMPRESSION = 6  # gzip's own default: lhotse's 9 takes four times as long for a tenth less
 
@@ -110,7 +111,7 @@ def cut_of(data: Dict[str, Any], where: str) -> Any:
         return deserialize_item(json.loads(_encode_ascii(data)))
     except Exception as error:
         # lhotse has no exceptions of its own for what a manifest may hold: any type can come out of it.
-        raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {error}") from error
+        raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {reason_of(error)}") from error
 
 
 def row_bytes(data: Dict[str, Any]) -> bytes:
@@ -235,3 +236,16 @@ def duration_of(row: Row) -> float:
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
         raise UserError(f"{row.where}: cut {row.id}: field 'duration': expected seconds > 0, found {seconds!r}")
     return float(seconds)
+
+
+def tasks_of(row: Row) -> List[str]:
+    """The tasks that a row is labelled for (raises UserError where they are no list of names)."""
+    tasks = custom_of(row.data).get("tasks", ["asr"])
+    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+        raise UserError(f"{row.where}: cut {row.id}: field 'custom.tasks': expected a list, found {tasks!r}")
+    return tasks
+
+
+def language_of(row: Row) -> str:
+    """The language of a row's turns; several joined by ``+``, as `stats` does."""
+    return "+".join(sorted({str(sup.get("language") or UNKNOWN) for sup in supervisions_of(row.data)}))

@@ -13,13 +13,12 @@ from tokenverse_pp.manifests.ids import NameSet
 from tokenverse_pp.manifests.label_source import machine_tasks
 from tokenverse_pp.manifests.labels import check_cut, labelled_tasks
 from tokenverse_pp.manifests.plain import labelled_cut
-from tokenverse_pp.manifests.rows import read_rows
+from tokenverse_pp.manifests.rows import UNKNOWN, read_rows
 from tokenverse_pp.tables import aligned
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
 from tokenverse_pp.tasks.turns import turns_of
 
 SECONDS_PER_HOUR = 3600.0
-UNKNOWN = "unknown"  # the language of a cut none of whose turns names one
 PARTS = ("labelled", "machine", "not_labelled")
 TOTALS = ("cuts", "hours", "turns", "words")
 

@@ -10,9 +10,9 @@ from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set,
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import PathLike
-from tokenverse_pp.manifests.label import drop_tasks, tasks_of
+from tokenverse_pp.manifests.label import drop_tasks
 from tokenverse_pp.manifests.lines import text_lines
-from tokenverse_pp.manifests.rows import Row, custom_of, duration_of, read_rows, supervisions_of, writing_rows
+from tokenverse_pp.manifests.rows import Row, custom_of, duration_of, read_rows, supervisions_of, tasks_of, writing_rows
 from tokenverse_pp.manifests.stats import SECONDS_PER_HOUR
 from tokenverse_pp.tasks.registry import REGISTRY
 

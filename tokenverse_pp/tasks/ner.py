@@ -63,6 +63,8 @@ class NamedEntities(Task):
         """Entities of all turns, as word spans over the cut."""
         found = []
         for turn in turns_of(cut):
+            if not turn.custom.get("entities"):
+                continue
             spans = _word_spans(turn.text)
             starts = {start: i for i, (start, _) in enumerate(spans)}
             ends = {end: i + 1 for i, (_, end) in enumerate(spans)}
@@ -130,7 +132,7 @@ def _check_turn(turn: Turn, types: Sequence[str]) -> List[str]:
             f"{where}: expected a list (empty if no entity is spoken) because the cut is labelled for ner, "
             f"found {items!r}"
         ]
-    spans = _word_spans(turn.text)
+    spans = _word_spans(turn.text) if items else []
     starts, ends = {start for start, _ in spans}, {end for _, end in spans}
     problems, last_end = [], -1
     for item in sorted(items, key=lambda item: _start_of(item)):
