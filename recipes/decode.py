@@ -27,13 +27,17 @@ from tokenverse_pp.decoding.parts import Parts
 from tokenverse_pp.files import write_json, write_text
 from tokenverse_pp.manifests.labels import validate_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
+from tokenverse_pp.report_page import PageOptions, write_report
 from tokenverse_pp.scoring import score_hypotheses, score_table
 from tokenverse_pp.search import SearchOptions
+from tokenverse_pp.search.hotwords import read_hotwords
 from tokenverse_pp.search.options import METHODS
 from tokenverse_pp.tasks import TaskSet, transcript_of
 from tokenverse_pp.training.data import load_cuts
 from tokenverse_pp.training.distributed import World, start_world, stop_world
 from tokenverse_pp.training.setup import Loaded, load_model
+
+REPORT = "report.html"
 
 
 @click.command(help=__doc__, context_settings={"max_content_width": 100})
@@ -43,9 +47,13 @@ from tokenverse_pp.training.setup import Loaded, load_model
 @click.option("--tasks", default="", help="Tasks to decode, e.g. asr,scd. [default: all that the model knows]")
 @click.option("--method", type=click.Choice(METHODS), default="beam", show_default=True)
 @click.option("--beam", type=int, default=4, show_default=True, help="Hypotheses kept (of the beam searches).")
+@click.option("--max-symbols", type=int, default=3, show_default=True, help="Symbols a frame at most (full_beam).")
 @click.option("--nbest", type=int, default=1, show_default=True, help="Hypotheses written a cut.")
 @click.option("--blank-penalty", type=float, default=0.0, show_default=True, help="Subtracted from the blank's logit.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits.")
+@click.option("--length-bonus", type=float, default=0.0, show_default=True, help="Added to the score for each token.")
+@click.option("--hotwords", type=click.Path(dir_okay=False), help="File of phrases to prefer: 'phrase [TAB bonus]'.")
+@click.option("--hotword-score", type=float, default=1.5, show_default=True, help="Bonus a token of such a phrase.")
 @click.option("--joiner-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the joiner's products.")
 @click.option("--languages", default="", help="Languages that may be written, e.g. fr,nl. [default: all]")
 @click.option(
@@ -60,6 +68,8 @@ from tokenverse_pp.training.setup import Loaded, load_model
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--first", type=int, help="Decode the first N cuts only.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run was.")
+@click.option("--report/--no-report", default=True, show_default=True, help="Write report.html.")
+@click.option("--embed-audio", is_flag=True, help="Put the audio of the utterances in report.html into the page.")
 @click.option("--show", type=int, default=0, help="Print N hypotheses beside their references, those with most turns.")
 @click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")
 def main(**given: Any) -> None:
@@ -82,8 +92,12 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
         given["method"],
         given["beam"],
         nbest=given["nbest"],
+        max_symbols=given["max_symbols"],
         temperature=given["temperature"],
         blank_penalty=given["blank_penalty"],
+        length_bonus=given["length_bonus"],
+        hotwords=read_hotwords(given["hotwords"]) if given["hotwords"] else None,
+        hotword_score=given["hotword_score"],
         languages=split(given["languages"]) or None,
         force_language=given["force_language"],
         joiner_dtype=given["joiner_dtype"],
@@ -115,12 +129,17 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: World) -> bool:
     scores = score_hypotheses(decoded, outcome.records, corpora=corpora)
     scores.update(refused=len(outcome.failures), speed=outcome.speed, options=readable(given))
     write(folder, outcome, scores)
+    if given["report"]:
+        page = PageOptions(f"Decoding report: {given['model']}", embed_audio=given["embed_audio"])
+        write_report(folder / REPORT, cuts, outcome.records, scores, outcome.failures, loaded.tasks, corpora, page)
     parts.remove()
     click.echo(score_table(scores))
     print_speed(outcome.speed)
     # Conversations say more than single turns.
     show_examples(sorted(decoded, key=lambda cut: -len(cut.supervisions))[: given["show"]], hyps, loaded.tasks)
     click.echo(f"hypotheses: {folder / 'hyps.jsonl'}\nscores: {folder / 'scores.json'}")
+    if given["report"]:
+        click.echo(f"report: {folder / REPORT}")
     if outcome.failures:
         refused = f"{len(outcome.failures)} of {len(cuts)} cuts could not be decoded"
         click.echo(f"{refused}: {folder / 'failures.jsonl'}", err=True)

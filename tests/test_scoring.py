@@ -163,6 +163,10 @@ def test_cuts_and_hypotheses_must_be_the_same(cuts, hyps, said):
         ('{"id": "a", "tokens": ["x"], "times": [1, 2]}', "field 'times': expected one a token"),
         ('{"id": "a", "tokens": ["x"], "times": [NaN]}', "field 'times': expected a list of seconds"),
         ('{"id": "a", "text": "x", "tasks": "asr"}', "field 'tasks'"),
+        ('{"id": "a", "text": "x", "endpoints": [null]}', "field 'endpoints': expected a list of seconds"),
+        ('{"id": "a", "text": "x", "turns": ["x"]}', "field 'turns': expected a list of objects"),
+        ('{"id": "a", "text": "x", "turns": [{"text": "x", "start": 0}]}', "field 'turns': expected text, start, end"),
+        ('{"id": "a", "text": "x", "words": [{"text": "x", "start": 0, "end": 1}]}', "field 'words'"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, said):

@@ -13,6 +13,7 @@ from tokenverse_pp.tasks.text import tasks_for_tokens
 from tokenverse_pp.tasks.transcript import Mark, Transcript, pieces_to_words, split_marks
 
 Hypothesis = Mapping[str, Any]
+SPAN = ("start", "end")
 
 
 def read_hypotheses(path: Union[str, os.PathLike[str]]) -> List[Dict[str, Any]]:
@@ -60,6 +61,24 @@ def check_hypothesis(hyp: Any) -> str:
             return "field 'times': expected a list of seconds"
         if len(times) != len(tokens or ()):
             return f"field 'times': expected one a token, found {len(times)} for {len(tokens or ())} tokens"
+    return _check_spans(hyp)
+
+
+def _check_spans(hyp: Mapping[str, Any]) -> str:
+    """What is wrong with the fields that hold times, as far as they are there; or nothing."""
+    for name in ("speaker_changes", "endpoints"):
+        items = hyp.get(name)
+        if items is not None and not (isinstance(items, list) and all(map(_is_time, items))):
+            return f"field '{name}': expected a list of seconds"
+    for name, numbers in (("words", ("start", "end", "confidence")), ("turns", SPAN), ("entities", SPAN)):
+        items = hyp.get(name)
+        if items is None:
+            continue
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            return f"field '{name}': expected a list of objects"
+        for item in items:
+            if not isinstance(item.get("text"), str) or not all(_is_time(item.get(key)) for key in numbers):
+                return f"field '{name}': expected text, {', '.join(numbers)} in each, found {item!r}"
     return ""
 
 

@@ -40,19 +40,19 @@ def _prf_table(scores: Mapping[str, Any]) -> str:
     rows = [["tokens", "precision %", "recall %", "F1 %", "right", "too many", "missed"]]
     for task, result in scores.items():
         if isinstance(result, Mapping):
-            for name, prf in _find_prf(task, result):
+            for name, prf in find_prf(task, result):
                 rows.append([name, *(_percent(prf[key]) for key in PRF), *(str(prf[k]) for k in ("tp", "fp", "fn"))])
     return aligned(rows) if len(rows) > 1 else ""
 
 
-def _find_prf(name: str, result: Mapping[str, Any]) -> Iterator[Tuple[str, Mapping[str, Any]]]:
+def find_prf(name: str, result: Mapping[str, Any]) -> Iterator[Tuple[str, Mapping[str, Any]]]:
     """Everything with a precision in nested scores, under its keys joined by spaces (``scd time 0.25``)."""
     if set(PRF) <= set(result):
         yield name, result
         return
     for key, value in result.items():
         if isinstance(value, Mapping):
-            yield from _find_prf(f"{name} {key}", value)
+            yield from find_prf(f"{name} {key}", value)
 
 
 def _languages_table(lid: Mapping[str, Any]) -> str:

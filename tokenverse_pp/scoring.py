@@ -15,7 +15,7 @@ from tokenverse_pp.tasks.base import ScoredExample, Task, TaskSet
 from tokenverse_pp.tasks.registry import build_tasks, task_options
 from tokenverse_pp.tasks.text import tasks_for_tokens, transcript_of
 
-__all__ = ["corpus_of", "score_hypotheses", "score_table"]
+__all__ = ["corpus_of", "score_hypotheses", "score_table", "tasks_of_hypotheses"]
 
 NAMED = 3  # ids that an error message lists
 
@@ -49,7 +49,7 @@ def score_hypotheses(
     """
     pairs = _pair(list(cuts), list(hyps))
     if tasks is None:
-        tasks = _tasks_of(pairs)
+        tasks = tasks_of_hypotheses(pairs)
     examples = [(_example(cut, hyp, tasks), _labelled(cut), hyp.get("tasks")) for cut, hyp in pairs]
     scores: Dict[str, Any] = {}
     not_decoded: Dict[str, int] = {}
@@ -75,7 +75,7 @@ def _pair(cuts: Sequence[Cut], hyps: Sequence[Hypothesis]) -> List[Tuple[Cut, Hy
     return [(cut, by_id[cut.id]) for cut in cuts]
 
 
-def _tasks_of(pairs: Sequence[Tuple[Cut, Hypothesis]]) -> TaskSet:
+def tasks_of_hypotheses(pairs: Sequence[Tuple[Cut, Hypothesis]]) -> TaskSet:
     """All tasks, entities with types if any hypothesis has one: then with those of the references as well."""
     tasks = tasks_for_tokens([word for _, hyp in pairs for word in words_of(hyp)[0]])
     if not task_options(tasks).get("ner"):

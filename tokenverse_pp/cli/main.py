@@ -11,6 +11,7 @@ COMMANDS = {
     "average": "tokenverse_pp.cli.average:average",
     "calibrate": "tokenverse_pp.cli.calibrate:calibrate",
     "manifest": "tokenverse_pp.cli.manifest:manifest",
+    "report": "tokenverse_pp.cli.report:report",
     "score": "tokenverse_pp.cli.score:score",
 }
 

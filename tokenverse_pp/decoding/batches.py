@@ -14,6 +14,8 @@ from tokenverse_pp.decoding.options import DecodeOptions, choose_tasks
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.stored_features import batches_of
 from tokenverse_pp.search import Hypothesis, constraints_for, search_frames
+from tokenverse_pp.search.confidence import read_calibration
+from tokenverse_pp.search.hotwords import bonus_for
 from tokenverse_pp.search.records import to_record
 from tokenverse_pp.training.distributed import autocast
 from tokenverse_pp.training.setup import Loaded
@@ -62,7 +64,7 @@ class Decoder:
         options: how to decode.
 
     Raises:
-        UserError: for tasks or languages that the model does not know.
+        UserError: for tasks, languages or characters of hotwords that the model does not know.
     """
 
     def __init__(self, loaded: Loaded, options: DecodeOptions):
@@ -75,6 +77,8 @@ class Decoder:
         self.constraints = constraints_for(
             loaded.tasks, self.active.names, loaded.tokenizer, search.languages, search.force_language
         )
+        self.bonus = bonus_for(search, loaded.tokenizer)
+        self.calibration = read_calibration(loaded.folder)
         mask = loaded.tasks.mask(self.active.names)
         self.mask = torch.tensor(mask, dtype=torch.float32, device=self.device)
 
@@ -97,7 +101,7 @@ class Decoder:
 
     def record(self, cut: Cut, found: Sequence[Hypothesis]) -> Record:
         """The n-best list of a cut -> its line of hyps.jsonl."""
-        record = to_record(cut.id, found[0], self.loaded.tokenizer, self.active, self.shift)
+        record = to_record(cut.id, found[0], self.loaded.tokenizer, self.active, self.shift, self.calibration)
         if self.options.search.nbest > 1:
             record["nbest"] = [self._candidate(hypothesis) for hypothesis in found]
         return record
@@ -132,7 +136,9 @@ class Decoder:
                 done.refuse(cut, UserError("the encoder gave NaN or infinity; do its inputs or the model hold any?"))
         if good:
             out, lens = out[good].float(), lens[good]
-            found = search_frames(model.predictor, model.joiner, out, lens, self.options.search, self.constraints)
+            found = search_frames(
+                model.predictor, model.joiner, out, lens, self.options.search, self.constraints, self.bonus
+            )
             done.records.extend(self.record(group[row], best) for row, best in zip(good, found))
 
 

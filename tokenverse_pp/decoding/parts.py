@@ -68,23 +68,19 @@ class Parts:
                     lines[line["key"]] = line
         return lines
 
-    def open(self, rank: int) -> None:
-        """Open this process's part file, to go on behind what is in it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = (self.folder / f"part-{rank}.jsonl").open("a", encoding="utf-8")
-        if self._file.tell() > 0:
-            self._file.write("\n")  # the last line may be half-written
-
-    def append(self, key: str, done: Decoded, **about: float) -> None:
-        """Add a batch."""
+    def append(self, rank: int, key: str, done: Decoded) -> None:
+        """Add a batch to a process's part file, behind what is in it."""
         if self._file is None:
-            raise ValueError("open() comes first")
-        line = {"key": key, "records": done.records, "failures": done.failures, **about}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = (self.folder / f"part-{rank}.jsonl").open("a", encoding="utf-8")
+            if self._file.tell() > 0:
+                self._file.write("\n")  # the last line may be half-written
+        line = {"key": key, "records": done.records, "failures": done.failures}
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Close this process's part file."""
+        """Close the part file that `append` opened."""
         if self._file is not None:
             self._file.close()
             self._file = None

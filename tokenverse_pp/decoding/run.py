@@ -63,7 +63,6 @@ def decode_all(
     batches = [(batch_digest(digest, group, options.stored_features), group) for group in plan_batches(cuts, options)]
     done = world.from_first(lambda: prepare(parts, batches, resume, tell))
     mine = share([item for item in batches if item[0] not in done], world)
-    parts.open(world.rank)
     started = time.monotonic()
     try:
         _decode_share(decoder, mine, parts, world)
@@ -114,7 +113,7 @@ def _decode_share(decoder: Decoder, mine: Sequence[Keyed], parts: Parts, world: 
     with tqdm(total=total, unit="cut", desc=name, disable=None if world.is_first else True) as bar:
         for key, group in mine:
             done = decoder(group)
-            parts.append(key, done)
+            parts.append(world.rank, key, done)
             refused = _name_refused(done, refused)
             audio += sum(cut.duration for cut in group)
             bar.update(len(group))

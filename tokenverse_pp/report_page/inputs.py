@@ -1,0 +1,41 @@
+"""What decode.py wrote beside its hypotheses, for a page that is made later."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import PathLike
+
+
+def read_beside(hyps: PathLike) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
+    """The failures, and options and speed, of the run that wrote ``hyps``; empty where there are no such files.
+
+    Raises:
+        UserError: naming a file that is not as decode.py writes it.
+    """
+    folder = Path(hyps).parent
+    path = folder / "failures.jsonl"
+    failures = [_object(path, line, {"id", "reason"}) for line in _lines(path)]
+    path = folder / "scores.json"
+    scores = _object(path, path.read_text(encoding="utf-8"), set()) if path.is_file() else {}
+    return failures, {key: scores[key] for key in ("options", "speed") if isinstance(scores.get(key), dict)}
+
+
+def _lines(path: Path) -> List[str]:
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def _object(path: Path, content: str, keys: set) -> Dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(found, dict) or not keys <= set(found):
+        with_keys = f" with {' and '.join(sorted(keys))}" if keys else ""
+        raise UserError(f"{path}: expected an object{with_keys}, as decode.py writes it")
+    return found
