@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Iterator, List
 
 import soundfile
@@ -58,11 +58,14 @@ def recording_files(cut: Cut) -> str:
 
 def _check_files(recording: Recording) -> Iterator[str]:
     """Files that are missing, or shorter than the manifest says."""
+    if not isinstance(recording.duration, (int, float)):
+        yield f"field 'recording.duration': expected seconds, found {recording.duration!r}"
+        return
     for source in recording.sources:
         if source.type != "file":
             continue
         where = f"field 'recording': {source.source}"
-        if not Path(str(source.source)).is_file():
+        if not os.path.isfile(str(source.source)):
             yield f"{where}: no such file"
             continue
         try:

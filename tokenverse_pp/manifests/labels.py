@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from lhotse.cut import Cut
@@ -20,11 +19,11 @@ from tokenverse_pp.manifests.audio import TOLERANCE as AUDIO_TOLERANCE
 from tokenverse_pp.manifests.audio import check_audio as audio_problems
 from tokenverse_pp.manifests.ids import NameSet
 from tokenverse_pp.manifests.label_source import check_sources
-from tokenverse_pp.manifests.reading import PathLike, read_cuts
+from tokenverse_pp.manifests.lines import CONTROL, PathLike
+from tokenverse_pp.manifests.reading import read_cuts, shortened
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.registry import REGISTRY
 
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and halves of surrogate pairs
 TOLERANCE = 0.001  # seconds of rounding by which a turn may stick out of its cut or into another
 
 
@@ -36,7 +35,7 @@ def labelled_tasks(cut: Cut) -> List[str]:
     """
     problems = _check_tasks(cut)
     if problems:
-        raise UserError(f"cut {cut.id}: {problems[0]}")
+        raise UserError(f"cut {cut.id}: {shortened(problems[0])}")
     return list((cut.custom or {})["tasks"])
 
 
@@ -47,12 +46,11 @@ def check_cut(cut: Cut, tasks: Optional[TaskSet] = None) -> List[str]:
         tasks: the tasks of a model, whose options (languages, entity types) narrow what is allowed.
     """
     problems = _check_tasks(cut) + _check_supervisions(cut) + _check_extent(cut)
-    if problems:
-        return problems  # the tasks may count on fields of the right kind
-    for name in labelled_tasks(cut):
-        task = tasks[name] if tasks is not None and name in tasks else REGISTRY[name].from_options({})
-        problems.extend(task.check(cut))
-    return problems or check_sources(cut, REGISTRY)
+    if not problems:  # the tasks may count on fields of the right kind
+        for name in (cut.custom or {})["tasks"]:
+            task = tasks[name] if tasks is not None and name in tasks else REGISTRY[name].from_options({})
+            problems.extend(task.check(cut))
+    return [shortened(problem) for problem in problems or check_sources(cut, REGISTRY)]
 
 
 def find_problems(

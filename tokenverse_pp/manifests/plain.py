@@ -73,7 +73,7 @@ def is_plain(data: Dict[str, Any]) -> bool:
         and isinstance(supervisions, list)
         and all(_has(item, _TURN_NEEDS, _TURN_MAY) and _is_plain_custom(item.get("custom")) for item in supervisions)
         and _is_plain_custom(data.get("custom"))
-        and ("recording" not in data or _is_plain_recording(data["recording"]))
+        and ("recording" not in data or (_is_plain_recording(data["recording"]) and _lies_inside(data)))
     )
 
 
@@ -88,6 +88,15 @@ def _is_plain_custom(custom: Optional[Any]) -> bool:
     return isinstance(custom, dict) and not any(
         isinstance(value, dict) and ("sources" in value or "width" in value) for value in custom.values()
     )
+
+
+def _lies_inside(data: Dict[str, Any]) -> bool:
+    """The cut lies in its recording; what `check_cut` says of any other needs the recording."""
+    times = data["start"], data["duration"], data["recording"]["duration"]
+    if not all(type(time) in (int, float) for time in times):
+        return False
+    start, seconds, whole = times
+    return 0 <= start <= start + seconds <= whole
 
 
 def _is_plain_recording(recording: Any) -> bool:

@@ -11,7 +11,7 @@ from lhotse.cut import Cut, MixedCut
 from lhotse.serialization import deserialize_item
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.lines import PathLike, text_lines
+from tokenverse_pp.manifests.lines import CONTROL, PathLike, text_lines
 
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz")
 
@@ -58,7 +58,7 @@ def _cut_of(line: str, where: str) -> Cut:
             _ = cut.duration, cut.supervisions  # computed of its tracks, whatever these hold
     except Exception as error:
         # lhotse has no exceptions of its own for what a manifest may hold: any type can come out of it.
-        raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {_first_line(error)}") from error
+        raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {reason_of(error)}") from error
     if not isinstance(cut, Cut):
         raise UserError(f"{where}: expected a cut, found a {type(cut).__name__}")
     return cut
@@ -68,11 +68,18 @@ def _read_whole(name: str) -> Iterator[Cut]:
     try:
         cuts = load_manifest(name)
     except Exception as error:
-        raise UserError(f"{name}: not a lhotse manifest: {_first_line(error)}") from error
+        raise UserError(f"{name}: not a lhotse manifest: {reason_of(error)}") from error
     if not isinstance(cuts, CutSet):
         raise UserError(f"{name}: expected cuts, found a {type(cuts).__name__}")
     return iter(cuts)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def reason_of(error: Exception) -> str:
+    """The first line of what a library threw, not too long for a message."""
+    return shortened((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def shortened(text: str, limit: int = 600) -> str:
+    """A text that can be printed on a line, without its middle if it is long: values in messages come from the data."""
+    text = CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+    return text if len(text) <= limit else f"{text[: limit // 2]} .. {text[-limit // 3 :]}"

@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, Span, seconds, shown
-from tokenverse_pp.manifests.labels import CONTROL
+from tokenverse_pp.manifests.lines import CONTROL
 from tokenverse_pp.manifests.reading import json_of
 from tokenverse_pp.tasks.registry import REGISTRY
 

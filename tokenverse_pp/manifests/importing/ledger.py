@@ -11,6 +11,7 @@ from typing import Callable, List
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import replacing
 from tokenverse_pp.manifests.importing.rows import Rejected
+from tokenverse_pp.manifests.reading import shortened
 
 SHOWN = 20  # rejected rows in a message; the list in the file has them all
 
@@ -33,7 +34,7 @@ class Ledger:
         self.rejected += 1
         if len(self.first) < SHOWN:
             self.first.append(item)
-        cells = (item.place.file, str(item.place.line), item.reason)
+        cells = (item.place.file, str(item.place.line), shortened(item.reason))
         print(*(" ".join(cell.split()) for cell in cells), sep="\t", file=self._list)
 
     def write_rejected(self, path: Path) -> None:
@@ -42,14 +43,14 @@ class Ledger:
         with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             shutil.copyfileobj(self._list, file)
 
-    def refusal(self) -> UserError:
-        """What to say where rows were rejected and none may be."""
+    def refusal(self, source: Path) -> UserError:
+        """What to say where rows were rejected and none may be, or none are left."""
+        if not self.read:
+            return UserError(f"{source}: holds no rows; nothing was written")
         more = self.rejected - len(self.first)
         hint = f" ({more} more: --rejected FILE lists all)" if more > 0 else ""
-        summary = (
-            f"{self.rejected} of {self.read} rows cannot be mapped{hint}; nothing was written "
-            "(--skip-bad leaves them out)"
-        )
+        way = " (--skip-bad leaves them out)" if self.rejected < self.read else ""
+        summary = f"{self.rejected} of {self.read} rows cannot be mapped{hint}; nothing was written{way}"
         return UserError("\n".join([*map(str, self.first), summary]))
 
     def report(self, output: Path, say: Callable[[str], None]) -> None:

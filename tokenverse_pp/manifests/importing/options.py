@@ -71,6 +71,12 @@ class ImportOptions:
         return given[0]
 
     @property
+    def source(self) -> Path:
+        """The file or folder that gives the turns, for messages."""
+        path = getattr(self, self.turns)
+        return path[0] if isinstance(path, tuple) else path
+
+    @property
     def folder(self) -> Path:
         """Where relative paths of audio begin: --audio-dir, or else the folder of what names the audio."""
         if self.audio_dir is not None:

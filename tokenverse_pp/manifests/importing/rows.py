@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.reading import shortened
 
 Span = Tuple[int, int, Optional[str]]  # an entity: characters start and end (exclusive) of the text, type
 
@@ -70,7 +71,7 @@ class Rejected:
     harmless: bool = False
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason}"
+        return f"{self.place}: {shortened(self.reason)}"
 
 
 RowOrRejected = Union[Row, Rejected]

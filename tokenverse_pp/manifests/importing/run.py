@@ -44,10 +44,8 @@ def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> L
                 ledger.kept += len(rows)
                 ledger.cuts += 1
                 ledger.cuts_by_task.update(cut.custom["tasks"])
-            if ledger.rejected and not options.skip_bad:
-                raise ledger.refusal()
-            if not ledger.cuts:
-                raise UserError(f"no cut to write: {ledger.read} rows read, {ledger.rejected} of them left out")
+            if not ledger.cuts or (ledger.rejected and not options.skip_bad):
+                raise ledger.refusal(options.source)
         done = True
     finally:
         if options.rejected is not None:

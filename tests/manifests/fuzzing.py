@@ -1,0 +1,272 @@
+"""Seeded makers of broken input: tables, annotation files and manifests."""
+
+import copy
+import gzip
+import json
+import math
+
+NASTY = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    3.5,
+    1e308,
+    -1e308,
+    10**30,
+    math.nan,
+    math.inf,
+    -math.inf,
+    "",
+    " ",
+    "\t",
+    "x",
+    "NaN",
+    "1e999",
+    "-0.5",
+    "[SCD]",
+    "a  b",
+    "é" * 40,
+    "\ud800",
+    "\x00",
+    "a\nb",
+    "\u202e",
+    [],
+    {},
+    [[]],
+    ["a"],
+    {"a": 1},
+    [None],
+    [[1]],
+    "[" * 50,
+    "{}",
+    "9" * 5000,
+    "../../etc",
+    "/etc/hostname",
+    "null",
+    "a" * 3000,
+]
+PATHS = [
+    "../../etc/hostname",
+    "/etc/hostname",
+    "sub/../../a.wav",
+    "a.wav/../../x.wav",
+    "none.wav",
+    "",
+    ".",
+    "..",
+    "/",
+    "a.wav/",
+    "~/a.wav",
+    "a\x00.wav",
+    "x" * 300 + ".wav",
+    "x/" * 3000,
+    "pipe:cat a.wav",
+    "cat a.wav |",
+    "file:///etc/hostname",
+    "http://localhost/a.wav",
+    "notes.txt",
+    "empty.wav",
+    "torn.wav",
+    "sub",
+    "\ud800.wav",
+    "-",
+    "A.WAV",
+]
+ENTITIES = [
+    "[]",
+    "{}",
+    "[1]",
+    '[{"start": 0}]',
+    '[{"start": 0, "end": 99}]',
+    '[{"start": -1, "end": 3}]',
+    '[{"start": 1, "end": 2}]',
+    '[{"start": 0, "end": 3, "type": 5}]',
+    '[{"start": 0, "end": 3}, {"start": 0, "end": 3}]',
+    "[" * 5000,
+    '[{"start": 0',
+    "B-X",
+    "B-X O O O O O O",
+    "Z O",
+    '[{"start": 1e99, "end": 2}]',
+    '[{"start": true, "end": 3}]',
+    '{"start": 0, "end": 3}',
+    '[{"start": ' + "9" * 5000 + ', "end": 3}]',
+    '[{"start": 0, "end": 3, "type": "\\ud800"}]',
+]
+TIMES = ["nan", "inf", "-1", "x", "1e400", "9" * 400, "", "0", "4.05", "4.2", "100", "1,5", "00:01", "0x10", "\u0661"]
+COLUMNS = ["id", "audio", "start", "end", "text", "speaker", "language", "entities", "endpoint", "tasks"]
+VALUES = {
+    "id": ["", "u0", "a\nb", "\ud800", "x" * 2000, " "],
+    "audio": PATHS,
+    "start": TIMES,
+    "end": TIMES,
+    "text": ["", " ", "[SCD] a", "a]", "\x00", "x" * 5000, "\ud800", "a\u2028b", "[Paris](LOC)", "<NE>x"],
+    "speaker": ["", "\ud800", "x" * 2000, "a\nb"],
+    "language": ["", "French", "F", "fr_FR", "??", "\ud800"],
+    "entities": ENTITIES,
+    "endpoint": ["", "maybe", "2", "TRUE", "no"],
+    "tasks": ["", "asr", "asr,lib", "lid lid", "[]", "ner", "asr,scd,endp,ner,lid"],
+}
+
+
+def good_row(number, rng):
+    start = rng.choice([0.0, 0.5, 1.25])
+    return {
+        "id": f"u{number}",
+        "audio": rng.choice(["a.wav", "b.wav", "sub/c.flac"]),
+        "start": start,
+        "end": start + rng.choice([0.5, 1.0, 2.5]),
+        "text": rng.choice(["bon jour", "new york today", "oui"]),
+        "speaker": rng.choice(["s1", "s2"]),
+        "language": "fr",
+        "entities": rng.choice(["[]", '[{"start": 0, "end": 3, "type": "X"}]']),
+        "endpoint": rng.choice(["true", "false"]),
+        "tasks": "asr,lid",
+    }
+
+
+def broken_table(rng):
+    """(name, bytes, number of rows or None where that is not sure)."""
+    rows = [good_row(number, rng) for number in range(rng.randint(1, 6))]
+    kind = rng.choice(["csv", "tsv", "jsonl"])
+    for _ in range(rng.randint(1, 3)):
+        field = rng.choice(COLUMNS)
+        rng.choice(rows)[field] = rng.choice(VALUES[field] if kind != "jsonl" or rng.random() < 0.5 else NASTY)
+    if kind == "jsonl":
+        lines = [json.dumps(row) for row in rows]
+    else:
+        lines = [(("," if kind == "csv" else "\t").join(COLUMNS))]
+        lines += [_cells(row, kind) for row in rows]
+    data = "\n".join(lines).encode("utf-8", "surrogatepass") + b"\n"
+    count = len(rows)
+    if rng.random() < 0.4:
+        data, sure = spoil_bytes(data, rng)
+        count = count if sure else None
+    if kind == "tsv" and any(isinstance(v, str) and "\n" in v for row in rows for v in row.values()):
+        count = None
+    return (f"T.{kind}", *maybe_packed(data, count, rng))
+
+
+def _cells(row, kind):
+    values = ["" if row[name] is None else str(row[name]) for name in COLUMNS]
+    if kind == "tsv":
+        return "\t".join(values)
+    return ",".join('"' + value.replace('"', '""') + '"' for value in values)
+
+
+def maybe_packed(data, count, rng):
+    """As it is mostly; as gzip, whole or cut off, now and then. The name's ending tells (`packed`)."""
+    if rng.random() < 0.85:
+        return data, count, False
+    packed = gzip.compress(data)
+    if rng.random() < 0.5:
+        return packed, count, True
+    return packed[: rng.randint(0, len(packed) - 1)], None, True
+
+
+def spoil_bytes(data, rng):
+    """Bytes with something wrong, and whether the number of lines is still the same."""
+    at = rng.randrange(len(data) + 1)
+    change = rng.choice(
+        ["bom", "crlf", "nul", "latin", "cut", "drop", "utf16", "empty", "quote", "delete", "bits", "deep"]
+    )
+    if change == "bom":
+        return b"\xef\xbb\xbf" + data, True
+    if change == "crlf":
+        return data.replace(b"\n", b"\r\n"), True
+    if change == "nul":
+        return data[:at] + b"\0" + data[at:], False
+    if change == "latin":
+        return data[:at] + b"\xe9" + data[at:], False
+    if change == "cut":
+        return data[:at], False
+    if change == "drop":
+        lines = data.split(b"\n")
+        del lines[rng.randrange(len(lines))]
+        return b"\n".join(lines), False
+    if change == "utf16":
+        return data.decode("utf-8", "replace").encode("utf-16"), False
+    if change == "empty":
+        return rng.choice([b"", b"\n\n", b"\r", b"\xef\xbb\xbf"]), False
+    if change == "quote":
+        return data[:at] + b'"' + data[at:], False
+    if change == "deep":
+        return data[:at] + b"[" * 100_000 + data[at:], False
+    if change == "delete":
+        return data[:at] + data[at + rng.randint(1, 20) :], False
+    spoilt = bytearray(data)
+    for _ in range(rng.randint(1, 5)):
+        if spoilt:
+            spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
+    return bytes(spoilt), False
+
+
+TEXT_FILES = {
+    "stm": "a 1 anna 0.0 1.5 <o,f0> bon jour\na 1 ben 1.5 3.0 oui\nb 1 anna 0.5 2.0 non\n",
+    "rttm": "SPEAKER a 1 0.0 1.5 <NA> <NA> anna <NA> <NA>\nSPEAKER b 1 0.5 1.5 <NA> <NA> ben <NA> <NA>\n"
+    "LEXEME a 1 0.2 0.3 bon lex anna 0.9 <NA>\nLEXEME b 1 0.7 0.2 oui lex ben 0.9 <NA>\n",
+    "ctm": "a 1 0.1 0.3 bon 0.9\na 1 0.5 0.4 jour\nb 1 0.6 0.2 non\n",
+    "srt": "1\n00:00:00,500 --> 00:00:01,500\nbon jour\n\n2\n00:00:02,000 --> 00:00:03,000\noui\n",
+    "vtt": "WEBVTT\n\n00:00.500 --> 00:01.500\n<v Anna>bon jour</v>\n\n00:02.000 --> 00:03.000\noui\n",
+    "segments": "u1 a 0.5 1.5\nu2 a 1.75 3.25\nu3 b 0 -1\n",
+    "text": "u1 bon jour\nu2 oui\nu3 non merci\n",
+    "wav.scp": "a a.wav\nb b.wav\n",
+    "ann": "T1\tLOC 0 3\tbon\nT2\tPER 4 8\tjour\n",
+    "txt": "bon jour",
+    "conll": "# id = u1\nbon B-X\njour I-X\n\n# id = u2\noui O\n",
+}
+
+
+def broken_text(name, rng):
+    """The bytes of an annotation file with something wrong."""
+    text = TEXT_FILES[name]
+    if rng.random() < 0.5:
+        lines = text.split("\n")
+        at = rng.randrange(len(lines))
+        words = lines[at].split(" ")
+        words[rng.randrange(len(words))] = rng.choice([*TIMES, "x", "", "\ud800", "a\x00", "999", "<NA>", "T1", "-->"])
+        lines[at] = " ".join(words)
+        if rng.random() < 0.3:
+            lines.append(rng.choice(lines))
+        return "\n".join(lines).encode("utf-8", "surrogatepass")
+    return spoil_bytes(text.encode(), rng)[0]
+
+
+def broken_manifest(cuts, rng):
+    """(name, bytes) of a manifest of the given cuts (dictionaries) with something wrong."""
+    cuts = copy.deepcopy(cuts)
+    for _ in range(rng.randint(1, 2)):
+        spoil_json(rng.choice(cuts), rng)
+    data = "\n".join(json.dumps(cut) for cut in cuts).encode() + b"\n"
+    if rng.random() < 0.3:
+        data, _ = spoil_bytes(data, rng)
+    data, _, packed = maybe_packed(data, None, rng)
+    return "cuts.jsonl.gz" if packed else "cuts.jsonl", data
+
+
+def spoil_json(value, rng):
+    """Change, drop or add something at a random place of nested dictionaries and lists."""
+    places = list(_places(value))
+    holder, key = rng.choice(places)
+    change = rng.random()
+    if change < 0.6:
+        holder[key] = rng.choice(NASTY + PATHS)
+    elif change < 0.75:
+        del holder[key]
+    elif change < 0.85 and isinstance(holder, list):
+        holder.append(copy.deepcopy(holder[key]))
+    elif change < 0.95 and isinstance(holder, dict):
+        holder[rng.choice(["x", "type", "id", "shape", "width", "sources", "tracks", "custom", "start"])] = rng.choice(
+            NASTY
+        )
+    else:
+        holder[key] = {"type": rng.choice(["MixedCut", "MultiCut", "PaddingCut", "Blot"]), "tracks": [holder[key]]}
+
+
+def _places(value):
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in list(items):
+        yield value, key
+        yield from _places(inner)
