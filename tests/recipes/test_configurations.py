@@ -11,6 +11,10 @@ from tokenverse_pp.training.setup import tasks_of
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 HUMAN = RECIPES / "human_speech"
+CORPORA = ("mls", "commonvoice", "ami", "callhome", "own_data")
+FOR_XLSR = sorted(
+    path.relative_to(RECIPES).as_posix() for name in CORPORA for path in (RECIPES / name).glob("conf/*.yaml")
+)
 OVER_BASE = sorted(path.name for path in (HUMAN / "conf").glob("*.yaml") if path.name != "base.yaml")
 
 
@@ -33,6 +37,23 @@ def test_human_speech(name):
     assert config.training.exp_dir.endswith(name[: -len(".yaml")])
     # Only TokenVerse++ has vectors.
     assert (config.model.vectors.placement == "none") == (name != "tokenverse_pp.yaml")
+
+
+@pytest.mark.parametrize("name", FOR_XLSR)
+def test_corpora(name):
+    config = read(RECIPES / name)
+    folder, _, file = name.split("/")
+    known = tasks_of(config.tasks).names
+    assert known[0] == "asr" and config.model.encoder.name == "facebook/wav2vec2-large-xlsr-53"
+    assert config.training.exp_dir.startswith(f"exp/{folder}/")
+    # Only TokenVerse++ has vectors, only the plain transducer knows no other task.
+    assert (config.model.vectors.placement == "none") == (file in ("xlsr_transducer.yaml", "tokenverse.yaml"))
+    assert (known == ("asr",)) == (file == "xlsr_transducer.yaml")
+    # Every file's language is one that the model can write.
+    codes = {path.split("_")[-1].split(".")[0] for path in config.data.train + config.data.valid} - {"train", "dev"}
+    assert "lid" not in known or codes <= set(config.tasks.languages)
+    readme = (RECIPES / folder / "README.md").read_text(encoding="utf-8")
+    assert file in readme and "recipes/train.py" in readme and "recipes/decode.py" in readme
 
 
 def test_committed_checkpoint_belongs_together():
