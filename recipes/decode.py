@@ -65,6 +65,8 @@ REPORT = "report.html"
 @click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
 @click.option("--stored-features", is_flag=True, help="Take stored features in place of audio.")
 @click.option("--max-duration", type=float, default=120.0, show_default=True, help="Seconds of audio in a batch.")
+@click.option("--window", type=float, default=28.0, show_default=True, help="Longer cuts are decoded in windows (s).")
+@click.option("--overlap", type=float, default=6.0, show_default=True, help="Seconds that two windows have in common.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--first", type=int, help="Decode the first N cuts only.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run was.")
@@ -108,6 +110,8 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
         max_duration=given["max_duration"],
         stored_features=given["stored_features"],
         precision=given["precision"],
+        window=given["window"],
+        overlap=given["overlap"],
     )
 
 

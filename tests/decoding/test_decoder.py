@@ -1,5 +1,7 @@
 """Cuts to hypotheses: chosen tasks, barred tokens, and results that do not depend on the batches."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import soundfile
@@ -12,7 +14,9 @@ from toy_runs import read_cuts, toy_parts
 
 from tokenverse_pp.decoding import DecodeOptions, choose_tasks, decode, plan_batches
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.long_audio import decode_long
 from tokenverse_pp.search import SearchOptions
+from tokenverse_pp.search.confidence import CALIBRATION, Calibration, Curve
 from tokenverse_pp.training.setup import Loaded
 from tokenverse_pp.training.steps import forward
 
@@ -106,6 +110,43 @@ def test_combination_that_was_never_trained_is_refused(tiny_corpus):
         run(loaded, cuts, ["asr"])
 
 
+def test_long_cuts_are_decoded_in_windows(tiny_corpus, loaded, tmp_path):
+    """As `decode_long` decodes them; cuts that fit into a window are not touched by it."""
+    cuts = sorted(read_cuts(tiny_corpus), key=lambda cut: cut.duration)
+    long, short = cuts[-1], cuts[0]
+    window = (long.duration + short.duration) / 2
+    options = SearchOptions("beam", blank_penalty=2.0)
+    found = run(loaded, [long, short], options=options, window=window, overlap=0.5)
+    expected = decode_long(loaded, long, loaded.tasks, options, window, 0.5)
+    assert found[long.id]["tokens"] == loaded.tokenizer.pieces(expected.tokens)
+    assert found[long.id]["score"] == expected.score
+    assert found[short.id] == run(loaded, [short], options=options)[short.id]
+    long.recording.sources[0].source = "/no/such/file.flac"
+    assert set(run(loaded, [long, short], failed=[long.id], window=window, overlap=0.5)) == {short.id}
+
+
+def test_hotwords_are_preferred(tiny_corpus, loaded):
+    cuts = read_cuts(tiny_corpus)[:3]
+    word = read_cuts(tiny_corpus)[5].supervisions[0].text.split()[0]
+    plain, boosted = (
+        run(loaded, cuts, options=SearchOptions(blank_penalty=2.0, hotwords=hotwords, hotword_score=8.0))
+        for hotwords in (None, (word,))
+    )
+    counts = [sum(r["text"].split().count(word) for r in found.values()) for found in (plain, boosted)]
+    assert counts[1] > counts[0]
+
+
+def test_calibration_of_the_model_folder_is_used(tiny_corpus, loaded, tmp_path):
+    Calibration(words=Curve(1.0, 1.0, -2.0)).write(tmp_path / CALIBRATION)
+    cuts = read_cuts(tiny_corpus)[:1]
+    (plain,), (calibrated,) = (
+        run(dataclasses.replace(loaded, folder=folder), cuts).values() for folder in (None, tmp_path)
+    )
+    assert plain["text"] == calibrated["text"]
+    lower = [a["confidence"] > b["confidence"] for a, b in zip(plain["words"], calibrated["words"])]
+    assert lower == [not word["text"].startswith("[") for word in plain["words"]]
+
+
 def test_nothing_to_decode(loaded):
     assert run(loaded, []) == {}
 
@@ -167,7 +208,7 @@ def test_batches_hold_every_cut_once_and_the_longest_come_first(durations, most)
     assert plan_batches(cuts[::-1], options) == batches
 
 
-@pytest.mark.parametrize(("changes", "said"), [({"max_duration": 0}, "--max-duration"), ({"overlap": 15}, "--overlap")])
+@pytest.mark.parametrize(("changes", "said"), [({"max_duration": 0}, "--max-duration"), ({"overlap": 15}, "overlap")])
 def test_bad_options_are_named(changes, said):
     with pytest.raises(UserError, match=said):
         DecodeOptions(**changes)

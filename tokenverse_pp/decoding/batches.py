@@ -12,6 +12,7 @@ from torch import Tensor
 from tokenverse_pp.dataset import audio_files, collate, load_inputs
 from tokenverse_pp.decoding.options import DecodeOptions, choose_tasks
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.long_audio import decode_long
 from tokenverse_pp.manifests.stored_features import batches_of
 from tokenverse_pp.search import Hypothesis, constraints_for, search_frames
 from tokenverse_pp.search.confidence import read_calibration
@@ -86,6 +87,10 @@ class Decoder:
     def __call__(self, group: Sequence[Cut]) -> Decoded:
         """Decode one batch. What is wrong with one cut leaves the others as they are."""
         done = Decoded()
+        if is_long(group[0], self.options):
+            for cut in group:
+                self._decode_long(cut, done)
+            return done
         loaded: List[Tuple[Cut, Tensor]] = []
         for cut in group:
             try:
@@ -119,6 +124,17 @@ class Decoder:
         if self.options.stored_features:
             return len(item)
         return int(self.loaded.model.encoder.feature_lens(torch.tensor([len(item)]))) if len(item) else 0
+
+    def _decode_long(self, cut: Cut, done: Decoded) -> None:
+        """Decode a cut in windows, as many at a time as a batch holds."""
+        o = self.options
+        at_once = max(1, int(o.max_duration // o.window))
+        try:
+            best = decode_long(self.loaded, cut, self.active, o.search, o.window, o.overlap, at_once, o.precision)
+        except UserError as error:
+            done.refuse(cut, error)
+        else:
+            done.records.append(self.record(cut, [best]))
 
     def _decode(self, group: Sequence[Cut], items: Sequence[Tensor], done: Decoded) -> None:
         """Encoder and search over inputs that are all valid."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Sequence, Tuple
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.long_audio.decode import check_windows
 from tokenverse_pp.search import SearchOptions
 from tokenverse_pp.tasks.base import TaskSet
 
@@ -37,14 +39,10 @@ class DecodeOptions:
     max_duration: float = 120.0
     stored_features: bool = False
     precision: str = "fp32"
-    window: float = 30.0
+    window: float = 28.0
     overlap: float = 6.0
 
     def __post_init__(self) -> None:
-        if not self.max_duration > 0:
+        if not 0 < self.max_duration < math.inf:
             raise UserError(f"--max-duration: expected seconds above 0, got {self.max_duration:g}")
-        if not 0 <= 2 * self.overlap < self.window:
-            raise UserError(
-                f"--overlap: expected at least 0 and less than half of --window ({self.window:g} s), "
-                f"got {self.overlap:g}"
-            )
+        check_windows(self.window, self.overlap)
