@@ -51,7 +51,8 @@ def lay_over(document: Document, rows: Sequence[Row]) -> None:
     if [char for char, _ in there] != [char for char, _, _ in here]:
         same = next((k for k, (a, b) in enumerate(zip(there, here)) if a[0] != b[0]), min(len(there), len(here)))
         mine = there[same][1] if same < len(there) else len(document.text)
-        excerpt = " ".join(document.text[mine : mine + 30].split())
+        word = max(document.text.rfind(space, 0, mine) for space in " \n") + 1
+        excerpt = " ".join(document.text[word : mine + 30].split())
         raise BadRow(f"{document.place}: its text is not the transcript's: they differ at {excerpt or 'the end'!r}")
     places = [at for _, at in there]
     found: Dict[int, List[Span]] = {id(row): [] for row in rows}
