@@ -58,9 +58,9 @@ def train(config: Config, world: World) -> Path:
     activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)
     dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features)
     say = (lambda line: print(line, file=sys.stderr)) if world.is_first else (lambda line: None)
-    usable = Usable(
-        dataset, make_frames_of(model.encoder), config.data.min_seconds, config.data.max_seconds, report=say
-    )
+    limits = config.data
+    frames_of = make_frames_of(model.encoder)
+    usable = Usable(dataset, frames_of, limits.min_seconds, limits.max_seconds, say, limits.max_tokens)
 
     def wanted(cut: Cut) -> bool:
         return usable(cut) and (not config.tasks.full_only or set(tasks.names) <= set(labelled_tasks(cut)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 import soundfile
@@ -197,6 +197,7 @@ class Usable:
         dataset: encodes the targets.
         frames_of: seconds -> encoder output frames.
         report: called with one line for each cut left out.
+        max_tokens: of a target, or None.
     """
 
     def __init__(
@@ -206,12 +207,14 @@ class Usable:
         min_seconds: float,
         max_seconds: float,
         report: Callable[[str], None],
+        max_tokens: Optional[int] = None,
     ):
         self.dataset = dataset
         self.frames_of = frames_of
         self.min_seconds = min_seconds
         self.max_seconds = max_seconds
         self.report = report
+        self.max_tokens = max_tokens
         self.left_out: Dict[str, str] = {}
 
     def __call__(self, cut: Cut) -> bool:
@@ -227,6 +230,8 @@ class Usable:
         if not self.min_seconds <= cut.duration <= self.max_seconds:
             return f"{cut.duration:.2f} s is outside {self.min_seconds:g} to {self.max_seconds:g} s"
         tokens = len(self.dataset.target(cut, labelled_tasks(cut)))
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            return f"its target of {tokens} tokens is longer than {self.max_tokens}"
         frames = self.frames_of(cut.duration)
         if tokens > frames:
             return f"its target of {tokens} tokens is too long for {frames} encoder frames ({cut.duration:.2f} s)"

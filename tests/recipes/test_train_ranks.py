@@ -48,7 +48,9 @@ def test_killed_rank_is_named_by_the_other_which_stops(tiny_corpus, tmp_path, ki
 
 def test_run_of_two_ranks_goes_on_with_one(train_script, tiny_corpus, tmp_path):
     exp_dir = tmp_path / "exp"
-    options = toy_options(tiny_corpus, exp_dir, **SMALL, training__max_steps=3)
+    # DDP is made anew when layers are unfrozen.
+    stages = "[[0, 0], [1, 1], [2, -1]]"
+    options = toy_options(tiny_corpus, exp_dir, **SMALL, training__max_steps=3, training__freeze=stages)
     first = finish(start("train.py", *options, ranks=2))
     assert first.code == 0, first.stderr
     assert checkpoint.read_state(exp_dir / "checkpoints" / "step-00000003")["batch"] == 1  # of two a rank and epoch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, List
 
 from tokenverse_pp.config.sections import Config, DataConfig
 from tokenverse_pp.errors import UserError
@@ -32,6 +32,7 @@ AT_LEAST = {
     "model.context_size": 1,
     "model.spec_augment.time_span": 1,
     "model.spec_augment.channel_span": 1,
+    "data.max_tokens": 1,
     "training.accumulate": 1,
     "training.epochs": 1,
     "training.max_steps": 1,
@@ -74,12 +75,15 @@ def check_config(config: Config) -> Config:
     for name in SHARES:
         if not 0 <= get_option(config, name) <= 1:
             raise UserError(f"--{name}={get_option(config, name)}: expected 0 to 1")
+    if not 0 < config.optim.layer_decay <= 1:
+        raise UserError(f"--optim.layer_decay={config.optim.layer_decay}: expected more than 0, at most 1")
     if config.training.average_last > config.training.keep_last:
         raise UserError(
             f"--training.average_last={config.training.average_last}: only the last "
             f"--training.keep_last={config.training.keep_last} checkpoints are there to average"
         )
     check_weights(config.data)
+    check_freeze(config.training.freeze)
     if "lid" in config.tasks.names and not config.tasks.languages:
         raise UserError("--tasks.languages: the task lid needs the languages, e.g. '[en, fr]'")
     if config.data.stored_features and config.model.encoder.kind != "frozen":
@@ -100,3 +104,12 @@ def check_weights(data: DataConfig) -> None:
         raise UserError(f"--data.weights: expected positive numbers, got {wrong[0]:g}")
     if data.epoch_cuts is not None and not data.weights:
         raise UserError("--data.epoch_cuts: without --data.weights an epoch is every cut once")
+
+
+def check_freeze(stages: List[List[int]]) -> None:
+    """See that the stages of a freeze schedule are pairs whose steps rise from 0 (raises UserError)."""
+    if any(len(stage) != 2 or stage[1] < -1 for stage in stages):
+        raise UserError(f"--training.freeze={stages}: expected pairs [step, layers], layers from -1 on")
+    steps = [stage[0] for stage in stages]
+    if stages and (steps[0] != 0 or steps != sorted(set(steps))):
+        raise UserError(f"--training.freeze={stages}: expected steps that rise from 0")

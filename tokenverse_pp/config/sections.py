@@ -29,6 +29,7 @@ class DataConfig:
     num_workers: int = 1  # processes that load batches; 0 = in the training process
     min_seconds: float = 0.1  # shorter cuts are left out, by name
     max_seconds: float = 30.0  # longer ones too
+    max_tokens: Optional[int] = None  # and those whose target, with the tokens of all their tasks, is longer
     validate: bool = True  # see to labels and audio files of all cuts before training starts
 
 
@@ -102,6 +103,7 @@ class OptimConfig:
     # Task vectors. They start at zero beside frames of norm sqrt(dimension): at 1e-3 they reached 3% of it in 4500
     # steps of recipes/human_speech, and the model did not heed them.
     vector_lr: float = 1e-2
+    layer_decay: float = 1.0  # the encoder's rate is multiplied by it for each layer down from the top one
     weight_decay: float = 0.01  # not on biases, norms and task vectors
     warmup_steps: int = 500
     decay: str = "cosine"  # constant | inverse_sqrt | cosine (to zero at training.max_steps)
@@ -132,6 +134,10 @@ class TrainingConfig:
     allow_changed_data: bool = False  # resume though the files of data.train have changed
     max_bad_steps: int = 20  # steps in a row whose loss or gradient is not finite, before the run gives up
     init_from: Optional[str] = None  # a model folder: start from its weights (the vocabulary must be the same)
+    # [[step, n], ..]: from that step on the top n layers of the encoder are trained (0: none, -1: all that
+    # model.encoder does not freeze for good). Empty: all from the start.
+    freeze: List[List[int]] = field(default_factory=list)
+    scan: bool = False  # run the worst batches before the first step: does the memory suffice?
     peer_timeout: float = 60.0  # seconds after which a rank that gives no sign of life counts as dead
     threads: int = 0  # CPU threads of torch; 0 = torch's choice
 

@@ -17,12 +17,14 @@ from tokenverse_pp.training import checkpoint
 from tokenverse_pp.training.bad_batches import dump_batches
 from tokenverse_pp.training.data import Place, TrainSampler, train_batches
 from tokenverse_pp.training.distributed import World, grad_scaler
+from tokenverse_pp.training.freezing import FreezeSchedule
 from tokenverse_pp.training.log import RunLog, plot_curves, read_log
 from tokenverse_pp.training.meter import Meter, add_drawn, drawn_table
 from tokenverse_pp.training.optim import lr_factor, make_optimizer
 from tokenverse_pp.training.provenance import fingerprints
 from tokenverse_pp.training.resume import changed_options, check_unchanged, set_later_aside
 from tokenverse_pp.training.saving import Progress, Saver
+from tokenverse_pp.training.scan import scan
 from tokenverse_pp.training.setup import check_vocabulary, find_model, load_weights, pretrained_prefixes
 from tokenverse_pp.training.steps import Stepper, StepResult, cut_ids
 from tokenverse_pp.training.validate import Validator, describe
@@ -58,6 +60,7 @@ class Trainer:
         self.exp_dir = Path(config.training.exp_dir)
         self.optimizer = make_optimizer(model, config.optim, pretrained_prefixes(config))
         self.scaler = grad_scaler(world.device, config.training.precision)
+        self.freezing = FreezeSchedule(model, config.training.freeze)
         self.saver = Saver(config, model, self.optimizer, self.scaler, dataset.tokenizer, world.size)
         self.progress = Progress()
         self.saved = 0  # the step of the newest checkpoint
@@ -76,8 +79,11 @@ class Trainer:
     def run(self) -> Path:
         """Train to the end, once started; returns the folder of the averaged model."""
         t = self.config.training
-        stepper = Stepper(self.world.wrap(self.model), self.optimizer, self.config, self.world, self.scaler)
+        stepper = Stepper(self.model, self.optimizer, self.config, self.world, self.scaler)
         self.model.train()
+        if t.scan:
+            for line in scan(self.model, self.sampler, self.dataset, self.config, self.world):
+                self.say(line)
         log = RunLog(self.exp_dir, self.step) if self.world.is_first else None
         bar = tqdm(total=t.max_steps, initial=self.step, unit="step", disable=None if self.world.is_first else True)
         self.meter.start_over()
@@ -106,6 +112,10 @@ class Trainer:
 
     def _step(self, stepper: Stepper, place: Place, batches: List[Batch]) -> None:
         """One step, and what is counted and averaged after it."""
+        if self.freezing.apply(self.step) or stepper.model is self.model:
+            # DDP wants to know the parameters that have gradients: it is made anew when they change.
+            stepper.model = self.model
+            stepper.model = self.world.wrap(self.model)
         result = stepper(batches, self.step)
         p = self.progress
         p.step, p.place, p.valid = p.step + 1, place, None

@@ -23,16 +23,36 @@ def parameter_groups(model: nn.Module, config: OptimConfig, pretrained: Tuple[st
         pretrained: name prefixes of the parameters that came with pretrained weights.
     """
     groups: Dict[Tuple[float, float], List[nn.Parameter]] = {}
+    below = layers_below_top(model) if config.layer_decay != 1 else {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_vector = name.endswith("vectors.table")
-            lr = config.vector_lr if is_vector else config.encoder_lr if name.startswith(pretrained) else config.lr
+            lr = config.vector_lr if is_vector else config.lr
+            if name.startswith(pretrained) and "lora_" not in name:
+                lr = config.encoder_lr * config.layer_decay ** below.get(id(parameter), 0)
             decay = config.weight_decay if parameter.ndim > 1 and not is_vector else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
     return [
         {"params": parameters, "base_lr": lr, "lr": 0.0, "weight_decay": decay}
         for (lr, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def layers_below_top(model: nn.Module) -> Dict[int, int]:
+    """How many layers of the pretrained encoder lie between a parameter (its id) and the encoder's output.
+
+    0 for the highest layer and the norm after it; for what comes before the lowest layer, the number of layers.
+    """
+    backbone = getattr(getattr(model, "encoder", None), "backbone", None)
+    if backbone is None:
+        return {}
+    count = len(backbone.layers)
+    below = {id(parameter): count for parameter in backbone.parameters()}
+    for number, layer in enumerate(backbone.layers):
+        below.update((id(parameter), count - 1 - number) for parameter in layer.parameters())
+    if backbone.final_norm is not None:
+        below.update((id(parameter), 0) for parameter in backbone.final_norm.parameters())
+    return below
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...]) -> torch.optim.AdamW:

@@ -11,6 +11,7 @@ import torch
 from tokenverse_pp.config import Config, TasksConfig, load_config
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.encoder import build_encoder
+from tokenverse_pp.model.encoder.lora import merge_lora
 from tokenverse_pp.model.transducer import Transducer
 from tokenverse_pp.tasks import TaskSet, build_tasks
 from tokenverse_pp.tasks.turns import turns_of
@@ -105,4 +106,7 @@ def load_model(path: Path, encoder_name: str = "") -> Loaded:
     tokenizer.check(tasks)
     model = build_model(config, tasks, tokenizer)
     load_weights(model, folder)
+    if config.model.encoder.lora_rank:
+        merge_lora(model.encoder.backbone)  # type: ignore[arg-type]
+        config.model.encoder.lora_rank = 0
     return Loaded(config, tasks, tokenizer, model.eval(), folder)

@@ -70,3 +70,14 @@ def test_stacked_frames_are_neighbours(lens):
         frames = y[row].reshape(-1, 3)
         assert torch.equal(frames[:n], x[row, :n]) and frames[n:].abs().sum() == 0
         assert 2 * y_lens[row] - n in (0, 1)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    grads = []
+    for checkpointing in (False, True):
+        net = network(dropout=0.2).train()
+        net.gradient_checkpointing = checkpointing
+        torch.manual_seed(5)
+        net(torch.ones(2, 20, 12), torch.tensor([20, 13])).square().sum().backward()
+        grads.append([p.grad for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads))

@@ -29,7 +29,12 @@ class EncoderConfig:
         freeze_layers: ``finetune``: do not train the lowest n transformer layers and the position embedding
             below them; -1: nor the final norm, that is nothing of the transformer.
         random_init: random weights, only the sizes are from config.json (from-scratch training, toy models).
-        gradient_checkpointing: ``finetune``: compute the layers again in the backward pass, to save memory.
+        gradient_checkpointing: compute the layers that are trained (the transformer's, or the context network's)
+            again in the backward pass instead of keeping their activations, to save memory.
+        lora_rank: ``finetune``: freeze the whole encoder and train adapters of this rank (LoRA, needs peft) on its
+            attention projections; 0: none. They are new weights and take ``optim.lr``.
+        lora_alpha: the adapters' output is scaled by ``lora_alpha / lora_rank``.
+        lora_dropout: dropout before the adapters.
         context_layers: ``frozen`` only, as all below: number of conformer layers of the context network.
         context_dim: width of the context network, the encoder's output dimension.
         context_heads: attention heads; must divide ``context_dim`` into even sizes.
@@ -47,6 +52,9 @@ class EncoderConfig:
     freeze_layers: int = 0
     random_init: bool = False
     gradient_checkpointing: bool = False
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
     context_layers: int = 3
     context_dim: int = 256
     context_heads: int = 4
@@ -66,6 +74,8 @@ class EncoderConfig:
             raise UserError(f"encoder.stack: expected 1 or 2, got {self.stack}")
         if not -1 <= self.freeze_layers <= num_layers:
             raise UserError(f"encoder.freeze_layers: expected -1 to {num_layers}, got {self.freeze_layers}")
+        if self.lora_rank < 0 or (self.lora_rank and self.kind != "finetune"):
+            raise UserError(f"encoder.lora_rank: expected 0 or, with kind finetune, a rank; got {self.lora_rank}")
         if self.kind == "frozen":
             self._validate_frozen(num_layers)
 

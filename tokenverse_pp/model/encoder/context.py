@@ -6,6 +6,7 @@ from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tokenverse_pp.compat import scaled_dot_product_attention
 from tokenverse_pp.model.encoder.masking import attention_bias, length_mask, zero_padding
@@ -97,7 +98,12 @@ class ContextLayer(nn.Module):
 
 
 class ContextNetwork(nn.Module):
-    """LayerNorm and projection of the input, then conformer layers."""
+    """LayerNorm and projection of the input, then conformer layers.
+
+    With ``gradient_checkpointing`` the layers' activations are computed again in the backward pass.
+    """
+
+    gradient_checkpointing: bool = False
 
     def __init__(
         self, input_dim: int, dim: int, num_layers: int, heads: int, ffn_dim: int, kernel: int, dropout: float
@@ -114,5 +120,8 @@ class ContextNetwork(nn.Module):
         table = rotary_table(x.shape[1], self.head_dim, x.device)
         x = self.input(x)
         for layer in self.layers:
-            x = layer(x, mask, bias, table)
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, x, mask, bias, table, use_reentrant=False)
+            else:
+                x = layer(x, mask, bias, table)
         return zero_padding(x, mask)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tokenverse_pp.model.encoder.base import Backbone, Encoder
 from tokenverse_pp.model.encoder.config import EncoderConfig
+from tokenverse_pp.model.encoder.lora import add_lora
 from tokenverse_pp.model.encoder.masking import length_mask, stack_frames, stacked_lens, zero_padding
 
 
@@ -31,6 +32,8 @@ class FinetuneEncoder(Encoder):
         if config.freeze_feature_encoder:
             backbone.freeze_embedding()
         backbone.freeze_layers(config.freeze_layers)
+        if config.lora_rank:
+            add_lora(backbone, config.lora_rank, config.lora_alpha, config.lora_dropout)
 
     def extract(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
         """See Encoder; what enters the transformer."""

@@ -38,6 +38,7 @@ class FrozenEncoder(Encoder):
             kernel=config.context_kernel,
             dropout=config.context_dropout,
         )
+        self.context.gradient_checkpointing = config.gradient_checkpointing
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Set the mode of the context network; the pretrained encoder stays in eval mode."""
