@@ -73,7 +73,7 @@ class _Search:
         self.last[:going], self.state[:going] = last, state
 
     def _conditions(self, tokens: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What tokens (n, L) make of a block: contexts and states (2, n, L) before each frame; the last tokens, states."""
+        """What tokens (n, L) make of a block: contexts and rule states (2, n, L) before its frames; both at its end."""
         (n, frames), size = tokens.shape, self.last.shape[1]
         written = tokens != self.scorer.blank_id
         before = written.cumsum(1) - written
