@@ -12,9 +12,8 @@ from tokenverse_pp.loss import native
 from tokenverse_pp.loss.k2_backend import k2_available, load_k2
 from tokenverse_pp.loss.native.common import (
     at_least_float32,
-    check_boundary,
     check_rnnt_type,
-    full_boundary,
+    checked_boundary,
     reduce_loss,
 )
 from tokenverse_pp.loss.native.joiner import joiner_log_probs, make_plan
@@ -124,10 +123,7 @@ def pruned_transducer_loss(
       UserError: for an unknown backend, or k2 asked for and not installed.
     """
     check_rnnt_type(rnnt_type)
-    if boundary is None:
-        boundary = full_boundary(am.shape[0], symbols.shape[1], am.shape[1], am.device)
-    else:
-        check_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1])
+    boundary = checked_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
     chosen = resolve_backend(backend, am.device)
     library: Any = load_k2() if chosen == "k2" else native
     with torch.autocast(am.device.type, enabled=False):

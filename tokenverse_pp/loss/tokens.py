@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenverse_pp.loss import native
-from tokenverse_pp.loss.native.common import at_least_float32, full_boundary
+from tokenverse_pp.loss.native.common import at_least_float32, checked_boundary
 from tokenverse_pp.loss.native.joiner import joiner_log_probs, make_plan
 from tokenverse_pp.loss.native.pruned import band_loss, targets_in_band
 
@@ -36,8 +36,7 @@ def token_log_probs(
     The arguments are those of `pruned_transducer_loss`; the native backend is used, without smoothing. No gradient.
     """
     n, num_symbols = symbols.shape
-    if boundary is None:
-        boundary = full_boundary(n, num_symbols, am.shape[1], am.device)
+    boundary = checked_boundary(boundary, n, num_symbols, am.shape[1], am.device)
     with torch.no_grad(), torch.autocast(am.device.type, enabled=False):
         _, (px_grad, py_grad) = native.rnnt_loss_smoothed(
             lm=at_least_float32(lm_simple),

@@ -50,13 +50,13 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def full_boundary(batch: int, num_symbols: int, num_frames: int, device: torch.device) -> Tensor:
+def _full_boundary(batch: int, num_symbols: int, num_frames: int, device: torch.device) -> Tensor:
     """The boundary meant by `None`: every sequence fills its row; shape (B, 4), int64."""
     row = torch.tensor([0, 0, num_symbols, num_frames], dtype=torch.int64, device=device)
     return row.expand(batch, 4)
 
 
-def check_boundary(boundary: Tensor, batch: int, num_symbols: int, num_frames: int) -> None:
+def _check_boundary(boundary: Tensor, batch: int, num_symbols: int, num_frames: int) -> None:
     """Refuse a boundary of a wrong shape or type, or one that leaves the tensors."""
     if boundary.dtype != torch.int64 or boundary.shape != (batch, 4):
         raise ValueError(
@@ -70,6 +70,20 @@ def check_boundary(boundary: Tensor, batch: int, num_symbols: int, num_frames: i
             f"boundary rows should be [begin_symbol, begin_frame, end_symbol, end_frame] with begin <= end, "
             f"at most {num_symbols} symbols and {num_frames} frames; given {boundary.tolist()}"
         )
+
+
+def checked_boundary(
+    boundary: Optional[Tensor], batch: int, num_symbols: int, num_frames: int, device: torch.device
+) -> Tensor:
+    """The boundary (B, 4) to work with: the given one if it fits, or that of sequences which fill their rows.
+
+    Raises:
+      ValueError: on a wrong shape or type, or numbers outside of the tensors.
+    """
+    if boundary is None:
+        return _full_boundary(batch, num_symbols, num_frames, device)
+    _check_boundary(boundary, batch, num_symbols, num_frames)
+    return boundary
 
 
 def delay_offsets(boundary: Tensor, num_frames: int, delay_penalty: float, dtype: torch.dtype) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tokenverse_pp.loss.native.common import check_boundary, full_boundary
+from tokenverse_pp.loss.native.common import checked_boundary
 
 NEG_INF = float("-inf")
 
@@ -233,10 +233,7 @@ def mutual_information_recursion(
         raise ValueError(f"px {tuple(px.shape)} and py {tuple(py.shape)} should be (B, S, T[+1]) and (B, S+1, T)")
     if px.dtype != py.dtype:
         raise ValueError(f"px and py should have one type, given {px.dtype} and {py.dtype}")
-    if boundary is None:
-        boundary = full_boundary(batch, num_symbols, num_frames, px.device)
-    else:
-        check_boundary(boundary, batch, num_symbols, num_frames)
+    boundary = checked_boundary(boundary, batch, num_symbols, num_frames, px.device)
     scores, px_grad, py_grad = _DenseLattice.apply(px, py, boundary, return_grad)
     return (scores, (px_grad, py_grad)) if return_grad else scores
 

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from tokenverse_pp.loss.native.common import (
     at_least_float32,
-    check_boundary,
     check_rnnt_type,
+    checked_boundary,
     delay_offsets,
-    full_boundary,
     reduce_loss,
 )
 from tokenverse_pp.loss.native.lattice import band_recursion, mutual_information_recursion
@@ -36,10 +35,7 @@ def rnnt_loss(
     num_symbols = positions - 1
     if symbols.shape != (batch, num_symbols):
         raise ValueError(f"logits {tuple(logits.shape)} need symbols (B, S), given {tuple(symbols.shape)}")
-    if boundary is None:
-        boundary = full_boundary(batch, num_symbols, num_frames, logits.device)
-    else:
-        check_boundary(boundary, batch, num_symbols, num_frames)
+    boundary = checked_boundary(boundary, batch, num_symbols, num_frames, logits.device)
     with torch.autocast(logits.device.type, enabled=False):
         logits = at_least_float32(logits)
         index = symbols.reshape(batch, 1, num_symbols, 1).expand(-1, num_frames, -1, -1)
@@ -101,10 +97,7 @@ def rnnt_loss_pruned(
     num_symbols = symbols.shape[1]
     if ranges.shape != logits.shape[:3]:
         raise ValueError(f"ranges {tuple(ranges.shape)} should be the first axes of logits {tuple(logits.shape)}")
-    if boundary is None:
-        boundary = full_boundary(batch, num_symbols, num_frames, logits.device)
-    else:
-        check_boundary(boundary, batch, num_symbols, num_frames)
+    boundary = checked_boundary(boundary, batch, num_symbols, num_frames, logits.device)
     with torch.autocast(logits.device.type, enabled=False):
         targets = targets_in_band(symbols, ranges, termination_symbol)
         px, py = _band_from_logits(at_least_float32(logits), targets, termination_symbol)

@@ -10,10 +10,9 @@ from torch import Tensor
 from tokenverse_pp.loss.native.arcs import simple_arcs
 from tokenverse_pp.loss.native.common import (
     at_least_float32,
-    check_boundary,
     check_rnnt_type,
+    checked_boundary,
     delay_offsets,
-    full_boundary,
     reduce_loss,
 )
 from tokenverse_pp.loss.native.lattice import mutual_information_recursion
@@ -91,10 +90,7 @@ def rnnt_loss_smoothed(
     """
     check_simple_shapes(lm, am, symbols)
     lm, am = at_least_float32(lm), at_least_float32(am)
-    if boundary is None:
-        boundary = full_boundary(am.shape[0], symbols.shape[1], am.shape[1], am.device)
-    else:
-        check_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1])
+    boundary = checked_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
     with torch.autocast(am.device.type, enabled=False):
         px, py = simple_arcs(lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale)
         px, py = finish_arcs(px, py, boundary, rnnt_type, delay_penalty)
