@@ -44,7 +44,7 @@ def words_of(sup):
     text = (sup.text or "").strip()
     if text == "?":
         return Words(None)
-    return Words(text.rstrip(".,"), {".": True, ",": False}.get(text[-1:]))
+    return Words(text.rstrip(".,"), {".": True, ",": False}.get(text[-1:]), (sup.custom or {}).get("entities"))
 
 
 def windows(turns, **options):

@@ -71,13 +71,17 @@ DEFAULT_OPTIONS = ConversationOptions()
 
 @dataclass(frozen=True)
 class Words:
-    """What a turn says: its plain words (None: not known), and whether its transcript marks a complete sentence.
+    """What a turn says.
 
-    ``complete`` is None where the transcript has no sign, so that nothing is known from it.
+    Attributes:
+        text: its plain words; None: not known.
+        complete: whether its transcript marks a complete sentence; None: it has no sign, so that nothing is known.
+        entities: spans in ``text``, as in the label schema; None: not labelled.
     """
 
     text: Optional[str]
     complete: Optional[bool] = None
+    entities: Optional[Sequence[Dict[str, Any]]] = None
 
 
 @dataclass(frozen=True)
@@ -199,24 +203,22 @@ def _joined(first: SpokenTurn, second: SpokenTurn) -> SpokenTurn:
     known = first.words.text is not None and second.words.text is not None
     text = f"{first.words.text} {second.words.text}" if known else None
     complete = (second if second.end >= first.end else first).words.complete
-    custom = {**(second.turn.custom or {}), **(first.turn.custom or {})}
-    entities = [*_entities(first.turn, 0), *_entities(second.turn, len(first.words.text or "") + 1)]
-    if "entities" in custom:
-        custom["entities"] = entities
     turn = fastcopy(
         first.turn,
         duration=round(max(first.end, second.end) - first.start, 8),
         text=f"{first.turn.text} {second.turn.text}",
-        custom=custom,
+        custom={**(second.turn.custom or {}), **(first.turn.custom or {})},
     )
-    return replace(
-        first, turn=turn, words=Words(text, complete), joined=(*first.joined, second.turn.id, *second.joined)
-    )
+    words = Words(text, complete, _joined_entities(first.words, second.words))
+    return replace(first, turn=turn, words=words, joined=(*first.joined, second.turn.id, *second.joined))
 
 
-def _entities(turn: SupervisionSegment, shift: int) -> List[Dict[str, Any]]:
-    found = (turn.custom or {}).get("entities", [])
-    return [{**item, "start": item["start"] + shift, "end": item["end"] + shift} for item in found]
+def _joined_entities(first: Words, second: Words) -> Optional[List[Dict[str, Any]]]:
+    if first.entities is None or second.entities is None:
+        return None
+    shift = len(first.text or "") + 1
+    moved = [{**item, "start": item["start"] + shift, "end": item["end"] + shift} for item in second.entities]
+    return [*first.entities, *moved]
 
 
 def find_endpoints(turns: Sequence[SpokenTurn], options: ConversationOptions) -> Dict[str, bool]:
@@ -309,6 +311,8 @@ def _supervision(
 ) -> SupervisionSegment:
     turn = spoken.turn
     custom = {**with_original(turn.custom, turn.text, spoken.words.text), "endpoint": endpoint}
+    if spoken.words.entities is not None:
+        custom["entities"] = list(spoken.words.entities)
     if spoken.joined:
         custom["joined"] = list(spoken.joined)
     offset = max(0.0, turn.start - start)

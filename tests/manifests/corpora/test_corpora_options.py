@@ -9,7 +9,8 @@ import soundfile
 from mini_corpora import call_audio
 from mini_runs import cuts_of, run
 
-from tokenverse_pp.manifests.corpora.telephone import clean
+from tokenverse_pp.manifests.corpora.telephone import clean, find_names
+from tokenverse_pp.manifests.normalise import normalise
 
 
 def prepare(name, corpus_dir, out, *options):
@@ -66,6 +67,32 @@ def test_sides_of_a_call_mixed_and_separate(corpora, tmp_path):
     # Every other sample is one of the 8 kHz file, up to u-law's and the filter's error.
     reference = call_audio().mean(axis=1)
     assert np.sqrt(np.mean((mixed[::2] - reference) ** 2)) < 0.05 * np.sqrt(np.mean(reference**2))
+
+
+def test_names_that_were_marked_become_entities(corpora, tmp_path):
+    prepare("eval2000", corpora["eval2000"].corpus_dir, tmp_path, "--names")
+    cuts = cuts_of(tmp_path, "test")
+    assert all(cut.custom["tasks"] == ["asr", "scd", "endp", "lid", "ner"] for cut in cuts)
+    found = {s.text: s.custom["entities"] for cut in cuts for s in cut.supervisions}
+    assert found.pop("forest runs") == [{"start": 0, "end": 6, "type": "NAME"}]
+    assert set(map(len, found.values())) == {0}
+    # But for the labels all is as without.
+    assert list(found) == [t for t in (s.text for c in cuts_of(corpora["eval2000"].out, "test") for s in c.supervisions)
+                           if t != "forest runs"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "raw, names",
+    [
+        ("&New &York's big", ["new york's"]),
+        ("&Bob, &Ann and &Mary-Lou.", ["bob", "ann", "mary lou"]),
+        ("nobody -- &", []),
+    ],
+)
+def test_spans_of_names(raw, names):
+    text, spans = find_names(raw, normalise)
+    assert [text[span["start"] : span["end"]] for span in spans] == names
+    assert text == normalise(raw)
 
 
 def test_callhome_transcripts_elsewhere(corpora, tmp_path):

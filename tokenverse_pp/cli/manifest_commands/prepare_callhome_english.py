@@ -10,6 +10,7 @@ import click
 from tokenverse_pp.cli.manifest_commands.prepare_options import (
     channels_option,
     common,
+    names_option,
     transcripts_option,
     window_options,
 )
@@ -20,6 +21,7 @@ from tokenverse_pp.manifests.conversations import ConversationOptions
 @common
 @transcripts_option
 @channels_option
+@names_option
 @window_options
 def callhome_english(
     corpus_dir: Path,
@@ -28,6 +30,7 @@ def callhome_english(
     jobs: int,
     transcripts: Optional[Path],
     channels: str,
+    names: bool,
     options: ConversationOptions,
 ) -> None:
     """CALLHOME American English: asr, scd, endp and lid, telephone calls within families.
@@ -39,4 +42,6 @@ def callhome_english(
     """
     from tokenverse_pp.manifests.corpora.telephone import prepare_callhome_english
 
-    prepare_callhome_english(corpus_dir, output_dir, transcripts, channels, options, normaliser, jobs, say=click.echo)
+    prepare_callhome_english(
+        corpus_dir, output_dir, transcripts, channels, names, options, normaliser, jobs, say=click.echo
+    )

@@ -10,6 +10,7 @@ import click
 from tokenverse_pp.cli.manifest_commands.prepare_options import (
     channels_option,
     common,
+    names_option,
     transcripts_option,
     window_options,
 )
@@ -20,6 +21,7 @@ from tokenverse_pp.manifests.conversations import ConversationOptions
 @common
 @transcripts_option
 @channels_option
+@names_option
 @window_options
 def eval2000(
     corpus_dir: Path,
@@ -28,6 +30,7 @@ def eval2000(
     jobs: int,
     transcripts: Optional[Path],
     channels: str,
+    names: bool,
     options: ConversationOptions,
 ) -> None:
     """Hub5 2000 evaluation: asr, scd, endp and lid, 40 telephone calls, a test set only.
@@ -38,4 +41,4 @@ def eval2000(
     """
     from tokenverse_pp.manifests.corpora.telephone import prepare_eval2000
 
-    prepare_eval2000(corpus_dir, output_dir, transcripts, channels, options, normaliser, jobs, say=click.echo)
+    prepare_eval2000(corpus_dir, output_dir, transcripts, channels, names, options, normaliser, jobs, say=click.echo)

@@ -56,6 +56,11 @@ channels_option = click.option(
     show_default=True,
     help="The two sides of a call as one channel (their mean), or each by itself (then not labelled for scd).",
 )
+names_option = click.option(
+    "--names",
+    is_flag=True,
+    help="Label ner too: proper names, type NAME, as far as the transcribers marked them (&Bob).",
+)
 _windows = _together(
     click.option(
         "--max-seconds",

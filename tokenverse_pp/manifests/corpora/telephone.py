@@ -10,7 +10,7 @@ import re
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Dict, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from lhotse.supervision import SupervisionSegment
 
@@ -36,15 +36,18 @@ _TAG = re.compile(r"""</?(contraction|foreign|b_aside|e_aside)\b("[^"]*"|'[^']*'
 _SOUND = re.compile(r"\{[^}]*\}|\[\[.*?\]\]|\[[^\]]*\]")
 _FOREIGN = re.compile(r"<\s*[A-Za-z?][^>]*>?")
 _GUESS = re.compile(r"\(\(\s*(.*?)\s*\)\)")
-_SIGNS = re.compile(r"[%&*+#/~^@]")
+_SIGNS = re.compile(r"[%*+#/~^@]")
+_NAME = "&"
+NAME_TYPE = "NAME"
 
 
-def clean(text: str) -> Optional[str]:
+def clean(text: str, keep_names: bool = False) -> Optional[str]:
     """An LDC transcript without its marks, punctuation kept; None where the words are not known.
 
     Sounds (``{breath}``, ``[distortion]``), comments (``[[..]]``) and tags (``<contraction ..>``) go, the signs of
     hesitations, names, asides and mispronounced words (``% & // + ** #``) go and leave the word; a best guess
     ``((like this))`` counts as heard. Not known: ``(( ))``, and speech in another language (``<Spanish ..>``).
+    ``keep_names`` leaves the sign of proper names, ``&``.
 
     >>> clean("%um, &Bob {laugh} was <contraction e_form='x'>there --"), clean("I (( )) so"), clean("<Spanish hola>")
     ('um, Bob was there --', None, None)
@@ -53,17 +56,49 @@ def clean(text: str) -> Optional[str]:
     if _FOREIGN.search(text) or any(not guess for guess in _GUESS.findall(text)):
         return None
     text = _SIGNS.sub("", _GUESS.sub(r"\1", text))
-    return " ".join(text.split())
+    return " ".join((text if keep_names else text.replace(_NAME, "")).split())
 
 
-def read_words(turn: SupervisionSegment, normaliser: Normaliser) -> Words:
-    """Words of a turn; a last sign ``. ? !`` makes it complete, ``, -`` (also ``--``: broken off) not complete."""
-    text = clean(turn.text or "")
+def read_words(turn: SupervisionSegment, normaliser: Normaliser, names: bool = False) -> Words:
+    """Words of a turn; a last sign ``. ? !`` makes it complete, ``, -`` (also ``--``: broken off) not complete.
+
+    Args:
+        names: label what the transcribers marked as proper names as entities.
+    """
+    text = clean(turn.text or "", keep_names=names)
     if text is None:
         return Words(None)
-    last = text[-1:]
-    complete = True if last in (".", "?", "!") else False if last in (",", "-") else None
-    return Words(normaliser(text, turn.language), complete if last else None)
+    complete = {".": True, "?": True, "!": True, ",": False, "-": False}.get(text[-1:])
+    if names:
+        plain, entities = find_names(text, lambda token: normaliser(token, turn.language))
+        return Words(plain, complete, entities)
+    return Words(normaliser(text, turn.language), complete)
+
+
+def find_names(text: str, normalise: Callable[[str], str]) -> Tuple[str, List[Dict[str, Any]]]:
+    """Text with names marked by ``&`` -> normalised text, and a span of type NAME for each run of marked words.
+
+    A run ends at punctuation: ``&Bob, &Ann`` are two, ``&New &York's`` is one.
+
+    >>> find_names("so &New &York, &Bob said", str.lower)[1][0]
+    {'start': 3, 'end': 12, 'type': 'NAME'}
+    """
+    words: List[str] = []
+    spans: List[Dict[str, Any]] = []
+    length, in_run = 0, False
+    for token in text.split():
+        word = normalise(token.replace(_NAME, ""))
+        if not word:
+            continue
+        start = length + bool(words)
+        words.append(word)
+        length = start + len(word)
+        if _NAME in token and in_run:
+            spans[-1]["end"] = length
+        elif _NAME in token:
+            spans.append({"start": start, "end": length, "type": NAME_TYPE})
+        in_run = _NAME in token and token[-1].isalnum()
+    return " ".join(words), spans
 
 
 def side_of(turn: SupervisionSegment) -> int:
@@ -79,6 +114,7 @@ def prepare_callhome_english(
     output_dir: Path,
     transcripts: Optional[Path] = None,
     channels: str = "mixed",
+    names: bool = False,
     options: ConversationOptions = DEFAULT_OPTIONS,
     normaliser: str = "words",
     jobs: int = 1,
@@ -90,6 +126,7 @@ def prepare_callhome_english(
         corpus_dir: a folder with LDC97S42 and LDC97T14, or LDC97S42 itself.
         transcripts: LDC97T14, where it is elsewhere.
         channels: ``mixed`` or ``separate``.
+        names: label proper names, as far as the transcribers marked them, as entities (ner).
 
     Raises:
         UserError: where the folders are not these corpora.
@@ -103,7 +140,7 @@ def prepare_callhome_english(
     with lhotse_recipe("callhome-english", corpus_dir, CALLHOME_LAYOUT), sphere_reader():
         manifests = recipe(speech, transcript_dir=texts, absolute_paths=True)
     parts = [Part(split, **manifests[name], language="en") for split, name in CALLHOME_SPLITS.items()]
-    return _write(parts, output_dir, "callhome-english", channels, options, normaliser, jobs, say)
+    return _write(parts, output_dir, "callhome-english", channels, names, options, normaliser, jobs, say)
 
 
 def prepare_eval2000(
@@ -111,6 +148,7 @@ def prepare_eval2000(
     output_dir: Path,
     transcripts: Optional[Path] = None,
     channels: str = "mixed",
+    names: bool = False,
     options: ConversationOptions = DEFAULT_OPTIONS,
     normaliser: str = "words",
     jobs: int = 1,
@@ -121,6 +159,7 @@ def prepare_eval2000(
     Args:
         transcripts: the folder of reference transcripts, where it is elsewhere.
         channels: ``mixed`` or ``separate``.
+        names: label proper names, as far as the transcribers marked them, as entities (ner).
 
     Raises:
         UserError: where the folder is not this corpus.
@@ -136,7 +175,15 @@ def prepare_eval2000(
     ):
         manifests = recipe(corpus_dir, folder, transcript_path=transcripts, absolute_paths=True)
     return _write(
-        [Part("test", **manifests, language="en")], output_dir, "eval2000", channels, options, normaliser, jobs, say
+        [Part("test", **manifests, language="en")],
+        output_dir,
+        "eval2000",
+        channels,
+        names,
+        options,
+        normaliser,
+        jobs,
+        say,
     )
 
 
@@ -145,6 +192,7 @@ def _write(
     output_dir: Path,
     corpus: str,
     channels: str,
+    names: bool,
     options: ConversationOptions,
     normaliser: str,
     jobs: int,
@@ -160,9 +208,9 @@ def _write(
         parts,
         output_dir,
         corpus,
-        dialogues.ONE_SPEAKER_TASKS if channels == "separate" else dialogues.MIXED_TASKS,
+        [*(dialogues.ONE_SPEAKER_TASKS if channels == "separate" else dialogues.MIXED_TASKS), *(["ner"] * names)],
         tracks,
-        partial(read_words, normaliser=NORMALISERS[normaliser]),
+        partial(read_words, normaliser=NORMALISERS[normaliser], names=names),
         options,
         say,
     )

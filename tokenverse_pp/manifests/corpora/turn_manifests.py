@@ -110,11 +110,12 @@ def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str
     """Words of a turn. It is complete if its label ``endpoint`` or its last sign ``. ? !`` says so."""
     custom = turn.custom or {}
     text = NORMALISERS[normaliser](turn.text or "", turn.language or language)
-    if normaliser != "none" and custom.get("entities") and text != turn.text:
-        raise UserError(f"supervision {turn.id}: --normaliser {normaliser} would move its entities; use none")
+    if custom.get("entities") and text != turn.text:
+        raise UserError(f"supervision {turn.id}: --normaliser {normaliser} would move its entities")
     last = (turn.text or "").rstrip()[-1:]
+    endpoint = custom.get("endpoint")
     signs = True if last in (".", "?", "!", "…") else False if last in (",", ";", ":", "-") else None
-    return Words(text, custom["endpoint"] if isinstance(custom.get("endpoint"), bool) else signs if last else None)
+    return Words(text, endpoint if isinstance(endpoint, bool) else signs, custom.get("entities"))
 
 
 def write_conversations(
