@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import PathLike
@@ -36,33 +36,37 @@ class Gazetteer:
         self._phrases: Dict[Tuple[str, ...], Tuple[str, float]] = {}
         self._longest: Dict[str, int] = {}  # words of the longest phrase, by the phrase's first word
         for phrase, kind, confidence in entries:
-            words = tuple(self._fold(word) for word in phrase.split())
+            words = tuple(self._fold(phrase).split())
             self._phrases[words] = (kind, confidence)
             self._longest[words[0]] = max(len(words), self._longest.get(words[0], 0))
 
-    def _fold(self, word: str) -> str:
-        word = unicodedata.normalize("NFC", word)
-        return word if self.match_case else word.casefold()
+    def _fold(self, text: str) -> str:
+        text = unicodedata.normalize("NFC", text)
+        return text if self.match_case else text.casefold()
 
     def find(self, text: str) -> List[Span]:
         """The phrases in a text, in order, none overlapping another."""
-        words, starts = word_starts(text)
-        folded = [self._fold(word) for word in words]
-        found, at = [], 0
-        while at < len(words):
-            length = next(self._lengths(folded, at), 0)
+        folded = self._fold(text).split()
+        matches, at = [], 0
+        while at < len(folded):
+            length = self._match(folded, at, self._longest[folded[at]]) if folded[at] in self._longest else 0
             if length:
-                kind, confidence = self._phrases[tuple(folded[at : at + length])]
-                last = at + length - 1
-                found.append(Span(starts[at], starts[last] + len(words[last]), kind, confidence))
+                matches.append((at, at + length))
             at += length or 1
-        return found
+        if not matches:
+            return []
+        words, starts = word_starts(text)
+        return [
+            Span(starts[first], starts[end - 1] + len(words[end - 1]), *self._phrases[tuple(folded[first:end])])
+            for first, end in matches
+        ]
 
-    def _lengths(self, words: Sequence[str], at: int) -> Iterator[int]:
-        """Lengths of the phrases that begin at a word, longest first."""
-        for length in range(min(self._longest.get(words[at], 0), len(words) - at), 0, -1):
+    def _match(self, words: Sequence[str], at: int, longest: int) -> int:
+        """Words of the longest phrase that begins at a word, 0 if none does."""
+        for length in range(min(longest, len(words) - at), 0, -1):
             if tuple(words[at : at + length]) in self._phrases:
-                yield length
+                return length
+        return 0
 
 
 def word_starts(text: str) -> Tuple[List[str], List[int]]:

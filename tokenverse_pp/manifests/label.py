@@ -14,7 +14,7 @@ from tokenverse_pp.manifests.plain import labelled_cut
 from tokenverse_pp.manifests.rows import Row, custom_of, supervision_custom, supervisions_of, tasks_of
 from tokenverse_pp.tasks.registry import REGISTRY
 
-CHUNK = 256  # rows whose texts a finder gets at once
+CHUNK = 32  # rows whose texts a finder gets at once; with more alive, Python's garbage collector takes over
 
 
 class EntityFinder(Protocol):
