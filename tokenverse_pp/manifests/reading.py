@@ -47,10 +47,11 @@ def json_of(text: str, where: str) -> Any:
 def _read_lines(name: str) -> Iterator[Cut]:
     for number, line in text_lines(name):
         if line.strip():
-            yield _cut_of(line, f"{name}, line {number}")
+            yield cut_of_line(line, f"{name}, line {number}")
 
 
-def _cut_of(line: str, where: str) -> Cut:
+def cut_of_line(line: str, where: str) -> Cut:
+    """The cut of a line of a manifest (raises UserError)."""
     data = json_of(line, where)
     try:
         cut = deserialize_item(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Dict, List, Optional, Sequence
 
+from tokenverse_pp.errors import UserError
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.lid import CODE, language_code
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
@@ -56,8 +57,19 @@ def tasks_for_tokens(words: Sequence[str]) -> TaskSet:
 
 
 def transcript_of(cut: Cut, tasks: TaskSet) -> Transcript:
-    """The transcript of a labelled cut: answers for those of ``tasks`` that the cut is labelled for."""
-    labelled = (cut.custom or {}).get("tasks", ())
-    words = tuple(word for turn in turns_of(cut) for word in turn.words)
-    answers = {t.name: t.from_cut(cut) for t in tasks.tasks if t.name != "asr" and t.name in labelled}
+    """The transcript of a labelled cut: answers for those of ``tasks`` that the cut is labelled for.
+
+    Raises:
+        UserError: for labels that nobody has validated and that cannot be read.
+    """
+    try:
+        labelled = (cut.custom or {}).get("tasks", ())
+        words = tuple(word for turn in turns_of(cut) for word in turn.words)
+        answers = {t.name: t.from_cut(cut) for t in tasks.tasks if t.name != "asr" and t.name in labelled}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        kind = type(error).__name__
+        message = (
+            f"cut {cut.id}: labels that cannot be read ({kind}: {error}); `tokenverse-pp manifest validate` tells more"
+        )
+        raise UserError(message) from error
     return Transcript(words, answers)

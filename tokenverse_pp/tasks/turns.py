@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, List, Mapping, Optional
 
+from tokenverse_pp.errors import UserError
+
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
@@ -41,7 +43,11 @@ class FixedTurns:
 
 
 def turns_of(cut: Cut) -> List[Turn]:
-    """The supervisions of a cut in time order."""
+    """The supervisions of a cut in time order.
+
+    Raises:
+        UserError: for a text that is none (nobody has validated the cut).
+    """
     if not isinstance(cut, FixedTurns):
         return _find_turns(cut)
     if cut.turns is None:
@@ -54,6 +60,8 @@ def _find_turns(cut: Cut) -> List[Turn]:
     first_word = 0
     for i, sup in enumerate(sorted(cut.supervisions, key=lambda s: (s.start, s.end))):
         text = sup.text or ""
+        if not isinstance(text, str):
+            raise UserError(f"cut {cut.id}: supervision {i}, field 'text': expected a string, found {text!r}")
         turn = Turn(
             i,
             text,

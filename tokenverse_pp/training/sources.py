@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from abc import ABC, abstractmethod
 from itertools import chain, islice
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any, Dict, Iterator, List, Optional
 
 from lhotse import CutSet, load_manifest
 from lhotse.cut import Cut
-from lhotse.serialization import decode_json_line, deserialize_item, open_best
+from lhotse.serialization import open_best
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.reading import cut_of_line
 
 BLOCK = 1 << 20  # bytes hashed at once
 
@@ -84,8 +86,8 @@ class LinesSource(Source):
     def open_at(self, place: int) -> Iterator[Cut]:
         """See Source."""
         with open_best(self.path, "r") as file:
-            for line in islice(file, place, None):
-                yield deserialize_item(decode_json_line(line))
+            for number, line in enumerate(islice(file, place, None), start=place + 1):
+                yield cut_of_line(line, f"{self.path}, line {number}")
 
     def manifests(self) -> List[Path]:
         """See Source."""
@@ -171,8 +173,11 @@ def open_source(path: str, option: str = "data.train") -> Source:
 def _count_lines(path: Path) -> int:
     """Lines of a file, plain or gzipped; the last one may lack its newline."""
     count, last = 0, b"\n"
-    with open_best(path, "rb") as file:
-        for block in iter(lambda: file.read(BLOCK), b""):
-            count += block.count(b"\n")
-            last = block[-1:]
+    try:
+        with open_best(path, "rb") as file:
+            for block in iter(lambda: file.read(BLOCK), b""):
+                count += block.count(b"\n")
+                last = block[-1:]
+    except (OSError, EOFError, zlib.error) as error:  # a file that was cut off
+        raise UserError(f"{path}: cannot be read after line {count}: {error}") from None
     return count + (last != b"\n")
