@@ -1,6 +1,7 @@
 """recipes/decode.py through its command line: what it writes, the tasks it is told to decode, and bad input."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -69,6 +70,28 @@ def test_table_and_examples_are_printed(decoded):
     folder, table = decoded
     assert "WER" in table.upper() and str(folder / "hyps.jsonl") in table
     assert table.count("reference:") == table.count("hypothesis:") == 2
+
+
+def test_report_holds_the_scores(decoded):
+    folder, table = decoded
+    _, scores = read(folder)
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"report: {folder / 'report.html'}" in table
+    for name, rates in scores["wer"].items():
+        (row,) = re.findall(rf'<tr data-group="{name}">(.*?)</tr>', html.split('data-table="wer-language"')[1])[:1]
+        shown = dict(re.findall(r'data-value="([^"]*)" data-key="([^"]*)"', row))
+        assert {key: float(value) for value, key in shown.items()} | rates == rates
+    assert html.count("<article") == 4 == html.count("<audio")
+    assert "blank_penalty" in html and "real-time factor" in html
+
+
+def test_report_can_be_left_out_or_hold_its_audio(decode_script, finished_run, tiny_corpus, tmp_path):
+    cuts = tiny_corpus / "cuts_test.jsonl.gz"
+    for name, more in (("none", ["--no-report"]), ("whole", ["--embed-audio"])):
+        assert call(decode_script.main, *options(finished_run, cuts, tmp_path / name, *more)).code == 0
+    assert not (tmp_path / "none" / "report.html").exists()
+    html = (tmp_path / "whole" / "report.html").read_text(encoding="utf-8")
+    assert html.count('src="data:audio/ogg;base64,') == 4 and ".flac" not in html.split("<summary>Options")[0]
 
 
 def test_score_command_gives_the_same_scores(decoded, tiny_corpus, tmp_path):
@@ -143,6 +166,10 @@ def refused(script, folder, arguments, *said):
         (["--stored-features"], ["no stored features"]),
         (["--cuts", "/no/such/cuts.jsonl"], ["--cuts", "/no/such/cuts.jsonl"]),
         (["--beam", 0], ["beam"]),
+        (["--nbest", 9], ["nbest", "beam=4"]),
+        (["--hotwords", "/no/such/words.txt"], ["/no/such/words.txt"]),
+        (["--window", 10, "--overlap", 5], ["overlap"]),
+        (["--max-duration", 0], ["--max-duration"]),
     ],
 )
 def test_bad_option_is_one_line(decode_script, finished_run, tiny_corpus, tmp_path, more, said):

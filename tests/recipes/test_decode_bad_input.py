@@ -108,3 +108,27 @@ def test_many_refused_cuts_do_not_flood_the_terminal(decode_script, finished_run
     assert done.code == 2 and len(failures) == 30
     assert len(done.stderr.splitlines()) == 12
     assert done.stderr.splitlines()[10] == "refused: more cuts, see failures.jsonl"
+
+
+@pytest.mark.slow
+def test_an_hour_of_audio(decode_script, finished_run, tiny_corpus, tmp_path):
+    """Synthetic speech over and over, at 8 kHz and in stereo; beside it a short file, which comes out as ever."""
+    from tokenverse_pp.dataset import load_inputs
+
+    cuts = read_cuts(tiny_corpus, "test")
+    speech = np.concatenate([load_inputs(cut).numpy() for cut in cuts])[::2]
+    with soundfile.SoundFile(tmp_path / "hour.flac", "w", 8000, 2) as file:
+        for _ in range(3600 * 8000 // len(speech) + 1):
+            file.write(np.stack([speech, speech], 1))
+    hour = Recording.from_file(tmp_path / "hour.flac").to_cut()
+    more = ["--method", "greedy", "--embed-audio"]
+    done, hyps, failures, scores = decode(decode_script, finished_run, [hour, cuts[0]], tmp_path, *more)
+    assert done.code == 0 and failures == [] and scores["utterances"] == 2
+    times = hyps[0]["times"]
+    assert times == sorted(times) and 3500 < times[-1] < hour.duration
+    # It is linked, not embedded.
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert 'src="../hour.flac"' in page
+    (tmp_path / "alone").mkdir()
+    _, alone, _, _ = decode(decode_script, finished_run, [cuts[0]], tmp_path / "alone", *more)
+    assert hyps[1]["tokens"] == alone[0]["tokens"]
