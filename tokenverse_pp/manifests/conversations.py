@@ -269,9 +269,10 @@ def find_windows(
         reason = _why_not(block, longest, options)
         if reason:
             for spoken in block.turns:
-                leave_out(spoken.turn, UNKNOWN_WORDS if spoken.words.text is None else reason)
-                for other in spoken.joined:
-                    leave_out(fastcopy(spoken.turn, id=other, duration=0.0), f"joined with {spoken.turn.id}: {reason}")
+                why = UNKNOWN_WORDS if spoken.words.text is None else reason
+                leave_out(spoken.turn, why)
+                for other in spoken.joined:  # its time is in that of the turn that took it in
+                    leave_out(fastcopy(spoken.turn, id=other, duration=0.0), why)
         if first is not None:
             gap = block.start - blocks[place - 1].end
             if reason or gap > options.max_gap or block.end - blocks[first].start > longest:

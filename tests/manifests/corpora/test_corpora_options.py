@@ -123,6 +123,8 @@ def test_call_is_cut_at_what_was_not_understood(corpora):
         ("((maybe so)) yes", "maybe so yes"),
         ("well (( )) yes", None),
         ("<? something> yes", None),
+        ('he said <foreign language="Spanish"> hola </foreign>', None),
+        ("<b_aside> hold on <e_aside> yes", "hold on yes"),
         ("{laugh}", ""),
     ],
 )
@@ -138,6 +140,17 @@ def test_normaliser_none_keeps_case_and_punctuation(corpora, tmp_path, threads_f
     (plain,), (cased,) = (cuts_of(tmp_path / name, "dev_fr")[0].supervisions for name in ("none", "cased"))
     assert plain.text.startswith("« ") and "original_text" not in plain.custom
     assert cased.text == plain.text[2:-4] and cased.text[0].isupper()
+
+
+def test_several_processes_give_the_same(corpora, tmp_path):
+    prepare("callhome-english", corpora["callhome-english"].corpus_dir, tmp_path, "--jobs", 2)
+    here, there = (
+        [[cut.id, cut.recording.duration, [s.to_dict() for s in cut.supervisions]] for cut in cuts_of(out, "train")]
+        for out in (tmp_path, corpora["callhome-english"].out)
+    )
+    assert here == there
+    for path in (tmp_path / "audio").rglob("*.flac"):
+        assert path.read_bytes() == (corpora["callhome-english"].out / path.relative_to(tmp_path)).read_bytes()
 
 
 def test_common_voice_locales_of_one_language_are_refused(corpora, tmp_path):

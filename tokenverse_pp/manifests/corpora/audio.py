@@ -51,12 +51,11 @@ def at_16_khz(
     folder.mkdir(parents=True, exist_ok=True)
     convert = partial(write_16_khz, folder=folder, channel=channel)
     with contextlib.ExitStack() as stack:
+        written: Iterator[Recording] = map(convert, others)
         if jobs > 1:
-            written: Iterator[Recording] = stack.enter_context(ProcessPoolExecutor(jobs)).map(
-                convert, others, chunksize=8
-            )
-        else:
-            written = map(convert, others)
+            # One thread each: OpenMP's threads of this process do not exist in a forked one.
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)))
+            written = pool.map(convert, others, chunksize=8)
         progress = tqdm(zip(others, written), total=len(others), desc=f"16 kHz {folder.name}", mininterval=1.0)
         kept.update((recording.id, new) for recording, new in progress)
     return kept

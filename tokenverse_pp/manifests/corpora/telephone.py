@@ -32,7 +32,7 @@ EVAL2000_LAYOUT = (
 )
 
 # An attribute's value may hold a ">": e_form="[we=>we]['re=>are]".
-_TAG = re.compile(r"""</?(contraction|foreign|b_aside|e_aside)\b("[^"]*"|'[^']*'|[^>"'])*>""", re.IGNORECASE)
+_TAG = re.compile(r"""</?(contraction|(b_|e_)?aside)\b("[^"]*"|'[^']*'|[^>"'])*>""", re.IGNORECASE)
 _SOUND = re.compile(r"\{[^}]*\}|\[\[.*?\]\]|\[[^\]]*\]")
 _FOREIGN = re.compile(r"<\s*[A-Za-z?][^>]*>?")
 _GUESS = re.compile(r"\(\(\s*(.*?)\s*\)\)")
