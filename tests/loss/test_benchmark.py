@@ -34,10 +34,10 @@ def test_records_of_the_native_backend_and_a_missing_peer(tmp_path):
     out, png = tmp_path / "loss.json", tmp_path / "growth.png"
     pytest.importorskip("matplotlib")
     options = ["--sizes", "B2T20U5V30D16", "--k2-python", tmp_path / "none", "--repeat", 1, "--json", out]
-    first = run("loss.py", *options, "--peers", "native,k2")
+    first = run("loss.py", *options, "--peers", "native,native-low,k2")
     assert first.returncode == 0, first.stderr
     assert "skipped k2" in first.stderr
-    second = run("loss.py", *options, "--peers", "native-low", "--add", "--table", "--growth", png)
+    second = run("loss.py", *options, "--dtypes", "", "--add", "--table", "--growth", png)
     assert second.returncode == 0, second.stderr
     records = json.loads(out.read_text())
     assert [r["peer"] for r in records] == ["native", "native-low"]

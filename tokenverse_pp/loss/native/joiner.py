@@ -289,6 +289,8 @@ def joiner_log_probs(am: Tensor, lm: Tensor, weight: Tensor, bias: Tensor, plan:
     Returns:
       px, py, each (B, T, R), float32 (float64 for float64 parameters); 0 in frames outside of the boundary.
     """
+    if not torch.is_grad_enabled():  # which `forward` of an autograd function cannot tell
+        plan = plan._replace(memory_budget=0)
     px, py = _JoinerLogProbs.apply(am, lm, weight, bias, plan)
     shape = (am.shape[0], am.shape[1], px.shape[1])
     if plan.frames is None:
