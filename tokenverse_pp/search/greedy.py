@@ -21,7 +21,7 @@ from tokenverse_pp.search.hypothesis import Hypothesis
 from tokenverse_pp.search.options import SearchOptions
 from tokenverse_pp.search.scorer import Scorer
 
-BLOCK = 64  # frames
+BLOCK = 8  # frames; of a longer one, the frames behind its first symbols are scored in vain
 ROWS_AT_ONCE = 256  # of the joiner: as many as a processor's cache holds
 
 

@@ -14,8 +14,8 @@ from tokenverse_pp.search.hotwords import Bonus
 from tokenverse_pp.search.hypothesis import Hypothesis
 from tokenverse_pp.search.options import SearchOptions
 
-# Twice a joiner input is exponentiated: float32 holds exp(-80) to exp(80). tanh is +-1 long before 40.
-LARGEST_INPUT = 40.0
+# Of twice a joiner input: float32 holds exp(-80) to exp(80), and tanh is +-1 long before 40.
+LARGEST_EXPONENT = 80.0
 FEWEST_ROWS = 4096
 
 
@@ -45,7 +45,7 @@ class PredictorTable:
         self.modulus = self.base**self.size
         self.start = sum(predictor.blank_id * self.base**i for i in range(self.size))
         self.capacity = max(FEWEST_ROWS, 4 * rows_at_once)
-        self.weight, self.bias = (x.detach().to(dtype) for x in joiner.predictor_proj.parameters())
+        self.weight, self.bias = ((2 * x.detach()).to(dtype) for x in joiner.predictor_proj.parameters())
         # The convolution of a context is a sum over its tokens: one table (V, D) for each place in the context, instead
         # of a grouped Conv1d on a few rows a frame, which is slow.
         embedding = predictor.embedding.weight.t().unsqueeze(0)
@@ -71,11 +71,15 @@ class PredictorTable:
             larger = self.table.new_empty(min(self.capacity, max(2 * end, 256)), self.table.size(1))
             larger[:first] = self.table[:first]
             self.table = larger
-        number = torch.tensor(contexts, device=self.table.device)
-        state = self.taps[-1].index_select(0, number % self.base)
-        for i, tap in enumerate(reversed(self.taps[:-1]), start=1):
-            state += tap.index_select(0, torch.div(number, self.base**i, rounding_mode="floor") % self.base)
-        self.table[first:end] = exp_of_double(F.linear(state.relu_().to(self.weight.dtype), self.weight, self.bias))
+        tokens = [[context // self.base**i % self.base for context in contexts] for i in range(self.size)]
+        state, *others = (
+            tap.index_select(0, index)
+            for tap, index in zip(reversed(self.taps), torch.tensor(tokens, device=self.table.device))
+        )
+        for other in others:
+            state += other
+        double = F.linear(state.relu_().to(self.weight.dtype), self.weight, self.bias)
+        self.table[first:end] = bounded_exp(double)
         self.row_of.update(zip(contexts, range(first, end)))
 
 
@@ -97,7 +101,7 @@ class Scorer:
     ):
         """frames (T, N, J): the projected encoder output, time first. It is overwritten."""
         rows = frames.size(1) * options.width
-        self.frames = exp_of_double(frames)
+        self.frames = bounded_exp(frames.float().mul_(2))
         dtype = joiner_dtype(joiner, options)
         self.contexts = PredictorTable(predictor, joiner, rows, dtype)
         self.blank_id, self.vocab_size = predictor.blank_id, joiner.output.out_features
@@ -143,6 +147,6 @@ class Scorer:
         return Hypothesis(tuple(tokens), tuple(frames), bounded, log_prob, (log_prob + kept) / scale)
 
 
-def exp_of_double(x: Tensor) -> Tensor:
-    """exp(2x), in place where x is float32."""
-    return x.float().clamp_(-LARGEST_INPUT, LARGEST_INPUT).mul_(2).exp_()
+def bounded_exp(x: Tensor) -> Tensor:
+    """exp(x), in place where x is float32."""
+    return x.float().clamp_(-LARGEST_EXPONENT, LARGEST_EXPONENT).exp_()
