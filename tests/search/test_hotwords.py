@@ -136,6 +136,20 @@ def test_beam_is_the_plain_search_with_bonuses(tiny, reference, seed, phrases, l
                 assert h.log_probs[i] == pytest.approx(float(own), **CLOSE)
 
 
+@pytest.mark.parametrize("method", ["beam", "full_beam"])
+def test_where_nothing_is_pruned_bonuses_only_change_the_order(tiny, method):
+    model, bonus = tiny(4, V=4, lens=[4, 3]), Bonus([((1, 2), 3.0), ((3,), 1.5)], WORDS[:4], 0.7)
+    options = {"method": method, "max_symbols": 1, "beam": 400, "nbest": 400, "length_norm": False}
+    plain = run(model, **options)
+    boosted = run(model, bonus, hotwords=("a",), length_bonus=0.7, **options)
+    for without, found in zip(plain, boosted):
+        own = {h.tokens: h for h in without}
+        assert {h.tokens for h in found} == set(own) and found[0].tokens != without[0].tokens
+        for h in found:
+            assert h.log_prob == pytest.approx(own[h.tokens].log_prob, **CLOSE)
+            assert h.score == pytest.approx(own[h.tokens].log_prob + bonus.walk(h.tokens)[1], **CLOSE)
+
+
 def test_a_batch_with_bonuses_gives_what_each_utterance_gives_alone(tiny):
     model, bonus = tiny(5, lens=[3, 14, 9]), Bonus([((2, 3), 2.0), ((4, 4, 4), 2.0)], WORDS)
     options = {"hotwords": ("a",), "beam": 4, "nbest": 4}
