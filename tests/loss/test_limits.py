@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from cases import RNNT_TYPES, Case, make_case
@@ -174,3 +177,12 @@ def test_shapes_that_do_not_belong_together_are_named():
     for columns, least in ((7, 2), (6, 1)):
         with pytest.raises(ValueError, match=f"s_range should be at least {least}"):
             native.get_rnnt_prune_ranges(px[:, :, :columns], py, torch.tensor([[0, 0, 3, 6]] * 2), least - 1)
+
+
+def test_example_of_the_documentation():
+    page = (Path(__file__).resolve().parent.parent.parent / "docs" / "loss.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(example, names)
+    assert names["simple"].shape == names["pruned"].shape == (2,)
+    assert torch.isfinite(names["pruned"]).all()
