@@ -34,7 +34,7 @@ PREPARE = {
 
 @click.group(cls=Group, lazy=COMMANDS)
 def manifest() -> None:
-    """Labelled cut manifests: prepare, validate, count, store features."""
+    """Labelled cuts: get them from corpora and tables, check, count, label, mix and split them."""
 
 
 @manifest.group(cls=Group, lazy=PREPARE)

@@ -125,7 +125,7 @@ def drop_tasks(data: Dict[str, Any], tasks: Iterable[str]) -> None:
     """
     tasks, custom = set(tasks), custom_of(data)
     custom["tasks"] = [task for task in custom.get("tasks", ["asr"]) if task not in tasks]
-    sources = {task: name for task, name in (custom.get(LABEL_SOURCE) or {}).items() if task not in tasks}
+    sources = {task: name for task, name in _sources(custom, data["id"]).items() if task not in tasks}
     if sources:
         custom[LABEL_SOURCE] = sources
     else:
@@ -166,14 +166,22 @@ def _find_entities(rows: Sequence[Row], finder: EntityFinder, overwrite: bool) -
             ]
         custom = custom_of(row.data)
         custom["tasks"] = in_order([*tasks_of(row), "ner"])
-        custom[LABEL_SOURCE] = {**(custom.get(LABEL_SOURCE) or {}), "ner": source}
+        custom[LABEL_SOURCE] = {**_sources(custom, row.id), "ner": source}
 
 
 def _refuse_labelled(row: Row, turns: Sequence[Dict[str, Any]]) -> None:
     """Labels of people are never replaced, nor mixed with a machine's, without being told to."""
     labelled = "ner" in tasks_of(row) or any("entities" in supervision_custom(turn, row.id) for turn in turns)
     if labelled:
-        maker = (custom_of(row.data).get(LABEL_SOURCE) or {}).get("ner", "people")
+        maker = _sources(custom_of(row.data), row.id).get("ner", "people")
         raise UserError(
             f"{row.where}: cut {row.id}: has entities by {maker} already; --overwrite replaces them by a machine's"
         )
+
+
+def _sources(custom: Dict[str, Any], cut_id: str) -> Dict[str, Any]:
+    """The makers of a cut's labels (raises UserError where they are no mapping)."""
+    sources = custom.get(LABEL_SOURCE) or {}
+    if not isinstance(sources, dict):
+        raise UserError(f"cut {cut_id}: field 'custom.{LABEL_SOURCE}': expected a mapping, found {sources!r}")
+    return sources

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Dict, Iterator, List, Optional, Union
 
+from lhotse.cut import MixedCut
 from lhotse.serialization import deserialize_item
 
 from tokenverse_pp.errors import UserError
@@ -108,7 +109,10 @@ def cut_of(data: Dict[str, Any], where: str) -> Any:
         UserError: where lhotse cannot read it.
     """
     try:
-        return deserialize_item(json.loads(_encode_ascii(data)))
+        cut = deserialize_item(json.loads(_encode_ascii(data)))
+        if isinstance(cut, MixedCut):  # what it is made of shows only when it is asked
+            cut.duration, cut.supervisions, cut.custom  # noqa: B018
+        return cut
     except Exception as error:
         # lhotse has no exceptions of its own for what a manifest may hold: any type can come out of it.
         raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {reason_of(error)}") from error
