@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/search.py --json search.json --markdown
     OMP_NUM_THREADS=1 python benchmarks/search.py --encoder --compare 500 \\
-        --icefall CHECKOUT --icefall-python K2ENV/bin/python --json search.json --markdown
+        --icefall CHECKOUT --icefall-python K2ENV/bin/python --json search.json --fill docs/search.md
 
 One JSON record a line: peer, method, beam, batch, dtype, utt_per_s, rtf (seconds of search a second of audio),
 search_share (of encoder + search, with a wav2vec2-base of random weights on as much audio; null without ``--encoder``),
@@ -31,11 +31,13 @@ from search_cases import Case, timed, versions
 
 from tokenverse_pp.cli.errors import report_errors
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import write_text
 from tokenverse_pp.search import Hypothesis, SearchOptions, search_frames
 
 HERE = Path(__file__).resolve().parent
 Record = Dict[str, Any]
 Best = List[Sequence[int]]
+MARKS = "<!-- search table: begin -->", "<!-- search table: end -->"
 Key = Tuple[str, int, int]  # method, beam, batch
 
 
@@ -192,10 +194,36 @@ def row(record: Record) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def table(records: Sequence[Record]) -> str:
+    """The speeds as a Markdown table, and the comparison with icefall as a sentence."""
+    rows = [row(record) for record in records if "utt_per_s" in record]
+    text = "\n".join([f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *rows]) + "\n"
+    for r in records:
+        if "compared" in r:
+            text += (
+                f"\nOf {r['compared']} utterances {r['agreement']:.1%} have icefall's best hypothesis (beam 4, float32); "
+                f"their log-probabilities differ by at most {r['largest_log_prob_difference']:.1e}. "
+                f"Where the hypotheses differ ({r['differing']}), ours scores higher "
+                f"{r['differing_where_ours_scores_higher']} times.\n"
+            )
+    return text
+
+
+def fill(path: Path, text: str) -> None:
+    """Put the table between the marks in a file (raises UserError where it has none)."""
+    page = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, begin, rest = page.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
+        raise UserError(f"--fill {path}: expected a file with {MARKS[0]} and {MARKS[1]}")
+    write_text(path, f"{before}{begin}\n{text}{end}{after}")
+
+
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Run the grid."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records here, one a line")
+    parser.add_argument("--fill", type=Path, metavar="FILE", help="put the table between the marks in this file")
     parser.add_argument("--markdown", action="store_true", help="print a table instead of the records")
     parser.add_argument("--icefall", type=Path, metavar="CHECKOUT", help="a checkout of icefall to run too")
     parser.add_argument("--icefall-python", default=sys.executable, help="an interpreter with k2 (default: this one)")
@@ -222,11 +250,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     run.ours()
     lines = "".join(json.dumps(record) + "\n" for record in run.records)
     if args.json:
-        args.json.write_text(lines, encoding="utf-8")
+        write_text(args.json, lines)
+    if args.fill:
+        fill(args.fill, table(run.records))
     if args.markdown:
-        rows = [row(record) for record in run.records if "utt_per_s" in record]
-        lines = "\n".join([f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *rows]) + "\n"
-    if args.markdown or not args.json:
+        sys.stdout.write(table(run.records))
+    elif not args.json:
         sys.stdout.write(lines)
 
 

@@ -22,7 +22,9 @@ def benchmark():
 
 
 def test_records_and_table(benchmark, tmp_path, capsys):
-    benchmark.main([*SMALL, "--json", str(tmp_path / "search.json"), "--markdown"])
+    page = tmp_path / "page.md"
+    page.write_text("Speed:\n<!-- search table: begin -->\nold\n<!-- search table: end -->\nMore.\n")
+    benchmark.main([*SMALL, "--json", str(tmp_path / "search.json"), "--markdown", "--fill", str(page)])
     records = [json.loads(line) for line in (tmp_path / "search.json").read_text().splitlines()]
     ran = {(r["method"], r["dtype"]) for r in records} - {("k2_fast_beam", "float32")}
     both = {(method, dtype) for method in ("greedy", "beam") for dtype in ("float32", "bfloat16")}
@@ -33,7 +35,9 @@ def test_records_and_table(benchmark, tmp_path, capsys):
         assert record["rtf"] == pytest.approx(record["seconds"] / (2 * 30 * 0.02))
         assert 0 <= record["agreement"] <= 1 and record["agreement_with"] == "tokenverse_pp float32"
     assert {r["agreement"] for r in records if r["method"] in ("greedy", "beam") and r["dtype"] == "float32"} == {1.0}
-    assert len(capsys.readouterr().out.splitlines()) == len(records) + 2
+    table = capsys.readouterr().out
+    assert len(table.splitlines()) == len(records) + 2
+    assert page.read_text() == f"Speed:\n{benchmark.MARKS[0]}\n{table}{benchmark.MARKS[1]}\nMore.\n"
 
 
 def test_icefall_that_does_not_run_is_said_in_one_line(benchmark, tmp_path):
