@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from click.testing import CliRunner
+from lhotse import CutSet, validate
 
 from tokenverse_pp.cli.main import cli
 
@@ -39,11 +40,12 @@ def run(*arguments):
 
 
 def imported(output, *arguments):
-    """The cuts, as dictionaries, of an import that succeeds and whose manifest is valid."""
+    """The cuts, as dictionaries, of an import that succeeds and whose manifest is valid, for lhotse too."""
     code, _, err = run("import", output, *arguments)
     assert code == 0, err
     code, _, err = run("validate", output)
     assert code == 0, err
+    validate(CutSet.from_file(output), read_data=True)
     return [json.loads(line) for line in Path(output).read_text(encoding="utf-8").splitlines()]
 
 

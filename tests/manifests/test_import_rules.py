@@ -95,8 +95,10 @@ def test_a_bad_turn_takes_its_recording_along_but_no_other(audio_dir, tmp_path, 
     options = ("--audio-dir", audio_dir, "--one-cut-per", "recording", "--skip-bad")
     [cut] = imported(out, "--table", table_of(tmp_path, rows, columns), *options)
     assert turns(cut) == [(0, 1, None, "un"), (2, 3, None, "deux")]
-    code, said, _ = run("import", out, "--table", table_of(tmp_path, rows, columns), *options)
-    assert "line 2: in one cut with" in said and "rows: 4 read = 2 kept + 2 left out" in said
+    rejected = tmp_path / "r.tsv"
+    code, said, _ = run("import", out, "--table", table_of(tmp_path, rows, columns), *options, "--rejected", rejected)
+    assert "line 4: field 'end': expected seconds" in said and "left out: 1 more" in said
+    assert "\t2\tin one cut with" in rejected.read_text() and "rows: 4 read = 2 kept + 2 left out" in said
     # A row that does not say which recording it is of might be missing from any cut.
     table = table_of(tmp_path, rows[:3], columns)
     table.write_text(table.read_text() + "\n{")

@@ -8,7 +8,7 @@ import os
 import subprocess
 from functools import lru_cache
 from pathlib import Path
-from typing import Optional, Tuple, Union
+from typing import List, Optional, Tuple, Union
 
 from lhotse import AudioSource, Recording
 from lhotse.audio import info
@@ -34,7 +34,7 @@ class AudioFinder:
         folder: what relative paths begin at.
         sampling_rate: recordings of another rate are written anew, a channel a file; None leaves them as they are.
         allow_pipes: run the commands of a Kaldi wav.scp.
-        audio_out: where to write to; audio in it may be opened too.
+        audio_out: where to write to; audio that the import has written there may be opened too.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class AudioFinder:
         self.audio_out = audio_out
         self.sampling_rate = sampling_rate
         self.allow_pipes = allow_pipes
+        self._source = lru_cache(maxsize=4096)(self._find)
         self._open = lru_cache(maxsize=4096)(_open)
         self._resample = lru_cache(maxsize=4096)(self._resampled)
 
@@ -57,7 +58,7 @@ class AudioFinder:
         Raises:
             BadRow: where it is missing, not in the folder, no audio, or the channel is not in it.
         """
-        source, name = self._source(row)
+        source, name = self._source(row.audio, row.recording, row.id)
         recording = self._open(source, name)
         if isinstance(recording, str):
             raise BadRow(recording)
@@ -69,32 +70,35 @@ class AudioFinder:
             raise BadRow(written)
         return written, 0
 
-    def _source(self, row: Row) -> Tuple[str, str]:
+    def _find(self, audio: Optional[str], recording: Optional[str], row_id: str) -> Tuple[str, str]:
         """Path or command (which ends in ``|``) and recording id."""
-        if row.audio is not None and row.audio.strip().endswith("|"):
+        if audio is not None and audio.strip().endswith("|"):
             if not self.allow_pipes:
                 raise BadRow(
-                    f"field 'audio': {shown(row.audio.strip())} is a command, which is not run without --allow-pipes; "
+                    f"field 'audio': {shown(audio.strip())} is a command, which is not run without --allow-pipes; "
                     "better write its output to files"
                 )
-            return row.audio.strip(), row.recording or row.id
-        if row.audio is not None:
-            path = self._inside(row.audio)
+            return audio.strip(), recording or row_id
+        if audio is not None:
+            path = self._inside(audio)
             if not os.path.isfile(path):
                 raise BadRow(f"field 'audio': {path}: no such file")
-        elif row.recording is not None:
-            path = self._by_name(row.recording)
+        elif recording is not None:
+            path = self._by_name(recording)
         else:
             raise BadRow("field 'audio': expected a path (or field 'recording', a name in --audio-dir), found nothing")
-        folder = self.folder if self.folder in path.parents or self.audio_out is None else self.audio_out.path
-        return str(path), row.recording or safe_id(os.path.splitext(os.path.relpath(path, folder))[0])
+        folder = next(folder for folder in self._folders() if folder in path.parents)
+        return str(path), recording or safe_id(os.path.splitext(path.relative_to(folder))[0])
+
+    def _folders(self) -> List[Path]:
+        own = self.audio_out.made if self.audio_out is not None else None
+        return [self.folder] if own is None else [self.folder, own]
 
     def _inside(self, given: str) -> Path:
         if "\0" in given or len(given) > 4000:
             raise BadRow(f"field 'audio': expected a path, found {shown(given)}")
         path = Path(os.path.normpath(self.folder / given))
-        allowed = [self.folder] if self.audio_out is None else [self.folder, self.audio_out.path]
-        if path != self.folder and not any(folder in path.parents for folder in allowed):
+        if path != self.folder and not any(folder in path.parents for folder in self._folders()):
             raise BadRow(
                 f"field 'audio': {shown(given)} lies outside of {self.folder}; --audio-dir names another folder, "
                 "`--audio-dir /` takes any path"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Optional
 
 from tokenverse_pp.errors import UserError
 
@@ -32,6 +33,11 @@ class AudioOut:
             self.path.mkdir(parents=True)
             self._made = True
         return self.path
+
+    @property
+    def made(self) -> Optional[Path]:
+        """The folder, if it was made."""
+        return self.path if self._made else None
 
     def remove(self) -> None:
         """Take back what an import that failed had written."""

@@ -107,7 +107,7 @@ def reject_group(rows: Sequence[Row], error: BadRow) -> List[Rejected]:
     culprit = error.culprit if isinstance(error, BadTurn) else 0
     bad = Rejected(rows[culprit].place, str(error))
     others = f"in one cut with {bad.place}, which cannot be mapped"
-    return [bad if i == culprit else Rejected(row.place, others) for i, row in enumerate(rows)]
+    return [bad if i == culprit else Rejected(row.place, others, follows=True) for i, row in enumerate(rows)]
 
 
 def _bounds(row: Row, recording: Recording) -> Tuple[float, float]:

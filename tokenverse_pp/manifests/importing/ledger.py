@@ -32,7 +32,7 @@ class Ledger:
     def reject(self, item: Rejected) -> None:
         """Note a row that is not kept."""
         self.rejected += 1
-        if len(self.first) < SHOWN:
+        if len(self.first) < SHOWN and not item.follows:
             self.first.append(item)
         cells = (item.place.file, str(item.place.line), shortened(item.reason))
         print(*(" ".join(cell.split()) for cell in cells), sep="\t", file=self._list)

@@ -63,12 +63,14 @@ class Rejected:
     Args:
         row: what could be read of it (its recording).
         harmless: no cut lacks anything without it.
+        follows: nothing is wrong with it but the cut that it would be in.
     """
 
     place: Place
     reason: str
     row: Optional[Row] = None
     harmless: bool = False
+    follows: bool = False
 
     def __str__(self) -> str:
         return f"{self.place}: {shortened(self.reason)}"

@@ -133,7 +133,7 @@ class _Import:
         if not rows:
             return
         if bad and self.together:
-            self._reject_all(rows, f"in one cut with {bad[0].place}, which cannot be mapped")
+            self._reject_all(rows, f"in one cut with {bad[0].place}, which cannot be mapped", follows=True)
             return
         try:
             if isinstance(self.documents, NamedDocuments):
@@ -157,9 +157,9 @@ class _Import:
                 self.ledger.reject(item)
             return None
 
-    def _reject_all(self, rows: Sequence[Row], reason: str) -> None:
+    def _reject_all(self, rows: Sequence[Row], reason: str, follows: bool = False) -> None:
         for row in rows:
-            self.ledger.reject(Rejected(row.place, reason))
+            self.ledger.reject(Rejected(row.place, reason, follows=follows))
 
     def _reject_more(self, items: Iterator[Rejected]) -> None:
         for item in items:
