@@ -260,7 +260,7 @@ def test_command_lists_what_is_in_no_cut_and_keeps_entities(call, tmp_path):
     ]
     CutSet.from_cuts([MonoCut("1", 0, 10, 0, named, None, audio)]).to_file(tmp_path / "in.jsonl.gz")
     result = run(tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl.gz", "--tasks", "asr,scd,endp,ner")
-    assert result.exit_code == 0 and "left out: 1 turns (0.00 h): no words" in result.stdout
+    assert result.exit_code == 0 and "1 turns (0.00 h) left out: no words" in result.stdout
     (item,) = [json.loads(line) for line in (tmp_path / "out.left_out.jsonl").read_text().splitlines()]
     assert item == {"part": "out", "id": "t1", "seconds": 1.0, "reason": "no words are left of its text"}
     (cut,) = CutSet.from_file(tmp_path / "out.jsonl.gz")

@@ -31,8 +31,14 @@ def test_files_tasks_and_languages(corpora, name):
     assert all(cut.custom["tasks"] == tasks for cut in cuts)
     assert {sup.language for cut in cuts for sup in cut.supervisions} == languages
     assert all(sup.text == sup.text.lower() for cut in cuts for sup in cut.supervisions)
-    # The statistics of every file are printed.
-    assert corpora[name].stdout.count("cuts  hours") == len(files)
+    # A row of numbers for every file, with the tokens of its tasks.
+    header, *rows = corpora[name].stdout.splitlines()
+    assert header.split()[:6] == ["file", "cuts", "hours", "turns", "words", "speakers"]
+    assert set(tasks) - {"asr"} == set(header.split()[6:-3])
+    for part in files:
+        (row,) = [row.split() for row in rows if row.split()[0] == str(out / f"cuts_{part}.jsonl.gz")]
+        here = cuts_of(out, part)
+        assert [int(row[1]), int(row[3])] == [len(here), sum(len(cut.supervisions) for cut in here)]
 
 
 @pytest.mark.parametrize("name", CORPORA)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Set, Tuple
 
 from lhotse import CutSet, RecordingSet, SupervisionSet
 from lhotse.cut import Cut
@@ -15,9 +14,10 @@ from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import replacing
-from tokenverse_pp.manifests.labels import find_problems
-from tokenverse_pp.manifests.reading import read_cuts
-from tokenverse_pp.manifests.stats import SECONDS_PER_HOUR, count_cuts, stats_table
+from tokenverse_pp.manifests.labels import check_cut
+from tokenverse_pp.manifests.stats import SECONDS_PER_HOUR, Statistics
+from tokenverse_pp.tables import aligned
+from tokenverse_pp.tasks.registry import REGISTRY
 
 Say = Callable[[str], None]
 
@@ -41,11 +41,18 @@ class Part:
 class LeftOut:
     """Turns that are in no cut, each with the reason: nothing is dropped without a word."""
 
-    items: List[Dict[str, object]] = field(default_factory=list)
+    items: List[Dict[str, Any]] = field(default_factory=list)
 
     def add(self, turn: SupervisionSegment, reason: str) -> None:
         """Note a turn."""
         self.items.append({"id": turn.id, "seconds": round(turn.duration, 3), "reason": reason})
+
+    def by_reason(self) -> Dict[str, List[float]]:
+        """Seconds of the turns by reason, the most frequent first."""
+        found: Dict[str, List[float]] = {}
+        for item in self.items:
+            found.setdefault(item["reason"], []).append(item["seconds"])
+        return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
 
 
 @contextlib.contextmanager
@@ -108,18 +115,17 @@ def write_checked_files(files: Dict[Path, Tuple[Iterable[Cut], LeftOut]], list_f
     Raises:
         UserError: see `write_parts`.
     """
+    statistics = Statistics()
     with contextlib.ExitStack() as stack:
         for path, (cuts, left_out) in files.items():
-            if not _write_checked(cuts, stack.enter_context(replacing(path)), str(path)):
-                reasons = Counter(str(item["reason"]) for item in left_out.items)
-                why = "; ".join(f"{count} turns: {reason}" for reason, count in reasons.most_common(2))
+            if not _write_checked(cuts, stack.enter_context(replacing(path)), path, statistics):
+                why = "; ".join(f"{len(turns)} turns: {reason}" for reason, turns in left_out.by_reason().items())
                 raise UserError(f"{path}: no cut is left for it ({why or 'no turns'})")
         with open(stack.enter_context(replacing(list_file)), "w", encoding="utf-8") as file:
             for path, (_, left_out) in files.items():
                 for item in left_out.items:
                     file.write(json.dumps({"part": stem(path), **item}, ensure_ascii=False) + "\n")
-    for path, (_, left_out) in files.items():
-        _report(path, left_out, say)
+    say(summary(statistics.by_corpus(), {str(path): left_out for path, (_, left_out) in files.items()}))
 
 
 def stem(path: Path) -> str:
@@ -128,29 +134,42 @@ def stem(path: Path) -> str:
     return name[len("cuts_") :] if name.startswith("cuts_") else name
 
 
-def _write_checked(cuts: Iterable[Cut], path: Path, where: str) -> int:
-    """Write cuts one by one -> how many."""
+def _write_checked(cuts: Iterable[Cut], temporary: Path, path: Path, statistics: Statistics) -> int:
+    """Write cuts one by one, checked and counted -> how many."""
     count = 0
-
-    def counted(writer) -> Iterator[Cut]:  # type: ignore[no-untyped-def]  # lhotse's writers share no public type
-        nonlocal count
+    with CutSet.open_writer(temporary) as writer:
+        seen: Set[str] = set()
         for cut in cuts:
-            count += 1
+            problems = check_cut(cut) or (["field 'id': another cut has it already"] if cut.id in seen else [])
+            if problems:
+                raise UserError(f"{path}: cut {cut.id}: {problems[0]}")
+            seen.add(cut.id)
+            statistics.add(cut, str(path))
             writer.write(cut)
-            yield cut
-
-    with CutSet.open_writer(path) as writer:
-        for cut_id, problem in find_problems(counted(writer)):
-            raise UserError(f"{where}: cut {cut_id}: {problem}")
+            count += 1
     return count
 
 
-def _report(path: Path, left_out: LeftOut, say: Say) -> None:
-    seconds: Dict[str, float] = {}
-    for item in left_out.items:
-        seconds[str(item["reason"])] = seconds.get(str(item["reason"]), 0.0) + float(str(item["seconds"]))
-    turns = Counter(str(item["reason"]) for item in left_out.items)
-    say(f"\n{path}")
-    say(stats_table(count_cuts(read_cuts(path))))
-    for reason, count in turns.most_common():
-        say(f"left out: {count} turns ({seconds[reason] / SECONDS_PER_HOUR:.2f} h): {reason}")
+def summary(counts: Dict[str, Any], left_out: Dict[str, LeftOut]) -> str:
+    """A table of what each file holds, tokens of its tasks included, and why turns were left out.
+
+    Args:
+        counts: `Statistics.by_corpus`, by file.
+        left_out: by file.
+    """
+    tasks = [
+        name
+        for name in REGISTRY
+        if name != "asr" and any(group["tasks"][name]["labelled"]["cuts"] for group in counts.values())
+    ]
+    rows = [["file", "cuts", "hours", "turns", "words", "speakers", *tasks, "turns left out"]]
+    lines = []
+    for path, items in left_out.items():
+        group = counts[path]
+        numbers = [str(group[key]) for key in ("turns", "words", "speakers")]
+        tokens = [str(group["tasks"][name]["tokens"]) for name in tasks]
+        rows.append([path, str(group["cuts"]), f"{group['hours']:.2f}", *numbers, *tokens, str(len(items.items))])
+        for reason, seconds in items.by_reason().items():
+            hours = sum(seconds) / SECONDS_PER_HOUR
+            lines.append(f"{path}: {len(seconds)} turns ({hours:.2f} h) left out: {reason}")
+    return "\n".join([aligned(rows), *lines])
