@@ -25,7 +25,7 @@ class DataConfig:
     # Without them each cut comes once an epoch.
     weights: List[float] = field(default_factory=list)
     epoch_cuts: Optional[int] = None  # cuts drawn in an epoch, with weights; none = as many as the files hold
-    round_cuts: int = 100000  # an epoch is drawn in rounds of so many cuts: a resumed run draws one round again
+    round_cuts: int = 50000  # an epoch is drawn in rounds of so many cuts: a resumed run draws one round again
     num_workers: int = 1  # processes that load batches; 0 = in the training process
     min_seconds: float = 0.1  # shorter cuts are left out, by name
     max_seconds: float = 30.0  # longer ones too
@@ -129,7 +129,7 @@ class TrainingConfig:
     average_last: int = 5  # checkpoints averaged into the final model; they must be kept
     average_period: int = 0  # steps between updates of a running average of the weights; 0 = none
     # auto: go on from the newest whole checkpoint in exp_dir, if there is any. true: from the newest, which must be
-    # there and whole. false: start anew. Or the folder of a checkpoint.
+    # there and whole. false: start anew, where no checkpoint is. Or the folder of a checkpoint.
     resume: Union[bool, str] = "auto"
     allow_changed_data: bool = False  # resume though the files of data.train have changed
     max_bad_steps: int = 20  # steps in a row whose loss or gradient is not finite, before the run gives up
