@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from toy_runs import environment
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 FIELDS = {
@@ -19,7 +20,7 @@ MARKS = "<!-- loss table: begin -->", "<!-- loss table: end -->"
 
 def run(script, *args):
     command = [sys.executable, str(FOLDER / script), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, env=environment())
 
 
 def record(peer, best_ms, peak_mb, size=500):
