@@ -91,7 +91,7 @@ def test_json_lines_with_tags_and_own_fields(audio_dir, data, out):
 )
 def test_entities_marked_in_the_text(audio_dir, data, out, markup, text):
     table = write(data, "T.tsv", f"audio\ttext\na.wav\t{text}\nb.wav\trien\n")
-    options = ("--table", table, "--audio-dir", audio_dir, "--inline-entities", markup, "--normalise", "words")
+    options = ("--table", table, "--audio-dir", audio_dir, "--inline-entities", markup, "--normaliser", "words")
     one, two = imported(out, *options)
     assert one["supervisions"][0]["text"] == "vers l'europe jean paul dit"
     assert one["supervisions"][0]["custom"]["entities"] == [
@@ -269,7 +269,7 @@ def test_a_mix_audio_table_stm_rttm_and_brat(audio_dir, data, out):
     write(data, "brat/meet.txt", "Bon jour Paris.\r\nOui.\r\n")
     write(data, "brat/meet.ann", "T1\tLOC 9 14\tParis\n#1\tAnnotatorNotes T1\tcapital\n")
     options = ("--recordings", recordings, "--stm", stm, "--rttm", rttm, "--brat", data / "brat")
-    [one, two] = imported(out, *options, "--audio-dir", audio_dir, "--one-cut-per", "recording", "--normalise", "words")
+    [one, two] = imported(out, *options, "--audio-dir", audio_dir, "--one-cut-per", "recording", "--normaliser", "words")
     assert turns(one) == [(0.0, 1.5, "anna", "bon jour paris"), (1.6, 3.0, "ben", "oui")]
     assert [turn["custom"]["entities"] for turn in one["supervisions"]] == [
         [{"start": 9, "end": 14, "type": "LOC"}],

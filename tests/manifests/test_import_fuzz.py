@@ -83,7 +83,7 @@ def test_broken_tables(tmp_path, audio_dir, part):
         if rng.random() < 0.3:
             arguments += ["--one-cut-per", "recording"]
         if rng.random() < 0.2:
-            arguments += ["--normalise", "words"]
+            arguments += ["--normaliser", "words"]
         if rng.random() < 0.1:
             arguments += ["--inline-entities", rng.choice(["brackets", "tags"])]
         check_import(tmp_path, seed, path, arguments, rows)

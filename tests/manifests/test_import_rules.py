@@ -1,12 +1,15 @@
 """`manifest import`: what may be opened, what is told of rows that cannot be mapped, and how texts carry entities."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from importing_cases import imported, make_audio_dir, run, turns, write_audio
 
+from tokenverse_pp.cli.manifest_commands.import_corpus import import_corpus
 from tokenverse_pp.manifests.importing.documents import Document, lay_over
 from tokenverse_pp.manifests.importing.fields import bio_spans
 from tokenverse_pp.manifests.importing.rows import BadRow, Place, Row
@@ -140,7 +143,7 @@ def test_times(audio_dir, tmp_path, out, start, end, said):
         (("--table", "T", "--set", "text=oui"), "differs from row to row"),
         (("--table", "T", "--set", "endpoint=perhaps"), "--set endpoint: field 'endpoint': expected true or false"),
         (("--table", "T", "--tasks", "asr,sing"), "--tasks: unknown task 'sing'"),
-        (("--table", "T", "--normalise", "shout"), "--normalise shout: expected one of keep"),
+        (("--table", "T", "--normaliser", "shout"), "--normaliser shout: expected one of keep"),
         (("--table", "none.csv"), "--table: none.csv: no such file"),
         (("--table", "T", "--conll", "T", "--brat", "."), "expected one of them"),
         (("--kaldi", "none"), "--kaldi: none: no such file or folder"),
@@ -225,3 +228,10 @@ def test_documents_over_several_turns():
     assert rows[0].entities is None
     with pytest.raises(BadRow, match="they differ at 'Ouais"):
         lay_over(Document(place, "d", "bon jour Amélie Ouais", []), rows)
+
+
+def test_the_documentation_names_options_that_exist():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "import.md").read_text(encoding="utf-8")
+    known = {name for option in import_corpus.params for name in option.opts} | {"--cuts"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+    assert named <= known and {name for name in known if name.startswith("--")} - named <= {"--help"}

@@ -53,7 +53,7 @@ FIELDS = together(
     click.option("--times", type=click.Choice(["s", "ms"]), default="s", show_default=True, help="Unit in tables."),
     click.option("--delimiter", help="Of tables that are not named .csv or .tsv, such as ';'."),
     click.option("--tasks", help="Tasks that all rows are labelled for, e.g. asr,lid. Default: by the fields."),
-    click.option("--normalise", default="keep", show_default=True, help="Text normaliser: keep, words, cased, none."),
+    click.option("--normaliser", default="keep", show_default=True, help="Text normaliser: keep, words, cased, none."),
     click.option("--one-cut-per", type=click.Choice(["row", "recording"]), default="row", show_default=True),
 )
 BAD_ROWS = together(
@@ -106,9 +106,9 @@ def options_of(given: Dict[str, Any]) -> Any:
     from tokenverse_pp.manifests.importing.options import ImportOptions
     from tokenverse_pp.manifests.importing.texts import NAMES
 
-    normaliser = given.pop("normalise")
+    normaliser = given.pop("normaliser")
     if normaliser not in NAMES:
-        raise UserError(f"--normalise {normaliser}: expected one of {', '.join(NAMES)}")
+        raise UserError(f"--normaliser {normaliser}: expected one of {', '.join(NAMES)}")
     columns = pairs(given.pop("columns"), "--column")
     constants = constants_of(pairs(given.pop("constants"), "--set"), given.pop("tasks"))
     fields = FieldMap(columns, 0.001 if given.pop("times") == "ms" else 1.0)
