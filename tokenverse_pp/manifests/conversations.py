@@ -32,7 +32,6 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.labels import TOLERANCE
 
 MILLISECOND = 0.001  # windows begin and end on whole ones
-TASKS = ("asr", "scd", "endp", "lid")
 UNKNOWN_WORDS = "its words are not known"
 NO_WORDS = "no words are left of its text"
 BESIDE_UNKNOWN = "it overlaps a turn whose words are not known"

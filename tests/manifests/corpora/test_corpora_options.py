@@ -179,3 +179,7 @@ def test_mls_opus(tmp_path):
     prepare("mls", tmp_path / "opus", tmp_path / "out")
     cuts = cuts_of(tmp_path / "out", "train_de")
     assert len(cuts) == 6 and cuts[0].load_audio().shape == (1, 16000)
+    # lhotse's recipe would take one of the two for both.
+    shutil.move(tmp_path / "flac" / "mls_polish", tmp_path / "opus")
+    result = run("manifest", "prepare", "mls", tmp_path / "opus", tmp_path / "both")
+    assert result.exit_code == 2 and "mls_german_opus and mls_polish" in result.stderr

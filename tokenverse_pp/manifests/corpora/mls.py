@@ -22,7 +22,7 @@ def prepare_mls(
 ) -> Dict[str, Path]:
     """``mls_<language>`` folders -> ``cuts_<split>_<code>.jsonl.gz``, one cut a segment.
 
-    Opus files are read where there is an ``mls_*_opus`` folder, FLAC files otherwise, as in lhotse's recipe.
+    Opus files are read where the folders end in ``_opus``, FLAC files otherwise.
 
     Raises:
         UserError: where the folder is no MLS.
@@ -30,9 +30,13 @@ def prepare_mls(
     from lhotse.recipes.mls import prepare_mls as recipe
 
     require(corpus_dir, ["mls_*/metainfo.txt", "mls_*/train/transcripts.txt"], LAYOUT)
-    opus = any(corpus_dir.glob("mls_*_opus"))
+    folders = sorted(path.name for path in corpus_dir.glob("mls_*") if path.is_dir() and "_lm_" not in path.name)
+    opus = [name for name in folders if name.endswith("_opus")]
+    if opus and len(opus) < len(folders):
+        other = next(name for name in folders if name not in opus)
+        raise UserError(f"{corpus_dir}: {opus[0]} and {other}: expected Opus and FLAC in folders of their own")
     with lhotse_recipe("mls", corpus_dir, LAYOUT):
-        manifests = recipe(corpus_dir, opus=opus, num_jobs=jobs)
+        manifests = recipe(corpus_dir, opus=bool(opus), num_jobs=jobs)
     unknown = sorted(set(manifests) - set(MLS))
     if unknown:
         raise UserError(f"{corpus_dir}: mls_{unknown[0]}: not a language of MLS; expected one of {', '.join(MLS)}")
