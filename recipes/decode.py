@@ -35,9 +35,11 @@ from tokenverse_pp.search.options import METHODS
 from tokenverse_pp.tasks import TaskSet, transcript_of
 from tokenverse_pp.training.data import load_cuts
 from tokenverse_pp.training.distributed import World, start_world, stop_world
+from tokenverse_pp.training.peers import join_watch, looking_after
 from tokenverse_pp.training.setup import Loaded, load_model
 
 REPORT = "report.html"
+PATIENCE = 300.0  # seconds without a sign of life after which another process counts as dead
 
 
 @click.command(help=__doc__, context_settings={"max_content_width": 100})
@@ -80,10 +82,10 @@ def main(**given: Any) -> None:
         torch.set_num_threads(given["threads"])
     options = options_of(given)
     world = start_world()
-    try:
+    watch = join_watch(world.rank, world.size, PATIENCE) if world.size > 1 else None
+    with looking_after(watch):
         whole = run(given, options, world)
-    finally:
-        stop_world()
+    stop_world()
     if not whole:
         sys.exit(EXIT_CODE)
 

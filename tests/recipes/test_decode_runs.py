@@ -45,6 +45,7 @@ def expected(decode_script, finished_run, cuts, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(expected, finished_run, cuts, tmp_path):
     process = start("decode.py", *options(finished_run, cuts, tmp_path), ranks=2)
     said, _ = process.communicate(timeout=300)
@@ -55,6 +56,15 @@ def test_two_processes_give_what_one_gives(expected, finished_run, cuts, tmp_pat
     assert sum(part["audio_seconds"] for part in speed["ranks"]) == pytest.approx(expected[2]["audio_seconds"])
     assert "process 1:" in said
     assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.slow
+def test_an_error_of_all_processes_is_told_and_ends_them(finished_run, cuts, tmp_path):
+    process = start("decode.py", *options(finished_run, cuts, tmp_path / "out", "--tasks", "sing"), ranks=2)
+    done = finish(process)
+    assert done.code == 1
+    assert "error: --tasks: 'sing' is not a task of this model" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def kill_after_first_batch(folder, *arguments):

@@ -8,7 +8,7 @@ from tokenverse_pp.report import find_prf
 from tokenverse_pp.report_page.html import cell, percent, row, section, table, tag, text
 
 Scores = Mapping[str, Any]
-TASKS = {"scd": "speaker changes", "endp": "endpoints", "ner": "entities"}
+EVENTS = {"scd": "speaker change", "endp": "endpoint"}
 
 
 def tiles(scores: Scores, refused: int) -> str:
@@ -17,8 +17,8 @@ def tiles(scores: Scores, refused: int) -> str:
     found = [
         ("word error rate", _percent_of(scores, "wer", "all", "wer")),
         ("language right", _percent_of(scores, "lid", "accuracy")),
-        *((f"{name} F1", _percent_of(scores, task, "text", "f1")) for task, name in TASKS.items() if task != "ner"),
-        ("entities F1", _percent_of(scores, "ner", "exact", "f1")),
+        *((f"{name} F1", _percent_of(scores, task, "text", "f1")) for task, name in EVENTS.items()),
+        ("entity F1", _percent_of(scores, "ner", "exact", "f1")),
         ("cuts", str(scores.get("utterances", 0))),
         ("refused", str(refused) if refused else ""),
         ("real-time factor", f"{speed['rtf']:.4f}" if speed.get("rtf") else ""),
@@ -59,7 +59,10 @@ def _rates(groups: Mapping[str, Mapping[str, Any]], key: str) -> str:
     rows = []
     for name, rates in groups.items():
         shares = [(kind, rates[kind]) for kind in ("sub", "del", "ins")]
-        bar = "".join(tag("i", class_=kind, style=f"width:{100 * share / worst:.2f}%") for kind, share in shares)
+        bar = "".join(
+            tag("i", class_=kind, style=f"width:{100 * share / worst:.2f}%", title=f"{kind} {percent(share)} %")
+            for kind, share in shares
+        )
         cells = [cell(rates[kind], percent(rates[kind]), data_key=kind) for kind in ("wer", "ins", "del", "sub", "cer")]
         counts = [cell(rates[kind], data_key=kind) for kind in ("words", "errors", "utterances")]
         rows.append(row(name, *cells, tag("td", tag("div", bar, class_="bar")), *counts, data_group=name))
