@@ -106,8 +106,9 @@ def test_from_dict_does_not_change_its_argument():
         (["--data.train=[a,b]", "--data.weights=[1]"], "one for each of the 2 files, got 1"),
         (["--data.train=[a]", "--data.weights=[0]"], "positive numbers, got 0"),
         (["--data.train=[a]", "--data.epoch_cuts=5"], "without --data.weights"),
+        (["--training.keep_best=2"], "needs --data.valid"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(options, said):
+def test_options_that_do_not_fit_each_other_are_refused(options, said):
     with pytest.raises(UserError, match=said):
         parse_config(options)

@@ -82,6 +82,8 @@ def check_config(config: Config) -> Config:
             f"--training.average_last={config.training.average_last}: only the last "
             f"--training.keep_last={config.training.keep_last} checkpoints are there to average"
         )
+    if config.training.keep_best and not config.data.valid:
+        raise UserError(f"--training.keep_best={config.training.keep_best}: needs --data.valid, to know the best by")
     check_weights(config.data)
     check_freeze(config.training.freeze)
     if "lid" in config.tasks.names and not config.tasks.languages:
