@@ -364,3 +364,27 @@ def test_a_real_model_over_real_windows(real, tiny_corpus):
     assert list(found.frames) == sorted(found.frames)
     assert found.frames[-1] * real.model.encoder.output_frame_shift < cut.duration
     assert found.score == pytest.approx(found.log_prob / (len(found.tokens) + real.config.model.context_size))
+
+
+@pytest.mark.parametrize("name, rate, channels", [("a.wav", 8000, 2), ("a.mp3", 44100, 1), ("a.ogg", 48000, 2)])
+def test_files_of_other_rates_channels_and_formats(real, tmp_path, name, rate, channels):
+    noise = np.random.default_rng(0).normal(0, 0.1, (5 * rate, channels))
+    soundfile.write(tmp_path / name, noise, rate)
+    found = decode_long(real, tmp_path / name, real.tasks, SearchOptions(blank_penalty=2.0), window=2.0, overlap=0.9)
+    assert 4 < found.frames[-1] * real.model.encoder.output_frame_shift < 5.1
+
+
+def test_hardly_any_audio_and_broken_models(real, tmp_path):
+    soundfile.write(tmp_path / "short.wav", np.zeros(80), 16000)
+    assert decode_long(real, tmp_path / "short.wav", real.tasks).tokens == ()
+    soundfile.write(tmp_path / "long.wav", np.zeros(48000), 16000)
+    weight = next(real.model.encoder.parameters())
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.fill_(float("nan"))
+        with pytest.raises(UserError, match=r"cut long: .*NaN"):
+            decode_long(real, tmp_path / "long.wav", real.tasks, window=2.0, overlap=0.5)
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)

@@ -75,7 +75,7 @@ class Merger:
         if self.units:
             units = [unit for unit in units if unit.tokens[0] not in self.front]
             i, j = self._seam(units, window.start)
-            units = self.units[:i] + units[j:]
+            units = self.units[:i] + _later(units[j:], self.units[i - 1].frames[-1] if i else 0)
         self.units = units
         self.end = window.end
 
@@ -116,8 +116,7 @@ class Merger:
                 continue
             state = after
             tokens.extend(unit.tokens)
-            # Two windows may time a word a little differently: time never goes back.
-            frames.extend(max([frame, *frames[-1:]]) for frame in unit.frames)
+            frames.extend(unit.frames)
             log_probs.extend(unit.log_probs)
         return tuple(tokens), tuple(frames), tuple(log_probs)
 
@@ -128,6 +127,16 @@ class Merger:
                 return None
             state = int(self.constraints.following[state, token])
         return state
+
+
+def _later(units: Sequence[Unit], frame: int) -> List[Unit]:
+    """The units, none of their tokens before ``frame``: two windows may time a word a little differently."""
+    moved: List[Unit] = []
+    for i, unit in enumerate(units):
+        if unit.start >= frame:
+            return [*moved, *units[i:]]
+        moved.append(unit._replace(frames=tuple(max(at, frame) for at in unit.frames)))
+    return moved
 
 
 class _Overlap:

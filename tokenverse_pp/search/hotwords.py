@@ -149,7 +149,7 @@ class Bonus:
         missing = [state for state in dict.fromkeys(states) if state not in self._row_of]
         first, end = len(self._row_of), len(self._row_of) + len(missing)
         if end > len(self._rows):
-            larger = self._rows.new_empty(max(2 * end, 64), self.vocab_size)
+            larger = self._rows.new_empty(max(end, min(2 * end, ROWS_KEPT)), self.vocab_size)
             larger[:first] = self._rows[:first]
             self._rows = larger
         for row, state in enumerate(missing, start=first):
