@@ -48,7 +48,7 @@ def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> L
                 raise ledger.refusal(options.source)
         done = True
     finally:
-        if options.rejected is not None:
+        if options.rejected is not None and (done or ledger.rejected):
             ledger.write_rejected(options.rejected)
         if not done:
             audio_out.remove()
