@@ -24,7 +24,7 @@ tokenverse-pp manifest prepare commonvoice "$cv" "$out/commonvoice" --language f
 
 # Entities: named in the text.
 tokenverse-pp manifest import "$out/entities.jsonl.gz" --table "$entities/table.csv" --inline-entities brackets \
-    --set language=en --tasks asr,ner,lid --normalise words
+    --set language=en --tasks asr,ner,lid --normaliser words
 tokenverse-pp manifest split "$out/entities.jsonl.gz" "$out/entities" --by speaker
 
 # What each gives to each task.

@@ -76,7 +76,7 @@ def entity_corpus(tmp_path):
     (tmp_path / "own" / "table.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     cuts = tmp_path / "entities.jsonl.gz"
     result = run("manifest", "import", cuts, "--table", tmp_path / "own" / "table.csv", "--inline-entities", "brackets",
-                 "--set", "language=en", "--tasks", "asr,ner,lid", "--normalise", "words")  # fmt: skip
+                 "--set", "language=en", "--tasks", "asr,ner,lid", "--normaliser", "words")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     return cuts
 
