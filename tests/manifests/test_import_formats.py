@@ -269,7 +269,8 @@ def test_a_mix_audio_table_stm_rttm_and_brat(audio_dir, data, out):
     write(data, "brat/meet.txt", "Bon jour Paris.\r\nOui.\r\n")
     write(data, "brat/meet.ann", "T1\tLOC 9 14\tParis\n#1\tAnnotatorNotes T1\tcapital\n")
     options = ("--recordings", recordings, "--stm", stm, "--rttm", rttm, "--brat", data / "brat")
-    [one, two] = imported(out, *options, "--audio-dir", audio_dir, "--one-cut-per", "recording", "--normaliser", "words")
+    options += ("--audio-dir", audio_dir, "--one-cut-per", "recording", "--normaliser", "words")
+    [one, two] = imported(out, *options)
     assert turns(one) == [(0.0, 1.5, "anna", "bon jour paris"), (1.6, 3.0, "ben", "oui")]
     assert [turn["custom"]["entities"] for turn in one["supervisions"]] == [
         [{"start": 9, "end": 14, "type": "LOC"}],
