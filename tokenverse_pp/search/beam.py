@@ -2,8 +2,9 @@
 
 The algorithm is that of icefall's ``modified_beam_search``: at each frame every hypothesis is extended by every symbol,
 the best ``beam`` extensions are kept, and those with the same tokens are merged by log-addition. Here the state of
-all hypotheses is a handful of tensors (N, beam), so a frame costs the same few operations for any batch, and the joiner
-is run once for hypotheses that it cannot tell apart.
+all hypotheses is a handful of small arrays (N, beam), so a frame costs the same few operations for any batch, and the
+joiner is run once for hypotheses that it cannot tell apart. The arrays are NumPy's, whose operations on a few numbers
+cost a fraction of torch's.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tokenverse_pp.search.automaton import Rules
 from tokenverse_pp.search.hypothesis import Hypothesis
+from tokenverse_pp.search.keys import longer_keys, symbol_keys
 from tokenverse_pp.search.options import SearchOptions
 from tokenverse_pp.search.scorer import Scorer
 
 NEG_INF = -float("inf")
-HASH_FACTOR = 0x5851F42D4C957F2D  # Knuth's MMIX multiplier, odd
 
 
 def beam_search(
@@ -36,8 +36,8 @@ def beam_search(
 class _Trace:
     """What `_Search` wrote down at each frame, all (T, N, B).
 
-    index: parent x V + token. value: score of the extension. score: after merging, on the scale of the next frame's
-    value. final (N, B): log-probability of each slot at its utterance's end, float64; -inf for an empty slot.
+    index: parent x V + token. value: score of the extension. score: after merging. final (N, B): log-probability of
+    each slot at its utterance's end; -inf for an empty slot.
     """
 
     index: np.ndarray
@@ -51,116 +51,108 @@ class _Search:
 
     def __init__(self, scorer: Scorer, lengths: Sequence[int], beam: int, rules: Optional[Rules]):
         self.scorer, self.lengths, self.beam, self.rules = scorer, lengths, beam, rules
-        device, shape = scorer.frames.device, (len(lengths), beam)
-        self.score = torch.full(shape, NEG_INF, device=device)
+        self.device, shape = scorer.frames.device, (len(lengths), beam)
+        self.score = np.full(shape, NEG_INF)  # float64 is exact enough for any length
         self.score[:, 0] = 0
-        # Added to the score; keeps scores near zero, where float32 is exact enough for any length.
-        self.offset = torch.zeros(len(lengths), 1, dtype=torch.float64, device=device)
-        self.context = torch.full(shape, scorer.contexts.start, device=device)
-        self.state = None if rules is None else rules.start.expand(shape).contiguous()
+        self.context = np.full(shape, scorer.contexts.start)
+        self.state = np.zeros(shape, dtype=np.int64)
+        if rules is not None:
+            self.state[:] = rules.start.cpu().numpy()
+            self.following = rules.following.cpu().numpy()
         self.bonus, self.earning = scorer.bonus, [0] * (len(lengths) * beam)  # the bonus's state of each slot
         self.owner = [i for i in range(len(lengths)) for _ in range(beam)]  # the utterance of each slot
-        self.no_state = [0] * len(self.owner)
-        # A random number a symbol; hypotheses are told apart by a 64-bit hash of their tokens. Two different ones
-        # agree with probability 2**-63 a pair: about once in 10**12 hours of speech at a beam of 8.
-        self.key = torch.zeros(shape, dtype=torch.int64, device=device)
-        random = torch.Generator().manual_seed(1)
-        self.symbol_key = torch.randint(-(2**63), 2**63 - 1, (scorer.vocab_size,), generator=random).to(device)
-        self.upper = torch.ones(beam, beam, dtype=torch.bool, device=device).triu(1)
+        self.first_slot = np.arange(len(lengths))[:, None] * beam
+        self.key = np.zeros(shape, dtype=np.int64)
+        self.symbol_key = symbol_keys(scorer.vocab_size).numpy()
+        self.upper = np.triu(np.ones((beam, beam), dtype=bool), 1)
 
     def run(self) -> _Trace:
         """Go through all frames."""
-        frames, device = self.lengths[0], self.score.device
+        frames = self.lengths[0]
         shape = (frames, len(self.lengths), self.beam)
+        index = np.empty(shape, dtype=np.int64)
         # After an utterance's end each slot is its own parent by a blank.
-        stay = torch.arange(self.beam, device=device) * self.scorer.vocab_size + self.scorer.blank_id
-        index = stay.expand(shape).clone()
-        value, score = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-        final = torch.zeros(shape[1:], dtype=torch.float64, device=device)
+        index[:] = np.arange(self.beam) * self.scorer.vocab_size + self.scorer.blank_id
+        value, score, final = np.zeros(shape), np.zeros(shape), np.zeros(shape[1:])
         going = np.searchsorted(-np.asarray(self.lengths), -np.arange(frames), side="left").tolist()
         for t, n in enumerate(going):
             if n < len(self.score):
-                final[n : len(self.score)] = (self.score + self.offset)[n:]
+                final[n : len(self.score)] = self.score[n:]
                 self._keep(n)
             value[t, :n], index[t, :n] = self._step(t)
             score[t, :n] = self.score
-        final[: len(self.score)] = self.score + self.offset
-        return _Trace(*(x.cpu().numpy() for x in (index, value, score, final)))
+        final[: len(self.score)] = self.score
+        return _Trace(index, value, score, final)
 
     def _keep(self, n: int) -> None:
         """Go on with the first n utterances."""
-        self.score, self.offset, self.context, self.key = (
-            x[:n] for x in (self.score, self.offset, self.context, self.key)
-        )
-        self.state = None if self.state is None else self.state[:n]
+        self.score, self.context, self.key = self.score[:n], self.context[:n], self.key[:n]
+        self.state, self.first_slot = self.state[:n], self.first_slot[:n]
         self.owner, self.earning = self.owner[: n * self.beam], self.earning[: n * self.beam]
 
-    def _step(self, t: int) -> Tuple[Tensor, Tensor]:
-        log_probs, which = self._score(t)
-        # The best of all extensions are among the best of each row.
-        best, symbols = log_probs.topk(min(self.beam, self.scorer.vocab_size))
-        shape = (len(self.score), self.beam, best.size(1))
-        extended = best.index_select(0, which).view(shape) + self.score.unsqueeze(-1)
-        value, at = extended.flatten(1).topk(self.beam)
-        parent = torch.div(at, shape[2], rounding_mode="floor")
-        token = symbols.index_select(0, which).view(shape).flatten(1).gather(1, at)
-        self._advance(parent, token)
+    def _step(self, t: int) -> Tuple[np.ndarray, np.ndarray]:
+        """Extend by frame t; -> scores of the extensions before merging, and their ``index`` (`_Trace`), (n, B)."""
+        best, symbols, which = self._best(t)
+        count, n = best.shape[1], len(self.score)
+        extended = (best[which] + self.score.reshape(-1, 1)).reshape(n, -1)
+        # The order of equal scores is that of slots and symbols.
+        at = np.argsort(-extended, axis=1, kind="stable")[:, : self.beam]
+        value = extended.take(at + np.arange(n)[:, None] * extended.shape[1])
+        parent = at // count
+        slot = parent + self.first_slot
+        token = symbols.take(which.take(slot) * count + at % count)
+        self._advance(slot, token)
         self.score = value if self.beam == 1 else self._merge(value)
-        top = self.score.amax(1, keepdim=True)
-        self.score = self.score - top
-        self.offset = self.offset + top
         return value, parent * self.scorer.vocab_size + token
 
-    def _score(self, t: int) -> Tuple[Tensor, Tensor]:
-        """Log-probabilities (M, V) of the next symbol, and for each of the n * B slots its row of them.
+    def _best(self, t: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The best symbols (M, K) after M different conditions with their log-probabilities, and the row of each slot.
 
-        Hypotheses of an utterance that differ only in older tokens (half of them or more, in a trained model) have the
-        same context, and share a row: the joiner, the most costly part of a search, is run for distinct rows only.
+        The best of all extensions are among the best of each row. Hypotheses of an utterance that differ only in older
+        tokens (half of them or more, in a trained model) have the same context, and share a row: the joiner, the most
+        costly part of a search, is run for distinct rows only.
         """
-        n, device = len(self.score), self.score.device
-        contexts = self.context.flatten().tolist()
-        states = self.no_state if self.state is None else self.state.flatten().tolist()
-        slots = list(zip(self.owner, contexts, states, self.earning))
+        slots = list(zip(self.owner, self.context.ravel().tolist(), self.state.ravel().tolist(), self.earning))
         number = {slot: i for i, slot in enumerate(dict.fromkeys(slots))}
-        which = map(number.__getitem__, slots)
-        utterances, distinct, distinct_states, earning = zip(*number)
-        index = torch.tensor([*which, *utterances, *distinct_states], device=device)
-        row_of_slot, utterance, state = index.split([n * self.beam, len(number), len(number)])
+        which = np.array([number[slot] for slot in slots])
+        utterances, contexts, states, earning = zip(*number)
+        utterance, state = torch.tensor([utterances, states], device=self.device)
         frames = self.scorer.frames[t].index_select(0, utterance)
-        log_probs = self.scorer.log_probs(frames, self.scorer.contexts.look_up(distinct))
+        log_probs = self.scorer.log_probs(frames, self.scorer.contexts.look_up(contexts))
         if self.rules is not None:
             log_probs += self.rules.weights.index_select(0, state)
         if self.bonus is not None:
-            log_probs += self.bonus.look_up(earning, device)
-        return log_probs, row_of_slot
+            log_probs += self.bonus.look_up(earning, self.device)
+        best, symbols = log_probs.topk(min(self.beam, self.scorer.vocab_size))
+        return best.cpu().numpy(), symbols.cpu().numpy(), which
 
-    def _advance(self, parent: Tensor, token: Tensor) -> None:
-        """Move what a hypothesis remembers to its extensions."""
+    def _advance(self, slot: np.ndarray, token: np.ndarray) -> None:
+        """Move what a hypothesis remembers to its extensions: ``slot`` (n, B) of the parent, ``token`` (n, B)."""
         vocab_size, blank = self.scorer.vocab_size, token == self.scorer.blank_id
-        context = self.context.gather(1, parent)
-        longer = (context * vocab_size + token).remainder_(self.scorer.contexts.modulus)
-        self.context = torch.where(blank, context, longer)
-        if self.rules is not None and self.state is not None:
-            at = self.state.gather(1, parent) * vocab_size + token
-            self.state = self.rules.following.take(at)
+        context = self.context.take(slot)
+        longer = context % (self.scorer.contexts.modulus // vocab_size) * vocab_size + token
+        self.context = np.where(blank, context, longer)
+        if self.rules is not None:
+            self.state = self.following.take(self.state.take(slot) * vocab_size + token)
         if self.bonus is not None:
-            first_slot = torch.arange(len(self.score), device=parent.device)[:, None] * self.beam
-            moves = zip((parent + first_slot).flatten().tolist(), token.flatten().tolist())
-            self.earning = [self.bonus.advance(self.earning[slot], symbol) for slot, symbol in moves]
+            moves = zip(slot.ravel().tolist(), token.ravel().tolist())
+            self.earning = [self.bonus.advance(self.earning[parent], symbol) for parent, symbol in moves]
         if self.beam > 1:
-            key = self.key.gather(1, parent)
-            longer = (key ^ (key >> 29)) * HASH_FACTOR + self.symbol_key.take(token)
-            self.key = torch.where(blank, key, longer)
+            key = self.key.take(slot)
+            self.key = np.where(blank, key, longer_keys(key, self.symbol_key.take(token)))
 
-    def _merge(self, value: Tensor) -> Tensor:
+    def _merge(self, value: np.ndarray) -> np.ndarray:
         """Log-add hypotheses with the same tokens into the better one, and empty the other's slot.
 
         At most two agree: the tokens of all were different at the last frame, so that one of them is an old hypothesis
         plus a blank, and the other is the one old hypothesis that is a token shorter, plus that token.
         """
-        same = (self.key.unsqueeze(2) == self.key.unsqueeze(1)) & self.upper  # (n, B, B), better x worse
-        twin = torch.where(same, value.unsqueeze(1), value.new_full((), NEG_INF)).amax(2)
-        return torch.logaddexp(value, twin).masked_fill(same.any(1), NEG_INF)
+        same = (self.key[:, :, None] == self.key[:, None, :]) & self.upper  # (n, B, B), better x worse
+        worse = same.any(1)
+        if not worse.any():
+            return value
+        twin = np.where(same, value[:, None, :], NEG_INF).max(2)
+        return np.where(worse, NEG_INF, np.logaddexp(value, twin))
 
 
 def _read_back(trace: _Trace, scorer: Scorer, lengths: Sequence[int], options: SearchOptions) -> List[List[Hypothesis]]:
