@@ -26,6 +26,7 @@ from tokenverse_pp.decoding import DecodeOptions, Outcome, check_ids, choose_tas
 from tokenverse_pp.decoding.parts import Parts
 from tokenverse_pp.files import write_json, write_text
 from tokenverse_pp.manifests.labels import validate_cuts
+from tokenverse_pp.manifests.reading import read_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
 from tokenverse_pp.report_page import PageOptions, write_report
 from tokenverse_pp.scoring import score_hypotheses, score_table
@@ -156,7 +157,8 @@ def read_all(paths: Sequence[str], corpora: Dict[str, str]) -> List[Cut]:
     """The cuts of all files, in order; with several files notes in ``corpora`` which file a cut came from."""
     cuts: List[Cut] = []
     for path in paths:
-        found = list(load_cuts([path], "cuts"))
+        load_cuts([path], "cuts")  # names the option where the file is missing or holds no cuts
+        found = list(read_cuts(path))
         cuts.extend(found)
         if len(paths) > 1:
             corpora.update((cut.id, Path(path).name.split(".")[0]) for cut in found)

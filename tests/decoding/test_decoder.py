@@ -70,11 +70,13 @@ def test_tokens_of_other_tasks_are_barred(tiny_corpus, loaded, names, method):
     assert sum(len(record["tokens"]) for record in found.values()) > 30
 
 
-def test_results_depend_neither_on_batches_nor_on_order(tiny_corpus, loaded):
+@pytest.mark.parametrize("method", ["greedy", "beam", "full_beam"])
+def test_results_depend_neither_on_batches_nor_on_order(tiny_corpus, loaded, method):
     cuts = read_cuts(tiny_corpus)[:6]
-    alone = run(loaded, cuts, max_duration=0.1)
+    options = SearchOptions(method, blank_penalty=2.0)
+    alone = run(loaded, cuts, options=options, max_duration=0.1)
     for order, seconds in ((cuts[::-1], 100.0), (cuts[3:] + cuts[:3], 7.0)):
-        found = run(loaded, order, max_duration=seconds)
+        found = run(loaded, order, options=options, max_duration=seconds)
         assert found.keys() == alone.keys()
         for cut_id, record in alone.items():
             assert found[cut_id]["tokens"] == record["tokens"] and found[cut_id]["times"] == record["times"]

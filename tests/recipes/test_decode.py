@@ -201,6 +201,27 @@ def test_foreign_manifests_are_one_line(decode_script, finished_run, tmp_path):
         refused(decode_script, tmp_path, options(finished_run, path, tmp_path / "out"), path)
 
 
+def test_a_manifest_that_ends_early_is_one_line(decode_script, finished_run, tiny_corpus, tmp_path):
+    cuts = tmp_path / "cuts.jsonl"
+    CutSet.from_cuts(read_cuts(tiny_corpus, "test")).to_file(cuts)
+    cuts.write_bytes(cuts.read_bytes()[:-100])
+    refused(decode_script, tmp_path, options(finished_run, cuts, tmp_path / "out"), f"{cuts}, line 4")
+
+
+def test_mixed_cuts_are_decoded(decode_script, finished_run, tiny_corpus, tmp_path):
+    first, *others = read_cuts(tiny_corpus, "test")
+    language = first.supervisions[0].language
+    mixed = first.append(next(cut for cut in others if cut.supervisions[0].language == language))
+    CutSet.from_cuts([mixed]).to_file(tmp_path / "cuts.jsonl")
+    for name, more in (("a", []), ("b", ["--embed-audio"])):
+        done = call(decode_script.main, *options(finished_run, tmp_path / "cuts.jsonl", tmp_path / name, *more))
+        assert done.code == 0, done.stderr
+        (hyp,), scores = read(tmp_path / name)
+        assert hyp["id"] == mixed.id and scores["wer"]["all"]["utterances"] == 1
+        # No file holds it, so it cannot be linked.
+        assert ("<audio" in (tmp_path / name / "report.html").read_text(encoding="utf-8")) == (name == "b")
+
+
 @pytest.mark.parametrize("kind", ["wrong label", "twice", "twice without labels", "unknown language"])
 def test_bad_cuts_are_one_line_before_decoding(decode_script, finished_run, tiny_corpus, tmp_path, kind):
     cuts = read_cuts(tiny_corpus, "test")
