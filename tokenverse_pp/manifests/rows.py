@@ -20,8 +20,8 @@ from lhotse.serialization import deserialize_item
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import PathLike, replacing
-from tokenverse_pp.manifests.lines import raw_lines, text_of
-from tokenverse_pp.manifests.reading import FORMATS, json_of, read_cuts, reason_of
+from tokenverse_pp.manifests.lines import CONTROL, raw_lines, text_of
+from tokenverse_pp.manifests.reading import FORMATS, json_of, read_cuts, reason_of, shortened
 
 UNKNOWN = "unknown"  # the language of a cut none of whose turns names one
 LINES = (".jsonl", ".jsonl.gz")
@@ -91,8 +91,8 @@ def _row_of(line: bytes, where: str) -> Row:
         return Row(where, line, {}, str(error)[len(where) + 2 :])
     if not isinstance(data, dict) or not isinstance(data.get("type"), str) or not data["type"].endswith("Cut"):
         return Row(where, line, {}, "expected a cut (a JSON object with a 'type' such as MonoCut)")
-    if not isinstance(data.get("id"), str) or not data["id"]:
-        return Row(where, line, {}, f"field 'id': expected a name, found {data.get('id')!r}")
+    if not isinstance(data.get("id"), str) or not data["id"] or CONTROL.search(data["id"]):
+        return Row(where, line, {}, shortened(f"field 'id': expected a name, found {data.get('id')!r}"))
     return Row(where, line, data)
 
 
