@@ -69,6 +69,7 @@ def texts(turns, **options):
 def test_punctuation_says_where_endpoints_are():
     turns = [turn(0, "a", 0, 1, "one."), turn(1, "a", 1, 2, "two,"), turn(2, "b", 3, 4, "three.")]
     assert texts(turns) == ["one [ENDP] two [SCD] three [ENDP]"]
+    assert windows(turns)[0][0].custom == {"tasks": ["asr", "scd", "endp"]}
     # By pause alone: "one" goes on at once, "two" is followed by somebody else.
     assert texts(turns, endpoints="pause") == ["one two [ENDP] [SCD] three [ENDP]"]
 
@@ -85,8 +86,9 @@ def test_punctuation_says_where_endpoints_are():
 def test_without_a_sign_the_pause_decides(second, expected):
     (cut,), _ = windows([turn(0, "a", 0, 1, "go"), second])
     assert cut.supervisions[0].custom["endpoint"] is expected
+    assert cut.custom["label_source"] == {"endp": "machine:pause"}
     (cut,), _ = windows([turn(0, "a", 0, 1, "go"), second], endpoints="punctuation")
-    assert cut.supervisions[0].custom["endpoint"] is False
+    assert cut.supervisions[0].custom["endpoint"] is False and "label_source" not in cut.custom
 
 
 def test_word_thrown_in_does_not_end_a_turn():
@@ -258,10 +260,13 @@ def test_command_lists_what_is_in_no_cut_and_keeps_entities(call, tmp_path):
         turn(0, "a", 0, 1, "bob", entities=[{"start": 0, "end": 3, "type": "X"}]),
         turn(1, "b", 2, 3, "", entities=[]),
     ]
-    CutSet.from_cuts([MonoCut("1", 0, 10, 0, named, None, audio)]).to_file(tmp_path / "in.jsonl.gz")
+    custom = {"tasks": ["asr", "ner"], "corpus": "mine", "label_source": {"ner": "people"}}
+    CutSet.from_cuts([MonoCut("1", 0, 10, 0, named, None, audio, custom)]).to_file(tmp_path / "in.jsonl.gz")
     result = run(tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl.gz", "--tasks", "asr,scd,endp,ner")
     assert result.exit_code == 0 and "1 turns (0.00 h) left out: no words" in result.stdout
     (item,) = [json.loads(line) for line in (tmp_path / "out.left_out.jsonl").read_text().splitlines()]
     assert item == {"part": "out", "id": "t1", "seconds": 1.0, "reason": "no words are left of its text"}
     (cut,) = CutSet.from_file(tmp_path / "out.jsonl.gz")
     assert cut.supervisions[0].custom["entities"] == named[0].custom["entities"]
+    assert cut.custom["corpus"] == "mine" and cut.custom["tasks"] == ["asr", "scd", "endp", "ner"]
+    assert cut.custom["label_source"] == {"ner": "people", "endp": "machine:pause"}

@@ -6,7 +6,8 @@ What a window is, in the order in which it is decided:
    speaker one turn at a time).
 2. **Endpoints.** A turn ends in a semantic endpoint where its transcript says so (``. ? !`` yes; a comma, a dash or
    nothing, no) if the corpus is punctuated. Where the transcript has no sign, it is an endpoint if the speaker stops:
-   they say nothing for ``pause`` seconds, or somebody else begins before they go on.
+   they say nothing for ``pause`` seconds, or somebody else begins before they go on. A window with such an endpoint
+   says ``label_source: {"endp": "machine:pause"}``: a rule made it, no transcriber.
 3. **Blocks.** Turns that overlap in time cannot be parted: audio cut between them would hold speech that is not in the
    text. A block is a run of turns without a moment of silence or of clean handing-over inside.
 4. **Overlapping speech** is written one turn after the other, by start time (serialised, as in serialised output
@@ -21,7 +22,7 @@ from __future__ import annotations
 import bisect
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from lhotse.audio import Recording
 from lhotse.cut import MonoCut
@@ -29,9 +30,11 @@ from lhotse.supervision import SupervisionSegment
 from lhotse.utils import fastcopy
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.label_source import LABEL_SOURCE, MACHINE
 from tokenverse_pp.manifests.labels import TOLERANCE
 
 MILLISECOND = 0.001  # windows begin and end on whole ones
+BY_PAUSE = f"{MACHINE}pause"  # the maker of endpoints that no transcript marks
 UNKNOWN_WORDS = "its words are not known"
 NO_WORDS = "no words are left of its text"
 BESIDE_UNKNOWN = "it overlaps a turn whose words are not known"
@@ -145,7 +148,7 @@ def conversation_cuts(
     """
     spoken = spoken_turns(recording, turns, read_words, leave_out)
     spoken = join_same_speaker(spoken)
-    ends = find_endpoints(spoken, options)
+    ends, by_pause = find_endpoints(spoken, options)
     blocks = find_blocks(spoken)
     for number, (first, last) in enumerate(find_windows(blocks, options, leave_out)):
         members = [turn for block in blocks[first : last + 1] for turn in block.turns]
@@ -161,7 +164,7 @@ def conversation_cuts(
                 for turn in members
                 if turn.words.text
             ],
-            custom=dict(custom),
+            custom=_with_source(custom, any(turn.turn.id in by_pause for turn in members)),
         )
 
 
@@ -220,18 +223,27 @@ def _joined_entities(first: Words, second: Words) -> Optional[List[Dict[str, Any
     return [*first.entities, *moved]
 
 
-def find_endpoints(turns: Sequence[SpokenTurn], options: ConversationOptions) -> Dict[str, bool]:
-    """For each turn, by id, whether it ends in a semantic endpoint; the module says by which rule."""
+def find_endpoints(turns: Sequence[SpokenTurn], options: ConversationOptions) -> Tuple[Dict[str, bool], Set[str]]:
+    """For each turn, by id, whether it ends in a semantic endpoint, and the turns for which pauses decided it."""
     starts: Dict[str, List[float]] = {}
     for spoken in turns:
         starts.setdefault(spoken.turn.speaker, []).append(spoken.start)
-    result = {}
+    result: Dict[str, bool] = {}
+    by_pause: Set[str] = set()
     for spoken in turns:
         complete = spoken.words.complete
         if options.endpoints == "pause" or (options.endpoints == "auto" and complete is None):
             complete = _stops(spoken, starts, options.pause)
+            by_pause.add(spoken.turn.id)
         result[spoken.turn.id] = bool(complete)
-    return result
+    return result, by_pause
+
+
+def _with_source(custom: Dict[str, Any], by_pause: bool) -> Dict[str, Any]:
+    """A cut's custom fields, saying so where a rule and no transcriber set an endpoint."""
+    if not by_pause or "endp" not in custom["tasks"]:
+        return dict(custom)
+    return {**custom, LABEL_SOURCE: {**custom.get(LABEL_SOURCE, {}), "endp": BY_PAUSE}}
 
 
 def _stops(spoken: SpokenTurn, starts: Dict[str, List[float]], pause: float) -> bool:

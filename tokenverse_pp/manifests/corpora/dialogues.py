@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence
 
 from lhotse.audio import Recording
 from lhotse.cut import MonoCut
@@ -27,6 +27,7 @@ class Track:
     recording: Recording
     channel: int
     turns: Sequence[SupervisionSegment]
+    custom: Dict[str, Any] = field(default_factory=dict)  # what its cuts say besides their tasks
 
 
 def by_recording(part: Part) -> Dict[str, List[SupervisionSegment]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from lhotse import RecordingSet, SupervisionSet, load_manifest
 from lhotse.audio import Recording
@@ -17,6 +18,7 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.conversations import DEFAULT_OPTIONS, ConversationOptions, Words, conversation_cuts
 from tokenverse_pp.manifests.corpora.dialogues import Track
 from tokenverse_pp.manifests.corpora.parts import LeftOut, Say, stem, write_checked_files
+from tokenverse_pp.manifests.label_source import LABEL_SOURCE
 from tokenverse_pp.manifests.normalise import NORMALISERS
 from tokenverse_pp.manifests.reading import read_cuts
 from tokenverse_pp.tasks.registry import REGISTRY
@@ -36,11 +38,23 @@ def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
         seen.add((recording_id, channel))
         turns: List[SupervisionSegment] = []
         recording: Optional[Recording] = None
+        custom: Optional[Dict[str, Any]] = None
         for cut in group:
             recording = cut.recording
+            custom = _shared(custom, cut, where)
             turns += [fastcopy(turn, start=round(cut.start + turn.start, 8)) for turn in cut.supervisions]
         assert recording is not None
-        yield _track(recording, channel, turns, where)
+        yield replace(_track(recording, channel, turns, where), custom=custom or {})
+
+
+def _shared(custom: Optional[Dict[str, Any]], cut: MonoCut, where: str) -> Dict[str, Any]:
+    """What all cuts of a recording say, but for their tasks; they must agree on who made their labels."""
+    here = {key: value for key, value in (cut.custom or {}).items() if key != "tasks"}
+    if custom is None:
+        return here
+    if custom.get(LABEL_SOURCE) != here.get(LABEL_SOURCE):
+        raise UserError(f"{where}: cut {cut.id}, field 'custom.{LABEL_SOURCE}': not that of the cut before it")
+    return {key: value for key, value in custom.items() if key in here and here[key] == value}
 
 
 def tracks_of_supervisions(recordings: RecordingSet, supervisions: SupervisionSet, where: str) -> Iterator[Track]:
@@ -155,7 +169,7 @@ def write_conversations(
                 options,
                 words,
                 left_out.add,
-                {"tasks": list(tasks)},
+                {**track.custom, "tasks": list(tasks)},
                 track.channel,
                 track.prefix,
             )
