@@ -29,7 +29,7 @@ def decoded(tmp_path):
     for i in range(30):
         cuts.append(make_cut(f"c{i}", [{"text": " ".join(WORDS), "language": "qaa"}], ["asr", "lid"]))
         said = [word if rng.random() < 0.6 else "faux" for word in WORDS]
-        words = [{"text": text, "confidence": 0.9} for text in ("[QAA]", *said)]
+        words = [{"text": text, "start": k, "end": k + 1, "confidence": 0.9} for k, text in enumerate(["[QAA]", *said])]
         hyps.append({"id": f"c{i}", "text": " ".join(w["text"] for w in words), "words": words})
     CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
     (tmp_path / "hyps.jsonl").write_text("".join(json.dumps(hyp) + "\n" for hyp in hyps))
