@@ -69,7 +69,7 @@ def test_every_mutation_of_a_checkpoint_is_found(run_of_six, tmp_path):
     folder = run_of_six / "checkpoints" / "step-00000006"
     assert checkpoint.damage(folder) is None
     rng = random.Random(7)
-    for number in range(200):
+    for number in range(50):
         spoilt = Path(shutil.copytree(folder, tmp_path / "step-00000006"))
         kind = rng.choice(["flip", "truncate", "extend", "zero"])
         name = damage(spoilt, kind, rng)
@@ -183,9 +183,7 @@ def sign(folder):
     "name, how",
     [
         (checkpoint.WEIGHTS, "torch.save"),
-        (checkpoint.WEIGHTS, "pickle"),
         (checkpoint.OPTIMIZER, "torch.save"),
-        (checkpoint.STATE, "pickle"),
         (checkpoint.TOKENIZER, "pickle"),
     ],
 )
