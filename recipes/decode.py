@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Decode a CutSet with a trained model, score it where it is labelled, and write a page that shows how it went.
 
+\b
 python recipes/decode.py --model exp/toy --cuts data/toy/cuts_test.jsonl.gz --output-dir exp/toy/decode
 python recipes/decode.py --model exp/toy --cuts ... --tasks asr,lid      # no other task's token is written
-torchrun --nproc-per-node 4 recipes/decode.py --model exp/toy --cuts ... # four processes, the same result
+torchrun --nproc-per-node 4 recipes/decode.py --model exp/toy ...        # four processes, the same result
 
 A run that was stopped goes on where it was when the same command is given again.
 Exit code 2: a wrong option, or cuts that could not be decoded (listed in failures.jsonl; all others are written).
