@@ -104,7 +104,7 @@ def test_what_is_not_valid_is_not_counted(manifests):
     with pytest.raises(UserError, match=r"other\.jsonl, line 5: cut x: supervision 0"):
         count_manifests(manifests)
     manifests[1].write_text("{}\n")
-    with pytest.raises(UserError, match=r"line 1: expected a cut"):
+    with pytest.raises(UserError, match=r"line 1: not a lhotse cut"):
         count_manifests(manifests)
 
 

@@ -20,7 +20,9 @@ from tokenverse_pp.manifests.audio import check_audio as audio_problems
 from tokenverse_pp.manifests.ids import NameSet
 from tokenverse_pp.manifests.label_source import check_sources
 from tokenverse_pp.manifests.lines import CONTROL, PathLike
+from tokenverse_pp.manifests.plain import labelled_cut
 from tokenverse_pp.manifests.reading import read_cuts, shortened
+from tokenverse_pp.manifests.rows import read_rows
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.registry import REGISTRY
 
@@ -93,7 +95,7 @@ def validate_cuts(
     Raises:
         UserError: naming file (where a path is given), cut id and field.
     """
-    source, prefix = (read_cuts(cuts), f"{cuts}: ") if isinstance(cuts, (str, os.PathLike)) else (cuts, "")
+    source, prefix = (_cuts_of(cuts, check_audio), f"{cuts}: ") if isinstance(cuts, (str, os.PathLike)) else (cuts, "")
     lines, count = [], 0
     for cut_id, text in find_problems(source, tasks, check_audio):
         count += 1
@@ -103,6 +105,10 @@ def validate_cuts(
         return
     more = f" (and {count - 1} more)" if count > len(lines) else ""
     raise UserError("\n".join(lines) + more)
+
+
+def _cuts_of(path: PathLike, with_audio: bool) -> Iterable[Cut]:
+    return read_cuts(path) if with_audio else (labelled_cut(row) for row in read_rows(path))
 
 
 def _check_tasks(cut: Cut) -> List[str]:

@@ -90,7 +90,7 @@ def _row_of(line: bytes, where: str) -> Row:
     except UserError as error:
         return Row(where, line, {}, str(error)[len(where) + 2 :])
     if not isinstance(data, dict) or not isinstance(data.get("type"), str) or not data["type"].endswith("Cut"):
-        return Row(where, line, {}, "expected a cut (a JSON object with a 'type' such as MonoCut)")
+        return Row(where, line, {}, "not a lhotse cut: expected a cut, a JSON object with a 'type' such as MonoCut")
     if not isinstance(data.get("id"), str) or not data["id"] or CONTROL.search(data["id"]):
         return Row(where, line, {}, shortened(f"field 'id': expected a name, found {data.get('id')!r}"))
     return Row(where, line, data)

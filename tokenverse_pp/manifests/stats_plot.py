@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Sequence
+from typing import Any, Dict
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import PathLike, replacing
@@ -35,13 +35,13 @@ def plot_stats(stats: Dict[str, Any], path: PathLike) -> None:
     figure = Figure(figsize=(8, 2.6 * len(panels) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (title, groups) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels):
-        colours = colormaps["tab10" if len(groups) <= 10 else "tab20"].colors
+        colours = colormaps["tab10" if len(groups) <= 10 else "tab20"]
         _plot_groups(axes, title, groups, colours)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
 
 
-def _plot_groups(axes: Any, title: str, groups: Dict[str, Any], colours: Sequence[Any]) -> None:
+def _plot_groups(axes: Any, title: str, groups: Dict[str, Any], colours: Any) -> None:
     """One stacked bar a task."""
     tasks = list(REGISTRY)
     left = [0.0] * len(tasks)
@@ -50,7 +50,7 @@ def _plot_groups(axes: Any, title: str, groups: Dict[str, Any], colours: Sequenc
             hours = [_hours(group, task, part) for task in tasks]
             label = name if part == "people" else None
             axes.barh(
-                tasks, hours, left=left, label=label, color=colours[i % len(colours)], hatch=hatch, edgecolor="white"
+                tasks, hours, left=left, label=label, color=colours(i % colours.N), hatch=hatch, edgecolor="white"
             )
             left = [a + b for a, b in zip(left, hours)]
     rest = [sum(group["tasks"][task]["not_labelled"]["hours"] for group in groups.values()) for task in tasks]
