@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Dict, List, Optional, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -143,8 +144,8 @@ class Scorer:
             log_prob -= sum(gains)
         scale = len(tokens) + self.contexts.size if self.options.length_norm else 1
         # Differences of rounded scores can be above 0 by a rounding error; a log-probability is not.
-        bounded = tuple(min(0.0, value) for value in log_probs)
-        return Hypothesis(tuple(tokens), tuple(frames), bounded, log_prob, (log_prob + kept) / scale)
+        bounded = np.minimum(log_probs, 0.0).tolist()
+        return Hypothesis(tuple(tokens), tuple(frames), tuple(bounded), log_prob, (log_prob + kept) / scale)
 
 
 def bounded_exp(x: Tensor) -> Tensor:
