@@ -34,7 +34,7 @@ def to_record(
     frame_shift: float,
     calibration: Optional[Calibration] = None,
 ) -> Dict[str, Any]:
-    """One line of hyps.jsonl (README: "What decode.py writes").
+    """One line of hyps.jsonl (docs/decoding.md).
 
     Args:
         cut_id: of the utterance.
