@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import load_script
 
 from tokenverse_pp.manifests.stats import count_manifests
 
@@ -17,7 +18,7 @@ SCRIPT = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "manifes
 
 @pytest.fixture(scope="module")
 def script():
-    return load_script(SCRIPT, "manifests_benchmark")
+    return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
 def test_made_up_cuts_are_valid(script, tmp_path):
