@@ -91,6 +91,7 @@ def test_any_change_is_seen_by_the_checksums(newest, tmp_path):
         assert found and found.count("\n") == 0 and str(folder) in found, (number, name)
 
 
+@pytest.mark.slow
 def test_damage_with_right_checksums_is_refused_in_one_line_or_does_no_harm(newest, tmp_path):
     random_ = random.Random("signed")
     refused = set()

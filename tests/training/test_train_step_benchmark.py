@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 
+import pytest
 from toy_runs import ROOT, environment
 
 
+@pytest.mark.slow
 def test_records_and_table(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "train_step.py", "--encoders", "tiny", "--vary", "tasks"]
-    command += ["--repeats", "1", "--json", tmp_path / "r.json", "--table", tmp_path / "r.md"]
+    command += ["--precision", "fp32", "--repeats", "1", "--json", tmp_path / "r.json", "--table", tmp_path / "r.md"]
     done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "r.json").read_text().splitlines()]
