@@ -99,7 +99,8 @@ def table(records: Sequence[Dict[str, Any]]) -> str:
         loss = first["predictor_joiner_loss"]["ms"] + first["loss_backward"]["ms"]
         encoder = first["encoder"]["ms"] + first["encoder_backward"]["ms"]
         lines += ["", f"Loss, joiner and predictor on top of the encoder's forward + backward: {loss / encoder:.1%}."]
-    return "\n".join([*lines, *_scaling(rows)]) + "\n"
+    notes = _scaling(rows)
+    return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
 
 def _scaling(rows: Dict[tuple, Dict[str, Any]]) -> List[str]:
