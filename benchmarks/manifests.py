@@ -132,12 +132,23 @@ def measure(arguments: Sequence[str], limit: Optional[float]) -> Dict[str, Any]:
     }
 
 
+def table(records: Sequence[Dict[str, Any]]) -> str:
+    """Markdown: a row a command and size."""
+    lines = ["| command | peer | cuts | seconds | CPU seconds | peak MB |", "|---|---|---|---|---|---|"]
+    for r in records:
+        seconds = f"stopped at {r['limit']:.0f}" if r["seconds"] is None else f"{r['seconds']:.1f}"
+        cells = [r["command"], r["peer"], f"{r['cuts']:,}", seconds, f"{r['cpu_seconds']:.1f}", f"{r['peak_mb']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Run all commands at all sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--json", metavar="FILE", help="write the records here, as one JSON list (default: standard output)"
     )
+    parser.add_argument("--table", metavar="FILE", help="write a Markdown table too")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="cuts")
     parser.add_argument("--limit", type=float, default=30.0, help="seconds after which a peer is stopped")
     parser.add_argument("--peers", nargs="+", default=["tokenverse_pp", "lhotse"], help="whose commands to run")
@@ -155,6 +166,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
                 print(
                     f"{peer:13} {command:12} {count:8} cuts {seconds:>8} s {found['peak_mb']:8.0f} MB", file=sys.stderr
                 )
+    if args.table:
+        Path(args.table).write_text(table(records), encoding="utf-8")
     text = json.dumps(records, indent=1) + "\n"
     if args.json:
         Path(args.json).write_text(text, encoding="utf-8")
