@@ -7,6 +7,7 @@ import pytest
 import torch
 from textbook import log_softmax
 
+from tokenverse_pp.loss import native
 from tokenverse_pp.loss.tokens import token_log_probs
 
 
@@ -63,3 +64,20 @@ def test_no_tokens_and_tokens_that_have_no_path():
         am @ joiner.weight.T, lm @ joiner.weight.T, am, lm, joiner, symbols, rnnt_type="modified", prune_range=5
     )
     assert torch.isfinite(found).all()
+
+
+def test_the_windows_are_found_without_smoothing(monkeypatch):
+    # k2's own defaults smooth, and its unigram is the whole batch's: an utterance would depend on its neighbours.
+    torch.manual_seed(0)
+    asked = []
+    plain = native.rnnt_loss_smoothed
+
+    def recording(**options):
+        asked.append((options["lm_only_scale"], options["am_only_scale"]))
+        return plain(**options)
+
+    monkeypatch.setattr(native, "rnnt_loss_smoothed", recording)
+    joiner = torch.nn.Linear(4, 3)
+    am, lm, symbols = torch.randn(1, 6, 4), torch.randn(1, 3, 4), torch.ones(1, 2, dtype=torch.int64)
+    token_log_probs(am @ joiner.weight.T, lm @ joiner.weight.T, am, lm, joiner, symbols)
+    assert asked == [(0.0, 0.0)]

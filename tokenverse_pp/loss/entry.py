@@ -126,21 +126,10 @@ def pruned_transducer_loss(
     boundary = checked_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
     chosen = resolve_backend(backend, am.device)
     library: Any = load_k2() if chosen == "k2" else native
-    with torch.autocast(am.device.type, enabled=False):
-        simple, (px_grad, py_grad) = library.rnnt_loss_smoothed(
-            lm=at_least_float32(lm_simple),
-            am=at_least_float32(am_simple),
-            symbols=symbols,
-            termination_symbol=blank,
-            lm_only_scale=lm_scale,
-            am_only_scale=am_scale,
-            boundary=boundary,
-            rnnt_type=rnnt_type,
-            delay_penalty=delay_penalty,
-            reduction=reduction,
-            return_grad=True,
-        )
-        ranges = library.get_rnnt_prune_ranges(px_grad, py_grad, boundary, prune_range)
+    simple, ranges = simple_loss_and_ranges(
+        library, am_simple, lm_simple, symbols, boundary, blank=blank, prune_range=prune_range, lm_scale=lm_scale,
+        am_scale=am_scale, rnnt_type=rnnt_type, delay_penalty=delay_penalty, reduction=reduction,
+    )  # fmt: skip
     if chosen == "k2":
         am_band, lm_band = library.do_rnnt_pruning(am, lm, ranges)
         logits = joiner_output(torch.tanh(am_band + lm_band))
@@ -156,13 +145,49 @@ def pruned_transducer_loss(
                 reduction=reduction,
             )
         return TransducerLoss(simple, pruned)
-    losses = _native_pruned(
-        am, lm, joiner_output, symbols, ranges, boundary, blank, rnnt_type, delay_penalty, memory_budget
-    )
+    px, py = band_log_probs(am, lm, joiner_output, symbols, ranges, boundary, blank, memory_budget)
+    with torch.autocast(am.device.type, enabled=False):
+        losses = band_loss(px, py, ranges, boundary, symbols.shape[1], rnnt_type, delay_penalty)
     return TransducerLoss(simple, reduce_loss(losses, reduction))
 
 
-def _native_pruned(
+def simple_loss_and_ranges(
+    library: Any,
+    am_simple: Tensor,
+    lm_simple: Tensor,
+    symbols: Tensor,
+    boundary: Tensor,
+    *,
+    blank: int,
+    prune_range: int,
+    lm_scale: float,
+    am_scale: float,
+    rnnt_type: str,
+    delay_penalty: float = 0.0,
+    reduction: str = "none",
+) -> Tuple[Tensor, Tensor]:
+    """The smoothed loss of the simple joiner, (N,) or a scalar, and the symbol positions (N, T, R) that it keeps.
+
+    ``library`` is k2 or `tokenverse_pp.loss.native`; the other arguments are those of `pruned_transducer_loss`.
+    """
+    with torch.autocast(am_simple.device.type, enabled=False):
+        loss, (px_grad, py_grad) = library.rnnt_loss_smoothed(
+            lm=at_least_float32(lm_simple),
+            am=at_least_float32(am_simple),
+            symbols=symbols,
+            termination_symbol=blank,
+            lm_only_scale=lm_scale,
+            am_only_scale=am_scale,
+            boundary=boundary,
+            rnnt_type=rnnt_type,
+            delay_penalty=delay_penalty,
+            reduction=reduction,
+            return_grad=True,
+        )
+        return loss, library.get_rnnt_prune_ranges(px_grad, py_grad, boundary, prune_range)
+
+
+def band_log_probs(
     am: Tensor,
     lm: Tensor,
     joiner_output: torch.nn.Module,
@@ -170,18 +195,18 @@ def _native_pruned(
     ranges: Tensor,
     boundary: Tensor,
     blank: int,
-    rnnt_type: str,
-    delay_penalty: float,
     memory_budget: int,
-) -> Tensor:
-    """Pruned losses (N,) with the joiner, the softmax and the gathering in one chunked function."""
+) -> Tuple[Tensor, Tensor]:
+    """Log-probabilities of the next symbol and of the blank at the kept positions, both (N, T, R).
+
+    Joiner, softmax and gathering are one chunked function. The arguments are those of `pruned_transducer_loss`.
+    """
     compute_dtype = joiner_dtype(am)
     weight, bias = _linear_parameters(joiner_output)
     with torch.autocast(am.device.type, enabled=False):
         targets = targets_in_band(symbols, ranges, blank)
         plan = make_plan(ranges, targets, boundary, lm.shape[1], blank, compute_dtype, memory_budget)
-        px, py = joiner_log_probs(am, lm, weight, bias, plan)
-        return band_loss(px, py, ranges, boundary, symbols.shape[1], rnnt_type, delay_penalty)
+        return joiner_log_probs(am, lm, weight, bias, plan)
 
 
 def _linear_parameters(layer: torch.nn.Module) -> Tuple[Tensor, Tensor]:

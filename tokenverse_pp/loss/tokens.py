@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tokenverse_pp.loss import native
+from tokenverse_pp.loss.entry import band_log_probs, simple_loss_and_ranges
 from tokenverse_pp.loss.native.common import at_least_float32, checked_boundary
-from tokenverse_pp.loss.native.joiner import joiner_log_probs, make_plan
-from tokenverse_pp.loss.native.pruned import band_loss, targets_in_band
+from tokenverse_pp.loss.native.pruned import band_loss
 
 
 def token_log_probs(
@@ -38,20 +38,12 @@ def token_log_probs(
     n, num_symbols = symbols.shape
     boundary = checked_boundary(boundary, n, num_symbols, am.shape[1], am.device)
     with torch.no_grad(), torch.autocast(am.device.type, enabled=False):
-        _, (px_grad, py_grad) = native.rnnt_loss_smoothed(
-            lm=at_least_float32(lm_simple),
-            am=at_least_float32(am_simple),
-            symbols=symbols,
-            termination_symbol=blank,
-            boundary=boundary,
-            rnnt_type=rnnt_type,
-            reduction="none",
-            return_grad=True,
-        )
-        ranges = native.get_rnnt_prune_ranges(px_grad, py_grad, boundary, prune_range)
+        _, ranges = simple_loss_and_ranges(
+            native, am_simple, lm_simple, symbols, boundary, blank=blank, prune_range=prune_range, lm_scale=0.0,
+            am_scale=0.0, rnnt_type=rnnt_type,
+        )  # fmt: skip
         am, lm = at_least_float32(am), at_least_float32(lm)
-        plan = make_plan(ranges, targets_in_band(symbols, ranges, blank), boundary, lm.shape[1], blank, am.dtype, 0)
-        px, py = joiner_log_probs(am, lm, joiner_output.weight, joiner_output.bias, plan)
+        px, py = band_log_probs(am, lm, joiner_output, symbols, ranges, boundary, blank, memory_budget=0)
         with torch.enable_grad():
             arcs = px.detach().requires_grad_()
             loss = band_loss(arcs, py, ranges, boundary, num_symbols, rnnt_type, 0.0)
