@@ -1,6 +1,8 @@
+import hashlib
+
 import pytest
 
-from tokenverse_pp.files import replacing, write_json, write_text
+from tokenverse_pp.files import BLOCK, feed, replacing, write_json, write_text
 
 
 def test_folders_are_made_and_old_text_replaced(tmp_path):
@@ -32,3 +34,11 @@ def test_replacing_keeps_the_ending_and_the_old_file_after_an_error(tmp_path):
         raise RuntimeError
     assert path.read_text() == "first"
     assert [file.name for file in path.parent.iterdir()] == ["cuts.jsonl.gz"]
+
+
+def test_feeding_files_of_any_size_to_a_digest(tmp_path):
+    for content in (b"", b"x", b"0123456789" * (BLOCK // 4)):
+        (tmp_path / "file").write_bytes(content)
+        digest = hashlib.sha256(b"before")
+        assert feed(digest, tmp_path / "file") == len(content)
+        assert digest.hexdigest() == hashlib.sha256(b"before" + content).hexdigest()

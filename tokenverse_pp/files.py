@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Iterator, Union
 
+BLOCK = 1 << 20  # bytes read at once
 PathLike = Union[str, "os.PathLike[str]"]
 
 
@@ -37,3 +38,13 @@ def write_text(path: PathLike, text: str) -> None:
 def write_json(path: PathLike, data: Any) -> None:
     """`write_text` of indented JSON; NaN and infinities are refused (ValueError), since JSON has none."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def feed(digest: Any, path: PathLike) -> int:
+    """Put the bytes of a file through a `hashlib` digest, block by block; returns how many there were."""
+    size = 0
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(BLOCK), b""):
+            digest.update(block)
+            size += len(block)
+    return size

@@ -20,9 +20,9 @@ import tokenverse_pp
 from tokenverse_pp.dataset import audio_files
 from tokenverse_pp.decoding.batches import Decoded
 from tokenverse_pp.decoding.options import DecodeOptions
+from tokenverse_pp.files import feed
 from tokenverse_pp.training.setup import Loaded
 
-CHUNK = 1 << 22  # bytes
 Line = Dict[str, Any]
 
 
@@ -32,9 +32,7 @@ def run_digest(loaded: Loaded, options: DecodeOptions) -> str:
     for path in sorted(loaded.folder.iterdir()) if loaded.folder is not None else ():
         if path.is_file():
             digest.update(f"\n{path.name}\n".encode())
-            with path.open("rb") as file:
-                while chunk := file.read(CHUNK):
-                    digest.update(chunk)
+            feed(digest, path)
     digest.update(json.dumps(dataclasses.asdict(options), sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import feed
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -28,7 +29,6 @@ CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
 CHECKSUMS = "checksums.json"  # {file: {"bytes": .., "sha256": ..}}
 COMPLETE = (WEIGHTS, OPTIMIZER, STATE, CONFIG, TOKENIZER)  # what a run needs to go on
-BLOCK = 1 << 20  # bytes hashed at once
 
 
 def checkpoint_dir(exp_dir: Path, step: int) -> Path:
@@ -92,11 +92,8 @@ def _flush(path: Path) -> None:
 
 def checksum(path: Path) -> Dict[str, Any]:
     """Bytes and SHA-256 of a file."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(BLOCK), b""):
-            digest.update(block)
-            size += len(block)
+    digest = hashlib.sha256()
+    size = feed(digest, path)
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 

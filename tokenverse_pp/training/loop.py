@@ -114,7 +114,7 @@ class Trainer:
         """One step, and what is counted and averaged after it."""
         if self.freezing.apply(self.step) or stepper.model is self.model:
             # DDP wants to know the parameters that have gradients: it is made anew when they change.
-            stepper.model = self.model
+            stepper.model = self.model  # the old one's gradient buckets go before new ones come
             stepper.model = self.world.wrap(self.model)
         result = stepper(batches, self.step)
         p = self.progress

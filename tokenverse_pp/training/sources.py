@@ -14,9 +14,8 @@ from lhotse.cut import Cut
 from lhotse.serialization import open_best
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import BLOCK, feed
 from tokenverse_pp.manifests.reading import cut_of_line
-
-BLOCK = 1 << 20  # bytes hashed at once
 
 
 class Source(ABC):
@@ -67,12 +66,8 @@ class Source(ABC):
 
     def fingerprint(self) -> Dict[str, Any]:
         """Bytes and SHA-256 of the manifests; audio is not looked at."""
-        digest, size = hashlib.sha256(), 0
-        for path in self.manifests():
-            with path.open("rb") as file:
-                for block in iter(lambda: file.read(BLOCK), b""):
-                    digest.update(block)
-                    size += len(block)
+        digest = hashlib.sha256()
+        size = sum(feed(digest, path) for path in self.manifests())
         return {"path": self.path, "bytes": size, "sha256": digest.hexdigest()}
 
 
