@@ -88,9 +88,9 @@ def check_config(config: Config) -> Config:
     check_freeze(config.training.freeze)
     if "lid" in config.tasks.names and not config.tasks.languages:
         raise UserError("--tasks.languages: the task lid needs the languages, e.g. '[en, fr]'")
-    if config.data.stored_features and config.model.encoder.kind != "frozen":
+    if config.data.stored_features and config.model.encoder.kind == "finetune":
         raise UserError(
-            "--data.stored_features=true needs --model.encoder.kind=frozen: only frozen features can be stored"
+            "--data.stored_features=true needs --model.encoder.kind=frozen or split: only frozen features can be stored"
         )
     return config
 

@@ -23,6 +23,8 @@ ORIGIN = "encoder_features_of"  # cut.custom key: which encoder and layers made 
 
 def features_origin(config: EncoderConfig) -> Dict[str, object]:
     """What decides the values of the features at the seam: the pretrained encoder and its layers."""
+    if config.kind == "split":
+        return {"name": Path(config.name).name, "split_layer": config.split_layer}
     return {"name": Path(config.name).name, "layers": list(config.layers)}
 
 
@@ -59,7 +61,7 @@ def store_features(
 
     Args:
         cuts: cuts with audio; read whole, each as one utterance.
-        encoder: of kind ``frozen``.
+        encoder: of kind ``frozen`` or ``split``.
         config: what it was built from.
         storage_dir: folder for one ``.npy`` file a cut, (T, F).
         dtype: of the stored numbers; float16 halves the disk at a relative error of 5e-4.
@@ -70,7 +72,7 @@ def store_features(
         The cuts, in their order, with the array's manifest in ``custom``.
     """
     if not encoder.frozen_prefixes():
-        raise UserError("only the features of a frozen encoder can be stored (encoder.kind=frozen)")
+        raise UserError("only the features of a frozen half can be stored (encoder.kind=frozen or split)")
     storage_dir.mkdir(parents=True, exist_ok=True)
     device = next(encoder.parameters()).device
     origin = features_origin(config)

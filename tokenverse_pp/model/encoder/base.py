@@ -116,11 +116,18 @@ class Backbone(nn.Module, ABC):
         for module in frozen:
             module.requires_grad_(False)
 
-    def run_layers(self, x: Tensor, wanted: Sequence[int], arguments: Dict[str, Any]) -> List[Tensor]:
-        """Run the layers up to the highest wanted one on x (N, T, C), each with the keyword ``arguments``."""
+    @abstractmethod
+    def layer_arguments(self, x: Tensor, mask: Tensor) -> Dict[str, Any]:
+        """Keyword arguments of every layer, for x (N, T, C) and mask (N, T) true on valid frames."""
+
+    def run_layers(self, x: Tensor, wanted: Sequence[int], arguments: Dict[str, Any], first: int = 0) -> List[Tensor]:
+        """Run the layers up to the highest wanted one on x (N, T, C), each with the keyword ``arguments``.
+
+        ``first``: x is the hidden state of this number, and only the layers above it are run.
+        """
         highest = len(self.layers) if -1 in wanted else max(wanted)
-        kept = {0: x}
-        for number, layer in enumerate(self.layers[:highest], start=1):
+        kept = {first: x}
+        for number, layer in enumerate(self.layers[first:highest], start=first + 1):
             run = partial(transformer_layer, layer, arguments=arguments)
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(run, x, use_reentrant=False)

@@ -16,12 +16,16 @@ class EncoderConfig:
         name: hub name or folder of a wav2vec2 (XLSR, XLS-R, MMS), HuBERT, WavLM or Whisper model.
         kind: ``finetune``: the halves are the pretrained encoder's own, convolutions + feature projection |
             transformer. ``frozen``: the first half is the whole pretrained encoder, not trained, whose output
-            can be stored; the second is a small trainable context network.
-        layers: ``frozen`` only: the hidden states that become the features. 0 is the input of the lowest
-            layer, n the output of layer n (without the final norm), -1 the output of the highest after the
-            final norm. Each goes through a LayerNorm without parameters, then they are concatenated.
-        stack: frames joined into one, 1 or 2. ``frozen``: before the context network. ``finetune``: after the
-            transformer, and nothing follows, so the output dimension doubles.
+            can be stored; the second is a small trainable context network. ``split``: the first half ends behind
+            the layer ``split_layer`` and can be stored too; the second is the layers above, which are trained, and
+            a context network.
+        layers: ``frozen`` and ``split``: the hidden states that the context network sees. 0 is the input of the
+            lowest layer, n the output of layer n (without the final norm), -1 the output of the highest after the
+            final norm. Each goes through a LayerNorm without parameters, then they are concatenated. ``frozen``:
+            these are the features at the seam; ``split``: none is below ``split_layer``.
+        split_layer: ``split`` only: the number of the hidden state at the seam.
+        stack: frames joined into one, 1 or 2. ``frozen`` and ``split``: before the context network. ``finetune``:
+            after the transformer, and nothing follows, so the output dimension doubles.
         normalise_audio: zero mean and unit variance of each utterance's samples before a wav2vec2-like model;
             by default what its ``preprocessor_config.json`` says (true where there is none). Whisper ignores
             it.
@@ -31,11 +35,12 @@ class EncoderConfig:
         random_init: random weights, only the sizes are from config.json (from-scratch training, toy models).
         gradient_checkpointing: compute the layers that are trained (the transformer's, or the context network's)
             again in the backward pass instead of keeping their activations, to save memory.
-        lora_rank: ``finetune``: freeze the whole encoder and train adapters of this rank (LoRA, needs peft) on its
-            attention projections; 0: none. They are new weights and take ``optim.lr``.
+        lora_rank: ``finetune`` and ``split``: freeze the whole encoder and train adapters of this rank (LoRA, needs
+            peft) on its (``split``: the upper layers') attention projections; 0: none. They are new weights and
+            take ``optim.lr``.
         lora_alpha: the adapters' output is scaled by ``lora_alpha / lora_rank``.
         lora_dropout: dropout before the adapters.
-        context_layers: ``frozen`` only, as all below: number of conformer layers of the context network.
+        context_layers: ``frozen`` and ``split`` only, as all below: number of conformer layers of the context network.
         context_dim: width of the context network, the encoder's output dimension.
         context_heads: attention heads; must divide ``context_dim`` into even sizes.
         context_ffn: inner width of each of the two feed-forward halves of a layer.
@@ -44,8 +49,9 @@ class EncoderConfig:
     """
 
     name: str = ""
-    kind: Literal["finetune", "frozen"] = "finetune"
+    kind: Literal["finetune", "frozen", "split"] = "finetune"
     layers: List[int] = field(default_factory=lambda: [-1])
+    split_layer: int = 0
     stack: int = 1
     normalise_audio: Optional[bool] = None
     freeze_feature_encoder: bool = True
@@ -68,18 +74,30 @@ class EncoderConfig:
         Raises:
             UserError: names the option and what was expected.
         """
-        if self.kind not in ("finetune", "frozen"):
-            raise UserError(f"encoder.kind: expected finetune or frozen, got {self.kind!r}")
+        if self.kind not in ("finetune", "frozen", "split"):
+            raise UserError(f"encoder.kind: expected finetune, frozen or split, got {self.kind!r}")
         if self.stack not in (1, 2):
             raise UserError(f"encoder.stack: expected 1 or 2, got {self.stack}")
         if not -1 <= self.freeze_layers <= num_layers:
             raise UserError(f"encoder.freeze_layers: expected -1 to {num_layers}, got {self.freeze_layers}")
-        if self.lora_rank < 0 or (self.lora_rank and self.kind != "finetune"):
-            raise UserError(f"encoder.lora_rank: expected 0 or, with kind finetune, a rank; got {self.lora_rank}")
-        if self.kind == "frozen":
-            self._validate_frozen(num_layers)
+        if self.lora_rank < 0 or (self.lora_rank and self.kind == "frozen"):
+            raise UserError(
+                f"encoder.lora_rank: expected 0 or, with kind finetune or split, a rank; got {self.lora_rank}"
+            )
+        if self.kind == "split":
+            self._validate_split(num_layers)
+        if self.kind != "finetune":
+            self._validate_context(num_layers)
 
-    def _validate_frozen(self, num_layers: int) -> None:
+    def _validate_split(self, num_layers: int) -> None:
+        if not 0 <= self.split_layer < num_layers:
+            raise UserError(f"encoder.split_layer: expected 0 to {num_layers - 1}, got {self.split_layer}")
+        if any(layer != -1 and layer < self.split_layer for layer in self.layers):
+            raise UserError(
+                f"encoder.layers: expected -1 or numbers from split_layer={self.split_layer}, got {self.layers}"
+            )
+
+    def _validate_context(self, num_layers: int) -> None:
         if not self.layers or any(not -1 <= layer <= num_layers for layer in self.layers):
             raise UserError(f"encoder.layers: expected numbers from -1 to {num_layers}, got {self.layers}")
         for name in ("context_layers", "context_dim", "context_heads", "context_ffn", "context_kernel"):

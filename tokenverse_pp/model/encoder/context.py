@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tokenverse_pp.compat import scaled_dot_product_attention
+from tokenverse_pp.model.encoder.config import EncoderConfig
 from tokenverse_pp.model.encoder.masking import attention_bias, length_mask, zero_padding
 
 
@@ -125,3 +126,18 @@ class ContextNetwork(nn.Module):
             else:
                 x = layer(x, mask, bias, table)
         return zero_padding(x, mask)
+
+
+def context_network(config: EncoderConfig, input_dim: int) -> ContextNetwork:
+    """The context network that the options ask for, behind frames of ``input_dim`` channels (stacked ones)."""
+    network = ContextNetwork(
+        input_dim,
+        dim=config.context_dim,
+        num_layers=config.context_layers,
+        heads=config.context_heads,
+        ffn_dim=config.context_ffn,
+        kernel=config.context_kernel,
+        dropout=config.context_dropout,
+    )
+    network.gradient_checkpointing = config.gradient_checkpointing
+    return network

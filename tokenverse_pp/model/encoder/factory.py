@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from tokenverse_pp.model.encoder.base import Encoder
+from typing import Callable, Dict
+
+from tokenverse_pp.model.encoder.base import Backbone, Encoder
 from tokenverse_pp.model.encoder.config import EncoderConfig
 from tokenverse_pp.model.encoder.finetune import FinetuneEncoder
 from tokenverse_pp.model.encoder.frozen import FrozenEncoder
 from tokenverse_pp.model.encoder.loading import load_backbone
+from tokenverse_pp.model.encoder.split import SplitEncoder
 
 
 def build_encoder(config: EncoderConfig) -> Encoder:
@@ -18,5 +21,6 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     backbone = load_backbone(config)
     config.validate(len(backbone.layers))
     # from_pretrained leaves its models in eval mode; train() is where every new module starts.
-    kind = FrozenEncoder if config.kind == "frozen" else FinetuneEncoder
-    return kind(backbone, config).train()
+    kinds: Dict[str, Callable[[Backbone, EncoderConfig], Encoder]]
+    kinds = {"finetune": FinetuneEncoder, "frozen": FrozenEncoder, "split": SplitEncoder}
+    return kinds[config.kind](backbone, config).train()

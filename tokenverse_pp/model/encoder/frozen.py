@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenverse_pp.model.encoder.base import Backbone, Encoder
 from tokenverse_pp.model.encoder.config import EncoderConfig
-from tokenverse_pp.model.encoder.context import ContextNetwork
+from tokenverse_pp.model.encoder.context import context_network
 from tokenverse_pp.model.encoder.masking import length_mask, stack_frames, stacked_lens, zero_padding
 
 
@@ -29,16 +29,7 @@ class FrozenEncoder(Encoder):
         self.output_dim = config.context_dim
         self.frame_shift = backbone.frame_shift
         self.output_frame_shift = backbone.frame_shift * config.stack
-        self.context = ContextNetwork(
-            self.feature_dim * config.stack,
-            dim=config.context_dim,
-            num_layers=config.context_layers,
-            heads=config.context_heads,
-            ffn_dim=config.context_ffn,
-            kernel=config.context_kernel,
-            dropout=config.context_dropout,
-        )
-        self.context.gradient_checkpointing = config.gradient_checkpointing
+        self.context = context_network(config, self.feature_dim * config.stack)
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Set the mode of the context network; the pretrained encoder stays in eval mode."""

@@ -7,13 +7,16 @@ from typing import Any
 from torch import nn
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.model.encoder.base import Backbone
 
 # Names in transformers' wav2vec2, HuBERT (`attention`) and Whisper (`self_attn`) layers.
-PROJECTIONS = r".*layers\.\d+\.(attention|self_attn)\.(q_proj|k_proj|v_proj|out_proj)"
+PROJECTIONS = r".*layers\.({})\.(attention|self_attn)\.(q_proj|k_proj|v_proj|out_proj)"
 
 
-def add_lora(backbone: nn.Module, rank: int, alpha: float, dropout: float) -> None:
+def add_lora(backbone: Backbone, rank: int, alpha: float, dropout: float, first: int = 0) -> None:
     """Freeze a backbone and put adapters beside its attention projections; at first they change nothing.
+
+    ``first``: the number of the lowest layer, counted from 0, that takes adapters.
 
     Raises:
         UserError: without peft, or for WavLM, whose attention uses the weights of its projections directly.
@@ -25,7 +28,13 @@ def add_lora(backbone: nn.Module, rank: int, alpha: float, dropout: float) -> No
     if type(backbone).__name__ == "WavLMBackbone":
         raise UserError("--model.encoder.lora_rank: WavLM's attention takes no adapters; use wav2vec2 or HuBERT models")
     backbone.requires_grad_(False)
-    options: Any = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": PROJECTIONS}
+    numbers = "|".join(str(number) for number in range(first, len(backbone.layers)))
+    options: Any = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": PROJECTIONS.format(numbers),
+    }
     inject_adapter_in_model(LoraConfig(**options), backbone)
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_("lora_" in name)

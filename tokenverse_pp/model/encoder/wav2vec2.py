@@ -111,7 +111,7 @@ class Wav2Vec2Backbone(Backbone):
         return self.run_layers(self.encoder.dropout(x), wanted, self.layer_arguments(x, mask))
 
     def layer_arguments(self, x: Tensor, mask: Tensor) -> Dict[str, Any]:
-        """Keyword arguments of every layer, for x (N, T, C) and mask (N, T)."""
+        """See Backbone: the attention mask."""
         return {"attention_mask": attention_bias(mask, torch.float32)}
 
     def freeze_embedding(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,11 @@ class WhisperBackbone(Backbone):
         mask = length_mask(lens, x.shape[1])
         x = zero_padding(x, mask) + self.encoder.embed_positions.weight[: x.shape[1]]
         x = nn.functional.dropout(x, p=self.encoder.dropout, training=self.training)
-        return self.run_layers(x, wanted, {"attention_mask": attention_bias(mask, torch.float32)})
+        return self.run_layers(x, wanted, self.layer_arguments(x, mask))
+
+    def layer_arguments(self, x: Tensor, mask: Tensor) -> Dict[str, Any]:
+        """See Backbone: the attention mask."""
+        return {"attention_mask": attention_bias(mask, torch.float32)}
 
     def freeze_embedding(self) -> None:
         """Stop training both convolutions."""

@@ -1,0 +1,89 @@
+"""A pretrained encoder that is cut between two of its layers: frozen below, trained above, a small network behind."""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm
+
+from tokenverse_pp.model.encoder.base import Backbone, Encoder
+from tokenverse_pp.model.encoder.config import EncoderConfig
+from tokenverse_pp.model.encoder.context import context_network
+from tokenverse_pp.model.encoder.lora import add_lora
+from tokenverse_pp.model.encoder.masking import length_mask, stack_frames, stacked_lens, zero_padding
+
+
+class SplitEncoder(Encoder):
+    """First half: the layers up to ``EncoderConfig.split_layer``, frozen. Second half: those above, a context network.
+
+    Between `FinetuneEncoder` and `FrozenEncoder`: the features at the seam can be stored, as the frozen kind's can, and
+    the upper layers are trained, as a whole or through adapters (``lora_rank``). The context network sees the hidden
+    states ``EncoderConfig.layers``, each normalised over its channels, as it does in the frozen kind: a model of that
+    kind with the same ``layers`` can be gone on from, and is the same function at the start.
+    """
+
+    def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.split_layer = config.split_layer
+        self.layers = tuple(config.layers)
+        self.stack = config.stack
+        self.feature_dim = backbone.hidden_size
+        self.output_dim = config.context_dim
+        self.frame_shift = backbone.frame_shift
+        self.output_frame_shift = backbone.frame_shift * config.stack
+        backbone.gradient_checkpointing = config.gradient_checkpointing
+        backbone.requires_grad_(False)
+        if config.lora_rank:
+            add_lora(backbone, config.lora_rank, config.lora_alpha, config.lora_dropout, self.split_layer)
+        else:
+            backbone.layers[self.split_layer :].requires_grad_(True)
+            if backbone.final_norm is not None:
+                backbone.final_norm.requires_grad_(True)
+        self.context = context_network(config, backbone.hidden_size * len(self.layers) * config.stack)
+
+    def train(self, mode: bool = True) -> SplitEncoder:
+        """Set the mode of the second half; the frozen layers, position embedding and convolutions stay in eval mode."""
+        super().train(mode)
+        self.backbone.eval()
+        for layer in self.backbone.layers[self.split_layer :]:
+            layer.train(mode)
+        self.backbone.training = mode  # gradient checkpointing asks it
+        return self
+
+    @torch.no_grad()
+    def extract(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """See Encoder; the hidden state of ``split_layer`` as it is, (N, T, F) float32."""
+        frame_lens = self.feature_lens(lens)
+        mode, self.backbone.training = self.backbone.training, False  # no dropout below the seam
+        (x,) = self.backbone.transform(self.backbone.embed(audio, lens), frame_lens, (self.split_layer,))
+        self.backbone.training = mode
+        return zero_padding(x.float(), length_mask(frame_lens, x.shape[1])), frame_lens
+
+    def contextualise(self, features: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """See Encoder; the upper layers, the chosen hidden states, stacking, the context network."""
+        mask = length_mask(lens, features.shape[1])
+        features = zero_padding(features, mask)
+        arguments = self.backbone.layer_arguments(features, mask)
+        states = self.backbone.run_layers(features, self.layers, arguments, first=self.split_layer)
+        joined = torch.cat([layer_norm(x.float(), x.shape[-1:]) for x in states], dim=-1)
+        x, lens = stack_frames(zero_padding(joined, mask), lens, self.stack)
+        return self.context(x, lens), lens
+
+    def feature_lens(self, lens: Tensor) -> Tensor:
+        """Samples -> frames of the pretrained encoder."""
+        return self.backbone.frame_lens(lens)
+
+    def output_lens(self, feature_lens: Tensor) -> Tensor:
+        """ceil(frames / stack)."""
+        return stacked_lens(feature_lens, self.stack)
+
+    def frozen_prefixes(self) -> Tuple[str, ...]:
+        """The pretrained weights that training does not change: all but the upper layers, or all but the adapters."""
+        trained = {name for name, parameter in self.backbone.named_parameters() if parameter.requires_grad}
+        if not trained:  # adapters that have been merged: the upper layers are no longer the pretrained ones
+            upper = {id(p) for layer in self.backbone.layers[self.split_layer :] for p in layer.parameters()}
+            trained = {name for name, parameter in self.backbone.named_parameters() if id(parameter) in upper}
+        return tuple(f"backbone.{name}" for name in self.backbone.state_dict() if name not in trained)
