@@ -12,7 +12,6 @@ from tokenverse_pp.hypotheses import Hypothesis, transcript_of_hypothesis, words
 from tokenverse_pp.manifests.labels import labelled_tasks
 from tokenverse_pp.report import score_table
 from tokenverse_pp.tasks.base import ScoredExample, Task, TaskSet
-from tokenverse_pp.tasks.registry import build_tasks, task_options
 from tokenverse_pp.tasks.text import tasks_for_tokens, transcript_of
 
 __all__ = ["corpus_of", "score_hypotheses", "score_table", "tasks_of_hypotheses"]
@@ -37,8 +36,8 @@ def score_hypotheses(
         corpora: by cut id the corpus of a cut that names none itself (``cut.custom["corpus"]``).
 
     Returns:
-        ``wer.{all,<language>}`` (asr), and ``scd``, ``endp``, ``ner``, ``lid`` as far as any cut is labelled
-        for them and was decoded with them: see `Task.score`. ``wer_by_corpus.<corpus>`` and
+        ``wer.{all,<language>}`` (asr), and under its name each other task (``scd``, ``ner``, ..) as far as any cut is
+        labelled for it and was decoded with it: see `Task.score`. ``wer_by_corpus.<corpus>`` and
         ``wer_by_corpus_and_language.<corpus>.<language>`` where corpora are known. Each WER comes with its insertions,
         deletions and substitutions (`metrics.wer.error_rates`). ``utterances``: the number of cuts. ``not_decoded``:
         by task the number of cuts that are labelled for it but whose hypothesis says that it was not active; they
@@ -48,8 +47,7 @@ def score_hypotheses(
         UserError: for a cut without a hypothesis, a hypothesis without a cut, or an id that occurs twice.
     """
     pairs = _pair(list(cuts), list(hyps))
-    if tasks is None:
-        tasks = tasks_of_hypotheses(pairs)
+    tasks = tasks_of_hypotheses(pairs, tasks)
     examples = [(_example(cut, hyp, tasks), _labelled(cut), hyp.get("tasks")) for cut, hyp in pairs]
     scores: Dict[str, Any] = {}
     not_decoded: Dict[str, int] = {}
@@ -75,16 +73,20 @@ def _pair(cuts: Sequence[Cut], hyps: Sequence[Hypothesis]) -> List[Tuple[Cut, Hy
     return [(cut, by_id[cut.id]) for cut in cuts]
 
 
-def tasks_of_hypotheses(pairs: Sequence[Tuple[Cut, Hypothesis]]) -> TaskSet:
-    """All tasks, entities with types if any hypothesis has one: then with those of the references as well."""
-    tasks = tasks_for_tokens([word for _, hyp in pairs for word in words_of(hyp)[0]])
-    if not task_options(tasks).get("ner"):
-        return tasks
+def tasks_of_hypotheses(pairs: Sequence[Tuple[Cut, Hypothesis]], known: Optional[TaskSet] = None) -> TaskSet:
+    """The tasks to score with: they can write what the references say, too (see `Task.widened`).
+
+    Args:
+        known: those of the model; without them all that there are, entities with types if any hypothesis has one.
+    """
+    tasks = known or tasks_for_tokens([word for _, hyp in pairs for word in words_of(hyp)[0]])
     references = [transcript_of(cut, tasks) for cut, _ in pairs]
-    types = {entity.type for ref in references for entity in ref.entities if entity.type is not None}
-    options = task_options(tasks)
-    options["ner"]["types"] = sorted(types.union(options["ner"]["types"]))
-    return build_tasks(tasks.names, options)
+    return TaskSet(
+        tuple(
+            task.widened([ref.answers[task.name] for ref in references if task.name in ref.answers])
+            for task in tasks.tasks
+        )
+    )
 
 
 def _refuse(what: str, ids: Sequence[str]) -> None:

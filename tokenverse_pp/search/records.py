@@ -6,11 +6,10 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from tokenverse_pp.search.confidence import Calibration
 from tokenverse_pp.search.hypothesis import Hypothesis, TimedWord
-from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.base import TaskSet, seconds
 from tokenverse_pp.tasks.transcript import Mark, Transcript
 from tokenverse_pp.tokenizer import Tokenizer
 
-DIGITS = 3  # of seconds
 CONFIDENCE_DIGITS = 6  # most words of a good model are between 0.999 and 1
 
 
@@ -51,43 +50,20 @@ def to_record(
         "id": cut_id,
         "text": " ".join(word.text for word in words),
         "tokens": pieces,
-        "times": [_round(time) for time in hypothesis.times(frame_shift)],
+        "times": [seconds(time) for time in hypothesis.times(frame_shift)],
         "words": [_word(word, calibration) for word in words],
         "score": hypothesis.score,
         "tasks": list(active.names),
     }
-    if "lid" in active:
-        record["language"] = transcript.language
-    if "scd" in active:
-        record["turns"] = [_span(plain[a:b]) for a, b in transcript.turns]
-        record["speaker_changes"] = _times(marks, active, "scd")
-    if "endp" in active:
-        record["endpoints"] = _times(marks, active, "endp")
-    if "ner" in active:
-        record["entities"] = [{**_span(plain[e.start : e.end]), "type": e.type} for e in transcript.entities]
+    for task in active.tasks:
+        record.update(task.record(transcript, plain, [mark for mark in marks if task.owns(mark.token)]))
     return record
 
 
 def _word(word: TimedWord, calibration: Optional[Calibration]) -> Dict[str, Any]:
-    record = {"text": word.text, "start": _round(word.start), "end": _round(word.end)}
+    record = {"text": word.text, "start": seconds(word.start), "end": seconds(word.end)}
     raw = round(word.confidence, CONFIDENCE_DIGITS)
     if calibration is None:
         return {**record, "confidence": raw}
     calibrated = calibration(word.text, word.confidence)
     return {**record, "confidence": round(calibrated, CONFIDENCE_DIGITS), "raw_confidence": raw}
-
-
-def _span(words: Sequence[TimedWord]) -> Dict[str, Any]:
-    return {
-        "text": " ".join(word.text for word in words),
-        "start": _round(words[0].start),
-        "end": _round(words[-1].end),
-    }
-
-
-def _times(marks: Sequence[Mark], active: TaskSet, name: str) -> List[float]:
-    return [_round(mark.time or 0.0) for mark in marks if active[name].owns(mark.token)]
-
-
-def _round(value: float) -> float:
-    return round(value, DIGITS)

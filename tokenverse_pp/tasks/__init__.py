@@ -1,7 +1,7 @@
 """Tasks: their tokens, where these stand in the text, how they are labelled, read back and scored."""
 
 from tokenverse_pp.tasks.base import ScoredExample, Task, TaskSet
-from tokenverse_pp.tasks.registry import REGISTRY, build_tasks, register, task_options
+from tokenverse_pp.tasks.registry import REGISTRY, build_tasks, load_plugins, register, task_options
 from tokenverse_pp.tasks.text import parse, render, transcript_of
 from tokenverse_pp.tasks.transcript import Entity, Mark, Transcript
 
@@ -14,6 +14,7 @@ __all__ = [
     "TaskSet",
     "Transcript",
     "build_tasks",
+    "load_plugins",
     "parse",
     "register",
     "render",

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
 from tokenverse_pp.metrics.wer import error_rates
 from tokenverse_pp.tasks.base import ScoredExample, Task
-from tokenverse_pp.tasks.transcript import Mark
+from tokenverse_pp.tasks.transcript import Mark, Transcript
 from tokenverse_pp.tasks.turns import turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
+
+    from tokenverse_pp.search.hypothesis import TimedWord
 
 
 class Asr(Task):
@@ -48,6 +50,10 @@ class Asr(Task):
     def from_marks(self, marks: Sequence[Mark], num_words: int) -> None:
         """No answer."""
         return None
+
+    def record(self, transcript: Transcript, words: Sequence[TimedWord], marks: Sequence[Mark]) -> Dict[str, Any]:
+        """Nothing: text and words are there for all tasks."""
+        return {}
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """WER and CER over all and by language of the reference, task tokens removed."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
 from tokenverse_pp.tasks.transcript import Mark, Transcript
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
+
+    from tokenverse_pp.search.hypothesis import TimedWord
+
+T = TypeVar("T", bound="Task")
+SECONDS_DIGITS = 3  # in records
 
 # The order of task tokens at one position (DESIGN 3.2): the language first of all, then what closes, then
 # what ends, then the speaker change, then what opens with the next word.
@@ -32,7 +37,7 @@ class ScoredExample:
 
 
 class Task(ABC):
-    """One task. A new task is one file with one subclass, and one line in `tokenverse_pp.tasks.registry`."""
+    """One task. A new task is one file with one subclass (docs/new_task.md), in this package or outside of it."""
 
     name: ClassVar[str]
     # Keys of supervision.custom that hold this task's labels and nothing else: they go when the task is dropped.
@@ -42,6 +47,15 @@ class Task(ABC):
     def from_options(cls, options: Mapping[str, Any]) -> Task:
         """Build the task from its options in the configuration (none by default)."""
         return cls(**options)
+
+    @classmethod
+    def options_for(cls, tokens: Sequence[str]) -> Dict[str, Any]:
+        """Options with which the task owns those of ``tokens`` that are its own: to read text without its model.
+
+        None by default. A task whose tokens depend on its options, and can be told from those of others by their
+        form (``[NE:PER]``), says them here.
+        """
+        return {}
 
     @property
     @abstractmethod
@@ -91,9 +105,33 @@ class Task(ABC):
         """What of an answer this task can write (an untyped NER task drops the types)."""
         return answer
 
+    def widened(self: T, answers: Sequence[Any]) -> T:
+        """The task that can write these answers of references too, so that what a model cannot write is missed."""
+        return self
+
+    def record(self, transcript: Transcript, words: Sequence[TimedWord], marks: Sequence[Mark]) -> Dict[str, Any]:
+        """What a line of hyps.jsonl says of this task, as JSON: by default its tokens with their times (seconds).
+
+        Args:
+            transcript: with the task's answer; its words are ``words``, which have times.
+            marks: the task's own tokens.
+        """
+        return {self.name: [{"token": mark.token, "time": seconds(mark.time)} for mark in marks]}
+
     @abstractmethod
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Scores over examples labelled for this task, as fractions 0..1 in nested dictionaries."""
+
+
+def seconds(time: Optional[float]) -> float:
+    """A time as records have it."""
+    return round(time or 0.0, SECONDS_DIGITS)
+
+
+def span_record(words: Sequence[TimedWord]) -> Dict[str, Any]:
+    """Text, start and end of some neighbouring words (at least one), as records have them."""
+    text = " ".join(word.text for word in words)
+    return {"text": text, "start": seconds(words[0].start), "end": seconds(words[-1].end)}
 
 
 @dataclass(frozen=True)

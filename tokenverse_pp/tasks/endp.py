@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, List, Tuple
+from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
 from tokenverse_pp.metrics.events import Interval
-from tokenverse_pp.tasks.base import RANK_END
+from tokenverse_pp.tasks.base import RANK_END, seconds
 from tokenverse_pp.tasks.positions import PositionTask
 from tokenverse_pp.tasks.turns import Turn, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
+
+    from tokenverse_pp.search.hypothesis import TimedWord
+    from tokenverse_pp.tasks.transcript import Mark, Transcript
 
 
 class Endpoint(PositionTask):
@@ -41,6 +44,10 @@ class Endpoint(PositionTask):
     def from_cut(self, cut: Cut) -> Tuple[int, ...]:
         """After the last word of each turn with ``custom["endpoint"]``."""
         return tuple(turn.end_word for turn in _complete(cut))
+
+    def record(self, transcript: Transcript, words: Sequence[TimedWord], marks: Sequence[Mark]) -> Dict[str, Any]:
+        """``endpoints``: times."""
+        return {"endpoints": [seconds(mark.time) for mark in marks]}
 
     def intervals(self, cut: Cut) -> List[Interval]:
         """From the turn's end to the next turn's start (or to the cut's end after the last turn)."""

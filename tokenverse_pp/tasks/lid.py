@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Optional, Sequence,
 
 from tokenverse_pp.metrics.languages import score_languages
 from tokenverse_pp.tasks.base import RANK_FRONT, ScoredExample, Task
-from tokenverse_pp.tasks.transcript import Mark
+from tokenverse_pp.tasks.transcript import Mark, Transcript
 from tokenverse_pp.tasks.turns import turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
+
+    from tokenverse_pp.search.hypothesis import TimedWord
 
 # Nepali's two-letter code would be written [NE], which opens an entity: it is written in three letters.
 WRITTEN_AS = {"ne": "nep"}
@@ -96,6 +98,10 @@ class LanguageId(Task):
     def from_marks(self, marks: Sequence[Mark], num_words: int) -> Optional[str]:
         """The first token's language."""
         return language_code(marks[0].token) if marks else None
+
+    def record(self, transcript: Transcript, words: Sequence[TimedWord], marks: Sequence[Mark]) -> Dict[str, Any]:
+        """``language``: the code or null."""
+        return {"language": transcript.language}
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Accuracy and confusion counts; a hypothesis without a language token is wrong."""

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Optional, Sequence, Tuple
 
 from tokenverse_pp.metrics.entities import score_entities
-from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_OPEN, ScoredExample, Task
-from tokenverse_pp.tasks.transcript import Entity, Mark
+from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_OPEN, ScoredExample, Task, span_record
+from tokenverse_pp.tasks.transcript import Entity, Mark, Transcript
 from tokenverse_pp.tasks.turns import Turn, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
+
+    from tokenverse_pp.search.hypothesis import TimedWord
 
 OPEN, CLOSE = "[NE]", "[/NE]"
 
@@ -35,6 +37,16 @@ class NamedEntities(Task):
     def from_options(cls, options: Any) -> NamedEntities:
         """``types``: the entity types to write; none for untyped entities."""
         return cls(types=tuple(options.get("types", ())))
+
+    @classmethod
+    def options_for(cls, tokens: Sequence[str]) -> Dict[str, Any]:
+        """The types of the opening tokens that have one."""
+        return {"types": list(dict.fromkeys(t[4:-1] for t in tokens if t.startswith("[NE:")))}
+
+    def widened(self, answers: Sequence[Sequence[Entity]]) -> NamedEntities:
+        """With the types of all entities, where the task is typed."""
+        types = {entity.type for answer in answers for entity in answer if entity.type is not None}
+        return NamedEntities(tuple(sorted(types.union(self.types)))) if self.types else self
 
     def options(self) -> Dict[str, Any]:
         """The types, where the task is typed."""
@@ -100,6 +112,12 @@ class NamedEntities(Task):
                     found.append(Entity(opened.position, mark.position, kind))
                 opened = None
         return tuple(found)
+
+    def record(self, transcript: Transcript, words: Sequence[TimedWord], marks: Sequence[Mark]) -> Dict[str, Any]:
+        """``entities``: text, start, end and type of each."""
+        return {
+            "entities": [{**span_record(words[e.start : e.end]), "type": e.type} for e in transcript.answers[self.name]]
+        }
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Exact and soft F1 over the multiset of (phrase, type) of each utterance (SLUE)."""

@@ -2,25 +2,129 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping, Optional, Sequence, Type
+import re
+from collections import Counter
+from typing import Any, Dict, Iterator, List, Mapping, MutableMapping, Optional, Sequence, Type
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.tasks import plugins
 from tokenverse_pp.tasks.asr import Asr
 from tokenverse_pp.tasks.base import Task, TaskSet
 from tokenverse_pp.tasks.endp import Endpoint
 from tokenverse_pp.tasks.lid import LanguageId
 from tokenverse_pp.tasks.ner import NamedEntities
 from tokenverse_pp.tasks.scd import SpeakerChange
+from tokenverse_pp.tasks.transcript import is_task_token
 
-REGISTRY: Dict[str, Type[Task]] = {
+BUILT_IN: Dict[str, Type[Task]] = {
     task.name: task for task in (Asr, SpeakerChange, Endpoint, NamedEntities, LanguageId)
+}
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+# Keys of scores.json and hyps.jsonl that are no task's name.
+RESERVED = {
+    *("wer", "wer_by_corpus", "wer_by_corpus_and_language", "utterances", "not_decoded", "refused", "speed", "options"),
+    *("id", "text", "tokens", "times", "words", "score", "tasks", "language", "turns", "speaker_changes"),
+    *("endpoints", "entities"),
 }
 
 
+class Registry(MutableMapping[str, Type[Task]]):
+    """Task classes by name: those of the package first, then those from outside by name.
+
+    So the order does not depend on what was imported when. Entry points are read when the registry is first asked.
+    """
+
+    def __init__(self) -> None:
+        self._outside: Dict[str, Type[Task]] = {}
+        self.broken: Dict[str, str] = {}  # entry points that could not be loaded: name -> why
+        self._complete = False
+        self._ordered: Dict[str, Type[Task]] = {}
+
+    def _all(self) -> Dict[str, Type[Task]]:
+        if not self._complete:
+            self._complete = True  # first: what is imported below may ask the registry
+            for name, target, found in plugins.entry_point_tasks():
+                if isinstance(found, type) and issubclass(found, Task) and getattr(found, "name", None) == name:
+                    self.add(found)
+                elif isinstance(found, str):
+                    self.broken[name] = f"{target} cannot be imported: {found}"
+                else:
+                    self.broken[name] = f"{target} is no task of that name"
+            self._order()
+        return self._ordered
+
+    def _order(self) -> None:
+        self._ordered = {**BUILT_IN, **{name: self._outside[name] for name in sorted(self._outside)}}
+
+    def add(self, task: Type[Task]) -> None:
+        """Take a task from outside.
+
+        Raises:
+            UserError: for a name that no task can have, or that another task has.
+        """
+        name, source = task.name, plugins.origin(task)
+        if not NAME.fullmatch(name) or name in RESERVED:
+            raise UserError(f"{source}: task name {name!r}: expected small letters, digits and _, not a taken name")
+        known = BUILT_IN.get(name) or self._outside.get(name)
+        if known is not None and plugins.origin(known) != source:
+            raise UserError(f"{source}: task {name!r} is defined already, by {plugins.origin(known)}")
+        self[name] = task
+
+    def __getitem__(self, name: str) -> Type[Task]:
+        return self._all()[name]
+
+    def __setitem__(self, name: str, task: Type[Task]) -> None:
+        if name not in BUILT_IN:
+            self._outside[name] = task
+            self._order()
+
+    def __delitem__(self, name: str) -> None:
+        del self._outside[name]
+        self._order()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+REGISTRY = Registry()
+
+
 def register(task: Type[Task]) -> Type[Task]:
-    """Add a task from outside the package (also a class decorator); it comes after those already there."""
-    REGISTRY[task.name] = task
+    """Add a task from outside the package (also a class decorator); `load_plugins` does it for whole files."""
+    REGISTRY.add(task)
     return task
+
+
+def load_plugins(names: Sequence[str]) -> List[str]:
+    """Register all tasks of files and modules; returns their names with whole paths.
+
+    Args:
+        names: each the path of a Python file, or the dotted name of a module.
+
+    Raises:
+        UserError: naming the file or module that is missing, cannot be imported, or defines no task.
+    """
+    for name in names:
+        for task in plugins.import_plugin(name):
+            REGISTRY.add(task)
+    return [plugins.resolved(name) for name in names]
+
+
+def load_plugins_for(tasks: Sequence[str], names: Sequence[str]) -> None:
+    """`load_plugins` for a saved model: only if it has tasks that nobody has registered yet.
+
+    So a model works after its plugin's file has moved, where the file was loaded from its new place before.
+    """
+    unknown = [task for task in tasks if task not in REGISTRY]
+    if not unknown or not names:
+        return
+    try:
+        load_plugins(names)
+    except UserError as error:
+        raise UserError(f"task {unknown[0]!r}: {error}; if it is elsewhere now: --plugin FILE") from error
 
 
 def build_tasks(names: Sequence[str], options: Optional[Mapping[str, Mapping[str, Any]]] = None) -> TaskSet:
@@ -31,14 +135,40 @@ def build_tasks(names: Sequence[str], options: Optional[Mapping[str, Mapping[str
         options: options by task name, e.g. ``{"lid": {"languages": ["fr"]}, "ner": {"types": ["NUM"]}}``.
 
     Raises:
-        UserError: for a name that no task has.
+        UserError: for a name that no task has, an option that a task does not have, and a token of two tasks.
     """
     for name in names:
         if name not in REGISTRY:
-            raise UserError(f"unknown task {name!r}: expected some of {', '.join(REGISTRY)}")
+            raise UserError(unknown_task(name))
     options = options or {}
     wanted = {"asr", *names}
-    return TaskSet(tuple(cls.from_options(options.get(n, {})) for n, cls in REGISTRY.items() if n in wanted))
+    return _checked(TaskSet(tuple(_built(n, cls, options.get(n, {})) for n, cls in REGISTRY.items() if n in wanted)))
+
+
+def unknown_task(name: Any) -> str:
+    """What to say of a name that no task has."""
+    hint = f" (entry point {name}: {REGISTRY.broken[name]})" if name in REGISTRY.broken else ""
+    return f"unknown task {name!r}: expected some of {', '.join(REGISTRY)}{hint}"
+
+
+def _built(name: str, cls: Type[Task], options: Mapping[str, Any]) -> Task:
+    try:
+        return cls.from_options(options)
+    except TypeError as error:
+        raise UserError(f"options of task {name}: {dict(options)!r}: {error}") from None
+
+
+def _checked(tasks: TaskSet) -> TaskSet:
+    """The tasks, whose tokens must be told from words, and from each other."""
+    for task in tasks.tasks:
+        wrong = [symbol for symbol in task.symbols if not is_task_token(symbol) or " " in symbol]
+        if wrong:
+            raise UserError(f"task {task.name}: token {wrong[0]!r}: expected square brackets around it, and no space")
+    twice = [symbol for symbol, count in Counter(tasks.symbols).items() if count > 1]
+    if twice:
+        owners = ", ".join(task.name for task in tasks.tasks if task.owns(twice[0]))
+        raise UserError(f"token {twice[0]} belongs to several tasks: {owners}")
+    return tasks
 
 
 def task_options(tasks: TaskSet) -> Dict[str, Dict[str, Any]]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, List, Tuple
+from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
 from tokenverse_pp.metrics.events import Interval
-from tokenverse_pp.tasks.base import RANK_CHANGE
+from tokenverse_pp.tasks.base import RANK_CHANGE, seconds, span_record
 from tokenverse_pp.tasks.positions import PositionTask
 from tokenverse_pp.tasks.turns import Turn, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
+
+    from tokenverse_pp.search.hypothesis import TimedWord
+    from tokenverse_pp.tasks.transcript import Mark, Transcript
 
 
 class SpeakerChange(PositionTask):
@@ -39,6 +42,13 @@ class SpeakerChange(PositionTask):
     def from_cut(self, cut: Cut) -> Tuple[int, ...]:
         """Changes of ``supervision.speaker`` between neighbouring turns that have words."""
         return tuple(b.first_word for a, b in _changes(cut))
+
+    def record(self, transcript: Transcript, words: Sequence[TimedWord], marks: Sequence[Mark]) -> Dict[str, Any]:
+        """``turns``: text, start and end of each; ``speaker_changes``: times."""
+        return {
+            "turns": [span_record(words[a:b]) for a, b in transcript.turns],
+            "speaker_changes": [seconds(mark.time) for mark in marks],
+        }
 
     def intervals(self, cut: Cut) -> List[Interval]:
         """From the end of one turn to the start of the next (their overlap, if they overlap)."""

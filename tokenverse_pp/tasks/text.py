@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.lid import CODE, language_code
+from tokenverse_pp.tasks.lid import CODE, language_code, language_token
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
 from tokenverse_pp.tasks.transcript import Transcript, is_task_token, split_marks
 from tokenverse_pp.tasks.turns import turns_of
@@ -37,23 +37,15 @@ def parse(text: str, tasks: Optional[TaskSet] = None) -> Transcript:
 
 
 def tasks_for_tokens(words: Sequence[str]) -> TaskSet:
-    """All registered tasks, with the languages and entity types that the tokens among ``words`` show."""
-    known = build_tasks([name for name in REGISTRY if name != "lid"]).symbols
-    languages: List[str] = []
-    types: List[str] = []
-    for token in words:
-        if not is_task_token(token) or token in known:
-            continue
-        if token.startswith("[NE:"):
-            types.append(token[4:-1])
-        else:
-            languages.append(token)
-    codes = [code for code in map(language_code, dict.fromkeys(languages)) if CODE.fullmatch(code)]
-    options: Dict[str, Dict[str, List[str]]] = {
-        "lid": {"languages": codes},
-        "ner": {"types": list(dict.fromkeys(types))},
-    }
-    return build_tasks(list(REGISTRY), options)
+    """All registered tasks, with the options that the tokens among ``words`` show (languages, entity types)."""
+    tokens = [word for word in words if is_task_token(word)]
+    options: Dict[str, Dict[str, Any]] = {name: cls.options_for(tokens) for name, cls in REGISTRY.items()}
+    others = [name for name in REGISTRY if name != "lid"]
+    known = {*build_tasks(others).symbols, *build_tasks(others, options).symbols}
+    # Any token that no other task owns is taken as a language.
+    codes = [language_code(token) for token in dict.fromkeys(tokens) if token not in known]
+    languages = [c for c in dict.fromkeys(codes) if CODE.fullmatch(c) and language_token(c) not in known]
+    return build_tasks(list(REGISTRY), {**options, "lid": {"languages": languages}})
 
 
 def transcript_of(cut: Cut, tasks: TaskSet) -> Transcript:
