@@ -1,12 +1,32 @@
-"""Audio or encoder output -> hypotheses: search methods, task constraints, times and confidences."""
+"""Audio or encoder output -> hypotheses: search methods, task constraints, times and confidences.
 
-from tokenverse_pp.search.automaton import Constraints, Filter, compile_filters
-from tokenverse_pp.search.entry import SearchModel, search
-from tokenverse_pp.search.filters import constraints_for
-from tokenverse_pp.search.frames import search_frames
-from tokenverse_pp.search.hotwords import Bonus, bonus_for, read_hotwords
-from tokenverse_pp.search.hypothesis import Hypothesis, TimedWord
-from tokenverse_pp.search.options import SearchOptions
+What is named here is imported when it is asked for, so that `tokenverse_pp.runtime` can use the modules of this room
+that need no torch (options, filters, hypothesis, records) where torch is not installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenverse_pp.search.automaton import Constraints, Filter, compile_filters
+    from tokenverse_pp.search.entry import SearchModel, search
+    from tokenverse_pp.search.filters import constraints_for
+    from tokenverse_pp.search.frames import search_frames
+    from tokenverse_pp.search.hotwords import Bonus, bonus_for, read_hotwords
+    from tokenverse_pp.search.hypothesis import Hypothesis, TimedWord
+    from tokenverse_pp.search.options import SearchOptions
+
+MODULES = {
+    "automaton": ("Constraints", "Filter", "compile_filters"),
+    "entry": ("SearchModel", "search"),
+    "filters": ("constraints_for",),
+    "frames": ("search_frames",),
+    "hotwords": ("Bonus", "bonus_for", "read_hotwords"),
+    "hypothesis": ("Hypothesis", "TimedWord"),
+    "options": ("SearchOptions",),
+}
 
 __all__ = [
     "Bonus",
@@ -23,3 +43,10 @@ __all__ = [
     "search",
     "search_frames",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

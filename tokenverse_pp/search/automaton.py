@@ -1,9 +1,4 @@
-"""Rules on what may be written next, as finite automata compiled into two tables.
-
-A `Filter` is one rule: a start state, which symbols a state allows, and the state after a symbol. Filters compose:
-`compile_filters` walks the states that all of them reach together and writes down, for each, a row of log-weights (0 or
--inf) over the vocabulary and a row of next states. In the search a hypothesis then carries one integer, and applying
-every rule to a whole batch costs one table look-up a frame.
+"""Rules on what may be written next, as the tables of `tokenverse_pp.search.rule_tables` in torch.
 
 The weights are added *after* the softmax, and scores are not normalised again. So the log-probability of a hypothesis
 is that of the model whatever is barred (without filters, exactly icefall's), and ranking the hypotheses that are
@@ -14,28 +9,15 @@ always a way on and filters never empty a beam.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Mapping, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
 
-NEG_INF = -float("inf")
+from tokenverse_pp.search.rule_tables import NEG_INF, Filter, RuleTables, compile_tables
 
-
-class Filter(ABC):
-    """One rule. A symbol is a special token's surface such as ``[SCD]``, or None for any ordinary piece."""
-
-    start: Hashable = None
-
-    @abstractmethod
-    def allows(self, state: Any, symbol: Optional[str]) -> bool:
-        """Whether ``symbol`` may come next."""
-
-    def advance(self, state: Any, symbol: Optional[str]) -> Any:
-        """The state after ``symbol``, which may be barred by another rule only."""
-        return state
+__all__ = ["NEG_INF", "Constraints", "Filter", "Rules", "compile_filters"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +26,11 @@ class Constraints:
 
     weights: Tensor
     following: Tensor
+
+    @classmethod
+    def of(cls, tables: RuleTables) -> Constraints:
+        """The same numbers as tensors."""
+        return cls(torch.from_numpy(tables.weights), torch.from_numpy(tables.following))
 
     @staticmethod
     def join(each: Sequence[Constraints]) -> Tuple[Constraints, List[int]]:
@@ -92,39 +79,5 @@ class Rules:
 def compile_filters(
     filters: Sequence[Filter], symbol_ids: Mapping[str, int], vocab_size: int, blank_id: int = 0
 ) -> Constraints:
-    """Compose filters.
-
-    Args:
-        filters: all must allow a symbol.
-        symbol_ids: the special tokens and their ids; every other id but the blank is an ordinary piece.
-        vocab_size: V, blank included.
-        blank_id: always allowed, never changes a state.
-    """
-    start = tuple(f.start for f in filters)
-    number: Dict[Tuple[Hashable, ...], int] = {start: 0}
-    pending = [start]
-    rows: List[Dict[Optional[str], Optional[int]]] = []
-    while pending:
-        state = pending.pop(0)
-        row: Dict[Optional[str], Optional[int]] = {}
-        for symbol in (None, *symbol_ids):
-            row[symbol] = None
-            if all(f.allows(s, symbol) for f, s in zip(filters, state)):
-                after = tuple(f.advance(s, symbol) for f, s in zip(filters, state))
-                if after not in number:
-                    number[after] = len(number)
-                    pending.append(after)
-                row[symbol] = number[after]
-        rows.append(row)
-    weights = torch.zeros(len(rows), vocab_size)
-    following = torch.arange(len(rows))[:, None].repeat(1, vocab_size)
-    special = set(symbol_ids.values())
-    ordinary = [i for i in range(vocab_size) if i != blank_id and i not in special]
-    for i, row in enumerate(rows):
-        for symbol, state_after in row.items():
-            ids = ordinary if symbol is None else [symbol_ids[symbol]]
-            if state_after is None:
-                weights[i, ids] = NEG_INF
-            else:
-                following[i, ids] = state_after
-    return Constraints(weights, following)
+    """`compile_tables` of the same arguments, as tensors."""
+    return Constraints.of(compile_tables(filters, symbol_ids, vocab_size, blank_id))

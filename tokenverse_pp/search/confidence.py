@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
-import torch
-
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import write_json
 from tokenverse_pp.tasks.transcript import is_task_token
@@ -83,6 +81,8 @@ def fit_curve(examples: Sequence[Example]) -> Curve:
 
     With fewer than `FEWEST` examples, that one itself.
     """
+    import torch  # only to fit: `tokenverse_pp.runtime`, which has none, calibrates too
+
     if len(examples) < FEWEST:
         return Curve()
     p = torch.tensor([p for p, _ in examples], dtype=torch.float64).clamp(LEAST, 1 - LEAST)

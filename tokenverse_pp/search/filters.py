@@ -1,17 +1,21 @@
 """Rules that follow from tasks: what is barred, and what keeps the task tokens well-formed.
 
-They know tasks only through `Task.symbols` and `Task.ranks`, so a new task needs nothing here.
+They know tasks only through `Task.symbols` and `Task.ranks`, so a new task needs nothing here. Importing this needs no
+torch: `tokenverse_pp.runtime` decodes by the same rules.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Collection, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import TYPE_CHECKING, Collection, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.search.automaton import Constraints, Filter, compile_filters
+from tokenverse_pp.search.rule_tables import Filter, RuleTables, compile_tables
 from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_FRONT, RANK_OPEN, TaskSet
 from tokenverse_pp.tasks.lid import language_token
+
+if TYPE_CHECKING:
+    from tokenverse_pp.search.automaton import Constraints
 
 SPACE = "▁"  # SentencePiece's space sign; as a piece of its own it is no word
 UNKNOWN = "<unk>"
@@ -122,6 +126,20 @@ def constraints_for(
     force_language: bool = False,
     blank_id: int = 0,
 ) -> Constraints:
+    """`tables_for` of the same arguments, as the tensors that `search_frames` takes."""
+    from tokenverse_pp.search.automaton import Constraints  # needs torch
+
+    return Constraints.of(tables_for(tasks, active, tokenizer, languages, force_language, blank_id))
+
+
+def tables_for(
+    tasks: TaskSet,
+    active: Sequence[str],
+    tokenizer: Vocabulary,
+    languages: Optional[Sequence[str]] = None,
+    force_language: bool = False,
+    blank_id: int = 0,
+) -> RuleTables:
     """What a model may write.
 
     The symbols of inactive tasks and ``<unk>`` are barred; those of active tasks stand where `parse` keeps them,
@@ -154,7 +172,7 @@ def constraints_for(
     ids = {symbol: tokenizer.id_of(symbol) for symbol in tasks.symbols}
     pieces = tokenizer.pieces(range(tokenizer.vocab_size))
     ids.update((piece, i) for i, piece in enumerate(pieces) if piece in (SPACE, UNKNOWN))
-    return compile_filters(filters, ids, tokenizer.vocab_size, blank_id)
+    return compile_tables(filters, ids, tokenizer.vocab_size, blank_id)
 
 
 def _places(tasks: TaskSet) -> Dict[str, Place]:
