@@ -10,7 +10,7 @@ cost a fraction of torch's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -28,61 +28,122 @@ def beam_search(
     scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]
 ) -> List[List[Hypothesis]]:
     """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
-    trace = _Search(scorer, lengths, options.width, rules).run()
-    return _read_back(trace, scorer, lengths, options)
+    search = BeamSearch(scorer, lengths, BeamMemory.start(scorer, len(lengths), options.width, rules), rules)
+    trace = search.run()
+    return _read_back(trace, search.memory.score, scorer, lengths, options)
+
+
+class BeamMemory(NamedTuple):
+    """What the hypotheses of utterances remember, (N, B) each; where the score is -inf there is none.
+
+    score: log-probability, float64 (exact enough for any length). context: of the predictor (`PredictorTable`). state:
+    of the rules. earning: of the bonus. key: hash of the tokens.
+    """
+
+    score: np.ndarray
+    context: np.ndarray
+    state: np.ndarray
+    earning: np.ndarray
+    key: np.ndarray
+
+    @classmethod
+    def start(cls, scorer: Scorer, utterances: int, beam: int, rules: Optional[Rules]) -> BeamMemory:
+        """One hypothesis each, in which nothing is written."""
+        shape = (utterances, beam)
+        score, state = np.full(shape, NEG_INF), np.zeros(shape, dtype=np.int64)
+        score[:, 0] = 0
+        if rules is not None:
+            state[:] = rules.start.cpu().numpy()
+        nothing = np.zeros(shape, dtype=np.int64)
+        return cls(score, np.full(shape, scorer.contexts.start), state, nothing, nothing)
+
+    @staticmethod
+    def join(parts: Sequence[BeamMemory]) -> BeamMemory:
+        """The utterances of all parts."""
+        return BeamMemory(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
 
 @dataclass
-class _Trace:
-    """What `_Search` wrote down at each frame, all (T, N, B).
+class BeamTrace:
+    """What `BeamSearch` wrote down at each frame, all (T, N, B).
 
-    index: parent x V + token. value: score of the extension. score: after merging. final (N, B): log-probability of
-    each slot at its utterance's end; -inf for an empty slot.
+    index: parent x V + token. value: score of the extension. score: after merging.
     """
 
     index: np.ndarray
     value: np.ndarray
     score: np.ndarray
-    final: np.ndarray
+
+    def follow(self, before: np.ndarray, vocab_size: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Follow the parents from each slot after the last frame to the front.
+
+        Args:
+            before: (N, B), the scores before the first frame.
+            vocab_size: V.
+
+        Returns:
+            What each slot after the last frame wrote at each frame, tokens (T, N, B) and what they added to the score,
+            and the slot before the first frame that it comes from (N, B).
+        """
+        frames, batch, beam = self.index.shape
+        slots, tokens = np.empty_like(self.index), np.empty_like(self.index)
+        first_slot = np.arange(batch)[:, None] * beam
+        at = first_slot + np.arange(beam)
+        for t in reversed(range(frames)):
+            slots[t] = at
+            parent, tokens[t] = np.divmod(self.index[t].take(at), vocab_size)
+            at = first_slot + parent
+        flat = slots.reshape(frames, batch * beam)
+        value = np.take_along_axis(self.value.reshape(frames, batch * beam), flat, 1)
+        parents = np.empty_like(value)
+        parents[:1] = before.take(at.ravel())
+        parents[1:] = np.take_along_axis(self.score.reshape(frames, batch * beam)[:-1], flat[:-1], 1)
+        with np.errstate(invalid="ignore"):  # -inf - -inf in slots that are empty
+            added = (value - parents).reshape(self.index.shape)
+        return tokens, added, at - first_slot
 
 
-class _Search:
-    """The frame loop. Slots that hold no hypothesis have the score -inf, and whatever else they hold is ignored."""
+class BeamSearch:
+    """The frame loop. Slots that hold no hypothesis have the score -inf, and whatever else they hold is ignored.
 
-    def __init__(self, scorer: Scorer, lengths: Sequence[int], beam: int, rules: Optional[Rules]):
-        self.scorer, self.lengths, self.beam, self.rules = scorer, lengths, beam, rules
-        self.device, shape = scorer.frames.device, (len(lengths), beam)
-        self.score = np.full(shape, NEG_INF)  # float64 is exact enough for any length
-        self.score[:, 0] = 0
-        self.context = np.full(shape, scorer.contexts.start)
-        self.state = np.zeros(shape, dtype=np.int64)
+    ``memory`` is what the hypotheses remember: at first before the first frame, after `run` at each utterance's end.
+    """
+
+    def __init__(self, scorer: Scorer, lengths: Sequence[int], memory: BeamMemory, rules: Optional[Rules]):
+        self.scorer, self.lengths, self.memory, self.rules = scorer, lengths, memory, rules
+        self.device, self.beam = scorer.frames.device, memory.score.shape[1]
+        self.score, self.context, self.state, earning, self.key = memory
         if rules is not None:
-            self.state[:] = rules.start.cpu().numpy()
             self.following = rules.following.cpu().numpy()
-        self.bonus, self.earning = scorer.bonus, [0] * (len(lengths) * beam)  # the bonus's state of each slot
-        self.owner = [i for i in range(len(lengths)) for _ in range(beam)]  # the utterance of each slot
-        self.first_slot = np.arange(len(lengths))[:, None] * beam
-        self.key = np.zeros(shape, dtype=np.int64)
+        self.bonus, self.earning = scorer.bonus, earning.ravel().tolist()  # the bonus's state of each slot
+        self.owner = [i for i in range(len(lengths)) for _ in range(self.beam)]  # the utterance of each slot
+        self.first_slot = np.arange(len(lengths))[:, None] * self.beam
         self.symbol_key = symbol_keys(scorer.vocab_size).numpy()
-        self.upper = np.triu(np.ones((beam, beam), dtype=bool), 1)
+        self.upper = np.triu(np.ones((self.beam, self.beam), dtype=bool), 1)
 
-    def run(self) -> _Trace:
+    def run(self) -> BeamTrace:
         """Go through all frames."""
         frames = self.lengths[0]
         shape = (frames, len(self.lengths), self.beam)
         index = np.empty(shape, dtype=np.int64)
         # After an utterance's end each slot is its own parent by a blank.
         index[:] = np.arange(self.beam) * self.scorer.vocab_size + self.scorer.blank_id
-        value, score, final = np.zeros(shape), np.zeros(shape), np.zeros(shape[1:])
+        value, score = np.zeros(shape), np.zeros(shape)
+        ended: List[BeamMemory] = []
         going = np.searchsorted(-np.asarray(self.lengths), -np.arange(frames), side="left").tolist()
         for t, n in enumerate(going):
             if n < len(self.score):
-                final[n : len(self.score)] = self.score[n:]
+                ended.append(self._remember(n))
                 self._keep(n)
             value[t, :n], index[t, :n] = self._step(t)
             score[t, :n] = self.score
-        final[: len(self.score)] = self.score
-        return _Trace(index, value, score, final)
+        self.memory = BeamMemory.join([self._remember(0), *reversed(ended)])
+        return BeamTrace(index, value, score)
+
+    def _remember(self, first: int) -> BeamMemory:
+        """The memory of the utterances from ``first`` on."""
+        earning = np.array(self.earning, dtype=np.int64).reshape(self.score.shape)
+        return BeamMemory(*(x[first:] for x in (self.score, self.context, self.state, earning, self.key)))
 
     def _keep(self, n: int) -> None:
         """Go on with the first n utterances."""
@@ -91,7 +152,7 @@ class _Search:
         self.owner, self.earning = self.owner[: n * self.beam], self.earning[: n * self.beam]
 
     def _step(self, t: int) -> Tuple[np.ndarray, np.ndarray]:
-        """Extend by frame t; -> scores of the extensions before merging, and their ``index`` (`_Trace`), (n, B)."""
+        """Extend by frame t; -> scores of the extensions before merging, and their ``index`` (`BeamTrace`), (n, B)."""
         best, symbols, which = self._best(t)
         count, n = best.shape[1], len(self.score)
         extended = (best[which] + self.score.reshape(-1, 1)).reshape(n, -1)
@@ -155,31 +216,19 @@ class _Search:
         return np.where(worse, NEG_INF, np.logaddexp(value, twin))
 
 
-def _read_back(trace: _Trace, scorer: Scorer, lengths: Sequence[int], options: SearchOptions) -> List[List[Hypothesis]]:
-    """Follow the parents from each final slot to the front."""
-    frames, batch, beam = trace.index.shape
-    slots, tokens = np.empty_like(trace.index), np.empty_like(trace.index)
-    first_slot = np.arange(batch)[:, None] * beam
-    at = first_slot + np.arange(beam)
-    for t in reversed(range(frames)):
-        slots[t] = at
-        parent, tokens[t] = np.divmod(trace.index[t].take(at), scorer.vocab_size)
-        at = first_slot + parent
-    # What a token added to its parent's score. At the start only the first slots hold a hypothesis, of score 0.
-    flat = slots.reshape(frames, batch * beam)
-    value = np.take_along_axis(trace.value.reshape(frames, batch * beam), flat, 1)
-    before = np.zeros_like(value)
-    score = trace.score.reshape(frames, batch * beam)[:-1]
-    before[1:] = np.take_along_axis(score, flat[:-1], 1)
-    with np.errstate(invalid="ignore"):  # -inf - -inf in slots that are empty
-        log_probs = (value - before).reshape(trace.index.shape)
+def _read_back(
+    trace: BeamTrace, final: np.ndarray, scorer: Scorer, lengths: Sequence[int], options: SearchOptions
+) -> List[List[Hypothesis]]:
+    """The hypotheses that are left at the end, by their scores ``final`` (N, B)."""
+    # At the start only the first slots hold a hypothesis, of score 0.
+    tokens, log_probs, _ = trace.follow(np.zeros_like(final), scorer.vocab_size)
     found = []
-    for i in range(batch):
+    for i in range(len(lengths)):
         hypotheses = []
-        for k in np.flatnonzero(trace.final[i] > NEG_INF):
+        for k in np.flatnonzero(final[i] > NEG_INF):
             at = np.flatnonzero(tokens[: lengths[i], i, k] != scorer.blank_id)
             written = (tokens[at, i, k].tolist(), at.tolist(), log_probs[at, i, k].tolist())
-            hypotheses.append(scorer.hypothesis(*written, float(trace.final[i, k])))
+            hypotheses.append(scorer.hypothesis(*written, float(final[i, k])))
         hypotheses.sort(key=lambda h: (-h.score, h.tokens))
         found.append(hypotheses[: options.nbest])
     return found

@@ -29,9 +29,8 @@ def greedy_search(
     scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]
 ) -> List[List[Hypothesis]]:
     """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
-    search = _Search(scorer, lengths, rules)
-    for first in range(0, lengths[0], BLOCK):
-        search.block(first, min(first + BLOCK, lengths[0]))
+    search = GreedySearch(scorer, lengths, rules)
+    search.run()
     found = []
     for length, tokens, log_probs in zip(lengths, search.tokens, search.log_probs):
         at = np.flatnonzero(tokens[:length] != scorer.blank_id)
@@ -40,8 +39,12 @@ def greedy_search(
     return found
 
 
-class _Search:
-    """The best symbol of each frame (N, T) and its log-probability, and what was written last."""
+class GreedySearch:
+    """The best symbol of each frame, ``tokens`` (N, T), and its log-probability, ``log_probs`` (N, T).
+
+    ``last`` (N, context size) are the tokens written last, ``state`` (N,) those of the rules. At the utterances' start
+    they are blanks and the rules' first states. A search that is to go on where another one ended takes over both.
+    """
 
     def __init__(self, scorer: Scorer, lengths: Sequence[int], rules: Optional[Rules]):
         self.scorer, self.rules, self.lengths = scorer, rules, np.asarray(lengths)
@@ -55,7 +58,13 @@ class _Search:
             self.state = rules.start.flatten().cpu().numpy()
             self.following = rules.following.view(-1, scorer.vocab_size).cpu().numpy()
 
-    def block(self, first: int, end: int) -> None:
+    def run(self) -> None:
+        """Decode all frames."""
+        frames = self.tokens.shape[1]
+        for first in range(0, frames, BLOCK):
+            self._block(first, min(first + BLOCK, frames))
+
+    def _block(self, first: int, end: int) -> None:
         """Decode the frames from ``first`` up to ``end``, all before being done."""
         going = int((self.lengths > first).sum())
         valid = np.arange(first, end) < self.lengths[:going, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Dict, List, Optional, Sequence
 
 import numpy as np
@@ -45,7 +46,8 @@ class PredictorTable:
             raise ValueError(f"a context of {self.size} tokens out of {self.base} does not fit 64 bits")
         self.modulus = self.base**self.size
         self.start = sum(predictor.blank_id * self.base**i for i in range(self.size))
-        self.capacity = max(FEWEST_ROWS, 4 * rows_at_once)
+        self.capacity = 0
+        self.make_room(rows_at_once)
         self.weight, self.bias = ((2 * x.detach()).to(dtype) for x in joiner.predictor_proj.parameters())
         # The convolution of a context is a sum over its tokens: one table (V, D) for each place in the context, instead
         # of a grouped Conv1d on a few rows a frame, which is slow.
@@ -55,6 +57,10 @@ class PredictorTable:
         self.taps = [F.conv1d(embedding, tap.unsqueeze(-1), groups=groups)[0].t().contiguous() for tap in taps]
         self.table = torch.empty(0, joiner.output.in_features, device=self.weight.device)
         self.row_of: Dict[int, int] = {}
+
+    def make_room(self, rows_at_once: int) -> None:
+        """Expect up to so many contexts at once."""
+        self.capacity = max(self.capacity, FEWEST_ROWS, 4 * rows_at_once)
 
     def look_up(self, contexts: Sequence[int]) -> Tensor:
         """M contexts -> (M, J) float32."""
@@ -116,6 +122,13 @@ class Scorer:
         else:  # 1/2 - r is formed in float32: r itself is near 1/2 where tanh is small, and would lose digits
             self.weight, self.bias = (2 * weight).to(dtype), bias.to(dtype)
         self.half = torch.full((), 0.5, device=frames.device)
+
+    def over(self, frames: Tensor) -> Scorer:
+        """The same over other frames (T, N, J), which are overwritten; contexts that either meets are known to both."""
+        other = copy.copy(self)
+        other.frames = bounded_exp(frames.float().mul_(2))
+        self.contexts.make_room(frames.size(1) * self.options.width)
+        return other
 
     def log_probs(self, frames: Tensor, contexts: Tensor) -> Tensor:
         """Rows of ``self.frames`` and of ``self.contexts``, (..., J) -> log-probabilities (..., V), float32."""
