@@ -60,14 +60,17 @@ def test_the_frozen_half_gives_the_same_in_training(folder, batch):
     assert encoder.backbone.layers[1].training and encoder.context.training
 
 
+@pytest.mark.parametrize("all_matrices", [False, True])
 @pytest.mark.parametrize("family", ["whisper", "hubert"])
-def test_adapters_lie_above_the_seam_and_merge_into_what_is_saved(family, wav2vec2_folder, whisper_folder, batch):
+def test_adapters_lie_above_the_seam_and_merge_into_what_is_saved(
+    family, all_matrices, wav2vec2_folder, whisper_folder, batch
+):
     pytest.importorskip("peft")
     folder = whisper_folder if family == "whisper" else wav2vec2_folder(family)
-    encoder = split(folder, lora_rank=2).eval()
+    encoder = split(folder, lora_rank=2, lora_feed_forward=all_matrices).eval()
     kept = {key for key in encoder.state_dict() if not key.startswith(encoder.frozen_prefixes())}
     adapters = {key for key in kept if key.startswith("backbone.")}
-    assert len(adapters) == 2 * 4 * 2 and all("lora_" in key and ".layers.0." not in key for key in adapters)
+    assert len(adapters) == 2 * (6 if all_matrices else 4) * 2 and all("lora_" in key and ".layers.0." not in key for key in adapters)
     with torch.no_grad():
         for key, value in encoder.state_dict().items():
             if "lora_" in key:

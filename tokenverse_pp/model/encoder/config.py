@@ -40,6 +40,7 @@ class EncoderConfig:
             take ``optim.lr``.
         lora_alpha: the adapters' output is scaled by ``lora_alpha / lora_rank``.
         lora_dropout: dropout before the adapters.
+        lora_feed_forward: adapters on the two matrices of each feed-forward part as well.
         context_layers: ``frozen`` and ``split`` only, as all below: number of conformer layers of the context network.
         context_dim: width of the context network, the encoder's output dimension.
         context_heads: attention heads; must divide ``context_dim`` into even sizes.
@@ -61,6 +62,7 @@ class EncoderConfig:
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
+    lora_feed_forward: bool = False
     context_layers: int = 3
     context_dim: int = 256
     context_heads: int = 4

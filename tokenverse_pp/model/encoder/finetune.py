@@ -33,7 +33,7 @@ class FinetuneEncoder(Encoder):
             backbone.freeze_embedding()
         backbone.freeze_layers(config.freeze_layers)
         if config.lora_rank:
-            add_lora(backbone, config.lora_rank, config.lora_alpha, config.lora_dropout)
+            add_lora(backbone, config)
 
     def extract(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
         """See Encoder; what enters the transformer."""

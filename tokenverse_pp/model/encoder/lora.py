@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) on the attention projections of a pretrained encoder, through peft."""
+"""Low-rank adapters (LoRA, Hu et al. 2021) on the matrices of a pretrained encoder's layers, through peft."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from torch import nn
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.encoder.base import Backbone
+from tokenverse_pp.model.encoder.config import EncoderConfig
 
-# Names in transformers' wav2vec2, HuBERT (`attention`) and Whisper (`self_attn`) layers.
+# Names in transformers' wav2vec2, HuBERT (`attention`, `feed_forward`) and Whisper (`self_attn`, `fc1`, `fc2`) layers.
 PROJECTIONS = r".*layers\.({})\.(attention|self_attn)\.(q_proj|k_proj|v_proj|out_proj)"
+FEED_FORWARD = r".*layers\.({})\.(fc1|fc2|feed_forward\.(intermediate|output)_dense)"
 
 
-def add_lora(backbone: Backbone, rank: int, alpha: float, dropout: float, first: int = 0) -> None:
-    """Freeze a backbone and put adapters beside its attention projections; at first they change nothing.
+def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0) -> None:
+    """Freeze a backbone and put adapters beside its matrices, as ``config.lora_*`` says; at first they change nothing.
 
     ``first``: the number of the lowest layer, counted from 0, that takes adapters.
 
@@ -29,13 +31,11 @@ def add_lora(backbone: Backbone, rank: int, alpha: float, dropout: float, first:
         raise UserError("--model.encoder.lora_rank: WavLM's attention takes no adapters; use wav2vec2 or HuBERT models")
     backbone.requires_grad_(False)
     numbers = "|".join(str(number) for number in range(first, len(backbone.layers)))
-    options: Any = {
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": dropout,
-        "target_modules": PROJECTIONS.format(numbers),
-    }
-    inject_adapter_in_model(LoraConfig(**options), backbone)
+    targets = PROJECTIONS.format(numbers)
+    if config.lora_feed_forward:
+        targets = f"({targets})|({FEED_FORWARD.format(numbers)})"
+    options: Any = {"r": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
+    inject_adapter_in_model(LoraConfig(target_modules=targets, **options), backbone)
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_("lora_" in name)
 

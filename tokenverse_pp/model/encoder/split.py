@@ -37,7 +37,7 @@ class SplitEncoder(Encoder):
         backbone.gradient_checkpointing = config.gradient_checkpointing
         backbone.requires_grad_(False)
         if config.lora_rank:
-            add_lora(backbone, config.lora_rank, config.lora_alpha, config.lora_dropout, self.split_layer)
+            add_lora(backbone, config, self.split_layer)
         else:
             backbone.layers[self.split_layer :].requires_grad_(True)
             if backbone.final_norm is not None:
