@@ -34,7 +34,7 @@ from tokenverse_pp.scoring import score_hypotheses, score_table
 from tokenverse_pp.search import SearchOptions
 from tokenverse_pp.search.hotwords import read_hotwords
 from tokenverse_pp.search.options import METHODS
-from tokenverse_pp.tasks import TaskSet, transcript_of
+from tokenverse_pp.tasks import TaskSet, load_plugins, transcript_of
 from tokenverse_pp.training.data import load_cuts
 from tokenverse_pp.training.distributed import World, start_world, stop_world
 from tokenverse_pp.training.peers import join_watch, looking_after
@@ -49,6 +49,7 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @click.option("--cuts", "cut_files", required=True, multiple=True, help="CutSet to decode; may be given several times.")
 @click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="For hyps.jsonl, scores.json etc.")
 @click.option("--tasks", default="", help="Tasks to decode, e.g. asr,scd. [default: all that the model knows]")
+@click.option("--plugin", "plugins", multiple=True, help="File of tasks of your own, if not where it was in training.")
 @click.option("--method", type=click.Choice(METHODS), default="beam", show_default=True)
 @click.option("--beam", type=int, default=4, show_default=True, help="Hypotheses kept (of the beam searches).")
 @click.option("--max-symbols", type=int, default=3, show_default=True, help="Symbols a frame at most (full_beam).")
@@ -121,6 +122,7 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
 
 def run(given: Mapping[str, Any], options: DecodeOptions, world: World) -> bool:
     """Decode, score, write and print; returns whether nothing had to be refused (that the first process knows)."""
+    load_plugins(given["plugins"])
     loaded = load_model(given["model"], given["encoder"])
     choose_tasks(loaded.tasks, options.tasks)
     corpora: Dict[str, str] = {}
@@ -134,7 +136,7 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: World) -> bool:
         return True
     hyps = {record["id"]: record for record in outcome.records}
     decoded = [cut for cut in cuts if cut.id in hyps]
-    scores = score_hypotheses(decoded, outcome.records, corpora=corpora)
+    scores = score_hypotheses(decoded, outcome.records, loaded.tasks, corpora)
     scores.update(refused=len(outcome.failures), speed=outcome.speed, options=readable(given))
     write(folder, outcome, scores)
     if given["report"]:

@@ -20,7 +20,7 @@ from tokenverse_pp.config import Config, parse_config
 from tokenverse_pp.dataset import Activation, TransducerDataset, Usable, check_recording
 from tokenverse_pp.manifests.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
-from tokenverse_pp.tasks import TaskSet
+from tokenverse_pp.tasks import TaskSet, load_plugins
 from tokenverse_pp.tokenizer import Tokenizer
 from tokenverse_pp.training.data import TrainSampler, load_cuts, make_frames_of
 from tokenverse_pp.training.distributed import World, start_world, stop_world
@@ -46,6 +46,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 def train(config: Config, world: World) -> Path:
     """Train as the configuration says; returns the folder of the final model."""
+    config.tasks.plugins = load_plugins(config.tasks.plugins)
     tasks = tasks_of(config.tasks)
     rounds = open_rounds(config.data, config.training.seed)
     valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else None

@@ -17,7 +17,7 @@ def score_table(scores: Mapping[str, Any]) -> str:
         _rates_table("words by language", scores.get("wer", {})),
         _rates_table("words by corpus", scores.get("wer_by_corpus", {})),
         _prf_table(scores),
-        _languages_table(scores["lid"]) if "lid" in scores else "",
+        *(_classes_table(task, result) for task, result in scores.items() if has_confusion(result)),
         *(
             f"{task}: {count} of {scores['utterances']} cuts are labelled for it but were decoded without it"
             for task, count in scores.get("not_decoded", {}).items()
@@ -55,10 +55,20 @@ def find_prf(name: str, result: Mapping[str, Any]) -> Iterator[Tuple[str, Mappin
             yield from find_prf(f"{name} {key}", value)
 
 
-def _languages_table(lid: Mapping[str, Any]) -> str:
+def has_confusion(result: Any) -> bool:
+    """Whether a task's scores are those of classes: accuracy, confusion counts, number of utterances."""
+    return isinstance(result, Mapping) and {"accuracy", "confusion", "utterances"} <= set(result)
+
+
+def title_of(task: str) -> str:
+    """What a task of classes finds."""
+    return "language" if task == "lid" else task
+
+
+def _classes_table(task: str, result: Mapping[str, Any]) -> str:
     """Accuracy, and the confusion matrix where it fits, otherwise its off-diagonal entries."""
-    confusion: Dict[str, Dict[str, int]] = lid["confusion"]
-    head = f"language: accuracy {_percent(lid['accuracy'])} % of {lid['utterances']} cuts"
+    confusion: Dict[str, Dict[str, int]] = result["confusion"]
+    head = f"{title_of(task)}: accuracy {_percent(result['accuracy'])} % of {result['utterances']} cuts"
     columns = sorted(set(confusion) | {hyp for row in confusion.values() for hyp in row})
     rows: List[List[str]] = [["spoken / decoded", *columns]]
     for ref, row in confusion.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Tuple
+
 import click
 
 import tokenverse_pp
@@ -18,8 +20,19 @@ COMMANDS = {
 
 @click.group(cls=Group, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(tokenverse_pp.__version__, prog_name="tokenverse-pp")
-def cli() -> None:
+@click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    metavar="FILE",
+    help="A Python file, or module, that defines tasks of your own (docs/new_task.md); may be given several times.",
+)
+def cli(plugins: Tuple[str, ...]) -> None:
     """Speech recognition with speaker changes, endpoints, entities and language in one transcript."""
+    if plugins:
+        from tokenverse_pp.tasks import load_plugins
+
+        load_plugins(plugins)
 
 
 if __name__ == "__main__":

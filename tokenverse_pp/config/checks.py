@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, List
 
-from tokenverse_pp.config.sections import Config, DataConfig
+from tokenverse_pp.config.sections import Config, DataConfig, TasksConfig
 from tokenverse_pp.errors import UserError
 
 CHOICES = {
@@ -17,6 +17,7 @@ CHOICES = {
     "optim.decay": ("constant", "inverse_sqrt", "cosine"),
     "training.best_by": ("loss", "wer"),
     "training.precision": ("fp32", "bf16", "fp16"),
+    "training.train_only": ("all", "new", "new_and_joiner"),
 }
 AT_LEAST = {
     "data.max_duration": 0.1,
@@ -86,6 +87,7 @@ def check_config(config: Config) -> Config:
         raise UserError(f"--training.keep_best={config.training.keep_best}: needs --data.valid, to know the best by")
     check_weights(config.data)
     check_freeze(config.training.freeze)
+    check_settings(config.tasks)
     if "lid" in config.tasks.names and not config.tasks.languages:
         raise UserError("--tasks.languages: the task lid needs the languages, e.g. '[en, fr]'")
     if config.data.stored_features and config.model.encoder.kind == "finetune":
@@ -93,6 +95,16 @@ def check_config(config: Config) -> Config:
             "--data.stored_features=true needs --model.encoder.kind=frozen or split: only frozen features can be stored"
         )
     return config
+
+
+def check_settings(tasks: TasksConfig) -> None:
+    """See that options are of tasks that are listed, and not given twice (raises UserError)."""
+    for name, own in (("lid", "tasks.languages"), ("ner", "tasks.entity_types")):
+        if name in tasks.settings:
+            raise UserError(f"--tasks.settings: the option of {name} is --{own}")
+    unlisted = [name for name in tasks.settings if name not in tasks.names]
+    if unlisted:
+        raise UserError(f"--tasks.settings: task {unlisted[0]!r} is not among --tasks.names")
 
 
 def check_weights(data: DataConfig) -> None:

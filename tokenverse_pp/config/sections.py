@@ -40,13 +40,15 @@ class TasksConfig:
     names: List[str] = field(default_factory=lambda: ["asr"])
     languages: List[str] = field(default_factory=list)  # for lid: codes such as fr
     entity_types: List[str] = field(default_factory=list)  # for ner: none = untyped [NE]
+    plugins: List[str] = field(default_factory=list)  # Python files, or modules, that define tasks (docs/new_task.md)
+    settings: Dict[str, Dict[str, Any]] = field(default_factory=dict)  # options of such tasks: {task: {option: value}}
     activation: str = "labelled"  # labelled | subset | bernoulli
     activation_prob: float = 0.5  # bernoulli: chance of each labelled task
     full_only: bool = False  # TokenVerse (v1): only cuts labelled for every task
 
     def options(self) -> Dict[str, Dict[str, Any]]:
         """Options by task, for `tokenverse_pp.tasks.build_tasks`."""
-        return {"lid": {"languages": self.languages}, "ner": {"types": self.entity_types}}
+        return {"lid": {"languages": self.languages}, "ner": {"types": self.entity_types}, **self.settings}
 
 
 @dataclass
@@ -133,7 +135,9 @@ class TrainingConfig:
     resume: Union[bool, str] = "auto"
     allow_changed_data: bool = False  # resume though the files of data.train have changed
     max_bad_steps: int = 20  # steps in a row whose loss or gradient is not finite, before the run gives up
-    init_from: Optional[str] = None  # a model folder: start from its weights (the vocabulary must be the same)
+    # A model folder: start from its weights. Tasks and languages that it lacks are added to it (docs/transfer.md).
+    init_from: Optional[str] = None
+    train_only: str = "all"  # all | new (what init_from had not: rows of new tokens, new task vectors) | new_and_joiner
     # [[step, n], ..]: from that step on the top n layers of the encoder are trained (0: none, -1: all that
     # model.encoder does not freeze for good). Empty: all from the start.
     freeze: List[List[int]] = field(default_factory=list)

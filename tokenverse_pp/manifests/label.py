@@ -12,7 +12,7 @@ from tokenverse_pp.manifests.label_source import LABEL_SOURCE, MACHINE
 from tokenverse_pp.manifests.labels import check_cut
 from tokenverse_pp.manifests.plain import labelled_cut
 from tokenverse_pp.manifests.rows import Row, custom_of, supervision_custom, supervisions_of, tasks_of
-from tokenverse_pp.tasks.registry import REGISTRY
+from tokenverse_pp.tasks.registry import REGISTRY, unknown_task
 
 CHUNK = 32  # rows whose texts a finder gets at once; with more alive, Python's garbage collector takes over
 
@@ -63,7 +63,7 @@ class LabelChange:
     def __post_init__(self) -> None:
         for task in (*(self.only or ()), *self.drop, *self.add):
             if task not in REGISTRY:
-                raise UserError(f"unknown task {task!r}: expected some of {', '.join(REGISTRY)}")
+                raise UserError(unknown_task(task))
         if "asr" in self.drop:
             raise UserError("asr cannot be dropped: every cut is labelled for it")
         both = sorted({*self.add} & {*self.drop})

@@ -16,6 +16,8 @@ from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
 from tokenverse_pp.tasks.text import render, transcript_of
 from tokenverse_pp.tasks.turns import turns_of
 
+COLUMNS = ("endpoint", "entities")
+
 
 def find_cut(path: PathLike, cut_id: str) -> Cut:
     """The first cut with an id.
@@ -58,7 +60,9 @@ def show_cut(cut: Cut, tasks: Optional[Sequence[str]] = None) -> str:
 
 
 def _turns(cut: Cut) -> str:
-    rows = [["start", "end", "speaker", "language", "endpoint", "entities", "text"]]
+    others = [key for task in REGISTRY.values() for key in task.own_fields if key not in COLUMNS]
+    others = [key for key in dict.fromkeys(others) if any(key in turn.custom for turn in turns_of(cut))]
+    rows = [["start", "end", "speaker", "language", *COLUMNS, *others, "text"]]
     for turn in turns_of(cut):
         items = turn.custom.get("entities")
         entities = [f"{turn.text[e['start'] : e['end']]} ({e.get('type') or 'NE'})" for e in _spans(items)]
@@ -71,6 +75,7 @@ def _turns(cut: Cut) -> str:
                 turn.language or "-",
                 {True: "yes", False: "no"}.get(endpoint, "-") if isinstance(endpoint, bool) else "-",
                 ", ".join(entities) or ("none" if items == [] else "-"),
+                *(str(turn.custom.get(key, "-")) for key in others),
                 turn.text,
             ]
         )

@@ -14,7 +14,7 @@ from tokenverse_pp.manifests.label import drop_tasks
 from tokenverse_pp.manifests.lines import text_lines
 from tokenverse_pp.manifests.rows import Row, custom_of, duration_of, read_rows, supervisions_of, tasks_of, writing_rows
 from tokenverse_pp.manifests.stats import SECONDS_PER_HOUR
-from tokenverse_pp.tasks.registry import REGISTRY
+from tokenverse_pp.tasks.registry import REGISTRY, unknown_task
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Wanted:
     def __post_init__(self) -> None:
         for task in (*self.tasks, *self.keep_labels):
             if task not in REGISTRY:
-                raise UserError(f"unknown task {task!r}: expected some of {', '.join(REGISTRY)}")
+                raise UserError(unknown_task(task))
         if "asr" in self.keep_labels:
             raise UserError("--keep-labels asr: every cut is labelled for asr")
 

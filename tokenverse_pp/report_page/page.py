@@ -72,7 +72,7 @@ def write_report(
         tables.refused(failures),
         tables.words(scores),
         tables.tokens(scores),
-        tables.languages(scores),
+        tables.classes(scores),
         *_utterances(items, tasks, folder, options),
         tables.settings(scores),
     ]

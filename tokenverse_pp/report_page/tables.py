@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-from tokenverse_pp.report import find_prf
+from tokenverse_pp.report import find_prf, has_confusion
 from tokenverse_pp.report_page.html import cell, percent, row, section, table, tag, text
+from tokenverse_pp.tasks.registry import BUILT_IN, REGISTRY
 
 Scores = Mapping[str, Any]
 EVENTS = {"scd": "speaker change", "endp": "endpoint"}
@@ -19,12 +20,24 @@ def tiles(scores: Scores, refused: int) -> str:
         ("language right", _percent_of(scores, "lid", "accuracy")),
         *((f"{name} F1", _percent_of(scores, task, "text", "f1")) for task, name in EVENTS.items()),
         ("entity F1", _percent_of(scores, "ner", "exact", "f1")),
+        *_outside(scores),
         ("cuts", str(scores.get("utterances", 0))),
         ("refused", str(refused) if refused else ""),
         ("real-time factor", f"{speed['rtf']:.4f}" if speed.get("rtf") else ""),
     ]
     shown = [tag("div", tag("b", text(value)), tag("span", text(name))) for name, value in found if value]
     return tag("div", *shown, class_="tiles")
+
+
+def _outside(scores: Scores) -> List[Tuple[str, str]]:
+    """The first F1, or else the accuracy, of tasks from outside the package."""
+    found = []
+    for task, result in scores.items():
+        if task in REGISTRY and task not in BUILT_IN and isinstance(result, Mapping):
+            if has_confusion(result):
+                found.append((f"{task} right", _percent_of(result, "accuracy")))
+            found += [(f"{name} F1", _percent_of(prf, "f1")) for name, prf in list(find_prf(task, result))[:1]]
+    return found
 
 
 def _percent_of(scores: Scores, *keys: str) -> str:
@@ -88,11 +101,14 @@ def tokens(scores: Scores) -> str:
     return section("Task tokens", table(head, rows, class_="numbers", data_table="tokens") if rows else "", *notes)
 
 
-def languages(scores: Scores) -> str:
-    """The confusion matrix of language identification: a row a spoken language, a column a decoded one."""
-    if "lid" not in scores:
-        return ""
-    confusion: Dict[str, Dict[str, int]] = scores["lid"]["confusion"]
+def classes(scores: Scores) -> str:
+    """The confusion matrices of languages, and of other tasks that give each utterance a class."""
+    return "".join(_matrix(task, result) for task, result in scores.items() if has_confusion(result))
+
+
+def _matrix(task: str, result: Mapping[str, Any]) -> str:
+    """A row a true class (a spoken language), a column a decoded one."""
+    confusion: Dict[str, Dict[str, int]] = result["confusion"]
     columns = sorted(set(confusion) | {hyp for counts in confusion.values() for hyp in counts})
     rows = []
     for ref, counts in confusion.items():
@@ -105,10 +121,11 @@ def languages(scores: Scores) -> str:
             depth = f"--depth:{20 + 60 * count / total:.0f}%" if count else None
             cells.append(cell(count, str(count) if count else "", class_=kind if count else None, style=depth))
         rows.append(row(ref, *cells, data_group=ref))
-    accuracy = scores["lid"]["accuracy"]
-    head = f"{percent(accuracy)} % of {scores['lid']['utterances']} cuts are right. Rows: spoken; columns: decoded."
-    matrix = table(["", *columns], rows, class_="numbers matrix", data_table="languages")
-    return section("Languages", tag("p", text(head), data_accuracy=accuracy), matrix, id="languages")
+    accuracy = result["accuracy"]
+    head = f"{percent(accuracy)} % of {result['utterances']} cuts are right. Rows: spoken; columns: decoded."
+    title, key = ("Languages", "languages") if task == "lid" else (task, f"classes-{task}")
+    matrix = table(["", *columns], rows, class_="numbers matrix", data_table=key)
+    return section(title, tag("p", text(head), data_accuracy=accuracy), matrix, id=key)
 
 
 def refused(failures: Sequence[Mapping[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from tokenverse_pp.model.encoder import build_encoder
 from tokenverse_pp.model.encoder.lora import merge_lora
 from tokenverse_pp.model.transducer import Transducer
 from tokenverse_pp.tasks import TaskSet, build_tasks
+from tokenverse_pp.tasks.registry import load_plugins_for
 from tokenverse_pp.tasks.turns import turns_of
 from tokenverse_pp.tokenizer import Tokenizer, train_tokenizer
 from tokenverse_pp.training import checkpoint
@@ -32,7 +33,8 @@ class Loaded:
 
 
 def tasks_of(config: TasksConfig) -> TaskSet:
-    """The tasks that the configuration names."""
+    """The tasks that the configuration names; files of `plugins` are run only for those that nobody has registered."""
+    load_plugins_for(config.names, config.plugins)
     return build_tasks(config.names, config.options())
 
 
