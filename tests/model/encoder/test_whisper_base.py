@@ -10,18 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scripts import ROOT
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.model.encoder import EncoderConfig, build_encoder
+from tokenverse_pp.model.encoder import EncoderConfig, build_encoder, whisper_base
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "recipes" / "human_speech" / "prepare_encoder.py"
-spec = importlib.util.spec_from_file_location("prepare_encoder", SCRIPT)
-prepare_encoder = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(prepare_encoder)
-
 TYPE_IDS = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4}
 
 
@@ -81,9 +77,9 @@ def test_converted_encoder_equals_the_source(encoder, tmp_path, dtype):
     variables = variables_of(encoder, dtype)
     variables["decoder/embeddings/weight"] = np.ones((3, 2), np.float16)
     blob = serialise(variables, [("decoder/projection/weight", "decoder/embeddings/weight")])
-    read = prepare_encoder.read_variables(blob)
+    read = whisper_base.read_variables(blob)
     assert read["decoder/projection/weight"].tolist() == [[1, 1]] * 3
-    prepare_encoder.save_encoder(read, tmp_path)
+    whisper_base.save_encoder(read, tmp_path)
     loaded = WhisperEncoder.from_pretrained(tmp_path).float().eval()
     assert {k: v.tolist() for k, v in loaded.state_dict().items()} == {
         k: v.tolist() for k, v in encoder.state_dict().items()
@@ -99,7 +95,7 @@ def test_int8_weights_are_rescaled_by_row():
     weight = np.array([[1.0, -0.5], [0.25, 0.1]], np.float32)
     scale = 127.0 / np.abs(weight).max(1)
     variables = {"w": np.rint(weight * scale[:, None]).astype(np.int8), "w_scale": scale.astype(np.float32)}
-    np.testing.assert_allclose(prepare_encoder.dequantised(variables, "w"), weight, atol=0.005)
+    np.testing.assert_allclose(whisper_base.dequantised(variables, "w"), weight, atol=0.005)
 
 
 def test_damaged_files_are_refused(encoder, tmp_path):
@@ -113,53 +109,53 @@ def test_damaged_files_are_refused(encoder, tmp_path):
         (b"", "damaged"),
     ]:
         with pytest.raises(UserError, match=message):
-            prepare_encoder.read_variables(bad)
+            whisper_base.read_variables(bad)
     del variables["encoder/conv2/bias"]
     with pytest.raises(UserError, match="conv2/bias"):
-        prepare_encoder.save_encoder(variables, tmp_path)
+        whisper_base.save_encoder(variables, tmp_path)
 
 
 def test_key_bias_is_refused(encoder):
     variables = variables_of(encoder)
     variables["encoder/layer_1/self_attention/linear_0/bias"][20] = 1.0
     with pytest.raises(UserError, match="key bias"):
-        prepare_encoder.encoder_tensors(variables)
+        whisper_base.encoder_tensors(variables)
 
 
 @pytest.fixture
 def fake_packages(encoder, tmp_path, monkeypatch):
     """Two importable packages with the halves of a tiny model.bin, and its checksum in place of the real one."""
     blob = serialise(variables_of(encoder))
-    for (package, file_name), half in zip(prepare_encoder.PARTS, (blob[:3000], blob[3000:])):
+    for (package, file_name), half in zip(whisper_base.PARTS, (blob[:3000], blob[3000:])):
         path = tmp_path / "packages" / package / file_name
         path.parent.mkdir(parents=True)
         path.write_bytes(half)
         (tmp_path / "packages" / package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path / "packages")
-    monkeypatch.setattr(prepare_encoder, "MODEL_SHA256", hashlib.sha256(blob).hexdigest())
+    monkeypatch.setattr(whisper_base, "MODEL_SHA256", hashlib.sha256(blob).hexdigest())
     return tmp_path / "packages"
 
 
 def test_folder_is_complete_and_kept(fake_packages, tmp_path):
-    folder, written = prepare_encoder.convert_whisper_base(tmp_path / "data" / "encoder")
+    folder, written = whisper_base.convert_whisper_base(tmp_path / "data" / "encoder")
     assert written and {"LICENSE", "ORIGIN", "config.json", "model.safetensors"} <= {p.name for p in folder.iterdir()}
     assert "not a self-supervised" in " ".join((folder / "ORIGIN").read_text().split())
     assert [p.name for p in folder.parent.iterdir()] == ["encoder"]
-    assert prepare_encoder.convert_whisper_base(folder) == (folder, False)
+    assert whisper_base.convert_whisper_base(folder) == (folder, False)
 
 
 def test_another_checksum_writes_nothing(fake_packages, tmp_path):
-    part = fake_packages / Path(prepare_encoder.PARTS[1][0], prepare_encoder.PARTS[1][1])
+    part = fake_packages / Path(whisper_base.PARTS[1][0], whisper_base.PARTS[1][1])
     part.write_bytes(part.read_bytes()[:-1] + b"\x55")
     with pytest.raises(UserError, match="sha256"):
-        prepare_encoder.convert_whisper_base(tmp_path / "encoder")
+        whisper_base.convert_whisper_base(tmp_path / "encoder")
     assert not (tmp_path / "encoder").exists()
 
 
 def test_occupied_folder_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not a finished encoder folder"):
-        prepare_encoder.convert_whisper_base(tmp_path)
+        whisper_base.convert_whisper_base(tmp_path)
 
 
 def test_command_line_says_what_is_missing(tmp_path):
@@ -177,12 +173,27 @@ def test_command_line_says_what_is_missing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(importlib.util.find_spec(prepare_encoder.PARTS[0][0]) is None, reason="needs [human-speech]")
+@pytest.mark.skipif(importlib.util.find_spec(whisper_base.PARTS[0][0]) is None, reason="needs [human-speech]")
 def test_whisper_base(tmp_path):
     """The real packages: 20.6 M parameters, and known statistics of a trained model."""
-    folder, _ = prepare_encoder.convert_whisper_base(tmp_path / "whisper-base")
+    folder, _ = whisper_base.convert_whisper_base(tmp_path / "whisper-base")
     encoder = build_encoder(EncoderConfig(str(folder), kind="frozen", layers=[3, -1]))
     assert sum(p.numel() for p in encoder.backbone.parameters()) == 20590592
     positions = encoder.backbone.encoder.embed_positions.weight
     expected = torch.sin(torch.arange(1500.0))  # the first sinusoid of Whisper's position table has rate 1
     torch.testing.assert_close(positions[:, 0], expected, atol=2e-3, rtol=0)
+
+
+def test_another_process_may_be_faster(fake_packages, tmp_path, monkeypatch):
+    """Two that make the same folder at once: the slower one takes the other's; nothing else is left behind."""
+    target = tmp_path / "cache" / "encoder"
+    saved = whisper_base.save_encoder
+
+    def save_after_the_other(variables, folder):
+        monkeypatch.setattr(whisper_base, "save_encoder", saved)
+        assert whisper_base.convert_whisper_base(target) == (target, True)
+        saved(variables, folder)
+
+    monkeypatch.setattr(whisper_base, "save_encoder", save_after_the_other)
+    assert whisper_base.convert_whisper_base(target) == (target, False)
+    assert [path.name for path in target.parent.iterdir()] == ["encoder"]
