@@ -1,0 +1,1 @@
+"""Grids of experiments: which runs there are, running them, and what their results say."""

@@ -1,0 +1,205 @@
+"""A grid of experiments as YAML: what runs there are, and what defines each."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+
+import yaml
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.experiments.derive import Derivation
+
+Settings = Dict[str, Any]  # dotted option of recipes/train.py -> value
+RUN_KEYS = {"about", "configs", "settings", "train", "seeds", "decode", "sweep", "of", "init_from"}
+COMMON_KEYS = {"configs", "settings", "train", "seeds", "decode", "tokenizer"}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """One decoding of the test set: options of recipes/decode.py, without the dashes."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its decodings, or (with ``of``) decodings alone, of another run's model.
+
+    Args:
+        settings: of recipes/train.py, those of the configuration files included; later ones have won.
+        train: name of the derived training manifest.
+        of: the run whose model is decoded; nothing is trained.
+        init_from: the run, of the same seed, from whose model the training starts.
+    """
+
+    name: str
+    about: str
+    settings: Settings
+    train: str
+    seeds: Tuple[int, ...]
+    decodings: Tuple[Decoding, ...]
+    of: Optional[str] = None
+    init_from: Optional[str] = None
+
+    @property
+    def needs(self) -> Optional[str]:
+        """The run that has to be trained before this one."""
+        return self.of or self.init_from
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All runs, in order.
+
+    Args:
+        corpora: file names of the sets ``train``, ``dev`` and ``test`` in the data folder.
+        manifests: name -> how a training manifest is made from the ``train`` set.
+        tokenizer: ``tasks``, ``languages`` and ``vocab_size`` of the one tokenizer that all runs share.
+    """
+
+    corpora: Mapping[str, str]
+    manifests: Mapping[str, Derivation]
+    tokenizer: Mapping[str, Any]
+    runs: Mapping[str, Run]
+
+    def chosen(self, patterns: Sequence[str]) -> List[Run]:
+        """The runs named, ``transfer_*`` for all that begin so; none named: all. What a run needs comes before it.
+
+        Raises:
+            UserError: for a name that no run has.
+        """
+        names: List[str] = []
+        for pattern in patterns or self.runs:
+            found = [name for name in self.runs if name == pattern or Path(name).match(pattern)]
+            if not found:
+                raise UserError(f"no run {pattern!r} in the grid, which has {', '.join(self.runs)}")
+            for name in found:
+                names.extend(self._with_needs(name))
+        return [self.runs[name] for name in dict.fromkeys(names)]
+
+    def _with_needs(self, name: str) -> List[str]:
+        needs = self.runs[name].needs
+        return [*(self._with_needs(needs) if needs else ()), name]
+
+
+def load_grid(path: Path, root: Path, changes: Optional[Mapping[str, Any]] = None) -> Grid:
+    """Read a grid.
+
+    Args:
+        path: the YAML file.
+        root: the folder that the configuration files are named from.
+        changes: settings for every run, above what the file says (a short try: ``training.max_steps``).
+
+    Raises:
+        UserError: naming the file and what it says that cannot be.
+    """
+    data = read_yaml(path)
+    try:
+        common = _only(data.get("common") or {}, COMMON_KEYS, "common")
+        manifests = {name: Derivation.of(value or {}) for name, value in (data.get("manifests") or {}).items()}
+        runs = {
+            name: _run(name, _only(value or {}, RUN_KEYS, f"run {name}"), common, root, changes or {})
+            for name, value in data["runs"].items()
+        }
+        for run in runs.values():
+            _check(run, runs, manifests)
+        return Grid(data["corpora"], manifests, common.get("tokenizer") or {}, runs)
+    except KeyError as error:
+        raise UserError(f"{path}: expected a key {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _run(name: str, spec: Mapping[str, Any], common: Mapping[str, Any], root: Path, changes: Mapping[str, Any]) -> Run:
+    settings: Settings = {}
+    for config in [*common.get("configs", ()), *spec.get("configs", ())]:
+        settings.update(flatten(read_yaml(root / config)))
+    settings.update(common.get("settings") or {})
+    settings.update(spec.get("settings") or {})
+    settings.update(changes)
+    return Run(
+        name,
+        spec.get("about", ""),
+        settings,
+        spec.get("train", common.get("train", "")),
+        tuple(spec.get("seeds", common.get("seeds", [42]))),
+        tuple(_decodings({**(common.get("decode") or {}), **(spec.get("decode") or {})}, spec.get("sweep"))),
+        spec.get("of"),
+        spec.get("init_from"),
+    )
+
+
+def _decodings(options: Mapping[str, Any], sweep: Optional[Mapping[str, Sequence[Any]]]) -> Iterable[Decoding]:
+    """One decoding called ``test``, or one for every combination of the values that the options of ``sweep`` take."""
+    if not sweep:
+        yield Decoding("test", options)
+        return
+    for values in itertools.product(*sweep.values()):
+        changed = dict(zip(sweep, values))
+        yield Decoding(" ".join(f"{option}={value}" for option, value in changed.items()), {**options, **changed})
+
+
+def _check(run: Run, runs: Mapping[str, Run], manifests: Mapping[str, Derivation]) -> None:
+    if run.train not in manifests:
+        raise UserError(f"run {run.name}: no manifest {run.train!r}; there are {', '.join(manifests)}")
+    if run.needs and run.needs not in runs:
+        raise UserError(f"run {run.name}: needs a run {run.needs!r}, which is not there")
+    if run.needs and not set(run.seeds) <= set(runs[run.needs].seeds):
+        raise UserError(f"run {run.name}: needs run {run.needs} of every seed {list(run.seeds)}")
+
+
+def _only(data: Any, keys: Iterable[str], where: str) -> Dict[str, Any]:
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: expected a mapping, found {data!r}")
+    unknown = sorted(set(data) - set(keys))
+    if unknown:
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(keys))}")
+    return data
+
+
+def read_yaml(path: Path) -> Dict[str, Any]:
+    """A mapping from a YAML file (raises UserError where there is none)."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a mapping")
+    return data
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> Settings:
+    """Nested mappings as dotted options.
+
+    >>> flatten({"model": {"vectors": {"placement": "both"}, "joiner_dim": 256}})
+    {'model.vectors.placement': 'both', 'model.joiner_dim': 256}
+    """
+    flat: Settings = {}
+    for key, value in data.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def nested(settings: Settings) -> Dict[str, Any]:
+    """The inverse of `flatten`: what a configuration file holds."""
+    data: Dict[str, Any] = {}
+    for option, value in settings.items():
+        *sections, key = option.split(".")
+        inner = data
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[key] = value
+    return data
+
+
+def digest(data: Any) -> str:
+    """SHA-256 of anything that JSON takes; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
