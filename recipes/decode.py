@@ -25,6 +25,7 @@ from tokenverse_pp.cli.errors import report_errors
 from tokenverse_pp.cli.groups import EXIT_CODE
 from tokenverse_pp.decoding import DecodeOptions, Outcome, check_ids, choose_tasks, decode_all
 from tokenverse_pp.decoding.parts import Parts
+from tokenverse_pp.decoding.vector_scale import read_scales
 from tokenverse_pp.files import write_json, write_text
 from tokenverse_pp.manifests.labels import validate_cuts
 from tokenverse_pp.manifests.reading import read_cuts
@@ -73,6 +74,12 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @click.option("--window", type=float, default=28.0, show_default=True, help="Longer cuts are decoded in windows (s).")
 @click.option("--overlap", type=float, default=6.0, show_default=True, help="Seconds that two windows have in common.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--vector-scale",
+    multiple=True,
+    metavar="TASK=NUMBER",
+    help="Multiply the task's vector, e.g. ner=1.5; may be given again.",
+)
 @click.option("--first", type=int, help="Decode the first N cuts only.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run was.")
 @click.option("--report/--no-report", default=True, show_default=True, help="Write report.html.")
@@ -117,6 +124,7 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
         precision=given["precision"],
         window=given["window"],
         overlap=given["overlap"],
+        vector_scale=read_scales(given["vector_scale"]),
     )
 
 

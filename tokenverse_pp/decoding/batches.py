@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenverse_pp.dataset import audio_files, collate, load_inputs
 from tokenverse_pp.decoding.options import DecodeOptions, choose_tasks
+from tokenverse_pp.decoding.vector_scale import vector_weights
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.long_audio import decode_long
 from tokenverse_pp.manifests.stored_features import batches_of
@@ -80,8 +81,7 @@ class Decoder:
         )
         self.bonus = bonus_for(search, loaded.tokenizer)
         self.calibration = read_calibration(loaded.folder)
-        mask = loaded.tasks.mask(self.active.names)
-        self.mask = torch.tensor(mask, dtype=torch.float32, device=self.device)
+        self.mask = vector_weights(loaded, self.active, options.vector_scale).to(self.device)
 
     @torch.no_grad()
     def __call__(self, group: Sequence[Cut]) -> Decoded:
@@ -130,7 +130,9 @@ class Decoder:
         o = self.options
         at_once = max(1, int(o.max_duration // o.window))
         try:
-            best = decode_long(self.loaded, cut, self.active, o.search, o.window, o.overlap, at_once, o.precision)
+            best = decode_long(
+                self.loaded, cut, self.active, o.search, o.window, o.overlap, at_once, o.precision, self.mask
+            )
         except UserError as error:
             done.refuse(cut, error)
         else:

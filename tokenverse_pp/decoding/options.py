@@ -32,6 +32,7 @@ class DecodeOptions:
         precision: of the encoder: fp32, bf16 or fp16.
         window: cuts of more seconds than this are decoded in windows of this length (`tokenverse_pp.long_audio`).
         overlap: seconds that two windows have in common.
+        vector_scale: (task, factor) of the task vectors that are not to be added as they are (`vector_scale`).
     """
 
     search: SearchOptions = field(default_factory=SearchOptions)
@@ -41,6 +42,7 @@ class DecodeOptions:
     precision: str = "fp32"
     window: float = 28.0
     overlap: float = 6.0
+    vector_scale: Tuple[Tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.max_duration < math.inf:

@@ -32,6 +32,7 @@ def decode_long(
     overlap: float = 6.0,
     batch: int = 4,
     precision: str = "fp32",
+    weights: Optional[torch.Tensor] = None,
 ) -> Hypothesis:
     """Decode audio of any length in overlapping windows (see `merge` for how they are joined).
 
@@ -47,6 +48,7 @@ def decode_long(
         overlap: seconds that two windows have in common, less than half a window.
         batch: windows that are decoded at once.
         precision: of the encoder: fp32, bf16 or fp16.
+        weights: (K + 1,) of the task vectors; by default 1 for the active tasks, 0 for the others.
 
     Raises:
         UserError: naming the file or option, for audio that cannot be read and windows that cannot be.
@@ -54,7 +56,7 @@ def decode_long(
     options = options or SearchOptions()
     check_windows(window, overlap)
     cut = cut_of(audio) if isinstance(audio, (str, Path)) else audio
-    decoder = _WindowDecoder(loaded, active, options, precision)
+    decoder = _WindowDecoder(loaded, active, options, precision, weights)
     if cut.duration <= window:
         return decoder(cut, [cut])[0]
     shift = loaded.model.encoder.output_frame_shift
@@ -120,14 +122,22 @@ def in_groups(items: Iterable[Item], size: int) -> Iterator[List[Item]]:
 class _WindowDecoder:
     """Cuts -> their best hypotheses, with the plain encoder and search."""
 
-    def __init__(self, loaded: Loaded, active: TaskSet, options: SearchOptions, precision: str):
+    def __init__(
+        self,
+        loaded: Loaded,
+        active: TaskSet,
+        options: SearchOptions,
+        precision: str,
+        weights: Optional[torch.Tensor] = None,
+    ):
         self.model, self.options, self.precision = loaded.model, options, precision
         self.device = next(loaded.model.parameters()).device
         self.constraints = constraints_for(
             loaded.tasks, active.names, loaded.tokenizer, options.languages, options.force_language
         )
         self.bonus = bonus_for(options, loaded.tokenizer)
-        self.mask = torch.tensor(loaded.tasks.mask(active.names), dtype=torch.float32, device=self.device)
+        mask = torch.tensor(loaded.tasks.mask(active.names), dtype=torch.float32) if weights is None else weights
+        self.mask = mask.to(self.device)
 
     @torch.no_grad()
     def __call__(self, cut: Cut, parts: List[Cut]) -> List[Hypothesis]:
