@@ -13,6 +13,7 @@ from tokenverse_pp.loss import pruned_transducer_loss
 from tokenverse_pp.loss.tokens import token_log_probs
 from tokenverse_pp.model.encoder import Encoder
 from tokenverse_pp.model.joiner import Joiner
+from tokenverse_pp.model.masks import ChunkOptions
 from tokenverse_pp.model.predictor import StatelessPredictor
 from tokenverse_pp.model.spec_augment import SpecAugment
 from tokenverse_pp.model.task_vectors import TaskVectors
@@ -58,23 +59,35 @@ class Transducer(nn.Module):
         # A transducer can lower its loss by predicting tokens from tokens; CTC sees the encoder alone.
         self.ctc = nn.Linear(c, vocab_size) if config.loss.ctc_scale > 0 else None
 
-    def encode(self, inputs: Tensor, lens: Tensor, active: Tensor, stored: bool = False) -> Tuple[Tensor, Tensor]:
+    def encode(
+        self,
+        inputs: Tensor,
+        lens: Tensor,
+        active: Tensor,
+        stored: bool = False,
+        chunks: Optional[ChunkOptions] = None,
+    ) -> Tuple[Tensor, Tensor]:
         """Audio or stored features -> encoder output.
 
         Args:
             inputs: audio (N, S), or stored features at the seam (N, T, F) when ``stored``.
             lens: valid samples or frames, (N,).
             active: (N, K + 1) of 0 and 1: the active tasks.
-            stored: ``inputs`` are features that `Encoder.extract` gave before.
+            stored: ``inputs`` are features that `Encoder.extract` gave before (under the same ``chunks``, or the first
+                half has seen more than streaming will).
+            chunks: each frame sees its chunk and the left context alone, as in streaming. None or options of full
+                context: everything.
 
         Returns:
             (N, T', C) and the valid frames (N,).
         """
-        features, lens = (inputs, lens) if stored else self.encoder.extract(inputs, lens)
+        if chunks is not None and chunks.full:
+            chunks = None
+        features, lens = (inputs, lens) if stored else self.encoder.extract(inputs, lens, chunks)
         features = self.spec_augment(features.to(self.joiner.output.weight.dtype), lens)
         if self.feature_vectors is not None:
             features = features + self.feature_vectors(active)[:, None, :]
-        out, lens = self.encoder.contextualise(features, lens)
+        out, lens = self.encoder.contextualise(features, lens, chunks)
         if self.encoder_vectors is not None:
             out = out + self.encoder_vectors(active)[:, None, :]
         return out, lens
@@ -87,15 +100,16 @@ class Transducer(nn.Module):
         tokens: Tensor,
         token_lens: Tensor,
         stored: bool = False,
+        chunks: Optional[ChunkOptions] = None,
     ) -> Losses:
         """Simple, pruned and (if it is on) CTC loss of each utterance.
 
         Args:
-            inputs: see `encode`; so are lens, active and stored.
+            inputs: see `encode`; so are lens, active, stored and chunks.
             tokens: target ids (N, U), padded with anything.
             token_lens: valid targets, (N,).
         """
-        out, lens = self.encode(inputs, lens, active, stored)
+        out, lens = self.encode(inputs, lens, active, stored, chunks)
         return self.losses(out, lens, tokens, token_lens)
 
     def losses(self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Losses:

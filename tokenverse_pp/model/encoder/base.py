@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tokenverse_pp.compat import transformer_layer
+from tokenverse_pp.model.encoder.masking import length_mask, zero_padding
+from tokenverse_pp.model.masks import ChunkGrid, ChunkOptions, chunk_grid
 
 
 class Encoder(nn.Module, ABC):
@@ -31,21 +33,36 @@ class Encoder(nn.Module, ABC):
     output_frame_shift: float
 
     @abstractmethod
-    def extract(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+    def extract(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tuple[Tensor, Tensor]:
         """First half: audio (N, S), lens (N,) samples -> features (N, T, F), lens (N,) frames.
 
-        Audio is float32 at 16 kHz in [-1, 1].
+        Audio is float32 at 16 kHz in [-1, 1]. ``chunks``: each frame sees its chunk and the left context alone, as in
+        streaming; None for full context (options of full context are not taken).
 
         Raises:
             UserError: an utterance is too short for one frame, or longer than the model can take.
         """
 
     @abstractmethod
-    def contextualise(self, features: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+    def contextualise(
+        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None
+    ) -> Tuple[Tensor, Tensor]:
         """Second half: features (N, T, F), lens (N,) -> output (N, ceil(T / stack), C), lens (N,).
 
-        ``features`` is not changed, and what it holds on padded frames does not matter.
+        ``features`` is not changed, and what it holds on padded frames does not matter. ``chunks``: see `extract`.
         """
+
+    @abstractmethod
+    def grid(self, chunks: ChunkOptions) -> ChunkGrid:
+        """Where the chunks lie at the seam.
+
+        Raises:
+            UserError: the chunk is no whole number of frames, or the encoder cannot be run in chunks.
+        """
+
+    @abstractmethod
+    def lookahead_ms(self, chunks: ChunkOptions) -> float:
+        """How much after a chunk's end its output depends on, at most: 0 if ``chunks.strict``."""
 
     @abstractmethod
     def feature_lens(self, lens: Tensor) -> Tensor:
@@ -76,22 +93,40 @@ class Backbone(nn.Module, ABC):
     hidden_size: int
     layers: Any  # nn.ModuleList of transformers' layers
     frame_shift: float
+    hop: int  # samples from one frame to the next
+    receptive: int  # frame t of `embed` sees no sample from hop * t + receptive on
+    right_frames: int = 0  # that `transform` sees after a frame, beside attention
     gradient_checkpointing: bool = False
 
     @abstractmethod
-    def embed(self, audio: Tensor, lens: Tensor) -> Tensor:
-        """Audio (N, S), lens (N,) samples -> transformer input (N, T, hidden_size), zero on padding."""
+    def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
+        """Audio (N, S), lens (N,) samples -> transformer input (N, T, hidden_size), zero on padding.
+
+        With ``chunks``, statistics of the utterance are those of what was heard up to the end of a frame's chunk.
+        """
 
     @abstractmethod
     def frame_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames."""
 
-    @abstractmethod
-    def transform(self, x: Tensor, lens: Tensor, wanted: Sequence[int] = (-1,)) -> List[Tensor]:
+    def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
+        """Where the chunks lie; see `tokenverse_pp.model.masks.chunk_grid`."""
+        return chunk_grid(chunks, self.hop, self.receptive, stack)
+
+    def transform(
+        self, x: Tensor, lens: Tensor, wanted: Sequence[int] = (-1,), grid: Optional[ChunkGrid] = None
+    ) -> List[Tensor]:
         """Frames (N, T, hidden_size), lens (N,) -> the wanted hidden states, each (N, T, hidden_size).
 
-        They are numbered as in ``EncoderConfig.layers``.
+        They are numbered as in ``EncoderConfig.layers``. ``grid``: the chunks; None for full context.
         """
+        mask = length_mask(lens, x.shape[1])
+        x = self.add_positions(zero_padding(x, mask), grid)
+        return self.run_layers(x, wanted, self.layer_arguments(x, mask, grid))
+
+    @abstractmethod
+    def add_positions(self, x: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
+        """Frames (N, T, hidden_size), zero on padding -> input of the lowest layer, of the same shape."""
 
     @abstractmethod
     def freeze_embedding(self) -> None:
@@ -117,7 +152,7 @@ class Backbone(nn.Module, ABC):
             module.requires_grad_(False)
 
     @abstractmethod
-    def layer_arguments(self, x: Tensor, mask: Tensor) -> Dict[str, Any]:
+    def layer_arguments(self, x: Tensor, mask: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
         """Keyword arguments of every layer, for x (N, T, C) and mask (N, T) true on valid frames."""
 
     def run_layers(self, x: Tensor, wanted: Sequence[int], arguments: Dict[str, Any], first: int = 0) -> List[Tensor]:

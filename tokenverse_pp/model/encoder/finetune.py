@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from tokenverse_pp.model.encoder.base import Backbone, Encoder
 from tokenverse_pp.model.encoder.config import EncoderConfig
 from tokenverse_pp.model.encoder.lora import add_lora
 from tokenverse_pp.model.encoder.masking import length_mask, stack_frames, stacked_lens, zero_padding
+from tokenverse_pp.model.masks import ChunkGrid, ChunkOptions
 
 
 class FinetuneEncoder(Encoder):
@@ -35,14 +36,24 @@ class FinetuneEncoder(Encoder):
         if config.lora_rank:
             add_lora(backbone, config)
 
-    def extract(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+    def extract(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tuple[Tensor, Tensor]:
         """See Encoder; what enters the transformer."""
-        return self.backbone.embed(audio, lens), self.feature_lens(lens)
+        return self.backbone.embed(audio, lens, chunks), self.feature_lens(lens)
 
-    def contextualise(self, features: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+    def contextualise(
+        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None
+    ) -> Tuple[Tensor, Tensor]:
         """See Encoder; the transformer's output after its final norm, frames stacked last."""
-        (x,) = self.backbone.transform(features, lens)
+        (x,) = self.backbone.transform(features, lens, grid=None if chunks is None else self.grid(chunks))
         return stack_frames(zero_padding(x, length_mask(lens, x.shape[1])), lens, self.stack)
+
+    def grid(self, chunks: ChunkOptions) -> ChunkGrid:
+        """See Encoder."""
+        return self.backbone.grid(chunks, self.stack)
+
+    def lookahead_ms(self, chunks: ChunkOptions) -> float:
+        """See Encoder; the right side of wav2vec2's positional convolution."""
+        return 0.0 if chunks.strict else 1000 * self.backbone.right_frames * self.frame_shift
 
     def feature_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames of the pretrained encoder."""

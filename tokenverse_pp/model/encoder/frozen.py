@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from tokenverse_pp.model.encoder.base import Backbone, Encoder
 from tokenverse_pp.model.encoder.config import EncoderConfig
-from tokenverse_pp.model.encoder.context import context_network
+from tokenverse_pp.model.encoder.context import context_lookahead_ms, context_network
 from tokenverse_pp.model.encoder.masking import length_mask, stack_frames, stacked_lens, zero_padding
+from tokenverse_pp.model.masks import ChunkGrid, ChunkOptions
 
 
 class FrozenEncoder(Encoder):
@@ -38,18 +39,29 @@ class FrozenEncoder(Encoder):
         return self
 
     @torch.no_grad()
-    def extract(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+    def extract(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tuple[Tensor, Tensor]:
         """See Encoder; the chosen hidden states, each normalised over its channels, (N, T, F) float32."""
         frame_lens = self.feature_lens(lens)
-        states = self.backbone.transform(self.backbone.embed(audio, lens), frame_lens, self.layers)
+        grid = None if chunks is None else self.grid(chunks)
+        states = self.backbone.transform(self.backbone.embed(audio, lens, chunks), frame_lens, self.layers, grid)
         features = torch.cat([torch.nn.functional.layer_norm(x.float(), x.shape[-1:]) for x in states], dim=-1)
         return zero_padding(features, length_mask(frame_lens, features.shape[1])), frame_lens
 
-    def contextualise(self, features: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+    def contextualise(
+        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None
+    ) -> Tuple[Tensor, Tensor]:
         """See Encoder; frames are stacked before the context network."""
         features = zero_padding(features, length_mask(lens, features.shape[1]))
         x, lens = stack_frames(features, lens, self.stack)
-        return self.context(x, lens), lens
+        return self.context(x, lens, None if chunks is None else self.grid(chunks).stacked(self.stack)), lens
+
+    def grid(self, chunks: ChunkOptions) -> ChunkGrid:
+        """See Encoder."""
+        return self.backbone.grid(chunks, self.stack)
+
+    def lookahead_ms(self, chunks: ChunkOptions) -> float:
+        """See Encoder; the right sides of the context network's convolutions and of the backbone's positional one."""
+        return context_lookahead_ms(self.context, self.backbone, self.grid(chunks), self.stack)
 
     def feature_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames of the pretrained encoder."""

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
+from tokenverse_pp.model.encoder.chunked import from_chunks, in_chunks
 from tokenverse_pp.model.encoder.masking import length_mask, stacked_lens
+from tokenverse_pp.model.masks import ChunkGrid, ChunkOptions, chunk_grid
+
+LEAST = -10.0  # the logarithm of the least power that counts
 
 
 class LogMel(nn.Module):
@@ -54,3 +58,44 @@ class LogMel(nn.Module):
             mel = torch.maximum(mel, mel.amax(dim=(1, 2), keepdim=True) - 8.0)
             mel = (mel[:, :, : self.frame_lens(torch.tensor(longest))] + 4.0) / 4.0
         return mel.masked_fill(~length_mask(frame_lens, mel.shape[2]).unsqueeze(1), 0.0), frame_lens
+
+    def running(self, audio: Tensor, lens: Tensor, chunks: ChunkOptions) -> Tuple[Tensor, Tensor]:
+        """As `forward`, of any length, with the maximum over the frames up to the end of a frame's chunk."""
+        longest = int(lens.max())
+        audio = audio[:, :longest].float().masked_fill(~length_mask(lens, longest), 0.0)
+        audio = nn.functional.pad(audio, (0, self.n_fft))
+        mel = self.log_power(torch.cat([self.mirrored_start(audio), audio], dim=1))
+        lens = self.frame_lens(lens)
+        frames = int(lens.max())
+        valid = length_mask(lens, frames)
+        peaks = mel[:, :, :frames].amax(dim=1).masked_fill(~valid, LEAST)
+        mel = self.clip(mel[:, :, :frames], self.running_peaks(peaks, self.grid(chunks)))
+        return mel.masked_fill(~valid.unsqueeze(1), 0.0), lens
+
+    def grid(self, chunks: ChunkOptions) -> ChunkGrid:
+        """Where the chunks lie among the frames of 10 ms."""
+        return chunk_grid(chunks, self.hop, self.n_fft // 2)
+
+    def mirrored_start(self, audio: Tensor) -> Tensor:
+        """What comes before audio (N, S), with S > 200: its first samples' mirror image, (N, 200)."""
+        return audio[:, 1 : self.n_fft // 2 + 1].flip(1)
+
+    def log_power(self, audio: Tensor) -> Tensor:
+        """Audio (N, 240 + 160 T) or a little more -> log-mel (N, num_mel_bins, T) before it is clipped.
+
+        Frame t sees 400 samples from 160 t on.
+        """
+        with torch.autocast(audio.device.type, enabled=False):
+            spectrum = torch.stft(audio, self.n_fft, self.hop, window=self.window, center=False, return_complex=True)
+            return (self.filters @ spectrum.abs().square()).clamp(min=1e-10).log10()
+
+    @staticmethod
+    def running_peaks(peaks: Tensor, grid: ChunkGrid) -> Tensor:
+        """Each frame's highest value (N, T), at least LEAST -> highest value up to the end of its chunk, (N, T)."""
+        highest = (in_chunks(peaks - LEAST, grid).amax(-1) + LEAST).cummax(dim=1).values
+        return from_chunks(highest.unsqueeze(-1).expand(-1, -1, grid.size), peaks.shape[1], grid)
+
+    @staticmethod
+    def clip(mel: Tensor, peaks: Tensor) -> Tensor:
+        """Cut mel (N, M, T) at 8 below the peaks (N, T), and scale it as Whisper does."""
+        return (torch.maximum(mel, peaks.unsqueeze(1) - 8.0) + 4.0) / 4.0

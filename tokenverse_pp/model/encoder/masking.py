@@ -26,12 +26,25 @@ def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
     return x.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
-def attention_bias(mask: Tensor, dtype: torch.dtype) -> Optional[Tensor]:
-    """Return what keeps attention off the padding, (N, 1, T, T), to be added to scores; None without padding."""
+def attention_bias(mask: Tensor, dtype: torch.dtype, seen: Optional[Tensor] = None) -> Optional[Tensor]:
+    """Return what keeps attention off the padding, (N, 1, T, T), to be added to scores; None if all may be seen.
+
+    Args:
+        mask: (N, T), true on valid frames.
+        dtype: of the scores.
+        seen: (T, T), true on what each frame sees (`tokenverse_pp.model.masks.chunk_mask`).
+    """
+    if seen is not None:
+        return score_bias(mask[:, None, None, :] & seen, dtype)
     if bool(mask.all()):
         return None
     bias = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, MASKED_SCORE)
     return bias[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+
+
+def score_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 0 where ``seen`` is true, and what makes a score vanish elsewhere; of the same shape."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, MASKED_SCORE)
 
 
 def stacked_lens(lens: Tensor, stack: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -10,9 +10,10 @@ from torch.nn.functional import layer_norm
 
 from tokenverse_pp.model.encoder.base import Backbone, Encoder
 from tokenverse_pp.model.encoder.config import EncoderConfig
-from tokenverse_pp.model.encoder.context import context_network
+from tokenverse_pp.model.encoder.context import context_lookahead_ms, context_network
 from tokenverse_pp.model.encoder.lora import add_lora
 from tokenverse_pp.model.encoder.masking import length_mask, stack_frames, stacked_lens, zero_padding
+from tokenverse_pp.model.masks import ChunkGrid, ChunkOptions
 
 
 class SplitEncoder(Encoder):
@@ -54,23 +55,35 @@ class SplitEncoder(Encoder):
         return self
 
     @torch.no_grad()
-    def extract(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+    def extract(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tuple[Tensor, Tensor]:
         """See Encoder; the hidden state of ``split_layer`` as it is, (N, T, F) float32."""
         frame_lens = self.feature_lens(lens)
         mode, self.backbone.training = self.backbone.training, False  # no dropout below the seam
-        (x,) = self.backbone.transform(self.backbone.embed(audio, lens), frame_lens, (self.split_layer,))
+        grid = None if chunks is None else self.grid(chunks)
+        (x,) = self.backbone.transform(self.backbone.embed(audio, lens, chunks), frame_lens, (self.split_layer,), grid)
         self.backbone.training = mode
         return zero_padding(x.float(), length_mask(frame_lens, x.shape[1])), frame_lens
 
-    def contextualise(self, features: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+    def contextualise(
+        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None
+    ) -> Tuple[Tensor, Tensor]:
         """See Encoder; the upper layers, the chosen hidden states, stacking, the context network."""
         mask = length_mask(lens, features.shape[1])
         features = zero_padding(features, mask)
-        arguments = self.backbone.layer_arguments(features, mask)
+        grid = None if chunks is None else self.grid(chunks)
+        arguments = self.backbone.layer_arguments(features, mask, grid)
         states = self.backbone.run_layers(features, self.layers, arguments, first=self.split_layer)
         joined = torch.cat([layer_norm(x.float(), x.shape[-1:]) for x in states], dim=-1)
         x, lens = stack_frames(zero_padding(joined, mask), lens, self.stack)
-        return self.context(x, lens), lens
+        return self.context(x, lens, None if grid is None else grid.stacked(self.stack)), lens
+
+    def grid(self, chunks: ChunkOptions) -> ChunkGrid:
+        """See Encoder."""
+        return self.backbone.grid(chunks, self.stack)
+
+    def lookahead_ms(self, chunks: ChunkOptions) -> float:
+        """See Encoder; the right sides of the context network's convolutions and of the backbone's positional one."""
+        return context_lookahead_ms(self.context, self.backbone, self.grid(chunks), self.stack)
 
     def feature_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames of the pretrained encoder."""

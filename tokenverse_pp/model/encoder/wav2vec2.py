@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.encoder.base import Backbone
+from tokenverse_pp.model.encoder.chunked import chunked_convolution, normalise_running, running_group_norm, sides
 from tokenverse_pp.model.encoder.masking import attention_bias, length_mask, zero_padding
+from tokenverse_pp.model.masks import ChunkGrid, ChunkOptions, chunk_grid, chunk_mask
 
 
 def normalise_audio(audio: Tensor, lens: Tensor) -> Tensor:
@@ -57,10 +59,9 @@ class Wav2Vec2Backbone(Backbone):
         self.hidden_size = config.hidden_size
         self.kernels, self.strides = list(config.conv_kernel), list(config.conv_stride)
         self.stable_layer_norm = config.do_stable_layer_norm
-        samples = 1
-        for stride in self.strides:
-            samples *= stride
-        self.frame_shift = samples / 16000
+        self.hop, self.receptive = self.front_sizes(len(self.kernels))
+        self.right_frames = sides(self.encoder.pos_conv_embed.conv)[1]
+        self.frame_shift = self.hop / 16000
 
     @property
     def layers(self) -> nn.ModuleList:  # type: ignore[override]
@@ -73,46 +74,80 @@ class Wav2Vec2Backbone(Backbone):
             lens = torch.div(lens - kernel, stride, rounding_mode="floor") + 1
         return lens.clamp(min=0)
 
+    def front_sizes(self, num_layers: int) -> Tuple[int, int]:
+        """Samples from one frame to the next after the first ``num_layers`` convolutions, and samples that one sees."""
+        hop, receptive = 1, 1
+        for kernel, stride in zip(self.kernels[:num_layers], self.strides[:num_layers]):
+            receptive += (kernel - 1) * hop
+            hop *= stride
+        return hop, receptive
+
     def frame_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames (20 ms apart for the pretrained models)."""
         return self.conv_lens(lens, len(self.kernels))
 
-    def embed(self, audio: Tensor, lens: Tensor) -> Tensor:
+    def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
+        """See Backbone."""
+        if getattr(self.encoder.pos_conv_embed, "batch_norm", None) is not None:
+            raise UserError("--chunk-ms: HuBERT models with conv_pos_batch_norm cannot be run in chunks")
+        return super().grid(chunks, stack)
+
+    def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
         """See Backbone: the output of the feature projection."""
         frame_lens = self.frame_lens(lens)
         if int(frame_lens.min()) < 1:
             raise UserError(f"an utterance has {int(lens.min())} samples: too few for one frame of the encoder")
         audio = audio.float()
-        if self.normalise:
+        if self.normalise and chunks is not None:
+            audio = normalise_running(audio, lens, chunks.chunk_samples)
+        elif self.normalise:
             audio = normalise_audio(audio, lens)
         else:
             audio = audio.masked_fill(~length_mask(lens, audio.shape[1]), 0.0)
-        x = self.projection(self._convolve(audio, lens).transpose(1, 2))
-        x = x[0] if isinstance(x, tuple) else x  # wav2vec2 returns the unprojected frames as well
+        x = self.project(self._convolve(audio, lens, chunks))
         return zero_padding(x, length_mask(frame_lens, x.shape[1]))
 
-    def _convolve(self, audio: Tensor, lens: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
+        """Output of the convolutions (N, C, T) -> (N, T, hidden_size)."""
+        x = self.projection(x.transpose(1, 2))
+        return x[0] if isinstance(x, tuple) else x  # wav2vec2 returns the unprojected frames as well
+
+    def _convolve(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions]) -> Tensor:
         """Audio (N, S) -> (N, C, T). No convolution pads, so only the group norm could let padding in."""
         x = audio.unsqueeze(1)
         for layer in self.convolutions:
             if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
-                x = layer.activation(masked_group_norm(layer.conv(x), self.conv_lens(lens, 1), layer.layer_norm))
+                x, frames = layer.conv(x), self.conv_lens(lens, 1)
+                if chunks is None:
+                    x = masked_group_norm(x, frames, layer.layer_norm)
+                else:
+                    x = running_group_norm(x, frames, layer.layer_norm, chunk_grid(chunks, *self.front_sizes(1)))
+                x = layer.activation(x)
             else:
                 x = layer(x)
         return x
 
-    def transform(self, x: Tensor, lens: Tensor, wanted: Sequence[int] = (-1,)) -> List[Tensor]:
-        """See Backbone."""
-        mask = length_mask(lens, x.shape[1])
-        x = zero_padding(x, mask)
-        x = x + self.encoder.pos_conv_embed(x)
+    def add_positions(self, x: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
+        """See Backbone: the positional convolution, and the norm and dropout after it.
+
+        In strict chunks its right side is cut at the chunk's end.
+        """
+        if grid is not None and grid.strict:
+            embed = self.encoder.pos_conv_embed
+            return self.after_positions(x, embed.activation(chunked_convolution(embed.conv, x, grid)))
+        return self.after_positions(x, self.encoder.pos_conv_embed(x))
+
+    def after_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Frames and what the positional convolution gave, both (N, T, C) -> input of the lowest layer."""
+        x = x + positions
         if not self.stable_layer_norm:
             x = self.encoder.layer_norm(x)
-        return self.run_layers(self.encoder.dropout(x), wanted, self.layer_arguments(x, mask))
+        return self.encoder.dropout(x)
 
-    def layer_arguments(self, x: Tensor, mask: Tensor) -> Dict[str, Any]:
+    def layer_arguments(self, x: Tensor, mask: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
         """See Backbone: the attention mask."""
-        return {"attention_mask": attention_bias(mask, torch.float32)}
+        seen = None if grid is None else chunk_mask(x.shape[1], grid, x.device)
+        return {"attention_mask": attention_bias(mask, torch.float32, seen)}
 
     def freeze_embedding(self) -> None:
         """Stop training the convolutions (the projection stays trainable)."""
@@ -132,7 +167,11 @@ class Wav2Vec2Backbone(Backbone):
 class WavLMBackbone(Wav2Vec2Backbone):
     """``WavLMModel``: every layer gates the relative position bias that the lowest layer's table gives."""
 
-    def layer_arguments(self, x: Tensor, mask: Tensor) -> Dict[str, Any]:
+    def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
+        """Refuse: the attention of WavLM takes no chunk mask beside its gated position bias."""
+        raise UserError("--chunk-ms: WavLM cannot be run in chunks; use a wav2vec2, HuBERT or Whisper model")
+
+    def layer_arguments(self, x: Tensor, mask: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
         """Bias (N * heads, T, T), the same for all layers; WavLM takes the mask (N, T) itself."""
         n, t = mask.shape
         first: Any = self.layers[0]
