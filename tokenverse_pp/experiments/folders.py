@@ -7,7 +7,7 @@ import fcntl
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Dict, Iterator, List, Mapping, Optional
+from typing import IO, Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.experiments.derive import derive
@@ -79,18 +79,25 @@ class Place:
 
     def training_digest(self, run: Run, seed: int) -> str:
         """Of all that decides the model of a run and seed, but for the code."""
-        run = self.grid.runs[run.of] if run.of else run
+        if run.of:
+            run, seed = self.grid.runs[run.of], self.grid.seed_of(run.of, seed)
         settings = {key: value for key, value in run.settings.items() if key not in NEUTRAL}
         derivation = self.grid.manifests[run.train].as_dict(seed)
-        before = self.training_digest(self.grid.runs[run.init_from], seed) if run.init_from else None
+        before = run.init_from and self.training_digest(*self.before(run, seed))
         corpora = [self.sha256("train"), dict(self.grid.tokenizer)]
         return digest([settings, derivation, corpora, seed, before])
+
+    def before(self, run: Run, seed: int) -> Tuple[Run, int]:
+        """The run and seed from whose model a run starts."""
+        name = str(run.init_from)
+        return self.grid.runs[name], self.grid.seed_of(name, seed)
 
     def folder(self, run: Run, seed: int) -> RunFolder:
         """Where the files of a run and seed are."""
         name = run.of or run.name
         trained = self.training_digest(run, seed)
-        return RunFolder(self, run, seed, trained, self.exp_dir / name / f"seed{seed}-{trained[:SHORT]}")
+        path = self.exp_dir / name / f"seed{self.grid.seed_of(name, seed)}-{trained[:SHORT]}"
+        return RunFolder(self, run, seed, trained, path)
 
 
 @dataclass
@@ -147,7 +154,7 @@ class RunFolder:
             "training.seed": self.seed,
         }
         if run.init_from:
-            settings["training.init_from"] = str(place.folder(place.grid.runs[run.init_from], self.seed).model)
+            settings["training.init_from"] = str(place.folder(*place.before(run, self.seed)).model)
         import yaml
 
         write_text(self.path / "run.yaml", yaml.safe_dump(nested(settings), sort_keys=False, allow_unicode=True))

@@ -15,8 +15,8 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.experiments.derive import Derivation
 
 Settings = Dict[str, Any]  # dotted option of recipes/train.py -> value
-RUN_KEYS = {"about", "configs", "settings", "train", "seeds", "decode", "sweep", "of", "init_from"}
-COMMON_KEYS = {"configs", "settings", "train", "seeds", "decode", "tokenizer"}
+RUN_KEYS = {"about", "configs", "settings", "train", "seeds", "decode", "decodings", "sweep", "of", "init_from"}
+COMMON_KEYS = {"configs", "settings", "train", "seeds", "decode", "init_from", "tokenizer"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Run:
         settings: of recipes/train.py, those of the configuration files included; later ones have won.
         train: name of the derived training manifest.
         of: the run whose model is decoded; nothing is trained.
-        init_from: the run, of the same seed, from whose model the training starts.
+        init_from: the run from whose model the training starts: of the same seed, or the only one of a run of one seed.
     """
 
     name: str
@@ -83,6 +83,11 @@ class Grid:
                 names.extend(self._with_needs(name))
         return [self.runs[name] for name in dict.fromkeys(names)]
 
+    def seed_of(self, name: str, seed: int) -> int:
+        """Which seed of a run serves another run's ``seed``: the same, or the only one that there is."""
+        seeds = self.runs[name].seeds
+        return seeds[0] if len(seeds) == 1 else seed
+
     def _with_needs(self, name: str) -> List[str]:
         needs = self.runs[name].needs
         return [*(self._with_needs(needs) if needs else ()), name]
@@ -129,20 +134,23 @@ def _run(name: str, spec: Mapping[str, Any], common: Mapping[str, Any], root: Pa
         settings,
         spec.get("train", common.get("train", "")),
         tuple(spec.get("seeds", common.get("seeds", [42]))),
-        tuple(_decodings({**(common.get("decode") or {}), **(spec.get("decode") or {})}, spec.get("sweep"))),
+        tuple(_decodings({**(common.get("decode") or {}), **(spec.get("decode") or {})}, spec)),
         spec.get("of"),
-        spec.get("init_from"),
+        None if spec.get("of") else spec.get("init_from", common.get("init_from")),
     )
 
 
-def _decodings(options: Mapping[str, Any], sweep: Optional[Mapping[str, Sequence[Any]]]) -> Iterable[Decoding]:
-    """One decoding called ``test``, or one for every combination of the values that the options of ``sweep`` take."""
-    if not sweep:
+def _decodings(options: Mapping[str, Any], spec: Mapping[str, Any]) -> Iterable[Decoding]:
+    """Those that ``decodings`` names; or one for every combination of the values in ``sweep``; or one, ``test``."""
+    if spec.get("decodings"):
+        for name, changed in spec["decodings"].items():
+            yield Decoding(name, {**options, **changed})
+    elif spec.get("sweep"):
+        for values in itertools.product(*spec["sweep"].values()):
+            swept = dict(zip(spec["sweep"], values))
+            yield Decoding(" ".join(f"{option}={value}" for option, value in swept.items()), {**options, **swept})
+    else:
         yield Decoding("test", options)
-        return
-    for values in itertools.product(*sweep.values()):
-        changed = dict(zip(sweep, values))
-        yield Decoding(" ".join(f"{option}={value}" for option, value in changed.items()), {**options, **changed})
 
 
 def _check(run: Run, runs: Mapping[str, Run], manifests: Mapping[str, Derivation]) -> None:
@@ -150,7 +158,8 @@ def _check(run: Run, runs: Mapping[str, Run], manifests: Mapping[str, Derivation
         raise UserError(f"run {run.name}: no manifest {run.train!r}; there are {', '.join(manifests)}")
     if run.needs and run.needs not in runs:
         raise UserError(f"run {run.name}: needs a run {run.needs!r}, which is not there")
-    if run.needs and not set(run.seeds) <= set(runs[run.needs].seeds):
+    theirs = runs[run.needs].seeds if run.needs else ()
+    if run.needs and len(theirs) != 1 and not set(run.seeds) <= set(theirs):
         raise UserError(f"run {run.name}: needs run {run.needs} of every seed {list(run.seeds)}")
 
 

@@ -87,9 +87,8 @@ class Runner:
                 self._decode(folder, decoding, name, lock)
 
     def _train(self, folder: RunFolder, name: str, lock: IO[str]) -> None:
-        before = folder.run.init_from
-        if before and self.place.folder(self.place.grid.runs[before], folder.seed).trained is None:
-            raise Failed(f"run {before}, from whose model it starts, is not trained")
+        if folder.run.init_from and self.place.folder(*self.place.before(folder.run, folder.seed)).trained is None:
+            raise Failed(f"run {folder.run.init_from}, from whose model it starts, is not trained")
         config = folder.write_config()
         steps = int(folder.run.settings["training.max_steps"])
         command = [self.recipes / "train.py", "--config", config, "--training.threads", self.threads]
