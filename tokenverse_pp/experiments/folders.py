@@ -80,7 +80,7 @@ class Place:
     def training_digest(self, run: Run, seed: int) -> str:
         """Of all that decides the model of a run and seed, but for the code."""
         if run.of:
-            run, seed = self.grid.runs[run.of], self.grid.seed_of(run.of, seed)
+            seed, run = self.grid.seed_of(run.of, seed), self.grid.runs[run.of]
         settings = {key: value for key, value in run.settings.items() if key not in NEUTRAL}
         derivation = self.grid.manifests[run.train].as_dict(seed)
         before = run.init_from and self.training_digest(*self.before(run, seed))

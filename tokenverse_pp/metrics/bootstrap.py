@@ -1,0 +1,142 @@
+"""Confidence intervals of corpus scores, and of the difference of two, by resampling utterances.
+
+Every score here is a ratio of sums over utterances: WER = errors / words, F1 = 2 tp / (2 tp + fp + fn), accuracy =
+right / all. So it is enough to know each utterance's numerator and denominator. The utterances of the test set are
+drawn anew, with replacement, as many as there are; what the score then is, many times over, shows how far it could be
+off (Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004). Two
+systems that decoded the same utterances are compared on the same draws: what is hard for both cancels out.
+
+Several trainings of a system (seeds) are drawn jointly: one draw of utterances serves them all, and the score is the
+mean over them. The interval then says what other utterances could give, not what another seed could.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, Sequence, Tuple
+
+import numpy as np
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+BLOCK = 1_000  # resamples held in memory at a time
+
+Interval = Tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What each utterance adds to a ratio of sums, for one or more systems whose mean is wanted (seeds).
+
+    Args:
+        numerators: (S, N): of seed s, what utterance n adds.
+        denominators: (S, N).
+        empty: the score where the denominators sum to 0: 1 for an F1 with nothing to find and nothing found, 0 for a
+            WER without words.
+    """
+
+    numerators: np.ndarray
+    denominators: np.ndarray
+    empty: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.numerators.shape != self.denominators.shape or self.numerators.ndim != 2 or not self.numerators.size:
+            raise ValueError(
+                f"expected two arrays of the same shape (seeds, utterances), neither of them empty; got "
+                f"{self.numerators.shape} and {self.denominators.shape}"
+            )
+
+    @classmethod
+    def of(cls, seeds: Sequence[Sequence[Tuple[float, float]]], empty: float = 0.0) -> Counts:
+        """From (numerator, denominator) of each utterance, for each seed."""
+        both = np.asarray(seeds, dtype=np.float64)  # (S, N, 2)
+        if both.ndim != 3 or both.shape[2] != 2:
+            raise ValueError(f"expected (seeds, utterances, 2), the same utterances of every seed; got {both.shape}")
+        return cls(both[:, :, 0], both[:, :, 1], empty)
+
+    @property
+    def utterances(self) -> int:
+        """N."""
+        return int(self.numerators.shape[1])
+
+    def scores(self, weights: np.ndarray) -> np.ndarray:
+        """The mean score over the seeds where utterance n comes ``weights[r, n]`` times: (R, N) -> (R,)."""
+        return self.scores_by_seed(weights).mean(axis=1)
+
+    def scores_by_seed(self, weights: np.ndarray) -> np.ndarray:
+        """The same for each seed: (R, N) -> (R, S)."""
+        tops, bottoms = weights @ self.numerators.T, weights @ self.denominators.T
+        return np.where(bottoms > 0, tops / np.where(bottoms > 0, bottoms, 1.0), self.empty)
+
+    def score(self) -> float:
+        """The mean score over the seeds, each utterance once."""
+        return float(self.scores(np.ones((1, self.utterances)))[0])
+
+    def by_seed(self) -> List[float]:
+        """The score of each seed."""
+        return [float(x) for x in self.scores_by_seed(np.ones((1, self.utterances)))[0]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two systems on the same utterances: scores, 95% intervals, and those of their difference ``a - b``."""
+
+    a: float
+    b: float
+    difference: float
+    a_interval: Interval
+    b_interval: Interval
+    interval: Interval
+    utterances: int
+    resamples: int
+
+    def as_dict(self) -> Dict[str, Any]:
+        """As JSON takes it."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+
+def draws(utterances: int, resamples: int, seed: int) -> List[np.ndarray]:
+    """How often each utterance is drawn in each resample: blocks of (R, N); the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    chances = np.full(utterances, 1.0 / utterances)
+    sizes = [min(BLOCK, resamples - done) for done in range(0, resamples, BLOCK)]
+    return [rng.multinomial(utterances, chances, size=size).astype(np.float64) for size in sizes]
+
+
+def bootstrap(counts: Counts, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
+    """The percentile interval of a score.
+
+    >>> certain = Counts.of([[(1, 2)] * 50])
+    >>> bootstrap(certain, resamples=100)
+    (0.5, 0.5)
+    """
+    return percentiles(np.concatenate([counts.scores(w) for w in draws(counts.utterances, resamples, seed)]), level)
+
+
+def compare(a: Counts, b: Counts, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Comparison:
+    """Two systems on the same utterances, in the same order (paired bootstrap).
+
+    Raises:
+        ValueError: where they differ in the number of utterances.
+    """
+    if a.utterances != b.utterances:
+        raise ValueError(f"paired: both need the same utterances, got {a.utterances} and {b.utterances}")
+    both = [(a.scores(w), b.scores(w)) for w in draws(a.utterances, resamples, seed)]
+    of_a, of_b = (np.concatenate(parts) for parts in zip(*both))
+    return Comparison(
+        a.score(),
+        b.score(),
+        a.score() - b.score(),
+        percentiles(of_a, level),
+        percentiles(of_b, level),
+        percentiles(of_a - of_b, level),
+        a.utterances,
+        resamples,
+    )
+
+
+def percentiles(samples: np.ndarray, level: float = LEVEL) -> Interval:
+    """The middle share ``level`` of samples."""
+    outside = (1.0 - level) / 2.0
+    low, high = np.quantile(samples, [outside, 1.0 - outside])
+    return float(low), float(high)
