@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The main job in some minutes on two cores: human speech in, a trained TokenVerse++ model, decoded text and scores out.
-#   make demo                      starts from the small checkpoint in this folder, and trains on with part of the speech
+#   make demo                      starts from the small checkpoint in tokenverse_pp/pretrained, and trains on with part of the speech
 #   DEMO_SCRATCH=1 make demo       starts from nothing: the same steps, worse scores
 #   DEMO_STEPS=1000 make demo      trains longer
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 here=recipes/human_speech
+start=tokenverse_pp/pretrained/human_speech_small
 data=data/human_speech
 features=data/demo_features
 exp=exp/demo
@@ -30,11 +31,11 @@ store dev --sample 60
 store train --sample "${DEMO_CUTS:-600}"
 
 step "4/5 training"
-start=(--training.init_from $here/checkpoint --tokenizer.model $here/checkpoint/tokenizer.model
+options=(--training.init_from $start --tokenizer.model $start/tokenizer.model
     --optim.lr 1e-4 --optim.warmup_steps 20 --model.loss.warm_steps 1)
-[ -z "${DEMO_SCRATCH:-}" ] || start=(--optim.warmup_steps 100 --model.loss.warm_steps 200)
+[ -z "${DEMO_SCRATCH:-}" ] || options=(--optim.warmup_steps 100 --model.loss.warm_steps 200)
 rm -rf $exp
-python recipes/train.py --config $base --config $here/conf/tokenverse_pp.yaml "${start[@]}" \
+python recipes/train.py --config $base --config $here/conf/tokenverse_pp.yaml "${options[@]}" \
     --data.train "[$features/cuts_train.jsonl.gz]" --data.valid "[$features/cuts_dev.jsonl.gz]" \
     --training.exp_dir $exp --training.max_steps "${DEMO_STEPS:-150}" --training.log_every 10 \
     --training.valid_every 50 --training.save_every 50 --training.keep_last 3 --training.average_last 3

@@ -167,6 +167,8 @@ def save_encoder(variables: Dict[str, np.ndarray], output_dir: Path) -> None:
     from transformers import WhisperConfig, WhisperFeatureExtractor
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+    from tokenverse_pp.compat import quiet_transformers
+
     try:
         arrays = encoder_tensors(variables)
     except KeyError as error:
@@ -186,7 +188,9 @@ def save_encoder(variables: Dict[str, np.ndarray], output_dir: Path) -> None:
         encoder.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise UserError("model.bin does not hold a Whisper encoder: " + " ".join(str(error).split())) from error
-    encoder.to(next(iter(tensors.values())).dtype).save_pretrained(output_dir)
+    encoder.to(dtype=next(iter(tensors.values())).dtype)  # type: ignore[call-arg]
+    with quiet_transformers():
+        encoder.save_pretrained(output_dir)
     WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(output_dir)
 
 

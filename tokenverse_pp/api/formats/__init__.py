@@ -1,0 +1,57 @@
+"""What a transcript is written as: one file a format (NIST's three share one). None but ``html`` needs torch or lhotse.
+
+>>> from tokenverse_pp.api.transcript import Transcript, Word
+>>> heard = Transcript("call", 2.0, words=(Word("hello", 0.4, 0.8, 0.9), Word("there", 0.8, 1.2, 0.7)))
+>>> print(render(heard, "ctm"), end="")
+call 1 0.400 0.400 hello 0.900000
+call 1 0.800 0.400 there 0.700000
+>>> print(render(heard, "srt"), end="")
+1
+00:00:00,400 --> 00:00:01,700
+hello there
+<BLANKLINE>
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Dict, NamedTuple, Optional
+
+from tokenverse_pp.api.formats.html import to_html
+from tokenverse_pp.api.formats.nist import to_ctm, to_rttm, to_stm
+from tokenverse_pp.api.formats.plain import to_json, to_json_line, to_raw, to_text
+from tokenverse_pp.api.formats.srt import to_srt
+from tokenverse_pp.api.formats.vtt import to_vtt
+from tokenverse_pp.api.transcript import Transcript
+from tokenverse_pp.errors import UserError
+
+
+class Format(NamedTuple):
+    """How a transcript is written.
+
+    ``ending``: of a file's name. ``write``: the content of a file. ``joined``: what several recordings' are put
+    together from in one stream; None where a stream can hold but one.
+    """
+
+    ending: str
+    write: Callable[[Transcript], str]
+    joined: Optional[Callable[[Transcript], str]]
+
+
+FORMATS: Dict[str, Format] = {
+    "text": Format(".txt", to_text, to_text),
+    "raw": Format(".raw.txt", to_raw, to_raw),
+    "json": Format(".json", to_json, to_json_line),
+    "srt": Format(".srt", to_srt, None),
+    "vtt": Format(".vtt", to_vtt, None),
+    "rttm": Format(".rttm", to_rttm, to_rttm),
+    "stm": Format(".stm", to_stm, to_stm),
+    "ctm": Format(".ctm", to_ctm, to_ctm),
+    "html": Format(".html", to_html, None),
+}
+
+
+def render(transcript: Transcript, format: str) -> str:
+    """A transcript as the content of a file (raises UserError for a format that there is none of)."""
+    if format not in FORMATS:
+        raise UserError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
+    return FORMATS[format].write(transcript)

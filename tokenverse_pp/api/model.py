@@ -1,0 +1,323 @@
+"""`TokenVerse`: a trained model, ready to transcribe."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any, Iterable, Iterator, List, Mapping, Optional, Tuple, Union, overload
+
+import numpy as np
+import torch
+from lhotse import Recording
+from lhotse.cut import Cut
+from tqdm import tqdm
+
+import tokenverse_pp
+from tokenverse_pp.api.decoding import Result, transcribe_in_order
+from tokenverse_pp.api.inputs import Heard, Refused, is_single, open_audio, open_or_refuse, several
+from tokenverse_pp.api.locate import DEFAULT, PathLike, locate_encoder, locate_model
+from tokenverse_pp.api.options import Hotword, Names, TranscribeOptions
+from tokenverse_pp.api.saving import save_model
+from tokenverse_pp.api.transcript import Transcript
+from tokenverse_pp.config import load_config
+from tokenverse_pp.dataset import SAMPLING_RATE
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.search.options import SearchOptions
+from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.training.checkpoint import CONFIG
+from tokenverse_pp.training.setup import Loaded, load_model, tasks_of
+
+Single = Union[str, Path, bytes, np.ndarray, torch.Tensor, Tuple[Any, float], Mapping[str, Any], Cut, Recording]
+
+
+class TokenVerse:
+    """A trained model with its tasks and vocabulary.
+
+    >>> model = TokenVerse.from_pretrained(folder)
+    >>> model.tasks, model.languages, model.sample_rate
+    (('asr', 'scd', 'endp', 'ner', 'lid'), ('qaa', 'qab'), 16000)
+    >>> heard = model.transcribe(audio_file)
+    >>> heard.language in model.languages, heard.name, heard.duration > 1
+    (True, 'speech', True)
+    >>> model.transcribe(audio_file, tasks=["asr"]).raw == model.transcribe(audio_file, tasks=["asr"]).text
+    True
+
+    Args:
+        loaded: what `tokenverse_pp.training.setup.load_model` gives.
+        encoder_name: the encoder's name in the model's configuration, where it was found elsewhere.
+        precision: that `transcribe` takes unless it is told another one.
+    """
+
+    def __init__(self, loaded: Loaded, encoder_name: Optional[str] = None, precision: str = "fp32"):
+        self.loaded = loaded
+        self.precision = precision
+        self._encoder_name = encoder_name if encoder_name is not None else loaded.config.model.encoder.name
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: PathLike = DEFAULT,
+        encoder: Optional[PathLike] = None,
+        device: str = "auto",
+        precision: str = "fp32",
+        revision: Optional[str] = None,
+    ) -> TokenVerse:
+        """Load a model.
+
+        >>> TokenVerse.from_pretrained("no/such-model")
+        Traceback (most recent call last):
+        tokenverse_pp.errors.UserError: no/such-model: there is no such folder, and the Hugging Face hub cannot be \
+reached (nor is a model of that name in its local cache)
+
+        Args:
+            model: a folder (of a model, a checkpoint or an experiment), the name of a model that is part of the
+                package (``human-speech-small``), or the id of one on the Hugging Face hub.
+            encoder: the folder of its pretrained encoder, where the model does not hold it and it lies neither in the
+                model's folder nor in the working directory under its name. Whisper-base is made of the packages of
+                the extra ``human-speech`` when it is first needed (docs/api.md).
+            device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ..
+            precision: of the encoder: ``fp32``, ``bf16`` or ``fp16``.
+            revision: on the hub: branch, tag or commit.
+
+        Raises:
+            UserError: in one line: no such model, a damaged file, a vocabulary or weights that do not fit the
+                configuration, no encoder, a hub or device that cannot be reached.
+        """
+        where = device_of(device)
+        folder = locate_model(model, revision)
+        name = read_config(folder).model.encoder.name
+        found = locate_encoder(name, folder, encoder)
+        try:
+            with torch.random.fork_rng(devices=[]):  # a model is built from a seed
+                loaded = load_model(folder, found)
+        except UserError as error:
+            if not str(error).startswith("encoder.name"):
+                raise
+            raise UserError(f"{folder}: {error}; say where its encoder is: encoder= (--encoder)") from error
+        loaded.model.to(where)
+        return cls(loaded, name, precision)
+
+    @property
+    def tasks(self) -> Tuple[str, ...]:
+        """Names of the tasks that it knows."""
+        return self.loaded.tasks.names
+
+    @property
+    def languages(self) -> Tuple[str, ...]:
+        """Codes of the languages that it can tell; none without the task ``lid``."""
+        return options_of_task(self.loaded.tasks, "lid", "languages")
+
+    @property
+    def entity_types(self) -> Tuple[str, ...]:
+        """Types of entities that it can tell; none where entities are untyped or not a task of it."""
+        return options_of_task(self.loaded.tasks, "ner", "types")
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the audio that it works on in Hz; `transcribe` takes any."""
+        return SAMPLING_RATE
+
+    @property
+    def frame_shift(self) -> float:
+        """Seconds of a frame of the encoder's output: what times are multiples of."""
+        return float(self.loaded.model.encoder.output_frame_shift)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return next(self.loaded.model.parameters()).device
+
+    def to(self, device: str) -> TokenVerse:
+        """Move it to a device (raises UserError)."""
+        self.loaded.model.to(device_of(device))
+        return self
+
+    def __repr__(self) -> str:
+        return f"TokenVerse({str(self.loaded.folder)!r}, tasks={self.tasks}, languages={self.languages})"
+
+    @overload
+    def transcribe(self, audio: Single, *arguments: Any, **options: Any) -> Transcript: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def transcribe(self, audio: Iterable[Any], *arguments: Any, **options: Any) -> List[Transcript]: ...
+
+    def transcribe(
+        self,
+        audio: Any,
+        tasks: Optional[Names] = None,
+        language: Optional[Names] = None,
+        hotwords: Optional[Union[PathLike, List[Hotword]]] = None,
+        *,
+        sample_rate: Optional[float] = None,
+        method: Optional[str] = None,
+        beam: Optional[int] = None,
+        search: Optional[SearchOptions] = None,
+        batch_seconds: float = 120.0,
+        progress: bool = False,
+    ) -> Union[Transcript, List[Transcript]]:
+        """Transcribe one recording, or several.
+
+        >>> model = TokenVerse.from_pretrained(folder)
+        >>> [heard.name for heard in model.transcribe([audio_file, samples], method="greedy", progress=False)]
+        ['speech', 'audio 2']
+        >>> model.transcribe(samples, sample_rate=16000, language="qab").language
+        'qab'
+        >>> model.transcribe(samples, tasks=["dancing"])
+        Traceback (most recent call last):
+        tokenverse_pp.errors.UserError: tasks: 'dancing' is not a task of this model, which knows asr, scd, endp, \
+ner, lid
+
+        Audio of any length, rate and number of channels is taken: channels are averaged, and what is longer than 28 s
+        is decoded in windows (docs/long_audio.md).
+
+        Args:
+            audio: a path; samples (an array or tensor; ``(samples, rate)``; what Hugging Face's datasets give); bytes
+                of a file; a lhotse cut or recording. Or a list, an iterator or a CutSet of these.
+            tasks: see `TranscribeOptions`, as the following ones; the tokens of other tasks are barred.
+            language: what is spoken, if that is known.
+            hotwords: phrases to prefer.
+            sample_rate: of samples that come without one; None for 16 kHz.
+            method: of the search.
+            beam: hypotheses kept.
+            search: all options of the search.
+            batch_seconds: of audio in a batch.
+            progress: show a bar on stderr.
+
+        Returns:
+            A `Transcript`, or a list of them in order.
+
+        Raises:
+            UserError: for options that do not fit the model, and naming the first recording that cannot be decoded
+                (`transcribe_each` goes on behind it).
+        """
+        options = TranscribeOptions(
+            tasks, language, hotwords, method, beam, search, batch_seconds, precision=self.precision
+        )
+        if is_single(audio):
+            return _whole(next(iter(self._results([open_audio(audio, sample_rate)], options, progress))))
+        results = self.transcribe_each(several(audio), options, sample_rate=sample_rate, progress=progress)
+        return [_whole(result) for result in results]
+
+    def transcribe_each(
+        self,
+        audios: Iterable[Any],
+        options: Optional[TranscribeOptions] = None,
+        *,
+        sample_rate: Optional[float] = None,
+        progress: bool = False,
+    ) -> Iterator[Result]:
+        """Transcribe recordings as they come, a few batches at a time: for more than memory holds.
+
+        Args:
+            audios: as `transcribe` takes them, or opened before (`inputs.open_audio`).
+            options: how.
+            sample_rate: of samples that come without one; None for 16 kHz.
+            progress: show a bar on stderr.
+
+        Returns:
+            An iterator of one `Transcript` a recording, in order; in place of one that cannot be decoded stands a
+            `Refused`, which says why.
+
+        Raises:
+            UserError: for options that do not fit the model.
+        """
+        options = options or TranscribeOptions(precision=self.precision)
+        items = (open_or_refuse(audio, sample_rate, number) for number, audio in enumerate(audios, start=1))
+        return self._results(items, options, progress)
+
+    def _results(
+        self, items: Iterable[Union[Heard, Refused]], options: TranscribeOptions, show: bool
+    ) -> Iterator[Result]:
+        results = transcribe_in_order(self.loaded, items, options.for_model(self.loaded.tasks))
+        return iter(tqdm(results, unit=" files", desc="transcribing")) if show else results
+
+    def save_pretrained(self, folder: PathLike, include_encoder: bool = False, half: bool = False) -> Path:
+        """Write the model as a folder: config.yaml, tokenizer.model, model.safetensors, README.md, calibration.json.
+
+        >>> model = TokenVerse.from_pretrained(folder)
+        >>> saved = model.save_pretrained(new_folder, include_encoder=True)
+        >>> sorted(path.name for path in saved.iterdir())  # doctest: +NORMALIZE_WHITESPACE
+        ['README.md', 'checksums.json', 'config.yaml', 'encoder', 'model.safetensors', 'tokenizer.model']
+        >>> TokenVerse.from_pretrained(saved).transcribe(samples) == model.transcribe(samples)
+        True
+
+        Args:
+            folder: new, empty, or a model's, which is replaced; it appears whole or not at all.
+            include_encoder: put a frozen encoder's folder in too, so that nothing else is needed. A trained encoder is
+                always in.
+            half: write the weights in float16.
+
+        Raises:
+            UserError: where it cannot be written, or holds something else.
+        """
+        target = Path(folder).expanduser()
+        config = copy.deepcopy(self.loaded.config)
+        source = Path(config.model.encoder.name)
+        loaded = dataclasses.replace(self.loaded, config=config)
+        save_model(loaded, target, self._encoder_name, source if source.is_dir() else None, include_encoder, half)
+        return target
+
+    def push_to_hub(self, repository: str, include_encoder: bool = False, private: bool = False, **save: Any) -> str:
+        """Save the model and put it on the Hugging Face hub (a login is needed) -> its address.
+
+        Raises:
+            UserError: where the hub cannot be reached or refuses.
+        """
+        import tempfile
+
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        from tokenverse_pp.model.encoder.loading import hub_reachable
+
+        if not hub_reachable():
+            raise UserError(f"{repository}: the Hugging Face hub cannot be reached")
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = self.save_pretrained(Path(temporary) / "model", include_encoder, **save)
+            try:
+                hub = huggingface_hub.HfApi()
+                hub.create_repo(repository, private=private, exist_ok=True)
+                done = hub.upload_folder(repo_id=repository, folder_path=folder)
+            except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+                raise UserError(f"{repository}: the hub refused: {' '.join(str(error).split())[:200]}") from error
+        return str(done)
+
+
+def device_of(name: str) -> torch.device:
+    """``auto`` or a name -> a device that is there (raises UserError)."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {name!r}: cannot be used: {str(error).splitlines()[0][:200]}") from None
+    return device
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration of a model folder; an unknown key is most likely another version's (raises UserError)."""
+    try:
+        return load_config(folder / CONFIG)
+    except UserError as error:
+        if "unknown key" not in str(error):
+            raise
+        version = tokenverse_pp.__version__
+        raise UserError(f"{error}: was it made by another version of tokenverse_pp? This is {version}") from None
+
+
+def known_tasks(model: PathLike = DEFAULT) -> TaskSet:
+    """The tasks of a model, without loading it (raises UserError)."""
+    return tasks_of(read_config(locate_model(model)).tasks)
+
+
+def options_of_task(tasks: TaskSet, task: str, option: str) -> Tuple[str, ...]:
+    """An option of one of the tasks, such as the languages of ``lid``; nothing where it is no task of the model."""
+    return tuple(tasks[task].options().get(option, ())) if task in tasks else ()
+
+
+def _whole(result: Result) -> Transcript:
+    if isinstance(result, Refused):
+        raise UserError(result.reason)
+    return result

@@ -1,0 +1,145 @@
+"""``tokenverse-pp transcribe``: audio in, text with the tasks' answers out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any, Deque, Mapping, Optional, Tuple
+
+import click
+
+from tokenverse_pp.cli.groups import EXIT_CODE
+
+# Names of formats and methods are written here too, so that `--help` need not import torch (a test compares them).
+FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
+METHODS = ("beam", "greedy", "full_beam", "k2_fast_beam")
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.argument("audio", nargs=-1, metavar="AUDIO...")
+@click.option("--model", help="Folder, name or hub id of a model. [default: human-speech-small, a small example]")
+@click.option("--encoder", help="Folder of the model's pretrained encoder, if it is not found.")
+@click.option("--tasks", default="", help="Tasks to decode, e.g. asr,scd. [default: all that the model knows]")
+@click.option("--language", default="", help="What is spoken, if that is known, e.g. fr (or several: fr,nl).")
+@click.option("--hotwords", type=click.Path(path_type=Path), help="File of phrases to prefer: 'phrase [TAB bonus]'.")
+@click.option("--method", type=click.Choice(METHODS), help="Of the search. [default: beam]")
+@click.option("--beam", type=int, help="Hypotheses kept. [default: 4]")
+@click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, help="May be repeated. [default: text]")
+@click.option("--output-dir", type=click.Path(path_type=Path), help="Write a file for each input and format into it.")
+@click.option("--recursive", is_flag=True, help="Look for audio in folders of folders too.")
+@click.option("--raw", is_flag=True, help="Standard input is bare samples: 16 bits, little-endian, one channel.")
+@click.option("--raw-rate", type=int, default=16000, show_default=True, help="Their rate in Hz.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of torch; 0 = torch's choice.")
+@click.option("--batch-seconds", type=float, default=120.0, show_default=True, help="Seconds of audio in a batch.")
+@click.option("--list-tasks", is_flag=True, help="Print what the model knows, and stop.")
+def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
+    """Transcribe audio files, folders of them, lhotse manifests of cuts, or standard input (-).
+
+    \b
+    tokenverse-pp transcribe call.wav
+    tokenverse-pp transcribe calls/ --recursive --output-dir out --format srt --format json
+    ffmpeg -i talk.mkv -f wav - | tokenverse-pp transcribe - --tasks asr,endp
+
+    On a terminal: turns with their times, entities in brackets, endpoints as ◆, unsure words underlined (in colour
+    unless NO_COLOR is set). In a pipe: plain text, with several files behind their names; json gives a line each.
+
+    Exit code 2: an option is wrong, or some input was refused (one line each on stderr; all others are transcribed).
+    """
+    if given["list_tasks"]:
+        list_tasks(given["model"])
+        return
+    check(audio, given)
+    # torch and lhotse take seconds to import: not for `--help`, nor for a wrong option.
+    import torch
+
+    from tokenverse_pp.api.options import TranscribeOptions
+
+    if given["threads"]:
+        torch.set_num_threads(given["threads"])
+    options = TranscribeOptions(
+        tasks=split(given["tasks"]),
+        language=split(given["language"]) or None,
+        hotwords=given["hotwords"],
+        method=given["method"],
+        beam=given["beam"],
+        batch_seconds=given["batch_seconds"],
+        precision=given["precision"],
+    )
+    if not run(audio, given, options):
+        sys.exit(EXIT_CODE)
+
+
+def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
+    """See that the options make sense together, before anything is loaded (raises UserError)."""
+    from tokenverse_pp.cli.transcribing.inputs import are_several
+    from tokenverse_pp.errors import UserError
+
+    if not audio:
+        raise UserError("AUDIO: expected files, folders, manifests of cuts, or - for standard input")
+    folder: Optional[Path] = given["output_dir"]
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"--output-dir: {folder}: cannot be written")
+        return
+    if len(given["formats"]) > 1:
+        raise UserError("--format: several formats need --output-dir")
+    single = [name for name in given["formats"] if name in ("srt", "vtt", "html")]
+    if single and are_several(audio):
+        raise UserError(f"--format {single[0]}: several inputs need --output-dir")
+
+
+def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: Any) -> bool:
+    """Transcribe and write; returns whether nothing was refused."""
+    from tokenverse_pp.api.inputs import Refused
+    from tokenverse_pp.api.locate import ABOUT_DEFAULT, DEFAULT
+    from tokenverse_pp.api.model import TokenVerse
+    from tokenverse_pp.cli.transcribing.inputs import Source, are_several, sources
+    from tokenverse_pp.cli.transcribing.output import Output
+
+    if given["model"] is None:
+        click.echo(f"model: {ABOUT_DEFAULT}", err=True)
+    model = TokenVerse.from_pretrained(given["model"] or DEFAULT, given["encoder"], given["device"])
+    folder: Optional[Path] = given["output_dir"]
+    output = Output(given["formats"], folder, are_several(audio))
+    pending: Deque[Source] = deque()
+
+    def opened() -> Any:
+        for source in sources(audio, given["recursive"], given["raw_rate"] if given["raw"] else None):
+            pending.append(source)
+            yield output.reserve(source)
+
+    refused = 0
+    show = sys.stderr.isatty() and not output.is_terminal
+    for result in model.transcribe_each(opened(), options, progress=show):
+        source = pending.popleft()
+        reason = result.reason if isinstance(result, Refused) else output.write(source, result)
+        if reason:
+            refused += 1
+            click.echo(f"error: {' '.join(reason.split())}", err=True)
+    return not refused
+
+
+def list_tasks(model: Optional[str]) -> None:
+    """Print the tasks, languages and entity types of a model, which is not loaded."""
+    from tokenverse_pp.api.locate import ABOUT_DEFAULT, DEFAULT
+    from tokenverse_pp.api.model import known_tasks, options_of_task
+
+    if model is None:
+        click.echo(f"model: {ABOUT_DEFAULT}", err=True)
+    tasks = known_tasks(model or DEFAULT)
+    for task in tasks.tasks:
+        tokens = " ".join(task.symbols) or "the words"
+        click.echo(f"{task.name:6} {tokens}")
+    languages = options_of_task(tasks, "lid", "languages")
+    if languages:
+        click.echo(f"languages: {', '.join(languages)}")
+
+
+def split(names: str) -> Tuple[str, ...]:
+    """``asr,lid`` -> (asr, lid)."""
+    return tuple(name.strip() for name in names.split(",") if name.strip())

@@ -1,0 +1,1 @@
+"""The parts of `tokenverse-pp transcribe`."""
