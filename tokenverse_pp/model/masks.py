@@ -98,6 +98,10 @@ class ChunkGrid:
             start, count = start + length, count - length
         return lengths
 
+    def rounded_up(self, frames: int) -> int:
+        """The least number of whole chunks that holds so many frames, in frames."""
+        return -(-frames // self.size) * self.size
+
     def stacked(self, stack: int) -> ChunkGrid:
         """The grid of frames that join ``stack`` of these: each is in the chunk of the last one that it joins."""
         sinks = -(-self.sinks // stack)

@@ -62,7 +62,10 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """How much after a chunk's end its output depends on, at most: 0 if ``chunks.strict``."""
+        """How much after a chunk's end its output depends on, at most: 0 if ``chunks.strict``.
+
+        Otherwise whole chunks: what sees one frame of a chunk sees, through statistics and attention, all of it.
+        """
 
     @abstractmethod
     def feature_lens(self, lens: Tensor) -> Tensor:

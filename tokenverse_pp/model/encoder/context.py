@@ -247,8 +247,7 @@ class ContextNetwork(nn.Module):
         frames = 0
         for layer in self.layers:
             depthwise: Any = layer.convolution.depthwise  # type: ignore[union-attr]
-            frames += sides(depthwise)[1]
-            frames = -(-frames // grid.size) * grid.size
+            frames += grid.rounded_up(sides(depthwise)[1])
         return frames
 
 
@@ -276,5 +275,5 @@ def context_lookahead_ms(context: ContextNetwork, backbone: Backbone, grid: Chun
     """`Encoder.lookahead_ms` of a context network behind stacked frames of a backbone; grid: of the seam."""
     if grid.strict:
         return 0.0
-    frames = context.lookahead(grid.stacked(stack)) * stack + backbone.right_frames
+    frames = context.lookahead(grid.stacked(stack)) * stack + grid.rounded_up(backbone.right_frames)
     return 1000 * frames * backbone.frame_shift

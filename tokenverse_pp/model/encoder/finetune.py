@@ -53,7 +53,9 @@ class FinetuneEncoder(Encoder):
 
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
         """See Encoder; the right side of wav2vec2's positional convolution."""
-        return 0.0 if chunks.strict else 1000 * self.backbone.right_frames * self.frame_shift
+        if chunks.strict:
+            return 0.0
+        return 1000 * self.grid(chunks).rounded_up(self.backbone.right_frames) * self.frame_shift
 
     def feature_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames of the pretrained encoder."""
