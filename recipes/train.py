@@ -30,6 +30,7 @@ from tokenverse_pp.training.resume import find_start
 from tokenverse_pp.training.rounds import open_rounds
 from tokenverse_pp.training.setup import build_model, get_tokenizer, tasks_of
 from tokenverse_pp.training.sources import open_source
+from tokenverse_pp.training.transfer import before_of, read_source
 from tokenverse_pp.training.validate import Validator
 
 
@@ -54,7 +55,10 @@ def train(config: Config, world: World) -> Path:
         world.from_first(lambda: check_data(config, tasks))
     # Whatever can be wrong with the input is found before the trainer writes anything.
     start = world.from_first(lambda: find_start(config, lambda line: print(line, file=sys.stderr)))
-    tokenizer = Tokenizer(world.from_first(lambda: get_tokenizer(config, tasks, start).model))
+    source = read_source(config, tasks) if config.training.init_from and not start else None
+    before = before_of(config, source, start)
+    base = source.tokenizer if source else None
+    tokenizer = Tokenizer(world.from_first(lambda: get_tokenizer(config, tasks, start, base).model))
     model = build_model(config, tasks, tokenizer).to(world.device)
     activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)
     dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features)
@@ -69,10 +73,10 @@ def train(config: Config, world: World) -> Path:
     held_out: List[Cut] = [cut for cut in valid if usable(cut)] if valid is not None else []
     sampler = TrainSampler(rounds, config.data, config.training.seed, world, wanted)
     validator = Validator(held_out, dataset, config, world) if held_out else None
-    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    trainer = Trainer(config, model, dataset, sampler, validator, world)
-    trainer.start(start)
-    say(f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {total / 1e6:.2f} M trained parameters")
+    trainer = Trainer(config, model, dataset, sampler, validator, world, before)
+    trainer.start(start, source)
+    size = f"{trainer.trained / 1e6:.2f} M" if trainer.trained >= 1e4 else str(trainer.trained)
+    say(f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {size} trained parameters")
     folder = trainer.run()
     say(f"model: {folder}")
     return folder

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 from pathlib import Path
-from typing import Iterable, List, Sequence, Union
+from typing import Any, Iterable, List, Sequence, Tuple, Union
 
 import sentencepiece as spm
 
@@ -98,10 +99,54 @@ class Tokenizer:
             raise UserError(f"the tokenizer has no symbol {symbol}: it was trained for other tasks or languages")
         return index
 
+    def extends(self, other: Tokenizer) -> bool:
+        """Whether this vocabulary is the other one with nothing or something added at its end."""
+        ours, theirs = (_entries(tokenizer.processor) for tokenizer in (self, other))
+        return ours[: len(theirs)] == theirs
+
+    def extended(self, symbols: Iterable[str], texts: Iterable[str] = ()) -> Tokenizer:
+        """This vocabulary with more at its end; the ids of what it has stay, and so do the pieces of old texts.
+
+        Args:
+            symbols: task tokens; those that it lacks are added, in their order.
+            texts: plain words; each character in them that it lacks becomes a piece (in order of code points), so that
+                a language in another script is not written as ``<unk>``. Longer pieces are not learnt.
+
+        Raises:
+            UserError: where protobuf is not installed, which comes with tensorboard.
+        """
+        known = {piece for piece, *_ in _entries(self.processor)}
+        new_symbols = [symbol for symbol in dict.fromkeys(symbols) if symbol not in known]
+        characters = sorted({c for text in texts for word in text.split() for c in word}.difference(known))
+        if not new_symbols and not characters:
+            return self
+        try:
+            schema: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+        except ImportError as error:
+            raise UserError(f"to add to a vocabulary: pip install protobuf ({error})") from None
+        proto = schema.ModelProto.FromString(self.model)
+        lowest = min(piece.score for piece in proto.pieces)
+        kinds = schema.ModelProto.SentencePiece
+        for symbol in new_symbols:
+            proto.pieces.add(piece=symbol, score=0.0, type=kinds.USER_DEFINED)
+        for number, character in enumerate(characters, start=1):
+            proto.pieces.add(piece=character, score=lowest - number, type=kinds.NORMAL)
+        proto.trainer_spec.user_defined_symbols.extend(new_symbols)
+        proto.trainer_spec.vocab_size = len(proto.pieces)
+        return Tokenizer(proto.SerializeToString())
+
     def check(self, tasks: TaskSet) -> None:
         """See that every token of ``tasks`` is in the vocabulary (raises UserError)."""
         for symbol in tasks.symbols:
             self.id_of(symbol)
+
+
+def _entries(processor: spm.SentencePieceProcessor) -> List[Tuple[str, float, bool]]:
+    """Each piece with its score, and whether it is an ordinary one."""
+    return [
+        (processor.IdToPiece(i), processor.GetScore(i), not (processor.IsControl(i) or processor.IsUnknown(i)))
+        for i in range(processor.GetPieceSize())
+    ]
 
 
 def train_tokenizer(texts: Iterable[str], tasks: TaskSet, vocab_size: int = 500) -> Tokenizer:

@@ -12,6 +12,8 @@ from lhotse import CutSet
 from safetensors.torch import load_file
 from toy_runs import assert_one_line, call, finish, read_cuts, start, toy_options
 
+from tokenverse_pp.tasks import build_tasks
+from tokenverse_pp.tokenizer import train_tokenizer
 from tokenverse_pp.training.log import read_log
 
 LOSSES = ("loss", "simple", "pruned", "frames", "tokens", "grad_norm")
@@ -216,7 +218,9 @@ def test_broken_configuration_file_is_one_line(train_script, tiny_corpus, tmp_pa
 
 
 def test_start_from_another_vocabulary_is_refused(train_script, tiny_corpus, tmp_path, finished_run):
-    changes = {"training__init_from": finished_run, "tokenizer__vocab_size": 45}
+    tasks = build_tasks(["asr", "scd", "endp", "ner", "lid"], {"lid": {"languages": ["qaa", "qab"]}})
+    train_tokenizer(["ab ba bab"], tasks, vocab_size=16).save(tmp_path / "other.model")
+    changes = {"training__init_from": finished_run, "tokenizer__model": tmp_path / "other.model"}
     failure = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
     assert_one_line(failure, "another vocabulary", finished_run)
     assert not (tmp_path / "exp").exists()

@@ -13,7 +13,6 @@ from tokenverse_pp.config import Config
 from tokenverse_pp.dataset import Batch, TransducerDataset
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.transducer import Transducer
-from tokenverse_pp.training import checkpoint
 from tokenverse_pp.training.bad_batches import dump_batches
 from tokenverse_pp.training.data import Place, TrainSampler, train_batches
 from tokenverse_pp.training.distributed import World, grad_scaler
@@ -25,8 +24,10 @@ from tokenverse_pp.training.provenance import fingerprints
 from tokenverse_pp.training.resume import changed_options, check_unchanged, set_later_aside
 from tokenverse_pp.training.saving import Progress, Saver
 from tokenverse_pp.training.scan import scan
-from tokenverse_pp.training.setup import check_vocabulary, find_model, load_weights, pretrained_prefixes
+from tokenverse_pp.training.setup import load_weights, pretrained_prefixes
 from tokenverse_pp.training.steps import Stepper, StepResult, cut_ids
+from tokenverse_pp.training.trained_rows import TrainedRows
+from tokenverse_pp.training.transfer import Before, Source, as_state, start_from
 from tokenverse_pp.training.validate import Validator, describe
 
 
@@ -40,6 +41,7 @@ class Trainer:
         sampler: draws their cuts (this rank's).
         validator: scores the model, or None.
         world: this process among its peers.
+        before: what the model was before the run, if it was anything.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Trainer:
         sampler: TrainSampler,
         validator: Optional[Validator],
         world: World,
+        before: Optional[Before] = None,
     ):
         self.config = config
         self.model = model
@@ -58,10 +61,14 @@ class Trainer:
         self.validator = validator
         self.world = world
         self.exp_dir = Path(config.training.exp_dir)
-        self.optimizer = make_optimizer(model, config.optim, pretrained_prefixes(config))
+        mode, names = config.training.train_only, dataset.tasks.names
+        self.rows = TrainedRows(model, before, names, mode) if before and mode != "all" else None
+        undecayed = self.rows.partly if self.rows else ()
+        self.optimizer = make_optimizer(model, config.optim, pretrained_prefixes(config), undecayed)
         self.scaler = grad_scaler(world.device, config.training.precision)
         self.freezing = FreezeSchedule(model, config.training.freeze)
         self.saver = Saver(config, model, self.optimizer, self.scaler, dataset.tokenizer, world.size)
+        self.saver.origin["before"] = as_state(before)
         self.progress = Progress()
         self.saved = 0  # the step of the newest checkpoint
         self.meter = Meter(dataset.tasks.names)
@@ -79,7 +86,7 @@ class Trainer:
     def run(self) -> Path:
         """Train to the end, once started; returns the folder of the averaged model."""
         t = self.config.training
-        stepper = Stepper(self.model, self.optimizer, self.config, self.world, self.scaler)
+        stepper = Stepper(self.model, self.optimizer, self.config, self.world, self.scaler, self.rows)
         self.model.train()
         if t.scan:
             for line in scan(self.model, self.sampler, self.dataset, self.config, self.world):
@@ -172,21 +179,24 @@ class Trainer:
         if held:
             yield place, held
 
-    def start(self, folder: Optional[Path] = None) -> None:
-        """Go on from a checkpoint (see `resume.find_start`), or start from ``init_from``, or from nothing.
+    @property
+    def trained(self) -> int:
+        """How many numbers of the model are trained."""
+        if self.rows:
+            return self.rows.count(self.model)
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    def start(self, folder: Optional[Path] = None, source: Optional[Source] = None) -> None:
+        """Go on from a checkpoint (see `resume.find_start`), or start from another model, or from nothing.
 
         Whatever can be wrong with these is found before the experiment folder is touched.
         """
-        t = self.config.training
         corpora = self.world.from_first(lambda: fingerprints(self.sampler.rounds.sources))
         if folder:
             self._resume(folder, corpora)
-        elif t.init_from:
-            source = find_model(Path(t.init_from))
-            checkpoint.check_model(source)
-            check_vocabulary(source, self.dataset.tokenizer)
-            load_weights(self.model, source)
-            self.say(f"starting from the weights of {source}")
+        elif source:
+            added = start_from(source, self.model, self.dataset.tasks, self.dataset.tokenizer)
+            self.say(f"starting from the weights of {source.folder}{'; new: ' if added else ''}{', '.join(added)}")
         self.world.barrier()  # all have read before the first writes
         if self.world.is_first:
             self.saver.prepare(corpora)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Dict, List, Tuple
+from typing import Collection, Dict, List, Tuple
 
 import torch
 from torch import nn
@@ -11,7 +11,9 @@ from torch import nn
 from tokenverse_pp.config import LossConfig, OptimConfig
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...]) -> List[Dict[str, object]]:
+def parameter_groups(
+    model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...], undecayed: Collection[str] = ()
+) -> List[Dict[str, object]]:
     """Groups for AdamW: each learning rate, with or without weight decay.
 
     Vectors, biases and norms (one dimension), and the task vectors' tables are not decayed: the latter start at zero,
@@ -21,6 +23,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig, pretrained: Tuple[st
         model: its parameters that require gradients are taken.
         config: learning rates and decay.
         pretrained: name prefixes of the parameters that came with pretrained weights.
+        undecayed: names of further parameters whose weights are not to decay.
     """
     groups: Dict[Tuple[float, float], List[nn.Parameter]] = {}
     below = layers_below_top(model) if config.layer_decay != 1 else {}
@@ -30,7 +33,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig, pretrained: Tuple[st
             lr = config.vector_lr if is_vector else config.lr
             if name.startswith(pretrained) and "lora_" not in name:
                 lr = config.encoder_lr * config.layer_decay ** below.get(id(parameter), 0)
-            decay = config.weight_decay if parameter.ndim > 1 and not is_vector else 0.0
+            decays = parameter.ndim > 1 and not is_vector and name not in undecayed
+            decay = config.weight_decay if decays else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
     return [
         {"params": parameters, "base_lr": lr, "lr": 0.0, "weight_decay": decay}
@@ -55,9 +59,12 @@ def layers_below_top(model: nn.Module) -> Dict[int, int]:
     return below
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...]) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...], undecayed: Collection[str] = ()
+) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`."""
-    return torch.optim.AdamW(parameter_groups(model, config, pretrained), lr=config.lr, betas=(0.9, 0.98), eps=1e-8)
+    groups = parameter_groups(model, config, pretrained, undecayed)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-8)
 
 
 def lr_factor(step: int, config: OptimConfig, max_steps: int) -> float:

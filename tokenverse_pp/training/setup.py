@@ -38,11 +38,13 @@ def tasks_of(config: TasksConfig) -> TaskSet:
     return build_tasks(config.names, config.options())
 
 
-def get_tokenizer(config: Config, tasks: TaskSet, start: Optional[Path] = None) -> Tokenizer:
+def get_tokenizer(
+    config: Config, tasks: TaskSet, start: Optional[Path] = None, base: Optional[Tokenizer] = None
+) -> Tokenizer:
     """The tokenizer of a run, with all the tokens of ``tasks``.
 
-    It is the file that the configuration names, or that of the checkpoint ``start`` which the run goes on from, or a
-    new one trained on the texts of ``data.train``.
+    It is the file that the configuration names, or that of the checkpoint ``start`` which the run goes on from, or
+    ``base`` with the tokens and the characters of ``data.train`` that it lacks, or a new one trained on these texts.
     """
     if config.tokenizer.model:
         tokenizer = Tokenizer.load(config.tokenizer.model)
@@ -50,6 +52,8 @@ def get_tokenizer(config: Config, tasks: TaskSet, start: Optional[Path] = None) 
         tokenizer = Tokenizer.load(start / checkpoint.TOKENIZER)
     else:
         texts = (turn.text for cut in load_cuts(config.data.train) for turn in turns_of(cut))
+        if base:
+            return base.extended(tasks.symbols, texts)
         tokenizer = train_tokenizer(texts, tasks, config.tokenizer.vocab_size)
     tokenizer.check(tasks)
     return tokenizer

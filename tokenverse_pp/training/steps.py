@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.transducer import Losses
 from tokenverse_pp.training.distributed import World, autocast, grad_scaler, is_out_of_memory, no_sync
 from tokenverse_pp.training.optim import loss_scales, lr_factor, set_lr
+from tokenverse_pp.training.trained_rows import TrainedRows
 
 LEAST_SCALE = 1e-2  # of the loss in fp16; icefall's zipformer recipe warns below it
 NOT_LOGGED = ("skipped", "overflow", "bad_cuts")
@@ -67,16 +68,31 @@ class Stepper:
 
     The loss of a step is the sum over all its utterances (all ranks, all accumulated batches) divided by the sum of
     their frames, so that neither the number of ranks nor the composition of batches changes it.
+
+    Args:
+        model: wrapped or not.
+        optimizer: of its parameters.
+        config: the whole configuration.
+        world: this process among its peers.
+        scaler: of the loss; by default one that suits device and precision.
+        rows: what is trained of parameters that are not trained whole, if there are such.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, world: World, scaler: Any = None
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+        world: World,
+        scaler: Any = None,
+        rows: Optional[TrainedRows] = None,
     ):
         self.model = model
         self.optimizer = optimizer
         self.config = config
         self.world = world
         self.scaler = grad_scaler(world.device, config.training.precision) if scaler is None else scaler
+        self.rows = rows
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, batches: Sequence[Batch], step: int) -> StepResult:
@@ -127,6 +143,8 @@ class Stepper:
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
+        if self.rows is not None:
+            self.rows.mask_gradients()
         return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip))
 
 

@@ -1,0 +1,196 @@
+"""Starting from a model that lacks tasks or languages of the new run (task transfer; docs/transfer.md).
+
+What was there stays as it was: ids, rows of old tokens, vectors of old tasks. What is new starts so that it changes
+nothing at first: with its tasks inactive the model writes what it wrote before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from tokenverse_pp.config import Config, load_config
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.model.transducer import Transducer
+from tokenverse_pp.tasks import TaskSet
+from tokenverse_pp.tokenizer import Tokenizer
+from tokenverse_pp.training import checkpoint
+from tokenverse_pp.training.setup import find_model, load_weights, tasks_of
+
+# Parameters with a row for each token of the vocabulary.
+VOCABULARY_ROWS = tuple(
+    f"{module}.{kind}" for module in ("joiner.output", "simple_am", "simple_lm", "ctc") for kind in ("weight", "bias")
+) + ("predictor.embedding.weight",)
+TABLES = ("feature_vectors", "encoder_vectors")
+PLACES = {"none": (), "features": TABLES[:1], "encoder": TABLES[1:], "both": TABLES}
+# A new token's logit in the joiner is below the mean of the old ones' by this much (nats). So its probability is at
+# most exp(-10) / (V - 1), about 1e-7, and old hypotheses keep their scores; some hundred steps make up for it.
+BELOW_MEAN = 10.0
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a model was before the run: the size of its vocabulary, its tasks in order, and its tables of vectors."""
+
+    vocabulary: int
+    tasks: List[str]
+    tables: List[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model folder that ``training.init_from`` names."""
+
+    folder: Path
+    tasks: TaskSet
+    tokenizer: Tokenizer
+    before: Before
+
+
+def read_source(config: Config, tasks: TaskSet) -> Source:
+    """What ``training.init_from`` names.
+
+    Args:
+        tasks: those of the run, which must have all that the model has.
+
+    Raises:
+        UserError: where there is no model, or it has a task or token that the run does not list.
+    """
+    folder = find_model(Path(str(config.training.init_from)))
+    checkpoint.check_model(folder)
+    theirs = load_config(folder / checkpoint.CONFIG)
+    known = tasks_of(theirs.tasks)
+    lost = [f"task {name}" for name in known.names if name not in tasks]
+    lost += [f"token {symbol}" for symbol in known.symbols if symbol not in tasks.symbols]
+    if lost:
+        raise UserError(
+            f"--training.init_from={folder}: the model has the {lost[0]}: list all its tasks and languages under tasks "
+            "(what no cut is labelled for is kept, and costs nothing)"
+        )
+    tokenizer = Tokenizer.load(folder / checkpoint.TOKENIZER)
+    tables = list(PLACES[theirs.model.vectors.placement])
+    strategy = theirs.model.vectors.strategy
+    if tables and strategy != config.model.vectors.strategy:
+        raise UserError(f"--training.init_from={folder}: the model has --model.vectors.strategy={strategy}")
+    return Source(folder, known, tokenizer, Before(tokenizer.vocab_size, list(known.names), tables))
+
+
+def before_of(config: Config, source: Optional[Source], start: Optional[Path]) -> Optional[Before]:
+    """What the model was before the run began, or None for a run that started from nothing.
+
+    Args:
+        source: see `read_source`; None without ``training.init_from``.
+        start: the checkpoint that the run goes on from: then it says so itself.
+
+    Raises:
+        UserError: where ``training.train_only`` asks for what is new, and nothing was there before.
+    """
+    before = source.before if source else None
+    if start:
+        stored = checkpoint.read_state(start).get("before")
+        try:
+            before = Before(**stored) if stored else None
+        except TypeError:
+            raise UserError(f"{start / checkpoint.STATE}: 'before': not as it was written") from None
+    if before is None and config.training.train_only != "all":
+        raise UserError(f"--training.train_only={config.training.train_only}: needs --training.init_from")
+    return before
+
+
+def start_from(source: Source, model: Transducer, tasks: TaskSet, tokenizer: Tokenizer) -> List[str]:
+    """Load the weights of a source into a model of the run's tasks and vocabulary; returns what was added.
+
+    Raises:
+        UserError: for a vocabulary that is not the source's with something added, or another shape of the model.
+    """
+    if not tokenizer.extends(source.tokenizer):
+        raise UserError(
+            f"{source.folder}: trained with another vocabulary ({source.tokenizer.vocab_size} tokens, ours has "
+            f"{tokenizer.vocab_size}); leave --tokenizer.model out, and its own is taken and extended"
+        )
+    if source.before == Before(tokenizer.vocab_size, list(tasks.names), tables_of(model)):
+        load_weights(model, source.folder)
+        return []
+    path = source.folder / checkpoint.WEIGHTS
+    state = extended_state(checkpoint.read_tensors(path), source.before, model, tasks.names)
+    problem = model.load_checkpoint_state(state)
+    if problem:
+        raise UserError(f"{path}: does not fit the model: {problem}")
+    new_tasks = [f"task {name}" for name in tasks.names if name not in source.tasks]
+    return new_tasks + tokenizer.pieces(range(source.tokenizer.vocab_size, tokenizer.vocab_size))
+
+
+def tables_of(model: Transducer) -> List[str]:
+    """The tables of task vectors that a model has."""
+    return [table for table in TABLES if getattr(model, table) is not None]
+
+
+def extended_state(
+    state: Dict[str, Tensor], before: Before, model: Transducer, tasks: Sequence[str]
+) -> Dict[str, Tensor]:
+    """The weights of a smaller model, with rows for what ``model`` has more.
+
+    - Rows of new tokens are the mean of the old ones without the blank's. A new token's logit is then the mean of the
+      old logits, so its probability their geometric mean; in the joiner it is lowered by `BELOW_MEAN` besides.
+    - Rows of new task vectors are zero (``sum``), or those of the same combination without the new tasks
+      (``combination``): to switch a new task on changes nothing at first.
+    - Tables of vectors that the smaller model did not have at all are zero.
+    """
+    wanted = model.checkpoint_state()
+    out = dict(state)
+    for name in VOCABULARY_ROWS:
+        if name in state and name in wanted and len(wanted[name]) > len(state[name]):
+            out[name] = _with_mean_rows(state[name], len(wanted[name]), model.predictor.blank_id)
+    if "joiner.output.bias" in out:
+        out["joiner.output.bias"][before.vocabulary :] -= BELOW_MEAN
+    for table in tables_of(model):
+        vectors = getattr(model, table)
+        old_rows, is_new = old_row_of_each(vectors.strategy, before.tasks, tasks)
+        for key, keep_new in ((f"{table}.table", vectors.strategy == "combination"), (f"{table}.trained", False)):
+            rows = torch.zeros_like(wanted[key])
+            if table in before.tables:
+                kept = old_rows >= 0 if keep_new else (old_rows >= 0) & ~is_new
+                rows[kept] = state[key][old_rows[kept]]
+            out[key] = rows
+    return out
+
+
+def _with_mean_rows(old: Tensor, rows: int, blank: int) -> Tensor:
+    """(V, ..) -> (rows, ..): what is added is the mean of the old rows without the blank's, formed in float64."""
+    others = torch.arange(len(old)) != blank
+    mean = old[others].double().mean(0, keepdim=True).to(old.dtype)
+    return torch.cat([old, mean.expand(rows - len(old), *old.shape[1:])])
+
+
+def old_row_of_each(strategy: str, old: Sequence[str], new: Sequence[str]) -> Tuple[Tensor, Tensor]:
+    """For each row of a table of vectors its row in the smaller model's (-1: none), and whether it is new.
+
+    Args:
+        strategy: ``sum``: a row a task; ``combination``: a row a set of tasks (`TaskVectors`).
+        old: the smaller model's tasks in order, ``asr`` first.
+        new: the model's tasks in order.
+
+    >>> old_row_of_each("sum", ["asr", "scd", "lid"], ["asr", "scd", "ner", "lid"])
+    (tensor([ 0,  1, -1,  2]), tensor([False, False,  True, False]))
+    >>> old_row_of_each("combination", ["asr", "lid"], ["asr", "ner", "lid"])  # {}, {ner}, {lid}, {ner, lid}
+    (tensor([0, 0, 1, 1]), tensor([False,  True, False,  True]))
+    """
+    if strategy == "sum":
+        rows = torch.tensor([old.index(name) if name in old else -1 for name in new])
+        return rows, rows < 0
+    others = list(new)[1:]
+    found, is_new = [], []
+    for row in range(2 ** len(others)):
+        active = [name for bit, name in enumerate(others) if row >> bit & 1]
+        found.append(sum(2 ** list(old)[1:].index(name) for name in active if name in old))
+        is_new.append(any(name not in old for name in active))
+    return torch.tensor(found), torch.tensor(is_new)
+
+
+def as_state(before: Optional[Before]) -> Optional[Dict[str, object]]:
+    """What ``state.json`` keeps of it."""
+    return asdict(before) if before else None
