@@ -19,14 +19,16 @@ from tokenverse_pp.tasks.text import transcript_of
 
 Ratio = Tuple[float, float]
 WER = "wer"  # the only score that is better when it is lower
+PARTS = (" precision", " recall")  # ends of the names of what an F1 is made of
 
 
 @dataclass
 class Counted:
     """Of one decoding: metric -> cut id -> (numerator, denominator).
 
-    Metrics are called ``wer``, ``scd text``, ``endp time 0.5``, ``ner exact``, ``lid accuracy`` and so on. A metric has
-    the cuts that are labelled for its task and were decoded with it.
+    Metrics are called ``wer``, ``scd text`` (an F1), ``scd text precision``, ``scd text recall``, ``endp time 0.5``,
+    ``ner exact``, ``lid accuracy`` and so on. A metric has the cuts that are labelled for its task and were decoded
+    with it.
     """
 
     metrics: Dict[str, Dict[str, Ratio]] = field(default_factory=dict)
@@ -76,13 +78,17 @@ def _ratios(task: str, scores: Mapping[str, Any]) -> Iterator[Tuple[str, Ratio]]
         yield f"{task} accuracy", (scores["accuracy"], 1)
     else:
         for name, prf in find_prf(task, scores):
-            yield name, (2 * prf["tp"], 2 * prf["tp"] + prf["fp"] + prf["fn"])
+            tp, fp, fn = prf["tp"], prf["fp"], prf["fn"]
+            yield name, (2 * tp, 2 * tp + fp + fn)
+            yield f"{name} precision", (tp, tp + fp)
+            yield f"{name} recall", (tp, tp + fn)
 
 
 def counts_of(decodings: Sequence[Counted], metric: str, ids: Sequence[str]) -> Counts:
     """One metric of several decodings of the same cuts (seeds), for the bootstrap."""
     ratios = [counted.ratios(metric, ids) for counted in decodings]
-    return Counts.of(ratios, 0.0 if metric == WER else 1.0)
+    # As `metrics.f1.f1_score` has it: an F1 with nothing to find and nothing found is 1.
+    return Counts.of(ratios, 0.0 if metric == WER or metric.endswith(PARTS) else 1.0)
 
 
 def common_ids(decodings: Iterable[Counted], metric: str, among: Optional[Iterable[str]] = None) -> List[str]:
@@ -94,7 +100,7 @@ def common_ids(decodings: Iterable[Counted], metric: str, among: Optional[Iterab
 def compare_decodings(
     a: Sequence[Counted], b: Sequence[Counted], among: Optional[Iterable[str]] = None, resamples: int = RESAMPLES
 ) -> Dict[str, Comparison]:
-    """Every metric that both have, on the cuts that count in both.
+    """Every metric that both have (but precision and recall apart), on the cuts that count in both.
 
     Args:
         a: the decodings of one system, one a seed.
@@ -104,6 +110,8 @@ def compare_decodings(
     among = None if among is None else set(among)
     found: Dict[str, Comparison] = {}
     for metric in a[0].metrics:
+        if metric.endswith(PARTS):
+            continue
         ids = common_ids([*a, *b], metric, among)
         if ids:
             found[metric] = compare(counts_of(a, metric, ids), counts_of(b, metric, ids), resamples)

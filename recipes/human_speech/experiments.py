@@ -5,6 +5,10 @@
 python recipes/human_speech/experiments.py list
 python recipes/human_speech/experiments.py run                         # all of them, seed by seed
 python recipes/human_speech/experiments.py run tokenverse 'share_*' --seeds 1
+python recipes/human_speech/experiments.py gather                      # scores and claims into experiments.json
+python recipes/human_speech/experiments.py tables                      # and from there into EXPERIMENTS.md
+python recipes/human_speech/experiments.py plots
+python recipes/human_speech/experiments.py worst tokenverse_pp
 
 Every run is defined in experiments/grid.yaml. What was stopped goes on where it was when the same command is given
 again; finished runs are passed over; two commands at once share the work.
@@ -12,6 +16,7 @@ again; finished runs are passed over; two commands at once share the work.
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from dataclasses import dataclass
@@ -21,9 +26,17 @@ from typing import Any, Dict, Optional, Tuple
 import click
 
 from tokenverse_pp.cli.groups import Group
+from tokenverse_pp.experiments.claims import judge_all, read_claims
 from tokenverse_pp.experiments.folders import Place
-from tokenverse_pp.experiments.grid import load_grid
+from tokenverse_pp.experiments.grid import load_grid, read_yaml
+from tokenverse_pp.experiments.plots import NothingToDraw, draw, read_panels
+from tokenverse_pp.experiments.results import gather as gather_results
+from tokenverse_pp.experiments.results import read_results, rounded, utterances_of_run
 from tokenverse_pp.experiments.runner import Runner
+from tokenverse_pp.experiments.tables import claims_table, fill
+from tokenverse_pp.experiments.worst import as_rows, cause, summary
+from tokenverse_pp.experiments.worst import worst as worst_of
+from tokenverse_pp.files import write_text
 from tokenverse_pp.tables import aligned
 
 HERE = Path(__file__).resolve().parent
@@ -35,6 +48,7 @@ class Setup:
     """Where things are."""
 
     grid: Path
+    claims: Path
     data: Path
     exp_dir: Path
 
@@ -46,6 +60,7 @@ class Setup:
 
 @click.group(cls=Group, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--grid", type=click.Path(path_type=Path), default=HERE / "experiments" / "grid.yaml", help="The runs.")
+@click.option("--claims", type=click.Path(path_type=Path), default=HERE / "experiments" / "claims.yaml")
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
@@ -61,9 +76,9 @@ class Setup:
     help="Folder for all that the runs write.",
 )
 @click.pass_context
-def cli(ctx: click.Context, grid: Path, data: Path, exp_dir: Path) -> None:
+def cli(ctx: click.Context, **given: Path) -> None:
     """See the module's docstring."""
-    ctx.obj = Setup(grid, data, exp_dir)
+    ctx.obj = Setup(**given)
 
 
 def parse_seeds(ctx: click.Context, option: click.Parameter, value: str) -> Tuple[int, ...]:
@@ -87,6 +102,8 @@ def list_runs(setup: Setup, steps: Optional[int]) -> None:
     for run in place.grid.runs.values():
         finished = [seed for seed in run.seeds if place.folder(run, seed).finished]
         rows.append([run.name, run.about, *(",".join(map(str, seeds)) or "-" for seeds in (run.seeds, finished))])
+        if run.hyps:
+            rows[-1][3] = "there" if Path(run.hyps).is_file() else "not there"
     click.echo(aligned(rows, left=4))
 
 
@@ -102,6 +119,87 @@ def run(setup: Setup, names: Tuple[str, ...], seeds: Tuple[int, ...], steps: Opt
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     place = setup.place(steps)
     Runner(place, RECIPES, threads, click.echo).run_all(place.grid.chosen(names), seeds)
+
+
+results_option = click.option(
+    "--results",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=HERE / "experiments.json",
+    show_default=True,
+    help="The file of results.",
+)
+resamples_option = click.option("--resamples", type=click.IntRange(100), default=10_000, show_default=True)
+
+
+@cli.command()
+@steps_option
+@resamples_option
+@results_option
+@click.pass_obj
+def gather(setup: Setup, steps: Optional[int], resamples: int, results: Path) -> None:
+    """Put scores, intervals, seconds and commits of all finished runs, and the claims, into the file of results."""
+    place = setup.place(steps)
+    found = gather_results(place, resamples, click.echo)
+    found["claims"] = judge_all(read_claims(setup.claims), place, resamples)
+    write_text(results, json.dumps(rounded(found), indent=1, ensure_ascii=False) + "\n")
+    click.echo(f"results: {results}")
+
+
+@cli.command()
+@steps_option
+@resamples_option
+@click.pass_obj
+def claims(setup: Setup, steps: Optional[int], resamples: int) -> None:
+    """Say which claims hold, by the runs that are finished."""
+    verdicts = judge_all(read_claims(setup.claims), setup.place(steps), resamples)
+    click.echo(aligned(claims_table({"claims": verdicts}, (), ()), left=4))
+
+
+@cli.command()
+@results_option
+@click.option(
+    "--document", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=HERE / "EXPERIMENTS.md"
+)
+def tables(results: Path, document: Path) -> None:
+    """Put the tables of the results between the markers of EXPERIMENTS.md."""
+    write_text(document, fill(document.read_text(encoding="utf-8"), read_results(results)))
+    click.echo(f"document: {document}")
+
+
+@cli.command()
+@results_option
+@click.option("--output-dir", type=click.Path(path_type=Path, file_okay=False), default=HERE / "experiments")
+@click.pass_obj
+def plots(setup: Setup, results: Path, output_dir: Path) -> None:
+    """Draw the plots that the grid describes."""
+    found = read_results(results)
+    for name, panels in (read_yaml(setup.grid).get("plots") or {}).items():
+        try:
+            click.echo(f"plot: {draw(output_dir / f'{name}.png', read_panels(panels, found))}")
+        except NothingToDraw:
+            click.echo(f"plot: {name}: its runs are not in {results}")
+
+
+@cli.command("worst")
+@click.argument("name")
+@click.option("--seed", type=int, help="[default: the first that is finished]")
+@click.option("--number", type=click.IntRange(1), default=20, show_default=True, help="Utterances to list.")
+@click.option("--min-words", type=click.IntRange(0), default=3, show_default=True, help="Of the reference, at least.")
+@click.option("--by", type=click.Choice(["wer", "errors"]), default="wer", show_default=True)
+@steps_option
+@click.pass_obj
+def list_worst(
+    setup: Setup, name: str, seed: Optional[int], number: int, min_words: int, by: str, steps: Optional[int]
+) -> None:
+    """List the worst utterances of the run NAME with a cause each, and the causes of all that have errors."""
+    place = setup.place(steps)
+    utterances = utterances_of_run(place, name, seed)
+    click.echo(aligned(as_rows(worst_of(utterances, number, min_words, by)), left=13))
+    wrong = [u for u in utterances if u.errors]
+    rows = [["cause, all with errors", "utterances", "word errors"]]
+    for why, count in summary(wrong).items():
+        rows.append([why, str(count), str(sum(u.errors for u in wrong if cause(u) == why))])
+    click.echo("\n" + aligned(rows))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.experiments.derive import Derivation
 
 Settings = Dict[str, Any]  # dotted option of recipes/train.py -> value
-RUN_KEYS = {"about", "configs", "settings", "train", "seeds", "decode", "decodings", "sweep", "of", "init_from"}
+RUN_KEYS = {"about", "configs", "settings", "train", "seeds", "decode", "decodings", "sweep", "of", "init_from",
+            "hyps"}  # fmt: skip
 COMMON_KEYS = {"configs", "settings", "train", "seeds", "decode", "init_from", "tokenizer"}
 
 
@@ -36,6 +37,7 @@ class Run:
         train: name of the derived training manifest.
         of: the run whose model is decoded; nothing is trained.
         init_from: the run from whose model the training starts: of the same seed, or the only one of a run of one seed.
+        hyps: hypotheses that another program wrote, to compare with; nothing is run.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Run:
     decodings: Tuple[Decoding, ...]
     of: Optional[str] = None
     init_from: Optional[str] = None
+    hyps: Optional[str] = None
 
     @property
     def needs(self) -> Optional[str]:
@@ -81,7 +84,7 @@ class Grid:
                 raise UserError(f"no run {pattern!r} in the grid, which has {', '.join(self.runs)}")
             for name in found:
                 names.extend(self._with_needs(name))
-        return [self.runs[name] for name in dict.fromkeys(names)]
+        return [self.runs[name] for name in dict.fromkeys(names) if not self.runs[name].hyps]
 
     def seed_of(self, name: str, seed: int) -> int:
         """Which seed of a run serves another run's ``seed``: the same, or the only one that there is."""
@@ -133,10 +136,11 @@ def _run(name: str, spec: Mapping[str, Any], common: Mapping[str, Any], root: Pa
         spec.get("about", ""),
         settings,
         spec.get("train", common.get("train", "")),
-        tuple(spec.get("seeds", common.get("seeds", [42]))),
+        () if spec.get("hyps") else tuple(spec.get("seeds", common.get("seeds", [42]))),
         tuple(_decodings({**(common.get("decode") or {}), **(spec.get("decode") or {})}, spec)),
         spec.get("of"),
-        None if spec.get("of") else spec.get("init_from", common.get("init_from")),
+        None if spec.get("of") or spec.get("hyps") else spec.get("init_from", common.get("init_from")),
+        spec.get("hyps"),
     )
 
 

@@ -12,6 +12,7 @@ mean over them. The interval then says what other utterances could give, not wha
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Dict, List, Sequence, Tuple
 
@@ -95,12 +96,13 @@ class Comparison:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
 
+@functools.lru_cache(maxsize=4)  # a test set has few sizes: all cuts, and those labelled for a task
 def draws(utterances: int, resamples: int, seed: int) -> List[np.ndarray]:
     """How often each utterance is drawn in each resample: blocks of (R, N); the same for the same seed."""
     rng = np.random.default_rng(seed)
     chances = np.full(utterances, 1.0 / utterances)
     sizes = [min(BLOCK, resamples - done) for done in range(0, resamples, BLOCK)]
-    return [rng.multinomial(utterances, chances, size=size).astype(np.float64) for size in sizes]
+    return [rng.multinomial(utterances, chances, size=size).astype(np.float32) for size in sizes]
 
 
 def bootstrap(counts: Counts, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
