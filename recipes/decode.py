@@ -30,6 +30,7 @@ from tokenverse_pp.files import write_json, write_text
 from tokenverse_pp.manifests.labels import validate_cuts
 from tokenverse_pp.manifests.reading import read_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
+from tokenverse_pp.model.masks import ChunkOptions
 from tokenverse_pp.report_page import PageOptions, write_report
 from tokenverse_pp.scoring import score_hypotheses, score_table
 from tokenverse_pp.search import SearchOptions
@@ -71,6 +72,9 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
 @click.option("--stored-features", is_flag=True, help="Take stored features in place of audio.")
 @click.option("--max-duration", type=float, default=120.0, show_default=True, help="Seconds of audio in a batch.")
+@click.option("--chunk-ms", type=int, default=0, show_default=True, help="Decode as in streaming; 0: full context.")
+@click.option("--left-chunks", type=int, default=4, show_default=True, help="Chunks before its own that a frame sees.")
+@click.option("--sinks", type=int, default=0, show_default=True, help="First frames that stay visible.")
 @click.option("--window", type=float, default=28.0, show_default=True, help="Longer cuts are decoded in windows (s).")
 @click.option("--overlap", type=float, default=6.0, show_default=True, help="Seconds that two windows have in common.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
@@ -124,6 +128,7 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
         precision=given["precision"],
         window=given["window"],
         overlap=given["overlap"],
+        chunks=ChunkOptions(given["chunk_ms"], given["left_chunks"], given["sinks"]) if given["chunk_ms"] else None,
         vector_scale=read_scales(given["vector_scale"]),
     )
 
@@ -133,6 +138,7 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: World) -> bool:
     load_plugins(given["plugins"])
     loaded = load_model(given["model"], given["encoder"])
     choose_tasks(loaded.tasks, options.tasks)
+    check_chunks(loaded, options)
     corpora: Dict[str, str] = {}
     cuts = read_all(given["cut_files"], corpora)[: given["first"]]
     check_cuts(cuts, loaded, options)
@@ -174,6 +180,15 @@ def read_all(paths: Sequence[str], corpora: Dict[str, str]) -> List[Cut]:
         if len(paths) > 1:
             corpora.update((cut.id, Path(path).name.split(".")[0]) for cut in found)
     return cuts
+
+
+def check_chunks(loaded: Loaded, options: DecodeOptions) -> None:
+    """See that the encoder can be run in these chunks; say so where it was not trained for it."""
+    if options.chunks is None:
+        return
+    loaded.model.encoder.grid(options.chunks)
+    if not any(loaded.config.model.streaming.chunk_ms):
+        click.echo("warning: --chunk-ms: this model was trained in full context only (model.streaming)", err=True)
 
 
 def check_cuts(cuts: Sequence[Cut], loaded: Loaded, options: DecodeOptions) -> None:

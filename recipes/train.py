@@ -22,6 +22,7 @@ from tokenverse_pp.manifests.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
 from tokenverse_pp.tasks import TaskSet, load_plugins
 from tokenverse_pp.tokenizer import Tokenizer
+from tokenverse_pp.training.chunks import training_chunks
 from tokenverse_pp.training.data import TrainSampler, load_cuts, make_frames_of
 from tokenverse_pp.training.distributed import World, start_world, stop_world
 from tokenverse_pp.training.loop import Trainer, set_threads
@@ -61,7 +62,7 @@ def train(config: Config, world: World) -> Path:
     tokenizer = Tokenizer(world.from_first(lambda: get_tokenizer(config, tasks, start, base).model))
     model = build_model(config, tasks, tokenizer).to(world.device)
     activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)
-    dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features)
+    dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features, training_chunks(config))
     say = (lambda line: print(line, file=sys.stderr)) if world.is_first else (lambda line: None)
     limits = config.data
     frames_of = make_frames_of(model.encoder)

@@ -14,6 +14,7 @@ from tokenverse_pp.cli.errors import report_errors
 from tokenverse_pp.config import parse_config
 from tokenverse_pp.dataset import Activation, TransducerDataset
 from tokenverse_pp.tokenizer import train_tokenizer
+from tokenverse_pp.training.chunks import training_chunks
 from tokenverse_pp.training.setup import build_model, tasks_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +68,7 @@ def toy_parts(corpus, **changes):
     tokenizer = train_tokenizer(texts, tasks, config.tokenizer.vocab_size)
     model = build_model(config, tasks, tokenizer).eval()
     activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)
-    dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features)
+    dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features, training_chunks(config))
     return Parts(config, tasks, tokenizer, model, dataset)
 
 

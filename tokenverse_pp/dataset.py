@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.audio import check_files, recording_files, undecodable
 from tokenverse_pp.manifests.labels import labelled_tasks
+from tokenverse_pp.model.masks import ChunkOptions
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.text import transcript_of
 from tokenverse_pp.tokenizer import Tokenizer
@@ -26,6 +27,15 @@ SAMPLING_RATE = 16000  # Hz
 FEATURES = "encoder_features"  # cut.custom key of the stored features at the seam
 NO_CORPUS = "-"  # for cuts whose custom field "corpus" names none
 Batch = Dict[str, Any]
+
+
+def features_key(chunks: Optional[ChunkOptions] = None) -> str:
+    """The cut.custom key of stored features in which each frame saw its chunk and the left context alone."""
+    if chunks is None or chunks.full:
+        return FEATURES
+    form = "" if chunks.strict else "_not_strict"
+    left = "all" if chunks.left_chunks < 0 else chunks.left_chunks
+    return f"{FEATURES}_{chunks.chunk_ms}ms_left_{left}_sinks_{chunks.sinks}{form}"
 
 
 class Activation:
@@ -59,21 +69,32 @@ class TransducerDataset(Dataset):
         tasks: all the tasks that the model knows.
         tokenizer: its vocabulary.
         activation: picks the active ones of a cut's tasks.
-        stored_features: read `FEATURES` of each cut instead of its audio.
+        stored_features: read the features stored with each cut instead of its audio.
+        chunks: draws a batch's chunks from its cut ids and the epoch (`tokenverse_pp.training.chunks`); stored features
+            are those of the same chunks. None: full context.
     """
 
-    def __init__(self, tasks: TaskSet, tokenizer: Tokenizer, activation: Activation, stored_features: bool = False):
+    def __init__(
+        self,
+        tasks: TaskSet,
+        tokenizer: Tokenizer,
+        activation: Activation,
+        stored_features: bool = False,
+        chunks: Optional[Callable[[Sequence[str], int], Optional[ChunkOptions]]] = None,
+    ):
         self.tasks = tasks
         self.tokenizer = tokenizer
         self.activation = activation
         self.stored_features = stored_features
+        self.chunks = chunks
         self.epoch = 0
 
     def __getitem__(self, cuts: CutSet) -> Batch:
         """Inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,); of each cut
-        id, corpus and seconds, and their sum."""
+        id, corpus and seconds, and their sum; the batch's chunks (ChunkOptions or None)."""
         items = list(cuts)
-        inputs, lens = collate([load_inputs(cut, self.stored_features) for cut in items])
+        chunks = self.chunks([cut.id for cut in items], self.epoch) if self.chunks else None
+        inputs, lens = collate([load_inputs(cut, self.stored_features, chunks=chunks) for cut in items])
         targets, active = [], []
         for cut in items:
             names = self.activation(labelled_tasks(cut), cut.id, self.epoch)
@@ -90,6 +111,7 @@ class TransducerDataset(Dataset):
             "corpora": [str((cut.custom or {}).get("corpus", NO_CORPUS)) for cut in items],
             "durations": [float(cut.duration) for cut in items],
             "seconds": float(sum(cut.duration for cut in items)),
+            "chunks": chunks,
         }
 
     def target(self, cut: Cut, active: Sequence[str]) -> torch.Tensor:
@@ -104,7 +126,9 @@ def collate(items: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.nn.utils.rnn.pad_sequence(list(items), batch_first=True), lens
 
 
-def load_inputs(cut: Cut, stored_features: bool = False, convert: bool = False) -> torch.Tensor:
+def load_inputs(
+    cut: Cut, stored_features: bool = False, convert: bool = False, chunks: Optional[ChunkOptions] = None
+) -> torch.Tensor:
     """Audio (S,) of a cut, or its stored features (T, F), as float32.
 
     Args:
@@ -114,13 +138,14 @@ def load_inputs(cut: Cut, stored_features: bool = False, convert: bool = False) 
             (torchaudio's windowed sinc, by way of lhotse), and refuse NaN. Training converts nothing, since corpora
             are prepared once, and passes over a step whose loss is no number, so that one bad file among a million
             does not end a run.
+        chunks: of the stored features.
 
     Raises:
         UserError: naming cut and file where the audio is missing, truncated, no audio, not 16 kHz mono (or, with
             ``convert``, holds NaN or infinity); and where features were asked for but none are stored.
     """
     if stored_features:
-        return _load_features(cut)
+        return _load_features(cut, features_key(chunks))
     check_recording(cut, convert)
     try:
         audio = cut.load_audio()
@@ -134,14 +159,15 @@ def load_inputs(cut: Cut, stored_features: bool = False, convert: bool = False) 
     return samples
 
 
-def _load_features(cut: Cut) -> torch.Tensor:
+def _load_features(cut: Cut, key: str) -> torch.Tensor:
     """The stored features (T, F) of a cut."""
-    if FEATURES not in (cut.custom or {}):
-        raise UserError(f"cut {cut.id}: no stored features; run `tokenverse-pp manifest store-features` first")
+    if key not in (cut.custom or {}):
+        what = "no stored features" if key == FEATURES else f"no stored features of these chunks ({key})"
+        raise UserError(f"cut {cut.id}: {what}; run `tokenverse-pp manifest store-features` first")
     try:
-        array = cut.load_custom(FEATURES)
+        array = cut.load_custom(key)
     except (OSError, ValueError, EOFError) as error:
-        manifest = (cut.custom or {})[FEATURES]
+        manifest = (cut.custom or {})[key]
         where = f"{manifest.storage_path}/{manifest.storage_key}"
         raise UserError(f"cut {cut.id}: stored features {where}: cannot be read: {error}") from None
     return torch.from_numpy(np.asarray(array, dtype=np.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, List
 
-from tokenverse_pp.config.sections import Config, DataConfig, TasksConfig
+from tokenverse_pp.config.sections import Config, DataConfig, StreamingConfig, TasksConfig
 from tokenverse_pp.errors import UserError
 
 CHOICES = {
@@ -87,6 +87,7 @@ def check_config(config: Config) -> Config:
         raise UserError(f"--training.keep_best={config.training.keep_best}: needs --data.valid, to know the best by")
     check_weights(config.data)
     check_freeze(config.training.freeze)
+    check_streaming(config.model.streaming)
     check_settings(config.tasks)
     if "lid" in config.tasks.names and not config.tasks.languages:
         raise UserError("--tasks.languages: the task lid needs the languages, e.g. '[en, fr]'")
@@ -127,3 +128,13 @@ def check_freeze(stages: List[List[int]]) -> None:
     steps = [stage[0] for stage in stages]
     if stages and (steps[0] != 0 or steps != sorted(set(steps))):
         raise UserError(f"--training.freeze={stages}: expected steps that rise from 0")
+
+
+def check_streaming(streaming: StreamingConfig) -> None:
+    """See that there is something to draw from, and nothing impossible in it (raises UserError)."""
+    for name, least in (("chunk_ms", 0), ("left_chunks", -1), ("sinks", 0)):
+        values = getattr(streaming, name)
+        if name != "chunk_ms" and not values:
+            raise UserError(f"--model.streaming.{name}: expected at least one number")
+        if any(value < least for value in values):
+            raise UserError(f"--model.streaming.{name}={values}: expected numbers from {least} on")

@@ -83,6 +83,16 @@ class LossConfig:
 
 
 @dataclass
+class StreamingConfig:
+    """Multi-chunk training: what the encoder sees, drawn for each batch (`tokenverse_pp.model.masks.ChunkOptions`)."""
+
+    chunk_ms: List[int] = field(default_factory=list)  # 0 = full context; empty = always full context
+    left_chunks: List[int] = field(default_factory=lambda: [-1])  # chunks before its own that a frame sees; -1 = all
+    sinks: List[int] = field(default_factory=lambda: [0])  # first frames that stay visible
+    strict: bool = True  # cut the right side of convolutions at the chunk's end, as in streaming
+
+
+@dataclass
 class ModelConfig:
     """The network."""
 
@@ -90,6 +100,7 @@ class ModelConfig:
     vectors: VectorsConfig = field(default_factory=VectorsConfig)
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    streaming: StreamingConfig = field(default_factory=StreamingConfig)
     predictor_dim: int = 512
     predictor_dropout: float = 0.0
     context_size: int = 2

@@ -55,7 +55,7 @@ def plan_batches(cuts: Sequence[Cut], options: DecodeOptions) -> List[List[Cut]]
 
 def is_long(cut: Cut, options: DecodeOptions) -> bool:
     """Whether a cut is decoded in windows."""
-    return not options.stored_features and cut.duration > options.window
+    return not options.stored_features and not options.in_chunks and cut.duration > options.window
 
 
 class Decoder:
@@ -94,7 +94,8 @@ class Decoder:
         loaded: List[Tuple[Cut, Tensor]] = []
         for cut in group:
             try:
-                loaded.append((cut, load_inputs(cut, self.options.stored_features, convert=True)))
+                inputs = load_inputs(cut, self.options.stored_features, convert=True, chunks=self.options.chunks)
+                loaded.append((cut, inputs))
             except UserError as error:
                 done.refuse(cut, error)
         # An utterance shorter than a frame would be an error of its whole batch in some encoders.
@@ -144,7 +145,11 @@ class Decoder:
         inputs, lens = collate(items)
         with autocast(self.device, self.options.precision):
             out, lens = model.encode(
-                inputs.to(self.device), lens.to(self.device), self.mask.expand(len(group), -1), stored
+                inputs.to(self.device),
+                lens.to(self.device),
+                self.mask.expand(len(group), -1),
+                stored,
+                self.options.chunks,
             )
         good = []
         for row, (cut, frames, length) in enumerate(zip(group, out, lens.tolist())):

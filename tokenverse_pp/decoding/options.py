@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.long_audio.decode import check_windows
+from tokenverse_pp.model.masks import ChunkOptions
 from tokenverse_pp.search import SearchOptions
 from tokenverse_pp.tasks.base import TaskSet
 
@@ -32,6 +33,8 @@ class DecodeOptions:
         precision: of the encoder: fp32, bf16 or fp16.
         window: cuts of more seconds than this are decoded in windows of this length (`tokenverse_pp.long_audio`).
         overlap: seconds that two windows have in common.
+        chunks: what each frame sees, as in streaming; None: full context. Cuts of any length are then decoded whole, in
+            memory that grows with the square of their length.
         vector_scale: (task, factor) of the task vectors that are not to be added as they are (`vector_scale`).
     """
 
@@ -42,9 +45,15 @@ class DecodeOptions:
     precision: str = "fp32"
     window: float = 28.0
     overlap: float = 6.0
+    chunks: Optional[ChunkOptions] = None
     vector_scale: Tuple[Tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.max_duration < math.inf:
             raise UserError(f"--max-duration: expected seconds above 0, got {self.max_duration:g}")
         check_windows(self.window, self.overlap)
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether frames see less than the whole cut."""
+        return self.chunks is not None and not self.chunks.full

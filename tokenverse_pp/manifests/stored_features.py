@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Sequence
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from lhotse.cut import Cut
 from lhotse.features.io import NumpyFilesWriter
 from tqdm import tqdm
 
-from tokenverse_pp.dataset import FEATURES, collate, load_inputs
+from tokenverse_pp.dataset import FEATURES, collate, features_key, load_inputs
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.encoder import Encoder, EncoderConfig
+from tokenverse_pp.model.masks import ChunkOptions
 
 ORIGIN = "encoder_features_of"  # cut.custom key: which encoder and layers made the features
 
@@ -56,6 +57,7 @@ def store_features(
     dtype: str = "float16",
     max_duration: float = 60.0,
     bf16: bool = False,
+    chunks: Optional[ChunkOptions] = None,
 ) -> CutSet:
     """Run the frozen half over every cut and store its output with lhotse.
 
@@ -66,6 +68,8 @@ def store_features(
         storage_dir: folder for one ``.npy`` file a cut, (T, F).
         dtype: of the stored numbers; float16 halves the disk at a relative error of 5e-4.
         max_duration: seconds of audio that go through the encoder at once.
+        chunks: the features are what streaming in these chunks gives. They are stored beside those of other chunks and
+            of full context (None) that the cuts may have; multi-chunk training takes those of the chunks it draws.
         bf16: autocast the encoder to bfloat16 (faster on CPUs and GPUs that have it, relative error about 1e-2).
 
     Returns:
@@ -76,6 +80,10 @@ def store_features(
     storage_dir.mkdir(parents=True, exist_ok=True)
     device = next(encoder.parameters()).device
     origin = features_origin(config)
+    key = features_key(chunks)
+    suffix = key[len(FEATURES) :]
+    if chunks is not None and chunks.full:
+        chunks = None
     done: Dict[str, Cut] = {}
     with (
         NumpyFilesWriter(storage_dir) as writer,
@@ -84,10 +92,12 @@ def store_features(
         for group in batches_of(sorted(cuts, key=lambda cut: cut.duration), max_duration):
             audio, lens = collate([load_inputs(cut) for cut in group])
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                features, frames = encoder.extract(audio.to(device), lens.to(device))
+                features, frames = encoder.extract(audio.to(device), lens.to(device), chunks)
             for cut, values, length in zip(group, features.float().cpu().numpy(), frames.tolist()):
-                array = writer.store_array(_file_key(cut.id), np.ascontiguousarray(values[:length].astype(dtype)))
-                custom = {**(cut.custom or {}), FEATURES: array, ORIGIN: origin}
+                array = writer.store_array(
+                    _file_key(cut.id) + suffix, np.ascontiguousarray(values[:length].astype(dtype))
+                )
+                custom = {**(cut.custom or {}), key: array, ORIGIN: origin}
                 done[cut.id] = dataclasses.replace(cut, custom=custom)
             bar.update(len(group))
     return CutSet.from_cuts(done[cut.id] for cut in cuts)

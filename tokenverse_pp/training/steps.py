@@ -45,7 +45,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def forward(model: nn.Module, batch: Batch, stored: bool) -> Losses:
     """Run the model on a batch."""
-    return model(batch["inputs"], batch["lens"], batch["active"], batch["tokens"], batch["token_lens"], stored=stored)
+    inputs = (batch["inputs"], batch["lens"], batch["active"], batch["tokens"], batch["token_lens"])
+    return model(*inputs, stored=stored, chunks=batch.get("chunks"))
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from tokenverse_pp.model.transducer import Transducer
 from tokenverse_pp.scoring import score_hypotheses
 from tokenverse_pp.search import Constraints, SearchOptions, constraints_for, search_frames
 from tokenverse_pp.search.records import to_record
+from tokenverse_pp.training.chunks import validation_chunks
 from tokenverse_pp.training.data import shard
 from tokenverse_pp.training.distributed import World, autocast
 from tokenverse_pp.training.steps import to_device
@@ -28,7 +29,10 @@ class Validator:
     """Runs over a fixed list of cuts, sharded over the ranks."""
 
     def __init__(self, cuts: Sequence[Cut], dataset: TransducerDataset, config: Config, world: World):
-        self.dataset = TransducerDataset(dataset.tasks, dataset.tokenizer, Activation(), dataset.stored_features)
+        chunks = validation_chunks(config)
+        self.dataset = TransducerDataset(
+            dataset.tasks, dataset.tokenizer, Activation(), dataset.stored_features, chunks
+        )
         self.cuts = list(cuts)
         mine = sorted(shard(cuts, world), key=lambda cut: cut.duration)
         self.batches: List[CutSet] = [CutSet.from_cuts(b) for b in batches_of(mine, config.data.max_duration)]
@@ -51,7 +55,8 @@ class Validator:
         for cuts in self.batches:
             batch = to_device(self.dataset[cuts], self.world.device)
             with autocast(self.world.device, self.config.training.precision):
-                out, lens = model.encode(batch["inputs"], batch["lens"], batch["active"], self.dataset.stored_features)
+                stored, chunks = self.dataset.stored_features, batch["chunks"]
+                out, lens = model.encode(batch["inputs"], batch["lens"], batch["active"], stored, chunks)
                 losses = model.losses(out, lens, batch["tokens"], batch["token_lens"])
                 log_probs = model.token_log_probs(out, lens, batch["tokens"], batch["token_lens"])
             values = [losses.pruned.sum().item(), losses.frames.sum().item(), batch["token_lens"].sum().item()]

@@ -43,6 +43,9 @@ import torch
 )
 @click.option("--bf16", is_flag=True, help="Run the encoder in bfloat16: faster, less exact.")
 @click.option("--max-duration", type=float, default=60.0, show_default=True, help="Seconds of audio encoded at once.")
+@click.option("--chunk-ms", type=int, default=0, show_default=True, help="What streaming would give; 0: full context.")
+@click.option("--left-chunks", type=int, default=-1, show_default=True, help="Chunks before its own; -1: all.")
+@click.option("--sinks", type=int, default=0, show_default=True, help="First frames that stay visible.")
 @click.option("--sample", type=int, help="Take N cuts at random (seed 0), not all.")
 @click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")
 def store_features(
@@ -54,12 +57,16 @@ def store_features(
     dtype: str,
     bf16: bool,
     max_duration: float,
+    chunk_ms: int,
+    left_chunks: int,
+    sinks: int,
     sample: Optional[int],
     threads: int,
 ) -> None:
     """Store the frozen encoder's features of CUTS and write the cuts that point at them to OUTPUT.
 
-    Training with data.stored_features=true then skips the encoder, whose cost is most of a step.
+    Training with data.stored_features=true then skips the encoder, whose cost is most of a step. Features of chunks
+    are kept beside those that CUTS already have: run it once for each combination that model.streaming draws.
     """
     from lhotse import CutSet
 
@@ -68,8 +75,10 @@ def store_features(
     from tokenverse_pp.manifests.stored_features import perturbed
     from tokenverse_pp.manifests.stored_features import store_features as run
     from tokenverse_pp.model.encoder import build_encoder
+    from tokenverse_pp.model.masks import ChunkOptions
     from tokenverse_pp.training.data import load_cuts
 
+    chunks = ChunkOptions(chunk_ms, left_chunks, sinks)
     if threads:
         torch.set_num_threads(threads)
     chosen = load_cuts([str(cuts)], "CUTS")
@@ -81,6 +90,7 @@ def store_features(
     if sample and sample < len(wanted):
         wanted = random.Random(0).sample(wanted, sample)
     folder = storage_dir or output.with_name(output.name.split(".")[0] + ".features")
-    stored = run(perturbed(CutSet.from_cuts(wanted), speeds), encoder, config, folder, dtype, max_duration, bf16)
+    every = perturbed(CutSet.from_cuts(wanted), speeds)
+    stored = run(every, encoder, config, folder, dtype, max_duration, bf16, chunks)
     write_cuts(stored, output)
     click.echo(f"{len(stored)} cuts with features of {encoder.feature_dim} channels: {output}")
