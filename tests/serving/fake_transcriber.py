@@ -1,0 +1,128 @@
+"""A transcriber without a model, whose words say what it heard: for tests of the server's own logic."""
+
+import threading
+from contextlib import asynccontextmanager
+
+import numpy as np
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.search.hypothesis import TimedWord
+from tokenverse_pp.serving.limits import Limits
+from tokenverse_pp.serving.server import StreamingServer
+from tokenverse_pp.serving.worker import Engine
+from tokenverse_pp.streaming.events import Event
+
+RATE = 16000
+CHUNK = 1600
+TASKS = ("asr", "scd", "endp", "ner", "lid")
+REFUSED, BROKEN = 666, 667  # samples that it refuses, and that it breaks on
+
+
+class FakeStream:
+    def __init__(self, tasks, reset):
+        self.tasks = tasks
+        self.reset = reset
+        self.buffer = np.zeros(0, np.float32)
+        self.heard = 0
+        self.partial = ""
+        self.said = []
+        self.closed = False
+
+
+class FakeTranscriber:
+    """A word for each chunk: ``v5`` if each of its samples is 5 (as a 16-bit number), ``mixed`` if they differ.
+
+    A chunk's word is final with the next one, and partial until then. Where the words change it says ``[SCD]``, if
+    ``scd`` is active. ``gate``: the model waits until it is set; ``batches``: the number of streams of each batch.
+    """
+
+    def __init__(self, reset=False):
+        self.reset = reset
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches = []
+        self.words_a_chunk = 1
+        self.threads = set()
+
+    def open(self, tasks=None, name=None):
+        self.threads.add(threading.current_thread().name)
+        return FakeStream(TASKS if tasks is None else tuple(tasks), self.reset)
+
+    def push_many(self, pieces):
+        self.gate.wait()
+        self.threads.add(threading.current_thread().name)
+        self.batches.append(len(pieces))
+        heard = [np.unique(np.rint(np.asarray(audio) * 32768).astype(int)) for _, audio in pieces]
+        if any(REFUSED in values for values in heard):
+            raise UserError("stream x:\n refused audio")
+        if any(BROKEN in values for values in heard):
+            raise RuntimeError("the model broke")
+        return [self._hear(stream, audio) for stream, audio in pieces]
+
+    def _hear(self, stream, audio):
+        assert audio.dtype == np.float32 and audio.ndim == 1 and not stream.closed
+        events = []
+        stream.buffer = np.concatenate([stream.buffer, audio])
+        while len(stream.buffer) >= CHUNK:
+            chunk, stream.buffer = stream.buffer[:CHUNK], stream.buffer[CHUNK:]
+            events += self._chunk(stream, chunk)
+        return events
+
+    def _chunk(self, stream, chunk):
+        events = self._settle(stream)
+        stream.heard += len(chunk)
+        values = np.unique(np.rint(chunk * 32768).astype(int))
+        stream.partial = f"v{values[0]}" if len(values) == 1 else "mixed"
+        return [*events, self._event(stream, "partial", stream.partial)]
+
+    def _settle(self, stream):
+        """The partial word becomes final."""
+        if not stream.partial:
+            return []
+        events = []
+        if "scd" in stream.tasks and stream.said and stream.said[-1] != stream.partial:
+            events.append(self._event(stream, "token", "[SCD]"))
+        text = " ".join([stream.partial] * self.words_a_chunk)
+        stream.said += [stream.partial]
+        stream.partial = ""
+        return [*events, self._event(stream, "final", text)]
+
+    def _event(self, stream, kind, text):
+        time = stream.heard / RATE
+        return Event(kind, time, text, tuple(TimedWord(word, time, time + 0.1, 1.0) for word in text.split()))
+
+    def set_tasks(self, stream, tasks):
+        stream.tasks = tuple(tasks)
+
+    def close(self, stream):
+        self.gate.wait()
+        stream.closed = True
+        events = self._chunk(stream, stream.buffer) if len(stream.buffer) else []
+        events += self._settle(stream)
+        return [*events, Event("end", stream.heard / RATE, " ".join(stream.said))]
+
+
+def fake_engine():
+    """An engine of two fakes."""
+    return Engine({reset: FakeTranscriber(reset) for reset in (False, True)}, TASKS, CHUNK)
+
+
+@asynccontextmanager
+async def serving(engine=None, access=None, **limits):
+    """A server on a free port of this machine; its ``url`` is that of the streams."""
+    options = {"closing_seconds": 2.0, **limits}
+    server = StreamingServer(engine or fake_engine(), Limits(**options), *([access] if access else []))
+    await server.start("127.0.0.1")
+    server.url = f"ws://127.0.0.1:{server.port}/stream"
+    try:
+        yield server
+    finally:
+        for transcriber in server.engine.transcribers.values():
+            if isinstance(transcriber, FakeTranscriber):
+                transcriber.gate.set()
+        await server.stop()
+
+
+def tone(value, seconds):
+    """Samples that are all ``value`` as 16-bit numbers."""
+    return np.full(int(seconds * RATE), value / 32768, np.float32)

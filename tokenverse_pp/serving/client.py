@@ -1,0 +1,217 @@
+"""A client of the streaming server, for programs.
+
+>>> async with StreamClient("ws://127.0.0.1:8765/stream", tasks=["asr", "scd"]) as stream:  # doctest: +SKIP
+...     await stream.send(samples)  # (S,) at 16 kHz in -1 .. 1, again and again
+...     await stream.end()
+...     async for event in stream:
+...         print(event["kind"], event["text"])
+
+What is sent waits while the server is busy, and what the server says waits while nobody reads it; so a client that
+sends for long reads at the same time, in a task of its own. `transcribe` does that, for programs without asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from types import TracebackType
+from typing import Any, AsyncIterator, Callable, Dict, Iterable, List, Optional, Sequence, Type, Union
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.serving.access import is_loopback
+from tokenverse_pp.serving.extra import need_websockets
+from tokenverse_pp.serving.protocol import SAMPLE_RATE, TOO_BIG, Start, start_message, write_audio
+
+Event = Dict[str, Any]
+MOST_EVENT = 1 << 24  # bytes: the text of `end` holds all that was said
+PIECE_SECONDS = 0.5  # of audio in a message
+
+
+class ServerError(UserError):
+    """What the server found wrong: ``code`` as in docs/streaming_protocol.md, ``closed`` if it named none."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+class StreamClient:
+    """One stream.
+
+    Args:
+        url: of the server, ``ws://HOST:PORT/stream``.
+        tasks: to decode; None for all that the server offers.
+        format: how audio is sent: ``pcm16`` or ``float32``.
+        partials: whether to be told what may still change.
+        reset_at_endpoint: let the server's search begin anew at each ``[ENDP]``.
+        token: where the server asks for one.
+
+    Raises:
+        UserError: (on entering) if the server cannot be reached.
+        ServerError: (on entering, and while reading) for what the server finds wrong.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        tasks: Optional[Sequence[str]] = None,
+        format: str = "pcm16",
+        partials: bool = True,
+        reset_at_endpoint: bool = False,
+        token: Optional[str] = None,
+    ):
+        self.url = url
+        self.start = Start(format, None if tasks is None else tuple(tasks), partials, reset_at_endpoint, token)
+        self.ready: Event = {}  # the server's answer to the start
+        self._connection: Any = None
+
+    async def __aenter__(self) -> StreamClient:
+        self._connection = await _connect(self.url)
+        try:
+            await self._say(start_message(self.start))
+            self.ready = await self._receive()
+        except BaseException:
+            await self._connection.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        await self._connection.close()
+
+    async def send(self, audio: np.ndarray) -> None:
+        """Send samples ``(S,)`` at 16 kHz in -1 .. 1; waits while the server is busy.
+
+        Once the server has closed the stream nothing is sent any more; reading says why.
+        """
+        most = int(PIECE_SECONDS * SAMPLE_RATE)
+        for begin in range(0, len(audio), most):
+            await self._say(write_audio(audio[begin : begin + most], self.start.format))
+
+    async def set_tasks(self, tasks: Sequence[str]) -> None:
+        """Other tasks from here on."""
+        await self._say(json.dumps({"kind": "set_tasks", "tasks": list(tasks)}))
+
+    async def end(self) -> None:
+        """No more audio: the server answers what is left, then the event ``end``."""
+        await self._say(json.dumps({"kind": "end"}))
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """The events up to ``end``."""
+        while True:
+            event = await self._receive()
+            yield event
+            if event["kind"] == "end":
+                return
+
+    async def _say(self, message: Union[str, bytes]) -> None:
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            await self._connection.send(message)
+        except ConnectionClosed:
+            pass  # why is among what can be read
+
+    async def _receive(self) -> Event:
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            event = json.loads(await self._connection.recv())
+        except ConnectionClosed as error:
+            closed = error.rcvd
+            if closed is None:
+                raise ServerError("closed", f"{self.url}: the connection broke") from error
+            code = "too_big" if closed.code == TOO_BIG else "closed"
+            raise ServerError(
+                code, f"{self.url}: the server closed the stream: {closed.code} {closed.reason}"
+            ) from error
+        if event.get("kind") == "error":
+            raise ServerError(event["code"], event["message"])
+        return event
+
+
+def transcribe(
+    url: str,
+    audio: Union[np.ndarray, Iterable[np.ndarray]],
+    on_event: Optional[Callable[[Event], None]] = None,
+    real_time: bool = False,
+    **options: Any,
+) -> List[Event]:
+    """Send audio, and wait for all that is said about it.
+
+    Args:
+        url: see `StreamClient`.
+        audio: samples ``(S,)`` at 16 kHz in -1 .. 1, or pieces of them.
+        on_event: called with each event as it comes.
+        real_time: send no faster than it was spoken.
+        options: of `StreamClient`.
+
+    Returns:
+        All events; the text of the last, ``end``, is the whole hypothesis.
+
+    Raises:
+        UserError: see `StreamClient`.
+    """
+    pieces = [audio] if isinstance(audio, np.ndarray) else audio
+    return asyncio.run(_transcribe(StreamClient(url, **options), pieces, on_event, real_time))
+
+
+async def _transcribe(
+    client: StreamClient, pieces: Iterable[np.ndarray], on_event: Optional[Callable[[Event], None]], real_time: bool
+) -> List[Event]:
+    events = []
+    async with client as stream:
+        sending = asyncio.ensure_future(_send_all(stream, pieces, real_time))
+        try:
+            async for event in stream:
+                events.append(event)
+                if on_event is not None:
+                    on_event(event)
+        finally:
+            sending.cancel()
+            problem = (await asyncio.gather(sending, return_exceptions=True))[0]
+        if isinstance(problem, Exception):
+            raise problem
+    return events
+
+
+async def _send_all(stream: StreamClient, pieces: Iterable[np.ndarray], real_time: bool) -> None:
+    loop = asyncio.get_running_loop()
+    began, sent = loop.time(), 0
+    step = int(SAMPLE_RATE * (0.1 if real_time else PIECE_SECONDS))
+    for piece in pieces:
+        for begin in range(0, len(piece), step):
+            part = piece[begin : begin + step]
+            await stream.send(part)
+            sent += len(part)
+            if real_time:
+                await asyncio.sleep(max(0.0, began + sent / SAMPLE_RATE - loop.time()))
+    await stream.end()
+
+
+async def _connect(url: str) -> Any:
+    """An open connection (raises UserError)."""
+    need_websockets()
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
+
+    # Pings would wait behind the audio that a busy server has not read yet, and look like a broken connection.
+    options: Dict[str, Any] = {"compression": None, "max_size": MOST_EVENT, "ping_interval": None}
+    if "proxy" in inspect.signature(connect.__init__).parameters and is_loopback(urlsplit(url).hostname or ""):
+        options["proxy"] = None
+    try:
+        return await connect(url, **options)
+    except InvalidURI as error:
+        raise UserError(f"{url}: expected an address such as ws://127.0.0.1:8765/stream") from error
+    except InvalidStatus as error:
+        said = (error.response.body or b"").decode("utf-8", "replace").strip()
+        raise UserError(f"{url}: refused: {error.response.status_code} {said}".rstrip()) from error
+    except (InvalidHandshake, InvalidMessage, asyncio.TimeoutError, EOFError) as error:
+        raise UserError(f"{url}: no streaming server answers there: {error}") from error
+    except OSError as error:
+        raise UserError(f"{url}: cannot connect: {error.strerror or error}") from error

@@ -1,0 +1,184 @@
+"""The server: connections to sessions, counters, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Dict, Optional, Set
+
+from websockets.asyncio.server import serve
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.serving.access import Access, bearer, is_loopback
+from tokenverse_pp.serving.limits import Limits
+from tokenverse_pp.serving.protocol import SAMPLE_RATE, VERSION, StreamError, shown
+from tokenverse_pp.serving.session import Session
+from tokenverse_pp.serving.web import STREAM_PATH, WebPage, plain
+from tokenverse_pp.serving.worker import Engine, Worker
+
+if TYPE_CHECKING:
+    from websockets.asyncio.server import Server, ServerConnection
+    from websockets.http11 import Request, Response
+
+log = logging.getLogger(__name__)
+library_log = logging.getLogger("tokenverse_pp.serving.websockets")
+library_log.setLevel(logging.CRITICAL)  # what strangers send to a port is no error of ours; sessions log their own
+
+KERNEL_BYTES = 1 << 17  # that the kernel may hold each way: back-pressure and slow readers show within seconds
+OPEN_SECONDS = 5.0  # for the handshake
+FREE_PORT = 0
+
+
+@dataclass
+class StreamingServer:
+    """Serves an engine to many clients, on one port with the web page.
+
+    Args:
+        engine: the model.
+        limits: see there.
+        access: see there.
+    """
+
+    engine: Engine
+    limits: Limits = field(default_factory=Limits)
+    access: Access = field(default_factory=Access)
+
+    def __post_init__(self) -> None:
+        self.heard_seconds = 0.0
+        self.streams: Set[Session] = set()
+        self.ended: Counter[str] = Counter()  # streams and refused connections, by how they ended
+        self._sessions: Set[Session] = set()
+        self._names = 0
+        self._page = WebPage()
+        self._server: Optional[Server] = None
+        self._loopback = True
+        self.port = FREE_PORT
+        self._began = time.monotonic()
+
+    async def start(self, host: str, port: int = FREE_PORT) -> None:
+        """Listen; ``port`` 0 takes a free one, which the attribute ``port`` tells.
+
+        Raises:
+            UserError: for an address that cannot be listened on.
+        """
+        self.worker = Worker(self.engine, self.limits.batch)
+        try:
+            self._server = await serve(
+                self._handle,
+                host,
+                port,
+                process_request=self._answer,
+                server_header=None,
+                compression=None,  # audio does not get smaller, and what does can be made to burst
+                open_timeout=OPEN_SECONDS,
+                # A ping waits behind the audio that we do not read while the model is behind; `Session` has its own
+                # clock for clients that have gone.
+                ping_interval=None,
+                close_timeout=self.limits.closing_seconds,
+                max_size=self.limits.message_bytes,
+                max_queue=1,
+                logger=library_log,
+            )
+        except (OSError, OverflowError) as error:
+            await self.worker.stop()
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise UserError(f"cannot listen on {host} port {port}: {reason}") from error
+        for listening in self._server.sockets:
+            # Connections take these over from the socket that they come in on.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
+        self._loopback = is_loopback(host)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._began = time.monotonic()
+
+    async def stop(self) -> None:
+        """Take no more connections, tell the streams, close them, and end the model's thread."""
+        assert self._server is not None
+        self._server.close(close_connections=False)
+        for session in list(self._sessions):
+            session.fail(StreamError("going_away", "the server is shutting down"))
+        try:
+            # Sessions cut off clients that do not close; handshakes under way end by their own clock.
+            await asyncio.wait_for(self._server.wait_closed(), self.limits.closing_seconds + OPEN_SECONDS + 1)
+        except asyncio.TimeoutError:
+            log.warning("some connections did not close in time")
+        await self.worker.stop()
+
+    def health(self) -> Dict[str, Any]:
+        """What /health says."""
+        return {
+            "status": "ok",
+            "version": VERSION,
+            "streams": len(self.streams),
+            "most_streams": self.limits.streams,
+            "audio_seconds": round(self.heard_seconds, 2),
+            "uptime_seconds": round(time.monotonic() - self._began, 2),
+            "ended": dict(self.ended),
+            "tasks": list(self.engine.tasks),
+            "sample_rate": SAMPLE_RATE,
+            "token_required": self.access.token is not None,
+        }
+
+    def count_in(self, session: Session) -> None:
+        """One more stream (raises StreamError if there are as many as may be)."""
+        if len(self.streams) >= self.limits.streams:
+            raise StreamError(
+                "too_many_streams", f"{self.limits.streams} streams are open, as many as may be; try later"
+            )
+        self.streams.add(session)
+
+    def _answer(self, connection: ServerConnection, request: Request) -> Optional[Response]:
+        """HTTP requests get the page; None lets a websocket handshake go on."""
+        if "websocket" not in request.headers.get("Upgrade", "").lower():
+            return self._page.respond(request, self.health())
+        refusal = self._refuse(request)
+        if refusal is not None:
+            self.ended[f"http_{refusal.status_code}"] += 1
+        return refusal
+
+    def _refuse(self, request: Request) -> Optional[Response]:
+        path = request.path.partition("?")[0]
+        if path != STREAM_PATH:
+            return plain(404, f"no streams at {shown(path)}: they are at {STREAM_PATH}")
+        origins, hosts = request.headers.get_all("Origin"), request.headers.get_all("Host")
+        if origins and not (
+            len(origins) == len(hosts) == 1 and self.access.allows_origin(origins[0], hosts[0], self._loopback)
+        ):
+            return plain(403, f"pages of {shown(origins[0])} may not connect: see --allow-origin")
+        given = bearer(request.headers.get("Authorization"))
+        if given is not None and not self.access.allows_token(given):
+            return plain(401, "wrong token")
+        if len(self._sessions) >= self.limits.connections:
+            return plain(503, "too many connections; try later")
+        return None
+
+    async def _handle(self, connection: ServerConnection) -> None:
+        self._names += 1
+        session = Session(self, connection, f"s{self._names}")
+        self._sessions.add(session)
+        try:
+            await session.run()
+        except Exception as error:
+            log.error("stream %s: failed", session.name, exc_info=error)
+        finally:
+            self._sessions.discard(session)
+            self.streams.discard(session)
+            how = session.ending.how if session.ending else "gone"
+            self.ended[how] += 1
+            log.info(
+                "stream %s from %s: %.1f s of audio, %d messages sent, ended: %s",
+                session.name,
+                _peer(connection),
+                session.seconds,
+                session.messages,
+                how,
+            )
+
+
+def _peer(connection: ServerConnection) -> str:
+    address = connection.remote_address
+    return str(address[0]) if address else "unknown"

@@ -1,0 +1,265 @@
+"""One connection: what it sends goes to the model, what the model says goes back, and every end has a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Dict, Optional, Union
+
+import numpy as np
+from websockets.exceptions import ConnectionClosed
+
+from tokenverse_pp.serving.access import bearer
+from tokenverse_pp.serving.feed import Close, Done, Feed, Work, weight
+from tokenverse_pp.serving.outbox import Outbox
+from tokenverse_pp.serving.protocol import (
+    NORMAL,
+    SAMPLE_RATE,
+    VERSION,
+    End,
+    SetTasks,
+    Start,
+    StreamError,
+    read_audio,
+    read_control,
+)
+from tokenverse_pp.streaming.events import END, PARTIAL
+
+if TYPE_CHECKING:
+    from websockets.asyncio.server import ServerConnection
+
+    from tokenverse_pp.serving.server import StreamingServer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Ending:
+    """How a stream ended: ``end``, ``gone`` (the client left), the code of an error, or ``refused_1009`` and so on."""
+
+    how: str
+    close_code: int = NORMAL
+    reason: str = ""
+
+
+class Session:
+    """One stream from its first message to its closed connection.
+
+    Args:
+        server: its limits, rules, worker and counters.
+        connection: open.
+        name: the stream's id in events and logs.
+    """
+
+    def __init__(self, server: StreamingServer, connection: ServerConnection, name: str):
+        self.server = server
+        self.limits = server.limits
+        # Less than a chunk would wait for ever.
+        self._most_waiting = max(self.limits.waiting_seconds, 2 * server.engine.chunk_samples / SAMPLE_RATE)
+        self.connection = connection
+        self.name = name
+        self.ending: Optional[Ending] = None
+        self.start: Optional[Start] = None
+        self.seconds = 0.0  # of audio heard
+        self.messages = 0  # sent
+        self._outbox = Outbox(self.limits.unsent_bytes)
+        self._feed = Feed(name, server.engine.chunk_samples, self._deliver)
+        self._waiting = 0.0  # seconds of audio (`weight`) that the model has not taken yet
+        self._room = asyncio.Event()
+        self._room.set()
+        self._no_more_audio = False
+        self._loop = asyncio.get_running_loop()
+        self._last_heard = self._loop.time()
+        self._idle_timer = self._loop.call_later(self.limits.idle_seconds, self._check_idle)
+        self._abort_timer: Optional[asyncio.TimerHandle] = None
+
+    async def run(self) -> None:
+        """Serve the stream; returns when its connection is closed."""
+        reading = asyncio.ensure_future(self._read())
+        try:
+            await self._write()
+        except ConnectionClosed:
+            self.finish(self._left())
+        except Exception as error:
+            log.error("stream %s: cannot send", self.name, exc_info=error)
+            self.fail(StreamError("internal", "the server failed"))
+        finally:
+            self.server.worker.drop(self._feed)
+            ending = self.ending or self._left()  # none yet: the event loop is closing
+            # The reader goes on: what the client still sends is taken and thrown away, or its close would not be heard.
+            await self.connection.close(ending.close_code, ending.reason)
+            reading.cancel()
+            self._idle_timer.cancel()
+            if self._abort_timer is not None:
+                self._abort_timer.cancel()
+
+    def finish(self, ending: Ending, message: Optional[str] = None, clear: bool = False) -> None:
+        """End the stream, with a last message; what happens after that is thrown away.
+
+        A client that does not take what waits for it, and does not close, is cut off after ``closing_seconds``.
+        """
+        if self.ending is not None:
+            return
+        self.ending = ending
+        self._outbox.end(message, clear)
+        self._room.set()
+        self.server.worker.drop(self._feed)
+        self._abort_timer = self._loop.call_later(self.limits.closing_seconds, self.connection.transport.abort)
+
+    def fail(self, error: StreamError) -> None:
+        """Tell the client what was wrong, and end the stream."""
+        message = json.dumps({"kind": "error", "code": error.code, "message": error.message, "stream": self.name})
+        # A client that reads too slowly would not get to the error behind all that it has not read.
+        self.finish(Ending(error.code, error.close_code, error.reason), message, clear=error.code == "slow_reader")
+
+    async def _read(self) -> None:
+        """Take messages until the connection is closed."""
+        try:
+            while True:
+                message = await self.connection.recv()
+                self._last_heard = self._loop.time()
+                if self.ending is None:
+                    try:
+                        self._take(message)
+                    except StreamError as error:
+                        self.fail(error)
+                await self._room.wait()
+        except ConnectionClosed:
+            self.finish(self._left())
+        except Exception as error:
+            log.error("stream %s: cannot read", self.name, exc_info=error)
+            self.fail(StreamError("internal", "the server failed"))
+
+    def _take(self, message: Union[str, bytes]) -> None:
+        """One message (raises StreamError)."""
+        if isinstance(message, str):
+            control = read_control(message, self.server.engine.tasks)
+            if isinstance(control, Start):
+                self._begin(control)
+                return
+            self._check_open("'set_tasks'" if isinstance(control, SetTasks) else "'end'")
+            if isinstance(control, End):
+                self._no_more_audio = True
+            self._put(Close() if isinstance(control, End) else control)
+            return
+        self._check_open("audio")
+        assert self.start is not None
+        samples = read_audio(message, self.start.format)
+        self.seconds += len(samples) / SAMPLE_RATE
+        if self.seconds > self.limits.stream_seconds:
+            raise StreamError("too_long", f"a stream has at most {self.limits.stream_seconds:g} s of audio")
+        if len(samples):
+            self._put(samples)
+
+    def _check_open(self, what: str) -> None:
+        if self.start is None:
+            raise StreamError("bad_message", f"{what} before 'start': the first message starts the stream")
+        if self._no_more_audio:
+            raise StreamError("bad_message", f"{what} after 'end'")
+
+    def _begin(self, start: Start) -> None:
+        if self.start is not None:
+            raise StreamError("bad_message", "a second 'start': a connection is one stream")
+        request = self.connection.request
+        given = start.token or bearer(request.headers.get("Authorization") if request else None)
+        if not self.server.access.allows_token(given):
+            raise StreamError("unauthorised", "token missing" if given is None else "wrong token")
+        self.server.count_in(self)
+        self.start = start
+        self._waiting += weight(start)
+        self.server.worker.add(self._feed, start)
+
+    def _put(self, work: Work) -> None:
+        self._waiting += weight(work)
+        if self._waiting > self._most_waiting:
+            self._room.clear()
+        self.server.worker.put(self._feed, work)
+
+    def _deliver(self, done: Done) -> None:
+        """What the model did (`Feed.deliver`)."""
+        self._waiting -= weight(done.work)
+        if not self._room.is_set():
+            self._last_heard = self._loop.time()  # nobody was listening before now
+            if self._waiting <= self._most_waiting:
+                self._room.set()
+        if self.ending is not None:
+            return
+        try:
+            self._tell(done)
+        except Exception as error:  # the others of the batch are told all the same
+            log.error("stream %s: cannot tell", self.name, exc_info=error)
+            self.fail(StreamError("internal", "the server failed"))
+
+    def _tell(self, done: Done) -> None:
+        """Send what the model did."""
+        if done.problem is not None:
+            self.fail(StreamError(*done.problem))
+            return
+        if isinstance(done.work, Start):
+            self._send(self._ready())
+        elif isinstance(done.work, SetTasks):
+            self._send({"kind": "tasks", "tasks": list(done.work.tasks)})
+        elif isinstance(done.work, np.ndarray):
+            self.server.heard_seconds += weight(done.work)
+        for event in done.events:
+            if event.kind == END:
+                self.finish(Ending("end"), self._text(event.as_dict()))
+            elif event.kind != PARTIAL or (self.start and self.start.partials):
+                self._send(event.as_dict(), partial=event.kind == PARTIAL)
+
+    def _ready(self) -> Dict[str, Any]:
+        """The answer to ``start``."""
+        assert self.start is not None
+        engine = self.server.engine
+        return {
+            "kind": "ready",
+            "version": VERSION,
+            "tasks": list(engine.tasks if self.start.tasks is None else self.start.tasks),
+            "known_tasks": list(engine.tasks),
+            "chunk_seconds": engine.chunk_samples / SAMPLE_RATE,
+            "limits": {
+                "message_bytes": self.limits.message_bytes,
+                "stream_seconds": self.limits.stream_seconds,
+                "idle_seconds": self.limits.idle_seconds,
+            },
+        }
+
+    def _send(self, message: Dict[str, Any], partial: bool = False) -> None:
+        self.messages += 1
+        if not self._outbox.put(self._text(message), partial):
+            self.fail(StreamError("slow_reader", f"more than {self.limits.unsent_bytes} bytes of events are not read"))
+
+    def _text(self, message: Dict[str, Any]) -> str:
+        return json.dumps({"stream": self.name, **message}, ensure_ascii=False, allow_nan=False)
+
+    async def _write(self) -> None:
+        """Send what waits, until the end of the stream."""
+        while True:
+            message = await self._outbox.get()
+            if message is None:
+                return
+            await self.connection.send(message)
+
+    def _left(self) -> Ending:
+        """The connection was closed by the client, or for what websockets itself refuses (a message too large)."""
+        protocol = self.connection.protocol
+        sent = protocol.close_sent
+        if sent is not None and protocol.close_rcvd is None:
+            return Ending(f"refused_{sent.code}", sent.code, sent.reason)
+        return Ending("gone")
+
+    def _check_idle(self) -> None:
+        """Fires when nothing may have been heard for too long; time in which we did not listen does not count."""
+        if self._no_more_audio or self.ending is not None:
+            return
+        now = self._loop.time()
+        if not self._room.is_set():
+            self._last_heard = now
+        left = self._last_heard + self.limits.idle_seconds - now
+        if left <= 0:
+            what = "audio" if self.start is not None else "'start'"
+            self.fail(StreamError("idle", f"no {what} for {self.limits.idle_seconds:g} s"))
+        else:
+            self._idle_timer = self._loop.call_later(left, self._check_idle)
