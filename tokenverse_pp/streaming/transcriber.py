@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+import torch
+from torch import Tensor
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.model.masks import ChunkOptions
+from tokenverse_pp.search.automaton import Constraints
+from tokenverse_pp.search.confidence import read_calibration
+from tokenverse_pp.search.filters import constraints_for
+from tokenverse_pp.search.hotwords import bonus_for
 from tokenverse_pp.search.options import SearchOptions
+from tokenverse_pp.streaming.encoder import StreamingEncoder
 from tokenverse_pp.streaming.events import Event
+from tokenverse_pp.streaming.search import Found, StreamingSearch
+from tokenverse_pp.streaming.transcriber_stream import Stream
+from tokenverse_pp.streaming.transcriber_words import StreamWords, WordReader
+from tokenverse_pp.tasks.endp import Endpoint
 from tokenverse_pp.training.setup import Loaded
-
-if TYPE_CHECKING:
-    from tokenverse_pp.model.masks import ChunkOptions
-
-
-def _default_chunks() -> ChunkOptions:
-    from tokenverse_pp.model.masks import ChunkOptions
-
-    return ChunkOptions()
 
 
 @dataclass(frozen=True)
@@ -27,35 +33,65 @@ class StreamingOptions:
         chunks: how much audio the encoder takes at a time, and how far it looks back.
         tasks: names of the tasks that a stream decodes if it does not say otherwise; none for all.
         search: its method is ``greedy`` or ``beam``.
-        reset_at_endpoint: as soon as the best hypothesis writes ``[ENDP]`` it becomes final, and search goes on as at a
-            stream's start. The encoder's context goes on in any case.
+        reset_at_endpoint: as soon as the best hypothesis has an ``[ENDP]`` it becomes final, and the search goes on as
+            at a stream's start. The encoder's context goes on in any case.
+        decide_after: seconds after which the best hypothesis of a beam decides what the others do not agree to. It
+            bounds memory; in practice they agree within a few words.
+
+    Raises:
+        UserError: for ``decide_after`` that is no number of seconds.
     """
 
-    chunks: ChunkOptions = field(default_factory=_default_chunks)
+    chunks: ChunkOptions = field(default_factory=ChunkOptions)
     tasks: Tuple[str, ...] = ()
     search: SearchOptions = field(default_factory=lambda: SearchOptions(method="greedy"))
     reset_at_endpoint: bool = False
+    decide_after: float = 30.0
 
-
-class Stream:
-    """One stream of a transcriber: a handle to give back to it. ``name`` is what errors call it."""
-
-    name: str
+    def __post_init__(self) -> None:
+        if not 0 < self.decide_after < math.inf:
+            raise UserError(f"streaming option 'decide_after': expected seconds above 0, got {self.decide_after!r}")
 
 
 class StreamingTranscriber:
     """Transcribes many streams with one model, each as if it were alone.
 
+    What becomes final adds up to what search finds in the output of the masked full pass (`Transducer.encode` with the
+    same chunks), unless tasks are switched, the decoder is reset, or ``decide_after`` cuts a beam. Memory and time of
+    a chunk do not depend on what was heard before (but for ``left_chunks=-1``, and the text itself).
+
     A transcriber and its streams belong to one thread at a time: it takes no locks. It holds no reference to a stream,
-    so one that is dropped without `close` leaves nothing behind.
+    so one that is dropped without `close` leaves nothing behind. The model is put into eval mode, and must not be
+    changed afterwards.
 
     Args:
         loaded: the model (`tokenverse_pp.training.setup.load_model`), on the device that it is to run on.
         options: how to transcribe.
+
+    Attributes:
+        encoder: the `StreamingEncoder`, which knows the length of a chunk.
+
+    Raises:
+        UserError: for options with which this model cannot be streamed.
     """
 
     def __init__(self, loaded: Loaded, options: Optional[StreamingOptions] = None):
-        raise NotImplementedError("in work")
+        self.loaded, self.options = loaded, options or StreamingOptions()
+        model, tokenizer, search = loaded.model.eval(), loaded.tokenizer, self.options.search
+        self.encoder = StreamingEncoder(model, self.options.chunks)
+        endpoint = None
+        if self.options.reset_at_endpoint:
+            if "endp" not in loaded.tasks:
+                raise UserError("streaming option 'reset_at_endpoint': the model does not know the task 'endp'")
+            endpoint = tokenizer.id_of(Endpoint.token)
+        frames = self.options.decide_after / self.encoder.frame_shift
+        bonus = bonus_for(search, tokenizer)
+        self.search = StreamingSearch(model.predictor, model.joiner, search, bonus, frames, endpoint)
+        pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+        self.reader = WordReader(pieces, self.encoder.frame_shift, read_calibration(loaded.folder))
+        self.opened = 0
+        self._rules: Dict[Tuple[str, ...], Constraints] = {}
+        self._activate(self.options.tasks or loaded.tasks.names)
 
     def open(self, tasks: Optional[Sequence[str]] = None, name: Optional[str] = None) -> Stream:
         """A new stream.
@@ -67,7 +103,11 @@ class StreamingTranscriber:
         Raises:
             UserError: for a task that the model does not know.
         """
-        raise NotImplementedError("in work")
+        wanted = (self.options.tasks or self.loaded.tasks.names) if tasks is None else tasks
+        self.opened += 1
+        name = name or f"stream {self.opened}"
+        active, rules = self._activate(wanted, name)
+        return Stream(self, name, self.encoder.start(active), self.search.start(rules), StreamWords(self.reader))
 
     def push(self, stream: Stream, audio: Any) -> List[Event]:
         """Hear more of a stream.
@@ -98,15 +138,36 @@ class StreamingTranscriber:
         Raises:
             UserError: see `push`. Then no stream has heard anything.
         """
-        raise NotImplementedError("in work")
+        streams = [stream for stream, _ in pieces]
+        for stream in streams:
+            stream.check_open(self)
+        if len({id(stream) for stream in streams}) < len(streams):
+            twice = next(stream.name for stream in streams if streams.count(stream) > 1)
+            raise UserError(f"{twice}: the stream is there twice")
+        checked = [stream.checked(audio) for stream, audio in pieces]
+        waiting = [stream.chunks(audio, self.encoder.chunk_samples) for stream, audio in zip(streams, checked)]
+        events: List[List[Event]] = [[] for _ in pieces]
+        for turn in range(max(map(len, waiting), default=0)):
+            rows = [row for row, chunks in enumerate(waiting) if turn < len(chunks)]
+            found = self._step([streams[row] for row in rows], [waiting[row][turn] for row in rows], last=False)
+            for row, one in zip(rows, found):
+                events[row].extend(streams[row].words.hear(one.settled, one.open, streams[row].seconds))
+        return events
 
     def set_tasks(self, stream: Stream, tasks: Sequence[str]) -> None:
-        """Decode these tasks from the stream's next chunk on.
+        """Decode these tasks from the stream's next chunk on: the one whose last sample has not come yet.
+
+        The rules of the search go on from what was written: an ``[NE]`` that is open when ``ner`` is switched off is
+        given up (it is never closed, and `parse` drops it); where ``ner`` stays on it stays open. A language token
+        comes at a stream's start only; with ``force_language`` one comes first after ``lid`` was switched on.
 
         Raises:
             UserError: naming the stream, if it is closed, or for a task that the model does not know.
         """
-        raise NotImplementedError("in work")
+        stream.check_open(self)
+        active, rules = self._activate(tasks, stream.name)
+        stream.encoder = replace(stream.encoder, active=active)
+        stream.search = self.search.change(stream.search, rules)
 
     def close(self, stream: Stream) -> List[Event]:
         """Hear what is left in the stream's last chunk, and end it: what is left becomes final, then comes ``end``.
@@ -114,4 +175,37 @@ class StreamingTranscriber:
         Raises:
             UserError: if it is closed already.
         """
-        raise NotImplementedError("in work")
+        stream.check_open(self)
+        rest, stream.waiting = stream.waiting, torch.zeros(0)
+        found = self._step([stream], [rest], last=True)[0]
+        stream.closed = True
+        return stream.words.end([*found.settled, *found.open], stream.seconds)
+
+    def _activate(self, tasks: Sequence[str], name: str = "streaming option 'tasks'") -> Tuple[Tensor, Constraints]:
+        """Tasks as the encoder wants them (K + 1,), and as the search wants them (raises UserError)."""
+        known = self.loaded.tasks
+        try:
+            names = known.subset(tasks).names if all(task in known for task in tasks) else tuple(tasks)
+            if names not in self._rules:
+                o = self.options.search
+                rules = constraints_for(known, names, self.loaded.tokenizer, o.languages, o.force_language)
+                self._rules[names] = rules
+            active = torch.tensor(known.mask(names), dtype=torch.float32, device=self.encoder.device)
+            for vectors in (self.loaded.model.feature_vectors, self.loaded.model.encoder_vectors):
+                if vectors is not None:
+                    vectors(active[None])  # refuses a combination that was never trained
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        return active, self._rules[names]
+
+    def _step(self, streams: Sequence[Stream], chunks: Sequence[Tensor], last: bool) -> List[Found]:
+        """One chunk of each stream through encoder and search."""
+        outs, encoders = self.encoder.step(chunks, [stream.encoder for stream in streams], [last] * len(streams))
+        bad = [stream.name for stream, out in zip(streams, outs) if not torch.isfinite(out).all()]
+        if bad:
+            raise UserError(f"{', '.join(bad)}: the encoder gave NaN or infinity; does the model hold any?")
+        found, searches = self.search.step([out.float() for out in outs], [stream.search for stream in streams])
+        for stream, chunk, encoder, search in zip(streams, chunks, encoders, searches):
+            stream.encoder, stream.search = encoder, search
+            stream.samples += len(chunk)
+        return found

@@ -1,0 +1,92 @@
+"""Tokens that become final one after the other -> words, each told once, as soon as it is whole; and what follows."""
+
+from __future__ import annotations
+
+import io
+from typing import List, Optional, Sequence, Tuple
+
+from tokenverse_pp.search.confidence import Calibration
+from tokenverse_pp.search.hypothesis import Hypothesis, TimedWord
+from tokenverse_pp.streaming.events import END, FINAL, PARTIAL, TOKEN, Event, text_of
+from tokenverse_pp.streaming.search_parts import Token
+from tokenverse_pp.tasks.transcript import is_task_token, pieces_to_words
+
+
+class WordReader:
+    """The words of tokens: pieces of the vocabulary, frames of ``frame_shift`` seconds, calibrated confidences."""
+
+    def __init__(self, pieces: Sequence[str], frame_shift: float, calibration: Optional[Calibration]):
+        self.pieces, self.frame_shift, self.calibration = pieces, frame_shift, calibration
+
+    def words(self, tokens: Sequence[Token]) -> List[TimedWord]:
+        """Words and task tokens, as `Hypothesis.words` gives them."""
+        if not tokens:
+            return []
+        ids, frames, log_probs = zip(*tokens)
+        words = Hypothesis(ids, frames, log_probs, 0.0, 0.0).words(self.surfaces(tokens), self.frame_shift)
+        if self.calibration is None:
+            return words
+        return [TimedWord(w.text, w.start, w.end, self.calibration(w.text, w.confidence)) for w in words]
+
+    def surfaces(self, tokens: Sequence[Token]) -> List[str]:
+        """The piece of each token."""
+        return [self.pieces[token.id] for token in tokens]
+
+
+class StreamWords:
+    """What one stream has said so far: the final tokens of a word that may go on, the last partial, the whole text."""
+
+    def __init__(self, reader: WordReader):
+        self.reader = reader
+        self.held: List[Token] = []
+        self.partial: Tuple[TimedWord, ...] = ()
+        self.text = io.StringIO()  # grows by the words alone
+
+    def hear(self, settled: Sequence[Token], open_: Sequence[Token], time: float) -> List[Event]:
+        """Events of a chunk: tokens that have become final, and those that the best hypothesis has behind them."""
+        events = self._events(self._finish(settled), time)
+        words = tuple(self.reader.words([*self.held, *open_]))
+        if words != self.partial:
+            self.partial = words
+            events.append(Event(PARTIAL, time, text_of(words), words))
+        return events
+
+    def end(self, tokens: Sequence[Token], time: float) -> List[Event]:
+        """Events at the end, where all that is left becomes final."""
+        finished = self._finish(tokens) + self.reader.words(self.held)
+        events = self._events(finished, time)
+        if self.partial:
+            events.append(Event(PARTIAL, time, ""))
+        return [*events, Event(END, time, self.text.getvalue())]
+
+    def _finish(self, tokens: Sequence[Token]) -> List[TimedWord]:
+        """Words that are whole with these tokens: the next one has begun. A task token is whole, and ends a word."""
+        done: List[TimedWord] = []
+        for token in tokens:
+            if is_task_token(self.reader.pieces[token.id]):
+                done.extend(self.reader.words(self.held))
+                done.extend(self.reader.words([token]))
+                self.held = []
+            else:
+                self.held.append(token)
+        surfaces = self.reader.surfaces(self.held)
+        _, starts = pieces_to_words(surfaces, [float(i) for i in range(len(surfaces))])
+        if starts and len(starts) > 1:
+            last = int(starts[-1])
+            done.extend(self.reader.words(self.held[:last]))
+            self.held = self.held[last:]
+        return done
+
+    def _events(self, words: Sequence[TimedWord], time: float) -> List[Event]:
+        """Plain words in a row as one event, each task token as its own."""
+        groups: List[List[TimedWord]] = []
+        for word in words:
+            if not word.is_task_token and groups and not groups[-1][-1].is_task_token:
+                groups[-1].append(word)
+            else:
+                groups.append([word])
+        if groups:
+            self.text.write((" " if self.text.tell() else "") + text_of(words))
+        return [
+            Event(TOKEN if group[0].is_task_token else FINAL, time, text_of(group), tuple(group)) for group in groups
+        ]
