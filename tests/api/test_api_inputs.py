@@ -1,0 +1,150 @@
+"""Whatever holds audio gives the samples that it holds; what holds none is refused by name."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import Recording
+
+from tokenverse_pp.api.inputs import Refused, is_single, open_audio, open_or_refuse, several
+from tokenverse_pp.dataset import load_inputs
+from tokenverse_pp.errors import UserError
+
+TONE = (0.4 * np.sin(np.arange(8000) / 7)).astype(np.float32)
+
+
+def samples_of(*arguments):
+    return load_inputs(open_audio(*arguments).cut, convert=True).numpy()
+
+
+def encoded(samples, rate=16000, **how):
+    memory = io.BytesIO()
+    soundfile.write(memory, samples, rate, **{"format": "WAV", "subtype": "FLOAT", **how})
+    return memory.getvalue()
+
+
+@pytest.mark.parametrize(
+    "audio",
+    [
+        TONE,
+        TONE.astype(np.float64),
+        torch.from_numpy(TONE),
+        (TONE, 16000),
+        {"array": TONE, "sampling_rate": 16000},
+        {"array": list(map(float, TONE)), "sampling_rate": 16000, "path": "x/call.wav"},
+        encoded(TONE),
+        bytearray(encoded(TONE)),
+        io.BytesIO(encoded(TONE)),
+        np.stack([TONE, TONE]),
+        np.stack([TONE + 0.1, TONE - 0.1], axis=1),
+        np.repeat(TONE[None], 6, axis=0),
+        Recording.from_bytes(encoded(TONE), "call"),
+        Recording.from_bytes(encoded(TONE), "call").to_cut(),
+    ],
+    ids=lambda audio: type(audio).__name__,
+)
+def test_the_samples_are_those(audio):
+    assert is_single(audio)
+    np.testing.assert_allclose(samples_of(audio), TONE, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(np.int16, 2**15), (np.int32, 2**31)])
+def test_whole_numbers_are_scaled(dtype, scale):
+    np.testing.assert_allclose(samples_of((TONE.astype(np.float64) * scale).astype(dtype)), TONE, atol=2**-14)
+
+
+def test_bytes_are_scaled():
+    np.testing.assert_allclose(samples_of(np.uint8(TONE * 127 + 128)), TONE, atol=0.02)
+
+
+def test_other_rates_are_resampled():
+    slow = np.sin(2 * np.pi * 200 * np.arange(8000) / 8000).astype(np.float32)
+    found = samples_of(slow, 8000)
+    expected = np.sin(2 * np.pi * 200 * np.arange(16000) / 16000)
+    np.testing.assert_allclose(found[200:-200], expected[200:-200], atol=0.01)
+
+
+def test_names_of_files_and_cuts(tmp_path):
+    soundfile.write(tmp_path / "call.one.wav", TONE, 16000)
+    found = open_audio(str(tmp_path / "call.one.wav"))
+    assert (found.name, found.label) == ("call.one", str(tmp_path / "call.one.wav"))
+    assert open_audio(Recording.from_bytes(encoded(TONE), "r1").to_cut().with_id("c1")).name == "c1"
+    assert open_audio({"array": TONE, "path": "x/call.wav", "sampling_rate": 16000}).name == "call"
+
+
+def test_containers_are_read(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "talk.m4a"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100, layout="stereo")
+        tone = (0.4 * np.sin(2 * np.pi * 300 * np.arange(44100) / 44100)).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]), format="fltp", layout="stereo")
+        frame.sample_rate = 44100
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    found = samples_of(path)
+    assert abs(len(found) - 16000) < 1600
+    expected = np.abs(np.fft.rfft(found[2000:14000]))
+    assert np.argmax(expected) == pytest.approx(300 * 12000 / 16000, abs=1)
+    assert open_audio(path).name == "talk"
+
+
+BAD_SAMPLES = {
+    "holds no samples": np.zeros(0, np.float32),
+    "NaN": np.array([0.0, np.nan], np.float32),
+    "infinity": np.array([np.inf] * 9),
+    "divide by 32768": TONE * 20000,
+    "got bool of shape": np.zeros(9, bool),
+    r"float32 of shape \(2, 3, 4\)": np.zeros((2, 3, 4), np.float32),
+    r"shape \(100, 200\)": np.zeros((100, 200), np.float32),
+    "expected a sample rate in Hz, got 0.5": (TONE, 0.5),
+    "expected 'array' and 'sampling_rate', found sound": {"sound": TONE},
+    "got int": 5,
+    "the file is empty": b"",
+    "no audio": b"not audio at all" * 9,
+}
+
+
+@pytest.mark.parametrize("said", BAD_SAMPLES)
+def test_samples_that_are_none(said):
+    with pytest.raises(UserError, match=said) as caught:
+        open_audio(BAD_SAMPLES[said])
+    assert "\n" not in str(caught.value)
+    assert isinstance(open_or_refuse(BAD_SAMPLES[said]), Refused)
+
+
+def test_files_that_are_none(tmp_path):
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.mp3").write_text("words " * 99)
+    (tmp_path / "text.m4a").write_text("words " * 99)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(0, np.float32), 16000)
+    expected = {
+        "gone.wav": "no such file",
+        "": "is a folder",
+        "empty.wav": "the file is empty",
+        "text.mp3": "no audio",
+        "text.m4a": "no audio that can be decoded",
+        "silent.wav": "holds no samples",
+    }
+    for name, reason in expected.items():
+        with pytest.raises(UserError, match=reason) as caught:
+            open_audio(tmp_path / name)
+        assert str(caught.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(caught.value)
+
+
+def test_without_pyav_it_is_named(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "talk.m4a").write_bytes(b"ftyp" * 99)
+    with pytest.raises(UserError, match=r"talk.m4a: .m4a files need PyAV: pip install 'tokenverse_pp\[human-speech\]'"):
+        open_audio(tmp_path / "talk.m4a")
+
+
+@pytest.mark.parametrize("audio", [5, None, 1.5])
+def test_what_is_neither_one_nor_several(audio):
+    assert not is_single(audio)
+    with pytest.raises(UserError, match="expected a file, samples"):
+        several(audio)
