@@ -9,7 +9,6 @@ call 1 0.800 0.400 there 0.700000
 1
 00:00:00,400 --> 00:00:01,700
 hello there
-<BLANKLINE>
 """
 
 from __future__ import annotations
