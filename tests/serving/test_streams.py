@@ -224,6 +224,17 @@ def test_a_connection_that_drops_leaves_nothing():
     assert asyncio.run(main())[-1]["text"] == " ".join(["v7"] * 10 + ["v8"] * 10)
 
 
+def test_a_model_without_endpoints_cannot_reset_at_them():
+    async def main():
+        engine = fake_engine()
+        del engine.transcribers[True]
+        async with serving(engine) as server:
+            return await told(server.url, start_message(Start(reset_at_endpoint=True)))
+
+    code, message, close_code = asyncio.run(main())
+    assert (code, close_code) == ("bad_message", 1007) and message.startswith("field 'reset_at_endpoint'")
+
+
 def test_errors_come_through_the_client():
     async def main():
         async with serving() as server:

@@ -92,7 +92,7 @@ class Feed:
             self._queue.popleft()
             return head
         end = min(FLOAT * self._missing, len(head))
-        samples = np.frombuffer(bytes(head[:end]), dtype=np.float32)
+        samples = np.frombuffer(head[:end], dtype=np.float32)
         self._heard += len(samples)
         del head[:end]
         if not head:

@@ -40,7 +40,8 @@ class Engine:
     """A model that hears streams.
 
     Args:
-        transcribers: by whether they reset at endpoints; both on the same model.
+        transcribers: by whether they reset at endpoints, on the same model; one that knows no endpoints has the first
+            alone.
         tasks: names of the tasks that it knows.
         chunk_samples: of the model's chunks.
     """
@@ -135,6 +136,8 @@ class Worker:
     def _control(self, feed: Feed, work: Work) -> Done:
         try:
             if isinstance(work, Start):
+                if work.reset_at_endpoint not in self.engine.transcribers:
+                    raise UserError("field 'reset_at_endpoint': the model does not know the task 'endp'")
                 feed.transcriber = self.engine.transcribers[work.reset_at_endpoint]
                 feed.stream = feed.transcriber.open(work.tasks, feed.name)
             elif isinstance(work, SetTasks):

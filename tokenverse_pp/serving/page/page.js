@@ -123,9 +123,19 @@ async function listen() {
 }
 
 async function sendFile(file) {
+  complain("");
+  say(`${file.name}: reading`);
+  let samples;
+  try {
+    samples = await samplesOf(file);
+  } catch (error) {
+    complain(error.message);
+    say("Stopped.");
+    return;
+  }
+  if (current) return; // the microphone was started meanwhile
   const stream = begin(file.name);
   try {
-    const samples = await samplesOf(file);
     await stream.ready;
     const began = performance.now();
     const step = RATE / 5;

@@ -1,0 +1,227 @@
+"""Who may connect, what HTTP answers, and a server process that is told to stop."""
+
+import asyncio
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from fake_transcriber import fake_engine, serving, tone
+from test_streams import START, read_all, told
+from toy_runs import environment
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.serving.access import Access, check_origin, read_token
+from tokenverse_pp.serving.client import ServerError, StreamClient, transcribe
+from tokenverse_pp.serving.protocol import Start, start_message
+from tokenverse_pp.serving.web import FILES, PAGE
+
+TOKEN = "s3cret-é"
+
+
+def test_a_token_is_asked_for():
+    async def main():
+        async with serving(access=Access(token=TOKEN)) as server:
+            assert await told(server.url, START) == ("unauthorised", "token missing", 1008)
+            for wrong in ("s3cret-", TOKEN + "x", "\ud800"):
+                assert await told(server.url, start_message(Start(token=wrong))) == (
+                    "unauthorised",
+                    "wrong token",
+                    1008,
+                )
+            async with StreamClient(server.url, token=TOKEN) as stream:
+                assert stream.ready["kind"] == "ready"
+            with pytest.raises(ServerError, match="unauthorised: wrong token"):
+                async with StreamClient(server.url, token="x"):
+                    pass
+
+    asyncio.run(main())
+
+
+def test_a_token_in_the_header():
+    async def main():
+        async with serving(access=Access(token="abc")) as server:
+            async with connect(server.url, additional_headers={"Authorization": "Bearer abc"}) as client:
+                await client.send(START)
+                await client.send('{"kind": "end"}')
+                assert (await read_all(client))[1] == 1000
+            with pytest.raises(InvalidStatus) as caught:
+                await connect(server.url, additional_headers={"Authorization": "Bearer abd"})
+            assert caught.value.response.status_code == 401
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "origin, host, loopback, allowed",
+    [
+        ("http://127.0.0.1:8765", "127.0.0.1:8765", True, True),
+        ("http://localhost:8765", "localhost:8765", True, True),
+        ("http://[::1]:8765", "[::1]:8765", True, True),
+        ("http://LOCALHOST:8765", "localhost:8765", True, True),
+        ("http://localhost:8766", "localhost:8765", True, False),
+        ("http://evil.example:8765", "127.0.0.1:8765", True, False),
+        ("http://evil.example:8765", "evil.example:8765", True, False),  # a name that was made to point here
+        ("https://asr.example", "asr.example", False, True),
+        ("https://asr.example.evil.example", "asr.example", False, False),
+        ("https://friend.example", "asr.example", False, True),  # allowed by name
+        ("https://friend.example", "127.0.0.1:8765", True, True),
+        ("http://friend.example", "asr.example", False, False),
+        ("null", "asr.example", False, False),
+        ("http://[::1", "[::1", True, False),
+        ("file://", "", True, False),
+    ],
+)
+def test_origins(origin, host, loopback, allowed):
+    assert Access(origins=("https://friend.example",)).allows_origin(origin, host, loopback) == allowed
+
+
+def test_pages_of_others_may_not_connect():
+    async def main():
+        async with serving(access=Access(origins=("https://friend.example",))) as server:
+            for origin in ("https://evil.example", "null"):
+                with pytest.raises(InvalidStatus) as caught:
+                    await connect(server.url, origin=origin)
+                assert caught.value.response.status_code == 403
+                assert b"may not connect" in caught.value.response.body
+            for origin in ("https://friend.example", f"http://127.0.0.1:{server.port}"):
+                await (await connect(server.url, origin=origin)).close()
+            with pytest.raises(UserError, match="refused: 404 no streams at '/other'"):
+                async with StreamClient(server.url.replace("/stream", "/other")):
+                    pass
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("origin", ["example.org", "https://", "https://example.org/", "ftp://example.org"])
+def test_an_origin_that_is_none(origin):
+    with pytest.raises(UserError, match="--allow-origin"):
+        check_origin(origin)
+
+
+def test_where_the_token_is(tmp_path, monkeypatch):
+    monkeypatch.delenv("TOKENVERSE_TOKEN", raising=False)
+    assert read_token(None) is None
+    monkeypatch.setenv("TOKENVERSE_TOKEN", "abc")
+    assert read_token(None) == "abc"
+    file = tmp_path / "token"
+    with pytest.raises(UserError, match="cannot read the token"):
+        read_token(file)
+    file.write_text(f"{TOKEN}\n", encoding="utf-8")
+    assert read_token(file) == TOKEN
+    for bad in ("", " \n", "two words"):
+        file.write_text(bad)
+        with pytest.raises(UserError, match="one word"):
+            read_token(file)
+
+
+def ask(port, path, method="GET"):
+    """Status, headers and body of a request by another library."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request(method, path)
+    response = connection.getresponse()
+    return response.status, response.headers, response.read()
+
+
+def test_http():
+    async def main():
+        async with serving() as server:
+            async with StreamClient(server.url) as stream:
+                await stream.send(tone(1, 0.5))
+                async for event in stream:
+                    if event["time"] >= 0.5:
+                        break
+                answers = {}
+                for path in (*FILES, "/health", "/?x=1", "/../page.css", "/no", "/stream"):
+                    answers[path] = await asyncio.to_thread(ask, server.port, path)
+                answers["POST"] = await asyncio.to_thread(ask, server.port, "/", "POST")
+                return answers
+
+    answers = asyncio.run(main())
+    for path, (name, kind) in FILES.items():
+        status, headers, body = answers[path]
+        assert status == 200 and body == (PAGE / name).read_bytes() and headers["Content-Type"].startswith(kind)
+        policy = headers["Content-Security-Policy"]
+        assert (
+            policy.startswith("default-src 'none'; ") and "unsafe" not in policy and headers["X-Content-Type-Options"]
+        )
+    health = json.loads(answers["/health"][2])
+    assert health["status"] == "ok" and health["streams"] == 1 and health["audio_seconds"] == 0.5
+    assert answers["/?x=1"][0] == 200
+    assert [answers[path][0] for path in ("/../page.css", "/no", "/stream")] == [404] * 3
+    assert answers["POST"][0] in (400, 405)  # websockets before 16 takes GET alone
+
+
+SCRIPT = """
+import logging
+from fake_transcriber import fake_engine
+from tokenverse_pp.serving.access import Access
+from tokenverse_pp.serving.limits import Limits
+from tokenverse_pp.serving.run import run_server
+logging.basicConfig(format="%(message)s", level=logging.INFO)
+run_server(fake_engine(), Limits(closing_seconds=2), Access(), "127.0.0.1", 0)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_is_told_to_stop(number):
+    """Streams are told, the exit code is 0, and the log has a line a stream, without a word that was said."""
+    command = [sys.executable, "-c", SCRIPT]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment(), cwd=Path(__file__).resolve().parent
+    )
+    try:
+        line = process.stderr.readline()
+        port = int(line.split("page: http://127.0.0.1:")[1].split("/")[0])
+        url = f"ws://127.0.0.1:{port}/stream"
+        assert transcribe(url, tone(5, 1.0))[-1]["text"] == " ".join(["v5"] * 10)
+
+        async def main():
+            async with StreamClient(url) as stream:
+                await stream.send(tone(7, 0.5))
+                with pytest.raises(ServerError, match="shutting down") as caught:
+                    async for event in stream:
+                        if event["time"] >= 0.5:
+                            process.send_signal(number)
+                return caught.value.code
+
+        assert asyncio.run(main()) == "going_away"
+        _, rest = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, rest
+    lines = rest.splitlines()
+    assert sum("s of audio" in line for line in lines) == 2 and "1.0 s of audio" in rest and "ended: going_away" in rest
+    assert "v5" not in rest and "v7" not in rest and "Traceback" not in rest
+
+
+def test_the_blocking_client_sees_each_event():
+    """`transcribe` in a thread of its own, as a program without asyncio has it."""
+    seen, box = [], {}
+
+    async def main():
+        async with serving(fake_engine()) as server:
+            done = asyncio.Event()
+            loop = asyncio.get_running_loop()
+
+            def work():
+                box["events"] = transcribe(server.url, [tone(1, 0.35), tone(2, 0.1)], seen.append, tasks=["asr"])
+                loop.call_soon_threadsafe(done.set)
+
+            threading.Thread(target=work).start()
+            await done.wait()
+
+    asyncio.run(main())
+    assert seen == box["events"] and seen[-1]["text"] == "v1 v1 v1 mixed v2"
+
+
+def test_no_server_there():
+    for url, said in (("ws://127.0.0.1:1/stream", "cannot connect"), ("http//x", "expected an address")):
+        with pytest.raises(UserError, match=said):
+            transcribe(url, tone(1, 0.1))
