@@ -15,6 +15,8 @@ COMMANDS = {
     "manifest": "tokenverse_pp.cli.manifest:manifest",
     "report": "tokenverse_pp.cli.report:report",
     "score": "tokenverse_pp.cli.score:score",
+    "serve": "tokenverse_pp.cli.serve:serve",
+    "stream": "tokenverse_pp.cli.stream:stream",
 }
 
 
