@@ -1,0 +1,222 @@
+"""The page in a browser: a fake microphone or a file in, a transcript with turns, entities and endpoints out."""
+
+import asyncio
+import json
+import threading
+import urllib.request
+
+import numpy as np
+import pytest
+import soundfile
+from browser import chromium
+from fake_transcriber import CHUNK, TASKS, FakeStream, FakeTranscriber
+
+from tokenverse_pp.serving.access import Access
+from tokenverse_pp.serving.limits import Limits
+from tokenverse_pp.serving.server import StreamingServer
+from tokenverse_pp.serving.worker import Engine
+
+pytestmark = pytest.mark.browser
+EVIL = "<img/src=x/onerror=document.title='taken'>"
+SPEECH = [  # told one a chunk
+    ("token", "[FR]"), ("final", "bonjour"), ("token", "[NE]"), ("final", "amélie"), ("final", "poulain"),
+    ("token", "[/NE]"), ("token", "[ENDP]"), ("token", "[SCD]"), ("final", f"oui {EVIL}"), ("token", "[ENDP]"),
+]  # fmt: skip
+
+
+class Scripted(FakeTranscriber):
+    """Says `SPEECH`, an event for each tenth of a second that holds sound, and what it heard at its end."""
+
+    def __init__(self):
+        super().__init__()
+        self.tasks, self.loudness, self.streams = [], [], 0
+
+    def open(self, tasks=None, name=None):
+        self.streams += 1
+        self.tasks.append(tuple(tasks))
+        return FakeStream(tasks, False)
+
+    def set_tasks(self, stream, tasks):
+        self.tasks.append(tuple(tasks))
+        stream.tasks = tasks
+
+    def _chunk(self, stream, chunk):
+        stream.heard += len(chunk)
+        loud = float(np.sqrt(np.mean(np.square(chunk))))
+        self.loudness.append(loud)
+        if loud < 0.01:
+            return []
+        done = len(stream.said)
+        if done >= len(SPEECH):
+            return []
+        stream.said.append(SPEECH[done][1])
+        events = [self._event(stream, *SPEECH[done])]
+        return [*events, self._event(stream, "partial", "peut-être [ENDP]" if done < len(SPEECH) - 1 else "")]
+
+
+class Running:
+    """A server in a thread of its own."""
+
+    def __init__(self, access):
+        self.engine = Engine(dict.fromkeys((False, True), Scripted()), TASKS, CHUNK)
+        self.access = access
+        self.started = threading.Event()
+        self.thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    async def _run(self):
+        self.server = StreamingServer(self.engine, Limits(closing_seconds=2), self.access)
+        self.loop, self.end = asyncio.get_running_loop(), asyncio.Event()
+        await self.server.start("127.0.0.1")
+        self.started.set()
+        await self.end.wait()
+        await self.server.stop()
+
+    def __enter__(self):
+        self.thread.start()
+        assert self.started.wait(60)
+        self.url = f"http://127.0.0.1:{self.server.port}/"
+        return self
+
+    def stop(self):
+        self.loop.call_soon_threadsafe(self.end.set)
+        self.thread.join()
+
+    def __exit__(self, *_):
+        if self.thread.is_alive():
+            self.stop()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A browser whose microphone plays a file of sound, again and again."""
+    folder = tmp_path_factory.mktemp("microphone")
+    time = np.arange(2 * 48000) / 48000
+    soundfile.write(folder / "microphone.wav", 0.5 * np.sin(2 * np.pi * 440 * time), 48000, subtype="PCM_16")
+    flags = [
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={folder / 'microphone.wav'}",
+        "--window-size=900,900",
+    ]
+    with chromium(tmp_path_factory.mktemp("profile"), *flags) as driver:
+        driver.implicitly_wait(60)
+        yield driver
+
+
+def wait_for(page, script):
+    """What a script returns once that is true."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(page, 60, poll_frequency=0.05).until(lambda driver: driver.execute_script(f"return {script}"))
+
+
+def open_page(page, running):
+    page.get(running.url)
+    wait_for(page, "document.querySelectorAll('#tasks input').length === 5")
+
+
+def by_id(page, name):
+    return page.find_element("id", name)
+
+
+def problems(page):
+    """What the browser complains of."""
+    return [entry for entry in page.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+SAYS = "document.getElementById('status').textContent"
+TURNS = """[...document.querySelectorAll('#transcript .turn')].map((turn) => [turn.className,
+  [...turn.childNodes].map((node) => node.nodeType === 3 ? node.data : `${node.className}:${node.textContent}`)])"""
+WHOLE = [
+    ["turn s0", ["bonjour", " ", "entity:amélie poulain", "endpoint:"]],
+    ["turn s1", [f"oui {EVIL}", "endpoint:"]],
+]
+
+
+def test_the_microphone(page):
+    with Running(Access()) as running:
+        open_page(page, running)
+        by_id(page, "microphone").click()
+        # While it is spoken: what may still change stands at the end.
+        wait_for(page, "document.querySelector('#transcript .partial')?.textContent.trim() === 'peut-être'")
+        assert not by_id(page, "microphone").is_enabled()
+        wait_for(page, "document.querySelectorAll('#transcript .endpoint').length === 2")
+        by_id(page, "stop").click()
+        wait_for(page, f"{SAYS}.startsWith('Microphone: done')")
+        assert page.execute_script(f"return {TURNS}") == WHOLE
+        assert by_id(page, "language").text == "FR"
+        assert page.title != "taken" and not by_id(page, "error").is_displayed()
+        assert by_id(page, "microphone").is_enabled() and not problems(page)
+        # What arrived is the sound of the file: a sine of 0.5 at 16 kHz.
+        loud = [x for x in running.engine.transcribers[False].loudness if x > 0.01]
+        assert abs(np.median(loud) - 0.5 / np.sqrt(2)) < 0.08
+
+
+def test_a_file_by_keyboard_with_tasks(page, tmp_path):
+    from selenium.webdriver.common.keys import Keys
+
+    sine = 0.5 * np.sin(2 * np.pi * 440 * np.arange(int(2.2 * 32000)) / 32000)
+    soundfile.write(tmp_path / "talk.flac", np.stack([sine, 0 * sine], 1), 32000)
+    with Running(Access()) as running:
+        open_page(page, running)
+        ner = page.find_element("css selector", "#tasks input[value=ner]")
+        assert not page.find_element("css selector", "#tasks input[value=asr]").is_enabled()
+        ner.send_keys(Keys.SPACE)
+        by_id(page, "microphone").send_keys(Keys.TAB)
+        assert page.switch_to.active_element.get_attribute("id") == "file"
+        by_id(page, "file").send_keys(str(tmp_path / "talk.flac"))
+        wait_for(page, f"{SAYS}.startsWith('talk.flac: done')")
+        scripted = running.engine.transcribers[False]
+        assert scripted.tasks == [("asr", "scd", "endp", "lid")]
+        assert page.execute_script(f"return {TURNS}") == WHOLE
+        # Two channels became one of half the loudness, 32 kHz became 16.
+        assert len(scripted.loudness) in (22, 23) and abs(np.median(scripted.loudness) - 0.25 / np.sqrt(2)) < 0.01
+
+        (tmp_path / "no.wav").write_text("no audio")
+        by_id(page, "file").send_keys(str(tmp_path / "no.wav"))
+        wait_for(page, "document.getElementById('error').textContent.includes('no.wav: the browser cannot read')")
+        assert not problems(page)
+
+
+def test_tasks_are_switched_and_a_server_that_stops_is_told_of(page):
+    with Running(Access()) as running:
+        open_page(page, running)
+        by_id(page, "microphone").click()
+        wait_for(page, f"{SAYS}.includes('heard')")
+        page.find_element("css selector", "#tasks input[value=scd]").click()
+        scripted = running.engine.transcribers[False]
+        page.find_element("css selector", "#tasks input[value=lid]").click()
+        wait_for(page, "document.querySelectorAll('#transcript .endpoint').length === 2")
+        assert scripted.tasks == [TASKS, ("asr", "endp", "ner", "lid"), ("asr", "endp", "ner")]
+        running.stop()
+        wait_for(page, "document.getElementById('error').textContent.includes('the server is shutting down')")
+        assert by_id(page, "microphone").is_enabled() and page.execute_script(f"return {TURNS}")[0] == WHOLE[0]
+        assert not problems(page)
+
+
+def test_a_token(page):
+    with Running(Access(token="abc")) as running:
+        open_page(page, running)
+        by_id(page, "microphone").click()
+        wait_for(page, "document.getElementById('error').textContent === 'token missing (unauthorised)'")
+        by_id(page, "token").send_keys("abc")
+        by_id(page, "microphone").click()
+        wait_for(page, f"{SAYS}.includes('heard')")
+        assert not by_id(page, "error").is_displayed()
+        by_id(page, "stop").click()
+        wait_for(page, f"{SAYS}.startsWith('Microphone: done')")
+        assert not problems(page)
+        health = json.loads(urllib.request.urlopen(f"{running.url}health").read())
+        assert health["ended"] == {"unauthorised": 1, "end": 1}
+
+
+def test_dark_and_light(page):
+    with Running(Access()) as running:
+        shades = []
+        for scheme in ("light", "dark"):
+            page.execute_cdp_cmd(
+                "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            )
+            open_page(page, running)
+            shades.append(page.execute_script("return getComputedStyle(document.body).backgroundColor"))
+        assert shades == ["rgb(246, 247, 249)", "rgb(18, 22, 29)"]
