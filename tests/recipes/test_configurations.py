@@ -41,8 +41,11 @@ def test_human_speech(name):
 
 @pytest.mark.parametrize("name", FOR_XLSR)
 def test_corpora(name):
-    config = read(RECIPES / name)
     folder, _, file = name.split("/")
+    # What is for streaming is given after another configuration.
+    before = [RECIPES / folder / "conf" / "tokenverse_pp.yaml"] if file == "streaming.yaml" else []
+    config = read(*before, RECIPES / name)
+    assert bool(config.model.streaming.chunk_ms) == (file == "streaming.yaml")
     known = tasks_of(config.tasks).names
     assert known[0] == "asr" and config.model.encoder.name == "facebook/wav2vec2-large-xlsr-53"
     assert config.training.exp_dir.startswith(f"exp/{folder}/")
