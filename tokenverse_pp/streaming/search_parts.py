@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, NamedTuple, Protocol, Sequence
+from typing import TYPE_CHECKING, Any, Callable, List, NamedTuple, Protocol, Sequence
 
-from tokenverse_pp.search.automaton import Rules
-from tokenverse_pp.search.scorer import Scorer
+if TYPE_CHECKING:  # `tokenverse_pp.runtime` uses the tokens without torch
+    from tokenverse_pp.search.automaton import Rules
+    from tokenverse_pp.search.scorer import Scorer
 
 
 class Token(NamedTuple):
