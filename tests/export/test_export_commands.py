@@ -1,0 +1,189 @@
+"""The command lines: exporting, and transcribing where torch cannot be imported."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from command_lines import run
+from tiny_models import build
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.runtime import Runtime
+from tokenverse_pp.search import SearchOptions, search
+
+# Stands in for a machine without them: importing any of these fails, and none may be there in the end.
+WITHOUT_TORCH = """
+import sys
+
+BARRED = ("torch", "lhotse", "transformers", "safetensors", "torchaudio", "onnx", "jsonargparse")
+
+
+class Bar:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BARRED:
+            raise ImportError(f"{name} is not installed")
+
+
+sys.meta_path.insert(0, Bar())
+from tokenverse_pp.runtime.__main__ import main
+
+code = main(sys.argv[1:])
+print(sorted({name.split(".")[0] for name in sys.modules} & set(BARRED)))
+sys.exit(code)
+"""
+
+
+def speak(path, seconds=1.2, rate=16000, seed=3):
+    samples = 0.1 * np.random.default_rng(seed).standard_normal(int(seconds * rate))
+    soundfile.write(path, samples, rate)
+    return str(path)
+
+
+def without_torch(*args):
+    command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("case", ["whisper-frozen", "wav2vec2-group"])
+def test_files_are_transcribed_without_torch(exported, tmp_path, case):
+    loaded, folder = exported(case)
+    names = [speak(tmp_path / f"{i}.wav", seed=i) for i in range(2)]
+    done = without_torch(folder, *names, "--format", "json", "--tasks", "asr,endp,lid")
+    assert done.returncode == 0, done.stderr
+    *lines, imported = done.stdout.splitlines()
+    assert imported == "[]"
+    found = [json.loads(line) for line in lines]
+    audio = [soundfile.read(name, dtype="float32")[0] for name in names]
+    options = SearchOptions(force_language=True)
+    for item, samples, path in zip(found, audio, names):
+        ((best, *_),) = search(loaded, [samples], ["asr", "endp", "lid"], options)
+        assert item["raw"] == loaded.tokenizer.decode(best.tokens)
+        assert (item["path"], item["name"], item["tasks"]) == (path, Path(path).stem, ["asr", "endp", "lid"])
+        assert item["duration"] == 1.2 and "endpoints" in item and "entities" not in item
+
+
+def test_export_and_use(tmp_path):
+    build("wav2vec2-group", tmp_path)
+    done = run("export", tmp_path / "model", "--output-dir", tmp_path / "out", "--int8")
+    assert done.exit_code == 0, done.stderr
+    assert "encoder: differs from torch by" in done.stdout and "onnx, int8," in done.stdout
+    assert Runtime(tmp_path / "out").transcribe(speak(tmp_path / "a.wav")).words
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["{tmp}/nothing", "--output-dir", "{tmp}/out"], "no model here"),
+        (["{model}", "--output-dir", "{tmp}/out", "--int8", "--float16"], "--int8, --float16: expected one of them"),
+        (["{model}", "--output-dir", "{tmp}/file"], "there is something else"),
+        (["{model}", "--output-dir", "{tmp}/file/out"], "Not a directory"),
+    ],
+)
+def test_bad_exports_are_one_line(exported, tmp_path, args, message):
+    loaded, _ = exported("wav2vec2-group")
+    (tmp_path / "file").write_text("mine")
+    done = run("export", *(arg.format(tmp=tmp_path, model=loaded.folder) for arg in args))
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and message in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_bad_files_are_a_line_each_and_the_others_are_done(exported, tmp_path):
+    _, folder = exported("whisper-frozen")
+    (tmp_path / "text.wav").write_text("no audio")
+    good, short = speak(tmp_path / "good.wav"), speak(tmp_path / "none.wav", 0)
+    long = speak(tmp_path / "long.wav", 30.01)
+    done = without_torch(folder, tmp_path / "gone.wav", tmp_path / "text.wav", short, long, good)
+    assert done.returncode == 2
+    assert len(done.stdout.splitlines()) == 2  # the text of the good one, and what was imported
+    errors = done.stderr.splitlines()
+    assert len(errors) == 4 and all(line.startswith("error: ") and ".wav" in line for line in errors)
+    for line, reason in zip(errors, ["no such audio file", "not audio", "too short for one frame", "30 s at most"]):
+        assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--tasks", "asr,emo"], "task 'emo': this model knows asr, scd, endp, ner, lid"),
+        (["--language", "de"], "this model does not write [DE]"),
+        (["--beam", "0"], "search option 'beam'"),
+    ],
+)
+def test_bad_options_are_one_line(exported, tmp_path, args, message):
+    _, folder = exported("wav2vec2-group")
+    done = without_torch(folder, speak(tmp_path / "a.wav"), *args)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_other_rates_and_channels(exported, tmp_path):
+    pytest.importorskip("soxr")
+    runtime = Runtime(exported("wav2vec2-group")[1])
+    samples = 0.1 * np.random.default_rng(0).standard_normal((8000, 2))
+    soundfile.write(tmp_path / "phone.wav", samples, 8000)
+    assert runtime.transcribe(tmp_path / "phone.wav").duration == 1.0
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((2, 4000), np.float32), np.zeros(4000, np.int16), np.full(4000, np.nan, np.float32)]
+)
+def test_arrays_that_are_no_audio(exported, bad):
+    with pytest.raises(UserError, match=r"^audio: "):
+        Runtime(exported("wav2vec2-group")[1]).transcribe(bad)
+
+
+def damaged(folder, tmp_path, change):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    change(copy)
+    return copy
+
+
+def edit(**values):
+    def change(folder):
+        data = json.loads((folder / "export.json").read_text())
+        (folder / "export.json").write_text(json.dumps({**data, **values}))
+
+    return change
+
+
+def truncate(folder):
+    (folder / "encoder.onnx").write_bytes((folder / "encoder.onnx").read_bytes()[:1000])
+
+
+def flip(folder):
+    content = bytearray((folder / "joiner.onnx").read_bytes())
+    content[len(content) // 2] ^= 255
+    (folder / "joiner.onnx").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shutil.rmtree, "no exported model: it has no export.json"),
+        (lambda folder: (folder / "export.json").write_text("{"), "export.json: cannot be read"),
+        (lambda folder: (folder / "export.json").write_text("[]"), "not what `tokenverse-pp export` writes"),
+        (edit(format=2), "has format 2, this version of tokenverse_pp reads 1"),
+        (edit(input="spectrogram"), "export.json: damaged"),
+        (edit(files={}), "export.json: damaged"),
+        (edit(tasks=["asr", "emo"]), "unknown task 'emo'"),
+        (truncate, "encoder.onnx: has 1000 bytes"),
+        (flip, "joiner.onnx: damaged, its checksum differs"),
+        (lambda folder: (folder / "predictor.onnx").unlink(), "predictor.onnx: no such file"),
+    ],
+)
+def test_damaged_folders_are_refused(exported, tmp_path, change, message):
+    folder = damaged(exported("wav2vec2-group")[1], tmp_path, change)
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+        Runtime(folder)
+
+
+def test_a_damaged_graph_is_refused_without_sums_too(exported, tmp_path):
+    folder = damaged(exported("wav2vec2-group")[1], tmp_path, truncate)
+    with pytest.raises(UserError, match=r"encoder.onnx: not a graph that onnxruntime can run"):
+        Runtime(folder, check_files=False)

@@ -1,0 +1,51 @@
+"""``tokenverse-pp export``: a trained model for machines without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("export")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Of the export.")
+@click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="Folder for the exported model.")
+@click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
+@click.option("--int8", is_flag=True, help="The encoder's weights and products in 8 bits.")
+@click.option("--float16", is_flag=True, help="The encoder's weights in 16 bits, computed in float32.")
+@click.option("--streaming", is_flag=True, help="The streaming form: the encoder in chunks, with its caches.")
+@click.option("--chunk-ms", type=int, default=640, show_default=True, help="--streaming: length of a chunk.")
+@click.option("--left-chunks", type=int, default=4, show_default=True, help="--streaming: chunks that one looks back.")
+@click.option("--sinks", type=int, default=0, show_default=True, help="--streaming: first frames that stay visible.")
+def export(
+    model: Path,
+    kind: str,
+    output_dir: Path,
+    encoder: str,
+    int8: bool,
+    float16: bool,
+    streaming: bool,
+    chunk_ms: int,
+    left_chunks: int,
+    sinks: int,
+) -> None:
+    """Export MODEL (folder, checkpoint or experiment) for tokenverse_pp.runtime.
+
+    The folder is written once its graphs agree with torch on random audio.
+    """
+    from tokenverse_pp.errors import UserError
+    from tokenverse_pp.export import ExportOptions, export_onnx
+    from tokenverse_pp.model.masks import ChunkOptions
+    from tokenverse_pp.training.setup import load_model
+
+    if int8 and float16:
+        raise UserError("--int8, --float16: expected one of them at most")
+    chunks = ChunkOptions(chunk_ms, left_chunks, sinks) if streaming else None
+    options = ExportOptions("int8" if int8 else "float16" if float16 else "float32", chunks)
+    description = export_onnx(load_model(model, encoder), output_dir, options)
+    size = sum(entry["bytes"] for entry in description.files.values()) / 1e6
+    for part in ("encoder", "logits"):
+        errors = description.check[part]
+        click.echo(f"{part}: differs from torch by {errors['rms']:.2g} (root mean square), {errors['max']:.2g} at most")
+    click.echo(f"{kind}, {description.precision}, {size:.1f} MB: {output_dir}")

@@ -1,0 +1,72 @@
+"""``python -m tokenverse_pp.runtime FOLDER AUDIO...``: transcribe files with an exported model, without torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, List, Optional, Union
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.runtime.folder import read_folder
+from tokenverse_pp.runtime.runtime import Runtime
+from tokenverse_pp.search.options import SearchOptions
+
+if TYPE_CHECKING:
+    from tokenverse_pp.runtime.streaming import StreamingRuntime
+
+EXIT_CODE = 2
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Print a line a file, the text or JSON; a file that cannot be read is a line on stderr, and exit code 2."""
+    args = _parser().parse_args(arguments)
+    try:
+        runtime = _open(args.folder, args.threads)
+        tasks = args.tasks.split(",") if args.tasks else list(runtime.tasks.names)
+        options = SearchOptions(args.method, args.beam, force_language="lid" in tasks)
+    except UserError as error:
+        return _refuse(error)
+    code = 0
+    for path in args.audio:
+        try:
+            transcript = runtime.transcribe(path, tasks, args.language, options)
+        except UserError as error:
+            reason = str(error)
+            code = _refuse(error if path in reason else UserError(f"{path}: {reason}"))
+            continue
+        line = transcript.raw
+        if args.format == "json":
+            line = json.dumps({"path": path, **transcript.to_dict()}, ensure_ascii=False)
+        print(line, flush=True)
+    return code
+
+
+def _open(folder: str, threads: int) -> Union[Runtime, StreamingRuntime]:
+    if read_folder(folder, check_files=False).streaming is None:
+        return Runtime(folder, threads)
+    from tokenverse_pp.runtime.streaming import StreamingRuntime
+
+    return StreamingRuntime(folder, threads)
+
+
+def _refuse(error: UserError) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return EXIT_CODE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tokenverse_pp.runtime", description=__doc__)
+    parser.add_argument("folder", help="what `tokenverse-pp export` wrote")
+    parser.add_argument("audio", nargs="+", help="audio files, 16 kHz")
+    parser.add_argument("--tasks", help="names with commas, such as asr,lid [all that the model knows]")
+    parser.add_argument("--language", help="code of the language that is spoken, where it is known")
+    parser.add_argument("--method", choices=["greedy", "beam"], default="beam", help="how to search [beam]")
+    parser.add_argument("--beam", type=int, default=4, help="hypotheses kept [4]")
+    parser.add_argument("--format", choices=["text", "json"], default="text", help="of a line [text]")
+    parser.add_argument("--threads", type=int, default=1, help="of onnxruntime [1]")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
