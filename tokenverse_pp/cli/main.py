@@ -12,6 +12,7 @@ from tokenverse_pp.cli.groups import Group
 COMMANDS = {
     "average": "tokenverse_pp.cli.average:average",
     "calibrate": "tokenverse_pp.cli.calibrate:calibrate",
+    "export": "tokenverse_pp.cli.export:export",
     "manifest": "tokenverse_pp.cli.manifest:manifest",
     "report": "tokenverse_pp.cli.report:report",
     "score": "tokenverse_pp.cli.score:score",
