@@ -46,9 +46,11 @@ def fill(document: str, results: Mapping[str, Any]) -> str:
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Rows as a Markdown table; the first one is its head."""
-    head, *body = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
-    line = "|".join(["---"] * len(rows[0]))
-    return "\n".join(f"| {row} |" for row in [head, line, *body]) if body else "Nothing has been run yet."
+    if len(rows) < 2:
+        return "Nothing has been run yet."
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    escaped.insert(1, ["---"] * len(rows[0]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 
 
 def runs_table(results: Mapping[str, Any], names: Sequence[str], metrics: Sequence[str]) -> List[List[str]]:
