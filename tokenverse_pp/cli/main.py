@@ -12,12 +12,14 @@ from tokenverse_pp.cli.groups import Group
 COMMANDS = {
     "average": "tokenverse_pp.cli.average:average",
     "calibrate": "tokenverse_pp.cli.calibrate:calibrate",
+    "compare": "tokenverse_pp.cli.compare:compare",
     "export": "tokenverse_pp.cli.export:export",
     "manifest": "tokenverse_pp.cli.manifest:manifest",
     "report": "tokenverse_pp.cli.report:report",
     "score": "tokenverse_pp.cli.score:score",
     "serve": "tokenverse_pp.cli.serve:serve",
     "stream": "tokenverse_pp.cli.stream:stream",
+    "transcribe": "tokenverse_pp.cli.transcribe:transcribe",
 }
 
 
