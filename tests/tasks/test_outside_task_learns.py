@@ -13,32 +13,20 @@ from scripts import ROOT
 from toy_runs import environment
 
 SIZES = {"train": 1500, "test": 200}
-CONFIG = {
-    "data": {"max_duration": 20, "num_buckets": 4, "num_workers": 0},
-    "tokenizer": {"vocab_size": 34},
-    "model": {
-        "encoder": {"kind": "finetune", "random_init": True, "freeze_feature_encoder": False},
-        "spec_augment": {"time_share": 0.0, "channel_share": 0.0},
-        "loss": {"warm_steps": 150, "ctc_scale": 5.0},
-        "predictor_dim": 128,
-        "predictor_dropout": 0.2,
-        "joiner_dim": 128,
-    },
-    "optim": {"lr": 3e-3, "warmup_steps": 80},
-    "training": {"max_steps": 400, "precision": "bf16", "save_every": 200, "average_last": 1, "threads": 1},
-}
 
 
 @pytest.mark.slow
 def test_tasks_of_the_document_are_learnt(toy_prepare, tmp_path):
-    """About two minutes on one core; no code of the package is touched."""
+    """With the toy recipe's configuration: about two minutes on a core of its own."""
     toy_prepare.prepare_toy(tmp_path / "toy", SIZES)
     write_plugin(tmp_path)
-    cuts = write_cuts(tmp_path / "toy", tmp_path, longest=2.5)
-    CONFIG["data"]["train"] = [str(cuts["train"])]
-    CONFIG["model"]["encoder"]["name"] = str(tmp_path / "toy" / "encoder")
-    CONFIG["training"]["exp_dir"] = str(tmp_path / "exp")
-    (tmp_path / "conf.yaml").write_text(yaml.safe_dump(CONFIG))
+    cuts = write_cuts(tmp_path / "toy", tmp_path)
+    config = yaml.safe_load((ROOT / "recipes" / "toy" / "conf" / "toy.yaml").read_text(encoding="utf-8"))
+    config["data"].update(train=[str(cuts["train"])], valid=[])
+    config["tasks"] = {}  # the command line names them
+    config["model"]["encoder"]["name"] = str(tmp_path / "toy" / "encoder")
+    config["training"].update(exp_dir=str(tmp_path / "exp"), threads=1)
+    (tmp_path / "conf.yaml").write_text(yaml.safe_dump(config))
     first = next(iter(CutSet.from_file(cuts["train"]))).id
     for words in commands(CUT_ID=first):
         if words[0] == "python":

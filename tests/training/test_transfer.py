@@ -1,0 +1,255 @@
+"""Task transfer: a model gains tasks and languages, and loses nothing of what it could."""
+
+import shutil
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lhotse import CutSet
+from safetensors.torch import load_file
+from toy_runs import assert_one_line, call, finish, read_cuts, start, toy_options, toy_parts
+
+from tokenverse_pp.config import save_config
+from tokenverse_pp.dataset import load_inputs
+from tokenverse_pp.search import SearchOptions, search
+from tokenverse_pp.tasks import build_tasks
+from tokenverse_pp.tokenizer import BLANK_ID, train_tokenizer
+from tokenverse_pp.training import checkpoint
+from tokenverse_pp.training.setup import Loaded, build_model, load_model
+from tokenverse_pp.training.transfer import VOCABULARY_ROWS, old_row_of_each, read_source, start_from
+
+OLD = {"tasks__names": ["asr", "scd", "lid"], "tasks__languages": ["qaa"], "tokenizer__vocab_size": 24}
+NEW = {"tasks__names": ["asr", "scd", "endp", "ner", "lid"], "tasks__languages": ["qaa", "qab"]}
+ADDED = ["[ENDP]", "[NE]", "[/NE]", "[QAB]"]
+
+
+def save_old(corpus, folder, **changes):
+    """A model of few tasks with random weights, vectors included -> Loaded, read back from its folder."""
+    parts = toy_parts(corpus, **OLD, model__loss__ctc_scale=1, **changes)
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in parts.model.named_parameters():
+        if name.endswith(("table", "output.bias")):
+            parameter.data.normal_(generator=generator)
+    folder.mkdir()
+    save_config(parts.config, folder / checkpoint.CONFIG)
+    texts = {name: (folder / name).read_bytes() for name in [checkpoint.CONFIG]}
+    texts[checkpoint.TOKENIZER] = parts.tokenizer.model
+    checkpoint.write_folder(folder, {checkpoint.WEIGHTS: parts.model.checkpoint_state()}, texts)
+    return load_model(folder)
+
+
+def extend(corpus, folder, **changes):
+    """The model with all tasks that starts from an old one, before any step."""
+    parts = toy_parts(corpus, **NEW, model__loss__ctc_scale=1, training__init_from=folder, **changes)
+    source = read_source(parts.config, parts.tasks)
+    tokenizer = source.tokenizer.extended(parts.tasks.symbols)
+    model = build_model(parts.config, parts.tasks, tokenizer)
+    added = start_from(source, model, parts.tasks, tokenizer)
+    return Loaded(parts.config, parts.tasks, tokenizer, model.eval()), added
+
+
+@pytest.fixture(scope="module")
+def corpus(tiny_corpus, tmp_path_factory):
+    """The eight shortest cuts of the tiny corpus in cuts_train, and those of the first language in cuts_old."""
+    folder = tmp_path_factory.mktemp("corpus")
+    cuts = sorted(read_cuts(tiny_corpus), key=lambda cut: cut.duration)[:8]
+    CutSet.from_cuts(cuts).to_file(folder / "cuts_train.jsonl.gz")
+    first = [cut for cut in cuts if cut.supervisions[0].language == "qaa"]
+    CutSet.from_cuts(first).to_file(folder / "cuts_old.jsonl.gz")
+    shutil.copytree(tiny_corpus / "encoder", folder / "encoder")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def old_run(corpus, train_script, tmp_path_factory):
+    """Experiment folder of two training steps with three of the tasks and one language."""
+    exp_dir = tmp_path_factory.mktemp("old") / "exp"
+    changes = {**OLD, **few(2), "data__train": [corpus / "cuts_old.jsonl.gz"], "data__valid": []}
+    done = call(train_script.main, *toy_options(corpus, exp_dir, **changes))
+    assert done.code == 0, done.stderr
+    return exp_dir
+
+
+def few(steps, **changes):
+    return {
+        "training__max_steps": steps,
+        "training__save_every": 2,
+        "data__max_cuts": 3,
+        "training__average_last": 1,
+        **changes,
+    }
+
+
+def transfer(train_script, corpus, exp_dir, old_run, steps=2, **changes):
+    """A run of all tasks from ``old_run``, with learning rates and weight decay that move what can move."""
+    options = {**NEW, **few(steps), "data__valid": [], "training__init_from": old_run, "optim__weight_decay": 0.5}
+    return call(train_script.main, *toy_options(corpus, exp_dir, **{**options, "optim__lr": 0.01, **changes}))
+
+
+def weights(exp_dir):
+    return load_file(exp_dir / "model" / "model.safetensors")
+
+
+SMALL = train_tokenizer(["ba di gu ka mu ibi uda", "le po ta se mo alo nos"], build_tasks(["scd"]), vocab_size=25)
+texts = st.text("abdegiklmnopstu ", max_size=30)
+
+
+@given(texts, st.text("áñжשー", max_size=5))
+def test_extended_vocabulary_keeps_the_pieces_of_old_texts(old_text, new_text):
+    old = SMALL
+    new = old.extended(["[SCD]", "[A]", "[/A]"], [new_text])
+    assert new.extends(old) and not old.extends(new)
+    assert new.encode(old_text) == old.encode(old_text)
+    assert [new.id_of(symbol) for symbol in ("[A]", "[/A]")] == [old.vocab_size, old.vocab_size + 1]
+    assert new.decode(new.encode(f"[A] {new_text} [/A] [SCD]")) == f"[A] {new_text} [/A] [SCD]".replace("  ", " ")
+
+
+def test_vocabulary_with_nothing_new_stays_the_very_same():
+    old = train_tokenizer(["ba di"], build_tasks(["scd"]), vocab_size=8)
+    assert old.extended(["[SCD]"], ["di ba"]) is old
+    assert not train_tokenizer(["ba di do"], build_tasks(["scd"]), vocab_size=9).extends(old)
+
+
+@pytest.mark.parametrize("strategy", ["sum", "combination"])
+@pytest.mark.parametrize("placement", ["none", "both"])
+def test_extended_model_writes_what_the_old_one_wrote(corpus, tmp_path, strategy, placement):
+    places = {"model__vectors__strategy": strategy, "model__vectors__placement": placement}
+    old = save_old(corpus, tmp_path / "old", **places)
+    new, added = extend(corpus, tmp_path / "old", **{**places, "model__vectors__placement": "both"})
+    assert added == ["task endp", "task ner", *ADDED]
+    audio = [load_inputs(cut) for cut in read_cuts(corpus)[:3]]
+    for names in (["asr"], ["asr", "scd", "lid"]):
+        for method in ("greedy", "beam"):
+            options = SearchOptions(method=method, languages=("qaa",) if "lid" in names else None)
+            found = [search(model, audio, names, options) for model in (old, new)]
+            assert sum(len(best[0].tokens) for best in found[0]) > 10
+            for before, after in zip(*found):
+                assert (after[0].tokens, after[0].frames) == (before[0].tokens, before[0].frames)
+                assert after[0].log_prob == pytest.approx(before[0].log_prob, abs=1e-3)
+
+
+def test_rows_of_the_extended_model(corpus, tmp_path):
+    old = save_old(corpus, tmp_path / "old", model__vectors__placement="both")
+    new, _ = extend(corpus, tmp_path / "old", model__vectors__placement="both")
+    before, after = old.model.state_dict(), new.model.state_dict()
+    size = old.tokenizer.vocab_size
+    assert new.tokenizer.pieces(range(size, new.tokenizer.vocab_size)) == ADDED
+    for name in before:
+        if name in VOCABULARY_ROWS:
+            assert torch.equal(after[name][:size], before[name])
+            others = torch.arange(size) != BLANK_ID
+            expected = before[name][others].double().mean(0) - (10 if name == "joiner.output.bias" else 0)
+            assert torch.allclose(after[name][size:].double(), expected.expand_as(after[name][size:]), atol=1e-5)
+        elif not name.endswith((".table", ".trained")):
+            assert torch.equal(after[name], before[name]), name
+    for table in ("feature_vectors.table", "encoder_vectors.table"):  # asr scd lid -> asr scd endp ner lid
+        assert torch.equal(after[table][[0, 1, 4]], before[table]) and not after[table][2:4].any()
+
+
+@given(st.lists(st.sampled_from("abcdefg"), unique=True, max_size=6), st.integers(0, 2**6 - 1))
+def test_combinations_keep_their_rows(others, chosen):
+    old = ["asr", *(name for i, name in enumerate(others) if chosen >> i & 1)]
+    rows, is_new = old_row_of_each("combination", old, ["asr", *others])
+
+    def row(names, of):
+        return sum(2**i for i, name in enumerate(of[1:]) if name in names)
+
+    for combination in range(2 ** len(others)):
+        names = [name for i, name in enumerate(others) if combination >> i & 1]
+        assert rows[combination] == row(names, old)
+        assert bool(is_new[combination]) == any(name not in old for name in names)
+
+
+@pytest.mark.parametrize("strategy", ["sum", "combination"])
+def test_only_what_is_new_moves(train_script, corpus, tmp_path, strategy):
+    save_old(corpus, tmp_path / "old", model__vectors__strategy=strategy)
+    changes = {"model__vectors__strategy": strategy, "model__loss__ctc_scale": 1, "training__train_only": "new"}
+    done = transfer(train_script, corpus, tmp_path / "exp", tmp_path / "old", **changes)
+    assert done.code == 0, done.stderr
+    before, after = load_file(tmp_path / "old" / "model.safetensors"), weights(tmp_path / "exp")
+    _, is_new = old_row_of_each(strategy, ["asr", "scd", "lid"], NEW["tasks__names"])
+    started, _ = extend(corpus, tmp_path / "old", model__vectors__strategy=strategy)
+    for name, was in before.items():
+        if name in VOCABULARY_ROWS:
+            assert torch.equal(after[name][: len(was)], was), name
+            fresh = started.model.state_dict()[name][len(was) :]
+            assert not torch.isclose(after[name][len(was) :], fresh, rtol=0, atol=1e-6).all(), name
+        elif name.endswith(".table"):
+            start_table = started.model.state_dict()[name]
+            assert torch.equal(after[name][~is_new], start_table[~is_new])
+            assert not torch.equal(after[name][is_new], start_table[is_new])
+        elif not name.endswith(".trained"):
+            assert torch.equal(after[name], was), name
+
+
+def test_new_and_joiner_moves_the_joiner_too(train_script, corpus, tmp_path, old_run):
+    changes = {"training__train_only": "new_and_joiner"}
+    assert transfer(train_script, corpus, tmp_path / "exp", old_run, **changes).code == 0
+    before, after = weights(old_run), weights(tmp_path / "exp")
+    size = len(before["joiner.output.bias"])
+    for name, was in before.items():
+        same = torch.equal(after[name][: len(was)] if name in VOCABULARY_ROWS else after[name], was)
+        if name.startswith("joiner."):
+            assert not same, name
+        elif not name.startswith("feature_vectors"):
+            assert same, name
+    assert size < len(after["joiner.output.bias"])
+
+
+@pytest.mark.parametrize("mode", ["all", "new"])
+def test_transfer_resumes_without_the_model_it_came_from(train_script, corpus, tmp_path, old_run, mode):
+    changes = {"training__train_only": mode, "optim__decay": "constant"}
+    assert transfer(train_script, corpus, tmp_path / "whole", old_run, steps=3, **changes).code == 0
+    shutil.copytree(old_run, tmp_path / "old")
+    stopped = transfer(train_script, corpus, tmp_path / "exp", tmp_path / "old", steps=2, **changes)
+    assert stopped.code == 0 and "new: task endp, task ner, [ENDP]" in stopped.stderr
+    shutil.rmtree(tmp_path / "old")
+    resumed = transfer(train_script, corpus, tmp_path / "exp", tmp_path / "old", steps=3, **changes)
+    assert resumed.code == 0 and "resuming from step-00000002" in resumed.stderr
+    ours, theirs = weights(tmp_path / "exp"), weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert load_model(tmp_path / "exp").tasks.names == tuple(NEW["tasks__names"])
+
+
+@pytest.mark.slow
+def test_only_what_is_new_moves_on_two_ranks(corpus, tmp_path, old_run):
+    options = {**NEW, **few(3), "data__valid": [], "training__train_only": "new"}
+    done = finish(
+        start("train.py", *toy_options(corpus, tmp_path / "exp", training__init_from=old_run, **options), ranks=2)
+    )
+    assert done.code == 0, done.stderr
+    before, after = weights(old_run), weights(tmp_path / "exp")
+    for name in VOCABULARY_ROWS[:-1]:
+        if name in before:
+            size = len(before[name])
+            assert torch.equal(after[name][:size], before[name]), name
+            assert after[name][size:].unique().numel() > 1, name
+
+
+BAD = {
+    "task lost": ({"tasks__names": ["asr", "ner", "lid"]}, ["the model has the task scd", "init_from"]),
+    "language lost": ({"tasks__languages": ["qab"]}, ["the model has the token [QAA]"]),
+    "other strategy": ({"model__vectors__strategy": "combination"}, ["model.vectors.strategy=sum"]),
+    "no model": ({"training__init_from": "/no/such"}, ["/no/such"]),
+    "nothing new": ({**OLD, "training__train_only": "new"}, ["training.train_only=new", "new"]),
+    "from nothing": ({"training__init_from": "null", "training__train_only": "new"}, ["needs --training.init_from"]),
+    "no such mode": ({"training__train_only": "old"}, ["training.train_only", "new_and_joiner"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_transfer_that_cannot_be_is_refused_in_one_line(train_script, corpus, tmp_path, old_run, name):
+    changes, said = BAD[name]
+    options = {"data__train": [corpus / "cuts_old.jsonl.gz"], "data__validate": "false", **changes}
+    failure = transfer(train_script, corpus, tmp_path / "exp", old_run, **options)
+    assert_one_line(failure, *said)
+    assert not (tmp_path / "exp").exists()
+
+
+def test_another_vocabulary_is_refused(train_script, corpus, tmp_path, old_run):
+    tasks = build_tasks(NEW["tasks__names"], {"lid": {"languages": ["qaa", "qab"]}})
+    train_tokenizer(["ab ba bab"], tasks, vocab_size=16).save(tmp_path / "other.model")
+    changes = {"tokenizer__model": tmp_path / "other.model"}
+    failure = transfer(train_script, corpus, tmp_path / "exp", old_run, **changes)
+    assert_one_line(failure, "another vocabulary", "leave --tokenizer.model out", old_run)
