@@ -97,6 +97,7 @@ class Stream {
     if (this.stopAudio) this.stopAudio();
     if (current === this) current = null;
     setButtons();
+    if ([$("stop"), document.body].includes(document.activeElement)) $("microphone").focus();
   }
 }
 
@@ -106,6 +107,7 @@ function begin(name) {
   say(`${name}: connecting`);
   current = new Stream(name);
   setButtons();
+  $("stop").focus(); // the button that was pressed can be pressed no more
   return current;
 }
 
