@@ -1,0 +1,303 @@
+"""`tokenverse-pp transcribe` through its command line: every kind of input, and what is wrong with it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import types
+
+import click
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner
+from command_lines import run
+from lhotse import CutSet
+from scripts import ROOT
+from tiny_models import write_model, write_speech
+from toy_runs import environment, read_cuts, save_frozen_encoder
+
+from tokenverse_pp import Transcript
+from tokenverse_pp.api.formats import FORMATS
+from tokenverse_pp.cli import transcribe as command
+from tokenverse_pp.cli.main import cli
+from tokenverse_pp.search.options import METHODS
+
+
+@pytest.fixture(scope="module")
+def model(tiny_corpus, tmp_path_factory):
+    return write_model(tiny_corpus, tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def calls(tiny_corpus, tmp_path):
+    """A folder: two files of speech, one in a folder of its own, and something that is no audio."""
+    folder = tmp_path / "calls"
+    (folder / "late").mkdir(parents=True)
+    write_speech(tiny_corpus, folder, "one")
+    write_speech(tiny_corpus, folder / "late", "two")
+    (folder / "notes.txt").write_text("no audio")
+    return folder
+
+
+def transcribe(model, *args, **options):
+    return run("transcribe", "--model", model, "--method", "greedy", *args, **options)
+
+
+def lines_of(done):
+    return done.stderr.splitlines()
+
+
+def test_one_file_is_plain_text(model, calls):
+    done = transcribe(model, calls / "one.wav", "--tasks", "asr")
+    assert done.exit_code == 0 and done.stderr == ""
+    assert done.stdout.count("\n") == 1 and "[" not in done.stdout and "one.wav" not in done.stdout
+
+
+def test_several_files_stand_behind_their_names(model, calls):
+    done = transcribe(model, calls, "--recursive", "--tasks", "asr")
+    assert done.exit_code == 0, done.output
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == [
+        str(calls / "late" / "two.wav"),
+        str(calls / "one.wav"),
+    ]
+    flat = transcribe(model, calls, "--tasks", "asr")
+    assert [line.split(": ")[0] for line in flat.stdout.splitlines()] == [str(calls / "one.wav")]
+
+
+def test_json_is_a_line_each(model, calls):
+    done = transcribe(model, calls / "one.wav", calls / "late" / "two.wav", "--format", "json")
+    found = [Transcript.from_json(line) for line in done.stdout.splitlines()]
+    assert [heard.name for heard in found] == ["one", "two"] and found[0].raw == found[1].raw
+
+
+def test_every_format_in_a_folder(model, calls, tmp_path):
+    every = [word for name in FORMATS for word in ("--format", name)]
+    done = transcribe(model, calls, "--recursive", "--output-dir", tmp_path / "out", *every)
+    assert done.exit_code == 0, done.output
+    endings = [form.ending for form in FORMATS.values()]
+    expected = sorted(f"{name}{ending}" for name in ("one", "late/two") for ending in endings)
+    written = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
+    assert written == expected
+    assert done.stdout.split() == [str(tmp_path / "out" / f"{n}{e}") for n in ("late/two", "one") for e in endings]
+    heard = Transcript.from_json((tmp_path / "out" / "one.json").read_text())
+    assert (tmp_path / "out" / "one.raw.txt").read_text() == heard.raw + "\n"
+    assert "data:audio/ogg;base64," in (tmp_path / "out" / "one.html").read_text()
+
+
+def test_cuts_of_a_manifest(model, tiny_corpus, tmp_path):
+    cuts = [cut.with_id(f"talk/{i}") for i, cut in enumerate(read_cuts(tiny_corpus, "test")[:2])]
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
+    done = transcribe(model, tmp_path / "cuts.jsonl.gz", "--output-dir", tmp_path / "out")
+    assert done.exit_code == 0 and sorted(os.listdir(tmp_path / "out")) == ["talk-0.txt", "talk-1.txt"]
+    printed = transcribe(model, tmp_path / "cuts.jsonl.gz", "--tasks", "asr")
+    assert [line.split(": ")[0] for line in printed.stdout.splitlines()] == ["talk/0", "talk/1"]
+
+
+def test_standard_input(model, calls):
+    def piped(data, *args):
+        words = ["transcribe", "--model", str(model), "--method", "greedy", "-", *args]
+        return CliRunner().invoke(cli, words, input=data)
+
+    samples, rate = soundfile.read(calls / "one.wav", dtype="int16")
+    expected = transcribe(model, calls / "one.wav").stdout
+    assert piped((calls / "one.wav").read_bytes()).output == expected
+    bare = piped(samples.astype("<i2").tobytes(), "--raw", "--raw-rate", str(rate), "--format", "json")
+    heard = Transcript.from_json(bare.output)
+    assert heard.name == "stdin" and heard.duration == 1.5
+    for data, args, said in (
+        (b"", (), "stdin: the file is empty"),
+        (b"what is this" * 9, (), "stdin: no audio"),
+        (b"odd", ("--raw",), "stdin: --raw: expected samples of 2 bytes, got 3 bytes"),
+    ):
+        done = piped(data, *args)
+        assert done.exit_code == 2 and done.output.startswith(f"error: {said}") and done.output.count("\n") == 1
+
+
+ODD = {
+    "empty.wav": "the file is empty",
+    "text.wav": "no audio",
+    "nan.wav": "NaN or infinity",
+    "nothing.wav": "holds no samples",
+    "cut-short.flac": "",
+}
+FINE = ("8khz.wav", "six-channels.wav", "blink.wav", "44khz.ogg")
+
+
+@pytest.fixture
+def odd(calls):
+    """Beside one.wav: files that can be transcribed, and files that cannot."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+    (calls / "empty.wav").touch()
+    (calls / "text.wav").write_text("this is no audio " * 20)
+    soundfile.write(calls / "nan.wav", np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+    soundfile.write(calls / "nothing.wav", noise[:0], 16000)
+    soundfile.write(calls / "cut-short.flac", noise, 16000)
+    data = (calls / "cut-short.flac").read_bytes()
+    (calls / "cut-short.flac").write_bytes(data[: len(data) // 2])
+    soundfile.write(calls / "8khz.wav", noise[:8000], 8000)
+    soundfile.write(calls / "six-channels.wav", np.stack([noise] * 6, axis=1), 16000)
+    soundfile.write(calls / "blink.wav", noise[:160], 16000)
+    soundfile.write(calls / "44khz.ogg", np.repeat(noise, 3)[:44100], 44100)
+    return calls
+
+
+def test_odd_audio_is_refused_in_a_line_and_the_rest_is_done(model, odd, tmp_path):
+    names = [*ODD, *FINE, "one.wav", "gone.wav"]
+    done = transcribe(model, *(odd / name for name in names), "--output-dir", tmp_path / "out")
+    assert done.exit_code == 2
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(
+        os.path.splitext(name)[0] + ".txt" for name in (*FINE, "one.wav")
+    )
+    expected = {**ODD, "gone.wav": "no such file"}
+    assert len(lines_of(done)) == len(expected)
+    for line, (name, reason) in zip(lines_of(done), expected.items()):
+        assert line.startswith(f"error: {odd / name}: ") and reason in line, line
+
+
+def test_two_inputs_of_one_name(model, calls, tmp_path):
+    shutil.copy(calls / "one.wav", calls / "late" / "one.wav")
+    files = [calls / "one.wav", calls / "late" / "one.wav", calls / "one.wav"]
+    done = transcribe(model, *files, "--output-dir", tmp_path / "out")
+    assert done.exit_code == 2 and os.listdir(tmp_path / "out") == ["one.txt"]
+    (line,) = lines_of(done)
+    assert line == (f"error: {files[1]}: {tmp_path / 'out' / 'one.txt'} would be that of {files[0]} too; left out")
+
+
+def test_what_cannot_be_written_is_named_and_the_rest_is_done(model, calls, tmp_path):
+    (tmp_path / "out" / "one.txt").mkdir(parents=True)
+    done = transcribe(model, calls, "--recursive", "--output-dir", tmp_path / "out")
+    assert done.exit_code == 2 and (tmp_path / "out" / "late" / "two.txt").is_file()
+    (line,) = lines_of(done)
+    assert line.startswith(f"error: {calls / 'one.wav'}: cannot write ") and "one.txt" in line
+    assert sorted(os.listdir(tmp_path / "out")) == ["late", "one.txt"]
+
+
+def test_wrong_options_are_one_line(model, calls, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "hotwords.txt").write_text("ba\t-1\n")
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    (tmp_path / "nothing").mkdir()
+    one = calls / "one.wav"
+    for args, said in [
+        ((), "AUDIO: expected files"),
+        ((one, "--tasks", "asr,dance"), "'dance' is not a task of this model"),
+        ((one, "--language", "xx"), "does not write [XX]"),
+        ((one, "--language", "qaa", "--tasks", "asr"), "with the task lid only"),
+        ((one, "--format", "srt", "--format", "vtt"), "several formats need --output-dir"),
+        ((one, one, "--format", "srt"), "--format srt: several inputs need --output-dir"),
+        ((one, "--output-dir", tmp_path / "file"), "file: File exists"),
+        ((one, "--hotwords", tmp_path / "hotwords.txt"), "hotwords.txt"),
+        ((one, "--hotwords", tmp_path / "gone.txt"), "gone.txt"),
+        ((one, "--method", "beam", "--beam", "0"), "'beam': expected a whole number"),
+        ((one, "--batch-seconds", "0"), "expected seconds above 0"),
+        ((one, "--device", "abacus"), "device 'abacus'"),
+        ((one, "--model", tmp_path / "gone"), "no such folder"),
+        ((one, "--model", "some/model"), "the Hugging Face hub cannot be reached"),
+        ((one, "--encoder", tmp_path), "there is no config.json"),
+        ((tmp_path / "bad.jsonl",), "bad.jsonl, line 1: not a lhotse cut"),
+        ((tmp_path / "nothing",), "no audio files in this folder (--recursive looks into its folders)"),
+    ]:
+        done = transcribe(model, *args)
+        assert done.exit_code == 2 and done.stdout == "", (args, done.output)
+        assert len(lines_of(done)) == 1 and done.stderr.startswith("error: ") and said in done.stderr, done.stderr
+
+
+def test_hotwords_of_a_file(model, calls, tmp_path):
+    (tmp_path / "hotwords.txt").write_text("ba\t1.5\n")
+    done = run(
+        "transcribe", "--model", model, calls / "one.wav", "--beam", "2", "--hotwords", tmp_path / "hotwords.txt"
+    )
+    assert done.exit_code == 0 and done.stdout
+
+
+def test_what_a_model_knows(model):
+    done = run("transcribe", "--model", model, "--list-tasks")
+    assert done.exit_code == 0 and re.search(r"^ner +\[NE\] \[/NE\]$", done.stdout, re.M)
+    assert done.stdout.endswith("languages: qaa, qab\n")
+
+
+def test_the_model_of_the_package_says_what_it_is():
+    done = run("transcribe", "--list-tasks")
+    assert done.exit_code == 0 and "languages: " in done.stdout
+    assert done.stderr.startswith("model: human-speech-small: a small example model")
+
+
+def test_a_frozen_encoder_by_option(tiny_corpus, calls, tmp_path):
+    changes = save_frozen_encoder(tiny_corpus, tmp_path / "pretrained")
+    model = write_model(tiny_corpus, tmp_path / "model", **changes)
+    shutil.move(tmp_path / "pretrained", tmp_path / "elsewhere")
+    lost = transcribe(model, calls / "one.wav")
+    assert lost.exit_code == 2 and "say where its encoder is: encoder= (--encoder)" in lost.stderr
+    assert transcribe(model, calls / "one.wav", "--encoder", tmp_path / "elsewhere").exit_code == 0
+
+
+def test_on_a_terminal(model, calls, monkeypatch, capsys):
+    """Colours, unless NO_COLOR is set; no control character of a file's name reaches the terminal."""
+    shutil.copy(calls / "one.wav", calls / "evil\x1b[2J.wav")
+    options = ["--model", str(model), "--method", "greedy", str(calls / "evil\x1b[2J.wav")]
+    shown = {}
+    for no_colour in ("", "1"):
+        monkeypatch.setenv("NO_COLOR", no_colour)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        command.transcribe.main(options, standalone_mode=False)
+        shown[no_colour] = capsys.readouterr().out
+    assert "\x1b[1m" in shown[""] and "\x1b" not in shown["1"]
+    assert click.unstyle(shown[""]) == shown["1"] and "evil?[2J.wav  1.5 s" in shown["1"]
+    assert re.search(r"^  0:0\d\.\d  ", shown["1"], re.M)
+
+
+def test_the_progress_bar_is_for_terminals_only(model, calls, tmp_path, monkeypatch, capsys):
+    options = [
+        "--model",
+        str(model),
+        "--method",
+        "greedy",
+        "--output-dir",
+        str(tmp_path / "out"),
+        str(calls / "one.wav"),
+    ]
+    command.transcribe.main(options, standalone_mode=False)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    command.transcribe.main(options, standalone_mode=False)
+    assert "transcribing: 1 files" in capsys.readouterr().err
+
+
+def test_standard_input_that_is_a_terminal(monkeypatch):
+    from tokenverse_pp.cli.transcribing import inputs
+
+    monkeypatch.setattr(inputs, "sys", types.SimpleNamespace(stdin=types.SimpleNamespace(isatty=lambda: True)))
+    (source,) = inputs.sources(["-"], False, None)
+    assert source.heard.reason.startswith("stdin: expected audio from a pipe")
+
+
+def test_its_help_names_all_formats_and_methods():
+    assert tuple(FORMATS) == command.FORMATS and set(command.METHODS) == set(METHODS)
+
+
+@pytest.mark.slow
+def test_a_wheel_in_another_folder(model, calls, tmp_path):
+    """Built, installed without dependencies, and run from elsewhere: the checkout is not needed."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist")]
+    source = tmp_path / "source"  # so that nothing is left in the checkout
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "data", "exp", "build", "dist", "*.egg-info"))
+    subprocess.run([*build, str(source)], check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    variables = {**environment(), "PYTHONPATH": str(site), "TOKENVERSE_PP_CACHE": str(tmp_path / "cache")}
+
+    def wheels_own(*args):
+        words = [sys.executable, "-m", "tokenverse_pp.cli.main", "transcribe", *map(str, args)]
+        return subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True)
+
+    done = wheels_own("--model", model, "--method", "greedy", calls / "one.wav")
+    assert done.returncode == 0 and done.stdout == transcribe(model, calls / "one.wav").stdout, done.stderr
+    knows = wheels_own("--list-tasks")
+    assert knows.returncode == 0 and "languages: " in knows.stdout, knows.stderr
+    where = [sys.executable, "-c", "import tokenverse_pp; print(tokenverse_pp.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, env=variables, capture_output=True, text=True).stdout
+    assert found.startswith(str(site))
