@@ -7,9 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_encoders import FAMILIES, KINDS, mask_of, masked_pass, noise, stream, tiny_transducer
+from tiny_encoders import FAMILIES, KINDS, SMALL, STYLES, mask_of, masked_pass, noise, stream, tiny_transducer
+from transformers import WavLMConfig, WavLMModel
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.model.encoder import EncoderConfig
+from tokenverse_pp.model.encoder.finetune import FinetuneEncoder
+from tokenverse_pp.model.encoder.wav2vec2 import WavLMBackbone
 from tokenverse_pp.model.masks import ChunkOptions
 from tokenverse_pp.streaming import StreamingEncoder
 
@@ -188,3 +192,26 @@ def test_what_cannot_be_streamed_is_refused():
         encoder.step([noise(100)], [encoder.start(mask_of(0))], [False])
     with pytest.raises(ValueError, match="eval"):
         StreamingEncoder(tiny_transducer("whisper", "frozen").train(), ChunkOptions(160))
+
+
+@pytest.mark.parametrize("family", ["wav2vec2-layer", "whisper"])
+def test_hours_later_a_chunk_gives_what_it_gives_now(family):
+    """A stream that begins at a frame hours later comes to the same output, once what it began with has gone by."""
+    model = transducer(family, "frozen", 2)
+    encoder = StreamingEncoder(model, ChunkOptions(160, 1, 0))
+    early = encoder.start(mask_of(1))
+    # 40 frames are five chunks, and after as many Whisper's positions start again.
+    later = {"positions.frames": 400000, "layers0.frames": 400000, "context.frames": 200000}
+    assert later.keys() <= early.tensors.keys()
+    late = replace(early, tensors={key: value + later.get(key, 0) for key, value in early.tensors.items()})
+    for number in range(12):
+        outs, (early, late) = encoder.step([noise(2560, number)] * 2, [early, late], [False, False])
+        assert number != 1 or not torch.allclose(*outs, atol=1e-2)
+    close(*outs)
+
+
+def test_wavlm_is_refused():
+    config = WavLMConfig(**{**SMALL, **STYLES["layer"]})
+    encoder = FinetuneEncoder(WavLMBackbone(WavLMModel(config)), EncoderConfig())
+    with pytest.raises(UserError, match="WavLM cannot be run in chunks"):
+        encoder.grid(ChunkOptions())
