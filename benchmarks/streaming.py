@@ -11,6 +11,7 @@ Audio is that of the cuts, one behind the other and again from the start. Record
   stream (streams x rtf < 1: all of them keep up), ``median_ms`` and ``p99_ms`` what a chunk of all streams takes.
 - ``long``: one stream of --minutes; the times of the 100 chunks before the minutes heard, and the memory then.
 - ``delay``: see `streaming_delay.py`.
+- ``agreement``: cuts whose text as a stream is that of the masked full pass.
 - ``re-decoding`` (the peer): the same model with full context over all audio so far, once a chunk. There is no model
   for sherpa-onnx without a hub; and it is what one would do without streaming.
 
@@ -29,7 +30,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
-from streaming_delay import measure_delays
+from streaming_delay import measure_agreement, measure_delays
 from torch import Tensor
 
 from tokenverse_pp.cli.errors import report_errors
@@ -129,11 +130,12 @@ class Run:
                 about, heard = self.about(LONG_CHUNK_MS, method, 1), number / minute
                 self.note(what="long", **about, rtf=rtf, **times_of(recent), minutes=heard, rss_mb=rss_mb())
 
-    def delays(self, chunk_ms: int, method: str) -> None:
-        """Delays of words, endpoints and speaker changes."""
+    def tell(self, chunk_ms: int, method: str) -> None:
+        """Delays of words, endpoints and speaker changes, and agreement with the masked full pass."""
         labelled = [cut for cut in self.cuts if {"scd", "endp"} <= set(labelled_tasks(cut))]
         several = sorted(labelled, key=lambda cut: (len(cut.supervisions) < 2, cut.id))
-        for record in measure_delays(self.transcriber(chunk_ms, method), several[: self.args.most]):
+        transcriber, some = self.transcriber(chunk_ms, method), several[: self.args.most]
+        for record in [*measure_delays(transcriber, some), measure_agreement(transcriber, some)]:
             self.note(**self.about(chunk_ms, method, 1), **record)
 
     def peer(self, chunk_ms: int, method: str) -> None:
@@ -161,7 +163,7 @@ class Run:
             for method in args.method:
                 for streams in args.streams:
                     self.speed(chunk_ms, method, streams)
-                self.delays(chunk_ms, method)
+                self.tell(chunk_ms, method)
             self.peer(chunk_ms, args.method[0])
         for method in args.method:
             self.long(method)
@@ -169,6 +171,7 @@ class Run:
 
 SPEED = ("peer", "method", "chunk_ms", "left_chunks", "sinks", "streams", "rtf", "median_ms", "p99_ms", "minutes")
 SECTIONS = (
+    (("agreement",), "**The same text as the masked full pass**", ("method", "chunk_ms", "cuts", "same")),
     (("speed", "re-decoding"), "**Time of a chunk**", (*SPEED, "rss_mb")),
     (("long",), "**A long stream**", ("method", "chunk_ms", "minutes", "rtf", "median_ms", "p99_ms", "rss_mb")),
     (

@@ -1,4 +1,4 @@
-"""How long after it was said a word, an endpoint or a speaker change is told (a part of `streaming.py`).
+"""What streams tell of cuts: how late, and whether it is what the full pass says (a part of `streaming.py`).
 
 Delays are in audio: seconds heard when it was told, less the reference. Time to compute comes on top (`median_ms`).
 """
@@ -13,6 +13,7 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.dataset import SAMPLING_RATE, load_inputs
 from tokenverse_pp.manifests.labels import labelled_tasks
+from tokenverse_pp.search import constraints_for, search_frames
 from tokenverse_pp.streaming.transcriber import StreamingTranscriber
 from tokenverse_pp.tasks.turns import turns_of
 
@@ -96,3 +97,27 @@ def measure_delays(transcriber: StreamingTranscriber, cuts: Sequence[Cut]) -> Li
                 record[f"{when}_{key}_s"] = float(np.percentile(delays, share)) if delays else None
         records.append(record)
     return records
+
+
+@torch.no_grad()
+def masked_text(transcriber: StreamingTranscriber, audio: torch.Tensor) -> str:
+    """What the same search finds in the output of the masked full pass."""
+    loaded, options = transcriber.loaded, transcriber.options
+    model, names = loaded.model, loaded.tasks.names
+    active = torch.tensor([loaded.tasks.mask(names)], dtype=torch.float32)
+    out, lens = model.encode(audio[None], torch.tensor([len(audio)]), active, chunks=options.chunks)
+    rules = constraints_for(loaded.tasks, names, loaded.tokenizer)
+    ((best,),) = search_frames(model.predictor, model.joiner, out, lens, options.search, rules)
+    return loaded.tokenizer.decode(best.tokens)
+
+
+def measure_agreement(transcriber: StreamingTranscriber, cuts: Sequence[Cut]) -> Dict[str, Any]:
+    """How many cuts give the same text as a stream and in the masked full pass."""
+    same = 0
+    for cut in cuts:
+        audio = load_inputs(cut, convert=True)
+        stream = transcriber.open()
+        for start in range(0, len(audio), PUSH):
+            transcriber.push(stream, audio[start : start + PUSH])
+        same += transcriber.close(stream)[-1].text == masked_text(transcriber, audio)
+    return {"what": "agreement", "cuts": len(cuts), "same": same}

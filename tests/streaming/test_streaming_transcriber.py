@@ -1,5 +1,6 @@
 """Audio in pieces of any length against search over the masked full pass; events, tasks, endpoints, errors."""
 
+import dataclasses
 import gc
 import itertools
 import json
@@ -14,13 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import ROOT, load_script
 from tiny_encoders import masked_pass, noise, tiny_transducer
+from toy_runs import read_cuts
 
+from tokenverse_pp.dataset import load_inputs
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.masks import ChunkOptions
 from tokenverse_pp.search import SearchOptions, constraints_for, search_frames
 from tokenverse_pp.search.confidence import Calibration, Curve
+from tokenverse_pp.search.hotwords import bonus_for
 from tokenverse_pp.streaming.transcriber import StreamingOptions, StreamingTranscriber
-from tokenverse_pp.training.setup import Loaded
+from tokenverse_pp.training.setup import Loaded, load_model
 
 vocabulary = sys.modules.get("vocabulary") or load_script(ROOT / "tests" / "search" / "vocabulary.py", "vocabulary")
 TASKS = vocabulary.know("asr", "scd", "endp")
@@ -113,6 +117,28 @@ def test_what_becomes_final_is_the_search_of_the_masked_full_pass(seed, encoder,
         assert_same_words(finals(events[row]), expected)
         assert events[row][-1].kind == "end" and events[row][-1].time == len(audio) / 16000
         assert events[row][-1].text == " ".join(word.text for word in expected)
+
+
+@pytest.mark.parametrize("options", [GREEDY, SearchOptions(beam=4, hotwords=("ba",), languages=("qaa",))])
+def test_a_trained_model_with_all_tasks(finished_run, tiny_corpus, options):
+    loaded = load_model(finished_run)
+    options = dataclasses.replace(options, force_language=True, blank_penalty=3.0)  # it was trained for ten steps
+    transcriber = StreamingTranscriber(loaded, StreamingOptions(ChunkOptions(320, 2, 4), search=options))
+    names, model = loaded.tasks.names, loaded.model
+    rules = constraints_for(loaded.tasks, names, loaded.tokenizer, options.languages, True)
+    said = 0
+    for cut in read_cuts(tiny_corpus, "test")[:2]:
+        audio = load_inputs(cut)
+        out = masked_pass(model, audio, torch.ones(len(names)), transcriber.options.chunks)
+        bonus = bonus_for(options, loaded.tokenizer)
+        ((best,),) = search_frames(
+            model.predictor, model.joiner, out[None], torch.tensor([len(out)]), options, rules, bonus
+        )
+        events = heard(transcriber, audio, random.Random(len(audio)))
+        assert events[-1].text == loaded.tokenizer.decode(best.tokens)
+        assert events[0].text.startswith("[QA")
+        said += len(best.tokens)
+    assert said > 10
 
 
 @pytest.mark.parametrize("search", [GREEDY, BEAM])
