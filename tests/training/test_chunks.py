@@ -4,11 +4,13 @@ import shutil
 
 import pytest
 import torch
+from click.testing import CliRunner
 from lhotse import CutSet
 from safetensors.torch import load_file
 from toy_runs import assert_one_line, call, read_cuts, save_frozen_encoder, toy_options, toy_parts
 
-from tokenverse_pp.config import Config, StreamingConfig, check_config, from_dict
+from tokenverse_pp.cli.main import cli
+from tokenverse_pp.config import Config, StreamingConfig, check_config, from_dict, save_config
 from tokenverse_pp.dataset import FEATURES, features_key, load_inputs
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.stored_features import ORIGIN, store_features
@@ -110,6 +112,22 @@ def test_features_are_stored_for_each_combination(tiny_corpus, tmp_path):
     assert len(seen) > 2
     with pytest.raises(UserError, match="no stored features of these chunks"):
         load_inputs(next(iter(stored)), stored_features=True, chunks=ChunkOptions(960))
+
+
+def test_features_of_chunks_are_stored_by_the_command_line(tiny_corpus, tmp_path):
+    frozen = save_frozen_encoder(tiny_corpus, tmp_path / "wav2vec2-tiny")
+    save_config(toy_parts(tiny_corpus, **frozen).config, tmp_path / "c.yaml")
+    cuts = tmp_path / "cuts.jsonl"
+    CutSet.from_cuts(read_cuts(tiny_corpus)[:2]).to_file(cuts)
+    for more in ([], ["--chunk-ms", "320", "--left-chunks", "1", "--sinks", "4"]):
+        # Into the file that it reads: features come beside those that are there.
+        result = CliRunner().invoke(
+            cli, ["manifest", "store-features", str(cuts), str(cuts), "--config", str(tmp_path / "c.yaml"), *more]
+        )
+        assert result.exit_code == 0, result.output
+    cut = next(iter(CutSet.from_file(cuts)))
+    full, chunked = (load_inputs(cut, True, chunks=chunks) for chunks in (None, ChunkOptions(320, 1, 4)))
+    assert full.shape == chunked.shape and not torch.allclose(full, chunked, atol=1e-2)
 
 
 def test_decoding_in_chunks_warns_where_training_was_not(

@@ -57,10 +57,10 @@ class Vectors(Stage):
 class StreamingEncoder:
     """Encodes any number of streams, each as if it were alone.
 
-    A chunk's output sees no sample after the chunk's end, so the first chunk gives one frame (20 ms) less than
-    ``chunk_frames`` and a stream's last chunk what is left; all together are those of `Transducer.encode` with the same
-    options, to rounding. With a bounded left context a stream may go on for ever at the same cost per chunk; with
-    ``left_chunks=-1`` its cache and the cost of a chunk grow with what was heard.
+    A frame comes with the chunk in which the last sample that it sees arrives. So its output sees nothing after the
+    chunk's end; the first chunk gives one frame less than ``chunk_frames``, and a stream's last chunk what is left.
+    Together they are those of `Transducer.encode` with the same options, to rounding. With a bounded left context a
+    stream may go on for ever at the same cost per chunk; with ``left_chunks=-1`` cache and cost grow with it.
 
     Args:
         transducer: the model, in eval mode.
