@@ -47,8 +47,8 @@ def label(cut):
     """Label a toy cut: happy if its first voice is high; numbers are runs of words that stand for digits."""
     emotion = "happy" if cut.supervisions[0].speaker in HIGH_VOICES else "sad"
     for turn in cut.supervisions:
-        turn.custom = {"emotion": emotion, "numbers": number_spans(turn.text.split())}
-    cut.custom["tasks"] = ["asr", "emo", "num"]
+        turn.custom.update(emotion=emotion, numbers=number_spans(turn.text.split()))
+    cut.custom["tasks"] = ["asr", "scd", "endp", "lid", "emo", "num"]
     return cut
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from tokenverse_pp.manifests.labels import check_cut
 from tokenverse_pp.scoring import score_hypotheses
 from tokenverse_pp.tasks import REGISTRY, build_tasks, load_plugins, plugins, register, render, transcript_of
 from tokenverse_pp.tasks.registry import BUILT_IN, load_plugins_for
+from tokenverse_pp.tasks.transcript import split_marks
 from tokenverse_pp.training.setup import load_model
 
 
@@ -58,14 +60,7 @@ def test_text_of_labels_and_back(tasks, labelled):
         words = text.split()
         assert words[0] in ("[HAPPY]", "[SAD]")
         assert sum(word == "[NUM]" for word in words) == sum(len(t.custom["numbers"]) for t in cut.supervisions)
-        found = tasks.read(*split(words))
-        assert {name: found.answers[name] for name in ("emo", "num")} == transcript.answers
-
-
-def split(words):
-    from tokenverse_pp.tasks.transcript import split_marks
-
-    return split_marks(words)
+        assert tasks.read(*split_marks(words)).answers == transcript.answers
 
 
 def test_right_hypotheses_score_one_and_empty_ones_nothing(tasks, labelled):
@@ -223,8 +218,6 @@ def test_settings_are_of_listed_tasks(train_script, tiny_corpus, tmp_path):
 
 
 def test_model_of_unknown_tasks_says_which(finished_run, tmp_path):
-    import shutil
-
     model = shutil.copytree(finished_run / "model", tmp_path / "model")
     config = (model / "config.yaml").read_text().replace("plugins: []", "plugins: [/gone/my_tasks.py]")
     (model / "config.yaml").write_text(config.replace("  - scd\n", "  - scd\n  - emo\n"))

@@ -23,7 +23,7 @@ def test_tasks_of_the_document_are_learnt(toy_prepare, tmp_path):
     cuts = write_cuts(tmp_path / "toy", tmp_path)
     config = yaml.safe_load((ROOT / "recipes" / "toy" / "conf" / "toy.yaml").read_text(encoding="utf-8"))
     config["data"].update(train=[str(cuts["train"])], valid=[])
-    config["tasks"] = {}  # the command line names them
+    config["tasks"] = {"languages": ["qaa", "qab"]}  # the command line names the tasks
     config["model"]["encoder"]["name"] = str(tmp_path / "toy" / "encoder")
     config["training"].update(exp_dir=str(tmp_path / "exp"), threads=1)
     (tmp_path / "conf.yaml").write_text(yaml.safe_dump(config))
