@@ -35,6 +35,7 @@ TEXTS = ["the cat sat on the mat", "a dog and a bird sang loudly", "john met mar
 # name -> (encoder family, options of the encoder, options of the vectors)
 CASES = {
     "whisper-frozen": ("whisper", {"kind": "frozen", "stack": 2, "layers": [1, -1]}, {"placement": "features"}),
+    "whisper-split": ("whisper", {"kind": "split", "split_layer": 1, "stack": 2}, {"placement": "both"}),
     "whisper-finetune": ("whisper", {}, {"placement": "both"}),
     "wav2vec2-layer": ("layer", {"stack": 2}, {"placement": "features"}),
     "wav2vec2-group": ("group", {}, {"placement": "encoder"}),

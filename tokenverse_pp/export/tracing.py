@@ -26,13 +26,13 @@ LARGEST = 1_900_000_000  # bytes: an ONNX file with its weights inside ends at 2
 @contextlib.contextmanager
 def traceable() -> Iterator[None]:
     """Have what is traced use plain numbers where ONNX knows nothing else, and no warnings about it."""
-    layer_norm = nn.functional.layer_norm
+    layer_norm = torch.layer_norm  # what both torch.nn.functional's and LayerNorm's end in
 
     def with_numbers(x: Tensor, shape: Sequence[Any], *more: Any, **options: Any) -> Tensor:
         """`layer_norm` over a shape that a tracer has made tensors of."""
         return layer_norm(x, [int(size) for size in shape], *more, **options)
 
-    with warnings.catch_warnings(), mock.patch.object(nn.functional, "layer_norm", with_numbers), torch.no_grad():
+    with warnings.catch_warnings(), mock.patch.object(torch, "layer_norm", with_numbers), torch.no_grad():
         warnings.simplefilter("ignore")
         yield
 

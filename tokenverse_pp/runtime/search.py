@@ -6,7 +6,7 @@ Written plainly, since at one utterance a time the encoder takes nearly all the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 
@@ -161,11 +161,10 @@ class Search:
         return Hypothesis(path.tokens, path.frames, path.log_probs, path.score, path.score / scale)
 
 
-def check_options(options: SearchOptions) -> Optional[str]:
+def check_options(options: SearchOptions) -> None:
     """See that the runtime has what the options ask for (raises UserError)."""
     if options.method not in ("greedy", "beam"):
         raise UserError(f"search option 'method': the runtime has greedy and beam, not {options.method}")
     for name in ("hotwords", "length_bonus", "joiner_dtype"):
         if getattr(options, name):
             raise UserError(f"search option {name!r}: the runtime has none; decode with tokenverse_pp.search")
-    return None
