@@ -196,7 +196,9 @@ def table(records: Sequence[Record]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return "" if value is None else str(value)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
