@@ -9,10 +9,9 @@ import click
 
 
 @click.command()
-@click.option("--model", required=True, type=click.Path(path_type=Path), help="Model folder, checkpoint or experiment.")
-@click.option(
-    "--encoder", default="", help="Folder or name of the pretrained encoder, if not where it was in training."
-)
+@click.option("--model", help="Folder, name or hub id of a model. [default: human-speech-small, a small example]")
+@click.option("--encoder", help="Folder of the model's pretrained encoder, if it is not found.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all of them.")
 @click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0: one that is free.")
 @click.option("--tasks", default="", help="Tasks that clients may ask for, with commas. [default: all of the model]")
@@ -39,8 +38,9 @@ import click
 @click.option("--threads", type=click.IntRange(min=1), help="Of torch. [default: as many as there are cores]")
 @click.option("-v", "--verbose", is_flag=True, help="Log what the websockets library does too.")
 def serve(
-    model: Path,
-    encoder: str,
+    model: Optional[str],
+    encoder: Optional[str],
+    device: str,
     host: str,
     port: int,
     tasks: str,
@@ -86,32 +86,40 @@ def serve(
     logging.getLogger("tokenverse_pp.serving").setLevel(logging.INFO)
     if verbose:
         logging.getLogger("tokenverse_pp.serving.websockets").setLevel(logging.DEBUG)
-    engine = _engine(model, encoder, tasks, (method, beam), (chunk_ms, left_chunks, sinks), threads)
+    engine = _engine((model, encoder, device), tasks, (method, beam), (chunk_ms, left_chunks, sinks), threads)
     from tokenverse_pp.serving.run import run_server
 
     run_server(engine, allowed, access, host, port)
 
 
 def _engine(
-    model: Path, encoder: str, tasks: str, search: Tuple[str, int], chunks: Tuple[int, int, int], threads: Optional[int]
+    where: Tuple[Optional[str], Optional[str], str],
+    tasks: str,
+    search: Tuple[str, int],
+    chunks: Tuple[int, int, int],
+    threads: Optional[int],
 ) -> Any:
     """The model, loaded and ready to stream (raises UserError)."""
     import torch
 
+    from tokenverse_pp.api.locate import ABOUT_DEFAULT, DEFAULT
+    from tokenverse_pp.api.model import TokenVerse
     from tokenverse_pp.errors import UserError
     from tokenverse_pp.model.masks import ChunkOptions
     from tokenverse_pp.search.options import SearchOptions
     from tokenverse_pp.serving.engine import build_engine
     from tokenverse_pp.streaming.transcriber import StreamingOptions
-    from tokenverse_pp.training.setup import load_model
 
     if threads:
         torch.set_num_threads(threads)
-    loaded = load_model(model, encoder)
+    model, encoder, device = where
+    if model is None:
+        click.echo(f"model: {ABOUT_DEFAULT}", err=True)
+    loaded = TokenVerse.from_pretrained(model or DEFAULT, encoder, device).loaded
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     for name in names:
         if name not in loaded.tasks:
-            raise UserError(f"--tasks {tasks}: {model} knows {', '.join(loaded.tasks.names)}, not {name!r}")
+            raise UserError(f"--tasks {tasks}: {model or DEFAULT} knows {', '.join(loaded.tasks.names)}, not {name!r}")
     options = StreamingOptions(
         chunks=ChunkOptions(chunk_ms=chunks[0], left_chunks=chunks[1], sinks=chunks[2]),
         tasks=names,
