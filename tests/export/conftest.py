@@ -1,12 +1,16 @@
 """Tiny models and their exports, each made once."""
 
+import importlib.util
+
 import pytest
+import torch
 from tiny_models import build
 
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-
 from tokenverse_pp.export import ExportOptions, export_onnx
+
+HERE = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+if not HERE or tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 5):
+    collect_ignore_glob = ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
