@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 import sys
 import threading
 
@@ -10,6 +11,10 @@ import pytest
 import soundfile
 from command_lines import run
 from fake_transcriber import serving
+from toy_runs import environment, read_cuts, toy_parts
+
+from tokenverse_pp.api.model import TokenVerse
+from tokenverse_pp.training.setup import Loaded
 
 
 def assert_refused(result, *said):
@@ -25,7 +30,8 @@ def test_help(command, said):
 
 
 def test_a_model_that_is_none(tmp_path):
-    assert_refused(run("serve", "--model", tmp_path / "no"), tmp_path, "no model here")
+    assert_refused(run("serve", "--model", tmp_path / "no"), tmp_path, "no such folder")
+    assert_refused(run("serve", "--model", tmp_path), tmp_path, "no model here")
 
 
 def test_options_that_no_server_could_live_with(tmp_path):
@@ -85,3 +91,37 @@ def test_a_file_is_streamed(tmp_path):
         assert_refused(run("stream", tmp_path / "no.wav", "--url", server.url), tmp_path / "no.wav")
         assert_refused(run("stream", tmp_path / "none.wav", "--url", server.url), tmp_path / "none.wav")
     assert_refused(run("stream", tmp_path / "talk.wav", "--url", server.url), "cannot connect")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_corpus, tmp_path_factory):
+    """The folder of a model as it starts."""
+    parts = toy_parts(tiny_corpus)
+    loaded = Loaded(parts.config, parts.tasks, parts.tokenizer, parts.model)
+    return TokenVerse(loaded).save_pretrained(tmp_path_factory.mktemp("model") / "model")
+
+
+def test_a_model_is_served(model, tiny_corpus):
+    """The real command line from a model folder to words; its port is its own, SIGTERM ends it with exit code 0."""
+    audio = read_cuts(tiny_corpus)[0].recording.sources[0].source
+    command = [sys.executable, "-m", "tokenverse_pp.cli.main", "serve", "--model", str(model), "--threads", "1"]
+    process = subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment())
+    try:
+        url = process.stderr.readline().split("streams: ")[1].strip()
+        result = run("stream", audio, "--url", url, "--json", "--tasks", "asr,lid", "--reset-at-endpoint")
+        assert result.exit_code == 0, result.stderr
+        events = [json.loads(line) for line in result.stdout.splitlines()]
+        assert events[-1]["kind"] == "end" and events[-1]["time"] == pytest.approx(
+            soundfile.info(audio).duration, abs=1e-3
+        )
+        said = " ".join(event["text"] for event in events if event["kind"] in ("final", "token"))
+        assert said == events[-1]["text"] and "[SCD]" not in said
+        taken = run("serve", "--model", model, "--port", url.split(":")[2].split("/")[0])
+        assert_refused(taken, "cannot listen on 127.0.0.1 port")
+        assert_refused(run("serve", "--model", model, "--tasks", "asr,sing"), "--tasks asr,sing", "'sing'")
+        assert_refused(run("serve", "--model", model, "--chunk-ms", 0), "chunk")
+        process.terminate()
+        _, rest = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "ended: end" in rest and "Traceback" not in rest, rest
