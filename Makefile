@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 TEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-slow lint format demo k2-env bench-peers clean
+.PHONY: help venv test test-slow lint format demo docs wheel k2-env bench-peers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,13 @@ format: $(STAMP) ## let ruff rewrite what it can
 
 demo: $(STAMP) ## train on human speech for some minutes, decode with all tasks, print the scores
 	PATH="$(abspath $(BIN)):$$PATH" recipes/human_speech/demo.sh
+
+docs: $(STAMP) ## the pages of docs/ and recipes/, in site/index.html; broken links are errors
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+wheel: $(STAMP) ## a wheel and a source distribution, in dist/
+	rm -rf build dist
+	$(BIN)/python -m build
 
 k2-env: ## a second environment with real k2 (Python 3.9, torch 1.13; 3.4 GB), and the tests in it
 	.ci/k2_env.sh --test

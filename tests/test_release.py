@@ -1,0 +1,148 @@
+"""What is released: the wheel holds every file of the package and runs outside the checkout; names and versions agree."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from scripts import ROOT
+from toy_runs import environment
+
+import tokenverse_pp
+
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+PAPERS = ["2508.19856", "2407.04444", "2407.04439"]
+# Run where only the wheel's package can be imported: every module, every command's help, every kind of file it opens.
+INSPECTION = """
+import importlib, importlib.resources, pkgutil, sys
+import click
+import tokenverse_pp
+from tokenverse_pp.cli.main import cli
+
+assert tokenverse_pp.__file__.startswith(sys.argv[1]), tokenverse_pp.__file__
+for module in pkgutil.walk_packages(tokenverse_pp.__path__, "tokenverse_pp."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+
+def walk(command, context):
+    print(context.command_path)
+    assert command.get_help(context).startswith("Usage: ")
+    for name in command.list_commands(context) if isinstance(command, click.Group) else ():
+        child = command.get_command(context, name)
+        walk(child, click.Context(child, info_name=name, parent=context))
+
+walk(cli, click.Context(cli, info_name="tokenverse-pp"))
+
+from tokenverse_pp.api.locate import DEFAULT, locate_model
+from tokenverse_pp.manifests.human_speech.entities import load_rules
+from tokenverse_pp.report_page.page import HERE
+from tokenverse_pp.serving.web import PAGE
+
+assert {file.name for file in locate_model(DEFAULT).iterdir()} >= {"config.yaml", "model.safetensors", "tokenizer.model"}
+assert all((PAGE / name).is_file() for name in ("page.html", "page.js", "page.css", "audio.js", "capture.js"))
+assert all((HERE / name).is_file() for name in ("page.html", "page.js", "page.css"))
+assert load_rules("fr")
+"""
+
+
+def known_files():
+    """Files that git knows, and new ones that it does not ignore."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip("not a checkout")
+    return sorted({name for name in found.stdout.splitlines() if (ROOT / name).is_file()})
+
+
+def package_data():
+    """The patterns of pyproject.toml, which Python 3.9 cannot read as TOML."""
+    (found,) = re.findall(r"^tokenverse_pp = \[\n(.*?)^\]", PROJECT, flags=re.M | re.S)
+    return re.findall(r'"(.*?)"', found)
+
+
+def test_the_version_is_said_in_one_place():
+    assert re.search(r'^dynamic = \["version"\]$', PROJECT, flags=re.M)
+    assert re.search(r'^version = \{ attr = "tokenverse_pp.__version__" \}$', PROJECT, flags=re.M)
+    places = [name for name in known_files() if name.endswith(".py") and name.startswith("tokenverse_pp/")]
+    said = [name for name in places if re.search(r"^__version__ = ", (ROOT / name).read_text("utf-8"), flags=re.M)]
+    assert said == ["tokenverse_pp/__init__.py"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", tokenverse_pp.__version__)
+
+
+def test_package_data_names_every_file_that_is_not_code():
+    patterns = package_data()
+    others = [name for name in known_files() if name.startswith("tokenverse_pp/") and not name.endswith(".py")]
+    left_out = [name for name in others if not any(Path(name).match(f"tokenverse_pp/{p}") for p in patterns)]
+    assert others and left_out == []
+
+
+@pytest.mark.parametrize("pattern", package_data())
+def test_every_pattern_of_package_data_finds_something(pattern):
+    assert any((ROOT / "tokenverse_pp").glob(pattern))
+
+
+def test_the_citation_names_the_three_papers():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and citation["license"] == "Apache-2.0"
+    assert {"message", "title", "authors"} <= set(citation)
+    assert [paper["url"].rsplit("/", 1)[1] for paper in citation["references"]] == PAPERS
+    for paper in citation["references"]:  # what the format (1.2.0) asks of a reference
+        assert paper["authors"] and paper["title"] and paper["type"] == "conference-paper"
+        assert all({"name"} == set(a) or {"family-names", "given-names"} == set(a) for a in paper["authors"])
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    """Folder with a wheel made from a source distribution, made from a copy of the files that git knows."""
+    source = tmp_path_factory.mktemp("source")
+    for name in known_files():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, source / name)
+    dist = source / "dist"
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(dist), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(dist.iterdir())) == 2
+    return dist
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_nothing_else(release):
+    (wheel,) = release.glob(f"tokenverse_pp-{tokenverse_pp.__version__}-py3-none-any.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == {name for name in known_files() if name.startswith("tokenverse_pp/")}
+
+
+@pytest.mark.slow
+def test_the_source_distribution_holds_what_git_knows(release):
+    (archive,) = release.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        files = {member.name.split("/", 1)[1] for member in tar.getmembers() if member.isfile()}
+    hidden = {".gitignore", ".pre-commit-config.yaml"}  # of use in a checkout only
+    assert set(known_files()) - files == hidden & set(known_files())
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_outside_the_checkout(release, tmp_path):
+    (wheel,) = release.glob("*.whl")
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    surroundings = {**environment(), "PYTHONPATH": str(site)}
+
+    def outside(*command):
+        done = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    script = site / "bin" / "tokenverse-pp"
+    assert os.access(script, os.X_OK)
+    assert outside(str(script), "--version").split()[-1] == tokenverse_pp.__version__
+    commands = outside(sys.executable, "-c", INSPECTION, str(site)).splitlines()
+    assert {"tokenverse-pp transcribe", "tokenverse-pp manifest prepare ami", "tokenverse-pp export"} <= set(commands)
