@@ -15,6 +15,14 @@ CORPORA = ("mls", "commonvoice", "ami", "callhome", "own_data")
 FOR_XLSR = sorted(
     path.relative_to(RECIPES).as_posix() for name in CORPORA for path in (RECIPES / name).glob("conf/*.yaml")
 )
+# Given after base.yaml and another one.
+AFTER = {
+    "streaming.yaml": "tokenverse_pp.yaml",
+    "split.yaml": "tokenverse_pp.yaml",
+    "from_audio.yaml": "tokenverse_pp.yaml",
+    "transfer_ner_new.yaml": "transfer_ner.yaml",
+}
+KINDS = {"split.yaml": "split", "from_audio.yaml": "finetune"}
 OVER_BASE = sorted(path.name for path in (HUMAN / "conf").glob("*.yaml") if path.name != "base.yaml")
 
 
@@ -28,12 +36,14 @@ def test_toy():
 
 @pytest.mark.parametrize("name", OVER_BASE)
 def test_human_speech(name):
-    config = read(HUMAN / "conf" / "base.yaml", HUMAN / "conf" / name)
+    before = [HUMAN / "conf" / AFTER[name]] if name in AFTER else []
+    config = read(HUMAN / "conf" / "base.yaml", *before, HUMAN / "conf" / name)
     assert tasks_of(config.tasks).names[0] == "asr"
     if "lid" in config.tasks.names:
         # Labels are checked before cuts are chosen, so every language of the files must be known.
         assert config.tasks.languages == ["cs", "en", "es", "fr", "it", "nl", "ru"]
-    assert config.data.stored_features and config.model.encoder.kind == "frozen"
+    assert config.model.encoder.kind == KINDS.get(name, "frozen")
+    assert config.data.stored_features == (name != "from_audio.yaml")
     assert config.training.exp_dir.endswith(name[: -len(".yaml")])
     # The papers' two older models have no vectors.
     assert (config.model.vectors.placement == "none") == (name in ("xlsr_transducer.yaml", "tokenverse.yaml"))

@@ -253,3 +253,23 @@ def test_another_vocabulary_is_refused(train_script, corpus, tmp_path, old_run):
     changes = {"tokenizer__model": tmp_path / "other.model"}
     failure = transfer(train_script, corpus, tmp_path / "exp", old_run, **changes)
     assert_one_line(failure, "another vocabulary", "leave --tokenizer.model out", old_run)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_model_with_a_frozen_encoder_starts_one_that_trains_its_upper_layers(corpus, tmp_path, lora_rank):
+    encoder = {"layers": [1, -1], "context_dim": 16, "context_heads": 2, "context_ffn": 24, "context_kernel": 5}
+    encoder = {f"model__encoder__{key}": value for key, value in encoder.items()}
+    old = save_old(corpus, tmp_path / "old", model__encoder__kind="frozen", **encoder)
+    more = {"model__encoder__kind": "split", "model__encoder__split_layer": 1, "model__encoder__lora_rank": lora_rank}
+    new, added = extend(corpus, tmp_path / "old", **encoder, **more)
+    assert added[:2] == ["task endp", "task ner"]
+    assert (
+        not new.model.feature_vectors.table.any()
+        and new.model.feature_vectors.table.shape[1] == new.model.encoder.feature_dim
+    )
+    # Without the vectors, whose seam is another one, both are the same function.
+    old.model.feature_vectors = new.model.feature_vectors = None
+    options = SearchOptions(languages=("qaa",))
+    audio = [load_inputs(cut) for cut in read_cuts(corpus)[:3]]
+    for before, after in zip(*(search(model, audio, ["asr", "scd", "lid"], options) for model in (old, new))):
+        assert (after[0].tokens, after[0].frames) == (before[0].tokens, before[0].frames)

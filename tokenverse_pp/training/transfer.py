@@ -19,13 +19,14 @@ from tokenverse_pp.model.transducer import Transducer
 from tokenverse_pp.tasks import TaskSet
 from tokenverse_pp.tokenizer import Tokenizer
 from tokenverse_pp.training import checkpoint
-from tokenverse_pp.training.setup import find_model, load_weights, tasks_of
+from tokenverse_pp.training.setup import find_model, tasks_of
 
 # Parameters with a row for each token of the vocabulary.
 VOCABULARY_ROWS = tuple(
     f"{module}.{kind}" for module in ("joiner.output", "simple_am", "simple_lm", "ctc") for kind in ("weight", "bias")
 ) + ("predictor.embedding.weight",)
 TABLES = ("feature_vectors", "encoder_vectors")
+PRETRAINED = "encoder.backbone."
 PLACES = {"none": (), "features": TABLES[:1], "encoder": TABLES[1:], "both": TABLES}
 # A new token's logit in the joiner is below the mean of the old ones' by this much (nats). So its probability is at
 # most exp(-10) / (V - 1), about 1e-7, and old hypotheses keep their scores; some hundred steps make up for it.
@@ -112,16 +113,31 @@ def start_from(source: Source, model: Transducer, tasks: TaskSet, tokenizer: Tok
             f"{source.folder}: trained with another vocabulary ({source.tokenizer.vocab_size} tokens, ours has "
             f"{tokenizer.vocab_size}); leave --tokenizer.model out, and its own is taken and extended"
         )
-    if source.before == Before(tokenizer.vocab_size, list(tasks.names), tables_of(model)):
-        load_weights(model, source.folder)
-        return []
     path = source.folder / checkpoint.WEIGHTS
-    state = extended_state(checkpoint.read_tensors(path), source.before, model, tasks.names)
+    state = unfrozen_state(checkpoint.read_tensors(path), model)
+    if source.before != Before(tokenizer.vocab_size, list(tasks.names), tables_of(model)):
+        state = extended_state(state, source.before, model, tasks.names)
     problem = model.load_checkpoint_state(state)
     if problem:
         raise UserError(f"{path}: does not fit the model: {problem}")
     new_tasks = [f"task {name}" for name in tasks.names if name not in source.tasks]
     return new_tasks + tokenizer.pieces(range(source.tokenizer.vocab_size, tokenizer.vocab_size))
+
+
+def unfrozen_state(state: Dict[str, Tensor], model: Transducer) -> Dict[str, Tensor]:
+    """The weights of a model whose pretrained encoder was frozen, for one that trains layers of it.
+
+    Layers or adapters that the smaller model left out of its checkpoint start as they were pretrained. The features at
+    the seam are others then, so vectors added to them start at zero again.
+    """
+    wanted = model.checkpoint_state()
+    if any(name.startswith(PRETRAINED) for name in state):
+        return state
+    out = {**{name: value for name, value in wanted.items() if name.startswith(PRETRAINED)}, **state}
+    table = f"{TABLES[0]}.table"
+    if table in out and table in wanted and out[table].shape[1] != wanted[table].shape[1]:
+        out[table] = torch.zeros(len(out[table]), wanted[table].shape[1])
+    return out
 
 
 def tables_of(model: Transducer) -> List[str]:

@@ -15,10 +15,11 @@ import torch
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
     "--config",
-    "config_file",
+    "config_files",
     required=True,
+    multiple=True,
     type=click.Path(path_type=Path),
-    help="Training configuration whose model.encoder (kind: frozen) makes the features.",
+    help="Training configuration whose model.encoder (kind: frozen or split) makes the features; later ones win.",
 )
 @click.option(
     "--storage-dir",
@@ -51,7 +52,7 @@ import torch
 def store_features(
     cuts: Path,
     output: Path,
-    config_file: Path,
+    config_files: Tuple[Path, ...],
     storage_dir: Path,
     speeds: Tuple[float, ...],
     dtype: str,
@@ -82,7 +83,7 @@ def store_features(
     if threads:
         torch.set_num_threads(threads)
     chosen = load_cuts([str(cuts)], "CUTS")
-    config = parse_config(["--config", str(config_file)]).model.encoder
+    config = parse_config([word for path in config_files for word in ("--config", str(path))]).model.encoder
     encoder = build_encoder(config).eval()
     if torch.cuda.is_available():
         encoder = encoder.cuda()
