@@ -70,7 +70,9 @@ def test_adapters_lie_above_the_seam_and_merge_into_what_is_saved(
     encoder = split(folder, lora_rank=2, lora_feed_forward=all_matrices).eval()
     kept = {key for key in encoder.state_dict() if not key.startswith(encoder.frozen_prefixes())}
     adapters = {key for key in kept if key.startswith("backbone.")}
-    assert len(adapters) == 2 * (6 if all_matrices else 4) * 2 and all("lora_" in key and ".layers.0." not in key for key in adapters)
+    assert len(adapters) == 2 * (6 if all_matrices else 4) * 2 and all(
+        "lora_" in key and ".layers.0." not in key for key in adapters
+    )
     with torch.no_grad():
         for key, value in encoder.state_dict().items():
             if "lora_" in key:
