@@ -21,6 +21,7 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.long_audio import decode_long
 from tokenverse_pp.search import SearchOptions
 from tokenverse_pp.training import checkpoint
+from tokenverse_pp.training.setup import load_model
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +215,8 @@ def test_a_frozen_encoder_is_named_or_put_in(frozen, speech, tmp_path, include):
     assert str(encoder) not in (saved / "config.yaml").read_text() or not include
     moved = saved.rename(tmp_path / "moved")
     assert TokenVerse.from_pretrained(moved).transcribe(speech[0], method="greedy") == heard
+    if include:  # decode.py, which knows no cache, finds it there too
+        assert Path(load_model(moved).config.model.encoder.name) == moved / "encoder"
     again = TokenVerse.from_pretrained(moved)  # written over itself
     assert (
         TokenVerse.from_pretrained(again.save_pretrained(moved, include)).transcribe(speech[0], method="greedy")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenverse_pp.model.masks import ChunkOptions
     from tokenverse_pp.streaming.encoder import StreamingEncoder, StreamState
+    from tokenverse_pp.streaming.transcriber import StreamingOptions, StreamingTranscriber
 
-__all__ = ["ChunkOptions", "StreamState", "StreamingEncoder"]
+__all__ = ["ChunkOptions", "StreamState", "StreamingEncoder", "StreamingOptions", "StreamingTranscriber"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from tokenverse_pp.streaming import encoder
 
         return getattr(encoder, name)
+    if name in ("StreamingTranscriber", "StreamingOptions"):
+        from tokenverse_pp.streaming import transcriber
+
+        return getattr(transcriber, name)
     if name == "ChunkOptions":
         from tokenverse_pp.model.masks import ChunkOptions
 

@@ -105,8 +105,11 @@ def load_model(path: Path, encoder_name: str = "") -> Loaded:
     folder = find_model(path)
     checkpoint.check_model(folder)
     config = load_config(folder / checkpoint.CONFIG)
+    name = config.model.encoder.name
     if encoder_name:
         config.model.encoder.name = encoder_name
+    elif name and (folder / name / "config.json").is_file():  # a folder that holds its encoder too
+        config.model.encoder.name = str(folder / name)
     tasks = tasks_of(config.tasks)
     tokenizer = Tokenizer.load(folder / checkpoint.TOKENIZER)
     tokenizer.check(tasks)

@@ -16,7 +16,7 @@ NAMES = {
     "whisper_auto": "Whisper-base, language of 99",
     "cascade": "cascade: pauses and voices",
     "cascade_punctuation": "cascade: also Whisper's punctuation",
-    "ours": "TokenVerse++ (`checkpoint/`)",
+    "ours": "TokenVerse++ (human-speech-small)",
 }
 STAGES = {
     "vad": "silero-vad",
