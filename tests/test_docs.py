@@ -1,11 +1,26 @@
-"""The documents: tables are those that the benchmarks wrote, and links lead somewhere."""
+"""The documents: tables are those that the benchmarks wrote, links and anchors lead somewhere, and the pages build."""
 
+import os
 import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 from scripts import ROOT, load_script
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/*.md")])
+FENCE = re.compile(r"^```.*?^```", flags=re.M | re.S)
+CODE = re.compile(r"`[^`]*`|^    .*$", flags=re.M)
+
+
+def anchors(document):
+    """What GitHub and mkdocs.yml make of the document's headings."""
+    found = set()
+    for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", document.read_text(encoding="utf-8")), flags=re.M):
+        plain = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower())
+        found.add(plain.replace(" ", "-"))
+    return found
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -17,10 +32,12 @@ def test_included_tables_are_the_benchmarks_own(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_to_files_lead_somewhere(document):
-    text = re.sub(r"`[^`]*`|^    .*$", "", document.read_text(encoding="utf-8"), flags=re.M)  # no links in code
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+    text = CODE.sub("", FENCE.sub("", document.read_text(encoding="utf-8")))  # no links in code
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", text):
         if "://" not in target:
-            assert (document.parent / target).exists(), target
+            file = document.parent / target if target else document
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
 
 
 def test_a_table_is_put_behind_its_mark_and_replaced_there(tmp_path, monkeypatch):
@@ -31,3 +48,26 @@ def test_a_table_is_put_behind_its_mark_and_replaced_there(tmp_path, monkeypatch
     once = include.filled(text)
     assert once == "before\n\n<!-- include: t.md -->\n\n| new |\n\n<!-- end -->\n\nafter\n"
     assert include.filled(once.replace("new", "old")) == include.filled(once) == once
+
+
+@pytest.mark.parametrize("picture", sorted(ROOT.glob("docs/assets/*.svg")), ids=lambda path: path.name)
+def test_pictures_are_svg_that_says_what_it_shows(picture):
+    svg = "{http://www.w3.org/2000/svg}"
+    root = ElementTree.parse(picture).getroot()
+    assert root.tag == f"{svg}svg" and root.get("viewBox")
+    assert root.find(f"{svg}title").text.strip() and root.find(f"{svg}desc").text.strip()
+
+
+def test_the_pages_build_without_a_warning_and_load_nothing_from_elsewhere(tmp_path):
+    pytest.importorskip("material")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 25
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|iframe|source)[^>]*\ssrc=[\"']?(//|https?:)", text)
+        loaded += re.findall(r"<link[^>]*\srel=[\"']?stylesheet[^>]*\shref=[\"']?(?://|https?:)", text)
+        assert loaded == [], page

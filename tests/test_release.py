@@ -1,4 +1,4 @@
-"""What is released: the wheel holds every file of the package and runs outside the checkout; names and versions agree."""
+"""What is released: the wheel holds all of the package and runs outside the checkout; names and versions agree."""
 
 import os
 import re
@@ -44,7 +44,8 @@ from tokenverse_pp.manifests.human_speech.entities import load_rules
 from tokenverse_pp.report_page.page import HERE
 from tokenverse_pp.serving.web import PAGE
 
-assert {file.name for file in locate_model(DEFAULT).iterdir()} >= {"config.yaml", "model.safetensors", "tokenizer.model"}
+model = {file.name for file in locate_model(DEFAULT).iterdir()}
+assert model >= {"config.yaml", "model.safetensors", "tokenizer.model", "calibration.json"}
 assert all((PAGE / name).is_file() for name in ("page.html", "page.js", "page.css", "audio.js", "capture.js"))
 assert all((HERE / name).is_file() for name in ("page.html", "page.js", "page.css"))
 assert load_rules("fr")
