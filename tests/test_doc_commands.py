@@ -45,7 +45,7 @@ def problem(command):
             (f"make {word}" for word in words if re.fullmatch(r"[a-z0-9-]+", word) and word not in targets), None
         )
     if program == "pip":
-        extras = re.findall(r"tokenverse_pp\[([\w,-]+)\]|^\.\[([\w,-]+)\]", " ".join(words))
+        extras = re.findall(r"tokenverse_pp\[([\w,-]+)\]|(?:^|\s)\.\[([\w,-]+)\]", " ".join(words))
         named = [extra for pair in extras for extra in "".join(pair).split(",")]
         project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
         return next((f"extra {e}" for e in named if not re.search(rf"^{e} = \[", project, flags=re.M)), None)
@@ -138,6 +138,7 @@ def test_there_are_commands_of_every_kind():
         ("python recipes/decode.py --model M --beems 3", "no option --beems"),
         ("make venv && make demos", "make demos"),
         ("pip install 'tokenverse_pp[served]'", "extra served"),
+        ("pip install '.[human-speech,dock]'", "extra dock"),
         ("python recipes/nobody/train.py", "no file recipes/nobody/train.py"),
     ],
 )
