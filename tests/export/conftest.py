@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from tiny_models import build
+from tiny_exports import build
 
 from tokenverse_pp.export import ExportOptions, export_onnx
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from command_lines import run
-from tiny_models import build
+from tiny_exports import build
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.runtime import Runtime

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import CASES, build
+from tiny_exports import CASES, build
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.export import ExportOptions, check, export_onnx

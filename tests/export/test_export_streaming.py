@@ -12,7 +12,7 @@ from command_lines import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_export_commands import WITHOUT_TORCH
-from tiny_models import build
+from tiny_exports import build
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.export import ExportOptions, export_onnx

@@ -11,6 +11,7 @@ from tokenverse_pp.training.setup import tasks_of
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 HUMAN = RECIPES / "human_speech"
+PACKAGED = RECIPES.parent / "tokenverse_pp" / "pretrained" / "human_speech_small"
 CORPORA = ("mls", "commonvoice", "ami", "callhome", "own_data")
 FOR_XLSR = sorted(
     path.relative_to(RECIPES).as_posix() for name in CORPORA for path in (RECIPES / name).glob("conf/*.yaml")
@@ -70,11 +71,11 @@ def test_corpora(name):
 
 
 def test_committed_checkpoint_belongs_together():
-    config = load_config(HUMAN / "checkpoint" / "config.yaml")
-    tasks, tokenizer = tasks_of(config.tasks), Tokenizer.load(HUMAN / "checkpoint" / "tokenizer.model")
+    config = load_config(PACKAGED / "config.yaml")
+    tasks, tokenizer = tasks_of(config.tasks), Tokenizer.load(PACKAGED / "tokenizer.model")
     tokenizer.check(tasks)
-    weights = read_tensors(HUMAN / "checkpoint" / WEIGHTS)
+    weights = read_tensors(PACKAGED / WEIGHTS)
     assert weights["joiner.output.weight"].shape[0] == tokenizer.vocab_size == config.tokenizer.vocab_size
     assert weights["feature_vectors.table"].shape[0] == len(tasks.tasks)
     assert not any(key.startswith("encoder.backbone.") for key in weights)
-    assert sum(path.stat().st_size for path in (HUMAN / "checkpoint").iterdir()) < 10e6
+    assert sum(path.stat().st_size for path in PACKAGED.iterdir()) < 10e6
