@@ -257,6 +257,8 @@ def test_another_vocabulary_is_refused(train_script, corpus, tmp_path, old_run):
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_a_model_with_a_frozen_encoder_starts_one_that_trains_its_upper_layers(corpus, tmp_path, lora_rank):
+    if lora_rank:
+        pytest.importorskip("peft")
     encoder = {"layers": [1, -1], "context_dim": 16, "context_heads": 2, "context_ffn": 24, "context_kernel": 5}
     encoder = {f"model__encoder__{key}": value for key, value in encoder.items()}
     old = save_old(corpus, tmp_path / "old", model__encoder__kind="frozen", **encoder)
