@@ -2,8 +2,8 @@
 """How far the encoder's output in streaming is from that of the masked full pass, on real cuts and a trained model.
 
 \b
-python benchmarks/streaming_equality.py --model tokenverse_pp/pretrained/human_speech_small --encoder data/whisper-base \
-    --cuts data/human_speech_v2/cuts_dev.jsonl.gz --first 5 --json equality.json
+python benchmarks/streaming_equality.py --model tokenverse_pp/pretrained/human_speech_small \\
+    --encoder data/whisper-base --cuts CUTS --first 5 --json equality.json
 """
 
 from __future__ import annotations

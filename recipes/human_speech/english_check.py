@@ -2,7 +2,8 @@
 """English read by people whom no model of this recipe has heard: five LibriVox sentences of a Debian package.
 
 \b
-python recipes/human_speech/english_check.py --model tokenverse_pp/pretrained/human_speech_small --encoder data/whisper-base
+python recipes/human_speech/english_check.py --model tokenverse_pp/pretrained/human_speech_small \\
+    --encoder data/whisper-base
 
 Gets pocketsphinx-testdata (BSD; 1.8 MB) by `apt-get download`, writes a CutSet beside it, decodes that with
 recipes/decode.py and prints what it prints. 71 words are a sanity check, not a test set: one word is 1.4%.
