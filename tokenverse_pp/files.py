@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, Iterator, Union
+
+from tokenverse_pp.errors import UserError
 
 BLOCK = 1 << 20  # bytes read at once
 PathLike = Union[str, "os.PathLike[str]"]
@@ -27,6 +30,20 @@ def replacing(path: PathLike) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_folder(path: PathLike) -> Path:
+    """A new empty folder beside ``path``, on the same disk, from which what is finished can be renamed to it.
+
+    Raises:
+        UserError: where none can be made.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
 
 
 def write_text(path: PathLike, text: str) -> None:

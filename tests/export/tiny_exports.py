@@ -14,6 +14,7 @@ from transformers import (
     WhisperConfig,
     WhisperModel,
 )
+from wav2vec2_styles import STYLES
 
 from tokenverse_pp.config import Config, save_config
 from tokenverse_pp.tokenizer import train_tokenizer
@@ -29,8 +30,6 @@ CONVOLUTIONS = dict(
     num_conv_pos_embeddings=8,
     num_conv_pos_embedding_groups=2,
 )
-LAYER = dict(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
-GROUP = dict(feat_extract_norm="group", do_stable_layer_norm=False, conv_bias=False)
 TEXTS = ["the cat sat on the mat", "a dog and a bird sang loudly", "john met mary in paris", "no", "yes we can"]
 # name -> (encoder family, options of the encoder, options of the vectors)
 CASES = {
@@ -55,7 +54,7 @@ def save_encoder(family: str, folder: Path) -> Path:
                                suppress_tokens=None, begin_suppress_tokens=None, **small, **special)  # fmt: skip
         model = WhisperModel(config)
     else:
-        style = LAYER if family == "layer" else GROUP
+        style = STYLES["layer" if family == "layer" else "group"]
         classes = {"hubert": (HubertConfig, HubertModel), "wavlm": (WavLMConfig, WavLMModel)}
         config_class, model_class = classes.get(family, (Wav2Vec2Config, Wav2Vec2Model))
         model = model_class(config_class(**SIZES, **CONVOLUTIONS, **style))

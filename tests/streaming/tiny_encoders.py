@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2Model, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from wav2vec2_styles import STYLES
 
 from tokenverse_pp.config import ModelConfig, VectorsConfig
 from tokenverse_pp.model.encoder import EncoderConfig
@@ -29,10 +30,6 @@ SMALL = dict(
     num_conv_pos_embeddings=8,
     num_conv_pos_embedding_groups=2,
 )
-STYLES = {
-    "layer": dict(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True),
-    "group": dict(feat_extract_norm="group", do_stable_layer_norm=False, conv_bias=False),
-}
 FAMILIES = ("wav2vec2-group", "wav2vec2-layer", "hubert-group", "whisper")
 KINDS = {"finetune": FinetuneEncoder, "frozen": FrozenEncoder, "split": SplitEncoder}
 OUTSIDE = dict(context_layers=2, context_dim=16, context_heads=2, context_ffn=16, context_kernel=7)

@@ -12,7 +12,7 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.encoder.loading import hub_reachable
 from tokenverse_pp.model.encoder.whisper_base import convert_whisper_base
 from tokenverse_pp.training.checkpoint import CONFIG, TOKENIZER, WEIGHTS
-from tokenverse_pp.training.setup import find_model
+from tokenverse_pp.training.setup import find_model, own_encoder
 
 PathLike = Union[str, Path]
 # Models that are part of the package: name -> folder, and what a user should know of it.
@@ -95,9 +95,10 @@ def locate_encoder(name: str, folder: Path, given: Optional[PathLike] = None) ->
         if path.is_dir() and not (path / "config.json").is_file():
             raise UserError(f"encoder: {path}: expected an encoder as transformers saves it, there is no config.json")
         return str(path) if path.is_dir() else str(given)
-    for path in (folder / name, Path(name)):
-        if name and (path / "config.json").is_file():
-            return str(path)
+    for holder in (folder, Path()):
+        held = own_encoder(holder, name)
+        if held is not None:
+            return str(held)
     if Path(name).name == WHISPER_BASE:
         return str(whisper_base())
     return name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterable, Optional, Sequence
 
@@ -17,6 +16,7 @@ from tokenverse_pp.api.locate import CALIBRATION, CARD, ENCODER_FOLDER
 from tokenverse_pp.config import Config
 from tokenverse_pp.config.sections import TokenizerConfig
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import temporary_folder
 from tokenverse_pp.training import checkpoint
 from tokenverse_pp.training.setup import Loaded
 
@@ -78,11 +78,7 @@ def save_model(
     weights = loaded.model.checkpoint_state()
     if half:
         weights = {k: v.half() if v.dtype == torch.float32 else v for k, v in weights.items()}
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
+    stage = temporary_folder(folder)
     try:
         checkpoint.write_folder(stage / "new", {checkpoint.WEIGHTS: weights}, texts)
         if own_encoder and encoder_folder is not None:

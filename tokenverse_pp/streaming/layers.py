@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from tokenverse_pp.compat import scaled_dot_product_attention
 from tokenverse_pp.model.encoder.base import Backbone
 from tokenverse_pp.model.encoder.chunked import convolve, sides
+from tokenverse_pp.model.encoder.context import joined_states
 from tokenverse_pp.model.encoder.wav2vec2 import Wav2Vec2Backbone
 from tokenverse_pp.model.encoder.whisper import WhisperBackbone
 from tokenverse_pp.model.masks import ChunkGrid
@@ -108,9 +109,7 @@ class Layers(Stage):
         if -1 in self.wanted:
             kept[-1] = x if self.backbone.final_norm is None else self.backbone.final_norm(x)
         states = [kept[number] for number in self.wanted]
-        if self.normalise:
-            states = [F.layer_norm(hidden, hidden.shape[-1:]) for hidden in states]
-        return torch.cat(states, dim=-1)
+        return joined_states(states) if self.normalise else torch.cat(states, dim=-1)
 
 
 Attend = Callable[[Any, Tensor], Tensor]

@@ -95,6 +95,12 @@ def find_model(path: Path) -> Path:
     raise UserError(f"{path}: no model here: expected a folder with {checkpoint.WEIGHTS}, or an experiment folder")
 
 
+def own_encoder(folder: Path, name: str) -> Optional[Path]:
+    """The pretrained encoder that a model folder holds under the name in its configuration, if it holds one."""
+    path = folder / name
+    return path if name and (path / "config.json").is_file() else None
+
+
 def load_model(path: Path, encoder_name: str = "") -> Loaded:
     """Read a model folder, checkpoint or experiment folder.
 
@@ -108,8 +114,8 @@ def load_model(path: Path, encoder_name: str = "") -> Loaded:
     name = config.model.encoder.name
     if encoder_name:
         config.model.encoder.name = encoder_name
-    elif name and (folder / name / "config.json").is_file():  # a folder that holds its encoder too
-        config.model.encoder.name = str(folder / name)
+    elif own_encoder(folder, name):
+        config.model.encoder.name = str(own_encoder(folder, name))
     tasks = tasks_of(config.tasks)
     tokenizer = Tokenizer.load(folder / checkpoint.TOKENIZER)
     tokenizer.check(tasks)

@@ -13,6 +13,7 @@ from transformers import (
     WhisperConfig,
     WhisperModel,
 )
+from wav2vec2_styles import STYLES
 
 SMALL = dict(
     hidden_size=16,
@@ -26,11 +27,6 @@ SMALL = dict(
     num_conv_pos_embeddings=8,
     num_conv_pos_embedding_groups=2,
 )
-# layer: as XLSR-53 and the large models; group: as the base models. SpecAugment and layerdrop as bad as they get.
-STYLES = {
-    "layer": dict(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True),
-    "group": dict(feat_extract_norm="group", do_stable_layer_norm=False, conv_bias=False),
-}
 FAMILIES = {
     "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model),
     "hubert": (HubertConfig, HubertModel),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tokenverse_pp.compat import transformer_layer
-from tokenverse_pp.model.encoder.masking import length_mask, zero_padding
+from tokenverse_pp.model.encoder.masking import length_mask, stacked_lens, zero_padding
 from tokenverse_pp.model.masks import ChunkGrid, ChunkOptions, chunk_grid
 
 
@@ -19,6 +19,10 @@ class Encoder(nn.Module, ABC):
     """A speech encoder in two halves, with a seam between them where task vectors are added.
 
     Padding never reaches the valid frames, in either half; padded frames of both results are zero.
+
+    Args:
+        backbone: the pretrained encoder.
+        stack: frames joined into one, in the second half.
 
     Attributes:
         feature_dim: F of the features at the seam.
@@ -29,8 +33,13 @@ class Encoder(nn.Module, ABC):
 
     feature_dim: int
     output_dim: int
-    frame_shift: float
-    output_frame_shift: float
+
+    def __init__(self, backbone: Backbone, stack: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.stack = stack
+        self.frame_shift = backbone.frame_shift
+        self.output_frame_shift = backbone.frame_shift * stack
 
     @abstractmethod
     def extract(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tuple[Tensor, Tensor]:
@@ -52,13 +61,13 @@ class Encoder(nn.Module, ABC):
         ``features`` is not changed, and what it holds on padded frames does not matter. ``chunks``: see `extract`.
         """
 
-    @abstractmethod
     def grid(self, chunks: ChunkOptions) -> ChunkGrid:
         """Where the chunks lie at the seam.
 
         Raises:
             UserError: the chunk is no whole number of frames, or the encoder cannot be run in chunks.
         """
+        return self.backbone.grid(chunks, self.stack)
 
     @abstractmethod
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
@@ -67,13 +76,13 @@ class Encoder(nn.Module, ABC):
         Otherwise whole chunks: what sees one frame of a chunk sees, through statistics and attention, all of it.
         """
 
-    @abstractmethod
     def feature_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames at the seam, without running anything."""
+        return self.backbone.frame_lens(lens)
 
-    @abstractmethod
     def output_lens(self, feature_lens: Tensor) -> Tensor:
-        """Frames at the seam -> frames of the output, without running anything."""
+        """Frames at the seam -> frames of the output, ceil(frames / stack), without running anything."""
+        return stacked_lens(feature_lens, self.stack)
 
     def frozen_prefixes(self) -> Tuple[str, ...]:
         """Prefixes of the ``state_dict`` keys that training never changes, so that checkpoints need not hold them."""

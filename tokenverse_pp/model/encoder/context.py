@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -269,6 +269,11 @@ def context_network(config: EncoderConfig, input_dim: int) -> ContextNetwork:
     )
     network.gradient_checkpointing = config.gradient_checkpointing
     return network
+
+
+def joined_states(states: Sequence[Tensor]) -> Tensor:
+    """Hidden states (N, T, C), each normalised over its channels, side by side: (N, T, len(states) * C), float32."""
+    return torch.cat([nn.functional.layer_norm(x.float(), x.shape[-1:]) for x in states], dim=-1)
 
 
 def context_lookahead_ms(context: ContextNetwork, backbone: Backbone, grid: ChunkGrid, stack: int) -> float:

@@ -9,8 +9,8 @@ from torch import Tensor
 from tokenverse_pp.model.encoder.base import Backbone, Encoder
 from tokenverse_pp.model.encoder.config import EncoderConfig
 from tokenverse_pp.model.encoder.lora import add_lora
-from tokenverse_pp.model.encoder.masking import length_mask, stack_frames, stacked_lens, zero_padding
-from tokenverse_pp.model.masks import ChunkGrid, ChunkOptions
+from tokenverse_pp.model.encoder.masking import length_mask, stack_frames, zero_padding
+from tokenverse_pp.model.masks import ChunkOptions
 
 
 class FinetuneEncoder(Encoder):
@@ -22,13 +22,9 @@ class FinetuneEncoder(Encoder):
     """
 
     def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.stack = config.stack
+        super().__init__(backbone, config.stack)
         self.feature_dim = backbone.hidden_size
         self.output_dim = backbone.hidden_size * config.stack
-        self.frame_shift = backbone.frame_shift
-        self.output_frame_shift = backbone.frame_shift * config.stack
         backbone.gradient_checkpointing = config.gradient_checkpointing
         if config.freeze_feature_encoder:
             backbone.freeze_embedding()
@@ -47,20 +43,8 @@ class FinetuneEncoder(Encoder):
         (x,) = self.backbone.transform(features, lens, grid=None if chunks is None else self.grid(chunks))
         return stack_frames(zero_padding(x, length_mask(lens, x.shape[1])), lens, self.stack)
 
-    def grid(self, chunks: ChunkOptions) -> ChunkGrid:
-        """See Encoder."""
-        return self.backbone.grid(chunks, self.stack)
-
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
         """See Encoder; the right side of wav2vec2's positional convolution."""
         if chunks.strict:
             return 0.0
         return 1000 * self.grid(chunks).rounded_up(self.backbone.right_frames) * self.frame_shift
-
-    def feature_lens(self, lens: Tensor) -> Tensor:
-        """Samples -> frames of the pretrained encoder."""
-        return self.backbone.frame_lens(lens)
-
-    def output_lens(self, feature_lens: Tensor) -> Tensor:
-        """ceil(frames / stack)."""
-        return stacked_lens(feature_lens, self.stack)

