@@ -38,6 +38,16 @@ def test_filters(manifest):
     assert len(ids(manifest, languages=frozenset(["fr", "nl"]))) == 40
 
 
+def test_without_task_is_the_rest_of_task(manifest):
+    labelled, rest = manifest.with_name("with.jsonl"), manifest.with_name("without.jsonl")
+    for option, output in (("--task", labelled), ("--without-task", rest)):
+        assert run("manifest", "subset", manifest, output, option, "ner").exit_code == 0
+    found = [{json.loads(line)["id"] for line in path.read_text().splitlines()} for path in (labelled, rest)]
+    assert found[0] == {f"c{i:02}" for i in range(0, 40, 4)}
+    assert found[1] == {f"c{i:02}" for i in range(40)} - found[0]
+    assert ids(manifest, without_tasks=frozenset(["ner"]), cuts=2) == ["c01", "c02"]
+
+
 def test_first_and_random(manifest):
     assert ids(manifest, cuts=3) == ["c00", "c01", "c02"]
     assert ids(manifest, hours=0.05) == ["c00", "c01", "c02", "c03", "c04"]
@@ -77,6 +87,7 @@ def test_keep_labels_is_a_share_of_what_is_taken(manifest):
         ({"ids": frozenset(["c00", "no", "nor"])}, r"no cut 'no', which --ids asks for \(and 1 more\)"),
         ({"languages": frozenset(["cs"])}, "no cut to write: 0 fit"),
         ({"hours": 0.001}, "no cut to write: 40 fit"),
+        ({"without_tasks": frozenset(["asr"])}, "no cut to write: 0 fit"),
     ],
 )
 def test_nothing_to_write(manifest, wanted, said):
@@ -91,6 +102,7 @@ def test_wrong_options(manifest, tmp_path):
         ["--keep-labels", "ner=2"],
         ["--keep-labels", "asr=1"],
         ["--task", "sing"],
+        ["--without-task", "sing"],
     ):
         result = run("manifest", "subset", manifest, tmp_path / "x.jsonl", *options)
         assert result.exit_code == 2 and result.stderr.count("\n") == 1

@@ -25,6 +25,7 @@ class Wanted:
         languages: cuts all of whose turns are in one of these.
         corpora: cuts whose custom field ``corpus`` is one of these.
         tasks: cuts that are labelled for all of these.
+        without_tasks: cuts that are labelled for none of these.
         ids: cuts with these ids.
         cuts: so many of them.
         hours: so many of them that they last this long; the cut that would exceed it is left out, and all after it.
@@ -35,6 +36,7 @@ class Wanted:
     languages: FrozenSet[str] = frozenset()
     corpora: FrozenSet[str] = frozenset()
     tasks: FrozenSet[str] = frozenset()
+    without_tasks: FrozenSet[str] = frozenset()
     ids: Optional[FrozenSet[str]] = None
     cuts: Optional[int] = None
     hours: Optional[float] = None
@@ -43,7 +45,7 @@ class Wanted:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for task in (*self.tasks, *self.keep_labels):
+        for task in (*self.tasks, *self.without_tasks, *self.keep_labels):
             if task not in REGISTRY:
                 raise UserError(unknown_task(task))
         if "asr" in self.keep_labels:
@@ -54,6 +56,8 @@ class Wanted:
         if self.ids is not None and row.id not in self.ids:
             return False
         if self.tasks and not self.tasks <= set(tasks_of(row)):
+            return False
+        if self.without_tasks and self.without_tasks & set(tasks_of(row)):
             return False
         if self.corpora and str(custom_of(row.data).get("corpus")) not in self.corpora:
             return False

@@ -19,6 +19,7 @@ import click
     "--corpus", "corpora", multiple=True, help="Only cuts whose custom field corpus is this. May be given again."
 )
 @click.option("--task", "tasks", multiple=True, help="Only cuts labelled for this task; given again, for all of them.")
+@click.option("--without-task", "without_tasks", multiple=True, help="Only cuts not labelled for this task, or these.")
 @click.option("--ids", type=click.Path(dir_okay=False), help="Only cuts whose id is in this file, one a line.")
 @click.option(
     "--keep-labels",
@@ -36,6 +37,7 @@ def subset(
     languages: Tuple[str, ...],
     corpora: Tuple[str, ...],
     tasks: Tuple[str, ...],
+    without_tasks: Tuple[str, ...],
     ids: Optional[str],
     keep_labels: Tuple[str, ...],
 ) -> None:
@@ -55,6 +57,7 @@ def subset(
         languages=frozenset(languages),
         corpora=frozenset(corpora),
         tasks=frozenset(tasks),
+        without_tasks=frozenset(without_tasks),
         ids=read_ids(ids) if ids else None,
         cuts=number,
         hours=hours,
