@@ -107,8 +107,17 @@ def test_from_dict_does_not_change_its_argument():
         (["--data.train=[a]", "--data.weights=[0]"], "positive numbers, got 0"),
         (["--data.train=[a]", "--data.epoch_cuts=5"], "without --data.weights"),
         (["--training.keep_best=2"], "needs --data.valid"),
+        (
+            ["--tasks.names=[asr, scd]", "--model.vectors.placement=none", "--tasks.activation=subset"],
+            "expected labelled",
+        ),
     ],
 )
 def test_options_that_do_not_fit_each_other_are_refused(options, said):
     with pytest.raises(UserError, match=said):
         parse_config(options)
+
+
+def test_without_vectors_asr_alone_may_have_any_activation():
+    config = parse_config(["--tasks.names=[asr]", "--model.vectors.placement=none", "--tasks.activation=subset"])
+    assert config.tasks.activation == "subset"
