@@ -309,6 +309,11 @@ class TestFiles:
         with pytest.raises(UserError, match="'nothing'"):
             baseline_tables.fill("<!-- table: nothing -->\n<!-- end -->\n", {})
 
+    def test_what_is_not_measured_is_said(self):
+        for name in baseline_tables.TABLES:
+            text = f"<!-- table: {name} -->\nstale\n<!-- end -->\n"
+            assert "Not measured yet." in baseline_tables.fill(text, {}) and "stale" not in baseline_tables.fill(text, {})
+
     def test_nothing_decoded_is_one_line(self, tmp_path):
         english_check.write_cuts(english_check.CutSet(), tmp_path / "cuts_dev.jsonl.gz")
         shutil.copy(tmp_path / "cuts_dev.jsonl.gz", tmp_path / "cuts_test.jsonl.gz")

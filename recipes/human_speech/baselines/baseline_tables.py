@@ -44,7 +44,9 @@ def fill(document: str, results: Results) -> str:
     def table(match: re.Match) -> str:
         if match[2] not in TABLES:
             raise UserError(f"no table is named {match[2]!r}: expected one of {', '.join(TABLES)}")
-        return f"{match[1]}\n{TABLES[match[2]](results)}\n\n{match[3]}"
+        measured = NEEDS.get(match[2], "scores") in results
+        body = TABLES[match[2]](results) if measured else "Not measured yet."
+        return f"{match[1]}\n{body}\n\n{match[3]}"
 
     return MARK.sub(table, document)
 
@@ -157,6 +159,7 @@ def origin(results: Results) -> str:
 TABLES: Dict[str, Callable[[Results], str]] = {
     function.__name__: function for function in (words, tasks, languages, thresholds, speed, origin)
 }
+NEEDS = {"speed": "speed"}  # the part of results.json that a table is made of; of the others `scores`
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -38,6 +38,7 @@ from tokenverse_pp.training.provenance import git_commit, versions
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
+MODEL = HERE.parents[2] / "tokenverse_pp" / "pretrained" / "human_speech_small"
 LANGUAGES = ("cs", "en", "es", "fr", "it", "nl", "ru")
 PACKAGES = ("faster-whisper", "ctranslate2", "silero-vad", "onnxruntime", "Resemblyzer", "num2words")
 
@@ -113,7 +114,7 @@ def score(places: Any, compute_type: str, ours: Optional[Path], results: Path) -
 
 @main.command()
 @click.option("--clips", type=click.IntRange(min=1), default=100, show_default=True)
-@click.option("--model", type=click.Path(path_type=Path), default=HERE.parent / "checkpoint", show_default=True)
+@click.option("--model", type=click.Path(path_type=Path), default=MODEL, show_default=True)
 @click.option("--encoder", default="data/whisper-base", show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 @click.pass_obj
