@@ -312,7 +312,8 @@ class TestFiles:
     def test_what_is_not_measured_is_said(self):
         for name in baseline_tables.TABLES:
             text = f"<!-- table: {name} -->\nstale\n<!-- end -->\n"
-            assert "Not measured yet." in baseline_tables.fill(text, {}) and "stale" not in baseline_tables.fill(text, {})
+            filled = baseline_tables.fill(text, {})
+            assert "Not measured yet." in filled and "stale" not in filled
 
     def test_nothing_decoded_is_one_line(self, tmp_path):
         english_check.write_cuts(english_check.CutSet(), tmp_path / "cuts_dev.jsonl.gz")
