@@ -34,7 +34,7 @@ from tokenverse_pp.experiments.results import gather as gather_results
 from tokenverse_pp.experiments.results import read_results, rounded, utterances_of_run
 from tokenverse_pp.experiments.runner import Runner
 from tokenverse_pp.experiments.tables import claims_table, fill
-from tokenverse_pp.experiments.worst import as_rows, cause, summary
+from tokenverse_pp.experiments.worst import as_rows, cause_rows, without_texts
 from tokenverse_pp.experiments.worst import worst as worst_of
 from tokenverse_pp.files import write_text
 from tokenverse_pp.tables import aligned
@@ -141,6 +141,8 @@ def gather(setup: Setup, steps: Optional[int], resamples: int, results: Path) ->
     place = setup.place(steps)
     found = gather_results(place, resamples, click.echo)
     found["claims"] = judge_all(read_claims(setup.claims), place, resamples)
+    shown = [name for name in read_yaml(setup.grid).get("worst") or () if "scores" in found["runs"].get(name, {})]
+    found["failures"] = {name: without_texts(utterances_of_run(place, name)) for name in shown}
     write_text(results, json.dumps(rounded(found), indent=1, ensure_ascii=False) + "\n")
     click.echo(f"results: {results}")
 
@@ -195,11 +197,7 @@ def list_worst(
     place = setup.place(steps)
     utterances = utterances_of_run(place, name, seed)
     click.echo(aligned(as_rows(worst_of(utterances, number, min_words, by)), left=13))
-    wrong = [u for u in utterances if u.errors]
-    rows = [["cause, all with errors", "utterances", "word errors"]]
-    for why, count in summary(wrong).items():
-        rows.append([why, str(count), str(sum(u.errors for u in wrong if cause(u) == why))])
-    click.echo("\n" + aligned(rows))
+    click.echo("\n" + aligned(cause_rows(utterances)))
 
 
 if __name__ == "__main__":

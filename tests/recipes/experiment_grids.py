@@ -43,6 +43,7 @@ def write_grid(corpus, path, steps=6, **changes):
             },
             "sets": {"about": "sets", "of": "pp", "seeds": [1], "sweep": {"tasks": ["asr", "asr,ner"]}},
         },
+        "worst": ["pp", "none of these"],
         "plots": {"sets": [{"title": "t", "x": "x", "lines": {"WER": {"metric": "wer", "runs": {"asr": 0, "pp": 1}}}}]},
     }
     grid.update(changes)

@@ -9,7 +9,7 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.experiments.claims import Claim, judge, read_claims
 from tokenverse_pp.experiments.grid import load_grid
 from tokenverse_pp.experiments.tables import claims_table, fill
-from tokenverse_pp.experiments.worst import Utterance, cause, repeated, worst
+from tokenverse_pp.experiments.worst import Utterance, cause, repeated, without_texts, worst
 from tokenverse_pp.metrics.bootstrap import Counts
 
 EXPERIMENTS = ROOT / "recipes" / "human_speech" / "experiments"
@@ -101,3 +101,13 @@ def test_repetitions_and_order():
     assert worst([half, short, most], 2) == [most, half]
     assert worst([half, short], 2, min_words=1) == [short, half]
     assert worst([half, utterance("a b c d e f g h i j", "x y z w")], 1, by="errors")[0].errors == 10
+
+
+def test_failures_are_shown_without_texts():
+    right, wrong = utterance("een twee drie", "een twee drie"), utterance("een twee drie", "vier vijf zes")
+    found = {"failures": {"pp": without_texts([right] * 30 + [wrong] * 2)}}
+    filled = fill("<!-- table: worst pp -->\n<!-- table: causes pp -->\n<!-- table: worst other -->\n", found)
+    rows = [line for line in filled.splitlines() if line.startswith("| ")]
+    assert len([row for row in rows if row.startswith("| u |")]) == 20 and "100" in rows[2]
+    assert "drie" not in filled and "zes" not in filled
+    assert rows[-1] == f"| {cause(wrong)} | 2 | 6 |" and filled.count("Nothing has been run yet.") == 1

@@ -111,6 +111,7 @@ def test_a_killed_grid_goes_on_and_what_is_finished_is_not_done_again(places):
     assert found["claims"][0]["verdict"] in ("supported", "not supported")
     listed = call(places, "worst", "pp", "--number", 3, "--min-words", 1)
     assert listed.splitlines()[0].startswith("id") and "cause, all with errors" in listed
+    assert list(found["failures"]) == ["pp"] and found["failures"]["pp"]["worst"][0][-1] == "cause"
 
 
 def test_a_run_that_fails_is_told_and_others_are_done(places, tmp_path):

@@ -6,6 +6,7 @@ A document says what it wants, and gets it between its marker and ``<!-- end -->
     <!-- table: sweep task_sets | wer, ner exact -->                          a row a decoding
     <!-- table: cost tokenverse_pp share_* -->                                seeds, steps, minutes, commits
     <!-- table: claims -->
+    <!-- table: worst tokenverse_pp -->, <!-- table: causes tokenverse_pp -->      what went wrong, by `worst`
 
 A metric is one of `comparison.Counted`, of all test cuts or (``@fillets``) of a corpus.
 """
@@ -103,7 +104,29 @@ def claims_table(results: Mapping[str, Any], names: Sequence[str], metrics: Sequ
     return rows
 
 
-TABLES = {"runs": runs_table, "sweep": sweep_table, "cost": cost_table, "claims": claims_table}
+def worst_table(results: Mapping[str, Any], names: Sequence[str], metrics: Sequence[str]) -> List[List[str]]:
+    """The worst utterances of the (one) run."""
+    return _failures(results, names, "worst")
+
+
+def causes_table(results: Mapping[str, Any], names: Sequence[str], metrics: Sequence[str]) -> List[List[str]]:
+    """The causes of all errors of the (one) run."""
+    return _failures(results, names, "causes")
+
+
+def _failures(results: Mapping[str, Any], names: Sequence[str], which: str) -> List[List[str]]:
+    tables = [failures[which] for name, failures in results.get("failures", {}).items() if name in names]
+    return tables[0] if tables else []
+
+
+TABLES = {
+    "runs": runs_table,
+    "sweep": sweep_table,
+    "cost": cost_table,
+    "claims": claims_table,
+    "worst": worst_table,
+    "causes": causes_table,
+}
 
 
 def chosen(results: Mapping[str, Any], names: Sequence[str]) -> Iterator[Tuple[str, Dict[str, Any]]]:

@@ -183,6 +183,20 @@ def as_rows(utterances: Sequence[Utterance]) -> List[List[str]]:
     return rows
 
 
+def without_texts(utterances: Sequence[Utterance]) -> Dict[str, List[List[str]]]:
+    """For the results: the 20 worst (``worst``) and the causes of all errors (``causes``), without anybody's words."""
+    return {"worst": [row[:-2] for row in as_rows(worst(utterances, 20))], "causes": cause_rows(utterances)}
+
+
+def cause_rows(utterances: Sequence[Utterance]) -> List[List[str]]:
+    """A table of those with errors: a row a cause."""
+    wrong = [u for u in utterances if u.errors]
+    rows = [["cause, all with errors", "utterances", "word errors"]]
+    for why, count in summary(wrong).items():
+        rows.append([why, str(count), str(sum(u.errors for u in wrong if cause(u) == why))])
+    return rows
+
+
 def summary(utterances: Sequence[Utterance]) -> Dict[str, int]:
     """How many utterances each cause has, the most frequent first."""
     return dict(Counter(cause(u) for u in utterances).most_common())
