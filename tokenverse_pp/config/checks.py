@@ -89,7 +89,6 @@ def check_config(config: Config) -> Config:
     check_freeze(config.training.freeze)
     check_streaming(config.model.streaming)
     check_settings(config.tasks)
-    check_activation(config)
     if "lid" in config.tasks.names and not config.tasks.languages:
         raise UserError("--tasks.languages: the task lid needs the languages, e.g. '[en, fr]'")
     if config.data.stored_features and config.model.encoder.kind == "finetune":
