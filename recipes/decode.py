@@ -61,6 +61,11 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @click.option("--length-bonus", type=float, default=0.0, show_default=True, help="Added to the score for each token.")
 @click.option("--hotwords", type=click.Path(dir_okay=False), help="File of phrases to prefer: 'phrase [TAB bonus]'.")
 @click.option("--hotword-score", type=float, default=1.5, show_default=True, help="Bonus a token of such a phrase.")
+@click.option("--lm", type=click.Path(), help="Language model: .tsv of words, .arpa, a folder of one a language.")
+@click.option(
+    "--lm-scale", type=float, default=0.4, show_default=True, help="Of the language model's log-probabilities."
+)
+@click.option("--lm-bonus", type=float, default=1.5, show_default=True, help="For each token that it judges.")
 @click.option("--joiner-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the joiner's products.")
 @click.option("--languages", default="", help="Languages that may be written, e.g. fr,nl. [default: all]")
 @click.option(
@@ -116,6 +121,9 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
         length_bonus=given["length_bonus"],
         hotwords=read_hotwords(given["hotwords"]) if given["hotwords"] else None,
         hotword_score=given["hotword_score"],
+        lm=given["lm"],
+        lm_scale=given["lm_scale"],
+        lm_bonus=given["lm_bonus"],
         languages=split(given["languages"]) or None,
         force_language=given["force_language"],
         joiner_dtype=given["joiner_dtype"],

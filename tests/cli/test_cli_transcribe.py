@@ -212,6 +212,17 @@ def test_hotwords_of_a_file(model, calls, tmp_path):
     assert done.exit_code == 0 and done.stdout
 
 
+def test_a_language_model_changes_what_is_written(model, calls, tmp_path):
+    """A list of one word of one letter that the model writes: whatever else it writes costs."""
+    plain = run("transcribe", "--model", model, calls / "one.wav")
+    words = [w for w in plain.stdout.split() if w.isalpha()]
+    (tmp_path / "words.tsv").write_text(f"{words[0]}\t1\n", encoding="utf-8")
+    fused = run("transcribe", "--model", model, calls / "one.wav", "--lm", tmp_path / "words.tsv")
+    assert fused.exit_code == 0 and fused.stdout
+    told = run("transcribe", "--model", model, calls / "one.wav", "--lm", tmp_path / "none.tsv")
+    assert told.exit_code == 2 and "none.tsv: cannot read a language model: no such file" in told.stderr
+
+
 def test_what_a_model_knows(model):
     done = run("transcribe", "--model", model, "--list-tasks")
     assert done.exit_code == 0 and re.search(r"^ner +\[NE\] \[/NE\]$", done.stdout, re.M)

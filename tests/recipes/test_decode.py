@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections import Counter
 
 import pytest
 from click.testing import CliRunner
@@ -168,6 +169,7 @@ def refused(script, folder, arguments, *said):
         (["--beam", 0], ["beam"]),
         (["--nbest", 9], ["nbest", "beam=4"]),
         (["--hotwords", "/no/such/words.txt"], ["/no/such/words.txt"]),
+        (["--lm", "/no/such/words.tsv"], ["/no/such/words.tsv"]),
         (["--window", 10, "--overlap", 5], ["overlap"]),
         (["--max-duration", 0], ["--max-duration"]),
     ],
@@ -175,6 +177,21 @@ def refused(script, folder, arguments, *said):
 def test_bad_option_is_one_line(decode_script, finished_run, tiny_corpus, tmp_path, more, said):
     cuts = tiny_corpus / "cuts_test.jsonl.gz"
     refused(decode_script, tmp_path, options(finished_run, cuts, tmp_path / "out", *more), *said)
+
+
+def test_a_language_model_is_part_of_what_was_decoded(decode_script, finished_run, tiny_corpus, tmp_path):
+    """Words of the list are drawn to; with another list nothing of the first run is taken over."""
+    cuts, folder = tiny_corpus / "cuts_test.jsonl.gz", tmp_path / "out"
+    texts = [s.text for cut in CutSet.from_file(cuts) for s in cut.supervisions]
+    counts = Counter(word for text in texts for word in text.split())
+    words = tmp_path / "words.tsv"
+    digests = []
+    for kept in (counts, dict(counts.most_common(1))):
+        words.write_text("".join(f"{word}\t{n}\n" for word, n in kept.items()), encoding="utf-8")
+        more = ["--lm", words, "--lm-scale", 2, "--lm-bonus", 1, "--no-report"]
+        assert call(decode_script.main, *options(finished_run, cuts, folder, *more)).code == 0
+        digests.append((folder / "hyps.jsonl").read_bytes())
+    assert digests[0] != digests[1]
 
 
 def test_missing_and_damaged_models_are_one_line(decode_script, finished_run, tiny_corpus, tmp_path):

@@ -34,6 +34,9 @@ def test_what_cannot_be_told_apart():
     assert verdict("better", HALF, SAME) == "undecided"
     assert verdict("not worse", HALF, SAME) == "supported"
     assert verdict("better", HALF, HALF) == "undecided"
+    nothing = Counts.of([[(0, 1) for _ in range(200)]])
+    assert verdict("not worse", nothing, nothing) == "undecided"
+    assert verdict("not worse", nothing, nothing, "wer") == "supported"
     assert judge(Claim("x", "", "a", "better", "wer", than="b"), HALF, None)["verdict"] == "not run"
     assert judge(Claim("x", "", "a", "better", "wer", than="b"), None, HALF)["verdict"] == "not run"
 

@@ -85,7 +85,7 @@ def test_phrases_within_a_phrase():
 
 
 def test_rows_that_are_no_longer_kept_are_made_again(monkeypatch):
-    monkeypatch.setattr("tokenverse_pp.search.hotwords.ROWS_KEPT", 4)
+    monkeypatch.setattr("tokenverse_pp.search.row_cache.ROWS_KEPT", 4)
     bonus = Bonus([((4, 5, 6, 4, 5), 1.0)], PIECES)
     cpu = torch.device("cpu")
     first = bonus.look_up(range(3), cpu).clone()
@@ -203,7 +203,7 @@ def test_ten_thousand_phrases_cost_a_bounded_number_of_rows(tokenizer):
     assert len(bonus) > 3 * MOST_HOTWORDS
     for start in range(0, 12 * 500, 500):
         bonus.look_up(range(start, start + 500), torch.device("cpu"))
-    assert len(bonus._rows) <= 4096
+    assert len(bonus._rows._rows) <= 4096
 
 
 def test_wrong_options_are_refused_by_name():

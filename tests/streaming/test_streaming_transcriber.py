@@ -21,8 +21,8 @@ from tokenverse_pp.dataset import load_inputs
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.masks import ChunkOptions
 from tokenverse_pp.search import SearchOptions, constraints_for, search_frames
+from tokenverse_pp.search.bonuses import bonus_for
 from tokenverse_pp.search.confidence import Calibration, Curve
-from tokenverse_pp.search.hotwords import bonus_for
 from tokenverse_pp.streaming.transcriber import StreamingOptions, StreamingTranscriber
 from tokenverse_pp.training.setup import Loaded, load_model
 

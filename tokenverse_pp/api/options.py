@@ -34,6 +34,8 @@ class TranscribeOptions:
         window: longer audio is decoded in windows of so many seconds (docs/long_audio.md).
         overlap: seconds that two windows have in common.
         precision: of the encoder: ``fp32``, ``bf16`` or ``fp16``.
+        lm: a language model for shallow fusion, or a folder of one a language (docs/language_model.md); its scale and
+            bonus are those of ``search``. Not with ``greedy``.
     """
 
     tasks: Optional[Names] = None
@@ -46,6 +48,7 @@ class TranscribeOptions:
     window: float = 28.0
     overlap: float = 6.0
     precision: str = "fp32"
+    lm: Optional[Union[str, Path]] = None
 
     def for_model(self, known: TaskSet) -> DecodeOptions:
         """What the decoder of a model with these tasks takes (raises UserError)."""
@@ -68,7 +71,7 @@ class TranscribeOptions:
     def _search(self, has_language: bool) -> SearchOptions:
         """The search's options; by default nothing may be written before a language token, as in decode.py."""
         options = self.search if self.search is not None else SearchOptions(force_language=True)
-        changes: Dict[str, Any] = {}
+        changes: Dict[str, Any] = {} if self.lm is None else {"lm": str(self.lm)}
         changes.update({name: x for name in ("method", "beam") if (x := getattr(self, name)) is not None})
         if self.language is not None:
             if not has_language:

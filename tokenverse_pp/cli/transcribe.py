@@ -24,6 +24,7 @@ METHODS = ("beam", "greedy", "full_beam", "k2_fast_beam")
 @click.option("--tasks", default="", help="Tasks to decode, e.g. asr,scd. [default: all that the model knows]")
 @click.option("--language", default="", help="What is spoken, if that is known, e.g. fr (or several: fr,nl).")
 @click.option("--hotwords", type=click.Path(path_type=Path), help="File of phrases to prefer: 'phrase [TAB bonus]'.")
+@click.option("--lm", type=click.Path(path_type=Path), help="Language model: .tsv of words, .arpa, a folder of such.")
 @click.option("--method", type=click.Choice(METHODS), help="Of the search. [default: beam]")
 @click.option("--beam", type=int, help="Hypotheses kept. [default: 4]")
 @click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, help="May be repeated. [default: text]")
@@ -68,6 +69,7 @@ def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
         beam=given["beam"],
         batch_seconds=given["batch_seconds"],
         precision=given["precision"],
+        lm=given["lm"],
     )
     if not run(audio, given, options):
         sys.exit(EXIT_CODE)

@@ -16,8 +16,8 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.long_audio import decode_long
 from tokenverse_pp.manifests.stored_features import batches_of
 from tokenverse_pp.search import Hypothesis, constraints_for, search_frames
+from tokenverse_pp.search.bonuses import bonus_for
 from tokenverse_pp.search.confidence import read_calibration
-from tokenverse_pp.search.hotwords import bonus_for
 from tokenverse_pp.search.records import to_record
 from tokenverse_pp.training.distributed import autocast
 from tokenverse_pp.training.setup import Loaded
@@ -66,7 +66,7 @@ class Decoder:
         options: how to decode.
 
     Raises:
-        UserError: for tasks, languages or characters of hotwords that the model does not know.
+        UserError: for tasks, languages, characters of hotwords or a language model that the model cannot use.
     """
 
     def __init__(self, loaded: Loaded, options: DecodeOptions):
@@ -79,7 +79,7 @@ class Decoder:
         self.constraints = constraints_for(
             loaded.tasks, self.active.names, loaded.tokenizer, search.languages, search.force_language
         )
-        self.bonus = bonus_for(search, loaded.tokenizer)
+        self.bonus = bonus_for(search, loaded.tokenizer, self.active)
         self.calibration = read_calibration(loaded.folder)
         self.mask = vector_weights(loaded, self.active, options.vector_scale).to(self.device)
 

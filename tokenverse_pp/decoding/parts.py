@@ -21,18 +21,21 @@ from tokenverse_pp.dataset import audio_files
 from tokenverse_pp.decoding.batches import Decoded
 from tokenverse_pp.decoding.options import DecodeOptions
 from tokenverse_pp.files import feed
+from tokenverse_pp.search.language_model import lm_files
 from tokenverse_pp.training.setup import Loaded
 
 Line = Dict[str, Any]
 
 
 def run_digest(loaded: Loaded, options: DecodeOptions) -> str:
-    """A digest of everything but the cuts: program version, files of the model folder, encoder, options."""
+    """A digest of everything but the cuts: program version, files of model and language model, encoder, options."""
     digest = hashlib.sha256(f"{tokenverse_pp.__version__} {loaded.config.model.encoder}".encode())
     for path in sorted(loaded.folder.iterdir()) if loaded.folder is not None else ():
         if path.is_file():
             digest.update(f"\n{path.name}\n".encode())
             feed(digest, path)
+    for path in sorted(lm_files(Path(options.search.lm)).values()) if options.search.lm else ():
+        feed(digest, path)
     digest.update(json.dumps(dataclasses.asdict(options), sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -66,8 +66,8 @@ def judge(claim: Claim, a: Optional[Counts], b: Optional[Counts] = None, resampl
 
     ``better``: supported where the 95% interval of the difference lies wholly on the better side of 0, not supported
     where it lies wholly on the other, undecided where it holds 0. ``not worse``: supported unless it lies wholly on the
-    worse side. ``reaches``: supported where the score's own interval is wholly at the value or better, not supported
-    where it is wholly worse, undecided otherwise.
+    worse side, undecided where both scores are 0. ``reaches``: supported where the score's own interval is wholly at
+    the value or better, not supported where it is wholly worse, undecided otherwise.
 
     Args:
         a: of the run, b: of the other, on the same utterances; None where it has not been run, or cannot do the task.
@@ -88,7 +88,8 @@ def judge(claim: Claim, a: Optional[Counts], b: Optional[Counts] = None, resampl
     record["cuts"] = found.utterances
     worst, best = sorted(sign * x for x in found.interval)
     if claim.relation == "not worse":
-        return {**record, "verdict": NOT_SUPPORTED if best < 0 else SUPPORTED}
+        nothing = claim.metric != WER and found.a == found.b == 0  # neither can do it: that says nothing
+        return {**record, "verdict": NOT_SUPPORTED if best < 0 else UNDECIDED if nothing else SUPPORTED}
     return {**record, "verdict": SUPPORTED if worst > 0 else NOT_SUPPORTED if best < 0 else UNDECIDED}
 
 

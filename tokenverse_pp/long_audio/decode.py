@@ -135,7 +135,7 @@ class _WindowDecoder:
         self.constraints = constraints_for(
             loaded.tasks, active.names, loaded.tokenizer, options.languages, options.force_language
         )
-        self.bonus = bonus_for(options, loaded.tokenizer)
+        self.bonus = bonus_for(options, loaded.tokenizer, active)
         mask = torch.tensor(loaded.tasks.mask(active.names), dtype=torch.float32) if weights is None else weights
         self.mask = mask.to(self.device)
 

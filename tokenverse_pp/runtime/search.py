@@ -165,6 +165,6 @@ def check_options(options: SearchOptions) -> None:
     """See that the runtime has what the options ask for (raises UserError)."""
     if options.method not in ("greedy", "beam"):
         raise UserError(f"search option 'method': the runtime has greedy and beam, not {options.method}")
-    for name in ("hotwords", "length_bonus", "joiner_dtype"):
+    for name in ("hotwords", "length_bonus", "lm", "joiner_dtype"):
         if getattr(options, name):
             raise UserError(f"search option {name!r}: the runtime has none; decode with tokenverse_pp.search")

@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenverse_pp.search.automaton import Constraints, Filter, compile_filters
+    from tokenverse_pp.search.bonuses import Earnings, bonus_for
     from tokenverse_pp.search.entry import SearchModel, search
     from tokenverse_pp.search.filters import constraints_for
     from tokenverse_pp.search.frames import search_frames
-    from tokenverse_pp.search.hotwords import Bonus, bonus_for, read_hotwords
+    from tokenverse_pp.search.hotwords import Bonus, read_hotwords
     from tokenverse_pp.search.hypothesis import Hypothesis, TimedWord
     from tokenverse_pp.search.options import SearchOptions
 
 MODULES = {
     "automaton": ("Constraints", "Filter", "compile_filters"),
+    "bonuses": ("Earnings", "bonus_for"),
     "entry": ("SearchModel", "search"),
     "filters": ("constraints_for",),
     "frames": ("search_frames",),
-    "hotwords": ("Bonus", "bonus_for", "read_hotwords"),
+    "hotwords": ("Bonus", "read_hotwords"),
     "hypothesis": ("Hypothesis", "TimedWord"),
     "options": ("SearchOptions",),
 }
@@ -31,6 +33,7 @@ MODULES = {
 __all__ = [
     "Bonus",
     "Constraints",
+    "Earnings",
     "Filter",
     "Hypothesis",
     "SearchModel",

@@ -10,9 +10,9 @@ from torch import Tensor
 from tokenverse_pp.dataset import collate
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.transducer import Transducer
+from tokenverse_pp.search.bonuses import bonus_for
 from tokenverse_pp.search.filters import constraints_for
 from tokenverse_pp.search.frames import search_frames
-from tokenverse_pp.search.hotwords import bonus_for
 from tokenverse_pp.search.hypothesis import Hypothesis
 from tokenverse_pp.search.options import SearchOptions
 from tokenverse_pp.tasks.base import TaskSet
@@ -61,7 +61,7 @@ def search(
     options = options or SearchOptions()
     active = model.tasks.names if tasks is None else tuple(tasks)
     constraints = constraints_for(model.tasks, active, model.tokenizer, options.languages, options.force_language)
-    bonus = bonus_for(options, model.tokenizer)
+    bonus = bonus_for(options, model.tokenizer, model.tasks.subset(active))
     network = model.model
     items = [_checked(item, number, network) for number, item in enumerate(inputs)]
     if not items:

@@ -12,9 +12,9 @@ from tokenverse_pp.model.joiner import Joiner
 from tokenverse_pp.model.predictor import StatelessPredictor
 from tokenverse_pp.search.automaton import Constraints, Rules
 from tokenverse_pp.search.beam import beam_search
+from tokenverse_pp.search.bonuses import Earnings
 from tokenverse_pp.search.full import full_beam_search
 from tokenverse_pp.search.greedy import greedy_search
-from tokenverse_pp.search.hotwords import Bonus
 from tokenverse_pp.search.hypothesis import Hypothesis
 from tokenverse_pp.search.k2_fast import k2_fast_beam_search
 from tokenverse_pp.search.options import SearchOptions
@@ -35,7 +35,7 @@ def search_frames(
     lens: Tensor,
     options: Optional[SearchOptions] = None,
     constraints: Union[Constraints, Sequence[Constraints], None] = None,
-    bonus: Optional[Bonus] = None,
+    bonus: Optional[Earnings] = None,
 ) -> List[List[Hypothesis]]:
     """Decode a batch.
 
@@ -46,7 +46,7 @@ def search_frames(
         lens: (N,) valid frames; 0 gives one empty hypothesis.
         options: how to search.
         constraints: what may be written (`constraints_for`), for all utterances or one for each; None for anything.
-        bonus: for hotwords and length (`bonus_for`): where the options ask for one, and not otherwise.
+        bonus: for hotwords, length, a language model (`bonus_for`): where the options ask for one, and not otherwise.
 
     Returns:
         For each utterance 1 to ``options.nbest`` distinct hypotheses, the best score first. Fewer than ``nbest`` where
@@ -56,8 +56,8 @@ def search_frames(
         UserError: for an encoder output that holds NaN or infinity in its valid frames.
     """
     options = options or SearchOptions()
-    if bool(options.hotwords or options.length_bonus) != (bonus is not None):
-        raise ValueError("hotwords and length_bonus go together with their `bonus_for(options, tokenizer)`")
+    if options.earns != (bonus is not None):
+        raise ValueError("hotwords, length_bonus and lm go together with their `bonus_for(options, tokenizer)`")
     # Autocast would cast the weights again at each frame; SearchOptions.joiner_dtype does it once.
     with torch.inference_mode(), torch.autocast(encoder_out.device.type, enabled=False):
         return _search(predictor, joiner, encoder_out, lens, options, constraints, bonus)
@@ -70,7 +70,7 @@ def _search(
     lens: Tensor,
     options: SearchOptions,
     constraints: Union[Constraints, Sequence[Constraints], None],
-    bonus: Optional[Bonus],
+    bonus: Optional[Earnings],
 ) -> List[List[Hypothesis]]:
     lengths = [int(n) for n in lens.tolist()]
     if not lengths:

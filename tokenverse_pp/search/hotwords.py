@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Dict, List, Optional, Protocol, Sequence, Tuple, Union
+from typing import Dict, List, Protocol, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -27,11 +27,11 @@ from torch import Tensor
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.normalise import normalise
 from tokenverse_pp.search.options import SearchOptions
+from tokenverse_pp.search.row_cache import RowCache
 from tokenverse_pp.tasks.transcript import is_task_token
 
 SPACE = "▁"
 UNKNOWN = "<unk>"
-ROWS_KEPT = 4096
 Phrase = Tuple[Sequence[int], float]
 
 
@@ -70,14 +70,18 @@ class Bonus:
         # Without what the length earns: what a hypothesis that ends in this state keeps of what it was given for it.
         self.kept, self.given = [0.0] * len(self), [0.0] * len(self)
         self._link(token_bonus, whole)
-        self._row_of: Dict[int, int] = {}
-        self._rows = torch.empty(0, self.vocab_size)
+        self._rows = RowCache(self._row, self.vocab_size)
         self._starts_word, self._idle = torch.tensor(self.starts_word), torch.tensor(self.idle)
         self._given_from_start = torch.zeros(self.vocab_size)
         for token, child in self.children[0].items():
             self._given_from_start[token] = self.given[child]
 
     def __len__(self) -> int:
+        """The number of states."""
+        return len(self.children)
+
+    @property
+    def states(self) -> int:
         """The number of states."""
         return len(self.children)
 
@@ -139,24 +143,15 @@ class Bonus:
         for token in tokens:
             gains.append(self.gain(state, token))
             state = self.advance(state, token)
-        return gains, sum(gains) + self.kept[state] - self.given[state]
+        return gains, sum(gains) + self.at_end(state)
+
+    def at_end(self, state: int) -> float:
+        """What is given back when a hypothesis ends in a state."""
+        return self.kept[state] - self.given[state]
 
     def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
         """`gain` of every token in M states: (M, V) float32."""
-        if len(self._row_of) + len(states) > ROWS_KEPT or self._rows.device != device:
-            self._row_of.clear()
-            self._rows = torch.empty(0, self.vocab_size, device=device)
-        missing = [state for state in dict.fromkeys(states) if state not in self._row_of]
-        first, end = len(self._row_of), len(self._row_of) + len(missing)
-        if end > len(self._rows):
-            larger = self._rows.new_empty(max(end, min(2 * end, ROWS_KEPT)), self.vocab_size)
-            larger[:first] = self._rows[:first]
-            self._rows = larger
-        for row, state in enumerate(missing, start=first):
-            self._rows[row] = self._row(state).to(device)
-            self._row_of[state] = row
-        rows = torch.tensor([self._row_of[state] for state in states], dtype=torch.int64, device=device)
-        return self._rows.index_select(0, rows)
+        return self._rows.look_up(states, device)
 
     def _row(self, state: int) -> Tensor:
         """`gain` of every token in one state, (V,)."""
@@ -178,8 +173,8 @@ class Bonus:
         return found
 
 
-def bonus_for(options: SearchOptions, tokenizer: Vocabulary) -> Optional[Bonus]:
-    """The bonuses that the options ask for, or None.
+def hotword_phrases(options: SearchOptions, tokenizer: Vocabulary) -> List[Phrase]:
+    """The phrases of the options as tokens, each with the bonus of one of its tokens.
 
     A phrase is encoded as text is, at the start of a word. Where the vocabulary lacks a character of it, it is first
     brought into the form of the training texts (`tokenverse_pp.manifests.normalise`: lower case, no punctuation).
@@ -187,13 +182,11 @@ def bonus_for(options: SearchOptions, tokenizer: Vocabulary) -> Optional[Bonus]:
     Raises:
         UserError: for a phrase that holds a task token, or characters that the vocabulary lacks in either form.
     """
-    if not options.hotwords and not options.length_bonus:
-        return None
-    phrases = []
+    phrases: List[Phrase] = []
     for item in options.hotwords or ():
         phrase, bonus = (item, options.hotword_score) if isinstance(item, str) else item
         phrases.append((_encode(phrase, tokenizer), bonus))
-    return Bonus(phrases, tokenizer.pieces(range(tokenizer.vocab_size)), options.length_bonus)
+    return phrases
 
 
 def _encode(phrase: str, tokenizer: Vocabulary) -> List[int]:

@@ -36,6 +36,9 @@ class SearchOptions:
             ``length_norm`` it is divided by the length in the final ranking.
         hotwords: phrases to prefer, each with or without a bonus of its own (`tokenverse_pp.search.hotwords`).
         hotword_score: bonus of each token of a phrase that has none of its own, in nats.
+        lm: a language model for shallow fusion, or a folder of one a language (`tokenverse_pp.search.language_model`).
+        lm_scale: of its log-probabilities, 0.2 to 0.5 is usual.
+        lm_bonus: added for each token that it judges, against hypotheses that get too short: 3 to 4 times ``lm_scale``.
         languages: codes of the languages that may be written; None for all that the model knows.
         force_language: nothing may be written before a language token (only while ``lid`` is active).
         joiner_dtype: number type of the joiner's matrix products; None for that of its weights. Softmax and scores
@@ -58,6 +61,9 @@ class SearchOptions:
     length_bonus: float = 0.0
     hotwords: Optional[Tuple[Union[str, Tuple[str, float]], ...]] = None
     hotword_score: float = 1.5
+    lm: Optional[str] = None
+    lm_scale: float = 0.4
+    lm_bonus: float = 1.5
     languages: Optional[Tuple[str, ...]] = None
     force_language: bool = False
     joiner_dtype: Optional[str] = None
@@ -72,11 +78,11 @@ class SearchOptions:
         if self.nbest > self.width:
             kept = "greedy search, which keeps one hypothesis" if self.method == "greedy" else f"beam={self.beam}"
             raise UserError(f"search option 'nbest': {self.nbest} hypotheses cannot come from {kept}")
-        for name in ("temperature", "lattice_beam"):
+        for name in ("temperature", "lattice_beam", "lm_scale"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise UserError(f"search option {name!r}: expected a number above 0, got {value!r}")
-        for name in ("blank_penalty", "length_bonus"):
+        for name in ("blank_penalty", "length_bonus", "lm_bonus"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and math.isfinite(value)):
                 raise UserError(f"search option {name!r}: expected a finite number, got {value!r}")
@@ -110,9 +116,16 @@ class SearchOptions:
         if len(phrases) > MOST_HOTWORDS:
             raise UserError(f"search option 'hotwords': at most {MOST_HOTWORDS} phrases, got {len(phrases)}")
         object.__setattr__(self, "hotwords", tuple(x if isinstance(x, str) else tuple(x) for x in phrases) or None)
-        if self.method == "greedy" and (phrases or self.length_bonus):
-            name = "hotwords" if phrases else "length_bonus"
+        if self.lm is not None:
+            object.__setattr__(self, "lm", str(self.lm))
+        if self.method == "greedy" and self.earns:
+            name = next(x for x in ("hotwords", "length_bonus", "lm") if getattr(self, x))
             raise UserError(f"search option {name!r}: greedy search knows no bonuses; use method 'beam'")
+
+    @property
+    def earns(self) -> bool:
+        """Whether hypotheses earn more than their log-probability (`tokenverse_pp.search.bonuses`)."""
+        return bool(self.hotwords or self.length_bonus or self.lm)
 
     @property
     def width(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenverse_pp.model.joiner import Joiner
 from tokenverse_pp.model.predictor import StatelessPredictor
-from tokenverse_pp.search.hotwords import Bonus
+from tokenverse_pp.search.bonuses import Earnings
 from tokenverse_pp.search.hypothesis import Hypothesis
 from tokenverse_pp.search.options import SearchOptions
 
@@ -104,7 +104,7 @@ class Scorer:
         joiner: Joiner,
         frames: Tensor,
         options: SearchOptions,
-        bonus: Optional[Bonus] = None,
+        bonus: Optional[Earnings] = None,
     ):
         """frames (T, N, J): the projected encoder output, time first. It is overwritten."""
         rows = frames.size(1) * options.width
@@ -148,7 +148,7 @@ class Scorer:
     ) -> Hypothesis:
         """Put together what was found, with its score.
 
-        With a `Bonus`, ``log_probs`` and ``log_prob`` hold what was given for the tokens, kept or not.
+        With `Earnings`, ``log_probs`` and ``log_prob`` hold what was given for the tokens, kept or not.
         """
         kept = 0.0
         if self.bonus is not None:

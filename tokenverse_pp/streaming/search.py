@@ -18,7 +18,7 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.joiner import Joiner
 from tokenverse_pp.model.predictor import StatelessPredictor
 from tokenverse_pp.search.automaton import Constraints
-from tokenverse_pp.search.hotwords import Bonus
+from tokenverse_pp.search.bonuses import Earnings
 from tokenverse_pp.search.options import SearchOptions
 from tokenverse_pp.search.scorer import Scorer, project
 from tokenverse_pp.streaming.search_beam import BeamMethod
@@ -52,7 +52,7 @@ class StreamingSearch:
         predictor: the stateless predictor.
         joiner: the joiner. The weights of both are taken over, and must not change afterwards.
         options: how to search: by ``greedy`` or ``beam``, for one hypothesis.
-        bonus: for hotwords and length (`bonus_for`): where the options ask for one, and not otherwise.
+        bonus: for hotwords, length, a language model (`bonus_for`): where the options ask for one, and not otherwise.
         decide_after: frames after which the best hypothesis decides what the others of a beam do not agree to.
         endpoint: the token after which the search starts anew; None for none. As soon as the most probable hypothesis
             has it, that one becomes final; predictor, rules and bonuses are then as at a stream's start.
@@ -66,7 +66,7 @@ class StreamingSearch:
         predictor: StatelessPredictor,
         joiner: Joiner,
         options: SearchOptions,
-        bonus: Optional[Bonus] = None,
+        bonus: Optional[Earnings] = None,
         decide_after: float = math.inf,
         endpoint: Optional[int] = None,
     ):
@@ -74,8 +74,8 @@ class StreamingSearch:
             raise UserError(f"search option 'method': streams are searched by {' or '.join(METHODS)}")
         if options.nbest > 1:
             raise UserError(f"search option 'nbest': a stream has one hypothesis, not {options.nbest}")
-        if bool(options.hotwords or options.length_bonus) != (bonus is not None):
-            raise ValueError("hotwords and length_bonus go together with their `bonus_for(options, tokenizer)`")
+        if options.earns != (bonus is not None):
+            raise ValueError("hotwords, length_bonus and lm go together with their `bonus_for(options, tokenizer)`")
         self.joiner, self.options = joiner, options
         device = joiner.output.weight.device
         with torch.inference_mode():

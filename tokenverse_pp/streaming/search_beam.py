@@ -13,7 +13,7 @@ import numpy as np
 from tokenverse_pp.model.predictor import StatelessPredictor
 from tokenverse_pp.search.automaton import Rules
 from tokenverse_pp.search.beam import NEG_INF, BeamMemory, BeamSearch, BeamTrace
-from tokenverse_pp.search.hotwords import Bonus
+from tokenverse_pp.search.bonuses import Earnings
 from tokenverse_pp.search.options import SearchOptions
 from tokenverse_pp.search.scorer import Scorer
 from tokenverse_pp.streaming.search_parts import Ran, Token
@@ -42,7 +42,7 @@ class BeamMethod:
 
     Args:
         options: of the search.
-        bonus: for hotwords and length.
+        bonus: for hotwords, length and a language model.
         predictor: its context size counts in ``length_norm``.
         decide_after: frames after which the best hypothesis decides what the others do not agree to.
         endpoint: the token after which the search starts anew, if there is one.
@@ -51,7 +51,7 @@ class BeamMethod:
     def __init__(
         self,
         options: SearchOptions,
-        bonus: Optional[Bonus],
+        bonus: Optional[Earnings],
         predictor: StatelessPredictor,
         decide_after: float,
         endpoint: Optional[int] = None,
@@ -161,7 +161,7 @@ class BeamMethod:
             score, tail = float(memory.rows.score[0, k]), memory.tails[k]
             if self.bonus is not None:
                 state = int(memory.rows.earning[0, k])
-                score += self.bonus.kept[state] - self.bonus.given[state]
+                score += self.bonus.at_end(state)
             scale = memory.settled + len(tail) + self.context_size if self.options.length_norm else 1
             return -score / scale, [token.id for token in tail]
 

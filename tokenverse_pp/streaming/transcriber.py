@@ -12,9 +12,9 @@ from torch import Tensor
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.masks import ChunkOptions
 from tokenverse_pp.search.automaton import Constraints
+from tokenverse_pp.search.bonuses import bonus_for
 from tokenverse_pp.search.confidence import read_calibration
 from tokenverse_pp.search.filters import constraints_for
-from tokenverse_pp.search.hotwords import bonus_for
 from tokenverse_pp.search.options import SearchOptions
 from tokenverse_pp.streaming.encoder import StreamingEncoder
 from tokenverse_pp.streaming.events import Event
@@ -85,7 +85,7 @@ class StreamingTranscriber:
                 raise UserError("streaming option 'reset_at_endpoint': the model does not know the task 'endp'")
             endpoint = tokenizer.id_of(Endpoint.token)
         frames = self.options.decide_after / self.encoder.frame_shift
-        bonus = bonus_for(search, tokenizer)
+        bonus = bonus_for(search, tokenizer, loaded.tasks.subset(self.options.tasks or loaded.tasks.names))
         self.search = StreamingSearch(model.predictor, model.joiner, search, bonus, frames, endpoint)
         pieces = tokenizer.pieces(range(tokenizer.vocab_size))
         self.reader = WordReader(pieces, self.encoder.frame_shift, read_calibration(loaded.folder))

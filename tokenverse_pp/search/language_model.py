@@ -1,0 +1,215 @@
+"""Shallow fusion: a language model that was never heard speaking adds its log-probabilities to the search.
+
+The transducer knows the words of its training texts only; written text, or a mere list of words and how frequent they
+are, knows more. While a hypothesis is written each of its tokens earns ``lm_scale x log P(token | tokens before) +
+lm_bonus``, and its end ``lm_scale x log P(end)``. Task tokens and blanks neither earn nor are part of the history.
+``lm_bonus`` is the counterweight to what all tokens lose: without it hypotheses become too short. It is not
+``length_bonus``, which task tokens earn too and which would make too many of them.
+
+Two kinds of models, told apart by their files:
+
+- **words** (``.tsv``, ``.tsv.gz``; `word_list`): each word is a sentence of its own. Where the next piece begins a
+  word, the one before it ends: ``log P(</s> | its pieces) + log P(piece | <s>)``.
+- **text** (``.arpa``, ``.arpa.gz``; `arpa`): n-grams over the pieces of running text.
+
+One file serves all languages, or a folder has one for each: ``cs.tsv``, ``nl.arpa``; then the language token that a
+hypothesis writes first chooses.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.normalise import normalise
+from tokenverse_pp.search.arpa import read_arpa
+from tokenverse_pp.search.hotwords import SPACE, UNKNOWN, Vocabulary
+from tokenverse_pp.search.ngram import Ngrams
+from tokenverse_pp.search.options import SearchOptions
+from tokenverse_pp.search.row_cache import RowCache
+from tokenverse_pp.search.word_list import ngrams_of_words, read_words
+from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.lid import language_token
+from tokenverse_pp.tasks.transcript import is_task_token
+
+WORDS, TEXT = (".tsv", ".tsv.gz"), (".arpa", ".arpa.gz")
+
+
+class LanguageModel:
+    """See `tokenverse_pp.search.bonuses.Earnings`. State 0 is the start, in which no language may be known yet.
+
+    Args:
+        models: by the language token that chooses them, or one by "" for whatever is spoken; whether the model is
+            one of words, beside it.
+        pieces: of the whole vocabulary.
+        scale: of the log-probabilities.
+        bonus: for each token that a model judges.
+        blank_id: the blank.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Tuple[Ngrams, bool]],
+        pieces: Sequence[str],
+        scale: float,
+        bonus: float,
+        blank_id: int = 0,
+    ):
+        self.scale, self.bonus, self.vocab_size = scale, bonus, len(pieces)
+        self.models = list(models.values())
+        self.idle = np.array([is_task_token(piece) or i == blank_id for i, piece in enumerate(pieces)])
+        self.begins = np.array([piece.startswith(SPACE) for piece in pieces])
+        # State 1 + first[i] + s is state s of model i.
+        self.first = np.cumsum([0] + [model.states for model, _ in self.models]).tolist()
+        self.states = 1 + self.first[-1]
+        self.entry = {list(pieces).index(token): self._at_start(i) for i, token in enumerate(models) if token}
+        self.start = self._at_start(0) if "" in models else 0
+        self._rows = RowCache(lambda state: torch.from_numpy(self._row(state)).float(), self.vocab_size)
+
+    def _at_start(self, number: int) -> int:
+        return 1 + self.first[number] + self.models[number][0].start
+
+    def _of(self, state: int) -> Optional[Tuple[int, Ngrams, bool, int]]:
+        """The model's number, the model, whether it is one of words, its own state; None where no language is known."""
+        state = state or self.start
+        if state == 0:
+            return None
+        number = int(np.searchsorted(self.first, state - 1, side="right")) - 1
+        return (number, *self.models[number], state - 1 - self.first[number])
+
+    def advance(self, state: int, token: int) -> int:
+        """See `Earnings`."""
+        found = self._of(state)
+        if self.idle[token]:
+            return state if found is not None else self.entry.get(token, state)
+        if found is None:
+            return state
+        number, model, words, own = found
+        if words and self.begins[token]:
+            own = model.start
+        return 1 + self.first[number] + model.advance(own, token)
+
+    def gain(self, state: int, token: int) -> float:
+        """See `Earnings`."""
+        return float(self._row(state)[token])
+
+    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
+        """See `Earnings`."""
+        return self._rows.look_up(states, device)
+
+    def at_end(self, state: int) -> float:
+        """See `Earnings`."""
+        found = self._of(state)
+        if found is None:
+            return 0.0
+        _, model, words, own = found
+        return 0.0 if words and own == model.start else self.scale * float(model.row(own)[model.end])
+
+    def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
+        """See `Earnings`."""
+        gains, state = [], 0
+        for token in tokens:
+            gains.append(self.gain(state, token))
+            state = self.advance(state, token)
+        return gains, sum(gains) + self.at_end(state)
+
+    def _row(self, state: int) -> np.ndarray:
+        """`gain` of every token in a state, (V,)."""
+        found = self._of(state)
+        if found is None:
+            return np.zeros(self.vocab_size)
+        _, model, words, own = found
+        row = model.row(own)
+        if words and own != model.start:
+            over = row[model.end]
+            row = np.where(self.begins, over + model.row(model.start)[: self.vocab_size], row[: self.vocab_size])
+        return np.where(self.idle, 0.0, self.scale * row[: self.vocab_size] + self.bonus)
+
+
+def language_model_for(options: SearchOptions, tokenizer: Vocabulary, tasks: Optional[TaskSet]) -> LanguageModel:
+    """The model that ``options.lm`` names.
+
+    Raises:
+        UserError: for files that are none, and for a folder that lacks a language that may be written: hypotheses in
+            it would lose nothing where all others do.
+    """
+    path = Path(options.lm or "")
+    files = lm_files(path)
+    pieces = tuple(tokenizer.pieces(range(tokenizer.vocab_size)))
+    if path.is_dir():
+        _check_languages(path, files, options, pieces, tasks)
+    encoder = _Encoder(tokenizer, pieces)
+    models = {
+        language_token(code) if code else "": _read(str(file), file.stat().st_mtime_ns, code, encoder)
+        for code, file in files.items()
+    }
+    return LanguageModel(models, pieces, options.lm_scale, options.lm_bonus)
+
+
+def lm_files(path: Path) -> Dict[str, Path]:
+    """The files of a language model by the code of their language, "" where one is for all (raises UserError)."""
+    if path.is_dir():
+        found = {p.name.split(".")[0]: p for p in sorted(path.iterdir()) if p.name.endswith(WORDS + TEXT)}
+        if not found:
+            raise UserError(f"{path}: holds no language model: expected files such as en.tsv, fr.arpa.gz")
+        return found
+    if not path.name.endswith(WORDS + TEXT):
+        raise UserError(
+            f"{path}: expected a language model named {', '.join('*' + x for x in WORDS + TEXT)}, or a folder"
+        )
+    if not path.is_file():
+        raise UserError(f"{path}: cannot read a language model: no such file")
+    return {"": path}
+
+
+def _check_languages(
+    path: Path, files: Dict[str, Path], options: SearchOptions, pieces: Sequence[str], tasks: Optional[TaskSet]
+) -> None:
+    for code in sorted(files):
+        if language_token(code) not in pieces:
+            raise UserError(f"{files[code]}: the model has no language {code!r}")
+    if tasks is None:
+        return
+    if "lid" not in tasks:
+        raise UserError(
+            f"{path}: one of its language models is chosen by the task lid, which is not decoded; name a file"
+        )
+    written = options.languages or tasks["lid"].options()["languages"]
+    missing = sorted(set(written) - set(files))
+    if missing:
+        raise UserError(f"{path}: has no language model for {', '.join(missing)}; add one, or choose the languages")
+
+
+class _Encoder:
+    """A tokenizer as a key of a cache: two with the same pieces are the same."""
+
+    def __init__(self, tokenizer: Vocabulary, pieces: Tuple[str, ...]):
+        self.tokenizer, self.pieces = tokenizer, pieces
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Encoder) and self.pieces == other.pieces
+
+    def __hash__(self) -> int:
+        return hash(self.pieces)
+
+
+@functools.lru_cache(maxsize=16)  # `search` asks anew for each batch
+def _read(path: str, changed: int, code: str, encoder: _Encoder) -> Tuple[Ngrams, bool]:
+    """A file's model, and whether it is one of words."""
+    if path.endswith(TEXT):
+        return read_arpa(Path(path), encoder.pieces), False
+    words = []
+    for word, frequency in read_words(Path(path)).items():
+        for text in normalise(word, code or None).split():
+            ids = encoder.tokenizer.encode(text)
+            if UNKNOWN not in encoder.tokenizer.pieces(ids):
+                words.append((ids, frequency))
+    if not words:
+        raise UserError(f"{path}: the model's vocabulary can write none of its words")
+    return ngrams_of_words(words, len(encoder.pieces)), True
