@@ -23,7 +23,7 @@ PER_MILLION = 1e6
 @click.command(help=__doc__, context_settings={"max_content_width": 100})
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--languages", default=",".join(LANGUAGES), show_default=True, help="Codes of languages.")
-@click.option("--most", type=click.IntRange(min=1), default=200_000, show_default=True, help="Words of a language.")
+@click.option("--most", type=click.IntRange(min=1), default=100_000, show_default=True, help="Words of a language.")
 def main(folder: Path, languages: str, most: int) -> None:
     """See the module's docstring."""
     folder.mkdir(parents=True, exist_ok=True)

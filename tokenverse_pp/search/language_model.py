@@ -204,11 +204,11 @@ def _read(path: str, changed: int, code: str, encoder: _Encoder) -> Tuple[Ngrams
     """A file's model, and whether it is one of words."""
     if path.endswith(TEXT):
         return read_arpa(Path(path), encoder.pieces), False
-    words = []
+    words, unknown = [], encoder.pieces.index(UNKNOWN)
     for word, frequency in read_words(Path(path)).items():
         for text in normalise(word, code or None).split():
             ids = encoder.tokenizer.encode(text)
-            if UNKNOWN not in encoder.tokenizer.pieces(ids):
+            if unknown not in ids:
                 words.append((ids, frequency))
     if not words:
         raise UserError(f"{path}: the model's vocabulary can write none of its words")
