@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from cascade import ChangeRule, EndRule, change_tokens, end_tokens, entity_tokens, to_record
 from lhotse import CutSet
@@ -22,6 +22,7 @@ from tokenverse_pp.manifests.files import write_cuts
 DECODE = Path(__file__).resolve().parents[2] / "decode.py"
 ALL = ("asr", "scd", "endp", "ner", "lid")
 ALONE = 0.01  # seconds of audio in a batch: no two cuts fit
+LISTS = ("--beam", "16", "--lm-scale", "0.5", "--lm-bonus", "2")  # how RESULTS.md decodes with lists of words
 # Any thresholds: comparing a number with another costs the same.
 CHANGE, END = ChangeRule(distance=0.2), EndRule(pause=0.3)
 
@@ -66,15 +67,22 @@ def measure_cascade(cuts: Sequence[Cut], folder: Path, compute_type: str, allowe
     return seconds
 
 
-def measure_ours(cuts: Sequence[Cut], model: Path, encoder: str, folder: Path) -> Dict[str, Any]:
-    """What ``decode.py --threads 1`` says of its speed from audio, all tasks, cut by cut and in batches of 120 s."""
+def measure_ours(cuts: Sequence[Cut], model: Path, encoder: str, words: Optional[Path], folder: Path) -> Dict[str, Any]:
+    """What ``decode.py --threads 1`` says of its speed from audio, all tasks, cut by cut and in batches of 120 s.
+
+    With ``words``, the folder that word_lists.py made, also with its lists and a wider beam.
+    """
     manifest = folder / "cuts.jsonl.gz"
     write_cuts(CutSet.from_cuts(cuts), manifest)
+    runs: Dict[str, Tuple[float, List[str]]] = {"one_by_one": (ALONE, []), "batches": (120.0, [])}
+    if words is not None:
+        lists = ["--lm", str(words), *LISTS]
+        runs.update({"words_one_by_one": (ALONE, lists), "words_batches": (120.0, lists)})
     found: Dict[str, Any] = {}
-    for name, most in (("one_by_one", ALONE), ("batches", 120.0)):
+    for name, (most, more) in runs.items():
         size = ["--max-duration", str(most)]
         command = [sys.executable, str(DECODE), "--model", str(model), "--encoder", encoder, "--cuts", str(manifest)]
-        command += ["--output-dir", str(folder / name), "--threads", "1", "--no-report", "--no-resume", *size]
+        command += ["--output-dir", str(folder / name), "--threads", "1", "--no-report", "--no-resume", *size, *more]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -141,8 +141,9 @@ def speed(results: Results) -> str:
     rows += [row(f"**{name}**", stages) for name, stages in SUMS.items()]
     lines = [markdown(head, rows), ""]
     for name, found in measured["ours"].items():
-        how = "cut by cut" if name == "one_by_one" else "in batches of 120 s"
-        lines.append(f"- one pass of ours, all tasks, float32, {how}: {found['rtf']:.4f} (wall)")
+        how = "cut by cut" if name.endswith("one_by_one") else "in batches of 120 s"
+        lists = ", lists of words, beam 16" if name.startswith("words_") else ""
+        lines.append(f"- one pass of ours, all tasks, float32{lists}, {how}: {found['rtf']:.4f} (wall)")
     return "\n".join(lines)
 
 

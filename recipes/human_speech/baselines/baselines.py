@@ -116,16 +116,17 @@ def score(places: Any, compute_type: str, ours: Optional[Path], results: Path) -
 @click.option("--clips", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--model", type=click.Path(path_type=Path), default=MODEL, show_default=True)
 @click.option("--encoder", default="data/whisper-base", show_default=True)
+@click.option("--words", type=click.Path(path_type=Path), help="Of word_lists.py: time ours with these lists, too.")
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 @click.pass_obj
-def speed(places: Any, clips: int, model: Path, encoder: str, results: Path) -> None:
+def speed(places: Any, clips: int, model: Path, encoder: str, words: Optional[Path], results: Path) -> None:
     """Time every stage of the cascade on one thread, and one pass of ours from the same audio."""
     data, work = places
     cuts = shuffled(read_cuts(data / "cuts_test.jsonl.gz"))[:clips]
     folder = whisper_folder(work / "whisper-base-ct2")
     kept: Dict[str, Any] = {"clips": len(cuts), "audio_seconds": sum(cut.duration for cut in cuts)}
     kept["cascade"] = {kind: measure_cascade(cuts, folder, kind, LANGUAGES) for kind in ("int8", "float32")}
-    kept["ours"] = measure_ours(cuts, model, encoder, work / "speed")
+    kept["ours"] = measure_ours(cuts, model, encoder, words, work / "speed")
     update(results, "speed", kept)
 
 
