@@ -5,7 +5,7 @@
 python recipes/human_speech/baselines/baselines.py whisper --part test     # resumable; about 25 minutes of one CPU
 python recipes/human_speech/baselines/baselines.py whisper --part dev
 python recipes/human_speech/baselines/baselines.py score --ours exp/decode/hyps.jsonl   # turns, tuning, scores
-python recipes/human_speech/baselines/baselines.py speed                   # on a machine that does nothing else
+python recipes/human_speech/baselines/baselines.py speed --words data/words   # on a machine that does nothing else
 python recipes/human_speech/baselines/baselines.py tables                  # results.json -> README.md
 """
 
