@@ -72,7 +72,8 @@ class Gazetteer:
         """The phrases in a text, in order, none overlapping another.
 
         Args:
-            language: of the text; it decides which letters differ in case only (Turkish ``I`` and ``ı``).
+            language: of the text; it decides which letters differ in case only (Turkish ``I`` and ``ı``). Where it is
+                not known, ``ı`` is the same as ``i``.
         """
         language = primary_language(language)
         phrases, longest = self._index(language)
@@ -134,6 +135,7 @@ class Gazetteer:
         text = unicodedata.normalize("NFC", _IGNORABLE.sub("", word)).translate(_SIGNS)
         if not self.match_case:
             text = _DOT_OF_I.sub("", casefold(text, language))
+            text = text if language else text.replace("ı", "i")  # it may be Turkish
         core = _OUTER.sub("", text)
         if _SYMBOL.search(core):
             return (unicodedata.normalize("NFC", core),)
