@@ -3,12 +3,17 @@
 import re
 
 import pytest
+from command_parsers import problem_of_parser
 from doc_commands import (
-    BLOCK,
     DOCUMENTS,
     INLINE,
+    Command,
     all_options,
+    blocks_of,
     commands_of,
+    expanded,
+    help_commands,
+    is_whole,
     options_of_click,
     options_of_script,
     split_line,
@@ -30,13 +35,18 @@ CONFIG_KEY = re.compile(r"(?<![\w./-])((?:data|tasks|tokenizer|model|optim|train
 FILE_TYPES = (".safetensors", ".yaml", ".json", ".model", ".md", ".py", ".onnx", ".jsonl", ".bin", ".png")
 
 
-def each_document():
-    return pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def each_document(*suffixes):
+    found = [path for path in DOCUMENTS if not suffixes or path.suffix in suffixes]
+    return pytest.mark.parametrize("document", found, ids=lambda path: str(path.relative_to(ROOT)))
 
 
 def problem(command):
     """What is wrong with a command of a document, or None."""
     program, *words = command.words
+    if command.whole and program != "make" and program != "pip":
+        if program.startswith(("recipes/", "benchmarks/")) and not (ROOT / program).is_file():
+            return f"no file {program}"
+        return problem_of_parser(program, tuple(words))
     if program.endswith("tokenverse-pp"):
         return problem_of_click(words)
     if program == "make":
@@ -95,19 +105,26 @@ def test_commands_and_their_options_exist(document):
     assert {command: said for command, said in wrong.items() if said} == {}
 
 
-@each_document()
+def test_commands_in_help_texts_exist():
+    assert len(help_commands()) > 10
+    wrong = {str(command): problem(command) for command in help_commands()}
+    assert {command: said for command, said in wrong.items() if said} == {}
+
+
+@each_document(".md", ".yaml")
 def test_options_named_in_the_text_exist(document):
-    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
-    named = {name for code in INLINE.findall(text) for name in re.findall(r"(?:^|[\s(])(--[a-z][\w.-]*)", code)}
+    blocks, codes = blocks_of(document.read_text(encoding="utf-8"), document.suffix)
+    codes += blocks if document.suffix == ".yaml" else []
+    named = {name for code in codes for name in re.findall(r"(?:^|[\s(])(--[a-z][\w.-]*)", code)}
     assert named - all_options() - FOREIGN - {"--section.key"} == set()
 
 
-@each_document()
+@each_document(".md", ".yaml")
 def test_configuration_keys_exist(document):
     known = {option.lstrip("-") for option in options_of_script("recipes/train.py")}
     sections = {key.rsplit(".", n)[0] for key in known for n in (1, 2) if key.count(".") >= n}
     text = document.read_text(encoding="utf-8")
-    code = [*INLINE.findall(text), *("".join(groups) for groups in BLOCK.findall(text))]
+    code = [*INLINE.findall(text), *blocks_of(text, document.suffix)[0]]
     named = {key for piece in code for key in CONFIG_KEY.findall(piece) if not key.endswith(FILE_TYPES)}
     assert {key for key in named if key not in known | sections} == set()
 
@@ -143,7 +160,64 @@ def test_there_are_commands_of_every_kind():
     ],
 )
 def test_what_is_wrong_is_seen(line, said):
-    from doc_commands import Command
-
     found = [problem(Command("here", words)) for words in split_line(line)]
     assert [f for f in found if f] == [] if said is None else any(f and f.startswith(said) for f in found)
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ("tokenverse-pp manifest label a.jsonl b.jsonl --add lid", None),
+        ("tokenverse-pp manifest label a.jsonl --add lid", "Missing argument 'OUTPUT'"),
+        ("tokenverse-pp manifest label a.jsonl b.jsonl c.jsonl", "unexpected extra argument"),
+        ("tokenverse-pp manifest subset a b --hours N", None),
+        ("tokenverse-pp manifest subset a b --hours many", "'many' is not a valid"),
+        ("tokenverse-pp manifest", None),
+        ("tokenverse-pp manifest frobnicate", "No such command 'frobnicate'"),
+        ("tokenverse-pp transcribe a.wav > out.txt 2> err.txt", None),
+        ("tokenverse-pp manifest import o --table T.csv --tasks asr,sing", "--tasks: unknown task 'sing'"),
+        ("tokenverse-pp --plugin p.py manifest import o --table T.csv --tasks asr,sing", None),
+        ("tokenverse-pp manifest import o --table T.csv --set colour=red", "no such field"),
+        ("tokenverse-pp manifest import o --brat b", "nothing to import"),
+        ("python recipes/train.py --config recipes/toy/conf/toy.yaml --data.train '[a.jsonl, b.jsonl]'", None),
+        ("python recipes/train.py --config recipes/toy/conf/toy.yaml --optim.lr fast", "optim.lr"),
+        ("python recipes/train.py --config recipes/toy/conf/toy.yaml --training.max_steps 0", "expected at least 1"),
+        ("python recipes/train.py --config recipes/toy/conf/toi.yaml", "no file recipes/toy/conf/toi.yaml"),
+        ("python recipes/train.py --config my.yaml --optim.lr fast", "optim.lr"),
+        ("python recipes/decode.py --model M --cuts C", "Missing option '--output-dir'"),
+        ("python recipes/decode.py --model M ... --beam 3", None),
+        ("python benchmarks/hotwords.py --model M", "required: --cuts, --train"),
+        ("python -m tokenverse_pp.runtime exported", "required: audio"),
+        ("python recipes/human_speech/experiments.py run x --seed 1", "No such option"),
+        ("for x in 1 two; do\n  python recipes/decode.py --model M --cuts C --output-dir o$x --beam $x\ndone", None),
+        ("n=two\npython recipes/decode.py --model M --cuts C \\\n    --output-dir o --beam $n", "'two' is not a valid"),
+        ('c="--beam 3 \\\n  --bim 4"\npython recipes/decode.py --model M --cuts C --output-dir o $c', "No such option"),
+        (
+            'o=(--beam 3\n  --bim 4)\npython recipes/decode.py --model M --cuts C --output-dir o "${o[@]}"',
+            "No such option",
+        ),
+        ("[ -e x ] || tokenverse-pp manifest label a.jsonl", "Missing argument"),
+        ("tokenverse-pp manifest stats ${1:-a.jsonl} --jsn ${x:-y}", "No such option"),
+    ],
+)
+def test_whole_commands_are_parsed(block, said):
+    found = [problem(Command("here", words, is_whole(words))) for line in expanded(block) for words in split_line(line)]
+    assert len(found) == 1
+    assert found[0] is None if said is None else said in (found[0] or "")
+
+
+def test_commands_in_the_heads_of_files_are_found():
+    heads = {
+        "recipes/human_speech/conf/split.yaml": 2,
+        "recipes/human_speech/conf/transfer_ner.yaml": 2,
+        "recipes/toy/conf/toy.yaml": 2,
+        "recipes/human_speech/demo.sh": 7,
+        "benchmarks/search.py": 2,
+        "recipes/human_speech/baselines/baselines.py": 5,
+    }
+    for name, count in heads.items():
+        assert sum(command.whole for command in commands_of(ROOT / name)) == count, name
+    # Every configuration says how it is used, but for those that hold no run.
+    for path in ROOT.glob("recipes/*/conf/*.yaml"):
+        programs = [command.words[0] for command in commands_of(path)]
+        assert "recipes/train.py" in programs or path.name == "from_audio.yaml", path

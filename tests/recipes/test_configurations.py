@@ -3,15 +3,21 @@
 from pathlib import Path
 
 import pytest
+from command_parsers import trainings
+from doc_commands import DOCUMENTS, commands_of
+from scripts import ROOT
+from transformers import WhisperConfig
 
 from tokenverse_pp.config import load_config, parse_config
 from tokenverse_pp.tokenizer import Tokenizer
 from tokenverse_pp.training.checkpoint import WEIGHTS, read_tensors
-from tokenverse_pp.training.setup import tasks_of
+from tokenverse_pp.training.setup import build_model, tasks_of
+from tokenverse_pp.training.transfer import read_source, start_from
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 HUMAN = RECIPES / "human_speech"
 PACKAGED = RECIPES.parent / "tokenverse_pp" / "pretrained" / "human_speech_small"
+STARTED = "tokenverse_pp/pretrained/human_speech_small"
 CORPORA = ("mls", "commonvoice", "ami", "callhome", "own_data")
 FOR_XLSR = sorted(
     path.relative_to(RECIPES).as_posix() for name in CORPORA for path in (RECIPES / name).glob("conf/*.yaml")
@@ -79,3 +85,54 @@ def test_committed_checkpoint_belongs_together():
     assert weights["feature_vectors.table"].shape[0] == len(tasks.tasks)
     assert not any(key.startswith("encoder.backbone.") for key in weights)
     assert sum(path.stat().st_size for path in PACKAGED.iterdir()) < 10e6
+
+
+def described_runs():
+    """The trainings that documents and heads of configurations describe: one of each list of configurations.
+
+    Those that start from a model of the repository are preferred. Encoders of 300 M parameters, and the one that the
+    toy corpus makes, are not built.
+    """
+    commands = trainings([command for document in DOCUMENTS for command in commands_of(document) if command.whole])
+    found = {}
+    for command in sorted(commands, key=lambda command: STARTED not in command.words):
+        files = [value for word, value in zip(command.words, command.words[1:]) if word == "--config"]
+        if files[0].startswith("recipes/human_speech/"):
+            found.setdefault(tuple(files), command)
+    return list(found.values())
+
+
+@pytest.fixture(scope="module")
+def whisper_base(tmp_path_factory):
+    """Whisper-base's sizes, but for those that no checkpoint of ours has, without its weights."""
+    folder = tmp_path_factory.mktemp("whisper-base")
+    sizes = dict(encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=64, d_model=512)
+    WhisperConfig(**sizes).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("command", described_runs(), ids=lambda command: command.document)
+def test_described_runs_can_start(command, whisper_base, monkeypatch):
+    """The model is built, and started from what `init_from` names where the repository holds it."""
+    monkeypatch.chdir(ROOT)
+    config = parse_config(command.words[1:])
+    if config.model.encoder.name == "data/whisper-base":
+        config.model.encoder.name, config.model.encoder.random_init = whisper_base, True
+    tasks = tasks_of(config.tasks)
+    source = None
+    if config.training.init_from and Path(config.training.init_from).is_dir():
+        source = read_source(config, tasks)
+    theirs = config.tokenizer.model and Path(config.tokenizer.model).is_file()
+    tokenizer = Tokenizer.load(config.tokenizer.model if theirs else PACKAGED / "tokenizer.model")
+    tokenizer.check(tasks)
+    model = build_model(config, tasks, tokenizer)
+    if source is not None:
+        start_from(source, model, tasks, tokenizer)
+    assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) > 1e6
+
+
+def test_runs_from_the_packaged_model_are_among_them():
+    assert {command.document for command in described_runs() if STARTED in command.words} == {
+        "recipes/human_speech/conf/split.yaml",
+        "recipes/human_speech/demo.sh",
+    }

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+
+import regex
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import PathLike
+from tokenverse_pp.languages import casefold, primary_language
 from tokenverse_pp.manifests.lines import text_lines
+from tokenverse_pp.manifests.normalise import normalise
+
+CACHED = 65536  # words
+_IGNORABLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")  # soft hyphens, joiners, variation selectors, ..
+_SIGNS = str.maketrans(
+    {**dict.fromkeys("\u2018\u2019\u201b\u02bc\u02b9`\u00b4\u2032\uff07", "'"),
+     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d", "-")}
+)  # fmt: skip
+_DOT_OF_I = re.compile("(?<=[ijį])\u0307")  # `İ` and Lithuanian accented letters keep it in lower case
+_SYMBOL = regex.compile(r"[\p{Sm}\p{Sc}#@&%]")
+_OUTER = regex.compile(r"^[\p{P}--[#@&%]]+|[\p{P}--[#@&%]]+$", flags=regex.V1)
 
 
 class Span(NamedTuple):
@@ -20,53 +36,110 @@ class Span(NamedTuple):
     confidence: float
 
 
+class _Index(NamedTuple):
+    """Phrases by their parts, as the rules of a language give them."""
+
+    phrases: Dict[Tuple[str, ...], Tuple[str, float]]
+    longest: Dict[str, int]  # parts of the longest phrase, by the phrase's first part
+
+
 class Gazetteer:
     """Phrases with types.
 
     At each word the longest phrase that begins there is taken, and the search goes on behind it. Words are what
-    spaces separate: ``paris`` is not found in ``parisien`` nor in ``d'paris``.
+    spaces separate: ``paris`` is not found in ``parisien`` nor in ``d'paris``. Words are compared by the rules of the
+    text's language (`normalise`): case does not matter, nor do punctuation at the ends of a word, the kind of
+    apostrophe or hyphen, a hyphen or a space, composed or decomposed accents, and invisible characters. Words with
+    ``+ < = > $ # @ & %`` and the like are compared with these signs.
 
     Args:
         entries: (phrase, type, confidence); of a phrase that comes twice, the last counts.
         match_case: tell ``Paris`` from ``paris``.
+
+    Raises:
+        UserError: for a phrase without a letter, digit or symbol.
     """
 
     def __init__(self, entries: Sequence[Tuple[str, str, float]], match_case: bool = False):
         self.match_case = match_case
-        self._phrases: Dict[Tuple[str, ...], Tuple[str, float]] = {}
-        self._longest: Dict[str, int] = {}  # words of the longest phrase, by the phrase's first word
-        for phrase, kind, confidence in entries:
-            words = tuple(self._fold(phrase).split())
-            self._phrases[words] = (kind, confidence)
-            self._longest[words[0]] = max(len(words), self._longest.get(words[0], 0))
+        self._entries = entries
+        self._indexes: Dict[Optional[str], _Index] = {}
+        self._first_of_none: Dict[Optional[str], Set[str]] = {}  # words that begin no phrase, by language
+        self._parts = lru_cache(maxsize=CACHED)(self._split)
+        self._index(None)
 
-    def _fold(self, text: str) -> str:
-        text = unicodedata.normalize("NFC", text)
-        return text if self.match_case else text.casefold()
+    def find(self, text: str, language: Optional[str] = None) -> List[Span]:
+        """The phrases in a text, in order, none overlapping another.
 
-    def find(self, text: str) -> List[Span]:
-        """The phrases in a text, in order, none overlapping another."""
-        folded = self._fold(text).split()
-        matches, at = [], 0
-        while at < len(folded):
-            length = self._match(folded, at, self._longest[folded[at]]) if folded[at] in self._longest else 0
-            if length:
-                matches.append((at, at + length))
-            at += length or 1
-        if not matches:
+        Args:
+            language: of the text; it decides which letters differ in case only (Turkish ``I`` and ``ı``). Where it is
+                not known, ``ı`` is the same as ``i``.
+        """
+        language = primary_language(language)
+        phrases, longest = self._index(language)
+        words = text.split()
+        first_of_none = self._first_of_none[language]
+        if first_of_none.issuperset(words):
             return []
+        by_word = [self._parts(word, language) for word in words]
+        if len(first_of_none) < CACHED:
+            first_of_none.update(word for word, parts in zip(words, by_word) if parts[0] not in longest)
+        parts = [part for found in by_word for part in found]
+        word_of = [i for i, found in enumerate(by_word) for _ in found]
         words, starts = word_starts(text)
-        return [
-            Span(starts[first], starts[end - 1] + len(words[end - 1]), *self._phrases[tuple(folded[first:end])])
-            for first, end in matches
-        ]
+        spans, at = [], 0
+        while at < len(parts):
+            first = word_of[at]
+            end = self._match(phrases, parts, word_of, at, longest.get(parts[at], 0))
+            if end:
+                last = word_of[end - 1]
+                spans.append(Span(starts[first], starts[last] + len(words[last]), *phrases[tuple(parts[at:end])]))
+            at = end or at + len(by_word[first])
+        return spans
 
-    def _match(self, words: Sequence[str], at: int, longest: int) -> int:
-        """Words of the longest phrase that begins at a word, 0 if none does."""
-        for length in range(min(longest, len(words) - at), 0, -1):
-            if tuple(words[at : at + length]) in self._phrases:
-                return length
+    @staticmethod
+    def _match(
+        phrases: Dict[Tuple[str, ...], Tuple[str, float]],
+        parts: Sequence[str],
+        word_of: Sequence[int],
+        at: int,
+        longest: int,
+    ) -> int:
+        """One past the last part of the longest phrase that begins at a part and ends with a word; 0 if none does."""
+        for end in range(min(at + longest, len(parts)), at, -1):
+            ends_word = end == len(parts) or word_of[end] != word_of[end - 1]
+            if ends_word and tuple(parts[at:end]) in phrases:
+                return end
         return 0
+
+    def _index(self, language: Optional[str]) -> _Index:
+        if language not in self._indexes:
+            index = _Index({}, {})
+            for phrase, kind, confidence in self._entries:
+                parts = [part for word in phrase.split() for part in self._parts(word, language)]
+                while parts and not parts[0]:
+                    parts = parts[1:]
+                while parts and not parts[-1]:
+                    parts = parts[:-1]
+                if not parts:
+                    raise UserError(f"phrase {phrase!r}: expected a letter or digit in it")
+                index.phrases[tuple(parts)] = (kind, confidence)
+                index.longest[parts[0]] = max(len(parts), index.longest.get(parts[0], 0))
+            # Most languages have the same rules: one copy serves them all.
+            self._indexes[language] = next((other for other in self._indexes.values() if other == index), index)
+            self._first_of_none[language] = set()
+        return self._indexes[language]
+
+    def _split(self, word: str, language: Optional[str]) -> Tuple[str, ...]:
+        """The parts of a word by which it is compared; one that is empty, where it has no letter."""
+        text = unicodedata.normalize("NFC", _IGNORABLE.sub("", word)).translate(_SIGNS)
+        if not self.match_case:
+            text = _DOT_OF_I.sub("", casefold(text, language))
+            text = text if language else text.replace("ı", "i")  # it may be Turkish
+        core = _OUTER.sub("", text)
+        if _SYMBOL.search(core):
+            return (unicodedata.normalize("NFC", core),)
+        return tuple(normalise(core, language, lower=False).split()) or ("",)
 
 
 def word_starts(text: str) -> Tuple[List[str], List[int]]:
@@ -91,10 +164,12 @@ def read_gazetteer(path: PathLike, match_case: bool = False, confidence: float =
     for number, line in text_lines(Path(path)):
         if not line.strip() or line.startswith("#"):
             continue
-        fields = [field.strip() for field in line.split("\t")]
+        fields = [field.strip() for field in line.rstrip().split("\t")]
         where = f"{path}, line {number}"
         if not 2 <= len(fields) <= 3 or not fields[0] or not fields[1]:
             raise UserError(f"{where}: expected 'phrase TAB type' or 'phrase TAB type TAB confidence'")
+        if not any(char.isalnum() or _SYMBOL.match(char) for char in fields[0]):
+            raise UserError(f"{where}: expected a phrase with a letter or digit, found {fields[0]!r}")
         entries.append((fields[0], fields[1], _confidence(fields[2], where) if len(fields) == 3 else confidence))
     if not entries:
         raise UserError(f"{path}: expected lines 'phrase TAB type', found none")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 from tokenverse_pp.errors import UserError
@@ -22,8 +22,12 @@ class EntityFinder(Protocol):
 
     source: str
 
-    def find(self, texts: Iterable[str]) -> Iterator[List[Span]]:
-        """The entities of each text."""
+    def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
+        """The entities of each text.
+
+        Args:
+            languages: of the texts, as far as they are known.
+        """
 
 
 class GazetteerEntities:
@@ -37,9 +41,9 @@ class GazetteerEntities:
         self.gazetteer = gazetteer
         self.source = f"gazetteer/{name}"
 
-    def find(self, texts: Iterable[str]) -> Iterator[List[Span]]:
-        """The phrases in each text."""
-        return map(self.gazetteer.find, texts)
+    def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
+        """The phrases in each text, by the rules of its language."""
+        return map(self.gazetteer.find, texts, chain(languages, repeat(None)))
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,9 @@ def _find_entities(rows: Sequence[Row], finder: EntityFinder, overwrite: bool) -
             raise UserError(f"{row.where}: cut {row.id}: field 'text': expected words in every turn")
         turns.append(found)
     source = MACHINE + finder.source
-    spans = finder.find(turn["text"] for found in turns for turn in found)
+    every = [turn for found in turns for turn in found]
+    languages = (code if isinstance(code, str) else None for code in (turn.get("language") for turn in every))
+    spans = finder.find((turn["text"] for turn in every), languages)
     for row, found in zip(rows, turns):
         for turn in found:
             supervision_custom(turn, row.id)["entities"] = [

@@ -43,8 +43,8 @@ class SpacyEntities:
         if "ner" in self.pipeline.pipe_names and hasattr(self.pipeline.get_pipe("ner"), "scored_ents"):
             self.recogniser = self.pipeline.get_pipe("ner")
 
-    def find(self, texts: Iterable[str]) -> Iterator[List[Span]]:
-        """The entities of each text, in order."""
+    def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
+        """The entities of each text, in order. The pipeline is of one language, so ``languages`` changes nothing."""
         for batch in _batches(texts):
             docs = list(self.pipeline.pipe(batch, batch_size=BATCH))
             for text, doc, scores in zip(batch, docs, self._scores(docs)):

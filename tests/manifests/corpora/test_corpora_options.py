@@ -1,5 +1,6 @@
 """Options of the prepare commands: microphones, channels, normalisers, overlaps, languages, places of parts."""
 
+import json
 import shutil
 import zipfile
 
@@ -132,7 +133,7 @@ def test_transcription_conventions_of_the_ldc(raw, expected):
     assert clean(raw) == expected
 
 
-def test_normaliser_none_keeps_case_and_punctuation(corpora, tmp_path, threads_for_commonvoice):
+def test_normaliser_none_keeps_case_and_punctuation(corpora, tmp_path):
     root = tmp_path / "cv"
     shutil.copytree(corpora["commonvoice"].corpus_dir / "fr", root / "fr")
     for normaliser in ("none", "cased"):
@@ -183,3 +184,104 @@ def test_mls_opus(tmp_path):
     shutil.move(tmp_path / "flac" / "mls_polish", tmp_path / "opus")
     result = run("manifest", "prepare", "mls", tmp_path / "opus", tmp_path / "both")
     assert result.exit_code == 2 and "mls_german_opus and mls_polish" in result.stderr
+
+
+CV_RELEASES = {
+    "1": "client_id path sentence up_votes down_votes age gender accent",
+    "5.1": "client_id path sentence up_votes down_votes age gender accent locale segment",
+    "8": "client_id path sentence up_votes down_votes age gender accents locale segment",
+    "13": "client_id path sentence up_votes down_votes age gender accents variant locale segment",
+    "17": "client_id path sentence_id sentence sentence_domain up_votes down_votes age gender accents variant locale "
+    "segment",
+    "bare": "path sentence",
+}
+
+
+def cv_release(corpora, root, columns, change=lambda split, rows: None, newline="\n"):
+    """The miniature's French with other columns; ``change`` may alter the rows (lists of cells)."""
+    shutil.copytree(corpora["commonvoice"].corpus_dir / "fr", root / "fr")
+    for split in ("train", "dev", "test"):
+        path = root / "fr" / f"{split}.tsv"
+        header, *lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [dict(zip(header, cells)) for cells in lines]
+        table = [columns, *[[{**row, "accent": row["accents"]}.get(name, "x") for name in columns] for row in rows]]
+        change(split, table)
+        path.write_bytes(newline.join("\t".join(cells) for cells in [*table, []]).encode("utf-8"))
+    return root
+
+
+@pytest.mark.parametrize("release", CV_RELEASES)
+def test_common_voice_releases(corpora, tmp_path, release):
+    columns = CV_RELEASES[release].split()
+    prepare("commonvoice", cv_release(corpora, tmp_path / "cv", columns), tmp_path / "out")
+    cuts, expected = cuts_of(tmp_path / "out", "train_fr"), cuts_of(corpora["commonvoice"].out, "train_fr")
+    assert [(cut.id, cut.supervisions[0].text) for cut in cuts] == [(c.id, c.supervisions[0].text) for c in expected]
+    (turn,) = cuts[1].supervisions
+    assert turn.speaker == (None if release == "bare" else "client1")
+    assert set(turn.custom) == {"age", "accents", "variant"} & {*columns, *(["accents"] if "accent" in columns else [])}
+    assert not (tmp_path / "out" / "left_out.jsonl").read_text()
+
+
+def test_common_voice_clips_without_ending_or_with_another_case(corpora, tmp_path):
+    def change(split, table):
+        at = table[0].index("path")
+        for row in table[1:]:
+            row[at] = {"train": row[at][:-4], "dev": row[at][:-4] + ".MP3", "test": row[at]}[split]
+
+    root = cv_release(corpora, tmp_path / "cv", CV_RELEASES["5.1"].split(), change, newline="\r\n")
+    for path in (root / "fr" / "clips").glob("*_test*"):
+        path.rename(path.with_suffix(".MP3"))
+    prepare("commonvoice", root, tmp_path / "out")
+    for part in ("train_fr", "dev_fr", "test_fr"):
+        assert [c.id for c in cuts_of(tmp_path / "out", part)] == [
+            c.id for c in cuts_of(corpora["commonvoice"].out, part)
+        ]
+    assert not (tmp_path / "out" / "left_out.jsonl").read_text()
+
+
+def test_common_voice_rows_that_cannot_be_read_are_listed(corpora, tmp_path):
+    bad = ["torn.mp3", "none.mp3", "../fr/clips/a.mp3", "", "/etc/hostname", "tab", "short", "twice", "latin"]
+
+    def change(split, table):
+        if split == "train":
+            good = table[1]
+            for name in bad:
+                table.append([*good[:1], name, *good[2:]])
+                if name in ("tab", "short", "twice"):
+                    table[-1] = [*good, "x"] if name == "tab" else good[:2] if name == "short" else good
+            table.append([*table[2][:1], "spare.mp3", *table[2][2:8]])  # empty cells at the end left out
+
+    root = cv_release(corpora, tmp_path / "cv", CV_RELEASES["13"].split(), change)
+    table = root / "fr" / "train.tsv"
+    table.write_bytes(table.read_bytes().replace(b"\tlatin\t", b"\tl\xe4tin\t"))
+    clips = root / "fr" / "clips"
+    (clips / "torn.mp3").write_bytes(b"no audio")
+    shutil.copy(next(clips.glob("common_voice*.mp3")), clips / "spare.mp3")
+    prepare("commonvoice", root, tmp_path / "out")
+    assert [cut.id for cut in cuts_of(tmp_path / "out", "train_fr")] == [
+        *(cut.id for cut in cuts_of(corpora["commonvoice"].out, "train_fr")),
+        "spare",
+    ]
+    items = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
+    assert len(items) == len(bad) and {item["part"] for item in items} == {"train_fr"}
+    reasons = {item["id"]: item["reason"] for item in items}
+    assert "cannot be read as audio" in reasons["torn"] and "not in the folder" in reasons["none.mp3"]
+    assert reasons["train.tsv, line 11"] == "expected 11 cells, found 12"
+    assert "not UTF-8" in reasons["train.tsv, line 14"]
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (b"client_id\tsentence\n", "no path"),
+        (b"path\n", "no sentence"),
+        (b"", "empty"),
+        (b"path\tsentence\tpath\n", "twice"),
+    ],
+)
+def test_common_voice_tables_without_what_is_needed(corpora, tmp_path, header, said):
+    root = cv_release(corpora, tmp_path / "cv", CV_RELEASES["13"].split())
+    (root / "fr" / "dev.tsv").write_bytes(header)
+    result = run("manifest", "prepare", "commonvoice", root, tmp_path / "out")
+    assert result.exit_code == 2 and said in result.stderr and "dev.tsv" in result.stderr
+    assert result.stderr.count("\n") == 1 and not (tmp_path / "out").exists()

@@ -12,11 +12,7 @@ from lhotse import CutSet
 from mini_corpora import make_commonvoice, sentence, speech, write, write_text
 from toy_runs import ROOT, environment
 
-# lhotse's Common Voice recipe starts an interpreter for each file of each language, five seconds each.
 COMMAND = f"""#!{sys.executable}
-from concurrent.futures import ThreadPoolExecutor
-import lhotse.recipes.commonvoice
-lhotse.recipes.commonvoice.ProcessPoolExecutor = lambda max_workers, **_: ThreadPoolExecutor(max_workers)
 from tokenverse_pp.cli.main import cli
 cli()
 """

@@ -37,6 +37,13 @@ TURNS = together(
 ENTITIES = together(
     click.option("--brat", type=ANY, help="Folder of BRAT documents NAME.txt + NAME.ann."),
     click.option("--conll", type=ANY, help="CoNLL file or folder: token .. BIO tag, a sentence a row."),
+    click.option(
+        "--discontinuous",
+        type=click.Choice(["refuse", "cover", "drop"]),
+        default="refuse",
+        show_default=True,
+        help="BRAT entities in several pieces: refuse the row, cover all from first to last, drop the entity.",
+    ),
     click.option("--inline-entities", "inline", type=click.Choice(["brackets", "tags"]), help="Marks in the text."),
     click.option("--widen-entities", "widen", is_flag=True, help="Entities that are a part of a word take all of it."),
 )

@@ -29,12 +29,14 @@ class Part:
     Attributes:
         name: the split, and after an underscore what tells it from others of the split: ``train``, ``train_de``.
         language: ISO 639 code of all its supervisions.
+        left_out: what the corpus has and the manifests have not: id, seconds, reason.
     """
 
     name: str
     recordings: RecordingSet
     supervisions: SupervisionSet
     language: str
+    left_out: Tuple[Tuple[str, float, str], ...] = ()
 
 
 @dataclass
@@ -45,7 +47,11 @@ class LeftOut:
 
     def add(self, turn: SupervisionSegment, reason: str) -> None:
         """Note a turn."""
-        self.items.append({"id": turn.id, "seconds": round(turn.duration, 3), "reason": reason})
+        self.note(turn.id, turn.duration, reason)
+
+    def note(self, name: str, seconds: float, reason: str) -> None:
+        """Note what has no turn."""
+        self.items.append({"id": name, "seconds": round(seconds, 3), "reason": reason})
 
     def by_reason(self) -> Dict[str, List[float]]:
         """Seconds of the turns by reason, the most frequent first."""
@@ -100,6 +106,8 @@ def write_parts(
     files: Dict[Path, Tuple[Iterable[Cut], LeftOut]] = {}
     for part in parts:
         left_out = LeftOut()
+        for item in part.left_out:
+            left_out.note(*item)
         files[paths[part.name]] = (to_cuts(part, left_out), left_out)
     write_checked_files(files, output_dir / "left_out.jsonl", say)
     return paths

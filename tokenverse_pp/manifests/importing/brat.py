@@ -1,72 +1,199 @@
-"""BRAT standoff entities: NAME.txt and NAME.ann beside it."""
+"""BRAT standoff entities: NAME.txt and NAME.ann beside it.
+
+Offsets count characters (code points) of the .txt, as brat does. Every entity line holds the words as well, so a wrong
+count is found out. Line ends and a byte order mark may have been changed since the annotation.
+"""
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections import Counter
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.importing.documents import Document
-from tokenverse_pp.manifests.importing.rows import BadRow, Place, Span
+from tokenverse_pp.manifests.importing.rows import BadRow, Place, shown
 from tokenverse_pp.manifests.importing.textfiles import expect, lines_of
 from tokenverse_pp.manifests.lines import raw_lines, text_of
 
 FORM = "T1<tab>TYPE start end<tab>words"
+REFUSE, COVER, DROP = "refuse", "cover", "drop"
+DISCONTINUOUS = (REFUSE, COVER, DROP)  # what becomes of entities in several pieces
+_OTHER_LINE = re.compile(r"[REAMN]\S*\t|[#*]")  # relations, events, attributes, normalisations, notes, equivalences
+_BOM = "\ufeff"
 
 
-def find_brat(folder: Path) -> Dict[str, Path]:
-    """The .ann files of a folder by name. A .txt without .ann was not annotated.
+class Entity(NamedTuple):
+    """A ``T`` line: its pieces are pairs of first and last (exclusive) character."""
+
+    place: Place
+    id: str
+    type: str
+    pieces: Tuple[Tuple[int, int], ...]
+    words: str
+
+
+def find_brat(folder: Path) -> Dict[str, Union[Path, Document]]:
+    """The .ann files of a folder by name. A .txt without .ann was not annotated. Two of one name are an error of both.
 
     Raises:
-        UserError: where there is none, or two have one name.
+        UserError: where there is none.
     """
-    found: Dict[str, Path] = {}
-    for path in sorted(folder.rglob("*.ann")):
-        if path.stem in found:
-            raise UserError(f"{path}: {found[path.stem]} has the same name; expected one document of a name")
-        found[path.stem] = path
+    found: Dict[str, Union[Path, Document]] = {}
+    paths: Dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        # ._NAME is what macOS stores beside a file.
+        if path.suffix.lower() != ".ann" or path.name.startswith("._") or not path.is_file():
+            continue
+        name = unicodedata.normalize("NFC", path.stem)
+        if name in paths:
+            error = f"{paths[name]} has the same name; expected one document of a name"
+            found[name] = Document(Place(str(path), 1), name, "", [], error)
+        else:
+            found[name] = paths[name] = path
     if not found:
         raise UserError(f"{folder}: expected BRAT documents (NAME.txt with NAME.ann), found no .ann")
     return found
 
 
-def read_brat(path: Path) -> Document:
-    """One document. Relations, events, attributes and notes are passed over: only ``T`` lines are entities."""
+def read_brat(path: Path, discontinuous: str = REFUSE, notes: Optional[Counter[str]] = None) -> Document:
+    """One document. Relations, events, attributes and notes are skipped: only ``T`` lines are entities.
+
+    Args:
+        discontinuous: one of `DISCONTINUOUS`. Pieces with no letter or digit between them are one piece (brat cuts an
+            entity at a line end).
+        notes: counts what ``cover`` and ``drop`` changed.
+    """
     at = Place(str(path), 1)
-    spans: List[Span] = []
     try:
-        text = _text(path.with_suffix(".txt"))
+        text = _text(_text_file(path))
+        entities = []
         for place, line in lines_of(path):
             at = place
             if not isinstance(line, str):
                 raise BadRow(line.reason)
             if line.startswith("T"):
-                spans.append(_span(line, text))
+                entities.append(_entity(place, line))
+            elif not _OTHER_LINE.match(line):
+                raise BadRow(
+                    f"expected `{FORM}`, or a line that begins with R, E, A, M, N, # or *; found {shown(line)}"
+                )
+        text, wrong = _as_counted(text, entities)
+        if wrong is not None:
+            at = wrong.place
+            raise BadRow(_why_wrong(text, wrong, entities))
     except UserError as error:
         return Document(at, path.stem, "", [], str(error))
-    return Document(Place(str(path), 1), path.stem, text, spans)
+    document = Document(Place(str(path), 1), path.stem, text, [])
+    for entity in _without_repeats(entities, document):
+        _take(entity, document, discontinuous, notes if notes is not None else Counter())
+    return document
+
+
+def _text_file(path: Path) -> Path:
+    for ending in (".txt", ".TXT", ".Txt"):
+        if path.with_suffix(ending).is_file():
+            return path.with_suffix(ending)
+    raise BadRow(f"{path.with_suffix('.txt')}: no such file")
 
 
 def _text(path: Path) -> str:
-    # Offsets count the characters of the file, so line ends stay as they are.
-    if not path.is_file():
-        raise BadRow(f"{path}: no such file")
-    lines = []
+    # Offsets count the characters of the file, so line ends and a byte order mark stay as they are.
     for number, line in raw_lines(path):
-        lines.append(text_of(line, f"{path}, line {number}"))
-    newline = "\r\n" if path.read_bytes()[:65536].count(b"\r\n") else "\n"
-    return newline.join(lines)
+        text_of(line, f"{path}, line {number}")
+    return path.read_bytes().decode("utf-8")
 
 
-def _span(line: str, text: str) -> Tuple[int, int, str]:
-    cells = line.split("\t")
+def _entity(place: Place, line: str) -> Entity:
+    cells = line.split("\t", 2)
     expect(len(cells) == 3, FORM, line)
-    kind, _, numbers = cells[1].partition(" ")
-    if ";" in numbers:
-        raise BadRow(f"expected an entity in one piece, found {cells[1]!r}")
-    bounds = numbers.split()
-    expect(len(bounds) == 2 and all(b.isascii() and b.isdigit() and len(b) < 10 for b in bounds), FORM, line)
-    start, end = int(bounds[0]), int(bounds[1])
-    if " ".join(text[start:end].split()) != " ".join(cells[2].split()) or end <= start:
-        raise BadRow(f"characters {start} to {end} are {text[start:end][:60]!r}, not {cells[2][:60]!r}")
-    return start, end, kind
+    kind, _, numbers = cells[1].strip(" ").partition(" ")
+    pieces = []
+    for piece in numbers.split(";"):
+        bounds = piece.split()
+        expect(len(bounds) == 2 and all(b.isascii() and b.isdigit() and len(b) < 10 for b in bounds), FORM, line)
+        start, end = int(bounds[0]), int(bounds[1])
+        expect(start < end, FORM + " with start < end", line)
+        pieces.append((start, end))
+    pieces.sort()
+    expect(all(a[1] <= b[0] for a, b in zip(pieces, pieces[1:])), FORM + " with pieces that do not overlap", line)
+    return Entity(place, cells[0], kind, tuple(pieces), cells[2])
+
+
+def _words(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _fits(entity: Entity, piece_of: Callable[[int, int], str]) -> bool:
+    return _words(" ".join(piece_of(*piece) for piece in entity.pieces)) == _words(entity.words)
+
+
+def _ways_to_count(text: str) -> Iterator[str]:
+    """The text as it is; then with either line end, without and with a byte order mark."""
+    bare = (text[1:] if text.startswith(_BOM) else text).replace("\r\n", "\n")
+    ways = [mark + bare.replace("\n", newline) for mark in ("", _BOM) for newline in ("\n", "\r\n")]
+    yield from dict.fromkeys([text, *ways])
+
+
+def _as_counted(text: str, entities: List[Entity]) -> Tuple[str, Optional[Entity]]:
+    """The text whose characters the offsets count; the first entity that is wrong in it, if there is none such."""
+    for way in _ways_to_count(text):
+        if all(_fits(entity, _slicer(way)) for entity in entities):
+            return way, None
+    return text, next(entity for entity in entities if not _fits(entity, _slicer(text)))
+
+
+def _slicer(text: str) -> Callable[[int, int], str]:
+    return lambda start, end: text[start:end]
+
+
+def _why_wrong(text: str, wrong: Entity, entities: List[Entity]) -> str:
+    utf16, utf8 = text.encode("utf-16-le"), text.encode("utf-8")
+    ways: Dict[str, Callable[[int, int], str]] = {
+        "UTF-16 code units": lambda start, end: utf16[2 * start : 2 * end].decode("utf-16-le", "replace"),
+        "bytes": lambda start, end: utf8[start:end].decode("utf-8", "replace"),
+    }
+    for unit, piece_of in ways.items():
+        if all(_fits(entity, piece_of) for entity in entities):
+            return f"its offsets count {unit}; expected characters (code points), as brat counts"
+    if wrong.pieces[-1][1] > len(text):
+        return f"character {wrong.pieces[-1][1]} lies beyond the end of the text of {len(text)} characters"
+    found = " ".join(text[start:end] for start, end in wrong.pieces)
+    places = ", ".join(f"{start} to {end}" for start, end in wrong.pieces)
+    return f"characters {places} are {found[:60]!r}, not {wrong.words[:60]!r}"
+
+
+def _without_repeats(entities: List[Entity], document: Document) -> Iterator[Entity]:
+    """The entities, each once; those of one id that differ are refused."""
+    by_id: Dict[str, Entity] = {}
+    seen = set()
+    for entity in entities:
+        first = by_id.setdefault(entity.id, entity)
+        if (first.type, first.pieces) != (entity.type, entity.pieces):
+            for one in (first, entity):
+                reason = (
+                    f"{entity.place}: {entity.id} is there twice, as {shown(first.words)} and {shown(entity.words)}"
+                )
+                document.refused.append((one.pieces[0][0], one.pieces[-1][1], reason))
+        elif (entity.type, entity.pieces) not in seen:
+            seen.add((entity.type, entity.pieces))
+            yield entity
+
+
+def _take(entity: Entity, document: Document, discontinuous: str, notes: Counter[str]) -> None:
+    start, end = entity.pieces[0][0], entity.pieces[-1][1]
+    gaps = "".join(document.text[a[1] : b[0]] for a, b in zip(entity.pieces, entity.pieces[1:]))
+    if any(char.isalnum() for char in gaps):
+        if discontinuous == REFUSE:
+            reason = (
+                f"{entity.place}: entity {shown(entity.words)} is in {len(entity.pieces)} pieces "
+                "(--discontinuous cover takes all from the first to the last, drop leaves it out)"
+            )
+            document.refused.append((start, end, reason))
+            return
+        notes[f"discontinuous entities, {'dropped' if discontinuous == DROP else 'covered'}"] += 1
+        if discontinuous == DROP:
+            return
+    document.spans.append((start, end, entity.type))

@@ -14,6 +14,7 @@ from tokenverse_pp.tasks.registry import REGISTRY
 
 TEXTS = ("id", "audio", "recording", "channel", "text", "speaker", "language")
 NAMES = (*TEXTS, "start", "end", "duration", "entities", "endpoint", "tasks")
+FIRST = ("audio", "recording", "channel")
 CUSTOM = "custom."  # custom.NAME: a field of the supervision for a task that is not ours
 TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
 
@@ -70,8 +71,9 @@ class FieldMap:
         return row
 
     def _read(self, row: Row, values: Mapping[str, Any]) -> None:
-        # The recording comes first: a row that fails must not be missing from a cut without a word.
-        for name in sorted(values, key=lambda name: name not in ("audio", "recording", "channel")):
+        # The recording comes first: a row that fails must not be missing from a cut without a word. Its id and text say
+        # which part of an annotation is its own.
+        for name in sorted(values, key=lambda name: (name not in FIRST, name not in ("id", "text"))):
             if name.startswith(CUSTOM):
                 row.custom[name[len(CUSTOM) :]] = plain(values[name], name)
             elif name in _READERS:

@@ -26,6 +26,7 @@ class Ledger:
         self.first: List[Rejected] = []
         self.cuts = 0
         self.cuts_by_task: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()  # what an option changed without rejecting a row
         self._list = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
         print("file", "line", "reason", sep="\t", file=self._list)
 
@@ -60,5 +61,7 @@ class Ledger:
         if self.rejected > len(self.first):
             say(f"left out: {self.rejected - len(self.first)} more (--rejected FILE lists all)")
         say(f"rows: {self.read} read = {self.kept} kept + {self.rejected} left out")
+        for note, count in sorted(self.notes.items()):
+            say(f"{note}: {count}")
         tasks = ", ".join(f"{name} {count}" for name, count in self.cuts_by_task.items())
         say(f"cuts: {self.cuts}, labelled for {tasks}: {output}")

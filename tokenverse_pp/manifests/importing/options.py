@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Mapping, Optional, Tuple
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.importing.brat import REFUSE
 from tokenverse_pp.manifests.importing.fields import FieldMap
 from tokenverse_pp.manifests.importing.texts import AS_IT_IS
 
@@ -23,6 +24,7 @@ class ImportOptions:
     Args:
         constants: values of fields of rows that lack them.
         per: one cut per ``row`` or per ``recording``.
+        discontinuous: what becomes of entities of BRAT in several pieces: ``refuse``, ``cover`` or ``drop``.
         pause: seconds without a word after which a new turn begins, where words alone are given.
     """
 
@@ -45,6 +47,7 @@ class ImportOptions:
     inline: Optional[str] = None
     normaliser: str = AS_IT_IS
     widen: bool = False
+    discontinuous: str = REFUSE
     per: str = ROW
     pause: float = 1.0
     sampling_rate: Optional[int] = 16000

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from lhotse import MonoCut
 from tqdm import tqdm
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.ids import NameSet
-from tokenverse_pp.manifests.importing.annotations import NamedDocuments, SentencesInOrder, open_documents
+from tokenverse_pp.manifests.importing.annotations import (
+    Attached,
+    NamedDocuments,
+    SentencesInOrder,
+    open_documents,
+)
 from tokenverse_pp.manifests.importing.audio import AudioFinder
 from tokenverse_pp.manifests.importing.audio_out import AudioOut
 from tokenverse_pp.manifests.importing.cuts import CutMaker, reject_group
@@ -68,7 +74,7 @@ class _Import:
         options = self.options
         self.finder = AudioFinder(options.folder, options.sampling_rate, options.allow_pipes, self.audio_out)
         self.maker = CutMaker(self.finder, options.normaliser, options.widen)
-        self.documents = open_documents(options.brat, options.conll)
+        self.documents = open_documents(options.brat, options.conll, options.discontinuous)
         self.row_ids, self.cut_ids = NameSet(), NameSet()
         self.together = options.per == RECORDING
 
@@ -82,18 +88,21 @@ class _Import:
             yield from self._cuts_of(group)
         if self.documents is not None:
             self._reject_more(self.documents.unused())
+        if isinstance(self.documents, NamedDocuments):
+            self.ledger.notes.update(self.documents.notes)
 
     def _items(self) -> Iterator[RowOrRejected]:
         """Every row, counted; with a known audio file and an id of its own."""
-        rows = rows_of(self.options, self.audio_out)
+        read = rows_of(self.options, self.audio_out)
+        rows = self.documents.attach(read) if isinstance(self.documents, SentencesInOrder) else read
         for item in tqdm(rows, desc="import", unit=" rows", disable=None, leave=False):
             self.ledger.read += 1
-            if isinstance(self.documents, SentencesInOrder):
-                item = self.documents.attach(item)
             if isinstance(item, Row):
                 item = self._opened(item)
             if isinstance(item, Rejected) and item.row is None:
                 self._check_unknown(item)
+            if isinstance(self.documents, NamedDocuments):
+                self.documents.note(item)
             yield item
 
     def _opened(self, row: Row) -> RowOrRejected:
@@ -116,14 +125,21 @@ class _Import:
     def _keyed(self) -> Iterator[Tuple[str, float, RowOrRejected]]:
         for number, item in enumerate(self._items()):
             row = item.row if isinstance(item, Rejected) else item
-            try:
-                if row is None:
-                    raise BadRow("unknown")
-                recording, channel = self.finder.recording(row)
-                key = f"{recording.sources[0].source}\0{channel}"
-            except BadRow:
-                key = f"\0{number}"
+            key = f"\0{number}"
+            if row is not None and isinstance(self.documents, NamedDocuments):
+                # A document has all channels of its recording, which resampling writes to files of their own.
+                key = os.path.normpath(row.audio) if row.audio else row.recording or key
+            elif row is not None:
+                key = self._channel_of(row) or key
             yield key, (row.start or 0.0) if row is not None else 0.0, item
+
+    def _channel_of(self, row: Row) -> Optional[str]:
+        """The audio file and channel of a row, None where they are not to be had."""
+        try:
+            recording, channel = self.finder.recording(row)
+        except BadRow:
+            return None
+        return f"{recording.sources[0].source}\0{channel}"
 
     def _cuts_of(self, group: List[RowOrRejected]) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
         rows = [item for item in group if isinstance(item, Row)]
@@ -132,19 +148,42 @@ class _Import:
             self.ledger.reject(item)
         if not rows:
             return
-        if bad and self.together:
-            self._reject_all(rows, f"in one cut with {bad[0].place}, which cannot be mapped", follows=True)
+        attached = Attached()
+        if isinstance(self.documents, NamedDocuments):
+            attached = self.documents.attach(rows, [item.row for item in bad if item.row is not None])
+        reasons = {id(rows[number]): reason for number, reason in attached.problems.items()}
+        if self.together:
+            if attached.surplus and not reasons:  # the cuts would lack words that were annotated
+                reasons = {id(row): attached.surplus[0].reason for row in rows}
+            yield from self._whole_cuts(rows, bad, reasons)
             return
-        try:
-            if isinstance(self.documents, NamedDocuments):
-                self.documents.attach(rows)
-        except BadRow as error:
-            self._reject_all(rows, str(error))
-            return
-        for part in [rows] if self.together else [[row] for row in rows]:
-            cut = self._cut(part)
-            if cut is not None:
-                yield cut, part
+        self._reject_more(iter(attached.surplus))
+        for row in rows:
+            if id(row) in reasons:
+                self.ledger.reject(Rejected(row.place, reasons[id(row)]))
+            else:
+                cut = self._cut([row])
+                if cut is not None:
+                    yield cut, [row]
+
+    def _whole_cuts(
+        self, rows: List[Row], bad: List[Rejected], reasons: Mapping[int, str]
+    ) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
+        """The cut of each channel, if nothing in it was rejected."""
+        parts: Dict[Optional[str], List[Row]] = {}
+        for row in rows:
+            parts.setdefault(self._channel_of(row), []).append(row)
+        for channel, part in parts.items():
+            culprits = [item.place for item in bad if item.row is not None and self._channel_of(item.row) == channel]
+            culprits += [row.place for row in part if id(row) in reasons]
+            if not culprits:
+                cut = self._cut(part)
+                if cut is not None:
+                    yield cut, part
+            for row in part if culprits else ():
+                others = f"in one cut with {culprits[0]}, which cannot be mapped"
+                reason = reasons.get(id(row))
+                self.ledger.reject(Rejected(row.place, reason or others, follows=reason is None))
 
     def _cut(self, rows: List[Row]) -> Optional[MonoCut]:
         try:
@@ -156,10 +195,6 @@ class _Import:
             for item in reject_group(rows, error):
                 self.ledger.reject(item)
             return None
-
-    def _reject_all(self, rows: Sequence[Row], reason: str, follows: bool = False) -> None:
-        for row in rows:
-            self.ledger.reject(Rejected(row.place, reason, follows=follows))
 
     def _reject_more(self, items: Iterator[Rejected]) -> None:
         for item in items:
