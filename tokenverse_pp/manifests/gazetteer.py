@@ -8,7 +8,7 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import PathLike
-from tokenverse_pp.manifests.lines import text_lines
+from tokenverse_pp.manifests.lines import BLANKS, number_of, stray_control, text_lines
 
 
 class Span(NamedTuple):
@@ -91,9 +91,12 @@ def read_gazetteer(path: PathLike, match_case: bool = False, confidence: float =
     for number, line in text_lines(Path(path)):
         if not line.strip() or line.startswith("#"):
             continue
-        fields = [field.strip() for field in line.split("\t")]
+        fields = [field.strip(BLANKS) for field in line.split("\t")]
         where = f"{path}, line {number}"
-        if not 2 <= len(fields) <= 3 or not fields[0] or not fields[1]:
+        stray = stray_control(line)
+        if stray is not None:
+            raise UserError(f"{where}: holds a {stray}; expected one phrase a line")
+        if not 2 <= len(fields) <= 3 or not fields[0].strip() or not fields[1].strip():
             raise UserError(f"{where}: expected 'phrase TAB type' or 'phrase TAB type TAB confidence'")
         entries.append((fields[0], fields[1], _confidence(fields[2], where) if len(fields) == 3 else confidence))
     if not entries:
@@ -102,10 +105,7 @@ def read_gazetteer(path: PathLike, match_case: bool = False, confidence: float =
 
 
 def _confidence(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
+    value = number_of(text)
+    if value is None or not 0 <= value <= 1:
         raise UserError(f"{where}: expected a confidence of 0 to 1, found {text!r}")
     return value
