@@ -9,7 +9,9 @@ from typing import Dict, List, Sequence
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.corpora.languages import common_voice_code
 from tokenverse_pp.manifests.corpora.parts import Part, Say, lhotse_recipe, require
+from tokenverse_pp.manifests.corpora.rows import Form, check_table, in_corpus, readable
 from tokenverse_pp.manifests.corpora.utterances import write_utterances
+from tokenverse_pp.manifests.lines import text_lines
 
 SPLITS = ("train", "dev", "test")
 COLUMNS = ("client_id", "path", "sentence", "age", "gender", "accents", "variant")  # what lhotse's recipe reads
@@ -38,12 +40,24 @@ def prepare_commonvoice(
     require(corpus_dir, ["*/clips", "*/train.tsv"], LAYOUT)
     locales = list(languages) or sorted(path.parent.name for path in corpus_dir.glob("*/train.tsv"))
     _check_locales(corpus_dir, locales)
-    with tempfile.TemporaryDirectory() as folder, lhotse_recipe("commonvoice", corpus_dir, LAYOUT):
-        manifests = recipe(corpus_dir, folder, languages=locales, splits=SPLITS, num_jobs=jobs)
-    parts = [
-        Part(f"{split}_{common_voice_code(locale)}", **manifests[locale][split], language=common_voice_code(locale))
+    tables = {
+        (locale, split): check_table(corpus_dir / locale / f"{split}.tsv", Form())
         for locale in locales
         for split in SPLITS
+    }
+    with readable(corpus_dir, list(tables.values()), linked=["clips"]) as source:
+        with tempfile.TemporaryDirectory() as folder, lhotse_recipe("commonvoice", corpus_dir, LAYOUT):
+            manifests = recipe(source, folder, languages=locales, splits=SPLITS, num_jobs=jobs)
+        for locale, split in tables:
+            in_corpus(manifests[locale][split]["recordings"], source, corpus_dir)
+    parts = [
+        Part(
+            f"{split}_{common_voice_code(locale)}",
+            **manifests[locale][split],
+            language=common_voice_code(locale),
+            unread=table.left_out(),
+        )
+        for (locale, split), table in tables.items()
     ]
     return write_utterances(parts, output_dir, "commonvoice", normaliser, jobs, say)
 
@@ -60,8 +74,7 @@ def _check_locales(corpus_dir: Path, locales: List[str]) -> None:
             )
         for split in SPLITS:
             path = corpus_dir / locale / f"{split}.tsv"
-            with open(path, encoding="utf-8") as file:
-                found = file.readline().rstrip("\n").split("\t")
+            found = next((line.split("\t") for _, line in text_lines(path)), [])
             missing = [name for name in COLUMNS if name not in found]
             if missing:
                 raise UserError(f"{path}, line 1: expected the columns {', '.join(COLUMNS)}; no {missing[0]}")

@@ -64,8 +64,10 @@ class Ledger:
         """Print the counts of an import that was written."""
         for item in self.first:
             say(f"left out: {item}")
-        if self.rejected > len(self.first):
-            say(f"left out: {self.rejected - len(self.first)} more (--rejected FILE lists all)")
+        if self.bad > len(self.first):
+            say(f"left out: {self.bad - len(self.first)} more (--rejected FILE lists all)")
+        if self.rejected > self.bad:
+            say(f"left out, as the options ask: {self.rejected - self.bad} (--rejected FILE lists them)")
         say(f"rows: {self.read} read = {self.kept} kept + {self.rejected} left out")
         tasks = ", ".join(f"{name} {count}" for name, count in self.cuts_by_task.items())
         say(f"cuts: {self.cuts}, labelled for {tasks}: {output}")

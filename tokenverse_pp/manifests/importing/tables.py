@@ -51,7 +51,7 @@ def read_table(path: Path, fields: FieldMap, delimiter: Optional[str] = None) ->
     if delimiter is None and ending not in DELIMITERS:
         known = ", ".join([*DELIMITERS, *JSON_LINES])
         raise UserError(f"{path}: expected a table ({known}, also with .gz), or --delimiter")
-    return _delimited_rows(path, fields, Path(name).stem, check_delimiter(delimiter or DELIMITERS[ending]))
+    return _delimited_rows(path, fields, Path(name).stem, check_delimiter(DELIMITERS[ending] if delimiter is None else delimiter))
 
 
 def check_delimiter(delimiter: str) -> str:
@@ -159,7 +159,7 @@ class _Records:
                 cells = next(csv.reader(lines(), delimiter=self.delimiter, strict=True))
             problem = self._swallowed(taken, cells)
         except csv.Error as error:
-            problem = _reason(str(error))
+            problem = _reason(str(error), taken[-1][0] if len(taken) > 1 else None)
         if problem is None:
             return _checked(number, cells, quoted=True)
         self._ahead.extendleft(reversed(taken[1:]))
@@ -171,19 +171,19 @@ class _Records:
             return None
         if len(cells) != len(self.columns):
             return f"expected {len(self.columns)} cells, found {len(cells)} in lines up to {taken[-1][0]}"
-        alone = [self._alone(line) for _, line in taken]
         # The last line of a good record may look like a row, if the quote is opened in the first column.
-        suspects = taken[1:] if len(alone[0]) == len(cells) else taken[1:-1]
-        for (number, _), inner in zip(suspects, alone[1:]):
+        suspects = taken[1:] if len(self._alone(taken[0][1], strict=False)) == len(cells) else taken[1:-1]
+        for number, line in suspects:
+            inner = self._alone(line, strict=True)
             if len(inner) == len(cells) and _are_alike(inner, cells):
                 return f"a quote is not closed before line {number}, which is a row of its own"
         return None
 
-    def _alone(self, line: bytes) -> List[str]:
-        """The cells of a line if no quote were open before it."""
+    def _alone(self, line: bytes, strict: bool) -> List[str]:
+        """The cells of a line if no quote were open before it; none if it cannot be a row."""
         with _long_cells():
             try:
-                return next(csv.reader([_text(line)], delimiter=self.delimiter), [])
+                return next(csv.reader([_text(line)], delimiter=self.delimiter, strict=strict), [])
             except csv.Error:
                 return []
 
@@ -193,12 +193,14 @@ def _text(line: bytes) -> str:
     return line.decode("utf-8", "surrogateescape") + "\n"
 
 
-def _reason(error: str) -> str:
-    """What the csv module says of a record, for a message."""
+def _reason(error: str, end: Optional[int]) -> str:
+    """What the csv module says of a record, for a message; ``end``: its last line, where it has several."""
     if "new-line character" in error:
         return "holds a carriage return (U+000D) outside of quotes; expected lines that end in LF or CRLF"
     if "unexpected end of data" in error:
         return "a quote is not closed"
+    if end is not None:
+        return f"a quote is not closed: the next one, in line {end}, opens another"
     return f"broken quoting: {error}"
 
 

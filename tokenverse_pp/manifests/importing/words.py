@@ -111,7 +111,7 @@ def _turn(recording: str, channel: str, words: List[Word]) -> RowOrRejected:
         end=max(word.end for word in words),
         text=" ".join(word.text for word in words),
     )
-    bad = next((word for word in words if word.problem is not None), None)
+    bad = min((word for word in words if word.problem is not None), key=lambda word: word.place.line, default=None)
     if bad is None:
         return row
     return Rejected(bad.place, f"{bad.problem} (a turn of {len(words)} words from {row.start:.3f} s on)", row)
