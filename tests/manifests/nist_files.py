@@ -3,7 +3,21 @@
 from hypothesis import strategies as st
 
 # Words as they stand in real files: with Unicode spaces, signs, fragments, transliteration.
-WORDS = ["uh", "10\u00a0000", "a\u2009b", "x\u3000", "<n", ">mr", "{lktAb", "h*A", "wor-", "-rd", "5%", "l'été", "ü", "١"]
+WORDS = [
+    "uh",
+    "10\u00a0000",
+    "a\u2009b",
+    "x\u3000",
+    "<n",
+    ">mr",
+    "{lktAb",
+    "h*A",
+    "wor-",
+    "-rd",
+    "5%",
+    "l'été",
+    "\u0661",
+]
 MARKS = ["(%HESITATION)", "<sil>", "<unk>", "(um)", "((", "}", "[noise]", "%uh", "@", "the(2)", "{um", "/"]
 STRAY = ["\r", "\0", "\x1c", "\u0085", "\x0b", "\x7f"]
 NO_TIMES = ["nan", "inf", "-1", "1_0", "\u0661", "x", "0x1", "1,5", "*", "", "9" * 400]
@@ -69,7 +83,7 @@ def ctm_line(draw):
     return draw(gap).join(cells).encode(), cells[4] if kind == "good" else None
 
 
-CELLS = ["plain", "with, comma", 'he said "yes"', "tab\there", "semi;colon", "a\u2028b", "x\u00a0y", "ends in quote\"", ""]
+CELLS = ["plain", "with, comma", 'he said "yes"', "tab\there", "semi;colon", "a\u2028b", "x\u00a0y", 'a quote"', ""]
 
 
 @st.composite
@@ -78,7 +92,7 @@ def table(draw):
     delimiter = draw(st.sampled_from([",", "\t", ";"]))
     quoting = delimiter != "\t"
     lines, rows = [delimiter.join(["id", "audio", "text", "note"]).encode()], []
-    for number in range(draw(st.integers(1, 6))):
+    for number in range(draw(st.integers(1, 4))):
         text, note = draw(st.sampled_from(CELLS)), draw(st.sampled_from(CELLS))
         if quoting and draw(st.booleans()):
             text += draw(st.sampled_from(["\nsecond line", '\n"quoted"\n', "\n1,2,3,4", "\rcarriage return"]))

@@ -15,7 +15,7 @@ from tokenverse_pp.manifests.importing.words import Word, Words
 
 audio_dir = pytest.fixture(scope="module")(make_audio_dir)
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-MANY = settings(FEW, max_examples=10_000)
+MANY = settings(FEW, max_examples=5_000)
 
 
 def write(path, text):
@@ -77,8 +77,8 @@ def test_every_word_of_a_ctm_is_in_a_turn_or_named(tmp_path, lines):
 
 @pytest.mark.slow
 def test_ten_thousand_nist_files(tmp_path):
-    MANY(given(st.lists(stm_line(), min_size=1, max_size=4))(lambda lines: check_stm(tmp_path, lines)))()
-    MANY(given(st.lists(ctm_line(), min_size=1, max_size=6))(lambda lines: check_ctm(tmp_path, lines)))()
+    MANY(given(st.lists(stm_line(), min_size=1, max_size=2))(lambda lines: check_stm(tmp_path, lines)))()
+    MANY(given(st.lists(ctm_line(), min_size=1, max_size=3))(lambda lines: check_ctm(tmp_path, lines)))()
 
 
 @settings(FEW, max_examples=10)
@@ -166,7 +166,8 @@ def test_alternatives_of_a_ctm(audio_dir, tmp_path):
 )
 def test_broken_alternatives_spoil_their_words(tmp_path, lines, problem):
     items = list(read_ctm(write(tmp_path / "a.ctm", lines), "resolve"))
-    assert {item.text for item in items if item.problem is not None and problem in item.problem} >= {"um", "you", "know"}
+    spoilt = {item.text for item in items if item.problem is not None and problem in item.problem}
+    assert spoilt >= {"um", "you", "know"}
     assert [item.text for item in items if item.problem is None][-1] == "oui"
 
 

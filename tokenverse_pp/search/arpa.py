@@ -5,8 +5,8 @@ model is trained. Log-probabilities are to the base 10 in the file. Pieces that 
 all their n-grams; pieces of the tokenizer that the file lacks are as probable as the rarest one.
 
 A file is read whole or not at all: a section for each length, in order, with as many n-grams as the counts after
-``\data\`` say, and ``\end\`` (a file without counts must have it as well). Remarks may stand before ``\data\``, and
-anything after ``\end\``.
+``\data\`` say, and ``\end\`` (a file without counts must have it as well). Remarks may stand before ``\data\`` and
+after ``\end\``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, NoReturn, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
@@ -79,15 +79,16 @@ class _Arpa:
         if len(levels) in self.weighted:
             self.number, weighted = self.weighted[len(levels)]
             self._bad(f"a back-off weight of an n-gram of the highest order: {weighted!r}")
+        for _ in lines:
+            pass  # a packed file may be cut off further on
         return levels
 
     def _lines(self) -> Iterator[str]:
-        """Lines that are not blank, without blanks at their ends."""
+        """Lines that are not blank, without blanks at their ends; a tab at an end stays: a weight is missing there."""
         for number, line in text_lines(self.path, "a language model"):
             self.number = number
-            line = line.strip(BLANKS)
-            if line:
-                yield line
+            if line.strip(BLANKS):
+                yield line.lstrip(BLANKS).rstrip(" ")
 
     def _counts(self, lines: Iterator[str]) -> Tuple[List[int], str]:
         """How many n-grams there are of each length, as far as the file says, and the first section's line."""
@@ -114,6 +115,7 @@ class _Arpa:
     ) -> Tuple[Dict[Gram, Tuple[float, float]], Optional[str]]:
         """The n-grams of a section, and the line after it; None where the file ends."""
         level: Dict[Gram, Tuple[float, float]] = {}
+        others: Set[str] = set()  # n-grams with pieces that are not ours
         read, after = 0, None
         for line in lines:
             if line == "\\end\\" or _SECTION.fullmatch(line):
@@ -125,10 +127,13 @@ class _Arpa:
                 self._bad(f"the file states {count} {length}-grams, this is one more: {line!r}")
             if weight != 0:
                 self.weighted.setdefault(length, (self.number, line))
-            if all(word in self.ids for word in words):
-                gram = tuple(self.ids[word] for word in words)
-                if gram in level:
-                    self._bad(f"{length}-gram {' '.join(words)!r} is there twice")
+            known = all(word in self.ids for word in words)
+            gram, name = tuple(self.ids[word] for word in words) if known else (), " ".join(words)
+            if gram in level or name in others:
+                self._bad(f"{length}-gram {name!r} is there twice")
+            if not known:
+                others.add(name)
+            else:
                 level[gram] = (-math.inf if value <= NEVER else value * LN_10, weight * LN_10)
         if count is not None and read < count:
             cut = "; the file ends here, as if it was cut off" if after is None else ""
@@ -137,19 +142,20 @@ class _Arpa:
 
     def _ngram(self, line: str, length: int) -> Tuple[List[str], float, float]:
         """Words, log-probability and back-off weight of a line, to the base 10."""
-        cells = line.split("\t")
-        words = cells[1].strip(" ").split(" ") if 2 <= len(cells) <= 3 else []
+        cells = [cell.strip(" ") for cell in line.split("\t")]
+        words = fields(cells[1]) if 2 <= len(cells) <= 3 else []
         value, weight = number_of(cells[0]), number_of(cells[2]) if len(cells) == 3 else 0.0
-        if len(words) != length or value is None or weight is None or "" in words:
-            # Not as SRILM and KenLM separate the parts: all blanks are alike.
+        if len(words) != length or value is None or weight is None:
+            # Not as SRILM and KenLM separate the parts: spaces and tabs are alike.
+            other_length = bool(words) and value is not None and weight is not None
             parts = fields(line)
-            tabbed = value is not None and weight is not None and words  # in their form, but of another length
             words = parts[1 : length + 1]
             value = number_of(parts[0])
             weight = number_of(parts[length + 1]) if len(parts) == length + 2 else 0.0
             # A word less than stated, if the last one is a back-off weight.
             short = len(parts) == length + 1 and words[-1] not in self.ids and _WEIGHT.fullmatch(words[-1])
-            if tabbed or short or not length + 1 <= len(parts) <= length + 2 or value is None or weight is None:
+            wrong = other_length or short or not length + 1 <= len(parts) <= length + 2 or not cells[-1]
+            if wrong or value is None or weight is None:
                 if any(part.lower().lstrip("+-") in ("nan", "inf", "infinity") for part in (parts[0], parts[-1])):
                     self._bad(f"expected finite numbers, found {line!r}")
                 self._bad(f"no {length}-gram of the ARPA format (log-probability, {length} words, weight): {line!r}")

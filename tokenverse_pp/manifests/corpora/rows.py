@@ -1,8 +1,8 @@
 """The transcript files of a corpus as lhotse's recipes can read them.
 
 A recipe fails as a whole where one row of a table is broken: a carriage return within a cell, a cell too few, bytes
-that are not UTF-8. Here such rows are found first. Where there are any, the recipe is given a copy of the corpus (links, and
-the tables without the bad rows), and the bad rows are listed with what is left out.
+that are not UTF-8. Here such rows are found first. Where there are any, the recipe is given a copy of the corpus
+(links, and the tables without the bad rows), and the bad rows are listed with what is left out.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ class Table:
 
     def write(self, target: Path) -> None:
         """Write a copy without the bad rows."""
-        with gzip.open(target, "wb") if target.name.endswith(".gz") else open(target, "wb") as file:
+        if not self.bad and not self.changed:
+            shutil.copy(self.path, target)
+            return
+        with gzip.open(target, "wb", compresslevel=1) if target.name.endswith(".gz") else open(target, "wb") as file:
             for number, line in raw_lines(self.path):
                 if number not in self.bad:
                     file.write(line.decode("utf-8").translate(LINE_SEPARATORS).encode("utf-8") + b"\n")

@@ -51,7 +51,9 @@ def read_table(path: Path, fields: FieldMap, delimiter: Optional[str] = None) ->
     if delimiter is None and ending not in DELIMITERS:
         known = ", ".join([*DELIMITERS, *JSON_LINES])
         raise UserError(f"{path}: expected a table ({known}, also with .gz), or --delimiter")
-    return _delimited_rows(path, fields, Path(name).stem, check_delimiter(DELIMITERS[ending] if delimiter is None else delimiter))
+    return _delimited_rows(
+        path, fields, Path(name).stem, check_delimiter(DELIMITERS[ending] if delimiter is None else delimiter)
+    )
 
 
 def check_delimiter(delimiter: str) -> str:
