@@ -244,6 +244,21 @@ def test_old_line_ends_do_not_join_records(tmp_path):
     ]
 
 
+def test_a_bad_line_spoils_the_cut_of_its_recording_only(audio_dir, tmp_path):
+    stm = write(tmp_path / "x.stm", "a 1 s 0 1 un\nb 1 s 0 1 de\x1fux\nb 1 s 1 2 trois\n")
+    options = ("--audio-dir", audio_dir, "--one-cut-per", "recording", "--skip-bad")
+    [cut] = imported(tmp_path / "o.jsonl", "--stm", stm, *options)
+    assert cut["id"] == "a"
+    write(stm, "a 1 s 0 1 un\nb 1 s 0 1 deux\rb 1 s 1 2 trois\n")
+    code, _, err = run("import", tmp_path / "p.jsonl", "--stm", stm, *options)
+    assert code == 2 and f"{stm}, line 2: holds a carriage return" in err and "its recording is not known" in err
+    write(tmp_path / "k/wav.scp", f"a {audio_dir}/a.wav\nb {audio_dir}/b.wav\nx y\x0bz\n")
+    write(tmp_path / "k/segments", "u1 a 0 1\nu2 b 0 1\n")
+    write(tmp_path / "k/text", "u1 un\nu2 de\rux\n")
+    [cut] = imported(tmp_path / "o.jsonl", "--kaldi", tmp_path / "k", *options[2:], "--audio-dir", "/")
+    assert cut["id"] == "a"
+
+
 @FEW
 @given(st.lists(spoken, min_size=1, max_size=4))
 def test_kaldi_texts_keep_their_words(tmp_path, texts):

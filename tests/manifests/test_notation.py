@@ -77,6 +77,8 @@ def test_words_are_no_marks(text):
         ("<unk> a", None, "<unk> a"),
         ("<sil>", None, "<sil>"),
         ("a <o> b", None, "a <o> b"),
+        ("<bdA> Alrjl", None, "<bdA> Alrjl"),
+        ("<o,F0,maleA> Alrjl", "o,F0,maleA", "Alrjl"),
         ("", None, ""),
     ],
 )

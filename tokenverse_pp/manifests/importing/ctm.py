@@ -31,7 +31,7 @@ def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[Word, Rejecte
     """
     for file in files_of(path, (".ctm",)):
         open_groups: Dict[Tuple[str, str], _Alternatives] = {}
-        for place, line in records_of(file, ";;"):
+        for place, line in records_of(file, ";;", recording_at=0):
             if isinstance(line, Rejected):
                 yield line
                 continue

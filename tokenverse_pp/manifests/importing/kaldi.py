@@ -6,6 +6,7 @@ it cannot read, and names no lines; the tests compare with it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Set, Tuple, Union
 
@@ -31,7 +32,8 @@ def read_kaldi(folder: Path) -> Iterator[RowOrRejected]:
     names = ("text", "utt2spk", "utt2lang")
     text, speakers, languages = (_table(folder / name, bad) for name in names)
     has_text = (folder / "text").is_file()
-    yield from bad
+    # An utterance that lacks its line for that is rejected by itself.
+    yield from (replace(item, harmless=True) for item in bad)
     unread = any(item.place.file == str(folder / "text") for item in bad)
     no_text = f"no line in {folder / 'text'}" + (" that can be read" if unread else "")
     seen: Set[str] = set()
@@ -64,9 +66,10 @@ def read_wav_scp(path: Path) -> Tuple[Dict[str, Union[Row, Rejected]], List[Reje
     """The recordings of a wav.scp by name, and its lines that cannot be read or name a recording again."""
     bad: List[Rejected] = []
     table = _table(path, bad, needed=True)
-    return {name: Row(place, name, name, audio) for name, (place, audio) in table.items()}, [
-        Rejected(item.place, item.reason, harmless=True) for item in bad
-    ]
+    rows: Dict[str, Union[Row, Rejected]] = {
+        name: Row(place, name, name, audio) for name, (place, audio) in table.items()
+    }
+    return rows, [replace(item, harmless=True) for item in bad]
 
 
 def _table(path: Path, bad: List[Rejected], needed: bool = False) -> Table:
@@ -91,7 +94,7 @@ def _get(table: Table, key: str) -> Optional[str]:
 
 
 def _segments(path: Path) -> Iterator[RowOrRejected]:
-    for place, line in records_of(path):
+    for place, line in records_of(path, recording_at=1):
         if isinstance(line, Rejected):
             yield line
             continue

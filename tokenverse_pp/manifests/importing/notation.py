@@ -109,7 +109,8 @@ def read_word(text: str, kind: Optional[str], notation: str) -> Optional[str]:
 def split_label(text: str) -> Tuple[Optional[str], str]:
     """The label of an STM segment, if there is one, and the text after it.
 
-    A label is one field in angle brackets, ``<o,f0,male>``; ``<unk>`` and the like are marks in the text.
+    A label is one field in angle brackets, ``<o,f0,male>``; ``<unk>`` and the like are marks in the text, and what may
+    be a word (``<bdA>``) is left to `read_words`.
 
     Raises:
         BadRow: for a label with spaces, or with a word joined to it.
@@ -118,8 +119,8 @@ def split_label(text: str) -> Tuple[Optional[str], str]:
     if not first.startswith("<"):
         return None, text
     if re.fullmatch(r"<[^<>]+>", first):
-        if _KNOWN_TAG.fullmatch(first):
-            return None, text
+        if _KNOWN_TAG.fullmatch(first) or ("," not in first and _is_mixed(first[1:-1])):
+            return None, text  # a mark, or what may be a word in transliteration
         return first[1:-1], rest[0] if rest else ""
     if "," in first:
         raise BadRow(f"expected a label without spaces and a space after it, such as <o,f0,male>, found {shown(text)}")

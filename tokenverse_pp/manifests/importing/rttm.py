@@ -33,7 +33,7 @@ def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejecte
         notation: see `tokenverse_pp.manifests.importing.notation`.
     """
     for file in files_of(path, (".rttm",)):
-        for place, line in records_of(file, ";"):
+        for place, line in records_of(file, ";", recording_at=1):
             if isinstance(line, Rejected):
                 yield line
                 continue

@@ -26,7 +26,7 @@ def read_stm(path: Path, notation: str = REFUSE) -> Iterator[RowOrRejected]:
         notation: see `tokenverse_pp.manifests.importing.notation`.
     """
     for file in files_of(path, (".stm",)):
-        for place, line in records_of(file, ";;"):
+        for place, line in records_of(file, ";;", recording_at=0):
             if isinstance(line, Rejected):
                 yield line
                 continue

@@ -199,6 +199,8 @@ def _reason(error: str, end: Optional[int]) -> str:
     """What the csv module says of a record, for a message; ``end``: its last line, where it has several."""
     if "new-line character" in error:
         return "holds a carriage return (U+000D) outside of quotes; expected lines that end in LF or CRLF"
+    if "NUL" in error:  # up to Python 3.10
+        return "expected text, found a NUL byte"
     if "unexpected end of data" in error:
         return "a quote is not closed"
     if end is not None:
