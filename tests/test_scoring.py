@@ -181,7 +181,7 @@ def test_reading_back(tmp_path):
     path = tmp_path / "hyps.jsonl"
     path.write_text("\n".join(json.dumps(h) for h in (PERFECT, hyp("plain", ""))), encoding="utf-8")
     assert read_hypotheses(path) == [PERFECT, hyp("plain", "")]
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="cannot read hypotheses: no such file"):
         read_hypotheses(tmp_path / "none.jsonl")
     transcript, marks = transcript_of_hypothesis(PERFECT)
     assert transcript.text == "bonjour amélie je vous écoute"

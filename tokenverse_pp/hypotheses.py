@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.lines import json_of, text_lines
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.text import tasks_for_tokens
 from tokenverse_pp.tasks.transcript import Mark, Transcript, pieces_to_words, split_marks
@@ -23,22 +23,14 @@ def read_hypotheses(path: Union[str, os.PathLike[str]]) -> List[Dict[str, Any]]:
         UserError: naming file and line where a line is no hypothesis.
     """
     hyps = []
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: cannot read hypotheses: {reason}") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in text_lines(path, "hypotheses"):
         if not line.strip():
             continue
-        try:
-            hyp = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON: {error}") from error
+        where = f"{path}, line {number}"
+        hyp = json_of(line, where)
         problem = check_hypothesis(hyp)
         if problem:
-            raise UserError(f"{path}, line {number}: {problem}")
+            raise UserError(f"{where}: {problem}")
         hyps.append(hyp)
     return hyps
 

@@ -13,7 +13,7 @@ import regex
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import PathLike
 from tokenverse_pp.languages import casefold, primary_language
-from tokenverse_pp.manifests.lines import text_lines
+from tokenverse_pp.manifests.lines import BLANKS, number_of, stray_control, text_lines
 from tokenverse_pp.manifests.normalise import normalise
 
 CACHED = 65536  # words
@@ -164,9 +164,12 @@ def read_gazetteer(path: PathLike, match_case: bool = False, confidence: float =
     for number, line in text_lines(Path(path)):
         if not line.strip() or line.startswith("#"):
             continue
-        fields = [field.strip() for field in line.rstrip().split("\t")]
+        fields = [field.strip() for field in line.strip(BLANKS).split("\t")]
         where = f"{path}, line {number}"
-        if not 2 <= len(fields) <= 3 or not fields[0] or not fields[1]:
+        stray = stray_control(line)
+        if stray is not None:
+            raise UserError(f"{where}: holds a {stray}; expected one phrase a line")
+        if not 2 <= len(fields) <= 3 or not fields[0].strip() or not fields[1].strip():
             raise UserError(f"{where}: expected 'phrase TAB type' or 'phrase TAB type TAB confidence'")
         if not any(char.isalnum() or _SYMBOL.match(char) for char in fields[0]):
             raise UserError(f"{where}: expected a phrase with a letter or digit, found {fields[0]!r}")
@@ -177,10 +180,7 @@ def read_gazetteer(path: PathLike, match_case: bool = False, confidence: float =
 
 
 def _confidence(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
+    value = number_of(text)
+    if value is None or not 0 <= value <= 1:
         raise UserError(f"{where}: expected a confidence of 0 to 1, found {text!r}")
     return value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import zlib
 from pathlib import Path
-from typing import BinaryIO, Callable, Iterator, Optional, Tuple, Union, cast
+from typing import Any, BinaryIO, Callable, Iterator, List, Optional, Tuple, Union, cast
 
 from tokenverse_pp.errors import UserError
 
@@ -15,7 +16,11 @@ PathLike = Union[str, "os.PathLike[str]"]
 MAX_LINE = 32 * 2**20  # bytes; a cut of some hours with an alignment of every word has about a tenth of it
 PROGRESS_STEP = 500  # lines between two reports of progress
 CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")  # control characters, and halves of surrogate pairs
-_BOM = b"\xef\xbb\xbf"
+CONTROL_NO_SPACE = re.compile("[\\x00-\\x08\\x0e-\\x1f\\x7f-\\x84\\x86-\\x9f]")  # those that separate no words
+BLANKS = " \t"  # what separates the fields of ASCII formats
+BOM = b"\xef\xbb\xbf"  # byte order mark
+_GAP = re.compile("[ \t]+")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 def raw_lines(path: PathLike, progress: Optional[Callable[[int], None]] = None) -> Iterator[Tuple[int, bytes]]:
@@ -32,7 +37,7 @@ def raw_lines(path: PathLike, progress: Optional[Callable[[int], None]] = None) 
             `MAX_LINE` bytes: naming file and line.
     """
     name = str(path)
-    if not Path(path).is_file():
+    if not Path(path).exists() or Path(path).is_dir():  # a pipe is no file, but has lines
         raise UserError(f"{name}: no such file")
     number = position = 0
     try:
@@ -48,8 +53,8 @@ def raw_lines(path: PathLike, progress: Optional[Callable[[int], None]] = None) 
                 number += 1
                 if len(line) > MAX_LINE:
                     raise UserError(f"{name}, line {number}: longer than {MAX_LINE // 2**20} MB; expected a text file")
-                if number == 1 and line.startswith(_BOM):
-                    line = line[len(_BOM) :]
+                if number == 1 and line.startswith(BOM):
+                    line = line[len(BOM) :]
                 yield number, line.rstrip(b"\r\n")
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{name}: cannot be read after line {number}: {error}") from None
@@ -70,7 +75,78 @@ def text_of(line: bytes, where: str) -> str:
     return text
 
 
-def text_lines(path: PathLike) -> Iterator[Tuple[int, str]]:
-    """Line numbers and lines of a UTF-8 file; see `raw_lines` and `text_of`."""
-    for number, line in raw_lines(path):
-        yield number, text_of(line, f"{path}, line {number}")
+def text_lines(path: PathLike, kind: str = "") -> Iterator[Tuple[int, str]]:
+    """Line numbers and lines of a UTF-8 file; see `raw_lines` and `text_of`.
+
+    Args:
+        kind: what the file holds, for messages.
+    """
+    try:
+        for number, line in raw_lines(path):
+            yield number, text_of(line, f"{path}, line {number}")
+    except UserError as error:
+        if not kind:
+            raise
+        raise UserError(f"{path}: cannot read {kind}: {str(error)[len(str(path)) :].lstrip(':, ')}") from None
+
+
+def fields(line: str, maxsplit: int = -1) -> List[str]:
+    """The fields of a line, separated by spaces and tabs.
+
+    ``str.split()`` also splits at the spaces of Unicode (no-break, thin and ideographic spaces, line separators), which
+    are part of a field in formats whose fields ASCII blanks separate (CTM, STM, RTTM, Kaldi, ARPA, CoNLL).
+
+    Args:
+        maxsplit: as of ``str.split``; the last field is then the rest of the line, without blanks at its ends.
+
+    >>> fields("a 1 0.00\\t0.50 10\\u00a0000 "), fields("a 1  two words ", maxsplit=2)
+    (['a', '1', '0.00', '0.50', '10\\xa0000'], ['a', '1', 'two words'])
+    """
+    line = line.strip(BLANKS)
+    if not line:
+        return []
+    if maxsplit == 0:
+        return [line]
+    return _GAP.split(line, maxsplit=max(maxsplit, 0))
+
+
+def number_of(text: str) -> Optional[float]:
+    """A decimal number in ASCII digits, with or without an exponent; None for anything else.
+
+    ``float()`` also reads ``nan``, ``inf``, ``1_000`` and the digits of other scripts. A number that is too large
+    becomes infinite.
+
+    >>> number_of("-1.5e-3"), number_of("1_000"), number_of("nan"), number_of("\u0661")
+    (-0.0015, None, None, None)
+    """
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def stray_control(text: str) -> Optional[str]:
+    """The first control character of a line other than a tab, as a message names it; None where there is none.
+
+    A line of a text file has none. A carriage return within it may be the line end of another system, so that the line
+    is several.
+
+    >>> stray_control("bad\\rcell"), stray_control("a\\tb")
+    ('carriage return (U+000D)', None)
+    """
+    for match in CONTROL.finditer(text):
+        if match[0] != "\t":
+            name = {"\r": "carriage return", "\0": "NUL byte"}.get(match[0], "control character")
+            return f"{name} (U+{ord(match[0]):04X})"
+    return None
+
+
+def json_of(text: str, where: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        UserError: where it is no JSON, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{where}: JSON nested too deeply") from None

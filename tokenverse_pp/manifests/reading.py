@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import gzip
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -11,7 +13,9 @@ from lhotse.cut import Cut, MixedCut
 from lhotse.serialization import deserialize_item
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.lines import CONTROL, PathLike, text_lines
+from tokenverse_pp.manifests.lines import BOM, CONTROL, PathLike, json_of, text_lines
+
+__all__ = ["FORMATS", "cut_of_line", "json_of", "load_whole", "read_cuts", "reason_of", "shortened"]
 
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz")
 
@@ -28,20 +32,6 @@ def read_cuts(path: PathLike) -> Iterator[Cut]:
     if not Path(path).is_file():
         raise UserError(f"{name}: no such file; expected a cut manifest")
     return _read_lines(name) if name.endswith((".jsonl", ".jsonl.gz")) else _read_whole(name)
-
-
-def json_of(text: str, where: str) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        UserError: where it is no JSON, or nested deeper than Python reads.
-    """
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from None
-    except RecursionError:
-        raise UserError(f"{where}: JSON nested too deeply") from None
 
 
 def _read_lines(name: str) -> Iterator[Cut]:
@@ -67,12 +57,24 @@ def cut_of_line(line: str, where: str) -> Cut:
 
 def _read_whole(name: str) -> Iterator[Cut]:
     try:
-        cuts = load_manifest(name)
+        cuts = load_whole(name)
     except Exception as error:
         raise UserError(f"{name}: not a lhotse manifest: {reason_of(error)}") from error
     if not isinstance(cuts, CutSet):
         raise UserError(f"{name}: expected cuts, found a {type(cuts).__name__}")
     return iter(cuts)
+
+
+def load_whole(name: str) -> Any:
+    """`lhotse.load_manifest`, which reads no file with a byte order mark."""
+    with gzip.open(name) if name.endswith(".gz") else open(name, "rb") as file:
+        if file.read(len(BOM)) != BOM:
+            return load_manifest(name)
+        with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
+            path = Path(folder) / Path(name).name
+            with gzip.open(path, "wb") if name.endswith(".gz") else open(path, "wb") as copy:
+                shutil.copyfileobj(file, copy)
+            return load_manifest(path)
 
 
 def reason_of(error: Exception) -> str:

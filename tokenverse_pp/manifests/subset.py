@@ -11,7 +11,7 @@ from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set,
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import PathLike
 from tokenverse_pp.manifests.label import drop_tasks
-from tokenverse_pp.manifests.lines import text_lines
+from tokenverse_pp.manifests.lines import fields, text_lines
 from tokenverse_pp.manifests.rows import Row, custom_of, duration_of, read_rows, supervisions_of, tasks_of, writing_rows
 from tokenverse_pp.manifests.stats import SECONDS_PER_HOUR
 from tokenverse_pp.tasks.registry import REGISTRY, unknown_task
@@ -162,7 +162,7 @@ def _losing(labelled: List[int], share: float, seed: str) -> Set[int]:
 
 def read_ids(path: PathLike) -> FrozenSet[str]:
     """The first word of every line of a file (raises UserError where there is none)."""
-    ids = frozenset(line.split()[0] for _, line in text_lines(Path(path)) if line.strip())
+    ids = frozenset(fields(line)[0] for _, line in text_lines(Path(path)) if fields(line))
     if not ids:
         raise UserError(f"{path}: expected an id in every line, found none")
     return ids

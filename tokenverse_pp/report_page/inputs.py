@@ -20,14 +20,14 @@ def read_beside(hyps: PathLike) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
     path = folder / "failures.jsonl"
     failures = [_object(path, line, {"id", "reason"}) for line in _lines(path)]
     path = folder / "scores.json"
-    scores = _object(path, path.read_text(encoding="utf-8"), set()) if path.is_file() else {}
+    scores = _object(path, path.read_text(encoding="utf-8-sig"), set()) if path.is_file() else {}
     return failures, {key: scores[key] for key in ("options", "speed") if isinstance(scores.get(key), dict)}
 
 
 def _lines(path: Path) -> List[str]:
     if not path.is_file():
         return []
-    return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
 
 
 def _object(path: Path, content: str, keys: set) -> Dict[str, Any]:

@@ -1,75 +1,177 @@
-"""Reading n-gram models in ARPA's format, as SRILM, KenLM, IRSTLM and others write them.
+r"""Reading n-gram models in ARPA's format, as SRILM, KenLM, IRSTLM and others write them.
 
 The n-grams are over the pieces of the tokenizer, separated by spaces (``▁the ▁c at``): the text is encoded before the
 model is trained. Log-probabilities are to the base 10 in the file. Pieces that the tokenizer lacks are left out with
 all their n-grams; pieces of the tokenizer that the file lacks are as probable as the rarest one.
+
+A file is read whole or not at all: a section for each length, in order, with as many n-grams as the counts after
+``\data\`` say, and ``\end\`` (a file without counts must have it as well). Remarks may stand before ``\data\`` and
+after ``\end\``.
 """
 
 from __future__ import annotations
 
-import gzip
 import math
+import re
 from pathlib import Path
-from typing import Dict, Iterator, List, Sequence, TextIO, Tuple
+from typing import Dict, Iterator, List, NoReturn, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.lines import BLANKS, fields, number_of, text_lines
 from tokenverse_pp.search.ngram import Level, Ngrams
 
 Gram = Tuple[int, ...]
 NEVER = -99.0  # what files write for log10(0)
+LN_10 = math.log(10)
+_COUNT = re.compile(r"ngram[ \t]+([0-9]{1,3})[ \t]*=[ \t]*([0-9]{1,18})")
+_WEIGHT = re.compile(r"-?[0-9]*\.[0-9]+")
+_SECTION = re.compile(r"\\([0-9]{1,3})-grams:")
 
 
 def read_arpa(path: Path, pieces: Sequence[str]) -> Ngrams:
     """Read a model over ``pieces``, the whole vocabulary in the order of its ids.
 
     Raises:
-        UserError: naming the file, and the line that is none of the format.
+        UserError: naming file, line and reason where the file is not whole or not in the format.
     """
     ids = {piece: i for i, piece in enumerate(pieces)}
-    ids.update({"<s>": len(pieces), "</s>": len(pieces) + 1})
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            found = _sections(path, file, ids)
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise UserError(f"{path}: cannot read a language model: {getattr(error, 'strerror', None) or error}") from None
+    begin, end = len(pieces), len(pieces) + 1
+    ids.update({"<s>": begin, "</s>": end})
+    found = _Arpa(Path(path), ids).read()
     if not found or not any(gram[0] < len(pieces) for gram in found[0]):
         raise UserError(f"{path}: holds no n-gram of this model's pieces; was the text encoded with its tokenizer?")
-    found[0].setdefault((len(pieces),), (-math.inf, 0.0))
+    found[0][(begin,)] = (-math.inf, found[0].get((begin,), (0.0, 0.0))[1])  # given, never predicted
+    if not any(math.isfinite(value) for gram, (value, _) in found[0].items() if gram[0] < len(pieces)):
+        raise UserError(f"{path}: all pieces have the log-probability {NEVER:g}, that is none: not a language model")
+    if found[0].get((end,), (0.0, 0.0))[0] == -math.inf:
+        raise UserError(f"{path}: </s> has the log-probability {NEVER:g}: no hypothesis could end")
     return _ngrams(found, len(pieces) + 2)
 
 
-def _sections(path: Path, file: TextIO, ids: Dict[str, int]) -> List[Dict[Gram, Tuple[float, float]]]:
-    """The n-grams of each length with log-probability and back-off weight, in nats."""
-    levels: List[Dict[Gram, Tuple[float, float]]] = []
-    for number, line in _body(file):
-        if line.startswith("\\") and line.endswith("-grams:"):
-            levels.append({})
-            continue
-        parts, length = line.split(), len(levels)
-        try:
-            if not length or len(parts) not in (length + 1, length + 2):
-                raise ValueError
-            value, weight = float(parts[0]), float(parts[length + 1]) if len(parts) > length + 1 else 0.0
-        except ValueError:
-            raise UserError(f"{path}, line {number}: no {length or 1}-gram of the ARPA format: {line!r}") from None
-        if all(piece in ids for piece in parts[1 : length + 1]):
-            gram = tuple(ids[piece] for piece in parts[1 : length + 1])
-            levels[-1][gram] = (-math.inf if value <= NEVER else value * math.log(10), weight * math.log(10))
-    return levels
+class _Arpa:
+    """One file being read; ``number`` is the line that was read last."""
 
+    def __init__(self, path: Path, ids: Dict[str, int]):
+        self.path, self.ids, self.number = path, ids, 0
+        self.weighted: Dict[int, Tuple[int, str]] = {}  # by length: the first line with a back-off weight
 
-def _body(file: TextIO) -> Iterator[Tuple[int, str]]:
-    r"""The lines between \1-grams: and \end\ that are not empty, numbered from 1."""
-    inside = False
-    for number, text in enumerate(file, start=1):
-        line = text.strip()
-        inside = inside or line == "\\1-grams:"
-        if line == "\\end\\":
-            return
-        if inside and line:
-            yield number, line
+    def read(self) -> List[Dict[Gram, Tuple[float, float]]]:
+        """The n-grams of each length with log-probability and back-off weight, in nats."""
+        lines = self._lines()
+        counts, first = self._counts(lines)
+        line: Optional[str] = first
+        levels: List[Dict[Gram, Tuple[float, float]]] = []
+        while line is not None and (_SECTION.fullmatch(line) or len(levels) < len(counts)):
+            length = len(levels) + 1
+            if line == f"\\{length}-grams:":
+                level, line = self._section(lines, length, counts[length - 1] if length <= len(counts) else None)
+                levels.append(level)
+            elif length <= len(counts) and counts[length - 1] == 0:
+                levels.append({})  # some tools leave an empty section out
+            else:
+                self._expected(f"\\{length}-grams:", line)
+        if line != "\\end\\":
+            self._expected(f"\\{len(levels) + 1}-grams:" if len(levels) < len(counts) else "\\end\\", line)
+        if counts and len(levels) > len(counts):
+            self._bad(f"the file states no {len(levels)}-grams, but has them")
+        if len(levels) in self.weighted:
+            self.number, weighted = self.weighted[len(levels)]
+            self._bad(f"a back-off weight of an n-gram of the highest order: {weighted!r}")
+        for _ in lines:
+            pass  # a packed file may be cut off further on
+        return levels
+
+    def _lines(self) -> Iterator[str]:
+        """Lines that are not blank, without blanks at their ends; a tab at an end stays: a weight is missing there."""
+        for number, line in text_lines(self.path, "a language model"):
+            self.number = number
+            if line.strip(BLANKS):
+                yield line.lstrip(BLANKS).rstrip(" ")
+
+    def _counts(self, lines: Iterator[str]) -> Tuple[List[int], str]:
+        """How many n-grams there are of each length, as far as the file says, and the first section's line."""
+        counts: List[int] = []
+        begun = False
+        for line in lines:
+            match = _COUNT.fullmatch(line)
+            if line == "\\data\\" and not counts:
+                begun = True
+            elif match is not None:
+                if int(match[1]) != len(counts) + 1:
+                    self._bad(f"expected `ngram {len(counts) + 1}=COUNT`, found {line!r}")
+                counts.append(int(match[2]))
+            elif _SECTION.fullmatch(line):
+                return counts, line
+            elif begun or counts:
+                self._expected(f"`ngram {len(counts) + 1}=COUNT` or \\1-grams:", line)
+        if begun or counts:
+            self._expected("\\1-grams:", None)
+        raise UserError(f"{self.path}: not an ARPA file: no line \\data\\ in its {self.number} lines")
+
+    def _section(
+        self, lines: Iterator[str], length: int, count: Optional[int]
+    ) -> Tuple[Dict[Gram, Tuple[float, float]], Optional[str]]:
+        """The n-grams of a section, and the line after it; None where the file ends."""
+        level: Dict[Gram, Tuple[float, float]] = {}
+        others: Set[str] = set()  # n-grams with pieces that are not ours
+        read, after = 0, None
+        for line in lines:
+            if line == "\\end\\" or _SECTION.fullmatch(line):
+                after = line
+                break
+            words, value, weight = self._ngram(line, length)
+            read += 1
+            if count is not None and read > count:
+                self._bad(f"the file states {count} {length}-grams, this is one more: {line!r}")
+            if weight != 0:
+                self.weighted.setdefault(length, (self.number, line))
+            known = all(word in self.ids for word in words)
+            gram, name = tuple(self.ids[word] for word in words) if known else (), " ".join(words)
+            if gram in level or name in others:
+                self._bad(f"{length}-gram {name!r} is there twice")
+            if not known:
+                others.add(name)
+            else:
+                level[gram] = (-math.inf if value <= NEVER else value * LN_10, weight * LN_10)
+        if count is not None and read < count:
+            cut = "; the file ends here, as if it was cut off" if after is None else ""
+            self._bad(f"the file states {count} {length}-grams, {read} are there{cut}")
+        return level, after
+
+    def _ngram(self, line: str, length: int) -> Tuple[List[str], float, float]:
+        """Words, log-probability and back-off weight of a line, to the base 10."""
+        cells = [cell.strip(" ") for cell in line.split("\t")]
+        words = fields(cells[1]) if 2 <= len(cells) <= 3 else []
+        value, weight = number_of(cells[0]), number_of(cells[2]) if len(cells) == 3 else 0.0
+        if len(words) != length or value is None or weight is None:
+            # Not as SRILM and KenLM separate the parts: spaces and tabs are alike.
+            other_length = bool(words) and value is not None and weight is not None
+            parts = fields(line)
+            words = parts[1 : length + 1]
+            value = number_of(parts[0])
+            weight = number_of(parts[length + 1]) if len(parts) == length + 2 else 0.0
+            # A word less than stated, if the last one is a back-off weight.
+            short = len(parts) == length + 1 and words[-1] not in self.ids and _WEIGHT.fullmatch(words[-1])
+            wrong = other_length or short or not length + 1 <= len(parts) <= length + 2 or not cells[-1]
+            if wrong or value is None or weight is None:
+                if any(part.lower().lstrip("+-") in ("nan", "inf", "infinity") for part in (parts[0], parts[-1])):
+                    self._bad(f"expected finite numbers, found {line!r}")
+                self._bad(f"no {length}-gram of the ARPA format (log-probability, {length} words, weight): {line!r}")
+        if not math.isfinite(value * LN_10) or not math.isfinite(weight * LN_10):
+            self._bad(f"expected finite numbers, found {line!r}")
+        if value > 0:
+            self._bad(f"a log-probability above 0: {line!r}")
+        return words, value, weight
+
+    def _expected(self, what: str, found: Optional[str]) -> NoReturn:
+        if found is None:
+            self._bad(f"the file ends here, as if it was cut off; expected {what}")
+        self._bad(f"expected {what}, found {found!r}")
+
+    def _bad(self, reason: str) -> NoReturn:
+        raise UserError(f"{self.path}, line {max(self.number, 1)}: {reason}")
 
 
 def _ngrams(found: Sequence[Dict[Gram, Tuple[float, float]]], size: int) -> Ngrams:

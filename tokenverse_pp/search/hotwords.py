@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.lines import BLANKS, number_of, stray_control, text_lines
 from tokenverse_pp.manifests.normalise import normalise
 from tokenverse_pp.search.options import SearchOptions
 from tokenverse_pp.search.row_cache import RowCache
@@ -205,24 +206,13 @@ def read_hotwords(path: Union[str, Path]) -> Tuple[Union[str, Tuple[str, float]]
     Raises:
         UserError: naming the line whose bonus is no number above 0.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UserError(f"{path}: cannot read hotwords: {reason}") from None
     found: List[Union[str, Tuple[str, float]]] = []
-    for number, line in enumerate(lines, start=1):
-        phrase, _, bonus = (part.strip() for part in line.partition("\t"))
-        if not phrase and not bonus:
+    for number, line in text_lines(path, "hotwords"):
+        phrase, _, given = (part.strip(BLANKS) for part in line.partition("\t"))
+        if not phrase.strip() and not given:
             continue
-        found.append(phrase if not bonus else (phrase, _number(bonus)))
-        if not phrase or not (not bonus or 0 < _number(bonus) < math.inf):
+        bonus = number_of(given) if given else 1.0
+        if not phrase.strip() or stray_control(line) or bonus is None or not 0 < bonus < math.inf:
             raise UserError(f"{path}, line {number}: expected 'phrase' or 'phrase TAB number above 0', found {line!r}")
+        found.append((phrase, bonus) if given else phrase)
     return tuple(found)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

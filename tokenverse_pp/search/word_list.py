@@ -11,7 +11,7 @@ number of different tokens seen after it, ``P(token | context) = (c + T P(token 
 
 from __future__ import annotations
 
-import gzip
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Dict, Sequence, Tuple
@@ -19,6 +19,7 @@ from typing import Dict, Sequence, Tuple
 import numpy as np
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.lines import BLANKS, fields, number_of, stray_control, text_lines
 from tokenverse_pp.search.ngram import Level, Ngrams
 
 ORDER = 6
@@ -32,30 +33,17 @@ def read_words(path: Path) -> Words:
         UserError: naming the line that is none.
     """
     words: Words = {}
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                word, _, count = (part.strip() for part in line.partition("\t"))
-                if not word and not count:
-                    continue
-                if not word or len(word.split()) > 1 or not _above_zero(count):
-                    raise UserError(
-                        f"{path}, line {number}: expected 'word TAB number above 0', found {line.strip()!r}"
-                    )
-                words[word] = words.get(word, 0.0) + float(count)
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or "no UTF-8 text" + (" in gzip" if path.suffix == ".gz" else "")
-        raise UserError(f"{path}: cannot read words: {reason}") from None
+    for number, line in text_lines(path, "words"):
+        word, _, count = (part.strip(BLANKS) for part in line.partition("\t"))
+        if not word and not count:
+            continue
+        frequency = number_of(count)
+        if not word or len(fields(word)) > 1 or stray_control(line) or not 0 < (frequency or 0) < math.inf:
+            raise UserError(f"{path}, line {number}: expected 'word TAB number above 0', found {line.strip(BLANKS)!r}")
+        words[word] = words.get(word, 0.0) + float(count)
     if not words:
         raise UserError(f"{path}: holds no word")
     return words
-
-
-def _above_zero(text: str) -> bool:
-    try:
-        return 0 < float(text) < float("inf")
-    except ValueError:
-        return False
 
 
 def ngrams_of_words(words: Sequence[Tuple[Sequence[int], float]], vocab_size: int, order: int = ORDER) -> Ngrams:

@@ -78,7 +78,7 @@ def read_token(file: Optional[Path]) -> Optional[str]:
     """
     if file is not None:
         try:
-            token, source = file.read_text(encoding="utf-8").strip(), f"{file}: "
+            token, source = file.read_text(encoding="utf-8-sig").strip(), f"{file}: "
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise UserError(f"{file}: cannot read the token: {reason}") from error

@@ -9,13 +9,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
-from lhotse import CutSet, load_manifest
+from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.serialization import open_best
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import BLOCK, feed
-from tokenverse_pp.manifests.reading import cut_of_line
+from tokenverse_pp.manifests.reading import cut_of_line, load_whole
 
 
 class Source(ABC):
@@ -94,7 +94,7 @@ class WholeSource(LinesSource):
 
     def __init__(self, path: str):
         super().__init__(path)
-        self.cuts = list(load_manifest(path))
+        self.cuts = list(load_whole(path))
 
     def count_cuts(self) -> int:
         """See Source."""

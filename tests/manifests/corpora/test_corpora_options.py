@@ -266,8 +266,8 @@ def test_common_voice_rows_that_cannot_be_read_are_listed(corpora, tmp_path):
     assert len(items) == len(bad) and {item["part"] for item in items} == {"train_fr"}
     reasons = {item["id"]: item["reason"] for item in items}
     assert "cannot be read as audio" in reasons["torn"] and "not in the folder" in reasons["none.mp3"]
-    assert reasons["train.tsv, line 11"] == "expected 11 cells, found 12"
-    assert "not UTF-8" in reasons["train.tsv, line 14"]
+    assert reasons[f"{table}, line 11"] == "expected 11 cells, found 12"
+    assert "not UTF-8" in reasons[f"{table}, line 14"]
 
 
 @pytest.mark.parametrize(

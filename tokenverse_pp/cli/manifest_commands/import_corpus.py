@@ -32,6 +32,14 @@ TURNS = together(
     click.option("--subtitles", type=ANY, help="SRT or WebVTT file named like its recording, or a folder of them."),
     click.option("--rttm", type=ANY, help="Alone: the turns. Beside another source: who speaks in its turns."),
     click.option("--ctm", type=ANY, help="Words with times, for turns without text. Alone: turns made of them."),
+    click.option(
+        "--nist-notation",
+        type=click.Choice(["refuse", "resolve", "keep"]),
+        default="refuse",
+        show_default=True,
+        help="Marks in STM, CTM and RTTM such as { uh / um }, (%HESITATION), <unk>: refuse such turns, resolve the "
+        "marks (first alternative, no sounds), or keep them as words.",
+    ),
     click.option("--pause", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds; --ctm alone."),
 )
 ENTITIES = together(

@@ -21,7 +21,7 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.corpora.languages import common_voice_code
 from tokenverse_pp.manifests.corpora.parts import Part, Say, require
 from tokenverse_pp.manifests.corpora.utterances import write_utterances
-from tokenverse_pp.manifests.lines import raw_lines, text_of
+from tokenverse_pp.manifests.lines import raw_lines, stray_control, text_of
 
 SPLITS = ("train", "dev", "test")
 COLUMNS = ("path", "sentence")  # what every release has, and what is needed
@@ -87,12 +87,17 @@ def _rows(path: Path) -> Iterator[Union[Row, LeftOutRow]]:
     for number, raw in raw_lines(path):
         if number == 1 or not raw.strip():
             continue
-        where = f"{path.name}, line {number}"
+        where = f"{path}, line {number}"
         try:
-            cells = text_of(raw, "").split("\t")
+            line = text_of(raw, "")
         except UserError as error:
             yield where, str(error).lstrip(": ")
             continue
+        stray = stray_control(line)
+        if stray is not None:
+            yield where, f"holds a {stray}"
+            continue
+        cells = line.split("\t")
         row = dict(zip(header, cells))
         # Empty cells at the end may be missing, if the votes show that the others are in their places.
         short = len(cells) < len(header) and row.get("up_votes", "").isdigit() and row.get("down_votes", "").isdigit()
@@ -151,7 +156,7 @@ def _read_part(folder: Path, split: str, clip_of: Callable[[str], Optional[Path]
         RecordingSet.from_recordings(recordings),
         SupervisionSet.from_segments(supervisions),
         code,
-        tuple((name, 0.0, reason) for name, reason in left_out),
+        [{"id": name, "seconds": 0.0, "reason": reason} for name, reason in left_out],
     )
 
 

@@ -29,14 +29,14 @@ class Part:
     Attributes:
         name: the split, and after an underscore what tells it from others of the split: ``train``, ``train_de``.
         language: ISO 639 code of all its supervisions.
-        left_out: what the corpus has and the manifests have not: id, seconds, reason.
+        unread: rows of its transcripts that cannot be read, as `LeftOut` lists them.
     """
 
     name: str
     recordings: RecordingSet
     supervisions: SupervisionSet
     language: str
-    left_out: Tuple[Tuple[str, float, str], ...] = ()
+    unread: Sequence[Dict[str, Any]] = ()
 
 
 @dataclass
@@ -105,9 +105,7 @@ def write_parts(
     paths = {part.name: output_dir / f"cuts_{part.name}.jsonl.gz" for part in parts}
     files: Dict[Path, Tuple[Iterable[Cut], LeftOut]] = {}
     for part in parts:
-        left_out = LeftOut()
-        for item in part.left_out:
-            left_out.note(*item)
+        left_out = LeftOut(list(part.unread))
         files[paths[part.name]] = (to_cuts(part, left_out), left_out)
     write_checked_files(files, output_dir / "left_out.jsonl", say)
     return paths

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
-from lhotse import RecordingSet, SupervisionSet, load_manifest
+from lhotse import RecordingSet, SupervisionSet
 from lhotse.audio import Recording
 from lhotse.cut import Cut, MonoCut
 from lhotse.supervision import SupervisionSegment
@@ -20,7 +20,7 @@ from tokenverse_pp.manifests.corpora.dialogues import Track
 from tokenverse_pp.manifests.corpora.parts import LeftOut, Say, stem, write_checked_files
 from tokenverse_pp.manifests.label_source import LABEL_SOURCE
 from tokenverse_pp.manifests.normalise import NORMALISERS
-from tokenverse_pp.manifests.reading import read_cuts
+from tokenverse_pp.manifests.reading import load_whole, read_cuts
 from tokenverse_pp.tasks.registry import REGISTRY
 
 
@@ -111,7 +111,7 @@ def _load(path: Path, kind: type):  # type: ignore[no-untyped-def]  # RecordingS
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a {kind.__name__}")
     try:
-        manifest = load_manifest(path)
+        manifest = load_whole(str(path))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{path}: not a lhotse manifest: {reason}") from error

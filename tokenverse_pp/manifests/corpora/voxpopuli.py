@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Any, Dict, List, Sequence
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.corpora.parts import Part, Say, lhotse_recipe, require
+from tokenverse_pp.manifests.corpora.rows import Form, check_table
 from tokenverse_pp.manifests.corpora.utterances import write_utterances
 
 SPLITS = ("train", "dev", "test")
+FORM = Form(delimiter="|", quoting=True, numbers=("start_time", "end_time"))
 LAYOUT = (
     "raw_audios/<language>/<year>/*_<language>.ogg and the transcripts asr_<language>.tsv.gz (lhotse downloads them "
     "where they are missing)"
@@ -48,8 +49,15 @@ def prepare_voxpopuli(
         # lhotse takes the transcripts from its output folder, and downloads them where they are not there.
         with tempfile.TemporaryDirectory() as folder, lhotse_recipe("voxpopuli", corpus_dir, LAYOUT):
             transcripts = corpus_dir / f"asr_{language}.tsv.gz"
+            unread: List[Dict[str, Any]] = []
             if transcripts.is_file():
-                shutil.copy(transcripts, folder)
+                table = check_table(transcripts, FORM)
+                table.write(Path(folder) / transcripts.name)
+                unread = table.left_out()
             manifests = recipe(corpus_dir, folder, task="asr", lang=language, num_jobs=jobs)
-        parts += [Part(f"{split}_{language}", **manifests[split], language=language) for split in SPLITS]
+        # Which split a bad row is of is not known: the first lists them.
+        parts += [
+            Part(f"{split}_{language}", **manifests[split], language=language, unread=() if i else unread)
+            for i, split in enumerate(SPLITS)
+        ]
     return write_utterances(parts, output_dir, "voxpopuli", normaliser, jobs, say)

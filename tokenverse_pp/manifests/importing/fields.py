@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, Span, seconds, shown
-from tokenverse_pp.manifests.lines import CONTROL
+from tokenverse_pp.manifests.lines import CONTROL, CONTROL_NO_SPACE
 from tokenverse_pp.manifests.reading import json_of
 from tokenverse_pp.tasks.registry import REGISTRY
 
@@ -68,6 +68,17 @@ class FieldMap:
             self._read(row, values)
         except UserError as error:
             return Rejected(place, str(error), row)
+        return row
+
+    def recording(self, place: Place, cells: Mapping[str, str]) -> Optional[Row]:
+        """The recording of a row that is otherwise bad; None where its cells do not say it for sure."""
+        columns = self.over(cells)
+        values = {name: cells.get(columns.get(name, ""), "") for name in ("audio", "recording", "channel")}
+        if not (values["audio"] or values["recording"]) or any(map(CONTROL.search, values.values())):
+            return None
+        row = Row(place, "")
+        for name, value in values.items():
+            setattr(row, name, string(value, name) or None)
         return row
 
     def _read(self, row: Row, values: Mapping[str, Any]) -> None:
@@ -133,9 +144,15 @@ def string(value: Any, name: str) -> str:
         return str(value)
     if not isinstance(value, str):
         raise BadRow(f"field '{name}': expected a text, found {shown(value)}")
-    if name in ("id", "recording") and CONTROL.search(value):
+    if name == "text":
+        found = CONTROL_NO_SPACE.search(value)
+        if found:
+            raise BadRow(f"field 'text': holds the control character U+{ord(found[0]):04X}: {shown(value)}")
+        return value
+    value = value.strip(" \t\r\n")  # not the spaces of Unicode: a file's name may end in one
+    if name != "audio" and CONTROL.search(value):
         raise BadRow(f"field '{name}': expected a name, found {shown(value)}")
-    return value if name == "text" else value.strip()
+    return value
 
 
 def plain(value: Any, name: str) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.importing.audio_out import AudioOut
 from tokenverse_pp.manifests.importing.fields import FieldMap
 from tokenverse_pp.manifests.importing.rows import BadRow, Place, Rejected, RowOrRejected
 from tokenverse_pp.manifests.importing.textfiles import safe_id
+from tokenverse_pp.manifests.reading import reason_of
 
 
 def read_dataset(folder: Path, fields: FieldMap, split: Optional[str], audio_out: AudioOut) -> Iterator[RowOrRejected]:
@@ -35,8 +36,11 @@ def _rows(data: Any, folder: Path, fields: FieldMap, audio_out: AudioOut) -> Ite
     fields.check(list(features), str(folder))
     columns = fields.over(features)
     names = {column: features[column] for column in columns.values() if column in features}
-    for number, cells in enumerate(data):
+    for number, cells in _each(data):
         place = Place(str(folder), number, "row")
+        if isinstance(cells, str):
+            yield Rejected(place, cells)
+            continue
         try:
             values = {column: _plain(cells[column], feature) for column, feature in names.items()}
             if isinstance(values.get(columns.get("audio", "")), dict):
@@ -45,6 +49,22 @@ def _rows(data: Any, folder: Path, fields: FieldMap, audio_out: AudioOut) -> Ite
             yield Rejected(place, str(error))
             continue
         yield fields.row(place, f"{safe_id(folder.name)}-{number}", values)
+
+
+def _each(data: Any) -> Iterator[Tuple[int, Union[Dict[str, Any], str]]]:
+    """The rows of a data set, or why one cannot be read (a text that is not UTF-8, say)."""
+    number = 0
+    try:
+        for cells in data:
+            yield number, cells
+            number += 1
+    except Exception:  # whatever a column's type throws; the iterator is at its end then
+        pass
+    for later in range(number, len(data)):
+        try:
+            yield later, data[later]
+        except Exception as error:
+            yield later, f"cannot be read: {reason_of(error)}"
 
 
 def _load(folder: Path, split: Optional[str], cache: str) -> Any:

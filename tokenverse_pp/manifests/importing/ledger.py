@@ -17,12 +17,16 @@ SHOWN = 20  # rejected rows in a message; the list in the file has them all
 
 
 class Ledger:
-    """Rows read = rows kept + rows rejected. The list of the rejected is on disk, not in memory."""
+    """Rows read = rows kept + rows rejected. The list of the rejected is on disk, not in memory.
+
+    ``bad`` counts the rejected rows that the options do not ask to leave out.
+    """
 
     def __init__(self) -> None:
         self.read = 0
         self.kept = 0
         self.rejected = 0
+        self.bad = 0
         self.first: List[Rejected] = []
         self.cuts = 0
         self.cuts_by_task: Counter[str] = Counter()
@@ -33,7 +37,8 @@ class Ledger:
     def reject(self, item: Rejected) -> None:
         """Note a row that is not kept."""
         self.rejected += 1
-        if len(self.first) < SHOWN and not item.follows:
+        self.bad += not item.expected
+        if len(self.first) < SHOWN and not item.follows and not item.expected:
             self.first.append(item)
         cells = (item.place.file, str(item.place.line), shortened(item.reason))
         print(*(" ".join(cell.split()) for cell in cells), sep="\t", file=self._list)
@@ -48,18 +53,22 @@ class Ledger:
         """What to say where rows were rejected and none may be, or none are left."""
         if not self.read:
             return UserError(f"{source}: holds no rows; nothing was written")
-        more = self.rejected - len(self.first)
+        if not self.bad:
+            return UserError(f"{source}: no row is left of {self.read}; nothing was written")
+        more = self.bad - len(self.first)
         hint = f" ({more} more: --rejected FILE lists all)" if more > 0 else ""
         way = " (--skip-bad leaves them out)" if self.rejected < self.read else ""
-        summary = f"{self.rejected} of {self.read} rows cannot be mapped{hint}; nothing was written{way}"
+        summary = f"{self.bad} of {self.read} rows cannot be mapped{hint}; nothing was written{way}"
         return UserError("\n".join([*map(str, self.first), summary]))
 
     def report(self, output: Path, say: Callable[[str], None]) -> None:
         """Print the counts of an import that was written."""
         for item in self.first:
             say(f"left out: {item}")
-        if self.rejected > len(self.first):
-            say(f"left out: {self.rejected - len(self.first)} more (--rejected FILE lists all)")
+        if self.bad > len(self.first):
+            say(f"left out: {self.bad - len(self.first)} more (--rejected FILE lists all)")
+        if self.rejected > self.bad:
+            say(f"left out, as the options ask: {self.rejected - self.bad} (--rejected FILE lists them)")
         say(f"rows: {self.read} read = {self.kept} kept + {self.rejected} left out")
         for note, count in sorted(self.notes.items()):
             say(f"{note}: {count}")

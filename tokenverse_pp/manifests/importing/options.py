@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Mapping, Optional, Tuple
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.importing.brat import REFUSE
 from tokenverse_pp.manifests.importing.fields import FieldMap
+from tokenverse_pp.manifests.importing.notation import REFUSE
 from tokenverse_pp.manifests.importing.texts import AS_IT_IS
 
 ROW, RECORDING = "row", "recording"
@@ -23,6 +23,7 @@ class ImportOptions:
 
     Args:
         constants: values of fields of rows that lack them.
+        nist_notation: one of `notation.NOTATIONS`.
         per: one cut per ``row`` or per ``recording``.
         discontinuous: what becomes of entities of BRAT in several pieces: ``refuse``, ``cover`` or ``drop``.
         pause: seconds without a word after which a new turn begins, where words alone are given.
@@ -45,6 +46,7 @@ class ImportOptions:
     constants: Mapping[str, Any] = field(default_factory=dict)
     delimiter: Optional[str] = None
     inline: Optional[str] = None
+    nist_notation: str = REFUSE
     normaliser: str = AS_IT_IS
     widen: bool = False
     discontinuous: str = REFUSE

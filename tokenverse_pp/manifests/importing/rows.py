@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.lines import BLANKS, number_of
 from tokenverse_pp.manifests.reading import shortened
 
 Span = Tuple[int, int, Optional[str]]  # an entity: characters start and end (exclusive) of the text, type
@@ -64,6 +65,7 @@ class Rejected:
         row: what could be read of it (its recording).
         harmless: no cut lacks anything without it.
         follows: nothing is wrong with it but the cut that it would be in.
+        expected: the options ask for leaving it out, so that it is no reason to refuse the import.
     """
 
     place: Place
@@ -71,6 +73,7 @@ class Rejected:
     row: Optional[Row] = None
     harmless: bool = False
     follows: bool = False
+    expected: bool = False
 
     def __str__(self) -> str:
         return f"{self.place}: {shortened(self.reason)}"
@@ -84,13 +87,14 @@ class BadRow(UserError):
 
 
 def seconds(value: Any, name: str, scale: float = 1.0) -> float:
-    """A time in seconds: a finite number >= 0, times ``scale``.
+    """A time in seconds: a finite number >= 0, times ``scale``; of a text a decimal number in ASCII digits.
 
     Raises:
         BadRow: naming the field.
     """
     try:
-        number = float(value) * scale
+        found = number_of(value.strip(BLANKS)) if isinstance(value, str) else float(value)
+        number = found * scale if found is not None else math.nan
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number) or number < 0:

@@ -50,7 +50,7 @@ def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> L
                 ledger.kept += len(rows)
                 ledger.cuts += 1
                 ledger.cuts_by_task.update(cut.custom["tasks"])
-            if not ledger.cuts or (ledger.rejected and not options.skip_bad):
+            if not ledger.cuts or (ledger.bad and not options.skip_bad):
                 raise ledger.refusal(options.source)
         done = True
     finally:

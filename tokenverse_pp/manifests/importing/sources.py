@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Optional
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.importing.audio_out import AudioOut
@@ -29,25 +29,32 @@ def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrReject
         audio_out: where audio goes that stands in a data set itself.
     """
     turns = options.turns
-    recordings = _recordings(options)
-    rttm: List[object] = list(read_rttm(options.rttm)) if options.rttm is not None else []
-    ctm: List[object] = list(read_ctm(options.ctm)) if options.ctm is not None else []
+    recordings, bad = _recordings(options)
+    rttm: List[object] = list(read_rttm(options.rttm, options.nist_notation)) if options.rttm is not None else []
+    ctm: List[object] = list(read_ctm(options.ctm, options.nist_notation)) if options.ctm is not None else []
     # LEXEME lines of an RTTM give words only where it gives the turns.
-    told = [item for item in [*(rttm if turns == "rttm" else ()), *ctm] if isinstance(item, Word)]
-    words = Words(told) if told or options.ctm is not None else None
+    timed = [item for item in [*(rttm if turns == "rttm" else ()), *ctm] if isinstance(item, Word)]
+    words = Words(timed) if timed or options.ctm is not None else None
     speaker_turns = [item for item in rttm if isinstance(item, Row)]
     speakers = Speakers(speaker_turns) if options.rttm is not None and turns != "rttm" else None
+    yield from bad
     yield from (item for item in [*rttm, *ctm] if isinstance(item, Rejected))
     for item in _turns(turns, options, audio_out, speaker_turns, words):
         row = item.row if isinstance(item, Rejected) else item
         if row is not None:
-            _fill(row, recordings, options)
+            told = recordings.get(row.recording or "")
+            if isinstance(told, Row):
+                names = ("audio", "channel", "speaker", "language", "endpoint", "tasks", "custom")
+                fill(row, {name: getattr(told, name) for name in names})
+            elif told is not None and isinstance(item, Row):
+                item = Rejected(row.place, f"its recording cannot be read: {told}", row)
+            fill(row, options.constants)
         if isinstance(item, Row):
             if speakers is not None:
                 speakers.give(item)
-            if words is not None and item.text is None:
-                words.give(item)
             try:
+                if words is not None and item.text is None:
+                    words.give(item)
                 if options.inline is not None and item.text is not None:
                     _read_marks(item, options.inline)
             except BadRow as error:
@@ -65,7 +72,7 @@ def _turns(
         "table": lambda: chain.from_iterable(tables),
         "kaldi": lambda: read_kaldi(_path(options.kaldi)),
         "hf": lambda: read_dataset(_path(options.hf), options.fields, options.hf_split, audio_out),
-        "stm": lambda: read_stm(_path(options.stm)),
+        "stm": lambda: read_stm(_path(options.stm), options.nist_notation),
         "subtitles": lambda: read_subtitles(_path(options.subtitles)),
         "rttm": lambda: speaker_turns,
         "ctm": lambda: words.turns(options.pause) if words is not None else (),
@@ -79,23 +86,16 @@ def _path(path: Optional[Path]) -> Path:
     return path
 
 
-def _recordings(options: ImportOptions) -> Optional[Dict[str, Row]]:
+def _recordings(options: ImportOptions) -> Tuple[Dict[str, Union[Row, Rejected]], List[Rejected]]:
+    """The recordings that --recordings names, and its rows that cannot be read."""
     path = options.recordings
     if path is None:
-        return None
+        return {}, []
     if path.name == "wav.scp" or path.suffix == ".scp":
         return read_wav_scp(path)
     # The columns that were named are those of the turns' table, where there is one.
     fields = FieldMap() if options.table or options.hf is not None else options.fields
     return read_recordings(path, fields, options.delimiter)
-
-
-def _fill(row: Row, recordings: Optional[Dict[str, Row]], options: ImportOptions) -> None:
-    told = recordings.get(row.recording or "") if recordings is not None else None
-    if told is not None:
-        names = ("audio", "channel", "speaker", "language", "endpoint", "tasks", "custom")
-        fill(row, {name: getattr(told, name) for name in names})
-    fill(row, options.constants)
 
 
 def _read_marks(row: Row, markup: str) -> None:

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import re
 import sys
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Set
+from typing import Deque, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.importing.fields import FieldMap
 from tokenverse_pp.manifests.importing.rows import Place, Rejected, Row, RowOrRejected, shown
-from tokenverse_pp.manifests.lines import MAX_LINE, raw_lines, text_of
+from tokenverse_pp.manifests.lines import MAX_LINE, number_of, raw_lines, text_of
 from tokenverse_pp.manifests.reading import json_of
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
+_ENDING = re.compile(r"\.[A-Za-z0-9]{2,5}$")  # of a file's name
+MOST_LINES = 1000  # of one row of a CSV file, whose quoted cells may have line ends
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A row of a CSV or TSV file: the line on which it begins, its cells as far as they are known, what is wrong."""
+
+    line: int
+    cells: List[str]
+    problem: Optional[str] = None
 
 
 def read_table(path: Path, fields: FieldMap, delimiter: Optional[str] = None) -> Iterator[RowOrRejected]:
     """The rows of a table, one at a time; ``.gz`` is unpacked.
 
-    CSV has quoting and may have line ends within quotes; TSV has no quoting (as Common Voice writes it).
+    CSV has quoting and may have line ends within quotes; TSV has no quoting (as Common Voice writes it). A row that
+    cannot be read is rejected and spoils no other: broken quoting, a carriage return within a line, too many cells.
 
     Args:
         delimiter: another one than the name's ending says.
 
     Raises:
-        UserError: where the file as a whole cannot be read (header, columns that were named, broken quoting).
+        UserError: where the file as a whole cannot be read (header, columns that were named).
     """
     name = path.name[:-3] if path.name.endswith(".gz") else path.name
     ending = Path(name).suffix.lower()
@@ -35,7 +51,17 @@ def read_table(path: Path, fields: FieldMap, delimiter: Optional[str] = None) ->
     if delimiter is None and ending not in DELIMITERS:
         known = ", ".join([*DELIMITERS, *JSON_LINES])
         raise UserError(f"{path}: expected a table ({known}, also with .gz), or --delimiter")
-    return _delimited_rows(path, fields, Path(name).stem, delimiter or DELIMITERS[ending])
+    return _delimited_rows(
+        path, fields, Path(name).stem, check_delimiter(DELIMITERS[ending] if delimiter is None else delimiter)
+    )
+
+
+def check_delimiter(delimiter: str) -> str:
+    r"""A delimiter of one character; ``\t`` stands for a tab (raises UserError)."""
+    delimiter = "\t" if delimiter == "\\t" else delimiter
+    if len(delimiter) != 1 or delimiter in '"\r\n\0':
+        raise UserError(f"--delimiter {delimiter!r}: expected one character that is no quote, such as ';'")
+    return delimiter
 
 
 def _json_rows(path: Path, fields: FieldMap, stem: str) -> Iterator[RowOrRejected]:
@@ -60,60 +86,189 @@ def _json_rows(path: Path, fields: FieldMap, stem: str) -> Iterator[RowOrRejecte
 
 
 def _delimited_rows(path: Path, fields: FieldMap, stem: str, delimiter: str) -> Iterator[RowOrRejected]:
-    # What is not UTF-8 is carried through the csv module and told of with its row.
-    csv.field_size_limit(min(MAX_LINE, sys.maxsize))
-    lines = (line.decode("utf-8", "surrogateescape") + "\n" for _, line in raw_lines(path))
-    if delimiter == "\t":
-        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, None)
+    records = _Records(path, delimiter)
+    header: Optional[List[str]] = None
+    for record in records:
+        place, number = Place(str(path), record.line), len(record.cells)
         if header is None:
-            raise UserError(f"{path}: empty; expected a header line with the names of the columns")
-        if len(set(header)) < len(header):
-            twice = next(name for name in header if header.count(name) > 1)
-            raise UserError(f"{path}, line 1: column {twice!r} is there twice")
-        fields.check(header, str(path))
-        done = reader.line_num
-        for cells in reader:
-            place = Place(str(path), done + 1)
-            done = reader.line_num
-            if cells:
-                yield _cells_row(place, f"{stem}-{place.line}", fields, header, cells)
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not a table: {error}") from None
+            header = records.columns = _header(place, record)
+            fields.check(header, str(path))
+            continue
+        cells = dict(zip(header, record.cells))
+        problem = record.problem
+        if problem is None and number != len(header):
+            problem = f"expected {len(header)} cells, found {number}"
+        if problem is None:
+            yield fields.row(place, f"{stem}-{place.line}", cells)
+        else:
+            yield Rejected(place, problem, fields.recording(place, cells) if number == len(header) else None)
+    if header is None:
+        raise UserError(f"{path}: empty; expected a header line with the names of the columns")
 
 
-def _cells_row(place: Place, default_id: str, fields: FieldMap, header: List[str], cells: List[str]) -> RowOrRejected:
-    text = "".join(cells)
-    if "\0" in text:
-        return Rejected(place, "expected text, found a NUL byte")
+def _header(place: Place, record: _Record) -> List[str]:
+    """The names of the columns (raises UserError)."""
+    if record.problem is not None:
+        raise UserError(f"{place}: expected a header line with the names of the columns: {record.problem}")
+    names = record.cells
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{place}: column {twice!r} is there twice")
+    return names
+
+
+class _Records:
+    """The records of a CSV or TSV file.
+
+    Where the quotes of a record are broken (not closed, or closed by one that opens another cell), the record is its
+    first line alone and the next one begins after it: otherwise one quote could swallow the rest of the file.
+
+    ``columns``: the header, once it is known.
+    """
+
+    def __init__(self, path: Path, delimiter: str):
+        self.delimiter = delimiter
+        self.columns: List[str] = []
+        self._file = raw_lines(path)
+        self._ahead: Deque[Tuple[int, bytes]] = deque()  # lines that were read but belong to later records
+
+    def __iter__(self) -> Iterator[_Record]:
+        for number, line in iter(self._line, None):
+            if b'"' in line and self.delimiter != "\t":
+                yield self._quoted(number, line)
+            elif line.strip(b" "):
+                yield _checked(number, line.decode("utf-8", "surrogateescape").split(self.delimiter), quoted=False)
+
+    def _line(self) -> Optional[Tuple[int, bytes]]:
+        return self._ahead.popleft() if self._ahead else next(self._file, None)
+
+    def _quoted(self, number: int, line: bytes) -> _Record:
+        """A record with quotes, which may go on over the next lines."""
+        taken = [(number, line)]
+
+        def lines() -> Iterator[str]:
+            size = 0
+            while len(taken) <= MOST_LINES and size <= MAX_LINE:
+                size += len(taken[-1][1])
+                yield _text(taken[-1][1])
+                following = self._line()
+                if following is None:
+                    return
+                taken.append(following)
+
+        try:
+            with _long_cells():
+                cells = next(csv.reader(lines(), delimiter=self.delimiter, strict=True))
+            problem = self._swallowed(taken, cells)
+        except csv.Error as error:
+            problem = _reason(str(error), taken[-1][0] if len(taken) > 1 else None)
+        if problem is None:
+            return _checked(number, cells, quoted=True)
+        self._ahead.extendleft(reversed(taken[1:]))
+        return _Record(number, [], problem)
+
+    def _swallowed(self, taken: Sequence[Tuple[int, bytes]], cells: List[str]) -> Optional[str]:
+        """What is wrong with a record of several lines, if it seems to hold other records."""
+        if len(taken) == 1 or not self.columns:
+            return None
+        if len(cells) != len(self.columns):
+            return f"expected {len(self.columns)} cells, found {len(cells)} in lines up to {taken[-1][0]}"
+        # The last line of a good record may look like a row, if the quote is opened in the first column.
+        suspects = taken[1:] if len(self._alone(taken[0][1], strict=False)) == len(cells) else taken[1:-1]
+        for number, line in suspects:
+            inner = self._alone(line, strict=True)
+            if len(inner) == len(cells) and _are_alike(inner, cells):
+                return f"a quote is not closed before line {number}, which is a row of its own"
+        return None
+
+    def _alone(self, line: bytes, strict: bool) -> List[str]:
+        """The cells of a line if no quote were open before it; none if it cannot be a row."""
+        with _long_cells():
+            try:
+                return next(csv.reader([_text(line)], delimiter=self.delimiter, strict=strict), [])
+            except csv.Error:
+                return []
+
+
+def _text(line: bytes) -> str:
+    # What is not UTF-8 is carried through the csv module and told of with its row.
+    return line.decode("utf-8", "surrogateescape") + "\n"
+
+
+def _reason(error: str, end: Optional[int]) -> str:
+    """What the csv module says of a record, for a message; ``end``: its last line, where it has several."""
+    if "new-line character" in error:
+        return "holds a carriage return (U+000D) outside of quotes; expected lines that end in LF or CRLF"
+    if "NUL" in error:  # up to Python 3.10
+        return "expected text, found a NUL byte"
+    if "unexpected end of data" in error:
+        return "a quote is not closed"
+    if end is not None:
+        return f"a quote is not closed: the next one, in line {end}, opens another"
+    return f"broken quoting: {error}"
+
+
+def _are_alike(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two rows have files with the same ending in one column, or numbers in two."""
+    numbers = 0
+    for a, b in zip(one, other):
+        ending, wanted = _ENDING.search(a), _ENDING.search(b)
+        if ending is not None and wanted is not None and ending[0] == wanted[0] and number_of(a) is None:
+            return True
+        numbers += number_of(a) is not None and number_of(b) is not None
+    return numbers > 1
+
+
+@contextlib.contextmanager
+def _long_cells() -> Iterator[None]:
+    """Let the csv module read cells as long as a line may be; its limit is one for the whole process."""
+    before = csv.field_size_limit(min(MAX_LINE, sys.maxsize))
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return Rejected(place, "not UTF-8")
-    if len(cells) != len(header):
-        return Rejected(place, f"expected {len(header)} cells, found {len(cells)}")
-    return fields.row(place, default_id, dict(zip(header, cells)))
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _checked(number: int, cells: List[str], quoted: bool) -> _Record:
+    text = "".join(cells)
+    problem = None
+    if "\0" in text:
+        problem = "expected text, found a NUL byte"
+    elif "\r" in text and not quoted:
+        problem = "holds a carriage return (U+000D); expected lines that end in LF or CRLF"
+    else:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            problem = "not UTF-8"
+    return _Record(number, cells, problem)
 
 
 def _without(place: Place, error: UserError) -> str:
     return str(error).replace(f"{place}: ", "", 1)
 
 
-def read_recordings(path: Path, fields: FieldMap, delimiter: Optional[str] = None) -> Dict[str, Row]:
+def read_recordings(
+    path: Path, fields: FieldMap, delimiter: Optional[str] = None
+) -> Tuple[Dict[str, Union[Row, Rejected]], List[Rejected]]:
     """A table with one row a recording, in memory, by its field ``recording``, or else by its audio file's name.
 
+    Returns:
+        The recordings (one whose row cannot be read is rejected there, too), and the rows that cannot be read, have
+        neither of the fields, or name a recording again.
+
     Raises:
-        UserError: for a row that cannot be read, has neither, or names a recording again: with its line.
+        UserError: see `read_table`.
     """
-    found: Dict[str, Row] = {}
+    found: Dict[str, Union[Row, Rejected]] = {}
+    bad: List[Rejected] = []
     for item in read_table(path, fields, delimiter):
+        row = item.row if isinstance(item, Rejected) else item
+        name = (row.recording or (Path(row.audio).stem if row.audio else None)) if row is not None else None
+        if isinstance(item, Row) and (name is None or name in found):
+            item = Rejected(item.place, f"field 'recording': expected a name of its own, found {shown(name)}", item)
         if isinstance(item, Rejected):
-            raise UserError(str(item))
-        name = item.recording or (Path(item.audio).stem if item.audio else None)
-        if name is None or name in found:
-            raise UserError(f"{item.place}: field 'recording': expected a name of its own, found {shown(name)}")
-        found[name] = item
-    return found
+            bad.append(Rejected(item.place, item.reason, harmless=True))  # what lacks it is told of by itself
+        if name is not None:
+            found[name] = item
+    return found, bad

@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
-from tokenverse_pp.manifests.importing.rows import Place, Rejected, Row
+from tokenverse_pp.manifests.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, shown
 from tokenverse_pp.manifests.importing.textfiles import safe_id
 
 FIRST = {"1": 0, "A": 0, "2": 1, "B": 1}
@@ -14,7 +14,10 @@ FIRST = {"1": 0, "A": 0, "2": 1, "B": 1}
 
 @dataclass
 class Word:
-    """One word of a recording; times in seconds."""
+    """One word of a recording; times in seconds.
+
+    ``problem`` says why it cannot be used: then the turn that it is in has no transcript.
+    """
 
     place: Place
     recording: str
@@ -23,6 +26,7 @@ class Word:
     end: float
     text: str
     speaker: Optional[str] = None
+    problem: Optional[str] = None
     used: bool = field(default=False, compare=False)
 
     @property
@@ -47,8 +51,12 @@ class Words:
             found.sort(key=lambda word: word.middle)
         self._middles = {name: [word.middle for word in found] for name, found in self.by_recording.items()}
 
-    def give(self, row: Row) -> Row:
-        """Set the text of a turn from the words whose middle lies in it, and that no turn before it took."""
+    def give(self, row: Row) -> None:
+        """Set the text of a turn from the words whose middle lies in it, and that no turn before it took.
+
+        Raises:
+            BadRow: where one of them cannot be used.
+        """
         words = self.by_recording.get(row.recording or "", [])
         middles = self._middles.get(row.recording or "", [])
         first = bisect_left(middles, row.start or 0.0)
@@ -56,19 +64,24 @@ class Words:
         mine = [word for word in words[first:last] if not word.used and _belongs(word, row)]
         for word in mine:
             word.used = True
+        bad = next((word for word in mine if word.problem is not None), None)
+        if bad is not None:
+            raise BadRow(f"{bad.place}: {bad.problem}")
         row.text = " ".join(word.text for word in mine) or None
-        return row
 
     def unused(self) -> Iterator[Rejected]:
         """The words that lie in no turn."""
         for words in self.by_recording.values():
             for word in words:
                 if not word.used:
-                    reason = f"word {word.text!r} at {word.start:.3f} s lies in no turn"
+                    reason = f"word {shown(word.text)} at {word.start:.3f} s lies in no turn"
                     yield Rejected(word.place, reason, harmless=True)
 
-    def turns(self, pause: float) -> Iterator[Row]:
-        """Turns made of the words alone: a new one after ``pause`` seconds without a word, for each channel."""
+    def turns(self, pause: float) -> Iterator[RowOrRejected]:
+        """Turns made of the words alone: a new one after ``pause`` seconds without a word, for each channel.
+
+        A turn with a word that cannot be used is rejected.
+        """
         for name, words in self.by_recording.items():
             channels = dict.fromkeys(word.channel for word in words)
             for channel in channels:
@@ -85,11 +98,11 @@ def _belongs(word: Word, row: Row) -> bool:
     return same_channel(word.channel, row.channel) and word.speaker in (None, row.speaker)
 
 
-def _turn(recording: str, channel: str, words: List[Word]) -> Row:
+def _turn(recording: str, channel: str, words: List[Word]) -> RowOrRejected:
     for word in words:
         word.used = True
     place = words[0].place
-    return Row(
+    row = Row(
         place,
         f"{safe_id(recording)}-{place.line:06d}",
         recording,
@@ -98,6 +111,10 @@ def _turn(recording: str, channel: str, words: List[Word]) -> Row:
         end=max(word.end for word in words),
         text=" ".join(word.text for word in words),
     )
+    bad = min((word for word in words if word.problem is not None), key=lambda word: word.place.line, default=None)
+    if bad is None:
+        return row
+    return Rejected(bad.place, f"{bad.problem} (a turn of {len(words)} words from {row.start:.3f} s on)", row)
 
 
 class Speakers:
