@@ -29,7 +29,7 @@ from tokenverse_pp.training.loop import Trainer, set_threads
 from tokenverse_pp.training.peers import join_watch, looking_after
 from tokenverse_pp.training.resume import find_start
 from tokenverse_pp.training.rounds import open_rounds
-from tokenverse_pp.training.setup import build_model, get_tokenizer, tasks_of
+from tokenverse_pp.training.setup import build_model, get_tokenizer, spelled_as_before, tasks_of
 from tokenverse_pp.training.sources import open_source
 from tokenverse_pp.training.transfer import before_of, read_source
 from tokenverse_pp.training.validate import Validator
@@ -49,6 +49,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 def train(config: Config, world: World) -> Path:
     """Train as the configuration says; returns the folder of the final model."""
     config.tasks.plugins = load_plugins(config.tasks.plugins)
+    config.tasks.languages = spelled_as_before(config)
     tasks = tasks_of(config.tasks)
     rounds = open_rounds(config.data, config.training.seed)
     valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else None

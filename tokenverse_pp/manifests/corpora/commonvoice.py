@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Dict, List, Sequence
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.corpora.languages import common_voice_code
+from tokenverse_pp.manifests.corpora.languages import common_voice_code, folders_of
 from tokenverse_pp.manifests.corpora.parts import Part, Say, lhotse_recipe, require
 from tokenverse_pp.manifests.corpora.utterances import write_utterances
 
@@ -36,7 +36,8 @@ def prepare_commonvoice(
     from lhotse.recipes.commonvoice import prepare_commonvoice as recipe
 
     require(corpus_dir, ["*/clips", "*/train.tsv"], LAYOUT)
-    locales = list(languages) or sorted(path.parent.name for path in corpus_dir.glob("*/train.tsv"))
+    there = sorted(path.parent.name for path in corpus_dir.glob("*/train.tsv"))
+    locales = folders_of(languages, there, str(corpus_dir)) or there
     _check_locales(corpus_dir, locales)
     with tempfile.TemporaryDirectory() as folder, lhotse_recipe("commonvoice", corpus_dir, LAYOUT):
         manifests = recipe(corpus_dir, folder, languages=locales, splits=SPLITS, num_jobs=jobs)
