@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Iterable, List, Optional, Sequence, Tuple
-
-import langcodes
+from typing import Any, Iterable, List, Optional, Sequence, Tuple
 
 from tokenverse_pp.errors import UserError
 
@@ -54,6 +52,15 @@ _SMALL_TURKIC = str.maketrans({"I": "ı", "İ": "i"})
 _DECOMPOSED_TURKIC = re.compile("I\u0307")  # NFD's İ
 
 
+def _langcodes() -> Any:
+    """The library. The ONNX runtime does without it where a code is given as the model spells it."""
+    try:
+        import langcodes
+    except ImportError:
+        raise UserError("to read language codes: pip install langcodes") from None
+    return langcodes
+
+
 @lru_cache(maxsize=4096)
 def canonical_tag(code: str) -> Optional[str]:
     """A language code in its canonical form (RFC 5646), or None where it is no code.
@@ -63,7 +70,7 @@ def canonical_tag(code: str) -> Optional[str]:
     """
     text = _LOCALE_SUFFIX.sub("", code.strip())
     try:
-        tag = langcodes.standardize_tag(text)
+        tag: str = _langcodes().standardize_tag(text)
     except (LookupError, ValueError):  # LanguageTagError is a ValueError
         return None
     return tag if _LANGUAGE_FIRST.match(tag) else None
@@ -85,7 +92,7 @@ def primary_language(code: Optional[str]) -> Optional[str]:
     if tag is None:
         return code.strip().lower()
     try:
-        language = langcodes.standardize_tag(tag, macro=True)
+        language = _langcodes().standardize_tag(tag, macro=True)
     except (LookupError, ValueError):
         language = tag
     return language.split("-")[0].lower()
@@ -107,7 +114,7 @@ def _parts(code: str) -> Tuple[Optional[str], Optional[str], Optional[str]]:
     tag = canonical_tag(code)
     if tag is None:
         return None, None, None
-    language = langcodes.Language.get(tag)
+    language = _langcodes().Language.get(tag)
     return language.script, language.territory, language.maximize().script
 
 
@@ -143,8 +150,10 @@ def matching_languages(code: Optional[str], supported: Iterable[str]) -> List[st
 
 @lru_cache(maxsize=4096)
 def _matching(code: str, supported: Tuple[str, ...]) -> Tuple[str, ...]:
-    if code in supported:
-        return (code,)
+    for form in (str, str.lower):
+        same_text = tuple(entry for entry in supported if form(entry) == form(code))
+        if same_text:
+            return same_text[:1]
     tag = canonical_tag(code)
     same_tag = tuple(entry for entry in supported if tag is not None and canonical_tag(entry) == tag)
     if same_tag:
@@ -220,7 +229,7 @@ def language_problem(code: str, registered: bool = True) -> str:
     tag = canonical_tag(code)
     if tag is not None:
         first = tag.split("-")[0]
-        if not registered or len(first) > 2 or langcodes.tag_is_valid(first):
+        if not registered or len(first) > 2 or _langcodes().tag_is_valid(first):
             return ""
     hint = _hint(code)
     meant = f"; did you mean {hint!r}?" if hint else ""
@@ -234,7 +243,7 @@ def _hint(code: str) -> str:
         return _NAMES[name[0]]
     if not re.fullmatch("[a-z]{2}", word):
         return ""
-    spoken = langcodes.Language.get(f"und-{word}").maximize().language or ""  # where it is a country
+    spoken: str = _langcodes().Language.get(f"und-{word}").maximize().language or ""  # where it is a country
     return "" if spoken == "en" else spoken  # `en` stands for every region that is not known
 
 

@@ -50,6 +50,7 @@ AT_LEAST = {
     "tokenizer.vocab_size": 3,
 }
 SHARES = (  # from 0 to 1
+    "data.max_unk_share",
     "tasks.activation_prob",
     "model.predictor_dropout",
     "model.encoder.context_dropout",
