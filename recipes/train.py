@@ -10,6 +10,7 @@ A run that was stopped goes on from its last checkpoint when the same command is
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import List, Optional, Sequence
 
@@ -17,7 +18,7 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.cli.errors import report_errors
 from tokenverse_pp.config import Config, parse_config
-from tokenverse_pp.dataset import Activation, TransducerDataset, Usable, check_recording
+from tokenverse_pp.dataset import Activation, TransducerDataset, Unknown, Usable, check_recording
 from tokenverse_pp.manifests.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
 from tokenverse_pp.tasks import TaskSet, load_plugins
@@ -29,7 +30,7 @@ from tokenverse_pp.training.loop import Trainer, set_threads
 from tokenverse_pp.training.peers import join_watch, looking_after
 from tokenverse_pp.training.resume import find_start
 from tokenverse_pp.training.rounds import open_rounds
-from tokenverse_pp.training.setup import build_model, get_tokenizer, tasks_of
+from tokenverse_pp.training.setup import build_model, get_tokenizer, spelled_as_before, tasks_of
 from tokenverse_pp.training.sources import open_source
 from tokenverse_pp.training.transfer import before_of, read_source
 from tokenverse_pp.training.validate import Validator
@@ -49,6 +50,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 def train(config: Config, world: World) -> Path:
     """Train as the configuration says; returns the folder of the final model."""
     config.tasks.plugins = load_plugins(config.tasks.plugins)
+    config.tasks.languages = spelled_as_before(config)
     tasks = tasks_of(config.tasks)
     rounds = open_rounds(config.data, config.training.seed)
     valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else None
@@ -72,10 +74,13 @@ def train(config: Config, world: World) -> Path:
         return usable(cut) and (not config.tasks.full_only or set(tasks.names) <= set(labelled_tasks(cut)))
 
     held_out: List[Cut] = [cut for cut in valid if usable(cut)] if valid is not None else []
-    sampler = TrainSampler(rounds, config.data, config.training.seed, world, wanted)
+    unknown_in_valid, usable.unknown = usable.unknown, Unknown(tokenizer)
+    looked = partial(usable.unknown.finish, "data.train", say, limits.max_unk_share)
+    sampler = TrainSampler(rounds, config.data, config.training.seed, world, wanted, looked)
     validator = Validator(held_out, dataset, config, world) if held_out else None
     trainer = Trainer(config, model, dataset, sampler, validator, world, before)
     trainer.start(start, source)
+    unknown_in_valid.finish("data.valid", say)
     size = f"{trainer.trained / 1e6:.2f} M" if trainer.trained >= 1e4 else str(trainer.trained)
     say(f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {size} trained parameters")
     folder = trainer.run()

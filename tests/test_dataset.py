@@ -16,7 +16,7 @@ from toy_runs import read_cuts, toy_parts
 from tokenverse_pp.dataset import Activation, TransducerDataset, Usable, collate, load_inputs
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.tasks import build_tasks, parse
-from tokenverse_pp.tokenizer import train_tokenizer
+from tokenverse_pp.tokenizer import UNK_ID, train_tokenizer
 
 TASKS = build_tasks(["asr", "scd", "endp", "ner", "lid"], {"lid": {"languages": ["fr", "nl"]}})
 TURNS = [
@@ -233,3 +233,36 @@ def test_what_is_no_audio_is_refused_in_plain_words(tmp_path, convert):
 def test_stored_features_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(UserError, match="cut c: no stored features"):
         load_inputs(with_audio(tmp_path), stored_features=True)
+
+
+def test_what_the_vocabulary_lacks_is_counted_and_named(dataset):
+    wanted, lines = usable(dataset)
+    told = []
+    plain = make_cut("plain", [{"text": "oui bonjour", "language": "fr"}], ["asr", "lid"], duration=5.0)
+    odd = [
+        make_cut(f"odd{i}", [{"text": "oui ñandú", "language": "fr"}], ["asr", "lid"], duration=5.0) for i in range(7)
+    ]
+    assert wanted(plain)
+    wanted.unknown.finish("data.train", told.append, 0.0)
+    assert told == []
+    assert all(map(wanted, [plain, *odd]))
+    tokens = [len(dataset.target(cut, ["asr", "lid"])) for cut in (plain, *odd)]
+    unknown = 7 * dataset.target(odd[0], ["asr", "lid"]).tolist().count(UNK_ID)
+    line = wanted.unknown.describe()
+    assert line.startswith(
+        f"{unknown} of {sum(tokens)} target tokens ({unknown / sum(tokens):.2%}), in 7 cuts, are <unk>"
+    )
+    assert "lacks 'd' (U+0064), 'ñ' (U+00F1), 'ú' (U+00FA); first in odd0, odd1, odd2, odd3, odd4 and 2 more" in line
+    with pytest.raises(UserError, match=r"--data\.train: .*lacks 'd'.*--data\.max_unk_share=0\.01 allows no more"):
+        wanted.unknown.finish("data.train", told.append, 0.01)
+    wanted.unknown.finish("data.train", told.append, 1.0)
+    assert told == [f"data.train: {line}"] and lines == []
+    # The next pass counts anew, and says no more of characters that are known.
+    assert wanted.unknown.describe() == "" and wanted(odd[0])
+    wanted.unknown.finish("data.train", told.append, 1.0)
+    assert len(told) == 1
+
+
+def test_cuts_that_are_left_out_are_not_counted(dataset):
+    wanted, _ = usable(dataset)
+    assert not wanted(make_cut("short", [{"text": "ñ"}], duration=0.5)) and wanted.unknown.describe() == ""

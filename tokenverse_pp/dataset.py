@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set
 
 import numpy as np
 import soundfile
@@ -21,10 +21,12 @@ from tokenverse_pp.manifests.labels import labelled_tasks
 from tokenverse_pp.model.masks import ChunkOptions
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.text import transcript_of
-from tokenverse_pp.tokenizer import Tokenizer
+from tokenverse_pp.tasks.transcript import is_task_token
+from tokenverse_pp.tokenizer import UNK_ID, Tokenizer
 
 SAMPLING_RATE = 16000  # Hz
 FEATURES = "encoder_features"  # cut.custom key of the stored features at the seam
+NAMED = 5  # characters and cut ids that a message lists
 NO_CORPUS = "-"  # for cuts whose custom field "corpus" names none
 Batch = Dict[str, Any]
 
@@ -116,8 +118,11 @@ class TransducerDataset(Dataset):
 
     def target(self, cut: Cut, active: Sequence[str]) -> torch.Tensor:
         """Token ids (U,) of a cut, holding only the active tasks' tokens."""
-        text = self.tasks.subset(active).render(transcript_of(cut, self.tasks))
-        return torch.tensor(self.tokenizer.encode(text), dtype=torch.int64)
+        return torch.tensor(self.tokenizer.encode(self.target_text(cut, active)), dtype=torch.int64)
+
+    def target_text(self, cut: Cut, active: Sequence[str]) -> str:
+        """The words of a cut with the active tasks' tokens."""
+        return self.tasks.subset(active).render(transcript_of(cut, self.tasks))
 
 
 def collate(items: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -213,8 +218,83 @@ def check_recording(cut: Cut, convert: bool = False) -> None:
         raise UserError(f"{source}: expected one channel, found {cut.num_channels}")
 
 
+class Unknown:
+    """Counts what of the targets a vocabulary cannot write, and trains on as ``<unk>``.
+
+    The counts are those of one pass over cuts; `finish` ends it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.told: Set[str] = set()  # characters that `finish` has named
+        self._lacking: Dict[str, bool] = {}
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self.tokens = self.unknown = self.cuts = 0
+        self.first: List[str] = []  # ids of the first cuts
+        self.characters: Dict[str, int] = {}
+
+    def add(self, cut_id: str, text: str, ids: Sequence[int]) -> None:
+        """Count a target: its text with task tokens, and what that was encoded to."""
+        self.tokens += len(ids)
+        if UNK_ID not in ids:
+            return
+        self.unknown += sum(i == UNK_ID for i in ids)
+        self.cuts += 1
+        self.first += [cut_id] if len(self.first) < NAMED else []
+        words = "".join(word for word in text.split() if not is_task_token(word))
+        for char in set(words):
+            if char not in self._lacking:
+                self._lacking[char] = UNK_ID in self.tokenizer.encode(char)
+            if self._lacking[char]:
+                self.characters[char] = self.characters.get(char, 0) + words.count(char)
+
+    def describe(self) -> str:
+        """One line, with the share, the characters and the first cuts; nothing where all can be written."""
+        if not self.unknown:
+            return ""
+        lacking = sorted(self.characters, key=lambda char: (-self.characters[char], char))
+        names = [f"{char!r} (U+{ord(char):04X})" for char in lacking]
+        cuts = "1 cut" if self.cuts == 1 else f"{self.cuts} cuts"
+        return (
+            f"{self.unknown} of {self.tokens} target tokens ({self.unknown / self.tokens:.2%}), in {cuts}, are <unk>: "
+            f"the vocabulary lacks {_some(names, len(names))}; first in {_some(self.first, self.cuts)}"
+        )
+
+    def finish(self, option: str, say: Callable[[str], None], max_share: float = 1.0) -> None:
+        """End a pass: say what was found, where a character is new, and begin to count anew.
+
+        Args:
+            option: that named the cuts.
+            say: called with a line.
+            max_share: of the tokens that may be ``<unk>``.
+
+        Raises:
+            UserError: where more are.
+        """
+        line = self.describe()
+        if self.unknown > max_share * self.tokens:
+            raise UserError(
+                f"--{option}: {line}; --data.max_unk_share={max_share:g} allows no more: bring the texts into the form "
+                "of those that the vocabulary was trained on, or use another --tokenizer.model"
+            )
+        if set(self.characters) - self.told:
+            say(f"{option}: {line}")
+        self.told.update(self.characters)
+        self._start_over()
+
+
+def _some(names: Sequence[str], count: int) -> str:
+    """The first of ``count`` names, and how many more there are."""
+    shown = ", ".join(names[:NAMED])
+    return shown if count <= NAMED else f"{shown} and {count - NAMED} more"
+
+
 class Usable:
     """A predicate for cuts: long enough, short enough, and with room for the target; others are named once.
+
+    Of the targets of those that are, ``unknown`` counts the tokens that are ``<unk>``.
 
     A transducer needs a frame for each token here (U <= T): the pruned lattice has no path otherwise, and the count
     includes the tokens of all the tasks that the cut is labelled for.
@@ -242,6 +322,7 @@ class Usable:
         self.report = report
         self.max_tokens = max_tokens
         self.left_out: Dict[str, str] = {}
+        self.unknown = Unknown(dataset.tokenizer)
 
     def __call__(self, cut: Cut) -> bool:
         """True when the cut can be trained on."""
@@ -252,10 +333,17 @@ class Usable:
         return not reason
 
     def reason(self, cut: Cut) -> str:
-        """Why a cut cannot be used, or nothing."""
+        """Why a cut cannot be used, or nothing; then its target is counted."""
         if not self.min_seconds <= cut.duration <= self.max_seconds:
             return f"{cut.duration:.2f} s is outside {self.min_seconds:g} to {self.max_seconds:g} s"
-        tokens = len(self.dataset.target(cut, labelled_tasks(cut)))
+        text = self.dataset.target_text(cut, labelled_tasks(cut))
+        ids = self.dataset.tokenizer.encode(text)
+        reason = self._too_long(cut, len(ids))
+        if not reason:
+            self.unknown.add(cut.id, text, ids)
+        return reason
+
+    def _too_long(self, cut: Cut, tokens: int) -> str:
         if self.max_tokens is not None and tokens > self.max_tokens:
             return f"its target of {tokens} tokens is longer than {self.max_tokens}"
         frames = self.frames_of(cut.duration)

@@ -9,10 +9,12 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.hypotheses import Hypothesis, transcript_of_hypothesis, words_of
+from tokenverse_pp.languages import languages_told_apart
 from tokenverse_pp.manifests.labels import labelled_tasks
 from tokenverse_pp.report import score_table
 from tokenverse_pp.tasks.base import ScoredExample, Task, TaskSet
 from tokenverse_pp.tasks.text import tasks_for_tokens, transcript_of
+from tokenverse_pp.tasks.turns import turns_of
 
 __all__ = ["corpus_of", "score_hypotheses", "score_table", "tasks_of_hypotheses"]
 
@@ -79,7 +81,7 @@ def tasks_of_hypotheses(pairs: Sequence[Tuple[Cut, Hypothesis]], known: Optional
     Args:
         known: those of the model; without them all that there are, entities with types if any hypothesis has one.
     """
-    tasks = known or tasks_for_tokens([word for _, hyp in pairs for word in words_of(hyp)[0]])
+    tasks = known or _tasks_that_show(pairs)
     references = [transcript_of(cut, tasks) for cut, _ in pairs]
     return TaskSet(
         tuple(
@@ -87,6 +89,20 @@ def tasks_of_hypotheses(pairs: Sequence[Tuple[Cut, Hypothesis]], known: Optional
             for task in tasks.tasks
         )
     )
+
+
+def _tasks_that_show(pairs: Sequence[Tuple[Cut, Hypothesis]]) -> TaskSet:
+    """All tasks, with the options that the tokens of the hypotheses show, and the languages of the references."""
+    found = tasks_for_tokens([word for _, hyp in pairs for word in words_of(hyp)[0]])
+    spoken = [turn.language for cut, _ in pairs for turn in turns_of(cut) if isinstance(turn.language, str)]
+    languages = languages_told_apart(languages_of(found), [code for code in spoken if code])
+    lid = type(found["lid"]).from_options({"languages": languages})
+    return TaskSet(tuple(lid if task.name == "lid" else task for task in found.tasks))
+
+
+def languages_of(tasks: TaskSet) -> List[str]:
+    """The languages that tasks write; none without ``lid``."""
+    return list(tasks["lid"].options().get("languages", ())) if "lid" in tasks else []
 
 
 def _refuse(what: str, ids: Sequence[str]) -> None:
@@ -101,7 +117,7 @@ def _labelled(cut: Cut) -> List[str]:
 
 def _example(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> ScoredExample:
     transcript, marks = transcript_of_hypothesis(hyp, tasks)
-    return ScoredExample(cut.id, transcript_of(cut, tasks), transcript, cut, marks)
+    return ScoredExample(cut.id, transcript_of(cut, tasks), transcript, cut, marks, languages_of(tasks))
 
 
 def corpus_of(cut: Cut, corpora: Mapping[str, str]) -> Optional[str]:

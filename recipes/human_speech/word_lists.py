@@ -16,6 +16,8 @@ from typing import Dict, Tuple
 
 import click
 
+from tokenverse_pp.languages import match_language
+
 LANGUAGES = ("cs", "en", "es", "fr", "it", "nl", "ru")
 PER_MILLION = 1e6
 
@@ -27,12 +29,24 @@ PER_MILLION = 1e6
 def main(folder: Path, languages: str, most: int) -> None:
     """See the module's docstring."""
     folder.mkdir(parents=True, exist_ok=True)
-    for code in languages.split(","):
+    for code in dict.fromkeys(map(code_of_words, languages.split(","))):
         path = folder / f"{code}.tsv"
         words = frequent_words(code, most)
         text = "".join(f"{word}\t{frequency * PER_MILLION:.4g}\n" for word, frequency in words.items())
         path.write_text(text, encoding="utf-8")
         click.echo(f"{path}: {len(words)} words")
+
+
+def code_of_words(language: str) -> str:
+    """The code under which wordfreq has the words of a language: ``fr`` for ``fra`` and ``fr-CA``."""
+    try:
+        from wordfreq import available_languages
+    except ImportError:
+        raise click.ClickException("wordfreq is missing: pip install -e '.[words]'") from None
+    code = match_language(language, available_languages())
+    if code is None:
+        raise click.ClickException(f"--languages: wordfreq has no words of {language!r}")
+    return code
 
 
 def frequent_words(code: str, most: int) -> Dict[str, float]:

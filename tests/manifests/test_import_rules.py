@@ -12,6 +12,7 @@ from importing_cases import imported, make_audio_dir, run, turns, write_audio
 from tokenverse_pp.cli.manifest_commands.import_corpus import import_corpus
 from tokenverse_pp.manifests.importing.documents import Document, lay_over
 from tokenverse_pp.manifests.importing.fields import bio_spans
+from tokenverse_pp.manifests.importing.inline import read_inline
 from tokenverse_pp.manifests.importing.rows import BadRow, Place, Row
 from tokenverse_pp.manifests.importing.texts import finish_text
 from tokenverse_pp.manifests.normalise import normalise
@@ -174,6 +175,39 @@ def test_entities_stay_on_their_words_whatever_stands_around(words, data):
     assert plain == " ".join(words) == normalise(text)
     [entity] = entities
     assert plain[entity["start"] : entity["end"]].split() == words[first : last + 1]
+
+
+SEEN_BY_NOBODY = st.text("\u00ad\u200c\u200d\u200e\u2060\ufe0f\ufeff\u034f", max_size=2)
+
+
+@given(WORDS, st.sampled_from(["words", "cased", "none", "keep"]), st.data())
+def test_entities_stay_on_their_words_whatever_nobody_sees(words, normaliser, data):
+    """Invisible characters in words, around them and on their own."""
+    first = data.draw(st.integers(0, len(words) - 1))
+    last = data.draw(st.integers(first, len(words) - 1))
+    text, start, end = data.draw(st.sampled_from(["", "\u200f ", "\ufe0f"])), 0, 0
+    for i, word in enumerate(words):
+        text += data.draw(SEEN_BY_NOBODY)
+        start = len(text) if i == first else start
+        text += "".join(char + data.draw(SEEN_BY_NOBODY) for char in word)
+        end = len(text) if i == last else end
+        text += data.draw(SEEN_BY_NOBODY) + data.draw(
+            st.sampled_from([" ", " \u200d ", "\u200b", " \u0301 ", "\u00a0"])
+        )
+    plain, [entity] = finish_text(text, [(start, end, "X")], normaliser)
+    found = [normalise(word) for word in plain.split()]
+    assert found == words
+    assert [normalise(x) for x in plain[entity["start"] : entity["end"]].split()] == words[first : last + 1]
+
+
+def test_marks_in_the_text_around_what_nobody_sees():
+    for text, markup in (
+        ("I ❤️ [New\u00ad York](LOC)\u200e!", "brackets"),
+        ("I ❤️ <LOC>\u200fNew\u200bYork</LOC>", "tags"),
+    ):
+        plain, spans = read_inline(text, markup)
+        finished, [entity] = finish_text(plain, spans, "words")
+        assert finished == "i new york" and finished[entity["start"] : entity["end"]] == "new york"
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,16 @@ def test_too_long_target_is_named_and_left_out(train_script, tiny_corpus, tmp_pa
     assert losses(tmp_path / "exp")[1]["tokens"] > 0
 
 
+def test_a_vocabulary_that_lacks_too_much_stops_the_run_before_it_writes(train_script, tiny_corpus, tmp_path):
+    tasks = build_tasks(["asr", "scd", "endp", "ner", "lid"], {"lid": {"languages": ["qaa", "qab"]}})
+    texts = [turn.text.replace("k", "") for cut in read_cuts(tiny_corpus) for turn in cut.supervisions]
+    train_tokenizer(texts, tasks, vocab_size=40).save(tmp_path / "no_k.model")
+    changes = {"tokenizer__model": tmp_path / "no_k.model", "training__max_steps": 1}
+    failure = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
+    assert_one_line(failure, "--data.train: ", "lacks 'k' (U+006B)", "toy-train-0", "--data.max_unk_share=0.01")
+    assert not (tmp_path / "exp").exists()
+
+
 def bad_cuts(folder, corpus, kind):
     """A manifest whose third cut is bad -> (path, what the message must name)."""
     cuts = read_cuts(corpus)[:4]

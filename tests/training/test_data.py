@@ -43,6 +43,19 @@ def sampler_of(count, config, seed=1, world=None):
     return TrainSampler(Rounds([InMemory(some_cuts(count))], config, seed), config, seed, world or World())
 
 
+def test_looks_at_the_first_cuts_and_ends_each_round():
+    seen, looks = [], []
+    config = DataConfig(max_cuts=3, num_buckets=2, round_cuts=8)
+    rounds = Rounds([InMemory(some_cuts(16))], config, 1)
+    sampler = TrainSampler(
+        rounds, config, 1, World(), lambda cut: not seen.append(cut.id), lambda: looks.append(len(seen))
+    )
+    sampler.look()
+    sampler.look()
+    assert looks == [8] and len(list(sampler.batches(Place()))) >= 6
+    assert looks == [8, 16, 24]
+
+
 def epoch_of(sampler, epoch):
     return [[cut.id for cut in batch] for _, batch in sampler.batches(Place(epoch))]
 

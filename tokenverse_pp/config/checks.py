@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, List
+from typing import Any, Dict, List
 
 from tokenverse_pp.config.sections import Config, DataConfig, StreamingConfig, TasksConfig
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.languages import canonical_tag, language_problem
 
 CHOICES = {
     "tasks.activation": ("labelled", "subset", "bernoulli"),
@@ -49,6 +50,7 @@ AT_LEAST = {
     "tokenizer.vocab_size": 3,
 }
 SHARES = (  # from 0 to 1
+    "data.max_unk_share",
     "tasks.activation_prob",
     "model.predictor_dropout",
     "model.encoder.context_dropout",
@@ -110,6 +112,18 @@ def check_activation(config: Config) -> None:
             f"--tasks.activation={config.tasks.activation}: with --model.vectors.placement=none nothing tells the "
             "model which tasks are active; expected labelled"
         )
+
+
+def check_languages(tasks: TasksConfig) -> None:
+    """See that the languages of what is to be trained are codes, of languages that differ (raises UserError)."""
+    known: Dict[str, str] = {}
+    for code in tasks.languages:
+        problem = language_problem(code, registered=False)
+        if problem:
+            raise UserError(f"--tasks.languages: {problem}")
+        other = known.setdefault(canonical_tag(code) or code, code)
+        if other != code:
+            raise UserError(f"--tasks.languages: {other} and {code} are the same language: expected one of them")
 
 
 def check_settings(tasks: TasksConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, Optional, Sequence, Union
 
 import yaml
 
-from tokenverse_pp.config.checks import check_activation, check_config
+from tokenverse_pp.config.checks import check_activation, check_config, check_languages
 from tokenverse_pp.config.sections import Config
 from tokenverse_pp.errors import UserError
 
@@ -25,7 +25,9 @@ def parse_config(argv: Optional[Sequence[str]] = None, description: str = "") ->
     with type_errors():
         parsed = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
         config = check_config(from_dict(parser.dump(parsed, skip_none=False)))
-    check_activation(config)  # of what is to be trained; a model that was so trained still loads
+    # Of what is to be trained; a model that was so trained still loads.
+    check_activation(config)
+    check_languages(config.tasks)
     return config
 
 

@@ -30,6 +30,9 @@ class DataConfig:
     min_seconds: float = 0.1  # shorter cuts are left out, by name
     max_seconds: float = 30.0  # longer ones too
     max_tokens: Optional[int] = None  # and those whose target, with the tokens of all their tasks, is longer
+    # Share of the target tokens that may be <unk>, because the vocabulary lacks their characters; with more the run
+    # stops. Looked at before the first step (the first 10,000 cuts), and after each round.
+    max_unk_share: float = 0.01
     validate: bool = True  # see to labels and audio files of all cuts before training starts
 
 

@@ -11,7 +11,8 @@ import kaldialign
 from lhotse.cut import Cut
 
 from tokenverse_pp.hypotheses import Hypothesis, transcript_of_hypothesis
-from tokenverse_pp.scoring import tasks_of_hypotheses
+from tokenverse_pp.languages import language_group
+from tokenverse_pp.scoring import languages_of, tasks_of_hypotheses
 from tokenverse_pp.tasks.text import transcript_of
 from tokenverse_pp.tasks.transcript import is_task_token
 from tokenverse_pp.tasks.turns import turns_of
@@ -71,6 +72,7 @@ def utterances_of(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], training: Ite
     by_id = {hyp["id"]: hyp for hyp in hyps}
     pairs = [(cut, by_id[cut.id]) for cut in cuts if cut.id in by_id]
     tasks = tasks_of_hypotheses(pairs)
+    languages = languages_of(tasks)
     found = []
     for cut, hyp in pairs:
         ref = transcript_of(cut, tasks)
@@ -79,7 +81,7 @@ def utterances_of(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], training: Ite
             Utterance(
                 cut.id,
                 str((cut.custom or {}).get("corpus", "-")),
-                str(next((turn.language for turn in turns_of(cut) if turn.language), "-")),
+                next((x for turn in turns_of(cut) if (x := language_group(turn.language, languages))), "-"),
                 float(cut.duration),
                 ref.words,
                 heard.words,

@@ -7,6 +7,7 @@ from itertools import chain, islice, repeat
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.languages import canonical_tag, compatible_languages, language_problem
 from tokenverse_pp.manifests.gazetteer import Gazetteer, Span
 from tokenverse_pp.manifests.label_source import LABEL_SOURCE, MACHINE
 from tokenverse_pp.manifests.labels import check_cut
@@ -54,7 +55,7 @@ class LabelChange:
         only: drop all tasks but these (and ``asr``).
         drop: tasks to drop, with the fields that hold nothing but their labels.
         add: tasks to add; their labels must be there already.
-        language: write it into the turns that have none.
+        language: write this code into the turns that have none (in its canonical form: ``fr`` for ``FRA``).
         overwrite: replace languages and entities that are there and say something else.
     """
 
@@ -141,14 +142,21 @@ def drop_tasks(data: Dict[str, Any], tasks: Iterable[str]) -> None:
 
 
 def _write_language(row: Row, language: str, overwrite: bool) -> None:
-    for supervision in supervisions_of(row.data):
+    """Write a code, in its canonical form, into the turns of a row; another spelling of it is left as it is."""
+    problem = language_problem(language)
+    code = canonical_tag(language) or language
+    for i, supervision in enumerate(supervisions_of(row.data)):
+        if problem:
+            raise UserError(f"{row.where}: cut {row.id}: supervision {i}, field 'language': {problem}")
         found = supervision.get("language")
-        if found not in (None, language) and not overwrite:
-            raise UserError(
-                f"{row.where}: cut {row.id}: its language is {found!r} already, not {language!r}; "
-                "--overwrite replaces it"
-            )
-        supervision["language"] = language
+        if found and not overwrite:
+            if not compatible_languages(str(found), code):
+                raise UserError(
+                    f"{row.where}: cut {row.id}: its language is {found!r} already, not {language!r}; "
+                    "--overwrite replaces it"
+                )
+        else:
+            supervision["language"] = code
 
 
 def _find_entities(rows: Sequence[Row], finder: EntityFinder, overwrite: bool) -> None:

@@ -13,13 +13,14 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Dict, Iterator, List, Optional, Union
+from typing import IO, Any, Dict, Iterable, Iterator, List, Optional, Union
 
 from lhotse.cut import MixedCut
 from lhotse.serialization import deserialize_item
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import PathLike, replacing
+from tokenverse_pp.languages import language_group
 from tokenverse_pp.manifests.lines import CONTROL, raw_lines, text_of
 from tokenverse_pp.manifests.reading import FORMATS, json_of, read_cuts, reason_of, shortened
 
@@ -252,4 +253,9 @@ def tasks_of(row: Row) -> List[str]:
 
 def language_of(row: Row) -> str:
     """The language of a row's turns; several joined by ``+``, as `stats` does."""
-    return "+".join(sorted({str(sup.get("language") or UNKNOWN) for sup in supervisions_of(row.data)}))
+    return languages_joined(sup.get("language") for sup in supervisions_of(row.data))
+
+
+def languages_joined(codes: Iterable[Any]) -> str:
+    """The languages of a cut's turns, whatever their region and spelling: ``fr``, ``cs+nl``, ``unknown``."""
+    return "+".join(sorted({language_group(str(code or "")) or UNKNOWN for code in codes}))

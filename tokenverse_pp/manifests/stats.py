@@ -13,7 +13,7 @@ from tokenverse_pp.manifests.ids import NameSet
 from tokenverse_pp.manifests.label_source import machine_tasks
 from tokenverse_pp.manifests.labels import check_cut, labelled_tasks
 from tokenverse_pp.manifests.plain import labelled_cut
-from tokenverse_pp.manifests.rows import UNKNOWN, read_rows
+from tokenverse_pp.manifests.rows import UNKNOWN, languages_joined, read_rows
 from tokenverse_pp.tables import aligned
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
 from tokenverse_pp.tasks.turns import turns_of
@@ -40,7 +40,7 @@ class Statistics:
     def add(self, cut: Cut, corpus: str = UNKNOWN) -> None:
         """Count a valid cut (see `check_cut`)."""
         turns = turns_of(cut)
-        key = (corpus, "+".join(sorted({turn.language or UNKNOWN for turn in turns})))
+        key = (corpus, languages_joined(turn.language for turn in turns))
         if key not in self._cells:
             self._cells[key], self._speakers[key] = _empty(), NameSet()
         cell, hours, words = self._cells[key], cut.duration / SECONDS_PER_HOUR, sum(len(turn.words) for turn in turns)
@@ -63,7 +63,10 @@ class Statistics:
                 counts["tokens"] += len(task.to_marks(task.from_cut(cut), words))
 
     def by_language(self) -> Dict[str, Any]:
-        """``{"all": counts, "<language>": counts}``; a cut of several languages is in a group ``cs+nl``."""
+        """``{"all": counts, "<language>": counts}``; a cut of several languages is in a group ``cs+nl``.
+
+        Codes count as their language: ``fr``, ``FRA`` and ``fr-CA`` are one group.
+        """
         return {"all": self._sum(list(self._cells)), **self._by(1)}
 
     def by_corpus(self) -> Dict[str, Any]:

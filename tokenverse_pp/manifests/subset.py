@@ -10,6 +10,7 @@ from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Sequence, Set,
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import PathLike
+from tokenverse_pp.languages import compatible_languages
 from tokenverse_pp.manifests.label import drop_tasks
 from tokenverse_pp.manifests.lines import fields, text_lines
 from tokenverse_pp.manifests.rows import Row, custom_of, duration_of, read_rows, supervisions_of, tasks_of, writing_rows
@@ -22,7 +23,8 @@ class Wanted:
     """Which cuts to take. What is not given does not narrow the choice.
 
     Args:
-        languages: cuts all of whose turns are in one of these.
+        languages: cuts all of whose turns are in one of these: ``fr`` takes ``fr-CA`` and ``FRA``, ``pt-BR`` takes
+            ``pt`` but not ``pt-PT``.
         corpora: cuts whose custom field ``corpus`` is one of these.
         tasks: cuts that are labelled for all of these.
         without_tasks: cuts that are labelled for none of these.
@@ -64,7 +66,9 @@ class Wanted:
         if not self.languages:
             return True
         found = {str(supervision.get("language")) for supervision in supervisions_of(row.data)}
-        return bool(found) and found <= self.languages
+        return bool(found) and all(
+            any(code == wanted or compatible_languages(code, wanted) for wanted in self.languages) for code in found
+        )
 
 
 @dataclass

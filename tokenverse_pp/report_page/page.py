@@ -15,7 +15,7 @@ from tokenverse_pp.report_page import tables
 from tokenverse_pp.report_page.audio import source_of
 from tokenverse_pp.report_page.html import section, tag, text
 from tokenverse_pp.report_page.utterance import Utterance, card, utterance_of
-from tokenverse_pp.scoring import corpus_of, tasks_of_hypotheses
+from tokenverse_pp.scoring import corpus_of, languages_of, tasks_of_hypotheses
 from tokenverse_pp.tasks.base import TaskSet
 
 HERE = Path(__file__).parent
@@ -65,7 +65,8 @@ def write_report(
     decoded = [cut for cut in cuts if cut.id in by_id]
     if tasks is None:
         tasks = tasks_of_hypotheses([(cut, by_id[cut.id]) for cut in decoded])
-    items = [utterance_of(cut, by_id[cut.id], corpus_of(cut, corpora or {})) for cut in decoded]
+    apart = languages_of(tasks)
+    items = [utterance_of(cut, by_id[cut.id], corpus_of(cut, corpora or {}), apart) for cut in decoded]
     folder = Path(path).resolve().parent
     body = [
         tables.tiles(scores, len(failures)),

@@ -8,6 +8,7 @@ from typing import Any, List, Mapping, Optional, Sequence, Tuple
 from lhotse.cut import Cut
 
 from tokenverse_pp.hypotheses import Hypothesis, words_of
+from tokenverse_pp.languages import language_group
 from tokenverse_pp.metrics.wer import error_rates
 from tokenverse_pp.report_page.alignment import Pair, Said, align, count_errors
 from tokenverse_pp.report_page.audio import Source
@@ -42,17 +43,21 @@ class Utterance:
     corpus: str
 
 
-def utterance_of(cut: Cut, hyp: Hypothesis, corpus: Optional[str]) -> Utterance:
-    """Compare the words of a cut with those of its hypothesis."""
+def utterance_of(cut: Cut, hyp: Hypothesis, corpus: Optional[str], apart: Sequence[str] = ()) -> Utterance:
+    """Compare the words of a cut with those of its hypothesis.
+
+    Args:
+        apart: languages that are listed apart (see `languages.language_group`).
+    """
     labelled = "tasks" in (cut.custom or {})
     turns = turns_of(cut)
     words = [word for word in words_of(hyp)[0] if not is_task_token(word)]
     rates = error_rates([([word for turn in turns for word in turn.words], words)]) if labelled else None
     confidences = [word["confidence"] for word in hyp.get("words") or () if not is_task_token(word["text"])]
     mean = sum(confidences) / len(confidences) if confidences else None
-    languages = {turn.language for turn in turns if turn.language}
-    language = languages.pop() if len(languages) == 1 else hyp.get("language") or ""
-    return Utterance(cut, hyp, rates, mean, language, corpus or "")
+    languages = {language_group(turn.language, apart) for turn in turns if turn.language}
+    language = languages.pop() if len(languages) == 1 else hyp.get("language")
+    return Utterance(cut, hyp, rates, mean, language or "", corpus or "")
 
 
 def card(item: Utterance, tasks: TaskSet, source: Optional[Source]) -> str:

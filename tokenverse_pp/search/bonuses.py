@@ -7,6 +7,7 @@ from typing import List, Optional, Protocol, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from tokenverse_pp.search.filters import languages_written
 from tokenverse_pp.search.hotwords import Bonus, Vocabulary, hotword_phrases
 from tokenverse_pp.search.language_model import language_model_for
 from tokenverse_pp.search.options import SearchOptions
@@ -86,7 +87,8 @@ def bonus_for(options: SearchOptions, tokenizer: Vocabulary, tasks: Optional[Tas
     bonus: Optional[Earnings] = None
     if options.hotwords or options.length_bonus:
         pieces = tokenizer.pieces(range(tokenizer.vocab_size))
-        bonus = Bonus(hotword_phrases(options, tokenizer), pieces, options.length_bonus)
+        phrases = hotword_phrases(options, tokenizer, languages_written(options, tasks))
+        bonus = Bonus(phrases, pieces, options.length_bonus)
     if options.lm is None:
         return bonus
     model = language_model_for(options, tokenizer, tasks)

@@ -10,12 +10,14 @@ import sys
 from typing import TYPE_CHECKING, Collection, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.languages import matching_languages
 from tokenverse_pp.search.rule_tables import Filter, RuleTables, compile_tables
 from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_FRONT, RANK_OPEN, TaskSet
 from tokenverse_pp.tasks.lid import language_token
 
 if TYPE_CHECKING:
     from tokenverse_pp.search.automaton import Constraints
+    from tokenverse_pp.search.options import SearchOptions
 
 SPACE = "▁"  # SentencePiece's space sign; as a piece of its own it is no word
 UNKNOWN = "<unk>"
@@ -150,7 +152,8 @@ def tables_for(
         tasks: all tasks that the model knows.
         active: names of the tasks to decode.
         tokenizer: gives the ids of their symbols.
-        languages: the language codes that may be written; None for all.
+        languages: codes of the languages that may be written, in any spelling: ``FRA`` and ``fr-CA`` allow the ``fr``
+            of the model, ``pt`` its ``pt-BR`` and ``pt-PT``; None for all.
         force_language: a language token must come first (if ``lid`` is active).
         blank_id: the blank.
 
@@ -179,18 +182,31 @@ def _places(tasks: TaskSet) -> Dict[str, Place]:
     return {symbol: (rank, i) for i, task in enumerate(tasks.tasks) for symbol, rank in task.ranks.items()}
 
 
+def languages_written(options: SearchOptions, tasks: Optional[TaskSet]) -> List[str]:
+    """The languages of the model that may be written, as it spells them; none without the task ``lid``."""
+    if tasks is None or "lid" not in tasks:
+        return []
+    own = list(tasks["lid"].options().get("languages", ()))
+    if options.languages is None:
+        return own
+    meant = [language for code in options.languages for language in matching_languages(code, own)]
+    return list(dict.fromkeys(meant))
+
+
 def _language_filters(active: TaskSet, languages: Optional[Sequence[str]], force_language: bool) -> List[Filter]:
     if "lid" not in active:
         if languages is not None:
             raise UserError("search option 'languages': the task 'lid' is not active, so no language is written")
         return []
     known = active["lid"].symbols
-    allowed = known if languages is None else tuple(language_token(code) for code in languages)
-    unknown = [symbol for symbol in allowed if symbol not in known]
+    own = active["lid"].options().get("languages", ())
+    meant = {code: matching_languages(code, own) for code in (own if languages is None else languages)}
+    unknown = [language_token(code) for code, found in meant.items() if not found]
     if unknown:
         raise UserError(
             f"search option 'languages': this model does not write {', '.join(unknown)} but {', '.join(known)}"
         )
+    allowed = tuple(dict.fromkeys(language_token(code) for found in meant.values() for code in found))
     filters: List[Filter] = [Bar([symbol for symbol in known if symbol not in allowed])]
     if force_language:
         filters.append(StartsWith(allowed))

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.languages import language_problem
 from tokenverse_pp.manifests.lines import BLANKS, number_of, stray_control, text_lines
 from tokenverse_pp.manifests.normalise import normalise
 from tokenverse_pp.search.options import SearchOptions
@@ -174,11 +175,17 @@ class Bonus:
         return found
 
 
-def hotword_phrases(options: SearchOptions, tokenizer: Vocabulary) -> List[Phrase]:
+def hotword_phrases(options: SearchOptions, tokenizer: Vocabulary, languages: Sequence[str] = ()) -> List[Phrase]:
     """The phrases of the options as tokens, each with the bonus of one of its tokens.
 
     A phrase is encoded as text is, at the start of a word. Where the vocabulary lacks a character of it, it is first
-    brought into the form of the training texts (`tokenverse_pp.manifests.normalise`: lower case, no punctuation).
+    brought into the form of the training texts (`tokenverse_pp.manifests.normalise`: lower case, no punctuation), by
+    the rules of each language that may be written: where their forms differ, each of them is a phrase.
+
+    Args:
+        options: of the search.
+        tokenizer: the model's.
+        languages: codes of the languages that may be written; none where they are not known.
 
     Raises:
         UserError: for a phrase that holds a task token, or characters that the vocabulary lacks in either form.
@@ -186,17 +193,19 @@ def hotword_phrases(options: SearchOptions, tokenizer: Vocabulary) -> List[Phras
     phrases: List[Phrase] = []
     for item in options.hotwords or ():
         phrase, bonus = (item, options.hotword_score) if isinstance(item, str) else item
-        phrases.append((_encode(phrase, tokenizer), bonus))
+        phrases.extend((ids, bonus) for ids in _encode(phrase, tokenizer, languages))
     return phrases
 
 
-def _encode(phrase: str, tokenizer: Vocabulary) -> List[int]:
+def _encode(phrase: str, tokenizer: Vocabulary, languages: Sequence[str]) -> List[List[int]]:
     if any(is_task_token(word) for word in phrase.split()):
         raise UserError(f"hotword {phrase!r}: expected plain words, found a task token")
-    for text in (phrase, normalise(phrase)):
-        ids = tokenizer.encode(text)
-        if ids and UNKNOWN not in tokenizer.pieces(ids):
-            return ids
+    rules = [code for code in languages if not language_problem(code)]
+    for texts in ([phrase], [normalise(phrase, code) for code in rules], [normalise(phrase)]):
+        forms = [tokenizer.encode(text) for text in dict.fromkeys(texts)]
+        whole = [ids for ids in forms if ids and UNKNOWN not in tokenizer.pieces(ids)]
+        if whole:
+            return whole
     raise UserError(f"hotword {phrase!r}: the model's vocabulary lacks some of its characters")
 
 

@@ -13,29 +13,38 @@ Two kinds of models, told apart by their files:
 - **text** (``.arpa``, ``.arpa.gz``; `arpa`): n-grams over the pieces of running text.
 
 One file serves all languages, or a folder has one for each: ``cs.tsv``, ``nl.arpa``; then the language token that a
-hypothesis writes first chooses.
+hypothesis writes first chooses. The names are codes in any spelling (``fr-FR.tsv``, ``FRA.tsv``; see
+`tokenverse_pp.languages`), and choose the rules by which the words of a list are normalised.
 """
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.languages import (
+    compatible_languages,
+    language_group,
+    language_problem,
+    matching_languages,
+    same_language,
+)
 from tokenverse_pp.manifests.normalise import normalise
 from tokenverse_pp.search.arpa import read_arpa
+from tokenverse_pp.search.filters import languages_written
 from tokenverse_pp.search.hotwords import SPACE, UNKNOWN, Vocabulary
 from tokenverse_pp.search.ngram import Ngrams
 from tokenverse_pp.search.options import SearchOptions
 from tokenverse_pp.search.row_cache import RowCache
 from tokenverse_pp.search.word_list import ngrams_of_words, read_words
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.lid import language_token
+from tokenverse_pp.tasks.lid import CODE, language_code, language_token
 from tokenverse_pp.tasks.transcript import is_task_token
 
 WORDS, TEXT = (".tsv", ".tsv.gz"), (".arpa", ".arpa.gz")
@@ -143,19 +152,25 @@ def language_model_for(options: SearchOptions, tokenizer: Vocabulary, tasks: Opt
     files = lm_files(path)
     pieces = tuple(tokenizer.pieces(range(tokenizer.vocab_size)))
     if path.is_dir():
-        _check_languages(path, files, options, pieces, tasks)
+        chosen = _files_of_languages(path, files, _languages(pieces, tasks))
+        _check_languages(path, set(chosen), options, tasks)
+        used = {language_token(language): (files[code], code) for language, code in chosen.items()}
+    else:
+        used = {"": (path, _only_language(options, tasks))}
     encoder = _Encoder(tokenizer, pieces)
-    models = {
-        language_token(code) if code else "": _read(str(file), file.stat().st_mtime_ns, code, encoder)
-        for code, file in files.items()
-    }
+    models = {token: _read(str(file), file.stat().st_mtime_ns, code, encoder) for token, (file, code) in used.items()}
     return LanguageModel(models, pieces, options.lm_scale, options.lm_bonus)
 
 
 def lm_files(path: Path) -> Dict[str, Path]:
     """The files of a language model by the code of their language, "" where one is for all (raises UserError)."""
     if path.is_dir():
-        found = {p.name.split(".")[0]: p for p in sorted(path.iterdir()) if p.name.endswith(WORDS + TEXT)}
+        found: Dict[str, Path] = {}
+        for file in sorted(path.iterdir()):
+            if file.name.endswith(WORDS + TEXT):
+                other = found.setdefault(file.name.split(".")[0], file)
+                if other != file:
+                    raise UserError(f"{path}: {other.name} and {file.name} are of one language: expected one of them")
         if not found:
             raise UserError(f"{path}: holds no language model: expected files such as en.tsv, fr.arpa.gz")
         return found
@@ -168,22 +183,57 @@ def lm_files(path: Path) -> Dict[str, Path]:
     return {"": path}
 
 
-def _check_languages(
-    path: Path, files: Dict[str, Path], options: SearchOptions, pieces: Sequence[str], tasks: Optional[TaskSet]
-) -> None:
-    for code in sorted(files):
-        if language_token(code) not in pieces:
-            raise UserError(f"{files[code]}: the model has no language {code!r}")
+def _languages(pieces: Sequence[str], tasks: Optional[TaskSet]) -> List[str]:
+    """The languages that the model writes, as it spells them."""
+    if tasks is not None and "lid" in tasks:
+        return list(tasks["lid"].options().get("languages", ()))
+    codes = {language_code(piece): piece for piece in pieces if is_task_token(piece)}
+    return [code for code, piece in codes.items() if CODE.fullmatch(code) and language_token(code) == piece]
+
+
+def _files_of_languages(path: Path, files: Dict[str, Path], languages: Sequence[str]) -> Dict[str, str]:
+    """The code of the file for each language of the model that has one; every file must be one's."""
+    chosen: Dict[str, str] = {}
+    for language in languages:
+        found = matching_languages(language, files)
+        others = [other for other in languages if other != language]
+        # A file of another region will do, unless it is that of another language of the model.
+        found = [
+            code
+            for code in found
+            if compatible_languages(code, language) or not any(compatible_languages(code, other) for other in others)
+        ]
+        if len(found) > 1:
+            names = " and ".join(files[code].name for code in found)
+            raise UserError(f"{path}: {names} are both for {language}: expected one of them")
+        if found:
+            chosen[language] = found[0]
+    for code in sorted(set(files) - set(chosen.values())):
+        meant = [language for language in languages if same_language(language, code)]
+        if meant:
+            taken = files[chosen[meant[0]]].name if meant[0] in chosen else "no file that fits"
+            raise UserError(f"{files[code]}: would not be used: the model's {meant[0]} has {taken}")
+        raise UserError(f"{files[code]}: the model has no language {code!r}")
+    return chosen
+
+
+def _check_languages(path: Path, found: Set[str], options: SearchOptions, tasks: Optional[TaskSet]) -> None:
+    """See that there is a model for each language that may be written."""
     if tasks is None:
         return
     if "lid" not in tasks:
         raise UserError(
             f"{path}: one of its language models is chosen by the task lid, which is not decoded; name a file"
         )
-    written = options.languages or tasks["lid"].options()["languages"]
-    missing = sorted(set(written) - set(files))
+    missing = sorted(set(languages_written(options, tasks)) - found)
     if missing:
         raise UserError(f"{path}: has no language model for {', '.join(missing)}; add one, or choose the languages")
+
+
+def _only_language(options: SearchOptions, tasks: Optional[TaskSet]) -> str:
+    """The language by whose rules the words of a file for all are read: where no other can be written."""
+    groups = {language_group(code) for code in languages_written(options, tasks)}
+    return (groups.pop() or "") if len(groups) == 1 else ""
 
 
 class _Encoder:
@@ -206,7 +256,7 @@ def _read(path: str, changed: int, code: str, encoder: _Encoder) -> Tuple[Ngrams
         return read_arpa(Path(path), encoder.pieces), False
     words, unknown = [], encoder.pieces.index(UNKNOWN)
     for word, frequency in read_words(Path(path)).items():
-        for text in normalise(word, code or None).split():
+        for text in normalise(word, None if language_problem(code) else code).split():
             ids = encoder.tokenizer.encode(text)
             if unknown not in ids:
                 words.append((ids, frequency))

@@ -39,7 +39,8 @@ class SearchOptions:
         lm: a language model for shallow fusion, or a folder of one a language (`tokenverse_pp.search.language_model`).
         lm_scale: of its log-probabilities, 0.2 to 0.5 is usual.
         lm_bonus: added for each token that it judges, against hypotheses that get too short: 3 to 4 times ``lm_scale``.
-        languages: codes of the languages that may be written; None for all that the model knows.
+        languages: codes of the languages that may be written (BCP 47, ISO 639; `tokenverse_pp.languages` finds the
+            model's own that are meant); None for all that the model knows.
         force_language: nothing may be written before a language token (only while ``lid`` is active).
         joiner_dtype: number type of the joiner's matrix products; None for that of its weights. Softmax and scores
             are float32 or better in any case.

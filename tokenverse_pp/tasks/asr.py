@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
+from tokenverse_pp.languages import language_group
 from tokenverse_pp.metrics.wer import error_rates
 from tokenverse_pp.tasks.base import ScoredExample, Task
 from tokenverse_pp.tasks.transcript import Mark, Transcript
@@ -61,13 +62,16 @@ class Asr(Task):
         for e in examples:
             pair = (e.ref.words, e.hyp.words)
             groups["all"].append(pair)
-            language = e.ref.language or _language_of(e)
+            language = _language_of(e)
             if language:
                 groups.setdefault(language, []).append(pair)
         return {key: error_rates(pairs) for key, pairs in sorted(groups.items())}
 
 
 def _language_of(example: ScoredExample) -> str:
-    """The reference's language field, labelled for ``lid`` or not: only to group WER by it."""
-    languages = {turn.language for turn in turns_of(example.cut)} if example.cut is not None else set()
+    """The reference's language, labelled for ``lid`` or not: only to group WER by it."""
+    if example.ref.language:
+        return language_group(example.ref.language, example.languages) or ""
+    turns = turns_of(example.cut) if example.cut is not None else []
+    languages = {language_group(turn.language, example.languages) for turn in turns}
     return languages.pop() or "" if len(languages) == 1 else ""

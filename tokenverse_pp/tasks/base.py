@@ -26,7 +26,7 @@ class ScoredExample:
     """A reference beside a hypothesis, for `Task.score`.
 
     ``cut`` is the reference cut (for times), ``hyp_marks`` the task tokens of the hypothesis with their
-    times.
+    times, ``languages`` those that are counted apart though they may be regions of one.
     """
 
     id: str
@@ -34,6 +34,7 @@ class ScoredExample:
     hyp: Transcript
     cut: Optional[Cut] = None
     hyp_marks: Sequence[Mark] = field(default_factory=tuple)
+    languages: Sequence[str] = ()
 
 
 class Task(ABC):

@@ -1,4 +1,9 @@
-"""Language identification: one token ``[XX]`` before the first word."""
+"""Language identification: one token ``[XX]`` before the first word.
+
+A label is any code that `tokenverse_pp.languages` reads; it is written as the model's own language that it means
+(`match_language`): a model of ``fr`` and ``de`` writes ``[FR]`` for ``fr-FR``, ``FRA`` and ``fr_CA``, one of ``pt-BR``
+and ``pt-PT`` keeps the two apart. A token is the code in capitals as the configuration has it, and is never renamed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Optional, Sequence, Tuple
 
+from tokenverse_pp.languages import (
+    canonical_tag,
+    compatible_languages,
+    language_group,
+    language_problem,
+    match_language,
+    matching_languages,
+)
 from tokenverse_pp.metrics.languages import score_languages
 from tokenverse_pp.tasks.base import RANK_FRONT, ScoredExample, Task
 from tokenverse_pp.tasks.transcript import Mark, Transcript
@@ -23,12 +36,13 @@ CODE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*")
 
 
 def language_token(code: str) -> str:
-    """``fr`` -> ``[FR]``.
+    """``fr`` -> ``[FR]``. Of a locale's name that of its code; other codes are not changed (``fra`` is ``[FRA]``).
 
-    >>> language_token("pt-br"), language_token("ne")
-    ('[PT-BR]', '[NEP]')
+    >>> language_token("pt-br"), language_token("ne"), language_token("ru_RU.UTF-8")
+    ('[PT-BR]', '[NEP]', '[RU-RU]')
     """
-    return f"[{WRITTEN_AS.get(code, code).upper()}]"
+    text = code.lower() if CODE.fullmatch(code.lower()) else (canonical_tag(code) or code).lower()
+    return f"[{WRITTEN_AS.get(text, text).upper()}]"
 
 
 def language_code(token: str) -> str:
@@ -69,31 +83,53 @@ class LanguageId(Task):
         return dict.fromkeys(self.symbols, RANK_FRONT)
 
     def check(self, cut: Cut) -> List[str]:
-        """Every turn has a code, the same in all, and one of the task's languages where these are given."""
+        """Every turn has a code, of the same language in all, and one of the task's where these are given."""
         turns = turns_of(cut)
         problems = [
-            f"supervision {turn.index}, field 'language': expected a code such as 'fr' because the cut is "
-            f"labelled for lid, found {turn.language!r}"
+            f"supervision {turn.index}, field 'language': {problem}"
             for turn in turns
-            if not isinstance(turn.language, str) or not CODE.fullmatch(turn.language)
+            for problem in [_label_problem(turn.language)]
+            if problem
         ]
         if problems:
             return problems
         codes = sorted({str(turn.language) for turn in turns})
-        if len(codes) > 1:
+        for code in codes if self.languages else ():
+            meant = matching_languages(code, self.languages)
+            if not meant:
+                return [f"field 'language': {code!r} is not one of {', '.join(self.languages)}"]
+            if len(meant) > 1:
+                return [f"field 'language': {code!r} may be {' or '.join(meant)}: expected one of them"]
+        if len({self.written(code) for code in codes} if self.languages else _apart(codes)) > 1:
             return [f"field 'language': one cut, one language; found {', '.join(codes)}"]
-        if self.languages and codes and codes[0] not in self.languages:
-            return [f"field 'language': {codes[0]!r} is not one of {', '.join(self.languages)}"]
         return []
 
+    def written(self, code: str) -> str:
+        """The code that the model writes for a label: its own language that is meant, else the language alone.
+
+        Without languages of its own, the label's canonical form.
+
+        >>> LanguageId(("fr", "pt-BR")).written("fr_CA"), LanguageId(("fr", "pt-BR")).written("de-AT")
+        ('fr', 'de')
+        """
+        if self.languages:
+            return _written(code, self.languages)
+        return (canonical_tag(code) or code).lower()
+
     def from_cut(self, cut: Cut) -> Optional[str]:
-        """The language of the turns."""
+        """The language of the turns, as the model writes it."""
         turns = turns_of(cut)
-        return turns[0].language if turns else None
+        return self.written(turns[0].language) if turns and turns[0].language else None
+
+    def project(self, answer: Optional[str]) -> Optional[str]:
+        """The language as the model writes it."""
+        return self.written(answer) if answer and self.languages else answer
 
     def to_marks(self, answer: Optional[str], num_words: int) -> List[Tuple[int, int, str]]:
         """One token at the very front."""
-        return [] if answer is None else [(0, RANK_FRONT, language_token(answer))]
+        if answer is None:
+            return []
+        return [(0, RANK_FRONT, language_token(match_language(answer, self.languages) or answer))]
 
     def from_marks(self, marks: Sequence[Mark], num_words: int) -> Optional[str]:
         """The first token's language."""
@@ -105,4 +141,23 @@ class LanguageId(Task):
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Accuracy and confusion counts; a hypothesis without a language token is wrong."""
-        return score_languages([(e.ref.language or "", e.hyp.language) for e in examples])
+        pairs = [(e.ref.language or "", e.hyp.language) for e in examples]
+        return score_languages(pairs, self.languages or None)
+
+
+def _written(code: str, languages: Tuple[str, ...]) -> str:
+    entry = match_language(code, languages)
+    return language_code(language_token(entry)) if entry is not None else language_group(code) or code
+
+
+def _label_problem(language: Any) -> str:
+    """What is wrong with a turn's language; ``jp`` and the like pass (see `language_problem`): old labels have them."""
+    because = " because the cut is labelled for lid, found "
+    if not isinstance(language, str) or not language.strip():
+        return f"expected a code such as 'fr'{because}{language!r}"
+    return language_problem(language, registered=False).replace(", found ", because, 1)
+
+
+def _apart(codes: Sequence[str]) -> List[str]:
+    """Codes of which each contradicts the first, and the first."""
+    return [code for code in codes if code == codes[0] or not compatible_languages(code, codes[0])]

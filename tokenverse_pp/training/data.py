@@ -76,16 +76,24 @@ class TrainSampler:
         seed: of the order.
         world: this process among its peers.
         wanted: a predicate that leaves out cuts which cannot be used.
+        looked: called whenever ``wanted`` has seen the first cuts (`look`), or all cuts of a round.
     """
 
     def __init__(
-        self, rounds: Rounds, config: DataConfig, seed: int, world: World, wanted: Callable[[Cut], bool] = bool
+        self,
+        rounds: Rounds,
+        config: DataConfig,
+        seed: int,
+        world: World,
+        wanted: Callable[[Cut], bool] = bool,
+        looked: Callable[[], None] = lambda: None,
     ):
         self.rounds = rounds
         self.config = config
         self.seed = seed
         self.world = world
         self.wanted = wanted
+        self.looked = looked
         self._bins: Optional[List[float]] = None
 
     def batches(self, start: Place) -> Iterator[Tuple[Place, CutSet]]:
@@ -100,12 +108,18 @@ class TrainSampler:
             for batch, cuts in enumerate(sampler, start=1):
                 if batch > skip:
                     yield Place(epoch, number, batch), cuts
+            self.looked()
             skip = 0
 
-    def _sampler(self, cuts: CutSet) -> Any:
+    def look(self) -> List[float]:
+        """Look at the first cuts, once, for the bounds of the buckets."""
         if self._bins is None:
             self._bins = duration_bins(self.rounds.cuts(0, 0).filter(self.wanted), self.config)
-        return round_sampler(cuts, self._bins, self.config, self.seed, self.world)
+            self.looked()
+        return self._bins
+
+    def _sampler(self, cuts: CutSet) -> Any:
+        return round_sampler(cuts, self.look(), self.config, self.seed, self.world)
 
 
 def duration_bins(cuts: CutSet, config: DataConfig) -> List[float]:

@@ -197,6 +197,7 @@ class Trainer:
         elif source:
             added = start_from(source, self.model, self.dataset.tasks, self.dataset.tokenizer)
             self.say(f"starting from the weights of {source.folder}{'; new: ' if added else ''}{', '.join(added)}")
+        self.sampler.look()
         self.world.barrier()  # all have read before the first writes
         if self.world.is_first:
             self.saver.prepare(corpora)

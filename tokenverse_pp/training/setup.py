@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 
 from tokenverse_pp.config import Config, TasksConfig, load_config
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.languages import canonical_tag
 from tokenverse_pp.model.encoder import build_encoder
 from tokenverse_pp.model.encoder.lora import merge_lora
 from tokenverse_pp.model.transducer import Transducer
 from tokenverse_pp.tasks import TaskSet, build_tasks
+from tokenverse_pp.tasks.lid import language_code, language_token
 from tokenverse_pp.tasks.registry import load_plugins_for
+from tokenverse_pp.tasks.transcript import is_task_token
 from tokenverse_pp.tasks.turns import turns_of
 from tokenverse_pp.tokenizer import Tokenizer, train_tokenizer
 from tokenverse_pp.training import checkpoint
@@ -36,6 +40,37 @@ def tasks_of(config: TasksConfig) -> TaskSet:
     """The tasks that the configuration names; files of `plugins` are run only for those that nobody has registered."""
     load_plugins_for(config.names, config.plugins)
     return build_tasks(config.names, config.options())
+
+
+def spelled_as_before(config: Config) -> List[str]:
+    """``tasks.languages`` as the vocabulary that the run goes on from spells them; others as the configuration does.
+
+    A vocabulary with ``[FR]`` spells ``fra`` as ``fr``: one language never gets a second token.
+    """
+    vocabulary = _vocabulary_before(config)
+    if vocabulary is None:
+        return config.tasks.languages
+    tokens = [piece for piece in vocabulary.pieces(range(vocabulary.vocab_size)) if is_task_token(piece)]
+    by_tag = {canonical_tag(language_code(token)): language_code(token) for token in tokens}
+    return [
+        code if language_token(code) in tokens else by_tag.get(canonical_tag(code) or code, code)
+        for code in config.tasks.languages
+    ]
+
+
+def _vocabulary_before(config: Config) -> Optional[Tokenizer]:
+    """The tokenizer that the configuration names, that of the newest checkpoint, or of ``training.init_from``."""
+    t = config.training
+    folders = [Path(str(t.resume)), *reversed(checkpoint.list_checkpoints(Path(t.exp_dir)))]
+    if t.init_from:
+        source = Path(t.init_from)
+        folders += [source, source / "model", *reversed(checkpoint.list_checkpoints(source))]
+    files = [Path(config.tokenizer.model)] if config.tokenizer.model else []
+    for file in [*files, *(folder / checkpoint.TOKENIZER for folder in folders)]:
+        if file.is_file():
+            with contextlib.suppress(UserError):  # a damaged one is named where it is needed
+                return Tokenizer.load(file)
+    return None
 
 
 def get_tokenizer(

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.languages import match_language
 from tokenverse_pp.manifests.normalise import normalise
 
 SENTENCE_ENDS = (".", "?", "!", "…")
@@ -114,17 +115,18 @@ def in_letters(digits: str, ordinal: bool, language: str) -> str:
         from num2words import CONVERTER_CLASSES, num2words
     except ImportError as error:
         raise UserError("num2words is not installed: pip install num2words") from error
-    if language not in CONVERTER_CLASSES:
+    lang = match_language(language, CONVERTER_CLASSES)
+    if lang is None:
         return digits
     if _THOUSANDS.fullmatch(digits):
         digits = re.sub("[.,]", "", digits)
     if not digits.isdecimal():
-        return num2words(float(digits.replace(",", ".")), lang=language)
+        return num2words(float(digits.replace(",", ".")), lang=lang)
     if len(digits) > 1 and digits.startswith("0"):
-        return " ".join(num2words(int(digit), lang=language) for digit in digits)
+        return " ".join(num2words(int(digit), lang=lang) for digit in digits)
     if ordinal:
         try:
-            return num2words(int(digits), lang=language, to="ordinal")
+            return num2words(int(digits), lang=lang, to="ordinal")
         except NotImplementedError:
             pass
-    return num2words(int(digits), lang=language)
+    return num2words(int(digits), lang=lang)

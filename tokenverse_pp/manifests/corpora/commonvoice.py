@@ -18,7 +18,7 @@ from lhotse.supervision import SupervisionSegment
 from tqdm import tqdm
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.corpora.languages import common_voice_code
+from tokenverse_pp.manifests.corpora.languages import common_voice_code, folders_of
 from tokenverse_pp.manifests.corpora.parts import Part, Say, require
 from tokenverse_pp.manifests.corpora.utterances import write_utterances
 from tokenverse_pp.manifests.lines import raw_lines, stray_control, text_of
@@ -49,7 +49,8 @@ def prepare_commonvoice(
         UserError: where the folder is no Common Voice release, and where two locales have one language code.
     """
     require(corpus_dir, ["*/clips", "*/train.tsv"], LAYOUT)
-    locales = list(languages) or sorted(path.parent.name for path in corpus_dir.glob("*/train.tsv"))
+    there = sorted(path.parent.name for path in corpus_dir.glob("*/train.tsv"))
+    locales = folders_of(languages, there, str(corpus_dir)) or there
     _check_locales(corpus_dir, locales)
     clip_of = {locale: _clip_finder(corpus_dir / locale / "clips") for locale in locales}
     parts = [_read_part(corpus_dir / locale, split, clip_of[locale], jobs) for locale in locales for split in SPLITS]

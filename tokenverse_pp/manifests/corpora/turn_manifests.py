@@ -15,6 +15,7 @@ from lhotse.supervision import SupervisionSegment
 from lhotse.utils import fastcopy
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.languages import checked_language
 from tokenverse_pp.manifests.conversations import DEFAULT_OPTIONS, ConversationOptions, Words, conversation_cuts
 from tokenverse_pp.manifests.corpora.dialogues import Track
 from tokenverse_pp.manifests.corpora.parts import LeftOut, Say, stem, write_checked_files
@@ -123,7 +124,10 @@ def _load(path: Path, kind: type):  # type: ignore[no-untyped-def]  # RecordingS
 def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str]) -> Words:
     """Words of a turn. It is complete if its label ``endpoint`` or its last sign ``. ? !`` says so."""
     custom = turn.custom or {}
-    text = NORMALISERS[normaliser](turn.text or "", turn.language or language)
+    try:
+        text = NORMALISERS[normaliser](turn.text or "", turn.language or language)
+    except UserError as error:
+        raise UserError(f"supervision {turn.id}: --normaliser {normaliser}: {error}") from None
     if custom.get("entities") and text != turn.text:
         raise UserError(f"supervision {turn.id}: --normaliser {normaliser} would move its entities")
     last = (turn.text or "").rstrip()[-1:]
@@ -157,6 +161,7 @@ def write_conversations(
     unknown = [name for name in tasks if name not in REGISTRY]
     if unknown:
         raise UserError(f"--tasks: unknown task {unknown[0]!r}, expected some of {', '.join(REGISTRY)}")
+    language = checked_language(language, "--language") if language else None
     words = partial(read_words, normaliser=normaliser, language=language)
     left_out = LeftOut()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.corpora.languages import folders_of
 from tokenverse_pp.manifests.corpora.parts import Part, Say, lhotse_recipe, require
 from tokenverse_pp.manifests.corpora.rows import Form, check_table
 from tokenverse_pp.manifests.corpora.utterances import write_utterances
@@ -40,7 +41,7 @@ def prepare_voxpopuli(
 
     require(corpus_dir, ["raw_audios/*"], LAYOUT)
     there = sorted(path.name for path in (corpus_dir / "raw_audios").iterdir() if path.name in ASR_LANGUAGES)
-    wanted = list(languages) or there
+    wanted = folders_of(languages, there, f"{corpus_dir}/raw_audios") or there
     if not wanted:
         raise UserError(f"{corpus_dir}/raw_audios: no language with transcripts; expected {LAYOUT}")
     parts: List[Part] = []

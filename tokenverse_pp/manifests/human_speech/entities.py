@@ -12,6 +12,7 @@ from typing import Dict, FrozenSet, List, Optional, Sequence, Tuple
 import yaml
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.languages import primary_language
 from tokenverse_pp.manifests.human_speech.clips import Entity
 from tokenverse_pp.manifests.normalise import normalise
 
@@ -52,6 +53,7 @@ def load_rules(language: str) -> Rules:
     Raises:
         UserError: there is no rule file for it, or the file has an unknown section.
     """
+    language = primary_language(language) or language
     file = resources.files(__package__) / "rules" / f"{language}.yaml"
     if not file.is_file():
         raise UserError(f"no entity rules for language {language!r}: expected rules/{language}.yaml")

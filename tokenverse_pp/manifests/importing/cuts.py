@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from lhotse import MonoCut, Recording, SupervisionSegment
 
+from tokenverse_pp.languages import canonical_tag, language_problem
 from tokenverse_pp.manifests.importing.audio import AudioFinder
 from tokenverse_pp.manifests.importing.rows import BadRow, Rejected, Row
 from tokenverse_pp.manifests.importing.texts import AS_IT_IS, finish_text
@@ -61,7 +62,7 @@ class CutMaker:
     ) -> SupervisionSegment:
         if row.text is None or not row.text.strip():
             raise BadRow("field 'text': expected words, found nothing")
-        language = row.language.lower().replace("_", "-") if row.language is not None else None
+        language = _language(row)
         text, entities = finish_text(row.text, row.entities, self.normaliser, language, self.widen)
         custom: Dict[str, Any] = dict(row.custom)
         if entities is not None:
@@ -79,6 +80,16 @@ class CutMaker:
             speaker=row.speaker,
             custom=custom or None,
         )
+
+
+def _language(row: Row) -> Optional[str]:
+    """A row's code in its canonical form: ``fr`` for ``FR`` and ``fra``, ``pt-BR`` for ``pt_br`` (raises BadRow)."""
+    if row.language is None:
+        return None
+    problem = language_problem(row.language)
+    if problem:
+        raise BadRow(f"field 'language': {problem}")
+    return canonical_tag(row.language)
 
 
 class BadTurn(BadRow):

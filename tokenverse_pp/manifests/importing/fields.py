@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.languages import checked_language
 from tokenverse_pp.manifests.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, Span, seconds, shown
 from tokenverse_pp.manifests.lines import CONTROL, CONTROL_NO_SPACE
 from tokenverse_pp.manifests.reading import json_of
@@ -130,6 +131,8 @@ def constants_of(values: Mapping[str, str], tasks: Optional[str] = None) -> Dict
                 found[name] = _READERS[name](value, name)
             except BadRow as error:
                 raise UserError(f"--set {name}: {error}") from None
+            if name == "language":
+                checked_language(value, "--set language")
     if tasks is not None:
         found["tasks"] = task_names(tasks, "tasks")
     unknown = [name for name in found.get("tasks", ()) if name not in REGISTRY]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from tokenverse_pp.manifests.importing.rows import BadRow, Span, shown
-from tokenverse_pp.manifests.normalise import NORMALISERS
+from tokenverse_pp.manifests.normalise import NORMALISERS, ZERO_WIDTH_SPACE, visible_words
 
 AS_IT_IS = "keep"
 NAMES = (AS_IT_IS, *NORMALISERS)
@@ -25,7 +25,7 @@ def finish_text(
 
     Args:
         spans: entities in characters of ``text``; None: nobody looked for them.
-        normaliser: one of `NAMES`; ``keep`` changes nothing but spaces.
+        normaliser: one of `NAMES`; ``keep`` changes nothing but spaces (see `visible_words`).
         language: for the normaliser.
 
     Raises:
@@ -33,7 +33,7 @@ def finish_text(
     """
 
     def words_of(part: str) -> List[str]:
-        return part.split() if normaliser == AS_IT_IS else NORMALISERS[normaliser](part, language).split()
+        return visible_words(part) if normaliser == AS_IT_IS else NORMALISERS[normaliser](part, language).split()
 
     words = words_of(text)
     if spans is None:
@@ -72,8 +72,12 @@ def _locate(
 
 
 def _whole_words(text: str, start: int, end: int) -> Tuple[int, int]:
-    while start > 0 and not text[start - 1].isspace() and not text[start].isspace():
+    while start > 0 and not _is_space(text[start - 1]) and not _is_space(text[start]):
         start -= 1
-    while end < len(text) and not text[end].isspace() and not text[end - 1].isspace():
+    while end < len(text) and not _is_space(text[end]) and not _is_space(text[end - 1]):
         end += 1
     return start, end
+
+
+def _is_space(char: str) -> bool:
+    return char.isspace() or char == ZERO_WIDTH_SPACE
