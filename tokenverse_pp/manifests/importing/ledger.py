@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Callable, List
+from typing import Callable, List, Optional
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import replacing
@@ -23,6 +23,9 @@ class Ledger:
         self.read = 0
         self.kept = 0
         self.rejected = 0
+        self.repeats = 0  # of the rejected, those that only repeat the row before
+        self.first_repeat: Optional[Rejected] = None
+        self.repeated_words = 0
         self.first: List[Rejected] = []
         self.cuts = 0
         self.cuts_by_task: Counter[str] = Counter()
@@ -32,10 +35,18 @@ class Ledger:
     def reject(self, item: Rejected) -> None:
         """Note a row that is not kept."""
         self.rejected += 1
-        if len(self.first) < SHOWN and not item.follows:
+        if item.repeats:
+            self.repeats += 1
+            self.first_repeat = self.first_repeat or item
+        if len(self.first) < SHOWN and not item.follows and not item.repeats:
             self.first.append(item)
         cells = (item.place.file, str(item.place.line), shortened(item.reason))
         print(*(" ".join(cell.split()) for cell in cells), sep="\t", file=self._list)
+
+    @property
+    def bad(self) -> int:
+        """Rows that cannot be mapped."""
+        return self.rejected - self.repeats
 
     def write_rejected(self, path: Path) -> None:
         """Write the rejected rows as a table of file, line and reason."""
@@ -47,18 +58,23 @@ class Ledger:
         """What to say where rows were rejected and none may be, or none are left."""
         if not self.read:
             return UserError(f"{source}: holds no rows; nothing was written")
-        more = self.rejected - len(self.first)
+        more = self.bad - len(self.first)
         hint = f" ({more} more: --rejected FILE lists all)" if more > 0 else ""
         way = " (--skip-bad leaves them out)" if self.rejected < self.read else ""
-        summary = f"{self.rejected} of {self.read} rows cannot be mapped{hint}; nothing was written{way}"
+        summary = f"{self.bad} of {self.read} rows cannot be mapped{hint}; nothing was written{way}"
         return UserError("\n".join([*map(str, self.first), summary]))
 
     def report(self, output: Path, say: Callable[[str], None]) -> None:
         """Print the counts of an import that was written."""
         for item in self.first:
             say(f"left out: {item}")
-        if self.rejected > len(self.first):
-            say(f"left out: {self.rejected - len(self.first)} more (--rejected FILE lists all)")
+        if self.bad > len(self.first):
+            say(f"left out: {self.bad - len(self.first)} more (--rejected FILE lists all)")
+        if self.first_repeat is not None:
+            more = f", and {self.repeats - 1} more such (--rejected FILE lists all)" if self.repeats > 1 else ""
+            say(f"left out: {self.first_repeat}{more}")
+        if self.repeated_words:
+            say(f"left out: {self.repeated_words} words that rolling captions repeat (--repeated-captions keep)")
         say(f"rows: {self.read} read = {self.kept} kept + {self.rejected} left out")
         tasks = ", ".join(f"{name} {count}" for name, count in self.cuts_by_task.items())
         say(f"cuts: {self.cuts}, labelled for {tasks}: {output}")

@@ -11,7 +11,7 @@ from tokenverse_pp.manifests.importing.fields import FieldMap
 from tokenverse_pp.manifests.importing.texts import AS_IT_IS
 
 ROW, RECORDING = "row", "recording"
-TURN_SOURCES = ("table", "kaldi", "hf", "stm", "subtitles")
+TURN_SOURCES = ("table", "kaldi", "hf", "stm", "subtitles", "transcripts")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class ImportOptions:
         constants: values of fields of rows that lack them.
         per: one cut per ``row`` or per ``recording``.
         pause: seconds without a word after which a new turn begins, where words alone are given.
+        repeats: what to do with words that live captions repeat: see `read_subtitles`.
     """
 
     table: Tuple[Path, ...] = ()
@@ -31,6 +32,7 @@ class ImportOptions:
     hf: Optional[Path] = None
     stm: Optional[Path] = None
     subtitles: Optional[Path] = None
+    transcripts: Optional[Path] = None
     rttm: Optional[Path] = None
     ctm: Optional[Path] = None
     recordings: Optional[Path] = None
@@ -47,6 +49,7 @@ class ImportOptions:
     widen: bool = False
     per: str = ROW
     pause: float = 1.0
+    repeats: str = "auto"
     sampling_rate: Optional[int] = 16000
     allow_pipes: bool = False
     skip_bad: bool = False
@@ -84,7 +87,7 @@ class ImportOptions:
         for path in (self.recordings, *self.table[:1]):
             if path is not None:
                 return path.parent
-        for path in (self.kaldi, self.hf, self.stm, self.subtitles, self.rttm, self.ctm):
+        for path in (self.kaldi, self.hf, self.stm, self.subtitles, self.transcripts, self.rttm, self.ctm):
             if path is not None:
                 return path if path.is_dir() else path.parent
         return Path()

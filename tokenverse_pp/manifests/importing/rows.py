@@ -38,6 +38,7 @@ class Row:
         entities: spans into ``text``.
         tasks: what the row is labelled for, where the data say so.
         custom: further fields of the supervision.
+        repeated: how many words were left out, since the row before has them.
     """
 
     place: Place
@@ -54,6 +55,7 @@ class Row:
     endpoint: Optional[bool] = None
     tasks: Optional[List[str]] = None
     custom: Dict[str, Any] = field(default_factory=dict)
+    repeated: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Rejected:
         row: what could be read of it (its recording).
         harmless: no cut lacks anything without it.
         follows: nothing is wrong with it but the cut that it would be in.
+        repeats: it says again what the row before it says, so that it is left out without ``--skip-bad`` too.
     """
 
     place: Place
@@ -71,6 +74,7 @@ class Rejected:
     row: Optional[Row] = None
     harmless: bool = False
     follows: bool = False
+    repeats: bool = False
 
     def __str__(self) -> str:
         return f"{self.place}: {shortened(self.reason)}"

@@ -42,9 +42,10 @@ def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> L
             for cut, rows in _Import(options, ledger, audio_out).cuts():
                 writer.write(cut.to_dict())
                 ledger.kept += len(rows)
+                ledger.repeated_words += sum(row.repeated for row in rows)
                 ledger.cuts += 1
                 ledger.cuts_by_task.update(cut.custom["tasks"])
-            if not ledger.cuts or (ledger.rejected and not options.skip_bad):
+            if not ledger.cuts or (ledger.bad and not options.skip_bad):
                 raise ledger.refusal(options.source)
         done = True
     finally:
@@ -132,8 +133,9 @@ class _Import:
             self.ledger.reject(item)
         if not rows:
             return
-        if bad and self.together:
-            self._reject_all(rows, f"in one cut with {bad[0].place}, which cannot be mapped", follows=True)
+        harmful = [item for item in bad if not item.harmless]
+        if harmful and self.together:
+            self._reject_all(rows, f"in one cut with {harmful[0].place}, which cannot be mapped", follows=True)
             return
         try:
             if isinstance(self.documents, NamedDocuments):
