@@ -1,5 +1,6 @@
 """Subtitles as the WebVTT standard has them and as files in the wild are: no cue lost unnamed, no word changed."""
 
+import doctest
 import gzip
 import random
 import re
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from importing_cases import imported, make_audio_dir, run, turns, write_audio
 
 from tokenverse_pp.api.formats.cues import clock
+from tokenverse_pp.manifests.importing import audio, subtitle_cues, subtitle_text
 from tokenverse_pp.manifests.importing.rows import BadRow, Row
 from tokenverse_pp.manifests.importing.subtitle_cues import read_times
 from tokenverse_pp.manifests.importing.subtitle_text import read_text
@@ -98,7 +100,11 @@ VTT_CASES = {
         {3: "after the start"},
     ),
     "another arrow": (f"WEBVTT\n\n{T[0]}\none\n00:00:01.000 -> 00:00:02.000\ntwo\n", {}, {3: "line 5: expected `-->`"}),
-    "an empty cue": (f"WEBVTT\n\n{T[0]}\n\n{T[1]}\n&nbsp;\n\n{T[2]}\ntwo\n", {3: None, 5: "\xa0", 8: "two"}, {}),
+    "an empty cue": (
+        f"WEBVTT\n\n{T[0]}\n\n{T[1]}\n&nbsp;&lrm;\n\u200b\n\n{T[2]}\ntwo\n",
+        {3: None, 5: None, 9: "two"},
+        {},
+    ),
     "two files, joined": (
         f"WEBVTT\n\n{T[3]}\none\n\nWEBVTT\n\n{T[0]}\ntwo\n\n{T[5]}\nthree\n",
         {3: "one"},
@@ -269,6 +275,11 @@ def test_what_may_be_a_tag_or_text_is_refused(raw):
         read_text([raw])
 
 
+@pytest.mark.parametrize("module", [subtitle_cues, subtitle_text, audio])
+def test_examples_of_the_docstrings(module):
+    assert doctest.testmod(module).failed == 0
+
+
 YOUTUBE = """WEBVTT
 Kind: captions
 Language: en
@@ -330,6 +341,7 @@ def captions(*texts, step=1.0):
         (["it is so", "yes", "it is so", "yes it is"], None),
         (["one two", "one two\nthree four", "three four\nfive", "five\nsix"], ["one two", "three four", "five", "six"]),
         (["one two three", "one two three\nfour"], ["one two three", "four"]),
+        (["one two three", "one two three four"], None),
         (["one", "one two", "one two three", "four"], ["one", "two", "three", "four"]),
         (["a b\nc d", "c d\ne f", "e f\nno", "no\nno", "no\nyes"], ["a b c d", "e f", "no", "no", "yes"]),
     ],

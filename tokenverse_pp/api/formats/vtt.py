@@ -7,7 +7,7 @@ from tokenverse_pp.api.transcript import Transcript
 
 
 def to_vtt(transcript: Transcript) -> str:
-    """Cues (`cues_of`), with the characters escaped that begin tags and character references.
+    """Cues (`cues_of`), with the characters escaped that begin tags, character references and overrides of ASS.
 
     Where the speaker changes were asked for, the voice of a cue is its turn: ``<v turn1>``.
     """
@@ -18,6 +18,8 @@ def to_vtt(transcript: Transcript) -> str:
 
 
 def _text(cue: Cue) -> str:
-    escaped = "\n".join(cue.lines).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    escaped = (
+        "\n".join(cue.lines).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("{\\", "&#123;\\")
+    )
     voice = f"<v turn{cue.turn}>" if cue.turn is not None else ""
     return voice + with_escaped_dashes(escaped, cue.has_dash)

@@ -74,7 +74,9 @@ class Ledger:
             more = f", and {self.repeats - 1} more such (--rejected FILE lists all)" if self.repeats > 1 else ""
             say(f"left out: {self.first_repeat}{more}")
         if self.repeated_words:
-            say(f"left out: {self.repeated_words} words that rolling captions repeat (--repeated-captions keep)")
+            say(
+                f"left out: {self.repeated_words} words that rolling captions repeat (--repeated-captions keep: not so)"
+            )
         say(f"rows: {self.read} read = {self.kept} kept + {self.rejected} left out")
         tasks = ", ".join(f"{name} {count}" for name, count in self.cuts_by_task.items())
         say(f"cuts: {self.cuts}, labelled for {tasks}: {output}")

@@ -28,7 +28,7 @@ _TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?![0-9.,:])(.*)", re.DOTALL)
 _FULL = r"[0-9]+:[0-9]{1,2}:[0-9]{1,2}[.,][0-9]+"
 _OTHER_ARROW = re.compile(rf"\s*{_FULL}\s*(?:[-\u2010-\u2015=]*\s?(?:>|&gt;)|[\u2190-\u21ff])\s*{_FULL}")
 _SETTING = re.compile(  # in old SubRip files `X1:40`
-    r"\s+(?:(?:vertical|line|position|size|align|region)\s*[:=]\s*\S+|[a-z][a-z-]*:[^\s:]+|[A-Z][12]?:[-+0-9.]+%?)"
+    r" (?:(?:vertical|line|position|size|align|region) ?[:=] ?\S+|[a-z][a-z-]*:[^\s:]+|[A-Z][12]?:[-+0-9.]+%?)"
 )
 _HEADER = re.compile(r"WEBVTT(?:[ \t].*)?", re.DOTALL)
 _COMMENT = re.compile(r"NOTE(?:[ \t].*)?", re.DOTALL)
@@ -315,7 +315,7 @@ def read_times(line: str) -> Tuple[float, float]:
         BadRow: for anything else, such as text after the times.
     """
     match = _TIMES.fullmatch(line)
-    rest = _SETTING.sub("", match[9]) if match else ""
+    rest = _SETTING.sub("", " " + " ".join(match[9].split())) if match else ""
     if match is None or rest.strip():
         expected = "settings such as `align:start` after the times" if match else "times such as"
         example = "" if match else " `00:00:01,000 --> 00:00:02,500`"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import List, Optional, Sequence
 
@@ -18,7 +19,7 @@ CLASSES = r"(?:\.[^\s<>]*)?\s*"
 TAGS = {  # name of a start tag -> what may follow it
     **dict.fromkeys(("c", "i", "b", "u", "ruby", "rt", "rp"), f"{CLASSES}|{ATTRIBUTES}"),
     "v": r"(?:\.[^\s<>]+)?(?:\s[^<>]*)?",
-    "lang": r"(?:\.[^\s<>]+)?(?:\s+[\w-]*)?\s*",
+    "lang": r"(?:\.[^\s<>]+)?(?:\s+[\w-]+)?\s*",
     "font": r"(?:\s[^<>]*)?",
     **dict.fromkeys(("s", "em", "strong", "span", "p", "br", "div", "del", "big", "small", "sub", "sup"), ATTRIBUTES),
     "a": r"\s+href[^<>]*",
@@ -32,8 +33,8 @@ _POSSIBLE_TAG = re.compile(
 )
 _OVERRIDE = re.compile(r"\{\\[^{}]*\}")  # of Advanced SubStation Alpha, such as {\an8}
 _RUBY_TEXT = re.compile(r"<(r[tp])\b[^<>]*>.*?(?:</\1>|(?=</ruby>|<r[tp]\b)|\Z)", re.DOTALL)  # a reading, said once
-_VOICE = re.compile(r"<v(?:\.[^\s<>]*)?\s+([^<>]+)>")
-_VOICED = re.compile(r"<v(?:\.[^\s<>]*)?\s+[^<>]+>.*?(?:</v>|(?=<v[\s.])|\Z)", re.DOTALL)
+_VOICE = re.compile(r"<v(?:\.[^\s<>]*)?\s([^<>]*)>")
+_VOICED = re.compile(r"<v(?:\.[^\s<>]*)?\s[^<>]*>.*?(?:</v>|(?=<v[\s.])|\Z)", re.DOTALL)
 _REFERENCE = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,40});")
 _DASH = re.compile(r"\A[ \t]*[-\u2010-\u2014][ \t]+(?=\S)")  # before the words of another speaker
 _BLANKS = re.compile(r"[ \t\r\n\f\v]+")
@@ -86,9 +87,14 @@ def read_text(payload: Sequence[str]) -> Text:
     lines = []
     for line in text.split("\n"):
         words = _words(_unescaped(_DASH.sub("", line.replace(_MARK, ""))))
-        if words:
+        if not all(_is_invisible(word) for word in words):
             lines.append(Line(words, stamped=_MARK in line))
     return Text(lines, speaker)
+
+
+def _is_invisible(word: str) -> bool:
+    """Whether there are but Unicode spaces and format characters, such as those of ``&nbsp;`` and ``&lrm;``."""
+    return all(char.isspace() or unicodedata.category(char) == "Cf" for char in word)
 
 
 def _words(text: str) -> List[str]:

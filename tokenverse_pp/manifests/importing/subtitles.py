@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence
 
 from tokenverse_pp.manifests.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected
 from tokenverse_pp.manifests.importing.subtitle_cues import Cue, Lost, cues_of
@@ -136,23 +136,23 @@ def _rolls(captions: Sequence[_Caption]) -> bool:
     """Whether the captions of a file roll: most of them begin with lines of the one before, and add to them.
 
     A caption that says the same as the one before, and nothing more, proves nothing: words are said twice ("no", "no").
-    Where only one or two captions speak for it, they must repeat more than a word, or stand after an echo.
+    Where a single caption speaks for it, it must repeat a whole line of three words, or stand after an echo, or have
+    time stamps; where there are more, one of them must repeat more than a word.
     """
-    rolling: List[Tuple[int, bool]] = []  # words that are repeated; whether there is more than their number to prove it
+    counts: List[int] = []  # how many words a caption that adds to the one before repeats
     others = 0
+    is_proved = is_likely = False
     for before, caption in zip(captions, captions[1:]):
-        words = caption.text.words
+        words, lines = caption.text.words, caption.text.lines
         repeated = _repeated(before, caption)
-        near = before.cue.start <= caption.cue.start <= before.cue.end + CLOSE
-        if repeated and repeated < len(words):
-            counts = [0]
-            for line in caption.text.lines:
-                counts.append(counts[-1] + len(line.words))
-            proved = repeated in counts and (before.is_short or any(line.stamped for line in caption.text.lines))
-            rolling.append((repeated, proved))
-        elif words and before.text.words and near and not repeated and not caption.is_short:
-            others += 1
-    if len(rolling) <= others:
+        if 0 < repeated < len(words):
+            counts.append(repeated)
+            ends = [sum(len(line.words) for line in lines[:i]) for i in range(1, len(lines))]
+            if repeated in ends:  # a line of its own is added
+                is_proved = is_proved or before.is_short or any(line.stamped for line in lines)
+                is_likely = is_likely or repeated >= 3
+        elif words and before.text.words and not repeated and not caption.is_short:
+            others += before.cue.start <= caption.cue.start <= before.cue.end + CLOSE
+    if len(counts) <= others:
         return False
-    longest = max(repeated for repeated, _ in rolling)
-    return any(proved for _, proved in rolling) or longest >= 3 or (len(rolling) > 1 and longest >= 2)
+    return is_proved or is_likely or (len(counts) > 1 and max(counts) >= 2)
