@@ -75,7 +75,7 @@ class Ledger:
             say(f"left out: {self.first_repeat}{more}")
         if self.repeated_words:
             say(
-                f"left out: {self.repeated_words} words that rolling captions repeat (--repeated-captions keep: not so)"
+                f"left out: {self.repeated_words} words that rolling captions repeat (--repeated-captions keep keeps them)"
             )
         say(f"rows: {self.read} read = {self.kept} kept + {self.rejected} left out")
         tasks = ", ".join(f"{name} {count}" for name, count in self.cuts_by_task.items())
