@@ -17,16 +17,19 @@ SHOWN = 20  # rejected rows in a message; the list in the file has them all
 
 
 class Ledger:
-    """Rows read = rows kept + rows rejected. The list of the rejected is on disk, not in memory."""
+    """Rows read = rows kept + rows rejected. The list of the rejected is on disk, not in memory.
+
+    ``bad`` counts the rejected rows that the options do not ask to leave out.
+    """
 
     def __init__(self) -> None:
         self.read = 0
         self.kept = 0
         self.rejected = 0
-        self.repeats = 0  # of the rejected, those that only repeat the row before
-        self.first_repeat: Optional[Rejected] = None
-        self.repeated_words = 0
+        self.bad = 0
         self.first: List[Rejected] = []
+        self.first_expected: Optional[Rejected] = None
+        self.repeated_words = 0
         self.cuts = 0
         self.cuts_by_task: Counter[str] = Counter()
         self._list = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
@@ -35,18 +38,13 @@ class Ledger:
     def reject(self, item: Rejected) -> None:
         """Note a row that is not kept."""
         self.rejected += 1
-        if item.repeats:
-            self.repeats += 1
-            self.first_repeat = self.first_repeat or item
-        if len(self.first) < SHOWN and not item.follows and not item.repeats:
+        self.bad += not item.expected
+        if item.expected and self.first_expected is None:
+            self.first_expected = item
+        if len(self.first) < SHOWN and not item.follows and not item.expected:
             self.first.append(item)
         cells = (item.place.file, str(item.place.line), shortened(item.reason))
         print(*(" ".join(cell.split()) for cell in cells), sep="\t", file=self._list)
-
-    @property
-    def bad(self) -> int:
-        """Rows that cannot be mapped."""
-        return self.rejected - self.repeats
 
     def write_rejected(self, path: Path) -> None:
         """Write the rejected rows as a table of file, line and reason."""
@@ -58,6 +56,8 @@ class Ledger:
         """What to say where rows were rejected and none may be, or none are left."""
         if not self.read:
             return UserError(f"{source}: holds no rows; nothing was written")
+        if not self.bad:
+            return UserError(f"{source}: no row is left of {self.read}; nothing was written")
         more = self.bad - len(self.first)
         hint = f" ({more} more: --rejected FILE lists all)" if more > 0 else ""
         way = " (--skip-bad leaves them out)" if self.rejected < self.read else ""
@@ -70,12 +70,12 @@ class Ledger:
             say(f"left out: {item}")
         if self.bad > len(self.first):
             say(f"left out: {self.bad - len(self.first)} more (--rejected FILE lists all)")
-        if self.first_repeat is not None:
-            more = f", and {self.repeats - 1} more such (--rejected FILE lists all)" if self.repeats > 1 else ""
-            say(f"left out: {self.first_repeat}{more}")
+        if self.first_expected is not None:
+            count = f"left out, as the options ask: {self.rejected - self.bad} (--rejected FILE lists them)"
+            say(f"{count}, the first: {self.first_expected}")
         if self.repeated_words:
             say(
-                f"left out: {self.repeated_words} words that rolling captions repeat (--repeated-captions keep keeps them)"
+                f"left out: {self.repeated_words} words that rolling captions repeat; --repeated-captions keep keeps them"
             )
         say(f"rows: {self.read} read = {self.kept} kept + {self.rejected} left out")
         tasks = ", ".join(f"{name} {count}" for name, count in self.cuts_by_task.items())

@@ -66,7 +66,7 @@ class Rejected:
         row: what could be read of it (its recording).
         harmless: no cut lacks anything without it.
         follows: nothing is wrong with it but the cut that it would be in.
-        repeats: it says again what the row before it says, so that it is left out without ``--skip-bad`` too.
+        expected: the options ask for leaving it out, so that it is no reason to refuse the import.
     """
 
     place: Place
@@ -74,7 +74,7 @@ class Rejected:
     row: Optional[Row] = None
     harmless: bool = False
     follows: bool = False
-    repeats: bool = False
+    expected: bool = False
 
     def __str__(self) -> str:
         return f"{self.place}: {shortened(self.reason)}"

@@ -47,7 +47,7 @@ def read_subtitles(path: Path, repeats: str = AUTO) -> Iterator[RowOrRejected]:
         repeats: what to do with words of live captions that stand in several cues. ``auto`` leaves out echoes (cues of
             some milliseconds that repeat the cue before) and, in a file whose captions roll (`_rolls`), the lines that
             are on the screen still; ``drop`` does so in every file, ``keep`` never. Cues that are left out are
-            `Rejected.repeats`, words `Row.repeated`.
+            `Rejected.expected`, words `Row.repeated`.
     """
     files: Dict[str, Path] = {}
     for file in files_of(path, (".srt", ".vtt")):
@@ -98,10 +98,10 @@ def _row(
     if caption.problem is not None:
         return Rejected(place, caption.problem, row)
     if echoes and caption.is_short and not words:
-        return Rejected(place, f"empty, and not longer than {ECHO:g} s", row, harmless=True, repeats=True)
+        return Rejected(place, f"empty, and not longer than {ECHO:g} s", row, harmless=True, expected=True)
     repeated = _repeated(before, caption, rolls) if before is not None and (rolls or echoes) else 0
     if repeated and repeated == len(words) and (rolls or caption.is_short):
-        return Rejected(place, "repeats the cue before", row, harmless=True, repeats=True)
+        return Rejected(place, "repeats the cue before", row, harmless=True, expected=True)
     row.repeated = repeated if rolls else 0
     row.text = " ".join(words[row.repeated :]) or None
     row.speaker = caption.text.speaker
