@@ -376,7 +376,7 @@ def test_the_command_names_what_it_leaves_out(tmp_path):
     assert code == 0 and "rows: 6 read = 3 kept + 3 left out" in said
     assert "left out, as the options ask: 3 (--rejected FILE lists them), the first: " in said
     assert f"{path}, line 9: repeats the cue before" in said
-    assert "left out: 7 words that rolling captions repeat" in said and len(rejected.read_text().splitlines()) == 4
+    assert "left out: 7 words that captions repeat" in said and len(rejected.read_text().splitlines()) == 4
     code, said, _ = run("import", out, *options, "--repeated-captions", "keep", "--skip-bad")
     assert code == 0 and "rows: 6 read = 5 kept + 1 left out" in said and "expected words, found nothing" in said
     # A bad cue stops the import unless it may be left out.

@@ -74,9 +74,7 @@ class Ledger:
             count = f"left out, as the options ask: {self.rejected - self.bad} (--rejected FILE lists them)"
             say(f"{count}, the first: {self.first_expected}")
         if self.repeated_words:
-            say(
-                f"left out: {self.repeated_words} words that rolling captions repeat; --repeated-captions keep keeps them"
-            )
+            say(f"left out: {self.repeated_words} words that captions repeat (--repeated-captions keep keeps them)")
         say(f"rows: {self.read} read = {self.kept} kept + {self.rejected} left out")
         tasks = ", ".join(f"{name} {count}" for name, count in self.cuts_by_task.items())
         say(f"cuts: {self.cuts}, labelled for {tasks}: {output}")
