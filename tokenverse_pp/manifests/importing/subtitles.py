@@ -5,7 +5,8 @@ which say their words several times.
 
 Why not a library: pysubs2 1.8 reads comments, identifiers and inline times of WebVTT as text, drops a number that is
 the last line of a text, takes ``a < b and c > d`` for a tag, and passes over cues with bad times silently. webvtt-py
-0.6 passes over them too, and over text after a blank line. Neither tells the line that a cue stands in.
+0.6 passes over them too, or refuses the whole file, and over text after a blank line. Neither tells the line that a cue
+stands in.
 """
 
 from __future__ import annotations
