@@ -1,5 +1,6 @@
 """Files of every format are what others read: FFmpeg the subtitles, lhotse and our importers the NIST formats."""
 
+import html
 import re
 from html.parser import HTMLParser
 
@@ -30,7 +31,9 @@ def test_cues_can_be_read_and_follow_one_another(heard):
     before = 0
     for cue in cues:
         assert before <= cue.start < cue.end <= cue.start + LONGEST
-        assert 1 <= len(cue.lines) <= LINES and all(0 < len(line) <= CHARACTERS for line in cue.lines)
+        assert 1 <= len(cue.lines) <= LINES
+        words = sum(len(line.split()) for line in cue.lines) - cue.has_dash
+        assert all(0 < len(line) <= CHARACTERS for line in cue.lines) or words == 1
         before = cue.end
     shown = "".join(line for cue in cues for line in cue.lines).replace(" ", "")
     dashes = "-" if len(heard.turns) > 1 else ""
@@ -82,11 +85,8 @@ def test_ffmpeg_reads_the_subtitles(tmp_path_factory, heard):
                 if p.size
             ]
         assert [(start, length) for start, length, _ in found] == [(cue.start, cue.end - cue.start) for cue in cues]
-        shown = ["\n".join(cue.lines).replace("-->", "→") for cue in cues]
-        if name == "vtt":
-            shown = ["\n".join(cue.lines) for cue in cues]
-            found = [(a, b, c.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")) for a, b, c in found]
-        assert [text for _, _, text in found] == [text.strip() for text in shown]
+        texts = [re.sub(r"^<v turn\d+>", "", text) for _, _, text in found]
+        assert [html.unescape(text) for text in texts] == ["\n".join(cue.lines) for cue in cues]
 
 
 def test_webvtt_escapes_what_would_be_a_tag():
@@ -113,8 +113,6 @@ def test_our_importer_reads_stm(tmp_path_factory, heard):
     path.write_text(render(heard, "stm"), encoding="utf-8")
     rows = list(read_stm(path))
     texts = [turn.text for turn in heard.spans()]
-    if heard.language is None:  # a text that begins with "<..>" is taken for a label
-        texts = [re.sub(r"^<[^>]*>", "", text).strip() for text in texts]
     assert all(isinstance(row, Row) for row in rows)
     assert [row.text or "" for row in rows] == texts
     assert [row.speaker for row in rows] == [f"turn{turn.number}" for turn in heard.spans()]

@@ -165,6 +165,17 @@ def test_two_inputs_of_one_name(model, calls, tmp_path):
     assert line == (f"error: {files[1]}: {tmp_path / 'out' / 'one.txt'} would be that of {files[0]} too; left out")
 
 
+def test_recordings_have_names_of_their_own(model, calls, tmp_path):
+    (calls / "late" / "one.wav").write_bytes((calls / "one.wav").read_bytes())
+    done = transcribe(model, calls, "--recursive", "--tasks", "asr", "--format", "json")
+    assert [Transcript.from_json(line).name for line in done.stdout.splitlines()] == ["late/one", "late/two", "one"]
+    # Words of two recordings under one name could not be told apart.
+    done = transcribe(model, calls / "one.wav", calls / "late" / "one.wav", "--tasks", "asr", "--format", "ctm")
+    assert done.exit_code == 2 and {line.split()[0] for line in done.stdout.splitlines()} == {"one"}
+    said = f"error: {calls / 'late' / 'one.wav'}: recording 'one' would be that of {calls / 'one.wav'} too; left out"
+    assert lines_of(done) == [said]
+
+
 def test_what_cannot_be_written_is_named_and_the_rest_is_done(model, calls, tmp_path):
     (tmp_path / "out" / "one.txt").mkdir(parents=True)
     done = transcribe(model, calls, "--recursive", "--output-dir", tmp_path / "out")

@@ -210,6 +210,18 @@ TEXT_FILES = {
     "ctm": "a 1 0.1 0.3 bon 0.9\na 1 0.5 0.4 jour\nb 1 0.6 0.2 non\n",
     "srt": "1\n00:00:00,500 --> 00:00:01,500\nbon jour\n\n2\n00:00:02,000 --> 00:00:03,000\noui\n",
     "vtt": "WEBVTT\n\n00:00.500 --> 00:01.500\n<v Anna>bon jour</v>\n\n00:02.000 --> 00:03.000\noui\n",
+    "json": json.dumps(
+        {
+            "name": "a",
+            "duration": 4.0,
+            "tasks": ["asr", "scd", "endp", "ner"],
+            "words": [{"text": w, "start": t, "end": t + 0.4, "confidence": 0.9} for t, w in enumerate(["bon", "oui"])],
+            "marks": [{"text": "[ENDP]", "position": 2, "time": 1.5, "confidence": 0.9}],
+            "turns": [{"number": 1, "text": "bon oui", "start": 0.0, "end": 1.4, "first": 0, "stop": 2}],
+            "entities": [],
+            "endpoints": [1.5],
+        }
+    ),
     "segments": "u1 a 0.5 1.5\nu2 a 1.75 3.25\nu3 b 0 -1\n",
     "text": "u1 bon jour\nu2 oui\nu3 non merci\n",
     "wav.scp": "a a.wav\nb b.wav\n",

@@ -111,7 +111,8 @@ def test_broken_annotation_files(tmp_path, audio_dir, part):
             arguments += ["--conll", folder / "u1.conll"] if kind == "conll" else ["--brat", folder]
         else:
             (folder / f"a.{kind}").write_bytes(broken_text(kind, rng))
-            arguments += ["--subtitles" if kind in ("srt", "vtt") else f"--{kind}", folder]
+            option = {"srt": "subtitles", "vtt": "subtitles", "json": "transcripts"}.get(kind, kind)
+            arguments += [f"--{option}", folder]
         if rng.random() < 0.3:
             arguments += ["--one-cut-per", "recording"]
         check_import(folder, seed, folder, arguments)

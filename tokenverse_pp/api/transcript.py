@@ -76,7 +76,8 @@ class Transcript:
     leaves it out: a task that was not asked for is not one that found nothing.
 
     Attributes:
-        name: of the recording: a file's without its ending, a cut's id.
+        name: of the recording: a file's without its ending (in folders, with those below the one that was named), a
+            cut's id.
         duration: of the audio in seconds.
         tasks: names of the tasks that were decoded.
         words: plain words, no task tokens. A transducer says when it wrote a piece of a word, not how long that was

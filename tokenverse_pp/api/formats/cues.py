@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Iterator, List, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 from tokenverse_pp.api.transcript import Transcript
 
@@ -11,33 +12,46 @@ CHARACTERS, LINES = 42, 2  # of a cue
 LONGEST = 7000  # milliseconds of a cue
 PAUSE = 2000  # milliseconds without a word that end a cue
 LINGER = 500  # milliseconds that a cue stays after its last word, if the next one lets it
-SHORTEST = 40  # milliseconds
+SHORTEST = 100  # milliseconds; an importer takes shorter cues for echoes of live captions
+
+_BLANKS = re.compile(r"[ \t\r\n\f\v]+")
+_LEADING_DASH = re.compile("^[-\u2010-\u2014](?= )", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Cue:
-    """One or two lines, shown from ``start`` to ``end`` (milliseconds)."""
+    """One or two lines, shown from ``start`` to ``end`` (milliseconds).
+
+    Args:
+        turn: the number of the turn that the words are of, where the speaker changes were asked for.
+        has_dash: the first line begins with a dash that is no word.
+    """
 
     start: int
     end: int
     lines: Tuple[str, ...]
+    turn: Optional[int] = None
+    has_dash: bool = False
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A word, or part of one that is longer than a line."""
+    """A word with its times, the dash of a turn before it, and what it is the first word of."""
 
     text: str
     start: int
     end: int
     must_break: bool  # before it
+    turn: Optional[int]
+    has_dash: bool
 
 
 def cues_of(transcript: Transcript) -> List[Cue]:
-    """The cues of a transcript: none overlaps the next, and each lasts at least a moment.
+    """The cues of a transcript: none overlaps the next, each lasts at least a moment, all lie within the audio.
 
     A cue ends at a speaker change, an endpoint, a long pause, and before it would have more than 2 lines of 42
-    characters or last over 7 s. Where there are several turns, the first line of each begins with a dash.
+    characters (a longer word has a cue of its own) or last over 7 s. Where there are several turns, the first line of
+    each begins with a dash.
     """
     cues: List[Cue] = []
     groups = list(_groups(list(_pieces(transcript))))
@@ -45,19 +59,42 @@ def cues_of(transcript: Transcript) -> List[Cue]:
         start = max(group[0].start, cues[-1].end if cues else 0)
         following = groups[i + 1][0].start if i + 1 < len(groups) else start + LONGEST
         end = max(min(group[-1].end + LINGER, following, start + LONGEST), start + SHORTEST)
-        cues.append(Cue(start, end, _lines([piece.text for piece in group])))
-    return cues
+        lines = _lines([piece.text for piece in group])
+        cues.append(Cue(start, end, lines, group[0].turn, group[0].has_dash))
+    return _within(cues, int(1000 * transcript.duration + 1e-6))
+
+
+def _within(cues: Sequence[Cue], duration: int) -> List[Cue]:
+    """Cues that end with the audio at the latest; those at its end begin earlier where they would have no time left.
+
+    Args:
+        duration: milliseconds; 0 where it is not known.
+    """
+    found: List[Cue] = []
+    limit = duration if duration else max((cue.end for cue in cues), default=0)
+    for left, cue in zip(range(len(cues), 0, -1), reversed(cues)):
+        end = min(cue.end, limit)
+        shortest = max(min(SHORTEST, limit // left), 1)  # of what is left, where that is not enough for all
+        start = max(min(cue.start, end - shortest), 0)
+        found.append(Cue(start, max(end, start + 1), cue.lines, cue.turn, cue.has_dash))
+        limit = start
+    return found[::-1]
 
 
 def _pieces(transcript: Transcript) -> Iterator[_Piece]:
-    turns = {turn.first for turn in transcript.turns}
+    turns = {turn.first: turn.number for turn in transcript.turns}
     ends = {mark.position for mark in transcript.marks if mark.text == "[ENDP]"}
-    dashes = len(transcript.turns) > 1
+    turn: Optional[int] = None
+    must_break = has_dash = False
     for i, word in enumerate(transcript.words):
-        text = f"- {word.text}" if dashes and i in turns else word.text
-        start, end = round(1000 * word.start), round(1000 * word.end)
-        for at in range(0, len(text), CHARACTERS):
-            yield _Piece(text[at : at + CHARACTERS], start, end, at == 0 and (i in turns or i in ends))
+        if i in turns:
+            turn, must_break, has_dash = turns[i], True, len(turns) > 1
+        must_break = must_break or i in ends
+        text = _BLANKS.sub(" ", word.text).strip(" ")
+        if text:
+            text = f"- {text}" if has_dash else text
+            yield _Piece(text, round(1000 * word.start), round(1000 * word.end), must_break, turn, has_dash)
+            must_break = has_dash = False
 
 
 def _groups(pieces: Sequence[_Piece]) -> Iterator[List[_Piece]]:
@@ -80,7 +117,7 @@ def _groups(pieces: Sequence[_Piece]) -> Iterator[List[_Piece]]:
 def _lines(words: Sequence[str]) -> Tuple[str, ...]:
     """Words on one line, or on two of about the same length; nothing where they do not fit."""
     whole = " ".join(words)
-    if len(whole) <= CHARACTERS:
+    if len(whole) <= CHARACTERS or len(words) == 1:
         return (whole,)
     halves = ((" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words)))
     fitting = [pair for pair in halves if max(map(len, pair)) <= CHARACTERS]
@@ -95,3 +132,13 @@ def clock(milliseconds: int, point: str) -> str:
     """
     seconds, left = divmod(milliseconds, 1000)
     return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{point}{left:03d}"
+
+
+def with_escaped_dashes(text: str, has_dash: bool) -> str:
+    """The lines of a cue, where a dash that is a word does not look like that of another speaker.
+
+    Args:
+        has_dash: the first line begins with a speaker's.
+    """
+    at = 2 if has_dash else 0
+    return text[:at] + _LEADING_DASH.sub(lambda match: f"&#{ord(match[0])};", text[at:])

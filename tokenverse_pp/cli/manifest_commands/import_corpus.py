@@ -30,6 +30,15 @@ TURNS = together(
     click.option("--hf-split", help="Its split, where there are several."),
     click.option("--stm", type=ANY, help="STM file, or a folder of them."),
     click.option("--subtitles", type=ANY, help="SRT or WebVTT file named like its recording, or a folder of them."),
+    click.option("--transcripts", type=ANY, help="JSON of `transcribe`: a file, JSON lines, or a folder of them."),
+    click.option(
+        "--repeated-captions",
+        "repeats",
+        type=click.Choice(["auto", "drop", "keep"]),
+        default="auto",
+        show_default=True,
+        help="Cues and lines that repeat the cue before: auto drops them in live captions that echo or roll.",
+    ),
     click.option("--rttm", type=ANY, help="Alone: the turns. Beside another source: who speaks in its turns."),
     click.option("--ctm", type=ANY, help="Words with times, for turns without text. Alone: turns made of them."),
     click.option(
@@ -87,8 +96,8 @@ BAD_ROWS = together(
 def import_corpus(output: Path, **given: Any) -> None:
     """Turn tables and annotation files into labelled cuts, written to OUTPUT (.jsonl or .jsonl.gz).
 
-    One source gives the turns (--table, --kaldi, --hf, --stm, --subtitles, or --rttm, or --ctm); others may add what
-    it lacks: speakers (--rttm), words (--ctm), entities (--brat, --conll), audio (--recordings).
+    One source gives the turns (--table, --kaldi, --hf, --stm, --subtitles, --transcripts, or --rttm, or --ctm); others
+    may add what it lacks: speakers (--rttm), words (--ctm), entities (--brat, --conll), audio (--recordings).
 
     \b
     A table with columns audio, text, language:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -53,12 +54,19 @@ def sources(audio: Sequence[str], recursive: bool, raw_rate: Optional[int]) -> I
                 if path.resolve() not in seen:
                     seen.add(path.resolve())
                     output = str(path.relative_to(name).with_suffix(""))
-                    yield Source(str(path), output, open_or_refuse(path))
+                    yield Source(str(path), output, _named(open_or_refuse(path), output))
         elif name.endswith(MANIFESTS):
             yield from _cuts(name)
         elif Path(name).resolve() not in seen:
             seen.add(Path(name).resolve())
             yield Source(name, Path(name).stem, open_or_refuse(name))
+
+
+def _named(heard: Union[Heard, Refused], output: str) -> Union[Heard, Refused]:
+    """A file with its path in the folder for a name: files in folders of the folder may have the same name."""
+    from tokenverse_pp.api.inputs import Refused
+
+    return heard if isinstance(heard, Refused) else dataclasses.replace(heard, name=output)
 
 
 def _files_in(folder: Path, recursive: bool) -> list[Path]:

@@ -20,6 +20,7 @@ from tokenverse_pp.files import write_text
 from tokenverse_pp.report_page.audio import source_of
 
 LINES = ("text", "raw")  # formats whose lines stand behind the file's name where there are several files
+FIELDS = ("rttm", "stm", "ctm")  # formats whose lines have the name of the recording in a field
 
 
 class Output:
@@ -40,12 +41,16 @@ class Output:
 
     def reserve(self, source: Source) -> Union[Heard, Refused]:
         """The recording, or why it cannot be written: two would have the same name."""
-        if self.folder is None or isinstance(source.heard, Refused):
+        if isinstance(source.heard, Refused) or (self.folder is None and self.formats[0] not in FIELDS):
             return source.heard
-        other = self._taken.setdefault(source.output, source.label)
-        if other == source.label:
+        name = source.output if self.folder is not None else source.heard.name
+        other = self._taken.get(name)
+        if other is None:
+            self._taken[name] = source.label
             return source.heard
-        target = self.folder / (source.output + FORMATS[self.formats[0]].ending)
+        target = f"recording {name!r}"
+        if self.folder is not None:
+            target = str(self.folder / (name + FORMATS[self.formats[0]].ending))
         return Refused(source.label, f"{source.label}: {target} would be that of {other} too; left out")
 
     def write(self, source: Source, transcript: Transcript) -> str:

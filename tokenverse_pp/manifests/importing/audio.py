@@ -9,6 +9,7 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 from typing import List, Optional, Tuple, Union
+from urllib.parse import unquote
 
 from lhotse import AudioSource, Recording
 from lhotse.audio import info
@@ -19,6 +20,7 @@ from tokenverse_pp.manifests.corpora.audio import write_16_khz
 from tokenverse_pp.manifests.importing.audio_out import AudioOut
 from tokenverse_pp.manifests.importing.rows import BadRow, Row, shown
 from tokenverse_pp.manifests.importing.textfiles import safe_id
+from tokenverse_pp.manifests.lines import CONTROL
 
 ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".sph", ".aac", ".webm", ".mp4")
 FIRST_CHANNELS = {"A": 0, "B": 1}
@@ -84,7 +86,7 @@ class AudioFinder:
             if not os.path.isfile(path):
                 raise BadRow(f"field 'audio': {path}: no such file")
         elif recording is not None:
-            path = self._by_name(recording)
+            path, recording = self._named(recording)
         else:
             raise BadRow("field 'audio': expected a path (or field 'recording', a name in --audio-dir), found nothing")
         folder = next(folder for folder in self._folders() if folder in path.parents)
@@ -104,6 +106,20 @@ class AudioFinder:
                 "`--audio-dir /` takes any path"
             )
         return path
+
+    def _named(self, recording: str) -> Tuple[Path, str]:
+        """The file of a recording, and its name: as it stands, or else with percent-encoded characters decoded."""
+        try:
+            return self._by_name(recording), recording
+        except BadRow:
+            name = decoded_name(recording)
+            if name == recording:
+                raise
+            try:
+                return self._by_name(name), name
+            except BadRow:
+                pass
+            raise
 
     def _by_name(self, name: str) -> Path:
         for ending in ("", *ENDINGS):
@@ -147,6 +163,19 @@ def _from_command(command: str, name: str) -> Recording:
     found = info(io.BytesIO(data))
     source = AudioSource("command", list(range(found.channels)), command)
     return Recording(name, [source], found.samplerate, found.frames, found.duration)
+
+
+def decoded_name(name: str) -> str:
+    """The name of a recording that CTM, STM and RTTM files have percent-encoded (`api.formats.nist.recording_id`).
+
+    >>> decoded_name("my%20call"), decoded_name("100%")
+    ('my call', '100%')
+    """
+    try:
+        decoded = unquote(name, errors="strict")
+    except UnicodeDecodeError:
+        return name
+    return name if CONTROL.search(decoded) else decoded
 
 
 def _channel(given: Optional[str], count: int) -> int:

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Callable, List
+from typing import Callable, List, Optional
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import replacing
@@ -28,6 +28,8 @@ class Ledger:
         self.rejected = 0
         self.bad = 0
         self.first: List[Rejected] = []
+        self.first_expected: Optional[Rejected] = None
+        self.repeated_words = 0
         self.cuts = 0
         self.cuts_by_task: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()  # what an option changed without rejecting a row
@@ -38,6 +40,8 @@ class Ledger:
         """Note a row that is not kept."""
         self.rejected += 1
         self.bad += not item.expected
+        if item.expected and self.first_expected is None:
+            self.first_expected = item
         if len(self.first) < SHOWN and not item.follows and not item.expected:
             self.first.append(item)
         cells = (item.place.file, str(item.place.line), shortened(item.reason))
@@ -67,8 +71,11 @@ class Ledger:
             say(f"left out: {item}")
         if self.bad > len(self.first):
             say(f"left out: {self.bad - len(self.first)} more (--rejected FILE lists all)")
-        if self.rejected > self.bad:
-            say(f"left out, as the options ask: {self.rejected - self.bad} (--rejected FILE lists them)")
+        if self.first_expected is not None:
+            line = f"left out, as the options ask: {self.rejected - self.bad} (--rejected FILE lists them)"
+            say(f"{line}, the first: {self.first_expected}")
+        if self.repeated_words:
+            say(f"left out: {self.repeated_words} words that captions repeat (--repeated-captions keep keeps them)")
         say(f"rows: {self.read} read = {self.kept} kept + {self.rejected} left out")
         for note, count in sorted(self.notes.items()):
             say(f"{note}: {count}")

@@ -12,7 +12,7 @@ from tokenverse_pp.manifests.importing.notation import REFUSE
 from tokenverse_pp.manifests.importing.texts import AS_IT_IS
 
 ROW, RECORDING = "row", "recording"
-TURN_SOURCES = ("table", "kaldi", "hf", "stm", "subtitles")
+TURN_SOURCES = ("table", "kaldi", "hf", "stm", "subtitles", "transcripts")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class ImportOptions:
         per: one cut per ``row`` or per ``recording``.
         discontinuous: what becomes of entities of BRAT in several pieces: ``refuse``, ``cover`` or ``drop``.
         pause: seconds without a word after which a new turn begins, where words alone are given.
+        repeats: what to do with words that live captions repeat: see `read_subtitles`.
     """
 
     table: Tuple[Path, ...] = ()
@@ -34,6 +35,7 @@ class ImportOptions:
     hf: Optional[Path] = None
     stm: Optional[Path] = None
     subtitles: Optional[Path] = None
+    transcripts: Optional[Path] = None
     rttm: Optional[Path] = None
     ctm: Optional[Path] = None
     recordings: Optional[Path] = None
@@ -52,6 +54,7 @@ class ImportOptions:
     discontinuous: str = REFUSE
     per: str = ROW
     pause: float = 1.0
+    repeats: str = "auto"
     sampling_rate: Optional[int] = 16000
     allow_pipes: bool = False
     skip_bad: bool = False
@@ -89,7 +92,7 @@ class ImportOptions:
         for path in (self.recordings, *self.table[:1]):
             if path is not None:
                 return path.parent
-        for path in (self.kaldi, self.hf, self.stm, self.subtitles, self.rttm, self.ctm):
+        for path in (self.kaldi, self.hf, self.stm, self.subtitles, self.transcripts, self.rttm, self.ctm):
             if path is not None:
                 return path if path.is_dir() else path.parent
         return Path()

@@ -39,6 +39,7 @@ class Row:
         entities: spans into ``text``.
         tasks: what the row is labelled for, where the data say so.
         custom: further fields of the supervision.
+        repeated: how many words were left out, since the row before has them.
     """
 
     place: Place
@@ -55,6 +56,7 @@ class Row:
     endpoint: Optional[bool] = None
     tasks: Optional[List[str]] = None
     custom: Dict[str, Any] = field(default_factory=dict)
+    repeated: int = 0
 
 
 @dataclass(frozen=True)

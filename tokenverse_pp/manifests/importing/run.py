@@ -48,6 +48,7 @@ def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> L
             for cut, rows in _Import(options, ledger, audio_out).cuts():
                 writer.write(cut.to_dict())
                 ledger.kept += len(rows)
+                ledger.repeated_words += sum(row.repeated for row in rows)
                 ledger.cuts += 1
                 ledger.cuts_by_task.update(cut.custom["tasks"])
             if not ledger.cuts or (ledger.bad and not options.skip_bad):
@@ -155,7 +156,7 @@ class _Import:
         if self.together:
             if attached.surplus and not reasons:  # the cuts would lack words that were annotated
                 reasons = {id(row): attached.surplus[0].reason for row in rows}
-            yield from self._whole_cuts(rows, bad, reasons)
+            yield from self._whole_cuts(rows, [item for item in bad if not item.harmless], reasons)
             return
         self._reject_more(iter(attached.surplus))
         for row in rows:

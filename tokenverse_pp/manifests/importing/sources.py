@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.importing.audio import decoded_name
 from tokenverse_pp.manifests.importing.audio_out import AudioOut
 from tokenverse_pp.manifests.importing.ctm import read_ctm
 from tokenverse_pp.manifests.importing.fields import FieldMap, fill
@@ -19,6 +20,7 @@ from tokenverse_pp.manifests.importing.rttm import read_rttm
 from tokenverse_pp.manifests.importing.stm import read_stm
 from tokenverse_pp.manifests.importing.subtitles import read_subtitles
 from tokenverse_pp.manifests.importing.tables import read_recordings, read_table
+from tokenverse_pp.manifests.importing.transcripts import read_transcripts
 from tokenverse_pp.manifests.importing.words import Speakers, Word, Words
 
 
@@ -42,7 +44,7 @@ def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrReject
     for item in _turns(turns, options, audio_out, speaker_turns, words):
         row = item.row if isinstance(item, Rejected) else item
         if row is not None:
-            told = recordings.get(row.recording or "")
+            told = recordings.get(_name_in(recordings, row) or "")
             if isinstance(told, Row):
                 names = ("audio", "channel", "speaker", "language", "endpoint", "tasks", "custom")
                 fill(row, {name: getattr(told, name) for name in names})
@@ -59,6 +61,11 @@ def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrReject
                     _read_marks(item, options.inline)
             except BadRow as error:
                 item = Rejected(item.place, str(error), item)
+        if row is not None and recordings:
+            row.recording = _name_in(recordings, row)  # now that nothing is looked up by it in other files
+        if turns == "subtitles" and isinstance(item, Row) and item.text is None:
+            # No cut lacks anything without an empty cue.
+            item = Rejected(item.place, "field 'text': expected words, found nothing", item, harmless=True)
         yield item
     if words is not None:
         yield from words.unused()
@@ -73,7 +80,8 @@ def _turns(
         "kaldi": lambda: read_kaldi(_path(options.kaldi)),
         "hf": lambda: read_dataset(_path(options.hf), options.fields, options.hf_split, audio_out),
         "stm": lambda: read_stm(_path(options.stm), options.nist_notation),
-        "subtitles": lambda: read_subtitles(_path(options.subtitles)),
+        "subtitles": lambda: read_subtitles(_path(options.subtitles), options.repeats),
+        "transcripts": lambda: read_transcripts(_path(options.transcripts)),
         "rttm": lambda: speaker_turns,
         "ctm": lambda: words.turns(options.pause) if words is not None else (),
     }
@@ -98,6 +106,14 @@ def _recordings(options: ImportOptions) -> Tuple[Dict[str, Union[Row, Rejected]]
     return read_recordings(path, fields, options.delimiter)
 
 
+def _name_in(recordings: Mapping[str, Union[Row, Rejected]], row: Row) -> Optional[str]:
+    """The name of a row's recording in the table of recordings; in the row it may be percent-encoded."""
+    if row.recording is None or row.recording in recordings:
+        return row.recording
+    decoded = decoded_name(row.recording)
+    return decoded if decoded in recordings else row.recording
+
+
 def _read_marks(row: Row, markup: str) -> None:
     if row.entities is not None:
         raise BadRow("field 'entities': given twice, by themselves and as marks in the text")
@@ -106,7 +122,8 @@ def _read_marks(row: Row, markup: str) -> None:
 
 def check_paths(options: ImportOptions) -> None:
     """See that what the options name is there (raises UserError)."""
-    for name in ("kaldi", "hf", "stm", "subtitles", "rttm", "ctm", "recordings", "brat", "conll", "audio_dir"):
+    sources = ("kaldi", "hf", "stm", "subtitles", "transcripts", "rttm", "ctm")
+    for name in (*sources, "recordings", "brat", "conll", "audio_dir"):
         path = getattr(options, name)
         if path is not None and not path.exists():
             raise UserError(f"--{name.replace('_', '-')}: {path}: no such file or folder")

@@ -1,86 +1,159 @@
-"""Subtitles, SubRip (.srt) and WebVTT (.vtt): one file a recording, one turn a cue."""
+"""Subtitles, SubRip (.srt) and WebVTT (.vtt): one file a recording, one turn a cue.
+
+`subtitle_cues` cuts a file into cues, `subtitle_text` reads their text, and this module takes care of live captions,
+which say their words several times.
+
+Why not a library: pysubs2 1.8 reads comments, identifiers and inline times of WebVTT as text, drops a number that is
+the last line of a text, takes ``a < b and c > d`` for a tag, and passes over cues with bad times silently. webvtt-py
+0.6 passes over them too, or refuses the whole file, and over text after a blank line. Neither tells the line that a cue
+stands in.
+"""
 
 from __future__ import annotations
 
-import html
-import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence
 
 from tokenverse_pp.manifests.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected
+from tokenverse_pp.manifests.importing.subtitle_cues import Cue, Lost, cues_of
+from tokenverse_pp.manifests.importing.subtitle_text import Text, read_text
 from tokenverse_pp.manifests.importing.textfiles import files_of, safe_id
-from tokenverse_pp.manifests.lines import text_lines
 
-_TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{2})[.,](\d{3})"
-_TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
-_VOICE = re.compile(r"<v(?:\.[^ >]*)?\s+([^>]+)>")  # <v Mary>, <v.loud Mary>
-_TAG = re.compile(r"</?(?:[a-zA-Z][^<>]*|\d[\d:.]*)?>|\{\\[^}]*\}")
-_SKIPPED = ("NOTE", "STYLE", "REGION")
+AUTO, DROP, KEEP = "auto", "drop", "keep"
+REPEATS = (AUTO, DROP, KEEP)
+ECHO = 0.06  # seconds: nobody says a word in less, so that a cue that repeats words in it is an echo
+CLOSE = 0.5  # seconds between two cues within which a caption may be on the screen still
 
 
-def read_subtitles(path: Path) -> Iterator[RowOrRejected]:
+@dataclass
+class _Caption:
+    """A cue that has been read; ``problem`` says why it cannot be used."""
+
+    cue: Cue
+    text: Text
+    problem: Optional[str] = None
+
+    @property
+    def is_short(self) -> bool:
+        return 0 < self.cue.end - self.cue.start <= ECHO
+
+
+def read_subtitles(path: Path, repeats: str = AUTO) -> Iterator[RowOrRejected]:
     """The cues of subtitle files; the recording has the file's name.
 
-    Tags are taken out; a voice (``<v Mary>``) is the speaker.
+    Tags are taken out; a voice (``<v Mary>``) is the speaker. A cue without words has no text.
+
+    Args:
+        repeats: what to do with words of live captions that stand in several cues. ``auto`` leaves out echoes (cues of
+            some milliseconds that repeat the cue before) and, in a file whose captions roll (`_rolls`), the lines that
+            are on the screen still; ``drop`` does so in every file, ``keep`` never. Cues that are left out are
+            `Rejected.expected`, words `Row.repeated`.
     """
+    files: Dict[str, Path] = {}
     for file in files_of(path, (".srt", ".vtt")):
-        for block in _blocks(file):
-            item = _cue(file, block)
-            if item is not None:
-                yield item
+        recording = Path(file.name[:-3] if file.name.lower().endswith(".gz") else file.name).stem
+        other = files.setdefault(recording, file)
+        if other is file:
+            yield from _rows(file, recording, repeats)
+        else:
+            place = Place(str(file), 1)
+            yield Rejected(place, f"{other} is of recording {recording!r} too; left out", None, harmless=True)
 
 
-def _blocks(file: Path) -> Iterator[List[Tuple[Place, str]]]:
-    block: List[Tuple[Place, str]] = []
-    for number, line in text_lines(file):
-        if line.strip():
-            block.append((Place(str(file), number), line))
-        elif block:
-            yield block
-            block = []
-    if block:
-        yield block
+def _rows(file: Path, recording: str, repeats: str) -> Iterator[RowOrRejected]:
+    items = [item if isinstance(item, Lost) else _read(item) for item in cues_of(file)]
+    captions = [item for item in items if isinstance(item, _Caption)]
+    before = dict(zip(map(id, captions[1:]), captions))
+    rolls = repeats == DROP or (repeats == AUTO and _rolls(captions))
+    for item in items:
+        if isinstance(item, Lost):
+            place = Place(str(file), item.line)
+            yield Rejected(place, item.reason, Row(place, "", recording))
+        else:
+            yield _row(file, recording, item, before.get(id(item)), repeats != KEEP, rolls)
 
 
-def _cue(file: Path, block: List[Tuple[Place, str]]) -> Optional[RowOrRejected]:
-    place, first = block[0]
-    known = Row(place, "", file.stem)
-    if place.line == 1 and first.startswith("WEBVTT"):
-        return None
-    if first.split()[0] in _SKIPPED and file.suffix.lower() == ".vtt" and not any("-->" in line for _, line in block):
-        return None
-    at = next((i for i, (_, line) in enumerate(block[:2]) if "-->" in line), None)
-    if at is None:
-        return Rejected(place, "expected a cue with a line of times such as `00:00:01,000 --> 00:00:02,500`", known)
-    place, line = block[at]
-    times = _TIMES.fullmatch(line)
-    if times is None:
-        return Rejected(
-            place, f"expected times such as `00:00:01,000 --> 00:00:02,500`, found {line.strip()[:60]!r}", known
-        )
-    raw = " ".join(line for _, line in block[at + 1 :])
+def _read(cue: Cue) -> _Caption:
+    if cue.problem is not None:
+        return _Caption(cue, Text([]), cue.problem)
     try:
-        speaker = _speaker(raw)
+        return _Caption(cue, read_text(cue.payload))
     except BadRow as error:
-        return Rejected(place, str(error), known)
-    return Row(
-        place,
-        f"{safe_id(file.stem)}-{place.line:06d}",
-        file.stem,
-        start=_seconds(times.groups()[:4]),
-        end=_seconds(times.groups()[4:]),
-        text=" ".join(html.unescape(_TAG.sub("", raw)).split()) or None,
-        speaker=speaker,
-    )
+        return _Caption(cue, Text([]), str(error))
 
 
-def _speaker(raw: str) -> Optional[str]:
-    voices = list(dict.fromkeys(voice.strip() for voice in _VOICE.findall(raw)))
-    if len(voices) > 1:
-        raise BadRow(f"one cue, one speaker; found {', '.join(voices)[:80]}")
-    return voices[0] if voices else None
+def _row(
+    file: Path, recording: str, caption: _Caption, before: Optional[_Caption], echoes: bool, rolls: bool
+) -> RowOrRejected:
+    """A row of a cue.
+
+    Args:
+        before: the cue before it in the file.
+        echoes: leave out echoes.
+        rolls: leave out all that is repeated.
+    """
+    cue, words = caption.cue, caption.text.words
+    place = Place(str(file), cue.line)
+    row = Row(place, f"{safe_id(recording)}-{cue.line:06d}", recording, start=cue.start, end=cue.end)
+    if caption.problem is not None:
+        return Rejected(place, caption.problem, row)
+    if echoes and caption.is_short and not words:
+        return Rejected(place, f"empty, and not longer than {ECHO:g} s", row, harmless=True, expected=True)
+    repeated = _repeated(before, caption, rolls) if before is not None and (rolls or echoes) else 0
+    if repeated and repeated == len(words) and (rolls or caption.is_short):
+        return Rejected(place, "repeats the cue before", row, harmless=True, expected=True)
+    row.repeated = repeated if rolls else 0
+    row.text = " ".join(words[row.repeated :]) or None
+    row.speaker = caption.text.speaker
+    return row
 
 
-def _seconds(parts: Tuple[str, ...]) -> float:
-    hours, minutes, secs, thousandths = (int(part or 0) for part in parts)
-    return hours * 3600 + minutes * 60 + secs + thousandths / 1000
+def _repeated(before: _Caption, caption: _Caption, rolls: bool = False) -> int:
+    """How many words at its begin a cue repeats: the last lines of the cue before, all of their words.
+
+    Words in lines with time stamps are new, if there is time to say them. After a pause, only what such lines prove old
+    is a repetition.
+    """
+    if before.problem is not None or caption.problem is not None or before.text.speaker != caption.text.speaker:
+        return 0
+    old, words = before.text.words, caption.text.words
+    lines = [] if caption.is_short else caption.text.lines
+    stamped = next((i for i, line in enumerate(lines) if line.stamped), None)
+    limit = sum(len(line.words) for line in lines[:stamped]) if stamped is not None else len(words)
+    may_be_late = caption.is_short or (rolls and stamped is not None)
+    if caption.cue.start < before.cue.start or not (may_be_late or caption.cue.start <= before.cue.end + CLOSE):
+        return 0
+    at = 0
+    for line in before.text.lines:
+        tail = old[at:]
+        if len(tail) <= limit and words[: len(tail)] == tail:
+            return len(tail)
+        at += len(line.words)
+    return 0
+
+
+def _rolls(captions: Sequence[_Caption]) -> bool:
+    """Whether the captions of a file roll: most of them begin with lines of the one before, and add to them.
+
+    A caption that says the same as the one before, and nothing more, proves nothing: words are said twice ("no", "no").
+    Where a single caption speaks for it, it must repeat a whole line of three words, or stand after an echo, or have
+    time stamps; where there are more, one of them must repeat more than a word.
+    """
+    counts: List[int] = []  # how many words a caption that adds to the one before repeats
+    others = 0
+    is_proved = is_likely = False
+    for before, caption in zip(captions, captions[1:]):
+        words, lines = caption.text.words, caption.text.lines
+        repeated = _repeated(before, caption)
+        if 0 < repeated < len(words):
+            counts.append(repeated)
+            ends = [sum(len(line.words) for line in lines[:i]) for i in range(1, len(lines))]
+            if repeated in ends:  # a line of its own is added
+                is_proved = is_proved or before.is_short or any(line.stamped for line in lines)
+                is_likely = is_likely or repeated >= 3
+        elif words and before.text.words and not repeated and not caption.is_short:
+            others += before.cue.start <= caption.cue.start <= before.cue.end + CLOSE
+    if len(counts) <= others:
+        return False
+    return is_proved or is_likely or (len(counts) > 1 and max(counts) >= 2)
