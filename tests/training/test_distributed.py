@@ -27,7 +27,13 @@ KINDS = {
     "split, inner layers": {"kind": "split", "split_layer": 1, "layers": [2, 3], "gradient_checkpointing": "true"},
     "split, top without its norm": {"kind": "split", "split_layer": 0, "layers": [4, 1]},
     "split, adapters": {"kind": "split", "split_layer": 1, "layers": [1, 2], "lora_rank": 2},
-    "split, all adapters": {"kind": "split", "split_layer": 1, "layers": [-1], "lora_rank": 2, "lora_feed_forward": "true"},
+    "split, all adapters": {
+        "kind": "split",
+        "split_layer": 1,
+        "layers": [-1],
+        "lora_rank": 2,
+        "lora_feed_forward": "true",
+    },
 }
 CONTEXT = {"context_layers": 1, "context_dim": 16, "context_heads": 2, "context_ffn": 24, "context_kernel": 5}
 

@@ -195,7 +195,7 @@ class Trainer:
         if folder:
             self._resume(folder, corpora)
         elif source:
-            added = start_from(source, self.model, self.dataset.tasks, self.dataset.tokenizer)
+            added = start_from(source, self.model, self.dataset.tasks, self.dataset.tokenizer, self.say)
             self.say(f"starting from the weights of {source.folder}{'; new: ' if added else ''}{', '.join(added)}")
         self.world.barrier()  # all have read before the first writes
         if self.world.is_first:

@@ -114,7 +114,8 @@ class Saver:
         state = checkpoint.read_state(folder)
         path = folder / checkpoint.OPTIMIZER
         load_weights(self.model, folder)
-        checkpoint.load_optimizer(self.optimizer, checkpoint.read_tensors(path), path)
+        unread = self.model.unread(checkpoint.read_names(folder / checkpoint.WEIGHTS))
+        checkpoint.load_optimizer(self.optimizer, checkpoint.read_tensors(path), path, bool(unread))
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:

@@ -95,7 +95,7 @@ class SplitEncoder(Encoder):
         return tuple(f"backbone.{name}" for name in self.backbone.state_dict() if name not in trained)
 
     def unread_prefixes(self) -> Tuple[str, ...]:
-        """The layers above the highest wanted one, and the final norm without -1 (saved when they counted as trained)."""
+        """The layers above the highest wanted one, and the final norm without -1: they once counted as trained."""
         unread: List[nn.Module] = list(self.backbone.layers[self.highest_layer :])
         if -1 not in self.layers and self.backbone.final_norm is not None:
             unread.append(self.backbone.final_norm)
