@@ -181,6 +181,9 @@ def read_state(folder: Path) -> Dict[str, Any]:
     counts = [state.get(key) if isinstance(state, dict) else None for key in ("step", "epoch", "batch", "world_size")]
     if not all(isinstance(count, int) and count >= 0 for count in counts):
         raise UserError(f"{path}: not the state of a run: expected numbers for step, epoch, batch and world_size")
+    skipped = state.get("skipped_steps", 0)
+    if not (isinstance(skipped, int) and 0 <= skipped <= state["step"]):
+        raise UserError(f"{path}: 'skipped_steps': expected a number up to {state['step']}, found {skipped!r}")
     return state
 
 
