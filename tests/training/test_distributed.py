@@ -38,17 +38,22 @@ KINDS = {
 CONTEXT = {"context_layers": 1, "context_dim": 16, "context_heads": 2, "context_ffn": 24, "context_kernel": 5}
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["stable", "group"])
-def encoder(request, tmp_path_factory):
+def save_sizes(folder, stable):
     """The folder of a tiny wav2vec2 of four layers: only its sizes."""
-    folder = tmp_path_factory.mktemp("wav2vec2")
     sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
     front = {"conv_dim": [8, 8], "conv_kernel": [80, 8], "conv_stride": [40, 8], "num_feat_extract_layers": 2}
-    style = {"do_stable_layer_norm": request.param, "feat_extract_norm": "layer" if request.param else "group"}
+    style = {"do_stable_layer_norm": stable, "feat_extract_norm": "layer" if stable else "group"}
     positions = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
     config = {"model_type": "wav2vec2", "architectures": ["Wav2Vec2Model"], **sizes, **front, **style, **positions}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(
+    scope="module", params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["final norm", "no final norm"]
+)
+def encoder(request, tmp_path_factory):
+    return save_sizes(tmp_path_factory.mktemp("wav2vec2"), request.param)
 
 
 def options_of(kind, folder):
@@ -95,6 +100,14 @@ def test_nothing_above_the_highest_wanted_layer_is_trained_or_saved(tiny_corpus,
     saved_norm = any(name.startswith("encoder.backbone.encoder.layer_norm.") for name in model.checkpoint_state())
     stable = model.encoder.backbone.final_norm is not None
     assert saved_norm == (stable and -1 in layers and not options.get("model__encoder__lora_rank"))
+    # Older versions saved these: they load, and are not taken for something else.
+    old = {f"encoder.backbone.encoder.layers.{number}.final_layer_norm.bias": torch.ones(16) for number in range(4)}
+    if stable:
+        old["encoder.backbone.encoder.layer_norm.bias"] = torch.ones(16)
+    for name, value in old.items():
+        read = int(name.split(".")[4]) < top if ".layers." in name else -1 in layers
+        problem = model.load_checkpoint_state({**{name: value}, **model.checkpoint_state()})
+        assert (problem is None) == (not read or name in model.checkpoint_state()), name
     whole = {name for name, p in model.encoder.backbone.named_parameters() if p.requires_grad}
     if whole:  # the schedule counts from the highest layer that runs
         FreezeSchedule(model, [[0, 1]]).apply(0)
@@ -104,8 +117,9 @@ def test_nothing_above_the_highest_wanted_layer_is_trained_or_saved(tiny_corpus,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["finetune", "frozen", "split, inner layers", "split, adapters"])
-def test_two_ranks_train_every_kind_of_encoder(tiny_corpus, encoder, tmp_path, kind):
-    changes = {"data__valid": [], "data__max_cuts": 2, "training__max_steps": 3, **options_of(kind, encoder)}
+def test_two_ranks_train_every_kind_of_encoder(tiny_corpus, tmp_path, kind):
+    folder = save_sizes(tmp_path, stable=True)
+    changes = {"data__valid": [], "data__max_cuts": 2, "training__max_steps": 3, **options_of(kind, folder)}
     done = finish(start("train.py", *toy_options(tiny_corpus, tmp_path / "exp", **changes), ranks=2))
     assert done.code == 0, done.stderr
     assert (tmp_path / "exp" / "model" / checkpoint.WEIGHTS).is_file()

@@ -190,7 +190,7 @@ class Scaler:
 
 def scaled(corpus, exp_dir, overflows, **changes):
     """A trainer of which some steps overflow, and the learning rates that its updates will have had."""
-    small = {"data__max_cuts": 2, "training__save_every": 1, "training__keep_last": 99, "training__average_last": 1}
+    small = {"data__max_cuts": 1, "training__save_every": 1, "training__keep_last": 99, "training__average_last": 1}
     small.update(optim__warmup_steps=4, model__loss__warm_steps=4, training__max_steps=8)
     started = trainer(corpus, exp_dir, **{**small, **changes})
     started.scaler = started.saver.scaler = Scaler(overflows)
@@ -219,17 +219,16 @@ def test_skipped_steps_are_no_steps_of_the_schedules(tiny_corpus, tmp_path):
 
 
 def test_skipped_steps_are_resumed(tiny_corpus, tmp_path):
-    overflows = [0, 2, 5]
-    run(scaled(tiny_corpus, tmp_path / "whole", overflows, optim__decay="cosine")[0])
-    for steps in (2, 5, 8):
-        # As cosine goes by it, the option stays; the loop ends earlier.
-        started, _ = scaled(tiny_corpus, tmp_path / "parts", overflows, optim__decay="cosine")
+    overflows, options = [0, 3], {"optim__decay": "cosine", "training__max_steps": 5}
+    run(scaled(tiny_corpus, tmp_path / "whole", overflows, **options)[0])
+    for steps in (2, 5):
+        started, _ = scaled(tiny_corpus, tmp_path / "parts", overflows, **options)
         start = find_start(started.config, print)
         started.start(start)
         stop_after(started, steps)
         assert started.progress.skipped_steps == sum(overflow < steps for overflow in overflows)
     ours, theirs = (
-        checkpoint.read_tensors(checkpoint.checkpoint_dir(tmp_path / run, 8) / checkpoint.WEIGHTS)
+        checkpoint.read_tensors(checkpoint.checkpoint_dir(tmp_path / run, 5) / checkpoint.WEIGHTS)
         for run in ("parts", "whole")
     )
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -250,13 +249,13 @@ def stop_after(started, steps):
 
 
 def test_checkpoint_of_an_older_version_has_no_skipped_steps(tiny_corpus, tmp_path):
-    run(trainer(tiny_corpus, tmp_path, training__max_steps=2, data__max_cuts=2))
+    run(trainer(tiny_corpus, tmp_path, training__max_steps=2, data__max_cuts=1))
     folder = checkpoint.list_checkpoints(tmp_path)[-1]
     path = folder / checkpoint.STATE
     state = json.loads(path.read_text())
     del state["skipped_steps"]
     path.write_text(json.dumps(state))
-    again = trainer(tiny_corpus, tmp_path, training__max_steps=3, data__max_cuts=2)
+    again = trainer(tiny_corpus, tmp_path, training__max_steps=3, data__max_cuts=1)
     again.start(folder)
     assert (again.progress.step, again.progress.skipped_steps, again.progress.updates) == (2, 0, 2)
     for wrong in ("many", -1, 3, None):

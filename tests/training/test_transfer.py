@@ -354,7 +354,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("tasks", [OLD, NEW], ids=["same tasks", "more tasks"])
+@pytest.mark.parametrize("tasks", [pytest.param(OLD, marks=pytest.mark.slow), NEW], ids=["same tasks", "more tasks"])
 def test_tensors_that_are_missing_or_of_another_shape_are_refused(corpus, tmp_path, tasks):
     save_old(corpus, tmp_path / "old")
     loaded = started(corpus, tmp_path / "old", **tasks)[0]
@@ -370,7 +370,7 @@ def test_tensors_that_are_missing_or_of_another_shape_are_refused(corpus, tmp_pa
 
 
 def test_run_tells_what_is_new_once_and_trains_the_new_head(train_script, corpus, tmp_path, old_run):
-    changes = {**OLD, "data__train": [corpus / "cuts_old.jsonl.gz"], "model__loss__ctc_scale": 0.5}
+    changes = {**OLD, "data__train": [corpus / "cuts_old.jsonl.gz"], "model__loss__ctc_scale": 0.5, "data__max_cuts": 1}
     mode = {"training__train_only": "new", "optim__weight_decay": 0}
     done = transfer(train_script, corpus, tmp_path / "exp", old_run, **changes, **mode)
     assert done.code == 0, done.stderr
@@ -409,7 +409,9 @@ SEAMS = {
 }
 
 
-@pytest.mark.parametrize("name", SEAMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "adapters" in name else []) for name in SEAMS]
+)
 def test_what_the_source_froze_is_as_it_was_pretrained(corpus, tmp_path, name):
     old, new, told = SEAMS[name]
     if "adapters" in name:
