@@ -16,7 +16,6 @@ icefall needs k2, and so often another interpreter and version of torch than our
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import os
@@ -32,6 +31,7 @@ from search_cases import Case, timed, versions
 from tokenverse_pp.cli.errors import report_errors
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import write_text
+from tokenverse_pp.loss import k2_available
 from tokenverse_pp.search import Hypothesis, SearchOptions, search_frames
 
 HERE = Path(__file__).resolve().parent
@@ -56,7 +56,7 @@ def grid(args: argparse.Namespace) -> Iterator[Tuple[int, SearchOptions]]:
         if dtype == "float32":
             for beam in args.beam:
                 yield batch, SearchOptions("full_beam", beam, max_symbols=args.max_symbols, joiner_dtype=dtype)
-                if importlib.util.find_spec("k2") is not None:
+                if k2_available():
                     yield batch, SearchOptions("k2_fast_beam", beam, joiner_dtype=dtype)
 
 

@@ -11,9 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
 from lhotse import CutSet, MultiCut, Recording
+from lhotse.cut import MixedCut
 from toy_runs import read_cuts, toy_parts
 
-from tokenverse_pp.dataset import Activation, TransducerDataset, Usable, collate, load_inputs
+from tokenverse_pp.dataset import (
+    PASS,
+    Activation,
+    TransducerDataset,
+    Usable,
+    collate,
+    draw_id,
+    load_inputs,
+    marked,
+)
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.tasks import build_tasks, parse
 from tokenverse_pp.tokenizer import UNK_ID, train_tokenizer
@@ -110,6 +120,30 @@ def test_subset_is_uniform_and_bernoulli_has_its_share():
     choose = Activation("bernoulli", 0.2, seed=1)
     active = sum("ner" in choose(names, f"c{i}", 0) for i in range(4000))
     assert abs(active - 800) < 127  # five standard deviations
+
+
+def test_marks_of_passes_are_kept_in_custom_fields():
+    cut = make_cut("c", TURNS[1:], TASKS.names, duration=2.0)
+    assert marked(cut, 0, 0) is cut and draw_id(cut) == "c"
+    ids = [draw_id(marked(cut, file, passes)) for file in range(3) for passes in range(12)]
+    assert len(set(ids)) == len(ids)
+    second = marked(cut, 0, 1)
+    assert PASS not in cut.custom and second.custom[PASS] == "0.1" and second.custom["tasks"] == cut.custom["tasks"]
+    assert PASS not in marked(second, 0, 0).custom  # a mark in a manifest (of bad batches) is not taken over
+    cut.recording = Recording("r", [], 16000, 32000, 2.0)
+    padded = cut.pad(duration=3.0)
+    assert isinstance(padded, MixedCut) and draw_id(marked(padded, 1, 2)) == f"{padded.id}\n1.2"
+    assert draw_id(padded) == padded.id
+
+
+def test_repeats_draw_their_own_chunks_too(tokenizer, monkeypatch):
+    monkeypatch.setattr("tokenverse_pp.dataset.load_inputs", lambda *arguments, **options: torch.zeros(8))
+    asked = []
+    dataset = TransducerDataset(TASKS, tokenizer, Activation(), chunks=lambda ids, epoch: asked.append(ids))
+    cut = make_cut("c", TURNS[1:], TASKS.names, duration=2.0)
+    for passes in range(2):
+        dataset[CutSet.from_cuts([marked(cut, 0, passes)])]
+    assert asked == [["c"], ["c\n0.1"]]
 
 
 def test_collate_pads_with_zeros():

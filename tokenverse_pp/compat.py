@@ -68,3 +68,10 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional
     if bias is not None:
         scores = scores + bias
     return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def grad_scaler(device_type: str, **options: Any) -> Any:
+    """``torch.amp.GradScaler`` (from torch 2.3 on, which warns of the other) or ``torch.cuda.amp.GradScaler``."""
+    if hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler(device_type, **options)
+    return torch.cuda.amp.GradScaler(**options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 from pathlib import Path
@@ -12,7 +13,7 @@ import soundfile
 import torch
 from lhotse import CutSet
 from lhotse.augmentation import get_or_create_resampler
-from lhotse.cut import Cut, MixedCut
+from lhotse.cut import Cut, MixedCut, PaddingCut
 from torch.utils.data import Dataset
 
 from tokenverse_pp.errors import UserError
@@ -27,6 +28,8 @@ from tokenverse_pp.tokenizer import UNK_ID, Tokenizer
 SAMPLING_RATE = 16000  # Hz
 FEATURES = "encoder_features"  # cut.custom key of the stored features at the seam
 NAMED = 5  # characters and cut ids that a message lists
+# cut.custom key: file of data.train and passes through it in this epoch before this one, where not both are 0
+PASS = "pass_of_epoch"
 NO_CORPUS = "-"  # for cuts whose custom field "corpus" names none
 Batch = Dict[str, Any]
 
@@ -40,13 +43,37 @@ def features_key(chunks: Optional[ChunkOptions] = None) -> str:
     return f"{FEATURES}_{chunks.chunk_ms}ms_left_{left}_sinks_{chunks.sinks}{form}"
 
 
+def marked(cut: Cut, file: int, passes: int) -> Cut:
+    """A cut that says how many passes through its file the epoch has made before it; nothing for 0 of the first file.
+
+    Of a mixed cut the first part says it, for its custom fields are those of its parts.
+    """
+    mark = f"{file}.{passes}" if file or passes else None
+    if (cut.custom or {}).get(PASS) == mark:
+        return cut
+    if isinstance(cut, MixedCut):
+        number = next(i for i, track in enumerate(cut.tracks) if not isinstance(track.cut, PaddingCut))
+        track = cut.tracks[number]
+        tracks = [*cut.tracks]
+        tracks[number] = dataclasses.replace(track, cut=marked(track.cut, file, passes))
+        return dataclasses.replace(cut, tracks=tracks)
+    custom = {key: value for key, value in (cut.custom or {}).items() if key != PASS}
+    return dataclasses.replace(cut, custom=custom if mark is None else {**custom, PASS: mark})
+
+
+def draw_id(cut: Cut) -> str:
+    """What random draws for a cut depend on, besides seed and epoch: its id, and the pass through its file."""
+    mark = (cut.custom or {}).get(PASS)
+    return cut.id if mark is None else f"{cut.id}\n{mark}"
+
+
 class Activation:
     """Which of the labelled tasks are active for an utterance in training (DESIGN 3.5).
 
     Args:
         mode: ``labelled`` (all), ``subset`` (a uniformly random subset) or ``bernoulli`` (each with ``prob``).
         prob: for bernoulli.
-        seed: the choice depends on seed, epoch and cut id alone: not on rank, batch or worker.
+        seed: the choice depends on seed, epoch and cut (`draw_id`) alone: not on rank, batch or worker.
     """
 
     def __init__(self, mode: str = "labelled", prob: float = 0.5, seed: int = 0):
@@ -95,11 +122,11 @@ class TransducerDataset(Dataset):
         """Inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,); of each cut
         id, corpus and seconds, and their sum; the batch's chunks (ChunkOptions or None)."""
         items = list(cuts)
-        chunks = self.chunks([cut.id for cut in items], self.epoch) if self.chunks else None
+        chunks = self.chunks([draw_id(cut) for cut in items], self.epoch) if self.chunks else None
         inputs, lens = collate([load_inputs(cut, self.stored_features, chunks=chunks) for cut in items])
         targets, active = [], []
         for cut in items:
-            names = self.activation(labelled_tasks(cut), cut.id, self.epoch)
+            names = self.activation(labelled_tasks(cut), draw_id(cut), self.epoch)
             targets.append(self.target(cut, names))
             active.append(self.tasks.mask(names))
         tokens, token_lens = collate(targets)

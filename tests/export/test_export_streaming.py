@@ -1,8 +1,5 @@
 """Streams through the exported graphs, beside the streaming encoder and transcriber in torch."""
 
-import subprocess
-import sys
-
 import numpy as np
 import onnx
 import pytest
@@ -11,7 +8,7 @@ import torch
 from command_lines import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_export_commands import WITHOUT_TORCH
+from test_export_commands import without_torch
 from tiny_exports import build
 
 from tokenverse_pp.errors import UserError
@@ -147,11 +144,10 @@ def test_closed_streams_and_bad_audio(streamed):
 def test_long_files_are_transcribed_in_chunks_without_torch(streamed, tmp_path):
     _, folder = streamed("whisper-frozen")
     soundfile.write(tmp_path / "long.wav", noise(31 * 16000), 16000)
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(folder), str(tmp_path / "long.wav"), "--tasks", "asr"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = without_torch(folder, tmp_path / "long.wav", "--tasks", "asr")
     assert done.returncode == 0, done.stderr
-    text, imported = done.stdout.splitlines()
-    assert imported == "[]" and len(text) > 20
+    (text,) = done.stdout.splitlines()
+    assert len(text) > 20
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """Every configuration of the recipes parses, and names tasks that exist."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 from command_parsers import trainings
 from doc_commands import DOCUMENTS, commands_of
+from lhotse import CutSet
 from scripts import ROOT
+from toy_runs import call, read_cuts
 from transformers import WhisperConfig
 
 from tokenverse_pp.config import load_config, parse_config
@@ -136,3 +139,40 @@ def test_runs_from_the_packaged_model_are_among_them():
         "recipes/human_speech/conf/split.yaml",
         "recipes/human_speech/demo.sh",
     }
+
+
+def test_command_at_the_head_of_split_yaml_trains_from_the_packaged_model(train_script, tiny_corpus, tmp_path):
+    """The command as it stands, but for the data, and for an encoder of Whisper-base's sizes with random weights."""
+    pytest.importorskip("peft")
+    from transformers import WhisperConfig
+
+    head = (HUMAN / "conf" / "split.yaml").read_text(encoding="utf-8").partition("\ndata:")[0]
+    command = head[head.index("python recipes/train.py") :].replace("#", " ").replace("\\\n", " ")
+    words = [str(RECIPES.parent / w) if "/" in w else w for w in shlex.split(command)[2:]]
+    assert words.count("--config") == 3 and "--training.init_from" in words
+    sizes = {"d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048}
+    WhisperConfig(**sizes, architectures=["WhisperModel"]).save_pretrained(tmp_path / "whisper-base")
+    cuts = sorted(read_cuts(tiny_corpus), key=lambda cut: cut.duration)[:2]
+    for cut in cuts:
+        for turn in cut.supervisions:
+            turn.language = "en"
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
+    ours = {
+        "data.train": f"[{tmp_path}/cuts.jsonl]",
+        "data.valid": "[]",
+        "data.stored_features": "false",
+        "data.num_workers": 0,
+        "model.encoder.name": tmp_path / "whisper-base",
+        "model.encoder.random_init": "true",
+        "training.max_steps": 1,
+        "training.precision": "fp32",
+        "training.threads": 1,
+        "training.exp_dir": tmp_path / "exp",
+    }
+    done = call(train_script.main, *words, *(word for key, value in ours.items() for word in (f"--{key}", value)))
+    assert done.code == 0, done.stderr
+    for told in (
+        "it lacks ctc (128,500 parameters), adapters (221,184 parameters): new",
+        "feature_vectors are left out",
+    ):
+        assert sum(told in line for line in done.stderr.splitlines()) == 1, done.stderr

@@ -98,6 +98,24 @@ def test_average_is_the_mean(tmp_path):
     assert average(folders[:1])["w"].tolist() == [0.25, 0.25]
 
 
+def test_checkpoints_of_other_tensors_are_not_averaged(tmp_path):
+    first, last = write(tmp_path, 1), write(tmp_path, 2)
+    whole = {"w": torch.ones(2), "seen": torch.tensor([True])}
+    cases = {
+        "it lacks tensor w": {"seen": torch.tensor([True])},
+        "it has, unlike that, tensor ctc.bias": {**whole, "ctc.bias": torch.ones(2)},
+        "its tensor w has shape (3,), not (2,)": {**whole, "w": torch.ones(3)},
+    }
+    for said, weights in cases.items():
+        save_file(weights, first / checkpoint.WEIGHTS)
+        with pytest.raises(UserError) as caught:
+            average([first, last])
+        assert str(caught.value) == f"{first}: cannot be averaged with {last.name}: {said}"
+    # Layers of the pretrained encoder that nothing reads were saved before.
+    save_file({**whole, "encoder.backbone.encoder.layers.3.bias": torch.ones(2)}, first / checkpoint.WEIGHTS)
+    assert average([first, last])["w"].tolist() == [0.5, 0.5]
+
+
 def train_step(model, optimizer, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(8, 4, generator=generator)

@@ -131,6 +131,46 @@ def test_resumed_epoch_has_the_batches_that_were_left(tiny_corpus, workers):
     assert batches(6) == []
 
 
+WEIGHTED = {
+    "data__weights": "[1]",
+    "data__epoch_cuts": 48,
+    "data__round_cuts": 12,
+    "data__max_cuts": 3,
+    "tasks__activation": "subset",
+}
+
+
+def active_by_cut(parts, world, start):
+    """[(place, [(cut id, active tasks), ..]), ..] of the rest of an epoch."""
+    sampler = TrainSampler(open_rounds(parts.config.data, 3), parts.config.data, 3, world)
+    return [
+        (place, [(i, tuple(row)) for i, row in zip(batch["cut_ids"], batch["active"].tolist())])
+        for place, batch in train_batches(sampler, parts.dataset, parts.config.data, start)
+    ]
+
+
+def test_each_repeat_of_a_cut_in_an_epoch_has_its_own_active_tasks(tiny_corpus, monkeypatch):
+    """The same for any number of workers and ranks, and after a resume."""
+    monkeypatch.setattr("tokenverse_pp.dataset.load_inputs", lambda *arguments, **options: torch.zeros(8))
+    parts = toy_parts(tiny_corpus, **WEIGHTED)
+    whole = active_by_cut(parts, World(), Place(2))
+    found = [item for _, items in whole for item in items]
+    assert Counter(cut_id for cut_id, _ in found) == Counter({cut.id: 3 for cut in read_cuts(tiny_corpus)})
+    draws = {cut_id: {active for i, active in found if i == cut_id} for cut_id, _ in found}
+    # Of 16 subsets three are the same with a chance of 1/256, and two of three with 1/6.
+    assert sum(len(different) > 1 for different in draws.values()) >= 15
+    # The first time is what it is without weights.
+    first = parts.dataset.activation
+    for cut in read_cuts(tiny_corpus):
+        assert tuple(map(float, parts.tasks.mask(first(cut.custom["tasks"], cut.id, 2)))) in draws[cut.id]
+    assert active_by_cut(parts, World(), whole[9][0]) == whole[10:]
+    assert active_by_cut(parts, World(), Place(3))[:4] != whole[:4]
+    ranks = [item for rank in (0, 1) for _, items in active_by_cut(parts, World(rank, 2), Place(2)) for item in items]
+    assert Counter(ranks) == Counter(found)
+    parts.config.data.num_workers = 2
+    assert active_by_cut(parts, World(), Place(2)) == whole
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_cut_is_the_same_error_from_a_worker(tiny_corpus, workers):
     parts = toy_parts(tiny_corpus, data__num_workers=workers)

@@ -1,16 +1,18 @@
 """The loop around the steps, in this process: what it gives up on, and what it averages."""
 
 import json
+import math
 
 import pytest
 import torch
 from lhotse import CutSet
 from toy_runs import read_cuts, toy_parts
 
+from tokenverse_pp import compat
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.training import checkpoint
 from tokenverse_pp.training.data import TrainSampler
-from tokenverse_pp.training.distributed import World, autocast
+from tokenverse_pp.training.distributed import World, autocast, grad_scaler
 from tokenverse_pp.training.log import read_log
 from tokenverse_pp.training.loop import Trainer
 from tokenverse_pp.training.resume import find_start
@@ -122,7 +124,7 @@ def test_bad_batch_is_written_down_and_training_goes_on(tiny_corpus, tmp_path, c
     row = [cut.id for cut in cuts].index(poisoned)
     assert tensors["inputs"][row, 50].isnan() and set(tensors) >= {"inputs", "lens", "active", "tokens", "token_lens"}
     newest = checkpoint.read_state(checkpoint.list_checkpoints(tmp_path)[-1])
-    assert (newest["step"], newest["bad_steps"], newest["bad_in_a_row"]) == (8, 1, 0)
+    assert (newest["step"], newest["bad_steps"], newest["bad_in_a_row"], newest["skipped_steps"]) == (8, 1, 0, 1)
     assert [r["bad_steps"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "train"][-1] == 1
 
 
@@ -145,8 +147,134 @@ def test_gradients_that_overflow_while_the_loss_scale_is_found_are_no_bad_steps(
     run(started)
     state = checkpoint.read_state(checkpoint.list_checkpoints(tmp_path)[-1])
     assert state["bad_steps"] == 0 and state["scaler"]["scale"] == 2.0**124
+    assert (state["step"], state["skipped_steps"]) == (3, 3)
     assert [r["loss_scale"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "train"]
     assert not (tmp_path / "bad_batches").exists()
+
+
+class Scaler:
+    """A loss scaler whose gradients overflow at some of its steps (0: its first)."""
+
+    def __init__(self, overflows=()):
+        self.overflows, self.made, self.size = set(overflows), 0, 1024.0
+
+    def is_enabled(self):
+        return True
+
+    def get_scale(self):
+        return self.size
+
+    def scale(self, loss):
+        return loss * self.size
+
+    def unscale_(self, optimizer):
+        factor = math.inf if self.made in self.overflows else 1 / self.size
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+
+    def step(self, optimizer):
+        optimizer.step()
+
+    def update(self):
+        self.size /= 2 if self.made in self.overflows else 1
+        self.made += 1
+
+    def state_dict(self):
+        return {"scale": self.size, "made": self.made}
+
+    def load_state_dict(self, state):
+        self.size, self.made = state["scale"], state["made"]
+
+
+def scaled(corpus, exp_dir, overflows, **changes):
+    """A trainer of which some steps overflow, and the learning rates that its updates will have had."""
+    small = {"data__max_cuts": 1, "training__save_every": 1, "training__keep_last": 99, "training__average_last": 1}
+    small.update(optim__warmup_steps=4, model__loss__warm_steps=4, training__max_steps=8)
+    started = trainer(corpus, exp_dir, **{**small, **changes})
+    started.scaler = started.saver.scaler = Scaler(overflows)
+    rates, update = [], started.optimizer.step
+    started.optimizer.step = lambda: rates.append(started.optimizer.param_groups[0]["lr"]) or update()
+    return started, rates
+
+
+def test_skipped_steps_are_no_steps_of_the_schedules(tiny_corpus, tmp_path):
+    overflows = [0, 1, 4]
+    started, rates = scaled(tiny_corpus, tmp_path, overflows, optim__decay="constant", optim__lr=1.0)
+    stages = []
+    apply = started.freezing.apply
+    started.freezing.apply = lambda step: stages.append(step) or apply(step)
+    run(started)
+    base = started.optimizer.param_groups[0]["base_lr"]
+    assert rates == pytest.approx([base * rate for rate in (0.25, 0.5, 0.75, 1.0, 1.0)])
+    assert stages == [0, 0, 0, 1, 2, 2, 3, 4]
+    records = [r for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "train"]
+    assert [r["step"] for r in records] == list(range(1, 9))
+    assert [r["skipped_steps"] for r in records] == [1, 2, 2, 2, 3, 3, 3, 3]
+    assert [r["bad_steps"] for r in records] == [0] * 8
+    assert [r["lr"] for r in records] == [0.25, 0.25, 0.25, 0.5, 0.5, 0.75, 1.0, 1.0]
+    states = [checkpoint.read_state(folder) for folder in checkpoint.list_checkpoints(tmp_path)]
+    assert [(s["step"], s["skipped_steps"]) for s in states][::7] == [(1, 1), (8, 3)]
+
+
+def test_skipped_steps_are_resumed(tiny_corpus, tmp_path):
+    overflows, options = [0, 3], {"optim__decay": "cosine", "training__max_steps": 5}
+    run(scaled(tiny_corpus, tmp_path / "whole", overflows, **options)[0])
+    for steps in (2, 5):
+        started, _ = scaled(tiny_corpus, tmp_path / "parts", overflows, **options)
+        start = find_start(started.config, print)
+        started.start(start)
+        stop_after(started, steps)
+        assert started.progress.skipped_steps == sum(overflow < steps for overflow in overflows)
+    ours, theirs = (
+        checkpoint.read_tensors(checkpoint.checkpoint_dir(tmp_path / run, 5) / checkpoint.WEIGHTS)
+        for run in ("parts", "whole")
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def stop_after(started, steps):
+    """Run a trainer, and stop it as a signal would after a step's checkpoint."""
+    save = started.saver.save
+
+    def saving(progress):
+        save(progress)
+        if progress.step == steps:
+            raise KeyboardInterrupt
+
+    started.saver.save = saving
+    with pytest.raises(KeyboardInterrupt):
+        started.run()
+
+
+def test_checkpoint_of_an_older_version_has_no_skipped_steps(tiny_corpus, tmp_path):
+    run(trainer(tiny_corpus, tmp_path, training__max_steps=2, data__max_cuts=1))
+    folder = checkpoint.list_checkpoints(tmp_path)[-1]
+    path = folder / checkpoint.STATE
+    state = json.loads(path.read_text())
+    del state["skipped_steps"]
+    path.write_text(json.dumps(state))
+    again = trainer(tiny_corpus, tmp_path, training__max_steps=3, data__max_cuts=1)
+    again.start(folder)
+    assert (again.progress.step, again.progress.skipped_steps, again.progress.updates) == (2, 0, 2)
+    for wrong in ("many", -1, 3, None):
+        path.write_text(json.dumps({**state, "skipped_steps": wrong}))
+        with pytest.raises(UserError, match=r"state\.json: 'skipped_steps': expected a number up to 2"):
+            checkpoint.read_state(folder)
+
+
+def test_loss_scale_of_fp16_starts_at_one(monkeypatch):
+    given = {}
+    monkeypatch.setattr(compat, "grad_scaler", lambda device, **options: given.update(options, device=device))
+    grad_scaler(torch.device("cuda"), "fp16")
+    assert given == {"device": "cuda", "enabled": True, "init_scale": 1.0, "growth_interval": 500}
+    for device, precision in (("cpu", "fp16"), ("cuda", "bf16"), ("cuda", "fp32")):
+        grad_scaler(torch.device(device), precision)
+        assert given["enabled"] is False
+    monkeypatch.undo()
+    scaler = grad_scaler(torch.device("cpu"), "fp16")  # whatever torch calls it
+    assert not scaler.is_enabled() and scaler.state_dict() == {} and scaler.get_scale() == 1.0
 
 
 def test_best_checkpoints_are_kept_besides_the_last(tmp_path):

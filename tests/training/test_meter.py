@@ -48,6 +48,17 @@ def test_means_and_speed_since_the_last_record(clock):
     assert (meter.mean()["loss"], meter.mean()["speed"]) == (7.0, 3.0)
 
 
+def test_skipped_steps_are_left_out_of_the_means(clock):
+    meter = Meter()
+    skipped = result(float("nan"), 2.0)._replace(skipped=True, grad_norm=float("inf"))
+    clock.now += 1.0
+    meter.add(skipped, [])
+    assert meter.mean()["grad_norm"] == float("inf")  # nothing else was made
+    clock.now += 1.0
+    meter.add(result(3.0, 4.0), [])
+    assert (meter.mean()["loss"], meter.mean()["grad_norm"], meter.mean()["speed"]) == (3.0, 1.0, 3.0)
+
+
 def test_waiting_for_data_is_a_share_of_the_time(clock):
     meter = Meter()
 

@@ -13,6 +13,7 @@ from toy_runs import assert_one_line, call, toy_options
 
 from tokenverse_pp.config import from_dict
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.model.encoder import split
 from tokenverse_pp.training import checkpoint
 from tokenverse_pp.training.resume import find_start, set_later_aside
 from tokenverse_pp.training.setup import load_model
@@ -253,3 +254,65 @@ def test_folder_that_cannot_be_written_is_one_line_and_leaves_the_old(tmp_path, 
     with pytest.raises(UserError, match="model: cannot be written: No space left"):
         checkpoint.write_folder(folder, {}, {"a": b"2"})
     assert (folder / "a").read_bytes() == b"1" and [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+# Before, all layers above the seam counted as trained, whether anything read them or not.
+SPLIT = {
+    "model__encoder__kind": "split",
+    "model__encoder__split_layer": 0,
+    "model__encoder__layers": [1],
+    "model__encoder__context_layers": 1,
+    "model__encoder__context_dim": 32,
+    "model__encoder__context_heads": 2,
+    "model__encoder__context_ffn": 32,
+    "model__encoder__context_kernel": 5,
+    "optim__decay": "constant",
+    "optim__layer_decay": 0.9,
+    "training__average_period": 1,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_checkpoint_with_layers_that_nothing_reads_loads_and_resumes(
+    train_script, tiny_corpus, tmp_path, monkeypatch, lora_rank
+):
+    if lora_rank:
+        pytest.importorskip("peft")
+    options = {**SPLIT, "model__encoder__lora_rank": lora_rank, "data__max_cuts": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(split.SplitEncoder, "unread_prefixes", lambda self: ())
+        if lora_rank:
+            add = split.add_lora
+            patch.setattr(split, "add_lora", lambda backbone, config, first, last: add(backbone, config, first))
+        else:
+            everything = lambda self: [*self.backbone.layers, self.backbone.final_norm]
+            patch.setattr(split.SplitEncoder, "_upper", everything)
+        for name, steps in (("whole", 3), ("old", 2)):
+            done = resume(train_script, tiny_corpus, tmp_path / name, **options, training__max_steps=steps)
+            assert done.code == 0, done.stderr
+    old = tmp_path / "old" / "checkpoints" / "step-00000002"
+    assert any(".layers.1." in name for name in load_file(old / checkpoint.WEIGHTS) if "backbone" in name)
+    load_model(old)
+    done = resume(train_script, tiny_corpus, tmp_path / "old", **options, training__max_steps=3)
+    assert done.code == 0 and "resuming from step-00000002" in done.stderr, done.stderr
+    name = "model/model.safetensors"
+    ours, theirs = (load_file(tmp_path / run / name) for run in ("old", "whole"))
+    assert len(ours) < len(theirs) and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    load_model(tmp_path / "old")
+
+
+def test_optimiser_with_parameters_that_nothing_reads_is_numbered_anew(tmp_path):
+    kept = [torch.nn.Parameter(torch.randn(3)) for _ in range(2)]
+    unread = [torch.nn.Parameter(torch.randn(3)) for _ in range(2)]
+    before = torch.optim.AdamW([unread[0], kept[0], unread[1], kept[1]], lr=0.1)
+    (kept[0].sum() + 2 * kept[1].square().sum()).backward()
+    before.step()
+    tensors = checkpoint.optimizer_tensors(before)
+    after = torch.optim.AdamW(kept, lr=0.1)
+    checkpoint.load_optimizer(after, tensors, had_unread=True)
+    for parameter in kept:
+        assert torch.equal(after.state[parameter]["exp_avg"], before.state[parameter]["exp_avg"])
+    with pytest.raises(UserError, match="start a new run from its weights"):
+        checkpoint.load_optimizer(torch.optim.AdamW(kept[:1], lr=0.1), tensors, had_unread=True)
+    checkpoint.load_optimizer(torch.optim.AdamW(kept, lr=0.1), {}, had_unread=True)  # before the first update

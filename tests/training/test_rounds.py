@@ -11,6 +11,7 @@ from lhotse import CutSet
 from toy_runs import read_cuts
 
 from tokenverse_pp.config import DataConfig
+from tokenverse_pp.dataset import PASS, draw_id
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.training.data import Place, TrainSampler, load_cuts
 from tokenverse_pp.training.distributed import World
@@ -55,6 +56,41 @@ def test_weights_are_shares_of_what_is_drawn_over_epochs(corpora, weights, epoch
         times = [drawn[f"{name}{i}"] for i in range(count)]
         assert sum(times) == pytest.approx(3 * epoch_cuts * weight / sum(weights), abs=1)
         assert max(times) - min(times) <= 1  # a corpus is read whole before any of it comes again
+
+
+def draws(rounds, epoch):
+    """{cut id with its mark: how often} of an epoch."""
+    return Counter(draw_id(cut) for number in range(rounds.per_epoch) for cut in rounds.cuts(epoch, number))
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.floats(0.05, 20)), min_size=1, max_size=4),
+    st.integers(1, 120),
+    st.integers(1, 50),
+    st.integers(1, 50),
+    st.integers(0, 3),
+)
+def test_each_time_a_cut_comes_in_an_epoch_is_another_draw(corpora, files, epoch_cuts, round_cuts, other, epoch):
+    """Also where a file is listed twice; and whatever the rounds."""
+    train, weights = [corpora[number] for number, _ in files], [weight for _, weight in files]
+    config = DataConfig(train=train, weights=weights, epoch_cuts=epoch_cuts, round_cuts=round_cuts)
+    found = draws(open_rounds(config, seed=1), epoch)
+    assert set(found.values()) <= {1}
+    config.round_cuts = other
+    assert draws(open_rounds(config, seed=2), epoch) == found
+
+
+def test_without_weights_a_file_is_drawn_as_ever(corpora):
+    for epoch in (0, 1):
+        assert set(draws(open_rounds(DataConfig(train=corpora[:1], round_cuts=9), 1), epoch)) == {
+            f"a{i}" for i in range(23)
+        }
+    # With them too, but for what comes again.
+    rounds = open_rounds(DataConfig(train=corpora[:1], weights=[1], epoch_cuts=33), 1)
+    assert sum("\n" in name for name in draws(rounds, 0)) == sum("\n" in name for name in draws(rounds, 1)) == 10
+    # The manifest's cuts stay what they are.
+    assert not any(PASS in (cut.custom or {}) for cut in rounds.sources[0].read(0, 23))
 
 
 def test_rounds_can_be_read_in_any_order_and_again(corpora):

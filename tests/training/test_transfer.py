@@ -1,5 +1,6 @@
 """Task transfer: a model gains tasks and languages, and loses nothing of what it could."""
 
+import importlib.util
 import shutil
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import CutSet
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toy_runs import assert_one_line, call, finish, read_cuts, start, toy_options, toy_parts
 
 from tokenverse_pp.config import save_config
 from tokenverse_pp.dataset import load_inputs
+from tokenverse_pp.errors import UserError
 from tokenverse_pp.search import SearchOptions, search
 from tokenverse_pp.tasks import build_tasks
 from tokenverse_pp.tokenizer import BLANK_ID, train_tokenizer
@@ -26,7 +28,7 @@ ADDED = ["[ENDP]", "[NE]", "[/NE]", "[QAB]"]
 
 def save_old(corpus, folder, **changes):
     """A model of few tasks with random weights, vectors included -> Loaded, read back from its folder."""
-    parts = toy_parts(corpus, **OLD, model__loss__ctc_scale=1, **changes)
+    parts = toy_parts(corpus, **{**OLD, "model__loss__ctc_scale": 1, **changes})
     generator = torch.Generator().manual_seed(3)
     for name, parameter in parts.model.named_parameters():
         if name.endswith(("table", "output.bias")):
@@ -40,13 +42,18 @@ def save_old(corpus, folder, **changes):
 
 
 def extend(corpus, folder, **changes):
-    """The model with all tasks that starts from an old one, before any step."""
-    parts = toy_parts(corpus, **NEW, model__loss__ctc_scale=1, training__init_from=folder, **changes)
-    source = read_source(parts.config, parts.tasks)
+    """The model with all tasks that starts from an old one, before any step; and what was added."""
+    return started(corpus, folder, **{**NEW, **changes})[:2]
+
+
+def started(corpus, folder, **changes):
+    """What `extend` gives, and the lines that were told."""
+    parts = toy_parts(corpus, **{"model__loss__ctc_scale": 1, **changes}, training__init_from=folder)
+    source, said = read_source(parts.config, parts.tasks), []
     tokenizer = source.tokenizer.extended(parts.tasks.symbols)
     model = build_model(parts.config, parts.tasks, tokenizer)
-    added = start_from(source, model, parts.tasks, tokenizer)
-    return Loaded(parts.config, parts.tasks, tokenizer, model.eval()), added
+    added = start_from(source, model, parts.tasks, tokenizer, said.append)
+    return Loaded(parts.config, parts.tasks, tokenizer, model.eval()), added, said
 
 
 @pytest.fixture(scope="module")
@@ -275,3 +282,171 @@ def test_a_model_with_a_frozen_encoder_starts_one_that_trains_its_upper_layers(c
     audio = [load_inputs(cut) for cut in read_cuts(corpus)[:3]]
     for before, after in zip(*(search(model, audio, ["asr", "scd", "lid"], options) for model in (old, new))):
         assert (after[0].tokens, after[0].frames) == (before[0].tokens, before[0].frames)
+
+
+PLACES = {(): "none", ("feature_vectors",): "features", ("encoder_vectors",): "encoder"}
+HEADS = [(), ("ctc",), ("feature_vectors",), ("ctc", "encoder_vectors"), ("ctc", "feature_vectors", "encoder_vectors")]
+
+
+def with_parts(parts):
+    """Options of a model that has these auxiliary parts and no others."""
+    tables = tuple(part for part in parts if part != "ctc")
+    return {"model__loss__ctc_scale": int("ctc" in parts), "model__vectors__placement": PLACES.get(tables, "both")}
+
+
+EVERY = [(old, new, tasks) for old in HEADS for new in HEADS for tasks in (OLD, NEW)]
+CHOSEN = [(HEADS[0], HEADS[4], OLD), (HEADS[4], HEADS[0], NEW), (HEADS[2], HEADS[3], NEW), (HEADS[1], HEADS[1], OLD)]
+
+
+@pytest.mark.parametrize(
+    "old, new, tasks", [*CHOSEN, *(pytest.param(*case, marks=pytest.mark.slow) for case in EVERY if case not in CHOSEN)]
+)
+def test_parts_that_one_of_the_models_lacks_are_new_or_left_out_and_told(corpus, tmp_path, old, new, tasks):
+    before = save_old(corpus, tmp_path / "old", **with_parts(old))
+    after, added, said = started(corpus, tmp_path / "old", **{**tasks, **with_parts(new)})
+    assert bool(added) == (tasks is NEW)
+    lacking, left_out = [p for p in new if p not in old], [p for p in old if p not in new]
+    assert len(said) == bool(lacking) + bool(left_out)
+    ours, theirs = after.model.state_dict(), before.model.state_dict()
+    for parts, of, words in ((lacking, ours, "it lacks"), (left_out, theirs, "is left out")):
+        for part in parts:
+            count = sum(
+                value.numel() for key, value in of.items() if key.startswith(f"{part}.") and "trained" not in key
+            )
+            (line,) = [line for line in said if words in line]
+            assert f"{part} ({count:,} parameters)" in line and str(tmp_path / "old") in line
+    for key, value in theirs.items():
+        if key.split(".")[0] not in left_out and not (tasks is NEW and (key in VOCABULARY_ROWS or "vectors" in key)):
+            assert torch.equal(ours[key], value), key
+    for part in lacking:
+        fresh = build_model(after.config, after.tasks, after.tokenizer).state_dict()
+        assert all(torch.equal(ours[key], fresh[key]) for key in ours if key.startswith(f"{part}."))
+    if "ctc" in new and "ctc" in old:
+        assert torch.equal(ours["ctc.weight"][: len(theirs["ctc.weight"])], theirs["ctc.weight"])
+
+
+def without(*names):
+    return lambda state: {key: value for key, value in state.items() if key not in names}
+
+
+def narrower(name):
+    return lambda state: {key: value[:, :-1] if key == name else value for key, value in state.items()}
+
+
+BROKEN = {
+    "half a CTC head": (without("ctc.bias"), "lacks tensor ctc.bias"),
+    "half a table of vectors": (without("feature_vectors.trained"), "lacks tensor feature_vectors.trained"),
+    "joiner": (without("joiner.encoder_proj.bias"), "lacks tensor joiner.encoder_proj.bias"),
+    "predictor": (without("predictor.embedding.weight"), "lacks tensor predictor.embedding.weight"),
+    "simple head": (without("simple_am.weight", "simple_am.bias"), "lacks tensor simple_am.bias"),
+    "layer of the encoder": (
+        without("encoder.backbone.encoder.layers.1.attention.q_proj.bias"),
+        "lacks tensor encoder.backbone.encoder.layers.1.attention.q_proj.bias",
+    ),
+    "whole encoder": (
+        lambda state: {key: value for key, value in state.items() if not key.startswith("encoder.")},
+        "lacks tensor encoder.backbone.",
+    ),
+    "narrow vectors": (narrower("feature_vectors.table"), "tensor feature_vectors.table has shape"),
+    "narrow CTC head": (narrower("ctc.weight"), "tensor ctc.weight has shape"),
+    "narrow joiner": (narrower("joiner.output.weight"), "tensor joiner.output.weight has shape"),
+    "something else": (lambda state: {**state, "head.weight": torch.ones(1)}, "has the unknown tensor head.weight"),
+}
+
+
+@pytest.mark.parametrize("tasks", [pytest.param(OLD, marks=pytest.mark.slow), NEW], ids=["same tasks", "more tasks"])
+def test_tensors_that_are_missing_or_of_another_shape_are_refused(corpus, tmp_path, tasks):
+    save_old(corpus, tmp_path / "old")
+    loaded = started(corpus, tmp_path / "old", **tasks)[0]
+    source = read_source(loaded.config, loaded.tasks)
+    path = tmp_path / "old" / checkpoint.WEIGHTS
+    whole = load_file(path)
+    (tmp_path / "old" / checkpoint.CHECKSUMS).unlink()
+    for name, (change, said) in BROKEN.items():
+        save_file({key: value.contiguous() for key, value in change(whole).items()}, path)
+        with pytest.raises(UserError, match="does not fit the model") as caught:
+            start_from(source, loaded.model, loaded.tasks, loaded.tokenizer)
+        assert said in str(caught.value) and "\n" not in str(caught.value), name
+
+
+def test_run_tells_what_is_new_once_and_trains_the_new_head(train_script, corpus, tmp_path, old_run):
+    changes = {**OLD, "data__train": [corpus / "cuts_old.jsonl.gz"], "model__loss__ctc_scale": 0.5, "data__max_cuts": 1}
+    mode = {"training__train_only": "new", "optim__weight_decay": 0}
+    done = transfer(train_script, corpus, tmp_path / "exp", old_run, **changes, **mode)
+    assert done.code == 0, done.stderr
+    after = weights(tmp_path / "exp")
+    lines = [line for line in done.stderr.splitlines() if "it lacks ctc" in line]
+    assert len(lines) == 1 and f"({after['ctc.weight'].numel() + after['ctc.bias'].numel():,} parameters)" in lines[0]
+    # With train_only new the whole head is trained: all of it is new.
+    fresh = started(corpus, old_run, **OLD)[0].model.state_dict()
+    assert (after["ctc.weight"] != fresh["ctc.weight"]).any(dim=1).all()
+    assert all(torch.equal(after[key], value) for key, value in weights(old_run).items() if "trained" not in key)
+    resumed = transfer(train_script, corpus, tmp_path / "exp", old_run, steps=3, **changes, **mode)
+    assert resumed.code == 0 and "it lacks" not in resumed.stderr
+    # A resume is strict.
+    gone = transfer(
+        train_script, corpus, tmp_path / "exp", old_run, steps=4, **{**changes, "model__loss__ctc_scale": 0}
+    )
+    assert_one_line(gone, "does not fit the model: it has the unknown tensor ctc.bias")
+
+
+SPLITS = {"context_dim": 16, "context_heads": 2, "context_ffn": 24, "context_kernel": 5, "layers": [1, -1]}
+
+
+def encoder(**changes):
+    return {f"model__encoder__{key}": value for key, value in {**SPLITS, **changes}.items()}
+
+
+SEAMS = {
+    "lower seam": (encoder(kind="split", split_layer=1), encoder(kind="split", split_layer=0), "froze layers"),
+    "frozen to split": (encoder(kind="frozen"), encoder(kind="split", split_layer=1), "froze layers"),
+    "adapters": ({}, {"model__encoder__lora_rank": 2}, "lacks adapters ("),
+    "frozen to adapters": (
+        encoder(kind="frozen"),
+        encoder(kind="split", split_layer=0, lora_rank=2),
+        "lacks adapters (",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "adapters" in name else []) for name in SEAMS]
+)
+def test_what_the_source_froze_is_as_it_was_pretrained(corpus, tmp_path, name):
+    old, new, told = SEAMS[name]
+    if "adapters" in name:
+        pytest.importorskip("peft")
+    before = save_old(corpus, tmp_path / "old", **old, model__vectors__placement="none")
+    after, _, said = started(corpus, tmp_path / "old", **OLD, **new, model__vectors__placement="none")
+    assert any(told in line and "parameters)" in line for line in said)
+    options = SearchOptions(languages=("qaa",))
+    audio = [load_inputs(cut) for cut in read_cuts(corpus)[:2]]
+    for a, b in zip(*(search(model, audio, ["asr", "scd", "lid"], options) for model in (before, after))):
+        assert (a[0].tokens, a[0].frames) == (b[0].tokens, b[0].frames)
+
+
+def test_what_the_source_trained_is_never_taken_as_pretrained(corpus, tmp_path):
+    save_old(corpus, tmp_path / "old", **encoder(kind="split", split_layer=0))
+    ranks = [0, 2] if importlib.util.find_spec("peft") else [0]
+    splits = [encoder(kind="split", split_layer=1, lora_rank=rank) for rank in ranks]
+    for new in (*splits, encoder(kind="frozen")):
+        with pytest.raises(UserError, match=r"unknown tensor encoder\.backbone"):
+            started(corpus, tmp_path / "old", **OLD, **new)
+    path = tmp_path / "old" / checkpoint.WEIGHTS
+    key = "encoder.backbone.encoder.layers.1.feed_forward.output_dense.bias"
+    save_file(without(key)(load_file(path)), path)
+    (tmp_path / "old" / checkpoint.CHECKSUMS).unlink()
+    with pytest.raises(UserError, match=f"lacks tensor {key}"):
+        started(corpus, tmp_path / "old", **OLD, **encoder(kind="split", split_layer=0))
+
+
+def test_vectors_at_another_seam_start_at_zero_and_it_is_told(corpus, tmp_path):
+    save_old(corpus, tmp_path / "old", **encoder(kind="split", split_layer=1))
+    after, _, said = started(corpus, tmp_path / "old", **OLD, **encoder(kind="split", split_layer=0))
+    assert not after.model.feature_vectors.table.any() and any("start at zero" in line for line in said)
+    after, _, said = started(corpus, tmp_path / "old", **OLD, **encoder(kind="split", split_layer=1))
+    assert after.model.feature_vectors.table.all() and said == []
+    after, _, said = started(
+        corpus, tmp_path / "old", **OLD, **encoder(kind="split", split_layer=0), **with_parts(["ctc"])
+    )
+    assert len(said) == 2 and any("its feature_vectors (" in line for line in said)  # and the layer that is new

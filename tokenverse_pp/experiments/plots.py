@@ -23,7 +23,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import UserError, one_line
 from tokenverse_pp.files import replacing
 
 ALL = "all"
@@ -75,8 +75,8 @@ def draw(path: Path, panels: Sequence[Mapping[str, Any]]) -> Path:
     """
     try:
         from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("plots need matplotlib: pip install 'tokenverse_pp[plots]'") from None
+    except Exception as error:  # one that is there may fail in other ways than ImportError
+        raise UserError(f"plots need matplotlib ({one_line(error)}): pip install 'tokenverse_pp[plots]'") from None
     panels = [panel for panel in panels if any(panel["lines"].values())]
     if not panels:
         raise NothingToDraw

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from tokenverse_pp.runtime.folder import DESCRIPTION, ENCODER, FIRST, JOINER, LOG_MEL, PREDICTOR, WEIGHTS, Description
+from tokenverse_pp.runtime.folder import (
+    DESCRIPTION,
+    ENCODER,
+    FIRST,
+    JOINER,
+    LOG_MEL,
+    PACKAGES,
+    PREDICTOR,
+    WEIGHTS,
+    Description,
+)
 
 TEXT = """# An exported tokenverse_pp model
 
@@ -16,7 +26,9 @@ or
 
     print(Runtime("THIS_FOLDER").transcribe("recording.wav", tasks={tasks}).text)
 
-Needs onnxruntime, numpy and sentencepiece (soundfile to read files); no torch.
+Neither torch nor lhotse nor transformers is needed, only (soundfile to read files, soxr for other rates than 16 kHz):
+
+    pip install --no-deps tokenverse_pp && pip install {packages}
 
 | file | what | inputs | outputs |
 |---|---|---|---|
@@ -51,6 +63,7 @@ def readme(d: Description) -> str:
         more = STREAMING.format(samples=d.streaming["chunk_samples"], **names)
     text = TEXT.format(
         about=about,
+        packages=" ".join(PACKAGES),
         tasks=d.tasks,
         encoder=ENCODER,
         predictor=PREDICTOR,

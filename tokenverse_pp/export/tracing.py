@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import UserError, one_line
 
 Axes = Dict[str, Dict[int, str]]
 LARGEST = 1_900_000_000  # bytes: an ONNX file with its weights inside ends at 2 GiB
@@ -89,5 +89,6 @@ def require_onnx() -> None:
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"export needs {error.name}: pip install 'tokenverse_pp[onnx]'") from None
+    except Exception as error:  # one that is there may fail in other ways than ImportError
+        said = f"export needs onnx and onnxruntime ({one_line(error)}): pip install 'tokenverse_pp[onnx]'"
+        raise UserError(said) from None

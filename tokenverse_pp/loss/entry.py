@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.loss import native
-from tokenverse_pp.loss.k2_backend import k2_available, load_k2
+from tokenverse_pp.loss.k2_backend import load_k2, use_k2
 from tokenverse_pp.loss.native.common import (
     at_least_float32,
     check_rnnt_type,
@@ -33,14 +33,15 @@ class TransducerLoss(NamedTuple):
 
 
 def resolve_backend(backend: str, device: torch.device) -> str:
-    """`k2` or `native`. `auto` is k2 on a GPU if it is installed, native otherwise.
+    """`k2` or `native`. `auto` is k2 on a GPU if it is installed and can be imported, native otherwise.
 
-    On a CPU the native backend is the faster one, and the only one with a bf16 joiner.
+    Where k2 is there and cannot be used, a warning says why, once. On a CPU the native backend is the faster one, and
+    the only one with a bf16 joiner.
     """
     if backend not in BACKENDS:
         raise UserError(f"loss backend should be one of {', '.join(BACKENDS)}, given {backend!r}")
     if backend == "auto":
-        return "k2" if device.type == "cuda" and k2_available() else "native"
+        return "k2" if use_k2(device) else "native"
     return backend
 
 
@@ -108,7 +109,8 @@ def pruned_transducer_loss(
       lm_scale, am_scale: smoothing of the simple loss.
       rnnt_type: `regular`, `modified` or `constrained`.
       delay_penalty: penalty on late symbols, for both losses.
-      backend: `native`, `k2` (which must be installed), or `auto`: k2 on a GPU if installed, else native.
+      backend: `native`, `k2` (which must be installed), or `auto`: k2 on a GPU where it can be
+        used, else native.
       memory_budget: bytes the native backend may keep between forward and backward for the joiner: hidden
         rows and exponentials of the logits, (J + V) numbers for each of the sum(frames) * prune_range rows.
         Chunks beyond it are computed again in the backward pass: one more matrix product for them, and
@@ -120,12 +122,12 @@ def pruned_transducer_loss(
       zero gradients on the native backend.
 
     Raises:
-      UserError: for an unknown backend, or k2 asked for and not installed.
+      UserError: for an unknown backend, or k2 asked for that is not installed or cannot be used.
     """
     check_rnnt_type(rnnt_type)
     boundary = checked_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
     chosen = resolve_backend(backend, am.device)
-    library: Any = load_k2() if chosen == "k2" else native
+    library: Any = load_k2(am.device) if chosen == "k2" else native
     simple, ranges = simple_loss_and_ranges(
         library, am_simple, lm_simple, symbols, boundary, blank=blank, prune_range=prune_range, lm_scale=lm_scale,
         am_scale=am_scale, rnnt_type=rnnt_type, delay_penalty=delay_penalty, reduction=reduction,

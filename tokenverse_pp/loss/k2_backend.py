@@ -1,31 +1,81 @@
-"""The real k2, if it is installed. Imported only when asked for."""
+"""The real k2, if it is installed and works. Imported only when asked for."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
+import sys
 from types import ModuleType
+from typing import Dict, Optional, Set
 
-from tokenverse_pp.errors import UserError
+import torch
+
+from tokenverse_pp.errors import UserError, one_line
+
+LOG = logging.getLogger(__name__)
+_failed: Dict[str, str] = {}  # file of a k2 that cannot be imported -> why; it is not imported again
+_told: Set[str] = set()  # reasons that `use_k2` has given
 
 
 def k2_available() -> bool:
-    """Whether a package `k2` can be found; does not import it."""
-    return importlib.util.find_spec("k2") is not None
+    """Whether k2 can be used: it is installed, and its import succeeds."""
+    return _place() is not None and k2_problem() is None
 
 
-def load_k2() -> ModuleType:
+def k2_problem(device: Optional[torch.device] = None) -> Optional[str]:
+    """Why k2 cannot be used (on a device), in one line; None where it can.
+
+    Wheels made for another torch or CUDA fail at import, with OSError, ImportError or RuntimeError and long symbol
+    names; those without CUDA would fail at the first tensor on a GPU.
+    """
+    place = _place()
+    if place is None:
+        return "No module named 'k2'"
+    if place in _failed:
+        return _failed[place]
+    try:
+        module = importlib.import_module("k2")
+    except Exception as error:
+        _failed[place] = one_line(error)
+        return _failed[place]
+    if device is not None and device.type == "cuda" and getattr(module, "with_cuda", True) is False:
+        return "it was built without CUDA"
+    return None
+
+
+def use_k2(device: torch.device) -> bool:
+    """Whether the backend ``auto`` takes k2: on a GPU, if it can be used there. One that cannot is told once."""
+    if device.type != "cuda" or _place() is None:
+        return False
+    problem = k2_problem(device)
+    if problem is not None and problem not in _told:
+        _told.add(problem)
+        LOG.warning("loss: k2 is installed, but cannot be used (%s); using the native loss", problem)
+    return problem is None
+
+
+def load_k2(device: Optional[torch.device] = None) -> ModuleType:
     """The module `k2`.
 
     Raises:
-      UserError: if k2 is not installed, or was built for another torch.
+      UserError: if k2 is not installed, or was built for another torch, or cannot be used on the device.
     """
-    try:
-        return importlib.import_module("k2")
-    except Exception as error:
-        # Wheels made for another torch fail with OSError or ImportError and long symbol names.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    problem = k2_problem(device)
+    if problem is not None:
         raise UserError(
-            f"loss backend 'k2' needs the k2 package that matches this torch ({reason}); "
+            f"loss backend 'k2' needs the k2 package that matches this torch ({problem}); "
             "install it, or use backend 'native' (the same loss in plain PyTorch)"
-        ) from error
+        )
+    return importlib.import_module("k2")
+
+
+def _place() -> Optional[str]:
+    """Where the package `k2` is, without importing it; None where there is none."""
+    if sys.modules.get("k2") is not None:
+        return getattr(sys.modules["k2"], "__file__", None) or "k2"
+    try:
+        spec = importlib.util.find_spec("k2")
+    except (ImportError, ValueError):  # an entry of sys.modules that is no module
+        return None
+    return None if spec is None else spec.origin  # a folder `k2` that is no package has none

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import UserError, one_line
 from tokenverse_pp.manifests.gazetteer import Span, word_starts
 
 BATCH = 256  # texts
@@ -30,8 +30,9 @@ class SpacyEntities:
     def __init__(self, name: str, confidence: float):
         try:
             import spacy
-        except ImportError:
-            raise UserError("entities from spaCy need it: pip install 'tokenverse_pp[entities]'") from None
+        except Exception as error:  # one that is there may fail in other ways than ImportError
+            said = f"entities from spaCy need it ({one_line(error)}): pip install 'tokenverse_pp[entities]'"
+            raise UserError(said) from None
         try:
             self.pipeline = spacy.load(name)
         except (OSError, ValueError, ImportError) as error:

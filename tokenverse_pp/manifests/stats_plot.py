@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import UserError, one_line
 from tokenverse_pp.files import PathLike, replacing
 from tokenverse_pp.tasks.registry import REGISTRY
 
@@ -26,8 +26,8 @@ def plot_stats(stats: Dict[str, Any], path: PathLike) -> None:
         from matplotlib import colormaps
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--plot needs matplotlib: pip install 'tokenverse_pp[plots]'") from None
+    except Exception as error:  # one that is there may fail in other ways than ImportError
+        raise UserError(f"--plot needs matplotlib ({one_line(error)}): pip install 'tokenverse_pp[plots]'") from None
     languages = {name: group for name, group in stats["languages"].items() if name != "all"}
     panels = [("language", languages)]
     if len(stats["corpora"]) > 1:

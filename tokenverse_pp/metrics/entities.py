@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Dict, Optional, Sequence, Tuple
 
-import kaldialign
-
 from tokenverse_pp.metrics.f1 import Prf, f1_score
 
 Phrase = Tuple[str, Optional[str]]  # the words of an entity, its type (None where untyped)
@@ -52,6 +50,8 @@ def similarity(a: str, b: str) -> float:
     >>> similarity("amélie", "amélia")
     0.8333333333333334
     """
+    import kaldialign  # here, because tasks are imported where kaldialign is not installed (tokenverse_pp.runtime)
+
     longest = max(len(a), len(b))
     return 1.0 - kaldialign.edit_distance(list(a), list(b))["total"] / longest if longest else 1.0
 

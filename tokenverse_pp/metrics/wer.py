@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Dict, Sequence, Tuple, Union
 
-import kaldialign
-
 WordPair = Tuple[Sequence[str], Sequence[str]]
 
 
@@ -22,6 +20,8 @@ def error_rates(pairs: Sequence[WordPair]) -> Dict[str, Union[int, float]]:
     >>> rates["wer"], rates["ins"], rates["del"], rates["sub"], rates["words"]
     (0.5, 0.0, 0.25, 0.25, 4)
     """
+    import kaldialign  # here, because tasks are imported where kaldialign is not installed (tokenverse_pp.runtime)
+
     counts = {"ins": 0, "del": 0, "sub": 0}
     words = characters = character_errors = 0
     for ref, hyp in pairs:

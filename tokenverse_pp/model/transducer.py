@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -175,9 +175,16 @@ class Transducer(nn.Module):
         frozen = tuple(f"encoder.{prefix}" for prefix in self.encoder.frozen_prefixes())
         return {k: v for k, v in self.state_dict().items() if not (frozen and k.startswith(frozen))}
 
+    def unread(self, state: Iterable[str]) -> List[str]:
+        """The names in a checkpoint that older versions saved although nothing reads them."""
+        unread = tuple(f"encoder.{prefix}" for prefix in self.encoder.unread_prefixes())
+        return [name for name in state if unread and name.startswith(unread)]
+
     def load_checkpoint_state(self, state: Dict[str, Tensor]) -> Optional[str]:
         """Load what `checkpoint_state` gave; returns what does not fit, or None."""
         expected = self.checkpoint_state()
+        unread = set(self.unread(state))
+        state = {name: value for name, value in state.items() if name not in unread}
         missing = sorted(set(expected) - set(state))
         foreign = sorted(set(state) - set(expected))
         shapes = sorted(k for k in set(expected) & set(state) if expected[k].shape != state[k].shape)

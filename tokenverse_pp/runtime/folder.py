@@ -14,6 +14,8 @@ from typing import Any, Dict, List, Optional, Union
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import feed
 
+# All that the runtime imports besides the standard library; soundfile only to read files.
+PACKAGES = ("onnxruntime", "numpy", "sentencepiece", "soundfile")
 DESCRIPTION = "export.json"
 TOKENIZER = "tokenizer.model"
 ENCODER, PREDICTOR, JOINER = "encoder.onnx", "predictor.onnx", "joiner.onnx"

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import UserError, one_line
 from tokenverse_pp.runtime.folder import ENCODER, JOINER, PREDICTOR
 
 MOST_STATES = 4096  # of the predictor's, kept
@@ -21,8 +21,9 @@ def open_graph(path: Path, threads: int) -> Any:
     """
     try:
         import onnxruntime
-    except ImportError:
-        raise UserError("tokenverse_pp.runtime needs onnxruntime: pip install 'tokenverse_pp[onnx]'") from None
+    except Exception as error:  # one that is there may fail in other ways than ImportError
+        said = f"tokenverse_pp.runtime needs onnxruntime ({one_line(error)}): pip install 'tokenverse_pp[onnx]'"
+        raise UserError(said) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     options.log_severity_level = 3  # errors alone

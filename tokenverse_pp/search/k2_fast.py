@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.loss.k2_backend import k2_problem, load_k2
 from tokenverse_pp.search.automaton import Rules
 from tokenverse_pp.search.beam import beam_search
 from tokenverse_pp.search.hypothesis import Hypothesis
@@ -33,14 +34,14 @@ def k2_fast_beam_search(
     """Decode utterances that are ordered by length, the longest first (see `search_frames`).
 
     Raises:
-        UserError: where k2 cannot be imported.
+        UserError: where k2 cannot be used.
     """
-    try:
-        import k2
-    except ImportError as error:
+    problem = k2_problem(scorer.frames.device)
+    if problem is not None:
         raise UserError(
-            f"search option 'method': k2_fast_beam needs the package k2, which is missing: {error}"
-        ) from None
+            f"search option 'method': k2_fast_beam needs the package k2, which is missing or broken: {problem}"
+        )
+    k2 = load_k2()
     spoken = [length for length in lengths if length]
     found = [[scorer.hypothesis((), (), (), 0.0)] for _ in lengths]
     if not spoken:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import UserError, one_line
 
 
 def need_websockets() -> None:
     """See that the package websockets is there, and new enough (raises UserError)."""
     try:
         import websockets.asyncio.server  # noqa: F401
-    except ImportError as error:
-        raise UserError("streaming needs websockets >= 13: pip install 'tokenverse_pp[serve]'") from error
+    except Exception as error:  # one that is there may fail in other ways than ImportError
+        said = f"streaming needs websockets >= 13 ({one_line(error)}): pip install 'tokenverse_pp[serve]'"
+        raise UserError(said) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, Optional, Sequence
+from typing import Dict, Sequence
 
 import torch
 from torch import Tensor
@@ -11,19 +11,41 @@ from torch import Tensor
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.training import checkpoint
 
+PRETRAINED = "encoder.backbone."  # prefix of the names of the pretrained encoder's weights
+
 
 def average(folders: Sequence[Path]) -> Dict[str, Tensor]:
-    """The mean of the weights of several checkpoints (float64 inside); what is not floating point is the last's."""
-    total: Optional[Dict[str, Tensor]] = None
-    last: Dict[str, Tensor] = {}
+    """The mean of the weights of several checkpoints (float64 inside); what is not floating point is the last's.
+
+    Raises:
+        UserError: where one has other tensors than the last.
+    """
+    assert folders, "no checkpoint to average"
+    last = checkpoint.read_tensors(folders[-1] / checkpoint.WEIGHTS)
+    total = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in last.items() if v.is_floating_point()}
     for folder in folders:
-        last = checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
-        if total is None:
-            total = {k: torch.zeros_like(v, dtype=torch.float64) for k, v in last.items() if v.is_floating_point()}
+        weights = last if folder == folders[-1] else checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
+        _check_same(weights, last, folder, folders[-1])
         for key, value in total.items():
-            value += last[key]
-    assert total is not None, "no checkpoint to average"
+            value += weights[key]
     return {k: (total[k] / len(folders)).to(v.dtype) if k in total else v for k, v in last.items()}
+
+
+def _check_same(found: Dict[str, Tensor], wanted: Dict[str, Tensor], folder: Path, last: Path) -> None:
+    """See that the tensors of a checkpoint are those of the last one (raises UserError).
+
+    Layers of the pretrained encoder that the last one lacks are passed over: older versions saved some that nothing
+    reads (`Transducer.unread`).
+    """
+    missing = sorted(set(wanted) - set(found))
+    foreign = sorted(key for key in set(found) - set(wanted) if not key.startswith(PRETRAINED))
+    for what, keys in (("lacks", missing), ("has, unlike that,", foreign)):
+        if keys:
+            raise UserError(f"{folder}: cannot be averaged with {last.name}: it {what} tensor {keys[0]}")
+    for key, value in wanted.items():
+        if found[key].shape != value.shape:
+            shapes = f"{tuple(found[key].shape)}, not {tuple(value.shape)}"
+            raise UserError(f"{folder}: cannot be averaged with {last.name}: its tensor {key} has shape {shapes}")
 
 
 class RunningAverage:
@@ -57,7 +79,8 @@ def average_between(start: Path, end: Path) -> Dict[str, Tensor]:
     ``average_checkpoints_with_averaged_model``. Steps are counted in whole periods.
 
     Raises:
-        UserError: where a checkpoint has no running average (``training.average_period`` was 0).
+        UserError: where a checkpoint has no running average (``training.average_period`` was 0), or one of other
+            tensors.
     """
     means, steps = [], []
     for folder in (start, end):
@@ -67,10 +90,12 @@ def average_between(start: Path, end: Path) -> Dict[str, Tensor]:
         state = checkpoint.read_state(folder)
         steps.append(state["step"] - state["step"] % state["average_period"])
     weights = checkpoint.read_tensors(end / checkpoint.WEIGHTS)
+    averaged = {key: value for key, value in means[1].items() if key in weights}
+    _check_same({key: value for key, value in means[0].items() if key in weights}, averaged, start, end)
     if steps[0] >= steps[1]:
         raise UserError(f"{start} .. {end}: no period of the running average lies between them")
     scale = [step / (steps[1] - steps[0]) for step in steps]
     return {
-        key: (means[1][key] * scale[1] - means[0][key] * scale[0]).to(value.dtype) if key in means[1] else value
+        key: (averaged[key] * scale[1] - means[0][key] * scale[0]).to(value.dtype) if key in averaged else value
         for key, value in weights.items()
     }

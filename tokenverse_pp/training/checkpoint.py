@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import UserError, one_line
 from tokenverse_pp.files import feed
 
 WEIGHTS = "model.safetensors"
@@ -157,7 +157,18 @@ def read_tensors(path: Path) -> Dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is its folder a model or checkpoint?") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not safetensors: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path}: damaged or not safetensors: {one_line(error)}") from None
+
+
+def read_names(path: Path) -> List[str]:
+    """The names of the tensors in a safetensors file (raises UserError where it is missing or damaged)."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; is its folder a model or checkpoint?")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged or not safetensors: {one_line(error)}") from None
 
 
 def read_state(folder: Path) -> Dict[str, Any]:
@@ -170,6 +181,9 @@ def read_state(folder: Path) -> Dict[str, Any]:
     counts = [state.get(key) if isinstance(state, dict) else None for key in ("step", "epoch", "batch", "world_size")]
     if not all(isinstance(count, int) and count >= 0 for count in counts):
         raise UserError(f"{path}: not the state of a run: expected numbers for step, epoch, batch and world_size")
+    skipped = state.get("skipped_steps", 0)
+    if not (isinstance(skipped, int) and 0 <= skipped <= state["step"]):
+        raise UserError(f"{path}: 'skipped_steps': expected a number up to {state['step']}, found {skipped!r}")
     return state
 
 
@@ -179,13 +193,24 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Dict[str, Tensor]:
     return {f"{i}.{k}": torch.as_tensor(v) for i, values in state.items() for k, v in values.items()}
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Dict[str, Tensor], path: Path = Path(OPTIMIZER)) -> None:
+def load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: Dict[str, Tensor],
+    path: Path = Path(OPTIMIZER),
+    had_unread: bool = False,
+) -> None:
     """The inverse of `optimizer_tensors`; the groups stay those of the configuration.
+
+    Args:
+        had_unread: the optimiser had parameters besides that nothing read (`Transducer.unread`). They have no state,
+            for they never had a gradient; those with a state are numbered anew.
 
     Raises:
         UserError: naming ``path`` where the tensors are not of these parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if had_unread:
+        tensors = _numbered_anew(tensors, len(parameters), path)
     whole = optimizer.state_dict()
     state: Dict[int, Dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -201,3 +226,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Dict[str, Tensor],
         raise UserError(f"{path}: not the state of one optimiser: some parameters have other tensors than the rest")
     whole["state"] = state
     optimizer.load_state_dict(whole)
+
+
+def _numbered_anew(tensors: Dict[str, Tensor], count: int, path: Path) -> Dict[str, Tensor]:
+    """The state of an optimiser that had more parameters, of which ``count`` have a state: these in their order."""
+    numbers = sorted({int(key.partition(".")[0]) for key in tensors if key.partition(".")[0].isdecimal()})
+    if len(numbers) not in (0, count):
+        raise UserError(
+            f"{path}: of an older version, which had layers in the optimiser that nothing reads, and others that were "
+            "not trained yet: start a new run from its weights with --training.init_from"
+        )
+    new = {str(old): str(number) for number, old in enumerate(numbers)}
+    split = {key: key.partition(".") for key in tensors}
+    return {f"{new.get(split[key][0], split[key][0])}.{split[key][2]}": value for key, value in tensors.items()}

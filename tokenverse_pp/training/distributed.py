@@ -16,10 +16,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tokenverse_pp import compat
 from tokenverse_pp.errors import UserError
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
+FIRST_SCALE = 1.0  # of the loss in fp16
+GROWTH_INTERVAL = 500  # updates in a row after which the scale is doubled; where that is too much, one step is skipped
 
 
 @dataclass(frozen=True)
@@ -138,11 +141,13 @@ def autocast(device: torch.device, precision: str) -> ContextManager[Any]:
 
 
 def grad_scaler(device: torch.device, precision: str) -> Any:
-    """Loss scaling (GradScaler), at work only for fp16 on a GPU."""
+    """Loss scaling (GradScaler), at work only for fp16 on a GPU.
+
+    The loss of a step is a sum over frames, so its gradients are large: the scale starts at 1, as icefall's does.
+    """
     enabled = precision == "fp16" and device.type == "cuda"
-    if hasattr(torch.amp, "GradScaler"):  # from torch 2.3 on, which warns of the other
-        return torch.amp.GradScaler(device.type, enabled=enabled)
-    return torch.cuda.amp.GradScaler(enabled=enabled)
+    scales = {"init_scale": FIRST_SCALE, "growth_interval": GROWTH_INTERVAL}
+    return compat.grad_scaler(device.type, enabled=enabled, **scales)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

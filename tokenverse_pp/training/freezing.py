@@ -15,6 +15,8 @@ ALL = -1
 class FreezeSchedule:
     """Stages of a run: ``[step, n]`` trains the top n layers of the encoder's transformer from that step on.
 
+    Layers above the highest one that runs (``encoder.layers``) do not count.
+
     With n > 0 its final norm is trained too; n = -1 trains all that `EncoderConfig` has not frozen for good (the
     convolutions are, by default). The rest of the model is always trained.
 
@@ -29,17 +31,18 @@ class FreezeSchedule:
     def __init__(self, model: nn.Module, stages: Sequence[Sequence[int]]):
         self.stages = [(step, layers) for step, layers in stages]
         self.layers = ALL  # that are trained now
-        self.backbone: Optional[Backbone] = getattr(getattr(model, "encoder", None), "backbone", None)
+        encoder = getattr(model, "encoder", None)
+        self.backbone: Optional[Backbone] = getattr(encoder, "backbone", None)
         parameters = self.backbone.parameters() if self.backbone is not None else []
         self.trained: List[nn.Parameter] = [p for p in parameters if p.requires_grad]
         if not self.stages:
             return
         if self.backbone is None or not self.trained:
             raise UserError("--training.freeze: nothing of the encoder is trained: expected kind finetune")
-        most = len(self.backbone.layers)
-        wrong = [layers for _, layers in self.stages if layers > most]
+        self.highest: int = encoder.highest_layer  # type: ignore[union-attr,assignment]
+        wrong = [layers for _, layers in self.stages if layers > self.highest]
         if wrong:
-            raise UserError(f"--training.freeze: the encoder has {most} layers, not {wrong[0]}")
+            raise UserError(f"--training.freeze: the encoder has {self.highest} layers, not {wrong[0]}")
 
     def apply(self, step: int) -> bool:
         """Freeze and unfreeze for a step; True if something has changed since the last call (or the start)."""
@@ -56,7 +59,7 @@ class FreezeSchedule:
         """The ids of the parameters of the top layers and the final norm."""
         if layers <= 0 or self.backbone is None:
             return set()
-        modules = list(self.backbone.layers)[-layers:]
+        modules = list(self.backbone.layers)[: self.highest][-layers:]
         if self.backbone.final_norm is not None:
             modules.append(self.backbone.final_norm)
         return {id(parameter) for module in modules for parameter in module.parameters()}

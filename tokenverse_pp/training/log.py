@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from torch.utils.tensorboard import SummaryWriter
-
+from tokenverse_pp.errors import one_line
 from tokenverse_pp.files import replacing
+
+LOG = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Appends records to ``log.jsonl`` and scalars to tensorboard. Only the first rank makes one."""
+    """Appends records to ``log.jsonl`` and scalars to tensorboard. Only the first rank makes one.
+
+    Where tensorboard cannot be imported (it depends on a protobuf that fits), a warning says so, and the run goes on.
+    """
 
     def __init__(self, exp_dir: Path, step: int):
         self.path = exp_dir / "log.jsonl"
@@ -21,12 +26,18 @@ class RunLog:
         kept = [record for record in read_log(self.path) if record["step"] <= step]
         self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self.file = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(exp_dir / "tensorboard"), purge_step=step)
+        self.board: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except Exception as error:  # ImportError, TypeError of protobuf, AttributeError of NumPy, ..
+            LOG.warning("tensorboard cannot be imported (%s): the run is logged to %s only", one_line(error), self.path)
+        else:
+            self.board = SummaryWriter(str(exp_dir / "tensorboard"), purge_step=step)
 
     def write(self, kind: str, step: int, values: Dict[str, float]) -> None:
         """One record of numbers: ``kind`` is train or valid."""
         self.note(kind, step, values)
-        for name, value in values.items():
+        for name, value in values.items() if self.board is not None else ():
             self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def note(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
@@ -37,7 +48,8 @@ class RunLog:
     def close(self) -> None:
         """Flush and close both."""
         self.file.close()
-        self.board.close()
+        if self.board is not None:
+            self.board.close()
 
 
 def read_log(path: Path) -> List[Dict]:
@@ -65,10 +77,12 @@ PANELS: Tuple[Tuple[str, Tuple[Tuple[str, str], ...]], ...] = (
 
 
 def plot_curves(exp_dir: Path) -> Optional[Path]:
-    """Draw what `PANELS` names over steps into ``curves.png``; None where matplotlib is not installed."""
+    """Draw what `PANELS` names over steps into ``curves.png``; None where matplotlib cannot be imported."""
     try:
         from matplotlib.figure import Figure
-    except ImportError:
+    except Exception as error:  # of a run that is finished: whatever is wrong with matplotlib does not end it
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "matplotlib"):
+            LOG.warning("no curves.png: matplotlib cannot be imported (%s)", one_line(error))
         return None
     records = read_log(exp_dir / "log.jsonl")
     figure = Figure(figsize=(12, 7))

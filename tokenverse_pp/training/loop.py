@@ -119,13 +119,14 @@ class Trainer:
 
     def _step(self, stepper: Stepper, place: Place, batches: List[Batch]) -> None:
         """One step, and what is counted and averaged after it."""
-        if self.freezing.apply(self.step) or stepper.model is self.model:
+        p = self.progress
+        if self.freezing.apply(p.updates) or stepper.model is self.model:
             # DDP wants to know the parameters that have gradients: it is made anew when they change.
             stepper.model = self.model  # the old one's gradient buckets go before new ones come
             stepper.model = self.world.wrap(self.model)
-        result = stepper(batches, self.step)
-        p = self.progress
+        result = stepper(batches, p.step, p.skipped_steps)
         p.step, p.place, p.valid = p.step + 1, place, None
+        p.skipped_steps += result.skipped
         self._check(result, batches)
         self.meter.add(result, batches)
         if self.saver.average is not None and self.world.is_first:
@@ -135,9 +136,10 @@ class Trainer:
         """Write down the steps since the last time (first rank), and what all ranks have drawn in them."""
         drawn = add_drawn(self.world.gather(self.meter.drawn))
         if log:
-            factor = lr_factor(self.step - 1, self.config.optim, self.config.training.max_steps)
+            factor = lr_factor(max(0, self.progress.updates - 1), self.config.optim, self.config.training.max_steps)
             record = {**self.meter.mean(), "epoch": self.progress.place.epoch, "lr": self.config.optim.lr * factor}
             record["bad_steps"] = self.progress.bad_steps
+            record["skipped_steps"] = self.progress.skipped_steps
             log.write("train", self.step, record)
             log.note("drawn", self.step, {"corpora": drawn})
             said = {"loss": f"{record['pruned']:.3f}", "speed": f"{record['speed']:.0f}x"}
@@ -195,7 +197,7 @@ class Trainer:
         if folder:
             self._resume(folder, corpora)
         elif source:
-            added = start_from(source, self.model, self.dataset.tasks, self.dataset.tokenizer)
+            added = start_from(source, self.model, self.dataset.tasks, self.dataset.tokenizer, self.say)
             self.say(f"starting from the weights of {source.folder}{'; new: ' if added else ''}{', '.join(added)}")
         self.sampler.look()
         self.world.barrier()  # all have read before the first writes

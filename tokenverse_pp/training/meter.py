@@ -62,12 +62,13 @@ class Meter:
                 counts["active"][task] += int(is_active)
 
     def mean(self) -> Dict[str, float]:
-        """Losses averaged over the steps.
+        """Losses averaged over the steps that were not skipped (over all where all were).
 
         ``speed``: seconds of audio (all ranks) a second of wall time. ``data_wait``: the share of the wall time in
         which this rank waited for a batch.
         """
-        records = [as_record(result) for result in self.results]
+        made = [result for result in self.results if not result.skipped] or self.results
+        records = [as_record(result) for result in made]
         mean = {key: sum(record[key] for record in records) / len(records) for key in records[0]}
         audio = sum(result.seconds for result in self.results)
         seconds = max(self.seconds, 1e-9)

@@ -8,6 +8,10 @@ A corpus with share w of all the weights has given floor(n * w) cuts after n dra
 and starts again at its end. So the draws of any round are known from the numbers of epoch and round alone, a large
 corpus with a small weight is seen whole in the course of epochs, and without weights (a corpus's share is then its
 share of the cuts) an epoch is exactly every cut once. lhotse's multiplexer mixes the corpora of a round at random.
+
+A cut that comes again within an epoch, or from another file of `data.train`, is marked (`dataset.PASS`), so that each
+time has its own draw of active tasks. The mark follows from the number of the draw: it is the same for any number of
+ranks and workers, and after a resume.
 """
 
 from __future__ import annotations
@@ -19,22 +23,34 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 
 from tokenverse_pp.config import DataConfig
+from tokenverse_pp.dataset import marked
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.training.sources import Source, open_source
 
 
 class Part:
-    """Cuts ``start`` to ``stop - 1`` of a source, as often as one likes (to the end of the file for None)."""
+    """Cuts ``start`` to ``stop - 1`` of a source, as often as one likes (to the end of the file for None).
 
-    def __init__(self, source: Source, start: int, stop: Optional[int]):
+    Args:
+        first: number of the cut with which the epoch begins, from where passes through the source count.
+        file: number of the source in `data.train`.
+    """
+
+    def __init__(self, source: Source, start: int, stop: Optional[int], first: int = 0, file: int = 0):
         self.source = source
         self.start = start
         self.stop = stop
+        self.first = first
+        self.file = file
 
     def __iter__(self) -> Iterator[Cut]:
         if self.stop is None:
             return self.source.open_at(self.start)
-        return self.source.read(self.start, self.stop)
+        return self._marked(self.source.read(self.start, self.stop))
+
+    def _marked(self, cuts: Iterator[Cut]) -> Iterator[Cut]:
+        for number, cut in enumerate(cuts, start=self.start):
+            yield marked(cut, self.file, (number - self.first) // self.source.count)
 
 
 class Rounds:
@@ -63,7 +79,12 @@ class Rounds:
     def cuts(self, epoch: int, number: int) -> CutSet:
         """The cuts of a round, lazily."""
         ranges = self.ranges(epoch, number)
-        parts = [CutSet(Part(source, *r)) for source, r in zip(self.sources, ranges) if r[1] > r[0]]
+        firsts = [start for start, _ in self.ranges(epoch, 0)]
+        parts = [
+            CutSet(Part(source, *ranges[file], firsts[file], file))
+            for file, source in enumerate(self.sources)
+            if ranges[file][1] > ranges[file][0]
+        ]
         if len(parts) < 2:
             return parts[0] if parts else CutSet([])
         sizes = [float(stop - start) for start, stop in ranges if stop > start]

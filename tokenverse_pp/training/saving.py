@@ -27,11 +27,17 @@ FORMAT = 2  # of state.json
 class Progress:
     """How far a run has come: what ``state.json`` holds besides where the run comes from."""
 
-    step: int = 0
+    step: int = 0  # all of them, the skipped ones too
+    skipped_steps: int = 0  # that changed no weight: bad ones, and those whose gradients overflowed in fp16
     place: Place = field(default_factory=Place)
     bad_steps: int = 0  # skipped for a loss or gradient that was not finite, in all
     bad_in_a_row: int = 0
     valid: Optional[Dict[str, float]] = None  # scores of this very step
+
+    @property
+    def updates(self) -> int:
+        """Steps that changed the weights: what learning rate, warm-up and freezing go by."""
+        return self.step - self.skipped_steps
 
 
 class Saver:
@@ -91,6 +97,7 @@ class Saver:
         state = {
             **self.origin,
             "step": progress.step,
+            "skipped_steps": progress.skipped_steps,
             **progress.place._asdict(),
             "bad_steps": progress.bad_steps,
             "bad_in_a_row": progress.bad_in_a_row,
@@ -114,13 +121,18 @@ class Saver:
         state = checkpoint.read_state(folder)
         path = folder / checkpoint.OPTIMIZER
         load_weights(self.model, folder)
-        checkpoint.load_optimizer(self.optimizer, checkpoint.read_tensors(path), path)
+        unread = self.model.unread(checkpoint.read_names(folder / checkpoint.WEIGHTS))
+        checkpoint.load_optimizer(self.optimizer, checkpoint.read_tensors(path), path, bool(unread))
         if self.scaler.is_enabled() and state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
+            try:
+                self.scaler.load_state_dict(state["scaler"])
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise UserError(f"{folder / checkpoint.STATE}: 'scaler': not as it was written: {error}") from None
         if self.average is not None:
             self._load_average(folder, state)
         progress = Progress(
             state["step"],
+            state.get("skipped_steps", 0),  # older runs counted them in their schedules
             Place(state["epoch"], state.get("round", 0), state["batch"]),
             state.get("bad_steps", 0),
             state.get("bad_in_a_row", 0),

@@ -96,12 +96,18 @@ class Stepper:
         self.rows = rows
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def __call__(self, batches: Sequence[Batch], step: int) -> StepResult:
-        """One step on this rank's batches."""
+    def __call__(self, batches: Sequence[Batch], step: int, skipped: int = 0) -> StepResult:
+        """One step on this rank's batches.
+
+        Args:
+            step: its number, from 0.
+            skipped: how many of the steps before it changed no weight: the schedules do not count them.
+        """
         c = self.config
+        update = step - skipped
         # Dropout and masks depend on seed, step and rank alone: a resumed run draws the same without stored RNG states.
         torch.manual_seed((c.training.seed * 1_000_003 + step) * 4096 + self.world.rank)
-        simple_scale, pruned_scale = loss_scales(step, c.model.loss)
+        simple_scale, pruned_scale = loss_scales(update, c.model.loss)
         ctc_scale = c.model.loss.ctc_scale
         sums = torch.zeros(4, dtype=torch.float64)
         bad_cuts: List[str] = []
@@ -128,7 +134,7 @@ class Stepper:
         loss_scale = float(self.scaler.get_scale())
         # Gradients that overflow in float16 are how the scaler finds its scale; at the least scale they are an error.
         overflow = skipped and math.isfinite(loss) and self.scaler.is_enabled() and loss_scale > LEAST_SCALE
-        set_lr(self.optimizer, lr_factor(step, c.optim, c.training.max_steps))
+        set_lr(self.optimizer, lr_factor(update, c.optim, c.training.max_steps))
         if not skipped:
             self.scaler.step(self.optimizer)
         self.scaler.update()

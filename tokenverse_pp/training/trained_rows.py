@@ -72,6 +72,8 @@ def _frozen_rows(model: Transducer, name: str, parameter: nn.Parameter, before: 
     """A flag for each row of a parameter: True where the model had it before the run."""
     rows = len(parameter) if parameter.ndim else 1
     if name in VOCABULARY_ROWS:
+        if name.startswith("ctc.") and not before.ctc:
+            return torch.zeros(rows, dtype=torch.bool)
         return torch.arange(rows) < before.vocabulary
     table, _, kind = name.partition(".")
     if kind == "table" and table.endswith("vectors"):

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from tokenverse_pp.config import Config, load_config
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.model.encoder import EncoderConfig
+from tokenverse_pp.model.encoder.base import Backbone
 from tokenverse_pp.model.transducer import Transducer
 from tokenverse_pp.tasks import TaskSet
 from tokenverse_pp.tokenizer import Tokenizer
 from tokenverse_pp.training import checkpoint
+from tokenverse_pp.training.averaging import PRETRAINED
 from tokenverse_pp.training.setup import find_model, tasks_of
 
+State = Dict[str, Tensor]
 # Parameters with a row for each token of the vocabulary.
 VOCABULARY_ROWS = tuple(
     f"{module}.{kind}" for module in ("joiner.output", "simple_am", "simple_lm", "ctc") for kind in ("weight", "bias")
 ) + ("predictor.embedding.weight",)
 TABLES = ("feature_vectors", "encoder_vectors")
-PRETRAINED = "encoder.backbone."
+AUXILIARY = ("ctc", *TABLES)  # parts that one model may have and another not
 PLACES = {"none": (), "features": TABLES[:1], "encoder": TABLES[1:], "both": TABLES}
 # A new token's logit in the joiner is below the mean of the old ones' by this much (nats). So its probability is at
 # most exp(-10) / (V - 1), about 1e-7, and old hypotheses keep their scores; some hundred steps make up for it.
@@ -35,11 +39,12 @@ BELOW_MEAN = 10.0
 
 @dataclass(frozen=True)
 class Before:
-    """What a model was before the run: the size of its vocabulary, its tasks in order, and its tables of vectors."""
+    """What a model was before the run: the size of its vocabulary, its tasks in order, its auxiliary parts."""
 
     vocabulary: int
     tasks: List[str]
-    tables: List[str]
+    tables: List[str]  # of vectors
+    ctc: bool = True  # it had a CTC head (the run had none, or the same, where an older state.json does not say)
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Source:
     tasks: TaskSet
     tokenizer: Tokenizer
     before: Before
+    encoder: EncoderConfig
 
 
 def read_source(config: Config, tasks: TaskSet) -> Source:
@@ -73,11 +79,13 @@ def read_source(config: Config, tasks: TaskSet) -> Source:
             "(what no cut is labelled for is kept, and costs nothing)"
         )
     tokenizer = Tokenizer.load(folder / checkpoint.TOKENIZER)
-    tables = list(PLACES[theirs.model.vectors.placement])
-    strategy = theirs.model.vectors.strategy
-    if tables and strategy != config.model.vectors.strategy:
+    weights = set(checkpoint.read_names(folder / checkpoint.WEIGHTS))
+    tables = [table for table in TABLES if f"{table}.table" in weights]
+    strategy, ours = theirs.model.vectors.strategy, config.model.vectors
+    if strategy != ours.strategy and set(tables) & set(PLACES[ours.placement]):
         raise UserError(f"--training.init_from={folder}: the model has --model.vectors.strategy={strategy}")
-    return Source(folder, known, tokenizer, Before(tokenizer.vocab_size, list(known.names), tables))
+    before = Before(tokenizer.vocab_size, list(known.names), tables, "ctc.weight" in weights)
+    return Source(folder, known, tokenizer, before, theirs.model.encoder)
 
 
 def before_of(config: Config, source: Optional[Source], start: Optional[Path]) -> Optional[Before]:
@@ -102,8 +110,17 @@ def before_of(config: Config, source: Optional[Source], start: Optional[Path]) -
     return before
 
 
-def start_from(source: Source, model: Transducer, tasks: TaskSet, tokenizer: Tokenizer) -> List[str]:
-    """Load the weights of a source into a model of the run's tasks and vocabulary; returns what was added.
+def start_from(
+    source: Source,
+    model: Transducer,
+    tasks: TaskSet,
+    tokenizer: Tokenizer,
+    say: Callable[[str], None] = lambda line: None,
+) -> List[str]:
+    """Load the weights of a source into a model of the run's tasks and vocabulary; returns the added tasks and tokens.
+
+    Args:
+        say: called with a line for what the source lacks and starts new, and one for what it has and is left out.
 
     Raises:
         UserError: for a vocabulary that is not the source's with something added, or another shape of the model.
@@ -114,30 +131,96 @@ def start_from(source: Source, model: Transducer, tasks: TaskSet, tokenizer: Tok
             f"{tokenizer.vocab_size}); leave --tokenizer.model out, and its own is taken and extended"
         )
     path = source.folder / checkpoint.WEIGHTS
-    state = unfrozen_state(checkpoint.read_tensors(path), model)
-    if source.before != Before(tokenizer.vocab_size, list(tasks.names), tables_of(model)):
-        state = extended_state(state, source.before, model, tasks.names)
+    state = checkpoint.read_tensors(path)
+    state, new, left_out = matched_parts(state, model)
+    state, new_layers, lines = matched_encoder(state, source, model)
+    if new + new_layers:
+        lines.append(f"it lacks {', '.join(new + new_layers)}: new in this run")
+    if left_out:
+        lines.append(f"its {', '.join(left_out)} is left out: this run's model has none")
+    before = source.before
+    if (before.vocabulary, before.tasks) != (tokenizer.vocab_size, list(tasks.names)):
+        state = extended_state(state, before, model, tasks.names)
     problem = model.load_checkpoint_state(state)
     if problem:
         raise UserError(f"{path}: does not fit the model: {problem}")
+    for line in lines:
+        say(f"{source.folder}: {line}")
     new_tasks = [f"task {name}" for name in tasks.names if name not in source.tasks]
     return new_tasks + tokenizer.pieces(range(source.tokenizer.vocab_size, tokenizer.vocab_size))
 
 
-def unfrozen_state(state: Dict[str, Tensor], model: Transducer) -> Dict[str, Tensor]:
-    """The weights of a model whose pretrained encoder was frozen, for one that trains layers of it.
+def matched_parts(state: State, model: Transducer) -> Tuple[State, List[str], List[str]]:
+    """Weights with the auxiliary parts (`AUXILIARY`) of a model, those that are new, and those that are left out.
 
-    Layers or adapters that the smaller model left out of its checkpoint start as they were pretrained. The features at
-    the seam are others then, so vectors added to them start at zero again.
+    A part that the source lacks is taken from the model as it was built: a CTC head at random, task vectors at zero. A
+    part of which the source has some tensors only is not completed.
     """
-    wanted = model.checkpoint_state()
-    if any(name.startswith(PRETRAINED) for name in state):
-        return state
-    out = {**{name: value for name, value in wanted.items() if name.startswith(PRETRAINED)}, **state}
-    table = f"{TABLES[0]}.table"
-    if table in out and table in wanted and out[table].shape[1] != wanted[table].shape[1]:
-        out[table] = torch.zeros(len(out[table]), wanted[table].shape[1])
-    return out
+    wanted, out = model.checkpoint_state(), dict(state)
+    new, left_out = [], []
+    for part in AUXILIARY:
+        prefix = f"{part}."
+        ours, theirs = ({k: v for k, v in of.items() if k.startswith(prefix)} for of in (wanted, state))
+        if ours and not theirs:
+            new.append(f"{part} ({_count(ours)})")
+            out.update(ours)
+        elif theirs and not ours:
+            left_out.append(f"{part} ({_count(theirs)})")
+            out = {name: value for name, value in out.items() if name not in theirs}
+    return out, new, left_out
+
+
+def matched_encoder(state: State, source: Source, model: Transducer) -> Tuple[State, List[str], List[str]]:
+    """Weights with those of the pretrained encoder that the source left out of its checkpoint, because it froze them;
+    what is new, and lines about the rest.
+
+    Adapters that the source did not have start new. Where the features at the seam are others, vectors that were added
+    to them start at zero again.
+    """
+    wanted, out, new, lines = model.checkpoint_state(), dict(state), [], []
+    ours = {name: value for name, value in wanted.items() if name.startswith(PRETRAINED)}
+    for name in ours:  # peft moves a matrix that gets adapters
+        plain = name.replace(".base_layer.", ".")
+        if name not in out and plain in out:
+            out[name] = out.pop(plain)
+    adapted = {name.partition(".lora_")[0] for name in out if ".lora_" in name}
+    frozen = frozen_by(source.encoder, model.encoder.backbone)
+    missing = {name: value for name, value in ours.items() if name not in out}
+    adapters = {k: v for k, v in missing.items() if ".lora_" in k and k.partition(".lora_")[0] not in adapted}
+    layers = {k: v for k, v in missing.items() if ".lora_" not in k and frozen(k[len(PRETRAINED) :])}
+    if layers:
+        lines.append(f"it froze layers that this run trains: they start as pretrained ({_count(layers)})")
+    if adapters:
+        new.append(f"adapters ({_count(adapters)})")
+    vectors = TABLES[0]
+    kept = vectors in source.before.tables and vectors in tables_of(model)
+    if kept and seam_of(source.encoder) != seam_of(model.config.encoder):
+        lines.append(f"its {vectors} are left out and start at zero: the features that they are added to are others")
+        out.update((name, torch.zeros_like(value)) for name, value in wanted.items() if name.startswith(f"{vectors}."))
+    return {**layers, **adapters, **out}, new, lines
+
+
+def seam_of(config: EncoderConfig) -> Tuple[object, ...]:
+    """What the features at the seam are, for a pretrained encoder."""
+    return config.kind, {"frozen": list(config.layers), "split": config.split_layer}.get(config.kind)
+
+
+def frozen_by(config: EncoderConfig, backbone: Backbone) -> Callable[[str], bool]:
+    """Whether an encoder of these options leaves a weight of its backbone, by its name, out of checkpoints."""
+    if config.kind == "finetune":
+        return lambda name: False
+    if config.kind == "frozen" or config.lora_rank:
+        return lambda name: True
+    modules = {id(module): f"{name}." for name, module in backbone.named_modules()}
+    trained = [modules[id(layer)] for layer in backbone.layers[config.split_layer : backbone.highest(config.layers)]]
+    if -1 in config.layers and backbone.final_norm is not None:
+        trained.append(modules[id(backbone.final_norm)])
+    return lambda name: not name.startswith(tuple(trained))
+
+
+def _count(tensors: State) -> str:
+    """How many parameters there are, in words; what a combination of tasks has seen is none."""
+    return f"{sum(value.numel() for name, value in tensors.items() if not name.endswith('.trained')):,} parameters"
 
 
 def tables_of(model: Transducer) -> List[str]:
@@ -154,12 +237,16 @@ def extended_state(
       old logits, so its probability their geometric mean; in the joiner it is lowered by `BELOW_MEAN` besides.
     - Rows of new task vectors are zero (``sum``), or those of the same combination without the new tasks
       (``combination``): to switch a new task on changes nothing at first.
-    - Tables of vectors that the smaller model did not have at all are zero.
+    - Tables of vectors that the smaller model did not have at all are zero, and its CTC head, where it had none, is the
+      model's.
+
+    Tensors of another width stay as they are: they do not fit.
     """
     wanted = model.checkpoint_state()
     out = dict(state)
+    fits = {name for name in state if name in wanted and state[name].shape[1:] == wanted[name].shape[1:]}
     for name in VOCABULARY_ROWS:
-        if name in state and name in wanted and len(wanted[name]) > len(state[name]):
+        if name in fits and len(wanted[name]) > len(state[name]):
             out[name] = _with_mean_rows(state[name], len(wanted[name]), model.predictor.blank_id)
     if "joiner.output.bias" in out:
         out["joiner.output.bias"][before.vocabulary :] -= BELOW_MEAN
@@ -169,6 +256,8 @@ def extended_state(
         for key, keep_new in ((f"{table}.table", vectors.strategy == "combination"), (f"{table}.trained", False)):
             rows = torch.zeros_like(wanted[key])
             if table in before.tables:
+                if key not in fits:
+                    continue
                 kept = old_rows >= 0 if keep_new else (old_rows >= 0) & ~is_new
                 rows[kept] = state[key][old_rows[kept]]
             out[key] = rows

@@ -29,6 +29,7 @@ class Encoder(nn.Module, ABC):
         output_dim: C of the output.
         frame_shift: seconds between frames at the seam.
         output_frame_shift: seconds between frames of the output.
+        highest_layer: number of the highest layer of the backbone that runs; nothing reads those above it.
     """
 
     feature_dim: int
@@ -40,6 +41,7 @@ class Encoder(nn.Module, ABC):
         self.stack = stack
         self.frame_shift = backbone.frame_shift
         self.output_frame_shift = backbone.frame_shift * stack
+        self.highest_layer = len(backbone.layers)
 
     @abstractmethod
     def extract(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tuple[Tensor, Tensor]:
@@ -86,6 +88,10 @@ class Encoder(nn.Module, ABC):
 
     def frozen_prefixes(self) -> Tuple[str, ...]:
         """Prefixes of the ``state_dict`` keys that training never changes, so that checkpoints need not hold them."""
+        return ()
+
+    def unread_prefixes(self) -> Tuple[str, ...]:
+        """Prefixes of ``state_dict`` keys that older versions saved although nothing reads these weights."""
         return ()
 
     def forward(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
@@ -167,14 +173,17 @@ class Backbone(nn.Module, ABC):
     def layer_arguments(self, x: Tensor, mask: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
         """Keyword arguments of every layer, for x (N, T, C) and mask (N, T) true on valid frames."""
 
+    def highest(self, wanted: Sequence[int]) -> int:
+        """The number of the highest layer that the ``wanted`` hidden states need (see ``EncoderConfig.layers``)."""
+        return len(self.layers) if -1 in wanted else max(wanted)
+
     def run_layers(self, x: Tensor, wanted: Sequence[int], arguments: Dict[str, Any], first: int = 0) -> List[Tensor]:
         """Run the layers up to the highest wanted one on x (N, T, C), each with the keyword ``arguments``.
 
         ``first``: x is the hidden state of this number, and only the layers above it are run.
         """
-        highest = len(self.layers) if -1 in wanted else max(wanted)
         kept = {first: x}
-        for number, layer in enumerate(self.layers[first:highest], start=first + 1):
+        for number, layer in enumerate(self.layers[first : self.highest(wanted)], start=first + 1):
             run = partial(transformer_layer, layer, arguments=arguments)
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(run, x, use_reentrant=False)

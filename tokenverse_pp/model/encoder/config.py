@@ -22,7 +22,8 @@ class EncoderConfig:
         layers: ``frozen`` and ``split``: the hidden states that the context network sees. 0 is the input of the
             lowest layer, n the output of layer n (without the final norm), -1 the output of the highest after the
             final norm. Each goes through a LayerNorm without parameters, then they are concatenated. ``frozen``:
-            these are the features at the seam; ``split``: none is below ``split_layer``.
+            these are the features at the seam; ``split``: none is below ``split_layer``, and only the layers up to
+            the highest of them are trained (the final norm only with -1).
         split_layer: ``split`` only: the number of the hidden state at the seam.
         stack: frames joined into one, 1 or 2. ``frozen`` and ``split``: before the context network. ``finetune``:
             after the transformer, and nothing follows, so the output dimension doubles.

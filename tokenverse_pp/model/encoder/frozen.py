@@ -25,6 +25,7 @@ class FrozenEncoder(Encoder):
         super().__init__(backbone, config.stack)
         backbone.requires_grad_(False).eval()
         self.layers = tuple(config.layers)
+        self.highest_layer = backbone.highest(self.layers)
         self.feature_dim = backbone.hidden_size * len(self.layers)
         self.output_dim = config.context_dim
         self.context = context_network(config, self.feature_dim * config.stack)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from tokenverse_pp.compat import float32_argument, quiet_transformers
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import UserError, one_line
 from tokenverse_pp.model.encoder.base import Backbone
 from tokenverse_pp.model.encoder.config import EncoderConfig
 from tokenverse_pp.model.encoder.wav2vec2 import Wav2Vec2Backbone, WavLMBackbone
@@ -85,7 +85,7 @@ def _from_pretrained(loader: Callable[..., Any], name: str, **arguments: Any) ->
             return loader(name, local_files_only=True, **arguments)
         except LOADING_ERRORS as error:
             if Path(name).is_dir():
-                raise UserError(f"encoder.name: cannot load folder {name}: {_one_line(error)}") from error
+                raise UserError(f"encoder.name: cannot load folder {name}: {one_line(error)}") from error
         if not hub_reachable():
             raise UserError(
                 f"encoder.name: there is no folder {name}, and the Hugging Face hub cannot be reached "
@@ -94,7 +94,7 @@ def _from_pretrained(loader: Callable[..., Any], name: str, **arguments: Any) ->
         try:
             return loader(name, **arguments)
         except LOADING_ERRORS as error:
-            raise UserError(f"encoder.name: {name} is neither a folder nor on the hub: {_one_line(error)}") from error
+            raise UserError(f"encoder.name: {name} is neither a folder nor on the hub: {one_line(error)}") from error
 
 
 def hub_reachable() -> bool:
@@ -108,8 +108,3 @@ def hub_reachable() -> bool:
     except OSError:
         return False
     return True
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:200] + ".."

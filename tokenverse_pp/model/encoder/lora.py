@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 from torch import nn
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import UserError, one_line
 from tokenverse_pp.model.encoder.base import Backbone
 from tokenverse_pp.model.encoder.config import EncoderConfig
 
@@ -15,22 +15,31 @@ PROJECTIONS = r".*layers\.({})\.(attention|self_attn)\.(q_proj|k_proj|v_proj|out
 FEED_FORWARD = r".*layers\.({})\.(fc1|fc2|feed_forward\.(intermediate|output)_dense)"
 
 
-def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0) -> None:
+def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0, last: Optional[int] = None) -> None:
     """Freeze a backbone and put adapters beside its matrices, as ``config.lora_*`` says; at first they change nothing.
 
-    ``first``: the number of the lowest layer, counted from 0, that takes adapters.
+    Args:
+        first: the number of the lowest layer, counted from 0, that takes adapters.
+        last: the number of the first layer above it that takes none; None: all above do.
 
     Raises:
-        UserError: without peft, or for WavLM, whose attention uses the weights of its projections directly.
+        UserError: without peft, for WavLM, whose attention uses the weights of its projections directly, and where no
+            layer is left.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UserError("--model.encoder.lora_rank: needs peft: pip install 'tokenverse_pp[lora]'") from None
+    except Exception as error:  # a peft that is there may fail in other ways than ImportError
+        said = f"--model.encoder.lora_rank: needs peft ({one_line(error)}): pip install 'tokenverse_pp[lora]'"
+        raise UserError(said) from None
     if type(backbone).__name__ == "WavLMBackbone":
         raise UserError("--model.encoder.lora_rank: WavLM's attention takes no adapters; use wav2vec2 or HuBERT models")
+    numbers = "|".join(str(number) for number in range(first, len(backbone.layers) if last is None else last))
+    if not numbers:
+        raise UserError(
+            f"--model.encoder.lora_rank={config.lora_rank}: no layer runs above "
+            f"--model.encoder.split_layer={first}: --model.encoder.layers names none"
+        )
     backbone.requires_grad_(False)
-    numbers = "|".join(str(number) for number in range(first, len(backbone.layers)))
     targets = PROJECTIONS.format(numbers)
     if config.lora_feed_forward:
         targets = f"({targets})|({FEED_FORWARD.format(numbers)})"

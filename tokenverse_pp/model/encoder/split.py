@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenverse_pp.model.encoder.base import Backbone, Encoder
 from tokenverse_pp.model.encoder.config import EncoderConfig
@@ -17,6 +17,9 @@ from tokenverse_pp.model.masks import ChunkOptions
 
 class SplitEncoder(Encoder):
     """First half: the layers up to ``EncoderConfig.split_layer``, frozen. Second half: those above, a context network.
+
+    Trained are the layers up to the highest one that ``EncoderConfig.layers`` names, and the final norm only with -1:
+    nothing reads what lies above, and DDP does not take parameters without a gradient.
 
     Between `FinetuneEncoder` and `FrozenEncoder`: the features at the seam can be stored, as the frozen kind's can, and
     the upper layers are trained, as a whole or through adapters (``lora_rank``). The context network sees the hidden
@@ -31,20 +34,27 @@ class SplitEncoder(Encoder):
         self.feature_dim = backbone.hidden_size
         self.output_dim = config.context_dim
         backbone.gradient_checkpointing = config.gradient_checkpointing
+        self.highest_layer = backbone.highest(self.layers)
         backbone.requires_grad_(False)
         if config.lora_rank:
-            add_lora(backbone, config, self.split_layer)
+            add_lora(backbone, config, self.split_layer, self.highest_layer)
         else:
-            backbone.layers[self.split_layer :].requires_grad_(True)
-            if backbone.final_norm is not None:
-                backbone.final_norm.requires_grad_(True)
+            for module in self._upper():
+                module.requires_grad_(True)
         self.context = context_network(config, backbone.hidden_size * len(self.layers) * config.stack)
+
+    def _upper(self) -> List[nn.Module]:
+        """The layers above the seam that run, and the final norm if it does."""
+        upper: List[nn.Module] = list(self.backbone.layers[self.split_layer : self.highest_layer])
+        if -1 in self.layers and self.backbone.final_norm is not None:
+            upper.append(self.backbone.final_norm)
+        return upper
 
     def train(self, mode: bool = True) -> SplitEncoder:
         """Set the mode of the second half; the frozen layers, position embedding and convolutions stay in eval mode."""
         super().train(mode)
         self.backbone.eval()
-        for layer in self.backbone.layers[self.split_layer :]:
+        for layer in self.backbone.layers[self.split_layer : self.highest_layer]:
             layer.train(mode)
         self.backbone.training = mode  # gradient checkpointing asks it
         return self
@@ -79,6 +89,15 @@ class SplitEncoder(Encoder):
         """The pretrained weights that training does not change: all but the upper layers, or all but the adapters."""
         trained = {name for name, parameter in self.backbone.named_parameters() if parameter.requires_grad}
         if not trained:  # adapters that have been merged: the upper layers are no longer the pretrained ones
-            upper = {id(p) for layer in self.backbone.layers[self.split_layer :] for p in layer.parameters()}
+            layers = self.backbone.layers[self.split_layer : self.highest_layer]
+            upper = {id(p) for layer in layers for p in layer.parameters()}
             trained = {name for name, parameter in self.backbone.named_parameters() if id(parameter) in upper}
         return tuple(f"backbone.{name}" for name in self.backbone.state_dict() if name not in trained)
+
+    def unread_prefixes(self) -> Tuple[str, ...]:
+        """The layers above the highest wanted one, and the final norm without -1: they once counted as trained."""
+        unread: List[nn.Module] = list(self.backbone.layers[self.highest_layer :])
+        if -1 not in self.layers and self.backbone.final_norm is not None:
+            unread.append(self.backbone.final_norm)
+        ids = {id(module) for module in unread}
+        return tuple(f"backbone.{name}." for name, module in self.backbone.named_modules() if id(module) in ids)

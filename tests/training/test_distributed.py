@@ -1,0 +1,125 @@
+"""Several processes: whatever the encoder's kind, each trained parameter has a gradient in every step, as DDP wants."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from lhotse import CutSet
+from toy_runs import finish, read_cuts, start, toy_options, toy_parts
+
+from tokenverse_pp.training import checkpoint
+from tokenverse_pp.training.distributed import World
+from tokenverse_pp.training.freezing import FreezeSchedule
+from tokenverse_pp.training.optim import make_optimizer
+from tokenverse_pp.training.steps import Stepper
+
+# name -> options of model.encoder; the encoder has four layers.
+KINDS = {
+    "finetune": {},
+    "finetune, lower layers frozen": {"freeze_layers": 2, "freeze_feature_encoder": "true", "stack": 2},
+    "finetune, adapters": {"lora_rank": 2},
+    "frozen": {"kind": "frozen", "layers": [2, -1]},
+    "split, final norm": {"kind": "split", "split_layer": 2, "layers": [3, -1]},
+    "split, layer of the seam": {"kind": "split", "split_layer": 2, "layers": [2]},
+    "split, one layer": {"kind": "split", "split_layer": 1, "layers": [2]},
+    "split, inner layers": {"kind": "split", "split_layer": 1, "layers": [2, 3], "gradient_checkpointing": "true"},
+    "split, top without its norm": {"kind": "split", "split_layer": 0, "layers": [4, 1]},
+    "split, adapters": {"kind": "split", "split_layer": 1, "layers": [1, 2], "lora_rank": 2},
+    "split, all adapters": {
+        "kind": "split",
+        "split_layer": 1,
+        "layers": [-1],
+        "lora_rank": 2,
+        "lora_feed_forward": "true",
+    },
+}
+CONTEXT = {"context_layers": 1, "context_dim": 16, "context_heads": 2, "context_ffn": 24, "context_kernel": 5}
+
+
+def save_sizes(folder, stable):
+    """The folder of a tiny wav2vec2 of four layers: only its sizes."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
+    front = {"conv_dim": [8, 8], "conv_kernel": [80, 8], "conv_stride": [40, 8], "num_feat_extract_layers": 2}
+    style = {"do_stable_layer_norm": stable, "feat_extract_norm": "layer" if stable else "group"}
+    positions = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+    config = {"model_type": "wav2vec2", "architectures": ["Wav2Vec2Model"], **sizes, **front, **style, **positions}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(
+    scope="module", params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["final norm", "no final norm"]
+)
+def encoder(request, tmp_path_factory):
+    return save_sizes(tmp_path_factory.mktemp("wav2vec2"), request.param)
+
+
+def options_of(kind, folder):
+    options = {"name": folder, **CONTEXT, **KINDS[kind]}
+    if options.get("lora_rank") and importlib.util.find_spec("peft") is None:
+        pytest.skip("needs peft")
+    return {f"model__encoder__{key}": value for key, value in options.items()}
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A process group of one: DDP finds parameters without a gradient there too."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ddp_steps_with_every_kind_of_encoder(tiny_corpus, encoder, alone, kind):
+    parts = toy_parts(tiny_corpus, **options_of(kind, encoder), model__loss__ctc_scale=0.3)
+    trained = {name for name, parameter in parts.model.named_parameters() if parameter.requires_grad}
+    model = torch.nn.parallel.DistributedDataParallel(parts.model.train())
+    optimizer = make_optimizer(parts.model, parts.config.optim, ())
+    stepper = Stepper(model, optimizer, parts.config, World())
+    cuts = sorted(read_cuts(tiny_corpus), key=lambda cut: cut.duration)[:2]
+    for step in range(3):
+        assert not stepper([parts.dataset[CutSet.from_cuts(cuts)]], step).skipped
+    counts = {len(stepper.optimizer.state[p]) for p in stepper.parameters}
+    assert counts == {3} and trained  # step and two moments: AdamW has a state where it has seen a gradient
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("split")])
+def test_nothing_above_the_highest_wanted_layer_is_trained_or_saved(tiny_corpus, encoder, kind):
+    options = options_of(kind, encoder)
+    model = toy_parts(tiny_corpus, **options).model
+    layers, seam = options["model__encoder__layers"], options["model__encoder__split_layer"]
+    top = 4 if -1 in layers else max(layers)
+    numbers = {
+        int(name.split(".layers.")[1].split(".")[0])
+        for name in model.checkpoint_state()
+        if name.startswith("encoder.backbone.") and ".layers." in name
+    }
+    assert numbers == set(range(seam, top))
+    saved_norm = any(name.startswith("encoder.backbone.encoder.layer_norm.") for name in model.checkpoint_state())
+    stable = model.encoder.backbone.final_norm is not None
+    assert saved_norm == (stable and -1 in layers and not options.get("model__encoder__lora_rank"))
+    # Older versions saved these: they load, and are not taken for something else.
+    old = {f"encoder.backbone.encoder.layers.{number}.final_layer_norm.bias": torch.ones(16) for number in range(4)}
+    if stable:
+        old["encoder.backbone.encoder.layer_norm.bias"] = torch.ones(16)
+    for name, value in old.items():
+        read = int(name.split(".")[4]) < top if ".layers." in name else -1 in layers
+        problem = model.load_checkpoint_state({**{name: value}, **model.checkpoint_state()})
+        assert (problem is None) == (not read or name in model.checkpoint_state()), name
+    whole = {name for name, p in model.encoder.backbone.named_parameters() if p.requires_grad}
+    if whole:  # the schedule counts from the highest layer that runs
+        FreezeSchedule(model, [[0, 1]]).apply(0)
+        now = {name for name, p in model.encoder.backbone.named_parameters() if p.requires_grad}
+        assert now == {name for name in whole if f".layers.{top - 1}." in name or "encoder.layer_norm." in name}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["finetune", "frozen", "split, inner layers", "split, adapters"])
+def test_two_ranks_train_every_kind_of_encoder(tiny_corpus, tmp_path, kind):
+    folder = save_sizes(tmp_path, stable=True)
+    changes = {"data__valid": [], "data__max_cuts": 2, "training__max_steps": 3, **options_of(kind, folder)}
+    done = finish(start("train.py", *toy_options(tiny_corpus, tmp_path / "exp", **changes), ranks=2))
+    assert done.code == 0, done.stderr
+    assert (tmp_path / "exp" / "model" / checkpoint.WEIGHTS).is_file()
