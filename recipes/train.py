@@ -17,10 +17,11 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.cli.errors import report_errors
 from tokenverse_pp.config import Config, parse_config
-from tokenverse_pp.dataset import Activation, TransducerDataset, Usable, check_recording
+from tokenverse_pp.dataset import FEATURES, Activation, TransducerDataset, Usable, check_recording
+from tokenverse_pp.manifests.access import allow_sources, check_access
 from tokenverse_pp.manifests.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
-from tokenverse_pp.tasks import TaskSet, load_plugins
+from tokenverse_pp.tasks import TaskSet, build_tasks, load_plugins
 from tokenverse_pp.tokenizer import Tokenizer
 from tokenverse_pp.training.chunks import training_chunks
 from tokenverse_pp.training.data import TrainSampler, load_cuts, make_frames_of
@@ -29,7 +30,7 @@ from tokenverse_pp.training.loop import Trainer, set_threads
 from tokenverse_pp.training.peers import join_watch, looking_after
 from tokenverse_pp.training.resume import find_start
 from tokenverse_pp.training.rounds import open_rounds
-from tokenverse_pp.training.setup import build_model, get_tokenizer, tasks_of
+from tokenverse_pp.training.setup import build_model, get_tokenizer
 from tokenverse_pp.training.sources import open_source
 from tokenverse_pp.training.transfer import before_of, read_source
 from tokenverse_pp.training.validate import Validator
@@ -41,7 +42,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     set_threads(config.training.threads)
     world = start_world()
     watch = join_watch(world.rank, world.size, config.training.peer_timeout) if world.size > 1 else None
-    with looking_after(watch):
+    with looking_after(watch), allow_sources(config.data.allow_commands, config.data.allow_urls):
         train(config, world)
     stop_world()
 
@@ -49,7 +50,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 def train(config: Config, world: World) -> Path:
     """Train as the configuration says; returns the folder of the final model."""
     config.tasks.plugins = load_plugins(config.tasks.plugins)
-    tasks = tasks_of(config.tasks)
+    tasks = build_tasks(config.tasks.names, config.tasks.options())
     rounds = open_rounds(config.data, config.training.seed)
     valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else None
     if config.data.validate:
@@ -93,6 +94,8 @@ def check_data(config: Config, tasks: TaskSet) -> None:
         for cut in load_cuts([path]):
             if config.data.stored_features:
                 check_origin(cut, config.model.encoder)
+                stored = [value for key, value in (cut.custom or {}).items() if key.startswith(FEATURES)]
+                check_access(stored, f"cut {cut.id}")
             else:
                 check_recording(cut)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -55,6 +56,29 @@ def write_text(path: PathLike, text: str) -> None:
 def write_json(path: PathLike, data: Any) -> None:
     """`write_text` of indented JSON; NaN and infinities are refused (ValueError), since JSON has none."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def json_of(text: str, where: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        UserError: where it is no JSON, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:  # also a number of thousands of digits
+        raise UserError(f"{where}: not JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{where}: JSON nested too deeply") from None
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can hold: neither NaN, nor infinite, nor true, nor a whole number of
+    hundreds of digits, which JSON can hold."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def feed(digest: Any, path: PathLike) -> int:

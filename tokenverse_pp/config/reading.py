@@ -6,13 +6,15 @@ import contextlib
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Sequence, Union
+from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Union
 
 import yaml
 
 from tokenverse_pp.config.checks import check_activation, check_config
 from tokenverse_pp.config.sections import Config
 from tokenverse_pp.errors import UserError
+
+MOST_VALUES = 100_000  # of a configuration
 
 
 def parse_config(argv: Optional[Sequence[str]] = None, description: str = "") -> Config:
@@ -57,10 +59,43 @@ def from_dict(source: Union[str, Dict[str, Any]]) -> Config:
     Raises:
         UserError: for a key that no section has.
     """
-    data = yaml.safe_load(source) if isinstance(source, str) else source
+    data = yaml_of(source) if isinstance(source, str) else source
     if isinstance(data, dict):
         data = {key: value for key, value in data.items() if key != "config"}
     return _build(Config, data, "")
+
+
+def yaml_of(text: str) -> Any:
+    """The value of a YAML text: plain data, and not more than `MOST_VALUES` of it.
+
+    Raises:
+        UserError: where it is no YAML, names objects of Python, is nested too deeply or too large: an alias (``*a``)
+            in an alias multiplies what a few lines hold.
+    """
+    try:
+        data = yaml.safe_load(text)
+        _count(data, 0)
+    except yaml.YAMLError as error:
+        raise UserError(f"not YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise UserError("not a configuration: nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits, a date that there is not
+        raise UserError(f"not YAML: {str(error).splitlines()[0]}") from None
+    return data
+
+
+def _count(data: Any, count: int) -> int:
+    """``count`` and the values in data (raises UserError where they are too many)."""
+    if count > MOST_VALUES:
+        raise UserError(f"not a configuration: more than {MOST_VALUES} values")
+    parts: Iterable[Any] = ()
+    if isinstance(data, dict):
+        parts = [*data.keys(), *data.values()]
+    elif isinstance(data, (list, tuple, set)):
+        parts = data
+    for part in parts:
+        count = _count(part, count + 1)
+    return count
 
 
 def _build(cls: Any, data: Any, where: str) -> Any:
@@ -77,6 +112,22 @@ def _build(cls: Any, data: Any, where: str) -> Any:
     return cls(**values)
 
 
+def check_types(config: Config) -> None:
+    """See that values are of their options' types (raises UserError).
+
+    `tasks.settings` is looked at here alone: its values are of any type, and of a mapping with ``class_path`` in it
+    jsonargparse would import the module.
+    """
+    values = dataclasses.asdict(config)
+    settings = values["tasks"].pop("settings")
+    if not isinstance(settings, dict) or not all(isinstance(options, dict) for options in settings.values()):
+        raise UserError(f"tasks.settings: expected mappings of options by task, found {repr(settings)[:200]}")
+    if not all(isinstance(key, str) for options in [settings, *settings.values()] for key in options):
+        raise UserError("tasks.settings: expected names of tasks and options")
+    with type_errors():
+        make_parser().parse_object(values)
+
+
 def save_config(config: Config, path: Union[str, Path]) -> None:
     """Write the resolved configuration as YAML."""
     Path(path).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
@@ -90,12 +141,11 @@ def load_config(path: Union[str, Path]) -> Config:
     """
     try:
         config = from_dict(Path(path).read_text(encoding="utf-8"))
-        with type_errors():
-            make_parser().parse_object(dataclasses.asdict(config))
+        check_types(config)
         return check_config(config)
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not YAML: {error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -31,6 +31,8 @@ class DataConfig:
     max_seconds: float = 30.0  # longer ones too
     max_tokens: Optional[int] = None  # and those whose target, with the tokens of all their tasks, is longer
     validate: bool = True  # see to labels and audio files of all cuts before training starts
+    allow_commands: bool = False  # run shell commands that manifests name as sources of audio (docs/security.md)
+    allow_urls: bool = False  # open URLs that manifests name
 
 
 @dataclass

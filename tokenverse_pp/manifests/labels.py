@@ -15,6 +15,7 @@ from lhotse.cut import Cut
 from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import is_finite
 from tokenverse_pp.manifests.audio import TOLERANCE as AUDIO_TOLERANCE
 from tokenverse_pp.manifests.audio import check_audio as audio_problems
 from tokenverse_pp.manifests.ids import NameSet
@@ -204,7 +205,7 @@ def _check_times(supervisions: Sequence[SupervisionSegment], cut_duration: float
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_finite(value)
 
 
 def _is_unicode(text: str) -> bool:

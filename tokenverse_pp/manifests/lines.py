@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import gzip
 import os
-import re
 import zlib
 from pathlib import Path
 from typing import BinaryIO, Callable, Iterator, Optional, Tuple, Union, cast
 
+from tokenverse_pp.errors import CONTROL as CONTROL
 from tokenverse_pp.errors import UserError
 
 PathLike = Union[str, "os.PathLike[str]"]
 MAX_LINE = 32 * 2**20  # bytes; a cut of some hours with an alignment of every word has about a tenth of it
 PROGRESS_STEP = 500  # lines between two reports of progress
-CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")  # control characters, and halves of surrogate pairs
 _BOM = b"\xef\xbb\xbf"
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Iterator
 
 from lhotse import CutSet, load_manifest
 from lhotse.cut import Cut, MixedCut
 from lhotse.serialization import deserialize_item
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import json_of
 from tokenverse_pp.manifests.lines import CONTROL, PathLike, text_lines
 
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz")
@@ -28,20 +28,6 @@ def read_cuts(path: PathLike) -> Iterator[Cut]:
     if not Path(path).is_file():
         raise UserError(f"{name}: no such file; expected a cut manifest")
     return _read_lines(name) if name.endswith((".jsonl", ".jsonl.gz")) else _read_whole(name)
-
-
-def json_of(text: str, where: str) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        UserError: where it is no JSON, or nested deeper than Python reads.
-    """
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from None
-    except RecursionError:
-        raise UserError(f"{where}: JSON nested too deeply") from None
 
 
 def _read_lines(name: str) -> Iterator[Cut]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.files import PathLike
+from tokenverse_pp.files import PathLike, json_of
 
 
 def read_beside(hyps: PathLike) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
@@ -31,10 +30,7 @@ def _lines(path: Path) -> List[str]:
 
 
 def _object(path: Path, content: str, keys: set) -> Dict[str, Any]:
-    try:
-        found = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
+    found = json_of(content, str(path))
     if not isinstance(found, dict) or not keys <= set(found):
         with_keys = f" with {' and '.join(sorted(keys))}" if keys else ""
         raise UserError(f"{path}: expected an object{with_keys}, as decode.py writes it")
