@@ -28,6 +28,7 @@ from tokenverse_pp.decoding import DecodeOptions, Outcome, check_ids, choose_tas
 from tokenverse_pp.decoding.parts import Parts
 from tokenverse_pp.decoding.vector_scale import read_scales
 from tokenverse_pp.files import write_json, write_text
+from tokenverse_pp.manifests.access import check_access
 from tokenverse_pp.manifests.labels import validate_cuts
 from tokenverse_pp.manifests.reading import read_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
@@ -151,6 +152,9 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: World) -> bool:
     corpora: Dict[str, str] = {}
     cuts = read_all(given["cut_files"], corpora)[: given["first"]]
     check_cuts(cuts, loaded, options)
+    if given["report"] and given["embed_audio"] and options.stored_features:
+        for cut in cuts:
+            check_access(cut)
     loaded.model.to(world.device)
     folder: Path = given["output_dir"]
     parts = Parts(folder / "parts")

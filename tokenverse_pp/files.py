@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Iterator, Union
+from typing import Any, Iterable, Iterator, Union
 
 from tokenverse_pp.errors import UserError
 
@@ -56,6 +56,21 @@ def write_text(path: PathLike, text: str) -> None:
 def write_json(path: PathLike, data: Any) -> None:
     """`write_text` of indented JSON; NaN and infinities are refused (ValueError), since JSON has none."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_links(paths: Iterable[Path]) -> None:
+    """See that no file of a model's folder is a link to somewhere else: what it points at would be copied along.
+
+    Links inside the folder are followed, and those of the hub's cache (``snapshots/../blobs``).
+
+    Raises:
+        UserError: naming the link.
+    """
+    for path in sorted(paths):
+        whole = path.parent.resolve()
+        holder = next((parent for parent in whole.parents if parent.name.startswith("models--")), whole)
+        if path.is_symlink() and holder not in path.resolve().parents:
+            raise UserError(f"{path}: a link to {path.resolve()}, which is not in its folder, so it is not copied")
 
 
 def json_of(text: str, where: str) -> Any:
