@@ -31,9 +31,10 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # of two letters or more: C: is a drive
 MOST = 200  # characters of a source in a message
 PIPE = "pipe:"  # lhotse runs what follows
-NOT_RUN = "which is not run without --allow-commands (in training: data.allow_commands)"
-NOT_READ = "is not read without --allow-commands (in training: data.allow_commands)"
-NOT_OPENED = "which is not opened without --allow-urls (in training: data.allow_urls)"
+ALLOW_COMMANDS = "--allow-commands (training: data.allow_commands; Python: allow_sources)"
+NOT_RUN = f"which is not run without {ALLOW_COMMANDS}"
+NOT_READ = f"is not read without {ALLOW_COMMANDS}"
+NOT_OPENED = "which is not opened without --allow-urls (training: data.allow_urls; Python: allow_sources)"
 SHELL_SIGNS = re.compile(r"""[;&|<>()$`\\"'*?\[\]{}#~!%^\n\r]""")
 
 

@@ -98,8 +98,11 @@ def _row_of(line: bytes, where: str) -> Row:
 
 def _scan_whole(name: str) -> Iterator[Row]:
     for number, cut in enumerate(read_cuts(name), start=1):
-        data = cut.to_dict()
-        yield Row(f"{name}, cut number {number}", row_bytes(data), data)
+        data, where = cut.to_dict(), f"{name}, cut number {number}"
+        try:
+            yield Row(where, row_bytes(data), data)
+        except TypeError as error:  # bytes and dates, which YAML has
+            yield Row(where, b"", {}, f"holds what JSON cannot: {error}")
 
 
 def cut_of(data: Dict[str, Any], where: str) -> Any:

@@ -88,6 +88,8 @@ def _write_cut(writer: SharWriter, cut: Cut, audio: str, path: str) -> None:
     problems += check_files(cut) if audio != "none" else []
     if problems:
         raise UserError(f"{path}: cut {cut.id}: {problems[0]}")
+    if audio != "none" and any(source.type == "command" for source in cut.recording.sources):
+        raise UserError(f"{path}: cut {cut.id}: Shar takes no output of commands; write it to files first")
     if audio == "none":
         cut = dataclasses.replace(cut, recording=None)  # lhotse would let it point at the wrong seconds
     try:

@@ -95,7 +95,7 @@ def read_folder(folder: Union[str, Path], check_files: bool = True) -> Descripti
     folder = Path(folder)
     path = folder / DESCRIPTION
     try:
-        data = json_of(path.read_text(encoding="utf-8"), str(path))
+        data = json_of(path.read_text(encoding="utf-8"), f"{path}: cannot be read")
     except FileNotFoundError:
         raise UserError(
             f"{folder}: no exported model: it has no {DESCRIPTION} (`tokenverse-pp export` makes one)"
