@@ -27,6 +27,7 @@ from tokenverse_pp.cli.options import plugin_options, source_options
 from tokenverse_pp.decoding import DecodeOptions, Outcome, check_ids, choose_tasks, decode_all
 from tokenverse_pp.decoding.parts import Parts
 from tokenverse_pp.decoding.vector_scale import read_scales
+from tokenverse_pp.errors import printable
 from tokenverse_pp.files import write_json, write_text
 from tokenverse_pp.manifests.access import check_access
 from tokenverse_pp.manifests.labels import validate_cuts
@@ -243,8 +244,9 @@ def show_examples(cuts: Sequence[Cut], hyps: Mapping[str, Any], tasks: TaskSet) 
     """Print references beside hypotheses."""
     for cut in cuts:
         labelled = ", ".join((cut.custom or {}).get("tasks", ()))
-        click.echo(f"\n{cut.id} ({cut.duration:.1f} s; labelled for {labelled})")
-        click.echo(f"  reference:  {tasks.render(transcript_of(cut, tasks))}\n  hypothesis: {hyps[cut.id]['text']}")
+        head = f"\n{cut.id} ({cut.duration:.1f} s; labelled for {labelled})"
+        ref, hyp = tasks.render(transcript_of(cut, tasks)), hyps[cut.id]["text"]
+        click.echo(printable(f"{head}\n  reference:  {ref}\n  hypothesis: {hyp}"))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from lhotse.cut import Cut
 from tokenverse_pp.cli.errors import report_errors
 from tokenverse_pp.config import Config, parse_config
 from tokenverse_pp.dataset import FEATURES, Activation, TransducerDataset, Usable, check_recording
+from tokenverse_pp.errors import printable
 from tokenverse_pp.manifests.access import allow_sources, check_access
 from tokenverse_pp.manifests.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
@@ -64,7 +65,7 @@ def train(config: Config, world: World) -> Path:
     model = build_model(config, tasks, tokenizer).to(world.device)
     activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)
     dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features, training_chunks(config))
-    say = (lambda line: print(line, file=sys.stderr)) if world.is_first else (lambda line: None)
+    say = (lambda line: print(printable(line), file=sys.stderr)) if world.is_first else (lambda line: None)
     limits = config.data
     frames_of = make_frames_of(model.encoder)
     usable = Usable(dataset, frames_of, limits.min_seconds, limits.max_seconds, say, limits.max_tokens)

@@ -80,4 +80,6 @@ def samples_of(path: str) -> Any:
 
 def line_of(event: Dict[str, Any]) -> str:
     """An event for people."""
-    return f"{event['time']:9.2f}  {event['kind']:7}  {event['text']}"
+    from tokenverse_pp.errors import printable
+
+    return printable(f"{event['time']:9.2f}  {event['kind']:7}  {event['text']}")

@@ -135,16 +135,17 @@ def list_tasks(model: Optional[str], trust_plugins: bool = False) -> None:
     """Print the tasks, languages and entity types of a model, which is not loaded."""
     from tokenverse_pp.api.locate import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import known_tasks, options_of_task
+    from tokenverse_pp.errors import printable
 
     if model is None:
         click.echo(f"model: {ABOUT_DEFAULT}", err=True)
     tasks = known_tasks(model or DEFAULT, trust_plugins)
     for task in tasks.tasks:
         tokens = " ".join(task.symbols) or "the words"
-        click.echo(f"{task.name:6} {tokens}")
+        click.echo(printable(f"{task.name:6} {tokens}"))
     languages = options_of_task(tasks, "lid", "languages")
     if languages:
-        click.echo(f"languages: {', '.join(languages)}")
+        click.echo(printable(f"languages: {', '.join(languages)}"))
 
 
 def split(names: str) -> Tuple[str, ...]:

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, List, Optional, Union
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import UserError, printable
 from tokenverse_pp.runtime.folder import read_folder
 from tokenverse_pp.runtime.runtime import Runtime
 from tokenverse_pp.search.options import SearchOptions
@@ -40,7 +40,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         line = transcript.raw
         if args.format == "json":
             line = json.dumps({"path": path, **transcript.to_dict()}, ensure_ascii=False)
-        print(line, flush=True)
+        print(printable(line) if sys.stdout.isatty() else line, flush=True)
     return code
 
 

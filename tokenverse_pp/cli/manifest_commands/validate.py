@@ -25,6 +25,7 @@ def validate(cuts: Tuple[str, ...], audio: bool, list_all: bool, first: Optional
     from tqdm import tqdm
 
     from tokenverse_pp.cli.groups import EXIT_CODE
+    from tokenverse_pp.errors import printable
     from tokenverse_pp.manifests.progress import reading_bar
     from tokenverse_pp.manifests.validate import first_problems
 
@@ -35,7 +36,7 @@ def validate(cuts: Tuple[str, ...], audio: bool, list_all: bool, first: Optional
             for problem in first_problems(path, sys.maxsize if list_all else first or 1, audio, bar):
                 whole = valid = False
                 with tqdm.external_write_mode(file=sys.stderr):
-                    click.echo(f"error: {problem}", err=True)
+                    click.echo(f"error: {printable(problem)}", err=True)
             if whole:
                 with tqdm.external_write_mode():
                     click.echo(f"{path}: valid")
