@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from lhotse.cut import MixedCut
 from lhotse.serialization import deserialize_item
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.files import PathLike, replacing
+from tokenverse_pp.files import PathLike, is_finite, replacing
 from tokenverse_pp.manifests.lines import CONTROL, raw_lines, text_of
 from tokenverse_pp.manifests.reading import FORMATS, json_of, read_cuts, reason_of, shortened
 
@@ -239,9 +238,9 @@ def recordings_of(data: Dict[str, Any]) -> Iterator[str]:
 
 def duration_of(row: Row) -> float:
     """Seconds; of a mixed cut by way of lhotse (raises UserError where there are none)."""
-    seconds = row.data.get("duration") if "tracks" not in row.data else cut_of(row.data, row.where).duration
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
-        raise UserError(f"{row.where}: cut {row.id}: field 'duration': expected seconds > 0, found {seconds!r}")
+    seconds: Any = row.data.get("duration") if "tracks" not in row.data else cut_of(row.data, row.where).duration
+    if not is_finite(seconds) or seconds <= 0:
+        raise UserError(f"{row.where}: cut {row.id}: field 'duration': expected seconds > 0, found {seconds!r:.60}")
     return float(seconds)
 
 
