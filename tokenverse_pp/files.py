@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever finds half of one."""
+"""Writing files so that nobody ever finds half of one; reading JSON and YAML that anybody may have written."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Iterable, Iterator, Union
 from tokenverse_pp.errors import UserError
 
 BLOCK = 1 << 20  # bytes read at once
+MOST_VALUES = 100_000  # of a YAML text
 PathLike = Union[str, "os.PathLike[str]"]
 
 
@@ -85,6 +86,41 @@ def json_of(text: str, where: str) -> Any:
         raise UserError(f"{where}: not JSON: {error}") from None
     except RecursionError:
         raise UserError(f"{where}: JSON nested too deeply") from None
+
+
+def yaml_of(text: str) -> Any:
+    """The value of a YAML text: plain data, and not more than `MOST_VALUES` of it.
+
+    Raises:
+        UserError: where it is no YAML, names objects of Python, is nested too deeply or too large: an alias (``*a``)
+            in an alias multiplies what a few lines hold.
+    """
+    import yaml  # the ONNX runtime does without
+
+    try:
+        data = yaml.safe_load(text)
+        _count(data, 0)
+    except yaml.YAMLError as error:
+        raise UserError(f"not YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise UserError("not YAML of ours: nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits, a date that there is not
+        raise UserError(f"not YAML: {str(error).splitlines()[0]}") from None
+    return data
+
+
+def _count(data: Any, count: int) -> int:
+    """``count`` and the values in data (raises UserError where they are too many)."""
+    if count > MOST_VALUES:
+        raise UserError(f"not YAML of ours: more than {MOST_VALUES} values")
+    parts: Iterable[Any] = ()
+    if isinstance(data, dict):
+        parts = [*data.keys(), *data.values()]
+    elif isinstance(data, (list, tuple, set)):
+        parts = data
+    for part in parts:
+        count = _count(part, count + 1)
+    return count
 
 
 def is_finite(value: Any) -> bool:

@@ -6,15 +6,14 @@ import contextlib
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, Optional, Sequence, Union
 
 import yaml
 
 from tokenverse_pp.config.checks import check_activation, check_config
 from tokenverse_pp.config.sections import Config
 from tokenverse_pp.errors import UserError
-
-MOST_VALUES = 100_000  # of a configuration
+from tokenverse_pp.files import yaml_of
 
 
 def parse_config(argv: Optional[Sequence[str]] = None, description: str = "") -> Config:
@@ -63,39 +62,6 @@ def from_dict(source: Union[str, Dict[str, Any]]) -> Config:
     if isinstance(data, dict):
         data = {key: value for key, value in data.items() if key != "config"}
     return _build(Config, data, "")
-
-
-def yaml_of(text: str) -> Any:
-    """The value of a YAML text: plain data, and not more than `MOST_VALUES` of it.
-
-    Raises:
-        UserError: where it is no YAML, names objects of Python, is nested too deeply or too large: an alias (``*a``)
-            in an alias multiplies what a few lines hold.
-    """
-    try:
-        data = yaml.safe_load(text)
-        _count(data, 0)
-    except yaml.YAMLError as error:
-        raise UserError(f"not YAML: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise UserError("not a configuration: nested too deeply") from None
-    except ValueError as error:  # a number of thousands of digits, a date that there is not
-        raise UserError(f"not YAML: {str(error).splitlines()[0]}") from None
-    return data
-
-
-def _count(data: Any, count: int) -> int:
-    """``count`` and the values in data (raises UserError where they are too many)."""
-    if count > MOST_VALUES:
-        raise UserError(f"not a configuration: more than {MOST_VALUES} values")
-    parts: Iterable[Any] = ()
-    if isinstance(data, dict):
-        parts = [*data.keys(), *data.values()]
-    elif isinstance(data, (list, tuple, set)):
-        parts = data
-    for part in parts:
-        count = _count(part, count + 1)
-    return count
 
 
 def _build(cls: Any, data: Any, where: str) -> Any:

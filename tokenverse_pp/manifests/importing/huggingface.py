@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional
 
-from tokenverse_pp.config.reading import yaml_of
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import yaml_of
 from tokenverse_pp.manifests.importing.audio_out import AudioOut
 from tokenverse_pp.manifests.importing.fields import FieldMap
 from tokenverse_pp.manifests.importing.rows import BadRow, Place, Rejected, RowOrRejected
