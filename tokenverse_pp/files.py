@@ -103,16 +103,17 @@ def yaml_of(text: str) -> Any:
     except yaml.YAMLError as error:
         raise UserError(f"not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:
-        raise UserError("not YAML of ours: nested too deeply") from None
-    except ValueError as error:  # a number of thousands of digits, a date that there is not
-        raise UserError(f"not YAML: {str(error).splitlines()[0]}") from None
+        raise UserError("YAML nested too deeply") from None
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        # PyYAML does not catch what a value of the wrong kind behind a tag leads to: ``!!bool x``, a 32nd of May.
+        raise UserError(f"not YAML: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     return data
 
 
 def _count(data: Any, count: int) -> int:
     """``count`` and the values in data (raises UserError where they are too many)."""
     if count > MOST_VALUES:
-        raise UserError(f"not YAML of ours: more than {MOST_VALUES} values")
+        raise UserError(f"YAML of more than {MOST_VALUES} values")
     parts: Iterable[Any] = ()
     if isinstance(data, dict):
         parts = [*data.keys(), *data.values()]
