@@ -457,3 +457,30 @@ def test_numbers_that_no_float_holds():
     cut = make_cut("c", [{"text": "a"}], ["asr"])
     cut.supervisions[0].start = 10**400
     assert "expected seconds" in check_cut(cut)[0]
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"tasks": {"names": None}}, "tasks.names: expected a value, found null"),
+        ({"training": {"keep_last": None}}, "training.keep_last: expected a value, found null"),
+        ({"data": {"max_duration": 10**400}}, "too large"),
+    ],
+)
+def test_values_that_no_option_has(tmp_path, section, said):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(section))
+    with pytest.raises(UserError, match=said):
+        load_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("scores.json", '{"speed": {"rtf": "x"}}'), ("scores.json", "[" * 9999), ("failures.jsonl", "1")],
+)
+def test_what_lies_beside_hypotheses_is_looked_at(tmp_path, name, content):
+    hyps, cuts, page = (tmp_path / file for file in ("hyps.jsonl", "cuts.jsonl", "r.html"))
+    hyps.write_text('{"id": "c", "text": "a"}')
+    CutSet.from_cuts([make_cut("c", [{"text": "a"}], ["asr"])]).to_file(cuts)
+    (tmp_path / name).write_text(content)
+    refused = run("report", "--hyps", hyps, "--cuts", cuts, "--output", page)
+    assert refused.exit_code == 2 and f"{tmp_path / name}: " in refused.stderr and not page.exists()

@@ -57,6 +57,8 @@ def check_hypothesis(hyp: Any) -> str:
             return "field 'times': expected a list of seconds"
         if len(times) != len(tokens or ()):
             return f"field 'times': expected one a token, found {len(times)} for {len(tokens or ())} tokens"
+    if not isinstance(hyp.get("language"), (str, type(None))):
+        return f"field 'language': expected a code, found {hyp['language']!r}"
     return _check_spans(hyp)
 
 

@@ -47,6 +47,8 @@ def type_errors() -> Iterator[None]:
 
     try:
         yield
+    except OverflowError as error:  # a whole number that no float holds
+        raise UserError(f"a number is too large: {error}") from None
     except ArgumentError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(" ".join(lines[:3])) from None
@@ -90,8 +92,19 @@ def check_types(config: Config) -> None:
         raise UserError(f"tasks.settings: expected mappings of options by task, found {repr(settings)[:200]}")
     if not all(isinstance(key, str) for options in [settings, *settings.values()] for key in options):
         raise UserError("tasks.settings: expected names of tasks and options")
+    _check_nulls(config, "")
     with type_errors():
         make_parser().parse_object(values)
+
+
+def _check_nulls(section: Any, where: str) -> None:
+    """See that no option is null that cannot be, which jsonargparse lets pass (raises UserError)."""
+    for option in dataclasses.fields(section):
+        value = getattr(section, option.name)
+        if dataclasses.is_dataclass(value):
+            _check_nulls(value, f"{where}{option.name}.")
+        elif value is None and "Optional" not in str(option.type):
+            raise UserError(f"{where}{option.name}: expected a value, found null")
 
 
 def save_config(config: Config, path: Union[str, Path]) -> None:
