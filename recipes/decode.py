@@ -23,10 +23,13 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.cli.errors import report_errors
 from tokenverse_pp.cli.groups import EXIT_CODE
+from tokenverse_pp.cli.options import plugin_options, source_options
 from tokenverse_pp.decoding import DecodeOptions, Outcome, check_ids, choose_tasks, decode_all
 from tokenverse_pp.decoding.parts import Parts
 from tokenverse_pp.decoding.vector_scale import read_scales
+from tokenverse_pp.errors import printable
 from tokenverse_pp.files import write_json, write_text
+from tokenverse_pp.manifests.access import check_access
 from tokenverse_pp.manifests.labels import validate_cuts
 from tokenverse_pp.manifests.reading import read_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
@@ -36,7 +39,7 @@ from tokenverse_pp.scoring import score_hypotheses, score_table
 from tokenverse_pp.search import SearchOptions
 from tokenverse_pp.search.hotwords import read_hotwords
 from tokenverse_pp.search.options import METHODS
-from tokenverse_pp.tasks import TaskSet, load_plugins, transcript_of
+from tokenverse_pp.tasks import TaskSet, transcript_of
 from tokenverse_pp.training.data import load_cuts
 from tokenverse_pp.training.distributed import World, start_world, stop_world
 from tokenverse_pp.training.peers import join_watch, looking_after
@@ -51,7 +54,6 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @click.option("--cuts", "cut_files", required=True, multiple=True, help="CutSet to decode; may be given several times.")
 @click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="For hyps.jsonl, scores.json etc.")
 @click.option("--tasks", default="", help="Tasks to decode, e.g. asr,scd. [default: all that the model knows]")
-@click.option("--plugin", "plugins", multiple=True, help="File of tasks of your own, if not where it was in training.")
 @click.option("--method", type=click.Choice(METHODS), default="beam", show_default=True)
 @click.option("--beam", type=int, default=4, show_default=True, help="Hypotheses kept (of the beam searches).")
 @click.option("--max-symbols", type=int, default=3, show_default=True, help="Symbols a frame at most (full_beam).")
@@ -95,6 +97,8 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @click.option("--embed-audio", is_flag=True, help="Put the audio of the utterances in report.html into the page.")
 @click.option("--show", type=int, default=0, help="Print N hypotheses beside their references, those with most turns.")
 @click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")
+@plugin_options
+@source_options
 def main(**given: Any) -> None:
     """See the module's docstring."""
     if given["threads"]:
@@ -143,13 +147,15 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
 
 def run(given: Mapping[str, Any], options: DecodeOptions, world: World) -> bool:
     """Decode, score, write and print; returns whether nothing had to be refused (that the first process knows)."""
-    load_plugins(given["plugins"])
-    loaded = load_model(given["model"], given["encoder"])
+    loaded = load_model(given["model"], given["encoder"], given["trust_plugins"])
     choose_tasks(loaded.tasks, options.tasks)
     check_chunks(loaded, options)
     corpora: Dict[str, str] = {}
     cuts = read_all(given["cut_files"], corpora)[: given["first"]]
     check_cuts(cuts, loaded, options)
+    if given["report"] and given["embed_audio"] and options.stored_features:
+        for cut in cuts:
+            check_access(cut)
     loaded.model.to(world.device)
     folder: Path = given["output_dir"]
     parts = Parts(folder / "parts")
@@ -238,8 +244,9 @@ def show_examples(cuts: Sequence[Cut], hyps: Mapping[str, Any], tasks: TaskSet) 
     """Print references beside hypotheses."""
     for cut in cuts:
         labelled = ", ".join((cut.custom or {}).get("tasks", ()))
-        click.echo(f"\n{cut.id} ({cut.duration:.1f} s; labelled for {labelled})")
-        click.echo(f"  reference:  {tasks.render(transcript_of(cut, tasks))}\n  hypothesis: {hyps[cut.id]['text']}")
+        head = f"\n{cut.id} ({cut.duration:.1f} s; labelled for {labelled})"
+        ref, hyp = tasks.render(transcript_of(cut, tasks)), hyps[cut.id]["text"]
+        click.echo(printable(f"{head}\n  reference:  {ref}\n  hypothesis: {hyp}"))
 
 
 if __name__ == "__main__":

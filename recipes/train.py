@@ -18,10 +18,12 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.cli.errors import report_errors
 from tokenverse_pp.config import Config, parse_config
-from tokenverse_pp.dataset import Activation, TransducerDataset, Unknown, Usable, check_recording
+from tokenverse_pp.dataset import FEATURES, Activation, TransducerDataset, Unknown, Usable, check_recording
+from tokenverse_pp.errors import printable
+from tokenverse_pp.manifests.access import allow_sources, check_access
 from tokenverse_pp.manifests.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.manifests.stored_features import check_origin
-from tokenverse_pp.tasks import TaskSet, load_plugins
+from tokenverse_pp.tasks import TaskSet, build_tasks, load_plugins
 from tokenverse_pp.tokenizer import Tokenizer
 from tokenverse_pp.training.chunks import training_chunks
 from tokenverse_pp.training.data import TrainSampler, load_cuts, make_frames_of
@@ -30,7 +32,7 @@ from tokenverse_pp.training.loop import Trainer, set_threads
 from tokenverse_pp.training.peers import join_watch, looking_after
 from tokenverse_pp.training.resume import find_start
 from tokenverse_pp.training.rounds import open_rounds
-from tokenverse_pp.training.setup import build_model, get_tokenizer, spelled_as_before, tasks_of
+from tokenverse_pp.training.setup import build_model, get_tokenizer, spelled_as_before
 from tokenverse_pp.training.sources import open_source
 from tokenverse_pp.training.transfer import before_of, read_source
 from tokenverse_pp.training.validate import Validator
@@ -42,7 +44,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     set_threads(config.training.threads)
     world = start_world()
     watch = join_watch(world.rank, world.size, config.training.peer_timeout) if world.size > 1 else None
-    with looking_after(watch):
+    with looking_after(watch), allow_sources(config.data.allow_commands, config.data.allow_urls):
         train(config, world)
     stop_world()
 
@@ -51,7 +53,7 @@ def train(config: Config, world: World) -> Path:
     """Train as the configuration says; returns the folder of the final model."""
     config.tasks.plugins = load_plugins(config.tasks.plugins)
     config.tasks.languages = spelled_as_before(config)
-    tasks = tasks_of(config.tasks)
+    tasks = build_tasks(config.tasks.names, config.tasks.options())
     rounds = open_rounds(config.data, config.training.seed)
     valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else None
     if config.data.validate:
@@ -65,7 +67,7 @@ def train(config: Config, world: World) -> Path:
     model = build_model(config, tasks, tokenizer).to(world.device)
     activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)
     dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features, training_chunks(config))
-    say = (lambda line: print(line, file=sys.stderr)) if world.is_first else (lambda line: None)
+    say = (lambda line: print(printable(line), file=sys.stderr)) if world.is_first else (lambda line: None)
     limits = config.data
     frames_of = make_frames_of(model.encoder)
     usable = Usable(dataset, frames_of, limits.min_seconds, limits.max_seconds, say, limits.max_tokens)
@@ -98,6 +100,8 @@ def check_data(config: Config, tasks: TaskSet) -> None:
         for cut in load_cuts([path]):
             if config.data.stored_features:
                 check_origin(cut, config.model.encoder)
+                stored = [value for key, value in (cut.custom or {}).items() if key.startswith(FEATURES)]
+                check_access(stored, f"cut {cut.id}")
             else:
                 check_recording(cut)
 

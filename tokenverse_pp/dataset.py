@@ -17,6 +17,7 @@ from lhotse.cut import Cut, MixedCut, PaddingCut
 from torch.utils.data import Dataset
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.access import allow_sources, check_access, current_access
 from tokenverse_pp.manifests.audio import check_files, recording_files, undecodable
 from tokenverse_pp.manifests.labels import labelled_tasks
 from tokenverse_pp.model.masks import ChunkOptions
@@ -117,13 +118,15 @@ class TransducerDataset(Dataset):
         self.stored_features = stored_features
         self.chunks = chunks
         self.epoch = 0
+        self.access = current_access()  # of sources, for worker processes
 
     def __getitem__(self, cuts: CutSet) -> Batch:
         """Inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,); of each cut
         id, corpus and seconds, and their sum; the batch's chunks (ChunkOptions or None)."""
         items = list(cuts)
         chunks = self.chunks([draw_id(cut) for cut in items], self.epoch) if self.chunks else None
-        inputs, lens = collate([load_inputs(cut, self.stored_features, chunks=chunks) for cut in items])
+        with allow_sources(self.access.commands, self.access.urls):
+            inputs, lens = collate([load_inputs(cut, self.stored_features, chunks=chunks) for cut in items])
         targets, active = [], []
         for cut in items:
             names = self.activation(labelled_tasks(cut), draw_id(cut), self.epoch)
@@ -174,7 +177,8 @@ def load_inputs(
 
     Raises:
         UserError: naming cut and file where the audio is missing, truncated, no audio, not 16 kHz mono (or, with
-            ``convert``, holds NaN or infinity); and where features were asked for but none are stored.
+            ``convert``, holds NaN or infinity); where features were asked for but none are stored; and for a source
+            that may not be opened (`tokenverse_pp.manifests.access`).
     """
     if stored_features:
         return _load_features(cut, features_key(chunks))
@@ -196,6 +200,7 @@ def _load_features(cut: Cut, key: str) -> torch.Tensor:
     if key not in (cut.custom or {}):
         what = "no stored features" if key == FEATURES else f"no stored features of these chunks ({key})"
         raise UserError(f"cut {cut.id}: {what}; run `tokenverse-pp manifest store-features` first")
+    check_access((cut.custom or {})[key], f"cut {cut.id}")
     try:
         array = cut.load_custom(key)
     except (OSError, ValueError, EOFError) as error:

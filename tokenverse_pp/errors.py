@@ -1,8 +1,35 @@
 """The one exception that command lines turn into a single line and exit code 2."""
 
+from __future__ import annotations
+
+import re
+
+# Control characters, and halves of surrogate pairs, which no terminal or file takes.
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
+# What must not reach a terminal from a file: all of these but line ends, and marks that turn the writing direction.
+_UNPRINTABLE = re.compile("[\\x00-\\x09\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\u202a-\\u202e\\u2066-\\u2069]")
+
 
 class UserError(Exception):
-    """Something the user can mend: names the file, cut id or option, and says what was expected."""
+    """Something the user can mend: names the file, cut id or option, and says what was expected.
+
+    Messages quote what files hold. Control characters in them, which could steer a terminal, are written as escapes:
+
+    >>> str(UserError("cut \\x1b[2J: no such file"))
+    'cut \\\\x1b[2J: no such file'
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: control characters other than line ends are written as escapes.
+
+    >>> printable("a\\x07b\\u202ec") == "a" + r"\\x07" + "b" + r"\\u202e" + "c"
+    True
+    """
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:

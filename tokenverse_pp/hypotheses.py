@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.lines import json_of, text_lines
+from tokenverse_pp.files import is_finite, json_of
+from tokenverse_pp.manifests.lines import text_lines
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.text import tasks_for_tokens
 from tokenverse_pp.tasks.transcript import Mark, Transcript, pieces_to_words, split_marks
@@ -49,10 +49,12 @@ def check_hypothesis(hyp: Any) -> str:
         if items is not None and not (isinstance(items, list) and all(isinstance(x, str) for x in items)):
             return f"field '{name}': expected a list of strings"
     if times is not None:
-        if not isinstance(times, list) or not all(_is_time(time) for time in times):
+        if not isinstance(times, list) or not all(map(is_finite, times)):
             return "field 'times': expected a list of seconds"
         if len(times) != len(tokens or ()):
             return f"field 'times': expected one a token, found {len(times)} for {len(tokens or ())} tokens"
+    if not isinstance(hyp.get("language"), (str, type(None))):
+        return f"field 'language': expected a code, found {hyp['language']!r}"
     return _check_spans(hyp)
 
 
@@ -60,7 +62,7 @@ def _check_spans(hyp: Mapping[str, Any]) -> str:
     """What is wrong with the fields that hold times, as far as they are there; or nothing."""
     for name in ("speaker_changes", "endpoints"):
         items = hyp.get(name)
-        if items is not None and not (isinstance(items, list) and all(map(_is_time, items))):
+        if items is not None and not (isinstance(items, list) and all(map(is_finite, items))):
             return f"field '{name}': expected a list of seconds"
     for name, numbers in (("words", ("start", "end", "confidence")), ("turns", SPAN), ("entities", SPAN)):
         items = hyp.get(name)
@@ -69,7 +71,7 @@ def _check_spans(hyp: Mapping[str, Any]) -> str:
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             return f"field '{name}': expected a list of objects"
         for item in items:
-            if not isinstance(item.get("text"), str) or not all(_is_time(item.get(key)) for key in numbers):
+            if not isinstance(item.get("text"), str) or not all(is_finite(item.get(key)) for key in numbers):
                 return f"field '{name}': expected text, {', '.join(numbers)} in each, found {item!r}"
     return ""
 
@@ -94,7 +96,3 @@ def transcript_of_hypothesis(hyp: Hypothesis, tasks: Optional[TaskSet] = None) -
     active = known if hyp.get("tasks") is None else known.subset(hyp["tasks"])
     plain, marks = split_marks(words, times)
     return active.read(plain, marks), marks
-
-
-def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Sequence
 
+from tokenverse_pp.errors import printable
+
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Rows of equal length with aligned columns: the first ``left`` to the left, the others to the right.
@@ -12,6 +14,7 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     language  cuts
     fr          12
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
     lines = []
     for row in rows:

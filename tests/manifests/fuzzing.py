@@ -15,6 +15,7 @@ NASTY = [
     1e308,
     -1e308,
     10**30,
+    10**400,
     math.nan,
     math.inf,
     -math.inf,

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.lines import fields, json_of, number_of, raw_lines, stray_control, text_lines
+from tokenverse_pp.files import json_of
+from tokenverse_pp.manifests.lines import fields, number_of, raw_lines, stray_control, text_lines
 
 SPACES = "\u00a0\u2009\u3000\u0085\u001c\u001f\u2028\u2029\u200a\u1680\x0b\x0c"  # where str.split() splits, too
 FIELD = st.text(st.sampled_from(f"ab1{SPACES}é़"), min_size=1, max_size=5)

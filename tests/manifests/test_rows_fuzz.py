@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from labelled_cuts import make_cut
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.corpora.turn_manifests import write_conversations
 from tokenverse_pp.manifests.gazetteer import Gazetteer
 from tokenverse_pp.manifests.label import GazetteerEntities, LabelChange, label_rows
 from tokenverse_pp.manifests.mix import count_each, mixed_rows
@@ -24,7 +25,7 @@ PLAIN["recording"] = {"id": "r", "sources": [], "sampling_rate": 16000, "num_sam
 INNER = {key: value for key, value in PLAIN.items() if key != "type"}
 MIXED = {"id": "m", "type": "MixedCut", "tracks": [{"cut": INNER, "type": "MonoCut", "offset": 0.0}]}
 junk = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.text(max_size=4),
+    st.none() | st.booleans() | st.integers(-2, 9) | st.just(10**400) | st.floats() | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=5,
 )
@@ -85,7 +86,11 @@ def stats(path, output):
     count_manifests([path])
 
 
-@pytest.mark.parametrize("command", [label, mix, split, subset, stats])
+def conversations(path, output):
+    write_conversations(path, output, say=lambda line: None)
+
+
+@pytest.mark.parametrize("command", [label, mix, split, subset, stats, conversations])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(broken())
 def test_rows_of_any_kind(tmp_path, command, data):
@@ -95,7 +100,7 @@ def test_rows_of_any_kind(tmp_path, command, data):
     try:
         command(path, output)
     except UserError as error:
-        assert str(path) in str(error) or "cut " in str(error) or "--by" in str(error)
+        assert any(said in str(error) for said in (str(path), "cut ", "--by", "supervision "))
         assert command is label or not output.exists()
 
 

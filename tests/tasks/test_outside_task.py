@@ -114,15 +114,18 @@ def test_trained_model_finds_its_tasks_again(train_script, plugin, labelled, tin
         words = [str(word) for word in (*command, *more)]
         return subprocess.run(words, env=environment(), capture_output=True, text=True, cwd="/")
 
-    assert decode().returncode == 0
+    refused = decode()  # a model's code is not run
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "task 'emo'" in refused.stderr and str(copy) in refused.stderr and "--plugin FILE" in refused.stderr
+    assert decode("--trust-plugins").returncode == 0
     assert {"emo", "num", "wer"} <= set(json.loads((tmp_path / "out" / "scores.json").read_text()))
     record = json.loads((tmp_path / "out" / "hyps.jsonl").read_text().split("\n")[0])
     assert record["tasks"] == ["asr", "emo", "num"] and isinstance(record["numbers"], list)
     copy.unlink()
-    lost = decode("--no-resume")
+    lost = decode("--no-resume", "--trust-plugins")
     assert lost.returncode == 2 and lost.stderr.count("\n") == 1
     assert "task 'emo'" in lost.stderr and str(copy) in lost.stderr and "--plugin" in lost.stderr
-    assert decode("--no-resume", "--plugin", plugin).returncode == 0
+    assert decode("--no-resume", "--plugin", plugin).returncode == 0  # the task's name tells it, not the file's
 
 
 def test_entry_points_are_tasks(monkeypatch, tasks, tmp_path):
@@ -222,4 +225,6 @@ def test_model_of_unknown_tasks_says_which(finished_run, tmp_path):
     config = (model / "config.yaml").read_text().replace("plugins: []", "plugins: [/gone/my_tasks.py]")
     (model / "config.yaml").write_text(config.replace("  - scd\n", "  - scd\n  - emo\n"))
     with pytest.raises(UserError, match=r"task .emo.: tasks.plugins: /gone/my_tasks.py: no such file"):
+        load_model(model, trust_plugins=True)
+    with pytest.raises(UserError, match=r"task .emo. is not known, and '/gone/my_tasks.py', .* is not run"):
         load_model(model)

@@ -16,6 +16,7 @@ from lhotse.cut import Cut
 from tokenverse_pp.api.media import ENDINGS_OF_CONTAINERS, read_container
 from tokenverse_pp.dataset import SAMPLING_RATE
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.access import file_problem
 from tokenverse_pp.manifests.reading import reason_of
 
 LOUDEST = 100.0  # samples are in [-1, 1], give or take a little; what is beyond this was never divided by 32768
@@ -123,6 +124,8 @@ def _open_file(path: Path) -> Heard:
             raise UserError(f"{path}: no audio: {str(error).rsplit(': ', 1)[-1]}") from error
         samples = read_container(path, SAMPLING_RATE)
         return Heard(str(path), path.stem, cut_of_samples(samples, SAMPLING_RATE, str(path)))
+    if file_problem(str(path)):
+        raise UserError(file_problem(str(path)))
     try:
         recording = Recording.from_file(path)
     except Exception as error:  # whatever the audio backend throws

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
-from typing import Any, Iterable, Iterator, List, Mapping, Optional, Tuple, Union, overload
+from typing import Any, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union, overload
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from tokenverse_pp.config import load_config
 from tokenverse_pp.dataset import SAMPLING_RATE
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.search.options import SearchOptions
+from tokenverse_pp.tasks import load_plugins
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.training.checkpoint import CONFIG
 from tokenverse_pp.training.setup import Loaded, load_model, tasks_of
@@ -62,6 +63,8 @@ class TokenVerse:
         device: str = "auto",
         precision: str = "fp32",
         revision: Optional[str] = None,
+        plugins: Sequence[PathLike] = (),
+        trust_plugins: bool = False,
     ) -> TokenVerse:
         """Load a model.
 
@@ -79,18 +82,21 @@ reached (nor is a model of that name in its local cache)
             device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ..
             precision: of the encoder: ``fp32``, ``bf16`` or ``fp16``.
             revision: on the hub: branch, tag or commit.
+            plugins: Python files (or modules) with tasks of your own that the model has. They are run.
+            trust_plugins: run the files of tasks that the model itself names: code of its author (docs/security.md).
 
         Raises:
-            UserError: in one line: no such model, a damaged file, a vocabulary or weights that do not fit the
-                configuration, no encoder, a hub or device that cannot be reached.
+            UserError: in one line: no such model, a task whose code is not run, a damaged file, a vocabulary or weights
+                that do not fit the configuration, no encoder, a hub or device that cannot be reached.
         """
         where = device_of(device)
+        load_plugins([str(plugin) for plugin in plugins])
         folder = locate_model(model, revision)
         name = read_config(folder).model.encoder.name
         found = locate_encoder(name, folder, encoder)
         try:
             with torch.random.fork_rng(devices=[]):  # a model is built from a seed
-                loaded = load_model(folder, found)
+                loaded = load_model(folder, found, trust_plugins, foreign=not encoder)
         except UserError as error:
             if not str(error).startswith("encoder.name"):
                 raise
@@ -307,9 +313,10 @@ def read_config(folder: Path) -> Any:
         raise UserError(f"{error}: was it made by another version of tokenverse_pp? This is {version}") from None
 
 
-def known_tasks(model: PathLike = DEFAULT) -> TaskSet:
+def known_tasks(model: PathLike = DEFAULT, trust_plugins: bool = False) -> TaskSet:
     """The tasks of a model, without loading it (raises UserError)."""
-    return tasks_of(read_config(locate_model(model)).tasks)
+    folder = locate_model(model)
+    return tasks_of(read_config(folder).tasks, trust_plugins, folder)
 
 
 def options_of_task(tasks: TaskSet, task: str, option: str) -> Tuple[str, ...]:

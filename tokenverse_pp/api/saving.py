@@ -16,7 +16,7 @@ from tokenverse_pp.api.locate import CALIBRATION, CARD, ENCODER_FOLDER
 from tokenverse_pp.config import Config
 from tokenverse_pp.config.sections import TokenizerConfig
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.files import temporary_folder
+from tokenverse_pp.files import check_links, temporary_folder
 from tokenverse_pp.training import checkpoint
 from tokenverse_pp.training.setup import Loaded
 
@@ -74,6 +74,7 @@ def save_model(
     }
     calibration = loaded.folder / CALIBRATION if loaded.folder is not None else None
     if calibration is not None and calibration.is_file():
+        check_links([calibration])
         texts[CALIBRATION] = calibration.read_bytes()
     weights = loaded.model.checkpoint_state()
     if half:
@@ -83,6 +84,8 @@ def save_model(
         checkpoint.write_folder(stage / "new", {checkpoint.WEIGHTS: weights}, texts)
         if own_encoder and encoder_folder is not None:
             skip = () if frozen else WEIGHT_FILES
+            if loaded.folder is not None and loaded.folder in encoder_folder.parents:
+                check_links(encoder_folder.iterdir())
             shutil.copytree(encoder_folder, stage / "new" / ENCODER_FOLDER, ignore=_only_files(skip))
         if folder.exists():
             os.replace(folder, stage / "old")

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import is_finite, json_of
 from tokenverse_pp.search.hypothesis import TimedWord as Word
 
 __all__ = ["Entity", "Mark", "Transcript", "Turn", "Word"]
@@ -184,10 +184,7 @@ class Transcript:
     @classmethod
     def from_json(cls, text: str) -> Transcript:
         """The inverse of `to_json` (raises UserError)."""
-        try:
-            return cls.from_dict(json.loads(text))
-        except ValueError as error:
-            raise UserError(f"transcript: not JSON: {error}") from None
+        return cls.from_dict(json_of(text, "transcript"))
 
 
 FIELDS = {
@@ -213,7 +210,7 @@ def _list(key: str, value: Any) -> List[Any]:
 
 def _checked(key: str, value: Any, kind: Any) -> Any:
     """A value of a field, a whole number as a float where that is expected."""
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if kind is float and is_finite(value):
         return float(value)
     if kind is not float and isinstance(value, kind) and not isinstance(value, bool):
         return value

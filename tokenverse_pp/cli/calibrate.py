@@ -7,6 +7,8 @@ from typing import Any, Dict, Optional, Tuple
 
 import click
 
+from tokenverse_pp.cli.options import plugin_options
+
 
 @click.command()
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="Model folder, checkpoint or experiment.")
@@ -14,7 +16,15 @@ import click
 @click.option("--cuts", required=True, type=click.Path(path_type=Path), help="Cut manifest with labels: a dev set.")
 @click.option("--output", type=click.Path(path_type=Path), help="[default: calibration.json in the model's folder]")
 @click.option("--test", nargs=2, type=click.Path(path_type=Path), metavar="HYPS CUTS", help="Measure on these as well.")
-def calibrate(model: Path, hyps: Path, cuts: Path, output: Optional[Path], test: Optional[Tuple[Path, Path]]) -> None:
+@plugin_options
+def calibrate(
+    model: Path,
+    hyps: Path,
+    cuts: Path,
+    output: Optional[Path],
+    test: Optional[Tuple[Path, Path]],
+    trust_plugins: bool,
+) -> None:
     """Fit the model's confidences to which of its words and task tokens are right.
 
     Take speech that the model was not trained on, and not the test set. The table shows the expected calibration error
@@ -32,7 +42,7 @@ def calibrate(model: Path, hyps: Path, cuts: Path, output: Optional[Path], test:
     from tokenverse_pp.training.setup import find_model, tasks_of
 
     folder = find_model(model)
-    tasks = tasks_of(load_config(folder / CONFIG).tasks)
+    tasks = tasks_of(load_config(folder / CONFIG).tasks, trust_plugins, folder)
     judged = []
     for hyp_file, cut_file in [(hyps, cuts), test] if test else [(hyps, cuts)]:
         validate_cuts(str(cut_file))

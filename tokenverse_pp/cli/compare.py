@@ -6,6 +6,8 @@ from typing import Dict, List, Optional
 
 import click
 
+from tokenverse_pp.cli.options import plugin_option
+
 
 @click.command()
 @click.argument("first", type=click.Path(dir_okay=False), metavar="A")
@@ -14,6 +16,7 @@ import click
 @click.option("--by-corpus", is_flag=True, help="Each corpus apart as well (custom field corpus of the cuts).")
 @click.option("--resamples", type=click.IntRange(100), default=10_000, show_default=True, help="Draws of utterances.")
 @click.option("--output", type=click.Path(dir_okay=False), help="Write the comparison as JSON too.")
+@plugin_option
 def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int, output: Optional[str]) -> None:
     """Compare the decodings A and B (hyps.jsonl) of the same cuts.
 

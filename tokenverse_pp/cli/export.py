@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from tokenverse_pp.cli.options import plugin_options
+
 
 @click.command("export")
 @click.argument("model", type=click.Path(path_type=Path))
@@ -18,6 +20,7 @@ import click
 @click.option("--chunk-ms", type=int, default=640, show_default=True, help="--streaming: length of a chunk.")
 @click.option("--left-chunks", type=int, default=4, show_default=True, help="--streaming: chunks that one looks back.")
 @click.option("--sinks", type=int, default=0, show_default=True, help="--streaming: first frames that stay visible.")
+@plugin_options
 def export(
     model: Path,
     kind: str,
@@ -29,6 +32,7 @@ def export(
     chunk_ms: int,
     left_chunks: int,
     sinks: int,
+    trust_plugins: bool,
 ) -> None:
     """Export MODEL (folder, checkpoint or experiment) for tokenverse_pp.runtime.
 
@@ -43,7 +47,7 @@ def export(
         raise UserError("--int8, --float16: expected one of them at most")
     chunks = ChunkOptions(chunk_ms, left_chunks, sinks) if streaming else None
     options = ExportOptions("int8" if int8 else "float16" if float16 else "float32", chunks)
-    description = export_onnx(load_model(model, encoder), output_dir, options)
+    description = export_onnx(load_model(model, encoder, trust_plugins), output_dir, options)
     size = sum(entry["bytes"] for entry in description.files.values()) / 1e6
     for part in ("encoder", "logits"):
         errors = description.check[part]

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional
 
 import click
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import UserError, printable
 
 EXIT_CODE = 2
 
@@ -19,7 +19,7 @@ def error_line(error: BaseException) -> Optional[str]:
         return str(error)
     if isinstance(error, OSError) and error.errno is not None and error.errno != errno.EPIPE:
         name = f"{error.filename}: " if error.filename is not None else ""
-        return f"{name}{error.strerror}"
+        return printable(f"{name}{error.strerror}").replace("\n", "\\n")
     return None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from tokenverse_pp.cli.options import plugin_option, source_options
+
 
 @click.command("report")
 @click.option("--hyps", required=True, type=click.Path(dir_okay=False), help="Hypotheses (hyps.jsonl).")
@@ -12,6 +14,8 @@ import click
 @click.option("--title", default="Decoding report", show_default=True, help="Heading of the page.")
 @click.option("--utterances", type=click.IntRange(min=0), default=30, show_default=True, help="How many are listed.")
 @click.option("--embed-audio", is_flag=True, help="Put the audio of the listed utterances into the page.")
+@plugin_option
+@source_options
 def report(hyps: str, cuts: str, output: str, title: str, utterances: int, embed_audio: bool) -> None:
     """Write a page of scores and of the worst utterances.
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import click
 
+from tokenverse_pp.cli.options import plugin_option
+
 
 @click.command()
 @click.option("--ref", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
 @click.option("--hyp", required=True, type=click.Path(dir_okay=False), help="Hypotheses (hyps.jsonl).")
 @click.option("--output", required=True, type=click.Path(dir_okay=False), help="The scores (scores.json).")
+@plugin_option
 def score(ref: str, hyp: str, output: str) -> None:
     """Score hypotheses, each task over the cuts that are labelled for it; print a table."""
     # lhotse and torch take seconds to import: not for `--help`.

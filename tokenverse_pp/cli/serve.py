@@ -7,6 +7,8 @@ from typing import Any, Optional, Tuple
 
 import click
 
+from tokenverse_pp.cli.options import plugin_options
+
 
 @click.command()
 @click.option("--model", help="Folder, name or hub id of a model. [default: human-speech-small, a small example]")
@@ -37,6 +39,7 @@ import click
 @click.option("--batch", default=32, show_default=True, help="Streams that run through the model together.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of torch. [default: as many as there are cores]")
 @click.option("-v", "--verbose", is_flag=True, help="Log what the websockets library does too.")
+@plugin_options
 def serve(
     model: Optional[str],
     encoder: Optional[str],
@@ -53,6 +56,7 @@ def serve(
     allow_origin: Tuple[str, ...],
     threads: Optional[int],
     verbose: bool,
+    trust_plugins: bool,
     **limits: Any,
 ) -> None:
     """Transcribe streams of audio while they are spoken.
@@ -86,14 +90,16 @@ def serve(
     logging.getLogger("tokenverse_pp.serving").setLevel(logging.INFO)
     if verbose:
         logging.getLogger("tokenverse_pp.serving.websockets").setLevel(logging.DEBUG)
-    engine = _engine((model, encoder, device), tasks, (method, beam), (chunk_ms, left_chunks, sinks), threads)
+    engine = _engine(
+        (model, encoder, device, trust_plugins), tasks, (method, beam), (chunk_ms, left_chunks, sinks), threads
+    )
     from tokenverse_pp.serving.run import run_server
 
     run_server(engine, allowed, access, host, port)
 
 
 def _engine(
-    where: Tuple[Optional[str], Optional[str], str],
+    where: Tuple[Optional[str], Optional[str], str, bool],
     tasks: str,
     search: Tuple[str, int],
     chunks: Tuple[int, int, int],
@@ -112,10 +118,10 @@ def _engine(
 
     if threads:
         torch.set_num_threads(threads)
-    model, encoder, device = where
+    model, encoder, device, trust_plugins = where
     if model is None:
         click.echo(f"model: {ABOUT_DEFAULT}", err=True)
-    loaded = TokenVerse.from_pretrained(model or DEFAULT, encoder, device).loaded
+    loaded = TokenVerse.from_pretrained(model or DEFAULT, encoder, device, trust_plugins=trust_plugins).loaded
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     for name in names:
         if name not in loaded.tasks:

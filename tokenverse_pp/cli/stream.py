@@ -66,7 +66,10 @@ def samples_of(path: str) -> Any:
 
     from tokenverse_pp.dataset import load_inputs
     from tokenverse_pp.errors import UserError
+    from tokenverse_pp.manifests.access import file_problem
 
+    if file_problem(path):
+        raise UserError(file_problem(path))
     try:
         recording = Recording.from_file(path)
     except Exception as error:  # whatever the audio backend throws
@@ -77,4 +80,6 @@ def samples_of(path: str) -> Any:
 
 def line_of(event: Dict[str, Any]) -> str:
     """An event for people."""
-    return f"{event['time']:9.2f}  {event['kind']:7}  {event['text']}"
+    from tokenverse_pp.errors import printable
+
+    return printable(f"{event['time']:9.2f}  {event['kind']:7}  {event['text']}")

@@ -11,6 +11,7 @@ from typing import Any, Deque, Mapping, Optional, Tuple
 import click
 
 from tokenverse_pp.cli.groups import EXIT_CODE
+from tokenverse_pp.cli.options import plugin_options, source_options
 
 # Names of formats and methods are written here too, so that `--help` need not import torch (a test compares them).
 FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
@@ -37,6 +38,8 @@ METHODS = ("beam", "greedy", "full_beam", "k2_fast_beam")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of torch; 0 = torch's choice.")
 @click.option("--batch-seconds", type=float, default=120.0, show_default=True, help="Seconds of audio in a batch.")
 @click.option("--list-tasks", is_flag=True, help="Print what the model knows, and stop.")
+@plugin_options
+@source_options
 def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
     """Transcribe audio files, folders of them, lhotse manifests of cuts, or standard input (-).
 
@@ -51,7 +54,7 @@ def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
     Exit code 2: an option is wrong, or some input was refused (one line each on stderr; all others are transcribed).
     """
     if given["list_tasks"]:
-        list_tasks(given["model"])
+        list_tasks(given["model"], given["trust_plugins"])
         return
     check(audio, given)
     # torch and lhotse take seconds to import: not for `--help`, nor for a wrong option.
@@ -105,7 +108,9 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: Any) -> bool:
 
     if given["model"] is None:
         click.echo(f"model: {ABOUT_DEFAULT}", err=True)
-    model = TokenVerse.from_pretrained(given["model"] or DEFAULT, given["encoder"], given["device"])
+    model = TokenVerse.from_pretrained(
+        given["model"] or DEFAULT, given["encoder"], given["device"], trust_plugins=given["trust_plugins"]
+    )
     folder: Optional[Path] = given["output_dir"]
     output = Output(given["formats"], folder, are_several(audio))
     pending: Deque[Source] = deque()
@@ -126,20 +131,21 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: Any) -> bool:
     return not refused
 
 
-def list_tasks(model: Optional[str]) -> None:
+def list_tasks(model: Optional[str], trust_plugins: bool = False) -> None:
     """Print the tasks, languages and entity types of a model, which is not loaded."""
     from tokenverse_pp.api.locate import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import known_tasks, options_of_task
+    from tokenverse_pp.errors import printable
 
     if model is None:
         click.echo(f"model: {ABOUT_DEFAULT}", err=True)
-    tasks = known_tasks(model or DEFAULT)
+    tasks = known_tasks(model or DEFAULT, trust_plugins)
     for task in tasks.tasks:
         tokens = " ".join(task.symbols) or "the words"
-        click.echo(f"{task.name:6} {tokens}")
+        click.echo(printable(f"{task.name:6} {tokens}"))
     languages = options_of_task(tasks, "lid", "languages")
     if languages:
-        click.echo(f"languages: {', '.join(languages)}")
+        click.echo(printable(f"languages: {', '.join(languages)}"))
 
 
 def split(names: str) -> Tuple[str, ...]:

@@ -13,6 +13,7 @@ import yaml
 from tokenverse_pp.config.checks import check_activation, check_config, check_languages
 from tokenverse_pp.config.sections import Config
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import yaml_of
 
 
 def parse_config(argv: Optional[Sequence[str]] = None, description: str = "") -> Config:
@@ -48,6 +49,8 @@ def type_errors() -> Iterator[None]:
 
     try:
         yield
+    except OverflowError as error:  # a whole number that no float holds
+        raise UserError(f"a number is too large: {error}") from None
     except ArgumentError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(" ".join(lines[:3])) from None
@@ -59,7 +62,7 @@ def from_dict(source: Union[str, Dict[str, Any]]) -> Config:
     Raises:
         UserError: for a key that no section has.
     """
-    data = yaml.safe_load(source) if isinstance(source, str) else source
+    data = yaml_of(source) if isinstance(source, str) else source
     if isinstance(data, dict):
         data = {key: value for key, value in data.items() if key != "config"}
     return _build(Config, data, "")
@@ -79,6 +82,33 @@ def _build(cls: Any, data: Any, where: str) -> Any:
     return cls(**values)
 
 
+def check_types(config: Config) -> None:
+    """See that values are of their options' types (raises UserError).
+
+    `tasks.settings` is looked at here alone: its values are of any type, and of a mapping with ``class_path`` in it
+    jsonargparse would import the module.
+    """
+    values = dataclasses.asdict(config)
+    settings = values["tasks"].pop("settings")
+    if not isinstance(settings, dict) or not all(isinstance(options, dict) for options in settings.values()):
+        raise UserError(f"tasks.settings: expected mappings of options by task, found {repr(settings)[:200]}")
+    if not all(isinstance(key, str) for options in [settings, *settings.values()] for key in options):
+        raise UserError("tasks.settings: expected names of tasks and options")
+    _check_nulls(config, "")
+    with type_errors():
+        make_parser().parse_object(values)
+
+
+def _check_nulls(section: Any, where: str) -> None:
+    """See that no option is null that cannot be, which jsonargparse lets pass (raises UserError)."""
+    for option in dataclasses.fields(section):
+        value = getattr(section, option.name)
+        if dataclasses.is_dataclass(value):
+            _check_nulls(value, f"{where}{option.name}.")
+        elif value is None and "Optional" not in str(option.type):
+            raise UserError(f"{where}{option.name}: expected a value, found null")
+
+
 def save_config(config: Config, path: Union[str, Path]) -> None:
     """Write the resolved configuration as YAML."""
     Path(path).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
@@ -92,12 +122,11 @@ def load_config(path: Union[str, Path]) -> Config:
     """
     try:
         config = from_dict(Path(path).read_text(encoding="utf-8"))
-        with type_errors():
-            make_parser().parse_object(dataclasses.asdict(config))
+        check_types(config)
         return check_config(config)
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not YAML: {error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -34,6 +34,8 @@ class DataConfig:
     # stops. Looked at before the first step (the first 10,000 cuts), and after each round.
     max_unk_share: float = 0.01
     validate: bool = True  # see to labels and audio files of all cuts before training starts
+    allow_commands: bool = False  # run shell commands that manifests name as sources of audio (docs/security.md)
+    allow_urls: bool = False  # open URLs that manifests name
 
 
 @dataclass

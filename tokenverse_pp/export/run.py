@@ -22,6 +22,7 @@ from tokenverse_pp.export.readme import readme
 from tokenverse_pp.export.streaming import ChunkExport, share_weights
 from tokenverse_pp.export.tracing import require_onnx, trace
 from tokenverse_pp.export.weights import describe, to_float16, to_int8
+from tokenverse_pp.files import check_links
 from tokenverse_pp.model.transducer import Transducer
 from tokenverse_pp.runtime.folder import (
     AUDIO,
@@ -112,6 +113,7 @@ def _write(loaded: Loaded, folder: Path, options: ExportOptions) -> Description:
         np.save(buffer, log_mel.filters.cpu().numpy())
         (folder / MEL_FILTERS).write_bytes(buffer.getvalue())
     if loaded.folder is not None and (loaded.folder / CALIBRATION).is_file():
+        check_links([loaded.folder / CALIBRATION])
         shutil.copyfile(loaded.folder / CALIBRATION, folder / CALIBRATION)
     description = replace(description, files={path.name: checksum(path) for path in sorted(folder.iterdir())})
     _save(folder, description)

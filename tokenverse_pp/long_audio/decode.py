@@ -14,6 +14,7 @@ from lhotse.cut import Cut
 from tokenverse_pp.dataset import collate, load_inputs
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.long_audio.merge import Merger, Window
+from tokenverse_pp.manifests.access import file_problem
 from tokenverse_pp.search import Hypothesis, SearchOptions, bonus_for, constraints_for, search_frames
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.training.distributed import autocast
@@ -86,6 +87,8 @@ def cut_of(path: Union[str, Path]) -> Cut:
     """An audio file as a cut (raises UserError)."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
+    if file_problem(str(path)):
+        raise UserError(file_problem(str(path)))
     try:
         return Recording.from_file(path).to_cut()
     except Exception as error:  # whatever the audio backend throws

@@ -9,6 +9,8 @@ import soundfile
 from lhotse import Recording
 from lhotse.cut import Cut, MixedCut
 
+from tokenverse_pp.manifests.access import access_problems
+
 TOLERANCE = 0.025  # seconds of difference between manifest and file: lhotse's own default
 
 
@@ -29,7 +31,10 @@ def check_audio(cut: Cut) -> List[str]:
 
 
 def check_files(cut: Cut) -> List[str]:
-    """What is wrong with a cut's audio files as far as their headers tell."""
+    """What is wrong with a cut's audio as far as the headers of its files tell, and sources that may not be opened."""
+    problems = access_problems(cut)
+    if problems:
+        return problems
     recordings = list(_recordings(cut))
     if not recordings:
         return ["field 'recording': expected a recording, found none"]

@@ -8,9 +8,9 @@ and ``"confidence"`` (0 to 1). One cut has one maker of a task's labels, so that
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
 
+from tokenverse_pp.files import is_finite
 from tokenverse_pp.tasks.turns import turns_of
 
 if TYPE_CHECKING:
@@ -72,4 +72,4 @@ def _check_entity(item: Dict[str, Any], maker: Optional[str]) -> List[str]:
 
 
 def _is_probability(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 1
+    return is_finite(value) and 0 <= value <= 1

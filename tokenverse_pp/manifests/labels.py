@@ -15,6 +15,7 @@ from lhotse.cut import Cut
 from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import is_finite
 from tokenverse_pp.manifests.audio import TOLERANCE as AUDIO_TOLERANCE
 from tokenverse_pp.manifests.audio import check_audio as audio_problems
 from tokenverse_pp.manifests.ids import NameSet
@@ -138,7 +139,7 @@ def _check_supervisions(cut: Cut) -> List[str]:
     supervisions = cut.supervisions
     if not supervisions:
         return ["field 'supervisions': expected at least one turn, found none"]
-    problems = [p for i, sup in enumerate(supervisions) for p in _check_types(f"supervision {i}", sup)]
+    problems = [p for i, sup in enumerate(supervisions) for p in type_problems(f"supervision {i}", sup)]
     return problems or _check_times(supervisions, cut.duration)
 
 
@@ -158,7 +159,8 @@ def _check_extent(cut: Cut) -> List[str]:
     return []
 
 
-def _check_types(where: str, sup: SupervisionSegment) -> List[str]:
+def type_problems(where: str, sup: SupervisionSegment) -> List[str]:
+    """Fields of a turn that are not of their type, or no Unicode: one line each, beginning with ``where``."""
     problems = [
         f"{where}, field '{name}': expected a string, found {getattr(sup, name)!r}"
         for name in ("text", "speaker", "language")
@@ -204,7 +206,7 @@ def _check_times(supervisions: Sequence[SupervisionSegment], cut_duration: float
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_finite(value)
 
 
 def _is_unicode(text: str) -> bool:

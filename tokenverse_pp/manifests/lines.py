@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import json
-import os
 import re
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator, List, Optional, Tuple, Union, cast
+from typing import BinaryIO, Callable, Iterator, List, Optional, Tuple, cast
 
+from tokenverse_pp.errors import CONTROL as CONTROL
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import PathLike
 
-PathLike = Union[str, "os.PathLike[str]"]
 MAX_LINE = 32 * 2**20  # bytes; a cut of some hours with an alignment of every word has about a tenth of it
 PROGRESS_STEP = 500  # lines between two reports of progress
-CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")  # control characters, and halves of surrogate pairs
 CONTROL_NO_SPACE = re.compile("[\\x00-\\x08\\x0e-\\x1f\\x7f-\\x84\\x86-\\x9f]")  # those that separate no words
 BLANKS = " \t"  # what separates the fields of ASCII formats
 BOM = b"\xef\xbb\xbf"  # byte order mark
@@ -136,17 +134,3 @@ def stray_control(text: str) -> Optional[str]:
             name = {"\r": "carriage return", "\0": "NUL byte"}.get(match[0], "control character")
             return f"{name} (U+{ord(match[0]):04X})"
     return None
-
-
-def json_of(text: str, where: str) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        UserError: where it is no JSON, or nested deeper than Python reads.
-    """
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from None
-    except RecursionError:
-        raise UserError(f"{where}: JSON nested too deeply") from None

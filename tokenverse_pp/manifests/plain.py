@@ -96,7 +96,10 @@ def _lies_inside(data: Dict[str, Any]) -> bool:
     if not all(type(time) in (int, float) for time in times):
         return False
     start, seconds, whole = times
-    return 0 <= start <= start + seconds <= whole
+    try:
+        return 0 <= start <= start + seconds <= whole
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def _is_plain_recording(recording: Any) -> bool:

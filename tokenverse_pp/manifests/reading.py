@@ -13,9 +13,8 @@ from lhotse.cut import Cut, MixedCut
 from lhotse.serialization import deserialize_item
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.lines import BOM, CONTROL, PathLike, json_of, text_lines
-
-__all__ = ["FORMATS", "cut_of_line", "json_of", "load_whole", "read_cuts", "reason_of", "shortened"]
+from tokenverse_pp.files import PathLike, json_of
+from tokenverse_pp.manifests.lines import BOM, CONTROL, text_lines
 
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz")
 

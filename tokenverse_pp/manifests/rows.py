@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,10 @@ from lhotse.cut import MixedCut
 from lhotse.serialization import deserialize_item
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.files import PathLike, replacing
+from tokenverse_pp.files import PathLike, is_finite, json_of, replacing
 from tokenverse_pp.languages import language_group
 from tokenverse_pp.manifests.lines import CONTROL, raw_lines, text_of
-from tokenverse_pp.manifests.reading import FORMATS, json_of, read_cuts, reason_of, shortened
+from tokenverse_pp.manifests.reading import FORMATS, read_cuts, reason_of, shortened
 
 UNKNOWN = "unknown"  # the language of a cut none of whose turns names one
 LINES = (".jsonl", ".jsonl.gz")
@@ -99,8 +98,11 @@ def _row_of(line: bytes, where: str) -> Row:
 
 def _scan_whole(name: str) -> Iterator[Row]:
     for number, cut in enumerate(read_cuts(name), start=1):
-        data = cut.to_dict()
-        yield Row(f"{name}, cut number {number}", row_bytes(data), data)
+        data, where = cut.to_dict(), f"{name}, cut number {number}"
+        try:
+            yield Row(where, row_bytes(data), data)
+        except TypeError as error:  # bytes and dates, which YAML has
+            yield Row(where, b"", {}, f"holds what JSON cannot: {error}")
 
 
 def cut_of(data: Dict[str, Any], where: str) -> Any:
@@ -237,9 +239,9 @@ def recordings_of(data: Dict[str, Any]) -> Iterator[str]:
 
 def duration_of(row: Row) -> float:
     """Seconds; of a mixed cut by way of lhotse (raises UserError where there are none)."""
-    seconds = row.data.get("duration") if "tracks" not in row.data else cut_of(row.data, row.where).duration
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
-        raise UserError(f"{row.where}: cut {row.id}: field 'duration': expected seconds > 0, found {seconds!r}")
+    seconds: Any = row.data.get("duration") if "tracks" not in row.data else cut_of(row.data, row.where).duration
+    if not is_finite(seconds) or seconds <= 0:
+        raise UserError(f"{row.where}: cut {row.id}: field 'duration': expected seconds > 0, found {seconds!r:.60}")
     return float(seconds)
 
 

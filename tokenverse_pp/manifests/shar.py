@@ -15,6 +15,7 @@ from lhotse.shar import SharWriter
 
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import PathLike
+from tokenverse_pp.manifests.access import access_problems
 from tokenverse_pp.manifests.audio import check_files, undecodable
 from tokenverse_pp.manifests.rows import cut_of, read_rows
 
@@ -83,9 +84,12 @@ def _write_cuts(cuts: Iterator[Cut], folder: Path, shard_size: int, audio: str, 
 
 
 def _write_cut(writer: SharWriter, cut: Cut, audio: str, path: str) -> None:
-    problems = check_files(cut) if audio != "none" else []
+    problems = access_problems([(cut.custom or {})[name] for name in array_fields(cut)])
+    problems += check_files(cut) if audio != "none" else []
     if problems:
         raise UserError(f"{path}: cut {cut.id}: {problems[0]}")
+    if audio != "none" and any(source.type == "command" for source in cut.recording.sources):
+        raise UserError(f"{path}: cut {cut.id}: Shar takes no output of commands; write it to files first")
     if audio == "none":
         cut = dataclasses.replace(cut, recording=None)  # lhotse would let it point at the wrong seconds
     try:

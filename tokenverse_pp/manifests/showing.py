@@ -6,7 +6,7 @@ from typing import List, Optional, Sequence
 
 from lhotse.cut import Cut
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import UserError, printable
 from tokenverse_pp.manifests.audio import recording_files
 from tokenverse_pp.manifests.labels import check_cut, labelled_tasks
 from tokenverse_pp.manifests.lines import PathLike
@@ -56,7 +56,7 @@ def show_cut(cut: Cut, tasks: Optional[Sequence[str]] = None) -> str:
         _turns(cut),
     ]
     missing = [_missing(cut, name) for name in wanted.names if name not in labelled]
-    return "\n".join([*lines, *(["", *missing] if missing else [])])
+    return printable("\n".join([*lines, *(["", *missing] if missing else [])]))
 
 
 def _turns(cut: Cut) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import hashlib
+import re
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence
 
@@ -15,11 +16,12 @@ from lhotse.features.io import NumpyFilesWriter
 from tqdm import tqdm
 
 from tokenverse_pp.dataset import FEATURES, collate, features_key, load_inputs
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import CONTROL, UserError
 from tokenverse_pp.model.encoder import Encoder, EncoderConfig
 from tokenverse_pp.model.masks import ChunkOptions
 
 ORIGIN = "encoder_features_of"  # cut.custom key: which encoder and layers made the features
+LONGEST_NAME = 150  # characters of a cut's id in the name of its file
 
 
 def features_origin(config: EncoderConfig) -> Dict[str, object]:
@@ -116,5 +118,6 @@ def batches_of(cuts: Iterable[Cut], max_duration: float) -> Iterator[List[Cut]]:
 
 
 def _file_key(cut_id: str) -> str:
-    """A cut id as a file name."""
-    return cut_id.replace(os.sep, "_")
+    """A cut id as a file name: the id itself, or where that is no name of a file in one folder, one of its own."""
+    key = re.sub(r"[/\\]|" + CONTROL.pattern, "_", cut_id)[:LONGEST_NAME]
+    return key if key == cut_id else f"{key}.{hashlib.sha256(cut_id.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"

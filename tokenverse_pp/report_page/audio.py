@@ -15,6 +15,7 @@ from lhotse.cut import Cut, MixedCut
 
 from tokenverse_pp.dataset import SAMPLING_RATE, audio_files, load_inputs
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.access import check_access
 
 LONGEST = 120.0  # seconds: longer cuts are linked, never embedded
 CHUNK = SAMPLING_RATE  # samples: libsndfile's Vorbis encoder overflows its stack on long writes
@@ -33,8 +34,12 @@ def source_of(cut: Cut, folder: Path, embed: bool) -> Optional[Source]:
 
     Args:
         embed: put the audio itself into the address (mono, 16 kHz, Vorbis: about 6 kB a second).
+
+    Raises:
+        UserError: where the audio is to be embedded, and is behind a command or URL that is not allowed.
     """
     if embed and cut.duration <= LONGEST:
+        check_access(cut)
         try:
             samples = load_inputs(cut, convert=True).numpy()
         except UserError:

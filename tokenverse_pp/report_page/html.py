@@ -21,13 +21,13 @@ def tag(name: str, *content: str, **attributes: Any) -> str:
         if value is True:
             parts.append(key)
         elif value is not None and value is not False:
-            parts.append(f'{key}="{escape(str(value))}"')
+            parts.append(f'{key}="{text(value)}"')
     return f"<{' '.join(parts)}>{''.join(content)}</{name}>"
 
 
 def text(value: Any) -> str:
-    """Anything as escaped text."""
-    return escape(str(value))
+    """Anything as escaped text; halves of surrogate pairs, which JSON can hold and no file can, become ``?``."""
+    return escape(str(value).encode("utf-8", "replace").decode())
 
 
 def percent(fraction: float) -> str:

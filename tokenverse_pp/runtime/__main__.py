@@ -7,10 +7,11 @@ import json
 import sys
 from typing import TYPE_CHECKING, List, Optional, Union
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import UserError, printable
 from tokenverse_pp.runtime.folder import read_folder
 from tokenverse_pp.runtime.runtime import Runtime
 from tokenverse_pp.search.options import SearchOptions
+from tokenverse_pp.tasks import load_plugins
 
 if TYPE_CHECKING:
     from tokenverse_pp.runtime.streaming import StreamingRuntime
@@ -22,6 +23,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     """Print a line a file, the text or JSON; a file that cannot be read is a line on stderr, and exit code 2."""
     args = _parser().parse_args(arguments)
     try:
+        load_plugins(args.plugin)
         runtime = _open(args.folder, args.threads)
         tasks = args.tasks.split(",") if args.tasks else list(runtime.tasks.names)
         options = SearchOptions(args.method, args.beam, force_language="lid" in tasks)
@@ -38,7 +40,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         line = transcript.raw
         if args.format == "json":
             line = json.dumps({"path": path, **transcript.to_dict()}, ensure_ascii=False)
-        print(line, flush=True)
+        print(printable(line) if sys.stdout.isatty() else line, flush=True)
     return code
 
 
@@ -64,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", choices=["greedy", "beam"], default="beam", help="how to search [beam]")
     parser.add_argument("--beam", type=int, default=4, help="hypotheses kept [4]")
     parser.add_argument("--format", choices=["text", "json"], default="text", help="of a line [text]")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="Python file with tasks of your own; repeatable"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of onnxruntime [1]")
     return parser
 

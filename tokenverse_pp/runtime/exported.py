@@ -54,7 +54,11 @@ class Exported:
         self.predictor, self.joiner = Predictor(self.folder, threads), Joiner(self.folder, threads)
         self.log_mel: Optional[LogMel] = None
         if d.input == LOG_MEL and d.mel is not None:
-            self.log_mel = LogMel(np.load(self.folder / MEL_FILTERS), d.mel["n_fft"], d.mel["hop"])
+            try:
+                filters = np.load(self.folder / MEL_FILTERS, allow_pickle=False)
+                self.log_mel = LogMel(filters, d.mel["n_fft"], d.mel["hop"])
+            except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+                raise UserError(f"{self.folder / MEL_FILTERS}: damaged: {' '.join(str(error).split())}") from None
         self._tables: Dict[Tuple[object, ...], RuleTables] = {}
 
     def start_search(self, tasks: Sequence[str], options: SearchOptions) -> Search:

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
 from tokenverse_pp.errors import UserError
-from tokenverse_pp.files import feed
+from tokenverse_pp.files import feed, json_of
 
 # All that the runtime imports besides the standard library; soundfile only to read files.
 PACKAGES = ("onnxruntime", "numpy", "sentencepiece", "soundfile")
@@ -98,7 +97,7 @@ def read_folder(folder: Union[str, Path], check_files: bool = True) -> Descripti
     folder = Path(folder)
     path = folder / DESCRIPTION
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json_of(path.read_text(encoding="utf-8"), f"{path}: cannot be read")
     except FileNotFoundError:
         raise UserError(
             f"{folder}: no exported model: it has no {DESCRIPTION} (`tokenverse-pp export` makes one)"
@@ -126,7 +125,10 @@ def _description(data: Any, path: Path) -> Description:
             raise ValueError("input")
         if not {TOKENIZER, ENCODER, PREDICTOR, JOINER} <= set(description.files):
             raise ValueError("files")
-    except (TypeError, ValueError) as error:
+        outside = [name for name in description.files if Path(name).name != name]
+        if outside:
+            raise ValueError(f"files: {outside[0]!r} is not the name of a file in the folder")
+    except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged: {error}") from None
     return description
 

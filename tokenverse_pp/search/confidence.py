@@ -71,7 +71,7 @@ def read_calibration(folder: Optional[Path]) -> Optional[Calibration]:
     try:
         data = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
         curves = [Curve(*(float(data[name][key]) for key in "abc")) for name in ("words", "tasks")]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise UserError(f"{folder / CALIBRATION}: no calibration: expected a, b, c of 'words' and of 'tasks'") from None
     return Calibration(*curves)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, MutableMapping, Optional, Sequence, Type
 
 from tokenverse_pp.errors import UserError
@@ -113,18 +114,43 @@ def load_plugins(names: Sequence[str]) -> List[str]:
     return [plugins.resolved(name) for name in names]
 
 
-def load_plugins_for(tasks: Sequence[str], names: Sequence[str]) -> None:
-    """`load_plugins` for a saved model: only if it has tasks that nobody has registered yet.
+def load_plugins_for(
+    tasks: Sequence[str], names: Sequence[str], trust: bool = False, folder: Optional[Path] = None
+) -> None:
+    """See that the tasks of a saved model are known; run the files that it names for others only with ``trust``.
 
-    So a model works after its plugin's file has moved, where the file was loaded from its new place before.
+    These files are code, and the model may be anybody's: the user names the files that he trusts himself
+    (`load_plugins`). A task is told by its name, so that it does not matter where its file was in training.
+
+    Args:
+        tasks: names of the model's tasks.
+        names: files or modules that the model names (``tasks.plugins`` of its configuration).
+        trust: run them. A relative path is looked for in ``folder``, then in the working directory.
+        folder: of the model.
+
+    Raises:
+        UserError: naming task and file where one is needed that is not run, or cannot be.
     """
     unknown = [task for task in tasks if task not in REGISTRY]
     if not unknown or not names:
         return
+    where = f"{folder}: " if folder is not None else ""
+    if not trust:
+        raise UserError(
+            f"{where}task {unknown[0]!r} is not known, and {', '.join(map(repr, names))}, which the model names for "
+            "it, is not run: it is code of the model's author. Give your own file of the task: --plugin FILE "
+            "(plugins=[..]; in training tasks.plugins), or trust the model's: --trust-plugins (trust_plugins=True)"
+        )
     try:
-        load_plugins(names)
+        load_plugins([_beside(name, folder) for name in names])
     except UserError as error:
-        raise UserError(f"task {unknown[0]!r}: {error}; if it is elsewhere now: --plugin FILE") from error
+        raise UserError(f"{where}task {unknown[0]!r}: {error}; if it is elsewhere now: --plugin FILE") from error
+
+
+def _beside(name: str, folder: Optional[Path]) -> str:
+    """A plugin's file in the model's folder, where it is there."""
+    held = folder / name if folder is not None and plugins.is_file(name) else None
+    return str(held) if held is not None and held.is_file() else name
 
 
 def build_tasks(names: Sequence[str], options: Optional[Mapping[str, Mapping[str, Any]]] = None) -> TaskSet:

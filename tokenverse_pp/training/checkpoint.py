@@ -118,7 +118,7 @@ def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
         expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in sums.items()}
     except FileNotFoundError:
         return f"{folder / CHECKSUMS}: no such file"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"{folder / CHECKSUMS}: damaged"
     for name in [*(name for name in names if name not in expected), *expected]:
         path = folder / name
@@ -144,7 +144,7 @@ def check_model(folder: Path) -> None:
         wrong = [name for name in there if sums[name] != checksum(folder / name)]
     except FileNotFoundError:
         return
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{folder / CHECKSUMS}: damaged") from None
     if wrong:
         raise UserError(f"{folder / wrong[0]}: damaged: it differs from its sum in {CHECKSUMS}")
@@ -176,7 +176,7 @@ def read_state(folder: Path) -> Dict[str, Any]:
     path = folder / STATE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     counts = [state.get(key) if isinstance(state, dict) else None for key in ("step", "epoch", "batch", "world_size")]
     if not all(isinstance(count, int) and count >= 0 for count in counts):

@@ -29,7 +29,7 @@ def versions() -> Dict[str, str]:
 def git_commit() -> Optional[str]:
     """The commit of the checkout that the package runs from, with ``+`` for changes since; None outside of one."""
     folder = Path(tokenverse_pp.__file__).parent
-    git = ["git", "-C", str(folder)]
+    git = ["git", "-c", "core.fsmonitor=false", "-C", str(folder)]  # a command that a repository may name
     try:
         run = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=30)
         changed = subprocess.run(

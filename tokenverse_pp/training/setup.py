@@ -36,9 +36,18 @@ class Loaded:
     folder: Optional[Path] = None  # where it was read from
 
 
-def tasks_of(config: TasksConfig) -> TaskSet:
-    """The tasks that the configuration names; files of `plugins` are run only for those that nobody has registered."""
-    load_plugins_for(config.names, config.plugins)
+def tasks_of(config: TasksConfig, trust_plugins: bool = False, folder: Optional[Path] = None) -> TaskSet:
+    """The tasks that a model's configuration names.
+
+    Args:
+        config: of the model.
+        trust_plugins: run the files that it names for tasks that nobody has registered (`load_plugins_for`).
+        folder: of the model.
+
+    Raises:
+        UserError: for an unknown task.
+    """
+    load_plugins_for(config.names, config.plugins, trust_plugins, folder)
     return build_tasks(config.names, config.options())
 
 
@@ -94,10 +103,15 @@ def get_tokenizer(
     return tokenizer
 
 
-def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer) -> Transducer:
-    """A new model: whatever is not pretrained is at its start, the same for the same seed."""
+def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer, foreign: bool = False) -> Transducer:
+    """A new model: whatever is not pretrained is at its start, the same for the same seed.
+
+    ``foreign``: a model folder names the encoder, not the user (see `tokenverse_pp.model.encoder.loading`).
+    """
     torch.manual_seed(config.training.seed)
-    return Transducer(config.model, build_encoder(config.model.encoder), len(tasks.tasks), tokenizer.vocab_size)
+    return Transducer(
+        config.model, build_encoder(config.model.encoder, foreign), len(tasks.tasks), tokenizer.vocab_size
+    )
 
 
 def pretrained_prefixes(config: Config) -> Tuple[str, ...]:
@@ -136,25 +150,34 @@ def own_encoder(folder: Path, name: str) -> Optional[Path]:
     return path if name and (path / "config.json").is_file() else None
 
 
-def load_model(path: Path, encoder_name: str = "") -> Loaded:
+def load_model(
+    path: Path, encoder_name: str = "", trust_plugins: bool = False, foreign: Optional[bool] = None
+) -> Loaded:
     """Read a model folder, checkpoint or experiment folder.
 
     Args:
         path: see `find_model`.
         encoder_name: where the pretrained encoder is, if not where it was in training.
+        trust_plugins: run the files of tasks that the model names (see `tokenverse_pp.tasks.load_plugins` for files
+            of one's own).
+        foreign: whether the model names its encoder, not the user; by default it does without ``encoder_name``.
+
+    Raises:
+        UserError: for a folder that is damaged or no model, and for a task whose code is not run.
     """
     folder = find_model(path)
     checkpoint.check_model(folder)
     config = load_config(folder / checkpoint.CONFIG)
     name = config.model.encoder.name
+    foreign = not encoder_name if foreign is None else foreign
     if encoder_name:
         config.model.encoder.name = encoder_name
     elif own_encoder(folder, name):
         config.model.encoder.name = str(own_encoder(folder, name))
-    tasks = tasks_of(config.tasks)
+    tasks = tasks_of(config.tasks, trust_plugins, folder)
     tokenizer = Tokenizer.load(folder / checkpoint.TOKENIZER)
     tokenizer.check(tasks)
-    model = build_model(config, tasks, tokenizer)
+    model = build_model(config, tasks, tokenizer, foreign=foreign)
     load_weights(model, folder)
     if config.model.encoder.lora_rank:
         merge_lora(model.encoder.backbone)  # type: ignore[arg-type]

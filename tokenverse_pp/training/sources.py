@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from abc import ABC, abstractmethod
 from itertools import chain, islice
@@ -110,8 +111,14 @@ class SharSource(Source):
 
     def __init__(self, path: str):
         super().__init__(path)
-        self.shards = sorted(Path(path).glob("cuts.*.jsonl*"))
-        self.fields = sorted({p.name.split(".")[0] for p in Path(path).glob("*.[0-9]*.*")} - {"cuts"})
+        # Absolute, so that no file's name is taken for a command or a URL (``pipe:..``) where ``path`` is the working
+        # directory.
+        self.folder = Path(path).absolute()
+        self.shards = sorted(self.folder.glob("cuts.*.jsonl*"))
+        self.fields = sorted({p.name.split(".")[0] for p in self.folder.glob("*.[0-9]*.*")} - {"cuts"})
+        for name in self.fields:
+            if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+                raise UserError(f"{name!r} is not the name of a field: expected files such as recording.000000.tar")
         self.shard_counts: List[int] = []
 
     def count_cuts(self) -> int:

@@ -70,7 +70,7 @@ def read_source(config: Config, tasks: TaskSet) -> Source:
     folder = find_model(Path(str(config.training.init_from)))
     checkpoint.check_model(folder)
     theirs = load_config(folder / checkpoint.CONFIG)
-    known = tasks_of(theirs.tasks)
+    known = tasks_of(theirs.tasks, folder=folder)
     lost = [f"task {name}" for name in known.names if name not in tasks]
     lost += [f"token {symbol}" for symbol in known.symbols if symbol not in tasks.symbols]
     if lost:

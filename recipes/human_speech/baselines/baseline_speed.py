@@ -17,6 +17,7 @@ from whisper_pass import Clock, Whisper, likeliest
 from whisper_words import spoken_words
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.access import check_access
 from tokenverse_pp.manifests.files import write_cuts
 
 DECODE = Path(__file__).resolve().parents[2] / "decode.py"
@@ -38,6 +39,7 @@ def measure_cascade(cuts: Sequence[Cut], folder: Path, compute_type: str, allowe
     seconds: Dict[str, Dict[str, float]] = {}
 
     def run(cut: Cut) -> None:
+        check_access(cut)
         audio = cut.load_audio()[0]
         whisper.forget()
         clock = Clock()

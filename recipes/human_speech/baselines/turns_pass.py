@@ -18,6 +18,7 @@ from whisper_pass import Clock, read_records
 from whisper_words import SpokenWord, spoken_words
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.access import check_access
 
 SAMPLE_RATE = 16000
 VAD_SAMPLES = 512  # a window of silero-vad at 16 kHz: 32 ms
@@ -189,6 +190,7 @@ def turns_pass(cuts: Iterable[Cut], whisper: Mapping[str, Mapping[str, Any]], ou
             heard = whisper[cut.id]
             language = heard["language"][choice]
             words = spoken_words(heard["segments"][language], language)
+            check_access(cut)
             record = turn_record(vad, voice, cut.load_audio()[0], words, WINDOWS)
             file.write(json.dumps({"id": cut.id, **record}) + "\n")
             file.flush()

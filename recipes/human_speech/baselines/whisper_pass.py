@@ -16,6 +16,7 @@ import numpy as np
 from lhotse.cut import Cut
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.access import check_access
 
 BEAM = 5  # faster-whisper's default
 SEED = 42  # of the order, and of the sampling at temperatures above 0 (Whisper's retries where words look wrong)
@@ -91,6 +92,7 @@ def decode_cut(whisper: Whisper, cut: Cut, allowed: Sequence[str]) -> Dict[str, 
     a model trained on them knows), ``given`` (the true one). ``seconds``: wall-clock and CPU time of finding the
     language (encoder included) and of decoding.
     """
+    check_access(cut)
     audio = cut.load_audio()[0]
     whisper.forget()
     clock = Clock()

@@ -69,7 +69,7 @@ AUDIO = together(
     click.option("--audio-dir", type=ANY, help="Paths begin here, and may not lead out. Default: the data's folder."),
     click.option("--audio-out", type=ANY, help="Folder to make for audio that must be written. Default: OUTPUT_audio."),
     click.option("--any-rate", is_flag=True, help="Leave audio that is not 16 kHz as it is; default: write it anew."),
-    click.option("--allow-pipes", is_flag=True, help="Run the commands that a wav.scp holds."),
+    click.option("--allow-pipes", is_flag=True, help="Run a wav.scp's commands (later: --allow-commands)."),
 )
 FIELDS = together(
     click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column holds a field."),

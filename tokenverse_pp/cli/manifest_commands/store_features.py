@@ -9,6 +9,8 @@ from typing import Optional, Tuple
 import click
 import torch
 
+from tokenverse_pp.cli.options import source_options
+
 
 @click.command("store-features")
 @click.argument("cuts", type=click.Path(path_type=Path))
@@ -49,6 +51,7 @@ import torch
 @click.option("--sinks", type=int, default=0, show_default=True, help="First frames that stay visible.")
 @click.option("--sample", type=int, help="Take N cuts at random (seed 0), not all.")
 @click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")
+@source_options
 def store_features(
     cuts: Path,
     output: Path,

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from tokenverse_pp.cli.options import source_options
+
 
 @click.command("to-shar")
 @click.argument("cuts", type=click.Path(dir_okay=False))
@@ -18,6 +20,7 @@ import click
     show_default=True,
     help="Format of the audio; none stores features only.",
 )
+@source_options
 def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str) -> None:
     """Write CUTS with their audio (and stored features) to OUTPUT_DIR as lhotse Shar, for large runs.
 

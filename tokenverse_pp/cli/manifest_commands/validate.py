@@ -7,12 +7,15 @@ from typing import Optional, Tuple
 
 import click
 
+from tokenverse_pp.cli.options import source_options
+
 
 @click.command()
 @click.argument("cuts", nargs=-1, required=True, type=click.Path())
 @click.option("--audio", is_flag=True, help="Decode all the audio as well: finds missing and truncated files.")
 @click.option("--all", "list_all", is_flag=True, help="List every problem, not only the first of each manifest.")
 @click.option("--first", type=click.IntRange(min=1), help="List the first N problems of each manifest. [default: 1]")
+@source_options
 def validate(cuts: Tuple[str, ...], audio: bool, list_all: bool, first: Optional[int]) -> None:
     """Check manifests CUTS against the label schema; exit code 2 if anything is wrong.
 
@@ -22,6 +25,7 @@ def validate(cuts: Tuple[str, ...], audio: bool, list_all: bool, first: Optional
     from tqdm import tqdm
 
     from tokenverse_pp.cli.groups import EXIT_CODE
+    from tokenverse_pp.errors import printable
     from tokenverse_pp.manifests.progress import reading_bar
     from tokenverse_pp.manifests.validate import first_problems
 
@@ -32,7 +36,7 @@ def validate(cuts: Tuple[str, ...], audio: bool, list_all: bool, first: Optional
             for problem in first_problems(path, sys.maxsize if list_all else first or 1, audio, bar):
                 whole = valid = False
                 with tqdm.external_write_mode(file=sys.stderr):
-                    click.echo(f"error: {problem}", err=True)
+                    click.echo(f"error: {printable(problem)}", err=True)
             if whole:
                 with tqdm.external_write_mode():
                     click.echo(f"{path}: valid")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator, NamedTuple, Optional, Sequence, Union
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import CONTROL, UserError
 
 if TYPE_CHECKING:
     from tokenverse_pp.api.inputs import Heard, Refused
@@ -83,9 +83,14 @@ def _cuts(name: str) -> Iterator[Source]:
 
     try:
         for cut in read_cuts(name):
-            yield Source(cut.id, re.sub(r"[/\\\0]", "-", cut.id), open_audio(cut))
+            yield Source(cut.id, file_name(cut.id), open_audio(cut))
     except UserError as error:
         yield Source(name, name, Refused(name, str(error)))
+
+
+def file_name(cut_id: str) -> str:
+    """A cut's id as the name of a file: in one folder, and nothing that steers a terminal."""
+    return re.sub(r"[/\\]|" + CONTROL.pattern, "-", cut_id)
 
 
 def _stdin(raw_rate: Optional[int]) -> Union[Heard, Refused]:

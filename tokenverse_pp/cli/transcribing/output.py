@@ -16,6 +16,7 @@ from tokenverse_pp.api.transcript import Transcript
 from tokenverse_pp.cli.groups import error_line
 from tokenverse_pp.cli.transcribing.inputs import Source
 from tokenverse_pp.cli.transcribing.view import view
+from tokenverse_pp.errors import printable
 from tokenverse_pp.files import write_text
 from tokenverse_pp.report_page.audio import source_of
 
@@ -64,7 +65,7 @@ class Output:
                 write_text(target, self._content(name, source, transcript, target.parent))
             except OSError as error:
                 return f"{source.label}: cannot write {error_line(error) or target}"
-            click.echo(target)
+            click.echo(printable(str(target)))
         return ""
 
     def _print(self, source: Source, transcript: Transcript) -> None:
@@ -79,7 +80,8 @@ class Output:
             content = joined(transcript)
         if self.several and name in LINES:
             content = "".join(f"{source.label}: {line}\n" for line in content.splitlines() or [""])
-        click.echo(content, nl=False)
+        # A file or pipe gets what was heard as it is.
+        click.echo(printable(content) if self.is_terminal else content, nl=False)
 
     def _content(self, name: str, source: Source, transcript: Transcript, folder: Path) -> str:
         """What a file of a format holds; a page has the audio in it, or, of a long recording, links to it."""

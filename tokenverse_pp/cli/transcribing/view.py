@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, List
 
 import click
 
 from tokenverse_pp.api.transcript import Transcript, Turn
+from tokenverse_pp.errors import CONTROL, printable
 
 UNSURE = 0.5  # words below this confidence are underlined
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a file's name must not steer the terminal
 
 
 def view(transcript: Transcript, label: str, colour: bool = True) -> str:
@@ -56,4 +55,5 @@ def _line(transcript: Transcript, turn: Turn, colour: bool) -> str:
 
 def style(text: str, colour: bool, **looks: Any) -> str:
     """Text with colours, or as it is."""
+    text = printable(text)  # neither a file's name nor a model's vocabulary is to steer the terminal
     return click.style(text, **looks) if colour and any(looks.values()) else text

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tokenverse_pp.dataset import SAMPLING_RATE
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import replacing
+from tokenverse_pp.manifests.access import check_access
 
 CHANNEL_NAMES = "AB"  # of a telephone call
 
@@ -86,6 +87,7 @@ def write_16_khz(recording: Recording, folder: Path, channel: Optional[int] = No
 
 def _decode(recording: Recording, channel: Optional[int]) -> np.ndarray:
     """Samples (S,) of one channel, or the mean of all."""
+    check_access(recording, f"recording {recording.id}")
     try:
         with sphere_reader():
             samples = recording.load_audio(channels=channel)

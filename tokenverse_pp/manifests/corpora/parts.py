@@ -151,7 +151,10 @@ def _write_checked(cuts: Iterable[Cut], temporary: Path, path: Path, statistics:
                 raise UserError(f"{path}: cut {cut.id}: {problems[0]}")
             seen.add(cut.id)
             statistics.add(cut, str(path))
-            writer.write(cut)
+            try:
+                writer.write(cut)
+            except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can hold
+                raise UserError(f"{path}: cut {cut.id}: expected valid Unicode: {error.reason}") from None
             count += 1
     return count
 

@@ -14,6 +14,8 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from lhotse.supervision import SupervisionSegment
 
+from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.access import file_problem
 from tokenverse_pp.manifests.conversations import DEFAULT_OPTIONS, ConversationOptions, Words
 from tokenverse_pp.manifests.corpora import dialogues
 from tokenverse_pp.manifests.corpora.audio import sphere_reader
@@ -137,6 +139,7 @@ def prepare_callhome_english(
     texts = transcripts if transcripts is not None else corpus_dir / "LDC97T14"
     require(speech, ["data/train", "data/devtest", "data/evltest"], CALLHOME_LAYOUT)
     require(texts, ["transcrpt/train", "transcrpt/devtest", "transcrpt/evaltest"], CALLHOME_LAYOUT)
+    _check_names(speech)
     with lhotse_recipe("callhome-english", corpus_dir, CALLHOME_LAYOUT), sphere_reader():
         manifests = recipe(speech, transcript_dir=texts, absolute_paths=True)
     parts = [Part(split, **manifests[name], language="en") for split, name in CALLHOME_SPLITS.items()]
@@ -168,6 +171,7 @@ def prepare_eval2000(
 
     wanted = ["LDC2002S09/hub5e_00/english"] + ([] if transcripts else ["LDC2002T43/reference/english"])
     require(corpus_dir, wanted, EVAL2000_LAYOUT)
+    _check_names(corpus_dir)
     with (
         tempfile.TemporaryDirectory() as folder,
         lhotse_recipe("eval2000", corpus_dir, EVAL2000_LAYOUT),
@@ -185,6 +189,14 @@ def prepare_eval2000(
         jobs,
         say,
     )
+
+
+def _check_names(folder: Path) -> None:
+    """See that no name of a SPHERE file does more than name it (raises UserError)."""
+    problems = (file_problem(str(path)) for path in sorted(folder.rglob("*.[sS][pP][hH]")))
+    problem = next(filter(None, problems), None)
+    if problem:
+        raise UserError(problem)
 
 
 def _write(

@@ -14,14 +14,16 @@ from lhotse.cut import Cut, MonoCut
 from lhotse.supervision import SupervisionSegment
 from lhotse.utils import fastcopy
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.errors import CONTROL, UserError
+from tokenverse_pp.files import is_finite
 from tokenverse_pp.languages import checked_language
 from tokenverse_pp.manifests.conversations import DEFAULT_OPTIONS, ConversationOptions, Words, conversation_cuts
 from tokenverse_pp.manifests.corpora.dialogues import Track
 from tokenverse_pp.manifests.corpora.parts import LeftOut, Say, stem, write_checked_files
 from tokenverse_pp.manifests.label_source import LABEL_SOURCE
+from tokenverse_pp.manifests.labels import type_problems
 from tokenverse_pp.manifests.normalise import NORMALISERS
-from tokenverse_pp.manifests.reading import load_whole, read_cuts
+from tokenverse_pp.manifests.reading import load_whole, read_cuts, shortened
 from tokenverse_pp.tasks.registry import REGISTRY
 
 
@@ -72,6 +74,7 @@ def tracks_of_supervisions(recordings: RecordingSet, supervisions: SupervisionSe
         channels = turn.channel if isinstance(turn.channel, list) else [turn.channel]
         if len(channels) != 1:
             raise UserError(f"{where}: supervision {turn.id}, field 'channel': expected one, found {channels}")
+        _check_fields(known[turn.recording_id], channels[0], [turn], where)
         by_place.setdefault((turn.recording_id, channels[0]), []).append(turn)
     for recording_id, recording in known.items():
         for channel in recording.channel_ids or [0]:
@@ -85,7 +88,35 @@ def _mono(cuts: Iterable[Cut], where: str) -> Iterator[MonoCut]:
             raise UserError(
                 f"{where}: cut {cut.id}: expected one channel of one recording, found a {type(cut).__name__}"
             )
+        here = f"{where}: cut {cut.id}"
+        if not is_finite(cut.start):
+            raise UserError(f"{here}: field 'start': expected seconds, found {shortened(repr(cut.start), 80)}")
+        _check_fields(cut.recording, cut.channel, cut.supervisions, here)
         yield cut
+
+
+def _check_fields(recording: Recording, channel: Any, turns: Iterable[SupervisionSegment], where: str) -> None:
+    """See that fields are of their types, which lhotse does not look at (raises UserError)."""
+    problems = []
+    if not _is_name(recording.id):
+        problems.append(f"field 'recording.id': expected a name, found {recording.id!r}")
+    if not is_finite(recording.duration):
+        problems.append(f"field 'recording.duration': expected seconds, found {recording.duration!r}")
+    if not isinstance(recording.channel_ids, list) or type(channel) is not int:
+        problems.append(f"field 'channel': expected a number, found {channel!r} of {recording.channel_ids!r}")
+    for turn in turns:
+        if not _is_name(turn.id):
+            problems.append(f"supervision {turn.id!r}: field 'id': expected a name")
+        problems += type_problems(f"supervision {turn.id}", turn)
+        entities = turn.custom.get("entities") if isinstance(turn.custom, dict) else None
+        if entities is not None and not (isinstance(entities, list) and all(isinstance(e, dict) for e in entities)):
+            problems.append(f"supervision {turn.id}, field 'custom.entities': expected a list, found {entities!r}")
+    if problems:
+        raise UserError(f"{where}: {shortened(problems[0])}")
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and not CONTROL.search(value)
 
 
 def _track(recording: Recording, channel: int, turns: Sequence[SupervisionSegment], where: str) -> Track:

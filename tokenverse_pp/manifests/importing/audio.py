@@ -16,6 +16,7 @@ from lhotse.audio import info
 from lhotse.utils import fastcopy
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.manifests.access import allow_sources, file_problem
 from tokenverse_pp.manifests.corpora.audio import write_16_khz
 from tokenverse_pp.manifests.importing.audio_out import AudioOut
 from tokenverse_pp.manifests.importing.rows import BadRow, Row, shown
@@ -138,7 +139,8 @@ class AudioFinder:
         unique = hashlib.sha256(f"{source}\0{own_name}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
         folder = self.audio_out.folder()
         try:
-            written = write_16_khz(fastcopy(recording, id=unique), folder, channel)
+            with allow_sources(commands=self.allow_pipes):
+                written = write_16_khz(fastcopy(recording, id=unique), folder, channel)
         except UserError as error:
             return f"field 'audio': {error}"
         return fastcopy(written, id=own_name)
@@ -146,6 +148,9 @@ class AudioFinder:
 
 def _open(source: str, name: str) -> Union[Recording, str]:
     """A recording, or why there is none (a cache keeps no exceptions)."""
+    unsafe = "" if source.endswith("|") else file_problem(source)
+    if unsafe:
+        return f"field 'audio': {unsafe}"
     try:
         recording = _from_command(source, name) if source.endswith("|") else Recording.from_file(source, name)
     except Exception as error:  # whatever the audio backend throws

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import json_of
 from tokenverse_pp.languages import checked_language
 from tokenverse_pp.manifests.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, Span, seconds, shown
 from tokenverse_pp.manifests.lines import CONTROL, CONTROL_NO_SPACE
-from tokenverse_pp.manifests.reading import json_of
 from tokenverse_pp.tasks.registry import REGISTRY
 
 TEXTS = ("id", "audio", "recording", "channel", "text", "speaker", "language")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import yaml_of
 from tokenverse_pp.manifests.importing.audio_out import AudioOut
 from tokenverse_pp.manifests.importing.fields import FieldMap
 from tokenverse_pp.manifests.importing.rows import BadRow, Place, Rejected, RowOrRejected
@@ -74,6 +76,7 @@ def _load(folder: Path, split: Optional[str], cache: str) -> Any:
         raise UserError("--hf: needs the package datasets: pip install 'tokenverse_pp[datasets]'") from None
     if not folder.is_dir():
         raise UserError(f"{folder}: expected a folder of Hugging Face datasets")
+    _check_folder(folder)
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
         data = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder), cache_dir=cache)
@@ -91,7 +94,32 @@ def _load(folder: Path, split: Optional[str], cache: str) -> Any:
     for name, feature in dict(data.features or {}).items():
         if isinstance(feature, datasets.Audio):
             data = data.cast_column(name, datasets.Audio(decode=False))
+        elif getattr(feature, "decode", False):  # images, videos, ..: nobody asks for them
+            undecoded = copy.copy(feature)
+            undecoded.decode = False
+            data = data.cast_column(name, undecoded)
     return data
+
+
+def _check_folder(folder: Path) -> None:
+    """See that `datasets` will neither run code of the folder nor fetch what it names (raises UserError).
+
+    Versions before 4 run a script of the folder's name, and all take the addresses of data files from its README.md.
+    """
+    for name in (folder.name, folder.resolve().name):
+        script = folder / f"{name}.py"
+        if script.is_file():
+            raise UserError(f"{script}: a loading script, which is not run; export the data as parquet")
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    head = re.match(r"---\r?\n(.*?\n)---", text, re.DOTALL)
+    try:
+        about = yaml_of(head[1]) if head else None
+    except UserError as error:
+        raise UserError(f"{card}: {error}") from None
+    configs = about.get("configs") if isinstance(about, dict) else None
+    if "://" in str(configs):
+        raise UserError(f"{card}: 'configs' names data files on other machines, which are not fetched")
 
 
 def _plain(value: Any, feature: Any) -> Any:

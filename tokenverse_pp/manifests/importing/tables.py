@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Deque, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import json_of
 from tokenverse_pp.manifests.importing.fields import FieldMap
 from tokenverse_pp.manifests.importing.rows import Place, Rejected, Row, RowOrRejected, shown
 from tokenverse_pp.manifests.lines import MAX_LINE, number_of, raw_lines, text_of
-from tokenverse_pp.manifests.reading import json_of
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")

@@ -11,10 +11,10 @@ from typing import Iterator, List, Set, Tuple, Union
 
 from tokenverse_pp.api.transcript import Transcript
 from tokenverse_pp.errors import UserError
+from tokenverse_pp.files import json_of
 from tokenverse_pp.manifests.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, Span, shown
 from tokenverse_pp.manifests.importing.textfiles import files_of, safe_id
 from tokenverse_pp.manifests.lines import raw_lines, text_of
-from tokenverse_pp.manifests.reading import json_of
 
 JSON_LINES = (".jsonl", ".ndjson")
 SHORTEST = 0.001  # seconds of a turn whose only word lies at the end of the audio

@@ -12,13 +12,17 @@ from tokenverse_pp.model.encoder.loading import load_backbone
 from tokenverse_pp.model.encoder.split import SplitEncoder
 
 
-def build_encoder(config: EncoderConfig) -> Encoder:
+def build_encoder(config: EncoderConfig, foreign: bool = False) -> Encoder:
     """Load the pretrained encoder and make both halves as ``config`` says.
+
+    Args:
+        config: the options.
+        foreign: not the user but a model folder names the encoder (see `load_backbone`).
 
     Raises:
         UserError: an unknown name, folder or family, incomplete weights, or a value out of range.
     """
-    backbone = load_backbone(config)
+    backbone = load_backbone(config, foreign)
     config.validate(len(backbone.layers))
     # from_pretrained leaves its models in eval mode; train() is where every new module starts.
     kinds: Dict[str, Callable[[Backbone, EncoderConfig], Encoder]]
