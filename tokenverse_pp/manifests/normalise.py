@@ -50,6 +50,7 @@ from tokenverse_pp.languages import rules_language
 ZERO_WIDTH_SPACE = "\u200b"
 _APOSTROPHES = regex.compile("[\u2018\u2019\u201b\u02bc\u02b9\u0060\u00b4\u2032\uff07]")
 _KEYCAPS = regex.compile(r"([\p{Nd}#*])\p{DI}*\u20e3")
+_KEYCAP_TEN = "🔟"  # the only one that is a character of its own
 # Pictographs, and blanks that NFKC would turn into something else. The two circled ideographs are read aloud.
 _BLANKS = regex.compile(r"(?V1)[[\p{Extended_Pictographic}--[㊗㊙]]\u200b\u3164\uffa0]")
 # Format characters but for the visible ones: number signs, which stand before digits, and interlinear annotations.
@@ -57,6 +58,7 @@ _INVISIBLE = regex.compile(
     r"(?V1)[[\p{DI}\p{Cf}--[\u200b\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\ufff9-\ufffb\U000110bd\U000110cd]]"
     r"\p{Me}\u0640\u07fa]+"
 )
+_CATALAN_DOTS = regex.compile("(?<=[lL])[•‧∙⋅・](?=[lL])")  # what stands for the middle dot in texts
 _LONE_MARKS = regex.compile(r"(?<![\p{L}\p{N}\p{M}])\p{M}+")
 _LONE_SIGN = regex.compile(r"(?<![\p{L}\p{N}\p{M}])['·]|['·](?![\p{L}\p{N}])")
 _UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}ー]\p{M}*)")
@@ -97,13 +99,15 @@ def normalise(text: str, language: Optional[str] = None, lower: bool = True) -> 
         UserError: for a language that is no code.
     """
     rules = rules_language(language)
-    text = _BLANKS.sub(" ", _KEYCAPS.sub(r" \1 ", text))
+    text = _BLANKS.sub(" ", _KEYCAPS.sub(r" \1 ", text.replace(_KEYCAP_TEN, " 10 ")))
     # The apostrophe look-alikes go before NFKC, which would turn a free-standing acute accent into a space and a
     # combining mark; so does the invisible, which keeps letters from being composed.
     text = unicodedata.normalize("NFKC", _APOSTROPHES.sub("'", _INVISIBLE.sub("", text)))
     text = _INVISIBLE.sub("", text)  # what NFKC made: tatweels of Arabic presentation forms
     text = unicodedata.normalize("NFKC", lower_case(text, rules) if lower else text)
     text = _APOSTROPHES.sub("'", text)
+    if rules == "ca":
+        text = _CATALAN_DOTS.sub("·", text)
     if rules in (None, "ru"):
         text = _without_yo(text)
     text = text.translate(_WORD_CHARACTERS_CA if rules == "ca" else _WORD_CHARACTERS)

@@ -26,7 +26,7 @@ from tokenverse_pp.manifests.normalise import NORMALISERS
     show_default=True,
     help="What the turns are labelled for; lid needs a language, ner needs entities. Endpoints are labelled here.",
 )
-@click.option("--language", help="ISO 639 code of turns that name none.")
+@click.option("--language", help="Language code of turns that name none.")
 @click.option(
     "--normaliser", type=click.Choice(list(NORMALISERS)), default="none", show_default=True, help="Of the texts."
 )
