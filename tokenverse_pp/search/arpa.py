@@ -79,8 +79,9 @@ class _Arpa:
         if len(levels) in self.weighted:
             self.number, weighted = self.weighted[len(levels)]
             self._bad(f"a back-off weight of an n-gram of the highest order: {weighted!r}")
-        for _ in lines:
-            pass  # a packed file may be cut off further on
+        for line in lines:  # to the end: a packed file may be cut off there
+            if line in ("\\data\\", "\\end\\") or _SECTION.fullmatch(line) or _COUNT.fullmatch(line):
+                self._bad(f"expected nothing of a model after \\end\\, found {line!r}")
         return levels
 
     def _lines(self) -> Iterator[str]:
