@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional
 
 import torch
 import transformers
@@ -68,6 +68,25 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional
     if bias is not None:
         scores = scores + bias
     return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def in_exact_type(conv: nn.Conv1d, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Run a convolution, in float32 where bfloat16 on a CPU would be wrong.
+
+    oneDNN (torch 2.13) computes grouped convolutions in bfloat16 wrongly on CPUs with AMX where 16 does not divide the
+    number of channels in a group: the output has nothing to do with the input, or is NaN. wav2vec2's own sizes (48 and
+    64 channels in a group) are right; small encoders are not.
+
+    Args:
+        conv: the convolution.
+        run: calls it on ``x``.
+        x: its input, in any layout.
+    """
+    channels = conv.in_channels // conv.groups
+    if x.device.type != "cpu" or conv.groups == 1 or channels == 1 or channels % 16 == 0:
+        return run(x)
+    with torch.autocast("cpu", enabled=False):
+        return run(x.to(conv.bias.dtype if conv.bias is not None else torch.float32))
 
 
 def grad_scaler(device_type: str, **options: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenverse_pp.compat import in_exact_type
 from tokenverse_pp.model.encoder.masking import length_mask
 from tokenverse_pp.model.masks import ChunkGrid
 
@@ -30,7 +31,7 @@ def convolve(conv: nn.Conv1d, x: Tensor) -> Tensor:
         weight = torch._weight_norm(directions, gains, max(range(3), key=lambda dim: gains.shape[dim]))
     else:
         weight = conv.weight
-    return F.conv1d(x, weight, conv.bias, groups=conv.groups)
+    return in_exact_type(conv, lambda x: F.conv1d(x, weight, conv.bias, groups=conv.groups), x)
 
 
 def chunked_convolution(conv: nn.Conv1d, x: Tensor, grid: ChunkGrid) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from tokenverse_pp.compat import in_exact_type
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.model.encoder.base import Backbone
 from tokenverse_pp.model.encoder.chunked import chunked_convolution, normalise_running, running_group_norm, sides
@@ -132,10 +133,10 @@ class Wav2Vec2Backbone(Backbone):
 
         In strict chunks its right side is cut at the chunk's end.
         """
+        embed = self.encoder.pos_conv_embed
         if grid is not None and grid.strict:
-            embed = self.encoder.pos_conv_embed
             return self.after_positions(x, embed.activation(chunked_convolution(embed.conv, x, grid)))
-        return self.after_positions(x, self.encoder.pos_conv_embed(x))
+        return self.after_positions(x, in_exact_type(embed.conv, embed, x))
 
     def after_positions(self, x: Tensor, positions: Tensor) -> Tensor:
         """Frames and what the positional convolution gave, both (N, T, C) -> input of the lowest layer."""
