@@ -363,6 +363,7 @@ def test_a_run_that_goes_on_spells_languages_as_its_vocabulary(tokenizers, tmp_p
 
 # Comparisons of what is named a language but is none.
 NO_CODES = {
+    "language not in self._indexes",  # of a primary language
     "by == 'language'",  # manifest mix --by language
     "name == 'language'",  # a field
     "'language' in keys",

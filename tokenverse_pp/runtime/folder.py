@@ -14,7 +14,7 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import feed, json_of
 
 # All that the runtime imports besides the standard library; soundfile only to read files.
-PACKAGES = ("onnxruntime", "numpy", "sentencepiece", "soundfile")
+PACKAGES = ("onnxruntime", "numpy", "sentencepiece", "soundfile", "langcodes")
 DESCRIPTION = "export.json"
 TOKENIZER = "tokenizer.model"
 ENCODER, PREDICTOR, JOINER = "encoder.onnx", "predictor.onnx", "joiner.onnx"
