@@ -120,9 +120,9 @@ ODD = {
     "text.wav": "no audio",
     "nan.wav": "NaN or infinity",
     "nothing.wav": "holds no samples",
-    "cut-short.flac": "",
+    "damaged.flac": "damaged at ",
 }
-FINE = ("8khz.wav", "six-channels.wav", "blink.wav", "44khz.ogg")
+FINE = ("8khz.wav", "six-channels.wav", "blink.wav", "44khz.ogg", "cut-short.flac")
 
 
 @pytest.fixture
@@ -136,6 +136,7 @@ def odd(calls):
     soundfile.write(calls / "cut-short.flac", noise, 16000)
     data = (calls / "cut-short.flac").read_bytes()
     (calls / "cut-short.flac").write_bytes(data[: len(data) // 2])
+    (calls / "damaged.flac").write_bytes(data[: len(data) // 2] + bytes(2000) + data[len(data) // 2 + 2000 :])
     soundfile.write(calls / "8khz.wav", noise[:8000], 8000)
     soundfile.write(calls / "six-channels.wav", np.stack([noise] * 6, axis=1), 16000)
     soundfile.write(calls / "blink.wav", noise[:160], 16000)
@@ -143,7 +144,7 @@ def odd(calls):
     return calls
 
 
-def test_odd_audio_is_refused_in_a_line_and_the_rest_is_done(model, odd, tmp_path):
+def test_odd_audio_is_refused_in_a_line_and_the_rest_is_done(model, odd, tmp_path, caplog):
     names = [*ODD, *FINE, "one.wav", "gone.wav"]
     done = transcribe(model, *(odd / name for name in names), "--output-dir", tmp_path / "out")
     assert done.exit_code == 2
@@ -154,6 +155,9 @@ def test_odd_audio_is_refused_in_a_line_and_the_rest_is_done(model, odd, tmp_pat
     assert len(lines_of(done)) == len(expected)
     for line, (name, reason) in zip(lines_of(done), expected.items()):
         assert line.startswith(f"error: {odd / name}: ") and reason in line, line
+    short, blink = caplog.messages
+    assert short.startswith(f"warning: {odd / 'cut-short.flac'}: truncated: ") and short.endswith(" s of 1.000 s")
+    assert blink == f"warning: {odd / 'blink.wav'}: 0.0100 s are less than a frame: nothing to hear"
 
 
 def test_two_inputs_of_one_name(model, calls, tmp_path):

@@ -103,7 +103,7 @@ def test_bad_files_are_a_line_each_and_the_others_are_done(exported, tmp_path):
     assert len(done.stdout.splitlines()) == 2  # the text of the good one, and what was imported
     errors = done.stderr.splitlines()
     assert len(errors) == 4 and all(line.startswith("error: ") and ".wav" in line for line in errors)
-    for line, reason in zip(errors, ["no such audio file", "not audio", "too short for one frame", "30 s at most"]):
+    for line, reason in zip(errors, ["no such audio file", "not audio", "holds no samples", "30 s at most"]):
         assert reason in line
 
 

@@ -1,0 +1,516 @@
+"""The one audio-input function: a file, bytes or an open file of any container -> samples, and what is wrong with it.
+
+Containers are told by their content. Each is read to its end: its length is that of the samples that are there, and
+where its header says otherwise, that is told. libsndfile reads what it can; PyAV, if it is installed, the others. No
+other program and no environment variable has a say, so that the samples are the same on every machine (SPHERE files
+that are compressed with Shorten are the exception: they need sph2pipe, and are refused without it).
+
+Neither torch nor lhotse is imported here.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+
+from tokenverse_pp.audio.containers import (
+    SAMPLES,
+    UNKNOWN,
+    Bytes,
+    Part,
+    Pieces,
+    Range,
+    Source,
+    container_of,
+    parts_of_packets,
+    parts_of_samples,
+    sphere_header,
+    tag_size,
+)
+from tokenverse_pp.audio.pyav import TOLERANCE, Decoder, import_av
+from tokenverse_pp.audio.streams import flac_parts, is_mpeg, mpeg_parts, ogg_parts
+from tokenverse_pp.errors import UserError
+
+BLOCK = 1 << 18  # samples that are decoded at once
+MOST_CHANNELS = 1024
+PACKETS = ("mp4", "matroska", "adts", "amr", "asf", "avi", "flv", "mpegts", "mpeg")  # containers of PyAV
+NO_AUDIO = "no audio that can be decoded: not audio, or its format is not recognised"
+log = logging.getLogger("tokenverse_pp.audio")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How a source is built.
+
+    Args:
+        container: a key of `NAMES`, or ``unknown``.
+        parts: what libsndfile reads, one behind the other; none: PyAV reads it.
+        ranges: what PyAV reads.
+        cut: the end is missing, as the structure says.
+        left_over: bytes behind the end.
+        problems: what is missing or damaged; a line each.
+        notes: what may be; a line each.
+        damage: audio is missing in the middle.
+        gaps: Ogg time stamps have gaps, which libsndfile does not tell of.
+    """
+
+    container: str
+    parts: Tuple[Part, ...] = ()
+    ranges: Tuple[Range, ...] = ()
+    cut: bool = False
+    left_over: int = 0
+    problems: Tuple[str, ...] = ()
+    notes: Tuple[str, ...] = ()
+    damage: Optional[str] = None
+    gaps: bool = False
+
+
+def structure_of(data: Bytes, thorough: bool = False) -> Structure:
+    """Find out how a source is built; files and bytes that were seen before are remembered.
+
+    Args:
+        thorough: look through all of a FLAC file for a second one behind the first.
+    """
+    key = (*data.key, thorough)
+    found = _SEEN.get(key)
+    if found is None:
+        found = _structure_of(data, thorough)
+        if len(_SEEN) >= 4096:
+            _SEEN.clear()
+        _SEEN[key] = found
+    return found
+
+
+_SEEN: Dict[Tuple[Any, ...], Structure] = {}
+
+
+def _structure_of(data: Bytes, thorough: bool) -> Structure:
+    start, head = 0, data.at(0, 8192)
+    while tag_size(head):  # files of any kind may begin with tags
+        start += tag_size(head)
+        head = data.at(start, 8192)
+    container = container_of(head)
+    everything = ((start, data.size),)
+    if container in SAMPLES:
+        found = parts_of_samples(data, container, start)
+        if found is not None:
+            return Structure(container, found[0], everything, left_over=found[1])
+    elif container == "flac":
+        return Structure(container, flac_parts(data, start, thorough), everything)
+    elif container == "ogg":
+        ogg = ogg_parts(data)
+        cut = bool(ogg.problems)
+        return Structure(container, ogg.parts, ogg.ranges or everything, cut, 0, ogg.problems, ogg.notes, ogg.damage, ogg.gaps)
+    elif container in PACKETS:
+        ranges, cut = parts_of_packets(data, container)
+        return Structure(container, (), ranges, cut)
+    elif container == UNKNOWN and is_mpeg(data, start):
+        parts, problems = mpeg_parts(data)
+        return Structure("mp3", parts, everything, problems=tuple(problems))
+    # VOC, IRCAM and the like are told apart by libsndfile, which would take any byte 255 for the begin of an MP3 file.
+    return Structure(container, () if head[:1] == b"\xff" else (Part(((0, data.size),)),), everything)
+
+
+class AudioInput:
+    """An audio source that is open; a context manager.
+
+    Args:
+        source: a path, the bytes of a file, or an open binary file.
+        name: for messages; by default the path.
+        thorough: `measure` decodes what structure does not prove, and looks for a second FLAC file behind the first.
+        rate: resample what PyAV decodes to it, one channel; rate and channels of others stay.
+
+    Attributes:
+        container: a key of `NAMES`, or ``unknown``.
+        rate: in Hz.
+        channels: their number.
+        frames: samples a channel; None where they have to be decoded to be counted (`measure`).
+        problems: what is missing at the end or damaged; a line each. Complete after `measure` or `samples`.
+        notes: what a user may want to know; a line each.
+        damage: audio is missing in the middle, so that what is read is not what was said.
+
+    Raises:
+        UserError: naming the source, for what holds no audio, or needs what is not installed.
+    """
+
+    rate: int
+    channels: int
+    frames: Optional[int]
+
+    def __init__(self, source: Source, name: Optional[str] = None, thorough: bool = False, rate: Optional[int] = None):
+        is_path = isinstance(source, (str, os.PathLike))
+        self.name = name if name is not None else os.fspath(source) if is_path else "audio"  # type: ignore[arg-type]
+        self.problems: List[str] = []
+        self.notes: List[str] = []
+        self.damage: Optional[str] = None
+        self.broken_at: Optional[int] = None  # the sample at which libsndfile could not go on
+        self._thorough, self._rate = thorough, rate
+        self._counts: List[int] = []  # samples of each part
+        self._first: Any = None  # the first part, open and at its start
+        self._decoder: Optional[Decoder] = None
+        self._decoded: Any = None  # what it will give
+        self._measured = False
+        self._stated_seconds = 0.0  # by Ogg time stamps
+        try:
+            self._data = Bytes(source)
+        except OSError as error:
+            raise UserError(f"{self.name}: cannot be read: {error.strerror or error}") from error
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> AudioInput:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the source, if it was opened here."""
+        if self._first is not None:
+            self._first.close()
+        self._data.close()
+
+    @property
+    def by_pyav(self) -> bool:
+        """Whether PyAV reads it, from its start on every time."""
+        return self._decoder is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether libsndfile alone reads the same samples from the file as it is."""
+        return not self.by_pyav and [part.pieces for part in self._structure.parts] == [None]
+
+    def _open(self) -> None:
+        if self._data.size == 0:
+            raise UserError(f"{self.name}: the file is empty")
+        if self._data.at(0, 7) == b"NIST_1A" and "shorten" in sphere_header(self._data).get("sample_coding", ""):
+            self._expand_shorten()
+        self._structure = found = structure_of(self._data, self._thorough)
+        self.container = found.container
+        self.problems.extend(found.problems)
+        self.notes.extend(found.notes)
+        self.damage = found.damage
+        if found.gaps or not found.parts:
+            self._open_decoder()
+        else:
+            self._open_parts()
+        if self.channels > MOST_CHANNELS:
+            raise UserError(f"{self.name}: has {self.channels} channels: expected {MOST_CHANNELS} at most")
+
+    # libsndfile
+
+    def _soundfile(self) -> Any:
+        try:
+            import soundfile
+        except ImportError:
+            raise UserError(f"{self.name}: reading files needs soundfile: pip install soundfile") from None
+        return soundfile
+
+    def _file(self, number: int) -> Any:
+        """A part as libsndfile sees it. A name is no help for it: of known formats the content tells."""
+        if number == 0 and self._first is not None:
+            file, self._first = self._first, None
+            return file
+        pieces = self._structure.parts[number].pieces
+        what: Any = self._data.path
+        if pieces is not None:
+            what = Pieces(self._data, pieces)
+            if self.container == "mp3" and hasattr(os, "memfd_create"):
+                what = _in_memory(what.read())  # libmpg123 reads byte by byte: each would be a call of Python
+        elif what is None:
+            what = io.BytesIO(self._data.all())
+        return self._soundfile().SoundFile(what)
+
+    def _open_parts(self) -> None:
+        rates = set()
+        for number in range(len(self._structure.parts)):
+            try:
+                file = self._file(number)
+                rates.add(file.samplerate)
+                self._counts.append(file.frames)
+                if number == 0:
+                    self.rate, self.channels, self._first = file.samplerate, file.channels, file
+                else:
+                    file.close()
+            except (RuntimeError, OSError) as error:
+                self._open_decoder(str(error).rsplit(": ", 1)[-1])
+                return
+        if len(rates) > 1:
+            if self.container not in ("ogg", "mp3"):
+                raise UserError(f"{self.name}: its sampling rate changes between {min(rates)} and {max(rates)} Hz")
+            self._open_decoder("its sampling rate changes")
+            return
+        self.frames = sum(self._counts)
+
+    def _file_blocks(self, number: int, start: int, stop: int) -> Iterator[np.ndarray]:
+        """Samples (C, S) of a part; what cannot be decoded ends it, and sets ``broken_at``."""
+        file, size, at = self._file(number), BLOCK, start
+        try:
+            if start:
+                self._go_to(file, start)
+            while at < stop:
+                try:
+                    block = file.read(min(size, stop - at), dtype="float32", always_2d=True).T
+                except RuntimeError:
+                    if size <= 16:
+                        self.broken_at = sum(self._counts[:number]) + at
+                        return
+                    # libsndfile keeps back what it decoded of a block before it failed.
+                    size //= 4
+                    file.close()
+                    file = self._file(number)
+                    self._go_to(file, at)
+                    continue
+                if not block.shape[1]:
+                    return
+                at += block.shape[1]
+                yield _with_channels(block, self.channels)
+        finally:
+            file.close()
+
+    def _go_to(self, file: Any, at: int) -> None:
+        try:
+            if file.seekable() and file.seek(at) == at:
+                return
+        except RuntimeError:
+            pass
+        while at > 0:  # not every coding can be sought in
+            count = len(file.read(min(at, BLOCK), dtype="float32", always_2d=True))
+            if not count:
+                return
+            at -= count
+
+    def _expand_shorten(self) -> None:
+        """SPHERE that is compressed with Shorten, by sph2pipe -> WAV."""
+        program = shutil.which("sph2pipe")
+        if program is None:
+            raise UserError(
+                f"{self.name}: SPHERE that is compressed with Shorten needs sph2pipe (`lhotse install-sph2pipe`)"
+            )
+        stated = sphere_header(self._data).get("sample_count", "0")
+        with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
+            path = self._data.path
+            if path is None:
+                path = os.path.join(folder, "audio.sph")
+                with open(path, "wb") as file:
+                    file.write(self._data.all())
+            done = subprocess.run([program, "-f", "wav", "-p", os.path.abspath(path)], capture_output=True, check=False)
+        if done.returncode or not done.stdout:
+            said = " ".join(done.stderr.decode(errors="replace").split())[:200]
+            raise UserError(f"{self.name}: sph2pipe cannot read it: {said or 'no output'}")
+        self._data.close()
+        self._data = Bytes(done.stdout)
+        with AudioInput(done.stdout, self.name) as wav:
+            if stated.isdigit() and (wav.frames or 0) < int(stated):
+                self.problems.append(_truncated(wav.frames or 0, int(stated), wav.rate))
+
+    # PyAV
+
+    def _open_decoder(self, reason: str = "") -> None:
+        found = self._structure
+        if found.container == UNKNOWN or (reason and found.container not in PACKETS):
+            try:
+                import_av(self.name, self.container)
+            except UserError as error:
+                why = NO_AUDIO if found.container == UNKNOWN else f"{reason.rstrip('.')}, it"
+                hint = str(error).rpartition("need ")[2]
+                raise UserError(f"{self.name}: {why}{'; some formats need' if why == NO_AUDIO else ' needs'} {hint}") from None
+        self._decoder = Decoder(self._data, found.ranges, self.name, self.container, found.cut, self._rate)
+        blocks = self._decoder.blocks()
+        try:
+            first = next(blocks)
+        except StopIteration:
+            raise UserError(f"{self.name}: holds no samples") from None
+        except UserError:
+            if found.container == UNKNOWN:
+                raise UserError(f"{self.name}: {NO_AUDIO}") from None
+            raise
+        self._decoded = chain([first], blocks)
+        if not self._measured:
+            self.rate = self._rate or self._decoder.told.rate
+            self.channels = len(first)
+            self.frames = None
+
+    def _decode(self) -> Iterator[np.ndarray]:
+        """All that PyAV decodes; then what there is to say about it is known."""
+        if self._decoded is None:
+            self._open_decoder()
+        blocks, self._decoded = self._decoded, None
+        frames = 0
+        for block in blocks:
+            frames += block.shape[1]
+            yield block
+        if self._measured:
+            return
+        self._measured = True
+        self.frames = frames
+        told = self._decoder.told  # type: ignore[union-attr]
+        if told.truncated and self.container != "ogg":
+            self.problems.append(told.truncated)
+        self.problems.extend(told.clock())
+        seconds = frames / self.rate
+        if seconds < self._stated_seconds - TOLERANCE and not told.jumps:
+            self.problems.append(f"its time stamps say {self._stated_seconds:.3f} s, it holds {seconds:.3f} s")
+        self.notes.extend(told.silence() + told.notes)
+        self.damage = self.damage or told.damage
+
+    # Both
+
+    def blocks(self, start: int = 0, stop: Optional[int] = None) -> Iterator[np.ndarray]:
+        """Samples (C, S) as float32, from ``start`` to ``stop`` (in samples)."""
+        at = 0
+        if self.by_pyav:
+            for block in self._decode():
+                first, last = max(0, start - at), block.shape[1] if stop is None else stop - at
+                at += block.shape[1]
+                if last > first:
+                    yield block[:, first:last]
+                if stop is not None and at >= stop:
+                    return
+            return
+        for number, count in enumerate(self._counts):
+            first, last = max(0, start - at), count if stop is None else min(count, stop - at)
+            if last > first:
+                yield from self._file_blocks(number, first, last)
+                if self.broken_at is not None:
+                    return
+            at += count
+
+    def read(self, start: int = 0, stop: Optional[int] = None) -> np.ndarray:
+        """Samples (C, S) as `blocks` gives them, in one array."""
+        found = list(self.blocks(start, stop))
+        return found[0] if len(found) == 1 else np.concatenate([np.zeros((self.channels, 0), np.float32), *found], axis=1)
+
+    def measure(self) -> AudioInput:
+        """Find out how long the source is and what is wrong with it; what PyAV reads is decoded for it."""
+        if self._measured:
+            return self
+        if self.by_pyav:
+            for _ in self._decode():
+                pass
+            return self
+        self._measured = True
+        for number, part in enumerate(self._structure.parts):
+            stated = self._counts[number]
+            found = self._counts[number] = self._count(number)
+            if part.stated != 1.0 or part.samples is not None:
+                stated = part.samples if part.samples is not None else round(found * part.stated)
+            if stated - found > TOLERANCE * self.rate:
+                if self.container == "ogg" and not self.problems and not self.damage:
+                    self._stated_seconds = (sum(self._counts) - found + stated) / self.rate
+                    self._measured = False
+                    self._open_decoder("its time stamps have gaps")
+                    return self.measure()
+                self.problems.append(_truncated(found, stated, self.rate))
+            elif found - stated > TOLERANCE * self.rate:
+                self.notes.append(f"{found / self.rate:.3f} s are read, where its header says {stated / self.rate:.3f} s")
+        self.frames = sum(self._counts)
+        read = f", {self.frames / self.rate:.3f} s are read"
+        self.problems = [line + read if line.endswith("is not complete") else line for line in self.problems]
+        if len(self._counts) > 1:
+            self.notes.append(f"{len(self._counts)} streams are joined in it, {self.frames / self.rate:.3f} s together")
+        used = self._data.size - self._structure.left_over
+        seconds = self._structure.left_over * self.frames / max(1, used) / self.rate
+        if seconds > TOLERANCE:
+            self.problems.append(f"longer than its header says: some {seconds:.3f} s behind its end are not read")
+        return self
+
+    def _count(self, number: int) -> int:
+        """Samples of a part that can be decoded; all are decoded where the structure is no proof."""
+        stated = self._counts[number]
+        if self.container == "flac" and stated:
+            with self._file(number) as file:
+                try:
+                    if file.seek(stated - 1) == stated - 1 and len(file.read(1)) == 1:
+                        return stated
+                except RuntimeError:
+                    pass
+        elif self.container in (*SAMPLES, "mp3") or not self._thorough:
+            return stated
+        found = sum(block.shape[1] for block in self._file_blocks(number, 0, stated))
+        self.broken_at = None
+        return found
+
+    def samples(self) -> np.ndarray:
+        """All samples, the channels averaged: (S,) float32. Problems and notes are complete then."""
+        if not self.by_pyav:
+            self.measure()
+        found = [np.zeros(0, np.float32), *(block.mean(axis=0) for block in self.blocks())]
+        return np.concatenate(found)
+
+    def why_short(self, found: int, wanted: int) -> str:
+        """Why only ``found`` of ``wanted`` samples could be read: damaged in the middle, or truncated."""
+        at = self.broken_at
+        if at is not None and not self.measure().problems:
+            return f"damaged at {at / self.rate:.3f} s: it cannot be decoded from there"
+        return next(iter(self.problems), _truncated(found, wanted, self.rate))
+
+    def tell(self) -> None:
+        """Log a warning for each problem and note."""
+        for line in self.problems + self.notes:
+            log.warning("warning: %s: %s", self.name, line)
+
+
+def _in_memory(content: bytes) -> int:
+    """A file descriptor of a file with this content."""
+    descriptor = os.memfd_create("audio")
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _truncated(found: int, stated: int, rate: int) -> str:
+    return f"truncated: {found / rate:.3f} s of {stated / rate:.3f} s"
+
+
+def _with_channels(samples: np.ndarray, count: int) -> np.ndarray:
+    """Samples (C, S) of a part with another number of channels than the first: the mean on all of them."""
+    if len(samples) == count:
+        return samples
+    return np.repeat(samples.mean(axis=0, keepdims=True), count, axis=0)
+
+
+def read_audio(source: Source, name: Optional[str] = None, rate: Optional[int] = None) -> Tuple[np.ndarray, int]:
+    """All of an audio source, its channels averaged -> samples (S,) float32 and their rate.
+
+    What is missing at its end, gaps of its time stamps, and the like are logged as warnings.
+
+    Args:
+        source: a path, the bytes of a file, or an open binary file.
+        name: for messages; by default the path.
+        rate: as for `AudioInput`.
+
+    Raises:
+        UserError: naming the source, where it holds no audio or no samples, NaN or infinity, is damaged in the middle,
+            or needs what is not installed.
+    """
+    with AudioInput(source, name, thorough=True, rate=rate) as audio:
+        samples = audio.samples()
+        check_whole(audio)
+        if not len(samples):
+            raise UserError(f"{audio.name}: {audio.problems[0] if audio.problems else 'holds no samples'}")
+        if not np.isfinite(samples).all():
+            raise UserError(f"{audio.name}: holds samples of NaN or infinity")
+        audio.tell()
+        return samples, audio.rate
+
+
+def check_whole(audio: AudioInput) -> None:
+    """See that no audio is missing in the middle of a source that was measured (raises UserError)."""
+    if audio.damage:
+        raise UserError(f"{audio.name}: {audio.damage}")
+    if audio.broken_at is not None:
+        raise UserError(f"{audio.name}: {audio.why_short(audio.broken_at, audio.frames or 0)}")
