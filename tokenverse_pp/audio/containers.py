@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import os
-import stat
 import struct
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
-Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryIO]
-Range = Tuple[int, int]  # first byte, and the one behind the last
-Piece = Union[bytes, Range]  # literal bytes, or a range of the source
+from tokenverse_pp.audio.source import Bytes, Part, Piece, Range
 
 # The endings under which audio is looked for, the preferred one first. What a file holds is told by its content.
 ENDINGS = (
     *(".wav", ".flac", ".sph", ".wv1", ".wv2", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"),
     *(".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".aac"),
-    *(".webm", ".mka", ".mkv", ".amr", ".wma", ".wmv", ".asf", ".avi", ".flv", ".ts", ".ac3", ".ogv"),
+    *(".webm", ".mka", ".mkv", ".amr", ".wma", ".wmv", ".asf", ".avi", ".flv", ".ac3", ".ogv"),
 )
 NAMES = {  # for messages
     "wav": "WAV",
@@ -41,6 +36,7 @@ NAMES = {  # for messages
     "mpeg": "MPEG-PS",
 }
 UNKNOWN = "unknown"
+PACKETS = ("mp4", "matroska", "adts", "amr", "asf", "avi", "flv", "mpegts", "mpeg")  # containers of PyAV
 _MAGIC = (
     *((b"fLaC", "flac"), (b"OggS", "ogg"), (b".snd", "au"), (b"dns.", "au"), (b"NIST_1A", "sphere"), (b"caff", "caf")),
     *((b"riff\x2e\x91\xcf\x11", "w64"), (b"\x1a\x45\xdf\xa3", "matroska"), (b"#!AMR", "amr"), (b"FLV\x01", "flv")),
@@ -49,143 +45,10 @@ _MAGIC = (
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"sidx", b"moof")
 
 
-class Bytes:
-    """Random access to a file, to bytes, or to an open binary file; what cannot seek is read into memory.
-
-    Args:
-        source: a path, bytes, or a binary file, which is read from where it stands.
-    """
-
-    def __init__(self, source: Source):
-        self.path: Optional[str] = None
-        self.key: Tuple[Any, ...] = ()
-        if isinstance(source, (bytes, bytearray, memoryview)):
-            self.file: BinaryIO = io.BytesIO(source)
-        elif isinstance(source, (str, os.PathLike)):
-            self.file = open(source, "rb")
-            about = os.fstat(self.file.fileno())
-            if stat.S_ISREG(about.st_mode):
-                self.path = os.fspath(source)
-                self.key = (self.path, about.st_mtime_ns, about.st_size)
-            else:  # a named pipe, /dev/stdin
-                with self.file as pipe:
-                    self.file = io.BytesIO(pipe.read())
-        else:
-            self.file = io.BytesIO(source.read())
-        if self.path is None:
-            data = self.file.getvalue()  # type: ignore[attr-defined]
-            self.key = (hash(data), len(data))
-        self.size = self.file.seek(0, os.SEEK_END)
-
-    def at(self, offset: int, size: int) -> bytes:
-        """Bytes from ``offset`` on; fewer at the end."""
-        self.file.seek(offset)
-        return self.file.read(size)
-
-    def all(self) -> bytes:
-        """Everything."""
-        return self.at(0, self.size)
-
-    def find(self, what: bytes, start: int = 0) -> Iterator[int]:
-        """Offsets of all places that hold ``what``; a megabyte is in memory at a time."""
-        step, kept = 1 << 20, b""
-        for offset in range(start, self.size, step):
-            content = kept + self.at(offset, step)
-            base, at = offset - len(kept), content.find(what)
-            while at >= 0:
-                yield base + at
-                at = content.find(what, at + 1)
-            kept = content[max(0, len(content) - len(what) + 1) :]
-
-    def close(self) -> None:
-        """Close the file that was opened here."""
-        self.file.close()
-
-
-class Pieces(io.RawIOBase):
-    """A read-only file that is made of pieces of another one.
-
-    >>> Pieces(Bytes(b"0123456789"), (b"ab", (2, 4), (8, 10))).read(5)
-    b'ab238'
-    """
-
-    def __init__(self, data: Bytes, pieces: Tuple[Piece, ...]):
-        super().__init__()
-        self._data = data
-        self._pieces: List[Tuple[int, int, Piece]] = []  # first and last byte here, piece
-        self._size = self._at = 0
-        for piece in pieces:
-            length = len(piece) if isinstance(piece, bytes) else piece[1] - piece[0]
-            if length > 0:
-                self._pieces.append((self._size, self._size + length, piece))
-                self._size += length
-        self._last = 0  # index of the piece that was read last
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def tell(self) -> int:
-        """The position."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move the position."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, across pieces: libsndfile takes less for the end."""
-        done = 0
-        while done < len(buffer) and self._at < self._size:
-            if self._at < self._pieces[self._last][0]:
-                self._last = 0
-            while self._pieces[self._last][1] <= self._at:
-                self._last += 1
-            first, last, piece = self._pieces[self._last]
-            count, offset = min(len(buffer) - done, last - self._at), self._at - first
-            if isinstance(piece, bytes):
-                found = piece[offset : offset + count]
-            else:
-                found = self._data.at(piece[0] + offset, count)
-            if not found:  # the file has become shorter
-                break
-            buffer[done : done + len(found)] = found
-            self._at += len(found)
-            done += len(found)
-        return done
-
-    def read(self, size: int = -1) -> bytes:
-        """Bytes as far as asked for; fewer at the end."""
-        left = max(0, self._size - self._at)
-        buffer = bytearray(left if size is None or size < 0 else min(size, left))
-        return bytes(buffer[: self.readinto(buffer)])
-
-
-@dataclass(frozen=True)
-class Part:
-    """One of the audio streams that are joined in a source.
-
-    Args:
-        pieces: of the source, which make a file of their own; None: the source as it is.
-        stated: how many times the length that is there the header states: above 1, the part was truncated.
-        samples: that the header states, where that is known.
-    """
-
-    pieces: Optional[Tuple[Piece, ...]] = None
-    stated: float = 1.0
-    samples: Optional[int] = None
-
-
 def container_of(head: bytes) -> str:
     """The container that begins with these bytes (some 400 of them), a key of `NAMES`, or `UNKNOWN`.
 
-    MPEG audio cannot be told from its first bytes alone, see `tokenverse_pp.audio.streams`.
+    MPEG audio cannot be told from its first bytes alone, see `tokenverse_pp.audio.mpeg`.
 
     >>> container_of(b"RIFF....WAVEfmt "), container_of(b"....ftypM4A "), container_of(b"words")
     ('wav', 'mp4', 'unknown')
@@ -239,7 +102,7 @@ class _Extent:
 def parts_of_samples(data: Bytes, container: str, start: int = 0) -> Optional[Tuple[Tuple[Part, ...], int]]:
     """The parts of a container of plain samples (WAV, AIFF, AU, ..) and the bytes behind them that belong to nothing.
 
-    Returns None where there is no such part.
+    Returns None where there is no such part, and no parts where the file ends before its samples begin.
     """
     parts: List[Part] = []
     at = start
@@ -247,6 +110,8 @@ def parts_of_samples(data: Bytes, container: str, start: int = 0) -> Optional[Tu
         extent = _READERS[container](data, at)
         if extent is None:
             break
+        if extent.data > data.size:
+            return (), 0
         end = min(extent.end, data.size)
         here = data.size - extent.data
         stated = extent.stated / max(1, here) if extent.stated is not None and extent.stated > here else 1.0
@@ -407,12 +272,13 @@ def _w64(data: Bytes, start: int) -> Optional[_Extent]:
         head = data.at(at, 24)
         size = struct.unpack("<Q", head[16:])[0] - 24
         if head[:4] == b"data":
-            here = data.size - at - 24
             if size <= 0 or size >= 2**62:
                 return _Extent(at + 24, None, data.size)
             end = at + 24 + size + -size % 8
             total = struct.unpack("<Q", data.at(start + 16, 8))[0]
-            return _Extent(at + 24, size, max(end, start + total) if start + total <= data.size else min(end, data.size))
+            return _Extent(
+                at + 24, size, max(end, start + total) if start + total <= data.size else min(end, data.size)
+            )
         if size < 0:
             return None
         at += 24 + size + -size % 8

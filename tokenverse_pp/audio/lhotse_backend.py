@@ -94,5 +94,7 @@ def recording_of(audio: AudioInput, source: Any, name: str) -> Recording:
     """The recording of a file (a path) or of bytes that `AudioInput.measure` has measured."""
     frames = audio.frames or 0
     in_memory = isinstance(source, bytes)
-    part = AudioSource("memory" if in_memory else "file", list(range(audio.channels)), source if in_memory else str(source))
+    part = AudioSource(
+        "memory" if in_memory else "file", list(range(audio.channels)), source if in_memory else str(source)
+    )
     return Recording(name, [part], audio.rate, frames, frames / audio.rate)

@@ -7,7 +7,8 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from tokenverse_pp.audio.containers import NAMES, Bytes, Pieces, Range
+from tokenverse_pp.audio.containers import NAMES
+from tokenverse_pp.audio.source import Bytes, Pieces, Range
 from tokenverse_pp.errors import UserError
 
 MIN_GAP = 0.1  # seconds: what time stamps may differ from the samples before it counts (as in ffmpeg's aresample)
@@ -166,7 +167,9 @@ class Decoder:
                     if silence:
                         yield np.zeros((told.channels, silence), np.float32)
                 if frame.sample_rate != rate:
-                    samples = np.concatenate([samples[:, :0], *self._resample(samples, frame.sample_rate, rate)], axis=1)
+                    samples = np.concatenate(
+                        [samples[:, :0], *self._resample(samples, frame.sample_rate, rate)], axis=1
+                    )
                 self._done += samples.shape[1]
                 yield samples
         if last and told.rate:

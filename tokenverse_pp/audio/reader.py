@@ -16,108 +16,21 @@ import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from tokenverse_pp.audio.containers import (
-    SAMPLES,
-    UNKNOWN,
-    Bytes,
-    Part,
-    Pieces,
-    Range,
-    Source,
-    container_of,
-    parts_of_packets,
-    parts_of_samples,
-    sphere_header,
-    tag_size,
-)
+from tokenverse_pp.audio.containers import NAMES, SAMPLES, UNKNOWN, sphere_header
 from tokenverse_pp.audio.pyav import TOLERANCE, Decoder, import_av
-from tokenverse_pp.audio.streams import flac_parts, is_mpeg, mpeg_parts, ogg_parts
+from tokenverse_pp.audio.source import Bytes, Piece, Pieces, Source
+from tokenverse_pp.audio.structure import structure_of
 from tokenverse_pp.errors import UserError
 
 BLOCK = 1 << 18  # samples that are decoded at once
 MOST_CHANNELS = 1024
-PACKETS = ("mp4", "matroska", "adts", "amr", "asf", "avi", "flv", "mpegts", "mpeg")  # containers of PyAV
 NO_AUDIO = "no audio that can be decoded: not audio, or its format is not recognised"
 log = logging.getLogger("tokenverse_pp.audio")
-
-
-@dataclass(frozen=True)
-class Structure:
-    """How a source is built.
-
-    Args:
-        container: a key of `NAMES`, or ``unknown``.
-        parts: what libsndfile reads, one behind the other; none: PyAV reads it.
-        ranges: what PyAV reads.
-        cut: the end is missing, as the structure says.
-        left_over: bytes behind the end.
-        problems: what is missing or damaged; a line each.
-        notes: what may be; a line each.
-        damage: audio is missing in the middle.
-        gaps: Ogg time stamps have gaps, which libsndfile does not tell of.
-    """
-
-    container: str
-    parts: Tuple[Part, ...] = ()
-    ranges: Tuple[Range, ...] = ()
-    cut: bool = False
-    left_over: int = 0
-    problems: Tuple[str, ...] = ()
-    notes: Tuple[str, ...] = ()
-    damage: Optional[str] = None
-    gaps: bool = False
-
-
-def structure_of(data: Bytes, thorough: bool = False) -> Structure:
-    """Find out how a source is built; files and bytes that were seen before are remembered.
-
-    Args:
-        thorough: look through all of a FLAC file for a second one behind the first.
-    """
-    key = (*data.key, thorough)
-    found = _SEEN.get(key)
-    if found is None:
-        found = _structure_of(data, thorough)
-        if len(_SEEN) >= 4096:
-            _SEEN.clear()
-        _SEEN[key] = found
-    return found
-
-
-_SEEN: Dict[Tuple[Any, ...], Structure] = {}
-
-
-def _structure_of(data: Bytes, thorough: bool) -> Structure:
-    start, head = 0, data.at(0, 8192)
-    while tag_size(head):  # files of any kind may begin with tags
-        start += tag_size(head)
-        head = data.at(start, 8192)
-    container = container_of(head)
-    everything = ((start, data.size),)
-    if container in SAMPLES:
-        found = parts_of_samples(data, container, start)
-        if found is not None:
-            return Structure(container, found[0], everything, left_over=found[1])
-    elif container == "flac":
-        return Structure(container, flac_parts(data, start, thorough), everything)
-    elif container == "ogg":
-        ogg = ogg_parts(data)
-        cut = bool(ogg.problems)
-        return Structure(container, ogg.parts, ogg.ranges or everything, cut, 0, ogg.problems, ogg.notes, ogg.damage, ogg.gaps)
-    elif container in PACKETS:
-        ranges, cut = parts_of_packets(data, container)
-        return Structure(container, (), ranges, cut)
-    elif container == UNKNOWN and is_mpeg(data, start):
-        parts, problems = mpeg_parts(data)
-        return Structure("mp3", parts, everything, problems=tuple(problems))
-    # VOC, IRCAM and the like are told apart by libsndfile, which would take any byte 255 for the begin of an MP3 file.
-    return Structure(container, () if head[:1] == b"\xff" else (Part(((0, data.size),)),), everything)
 
 
 class AudioInput:
@@ -158,7 +71,7 @@ class AudioInput:
         self._first: Any = None  # the first part, open and at its start
         self._decoder: Optional[Decoder] = None
         self._decoded: Any = None  # what it will give
-        self._measured = False
+        self._measured = self._expanded = False
         self._stated_seconds = 0.0  # by Ogg time stamps
         try:
             self._data = Bytes(source)
@@ -190,7 +103,8 @@ class AudioInput:
     @property
     def is_plain(self) -> bool:
         """Whether libsndfile alone reads the same samples from the file as it is."""
-        return not self.by_pyav and [part.pieces for part in self._structure.parts] == [None]
+        as_it_is = [part.pieces for part in self._structure.parts] == [None]
+        return as_it_is and not self.by_pyav and not self._expanded
 
     def _open(self) -> None:
         if self._data.size == 0:
@@ -202,6 +116,8 @@ class AudioInput:
         self.problems.extend(found.problems)
         self.notes.extend(found.notes)
         self.damage = found.damage
+        if found.container in SAMPLES and not found.parts:
+            raise UserError(f"{self.name}: truncated: it ends within its header")
         if found.gaps or not found.parts:
             self._open_decoder()
         else:
@@ -224,13 +140,14 @@ class AudioInput:
             file, self._first = self._first, None
             return file
         pieces = self._structure.parts[number].pieces
-        what: Any = self._data.path
         if pieces is not None:
-            what = Pieces(self._data, pieces)
-            if self.container == "mp3" and hasattr(os, "memfd_create"):
-                what = _in_memory(what.read())  # libmpg123 reads byte by byte: each would be a call of Python
-        elif what is None:
-            what = io.BytesIO(self._data.all())
+            return self._of_pieces(pieces)
+        return self._soundfile().SoundFile(self._data.path or io.BytesIO(self._data.all()))
+
+    def _of_pieces(self, pieces: Tuple[Piece, ...]) -> Any:
+        what: Any = Pieces(self._data, pieces)
+        if self.container == "mp3" and hasattr(os, "memfd_create"):
+            what = _in_memory(what.read())  # libmpg123 reads byte by byte: each would be a call of Python
         return self._soundfile().SoundFile(what)
 
     def _open_parts(self) -> None:
@@ -256,7 +173,11 @@ class AudioInput:
 
     def _file_blocks(self, number: int, start: int, stop: int) -> Iterator[np.ndarray]:
         """Samples (C, S) of a part; what cannot be decoded ends it, and sets ``broken_at``."""
-        file, size, at = self._file(number), BLOCK, start
+        if self._structure.parts[number].frames is not None:
+            yield from self._frame_blocks(number, start, stop)
+            return
+        size, at = BLOCK, start
+        file = self._file(number)
         try:
             if start:
                 self._go_to(file, start)
@@ -279,6 +200,24 @@ class AudioInput:
                 yield _with_channels(block, self.channels)
         finally:
             file.close()
+
+    def _frame_blocks(self, number: int, start: int, stop: int) -> Iterator[np.ndarray]:
+        """The same for MPEG audio, each block from a file of its own that is read to its end.
+
+        soundfile seeks behind each read, and libmpg123 does not find back to the same samples (it lacks bytes of the
+        frames before), so that reading in blocks would give others, and complaints on stderr.
+        """
+        frames = self._structure.parts[number].frames
+        for at in range(start, stop, BLOCK):
+            last = min(at + BLOCK, stop)
+            if at == 0 and last == self._counts[number]:
+                file, skip = self._file(number), 0
+            else:
+                pieces, skip = frames.piece(self._data, at, last)
+                file = self._of_pieces(pieces)
+            with file:
+                block = file.read(file.frames, dtype="float32", always_2d=True).T[:, skip : skip + last - at]
+            yield _with_channels(block, self.channels)
 
     def _go_to(self, file: Any, at: int) -> None:
         try:
@@ -311,7 +250,7 @@ class AudioInput:
             said = " ".join(done.stderr.decode(errors="replace").split())[:200]
             raise UserError(f"{self.name}: sph2pipe cannot read it: {said or 'no output'}")
         self._data.close()
-        self._data = Bytes(done.stdout)
+        self._data, self._expanded = Bytes(done.stdout), True
         with AudioInput(done.stdout, self.name) as wav:
             if stated.isdigit() and (wav.frames or 0) < int(stated):
                 self.problems.append(_truncated(wav.frames or 0, int(stated), wav.rate))
@@ -319,14 +258,18 @@ class AudioInput:
     # PyAV
 
     def _open_decoder(self, reason: str = "") -> None:
+        """Go over to PyAV; ``reason`` says why libsndfile does not do."""
         found = self._structure
-        if found.container == UNKNOWN or (reason and found.container not in PACKETS):
+        if reason or found.container == UNKNOWN:
             try:
                 import_av(self.name, self.container)
             except UserError as error:
-                why = NO_AUDIO if found.container == UNKNOWN else f"{reason.rstrip('.')}, it"
-                hint = str(error).rpartition("need ")[2]
-                raise UserError(f"{self.name}: {why}{'; some formats need' if why == NO_AUDIO else ' needs'} {hint}") from None
+                install = str(error).rpartition("need ")[2]
+                if found.container == UNKNOWN:
+                    raise UserError(f"{self.name}: {NO_AUDIO}; some formats need {install}") from None
+                why = "" if "not exist" in reason else f" ({reason.rstrip('.')})"  # libsndfile's for bad MP3 files
+                what = NAMES[found.container]
+                raise UserError(f"{self.name}: libsndfile cannot read this {what} file{why}; needs {install}") from None
         self._decoder = Decoder(self._data, found.ranges, self.name, self.container, found.cut, self._rate)
         blocks = self._decoder.blocks()
         try:
@@ -360,8 +303,12 @@ class AudioInput:
         if told.truncated and self.container != "ogg":
             self.problems.append(told.truncated)
         self.problems.extend(told.clock())
-        seconds = frames / self.rate
-        if seconds < self._stated_seconds - TOLERANCE and not told.jumps:
+        seconds, counts = frames / self.rate, [part.samples for part in self._structure.parts]
+        if counts and None not in counts:  # libsndfile gave up on it
+            stated = sum(counts) / told.rate  # type: ignore[arg-type]
+            if seconds < stated - TOLERANCE and not told.truncated:
+                self.problems.append(f"truncated: {seconds:.3f} s of {stated:.3f} s")
+        elif seconds < self._stated_seconds - TOLERANCE and not told.jumps:
             self.problems.append(f"its time stamps say {self._stated_seconds:.3f} s, it holds {seconds:.3f} s")
         self.notes.extend(told.silence() + told.notes)
         self.damage = self.damage or told.damage
@@ -391,7 +338,9 @@ class AudioInput:
     def read(self, start: int = 0, stop: Optional[int] = None) -> np.ndarray:
         """Samples (C, S) as `blocks` gives them, in one array."""
         found = list(self.blocks(start, stop))
-        return found[0] if len(found) == 1 else np.concatenate([np.zeros((self.channels, 0), np.float32), *found], axis=1)
+        return (
+            found[0] if len(found) == 1 else np.concatenate([np.zeros((self.channels, 0), np.float32), *found], axis=1)
+        )
 
     def measure(self) -> AudioInput:
         """Find out how long the source is and what is wrong with it; what PyAV reads is decoded for it."""
@@ -415,7 +364,9 @@ class AudioInput:
                     return self.measure()
                 self.problems.append(_truncated(found, stated, self.rate))
             elif found - stated > TOLERANCE * self.rate:
-                self.notes.append(f"{found / self.rate:.3f} s are read, where its header says {stated / self.rate:.3f} s")
+                self.notes.append(
+                    f"{found / self.rate:.3f} s are read, where its header says {stated / self.rate:.3f} s"
+                )
         self.frames = sum(self._counts)
         read = f", {self.frames / self.rate:.3f} s are read"
         self.problems = [line + read if line.endswith("is not complete") else line for line in self.problems]

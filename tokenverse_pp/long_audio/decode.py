@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Iterable, Iterator, List, Optional, Tuple, TypeVar, Union
 
 import torch
-from lhotse import Recording
 from lhotse.cut import Cut
 
 from tokenverse_pp.dataset import collate, load_inputs

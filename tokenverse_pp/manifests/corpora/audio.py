@@ -37,7 +37,8 @@ def at_16_khz(
 ) -> Dict[str, Recording]:
     """Recordings by id, each 16 kHz and one channel: as they are, or written to ``folder``.
 
-    Resampling at every step of training would cost more than the disk, and SPHERE files may need another program. A file that is there from an earlier run is taken as it is.
+    Resampling at every step of training would cost more than the disk, and SPHERE files may need another program. A
+    file that is there from an earlier run is taken as it is.
 
     Args:
         jobs: processes.

@@ -138,7 +138,7 @@ class AudioFinder:
             if files:
                 return self._inside(str(given.parent / files[0]))
         raise BadRow(
-            f"field 'recording': no audio file {shown(name)} with {', '.join(ENDINGS[:9])} or another ending of audio in "
+            f"field 'recording': no audio file {shown(name)} with .wav, .flac, .mp3 or another ending of audio in "
             f"{self.folder}"
         )
 
@@ -146,8 +146,8 @@ class AudioFinder:
         """One channel at the wanted rate, in a file of its own; or why that is not possible."""
         opened = self._open(source, name)
         if self.audio_out is None or isinstance(opened, str):
-            rate = "16000" if self.sampling_rate is None else str(self.sampling_rate)
-            return f"field 'audio': {source}: expected {rate} Hz in a file that libsndfile reads, found something else"
+            wanted = "" if self.sampling_rate is None else f" of {self.sampling_rate} Hz"
+            return f"field 'audio': {source}: expected audio{wanted} that libsndfile reads, found something else"
         recording = opened.recording
         own_name = name if recording.num_channels == 1 else f"{name}-{channel + 1}"
         # Names come from the data, so that they may be no names of files, and two may be one.
