@@ -89,7 +89,13 @@ def test_gaps_become_silence_and_a_late_start_too(name, tmp_path, caplog):
     samples = load_inputs(open_audio(path).cut, convert=True).numpy()
     assert len(samples) == pytest.approx(8.5 * 16000, abs=900)
     loud = np.abs(samples[: len(samples) // 160 * 160]).reshape(-1, 160).max(axis=1) > 0.05
-    for start, stop, heard in ((0, 1.9, False), (2.1, 2.9, True), (3.1, 5.9, False), (6.1, 6.9, True), (7.1, 7.4, False)):
+    for start, stop, heard in (
+        (0, 1.9, False),
+        (2.1, 2.9, True),
+        (3.1, 5.9, False),
+        (6.1, 6.9, True),
+        (7.1, 7.4, False),
+    ):
         assert (loud[int(start * 100) : int(stop * 100)] == heard).all()
     late, gaps = caplog.messages
     assert late.startswith(f"warning: {path}: its audio starts at ") and late.endswith(": silence stands before it")

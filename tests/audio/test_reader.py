@@ -188,7 +188,9 @@ def test_damage_anywhere_is_no_traceback(container, at, garbage):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=300), st.sampled_from([b"", b"RIFF", b"fLaC", b"OggS", b"\xff\xfb\x90\xc4", b"ID3", b"....ftyp"]))
+@given(
+    st.binary(max_size=300), st.sampled_from([b"", b"RIFF", b"fLaC", b"OggS", b"\xff\xfb\x90\xc4", b"ID3", b"....ftyp"])
+)
 def test_anything_at_all_is_no_traceback(content, start):
     with pytest.raises(UserError) as caught:
         samples, _ = read_audio(start + content, "any")
@@ -222,7 +224,9 @@ def test_samples_that_are_no_numbers():
 def test_what_is_no_audio(content, capfd):
     with pytest.raises(UserError) as caught:
         read_audio(content, "x.wav")
-    assert str(caught.value).startswith("x.wav: no audio that can be decoded: not audio, or its format is not recognised")
+    assert str(caught.value).startswith(
+        "x.wav: no audio that can be decoded: not audio, or its format is not recognised"
+    )
     assert capfd.readouterr() == ("", "")
 
 
@@ -262,7 +266,9 @@ def test_neither_torch_nor_lhotse_is_imported(tmp_path):
 
 
 def test_endings_are_in_lower_case():
-    assert len(set(ENDINGS)) == len(ENDINGS) and all(ending == ending.lower() and ending[0] == "." for ending in ENDINGS)
+    assert len(set(ENDINGS)) == len(ENDINGS) and all(
+        ending == ending.lower() and ending[0] == "." for ending in ENDINGS
+    )
 
 
 def test_containers_of_pyav_by_content():

@@ -148,7 +148,12 @@ def test_vorbis_time_stamps_with_gaps():
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from(["mp3", "long", "id3", "zeros"]), min_size=1, max_size=6))
 def test_as_much_as_was_joined_is_read(parts):
-    contents = {"mp3": SHORT, "long": LONG, "id3": b"ID3" + bytes([3, 0, 0, 0, 0, 2, 0]) + bytes(256), "zeros": bytes(99)}
+    contents = {
+        "mp3": SHORT,
+        "long": LONG,
+        "id3": b"ID3" + bytes([3, 0, 0, 0, 0, 2, 0]) + bytes(256),
+        "zeros": bytes(99),
+    }
     seconds = {"mp3": 0.5, "long": 1.0}
     expected = sum(seconds.get(part, 0) for part in parts)
     if expected:
@@ -159,7 +164,9 @@ SHORT, LONG = written("mp3", 0.5), written("mp3", 1.0)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.one_of(st.binary(max_size=9), st.tuples(st.integers(0, 50), st.integers(0, 50))), max_size=6), st.data())
+@given(
+    st.lists(st.one_of(st.binary(max_size=9), st.tuples(st.integers(0, 50), st.integers(0, 50))), max_size=6), st.data()
+)
 def test_pieces_are_the_bytes_that_they_are_made_of(pieces, data):
     content = bytes(range(60))
     expected = b"".join(piece if isinstance(piece, bytes) else content[slice(*piece)] for piece in pieces)

@@ -11,6 +11,7 @@ import click
 import numpy as np
 import pytest
 import soundfile
+from audio_files import packed, written
 from click.testing import CliRunner
 from command_lines import run
 from lhotse import CutSet
@@ -113,6 +114,22 @@ def test_standard_input(model, calls):
     ):
         done = piped(data, *args)
         assert done.exit_code == 2 and done.output.startswith(f"error: {said}") and done.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["talk.webm", "talk.m4a", "talk.mp3", "talk.ogg", "talk.aiff"])
+def test_any_container_on_standard_input_or_under_any_name(model, tmp_path, name):
+    path = tmp_path / name
+    if name in ("talk.webm", "talk.m4a"):
+        pytest.importorskip("av")
+        packed(path, "libopus" if name == "talk.webm" else "aac")
+    else:
+        path.write_bytes(written(name[5:], 1.0))
+    expected = transcribe(model, path)
+    assert expected.exit_code == 0 and expected.stdout.strip()
+    other = path.rename(tmp_path / "talk.wav")
+    assert transcribe(model, other).stdout == expected.stdout
+    words = ["transcribe", "--model", str(model), "--method", "greedy", "-"]
+    assert CliRunner().invoke(cli, words, input=other.read_bytes()).output == expected.stdout
 
 
 ODD = {

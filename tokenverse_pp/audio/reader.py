@@ -177,29 +177,47 @@ class AudioInput:
             yield from self._frame_blocks(number, start, stop)
             return
         size, at = BLOCK, start
-        file = self._file(number)
-        try:
-            if start:
-                self._go_to(file, start)
-            while at < stop:
-                try:
-                    block = file.read(min(size, stop - at), dtype="float32", always_2d=True).T
-                except RuntimeError:
-                    if size <= 16:
-                        self.broken_at = sum(self._counts[:number]) + at
-                        return
-                    # libsndfile keeps back what it decoded of a block before it failed.
-                    size //= 4
-                    file.close()
-                    file = self._file(number)
-                    self._go_to(file, at)
-                    continue
-                if not block.shape[1]:
-                    return
-                at += block.shape[1]
-                yield _with_channels(block, self.channels)
-        finally:
+        file = self._file_at(number, start)
+        while file is not None and at < stop:
+            try:
+                block = file.read(min(size, stop - at), dtype="float32", always_2d=True).T
+            except RuntimeError:
+                file.close()
+                # libsndfile keeps back what it decoded of a block before it failed.
+                file, size = self._file_at(number, at) if size > 16 else None, size // 4
+                continue
+            if not block.shape[1]:
+                break
+            at += block.shape[1]
+            yield _with_channels(block, self.channels)
+        if file is None:
+            self.broken_at = sum(self._counts[:number]) + at
+        else:
             file.close()
+
+    def _file_at(self, number: int, at: int) -> Any:
+        """A part whose next sample is ``at``; None where libsndfile cannot decode what is before it."""
+        file = self._file(number)
+        if not at:
+            return file
+        try:
+            if file.seekable() and file.seek(at) == at:
+                return file
+        except RuntimeError:
+            file.close()
+            file = self._file(number)
+        try:
+            while at > 0:  # not every coding can be sought in, nor every file to its end
+                count = len(file.read(min(at, BLOCK), dtype="float32", always_2d=True))
+                if not count:
+                    break
+                at -= count
+        except RuntimeError:
+            pass
+        if not at:
+            return file
+        file.close()
+        return None
 
     def _frame_blocks(self, number: int, start: int, stop: int) -> Iterator[np.ndarray]:
         """The same for MPEG audio, each block from a file of its own that is read to its end.
@@ -210,26 +228,19 @@ class AudioInput:
         frames = self._structure.parts[number].frames
         for at in range(start, stop, BLOCK):
             last = min(at + BLOCK, stop)
-            if at == 0 and last == self._counts[number]:
-                file, skip = self._file(number), 0
-            else:
-                pieces, skip = frames.piece(self._data, at, last)
-                file = self._of_pieces(pieces)
-            with file:
-                block = file.read(file.frames, dtype="float32", always_2d=True).T[:, skip : skip + last - at]
+            skip = 0
+            try:
+                if at == 0 and last == self._counts[number]:
+                    file = self._file(number)
+                else:
+                    pieces, skip = frames.piece(self._data, at, last)
+                    file = self._of_pieces(pieces)
+                with file:
+                    block = file.read(file.frames, dtype="float32", always_2d=True).T[:, skip : skip + last - at]
+            except RuntimeError:
+                self.broken_at = sum(self._counts[:number]) + at
+                return
             yield _with_channels(block, self.channels)
-
-    def _go_to(self, file: Any, at: int) -> None:
-        try:
-            if file.seekable() and file.seek(at) == at:
-                return
-        except RuntimeError:
-            pass
-        while at > 0:  # not every coding can be sought in
-            count = len(file.read(min(at, BLOCK), dtype="float32", always_2d=True))
-            if not count:
-                return
-            at -= count
 
     def _expand_shorten(self) -> None:
         """SPHERE that is compressed with Shorten, by sph2pipe -> WAV."""

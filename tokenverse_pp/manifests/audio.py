@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Iterator, List
+from typing import Iterator, List, Optional, Tuple
 
 from lhotse import Recording
 from lhotse.cut import Cut, MixedCut
@@ -75,8 +75,9 @@ def _check_files(recording: Recording) -> Iterator[str]:
             yield f"{where}: no such file"
             continue
         try:
-            with AudioInput(str(source.source)) as audio:
-                rate, channels, frames = audio.rate, audio.channels, audio.frames
+            rate, channels, frames = _header(str(source.source))
+            if frames is not None and frames < (recording.duration - TOLERANCE) * rate:
+                rate, channels, frames = _header(str(source.source), thorough=True)
         except UserError:
             continue  # decoding it will say why
         if recording.transforms or frames is None:
@@ -88,6 +89,12 @@ def _check_files(recording: Recording) -> Iterator[str]:
             yield f"{where}: has {rate} Hz, where the manifest says {recording.sampling_rate} Hz"
         elif channels < len(source.channels):
             yield f"{where}: has {channels} channels, where the manifest says {len(source.channels)}"
+
+
+def _header(path: str, thorough: bool = False) -> Tuple[int, int, Optional[int]]:
+    """Rate, channels and samples, as far as the structure of a file tells (raises UserError)."""
+    with AudioInput(path, thorough=thorough) as audio:
+        return audio.rate, audio.channels, audio.frames
 
 
 def _measure(recording: Recording) -> Iterator[str]:

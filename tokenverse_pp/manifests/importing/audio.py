@@ -128,7 +128,7 @@ class AudioFinder:
         given = self._inside(name)
         if given.suffix.lower() in ENDINGS and os.path.isfile(given):
             return given
-        listing = self._listing(given.parent)
+        listing = self._listing(given.parent) if given not in self._folders() else {}
         for key, kind in ((given.name, "exact"), (given.name.casefold(), "any case")):
             found = [item for item in listing.get((kind, key), []) if os.path.isfile(given.parent / item)]
             best = min((ENDINGS.index(os.path.splitext(item)[1].lower()) for item in found), default=-1)
