@@ -170,6 +170,16 @@ def _riff(data: Bytes, start: int) -> Optional[_Extent]:
     return None
 
 
+def mpeg_in_wav(data: Bytes, start: int) -> Optional[Range]:
+    """Where the frames lie in a WAV file that holds MPEG audio (old recorders write MP3 into WAV), as it states."""
+    for at, name, size in _chunks(data, start + 12, "<"):
+        if name == b"fmt " and data.at(at, 2) not in (b"\x50\x00", b"\x55\x00"):
+            return None
+        if name == b"data":
+            return at, at + size
+    return None
+
+
 def _chunks(data: Bytes, at: int, order: str) -> Iterator[Tuple[int, bytes, int]]:
     """Content offset, name and size of RIFF or IFF chunks."""
     while True:
@@ -304,13 +314,15 @@ def parts_of_packets(data: Bytes, container: str) -> Tuple[Tuple[Range, ...], bo
     if container == "matroska":
         return _segments(data)
     if container == "avi":
-        return ((0, data.size),), 8 + struct.unpack("<I", data.at(4, 4).ljust(4, b"\0"))[0] > data.size + 1
+        size = struct.unpack("<I", data.at(4, 4).ljust(4, b"\0"))[0]
+        return ((0, data.size),), size > data.size - 7 and not _is_placeholder(size, data.size)
     if container == "asf":
-        head = data.at(0, 1 << 16)
-        at = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
-        if at >= 0 and len(head) >= at + 92:
-            live = head[at + 88] & 1
-            return ((0, data.size),), not live and struct.unpack("<Q", head[at + 40 : at + 48])[0] > data.size
+        starts = list(data.find(bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"))) or [0]
+        head = data.at(starts[-1], 1 << 16)
+        at = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))  # file properties
+        known = 0 <= at <= len(head) - 92 and not head[at + 88] & 1  # otherwise it is a broadcast
+        size = struct.unpack("<Q", head[at + 40 : at + 48])[0] if known else 0
+        return tuple(zip(starts, [*starts[1:], data.size])), size > data.size - starts[-1]
     if container == "mpegts":
         return ((0, data.size),), data.size % 188 != 0
     if container == "amr":

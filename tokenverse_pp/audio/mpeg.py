@@ -8,6 +8,7 @@ file of its own: the frames alone, behind a header that counts them, or those of
 from __future__ import annotations
 
 import struct
+from array import array
 from dataclasses import dataclass, field, replace
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -74,9 +75,19 @@ class _Mpeg:
     kind: Tuple[int, int, int, bool]
     samples: int  # of a frame
     info: bytes = b""  # the frame with the Xing header
-    starts: List[int] = field(default_factory=list)
-    ends: List[int] = field(default_factory=list)
+    starts: array[int] = field(default_factory=lambda: array("q"))  # bytes
+    ends: array[int] = field(default_factory=lambda: array("q"))
     skip: int = DELAY  # samples at the start that libmpg123 leaves out
+
+    @property
+    def seekable(self) -> bool:
+        """Whether `piece` can be used: layer III, whose frames need those before them."""
+        return self.kind[1] == 3
+
+    @property
+    def length(self) -> int:
+        """Samples of all frames."""
+        return len(self.starts) * self.samples
 
     def pieces(self, first: int, last: int) -> Tuple[Piece, ...]:
         """The bytes of frames ``first`` to ``last - 1``."""
@@ -141,14 +152,15 @@ def _follow(content: bytes, at: int, found: _Header, count: int) -> bool:
     return True
 
 
-def mpeg_parts(data: Bytes) -> Tuple[Tuple[Part, ...], List[str]]:
-    """The streams of an MP3 file, each with a Xing header that is right, and what is wrong between their frames."""
+def mpeg_parts(data: Bytes, start: int) -> Tuple[Tuple[Part, ...], List[str], List[str]]:
+    """The streams of an MP3 file, each with a Xing header that is right; what is wrong between their frames, and what
+    may be at their end."""
     content = data.all()
     streams: List[_Mpeg] = []
-    junk = at = 0
+    junk, at = 0, start
     cut = False
     kind: Optional[Tuple[int, int, int, bool]] = None
-    found = _header(content[:4])
+    found = _header(content[at : at + 4])
     while at + 4 <= len(content):
         end = at + found.length if found is not None else at
         following = _header(content[end : end + 4]) if found is not None else None
@@ -180,13 +192,14 @@ def mpeg_parts(data: Bytes) -> Tuple[Tuple[Part, ...], List[str]]:
     parts = [_mpeg_part(item, last and cut) for item, last in _with_last(streams) if item.starts]
     if len(streams) == 1 and parts and not cut and _is_right(streams[0], parts[0], content):
         parts = [replace(parts[0], pieces=None)]
-    return tuple(parts), problems
+    notes = ["its last frame is not complete: it may be cut short"] if cut and parts and not parts[-1].samples else []
+    return tuple(parts), problems, notes
 
 
 def _is_right(stream: _Mpeg, part: Part, content: bytes) -> bool:
     """Whether libsndfile reads the same samples from the file as it is."""
     start = 0
-    while tag_size(content[start : start + 10]):
+    while 0 < tag_size(content[start : start + 10]) < len(content) - start:
         start += tag_size(content[start : start + 10])
     same = part.pieces is not None and len(part.pieces) == 2 and part.pieces[0] == stream.info != b""
     return same and stream.starts[0] - len(stream.info) == start and len(content) - stream.ends[-1] in (0, 128)
@@ -215,7 +228,7 @@ def _skip(content: bytes, at: int, started: bool) -> Optional[Tuple[int, int]]:
     """Where frames go on behind something else, and how many bytes are no tag or padding; None: nowhere."""
     head = content[at : at + 10]
     size = tag_size(head)
-    if size:
+    if 0 < size <= len(content) - at:
         return at + size, 0
     if head[:3] == b"TAG":
         return at + 128, 0
@@ -243,11 +256,10 @@ def _mpeg_part(stream: _Mpeg, cut: bool) -> Part:
     info, count = stream.info, len(stream.starts)
     runs = stream.pieces(0, count)
     size = sum(end - begin for begin, end in zip(stream.starts, stream.ends))
-    seekable = stream if stream.kind[1] == 3 else None
     at = max(info.find(b"Xing"), info.find(b"Info"))
     flags = struct.unpack(">I", info[at + 4 : at + 8])[0] if 0 <= at <= len(info) - 16 else 0
     if not flags & 1:
-        return Part((_new_info(stream, count, size), *runs), frames=seekable)
+        return Part((_new_info(stream, count, size), *runs), frames=stream)
     new = bytearray(info)
     stated = struct.unpack(">I", info[at + 8 : at + 12])[0]
     new[at + 8 : at + 12] = struct.pack(">I", count)
@@ -263,7 +275,7 @@ def _mpeg_part(stream: _Mpeg, cut: bool) -> Part:
             new[lame + 21 : lame + 24] = (trims & 0xFFF000).to_bytes(3, "big")  # the last frame is another one
     # Encoders disagree on whether the frame with the header counts.
     wrong = abs(stated - count) > 1 or (cut and stated > count)
-    return Part((bytes(new), *runs), samples=stated * stream.samples - trimmed if wrong else None, frames=seekable)
+    return Part((bytes(new), *runs), samples=stated * stream.samples - trimmed if wrong else None, frames=stream)
 
 
 def _new_info(stream: _Mpeg, frames: int, size: int) -> bytes:

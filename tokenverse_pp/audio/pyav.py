@@ -18,7 +18,7 @@ TOLERANCE = 0.025  # seconds
 # Only formats that hold their media themselves: playlists would have FFmpeg open other files and addresses.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,amr,amrnb,amrwb,asf,avi,flv,mpegts,mpeg,ogg,wav,w64,aiff,caf,au,flac,mp3"
-    ",ac3,eac3,dts,tta,wv,ape,mpc,mpc8,voc,gsm,loas,dsf,nistsphere"
+    ",ac3,eac3,dts,truehd,tta,wv,ape,mpc,mpc8,tak,shn,voc,gsm,loas,dsf,nistsphere,rm,mxf,nut,wtv,oma,qcp,xwma"
 )
 # Where the clock of these begins says nothing: that of a broadcast runs on, an Ogg stream may be joined late.
 RELATIVE = ("mpegts", "mpeg", "ogg")
@@ -159,13 +159,13 @@ class Decoder:
                 samples = _floats(frame)
                 told.channels = told.channels or len(samples)
                 samples = _with_channels(samples, told.channels)
-                stamp = None if frame.pts is None else float(frame.pts * frame.time_base)
+                stamp = frame.time
                 if stamp is not None:
                     if base is None:
-                        base = self._done - (round(stamp * rate) if relative or stamp < 0 else 0)
-                    base, silence = self._tick(base, stamp, first=self._done == begun)
-                    if silence:
-                        yield np.zeros((told.channels, silence), np.float32)
+                        base = self._base(stamp, relative)
+                    base, silence = self._tick(base, stamp)
+                    for at in range(0, silence, rate):
+                        yield np.zeros((told.channels, min(rate, silence - at)), np.float32)
                 if frame.sample_rate != rate:
                     samples = np.concatenate(
                         [samples[:, :0], *self._resample(samples, frame.sample_rate, rate)], axis=1
@@ -175,7 +175,14 @@ class Decoder:
         if last and told.rate:
             self._check_end(container, stream, begun, broken is not None)
 
-    def _tick(self, base: int, stamp: float, first: bool) -> Tuple[int, int]:
+    def _base(self, stamp: float, relative: bool) -> int:
+        """The sample at which the clock of a part says 0, by the first time stamp of the part."""
+        if relative or stamp < 0:
+            return self._done - round(stamp * self.told.rate)
+        # Parts that are joined have their own clocks, or, as fragments of one stream, go on with that of the first.
+        return 0 if stamp >= self._done / self.told.rate - MIN_GAP else self._done
+
+    def _tick(self, base: int, stamp: float) -> Tuple[int, int]:
         """Compare the clock with the samples so far -> the base, which moves when the clock is set, and samples of
         silence that are due."""
         told, rate = self.told, self.told.rate
@@ -186,7 +193,7 @@ class Decoder:
             return base - ahead, 0
         if seconds < MIN_GAP:  # also overlaps: no sample is dropped, and the next gap makes up for them
             return base, 0
-        if first and self._done == 0:
+        if self._done == 0:
             told.late = seconds
         else:
             told.gaps.append(seconds)
@@ -211,7 +218,7 @@ class Decoder:
         """Seconds that the headers state for the audio; None where they do not, or FFmpeg would guess."""
         if self.container == "mp4":
             return float(stream.duration * stream.time_base) if stream.duration else None
-        if self.container in ("matroska", "flv", "asf") and len(container.streams) == 1 and container.duration:
+        if self.container in ("matroska", "flv") and len(container.streams) == 1 and container.duration:
             return float(container.duration / self.av.time_base)
         return None
 

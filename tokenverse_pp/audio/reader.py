@@ -156,7 +156,8 @@ class AudioInput:
             try:
                 file = self._file(number)
                 rates.add(file.samplerate)
-                self._counts.append(file.frames)
+                frames = self._structure.parts[number].frames
+                self._counts.append(file.frames if frames is None else min(file.frames, frames.length))
                 if number == 0:
                     self.rate, self.channels, self._first = file.samplerate, file.channels, file
                 else:
@@ -173,7 +174,8 @@ class AudioInput:
 
     def _file_blocks(self, number: int, start: int, stop: int) -> Iterator[np.ndarray]:
         """Samples (C, S) of a part; what cannot be decoded ends it, and sets ``broken_at``."""
-        if self._structure.parts[number].frames is not None:
+        frames = self._structure.parts[number].frames
+        if frames is not None and frames.seekable:
             yield from self._frame_blocks(number, start, stop)
             return
         size, at = BLOCK, start

@@ -157,7 +157,7 @@ def _links(
     readable, gaps = True, False
     for number, link in enumerate(links):
         stream = next((item for item in link.values() if item.codec), None)
-        if stream is None:
+        if stream is None or (stream.granule <= 0 and len(links) > 1):
             continue
         readable &= stream.codec in ("vorbis", "opus")
         gaps |= stream.gaps > 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from tokenverse_pp.audio.containers import (
     PACKETS,
     SAMPLES,
     UNKNOWN,
     container_of,
+    mpeg_in_wav,
     parts_of_packets,
     parts_of_samples,
     tag_size,
@@ -55,23 +56,32 @@ def structure_of(data: Bytes, thorough: bool = False) -> Structure:
     key = (*data.key, thorough)
     found = _SEEN.get(key)
     if found is None:
-        found = _structure_of(data, thorough)
-        if len(_SEEN) >= 4096:
+        found = _SEEN[key] = _structure_of(data, thorough)
+        _weights.append(1000 + sum(part.frames.length // part.frames.samples for part in found.parts if part.frames))
+        if sum(_weights) > _MOST:
             _SEEN.clear()
-        _SEEN[key] = found
+            _weights.clear()
     return found
 
 
 _SEEN: Dict[Tuple[Any, ...], Structure] = {}
+_weights: List[int] = []
+_MOST = 4_000_000  # MP3 frames (of 16 bytes here) that are remembered
 
 
 def _structure_of(data: Bytes, thorough: bool) -> Structure:
     start, head = 0, data.at(0, 8192)
-    while tag_size(head):  # files of any kind may begin with tags
+    while 0 < tag_size(head) < data.size - start:  # files of any kind may begin with tags
         start += tag_size(head)
         head = data.at(start, 8192)
     container = container_of(head)
     everything = ((start, data.size),)
+    inside = mpeg_in_wav(data, start) if container == "wav" else None
+    if inside is not None or (container == UNKNOWN and is_mpeg(data, start)):
+        parts, problems, notes = mpeg_parts(data, start if inside is None else inside[0])
+        if inside is not None and data.size + 1 < inside[1] < 0x7FFFE000:
+            problems, notes = ["truncated: its last frame is not complete"], []
+        return Structure("mp3", parts, everything, problems=tuple(problems), notes=tuple(notes))
     if container in SAMPLES:
         found = parts_of_samples(data, container, start)
         if found is not None:
@@ -87,8 +97,5 @@ def _structure_of(data: Bytes, thorough: bool) -> Structure:
     elif container in PACKETS:
         ranges, cut = parts_of_packets(data, container)
         return Structure(container, (), ranges, cut)
-    elif container == UNKNOWN and is_mpeg(data, start):
-        parts, problems = mpeg_parts(data)
-        return Structure("mp3", parts, everything, problems=tuple(problems))
     # VOC, IRCAM and the like are told apart by libsndfile, which would take any byte 255 for the begin of an MP3 file.
     return Structure(container, () if head[:1] == b"\xff" else (Part(((0, data.size),)),), everything)
