@@ -104,7 +104,8 @@ def packed(path, codec, starts=(0.0,), seconds=1.0, rate=48000, layout="mono", f
         for start in starts:
             encoder = av.CodecContext.create(codec, "w")
             encoder.sample_rate, encoder.layout, encoder.time_base = rate, layout, Fraction(1, rate)
-            encoder.format = "s16" if codec in ("flac", "pcm_s16le") else "flt" if codec == "libopus" else "fltp"
+            encoder.format = {"libopus": "flt", **dict.fromkeys(("flac", "mp2", "pcm_s16le"), "s16")}.get(codec, "fltp")
+            encoder.bit_rate = 128000
             encoder.open()
             size = {"frame_size": encoder.frame_size} if encoder.frame_size else {}
             resampler = av.AudioResampler(format=encoder.format.name, layout=layout, rate=rate, **size)

@@ -122,6 +122,33 @@ def test_joined_containers_are_read_to_the_end(files, name):
     assert two.frames == pytest.approx(2 * one.frames, abs=0.03 * one.rate) and not two.problems
 
 
+@pytest.mark.parametrize(("codec", "channels"), [("wavpack", 12), ("aac", 16), ("pcm_s16le", 24)])
+def test_more_channels_than_pyav_hands_over(codec, channels, tmp_path):
+    """PyAV reads beyond its memory where a planar frame has more than eight."""
+    import av
+
+    layout = {12: "7.1.4", 16: "hexadecagonal", 24: "22.2"}[channels]
+    levels = 0.02 * np.arange(1, channels + 1, dtype=np.float32)
+    try:
+        with av.open(str(tmp_path / "many.mkv"), "w") as container:
+            stream = container.add_stream(codec, rate=48000)
+            stream.layout = layout
+            resampler = av.AudioResampler(format=stream.format.name, layout=layout, rate=48000, frame_size=1024)
+            flat = np.tile(levels, 9600)[None]
+            frame = av.AudioFrame.from_ndarray(flat, format="flt", layout=layout)
+            frame.sample_rate, frame.pts = 48000, 0
+            frames = [*resampler.resample(frame), *resampler.resample(None)]
+            for packet in [p for frame in frames for p in stream.encode(frame)] + stream.encode(None):
+                container.mux(packet)
+    except (ValueError, av.FFmpegError) as error:
+        pytest.skip(f"this FFmpeg does not write it: {error}")
+    with AudioInput(tmp_path / "many.mkv") as audio:
+        found = audio.read()
+    assert len(found) == channels
+    if codec != "aac":  # which has filters of its own
+        np.testing.assert_allclose(found[:, 5000], levels, atol=5e-3)
+
+
 def test_damage_in_the_middle_is_refused(tmp_path):
     content = packed(tmp_path / "a.m4a", "aac", seconds=3.0, options={"movflags": "faststart"}).read_bytes()
     at = len(content) // 2

@@ -1,14 +1,17 @@
 """MP3 and Ogg: every stream is read, from any place, in silence; what is missing between pages is told."""
 
 import io
+import os
 
 import numpy as np
 import pytest
-from audio_files import RATE, encoded, ogg_pages, sound, with_granule, without_xing, written
+from audio_files import RATE, encoded, ogg_pages, packed, sound, with_granule, without_xing, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lhotse import Recording
 
 from tokenverse_pp.audio import AudioInput, read_audio
+from tokenverse_pp.audio.reader import library_messages
 from tokenverse_pp.audio.source import Bytes, Pieces
 from tokenverse_pp.errors import UserError
 
@@ -69,6 +72,47 @@ def test_mp3_with_something_between_its_frames(capfd):
     # A file that was cut, and another one joined to it: the frame that was cut is left out, no other.
     audio = measured(one[:-300] + one)
     assert audio.frames > 3.9 * 44100 and audio.problems[0].startswith("truncated: 1.9")
+    assert capfd.readouterr().err == ""
+
+
+def test_frames_that_cannot_be_decoded_are_told_in_our_words(tmp_path, capfd, caplog):
+    content = bytearray(mp3(44100, seconds=3.0))
+    with AudioInput(bytes(content)) as audio:
+        starts = audio._structure.parts[0].frames.starts
+    for start in starts[30:50:4]:  # side information that cannot be
+        content[start + 6 : start + 20] = b"\xfe" * 14
+    path = tmp_path / "radio.mp3"
+    path.write_bytes(content)
+    samples, _ = read_audio(path)
+    assert len(samples) == 3 * 44100
+    assert caplog.messages == [f"warning: {path}: damaged: some of its frames cannot be decoded"]
+    caplog.clear()
+    recording = Recording.from_file(path)
+    for _ in range(2):
+        assert recording.load_audio(offset=0.5, duration=2.0).shape == (1, 2 * 44100)
+    assert caplog.messages == [f"warning: {path}: damaged: some of its frames cannot be decoded"]
+    assert capfd.readouterr().err == ""
+
+
+def test_messages_of_others_are_passed_on(capfd):
+    with library_messages() as messages:
+        os.write(2, b"before\n[src/libmpg123/layer3.c:1] error: bad\nNote: resync\nafter\n")
+    assert capfd.readouterr().err == "before\nafter\n" and len(messages) == 1
+
+
+def test_mpeg_audio_in_wav_and_of_layer_ii(tmp_path, capfd):
+    pytest.importorskip("av")
+    layer = packed(tmp_path / "a.mp2", "mp2", seconds=2.0, format="mp2").read_bytes()
+    audio = measured(layer)
+    with AudioInput(layer) as source:
+        assert source.read().shape == (1, audio.frames)
+    assert audio.container == "mp3" and audio.frames == pytest.approx(96000, abs=2400) and not audio.problems
+    content = packed(tmp_path / "a.wav", "libmp3lame", seconds=2.0, format="wav").read_bytes()
+    one = measured(content)
+    assert (one.container, one.problems) == ("mp3", []) and one.frames == pytest.approx(96000, abs=3000)
+    assert measured(content + content).frames == pytest.approx(2 * one.frames, abs=1200)
+    [problem] = measured(content[: len(content) // 2]).problems
+    assert problem.startswith("truncated: its last frame is not complete, 0.9") or "1.0" in problem
     assert capfd.readouterr().err == ""
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Set, Tuple
 
 import numpy as np
 from lhotse import AudioSource, Recording
@@ -23,8 +23,10 @@ from lhotse.audio.utils import AudioLoadingError
 from lhotse.utils import compute_num_samples
 
 from tokenverse_pp.audio.pyav import TOLERANCE
-from tokenverse_pp.audio.reader import AudioInput
+from tokenverse_pp.audio.reader import BAD_FRAMES, AudioInput
 from tokenverse_pp.errors import UserError
+
+_told: Set[str] = set()  # files with frames that cannot be decoded, which are told of once
 
 
 class DamagedAudio(UserError, AudioLoadingError):
@@ -51,6 +53,9 @@ class TokenverseBackend(LibsndfileBackend):
             start = compute_num_samples(offset, audio.rate) if offset > 0 else 0
             stop = audio.frames if duration is None else start + compute_num_samples(duration, audio.rate)
             samples = audio.read(start, stop)
+            if BAD_FRAMES in audio.problems and audio.name not in _told:
+                _told.add(audio.name)
+                audio.tell()
             # What PyAV decodes is measured by that; the others were by their structure.
             wrong = audio.damage or (audio.problems[0] if audio.by_pyav and stop is None and audio.problems else None)
             if wrong:

@@ -120,7 +120,7 @@ class _Mpeg:
             empty.append((self.starts[number] + length, self.ends[number]))
             known += self.ends[number] - self.starts[number] - length
         frames = last - first
-        size = self.ends[last - 1] - self.starts[first]
+        size = sum(self.ends[first:last]) - sum(self.starts[first:last])
         at = start - first * self.samples - DELAY
         return (_new_info(self, frames, size), *empty, *self.pieces(normal, last)), at
 
@@ -255,7 +255,7 @@ def _mpeg_part(stream: _Mpeg, cut: bool) -> Part:
     """Give a stream, whose last frame may be ``cut``, a header that says how many frames it has."""
     info, count = stream.info, len(stream.starts)
     runs = stream.pieces(0, count)
-    size = sum(end - begin for begin, end in zip(stream.starts, stream.ends))
+    size = sum(stream.ends) - sum(stream.starts)
     at = max(info.find(b"Xing"), info.find(b"Info"))
     flags = struct.unpack(">I", info[at + 4 : at + 8])[0] if 0 <= at <= len(info) - 16 else 0
     if not flags & 1:

@@ -13,8 +13,9 @@ from tokenverse_pp.errors import UserError
 
 MIN_GAP = 0.1  # seconds: what time stamps may differ from the samples before it counts (as in ffmpeg's aresample)
 MAX_GAP = 3600.0  # seconds of silence for one gap; a longer one is a clock that was set, not a pause
-ALL_GAPS = 4 * MAX_GAP
+ALL_GAPS = 2 * MAX_GAP
 TOLERANCE = 0.025  # seconds
+MOST_CHANNELS = 64
 # Only formats that hold their media themselves: playlists would have FFmpeg open other files and addresses.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,amr,amrnb,amrwb,asf,avi,flv,mpegts,mpeg,ogg,wav,w64,aiff,caf,au,flac,mp3"
@@ -156,20 +157,20 @@ class Decoder:
                 if broken is not None and told.damage is None:
                     told.damage = f"damaged at {broken:.3f} s: what stands there cannot be decoded"
                 rate = told.rate = told.rate or frame.sample_rate
-                samples = _floats(frame)
+                stamp, old = frame.time, frame.sample_rate
+                if _count(frame) > MOST_CHANNELS:
+                    raise UserError(f"{self.name}: has {_count(frame)} channels: expected {MOST_CHANNELS} at most")
+                samples = _floats(_packed(self.av, frame))
                 told.channels = told.channels or len(samples)
                 samples = _with_channels(samples, told.channels)
-                stamp = frame.time
                 if stamp is not None:
                     if base is None:
                         base = self._base(stamp, relative)
                     base, silence = self._tick(base, stamp)
                     for at in range(0, silence, rate):
                         yield np.zeros((told.channels, min(rate, silence - at)), np.float32)
-                if frame.sample_rate != rate:
-                    samples = np.concatenate(
-                        [samples[:, :0], *self._resample(samples, frame.sample_rate, rate)], axis=1
-                    )
+                if old != rate:
+                    samples = np.concatenate([samples[:, :0], *self._resample(samples, old, rate)], axis=1)
                 self._done += samples.shape[1]
                 yield samples
         if last and told.rate:
@@ -234,11 +235,26 @@ class Decoder:
         return (np.stack(parts) for parts in zip(*rows))
 
 
+def _packed(av: Any, frame: Any) -> Any:
+    """A frame whose planes PyAV can hand over: of planar frames it knows eight channels, and reads beyond its memory
+    where there are more."""
+    if not frame.format.is_planar or _count(frame) <= 8:
+        return frame
+    resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
+    frame.pts = None
+    return resampler.resample(frame)[0]
+
+
+def _count(frame: Any) -> int:
+    """Channels of a frame."""
+    return int(getattr(frame.layout, "nb_channels", 0) or len(frame.layout.channels))
+
+
 def _floats(frame: Any) -> np.ndarray:
     """A decoded frame of any sample format -> (C, S) float32 in [-1, 1]."""
     array = frame.to_ndarray()
     if not frame.format.is_planar:
-        array = array.reshape(frame.samples, -1).T
+        array = array.reshape(-1, _count(frame)).T
     if array.dtype == np.uint8:
         return (array.astype(np.float32) - 128) / 128
     if array.dtype.kind == "i":

@@ -10,12 +10,14 @@ Neither torch nor lhotse is imported here.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from itertools import chain
 from typing import Any, Iterator, List, Optional, Tuple
 
@@ -27,8 +29,10 @@ from tokenverse_pp.audio.source import Bytes, Piece, Pieces, Source
 from tokenverse_pp.audio.structure import structure_of
 from tokenverse_pp.errors import UserError
 
-BLOCK = 1 << 18  # samples that are decoded at once
+BLOCK = 1 << 18  # samples that are decoded at once, all channels together
 MOST_CHANNELS = 1024
+MEMORY = hasattr(os, "memfd_create")  # files in memory: Linux
+BAD_FRAMES = "damaged: some of its frames cannot be decoded"
 NO_AUDIO = "no audio that can be decoded: not audio, or its format is not recognised"
 log = logging.getLogger("tokenverse_pp.audio")
 
@@ -146,7 +150,7 @@ class AudioInput:
 
     def _of_pieces(self, pieces: Tuple[Piece, ...]) -> Any:
         what: Any = Pieces(self._data, pieces)
-        if self.container == "mp3" and hasattr(os, "memfd_create"):
+        if self.container == "mp3" and MEMORY:
             what = _in_memory(what.read())  # libmpg123 reads byte by byte: each would be a call of Python
         return self._soundfile().SoundFile(what)
 
@@ -154,7 +158,8 @@ class AudioInput:
         rates = set()
         for number in range(len(self._structure.parts)):
             try:
-                file = self._file(number)
+                with self._heard():
+                    file = self._file(number)
                 rates.add(file.samplerate)
                 frames = self._structure.parts[number].frames
                 self._counts.append(file.frames if frames is None else min(file.frames, frames.length))
@@ -178,11 +183,12 @@ class AudioInput:
         if frames is not None and frames.seekable:
             yield from self._frame_blocks(number, start, stop)
             return
-        size, at = BLOCK, start
+        size, at = max(1024, BLOCK // self.channels), start
         file = self._file_at(number, start)
         while file is not None and at < stop:
             try:
-                block = file.read(min(size, stop - at), dtype="float32", always_2d=True).T
+                with self._heard():
+                    block = file.read(min(size, stop - at), dtype="float32", always_2d=True).T
             except RuntimeError:
                 file.close()
                 # libsndfile keeps back what it decoded of a block before it failed.
@@ -196,6 +202,17 @@ class AudioInput:
             self.broken_at = sum(self._counts[:number]) + at
         else:
             file.close()
+
+    @contextlib.contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Tell of MPEG frames that libmpg123 complains of, in words that name the source."""
+        if self.container != "mp3":
+            yield
+            return
+        with library_messages() as messages:
+            yield
+        if messages and BAD_FRAMES not in self.problems:
+            self.problems.append(BAD_FRAMES)
 
     def _file_at(self, number: int, at: int) -> Any:
         """A part whose next sample is ``at``; None where libsndfile cannot decode what is before it."""
@@ -232,13 +249,14 @@ class AudioInput:
             last = min(at + BLOCK, stop)
             skip = 0
             try:
-                if at == 0 and last == self._counts[number]:
-                    file = self._file(number)
-                else:
-                    pieces, skip = frames.piece(self._data, at, last)
-                    file = self._of_pieces(pieces)
-                with file:
-                    block = file.read(file.frames, dtype="float32", always_2d=True).T[:, skip : skip + last - at]
+                with self._heard():
+                    if at == 0 and last == self._counts[number]:
+                        file = self._file(number)
+                    else:
+                        pieces, skip = frames.piece(self._data, at, last)
+                        file = self._of_pieces(pieces)
+                    with file:
+                        block = file.read(file.frames, dtype="float32", always_2d=True).T[:, skip : skip + last - at]
             except RuntimeError:
                 self.broken_at = sum(self._counts[:number]) + at
                 return
@@ -425,6 +443,37 @@ class AudioInput:
         """Log a warning for each problem and note."""
         for line in self.problems + self.notes:
             log.warning("warning: %s: %s", self.name, line)
+
+
+@contextlib.contextmanager
+def library_messages() -> Iterator[List[bytes]]:
+    """Keep what libmpg123 writes to the standard error of the process; that of others is passed on.
+
+    libsndfile gives no way to turn it off, and it names no file.
+    """
+    kept: List[bytes] = []
+    with _STDERR:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # a process without one
+            yield kept
+            return
+        with os.fdopen(os.memfd_create("stderr"), "w+b") if MEMORY else tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 2)
+            try:
+                yield kept
+            finally:
+                os.dup2(stderr, 2)
+                file.seek(0)
+                for line in file:
+                    if b"libmpg123" in line:
+                        kept.append(line)
+                    elif not line.startswith((b"Note: ", b"Warning: Xing")):
+                        os.write(stderr, line)
+                os.close(stderr)
+
+
+_STDERR = threading.Lock()
 
 
 def _in_memory(content: bytes) -> int:
