@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set
 
 import numpy as np
-import soundfile
 import torch
 from lhotse import CutSet
 from lhotse.augmentation import get_or_create_resampler
 from lhotse.cut import Cut, MixedCut, PaddingCut
 from torch.utils.data import Dataset
 
+from tokenverse_pp.audio.lhotse_backend import use_backend
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.access import allow_sources, check_access, current_access
 from tokenverse_pp.manifests.audio import check_files, recording_files, undecodable
@@ -33,6 +33,8 @@ NAMED = 5  # characters and cut ids that a message lists
 PASS = "pass_of_epoch"
 NO_CORPUS = "-"  # for cuts whose custom field "corpus" names none
 Batch = Dict[str, Any]
+
+use_backend()  # workers of a DataLoader that are spawned come here too
 
 
 def features_key(chunks: Optional[ChunkOptions] = None) -> str:
@@ -186,7 +188,7 @@ def load_inputs(
     try:
         audio = cut.load_audio()
     except Exception as error:  # whatever the audio backend throws
-        raise UserError(f"cut {cut.id}: {_unreadable(cut, error)}") from error
+        raise UserError(f"cut {cut.id}: {undecodable(cut, error)}") from error
     samples = torch.from_numpy(np.ascontiguousarray(audio.mean(axis=0) if len(audio) > 1 else audio[0], np.float32))
     if convert and not torch.isfinite(samples).all():
         raise UserError(f"cut {cut.id}: field 'recording': {recording_files(cut)}: holds samples of NaN or infinity")
@@ -215,19 +217,6 @@ def audio_files(cut: Cut) -> List[Path]:
     parts = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
     recordings = [part.recording for part in parts if getattr(part, "recording", None) is not None]
     return [Path(str(s.source)) for recording in recordings for s in recording.sources if s.type == "file"]
-
-
-def _unreadable(cut: Cut, error: Exception) -> str:
-    """One line for audio that could not be decoded: what is plainly wrong with a file, else the backend's words."""
-    for path in audio_files(cut):
-        if path.stat().st_size == 0:
-            return f"field 'recording': {path}: cannot be decoded: the file is empty"
-        try:
-            soundfile.info(str(path))
-        except RuntimeError as wrong:
-            reason = str(wrong).rsplit(": ", 1)[-1]
-            return f"field 'recording': {path}: cannot be decoded: {reason}"
-    return undecodable(cut, error)
 
 
 def check_recording(cut: Cut, convert: bool = False) -> None:

@@ -139,7 +139,7 @@ def test_without_pyav_it_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "talk.m4a").write_bytes(b"ftyp" * 99)
-    with pytest.raises(UserError, match=r"talk.m4a: .m4a files need PyAV: pip install 'tokenverse_pp\[human-speech\]'"):
+    with pytest.raises(UserError, match=r"talk.m4a: MP4 files need PyAV: pip install 'tokenverse_pp\[media\]'"):
         open_audio(tmp_path / "talk.m4a")
 
 

@@ -11,6 +11,7 @@ import click
 import numpy as np
 import pytest
 import soundfile
+from audio_files import packed, written
 from click.testing import CliRunner
 from command_lines import run
 from lhotse import CutSet
@@ -115,14 +116,30 @@ def test_standard_input(model, calls):
         assert done.exit_code == 2 and done.output.startswith(f"error: {said}") and done.output.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["talk.webm", "talk.m4a", "talk.mp3", "talk.ogg", "talk.aiff"])
+def test_any_container_on_standard_input_or_under_any_name(model, tmp_path, name):
+    path = tmp_path / name
+    if name in ("talk.webm", "talk.m4a"):
+        pytest.importorskip("av")
+        packed(path, "libopus" if name == "talk.webm" else "aac")
+    else:
+        path.write_bytes(written(name[5:], 1.0))
+    expected = transcribe(model, path)
+    assert expected.exit_code == 0 and expected.stdout.strip()
+    other = path.rename(tmp_path / "talk.wav")
+    assert transcribe(model, other).stdout == expected.stdout
+    words = ["transcribe", "--model", str(model), "--method", "greedy", "-"]
+    assert CliRunner().invoke(cli, words, input=other.read_bytes()).output == expected.stdout
+
+
 ODD = {
     "empty.wav": "the file is empty",
     "text.wav": "no audio",
     "nan.wav": "NaN or infinity",
     "nothing.wav": "holds no samples",
-    "cut-short.flac": "",
+    "damaged.flac": "damaged at ",
 }
-FINE = ("8khz.wav", "six-channels.wav", "blink.wav", "44khz.ogg")
+FINE = ("8khz.wav", "six-channels.wav", "blink.wav", "44khz.ogg", "cut-short.flac")
 
 
 @pytest.fixture
@@ -136,6 +153,7 @@ def odd(calls):
     soundfile.write(calls / "cut-short.flac", noise, 16000)
     data = (calls / "cut-short.flac").read_bytes()
     (calls / "cut-short.flac").write_bytes(data[: len(data) // 2])
+    (calls / "damaged.flac").write_bytes(data[: len(data) // 2] + bytes(2000) + data[len(data) // 2 + 2000 :])
     soundfile.write(calls / "8khz.wav", noise[:8000], 8000)
     soundfile.write(calls / "six-channels.wav", np.stack([noise] * 6, axis=1), 16000)
     soundfile.write(calls / "blink.wav", noise[:160], 16000)
@@ -143,7 +161,7 @@ def odd(calls):
     return calls
 
 
-def test_odd_audio_is_refused_in_a_line_and_the_rest_is_done(model, odd, tmp_path):
+def test_odd_audio_is_refused_in_a_line_and_the_rest_is_done(model, odd, tmp_path, caplog):
     names = [*ODD, *FINE, "one.wav", "gone.wav"]
     done = transcribe(model, *(odd / name for name in names), "--output-dir", tmp_path / "out")
     assert done.exit_code == 2
@@ -154,6 +172,9 @@ def test_odd_audio_is_refused_in_a_line_and_the_rest_is_done(model, odd, tmp_pat
     assert len(lines_of(done)) == len(expected)
     for line, (name, reason) in zip(lines_of(done), expected.items()):
         assert line.startswith(f"error: {odd / name}: ") and reason in line, line
+    short, blink = caplog.messages
+    assert short.startswith(f"warning: {odd / 'cut-short.flac'}: truncated: ") and short.endswith(" s of 1.000 s")
+    assert blink == f"warning: {odd / 'blink.wav'}: 0.0100 s are less than a frame: nothing to hear"
 
 
 def test_two_inputs_of_one_name(model, calls, tmp_path):

@@ -93,6 +93,16 @@ def test_active_tasks_reach_the_model(tiny_corpus, loaded):
     assert scores[0] != pytest.approx(scores[1], rel=1e-3)
 
 
+def test_channels_are_averaged(loaded, tmp_path):
+    noise = np.random.default_rng(0).normal(0, 0.1, (24000, 3))
+    soundfile.write(tmp_path / "mean.wav", noise.mean(axis=1), 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "three.wav", noise, 16000, subtype="FLOAT")
+    cuts = [Recording.from_file(tmp_path / name).to_cut() for name in ("mean.wav", "three.wav")]
+    cuts = [cut.with_id(name) for cut, name in zip(cuts, ("mean", "three"))]
+    found = run(loaded, cuts, options=SearchOptions("greedy", blank_penalty=2.0))
+    assert found["three"]["tokens"] and found["three"]["tokens"] == found["mean"]["tokens"]
+
+
 def test_languages_can_be_narrowed(tiny_corpus, loaded):
     options = SearchOptions("greedy", blank_penalty=2.0, languages=("qab",), force_language=True)
     found = run(loaded, read_cuts(tiny_corpus)[:4], [], options)

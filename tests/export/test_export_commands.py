@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from audio_files import packed, written
 from command_lines import run
 from scripts import ROOT
 from tiny_exports import build
@@ -135,7 +136,7 @@ def test_bad_files_are_a_line_each_and_the_others_are_done(exported, tmp_path):
     assert len(done.stdout.splitlines()) == 1  # the text of the good one
     errors = done.stderr.splitlines()
     assert len(errors) == 4 and all(line.startswith("error: ") and ".wav" in line for line in errors)
-    for line, reason in zip(errors, ["no such audio file", "not audio", "too short for one frame", "30 s at most"]):
+    for line, reason in zip(errors, ["no such audio file", "not audio", "holds no samples", "30 s at most"]):
         assert reason in line
 
 
@@ -159,6 +160,40 @@ def test_other_rates_and_channels(exported, tmp_path):
     samples = 0.1 * np.random.default_rng(0).standard_normal((8000, 2))
     soundfile.write(tmp_path / "phone.wav", samples, 8000)
     assert runtime.transcribe(tmp_path / "phone.wav").duration == 1.0
+
+
+def test_what_transcribe_takes_the_runtime_takes(exported, tmp_path, caplog):
+    pytest.importorskip("soxr")
+    runtime = Runtime(exported("wav2vec2-group")[1])
+    seconds = {"wav": 1.0, "flac": 1.0, "mp3": 1.0, "ogg": 1.0, "sphere": 1.0, "aiff": 1.0}
+    for container, expected in seconds.items():
+        path = tmp_path / f"{container}.m4a"
+        path.write_bytes(written(container, 1.0))
+        heard = runtime.transcribe(path)
+        assert heard.duration == expected and runtime.transcribe(path.read_bytes()).raw == heard.raw
+    (tmp_path / "cut.flac").write_bytes(written("flac", 1.0)[:-9000])
+    assert 0.4 < runtime.transcribe(tmp_path / "cut.flac").duration < 0.9
+    assert caplog.messages[0].startswith(f"warning: {tmp_path / 'cut.flac'}: truncated: ")
+    pytest.importorskip("av")
+    heard = runtime.transcribe(packed(tmp_path / "talk.webm", "libopus").rename(tmp_path / "talk.wav"))
+    assert heard.name == "talk" and heard.duration == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_less_than_a_frame_is_an_empty_transcript(exported, tmp_path, caplog, count):
+    """As for `tokenverse-pp transcribe`: exit code 0, an empty line, and a warning."""
+    loaded, folder = exported("wav2vec2-group")
+    path = tmp_path / "blink.wav"
+    soundfile.write(path, np.full(count, 0.1), 16000)
+    heard = Runtime(folder).transcribe(path)
+    assert (heard.raw, heard.words, heard.duration) == ("", (), round(count / 16000, 3))
+    torch_heard = run("transcribe", path, "--model", loaded.folder, "--method", "greedy")
+    assert (torch_heard.exit_code, torch_heard.stdout.strip()) == (0, "")
+    assert [line.split(": ")[2] for line in caplog.messages] == [f"{count / 16000:.4f} s are less than a frame"] * 2
+    with pytest.raises(UserError, match="this model knows"):
+        Runtime(folder).transcribe(path, tasks=["emo"])
+    done = without_torch(folder, path)
+    assert (done.returncode, done.stdout) == (0, "\n[]\n") and done.stderr.startswith("warning: ")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Dict, Iterable, Iterator, List, Union
 
 from tokenverse_pp.api.inputs import Heard, Refused
@@ -13,6 +14,7 @@ from tokenverse_pp.training.setup import Loaded
 Result = Union[Transcript, Refused]
 BATCHES_AHEAD = 4  # so many batches' worth of audio is looked at before the first of it is decoded
 MOST_AHEAD = 256  # recordings
+log = logging.getLogger(__name__)
 
 
 def transcribe_in_order(
@@ -46,6 +48,8 @@ def _decode(decoder: Decoder, items: List[Union[Heard, Refused]]) -> Iterator[Re
         done = decoder(group)
         for record in done.records:
             item = heard[record["id"]]
+            if not decoder.frames(item.cut):
+                log.warning("warning: %s: %.4f s are less than a frame: nothing to hear", item.label, item.cut.duration)
             results[record["id"]] = transcript_of_record(record, tasks, item.cut.duration, item.name)
         for failure in done.failures:
             item = heard[failure["id"]]

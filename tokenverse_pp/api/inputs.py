@@ -13,11 +13,11 @@ import torch
 from lhotse import CutSet, Recording
 from lhotse.cut import Cut
 
-from tokenverse_pp.api.media import ENDINGS_OF_CONTAINERS, read_container
+from tokenverse_pp.audio import AudioInput, check_whole
+from tokenverse_pp.audio.lhotse_backend import recording_of
 from tokenverse_pp.dataset import SAMPLING_RATE
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.access import file_problem
-from tokenverse_pp.manifests.reading import reason_of
 
 LOUDEST = 100.0  # samples are in [-1, 1], give or take a little; what is beyond this was never divided by 32768
 MOST_CHANNELS = 64
@@ -68,7 +68,8 @@ def open_audio(audio: Any, sample_rate: Optional[float] = None, label: str = "au
         label: of what has no name of its own.
 
     Raises:
-        UserError: naming the file, where it is missing, empty or no audio, and for samples that are none.
+        UserError: naming the file, where it is missing, empty, no audio, or damaged in the middle, and for samples that
+            are none. What is missing at the end of a file, and gaps of its time stamps, are logged as warnings.
     """
     if isinstance(audio, (str, Path)):
         return _open_file(Path(audio))
@@ -108,31 +109,39 @@ def several(audio: Any) -> Iterable[Any]:
 
 
 def _open_file(path: Path) -> Heard:
-    """A file by its header; what libsndfile does not know is decoded by PyAV."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected an audio file")
     if not path.exists():
         raise UserError(f"{path}: no such file")
+    regular = path.is_file()  # not so: a named pipe, which can be read once
     try:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path}: the file is empty")
-        soundfile.info(str(path))
+        source = path if regular else path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except RuntimeError as error:  # soundfile's
-        if path.suffix.lower() not in ENDINGS_OF_CONTAINERS:
-            raise UserError(f"{path}: no audio: {str(error).rsplit(': ', 1)[-1]}") from error
-        samples = read_container(path, SAMPLING_RATE)
-        return Heard(str(path), path.stem, cut_of_samples(samples, SAMPLING_RATE, str(path)))
     if file_problem(str(path)):
         raise UserError(file_problem(str(path)))
-    try:
-        recording = Recording.from_file(path)
-    except Exception as error:  # whatever the audio backend throws
-        raise UserError(f"{path}: cannot be read as audio: {reason_of(error)[:200]}") from error
-    if recording.num_samples < 1:
-        raise UserError(f"{path}: holds no samples")
-    return Heard(str(path), path.stem, recording.to_cut())
+    return Heard(str(path), path.stem, _cut_of_source(source, str(path), path.stem))
+
+
+def _cut_of_source(source: Union[Path, bytes], label: str, name: str) -> Cut:
+    """A file or its bytes as a cut, of the length that can be read.
+
+    What libsndfile can seek in stays where it is, and is decoded a window at a time. What only PyAV reads, or has a
+    truncated end that stops the decoder, is decoded here, into memory.
+    """
+    with AudioInput(source, label, thorough=True, rate=SAMPLING_RATE) as audio:
+        samples = None
+        if not audio.by_pyav:
+            audio.measure()
+        if audio.by_pyav or (audio.problems and audio.container == "flac"):
+            samples = audio.samples()
+        check_whole(audio)
+        if not audio.frames:
+            raise UserError(f"{label}: {audio.problems[0] if audio.problems else 'holds no samples'}")
+        audio.tell()
+        if samples is not None:
+            return cut_of_samples(samples, audio.rate, label)
+        return recording_of(audio, source, name).to_cut()
 
 
 def _open_mapping(audio: Mapping[str, Any], sample_rate: Optional[float], label: str) -> Heard:
@@ -150,15 +159,7 @@ def _open_mapping(audio: Mapping[str, Any], sample_rate: Optional[float], label:
 
 def cut_of_bytes(data: bytes, label: str) -> Cut:
     """The bytes of an audio file as a cut (raises UserError)."""
-    if not data:
-        raise UserError(f"{label}: the file is empty")
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            samples = file.read(dtype="float32", always_2d=True).mean(axis=1)
-            rate = file.samplerate
-    except (RuntimeError, OSError) as error:  # soundfile's
-        raise UserError(f"{label}: no audio: {str(error).rsplit(': ', 1)[-1]}") from error
-    return cut_of_samples(samples, rate, label)
+    return _cut_of_source(data, label, label)
 
 
 def cut_of_samples(samples: Any, rate: float, label: str) -> Cut:

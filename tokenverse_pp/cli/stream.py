@@ -62,20 +62,10 @@ def stream(
 
 def samples_of(path: str) -> Any:
     """The samples ``(S,)`` of an audio file at 16 kHz (raises UserError)."""
-    from lhotse import Recording
-
+    from tokenverse_pp.api.inputs import open_audio
     from tokenverse_pp.dataset import load_inputs
-    from tokenverse_pp.errors import UserError
-    from tokenverse_pp.manifests.access import file_problem
 
-    if file_problem(path):
-        raise UserError(file_problem(path))
-    try:
-        recording = Recording.from_file(path)
-    except Exception as error:  # whatever the audio backend throws
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "cannot be read as audio"
-        raise UserError(f"{path}: {reason}") from error
-    return load_inputs(recording.to_cut(), convert=True).numpy()
+    return load_inputs(open_audio(path).cut, convert=True).numpy()
 
 
 def line_of(event: Dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from tokenverse_pp.dataset import audio_files, collate, load_inputs
+from tokenverse_pp.dataset import SAMPLING_RATE, audio_files, collate, load_inputs
 from tokenverse_pp.decoding.options import DecodeOptions, choose_tasks
 from tokenverse_pp.decoding.vector_scale import vector_weights
 from tokenverse_pp.errors import UserError
@@ -119,6 +119,11 @@ class Decoder:
             "score": hypothesis.score,
             "log_prob": hypothesis.log_prob,
         }
+
+    def frames(self, cut: Cut) -> int:
+        """Frames at the seam that the audio of a cut has."""
+        samples = torch.tensor([round(cut.duration * SAMPLING_RATE)])
+        return max(0, int(self.loaded.model.encoder.feature_lens(samples)))
 
     def _frames(self, item: Tensor) -> int:
         """Frames at the seam that audio (S,) or stored features (T, F) have."""

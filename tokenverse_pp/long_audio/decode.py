@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Iterable, Iterator, List, Optional, Tuple, TypeVar, Union
 
 import torch
-from lhotse import Recording
 from lhotse.cut import Cut
 
 from tokenverse_pp.dataset import collate, load_inputs
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.long_audio.merge import Merger, Window
-from tokenverse_pp.manifests.access import file_problem
 from tokenverse_pp.search import Hypothesis, SearchOptions, bonus_for, constraints_for, search_frames
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.training.distributed import autocast
@@ -85,15 +83,9 @@ def check_windows(window: float, overlap: float) -> None:
 
 def cut_of(path: Union[str, Path]) -> Cut:
     """An audio file as a cut (raises UserError)."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
-    if file_problem(str(path)):
-        raise UserError(file_problem(str(path)))
-    try:
-        return Recording.from_file(path).to_cut()
-    except Exception as error:  # whatever the audio backend throws
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-        raise UserError(f"{path}: cannot be read as audio: {reason[:200]}") from error
+    from tokenverse_pp.api.inputs import open_audio  # a room below this one
+
+    return open_audio(path).cut
 
 
 def windows_of(cut: Cut, window: float, overlap: float, shift: float) -> Iterator[Tuple[int, Cut]]:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
-from typing import Iterator, List
+from typing import Iterator, List, Optional, Tuple
 
-import soundfile
 from lhotse import Recording
 from lhotse.cut import Cut, MixedCut
 
+from tokenverse_pp.audio import AudioInput
+from tokenverse_pp.audio.lhotse_backend import use_backend
+from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.access import access_problems
 
-TOLERANCE = 0.025  # seconds of difference between manifest and file: lhotse's own default
+TOLERANCE = 0.025  # seconds of difference between manifest and file
+LONGER = 0.5  # seconds that a file may be longer: lhotse loads no recording that differs by more
+
+use_backend()
 
 
 def check_audio(cut: Cut) -> List[str]:
     """What is wrong with a cut's audio: one line a problem, naming the file. All of it is decoded.
 
-    A file that was cut short can still open, and a decoder can pad what is missing: so the length in the
-    file's header is compared with the manifest's as well.
+    The length that is read, the one that the file's header states, and that of the manifest are compared.
     """
-    problems = check_files(cut)
+    problems = check_files(cut) or [problem for recording in _recordings(cut) for problem in _measure(recording)]
     if problems:
         return problems
     try:
@@ -43,9 +47,10 @@ def check_files(cut: Cut) -> List[str]:
 
 def undecodable(cut: Cut, error: Exception) -> str:
     """One line for what an audio backend threw: the user needs the file."""
+    files = recording_files(cut)
     lines = [line for line in str(error).splitlines() if line.strip()]
-    reason = next((line for line in lines if "Exception #" in line), lines[0] if lines else repr(error))
-    return f"field 'recording': {recording_files(cut)}: cannot be decoded: {reason.strip()[:200]}"
+    reason = next((line for line in lines if "Exception #" in line), lines[0] if lines else repr(error)).strip()
+    return f"field 'recording': {files}: cannot be decoded: {reason.replace(f'{files}: ', '', 1)[:200]}"
 
 
 def _recordings(cut: Cut) -> Iterator[Recording]:
@@ -74,9 +79,43 @@ def _check_files(recording: Recording) -> Iterator[str]:
             yield f"{where}: no such file"
             continue
         try:
-            info = soundfile.info(str(source.source))
-        except RuntimeError:
-            continue  # a format that lhotse may read by other means: decoding it will show
-        seconds = info.frames / info.samplerate
-        if not recording.transforms and seconds < recording.duration - TOLERANCE:
+            rate, channels, frames = _header(str(source.source))
+            if frames is not None and frames < (recording.duration - TOLERANCE) * rate:
+                rate, channels, frames = _header(str(source.source), thorough=True)
+        except UserError:
+            continue  # decoding it will say why
+        if recording.transforms or frames is None:
+            continue
+        seconds = frames / rate
+        if seconds < recording.duration - TOLERANCE:
             yield f"{where}: truncated: {seconds:.3f} s of {recording.duration:.3f} s"
+        elif rate != recording.sampling_rate:
+            yield f"{where}: has {rate} Hz, where the manifest says {recording.sampling_rate} Hz"
+        elif channels < len(source.channels):
+            yield f"{where}: has {channels} channels, where the manifest says {len(source.channels)}"
+
+
+def _header(path: str, thorough: bool = False) -> Tuple[int, int, Optional[int]]:
+    """Rate, channels and samples, as far as the structure of a file tells (raises UserError)."""
+    with AudioInput(path, thorough=thorough) as audio:
+        return audio.rate, audio.channels, audio.frames
+
+
+def _measure(recording: Recording) -> Iterator[str]:
+    """Files that are damaged, shorter than their own header says, or of another length than the manifest says."""
+    for source in recording.sources:
+        if source.type != "file":
+            continue
+        where = f"field 'recording': {source.source}"
+        try:
+            with AudioInput(str(source.source), thorough=True) as audio:
+                audio.measure()
+        except UserError as error:
+            yield f"{where}: cannot be decoded: {str(error).replace(f'{source.source}: ', '', 1)}"
+            continue
+        problem = audio.damage or next(iter(audio.problems), None)
+        seconds = (audio.frames or 0) / audio.rate
+        if problem is not None:
+            yield f"{where}: {problem}"
+        elif not recording.transforms and seconds > recording.duration + LONGER:
+            yield f"{where}: longer than the manifest says: {seconds:.3f} s, not {recording.duration:.3f} s"

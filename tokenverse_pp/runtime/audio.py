@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import os
-from typing import Union
+from typing import BinaryIO, Union
 
 import numpy as np
 
+from tokenverse_pp.audio import read_audio as read_file
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.runtime.folder import SAMPLING_RATE
 
-Audio = Union[str, "os.PathLike[str]", np.ndarray]
+Audio = Union[str, "os.PathLike[str]", bytes, BinaryIO, np.ndarray]
 
 
 def read_audio(audio: Audio) -> np.ndarray:
-    """A file, or an array at 16 kHz -> samples (S,) float32; the channels of a file are averaged.
+    """A file, its bytes, or an array at 16 kHz -> samples (S,) float32; the channels of a file are averaged.
+
+    Takes the containers that `tokenverse-pp transcribe` takes (`tokenverse_pp.audio`).
 
     Raises:
         UserError: for what is no such audio. A file of another rate needs the package soxr.
     """
+    if isinstance(audio, np.ndarray):
+        return checked(audio, "audio")
     if isinstance(audio, (str, os.PathLike)):
-        return checked(_read_file(os.fspath(audio)), os.fspath(audio))
-    return checked(np.asarray(audio), "audio")
-
-
-def _read_file(path: str) -> np.ndarray:
-    try:
-        import soundfile
-    except ImportError:
-        raise UserError(f"{path}: reading files needs soundfile: pip install soundfile") from None
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such audio file")
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"{path}: not audio that soundfile can read: {' '.join(str(error).split())}") from None
-    mono = samples.mean(axis=1)
-    return mono if rate == SAMPLING_RATE else _resampled(mono, rate, path)
+        name = os.fspath(audio)
+        if not os.path.exists(name) or os.path.isdir(name):
+            raise UserError(f"{name}: no such audio file")
+    elif isinstance(audio, (bytes, bytearray, memoryview)) or hasattr(audio, "read"):
+        name = "audio"
+    else:
+        return checked(np.asarray(audio), "audio")
+    samples, rate = read_file(audio, name, SAMPLING_RATE)
+    return samples if rate == SAMPLING_RATE else _resampled(samples, rate, name)
 
 
 def _resampled(samples: np.ndarray, rate: int, path: str) -> np.ndarray:

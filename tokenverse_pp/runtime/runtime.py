@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple, Union
 
@@ -16,6 +17,8 @@ from tokenverse_pp.runtime.search import check_options
 from tokenverse_pp.runtime.sessions import Encoder
 from tokenverse_pp.search.hypothesis import Hypothesis
 from tokenverse_pp.search.options import SearchOptions
+
+log = logging.getLogger(__name__)
 
 
 class Runtime(Exported):
@@ -38,7 +41,8 @@ class Runtime(Exported):
         """Transcribe one recording.
 
         Args:
-            audio: samples (S,) of floats at 16 kHz in [-1, 1], or a file.
+            audio: samples (S,) of floats at 16 kHz in [-1, 1], a file, or its bytes; what is shorter than a frame gives
+                an empty transcript.
             tasks: names of the tasks to decode, None for all that the model knows; the tokens of others are barred.
             language: the code of the language that is spoken, where it is known; needs the task ``lid``.
             options: how to search; beam search by default, a language token first where ``lid`` is decoded.
@@ -49,9 +53,16 @@ class Runtime(Exported):
         """
         active = self.tasks.names if tasks is None else tuple(tasks)
         samples = read_audio(audio)
-        best = self.search([samples], active, default_options(options, active, language))[0][0]
-        words = best.words(self.tokenizer.pieces(best.tokens), self.frame_shift)
         name = name or (Path(audio).stem if isinstance(audio, (str, Path)) else "audio")
+        options = default_options(options, active, language)
+        if len(samples) < self.description.min_samples:
+            check_options(options)
+            self.start_search(active, options)  # refuses what it does not know
+            seconds = len(samples) / SAMPLING_RATE
+            log.warning("warning: %s: %.4f s are less than a frame: nothing to hear", name, seconds)
+            return self.transcript([], active, seconds, name)
+        best = self.search([samples], active, options)[0][0]
+        words = best.words(self.tokenizer.pieces(best.tokens), self.frame_shift)
         return self.transcript(self.calibrated(words), active, len(samples) / SAMPLING_RATE, name)
 
     def search(

@@ -109,7 +109,7 @@ def import_corpus(output: Path, **given: Any) -> None:
       ... --recordings A.csv --stm STM/ --rttm RTTM/ --brat BRAT/ --one-cut-per recording
 
     \b
-    Fields: id, audio (path), recording (name), channel (1 or A is the first),
+    Fields: id, audio (path), recording (name), channel (1 or A is the first, 3 or C the third),
     start, end, duration, text, speaker, language, entities, endpoint, tasks, custom.NAME.
     A column with a field's name is that field. An empty cell is missing: the cut is then not
     labelled for the task of that field. No entity is [] (or a marked text without marks).

@@ -70,7 +70,7 @@ def _named(heard: Union[Heard, Refused], output: str) -> Union[Heard, Refused]:
 
 
 def _files_in(folder: Path, recursive: bool) -> list[Path]:
-    from tokenverse_pp.api.media import ENDINGS
+    from tokenverse_pp.audio import ENDINGS
 
     found = folder.rglob("*") if recursive else folder.glob("*")
     return sorted(path for path in found if path.suffix.lower() in ENDINGS and path.is_file())

@@ -12,10 +12,11 @@ from lhotse.supervision import SupervisionSegment
 from lhotse.utils import fastcopy
 
 from tokenverse_pp.manifests.conversations import ConversationOptions, ReadWords, conversation_cuts
-from tokenverse_pp.manifests.corpora.audio import CHANNEL_NAMES, at_16_khz
+from tokenverse_pp.manifests.corpora.audio import at_16_khz
 from tokenverse_pp.manifests.corpora.parts import LeftOut, Part, Say, write_parts
 
 MIXED_TASKS = ("asr", "scd", "endp", "lid")
+SIDES = 2  # of a telephone call
 ONE_SPEAKER_TASKS = ("asr", "endp", "lid")  # a channel of its own has no speaker changes to learn
 
 
@@ -49,7 +50,7 @@ def mixed_tracks(part: Part, folder: Path, jobs: int) -> Iterator[Track]:
 
 def side_tracks(part: Part, folder: Path, jobs: int, side_of: Callable[[SupervisionSegment], int]) -> Iterator[Track]:
     """One track a side of a telephone call, written to a file of its own."""
-    sides = [at_16_khz(part.recordings, folder, jobs, channel) for channel in range(len(CHANNEL_NAMES))]
+    sides = [at_16_khz(part.recordings, folder, jobs, channel) for channel in range(SIDES)]
     for recording_id, turns in by_recording(part).items():
         for channel, recordings in enumerate(sides):
             recording = recordings[recording_id]

@@ -18,7 +18,6 @@ from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.access import file_problem
 from tokenverse_pp.manifests.conversations import DEFAULT_OPTIONS, ConversationOptions, Words
 from tokenverse_pp.manifests.corpora import dialogues
-from tokenverse_pp.manifests.corpora.audio import sphere_reader
 from tokenverse_pp.manifests.corpora.parts import Part, Say, lhotse_recipe, require
 from tokenverse_pp.manifests.normalise import NORMALISERS, Normaliser
 
@@ -140,7 +139,7 @@ def prepare_callhome_english(
     require(speech, ["data/train", "data/devtest", "data/evltest"], CALLHOME_LAYOUT)
     require(texts, ["transcrpt/train", "transcrpt/devtest", "transcrpt/evaltest"], CALLHOME_LAYOUT)
     _check_names(speech)
-    with lhotse_recipe("callhome-english", corpus_dir, CALLHOME_LAYOUT), sphere_reader():
+    with lhotse_recipe("callhome-english", corpus_dir, CALLHOME_LAYOUT):
         manifests = recipe(speech, transcript_dir=texts, absolute_paths=True)
     parts = [Part(split, **manifests[name], language="en") for split, name in CALLHOME_SPLITS.items()]
     return _write(parts, output_dir, "callhome-english", channels, names, options, normaliser, jobs, say)
@@ -175,7 +174,6 @@ def prepare_eval2000(
     with (
         tempfile.TemporaryDirectory() as folder,
         lhotse_recipe("eval2000", corpus_dir, EVAL2000_LAYOUT),
-        sphere_reader(),
     ):
         manifests = recipe(corpus_dir, folder, transcript_path=transcripts, absolute_paths=True)
     return _write(

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import subprocess
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import List, Optional, Tuple, Union
+from typing import Dict, List, Optional, Tuple, Union
 from urllib.parse import unquote
 
 from lhotse import AudioSource, Recording
-from lhotse.audio import info
 from lhotse.utils import fastcopy
 
+from tokenverse_pp.audio import ENDINGS, AudioInput
+from tokenverse_pp.audio.lhotse_backend import recording_of, use_backend
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.manifests.access import allow_sources, file_problem
 from tokenverse_pp.manifests.corpora.audio import write_16_khz
 from tokenverse_pp.manifests.importing.audio_out import AudioOut
-from tokenverse_pp.manifests.importing.rows import BadRow, Row, shown
+from tokenverse_pp.manifests.importing.rows import BadRow, Row, channel_number, shown
 from tokenverse_pp.manifests.importing.textfiles import safe_id
 from tokenverse_pp.manifests.lines import CONTROL
 
-ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".sph", ".aac", ".webm", ".mp4")
-FIRST_CHANNELS = {"A": 0, "B": 1}
+use_backend()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A recording whose whole audio was looked at.
+
+    Args:
+        plain: libsndfile alone reads it; otherwise it is written anew, so that training needs nothing else.
+    """
+
+    recording: Recording
+    plain: bool
 
 
 class AudioFinder:
@@ -35,7 +47,8 @@ class AudioFinder:
 
     Args:
         folder: what relative paths begin at.
-        sampling_rate: recordings of another rate are written anew, a channel a file; None leaves them as they are.
+        sampling_rate: recordings of another rate are written anew, a channel a file; None leaves them as they are. What
+            libsndfile does not read as it is (MP4, WebM, joined files, ..) is written anew in any case.
         allow_pipes: run the commands of a Kaldi wav.scp.
         audio_out: where to write to; audio that the import has written there may be opened too.
     """
@@ -53,22 +66,24 @@ class AudioFinder:
         self.allow_pipes = allow_pipes
         self._source = lru_cache(maxsize=4096)(self._find)
         self._open = lru_cache(maxsize=4096)(_open)
-        self._resample = lru_cache(maxsize=4096)(self._resampled)
+        self._rewrite = lru_cache(maxsize=4096)(self._rewritten)
+        self._listing = lru_cache(maxsize=64)(_listing)
 
     def recording(self, row: Row) -> Tuple[Recording, int]:
         """The recording of a row, and its channel from 0 on.
 
         Raises:
-            BadRow: where it is missing, not in the folder, no audio, or the channel is not in it.
+            BadRow: where it is missing, not in the folder, no audio, truncated or damaged, or the channel is not in it.
         """
         source, name = self._source(row.audio, row.recording, row.id)
-        recording = self._open(source, name)
-        if isinstance(recording, str):
-            raise BadRow(recording)
+        opened = self._open(source, name)
+        if isinstance(opened, str):
+            raise BadRow(opened)
+        recording = opened.recording
         channel = _channel(row.channel, recording.num_channels)
-        if self.sampling_rate is None or recording.sampling_rate == self.sampling_rate:
+        if opened.plain and self.sampling_rate in (None, recording.sampling_rate):
             return recording, channel
-        written = self._resample(source, name, channel)
+        written = self._rewrite(source, name, channel)
         if isinstance(written, str):
             raise BadRow(written)
         return written, 0
@@ -123,51 +138,98 @@ class AudioFinder:
             raise
 
     def _by_name(self, name: str) -> Path:
-        for ending in ("", *ENDINGS):
-            path = self._inside(name + ending)
-            if path.suffix.lower() in ENDINGS and os.path.isfile(path):
-                return path
-        raise BadRow(f"field 'recording': no audio file {shown(name)} with {', '.join(ENDINGS)} in {self.folder}")
+        """The audio file of a recording: its name with an ending of `ENDINGS`, in any case; the first of them counts.
 
-    def _resampled(self, source: str, name: str, channel: int) -> Union[Recording, str]:
+        Only where there is none, a file is taken whose name differs in case.
+        """
+        given = self._inside(name)
+        if given.suffix.lower() in ENDINGS and os.path.isfile(given):
+            return given
+        listing = self._listing(given.parent) if given not in self._folders() else {}
+        for key, kind in ((given.name, "exact"), (given.name.casefold(), "any case")):
+            found = [item for item in listing.get((kind, key), []) if os.path.isfile(given.parent / item)]
+            best = min((ENDINGS.index(os.path.splitext(item)[1].lower()) for item in found), default=-1)
+            files = [item for item in found if os.path.splitext(item)[1].lower() == ENDINGS[best]]
+            if len(files) > 1:
+                raise BadRow(f"field 'recording': {shown(name)} may be {' or '.join(files)}: give field 'audio'")
+            if files:
+                return self._inside(str(given.parent / files[0]))
+        raise BadRow(
+            f"field 'recording': no audio file {shown(name)} with .wav, .flac, .mp3 or another ending of audio in "
+            f"{self.folder}"
+        )
+
+    def _rewritten(self, source: str, name: str, channel: int) -> Union[Recording, str]:
         """One channel at the wanted rate, in a file of its own; or why that is not possible."""
-        recording = self._open(source, name)
-        if self.audio_out is None or isinstance(recording, str):
-            return f"field 'audio': {source}: expected {self.sampling_rate} Hz, found another rate"
+        opened = self._open(source, name)
+        if self.audio_out is None or isinstance(opened, str):
+            wanted = "" if self.sampling_rate is None else f" of {self.sampling_rate} Hz"
+            return f"field 'audio': {source}: expected audio{wanted} that libsndfile reads, found something else"
+        recording = opened.recording
         own_name = name if recording.num_channels == 1 else f"{name}-{channel + 1}"
         # Names come from the data, so that they may be no names of files, and two may be one.
         unique = hashlib.sha256(f"{source}\0{own_name}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
         folder = self.audio_out.folder()
+        rate = self.sampling_rate or recording.sampling_rate
         try:
             with allow_sources(commands=self.allow_pipes):
-                written = write_16_khz(fastcopy(recording, id=unique), folder, channel)
+                written = write_16_khz(fastcopy(recording, id=unique), folder, channel, rate)
         except UserError as error:
             return f"field 'audio': {error}"
         return fastcopy(written, id=own_name)
 
 
-def _open(source: str, name: str) -> Union[Recording, str]:
+def _listing(folder: Path) -> Dict[Tuple[str, str], List[str]]:
+    """The audio files of a folder by their names without ending, as they are and without case."""
+    names: Dict[Tuple[str, str], List[str]] = {}
+    try:
+        found = sorted(os.listdir(folder))
+    except OSError:
+        return names
+    for item in found:
+        stem, ending = os.path.splitext(item)
+        if ending.lower() in ENDINGS:
+            names.setdefault(("exact", stem), []).append(item)
+            names.setdefault(("any case", stem.casefold()), []).append(item)
+    return names
+
+
+def _open(source: str, name: str) -> Union[Opened, str]:
     """A recording, or why there is none (a cache keeps no exceptions)."""
     unsafe = "" if source.endswith("|") else file_problem(source)
     if unsafe:
         return f"field 'audio': {unsafe}"
     try:
-        recording = _from_command(source, name) if source.endswith("|") else Recording.from_file(source, name)
-    except Exception as error:  # whatever the audio backend throws
+        opened, wrong = _piped(source, name) if source.endswith("|") else _measured(source, source, name)
+    except (UserError, OSError, subprocess.SubprocessError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        return f"field 'audio': {source}: cannot be read as audio: {lines[0].strip()[:200]}"
-    if recording.num_samples < 1:
-        return f"field 'audio': {source}: holds no audio"
-    return recording
+        reason = lines[0].strip()[:200].replace(f"{source}: ", "", 1)
+        return f"field 'audio': {source}: cannot be read as audio: {reason}"
+    if wrong is not None:
+        return f"field 'audio': {source}: {wrong}"
+    return opened
 
 
-def _from_command(command: str, name: str) -> Recording:
-    """Like `Recording.from_file` for a command that writes audio to its output; lhotse runs it again to load it."""
-    command = command[:-1].strip()
+def _measured(source: Union[str, bytes], label: str, name: str) -> Tuple[Opened, Optional[str]]:
+    """A recording, and what is wrong with its audio. All that a structure does not prove is decoded."""
+    with AudioInput(source, label, thorough=True) as audio:
+        audio.measure()
+        wrong = audio.damage or next(iter(audio.problems), None)
+        if not audio.frames and wrong is None:
+            wrong = "holds no audio"
+        if wrong is None:
+            audio.tell()
+        return Opened(recording_of(audio, source, name), audio.is_plain), wrong
+
+
+def _piped(source: str, name: str) -> Tuple[Opened, Optional[str]]:
+    """Like `_measured` for a command that writes audio to its output; lhotse runs it again to load it."""
+    command = source[:-1].strip()
     data = subprocess.run(command, shell=True, stdout=subprocess.PIPE, check=True).stdout
-    found = info(io.BytesIO(data))
-    source = AudioSource("command", list(range(found.channels)), command)
-    return Recording(name, [source], found.samplerate, found.frames, found.duration)
+    opened, wrong = _measured(data, source, name)
+    channels = list(range(opened.recording.num_channels))
+    recording = fastcopy(opened.recording, sources=[AudioSource("command", channels, command)])
+    return Opened(recording, opened.plain), wrong
 
 
 def decoded_name(name: str) -> str:
@@ -189,8 +251,7 @@ def _channel(given: Optional[str], count: int) -> int:
         return 0
     if given is None:
         raise BadRow(f"field 'channel': the recording has {count}: say which (1 or A is the first)")
-    letter = FIRST_CHANNELS.get(given.upper())
-    number = letter if letter is not None else int(given) - 1 if given.isascii() and given.isdigit() else -1
-    if len(given) > 3 or not 0 <= number < count:
+    number = channel_number(given)
+    if number is None or not 0 <= number < count:
         raise BadRow(f"field 'channel': the recording has {count}, found {shown(given)} (1 or A is the first)")
     return number

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
+from tokenverse_pp.audio.containers import container_of
 from tokenverse_pp.errors import UserError
 from tokenverse_pp.files import yaml_of
 from tokenverse_pp.manifests.importing.audio_out import AudioOut
@@ -148,5 +149,5 @@ def _audio(value: Dict[str, Any], audio_out: AudioOut, number: int) -> str:
 
 
 def _ending_of(data: bytes) -> str:
-    signatures = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"}
-    return signatures.get(data[:4], ".mp3")
+    container = container_of(data[:8192])
+    return {"matroska": ".mka", "sphere": ".sph", "adts": ".aac", "unknown": ".mp3"}.get(container, f".{container}")

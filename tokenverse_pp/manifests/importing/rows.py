@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple, Union
 
@@ -34,7 +35,7 @@ class Row:
         id: of the row; unique in one import.
         recording: the name of the recording.
         audio: the path of the audio file as the data give it; without it the file is looked for by ``recording``.
-        channel: as the data give it: ``1`` or ``A`` is the first.
+        channel: as the data give it: ``1`` or ``A`` is the first, ``3`` or ``C`` the third.
         start, end: seconds in the recording; missing: the whole of it.
         entities: spans into ``text``.
         tasks: what the row is labelled for, where the data say so.
@@ -102,6 +103,22 @@ def seconds(value: Any, name: str, scale: float = 1.0) -> float:
     if isinstance(value, bool) or not math.isfinite(number) or number < 0:
         raise BadRow(f"field '{name}': expected seconds >= 0, found {shown(value)}")
     return number
+
+
+def channel_number(label: str) -> Optional[int]:
+    """A channel from 0 on by its label: ``1``, ``2``, .. or ``A``, ``B``, .. ``Z``; None for what is no such label.
+
+    >>> channel_number("3"), channel_number("c"), channel_number("3.0"), channel_number("left")
+    (2, 2, 2, None)
+    """
+    label = label.strip()
+    if len(label) == 1 and label.isascii() and label.isalpha():
+        return ord(label.upper()) - ord("A")
+    match = _NUMBER.fullmatch(label)
+    return int(match[1]) - 1 if match else None
+
+
+_NUMBER = re.compile(r"0*([1-9][0-9]{0,5})(?:\.0*)?")  # tables with empty cells make 3.0 of 3
 
 
 def shown(value: Any) -> str:

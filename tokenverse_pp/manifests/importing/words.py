@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
-from tokenverse_pp.manifests.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, shown
+from tokenverse_pp.manifests.importing.rows import (
+    BadRow,
+    Place,
+    Rejected,
+    Row,
+    RowOrRejected,
+    channel_number,
+    shown,
+)
 from tokenverse_pp.manifests.importing.textfiles import safe_id
-
-FIRST = {"1": 0, "A": 0, "2": 1, "B": 1}
 
 
 @dataclass
@@ -37,7 +43,13 @@ class Word:
 
 def same_channel(a: Optional[str], b: Optional[str]) -> bool:
     """Whether two channels are one: ``1`` is ``A``; what names no channel is on all of them."""
-    return a is None or b is None or FIRST.get(a.upper(), a) == FIRST.get(b.upper(), b)
+    return a is None or b is None or channel_key(a) == channel_key(b)
+
+
+def channel_key(label: str) -> Union[int, str]:
+    """The same for all labels of one channel."""
+    number = channel_number(label)
+    return label if number is None else number
 
 
 class Words:
@@ -83,10 +95,13 @@ class Words:
         A turn with a word that cannot be used is rejected.
         """
         for name, words in self.by_recording.items():
-            channels = dict.fromkeys(word.channel for word in words)
-            for channel in channels:
+            channels: Dict[Union[int, str], str] = {}
+            for word in words:
+                channels.setdefault(channel_key(word.channel), word.channel)
+            for key, channel in channels.items():
                 group: List[Word] = []
-                for word in sorted((w for w in words if w.channel == channel), key=lambda word: word.start):
+                mine = (word for word in words if channel_key(word.channel) == key)
+                for word in sorted(mine, key=lambda word: word.start):
                     if group and word.start - max(w.end for w in group[-8:]) > pause:
                         yield _turn(name, channel, group)
                         group = []
