@@ -74,6 +74,7 @@ class AudioInput:
         self._counts: List[int] = []  # samples of each part
         self._first: Any = None  # the first part, open and at its start
         self._decoder: Optional[Decoder] = None
+        self._running: Any = None  # a generator of its blocks
         self._decoded: Any = None  # what it will give
         self._measured = self._expanded = False
         self._stated_seconds = 0.0  # by Ogg time stamps
@@ -97,6 +98,8 @@ class AudioInput:
         """Close the source, if it was opened here."""
         if self._first is not None:
             self._first.close()
+        if self._running is not None:
+            self._running.close()
         self._data.close()
 
     @property
@@ -291,18 +294,22 @@ class AudioInput:
     def _open_decoder(self, reason: str = "") -> None:
         """Go over to PyAV; ``reason`` says why libsndfile does not do."""
         found = self._structure
-        if reason or found.container == UNKNOWN:
-            try:
-                import_av(self.name, self.container)
-            except UserError as error:
-                install = str(error).rpartition("need ")[2]
-                if found.container == UNKNOWN:
-                    raise UserError(f"{self.name}: {NO_AUDIO}; some formats need {install}") from None
-                why = "" if "not exist" in reason else f" ({reason.rstrip('.')})"  # libsndfile's for bad MP3 files
-                what = NAMES[found.container]
-                raise UserError(f"{self.name}: libsndfile cannot read this {what} file{why}; needs {install}") from None
+        try:
+            import_av(self.name, self.container)
+        except UserError as error:
+            cut = found.cut or any(part.samples is not None or part.stated > 1 for part in found.parts)
+            if self.damage or (cut and found.parts):
+                raise UserError(f"{self.name}: {self.damage or 'truncated: no audio that can be decoded'}") from None
+            install = str(error).rpartition("need ")[2]
+            if found.container == UNKNOWN:
+                raise UserError(f"{self.name}: {NO_AUDIO}; some formats need {install}") from None
+            if not reason:
+                raise
+            why = "" if "not exist" in reason else f" ({reason.rstrip('.')})"  # libsndfile's for bad MP3 files
+            what = NAMES[found.container]
+            raise UserError(f"{self.name}: libsndfile cannot read this {what} file{why}; it needs {install}") from None
         self._decoder = Decoder(self._data, found.ranges, self.name, self.container, found.cut, self._rate)
-        blocks = self._decoder.blocks()
+        blocks = self._running = self._decoder.blocks()
         try:
             first = next(blocks)
         except StopIteration:
