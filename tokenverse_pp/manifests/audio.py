@@ -78,6 +78,9 @@ def _check_files(recording: Recording) -> Iterator[str]:
         if not os.path.isfile(str(source.source)):
             yield f"{where}: no such file"
             continue
+        if not isinstance(source.channels, (list, tuple)):
+            yield f"{where}: field 'channels': expected a list of numbers, found {source.channels!r}"
+            continue
         try:
             rate, channels, frames = _header(str(source.source))
             if frames is not None and frames < (recording.duration - TOLERANCE) * rate:
