@@ -4,7 +4,7 @@
 #
 #   .ci/k2_env.sh [--required] [--test [pytest arguments]]
 #
-# --test runs pytest in it from the checkout's root, by default over tests/loss.
+# --test runs pytest in it from the checkout's root, by default over tests/losses.
 # K2ENV_DIR: where it goes (default: .cache/k2env in the checkout). PYTHON39: the interpreter (default: python3.9,
 # or pyenv's 3.9). Without a Python 3.9 it says so, prints no path and runs no test: exit code 0, with --required 2.
 set -euo pipefail
@@ -56,6 +56,6 @@ if [[ ! -f $stamp || $(cat "$stamp") != "$wanted" ]]; then
 fi
 if [[ $test == yes ]]; then
   cd "$root"
-  "$target/bin/python" -m pytest "${@:-tests/loss}"
+  "$target/bin/python" -m pytest "${@:-tests/losses}"
 fi
 echo "$target/bin/python"

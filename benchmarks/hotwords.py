@@ -22,14 +22,17 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
-from tokenverse_pp.dataset import collate, load_inputs
-from tokenverse_pp.files import write_text
-from tokenverse_pp.manifests.reading import read_cuts
-from tokenverse_pp.metrics.wer import error_rates
-from tokenverse_pp.search import SearchOptions, bonus_for, constraints_for, search_frames
+from tokenverse_pp.base.files import write_text
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.data.dataset import collate, load_inputs
+from tokenverse_pp.data.manifests import read_cuts
+from tokenverse_pp.decoding.constraints import constraints_for
+from tokenverse_pp.decoding.scorer import bonus_for
+from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.metrics.error_rates import error_rates
+from tokenverse_pp.models.bundle import ModelBundle, load_model
 from tokenverse_pp.tasks import transcript_of
 from tokenverse_pp.tasks.transcript import is_task_token
-from tokenverse_pp.training.setup import Loaded, load_model
 
 BATCH = 16
 LETTERS = 5  # of a rare word
@@ -45,7 +48,7 @@ class Encoded(NamedTuple):
 
 
 @torch.no_grad()
-def encode(loaded: Loaded, cuts: Sequence[Cut]) -> Iterator[Encoded]:
+def encode(loaded: ModelBundle, cuts: Sequence[Cut]) -> Iterator[Encoded]:
     """Run the encoder once, for all searches."""
     active = torch.tensor(loaded.tasks.mask(loaded.tasks.names), dtype=torch.float32)
     ordered = sorted(cuts, key=lambda cut: cut.duration)
@@ -56,7 +59,7 @@ def encode(loaded: Loaded, cuts: Sequence[Cut]) -> Iterator[Encoded]:
         yield Encoded([transcript_of(cut, loaded.tasks).words for cut in group], out.float(), lens)
 
 
-def word_lists(loaded: Loaded, test: Sequence[Cut], train: Path, most: int) -> Tuple[List[str], List[str]]:
+def word_lists(loaded: ModelBundle, test: Sequence[Cut], train: Path, most: int) -> Tuple[List[str], List[str]]:
     """Rare words of the test cuts; and those among other words."""
     spoken = {word for cut in test for word in transcript_of(cut, loaded.tasks).words}
     known = Counter(word for cut in read_cuts(train) for word in transcript_of(cut, loaded.tasks).words)
@@ -67,7 +70,7 @@ def word_lists(loaded: Loaded, test: Sequence[Cut], train: Path, most: int) -> T
 
 
 def measure(
-    loaded: Loaded, batches: Sequence[Encoded], rare: Words, phrases: Words, score: Optional[float]
+    loaded: ModelBundle, batches: Sequence[Encoded], rare: Words, phrases: Words, score: Optional[float]
 ) -> Dict[str, Any]:
     """One record."""
     options = SearchOptions(force_language="lid" in loaded.tasks)

@@ -23,15 +23,15 @@ import soundfile
 import torch
 from lhotse.cut import Cut
 
-from tokenverse_pp.dataset import SAMPLING_RATE, load_inputs
-from tokenverse_pp.files import write_text
-from tokenverse_pp.long_audio import decode_long
-from tokenverse_pp.manifests.reading import read_cuts
-from tokenverse_pp.metrics.wer import error_rates
-from tokenverse_pp.search import SearchOptions
+from tokenverse_pp.base.files import write_text
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.data.dataset import SAMPLING_RATE, load_inputs
+from tokenverse_pp.data.manifests import read_cuts
+from tokenverse_pp.decoding.long_form import decode_long
+from tokenverse_pp.metrics.error_rates import error_rates
+from tokenverse_pp.models.bundle import ModelBundle, load_model
 from tokenverse_pp.tasks import transcript_of
 from tokenverse_pp.tasks.transcript import is_task_token
-from tokenverse_pp.training.setup import Loaded, load_model
 
 SILENCE = 0.5  # seconds
 
@@ -58,13 +58,13 @@ def join(group: Sequence[Cut], path: Path) -> None:
             file.write(np.zeros(round(SILENCE * SAMPLING_RATE), dtype=np.float32))
 
 
-def words_of(loaded: Loaded, audio: Any, options: SearchOptions) -> List[str]:
+def words_of(loaded: ModelBundle, audio: Any, options: SearchOptions) -> List[str]:
     """The plain words of a cut or file."""
     found = decode_long(loaded, audio, loaded.tasks, options)
     return [word for word in loaded.tokenizer.decode(found.tokens).split() if not is_task_token(word)]
 
 
-def measure(loaded: Loaded, group: Sequence[Cut], options: SearchOptions, path: Path) -> Dict[str, Any]:
+def measure(loaded: ModelBundle, group: Sequence[Cut], options: SearchOptions, path: Path) -> Dict[str, Any]:
     """References, hypotheses and times of one recording and its parts."""
     join(group, path)
     reference = [word for cut in group for word in transcript_of(cut, loaded.tasks).words]

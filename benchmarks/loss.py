@@ -28,9 +28,9 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from loss_report import growth_plot, markdown_table
 
-from tokenverse_pp.cli.errors import report_errors
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.files import write_json
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import write_json
+from tokenverse_pp.cli.groups import report_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = Path(__file__).resolve().with_name("loss_worker.py")

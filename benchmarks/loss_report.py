@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
-from tokenverse_pp.cli.errors import report_errors
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.files import replacing, write_text
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import replacing, write_text
+from tokenverse_pp.cli.groups import report_errors
 
 Record = Dict[str, Any]
 BASELINE = "fast_rnnt"

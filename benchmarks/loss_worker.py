@@ -60,7 +60,7 @@ class Recipe:
         return float(loss.detach())
 
     def _native(self, am_simple: Tensor, lm_simple: Tensor, am: Tensor, lm: Tensor) -> Tensor:
-        from tokenverse_pp.loss import DEFAULT_MEMORY_BUDGET, pruned_transducer_loss
+        from tokenverse_pp.losses import DEFAULT_MEMORY_BUDGET, pruned_transducer_loss
 
         losses = pruned_transducer_loss(
             am_simple, lm_simple, am, lm, self.joiner_output, self.symbols, self.boundary,

@@ -23,18 +23,18 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import numpy as np
 import torch
 
-from tokenverse_pp.cli.errors import report_errors
-from tokenverse_pp.dataset import load_inputs
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.export import ExportOptions, export_onnx
-from tokenverse_pp.export.check import torch_frames
-from tokenverse_pp.files import write_text
-from tokenverse_pp.manifests.reading import read_cuts
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import write_text
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.cli.groups import report_errors
+from tokenverse_pp.data.dataset import load_inputs
+from tokenverse_pp.data.manifests import read_cuts
+from tokenverse_pp.decoding.hypothesis import Hypothesis, to_record
+from tokenverse_pp.decoding.search import search
+from tokenverse_pp.evaluation.scoring import score_hypotheses
+from tokenverse_pp.models.bundle import ModelBundle, load_model
+from tokenverse_pp.onnx.export import ExportOptions, export_onnx, torch_frames
 from tokenverse_pp.runtime import Runtime
-from tokenverse_pp.scoring import score_hypotheses
-from tokenverse_pp.search import Hypothesis, SearchOptions, search
-from tokenverse_pp.search.records import to_record
-from tokenverse_pp.training.setup import Loaded, load_model
 
 Record = Dict[str, Any]
 Decode = Callable[[np.ndarray, SearchOptions], Hypothesis]
@@ -64,7 +64,7 @@ class Way:
         self.seconds["encoder"] = self.seconds.get("encoder", 0.0) + time.perf_counter() - started
 
 
-def torch_way(loaded: Loaded) -> Way:
+def torch_way(loaded: ModelBundle) -> Way:
     """The model in torch."""
     bytes_of = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     return Way(
@@ -75,7 +75,7 @@ def torch_way(loaded: Loaded) -> Way:
     )
 
 
-def onnx_way(loaded: Loaded, folder: Path, precision: str) -> Way:
+def onnx_way(loaded: ModelBundle, folder: Path, precision: str) -> Way:
     """An export of it, written into a folder."""
     export_onnx(loaded, folder / precision, ExportOptions(precision))
     runtime = Runtime(folder / precision)
@@ -109,7 +109,7 @@ def measure(args: argparse.Namespace) -> List[Record]:
     return [record(way, ways[0], method, cuts, seconds, loaded) for method in args.method for way in ways]
 
 
-def record(way: Way, torch_: Way, method: str, cuts: Sequence[Any], seconds: float, loaded: Loaded) -> Record:
+def record(way: Way, torch_: Way, method: str, cuts: Sequence[Any], seconds: float, loaded: ModelBundle) -> Record:
     """What is told of one way with one method."""
     found, reference = way.found[method], torch_.found[method]
     equal = sum(ours.tokens == theirs.tokens for ours, theirs in zip(found, reference))

@@ -20,13 +20,13 @@ from typing import Any, Callable, Dict, Iterator, List
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 
-from tokenverse_pp.config import DataConfig
+from tokenverse_pp.base.config import DataConfig
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.samplers import SamplerState, TrainSampler
+from tokenverse_pp.data.sources import open_rounds
+from tokenverse_pp.data.tokenizer import train_tokenizer
 from tokenverse_pp.tasks import build_tasks
 from tokenverse_pp.tasks.text import transcript_of
-from tokenverse_pp.tokenizer import train_tokenizer
-from tokenverse_pp.training.data import Place, TrainSampler
-from tokenverse_pp.training.distributed import World
-from tokenverse_pp.training.rounds import open_rounds
 
 PLACES = (0.0, 0.5, 0.999)
 
@@ -44,7 +44,7 @@ def made_up_cuts(count: int) -> Iterator[Cut]:
 
 
 def make_wanted(encode: bool) -> Callable[[Cut], bool]:
-    """A predicate that all cuts meet, with the work of `tokenverse_pp.dataset.Usable` or without."""
+    """A predicate that all cuts meet, with the work of `tokenverse_pp.data.dataset.Usable` or without."""
     if not encode:
         return bool
     tasks = build_tasks(["asr"], {})
@@ -62,7 +62,7 @@ def measure(path: Path, share: float, encode: bool) -> Dict[str, float]:
     number = min(int(share * rounds.per_epoch), rounds.per_epoch - 1)
     # About 15 cuts of 8 s are a batch.
     skip = int((share * rounds.per_epoch - number) * rounds.epoch_cuts / rounds.per_epoch / 15 * 0.9)
-    next(TrainSampler(rounds, config, 1, World(), wanted).batches(Place(0, number, skip)))
+    next(TrainSampler(rounds, config, 1, DistributedContext(), wanted).batches(SamplerState(0, number, skip)))
     ends = time.perf_counter(), time.process_time()
     return {name: round(end - begin, 2) for name, begin, end in zip(("seconds", "cpu_seconds"), start, ends)}
 

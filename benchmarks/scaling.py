@@ -20,8 +20,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from train_step_worker import XLSR
 
-from tokenverse_pp.model.encoder import build_encoder
-from tokenverse_pp.model.encoder.config import EncoderConfig
+from tokenverse_pp.base.config import EncoderConfig
+from tokenverse_pp.models.encoders import build_encoder
 
 SECONDS = 20.0  # of audio in the counted pass: about the mean of MLS
 RATE = 16000

@@ -28,11 +28,13 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 import torch
 from search_cases import Case, timed, versions
 
-from tokenverse_pp.cli.errors import report_errors
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.files import write_text
-from tokenverse_pp.loss import k2_available
-from tokenverse_pp.search import Hypothesis, SearchOptions, search_frames
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import write_text
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.cli.groups import report_errors
+from tokenverse_pp.decoding.hypothesis import Hypothesis
+from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.losses import k2_available
 
 HERE = Path(__file__).resolve().parent
 Record = Dict[str, Any]

@@ -9,8 +9,8 @@ from typing import Any, Callable, Dict
 import torch
 from torch import Tensor
 
-from tokenverse_pp.model.joiner import Joiner
-from tokenverse_pp.model.predictor import StatelessPredictor
+from tokenverse_pp.models.joiner import Joiner
+from tokenverse_pp.models.predictor import StatelessPredictor
 
 TOKENS_A_FRAME = 0.28
 

@@ -42,7 +42,7 @@ from typing import Dict, List, Optional
 import numpy as np
 from kaldialign import edit_distance
 
-from tokenverse_pp.files import write_json
+from tokenverse_pp.base.files import write_json
 from tokenverse_pp.serving.client import ServerError, StreamClient
 from tokenverse_pp.serving.protocol import SAMPLE_RATE, Start, start_message
 
@@ -207,8 +207,8 @@ def nearest(text: List[str], alone: Dict[int, List[str]]) -> int:
 
 def utterances(cuts: Path, count: int) -> List[np.ndarray]:
     """Audio of the longest utterances."""
-    from tokenverse_pp.dataset import load_inputs
-    from tokenverse_pp.manifests.reading import read_cuts
+    from tokenverse_pp.data.dataset import load_inputs
+    from tokenverse_pp.data.manifests import read_cuts
 
     chosen = sorted(read_cuts(cuts), key=lambda cut: -cut.duration)[:count]
     if len(chosen) < count:

@@ -33,16 +33,17 @@ import torch
 from streaming_delay import measure_agreement, measure_delays
 from torch import Tensor
 
-from tokenverse_pp.cli.errors import report_errors
-from tokenverse_pp.dataset import SAMPLING_RATE, load_inputs
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.files import write_text
-from tokenverse_pp.manifests.labels import labelled_tasks
-from tokenverse_pp.manifests.reading import read_cuts
-from tokenverse_pp.model.masks import ChunkOptions
-from tokenverse_pp.search import SearchOptions, search
-from tokenverse_pp.streaming.transcriber import StreamingOptions, StreamingTranscriber
-from tokenverse_pp.training.setup import load_model
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import write_text
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.cli.groups import report_errors
+from tokenverse_pp.data.dataset import SAMPLING_RATE, load_inputs
+from tokenverse_pp.data.labels import labelled_tasks
+from tokenverse_pp.data.manifests import read_cuts
+from tokenverse_pp.decoding.search import search
+from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
+from tokenverse_pp.models.bundle import load_model
 
 Record = Dict[str, Any]
 QUICK = {"chunk_ms": [640], "streams": [1, 4], "seconds": 4.0, "minutes": 0.3, "most": 3, "peer_seconds": 4.0}

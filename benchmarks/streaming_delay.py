@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from lhotse.cut import Cut
 
-from tokenverse_pp.dataset import SAMPLING_RATE, load_inputs
-from tokenverse_pp.manifests.labels import labelled_tasks
-from tokenverse_pp.search import constraints_for, search_frames
-from tokenverse_pp.streaming.transcriber import StreamingTranscriber
-from tokenverse_pp.tasks.turns import turns_of
+from tokenverse_pp.data.dataset import SAMPLING_RATE, load_inputs
+from tokenverse_pp.data.labels import labelled_tasks
+from tokenverse_pp.decoding.constraints import constraints_for
+from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.decoding.streaming.transcriber import StreamingTranscriber
+from tokenverse_pp.tasks.transcript import turns_of
 
 SILENCE = 1.0  # seconds behind each cut: an endpoint is told by what does not follow
 COLLAR = 1.0  # seconds between a task token's own time and its reference

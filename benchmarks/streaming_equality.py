@@ -16,12 +16,12 @@ import torch
 from lhotse import CutSet
 from torch import Tensor
 
-from tokenverse_pp.dataset import load_inputs
-from tokenverse_pp.files import write_json
-from tokenverse_pp.model.masks import ChunkOptions
-from tokenverse_pp.model.transducer import Transducer
-from tokenverse_pp.streaming import StreamingEncoder
-from tokenverse_pp.training.setup import load_model
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.files import write_json
+from tokenverse_pp.data.dataset import load_inputs
+from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
+from tokenverse_pp.models.bundle import load_model
+from tokenverse_pp.models.transducer import Transducer
 
 OPTIONS = [(320, 1, 16), (320, 2, 0), (640, 4, 0), (1280, -1, 0), (2560, 1, 16)]
 

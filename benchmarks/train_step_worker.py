@@ -14,13 +14,14 @@ import torch
 from lhotse import CutSet, Recording, SupervisionSegment
 from torch import Tensor
 
-from tokenverse_pp.config import Config
-from tokenverse_pp.dataset import Activation, Batch, TransducerDataset
-from tokenverse_pp.model.encoder import build_encoder
-from tokenverse_pp.model.transducer import Transducer
+from tokenverse_pp.base.config import Config
+from tokenverse_pp.data.dataset import Activation, Batch, TransducerDataset
+from tokenverse_pp.data.distributed import DistributedContext, start_distributed, stop_distributed
+from tokenverse_pp.data.tokenizer import train_tokenizer
+from tokenverse_pp.models.devices import autocast
+from tokenverse_pp.models.encoders import build_encoder
+from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.tasks import build_tasks
-from tokenverse_pp.tokenizer import train_tokenizer
-from tokenverse_pp.training.distributed import World, autocast, start_world, stop_world
 from tokenverse_pp.training.optim import make_optimizer
 from tokenverse_pp.training.steps import Stepper
 
@@ -68,7 +69,7 @@ def memory_mb(key: str) -> float:
 
 def measure(job: Dict[str, Any]) -> None:
     """Run one case; the first rank writes the records to ``job["output"]``."""
-    world = start_world()
+    world = start_distributed()
     base_mb = memory_mb("VmRSS")
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +86,7 @@ def measure(job: Dict[str, Any]) -> None:
         if world.is_first:
             Path(job["output"]).write_text(json.dumps(records))
     finally:
-        stop_world()
+        stop_distributed()
 
 
 def best(part: Callable[[], Any], repeats: int) -> float:
@@ -109,7 +110,7 @@ def matmul() -> None:
 class Step:
     """The model, a batch of audio files, and the parts of a training step over them."""
 
-    def __init__(self, job: Dict[str, Any], folder: Path, world: World):
+    def __init__(self, job: Dict[str, Any], folder: Path, world: DistributedContext):
         torch.manual_seed(0)
         self.job = job
         config = self._config(folder / "encoder")

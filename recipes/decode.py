@@ -21,29 +21,26 @@ import click
 import torch
 from lhotse.cut import Cut
 
-from tokenverse_pp.cli.errors import report_errors
-from tokenverse_pp.cli.groups import EXIT_CODE
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.errors import printable
+from tokenverse_pp.base.files import write_json, write_text
+from tokenverse_pp.base.search_options import METHODS, SearchOptions
+from tokenverse_pp.cli.groups import EXIT_CODE, report_errors
 from tokenverse_pp.cli.options import plugin_options, source_options
-from tokenverse_pp.decoding import DecodeOptions, Outcome, check_ids, choose_tasks, decode_all
-from tokenverse_pp.decoding.parts import Parts
-from tokenverse_pp.decoding.vector_scale import read_scales
-from tokenverse_pp.errors import printable
-from tokenverse_pp.files import write_json, write_text
-from tokenverse_pp.manifests.access import check_access
-from tokenverse_pp.manifests.labels import validate_cuts
-from tokenverse_pp.manifests.reading import read_cuts
-from tokenverse_pp.manifests.stored_features import check_origin
-from tokenverse_pp.model.masks import ChunkOptions
-from tokenverse_pp.report_page import PageOptions, write_report
-from tokenverse_pp.scoring import score_hypotheses, score_table
-from tokenverse_pp.search import SearchOptions
-from tokenverse_pp.search.hotwords import read_hotwords
-from tokenverse_pp.search.options import METHODS
+from tokenverse_pp.data.access import check_access
+from tokenverse_pp.data.distributed import DistributedContext, start_distributed, stop_distributed
+from tokenverse_pp.data.labels import validate_cuts
+from tokenverse_pp.data.manifests import read_cuts
+from tokenverse_pp.data.samplers import load_cuts
+from tokenverse_pp.decoding.context_graph import read_hotwords
+from tokenverse_pp.decoding.recognizer import DecodeOptions, choose_tasks, read_scales
+from tokenverse_pp.decoding.run import Outcome, Parts, check_ids, decode_all
+from tokenverse_pp.evaluation.report import PageOptions, write_report
+from tokenverse_pp.evaluation.scoring import score_hypotheses, score_table
+from tokenverse_pp.models.bundle import ModelBundle, load_model
+from tokenverse_pp.models.stored_features import check_origin
 from tokenverse_pp.tasks import TaskSet, transcript_of
-from tokenverse_pp.training.data import load_cuts
-from tokenverse_pp.training.distributed import World, start_world, stop_world
 from tokenverse_pp.training.peers import join_watch, looking_after
-from tokenverse_pp.training.setup import Loaded, load_model
 
 REPORT = "report.html"
 PATIENCE = 300.0  # seconds without a sign of life after which another process counts as dead
@@ -104,11 +101,11 @@ def main(**given: Any) -> None:
     if given["threads"]:
         torch.set_num_threads(given["threads"])
     options = options_of(given)
-    world = start_world()
+    world = start_distributed()
     watch = join_watch(world.rank, world.size, PATIENCE) if world.size > 1 else None
     with looking_after(watch):
         whole = run(given, options, world)
-    stop_world()
+    stop_distributed()
     if not whole:
         sys.exit(EXIT_CODE)
 
@@ -145,7 +142,7 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
     )
 
 
-def run(given: Mapping[str, Any], options: DecodeOptions, world: World) -> bool:
+def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedContext) -> bool:
     """Decode, score, write and print; returns whether nothing had to be refused (that the first process knows)."""
     loaded = load_model(given["model"], given["encoder"], given["trust_plugins"])
     choose_tasks(loaded.tasks, options.tasks)
@@ -196,7 +193,7 @@ def read_all(paths: Sequence[str], corpora: Dict[str, str]) -> List[Cut]:
     return cuts
 
 
-def check_chunks(loaded: Loaded, options: DecodeOptions) -> None:
+def check_chunks(loaded: ModelBundle, options: DecodeOptions) -> None:
     """See that the encoder can be run in these chunks; say so where it was not trained for it."""
     if options.chunks is None:
         return
@@ -205,7 +202,7 @@ def check_chunks(loaded: Loaded, options: DecodeOptions) -> None:
         click.echo("warning: --chunk-ms: this model was trained in full context only (model.streaming)", err=True)
 
 
-def check_cuts(cuts: Sequence[Cut], loaded: Loaded, options: DecodeOptions) -> None:
+def check_cuts(cuts: Sequence[Cut], loaded: ModelBundle, options: DecodeOptions) -> None:
     """See that ids, labels and the kind of features are as they should be: before an hour of decoding, not after."""
     check_ids(cuts)
     validate_cuts([cut for cut in cuts if "tasks" in (cut.custom or {})])

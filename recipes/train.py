@@ -16,40 +16,40 @@ from typing import List, Optional, Sequence
 
 from lhotse.cut import Cut
 
-from tokenverse_pp.cli.errors import report_errors
-from tokenverse_pp.config import Config, parse_config
-from tokenverse_pp.dataset import FEATURES, Activation, TransducerDataset, Unknown, Usable, check_recording
-from tokenverse_pp.errors import printable
-from tokenverse_pp.manifests.access import allow_sources, check_access
-from tokenverse_pp.manifests.labels import labelled_tasks, validate_cuts
-from tokenverse_pp.manifests.stored_features import check_origin
+from tokenverse_pp.base.config import Config
+from tokenverse_pp.base.config_files import parse_config
+from tokenverse_pp.base.errors import printable
+from tokenverse_pp.cli.groups import report_errors
+from tokenverse_pp.data.access import allow_sources, check_access
+from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, Unknown, Usable, check_recording
+from tokenverse_pp.data.distributed import DistributedContext, start_distributed, stop_distributed
+from tokenverse_pp.data.labels import labelled_tasks, validate_cuts
+from tokenverse_pp.data.samplers import TrainSampler, load_cuts
+from tokenverse_pp.data.sources import open_rounds, open_source
+from tokenverse_pp.data.tokenizer import Tokenizer
+from tokenverse_pp.models.bundle import build_model, get_tokenizer, spelled_as_before
+from tokenverse_pp.models.encoders.base import make_frames_of
+from tokenverse_pp.models.stored_features import check_origin
 from tokenverse_pp.tasks import TaskSet, build_tasks, load_plugins
-from tokenverse_pp.tokenizer import Tokenizer
-from tokenverse_pp.training.chunks import training_chunks
-from tokenverse_pp.training.data import TrainSampler, load_cuts, make_frames_of
-from tokenverse_pp.training.distributed import World, start_world, stop_world
-from tokenverse_pp.training.loop import Trainer, set_threads
+from tokenverse_pp.training.checkpoints import find_start
 from tokenverse_pp.training.peers import join_watch, looking_after
-from tokenverse_pp.training.resume import find_start
-from tokenverse_pp.training.rounds import open_rounds
-from tokenverse_pp.training.setup import build_model, get_tokenizer, spelled_as_before
-from tokenverse_pp.training.sources import open_source
+from tokenverse_pp.training.trainer import Trainer, set_threads
 from tokenverse_pp.training.transfer import before_of, read_source
-from tokenverse_pp.training.validate import Validator
+from tokenverse_pp.training.validation import Validator, training_chunks
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Configuration -> objects -> loop."""
     config = parse_config(argv, description=__doc__.splitlines()[0])
     set_threads(config.training.threads)
-    world = start_world()
+    world = start_distributed()
     watch = join_watch(world.rank, world.size, config.training.peer_timeout) if world.size > 1 else None
     with looking_after(watch), allow_sources(config.data.allow_commands, config.data.allow_urls):
         train(config, world)
-    stop_world()
+    stop_distributed()
 
 
-def train(config: Config, world: World) -> Path:
+def train(config: Config, world: DistributedContext) -> Path:
     """Train as the configuration says; returns the folder of the final model."""
     config.tasks.plugins = load_plugins(config.tasks.plugins)
     config.tasks.languages = spelled_as_before(config)

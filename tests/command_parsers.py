@@ -14,11 +14,10 @@ import click
 import pytest
 from scripts import ROOT, load_script
 
+from tokenverse_pp.base.config_files import make_parser, parse_config, type_errors
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.cli import manifest_import as import_corpus
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.cli.manifest_commands import import_corpus
-from tokenverse_pp.config import parse_config
-from tokenverse_pp.config.reading import make_parser, type_errors
-from tokenverse_pp.errors import UserError
 
 PLACEHOLDER = re.compile(r"'([A-Z][A-Z_]*)'")
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
+
+# Modules of the recipe that tests import by name: `corpus`, `grid`.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "recipes" / "human_speech"))
 
 # Before anything imports torch or transformers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

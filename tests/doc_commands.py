@@ -13,8 +13,8 @@ from typing import Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence,
 import click
 from scripts import ROOT, load_script
 
+from tokenverse_pp.base.config_files import make_parser
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.config.reading import make_parser
 
 DOCUMENTS = sorted(
     [

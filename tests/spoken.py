@@ -2,9 +2,8 @@
 
 from hypothesis import strategies as st
 
-from tokenverse_pp.api.reading import transcript_of_words
-from tokenverse_pp.api.transcript import Word
 from tokenverse_pp.tasks import build_tasks
+from tokenverse_pp.tasks.result import Word, transcript_of_words
 
 TASKS = build_tasks(
     ["asr", "scd", "endp", "ner", "lid"], {"lid": {"languages": ["fr", "nl"]}, "ner": {"types": ["PER", "NUM"]}}

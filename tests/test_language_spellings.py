@@ -7,40 +7,40 @@ import numpy as np
 import pytest
 import soundfile
 from click.testing import CliRunner
+from corpus.entities import load_rules
+from grid.worst import utterances_of
 from labelled_cuts import make_cut
 from lhotse import CutSet
 from scripts import ROOT, load_script
 
-from tokenverse_pp.api.options import TranscribeOptions
+from tokenverse_pp.api.transcribing import TranscribeOptions
+from tokenverse_pp.base.config import Config, TasksConfig
+from tokenverse_pp.base.config_checks import check_languages
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.languages import casefold, lower
+from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.config import Config
-from tokenverse_pp.config.checks import check_languages
-from tokenverse_pp.config.sections import TasksConfig
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.experiments.worst import utterances_of
-from tokenverse_pp.languages import casefold, lower
-from tokenverse_pp.manifests.corpora.languages import common_voice_code, folders_of
-from tokenverse_pp.manifests.corpora.turn_manifests import read_words
-from tokenverse_pp.manifests.human_speech.entities import load_rules
-from tokenverse_pp.manifests.importing.texts import finish_text
-from tokenverse_pp.manifests.label import LabelChange, label_rows
-from tokenverse_pp.manifests.labels import check_cut
-from tokenverse_pp.manifests.mix import count_each, shares_by_language
-from tokenverse_pp.manifests.normalise import NORMALISERS
-from tokenverse_pp.manifests.rows import Row, row_bytes
-from tokenverse_pp.manifests.stats import count_cuts
-from tokenverse_pp.manifests.subset import Wanted
-from tokenverse_pp.metrics.languages import score_languages
-from tokenverse_pp.report_page.utterance import utterance_of
-from tokenverse_pp.runtime.exported import default_options
-from tokenverse_pp.scoring import score_hypotheses
-from tokenverse_pp.search import SearchOptions, bonus_for
-from tokenverse_pp.search.filters import languages_written, tables_for
+from tokenverse_pp.data.corpora.conversations import read_words
+from tokenverse_pp.data.corpora.read_speech import common_voice_code, folders_of
+from tokenverse_pp.data.editing.label import LabelChange, label_rows
+from tokenverse_pp.data.editing.mix import count_each, shares_by_language
+from tokenverse_pp.data.editing.stats import count_cuts
+from tokenverse_pp.data.editing.subset import Wanted
+from tokenverse_pp.data.importing.texts import finish_text
+from tokenverse_pp.data.labels import check_cut
+from tokenverse_pp.data.manifests import ManifestRow, row_bytes
+from tokenverse_pp.data.normalise import NORMALISERS
+from tokenverse_pp.data.tokenizer import train_tokenizer
+from tokenverse_pp.decoding.constraints import languages_written, tables_for
+from tokenverse_pp.decoding.scorer import bonus_for
+from tokenverse_pp.evaluation.report.utterance import utterance_of
+from tokenverse_pp.evaluation.scoring import score_hypotheses
+from tokenverse_pp.metrics.error_rates import score_languages
+from tokenverse_pp.models.bundle import spelled_as_before
+from tokenverse_pp.onnx.runtime import default_options
 from tokenverse_pp.tasks import build_tasks, parse, render
 from tokenverse_pp.tasks.lid import language_token
 from tokenverse_pp.tasks.text import transcript_of
-from tokenverse_pp.tokenizer import train_tokenizer
-from tokenverse_pp.training.setup import spelled_as_before
 
 SPELLINGS = {
     "tr": ("TR", "tr-TR", "tr_TR", "TR_tr", "tur", "TUR", "tr-Latn-TR", "tr_TR.UTF-8", "tr_TR@euro", "tur-CY"),
@@ -79,7 +79,7 @@ def audio(tmp_path_factory):
 
 def row_of(cut):
     data = cut.to_dict()
-    return Row(f"x, cut {cut.id}", row_bytes(data), data)
+    return ManifestRow(f"x, cut {cut.id}", row_bytes(data), data)
 
 
 def model_of(*languages):
@@ -384,7 +384,7 @@ NO_CODES = {
 def test_nothing_else_compares_the_strings():
     found = set()
     for path in [*(ROOT / "tokenverse_pp").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]:
-        if path == ROOT / "tokenverse_pp" / "languages.py":
+        if path == ROOT / "tokenverse_pp" / "base" / "languages.py":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare):

@@ -6,13 +6,13 @@ import sys
 import pytest
 import torch
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.export.tracing import require_onnx
-from tokenverse_pp.manifests.spacy_entities import SpacyEntities
-from tokenverse_pp.manifests.stats_plot import plot_stats
-from tokenverse_pp.model.encoder.lora import add_lora
-from tokenverse_pp.runtime.sessions import open_graph
-from tokenverse_pp.serving.extra import need_websockets
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.editing.entity_finders import SpacyEntities
+from tokenverse_pp.data.editing.stats import plot_stats
+from tokenverse_pp.models.encoders.kinds import add_lora
+from tokenverse_pp.onnx.graphs import require_onnx
+from tokenverse_pp.onnx.runtime import open_graph
+from tokenverse_pp.serving.client import need_websockets
 from tokenverse_pp.training.log import RunLog, plot_curves, read_log
 
 NEEDED = {

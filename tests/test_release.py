@@ -40,15 +40,13 @@ def walk(command, context):
 walk(cli, click.Context(cli, info_name="tokenverse-pp"))
 
 from tokenverse_pp.api.locate import DEFAULT, locate_model
-from tokenverse_pp.manifests.human_speech.entities import load_rules
-from tokenverse_pp.report_page.page import HERE
+from tokenverse_pp.evaluation.report.page import HERE
 from tokenverse_pp.serving.web import PAGE
 
 model = {file.name for file in locate_model(DEFAULT).iterdir()}
 assert model >= {"config.yaml", "model.safetensors", "tokenizer.model", "calibration.json"}
 assert all((PAGE / name).is_file() for name in ("page.html", "page.js", "page.css", "audio.js", "capture.js"))
 assert all((HERE / name).is_file() for name in ("page.html", "page.js", "page.css"))
-assert load_rules("fr")
 """
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from command_lines import run
+from corpus.packages import _extract_member
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
@@ -22,23 +23,22 @@ from tiny_models import write_model
 from toy_runs import assert_one_line, call, toy_options
 
 from tokenverse_pp import TokenVerse
-from tokenverse_pp.cli.transcribing.inputs import file_name
-from tokenverse_pp.config import load_config
-from tokenverse_pp.errors import UserError, printable
-from tokenverse_pp.files import check_links
-from tokenverse_pp.hypotheses import read_hypotheses
-from tokenverse_pp.manifests.human_speech.packages import _extract_member
-from tokenverse_pp.manifests.labels import check_cut
-from tokenverse_pp.manifests.stored_features import _file_key
-from tokenverse_pp.model.encoder import loading
-from tokenverse_pp.model.encoder.config import EncoderConfig
-from tokenverse_pp.report_page import write_report
+from tokenverse_pp.base.config import EncoderConfig
+from tokenverse_pp.base.config_files import load_config
+from tokenverse_pp.base.errors import UserError, printable
+from tokenverse_pp.base.files import check_links
+from tokenverse_pp.base.tables import aligned
+from tokenverse_pp.cli.transcribing import file_name
+from tokenverse_pp.data.hypotheses import read_hypotheses
+from tokenverse_pp.data.labels import check_cut
+from tokenverse_pp.evaluation.report import write_report
+from tokenverse_pp.evaluation.scoring import score_hypotheses
+from tokenverse_pp.models.bundle import load_model
+from tokenverse_pp.models.encoders import loading
+from tokenverse_pp.models.stored_features import _file_key
+from tokenverse_pp.onnx.folder import read_folder
 from tokenverse_pp.runtime.__main__ import main as runtime
-from tokenverse_pp.runtime.folder import read_folder
-from tokenverse_pp.scoring import score_hypotheses
-from tokenverse_pp.tables import aligned
 from tokenverse_pp.tasks import REGISTRY, load_plugins
-from tokenverse_pp.training.setup import load_model
 
 TASK = """
 from tokenverse_pp.tasks.scd import SpeakerChange

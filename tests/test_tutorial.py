@@ -11,7 +11,7 @@ import pytest
 from scripts import ROOT, load_script
 from toy_runs import environment, read_cuts
 
-from tokenverse_pp.manifests.reading import read_cuts as read_manifest
+from tokenverse_pp.data.manifests import read_cuts as read_manifest
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 SMALLER = {

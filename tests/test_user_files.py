@@ -5,23 +5,22 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from grid.claims import read_claims
 from labelled_cuts import make_cut
 from lhotse import CutSet
 
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.experiments.claims import read_claims
-from tokenverse_pp.hypotheses import read_hypotheses
-from tokenverse_pp.manifests.corpora.turn_manifests import read_tracks
-from tokenverse_pp.manifests.gazetteer import read_gazetteer
-from tokenverse_pp.manifests.reading import read_cuts
-from tokenverse_pp.manifests.rows import read_rows
-from tokenverse_pp.manifests.subset import read_ids
-from tokenverse_pp.report_page.inputs import read_beside
-from tokenverse_pp.search.hotwords import read_hotwords
-from tokenverse_pp.search.word_list import read_words
+from tokenverse_pp.data.corpora.conversations import read_tracks
+from tokenverse_pp.data.editing.entity_finders import read_gazetteer
+from tokenverse_pp.data.editing.subset import read_ids
+from tokenverse_pp.data.hypotheses import read_hypotheses
+from tokenverse_pp.data.manifests import read_cuts, read_rows
+from tokenverse_pp.data.sources import WholeSource
+from tokenverse_pp.decoding.context_graph import read_hotwords
+from tokenverse_pp.decoding.ngram import read_words
+from tokenverse_pp.evaluation.report.page import read_beside
 from tokenverse_pp.serving.access import read_token
-from tokenverse_pp.training.sources import WholeSource
 
 BOM = b"\xef\xbb\xbf"
 HYP = {"id": "a", "text": "oui"}

@@ -7,7 +7,7 @@ import dataclasses
 import yaml
 from toy_runs import toy_parts
 
-from tokenverse_pp.training import checkpoint
+from tokenverse_pp.models import checkpoint
 
 
 def write_model(corpus, folder, **changes):
@@ -27,7 +27,7 @@ def write_speech(corpus, folder, name="speech"):
     import soundfile
     from toy_runs import read_cuts
 
-    from tokenverse_pp.dataset import load_inputs
+    from tokenverse_pp.data.dataset import load_inputs
 
     samples = load_inputs(read_cuts(corpus, "test")[0]).numpy()[:24000]
     path = folder / f"{name}.wav"

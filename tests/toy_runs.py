@@ -10,12 +10,12 @@ from pathlib import Path
 
 from lhotse import CutSet
 
-from tokenverse_pp.cli.errors import report_errors
-from tokenverse_pp.config import parse_config
-from tokenverse_pp.dataset import Activation, TransducerDataset
-from tokenverse_pp.tokenizer import train_tokenizer
-from tokenverse_pp.training.chunks import training_chunks
-from tokenverse_pp.training.setup import build_model, tasks_of
+from tokenverse_pp.base.config_files import parse_config
+from tokenverse_pp.cli.groups import report_errors
+from tokenverse_pp.data.dataset import Activation, TransducerDataset
+from tokenverse_pp.data.tokenizer import train_tokenizer
+from tokenverse_pp.models.bundle import build_model, tasks_of
+from tokenverse_pp.training.validation import training_chunks
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 50

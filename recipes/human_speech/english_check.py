@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import List, Optional, Sequence
 
 import click
+from corpus.packages import check_package, get_packages
 from lhotse import CutSet, Recording, SupervisionSegment
 from lhotse.cut import MonoCut
 
-from tokenverse_pp.cli.errors import report_errors
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.files import write_cuts
-from tokenverse_pp.manifests.human_speech.packages import check_package, get_packages
-from tokenverse_pp.manifests.labels import validate_cuts
-from tokenverse_pp.manifests.normalise import normalise
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.cli.groups import report_errors
+from tokenverse_pp.data.labels import validate_cuts
+from tokenverse_pp.data.manifests import write_cuts
+from tokenverse_pp.data.normalise import normalise
 
 PACKAGE = "pocketsphinx-testdata"
 TEST_DATA = Path("usr/share/pocketsphinx/test/data")

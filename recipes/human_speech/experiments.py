@@ -24,20 +24,19 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
 import click
+from grid.claims import judge_all, read_claims
+from grid.grid import load_grid, read_yaml
+from grid.plots import NothingToDraw, draw, read_panels
+from grid.results import gather as gather_results
+from grid.results import read_results, rounded, utterances_of_run
+from grid.runs import Place, Runner
+from grid.tables import claims_table, fill
+from grid.worst import as_rows, cause_rows, without_texts
+from grid.worst import worst as worst_of
 
+from tokenverse_pp.base.files import write_text
+from tokenverse_pp.base.tables import aligned
 from tokenverse_pp.cli.groups import Group
-from tokenverse_pp.experiments.claims import judge_all, read_claims
-from tokenverse_pp.experiments.folders import Place
-from tokenverse_pp.experiments.grid import load_grid, read_yaml
-from tokenverse_pp.experiments.plots import NothingToDraw, draw, read_panels
-from tokenverse_pp.experiments.results import gather as gather_results
-from tokenverse_pp.experiments.results import read_results, rounded, utterances_of_run
-from tokenverse_pp.experiments.runner import Runner
-from tokenverse_pp.experiments.tables import claims_table, fill
-from tokenverse_pp.experiments.worst import as_rows, cause_rows, without_texts
-from tokenverse_pp.experiments.worst import worst as worst_of
-from tokenverse_pp.files import write_text
-from tokenverse_pp.tables import aligned
 
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE.parent

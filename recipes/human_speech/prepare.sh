@@ -6,7 +6,7 @@ data=${1:-data}
 base=recipes/human_speech/conf/base.yaml
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-tokenverse-pp manifest prepare human-speech --output-dir "$data/human_speech"
+python recipes/human_speech/prepare.py --output-dir "$data/human_speech"
 tokenverse-pp manifest validate "$data"/human_speech/cuts_{train,dev,test}.jsonl.gz
 python recipes/human_speech/prepare_encoder.py --output-dir "$data/whisper-base"
 for part in dev test train; do

@@ -16,7 +16,7 @@ from typing import Dict, Tuple
 
 import click
 
-from tokenverse_pp.languages import match_language
+from tokenverse_pp.base.languages import match_language
 
 LANGUAGES = ("cs", "en", "es", "fr", "it", "nl", "ru")
 PER_MILLION = 1e6

@@ -17,9 +17,9 @@ import click
 from lhotse import SupervisionSegment
 from lhotse.cut import Cut
 
-from tokenverse_pp.cli.errors import report_errors
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.reading import read_cuts
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.cli.groups import report_errors
+from tokenverse_pp.data.manifests import read_cuts
 
 
 def with_marks(turn: SupervisionSegment) -> str:

@@ -21,8 +21,8 @@ import soundfile
 from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 from toy_speech import LANGUAGES, SAMPLING_RATE, ToyTurn, compose_utterance
 
-from tokenverse_pp.cli.errors import report_errors
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.cli.groups import report_errors
 
 CORPUS = "toy"
 TASKS = ("asr", "scd", "endp", "ner", "lid")

@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Set, Tuple
 
 import numpy as np
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.base.errors import UserError
 
 SAMPLING_RATE = 16000
 HUM_LIMIT = 600.0  # Hz: harmonics of the voice stay below, the phones' tones above

@@ -10,7 +10,7 @@ import tokenverse_pp.api
 
 MODULES = [
     *(item.name for item in pkgutil.walk_packages(tokenverse_pp.api.__path__, "tokenverse_pp.api.")),
-    "tokenverse_pp.cli.transcribing.view",
+    *(f"tokenverse_pp.{name}" for name in ("cli.transcribing", "data.audio.inputs", "tasks.result")),
 ]
 
 

@@ -8,9 +8,9 @@ import soundfile
 import torch
 from lhotse import Recording
 
-from tokenverse_pp.api.inputs import Refused, is_single, open_audio, open_or_refuse, several
-from tokenverse_pp.dataset import load_inputs
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.audio.inputs import Refused, is_single, open_audio, open_or_refuse, several
+from tokenverse_pp.data.dataset import load_inputs
 
 TONE = (0.4 * np.sin(np.arange(8000) / 7)).astype(np.float32)
 

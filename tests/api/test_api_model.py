@@ -12,16 +12,16 @@ import torch
 from tiny_models import write_model
 from toy_runs import read_cuts, save_frozen_encoder
 
-from tokenverse_pp.api import locate
-from tokenverse_pp.api.inputs import Refused
+from tokenverse_pp.api import folders as locate
 from tokenverse_pp.api.model import TokenVerse, device_of, known_tasks
-from tokenverse_pp.api.options import TranscribeOptions
-from tokenverse_pp.decoding import DecodeOptions, decode
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.long_audio import decode_long
-from tokenverse_pp.search import SearchOptions
-from tokenverse_pp.training import checkpoint
-from tokenverse_pp.training.setup import load_model
+from tokenverse_pp.api.transcribing import TranscribeOptions
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.data.audio.inputs import Refused
+from tokenverse_pp.decoding.long_form import decode_long
+from tokenverse_pp.decoding.recognizer import DecodeOptions, decode
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.models.bundle import load_model
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +334,7 @@ def test_the_hub_gets_what_is_saved(model, monkeypatch):
 
     with pytest.raises(UserError, match="cannot be reached"):
         model.push_to_hub("me/model")
-    monkeypatch.setattr("tokenverse_pp.model.encoder.loading.hub_reachable", lambda: True)
+    monkeypatch.setattr("tokenverse_pp.models.encoders.loading.hub_reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     assert model.push_to_hub("me/model", private=True) == "address"
     assert calls[0] == ("me/model", {"private": True, "exist_ok": True})

@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenverse_pp.api.formats import FORMATS, render
-from tokenverse_pp.api.formats.cues import cues_of
-from tokenverse_pp.api.reading import transcript_of_words
-from tokenverse_pp.api.transcript import Transcript, Word
-from tokenverse_pp.cli.manifest_commands.import_corpus import import_corpus
+from tokenverse_pp.api.formats.subtitles import cues_of
+from tokenverse_pp.cli.manifest_import import import_corpus
 from tokenverse_pp.tasks import build_tasks
+from tokenverse_pp.tasks.result import Transcript, Word, transcript_of_words
 
 TASKS = build_tasks(
     ["asr", "scd", "endp", "ner", "lid"], {"lid": {"languages": ["fr", "nl"]}, "ner": {"types": ["PER", "LOC"]}}

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from spoken import TASKS, spoken, transcripts
 
 from tokenverse_pp import Transcript
-from tokenverse_pp.api.reading import transcript_of_words
-from tokenverse_pp.api.transcript import Word
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.tasks import build_tasks, parse
+from tokenverse_pp.tasks.result import Word, transcript_of_words
 
 
 @given(spoken(), st.sets(st.sampled_from(TASKS.names)))

@@ -10,12 +10,12 @@ from lhotse import SupervisionSet
 from spoken import transcripts
 
 from tokenverse_pp.api.formats import FORMATS, render
-from tokenverse_pp.api.formats.cues import CHARACTERS, LINES, LONGEST, cues_of
-from tokenverse_pp.api.formats.nist import recording_id
-from tokenverse_pp.api.transcript import Mark, Transcript, Turn, Word
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.importing.rows import Row
-from tokenverse_pp.manifests.importing.stm import read_stm
+from tokenverse_pp.api.formats.subtitles import CHARACTERS, LINES, LONGEST, cues_of
+from tokenverse_pp.api.formats.text import recording_id
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.importing.nist import read_stm
+from tokenverse_pp.data.importing.rows import Row
+from tokenverse_pp.tasks.result import Mark, Transcript, Turn, Word
 
 TIME = r"\d\d+:[0-5]\d:[0-5]\d"
 BLOCK = rf"(\d+)\n({TIME}),(\d{{3}}) --> ({TIME}),(\d{{3}})\n((?:[^\n]+\n){{1,2}})"

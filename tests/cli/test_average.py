@@ -4,8 +4,8 @@ import torch
 from click.testing import CliRunner
 
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.training import checkpoint
-from tokenverse_pp.training.setup import load_model
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.models.bundle import load_model
 
 
 def run(*arguments):

@@ -10,7 +10,7 @@ from labelled_cuts import make_cut
 from lhotse import CutSet
 
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.search.confidence import read_calibration
+from tokenverse_pp.decoding.hypothesis import read_calibration
 
 WORDS = "un deux trois quatre cinq six sept huit neuf dix".split()
 

@@ -21,9 +21,9 @@ from toy_runs import environment, read_cuts, save_frozen_encoder
 
 from tokenverse_pp import Transcript
 from tokenverse_pp.api.formats import FORMATS
+from tokenverse_pp.base.search_options import METHODS
 from tokenverse_pp.cli import transcribe as command
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.search.options import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +309,7 @@ def test_the_progress_bar_is_for_terminals_only(model, calls, tmp_path, monkeypa
 
 
 def test_standard_input_that_is_a_terminal(monkeypatch):
-    from tokenverse_pp.cli.transcribing import inputs
+    from tokenverse_pp.cli import transcribing as inputs
 
     monkeypatch.setattr(inputs, "sys", types.SimpleNamespace(stdin=types.SimpleNamespace(isatty=lambda: True)))
     (source,) = inputs.sources(["-"], False, None)

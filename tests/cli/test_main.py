@@ -10,9 +10,9 @@ from labelled_cuts import make_cut
 from lhotse import CutSet, Recording
 
 import tokenverse_pp
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.groups import Group
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.errors import UserError
 
 
 def run(*args, group=cli):
@@ -44,7 +44,7 @@ def manifest(tmp_path):
 def test_version_and_help():
     assert tokenverse_pp.__version__ in run("--version").output
     assert "score" in run("--help").output
-    assert "human-speech" in run("manifest", "prepare", "-h").output
+    assert "librispeech" in run("manifest", "prepare", "-h").output
 
 
 def test_unknown_command_and_option():

@@ -12,12 +12,12 @@ from labelled_cuts import make_cut
 from lhotse import Recording
 from toy_runs import read_cuts, toy_parts
 
-from tokenverse_pp.decoding import DecodeOptions, choose_tasks, decode, plan_batches
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.long_audio import decode_long
-from tokenverse_pp.search import SearchOptions
-from tokenverse_pp.search.confidence import CALIBRATION, Calibration, Curve
-from tokenverse_pp.training.setup import Loaded
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.hypothesis import CALIBRATION, Calibration, Curve
+from tokenverse_pp.decoding.long_form import decode_long
+from tokenverse_pp.decoding.recognizer import DecodeOptions, choose_tasks, decode, plan_batches
+from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.training.steps import forward
 
 # An untrained model says little but blanks; the penalty has it say all kinds of things.
@@ -37,7 +37,7 @@ def load(corpus, **changes):
     with torch.no_grad():
         parts.model.predictor.embedding.weight[0] = 0.0
         parts.model.joiner.output.bias[[parts.tokenizer.id_of(symbol) for symbol in parts.tasks.symbols]] += 1.5
-    return Loaded(parts.config, parts.tasks, parts.tokenizer, parts.model.eval())
+    return ModelBundle(parts.config, parts.tasks, parts.tokenizer, parts.model.eval())
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import Recording
 
-from tokenverse_pp.decoding.batches import Decoded
-from tokenverse_pp.decoding.parts import Parts, batch_digest, collect
+from tokenverse_pp.decoding.recognizer import RecognizedBatch
+from tokenverse_pp.decoding.run import Parts, batch_digest, collect
 
 
 def write(folder, rank, keys):
     parts = Parts(folder)
     for key in keys:
-        parts.append(rank, key, Decoded([{"id": f"{key} é\u2028", "score": 0.1 + 0.2}], [{"id": f"no {key}"}]))
+        parts.append(rank, key, RecognizedBatch([{"id": f"{key} é\u2028", "score": 0.1 + 0.2}], [{"id": f"no {key}"}]))
     parts.close()
 
 

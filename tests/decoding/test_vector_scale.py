@@ -7,8 +7,8 @@ import torch
 from test_decoder import load, run
 from toy_runs import assert_one_line, call, read_cuts
 
-from tokenverse_pp.decoding.vector_scale import read_scales, vector_weights
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.decoding.recognizer import read_scales, vector_weights
 
 
 @pytest.fixture(scope="module")

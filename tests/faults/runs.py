@@ -21,7 +21,7 @@ sys.path[:0] = [str(TESTS)] if str(TESTS) not in sys.path else []
 import torch  # noqa: E402
 from scripts import ROOT, load_script  # noqa: E402
 
-from tokenverse_pp.cli.errors import report_errors  # noqa: E402
+from tokenverse_pp.cli.groups import report_errors  # noqa: E402
 
 TRAIN = load_script(ROOT / "recipes" / "train.py", "train_for_faults")
 __all__ = ["Run", "checkpoints", "weights"]

@@ -10,10 +10,10 @@ import pytest
 from runs import Run
 from toy_runs import toy_options
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.training import checkpoint
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.models.bundle import load_model
 from tokenverse_pp.training.optim import make_optimizer
-from tokenverse_pp.training.setup import load_model
 
 MUTATIONS = int(os.environ.get("FAULT_MUTATIONS", "200"))
 LIMIT = 300  # seconds that a run may take

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenverse_pp.metrics.bootstrap import Counts, bootstrap, compare, draws, percentiles
+from tokenverse_pp.metrics.bootstrap import RatioCounts, bootstrap, compare, draws, percentiles
 
 COUNT = st.tuples(st.integers(0, 5), st.integers(1, 9))
 
@@ -16,7 +16,7 @@ def made_up(utterances=120, seeds=1, seed=0):
     """Counts like those of a WER: 1 to 12 words, a third of them wrong."""
     rng = np.random.default_rng(seed)
     words = np.tile(rng.integers(1, 13, size=utterances), (seeds, 1))
-    return Counts(rng.binomial(words, 1 / 3).astype(float), words.astype(float))
+    return RatioCounts(rng.binomial(words, 1 / 3).astype(float), words.astype(float))
 
 
 def by_plain_loop(a, b, resamples, seed):
@@ -56,7 +56,7 @@ def test_the_interval_is_that_of_scipy():
 def test_the_paired_interval_is_that_of_scipy():
     scipy_stats = pytest.importorskip("scipy.stats")
     a, b = made_up(seed=1), made_up(seed=2)
-    b = Counts(b.numerators.clip(max=a.denominators), a.denominators)
+    b = RatioCounts(b.numerators.clip(max=a.denominators), a.denominators)
     difference = lambda x, y, n, axis: (x.sum(axis=axis) - y.sum(axis=axis)) / n.sum(axis=axis)
     theirs = scipy_stats.bootstrap(
         (a.numerators[0], b.numerators[0], a.denominators[0]), difference, paired=True, vectorized=True,
@@ -75,7 +75,7 @@ def test_seeds_are_drawn_jointly_as_a_plain_loop_does():
 
 def test_pairing_cancels_what_is_hard_for_both():
     a = made_up(seed=6)
-    b = Counts(np.maximum(a.numerators - (np.arange(a.utterances) % 10 == 0), 0), a.denominators)
+    b = RatioCounts(np.maximum(a.numerators - (np.arange(a.utterances) % 10 == 0), 0), a.denominators)
     found = compare(a, b)
     own = found.a_interval[1] - found.a_interval[0]
     assert found.interval[1] - found.interval[0] < own / 4
@@ -90,7 +90,7 @@ def test_a_system_differs_from_itself_by_nothing():
 @given(st.lists(st.lists(COUNT, min_size=4, max_size=4), min_size=1, max_size=3), st.integers(0, 3))
 @settings(max_examples=50)
 def test_what_holds_of_any_counts(seeds, seed):
-    counts = Counts.of(seeds)
+    counts = RatioCounts.of(seeds)
     each = [sum(n for n, _ in ratios) / sum(d for _, d in ratios) for ratios in seeds]
     assert counts.by_seed() == pytest.approx(each)
     assert counts.score() == pytest.approx(sum(each) / len(each))
@@ -98,7 +98,7 @@ def test_what_holds_of_any_counts(seeds, seed):
     single = [n / d for ratios in seeds for n, d in ratios]
     assert min(single) - 1e-9 <= low <= high <= max(single) + 1e-9
     # The order of the utterances does not matter to scores; the same seed gives the same interval.
-    assert Counts.of([ratios[::-1] for ratios in seeds]).score() == pytest.approx(counts.score())
+    assert RatioCounts.of([ratios[::-1] for ratios in seeds]).score() == pytest.approx(counts.score())
     assert bootstrap(counts, resamples=200, seed=seed) == (low, high)
 
 
@@ -110,18 +110,18 @@ def test_draws_hold_as_many_utterances_as_there_are():
 
 
 def test_nothing_to_find_scores_as_f1_does():
-    nothing = Counts.of([[(0, 0)] * 5], empty=1.0)
+    nothing = RatioCounts.of([[(0, 0)] * 5], empty=1.0)
     assert nothing.score() == 1.0 and bootstrap(nothing, resamples=100) == (1.0, 1.0)
-    assert Counts.of([[(0, 0)] * 5]).score() == 0.0
+    assert RatioCounts.of([[(0, 0)] * 5]).score() == 0.0
 
 
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match="the same utterances, got 5 and 6"):
         compare(made_up(5), made_up(6))
     with pytest.raises(ValueError, match="neither of them empty"):
-        Counts.of(np.zeros((1, 0, 2)))
+        RatioCounts.of(np.zeros((1, 0, 2)))
     with pytest.raises(ValueError):
-        Counts.of([[(1, 2)], [(1, 2), (3, 4)]])
+        RatioCounts.of([[(1, 2)], [(1, 2), (3, 4)]])
 
 
 def test_percentiles_leave_out_as_much_at_both_ends():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenverse_pp.metrics.entities import maximum_matching, score_entities, similarity
+from tokenverse_pp.metrics.f1 import maximum_matching, score_entities, similarity
 
 phrases = st.lists(st.tuples(st.sampled_from(["ab", "abc", "xb", "y"]), st.sampled_from([None, "A", "B"])), max_size=5)
 graphs = st.integers(1, 7).flatmap(lambda n: st.lists(st.lists(st.integers(0, n), unique=True), max_size=7))

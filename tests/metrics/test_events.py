@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenverse_pp.metrics.events import score_positions, score_times
+from tokenverse_pp.metrics.f1 import score_positions, score_times
 
 seconds = st.integers(0, 40).map(lambda n: n / 8)  # exact in binary: no rounding at the edges
 intervals = st.lists(st.tuples(seconds, seconds).map(lambda pair: tuple(sorted(pair))), max_size=5)

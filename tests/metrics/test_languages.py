@@ -1,4 +1,4 @@
-from tokenverse_pp.metrics.languages import score_languages
+from tokenverse_pp.metrics.error_rates import score_languages
 
 
 def test_confusion_and_accuracy():

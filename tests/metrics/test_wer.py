@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenverse_pp.metrics.wer import error_rates
+from tokenverse_pp.metrics.error_rates import error_rates
 
 words = st.lists(st.sampled_from("abcd"), max_size=8)
 

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS / "oracles"), str(TESTS), str(TESTS / "manifests"), str(TESTS / "manifests" / "corpora")]
+sys.path[:0] = [str(TESTS / "oracles"), str(TESTS), str(TESTS / "data"), str(TESTS / "data" / "corpora")]
 
 import oracles  # noqa: E402
 

@@ -163,10 +163,10 @@ def resumed(corpus: Path, work: Path) -> list:
 
 def streamed(corpus: Path) -> dict:
     """The events of two streams of the first two test cuts: greedy, and beam with resets at endpoints."""
-    from tokenverse_pp.model.masks import ChunkOptions
-    from tokenverse_pp.search import SearchOptions
-    from tokenverse_pp.streaming.transcriber import StreamingOptions, StreamingTranscriber
-    from tokenverse_pp.training.setup import load_model
+    from tokenverse_pp.base.config import ChunkOptions
+    from tokenverse_pp.base.search_options import SearchOptions
+    from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
+    from tokenverse_pp.models.bundle import load_model
 
     cuts, loaded, said = CutSet.from_file(corpus / "cuts_test.jsonl.gz"), load_model(TOY_MODEL), {}
     for method, reset in (("greedy", False), ("beam", True)):

@@ -6,7 +6,7 @@ import oracles
 import pytest
 from scripts import ROOT
 
-for _folder in ("manifests", "manifests/corpora"):  # the helpers of their tests make the small corpora
+for _folder in ("data", "data/corpora"):  # the helpers of their tests make the small corpora
     if str(ROOT / "tests" / _folder) not in sys.path:
         sys.path.append(str(ROOT / "tests" / _folder))
 

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import yaml
+from grid.grid import load_grid
+from grid.runs import Place
 from toy_runs import toy_options
-
-from tokenverse_pp.experiments.folders import Place
-from tokenverse_pp.experiments.grid import load_grid
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "recipes" / "human_speech" / "experiments.py"

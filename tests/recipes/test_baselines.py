@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from labelled_cuts import make_cut
 from scripts import ROOT, load_script
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.hypotheses import check_hypothesis, transcript_of_hypothesis
-from tokenverse_pp.manifests.normalise import normalise
-from tokenverse_pp.manifests.reading import read_cuts
-from tokenverse_pp.metrics.events import score_positions
-from tokenverse_pp.scoring import score_hypotheses
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.hypotheses import check_hypothesis, transcript_of_hypothesis
+from tokenverse_pp.data.manifests import read_cuts
+from tokenverse_pp.data.normalise import normalise
+from tokenverse_pp.evaluation.scoring import score_hypotheses
+from tokenverse_pp.metrics.f1 import score_positions
 
 FOLDER = ROOT / "recipes" / "human_speech" / "baselines"
 baselines = load_script(FOLDER / "baselines.py", "baselines")  # brings its neighbours along

@@ -11,10 +11,10 @@ from scripts import ROOT
 from toy_runs import call, read_cuts
 from transformers import WhisperConfig
 
-from tokenverse_pp.config import load_config, parse_config
-from tokenverse_pp.tokenizer import Tokenizer
-from tokenverse_pp.training.checkpoint import WEIGHTS, read_tensors
-from tokenverse_pp.training.setup import build_model, tasks_of
+from tokenverse_pp.base.config_files import load_config, parse_config
+from tokenverse_pp.data.tokenizer import Tokenizer
+from tokenverse_pp.models.bundle import build_model, tasks_of
+from tokenverse_pp.models.checkpoint import WEIGHTS, read_tensors
 from tokenverse_pp.training.transfer import read_source, start_from
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

@@ -113,7 +113,7 @@ def test_many_refused_cuts_do_not_flood_the_terminal(decode_script, finished_run
 @pytest.mark.slow
 def test_an_hour_of_audio(decode_script, finished_run, tiny_corpus, tmp_path):
     """Synthetic speech over and over, at 8 kHz and in stereo; beside it a short file, which comes out as ever."""
-    from tokenverse_pp.dataset import load_inputs
+    from tokenverse_pp.data.dataset import load_inputs
 
     cuts = read_cuts(tiny_corpus, "test")
     speech = np.concatenate([load_inputs(cut).numpy() for cut in cuts])[::2]

@@ -6,19 +6,18 @@ import click.testing
 import pytest
 import yaml
 from experiment_grids import ROOT, SCRIPT, finish, place_of, write_grid
+from grid.grid import Derivation, claim_tasks, derive, flatten, load_grid, nested
+from grid.runs import as_options
 from hypothesis import given
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
 from scripts import load_script
 from toy_runs import read_cuts
 
-from tokenverse_pp.config import load_config
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.experiments.derive import Derivation, claim_tasks, derive
-from tokenverse_pp.experiments.grid import flatten, load_grid, nested
-from tokenverse_pp.experiments.runner import as_options
-from tokenverse_pp.manifests.labels import validate_cuts
-from tokenverse_pp.manifests.reading import read_cuts as read_manifest
+from tokenverse_pp.base.config_files import load_config
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.labels import validate_cuts
+from tokenverse_pp.data.manifests import read_cuts as read_manifest
 from tokenverse_pp.tasks import transcript_of
 
 GRID = ROOT / "recipes" / "human_speech" / "experiments" / "grid.yaml"

@@ -4,18 +4,18 @@ import dataclasses
 
 import pytest
 from experiment_grids import ROOT
+from grid.claims import Claim, judge, read_claims
+from grid.grid import load_grid
+from grid.tables import claims_table, fill
+from grid.worst import Utterance, cause, repeated, without_texts, worst
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.experiments.claims import Claim, judge, read_claims
-from tokenverse_pp.experiments.grid import load_grid
-from tokenverse_pp.experiments.tables import claims_table, fill
-from tokenverse_pp.experiments.worst import Utterance, cause, repeated, without_texts, worst
-from tokenverse_pp.metrics.bootstrap import Counts
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.metrics.bootstrap import RatioCounts
 
 EXPERIMENTS = ROOT / "recipes" / "human_speech" / "experiments"
-HALF = Counts.of([[(i % 2, 1) for i in range(200)]])
-MORE = Counts.of([[(int(i % 4 > 0), 1) for i in range(200)]])  # 3 in 4
-SAME = Counts.of([[(int(i % 2 == 0), 1) for i in range(200)]])  # a half too, but others
+HALF = RatioCounts.of([[(i % 2, 1) for i in range(200)]])
+MORE = RatioCounts.of([[(int(i % 4 > 0), 1) for i in range(200)]])  # 3 in 4
+SAME = RatioCounts.of([[(int(i % 2 == 0), 1) for i in range(200)]])  # a half too, but others
 
 
 def verdict(relation, a, b=None, metric="ner exact", value=None):
@@ -34,7 +34,7 @@ def test_what_cannot_be_told_apart():
     assert verdict("better", HALF, SAME) == "undecided"
     assert verdict("not worse", HALF, SAME) == "supported"
     assert verdict("better", HALF, HALF) == "undecided"
-    nothing = Counts.of([[(0, 1) for _ in range(200)]])
+    nothing = RatioCounts.of([[(0, 1) for _ in range(200)]])
     assert verdict("not worse", nothing, nothing) == "undecided"
     assert verdict("not worse", nothing, nothing, "wer") == "supported"
     assert judge(Claim("x", "", "a", "better", "wer", than="b"), HALF, None)["verdict"] == "not run"

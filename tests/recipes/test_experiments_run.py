@@ -11,7 +11,7 @@ import pytest
 from experiment_grids import SCRIPT, place_of, write_grid
 from toy_runs import environment
 
-from tokenverse_pp.training.checkpoint import list_checkpoints
+from tokenverse_pp.models.checkpoint import list_checkpoints
 
 pytestmark = pytest.mark.slow
 

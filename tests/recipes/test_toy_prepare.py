@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from lhotse import CutSet, MonoCut
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.tasks import TaskSet, parse, render, transcript_of
 
 SIZES = {"train": 40, "dev": 6, "test": 24}

@@ -12,8 +12,8 @@ from lhotse import CutSet
 from safetensors.torch import load_file
 from toy_runs import assert_one_line, call, finish, read_cuts, start, toy_options
 
+from tokenverse_pp.data.tokenizer import train_tokenizer
 from tokenverse_pp.tasks import build_tasks
-from tokenverse_pp.tokenizer import train_tokenizer
 from tokenverse_pp.training.log import read_log
 
 LOSSES = ("loss", "simple", "pruned", "frames", "tokens", "grad_norm")
@@ -258,7 +258,7 @@ def test_refused_resume_changes_nothing(train_script, tiny_corpus, tmp_path, fin
 
 
 def test_resolved_configuration_is_saved(finished_run):
-    from tokenverse_pp.config import load_config
+    from tokenverse_pp.base.config_files import load_config
 
     config = load_config(finished_run / "model" / "config.yaml")
     assert config.training.max_steps == 10 and config.model.joiner_dim == 32

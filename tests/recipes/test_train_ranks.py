@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from toy_runs import call, finish, start, toy_options
 
-from tokenverse_pp.training import checkpoint
+from tokenverse_pp.models import checkpoint
 from tokenverse_pp.training.log import read_log
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 from experiment_grids import ROOT
 
-from tokenverse_pp.search.word_list import read_words
+from tokenverse_pp.decoding.ngram import read_words
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.search.hypothesis import TimedWord
-from tokenverse_pp.serving.limits import Limits
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.decoding.streaming.events import Event
+from tokenverse_pp.serving.protocol import Limits
 from tokenverse_pp.serving.server import StreamingServer
 from tokenverse_pp.serving.worker import Engine
-from tokenverse_pp.streaming.events import Event
+from tokenverse_pp.tasks.transcript import TimedWord
 
 RATE = 16000
 CHUNK = 1600

@@ -16,11 +16,10 @@ from toy_runs import environment
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.serving.access import Access, check_origin, read_token
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.serving.access import FILES, PAGE, Access, check_origin, read_token
 from tokenverse_pp.serving.client import ServerError, StreamClient, transcribe
 from tokenverse_pp.serving.protocol import Start, start_message
-from tokenverse_pp.serving.web import FILES, PAGE
 
 TOKEN = "s3cret-é"
 
@@ -162,7 +161,7 @@ SCRIPT = """
 import logging
 from fake_transcriber import fake_engine
 from tokenverse_pp.serving.access import Access
-from tokenverse_pp.serving.limits import Limits
+from tokenverse_pp.serving.protocol import Limits
 from tokenverse_pp.serving.run import run_server
 logging.basicConfig(format="%(message)s", level=logging.INFO)
 run_server(fake_engine(), Limits(closing_seconds=2), Access(), "127.0.0.1", 0)

@@ -8,12 +8,12 @@ from fake_transcriber import serving
 from test_streams import send_pieces
 from toy_runs import read_cuts, toy_parts
 
-from tokenverse_pp.model.masks import ChunkOptions
-from tokenverse_pp.search.options import SearchOptions
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
+from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.serving.client import StreamClient
-from tokenverse_pp.serving.engine import build_engine
-from tokenverse_pp.streaming.transcriber import StreamingOptions, StreamingTranscriber
-from tokenverse_pp.training.setup import Loaded
+from tokenverse_pp.serving.worker import build_engine
 
 STREAMS = 8
 # A random model writes next to nothing by itself.
@@ -25,7 +25,7 @@ OPTIONS = StreamingOptions(
 @pytest.fixture(scope="module")
 def loaded(tiny_corpus):
     parts = toy_parts(tiny_corpus)
-    return Loaded(parts.config, parts.tasks, parts.tokenizer, parts.model)
+    return ModelBundle(parts.config, parts.tasks, parts.tokenizer, parts.model)
 
 
 @pytest.fixture(scope="module")

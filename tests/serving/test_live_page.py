@@ -12,7 +12,7 @@ from browser import chromium
 from fake_transcriber import CHUNK, TASKS, FakeStream, FakeTranscriber
 
 from tokenverse_pp.serving.access import Access
-from tokenverse_pp.serving.limits import Limits
+from tokenverse_pp.serving.protocol import Limits
 from tokenverse_pp.serving.server import StreamingServer
 from tokenverse_pp.serving.worker import Engine
 

@@ -14,7 +14,7 @@ from fake_transcriber import serving
 from toy_runs import environment, read_cuts, toy_parts
 
 from tokenverse_pp.api.model import TokenVerse
-from tokenverse_pp.training.setup import Loaded
+from tokenverse_pp.models.bundle import ModelBundle
 
 
 def assert_refused(result, *said):
@@ -97,7 +97,7 @@ def test_a_file_is_streamed(tmp_path):
 def model(tiny_corpus, tmp_path_factory):
     """The folder of a model as it starts."""
     parts = toy_parts(tiny_corpus)
-    loaded = Loaded(parts.config, parts.tasks, parts.tokenizer, parts.model)
+    loaded = ModelBundle(parts.config, parts.tasks, parts.tokenizer, parts.model)
     return TokenVerse(loaded).save_pretrained(tmp_path_factory.mktemp("model") / "model")
 
 

@@ -12,11 +12,10 @@ from test_streams import START, read_all, told
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.serving.client import ServerError, StreamClient
-from tokenverse_pp.serving.limits import Limits
-from tokenverse_pp.serving.outbox import Outbox
-from tokenverse_pp.serving.protocol import write_audio
+from tokenverse_pp.serving.protocol import Limits, write_audio
+from tokenverse_pp.serving.session import Outbox
 
 SECOND = write_audio(tone(1, 1.0), "pcm16")
 

@@ -1,8 +1,8 @@
 import pytest
 from labelled_cuts import make_cut
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.tasks import Entity, build_tasks, register, render, task_options, transcript_of
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.tasks import EntitySpan, build_tasks, register, render, task_options, transcript_of
 from tokenverse_pp.tasks.registry import REGISTRY
 from tokenverse_pp.tasks.scd import SpeakerChange
 
@@ -19,7 +19,7 @@ TASKS = build_tasks(ALL, {"lid": {"languages": ["fr"]}})
 def test_all_labels():
     transcript = transcript_of(make_cut("c", TURNS, ALL), TASKS)
     assert transcript.text == "bonjour amélie oui je vous écoute"
-    assert transcript.answers == {"scd": (2,), "endp": (2, 6), "ner": (Entity(1, 2, "PER"),), "lid": "fr"}
+    assert transcript.answers == {"scd": (2,), "endp": (2, 6), "ner": (EntitySpan(1, 2, "PER"),), "lid": "fr"}
     assert render(transcript, TASKS) == ("[FR] bonjour [NE] amélie [/NE] [ENDP] [SCD] oui je vous écoute [ENDP]")
     assert transcript.turns == [(0, 2), (2, 6)]
     assert transcript.phrase(transcript.entities[0]) == "amélie"
@@ -43,7 +43,7 @@ def test_order_is_that_of_time_not_of_the_list():
     ]
     transcript = transcript_of(make_cut("c", turns, ["asr", "scd", "ner"]), TASKS)
     assert transcript.text == "eins zwei"
-    assert transcript.entities == (Entity(1, 2, "NUM"),)
+    assert transcript.entities == (EntitySpan(1, 2, "NUM"),)
 
 
 def test_turn_without_words_changes_no_speaker():

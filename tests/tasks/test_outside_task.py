@@ -13,13 +13,13 @@ from outside_task import write_cuts, write_plugin
 from scripts import ROOT
 from toy_runs import assert_one_line, call, environment, toy_options
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.labels import check_cut
-from tokenverse_pp.scoring import score_hypotheses
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.labels import check_cut
+from tokenverse_pp.evaluation.scoring import score_hypotheses
+from tokenverse_pp.models.bundle import load_model
 from tokenverse_pp.tasks import REGISTRY, build_tasks, load_plugins, plugins, register, render, transcript_of
 from tokenverse_pp.tasks.registry import BUILT_IN, load_plugins_for
 from tokenverse_pp.tasks.transcript import split_marks
-from tokenverse_pp.training.setup import load_model
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenverse_pp.tasks import Entity, Transcript, build_tasks, parse, render
+from tokenverse_pp.tasks import Answers, EntitySpan, build_tasks, parse, render
 from tokenverse_pp.tasks.text import tasks_for_tokens
 from tokenverse_pp.tasks.transcript import is_task_token
 
@@ -26,7 +26,7 @@ def transcripts(draw):
     cuts = sorted(draw(st.sets(st.integers(0, n), max_size=6)))
     kinds = st.sampled_from([None, *TYPES, "OTHER"])
     kept = draw(st.lists(st.booleans(), min_size=len(cuts), max_size=len(cuts)))
-    spans = [Entity(a, b, draw(kinds)) for a, b, keep in zip(cuts, cuts[1:], kept) if keep]
+    spans = [EntitySpan(a, b, draw(kinds)) for a, b, keep in zip(cuts, cuts[1:], kept) if keep]
     answers = {
         "scd": tuple(sorted(draw(st.sets(st.integers(1, n - 1))))) if n > 1 else (),
         "endp": tuple(sorted(draw(st.sets(st.integers(1, n))))) if n else (),
@@ -34,7 +34,7 @@ def transcripts(draw):
         "lid": draw(st.sampled_from([None, *LANGUAGES])),
     }
     labelled = draw(st.sets(st.sampled_from(NAMES)))
-    return Transcript(words, {name: answers[name] for name in NAMES if name in labelled})
+    return Answers(words, {name: answers[name] for name in NAMES if name in labelled})
 
 
 @settings(max_examples=400)
@@ -73,10 +73,8 @@ def test_soup_parses_to_a_fixed_point(text, tasks):
 
 def test_order_at_one_place():
     tasks = build_tasks(NAMES, {"lid": {"languages": ["fr"]}})
-    answers = {"lid": "fr", "ner": (Entity(0, 1), Entity(1, 2)), "endp": (1, 2), "scd": (1,)}
-    assert render(Transcript(("oui", "non"), answers), tasks) == (
-        "[FR] [NE] oui [/NE] [ENDP] [SCD] [NE] non [/NE] [ENDP]"
-    )
+    answers = {"lid": "fr", "ner": (EntitySpan(0, 1), EntitySpan(1, 2)), "endp": (1, 2), "scd": (1,)}
+    assert render(Answers(("oui", "non"), answers), tasks) == ("[FR] [NE] oui [/NE] [ENDP] [SCD] [NE] non [/NE] [ENDP]")
 
 
 def test_malformed_output():
@@ -87,9 +85,9 @@ def test_malformed_output():
 
     assert read("[NE] a b").entities == ()  # never closed
     assert read("a [/NE] b").entities == ()  # never opened
-    assert read("[NE] a [NE] b [/NE]").entities == (Entity(1, 2),)  # opened again: the first is dropped
+    assert read("[NE] a [NE] b [/NE]").entities == (EntitySpan(1, 2),)  # opened again: the first is dropped
     assert read("[NE] [/NE] a").entities == ()  # empty
-    assert read("[NE] a [/NE] [/NE] b").entities == (Entity(0, 1),)
+    assert read("[NE] a [/NE] [/NE] b").entities == (EntitySpan(0, 1),)
     assert read("a [NL] b [FR]").language == "nl"  # the first counts, wherever it stands
     assert read("[SCD] a [SCD] [SCD] b [SCD]").speaker_changes == (1,)
     assert read("[ENDP] a [ENDP] [ENDP]").endpoints == (1,)
@@ -97,7 +95,7 @@ def test_malformed_output():
 
 def test_nepali_and_entities_do_not_meet():
     tasks = build_tasks(["lid", "ner"], {"lid": {"languages": ["ne"]}})
-    text = render(Transcript(("namaste",), {"lid": "ne", "ner": (Entity(0, 1),)}), tasks)
+    text = render(Answers(("namaste",), {"lid": "ne", "ner": (EntitySpan(0, 1),)}), tasks)
     assert text == "[NEP] [NE] namaste [/NE]"
     assert parse(text, tasks).language == "ne"
 
@@ -105,5 +103,5 @@ def test_nepali_and_entities_do_not_meet():
 def test_without_tasks_every_token_is_read():
     transcript = parse("[PT-BR] [NE:NUM] dois [/NE] [ENDP] [SCD] sim")
     assert transcript.language == "pt-br"
-    assert transcript.entities == (Entity(0, 1, "NUM"),)
+    assert transcript.entities == (EntitySpan(0, 1, "NUM"),)
     assert (transcript.endpoints, transcript.speaker_changes) == ((1,), (1,))

@@ -8,10 +8,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from toy_runs import assert_one_line, call, toy_options
 
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.training import checkpoint
-from tokenverse_pp.training.averaging import RunningAverage, average_between
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.training.checkpoints import RunningAverage, average_between
 
 PERIOD = 3
 

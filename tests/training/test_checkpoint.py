@@ -6,10 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.training import checkpoint
-from tokenverse_pp.training.averaging import average
-from tokenverse_pp.training.saving import retain
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.training.checkpoints import average, retain
 
 
 def write(exp_dir, step, value=0.0):

@@ -9,15 +9,16 @@ from lhotse import CutSet
 from safetensors.torch import load_file
 from toy_runs import assert_one_line, call, read_cuts, save_frozen_encoder, toy_options, toy_parts
 
+from tokenverse_pp.base.config import ChunkOptions, Config, StreamingConfig
+from tokenverse_pp.base.config_checks import check_config
+from tokenverse_pp.base.config_files import from_dict, save_config
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.config import Config, StreamingConfig, check_config, from_dict, save_config
-from tokenverse_pp.dataset import FEATURES, features_key, load_inputs
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.stored_features import ORIGIN, store_features
-from tokenverse_pp.model.masks import ChunkOptions
-from tokenverse_pp.training.chunks import ChunkDraw, training_chunks, validation_chunks
-from tokenverse_pp.training.setup import load_model
+from tokenverse_pp.data.dataset import FEATURES, features_key, load_inputs
+from tokenverse_pp.models.bundle import load_model
+from tokenverse_pp.models.stored_features import ORIGIN, store_features
 from tokenverse_pp.training.steps import forward
+from tokenverse_pp.training.validation import ChunkDraw, training_chunks, validation_chunks
 
 MULTI = {
     "model__streaming__chunk_ms": [0, 320, 640],

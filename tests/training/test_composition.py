@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from lhotse import CutSet
 from toy_runs import read_cuts, save_frozen_encoder, toy_parts
 
-from tokenverse_pp.config import DataConfig
-from tokenverse_pp.training.data import Place, TrainSampler
-from tokenverse_pp.training.distributed import World
-from tokenverse_pp.training.rounds import open_rounds
+from tokenverse_pp.base.config import DataConfig
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.samplers import SamplerState, TrainSampler
+from tokenverse_pp.data.sources import open_rounds
 from tokenverse_pp.training.steps import forward
 
 CTC = {"model__loss__ctc_scale": 0.3}
@@ -58,7 +58,7 @@ def test_batches_of_an_epoch_give_each_utterance_its_own_loss(measured, limits):
     parts, alone = measured
     config = DataConfig(train=parts.config.data.train, **limits)
     seen = {}
-    for _, cuts in TrainSampler(open_rounds(config, 1), config, 1, World()).batches(Place()):
+    for _, cuts in TrainSampler(open_rounds(config, 1), config, 1, DistributedContext()).batches(SamplerState()):
         seen.update(losses_of(parts, list(cuts)))
     assert seen.keys() == alone.keys()
     assert_same(seen, alone)

@@ -10,15 +10,15 @@ from labelled_cuts import make_cut
 from lhotse import Recording, RecordingSet
 from toy_runs import read_cuts, toy_parts
 
-from tokenverse_pp.config import DataConfig
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.training.data import Place, TrainSampler, load_cuts, make_frames_of, shard, train_batches
-from tokenverse_pp.training.distributed import World
-from tokenverse_pp.training.rounds import Rounds, open_rounds
-from tokenverse_pp.training.sources import Source
+from tokenverse_pp.base.config import DataConfig
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.samplers import SamplerState, TrainSampler, load_cuts, shard, train_batches
+from tokenverse_pp.data.sources import CutSource, Rounds, open_rounds
+from tokenverse_pp.models.encoders.base import make_frames_of
 
 
-class InMemory(Source):
+class InMemory(CutSource):
     """Cuts that no file holds."""
 
     def __init__(self, cuts, name="memory"):
@@ -40,7 +40,7 @@ def some_cuts(count, name="c"):
 
 
 def sampler_of(count, config, seed=1, world=None):
-    return TrainSampler(Rounds([InMemory(some_cuts(count))], config, seed), config, seed, world or World())
+    return TrainSampler(Rounds([InMemory(some_cuts(count))], config, seed), config, seed, world or DistributedContext())
 
 
 def test_looks_at_the_first_cuts_and_ends_each_round():
@@ -48,16 +48,16 @@ def test_looks_at_the_first_cuts_and_ends_each_round():
     config = DataConfig(max_cuts=3, num_buckets=2, round_cuts=8)
     rounds = Rounds([InMemory(some_cuts(16))], config, 1)
     sampler = TrainSampler(
-        rounds, config, 1, World(), lambda cut: not seen.append(cut.id), lambda: looks.append(len(seen))
+        rounds, config, 1, DistributedContext(), lambda cut: not seen.append(cut.id), lambda: looks.append(len(seen))
     )
     sampler.look()
     sampler.look()
-    assert looks == [8] and len(list(sampler.batches(Place()))) >= 6
+    assert looks == [8] and len(list(sampler.batches(SamplerState()))) >= 6
     assert looks == [8, 16, 24]
 
 
 def epoch_of(sampler, epoch):
-    return [[cut.id for cut in batch] for _, batch in sampler.batches(Place(epoch))]
+    return [[cut.id for cut in batch] for _, batch in sampler.batches(SamplerState(epoch))]
 
 
 @settings(max_examples=40)
@@ -67,7 +67,7 @@ def epoch_of(sampler, epoch):
 @pytest.mark.filterwarnings("ignore:You are using")
 def test_all_ranks_have_as_many_batches_and_all_cuts_between_them(count, ranks, max_cuts, epoch, buckets, round_cuts):
     config = DataConfig(max_cuts=max_cuts, num_buckets=buckets, round_cuts=round_cuts)
-    batches = [epoch_of(sampler_of(count, config, 1, World(r, ranks)), epoch) for r in range(ranks)]
+    batches = [epoch_of(sampler_of(count, config, 1, DistributedContext(r, ranks)), epoch) for r in range(ranks)]
     assert len({len(b) for b in batches}) == 1
     seen = Counter(cut_id.split("_dup")[0] for rank in batches for batch in rank for cut_id in batch)
     assert set(seen) == {f"c{i}" for i in range(count)}
@@ -80,17 +80,17 @@ def test_all_ranks_have_as_many_batches_and_all_cuts_between_them(count, ranks, 
 @pytest.mark.parametrize("buckets", [1, 3])
 def test_batches_depend_on_seed_and_epoch_alone(buckets):
     config = DataConfig(max_duration=10.0, num_buckets=buckets)
-    first, second = (sampler_of(50, config, 5, World()) for _ in range(2))
+    first, second = (sampler_of(50, config, 5, DistributedContext()) for _ in range(2))
     assert epoch_of(first, 1) == epoch_of(second, 1)
     assert epoch_of(first, 0) == epoch_of(second, 0) != epoch_of(second, 1)
-    assert epoch_of(sampler_of(50, config, 6, World()), 0) != epoch_of(first, 0)
+    assert epoch_of(sampler_of(50, config, 6, DistributedContext()), 0) != epoch_of(first, 0)
 
 
 @pytest.mark.filterwarnings("ignore:You are using")
 def test_two_ranks_draw_every_other_batch():
     config = DataConfig(max_cuts=4, num_buckets=1)
-    one = epoch_of(sampler_of(32, config, 1, World()), 0)
-    two = [epoch_of(sampler_of(32, config, 1, World(r, 2)), 0) for r in (0, 1)]
+    one = epoch_of(sampler_of(32, config, 1, DistributedContext()), 0)
+    two = [epoch_of(sampler_of(32, config, 1, DistributedContext(r, 2)), 0) for r in (0, 1)]
     assert two == [one[0::2], one[1::2]]
 
 
@@ -99,7 +99,7 @@ def test_two_ranks_draw_every_other_batch():
 def test_both_limits_hold_but_for_the_last_cut(buckets):
     config = DataConfig(max_duration=9.0, max_cuts=3, num_buckets=buckets)
     cuts = {cut.id: cut for cut in some_cuts(60)}
-    for batch in epoch_of(sampler_of(60, config, 1, World()), 0):
+    for batch in epoch_of(sampler_of(60, config, 1, DistributedContext()), 0):
         assert len(batch) <= 3
         first = [cuts[i].duration for i in batch[:-1]]
         assert not first or (len(first) + 1) * max(first) <= 9.0
@@ -108,7 +108,7 @@ def test_both_limits_hold_but_for_the_last_cut(buckets):
 @pytest.mark.filterwarnings("ignore:You are using")
 def test_fewer_cuts_than_buckets_still_train():
     config = DataConfig(max_duration=9.0, num_buckets=20)
-    found = epoch_of(sampler_of(5, config, 1, World()), 0)
+    found = epoch_of(sampler_of(5, config, 1, DistributedContext()), 0)
     assert sorted(i for batch in found for i in batch) == [f"c{i}" for i in range(5)]
 
 
@@ -117,9 +117,9 @@ def test_resumed_epoch_has_the_batches_that_were_left(tiny_corpus, workers):
     parts = toy_parts(tiny_corpus, data__max_cuts=3, data__num_workers=workers, tasks__activation="subset")
 
     def batches(skip):
-        sampler = TrainSampler(open_rounds(parts.config.data, 3), parts.config.data, 3, World())
-        found = list(train_batches(sampler, parts.dataset, parts.config.data, Place(2, 0, skip)))
-        assert [place for place, _ in found] == [Place(2, 0, n) for n in range(skip + 1, 7)]
+        sampler = TrainSampler(open_rounds(parts.config.data, 3), parts.config.data, 3, DistributedContext())
+        found = list(train_batches(sampler, parts.dataset, parts.config.data, SamplerState(2, 0, skip)))
+        assert [place for place, _ in found] == [SamplerState(2, 0, n) for n in range(skip + 1, 7)]
         return [batch for _, batch in found]
 
     whole, rest = batches(0), batches(4)
@@ -151,9 +151,9 @@ def active_by_cut(parts, world, start):
 
 def test_each_repeat_of_a_cut_in_an_epoch_has_its_own_active_tasks(tiny_corpus, monkeypatch):
     """The same for any number of workers and ranks, and after a resume."""
-    monkeypatch.setattr("tokenverse_pp.dataset.load_inputs", lambda *arguments, **options: torch.zeros(8))
+    monkeypatch.setattr("tokenverse_pp.data.dataset.load_inputs", lambda *arguments, **options: torch.zeros(8))
     parts = toy_parts(tiny_corpus, **WEIGHTED)
-    whole = active_by_cut(parts, World(), Place(2))
+    whole = active_by_cut(parts, DistributedContext(), SamplerState(2))
     found = [item for _, items in whole for item in items]
     assert Counter(cut_id for cut_id, _ in found) == Counter({cut.id: 3 for cut in read_cuts(tiny_corpus)})
     draws = {cut_id: {active for i, active in found if i == cut_id} for cut_id, _ in found}
@@ -163,12 +163,17 @@ def test_each_repeat_of_a_cut_in_an_epoch_has_its_own_active_tasks(tiny_corpus, 
     first = parts.dataset.activation
     for cut in read_cuts(tiny_corpus):
         assert tuple(map(float, parts.tasks.mask(first(cut.custom["tasks"], cut.id, 2)))) in draws[cut.id]
-    assert active_by_cut(parts, World(), whole[9][0]) == whole[10:]
-    assert active_by_cut(parts, World(), Place(3))[:4] != whole[:4]
-    ranks = [item for rank in (0, 1) for _, items in active_by_cut(parts, World(rank, 2), Place(2)) for item in items]
+    assert active_by_cut(parts, DistributedContext(), whole[9][0]) == whole[10:]
+    assert active_by_cut(parts, DistributedContext(), SamplerState(3))[:4] != whole[:4]
+    ranks = [
+        item
+        for rank in (0, 1)
+        for _, items in active_by_cut(parts, DistributedContext(rank, 2), SamplerState(2))
+        for item in items
+    ]
     assert Counter(ranks) == Counter(found)
     parts.config.data.num_workers = 2
-    assert active_by_cut(parts, World(), Place(2)) == whole
+    assert active_by_cut(parts, DistributedContext(), SamplerState(2)) == whole
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -176,9 +181,9 @@ def test_bad_cut_is_the_same_error_from_a_worker(tiny_corpus, workers):
     parts = toy_parts(tiny_corpus, data__num_workers=workers)
     cuts = read_cuts(tiny_corpus)[:4]
     cuts[1].recording.sources[0].source = "/no/such/file.flac"
-    sampler = TrainSampler(Rounds([InMemory(cuts)], parts.config.data, 3), parts.config.data, 3, World())
+    sampler = TrainSampler(Rounds([InMemory(cuts)], parts.config.data, 3), parts.config.data, 3, DistributedContext())
     with pytest.raises(UserError) as caught:
-        list(train_batches(sampler, parts.dataset, parts.config.data, Place()))
+        list(train_batches(sampler, parts.dataset, parts.config.data, SamplerState()))
     message = str(caught.value)
     assert message.startswith(f"cut {cuts[1].id}: ") and "/no/such/file.flac" in message and "\n" not in message
 
@@ -214,5 +219,5 @@ def test_frames_are_what_the_encoder_gives(tiny_corpus):
 
 
 def test_shards_hold_everything_once():
-    parts = [shard(list(range(10)), World(rank, 3)) for rank in range(3)]
+    parts = [shard(list(range(10)), DistributedContext(rank, 3)) for rank in range(3)]
     assert sorted(item for part in parts for item in part) == list(range(10))

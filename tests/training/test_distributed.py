@@ -9,10 +9,10 @@ import torch.distributed as dist
 from lhotse import CutSet
 from toy_runs import finish, read_cuts, start, toy_options, toy_parts
 
-from tokenverse_pp.training import checkpoint
-from tokenverse_pp.training.distributed import World
-from tokenverse_pp.training.freezing import FreezeSchedule
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.models import checkpoint
 from tokenverse_pp.training.optim import make_optimizer
+from tokenverse_pp.training.partial import FreezeSchedule
 from tokenverse_pp.training.steps import Stepper
 
 # name -> options of model.encoder; the encoder has four layers.
@@ -77,7 +77,7 @@ def test_ddp_steps_with_every_kind_of_encoder(tiny_corpus, encoder, alone, kind)
     trained = {name for name, parameter in parts.model.named_parameters() if parameter.requires_grad}
     model = torch.nn.parallel.DistributedDataParallel(parts.model.train())
     optimizer = make_optimizer(parts.model, parts.config.optim, ())
-    stepper = Stepper(model, optimizer, parts.config, World())
+    stepper = Stepper(model, optimizer, parts.config, DistributedContext())
     cuts = sorted(read_cuts(tiny_corpus), key=lambda cut: cut.duration)[:2]
     for step in range(3):
         assert not stepper([parts.dataset[CutSet.from_cuts(cuts)]], step).skipped

@@ -4,12 +4,13 @@ import pytest
 import torch
 from toy_runs import call, save_frozen_encoder, toy_options, toy_parts
 
-from tokenverse_pp.config import OptimConfig, parse_config
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.training import checkpoint
-from tokenverse_pp.training.freezing import FreezeSchedule
+from tokenverse_pp.base.config import OptimConfig
+from tokenverse_pp.base.config_files import parse_config
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.models.bundle import load_model
 from tokenverse_pp.training.optim import parameter_groups
-from tokenverse_pp.training.setup import load_model
+from tokenverse_pp.training.partial import FreezeSchedule
 
 FROM_PRETRAINED = {"model__encoder__freeze_feature_encoder": "true"}
 

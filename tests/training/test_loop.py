@@ -8,24 +8,23 @@ import torch
 from lhotse import CutSet
 from toy_runs import read_cuts, toy_parts
 
-from tokenverse_pp import compat
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.training import checkpoint
-from tokenverse_pp.training.data import TrainSampler
-from tokenverse_pp.training.distributed import World, autocast, grad_scaler
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.samplers import TrainSampler
+from tokenverse_pp.data.sources import open_rounds
+from tokenverse_pp.models import checkpoint, compat
+from tokenverse_pp.models.bundle import load_model
+from tokenverse_pp.models.devices import autocast, grad_scaler
+from tokenverse_pp.training.checkpoints import find_start, retain
 from tokenverse_pp.training.log import read_log
-from tokenverse_pp.training.loop import Trainer
-from tokenverse_pp.training.resume import find_start
-from tokenverse_pp.training.rounds import open_rounds
-from tokenverse_pp.training.saving import retain
-from tokenverse_pp.training.setup import load_model
+from tokenverse_pp.training.trainer import Trainer
 
 
 def trainer(corpus, exp_dir, wanted=bool, **changes):
     parts = toy_parts(corpus, **changes)
     parts.config.training.exp_dir = str(exp_dir)
-    sampler = TrainSampler(open_rounds(parts.config.data, 1), parts.config.data, 1, World(), wanted)
-    return Trainer(parts.config, parts.model, parts.dataset, sampler, None, World())
+    sampler = TrainSampler(open_rounds(parts.config.data, 1), parts.config.data, 1, DistributedContext(), wanted)
+    return Trainer(parts.config, parts.model, parts.dataset, sampler, None, DistributedContext())
 
 
 def run(started):
@@ -83,7 +82,7 @@ def test_exp_dir_that_cannot_be_made_is_refused(tiny_corpus, tmp_path):
 
 
 def test_world_of_one():
-    world = World()
+    world = DistributedContext()
     flags = torch.tensor([True, False])
     world.any_(flags)
     assert world.sum([1, 2.5]) == [1.0, 2.5] and flags.tolist() == [True, False]
@@ -287,7 +286,7 @@ def test_best_checkpoints_are_kept_besides_the_last(tmp_path):
 
 
 def test_epoch_ends_for_all_when_it_ends_for_one(tiny_corpus, tmp_path):
-    class OtherEndsAfterTwo(World):
+    class OtherEndsAfterTwo(DistributedContext):
         """The other rank has two batches in its first epoch, and more later."""
 
         asked = 0

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tokenverse_pp.training import meter as meter_module
-from tokenverse_pp.training.meter import Meter, add_drawn, drawn_table
+from tokenverse_pp.training import log as meter_module
+from tokenverse_pp.training.log import Meter, add_drawn, drawn_table
 from tokenverse_pp.training.steps import StepResult
 
 

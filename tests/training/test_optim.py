@@ -6,9 +6,9 @@ import pytest
 import torch
 from toy_runs import toy_parts
 
-from tokenverse_pp.config import LossConfig, OptimConfig
+from tokenverse_pp.base.config import LossConfig, OptimConfig
+from tokenverse_pp.models.bundle import pretrained_prefixes
 from tokenverse_pp.training.optim import loss_scales, lr_factor, make_optimizer, parameter_groups, set_lr
-from tokenverse_pp.training.setup import pretrained_prefixes
 
 CONFIG = OptimConfig(lr=0.1, encoder_lr=0.01, vector_lr=0.3, weight_decay=0.5, warmup_steps=10)
 

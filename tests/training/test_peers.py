@@ -6,7 +6,7 @@ import time
 import pytest
 import torch.distributed as dist
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.training import peers
 from tokenverse_pp.training.peers import Watch, looking_after
 

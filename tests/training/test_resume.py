@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy_runs import assert_one_line, call, toy_options
 
-from tokenverse_pp.config import from_dict
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.model.encoder import split
-from tokenverse_pp.training import checkpoint
-from tokenverse_pp.training.resume import find_start, set_later_aside
-from tokenverse_pp.training.setup import load_model
+from tokenverse_pp.base.config_files import from_dict
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.models.bundle import load_model
+from tokenverse_pp.models.encoders import kinds as split
+from tokenverse_pp.training.checkpoints import find_start, set_later_aside
 
 SMALL = {"data__valid": [], "training__save_every": 2, "data__max_cuts": 4}
 

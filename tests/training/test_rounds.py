@@ -10,13 +10,12 @@ from labelled_cuts import make_cut
 from lhotse import CutSet
 from toy_runs import read_cuts
 
-from tokenverse_pp.config import DataConfig
-from tokenverse_pp.dataset import PASS, draw_id
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.training.data import Place, TrainSampler, load_cuts
-from tokenverse_pp.training.distributed import World
-from tokenverse_pp.training.rounds import Rounds, open_rounds
-from tokenverse_pp.training.sources import open_source
+from tokenverse_pp.base.config import DataConfig
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.dataset import PASS, draw_id
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.samplers import SamplerState, TrainSampler, load_cuts
+from tokenverse_pp.data.sources import Rounds, open_rounds, open_source
 
 
 def corpus(folder, name, count, end="jsonl"):
@@ -103,15 +102,15 @@ def test_rounds_can_be_read_in_any_order_and_again(corpora):
 
 
 @pytest.mark.filterwarnings("ignore:You are using")
-@pytest.mark.parametrize("place", [Place(1, 0, 2), Place(1, 2, 0), Place(1, 2, 3)])
+@pytest.mark.parametrize("place", [SamplerState(1, 0, 2), SamplerState(1, 2, 0), SamplerState(1, 2, 3)])
 def test_epoch_goes_on_from_any_place(corpora, place):
     config = DataConfig(train=corpora, round_cuts=12, max_cuts=2, num_buckets=2)
 
     def batches(start):
-        sampler = TrainSampler(open_rounds(config, 3), config, 3, World())
+        sampler = TrainSampler(open_rounds(config, 3), config, 3, DistributedContext())
         return [(after, [cut.id for cut in cuts]) for after, cuts in sampler.batches(start)]
 
-    whole = batches(Place(1))
+    whole = batches(SamplerState(1))
     assert batches(place) == [(after, ids) for after, ids in whole if after > place]
     assert {after.round for after, _ in whole} == {0, 1, 2}
 

@@ -4,17 +4,18 @@ import pytest
 import torch
 from toy_runs import call, read_cuts, toy_options, toy_parts
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.training.data import TrainSampler
-from tokenverse_pp.training.distributed import World, is_out_of_memory
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.samplers import TrainSampler
+from tokenverse_pp.data.sources import open_rounds
+from tokenverse_pp.models.devices import is_out_of_memory
 from tokenverse_pp.training.log import read_log
-from tokenverse_pp.training.rounds import open_rounds
 from tokenverse_pp.training.scan import scan, worst_batches
 
 
 def build(corpus, **changes):
     parts = toy_parts(corpus, data__max_cuts=3, **changes)
-    return parts, TrainSampler(open_rounds(parts.config.data, 1), parts.config.data, 1, World())
+    return parts, TrainSampler(open_rounds(parts.config.data, 1), parts.config.data, 1, DistributedContext())
 
 
 def test_worst_batches_are_those_of_the_longest_cut_and_target(tiny_corpus):
@@ -31,7 +32,7 @@ def test_worst_batches_are_those_of_the_longest_cut_and_target(tiny_corpus):
 def test_scan_leaves_no_trace_and_reports_memory(tiny_corpus):
     parts, sampler = build(tiny_corpus, model__vectors__strategy="combination")
     before = {key: value.clone() for key, value in parts.model.state_dict().items()}
-    lines = scan(parts.model.train(), sampler, parts.dataset, parts.config, World())
+    lines = scan(parts.model.train(), sampler, parts.dataset, parts.config, DistributedContext())
     assert lines and all(line.startswith("scan, ") and "peak" in line and " MB" in line for line in lines)
     assert all(torch.equal(value, before[key]) for key, value in parts.model.state_dict().items())
     assert all(p.grad is None for p in parts.model.parameters())
@@ -49,7 +50,7 @@ def test_batch_that_does_not_fit_is_named_before_the_first_step(tiny_corpus, mon
 
     monkeypatch.setattr(parts.model, "forward", small_machine)
     with pytest.raises(UserError, match="out of memory on a batch") as caught:
-        scan(parts.model, sampler, parts.dataset, parts.config, World())
+        scan(parts.model, sampler, parts.dataset, parts.config, DistributedContext())
     assert most.id in str(caught.value)
 
 

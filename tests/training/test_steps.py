@@ -7,8 +7,8 @@ import torch
 from lhotse import CutSet
 from toy_runs import read_cuts, toy_parts
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.training.distributed import World
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.training.optim import make_optimizer
 from tokenverse_pp.training.steps import Stepper, as_record, cut_ids
 
@@ -17,7 +17,7 @@ def build(corpus, **changes):
     """Parts, a stepper over them, and batches of the first cuts by their indices."""
     parts = toy_parts(corpus, **changes)
     optimizer = make_optimizer(parts.model, parts.config.optim, ())
-    stepper = Stepper(parts.model.train(), optimizer, parts.config, World())
+    stepper = Stepper(parts.model.train(), optimizer, parts.config, DistributedContext())
     cuts = read_cuts(corpus)
     return parts, stepper, lambda *rows: parts.dataset[CutSet.from_cuts([cuts[i] for i in rows])]
 

@@ -11,14 +11,15 @@ from lhotse import CutSet
 from safetensors.torch import load_file, save_file
 from toy_runs import assert_one_line, call, finish, read_cuts, start, toy_options, toy_parts
 
-from tokenverse_pp.config import save_config
-from tokenverse_pp.dataset import load_inputs
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.search import SearchOptions, search
+from tokenverse_pp.base.config_files import save_config
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.data.dataset import load_inputs
+from tokenverse_pp.data.tokenizer import BLANK_ID, train_tokenizer
+from tokenverse_pp.decoding.search import search
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.models.bundle import ModelBundle, build_model, load_model
 from tokenverse_pp.tasks import build_tasks
-from tokenverse_pp.tokenizer import BLANK_ID, train_tokenizer
-from tokenverse_pp.training import checkpoint
-from tokenverse_pp.training.setup import Loaded, build_model, load_model
 from tokenverse_pp.training.transfer import VOCABULARY_ROWS, old_row_of_each, read_source, start_from
 
 OLD = {"tasks__names": ["asr", "scd", "lid"], "tasks__languages": ["qaa"], "tokenizer__vocab_size": 24}
@@ -53,7 +54,7 @@ def started(corpus, folder, **changes):
     tokenizer = source.tokenizer.extended(parts.tasks.symbols)
     model = build_model(parts.config, parts.tasks, tokenizer)
     added = start_from(source, model, parts.tasks, tokenizer, said.append)
-    return Loaded(parts.config, parts.tasks, tokenizer, model.eval()), added, said
+    return ModelBundle(parts.config, parts.tasks, tokenizer, model.eval()), added, said
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import torch
 from lhotse import CutSet
 from toy_runs import read_cuts, toy_parts
 
-from tokenverse_pp.search import Hypothesis
-from tokenverse_pp.training import validate
-from tokenverse_pp.training.distributed import World
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.decoding.hypothesis import Hypothesis
+from tokenverse_pp.training import validation as validate
 from tokenverse_pp.training.steps import forward
 
 
@@ -33,7 +33,7 @@ def test_loss_is_that_of_all_labelled_tasks_in_any_batches(tiny_corpus, parts):
     parts.model.train()
     for seconds in (1.0, 8.0, 100.0):
         parts.config.data.max_duration = seconds
-        scores = validate.Validator(cuts, parts.dataset, parts.config, World())(parts.model)
+        scores = validate.Validator(cuts, parts.dataset, parts.config, DistributedContext())(parts.model)
         assert scores["loss"] == pytest.approx(sum(losses) / frames, rel=1e-4)
         assert scores["loss_per_token"] == pytest.approx(sum(losses) / tokens, rel=1e-4)
     assert parts.model.training  # as it was
@@ -56,7 +56,7 @@ def test_scores_are_those_of_each_cuts_labelled_tasks(tiny_corpus, parts, monkey
 
     monkeypatch.setattr(validate, "search_frames", found)
     parts.config.data.max_duration = 8.0
-    scores = validate.Validator(cuts, parts.dataset, parts.config, World())(parts.model)
+    scores = validate.Validator(cuts, parts.dataset, parts.config, DistributedContext())(parts.model)
     words = sum(len(sup.text.split()) for cut in cuts for sup in cut.supervisions)
     assert scores["wer"] == pytest.approx(len(cuts) / words)
     assert scores["lid_accuracy"] == 1.0 and scores["ner_f1"] == 1.0 and scores["scd_f1"] == 1.0
@@ -77,14 +77,14 @@ def test_log_probabilities_are_split_by_task(tiny_corpus, parts, monkeypatch):
         return torch.tensor([[value[n] for n in row] for row in names])
 
     monkeypatch.setattr(parts.model, "token_log_probs", log_probs)
-    scores = validate.Validator(cuts, parts.dataset, parts.config, World())(parts.model)
+    scores = validate.Validator(cuts, parts.dataset, parts.config, DistributedContext())(parts.model)
     found = {name: scores[f"log_prob_{name}"] for name in parts.tasks.names}
     assert found == pytest.approx(value)
 
 
 def test_log_probabilities_of_a_real_model(tiny_corpus, parts):
     cuts = read_cuts(tiny_corpus, "dev")
-    scores = validate.Validator(cuts, parts.dataset, parts.config, World())(parts.model)
+    scores = validate.Validator(cuts, parts.dataset, parts.config, DistributedContext())(parts.model)
     # An untrained model is about as sure as a uniform guess.
     assert scores["log_prob_asr"] == pytest.approx(-math.log(parts.tokenizer.vocab_size), abs=1.5)
     assert "valid loss" in validate.describe(scores) and "scd_f1" in validate.describe(scores)
@@ -94,6 +94,6 @@ def test_ranks_share_the_cuts(tiny_corpus, parts):
     cuts = read_cuts(tiny_corpus)
     found = []
     for rank in range(3):
-        batches = validate.Validator(cuts, parts.dataset, parts.config, World(rank, 3)).batches
+        batches = validate.Validator(cuts, parts.dataset, parts.config, DistributedContext(rank, 3)).batches
         found += [cut.id for batch in batches for cut in batch]
     assert sorted(found) == sorted(cut.id for cut in cuts)

@@ -14,20 +14,18 @@ from lhotse.cut import Cut
 from tqdm import tqdm
 
 import tokenverse_pp
-from tokenverse_pp.api.decoding import Result, transcribe_in_order
-from tokenverse_pp.api.inputs import Heard, Refused, is_single, open_audio, open_or_refuse, several
-from tokenverse_pp.api.locate import DEFAULT, PathLike, locate_encoder, locate_model
-from tokenverse_pp.api.options import Hotword, Names, TranscribeOptions
-from tokenverse_pp.api.saving import save_model
-from tokenverse_pp.api.transcript import Transcript
-from tokenverse_pp.config import load_config
-from tokenverse_pp.dataset import SAMPLING_RATE
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.search.options import SearchOptions
+from tokenverse_pp.api.folders import DEFAULT, PathLike, locate_encoder, locate_model, save_model
+from tokenverse_pp.api.transcribing import Hotword, Names, Result, TranscribeOptions, transcribe_in_order
+from tokenverse_pp.base.config_files import load_config
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.data.audio.inputs import Heard, Refused, is_single, open_audio, open_or_refuse, several
+from tokenverse_pp.data.dataset import SAMPLING_RATE
+from tokenverse_pp.models.bundle import ModelBundle, load_model, tasks_of
+from tokenverse_pp.models.checkpoint import CONFIG
 from tokenverse_pp.tasks import load_plugins
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.training.checkpoint import CONFIG
-from tokenverse_pp.training.setup import Loaded, load_model, tasks_of
+from tokenverse_pp.tasks.result import Transcript
 
 Single = Union[str, Path, bytes, np.ndarray, torch.Tensor, Tuple[Any, float], Mapping[str, Any], Cut, Recording]
 
@@ -45,12 +43,12 @@ class TokenVerse:
     True
 
     Args:
-        loaded: what `tokenverse_pp.training.setup.load_model` gives.
+        loaded: what `tokenverse_pp.models.bundle.load_model` gives.
         encoder_name: the encoder's name in the model's configuration, where it was found elsewhere.
         precision: that `transcribe` takes unless it is told another one.
     """
 
-    def __init__(self, loaded: Loaded, encoder_name: Optional[str] = None, precision: str = "fp32"):
+    def __init__(self, loaded: ModelBundle, encoder_name: Optional[str] = None, precision: str = "fp32"):
         self.loaded = loaded
         self.precision = precision
         self._encoder_name = encoder_name if encoder_name is not None else loaded.config.model.encoder.name
@@ -70,8 +68,8 @@ class TokenVerse:
 
         >>> TokenVerse.from_pretrained("no/such-model")
         Traceback (most recent call last):
-        tokenverse_pp.errors.UserError: no/such-model: there is no such folder, and the Hugging Face hub cannot be \
-reached (nor is a model of that name in its local cache)
+        tokenverse_pp.base.errors.UserError: no/such-model: there is no such folder, and the Hugging Face hub cannot \
+be reached (nor is a model of that name in its local cache)
 
         Args:
             model: a folder (of a model, a checkpoint or an experiment), the name of a model that is part of the
@@ -171,7 +169,7 @@ reached (nor is a model of that name in its local cache)
         'qab'
         >>> model.transcribe(samples, tasks=["dancing"])
         Traceback (most recent call last):
-        tokenverse_pp.errors.UserError: tasks: 'dancing' is not a task of this model, which knows asr, scd, endp, \
+        tokenverse_pp.base.errors.UserError: tasks: 'dancing' is not a task of this model, which knows asr, scd, endp, \
 ner, lid
 
         Audio of any length, rate and number of channels is taken: channels are averaged, and what is longer than 28 s
@@ -275,7 +273,7 @@ ner, lid
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-        from tokenverse_pp.model.encoder.loading import hub_reachable
+        from tokenverse_pp.models.encoders.loading import hub_reachable
 
         if not hub_reachable():
             raise UserError(f"{repository}: the Hugging Face hub cannot be reached")

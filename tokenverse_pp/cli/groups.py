@@ -1,14 +1,19 @@
-"""Click groups: one line for errors that the user can mend, and commands imported when they are called."""
+"""Click groups: one line for errors that the user can mend, and commands imported when they are called.
+
+A user's error is one line on stderr and exit code 2, never a traceback.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
-from typing import Any, Dict, List, Optional
+import sys
+from typing import Any, Dict, Iterator, List, Optional
 
 import click
 
-from tokenverse_pp.errors import UserError, printable
+from tokenverse_pp.base.errors import UserError, printable
 
 EXIT_CODE = 2
 
@@ -55,3 +60,19 @@ class Group(click.Group):
                 raise
             click.echo(f"error: {line}", err=True)
             raise click.exceptions.Exit(EXIT_CODE) from error
+
+
+@contextlib.contextmanager
+def report_errors() -> Iterator[None]:
+    """Turn what the user can mend into one line and exit code 2; Ctrl-C into exit code 130."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        line = error_line(error)
+        if line is None:
+            raise
+        print(f"error: {' '.join(line.split())}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

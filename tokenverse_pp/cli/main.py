@@ -1,4 +1,7 @@
-"""``tokenverse-pp``: the top of the command line."""
+"""``tokenverse-pp manifest``: from corpora and tables to labelled cuts. One file a command in manifest_commands/.
+
+``tokenverse-pp``: the top of the command line.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,51 @@ import click
 import tokenverse_pp
 from tokenverse_pp.cli.groups import Group
 
+HERE = "tokenverse_pp.cli"
+MANIFEST_COMMANDS = {
+    "conversations": f"{HERE}.manifest_edit:conversations",
+    "import": f"{HERE}.manifest_import:import_corpus",
+    "label": f"{HERE}.manifest_edit:label",
+    "mix": f"{HERE}.manifest_edit:mix",
+    "show": f"{HERE}.manifest_inspect:show",
+    "split": f"{HERE}.manifest_edit:split",
+    "stats": f"{HERE}.manifest_inspect:stats",
+    "subset": f"{HERE}.manifest_edit:subset",
+    "store-features": f"{HERE}.manifest_inspect:store_features",
+    "to-shar": f"{HERE}.manifest_inspect:to_shar",
+    "validate": f"{HERE}.manifest_inspect:validate",
+}
+PREPARE = {
+    "ami": f"{HERE}.manifest_prepare:ami",
+    "callhome-english": f"{HERE}.manifest_prepare:callhome_english",
+    "commonvoice": f"{HERE}.manifest_prepare:commonvoice",
+    "eval2000": f"{HERE}.manifest_prepare:eval2000",
+    "librispeech": f"{HERE}.manifest_prepare:librispeech",
+    "mls": f"{HERE}.manifest_prepare:mls",
+    "voxpopuli": f"{HERE}.manifest_prepare:voxpopuli",
+}
+
+
+@click.group(cls=Group, lazy=MANIFEST_COMMANDS)
+def manifest() -> None:
+    """Labelled cuts: get them from corpora and tables, check, count, label, mix and split them."""
+
+
+@manifest.group(cls=Group, lazy=PREPARE)
+def prepare() -> None:
+    """Turn a corpus into labelled cuts."""
+
+
 COMMANDS = {
-    "average": "tokenverse_pp.cli.average:average",
-    "calibrate": "tokenverse_pp.cli.calibrate:calibrate",
-    "compare": "tokenverse_pp.cli.compare:compare",
-    "export": "tokenverse_pp.cli.export:export",
-    "manifest": "tokenverse_pp.cli.manifest:manifest",
-    "report": "tokenverse_pp.cli.report:report",
-    "score": "tokenverse_pp.cli.score:score",
+    "average": "tokenverse_pp.cli.model:average",
+    "calibrate": "tokenverse_pp.cli.evaluate:calibrate",
+    "compare": "tokenverse_pp.cli.evaluate:compare",
+    "export": "tokenverse_pp.cli.model:export",
+    "manifest": "tokenverse_pp.cli.main:manifest",
+    "report": "tokenverse_pp.cli.evaluate:report",
+    "score": "tokenverse_pp.cli.evaluate:score",
     "serve": "tokenverse_pp.cli.serve:serve",
-    "stream": "tokenverse_pp.cli.stream:stream",
+    "stream": "tokenverse_pp.cli.serve:stream",
     "transcribe": "tokenverse_pp.cli.transcribe:transcribe",
 }
 

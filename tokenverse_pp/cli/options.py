@@ -53,7 +53,7 @@ def source_options(command: Command) -> Command:
     @click.option("--allow-urls", is_flag=True, help="Open URLs that the manifest names as sources of audio.")
     @functools.wraps(command)
     def with_sources(*arguments: Any, allow_commands: bool, allow_urls: bool, **options: Any) -> Any:
-        from tokenverse_pp.manifests.access import allow_sources
+        from tokenverse_pp.data.access import allow_sources
 
         with allow_sources(allow_commands, allow_urls):
             return command(*arguments, **options)

@@ -1,9 +1,13 @@
-"""``tokenverse-pp serve``: a model for many streams at once, over websockets, and a web page."""
+"""``tokenverse-pp serve``: a model for many streams at once, over websockets, and a web page.
+
+``tokenverse-pp stream``: a file through a streaming server.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import click
 
@@ -70,11 +74,11 @@ def serve(
     """
     import logging
 
-    from tokenverse_pp.serving.extra import need_websockets
+    from tokenverse_pp.serving.client import need_websockets
 
     need_websockets()
     from tokenverse_pp.serving.access import Access, check_origin, read_token
-    from tokenverse_pp.serving.limits import Limits
+    from tokenverse_pp.serving.protocol import Limits
 
     access = Access(read_token(token_file), tuple(map(check_origin, allow_origin)))
     allowed = Limits(
@@ -108,13 +112,13 @@ def _engine(
     """The model, loaded and ready to stream (raises UserError)."""
     import torch
 
-    from tokenverse_pp.api.locate import ABOUT_DEFAULT, DEFAULT
+    from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
-    from tokenverse_pp.errors import UserError
-    from tokenverse_pp.model.masks import ChunkOptions
-    from tokenverse_pp.search.options import SearchOptions
-    from tokenverse_pp.serving.engine import build_engine
-    from tokenverse_pp.streaming.transcriber import StreamingOptions
+    from tokenverse_pp.base.config import ChunkOptions
+    from tokenverse_pp.base.errors import UserError
+    from tokenverse_pp.base.search_options import SearchOptions
+    from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions
+    from tokenverse_pp.serving.worker import build_engine
 
     if threads:
         torch.set_num_threads(threads)
@@ -132,3 +136,69 @@ def _engine(
         search=SearchOptions(method=search[0], beam=search[1]),
     )
     return build_engine(loaded, options)
+
+
+@click.command()
+@click.argument("audio", type=click.Path(dir_okay=False))
+@click.option("--url", default="ws://127.0.0.1:8765/stream", show_default=True, help="Of the server's streams.")
+@click.option("--tasks", default="", help="Tasks to decode, with commas. [default: all that the server offers]")
+@click.option("--real-time", is_flag=True, help="Send no faster than it was spoken.")
+@click.option("--format", "format_", default="pcm16", show_default=True, type=click.Choice(["pcm16", "float32"]))
+@click.option("--partials/--no-partials", default=True, show_default=True, help="Show what may still change.")
+@click.option("--reset-at-endpoint", is_flag=True, help="Let the search begin anew at each [ENDP].")
+@click.option("--token-file", type=click.Path(dir_okay=False), help="Token for the server; or $TOKENVERSE_TOKEN.")
+@click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
+def stream(
+    audio: str,
+    url: str,
+    tasks: str,
+    real_time: bool,
+    format_: str,
+    partials: bool,
+    reset_at_endpoint: bool,
+    token_file: str,
+    as_json: bool,
+) -> None:
+    """Send AUDIO to a streaming server (`tokenverse-pp serve`), and print what it says as it says it.
+
+    Any rate and number of channels: channels are averaged, then resampled to 16 kHz.
+    """
+    # torch and lhotse take seconds to import: not for `--help`.
+    from pathlib import Path
+
+    from tokenverse_pp.serving.access import read_token
+    from tokenverse_pp.serving.client import need_websockets, transcribe
+
+    need_websockets()
+    token = read_token(Path(token_file) if token_file else None)
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+
+    def show(event: Dict[str, Any]) -> None:
+        click.echo(json.dumps(event, ensure_ascii=False) if as_json else line_of(event))
+
+    transcribe(
+        url,
+        samples_of(audio),
+        on_event=show,
+        real_time=real_time,
+        tasks=names or None,
+        format=format_,
+        partials=partials,
+        reset_at_endpoint=reset_at_endpoint,
+        token=token,
+    )
+
+
+def samples_of(path: str) -> Any:
+    """The samples ``(S,)`` of an audio file at 16 kHz (raises UserError)."""
+    from tokenverse_pp.data.audio.inputs import open_audio
+    from tokenverse_pp.data.dataset import load_inputs
+
+    return load_inputs(open_audio(path).cut, convert=True).numpy()
+
+
+def line_of(event: Dict[str, Any]) -> str:
+    """An event for people."""
+    from tokenverse_pp.base.errors import printable
+
+    return printable(f"{event['time']:9.2f}  {event['kind']:7}  {event['text']}")

@@ -60,7 +60,7 @@ def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
     # torch and lhotse take seconds to import: not for `--help`, nor for a wrong option.
     import torch
 
-    from tokenverse_pp.api.options import TranscribeOptions
+    from tokenverse_pp.api.transcribing import TranscribeOptions
 
     if given["threads"]:
         torch.set_num_threads(given["threads"])
@@ -80,8 +80,8 @@ def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
 
 def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
     """See that the options make sense together, before anything is loaded (raises UserError)."""
-    from tokenverse_pp.cli.transcribing.inputs import are_several
-    from tokenverse_pp.errors import UserError
+    from tokenverse_pp.base.errors import UserError
+    from tokenverse_pp.cli.transcribing import are_several
 
     if not audio:
         raise UserError("AUDIO: expected files, folders, manifests of cuts, or - for standard input")
@@ -100,11 +100,10 @@ def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
 
 def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: Any) -> bool:
     """Transcribe and write; returns whether nothing was refused."""
-    from tokenverse_pp.api.inputs import Refused
-    from tokenverse_pp.api.locate import ABOUT_DEFAULT, DEFAULT
+    from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
-    from tokenverse_pp.cli.transcribing.inputs import Source, are_several, sources
-    from tokenverse_pp.cli.transcribing.output import Output
+    from tokenverse_pp.cli.transcribing import NamedRecording, Output, are_several, sources
+    from tokenverse_pp.data.audio.inputs import Refused
 
     if given["model"] is None:
         click.echo(f"model: {ABOUT_DEFAULT}", err=True)
@@ -113,7 +112,7 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: Any) -> bool:
     )
     folder: Optional[Path] = given["output_dir"]
     output = Output(given["formats"], folder, are_several(audio))
-    pending: Deque[Source] = deque()
+    pending: Deque[NamedRecording] = deque()
 
     def opened() -> Any:
         for source in sources(audio, given["recursive"], given["raw_rate"] if given["raw"] else None):
@@ -133,9 +132,9 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: Any) -> bool:
 
 def list_tasks(model: Optional[str], trust_plugins: bool = False) -> None:
     """Print the tasks, languages and entity types of a model, which is not loaded."""
-    from tokenverse_pp.api.locate import ABOUT_DEFAULT, DEFAULT
+    from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import known_tasks, options_of_task
-    from tokenverse_pp.errors import printable
+    from tokenverse_pp.base.errors import printable
 
     if model is None:
         click.echo(f"model: {ABOUT_DEFAULT}", err=True)

@@ -1,24 +1,123 @@
-"""Decoding a whole CutSet: each process its batches, on from where a stopped run was, one merged result."""
+"""What was decoded so far, on disk: part files that a run goes on from when it was stopped.
+
+A part file has one line of JSON a batch, written at once and flushed: a run that is killed leaves at most its last
+line half-written, and that batch is decoded again. A batch goes by a key: a digest of model, options, cuts and audio
+files. So nothing is taken over that another model, other options or other audio gave.
+
+Decoding a whole CutSet: each process its batches, on from where a stopped run was, one merged result.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import hashlib
+import json
+import shutil
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import IO, Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch.distributed as dist
 from lhotse.cut import Cut
 from tqdm import tqdm
 
-from tokenverse_pp.decoding.batches import Decoded, Decoder, Record, plan_batches
-from tokenverse_pp.decoding.options import DecodeOptions
-from tokenverse_pp.decoding.parts import Parts, batch_digest, collect, run_digest
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.training.distributed import World
-from tokenverse_pp.training.setup import Loaded
+import tokenverse_pp
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import feed
+from tokenverse_pp.data.dataset import audio_files
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.decoding.language_models import lm_files
+from tokenverse_pp.decoding.recognizer import DecodeOptions, RecognizedBatch, Recognizer, Record, plan_batches
+from tokenverse_pp.models.bundle import ModelBundle
+
+Line = Dict[str, Any]
+
+
+def run_digest(loaded: ModelBundle, options: DecodeOptions) -> str:
+    """A digest of everything but the cuts: program version, files of model and language model, encoder, options."""
+    digest = hashlib.sha256(f"{tokenverse_pp.__version__} {loaded.config.model.encoder}".encode())
+    for path in sorted(loaded.folder.iterdir()) if loaded.folder is not None else ():
+        if path.is_file():
+            digest.update(f"\n{path.name}\n".encode())
+            feed(digest, path)
+    for path in sorted(lm_files(Path(options.search.lm)).values()) if options.search.lm else ():
+        feed(digest, path)
+    digest.update(json.dumps(dataclasses.asdict(options), sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def batch_digest(run: str, group: Sequence[Cut], stored_features: bool) -> str:
+    """A digest of a batch: the run's, the cuts', and size and time of change of their audio files."""
+    digest = hashlib.sha256(run.encode())
+    for cut in group:
+        digest.update(json.dumps(cut.to_dict(), sort_keys=True, default=str).encode())
+        for path in () if stored_features else audio_files(cut):
+            if path.is_file():
+                stat = path.stat()
+                digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+class Parts:
+    """The part files of an output folder, one a process."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._file: Optional[IO[str]] = None
+
+    def read(self) -> Dict[str, Line]:
+        """All whole lines of all part files by the key of their batch."""
+        lines: Dict[str, Line] = {}
+        for path in sorted(self.folder.glob("part-*.jsonl")):
+            for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+                line = _whole(text)
+                if line is not None:
+                    lines[line["key"]] = line
+        return lines
+
+    def append(self, rank: int, key: str, done: RecognizedBatch) -> None:
+        """Add a batch to a process's part file, behind what is in it."""
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = (self.folder / f"part-{rank}.jsonl").open("a", encoding="utf-8")
+            if self._file.tell() > 0:
+                self._file.write("\n")  # the last line may be half-written
+        line = {"key": key, "records": done.records, "failures": done.failures}
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the part file that `append` opened."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _whole(text: str) -> Optional[Line]:
+    """A line of a part file; None for one that is empty or half-written."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and {"key", "records", "failures"} <= set(line) else None
+
+
+def collect(lines: Dict[str, Line], keys: Sequence[str]) -> RecognizedBatch:
+    """The records and failures of the batches with these keys, in no particular order."""
+    done = RecognizedBatch()
+    wanted: List[Line] = [lines[key] for key in keys]
+    for line in wanted:
+        done.records.extend(line["records"])
+        done.failures.extend(line["failures"])
+    return done
+
 
 # One process may get an hour-long file at the end; the default patience of a process group is 10 to 30 minutes.
 PATIENCE = datetime.timedelta(days=14)
@@ -36,11 +135,11 @@ class Outcome:
 
 
 def decode_all(
-    loaded: Loaded,
+    loaded: ModelBundle,
     cuts: Sequence[Cut],
     options: DecodeOptions,
     folder: Path,
-    world: World,
+    world: DistributedContext,
     resume: bool = True,
     tell: Callable[[str], None] = print,
 ) -> Optional[Outcome]:
@@ -58,7 +157,7 @@ def decode_all(
         The merged result in the first process, None in all others.
     """
     parts = Parts(folder)
-    decoder = Decoder(loaded, options)
+    decoder = Recognizer(loaded, options)
     digest = run_digest(loaded, options)
     batches = [(batch_digest(digest, group, options.stored_features), group) for group in plan_batches(cuts, options)]
     done = world.from_first(lambda: prepare(parts, batches, resume, tell))
@@ -93,7 +192,7 @@ def prepare(parts: Parts, batches: Sequence[Keyed], resume: bool, tell: Callable
     return done
 
 
-def share(batches: Sequence[Keyed], world: World) -> List[Keyed]:
+def share(batches: Sequence[Keyed], world: DistributedContext) -> List[Keyed]:
     """This process's part: the batches in turn to whoever has least audio (padded seconds) so far."""
     loads = [0.0] * world.size
     mine: List[Keyed] = []
@@ -105,7 +204,7 @@ def share(batches: Sequence[Keyed], world: World) -> List[Keyed]:
     return mine
 
 
-def _decode_share(decoder: Decoder, mine: Sequence[Keyed], parts: Parts, world: World) -> None:
+def _decode_share(decoder: Recognizer, mine: Sequence[Keyed], parts: Parts, world: DistributedContext) -> None:
     """Decode this process's batches into its part file, with a progress bar in the first process."""
     total, refused, audio, started = sum(len(group) for _, group in mine), 0, 0.0, time.monotonic()
     name = f"rank 0 of {world.size}" if world.size > 1 else "decoding"
@@ -120,7 +219,7 @@ def _decode_share(decoder: Decoder, mine: Sequence[Keyed], parts: Parts, world: 
             bar.set_postfix_str(f"rtf {(time.monotonic() - started) / max(audio, 1e-9):.4f}")
 
 
-def _name_refused(done: Decoded, before: int) -> int:
+def _name_refused(done: RecognizedBatch, before: int) -> int:
     """Tell of cuts that were refused, up to a number of lines; returns how many there are now."""
     for number, failure in enumerate(done.failures, start=before):
         if number < LINES:
@@ -130,7 +229,7 @@ def _name_refused(done: Decoded, before: int) -> int:
     return before + len(done.failures)
 
 
-def measure(world: World, audio: float, seconds: float) -> Dict[str, Any]:
+def measure(world: DistributedContext, audio: float, seconds: float) -> Dict[str, Any]:
     """Wait for all processes -> seconds of audio, wall-clock seconds and real-time factor, of all and of each."""
     mine = [0.0] * (2 * world.size)
     mine[2 * world.rank : 2 * world.rank + 2] = [audio, seconds]

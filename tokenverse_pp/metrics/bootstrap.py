@@ -26,7 +26,7 @@ Interval = Tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Counts:
+class RatioCounts:
     """What each utterance adds to a ratio of sums, for one or more systems whose mean is wanted (seeds).
 
     Args:
@@ -48,7 +48,7 @@ class Counts:
             )
 
     @classmethod
-    def of(cls, seeds: Sequence[Sequence[Tuple[float, float]]], empty: float = 0.0) -> Counts:
+    def of(cls, seeds: Sequence[Sequence[Tuple[float, float]]], empty: float = 0.0) -> RatioCounts:
         """From (numerator, denominator) of each utterance, for each seed."""
         both = np.asarray(seeds, dtype=np.float64)  # (S, N, 2)
         if both.ndim != 3 or both.shape[2] != 2:
@@ -105,7 +105,7 @@ def draws(utterances: int, resamples: int, seed: int) -> List[np.ndarray]:
     return [rng.multinomial(utterances, chances, size=size).astype(np.float32) for size in sizes]
 
 
-def bootstrap(counts: Counts, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
+def bootstrap(counts: RatioCounts, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Interval:
     """The percentile interval of a score.
 
     >>> certain = Counts.of([[(1, 2)] * 50])
@@ -115,7 +115,9 @@ def bootstrap(counts: Counts, resamples: int = RESAMPLES, seed: int = 0, level: 
     return percentiles(np.concatenate([counts.scores(w) for w in draws(counts.utterances, resamples, seed)]), level)
 
 
-def compare(a: Counts, b: Counts, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL) -> Comparison:
+def compare(
+    a: RatioCounts, b: RatioCounts, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
+) -> Comparison:
     """Two systems on the same utterances, in the same order (paired bootstrap).
 
     Raises:

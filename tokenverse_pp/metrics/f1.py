@@ -1,8 +1,17 @@
-"""Precision, recall and F1 from counts."""
+"""Precision, recall and F1 from counts.
+
+Scores of events that one token marks (speaker change, endpoint): by place in the words, and by time.
+
+Scores of named entities as unordered phrases.
+"""
 
 from __future__ import annotations
 
-from typing import Dict, Union
+import heapq
+from collections import Counter, deque
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+from tokenverse_pp.metrics.align import count_aligned
 
 Prf = Dict[str, Union[int, float]]
 
@@ -22,3 +31,159 @@ def f1_score(tp: int, fp: int, fn: int) -> Prf:
         recall = tp / max(tp + fn, 1)
         f1 = 2 * tp / (2 * tp + fp + fn)
     return {"precision": precision, "recall": recall, "f1": f1, "tp": tp, "fp": fp, "fn": fn}
+
+
+Interval = Tuple[float, float]
+Positions = Tuple[Sequence[str], Sequence[int], Sequence[str], Sequence[int]]
+
+
+def score_positions(examples: Sequence[Positions]) -> Prf:
+    """Precision, recall and F1 of tokens by their place in the aligned words, micro-averaged.
+
+    Args:
+        examples: (reference words, reference positions, hypothesis words, hypothesis positions) of each
+            utterance; position p is the gap before word p. What counts as the same place:
+            `align.count_aligned`.
+
+    >>> score_positions([("ja nee".split(), [1, 2], "ja nou nee".split(), [2])])["recall"]
+    0.5
+    """
+    tp = sum(count_aligned(*example) for example in examples)
+    references = sum(len(example[1]) for example in examples)
+    hypotheses = sum(len(example[3]) for example in examples)
+    return f1_score(tp, hypotheses - tp, references - tp)
+
+
+def score_times(examples: Sequence[Tuple[Sequence[Interval], Sequence[float]]], collar: float) -> Prf:
+    """Precision, recall and F1 of events by their time, micro-averaged.
+
+    Args:
+        examples: (reference intervals, hypothesised times) of each utterance, in seconds. A time is right
+            within ``[start - collar, end + collar]`` of an interval; each time and each interval counts once,
+            and as many as possible are paired.
+        collar: seconds of tolerance at both ends.
+
+    >>> score_times([([(1.0, 1.5), (3.0, 3.0)], [1.7, 2.0])], collar=0.25)["f1"]
+    0.5
+    """
+    tp = sum(_most_pairs(intervals, times, collar) for intervals, times in examples)
+    references = sum(len(intervals) for intervals, _ in examples)
+    hypotheses = sum(len(times) for _, times in examples)
+    return f1_score(tp, hypotheses - tp, references - tp)
+
+
+def _most_pairs(intervals: Sequence[Interval], times: Sequence[float], collar: float) -> int:
+    """The size of a maximum one-to-one matching of times to intervals.
+
+    Times in order; each takes, of the free intervals that hold it, the one that ends first (the usual
+    exchange argument shows that no other choice pairs more).
+    """
+    ahead = sorted((start - collar, end + collar) for start, end in intervals)
+    open_ends: List[float] = []
+    pairs = seen = 0
+    for time in sorted(times):
+        while seen < len(ahead) and ahead[seen][0] <= time:
+            heapq.heappush(open_ends, ahead[seen][1])
+            seen += 1
+        while open_ends and open_ends[0] < time:
+            heapq.heappop(open_ends)
+        if open_ends:
+            heapq.heappop(open_ends)
+            pairs += 1
+    return pairs
+
+
+Phrase = Tuple[str, Optional[str]]  # the words of an entity, its type (None where untyped)
+SOFT_SIMILARITY = 0.5
+
+
+def score_entities(examples: Sequence[Tuple[Sequence[Phrase], Sequence[Phrase]]]) -> Dict[str, Prf]:
+    """Precision, recall and F1 of (phrase, type) pairs, micro-averaged; their place does not count.
+
+    - ``exact``: F1 of SLUE (Shon et al., "SLUE: New Benchmark Tasks for Spoken Language Understanding",
+      2022): phrase and type are the same; compared as multisets, utterance by utterance. Of 0/0 see
+      `f1.f1_score` (SLUE: 0).
+    - ``soft``: forgives misheard words. Types are the same and phrases are alike (`similarity` >= 0.5); one
+      to one, as many pairs as possible. SLUE has no such score, and other work means other things by "soft":
+      compare it only with figures computed here.
+    - ``label``: label-F1 of SLUE: types alone, as multisets. Without types: whether their number is right.
+
+    Args:
+        examples: (reference phrases, hypothesised phrases) of each utterance.
+
+    >>> ref, hyp = [("amélie", "PER"), ("deux", "NUM")], [("amélia", "PER"), ("deux", "NUM")]
+    >>> scores = score_entities([(ref, hyp)])
+    >>> scores["exact"]["f1"], scores["soft"]["f1"], scores["label"]["f1"]
+    (0.5, 1.0, 1.0)
+    """
+    exact = soft = label = 0
+    for ref, hyp in examples:
+        exact += _in_common(ref, hyp)
+        label += _in_common([kind for _, kind in ref], [kind for _, kind in hyp])
+        alike = [[j for j, h in enumerate(hyp) if _alike(r, h)] for r in ref]
+        soft += maximum_matching(alike)
+    references = sum(len(ref) for ref, _ in examples)
+    hypotheses = sum(len(hyp) for _, hyp in examples)
+    return {
+        name: f1_score(tp, hypotheses - tp, references - tp)
+        for name, tp in (("exact", exact), ("soft", soft), ("label", label))
+    }
+
+
+def similarity(a: str, b: str) -> float:
+    """One less the edit distance in characters over the longer length: 1 for equal phrases, 0 at worst.
+
+    >>> similarity("amélie", "amélia")
+    0.8333333333333334
+    """
+    import kaldialign  # here, because tasks are imported where kaldialign is not installed (tokenverse_pp.runtime)
+
+    longest = max(len(a), len(b))
+    return 1.0 - kaldialign.edit_distance(list(a), list(b))["total"] / longest if longest else 1.0
+
+
+def maximum_matching(admissible: Sequence[Sequence[int]]) -> int:
+    """The size of a maximum matching in a bipartite graph (augmenting paths, breadth first).
+
+    Args:
+        admissible: for each node of the left side the nodes of the right side that it may be paired with.
+    """
+    partner: Dict[int, int] = {}  # right -> left
+    return sum(_augment(left, admissible, partner) for left in range(len(admissible)))
+
+
+def _augment(root: int, admissible: Sequence[Sequence[int]], partner: Dict[int, int]) -> bool:
+    """Pair ``root``, moving others to another partner if need be; False if that cannot be done."""
+    reached_from: Dict[int, int] = {}  # right -> the left node from which it was reached
+    own: Dict[int, int] = {left: right for right, left in partner.items()}
+    queue = deque([root])
+    while queue:
+        left = queue.popleft()
+        for right in admissible[left]:
+            if right in reached_from:
+                continue
+            reached_from[right] = left
+            if right in partner:
+                queue.append(partner[right])
+                continue
+            _flip(right, root, reached_from, own, partner)
+            return True
+    return False
+
+
+def _flip(right: int, root: int, reached_from: Dict[int, int], own: Dict[int, int], partner: Dict[int, int]) -> None:
+    """Walk back from a free right node to the root, giving each left node the right node it reached."""
+    left = reached_from[right]
+    partner[right] = left
+    while left != root:
+        right = own[left]
+        left = reached_from[right]
+        partner[right] = left
+
+
+def _in_common(ref: Sequence[object], hyp: Sequence[object]) -> int:
+    return sum((Counter(ref) & Counter(hyp)).values())
+
+
+def _alike(a: Phrase, b: Phrase) -> bool:
+    return a[1] == b[1] and similarity(a[0], b[0]) >= SOFT_SIMILARITY

@@ -7,14 +7,14 @@ import json
 import sys
 from typing import TYPE_CHECKING, List, Optional, Union
 
-from tokenverse_pp.errors import UserError, printable
-from tokenverse_pp.runtime.folder import read_folder
-from tokenverse_pp.runtime.runtime import Runtime
-from tokenverse_pp.search.options import SearchOptions
+from tokenverse_pp.base.errors import UserError, printable
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.onnx.folder import read_folder
+from tokenverse_pp.onnx.runtime import Runtime
 from tokenverse_pp.tasks import load_plugins
 
 if TYPE_CHECKING:
-    from tokenverse_pp.runtime.streaming import StreamingRuntime
+    from tokenverse_pp.onnx.streaming_runtime import StreamingRuntime
 
 EXIT_CODE = 2
 
@@ -47,7 +47,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
 def _open(folder: str, threads: int) -> Union[Runtime, StreamingRuntime]:
     if read_folder(folder, check_files=False).streaming is None:
         return Runtime(folder, threads)
-    from tokenverse_pp.runtime.streaming import StreamingRuntime
+    from tokenverse_pp.onnx.streaming_runtime import StreamingRuntime
 
     return StreamingRuntime(folder, threads)
 

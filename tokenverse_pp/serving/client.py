@@ -1,4 +1,6 @@
-"""A client of the streaming server, for programs.
+"""The package that a server and its clients need besides those of the core.
+
+A client of the streaming server, for programs.
 
 >>> async with StreamClient("ws://127.0.0.1:8765/stream", tasks=["asr", "scd"]) as stream:  # doctest: +SKIP
 ...     await stream.send(samples)  # (S,) at 16 kHz in -1 .. 1, again and again
@@ -21,10 +23,19 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.serving.access import is_loopback
-from tokenverse_pp.serving.extra import need_websockets
 from tokenverse_pp.serving.protocol import SAMPLE_RATE, TOO_BIG, Start, start_message, write_audio
+
+
+def need_websockets() -> None:
+    """See that the package websockets is there, and new enough (raises UserError)."""
+    try:
+        import websockets.asyncio.server  # noqa: F401
+    except Exception as error:  # one that is there may fail in other ways than ImportError
+        said = f"streaming needs websockets >= 13 ({one_line(error)}): pip install 'tokenverse_pp[serve]'"
+        raise UserError(said) from error
+
 
 Event = Dict[str, Any]
 MOST_EVENT = 1 << 24  # bytes: the text of `end` holds all that was said

@@ -6,10 +6,9 @@ import asyncio
 import logging
 import signal
 
-from tokenverse_pp.serving.access import Access, is_loopback
-from tokenverse_pp.serving.limits import Limits
+from tokenverse_pp.serving.access import STREAM_PATH, Access, is_loopback
+from tokenverse_pp.serving.protocol import Limits
 from tokenverse_pp.serving.server import StreamingServer
-from tokenverse_pp.serving.web import STREAM_PATH
 from tokenverse_pp.serving.worker import Engine
 
 log = logging.getLogger(__name__)

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Set
 
 from websockets.asyncio.server import serve
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.serving.access import Access, bearer, is_loopback
-from tokenverse_pp.serving.limits import Limits
-from tokenverse_pp.serving.protocol import SAMPLE_RATE, VERSION, StreamError, shown
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.serving.access import STREAM_PATH, Access, WebPage, bearer, is_loopback, plain
+from tokenverse_pp.serving.protocol import SAMPLE_RATE, VERSION, Limits, StreamError, shown
 from tokenverse_pp.serving.session import Session
-from tokenverse_pp.serving.web import STREAM_PATH, WebPage, plain
 from tokenverse_pp.serving.worker import Engine, Worker
 
 if TYPE_CHECKING:

@@ -3,16 +3,18 @@
 from tokenverse_pp.tasks.base import ScoredExample, Task, TaskSet
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks, load_plugins, register, task_options
 from tokenverse_pp.tasks.text import parse, render, transcript_of
-from tokenverse_pp.tasks.transcript import Entity, Mark, Transcript
+from tokenverse_pp.tasks.transcript import Answers, EntitySpan, TaskMark
+
+Entity, Mark, Transcript = EntitySpan, TaskMark, Answers  # their names in the last release
 
 __all__ = [
     "REGISTRY",
-    "Entity",
-    "Mark",
+    "Answers",
+    "EntitySpan",
     "ScoredExample",
     "Task",
+    "TaskMark",
     "TaskSet",
-    "Transcript",
     "build_tasks",
     "load_plugins",
     "parse",

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
-from tokenverse_pp.languages import language_group
-from tokenverse_pp.metrics.wer import error_rates
+from tokenverse_pp.base.languages import language_group
+from tokenverse_pp.metrics.error_rates import error_rates
 from tokenverse_pp.tasks.base import ScoredExample, Task
-from tokenverse_pp.tasks.transcript import Mark, Transcript
-from tokenverse_pp.tasks.turns import turns_of
+from tokenverse_pp.tasks.transcript import Answers, TaskMark, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
-    from tokenverse_pp.search.hypothesis import TimedWord
+    from tokenverse_pp.tasks.transcript import TimedWord
 
 
 class Asr(Task):
@@ -48,11 +47,11 @@ class Asr(Task):
         """No tokens."""
         return []
 
-    def from_marks(self, marks: Sequence[Mark], num_words: int) -> None:
+    def from_marks(self, marks: Sequence[TaskMark], num_words: int) -> None:
         """No answer."""
         return None
 
-    def record(self, transcript: Transcript, words: Sequence[TimedWord], marks: Sequence[Mark]) -> Dict[str, Any]:
+    def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
         """Nothing: text and words are there for all tasks."""
         return {}
 

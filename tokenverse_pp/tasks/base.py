@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
-from tokenverse_pp.tasks.transcript import Mark, Transcript
+from tokenverse_pp.tasks.transcript import Answers, TaskMark
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
-    from tokenverse_pp.search.hypothesis import TimedWord
+    from tokenverse_pp.tasks.transcript import TimedWord
 
 T = TypeVar("T", bound="Task")
 SECONDS_DIGITS = 3  # in records
@@ -30,10 +30,10 @@ class ScoredExample:
     """
 
     id: str
-    ref: Transcript
-    hyp: Transcript
+    ref: Answers
+    hyp: Answers
     cut: Optional[Cut] = None
-    hyp_marks: Sequence[Mark] = field(default_factory=tuple)
+    hyp_marks: Sequence[TaskMark] = field(default_factory=tuple)
     languages: Sequence[str] = ()
 
 
@@ -99,7 +99,7 @@ class Task(ABC):
         """The answer as task tokens: (position, rank, token)."""
 
     @abstractmethod
-    def from_marks(self, marks: Sequence[Mark], num_words: int) -> Any:
+    def from_marks(self, marks: Sequence[TaskMark], num_words: int) -> Any:
         """Read the answer back from its marks: never fails, malformed output has a documented rule."""
 
     def project(self, answer: Any) -> Any:
@@ -110,7 +110,7 @@ class Task(ABC):
         """The task that can write these answers of references too, so that what a model cannot write is missed."""
         return self
 
-    def record(self, transcript: Transcript, words: Sequence[TimedWord], marks: Sequence[Mark]) -> Dict[str, Any]:
+    def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
         """What a line of hyps.jsonl says of this task, as JSON: by default its tokens with their times (seconds).
 
         Args:
@@ -169,7 +169,7 @@ class TaskSet:
         """For each task of this set whether it is active (``asr`` always is)."""
         return [name == "asr" or name in active for name in self.names]
 
-    def render(self, transcript: Transcript) -> str:
+    def render(self, transcript: Answers) -> str:
         """Write a transcript with the tokens of these tasks, as far as it has answers for them."""
         marks = [
             mark
@@ -188,20 +188,20 @@ class TaskSet:
         pieces.extend(transcript.words[done:])
         return " ".join(pieces)
 
-    def read(self, words: Sequence[str], marks: Sequence[Mark]) -> Transcript:
+    def read(self, words: Sequence[str], marks: Sequence[TaskMark]) -> Answers:
         """Words and task tokens -> transcript with an answer for each task of this set, and no other."""
         answers = {
             task.name: task.from_marks([mark for mark in marks if task.owns(mark.token)], len(words))
             for task in self.tasks
             if task.name != "asr"
         }
-        return Transcript(tuple(words), answers)
+        return Answers(tuple(words), answers)
 
-    def restrict(self, transcript: Transcript) -> Transcript:
+    def restrict(self, transcript: Answers) -> Answers:
         """What of a transcript these tasks can write: `parse` of `render` gives exactly this."""
         answers = {
             task.name: task.project(transcript.answers[task.name])
             for task in self.tasks
             if task.name in transcript.answers
         }
-        return Transcript(transcript.words, answers)
+        return Answers(transcript.words, answers)

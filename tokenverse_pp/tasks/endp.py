@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
-from tokenverse_pp.metrics.events import Interval
+from tokenverse_pp.metrics.f1 import Interval
 from tokenverse_pp.tasks.base import RANK_END, seconds
 from tokenverse_pp.tasks.positions import PositionTask
-from tokenverse_pp.tasks.turns import Turn, turns_of
+from tokenverse_pp.tasks.transcript import LabelledTurn, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
-    from tokenverse_pp.search.hypothesis import TimedWord
-    from tokenverse_pp.tasks.transcript import Mark, Transcript
+    from tokenverse_pp.tasks.transcript import Answers, TaskMark, TimedWord
 
 
 class Endpoint(PositionTask):
@@ -45,7 +44,7 @@ class Endpoint(PositionTask):
         """After the last word of each turn with ``custom["endpoint"]``."""
         return tuple(turn.end_word for turn in _complete(cut))
 
-    def record(self, transcript: Transcript, words: Sequence[TimedWord], marks: Sequence[Mark]) -> Dict[str, Any]:
+    def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
         """``endpoints``: times."""
         return {"endpoints": [seconds(mark.time) for mark in marks]}
 
@@ -57,5 +56,5 @@ class Endpoint(PositionTask):
         return [(turn.end, max(turn.end, following[turn.index])) for turn in _complete(cut)]
 
 
-def _complete(cut: Cut) -> List[Turn]:
+def _complete(cut: Cut) -> List[LabelledTurn]:
     return [turn for turn in turns_of(cut) if turn.words and turn.custom.get("endpoint") is True]

@@ -1,6 +1,6 @@
 """Language identification: one token ``[XX]`` before the first word.
 
-A label is any code that `tokenverse_pp.languages` reads; it is written as the model's own language that it means
+A label is any code that `tokenverse_pp.base.languages` reads; it is written as the model's own language that it means
 (`match_language`): a model of ``fr`` and ``de`` writes ``[FR]`` for ``fr-FR``, ``FRA`` and ``fr_CA``, one of ``pt-BR``
 and ``pt-PT`` keeps the two apart. A token is the code in capitals as the configuration has it, and is never renamed.
 """
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Optional, Sequence, Tuple
 
-from tokenverse_pp.languages import (
+from tokenverse_pp.base.languages import (
     canonical_tag,
     compatible_languages,
     language_group,
@@ -19,15 +19,14 @@ from tokenverse_pp.languages import (
     match_language,
     matching_languages,
 )
-from tokenverse_pp.metrics.languages import score_languages
+from tokenverse_pp.metrics.error_rates import score_languages
 from tokenverse_pp.tasks.base import RANK_FRONT, ScoredExample, Task
-from tokenverse_pp.tasks.transcript import Mark, Transcript
-from tokenverse_pp.tasks.turns import turns_of
+from tokenverse_pp.tasks.transcript import Answers, TaskMark, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
-    from tokenverse_pp.search.hypothesis import TimedWord
+    from tokenverse_pp.tasks.transcript import TimedWord
 
 # Nepali's two-letter code would be written [NE], which opens an entity: it is written in three letters.
 WRITTEN_AS = {"ne": "nep"}
@@ -131,11 +130,11 @@ class LanguageId(Task):
             return []
         return [(0, RANK_FRONT, language_token(match_language(answer, self.languages) or answer))]
 
-    def from_marks(self, marks: Sequence[Mark], num_words: int) -> Optional[str]:
+    def from_marks(self, marks: Sequence[TaskMark], num_words: int) -> Optional[str]:
         """The first token's language."""
         return language_code(marks[0].token) if marks else None
 
-    def record(self, transcript: Transcript, words: Sequence[TimedWord], marks: Sequence[Mark]) -> Dict[str, Any]:
+    def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
         """``language``: the code or null."""
         return {"language": transcript.language}
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Optional, Sequence, Tuple
 
-from tokenverse_pp.metrics.entities import score_entities
+from tokenverse_pp.metrics.f1 import score_entities
 from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_OPEN, ScoredExample, Task, span_record
-from tokenverse_pp.tasks.transcript import Entity, Mark, Transcript
-from tokenverse_pp.tasks.turns import Turn, turns_of
+from tokenverse_pp.tasks.transcript import Answers, EntitySpan, LabelledTurn, TaskMark, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
-    from tokenverse_pp.search.hypothesis import TimedWord
+    from tokenverse_pp.tasks.transcript import TimedWord
 
 OPEN, CLOSE = "[NE]", "[/NE]"
 
@@ -43,7 +42,7 @@ class NamedEntities(Task):
         """The types of the opening tokens that have one."""
         return {"types": list(dict.fromkeys(t[4:-1] for t in tokens if t.startswith("[NE:")))}
 
-    def widened(self, answers: Sequence[Sequence[Entity]]) -> NamedEntities:
+    def widened(self, answers: Sequence[Sequence[EntitySpan]]) -> NamedEntities:
         """With the types of all entities, where the task is typed."""
         types = {entity.type for answer in answers for entity in answer if entity.type is not None}
         return NamedEntities(tuple(sorted(types.union(self.types)))) if self.types else self
@@ -71,7 +70,7 @@ class NamedEntities(Task):
         """Every turn has a list of entities whose spans lie on word boundaries and do not overlap."""
         return [problem for turn in turns_of(cut) for problem in _check_turn(turn, self.types)]
 
-    def from_cut(self, cut: Cut) -> Tuple[Entity, ...]:
+    def from_cut(self, cut: Cut) -> Tuple[EntitySpan, ...]:
         """Entities of all turns, as word spans over the cut."""
         found = []
         for turn in turns_of(cut):
@@ -82,16 +81,16 @@ class NamedEntities(Task):
             ends = {end: i + 1 for i, (_, end) in enumerate(spans)}
             for item in sorted(turn.custom.get("entities", ()), key=lambda item: item["start"]):
                 start, end = starts[item["start"]], ends[item["end"]]
-                found.append(Entity(turn.first_word + start, turn.first_word + end, item.get("type")))
+                found.append(EntitySpan(turn.first_word + start, turn.first_word + end, item.get("type")))
         return tuple(found)
 
-    def project(self, answer: Sequence[Entity]) -> Tuple[Entity, ...]:
+    def project(self, answer: Sequence[EntitySpan]) -> Tuple[EntitySpan, ...]:
         """Without types where the task is untyped; only the known types where it is typed."""
         if self.types:
             return tuple(entity for entity in answer if entity.type in self.types)
-        return tuple(Entity(entity.start, entity.end) for entity in answer)
+        return tuple(EntitySpan(entity.start, entity.end) for entity in answer)
 
-    def to_marks(self, answer: Sequence[Entity], num_words: int) -> List[Tuple[int, int, str]]:
+    def to_marks(self, answer: Sequence[EntitySpan], num_words: int) -> List[Tuple[int, int, str]]:
         """An opening token before the first, a closing one after the last word of each."""
         marks = []
         for entity in self.project(answer):
@@ -99,21 +98,21 @@ class NamedEntities(Task):
             marks.append((entity.end, RANK_CLOSE, CLOSE))
         return marks
 
-    def from_marks(self, marks: Sequence[Mark], num_words: int) -> Tuple[Entity, ...]:
+    def from_marks(self, marks: Sequence[TaskMark], num_words: int) -> Tuple[EntitySpan, ...]:
         """Pairs of opening and closing tokens, by the rule in the class's docstring."""
-        found: List[Entity] = []
-        opened: Optional[Mark] = None
+        found: List[EntitySpan] = []
+        opened: Optional[TaskMark] = None
         for mark in marks:
             if mark.token != CLOSE:
                 opened = mark
             elif opened is not None:
                 if mark.position > opened.position:
                     kind = opened.token[4:-1] if self.types else None
-                    found.append(Entity(opened.position, mark.position, kind))
+                    found.append(EntitySpan(opened.position, mark.position, kind))
                 opened = None
         return tuple(found)
 
-    def record(self, transcript: Transcript, words: Sequence[TimedWord], marks: Sequence[Mark]) -> Dict[str, Any]:
+    def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
         """``entities``: text, start, end and type of each."""
         return {
             "entities": [{**span_record(words[e.start : e.end]), "type": e.type} for e in transcript.answers[self.name]]
@@ -142,7 +141,7 @@ def _word_spans(text: str) -> List[Tuple[int, int]]:
     return spans
 
 
-def _check_turn(turn: Turn, types: Sequence[str]) -> List[str]:
+def _check_turn(turn: LabelledTurn, types: Sequence[str]) -> List[str]:
     where = f"supervision {turn.index}, field 'custom.entities'"
     items = turn.custom.get("entities")
     if not isinstance(items, list):

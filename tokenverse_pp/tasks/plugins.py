@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Iterator, List, Mapping, Tuple, Type
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.tasks.base import Task
 
 GROUP = "tokenverse_pp.tasks"  # of entry points: ``NAME_OF_TASK = "my_package.my_module:MyTask"``

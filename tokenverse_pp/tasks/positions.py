@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
-from tokenverse_pp.metrics.events import Interval, score_positions, score_times
+from tokenverse_pp.metrics.f1 import Interval, score_positions, score_times
 from tokenverse_pp.tasks.base import ScoredExample, Task
-from tokenverse_pp.tasks.transcript import Mark
+from tokenverse_pp.tasks.transcript import TaskMark
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -43,15 +43,15 @@ class PositionTask(Task):
         """One token a position."""
         return [(position, self.rank, self.token) for position in answer]
 
-    def kept(self, marks: Sequence[Mark], num_words: int) -> List[Mark]:
+    def kept(self, marks: Sequence[TaskMark], num_words: int) -> List[TaskMark]:
         """The marks that count: the first at each position, none where the token cannot stand."""
-        first: Dict[int, Mark] = {}
+        first: Dict[int, TaskMark] = {}
         for mark in marks:
             if self.stands_at(mark.position, num_words):
                 first.setdefault(mark.position, mark)
         return [first[position] for position in sorted(first)]
 
-    def from_marks(self, marks: Sequence[Mark], num_words: int) -> Tuple[int, ...]:
+    def from_marks(self, marks: Sequence[TaskMark], num_words: int) -> Tuple[int, ...]:
         """Positions of the marks that `kept` keeps."""
         return tuple(mark.position for mark in self.kept(marks, num_words))
 

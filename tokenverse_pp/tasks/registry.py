@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, MutableMapping, Optional, Sequence, Type
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.tasks import plugins
 from tokenverse_pp.tasks.asr import Asr
 from tokenverse_pp.tasks.base import Task, TaskSet

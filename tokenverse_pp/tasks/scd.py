@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
-from tokenverse_pp.metrics.events import Interval
+from tokenverse_pp.metrics.f1 import Interval
 from tokenverse_pp.tasks.base import RANK_CHANGE, seconds, span_record
 from tokenverse_pp.tasks.positions import PositionTask
-from tokenverse_pp.tasks.turns import Turn, turns_of
+from tokenverse_pp.tasks.transcript import LabelledTurn, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
-    from tokenverse_pp.search.hypothesis import TimedWord
-    from tokenverse_pp.tasks.transcript import Mark, Transcript
+    from tokenverse_pp.tasks.transcript import Answers, TaskMark, TimedWord
 
 
 class SpeakerChange(PositionTask):
@@ -43,7 +42,7 @@ class SpeakerChange(PositionTask):
         """Changes of ``supervision.speaker`` between neighbouring turns that have words."""
         return tuple(b.first_word for a, b in _changes(cut))
 
-    def record(self, transcript: Transcript, words: Sequence[TimedWord], marks: Sequence[Mark]) -> Dict[str, Any]:
+    def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
         """``turns``: text, start and end of each; ``speaker_changes``: times."""
         return {
             "turns": [span_record(words[a:b]) for a, b in transcript.turns],
@@ -55,6 +54,6 @@ class SpeakerChange(PositionTask):
         return [(min(a.end, b.start), max(a.end, b.start)) for a, b in _changes(cut)]
 
 
-def _changes(cut: Cut) -> List[Tuple[Turn, Turn]]:
+def _changes(cut: Cut) -> List[Tuple[LabelledTurn, LabelledTurn]]:
     turns = [turn for turn in turns_of(cut) if turn.words]
     return [(a, b) for a, b in zip(turns, turns[1:]) if a.speaker != b.speaker]

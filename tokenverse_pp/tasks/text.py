@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.lid import CODE, language_code, language_token
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
-from tokenverse_pp.tasks.transcript import Transcript, is_task_token, split_marks
-from tokenverse_pp.tasks.turns import turns_of
+from tokenverse_pp.tasks.transcript import Answers, is_task_token, split_marks, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
 
-def render(transcript: Transcript, tasks: TaskSet) -> str:
+def render(transcript: Answers, tasks: TaskSet) -> str:
     """Write a transcript with the tokens of ``tasks``.
 
     >>> render(Transcript(("oui",), {"lid": "fr", "endp": (1,)}), build_tasks(["lid", "endp"]))
@@ -24,7 +23,7 @@ def render(transcript: Transcript, tasks: TaskSet) -> str:
     return tasks.render(transcript)
 
 
-def parse(text: str, tasks: Optional[TaskSet] = None) -> Transcript:
+def parse(text: str, tasks: Optional[TaskSet] = None) -> Answers:
     """Read text with task tokens; never fails (each task's class says how it reads malformed output).
 
     Without ``tasks``, every registered task is read, and any other ``[XX]`` is taken as a language token.
@@ -48,7 +47,7 @@ def tasks_for_tokens(words: Sequence[str]) -> TaskSet:
     return build_tasks(list(REGISTRY), {**options, "lid": {"languages": languages}})
 
 
-def transcript_of(cut: Cut, tasks: TaskSet) -> Transcript:
+def transcript_of(cut: Cut, tasks: TaskSet) -> Answers:
     """The transcript of a labelled cut: answers for those of ``tasks`` that the cut is labelled for.
 
     Raises:
@@ -64,4 +63,4 @@ def transcript_of(cut: Cut, tasks: TaskSet) -> Transcript:
             f"cut {cut.id}: labels that cannot be read ({kind}: {error}); `tokenverse-pp manifest validate` tells more"
         )
         raise UserError(message) from error
-    return Transcript(words, answers)
+    return Answers(words, answers)

@@ -1,16 +1,39 @@
 """A structured transcript: the words, and for each task its answer.
 
 A *position* p in a transcript of n words is the gap before word p (0 <= p <= n).
+
+How the turns of a cut lie in its words: the one place that orders supervisions and counts their words.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from tokenverse_pp.base.errors import UserError
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
 
 
 @dataclass(frozen=True)
-class Entity:
+class TimedWord:
+    """A word or task token: seconds from the start of the audio, and a confidence in [0, 1]."""
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+    @property
+    def is_task_token(self) -> bool:
+        """True for ``[SCD]`` and its like."""
+        return is_task_token(self.text)
+
+
+@dataclass(frozen=True)
+class EntitySpan:
     """A named entity: words ``start`` (inclusive) to ``end`` (exclusive), and its type where one is known."""
 
     start: int
@@ -19,7 +42,7 @@ class Entity:
 
 
 @dataclass(frozen=True)
-class Mark:
+class TaskMark:
     """One task token between words: its position, and its time in seconds where a decoder gave one."""
 
     position: int
@@ -28,7 +51,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Transcript:
+class Answers:
     """Words with the answers of tasks.
 
     ``answers`` maps a task's name to its answer. A task that is *not* a key was not labelled (or not
@@ -59,7 +82,7 @@ class Transcript:
         return self.answers.get("endp", ())
 
     @property
-    def entities(self) -> Tuple[Entity, ...]:
+    def entities(self) -> Tuple[EntitySpan, ...]:
         """Named entities (``ner``) in order."""
         return self.answers.get("ner", ())
 
@@ -69,7 +92,7 @@ class Transcript:
         bounds = [0, *self.speaker_changes, len(self.words)]
         return [(a, b) for a, b in zip(bounds, bounds[1:]) if b > a]
 
-    def phrase(self, entity: Entity) -> str:
+    def phrase(self, entity: EntitySpan) -> str:
         """The words of an entity."""
         return " ".join(self.words[entity.start : entity.end])
 
@@ -79,17 +102,19 @@ def is_task_token(word: str) -> bool:
     return len(word) > 2 and word[0] == "[" and word[-1] == "]"
 
 
-def split_marks(words: Sequence[str], times: Optional[Sequence[float]] = None) -> Tuple[Tuple[str, ...], List[Mark]]:
+def split_marks(
+    words: Sequence[str], times: Optional[Sequence[float]] = None
+) -> Tuple[Tuple[str, ...], List[TaskMark]]:
     """Separate the plain words from the task tokens between them.
 
     >>> split_marks(["[FR]", "bonjour", "[ENDP]"])
     (('bonjour',), [Mark(position=0, token='[FR]', time=None), Mark(position=1, token='[ENDP]', time=None)])
     """
     plain: List[str] = []
-    marks: List[Mark] = []
+    marks: List[TaskMark] = []
     for i, word in enumerate(words):
         if is_task_token(word):
-            marks.append(Mark(len(plain), word, None if times is None else times[i]))
+            marks.append(TaskMark(len(plain), word, None if times is None else times[i]))
         else:
             plain.append(word)
     return tuple(plain), marks
@@ -122,9 +147,74 @@ def pieces_to_words(
     return [words[i] for i in kept], None if times is None else [starts[i] for i in kept]
 
 
-def group_marks(marks: Sequence[Mark]) -> Dict[int, List[Mark]]:
+def group_marks(marks: Sequence[TaskMark]) -> Dict[int, List[TaskMark]]:
     """Marks by position, in their order."""
-    grouped: Dict[int, List[Mark]] = {}
+    grouped: Dict[int, List[TaskMark]] = {}
     for mark in marks:
         grouped.setdefault(mark.position, []).append(mark)
     return grouped
+
+
+@dataclass  # not frozen: that takes three times as long to make, and there is one a turn of a million cuts
+class LabelledTurn:
+    """A supervision: words ``first_word`` to ``first_word + len(words)`` of its cut; times in seconds."""
+
+    index: int
+    text: str
+    first_word: int
+    start: float
+    end: float
+    speaker: Optional[str]
+    language: Optional[str]
+    custom: Mapping[str, Any]
+
+    @cached_property
+    def words(self) -> List[str]:
+        """The plain words of the turn."""
+        return self.text.split()
+
+    @property
+    def end_word(self) -> int:
+        """One past the turn's last word, counted over the cut."""
+        return self.first_word + len(self.words)
+
+
+class FixedTurns:
+    """What stands in for a cut whose labels do not change: its turns are found once (every task asks for them)."""
+
+    turns: Optional[List[LabelledTurn]] = None
+
+
+def turns_of(cut: Cut) -> List[LabelledTurn]:
+    """The supervisions of a cut in time order.
+
+    Raises:
+        UserError: for a text that is none (nobody has validated the cut).
+    """
+    if not isinstance(cut, FixedTurns):
+        return _find_turns(cut)
+    if cut.turns is None:
+        cut.turns = _find_turns(cut)
+    return cut.turns
+
+
+def _find_turns(cut: Cut) -> List[LabelledTurn]:
+    turns: List[LabelledTurn] = []
+    first_word = 0
+    for i, sup in enumerate(sorted(cut.supervisions, key=lambda s: (s.start, s.end))):
+        text = sup.text or ""
+        if not isinstance(text, str):
+            raise UserError(f"cut {cut.id}: supervision {i}, field 'text': expected a string, found {text!r}")
+        turn = LabelledTurn(
+            i,
+            text,
+            first_word,
+            sup.start,
+            sup.end,
+            sup.speaker,
+            sup.language,
+            getattr(sup, "custom", None) or {},
+        )
+        turns.append(turn)
+        first_word = turn.end_word
+    return turns

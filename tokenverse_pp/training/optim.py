@@ -8,7 +8,7 @@ from typing import Collection, Dict, List, Tuple
 import torch
 from torch import nn
 
-from tokenverse_pp.config import LossConfig, OptimConfig
+from tokenverse_pp.base.config import LossConfig, OptimConfig
 
 
 def parameter_groups(

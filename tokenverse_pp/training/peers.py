@@ -24,7 +24,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch.distributed as dist
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.base.errors import UserError
 
 BEAT = 0.5  # seconds
 URGENT = 5.0  # seconds without a sign of life, once something is known to be wrong

@@ -9,11 +9,12 @@ import torch
 from lhotse import CutSet
 from torch import nn
 
-from tokenverse_pp.config import Config
-from tokenverse_pp.dataset import TransducerDataset
-from tokenverse_pp.manifests.labels import labelled_tasks
-from tokenverse_pp.training.data import Place, TrainSampler
-from tokenverse_pp.training.distributed import World, autocast, grad_scaler, peak_memory, reset_peak_memory
+from tokenverse_pp.base.config import Config
+from tokenverse_pp.data.dataset import TransducerDataset
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.labels import labelled_tasks
+from tokenverse_pp.data.samplers import SamplerState, TrainSampler
+from tokenverse_pp.models.devices import autocast, grad_scaler, peak_memory, reset_peak_memory
 from tokenverse_pp.training.steps import forward, naming_memory, to_device
 
 MOST = 2000  # batches looked at: sampling on would take as long as an epoch
@@ -36,7 +37,7 @@ def worst_batches(sampler: TrainSampler, dataset: TransducerDataset) -> Dict[str
         "most tokens": tokens,
     }
     worst: Dict[str, Tuple[float, CutSet]] = {}
-    for _, cuts in islice(sampler.batches(Place()), MOST):
+    for _, cuts in islice(sampler.batches(SamplerState()), MOST):
         for name, measure in measures.items():
             value = measure(cuts)
             if name not in worst or value > worst[name][0]:
@@ -45,7 +46,7 @@ def worst_batches(sampler: TrainSampler, dataset: TransducerDataset) -> Dict[str
 
 
 def scan(
-    model: nn.Module, sampler: TrainSampler, dataset: TransducerDataset, config: Config, world: World
+    model: nn.Module, sampler: TrainSampler, dataset: TransducerDataset, config: Config, world: DistributedContext
 ) -> List[str]:
     """Run the worst batches forward and backward and forget it; -> a line each, with the peak memory after it.
 

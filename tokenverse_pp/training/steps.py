@@ -1,21 +1,52 @@
-"""One optimiser step: forward, backward, exact normalisation over ranks and accumulated batches, clipping, update."""
+"""What a step that was skipped had been given: written down so that it can be looked at.
+
+One optimiser step: forward, backward, exact normalisation over ranks and accumulated batches, clipping, update.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
+from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
+from lhotse import CutSet
+from safetensors.torch import save_file
 from torch import nn
 
-from tokenverse_pp.config import Config
-from tokenverse_pp.dataset import Batch
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.model.transducer import Losses
-from tokenverse_pp.training.distributed import World, autocast, grad_scaler, is_out_of_memory, no_sync
+from tokenverse_pp.base.config import Config
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import replacing, write_text
+from tokenverse_pp.data.dataset import Batch
+from tokenverse_pp.data.distributed import DistributedContext, no_sync
+from tokenverse_pp.data.manifests import write_cuts
+from tokenverse_pp.models.devices import autocast, grad_scaler, is_out_of_memory
+from tokenverse_pp.models.transducer import Losses
 from tokenverse_pp.training.optim import loss_scales, lr_factor, set_lr
-from tokenverse_pp.training.trained_rows import TrainedRows
+from tokenverse_pp.training.partial import TrainedRows
+
+FOLDER = "bad_batches"
+
+
+def dump_batches(exp_dir: Path, step: int, rank: int, batches: Sequence[Batch], bad: Sequence[str]) -> Path:
+    """Write this rank's batches of a step to ``exp_dir/bad_batches/step-N/``; returns that folder.
+
+    ``rank-R.txt``: the ids of the cuts, those whose loss was not finite marked with ``*``. ``rank-R.cuts.jsonl``: the
+    cuts. ``rank-R.batch-I.safetensors``: what the model was given. Audio inside a manifest (Shar) is left out of it.
+    """
+    folder = exp_dir / FOLDER / f"step-{step:08d}"
+    cuts = [cut.drop_in_memory_data() for batch in batches for cut in batch.get("cuts", [])]
+    ids = [cut_id for batch in batches for cut_id in batch["cut_ids"]]
+    write_text(folder / f"rank-{rank}.txt", "".join(f"{'*' if i in bad else ' '} {i}\n" for i in ids))
+    if cuts:
+        write_cuts(CutSet.from_cuts(cuts), folder / f"rank-{rank}.cuts.jsonl")
+    for number, batch in enumerate(batches):
+        tensors = {key: value.cpu().contiguous() for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        with replacing(folder / f"rank-{rank}.batch-{number}.safetensors") as path:
+            save_file(tensors, path)
+    return folder
+
 
 LEAST_SCALE = 1e-2  # of the loss in fp16; icefall's zipformer recipe warns below it
 NOT_LOGGED = ("skipped", "overflow", "bad_cuts")
@@ -84,7 +115,7 @@ class Stepper:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         config: Config,
-        world: World,
+        world: DistributedContext,
         scaler: Any = None,
         rows: Optional[TrainedRows] = None,
     ):

@@ -13,16 +13,17 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from tokenverse_pp.config import Config, load_config
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.model.encoder import EncoderConfig
-from tokenverse_pp.model.encoder.base import Backbone
-from tokenverse_pp.model.transducer import Transducer
+from tokenverse_pp.base.config import Config
+from tokenverse_pp.base.config_files import load_config
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.tokenizer import Tokenizer
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.models.bundle import find_model, tasks_of
+from tokenverse_pp.models.encoders import EncoderConfig
+from tokenverse_pp.models.encoders.base import Backbone
+from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.tasks import TaskSet
-from tokenverse_pp.tokenizer import Tokenizer
-from tokenverse_pp.training import checkpoint
-from tokenverse_pp.training.averaging import PRETRAINED
-from tokenverse_pp.training.setup import find_model, tasks_of
+from tokenverse_pp.training.checkpoints import PRETRAINED
 
 State = Dict[str, Tensor]
 # Parameters with a row for each token of the vocabulary.
@@ -48,7 +49,7 @@ class Before:
 
 
 @dataclass(frozen=True)
-class Source:
+class InitialModel:
     """The model folder that ``training.init_from`` names."""
 
     folder: Path
@@ -58,7 +59,7 @@ class Source:
     encoder: EncoderConfig
 
 
-def read_source(config: Config, tasks: TaskSet) -> Source:
+def read_source(config: Config, tasks: TaskSet) -> InitialModel:
     """What ``training.init_from`` names.
 
     Args:
@@ -85,10 +86,10 @@ def read_source(config: Config, tasks: TaskSet) -> Source:
     if strategy != ours.strategy and set(tables) & set(PLACES[ours.placement]):
         raise UserError(f"--training.init_from={folder}: the model has --model.vectors.strategy={strategy}")
     before = Before(tokenizer.vocab_size, list(known.names), tables, "ctc.weight" in weights)
-    return Source(folder, known, tokenizer, before, theirs.model.encoder)
+    return InitialModel(folder, known, tokenizer, before, theirs.model.encoder)
 
 
-def before_of(config: Config, source: Optional[Source], start: Optional[Path]) -> Optional[Before]:
+def before_of(config: Config, source: Optional[InitialModel], start: Optional[Path]) -> Optional[Before]:
     """What the model was before the run began, or None for a run that started from nothing.
 
     Args:
@@ -111,7 +112,7 @@ def before_of(config: Config, source: Optional[Source], start: Optional[Path]) -
 
 
 def start_from(
-    source: Source,
+    source: InitialModel,
     model: Transducer,
     tasks: TaskSet,
     tokenizer: Tokenizer,
@@ -170,7 +171,7 @@ def matched_parts(state: State, model: Transducer) -> Tuple[State, List[str], Li
     return out, new, left_out
 
 
-def matched_encoder(state: State, source: Source, model: Transducer) -> Tuple[State, List[str], List[str]]:
+def matched_encoder(state: State, source: InitialModel, model: Transducer) -> Tuple[State, List[str], List[str]]:
     """Weights with those of the pretrained encoder that the source left out of its checkpoint, because it froze them;
     what is new, and lines about the rest.
 

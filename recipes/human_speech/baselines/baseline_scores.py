@@ -11,8 +11,8 @@ from cascade import Rules, change_tokens, end_tokens, entity_tokens, to_record
 from lhotse.cut import Cut
 from whisper_words import spoken_words
 
-from tokenverse_pp.files import replacing, write_text
-from tokenverse_pp.scoring import corpus_of, score_hypotheses
+from tokenverse_pp.base.files import replacing, write_text
+from tokenverse_pp.evaluation.scoring import corpus_of, score_hypotheses
 
 Records = Mapping[str, Mapping[str, Any]]
 

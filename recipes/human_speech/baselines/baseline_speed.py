@@ -16,9 +16,9 @@ from turns_pass import WINDOWS, SileroVad, Voice, turn_record
 from whisper_pass import Clock, Whisper, likeliest
 from whisper_words import spoken_words
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.access import check_access
-from tokenverse_pp.manifests.files import write_cuts
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.access import check_access
+from tokenverse_pp.data.manifests import write_cuts
 
 DECODE = Path(__file__).resolve().parents[2] / "decode.py"
 ALL = ("asr", "scd", "endp", "ner", "lid")

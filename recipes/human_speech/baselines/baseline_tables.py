@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Sequence
 
 from turns_pass import WINDOWS
 
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.base.errors import UserError
 
 NAMES = {
     "whisper_given": "Whisper-base, language given",

@@ -28,13 +28,13 @@ from whisper_pass import read_records, shuffled, whisper_pass
 from whisper_weights import whisper_folder
 from whisper_words import spoken_words
 
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import write_json
 from tokenverse_pp.cli.groups import Group
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.files import write_json
-from tokenverse_pp.hypotheses import read_hypotheses
-from tokenverse_pp.manifests.labels import labelled_tasks
-from tokenverse_pp.manifests.reading import read_cuts
-from tokenverse_pp.training.provenance import git_commit, versions
+from tokenverse_pp.data.hypotheses import read_hypotheses
+from tokenverse_pp.data.labels import labelled_tasks
+from tokenverse_pp.data.manifests import read_cuts
+from tokenverse_pp.training.checkpoints import git_commit, versions
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from corpus.entities import find_entities, load_rules
 from whisper_words import SpokenWord
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.human_speech.entities import find_entities, load_rules
-from tokenverse_pp.search.hypothesis import TimedWord
-from tokenverse_pp.search.records import read_words
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.decoding.hypothesis import read_words
 from tokenverse_pp.tasks import build_tasks
 from tokenverse_pp.tasks.base import RANK_CHANGE, RANK_CLOSE, RANK_END, RANK_FRONT, RANK_OPEN
 from tokenverse_pp.tasks.lid import language_token
+from tokenverse_pp.tasks.transcript import TimedWord
 
 # How strong a mark of Whisper's must be: any place will do, a comma or more, the end of a sentence.
 MARKS = {"": ("", ",", "."), ",": (",", "."), ".": (".",)}

@@ -10,7 +10,7 @@ from lhotse.cut import Cut
 from turns_pass import WINDOWS
 from whisper_words import SpokenWord
 
-from tokenverse_pp.manifests.labels import labelled_tasks
+from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.metrics.align import count_aligned
 from tokenverse_pp.metrics.f1 import f1_score
 from tokenverse_pp.tasks import build_tasks, transcript_of

@@ -17,8 +17,8 @@ from lhotse.cut import Cut
 from whisper_pass import Clock, read_records
 from whisper_words import SpokenWord, spoken_words
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.access import check_access
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.access import check_access
 
 SAMPLE_RATE = 16000
 VAD_SAMPLES = 512  # a window of silero-vad at 16 kHz: 32 ms

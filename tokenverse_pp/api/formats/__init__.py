@@ -16,12 +16,10 @@ from __future__ import annotations
 from typing import Callable, Dict, NamedTuple, Optional
 
 from tokenverse_pp.api.formats.html import to_html
-from tokenverse_pp.api.formats.nist import to_ctm, to_rttm, to_stm
-from tokenverse_pp.api.formats.plain import to_json, to_json_line, to_raw, to_text
-from tokenverse_pp.api.formats.srt import to_srt
-from tokenverse_pp.api.formats.vtt import to_vtt
-from tokenverse_pp.api.transcript import Transcript
-from tokenverse_pp.errors import UserError
+from tokenverse_pp.api.formats.subtitles import to_srt, to_vtt
+from tokenverse_pp.api.formats.text import to_ctm, to_json, to_json_line, to_raw, to_rttm, to_stm, to_text
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.tasks.result import Transcript
 
 
 class Format(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from string import Template
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
-from tokenverse_pp.api.transcript import Transcript, Turn, Word
+from tokenverse_pp.tasks.result import Transcript, Turn, Word
 
 if TYPE_CHECKING:
-    from tokenverse_pp.report_page.audio import Source
+    from tokenverse_pp.evaluation.report.utterance import PlayerSource
 
 STYLE = """
 .transcript { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .4rem 1rem; }
@@ -22,7 +22,7 @@ STYLE = """
 UNSURE = 0.5  # words below this confidence are underlined
 
 
-def to_html(transcript: Transcript, source: Optional[Source] = None) -> str:
+def to_html(transcript: Transcript, source: Optional[PlayerSource] = None) -> str:
     """A page that asks for nothing from anywhere else.
 
     Args:
@@ -30,8 +30,8 @@ def to_html(transcript: Transcript, source: Optional[Source] = None) -> str:
         source: its audio (`report_page.audio.source_of`), put into the page or linked.
     """
     # lhotse and torch come along: the other formats need neither.
-    from tokenverse_pp.report_page.html import section, tag, text
-    from tokenverse_pp.report_page.page import HERE
+    from tokenverse_pp.evaluation.report.html import section, tag, text
+    from tokenverse_pp.evaluation.report.page import HERE
 
     about = [f"{transcript.duration:.1f} s", f"tasks: {', '.join(transcript.tasks)}"]
     if transcript.language is not None:
@@ -55,7 +55,7 @@ def to_html(transcript: Transcript, source: Optional[Source] = None) -> str:
 
 def _paragraph(transcript: Transcript, turn: Turn) -> str:
     """A turn, its entities marked, its endpoints shown."""
-    from tokenverse_pp.report_page.html import tag, text
+    from tokenverse_pp.evaluation.report.html import tag, text
 
     ends = {mark.position for mark in transcript.marks if mark.text == "[ENDP]"}
     opened = {entity.first: entity for entity in transcript.entities}
@@ -74,17 +74,17 @@ def _paragraph(transcript: Transcript, turn: Turn) -> str:
 
 
 def _word(word: Word) -> str:
-    from tokenverse_pp.report_page.html import tag, text
+    from tokenverse_pp.evaluation.report.html import tag, text
 
     title = f"{word.start:.2f} s, confidence {word.confidence:.2f}"
     return tag("span", text(word.text), title=title, class_="unsure" if word.confidence < UNSURE else None)
 
 
-def _card(transcript: Transcript, source: Optional[Source]) -> str:
+def _card(transcript: Transcript, source: Optional[PlayerSource]) -> str:
     """The report's time line and words, with a player."""
     from lhotse import MonoCut
 
-    from tokenverse_pp.report_page.utterance import card, utterance_of
+    from tokenverse_pp.evaluation.report.utterance import card, utterance_of
     from tokenverse_pp.tasks.text import tasks_for_tokens
 
     record = record_of(transcript)

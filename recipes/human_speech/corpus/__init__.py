@@ -1,0 +1,1 @@
+"""Human speech from Debian packages: game dialogues, telephone prompts and picture descriptions."""

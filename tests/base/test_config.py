@@ -1,0 +1,125 @@
+"""The configuration: files, overrides, and what is refused."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from tokenverse_pp.base.config import Config
+from tokenverse_pp.base.config_checks import check_config
+from tokenverse_pp.base.config_files import from_dict, load_config, parse_config, save_config
+from tokenverse_pp.base.errors import UserError
+
+
+def test_defaults_are_possible_and_survive_a_file(tmp_path):
+    assert check_config(Config()) == Config()
+    config = parse_config(["--optim.lr", "0.5", "--tasks.names", "[asr, lid]", "--tasks.languages", "[fr]"])
+    assert (config.optim.lr, config.tasks.names, config.tasks.languages) == (0.5, ["asr", "lid"], ["fr"])
+    save_config(config, tmp_path / "c.yaml")
+    assert load_config(tmp_path / "c.yaml") == config
+    assert parse_config(["--config", str(tmp_path / "c.yaml")]) == config
+    assert parse_config([]) == Config()
+
+
+def test_later_files_and_options_win_and_leave_the_rest(tmp_path):
+    (tmp_path / "a.yaml").write_text("optim: {lr: 0.1, clip: 2}\nmodel: {encoder: {stack: 2}}")
+    (tmp_path / "b.yaml").write_text("optim: {lr: 0.2}")
+    files = ["--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml")]
+    config = parse_config([*files, "--model.encoder.name", "x"])
+    assert (config.optim.lr, config.optim.clip) == (0.2, 2)
+    assert (config.model.encoder.stack, config.model.encoder.name) == (2, "x")
+    assert parse_config([*files, "--optim.lr", "0.3"]).optim.lr == 0.3
+
+
+def test_every_option_can_be_given_on_the_command_line():
+    def options(section, prefix):
+        for field in dataclasses.fields(section):
+            value = getattr(section, field.name)
+            if dataclasses.is_dataclass(value):
+                yield from options(value, f"{prefix}{field.name}.")
+            else:
+                text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True)
+                yield f"--{prefix}{field.name}={text.splitlines()[0] if text else ''}"
+
+    assert parse_config(list(options(Config(), ""))) == Config()
+
+
+@pytest.mark.parametrize(
+    "argument, said",
+    [
+        ("--optim.lrr=1", "lrr"),
+        ("--optim.lr=fast", "optim.lr"),
+        ("--training.max_steps=1.5", "training.max_steps"),
+        ("--data.train=3", "data.train"),
+        ("--data.shuffle=maybe", "data.shuffle"),
+        ("--tasks.activation=all", "labelled, subset, bernoulli"),
+        ("--model.vectors.placement=middle", "none, features, encoder, both"),
+        ("--model.vectors.strategy=product", "sum, combination"),
+        ("--model.encoder.kind=molten", "molten"),
+        ("--optim.decay=linear", "constant, inverse_sqrt, cosine"),
+        ("--training.precision=fp8", "fp32, bf16, fp16"),
+        ("--training.average_last=9", "--training.keep_last=5"),
+        ("--training.average_last=0", "at least 1"),
+        ("--data.max_cuts=0", "at least 1"),
+        ("--data.num_workers=-1", "at least 0"),
+        ("--model.spec_augment.time_span=0", "at least 1"),
+        ("--tokenizer.vocab_size=2", "at least 3"),
+        ("--tasks.names=[asr,lid]", "--tasks.languages"),
+        ("--data.stored_features=true", "--model.encoder.kind=frozen"),
+        ("--config=/no/such/file.yaml", "/no/such/file.yaml"),
+    ],
+)
+def test_impossible_values_are_refused_in_one_line(argument, said):
+    with pytest.raises(UserError) as caught:
+        parse_config([argument])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("optim: {lrr: 1}", "optim.lrr"),
+        ("sound: {}", "sound"),
+        ("optim: 3", "optim"),
+        ("- optim", "mapping"),
+        ("", "mapping"),
+        ("optim: [1", "not YAML"),
+        ("optim: {decay: linear}", "optim.decay"),
+    ],
+)
+def test_saved_configuration_that_was_spoilt_is_refused(tmp_path, text, said):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path / "c.yaml")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no such"):
+        load_config(tmp_path / "d.yaml")
+
+
+def test_from_dict_does_not_change_its_argument():
+    source = {"config": None, "optim": {"lr": 1.0}}
+    assert from_dict(source).optim.lr == 1.0
+    assert source == {"config": None, "optim": {"lr": 1.0}}
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--data.train=[a,b]", "--data.weights=[1]"], "one for each of the 2 files, got 1"),
+        (["--data.train=[a]", "--data.weights=[0]"], "positive numbers, got 0"),
+        (["--data.train=[a]", "--data.epoch_cuts=5"], "without --data.weights"),
+        (["--training.keep_best=2"], "needs --data.valid"),
+        (
+            ["--tasks.names=[asr, scd]", "--model.vectors.placement=none", "--tasks.activation=subset"],
+            "expected labelled",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_each_other_are_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        parse_config(options)
+
+
+def test_without_vectors_asr_alone_may_have_any_activation():
+    config = parse_config(["--tasks.names=[asr]", "--model.vectors.placement=none", "--tasks.activation=subset"])
+    assert config.tasks.activation == "subset"

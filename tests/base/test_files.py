@@ -1,0 +1,44 @@
+import hashlib
+
+import pytest
+
+from tokenverse_pp.base.files import BLOCK, feed, replacing, write_json, write_text
+
+
+def test_folders_are_made_and_old_text_replaced(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    write_text(path, "eins")
+    write_text(path, "zwei é")
+    assert path.read_text(encoding="utf-8") == "zwei é"
+    assert [file.name for file in path.parent.iterdir()] == ["b.txt"]
+
+
+def test_nothing_half_written(tmp_path):
+    path = tmp_path / "scores.json"
+    write_json(path, {"wer": 0.1})
+    with pytest.raises(ValueError):
+        write_json(path, {"wer": float("nan")})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "x" * 10000 + "\ud800")
+    assert path.read_text() == '{\n  "wer": 0.1\n}\n'
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_replacing_keeps_the_ending_and_the_old_file_after_an_error(tmp_path):
+    path = tmp_path / "new" / "cuts.jsonl.gz"
+    with replacing(path) as temporary:
+        assert temporary.name.endswith(".jsonl.gz") and temporary.parent == path.parent
+        temporary.write_text("first")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half of the sec")
+        raise RuntimeError
+    assert path.read_text() == "first"
+    assert [file.name for file in path.parent.iterdir()] == ["cuts.jsonl.gz"]
+
+
+def test_feeding_files_of_any_size_to_a_digest(tmp_path):
+    for content in (b"", b"x", b"0123456789" * (BLOCK // 4)):
+        (tmp_path / "file").write_bytes(content)
+        digest = hashlib.sha256(b"before")
+        assert feed(digest, tmp_path / "file") == len(content)
+        assert digest.hexdigest() == hashlib.sha256(b"before" + content).hexdigest()

@@ -1,0 +1,287 @@
+"""Options of the prepare commands: microphones, channels, normalisers, overlaps, languages, places of parts."""
+
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import soundfile
+from mini_corpora import call_audio
+from mini_runs import cuts_of, run
+
+from tokenverse_pp.data.corpora.telephone import clean, find_names
+from tokenverse_pp.data.normalise import normalise
+
+
+def prepare(name, corpus_dir, out, *options):
+    result = run("manifest", "prepare", name, corpus_dir, out, *options)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def test_ami_headsets_are_one_speaker_each_and_not_labelled_for_scd(corpora, tmp_path):
+    prepare("ami", corpora["ami"].corpus_dir, tmp_path, "--mic", "ihm")
+    cuts = cuts_of(tmp_path, "train")
+    assert {cut.channel for cut in cuts} == {0, 1, 2} and len({cut.id for cut in cuts}) == len(cuts)
+    for cut in cuts:
+        assert cut.custom["tasks"] == ["asr", "endp", "lid"]
+        assert len({sup.speaker for sup in cut.supervisions}) == 1
+        audio = cut.load_audio()
+        assert audio.shape[0] == 1 and np.abs(audio).max() > 0.1  # its own headset hears it
+
+
+def test_ami_annotations_in_a_zip_elsewhere(corpora, tmp_path):
+    bare, archive = tmp_path / "ami", tmp_path / "manual.zip"
+    shutil.copytree(corpora["ami"].corpus_dir, bare)
+    manual = bare / "ami_public_manual_1.6.2"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in manual.rglob("*.xml"):
+            file.write(path, path.relative_to(manual))
+    shutil.rmtree(manual)
+    assert "no annotations" in run("manifest", "prepare", "ami", bare, tmp_path / "out").stderr
+    prepare("ami", bare, tmp_path / "out", "--annotations", archive, "--mic", "sdm")
+    assert [c.to_dict()["supervisions"] for c in cuts_of(tmp_path / "out", "dev")] == [
+        c.to_dict()["supervisions"] for c in cuts_of(corpora["ami"].out, "dev")
+    ]
+    # The corpus may be read-only: nothing is unpacked into it.
+    assert {path.name for path in bare.iterdir()} == {"wav_db"}
+
+
+def test_dropped_overlaps_are_listed(corpora, tmp_path):
+    prepare("ami", corpora["ami"].corpus_dir, tmp_path, "--overlaps", "drop")
+    texts = [sup.text for cut in cuts_of(tmp_path, "train") for sup in cut.supervisions]
+    assert "a forest" not in texts and "the house runs" not in texts and len(texts) == 4
+    assert (tmp_path / "left_out.jsonl").read_text().count("two speakers talk at once") == 6
+
+
+def test_sides_of_a_call_mixed_and_separate(corpora, tmp_path):
+    prepare("callhome-english", corpora["callhome-english"].corpus_dir, tmp_path, "--channels", "separate")
+    cuts = cuts_of(tmp_path, "dev")
+    assert {cut.recording.id for cut in cuts} == {"en_4067-A", "en_4067-B"}
+    for cut in cuts:
+        assert cut.custom["tasks"] == ["asr", "endp", "lid"]
+        assert {sup.speaker[-1] for sup in cut.supervisions} == {cut.recording.id[-1]}
+    left, right = (soundfile.read(tmp_path / "audio" / "dev" / f"en_4067-{side}.flac")[0] for side in "AB")
+    mixed, rate = soundfile.read(corpora["callhome-english"].out / "audio" / "dev" / "en_4067.flac")
+    assert rate == 16000 and np.abs(mixed - (left + right) / 2).max() < 2e-4
+    # Every other sample is one of the 8 kHz file, up to u-law's and the filter's error.
+    reference = call_audio().mean(axis=1)
+    assert np.sqrt(np.mean((mixed[::2] - reference) ** 2)) < 0.05 * np.sqrt(np.mean(reference**2))
+
+
+def test_names_that_were_marked_become_entities(corpora, tmp_path):
+    prepare("eval2000", corpora["eval2000"].corpus_dir, tmp_path, "--names")
+    cuts = cuts_of(tmp_path, "test")
+    assert all(cut.custom["tasks"] == ["asr", "scd", "endp", "lid", "ner"] for cut in cuts)
+    found = {s.text: s.custom["entities"] for cut in cuts for s in cut.supervisions}
+    assert found.pop("forest runs") == [{"start": 0, "end": 6, "type": "NAME"}]
+    assert set(map(len, found.values())) == {0}
+    # But for the labels all is as without.
+    assert list(found) == [t for t in (s.text for c in cuts_of(corpora["eval2000"].out, "test") for s in c.supervisions)
+                           if t != "forest runs"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "raw, names",
+    [
+        ("&New &York's big", ["new york's"]),
+        ("&Bob, &Ann and &Mary-Lou.", ["bob", "ann", "mary lou"]),
+        ("nobody -- &", []),
+    ],
+)
+def test_spans_of_names(raw, names):
+    text, spans = find_names(raw, normalise)
+    assert [text[span["start"] : span["end"]] for span in spans] == names
+    assert text == normalise(raw)
+
+
+def test_callhome_transcripts_elsewhere(corpora, tmp_path):
+    speech, texts = (corpora["callhome-english"].corpus_dir / name for name in ("LDC97S42", "LDC97T14"))
+    prepare("callhome-english", speech, tmp_path / "out", "--transcripts", texts)
+    assert cuts_of(tmp_path / "out", "train")[0].id == "en_4065-0000"
+
+
+def test_call_is_cut_at_what_was_not_understood(corpora):
+    first, second = cuts_of(corpora["eval2000"].out, "test")
+    assert [(s.speaker, s.text, s.custom["endpoint"]) for s in (*first.supervisions, *second.supervisions)] == [
+        ("en_4156-A", "um the dog runs", True),
+        ("en_4156-B", "that house sees", False),  # broken off: --
+        ("en_4156-A", "a forest", False),  # goes on after 0.3 s
+        ("en_4156-A", "and through", True),  # no sign, and the other side speaks next
+        ("en_4156-B", "forest runs", True),
+        ("en_4156-B", "the house", True),
+    ]
+    assert first.end < 5.2 and second.start > 6.0  # "I (( )) sees" is from 5.2 to 6.0 s
+
+
+@pytest.mark.parametrize(
+    "raw, expected",
+    [
+        ("<contraction e_form=\"[we=>we]['re=>are]\">we're starting", "we're starting"),
+        ("{breath} oh, [static] about [/static] it", "oh, about it"),
+        ("**wowzers** +nuclar+ //aside// #both# &Paris %uh", "wowzers nuclar aside both Paris uh"),
+        ("((maybe so)) yes", "maybe so yes"),
+        ("well (( )) yes", None),
+        ("<? something> yes", None),
+        ('he said <foreign language="Spanish"> hola </foreign>', None),
+        ("<b_aside> hold on <e_aside> yes", "hold on yes"),
+        ("{laugh}", ""),
+    ],
+)
+def test_transcription_conventions_of_the_ldc(raw, expected):
+    assert clean(raw) == expected
+
+
+def test_normaliser_none_keeps_case_and_punctuation(corpora, tmp_path):
+    root = tmp_path / "cv"
+    shutil.copytree(corpora["commonvoice"].corpus_dir / "fr", root / "fr")
+    for normaliser in ("none", "cased"):
+        prepare("commonvoice", root, tmp_path / normaliser, "--normaliser", normaliser, "--language", "fr")
+    (plain,), (cased,) = (cuts_of(tmp_path / name, "dev_fr")[0].supervisions for name in ("none", "cased"))
+    assert plain.text.startswith("« ") and "original_text" not in plain.custom
+    assert cased.text == plain.text[2:-4] and cased.text[0].isupper()
+
+
+def test_several_processes_give_the_same(corpora, tmp_path):
+    prepare("callhome-english", corpora["callhome-english"].corpus_dir, tmp_path, "--jobs", 2)
+    here, there = (
+        [[cut.id, cut.recording.duration, [s.to_dict() for s in cut.supervisions]] for cut in cuts_of(out, "train")]
+        for out in (tmp_path, corpora["callhome-english"].out)
+    )
+    assert here == there
+    for path in (tmp_path / "audio").rglob("*.flac"):
+        assert path.read_bytes() == (corpora["callhome-english"].out / path.relative_to(tmp_path)).read_bytes()
+
+
+def test_common_voice_locales_of_one_language_are_refused(corpora, tmp_path):
+    root = tmp_path / "cv"
+    for locale in ("zh-CN", "zh-TW"):
+        shutil.copytree(corpora["commonvoice"].corpus_dir / "fr", root / locale)
+    result = run("manifest", "prepare", "commonvoice", root, tmp_path / "out")
+    assert result.exit_code == 2 and "zh-CN and zh-TW are both zh" in result.stderr
+    missing = run("manifest", "prepare", "commonvoice", root, tmp_path / "out", "--language", "eo")
+    assert missing.exit_code == 2 and "eo/clips" in missing.stderr
+
+
+def test_mls_opus(tmp_path):
+    from mini_corpora import make_mls
+
+    make_mls(tmp_path / "flac")
+    for path in (tmp_path / "flac" / "mls_german").rglob("*"):
+        target = tmp_path / "opus" / "mls_german_opus" / path.relative_to(tmp_path / "flac" / "mls_german")
+        if path.suffix == ".flac":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            samples, rate = soundfile.read(path)
+            soundfile.write(target.with_suffix(".opus"), samples, rate, format="OGG", subtype="OPUS")
+        elif path.suffix == ".txt":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    prepare("mls", tmp_path / "opus", tmp_path / "out")
+    cuts = cuts_of(tmp_path / "out", "train_de")
+    assert len(cuts) == 6 and cuts[0].load_audio().shape == (1, 16000)
+    # lhotse's recipe would take one of the two for both.
+    shutil.move(tmp_path / "flac" / "mls_polish", tmp_path / "opus")
+    result = run("manifest", "prepare", "mls", tmp_path / "opus", tmp_path / "both")
+    assert result.exit_code == 2 and "mls_german_opus and mls_polish" in result.stderr
+
+
+CV_RELEASES = {
+    "1": "client_id path sentence up_votes down_votes age gender accent",
+    "5.1": "client_id path sentence up_votes down_votes age gender accent locale segment",
+    "8": "client_id path sentence up_votes down_votes age gender accents locale segment",
+    "13": "client_id path sentence up_votes down_votes age gender accents variant locale segment",
+    "17": "client_id path sentence_id sentence sentence_domain up_votes down_votes age gender accents variant locale "
+    "segment",
+    "bare": "path sentence",
+}
+
+
+def cv_release(corpora, root, columns, change=lambda split, rows: None, newline="\n"):
+    """The miniature's French with other columns; ``change`` may alter the rows (lists of cells)."""
+    shutil.copytree(corpora["commonvoice"].corpus_dir / "fr", root / "fr")
+    for split in ("train", "dev", "test"):
+        path = root / "fr" / f"{split}.tsv"
+        header, *lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [dict(zip(header, cells)) for cells in lines]
+        table = [columns, *[[{**row, "accent": row["accents"]}.get(name, "x") for name in columns] for row in rows]]
+        change(split, table)
+        path.write_bytes(newline.join("\t".join(cells) for cells in [*table, []]).encode("utf-8"))
+    return root
+
+
+@pytest.mark.parametrize("release", CV_RELEASES)
+def test_common_voice_releases(corpora, tmp_path, release):
+    columns = CV_RELEASES[release].split()
+    prepare("commonvoice", cv_release(corpora, tmp_path / "cv", columns), tmp_path / "out")
+    cuts, expected = cuts_of(tmp_path / "out", "train_fr"), cuts_of(corpora["commonvoice"].out, "train_fr")
+    assert [(cut.id, cut.supervisions[0].text) for cut in cuts] == [(c.id, c.supervisions[0].text) for c in expected]
+    (turn,) = cuts[1].supervisions
+    assert turn.speaker == (None if release == "bare" else "client1")
+    assert set(turn.custom) == {"age", "accents", "variant"} & {*columns, *(["accents"] if "accent" in columns else [])}
+    assert not (tmp_path / "out" / "left_out.jsonl").read_text()
+
+
+def test_common_voice_clips_without_ending_or_with_another_case(corpora, tmp_path):
+    def change(split, table):
+        at = table[0].index("path")
+        for row in table[1:]:
+            row[at] = {"train": row[at][:-4], "dev": row[at][:-4] + ".MP3", "test": row[at]}[split]
+
+    root = cv_release(corpora, tmp_path / "cv", CV_RELEASES["5.1"].split(), change, newline="\r\n")
+    for path in (root / "fr" / "clips").glob("*_test*"):
+        path.rename(path.with_suffix(".MP3"))
+    prepare("commonvoice", root, tmp_path / "out")
+    for part in ("train_fr", "dev_fr", "test_fr"):
+        assert [c.id for c in cuts_of(tmp_path / "out", part)] == [
+            c.id for c in cuts_of(corpora["commonvoice"].out, part)
+        ]
+    assert not (tmp_path / "out" / "left_out.jsonl").read_text()
+
+
+def test_common_voice_rows_that_cannot_be_read_are_listed(corpora, tmp_path):
+    bad = ["torn.mp3", "none.mp3", "../fr/clips/a.mp3", "", "/etc/hostname", "tab", "short", "twice", "latin"]
+
+    def change(split, table):
+        if split == "train":
+            good = table[1]
+            for name in bad:
+                table.append([*good[:1], name, *good[2:]])
+                if name in ("tab", "short", "twice"):
+                    table[-1] = [*good, "x"] if name == "tab" else good[:2] if name == "short" else good
+            table.append([*table[2][:1], "spare.mp3", *table[2][2:8]])  # empty cells at the end left out
+
+    root = cv_release(corpora, tmp_path / "cv", CV_RELEASES["13"].split(), change)
+    table = root / "fr" / "train.tsv"
+    table.write_bytes(table.read_bytes().replace(b"\tlatin\t", b"\tl\xe4tin\t"))
+    clips = root / "fr" / "clips"
+    (clips / "torn.mp3").write_bytes(b"no audio")
+    shutil.copy(next(clips.glob("common_voice*.mp3")), clips / "spare.mp3")
+    prepare("commonvoice", root, tmp_path / "out")
+    assert [cut.id for cut in cuts_of(tmp_path / "out", "train_fr")] == [
+        *(cut.id for cut in cuts_of(corpora["commonvoice"].out, "train_fr")),
+        "spare",
+    ]
+    items = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
+    assert len(items) == len(bad) and {item["part"] for item in items} == {"train_fr"}
+    reasons = {item["id"]: item["reason"] for item in items}
+    assert "cannot be read as audio" in reasons["torn"] and "not in the folder" in reasons["none.mp3"]
+    assert reasons[f"{table}, line 11"] == "expected 11 cells, found 12"
+    assert "not UTF-8" in reasons[f"{table}, line 14"]
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (b"client_id\tsentence\n", "no path"),
+        (b"path\n", "no sentence"),
+        (b"", "empty"),
+        (b"path\tsentence\tpath\n", "twice"),
+    ],
+)
+def test_common_voice_tables_without_what_is_needed(corpora, tmp_path, header, said):
+    root = cv_release(corpora, tmp_path / "cv", CV_RELEASES["13"].split())
+    (root / "fr" / "dev.tsv").write_bytes(header)
+    result = run("manifest", "prepare", "commonvoice", root, tmp_path / "out")
+    assert result.exit_code == 2 and said in result.stderr and "dev.tsv" in result.stderr
+    assert result.stderr.count("\n") == 1 and not (tmp_path / "out").exists()

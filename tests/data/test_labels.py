@@ -1,0 +1,220 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from labelled_cuts import make_cut
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.labels import check_cut, find_problems, labelled_tasks, validate_cuts
+from tokenverse_pp.tasks import build_tasks
+
+ALL = ["asr", "scd", "endp", "ner", "lid"]
+GOOD = {"text": "bon jour", "speaker": "a", "language": "fr", "endpoint": True, "entities": []}
+
+
+def problems_with(tasks=ALL, **fields):
+    return check_cut(make_cut("c", [{**GOOD, **fields}], tasks))
+
+
+def test_valid_cuts_have_no_problem():
+    assert problems_with() == []
+    assert problems_with(entities=[{"start": 4, "end": 8, "type": "X"}, {"start": 0, "end": 3, "type": "X"}]) == []
+    assert check_cut(make_cut("c", [{"text": "only words"}], ["asr"])) == []
+    two_at_once = [{**GOOD}, {**GOOD, "start": 0.5, "speaker": "b"}]
+    assert check_cut(make_cut("c", two_at_once, ALL)) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "said"),
+    [
+        ({"text": 3}, "text", "expected a string, found 3"),
+        ({"text": ""}, "text", "found nothing"),
+        ({"text": "a  b"}, "text", "single spaces"),
+        ({"text": "a [SCD] b"}, "text", "brackets"),
+        ({"speaker": None}, "speaker", "expected a name"),
+        ({"speaker": ["a"]}, "speaker", "expected a string"),
+        ({"language": "French"}, "language", "'French'"),
+        ({"language": None}, "language", "None"),
+        ({"endpoint": "yes"}, "custom.endpoint", "'yes'"),
+        ({"endpoint": 1}, "custom.endpoint", "true or false"),
+        ({"entities": {"a": 1}}, "custom.entities", "expected a list"),
+        ({"entities": None}, "custom.entities", "None"),
+        ({"entities": ["bon"]}, "custom.entities", "'bon'"),
+        ({"entities": [{"start": 0}]}, "custom.entities", "{'start': 0}"),
+        ({"entities": [{"start": 0, "end": "3", "type": "X"}]}, "custom.entities", "'3'"),
+        ({"entities": [{"start": 0, "end": True, "type": "X"}]}, "custom.entities", "True"),
+        ({"entities": [{"start": 0, "end": 3, "type": 7}]}, "custom.entities", "7"),
+        ({"entities": [{"start": 1, "end": 3, "type": "X"}]}, "custom.entities", "word boundaries"),
+        ({"entities": [{"start": 0, "end": 8}, {"start": 4, "end": 8}]}, "custom.entities", "overlaps"),
+        ({"start": "0"}, "start", "expected seconds, found '0'"),
+        ({"duration": float("nan")}, "duration", "expected seconds"),
+        ({"duration": 0.0}, "duration", "> 0"),
+        ({"start": -1.0}, "start", "not inside its cut"),
+        ({"duration": 9.0}, "start", "not inside its cut of 1.500 s"),
+        ({"custom": {"x": 1}, "text": None}, "text", "found nothing"),
+    ],
+)
+def test_each_problem_names_its_field(fields, field, said):
+    [problem] = problems_with(**fields)
+    assert problem.startswith(f"supervision 0, field '{field}'")
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        (None, "found nothing"),
+        ("asr", "found 'asr'"),
+        ({"asr": True}, "expected a list"),
+        ([], "expected 'asr' among them"),
+        (["asr", "lib"], "unknown task 'lib', expected some of asr, scd, endp, ner, lid"),
+        (["asr", ["lid"]], "unknown task ['lid']"),
+        (["lid"], "expected 'asr' among them"),
+        (["asr", "lid", "lid"], "listed twice"),
+    ],
+)
+def test_list_of_tasks(tasks, said):
+    cut = make_cut("c", [GOOD], None)
+    if tasks is not None:
+        cut.custom["tasks"] = tasks
+    [problem] = check_cut(cut)
+    assert problem.startswith("field 'custom.tasks'") and said in problem
+    with pytest.raises(UserError, match=r"cut c: field 'custom\.tasks'"):
+        labelled_tasks(cut)
+
+
+def test_turns_in_time_order_and_one_at_a_time_for_a_speaker():
+    def said_of(*turns):
+        return check_cut(make_cut("c", [{**GOOD, **turn} for turn in turns], ALL, duration=9.0))
+
+    [problem] = said_of({"start": 2.0}, {"start": 0.0, "speaker": "b"})
+    assert "time order" in problem
+    [problem] = said_of({"start": 0.0, "duration": 5.0}, {"start": 1.0, "speaker": "b"}, {"start": 3.0})
+    assert problem.startswith("supervision 2") and "still in an earlier turn" in problem
+    assert check_cut(make_cut("c", [], ALL, duration=1.0)) == [
+        "field 'supervisions': expected at least one turn, found none"
+    ]
+    [problem] = said_of({}, {"language": "nl"})
+    assert "one cut, one language; found fr, nl" in problem
+
+
+def test_only_listed_tasks_are_checked():
+    assert problems_with(["asr"], speaker=None, language=None, endpoint="?", entities=3) == []
+
+
+def test_options_of_a_model_narrow_what_is_allowed():
+    cut = make_cut("c", [{**GOOD, "entities": [{"start": 0, "end": 3, "type": "PER"}]}], ALL)
+    assert check_cut(cut, build_tasks(ALL, {"lid": {"languages": ["fr"]}, "ner": {"types": ["PER"]}})) == []
+    problems = check_cut(cut, build_tasks(ALL, {"lid": {"languages": ["nl"]}, "ner": {"types": ["NUM"]}}))
+    assert [("type 'PER'" in p, "'fr' is not one of nl" in p) for p in problems] == [(True, False), (False, True)]
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["start", "end", "type", "a"]), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=400)
+@given(
+    st.dictionaries(st.sampled_from(["text", "speaker", "language", "start", "duration", "custom"]), junk), st.data()
+)
+def test_wrong_types_anywhere_never_fail(fields, data):
+    if "custom" not in fields:
+        fields["custom"] = {"endpoint": data.draw(junk), "entities": data.draw(junk)}
+    values = {"start": 0.0, "duration": 1.0, "text": "a b", "speaker": "s", "language": "fr", **fields}
+    supervision = SupervisionSegment("s", "r", **values)
+    for custom in (data.draw(junk), {"tasks": data.draw(junk)}, {"tasks": ALL}):
+        cut = MonoCut("c", 0.0, 2.0, 0, supervisions=[supervision], custom=custom)
+        assert all(isinstance(problem, str) for problem in check_cut(cut))
+
+
+def test_message_names_file_cut_and_field(tmp_path):
+    bad = make_cut("bad", [{**GOOD, "endpoint": "yes"}], ALL)
+    path = tmp_path / "cuts.jsonl.gz"
+    CutSet.from_cuts([make_cut("good", [GOOD], ALL), bad, make_cut("worse", [{}], ALL)]).to_file(path)
+    with pytest.raises(UserError) as caught:
+        validate_cuts(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: cut bad: supervision 0, field 'custom.endpoint'")
+    assert message.endswith("(and 5 more)") and "\n" not in message
+    with pytest.raises(UserError) as caught:
+        validate_cuts(path, list_all=True)
+    assert len(str(caught.value).split("\n")) == 6
+
+
+def test_ids_that_occur_twice():
+    cuts = [make_cut("a", [GOOD]), make_cut("b", [GOOD]), make_cut("a", [GOOD])]
+    assert list(find_problems(cuts)) == [("a", "field 'id': another cut has it already")]
+    with pytest.raises(UserError, match=r"^cut a: field 'id'"):
+        validate_cuts(CutSet.from_cuts(cuts))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{not json", "line 2: not JSON"),
+        ("[1, 2]", "line 2: not a lhotse cut"),
+        ('{"type": "MonoCut", "id": "x"}', "line 2: not a lhotse cut"),
+        ('{"type": "Blot"}', "line 2: not a lhotse cut"),
+        ('{"id": "s", "recording_id": "r", "start": 0, "duration": 1}', "line 2: not a lhotse cut"),
+    ],
+)
+def test_broken_manifests_name_the_line(tmp_path, content, said):
+    path = tmp_path / "cuts.jsonl"
+    good = json.dumps(make_cut("good", [GOOD], ALL).to_dict())
+    path.write_text(f"{good}\n{content}\n")
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        validate_cuts(path)
+    assert str(path) in str(caught.value)
+
+
+def test_files_that_are_no_manifest(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        validate_cuts(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match=r"expected a cut manifest \(.jsonl"):
+        validate_cuts(tmp_path / "cuts.txt")
+    torn = tmp_path / "torn.jsonl.gz"
+    CutSet.from_cuts([make_cut(f"c{i}", [GOOD]) for i in range(50)]).to_file(torn)
+    torn.write_bytes(torn.read_bytes()[:-60])
+    with pytest.raises(UserError, match=r"cannot be read|not JSON"):
+        validate_cuts(torn)
+    whole = tmp_path / "cuts.json"
+    CutSet.from_cuts([make_cut("good", [GOOD], ALL)]).to_file(whole)
+    validate_cuts(whole)
+    whole.write_text("nonsense")
+    with pytest.raises(UserError, match="not a lhotse manifest"):
+        validate_cuts(whole)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_audio_that_is_missing_or_truncated(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, np.random.default_rng(0).normal(scale=0.1, size=24000), 16000)
+    cut = make_cut("c", [GOOD], ALL)
+    cut.recording = Recording.from_file(path)
+    assert list(find_problems([cut], check_audio=True)) == []
+
+    whole = path.read_bytes()
+    for part in (0.9, 0.3, 0.0):
+        path.write_bytes(whole[: int(len(whole) * part)])
+        [(cut_id, problem)] = find_problems([cut], check_audio=True)
+        assert cut_id == "c" and str(path) in problem
+        assert "truncated" in problem or "cannot be decoded" in problem
+
+    path.unlink()
+    assert list(find_problems([cut], check_audio=True)) == [("c", f"field 'recording': {path}: no such file")]
+    assert list(find_problems([cut])) == []
+
+
+def test_cut_without_recording_has_no_audio():
+    [(_, problem)] = find_problems([make_cut("c", [GOOD], ALL)], check_audio=True)
+    assert problem == "field 'recording': expected a recording, found none"

@@ -1,0 +1,126 @@
+import json
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from command_lines import run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from labelled_cuts import make_cut
+from lhotse import CutSet
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.editing.split import KeyRule, assign, split_manifest
+from tokenverse_pp.data.manifests import ManifestRow, row_bytes
+
+SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
+
+
+def write(folder, cuts):
+    path = Path(folder) / "cuts.jsonl"
+    CutSet.from_cuts(cuts).to_file(path)
+    return path
+
+
+def split(path, by, seed=0, shares=SHARES, **options):
+    """The cuts of each set, and the counts."""
+    outputs = {name: path.parent / f"{name}.jsonl" for name in shares}
+    counts = split_manifest(path, outputs, shares, KeyRule(by, **options), seed)
+    return {name: [json.loads(line) for line in out.read_text().splitlines()] for name, out in outputs.items()}, counts
+
+
+def values(cut, kind):
+    if kind == "recording":
+        return {sup["recording_id"] for sup in cut["supervisions"]}
+    if kind == "session":
+        return {cut["custom"]["session"]}
+    return {sup[kind].lower() for sup in cut["supervisions"]}
+
+
+texts = st.sampled_from(["Oui", "oui", "non", "un", "deux", "trois"])
+turns = st.lists(
+    st.fixed_dictionaries({"speaker": st.sampled_from("abcdefghijkl"), "text": texts}), min_size=1, max_size=2
+)
+examples = st.lists(
+    st.tuples(turns, st.floats(0.5, 30.0), st.sampled_from(["x", "y", "z", "v", "w"])), min_size=3, max_size=40
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(examples, st.sets(st.sampled_from(["speaker", "text", "recording", "session"]), min_size=1), st.integers(0, 9))
+def test_nothing_leaks_and_nothing_is_lost(examples, kinds, seed):
+    cuts = [make_cut(f"c{i}", t, duration=9 * d, session=s) for i, (t, d, s) in enumerate(examples)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(folder, cuts)
+        try:
+            sets, counts = split(path, tuple(sorted(kinds)), seed)
+        except UserError as error:
+            assert "try fewer --by" in str(error) and list(Path(folder).iterdir()) == [path]
+            return
+        again, _ = split(path, tuple(sorted(kinds)), seed)
+    assert sets == again
+    assert sorted(cut["id"] for part in sets.values() for cut in part) == sorted(cut.id for cut in cuts)
+    assert all(sets.values()) and {name: len(part) for name, part in sets.items()} == {
+        name: count["cuts"] for name, count in counts.items()
+    }
+    for kind in kinds:
+        owners = defaultdict(set)
+        for name, part in sets.items():
+            for cut in part:
+                for value in values(cut, kind):
+                    owners[value].add(name)
+        assert all(len(names) == 1 for names in owners.values())
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=60, max_size=200), st.integers(0, 99))
+def test_shares_are_near(hours, seed):
+    """No set is off by more than the largest group."""
+    chosen = assign(dict(enumerate(hours)), [0.8, 0.1, 0.1], seed)
+    for number, share in enumerate([0.8, 0.1, 0.1]):
+        got = sum(hours[group] for group, owner in chosen.items() if owner == number)
+        assert abs(got - share * sum(hours)) <= max(hours) * (1 + 1e-9)
+
+
+def test_no_set_stays_empty():
+    assert sorted(assign({0: 1.0, 1: 1.0, 2: 1.0}, [0.8, 0.1, 0.1], seed=0).values()) == [0, 1, 2]
+    assert assign({0: 9.0, 1: 1.0}, [0.5, 0.5], seed=0) == {0: 0, 1: 1}
+    with pytest.raises(UserError, match="2 groups for 3 sets"):
+        assign({0: 9.0, 1: 1.0}, [0.8, 0.1, 0.1], seed=0)
+
+
+def row_of(**turn):
+    data = make_cut("c", [{"text": "oui", **turn}]).to_dict()
+    return ManifestRow("x, line 1", row_bytes(data), data)
+
+
+def test_missing_keys():
+    with pytest.raises(UserError, match="x, line 1: cut c: no speaker, so that nobody can tell"):
+        KeyRule(("speaker",)).keys(row_of())
+    assert KeyRule(("speaker",), allow_missing=True).keys(row_of()) == [("id", "c")]
+    with pytest.raises(UserError, match="cut c: no session"):
+        KeyRule(("session",)).keys(row_of())
+
+
+def test_short_texts_may_be_shared():
+    assert KeyRule(("text",)).keys(row_of(text="Oui, MERCI")) == [("text", "oui, merci")]
+    rule = KeyRule(("text", "speaker"), text_words=2)
+    assert rule.keys(row_of(text="oui", speaker="a")) == [("speaker", "a")]
+    assert rule.keys(row_of(text="oui non", speaker="a")) == [("speaker", "a"), ("text", "oui non")]
+
+
+def test_command_line(tmp_path):
+    cuts = [make_cut(f"c{i}", [{"text": f"un {i}", "speaker": f"s{i % 20}"}]) for i in range(100)]
+    path = write(tmp_path, cuts)
+    result = run("manifest", "split", path, tmp_path / "out", "--shares", "train=0.8,dev=0.2", "--by", "speaker")
+    assert result.exit_code == 0, result.stderr
+    assert [line.split() for line in result.stdout.splitlines()][1:] == [
+        ["train", "80", "16", "0.03", "80.0", "80.0"],
+        ["dev", "20", "4", "0.01", "20.0", "20.0"],
+    ]
+    sets = [{cut.supervisions[0].speaker for cut in CutSet.from_file(p)} for p in sorted((tmp_path / "out").iterdir())]
+    assert [len(part) for part in sets] == [4, 16] and not set.intersection(*sets)
+    for shares in ("train", "train=0", "train=1", "a=1,a=2", "../x=1,b=1", "a=nan,b=1"):
+        result = run("manifest", "split", path, tmp_path / "no", "--shares", shares)
+        assert result.exit_code == 2 and "--shares" in result.stderr
+    assert not (tmp_path / "no").exists()

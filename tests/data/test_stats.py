@@ -1,0 +1,115 @@
+import pytest
+from labelled_cuts import make_cut
+from lhotse import CutSet
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.editing.stats import count_cuts, count_manifests, plot_stats, shares_table, stats_table
+
+FR = {"text": "un deux trois", "speaker": "a", "language": "fr"}
+CUTS = [
+    make_cut("f1", [{**FR, "entities": [{"start": 0, "end": 2, "type": "N"}]}], ["asr", "lid", "ner"], duration=1800.0),
+    make_cut(
+        "f2",
+        [{**FR, "endpoint": True}, {**FR, "speaker": "b", "endpoint": True}],
+        ["asr", "scd", "endp"],
+        duration=3600.0,
+    ),
+    make_cut("n1", [{"text": "ja", "language": "nl"}], ["asr"], duration=360.0),
+    make_cut("u1", [{"text": "hm"}], ["asr"], duration=360.0),
+]
+
+
+def test_counts():
+    stats = count_cuts(CUTS)
+    assert list(stats) == ["all", "fr", "nl", "unknown"]
+    assert stats["all"]["hours"] == pytest.approx(1.7)
+    french = stats["fr"]
+    assert {key: french[key] for key in ("cuts", "turns", "words", "speakers")} == {
+        "cuts": 2, "turns": 3, "words": 9, "speakers": 2,
+    }  # fmt: skip
+    assert french["tasks"]["ner"] == {
+        "labelled": {"cuts": 1, "hours": 0.5},
+        "machine": {"cuts": 0, "hours": 0.0},
+        "not_labelled": {"cuts": 1, "hours": 1.0},
+        "tokens": 2,
+    }
+    assert {name: counts["tokens"] for name, counts in french["tasks"].items()} == {
+        "asr": 9, "scd": 1, "endp": 2, "ner": 2, "lid": 1,
+    }  # fmt: skip
+
+
+def test_groups_add_up():
+    stats = count_cuts(CUTS)
+    parts = [group for name, group in stats.items() if name != "all"]
+    for key in ("cuts", "hours", "turns", "words"):
+        assert stats["all"][key] == pytest.approx(sum(part[key] for part in parts))
+    for task, counts in stats["all"]["tasks"].items():
+        assert counts["labelled"]["cuts"] + counts["not_labelled"]["cuts"] == stats["all"]["cuts"]
+        assert counts["tokens"] == sum(part["tasks"][task]["tokens"] for part in parts)
+
+
+def test_table_shows_labelled_and_not():
+    table = stats_table(count_cuts(CUTS))
+    assert max(len(line) for line in table.split("\n")) <= 100
+    [row] = [line.split() for line in table.split("\n") if line.split()[:2] == ["ner", "fr"]]
+    assert row == ["ner", "fr", "0.50", "1", "0.00", "1.00", "1", "2"]
+
+
+def test_no_cuts():
+    stats = count_cuts([])
+    assert stats["all"]["cuts"] == 0
+    assert "all" in stats_table(stats)
+
+
+MACHINE_MADE = make_cut(
+    "m1",
+    [{**FR, "entities": [{"start": 0, "end": 2, "type": "N", "source": "machine:x", "confidence": 0.5}]}],
+    ["asr", "ner"],
+    duration=1800.0,
+    label_source={"ner": "machine:x"},
+    corpus="b",
+)
+
+
+@pytest.fixture
+def manifests(tmp_path):
+    """Two files: CUTS (no corpus named) and a cut of corpus b, labelled by a machine."""
+    paths = [tmp_path / "a.jsonl.gz", tmp_path / "other.jsonl"]
+    for path, cuts in zip(paths, (CUTS, [MACHINE_MADE])):
+        CutSet.from_cuts(cuts).to_file(path)
+    return paths
+
+
+def test_machine_labels_are_counted_apart():
+    ner = count_cuts([*CUTS, MACHINE_MADE])["fr"]["tasks"]["ner"]
+    assert ner["labelled"] == {"cuts": 2, "hours": 1.0} and ner["machine"] == {"cuts": 1, "hours": 0.5}
+
+
+def test_corpora_are_files_or_what_the_cuts_say(manifests):
+    stats = count_manifests(manifests)
+    assert list(stats["corpora"]) == ["a", "b"]
+    together = count_cuts([*CUTS, MACHINE_MADE])
+    assert stats["languages"]["fr"] == together["fr"] and list(stats["languages"]) == list(together)
+    assert stats["corpora"]["a"] == count_cuts(CUTS)["all"]
+    assert stats["languages"]["all"]["speakers"] == 2  # a and b, each once
+    shares = [line.split() for line in shares_table(stats["corpora"]).split("\n")]
+    assert shares[0] == ["gives", "to", "asr", "scd", "endp", "ner", "lid"]
+    assert shares[2] == ["b", "0.50", "h", "23", "%", "-", "-", "0.50", "h", "50", "%", "-"]
+
+
+def test_what_is_not_valid_is_not_counted(manifests):
+    broken = make_cut("x", [{"text": "[SCD]"}])
+    CutSet.from_cuts([*CUTS, broken]).to_file(manifests[1])
+    with pytest.raises(UserError, match=r"other\.jsonl, line 5: cut x: supervision 0"):
+        count_manifests(manifests)
+    manifests[1].write_text("{}\n")
+    with pytest.raises(UserError, match=r"line 1: not a lhotse cut"):
+        count_manifests(manifests)
+
+
+def test_plot(manifests, tmp_path):
+    pytest.importorskip("matplotlib")
+    plot_stats(count_manifests(manifests), tmp_path / "hours.png")
+    assert (tmp_path / "hours.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"hours\.txt: a plot is named \.png"):
+        plot_stats({}, tmp_path / "hours.txt")

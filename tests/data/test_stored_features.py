@@ -1,0 +1,170 @@
+"""Stored features of a frozen encoder: the numbers of training from audio, from the right encoder, or refused."""
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from lhotse import CutSet
+from toy_runs import assert_one_line, call, read_cuts, save_frozen_encoder, toy_options, toy_parts
+
+from tokenverse_pp.base.config_files import save_config
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.cli.main import cli
+from tokenverse_pp.data.dataset import FEATURES, load_inputs
+from tokenverse_pp.models.stored_features import batches_of, check_origin, perturbed, store_features
+from tokenverse_pp.training.log import read_log
+from tokenverse_pp.training.steps import forward
+
+
+@pytest.fixture(scope="module")
+def frozen(tiny_corpus, tmp_path_factory):
+    """Options of a tiny frozen wav2vec2."""
+    return save_frozen_encoder(tiny_corpus, tmp_path_factory.mktemp("frozen") / "wav2vec2-tiny")
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_corpus, frozen):
+    return toy_parts(tiny_corpus, **frozen)
+
+
+def store(parts, cuts, folder, **options):
+    config = parts.config.model.encoder
+    return store_features(CutSet.from_cuts(cuts), parts.model.encoder, config, folder, **options)
+
+
+@pytest.fixture(scope="module")
+def stored(tiny_corpus, parts, tmp_path_factory):
+    return store(parts, read_cuts(tiny_corpus), tmp_path_factory.mktemp("features"), dtype="float32", max_duration=9.0)
+
+
+def losses(parts, cuts, stored):
+    parts.dataset.stored_features = stored
+    with torch.no_grad():
+        found = forward(parts.model.eval(), parts.dataset[CutSet.from_cuts(cuts)], stored)
+    return torch.stack([found.simple, found.pruned, found.frames.float()])
+
+
+def test_loss_is_that_of_training_from_audio(tiny_corpus, parts, stored):
+    cuts = read_cuts(tiny_corpus)
+    assert [cut.id for cut in stored] == [cut.id for cut in cuts]
+    assert torch.allclose(losses(parts, list(stored), True), losses(parts, cuts, False), rtol=1e-5)
+
+
+def test_stored_numbers_are_the_encoders(tiny_corpus, parts, stored):
+    cut = list(stored)[3]
+    audio = torch.from_numpy(cut.load_audio())
+    features, lens = parts.model.encoder.extract(audio, torch.tensor([audio.shape[1]]))
+    found = load_inputs(cut, stored_features=True)
+    assert found.shape == (int(lens), parts.model.encoder.feature_dim) and found.dtype == torch.float32
+    assert torch.allclose(found, features[0], atol=1e-4)
+    assert cut.supervisions == read_cuts(tiny_corpus)[3].supervisions
+    assert cut.custom["tasks"] == read_cuts(tiny_corpus)[3].custom["tasks"]
+
+
+def test_half_precision_is_nearly_as_good_and_half_as_large(tiny_corpus, parts, stored, tmp_path):
+    half = list(store(parts, read_cuts(tiny_corpus)[:3], tmp_path))
+    assert half[0].load_custom(FEATURES).dtype == np.float16
+    exact, rough = (load_inputs(cuts[0], stored_features=True) for cuts in (list(stored), half))
+    assert torch.allclose(rough, exact, rtol=1e-3, atol=1e-3) and not torch.equal(rough, exact)
+
+
+def test_features_of_another_encoder_are_refused(tiny_corpus, frozen, parts, stored):
+    cut = next(iter(stored))
+    check_origin(cut, parts.config.model.encoder)
+    for changes in ({"model__encoder__layers": [2]}, {"model__encoder__name": "elsewhere/other"}):
+        other = toy_parts(tiny_corpus, **frozen).config.model.encoder
+        for key, value in changes.items():
+            setattr(other, key.split("__")[-1], value)
+        with pytest.raises(UserError, match=f"cut {cut.id}: its features were stored by"):
+            check_origin(cut, other)
+    with pytest.raises(UserError, match="no stored features"):
+        check_origin(read_cuts(tiny_corpus)[0], parts.config.model.encoder)
+
+
+def test_moved_encoder_is_the_same_encoder(parts, stored, tiny_corpus, frozen):
+    moved = toy_parts(tiny_corpus, **frozen).config.model.encoder
+    moved.name = f"/somewhere/else/{moved.name.split('/')[-1]}"
+    check_origin(next(iter(stored)), moved)
+
+
+def test_speed_perturbation_gives_cuts_of_their_own(tiny_corpus, parts, tmp_path):
+    cuts = read_cuts(tiny_corpus)[:2]
+    every = perturbed(CutSet.from_cuts(cuts), [0.9, 1.0, 1.1])
+    found = {cut.id: cut for cut in store(parts, every, tmp_path)}
+    assert set(found) == {f"{cut.id}{suffix}" for cut in cuts for suffix in ("", "_sp0.9", "_sp1.1")}
+    for cut in cuts:
+        slow, plain, fast = (found[f"{cut.id}{suffix}"] for suffix in ("_sp0.9", "", "_sp1.1"))
+        assert slow.duration == pytest.approx(cut.duration / 0.9, abs=0.01)
+        frames = [len(load_inputs(c, stored_features=True)) for c in (slow, plain, fast)]
+        assert frames == sorted(frames, reverse=True) and frames[0] == pytest.approx(frames[1] / 0.9, abs=2)
+        assert [sup.text for sup in fast.supervisions] == [sup.text for sup in cut.supervisions]
+        assert fast.custom["tasks"] == cut.custom["tasks"]
+        assert fast.supervisions[0].custom == cut.supervisions[0].custom
+
+
+def test_encoder_that_is_trained_is_refused(tiny_corpus, tmp_path):
+    parts = toy_parts(tiny_corpus)
+    with pytest.raises(UserError, match="frozen"):
+        store(parts, read_cuts(tiny_corpus)[:1], tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
+def test_features_that_were_deleted_are_named(tiny_corpus, parts, tmp_path):
+    (cut,) = store(parts, read_cuts(tiny_corpus)[:1], tmp_path)
+    (file,) = tmp_path.rglob("*.npy")
+    for content in (file.read_bytes()[:200], b"", None):
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+        with pytest.raises(UserError, match=rf"cut {cut.id}: stored features .*{file.name}") as caught:
+            load_inputs(cut, stored_features=True)
+        assert "\n" not in str(caught.value)
+
+
+def test_batches_hold_as_much_as_fits(tiny_corpus):
+    cuts = read_cuts(tiny_corpus)
+    for limit in (0.1, 5.0, 12.0, 1000.0):
+        groups = list(batches_of(cuts, limit))
+        assert [cut.id for group in groups for cut in group] == [cut.id for cut in cuts]
+        for group in groups:
+            assert len(group) == 1 or len(group) * max(cut.duration for cut in group) <= limit
+    assert len(list(batches_of(cuts, 1000.0))) == 1 and len(list(batches_of(cuts, 0.1))) == len(cuts)
+
+
+def test_command_line_and_a_whole_run_give_the_losses_of_audio(train_script, tiny_corpus, frozen, parts, tmp_path):
+    save_config(parts.config, tmp_path / "c.yaml")
+    for split in ("train", "dev"):
+        source, output = tiny_corpus / f"cuts_{split}.jsonl.gz", tmp_path / "out" / f"cuts_{split}.jsonl.gz"
+        options = [str(source), str(output), "--config", str(tmp_path / "c.yaml"), "--dtype", "float32"]
+        result = CliRunner().invoke(cli, ["manifest", "store-features", *options])
+        assert result.exit_code == 0, result.output
+    runs = {}
+    for name, changes in {
+        "audio": {},
+        "stored": {
+            "data__stored_features": "true",
+            "data__train": [tmp_path / "out" / "cuts_train.jsonl.gz"],
+            "data__valid": [tmp_path / "out" / "cuts_dev.jsonl.gz"],
+        },
+    }.items():
+        exp_dir = tmp_path / name
+        options = toy_options(tiny_corpus, exp_dir, **frozen, training__max_steps=4, training__valid_every=4, **changes)
+        done = call(train_script.main, *options)
+        assert done.code == 0, done.stderr
+        numbers = [r for r in read_log(exp_dir / "log.jsonl") if r["kind"] in ("train", "valid")]
+        runs[name] = [{k: r[k] for k in r if k not in ("kind", "speed", "data_wait")} for r in numbers]
+    assert len(runs["audio"]) == 5
+    for found, expected in zip(runs["stored"], runs["audio"]):
+        assert found == pytest.approx(expected, rel=1e-4)
+    # The frozen encoder's weights stay where they came from.
+    assert (tmp_path / "audio" / "model" / "model.safetensors").stat().st_size < 300_000
+
+
+def test_training_on_features_of_another_encoder_is_refused(train_script, tiny_corpus, frozen, stored, tmp_path):
+    stored.to_file(tmp_path / "cuts.jsonl")
+    changes = {**frozen, "data__stored_features": "true", "data__train": [tmp_path / "cuts.jsonl"], "data__valid": []}
+    changes["model__encoder__layers"] = [0, 1]
+    failure = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
+    assert_one_line(failure, "features were stored by", next(iter(stored)).id)
+    assert not (tmp_path / "exp").exists()

@@ -1,0 +1,246 @@
+"""ARPA files, against the back-off rule applied to the text of the file."""
+
+import gzip
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.decoding.ngram import read_arpa
+
+PIECES = ["<blk>", "<unk>", "▁a", "b", "▁"]
+TEXT = """made by hand
+
+\\data\\
+ngram 1=6
+ngram 2=4
+ngram 3=2
+
+\\1-grams:
+-99\t<s>\t-0.5
+-0.9\t</s>
+-0.7\t▁a\t-0.3
+-0.8\tb\t-0.2
+-1.1\tzebra\t-0.1
+-1.5\t▁
+
+\\2-grams:
+-0.2\t<s> ▁a\t-0.4
+-0.6\t▁a b\t-0.1
+-0.4\tb </s>
+-0.3\tzebra b
+
+\\3-grams:
+-0.05\t<s> ▁a b
+-0.15\t▁a b </s>
+
+\\end\\
+"""
+
+
+def by_hand(tokens, context):
+    """log10 P by the rule of ARPA files, over the strings of TEXT."""
+    probability, weight = {}, {}
+    for line in TEXT.split("\n"):
+        parts = line.split()
+        if len(parts) < 2 or not line.startswith("-"):
+            continue
+        last = parts[-1].startswith("-0") and len(parts) > 2
+        gram = tuple(parts[1:-1] if last else parts[1:])
+        probability[gram], weight[gram] = float(parts[0]), float(parts[-1]) if last else 0.0
+    gram = (*context, tokens)
+    if gram in probability:
+        return probability[gram]
+    return weight.get(context, 0.0) + by_hand(tokens, context[1:])
+
+
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from(["▁a", "b", "▁"]), max_size=5))
+def test_probabilities_are_those_of_the_file(tmp_path_factory, history):
+    path = tmp_path_factory.mktemp("arpa") / "lm.arpa"
+    path.write_text(TEXT, encoding="utf-8")
+    model = read_arpa(path, PIECES)
+    state, names = model.start, [*PIECES, "<s>", "</s>"]
+    for piece in history:
+        state = model.advance(state, PIECES.index(piece))
+    row = model.row(state) / math.log(10)
+    context = ("<s>", *history)[-2:]
+    for piece in ("▁a", "b", "▁", "</s>"):
+        assert row[names.index(piece)] == pytest.approx(by_hand(piece, context))
+    assert row[names.index("<s>")] == -math.inf
+    # What the file does not hold is as rare as its rarest, after backing off.
+    assert row[0] == pytest.approx(row[1]) and row[1] <= row[4]
+
+
+def test_a_packed_file_and_one_without_sentence_starts(tmp_path):
+    path = tmp_path / "lm.arpa.gz"
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write("\\data\\\nngram 1=2\n\\1-grams:\n-0.3 ▁a\n-0.3 b\n\\end\\\nrest\n")
+    model = read_arpa(path, PIECES)
+    assert np.exp(model.row(model.start))[2:4] == pytest.approx([10**-0.3] * 2)
+
+
+def test_n_grams_whose_beginning_is_missing_are_left_out(tmp_path):
+    path = tmp_path / "lm.arpa"
+    path.write_text("\\1-grams:\n-0.3 ▁a\n-0.5 b\n\\2-grams:\n-0.1 ▁ b\n\\end\\\n", encoding="utf-8")
+    assert len(read_arpa(path, PIECES)) == 3  # with <s>
+
+
+HEAD = "\\data\\\nngram 1=4\nngram 2=4\n\n\\1-grams:\n-99\t<s>\t-0.3\n-1\t</s>\n-0.5\t▁a\t-0.3\n-0.5\tb\t-0.3\n\n"
+TWO = "\\2-grams:\n-0.1\t▁a b\n-0.2\tb ▁a\n-0.2\t<s> ▁a\n-0.2\tb </s>\n\n"
+END = "\\end\\\n"
+
+
+def model_of(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    model = read_arpa(path, PIECES)
+    return [array.tolist() for array in (model.token, model.log_prob, model.back_off, model.suffix, model.first)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HEAD + TWO[:30], "line 13: the file states 4 2-grams, 2 are there; the file ends here, as if it was cut off"),
+        (HEAD, "line 10: the file ends here, as if it was cut off; expected \\2-grams:"),
+        (HEAD + TWO, "line 16: the file ends here, as if it was cut off; expected \\end"),
+        (HEAD + END, "line 11: expected \\2-grams:, found"),
+        (HEAD[:28] + END, "line 5: expected `ngram 3=COUNT` or"),
+        ((HEAD + TWO).replace("-0.1", "nan") + END, "line 12: expected finite numbers, found 'nan"),
+        ((HEAD + TWO).replace("-0.1", "-inf") + END, "line 12: expected finite numbers"),
+        ((HEAD + TWO).replace("-0.1", "-1e999") + END, "line 12: expected finite numbers"),
+        ((HEAD + TWO).replace("b\t-0.3", "b\t-nan") + END, "line 9: expected finite numbers"),
+        ((HEAD + TWO).replace("-0.1", "0.1") + END, "line 12: a log-probability above 0"),
+        ((HEAD + TWO).replace("-0.1", "-1_0") + END, "line 12: no 2-gram of the ARPA format"),
+        ((HEAD + TWO).replace("-0.1", "-\u0661") + END, "line 12: no 2-gram of the ARPA format"),
+        ((HEAD + TWO).replace("▁a b", "▁a\u00a0b") + END, "line 12: no 2-gram of the ARPA format"),
+        ((HEAD + TWO).replace("▁a b", "▁a b\t-0.5") + END, "line 12: a back-off weight of an n-gram of the highest"),
+        ((HEAD + TWO).replace("-0.1\t▁a b", "-0.1 ▁a -0.3") + END, "line 12: no 2-gram of the ARPA format"),
+        ((HEAD + TWO).replace("b ▁a\n", "▁a b\n") + END, "line 13: 2-gram '▁a b' is there twice"),
+        ((HEAD + TWO).replace("1=4", "1=5") + END, "line 11: the file states 5 1-grams, 4 are there"),
+        ((HEAD + TWO).replace("1=4", "1=3") + END, "line 9: the file states 3 1-grams, this is one more"),
+        ((HEAD + TWO).replace("ngram 2=4\n", "") + END, "the file states no 2-grams, but has them"),
+        ((HEAD + TWO).replace("ngram 2", "ngram 3") + END, "line 3: expected `ngram 2=COUNT`"),
+        ((HEAD + TWO).replace("\\2-grams", "\\3-grams") + END, "line 11: expected \\2-grams:, found"),
+        ("remarks\n" * 3, "not an ARPA file: no line \\data\\ in its 3 lines"),
+        ((HEAD + TWO).replace("-0.5", "-99") + END, "all pieces have the log-probability -99"),
+        ((HEAD + TWO).replace("-1\t", "-99\t") + END, "</s> has the log-probability -99: no hypothesis could end"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_refused_with_line_and_reason(tmp_path, text, said):
+    with pytest.raises(UserError) as error:
+        model_of(tmp_path / "lm.arpa", text)
+    assert str(tmp_path / "lm.arpa") in str(error.value) and said in str(error.value)
+
+
+def test_files_as_tools_write_them(tmp_path):
+    expected = model_of(tmp_path / "lm.arpa", HEAD + TWO + END)
+    # KenLM: 0 for <s>, <unk>, 0 as the weight of what nothing follows; SRILM and pocketsphinx: remarks before the data.
+    for text in (
+        (HEAD + TWO).replace("-99\t<s>", "0\t<s>") + END,
+        "# a remark\nngrams of text\n\n" + HEAD + TWO + END + "anything\nat all",
+        (HEAD + TWO).replace("\t", " ") + END,
+        (HEAD + TWO).replace("\n", "\r\n") + END,
+        (HEAD + TWO).replace("</s>\n", "</s>\t0\n").replace("▁a b\n", "▁a b\t0 \n") + END,
+        (HEAD + TWO).replace("ngram 1=4", "ngram  1 = 4").replace("ngram 2=4", "ngram 2=4\nngram 3=0") + END,
+        (HEAD + TWO).replace("2=4", "2=4\nngram 3=0") + "\\3-grams:\n\n" + END,
+        "\ufeff" + HEAD + TWO + END,
+    ):
+        assert model_of(tmp_path / "lm.arpa", text) == expected, text
+    with_unknown = HEAD.replace("1=4", "1=5").replace("-99\t<s>", "-1.7\t<unk>\t0\n0\t<s>") + TWO + END
+    assert model_of(tmp_path / "lm.arpa", with_unknown)[0][0] == PIECES.index("<unk>")
+
+
+JUNK = [b"junk", b"-1 x y z w", b"\\data\\", b"\\4-grams:", b"nan\tb", b"\xff", b"\0"]
+NO_CELLS = [b"", b"NaN", b"-inf", b"1_0", b"x y z w v"]
+
+
+@st.composite
+def mutated(draw):
+    """The bytes of TEXT, cut off or with lines that are deleted, doubled, moved or replaced."""
+    whole = TEXT.encode()
+    if draw(st.booleans()):
+        return whole[: draw(st.integers(0, len(whole)))]
+    lines = whole.split(b"\n")
+    for _ in range(draw(st.integers(1, 2))):
+        at, other = draw(st.integers(0, len(lines) - 1)), draw(st.integers(0, len(lines) - 1))
+        change = draw(st.sampled_from(["delete", "double", "move", "swap", "junk", "word", "bytes"]))
+        if change == "delete":
+            del lines[at]
+        elif change == "double":
+            lines.insert(other, lines[at])
+        elif change == "move":
+            lines.insert(other, lines.pop(at))
+        elif change == "swap":
+            lines[at], lines[other] = lines[other], lines[at]
+        elif change == "junk":
+            lines[at] = draw(st.sampled_from(JUNK))
+        elif change == "word":
+            cells = lines[at].split(b"\t")
+            cells[draw(st.integers(0, len(cells) - 1)) // 2 * 2] = draw(st.sampled_from(NO_CELLS))
+            lines[at] = b"\t".join(cells)
+        else:
+            lines[at] += draw(st.sampled_from([b"\t", b" ", b"\r", b" b"]))
+    return b"\n".join(lines)
+
+
+def check_mutation(folder, expected, data):
+    try:
+        assert model_of(folder / "lm.arpa", data) == expected
+    except UserError as error:
+        assert str(folder / "lm.arpa") in str(error)
+        assert "line " in str(error) or "not an ARPA file" in str(error) or "</s> has" in str(error), error
+
+
+@pytest.fixture
+def whole(tmp_path):
+    return model_of(tmp_path / "lm.arpa", TEXT)
+
+
+FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FEW
+@given(mutated())
+def test_a_changed_file_gives_the_same_model_or_is_refused(tmp_path, whole, data):
+    check_mutation(tmp_path, whole, data)
+
+
+@pytest.mark.slow
+def test_ten_thousand_changed_files(tmp_path, whole):
+    settings(FEW, max_examples=10_000)(given(mutated())(lambda data: check_mutation(tmp_path, whole, data)))()
+
+
+def test_a_file_cut_off_at_any_byte_is_refused(tmp_path, whole):
+    data = (TEXT + "rest").encode()
+    ends = data.index(b"\\end\\") + 5
+    for length in (*range(0, ends - 10, 5), *range(ends - 10, len(data))):
+        if length >= ends:
+            assert model_of(tmp_path / "lm.arpa", data[:length]) == whole
+        else:
+            with pytest.raises(UserError, match=r"lm\.arpa"):
+                model_of(tmp_path / "lm.arpa", data[:length])
+    packed = gzip.compress(data)
+    for length in range(0, len(packed), 11):
+        (tmp_path / "lm.arpa.gz").write_bytes(packed[:length])
+        with pytest.raises(UserError, match=r"lm\.arpa\.gz: "):
+            read_arpa(tmp_path / "lm.arpa.gz", PIECES)
+
+
+@pytest.mark.parametrize("line", ["-0.3 ▁a b", "-0.3", "x ▁a", "-0.3 ▁a -0.1 -0.2"])
+def test_a_line_that_is_none_is_named(tmp_path, line):
+    path = tmp_path / "lm.arpa"
+    path.write_text(f"\\1-grams:\n-0.5 b\n{line}\n\\end\\\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"lm\.arpa, line 3: no 1-gram of the ARPA format"):
+        read_arpa(path, PIECES)
+
+
+@pytest.mark.parametrize("content", [b"", b"\\1-grams:\n-1 <s>\n-1 the\n\\end\\\n", b"\\1-grams:\n\xff", None])
+def test_a_file_without_our_pieces_is_refused(tmp_path, content):
+    path = tmp_path / "lm.arpa"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"lm\.arpa: "):
+        read_arpa(path, PIECES)

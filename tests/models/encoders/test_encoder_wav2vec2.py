@@ -1,0 +1,152 @@
+import pytest
+import torch
+from transformers import AutoModel, Wav2Vec2FeatureExtractor
+
+from tokenverse_pp.models.encoders import EncoderConfig, build_encoder
+from tokenverse_pp.models.encoders.wav2vec2 import normalise_audio
+
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
+MODELS = [(family, style) for family in ("wav2vec2", "hubert", "wavlm") for style in ("layer", "group")]
+
+
+@pytest.fixture(params=MODELS, ids="-".join)
+def folder(request, wav2vec2_folder):
+    return wav2vec2_folder(*request.param)
+
+
+def alone(function, x, lens, row):
+    """Run one row of a padded batch without its padding."""
+    return function(x[row : row + 1, : lens[row]], lens[row : row + 1])
+
+
+def test_padded_batch_equals_single_utterances(folder, batch):
+    encoder = build_encoder(EncoderConfig(folder)).eval()
+    audio, lens = batch
+    features, feature_lens = encoder.extract(audio, lens)
+    output, output_lens = encoder.contextualise(features, feature_lens)
+    assert len(set(output_lens.tolist())) == 3
+    for row in range(3):
+        one, one_lens = alone(encoder.extract, audio, lens, row)
+        assert one.shape[1] == one_lens == feature_lens[row]
+        torch.testing.assert_close(features[row, : one_lens[0]], one[0], atol=1e-5, rtol=1e-4)
+        assert features[row, one_lens[0] :].abs().sum() == 0
+        out, out_lens = encoder.contextualise(one, one_lens)
+        torch.testing.assert_close(output[row, : out_lens[0]], out[0], atol=2e-5, rtol=1e-4)
+        assert output[row, out_lens[0] :].abs().sum() == 0
+
+
+def test_single_utterance_equals_transformers(folder, batch):
+    encoder = build_encoder(EncoderConfig(folder)).eval()
+    model = AutoModel.from_pretrained(folder).eval()
+    audio = batch[0][:1]
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
+    values = extractor(audio[0].numpy(), sampling_rate=16000, return_tensors="pt").input_values
+    with torch.no_grad():
+        expected = model(values).last_hidden_state
+        output, lens = encoder(audio, torch.tensor([4000]))
+    assert lens.tolist() == [expected.shape[1]]
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_features_are_kept_and_gradients_are_those_of_single_utterances(folder, batch):
+    encoder = build_encoder(EncoderConfig(folder)).eval()
+    features, lens = encoder.extract(*batch)
+    features = torch.randn_like(features).requires_grad_(True)  # rubbish on padded frames too
+    before = features.detach().clone()
+    encoder.contextualise(features, lens)[0].square().sum().backward()
+    torch.testing.assert_close(features.detach(), before, atol=0, rtol=0)
+    for row in range(3):
+        one = before[row : row + 1, : lens[row]].clone().requires_grad_(True)
+        encoder.contextualise(one, lens[row : row + 1])[0].square().sum().backward()
+        torch.testing.assert_close(features.grad[row, : lens[row]], one.grad[0], atol=1e-3, rtol=1e-3)
+        assert features.grad[row, lens[row] :].abs().sum() == 0
+
+
+def test_spec_augment_and_layerdrop_do_not_act(wav2vec2_folder, batch):
+    """Training mode equals eval mode with every dropout at zero, although the checkpoint asks for both."""
+    quiet = dict.fromkeys(["hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"], 0.0)
+    for family in ("wav2vec2", "hubert", "wavlm"):
+        changes = dict(quiet, layerdrop=0.9, apply_spec_augment=True, mask_time_prob=0.9, mask_time_length=2)
+        encoder = build_encoder(EncoderConfig(wav2vec2_folder(family, mask_feature_prob=0.5, **changes)))
+        assert encoder.training and encoder.backbone.encoder.training
+        trained = encoder.train()(*batch)[0]
+        torch.testing.assert_close(trained, encoder.eval()(*batch)[0])
+
+
+def test_every_trainable_parameter_gets_a_gradient(folder, batch):
+    """Or DDP would stop at an unused one."""
+    encoder = build_encoder(EncoderConfig(folder, gradient_checkpointing=True))
+    encoder(*batch)[0].square().sum().backward()
+    unused = [n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
+    assert unused == []
+
+
+def test_gradient_checkpointing_changes_nothing(folder, batch):
+    grads = []
+    for checkpointing in (False, True):
+        encoder = build_encoder(EncoderConfig(folder, gradient_checkpointing=checkpointing))
+        torch.manual_seed(0)
+        encoder(*batch)[0].square().sum().backward()
+        grads.append({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("freeze_layers", [0, 2, -1])
+def test_freezing(wav2vec2_folder, batch, freeze_layers):
+    encoder = build_encoder(EncoderConfig(wav2vec2_folder("wav2vec2"), freeze_layers=freeze_layers))
+    trainable = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert not any("convolutions" in name for name in trainable)
+    assert any("projection" in name for name in trainable)
+    layers = {name.split("layers.")[1][0] for name in trainable if "encoder.layers." in name}
+    assert layers == {0: {"0", "1", "2"}, 2: {"2"}, -1: set()}[freeze_layers]
+    if freeze_layers == -1:
+        assert not any(name.startswith("backbone.encoder.") for name in trainable)
+    encoder(*batch)[0].sum().backward()  # gradients pass through frozen layers to the seam
+    assert encoder.backbone.projection.projection.weight.grad is not None
+
+
+def test_unfrozen_convolutions_are_trained(wav2vec2_folder, batch):
+    encoder = build_encoder(EncoderConfig(wav2vec2_folder("hubert", "group"), freeze_feature_encoder=False))
+    encoder(*batch)[0].square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in encoder.backbone.convolutions.parameters())
+
+
+def test_stacking_doubles_the_width(wav2vec2_folder, batch):
+    folder = wav2vec2_folder("wav2vec2")
+    plain = build_encoder(EncoderConfig(folder)).eval()
+    stacked = build_encoder(EncoderConfig(folder, stack=2)).eval()
+    x, lens = plain(*batch)
+    y, y_lens = stacked(*batch)
+    assert stacked.output_dim == 2 * plain.output_dim == y.shape[2]
+    assert stacked.output_frame_shift == 2 * stacked.frame_shift
+    assert y_lens.tolist() == stacked.output_lens(lens).tolist() == [(n + 1) // 2 for n in lens.tolist()]
+    for row, n in enumerate(lens.tolist()):
+        torch.testing.assert_close(y[row].reshape(-1, 16)[:n], x[row, :n], atol=0, rtol=0)
+
+
+def test_normalise_audio_is_do_normalize(batch):
+    audio, lens = batch
+    ours = normalise_audio(audio, lens)
+    arrays = [audio[row, :n].numpy() for row, n in enumerate(lens.tolist())]
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True, padding_value=0.0)
+    theirs = extractor(arrays, sampling_rate=16000, padding=True, return_tensors="pt").input_values
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_preprocessor_config_decides_about_normalisation(wav2vec2_folder, batch):
+    folder = wav2vec2_folder("wavlm")
+    assert build_encoder(EncoderConfig(folder)).backbone.normalise
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
+    assert not build_encoder(EncoderConfig(folder)).backbone.normalise
+    assert build_encoder(EncoderConfig(folder, normalise_audio=True)).backbone.normalise
+
+
+@pytest.mark.skipif(torch.__version__ < "2", reason="torch 1.13 has no LayerNorm for autocast on CPU")
+def test_bfloat16_autocast_runs_and_is_near(folder, batch):
+    encoder = build_encoder(EncoderConfig(folder)).eval()
+    expected = encoder(*batch)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        output = encoder(*batch)[0]
+    assert (output.float() - expected).norm() < 0.1 * expected.norm()

@@ -1,0 +1,133 @@
+"""The search in NumPy finds what the search in torch finds."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.constraints import constraints_for, tables_for
+from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.models.joiner import Joiner
+from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.onnx.search import Search
+from tokenverse_pp.tasks import build_tasks
+
+TASKS = build_tasks(
+    ["asr", "scd", "endp", "ner", "lid"], {"lid": {"languages": ["fr", "nl"]}, "ner": {"types": ["PER"]}}
+)
+PIECES = ["<blk>", "<unk>", *TASKS.symbols, "▁", "▁a", "▁b", "c"]
+
+
+class Vocabulary:
+    """A tokenizer of few pieces."""
+
+    vocab_size = len(PIECES)
+
+    def id_of(self, symbol):
+        return PIECES.index(symbol)
+
+    def pieces(self, ids):
+        return [PIECES[i] for i in ids]
+
+
+class Model:
+    """A sharp random model in torch, and as the runtime sees it."""
+
+    def __init__(self, seed, context):
+        torch.manual_seed(seed)
+        self.context = context
+        self.predictor = StatelessPredictor(len(PIECES), 8, context)
+        self.joiner = Joiner(6, 8, 16, len(PIECES))
+        with torch.no_grad():
+            self.joiner.output.weight.mul_(4)
+            self.joiner.output.bias[0] += 1
+
+    @torch.no_grad()
+    def project(self, frames):
+        return self.joiner.encoder_proj(frames).numpy()
+
+    @torch.no_grad()
+    def predict(self, contexts):
+        return self.joiner.predictor_proj(self.predictor.step(torch.tensor(contexts))).numpy()
+
+    @torch.no_grad()
+    def join(self, frames, states):
+        return self.joiner(torch.from_numpy(frames), torch.from_numpy(states)).numpy()
+
+    def search(self, active, options):
+        tables = tables_for(TASKS, active, Vocabulary(), options.languages, options.force_language)
+        return Search(self.predict, self.join, tables, self.context, options)
+
+    def reference(self, frames, active, options):
+        constraints = constraints_for(TASKS, active, Vocabulary(), options.languages, options.force_language)
+        lens = torch.tensor([len(frames)])
+        return search_frames(self.predictor, self.joiner, frames[None], lens, options, constraints)[0]
+
+
+def all_options(draw):
+    method, beam = draw(st.sampled_from([("greedy", 1), ("beam", 1), ("beam", 3), ("beam", 5)]))
+    return SearchOptions(
+        method,
+        beam,
+        nbest=1 if method == "greedy" else draw(st.integers(1, beam)),
+        temperature=draw(st.sampled_from([1.0, 1.7])),
+        blank_penalty=draw(st.sampled_from([0.0, 0.8])),
+        length_norm=draw(st.booleans()),
+        languages=draw(st.sampled_from([None, ("nl",)])),
+        force_language=draw(st.booleans()),
+    )
+
+
+@settings(max_examples=120)
+@given(st.data())
+def test_hypotheses_are_those_of_torch(data):
+    model = Model(data.draw(st.integers(0, 999)), data.draw(st.integers(1, 3)))
+    options = all_options(data.draw)
+    active = ["lid", *data.draw(st.lists(st.sampled_from(["scd", "endp", "ner"]), unique=True))]
+    frames = 2 * torch.randn(data.draw(st.integers(1, 40)), 6)
+    search = model.search(active, options)
+    search.advance(model.project(frames))
+    found, expected = search.best(), model.reference(frames, active, options)
+    assert [h.tokens for h in found] == [h.tokens for h in expected]
+    for ours, theirs in zip(found, expected):
+        assert ours.frames == theirs.frames
+        np.testing.assert_allclose(ours.log_probs, theirs.log_probs, atol=1e-4)
+        assert (ours.log_prob, ours.score) == pytest.approx((theirs.log_prob, theirs.score), abs=1e-3, rel=1e-5)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 99), st.lists(st.integers(1, 19), max_size=4), st.sampled_from(["greedy", "beam"]))
+def test_frames_may_come_in_pieces(seed, cuts, method):
+    model, options = Model(seed, 2), SearchOptions(method)
+    frames = model.project(2 * torch.randn(20, 6))
+    whole, parts = (model.search(TASKS.names, options) for _ in range(2))
+    whole.advance(frames)
+    bounds = sorted({0, *cuts, 20})
+    for a, b in zip(bounds, bounds[1:]):
+        parts.advance(frames[a:b])
+    (ours,), (theirs,) = parts.best(), whole.best()
+    assert (ours.tokens, ours.frames) == (theirs.tokens, theirs.frames)
+    assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+
+
+def test_no_frames_give_the_empty_hypothesis():
+    search = Model(0, 2).search(["asr"], SearchOptions())
+    search.advance(np.zeros((0, 16), dtype=np.float32))
+    assert search.best()[0].tokens == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (SearchOptions("full_beam"), "method"),
+        (SearchOptions(hotwords=("bonjour",)), "hotwords"),
+        (SearchOptions(length_bonus=0.5), "length_bonus"),
+        (SearchOptions(joiner_dtype="bfloat16"), "joiner_dtype"),
+    ],
+)
+def test_what_the_runtime_does_not_have_is_refused(options, named):
+    with pytest.raises(UserError, match=f"search option '{named}': the runtime has"):
+        Model(0, 2).search(["asr"], options)

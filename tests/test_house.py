@@ -1,0 +1,85 @@
+"""The house of docs/design: which rooms there are, who may import whom, and that names are not used twice."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+from scripts import ROOT
+
+PACKAGE = ROOT / "tokenverse_pp"
+ROOMS = (
+    *("base", "metrics", "tasks", "data", "losses", "models", "decoding"),
+    *("evaluation", "training", "api", "onnx", "serving", "cli"),
+)
+TOP = {"__init__", "moved"}  # files of the package itself
+ALIASES = {"runtime"}  # `tokenverse_pp.runtime` is `tokenverse_pp.onnx` for those who deploy (DESIGN: contract)
+DATA = {"pretrained"}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.relative_to(PACKAGE), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree):
+    """Modules of the package that a file imports, at its top, in functions and for annotations."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tokenverse_pp":
+            yield from ([f"tokenverse_pp.{a.name}" for a in node.names] if "." not in node.module else [node.module])
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("tokenverse_pp."))
+
+
+def test_rooms():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == {*ROOMS, *ALIASES, *DATA}
+    assert {path.stem for path in PACKAGE.glob("*.py")} == TOP
+
+
+def test_an_import_goes_only_to_a_room_above():
+    wrong = []
+    for path, tree in modules():
+        room = path.parts[0]
+        if room not in ROOMS:
+            continue
+        for module in imports(tree):
+            other = module.split(".")[1]
+            if other in ROOMS and ROOMS.index(other) > ROOMS.index(room):
+                wrong.append(f"{path} imports {module}")
+            elif other in ALIASES or other in TOP - {"__init__"}:
+                wrong.append(f"{path} imports {module}, which is for users")
+    assert not wrong
+
+
+def test_nothing_imports_recipes():
+    names = {path.stem for path in (ROOT / "recipes").rglob("*.py")} - {"__init__"}
+    names |= {path.name for path in (ROOT / "recipes").iterdir() if path.is_dir()} | {"recipes", "corpus", "grid"}
+    for path, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                for module in [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]:
+                    assert module.split(".")[0] not in names or module.split(".")[0] == "tokenverse_pp", (path, module)
+
+
+def test_base_needs_no_torch():
+    for path, tree in modules():
+        if path.parts[0] in ("base", "metrics"):
+            for node in ast.walk(tree):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                assert not any(name.split(".")[0] in ("torch", "transformers", "lhotse") for name in names), path
+
+
+def test_no_class_name_is_used_twice():
+    found = defaultdict(list)
+    for path, tree in modules():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name].append(str(path))
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
+
+
+def test_files_hold_a_concept():
+    sizes = {path: len((PACKAGE / path).read_text(encoding="utf-8").splitlines()) for path, _ in modules()}
+    assert {str(path): lines for path, lines in sizes.items() if lines > 600} == {}
+    assert isinstance(next(iter(sizes)), Path)

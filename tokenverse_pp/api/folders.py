@@ -1,0 +1,286 @@
+"""Where a model is, and where its pretrained encoder is.
+
+A model as a folder that a person can read, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterable, Optional, Sequence, Union
+
+import torch
+import yaml
+
+import tokenverse_pp
+from tokenverse_pp.base.config import Config, TokenizerConfig
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import check_links, temporary_folder
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.models.bundle import ModelBundle, find_model, own_encoder
+from tokenverse_pp.models.checkpoint import CONFIG, TOKENIZER, WEIGHTS
+from tokenverse_pp.models.encoders.loading import hub_reachable
+from tokenverse_pp.models.encoders.whisper_base import convert_whisper_base
+
+PathLike = Union[str, Path]
+# Models that are part of the package: name -> folder, and what a user should know of it.
+PACKAGED = {"human-speech-small": Path(__file__).parents[1] / "pretrained" / "human_speech_small"}
+DEFAULT = "human-speech-small"
+ABOUT_DEFAULT = (
+    f"{DEFAULT}: a small example model (cs, en, es, fr, it, nl, ru; about every second word is wrong); "
+    "--model names another"
+)
+WHISPER_BASE = "whisper-base"  # the last part of an encoder's name that stands for Whisper-base's
+ENCODER_FOLDER = "encoder"  # of a model folder that holds its own
+CALIBRATION, CARD = "calibration.json", "README.md"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def locate_model(model: PathLike, revision: Optional[str] = None) -> Path:
+    """The folder of a model.
+
+    Args:
+        model: a folder (of a model, a checkpoint or an experiment), the name of a model that is part of the package,
+            or the id of one on the Hugging Face hub.
+        revision: on the hub: branch, tag or commit.
+
+    Raises:
+        UserError: where there is none, and for a hub that cannot be reached.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return find_model(path)
+    if path.exists():
+        raise UserError(f"{path}: is a file, expected a model folder")
+    if str(model) in PACKAGED:
+        folder = PACKAGED[str(model)]
+        if not (folder / WEIGHTS).is_file():
+            raise UserError(f"{model}: {folder / WEIGHTS} is missing from this installation of tokenverse_pp")
+        return folder
+    if not HUB_ID.fullmatch(str(model)):
+        raise UserError(f"{model}: no such folder, nor a model of the package ({', '.join(PACKAGED)})")
+    return find_model(_download(str(model), revision))
+
+
+def _download(repository: str, revision: Optional[str]) -> Path:
+    """A model from the hub, or from its local cache where the hub cannot be reached."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = [WEIGHTS, CONFIG, TOKENIZER, CALIBRATION, CARD, "checksums.json", f"{ENCODER_FOLDER}/*"]
+    offline = not hub_reachable()
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=wanted, local_files_only=offline
+            )
+        )
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        if offline:
+            raise UserError(
+                f"{repository}: there is no such folder, and the Hugging Face hub cannot be reached "
+                "(nor is a model of that name in its local cache)"
+            ) from None
+        raise UserError(f"{repository}: not to be had from the hub: {' '.join(str(error).split())[:200]}") from None
+
+
+def locate_encoder(name: str, folder: Path, given: Optional[PathLike] = None) -> str:
+    """The folder (or hub name) of a model's pretrained encoder.
+
+    Looked for where ``given`` says; else under its name in the model's folder, then in the working directory.
+    Whisper-base is otherwise made of the packages of the extra ``human-speech``, once, in `cache_folder`.
+
+    Args:
+        name: as the model's configuration has it.
+        folder: of the model.
+        given: where the user says it is.
+
+    Raises:
+        UserError: where ``given`` is no encoder, and where Whisper-base cannot be made.
+    """
+    if given:
+        path = Path(given).expanduser()
+        if path.is_dir() and not (path / "config.json").is_file():
+            raise UserError(f"encoder: {path}: expected an encoder as transformers saves it, there is no config.json")
+        return str(path) if path.is_dir() else str(given)
+    for holder in (folder, Path()):
+        held = own_encoder(holder, name)
+        if held is not None:
+            return str(held)
+    if Path(name).name == WHISPER_BASE:
+        return str(whisper_base())
+    return name
+
+
+def whisper_base() -> Path:
+    """Whisper-base's encoder in the cache, made now if it is not there (raises UserError)."""
+    target = cache_folder() / WHISPER_BASE
+    try:
+        return convert_whisper_base(target)[0]
+    except UserError as error:
+        raise UserError(
+            f"the model's encoder, {WHISPER_BASE}: {error}; or say where it is: encoder (--encoder)"
+        ) from None
+
+
+def cache_folder() -> Path:
+    """Where this package keeps what it made: ``TOKENVERSE_PP_CACHE``, else a folder in the user's cache."""
+    own = os.environ.get("TOKENVERSE_PP_CACHE")
+    if own:
+        return Path(own).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tokenverse_pp"
+
+
+OWN = {
+    checkpoint.WEIGHTS,
+    checkpoint.CONFIG,
+    checkpoint.TOKENIZER,
+    checkpoint.CHECKSUMS,
+    CALIBRATION,
+    CARD,
+    ENCODER_FOLDER,
+    ".gitattributes",
+}
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.json")
+
+
+def save_model(
+    loaded: ModelBundle,
+    folder: Path,
+    encoder_name: str,
+    encoder_folder: Optional[Path],
+    include_encoder: bool = False,
+    half: bool = False,
+) -> None:
+    """Write a model folder.
+
+    The weights of a trained encoder are among the model's own: of its folder only the sizes (config.json) are needed,
+    and they are always put in. A frozen encoder's folder is put in with ``include_encoder``, else named.
+
+    Args:
+        loaded: the model.
+        folder: new, empty, or a model folder, which is replaced.
+        encoder_name: as its configuration named the encoder before it was found.
+        encoder_folder: where it was found; None for one from the hub.
+        include_encoder: see above.
+        half: write the weights in float16.
+
+    Raises:
+        UserError: for a folder that holds anything else, for an encoder without a folder, and where nothing can be
+            written; what was there before stays.
+    """
+    _check_target(folder)
+    config = loaded.config
+    frozen = config.model.encoder.kind == "frozen"
+    if encoder_folder is None and (include_encoder or not frozen):
+        raise UserError(
+            f"{folder}: the encoder {encoder_name} is not in a folder, so that it cannot be put in; save it "
+            "with transformers' save_pretrained and give it as encoder="
+        )
+    own_encoder = include_encoder or not frozen
+    texts = {
+        checkpoint.CONFIG: _config_text(config, ENCODER_FOLDER if own_encoder else encoder_name, not frozen),
+        checkpoint.TOKENIZER: loaded.tokenizer.model,
+        CARD: model_card(loaded, encoder_name, own_encoder).encode(),
+    }
+    calibration = loaded.folder / CALIBRATION if loaded.folder is not None else None
+    if calibration is not None and calibration.is_file():
+        check_links([calibration])
+        texts[CALIBRATION] = calibration.read_bytes()
+    weights = loaded.model.checkpoint_state()
+    if half:
+        weights = {k: v.half() if v.dtype == torch.float32 else v for k, v in weights.items()}
+    stage = temporary_folder(folder)
+    try:
+        checkpoint.write_folder(stage / "new", {checkpoint.WEIGHTS: weights}, texts)
+        if own_encoder and encoder_folder is not None:
+            skip = () if frozen else WEIGHT_FILES
+            if loaded.folder is not None and loaded.folder in encoder_folder.parents:
+                check_links(encoder_folder.iterdir())
+            shutil.copytree(encoder_folder, stage / "new" / ENCODER_FOLDER, ignore=_only_files(skip))
+        if folder.exists():
+            os.replace(folder, stage / "old")
+        os.replace(stage / "new", folder)
+    except OSError as error:
+        if (stage / "old").exists() and not folder.exists():
+            os.replace(stage / "old", folder)
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _check_target(folder: Path) -> None:
+    """See that nothing but a model would be replaced."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder}: is not a folder")
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in OWN) if folder.exists() else []
+    if foreign:
+        raise UserError(f"{folder}: expected a new or empty folder or a model, found {foreign[0]} in it")
+
+
+def _only_files(patterns: Sequence[str]) -> Any:
+    """What `shutil.copytree` leaves out: these patterns, folders and hidden files."""
+    named = shutil.ignore_patterns(".*", *patterns)
+
+    def ignored(where: str, names: Iterable[str]) -> set:
+        names = list(names)
+        return set(named(where, names)) | {name for name in names if Path(where, name).is_dir()}
+
+    return ignored
+
+
+def _config_text(config: Config, encoder: str, is_whole: bool) -> bytes:
+    """The parts of the configuration that make the model: neither data nor training."""
+    model: Dict[str, Any] = dataclasses.asdict(config.model)
+    model["encoder"].update(name=encoder)
+    if is_whole:  # all its weights are in the checkpoint
+        model["encoder"].update(random_init=True)
+    vocabulary = dataclasses.asdict(TokenizerConfig(vocab_size=config.tokenizer.vocab_size))
+    sections = {"tasks": dataclasses.asdict(config.tasks), "tokenizer": vocabulary, "model": model}
+    head = (
+        f"# A model of tokenverse_pp {tokenverse_pp.__version__}; the parts of its configuration that it is made by.\n"
+    )
+    return (head + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)).encode()
+
+
+def model_card(loaded: ModelBundle, encoder: str, own_encoder: bool) -> str:
+    """README.md of a model folder."""
+    languages = getattr(loaded.tasks["lid"], "languages", ()) if "lid" in loaded.tasks else ()
+    size = sum(value.numel() for value in loaded.model.checkpoint_state().values())
+    where = "in `encoder/`" if own_encoder else f"`{encoder}`, which is not in this folder"
+    lines = [
+        "---",
+        "library_name: tokenverse_pp",
+        "pipeline_tag: automatic-speech-recognition",
+        *(["language:", *(f"- {code}" for code in languages)] if languages else []),
+        "---",
+        "",
+        "# A TokenVerse++ model",
+        "",
+        f"- tasks: {', '.join(loaded.tasks.names)}",
+        *([f"- languages: {', '.join(languages)}"] if languages else []),
+        f"- task tokens: {' '.join(f'`{symbol}`' for symbol in loaded.tasks.symbols) or 'none'}",
+        f"- {size / 1e6:.2f} M parameters, vocabulary of {loaded.tokenizer.vocab_size}",
+        f"- encoder: {where}",
+        "",
+        "What it was trained on and what it scores, its author has to say here.",
+        "",
+        "    from tokenverse_pp import TokenVerse",
+        "",
+        '    print(TokenVerse.from_pretrained("THIS FOLDER").transcribe("audio.wav").raw)',
+        "",
+        "Or `tokenverse-pp transcribe --model FOLDER audio.wav`. `config.yaml` says what it is made of,",
+        "`tokenizer.model` is SentencePiece's, `model.safetensors` holds the weights, `calibration.json` (if there)",
+        "maps confidences.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,7 +1,0 @@
-"""Audio of any container -> samples (`read_audio`, `AudioInput`), and lhotse's audio backend that is made of them."""
-
-from tokenverse_pp.audio.containers import ENDINGS
-from tokenverse_pp.audio.reader import AudioInput, check_whole, read_audio
-from tokenverse_pp.audio.source import Source
-
-__all__ = ["ENDINGS", "AudioInput", "Source", "check_whole", "read_audio"]

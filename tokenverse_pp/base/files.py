@@ -1,0 +1,143 @@
+"""Writing files so that nobody ever finds half of one; reading JSON and YAML that anybody may have written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Iterable, Iterator, Union
+
+from tokenverse_pp.base.errors import UserError
+
+BLOCK = 1 << 20  # bytes read at once
+MOST_VALUES = 100_000  # of a YAML text
+PathLike = Union[str, "os.PathLike[str]"]
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; it takes that name when the block ends without an error.
+
+    It keeps the endings (``.jsonl.gz``), since libraries go by them. Parent folders are made. After an error it is
+    removed, and what ``path`` held before stays.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_folder(path: PathLike) -> Path:
+    """A new empty folder beside ``path``, on the same disk, from which what is finished can be renamed to it.
+
+    Raises:
+        UserError: where none can be made.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write UTF-8 text by way of `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: PathLike, data: Any) -> None:
+    """`write_text` of indented JSON; NaN and infinities are refused (ValueError), since JSON has none."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_links(paths: Iterable[Path]) -> None:
+    """See that no file of a model's folder is a link to somewhere else: what it points at would be copied along.
+
+    Links inside the folder are followed, and those of the hub's cache (``snapshots/../blobs``).
+
+    Raises:
+        UserError: naming the link.
+    """
+    for path in sorted(paths):
+        whole = path.parent.resolve()
+        holder = next((parent for parent in whole.parents if parent.name.startswith("models--")), whole)
+        if path.is_symlink() and holder not in path.resolve().parents:
+            raise UserError(f"{path}: a link to {path.resolve()}, which is not in its folder, so it is not copied")
+
+
+def json_of(text: str, where: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        UserError: where it is no JSON, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:  # also a number of thousands of digits
+        raise UserError(f"{where}: not JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{where}: JSON nested too deeply") from None
+
+
+def yaml_of(text: str) -> Any:
+    """The value of a YAML text: plain data, and not more than `MOST_VALUES` of it.
+
+    Raises:
+        UserError: where it is no YAML, names objects of Python, is nested too deeply or too large: an alias (``*a``)
+            in an alias multiplies what a few lines hold.
+    """
+    import yaml  # the ONNX runtime does without
+
+    try:
+        data = yaml.safe_load(text)
+        _count(data, 0)
+    except yaml.YAMLError as error:
+        raise UserError(f"not YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise UserError("YAML nested too deeply") from None
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        # PyYAML does not catch what a value of the wrong kind behind a tag leads to: ``!!bool x``, a 32nd of May.
+        raise UserError(f"not YAML: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+    return data
+
+
+def _count(data: Any, count: int) -> int:
+    """``count`` and the values in data (raises UserError where they are too many)."""
+    if count > MOST_VALUES:
+        raise UserError(f"YAML of more than {MOST_VALUES} values")
+    parts: Iterable[Any] = ()
+    if isinstance(data, dict):
+        parts = [*data.keys(), *data.values()]
+    elif isinstance(data, (list, tuple, set)):
+        parts = data
+    for part in parts:
+        count = _count(part, count + 1)
+    return count
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can hold: neither NaN, nor infinite, nor true, nor a whole number of
+    hundreds of digits, which JSON can hold."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def feed(digest: Any, path: PathLike) -> int:
+    """Put the bytes of a file through a `hashlib` digest, block by block; returns how many there were."""
+    size = 0
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(BLOCK), b""):
+            digest.update(block)
+            size += len(block)
+    return size

@@ -1,0 +1,183 @@
+"""``tokenverse-pp score``: hypotheses against labelled cuts.
+
+``tokenverse-pp compare``: two decodings of the same cuts, with intervals.
+
+`tokenverse-pp calibrate`: confidences that mean what they say.
+
+``tokenverse-pp report``: hypotheses beside labelled cuts, as a page for a browser.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import click
+
+from tokenverse_pp.cli.options import plugin_option, plugin_options, source_options
+
+
+@click.command()
+@click.option("--ref", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
+@click.option("--hyp", required=True, type=click.Path(dir_okay=False), help="Hypotheses (hyps.jsonl).")
+@click.option("--output", required=True, type=click.Path(dir_okay=False), help="The scores (scores.json).")
+@plugin_option
+def score(ref: str, hyp: str, output: str) -> None:
+    """Score hypotheses, each task over the cuts that are labelled for it; print a table."""
+    # lhotse and torch take seconds to import: not for `--help`.
+    from tokenverse_pp.base.files import write_json
+    from tokenverse_pp.data.hypotheses import read_hypotheses
+    from tokenverse_pp.data.labels import validate_cuts
+    from tokenverse_pp.data.manifests import read_cuts
+    from tokenverse_pp.evaluation.scoring import score_hypotheses, score_table
+
+    validate_cuts(ref)
+    scores = score_hypotheses(read_cuts(ref), read_hypotheses(hyp))
+    write_json(output, scores)
+    click.echo(score_table(scores))
+
+
+@click.command()
+@click.argument("first", type=click.Path(dir_okay=False), metavar="A")
+@click.argument("second", type=click.Path(dir_okay=False), metavar="B")
+@click.option("--cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
+@click.option("--by-corpus", is_flag=True, help="Each corpus apart as well (custom field corpus of the cuts).")
+@click.option("--resamples", type=click.IntRange(100), default=10_000, show_default=True, help="Draws of utterances.")
+@click.option("--output", type=click.Path(dir_okay=False), help="Write the comparison as JSON too.")
+@plugin_option
+def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int, output: Optional[str]) -> None:
+    """Compare the decodings A and B (hyps.jsonl) of the same cuts.
+
+    \b
+      tokenverse-pp compare old/hyps.jsonl new/hyps.jsonl --cuts cuts_test.jsonl.gz
+
+    For WER and the F1 or accuracy of each task: both scores with their 95% intervals, and the difference A - B with
+    its own. Utterances are drawn anew with replacement, the same for A and B (paired bootstrap). An interval of the
+    difference that holds 0 says that these utterances cannot tell A from B.
+    """
+    # lhotse and torch take seconds to import: not for `--help`.
+    from tokenverse_pp.base.files import write_json
+    from tokenverse_pp.base.tables import aligned
+    from tokenverse_pp.data.hypotheses import read_hypotheses
+    from tokenverse_pp.data.labels import validate_cuts
+    from tokenverse_pp.data.manifests import read_cuts
+    from tokenverse_pp.evaluation.comparison import compare_decodings, count_utterances
+
+    validate_cuts(cuts)
+    read = list(read_cuts(cuts))
+    a, b = (count_utterances(read, read_hypotheses(path)) for path in (first, second))
+    groups: Dict[str, Optional[List[str]]] = {"all": None}
+    for cut in read if by_corpus else ():
+        ids = groups.setdefault(str((cut.custom or {}).get("corpus", "-")), [])
+        if ids is not None:
+            ids.append(cut.id)
+    found = {name: compare_decodings([a], [b], ids, resamples) for name, ids in groups.items()}
+    rows = [["metric", "cuts of", "A %", "95%", "B %", "95%", "A - B", "95%", "cuts"]]
+    for name, metrics in found.items():
+        for metric, c in metrics.items():
+            scores = [_percent(c.a), _range(c.a_interval), _percent(c.b), _range(c.b_interval)]
+            rows.append([metric, name, *scores, _percent(c.difference), _range(c.interval), str(c.utterances)])
+    click.echo(aligned(rows, left=2))
+    if output:
+        write_json(output, {name: {m: c.as_dict() for m, c in metrics.items()} for name, metrics in found.items()})
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _range(interval: tuple[float, float]) -> str:
+    return " .. ".join(map(_percent, interval))
+
+
+@click.command()
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="Model folder, checkpoint or experiment.")
+@click.option("--hyps", required=True, type=click.Path(path_type=Path), help="Its hypotheses of --cuts (hyps.jsonl).")
+@click.option("--cuts", required=True, type=click.Path(path_type=Path), help="Cut manifest with labels: a dev set.")
+@click.option("--output", type=click.Path(path_type=Path), help="[default: calibration.json in the model's folder]")
+@click.option("--test", nargs=2, type=click.Path(path_type=Path), metavar="HYPS CUTS", help="Measure on these as well.")
+@plugin_options
+def calibrate(
+    model: Path,
+    hyps: Path,
+    cuts: Path,
+    output: Optional[Path],
+    test: Optional[Tuple[Path, Path]],
+    trust_plugins: bool,
+) -> None:
+    """Fit the model's confidences to which of its words and task tokens are right.
+
+    Take speech that the model was not trained on, and not the test set. The table shows the expected calibration error
+    (ECE) and the Brier score before and after, each half of the utterances calibrated by a fit on the other half.
+    --test measures the fit itself, on other speech.
+    """
+    from tokenverse_pp.base.config_files import load_config
+    from tokenverse_pp.base.errors import UserError
+    from tokenverse_pp.data.hypotheses import read_hypotheses
+    from tokenverse_pp.data.labels import validate_cuts
+    from tokenverse_pp.data.manifests import read_cuts
+    from tokenverse_pp.decoding.hypothesis import CALIBRATION
+    from tokenverse_pp.evaluation.calibration import fit, judge_all, measure
+    from tokenverse_pp.models.bundle import find_model, tasks_of
+    from tokenverse_pp.models.checkpoint import CONFIG
+
+    folder = find_model(model)
+    tasks = tasks_of(load_config(folder / CONFIG).tasks, trust_plugins, folder)
+    judged = []
+    for hyp_file, cut_file in [(hyps, cuts), test] if test else [(hyps, cuts)]:
+        validate_cuts(str(cut_file))
+        judged.append(judge_all(read_cuts(cut_file), read_hypotheses(hyp_file), tasks))
+    if not any(item.words or item.tasks for item in judged[0]):
+        raise UserError(f"{hyps}: no word or task token of a labelled cut to fit confidences to")
+    calibration, effect = fit(judged[0])
+    target = output or folder / CALIBRATION
+    calibration.write(target, {"fitted_on": cuts.name, "effect": effect})
+    click.echo(table(effect))
+    if test:
+        click.echo(f"\n{test[0]}:\n{table(measure(judged[1], calibration))}")
+    click.echo(f"calibration: {target}")
+
+
+def table(effect: Dict[str, Dict[str, Any]]) -> str:
+    """ECE and Brier score of words and task tokens, before and after."""
+    lines = [f"{'':12}{'examples':>9}{'right %':>9}{'ECE %':>16}{'Brier':>18}"]
+    for name, both in effect.items():
+        before, after = both["before"], both["after"]
+        ece = f"{100 * before['ece']:.1f} -> {100 * after['ece']:.1f}"
+        brier = f"{before['brier']:.3f} -> {after['brier']:.3f}"
+        lines.append(f"{name:12}{before['examples']:9}{100 * before['right']:9.1f}{ece:>16}{brier:>18}")
+    return "\n".join(lines)
+
+
+@click.command("report")
+@click.option("--hyps", required=True, type=click.Path(dir_okay=False), help="Hypotheses (hyps.jsonl).")
+@click.option("--cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
+@click.option("--output", required=True, type=click.Path(dir_okay=False), help="The page (report.html).")
+@click.option("--title", default="Decoding report", show_default=True, help="Heading of the page.")
+@click.option("--utterances", type=click.IntRange(min=0), default=30, show_default=True, help="How many are listed.")
+@click.option("--embed-audio", is_flag=True, help="Put the audio of the listed utterances into the page.")
+@plugin_option
+@source_options
+def report(hyps: str, cuts: str, output: str, title: str, utterances: int, embed_audio: bool) -> None:
+    """Write a page of scores and of the worst utterances.
+
+    Cuts without a hypothesis are left out. failures.jsonl and scores.json beside the hypotheses (of decode.py) give
+    the cuts that were refused, the options and the speed.
+    """
+    # lhotse and torch take seconds to import: not for `--help`.
+    from tokenverse_pp.data.hypotheses import read_hypotheses
+    from tokenverse_pp.data.labels import validate_cuts
+    from tokenverse_pp.data.manifests import read_cuts
+    from tokenverse_pp.evaluation.report import PageOptions, write_report
+    from tokenverse_pp.evaluation.report.page import read_beside
+    from tokenverse_pp.evaluation.scoring import score_hypotheses
+
+    found = list(read_cuts(cuts))
+    validate_cuts([cut for cut in found if "tasks" in (cut.custom or {})])
+    records = read_hypotheses(hyps)
+    known = {record["id"] for record in records}
+    scores = score_hypotheses([cut for cut in found if cut.id in known], records)
+    failures, about = read_beside(hyps)
+    options = PageOptions(title, utterances, embed_audio)
+    write_report(output, found, records, {**scores, **about}, failures, options=options)
+    click.echo(f"{len(records)} hypotheses: {output}")

@@ -1,1 +1,0 @@
-"""The commands of `tokenverse-pp manifest`, one file each."""

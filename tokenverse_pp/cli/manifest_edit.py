@@ -1,0 +1,407 @@
+"""`tokenverse-pp manifest label`.
+
+`tokenverse-pp manifest mix`.
+
+`tokenverse-pp manifest split`.
+
+`tokenverse-pp manifest subset`.
+
+`tokenverse-pp manifest conversations`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
+
+import click
+
+from tokenverse_pp.cli.manifest_prepare import window_options
+from tokenverse_pp.data.editing.conversations import ConversationOptions
+from tokenverse_pp.data.normalise import NORMALISERS
+
+if TYPE_CHECKING:
+    from tokenverse_pp.data.editing.label import EntityFinder
+
+
+@click.command()
+@click.argument("cuts", type=click.Path(dir_okay=False))
+@click.argument("output", type=click.Path(dir_okay=False))
+@click.option("--add", help="Tasks to add, e.g. lid,scd. Their labels must be in the cuts (or come from --language).")
+@click.option("--drop", help="Tasks to drop, e.g. ner: off the list, and the fields that hold only their labels go.")
+@click.option("--only", help="Drop all tasks but these (and asr).")
+@click.option("--language", help="Write this code (e.g. fr) into the turns that have no language.")
+@click.option("--spacy", "pipeline", help="Label entities with this spaCy pipeline: an installed name, or a folder.")
+@click.option(
+    "--gazetteer",
+    type=click.Path(dir_okay=False),
+    help="Label entities with a file of lines 'phrase TAB type [TAB confidence]': longest match, whole words.",
+)
+@click.option("--match-case", is_flag=True, help="Of the gazetteer: tell Paris from paris.")
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Of entities whose finder gives none: gazetteer lines without one, spaCy's rules.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace languages and entities that are there already.")
+def label(
+    cuts: str,
+    output: str,
+    add: Optional[str],
+    drop: Optional[str],
+    only: Optional[str],
+    language: Optional[str],
+    pipeline: Optional[str],
+    gazetteer: Optional[str],
+    match_case: bool,
+    confidence: float,
+    overwrite: bool,
+) -> None:
+    """Change what CUTS are labelled for, and write them to OUTPUT (.jsonl or .jsonl.gz).
+
+    \b
+      manifest label a.jsonl.gz b.jsonl.gz --add lid --language fr
+      manifest label a.jsonl.gz b.jsonl.gz --only asr,lid
+      manifest label a.jsonl.gz b.jsonl.gz --spacy fr_core_news_sm
+      manifest label a.jsonl.gz b.jsonl.gz --gazetteer places.tsv
+
+    Entities of spaCy and gazetteers are machine labels, and marked so: each entity has a "source" such as
+    machine:spacy/fr_core_news_sm and a "confidence" from 0 to 1, and the cut's custom field label_source says that
+    its task ner was labelled by that machine. `manifest stats` counts them apart. A cut that has entities already is
+    refused without --overwrite, so that labels of people and of machines never mix unseen.
+    """
+    from tokenverse_pp.base.errors import UserError
+    from tokenverse_pp.data.editing.label import LabelChange, label_rows
+    from tokenverse_pp.data.manifests import read_rows, writing_rows
+    from tokenverse_pp.data.progress import reading_bar
+
+    change = LabelChange(names(only) if only else None, names(drop), names(add), language, overwrite)
+    finder = _finder(pipeline, gazetteer, match_case, confidence)
+    if finder is None and change == LabelChange(overwrite=overwrite):
+        raise UserError("nothing to do: expected --add, --drop, --only, --language, --spacy or --gazetteer")
+    with writing_rows(output) as writer, reading_bar([cuts], "label") as bar:
+        for data in label_rows(read_rows(cuts, bar), change, finder):
+            writer.write(data)
+    click.echo(f"{writer.count} cuts: {output}")
+
+
+def names(text: Optional[str]) -> tuple[str, ...]:
+    """``asr,lid`` as a tuple."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _finder(
+    pipeline: Optional[str], gazetteer: Optional[str], match_case: bool, confidence: float
+) -> Optional[EntityFinder]:
+    from tokenverse_pp.base.errors import UserError
+    from tokenverse_pp.data.editing.entity_finders import read_gazetteer
+    from tokenverse_pp.data.editing.label import GazetteerEntities
+
+    if pipeline and gazetteer:
+        raise UserError("--spacy and --gazetteer: expected one of them; a cut has one maker of its entities")
+    if pipeline:
+        from tokenverse_pp.data.editing.entity_finders import SpacyEntities
+
+        return SpacyEntities(pipeline, confidence)
+    if gazetteer:
+        return GazetteerEntities(read_gazetteer(gazetteer, match_case, confidence), Path(gazetteer).name)
+    return None
+
+
+@click.command()
+@click.argument("cuts", nargs=-1, required=True, type=click.Path(dir_okay=False))
+@click.argument("output", type=click.Path(dir_okay=False))
+@click.option("--weights", help="Relative numbers of cuts to draw from each manifest, e.g. 2,1,1.")
+@click.option(
+    "--by",
+    type=click.Choice(["hours", "language"]),
+    help="Without --weights: balance the hours of the manifests, or of the languages in them. [default: hours]",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 1),
+    default=None,
+    help="Share of each ~ hours^T: 1 draws all hours alike, 0 gives each the same share. [default: 1]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order in an interleaved manifest.")
+@click.option("--prefix", is_flag=True, help="Put the manifest's name before ids (interleaved manifest only).")
+def mix(
+    cuts: Tuple[str, ...],
+    output: str,
+    weights: Optional[str],
+    by: Optional[str],
+    temperature: Optional[float],
+    seed: int,
+    prefix: bool,
+) -> None:
+    """Mix manifests CUTS for training: weights for the training configuration, or one interleaved manifest OUTPUT.
+
+    \b
+      manifest mix ami.jsonl.gz cv.jsonl.gz mix.yaml --temperature 0.5
+      manifest mix ami.jsonl.gz cv.jsonl.gz mix.yaml --weights 2,1
+      manifest mix ami.jsonl.gz cv.jsonl.gz mixed.jsonl.gz --prefix
+
+    OUTPUT .yaml: a further configuration for training, which draws from each manifest for ever by its weight:
+    recipes/train.py --config my.yaml --config mix.yaml. OUTPUT .jsonl or .jsonl.gz: every cut once, in an order drawn
+    by the weights and the seed.
+
+    Prints what share of the hours, and of each task's labels, to expect from each manifest.
+    """
+    from tokenverse_pp.base.errors import UserError
+    from tokenverse_pp.base.files import write_text
+    from tokenverse_pp.data.editing import mix as mixing
+    from tokenverse_pp.data.editing.stats import corpus_names
+    from tokenverse_pp.data.manifests import writing_rows
+    from tokenverse_pp.data.progress import reading_bar
+
+    to_yaml = output.endswith((".yaml", ".yml"))
+    if not to_yaml and not output.endswith((".jsonl", ".jsonl.gz")):
+        raise UserError(f"{output}: expected a name that ends in .yaml, .jsonl or .jsonl.gz")
+    if weights is not None and (by is not None or temperature is not None):
+        raise UserError("--weights: cannot be given together with --by or --temperature")
+    if to_yaml and prefix:
+        raise UserError("--prefix: changes ids, so it needs an OUTPUT of cuts (.jsonl or .jsonl.gz)")
+    chosen = _numbers(weights, len(cuts)) if weights is not None else None
+    with reading_bar(cuts, "count") as bar:
+        counts = mixing.count_each(cuts, bar)
+    if chosen is None:
+        shares = mixing.shares_by_language if by == "language" else mixing.shares_by_hours
+        chosen = mixing.weights_for(shares(counts, 1.0 if temperature is None else temperature), counts)
+    if to_yaml:
+        write_text(output, mixing.training_yaml(cuts, chosen))
+    else:
+        with writing_rows(output) as writer, reading_bar(cuts, "mix") as bar:
+            for row in mixing.mixed_rows(cuts, chosen, seed, prefix, bar):
+                writer.write(row)
+        click.echo(f"{writer.count} cuts: {output}\n")
+    click.echo(mixing.mix_table(corpus_names(cuts), chosen, counts))
+    click.echo("\n" + mixing.languages_table(chosen, counts))
+
+
+def _numbers(text: str, expected: int) -> List[float]:
+    """``2,1,1`` as positive numbers, one a manifest."""
+    import math
+
+    from tokenverse_pp.base.errors import UserError
+
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--weights {text}: expected numbers separated by commas") from None
+    if len(numbers) != expected:
+        raise UserError(f"--weights {text}: expected one for each of the {expected} manifests, got {len(numbers)}")
+    if not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise UserError(f"--weights {text}: expected positive numbers")
+    return numbers
+
+
+@click.command()
+@click.argument("cuts", type=click.Path(dir_okay=False))
+@click.argument("output_dir", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--shares",
+    default="train=0.9,dev=0.05,test=0.05",
+    show_default=True,
+    help="Names of the sets and their shares of the hours.",
+)
+@click.option(
+    "--by",
+    multiple=True,
+    default=("speaker",),
+    show_default=True,
+    help="What no two sets may share: speaker, text, recording, or a custom field of the cuts. May be given again.",
+)
+@click.option(
+    "--text-words",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Texts of fewer words may be in several sets (everybody says yes).",
+)
+@click.option(
+    "--allow-missing", is_flag=True, help="Let cuts without a speaker (text, ..) through: they share nothing."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Which groups go where.")
+def split(
+    cuts: str,
+    output_dir: Path,
+    shares: str,
+    by: Tuple[str, ...],
+    text_words: int,
+    allow_missing: bool,
+    seed: int,
+) -> None:
+    """Split CUTS into OUTPUT_DIR/cuts_train.jsonl.gz, cuts_dev.jsonl.gz and so on, without leaks.
+
+    \b
+      manifest split cuts.jsonl.gz data --by speaker
+      manifest split cuts.jsonl.gz data --by speaker --by text --text-words 4
+      manifest split cuts.jsonl.gz data --by recording --shares train=0.98,dev=0.02
+
+    Cuts that share a speaker (text, ..) go to one set, and so do those that hang together by others: with several
+    --by the groups are connected components. Every cut is checked for leaks once more when it is written.
+    """
+    from tokenverse_pp.base.tables import aligned
+    from tokenverse_pp.data.editing.split import KeyRule, split_manifest
+    from tokenverse_pp.data.progress import reading_bar
+
+    wanted = parse_shares(shares)
+    outputs = {name: output_dir / f"cuts_{name}.jsonl.gz" for name in wanted}
+    rule = KeyRule(tuple(dict.fromkeys(by)), text_words, allow_missing)
+    with reading_bar([cuts], "split", passes=2) as bar:
+        counts = split_manifest(cuts, outputs, wanted, rule, seed, bar)
+    hours = sum(count["hours"] for count in counts.values())
+    rows = [["set", "cuts", "groups", "hours", "share %", "wanted %"]]
+    for name, count in counts.items():
+        numbers = [f"{count['cuts']}", f"{count['groups']}", f"{count['hours']:.2f}"]
+        got, asked = count["hours"] / hours, wanted[name] / sum(wanted.values())
+        rows.append([name, *numbers, f"{100 * got:.1f}", f"{100 * asked:.1f}"])
+    click.echo(aligned(rows))
+
+
+def parse_shares(text: str) -> Dict[str, float]:
+    """``train=0.9,dev=0.1`` as a mapping (raises UserError)."""
+    import math
+    import re
+
+    from tokenverse_pp.base.errors import UserError
+
+    shares: Dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.partition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = math.nan
+        name = name.strip()
+        if not re.fullmatch(r"[\w-]+", name) or name in shares or not 0 < share < math.inf:
+            raise UserError(f"--shares {text}: expected different names with shares > 0, e.g. train=0.9,dev=0.1")
+        shares[name] = share
+    if len(shares) < 2 or len(shares) > 100:
+        raise UserError(f"--shares {text}: expected 2 to 100 sets")
+    return shares
+
+
+@click.command()
+@click.argument("cuts", type=click.Path(dir_okay=False))
+@click.argument("output", type=click.Path(dir_okay=False))
+@click.option("--cuts", "number", type=click.IntRange(min=1), help="Take the first N cuts (that fit what follows).")
+@click.option("--hours", type=click.FloatRange(0, min_open=True), help="Take the first cuts, up to so many hours.")
+@click.option("--random", "at_random", is_flag=True, help="Take not the first cuts but any; their order stays.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of --random and --keep-labels.")
+@click.option("--language", "languages", multiple=True, help="Only cuts in this language. May be given again.")
+@click.option(
+    "--corpus", "corpora", multiple=True, help="Only cuts whose custom field corpus is this. May be given again."
+)
+@click.option("--task", "tasks", multiple=True, help="Only cuts labelled for this task; given again, for all of them.")
+@click.option("--without-task", "without_tasks", multiple=True, help="Only cuts not labelled for this task, or these.")
+@click.option("--ids", type=click.Path(dir_okay=False), help="Only cuts whose id is in this file, one a line.")
+@click.option(
+    "--keep-labels",
+    multiple=True,
+    metavar="TASK=SHARE",
+    help="Keep a task's labels on this share of the cuts that have them, drop them from the others, e.g. ner=0.25.",
+)
+def subset(
+    cuts: str,
+    output: str,
+    number: Optional[int],
+    hours: Optional[float],
+    at_random: bool,
+    seed: int,
+    languages: Tuple[str, ...],
+    corpora: Tuple[str, ...],
+    tasks: Tuple[str, ...],
+    without_tasks: Tuple[str, ...],
+    ids: Optional[str],
+    keep_labels: Tuple[str, ...],
+) -> None:
+    """Write a part of CUTS to OUTPUT, in their order.
+
+    \b
+      manifest subset all.jsonl.gz small.jsonl.gz --hours 10 --random
+      manifest subset all.jsonl.gz french.jsonl.gz --language fr --task ner
+      manifest subset all.jsonl.gz partly.jsonl.gz --keep-labels ner=0.25 --keep-labels lid=0.5
+
+    The last is for experiments on partially labelled data: the labels of the other cuts are gone from OUTPUT.
+    """
+    from tokenverse_pp.data.editing.subset import Wanted, read_ids, write_subset
+    from tokenverse_pp.data.progress import reading_bar
+
+    wanted = Wanted(
+        languages=frozenset(languages),
+        corpora=frozenset(corpora),
+        tasks=frozenset(tasks),
+        without_tasks=frozenset(without_tasks),
+        ids=read_ids(ids) if ids else None,
+        cuts=number,
+        hours=hours,
+        at_random=at_random,
+        keep_labels=parse_keep_labels(keep_labels),
+        seed=seed,
+    )
+    with reading_bar([cuts], "subset", passes=2) as bar:
+        report = write_subset(cuts, output, wanted, bar)
+    click.echo(f"{report.cuts} cuts, {report.hours:.2f} hours: {output}")
+    for task, kept in report.kept.items():
+        click.echo(f"{task}: kept on {kept} cuts, dropped from {report.lost[task]}")
+
+
+def parse_keep_labels(items: Tuple[str, ...]) -> Dict[str, float]:
+    """``ner=0.25`` as a mapping (raises UserError)."""
+    from tokenverse_pp.base.errors import UserError
+
+    shares: Dict[str, float] = {}
+    for item in items:
+        task, _, number = item.partition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = -1.0
+        if task in shares or not 0 <= share <= 1:
+            raise UserError(f"--keep-labels {item}: expected TASK=SHARE, 0 to 1, once for each task, e.g. ner=0.25")
+        shares[task] = share
+    return shares
+
+
+@click.command()
+@click.argument("turns", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--recordings",
+    type=click.Path(path_type=Path),
+    help="TURNS is a lhotse SupervisionSet, and this the RecordingSet it belongs to. [default: TURNS is a CutSet]",
+)
+@click.option(
+    "--tasks",
+    default="asr,scd,endp",
+    show_default=True,
+    help="What the turns are labelled for; lid needs a language, ner needs entities. Endpoints are labelled here.",
+)
+@click.option("--language", help="Language code of turns that name none.")
+@click.option(
+    "--normaliser", type=click.Choice(list(NORMALISERS)), default="none", show_default=True, help="Of the texts."
+)
+@window_options
+def conversations(
+    turns: Path,
+    output: Path,
+    recordings: Optional[Path],
+    tasks: str,
+    language: Optional[str],
+    normaliser: str,
+    options: ConversationOptions,
+) -> None:
+    """Put the turns of long recordings together: OUTPUT has cuts of several, with real speaker changes and endpoints.
+
+    TURNS: cuts that hold a recording's turns, all in one cut or a cut each (those of one recording after another), or
+    supervisions with --recordings. Each turn needs a speaker and a text. Cuts end where nobody speaks, or where one
+    turn ends exactly as the next begins. Turns that are in no cut are listed, with the reason, in a file
+    .left_out.jsonl beside OUTPUT.
+    """
+    from tokenverse_pp.data.corpora.conversations import write_conversations
+
+    names = [name.strip() for name in tasks.split(",")]
+    write_conversations(turns, output, recordings, names, options, normaliser, language, say=click.echo)

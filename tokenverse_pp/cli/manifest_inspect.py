@@ -1,0 +1,215 @@
+"""`tokenverse-pp manifest validate`.
+
+`tokenverse-pp manifest stats`.
+
+`tokenverse-pp manifest show`.
+
+`tokenverse-pp manifest to-shar`.
+
+`tokenverse-pp manifest store-features`: run a frozen encoder once, and keep what it gave.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from typing import Optional, Tuple
+
+import click
+import torch
+
+from tokenverse_pp.cli.options import source_options
+
+
+@click.command()
+@click.argument("cuts", nargs=-1, required=True, type=click.Path())
+@click.option("--audio", is_flag=True, help="Decode all the audio as well: finds missing and truncated files.")
+@click.option("--all", "list_all", is_flag=True, help="List every problem, not only the first of each manifest.")
+@click.option("--first", type=click.IntRange(min=1), help="List the first N problems of each manifest. [default: 1]")
+@source_options
+def validate(cuts: Tuple[str, ...], audio: bool, list_all: bool, first: Optional[int]) -> None:
+    """Check manifests CUTS against the label schema; exit code 2 if anything is wrong.
+
+    Problems go to stderr, one a line, with the file, the line and the cut. All of a manifest is read in any case, so
+    that the last line says how many more there are.
+    """
+    from tqdm import tqdm
+
+    from tokenverse_pp.base.errors import printable
+    from tokenverse_pp.cli.groups import EXIT_CODE
+    from tokenverse_pp.data.editing.validate import first_problems
+    from tokenverse_pp.data.progress import reading_bar
+
+    valid = True
+    with reading_bar(cuts, "validate") as bar:
+        for path in cuts:
+            whole = True
+            for problem in first_problems(path, sys.maxsize if list_all else first or 1, audio, bar):
+                whole = valid = False
+                with tqdm.external_write_mode(file=sys.stderr):
+                    click.echo(f"error: {printable(problem)}", err=True)
+            if whole:
+                with tqdm.external_write_mode():
+                    click.echo(f"{path}: valid")
+    if not valid:
+        raise click.exceptions.Exit(EXIT_CODE)
+
+
+@click.command()
+@click.argument("cuts", nargs=-1, required=True, type=click.Path())
+@click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Write the counts to this file.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Draw hours labelled by task and language (.png).")
+def stats(cuts: Tuple[str, ...], json_path: Optional[str], plot: Optional[str]) -> None:
+    """Count hours, turns, words and task tokens of CUTS, by task and language: labelled, not labelled.
+
+    "machine h" is the part of the labelled hours whose labels a machine made (`manifest label`). With several
+    manifests, or cuts that name their corpus (custom field corpus), it also says what each gives to each task.
+    """
+    from tokenverse_pp.base.files import write_json
+    from tokenverse_pp.data.editing.stats import count_manifests, shares_table, stats_table
+    from tokenverse_pp.data.progress import reading_bar
+
+    with reading_bar(cuts, "stats") as bar:
+        counts = count_manifests(cuts, bar)
+    if json_path is not None:
+        write_json(json_path, counts)
+    if plot is not None:
+        from tokenverse_pp.data.editing.stats import plot_stats
+
+        plot_stats(counts, plot)
+    click.echo(stats_table(counts["languages"]))
+    if len(counts["corpora"]) > 1:
+        click.echo("\n" + stats_table(counts["corpora"], "corpus"))
+        click.echo("\n" + shares_table(counts["corpora"]))
+
+
+@click.command()
+@click.argument("cut_id", metavar="ID")
+@click.option("--cuts", required=True, type=click.Path(), help="Cut manifest.")
+@click.option("--tasks", help="Only the tokens of these, e.g. asr,ner. Default: of all that the cut is labelled for.")
+def show(cut_id: str, cuts: str, tasks: Optional[str]) -> None:
+    """Print the cut ID as text with task tokens, its turns with times, and what it is not labelled for."""
+    from tokenverse_pp.data.editing.stats import find_cut, show_cut
+
+    names = tasks.replace(",", " ").split() if tasks is not None else None
+    click.echo(show_cut(find_cut(cuts, cut_id), names))
+
+
+@click.command("to-shar")
+@click.argument("cuts", type=click.Path(dir_okay=False))
+@click.argument("output_dir", type=click.Path(path_type=Path))
+@click.option("--shard-size", type=click.IntRange(min=1), default=1000, show_default=True, help="Cuts in a shard.")
+@click.option(
+    "--audio",
+    type=click.Choice(["flac", "wav", "opus", "mp3", "original", "none"]),
+    default="flac",
+    show_default=True,
+    help="Format of the audio; none stores features only.",
+)
+@source_options
+def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str) -> None:
+    """Write CUTS with their audio (and stored features) to OUTPUT_DIR as lhotse Shar, for large runs.
+
+    \b
+      manifest to-shar cuts_train.jsonl.gz shar/train --shard-size 2000
+
+    Shards are read from start to end, which disks and network file systems are good at. The cuts stand in them in
+    the order of CUTS: shuffle before (`manifest mix`), or let the training shuffle. data.train takes the folder in
+    place of a manifest. Labels stay as they are: lhotse's CutSet.from_shar(in_dir=OUTPUT_DIR) gives them back.
+    """
+    from tokenverse_pp.data.editing.shar import write_shar
+    from tokenverse_pp.data.progress import reading_bar
+
+    with reading_bar([cuts], "to-shar") as bar:
+        report = write_shar(cuts, output_dir, shard_size, audio, bar)
+    size = report["bytes"] / 1e6
+    click.echo(f"{report['cuts']} cuts in {report['shards']} shards, {size:.1f} MB: {output_dir}")
+
+
+@click.command("store-features")
+@click.argument("cuts", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--config",
+    "config_files",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Training configuration whose model.encoder (kind: frozen or split) makes the features; later ones win.",
+)
+@click.option(
+    "--storage-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of the arrays. [default: OUTPUT's name + .features]",
+)
+@click.option(
+    "--speed",
+    "speeds",
+    multiple=True,
+    type=float,
+    default=(1.0,),
+    show_default=True,
+    help="Speed factor; give it several times (0.9, 1.0, 1.1) for speed perturbation.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="Of the stored numbers.",
+)
+@click.option("--bf16", is_flag=True, help="Run the encoder in bfloat16: faster, less exact.")
+@click.option("--max-duration", type=float, default=60.0, show_default=True, help="Seconds of audio encoded at once.")
+@click.option("--chunk-ms", type=int, default=0, show_default=True, help="What streaming would give; 0: full context.")
+@click.option("--left-chunks", type=int, default=-1, show_default=True, help="Chunks before its own; -1: all.")
+@click.option("--sinks", type=int, default=0, show_default=True, help="First frames that stay visible.")
+@click.option("--sample", type=int, help="Take N cuts at random (seed 0), not all.")
+@click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")
+@source_options
+def store_features(
+    cuts: Path,
+    output: Path,
+    config_files: Tuple[Path, ...],
+    storage_dir: Path,
+    speeds: Tuple[float, ...],
+    dtype: str,
+    bf16: bool,
+    max_duration: float,
+    chunk_ms: int,
+    left_chunks: int,
+    sinks: int,
+    sample: Optional[int],
+    threads: int,
+) -> None:
+    """Store the frozen encoder's features of CUTS and write the cuts that point at them to OUTPUT.
+
+    Training with data.stored_features=true then skips the encoder, whose cost is most of a step. Features of chunks
+    are kept beside those that CUTS already have: run it once for each combination that model.streaming draws.
+    """
+    from lhotse import CutSet
+
+    from tokenverse_pp.base.config import ChunkOptions
+    from tokenverse_pp.base.config_files import parse_config
+    from tokenverse_pp.data.manifests import write_cuts
+    from tokenverse_pp.data.samplers import load_cuts
+    from tokenverse_pp.models.encoders import build_encoder
+    from tokenverse_pp.models.stored_features import perturbed
+    from tokenverse_pp.models.stored_features import store_features as run
+
+    chunks = ChunkOptions(chunk_ms, left_chunks, sinks)
+    if threads:
+        torch.set_num_threads(threads)
+    chosen = load_cuts([str(cuts)], "CUTS")
+    config = parse_config([word for path in config_files for word in ("--config", str(path))]).model.encoder
+    encoder = build_encoder(config).eval()
+    if torch.cuda.is_available():
+        encoder = encoder.cuda()
+    wanted = list(chosen)
+    if sample and sample < len(wanted):
+        wanted = random.Random(0).sample(wanted, sample)
+    folder = storage_dir or output.with_name(output.name.split(".")[0] + ".features")
+    every = perturbed(CutSet.from_cuts(wanted), speeds)
+    stored = run(every, encoder, config, folder, dtype, max_duration, bf16, chunks)
+    write_cuts(stored, output)
+    click.echo(f"{len(stored)} cuts with features of {encoder.feature_dim} channels: {output}")

@@ -1,0 +1,295 @@
+"""Arguments and options that the `tokenverse-pp manifest prepare` commands share.
+
+`tokenverse-pp manifest prepare ami`.
+
+`tokenverse-pp manifest prepare callhome-english`.
+
+`tokenverse-pp manifest prepare commonvoice`.
+
+`tokenverse-pp manifest prepare eval2000`.
+
+`tokenverse-pp manifest prepare librispeech`.
+
+`tokenverse-pp manifest prepare mls`.
+
+`tokenverse-pp manifest prepare voxpopuli`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable, Optional, Tuple
+
+import click
+
+from tokenverse_pp.data.editing.conversations import DEFAULT_OPTIONS, ENDPOINT_RULES, OVERLAP_RULES, ConversationOptions
+from tokenverse_pp.data.normalise import NORMALISERS
+
+Command = Callable[..., Any]
+
+
+def _together(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+folders = _together(
+    click.argument("corpus_dir", type=click.Path(file_okay=False, path_type=Path)),
+    click.argument("output_dir", metavar="OUT", type=click.Path(file_okay=False, path_type=Path)),
+)
+normaliser_option = click.option(
+    "--normaliser",
+    type=click.Choice(list(NORMALISERS)),
+    default="words",
+    show_default=True,
+    help="words: lower case, no punctuation, apostrophes and accents kept; cased: the same, case kept; none: as it is, "
+    "brackets apart. tokenverse_pp/data/normalise.py has the rules by language.",
+)
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that read and convert audio."
+)
+common = _together(folders, normaliser_option, jobs_option)
+languages_option = click.option(
+    "--language",
+    "languages",
+    multiple=True,
+    help="A language folder of the corpus; give it several times. [default: all that are there]",
+)
+transcripts_option = click.option(
+    "--transcripts",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the transcripts, where it is not in CORPUS_DIR.",
+)
+channels_option = click.option(
+    "--channels",
+    type=click.Choice(["mixed", "separate"]),
+    default="mixed",
+    show_default=True,
+    help="The two sides of a call as one channel (their mean), or each by itself (then not labelled for scd).",
+)
+names_option = click.option(
+    "--names",
+    is_flag=True,
+    help="Label ner too: proper names, type NAME, as far as the transcribers marked them (&Bob).",
+)
+_windows = _together(
+    click.option(
+        "--max-seconds",
+        type=click.FloatRange(min=0, min_open=True),
+        default=DEFAULT_OPTIONS.max_seconds,
+        show_default=True,
+        help="Longest window.",
+    ),
+    click.option(
+        "--max-gap",
+        type=click.FloatRange(min=0),
+        default=DEFAULT_OPTIONS.max_gap,
+        show_default=True,
+        help="A longer silence (s) begins a new window.",
+    ),
+    click.option(
+        "--margin",
+        type=click.FloatRange(min=0),
+        default=DEFAULT_OPTIONS.margin,
+        show_default=True,
+        help="Silence (s) kept before and after a window, half of what there is at most.",
+    ),
+    click.option(
+        "--endpoints",
+        type=click.Choice(ENDPOINT_RULES),
+        default=DEFAULT_OPTIONS.endpoints,
+        show_default=True,
+        help="punctuation: a turn ends in a semantic endpoint where its transcript ends in . ? !; pause: where the "
+        "speaker then says nothing for --pause seconds or somebody else begins before them; auto: by punctuation where "
+        "the transcript has any, else by pause.",
+    ),
+    click.option(
+        "--pause",
+        type=click.FloatRange(min=0),
+        default=DEFAULT_OPTIONS.pause,
+        show_default=True,
+        help="See --endpoints; seconds.",
+    ),
+    click.option(
+        "--overlaps",
+        type=click.Choice(OVERLAP_RULES),
+        default=DEFAULT_OPTIONS.overlaps,
+        show_default=True,
+        help="Where two speak at once: keep both, written one after the other by start time, or drop the stretch.",
+    ),
+)
+
+
+def window_options(command: Command) -> Command:
+    """The options of `ConversationOptions`, handed to the command as one argument ``options``."""
+
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        values = {name: kwargs.pop(name) for name in ConversationOptions.__dataclass_fields__}
+        return command(*args, options=ConversationOptions(**values), **kwargs)
+
+    gathered.__doc__ = command.__doc__
+    gathered.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    return _windows(gathered)
+
+
+@click.command()
+@common
+@click.option(
+    "--mic",
+    type=click.Choice(["ihm-mix", "sdm", "mdm8-bf", "ihm"]),
+    default="ihm-mix",
+    show_default=True,
+    help="ihm-mix: the sum of the headsets; sdm: one distant microphone; mdm8-bf: eight, beamformed; ihm: each headset "
+    "by itself (then not labelled for scd).",
+)
+@click.option(
+    "--partition",
+    type=click.Choice(["full-corpus-asr", "full-corpus", "scenario-only"]),
+    default="full-corpus-asr",
+    show_default=True,
+    help="AMI's own splits into train, dev and test.",
+)
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    help="Folder or zip of the annotations, where they are not in CORPUS_DIR.",
+)
+@window_options
+def ami(
+    corpus_dir: Path,
+    output_dir: Path,
+    normaliser: str,
+    jobs: int,
+    mic: str,
+    partition: str,
+    annotations: Optional[Path],
+    options: ConversationOptions,
+) -> None:
+    """AMI meetings: asr, scd, endp and lid, windows of several turns.
+
+    CORPUS_DIR holds <meeting>/audio/*.wav at any depth and ami_public_manual_1.6.2 (folder or zip). Written:
+    OUT/cuts_{train,dev,test}.jsonl.gz. A turn is what lhotse gives: a sentence, or a segment without a full stop; it
+    ends in a semantic endpoint where the annotators wrote . ? or !. OUT/left_out.jsonl lists every turn that is in no
+    window, and why.
+    """
+    from tokenverse_pp.data.corpora.ami import prepare_ami
+
+    prepare_ami(corpus_dir, output_dir, mic, partition, annotations, options, normaliser, jobs, say=click.echo)
+
+
+@click.command("callhome-english")
+@common
+@transcripts_option
+@channels_option
+@names_option
+@window_options
+def callhome_english(
+    corpus_dir: Path,
+    output_dir: Path,
+    normaliser: str,
+    jobs: int,
+    transcripts: Optional[Path],
+    channels: str,
+    names: bool,
+    options: ConversationOptions,
+) -> None:
+    """CALLHOME American English: asr, scd, endp and lid, telephone calls within families.
+
+    CORPUS_DIR holds LDC97S42 (speech) and LDC97T14 (transcripts), or is LDC97S42 and --transcripts is LDC97T14. Calls
+    are written as 16 kHz FLAC in OUT/audio; compressed SPHERE files need sph2pipe for that (lhotse install-sph2pipe).
+    Written: OUT/cuts_{train,dev,test}.jsonl.gz. A window never holds a turn whose words are not known ((( )), speech in
+    another language); OUT/left_out.jsonl lists them.
+    """
+    from tokenverse_pp.data.corpora.telephone import prepare_callhome_english
+
+    prepare_callhome_english(
+        corpus_dir, output_dir, transcripts, channels, names, options, normaliser, jobs, say=click.echo
+    )
+
+
+@click.command()
+@common
+@languages_option
+def commonvoice(corpus_dir: Path, output_dir: Path, normaliser: str, jobs: int, languages: Tuple[str, ...]) -> None:
+    """Common Voice: asr and lid, sentences read by volunteers.
+
+    CORPUS_DIR is an unpacked release, cv-corpus-<version>, with <locale>/{train,dev,test}.tsv and <locale>/clips.
+    Written: OUT/cuts_<split>_<code>.jsonl.gz, one cut a sentence, and the clips as 16 kHz FLAC in OUT/audio (about
+    110 MB an hour; clips that are there from an earlier run are kept). Locales become language codes: sv-SE is sv,
+    zh-CN and zh-TW are zh, zh-HK is yue.
+    """
+    from tokenverse_pp.data.corpora.read_speech import prepare_commonvoice
+
+    prepare_commonvoice(corpus_dir, output_dir, languages, normaliser, jobs, say=click.echo)
+
+
+@click.command()
+@common
+@transcripts_option
+@channels_option
+@names_option
+@window_options
+def eval2000(
+    corpus_dir: Path,
+    output_dir: Path,
+    normaliser: str,
+    jobs: int,
+    transcripts: Optional[Path],
+    channels: str,
+    names: bool,
+    options: ConversationOptions,
+) -> None:
+    """Hub5 2000 evaluation: asr, scd, endp and lid, 40 telephone calls, a test set only.
+
+    CORPUS_DIR holds LDC2002S09/hub5e_00/english and LDC2002T43/reference/english. Calls are written as 16 kHz FLAC in
+    OUT/audio; compressed SPHERE files need sph2pipe for that (lhotse install-sph2pipe). Written:
+    OUT/cuts_test.jsonl.gz.
+    """
+    from tokenverse_pp.data.corpora.telephone import prepare_eval2000
+
+    prepare_eval2000(corpus_dir, output_dir, transcripts, channels, names, options, normaliser, jobs, say=click.echo)
+
+
+@click.command()
+@common
+def librispeech(corpus_dir: Path, output_dir: Path, normaliser: str, jobs: int) -> None:
+    """LibriSpeech or Mini LibriSpeech: asr and lid, English read books.
+
+    CORPUS_DIR is the unpacked folder LibriSpeech: <part>/<speaker>/<chapter>/. Every part that is there is prepared:
+    OUT/cuts_train_clean_100.jsonl.gz, OUT/cuts_dev_other.jsonl.gz and so on, one cut an utterance.
+    """
+    from tokenverse_pp.data.corpora.read_speech import prepare_librispeech
+
+    prepare_librispeech(corpus_dir, output_dir, normaliser, jobs, say=click.echo)
+
+
+@click.command()
+@common
+def mls(corpus_dir: Path, output_dir: Path, normaliser: str, jobs: int) -> None:
+    """Multilingual LibriSpeech: asr and lid, eight languages of read books.
+
+    CORPUS_DIR holds mls_<language> or mls_<language>_opus, each with metainfo.txt and, for train, dev and test,
+    transcripts.txt and audio/. Every language that is there is prepared: OUT/cuts_<split>_<code>.jsonl.gz, one cut a
+    segment, OUT/left_out.jsonl with what has no words.
+    """
+    from tokenverse_pp.data.corpora.read_speech import prepare_mls
+
+    prepare_mls(corpus_dir, output_dir, normaliser, jobs, say=click.echo)
+
+
+@click.command()
+@common
+@languages_option
+def voxpopuli(corpus_dir: Path, output_dir: Path, normaliser: str, jobs: int, languages: Tuple[str, ...]) -> None:
+    """VoxPopuli: asr and lid, speeches in the European Parliament.
+
+    CORPUS_DIR holds raw_audios/<language>/<year>/*.ogg and the transcripts asr_<language>.tsv.gz; where those are
+    missing lhotse downloads them. Written: OUT/cuts_<split>_<language>.jsonl.gz, one cut a segment.
+    """
+    from tokenverse_pp.data.corpora.read_speech import prepare_voxpopuli
+
+    prepare_voxpopuli(corpus_dir, output_dir, languages, normaliser, jobs, say=click.echo)

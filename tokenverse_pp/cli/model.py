@@ -1,0 +1,99 @@
+"""`tokenverse-pp average`: the last checkpoints of a run as one model folder.
+
+``tokenverse-pp export``: a trained model for machines without torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tokenverse_pp.cli.options import plugin_options
+
+
+@click.command("average")
+@click.argument("exp_dir", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--last", type=click.IntRange(min=1), default=1, show_default=True, help="How many checkpoints.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the stored weights; float16 halves the folder, and is turned back into float32 when it is loaded.",
+)
+@click.option(
+    "--running",
+    is_flag=True,
+    help="The mean over all the steps from the first to the last of them, not of these few: needs the running average "
+    "of a run with training.average_period, and --last 2 or more.",
+)
+def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -> None:
+    """Average the last checkpoints in EXP_DIR into the model folder OUTPUT."""
+    import torch
+
+    from tokenverse_pp.base.errors import UserError
+    from tokenverse_pp.models import checkpoint
+    from tokenverse_pp.training.checkpoints import average as mean_of
+    from tokenverse_pp.training.checkpoints import average_between
+
+    found = checkpoint.list_checkpoints(exp_dir)
+    if len(found) < last:
+        raise UserError(f"{exp_dir}: --last {last} checkpoints wanted, {len(found)} found")
+    chosen = found[-last:]
+    if running and last < 2:
+        raise UserError("--running: needs --last 2 or more, to have a first and a last checkpoint")
+    mean = average_between(chosen[0], chosen[-1]) if running else mean_of(chosen)
+    kind = getattr(torch, dtype)
+    weights = {k: v.to(kind) if v.is_floating_point() else v for k, v in mean.items()}
+    texts = {name: (chosen[-1] / name).read_bytes() for name in (checkpoint.CONFIG, checkpoint.TOKENIZER)}
+    checkpoint.write_folder(output, {checkpoint.WEIGHTS: weights}, texts)
+    size = (output / checkpoint.WEIGHTS).stat().st_size / 1e6
+    click.echo(f"average of {chosen[0].name} .. {chosen[-1].name}, {size:.1f} MB: {output}")
+
+
+@click.command("export")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Of the export.")
+@click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="Folder for the exported model.")
+@click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
+@click.option("--int8", is_flag=True, help="The encoder's weights and products in 8 bits.")
+@click.option("--float16", is_flag=True, help="The encoder's weights in 16 bits, computed in float32.")
+@click.option("--streaming", is_flag=True, help="The streaming form: the encoder in chunks, with its caches.")
+@click.option("--chunk-ms", type=int, default=640, show_default=True, help="--streaming: length of a chunk.")
+@click.option("--left-chunks", type=int, default=4, show_default=True, help="--streaming: chunks that one looks back.")
+@click.option("--sinks", type=int, default=0, show_default=True, help="--streaming: first frames that stay visible.")
+@plugin_options
+def export(
+    model: Path,
+    kind: str,
+    output_dir: Path,
+    encoder: str,
+    int8: bool,
+    float16: bool,
+    streaming: bool,
+    chunk_ms: int,
+    left_chunks: int,
+    sinks: int,
+    trust_plugins: bool,
+) -> None:
+    """Export MODEL (folder, checkpoint or experiment) for tokenverse_pp.runtime.
+
+    The folder is written once its graphs agree with torch on random audio.
+    """
+    from tokenverse_pp.base.config import ChunkOptions
+    from tokenverse_pp.base.errors import UserError
+    from tokenverse_pp.models.bundle import load_model
+    from tokenverse_pp.onnx.export import ExportOptions, export_onnx
+
+    if int8 and float16:
+        raise UserError("--int8, --float16: expected one of them at most")
+    chunks = ChunkOptions(chunk_ms, left_chunks, sinks) if streaming else None
+    options = ExportOptions("int8" if int8 else "float16" if float16 else "float32", chunks)
+    description = export_onnx(load_model(model, encoder, trust_plugins), output_dir, options)
+    size = sum(entry["bytes"] for entry in description.files.values()) / 1e6
+    for part in ("encoder", "logits"):
+        errors = description.check[part]
+        click.echo(f"{part}: differs from torch by {errors['rms']:.2g} (root mean square), {errors['max']:.2g} at most")
+    click.echo(f"{kind}, {description.precision}, {size:.1f} MB: {output_dir}")

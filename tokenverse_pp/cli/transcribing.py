@@ -1,0 +1,245 @@
+"""A transcript for people at a terminal.
+
+What the command line names -> recordings: files, folders, manifests of cuts, standard input.
+
+Transcripts -> files, a pipe or a terminal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
+
+import click
+
+from tokenverse_pp.api.formats import FORMATS
+from tokenverse_pp.api.formats.html import to_html
+from tokenverse_pp.base.errors import CONTROL, UserError, printable
+from tokenverse_pp.base.files import write_text
+from tokenverse_pp.cli.groups import error_line
+from tokenverse_pp.data.audio.inputs import Heard, Refused
+from tokenverse_pp.evaluation.report.utterance import source_of
+from tokenverse_pp.tasks.result import Transcript, Turn
+
+if TYPE_CHECKING:
+    from tokenverse_pp.data.audio.inputs import Heard, Refused
+
+UNSURE = 0.5  # words below this confidence are underlined
+
+
+def view(transcript: Transcript, label: str, colour: bool = True) -> str:
+    """A heading, and a line a turn.
+
+    >>> from tokenverse_pp.api.reading import transcript_of_words
+    >>> from tokenverse_pp.api.transcript import Word
+    >>> said = ["[FR]", "bonjour", "[NE]", "amélie", "[/NE]", "[ENDP]", "[SCD]", "oui"]
+    >>> words = [Word(text, i / 2, i / 2 + 0.2, 0.9) for i, text in enumerate(said)]
+    >>> print(view(transcript_of_words(words, ["asr", "scd", "endp", "ner", "lid"], 4.0), "call.wav", colour=False))
+    call.wav  4.0 s, fr 90%
+      0:00.5  bonjour [amélie] ◆
+      0:03.5  oui
+    """
+    about = [f"{transcript.duration:.1f} s"]
+    if transcript.language is not None:
+        about.append(f"{transcript.language} {transcript.language_confidence or 0:.0%}")
+    heading = style(CONTROL.sub("?", label), colour, bold=True) + "  " + style(", ".join(about), colour, dim=True)
+    turns = [_line(transcript, turn, colour) for turn in transcript.spans()]
+    return "\n".join([heading, *(turns or [style("  (nothing was heard)", colour, dim=True)])])
+
+
+def _line(transcript: Transcript, turn: Turn, colour: bool) -> str:
+    ends = {mark.position for mark in transcript.marks if mark.text == "[ENDP]"}
+    opened = {entity.first: entity for entity in transcript.entities}
+    parts: List[str] = []
+    at = turn.first
+    while at < turn.stop:
+        entity = opened.get(at)
+        stop = min(entity.stop, turn.stop) if entity is not None else at + 1
+        looks = {"fg": "magenta", "bold": True} if entity is not None else {}
+        words = " ".join(
+            style(word.text, colour, **looks, underline=True if word.confidence < UNSURE else None)
+            for word in transcript.words[at:stop]
+        )
+        if entity is not None:
+            words = f"[{words}]" if entity.type is None else f"[{words} {style(entity.type, colour, dim=True)}]"
+        parts.append(words + (" " + style("◆", colour, fg="green") if stop in ends else ""))
+        at = stop
+    time = style(f"{int(turn.start) // 60}:{turn.start % 60:04.1f}", colour, fg="cyan")
+    return f"  {time}  {' '.join(parts)}"
+
+
+def style(text: str, colour: bool, **looks: Any) -> str:
+    """Text with colours, or as it is."""
+    text = printable(text)  # neither a file's name nor a model's vocabulary is to steer the terminal
+    return click.style(text, **looks) if colour and any(looks.values()) else text
+
+
+MANIFESTS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz")  # of cuts
+STDIN = "-"
+
+
+class NamedRecording(NamedTuple):
+    """A recording: its name for the user, of its output files (without ending), and what was opened."""
+
+    label: str
+    output: str
+    heard: Union[Heard, Refused]
+
+
+def are_several(audio: Sequence[str]) -> bool:
+    """Whether the command line may name more than one recording."""
+    return len(audio) > 1 or any(os.path.isdir(name) or name.endswith(MANIFESTS) for name in audio)
+
+
+def sources(audio: Sequence[str], recursive: bool, raw_rate: Optional[int]) -> Iterator[NamedRecording]:
+    """The recordings, in order, each opened when it is asked for; a file that is named twice comes once.
+
+    Args:
+        audio: as the command line names them.
+        recursive: whether folders of folders are looked into.
+        raw_rate: of bare samples on standard input; None for a file there.
+    """
+    from tokenverse_pp.data.audio.inputs import Refused, open_or_refuse
+
+    seen = set()
+    for name in audio:
+        if name == STDIN:
+            yield NamedRecording("stdin", "stdin", _stdin(raw_rate))
+        elif os.path.isdir(name):
+            found = _files_in(Path(name), recursive)
+            if not found:
+                deeper = "" if recursive else " (--recursive looks into its folders)"
+                yield NamedRecording(name, name, Refused(name, f"{name}: no audio files in this folder{deeper}"))
+            for path in found:
+                if path.resolve() not in seen:
+                    seen.add(path.resolve())
+                    output = str(path.relative_to(name).with_suffix(""))
+                    yield NamedRecording(str(path), output, _named(open_or_refuse(path), output))
+        elif name.endswith(MANIFESTS):
+            yield from _cuts(name)
+        elif Path(name).resolve() not in seen:
+            seen.add(Path(name).resolve())
+            yield NamedRecording(name, Path(name).stem, open_or_refuse(name))
+
+
+def _named(heard: Union[Heard, Refused], output: str) -> Union[Heard, Refused]:
+    """A file with its path in the folder for a name: files in folders of the folder may have the same name."""
+    from tokenverse_pp.data.audio.inputs import Refused
+
+    return heard if isinstance(heard, Refused) else dataclasses.replace(heard, name=output)
+
+
+def _files_in(folder: Path, recursive: bool) -> list[Path]:
+    from tokenverse_pp.data.audio import ENDINGS
+
+    found = folder.rglob("*") if recursive else folder.glob("*")
+    return sorted(path for path in found if path.suffix.lower() in ENDINGS and path.is_file())
+
+
+def _cuts(name: str) -> Iterator[NamedRecording]:
+    """The cuts of a manifest; what is wrong with it ends it."""
+    from tokenverse_pp.data.audio.inputs import Refused, open_audio
+    from tokenverse_pp.data.manifests import read_cuts
+
+    try:
+        for cut in read_cuts(name):
+            yield NamedRecording(cut.id, file_name(cut.id), open_audio(cut))
+    except UserError as error:
+        yield NamedRecording(name, name, Refused(name, str(error)))
+
+
+def file_name(cut_id: str) -> str:
+    """A cut's id as the name of a file: in one folder, and nothing that steers a terminal."""
+    return re.sub(r"[/\\]|" + CONTROL.pattern, "-", cut_id)
+
+
+def _stdin(raw_rate: Optional[int]) -> Union[Heard, Refused]:
+    import numpy as np
+
+    from tokenverse_pp.data.audio.inputs import Refused, open_audio
+
+    if sys.stdin.isatty():
+        return Refused("stdin", "stdin: expected audio from a pipe or file, not a terminal")
+    data = sys.stdin.buffer.read()
+    try:
+        if raw_rate is None:
+            return open_audio(data, label="stdin")
+        if len(data) % 2:
+            raise UserError(f"stdin: --raw: expected samples of 2 bytes, got {len(data)} bytes")
+        return open_audio((np.frombuffer(data, "<i2"), raw_rate), label="stdin")
+    except UserError as error:
+        return Refused("stdin", str(error))
+
+
+LINES = ("text", "raw")  # formats whose lines stand behind the file's name where there are several files
+FIELDS = ("rttm", "stm", "ctm")  # formats whose lines have the name of the recording in a field
+
+
+class Output:
+    """Where transcripts go.
+
+    Args:
+        formats: as the command line names them; none for text (on a terminal: for people).
+        folder: for files; None for standard output.
+        several: whether there may be more than one recording.
+    """
+
+    def __init__(self, formats: Sequence[str], folder: Optional[Path], several: bool):
+        self.is_terminal = folder is None and sys.stdout.isatty()
+        self.for_people = self.is_terminal and not formats
+        self.formats = list(dict.fromkeys(formats)) or ["text"]
+        self.folder, self.several = folder, several
+        self._taken: Dict[str, str] = {}
+
+    def reserve(self, source: NamedRecording) -> Union[Heard, Refused]:
+        """The recording, or why it cannot be written: two would have the same name."""
+        if isinstance(source.heard, Refused) or (self.folder is None and self.formats[0] not in FIELDS):
+            return source.heard
+        name = source.output if self.folder is not None else source.heard.name
+        other = self._taken.get(name)
+        if other is None:
+            self._taken[name] = source.label
+            return source.heard
+        target = f"recording {name!r}"
+        if self.folder is not None:
+            target = str(self.folder / (name + FORMATS[self.formats[0]].ending))
+        return Refused(source.label, f"{source.label}: {target} would be that of {other} too; left out")
+
+    def write(self, source: NamedRecording, transcript: Transcript) -> str:
+        """Write one transcript; returns why that was not possible, or nothing."""
+        if self.folder is None:
+            self._print(source, transcript)
+            return ""
+        for name in self.formats:
+            target = self.folder / (source.output + FORMATS[name].ending)
+            try:
+                write_text(target, self._content(name, source, transcript, target.parent))
+            except OSError as error:
+                return f"{source.label}: cannot write {error_line(error) or target}"
+            click.echo(printable(str(target)))
+        return ""
+
+    def _print(self, source: NamedRecording, transcript: Transcript) -> None:
+        if self.for_people:
+            click.echo(view(transcript, source.label, colour=not os.environ.get("NO_COLOR")), color=True)
+            return
+        name = self.formats[0]
+        joined = FORMATS[name].joined
+        if joined is None:
+            content = self._content(name, source, transcript, Path())
+        else:
+            content = joined(transcript)
+        if self.several and name in LINES:
+            content = "".join(f"{source.label}: {line}\n" for line in content.splitlines() or [""])
+        # A file or pipe gets what was heard as it is.
+        click.echo(printable(content) if self.is_terminal else content, nl=False)
+
+    def _content(self, name: str, source: NamedRecording, transcript: Transcript, folder: Path) -> str:
+        """What a file of a format holds; a page has the audio in it, or, of a long recording, links to it."""
+        if name == "html" and isinstance(source.heard, Heard):
+            return to_html(transcript, source_of(source.heard.cut, folder.resolve(), embed=True))
+        return FORMATS[name].write(transcript)

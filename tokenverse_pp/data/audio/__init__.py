@@ -1,0 +1,7 @@
+"""Audio of any container -> samples (`read_audio`, `AudioInput`), and lhotse's audio backend that is made of them."""
+
+from tokenverse_pp.data.audio.containers import ENDINGS
+from tokenverse_pp.data.audio.reader import AudioInput, check_whole, read_audio
+from tokenverse_pp.data.audio.source import Source
+
+__all__ = ["ENDINGS", "AudioInput", "Source", "check_whole", "read_audio"]

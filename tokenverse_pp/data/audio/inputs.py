@@ -1,0 +1,192 @@
+"""Whatever holds audio -> a cut with a name."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable, Mapping, Optional, Union
+
+import numpy as np
+import soundfile
+import torch
+from lhotse import CutSet, Recording
+from lhotse.cut import Cut
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.access import file_problem
+from tokenverse_pp.data.audio import AudioInput, check_whole
+from tokenverse_pp.data.audio.lhotse_backend import recording_of
+from tokenverse_pp.data.dataset import SAMPLING_RATE
+
+LOUDEST = 100.0  # samples are in [-1, 1], give or take a little; what is beyond this was never divided by 32768
+MOST_CHANNELS = 64
+SINGLE = (str, Path, bytes, bytearray, memoryview, np.ndarray, torch.Tensor, Mapping, Cut, Recording)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Audio to transcribe: ``label`` for messages (a path, where it has one), ``name`` for results."""
+
+    label: str
+    name: str
+    cut: Cut
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Audio that could not be transcribed, and why (one line, which begins with ``label``)."""
+
+    label: str
+    reason: str
+
+
+def is_single(audio: Any) -> bool:
+    """Whether this is one recording, not several.
+
+    >>> is_single("a.wav"), is_single((np.zeros(8), 8000)), is_single(["a.wav", "b.wav"])
+    (True, True, False)
+    """
+    return isinstance(audio, SINGLE) or _is_pair(audio) or hasattr(audio, "read")
+
+
+def _is_pair(audio: Any) -> bool:
+    """(samples, rate)."""
+    if not (isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[0], (np.ndarray, torch.Tensor))):
+        return False
+    return isinstance(audio[1], (int, float, np.integer, np.floating))
+
+
+def open_audio(audio: Any, sample_rate: Optional[float] = None, label: str = "audio") -> Heard:
+    """Open one recording.
+
+    Args:
+        audio: the path of a file; the bytes of one, or a file that is open for reading them; samples as an array or
+            tensor, with their rate in a pair or in a mapping (``array``, ``sampling_rate``); a lhotse cut or recording.
+            Channels are averaged, and any rate is taken.
+        sample_rate: of samples that come without one; None for 16 kHz.
+        label: of what has no name of its own.
+
+    Raises:
+        UserError: naming the file, where it is missing, empty, no audio, or damaged in the middle, and for samples that
+            are none. What is missing at the end of a file, and gaps of its time stamps, are logged as warnings.
+    """
+    if isinstance(audio, (str, Path)):
+        return _open_file(Path(audio))
+    if isinstance(audio, Cut):
+        return Heard(f"cut {audio.id}", audio.id, audio)
+    if isinstance(audio, Recording):
+        return Heard(f"recording {audio.id}", audio.id, audio.to_cut())
+    if isinstance(audio, Mapping):
+        return _open_mapping(audio, sample_rate, label)
+    if _is_pair(audio):
+        return Heard(label, label, cut_of_samples(audio[0], float(audio[1]), label))
+    if isinstance(audio, (np.ndarray, torch.Tensor)):
+        return Heard(label, label, cut_of_samples(audio, sample_rate or SAMPLING_RATE, label))
+    if hasattr(audio, "read"):
+        audio = audio.read()
+    if isinstance(audio, (bytes, bytearray, memoryview)):
+        return Heard(label, label, cut_of_bytes(bytes(audio), label))
+    raise UserError(f"{label}: expected a file, samples, bytes or a cut, got {type(audio).__name__}")
+
+
+def open_or_refuse(audio: Any, sample_rate: Optional[float] = None, number: int = 1) -> Union[Heard, Refused]:
+    """`open_audio` for one of several: one that cannot be opened does not keep those behind it."""
+    if isinstance(audio, (Heard, Refused)):
+        return audio
+    label = str(audio) if isinstance(audio, (str, Path)) else f"audio {number}"
+    try:
+        return open_audio(audio, sample_rate, label)
+    except UserError as error:
+        return Refused(label, str(error))
+
+
+def several(audio: Any) -> Iterable[Any]:
+    """Recordings from a list, an iterator or a CutSet (raises UserError for what is none)."""
+    if isinstance(audio, CutSet) or (hasattr(audio, "__iter__") and not isinstance(audio, (int, float))):
+        return audio
+    raise UserError(f"audio: expected a file, samples, bytes, a cut, or several of these, got {type(audio).__name__}")
+
+
+def _open_file(path: Path) -> Heard:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, expected an audio file")
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    regular = path.is_file()  # not so: a named pipe, which can be read once
+    try:
+        source = path if regular else path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    if file_problem(str(path)):
+        raise UserError(file_problem(str(path)))
+    return Heard(str(path), path.stem, _cut_of_source(source, str(path), path.stem))
+
+
+def _cut_of_source(source: Union[Path, bytes], label: str, name: str) -> Cut:
+    """A file or its bytes as a cut, of the length that can be read.
+
+    What libsndfile can seek in stays where it is, and is decoded a window at a time. What only PyAV reads, or has a
+    truncated end that stops the decoder, is decoded here, into memory.
+    """
+    with AudioInput(source, label, thorough=True, rate=SAMPLING_RATE) as audio:
+        samples = None
+        if not audio.by_pyav:
+            audio.measure()
+        if audio.by_pyav or (audio.problems and audio.container == "flac"):
+            samples = audio.samples()
+        check_whole(audio)
+        if not audio.frames:
+            raise UserError(f"{label}: {audio.problems[0] if audio.problems else 'holds no samples'}")
+        audio.tell()
+        if samples is not None:
+            return cut_of_samples(samples, audio.rate, label)
+        return recording_of(audio, source, name).to_cut()
+
+
+def _open_mapping(audio: Mapping[str, Any], sample_rate: Optional[float], label: str) -> Heard:
+    """What Hugging Face's ``datasets`` give for an audio column."""
+    if audio.get("array") is None and audio.get("path") is not None:
+        return _open_file(Path(audio["path"]))
+    if audio.get("array") is None:
+        raise UserError(
+            f"{label}: expected 'array' and 'sampling_rate', found {', '.join(map(str, audio)) or 'nothing'}"
+        )
+    rate = audio.get("sampling_rate") or sample_rate or SAMPLING_RATE
+    name = Path(audio["path"]).stem if audio.get("path") else label
+    return Heard(label, name, cut_of_samples(np.asarray(audio["array"]), float(rate), label))
+
+
+def cut_of_bytes(data: bytes, label: str) -> Cut:
+    """The bytes of an audio file as a cut (raises UserError)."""
+    return _cut_of_source(data, label, label)
+
+
+def cut_of_samples(samples: Any, rate: float, label: str) -> Cut:
+    """Samples (S,), (C, S) or (S, C) as a cut in memory; whole numbers are scaled to [-1, 1].
+
+    Raises:
+        UserError: for samples that are NaN, far from [-1, 1], none at all, or of another shape.
+    """
+    if not 1 <= rate <= 1e6 or rate != int(rate):
+        raise UserError(f"{label}: expected a sample rate in Hz, got {rate:g}")
+    array = samples.detach().cpu().numpy() if isinstance(samples, torch.Tensor) else np.asarray(samples)
+    if array.dtype.kind == "i":
+        array = array.astype(np.float32) / -float(np.iinfo(array.dtype).min)
+    elif array.dtype == np.uint8:
+        array = (array.astype(np.float32) - 128) / 128
+    if array.dtype.kind != "f" or array.ndim not in (1, 2) or (array.ndim == 2 and min(array.shape) > MOST_CHANNELS):
+        shape = f"{array.dtype} of shape {tuple(array.shape)}"
+        raise UserError(f"{label}: expected samples (S,), (channels, S) or (S, channels), got {shape}")
+    if array.size == 0:
+        raise UserError(f"{label}: holds no samples")
+    if array.ndim == 2:
+        array = array.mean(axis=int(np.argmin(array.shape)))
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(f"{label}: holds samples of NaN or infinity")
+    if np.abs(array).max() > LOUDEST:
+        raise UserError(f"{label}: expected samples in [-1, 1], found {np.abs(array).max():g}; divide by 32768?")
+    memory = io.BytesIO()
+    soundfile.write(memory, array, int(rate), format="WAV", subtype="FLOAT")
+    return Recording.from_bytes(memory.getvalue(), "samples").to_cut()

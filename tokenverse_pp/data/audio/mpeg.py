@@ -1,0 +1,296 @@
+"""MPEG audio (MP3): its frames, and files for libsndfile whose header is right.
+
+libsndfile believes the Xing header of an MP3 file, guesses a length where there is none, reads the first of several
+files that are joined, and seeks to slightly other samples than it decodes. So each stream of frames is given to it as a
+file of its own: the frames alone, behind a header that counts them, or those of the piece that is wanted.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from dataclasses import dataclass, field, replace
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from tokenverse_pp.data.audio.containers import tag_size
+from tokenverse_pp.data.audio.source import Bytes, JoinedStream, Piece
+
+_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by version bits
+_KBIT = {  # by (MPEG 1, layer)
+    (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+DELAY = 529  # samples by which every decoder of layer III is late
+_LONGEST = 5000  # bytes: more than any frame has
+
+
+class _Header(NamedTuple):
+    """What the four bytes of a frame's header say."""
+
+    length: int
+    samples: int
+    kind: Tuple[int, int, int, bool]  # version, layer, rate, mono: constant in a stream
+    info_at: int  # where a Xing header would be
+
+
+_HEADERS: Dict[bytes, Optional[_Header]] = {}
+
+
+def _header(head: bytes) -> Optional[_Header]:
+    """Read a frame header; None where there is none. The same few occur again and again."""
+    try:
+        return _HEADERS[head]
+    except KeyError:
+        if len(_HEADERS) > 1 << 16:
+            _HEADERS.clear()
+        return _HEADERS.setdefault(head, _parse(head))
+
+
+def _parse(head: bytes) -> Optional[_Header]:
+    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
+        return None
+    version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
+    bitrate, rate, mono = head[2] >> 4, head[2] >> 2 & 3, head[3] >> 6 == 3
+    if version == 1 or layer == 4 or bitrate in (0, 15) or rate == 3:
+        return None
+    first = version == 3
+    bits, hertz, padding = _KBIT[first, layer][bitrate] * 1000, _RATES[version][rate], head[2] >> 1 & 1
+    if layer == 1:
+        samples, length = 384, (12 * bits // hertz + padding) * 4
+    else:
+        samples = 1152 if first or layer == 2 else 576
+        length = samples // 8 * bits // hertz + padding
+    side = (17 if mono else 32) if first else (9 if mono else 17)
+    return _Header(length, samples, (version, layer, hertz, mono), 4 + side)
+
+
+@dataclass
+class _Mpeg:
+    """A stream of frames: from one Xing header, or one change of format, to the next."""
+
+    kind: Tuple[int, int, int, bool]
+    samples: int  # of a frame
+    info: bytes = b""  # the frame with the Xing header
+    starts: array[int] = field(default_factory=lambda: array("q"))  # bytes
+    ends: array[int] = field(default_factory=lambda: array("q"))
+    skip: int = DELAY  # samples at the start that libmpg123 leaves out
+
+    @property
+    def seekable(self) -> bool:
+        """Whether `piece` can be used: layer III, whose frames need those before them."""
+        return self.kind[1] == 3
+
+    @property
+    def length(self) -> int:
+        """Samples of all frames."""
+        return len(self.starts) * self.samples
+
+    def pieces(self, first: int, last: int) -> Tuple[Piece, ...]:
+        """The bytes of frames ``first`` to ``last - 1``."""
+        breaks = [i for i in range(first + 1, last) if self.starts[i] != self.ends[i - 1]]
+        bounds = [first, *breaks, last]
+        return tuple((self.starts[a], self.ends[b - 1]) for a, b in zip(bounds, bounds[1:]) if b > a)
+
+    def piece(self, data: Bytes, start: int, stop: int) -> Tuple[Tuple[Piece, ...], int]:
+        """A file of its own from which samples ``start`` to ``stop`` can be decoded, and where they begin in it.
+
+        A frame may use up to 511 bytes of those before it, and overlaps the one before. Seeking in libmpg123 decodes
+        frames whose bytes it has not seen, with complaints on stderr; here these are emptied, but for their bytes.
+        """
+        start, stop = start + self.skip, stop + self.skip
+        last = min(len(self.starts), stop // self.samples + 2)
+        normal = max(0, min((start - DELAY) // self.samples - 2, len(self.starts) - 1))
+        first, kept, most = normal, 0, 511 if self.kind[0] == 3 else 255
+        side = (32, 17, 17, 9)[2 * (self.kind[0] != 3) + self.kind[3]]
+        heads = [data.at(at, 4) for at in self.starts[max(0, normal - 2 * most) : normal]]
+        lengths = [4 + (0 if head[1] & 1 else 2) + side for head in heads]
+        while first > 0 and kept < most:
+            first -= 1
+            kept += self.ends[first] - self.starts[first] - lengths[first - normal]
+        empty: List[Piece] = []
+        known = 0  # bytes that later frames may use: each frame has to ask for them, or libmpg123 drops them
+        for number in range(first, normal):
+            head, length = heads[number - normal], lengths[number - normal]
+            back = min(known, most) << (7 if most == 511 else 8)
+            empty.append(head + bytes(length - side - 4) + back.to_bytes(2, "big") + bytes(side - 2))
+            empty.append((self.starts[number] + length, self.ends[number]))
+            known += self.ends[number] - self.starts[number] - length
+        frames = last - first
+        size = sum(self.ends[first:last]) - sum(self.starts[first:last])
+        at = start - first * self.samples - DELAY
+        return (_new_info(self, frames, size), *empty, *self.pieces(normal, last)), at
+
+
+def is_mpeg(data: Bytes, start: int = 0) -> bool:
+    """Whether MPEG audio begins within the next 64 kB: four frames in a row, or all that there are."""
+    content = data.at(start, 1 << 16)
+    begin = len(content) - len(content.lstrip(b"\0"))
+    at = content.find(b"\xff", begin)
+    while at >= 0:
+        found = _header(content[at : at + 4])
+        if found is not None and _follow(content, at, found, 3):
+            if at == begin or at + 3 * found.length < len(content):
+                return True
+        at = content.find(b"\xff", at + 1)
+    return False
+
+
+def _follow(content: bytes, at: int, found: _Header, count: int) -> bool:
+    """Whether this and the next frames are a stream, as far as there is any content."""
+    for _ in range(count):
+        at += found.length
+        if at + 4 > len(content):
+            return True
+        following = _header(content[at : at + 4])
+        if following is None or following.kind[:3] != found.kind[:3]:
+            return content[at : at + 3] in (b"TAG", b"ID3") or content[at : at + 8] == b"APETAGEX"
+        found = following
+    return True
+
+
+def mpeg_parts(data: Bytes, start: int) -> Tuple[Tuple[JoinedStream, ...], List[str], List[str]]:
+    """The streams of an MP3 file, each with a Xing header that is right; what is wrong between their frames, and what
+    may be at their end."""
+    content = data.all()
+    streams: List[_Mpeg] = []
+    junk, at = 0, start
+    cut = False
+    kind: Optional[Tuple[int, int, int, bool]] = None
+    found = _header(content[at : at + 4])
+    while at + 4 <= len(content):
+        end = at + found.length if found is not None else at
+        following = _header(content[end : end + 4]) if found is not None else None
+        if found is None or following is None or found.kind != kind:  # all others are as they should be
+            after = _unusual(content, at, found, kind)
+            if after is not None:
+                if after[0] < 0:
+                    break
+                junk += after[1]
+                at = after[0]
+                found = _header(content[at : at + 4])
+                continue
+        if found is None or end > len(content):
+            cut = True
+            break
+        tag = content[at + found.info_at : at + found.info_at + 4]
+        is_info = tag == b"Xing" or tag == b"Info" or content[at + 36 : at + 40] == b"VBRI"
+        if is_info or found.kind != kind:
+            kind = found.kind
+            streams.append(_Mpeg(found.kind, found.samples))
+        stream = streams[-1]
+        if is_info:
+            stream.info = content[at:end]
+        else:
+            stream.starts.append(at)
+            stream.ends.append(end)
+        at, found = end, following
+    problems = [f"damaged: {junk} bytes between its frames are no MP3"] if junk > _LONGEST else []
+    parts = [_mpeg_part(item, last and cut) for item, last in _with_last(streams) if item.starts]
+    if len(streams) == 1 and parts and not cut and _is_right(streams[0], parts[0], content):
+        parts = [replace(parts[0], pieces=None)]
+    notes = ["its last frame is not complete: it may be cut short"] if cut and parts and not parts[-1].samples else []
+    return tuple(parts), problems, notes
+
+
+def _is_right(stream: _Mpeg, part: JoinedStream, content: bytes) -> bool:
+    """Whether libsndfile reads the same samples from the file as it is."""
+    start = 0
+    while 0 < tag_size(content[start : start + 10]) < len(content) - start:
+        start += tag_size(content[start : start + 10])
+    same = part.pieces is not None and len(part.pieces) == 2 and part.pieces[0] == stream.info != b""
+    return same and stream.starts[0] - len(stream.info) == start and len(content) - stream.ends[-1] in (0, 128)
+
+
+def _unusual(
+    content: bytes, at: int, found: Optional[_Header], kind: Optional[Tuple[int, int, int, bool]]
+) -> Optional[Tuple[int, int]]:
+    """Where to go on at a place that is no frame like the last one, and the bytes that are no tag or padding; -1:
+    nowhere. None: it is a frame all the same."""
+    if found is not None and (found.kind == kind or _follow(content, at, found, 2)):
+        if _follow(content, at, found, 1):
+            return None
+        # A frame that was cut reaches into what was joined to it.
+        inside = _next_frame(content, at + 4, at + found.length)
+        return None if inside is None else (inside, inside - at)
+    after = _skip(content, at, started=kind is not None)
+    return (-1, 0) if after is None else after
+
+
+def _with_last(items: List[_Mpeg]) -> Iterator[Tuple[_Mpeg, bool]]:
+    return ((item, number == len(items)) for number, item in enumerate(items, start=1))
+
+
+def _skip(content: bytes, at: int, started: bool) -> Optional[Tuple[int, int]]:
+    """Where frames go on behind something else, and how many bytes are no tag or padding; None: nowhere."""
+    head = content[at : at + 10]
+    size = tag_size(head)
+    if 0 < size <= len(content) - at:
+        return at + size, 0
+    if head[:3] == b"TAG":
+        return at + 128, 0
+    if head[:8] == b"APETAGEX" and at + 16 <= len(content):
+        return at + 32 + struct.unpack("<I", content[at + 12 : at + 16])[0], 0
+    if head[0] == 0:
+        return at + len(content[at : at + (1 << 16)]) - len(content[at : at + (1 << 16)].lstrip(b"\0")), 0
+    after = _next_frame(content, at + 1, len(content))
+    return None if after is None else (after, after - at if started else 0)
+
+
+def _next_frame(content: bytes, at: int, stop: int) -> Optional[int]:
+    """Where the next frame begins that others follow."""
+    at = content.find(b"\xff", at, stop)
+    while at >= 0:
+        found = _header(content[at : at + 4])
+        if found is not None and at + found.length <= len(content) and _follow(content, at, found, 2):
+            return at
+        at = content.find(b"\xff", at + 1, stop)
+    return None
+
+
+def _mpeg_part(stream: _Mpeg, cut: bool) -> JoinedStream:
+    """Give a stream, whose last frame may be ``cut``, a header that says how many frames it has."""
+    info, count = stream.info, len(stream.starts)
+    runs = stream.pieces(0, count)
+    size = sum(stream.ends) - sum(stream.starts)
+    at = max(info.find(b"Xing"), info.find(b"Info"))
+    flags = struct.unpack(">I", info[at + 4 : at + 8])[0] if 0 <= at <= len(info) - 16 else 0
+    if not flags & 1:
+        return JoinedStream((_new_info(stream, count, size), *runs), frames=stream)
+    new = bytearray(info)
+    stated = struct.unpack(">I", info[at + 8 : at + 12])[0]
+    new[at + 8 : at + 12] = struct.pack(">I", count)
+    if flags & 2:
+        new[at + 12 : at + 16] = struct.pack(">I", size + len(info))
+    lame = at + 12 + (4 if flags & 2 else 0) + (100 if flags & 4 else 0) + (4 if flags & 8 else 0)
+    trimmed = 0  # samples at the start and the end that the encoder has added
+    if info[lame : lame + 4].isalnum() and len(info) >= lame + 24:
+        trims = int.from_bytes(info[lame + 21 : lame + 24], "big")
+        trimmed = (trims >> 12) + (trims & 0xFFF)
+        stream.skip = (trims >> 12) + DELAY
+        if stated != count:
+            new[lame + 21 : lame + 24] = (trims & 0xFFF000).to_bytes(3, "big")  # the last frame is another one
+    # Encoders disagree on whether the frame with the header counts.
+    wrong = abs(stated - count) > 1 or (cut and stated > count)
+    return JoinedStream(
+        (bytes(new), *runs), samples=stated * stream.samples - trimmed if wrong else None, frames=stream
+    )
+
+
+def _new_info(stream: _Mpeg, frames: int, size: int) -> bytes:
+    """A frame with a Xing header, for a stream of layer III; others need none, as their frames have one length."""
+    version, layer, rate, mono = stream.kind
+    if layer != 3:
+        return b""
+    head = bytes([0xFF, 0xE3 | version << 3, 9 << 4 | _RATES[version].index(rate) << 2, 0xC0 if mono else 0])
+    found = _header(head)
+    if found is None:  # cannot be, as the stream has such frames
+        return b""
+    frame = bytearray(found.length)
+    frame[:4] = head
+    at = found.info_at
+    frame[at : at + 16] = b"Xing" + struct.pack(">III", 3, frames, size + len(frame))
+    return bytes(frame)

@@ -1,0 +1,536 @@
+"""The one audio-input function: a file, bytes or an open file of any container -> samples, and what is wrong with it.
+
+Containers are told by their content. Each is read to its end: its length is that of the samples that are there, and
+where its header says otherwise, that is told. libsndfile reads what it can; PyAV, if it is installed, the others. No
+other program and no environment variable has a say, so that the samples are the same on every machine (SPHERE files
+that are compressed with Shorten are the exception: they need sph2pipe, and are refused without it).
+
+Neither torch nor lhotse is imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from itertools import chain
+from typing import Any, Iterator, List, Optional, Tuple
+
+import numpy as np
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.audio.containers import NAMES, SAMPLES, UNKNOWN, sphere_header
+from tokenverse_pp.data.audio.pyav import TOLERANCE, PyAVDecoder, import_av
+from tokenverse_pp.data.audio.source import Bytes, Piece, Pieces, Source
+from tokenverse_pp.data.audio.structure import structure_of
+
+BLOCK = 1 << 18  # samples that are decoded at once, all channels together
+MOST_CHANNELS = 1024
+MEMORY = hasattr(os, "memfd_create")  # files in memory: Linux
+BAD_FRAMES = "damaged: some of its frames cannot be decoded"
+NO_AUDIO = "no audio that can be decoded: not audio, or its format is not recognised"
+log = logging.getLogger("tokenverse_pp.data.audio")
+
+
+class AudioInput:
+    """An audio source that is open; a context manager.
+
+    Args:
+        source: a path, the bytes of a file, or an open binary file.
+        name: for messages; by default the path.
+        thorough: `measure` decodes what structure does not prove, and looks for a second FLAC file behind the first.
+        rate: resample what PyAV decodes to it, one channel; rate and channels of others stay.
+
+    Attributes:
+        container: a key of `NAMES`, or ``unknown``.
+        rate: in Hz.
+        channels: their number.
+        frames: samples a channel; None where they have to be decoded to be counted (`measure`).
+        problems: what is missing at the end or damaged; a line each. Complete after `measure` or `samples`.
+        notes: what a user may want to know; a line each.
+        damage: audio is missing in the middle, so that what is read is not what was said.
+
+    Raises:
+        UserError: naming the source, for what holds no audio, or needs what is not installed.
+    """
+
+    rate: int
+    channels: int
+    frames: Optional[int]
+
+    def __init__(self, source: Source, name: Optional[str] = None, thorough: bool = False, rate: Optional[int] = None):
+        is_path = isinstance(source, (str, os.PathLike))
+        self.name = name if name is not None else os.fspath(source) if is_path else "audio"  # type: ignore[arg-type]
+        self.problems: List[str] = []
+        self.notes: List[str] = []
+        self.damage: Optional[str] = None
+        self.broken_at: Optional[int] = None  # the sample at which libsndfile could not go on
+        self._thorough, self._rate = thorough, rate
+        self._counts: List[int] = []  # samples of each part
+        self._first: Any = None  # the first part, open and at its start
+        self._decoder: Optional[PyAVDecoder] = None
+        self._running: Any = None  # a generator of its blocks
+        self._decoded: Any = None  # what it will give
+        self._measured = self._expanded = False
+        self._stated_seconds = 0.0  # by Ogg time stamps
+        try:
+            self._data = Bytes(source)
+        except OSError as error:
+            raise UserError(f"{self.name}: cannot be read: {error.strerror or error}") from error
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> AudioInput:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the source, if it was opened here."""
+        if self._first is not None:
+            self._first.close()
+        if self._running is not None:
+            self._running.close()
+        self._data.close()
+
+    @property
+    def by_pyav(self) -> bool:
+        """Whether PyAV reads it, from its start on every time."""
+        return self._decoder is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether libsndfile alone reads the same samples from the file as it is."""
+        as_it_is = [part.pieces for part in self._structure.parts] == [None]
+        return as_it_is and not self.by_pyav and not self._expanded
+
+    def _open(self) -> None:
+        if self._data.size == 0:
+            raise UserError(f"{self.name}: the file is empty")
+        if self._data.at(0, 7) == b"NIST_1A" and "shorten" in sphere_header(self._data).get("sample_coding", ""):
+            self._expand_shorten()
+        self._structure = found = structure_of(self._data, self._thorough)
+        self.container = found.container
+        self.problems.extend(found.problems)
+        self.notes.extend(found.notes)
+        self.damage = found.damage
+        if found.container in SAMPLES and not found.parts:
+            raise UserError(f"{self.name}: truncated: it ends within its header")
+        if found.gaps or not found.parts:
+            self._open_decoder()
+        else:
+            self._open_parts()
+        if self.channels > MOST_CHANNELS:
+            raise UserError(f"{self.name}: has {self.channels} channels: expected {MOST_CHANNELS} at most")
+
+    # libsndfile
+
+    def _soundfile(self) -> Any:
+        try:
+            import soundfile
+        except ImportError:
+            raise UserError(f"{self.name}: reading files needs soundfile: pip install soundfile") from None
+        return soundfile
+
+    def _file(self, number: int) -> Any:
+        """A part as libsndfile sees it. A name is no help for it: of known formats the content tells."""
+        if number == 0 and self._first is not None:
+            file, self._first = self._first, None
+            return file
+        pieces = self._structure.parts[number].pieces
+        if pieces is not None:
+            return self._of_pieces(pieces)
+        return self._soundfile().SoundFile(self._data.path or io.BytesIO(self._data.all()))
+
+    def _of_pieces(self, pieces: Tuple[Piece, ...]) -> Any:
+        what: Any = Pieces(self._data, pieces)
+        if self.container == "mp3" and MEMORY:
+            what = _in_memory(what.read())  # libmpg123 reads byte by byte: each would be a call of Python
+        return self._soundfile().SoundFile(what)
+
+    def _open_parts(self) -> None:
+        rates = set()
+        for number in range(len(self._structure.parts)):
+            try:
+                with self._heard():
+                    file = self._file(number)
+                rates.add(file.samplerate)
+                frames = self._structure.parts[number].frames
+                self._counts.append(file.frames if frames is None else min(file.frames, frames.length))
+                if number == 0:
+                    self.rate, self.channels, self._first = file.samplerate, file.channels, file
+                else:
+                    file.close()
+            except (RuntimeError, OSError) as error:
+                self._open_decoder(str(error).rsplit(": ", 1)[-1])
+                return
+        if len(rates) > 1:
+            if self.container not in ("ogg", "mp3"):
+                raise UserError(f"{self.name}: its sampling rate changes between {min(rates)} and {max(rates)} Hz")
+            self._open_decoder("its sampling rate changes")
+            return
+        self.frames = sum(self._counts)
+
+    def _file_blocks(self, number: int, start: int, stop: int) -> Iterator[np.ndarray]:
+        """Samples (C, S) of a part; what cannot be decoded ends it, and sets ``broken_at``."""
+        frames = self._structure.parts[number].frames
+        if frames is not None and frames.seekable:
+            yield from self._frame_blocks(number, start, stop)
+            return
+        size, at = max(1024, BLOCK // self.channels), start
+        file = self._file_at(number, start)
+        while file is not None and at < stop:
+            try:
+                with self._heard():
+                    block = file.read(min(size, stop - at), dtype="float32", always_2d=True).T
+            except RuntimeError:
+                file.close()
+                # libsndfile keeps back what it decoded of a block before it failed.
+                file, size = self._file_at(number, at) if size > 16 else None, size // 4
+                continue
+            if not block.shape[1]:
+                break
+            at += block.shape[1]
+            yield _with_channels(block, self.channels)
+        if file is None:
+            self.broken_at = sum(self._counts[:number]) + at
+        else:
+            file.close()
+
+    @contextlib.contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Tell of MPEG frames that libmpg123 complains of, in words that name the source."""
+        if self.container != "mp3":
+            yield
+            return
+        with library_messages() as messages:
+            yield
+        if messages and BAD_FRAMES not in self.problems:
+            self.problems.append(BAD_FRAMES)
+
+    def _file_at(self, number: int, at: int) -> Any:
+        """A part whose next sample is ``at``; None where libsndfile cannot decode what is before it."""
+        file = self._file(number)
+        if not at:
+            return file
+        try:
+            if file.seekable() and file.seek(at) == at:
+                return file
+        except RuntimeError:
+            file.close()
+            file = self._file(number)
+        try:
+            while at > 0:  # not every coding can be sought in, nor every file to its end
+                count = len(file.read(min(at, BLOCK), dtype="float32", always_2d=True))
+                if not count:
+                    break
+                at -= count
+        except RuntimeError:
+            pass
+        if not at:
+            return file
+        file.close()
+        return None
+
+    def _frame_blocks(self, number: int, start: int, stop: int) -> Iterator[np.ndarray]:
+        """The same for MPEG audio, each block from a file of its own that is read to its end.
+
+        soundfile seeks behind each read, and libmpg123 does not find back to the same samples (it lacks bytes of the
+        frames before), so that reading in blocks would give others, and complaints on stderr.
+        """
+        frames = self._structure.parts[number].frames
+        for at in range(start, stop, BLOCK):
+            last = min(at + BLOCK, stop)
+            skip = 0
+            try:
+                with self._heard():
+                    if at == 0 and last == self._counts[number]:
+                        file = self._file(number)
+                    else:
+                        pieces, skip = frames.piece(self._data, at, last)
+                        file = self._of_pieces(pieces)
+                    with file:
+                        block = file.read(file.frames, dtype="float32", always_2d=True).T[:, skip : skip + last - at]
+            except RuntimeError:
+                self.broken_at = sum(self._counts[:number]) + at
+                return
+            yield _with_channels(block, self.channels)
+
+    def _expand_shorten(self) -> None:
+        """SPHERE that is compressed with Shorten, by sph2pipe -> WAV."""
+        program = shutil.which("sph2pipe")
+        if program is None:
+            raise UserError(
+                f"{self.name}: SPHERE that is compressed with Shorten needs sph2pipe (`lhotse install-sph2pipe`)"
+            )
+        stated = sphere_header(self._data).get("sample_count", "0")
+        with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
+            path = self._data.path
+            if path is None:
+                path = os.path.join(folder, "audio.sph")
+                with open(path, "wb") as file:
+                    file.write(self._data.all())
+            done = subprocess.run([program, "-f", "wav", "-p", os.path.abspath(path)], capture_output=True, check=False)
+        if done.returncode or not done.stdout:
+            said = " ".join(done.stderr.decode(errors="replace").split())[:200]
+            raise UserError(f"{self.name}: sph2pipe cannot read it: {said or 'no output'}")
+        self._data.close()
+        self._data, self._expanded = Bytes(done.stdout), True
+        with AudioInput(done.stdout, self.name) as wav:
+            if stated.isdigit() and (wav.frames or 0) < int(stated):
+                self.problems.append(_truncated(wav.frames or 0, int(stated), wav.rate))
+
+    # PyAV
+
+    def _open_decoder(self, reason: str = "") -> None:
+        """Go over to PyAV; ``reason`` says why libsndfile does not do."""
+        found = self._structure
+        try:
+            import_av(self.name, self.container)
+        except UserError as error:
+            cut = found.cut or any(part.samples is not None or part.stated > 1 for part in found.parts)
+            if self.damage or (cut and found.parts):
+                raise UserError(f"{self.name}: {self.damage or 'truncated: no audio that can be decoded'}") from None
+            install = str(error).rpartition("need ")[2]
+            if found.container == UNKNOWN:
+                raise UserError(f"{self.name}: {NO_AUDIO}; some formats need {install}") from None
+            if not reason:
+                raise
+            why = "" if "not exist" in reason else f" ({reason.rstrip('.')})"  # libsndfile's for bad MP3 files
+            what = NAMES[found.container]
+            raise UserError(f"{self.name}: libsndfile cannot read this {what} file{why}; it needs {install}") from None
+        self._decoder = PyAVDecoder(self._data, found.ranges, self.name, self.container, found.cut, self._rate)
+        blocks = self._running = self._decoder.blocks()
+        try:
+            first = next(blocks)
+        except StopIteration:
+            raise UserError(f"{self.name}: holds no samples") from None
+        except UserError:
+            if found.container == UNKNOWN:
+                raise UserError(f"{self.name}: {NO_AUDIO}") from None
+            raise
+        self._decoded = chain([first], blocks)
+        if not self._measured:
+            self.rate = self._rate or self._decoder.told.rate
+            self.channels = len(first)
+            self.frames = None
+
+    def _decode(self) -> Iterator[np.ndarray]:
+        """All that PyAV decodes; then what there is to say about it is known."""
+        if self._decoded is None:
+            self._open_decoder()
+        blocks, self._decoded = self._decoded, None
+        frames = 0
+        for block in blocks:
+            frames += block.shape[1]
+            yield block
+        if self._measured:
+            return
+        self._measured = True
+        self.frames = frames
+        told = self._decoder.told  # type: ignore[union-attr]
+        if told.truncated and self.container != "ogg":
+            self.problems.append(told.truncated)
+        self.problems.extend(told.clock())
+        seconds, counts = frames / self.rate, [part.samples for part in self._structure.parts]
+        if counts and None not in counts:  # libsndfile gave up on it
+            stated = sum(counts) / told.rate  # type: ignore[arg-type]
+            if seconds < stated - TOLERANCE and not told.truncated:
+                self.problems.append(f"truncated: {seconds:.3f} s of {stated:.3f} s")
+        elif seconds < self._stated_seconds - TOLERANCE and not told.jumps:
+            self.problems.append(f"its time stamps say {self._stated_seconds:.3f} s, it holds {seconds:.3f} s")
+        self.notes.extend(told.silence() + told.notes)
+        self.damage = self.damage or told.damage
+
+    # Both
+
+    def blocks(self, start: int = 0, stop: Optional[int] = None) -> Iterator[np.ndarray]:
+        """Samples (C, S) as float32, from ``start`` to ``stop`` (in samples)."""
+        at = 0
+        if self.by_pyav:
+            for block in self._decode():
+                first, last = max(0, start - at), block.shape[1] if stop is None else stop - at
+                at += block.shape[1]
+                if last > first:
+                    yield block[:, first:last]
+                if stop is not None and at >= stop:
+                    return
+            return
+        for number, count in enumerate(self._counts):
+            first, last = max(0, start - at), count if stop is None else min(count, stop - at)
+            if last > first:
+                yield from self._file_blocks(number, first, last)
+                if self.broken_at is not None:
+                    return
+            at += count
+
+    def read(self, start: int = 0, stop: Optional[int] = None) -> np.ndarray:
+        """Samples (C, S) as `blocks` gives them, in one array."""
+        found = list(self.blocks(start, stop))
+        return (
+            found[0] if len(found) == 1 else np.concatenate([np.zeros((self.channels, 0), np.float32), *found], axis=1)
+        )
+
+    def measure(self) -> AudioInput:
+        """Find out how long the source is and what is wrong with it; what PyAV reads is decoded for it."""
+        if self._measured:
+            return self
+        if self.by_pyav:
+            for _ in self._decode():
+                pass
+            return self
+        self._measured = True
+        for number, part in enumerate(self._structure.parts):
+            stated = self._counts[number]
+            found = self._counts[number] = self._count(number)
+            if part.stated != 1.0 or part.samples is not None:
+                stated = part.samples if part.samples is not None else round(found * part.stated)
+            if stated - found > TOLERANCE * self.rate:
+                if self.container == "ogg" and not self.problems and not self.damage:
+                    self._stated_seconds = (sum(self._counts) - found + stated) / self.rate
+                    self._measured = False
+                    self._open_decoder("its time stamps have gaps")
+                    return self.measure()
+                self.problems.append(_truncated(found, stated, self.rate))
+            elif found - stated > TOLERANCE * self.rate:
+                self.notes.append(
+                    f"{found / self.rate:.3f} s are read, where its header says {stated / self.rate:.3f} s"
+                )
+        self.frames = sum(self._counts)
+        read = f", {self.frames / self.rate:.3f} s are read"
+        self.problems = [line + read if line.endswith("is not complete") else line for line in self.problems]
+        if len(self._counts) > 1:
+            self.notes.append(f"{len(self._counts)} streams are joined in it, {self.frames / self.rate:.3f} s together")
+        used = self._data.size - self._structure.left_over
+        seconds = self._structure.left_over * self.frames / max(1, used) / self.rate
+        if seconds > TOLERANCE:
+            self.problems.append(f"longer than its header says: some {seconds:.3f} s behind its end are not read")
+        return self
+
+    def _count(self, number: int) -> int:
+        """Samples of a part that can be decoded; all are decoded where the structure is no proof."""
+        stated = self._counts[number]
+        if self.container == "flac" and stated:
+            with self._file(number) as file:
+                try:
+                    if file.seek(stated - 1) == stated - 1 and len(file.read(1)) == 1:
+                        return stated
+                except RuntimeError:
+                    pass
+        elif self.container in (*SAMPLES, "mp3") or not self._thorough:
+            return stated
+        found = sum(block.shape[1] for block in self._file_blocks(number, 0, stated))
+        self.broken_at = None
+        return found
+
+    def samples(self) -> np.ndarray:
+        """All samples, the channels averaged: (S,) float32. Problems and notes are complete then."""
+        if not self.by_pyav:
+            self.measure()
+        found = [np.zeros(0, np.float32), *(block.mean(axis=0) for block in self.blocks())]
+        return np.concatenate(found)
+
+    def why_short(self, found: int, wanted: int) -> str:
+        """Why only ``found`` of ``wanted`` samples could be read: damaged in the middle, or truncated."""
+        at = self.broken_at
+        if at is not None and not self.measure().problems:
+            return f"damaged at {at / self.rate:.3f} s: it cannot be decoded from there"
+        return next(iter(self.problems), _truncated(found, wanted, self.rate))
+
+    def tell(self) -> None:
+        """Log a warning for each problem and note."""
+        for line in self.problems + self.notes:
+            log.warning("warning: %s: %s", self.name, line)
+
+
+@contextlib.contextmanager
+def library_messages() -> Iterator[List[bytes]]:
+    """Keep what libmpg123 writes to the standard error of the process; that of others is passed on.
+
+    libsndfile gives no way to turn it off, and it names no file.
+    """
+    kept: List[bytes] = []
+    with _STDERR:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # a process without one
+            yield kept
+            return
+        with os.fdopen(os.memfd_create("stderr"), "w+b") if MEMORY else tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 2)
+            try:
+                yield kept
+            finally:
+                os.dup2(stderr, 2)
+                file.seek(0)
+                for line in file:
+                    if b"libmpg123" in line:
+                        kept.append(line)
+                    elif not line.startswith((b"Note: ", b"Warning: Xing")):
+                        os.write(stderr, line)
+                os.close(stderr)
+
+
+_STDERR = threading.Lock()
+
+
+def _in_memory(content: bytes) -> int:
+    """A file descriptor of a file with this content."""
+    descriptor = os.memfd_create("audio")
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _truncated(found: int, stated: int, rate: int) -> str:
+    return f"truncated: {found / rate:.3f} s of {stated / rate:.3f} s"
+
+
+def _with_channels(samples: np.ndarray, count: int) -> np.ndarray:
+    """Samples (C, S) of a part with another number of channels than the first: the mean on all of them."""
+    if len(samples) == count:
+        return samples
+    return np.repeat(samples.mean(axis=0, keepdims=True), count, axis=0)
+
+
+def read_audio(source: Source, name: Optional[str] = None, rate: Optional[int] = None) -> Tuple[np.ndarray, int]:
+    """All of an audio source, its channels averaged -> samples (S,) float32 and their rate.
+
+    What is missing at its end, gaps of its time stamps, and the like are logged as warnings.
+
+    Args:
+        source: a path, the bytes of a file, or an open binary file.
+        name: for messages; by default the path.
+        rate: as for `AudioInput`.
+
+    Raises:
+        UserError: naming the source, where it holds no audio or no samples, NaN or infinity, is damaged in the middle,
+            or needs what is not installed.
+    """
+    with AudioInput(source, name, thorough=True, rate=rate) as audio:
+        samples = audio.samples()
+        check_whole(audio)
+        if not len(samples):
+            raise UserError(f"{audio.name}: {audio.problems[0] if audio.problems else 'holds no samples'}")
+        if not np.isfinite(samples).all():
+            raise UserError(f"{audio.name}: holds samples of NaN or infinity")
+        audio.tell()
+        return samples, audio.rate
+
+
+def check_whole(audio: AudioInput) -> None:
+    """See that no audio is missing in the middle of a source that was measured (raises UserError)."""
+    if audio.damage:
+        raise UserError(f"{audio.name}: {audio.damage}")
+    if audio.broken_at is not None:
+        raise UserError(f"{audio.name}: {audio.why_short(audio.broken_at, audio.frames or 0)}")

@@ -1,0 +1,291 @@
+"""Recordings as training wants them, 16 kHz and one channel; what is otherwise is written anew once, as FLAC.
+
+What the corpora share: running a recipe of lhotse, and writing labelled cuts that were checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+
+import numpy as np
+import soundfile
+import torch
+from lhotse import CutSet, RecordingSet, SupervisionSet
+from lhotse.audio import Recording
+from lhotse.augmentation import get_or_create_resampler
+from lhotse.cut import Cut
+from lhotse.supervision import SupervisionSegment
+from tqdm import tqdm
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import replacing
+from tokenverse_pp.base.tables import aligned
+from tokenverse_pp.data.access import check_access
+from tokenverse_pp.data.audio.lhotse_backend import use_backend
+from tokenverse_pp.data.dataset import SAMPLING_RATE
+from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR, Statistics
+from tokenverse_pp.data.labels import check_cut
+from tokenverse_pp.tasks.registry import REGISTRY
+
+use_backend()
+
+
+def channel_name(number: int) -> str:
+    """The name of a channel, counted from 0: a letter as for telephone calls, a number behind ``Z``.
+
+    >>> channel_name(0), channel_name(2), channel_name(26)
+    ('A', 'C', '27')
+    """
+    return chr(ord("A") + number) if number < 26 else str(number + 1)
+
+
+def at_16_khz(
+    recordings: Iterable[Recording], folder: Path, jobs: int = 1, channel: Optional[int] = None
+) -> Dict[str, Recording]:
+    """Recordings by id, each 16 kHz and one channel: as they are, or written to ``folder``.
+
+    Resampling at every step of training would cost more than the disk, and SPHERE files may need another program. A
+    file that is there from an earlier run is taken as it is.
+
+    Args:
+        jobs: processes.
+        channel: of a recording with several; None: their mean.
+
+    Raises:
+        UserError: naming a file that cannot be decoded.
+    """
+    folder = folder.absolute()
+    kept: Dict[str, Recording] = {}
+    others = []
+    for recording in recordings:
+        kept[recording.id] = recording
+        if not _is_ready(recording):
+            others.append(recording)
+    if not others:
+        return kept
+    folder.mkdir(parents=True, exist_ok=True)
+    convert = partial(write_16_khz, folder=folder, channel=channel)
+    with contextlib.ExitStack() as stack:
+        written: Iterator[Recording] = map(convert, others)
+        if jobs > 1:
+            # One thread each: OpenMP's threads of this process do not exist in a forked one.
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)))
+            written = pool.map(convert, others, chunksize=8)
+        progress = tqdm(zip(others, written), total=len(others), desc=f"16 kHz {folder.name}", mininterval=1.0)
+        kept.update((recording.id, new) for recording, new in progress)
+    return kept
+
+
+def _is_ready(recording: Recording) -> bool:
+    sphere = any(str(source.source).lower().endswith((".sph", ".wv1")) for source in recording.sources)
+    return recording.sampling_rate == SAMPLING_RATE and recording.num_channels == 1 and not sphere
+
+
+def write_16_khz(
+    recording: Recording, folder: Path, channel: Optional[int] = None, rate: int = SAMPLING_RATE
+) -> Recording:
+    """Write a recording as 16-bit FLAC -> the recording of that file, with the same id (``-A``, ``-B``, ..: a channel).
+
+    Args:
+        channel: from 0; None: the mean of all.
+        rate: in Hz, of the file.
+
+    Raises:
+        UserError: naming a file that cannot be decoded.
+    """
+    suffix = "" if channel is None else f"-{channel_name(channel)}"
+    path = folder / f"{recording.id}{suffix}.flac"
+    if not path.is_file():
+        with torch.inference_mode():
+            samples = torch.from_numpy(_decode(recording, channel))
+            if recording.sampling_rate != rate:
+                samples = get_or_create_resampler(recording.sampling_rate, rate)(samples[None])[0]
+        with replacing(path) as temporary:
+            soundfile.write(temporary, samples.clamp(-1.0, 1.0).numpy(), rate, format="FLAC", subtype="PCM_16")
+    return Recording.from_file(path, recording_id=f"{recording.id}{suffix}")
+
+
+def _decode(recording: Recording, channel: Optional[int]) -> np.ndarray:
+    """Samples (S,) of one channel, or the mean of all."""
+    check_access(recording, f"recording {recording.id}")
+    try:
+        samples = recording.load_audio(channels=channel)
+    except Exception as error:  # whatever the audio backend throws
+        source = str(recording.sources[0].source)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{source}: cannot be decoded: {reason.replace(f'{source}: ', '', 1)}") from error
+    return np.ascontiguousarray(samples.mean(axis=0), dtype=np.float32)
+
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CorpusPart:
+    """A pair of lhotse manifests that becomes ``cuts_<name>.jsonl.gz``.
+
+    Attributes:
+        name: the split, and after an underscore what tells it from others of the split: ``train``, ``train_de``.
+        language: ISO 639 code of all its supervisions.
+        unread: rows of its transcripts that cannot be read, as `LeftOut` lists them.
+    """
+
+    name: str
+    recordings: RecordingSet
+    supervisions: SupervisionSet
+    language: str
+    unread: Sequence[Dict[str, Any]] = ()
+
+
+@dataclass
+class LeftOut:
+    """Turns that are in no cut, each with the reason: nothing is dropped without a word."""
+
+    items: List[Dict[str, Any]] = field(default_factory=list)
+
+    def add(self, turn: SupervisionSegment, reason: str) -> None:
+        """Note a turn."""
+        self.note(turn.id, turn.duration, reason)
+
+    def note(self, name: str, seconds: float, reason: str) -> None:
+        """Note what has no turn."""
+        self.items.append({"id": name, "seconds": round(seconds, 3), "reason": reason})
+
+    def by_reason(self) -> Dict[str, List[float]]:
+        """Seconds of the turns by reason, the most frequent first."""
+        found: Dict[str, List[float]] = {}
+        for item in self.items:
+            found.setdefault(item["reason"], []).append(item["seconds"])
+        return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
+
+
+@contextlib.contextmanager
+def lhotse_recipe(corpus: str, corpus_dir: Path, layout: str) -> Iterator[None]:
+    """Run a recipe of lhotse; whatever it throws at a foreign folder becomes one line that says what was expected."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the recipes assert, index and open: any type can come out of them
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"{corpus_dir}: lhotse's recipe for {corpus} cannot read it ({type(error).__name__}: {reason}); "
+            f"expected {layout}"
+        ) from error
+
+
+def require(corpus_dir: Path, patterns: Sequence[str], layout: str) -> None:
+    """See that each glob pattern finds something under a folder.
+
+    Raises:
+        UserError: one line with what was expected.
+    """
+    if not corpus_dir.is_dir():
+        raise UserError(f"{corpus_dir}: no such folder; expected {layout}")
+    for pattern in patterns:
+        if next(corpus_dir.glob(pattern), None) is None:
+            raise UserError(f"{corpus_dir}: found no {pattern}; expected {layout}")
+
+
+def write_parts(
+    parts: Sequence[CorpusPart],
+    output_dir: Path,
+    to_cuts: Callable[[CorpusPart, LeftOut], Iterable[Cut]],
+    say: Say = print,
+) -> Dict[str, Path]:
+    """Write the cuts of all parts, once every one of them was checked against the label schema; print what is in them.
+
+    ``left_out.jsonl`` lists the supervisions that are in no cut (``part``, ``id``, ``seconds``, ``reason``).
+
+    Args:
+        to_cuts: the cuts of a part, in the order in which they are written; notes what it leaves out.
+
+    Raises:
+        UserError: for a part without cuts, and for a cut that breaks the schema. Nothing is written then.
+    """
+    paths = {part.name: output_dir / f"cuts_{part.name}.jsonl.gz" for part in parts}
+    files: Dict[Path, Tuple[Iterable[Cut], LeftOut]] = {}
+    for part in parts:
+        left_out = LeftOut(list(part.unread))
+        files[paths[part.name]] = (to_cuts(part, left_out), left_out)
+    write_checked_files(files, output_dir / "left_out.jsonl", say)
+    return paths
+
+
+def write_checked_files(files: Dict[Path, Tuple[Iterable[Cut], LeftOut]], list_file: Path, say: Say = print) -> None:
+    """Write cuts to their files, checked against the label schema, all of the files or none; print what is in them.
+
+    Args:
+        files: cuts, not yet made, and the list that fills while they are made.
+        list_file: for what was left out, JSON lines: ``part`` (see `stem`), ``id``, ``seconds``, ``reason``.
+
+    Raises:
+        UserError: see `write_parts`.
+    """
+    statistics = Statistics()
+    with contextlib.ExitStack() as stack:
+        for path, (cuts, left_out) in files.items():
+            if not _write_checked(cuts, stack.enter_context(replacing(path)), path, statistics):
+                why = "; ".join(f"{len(turns)} turns: {reason}" for reason, turns in left_out.by_reason().items())
+                raise UserError(f"{path}: no cut is left for it ({why or 'no turns'})")
+        with open(stack.enter_context(replacing(list_file)), "w", encoding="utf-8") as file:
+            for path, (_, left_out) in files.items():
+                for item in left_out.items:
+                    file.write(json.dumps({"part": stem(path), **item}, ensure_ascii=False) + "\n")
+    say(summary(statistics.by_corpus(), {str(path): left_out for path, (_, left_out) in files.items()}))
+
+
+def stem(path: Path) -> str:
+    """The name of a cuts' file without its endings, and without ``cuts_``."""
+    name = path.name.split(".")[0]
+    return name[len("cuts_") :] if name.startswith("cuts_") else name
+
+
+def _write_checked(cuts: Iterable[Cut], temporary: Path, path: Path, statistics: Statistics) -> int:
+    """Write cuts one by one, checked and counted -> how many."""
+    count = 0
+    with CutSet.open_writer(temporary) as writer:
+        seen: Set[str] = set()
+        for cut in cuts:
+            problems = check_cut(cut) or (["field 'id': another cut has it already"] if cut.id in seen else [])
+            if problems:
+                raise UserError(f"{path}: cut {cut.id}: {problems[0]}")
+            seen.add(cut.id)
+            statistics.add(cut, str(path))
+            try:
+                writer.write(cut)
+            except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can hold
+                raise UserError(f"{path}: cut {cut.id}: expected valid Unicode: {error.reason}") from None
+            count += 1
+    return count
+
+
+def summary(counts: Dict[str, Any], left_out: Dict[str, LeftOut]) -> str:
+    """A table of what each file holds, tokens of its tasks included, and why turns were left out.
+
+    Args:
+        counts: `Statistics.by_corpus`, by file.
+        left_out: by file.
+    """
+    tasks = [
+        name
+        for name in REGISTRY
+        if name != "asr" and any(group["tasks"][name]["labelled"]["cuts"] for group in counts.values())
+    ]
+    rows = [["file", "cuts", "hours", "turns", "words", "speakers", *tasks, "turns left out"]]
+    lines = []
+    for path, items in left_out.items():
+        group = counts[path]
+        numbers = [str(group[key]) for key in ("turns", "words", "speakers")]
+        tokens = [str(group["tasks"][name]["tokens"]) for name in tasks]
+        rows.append([path, str(group["cuts"]), f"{group['hours']:.2f}", *numbers, *tokens, str(len(items.items))])
+        for reason, seconds in items.by_reason().items():
+            hours = sum(seconds) / SECONDS_PER_HOUR
+            lines.append(f"{path}: {len(seconds)} turns ({hours:.2f} h) left out: {reason}")
+    return "\n".join([aligned(rows), *lines])

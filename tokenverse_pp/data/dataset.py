@@ -1,0 +1,373 @@
+"""CutSet -> batches: audio or stored features, active tasks, token ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set
+
+import numpy as np
+import torch
+from lhotse import CutSet
+from lhotse.augmentation import get_or_create_resampler
+from lhotse.cut import Cut, MixedCut, PaddingCut
+from torch.utils.data import Dataset
+
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.access import allow_sources, check_access, current_access
+from tokenverse_pp.data.audio.checks import check_files, recording_files, undecodable
+from tokenverse_pp.data.audio.lhotse_backend import use_backend
+from tokenverse_pp.data.labels import labelled_tasks
+from tokenverse_pp.data.tokenizer import UNK_ID, Tokenizer
+from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.text import transcript_of
+from tokenverse_pp.tasks.transcript import is_task_token
+
+SAMPLING_RATE = 16000  # Hz
+FEATURES = "encoder_features"  # cut.custom key of the stored features at the seam
+NAMED = 5  # characters and cut ids that a message lists
+# cut.custom key: file of data.train and passes through it in this epoch before this one, where not both are 0
+PASS = "pass_of_epoch"
+NO_CORPUS = "-"  # for cuts whose custom field "corpus" names none
+Batch = Dict[str, Any]
+
+use_backend()  # workers of a DataLoader that are spawned come here too
+
+
+def features_key(chunks: Optional[ChunkOptions] = None) -> str:
+    """The cut.custom key of stored features in which each frame saw its chunk and the left context alone."""
+    if chunks is None or chunks.full:
+        return FEATURES
+    form = "" if chunks.strict else "_not_strict"
+    left = "all" if chunks.left_chunks < 0 else chunks.left_chunks
+    return f"{FEATURES}_{chunks.chunk_ms}ms_left_{left}_sinks_{chunks.sinks}{form}"
+
+
+def marked(cut: Cut, file: int, passes: int) -> Cut:
+    """A cut that says how many passes through its file the epoch has made before it; nothing for 0 of the first file.
+
+    Of a mixed cut the first part says it, for its custom fields are those of its parts.
+    """
+    mark = f"{file}.{passes}" if file or passes else None
+    if (cut.custom or {}).get(PASS) == mark:
+        return cut
+    if isinstance(cut, MixedCut):
+        number = next(i for i, track in enumerate(cut.tracks) if not isinstance(track.cut, PaddingCut))
+        track = cut.tracks[number]
+        tracks = [*cut.tracks]
+        tracks[number] = dataclasses.replace(track, cut=marked(track.cut, file, passes))
+        return dataclasses.replace(cut, tracks=tracks)
+    custom = {key: value for key, value in (cut.custom or {}).items() if key != PASS}
+    return dataclasses.replace(cut, custom=custom if mark is None else {**custom, PASS: mark})
+
+
+def draw_id(cut: Cut) -> str:
+    """What random draws for a cut depend on, besides seed and epoch: its id, and the pass through its file."""
+    mark = (cut.custom or {}).get(PASS)
+    return cut.id if mark is None else f"{cut.id}\n{mark}"
+
+
+class Activation:
+    """Which of the labelled tasks are active for an utterance in training (DESIGN 3.5).
+
+    Args:
+        mode: ``labelled`` (all), ``subset`` (a uniformly random subset) or ``bernoulli`` (each with ``prob``).
+        prob: for bernoulli.
+        seed: the choice depends on seed, epoch and cut (`draw_id`) alone: not on rank, batch or worker.
+    """
+
+    def __init__(self, mode: str = "labelled", prob: float = 0.5, seed: int = 0):
+        self.mode = mode
+        self.prob = {"labelled": 1.0, "subset": 0.5, "bernoulli": prob}[mode]
+        self.seed = seed
+
+    def __call__(self, tasks: Sequence[str], cut_id: str, epoch: int) -> List[str]:
+        """The active ones of the labelled ``tasks``."""
+        if self.mode == "labelled":
+            return list(tasks)
+        key = hashlib.sha256(f"{self.seed}/{epoch}/{cut_id}".encode()).digest()
+        rng = random.Random(key)
+        # A uniform subset is every task with chance one half.
+        return [task for task in tasks if rng.random() < self.prob]
+
+
+class TransducerDataset(Dataset):
+    """Maps a CutSet (a batch drawn by a lhotse sampler) to tensors.
+
+    Args:
+        tasks: all the tasks that the model knows.
+        tokenizer: its vocabulary.
+        activation: picks the active ones of a cut's tasks.
+        stored_features: read the features stored with each cut instead of its audio.
+        chunks: draws a batch's chunks from its cut ids and the epoch (`tokenverse_pp.training.validation`); stored
+            features are those of the same chunks. None: full context.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskSet,
+        tokenizer: Tokenizer,
+        activation: Activation,
+        stored_features: bool = False,
+        chunks: Optional[Callable[[Sequence[str], int], Optional[ChunkOptions]]] = None,
+    ):
+        self.tasks = tasks
+        self.tokenizer = tokenizer
+        self.activation = activation
+        self.stored_features = stored_features
+        self.chunks = chunks
+        self.epoch = 0
+        self.access = current_access()  # of sources, for worker processes
+
+    def __getitem__(self, cuts: CutSet) -> Batch:
+        """Inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,); of each cut
+        id, corpus and seconds, and their sum; the batch's chunks (ChunkOptions or None)."""
+        items = list(cuts)
+        chunks = self.chunks([draw_id(cut) for cut in items], self.epoch) if self.chunks else None
+        with allow_sources(self.access.commands, self.access.urls):
+            inputs, lens = collate([load_inputs(cut, self.stored_features, chunks=chunks) for cut in items])
+        targets, active = [], []
+        for cut in items:
+            names = self.activation(labelled_tasks(cut), draw_id(cut), self.epoch)
+            targets.append(self.target(cut, names))
+            active.append(self.tasks.mask(names))
+        tokens, token_lens = collate(targets)
+        return {
+            "inputs": inputs,
+            "lens": lens,
+            "active": torch.tensor(active, dtype=torch.float32),
+            "tokens": tokens,
+            "token_lens": token_lens,
+            "cut_ids": [cut.id for cut in items],
+            "corpora": [str((cut.custom or {}).get("corpus", NO_CORPUS)) for cut in items],
+            "durations": [float(cut.duration) for cut in items],
+            "seconds": float(sum(cut.duration for cut in items)),
+            "chunks": chunks,
+        }
+
+    def target(self, cut: Cut, active: Sequence[str]) -> torch.Tensor:
+        """Token ids (U,) of a cut, holding only the active tasks' tokens."""
+        return torch.tensor(self.tokenizer.encode(self.target_text(cut, active)), dtype=torch.int64)
+
+    def target_text(self, cut: Cut, active: Sequence[str]) -> str:
+        """The words of a cut with the active tasks' tokens."""
+        return self.tasks.subset(active).render(transcript_of(cut, self.tasks))
+
+
+def collate(items: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad tensors of shape (L, ...) with zeros -> (N, L, ...), and their lengths (N,)."""
+    lens = torch.tensor([len(item) for item in items], dtype=torch.int64)
+    return torch.nn.utils.rnn.pad_sequence(list(items), batch_first=True), lens
+
+
+def load_inputs(
+    cut: Cut, stored_features: bool = False, convert: bool = False, chunks: Optional[ChunkOptions] = None
+) -> torch.Tensor:
+    """Audio (S,) of a cut, or its stored features (T, F), as float32.
+
+    Args:
+        cut: with audio, or with features that were stored before.
+        stored_features: read these features in place of the audio.
+        convert: take any sampling rate and any number of channels: channels are averaged, then resampled to 16 kHz
+            (torchaudio's windowed sinc, by way of lhotse), and refuse NaN. Training converts nothing, since corpora
+            are prepared once, and passes over a step whose loss is no number, so that one bad file among a million
+            does not end a run.
+        chunks: of the stored features.
+
+    Raises:
+        UserError: naming cut and file where the audio is missing, truncated, no audio, not 16 kHz mono (or, with
+            ``convert``, holds NaN or infinity); where features were asked for but none are stored; and for a source
+            that may not be opened (`tokenverse_pp.data.access`).
+    """
+    if stored_features:
+        return _load_features(cut, features_key(chunks))
+    check_recording(cut, convert)
+    try:
+        audio = cut.load_audio()
+    except Exception as error:  # whatever the audio backend throws
+        raise UserError(f"cut {cut.id}: {undecodable(cut, error)}") from error
+    samples = torch.from_numpy(np.ascontiguousarray(audio.mean(axis=0) if len(audio) > 1 else audio[0], np.float32))
+    if convert and not torch.isfinite(samples).all():
+        raise UserError(f"cut {cut.id}: field 'recording': {recording_files(cut)}: holds samples of NaN or infinity")
+    if cut.sampling_rate != SAMPLING_RATE:
+        samples = get_or_create_resampler(cut.sampling_rate, SAMPLING_RATE)(samples[None])[0]
+    return samples
+
+
+def _load_features(cut: Cut, key: str) -> torch.Tensor:
+    """The stored features (T, F) of a cut."""
+    if key not in (cut.custom or {}):
+        what = "no stored features" if key == FEATURES else f"no stored features of these chunks ({key})"
+        raise UserError(f"cut {cut.id}: {what}; run `tokenverse-pp manifest store-features` first")
+    check_access((cut.custom or {})[key], f"cut {cut.id}")
+    try:
+        array = cut.load_custom(key)
+    except (OSError, ValueError, EOFError) as error:
+        manifest = (cut.custom or {})[key]
+        where = f"{manifest.storage_path}/{manifest.storage_key}"
+        raise UserError(f"cut {cut.id}: stored features {where}: cannot be read: {error}") from None
+    return torch.from_numpy(np.asarray(array, dtype=np.float32))
+
+
+def audio_files(cut: Cut) -> List[Path]:
+    """The audio files of a cut; none for audio that is in memory, in an archive or behind a command or URL."""
+    parts = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
+    recordings = [part.recording for part in parts if getattr(part, "recording", None) is not None]
+    return [Path(str(s.source)) for recording in recordings for s in recording.sources if s.type == "file"]
+
+
+def check_recording(cut: Cut, convert: bool = False) -> None:
+    """See that a cut's audio is there and 16 kHz mono, as far as manifest and file headers tell.
+
+    With ``convert`` any rate and number of channels will do (see `load_inputs`).
+
+    Raises:
+        UserError: naming cut and file.
+    """
+    problems = check_files(cut)
+    if problems:
+        raise UserError(f"cut {cut.id}: {problems[0]}")
+    if convert:
+        return
+    source = f"cut {cut.id}: field 'recording': {recording_files(cut)}"
+    if cut.sampling_rate != SAMPLING_RATE:
+        raise UserError(f"{source}: expected {SAMPLING_RATE} Hz, found {cut.sampling_rate} Hz")
+    if cut.num_channels != 1:
+        raise UserError(f"{source}: expected one channel, found {cut.num_channels}")
+
+
+class Unknown:
+    """Counts what of the targets a vocabulary cannot write, and trains on as ``<unk>``.
+
+    The counts are those of one pass over cuts; `finish` ends it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.told: Set[str] = set()  # characters that `finish` has named
+        self._lacking: Dict[str, bool] = {}
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self.tokens = self.unknown = self.cuts = 0
+        self.first: List[str] = []  # ids of the first cuts
+        self.characters: Dict[str, int] = {}
+
+    def add(self, cut_id: str, text: str, ids: Sequence[int]) -> None:
+        """Count a target: its text with task tokens, and what that was encoded to."""
+        self.tokens += len(ids)
+        if UNK_ID not in ids:
+            return
+        self.unknown += sum(i == UNK_ID for i in ids)
+        self.cuts += 1
+        self.first += [cut_id] if len(self.first) < NAMED else []
+        words = "".join(word for word in text.split() if not is_task_token(word))
+        for char in set(words):
+            if char not in self._lacking:
+                self._lacking[char] = UNK_ID in self.tokenizer.encode(char)
+            if self._lacking[char]:
+                self.characters[char] = self.characters.get(char, 0) + words.count(char)
+
+    def describe(self) -> str:
+        """One line, with the share, the characters and the first cuts; nothing where all can be written."""
+        if not self.unknown:
+            return ""
+        lacking = sorted(self.characters, key=lambda char: (-self.characters[char], char))
+        names = [f"{char!r} (U+{ord(char):04X})" for char in lacking]
+        cuts = "1 cut" if self.cuts == 1 else f"{self.cuts} cuts"
+        return (
+            f"{self.unknown} of {self.tokens} target tokens ({self.unknown / self.tokens:.2%}), in {cuts}, are <unk>: "
+            f"the vocabulary lacks {_some(names, len(names))}; first in {_some(self.first, self.cuts)}"
+        )
+
+    def finish(self, option: str, say: Callable[[str], None], max_share: float = 1.0) -> None:
+        """End a pass: say what was found, where a character is new, and begin to count anew.
+
+        Args:
+            option: that named the cuts.
+            say: called with a line.
+            max_share: of the tokens that may be ``<unk>``.
+
+        Raises:
+            UserError: where more are.
+        """
+        line = self.describe()
+        if self.unknown > max_share * self.tokens:
+            raise UserError(
+                f"--{option}: {line}; --data.max_unk_share={max_share:g} allows no more: bring the texts into the form "
+                "of those that the vocabulary was trained on, or use another --tokenizer.model"
+            )
+        if set(self.characters) - self.told:
+            say(f"{option}: {line}")
+        self.told.update(self.characters)
+        self._start_over()
+
+
+def _some(names: Sequence[str], count: int) -> str:
+    """The first of ``count`` names, and how many more there are."""
+    shown = ", ".join(names[:NAMED])
+    return shown if count <= NAMED else f"{shown} and {count - NAMED} more"
+
+
+class Usable:
+    """A predicate for cuts: long enough, short enough, and with room for the target; others are named once.
+
+    Of the targets of those that are, ``unknown`` counts the tokens that are ``<unk>``.
+
+    A transducer needs a frame for each token here (U <= T): the pruned lattice has no path otherwise, and the count
+    includes the tokens of all the tasks that the cut is labelled for.
+
+    Args:
+        dataset: encodes the targets.
+        frames_of: seconds -> encoder output frames.
+        report: called with one line for each cut left out.
+        max_tokens: of a target, or None.
+    """
+
+    def __init__(
+        self,
+        dataset: TransducerDataset,
+        frames_of: Callable[[float], int],
+        min_seconds: float,
+        max_seconds: float,
+        report: Callable[[str], None],
+        max_tokens: Optional[int] = None,
+    ):
+        self.dataset = dataset
+        self.frames_of = frames_of
+        self.min_seconds = min_seconds
+        self.max_seconds = max_seconds
+        self.report = report
+        self.max_tokens = max_tokens
+        self.left_out: Dict[str, str] = {}
+        self.unknown = Unknown(dataset.tokenizer)
+
+    def __call__(self, cut: Cut) -> bool:
+        """True when the cut can be trained on."""
+        reason = self.reason(cut)
+        if reason and cut.id not in self.left_out:
+            self.left_out[cut.id] = reason
+            self.report(f"cut {cut.id} left out: {reason}")
+        return not reason
+
+    def reason(self, cut: Cut) -> str:
+        """Why a cut cannot be used, or nothing; then its target is counted."""
+        if not self.min_seconds <= cut.duration <= self.max_seconds:
+            return f"{cut.duration:.2f} s is outside {self.min_seconds:g} to {self.max_seconds:g} s"
+        text = self.dataset.target_text(cut, labelled_tasks(cut))
+        ids = self.dataset.tokenizer.encode(text)
+        reason = self._too_long(cut, len(ids))
+        if not reason:
+            self.unknown.add(cut.id, text, ids)
+        return reason
+
+    def _too_long(self, cut: Cut, tokens: int) -> str:
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            return f"its target of {tokens} tokens is longer than {self.max_tokens}"
+        frames = self.frames_of(cut.duration)
+        if tokens > frames:
+            return f"its target of {tokens} tokens is too long for {frames} encoder frames ({cut.duration:.2f} s)"
+        return ""

@@ -1,0 +1,132 @@
+"""What differs between one process and many, and between CPU and GPU: all of it is here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Callable, ContextManager, List, Sequence, TypeVar, Union
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tokenverse_pp.base.errors import UserError
+
+T = TypeVar("T")
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+
+
+# of the loss in fp16
+
+
+# updates in a row after which the scale is doubled; where that is too much, one step is skipped
+
+
+@dataclass(frozen=True)
+class DistributedContext:
+    """This process among its peers."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """True for the one process that logs and writes."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model under DDP, if there are peers."""
+        if self.size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        # Buffers are not broadcast: the one there is (trained combinations) is merged by `any_` when it matters.
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # today's torch renames the argument, torch 1.13 lacks the new one
+            return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over all processes (float64)."""
+        if self.size == 1:
+            return [float(value) for value in values]
+        # NCCL has float64 sums, gloo too; the tensor must lie on this process's device.
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def gather(self, item: T) -> List[T]:
+        """What each process has, in order of rank; small things only (they are pickled among trusted peers)."""
+        if self.size == 1:
+            return [item]
+        items: List[Any] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def any_(self, flags: Tensor) -> None:
+        """Set a tensor of flags, in place, to whether any process has them set."""
+        if self.size > 1:
+            counts = flags.to(self.device, torch.int32)
+            dist.all_reduce(counts)
+            flags.copy_(counts > 0)
+
+    def all_(self, flag: bool) -> bool:
+        """Whether ``flag`` is true on all processes."""
+        return self.sum([float(flag)])[0] == self.size
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives on the first process, on all of them; a UserError there is raised on all of them."""
+        if self.size == 1:
+            return make()
+        outcome: List[Union[T, UserError, None]] = [None]
+        if self.is_first:
+            try:
+                outcome = [make()]
+            except UserError as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome)
+        if isinstance(outcome[0], UserError):
+            raise outcome[0]
+        return outcome[0]  # type: ignore[return-value]
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def start_distributed() -> DistributedContext:
+    """Join the processes that torchrun started; alone without it. NCCL where there are GPUs, else gloo.
+
+    A collective operation may wait for `COLLECTIVE_TIMEOUT`, for the first rank may have a million cuts to look at:
+    `peers.Watch` finds ranks that have died long before.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    return DistributedContext(rank, size, device)
+
+
+def stop_distributed() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def no_sync(model: nn.Module, wait: bool) -> ContextManager[Any]:
+    """Under DDP and ``wait``: keep gradients local, for all but the last batch of a step."""
+    return model.no_sync() if wait and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model without DDP."""
+    return model.module if isinstance(model, DistributedDataParallel) else model

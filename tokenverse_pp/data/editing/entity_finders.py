@@ -1,0 +1,267 @@
+"""Entities from a list of phrases: longest match at word boundaries.
+
+Entities from a spaCy pipeline (optional extra "entities").
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+
+import regex
+
+from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.base.files import PathLike
+from tokenverse_pp.base.languages import casefold, primary_language
+from tokenverse_pp.data.lines import BLANKS, number_of, stray_control, text_lines
+from tokenverse_pp.data.normalise import normalise
+
+CACHED = 65536  # words
+_IGNORABLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")  # soft hyphens, joiners, variation selectors, ..
+_SIGNS = str.maketrans(
+    {**dict.fromkeys("\u2018\u2019\u201b\u02bc\u02b9`\u00b4\u2032\uff07", "'"),
+     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d", "-")}
+)  # fmt: skip
+_DOT_OF_I = re.compile("(?<=[ijį])\u0307")  # `İ` and Lithuanian accented letters keep it in lower case
+_SYMBOL = regex.compile(r"[\p{Sm}\p{Sc}#@&%]")
+_OUTER = regex.compile(r"^[\p{P}--[#@&%]]+|[\p{P}--[#@&%]]+$", flags=regex.V1)
+
+
+class Span(NamedTuple):
+    """An entity in a text: characters ``start`` to ``end``, its type, and how sure its finder is (0 to 1)."""
+
+    start: int
+    end: int
+    type: str
+    confidence: float
+
+
+class _Index(NamedTuple):
+    """Phrases by their parts, as the rules of a language give them."""
+
+    phrases: Dict[Tuple[str, ...], Tuple[str, float]]
+    longest: Dict[str, int]  # parts of the longest phrase, by the phrase's first part
+
+
+class Gazetteer:
+    """Phrases with types.
+
+    At each word the longest phrase that begins there is taken, and the search goes on behind it. Words are what
+    spaces separate: ``paris`` is not found in ``parisien`` nor in ``d'paris``. Words are compared by the rules of the
+    text's language (`normalise`): case does not matter, nor do punctuation at the ends of a word, the kind of
+    apostrophe or hyphen, a hyphen or a space, composed or decomposed accents, and invisible characters. Words with
+    ``+ < = > $ # @ & %`` and the like are compared with these signs.
+
+    Args:
+        entries: (phrase, type, confidence); of a phrase that comes twice, the last counts.
+        match_case: tell ``Paris`` from ``paris``.
+
+    Raises:
+        UserError: for a phrase without a letter, digit or symbol.
+    """
+
+    def __init__(self, entries: Sequence[Tuple[str, str, float]], match_case: bool = False):
+        self.match_case = match_case
+        self._entries = entries
+        self._indexes: Dict[Optional[str], _Index] = {}
+        self._first_of_none: Dict[Optional[str], Set[str]] = {}  # words that begin no phrase, by language
+        self._parts = lru_cache(maxsize=CACHED)(self._split)
+        self._index(None)
+
+    def find(self, text: str, language: Optional[str] = None) -> List[Span]:
+        """The phrases in a text, in order, none overlapping another.
+
+        Args:
+            language: of the text; it decides which letters differ in case only (Turkish ``I`` and ``ı``). Where it is
+                not known, ``ı`` is the same as ``i``.
+        """
+        language = primary_language(language)
+        phrases, longest = self._index(language)
+        words = text.split()
+        first_of_none = self._first_of_none[language]
+        if first_of_none.issuperset(words):
+            return []
+        by_word = [self._parts(word, language) for word in words]
+        if len(first_of_none) < CACHED:
+            first_of_none.update(word for word, parts in zip(words, by_word) if parts[0] not in longest)
+        parts = [part for found in by_word for part in found]
+        word_of = [i for i, found in enumerate(by_word) for _ in found]
+        words, starts = word_starts(text)
+        spans, at = [], 0
+        while at < len(parts):
+            first = word_of[at]
+            end = self._match(phrases, parts, word_of, at, longest.get(parts[at], 0))
+            if end:
+                last = word_of[end - 1]
+                spans.append(Span(starts[first], starts[last] + len(words[last]), *phrases[tuple(parts[at:end])]))
+            at = end or at + len(by_word[first])
+        return spans
+
+    @staticmethod
+    def _match(
+        phrases: Dict[Tuple[str, ...], Tuple[str, float]],
+        parts: Sequence[str],
+        word_of: Sequence[int],
+        at: int,
+        longest: int,
+    ) -> int:
+        """One past the last part of the longest phrase that begins at a part and ends with a word; 0 if none does."""
+        for end in range(min(at + longest, len(parts)), at, -1):
+            ends_word = end == len(parts) or word_of[end] != word_of[end - 1]
+            if ends_word and tuple(parts[at:end]) in phrases:
+                return end
+        return 0
+
+    def _index(self, language: Optional[str]) -> _Index:
+        if language not in self._indexes:
+            index = _Index({}, {})
+            for phrase, kind, confidence in self._entries:
+                parts = [part for word in phrase.split() for part in self._parts(word, language)]
+                while parts and not parts[0]:
+                    parts = parts[1:]
+                while parts and not parts[-1]:
+                    parts = parts[:-1]
+                if not parts:
+                    raise UserError(f"phrase {phrase!r}: expected a letter or digit in it")
+                index.phrases[tuple(parts)] = (kind, confidence)
+                index.longest[parts[0]] = max(len(parts), index.longest.get(parts[0], 0))
+            # Most languages have the same rules: one copy serves them all.
+            self._indexes[language] = next((other for other in self._indexes.values() if other == index), index)
+            self._first_of_none[language] = set()
+        return self._indexes[language]
+
+    def _split(self, word: str, language: Optional[str]) -> Tuple[str, ...]:
+        """The parts of a word by which it is compared; one that is empty, where it has no letter."""
+        text = unicodedata.normalize("NFC", _IGNORABLE.sub("", word)).translate(_SIGNS)
+        if not self.match_case:
+            text = _DOT_OF_I.sub("", casefold(text, language))
+            text = text if language else text.replace("ı", "i")  # it may be Turkish
+        core = _OUTER.sub("", text)
+        if _SYMBOL.search(core):
+            return (unicodedata.normalize("NFC", core),)
+        return tuple(normalise(core, language, lower=False).split()) or ("",)
+
+
+def word_starts(text: str) -> Tuple[List[str], List[int]]:
+    """The words of a text and the character at which each starts."""
+    words, starts, at = text.split(), [], 0
+    for word in words:
+        starts.append(text.index(word, at))
+        at = starts[-1] + len(word)
+    return words, starts
+
+
+def read_gazetteer(path: PathLike, match_case: bool = False, confidence: float = 1.0) -> Gazetteer:
+    """Read a file of lines ``phrase TAB type``, or ``phrase TAB type TAB confidence``; UTF-8, ``#`` starts a remark.
+
+    Args:
+        confidence: of phrases whose line gives none.
+
+    Raises:
+        UserError: naming the line that is not so, or the file that has no phrase.
+    """
+    entries = []
+    for number, line in text_lines(Path(path)):
+        if not line.strip() or line.startswith("#"):
+            continue
+        fields = [field.strip() for field in line.strip(BLANKS).split("\t")]
+        where = f"{path}, line {number}"
+        stray = stray_control(line)
+        if stray is not None:
+            raise UserError(f"{where}: holds a {stray}; expected one phrase a line")
+        if not 2 <= len(fields) <= 3 or not fields[0].strip() or not fields[1].strip():
+            raise UserError(f"{where}: expected 'phrase TAB type' or 'phrase TAB type TAB confidence'")
+        if not any(char.isalnum() or _SYMBOL.match(char) for char in fields[0]):
+            raise UserError(f"{where}: expected a phrase with a letter or digit, found {fields[0]!r}")
+        entries.append((fields[0], fields[1], _confidence(fields[2], where) if len(fields) == 3 else confidence))
+    if not entries:
+        raise UserError(f"{path}: expected lines 'phrase TAB type', found none")
+    return Gazetteer(entries, match_case)
+
+
+def _confidence(text: str, where: str) -> float:
+    value = number_of(text)
+    if value is None or not 0 <= value <= 1:
+        raise UserError(f"{where}: expected a confidence of 0 to 1, found {text!r}")
+    return value
+
+
+BATCH = 256  # texts
+BEAM_WIDTH, BEAM_DENSITY = 16, 1e-4  # spaCy's own defaults for `beam_parse`
+
+
+class SpacyEntities:
+    """Finds entities with an installed pipeline, or one saved to a folder.
+
+    A span that begins or ends inside a word (spaCy splits ``l'italie``) is widened to whole words; of spans that then
+    overlap, the first counts. The confidence of an entity of a trained recogniser is the share that it has in
+    the beam (spaCy's ``EntityRecognizer.scored_ents``); rules give none, and get ``confidence``.
+
+    Args:
+        name: of the pipeline, or its folder.
+        confidence: of entities that have no score.
+
+    Raises:
+        UserError: where spaCy or the pipeline is not installed.
+    """
+
+    def __init__(self, name: str, confidence: float):
+        try:
+            import spacy
+        except Exception as error:  # one that is there may fail in other ways than ImportError
+            said = f"entities from spaCy need it ({one_line(error)}): pip install 'tokenverse_pp[entities]'"
+            raise UserError(said) from None
+        try:
+            self.pipeline = spacy.load(name)
+        except (OSError, ValueError, ImportError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"--spacy {name}: no pipeline that can be loaded: {reason}") from None
+        self.source = f"spacy/{Path(name).name}"
+        self.confidence = confidence
+        self.recogniser: Optional[Any] = None
+        if "ner" in self.pipeline.pipe_names and hasattr(self.pipeline.get_pipe("ner"), "scored_ents"):
+            self.recogniser = self.pipeline.get_pipe("ner")
+
+    def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
+        """The entities of each text, in order. The pipeline is of one language, so ``languages`` changes nothing."""
+        for batch in _batches(texts):
+            docs = list(self.pipeline.pipe(batch, batch_size=BATCH))
+            for text, doc, scores in zip(batch, docs, self._scores(docs)):
+                yield self._spans(text, doc, scores)
+
+    def _scores(self, docs: Sequence[Any]) -> Sequence[Dict[Tuple[int, int, str], float]]:
+        """For each doc the shares of (first token, last token + 1, type) in the recogniser's beam."""
+        if self.recogniser is None:
+            return [{} for _ in docs]
+        beams = self.recogniser.beam_parse(docs, beam_width=BEAM_WIDTH, beam_density=BEAM_DENSITY)
+        return self.recogniser.scored_ents(beams)
+
+    def _spans(self, text: str, doc: Any, scores: Dict[Tuple[int, int, str], float]) -> List[Span]:
+        words, starts = word_starts(text)
+        found: List[Span] = []
+        for entity in doc.ents:
+            touched = [
+                i
+                for i, (word, start) in enumerate(zip(words, starts))
+                if start < entity.end_char and start + len(word) > entity.start_char
+            ]
+            if not touched or (found and starts[touched[0]] < found[-1].end):
+                continue
+            end = starts[touched[-1]] + len(words[touched[-1]])
+            score = scores.get((entity.start, entity.end, entity.label_), self.confidence)
+            found.append(Span(starts[touched[0]], end, entity.label_, round(min(1.0, float(score)), 4)))
+        return found
+
+
+def _batches(texts: Iterable[str]) -> Iterator[List[str]]:
+    batch: List[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

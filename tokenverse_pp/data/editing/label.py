@@ -1,0 +1,201 @@
+"""Changing what cuts are labelled for, and labelling entities by machine: on rows, one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain, islice, repeat
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.languages import canonical_tag, compatible_languages, language_problem
+from tokenverse_pp.data.editing.entity_finders import Gazetteer, Span
+from tokenverse_pp.data.labels import LABEL_SOURCE, MACHINE, check_cut, labelled_cut
+from tokenverse_pp.data.manifests import ManifestRow, custom_of, supervision_custom, supervisions_of, tasks_of
+from tokenverse_pp.tasks.registry import REGISTRY, unknown_task
+
+CHUNK = 32  # rows whose texts a finder gets at once; with more alive, Python's garbage collector takes over
+
+
+class EntityFinder(Protocol):
+    """Finds entities in texts; ``source`` names it."""
+
+    source: str
+
+    def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
+        """The entities of each text.
+
+        Args:
+            languages: of the texts, as far as they are known.
+        """
+
+
+class GazetteerEntities:
+    """A gazetteer as an `EntityFinder`.
+
+    Args:
+        name: of its file.
+    """
+
+    def __init__(self, gazetteer: Gazetteer, name: str):
+        self.gazetteer = gazetteer
+        self.source = f"gazetteer/{name}"
+
+    def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
+        """The phrases in each text, by the rules of its language."""
+        return map(self.gazetteer.find, texts, chain(languages, repeat(None)))
+
+
+@dataclass(frozen=True)
+class LabelChange:
+    """What `label_rows` does to each cut, in this order.
+
+    Args:
+        only: drop all tasks but these (and ``asr``).
+        drop: tasks to drop, with the fields that hold nothing but their labels.
+        add: tasks to add; their labels must be there already.
+        language: write this code into the turns that have none (in its canonical form: ``fr`` for ``FRA``).
+        overwrite: replace languages and entities that are there and say something else.
+    """
+
+    only: Optional[Tuple[str, ...]] = None
+    drop: Tuple[str, ...] = ()
+    add: Tuple[str, ...] = ()
+    language: Optional[str] = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for task in (*(self.only or ()), *self.drop, *self.add):
+            if task not in REGISTRY:
+                raise UserError(unknown_task(task))
+        if "asr" in self.drop:
+            raise UserError("asr cannot be dropped: every cut is labelled for it")
+        both = sorted({*self.add} & {*self.drop})
+        if both:
+            raise UserError(f"{', '.join(both)}: to be added and dropped at once")
+
+
+def label_rows(
+    rows: Iterable[ManifestRow], change: LabelChange, finder: Optional[EntityFinder] = None
+) -> Iterator[Dict]:
+    """The data of the rows with their labels changed.
+
+    Args:
+        finder: labels the entities of every cut, as machine labels (see `label_source`).
+
+    Raises:
+        UserError: naming the cut that lacks the labels of a task to be added, or that has other labels already
+            (without ``overwrite``).
+    """
+    rows = iter(rows)
+    while True:
+        chunk = list(islice(rows, CHUNK))
+        if not chunk:
+            return
+        for row in chunk:
+            _change(row, change)
+        if finder is not None:
+            _find_entities(chunk, finder, change.overwrite)
+        for row in chunk:
+            if change.add or change.language:
+                problems = check_cut(labelled_cut(row))
+                if problems:
+                    raise UserError(f"{row.where}: cut {row.id}: {problems[0]}")
+            yield row.data
+
+
+def _change(row: ManifestRow, change: LabelChange) -> None:
+    if change.language:
+        _write_language(row, change.language, change.overwrite)
+    labelled = tasks_of(row)
+    unwanted = set(change.drop)
+    if change.only is not None:
+        unwanted |= set(labelled) - {"asr", *change.only}
+    if unwanted:
+        drop_tasks(row.data, unwanted)
+    if change.add:
+        custom_of(row.data)["tasks"] = in_order([*tasks_of(row), *change.add])
+
+
+def in_order(tasks: Iterable[str]) -> List[str]:
+    """Tasks without repetition: in the order of the registry, then any that it does not know."""
+    named = set(tasks)
+    return [task for task in REGISTRY if task in named] + sorted(named - set(REGISTRY))
+
+
+def drop_tasks(data: Dict[str, Any], tasks: Iterable[str]) -> None:
+    """Make a cut unlabelled for tasks: off its list, without their own fields and makers.
+
+    Fields that serve others as well (speaker, language) stay. What is dropped is gone: a held-out label cannot come
+    back through a later `label --add`.
+    """
+    tasks, custom = set(tasks), custom_of(data)
+    custom["tasks"] = [task for task in custom.get("tasks", ["asr"]) if task not in tasks]
+    sources = {task: name for task, name in _sources(custom, data["id"]).items() if task not in tasks}
+    if sources:
+        custom[LABEL_SOURCE] = sources
+    else:
+        custom.pop(LABEL_SOURCE, None)
+    own = [name for task in tasks if task in REGISTRY for name in REGISTRY[task].own_fields]
+    for supervision in supervisions_of(data) if own else ():
+        for name in own:
+            supervision_custom(supervision, data["id"]).pop(name, None)
+
+
+def _write_language(row: ManifestRow, language: str, overwrite: bool) -> None:
+    """Write a code, in its canonical form, into the turns of a row; another spelling of it is left as it is."""
+    problem = language_problem(language)
+    code = canonical_tag(language) or language
+    for i, supervision in enumerate(supervisions_of(row.data)):
+        if problem:
+            raise UserError(f"{row.where}: cut {row.id}: supervision {i}, field 'language': {problem}")
+        found = supervision.get("language")
+        if found and not overwrite:
+            if not compatible_languages(str(found), code):
+                raise UserError(
+                    f"{row.where}: cut {row.id}: its language is {found!r} already, not {language!r}; "
+                    "--overwrite replaces it"
+                )
+        else:
+            supervision["language"] = code
+
+
+def _find_entities(rows: Sequence[ManifestRow], finder: EntityFinder, overwrite: bool) -> None:
+    turns = []
+    for row in rows:
+        found = list(supervisions_of(row.data))
+        if not overwrite:
+            _refuse_labelled(row, found)
+        if not all(isinstance(turn.get("text"), str) for turn in found):
+            raise UserError(f"{row.where}: cut {row.id}: field 'text': expected words in every turn")
+        turns.append(found)
+    source = MACHINE + finder.source
+    every = [turn for found in turns for turn in found]
+    languages = (code if isinstance(code, str) else None for code in (turn.get("language") for turn in every))
+    spans = finder.find((turn["text"] for turn in every), languages)
+    for row, found in zip(rows, turns):
+        for turn in found:
+            supervision_custom(turn, row.id)["entities"] = [
+                {"start": s.start, "end": s.end, "type": s.type, "source": source, "confidence": s.confidence}
+                for s in next(spans)
+            ]
+        custom = custom_of(row.data)
+        custom["tasks"] = in_order([*tasks_of(row), "ner"])
+        custom[LABEL_SOURCE] = {**_sources(custom, row.id), "ner": source}
+
+
+def _refuse_labelled(row: ManifestRow, turns: Sequence[Dict[str, Any]]) -> None:
+    """Labels of people are never replaced, nor mixed with a machine's, without being told to."""
+    labelled = "ner" in tasks_of(row) or any("entities" in supervision_custom(turn, row.id) for turn in turns)
+    if labelled:
+        maker = _sources(custom_of(row.data), row.id).get("ner", "people")
+        raise UserError(
+            f"{row.where}: cut {row.id}: has entities by {maker} already; --overwrite replaces them by a machine's"
+        )
+
+
+def _sources(custom: Dict[str, Any], cut_id: str) -> Dict[str, Any]:
+    """The makers of a cut's labels (raises UserError where they are no mapping)."""
+    sources = custom.get(LABEL_SOURCE) or {}
+    if not isinstance(sources, dict):
+        raise UserError(f"cut {cut_id}: field 'custom.{LABEL_SOURCE}': expected a mapping, found {sources!r}")
+    return sources

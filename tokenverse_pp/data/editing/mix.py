@@ -1,0 +1,174 @@
+"""Mixing corpora: how often to draw from each, what that gives, and one interleaved manifest.
+
+Weights are relative numbers of *cuts* drawn from each manifest, as the training configuration's ``data.weights`` and
+lhotse's ``CutSet.mux`` take them. Shares are of hours of speech, so that a corpus of long cuts has a smaller weight
+than share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+
+import yaml
+from lhotse.lazy import LazyIteratorMultiplexer
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import PathLike
+from tokenverse_pp.base.tables import aligned
+from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR, corpus_names
+from tokenverse_pp.data.lines import NameSet
+from tokenverse_pp.data.manifests import (
+    ManifestRow,
+    duration_of,
+    language_of,
+    read_rows,
+    row_bytes,
+    supervisions_of,
+    tasks_of,
+)
+from tokenverse_pp.tasks.registry import REGISTRY
+
+
+@dataclass(frozen=True)
+class MixCounts:
+    """What a mix has to know of a manifest: cuts, hours, hours by language, and hours labelled for each task."""
+
+    cuts: int
+    hours: float
+    languages: Mapping[str, float]
+    labelled: Mapping[str, float]
+
+
+def count_each(paths: Sequence[PathLike], bar: Any = None) -> List[MixCounts]:
+    """Cuts and hours of each manifest.
+
+    Raises:
+        UserError: naming a manifest without cuts, or a cut without a duration or a list of tasks.
+    """
+    return [_count(path, bar) for path in paths]
+
+
+def _count(path: PathLike, bar: Any) -> MixCounts:
+    hours: Dict[str, float] = {}
+    labelled = dict.fromkeys(REGISTRY, 0.0)
+    cuts = 0
+    for row in read_rows(path, bar):
+        cuts += 1
+        part = duration_of(row) / SECONDS_PER_HOUR
+        language = language_of(row)
+        hours[language] = hours.get(language, 0.0) + part
+        for task in tasks_of(row):
+            if task in labelled:
+                labelled[task] += part
+    if not cuts:
+        raise UserError(f"{path}: expected cuts, found none")
+    return MixCounts(cuts, sum(hours.values()), hours, labelled)
+
+
+def shares_by_hours(counts: Sequence[MixCounts], temperature: float) -> List[float]:
+    """p_i ~ hours_i^T: 1 draws every hour as often as any other, 0 every corpus as often as any other."""
+    return _normalised([each.hours**temperature for each in counts])
+
+
+def shares_by_language(counts: Sequence[MixCounts], temperature: float) -> List[float]:
+    """p_l ~ hours_l^T over the languages of all corpora; a corpus gets of p_l what it has of language l.
+
+    Exact where every corpus has one language; a corpus of several is drawn as it is.
+    """
+    languages = sorted({language for each in counts for language in each.languages})
+    hours = {language: sum(each.languages.get(language, 0.0) for each in counts) for language in languages}
+    wanted = dict(zip(languages, _normalised([hours[language] ** temperature for language in languages])))
+    return [sum(wanted[lang] * each.languages.get(lang, 0.0) / hours[lang] for lang in languages) for each in counts]
+
+
+def weights_for(shares: Sequence[float], counts: Sequence[MixCounts]) -> List[float]:
+    """Weights (of cuts) that give the shares (of hours): share / mean duration, adding up to 1."""
+    return _normalised([share * c.cuts / c.hours for share, c in zip(shares, counts)])
+
+
+def shares_of(weights: Sequence[float], counts: Sequence[MixCounts]) -> List[float]:
+    """The inverse of `weights_for`."""
+    return _normalised([weight * c.hours / c.cuts for weight, c in zip(weights, counts)])
+
+
+def mix_table(names: Sequence[str], weights: Sequence[float], counts: Sequence[MixCounts]) -> str:
+    """What to expect of a mix: for each corpus its weight, its share of the hours drawn, and of each task's labels.
+
+    The last line says what part of all hours drawn is labelled for each task.
+    """
+    shares = shares_of(weights, counts)
+    rows = [["corpus", "cuts", "hours", "weight", "of hours", *(f"of {task}" for task in REGISTRY)]]
+    given = {task: [s * c.labelled[task] / c.hours for s, c in zip(shares, counts)] for task in REGISTRY}
+    for i, (name, each) in enumerate(zip(names, counts)):
+        row = [name, str(each.cuts), f"{each.hours:.2f}", f"{weights[i]:.4g}", _percent(shares[i])]
+        rows.append(row + [_percent(part[i] / sum(part)) if part[i] else "-" for part in given.values()])
+    rows.append(["labelled", "", "", "", "", *(_percent(sum(part)) for part in given.values())])
+    return aligned(rows)
+
+
+def languages_table(weights: Sequence[float], counts: Sequence[MixCounts]) -> str:
+    """The share of each language in the hours drawn."""
+    shares = shares_of(weights, counts)
+    languages = sorted({language for each in counts for language in each.languages})
+    rows = [["language", "of hours"]]
+    for language in languages:
+        part = sum(s * each.languages.get(language, 0.0) / each.hours for s, each in zip(shares, counts))
+        rows.append([language, _percent(part)])
+    return aligned(rows)
+
+
+def training_yaml(paths: Sequence[PathLike], weights: Sequence[float]) -> str:
+    """A further ``--config`` for recipes/train.py: the manifests and their weights."""
+    data = {"data": {"train": [str(path) for path in paths], "weights": [float(f"{w:.6g}") for w in weights]}}
+    head = "# Written by `tokenverse-pp manifest mix`: a further --config for recipes/train.py. Weights: cuts drawn.\n"
+    return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def mixed_rows(
+    paths: Sequence[PathLike], weights: Sequence[float], seed: int, prefix: bool = False, bar: Any = None
+) -> Iterator[ManifestRow]:
+    """All rows of the manifests, each once, interleaved at random by weight (lhotse's ``CutSet.mux``).
+
+    Args:
+        prefix: put the manifest's name and a dash before the ids of cuts and supervisions.
+
+    Raises:
+        UserError: naming an id that two cuts have.
+    """
+    streams = [_Rows(path, name if prefix else None, bar) for path, name in zip(paths, corpus_names(paths))]
+    mixed: Any = (
+        streams[0] if len(streams) == 1 else LazyIteratorMultiplexer(*streams, weights=list(weights), seed=seed)
+    )
+    seen = NameSet()
+    for row in mixed:
+        if not seen.add(row.id):
+            raise UserError(f"{row.where}: cut {row.id}: another cut has this id already; --prefix keeps ids apart")
+        yield row
+
+
+class _Rows:
+    """The rows of a manifest, as often as they are asked for; with ``prefix`` before every id."""
+
+    def __init__(self, path: PathLike, prefix: Optional[str], bar: Any):
+        self.path, self.prefix, self.bar = path, prefix, bar
+
+    def __iter__(self) -> Iterator[ManifestRow]:
+        rows = read_rows(self.path, self.bar)
+        return rows if self.prefix is None else (_renamed(row, self.prefix) for row in rows)
+
+
+def _renamed(row: ManifestRow, prefix: str) -> ManifestRow:
+    row.data["id"] = f"{prefix}-{row.id}"
+    for supervision in supervisions_of(row.data):
+        supervision["id"] = f"{prefix}-{supervision.get('id')}"
+    return ManifestRow(row.where, row_bytes(row.data), row.data)
+
+
+def _normalised(numbers: Sequence[float]) -> List[float]:
+    total = sum(numbers)
+    return [number / total for number in numbers]
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.1f} %"

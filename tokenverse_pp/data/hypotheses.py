@@ -1,0 +1,98 @@
+"""Decoded hypotheses: one JSON object a line (``hyps.jsonl``), and reading them back as transcripts."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import is_finite, json_of
+from tokenverse_pp.data.lines import text_lines
+from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.text import tasks_for_tokens
+from tokenverse_pp.tasks.transcript import Answers, TaskMark, pieces_to_words, split_marks
+
+Hypothesis = Mapping[str, Any]
+SPAN = ("start", "end")
+
+
+def read_hypotheses(path: Union[str, os.PathLike[str]]) -> List[Dict[str, Any]]:
+    """Read ``hyps.jsonl``.
+
+    Raises:
+        UserError: naming file and line where a line is no hypothesis.
+    """
+    hyps = []
+    for number, line in text_lines(path, "hypotheses"):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        hyp = json_of(line, where)
+        problem = check_hypothesis(hyp)
+        if problem:
+            raise UserError(f"{where}: {problem}")
+        hyps.append(hyp)
+    return hyps
+
+
+def check_hypothesis(hyp: Any) -> str:
+    """What is wrong with a hypothesis, or nothing. Needed are ``id``, and ``tokens`` or ``text``."""
+    if not isinstance(hyp, dict):
+        return "expected an object with 'id' and 'text'"
+    if not isinstance(hyp.get("id"), str):
+        return f"field 'id': expected the id of a cut, found {hyp.get('id')!r}"
+    tokens, times = hyp.get("tokens"), hyp.get("times")
+    if tokens is None and not isinstance(hyp.get("text"), str):
+        return f"field 'text': expected words and task tokens, found {hyp.get('text')!r}"
+    for name in ("tokens", "tasks"):
+        items = hyp.get(name)
+        if items is not None and not (isinstance(items, list) and all(isinstance(x, str) for x in items)):
+            return f"field '{name}': expected a list of strings"
+    if times is not None:
+        if not isinstance(times, list) or not all(map(is_finite, times)):
+            return "field 'times': expected a list of seconds"
+        if len(times) != len(tokens or ()):
+            return f"field 'times': expected one a token, found {len(times)} for {len(tokens or ())} tokens"
+    if not isinstance(hyp.get("language"), (str, type(None))):
+        return f"field 'language': expected a code, found {hyp['language']!r}"
+    return _check_spans(hyp)
+
+
+def _check_spans(hyp: Mapping[str, Any]) -> str:
+    """What is wrong with the fields that hold times, as far as they are there; or nothing."""
+    for name in ("speaker_changes", "endpoints"):
+        items = hyp.get(name)
+        if items is not None and not (isinstance(items, list) and all(map(is_finite, items))):
+            return f"field '{name}': expected a list of seconds"
+    for name, numbers in (("words", ("start", "end", "confidence")), ("turns", SPAN), ("entities", SPAN)):
+        items = hyp.get(name)
+        if items is None:
+            continue
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            return f"field '{name}': expected a list of objects"
+        for item in items:
+            if not isinstance(item.get("text"), str) or not all(is_finite(item.get(key)) for key in numbers):
+                return f"field '{name}': expected text, {', '.join(numbers)} in each, found {item!r}"
+    return ""
+
+
+def words_of(hyp: Hypothesis) -> Tuple[List[str], Optional[List[float]]]:
+    """Words and task tokens of a hypothesis, and their times where it has them."""
+    if hyp.get("tokens") is None:
+        return hyp["text"].split(), None
+    return pieces_to_words(hyp["tokens"], hyp.get("times"))
+
+
+def transcript_of_hypothesis(hyp: Hypothesis, tasks: Optional[TaskSet] = None) -> Tuple[Answers, List[TaskMark]]:
+    """The transcript of a hypothesis and its task tokens with their times.
+
+    Args:
+        hyp: as `check_hypothesis` wants it. Where it has ``tasks``, only these get an answer: a task that was
+            not active at decoding is not one that found nothing.
+        tasks: those to read; without them, all registered tasks.
+    """
+    words, times = words_of(hyp)
+    known = tasks if tasks is not None else tasks_for_tokens(words)
+    active = known if hyp.get("tasks") is None else known.subset(hyp["tasks"])
+    plain, marks = split_marks(words, times)
+    return active.read(plain, marks), marks

@@ -1,0 +1,328 @@
+"""Which entity document belongs to which rows."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import (
+    Callable,
+    Deque,
+    Dict,
+    Generic,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    TypeVar,
+    Union,
+)
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.importing.brat_conll import REFUSE, find_brat, read_brat, read_conll
+from tokenverse_pp.data.importing.documents import Document, fit, lay_over, letters
+from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, shown
+
+T = TypeVar("T")
+WIDTHS = (8, 64, 512)  # how far rows and sentences are searched for the next pair that fits
+LONG = 15  # letters from which one pair says where the texts go on; two pairs of shorter ones do
+
+
+@dataclass
+class Attached:
+    """What does not fit: why, by the numbers of rows, and what no row has."""
+
+    problems: Dict[int, str] = field(default_factory=dict)
+    surplus: List[Rejected] = field(default_factory=list)
+
+
+class NamedDocuments:
+    """Documents by name: that of a row's id, of its recording, or of its audio file.
+
+    BRAT documents are read when they are asked for; CoNLL sentences are all in memory.
+
+    Args:
+        discontinuous: see `read_brat`.
+        nameless: sentences without a name.
+    """
+
+    def __init__(
+        self,
+        documents: Dict[str, Union[Path, Document]],
+        discontinuous: str = REFUSE,
+        nameless: Sequence[Rejected] = (),
+    ):
+        self._documents = documents
+        self._discontinuous = discontinuous
+        self._nameless = nameless
+        self._known: Set[str] = set()
+        self.unknown_rows = 0
+        self.notes: Counter[str] = Counter()
+
+    def note(self, item: RowOrRejected) -> None:
+        """Note the names of a row, which may have been rejected: its documents are not without a row."""
+        row = item.row if isinstance(item, Rejected) else item
+        if row is not None:
+            self._known.update(name for name in (_name(row.id), *_recording_names([row])) if name in self._documents)
+        elif isinstance(item, Rejected) and not item.harmless:
+            self.unknown_rows += 1
+
+    def attach(self, rows: Sequence[Row], rejected: Sequence[Row] = ()) -> Attached:
+        """Give the rows of one recording, in order of time, their entities.
+
+        Args:
+            rejected: further rows of the recording, whose text a document of the recording may hold as well.
+        """
+        attached = Attached()
+        names = _recording_names([*rows, *rejected])
+        for number, row in enumerate(rows):
+            name = _name(row.id)
+            document = self._take(name)
+            if document is None:
+                continue
+            found = fit(document, [row])
+            problem = [*found.problems.values(), *found.surplus]
+            if problem and name in names and self._is_of_all(document, [*rows, *rejected]):
+                self._documents[name] = document
+            elif problem:
+                attached.problems[number] = problem[0]
+            else:
+                row.entities = found.entities.get(0)
+        for name in sorted(names):
+            document = self._take(name)
+            if document is not None:
+                self._attach_to_all(document, rows, rejected, attached)
+        return attached
+
+    def _is_of_all(self, document: Document, rows: Sequence[Row]) -> bool:
+        """Whether a document that has a row's name is that of the recording, which has the same name."""
+        ordered = sorted(rows, key=lambda row: row.start or 0.0)
+        return len(rows) > 1 and 2 * len(fit(document, ordered, missing=True).entities) >= len(rows)
+
+    def _attach_to_all(
+        self, document: Document, rows: Sequence[Row], rejected: Sequence[Row], attached: Attached
+    ) -> None:
+        both = sorted([*rows, *rejected], key=lambda row: row.start or 0.0)
+        numbers = {id(row): number for number, row in enumerate(rows)}
+        optional = [k for k, row in enumerate(both) if id(row) not in numbers]
+        found = fit(document, both, optional, missing=self.unknown_rows > 0)
+        for k, row in enumerate(both):
+            if id(row) in numbers and k in found.problems:
+                attached.problems.setdefault(numbers[id(row)], found.problems[k])
+            elif id(row) in numbers and k in found.entities:
+                row.entities = found.entities[k]
+        attached.surplus += [Rejected(document.place, reason) for reason in found.surplus]
+
+    def _take(self, name: str) -> Optional[Document]:
+        found = self._documents.pop(name, None)
+        self._known.discard(name)
+        return read_brat(found, self._discontinuous, self.notes) if isinstance(found, Path) else found
+
+    def unused(self) -> Iterator[Rejected]:
+        """The documents that no row asked for."""
+        yield from self._nameless
+        told = "no row that could be read and no recording" if self.unknown_rows else "no row and no recording"
+        for name, found in self._documents.items():
+            if name not in self._known:
+                place = Place(str(found), 1) if isinstance(found, Path) else found.place
+                yield Rejected(place, f"{told} has the name {name!r}")
+
+
+def _name(text: str) -> str:
+    return unicodedata.normalize("NFC", text)  # file systems may have decomposed the names of files
+
+
+def _recording_names(rows: Sequence[Row]) -> Set[str]:
+    names = {row.recording for row in rows} | {Path(row.audio).stem for row in rows if row.audio}
+    return {_name(name) for name in names if name}
+
+
+class SentencesInOrder:
+    """CoNLL sentences without names: one a row, in the order of the rows.
+
+    Where a row and its sentence differ, both are searched for the next pair with the same letters, so that a sentence
+    that is missing or too many costs no other row its entities.
+    """
+
+    def __init__(self, documents: Iterator[Document]):
+        self._sentences = _Ahead(documents, lambda document: _key(document.text or None))
+        self._surplus: List[Rejected] = []
+
+    def attach(self, items: Iterable[RowOrRejected]) -> Iterator[RowOrRejected]:
+        """The rows with their sentences' entities; rejected where they do not fit."""
+        rows: _Ahead[RowOrRejected] = _Ahead(items, _key_of_row)
+        sentences = self._sentences
+        while rows.fill(1):
+            key = rows.key(0)
+            if sentences.fill(1) and key is not None and key == sentences.key(0):
+                yield _given(rows.pop(), sentences.pop())
+            else:
+                skipped, passed = _next_fit(rows, sentences)
+                yield from self._unfitting(
+                    [rows.pop() for _ in range(skipped)], [sentences.pop() for _ in range(passed)]
+                )
+
+    def _unfitting(self, rows: List[RowOrRejected], sentences: List[Document]) -> Iterator[RowOrRejected]:
+        """Rows and sentences between two pairs that fit."""
+        if len(rows) == len(sentences):
+            yield from map(_given, rows, sentences)
+            return
+        for row in rows:
+            if isinstance(row, Rejected) or row.text is None:
+                yield row
+            else:
+                yield Rejected(row.place, self._expected(sentences), row)
+        # A row that could not be read has a sentence as well, which is named with it.
+        unread = sum(isinstance(row, Rejected) and _key_of_row(row) is None for row in rows)
+        for sentence in sentences[unread:]:
+            reason = sentence.error or f"expected the next row's sentence, found {shown(sentence.text.strip())}"
+            self._surplus.append(Rejected(sentence.place, reason))
+
+    def _expected(self, sentences: Sequence[Document]) -> str:
+        following = sentences[0] if sentences else (self._sentences.item(0) if self._sentences.fill(1) else None)
+        if following is None:
+            return "--conll: no sentence is left for it"
+        found = shown(following.text.strip()) if following.text else "one that cannot be read"
+        return f"--conll: expected the sentence of this row, found {found} ({following.place})"
+
+    def unused(self) -> Iterator[Rejected]:
+        """The sentences that no row has."""
+        yield from self._surplus
+        while self._sentences.fill(1):
+            yield Rejected(self._sentences.pop().place, "no row is left for this sentence")
+
+
+class _Ahead(Generic[T]):
+    """Items of an iterator with a key each, some of them read ahead."""
+
+    def __init__(self, items: Iterable[T], key: Callable[[T], Optional[str]]):
+        self._items = iter(items)
+        self._key = key
+        self._ahead: Deque[Tuple[Optional[str], T]] = deque()
+
+    def fill(self, count: int) -> int:
+        """Read ahead, ``count`` items at most; how many are there then."""
+        while len(self._ahead) < count:
+            item = next(self._items, None)
+            if item is None:
+                break
+            self._ahead.append((self._key(item), item))
+        return min(len(self._ahead), count)
+
+    def key(self, number: int) -> Optional[str]:
+        return self._ahead[number][0]
+
+    def item(self, number: int) -> T:
+        return self._ahead[number][1]
+
+    def pop(self) -> T:
+        return self._ahead.popleft()[1]
+
+
+def _key(text: Optional[str]) -> Optional[str]:
+    return None if text is None else "".join(part for part, _ in letters(text))
+
+
+def _key_of_row(item: RowOrRejected) -> Optional[str]:
+    row = item.row if isinstance(item, Rejected) else item
+    return _key(row.text) if row is not None else None
+
+
+def _given(item: RowOrRejected, sentence: Document) -> RowOrRejected:
+    if isinstance(item, Rejected) or item.text is None:
+        return item
+    try:
+        lay_over(sentence, [item])
+    except BadRow as error:
+        return Rejected(item.place, str(error), item)
+    return item
+
+
+def _next_fit(rows: _Ahead[RowOrRejected], sentences: _Ahead[Document]) -> Tuple[int, int]:
+    """How many rows and sentences are to be left out until a row has its sentence's letters again."""
+    count = others = 0
+    best: Optional[Tuple[int, int, int]] = None  # left out in all, pairs that follow (negative), rows left out
+    for width in WIDTHS:
+        before = (count, others)
+        count, others = rows.fill(width), sentences.fill(width)
+        places: Dict[str, List[int]] = {}
+        for b in range(others):
+            key = sentences.key(b)
+            if key is not None:
+                places.setdefault(key, []).append(b)
+        best = None
+        for a in range(count):
+            for b in places.get(rows.key(a) or "", ()) if rows.key(a) is not None else ():
+                if best is not None and a + b > best[0]:
+                    break
+                pairs = _pairs(rows, sentences, a, b)
+                if pairs > 1 or a == b or len(rows.key(a) or "") >= LONG:
+                    found = (a + b, -pairs, a)
+                    best = found if best is None else min(best, found)
+        if best is not None and best[0] <= width:
+            return best[2], best[0] - best[2]
+        if (count, others) == before:
+            break
+    if best is not None:
+        return best[2], best[0] - best[2]
+    # Nothing fits any more: row by row, so that each is told what differs.
+    both = min(count, others)
+    return (both, both) if both else (count, others)
+
+
+def _pairs(rows: _Ahead[RowOrRejected], sentences: _Ahead[Document], a: int, b: int) -> int:
+    """Pairs with the same letters from a row and a sentence on, up to 4; the common end of both counts as such."""
+    pairs = 0
+    while pairs < 4:
+        has_row, has_sentence = rows.fill(a + 1) > a, sentences.fill(b + 1) > b
+        if not has_row and not has_sentence:
+            return 4
+        if not has_row or not has_sentence:
+            return pairs
+        one, other = rows.key(a), sentences.key(b)
+        if one is not None and other is not None and one != other:
+            return pairs
+        pairs, a, b = pairs + 1, a + 1, b + 1
+    return pairs
+
+
+def open_documents(
+    brat: Optional[Path], conll: Optional[Path], discontinuous: str = REFUSE
+) -> Union[NamedDocuments, SentencesInOrder, None]:
+    """The documents of --brat or --conll. CoNLL sentences are found by name where most of them have one.
+
+    Raises:
+        UserError: where both are given, or there is none.
+    """
+    if brat is not None and conll is not None:
+        raise UserError("--brat and --conll: expected one of them")
+    if brat is not None:
+        return NamedDocuments(find_brat(brat), discontinuous)
+    if conll is None:
+        return None
+    names = Counter(document.name is not None for document in read_conll(conll))
+    if not names:
+        raise UserError(f"{conll}: expected sentences (a token and its tag a line), found none")
+    if names[False] > names[True]:
+        return SentencesInOrder(read_conll(conll))
+    return _by_name(read_conll(conll))
+
+
+def _by_name(documents: Iterator[Document]) -> NamedDocuments:
+    found: Dict[str, Union[Path, Document]] = {}
+    nameless = []
+    for document in documents:
+        if document.name is None:
+            reason = document.error or "expected a sentence with a name, as most have (`# id = NAME`)"
+            nameless.append(Rejected(document.place, reason))
+            continue
+        first = found.setdefault(_name(document.name), document)
+        if isinstance(first, Document) and (first.text, first.spans) != (document.text, document.spans):
+            reason = f"another sentence, {first.place}, has the name {document.name!r} already"
+            first.error = first.error or f"another sentence, {document.place}, has the name {document.name!r} as well"
+            nameless.append(Rejected(document.place, reason))
+    return NamedDocuments(found, nameless=nameless)

@@ -1,0 +1,295 @@
+"""The folder for audio that an import has to write itself.
+
+From what the data say about the audio to a recording, and what may be opened at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple, Union
+from urllib.parse import unquote
+
+from lhotse import AudioSource, Recording
+from lhotse.utils import fastcopy
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.access import allow_sources, file_problem
+from tokenverse_pp.data.audio import ENDINGS, AudioInput
+from tokenverse_pp.data.audio.lhotse_backend import recording_of, use_backend
+from tokenverse_pp.data.corpora.common import write_16_khz
+from tokenverse_pp.data.importing.rows import BadRow, Row, channel_number, safe_id, shown
+from tokenverse_pp.data.lines import CONTROL
+
+
+class AudioOut:
+    """A folder that is made when something is to be written, and can be taken back.
+
+    Args:
+        path: must not be there yet.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(os.path.abspath(path))
+        self._made = False
+
+    def folder(self) -> Path:
+        """The folder, made if need be.
+
+        Raises:
+            UserError: where something of that name was there before.
+        """
+        if not self._made:
+            if os.path.lexists(self.path):
+                raise UserError(f"--audio-out: {self.path} is there already; expected the name of a folder to make")
+            self.path.mkdir(parents=True)
+            self._made = True
+        return self.path
+
+    @property
+    def made(self) -> Optional[Path]:
+        """The folder, if it was made."""
+        return self.path if self._made else None
+
+    def remove(self) -> None:
+        """Take back what an import that failed had written."""
+        if self._made:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+use_backend()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A recording whose whole audio was looked at.
+
+    Args:
+        plain: libsndfile alone reads it; otherwise it is written anew, so that training needs nothing else.
+    """
+
+    recording: Recording
+    plain: bool
+
+
+class AudioFinder:
+    """Opens the audio of rows.
+
+    A path from the data must lie in ``folder``, by its name (links inside the folder are followed): neither ``..`` nor
+    an absolute path leads out of it. The folder ``/`` allows all.
+
+    Args:
+        folder: what relative paths begin at.
+        sampling_rate: recordings of another rate are written anew, a channel a file; None leaves them as they are. What
+            libsndfile does not read as it is (MP4, WebM, joined files, ..) is written anew in any case.
+        allow_pipes: run the commands of a Kaldi wav.scp.
+        audio_out: where to write to; audio that the import has written there may be opened too.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sampling_rate: Optional[int] = 16000,
+        allow_pipes: bool = False,
+        audio_out: Optional[AudioOut] = None,
+    ):
+        self.folder = Path(os.path.abspath(folder))
+        self.audio_out = audio_out
+        self.sampling_rate = sampling_rate
+        self.allow_pipes = allow_pipes
+        self._source = lru_cache(maxsize=4096)(self._find)
+        self._open = lru_cache(maxsize=4096)(_open)
+        self._rewrite = lru_cache(maxsize=4096)(self._rewritten)
+        self._listing = lru_cache(maxsize=64)(_listing)
+
+    def recording(self, row: Row) -> Tuple[Recording, int]:
+        """The recording of a row, and its channel from 0 on.
+
+        Raises:
+            BadRow: where it is missing, not in the folder, no audio, truncated or damaged, or the channel is not in it.
+        """
+        source, name = self._source(row.audio, row.recording, row.id)
+        opened = self._open(source, name)
+        if isinstance(opened, str):
+            raise BadRow(opened)
+        recording = opened.recording
+        channel = _channel(row.channel, recording.num_channels)
+        if opened.plain and self.sampling_rate in (None, recording.sampling_rate):
+            return recording, channel
+        written = self._rewrite(source, name, channel)
+        if isinstance(written, str):
+            raise BadRow(written)
+        return written, 0
+
+    def _find(self, audio: Optional[str], recording: Optional[str], row_id: str) -> Tuple[str, str]:
+        """Path or command (which ends in ``|``) and recording id."""
+        if audio is not None and audio.strip().endswith("|"):
+            if not self.allow_pipes:
+                raise BadRow(
+                    f"field 'audio': {shown(audio.strip())} is a command, which is not run without --allow-pipes; "
+                    "better write its output to files"
+                )
+            return audio.strip(), recording or row_id
+        if audio is not None:
+            path = self._inside(audio)
+            if not os.path.isfile(path):
+                raise BadRow(f"field 'audio': {path}: no such file")
+        elif recording is not None:
+            path, recording = self._named(recording)
+        else:
+            raise BadRow("field 'audio': expected a path (or field 'recording', a name in --audio-dir), found nothing")
+        folder = next(folder for folder in self._folders() if folder in path.parents)
+        return str(path), recording or safe_id(os.path.splitext(path.relative_to(folder))[0])
+
+    def _folders(self) -> List[Path]:
+        own = self.audio_out.made if self.audio_out is not None else None
+        return [self.folder] if own is None else [self.folder, own]
+
+    def _inside(self, given: str) -> Path:
+        if "\0" in given or len(given) > 4000:
+            raise BadRow(f"field 'audio': expected a path, found {shown(given)}")
+        path = Path(os.path.normpath(self.folder / given))
+        if path != self.folder and not any(folder in path.parents for folder in self._folders()):
+            raise BadRow(
+                f"field 'audio': {shown(given)} lies outside of {self.folder}; --audio-dir names another folder, "
+                "`--audio-dir /` takes any path"
+            )
+        return path
+
+    def _named(self, recording: str) -> Tuple[Path, str]:
+        """The file of a recording, and its name: as it stands, or else with percent-encoded characters decoded."""
+        try:
+            return self._by_name(recording), recording
+        except BadRow:
+            name = decoded_name(recording)
+            if name == recording:
+                raise
+            try:
+                return self._by_name(name), name
+            except BadRow:
+                pass
+            raise
+
+    def _by_name(self, name: str) -> Path:
+        """The audio file of a recording: its name with an ending of `ENDINGS`, in any case; the first of them counts.
+
+        Only where there is none, a file is taken whose name differs in case.
+        """
+        given = self._inside(name)
+        if given.suffix.lower() in ENDINGS and os.path.isfile(given):
+            return given
+        listing = self._listing(given.parent) if given not in self._folders() else {}
+        for key, kind in ((given.name, "exact"), (given.name.casefold(), "any case")):
+            found = [item for item in listing.get((kind, key), []) if os.path.isfile(given.parent / item)]
+            best = min((ENDINGS.index(os.path.splitext(item)[1].lower()) for item in found), default=-1)
+            files = [item for item in found if os.path.splitext(item)[1].lower() == ENDINGS[best]]
+            if len(files) > 1:
+                raise BadRow(f"field 'recording': {shown(name)} may be {' or '.join(files)}: give field 'audio'")
+            if files:
+                return self._inside(str(given.parent / files[0]))
+        raise BadRow(
+            f"field 'recording': no audio file {shown(name)} with .wav, .flac, .mp3 or another ending of audio in "
+            f"{self.folder}"
+        )
+
+    def _rewritten(self, source: str, name: str, channel: int) -> Union[Recording, str]:
+        """One channel at the wanted rate, in a file of its own; or why that is not possible."""
+        opened = self._open(source, name)
+        if self.audio_out is None or isinstance(opened, str):
+            wanted = "" if self.sampling_rate is None else f" of {self.sampling_rate} Hz"
+            return f"field 'audio': {source}: expected audio{wanted} that libsndfile reads, found something else"
+        recording = opened.recording
+        own_name = name if recording.num_channels == 1 else f"{name}-{channel + 1}"
+        # Names come from the data, so that they may be no names of files, and two may be one.
+        unique = hashlib.sha256(f"{source}\0{own_name}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        folder = self.audio_out.folder()
+        rate = self.sampling_rate or recording.sampling_rate
+        try:
+            with allow_sources(commands=self.allow_pipes):
+                written = write_16_khz(fastcopy(recording, id=unique), folder, channel, rate)
+        except UserError as error:
+            return f"field 'audio': {error}"
+        return fastcopy(written, id=own_name)
+
+
+def _listing(folder: Path) -> Dict[Tuple[str, str], List[str]]:
+    """The audio files of a folder by their names without ending, as they are and without case."""
+    names: Dict[Tuple[str, str], List[str]] = {}
+    try:
+        found = sorted(os.listdir(folder))
+    except OSError:
+        return names
+    for item in found:
+        stem, ending = os.path.splitext(item)
+        if ending.lower() in ENDINGS:
+            names.setdefault(("exact", stem), []).append(item)
+            names.setdefault(("any case", stem.casefold()), []).append(item)
+    return names
+
+
+def _open(source: str, name: str) -> Union[Opened, str]:
+    """A recording, or why there is none (a cache keeps no exceptions)."""
+    unsafe = "" if source.endswith("|") else file_problem(source)
+    if unsafe:
+        return f"field 'audio': {unsafe}"
+    try:
+        opened, wrong = _piped(source, name) if source.endswith("|") else _measured(source, source, name)
+    except (UserError, OSError, subprocess.SubprocessError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = lines[0].strip()[:200].replace(f"{source}: ", "", 1)
+        return f"field 'audio': {source}: cannot be read as audio: {reason}"
+    if wrong is not None:
+        return f"field 'audio': {source}: {wrong}"
+    return opened
+
+
+def _measured(source: Union[str, bytes], label: str, name: str) -> Tuple[Opened, Optional[str]]:
+    """A recording, and what is wrong with its audio. All that a structure does not prove is decoded."""
+    with AudioInput(source, label, thorough=True) as audio:
+        audio.measure()
+        wrong = audio.damage or next(iter(audio.problems), None)
+        if not audio.frames and wrong is None:
+            wrong = "holds no audio"
+        if wrong is None:
+            audio.tell()
+        return Opened(recording_of(audio, source, name), audio.is_plain), wrong
+
+
+def _piped(source: str, name: str) -> Tuple[Opened, Optional[str]]:
+    """Like `_measured` for a command that writes audio to its output; lhotse runs it again to load it."""
+    command = source[:-1].strip()
+    data = subprocess.run(command, shell=True, stdout=subprocess.PIPE, check=True).stdout
+    opened, wrong = _measured(data, source, name)
+    channels = list(range(opened.recording.num_channels))
+    recording = fastcopy(opened.recording, sources=[AudioSource("command", channels, command)])
+    return Opened(recording, opened.plain), wrong
+
+
+def decoded_name(name: str) -> str:
+    """The name of a recording that CTM, STM and RTTM files have percent-encoded (`api.formats.nist.recording_id`).
+
+    >>> decoded_name("my%20call"), decoded_name("100%")
+    ('my call', '100%')
+    """
+    try:
+        decoded = unquote(name, errors="strict")
+    except UnicodeDecodeError:
+        return name
+    return name if CONTROL.search(decoded) else decoded
+
+
+def _channel(given: Optional[str], count: int) -> int:
+    """``1`` and ``A`` are the first; what has one channel only has no other."""
+    if count == 1:
+        return 0
+    if given is None:
+        raise BadRow(f"field 'channel': the recording has {count}: say which (1 or A is the first)")
+    number = channel_number(given)
+    if number is None or not 0 <= number < count:
+        raise BadRow(f"field 'channel': the recording has {count}, found {shown(given)} (1 or A is the first)")
+    return number

@@ -1,0 +1,252 @@
+"""Cells of a table -> the fields of a row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import json_of
+from tokenverse_pp.base.languages import checked_language
+from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, Span, seconds, shown
+from tokenverse_pp.data.lines import CONTROL, CONTROL_NO_SPACE
+from tokenverse_pp.tasks.registry import REGISTRY
+
+TEXTS = ("id", "audio", "recording", "channel", "text", "speaker", "language")
+NAMES = (*TEXTS, "start", "end", "duration", "entities", "endpoint", "tasks")
+FIRST = ("audio", "recording", "channel")
+CUSTOM = "custom."  # custom.NAME: a field of the supervision for a task that is not ours
+TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
+
+
+def check_field(name: str, option: str) -> None:
+    """See that a field exists.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if name not in NAMES and not (name.startswith(CUSTOM) and len(name) > len(CUSTOM)):
+        raise UserError(f"{option} {name}: no such field, expected one of {', '.join(NAMES)} or {CUSTOM}NAME")
+
+
+@dataclass(frozen=True)
+class FieldMap:
+    """Which column holds which field.
+
+    Args:
+        columns: field -> column. A column that has a field's name is that field's if nothing else is said; an empty
+            column name takes it away.
+        time_scale: seconds in a unit of start, end and duration.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    time_scale: float = 1.0
+
+    def over(self, header: Iterable[str]) -> Dict[str, str]:
+        """The mapping for a table with these columns; columns that it lacks are in it as well."""
+        same = {name: name for name in header if name in NAMES or name.startswith(CUSTOM)}
+        return {name: column for name, column in {**same, **self.columns}.items() if column}
+
+    def check(self, columns: Iterable[str], file: str) -> None:
+        """See that a table has the columns that were named.
+
+        Raises:
+            UserError: naming file and column, and the columns that there are.
+        """
+        found = list(columns)
+        missing = [column for column in self.columns.values() if column and column not in found]
+        if missing:
+            raise UserError(f"{file}: no column {missing[0]!r} (--column); found {', '.join(found) or 'none'}")
+
+    def row(self, place: Place, default_id: str, cells: Mapping[str, Any]) -> RowOrRejected:
+        """A row of a table; None and empty cells are missing, an empty list is not."""
+        values = {
+            name: cells[column] for name, column in self.over(cells).items() if cells.get(column) not in (None, "")
+        }
+        row = Row(place, default_id)
+        try:
+            self._read(row, values)
+        except UserError as error:
+            return Rejected(place, str(error), row)
+        return row
+
+    def recording(self, place: Place, cells: Mapping[str, str]) -> Optional[Row]:
+        """The recording of a row that is otherwise bad; None where its cells do not say it for sure."""
+        columns = self.over(cells)
+        values = {name: cells.get(columns.get(name, ""), "") for name in ("audio", "recording", "channel")}
+        if not (values["audio"] or values["recording"]) or any(map(CONTROL.search, values.values())):
+            return None
+        row = Row(place, "")
+        for name, value in values.items():
+            setattr(row, name, string(value, name) or None)
+        return row
+
+    def _read(self, row: Row, values: Mapping[str, Any]) -> None:
+        # The recording comes first: a row that fails must not be missing from a cut without a word. Its id and text say
+        # which part of an annotation is its own.
+        for name in sorted(values, key=lambda name: (name not in FIRST, name not in ("id", "text"))):
+            if name.startswith(CUSTOM):
+                row.custom[name[len(CUSTOM) :]] = plain(values[name], name)
+            elif name in _READERS:
+                value = _READERS[name](values[name], name)
+                setattr(row, name, getattr(row, name) if value == "" else value)
+        for name in ("start", "end"):
+            if name in values:
+                setattr(row, name, seconds(values[name], name, self.time_scale))
+        if "duration" in values:
+            if row.end is not None:
+                raise BadRow("fields 'end' and 'duration': expected one of them")
+            row.end = (row.start or 0.0) + seconds(values["duration"], "duration", self.time_scale)
+        if "entities" in values:
+            row.entities = entities_of(values["entities"], row.text)
+
+
+def fill(row: Row, values: Mapping[str, Any]) -> Row:
+    """Give a row the fields that it lacks."""
+    for name, value in values.items():
+        if name == "custom":
+            row.custom = {**value, **row.custom}
+        elif getattr(row, name) is None:
+            setattr(row, name, value)
+    return row
+
+
+def constants_of(values: Mapping[str, str], tasks: Optional[str] = None) -> Dict[str, Any]:
+    """What ``--set`` and ``--tasks`` say, as values of the fields of a row.
+
+    Raises:
+        UserError: for a value that the field cannot have, and for a field that differs from row to row.
+    """
+    found: Dict[str, Any] = {}
+    for name, value in values.items():
+        if name.startswith(CUSTOM):
+            found.setdefault("custom", {})[name[len(CUSTOM) :]] = value
+        elif name in ("id", "audio", "recording", "text", "start", "end", "duration"):
+            raise UserError(f"--set {name}: differs from row to row")
+        elif name == "entities":
+            raise UserError("--set entities: expected a column, --brat, --conll or --inline-entities")
+        else:
+            try:
+                found[name] = _READERS[name](value, name)
+            except BadRow as error:
+                raise UserError(f"--set {name}: {error}") from None
+            if name == "language":
+                checked_language(value, "--set language")
+    if tasks is not None:
+        found["tasks"] = task_names(tasks, "tasks")
+    unknown = [name for name in found.get("tasks", ()) if name not in REGISTRY]
+    if unknown:
+        raise UserError(f"--tasks: unknown task {unknown[0]!r}, expected some of {', '.join(REGISTRY)}")
+    return found
+
+
+def string(value: Any, name: str) -> str:
+    """A text; a whole number stands for its digits (ids, speakers, channels)."""
+    if isinstance(value, int) and not isinstance(value, bool) and name != "text":
+        return str(value)
+    if not isinstance(value, str):
+        raise BadRow(f"field '{name}': expected a text, found {shown(value)}")
+    if name == "text":
+        found = CONTROL_NO_SPACE.search(value)
+        if found:
+            raise BadRow(f"field 'text': holds the control character U+{ord(found[0]):04X}: {shown(value)}")
+        return value
+    value = value.strip(" \t\r\n")  # not the spaces of Unicode: a file's name may end in one
+    if name != "audio" and CONTROL.search(value):
+        raise BadRow(f"field '{name}': expected a name, found {shown(value)}")
+    return value
+
+
+def plain(value: Any, name: str) -> Any:
+    """A text, a number, true or false, or a list of these."""
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        if not isinstance(item, (str, int, float, bool)) or (isinstance(item, float) and not math.isfinite(item)):
+            raise BadRow(f"field '{name}': expected a text, a number or a list of them, found {shown(value)}")
+    return value
+
+
+def boolean(value: Any, name: str) -> bool:
+    """True or false, also as yes/no and 1/0."""
+    word = str(value).strip().lower()
+    if word in TRUE or word in FALSE:
+        return word in TRUE
+    raise BadRow(f"field '{name}': expected true or false, found {shown(value)}")
+
+
+def task_names(value: Any, name: str) -> List[str]:
+    """Task names: a list, or a text with commas or spaces between them; ``asr`` is always among them."""
+    words = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise BadRow(f"field '{name}': expected names such as 'asr,lid', found {shown(value)}")
+    return list(dict.fromkeys(["asr", *words]))
+
+
+def entities_of(value: Any, text: Optional[str]) -> List[Span]:
+    """Entities: JSON objects of start, end and type, or one BIO tag a word (a list, or a text with spaces).
+
+    Raises:
+        BadRow: for anything else.
+    """
+    if isinstance(value, str):
+        value = json_of(value, "field 'entities'") if value.lstrip()[:1] in ("[", "{") else value.split()
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        words = (text or "").split()
+        if len(words) != len(value):
+            raise BadRow(f"field 'entities': {len(value)} tags for {len(words)} words")
+        return [(_chars(text or "", a, b) + (kind,)) for a, b, kind in bio_spans(value)]
+    if not isinstance(value, list):
+        raise BadRow(f"field 'entities': expected a list, found {shown(value)}")
+    return [_span(item) for item in value]
+
+
+def bio_spans(tags: Iterable[str]) -> List[Tuple[int, int, Optional[str]]]:
+    """BIO (also IOB1, BIOES, BILOU) tags -> (first word, one past the last, type).
+
+    An ``I-X`` that follows no ``X`` opens an entity, as conlleval reads it.
+
+    Raises:
+        BadRow: for a tag that is none of these.
+    """
+    spans: List[Tuple[int, int, Optional[str]]] = []
+    open_kind: Optional[str] = None  # type of the entity that may go on
+    for i, tag in enumerate(tags):
+        prefix, _, kind = tag.partition("-")
+        if prefix not in ("B", "I", "O", "E", "L", "S", "U") or (prefix == "O" and kind):
+            raise BadRow(f"field 'entities': expected tags such as O, B-PER, I-PER, found {shown(tag)}")
+        if prefix == "O":
+            open_kind = None
+            continue
+        if prefix in "IEL" and open_kind == kind and spans:
+            spans[-1] = (spans[-1][0], i + 1, spans[-1][2])
+        else:
+            spans.append((i, i + 1, kind or None))
+        open_kind = None if prefix in "ELSU" else kind
+    return spans
+
+
+def _chars(text: str, first: int, end: int) -> Tuple[int, int]:
+    """Characters of words ``first`` to ``end``."""
+    at, bounds = 0, []
+    for word in text.split():
+        at = text.index(word, at)
+        bounds.append((at, at + len(word)))
+        at += len(word)
+    return bounds[first][0], bounds[end - 1][1]
+
+
+def _span(item: Any) -> Span:
+    if not isinstance(item, dict):
+        raise BadRow(f"field 'entities': expected {{'start': int, 'end': int, 'type': str}}, found {shown(item)}")
+    start, end, kind = item.get("start"), item.get("end"), item.get("type")
+    if type(start) is not int or type(end) is not int or not isinstance(kind, (str, type(None))):
+        raise BadRow(f"field 'entities': expected {{'start': int, 'end': int, 'type': str}}, found {shown(item)}")
+    return start, end, kind
+
+
+_READERS: Dict[str, Callable[[Any, str], Any]] = {
+    **dict.fromkeys(TEXTS, string),
+    "endpoint": boolean,
+    "tasks": task_names,
+}

@@ -1,0 +1,265 @@
+"""CTM: NIST's word time marks, ``recording channel start duration word [confidence [type [speaker]]]``.
+
+lhotse reads CTM as alignments of turns that are there already (`SupervisionSet.with_alignment_from_ctm`).
+
+STM: NIST's segment time marks, ``recording channel speaker start end [<label>] text``.
+
+RTTM: NIST's rich transcription time marks; here the speaker turns, and the words where there are any.
+
+lhotse reads RTTM too (`SupervisionSet.from_rttm`), but neither names lines nor tells of what it leaves out; the tests
+compare with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, Iterator, List, Optional, Tuple, Union
+
+from tokenverse_pp.data.importing.notation import OPTION, REFUSE, RESOLVE, read_word, read_words, split_label
+from tokenverse_pp.data.importing.rows import (
+    BadRow,
+    Place,
+    Rejected,
+    Row,
+    RowOrRejected,
+    expect,
+    files_of,
+    records_of,
+    rejected,
+    safe_id,
+    seconds,
+    shown,
+)
+from tokenverse_pp.data.importing.words import Word
+from tokenverse_pp.data.lines import BLANKS, fields, number_of
+
+CTM_FORM = "recording channel start duration word [confidence [type [speaker]]]"
+ALT_BEGIN, ALT, ALT_END = "<ALT_BEGIN>", "<ALT>", "<ALT_END>"
+NO_CONFIDENCE = ("NA", "<NA>", "N/A", "-", "*")
+
+
+def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[Word, Rejected]]:
+    """The words of CTM files. Lines that begin with ``;;`` are comments.
+
+    Alternatives stand between lines with the words ``<ALT_BEGIN>``, ``<ALT>`` and ``<ALT_END>``. A word that cannot be
+    read but whose time is known has its ``problem``: then its turn cannot be used.
+
+    Args:
+        notation: see `tokenverse_pp.data.importing.notation`.
+    """
+    for file in files_of(path, (".ctm",)):
+        open_groups: Dict[Tuple[str, str], _Alternatives] = {}
+        for place, line in records_of(file, ";;", recording_at=0):
+            if isinstance(line, Rejected):
+                yield line
+                continue
+            try:
+                yield from _items(place, line, notation, open_groups)
+            except BadRow as error:
+                yield rejected(place, error, line, recording_at=0)
+        for group in open_groups.values():
+            yield from group.unfinished()
+
+
+@dataclass
+class _Alternatives:
+    """The words of a channel since ``<ALT_BEGIN>``, the first alternative apart from the others."""
+
+    place: Place
+    first: List[Word] = field(default_factory=list)
+    others: List[Word] = field(default_factory=list)
+    is_first: bool = True
+    levels: int = 1
+    nested: bool = False
+
+    def add(self, word: Word) -> None:
+        """Take a word into the alternative that is open."""
+        (self.first if self.is_first else self.others).append(word)
+
+    def finished(self, notation: str) -> Iterator[Word]:
+        """The words that count, or all of them with the reason why they cannot be used."""
+        if self.nested:
+            yield from self._spoilt(f"alternatives within the alternatives that begin in line {self.place.line}")
+        elif notation == RESOLVE:
+            yield from self.first
+        else:
+            # Without times for the marks there is no way to keep them among the words.
+            yield from self._spoilt(
+                f"alternatives (<ALT_BEGIN> in line {self.place.line}): {OPTION} {RESOLVE} takes the first"
+            )
+
+    def unfinished(self) -> Iterator[Word]:
+        """All words, with the reason why they cannot be used."""
+        return self._spoilt(f"<ALT_BEGIN> in line {self.place.line} without <ALT_END>")
+
+    def _spoilt(self, problem: str) -> Iterator[Word]:
+        for word in [*self.first, *self.others]:
+            word.problem = word.problem or problem
+            yield word
+
+
+def _items(place: Place, line: str, notation: str, open_groups: Dict[Tuple[str, str], _Alternatives]) -> Iterator[Word]:
+    cells = fields(line)
+    expect(len(cells) >= 5, CTM_FORM, line)
+    key, mark = (cells[0], cells[1]), cells[4].upper()
+    group = open_groups.get(key)
+    if mark == ALT_BEGIN:
+        if group is None:
+            open_groups[key] = _Alternatives(place)
+        else:
+            group.levels, group.nested = group.levels + 1, True
+    elif mark in (ALT, ALT_END):
+        if group is None:
+            raise BadRow(f"{mark} without {ALT_BEGIN}")
+        group.levels -= mark == ALT_END
+        group.is_first = False
+        if not group.levels:
+            del open_groups[key]
+            yield from group.finished(notation)
+    else:
+        word = _word(place, line, cells, notation)
+        if word is not None and group is not None:
+            group.add(word)
+        elif word is not None:
+            yield word
+
+
+def _word(place: Place, line: str, cells: List[str], notation: str) -> Optional[Word]:
+    """A word; None for a mark that is left out."""
+    start = seconds(cells[2], "start")
+    word = Word(place, cells[0], cells[1], start, start, cells[4])
+    try:
+        word.end = start + seconds(cells[3], "duration")
+        expect(len(cells) <= 8, CTM_FORM, line)
+        if len(cells) > 5 and number_of(cells[5]) is None and cells[5].upper() not in NO_CONFIDENCE:
+            raise BadRow(f"expected a confidence after the word, found {shown(cells[5])}: a word is one field")
+        text = read_word(cells[4], cells[6] if len(cells) > 6 else None, notation)
+    except BadRow as error:
+        word.problem = str(error)
+        return word
+    if text is None:
+        return None
+    word.text = text
+    return word
+
+
+STM_FORM = "recording channel speaker start end [<label>] text"
+IGNORED = "ignore_time_segment_in_scoring"
+GAP = "inter_segment_gap"
+
+
+def read_stm(path: Path, notation: str = REFUSE) -> Iterator[RowOrRejected]:
+    """The turns of STM files. Lines that begin with ``;;`` are comments.
+
+    A segment whose text is ``ignore_time_segment_in_scoring`` has speech that nobody wrote down: it is rejected, and
+    a recording that holds one cannot be one cut. A segment without words (a gap between turns, a noise) is rejected
+    too, but no cut lacks anything without it; where marks are resolved it is left out as the option asks.
+
+    Args:
+        notation: see `tokenverse_pp.data.importing.notation`.
+    """
+    for file in files_of(path, (".stm",)):
+        for place, line in records_of(file, ";;", recording_at=0):
+            if isinstance(line, Rejected):
+                yield line
+                continue
+            try:
+                yield _row(place, line, notation)
+            except BadRow as error:
+                yield rejected(place, error, line, recording_at=0)
+
+
+def _row(place: Place, line: str, notation: str) -> RowOrRejected:
+    cells = fields(line, maxsplit=5)
+    expect(len(cells) >= 5, STM_FORM, line)
+    recording, channel, speaker, start, end, *rest = cells
+    begin, stop = seconds(start, "start"), seconds(end, "end")
+    _, text = split_label(rest[0] if rest else "")
+    if text.strip(BLANKS).lower() == IGNORED:
+        raise BadRow("a segment that is marked as not to be scored has no transcript")
+    words = [] if text.strip(BLANKS).lower() == GAP else read_words(text, notation)
+    if not " ".join(words).split():  # nothing, or spaces of Unicode alone
+        reason = "its text is empty: a gap between turns, or a sound that is no word"
+        return Rejected(place, reason, harmless=True, expected=notation == RESOLVE)
+    return Row(
+        place,
+        f"{safe_id(recording)}-{place.line:06d}",
+        recording,
+        channel=channel,
+        start=begin,
+        end=stop,
+        text=" ".join(words),
+        speaker=speaker,
+    )
+
+
+RTTM_FORM = "SPEAKER recording channel start duration <NA> <NA> speaker <NA> <NA>"
+WORD_FORM = "LEXEME recording channel start duration word type speaker confidence <NA>"
+KINDS = (
+    *("SEGMENT", "SPEAKER", "LEXEME", "NON-LEX", "NON-SPEECH", "FILLER", "EDIT", "IP", "SU", "CB", "A/P"),
+    *("NOSCORE", "NO_RT_METADATA", "SPKR-INFO"),
+)
+NOTHING = "<NA>"
+
+
+def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejected, Word]]:
+    """Turns from ``SPEAKER`` lines, words from ``LEXEME`` lines; the other kinds that NIST defines say nothing here.
+
+    Lines that begin with ``;`` are comments. The last one or two of the ten fields may be missing.
+
+    Args:
+        notation: see `tokenverse_pp.data.importing.notation`.
+    """
+    for file in files_of(path, (".rttm",)):
+        for place, line in records_of(file, ";", recording_at=1):
+            if isinstance(line, Rejected):
+                yield line
+                continue
+            item: Union[RowOrRejected, Word, None]
+            try:
+                item = _item(place, line, notation)
+            except BadRow as error:
+                item = rejected(place, error, line, recording_at=1)
+            if item is not None:
+                yield item
+
+
+def _item(place: Place, line: str, notation: str) -> Union[Row, Word, None]:
+    """A turn or a word; None for a line of another kind, and for a mark that is left out."""
+    cells = fields(line)
+    kind = cells[0].upper()
+    expect(kind in KINDS, RTTM_FORM, line)
+    if kind not in ("SPEAKER", "LEXEME"):
+        return None
+    expect(8 <= len(cells) <= 10, WORD_FORM if kind == "LEXEME" else RTTM_FORM, line)
+    recording, channel, start, duration, text, subtype, speaker = cells[1:8]
+    begin = seconds(start, "start")
+    name = None if speaker.upper() == NOTHING else speaker
+    if kind == "LEXEME":
+        return _rttm_word(Word(place, recording, channel, begin, begin, text, name), duration, subtype, cells, notation)
+    end = begin + seconds(duration, "duration")
+    # A word here is the speaker's name in the wrong place, or half of one with spaces in it.
+    expect(text.upper() == subtype.upper() == NOTHING and _has_confidence(cells), RTTM_FORM, line)
+    return Row(place, f"{safe_id(recording)}-{place.line:06d}", recording, None, channel, begin, end, speaker=name)
+
+
+def _rttm_word(word: Word, duration: str, subtype: str, cells: List[str], notation: str) -> Optional[Word]:
+    try:
+        word.end = word.start + seconds(duration, "duration")
+        if word.text.upper() == NOTHING:
+            raise BadRow("a word that nobody wrote down")
+        if not _has_confidence(cells):
+            raise BadRow(f"expected a confidence or <NA>, found {shown(cells[8])}")
+        text = read_word(word.text, None if subtype.upper() == NOTHING else subtype, notation)
+    except BadRow as error:
+        word.problem = str(error)
+        return word
+    if text is None:
+        return None
+    word.text = text
+    return word
+
+
+def _has_confidence(cells: List[str]) -> bool:
+    return len(cells) < 9 or cells[8].upper() in (NOTHING, "NA") or number_of(cells[8]) is not None

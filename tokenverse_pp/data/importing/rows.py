@@ -1,0 +1,279 @@
+"""What every format is read into: rows, and the rows that could not be read.
+
+Annotation files of one record a line: which files, and their lines with places.
+
+Counting what is read, kept and rejected, so that nothing gets lost without a word.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import replacing
+from tokenverse_pp.data.lines import BLANKS, CONTROL, fields, number_of, raw_lines, stray_control, text_of
+from tokenverse_pp.data.manifests import shortened
+
+Span = Tuple[int, int, Optional[str]]  # an entity: characters start and end (exclusive) of the text, type
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something stands: a file (or folder) and a line, or what the format counts instead of lines."""
+
+    file: str
+    line: int
+    unit: str = "line"
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.unit} {self.line}"
+
+
+@dataclass
+class Row:
+    """One turn, as far as the data say: None is what they do not say (missing is not empty).
+
+    Args:
+        place: for messages.
+        id: of the row; unique in one import.
+        recording: the name of the recording.
+        audio: the path of the audio file as the data give it; without it the file is looked for by ``recording``.
+        channel: as the data give it: ``1`` or ``A`` is the first, ``3`` or ``C`` the third.
+        start, end: seconds in the recording; missing: the whole of it.
+        entities: spans into ``text``.
+        tasks: what the row is labelled for, where the data say so.
+        custom: further fields of the supervision.
+        repeated: how many words were left out, since the row before has them.
+    """
+
+    place: Place
+    id: str
+    recording: Optional[str] = None
+    audio: Optional[str] = None
+    channel: Optional[str] = None
+    start: Optional[float] = None
+    end: Optional[float] = None
+    text: Optional[str] = None
+    speaker: Optional[str] = None
+    language: Optional[str] = None
+    entities: Optional[List[Span]] = None
+    endpoint: Optional[bool] = None
+    tasks: Optional[List[str]] = None
+    custom: Dict[str, Any] = field(default_factory=dict)
+    repeated: int = 0
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row or line that cannot be mapped, and why.
+
+    Args:
+        row: what could be read of it (its recording).
+        harmless: no cut lacks anything without it.
+        follows: nothing is wrong with it but the cut that it would be in.
+        expected: the options ask for leaving it out, so that it is no reason to refuse the import.
+    """
+
+    place: Place
+    reason: str
+    row: Optional[Row] = None
+    harmless: bool = False
+    follows: bool = False
+    expected: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.place}: {shortened(self.reason)}"
+
+
+RowOrRejected = Union[Row, Rejected]
+
+
+class BadRow(UserError):
+    """Why one row cannot be mapped; who catches it knows the place."""
+
+
+def seconds(value: Any, name: str, scale: float = 1.0) -> float:
+    """A time in seconds: a finite number >= 0, times ``scale``; of a text a decimal number in ASCII digits.
+
+    Raises:
+        BadRow: naming the field.
+    """
+    try:
+        found = number_of(value.strip(BLANKS)) if isinstance(value, str) else float(value)
+        number = found * scale if found is not None else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number) or number < 0:
+        raise BadRow(f"field '{name}': expected seconds >= 0, found {shown(value)}")
+    return number
+
+
+def channel_number(label: str) -> Optional[int]:
+    """A channel from 0 on by its label: ``1``, ``2``, .. or ``A``, ``B``, .. ``Z``; None for what is no such label.
+
+    >>> channel_number("3"), channel_number("c"), channel_number("3.0"), channel_number("left")
+    (2, 2, 2, None)
+    """
+    label = label.strip()
+    if len(label) == 1 and label.isascii() and label.isalpha():
+        return ord(label.upper()) - ord("A")
+    match = _NUMBER.fullmatch(label)
+    return int(match[1]) - 1 if match else None
+
+
+_NUMBER = re.compile(r"0*([1-9][0-9]{0,5})(?:\.0*)?")  # tables with empty cells make 3.0 of 3
+
+
+def shown(value: Any) -> str:
+    """A value for a message, not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def files_of(path: Path, endings: Sequence[str]) -> List[Path]:
+    """A file itself; of a folder all files below it with these endings, in order of their names.
+
+    Raises:
+        UserError: where there is none.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in endings)
+    if not found:
+        raise UserError(f"{path}: no file in it ends in {' or '.join(endings)}")
+    return found
+
+
+def lines_of(path: Path) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
+    """Lines that are not blank, with their places; one that is no text is rejected."""
+    for number, line in raw_lines(path):
+        if line.strip():
+            place = Place(str(path), number)
+            try:
+                yield place, text_of(line, "")
+            except UserError as error:
+                yield place, Rejected(place, str(error).lstrip(": "))
+
+
+def records_of(
+    path: Path, comment: str = "", recording_at: Optional[int] = None
+) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
+    """`lines_of` for files of ASCII fields (see `fields`), without blanks at the ends of the lines.
+
+    Lines with control characters are rejected: a carriage return within a line may end another record.
+
+    Args:
+        comment: lines that begin with it are passed over.
+        recording_at: the number of the field that is the recording, where one is.
+    """
+    for place, line in lines_of(path):
+        if isinstance(line, Rejected):
+            yield place, line
+            continue
+        line = line.strip(BLANKS)
+        if not line or (comment and line.startswith(comment)):
+            continue
+        stray = stray_control(line)
+        if stray is not None:
+            error = BadRow(f"holds a {stray}; expected one record a line")
+            # After a carriage return there may be a record of another recording.
+            at = recording_at if "\r" not in line else None
+            yield place, Rejected(place, str(error)) if at is None else rejected(place, error, line, at)
+        else:
+            yield place, line
+
+
+def rejected(place: Place, error: BadRow, line: str, recording_at: int) -> Rejected:
+    """A line that cannot be mapped; its recording is the cell with this number, if there is one."""
+    cells = fields(line)
+    known = len(cells) > recording_at and not CONTROL.search(cells[recording_at])
+    row = Row(place, "", cells[recording_at]) if known else None
+    return Rejected(place, str(error), row)
+
+
+def safe_id(name: str) -> str:
+    """A name from the data as part of an id and of a file name: no separators of folders."""
+    return name.replace("/", "-").replace("\\", "-")
+
+
+def expect(condition: bool, form: str, line: str) -> None:
+    """Raise BadRow unless a line has the right form."""
+    if not condition:
+        raise BadRow(f"expected `{form}`, found {shown(line)}")
+
+
+SHOWN = 20  # rejected rows in a message; the list in the file has them all
+
+
+class Ledger:
+    """Rows read = rows kept + rows rejected. The list of the rejected is on disk, not in memory.
+
+    ``bad`` counts the rejected rows that the options do not ask to leave out.
+    """
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.kept = 0
+        self.rejected = 0
+        self.bad = 0
+        self.first: List[Rejected] = []
+        self.first_expected: Optional[Rejected] = None
+        self.repeated_words = 0
+        self.cuts = 0
+        self.cuts_by_task: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()  # what an option changed without rejecting a row
+        self._list = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
+        print("file", "line", "reason", sep="\t", file=self._list)
+
+    def reject(self, item: Rejected) -> None:
+        """Note a row that is not kept."""
+        self.rejected += 1
+        self.bad += not item.expected
+        if item.expected and self.first_expected is None:
+            self.first_expected = item
+        if len(self.first) < SHOWN and not item.follows and not item.expected:
+            self.first.append(item)
+        cells = (item.place.file, str(item.place.line), shortened(item.reason))
+        print(*(" ".join(cell.split()) for cell in cells), sep="\t", file=self._list)
+
+    def write_rejected(self, path: Path) -> None:
+        """Write the rejected rows as a table of file, line and reason."""
+        self._list.seek(0)
+        with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            shutil.copyfileobj(self._list, file)
+
+    def refusal(self, source: Path) -> UserError:
+        """What to say where rows were rejected and none may be, or none are left."""
+        if not self.read:
+            return UserError(f"{source}: holds no rows; nothing was written")
+        if not self.bad:
+            return UserError(f"{source}: no row is left of {self.read}; nothing was written")
+        more = self.bad - len(self.first)
+        hint = f" ({more} more: --rejected FILE lists all)" if more > 0 else ""
+        way = " (--skip-bad leaves them out)" if self.rejected < self.read else ""
+        summary = f"{self.bad} of {self.read} rows cannot be mapped{hint}; nothing was written{way}"
+        return UserError("\n".join([*map(str, self.first), summary]))
+
+    def report(self, output: Path, say: Callable[[str], None]) -> None:
+        """Print the counts of an import that was written."""
+        for item in self.first:
+            say(f"left out: {item}")
+        if self.bad > len(self.first):
+            say(f"left out: {self.bad - len(self.first)} more (--rejected FILE lists all)")
+        if self.first_expected is not None:
+            line = f"left out, as the options ask: {self.rejected - self.bad} (--rejected FILE lists them)"
+            say(f"{line}, the first: {self.first_expected}")
+        if self.repeated_words:
+            say(f"left out: {self.repeated_words} words that captions repeat (--repeated-captions keep keeps them)")
+        say(f"rows: {self.read} read = {self.kept} kept + {self.rejected} left out")
+        for note, count in sorted(self.notes.items()):
+            say(f"{note}: {count}")
+        tasks = ", ".join(f"{name} {count}" for name, count in self.cuts_by_task.items())
+        say(f"cuts: {self.cuts}, labelled for {tasks}: {output}")

@@ -1,0 +1,372 @@
+"""Rows by recording, through a temporary SQLite file: a table need not be sorted, nor fit into memory.
+
+Rows -> cuts.
+
+The whole import: rows in, a manifest and an account of every row out.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import sqlite3
+import tempfile
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from lhotse import MonoCut, Recording, SupervisionSegment
+from tqdm import tqdm
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.languages import canonical_tag, language_problem
+from tokenverse_pp.data.importing.annotations import Attached, NamedDocuments, SentencesInOrder, open_documents
+from tokenverse_pp.data.importing.audio import AudioFinder, AudioOut
+from tokenverse_pp.data.importing.rows import BadRow, Ledger, Rejected, Row, RowOrRejected
+from tokenverse_pp.data.importing.sources import RECORDING, ImportOptions, check_paths, rows_of
+from tokenverse_pp.data.importing.texts import AS_IT_IS, finish_text
+from tokenverse_pp.data.labels import check_cut
+from tokenverse_pp.data.lines import NameSet
+from tokenverse_pp.data.manifests import check_output, writing_rows
+
+
+def by_recording(items: Iterable[Tuple[str, float, RowOrRejected]]) -> Iterator[List[RowOrRejected]]:
+    """Groups of items with one key, in the order of the keys' first items; a group is in order of its times.
+
+    Args:
+        items: (key, seconds, row).
+    """
+    with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
+        base = sqlite3.connect(Path(folder) / "rows.db")
+        try:
+            base.execute("PRAGMA journal_mode = OFF")
+            base.execute("CREATE TABLE firsts (key BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID")
+            base.execute("CREATE TABLE rows (number INTEGER PRIMARY KEY, key BLOB, start REAL, item BLOB)")
+            for number, (key, start, item) in enumerate(items):
+                base.execute("INSERT OR IGNORE INTO firsts VALUES (?, ?)", (_bytes(key), number))
+                base.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (number, _bytes(key), start, pickle.dumps(item)))
+            found = base.execute(
+                "SELECT firsts.number, item FROM rows JOIN firsts USING (key) "
+                "ORDER BY firsts.number, start, rows.number"
+            )
+            for _, group in groupby(found, key=lambda pair: pair[0]):
+                yield [pickle.loads(item) for _, item in group]  # our own pickles, in our own folder
+        finally:
+            base.close()
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogatepass")
+
+
+OVERSHOOT = 0.1  # seconds by which annotators' turns may end after their recording
+NEEDS = {"scd": "speaker", "endp": "endpoint", "ner": "entities", "lid": "language"}
+_TURN = re.compile(r"supervision (\d+), ")
+
+
+@dataclass(frozen=True)
+class CutMaker:
+    """Makes cuts of rows that have found their audio.
+
+    Args:
+        normaliser, widen: see `finish_text`.
+    """
+
+    finder: AudioFinder
+    normaliser: str = AS_IT_IS
+    widen: bool = False
+
+    def of_row(self, row: Row) -> MonoCut:
+        """A cut that is this turn and nothing else (raises BadRow)."""
+        recording, channel = self.finder.recording(row)
+        start, end = _bounds(row, recording)
+        turn = self._turn(row, recording, channel, start, end, offset=start)
+        return _checked(row.id, start, round(end - start, 8), channel, recording, [turn], [row])
+
+    def of_recording(self, rows: Sequence[Row]) -> MonoCut:
+        """A cut that is the whole recording, with these turns in order of time.
+
+        Raises:
+            BadRow: for all of them. ``culprit`` of `BadTurn` says which.
+        """
+        recording, channel = self.finder.recording(rows[0])
+        turns = []
+        for i, row in enumerate(rows):
+            try:
+                if len(rows) > 1 and (row.start is None or row.end is None):
+                    raise BadRow(f"fields 'start' and 'end': expected, as the recording has {len(rows)} rows")
+                start, end = _bounds(row, recording)
+                turns.append(self._turn(row, recording, channel, start, end, offset=0.0))
+            except BadRow as error:
+                raise BadTurn(str(error), i) from None
+        name = recording.id if recording.num_channels == 1 else f"{recording.id}-{channel + 1}"
+        return _checked(name, 0.0, recording.duration, channel, recording, turns, rows)
+
+    def _turn(
+        self, row: Row, recording: Recording, channel: int, start: float, end: float, offset: float
+    ) -> SupervisionSegment:
+        if row.text is None or not row.text.strip():
+            raise BadRow("field 'text': expected words, found nothing")
+        language = _language(row)
+        text, entities = finish_text(row.text, row.entities, self.normaliser, language, self.widen)
+        custom: Dict[str, Any] = dict(row.custom)
+        if entities is not None:
+            custom["entities"] = entities
+        if row.endpoint is not None:
+            custom["endpoint"] = row.endpoint
+        return SupervisionSegment(
+            id=row.id,
+            recording_id=recording.id,
+            start=round(start - offset, 8),
+            duration=round(end - start, 8),
+            channel=channel,
+            text=text,
+            language=language,
+            speaker=row.speaker,
+            custom=custom or None,
+        )
+
+
+def _language(row: Row) -> Optional[str]:
+    """A row's code in its canonical form: ``fr`` for ``FR`` and ``fra``, ``pt-BR`` for ``pt_br`` (raises BadRow)."""
+    if row.language is None:
+        return None
+    problem = language_problem(row.language)
+    if problem:
+        raise BadRow(f"field 'language': {problem}")
+    return canonical_tag(row.language)
+
+
+class BadTurn(BadRow):
+    """A row that spoils the cut it is in: ``culprit`` is its number among the cut's rows."""
+
+    def __init__(self, reason: str, culprit: int):
+        super().__init__(reason)
+        self.culprit = culprit
+
+
+def tasks_of(rows: Sequence[Row]) -> List[str]:
+    """The tasks that the rows of a cut are labelled for.
+
+    What the rows say themselves counts (a task that all of them name); otherwise each task whose field all of
+    them have.
+    """
+    named = [row.tasks for row in rows if row.tasks is not None]
+    if named:
+        first = named[0] if len(named) == len(rows) else ["asr"]
+        return [name for name in first if all(name in tasks for tasks in named)]
+    return ["asr"] + [name for name, field in NEEDS.items() if all(getattr(row, field) is not None for row in rows)]
+
+
+def reject_group(rows: Sequence[Row], error: BadRow) -> List[Rejected]:
+    """The rows of a cut that cannot be made, each with its reason."""
+    culprit = error.culprit if isinstance(error, BadTurn) else 0
+    bad = Rejected(rows[culprit].place, str(error))
+    others = f"in one cut with {bad.place}, which cannot be mapped"
+    return [bad if i == culprit else Rejected(row.place, others, follows=True) for i, row in enumerate(rows)]
+
+
+def _bounds(row: Row, recording: Recording) -> Tuple[float, float]:
+    start = row.start if row.start is not None else 0.0
+    end = row.end if row.end is not None else recording.duration
+    if end > recording.duration + OVERSHOOT or start >= recording.duration:
+        raise BadRow(f"field 'end': {start:g} to {end:g} s is not inside the recording of {recording.duration:.3f} s")
+    end = min(end, recording.duration)
+    if end <= start:
+        raise BadRow(f"field 'end': expected it after the start, found {start:g} to {end:g} s")
+    return start, end
+
+
+def _checked(
+    name: str,
+    start: float,
+    duration: float,
+    channel: int,
+    recording: Recording,
+    turns: List[SupervisionSegment],
+    rows: Sequence[Row],
+) -> MonoCut:
+    """A cut that keeps the label schema (raises BadTurn)."""
+    cut = MonoCut(name, start, duration, channel, turns, recording=recording, custom={"tasks": tasks_of(rows)})
+    problems = check_cut(cut)
+    if problems:
+        match = _TURN.match(problems[0])
+        raise BadTurn(_TURN.sub("", problems[0], count=1), int(match[1]) if match else 0)
+    return cut
+
+
+Say = Callable[[str], None]
+
+
+def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> Ledger:
+    """Read a corpus as the options say and write its cuts to ``output``.
+
+    Raises:
+        UserError: where anything cannot be mapped, unless ``options.skip_bad``; then nothing is written but the list
+            of the rejected rows, if one is wanted.
+    """
+    check_output(output)
+    check_paths(options)
+    audio_out = AudioOut(options.audio_out or output.parent / f"{output.name.split('.')[0]}_audio")
+    ledger = Ledger()
+    done = False
+    try:
+        with writing_rows(output) as writer:
+            for cut, rows in _Import(options, ledger, audio_out).cuts():
+                writer.write(cut.to_dict())
+                ledger.kept += len(rows)
+                ledger.repeated_words += sum(row.repeated for row in rows)
+                ledger.cuts += 1
+                ledger.cuts_by_task.update(cut.custom["tasks"])
+            if not ledger.cuts or (ledger.bad and not options.skip_bad):
+                raise ledger.refusal(options.source)
+        done = True
+    finally:
+        if options.rejected is not None and (done or ledger.rejected):
+            ledger.write_rejected(options.rejected)
+        if not done:
+            audio_out.remove()
+    ledger.report(output, say)
+    return ledger
+
+
+@dataclass
+class _Import:
+    """One import under way."""
+
+    options: ImportOptions
+    ledger: Ledger
+    audio_out: AudioOut
+
+    def __post_init__(self) -> None:
+        options = self.options
+        self.finder = AudioFinder(options.folder, options.sampling_rate, options.allow_pipes, self.audio_out)
+        self.maker = CutMaker(self.finder, options.normaliser, options.widen)
+        self.documents = open_documents(options.brat, options.conll, options.discontinuous)
+        self.row_ids, self.cut_ids = NameSet(), NameSet()
+        self.together = options.per == RECORDING
+
+    def cuts(self) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
+        """Cuts with the rows they are made of; the others go to the ledger."""
+        if self.together or isinstance(self.documents, NamedDocuments):
+            groups: Iterator[List[RowOrRejected]] = by_recording(self._keyed())
+        else:
+            groups = ([item] for item in self._items())
+        for group in groups:
+            yield from self._cuts_of(group)
+        if self.documents is not None:
+            self._reject_more(self.documents.unused())
+        if isinstance(self.documents, NamedDocuments):
+            self.ledger.notes.update(self.documents.notes)
+
+    def _items(self) -> Iterator[RowOrRejected]:
+        """Every row, counted; with a known audio file and an id of its own."""
+        read = rows_of(self.options, self.audio_out)
+        rows = self.documents.attach(read) if isinstance(self.documents, SentencesInOrder) else read
+        for item in tqdm(rows, desc="import", unit=" rows", disable=None, leave=False):
+            self.ledger.read += 1
+            if isinstance(item, Row):
+                item = self._opened(item)
+            if isinstance(item, Rejected) and item.row is None:
+                self._check_unknown(item)
+            if isinstance(self.documents, NamedDocuments):
+                self.documents.note(item)
+            yield item
+
+    def _opened(self, row: Row) -> RowOrRejected:
+        try:
+            self.finder.recording(row)
+        except BadRow as error:
+            return Rejected(row.place, str(error), row)
+        if not self.row_ids.add(row.id):
+            return Rejected(row.place, f"field 'id': another row has {row.id!r} already", row)
+        return row
+
+    def _check_unknown(self, item: Rejected) -> None:
+        """A row of an unknown recording cannot be left out of a cut that may need it."""
+        if self.together and self.options.skip_bad and not item.harmless:
+            raise UserError(
+                f"{item}: its recording is not known, so that --skip-bad cannot leave out the cut that it belongs to; "
+                "mend it, or use --one-cut-per row"
+            )
+
+    def _keyed(self) -> Iterator[Tuple[str, float, RowOrRejected]]:
+        for number, item in enumerate(self._items()):
+            row = item.row if isinstance(item, Rejected) else item
+            key = f"\0{number}"
+            if row is not None and isinstance(self.documents, NamedDocuments):
+                # A document has all channels of its recording, which resampling writes to files of their own.
+                key = os.path.normpath(row.audio) if row.audio else row.recording or key
+            elif row is not None:
+                key = self._channel_of(row) or key
+            yield key, (row.start or 0.0) if row is not None else 0.0, item
+
+    def _channel_of(self, row: Row) -> Optional[str]:
+        """The audio file and channel of a row, None where they are not to be had."""
+        try:
+            recording, channel = self.finder.recording(row)
+        except BadRow:
+            return None
+        return f"{recording.sources[0].source}\0{channel}"
+
+    def _cuts_of(self, group: List[RowOrRejected]) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
+        rows = [item for item in group if isinstance(item, Row)]
+        bad = [item for item in group if isinstance(item, Rejected)]
+        for item in bad:
+            self.ledger.reject(item)
+        if not rows:
+            return
+        attached = Attached()
+        if isinstance(self.documents, NamedDocuments):
+            attached = self.documents.attach(rows, [item.row for item in bad if item.row is not None])
+        reasons = {id(rows[number]): reason for number, reason in attached.problems.items()}
+        if self.together:
+            if attached.surplus and not reasons:  # the cuts would lack words that were annotated
+                reasons = {id(row): attached.surplus[0].reason for row in rows}
+            yield from self._whole_cuts(rows, [item for item in bad if not item.harmless], reasons)
+            return
+        self._reject_more(iter(attached.surplus))
+        for row in rows:
+            if id(row) in reasons:
+                self.ledger.reject(Rejected(row.place, reasons[id(row)]))
+            else:
+                cut = self._cut([row])
+                if cut is not None:
+                    yield cut, [row]
+
+    def _whole_cuts(
+        self, rows: List[Row], bad: List[Rejected], reasons: Mapping[int, str]
+    ) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
+        """The cut of each channel, if nothing in it was rejected."""
+        parts: Dict[Optional[str], List[Row]] = {}
+        for row in rows:
+            parts.setdefault(self._channel_of(row), []).append(row)
+        for channel, part in parts.items():
+            culprits = [item.place for item in bad if item.row is not None and self._channel_of(item.row) == channel]
+            culprits += [row.place for row in part if id(row) in reasons]
+            if not culprits:
+                cut = self._cut(part)
+                if cut is not None:
+                    yield cut, part
+            for row in part if culprits else ():
+                others = f"in one cut with {culprits[0]}, which cannot be mapped"
+                reason = reasons.get(id(row))
+                self.ledger.reject(Rejected(row.place, reason or others, follows=reason is None))
+
+    def _cut(self, rows: List[Row]) -> Optional[MonoCut]:
+        try:
+            cut = self.maker.of_recording(rows) if self.together else self.maker.of_row(rows[0])
+            if not self.cut_ids.add(cut.id):
+                raise BadRow(f"field 'recording': another recording has the name {cut.id!r} already")
+            return cut
+        except BadRow as error:
+            for item in reject_group(rows, error):
+                self.ledger.reject(item)
+            return None
+
+    def _reject_more(self, items: Iterator[Rejected]) -> None:
+        for item in items:
+            self.ledger.read += 1
+            self.ledger.reject(item)

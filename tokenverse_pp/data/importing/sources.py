@@ -1,0 +1,220 @@
+"""What to import, and how.
+
+From the options to the stream of rows, with what other files say of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.importing.audio import AudioOut, decoded_name
+from tokenverse_pp.data.importing.fields import FieldMap, fill
+from tokenverse_pp.data.importing.kaldi import read_kaldi, read_wav_scp
+from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
+from tokenverse_pp.data.importing.notation import REFUSE
+from tokenverse_pp.data.importing.rows import BadRow, Rejected, Row, RowOrRejected
+from tokenverse_pp.data.importing.subtitles import read_subtitles
+from tokenverse_pp.data.importing.tables import read_dataset, read_recordings, read_table
+from tokenverse_pp.data.importing.texts import AS_IT_IS, read_inline
+from tokenverse_pp.data.importing.transcripts import read_transcripts
+from tokenverse_pp.data.importing.words import Speakers, Word, Words
+
+ROW, RECORDING = "row", "recording"
+TURN_SOURCES = ("table", "kaldi", "hf", "stm", "subtitles", "transcripts")
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """The options of `tokenverse-pp manifest import`, which has them documented.
+
+    Exactly one of `TURN_SOURCES` gives the turns; without any, ``rttm`` does, or else ``ctm``.
+
+    Args:
+        constants: values of fields of rows that lack them.
+        nist_notation: one of `notation.NOTATIONS`.
+        per: one cut per ``row`` or per ``recording``.
+        discontinuous: what becomes of entities of BRAT in several pieces: ``refuse``, ``cover`` or ``drop``.
+        pause: seconds without a word after which a new turn begins, where words alone are given.
+        repeats: what to do with words that live captions repeat: see `read_subtitles`.
+    """
+
+    table: Tuple[Path, ...] = ()
+    kaldi: Optional[Path] = None
+    hf: Optional[Path] = None
+    stm: Optional[Path] = None
+    subtitles: Optional[Path] = None
+    transcripts: Optional[Path] = None
+    rttm: Optional[Path] = None
+    ctm: Optional[Path] = None
+    recordings: Optional[Path] = None
+    brat: Optional[Path] = None
+    conll: Optional[Path] = None
+    audio_dir: Optional[Path] = None
+    audio_out: Optional[Path] = None
+    hf_split: Optional[str] = None
+    fields: FieldMap = field(default_factory=FieldMap)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    delimiter: Optional[str] = None
+    inline: Optional[str] = None
+    nist_notation: str = REFUSE
+    normaliser: str = AS_IT_IS
+    widen: bool = False
+    discontinuous: str = REFUSE
+    per: str = ROW
+    pause: float = 1.0
+    repeats: str = "auto"
+    sampling_rate: Optional[int] = 16000
+    allow_pipes: bool = False
+    skip_bad: bool = False
+    rejected: Optional[Path] = None
+
+    @property
+    def turns(self) -> str:
+        """The option that gives the turns.
+
+        Raises:
+            UserError: where there is none, or more than one.
+        """
+        given = [name for name in TURN_SOURCES if getattr(self, name)]
+        if len(given) > 1:
+            raise UserError(
+                f"--{given[0]} and --{given[1]} both give turns: expected one of them "
+                "(--recordings takes a table or a wav.scp that only says which audio there is)"
+            )
+        given = given or [name for name in ("rttm", "ctm") if getattr(self, name)]
+        if not given:
+            raise UserError(f"nothing to import: expected one of --{', --'.join(TURN_SOURCES)}, --rttm, --ctm")
+        return given[0]
+
+    @property
+    def source(self) -> Path:
+        """The file or folder that gives the turns, for messages."""
+        path = getattr(self, self.turns)
+        return path[0] if isinstance(path, tuple) else path
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of audio begin: --audio-dir, or else the folder of what names the audio."""
+        if self.audio_dir is not None:
+            return self.audio_dir
+        for path in (self.recordings, *self.table[:1]):
+            if path is not None:
+                return path.parent
+        for path in (self.kaldi, self.hf, self.stm, self.subtitles, self.transcripts, self.rttm, self.ctm):
+            if path is not None:
+                return path if path.is_dir() else path.parent
+        return Path()
+
+
+def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrRejected]:
+    """All rows, each with what recordings, constants, speaker turns, words and marks in the text say of it.
+
+    Args:
+        audio_out: where audio goes that stands in a data set itself.
+    """
+    turns = options.turns
+    recordings, bad = _recordings(options)
+    rttm: List[object] = list(read_rttm(options.rttm, options.nist_notation)) if options.rttm is not None else []
+    ctm: List[object] = list(read_ctm(options.ctm, options.nist_notation)) if options.ctm is not None else []
+    # LEXEME lines of an RTTM give words only where it gives the turns.
+    timed = [item for item in [*(rttm if turns == "rttm" else ()), *ctm] if isinstance(item, Word)]
+    words = Words(timed) if timed or options.ctm is not None else None
+    speaker_turns = [item for item in rttm if isinstance(item, Row)]
+    speakers = Speakers(speaker_turns) if options.rttm is not None and turns != "rttm" else None
+    yield from bad
+    yield from (item for item in [*rttm, *ctm] if isinstance(item, Rejected))
+    for item in _turns(turns, options, audio_out, speaker_turns, words):
+        row = item.row if isinstance(item, Rejected) else item
+        if row is not None:
+            told = recordings.get(_name_in(recordings, row) or "")
+            if isinstance(told, Row):
+                names = ("audio", "channel", "speaker", "language", "endpoint", "tasks", "custom")
+                fill(row, {name: getattr(told, name) for name in names})
+            elif told is not None and isinstance(item, Row):
+                item = Rejected(row.place, f"its recording cannot be read: {told}", row)
+            fill(row, options.constants)
+        if isinstance(item, Row):
+            if speakers is not None:
+                speakers.give(item)
+            try:
+                if words is not None and item.text is None:
+                    words.give(item)
+                if options.inline is not None and item.text is not None:
+                    _read_marks(item, options.inline)
+            except BadRow as error:
+                item = Rejected(item.place, str(error), item)
+        if row is not None and recordings:
+            row.recording = _name_in(recordings, row)  # now that nothing is looked up by it in other files
+        if turns == "subtitles" and isinstance(item, Row) and item.text is None:
+            # No cut lacks anything without an empty cue.
+            item = Rejected(item.place, "field 'text': expected words, found nothing", item, harmless=True)
+        yield item
+    if words is not None:
+        yield from words.unused()
+
+
+def _turns(
+    name: str, options: ImportOptions, audio_out: AudioOut, speaker_turns: List[Row], words: Optional[Words]
+) -> Iterable[RowOrRejected]:
+    tables = (read_table(path, options.fields, options.delimiter) for path in options.table)
+    readers: Dict[str, Callable[[], Iterable[RowOrRejected]]] = {
+        "table": lambda: chain.from_iterable(tables),
+        "kaldi": lambda: read_kaldi(_path(options.kaldi)),
+        "hf": lambda: read_dataset(_path(options.hf), options.fields, options.hf_split, audio_out),
+        "stm": lambda: read_stm(_path(options.stm), options.nist_notation),
+        "subtitles": lambda: read_subtitles(_path(options.subtitles), options.repeats),
+        "transcripts": lambda: read_transcripts(_path(options.transcripts)),
+        "rttm": lambda: speaker_turns,
+        "ctm": lambda: words.turns(options.pause) if words is not None else (),
+    }
+    return readers[name]()
+
+
+def _path(path: Optional[Path]) -> Path:
+    if path is None:
+        raise ValueError("an option that gives the turns has no path")
+    return path
+
+
+def _recordings(options: ImportOptions) -> Tuple[Dict[str, Union[Row, Rejected]], List[Rejected]]:
+    """The recordings that --recordings names, and its rows that cannot be read."""
+    path = options.recordings
+    if path is None:
+        return {}, []
+    if path.name == "wav.scp" or path.suffix == ".scp":
+        return read_wav_scp(path)
+    # The columns that were named are those of the turns' table, where there is one.
+    fields = FieldMap() if options.table or options.hf is not None else options.fields
+    return read_recordings(path, fields, options.delimiter)
+
+
+def _name_in(recordings: Mapping[str, Union[Row, Rejected]], row: Row) -> Optional[str]:
+    """The name of a row's recording in the table of recordings; in the row it may be percent-encoded."""
+    if row.recording is None or row.recording in recordings:
+        return row.recording
+    decoded = decoded_name(row.recording)
+    return decoded if decoded in recordings else row.recording
+
+
+def _read_marks(row: Row, markup: str) -> None:
+    if row.entities is not None:
+        raise BadRow("field 'entities': given twice, by themselves and as marks in the text")
+    row.text, row.entities = read_inline(row.text or "", markup)
+
+
+def check_paths(options: ImportOptions) -> None:
+    """See that what the options name is there (raises UserError)."""
+    sources = ("kaldi", "hf", "stm", "subtitles", "transcripts", "rttm", "ctm")
+    for name in (*sources, "recordings", "brat", "conll", "audio_dir"):
+        path = getattr(options, name)
+        if path is not None and not path.exists():
+            raise UserError(f"--{name.replace('_', '-')}: {path}: no such file or folder")
+    if options.fields.columns and not (options.table or options.hf or options.recordings):
+        raise UserError("--column: expected a table as well (--table, --hf or --recordings)")
+    for path in options.table:
+        if not path.is_file():
+            raise UserError(f"--table: {path}: no such file")

@@ -1,0 +1,417 @@
+"""CSV, TSV and JSON lines: one row a line.
+
+Hugging Face `datasets` folders: what `save_to_disk` wrote, or folders of parquet that `load_dataset` reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import csv
+import re
+import sys
+import tempfile
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import json_of, yaml_of
+from tokenverse_pp.data.audio.containers import container_of
+from tokenverse_pp.data.importing.audio import AudioOut
+from tokenverse_pp.data.importing.fields import FieldMap
+from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, safe_id, shown
+from tokenverse_pp.data.lines import MAX_LINE, number_of, raw_lines, text_of
+from tokenverse_pp.data.manifests import reason_of
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+JSON_LINES = (".jsonl", ".ndjson")
+_ENDING = re.compile(r"\.[A-Za-z0-9]{2,5}$")  # of a file's name
+MOST_LINES = 1000  # of one row of a CSV file, whose quoted cells may have line ends
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A row of a CSV or TSV file: the line on which it begins, its cells as far as they are known, what is wrong."""
+
+    line: int
+    cells: List[str]
+    problem: Optional[str] = None
+
+
+def read_table(path: Path, fields: FieldMap, delimiter: Optional[str] = None) -> Iterator[RowOrRejected]:
+    """The rows of a table, one at a time; ``.gz`` is unpacked.
+
+    CSV has quoting and may have line ends within quotes; TSV has no quoting (as Common Voice writes it). A row that
+    cannot be read is rejected and spoils no other: broken quoting, a carriage return within a line, too many cells.
+
+    Args:
+        delimiter: another one than the name's ending says.
+
+    Raises:
+        UserError: where the file as a whole cannot be read (header, columns that were named).
+    """
+    name = path.name[:-3] if path.name.endswith(".gz") else path.name
+    ending = Path(name).suffix.lower()
+    if ending in JSON_LINES:
+        return _json_rows(path, fields, Path(name).stem)
+    if delimiter is None and ending not in DELIMITERS:
+        known = ", ".join([*DELIMITERS, *JSON_LINES])
+        raise UserError(f"{path}: expected a table ({known}, also with .gz), or --delimiter")
+    return _delimited_rows(
+        path, fields, Path(name).stem, check_delimiter(DELIMITERS[ending] if delimiter is None else delimiter)
+    )
+
+
+def check_delimiter(delimiter: str) -> str:
+    r"""A delimiter of one character; ``\t`` stands for a tab (raises UserError)."""
+    delimiter = "\t" if delimiter == "\\t" else delimiter
+    if len(delimiter) != 1 or delimiter in '"\r\n\0':
+        raise UserError(f"--delimiter {delimiter!r}: expected one character that is no quote, such as ';'")
+    return delimiter
+
+
+def _json_rows(path: Path, fields: FieldMap, stem: str) -> Iterator[RowOrRejected]:
+    seen: Set[str] = set()
+    number = 0
+    for number, line in raw_lines(path):
+        if not line.strip():
+            continue
+        place = Place(str(path), number)
+        try:
+            data = json_of(text_of(line, str(place)), str(place))
+        except UserError as error:
+            yield Rejected(place, _without(place, error))
+            continue
+        if not isinstance(data, dict):
+            yield Rejected(place, f"expected a JSON object, found {shown(data)}")
+            continue
+        seen.update(data)
+        yield fields.row(place, f"{stem}-{number}", data)
+    if number:
+        fields.check(sorted(seen), str(path))
+
+
+def _delimited_rows(path: Path, fields: FieldMap, stem: str, delimiter: str) -> Iterator[RowOrRejected]:
+    records = _Records(path, delimiter)
+    header: Optional[List[str]] = None
+    for record in records:
+        place, number = Place(str(path), record.line), len(record.cells)
+        if header is None:
+            header = records.columns = _header(place, record)
+            fields.check(header, str(path))
+            continue
+        cells = dict(zip(header, record.cells))
+        problem = record.problem
+        if problem is None and number != len(header):
+            problem = f"expected {len(header)} cells, found {number}"
+        if problem is None:
+            yield fields.row(place, f"{stem}-{place.line}", cells)
+        else:
+            yield Rejected(place, problem, fields.recording(place, cells) if number == len(header) else None)
+    if header is None:
+        raise UserError(f"{path}: empty; expected a header line with the names of the columns")
+
+
+def _header(place: Place, record: _Record) -> List[str]:
+    """The names of the columns (raises UserError)."""
+    if record.problem is not None:
+        raise UserError(f"{place}: expected a header line with the names of the columns: {record.problem}")
+    names = record.cells
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{place}: column {twice!r} is there twice")
+    return names
+
+
+class _Records:
+    """The records of a CSV or TSV file.
+
+    Where the quotes of a record are broken (not closed, or closed by one that opens another cell), the record is its
+    first line alone and the next one begins after it: otherwise one quote could swallow the rest of the file.
+
+    ``columns``: the header, once it is known.
+    """
+
+    def __init__(self, path: Path, delimiter: str):
+        self.delimiter = delimiter
+        self.columns: List[str] = []
+        self._file = raw_lines(path)
+        self._ahead: Deque[Tuple[int, bytes]] = deque()  # lines that were read but belong to later records
+
+    def __iter__(self) -> Iterator[_Record]:
+        for number, line in iter(self._line, None):
+            if b'"' in line and self.delimiter != "\t":
+                yield self._quoted(number, line)
+            elif line.strip(b" "):
+                yield _checked(number, line.decode("utf-8", "surrogateescape").split(self.delimiter), quoted=False)
+
+    def _line(self) -> Optional[Tuple[int, bytes]]:
+        return self._ahead.popleft() if self._ahead else next(self._file, None)
+
+    def _quoted(self, number: int, line: bytes) -> _Record:
+        """A record with quotes, which may go on over the next lines."""
+        taken = [(number, line)]
+
+        def lines() -> Iterator[str]:
+            size = 0
+            while len(taken) <= MOST_LINES and size <= MAX_LINE:
+                size += len(taken[-1][1])
+                yield _text(taken[-1][1])
+                following = self._line()
+                if following is None:
+                    return
+                taken.append(following)
+
+        try:
+            with _long_cells():
+                cells = next(csv.reader(lines(), delimiter=self.delimiter, strict=True))
+            problem = self._swallowed(taken, cells)
+        except csv.Error as error:
+            problem = _reason(str(error), taken[-1][0] if len(taken) > 1 else None)
+        if problem is None:
+            return _checked(number, cells, quoted=True)
+        self._ahead.extendleft(reversed(taken[1:]))
+        return _Record(number, [], problem)
+
+    def _swallowed(self, taken: Sequence[Tuple[int, bytes]], cells: List[str]) -> Optional[str]:
+        """What is wrong with a record of several lines, if it seems to hold other records."""
+        if len(taken) == 1 or not self.columns:
+            return None
+        if len(cells) != len(self.columns):
+            return f"expected {len(self.columns)} cells, found {len(cells)} in lines up to {taken[-1][0]}"
+        # The last line of a good record may look like a row, if the quote is opened in the first column.
+        suspects = taken[1:] if len(self._alone(taken[0][1], strict=False)) == len(cells) else taken[1:-1]
+        for number, line in suspects:
+            inner = self._alone(line, strict=True)
+            if len(inner) == len(cells) and _are_alike(inner, cells):
+                return f"a quote is not closed before line {number}, which is a row of its own"
+        return None
+
+    def _alone(self, line: bytes, strict: bool) -> List[str]:
+        """The cells of a line if no quote were open before it; none if it cannot be a row."""
+        with _long_cells():
+            try:
+                return next(csv.reader([_text(line)], delimiter=self.delimiter, strict=strict), [])
+            except csv.Error:
+                return []
+
+
+def _text(line: bytes) -> str:
+    # What is not UTF-8 is carried through the csv module and told of with its row.
+    return line.decode("utf-8", "surrogateescape") + "\n"
+
+
+def _reason(error: str, end: Optional[int]) -> str:
+    """What the csv module says of a record, for a message; ``end``: its last line, where it has several."""
+    if "new-line character" in error:
+        return "holds a carriage return (U+000D) outside of quotes; expected lines that end in LF or CRLF"
+    if "NUL" in error:  # up to Python 3.10
+        return "expected text, found a NUL byte"
+    if "unexpected end of data" in error:
+        return "a quote is not closed"
+    if end is not None:
+        return f"a quote is not closed: the next one, in line {end}, opens another"
+    return f"broken quoting: {error}"
+
+
+def _are_alike(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two rows have files with the same ending in one column, or numbers in two."""
+    numbers = 0
+    for a, b in zip(one, other):
+        ending, wanted = _ENDING.search(a), _ENDING.search(b)
+        if ending is not None and wanted is not None and ending[0] == wanted[0] and number_of(a) is None:
+            return True
+        numbers += number_of(a) is not None and number_of(b) is not None
+    return numbers > 1
+
+
+@contextlib.contextmanager
+def _long_cells() -> Iterator[None]:
+    """Let the csv module read cells as long as a line may be; its limit is one for the whole process."""
+    before = csv.field_size_limit(min(MAX_LINE, sys.maxsize))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _checked(number: int, cells: List[str], quoted: bool) -> _Record:
+    text = "".join(cells)
+    problem = None
+    if "\0" in text:
+        problem = "expected text, found a NUL byte"
+    elif "\r" in text and not quoted:
+        problem = "holds a carriage return (U+000D); expected lines that end in LF or CRLF"
+    else:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            problem = "not UTF-8"
+    return _Record(number, cells, problem)
+
+
+def _without(place: Place, error: UserError) -> str:
+    return str(error).replace(f"{place}: ", "", 1)
+
+
+def read_recordings(
+    path: Path, fields: FieldMap, delimiter: Optional[str] = None
+) -> Tuple[Dict[str, Union[Row, Rejected]], List[Rejected]]:
+    """A table with one row a recording, in memory, by its field ``recording``, or else by its audio file's name.
+
+    Returns:
+        The recordings (one whose row cannot be read is rejected there, too), and the rows that cannot be read, have
+        neither of the fields, or name a recording again.
+
+    Raises:
+        UserError: see `read_table`.
+    """
+    found: Dict[str, Union[Row, Rejected]] = {}
+    bad: List[Rejected] = []
+    for item in read_table(path, fields, delimiter):
+        row = item.row if isinstance(item, Rejected) else item
+        name = (row.recording or (Path(row.audio).stem if row.audio else None)) if row is not None else None
+        if isinstance(item, Row) and (name is None or name in found):
+            item = Rejected(item.place, f"field 'recording': expected a name of its own, found {shown(name)}", item)
+        if isinstance(item, Rejected):
+            bad.append(Rejected(item.place, item.reason, harmless=True))  # what lacks it is told of by itself
+        if name is not None:
+            found[name] = item
+    return found, bad
+
+
+def read_dataset(folder: Path, fields: FieldMap, split: Optional[str], audio_out: AudioOut) -> Iterator[RowOrRejected]:
+    """The rows of a data set. Class labels become their names.
+
+    Audio that stands in the data set itself is written, undecoded, to ``audio_out``.
+
+    Args:
+        split: which part; needed where there are several.
+
+    Raises:
+        UserError: where `datasets` is not installed, cannot read the folder, or has no such split or column.
+    """
+    with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as cache:
+        data = _load(folder, split, cache)
+        yield from _rows(data, folder, fields, audio_out)
+
+
+def _rows(data: Any, folder: Path, fields: FieldMap, audio_out: AudioOut) -> Iterator[RowOrRejected]:
+    features = dict(data.features or {})
+    fields.check(list(features), str(folder))
+    columns = fields.over(features)
+    names = {column: features[column] for column in columns.values() if column in features}
+    for number, cells in _each(data):
+        place = Place(str(folder), number, "row")
+        if isinstance(cells, str):
+            yield Rejected(place, cells)
+            continue
+        try:
+            values = {column: _plain(cells[column], feature) for column, feature in names.items()}
+            if isinstance(values.get(columns.get("audio", "")), dict):
+                values[columns["audio"]] = _audio(values[columns["audio"]], audio_out, number)
+        except BadRow as error:
+            yield Rejected(place, str(error))
+            continue
+        yield fields.row(place, f"{safe_id(folder.name)}-{number}", values)
+
+
+def _each(data: Any) -> Iterator[Tuple[int, Union[Dict[str, Any], str]]]:
+    """The rows of a data set, or why one cannot be read (a text that is not UTF-8, say)."""
+    number = 0
+    try:
+        for cells in data:
+            yield number, cells
+            number += 1
+    except Exception:  # whatever a column's type throws; the iterator is at its end then
+        pass
+    for later in range(number, len(data)):
+        try:
+            yield later, data[later]
+        except Exception as error:
+            yield later, f"cannot be read: {reason_of(error)}"
+
+
+def _load(folder: Path, split: Optional[str], cache: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("--hf: needs the package datasets: pip install 'tokenverse_pp[datasets]'") from None
+    if not folder.is_dir():
+        raise UserError(f"{folder}: expected a folder of Hugging Face datasets")
+    _check_folder(folder)
+    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    try:
+        data = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder), cache_dir=cache)
+    except Exception as error:  # the library has no common type for what it throws
+        cause = error.__cause__ or error
+        reason = (str(cause).splitlines() or [repr(cause)])[0]
+        hint = "; an audiofolder's metadata.csv is a table: --table" if (folder / "metadata.csv").is_file() else ""
+        raise UserError(f"{folder}: datasets cannot read it: {reason}{hint}") from None
+    if hasattr(data, "keys"):
+        if split is None and len(data) == 1:
+            split = next(iter(data))
+        if split not in data:
+            raise UserError(f"{folder}: --hf-split: expected one of {', '.join(data)}, found {split}")
+        data = data[split]
+    for name, feature in dict(data.features or {}).items():
+        if isinstance(feature, datasets.Audio):
+            data = data.cast_column(name, datasets.Audio(decode=False))
+        elif getattr(feature, "decode", False):  # images, videos, ..: nobody asks for them
+            undecoded = copy.copy(feature)
+            undecoded.decode = False
+            data = data.cast_column(name, undecoded)
+    return data
+
+
+def _check_folder(folder: Path) -> None:
+    """See that `datasets` will neither run code of the folder nor fetch what it names (raises UserError).
+
+    Versions before 4 run a script of the folder's name, and all take the addresses of data files from its README.md.
+    """
+    for name in (folder.name, folder.resolve().name):
+        script = folder / f"{name}.py"
+        if script.is_file():
+            raise UserError(f"{script}: a loading script, which is not run; export the data as parquet")
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    head = re.match(r"---\r?\n(.*?\n)---", text, re.DOTALL)
+    try:
+        about = yaml_of(head[1]) if head else None
+    except UserError as error:
+        raise UserError(f"{card}: {error}") from None
+    configs = about.get("configs") if isinstance(about, dict) else None
+    if "://" in str(configs):
+        raise UserError(f"{card}: 'configs' names data files on other machines, which are not fetched")
+
+
+def _plain(value: Any, feature: Any) -> Any:
+    """Names in place of the numbers of class labels, also within lists."""
+    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
+    if isinstance(value, list) and inner is not None:
+        return [_plain(item, inner) for item in value]
+    if hasattr(feature, "int2str") and isinstance(value, int):
+        return feature.int2str(value) if value >= 0 else None
+    return value
+
+
+def _audio(value: Dict[str, Any], audio_out: AudioOut, number: int) -> str:
+    """A path: that of the data, or of a file with the bytes that the data hold."""
+    data, path = value.get("bytes"), value.get("path")
+    if data is None:
+        if not path:
+            raise BadRow("field 'audio': neither a path nor audio")
+        return str(path)
+    ending = Path(str(path or "")).suffix.lower()
+    if not re.fullmatch(r"\.[a-z0-9]{1,5}", ending):
+        ending = _ending_of(data)
+    target = audio_out.folder() / f"{number:08d}{ending}"
+    target.write_bytes(data)
+    return str(target)
+
+
+def _ending_of(data: bytes) -> str:
+    container = container_of(data[:8192])
+    return {"matroska": ".mka", "sphere": ".sph", "adts": ".aac", "unknown": ".mp3"}.get(container, f".{container}")

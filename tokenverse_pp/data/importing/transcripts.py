@@ -1,0 +1,156 @@
+"""Transcripts as `tokenverse-pp transcribe --format json` writes them: one turn a sentence of a speaker.
+
+A transcript has all that a cut may be labelled for, so that what a model has heard, and somebody has corrected, can be
+trained on. A turn ends at a speaker change and at an endpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Iterator, List, Set, Tuple, Union
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import json_of
+from tokenverse_pp.data.importing.rows import (
+    BadRow,
+    Place,
+    Rejected,
+    Row,
+    RowOrRejected,
+    Span,
+    files_of,
+    safe_id,
+    shown,
+)
+from tokenverse_pp.data.lines import raw_lines, text_of
+from tokenverse_pp.tasks.result import Transcript
+
+JSON_LINES = (".jsonl", ".ndjson")
+SHORTEST = 0.001  # seconds of a turn whose only word lies at the end of the audio
+ENDPOINT = "[ENDP]"
+
+
+def read_transcripts(path: Path) -> Iterator[RowOrRejected]:
+    """The turns of transcripts: a file holds one as JSON, or one a line.
+
+    The field ``name`` of a transcript is its recording. Speakers are ``turn1``, ``turn2``, ..: the model hears that the
+    speaker changes, not who speaks. What belongs to a task that was not decoded is missing, not empty.
+    """
+    for file in files_of(path, (".json", *JSON_LINES)):
+        for place, data in _texts(file):
+            if isinstance(data, Rejected):
+                yield data
+                continue
+            try:
+                transcript = Transcript.from_dict(json_of(data, "transcript"))
+            except UserError as error:
+                yield Rejected(place, str(error))
+                continue
+            yield from _rows(place, transcript)
+
+
+def _texts(file: Path) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
+    """The JSON texts of a file, each with the line at which it begins."""
+    lines = ((place, line) for place, line in _lines(file) if isinstance(line, Rejected) or line.strip())
+    if file.suffix.lower() in JSON_LINES:
+        yield from lines
+        return
+    found = list(lines)
+    texts = [line for _, line in found if isinstance(line, str)]
+    if len(texts) < len(found) or not texts or _is_json(texts[0]):
+        yield from found
+    else:
+        yield found[0][0], "\n".join(texts)
+
+
+def _lines(file: Path) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
+    for number, raw in raw_lines(file):
+        place = Place(str(file), number)
+        try:
+            yield place, text_of(raw, "")
+        except UserError as error:
+            yield place, Rejected(place, str(error).lstrip(": "))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json_of(text, "")
+    except UserError:
+        return False
+    return True
+
+
+def _rows(place: Place, transcript: Transcript) -> Iterator[RowOrRejected]:
+    recording = transcript.name
+    if not transcript.words:
+        yield Rejected(place, "a transcript without words", Row(place, "", recording), harmless=True)
+        return
+    try:
+        bounds = _bounds(transcript)
+    except BadRow as error:
+        yield Rejected(place, str(error), Row(place, "", recording))
+        return
+    for number, (first, stop, speaker) in enumerate(bounds, start=1):
+        row = Row(place, f"{safe_id(recording)}-{number:04d}", recording)
+        try:
+            _fill(row, transcript, first, stop)
+        except BadRow as error:
+            yield Rejected(place, f"words {first + 1} to {stop}: {error}", row)
+            continue
+        row.speaker = speaker if "scd" in transcript.tasks else None
+        yield row
+
+
+def _bounds(transcript: Transcript) -> List[Tuple[int, int, str]]:
+    """First word, one past the last, and speaker of each turn.
+
+    Raises:
+        BadRow: where a word is in no turn or in two, or nothing says which words an endpoint follows.
+    """
+    ends = _endpoints(transcript)
+    if transcript.endpoints and not ends:
+        raise BadRow(f"field 'marks': expected {ENDPOINT} for each of the endpoints, found none")
+    found, at = [], 0
+    for turn in transcript.spans():
+        if turn.first != at:
+            raise BadRow(
+                f"field 'turns': expected each word in one turn, found turn {turn.number} from {turn.first} on"
+            )
+        at = turn.stop
+        stops = sorted({end for end in ends if turn.first < end < turn.stop} | {turn.stop})
+        found += [(a, b, f"turn{turn.number}") for a, b in zip([turn.first, *stops], stops)]
+    if at != len(transcript.words):
+        raise BadRow(f"field 'turns': expected each word in one turn, found none for words {at + 1} and on")
+    return found
+
+
+def _endpoints(transcript: Transcript) -> Set[int]:
+    """The numbers of words before endpoints."""
+    return {mark.position for mark in transcript.marks if mark.text == ENDPOINT and "endp" in transcript.tasks}
+
+
+def _fill(row: Row, transcript: Transcript, first: int, stop: int) -> None:
+    """What the transcript says of some of its words (raises BadRow)."""
+    text, bounds = "", []
+    for word in transcript.words[first:stop]:
+        text = f"{text} {word.text}" if text else word.text
+        bounds.append((len(text) - len(word.text), len(text)))
+    row.text = text or None
+    last = transcript.duration or float("inf")
+    row.start = max(min(transcript.words[first].start, last - SHORTEST), 0.0)
+    row.end = max(min(transcript.words[stop - 1].end, last), row.start + SHORTEST)
+    if "ner" in transcript.tasks:
+        row.entities = _entities(transcript, first, stop, bounds)
+    if "endp" in transcript.tasks:
+        row.endpoint = stop in _endpoints(transcript)
+    row.language = transcript.language
+
+
+def _entities(transcript: Transcript, first: int, stop: int, bounds: List[Tuple[int, int]]) -> List[Span]:
+    found: List[Span] = []
+    for entity in transcript.entities:
+        if first <= entity.first and entity.stop <= stop:
+            found.append((bounds[entity.first - first][0], bounds[entity.stop - 1 - first][1], entity.type))
+        elif entity.first < stop and first < entity.stop:
+            raise BadRow(f"field 'entities': {shown(entity.text)} reaches from one turn into the next")
+    return found

@@ -1,0 +1,387 @@
+"""Who made a task's labels: people (or a corpus), or a machine.
+
+``cut.custom["label_source"]`` maps a task to the name of the maker of its labels on that cut, e.g.
+``{"ner": "machine:spacy/en_core_web_sm"}``. A name that begins with ``machine:`` is a machine's; a task that is not
+in the mapping was labelled by people. Each entity of a machine-labelled cut says so too: ``"source"`` (the same name)
+and ``"confidence"`` (0 to 1). One cut has one maker of a task's labels, so that the two never mix unseen.
+
+The label schema of cuts, and its validation.
+
+One cut is one training example. ``cut.custom["tasks"]`` lists the tasks that it is labelled for, ``asr``
+always among them; each task says what its labels are (`Task.check`). A task that is not listed was not
+annotated; a task that is listed and has nothing to say (no entity spoken) was.
+
+Cuts as the label checks see them, straight from a row of JSON.
+
+Building lhotse's cut, supervisions, recording and audio sources takes longer than checking the labels in them. A row
+of the usual shape (a MonoCut with a recording and no stored features) is read here without; any other row goes
+through lhotse, and so does every row that lhotse might refuse.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union, cast
+
+from lhotse.cut import Cut
+from lhotse.supervision import SupervisionSegment
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import PathLike, is_finite
+from tokenverse_pp.data.audio.checks import TOLERANCE as AUDIO_TOLERANCE
+from tokenverse_pp.data.audio.checks import check_audio as audio_problems
+from tokenverse_pp.data.lines import CONTROL, NameSet
+from tokenverse_pp.data.manifests import ManifestRow, cut_of, read_cuts, read_rows, shortened
+from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.registry import REGISTRY
+from tokenverse_pp.tasks.transcript import FixedTurns, turns_of
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
+
+LABEL_SOURCE = "label_source"  # key of cut.custom
+MACHINE = "machine:"
+
+
+def machine_tasks(custom: Optional[Mapping[str, Any]]) -> List[str]:
+    """The tasks whose labels a machine made, by a cut's custom fields."""
+    sources = (custom or {}).get(LABEL_SOURCE) or {}
+    return [task for task, source in sources.items() if str(source).startswith(MACHINE)]
+
+
+def check_sources(cut: Cut, known: Mapping[str, Any]) -> List[str]:
+    """What is wrong with what a cut says of the makers of its labels: one line a problem, naming the field.
+
+    Args:
+        known: the tasks that there are (``REGISTRY``).
+    """
+    sources = (cut.custom or {}).get(LABEL_SOURCE)
+    where = f"field 'custom.{LABEL_SOURCE}'"
+    if sources is None:
+        sources = {}
+    if not isinstance(sources, dict):
+        return [f"{where}: expected a mapping from tasks to names, found {sources!r}"]
+    problems = [
+        f"{where}: unknown task {task!r}, expected some of {', '.join(known)}" for task in sources if task not in known
+    ]
+    problems += [
+        f"{where}: expected a name such as 'machine:spacy/NAME' for {task}, found {name!r}"
+        for task, name in sources.items()
+        if not isinstance(name, str) or not name
+    ]
+    if problems or "ner" not in (cut.custom or {}).get("tasks", ()):
+        return problems
+    maker = sources.get("ner")
+    return [
+        f"supervision {turn.index}, field 'custom.entities': {problem}"
+        for turn in turns_of(cut)
+        for item in turn.custom.get("entities") or ()
+        if isinstance(item, dict)
+        for problem in _check_entity(item, maker)
+    ]
+
+
+def _check_entity(item: Dict[str, Any], maker: Optional[str]) -> List[str]:
+    source, confidence = item.get("source"), item.get("confidence")
+    problems = []
+    if source != maker and (source is not None or str(maker).startswith(MACHINE)):
+        problems.append(
+            f"source {source!r} of {item.get('start')}..{item.get('end')} is not that of the cut's "
+            f"custom.{LABEL_SOURCE}, {maker!r}"
+        )
+    if confidence is not None and not _is_probability(confidence):
+        problems.append(f"confidence of {item.get('start')}..{item.get('end')}: expected 0 to 1, found {confidence!r}")
+    return problems
+
+
+def _is_probability(value: Any) -> bool:
+    return is_finite(value) and 0 <= value <= 1
+
+
+TOLERANCE = 0.001  # seconds of rounding by which a turn may stick out of its cut or into another
+
+
+def labelled_tasks(cut: Cut) -> List[str]:
+    """The tasks that a cut is labelled for.
+
+    Raises:
+        UserError: where ``custom["tasks"]`` breaks the schema.
+    """
+    problems = _check_tasks(cut)
+    if problems:
+        raise UserError(f"cut {cut.id}: {shortened(problems[0])}")
+    return list((cut.custom or {})["tasks"])
+
+
+def check_cut(cut: Cut, tasks: Optional[TaskSet] = None) -> List[str]:
+    """What is wrong with a cut's labels: one line a problem, naming the field; nothing if all is well.
+
+    Args:
+        tasks: the tasks of a model, whose options (languages, entity types) narrow what is allowed.
+    """
+    problems = _check_tasks(cut) + _check_supervisions(cut) + _check_extent(cut)
+    if not problems:  # the tasks may count on fields of the right kind
+        for name in (cut.custom or {})["tasks"]:
+            task = tasks[name] if tasks is not None and name in tasks else REGISTRY[name].from_options({})
+            problems.extend(task.check(cut))
+    return [shortened(problem) for problem in problems or check_sources(cut, REGISTRY)]
+
+
+def find_problems(
+    cuts: Iterable[Cut], tasks: Optional[TaskSet] = None, check_audio: bool = False
+) -> Iterator[Tuple[str, str]]:
+    """Every problem of every cut as (cut id, problem); also ids that occur twice.
+
+    Args:
+        tasks: see `check_cut`.
+        check_audio: decode all the audio as well (slow).
+    """
+    seen = NameSet()
+    for number, cut in enumerate(cuts):
+        if not isinstance(cut.id, str) or not cut.id or CONTROL.search(cut.id):
+            yield f"number {number}", f"field 'id': expected a name, found {cut.id!r}"
+            continue
+        if not seen.add(cut.id):
+            yield cut.id, "field 'id': another cut has it already"
+        for problem in check_cut(cut, tasks):
+            yield cut.id, problem
+        if check_audio:
+            for problem in audio_problems(cut):
+                yield cut.id, problem
+
+
+def validate_cuts(
+    cuts: Union[PathLike, Iterable[Cut]],
+    tasks: Optional[TaskSet] = None,
+    check_audio: bool = False,
+    list_all: bool = False,
+) -> None:
+    """Check cuts, or the manifest at a path, against the label schema.
+
+    Args:
+        tasks: see `check_cut`.
+        check_audio: decode all the audio as well (slow).
+        list_all: put every problem into the message, one a line; otherwise the first, and how many more there
+            are.
+
+    Raises:
+        UserError: naming file (where a path is given), cut id and field.
+    """
+    source, prefix = (_cuts_of(cuts, check_audio), f"{cuts}: ") if isinstance(cuts, (str, os.PathLike)) else (cuts, "")
+    lines, count = [], 0
+    for cut_id, text in find_problems(source, tasks, check_audio):
+        count += 1
+        if list_all or count == 1:
+            lines.append(f"{prefix}cut {cut_id}: {text}")
+    if not lines:
+        return
+    more = f" (and {count - 1} more)" if count > len(lines) else ""
+    raise UserError("\n".join(lines) + more)
+
+
+def _cuts_of(path: PathLike, with_audio: bool) -> Iterable[Cut]:
+    return read_cuts(path) if with_audio else (labelled_cut(row) for row in read_rows(path))
+
+
+def _check_tasks(cut: Cut) -> List[str]:
+    where = "field 'custom.tasks'"
+    custom = getattr(cut, "custom", None)
+    if custom is not None and not isinstance(custom, dict):
+        return [f"field 'custom': expected a mapping, found {custom!r}"]
+    names = (custom or {}).get("tasks")
+    if not isinstance(names, list):
+        found = "nothing" if names is None else repr(names)
+        return [f"{where}: expected a list such as ['asr', 'lid'], found {found}"]
+    problems = [
+        f"{where}: unknown task {name!r}, expected some of {', '.join(REGISTRY)}"
+        for name in names
+        if not isinstance(name, str) or name not in REGISTRY
+    ]
+    if not problems and len(set(names)) < len(names):
+        problems.append(f"{where}: a task is listed twice in {names!r}")
+    if "asr" not in names:
+        problems.append(f"{where}: expected 'asr' among them, found {names!r}")
+    return problems
+
+
+def _check_supervisions(cut: Cut) -> List[str]:
+    if not _is_number(cut.duration) or cut.duration <= 0:
+        return [f"field 'duration': expected seconds > 0, found {cut.duration!r}"]
+    supervisions = cut.supervisions
+    if not supervisions:
+        return ["field 'supervisions': expected at least one turn, found none"]
+    problems = [p for i, sup in enumerate(supervisions) for p in type_problems(f"supervision {i}", sup)]
+    return problems or _check_times(supervisions, cut.duration)
+
+
+def _check_extent(cut: Cut) -> List[str]:
+    """The cut lies inside its recording, where it has one of its own."""
+    recording = getattr(cut, "recording", None)
+    if recording is None or not _is_number(cut.duration):
+        return []
+    start, whole = getattr(cut, "start", 0.0), recording.duration
+    if not _is_number(whole) or whole <= 0:
+        return [f"field 'recording.duration': expected seconds > 0, found {whole!r}"]
+    if not _is_number(start) or start < 0 or start + cut.duration > whole + AUDIO_TOLERANCE:
+        return [
+            f"field 'start': the cut, {cut.duration:.3f} s from {start!r} s on, is not inside its recording "
+            f"of {whole} s"
+        ]
+    return []
+
+
+def type_problems(where: str, sup: SupervisionSegment) -> List[str]:
+    """Fields of a turn that are not of their type, or no Unicode: one line each, beginning with ``where``."""
+    problems = [
+        f"{where}, field '{name}': expected a string, found {getattr(sup, name)!r}"
+        for name in ("text", "speaker", "language")
+        if not isinstance(getattr(sup, name), (str, type(None)))
+    ]
+    problems += [
+        f"{where}, field '{name}': expected valid Unicode, found {getattr(sup, name)!r}"
+        for name in ("text", "speaker", "language")
+        if isinstance(getattr(sup, name), str) and not _is_unicode(getattr(sup, name))
+    ]
+    problems += [
+        f"{where}, field '{name}': expected seconds, found {getattr(sup, name)!r}"
+        for name in ("start", "duration")
+        if not _is_number(getattr(sup, name))
+    ]
+    if not isinstance(sup.custom, (dict, type(None))):
+        problems.append(f"{where}, field 'custom': expected a mapping, found {sup.custom!r}")
+    return problems
+
+
+def _check_times(supervisions: Sequence[SupervisionSegment], cut_duration: float) -> List[str]:
+    """Turns inside the cut, in time order; two speakers may talk at once, one speaker may not."""
+    problems = []
+    last_end: Dict[Optional[str], float] = {}
+    last_start = -math.inf
+    for i, sup in enumerate(supervisions):
+        where = f"supervision {i}"
+        end = sup.start + sup.duration
+        if sup.duration <= 0:
+            problems.append(f"{where}, field 'duration': expected seconds > 0, found {sup.duration!r}")
+        if sup.start < -TOLERANCE or end > cut_duration + TOLERANCE:
+            problems.append(
+                f"{where}, field 'start': the turn, {sup.start:.3f} to {end:.3f} s, is not inside its cut "
+                f"of {cut_duration:.3f} s"
+            )
+        if sup.start < last_start:
+            problems.append(f"{where}, field 'start': turns must be listed in time order")
+        elif sup.speaker is not None and sup.start < last_end.get(sup.speaker, -math.inf) - TOLERANCE:
+            problems.append(f"{where}, field 'start': speaker {sup.speaker!r} is still in an earlier turn")
+        last_start = max(last_start, sup.start)
+        last_end[sup.speaker] = max(last_end.get(sup.speaker, -math.inf), end)
+    return problems
+
+
+def _is_number(value: Any) -> bool:
+    return is_finite(value)
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half of a surrogate pair, which JSON can hold and no file can."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_CUT_NEEDS = frozenset(("id", "start", "duration", "channel"))
+_CUT_MAY = _CUT_NEEDS | {"type", "supervisions", "recording", "custom"}
+_TURN_NEEDS = frozenset(("id", "recording_id", "start", "duration"))
+_TURN_MAY = _TURN_NEEDS | {"channel", "text", "language", "speaker", "gender", "custom"}
+_RECORDING_NEEDS = frozenset(("id", "sources", "sampling_rate", "num_samples", "duration"))
+_RECORDING_MAY = _RECORDING_NEEDS | {"channel_ids"}
+_SOURCE = frozenset(("type", "channels", "source"))
+
+
+class PlainTurn:
+    """The fields of a supervision that labels stand in; see `lhotse.SupervisionSegment`."""
+
+    __slots__ = ("custom", "duration", "language", "speaker", "start", "text")
+
+    def __init__(self, data: Dict[str, Any]):
+        get = data.get
+        self.start = data["start"]
+        self.duration = data["duration"]
+        self.text = get("text")
+        self.speaker = get("speaker")
+        self.language = get("language")
+        self.custom = get("custom")
+
+    @property
+    def end(self) -> float:
+        """Seconds; rounded as lhotse does."""
+        return round(self.start + self.duration, ndigits=8)
+
+
+class PlainCut(FixedTurns):
+    """The fields of a cut that labels stand in; see `lhotse.cut.Cut`."""
+
+    def __init__(self, data: Dict[str, Any]):
+        self.id = data["id"]
+        self.duration = data["duration"]
+        self.custom = data.get("custom")
+        self.supervisions: List[PlainTurn] = [PlainTurn(item) for item in data.get("supervisions", ())]
+
+
+def labelled_cut(row: ManifestRow) -> Cut:
+    """What to ask for a row's labels: a `PlainCut` where that is enough, otherwise lhotse's cut.
+
+    Raises:
+        UserError: where lhotse cannot read the row.
+    """
+    if is_plain(row.data):
+        return cast(Cut, PlainCut(row.data))
+    return cut_of(row.data, row.where)
+
+
+def is_plain(data: Dict[str, Any]) -> bool:
+    """True for a row that lhotse is sure to read, and that has nothing which changes how its labels are read."""
+    supervisions = data.get("supervisions", [])
+    return (
+        data.get("type") == "MonoCut"
+        and _has(data, _CUT_NEEDS, _CUT_MAY)
+        and isinstance(supervisions, list)
+        and all(_has(item, _TURN_NEEDS, _TURN_MAY) and _is_plain_custom(item.get("custom")) for item in supervisions)
+        and _is_plain_custom(data.get("custom"))
+        and ("recording" not in data or (_is_plain_recording(data["recording"]) and _lies_inside(data)))
+    )
+
+
+def _has(item: Any, needs: frozenset[str], may: frozenset[str]) -> bool:
+    return isinstance(item, dict) and needs <= item.keys() <= may
+
+
+def _is_plain_custom(custom: Optional[Any]) -> bool:
+    """Nothing that lhotse would read as a recording or an image."""
+    if custom is None:
+        return True
+    return isinstance(custom, dict) and not any(
+        isinstance(value, dict) and ("sources" in value or "width" in value) for value in custom.values()
+    )
+
+
+def _lies_inside(data: Dict[str, Any]) -> bool:
+    """The cut lies in its recording; what `check_cut` says of any other needs the recording."""
+    times = data["start"], data["duration"], data["recording"]["duration"]
+    if not all(type(time) in (int, float) for time in times):
+        return False
+    start, seconds, whole = times
+    try:
+        return 0 <= start <= start + seconds <= whole
+    except OverflowError:  # a whole number that no float holds
+        return False
+
+
+def _is_plain_recording(recording: Any) -> bool:
+    if not _has(recording, _RECORDING_NEEDS, _RECORDING_MAY):
+        return False
+    if recording.get("channel_ids") is None:  # lhotse works them out, and can fail at that
+        return False
+    sources = recording["sources"]
+    return isinstance(sources, list) and all(_has(source, _SOURCE, _SOURCE) for source in sources)

@@ -1,0 +1,188 @@
+"""The lines of text files that others wrote: limits, and errors that name the line.
+
+Sets of names in little memory: a manifest of a million cuts has a million ids.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from array import array
+from pathlib import Path
+from typing import BinaryIO, Callable, Iterator, List, Optional, Tuple, cast
+
+from tokenverse_pp.base.errors import CONTROL, UserError
+from tokenverse_pp.base.files import PathLike
+
+MAX_LINE = 32 * 2**20  # bytes; a cut of some hours with an alignment of every word has about a tenth of it
+PROGRESS_STEP = 500  # lines between two reports of progress
+CONTROL_NO_SPACE = re.compile("[\\x00-\\x08\\x0e-\\x1f\\x7f-\\x84\\x86-\\x9f]")  # those that separate no words
+BLANKS = " \t"  # what separates the fields of ASCII formats
+BOM = b"\xef\xbb\xbf"  # byte order mark
+_GAP = re.compile("[ \t]+")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+
+
+def raw_lines(path: PathLike, progress: Optional[Callable[[int], None]] = None) -> Iterator[Tuple[int, bytes]]:
+    """Line numbers (from 1) and lines of a file, without line ends (LF or CRLF) and byte order mark.
+
+    A name that ends in ``.gz`` is unpacked. No more than one line is in memory.
+
+    Args:
+        progress: told now and then, and at the end, by how many bytes of the file (packed, if it is) the reading has
+            moved on.
+
+    Raises:
+        UserError: where the file is missing, cannot be read (a ``.gz`` that was cut off), or a line has more than
+            `MAX_LINE` bytes: naming file and line.
+    """
+    name = str(path)
+    if not Path(path).exists() or Path(path).is_dir():  # a pipe is no file, but has lines
+        raise UserError(f"{name}: no such file")
+    number = position = 0
+    try:
+        with open(name, "rb") as raw:
+            file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if name.endswith(".gz") else raw)
+            while True:
+                line = file.readline(MAX_LINE + 1)
+                if progress is not None and (not line or number % PROGRESS_STEP == 0):
+                    progress(raw.tell() - position)
+                    position = raw.tell()
+                if not line:
+                    return
+                number += 1
+                if len(line) > MAX_LINE:
+                    raise UserError(f"{name}, line {number}: longer than {MAX_LINE // 2**20} MB; expected a text file")
+                if number == 1 and line.startswith(BOM):
+                    line = line[len(BOM) :]
+                yield number, line.rstrip(b"\r\n")
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{name}: cannot be read after line {number}: {error}") from None
+
+
+def text_of(line: bytes, where: str) -> str:
+    """A line as text.
+
+    Raises:
+        UserError: where it is not UTF-8, or holds a NUL byte (binary data, or UTF-16).
+    """
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8: {error.reason} at byte {error.start}") from None
+    if "\0" in text:
+        raise UserError(f"{where}: expected text, found a NUL byte")
+    return text
+
+
+def text_lines(path: PathLike, kind: str = "") -> Iterator[Tuple[int, str]]:
+    """Line numbers and lines of a UTF-8 file; see `raw_lines` and `text_of`.
+
+    Args:
+        kind: what the file holds, for messages.
+    """
+    try:
+        for number, line in raw_lines(path):
+            yield number, text_of(line, f"{path}, line {number}")
+    except UserError as error:
+        if not kind:
+            raise
+        raise UserError(f"{path}: cannot read {kind}: {str(error)[len(str(path)) :].lstrip(':, ')}") from None
+
+
+def fields(line: str, maxsplit: int = -1) -> List[str]:
+    """The fields of a line, separated by spaces and tabs.
+
+    ``str.split()`` also splits at the spaces of Unicode (no-break, thin and ideographic spaces, line separators), which
+    are part of a field in formats whose fields ASCII blanks separate (CTM, STM, RTTM, Kaldi, ARPA, CoNLL).
+
+    Args:
+        maxsplit: as of ``str.split``; the last field is then the rest of the line, without blanks at its ends.
+
+    >>> fields("a 1 0.00\\t0.50 10\\u00a0000 "), fields("a 1  two words ", maxsplit=2)
+    (['a', '1', '0.00', '0.50', '10\\xa0000'], ['a', '1', 'two words'])
+    """
+    line = line.strip(BLANKS)
+    if not line:
+        return []
+    if maxsplit == 0:
+        return [line]
+    return _GAP.split(line, maxsplit=max(maxsplit, 0))
+
+
+def number_of(text: str) -> Optional[float]:
+    """A decimal number in ASCII digits, with or without an exponent; None for anything else.
+
+    ``float()`` also reads ``nan``, ``inf``, ``1_000`` and the digits of other scripts. A number that is too large
+    becomes infinite.
+
+    >>> number_of("-1.5e-3"), number_of("1_000"), number_of("nan"), number_of("\u0661")
+    (-0.0015, None, None, None)
+    """
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def stray_control(text: str) -> Optional[str]:
+    """The first control character of a line other than a tab, as a message names it; None where there is none.
+
+    A line of a text file has none. A carriage return within it may be the line end of another system, so that the line
+    is several.
+
+    >>> stray_control("bad\\rcell"), stray_control("a\\tb")
+    ('carriage return (U+000D)', None)
+    """
+    for match in CONTROL.finditer(text):
+        if match[0] != "\t":
+            name = {"\r": "carriage return", "\0": "NUL byte"}.get(match[0], "control character")
+            return f"{name} (U+{ord(match[0]):04X})"
+    return None
+
+
+_HASH_BITS = (1 << 64) - 1
+
+
+class NameSet:
+    """A set that keeps the 64-bit hashes of names, not the names: 16 to 32 bytes a name, with no upper bound.
+
+    Two different names are taken for one with a chance of n^2 / 2^65 among n names (3e-8 at a million), so that
+    what it calls a repeated name is one. Open addressing with linear probing (Knuth, TAOCP 3, algorithm 6.4 L).
+    """
+
+    def __init__(self) -> None:
+        self._slots = array("Q", bytes(8 * 64))
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, name: str) -> bool:
+        """Put a name in; True if it was not there before."""
+        return self._put((hash(name) & _HASH_BITS) or 1)  # 0 marks a free slot
+
+    def update(self, other: NameSet) -> None:
+        """Put in all that another set holds."""
+        for value in other._slots:
+            if value:
+                self._put(value)
+
+    def _put(self, value: int) -> bool:
+        slots, mask = self._slots, len(self._slots) - 1
+        at = value & mask
+        while slots[at]:
+            if slots[at] == value:
+                return False
+            at = (at + 1) & mask
+        slots[at] = value
+        self._count += 1
+        if 2 * self._count > mask:
+            self._grow()
+        return True
+
+    def _grow(self) -> None:
+        old = self._slots
+        self._slots = array("Q", bytes(16 * len(old)))
+        self._count = 0
+        for value in old:
+            if value:
+                self._put(value)

@@ -1,0 +1,357 @@
+"""Reading cuts from a manifest, with errors that name the file and the line.
+
+Writing manifests so that they appear whole or not at all.
+
+Cuts as they stand in a file, one dictionary a line.
+
+Commands that change or move labels work on these: it is several times faster than building lhotse's objects, and
+what a command does not know stays as it was, byte for byte where the cut is not changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Dict, Iterable, Iterator, List, Optional, Union
+
+from lhotse import CutSet, load_manifest
+from lhotse.cut import Cut, MixedCut
+from lhotse.serialization import deserialize_item
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import PathLike, is_finite, json_of, replacing
+from tokenverse_pp.base.languages import language_group
+from tokenverse_pp.data.lines import BOM, CONTROL, raw_lines, text_lines, text_of
+
+FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz")
+
+
+def read_cuts(path: PathLike) -> Iterator[Cut]:
+    """The cuts of a lhotse manifest, one at a time where the format allows it (JSON lines).
+
+    Raises:
+        UserError: where the file is missing or is no manifest of cuts, naming the line.
+    """
+    name = str(path)
+    if not name.endswith(FORMATS):
+        raise UserError(f"{name}: expected a cut manifest ({', '.join(FORMATS)})")
+    if not Path(path).is_file():
+        raise UserError(f"{name}: no such file; expected a cut manifest")
+    return _read_lines(name) if name.endswith((".jsonl", ".jsonl.gz")) else _read_whole(name)
+
+
+def _read_lines(name: str) -> Iterator[Cut]:
+    for number, line in text_lines(name):
+        if line.strip():
+            yield cut_of_line(line, f"{name}, line {number}")
+
+
+def cut_of_line(line: str, where: str) -> Cut:
+    """The cut of a line of a manifest (raises UserError)."""
+    data = json_of(line, where)
+    try:
+        cut = deserialize_item(data)
+        if isinstance(cut, MixedCut):
+            _ = cut.duration, cut.supervisions  # computed of its tracks, whatever these hold
+    except Exception as error:
+        # lhotse has no exceptions of its own for what a manifest may hold: any type can come out of it.
+        raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {reason_of(error)}") from error
+    if not isinstance(cut, Cut):
+        raise UserError(f"{where}: expected a cut, found a {type(cut).__name__}")
+    return cut
+
+
+def _read_whole(name: str) -> Iterator[Cut]:
+    try:
+        cuts = load_whole(name)
+    except Exception as error:
+        raise UserError(f"{name}: not a lhotse manifest: {reason_of(error)}") from error
+    if not isinstance(cuts, CutSet):
+        raise UserError(f"{name}: expected cuts, found a {type(cuts).__name__}")
+    return iter(cuts)
+
+
+def load_whole(name: str) -> Any:
+    """`lhotse.load_manifest`, which reads no file with a byte order mark."""
+    with gzip.open(name) if name.endswith(".gz") else open(name, "rb") as file:
+        if file.read(len(BOM)) != BOM:
+            return load_manifest(name)
+        with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
+            path = Path(folder) / Path(name).name
+            with gzip.open(path, "wb") if name.endswith(".gz") else open(path, "wb") as copy:
+                shutil.copyfileobj(file, copy)
+            return load_manifest(path)
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what a library threw, not too long for a message."""
+    return shortened((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def shortened(text: str, limit: int = 600) -> str:
+    """A text that can be printed on a line, without its middle if it is long: values in messages come from the data."""
+    text = CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+    return text if len(text) <= limit else f"{text[: limit // 2]} .. {text[-limit // 3 :]}"
+
+
+def write_cuts(cuts: CutSet, path: Path) -> None:
+    """Write a CutSet under a temporary name, then rename it.
+
+    Raises:
+        UserError: where the path cannot be written, or is not named ``.jsonl`` or ``.jsonl.gz``.
+    """
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise UserError(f"{path}: a CutSet file is named .jsonl or .jsonl.gz")
+    try:
+        with replacing(path) as temporary:
+            cuts.to_file(temporary)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+UNKNOWN = "unknown"  # the language of a cut none of whose turns names one
+LINES = (".jsonl", ".jsonl.gz")
+COMPRESSION = 6  # gzip's own default: lhotse's 9 takes four times as long for a tenth less
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+_encode_ascii = json.JSONEncoder().encode
+
+
+@dataclass
+class ManifestRow:
+    """One cut of a manifest: where it stands (for messages), its bytes, and what they hold.
+
+    ``problem`` says why there is no ``data``; `read_rows` raises instead.
+    """
+
+    where: str
+    line: bytes
+    data: Dict[str, Any]
+    problem: str = ""
+
+    @property
+    def id(self) -> str:
+        """The cut's id."""
+        return self.data["id"]
+
+
+def read_rows(path: PathLike, bar: Any = None) -> Iterator[ManifestRow]:
+    """The cuts of a manifest, one at a time.
+
+    Args:
+        bar: progress bar to move by the bytes that were read (see `progress.reading_bar`).
+
+    Raises:
+        UserError: where the file is missing, or a line of it is no cut with an id, naming the line.
+    """
+    for row in scan_rows(path, bar):
+        if row.problem:
+            raise UserError(f"{row.where}: {row.problem}")
+        yield row
+
+
+def scan_rows(path: PathLike, bar: Any = None) -> Iterator[ManifestRow]:
+    """`read_rows` that gives lines that are no cuts as well, each with its problem.
+
+    Raises:
+        UserError: where the file is missing or cannot be read on.
+    """
+    name = str(path)
+    if not name.endswith(FORMATS):
+        raise UserError(f"{name}: expected a cut manifest ({', '.join(FORMATS)})")
+    if not Path(path).is_file():
+        raise UserError(f"{name}: no such file; expected a cut manifest")
+    yield from _scan_lines(name, bar) if name.endswith(LINES) else _scan_whole(name)
+
+
+def _scan_lines(name: str, bar: Any) -> Iterator[ManifestRow]:
+    for number, line in raw_lines(name, None if bar is None else bar.update):
+        if line and not line.isspace():
+            yield _row_of(line, f"{name}, line {number}")
+
+
+def _row_of(line: bytes, where: str) -> ManifestRow:
+    try:
+        data = json_of(text_of(line, where), where)
+    except UserError as error:
+        return ManifestRow(where, line, {}, str(error)[len(where) + 2 :])
+    if not isinstance(data, dict) or not isinstance(data.get("type"), str) or not data["type"].endswith("Cut"):
+        return ManifestRow(
+            where, line, {}, "not a lhotse cut: expected a cut, a JSON object with a 'type' such as MonoCut"
+        )
+    if not isinstance(data.get("id"), str) or not data["id"] or CONTROL.search(data["id"]):
+        return ManifestRow(where, line, {}, shortened(f"field 'id': expected a name, found {data.get('id')!r}"))
+    return ManifestRow(where, line, data)
+
+
+def _scan_whole(name: str) -> Iterator[ManifestRow]:
+    for number, cut in enumerate(read_cuts(name), start=1):
+        data, where = cut.to_dict(), f"{name}, cut number {number}"
+        try:
+            yield ManifestRow(where, row_bytes(data), data)
+        except TypeError as error:  # bytes and dates, which YAML has
+            yield ManifestRow(where, b"", {}, f"holds what JSON cannot: {error}")
+
+
+def cut_of(data: Dict[str, Any], where: str) -> Any:
+    """The lhotse cut of a row's data, which stays as it is.
+
+    Raises:
+        UserError: where lhotse cannot read it.
+    """
+    try:
+        cut = deserialize_item(json.loads(_encode_ascii(data)))
+        if isinstance(cut, MixedCut):  # what it is made of shows only when it is asked
+            cut.duration, cut.supervisions, cut.custom  # noqa: B018
+        return cut
+    except Exception as error:
+        # lhotse has no exceptions of its own for what a manifest may hold: any type can come out of it.
+        raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {reason_of(error)}") from error
+
+
+def row_bytes(data: Dict[str, Any]) -> bytes:
+    """A cut as one line of JSON."""
+    try:
+        return _encode(data).encode("utf-8") + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold but UTF-8 cannot
+        return _encode_ascii(data).encode("ascii") + b"\n"
+
+
+class RowWriter:
+    """Writes rows to an open file and counts them."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.count = 0
+
+    def write(self, row: Union[ManifestRow, Dict[str, Any]]) -> None:
+        """Write a row as it was read, or changed data."""
+        line = row.line if isinstance(row, ManifestRow) else row_bytes(row)
+        self.file.write(line if line.endswith(b"\n") else line + b"\n")
+        self.count += 1
+
+
+@contextlib.contextmanager
+def writing_rows(path: PathLike) -> Iterator[RowWriter]:
+    """A writer of a manifest that appears whole when the block ends without an error, or not at all.
+
+    Raises:
+        UserError: where the path cannot be written, or is not named ``.jsonl`` or ``.jsonl.gz``.
+    """
+    check_output(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(replacing(path))
+            file = stack.enter_context(_open_to_write(temporary))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        yield RowWriter(file)
+
+
+def check_output(path: PathLike) -> None:
+    """See that a path can name a manifest of rows (raises UserError)."""
+    if not str(path).endswith(LINES):
+        raise UserError(f"{path}: a CutSet file is named .jsonl or .jsonl.gz")
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder; expected a file to write")
+
+
+@contextlib.contextmanager
+def _open_to_write(path: Path) -> Iterator[IO[bytes]]:
+    with open(path, "wb", buffering=1 << 20) as raw:
+        if not path.name.endswith(".gz"):
+            yield raw
+            return
+        # Without name and time in its head, the same cuts give the same bytes.
+        with gzip.GzipFile("", "wb", COMPRESSION, raw, mtime=0) as file:
+            yield file  # type: ignore[misc]
+
+
+def custom_of(data: Dict[str, Any]) -> Dict[str, Any]:
+    """The custom fields of a row's cut, made if there are none; for a mixed cut those of its first real track.
+
+    lhotse reads the custom fields of a mixed cut there too. Raises `UserError` where they are no mapping.
+    """
+    holder = data if "tracks" not in data else _first_track(data)
+    custom = holder.get("custom")
+    if custom is None:
+        custom = holder["custom"] = {}
+    if not isinstance(custom, dict):
+        raise UserError(f"cut {data['id']}: field 'custom': expected a mapping, found {custom!r}")
+    return custom
+
+
+def _first_track(data: Dict[str, Any]) -> Dict[str, Any]:
+    for cut in _track_cuts(data):
+        return cut
+    raise UserError(f"cut {data['id']}: field 'tracks': expected a track that is not padding")
+
+
+def _track_cuts(data: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+    tracks = data["tracks"] if isinstance(data["tracks"], list) else []
+    for track in tracks:
+        cut = track.get("cut") if isinstance(track, dict) else None
+        if isinstance(cut, dict) and track.get("type") != "PaddingCut":
+            yield cut
+
+
+def supervisions_of(data: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+    """The supervisions of a row's cut, as dictionaries that may be changed (raises UserError if they are none)."""
+    holders = [data] if "tracks" not in data else list(_track_cuts(data))
+    for holder in holders:
+        supervisions = holder.get("supervisions") or []
+        if not isinstance(supervisions, list) or not all(isinstance(s, dict) for s in supervisions):
+            raise UserError(f"cut {data['id']}: field 'supervisions': expected a list of turns")
+        yield from supervisions
+
+
+def supervision_custom(supervision: Dict[str, Any], cut_id: str) -> Dict[str, Any]:
+    """The custom fields of a supervision, made if there are none (raises UserError if they are no mapping)."""
+    custom: Optional[Dict[str, Any]] = supervision.get("custom")
+    if custom is None:
+        custom = supervision["custom"] = {}
+    if not isinstance(custom, dict):
+        raise UserError(f"cut {cut_id}: field 'custom' of a supervision: expected a mapping, found {custom!r}")
+    return custom
+
+
+def recordings_of(data: Dict[str, Any]) -> Iterator[str]:
+    """The ids of the recordings that a row's cut is taken from."""
+    for holder in [data] if "tracks" not in data else list(_track_cuts(data)):
+        recording = holder.get("recording")
+        if isinstance(recording, dict):
+            yield str(recording.get("id"))
+        else:
+            yield from {str(sup["recording_id"]) for sup in supervisions_of(holder) if sup.get("recording_id")}
+
+
+def duration_of(row: ManifestRow) -> float:
+    """Seconds; of a mixed cut by way of lhotse (raises UserError where there are none)."""
+    seconds: Any = row.data.get("duration") if "tracks" not in row.data else cut_of(row.data, row.where).duration
+    if not is_finite(seconds) or seconds <= 0:
+        raise UserError(f"{row.where}: cut {row.id}: field 'duration': expected seconds > 0, found {seconds!r:.60}")
+    return float(seconds)
+
+
+def tasks_of(row: ManifestRow) -> List[str]:
+    """The tasks that a row is labelled for (raises UserError where they are no list of names)."""
+    tasks = custom_of(row.data).get("tasks", ["asr"])
+    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+        raise UserError(f"{row.where}: cut {row.id}: field 'custom.tasks': expected a list, found {tasks!r}")
+    return tasks
+
+
+def language_of(row: ManifestRow) -> str:
+    """The language of a row's turns; several joined by ``+``, as `stats` does."""
+    return languages_joined(sup.get("language") for sup in supervisions_of(row.data))
+
+
+def languages_joined(codes: Iterable[Any]) -> str:
+    """The languages of a cut's turns, whatever their region and spelling: ``fr``, ``cs+nl``, ``unknown``."""
+    return "+".join(sorted({language_group(str(code or "")) or UNKNOWN for code in codes}))

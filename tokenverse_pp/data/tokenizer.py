@@ -1,0 +1,188 @@
+"""SentencePiece with the task tokens as user-defined symbols. The blank is id 0."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+from pathlib import Path
+from typing import Any, Iterable, List, Sequence, Tuple, Union
+
+import sentencepiece as spm
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.transcript import is_task_token, pieces_to_words
+
+BLANK = "<blk>"
+BLANK_ID = 0
+UNK_ID = 1
+
+
+class Tokenizer:
+    """Text with task tokens <-> ids.
+
+    The words between two task tokens are encoded on their own, so that a task token costs one id and never drags
+    a lone space sign ``▁`` along.
+    """
+
+    def __init__(self, model: bytes):
+        self.model = model
+        self.processor = spm.SentencePieceProcessor()
+        self.processor.LoadFromSerializedProto(model)
+
+    @classmethod
+    def load(cls, path: Union[str, Path]) -> Tokenizer:
+        """Read a SentencePiece model file."""
+        try:
+            tokenizer = cls(Path(path).read_bytes())
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such tokenizer model") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        except RuntimeError:
+            raise UserError(f"{path}: not a SentencePiece model") from None
+        if tokenizer.processor.IdToPiece(BLANK_ID) != BLANK:
+            raise UserError(f"{path}: id 0 must be the blank {BLANK}; was it trained by tokenverse_pp?")
+        return tokenizer
+
+    def save(self, path: Union[str, Path]) -> None:
+        """Write the SentencePiece model file."""
+        Path(path).write_bytes(self.model)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the blank included."""
+        return int(self.processor.GetPieceSize())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model file: two checkpoints share a vocabulary only if these are equal."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    def encode(self, text: str) -> List[int]:
+        """Text with task tokens -> ids.
+
+        Raises:
+            UserError: for a task token that is not in the vocabulary.
+        """
+        ids: List[int] = []
+        words: List[str] = []
+        for word in text.split():
+            if is_task_token(word):
+                ids.extend(self._encode_words(words))
+                ids.append(self.id_of(word))
+                words = []
+            else:
+                words.append(word)
+        return ids + self._encode_words(words)
+
+    def _encode_words(self, words: Sequence[str]) -> List[int]:
+        return list(self.processor.EncodeAsIds(" ".join(words))) if words else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids -> text with task tokens."""
+        return " ".join(pieces_to_words(self.pieces(ids))[0])
+
+    def pieces(self, ids: Sequence[int]) -> List[str]:
+        """The piece of each id, with ``▁`` where a word starts."""
+        return [self.processor.IdToPiece(int(i)) for i in ids]
+
+    def id_of(self, symbol: str) -> int:
+        """The id of a task token.
+
+        Raises:
+            UserError: if the vocabulary does not have it.
+        """
+        index = int(self.processor.PieceToId(symbol))
+        if index == UNK_ID:
+            raise UserError(f"the tokenizer has no symbol {symbol}: it was trained for other tasks or languages")
+        return index
+
+    def extends(self, other: Tokenizer) -> bool:
+        """Whether this vocabulary is the other one with nothing or something added at its end."""
+        ours, theirs = (_entries(tokenizer.processor) for tokenizer in (self, other))
+        return ours[: len(theirs)] == theirs
+
+    def extended(self, symbols: Iterable[str], texts: Iterable[str] = ()) -> Tokenizer:
+        """This vocabulary with more at its end; the ids of what it has stay, and so do the pieces of old texts.
+
+        Args:
+            symbols: task tokens; those that it lacks are added, in their order.
+            texts: plain words; each character in them that it lacks becomes a piece (in order of code points), so that
+                a language in another script is not written as ``<unk>``. Longer pieces are not learnt.
+
+        Raises:
+            UserError: where protobuf is not installed, which comes with tensorboard.
+        """
+        known = {piece for piece, *_ in _entries(self.processor)}
+        new_symbols = [symbol for symbol in dict.fromkeys(symbols) if symbol not in known]
+        characters = sorted({c for text in texts for word in text.split() for c in word}.difference(known))
+        if not new_symbols and not characters:
+            return self
+        try:
+            schema: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+        except ImportError as error:
+            raise UserError(f"to add to a vocabulary: pip install protobuf ({error})") from None
+        proto = schema.ModelProto.FromString(self.model)
+        lowest = min(piece.score for piece in proto.pieces)
+        kinds = schema.ModelProto.SentencePiece
+        for symbol in new_symbols:
+            proto.pieces.add(piece=symbol, score=0.0, type=kinds.USER_DEFINED)
+        for number, character in enumerate(characters, start=1):
+            proto.pieces.add(piece=character, score=lowest - number, type=kinds.NORMAL)
+        proto.trainer_spec.user_defined_symbols.extend(new_symbols)
+        proto.trainer_spec.vocab_size = len(proto.pieces)
+        return Tokenizer(proto.SerializeToString())
+
+    def check(self, tasks: TaskSet) -> None:
+        """See that every token of ``tasks`` is in the vocabulary (raises UserError)."""
+        for symbol in tasks.symbols:
+            self.id_of(symbol)
+
+
+def _entries(processor: spm.SentencePieceProcessor) -> List[Tuple[str, float, bool]]:
+    """Each piece with its score, and whether it is an ordinary one."""
+    return [
+        (processor.IdToPiece(i), processor.GetScore(i), not (processor.IsControl(i) or processor.IsUnknown(i)))
+        for i in range(processor.GetPieceSize())
+    ]
+
+
+def train_tokenizer(texts: Iterable[str], tasks: TaskSet, vocab_size: int = 500) -> Tokenizer:
+    """Train BPE on plain texts (without task tokens).
+
+    Args:
+        texts: plain words.
+        tasks: their tokens become user-defined symbols.
+        vocab_size: V, with the blank, ``<unk>`` and the task tokens.
+
+    Raises:
+        UserError: if the texts cannot fill, or do not fit, ``vocab_size``.
+    """
+    out = io.BytesIO()
+    lines = [line for line in texts if line.strip()]
+    if not lines:
+        raise UserError("no text to train a tokenizer on")
+    try:
+        spm.SentencePieceTrainer.Train(
+            sentence_iterator=iter(lines),
+            model_writer=out,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=1.0,
+            user_defined_symbols=list(tasks.symbols),
+            pad_id=BLANK_ID,
+            pad_piece=BLANK,
+            unk_id=UNK_ID,
+            bos_id=-1,
+            eos_id=-1,
+            normalization_rule_name="identity",  # the manifests' normaliser has done this
+            num_threads=1,  # the same model every time
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        # "Internal: src/trainer_interface.cc(638) [(condition)] Vocabulary size is ..", then advice on other options.
+        reason = str(error).rsplit("] ", 1)[-1].split(" or decrease character_coverage")[0].strip()
+        raise UserError(f"tokenizer.vocab_size={vocab_size} does not suit the training texts: {reason}") from None
+    return Tokenizer(out.getvalue())

@@ -1,0 +1,253 @@
+"""A 64-bit hash of a hypothesis' tokens, kept up token by token: hypotheses with the same tokens are found by it.
+
+Two different ones agree with probability 2**-63 a pair: about once in 10**12 hours of speech at a beam of 8.
+
+Modified beam search (at most one symbol a frame), batched over utterances and hypotheses.
+
+The algorithm is that of icefall's ``modified_beam_search``: at each frame every hypothesis is extended by every symbol,
+the best ``beam`` extensions are kept, and those with the same tokens are merged by log-addition. Here the state of
+all hypotheses is a handful of small arrays (N, beam), so a frame costs the same few operations for any batch, and the
+joiner is run once for hypotheses that it cannot tell apart. The arrays are NumPy's, whose operations on a few numbers
+cost a fraction of torch's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import List, NamedTuple, Optional, Sequence, Tuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.automaton import Rules
+from tokenverse_pp.decoding.hypothesis import Hypothesis
+from tokenverse_pp.decoding.scorer import Scorer
+
+Array = TypeVar("Array", Tensor, np.ndarray)
+HASH_FACTOR = 0x5851F42D4C957F2D  # Knuth's MMIX multiplier, odd
+
+
+def symbol_keys(vocab_size: int) -> Tensor:
+    """A random number a symbol, (V,) int64; the same in each run."""
+    random = torch.Generator().manual_seed(1)
+    return torch.randint(-(2**63), 2**63 - 1, (vocab_size,), generator=random)
+
+
+def longer_keys(keys: Array, of_symbols: Array) -> Array:
+    """The hashes (..) of sequences ``keys`` (..), each with one more symbol, whose `symbol_keys` are given (..)."""
+    return (keys ^ (keys >> 29)) * HASH_FACTOR + of_symbols
+
+
+NEG_INF = -float("inf")
+
+
+def beam_search(
+    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]
+) -> List[List[Hypothesis]]:
+    """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
+    search = BeamSearch(scorer, lengths, BeamMemory.start(scorer, len(lengths), options.width, rules), rules)
+    trace = search.run()
+    return _read_back(trace, search.memory.score, scorer, lengths, options)
+
+
+class BeamMemory(NamedTuple):
+    """What the hypotheses of utterances remember, (N, B) each; where the score is -inf there is none.
+
+    score: log-probability, float64 (exact enough for any length). context: of the predictor (`PredictorTable`). state:
+    of the rules. earning: of the bonus. key: hash of the tokens.
+    """
+
+    score: np.ndarray
+    context: np.ndarray
+    state: np.ndarray
+    earning: np.ndarray
+    key: np.ndarray
+
+    @classmethod
+    def start(cls, scorer: Scorer, utterances: int, beam: int, rules: Optional[Rules]) -> BeamMemory:
+        """One hypothesis each, in which nothing is written."""
+        shape = (utterances, beam)
+        score, state = np.full(shape, NEG_INF), np.zeros(shape, dtype=np.int64)
+        score[:, 0] = 0
+        if rules is not None:
+            state[:] = rules.start.cpu().numpy()
+        nothing = np.zeros(shape, dtype=np.int64)
+        return cls(score, np.full(shape, scorer.contexts.start), state, nothing, nothing)
+
+    @staticmethod
+    def join(parts: Sequence[BeamMemory]) -> BeamMemory:
+        """The utterances of all parts."""
+        return BeamMemory(*(np.concatenate(arrays) for arrays in zip(*parts)))
+
+
+@dataclass
+class BeamTrace:
+    """What `BeamSearch` wrote down at each frame, all (T, N, B).
+
+    index: parent x V + token. value: score of the extension. score: after merging.
+    """
+
+    index: np.ndarray
+    value: np.ndarray
+    score: np.ndarray
+
+    def follow(self, before: np.ndarray, vocab_size: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Follow the parents from each slot after the last frame to the front.
+
+        Args:
+            before: (N, B), the scores before the first frame.
+            vocab_size: V.
+
+        Returns:
+            What each slot after the last frame wrote at each frame, tokens (T, N, B) and what they added to the score,
+            and the slot before the first frame that it comes from (N, B).
+        """
+        frames, batch, beam = self.index.shape
+        slots, tokens = np.empty_like(self.index), np.empty_like(self.index)
+        first_slot = np.arange(batch)[:, None] * beam
+        at = first_slot + np.arange(beam)
+        for t in reversed(range(frames)):
+            slots[t] = at
+            parent, tokens[t] = np.divmod(self.index[t].take(at), vocab_size)
+            at = first_slot + parent
+        flat = slots.reshape(frames, batch * beam)
+        value = np.take_along_axis(self.value.reshape(frames, batch * beam), flat, 1)
+        parents = np.empty_like(value)
+        parents[:1] = before.take(at.ravel())
+        parents[1:] = np.take_along_axis(self.score.reshape(frames, batch * beam)[:-1], flat[:-1], 1)
+        with np.errstate(invalid="ignore"):  # -inf - -inf in slots that are empty
+            added = (value - parents).reshape(self.index.shape)
+        return tokens, added, at - first_slot
+
+
+class BeamSearch:
+    """The frame loop. Slots that hold no hypothesis have the score -inf, and whatever else they hold is ignored.
+
+    ``memory`` is what the hypotheses remember: at first before the first frame, after `run` at each utterance's end.
+    """
+
+    def __init__(self, scorer: Scorer, lengths: Sequence[int], memory: BeamMemory, rules: Optional[Rules]):
+        self.scorer, self.lengths, self.memory, self.rules = scorer, lengths, memory, rules
+        self.device, self.beam = scorer.frames.device, memory.score.shape[1]
+        self.score, self.context, self.state, earning, self.key = memory
+        if rules is not None:
+            self.following = rules.following.cpu().numpy()
+        self.bonus, self.earning = scorer.bonus, earning.ravel().tolist()  # the bonus's state of each slot
+        self.owner = [i for i in range(len(lengths)) for _ in range(self.beam)]  # the utterance of each slot
+        self.first_slot = np.arange(len(lengths))[:, None] * self.beam
+        self.symbol_key = symbol_keys(scorer.vocab_size).numpy()
+        self.upper = np.triu(np.ones((self.beam, self.beam), dtype=bool), 1)
+
+    def run(self) -> BeamTrace:
+        """Go through all frames."""
+        frames = self.lengths[0]
+        shape = (frames, len(self.lengths), self.beam)
+        index = np.empty(shape, dtype=np.int64)
+        # After an utterance's end each slot is its own parent by a blank.
+        index[:] = np.arange(self.beam) * self.scorer.vocab_size + self.scorer.blank_id
+        value, score = np.zeros(shape), np.zeros(shape)
+        ended: List[BeamMemory] = []
+        going = np.searchsorted(-np.asarray(self.lengths), -np.arange(frames), side="left").tolist()
+        for t, n in enumerate(going):
+            if n < len(self.score):
+                ended.append(self._remember(n))
+                self._keep(n)
+            value[t, :n], index[t, :n] = self._step(t)
+            score[t, :n] = self.score
+        self.memory = BeamMemory.join([self._remember(0), *reversed(ended)])
+        return BeamTrace(index, value, score)
+
+    def _remember(self, first: int) -> BeamMemory:
+        """The memory of the utterances from ``first`` on."""
+        earning = np.array(self.earning, dtype=np.int64).reshape(self.score.shape)
+        return BeamMemory(*(x[first:] for x in (self.score, self.context, self.state, earning, self.key)))
+
+    def _keep(self, n: int) -> None:
+        """Go on with the first n utterances."""
+        self.score, self.context, self.key = self.score[:n], self.context[:n], self.key[:n]
+        self.state, self.first_slot = self.state[:n], self.first_slot[:n]
+        self.owner, self.earning = self.owner[: n * self.beam], self.earning[: n * self.beam]
+
+    def _step(self, t: int) -> Tuple[np.ndarray, np.ndarray]:
+        """Extend by frame t; -> scores of the extensions before merging, and their ``index`` (`BeamTrace`), (n, B)."""
+        best, symbols, which = self._best(t)
+        count, n = best.shape[1], len(self.score)
+        extended = (best[which] + self.score.reshape(-1, 1)).reshape(n, -1)
+        # The order of equal scores is that of slots and symbols.
+        at = np.argsort(-extended, axis=1, kind="stable")[:, : self.beam]
+        value = extended.take(at + np.arange(n)[:, None] * extended.shape[1])
+        parent = at // count
+        slot = parent + self.first_slot
+        token = symbols.take(which.take(slot) * count + at % count)
+        self._advance(slot, token)
+        self.score = value if self.beam == 1 else self._merge(value)
+        return value, parent * self.scorer.vocab_size + token
+
+    def _best(self, t: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The best symbols (M, K) after M different conditions with their log-probabilities, and the row of each slot.
+
+        The best of all extensions are among the best of each row. Hypotheses of an utterance that differ only in older
+        tokens (half of them or more, in a trained model) have the same context, and share a row: the joiner, the most
+        costly part of a search, is run for distinct rows only.
+        """
+        slots = list(zip(self.owner, self.context.ravel().tolist(), self.state.ravel().tolist(), self.earning))
+        number = {slot: i for i, slot in enumerate(dict.fromkeys(slots))}
+        which = np.array([number[slot] for slot in slots])
+        utterances, contexts, states, earning = zip(*number)
+        utterance, state = torch.tensor([utterances, states], device=self.device)
+        frames = self.scorer.frames[t].index_select(0, utterance)
+        log_probs = self.scorer.log_probs(frames, self.scorer.contexts.look_up(contexts))
+        if self.rules is not None:
+            log_probs += self.rules.weights.index_select(0, state)
+        if self.bonus is not None:
+            log_probs += self.bonus.look_up(earning, self.device)
+        best, symbols = log_probs.topk(min(self.beam, self.scorer.vocab_size))
+        return best.cpu().numpy(), symbols.cpu().numpy(), which
+
+    def _advance(self, slot: np.ndarray, token: np.ndarray) -> None:
+        """Move what a hypothesis remembers to its extensions: ``slot`` (n, B) of the parent, ``token`` (n, B)."""
+        vocab_size, blank = self.scorer.vocab_size, token == self.scorer.blank_id
+        context = self.context.take(slot)
+        longer = context % (self.scorer.contexts.modulus // vocab_size) * vocab_size + token
+        self.context = np.where(blank, context, longer)
+        if self.rules is not None:
+            self.state = self.following.take(self.state.take(slot) * vocab_size + token)
+        if self.bonus is not None:
+            moves = zip(slot.ravel().tolist(), token.ravel().tolist())
+            self.earning = [self.bonus.advance(self.earning[parent], symbol) for parent, symbol in moves]
+        if self.beam > 1:
+            key = self.key.take(slot)
+            self.key = np.where(blank, key, longer_keys(key, self.symbol_key.take(token)))
+
+    def _merge(self, value: np.ndarray) -> np.ndarray:
+        """Log-add hypotheses with the same tokens into the better one, and empty the other's slot.
+
+        At most two agree: the tokens of all were different at the last frame, so that one of them is an old hypothesis
+        plus a blank, and the other is the one old hypothesis that is a token shorter, plus that token.
+        """
+        same = (self.key[:, :, None] == self.key[:, None, :]) & self.upper  # (n, B, B), better x worse
+        worse = same.any(1)
+        if not worse.any():
+            return value
+        twin = np.where(same, value[:, None, :], NEG_INF).max(2)
+        return np.where(worse, NEG_INF, np.logaddexp(value, twin))
+
+
+def _read_back(
+    trace: BeamTrace, final: np.ndarray, scorer: Scorer, lengths: Sequence[int], options: SearchOptions
+) -> List[List[Hypothesis]]:
+    """The hypotheses that are left at the end, by their scores ``final`` (N, B)."""
+    # At the start only the first slots hold a hypothesis, of score 0.
+    tokens, log_probs, _ = trace.follow(np.zeros_like(final), scorer.vocab_size)
+    found = []
+    for i in range(len(lengths)):
+        hypotheses = []
+        for k in np.flatnonzero(final[i] > NEG_INF):
+            at = np.flatnonzero(tokens[: lengths[i], i, k] != scorer.blank_id)
+            written = (tokens[at, i, k].tolist(), at.tolist(), log_probs[at, i, k].tolist())
+            hypotheses.append(scorer.hypothesis(*written, float(final[i, k])))
+        hypotheses.sort(key=lambda h: (-h.score, h.tokens))
+        found.append(hypotheses[: options.nbest])
+    return found

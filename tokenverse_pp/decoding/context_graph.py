@@ -1,0 +1,264 @@
+"""Rows of a table over the vocabulary that is too large to hold, made when a search meets their state.
+
+What a hypothesis earns beside its log-probability: for phrases that the user expects, and for its length.
+
+Phrases are found by an Aho-Corasick automaton (1975) over SentencePiece tokens, as by icefall's ``ContextGraph``: a
+trie in which each node knows its longest proper suffix that is a prefix of a phrase too. While a phrase is being
+written each of its tokens earns the phrase's bonus at once, so that it survives pruning. What was earned is kept when
+the phrase stands there *as whole words* (the next piece starts a word, or the hypothesis ends: "art" earns nothing in
+"artist"), and is given back when it breaks off. So once a hypothesis is finished, its bonus depends on its text alone:
+
+    for each piece at which phrases start: the largest of their bonuses (tokens x bonus a token).
+
+Blanks and task tokens neither earn nor break anything: ``dr [NE] smith`` holds the phrase "dr smith".
+
+A dense table (states, vocabulary) would hold 25 million numbers for 10,000 phrases. Here a row of it is made when a
+search meets a state, from a row that all states share and the few tokens on which the state differs, and a bounded
+number of rows is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Callable, Dict, List, Protocol, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.languages import language_problem
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.data.lines import BLANKS, number_of, stray_control, text_lines
+from tokenverse_pp.data.normalise import normalise
+from tokenverse_pp.tasks.transcript import is_task_token
+
+ROWS_KEPT = 4096
+
+
+class RowCache:
+    """At most `ROWS_KEPT` rows, on the device that asked last.
+
+    Args:
+        make: state -> row (V,), float32.
+        vocab_size: V.
+    """
+
+    def __init__(self, make: Callable[[int], Tensor], vocab_size: int):
+        self.make, self.vocab_size = make, vocab_size
+        self._row_of: Dict[int, int] = {}
+        self._rows = torch.empty(0, vocab_size)
+
+    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
+        """The rows of M states, (M, V) float32."""
+        if len(self._row_of) + len(states) > ROWS_KEPT or self._rows.device != device:
+            self._row_of.clear()
+            self._rows = torch.empty(0, self.vocab_size, device=device)
+        missing = [state for state in dict.fromkeys(states) if state not in self._row_of]
+        first, end = len(self._row_of), len(self._row_of) + len(missing)
+        if end > len(self._rows):
+            larger = self._rows.new_empty(max(end, min(2 * end, ROWS_KEPT)), self.vocab_size)
+            larger[:first] = self._rows[:first]
+            self._rows = larger
+        for row, state in enumerate(missing, start=first):
+            self._rows[row] = self.make(state).to(device)
+            self._row_of[state] = row
+        rows = torch.tensor([self._row_of[state] for state in states], dtype=torch.int64, device=device)
+        return self._rows.index_select(0, rows)
+
+
+SPACE = "▁"
+UNKNOWN = "<unk>"
+Phrase = Tuple[Sequence[int], float]
+
+
+class SpellingVocabulary(Protocol):
+    """What is needed of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, blank included."""
+
+    def encode(self, text: str) -> List[int]:
+        """The ids of a text."""
+
+    def pieces(self, ids: Sequence[int]) -> List[str]:
+        """The piece of each id."""
+
+
+class ContextGraph:
+    """The automaton. States are integers, 0 the start; all bonuses are in nats.
+
+    Args:
+        phrases: token ids of each, and the bonus of each of its tokens. While a prefix is written that phrases share,
+            it earns the largest of their bonuses.
+        pieces: of the whole vocabulary.
+        length_bonus: for each token that is written, task tokens included.
+        blank_id: the blank.
+    """
+
+    def __init__(self, phrases: Sequence[Phrase], pieces: Sequence[str], length_bonus: float = 0.0, blank_id: int = 0):
+        self.length_bonus, self.blank_id, self.vocab_size = length_bonus, blank_id, len(pieces)
+        self.starts_word = [piece.startswith(SPACE) for piece in pieces]
+        self.idle = [is_task_token(piece) for piece in pieces]  # tokens that leave the state as it is
+        self.children: List[Dict[int, int]] = [{}]
+        token_bonus, whole = self._plant(phrases)
+        self.suffix = [0] * len(self)
+        # Without what the length earns: what a hypothesis that ends in this state keeps of what it was given for it.
+        self.kept, self.given = [0.0] * len(self), [0.0] * len(self)
+        self._link(token_bonus, whole)
+        self._rows = RowCache(self._row, self.vocab_size)
+        self._starts_word, self._idle = torch.tensor(self.starts_word), torch.tensor(self.idle)
+        self._given_from_start = torch.zeros(self.vocab_size)
+        for token, child in self.children[0].items():
+            self._given_from_start[token] = self.given[child]
+
+    def __len__(self) -> int:
+        """The number of states."""
+        return len(self.children)
+
+    @property
+    def states(self) -> int:
+        """The number of states."""
+        return len(self.children)
+
+    def _plant(self, phrases: Sequence[Phrase]) -> Tuple[List[float], Dict[int, float]]:
+        """Build the trie. -> the bonus of each node's token, and of each phrase by the node at which it ends."""
+        token_bonus = [0.0]
+        whole: Dict[int, float] = {}
+        for tokens, bonus in phrases:
+            node = 0
+            for token in tokens:
+                if token not in self.children[node]:
+                    self.children[node][token] = len(self.children)
+                    self.children.append({})
+                    token_bonus.append(bonus)
+                node = self.children[node][token]
+                token_bonus[node] = max(token_bonus[node], bonus)
+            whole[node] = max(whole.get(node, 0.0), bonus * len(tokens))
+        return token_bonus, whole
+
+    def _link(self, token_bonus: Sequence[float], whole: Dict[int, float]) -> None:
+        """Find suffixes, ``kept`` and ``given`` of all nodes, breadth first: a suffix is shorter, hence done."""
+        # On the way to a node: what its tokens earned; how much of that is settled, since a phrase ended on it with a
+        # word; and the most that is not, here or for a phrase that began later.
+        earned, settled, under_way = [0.0] * len(self), [0.0] * len(self), [0.0] * len(self)
+        queue = [0]
+        for node in queue:
+            for token, child in self.children[node].items():
+                queue.append(child)
+                link = self.suffix[child] = self._after(self.suffix[node], token) if node else 0
+                earned[child] = earned[node] + token_bonus[child]
+                ended = whole.get(node, 0.0) if self.starts_word[token] else 0.0
+                settled[child] = max(settled[node], ended)
+                self.kept[child] = self.kept[link] + max(0.0, whole.get(child, 0.0) - settled[child])
+                under_way[child] = max(under_way[link], 0.0 if child in whole else earned[child] - settled[child])
+                self.given[child] = self.kept[child] + under_way[child]
+
+    def _after(self, state: int, token: int) -> int:
+        """The state after a piece: the longest suffix of what was written that is a prefix of a phrase."""
+        while state and token not in self.children[state]:
+            state = self.suffix[state]
+        return self.children[state].get(token, 0)
+
+    def advance(self, state: int, token: int) -> int:
+        """The state after a token; a blank and a task token leave it as it is."""
+        return state if token == self.blank_id or self.idle[token] else self._after(state, token)
+
+    def gain(self, state: int, token: int) -> float:
+        """What a token earns in a state; negative when more is given back."""
+        if token == self.blank_id:
+            return 0.0
+        if self.idle[token]:
+            return self.length_bonus
+        kept = self.kept[state] if self.starts_word[token] else 0.0
+        return self.length_bonus + kept - self.given[state] + self.given[self._after(state, token)]
+
+    def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
+        """What each token of a hypothesis earned when it was written, and what the finished hypothesis keeps."""
+        gains, state = [], 0
+        for token in tokens:
+            gains.append(self.gain(state, token))
+            state = self.advance(state, token)
+        return gains, sum(gains) + self.at_end(state)
+
+    def at_end(self, state: int) -> float:
+        """What is given back when a hypothesis ends in a state."""
+        return self.kept[state] - self.given[state]
+
+    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
+        """`gain` of every token in M states: (M, V) float32."""
+        return self._rows.look_up(states, device)
+
+    def _row(self, state: int) -> Tensor:
+        """`gain` of every token in one state, (V,)."""
+        given = self._given_from_start.clone()  # in the state after each token
+        for node in reversed(self._suffixes(state)):
+            for token, child in self.children[node].items():
+                given[token] = self.given[child]
+        row = given + self._starts_word.float() * self.kept[state] - self.given[state] + self.length_bonus
+        row[self._idle] = self.length_bonus
+        row[self.blank_id] = 0.0
+        return row
+
+    def _suffixes(self, state: int) -> List[int]:
+        """The state and its suffixes, the longest first, without the start."""
+        found = []
+        while state:
+            found.append(state)
+            state = self.suffix[state]
+        return found
+
+
+def hotword_phrases(
+    options: SearchOptions, tokenizer: SpellingVocabulary, languages: Sequence[str] = ()
+) -> List[Phrase]:
+    """The phrases of the options as tokens, each with the bonus of one of its tokens.
+
+    A phrase is encoded as text is, at the start of a word. Where the vocabulary lacks a character of it, it is first
+    brought into the form of the training texts (`tokenverse_pp.data.normalise`: lower case, no punctuation), by
+    the rules of each language that may be written: where their forms differ, each of them is a phrase.
+
+    Args:
+        options: of the search.
+        tokenizer: the model's.
+        languages: codes of the languages that may be written; none where they are not known.
+
+    Raises:
+        UserError: for a phrase that holds a task token, or characters that the vocabulary lacks in either form.
+    """
+    phrases: List[Phrase] = []
+    for item in options.hotwords or ():
+        phrase, bonus = (item, options.hotword_score) if isinstance(item, str) else item
+        phrases.extend((ids, bonus) for ids in _encode(phrase, tokenizer, languages))
+    return phrases
+
+
+def _encode(phrase: str, tokenizer: SpellingVocabulary, languages: Sequence[str]) -> List[List[int]]:
+    if any(is_task_token(word) for word in phrase.split()):
+        raise UserError(f"hotword {phrase!r}: expected plain words, found a task token")
+    rules = [code for code in languages if not language_problem(code)]
+    for texts in ([phrase], [normalise(phrase, code) for code in rules], [normalise(phrase)]):
+        forms = [tokenizer.encode(text) for text in dict.fromkeys(texts)]
+        whole = [ids for ids in forms if ids and UNKNOWN not in tokenizer.pieces(ids)]
+        if whole:
+            return whole
+    raise UserError(f"hotword {phrase!r}: the model's vocabulary lacks some of its characters")
+
+
+def read_hotwords(path: Union[str, Path]) -> Tuple[Union[str, Tuple[str, float]], ...]:
+    """Read phrases for `SearchOptions.hotwords`: one a line, ``phrase`` or ``phrase TAB bonus``; empty lines count not.
+
+    Raises:
+        UserError: naming the line whose bonus is no number above 0.
+    """
+    found: List[Union[str, Tuple[str, float]]] = []
+    for number, line in text_lines(path, "hotwords"):
+        phrase, _, given = (part.strip(BLANKS) for part in line.partition("\t"))
+        if not phrase.strip() and not given:
+            continue
+        bonus = number_of(given) if given else 1.0
+        if not phrase.strip() or stray_control(line) or bonus is None or not 0 < bonus < math.inf:
+            raise UserError(f"{path}, line {number}: expected 'phrase' or 'phrase TAB number above 0', found {line!r}")
+        found.append((phrase, bonus) if given else phrase)
+    return tuple(found)

@@ -1,0 +1,217 @@
+"""Beam search with several symbols a frame, batched over utterances and hypotheses.
+
+The search is time-synchronous (Algorithm 1 of Saon et al., 2020, "Alignment-length synchronous decoding for RNN
+transducer"; ESPnet's ``time_sync_decoding``), the breadth-first form of Graves (2012): at a frame the hypotheses are
+extended in rounds. In each round a hypothesis may end the frame by a blank, or write one more symbol and go on to the
+next round. What ended the frame, in whatever round, is a candidate for the next frame; those with the same tokens are
+merged by log-addition, and the best ``beam`` are kept.
+
+A frame that has got ``max_symbols`` symbols is over without a blank, as in icefall's ``greedy_search`` with
+``max_sym_per_frame``. So the probabilities of all token sequences add up to 1 for any ``max_symbols``; 1 is the
+modified beam search's model, and with a growing number it becomes the transducer of Graves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.automaton import Rules
+from tokenverse_pp.decoding.beam import longer_keys, symbol_keys
+from tokenverse_pp.decoding.hypothesis import Hypothesis
+from tokenverse_pp.decoding.scorer import Scorer
+
+NEG_INF = -float("inf")
+
+
+def full_beam_search(
+    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]
+) -> List[List[Hypothesis]]:
+    """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
+    trace = _Search(scorer, lengths, options, rules).run()
+    return _read_back(trace, scorer, lengths, options)
+
+
+class _Set(NamedTuple):
+    """Hypotheses of all utterances, (n, K) each; those of score -inf are none, and may hold anything.
+
+    parent is the slot at the frame's start; tokens and values (n, K, max_symbols) are what was written since, ended by
+    blanks, and its log-probabilities.
+    """
+
+    score: Tensor
+    context: Tensor
+    key: Tensor
+    state: Tensor
+    earning: Tensor
+    parent: Tensor
+    tokens: Tensor
+    values: Tensor
+
+    def pick(self, at: Tensor) -> _Set:
+        """The hypotheses at places (n, M)."""
+        deep = at.unsqueeze(-1).expand(-1, -1, self.tokens.size(-1))
+        return _Set(*(x.gather(1, at if x.dim() == 2 else deep) for x in self))
+
+    def barring(self, gone: Tensor) -> _Set:
+        """Without those that ``gone`` (n, K) marks."""
+        return self._replace(score=self.score.masked_fill(gone, NEG_INF))
+
+    @staticmethod
+    def join(parts: Sequence[_Set]) -> _Set:
+        """All hypotheses of several sets."""
+        return _Set(*(torch.cat(each, 1) for each in zip(*parts)))
+
+
+@dataclass
+class _Trace:
+    """What was kept at each frame: parent (T, N, B); tokens and values (T, N, B, max_symbols); final (N, B) float64."""
+
+    parent: np.ndarray
+    tokens: np.ndarray
+    values: np.ndarray
+    final: np.ndarray
+
+
+class _Search:
+    """The frame loop."""
+
+    def __init__(self, scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]):
+        self.scorer, self.lengths, self.rules = scorer, lengths, rules
+        self.beam, self.most = options.beam, options.max_symbols
+        self.device = scorer.frames.device
+        self.symbol_key = symbol_keys(scorer.vocab_size).to(self.device)
+
+    def _start(self) -> _Set:
+        shape = (len(self.lengths), self.beam)
+        zeros = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        score = torch.full(shape, NEG_INF, device=self.device)
+        score[:, 0] = 0
+        state = zeros if self.rules is None else self.rules.start.expand(shape)
+        context = torch.full(shape, self.scorer.contexts.start, device=self.device)
+        tokens = torch.full((*shape, self.most), self.scorer.blank_id, device=self.device)
+        return _Set(score, context, zeros, state, zeros, zeros, tokens, torch.zeros(tokens.shape, device=self.device))
+
+    def run(self) -> _Trace:
+        """Go through all frames."""
+        frames, batch = self.lengths[0], len(self.lengths)
+        shape = (frames, batch, self.beam)
+        parent = np.zeros(shape, dtype=np.int64)
+        parent[:] = np.arange(self.beam)  # after an utterance's end each slot is its own parent
+        tokens = np.full((*shape, self.most), self.scorer.blank_id, dtype=np.int64)
+        values = np.zeros((*shape, self.most), dtype=np.float32)
+        final = np.zeros(shape[1:])
+        offset = torch.zeros(batch, 1, dtype=torch.float64, device=self.device)
+        going = np.searchsorted(-np.asarray(self.lengths), -np.arange(frames), side="left").tolist()
+        kept = self._start()
+        for t, n in enumerate(going):
+            if n < len(kept.score):
+                final[n : len(kept.score)] = (kept.score + offset)[n:].cpu().numpy()
+                kept, offset = _Set(*(x[:n] for x in kept)), offset[:n]
+            kept = self._frame(t, kept)
+            for array, found in ((parent, kept.parent), (tokens, kept.tokens), (values, kept.values)):
+                array[t, :n] = found.cpu().numpy()
+            top = kept.score.amax(1, keepdim=True)
+            kept, offset = kept._replace(score=kept.score - top), offset + top
+        final[: len(kept.score)] = (kept.score + offset).cpu().numpy()
+        return _Trace(parent, tokens, values, final)
+
+    def _frame(self, t: int, kept: _Set) -> _Set:
+        """The hypotheses after frame t."""
+        slots = torch.arange(self.beam, device=self.device).expand(kept.parent.shape)
+        blanks = torch.full_like(kept.tokens, self.scorer.blank_id)
+        writing = kept._replace(parent=slots, tokens=blanks, values=torch.zeros_like(kept.values))
+        ended: Optional[_Set] = None
+        for written in range(self.most):
+            ending, writing = self._extend(t, writing, written)
+            ended = self._best(ending if ended is None else _Set.join([ended, ending]))
+            if self.scorer.bonus is None:  # a score only falls: what is worse than all that is kept cannot come back
+                writing = writing.barring(writing.score < ended.score[:, -1:])
+            if not (writing.score > NEG_INF).any():
+                return ended
+        assert ended is not None  # most is 1 or more
+        return self._best(_Set.join([ended, writing]))
+
+    def _extend(self, t: int, writing: _Set, written: int) -> Tuple[_Set, _Set]:
+        """Those that end the frame by a blank, and the best ``beam`` that write one more symbol."""
+        log_probs, row = self._score(t, writing)
+        blank = self.scorer.blank_id
+        ending = writing._replace(score=writing.score + log_probs[:, blank].take(row))
+        log_probs[:, blank] = NEG_INF
+        best, symbols = log_probs.topk(min(self.beam, self.scorer.vocab_size - 1))
+        each = best.index_select(0, row.flatten()).view(*row.shape, -1)
+        count = each.size(-1)
+        score, at = (each + writing.score.unsqueeze(-1)).flatten(1).topk(min(self.beam, each[0].numel()))
+        origin = torch.div(at, count, rounding_mode="floor")
+        token = symbols.index_select(0, row.flatten()).view(len(at), -1).gather(1, at)
+        longer = self._write(writing.pick(origin), token)
+        longer.tokens[:, :, written] = token
+        longer.values[:, :, written] = each.flatten(1).gather(1, at)
+        return ending, longer._replace(score=score)
+
+    def _score(self, t: int, writing: _Set) -> Tuple[Tensor, Tensor]:
+        """Log-probabilities (M, V) of the next symbol, and for each hypothesis (n, K) its row of them."""
+        n, width = writing.score.shape
+        asked = (writing.score > NEG_INF).flatten().tolist()
+        each = zip(*(x.flatten().tolist() for x in (writing.context, writing.state, writing.earning)))
+        wanted = [(i // width, *rest) if ask else None for i, (ask, rest) in enumerate(zip(asked, each))]
+        number = {what: i for i, what in enumerate(dict.fromkeys(w for w in wanted if w is not None))}
+        row = torch.tensor([0 if w is None else number[w] for w in wanted], device=self.device).view(n, width)
+        utterances, contexts, states, earning = zip(*number)
+        frames = self.scorer.frames[t].index_select(0, torch.tensor(utterances, device=self.device))
+        log_probs = self.scorer.log_probs(frames, self.scorer.contexts.look_up(contexts))
+        if self.rules is not None:
+            log_probs += self.rules.weights.index_select(0, torch.tensor(states, device=self.device))
+        if self.scorer.bonus is not None:
+            log_probs += self.scorer.bonus.look_up(earning, self.device)
+        return log_probs, row
+
+    def _write(self, hypotheses: _Set, token: Tensor) -> _Set:
+        """What the hypotheses remember after one more token each, (n, K)."""
+        vocab_size = self.scorer.vocab_size
+        context = (hypotheses.context * vocab_size + token).remainder_(self.scorer.contexts.modulus)
+        key = longer_keys(hypotheses.key, self.symbol_key.take(token))
+        state, earning = hypotheses.state, hypotheses.earning
+        if self.rules is not None:
+            state = self.rules.following.take(state * vocab_size + token)
+        if self.scorer.bonus is not None:
+            moves = zip(earning.flatten().tolist(), token.flatten().tolist())
+            after = [self.scorer.bonus.advance(*move) for move in moves]
+            earning = torch.tensor(after, device=self.device).view(token.shape)
+        return hypotheses._replace(context=context, key=key, state=state, earning=earning)
+
+    def _best(self, ended: _Set) -> _Set:
+        """Log-add hypotheses with the same tokens into the best of them; the best ``beam`` of what is left."""
+        score, order = ended.score.sort(dim=1, descending=True, stable=True)
+        key = ended.key.gather(1, order)
+        same = key.unsqueeze(2) == key.unsqueeze(1)
+        total = torch.where(same, score.unsqueeze(1), score.new_full((), NEG_INF)).logsumexp(2)
+        total = total.masked_fill(same.tril(-1).any(2), NEG_INF)
+        score, at = total.topk(self.beam)
+        return ended.pick(order.gather(1, at))._replace(score=score)
+
+
+def _read_back(trace: _Trace, scorer: Scorer, lengths: Sequence[int], options: SearchOptions) -> List[List[Hypothesis]]:
+    """Follow the parents from each final slot to the front."""
+    found = []
+    for i, length in enumerate(lengths):
+        hypotheses = []
+        for k in np.flatnonzero(trace.final[i] > NEG_INF):
+            written: List[Tuple[int, int, float]] = []
+            slot = int(k)
+            for t in reversed(range(length)):
+                for j in reversed(range(options.max_symbols)):
+                    token = int(trace.tokens[t, i, slot, j])
+                    if token != scorer.blank_id:
+                        written.append((token, t, float(trace.values[t, i, slot, j])))
+                slot = int(trace.parent[t, i, slot])
+            tokens, frames, log_probs = zip(*reversed(written)) if written else ((), (), ())
+            hypotheses.append(scorer.hypothesis(tokens, frames, log_probs, float(trace.final[i, k])))
+        hypotheses.sort(key=lambda h: (-h.score, h.tokens))
+        found.append(hypotheses[: options.nbest])
+    return found

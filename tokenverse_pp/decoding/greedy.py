@@ -1,0 +1,125 @@
+"""Greedy search: the best symbol of each frame, in blocks of frames that are guessed and corrected until they agree.
+
+What is written at a frame depends on the tokens before it, so the plain search scores a frame of each utterance at a
+time, and small matrix products are what it spends its time on. Here all frames of a block are scored at once, as if
+nothing were written in it; what that says is written gives each frame its context; the frames whose context has
+changed are scored again, until none has changed. The tokens then are what each of them asks for, and that is the
+greedy result, found from the front: a round makes at least the first frame that was wrong right (a fixed-point, or
+Jacobi, iteration; Song et al., 2021, "Accelerating feedforward computation via parallel nonlinear equation solving").
+A stateless predictor forgets all but its last tokens, so a correction does not travel far, and few rounds are needed.
+"""
+
+from __future__ import annotations
+
+from typing import List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.automaton import Rules
+from tokenverse_pp.decoding.hypothesis import Hypothesis
+from tokenverse_pp.decoding.scorer import Scorer
+
+BLOCK = 8  # frames; of a longer one, the frames behind its first symbols are scored in vain
+ROWS_AT_ONCE = 256  # of the joiner: as many as a processor's cache holds
+
+
+def greedy_search(
+    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]
+) -> List[List[Hypothesis]]:
+    """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
+    search = GreedySearch(scorer, lengths, rules)
+    search.run()
+    found = []
+    for length, tokens, log_probs in zip(lengths, search.tokens, search.log_probs):
+        at = np.flatnonzero(tokens[:length] != scorer.blank_id)
+        total = float(log_probs[:length].sum(dtype=np.float64))
+        found.append([scorer.hypothesis(tokens[at].tolist(), at.tolist(), log_probs[at].tolist(), total)])
+    return found
+
+
+class GreedySearch:
+    """The best symbol of each frame, ``tokens`` (N, T), and its log-probability, ``log_probs`` (N, T).
+
+    ``last`` (N, context size) are the tokens written last, ``state`` (N,) those of the rules. At the utterances' start
+    they are blanks and the rules' first states. A search that is to go on where another one ended takes over both.
+    """
+
+    def __init__(self, scorer: Scorer, lengths: Sequence[int], rules: Optional[Rules]):
+        self.scorer, self.rules, self.lengths = scorer, rules, np.asarray(lengths)
+        shape, size = (len(lengths), lengths[0]), scorer.contexts.size
+        self.tokens = np.full(shape, scorer.blank_id, dtype=np.int64)
+        self.log_probs = np.zeros(shape, dtype=np.float32)
+        self.last = np.full((len(lengths), size), scorer.blank_id, dtype=np.int64)
+        self.state = np.zeros(len(lengths), dtype=np.int64)
+        self.following = None
+        if rules is not None:
+            self.state = rules.start.flatten().cpu().numpy()
+            self.following = rules.following.view(-1, scorer.vocab_size).cpu().numpy()
+
+    def run(self) -> None:
+        """Decode all frames."""
+        frames = self.tokens.shape[1]
+        for first in range(0, frames, BLOCK):
+            self._block(first, min(first + BLOCK, frames))
+
+    def _block(self, first: int, end: int) -> None:
+        """Decode the frames from ``first`` up to ``end``, all before being done."""
+        going = int((self.lengths > first).sum())
+        valid = np.arange(first, end) < self.lengths[:going, None]
+        tokens, log_probs = self.tokens[:going, first:end], self.log_probs[:going, first:end]
+        asked = np.full((2, *tokens.shape), -1, dtype=np.int64)  # context and state of the rules at the last scoring
+        while True:
+            conditions, last, state = self._conditions(tokens)
+            utterance, frame = np.nonzero((conditions != asked).any(0) & valid)
+            if not len(utterance):
+                break
+            for start in range(0, len(utterance), ROWS_AT_ONCE):
+                rows = utterance[start : start + ROWS_AT_ONCE], frame[start : start + ROWS_AT_ONCE]
+                log_probs[rows], tokens[rows] = self._best(rows[0], first + rows[1], *conditions[:, rows[0], rows[1]])
+            asked = conditions
+        self.last[:going], self.state[:going] = last, state
+
+    def _conditions(self, tokens: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What tokens (n, L) make of a block: contexts and rule states (2, n, L) before its frames; both at its end."""
+        (n, frames), size = tokens.shape, self.last.shape[1]
+        written = tokens != self.scorer.blank_id
+        before = written.cumsum(1) - written
+        # The tokens of each utterance without blanks, behind those of its context at the block's start.
+        history = np.concatenate([self.last[:n], np.zeros_like(tokens)], axis=1)
+        at = np.nonzero(written)
+        history[at[0], size + before[at]] = tokens[at]
+        rows = np.arange(n)[:, None]
+        conditions = np.zeros((2, n, frames), dtype=np.int64)
+        for i in range(size):
+            conditions[0] = conditions[0] * self.scorer.vocab_size + history[rows, before + i]
+        count = written.sum(1)
+        last = history[rows, count[:, None] + np.arange(size)]
+        if self.following is None:
+            return conditions, last, self.state[:n]
+        states = np.empty((n, int(count.max()) + 1), dtype=np.int64)
+        states[:, 0] = self.state[:n]
+        for k in range(1, states.shape[1]):
+            states[:, k] = self.following[states[:, k - 1], history[:, size + k - 1]]
+        conditions[1] = states[rows, before]
+        return conditions, last, states[np.arange(n), count]
+
+    def _best(
+        self, utterance: np.ndarray, frame: np.ndarray, context: np.ndarray, state: np.ndarray
+    ) -> Tuple[np.ndarray, np.ndarray]:
+        """Log-probability and id of the best symbol at each of M frames."""
+        scorer = self.scorer
+        distinct, which = np.unique(context, return_inverse=True)
+        index = torch.from_numpy(np.stack([frame * scorer.frames.size(1) + utterance, which, state]))
+        row, of_context, of_state = index.to(scorer.frames.device)
+        frames = scorer.frames.view(-1, scorer.frames.size(-1)).index_select(0, row)
+        scores = scorer.log_probs(frames, scorer.contexts.look_up(distinct.tolist()).index_select(0, of_context))
+        if self.rules is not None:
+            scores += self.rules.weights.index_select(0, of_state)
+        if scores.device.type != "cpu":
+            log_probs, tokens = scores.max(-1)
+            return log_probs.cpu().numpy(), tokens.cpu().numpy()
+        found = scores.numpy()  # NumPy's argmax is several times as fast as torch's on a processor
+        tokens = found.argmax(1)
+        return found[np.arange(len(found)), tokens], tokens

@@ -1,0 +1,264 @@
+"""Shallow fusion: a language model that was never heard speaking adds its log-probabilities to the search.
+
+The transducer knows the words of its training texts only; written text, or a mere list of words and how frequent they
+are, knows more. While a hypothesis is written each of its tokens earns ``lm_scale x log P(token | tokens before) +
+lm_bonus``, and its end ``lm_scale x log P(end)``. Task tokens and blanks neither earn nor are part of the history.
+``lm_bonus`` is the counterweight to what all tokens lose: without it hypotheses become too short. It is not
+``length_bonus``, which task tokens earn too and which would make too many of them.
+
+Two kinds of models, told apart by their files:
+
+- **words** (``.tsv``, ``.tsv.gz``; `word_list`): each word is a sentence of its own. Where the next piece begins a
+  word, the one before it ends: ``log P(</s> | its pieces) + log P(piece | <s>)``.
+- **text** (``.arpa``, ``.arpa.gz``; `arpa`): n-grams over the pieces of running text.
+
+One file serves all languages, or a folder has one for each: ``cs.tsv``, ``nl.arpa``; then the language token that a
+hypothesis writes first chooses. The names are codes in any spelling (``fr-FR.tsv``, ``FRA.tsv``; see
+`tokenverse_pp.base.languages`), and choose the rules by which the words of a list are normalised.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.languages import (
+    compatible_languages,
+    language_group,
+    language_problem,
+    matching_languages,
+    same_language,
+)
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.data.normalise import normalise
+from tokenverse_pp.decoding.constraints import languages_written
+from tokenverse_pp.decoding.context_graph import SPACE, UNKNOWN, RowCache, SpellingVocabulary
+from tokenverse_pp.decoding.ngram import Ngrams, ngrams_of_words, read_arpa, read_words
+from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.lid import CODE, language_code, language_token
+from tokenverse_pp.tasks.transcript import is_task_token
+
+WORDS, TEXT = (".tsv", ".tsv.gz"), (".arpa", ".arpa.gz")
+
+
+class LanguageModel:
+    """See `tokenverse_pp.decoding.scorer.FusionScorer`. State 0 is the start, in which no language may be known yet.
+
+    Args:
+        models: by the language token that chooses them, or one by "" for whatever is spoken; whether the model is
+            one of words, beside it.
+        pieces: of the whole vocabulary.
+        scale: of the log-probabilities.
+        bonus: for each token that a model judges.
+        blank_id: the blank.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Tuple[Ngrams, bool]],
+        pieces: Sequence[str],
+        scale: float,
+        bonus: float,
+        blank_id: int = 0,
+    ):
+        self.scale, self.bonus, self.vocab_size = scale, bonus, len(pieces)
+        self.models = list(models.values())
+        self.idle = np.array([is_task_token(piece) or i == blank_id for i, piece in enumerate(pieces)])
+        self.begins = np.array([piece.startswith(SPACE) for piece in pieces])
+        # State 1 + first[i] + s is state s of model i.
+        self.first = np.cumsum([0] + [model.states for model, _ in self.models]).tolist()
+        self.states = 1 + self.first[-1]
+        self.entry = {list(pieces).index(token): self._at_start(i) for i, token in enumerate(models) if token}
+        self.start = self._at_start(0) if "" in models else 0
+        self._rows = RowCache(lambda state: torch.from_numpy(self._row(state)).float(), self.vocab_size)
+
+    def _at_start(self, number: int) -> int:
+        return 1 + self.first[number] + self.models[number][0].start
+
+    def _of(self, state: int) -> Optional[Tuple[int, Ngrams, bool, int]]:
+        """The model's number, the model, whether it is one of words, its own state; None where no language is known."""
+        state = state or self.start
+        if state == 0:
+            return None
+        number = int(np.searchsorted(self.first, state - 1, side="right")) - 1
+        return (number, *self.models[number], state - 1 - self.first[number])
+
+    def advance(self, state: int, token: int) -> int:
+        """See `Earnings`."""
+        found = self._of(state)
+        if self.idle[token]:
+            return state if found is not None else self.entry.get(token, state)
+        if found is None:
+            return state
+        number, model, words, own = found
+        if words and self.begins[token]:
+            own = model.start
+        return 1 + self.first[number] + model.advance(own, token)
+
+    def gain(self, state: int, token: int) -> float:
+        """See `Earnings`."""
+        return float(self._row(state)[token])
+
+    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
+        """See `Earnings`."""
+        return self._rows.look_up(states, device)
+
+    def at_end(self, state: int) -> float:
+        """See `Earnings`."""
+        found = self._of(state)
+        if found is None:
+            return 0.0
+        _, model, words, own = found
+        return 0.0 if words and own == model.start else self.scale * float(model.row(own)[model.end])
+
+    def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
+        """See `Earnings`."""
+        gains, state = [], 0
+        for token in tokens:
+            gains.append(self.gain(state, token))
+            state = self.advance(state, token)
+        return gains, sum(gains) + self.at_end(state)
+
+    def _row(self, state: int) -> np.ndarray:
+        """`gain` of every token in a state, (V,)."""
+        found = self._of(state)
+        if found is None:
+            return np.zeros(self.vocab_size)
+        _, model, words, own = found
+        row = model.row(own)
+        if words and own != model.start:
+            over = row[model.end]
+            row = np.where(self.begins, over + model.row(model.start)[: self.vocab_size], row[: self.vocab_size])
+        return np.where(self.idle, 0.0, self.scale * row[: self.vocab_size] + self.bonus)
+
+
+def language_model_for(
+    options: SearchOptions, tokenizer: SpellingVocabulary, tasks: Optional[TaskSet]
+) -> LanguageModel:
+    """The model that ``options.lm`` names.
+
+    Raises:
+        UserError: for files that are none, and for a folder that lacks a language that may be written: hypotheses in
+            it would lose nothing where all others do.
+    """
+    path = Path(options.lm or "")
+    files = lm_files(path)
+    pieces = tuple(tokenizer.pieces(range(tokenizer.vocab_size)))
+    if path.is_dir():
+        chosen = _files_of_languages(path, files, _languages(pieces, tasks))
+        _check_languages(path, set(chosen), options, tasks)
+        used = {language_token(language): (files[code], code) for language, code in chosen.items()}
+    else:
+        used = {"": (path, _only_language(options, tasks))}
+    encoder = _Encoder(tokenizer, pieces)
+    models = {token: _read(str(file), file.stat().st_mtime_ns, code, encoder) for token, (file, code) in used.items()}
+    return LanguageModel(models, pieces, options.lm_scale, options.lm_bonus)
+
+
+def lm_files(path: Path) -> Dict[str, Path]:
+    """The files of a language model by the code of their language, "" where one is for all (raises UserError)."""
+    if path.is_dir():
+        found: Dict[str, Path] = {}
+        for file in sorted(path.iterdir()):
+            if file.name.endswith(WORDS + TEXT):
+                other = found.setdefault(file.name.split(".")[0], file)
+                if other != file:
+                    raise UserError(f"{path}: {other.name} and {file.name} are of one language: expected one of them")
+        if not found:
+            raise UserError(f"{path}: holds no language model: expected files such as en.tsv, fr.arpa.gz")
+        return found
+    if not path.name.endswith(WORDS + TEXT):
+        raise UserError(
+            f"{path}: expected a language model named {', '.join('*' + x for x in WORDS + TEXT)}, or a folder"
+        )
+    if not path.is_file():
+        raise UserError(f"{path}: cannot read a language model: no such file")
+    return {"": path}
+
+
+def _languages(pieces: Sequence[str], tasks: Optional[TaskSet]) -> List[str]:
+    """The languages that the model writes, as it spells them."""
+    if tasks is not None and "lid" in tasks:
+        return list(tasks["lid"].options().get("languages", ()))
+    codes = {language_code(piece): piece for piece in pieces if is_task_token(piece)}
+    return [code for code, piece in codes.items() if CODE.fullmatch(code) and language_token(code) == piece]
+
+
+def _files_of_languages(path: Path, files: Dict[str, Path], languages: Sequence[str]) -> Dict[str, str]:
+    """The code of the file for each language of the model that has one; every file must be one's."""
+    chosen: Dict[str, str] = {}
+    for language in languages:
+        found = matching_languages(language, files)
+        others = [other for other in languages if other != language]
+        # A file of another region will do, unless it is that of another language of the model.
+        found = [
+            code
+            for code in found
+            if compatible_languages(code, language) or not any(compatible_languages(code, other) for other in others)
+        ]
+        if len(found) > 1:
+            names = " and ".join(files[code].name for code in found)
+            raise UserError(f"{path}: {names} are both for {language}: expected one of them")
+        if found:
+            chosen[language] = found[0]
+    for code in sorted(set(files) - set(chosen.values())):
+        meant = [language for language in languages if same_language(language, code)]
+        if meant:
+            taken = files[chosen[meant[0]]].name if meant[0] in chosen else "no file that fits"
+            raise UserError(f"{files[code]}: would not be used: the model's {meant[0]} has {taken}")
+        raise UserError(f"{files[code]}: the model has no language {code!r}")
+    return chosen
+
+
+def _check_languages(path: Path, found: Set[str], options: SearchOptions, tasks: Optional[TaskSet]) -> None:
+    """See that there is a model for each language that may be written."""
+    if tasks is None:
+        return
+    if "lid" not in tasks:
+        raise UserError(
+            f"{path}: one of its language models is chosen by the task lid, which is not decoded; name a file"
+        )
+    missing = sorted(set(languages_written(options, tasks)) - found)
+    if missing:
+        raise UserError(f"{path}: has no language model for {', '.join(missing)}; add one, or choose the languages")
+
+
+def _only_language(options: SearchOptions, tasks: Optional[TaskSet]) -> str:
+    """The language by whose rules the words of a file for all are read: where no other can be written."""
+    groups = {language_group(code) for code in languages_written(options, tasks)}
+    return (groups.pop() or "") if len(groups) == 1 else ""
+
+
+class _Encoder:
+    """A tokenizer as a key of a cache: two with the same pieces are the same."""
+
+    def __init__(self, tokenizer: SpellingVocabulary, pieces: Tuple[str, ...]):
+        self.tokenizer, self.pieces = tokenizer, pieces
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Encoder) and self.pieces == other.pieces
+
+    def __hash__(self) -> int:
+        return hash(self.pieces)
+
+
+@functools.lru_cache(maxsize=16)  # `search` asks anew for each batch
+def _read(path: str, changed: int, code: str, encoder: _Encoder) -> Tuple[Ngrams, bool]:
+    """A file's model, and whether it is one of words."""
+    if path.endswith(TEXT):
+        return read_arpa(Path(path), encoder.pieces), False
+    words, unknown = [], encoder.pieces.index(UNKNOWN)
+    for word, frequency in read_words(Path(path)).items():
+        for text in normalise(word, None if language_problem(code) else code).split():
+            ids = encoder.tokenizer.encode(text)
+            if unknown not in ids:
+                words.append((ids, frequency))
+    if not words:
+        raise UserError(f"{path}: the model's vocabulary can write none of its words")
+    return ngrams_of_words(words, len(encoder.pieces)), True

@@ -1,0 +1,412 @@
+"""Tokens grouped into what must not be torn apart: words, and task tokens.
+
+Hypotheses of overlapping windows -> one hypothesis.
+
+Near its edges a window hears half a word, or lacks context: what two windows say is most to be trusted in the middle of
+their overlap. So the left one is followed up to a seam near the middle, and the right one from there on. The seam is,
+in this order,
+
+1. a word that both have (in the best common subsequence; at most half a second apart), outside of entities in both, in
+   the middle half of the overlap: the nearest to its centre;
+2. a pause there, in which neither writes anything for 0.2 s before and after: the widest;
+3. a word as in 1 that is outside of entities in the left window only (the right one began with an ``[NE]`` that it
+   never closed); one that is outside in both, anywhere in the overlap; one that is inside in both;
+4. the widest pause in the middle half, whatever it cuts.
+
+Task tokens between the seam's word and the one before it are those of the left window, so no ``[SCD]`` or ``[ENDP]``
+is doubled; an entity that the right window hears only the end of is whole in the left one, and the other way round.
+What the rules of the search bar all the same (after 4: an ``[/NE]`` without its ``[NE]``, say) is left out. The
+language is that of the first window with words, and its token stays in front; later ones are left out.
+
+A recording of any length -> one hypothesis; only a few windows of it are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Collection, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
+
+import torch
+from lhotse.cut import Cut
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.data.dataset import collate, load_inputs
+from tokenverse_pp.decoding.automaton import NEG_INF, Constraints
+from tokenverse_pp.decoding.constraints import constraints_for
+from tokenverse_pp.decoding.hypothesis import Hypothesis
+from tokenverse_pp.decoding.scorer import bonus_for
+from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.models.bundle import ModelBundle
+from tokenverse_pp.models.devices import autocast
+from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_FRONT, RANK_OPEN, TaskSet
+from tokenverse_pp.tasks.transcript import is_task_token
+
+SPACE = "▁"
+
+
+class Unit(NamedTuple):
+    """A word or a task token: its tokens, the frame of each on the recording's clock, and their log-probabilities."""
+
+    tokens: Tuple[int, ...]
+    frames: Tuple[int, ...]
+    log_probs: Tuple[float, ...]
+    is_word: bool
+
+    @property
+    def start(self) -> int:
+        """The frame of its first token."""
+        return self.frames[0]
+
+
+def units_of(hypothesis: Hypothesis, pieces: Sequence[str], first_frame: int) -> List[Unit]:
+    """The units of a window's hypothesis.
+
+    Args:
+        hypothesis: frames count from the window's start.
+        pieces: of the whole vocabulary.
+        first_frame: where the window starts in the recording.
+    """
+    groups: List[List[int]] = []
+    word_is_open = False
+    for i, token in enumerate(hypothesis.tokens):
+        mark = is_task_token(pieces[token])
+        if mark or not word_is_open or pieces[token].startswith(SPACE):
+            groups.append([i])
+        else:
+            groups[-1].append(i)
+        word_is_open = not mark
+    return [
+        Unit(
+            tuple(hypothesis.tokens[i] for i in group),
+            tuple(hypothesis.frames[i] + first_frame for i in group),
+            tuple(hypothesis.log_probs[i] for i in group),
+            not is_task_token(pieces[hypothesis.tokens[group[0]]]),
+        )
+        for group in groups
+    ]
+
+
+def matches(left: Sequence[Unit], right: Sequence[Unit], tolerance: int) -> List[Tuple[int, int]]:
+    """The best common subsequence of words that start within ``tolerance`` frames of each other.
+
+    A pair at the same time weighs most, one ``tolerance`` frames apart least: of "yes yes yes" heard twice, words meet
+    themselves even where that makes fewer pairs.
+
+    Returns:
+        Pairs of positions in ``left`` and ``right``, in order.
+    """
+    weight = {
+        (i, j): tolerance + 1 - abs(a.start - b.start)
+        for i, a in enumerate(left)
+        for j, b in enumerate(right)
+        if a.is_word and a.tokens == b.tokens and abs(a.start - b.start) <= tolerance
+    }
+    # The weight of the best subsequence of left[i:] and right[j:].
+    best = [[0] * (len(right) + 1) for _ in range(len(left) + 1)]
+    for i in reversed(range(len(left))):
+        for j in reversed(range(len(right))):
+            paired = best[i + 1][j + 1] + weight.get((i, j), 0)
+            best[i][j] = max(best[i + 1][j], best[i][j + 1], paired)
+    found, i, j = [], 0, 0
+    while i < len(left) and j < len(right):
+        if best[i][j] == best[i + 1][j]:
+            i += 1
+        elif best[i][j] == best[i][j + 1]:
+            j += 1
+        else:
+            found.append((i, j))
+            i, j = i + 1, j + 1
+    return found
+
+
+TOLERANCE = 0.5  # seconds between the starts of a word in two windows
+PAUSE = 0.2  # seconds without a token before and after a seam
+
+
+@dataclass(frozen=True)
+class Window:
+    """What was found in frames ``start`` .. ``end`` of a recording; the hypothesis's frames count from ``start``."""
+
+    start: int
+    end: int
+    hypothesis: Hypothesis
+
+
+@dataclass
+class Merger:
+    """Takes the windows of a recording in order.
+
+    Args:
+        pieces: of the whole vocabulary.
+        tasks: those that are decoded.
+        frame_shift: seconds an encoder output frame.
+        constraints: the rules of the search.
+    """
+
+    pieces: Sequence[str]
+    tasks: TaskSet
+    frame_shift: float
+    constraints: Constraints
+    units: List[Unit] = field(default_factory=list)
+    end: int = 0
+    language: List[Unit] = field(default_factory=list)  # of a first window without words
+
+    def __post_init__(self) -> None:
+        self.front, self.opening, self.closing = (self._ids(rank) for rank in (RANK_FRONT, RANK_OPEN, RANK_CLOSE))
+
+    def _ids(self, rank: int) -> Collection[int]:
+        symbols = {s for task in self.tasks.tasks for s, r in task.ranks.items() if r == rank}
+        return {i for i, piece in enumerate(self.pieces) if piece in symbols}
+
+    def add(self, window: Window) -> None:
+        """Join the next window to what is there."""
+        units = units_of(window.hypothesis, self.pieces, window.start)
+        if not self.units and not any(unit.is_word for unit in units):
+            self.language = self.language or [unit for unit in units if unit.tokens[0] in self.front]
+            units = []
+        if self.units:
+            units = [unit for unit in units if unit.tokens[0] not in self.front]
+            i, j = self._seam(units, window.start)
+            units = self.units[:i] + _later(units[j:], self.units[i - 1].frames[-1] if i else 0)
+        self.units = units
+        self.end = window.end
+
+    def _seam(self, right: Sequence[Unit], start: int) -> Tuple[int, int]:
+        """How many units to take of what is there, and which unit of the next window comes after them."""
+        overlap = _Overlap(self.units, right, start, max(start, self.end))
+        pairs = overlap.words(round(TOLERANCE / self.frame_shift))
+        open_left, open_right = self._open(self.units), self._open(right)
+        closed = [pair for pair in pairs if not open_left[pair[0]] and not open_right[pair[1]]]
+        pauses = overlap.pauses()
+        wide = [m for width, m in pauses if width >= PAUSE / self.frame_shift]
+        outside = [overlap.split(m) for m in wide]
+        outside = [(i, j) for i, j in outside if not open_left[i] and not open_right[j]]
+        inside = [pair for pair in pairs if open_left[pair[0]] and open_right[pair[1]]]
+        central = [pair for pair in closed if overlap.is_central(pair)]
+        left_closed = [pair for pair in pairs if not open_left[pair[0]] and overlap.is_central(pair)]
+        for candidates in (central, outside[:1], left_closed, closed, inside):
+            if candidates:
+                return min(candidates, key=overlap.distance)
+        return overlap.split(pauses[0][1])
+
+    def _open(self, units: Sequence[Unit]) -> List[bool]:
+        """Whether an entity is open before each unit, and after the last."""
+        state = [False]
+        for unit in units:
+            state.append(unit.tokens[0] in self.opening or (state[-1] and unit.tokens[0] not in self.closing))
+        return state
+
+    def result(self) -> Tuple[Tuple[int, ...], Tuple[int, ...], Tuple[float, ...]]:
+        """Tokens, frames and log-probabilities of the whole recording."""
+        tokens: List[int] = []
+        frames: List[int] = []
+        log_probs: List[float] = []
+        state = 0
+        for unit in self.units or self.language:
+            after = self._after(state, unit)
+            if after is None:
+                continue
+            state = after
+            tokens.extend(unit.tokens)
+            frames.extend(unit.frames)
+            log_probs.extend(unit.log_probs)
+        return tuple(tokens), tuple(frames), tuple(log_probs)
+
+    def _after(self, state: int, unit: Unit) -> Optional[int]:
+        """The state of the rules after a unit; None where it is barred."""
+        for token in unit.tokens:
+            if self.constraints.weights[state, token] == NEG_INF:
+                return None
+            state = int(self.constraints.following[state, token])
+        return state
+
+
+def _later(units: Sequence[Unit], frame: int) -> List[Unit]:
+    """The units, none of their tokens before ``frame``: two windows may time a word a little differently."""
+    moved: List[Unit] = []
+    for i, unit in enumerate(units):
+        if unit.start >= frame:
+            return [*moved, *units[i:]]
+        moved.append(unit._replace(frames=tuple(max(at, frame) for at in unit.frames)))
+    return moved
+
+
+class _Overlap:
+    """What two windows say between frames ``start`` and ``end``."""
+
+    def __init__(self, left: Sequence[Unit], right: Sequence[Unit], start: int, end: int):
+        self.left, self.right, self.start, self.end = left, right, start, end
+        self.first = next((i for i, unit in enumerate(left) if unit.frames[-1] >= start), len(left))
+
+    def words(self, tolerance: int) -> List[Tuple[int, int]]:
+        """Positions of the words that both have."""
+        right = [unit for unit in self.right if unit.start < self.end]
+        return [(i + self.first, j) for i, j in matches(self.left[self.first :], right, tolerance)]
+
+    def distance(self, pair: Tuple[int, int]) -> float:
+        """Frames between the centre of the overlap and a seam before units ``pair``."""
+        starts = [units[k].start for units, k in ((self.left, pair[0]), (self.right, pair[1])) if k < len(units)]
+        return abs(sum(starts) / max(len(starts), 1) - (self.start + self.end) / 2)
+
+    def is_central(self, pair: Tuple[int, int]) -> bool:
+        """Whether a seam before units ``pair`` is in the middle half."""
+        return self.distance(pair) <= (self.end - self.start) / 4
+
+    def pauses(self) -> List[Tuple[float, float]]:
+        """(frames to the nearest token, frame) for each frame of the middle half, the widest pause first."""
+        said = [frame for unit in (*self.left[self.first :], *self.right) for frame in unit.frames]
+        quarter, centre = (self.end - self.start) / 4, (self.start + self.end) / 2
+        frames = range(round(self.start + quarter), round(self.end - quarter) + 1)
+        widths = [(min((abs(m - 0.5 - frame) for frame in said), default=float(self.end)), m) for m in frames]
+        return sorted(widths, key=lambda item: (-item[0], abs(item[1] - centre)))
+
+    def split(self, frame: float) -> Tuple[int, int]:
+        """The seam before a frame."""
+        i = next((i for i, unit in enumerate(self.left) if unit.start >= frame), len(self.left))
+        j = next((j for j, unit in enumerate(self.right) if unit.start >= frame), len(self.right))
+        return i, j
+
+
+Item = TypeVar("Item")
+NOTHING = Hypothesis(tokens=(), frames=(), log_probs=(), log_prob=0.0, score=0.0)
+
+
+def decode_long(
+    loaded: ModelBundle,
+    audio: Union[Cut, str, Path],
+    active: TaskSet,
+    options: Optional[SearchOptions] = None,
+    window: float = 28.0,
+    overlap: float = 6.0,
+    batch: int = 4,
+    precision: str = "fp32",
+    weights: Optional[torch.Tensor] = None,
+) -> Hypothesis:
+    """Decode audio of any length in overlapping windows (see `merge` for how they are joined).
+
+    Audio of one window or less gives exactly what the plain search gives. In a merged hypothesis ``log_prob`` is the
+    sum of its tokens' log-probabilities (blanks belong to windows, and are left out).
+
+    Args:
+        loaded: the model, on the device that it is to run on.
+        audio: a cut, or an audio file; any sampling rate and number of channels.
+        active: the tasks to decode.
+        options: of the search; the best hypothesis of each window is taken.
+        window: seconds; not more than the encoder can take (Whisper: 30).
+        overlap: seconds that two windows have in common, less than half a window.
+        batch: windows that are decoded at once.
+        precision: of the encoder: fp32, bf16 or fp16.
+        weights: (K + 1,) of the task vectors; by default 1 for the active tasks, 0 for the others.
+
+    Raises:
+        UserError: naming the file or option, for audio that cannot be read and windows that cannot be.
+    """
+    options = options or SearchOptions()
+    check_windows(window, overlap)
+    cut = cut_of(audio) if isinstance(audio, (str, Path)) else audio
+    decoder = _WindowDecoder(loaded, active, options, precision, weights)
+    if cut.duration <= window:
+        return decoder(cut, [cut])[0]
+    shift = loaded.model.encoder.output_frame_shift
+    tokenizer = loaded.tokenizer
+    merger = Merger(tokenizer.pieces(range(tokenizer.vocab_size)), active, shift, decoder.constraints)
+    for group in in_groups(windows_of(cut, window, overlap, shift), batch):
+        found = decoder(cut, [part for _, part in group])
+        for (start, part), hypothesis in zip(group, found):
+            merger.add(Window(start, start + round(part.duration / shift), hypothesis))
+    tokens, frames, log_probs = merger.result()
+    log_prob = sum(log_probs)
+    scale = len(tokens) + loaded.model.predictor.context_size if options.length_norm else 1
+    return Hypothesis(tokens, frames, log_probs, log_prob, log_prob / scale)
+
+
+def check_windows(window: float, overlap: float) -> None:
+    """See that windows of these lengths can be joined (raises UserError)."""
+    if not 0 < window < math.inf:
+        raise UserError(f"window: expected seconds above 0, got {window:g}")
+    if not 0 < 2 * overlap < window:
+        raise UserError(
+            f"overlap: expected seconds above 0, less than half the window of {window:g} s, got {overlap:g}"
+        )
+
+
+def cut_of(path: Union[str, Path]) -> Cut:
+    """An audio file as a cut (raises UserError)."""
+    from tokenverse_pp.data.audio.inputs import open_audio  # a room below this one
+
+    return open_audio(path).cut
+
+
+def windows_of(cut: Cut, window: float, overlap: float, shift: float) -> Iterator[Tuple[int, Cut]]:
+    """Windows of a cut that is longer than one: first frame, and the part of the cut.
+
+    They start at multiples of the encoder's output frame, so that frames of all windows are on one clock, and the last
+    one, which ends with the cut, is longer than the overlap.
+    """
+    bare = cut.drop_supervisions()
+    step = max(1, math.floor((window - overlap) / shift + 1e-6))
+    start = 0
+    while True:
+        offset = start * shift
+        is_last = offset + window >= cut.duration - 1e-6
+        duration = cut.duration - offset if is_last else window
+        yield start, bare.truncate(offset=offset, duration=duration, preserve_id=True)
+        if is_last:
+            return
+        start += step
+
+
+def in_groups(items: Iterable[Item], size: int) -> Iterator[List[Item]]:
+    """Lists of ``size`` items, the last one maybe shorter; no item is asked for before it is needed."""
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+class _WindowDecoder:
+    """Cuts -> their best hypotheses, with the plain encoder and search."""
+
+    def __init__(
+        self,
+        loaded: ModelBundle,
+        active: TaskSet,
+        options: SearchOptions,
+        precision: str,
+        weights: Optional[torch.Tensor] = None,
+    ):
+        self.model, self.options, self.precision = loaded.model, options, precision
+        self.device = next(loaded.model.parameters()).device
+        self.constraints = constraints_for(
+            loaded.tasks, active.names, loaded.tokenizer, options.languages, options.force_language
+        )
+        self.bonus = bonus_for(options, loaded.tokenizer, active)
+        mask = torch.tensor(loaded.tasks.mask(active.names), dtype=torch.float32) if weights is None else weights
+        self.mask = mask.to(self.device)
+
+    @torch.no_grad()
+    def __call__(self, cut: Cut, parts: List[Cut]) -> List[Hypothesis]:
+        """Hypotheses of parts of ``cut``; one that is shorter than a frame says nothing."""
+        samples = [load_inputs(part, convert=True) for part in parts]
+        found = [NOTHING] * len(parts)
+        encoder = self.model.encoder
+        heard = [i for i, x in enumerate(samples) if len(x) and int(encoder.feature_lens(torch.tensor([len(x)]))) > 0]
+        if not heard:
+            return found
+        audio, lens = collate([samples[i] for i in heard])
+        with autocast(self.device, self.precision):
+            out, lens = self.model.encode(
+                audio.to(self.device), lens.to(self.device), self.mask.expand(len(heard), -1), False
+            )
+        if not all(torch.isfinite(frames[:length]).all() for frames, length in zip(out, lens.tolist())):
+            raise UserError(f"cut {cut.id}: the encoder gave NaN or infinity; do its inputs or the model hold any?")
+        model = self.model
+        best = search_frames(
+            model.predictor, model.joiner, out.float(), lens, self.options, self.constraints, self.bonus
+        )
+        for i, hypotheses in zip(heard, best):
+            found[i] = hypotheses[0]
+        return found

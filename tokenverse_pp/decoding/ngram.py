@@ -1,0 +1,372 @@
+r"""A back-off n-gram model over token ids, in a handful of arrays, and the states that a hypothesis walks through.
+
+``log P(token | context)`` is the n-gram's own where the model holds it, else the context's back-off weight plus the
+same question to the context without its first token (Katz 1987; the rule of every ARPA file).
+
+Reading n-gram models in ARPA's format, as SRILM, KenLM, IRSTLM and others write them.
+
+The n-grams are over the pieces of the tokenizer, separated by spaces (``▁the ▁c at``): the text is encoded before the
+model is trained. Log-probabilities are to the base 10 in the file. Pieces that the tokenizer lacks are left out with
+all their n-grams; pieces of the tokenizer that the file lacks are as probable as the rarest one.
+
+A file is read whole or not at all: a section for each length, in order, with as many n-grams as the counts after
+``\data\`` say, and ``\end\`` (a file without counts must have it as well). Remarks may stand before ``\data\`` and
+after ``\end\``.
+
+From a list of words with their frequencies to an n-gram model of how words are written in tokens.
+
+A frequency list needs neither running text nor the tokenizer of a model, can be had for a hundred languages, and is
+what a recogniser of few hours lacks most: it has heard too few words to know which strings of letters are words. Each
+word is a sentence of its own, ``<s> pieces </s>``, so the model says how likely a piece is after the word's pieces so
+far, and how likely the word is over.
+
+Smoothing is Witten and Bell's (1991, interpolated): with c the count of an n-gram, C that of its context, and T the
+number of different tokens seen after it, ``P(token | context) = (c + T P(token | shorter context)) / (C + T)``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Dict, Iterator, List, NoReturn, Optional, Sequence, Set, Tuple
+
+import numpy as np
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.lines import BLANKS, fields, number_of, stray_control, text_lines
+
+
+@dataclass(frozen=True)
+class Level:
+    """All n-grams of one length m, sorted by their context and then by their last token, (K,) each.
+
+    context: the row of the first m - 1 tokens among those one shorter (0 for single tokens). token: the last one.
+    log_prob: of it, in nats; -inf for ``<s>``, which is never predicted. back_off: of the n-gram as a context, in nats.
+    suffix: the row of its longest proper suffix that the model holds, as a *state* (see `Ngrams`).
+    """
+
+    context: np.ndarray
+    token: np.ndarray
+    log_prob: np.ndarray
+    back_off: np.ndarray
+    suffix: np.ndarray
+
+
+class Ngrams:
+    """The model. A state is a context: 0 the empty one, the others numbered through the levels from 1 on.
+
+    Args:
+        levels: single tokens first. Every n-gram's first m - 1 tokens are an n-gram too.
+        size: tokens that there are, ``<s>`` and ``</s>`` among them as the last two.
+    """
+
+    def __init__(self, levels: Sequence[Level], size: int):
+        self.size, self.begin, self.end = size, size - 2, size - 1
+        starts = np.cumsum([1] + [len(level.token) for level in levels])
+        self.suffix = np.concatenate([[0], *(level.suffix for level in levels)])
+        self.back_off = np.concatenate([[0.0], *(level.back_off for level in levels)])
+        # The n-grams that go on from a state are rows first[state] to first[state + 1] of these, each a state itself.
+        parent = np.concatenate(
+            [np.zeros(len(levels[0].token), dtype=np.int64)]
+            + [before + level.context for before, level in zip(starts, levels[1:])]
+        )
+        self.token = np.concatenate([level.token for level in levels])
+        self.log_prob = np.concatenate([level.log_prob for level in levels])
+        self.first = np.searchsorted(parent, np.arange(starts[-1] + 1))
+        self.lowest = float(self.log_prob[np.isfinite(self.log_prob)].min())
+        self.start = self.advance(0, self.begin)
+
+    def __len__(self) -> int:
+        """The number of n-grams."""
+        return len(self.token)
+
+    @property
+    def states(self) -> int:
+        """The number of states."""
+        return len(self.suffix)
+
+    def advance(self, state: int, token: int) -> int:
+        """The longest context that is a suffix of a state's tokens and one more."""
+        while True:
+            low, high = self.first[state], self.first[state + 1]
+            at = low + int(np.searchsorted(self.token[low:high], token))
+            if at < high and self.token[at] == token:
+                return self._useful(at + 1)
+            if state == 0:
+                return 0
+            state = int(self.suffix[state])
+
+    def _useful(self, state: int) -> int:
+        """The state; where nothing follows it and backing off costs nothing, the longest suffix that says as much."""
+        while state and self.first[state] == self.first[state + 1] and self.back_off[state] == 0:
+            state = int(self.suffix[state])
+        return state
+
+    def row(self, state: int) -> np.ndarray:
+        """log P(token | state) of every token, (size,) float64; what the model lacks is as rare as the rarest."""
+        chain: List[int] = []
+        while state:
+            chain.append(state)
+            state = int(self.suffix[state])
+        row = np.full(self.size, self.lowest)
+        for context in (0, *reversed(chain)):
+            if context:
+                row += self.back_off[context]
+            inside = slice(self.first[context], self.first[context + 1])
+            row[self.token[inside]] = self.log_prob[inside]
+        row[self.begin] = -np.inf
+        return row
+
+
+Gram = Tuple[int, ...]
+NEVER = -99.0  # what files write for log10(0)
+LN_10 = math.log(10)
+_COUNT = re.compile(r"ngram[ \t]+([0-9]{1,3})[ \t]*=[ \t]*([0-9]{1,18})")
+_WEIGHT = re.compile(r"-?[0-9]*\.[0-9]+")
+_SECTION = re.compile(r"\\([0-9]{1,3})-grams:")
+
+
+def read_arpa(path: Path, pieces: Sequence[str]) -> Ngrams:
+    """Read a model over ``pieces``, the whole vocabulary in the order of its ids.
+
+    Raises:
+        UserError: naming file, line and reason where the file is not whole or not in the format.
+    """
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    begin, end = len(pieces), len(pieces) + 1
+    ids.update({"<s>": begin, "</s>": end})
+    found = _Arpa(Path(path), ids).read()
+    if not found or not any(gram[0] < len(pieces) for gram in found[0]):
+        raise UserError(f"{path}: holds no n-gram of this model's pieces; was the text encoded with its tokenizer?")
+    found[0][(begin,)] = (-math.inf, found[0].get((begin,), (0.0, 0.0))[1])  # given, never predicted
+    if not any(math.isfinite(value) for gram, (value, _) in found[0].items() if gram[0] < len(pieces)):
+        raise UserError(f"{path}: all pieces have the log-probability {NEVER:g}, that is none: not a language model")
+    if found[0].get((end,), (0.0, 0.0))[0] == -math.inf:
+        raise UserError(f"{path}: </s> has the log-probability {NEVER:g}: no hypothesis could end")
+    return _ngrams(found, len(pieces) + 2)
+
+
+class _Arpa:
+    """One file being read; ``number`` is the line that was read last."""
+
+    def __init__(self, path: Path, ids: Dict[str, int]):
+        self.path, self.ids, self.number = path, ids, 0
+        self.weighted: Dict[int, Tuple[int, str]] = {}  # by length: the first line with a back-off weight
+
+    def read(self) -> List[Dict[Gram, Tuple[float, float]]]:
+        """The n-grams of each length with log-probability and back-off weight, in nats."""
+        lines = self._lines()
+        counts, first = self._counts(lines)
+        line: Optional[str] = first
+        levels: List[Dict[Gram, Tuple[float, float]]] = []
+        while line is not None and (_SECTION.fullmatch(line) or len(levels) < len(counts)):
+            length = len(levels) + 1
+            if line == f"\\{length}-grams:":
+                level, line = self._section(lines, length, counts[length - 1] if length <= len(counts) else None)
+                levels.append(level)
+            elif length <= len(counts) and counts[length - 1] == 0:
+                levels.append({})  # some tools leave an empty section out
+            else:
+                self._expected(f"\\{length}-grams:", line)
+        if line != "\\end\\":
+            self._expected(f"\\{len(levels) + 1}-grams:" if len(levels) < len(counts) else "\\end\\", line)
+        if counts and len(levels) > len(counts):
+            self._bad(f"the file states no {len(levels)}-grams, but has them")
+        if len(levels) in self.weighted:
+            self.number, weighted = self.weighted[len(levels)]
+            self._bad(f"a back-off weight of an n-gram of the highest order: {weighted!r}")
+        for line in lines:  # to the end: a packed file may be cut off there
+            if line in ("\\data\\", "\\end\\") or _SECTION.fullmatch(line) or _COUNT.fullmatch(line):
+                self._bad(f"expected nothing of a model after \\end\\, found {line!r}")
+        return levels
+
+    def _lines(self) -> Iterator[str]:
+        """Lines that are not blank, without blanks at their ends; a tab at an end stays: a weight is missing there."""
+        for number, line in text_lines(self.path, "a language model"):
+            self.number = number
+            if line.strip(BLANKS):
+                yield line.lstrip(BLANKS).rstrip(" ")
+
+    def _counts(self, lines: Iterator[str]) -> Tuple[List[int], str]:
+        """How many n-grams there are of each length, as far as the file says, and the first section's line."""
+        counts: List[int] = []
+        begun = False
+        for line in lines:
+            match = _COUNT.fullmatch(line)
+            if line == "\\data\\" and not counts:
+                begun = True
+            elif match is not None:
+                if int(match[1]) != len(counts) + 1:
+                    self._bad(f"expected `ngram {len(counts) + 1}=COUNT`, found {line!r}")
+                counts.append(int(match[2]))
+            elif _SECTION.fullmatch(line):
+                return counts, line
+            elif begun or counts:
+                self._expected(f"`ngram {len(counts) + 1}=COUNT` or \\1-grams:", line)
+        if begun or counts:
+            self._expected("\\1-grams:", None)
+        raise UserError(f"{self.path}: not an ARPA file: no line \\data\\ in its {self.number} lines")
+
+    def _section(
+        self, lines: Iterator[str], length: int, count: Optional[int]
+    ) -> Tuple[Dict[Gram, Tuple[float, float]], Optional[str]]:
+        """The n-grams of a section, and the line after it; None where the file ends."""
+        level: Dict[Gram, Tuple[float, float]] = {}
+        others: Set[str] = set()  # n-grams with pieces that are not ours
+        read, after = 0, None
+        for line in lines:
+            if line == "\\end\\" or _SECTION.fullmatch(line):
+                after = line
+                break
+            words, value, weight = self._ngram(line, length)
+            read += 1
+            if count is not None and read > count:
+                self._bad(f"the file states {count} {length}-grams, this is one more: {line!r}")
+            if weight != 0:
+                self.weighted.setdefault(length, (self.number, line))
+            known = all(word in self.ids for word in words)
+            gram, name = tuple(self.ids[word] for word in words) if known else (), " ".join(words)
+            if gram in level or name in others:
+                self._bad(f"{length}-gram {name!r} is there twice")
+            if not known:
+                others.add(name)
+            else:
+                level[gram] = (-math.inf if value <= NEVER else value * LN_10, weight * LN_10)
+        if count is not None and read < count:
+            cut = "; the file ends here, as if it was cut off" if after is None else ""
+            self._bad(f"the file states {count} {length}-grams, {read} are there{cut}")
+        return level, after
+
+    def _ngram(self, line: str, length: int) -> Tuple[List[str], float, float]:
+        """Words, log-probability and back-off weight of a line, to the base 10."""
+        cells = [cell.strip(" ") for cell in line.split("\t")]
+        words = fields(cells[1]) if 2 <= len(cells) <= 3 else []
+        value, weight = number_of(cells[0]), number_of(cells[2]) if len(cells) == 3 else 0.0
+        if len(words) != length or value is None or weight is None:
+            # Not as SRILM and KenLM separate the parts: spaces and tabs are alike.
+            other_length = bool(words) and value is not None and weight is not None
+            parts = fields(line)
+            words = parts[1 : length + 1]
+            value = number_of(parts[0])
+            weight = number_of(parts[length + 1]) if len(parts) == length + 2 else 0.0
+            # A word less than stated, if the last one is a back-off weight.
+            short = len(parts) == length + 1 and words[-1] not in self.ids and _WEIGHT.fullmatch(words[-1])
+            wrong = other_length or short or not length + 1 <= len(parts) <= length + 2 or not cells[-1]
+            if wrong or value is None or weight is None:
+                if any(part.lower().lstrip("+-") in ("nan", "inf", "infinity") for part in (parts[0], parts[-1])):
+                    self._bad(f"expected finite numbers, found {line!r}")
+                self._bad(f"no {length}-gram of the ARPA format (log-probability, {length} words, weight): {line!r}")
+        if not math.isfinite(value * LN_10) or not math.isfinite(weight * LN_10):
+            self._bad(f"expected finite numbers, found {line!r}")
+        if value > 0:
+            self._bad(f"a log-probability above 0: {line!r}")
+        return words, value, weight
+
+    def _expected(self, what: str, found: Optional[str]) -> NoReturn:
+        if found is None:
+            self._bad(f"the file ends here, as if it was cut off; expected {what}")
+        self._bad(f"expected {what}, found {found!r}")
+
+    def _bad(self, reason: str) -> NoReturn:
+        raise UserError(f"{self.path}, line {max(self.number, 1)}: {reason}")
+
+
+def _ngrams(found: Sequence[Dict[Gram, Tuple[float, float]]], size: int) -> Ngrams:
+    state: Dict[Gram, int] = {(): 0}
+    levels: List[Level] = []
+    before, last = 0, 1  # the states of the last level's first n-gram, and of this one's
+    for grams in found:
+        kept = sorted((state[gram[:-1]], gram[-1], gram) for gram in grams if gram[:-1] in state)
+        if not kept:
+            break
+        suffixes = [next((state[gram[i:]] for i in range(1, len(gram)) if gram[i:] in state), 0) for _, _, gram in kept]
+        values = np.array([grams[gram] for _, _, gram in kept])
+        context = np.array([parent for parent, _, _ in kept]) - before
+        token = np.array([token for _, token, _ in kept])
+        levels.append(Level(context, token, values[:, 0], values[:, 1], np.array(suffixes)))
+        state.update({gram: last + i for i, (_, _, gram) in enumerate(kept)})
+        before, last = last, last + len(kept)
+    return Ngrams(levels, size)
+
+
+ORDER = 6
+Words = Dict[str, float]
+
+
+def read_words(path: Path) -> Words:
+    """Read ``word TAB frequency`` lines (any number above 0, as counts or per million words); ``.gz`` too.
+
+    Raises:
+        UserError: naming the line that is none.
+    """
+    words: Words = {}
+    for number, line in text_lines(path, "words"):
+        word, _, count = (part.strip(BLANKS) for part in line.partition("\t"))
+        if not word and not count:
+            continue
+        frequency = number_of(count)
+        if not word or len(fields(word)) > 1 or stray_control(line) or not 0 < (frequency or 0) < math.inf:
+            raise UserError(f"{path}, line {number}: expected 'word TAB number above 0', found {line.strip(BLANKS)!r}")
+        words[word] = words.get(word, 0.0) + float(count)
+    if not words:
+        raise UserError(f"{path}: holds no word")
+    return words
+
+
+def ngrams_of_words(words: Sequence[Tuple[Sequence[int], float]], vocab_size: int, order: int = ORDER) -> Ngrams:
+    """The model of words that are given as tokens with a frequency; at least one is needed.
+
+    Args:
+        words: ids of each word's tokens, and how often it occurs.
+        vocab_size: V; the model's tokens are these, then ``<s>`` and ``</s>``.
+        order: n-grams have at most so many tokens. Eight scored no better than six on human_speech.
+    """
+    size = vocab_size + 2
+    lengths = np.array([len(tokens) + 2 for tokens, _ in words])
+    token = np.array([t for tokens, _ in words for t in (size - 2, *tokens, size - 1)], dtype=np.int64)
+    weight = np.repeat([frequency for _, frequency in words], lengths)
+    place = np.arange(len(token)) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # within its word
+    count = np.bincount(token, weight, size)
+    count[size - 2] = 0.0  # <s> is given, not predicted
+    every = np.arange(size)  # single tokens: all that there are
+    levels = [_level(np.zeros(size, dtype=np.int64), every, count, np.full(size, 1 / (size - 1)), every * 0)]
+    levels[0].log_prob[size - 2] = -np.inf
+    here = token  # at each place: the row of the n-gram of the last length that ends there
+    first = 1  # the state of the last level's first row
+    for length in range(2, order + 1):
+        at = np.flatnonzero(place >= length - 1)
+        if not len(at):
+            break
+        key, which, inverse = np.unique(here[at - 1] * size + token[at], return_index=True, return_inverse=True)
+        suffix = here[at][which]  # ends where the n-gram does and is one token shorter
+        counted, shorter = np.bincount(inverse.ravel(), weight[at]), levels[-1]
+        level = _level(*np.divmod(key, size), counted, np.exp(shorter.log_prob[suffix]), first + suffix)
+        levels[-1] = _backing_off(shorter, level.context, counted)
+        levels.append(level)
+        first += len(shorter.token)
+        here = np.full(len(token), -1, dtype=np.int64)
+        here[at] = inverse.ravel()
+    return Ngrams(levels, size)
+
+
+def _totals(context: np.ndarray, count: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """T and C of each context."""
+    return np.bincount(context, count > 0), np.bincount(context, count)
+
+
+def _level(context: np.ndarray, token: np.ndarray, count: np.ndarray, lower: np.ndarray, suffix: np.ndarray) -> Level:
+    """One length's n-grams, from what occurs how often; ``lower``: P(token | shorter context)."""
+    kinds, total = _totals(context, count)
+    log_prob = np.log((count + kinds[context] * lower) / (total + kinds)[context])
+    return Level(context, token, log_prob, np.zeros(len(token)), suffix)
+
+
+def _backing_off(level: Level, context: np.ndarray, count: np.ndarray) -> Level:
+    """A level with its weights as contexts, T / (C + T); what nothing follows keeps 1."""
+    kinds, total = _totals(context, count)
+    followed = np.flatnonzero(kinds)
+    back_off = level.back_off.copy()
+    back_off[followed] = np.log(kinds[followed] / (total + kinds)[followed])
+    return replace(level, back_off=back_off)

@@ -1,0 +1,189 @@
+"""The search behind the entry point: a padded batch of encoder output in, hypotheses in the same order out.
+
+The one entry point of the search: a model and audio (or stored features) in, n-best hypotheses out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, List, Optional, Protocol, Sequence, Union
+
+import torch
+from torch import Tensor
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.data.dataset import collate
+from tokenverse_pp.data.tokenizer import Tokenizer
+from tokenverse_pp.decoding.automaton import Constraints, Rules
+from tokenverse_pp.decoding.beam import beam_search
+from tokenverse_pp.decoding.constraints import constraints_for
+from tokenverse_pp.decoding.full_beam import full_beam_search
+from tokenverse_pp.decoding.greedy import greedy_search
+from tokenverse_pp.decoding.hypothesis import Hypothesis
+from tokenverse_pp.decoding.k2_fast_beam import k2_fast_beam_search
+from tokenverse_pp.decoding.scorer import FusionScorer, Scorer, bonus_for, project
+from tokenverse_pp.models.joiner import Joiner
+from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.tasks.base import TaskSet
+
+METHODS = {
+    "greedy": greedy_search,
+    "beam": beam_search,
+    "full_beam": full_beam_search,
+    "k2_fast_beam": k2_fast_beam_search,
+}
+
+
+def search_frames(
+    predictor: StatelessPredictor,
+    joiner: Joiner,
+    encoder_out: Tensor,
+    lens: Tensor,
+    options: Optional[SearchOptions] = None,
+    constraints: Union[Constraints, Sequence[Constraints], None] = None,
+    bonus: Optional[FusionScorer] = None,
+) -> List[List[Hypothesis]]:
+    """Decode a batch.
+
+    Args:
+        predictor: the stateless predictor, on the device of ``encoder_out``.
+        joiner: the joiner.
+        encoder_out: (N, T, C), padded.
+        lens: (N,) valid frames; 0 gives one empty hypothesis.
+        options: how to search.
+        constraints: what may be written (`constraints_for`), for all utterances or one for each; None for anything.
+        bonus: for hotwords, length, a language model (`bonus_for`): where the options ask for one, and not otherwise.
+
+    Returns:
+        For each utterance 1 to ``options.nbest`` distinct hypotheses, the best score first. Fewer than ``nbest`` where
+        the beam holds fewer, since hypotheses with the same tokens are one.
+
+    Raises:
+        UserError: for an encoder output that holds NaN or infinity in its valid frames.
+    """
+    options = options or SearchOptions()
+    if options.earns != (bonus is not None):
+        raise ValueError("hotwords, length_bonus and lm go together with their `bonus_for(options, tokenizer)`")
+    # Autocast would cast the weights again at each frame; SearchOptions.joiner_dtype does it once.
+    with torch.inference_mode(), torch.autocast(encoder_out.device.type, enabled=False):
+        return _search(predictor, joiner, encoder_out, lens, options, constraints, bonus)
+
+
+def _search(
+    predictor: StatelessPredictor,
+    joiner: Joiner,
+    encoder_out: Tensor,
+    lens: Tensor,
+    options: SearchOptions,
+    constraints: Union[Constraints, Sequence[Constraints], None],
+    bonus: Optional[FusionScorer],
+) -> List[List[Hypothesis]]:
+    lengths = [int(n) for n in lens.tolist()]
+    if not lengths:
+        return []
+    # The longest first: the utterances still going on are always the first n. The sort is stable.
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    longest = max(lengths)
+    rows = torch.tensor(order, device=encoder_out.device)
+    frames = project(joiner, encoder_out.transpose(0, 1)[:longest].index_select(1, rows), options)
+    ordered = [lengths[i] for i in order]
+    _refuse_nan(frames, ordered, order)
+    scorer = Scorer(predictor, joiner, frames, options, bonus)
+    rules = None if constraints is None else Rules.arrange(constraints, order, encoder_out.device)
+    found = METHODS[options.method](scorer, ordered, options, rules)
+    results: List[List[Hypothesis]] = [[] for _ in lengths]
+    for i, hypotheses in zip(order, found):
+        results[i] = hypotheses
+    return results
+
+
+def _refuse_nan(frames: Tensor, lengths: Sequence[int], order: Sequence[int]) -> None:
+    bad = ~torch.isfinite(frames.sum(-1))
+    valid = torch.arange(frames.size(0), device=frames.device)[:, None] < torch.tensor(lengths, device=frames.device)
+    where = sorted(order[i] for i in (bad & valid).any(0).nonzero().flatten().tolist())
+    if where:
+        which = ", ".join(map(str, where))
+        raise UserError(f"utterance {which} of the batch: the encoder gave NaN or infinity; is the audio valid?")
+
+
+class SearchModel(Protocol):
+    """A model with what belongs to it, such as `tokenverse_pp.models.bundle.load_model` gives."""
+
+    @property
+    def model(self) -> Transducer:
+        """The transducer."""
+
+    @property
+    def tasks(self) -> TaskSet:
+        """All tasks that it knows."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its vocabulary."""
+
+
+def search(
+    model: SearchModel,
+    inputs: Sequence[Any],
+    tasks: Optional[Sequence[str]] = None,
+    options: Optional[SearchOptions] = None,
+) -> List[List[Hypothesis]]:
+    """Decode utterances, as one padded batch, which gives what each gives alone.
+
+    Args:
+        model: see `SearchModel`.
+        inputs: arrays or tensors of floats: all 1-D (audio at 16 kHz in [-1, 1]), or all 2-D (frames, F), features at
+            the encoder's seam that were stored before (`Encoder.extract`). They are one batch in memory.
+        tasks: names of the tasks to decode, None for all that the model knows; the tokens of others are barred.
+        options: how to search.
+
+    Returns:
+        For each input 1 to ``options.nbest`` hypotheses, the best score first. Their frames are those of the encoder's
+        output, ``model.model.encoder.output_frame_shift`` seconds each.
+
+    Raises:
+        UserError: for a task that the model does not know, a hotword that it cannot write, and, naming the input by its
+            number, for one that is no such array, holds NaN or infinity, or is too short for one frame.
+    """
+    options = options or SearchOptions()
+    active = model.tasks.names if tasks is None else tuple(tasks)
+    constraints = constraints_for(model.tasks, active, model.tokenizer, options.languages, options.force_language)
+    bonus = bonus_for(options, model.tokenizer, model.tasks.subset(active))
+    network = model.model
+    items = [_checked(item, number, network) for number, item in enumerate(inputs)]
+    if not items:
+        return []
+    if len({item.dim() for item in items}) > 1:
+        raise UserError("inputs: expected all audio (1-D) or all stored features (2-D), got both")
+    device = next(network.parameters()).device
+    padded, lens = collate(items)
+    mask = torch.tensor(model.tasks.mask(active), dtype=torch.float32, device=device)
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            stored = items[0].dim() == 2
+            out, lens = network.encode(padded.to(device), lens.to(device), mask.expand(len(items), -1), stored)
+    finally:
+        network.train(training)
+    return search_frames(network.predictor, network.joiner, out.float(), lens, options, constraints, bonus)
+
+
+def _checked(item: Any, number: int, network: Transducer) -> Tensor:
+    """Input ``number`` as a float32 tensor (S,) or (T, F) (raises UserError)."""
+    tensor = torch.as_tensor(item)
+    if not tensor.is_floating_point() or tensor.dim() not in (1, 2):
+        kind = f"{str(tensor.dtype).replace('torch.', '')} of shape {tuple(tensor.shape)}"
+        raise UserError(f"input {number}: expected floats, 1-D audio or 2-D stored features, got {kind}")
+    if not torch.isfinite(tensor).all():
+        raise UserError(f"input {number}: holds NaN or infinity")
+    encoder = network.encoder
+    if tensor.dim() == 2 and tensor.size(1) != encoder.feature_dim:
+        raise UserError(f"input {number}: expected features of {encoder.feature_dim} numbers, got {tensor.size(1)}")
+    frames = torch.tensor([len(tensor)])
+    if tensor.dim() == 1:
+        frames = encoder.feature_lens(frames)
+    if int(frames) < 1:
+        raise UserError(f"input {number}: too short for one frame: it holds {len(tensor)}")
+    return tensor.float()

@@ -1,0 +1,197 @@
+"""An encoder that hears its audio chunk by chunk, and gives what the masked full pass gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Dict, List, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.decoding.streaming.context import Context, Stack
+from tokenverse_pp.decoding.streaming.fronts import Wav2Vec2Front, WhisperFront
+from tokenverse_pp.decoding.streaming.layers import Layers, Positions
+from tokenverse_pp.decoding.streaming.state import ChunkPlace, Stage, State, batch_states, split_state
+from tokenverse_pp.models.encoders.base import Backbone
+from tokenverse_pp.models.encoders.kinds import FinetuneEncoder, FrozenEncoder, SplitEncoder
+from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone
+from tokenverse_pp.models.encoders.whisper import WhisperBackbone
+from tokenverse_pp.models.transducer import Transducer
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """What is kept of one stream between its chunks.
+
+    Args:
+        active: (K + 1,) of 0 and 1, the tasks; may be replaced between chunks (`dataclasses.replace`).
+        samples: heard so far.
+        tensors: histories of the convolutions and caches of the attentions, of constant size once the first chunk was
+            heard (but for ``left_chunks=-1``).
+    """
+
+    active: Tensor
+    samples: int
+    tensors: Dict[str, Tensor]
+
+
+class Vectors(Stage):
+    """Adds task vectors, (N, T, C) -> (N, T, C)."""
+
+    def __init__(self, vectors: Callable[[Tensor], Tensor]) -> None:
+        self.vectors = vectors
+
+    def start(self) -> State:
+        """Nothing to keep."""
+        return {}
+
+    def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
+        """See Stage."""
+        return x + self.vectors(place.active)[:, None, :]
+
+
+class StreamingEncoder:
+    """Encodes any number of streams, each as if it were alone.
+
+    A frame comes with the chunk in which the last sample that it sees arrives. So its output sees nothing after the
+    chunk's end; the first chunk gives one frame less than ``chunk_frames``, and a stream's last chunk what is left.
+    Together they are those of `Transducer.encode` with the same options, to rounding. With a bounded left context a
+    stream may go on for ever at the same cost per chunk; with ``left_chunks=-1`` cache and cost grow with it.
+
+    Args:
+        transducer: the model, in eval mode.
+        options: the chunks.
+
+    Attributes:
+        chunk_samples: samples that each step takes of a stream.
+        chunk_frames: output frames that a step gives, but for a stream's first and last.
+        frame_shift: seconds from one output frame to the next.
+        lookahead_ms: how much after a chunk's end its output depends on.
+
+    Raises:
+        UserError: options or an encoder that cannot be streamed.
+    """
+
+    def __init__(self, transducer: Transducer, options: ChunkOptions) -> None:
+        encoder = transducer.encoder
+        if transducer.training:
+            raise ValueError("expected the transducer in eval mode: dropout would act in training mode")
+        if options.full:
+            raise UserError("--chunk-ms=0: streaming needs chunks, full context hears the whole utterance first")
+        if not options.strict:
+            ahead = encoder.lookahead_ms(options)
+            raise UserError(f"streaming takes strict chunks only: in others this encoder looks {ahead:g} ms ahead")
+        self.options = options
+        self.stages = stages_of(transducer, options)
+        grid = encoder.grid(options)
+        self.chunk_samples = options.chunk_samples
+        self.chunk_frames = int(encoder.output_lens(torch.tensor(grid.size)))
+        self.frame_shift = encoder.output_frame_shift
+        self.lookahead_ms = encoder.lookahead_ms(options)
+        self.device = next(transducer.parameters()).device
+
+    def start(self, active: Tensor) -> StreamState:
+        """A new stream with the tasks ``active`` (K + 1,)."""
+        tensors: State = {}
+        for stage in self.stages:
+            tensors.update(stage.start())
+        return StreamState(active.to(self.device, torch.float32), 0, tensors)
+
+    @torch.no_grad()
+    def step(
+        self, chunks: Sequence[Tensor], states: Sequence[StreamState], last: Sequence[bool]
+    ) -> Tuple[List[Tensor], List[StreamState]]:
+        """One chunk of each stream.
+
+        Args:
+            chunks: (S_i,) float32 at 16 kHz: exactly ``chunk_samples``, fewer (or none) only where ``last``.
+            states: from `start`, or from the step before. They are not changed.
+            last: whether the stream ends with this chunk.
+
+        Returns:
+            Output (T_i, C) of each, and the new states.
+
+        Raises:
+            ValueError: a chunk of another length.
+        """
+        groups: Dict[Tuple[int, bool, bool], List[int]] = {}
+        for row, (chunk, state, ends) in enumerate(zip(chunks, states, last)):
+            size = len(chunk)
+            if size > self.chunk_samples or (size < self.chunk_samples and not ends):
+                raise ValueError(f"a chunk of {size} samples: expected {self.chunk_samples}, or fewer in the last")
+            groups.setdefault((size, state.samples == 0, bool(ends)), []).append(row)
+        outs: List[Tensor] = [torch.empty(0)] * len(chunks)
+        following = list(states)
+        for (size, first, ends), rows in groups.items():
+            audio = torch.stack([chunks[row] for row in rows]).to(self.device, torch.float32)
+            place = ChunkPlace(first, ends, torch.stack([states[row].active for row in rows]))
+            out, parts = self._run(audio, [states[row].tensors for row in rows], place)
+            for row, frames, tensors in zip(rows, out, parts):
+                outs[row] = frames
+                following[row] = StreamState(states[row].active, states[row].samples + size, tensors)
+        return outs, following
+
+    def _run(self, x: Tensor, states: Sequence[State], place: ChunkPlace) -> Tuple[Tensor, List[State]]:
+        """Audio (N, S) of streams whose chunks have the same number of frames -> output (N, T, C), new states."""
+        state = batch_states(states)
+        for stage in self.stages:
+            x = stage.step(x, state, place)
+        parts = split_state(state, len(states))
+        if self.options.left_chunks < 0:
+            parts = [trim_windows(part) for part in parts]
+        return x, parts
+
+
+def trim_windows(state: State) -> State:
+    """Cut off what filled up the growing windows of younger streams in a batch."""
+    seam, stacked = int(state["positions.frames"]), int(state.get("context.frames", torch.zeros(())))
+    trimmed = dict(state)
+    for key, value in state.items():
+        if key.endswith(".window"):
+            frames = stacked if key.startswith("context") else seam
+            trimmed[key] = value[..., value.shape[-2] - frames :, :]
+    return trimmed
+
+
+def stages_of(transducer: Transducer, options: ChunkOptions) -> List[Stage]:
+    """The encoder of a transducer as stages.
+
+    Raises:
+        UserError: an encoder that cannot be streamed.
+    """
+    encoder = transducer.encoder
+    grid = encoder.grid(options)
+    before = [] if transducer.feature_vectors is None else [Vectors(transducer.feature_vectors)]
+    after = [] if transducer.encoder_vectors is None else [Vectors(transducer.encoder_vectors)]
+    like = next(transducer.parameters())
+    if isinstance(encoder, FinetuneEncoder):
+        backbone = encoder.backbone
+        layers = Layers(backbone, (-1,), grid, normalise=False)
+        stack = Stack(encoder.stack, backbone.hidden_size, like)
+        return [front_of(backbone, options), *before, Positions(backbone, grid), layers, stack, *after]
+    if isinstance(encoder, FrozenEncoder):
+        lower = [Positions(encoder.backbone, grid), Layers(encoder.backbone, encoder.layers, grid), *before]
+    elif isinstance(encoder, SplitEncoder):
+        split = encoder.split_layer
+        lower = [
+            Positions(encoder.backbone, grid),
+            Layers(encoder.backbone, (split,), grid, normalise=False),
+            *before,
+            Layers(encoder.backbone, encoder.layers, grid, first=split),
+        ]
+    else:
+        raise UserError(f"streaming: {type(encoder).__name__} cannot be streamed")
+    stack = Stack(encoder.stack, encoder.backbone.hidden_size * len(encoder.layers), like)
+    context = Context(encoder.context, grid.stacked(encoder.stack))
+    return [front_of(encoder.backbone, options), *lower, stack, context, *after]
+
+
+def front_of(backbone: Backbone, options: ChunkOptions) -> Stage:
+    """What makes frames of audio (raises UserError for a family that cannot be streamed)."""
+    if isinstance(backbone, WhisperBackbone):
+        return WhisperFront(backbone, options)
+    if isinstance(backbone, Wav2Vec2Backbone):
+        return Wav2Vec2Front(backbone)
+    raise UserError(f"streaming: {type(backbone).__name__} cannot be streamed")

@@ -1,0 +1,181 @@
+"""What the two searches of streams have in common: tokens, and the interface of a search that is carried on.
+
+What a stream says while it is heard: words that may still change, words that may not, task tokens, the end.
+
+Tokens that become final one after the other -> words, each told once, as soon as it is whole; and what follows.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Protocol, Sequence, Tuple
+
+from tokenverse_pp.decoding.hypothesis import Calibration, Hypothesis
+from tokenverse_pp.tasks.transcript import TimedWord, is_task_token, pieces_to_words
+
+if TYPE_CHECKING:
+    from tokenverse_pp.decoding.automaton import Rules
+    from tokenverse_pp.decoding.scorer import Scorer
+
+
+class Token(NamedTuple):
+    """A token of the vocabulary, the frame of the stream at which it was written, its log-probability there."""
+
+    id: int
+    frame: int
+    log_prob: float
+
+
+class Ran(NamedTuple):
+    """What became of one stream.
+
+    memory: to go on with. settled: tokens that have become final. used: frames that were decoded; not all of them where
+    an endpoint came first, after which the search starts anew.
+    """
+
+    memory: Any
+    settled: List[Token]
+    used: int
+
+
+class Method(Protocol):
+    """A search that can be carried on. A memory is never changed, so a step that fails leaves a stream as it was."""
+
+    def start(self, scorer: Scorer, state: int) -> Any:
+        """The memory of a stream of which nothing is decoded; ``state`` is the first one of its rules."""
+
+    def run(
+        self, scorer: Scorer, lengths: Sequence[int], rules: Rules, memories: Sequence[Any], first: Sequence[int]
+    ) -> List[Ran]:
+        """Decode the scorer's frames.
+
+        Args:
+            scorer: over the frames (T, N, J) of N streams, the longest first.
+            lengths: of each, at least one frame.
+            rules: of all, with the first state of each.
+            memories: of each.
+            first: the number of each stream's first frame.
+        """
+
+    def open(self, memory: Any) -> List[Token]:
+        """The tokens of the best hypothesis behind those that are final."""
+
+    def translate(self, memory: Any, translation: Callable[[int], int]) -> Any:
+        """The memory with other states of the rules."""
+
+
+DIGITS = 6  # of seconds and confidences in JSON
+PARTIAL, FINAL, TOKEN, END = "partial", "final", "token", "end"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of a stream.
+
+    Args:
+        kind: ``final``: plain words that will not change any more, each told once; ``token``: one task token that will
+            not change any more; ``partial``: what follows them for now, task tokens included (it replaces the partial
+            before it, and is told whenever it changes, hence also when it becomes empty); ``end``: the stream is
+            closed, and nothing follows.
+        time: seconds of audio heard (and decoded) when it was told. What it says happened at ``words[0].start``; the
+            difference is the emission delay.
+        text: of the words, a space between two. The texts of all ``final`` and ``token`` events in their order, put
+            together with spaces, are the whole hypothesis, and the text of ``end``.
+        words: with times from the stream's start, and confidences; one for ``token``, none for ``end``.
+    """
+
+    kind: str
+    time: float
+    text: str
+    words: Tuple[TimedWord, ...] = ()
+
+    def as_dict(self) -> Dict[str, Any]:
+        """For JSON: kind, time, text, and words as a list of {text, start, end, confidence}."""
+        words = [{k: v if k == "text" else round(v, DIGITS) for k, v in asdict(word).items()} for word in self.words]
+        return {"kind": self.kind, "time": round(self.time, DIGITS), "text": self.text, "words": words}
+
+
+def text_of(words: Iterable[TimedWord]) -> str:
+    """The words with spaces between them."""
+    return " ".join(word.text for word in words)
+
+
+class WordReader:
+    """The words of tokens: pieces of the vocabulary, frames of ``frame_shift`` seconds, calibrated confidences."""
+
+    def __init__(self, pieces: Sequence[str], frame_shift: float, calibration: Optional[Calibration]):
+        self.pieces, self.frame_shift, self.calibration = pieces, frame_shift, calibration
+
+    def words(self, tokens: Sequence[Token]) -> List[TimedWord]:
+        """Words and task tokens, as `Hypothesis.words` gives them."""
+        if not tokens:
+            return []
+        ids, frames, log_probs = zip(*tokens)
+        words = Hypothesis(ids, frames, log_probs, 0.0, 0.0).words(self.surfaces(tokens), self.frame_shift)
+        if self.calibration is None:
+            return words
+        return [TimedWord(w.text, w.start, w.end, self.calibration(w.text, w.confidence)) for w in words]
+
+    def surfaces(self, tokens: Sequence[Token]) -> List[str]:
+        """The piece of each token."""
+        return [self.pieces[token.id] for token in tokens]
+
+
+class StreamWords:
+    """What one stream has said so far: the final tokens of a word that may go on, the last partial, the whole text."""
+
+    def __init__(self, reader: WordReader):
+        self.reader = reader
+        self.held: List[Token] = []
+        self.partial: Tuple[TimedWord, ...] = ()
+        self.text = io.StringIO()  # grows by the words alone
+
+    def hear(self, settled: Sequence[Token], open_: Sequence[Token], time: float) -> List[Event]:
+        """Events of a chunk: tokens that have become final, and those that the best hypothesis has behind them."""
+        events = self._events(self._finish(settled), time)
+        words = tuple(self.reader.words([*self.held, *open_]))
+        if words != self.partial:
+            self.partial = words
+            events.append(Event(PARTIAL, time, text_of(words), words))
+        return events
+
+    def end(self, tokens: Sequence[Token], time: float) -> List[Event]:
+        """Events at the end, where all that is left becomes final."""
+        finished = self._finish(tokens) + self.reader.words(self.held)
+        events = self._events(finished, time)
+        if self.partial:
+            events.append(Event(PARTIAL, time, ""))
+        return [*events, Event(END, time, self.text.getvalue())]
+
+    def _finish(self, tokens: Sequence[Token]) -> List[TimedWord]:
+        """Words that are whole with these tokens: the next one has begun. A task token is whole, and ends a word."""
+        done: List[TimedWord] = []
+        for token in tokens:
+            if is_task_token(self.reader.pieces[token.id]):
+                done.extend(self.reader.words(self.held))
+                done.extend(self.reader.words([token]))
+                self.held = []
+            else:
+                self.held.append(token)
+        surfaces = self.reader.surfaces(self.held)
+        _, starts = pieces_to_words(surfaces, [float(i) for i in range(len(surfaces))])
+        if starts and len(starts) > 1:
+            last = int(starts[-1])
+            done.extend(self.reader.words(self.held[:last]))
+            self.held = self.held[last:]
+        return done
+
+    def _events(self, words: Sequence[TimedWord], time: float) -> List[Event]:
+        """Plain words in a row as one event, each task token as its own."""
+        groups: List[List[TimedWord]] = []
+        for word in words:
+            if not word.is_task_token and groups and not groups[-1][-1].is_task_token:
+                groups[-1].append(word)
+            else:
+                groups.append([word])
+        if groups:
+            self.text.write((" " if self.text.tell() else "") + text_of(words))
+        return [
+            Event(TOKEN if group[0].is_task_token else FINAL, time, text_of(group), tuple(group)) for group in groups
+        ]

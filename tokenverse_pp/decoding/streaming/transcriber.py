@@ -1,0 +1,266 @@
+"""One stream of a transcriber: audio that waits for its chunk to be full, and the states of encoder and search.
+
+Audio of any number of streams in, in pieces of any length; words, task tokens and times out as they are found.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.automaton import Constraints
+from tokenverse_pp.decoding.constraints import constraints_for
+from tokenverse_pp.decoding.hypothesis import read_calibration
+from tokenverse_pp.decoding.scorer import bonus_for
+from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder, StreamState
+from tokenverse_pp.decoding.streaming.events import Event, StreamWords, WordReader
+from tokenverse_pp.decoding.streaming.search import Found, SearchState, StreamingSearch
+from tokenverse_pp.models.bundle import ModelBundle
+from tokenverse_pp.tasks.endp import Endpoint
+
+LARGEST = 64.0  # of a sample: far out of [-1, 1], where recordings that are too loud may go
+
+
+class Stream:
+    """One stream of a transcriber: a handle to give back to it. ``name`` is what errors call it."""
+
+    def __init__(self, owner: Any, name: str, encoder: StreamState, search: SearchState, words: StreamWords):
+        self.owner, self.name = owner, name
+        self.encoder, self.search, self.words = encoder, search, words
+        self.waiting = torch.zeros(0)  # samples of a chunk that is not full
+        self.samples = 0  # decoded
+        self.closed = False
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.name}>"
+
+    @property
+    def seconds(self) -> float:
+        """Audio that was decoded."""
+        return self.samples / SAMPLE_RATE
+
+    def check_open(self, owner: Any) -> None:
+        """See that this is an open stream of this transcriber (raises UserError)."""
+        if self.owner is not owner:
+            raise UserError(f"{self.name}: a stream of another transcriber")
+        if self.closed:
+            raise UserError(f"{self.name}: the stream is closed")
+
+    def checked(self, audio: Any) -> Tensor:
+        """Audio as a float32 tensor (S,) in memory of its own (raises UserError)."""
+        try:
+            samples = torch.as_tensor(audio)
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(f"{self.name}: audio: expected an array of floats, got {type(audio).__name__}") from None
+        if not samples.is_floating_point() or samples.dim() != 1:
+            kind = f"{str(samples.dtype).replace('torch.', '')} of shape {tuple(samples.shape)}"
+            raise UserError(f"{self.name}: audio: expected floats of shape (samples,), got {kind}")
+        samples = samples.detach().to("cpu", torch.float32, copy=True)
+        if not torch.isfinite(samples).all():
+            raise UserError(f"{self.name}: audio: holds NaN or infinity")
+        if len(samples) and float(samples.abs().max()) > LARGEST:
+            raise UserError(
+                f"{self.name}: audio: expected samples in [-1, 1], got {float(samples.abs().max()):g}; "
+                "divide 16-bit samples by 32768"
+            )
+        return samples
+
+    def chunks(self, audio: Tensor, size: int) -> List[Tensor]:
+        """The chunks that are full with this audio; what is left waits."""
+        whole = torch.cat([self.waiting, audio])
+        count = len(whole) // size
+        self.waiting = whole[count * size :].clone()  # no view: it would keep all of the audio in memory
+        return list(whole[: count * size].split(size)) if count else []
+
+
+@dataclass(frozen=True)
+class StreamingOptions:
+    """How to transcribe streams.
+
+    Args:
+        chunks: how much audio the encoder takes at a time, and how far it looks back.
+        tasks: names of the tasks that a stream decodes if it does not say otherwise; none for all.
+        search: its method is ``greedy`` or ``beam``.
+        reset_at_endpoint: as soon as the best hypothesis has an ``[ENDP]`` it becomes final, and the search goes on as
+            at a stream's start. The encoder's context goes on in any case.
+        decide_after: seconds after which the best hypothesis of a beam decides what the others do not agree to. It
+            bounds memory; in practice they agree within a few words.
+
+    Raises:
+        UserError: for ``decide_after`` that is no number of seconds.
+    """
+
+    chunks: ChunkOptions = field(default_factory=ChunkOptions)
+    tasks: Tuple[str, ...] = ()
+    search: SearchOptions = field(default_factory=lambda: SearchOptions(method="greedy"))
+    reset_at_endpoint: bool = False
+    decide_after: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decide_after < math.inf:
+            raise UserError(f"streaming option 'decide_after': expected seconds above 0, got {self.decide_after!r}")
+
+
+class StreamingTranscriber:
+    """Transcribes many streams with one model, each as if it were alone.
+
+    What becomes final adds up to what search finds in the output of the masked full pass (`Transducer.encode` with the
+    same chunks), unless tasks are switched, the decoder is reset, or ``decide_after`` cuts a beam. Memory and time of
+    a chunk do not depend on what was heard before (but for ``left_chunks=-1``, and the text itself).
+
+    A transcriber and its streams belong to one thread at a time: it takes no locks. It holds no reference to a stream,
+    so one that is dropped without `close` leaves nothing behind. The model is put into eval mode, and must not be
+    changed afterwards.
+
+    Args:
+        loaded: the model (`tokenverse_pp.models.bundle.load_model`), on the device that it is to run on.
+        options: how to transcribe.
+
+    Attributes:
+        encoder: the `StreamingEncoder`, which knows the length of a chunk.
+
+    Raises:
+        UserError: for options with which this model cannot be streamed.
+    """
+
+    def __init__(self, loaded: ModelBundle, options: Optional[StreamingOptions] = None):
+        self.loaded, self.options = loaded, options or StreamingOptions()
+        model, tokenizer, search = loaded.model.eval(), loaded.tokenizer, self.options.search
+        self.encoder = StreamingEncoder(model, self.options.chunks)
+        endpoint = None
+        if self.options.reset_at_endpoint:
+            if "endp" not in loaded.tasks:
+                raise UserError("streaming option 'reset_at_endpoint': the model does not know the task 'endp'")
+            endpoint = tokenizer.id_of(Endpoint.token)
+        frames = self.options.decide_after / self.encoder.frame_shift
+        bonus = bonus_for(search, tokenizer, loaded.tasks.subset(self.options.tasks or loaded.tasks.names))
+        self.search = StreamingSearch(model.predictor, model.joiner, search, bonus, frames, endpoint)
+        pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+        self.reader = WordReader(pieces, self.encoder.frame_shift, read_calibration(loaded.folder))
+        self.opened = 0
+        self._rules: Dict[Tuple[str, ...], Constraints] = {}
+        self._activate(self.options.tasks or loaded.tasks.names)
+
+    def open(self, tasks: Optional[Sequence[str]] = None, name: Optional[str] = None) -> Stream:
+        """A new stream.
+
+        Args:
+            tasks: names of the tasks to decode; None for those of the options.
+            name: for errors; None for a number.
+
+        Raises:
+            UserError: for a task that the model does not know.
+        """
+        wanted = (self.options.tasks or self.loaded.tasks.names) if tasks is None else tasks
+        self.opened += 1
+        name = name or f"stream {self.opened}"
+        active, rules = self._activate(wanted, name)
+        return Stream(self, name, self.encoder.start(active), self.search.start(rules), StreamWords(self.reader))
+
+    def push(self, stream: Stream, audio: Any) -> List[Event]:
+        """Hear more of a stream.
+
+        Args:
+            stream: from `open`.
+            audio: (S,) floats at 16 kHz in [-1, 1], a NumPy array or tensor of any length, none included.
+
+        Returns:
+            What can be said now: nothing until a chunk is full. The events of a stream do not depend on the lengths of
+            the pieces in which its audio comes.
+
+        Raises:
+            UserError: naming the stream, if it is closed, or for audio that holds NaN or infinity, is no 1-D array of
+                floats, or is far out of [-1, 1]. The stream is as it was before.
+        """
+        return self.push_many([(stream, audio)])[0]
+
+    def push_many(self, pieces: Sequence[Tuple[Stream, Any]]) -> List[List[Event]]:
+        """Hear more of several streams, which run through the model as one batch.
+
+        Args:
+            pieces: streams, each once, with their audio (see `push`).
+
+        Returns:
+            For each of them what `push` gives, in the same order.
+
+        Raises:
+            UserError: see `push`. Then no stream has heard anything.
+        """
+        streams = [stream for stream, _ in pieces]
+        for stream in streams:
+            stream.check_open(self)
+        if len({id(stream) for stream in streams}) < len(streams):
+            twice = next(stream.name for stream in streams if streams.count(stream) > 1)
+            raise UserError(f"{twice}: the stream is there twice")
+        checked = [stream.checked(audio) for stream, audio in pieces]
+        waiting = [stream.chunks(audio, self.encoder.chunk_samples) for stream, audio in zip(streams, checked)]
+        events: List[List[Event]] = [[] for _ in pieces]
+        for turn in range(max(map(len, waiting), default=0)):
+            rows = [row for row, chunks in enumerate(waiting) if turn < len(chunks)]
+            found = self._step([streams[row] for row in rows], [waiting[row][turn] for row in rows], last=False)
+            for row, one in zip(rows, found):
+                events[row].extend(streams[row].words.hear(one.settled, one.open, streams[row].seconds))
+        return events
+
+    def set_tasks(self, stream: Stream, tasks: Sequence[str]) -> None:
+        """Decode these tasks from the stream's next chunk on: the one whose last sample has not come yet.
+
+        The rules of the search go on from what was written: an ``[NE]`` that is open when ``ner`` is switched off is
+        given up (it is never closed, and `parse` drops it); where ``ner`` stays on it stays open. A language token
+        comes at a stream's start only; with ``force_language`` one comes first after ``lid`` was switched on.
+
+        Raises:
+            UserError: naming the stream, if it is closed, or for a task that the model does not know.
+        """
+        stream.check_open(self)
+        active, rules = self._activate(tasks, stream.name)
+        stream.encoder = replace(stream.encoder, active=active)
+        stream.search = self.search.change(stream.search, rules)
+
+    def close(self, stream: Stream) -> List[Event]:
+        """Hear what is left in the stream's last chunk, and end it: what is left becomes final, then comes ``end``.
+
+        Raises:
+            UserError: if it is closed already.
+        """
+        stream.check_open(self)
+        rest, stream.waiting = stream.waiting, torch.zeros(0)
+        found = self._step([stream], [rest], last=True)[0]
+        stream.closed = True
+        return stream.words.end([*found.settled, *found.open], stream.seconds)
+
+    def _activate(self, tasks: Sequence[str], name: str = "streaming option 'tasks'") -> Tuple[Tensor, Constraints]:
+        """Tasks as the encoder wants them (K + 1,), and as the search wants them (raises UserError)."""
+        known = self.loaded.tasks
+        try:
+            names = known.subset(tasks).names if all(task in known for task in tasks) else tuple(tasks)
+            if names not in self._rules:
+                o = self.options.search
+                rules = constraints_for(known, names, self.loaded.tokenizer, o.languages, o.force_language)
+                self._rules[names] = rules
+            active = torch.tensor(known.mask(names), dtype=torch.float32, device=self.encoder.device)
+            for vectors in (self.loaded.model.feature_vectors, self.loaded.model.encoder_vectors):
+                if vectors is not None:
+                    vectors(active[None])  # refuses a combination that was never trained
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        return active, self._rules[names]
+
+    def _step(self, streams: Sequence[Stream], chunks: Sequence[Tensor], last: bool) -> List[Found]:
+        """One chunk of each stream through encoder and search."""
+        outs, encoders = self.encoder.step(chunks, [stream.encoder for stream in streams], [last] * len(streams))
+        bad = [stream.name for stream, out in zip(streams, outs) if not torch.isfinite(out).all()]
+        if bad:
+            raise UserError(f"{', '.join(bad)}: the encoder gave NaN or infinity; does the model hold any?")
+        found, searches = self.search.step([out.float() for out in outs], [stream.search for stream in streams])
+        for stream, chunk, encoder, search in zip(streams, chunks, encoders, searches):
+            stream.encoder, stream.search = encoder, search
+            stream.samples += len(chunk)
+        return found

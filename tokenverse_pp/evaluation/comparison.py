@@ -1,0 +1,117 @@
+"""What each utterance adds to each score of a decoding, so that decodings can be compared with intervals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from lhotse.cut import Cut
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.hypotheses import Hypothesis, transcript_of_hypothesis
+from tokenverse_pp.data.labels import labelled_tasks
+from tokenverse_pp.evaluation.scoring import find_prf, has_confusion, tasks_of_hypotheses
+from tokenverse_pp.metrics.bootstrap import RESAMPLES, Comparison, RatioCounts, compare
+from tokenverse_pp.tasks.base import ScoredExample
+from tokenverse_pp.tasks.text import transcript_of
+
+Ratio = Tuple[float, float]
+WER = "wer"  # the only score that is better when it is lower
+PARTS = (" precision", " recall")  # ends of the names of what an F1 is made of
+
+
+@dataclass
+class Counted:
+    """Of one decoding: metric -> cut id -> (numerator, denominator).
+
+    Metrics are called ``wer``, ``scd text`` (an F1), ``scd text precision``, ``scd text recall``, ``endp time 0.5``,
+    ``ner exact``, ``lid accuracy`` and so on. A metric has the cuts that are labelled for its task and were decoded
+    with it.
+    """
+
+    metrics: Dict[str, Dict[str, Ratio]] = field(default_factory=dict)
+
+    def ratios(self, metric: str, ids: Sequence[str]) -> List[Ratio]:
+        """Those of some cuts, in their order."""
+        found = self.metrics[metric]
+        return [found[cut_id] for cut_id in ids]
+
+
+def count_utterances(cuts: Iterable[Cut], hyps: Iterable[Hypothesis]) -> Counted:
+    """Score every utterance alone: the sums of what comes out are what `scoring.score_hypotheses` divides.
+
+    Raises:
+        UserError: for a cut without a hypothesis.
+    """
+    by_id = {hyp["id"]: hyp for hyp in hyps}
+    pairs = []
+    for cut in cuts:
+        if cut.id not in by_id:
+            raise UserError(f"cuts without a hypothesis: {cut.id}")
+        pairs.append((cut, by_id[cut.id]))
+    tasks = tasks_of_hypotheses(pairs)
+    counted = Counted()
+    of_task: Dict[str, int] = Counter()
+    for cut, hyp in pairs:
+        transcript, marks = transcript_of_hypothesis(hyp, tasks)
+        example = ScoredExample(cut.id, transcript_of(cut, tasks), transcript, cut, marks)
+        labelled = labelled_tasks(cut) if "tasks" in (cut.custom or {}) else []
+        active = hyp.get("tasks")
+        for task in tasks.tasks:
+            if task.name in labelled and (task.name == "asr" or active is None or task.name in active):
+                of_task[task.name] += 1
+                for metric, ratio in _ratios(task.name, task.score([example])):
+                    counted.metrics.setdefault(metric, {})[cut.id] = ratio
+    # A score by time counts only where all hypotheses have times, as in `score_hypotheses`.
+    for metric in [m for m, ratios in counted.metrics.items() if len(ratios) < of_task[m.split()[0]] and m != WER]:
+        del counted.metrics[metric]
+    return counted
+
+
+def _ratios(task: str, scores: Mapping[str, Any]) -> Iterator[Tuple[str, Ratio]]:
+    """The scores of one utterance as (metric, (numerator, denominator))."""
+    if task == "asr":
+        yield WER, (scores["all"]["errors"], scores["all"]["words"])
+    elif has_confusion(scores):
+        yield f"{task} accuracy", (scores["accuracy"], 1)
+    else:
+        for name, prf in find_prf(task, scores):
+            tp, fp, fn = prf["tp"], prf["fp"], prf["fn"]
+            yield name, (2 * tp, 2 * tp + fp + fn)
+            yield f"{name} precision", (tp, tp + fp)
+            yield f"{name} recall", (tp, tp + fn)
+
+
+def counts_of(decodings: Sequence[Counted], metric: str, ids: Sequence[str]) -> RatioCounts:
+    """One metric of several decodings of the same cuts (seeds), for the bootstrap."""
+    ratios = [counted.ratios(metric, ids) for counted in decodings]
+    # As `metrics.f1.f1_score` has it: an F1 with nothing to find and nothing found is 1.
+    return RatioCounts.of(ratios, 0.0 if metric == WER or metric.endswith(PARTS) else 1.0)
+
+
+def common_ids(decodings: Iterable[Counted], metric: str, among: Optional[Iterable[str]] = None) -> List[str]:
+    """The cuts that count in a metric in all decodings, sorted; ``among``: only these."""
+    sets = [set(counted.metrics.get(metric, ())) for counted in decodings]
+    return sorted(set.intersection(*sets) & set(among if among is not None else sets[0])) if sets else []
+
+
+def compare_decodings(
+    a: Sequence[Counted], b: Sequence[Counted], among: Optional[Iterable[str]] = None, resamples: int = RESAMPLES
+) -> Dict[str, Comparison]:
+    """Every metric that both have (but precision and recall apart), on the cuts that count in both.
+
+    Args:
+        a: the decodings of one system, one a seed.
+        b: of the other.
+        among: cut ids that count; by default all.
+    """
+    among = None if among is None else set(among)
+    found: Dict[str, Comparison] = {}
+    for metric in a[0].metrics:
+        if metric.endswith(PARTS):
+            continue
+        ids = common_ids([*a, *b], metric, among)
+        if ids:
+            found[metric] = compare(counts_of(a, metric, ids), counts_of(b, metric, ids), resamples)
+    return found

@@ -1,0 +1,184 @@
+"""What decode.py wrote beside its hypotheses, for a page that is made later.
+
+The whole page: one file of HTML, with its style and script inside, that asks for nothing from anywhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+
+from lhotse.cut import Cut
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import PathLike, is_finite, json_of, write_text
+from tokenverse_pp.data.hypotheses import Hypothesis
+from tokenverse_pp.evaluation.report import tables
+from tokenverse_pp.evaluation.report.html import section, tag, text
+from tokenverse_pp.evaluation.report.utterance import Utterance, card, source_of, utterance_of
+from tokenverse_pp.evaluation.scoring import corpus_of, languages_of, tasks_of_hypotheses
+from tokenverse_pp.tasks.base import TaskSet
+
+
+def read_beside(hyps: PathLike) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
+    """The failures, and options and speed, of the run that wrote ``hyps``; empty where there are no such files.
+
+    Raises:
+        UserError: naming a file that is not as decode.py writes it.
+    """
+    folder = Path(hyps).parent
+    path = folder / "failures.jsonl"
+    failures = [_object(path, line, {"id", "reason"}) for line in _lines(path)]
+    path = folder / "scores.json"
+    scores = _object(path, path.read_text(encoding="utf-8-sig"), set()) if path.is_file() else {}
+    if isinstance(scores.get("speed"), dict) and not _is_speed(scores["speed"]):
+        raise UserError(f"{path}: field 'speed': expected numbers, as decode.py writes them")
+    return failures, {key: scores[key] for key in ("options", "speed") if isinstance(scores.get(key), dict)}
+
+
+def _is_speed(speed: Dict[str, Any]) -> bool:
+    """Whether the numbers that the page shows are numbers."""
+    ranks = speed.get("ranks", [])
+    parts = [speed, *ranks] if isinstance(ranks, list) and all(isinstance(rank, dict) for rank in ranks) else []
+    needed = ("audio_seconds", "wall_seconds", "rtf")
+    return bool(parts) and all(
+        is_finite(part.get(name, 0 if part is speed else None)) for part in parts for name in needed
+    )
+
+
+def _lines(path: Path) -> List[str]:
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+
+
+def _object(path: Path, content: str, keys: set) -> Dict[str, Any]:
+    found = json_of(content, str(path))
+    if not isinstance(found, dict) or not keys <= set(found):
+        with_keys = f" with {' and '.join(sorted(keys))}" if keys else ""
+        raise UserError(f"{path}: expected an object{with_keys}, as decode.py writes it")
+    return found
+
+
+HERE = Path(__file__).parent
+SHOWN = 30  # utterances in a list
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """What goes into the page.
+
+    Args:
+        title: its heading.
+        utterances: how many of the worst utterances are listed, and half as many conversations.
+        embed_audio: put the audio of the listed utterances into the page, so that it can be sent elsewhere; otherwise
+            it is linked by relative path.
+    """
+
+    title: str = "Decoding report"
+    utterances: int = SHOWN
+    embed_audio: bool = False
+
+
+def write_report(
+    path: PathLike,
+    cuts: Sequence[Cut],
+    hyps: Iterable[Hypothesis],
+    scores: Mapping[str, Any],
+    failures: Sequence[Mapping[str, Any]] = (),
+    tasks: Optional[TaskSet] = None,
+    corpora: Optional[Mapping[str, str]] = None,
+    options: Optional[PageOptions] = None,
+) -> None:
+    """Write report.html.
+
+    Args:
+        path: of the page; audio is linked relative to its folder.
+        cuts: the references; only those with a hypothesis are shown.
+        hyps: as hyps.jsonl has them.
+        scores: of `scoring.score_hypotheses`, with ``speed`` and ``options`` where decode.py added them.
+        failures: as failures.jsonl has them.
+        tasks: the model's tasks; without them those that the hypotheses show.
+        corpora: see `scoring.score_hypotheses`.
+        options: of the page.
+    """
+    options = options or PageOptions()
+    by_id = {hyp["id"]: hyp for hyp in hyps}
+    decoded = [cut for cut in cuts if cut.id in by_id]
+    if tasks is None:
+        tasks = tasks_of_hypotheses([(cut, by_id[cut.id]) for cut in decoded])
+    apart = languages_of(tasks)
+    items = [utterance_of(cut, by_id[cut.id], corpus_of(cut, corpora or {}), apart) for cut in decoded]
+    folder = Path(path).resolve().parent
+    body = [
+        tables.tiles(scores, len(failures)),
+        tables.refused(failures),
+        tables.words(scores),
+        tables.tokens(scores),
+        tables.classes(scores),
+        *_utterances(items, tasks, folder, options),
+        tables.settings(scores),
+    ]
+    template = Template((HERE / "page.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        title=text(options.title),
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        script=(HERE / "page.js").read_text(encoding="utf-8"),
+        body="\n".join(filter(None, body)),
+    )
+    write_text(path, page)
+
+
+def _utterances(items: Sequence[Utterance], tasks: TaskSet, folder: Path, options: PageOptions) -> List[str]:
+    """The worst utterances (without references: the least confident), and conversations."""
+    scored = [item for item in items if item.rates is not None and item.rates["errors"]]
+    if scored:
+        worst = sorted(scored, key=lambda item: (-item.rates["errors"], -item.rates["wer"], item.cut.id))  # type: ignore[index]
+        title = "Utterances with most errors"
+    else:
+        unsure = [item for item in items if item.rates is None and item.confidence is not None]
+        worst = sorted(unsure, key=lambda item: (item.confidence, item.cut.id))
+        title = "Least confident utterances"
+    worst = worst[: options.utterances]
+    listed = {item.cut.id for item in worst}
+    talks = [item for item in items if item.cut.id not in listed and _turns(item) > 1]
+    talks = sorted(talks, key=lambda item: (-_turns(item), item.cut.id))[: options.utterances // 2]
+    both = []
+    for name, heading, group in (("worst", title, worst), ("conversations", "Other conversations", talks)):
+        cards = [card(item, tasks, source_of(item.cut, folder, options.embed_audio)) for item in group]
+        both.append(section(heading, _controls(group), *cards, id=name) if cards else "")
+    return [_legend(), *both] if any(both) else []
+
+
+def _turns(item: Utterance) -> int:
+    return max(len(item.cut.supervisions), len(item.hyp.get("turns") or ()))
+
+
+def _legend() -> str:
+    """What the colours of the alignments mean."""
+    kinds = (("ok", "right"), ("sub", "substituted"), ("del", "missing"), ("ins", "inserted"))
+    shown = [
+        tag("span", tag("span", name, class_="ref"), tag("span", name, class_="hyp"), class_=f"pair {kind}")
+        for kind, name in kinds
+    ]
+    token = [tag("span", "[TASK]", class_=side) for side in ("ref", "hyp")]
+    hint = "Reference above, hypothesis below. Press a word, a turn or a mark to hear it."
+    return tag("p", tag("span", text(hint)), *shown, tag("span", *token, class_="pair ok token"), class_="legend")
+
+
+def _controls(group: Sequence[Utterance]) -> str:
+    """Choices of order, language and corpus, where there is anything to choose."""
+    orders = [("errors", "most errors"), ("wer", "highest WER"), ("seconds", "longest"), ("id", "name")]
+    choices = [_choice("order", "Order", orders)]
+    for key in ("language", "corpus"):
+        names = sorted({getattr(item, key) for item in group} - {""})
+        if len(names) > 1:
+            choices.append(_choice(key, key.capitalize(), [("", "all"), *((name, name) for name in names)]))
+    return tag("div", *choices, class_="controls") if len(group) > 1 else ""
+
+
+def _choice(key: str, label: str, values: Sequence[Any]) -> str:
+    options = [tag("option", text(shown), value=value) for value, shown in values]
+    return tag("label", text(label), " ", tag("select", *options, data_choice=key))

@@ -1,0 +1,383 @@
+"""The audio of a cut in the page: a link to its file, or the samples themselves.
+
+Reference beside hypothesis: words aligned with words, task tokens with task tokens.
+
+The time line of an utterance: turns, speaker changes, endpoints and entities; reference above, hypothesis below.
+
+One utterance of the page: its numbers, a player, a time line, and reference and hypothesis side by side.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import AbstractSet, Any, List, Mapping, Optional, Sequence, Tuple
+from urllib.parse import quote
+
+import soundfile
+from lhotse.cut import Cut, MixedCut
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.languages import language_group
+from tokenverse_pp.data.access import check_access
+from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, load_inputs
+from tokenverse_pp.data.hypotheses import Hypothesis, words_of
+from tokenverse_pp.evaluation.report.html import percent, tag, text
+from tokenverse_pp.metrics.error_rates import error_rates
+from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.text import transcript_of
+from tokenverse_pp.tasks.transcript import LabelledTurn, is_task_token, turns_of
+
+LONGEST = 120.0  # seconds: longer cuts are linked, never embedded
+CHUNK = SAMPLING_RATE  # samples: libsndfile's Vorbis encoder overflows its stack on long writes
+
+
+@dataclass(frozen=True)
+class PlayerSource:
+    """Where a player finds a cut: an address, and the second at which the cut starts there."""
+
+    url: str
+    offset: float
+
+
+def source_of(cut: Cut, folder: Path, embed: bool) -> Optional[PlayerSource]:
+    """A cut's audio for a page in ``folder``; None where there is none that a browser could open.
+
+    Args:
+        embed: put the audio itself into the address (mono, 16 kHz, Vorbis: about 6 kB a second).
+
+    Raises:
+        UserError: where the audio is to be embedded, and is behind a command or URL that is not allowed.
+    """
+    if embed and cut.duration <= LONGEST:
+        check_access(cut)
+        try:
+            samples = load_inputs(cut, convert=True).numpy()
+        except UserError:
+            return None
+        memory = io.BytesIO()
+        with soundfile.SoundFile(memory, "w", SAMPLING_RATE, 1, format="OGG", subtype="VORBIS") as file:
+            for start in range(0, len(samples), CHUNK):
+                file.write(samples[start : start + CHUNK])
+        return PlayerSource(f"data:audio/ogg;base64,{base64.b64encode(memory.getvalue()).decode()}", 0.0)
+    files = audio_files(cut)
+    if isinstance(cut, MixedCut) or len(files) != 1:
+        return None
+    return PlayerSource(quote(Path(os.path.relpath(files[0], folder)).as_posix()), float(cut.start))
+
+
+MOST_CELLS = 1_000_000  # of the alignment's table: about a second
+
+
+@dataclass(frozen=True)
+class Said:
+    """A word or task token of a hypothesis, with start and end (seconds) and confidence as far as it has them."""
+
+    text: str
+    start: Optional[float] = None
+    end: Optional[float] = None
+    confidence: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One column of an alignment.
+
+    ``kind``: ``ok``, ``sub``, ``ins`` or ``del``; for task tokens ``ok``, ``ins`` (too many), ``del`` (missed), or
+    ``free`` where nobody labelled the reference for the token's task.
+    """
+
+    kind: str
+    ref: Optional[str]
+    hyp: Optional[Said]
+
+    @property
+    def is_token(self) -> bool:
+        """True for a task token."""
+        return is_task_token(self.ref if self.ref is not None else self.hyp.text)  # type: ignore[union-attr]
+
+
+def align(ref: Sequence[str], hyp: Sequence[Said], judged: AbstractSet[str]) -> Optional[List[Pair]]:
+    """Align words and task tokens of a reference with those of a hypothesis.
+
+    As `metrics.align.count_aligned` counts: the fewest word errors come first (Levenshtein), then the most task
+    tokens that meet their like, then the most right words; a task token never meets a word.
+
+    Args:
+        ref: words and task tokens.
+        hyp: words and task tokens.
+        judged: the task tokens that the reference is labelled for.
+
+    Returns:
+        The columns in order; None where the two are too long for it.
+    """
+    if (len(ref) + 1) * (len(hyp) + 1) > MOST_CELLS:
+        return None
+    said = [item.text for item in hyp]
+    costs = _costs(ref, said)
+    pairs: List[Pair] = []
+    i, j = len(ref), len(hyp)
+    unit = _unit(ref, said)
+    while i or j:
+        here = costs[i][j]
+        if i and j and here == costs[i - 1][j - 1] + _replace(ref[i - 1], said[j - 1], unit):
+            i, j = i - 1, j - 1
+            pairs.append(Pair("ok" if ref[i] == said[j] else "sub", ref[i], hyp[j]))
+        elif j and here == costs[i][j - 1] + _alone(said[j - 1], unit):
+            j -= 1
+            kind = "free" if is_task_token(said[j]) and said[j] not in judged else "ins"
+            pairs.append(Pair(kind, None, hyp[j]))
+        else:
+            i -= 1
+            pairs.append(Pair("del", ref[i], None))
+    return pairs[::-1]
+
+
+def count_errors(pairs: Sequence[Pair]) -> Tuple[int, int, int]:
+    """Insertions, deletions and substitutions of words."""
+    kinds = [pair.kind for pair in pairs if not pair.is_token]
+    return kinds.count("ins"), kinds.count("del"), kinds.count("sub")
+
+
+def _unit(ref: Sequence[str], hyp: Sequence[str]) -> int:
+    """What an unmatched task token costs: more than all words that are substituted (1 each, beside their error)."""
+    return len(ref) + len(hyp) + 1
+
+
+def _alone(symbol: str, unit: int) -> int:
+    """What it costs to leave a symbol without a partner; a word error costs more than all task tokens together."""
+    return unit if is_task_token(symbol) else unit * unit
+
+
+def _replace(ref: str, hyp: str, unit: int) -> int:
+    if ref == hyp:
+        return 0
+    # Dearer than to leave both alone, so never taken, where either is a task token.
+    return 3 * unit * unit if is_task_token(ref) or is_task_token(hyp) else unit * unit + 1
+
+
+def _costs(ref: Sequence[str], hyp: Sequence[str]) -> List[List[int]]:
+    """Least cost of turning the first i of ``ref`` into the first j of ``hyp``, (len(ref) + 1, len(hyp) + 1)."""
+    unit = _unit(ref, hyp)
+    insert = [_alone(symbol, unit) for symbol in hyp]
+    rows = [[0]]
+    for cost in insert:
+        rows[0].append(rows[0][-1] + cost)
+    for symbol in ref:
+        above, delete = rows[-1], _alone(symbol, unit)
+        row = [above[0] + delete]
+        for j, other in enumerate(hyp):
+            row.append(min(above[j] + _replace(symbol, other, unit), row[j] + insert[j], above[j + 1] + delete))
+        rows.append(row)
+    return rows
+
+
+SHADES = 4  # colours for speakers
+TICKS = 6  # at most about so many numbers under the line
+
+
+def timeline(cut: Cut, hyp: Hypothesis, tasks: TaskSet, said: Sequence[Said]) -> str:
+    """Lanes of a cut; nothing where neither side has any time."""
+    lanes = [
+        _lane("ref", reference_marks(cut)),
+        _lane("hyp", hypothesis_marks(cut, hyp, said)),
+        _lane("ents", entity_marks(cut, hyp)),
+    ]
+    if not any(lanes):
+        return ""
+    return tag("div", *lanes, _axis(cut.duration), tag("i", class_="head", hidden=True), class_="timeline")
+
+
+def reference_marks(cut: Cut) -> List[str]:
+    """The turns of the reference, and the endpoints where it is labelled for them."""
+    labelled = (cut.custom or {}).get("tasks", ())
+    turns = turns_of(cut) if labelled else []
+    speakers = {speaker: i for i, speaker in enumerate(dict.fromkeys(turn.speaker for turn in turns))}
+    marks = [
+        _bar(cut, turn.start, turn.end, turn.text, _name(turn), f"turn s{speakers[turn.speaker] % SHADES}")
+        for turn in turns
+    ]
+    if "endp" in labelled:
+        marks += [_mark(cut, turn.end, "endpoint", "reference") for turn in turns if turn.custom.get("endpoint")]
+    return marks
+
+
+def _name(turn: LabelledTurn) -> str:
+    return f"reference, speaker {turn.speaker}" if turn.speaker else "reference"
+
+
+def hypothesis_marks(cut: Cut, hyp: Hypothesis, said: Sequence[Said]) -> List[str]:
+    """The turns of the hypothesis (all its words as one without ``scd``), speaker changes and endpoints."""
+    turns = hyp.get("turns")
+    if turns is None:
+        timed = [word for word in said if word.start is not None and word.end is not None]
+        words = " ".join(word.text for word in timed)
+        turns = [{"text": words, "start": timed[0].start, "end": timed[-1].end}] if timed else []
+    marks = [
+        _bar(cut, turn["start"], turn["end"], turn["text"], f"hypothesis, turn {i + 1}", f"turn s{i % 2}")
+        for i, turn in enumerate(turns)
+    ]
+    marks += [_mark(cut, time, "speaker change", "hypothesis") for time in hyp.get("speaker_changes") or ()]
+    return marks + [_mark(cut, time, "endpoint", "hypothesis") for time in hyp.get("endpoints") or ()]
+
+
+def entity_marks(cut: Cut, hyp: Hypothesis) -> List[str]:
+    """The entities of the hypothesis."""
+    return [
+        _bar(cut, e["start"], e["end"], e["text"], f"entity {e.get('type') or ''}".strip(), "entity")
+        for e in hyp.get("entities") or ()
+    ]
+
+
+def _share(cut: Cut, time: float) -> float:
+    """A time as a percentage of the cut."""
+    return 100 * min(max(time / cut.duration, 0.0), 1.0)
+
+
+def _bar(cut: Cut, start: float, end: float, words: str, what: str, kind: str) -> str:
+    left = _share(cut, start)
+    style = f"left:{left:.2f}%;width:{max(_share(cut, end) - left, 0.5):.2f}%"
+    title = f"{what}, {start:.2f} to {end:.2f} s: {words}"
+    return tag("button", text(words), class_=kind, style=style, data_t=start, title=title)
+
+
+def _mark(cut: Cut, time: float, what: str, side: str) -> str:
+    title = f"{side}: {what} at {time:.2f} s"
+    kind = what.replace(" ", "-")
+    return tag("button", class_=f"mark {kind}", style=f"left:{_share(cut, time):.2f}%", data_t=time, title=title)
+
+
+def _lane(name: str, marks: Sequence[str]) -> str:
+    return tag("div", tag("span", name, class_="lane-name"), *marks, class_=f"lane {name}") if marks else ""
+
+
+def _axis(seconds: float) -> str:
+    """Numbers under the line, at round steps."""
+    step: Optional[float] = next((s for s in (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800) if seconds / s <= TICKS), 3600)
+    ticks = []
+    time = 0.0
+    while time < 0.96 * seconds and step:  # a number needs some room
+        ticks.append(tag("span", f"{time:g} s", style=f"left:{100 * time / seconds:.2f}%"))
+        time += step
+    return tag("div", *ticks, class_="axis")
+
+
+KINDS = {
+    "sub": "substituted",
+    "ins": "inserted",
+    "del": "missing",
+    "free": "not judged: the cut is not labelled for it",
+}
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A cut with its hypothesis, and what they are listed by.
+
+    ``rates`` (`metrics.wer.error_rates`) is None where the cut has no reference words; ``confidence`` is the mean
+    over the words, None where the hypothesis has none.
+    """
+
+    cut: Cut
+    hyp: Hypothesis
+    rates: Optional[Mapping[str, Any]]
+    confidence: Optional[float]
+    language: str
+    corpus: str
+
+
+def utterance_of(cut: Cut, hyp: Hypothesis, corpus: Optional[str], apart: Sequence[str] = ()) -> Utterance:
+    """Compare the words of a cut with those of its hypothesis.
+
+    Args:
+        apart: languages that are listed apart (see `languages.language_group`).
+    """
+    labelled = "tasks" in (cut.custom or {})
+    turns = turns_of(cut)
+    words = [word for word in words_of(hyp)[0] if not is_task_token(word)]
+    rates = error_rates([([word for turn in turns for word in turn.words], words)]) if labelled else None
+    confidences = [word["confidence"] for word in hyp.get("words") or () if not is_task_token(word["text"])]
+    mean = sum(confidences) / len(confidences) if confidences else None
+    languages = {language_group(turn.language, apart) for turn in turns if turn.language}
+    language = languages.pop() if len(languages) == 1 else hyp.get("language")
+    return Utterance(cut, hyp, rates, mean, language or "", corpus or "")
+
+
+def card(item: Utterance, tasks: TaskSet, source: Optional[PlayerSource]) -> str:
+    """The utterance as an article of the page."""
+    cut, hyp = item.cut, item.hyp
+    ref, judged = reference(cut, hyp, tasks)
+    said = hypothesis(hyp)
+    pairs = align(ref, said, judged) if item.rates is not None else [Pair("free", None, word) for word in said]
+    parts = [tag("h3", text(cut.id)), tag("p", *_about(item, pairs), class_="meta")]
+    if source is not None:
+        parts.append(tag("audio", controls=True, preload="none", src=source.url))
+    parts.append(timeline(cut, hyp, tasks, said))
+    parts.append(_words(ref, said) if pairs is None else tag("div", *map(column, pairs), class_="pairs", dir="auto"))
+    return tag(
+        "article",
+        *parts,
+        class_="utterance",
+        data_id=cut.id,
+        data_language=item.language,
+        data_corpus=item.corpus,
+        data_errors=item.rates["errors"] if item.rates else 0,
+        data_wer=item.rates["wer"] if item.rates else 0,
+        data_seconds=cut.duration,
+        data_offset=source.offset if source is not None else None,
+    )
+
+
+def reference(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> Tuple[List[str], frozenset]:
+    """Words and task tokens that were asked for, and all task tokens of the tasks that the cut is labelled for."""
+    decoded = tasks if hyp.get("tasks") is None else tasks.subset(hyp["tasks"])
+    labelled = (cut.custom or {}).get("tasks", ())
+    judged = frozenset(symbol for task in decoded.tasks if task.name in labelled for symbol in task.symbols)
+    return decoded.render(transcript_of(cut, decoded)).split(), judged
+
+
+def hypothesis(hyp: Hypothesis) -> List[Said]:
+    """Words and task tokens of a hypothesis."""
+    if hyp.get("words"):
+        return [Said(word["text"], word["start"], word["end"], word.get("confidence")) for word in hyp["words"]]
+    words, times = words_of(hyp)
+    return [Said(word, times[i] if times is not None else None) for i, word in enumerate(words)]
+
+
+def column(pair: Pair) -> str:
+    """One column of the alignment: the reference above, the hypothesis below."""
+    kind = f"{pair.kind} token" if pair.is_token else pair.kind
+    start, notes = None, [KINDS[pair.kind]] if pair.kind in KINDS else []
+    if pair.hyp is not None:
+        start = pair.hyp.start
+        if start is not None:
+            notes.append(f"{start:.2f} s")
+        if pair.hyp.confidence is not None:
+            notes.append(f"confidence {pair.hyp.confidence:.2f}")
+    above = tag("span", text("" if pair.ref is None else pair.ref), class_="ref")
+    below = tag("span", text("" if pair.hyp is None else pair.hyp.text), class_="hyp")
+    name = "span" if start is None else "button"
+    return tag(name, above, below, class_=f"pair {kind}", data_t=start, title=", ".join(notes) or None)
+
+
+def _about(item: Utterance, pairs: Optional[Sequence[Pair]]) -> List[str]:
+    """Language, corpus, length and errors."""
+    about = [part for part in (item.language, item.corpus, f"{item.cut.duration:.1f} s") if part]
+    if item.rates is not None:
+        ins, delete, sub = count_errors(pairs) if pairs is not None else (None, None, None)
+        parts = "" if pairs is None else f" ({sub} substituted, {delete} missing, {ins} inserted)"
+        wrong = f"{item.rates['errors']} of {item.rates['words']} words"
+        about.append(f"WER {percent(item.rates['wer'])} %: {wrong}{parts}")
+        about.append(f"labelled for {', '.join((item.cut.custom or {}).get('tasks', ()))}")
+    if item.confidence is not None:
+        about.append(f"confidence {item.confidence:.2f}")
+    return [tag("span", text(part)) for part in about]
+
+
+def _words(ref: Sequence[str], said: Sequence[Said]) -> str:
+    """Both sides as plain text, for what is too long to be aligned."""
+    sides = (("reference", " ".join(ref)), ("hypothesis", " ".join(item.text for item in said)))
+    return "".join(tag("details", tag("summary", name), tag("p", text(words), dir="auto")) for name, words in sides)

@@ -1,0 +1,226 @@
+"""Hypotheses against labelled cuts: the scores of every task, each over the cuts that are labelled for it.
+
+Scores as plain text, readable in 100 columns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from lhotse.cut import Cut
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.languages import languages_told_apart
+from tokenverse_pp.base.tables import aligned
+from tokenverse_pp.data.hypotheses import Hypothesis, transcript_of_hypothesis, words_of
+from tokenverse_pp.data.labels import labelled_tasks
+from tokenverse_pp.tasks.base import ScoredExample, Task, TaskSet
+from tokenverse_pp.tasks.text import tasks_for_tokens, transcript_of
+from tokenverse_pp.tasks.transcript import turns_of
+
+__all__ = ["corpus_of", "score_hypotheses", "score_table", "tasks_of_hypotheses"]
+
+NAMED = 3  # ids that an error message lists
+
+
+def score_hypotheses(
+    cuts: Iterable[Cut],
+    hyps: Iterable[Hypothesis],
+    tasks: Optional[TaskSet] = None,
+    corpora: Optional[Mapping[str, str]] = None,
+) -> Dict[str, Any]:
+    """Score one hypothesis a cut.
+
+    Args:
+        cuts: references, valid by `manifests.labels.validate_cuts`; one without a list of tasks has no labels
+            and counts in no score.
+        hyps: as `hypotheses.read_hypotheses` gives them.
+        tasks: the model's tasks; without them, all registered tasks, with the languages and entity types that
+            the hypotheses hold (entities are scored without types where no hypothesis has any).
+        corpora: by cut id the corpus of a cut that names none itself (``cut.custom["corpus"]``).
+
+    Returns:
+        ``wer.{all,<language>}`` (asr), and under its name each other task (``scd``, ``ner``, ..) as far as any cut is
+        labelled for it and was decoded with it: see `Task.score`. ``wer_by_corpus.<corpus>`` and
+        ``wer_by_corpus_and_language.<corpus>.<language>`` where corpora are known. Each WER comes with its insertions,
+        deletions and substitutions (`metrics.wer.error_rates`). ``utterances``: the number of cuts. ``not_decoded``:
+        by task the number of cuts that are labelled for it but whose hypothesis says that it was not active; they
+        count in no score of the task.
+
+    Raises:
+        UserError: for a cut without a hypothesis, a hypothesis without a cut, or an id that occurs twice.
+    """
+    pairs = _pair(list(cuts), list(hyps))
+    tasks = tasks_of_hypotheses(pairs, tasks)
+    examples = [(_example(cut, hyp, tasks), _labelled(cut), hyp.get("tasks")) for cut, hyp in pairs]
+    scores: Dict[str, Any] = {}
+    not_decoded: Dict[str, int] = {}
+    for task in tasks.tasks:
+        labelled = [(e, active) for e, names, active in examples if task.name in names]
+        decoded = [e for e, active in labelled if task.name == "asr" or active is None or task.name in active]
+        if len(decoded) < len(labelled):
+            not_decoded[task.name] = len(labelled) - len(decoded)
+        if decoded:
+            scores["wer" if task.name == "asr" else task.name] = task.score(decoded)
+    scores.update(_wer_by_corpus([e for e, names, _ in examples if "asr" in names], tasks["asr"], corpora or {}))
+    return {**scores, "utterances": len(examples), "not_decoded": not_decoded}
+
+
+def _pair(cuts: Sequence[Cut], hyps: Sequence[Hypothesis]) -> List[Tuple[Cut, Hypothesis]]:
+    """Cuts with their hypotheses, in the order of the cuts."""
+    _refuse("cut ids that occur twice", [i for i, n in Counter(cut.id for cut in cuts).items() if n > 1])
+    _refuse("hypotheses with the same id", [i for i, n in Counter(hyp["id"] for hyp in hyps).items() if n > 1])
+    by_id = {hyp["id"]: hyp for hyp in hyps}
+    known = {cut.id for cut in cuts}
+    _refuse("cuts without a hypothesis", [cut.id for cut in cuts if cut.id not in by_id])
+    _refuse("hypotheses of cuts that are not in the reference", [i for i in by_id if i not in known])
+    return [(cut, by_id[cut.id]) for cut in cuts]
+
+
+def tasks_of_hypotheses(pairs: Sequence[Tuple[Cut, Hypothesis]], known: Optional[TaskSet] = None) -> TaskSet:
+    """The tasks to score with: they can write what the references say, too (see `Task.widened`).
+
+    Args:
+        known: those of the model; without them all that there are, entities with types if any hypothesis has one.
+    """
+    tasks = known or _tasks_that_show(pairs)
+    references = [transcript_of(cut, tasks) for cut, _ in pairs]
+    return TaskSet(
+        tuple(
+            task.widened([ref.answers[task.name] for ref in references if task.name in ref.answers])
+            for task in tasks.tasks
+        )
+    )
+
+
+def _tasks_that_show(pairs: Sequence[Tuple[Cut, Hypothesis]]) -> TaskSet:
+    """All tasks, with the options that the tokens of the hypotheses show, and the languages of the references."""
+    found = tasks_for_tokens([word for _, hyp in pairs for word in words_of(hyp)[0]])
+    spoken = [turn.language for cut, _ in pairs for turn in turns_of(cut) if isinstance(turn.language, str)]
+    languages = languages_told_apart(languages_of(found), [code for code in spoken if code])
+    lid = type(found["lid"]).from_options({"languages": languages})
+    return TaskSet(tuple(lid if task.name == "lid" else task for task in found.tasks))
+
+
+def languages_of(tasks: TaskSet) -> List[str]:
+    """The languages that tasks write; none without ``lid``."""
+    return list(tasks["lid"].options().get("languages", ())) if "lid" in tasks else []
+
+
+def _refuse(what: str, ids: Sequence[str]) -> None:
+    if ids:
+        more = f", and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+        raise UserError(f"{what}: {', '.join(ids[:NAMED])}{more}")
+
+
+def _labelled(cut: Cut) -> List[str]:
+    return labelled_tasks(cut) if "tasks" in (cut.custom or {}) else []
+
+
+def _example(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> ScoredExample:
+    transcript, marks = transcript_of_hypothesis(hyp, tasks)
+    return ScoredExample(cut.id, transcript_of(cut, tasks), transcript, cut, marks, languages_of(tasks))
+
+
+def corpus_of(cut: Cut, corpora: Mapping[str, str]) -> Optional[str]:
+    """The corpus that a cut names, or that is known of it, or None."""
+    named = (cut.custom or {}).get("corpus")
+    return str(named) if named is not None else corpora.get(cut.id)
+
+
+def _wer_by_corpus(examples: Sequence[ScoredExample], asr: Task, corpora: Mapping[str, str]) -> Dict[str, Any]:
+    groups: Dict[str, List[ScoredExample]] = {}
+    for e in examples:
+        corpus = corpus_of(e.cut, corpora) if e.cut is not None else None
+        if corpus is not None:
+            groups.setdefault(corpus, []).append(e)
+    scores = {corpus: asr.score(group) for corpus, group in sorted(groups.items())}
+    if not scores:
+        return {}
+    return {
+        "wer_by_corpus": {corpus: wer["all"] for corpus, wer in scores.items()},
+        "wer_by_corpus_and_language": {
+            corpus: {language: rates for language, rates in wer.items() if language != "all"}
+            for corpus, wer in scores.items()
+        },
+    }
+
+
+RATES = ("wer", "ins", "del", "sub", "cer")
+PRF = ("precision", "recall", "f1")
+WIDTH = 100  # columns
+
+
+def score_table(scores: Mapping[str, Any]) -> str:
+    """The scores of `scoring.score_hypotheses` as one table: percentages and counts."""
+    parts = [
+        _rates_table("words by language", scores.get("wer", {})),
+        _rates_table("words by corpus", scores.get("wer_by_corpus", {})),
+        _prf_table(scores),
+        *(_classes_table(task, result) for task, result in scores.items() if has_confusion(result)),
+        *(
+            f"{task}: {count} of {scores['utterances']} cuts are labelled for it but were decoded without it"
+            for task, count in scores.get("not_decoded", {}).items()
+        ),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _rates_table(title: str, groups: Mapping[str, Any]) -> str:
+    if not groups:
+        return ""
+    rows = [[title, *(f"{rate} %" for rate in RATES), "words", "cuts"]]
+    for name, rates in groups.items():
+        counts = [str(rates["words"]), str(rates["utterances"])]
+        rows.append([name, *(_percent(rates[rate]) for rate in RATES), *counts])
+    return aligned(rows)
+
+
+def _prf_table(scores: Mapping[str, Any]) -> str:
+    rows = [["tokens", "precision %", "recall %", "F1 %", "right", "too many", "missed"]]
+    for task, result in scores.items():
+        if isinstance(result, Mapping):
+            for name, prf in find_prf(task, result):
+                rows.append([name, *(_percent(prf[key]) for key in PRF), *(str(prf[k]) for k in ("tp", "fp", "fn"))])
+    return aligned(rows) if len(rows) > 1 else ""
+
+
+def find_prf(name: str, result: Mapping[str, Any]) -> Iterator[Tuple[str, Mapping[str, Any]]]:
+    """Everything with a precision in nested scores, under its keys joined by spaces (``scd time 0.25``)."""
+    if set(PRF) <= set(result):
+        yield name, result
+        return
+    for key, value in result.items():
+        if isinstance(value, Mapping):
+            yield from find_prf(f"{name} {key}", value)
+
+
+def has_confusion(result: Any) -> bool:
+    """Whether a task's scores are those of classes: accuracy, confusion counts, number of utterances."""
+    return isinstance(result, Mapping) and {"accuracy", "confusion", "utterances"} <= set(result)
+
+
+def title_of(task: str) -> str:
+    """What a task of classes finds."""
+    return "language" if task == "lid" else task
+
+
+def _classes_table(task: str, result: Mapping[str, Any]) -> str:
+    """Accuracy, and the confusion matrix where it fits, otherwise its off-diagonal entries."""
+    confusion: Dict[str, Dict[str, int]] = result["confusion"]
+    head = f"{title_of(task)}: accuracy {_percent(result['accuracy'])} % of {result['utterances']} cuts"
+    columns = sorted(set(confusion) | {hyp for row in confusion.values() for hyp in row})
+    rows: List[List[str]] = [["spoken / decoded", *columns]]
+    for ref, row in confusion.items():
+        rows.append([ref, *(str(row.get(hyp, "")) or "." for hyp in columns)])
+    matrix = aligned(rows)
+    if len(matrix.split("\n")[0]) <= WIDTH:
+        return f"{head}\n{matrix}"
+    wrong = [(n, ref, hyp) for ref, row in confusion.items() for hyp, n in row.items() if hyp != ref]
+    pairs = [[f"{ref} decoded as {hyp}", str(n)] for n, ref, hyp in sorted(wrong, key=lambda x: (-x[0], x[1:]))]
+    return f"{head}\n{aligned(pairs)}" if pairs else head
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"

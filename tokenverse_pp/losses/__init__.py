@@ -1,0 +1,17 @@
+"""The pruned RNN-T loss: one entry point, two backends (k2, and plain PyTorch in `loss.native`)."""
+
+from tokenverse_pp.losses.entry import (
+    DEFAULT_MEMORY_BUDGET,
+    TransducerLoss,
+    k2_available,
+    max_target_length,
+    pruned_transducer_loss,
+)
+
+__all__ = [
+    "DEFAULT_MEMORY_BUDGET",
+    "TransducerLoss",
+    "k2_available",
+    "max_target_length",
+    "pruned_transducer_loss",
+]

@@ -1,0 +1,335 @@
+"""The one loss function of the model: simple loss for the pruning, pruned loss for the joiner.
+
+How probable each target token is to a transducer: what a validation reports for each task.
+
+The real k2, if it is installed and works. Imported only when asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+from types import ModuleType
+from typing import Any, Dict, NamedTuple, Optional, Set, Tuple
+
+import torch
+from torch import Tensor
+
+from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.losses import native
+from tokenverse_pp.losses.native.common import at_least_float32, check_rnnt_type, checked_boundary, reduce_loss
+from tokenverse_pp.losses.native.joiner import joiner_log_probs, make_plan
+from tokenverse_pp.losses.native.pruned import band_loss, targets_in_band
+
+BACKENDS = ("auto", "k2", "native")
+
+# Bytes the native backend may keep between forward and backward; see `pruned_transducer_loss`.
+DEFAULT_MEMORY_BUDGET = 512 * 2**20
+
+
+class TransducerLoss(NamedTuple):
+    """Negative log-likelihoods (positive numbers), shape (B,) or scalars, by `reduction`."""
+
+    simple: Tensor
+    pruned: Tensor
+
+
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """`k2` or `native`. `auto` is k2 on a GPU if it is installed and can be imported, native otherwise.
+
+    Where k2 is there and cannot be used, a warning says why, once. On a CPU the native backend is the faster one, and
+    the only one with a bf16 joiner.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"loss backend should be one of {', '.join(BACKENDS)}, given {backend!r}")
+    if backend == "auto":
+        return "k2" if use_k2(device) else "native"
+    return backend
+
+
+def max_target_length(num_frames: int, prune_range: int = 5, rnnt_type: str = "regular") -> int:
+    """The longest target whose pruned loss is finite for an utterance of `num_frames` frames.
+
+    `regular` allows several symbols a frame, of which a band of `prune_range` positions leaves
+    prune_range - 1; the other types allow one symbol a frame.
+    """
+    check_rnnt_type(rnnt_type)
+    return num_frames * (prune_range - 1 if rnnt_type == "regular" else 1)
+
+
+def joiner_dtype(x: Tensor) -> torch.dtype:
+    """Type of the joiner's matrix products: autocast's if it is on for the device, else at least float32."""
+    if x.dtype == torch.float64:
+        return x.dtype
+    kind = x.device.type
+    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and later; the functions below are deprecated there
+        if torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+    elif kind == "cpu" and torch.is_autocast_cpu_enabled():
+        return torch.get_autocast_cpu_dtype()
+    elif kind == "cuda" and torch.is_autocast_enabled():
+        return torch.get_autocast_gpu_dtype()
+    return torch.float32
+
+
+def pruned_transducer_loss(
+    am_simple: Tensor,
+    lm_simple: Tensor,
+    am: Tensor,
+    lm: Tensor,
+    joiner_output: torch.nn.Module,
+    symbols: Tensor,
+    boundary: Optional[Tensor] = None,
+    *,
+    blank: int = 0,
+    prune_range: int = 5,
+    lm_scale: float = 0.25,
+    am_scale: float = 0.0,
+    rnnt_type: str = "regular",
+    delay_penalty: float = 0.0,
+    backend: str = "auto",
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    reduction: str = "none",
+) -> TransducerLoss:
+    """Simple and pruned transducer loss (Kuang et al. 2022), the recipe of icefall's transducer models.
+
+    1. the smoothed loss of the simple joiner am_simple + lm_simple, with occupation probabilities;
+    2. from these, `prune_range` symbol positions a frame;
+    3. the loss of the real joiner, `joiner_output(tanh(am + lm))`, at these positions only.
+
+    Under autocast the joiner's matrix products run in autocast's type; everything else in float32 (float64
+    for float64 inputs), the lattice in float64.
+
+    Args:
+      am_simple: (N, T, V) and lm_simple: (N, U + 1, V): the simple projections' outputs.
+      am: (N, T, J) and lm: (N, U + 1, J): the joiner's projections of encoder and predictor.
+      joiner_output: the joiner's last layer, a Linear from J to V with `weight` and `bias`.
+      symbols: (N, U) int64, without blank; padding may be any valid symbol.
+      boundary: (N, 4) int64, rows [0, 0, number of symbols, number of frames]; None: all are full.
+      blank: id of the blank.
+      prune_range: symbol positions kept per frame.
+      lm_scale, am_scale: smoothing of the simple loss.
+      rnnt_type: `regular`, `modified` or `constrained`.
+      delay_penalty: penalty on late symbols, for both losses.
+      backend: `native`, `k2` (which must be installed), or `auto`: k2 on a GPU where it can be
+        used, else native.
+      memory_budget: bytes the native backend may keep between forward and backward for the joiner: hidden
+        rows and exponentials of the logits, (J + V) numbers for each of the sum(frames) * prune_range rows.
+        Chunks beyond it are computed again in the backward pass: one more matrix product for them, and
+        memory that does not grow with them. 0: always recompute. k2 has no such choice: it holds all logits.
+      reduction: `none`: (N,), or `mean`, `sum` over the batch.
+
+    Returns:
+      (simple, pruned) losses. An utterance too long for its frames (`max_target_length`) has loss +inf and
+      zero gradients on the native backend.
+
+    Raises:
+      UserError: for an unknown backend, or k2 asked for that is not installed or cannot be used.
+    """
+    check_rnnt_type(rnnt_type)
+    boundary = checked_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
+    chosen = resolve_backend(backend, am.device)
+    library: Any = load_k2(am.device) if chosen == "k2" else native
+    simple, ranges = simple_loss_and_ranges(
+        library, am_simple, lm_simple, symbols, boundary, blank=blank, prune_range=prune_range, lm_scale=lm_scale,
+        am_scale=am_scale, rnnt_type=rnnt_type, delay_penalty=delay_penalty, reduction=reduction,
+    )  # fmt: skip
+    if chosen == "k2":
+        am_band, lm_band = library.do_rnnt_pruning(am, lm, ranges)
+        logits = joiner_output(torch.tanh(am_band + lm_band))
+        with torch.autocast(am.device.type, enabled=False):
+            pruned = library.rnnt_loss_pruned(
+                logits=at_least_float32(logits),
+                symbols=symbols,
+                ranges=ranges,
+                termination_symbol=blank,
+                boundary=boundary,
+                rnnt_type=rnnt_type,
+                delay_penalty=delay_penalty,
+                reduction=reduction,
+            )
+        return TransducerLoss(simple, pruned)
+    px, py = band_log_probs(am, lm, joiner_output, symbols, ranges, boundary, blank, memory_budget)
+    with torch.autocast(am.device.type, enabled=False):
+        losses = band_loss(px, py, ranges, boundary, symbols.shape[1], rnnt_type, delay_penalty)
+    return TransducerLoss(simple, reduce_loss(losses, reduction))
+
+
+def simple_loss_and_ranges(
+    library: Any,
+    am_simple: Tensor,
+    lm_simple: Tensor,
+    symbols: Tensor,
+    boundary: Tensor,
+    *,
+    blank: int,
+    prune_range: int,
+    lm_scale: float,
+    am_scale: float,
+    rnnt_type: str,
+    delay_penalty: float = 0.0,
+    reduction: str = "none",
+) -> Tuple[Tensor, Tensor]:
+    """The smoothed loss of the simple joiner, (N,) or a scalar, and the symbol positions (N, T, R) that it keeps.
+
+    ``library`` is k2 or `tokenverse_pp.losses.native`; the other arguments are those of `pruned_transducer_loss`.
+    """
+    with torch.autocast(am_simple.device.type, enabled=False):
+        loss, (px_grad, py_grad) = library.rnnt_loss_smoothed(
+            lm=at_least_float32(lm_simple),
+            am=at_least_float32(am_simple),
+            symbols=symbols,
+            termination_symbol=blank,
+            lm_only_scale=lm_scale,
+            am_only_scale=am_scale,
+            boundary=boundary,
+            rnnt_type=rnnt_type,
+            delay_penalty=delay_penalty,
+            reduction=reduction,
+            return_grad=True,
+        )
+        return loss, library.get_rnnt_prune_ranges(px_grad, py_grad, boundary, prune_range)
+
+
+def band_log_probs(
+    am: Tensor,
+    lm: Tensor,
+    joiner_output: torch.nn.Module,
+    symbols: Tensor,
+    ranges: Tensor,
+    boundary: Tensor,
+    blank: int,
+    memory_budget: int,
+) -> Tuple[Tensor, Tensor]:
+    """Log-probabilities of the next symbol and of the blank at the kept positions, both (N, T, R).
+
+    Joiner, softmax and gathering are one chunked function. The arguments are those of `pruned_transducer_loss`.
+    """
+    compute_dtype = joiner_dtype(am)
+    weight, bias = _linear_parameters(joiner_output)
+    with torch.autocast(am.device.type, enabled=False):
+        targets = targets_in_band(symbols, ranges, blank)
+        plan = make_plan(ranges, targets, boundary, lm.shape[1], blank, compute_dtype, memory_budget)
+        return joiner_log_probs(am, lm, weight, bias, plan)
+
+
+def _linear_parameters(layer: torch.nn.Module) -> Tuple[Tensor, Tensor]:
+    weight = layer.weight
+    bias = getattr(layer, "bias", None)
+    assert isinstance(weight, Tensor)
+    return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias
+
+
+def token_log_probs(
+    am_simple: Tensor,
+    lm_simple: Tensor,
+    am: Tensor,
+    lm: Tensor,
+    joiner_output: torch.nn.Linear,
+    symbols: Tensor,
+    boundary: Optional[Tensor] = None,
+    *,
+    blank: int = 0,
+    prune_range: int = 5,
+    rnnt_type: str = "regular",
+) -> Tensor:
+    """Expected log-probability of each target token, (N, U), in nats; 0 at padding.
+
+    A transducer has no one probability of a token: it has one for each frame at which the token may be written.
+    Given audio and transcript, a token is written at frame t with the posterior probability that the arc of the token
+    is taken there; this is the mean of the arc's log-probability under that posterior. The posterior is the negative
+    gradient of the loss with respect to the arc's score (k2 calls it the occupation probability).
+
+    The arguments are those of `pruned_transducer_loss`; the native backend is used, without smoothing. No gradient.
+    """
+    n, num_symbols = symbols.shape
+    boundary = checked_boundary(boundary, n, num_symbols, am.shape[1], am.device)
+    with torch.no_grad(), torch.autocast(am.device.type, enabled=False):
+        _, ranges = simple_loss_and_ranges(
+            native, am_simple, lm_simple, symbols, boundary, blank=blank, prune_range=prune_range, lm_scale=0.0,
+            am_scale=0.0, rnnt_type=rnnt_type,
+        )  # fmt: skip
+        am, lm = at_least_float32(am), at_least_float32(lm)
+        px, py = band_log_probs(am, lm, joiner_output, symbols, ranges, boundary, blank, memory_budget=0)
+        with torch.enable_grad():
+            arcs = px.detach().requires_grad_()
+            loss = band_loss(arcs, py, ranges, boundary, num_symbols, rnnt_type, 0.0)
+            (gradient,) = torch.autograd.grad(loss[torch.isfinite(loss)].sum(), arcs)
+        posterior = -gradient  # (N, T, R)
+        weighted = torch.where(posterior > 0, posterior * px, posterior.new_zeros(()))  # pruned arcs score -inf
+        total, mass = px.new_zeros(n, num_symbols + 1), px.new_zeros(n, num_symbols + 1)
+        total.scatter_add_(1, ranges.flatten(1), weighted.flatten(1))
+        mass.scatter_add_(1, ranges.flatten(1), posterior.flatten(1))
+        mean = total / mass.clamp_min(torch.finfo(mass.dtype).tiny)
+        padding = torch.arange(num_symbols, device=mean.device) >= boundary[:, 2:3]
+        return mean[:, :num_symbols].masked_fill(padding, 0.0)
+
+
+LOG = logging.getLogger(__name__)
+_failed: Dict[str, str] = {}  # file of a k2 that cannot be imported -> why; it is not imported again
+_told: Set[str] = set()  # reasons that `use_k2` has given
+
+
+def k2_available() -> bool:
+    """Whether k2 can be used: it is installed, and its import succeeds."""
+    return _place() is not None and k2_problem() is None
+
+
+def k2_problem(device: Optional[torch.device] = None) -> Optional[str]:
+    """Why k2 cannot be used (on a device), in one line; None where it can.
+
+    Wheels made for another torch or CUDA fail at import, with OSError, ImportError or RuntimeError and long symbol
+    names; those without CUDA would fail at the first tensor on a GPU.
+    """
+    place = _place()
+    if place is None:
+        return "No module named 'k2'"
+    if place in _failed:
+        return _failed[place]
+    try:
+        module = importlib.import_module("k2")
+    except Exception as error:
+        _failed[place] = one_line(error)
+        return _failed[place]
+    if device is not None and device.type == "cuda" and getattr(module, "with_cuda", True) is False:
+        return "it was built without CUDA"
+    return None
+
+
+def use_k2(device: torch.device) -> bool:
+    """Whether the backend ``auto`` takes k2: on a GPU, if it can be used there. One that cannot is told once."""
+    if device.type != "cuda" or _place() is None:
+        return False
+    problem = k2_problem(device)
+    if problem is not None and problem not in _told:
+        _told.add(problem)
+        LOG.warning("loss: k2 is installed, but cannot be used (%s); using the native loss", problem)
+    return problem is None
+
+
+def load_k2(device: Optional[torch.device] = None) -> ModuleType:
+    """The module `k2`.
+
+    Raises:
+      UserError: if k2 is not installed, or was built for another torch, or cannot be used on the device.
+    """
+    problem = k2_problem(device)
+    if problem is not None:
+        raise UserError(
+            f"loss backend 'k2' needs the k2 package that matches this torch ({problem}); "
+            "install it, or use backend 'native' (the same loss in plain PyTorch)"
+        )
+    return importlib.import_module("k2")
+
+
+def _place() -> Optional[str]:
+    """Where the package `k2` is, without importing it; None where there is none."""
+    if sys.modules.get("k2") is not None:
+        return getattr(sys.modules["k2"], "__file__", None) or "k2"
+    try:
+        spec = importlib.util.find_spec("k2")
+    except (ImportError, ValueError):  # an entry of sys.modules that is no module
+        return None
+    return None if spec is None else spec.origin  # a folder `k2` that is no package has none

@@ -1,0 +1,173 @@
+"""Which symbol positions each frame keeps, and the joiner inputs at these positions.
+
+The transducer loss from given logits: over the whole lattice, or over a pruned band of it.
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from tokenverse_pp.losses.native.common import (
+    at_least_float32,
+    check_rnnt_type,
+    checked_boundary,
+    delay_offsets,
+    reduce_loss,
+)
+from tokenverse_pp.losses.native.lattice import band_recursion, mutual_information_recursion
+from tokenverse_pp.losses.native.simple import finish_arcs
+
+
+def _suffix_minimum(x: Tensor) -> Tensor:
+    """The largest non-decreasing lower bound of x along the last axis."""
+    return x.flip(-1).cummin(-1).values.flip(-1)
+
+
+def _make_reachable(begin: Tensor, max_step: int) -> Tensor:
+    """Lower `begin` (B, T) until it starts at 0, never falls, and rises by at most `max_step` a frame.
+
+    With c[t] = max_step * t - begin[t], "rises by at most max_step" is "c never falls".
+    """
+    begin = _suffix_minimum(begin)
+    ramp = max_step * torch.arange(begin.shape[1], device=begin.device)
+    return ramp - _suffix_minimum(ramp - begin).clamp(min=0)
+
+
+def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: int) -> Tensor:
+    """The `s_range` consecutive symbol positions that carry most of each frame's probability; as k2's.
+
+    Kuang et al. 2022, section 3.2: a frame's window that starts at s is worth the blanks' occupation inside
+    of it, less the symbol arc that would have to enter it from below at the same frame.
+
+    Args:
+      px_grad: (B, S, T + 1) or (B, S, T), occupation of the symbol arcs.
+      py_grad: (B, S + 1, T), occupation of the blank arcs.
+      boundary: (B, 4) int64.
+      s_range: positions to keep, at least 2 for the regular topology and 1 for the others. More than S + 1
+        means S + 1.
+
+    Returns:
+      (B, T, min(s_range, S + 1)) int64; the first column starts at 0, never falls, rises by less than s_range
+      a frame (by at most 1 for modified/constrained), and on the last frame the window holds the last symbol,
+      if the frames are enough for that: otherwise the pruned loss is +inf.
+    """
+    _, num_symbols, columns = px_grad.shape
+    num_frames = py_grad.shape[2]
+    regular = columns == num_frames + 1
+    if s_range < (2 if regular else 1):
+        raise ValueError(f"s_range should be at least {2 if regular else 1}, given {s_range}")
+    s_range = min(s_range, num_symbols + 1)
+    in_window = py_grad.unfold(1, s_range, 1).sum(-1)  # (B, S + 2 - s_range, T)
+    from_below = torch.nn.functional.pad(px_grad[:, : num_symbols + 1 - s_range, :num_frames], (0, 0, 1, 0))
+    begin = (in_window - from_below).argmax(1)  # (B, T)
+
+    # From the last valid frame on, the window ends at the last symbol.
+    frames = torch.arange(num_frames, device=begin.device)
+    last_begin = (boundary[:, 2:3] - s_range + 1).clamp(min=0)
+    begin = torch.where(frames < boundary[:, 3:4] - 1, begin, last_begin)
+
+    begin = _make_reachable(begin, max_step=s_range - 1 if regular else 1)
+    return begin.unsqueeze(2) + torch.arange(s_range, device=begin.device)
+
+
+def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> Tuple[Tensor, Tensor]:
+    """Both inputs of the joiner at the kept positions; as k2's.
+
+    Args:
+      am: (B, T, J), lm: (B, S + 1, K), ranges: (B, T, R) from `get_rnnt_prune_ranges`.
+
+    Returns:
+      am (B, T, R, J), a view, and lm (B, T, R, K).
+    """
+    batch = torch.arange(lm.shape[0], device=lm.device).reshape(-1, 1, 1)
+    return am.unsqueeze(2).expand(-1, -1, ranges.shape[2], -1), lm[batch, ranges]
+
+
+def rnnt_loss(
+    logits: Tensor,
+    symbols: Tensor,
+    termination_symbol: int,
+    boundary: Optional[Tensor] = None,
+    rnnt_type: str = "regular",
+    delay_penalty: float = 0.0,
+    reduction: Optional[str] = "mean",
+) -> Tensor:
+    """The unpruned transducer loss of joiner outputs, logits (B, T, S + 1, V); as k2's.
+
+    The other arguments are those of `rnnt_loss_smoothed`. Returns (B,) or a scalar.
+    """
+    batch, num_frames, positions, _ = logits.shape
+    num_symbols = positions - 1
+    if symbols.shape != (batch, num_symbols):
+        raise ValueError(f"logits {tuple(logits.shape)} need symbols (B, S), given {tuple(symbols.shape)}")
+    boundary = checked_boundary(boundary, batch, num_symbols, num_frames, logits.device)
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = at_least_float32(logits)
+        index = symbols.reshape(batch, 1, num_symbols, 1).expand(-1, num_frames, -1, -1)
+        normaliser = logits.logsumexp(3)
+        px = logits[:, :, :num_symbols].gather(3, index).squeeze(3) - normaliser[:, :, :num_symbols]
+        py = logits[:, :, :, termination_symbol] - normaliser
+        px, py = finish_arcs(px.transpose(1, 2), py.transpose(1, 2), boundary, rnnt_type, delay_penalty)
+        scores = mutual_information_recursion(px, py, boundary)
+    assert isinstance(scores, Tensor)
+    return reduce_loss(-scores, reduction)
+
+
+def targets_in_band(symbols: Tensor, ranges: Tensor, termination_symbol: int) -> Tensor:
+    """The symbol to be taken next at each kept position, (B, T, R); at position S, past the end, blank."""
+    padded = torch.nn.functional.pad(symbols, (0, 1), value=termination_symbol)
+    return padded.gather(1, ranges.flatten(1)).view_as(ranges)
+
+
+def band_loss(
+    px: Tensor,
+    py: Tensor,
+    ranges: Tensor,
+    boundary: Tensor,
+    num_symbols: int,
+    rnnt_type: str,
+    delay_penalty: float,
+) -> Tensor:
+    """Negative log-likelihood (B,) of a band of arc scores px, py (B, T, R)."""
+    check_rnnt_type(rnnt_type)
+    if rnnt_type == "constrained":
+        # The blank after a symbol stands one position further; past the band it is pruned away.
+        px = px + torch.nn.functional.pad(py[:, :, 1:], (0, 1), value=float("-inf"))
+    if delay_penalty > 0.0:
+        px = px + delay_offsets(boundary, px.shape[1], delay_penalty, px.dtype).unsqueeze(2)
+    return -band_recursion(px, py, ranges, boundary, num_symbols, rnnt_type)
+
+
+def _band_from_logits(logits: Tensor, targets: Tensor, blank: int) -> Tuple[Tensor, Tensor]:
+    normaliser = logits.logsumexp(3)
+    return logits.gather(3, targets.unsqueeze(3)).squeeze(3) - normaliser, logits[..., blank] - normaliser
+
+
+def rnnt_loss_pruned(
+    logits: Tensor,
+    symbols: Tensor,
+    ranges: Tensor,
+    termination_symbol: int,
+    boundary: Optional[Tensor] = None,
+    rnnt_type: str = "regular",
+    delay_penalty: float = 0.0,
+    reduction: Optional[str] = "mean",
+) -> Tensor:
+    """The transducer loss of joiner outputs at the kept positions only, logits (B, T, R, V); as k2's.
+
+    `ranges` (B, T, R) come from `get_rnnt_prune_ranges`, the other arguments are those of `rnnt_loss_smoothed`.
+    This function is given all logits; `pruned_transducer_loss` never holds them.
+    """
+    batch, num_frames = logits.shape[:2]
+    num_symbols = symbols.shape[1]
+    if ranges.shape != logits.shape[:3]:
+        raise ValueError(f"ranges {tuple(ranges.shape)} should be the first axes of logits {tuple(logits.shape)}")
+    boundary = checked_boundary(boundary, batch, num_symbols, num_frames, logits.device)
+    with torch.autocast(logits.device.type, enabled=False):
+        targets = targets_in_band(symbols, ranges, termination_symbol)
+        px, py = _band_from_logits(at_least_float32(logits), targets, termination_symbol)
+        loss = band_loss(px, py, ranges, boundary, num_symbols, rnnt_type, delay_penalty)
+    return reduce_loss(loss, reduction)

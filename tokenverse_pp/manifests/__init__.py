@@ -1,1 +1,0 @@
-"""Manifests of labelled speech: schema, validation, statistics, corpus preparation."""

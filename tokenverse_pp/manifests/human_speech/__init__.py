@@ -1,2 +1,0 @@
-"""Human speech from Debian packages: game dialogues (nl, cs), telephone prompts (en, es, fr, it, ru), stamp
-descriptions (es, fr, ru)."""

@@ -1,1 +1,0 @@
-"""Importing: tables and annotation files of any corpus -> labelled cuts. One file a format."""

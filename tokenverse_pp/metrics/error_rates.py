@@ -1,0 +1,81 @@
+"""Word and character error rates.
+
+Scores of language identification.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
+
+from tokenverse_pp.base.languages import language_group, languages_told_apart
+
+WordPair = Tuple[Sequence[str], Sequence[str]]
+
+
+def error_rates(pairs: Sequence[WordPair]) -> Dict[str, Union[int, float]]:
+    """WER with its three parts, and CER, over (reference words, hypothesis words) pairs.
+
+    Errors are summed over all pairs before dividing (Levenshtein distance, kaldialign). ``wer``, ``ins``,
+    ``del`` and ``sub`` are fractions of the reference words, so that the last three add up to the first; they
+    exceed 1 where much is inserted. ``cer`` is the fraction of the characters of the reference, single spaces
+    between words included. Where the reference is empty the number of errors itself stands for the rate (0 if
+    there are none), so that every value is a finite number.
+
+    >>> rates = error_rates([(["a", "b", "c", "d"], ["a", "x", "d"])])
+    >>> rates["wer"], rates["ins"], rates["del"], rates["sub"], rates["words"]
+    (0.5, 0.0, 0.25, 0.25, 4)
+    """
+    import kaldialign  # here, because tasks are imported where kaldialign is not installed (tokenverse_pp.runtime)
+
+    counts = {"ins": 0, "del": 0, "sub": 0}
+    words = characters = character_errors = 0
+    for ref, hyp in pairs:
+        edits = kaldialign.edit_distance(list(ref), list(hyp))
+        for kind in counts:
+            counts[kind] += int(edits[kind])
+        words += len(ref)
+        ref_text, hyp_text = " ".join(ref), " ".join(hyp)
+        characters += len(ref_text)
+        character_errors += int(kaldialign.edit_distance(list(ref_text), list(hyp_text))["total"])
+    errors = sum(counts.values())
+    return {
+        "wer": errors / max(words, 1),
+        **{kind: count / max(words, 1) for kind, count in counts.items()},
+        "cer": character_errors / max(characters, 1),
+        "words": words,
+        "errors": errors,
+        "utterances": len(pairs),
+    }
+
+
+NO_LANGUAGE = "none"
+
+
+def score_languages(
+    pairs: Sequence[Tuple[str, Optional[str]]], languages: Optional[Sequence[str]] = None
+) -> Dict[str, Any]:
+    """Accuracy and confusion counts over (reference language, hypothesised language or None).
+
+    None, a hypothesis without a language token, is wrong and is counted under ``"none"``. Without any pair
+    the accuracy is 0.
+
+    Args:
+        languages: those that the model writes; codes that mean the same one are equal, however they are spelt. Without
+            them, see `languages_told_apart`.
+
+    >>> score_languages([("fr-FR", "fr"), ("FR", None)])
+    {'accuracy': 0.5, 'confusion': {'fr': {'fr': 1, 'none': 1}}, 'utterances': 2}
+    """
+    if languages is None:
+        languages = languages_told_apart([hyp for _, hyp in pairs if hyp], [ref for ref, _ in pairs])
+    counts: Dict[str, Counter] = {}
+    for ref, hyp in pairs:
+        found = language_group(hyp, languages) or NO_LANGUAGE
+        counts.setdefault(language_group(ref, languages) or ref, Counter())[found] += 1
+    right = sum(row[ref] for ref, row in counts.items())
+    return {
+        "accuracy": right / max(len(pairs), 1),
+        "confusion": {ref: dict(sorted(row.items())) for ref, row in sorted(counts.items())},
+        "utterances": len(pairs),
+    }

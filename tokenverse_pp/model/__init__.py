@@ -1,1 +1,0 @@
-"""The transducer and its parts."""

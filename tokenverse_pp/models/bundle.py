@@ -1,0 +1,185 @@
+"""Configuration -> tasks, tokenizer, model; and a model folder read back."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import List, Optional, Tuple
+
+import torch
+
+from tokenverse_pp.base.config import Config, TasksConfig
+from tokenverse_pp.base.config_files import load_config
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.languages import canonical_tag
+from tokenverse_pp.data.samplers import load_cuts
+from tokenverse_pp.data.tokenizer import Tokenizer, train_tokenizer
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.models.encoders import build_encoder
+from tokenverse_pp.models.encoders.kinds import merge_lora
+from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.tasks import TaskSet, build_tasks
+from tokenverse_pp.tasks.lid import language_code, language_token
+from tokenverse_pp.tasks.registry import load_plugins_for
+from tokenverse_pp.tasks.transcript import is_task_token, turns_of
+
+
+@dataclass
+class ModelBundle:
+    """A trained model with all that belongs to it."""
+
+    config: Config
+    tasks: TaskSet
+    tokenizer: Tokenizer
+    model: Transducer
+    folder: Optional[Path] = None  # where it was read from
+
+
+def tasks_of(config: TasksConfig, trust_plugins: bool = False, folder: Optional[Path] = None) -> TaskSet:
+    """The tasks that a model's configuration names.
+
+    Args:
+        config: of the model.
+        trust_plugins: run the files that it names for tasks that nobody has registered (`load_plugins_for`).
+        folder: of the model.
+
+    Raises:
+        UserError: for an unknown task.
+    """
+    load_plugins_for(config.names, config.plugins, trust_plugins, folder)
+    return build_tasks(config.names, config.options())
+
+
+def spelled_as_before(config: Config) -> List[str]:
+    """``tasks.languages`` as the vocabulary that the run goes on from spells them; others as the configuration does.
+
+    A vocabulary with ``[FR]`` spells ``fra`` as ``fr``: one language never gets a second token.
+    """
+    vocabulary = _vocabulary_before(config)
+    if vocabulary is None:
+        return config.tasks.languages
+    tokens = [piece for piece in vocabulary.pieces(range(vocabulary.vocab_size)) if is_task_token(piece)]
+    by_tag = {canonical_tag(language_code(token)): language_code(token) for token in tokens}
+    return [
+        code if language_token(code) in tokens else by_tag.get(canonical_tag(code) or code, code)
+        for code in config.tasks.languages
+    ]
+
+
+def _vocabulary_before(config: Config) -> Optional[Tokenizer]:
+    """The tokenizer that the configuration names, that of the newest checkpoint, or of ``training.init_from``."""
+    t = config.training
+    folders = [Path(str(t.resume)), *reversed(checkpoint.list_checkpoints(Path(t.exp_dir)))]
+    if t.init_from:
+        source = Path(t.init_from)
+        folders += [source, source / "model", *reversed(checkpoint.list_checkpoints(source))]
+    files = [Path(config.tokenizer.model)] if config.tokenizer.model else []
+    for file in [*files, *(folder / checkpoint.TOKENIZER for folder in folders)]:
+        if file.is_file():
+            with contextlib.suppress(UserError):  # a damaged one is named where it is needed
+                return Tokenizer.load(file)
+    return None
+
+
+def get_tokenizer(
+    config: Config, tasks: TaskSet, start: Optional[Path] = None, base: Optional[Tokenizer] = None
+) -> Tokenizer:
+    """The tokenizer of a run, with all the tokens of ``tasks``.
+
+    It is the file that the configuration names, or that of the checkpoint ``start`` which the run goes on from, or
+    ``base`` with the tokens and the characters of ``data.train`` that it lacks, or a new one trained on these texts.
+    """
+    if config.tokenizer.model:
+        tokenizer = Tokenizer.load(config.tokenizer.model)
+    elif start:
+        tokenizer = Tokenizer.load(start / checkpoint.TOKENIZER)
+    else:
+        texts = (turn.text for cut in load_cuts(config.data.train) for turn in turns_of(cut))
+        if base:
+            return base.extended(tasks.symbols, texts)
+        tokenizer = train_tokenizer(texts, tasks, config.tokenizer.vocab_size)
+    tokenizer.check(tasks)
+    return tokenizer
+
+
+def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer, foreign: bool = False) -> Transducer:
+    """A new model: whatever is not pretrained is at its start, the same for the same seed.
+
+    ``foreign``: a model folder names the encoder, not the user (see `tokenverse_pp.models.encoders.loading`).
+    """
+    torch.manual_seed(config.training.seed)
+    return Transducer(
+        config.model, build_encoder(config.model.encoder, foreign), len(tasks.tasks), tokenizer.vocab_size
+    )
+
+
+def pretrained_prefixes(config: Config) -> Tuple[str, ...]:
+    """Name prefixes of the parameters that came with pretrained weights (they take the lower learning rate)."""
+    return ("encoder.backbone.",) if not config.model.encoder.random_init else ()
+
+
+def load_weights(model: Transducer, folder: Path) -> None:
+    """Load the weights of a model folder into a model of the same shape (raises UserError)."""
+    problem = model.load_checkpoint_state(checkpoint.read_tensors(folder / checkpoint.WEIGHTS))
+    if problem:
+        raise UserError(f"{folder / checkpoint.WEIGHTS}: does not fit the model: {problem}")
+
+
+def check_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
+    """See that a model folder was trained with this very vocabulary (raises UserError)."""
+    theirs = Tokenizer.load(folder / checkpoint.TOKENIZER)
+    if theirs.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{folder}: trained with another vocabulary ({theirs.vocab_size} tokens, ours has {tokenizer.vocab_size}); "
+            f"use its own: --tokenizer.model {folder / checkpoint.TOKENIZER}"
+        )
+
+
+def find_model(path: Path) -> Path:
+    """A model folder: the path itself, or ``model/`` or the newest checkpoint in an experiment folder."""
+    for folder in (path, path / "model", *reversed(checkpoint.list_checkpoints(path))):
+        if (folder / checkpoint.WEIGHTS).is_file():
+            return folder
+    raise UserError(f"{path}: no model here: expected a folder with {checkpoint.WEIGHTS}, or an experiment folder")
+
+
+def own_encoder(folder: Path, name: str) -> Optional[Path]:
+    """The pretrained encoder that a model folder holds under the name in its configuration, if it holds one."""
+    path = folder / name
+    return path if name and (path / "config.json").is_file() else None
+
+
+def load_model(
+    path: Path, encoder_name: str = "", trust_plugins: bool = False, foreign: Optional[bool] = None
+) -> ModelBundle:
+    """Read a model folder, checkpoint or experiment folder.
+
+    Args:
+        path: see `find_model`.
+        encoder_name: where the pretrained encoder is, if not where it was in training.
+        trust_plugins: run the files of tasks that the model names (see `tokenverse_pp.tasks.load_plugins` for files
+            of one's own).
+        foreign: whether the model names its encoder, not the user; by default it does without ``encoder_name``.
+
+    Raises:
+        UserError: for a folder that is damaged or no model, and for a task whose code is not run.
+    """
+    folder = find_model(path)
+    checkpoint.check_model(folder)
+    config = load_config(folder / checkpoint.CONFIG)
+    name = config.model.encoder.name
+    foreign = not encoder_name if foreign is None else foreign
+    if encoder_name:
+        config.model.encoder.name = encoder_name
+    elif own_encoder(folder, name):
+        config.model.encoder.name = str(own_encoder(folder, name))
+    tasks = tasks_of(config.tasks, trust_plugins, folder)
+    tokenizer = Tokenizer.load(folder / checkpoint.TOKENIZER)
+    tokenizer.check(tasks)
+    model = build_model(config, tasks, tokenizer, foreign=foreign)
+    load_weights(model, folder)
+    if config.model.encoder.lora_rank:
+        merge_lora(model.encoder.backbone)  # type: ignore[arg-type]
+        config.model.encoder.lora_rank = 0
+    return ModelBundle(config, tasks, tokenizer, model.eval(), folder)

@@ -1,0 +1,241 @@
+"""Checkpoints: folders of tensors (safetensors) and text, written under a temporary name and renamed.
+
+A checkpoint is a whole model folder (weights, configuration, tokenizer) with the optimiser's state beside it, and a
+list of the SHA-256 sums of its files. Nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Optional
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.base.files import feed
+
+WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+AVERAGE = "average.safetensors"  # with training.average_period: the running mean of the weights
+STATE = "state.json"
+CONFIG = "config.yaml"
+TOKENIZER = "tokenizer.model"
+CHECKSUMS = "checksums.json"  # {file: {"bytes": .., "sha256": ..}}
+COMPLETE = (WEIGHTS, OPTIMIZER, STATE, CONFIG, TOKENIZER)  # what a run needs to go on
+
+
+def checkpoint_dir(exp_dir: Path, step: int) -> Path:
+    """The folder of the checkpoint after ``step`` steps."""
+    return exp_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
+    return int(folder.name.split("-")[1])
+
+
+def list_checkpoints(exp_dir: Path) -> List[Path]:
+    """Finished checkpoints, oldest first (a folder with a temporary name is none)."""
+    found = (exp_dir / "checkpoints").glob("step-" + "[0-9]" * 8)
+    return sorted(p for p in found if (p / STATE).is_file())
+
+
+def write_folder(folder: Path, tensors: Dict[str, Dict[str, Tensor]], texts: Dict[str, bytes]) -> None:
+    """Write files and their checksums into a folder that appears whole or not at all.
+
+    Args:
+        folder: the final name; one that is there already is replaced.
+        tensors: file name -> tensors.
+        texts: file name -> content.
+
+    Raises:
+        UserError: where it cannot be written (disk full, no permission); what was there before stays.
+    """
+    temporary, old = (folder.with_name(folder.name + end) for end in (".tmp", ".old"))
+    try:
+        for path in (temporary, old):
+            shutil.rmtree(path, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, state in tensors.items():
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / name)
+        for name, content in texts.items():
+            (temporary / name).write_bytes(content)
+        write_checksums(temporary)
+        for path in [*temporary.iterdir(), temporary]:
+            _flush(path)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        _flush(folder.parent)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{folder}: cannot be written: {reason}") from None
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the kernel write a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def checksum(path: Path) -> Dict[str, Any]:
+    """Bytes and SHA-256 of a file."""
+    digest = hashlib.sha256()
+    size = feed(digest, path)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def write_checksums(folder: Path) -> None:
+    """List the files of a folder with their sums."""
+    sums = {path.name: checksum(path) for path in sorted(folder.iterdir()) if path.name != CHECKSUMS}
+    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+
+
+def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
+    """What is wrong with a folder that `write_folder` wrote, in one line, or None.
+
+    Args:
+        folder: a checkpoint, or a model folder.
+        names: files that must be there; all that the list of checksums holds are read.
+    """
+    try:
+        text = (folder / CHECKSUMS).read_text(encoding="utf-8")
+        sums = json.loads(text)
+        if text != json.dumps(sums, indent=1):
+            raise ValueError("not as it was written")
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in sums.items()}
+    except FileNotFoundError:
+        return f"{folder / CHECKSUMS}: no such file"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return f"{folder / CHECKSUMS}: damaged"
+    for name in [*(name for name in names if name not in expected), *expected]:
+        path = folder / name
+        if name not in expected:
+            return f"{path}: not among its checksums"
+        if Path(name).name != name or not path.is_file():
+            return f"{path}: no such file"
+        if path.stat().st_size != expected[name][0]:
+            return f"{path}: has {path.stat().st_size} bytes, {expected[name][0]} were written"
+        if checksum(path)["sha256"] != expected[name][1]:
+            return f"{path}: damaged, its checksum differs"
+    return None
+
+
+def check_model(folder: Path) -> None:
+    """See that weights and tokenizer of a model folder are as they were written (raises UserError).
+
+    Its configuration may have been edited since, and a folder without checksums is taken as it is.
+    """
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        there = [name for name in (WEIGHTS, TOKENIZER) if (folder / name).is_file()]
+        wrong = [name for name in there if sums[name] != checksum(folder / name)]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(f"{folder / CHECKSUMS}: damaged") from None
+    if wrong:
+        raise UserError(f"{folder / wrong[0]}: damaged: it differs from its sum in {CHECKSUMS}")
+
+
+def read_tensors(path: Path) -> Dict[str, Tensor]:
+    """Tensors of a safetensors file (raises UserError where it is missing or damaged)."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; is its folder a model or checkpoint?") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged or not safetensors: {one_line(error)}") from None
+
+
+def read_names(path: Path) -> List[str]:
+    """The names of the tensors in a safetensors file (raises UserError where it is missing or damaged)."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; is its folder a model or checkpoint?")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged or not safetensors: {one_line(error)}") from None
+
+
+def read_state(folder: Path) -> Dict[str, Any]:
+    """The JSON state of a checkpoint (raises UserError where it is none)."""
+    path = folder / STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    counts = [state.get(key) if isinstance(state, dict) else None for key in ("step", "epoch", "batch", "world_size")]
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise UserError(f"{path}: not the state of a run: expected numbers for step, epoch, batch and world_size")
+    skipped = state.get("skipped_steps", 0)
+    if not (isinstance(skipped, int) and 0 <= skipped <= state["step"]):
+        raise UserError(f"{path}: 'skipped_steps': expected a number up to {state['step']}, found {skipped!r}")
+    return state
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Dict[str, Tensor]:
+    """The optimiser's state as flat tensors: ``<parameter>.<name>``."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{k}": torch.as_tensor(v) for i, values in state.items() for k, v in values.items()}
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: Dict[str, Tensor],
+    path: Path = Path(OPTIMIZER),
+    had_unread: bool = False,
+) -> None:
+    """The inverse of `optimizer_tensors`; the groups stay those of the configuration.
+
+    Args:
+        had_unread: the optimiser had parameters besides that nothing read (`Transducer.unread`). They have no state,
+            for they never had a gradient; those with a state are numbered anew.
+
+    Raises:
+        UserError: naming ``path`` where the tensors are not of these parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if had_unread:
+        tensors = _numbered_anew(tensors, len(parameters), path)
+    whole = optimizer.state_dict()
+    state: Dict[int, Dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        if not (index.isdecimal() and int(index) < len(parameters) and name):
+            raise UserError(f"{path}: tensor {key} belongs to no parameter of the model")
+        expected = parameters[int(index)].shape
+        if value.ndim and value.shape != expected:
+            raise UserError(f"{path}: tensor {key} has shape {tuple(value.shape)}, expected {tuple(expected)}")
+        state.setdefault(int(index), {})[name] = value
+    names = {frozenset(entry) for entry in state.values()}
+    if len(names) > 1:
+        raise UserError(f"{path}: not the state of one optimiser: some parameters have other tensors than the rest")
+    whole["state"] = state
+    optimizer.load_state_dict(whole)
+
+
+def _numbered_anew(tensors: Dict[str, Tensor], count: int, path: Path) -> Dict[str, Tensor]:
+    """The state of an optimiser that had more parameters, of which ``count`` have a state: these in their order."""
+    numbers = sorted({int(key.partition(".")[0]) for key in tensors if key.partition(".")[0].isdecimal()})
+    if len(numbers) not in (0, count):
+        raise UserError(
+            f"{path}: of an older version, which had layers in the optimiser that nothing reads, and others that were "
+            "not trained yet: start a new run from its weights with --training.init_from"
+        )
+    new = {str(old): str(number) for number, old in enumerate(numbers)}
+    split = {key: key.partition(".") for key in tensors}
+    return {f"{new.get(split[key][0], split[key][0])}.{split[key][2]}": value for key, value in tensors.items()}

@@ -1,0 +1,86 @@
+"""The differences between library versions, in one place: transformers 4.40 to 5.x, torch 1.13 to 2.x."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, Optional
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def transformer_layer(layer: nn.Module, x: Tensor, arguments: Dict[str, Any]) -> Tensor:
+    """Run one encoder layer of transformers with keyword ``arguments`` and return its hidden states (N, T, C).
+
+    transformers 4 returns a tuple with them in front, 5 the tensor itself (except WavLM: still a tuple).
+    Whisper's layer takes a required ``layer_head_mask`` in 4.
+    """
+    if "layer_head_mask" in inspect.signature(layer.forward).parameters:
+        arguments = dict(arguments, layer_head_mask=None)
+    output = layer(x, **arguments)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def float32_argument() -> Dict[str, torch.dtype]:
+    """Return what asks ``from_pretrained`` for float32: ``torch_dtype``, since transformers 5 ``dtype``."""
+    major = int(transformers.__version__.split(".")[0])
+    return {"dtype" if major >= 5 else "torch_dtype": torch.float32}
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and warnings while a model is loaded and checked by the caller."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """Attention without dropout: q, k, v (N, H, T, D) -> (N, H, T, D).
+
+    ``bias`` is additive and broadcasts to (N, H, T, T), or is None. torch's fused kernel where it pays: it
+    needs torch 2.0, and on CPU the plain products train at least 1.3 times as fast in bfloat16 (T 175 to
+    500).
+    """
+    if q.device.type != "cpu" and hasattr(F, "scaled_dot_product_attention"):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def in_exact_type(conv: nn.Conv1d, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Run a convolution, in float32 where bfloat16 on a CPU would be wrong.
+
+    oneDNN (torch 2.13) computes grouped convolutions in bfloat16 wrongly on CPUs with AMX where 16 does not divide the
+    number of channels in a group: the output has nothing to do with the input, or is NaN. wav2vec2's own sizes (48 and
+    64 channels in a group) are right; small encoders are not.
+
+    Args:
+        conv: the convolution.
+        run: calls it on ``x``.
+        x: its input, in any layout.
+    """
+    channels = conv.in_channels // conv.groups
+    if x.device.type != "cpu" or conv.groups == 1 or channels == 1 or channels % 16 == 0:
+        return run(x)
+    with torch.autocast("cpu", enabled=False):
+        return run(x.to(conv.bias.dtype if conv.bias is not None else torch.float32))
+
+
+def grad_scaler(device_type: str, **options: Any) -> Any:
+    """``torch.amp.GradScaler`` (from torch 2.3 on, which warns of the other) or ``torch.cuda.amp.GradScaler``."""
+    if hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler(device_type, **options)
+    return torch.cuda.amp.GradScaler(**options)

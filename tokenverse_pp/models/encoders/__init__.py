@@ -1,0 +1,13 @@
+"""Speech encoders in two halves with one seam: audio -> features -> contextualised output.
+
+``build_encoder(EncoderConfig(...))`` makes either kind from any pretrained encoder of a known family:
+
+- ``finetune``: the halves of the pretrained encoder itself (convolutions + projection | transformer);
+- ``frozen``: the whole pretrained encoder, never trained, whose output can be stored | a small network.
+"""
+
+from tokenverse_pp.base.config import EncoderConfig
+from tokenverse_pp.models.encoders.base import Encoder
+from tokenverse_pp.models.encoders.kinds import build_encoder
+
+__all__ = ["Encoder", "EncoderConfig", "build_encoder"]

@@ -1,0 +1,265 @@
+"""Masks from lengths, and frame stacking.
+
+Two interfaces: Encoder (what the transducer uses) and Backbone (a pretrained encoder of one family).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.data.dataset import SAMPLING_RATE
+from tokenverse_pp.models.compat import transformer_layer
+from tokenverse_pp.models.masks import ChunkGrid, chunk_grid
+
+# Added to the attention scores of padded keys: exp() of it is exactly 0 in every float type, and unlike -inf
+# it cannot make a NaN of a row that is masked altogether.
+MASKED_SCORE = -30000.0
+
+
+def length_mask(lens: Tensor, size: int) -> Tensor:
+    """Return (N, size) bool, true on the first ``lens[n]`` frames of row n.
+
+    lens [3, 1], size 4 ->  [[1, 1, 1, 0],
+                             [1, 0, 0, 0]]
+    """
+    return torch.arange(size, device=lens.device) < lens.unsqueeze(1)
+
+
+def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
+    """Return x (N, T, C) with zeros where mask (N, T) is false; x itself is not changed."""
+    return x.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+def attention_bias(mask: Tensor, dtype: torch.dtype, seen: Optional[Tensor] = None) -> Optional[Tensor]:
+    """Return what keeps attention off the padding, (N, 1, T, T), to be added to scores; None if all may be seen.
+
+    Args:
+        mask: (N, T), true on valid frames.
+        dtype: of the scores.
+        seen: (T, T), true on what each frame sees (`tokenverse_pp.models.masks.chunk_mask`).
+    """
+    if seen is not None:
+        return score_bias(mask[:, None, None, :] & seen, dtype)
+    if bool(mask.all()):
+        return None
+    bias = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, MASKED_SCORE)
+    return bias[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+
+
+def score_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 0 where ``seen`` is true, and what makes a score vanish elsewhere; of the same shape."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, MASKED_SCORE)
+
+
+def stacked_lens(lens: Tensor, stack: int) -> Tensor:
+    """Return ceil(lens / stack)."""
+    return torch.div(lens + stack - 1, stack, rounding_mode="floor")
+
+
+def stack_frames(x: Tensor, lens: Tensor, stack: int) -> Tuple[Tensor, Tensor]:
+    """Join ``stack`` neighbouring frames: (N, T, C), lens -> (N, ceil(T / stack), stack * C), ceil(lens / stack).
+
+    The last group is filled with zeros; padded frames of x must be zero.
+    """
+    if stack == 1:
+        return x, lens
+    n, t, c = x.shape
+    x = torch.nn.functional.pad(x, (0, 0, 0, -t % stack))
+    return x.reshape(n, -1, stack * c), stacked_lens(lens, stack)
+
+
+def make_frames_of(encoder: Encoder) -> Callable[[float], int]:
+    """Seconds of audio -> encoder output frames."""
+
+    def frames_of(seconds: float) -> int:
+        samples = torch.tensor([round(seconds * SAMPLING_RATE)])
+        return int(encoder.output_lens(encoder.feature_lens(samples)))
+
+    return frames_of
+
+
+class Encoder(nn.Module, ABC):
+    """A speech encoder in two halves, with a seam between them where task vectors are added.
+
+    Padding never reaches the valid frames, in either half; padded frames of both results are zero.
+
+    Args:
+        backbone: the pretrained encoder.
+        stack: frames joined into one, in the second half.
+
+    Attributes:
+        feature_dim: F of the features at the seam.
+        output_dim: C of the output.
+        frame_shift: seconds between frames at the seam.
+        output_frame_shift: seconds between frames of the output.
+        highest_layer: number of the highest layer of the backbone that runs; nothing reads those above it.
+    """
+
+    feature_dim: int
+    output_dim: int
+
+    def __init__(self, backbone: Backbone, stack: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.stack = stack
+        self.frame_shift = backbone.frame_shift
+        self.output_frame_shift = backbone.frame_shift * stack
+        self.highest_layer = len(backbone.layers)
+
+    @abstractmethod
+    def extract(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tuple[Tensor, Tensor]:
+        """First half: audio (N, S), lens (N,) samples -> features (N, T, F), lens (N,) frames.
+
+        Audio is float32 at 16 kHz in [-1, 1]. ``chunks``: each frame sees its chunk and the left context alone, as in
+        streaming; None for full context (options of full context are not taken).
+
+        Raises:
+            UserError: an utterance is too short for one frame, or longer than the model can take.
+        """
+
+    @abstractmethod
+    def contextualise(
+        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None
+    ) -> Tuple[Tensor, Tensor]:
+        """Second half: features (N, T, F), lens (N,) -> output (N, ceil(T / stack), C), lens (N,).
+
+        ``features`` is not changed, and what it holds on padded frames does not matter. ``chunks``: see `extract`.
+        """
+
+    def grid(self, chunks: ChunkOptions) -> ChunkGrid:
+        """Where the chunks lie at the seam.
+
+        Raises:
+            UserError: the chunk is no whole number of frames, or the encoder cannot be run in chunks.
+        """
+        return self.backbone.grid(chunks, self.stack)
+
+    @abstractmethod
+    def lookahead_ms(self, chunks: ChunkOptions) -> float:
+        """How much after a chunk's end its output depends on, at most: 0 if ``chunks.strict``.
+
+        Otherwise whole chunks: what sees one frame of a chunk sees, through statistics and attention, all of it.
+        """
+
+    def feature_lens(self, lens: Tensor) -> Tensor:
+        """Samples -> frames at the seam, without running anything."""
+        return self.backbone.frame_lens(lens)
+
+    def output_lens(self, feature_lens: Tensor) -> Tensor:
+        """Frames at the seam -> frames of the output, ceil(frames / stack), without running anything."""
+        return stacked_lens(feature_lens, self.stack)
+
+    def frozen_prefixes(self) -> Tuple[str, ...]:
+        """Prefixes of the ``state_dict`` keys that training never changes, so that checkpoints need not hold them."""
+        return ()
+
+    def unread_prefixes(self) -> Tuple[str, ...]:
+        """Prefixes of ``state_dict`` keys that older versions saved although nothing reads these weights."""
+        return ()
+
+    def forward(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
+        """Both halves: audio (N, S), lens (N,) -> output (N, T', C), lens (N,)."""
+        return self.contextualise(*self.extract(audio, lens))
+
+
+class Backbone(nn.Module, ABC):
+    """A pretrained encoder of one family, taken apart: ``embed`` (audio -> frames), ``transform`` (layers).
+
+    transformers' own forward is not used: it zeroes padded frames of its input in place, applies SpecAugment
+    and layerdrop in training (the first is done at the seam here, the second breaks DDP), ignores the lengths
+    of group-norm models, and wants 30 s for Whisper. Only its modules run, so weights and their names are its
+    own.
+    """
+
+    hidden_size: int
+    layers: Any  # nn.ModuleList of transformers' layers
+    frame_shift: float
+    hop: int  # samples from one frame to the next
+    receptive: int  # frame t of `embed` sees no sample from hop * t + receptive on
+    right_frames: int = 0  # that `transform` sees after a frame, beside attention
+    gradient_checkpointing: bool = False
+
+    @abstractmethod
+    def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
+        """Audio (N, S), lens (N,) samples -> transformer input (N, T, hidden_size), zero on padding.
+
+        With ``chunks``, statistics of the utterance are those of what was heard up to the end of a frame's chunk.
+        """
+
+    @abstractmethod
+    def frame_lens(self, lens: Tensor) -> Tensor:
+        """Samples -> frames."""
+
+    def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
+        """Where the chunks lie; see `tokenverse_pp.models.masks.chunk_grid`."""
+        return chunk_grid(chunks, self.hop, self.receptive, stack)
+
+    def transform(
+        self, x: Tensor, lens: Tensor, wanted: Sequence[int] = (-1,), grid: Optional[ChunkGrid] = None
+    ) -> List[Tensor]:
+        """Frames (N, T, hidden_size), lens (N,) -> the wanted hidden states, each (N, T, hidden_size).
+
+        They are numbered as in ``EncoderConfig.layers``. ``grid``: the chunks; None for full context.
+        """
+        mask = length_mask(lens, x.shape[1])
+        x = self.add_positions(zero_padding(x, mask), grid)
+        return self.run_layers(x, wanted, self.layer_arguments(x, mask, grid))
+
+    @abstractmethod
+    def add_positions(self, x: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
+        """Frames (N, T, hidden_size), zero on padding -> input of the lowest layer, of the same shape."""
+
+    @abstractmethod
+    def freeze_embedding(self) -> None:
+        """Stop training the convolutions of ``embed``."""
+
+    @abstractmethod
+    def position_modules(self) -> List[nn.Module]:
+        """What comes before the lowest transformer layer in ``transform``."""
+
+    @property
+    @abstractmethod
+    def final_norm(self) -> Optional[nn.Module]:
+        """The norm after the highest layer, if the model has one."""
+
+    def freeze_layers(self, count: int) -> None:
+        """Stop training the position embedding and the lowest ``count`` layers; -1: all, and the final norm."""
+        if count == 0:
+            return
+        frozen = self.position_modules() + list(self.layers if count == -1 else self.layers[:count])
+        if count == -1 and self.final_norm is not None:
+            frozen.append(self.final_norm)
+        for module in frozen:
+            module.requires_grad_(False)
+
+    @abstractmethod
+    def layer_arguments(self, x: Tensor, mask: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
+        """Keyword arguments of every layer, for x (N, T, C) and mask (N, T) true on valid frames."""
+
+    def highest(self, wanted: Sequence[int]) -> int:
+        """The number of the highest layer that the ``wanted`` hidden states need (see ``EncoderConfig.layers``)."""
+        return len(self.layers) if -1 in wanted else max(wanted)
+
+    def run_layers(self, x: Tensor, wanted: Sequence[int], arguments: Dict[str, Any], first: int = 0) -> List[Tensor]:
+        """Run the layers up to the highest wanted one on x (N, T, C), each with the keyword ``arguments``.
+
+        ``first``: x is the hidden state of this number, and only the layers above it are run.
+        """
+        kept = {first: x}
+        for number, layer in enumerate(self.layers[first : self.highest(wanted)], start=first + 1):
+            run = partial(transformer_layer, layer, arguments=arguments)
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(run, x, use_reentrant=False)
+            else:
+                x = run(x)
+            kept[number] = x
+        if -1 in wanted:
+            kept[-1] = x if self.final_norm is None else self.final_norm(x)
+        return [kept[number] for number in wanted]

@@ -1,0 +1,264 @@
+"""A pretrained encoder whose own two halves are trained.
+
+A frozen pretrained encoder with a small trainable network behind it.
+
+A pretrained encoder that is cut between two of its layers: frozen below, trained above, a small network behind.
+
+Low-rank adapters (LoRA, Hu et al. 2021) on the matrices of a pretrained encoder's layers, through peft.
+
+From an EncoderConfig to an Encoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from tokenverse_pp.base.config import ChunkOptions, EncoderConfig
+from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.models.encoders.base import Backbone, Encoder, length_mask, stack_frames, zero_padding
+from tokenverse_pp.models.encoders.context import context_lookahead_ms, context_network, joined_states
+from tokenverse_pp.models.encoders.loading import load_backbone
+
+
+class FinetuneEncoder(Encoder):
+    """First half: convolutions and feature projection. Second half: the transformer, then frame stacking.
+
+    Nothing follows the stacking: with ``stack=2`` the output has twice the transformer's width. The
+    pretrained model's dropouts act in training mode, in the first half too; its SpecAugment and layerdrop
+    never do.
+    """
+
+    def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
+        super().__init__(backbone, config.stack)
+        self.feature_dim = backbone.hidden_size
+        self.output_dim = backbone.hidden_size * config.stack
+        backbone.gradient_checkpointing = config.gradient_checkpointing
+        if config.freeze_feature_encoder:
+            backbone.freeze_embedding()
+        backbone.freeze_layers(config.freeze_layers)
+        if config.lora_rank:
+            add_lora(backbone, config)
+
+    def extract(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tuple[Tensor, Tensor]:
+        """See Encoder; what enters the transformer."""
+        return self.backbone.embed(audio, lens, chunks), self.feature_lens(lens)
+
+    def contextualise(
+        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None
+    ) -> Tuple[Tensor, Tensor]:
+        """See Encoder; the transformer's output after its final norm, frames stacked last."""
+        (x,) = self.backbone.transform(features, lens, grid=None if chunks is None else self.grid(chunks))
+        return stack_frames(zero_padding(x, length_mask(lens, x.shape[1])), lens, self.stack)
+
+    def lookahead_ms(self, chunks: ChunkOptions) -> float:
+        """See Encoder; the right side of wav2vec2's positional convolution."""
+        if chunks.strict:
+            return 0.0
+        return 1000 * self.grid(chunks).rounded_up(self.backbone.right_frames) * self.frame_shift
+
+
+class FrozenEncoder(Encoder):
+    """First half: a whole pretrained encoder, never trained. Second half: stacking and a context network.
+
+    The first half always runs in eval mode without gradients: its features can be computed once and stored.
+    Its weights come from ``EncoderConfig.name``: ``frozen_prefixes`` keeps them out of checkpoints.
+    """
+
+    def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
+        super().__init__(backbone, config.stack)
+        backbone.requires_grad_(False).eval()
+        self.layers = tuple(config.layers)
+        self.highest_layer = backbone.highest(self.layers)
+        self.feature_dim = backbone.hidden_size * len(self.layers)
+        self.output_dim = config.context_dim
+        self.context = context_network(config, self.feature_dim * config.stack)
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Set the mode of the context network; the pretrained encoder stays in eval mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    @torch.no_grad()
+    def extract(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tuple[Tensor, Tensor]:
+        """See Encoder; the chosen hidden states, each normalised over its channels, (N, T, F) float32."""
+        frame_lens = self.feature_lens(lens)
+        grid = None if chunks is None else self.grid(chunks)
+        states = self.backbone.transform(self.backbone.embed(audio, lens, chunks), frame_lens, self.layers, grid)
+        features = joined_states(states)
+        return zero_padding(features, length_mask(frame_lens, features.shape[1])), frame_lens
+
+    def contextualise(
+        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None
+    ) -> Tuple[Tensor, Tensor]:
+        """See Encoder; frames are stacked before the context network."""
+        features = zero_padding(features, length_mask(lens, features.shape[1]))
+        x, lens = stack_frames(features, lens, self.stack)
+        return self.context(x, lens, None if chunks is None else self.grid(chunks).stacked(self.stack)), lens
+
+    def lookahead_ms(self, chunks: ChunkOptions) -> float:
+        """See Encoder; the right sides of the context network's convolutions and of the backbone's positional one."""
+        return context_lookahead_ms(self.context, self.backbone, self.grid(chunks), self.stack)
+
+    def frozen_prefixes(self) -> Tuple[str, ...]:
+        """The pretrained encoder's weights."""
+        return ("backbone.",)
+
+
+class SplitEncoder(Encoder):
+    """First half: the layers up to ``EncoderConfig.split_layer``, frozen. Second half: those above, a context network.
+
+    Trained are the layers up to the highest one that ``EncoderConfig.layers`` names, and the final norm only with -1:
+    nothing reads what lies above, and DDP does not take parameters without a gradient.
+
+    Between `FinetuneEncoder` and `FrozenEncoder`: the features at the seam can be stored, as the frozen kind's can, and
+    the upper layers are trained, as a whole or through adapters (``lora_rank``). The context network sees the hidden
+    states ``EncoderConfig.layers``, each normalised over its channels, as it does in the frozen kind: a model of that
+    kind with the same ``layers`` can be gone on from, and is the same function at the start.
+    """
+
+    def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
+        super().__init__(backbone, config.stack)
+        self.split_layer = config.split_layer
+        self.layers = tuple(config.layers)
+        self.feature_dim = backbone.hidden_size
+        self.output_dim = config.context_dim
+        backbone.gradient_checkpointing = config.gradient_checkpointing
+        self.highest_layer = backbone.highest(self.layers)
+        backbone.requires_grad_(False)
+        if config.lora_rank:
+            add_lora(backbone, config, self.split_layer, self.highest_layer)
+        else:
+            for module in self._upper():
+                module.requires_grad_(True)
+        self.context = context_network(config, backbone.hidden_size * len(self.layers) * config.stack)
+
+    def _upper(self) -> List[nn.Module]:
+        """The layers above the seam that run, and the final norm if it does."""
+        upper: List[nn.Module] = list(self.backbone.layers[self.split_layer : self.highest_layer])
+        if -1 in self.layers and self.backbone.final_norm is not None:
+            upper.append(self.backbone.final_norm)
+        return upper
+
+    def train(self, mode: bool = True) -> SplitEncoder:
+        """Set the mode of the second half; the frozen layers, position embedding and convolutions stay in eval mode."""
+        super().train(mode)
+        self.backbone.eval()
+        for layer in self.backbone.layers[self.split_layer : self.highest_layer]:
+            layer.train(mode)
+        self.backbone.training = mode  # gradient checkpointing asks it
+        return self
+
+    @torch.no_grad()
+    def extract(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tuple[Tensor, Tensor]:
+        """See Encoder; the hidden state of ``split_layer`` as it is, (N, T, F) float32."""
+        frame_lens = self.feature_lens(lens)
+        mode, self.backbone.training = self.backbone.training, False  # no dropout below the seam
+        grid = None if chunks is None else self.grid(chunks)
+        (x,) = self.backbone.transform(self.backbone.embed(audio, lens, chunks), frame_lens, (self.split_layer,), grid)
+        self.backbone.training = mode
+        return zero_padding(x.float(), length_mask(frame_lens, x.shape[1])), frame_lens
+
+    def contextualise(
+        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None
+    ) -> Tuple[Tensor, Tensor]:
+        """See Encoder; the upper layers, the chosen hidden states, stacking, the context network."""
+        mask = length_mask(lens, features.shape[1])
+        features = zero_padding(features, mask)
+        grid = None if chunks is None else self.grid(chunks)
+        arguments = self.backbone.layer_arguments(features, mask, grid)
+        states = self.backbone.run_layers(features, self.layers, arguments, first=self.split_layer)
+        x, lens = stack_frames(zero_padding(joined_states(states), mask), lens, self.stack)
+        return self.context(x, lens, None if grid is None else grid.stacked(self.stack)), lens
+
+    def lookahead_ms(self, chunks: ChunkOptions) -> float:
+        """See Encoder; the right sides of the context network's convolutions and of the backbone's positional one."""
+        return context_lookahead_ms(self.context, self.backbone, self.grid(chunks), self.stack)
+
+    def frozen_prefixes(self) -> Tuple[str, ...]:
+        """The pretrained weights that training does not change: all but the upper layers, or all but the adapters."""
+        trained = {name for name, parameter in self.backbone.named_parameters() if parameter.requires_grad}
+        if not trained:  # adapters that have been merged: the upper layers are no longer the pretrained ones
+            layers = self.backbone.layers[self.split_layer : self.highest_layer]
+            upper = {id(p) for layer in layers for p in layer.parameters()}
+            trained = {name for name, parameter in self.backbone.named_parameters() if id(parameter) in upper}
+        return tuple(f"backbone.{name}" for name in self.backbone.state_dict() if name not in trained)
+
+    def unread_prefixes(self) -> Tuple[str, ...]:
+        """The layers above the highest wanted one, and the final norm without -1: they once counted as trained."""
+        unread: List[nn.Module] = list(self.backbone.layers[self.highest_layer :])
+        if -1 not in self.layers and self.backbone.final_norm is not None:
+            unread.append(self.backbone.final_norm)
+        ids = {id(module) for module in unread}
+        return tuple(f"backbone.{name}." for name, module in self.backbone.named_modules() if id(module) in ids)
+
+
+# Names in transformers' wav2vec2, HuBERT (`attention`, `feed_forward`) and Whisper (`self_attn`, `fc1`, `fc2`) layers.
+PROJECTIONS = r".*layers\.({})\.(attention|self_attn)\.(q_proj|k_proj|v_proj|out_proj)"
+FEED_FORWARD = r".*layers\.({})\.(fc1|fc2|feed_forward\.(intermediate|output)_dense)"
+
+
+def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0, last: Optional[int] = None) -> None:
+    """Freeze a backbone and put adapters beside its matrices, as ``config.lora_*`` says; at first they change nothing.
+
+    Args:
+        first: the number of the lowest layer, counted from 0, that takes adapters.
+        last: the number of the first layer above it that takes none; None: all above do.
+
+    Raises:
+        UserError: without peft, for WavLM, whose attention uses the weights of its projections directly, and where no
+            layer is left.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except Exception as error:  # a peft that is there may fail in other ways than ImportError
+        said = f"--model.encoder.lora_rank: needs peft ({one_line(error)}): pip install 'tokenverse_pp[lora]'"
+        raise UserError(said) from None
+    if type(backbone).__name__ == "WavLMBackbone":
+        raise UserError("--model.encoder.lora_rank: WavLM's attention takes no adapters; use wav2vec2 or HuBERT models")
+    numbers = "|".join(str(number) for number in range(first, len(backbone.layers) if last is None else last))
+    if not numbers:
+        raise UserError(
+            f"--model.encoder.lora_rank={config.lora_rank}: no layer runs above "
+            f"--model.encoder.split_layer={first}: --model.encoder.layers names none"
+        )
+    backbone.requires_grad_(False)
+    targets = PROJECTIONS.format(numbers)
+    if config.lora_feed_forward:
+        targets = f"({targets})|({FEED_FORWARD.format(numbers)})"
+    options: Any = {"r": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
+    inject_adapter_in_model(LoraConfig(target_modules=targets, **options), backbone)
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def merge_lora(backbone: nn.Module) -> None:
+    """Add the adapters to the weights beside them and take them out: a plain encoder with the same output."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted = [(name, module) for name, module in backbone.named_modules() if isinstance(module, LoraLayer)]
+    for name, module in adapted:
+        module.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(backbone.get_submodule(parent), child, module.get_base_layer())
+
+
+def build_encoder(config: EncoderConfig, foreign: bool = False) -> Encoder:
+    """Load the pretrained encoder and make both halves as ``config`` says.
+
+    Args:
+        config: the options.
+        foreign: not the user but a model folder names the encoder (see `load_backbone`).
+
+    Raises:
+        UserError: an unknown name, folder or family, incomplete weights, or a value out of range.
+    """
+    backbone = load_backbone(config, foreign)
+    config.validate(len(backbone.layers))
+    # from_pretrained leaves its models in eval mode; train() is where every new module starts.
+    kinds: Dict[str, Callable[[Backbone, EncoderConfig], Encoder]]
+    kinds = {"finetune": FinetuneEncoder, "frozen": FrozenEncoder, "split": SplitEncoder}
+    return kinds[config.kind](backbone, config).train()

@@ -1,0 +1,181 @@
+"""The wav2vec2 family: wav2vec2 (XLSR, XLS-R, MMS), HuBERT, and WavLM with its relative position bias."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.models.compat import in_exact_type
+from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, zero_padding
+from tokenverse_pp.models.encoders.chunked import chunked_convolution, normalise_running, running_group_norm, sides
+from tokenverse_pp.models.masks import ChunkGrid, chunk_grid, chunk_mask
+
+
+def normalise_audio(audio: Tensor, lens: Tensor) -> Tensor:
+    """Zero mean and unit variance over the valid samples of each row, (N, S) -> (N, S); padding is zero.
+
+    The same as ``do_normalize`` of ``transformers.Wav2Vec2FeatureExtractor``.
+    """
+    mask = length_mask(lens, audio.shape[1])
+    count = lens.unsqueeze(1).to(audio.dtype)
+    centred = (audio - audio.masked_fill(~mask, 0.0).sum(1, keepdim=True) / count).masked_fill(~mask, 0.0)
+    return centred / (centred.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
+
+
+def masked_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """Apply a GroupNorm of one channel a group to x (N, C, T), with statistics over the valid frames only."""
+    mask = length_mask(lens, x.shape[2]).unsqueeze(1)
+    count = lens.view(-1, 1, 1).to(torch.float32)
+    x32 = x.float()
+    mean = x32.masked_fill(~mask, 0.0).sum(2, keepdim=True) / count
+    centred = x32 - mean
+    variance = centred.masked_fill(~mask, 0.0).square().sum(2, keepdim=True) / count
+    scale = norm.weight.view(1, -1, 1) * (variance + norm.eps).rsqrt()
+    return (centred * scale + norm.bias.view(1, -1, 1)).to(x.dtype)
+
+
+class Wav2Vec2Backbone(Backbone):
+    """``Wav2Vec2Model`` or ``HubertModel``: convolutions, projection | positional convolution, layers.
+
+    Group-norm models (wav2vec2-base, hubert-base) were trained with statistics over padding too; here each
+    utterance has its own, so that it gives the same result in every batch.
+    """
+
+    convolutions: Any
+    encoder: Any
+
+    def __init__(self, model: Any, normalise: bool = True) -> None:
+        super().__init__()
+        if getattr(model, "adapter", None) is not None:
+            raise UserError("encoder.name: wav2vec2 models with a downsampling adapter (add_adapter) are not supported")
+        config = model.config
+        self.convolutions = model.feature_extractor.conv_layers
+        self.projection = model.feature_projection
+        self.encoder = model.encoder
+        self.normalise = normalise
+        self.hidden_size = config.hidden_size
+        self.kernels, self.strides = list(config.conv_kernel), list(config.conv_stride)
+        self.stable_layer_norm = config.do_stable_layer_norm
+        self.hop, self.receptive = self.front_sizes(len(self.kernels))
+        self.right_frames = sides(self.encoder.pos_conv_embed.conv)[1]
+        self.frame_shift = self.hop / 16000
+
+    @property
+    def layers(self) -> nn.ModuleList:  # type: ignore[override]
+        """The transformer layers; not registered again, or their weights would be in the state dict twice."""
+        return self.encoder.layers
+
+    def conv_lens(self, lens: Tensor, num_layers: int) -> Tensor:
+        """Samples -> frames after the first ``num_layers`` convolutions, never negative."""
+        for kernel, stride in zip(self.kernels[:num_layers], self.strides[:num_layers]):
+            lens = torch.div(lens - kernel, stride, rounding_mode="floor") + 1
+        return lens.clamp(min=0)
+
+    def front_sizes(self, num_layers: int) -> Tuple[int, int]:
+        """Samples from one frame to the next after the first ``num_layers`` convolutions, and samples that one sees."""
+        hop, receptive = 1, 1
+        for kernel, stride in zip(self.kernels[:num_layers], self.strides[:num_layers]):
+            receptive += (kernel - 1) * hop
+            hop *= stride
+        return hop, receptive
+
+    def frame_lens(self, lens: Tensor) -> Tensor:
+        """Samples -> frames (20 ms apart for the pretrained models)."""
+        return self.conv_lens(lens, len(self.kernels))
+
+    def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
+        """See Backbone."""
+        if getattr(self.encoder.pos_conv_embed, "batch_norm", None) is not None:
+            raise UserError("--chunk-ms: HuBERT models with conv_pos_batch_norm cannot be run in chunks")
+        return super().grid(chunks, stack)
+
+    def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
+        """See Backbone: the output of the feature projection."""
+        frame_lens = self.frame_lens(lens)
+        if int(frame_lens.min()) < 1:
+            raise UserError(f"an utterance has {int(lens.min())} samples: too few for one frame of the encoder")
+        audio = audio.float()
+        if self.normalise and chunks is not None:
+            audio = normalise_running(audio, lens, chunks.chunk_samples)
+        elif self.normalise:
+            audio = normalise_audio(audio, lens)
+        else:
+            audio = audio.masked_fill(~length_mask(lens, audio.shape[1]), 0.0)
+        x = self.project(self._convolve(audio, lens, chunks))
+        return zero_padding(x, length_mask(frame_lens, x.shape[1]))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Output of the convolutions (N, C, T) -> (N, T, hidden_size)."""
+        x = self.projection(x.transpose(1, 2))
+        return x[0] if isinstance(x, tuple) else x  # wav2vec2 returns the unprojected frames as well
+
+    def _convolve(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions]) -> Tensor:
+        """Audio (N, S) -> (N, C, T). No convolution pads, so only the group norm could let padding in."""
+        x = audio.unsqueeze(1)
+        for layer in self.convolutions:
+            if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
+                x, frames = layer.conv(x), self.conv_lens(lens, 1)
+                if chunks is None:
+                    x = masked_group_norm(x, frames, layer.layer_norm)
+                else:
+                    x = running_group_norm(x, frames, layer.layer_norm, chunk_grid(chunks, *self.front_sizes(1)))
+                x = layer.activation(x)
+            else:
+                x = layer(x)
+        return x
+
+    def add_positions(self, x: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
+        """See Backbone: the positional convolution, and the norm and dropout after it.
+
+        In strict chunks its right side is cut at the chunk's end.
+        """
+        embed = self.encoder.pos_conv_embed
+        if grid is not None and grid.strict:
+            return self.after_positions(x, embed.activation(chunked_convolution(embed.conv, x, grid)))
+        return self.after_positions(x, in_exact_type(embed.conv, embed, x))
+
+    def after_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Frames and what the positional convolution gave, both (N, T, C) -> input of the lowest layer."""
+        x = x + positions
+        if not self.stable_layer_norm:
+            x = self.encoder.layer_norm(x)
+        return self.encoder.dropout(x)
+
+    def layer_arguments(self, x: Tensor, mask: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
+        """See Backbone: the attention mask."""
+        seen = None if grid is None else chunk_mask(x.shape[1], grid, x.device)
+        return {"attention_mask": attention_bias(mask, torch.float32, seen)}
+
+    def freeze_embedding(self) -> None:
+        """Stop training the convolutions (the projection stays trainable)."""
+        self.convolutions.requires_grad_(False)
+
+    def position_modules(self) -> List[nn.Module]:
+        """The positional convolution, and the norm after it in models that have it there."""
+        modules = [self.encoder.pos_conv_embed]
+        return modules if self.stable_layer_norm else modules + [self.encoder.layer_norm]
+
+    @property
+    def final_norm(self) -> Optional[nn.Module]:
+        """The LayerNorm after the layers of "stable layer norm" models."""
+        return self.encoder.layer_norm if self.stable_layer_norm else None
+
+
+class WavLMBackbone(Wav2Vec2Backbone):
+    """``WavLMModel``: every layer gates the relative position bias that the lowest layer's table gives."""
+
+    def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
+        """Refuse: the attention of WavLM takes no chunk mask beside its gated position bias."""
+        raise UserError("--chunk-ms: WavLM cannot be run in chunks; use a wav2vec2, HuBERT or Whisper model")
+
+    def layer_arguments(self, x: Tensor, mask: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
+        """Bias (N * heads, T, T), the same for all layers; WavLM takes the mask (N, T) itself."""
+        n, t = mask.shape
+        first: Any = self.layers[0]
+        bias = first.attention.compute_bias(t, t)
+        bias = bias.unsqueeze(0).expand(n, -1, -1, -1).reshape(-1, t, t)
+        return {"position_bias": bias, "attention_mask": None if bool(mask.all()) else mask}

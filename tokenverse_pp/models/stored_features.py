@@ -1,0 +1,123 @@
+"""Features of a frozen encoder, computed once and stored beside the cuts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence
+
+import numpy as np
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.features.io import NumpyFilesWriter
+from tqdm import tqdm
+
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.errors import CONTROL, UserError
+from tokenverse_pp.data.dataset import FEATURES, collate, features_key, load_inputs
+from tokenverse_pp.models.encoders import Encoder, EncoderConfig
+
+ORIGIN = "encoder_features_of"  # cut.custom key: which encoder and layers made the features
+LONGEST_NAME = 150  # characters of a cut's id in the name of its file
+
+
+def features_origin(config: EncoderConfig) -> Dict[str, object]:
+    """What decides the values of the features at the seam: the pretrained encoder and its layers."""
+    if config.kind == "split":
+        return {"name": Path(config.name).name, "split_layer": config.split_layer}
+    return {"name": Path(config.name).name, "layers": list(config.layers)}
+
+
+def check_origin(cut: Cut, config: EncoderConfig) -> None:
+    """See that a cut's stored features were made by the encoder of the configuration (raises UserError)."""
+    found, expected = (cut.custom or {}).get(ORIGIN), features_origin(config)
+    if found is None:
+        raise UserError(f"cut {cut.id}: no stored features; run `tokenverse-pp manifest store-features` first")
+    if found != expected:
+        raise UserError(
+            f"cut {cut.id}: its features were stored by {found}, but the configuration's encoder is {expected}"
+        )
+
+
+def perturbed(cuts: CutSet, speeds: Sequence[float]) -> CutSet:
+    """The cuts at every speed (lhotse's `perturb_speed`: pitch and tempo change together, ids get a suffix)."""
+    every: List[Cut] = []
+    for speed in speeds:
+        every.extend(cut if speed == 1.0 else cut.perturb_speed(speed) for cut in cuts)
+    return CutSet.from_cuts(every)
+
+
+@torch.no_grad()
+def store_features(
+    cuts: CutSet,
+    encoder: Encoder,
+    config: EncoderConfig,
+    storage_dir: Path,
+    dtype: str = "float16",
+    max_duration: float = 60.0,
+    bf16: bool = False,
+    chunks: Optional[ChunkOptions] = None,
+) -> CutSet:
+    """Run the frozen half over every cut and store its output with lhotse.
+
+    Args:
+        cuts: cuts with audio; read whole, each as one utterance.
+        encoder: of kind ``frozen`` or ``split``.
+        config: what it was built from.
+        storage_dir: folder for one ``.npy`` file a cut, (T, F).
+        dtype: of the stored numbers; float16 halves the disk at a relative error of 5e-4.
+        max_duration: seconds of audio that go through the encoder at once.
+        chunks: the features are what streaming in these chunks gives. They are stored beside those of other chunks and
+            of full context (None) that the cuts may have; multi-chunk training takes those of the chunks it draws.
+        bf16: autocast the encoder to bfloat16 (faster on CPUs and GPUs that have it, relative error about 1e-2).
+
+    Returns:
+        The cuts, in their order, with the array's manifest in ``custom``.
+    """
+    if not encoder.frozen_prefixes():
+        raise UserError("only the features of a frozen half can be stored (encoder.kind=frozen or split)")
+    storage_dir.mkdir(parents=True, exist_ok=True)
+    device = next(encoder.parameters()).device
+    origin = features_origin(config)
+    key = features_key(chunks)
+    suffix = key[len(FEATURES) :]
+    if chunks is not None and chunks.full:
+        chunks = None
+    done: Dict[str, Cut] = {}
+    with (
+        NumpyFilesWriter(storage_dir) as writer,
+        tqdm(total=len(cuts), unit="cut", desc="features", disable=None) as bar,
+    ):
+        for group in batches_of(sorted(cuts, key=lambda cut: cut.duration), max_duration):
+            audio, lens = collate([load_inputs(cut) for cut in group])
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                features, frames = encoder.extract(audio.to(device), lens.to(device), chunks)
+            for cut, values, length in zip(group, features.float().cpu().numpy(), frames.tolist()):
+                array = writer.store_array(
+                    _file_key(cut.id) + suffix, np.ascontiguousarray(values[:length].astype(dtype))
+                )
+                custom = {**(cut.custom or {}), key: array, ORIGIN: origin}
+                done[cut.id] = dataclasses.replace(cut, custom=custom)
+            bar.update(len(group))
+    return CutSet.from_cuts(done[cut.id] for cut in cuts)
+
+
+def batches_of(cuts: Iterable[Cut], max_duration: float) -> Iterator[List[Cut]]:
+    """Consecutive cuts, as many as ``max_duration`` seconds hold once padded; at least one."""
+    group: List[Cut] = []
+    for cut in cuts:
+        if group and (len(group) + 1) * max(cut.duration, max(c.duration for c in group)) > max_duration:
+            yield group
+            group = []
+        group.append(cut)
+    if group:
+        yield group
+
+
+def _file_key(cut_id: str) -> str:
+    """A cut id as a file name: the id itself, or where that is no name of a file in one folder, one of its own."""
+    key = re.sub(r"[/\\]|" + CONTROL.pattern, "_", cut_id)[:LONGEST_NAME]
+    return key if key == cut_id else f"{key}.{hashlib.sha256(cut_id.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"

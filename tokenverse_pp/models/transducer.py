@@ -1,0 +1,197 @@
+"""The whole model: encoder in two halves, task vectors at the seam, predictor, joiner, and the pruned loss."""
+
+from __future__ import annotations
+
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenverse_pp.base.config import ChunkOptions, ModelConfig
+from tokenverse_pp.losses import pruned_transducer_loss
+from tokenverse_pp.losses.entry import token_log_probs
+from tokenverse_pp.models.encoders import Encoder
+from tokenverse_pp.models.joiner import Joiner
+from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.spec_augment import SpecAugment
+from tokenverse_pp.models.task_vectors import TaskVectors
+
+
+class Losses(NamedTuple):
+    """Negative log-likelihoods of each utterance, in nats; ``frames`` are the encoder's output frames."""
+
+    simple: Tensor  # (N,)
+    pruned: Tensor  # (N,)
+    ctc: Tensor  # (N,); zeros without the auxiliary CTC loss
+    frames: Tensor  # (N,)
+
+
+class Transducer(nn.Module):
+    """XLSR-Transducer, TokenVerse and TokenVerse++ in one: without vectors it is the first two.
+
+    Args:
+        config: the model's part of the configuration.
+        encoder: the two halves (`tokenverse_pp.models.encoders`).
+        num_tasks: K + 1, ``asr`` first.
+        vocab_size: V, blank (0) included.
+    """
+
+    def __init__(self, config: ModelConfig, encoder: Encoder, num_tasks: int, vocab_size: int):
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        c, place = encoder.output_dim, config.vectors.placement
+        strategy = config.vectors.strategy
+        self.feature_vectors = (
+            TaskVectors(num_tasks, encoder.feature_dim, strategy) if place in ("features", "both") else None
+        )
+        self.encoder_vectors = TaskVectors(num_tasks, c, strategy) if place in ("encoder", "both") else None
+        self.spec_augment = SpecAugment(config.spec_augment)
+        self.predictor = StatelessPredictor(
+            vocab_size, config.predictor_dim, config.context_size, dropout=config.predictor_dropout
+        )
+        self.joiner = Joiner(c, config.predictor_dim, config.joiner_dim, vocab_size)
+        # The "trivial joiner" that finds the pruning bounds: log-probabilities as a sum of two terms.
+        self.simple_am = nn.Linear(c, vocab_size)
+        self.simple_lm = nn.Linear(config.predictor_dim, vocab_size)
+        # A transducer can lower its loss by predicting tokens from tokens; CTC sees the encoder alone.
+        self.ctc = nn.Linear(c, vocab_size) if config.loss.ctc_scale > 0 else None
+
+    def encode(
+        self,
+        inputs: Tensor,
+        lens: Tensor,
+        active: Tensor,
+        stored: bool = False,
+        chunks: Optional[ChunkOptions] = None,
+    ) -> Tuple[Tensor, Tensor]:
+        """Audio or stored features -> encoder output.
+
+        Args:
+            inputs: audio (N, S), or stored features at the seam (N, T, F) when ``stored``.
+            lens: valid samples or frames, (N,).
+            active: (N, K + 1) of 0 and 1: the active tasks.
+            stored: ``inputs`` are features that `Encoder.extract` gave before (under the same ``chunks``, or the first
+                half has seen more than streaming will).
+            chunks: each frame sees its chunk and the left context alone, as in streaming. None or options of full
+                context: everything.
+
+        Returns:
+            (N, T', C) and the valid frames (N,).
+        """
+        if chunks is not None and chunks.full:
+            chunks = None
+        features, lens = (inputs, lens) if stored else self.encoder.extract(inputs, lens, chunks)
+        features = self.spec_augment(features.to(self.joiner.output.weight.dtype), lens)
+        if self.feature_vectors is not None:
+            features = features + self.feature_vectors(active)[:, None, :]
+        out, lens = self.encoder.contextualise(features, lens, chunks)
+        if self.encoder_vectors is not None:
+            out = out + self.encoder_vectors(active)[:, None, :]
+        return out, lens
+
+    def forward(
+        self,
+        inputs: Tensor,
+        lens: Tensor,
+        active: Tensor,
+        tokens: Tensor,
+        token_lens: Tensor,
+        stored: bool = False,
+        chunks: Optional[ChunkOptions] = None,
+    ) -> Losses:
+        """Simple, pruned and (if it is on) CTC loss of each utterance.
+
+        Args:
+            inputs: see `encode`; so are lens, active, stored and chunks.
+            tokens: target ids (N, U), padded with anything.
+            token_lens: valid targets, (N,).
+        """
+        out, lens = self.encode(inputs, lens, active, stored, chunks)
+        return self.losses(out, lens, tokens, token_lens)
+
+    def losses(self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Losses:
+        """What `forward` gives, from what `encode` gave: out (N, T', C), lens (N,)."""
+        tokens, boundary, arguments = self._loss_arguments(out, lens, tokens, token_lens)
+        c = self.config.loss
+        simple, pruned = pruned_transducer_loss(
+            *arguments,
+            tokens,
+            boundary,
+            blank=self.predictor.blank_id,
+            prune_range=c.prune_range,
+            lm_scale=c.lm_scale,
+            am_scale=c.am_scale,
+            rnnt_type=c.rnnt_type,
+            delay_penalty=c.delay_penalty,
+            backend=c.backend,
+            reduction="none",
+        )
+        return Losses(simple, pruned, self._ctc_loss(out, lens, tokens, token_lens), lens)
+
+    def token_log_probs(self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Tensor:
+        """Expected log-probability (N, U) of each target token (`tokenverse_pp.losses.entry`), in nats.
+
+        Args:
+            out, lens: what `encode` gave, (N, T', C) and (N,).
+            tokens, token_lens: see `forward`.
+        """
+        tokens, boundary, arguments = self._loss_arguments(out, lens, tokens, token_lens)
+        c = self.config.loss
+        return token_log_probs(
+            *arguments,
+            tokens,
+            boundary,
+            blank=self.predictor.blank_id,
+            prune_range=c.prune_range,
+            rnnt_type=c.rnnt_type,
+        )
+
+    def _loss_arguments(
+        self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor
+    ) -> Tuple[Tensor, Tensor, Tuple[Tensor, Tensor, Tensor, Tensor, nn.Linear]]:
+        """Tokens (N, U) padded with blanks, boundary (N, 4), and the first five arguments of the loss."""
+        padding = torch.arange(tokens.shape[1], device=tokens.device) >= token_lens[:, None]
+        tokens = tokens.masked_fill(padding, self.predictor.blank_id)
+        boundary = torch.zeros(len(lens), 4, dtype=torch.int64, device=out.device)
+        boundary[:, 2] = token_lens
+        boundary[:, 3] = lens
+        state = self.predictor(tokens)
+        am, lm = self.joiner.encoder_proj(out), self.joiner.predictor_proj(state)
+        return tokens, boundary, (self.simple_am(out), self.simple_lm(state), am, lm, self.joiner.output)
+
+    def _ctc_loss(self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Tensor:
+        """Encoder output (N, T', C), lens (N,), targets (N, U), token_lens (N,) -> CTC loss (N,) in float32."""
+        if self.ctc is None:
+            return out.new_zeros(len(lens), dtype=torch.float32)
+        log_probs = self.ctc(out).float().log_softmax(-1).transpose(0, 1)
+        blank = self.predictor.blank_id
+        return F.ctc_loss(log_probs, tokens, lens, token_lens, blank, reduction="none", zero_infinity=True)
+
+    def checkpoint_state(self) -> Dict[str, Tensor]:
+        """The state dict without the weights of a frozen encoder, which come from where they came from."""
+        frozen = tuple(f"encoder.{prefix}" for prefix in self.encoder.frozen_prefixes())
+        return {k: v for k, v in self.state_dict().items() if not (frozen and k.startswith(frozen))}
+
+    def unread(self, state: Iterable[str]) -> List[str]:
+        """The names in a checkpoint that older versions saved although nothing reads them."""
+        unread = tuple(f"encoder.{prefix}" for prefix in self.encoder.unread_prefixes())
+        return [name for name in state if unread and name.startswith(unread)]
+
+    def load_checkpoint_state(self, state: Dict[str, Tensor]) -> Optional[str]:
+        """Load what `checkpoint_state` gave; returns what does not fit, or None."""
+        expected = self.checkpoint_state()
+        unread = set(self.unread(state))
+        state = {name: value for name, value in state.items() if name not in unread}
+        missing = sorted(set(expected) - set(state))
+        foreign = sorted(set(state) - set(expected))
+        shapes = sorted(k for k in set(expected) & set(state) if expected[k].shape != state[k].shape)
+        for what, keys in (("lacks", missing), ("has the unknown", foreign)):
+            if keys:
+                return f"it {what} tensor {keys[0]} ({len(keys)} such)"
+        if shapes:
+            key = shapes[0]
+            return f"tensor {key} has shape {tuple(state[key].shape)}, the model wants {tuple(expected[key].shape)}"
+        self.load_state_dict(state, strict=False)
+        return None

@@ -1,0 +1,148 @@
+"""The folder that `tokenverse-pp export` writes, and reading it back: graphs, vocabulary, and how to use them.
+
+`Description` is ``export.json``, and stands in the metadata of each graph as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Union
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import feed, json_of
+
+# All that the runtime imports besides the standard library; soundfile only to read files.
+PACKAGES = ("onnxruntime", "numpy", "sentencepiece", "soundfile", "langcodes")
+DESCRIPTION = "export.json"
+TOKENIZER = "tokenizer.model"
+ENCODER, PREDICTOR, JOINER = "encoder.onnx", "predictor.onnx", "joiner.onnx"
+FIRST = "encoder_first.onnx"  # streaming: the encoder of a stream's first chunk
+WEIGHTS = "encoder.weights"  # streaming: what both encoders have in common
+MEL_FILTERS = "mel_filters.npy"
+FORMAT = 1  # goes up when an older runtime would misread a folder
+SAMPLING_RATE = 16000  # Hz
+LOG_MEL, AUDIO = "log_mel", "audio"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What decoding needs to know beside the graphs.
+
+    Attributes:
+        tokenverse_pp: version of the package that wrote the folder.
+        tasks: names of the tasks that the model knows, in the order of the columns of ``active``.
+        task_options: their options, as `tokenverse_pp.tasks.build_tasks` takes them (languages, entity types).
+        symbols: all task tokens.
+        vocab_size: V, the blank included.
+        blank: id of the blank.
+        context_size: tokens that the predictor sees.
+        joiner_dim: J, the width of what encoder and predictor give to the joiner.
+        frame_shift: seconds of a frame that the encoder gives.
+        input: what the encoder takes: ``audio``, or ``log_mel`` that was made of it.
+        min_samples: of an utterance; fewer give no frame.
+        max_samples: of an utterance, or None.
+        normalise: the encoder brings each utterance to zero mean and unit variance itself.
+        vectors: placement and strategy of the task vectors; with ``combination``, the combinations that were trained
+            (each a row of ``active``).
+        precision: of the weights: float32, float16 or int8.
+        streaming: how to feed the encoder in chunks; None where it takes whole ones. ``chunk_ms``, ``left_chunks``
+            and ``sinks`` as it was exported; ``chunk_samples``: of each step; ``framing``: kernel and stride of what
+            makes frames of samples; ``states``: name, shape and type of what is kept of a stream, zeros at its start.
+        mel: of ``log_mel``: bins, n_fft and hop.
+        files: bytes and SHA-256 of each file.
+        check: what the comparison with torch gave, and the tolerance.
+        format: see `FORMAT`.
+    """
+
+    tokenverse_pp: str
+    tasks: List[str]
+    task_options: Dict[str, Dict[str, Any]]
+    symbols: List[str]
+    vocab_size: int
+    blank: int
+    context_size: int
+    joiner_dim: int
+    frame_shift: float
+    input: str
+    min_samples: int
+    max_samples: Optional[int]
+    normalise: bool
+    vectors: Dict[str, Any]
+    precision: str
+    streaming: Optional[Dict[str, Any]] = None
+    mel: Optional[Dict[str, int]] = None
+    files: Dict[str, Dict[str, Any]] = field(default_factory=dict)
+    check: Dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def languages(self) -> List[str]:
+        """The language codes that the model can write."""
+        return list(self.task_options.get("lid", {}).get("languages", []))
+
+    def as_dict(self) -> Dict[str, Any]:
+        """What ``export.json`` holds; the format first, so that a reader sees it first."""
+        values = asdict(self)
+        return {"format": values.pop("format"), "languages": self.languages, **values}
+
+
+def read_folder(folder: Union[str, Path], check_files: bool = True) -> Description:
+    """Read ``export.json``, and see that the folder's files are those that were written.
+
+    Raises:
+        UserError: for a folder that was not exported, or by another version, or whose files are missing or damaged.
+    """
+    folder = Path(folder)
+    path = folder / DESCRIPTION
+    try:
+        data = json_of(path.read_text(encoding="utf-8"), f"{path}: cannot be read")
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: no exported model: it has no {DESCRIPTION} (`tokenverse-pp export` makes one)"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    description = _description(data, path)
+    if check_files:
+        for name, entry in description.files.items():
+            _check_file(folder / name, entry)
+    return description
+
+
+def _description(data: Any, path: Path) -> Description:
+    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+        raise UserError(f"{path}: not what `tokenverse-pp export` writes: it has no number 'format'")
+    if data["format"] != FORMAT:
+        raise UserError(
+            f"{path}: has format {data['format']}, this version of tokenverse_pp reads {FORMAT}: export again"
+        )
+    names = {item.name for item in fields(Description)}
+    try:
+        description = Description(**{name: value for name, value in data.items() if name in names})
+        if description.input not in (LOG_MEL, AUDIO) or (description.input == LOG_MEL) != bool(description.mel):
+            raise ValueError("input")
+        if not {TOKENIZER, ENCODER, PREDICTOR, JOINER} <= set(description.files):
+            raise ValueError("files")
+        outside = [name for name in description.files if Path(name).name != name]
+        if outside:
+            raise ValueError(f"files: {outside[0]!r} is not the name of a file in the folder")
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged: {error}") from None
+    return description
+
+
+def _check_file(path: Path, entry: Dict[str, Any]) -> None:
+    try:
+        digest = hashlib.sha256()
+        size = feed(digest, path)
+        expected, told = entry["sha256"], entry["bytes"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file, and the exported model needs it") from None
+    except (KeyError, TypeError):
+        raise UserError(f"{path.parent / DESCRIPTION}: damaged: no sum of {path.name}") from None
+    if size != told:
+        raise UserError(f"{path}: has {size} bytes, {told} were written")
+    if digest.hexdigest() != expected:
+        raise UserError(f"{path}: damaged, its checksum differs")

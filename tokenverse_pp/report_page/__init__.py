@@ -1,5 +1,0 @@
-"""report.html: what a decoding gave, as one page for a browser."""
-
-from tokenverse_pp.report_page.page import PageOptions, write_report
-
-__all__ = ["PageOptions", "write_report"]

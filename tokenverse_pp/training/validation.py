@@ -1,0 +1,181 @@
+"""Multi-chunk training (XLSR-Transducer, arXiv 2407.04439): how much the encoder sees is drawn for each batch.
+
+Validation: losses with all labelled tasks active, and a greedy search scored for every task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from torch import Tensor
+
+from tokenverse_pp.base.config import ChunkOptions, Config, StreamingConfig
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.data.dataset import Activation, Batch, TransducerDataset
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.labels import labelled_tasks
+from tokenverse_pp.data.samplers import shard
+from tokenverse_pp.decoding.automaton import Constraints
+from tokenverse_pp.decoding.constraints import constraints_for
+from tokenverse_pp.decoding.hypothesis import to_record
+from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.evaluation.scoring import score_hypotheses
+from tokenverse_pp.models.devices import autocast
+from tokenverse_pp.models.stored_features import batches_of
+from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.training.steps import to_device
+
+
+class ChunkDraw:
+    """Draws chunk size, left context and sinks, each uniformly from its list.
+
+    The choice depends on seed, epoch and the batch's cuts alone, so a resumed run draws the same; ranks need not agree.
+    """
+
+    def __init__(self, config: StreamingConfig, seed: int = 0):
+        self.config = config
+        self.seed = seed
+
+    def __call__(self, cut_ids: Sequence[str], epoch: int) -> Optional[ChunkOptions]:
+        """The chunks of a batch, or None for full context."""
+        key = hashlib.sha256(f"{self.seed}/{epoch}/{'/'.join(cut_ids)}".encode()).digest()
+        rng = random.Random(key)
+        chunk_ms, left, sinks = (
+            rng.choice(choices) for choices in (self.config.chunk_ms, self.config.left_chunks, self.config.sinks)
+        )
+        return ChunkOptions(chunk_ms, left, sinks, self.config.strict) if chunk_ms else None
+
+
+def training_chunks(config: Config) -> Optional[ChunkDraw]:
+    """What draws the chunks of a run's batches; None where it trains in full context alone."""
+    streaming = config.model.streaming
+    return ChunkDraw(streaming, config.training.seed) if streaming.chunk_ms else None
+
+
+def validation_chunks(config: Config) -> Optional[ChunkDraw]:
+    """Validation is in full context if training ever is, else with the first of each list."""
+    c = config.model.streaming
+    if not c.chunk_ms or 0 in c.chunk_ms:
+        return None
+    first = dataclasses.replace(c, chunk_ms=c.chunk_ms[:1], left_chunks=c.left_chunks[:1], sinks=c.sinks[:1])
+    return ChunkDraw(first)
+
+
+Record = Dict[str, Any]
+
+
+class Validator:
+    """Runs over a fixed list of cuts, sharded over the ranks."""
+
+    def __init__(self, cuts: Sequence[Cut], dataset: TransducerDataset, config: Config, world: DistributedContext):
+        chunks = validation_chunks(config)
+        self.dataset = TransducerDataset(
+            dataset.tasks, dataset.tokenizer, Activation(), dataset.stored_features, chunks
+        )
+        self.cuts = list(cuts)
+        mine = sorted(shard(cuts, world), key=lambda cut: cut.duration)
+        self.batches: List[CutSet] = [CutSet.from_cuts(b) for b in batches_of(mine, config.data.max_duration)]
+        self.config = config
+        self.world = world
+        self.constraints: Dict[Tuple[str, ...], Constraints] = {}
+
+    @torch.no_grad()
+    def __call__(self, model: Transducer) -> Dict[str, float]:
+        """Numbers by name, the same on all ranks.
+
+        ``loss``, ``loss_per_token``: of the pruned loss, nats a frame and a token. ``log_prob_<task>``: mean expected
+        log-probability of that task's target tokens (``asr``: of all others), over the cuts that are labelled for
+        it. ``wer``, ``<task>_f1``, ``<task>_accuracy``: scores of a greedy search with each cut's labelled tasks.
+        """
+        model.eval()
+        names = self.dataset.tasks.names
+        sums = [0.0] * (3 + 2 * len(names))  # pruned loss, frames, tokens; log-probabilities and tokens of each task
+        records: List[Record] = []
+        for cuts in self.batches:
+            batch = to_device(self.dataset[cuts], self.world.device)
+            with autocast(self.world.device, self.config.training.precision):
+                stored, chunks = self.dataset.stored_features, batch["chunks"]
+                out, lens = model.encode(batch["inputs"], batch["lens"], batch["active"], stored, chunks)
+                losses = model.losses(out, lens, batch["tokens"], batch["token_lens"])
+                log_probs = model.token_log_probs(out, lens, batch["tokens"], batch["token_lens"])
+            values = [losses.pruned.sum().item(), losses.frames.sum().item(), batch["token_lens"].sum().item()]
+            sums = [a + b for a, b in zip(sums, [*values, *self._by_task(batch, log_probs)])]
+            records += self._search(model, list(cuts), out.float(), lens)
+        model.train()
+        pruned, frames, tokens, *by_task = self.world.sum(sums)
+        means = {
+            f"log_prob_{name}": total / count for name, total, count in zip(names, by_task[::2], by_task[1::2]) if count
+        }
+        everyone = [record for part in self.world.gather(records) for record in part]
+        return {
+            "loss": pruned / max(1, frames),
+            "loss_per_token": pruned / max(1, tokens),
+            **means,
+            **headline(score_hypotheses(self.cuts, everyone, self.dataset.tasks)),
+        }
+
+    def _by_task(self, batch: Batch, log_probs: Tensor) -> List[float]:
+        """Sum of log-probabilities (N, U) and number of target tokens, for each task in turn."""
+        tokens: Tensor = batch["tokens"]
+        valid = torch.arange(tokens.shape[1], device=tokens.device) < batch["token_lens"][:, None]
+        is_task_token = torch.zeros_like(valid)
+        found: Dict[str, List[float]] = {}
+        for task in self.dataset.tasks.tasks:
+            ids = torch.tensor([self.dataset.tokenizer.id_of(symbol) for symbol in task.symbols], device=tokens.device)
+            mine = valid & torch.isin(tokens, ids)
+            is_task_token |= mine
+            found[task.name] = [log_probs[mine].sum().item(), mine.sum().item()]
+        words = valid & ~is_task_token
+        found["asr"] = [log_probs[words].sum().item(), words.sum().item()]
+        return [value for pair in found.values() for value in pair]
+
+    def _search(self, model: Transducer, cuts: Sequence[Cut], out: Tensor, lens: Tensor) -> List[Record]:
+        """Hypotheses of a batch, out (N, T', C) and lens (N,), as records of hyps.jsonl."""
+        tasks, tokenizer = self.dataset.tasks, self.dataset.tokenizer
+        active = [tuple(name for name in tasks.names if name in labelled_tasks(cut)) for cut in cuts]
+        for names in active:
+            if names not in self.constraints:
+                self.constraints[names] = constraints_for(tasks, names, tokenizer)
+        rules = [self.constraints[names] for names in active]
+        found = search_frames(model.predictor, model.joiner, out, lens, SearchOptions(method="greedy"), rules)
+        shift = model.encoder.output_frame_shift
+        return [
+            to_record(cut.id, best[0], tokenizer, tasks.subset(names), shift)
+            for cut, best, names in zip(cuts, found, active)
+        ]
+
+
+def headline(scores: Mapping[str, Any]) -> Dict[str, float]:
+    """One number a task out of `score_hypotheses`: ``wer``, ``<task>_f1`` or ``<task>_accuracy``."""
+    found = {"wer": float(scores["wer"]["all"]["wer"])} if "wer" in scores else {}
+    for task, result in scores.items():
+        if not task.startswith("wer") and isinstance(result, Mapping):
+            for name in ("f1", "accuracy"):
+                value = first_value(result, name)
+                if value is not None:
+                    found[f"{task}_{name}"] = value
+    return found
+
+
+def first_value(nested: Mapping[str, Any], name: str) -> Optional[float]:
+    """The value of the first key ``name`` in nested dictionaries."""
+    if name in nested:
+        return float(nested[name])
+    for value in nested.values():
+        if isinstance(value, Mapping):
+            found = first_value(value, name)
+            if found is not None:
+                return found
+    return None
+
+
+def describe(scores: Mapping[str, float]) -> str:
+    """One line for the terminal."""
+    rates = [f"{name} {value:.1%}" for name, value in scores.items() if name.endswith(("_f1", "_accuracy"))]
+    return ", ".join([f"valid loss {scores['loss']:.4f} a frame", f"WER {scores['wer']:.2%}", *rates])
