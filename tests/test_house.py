@@ -1,10 +1,18 @@
 """The house of docs/design: which rooms there are, who may import whom, and that names are not used twice."""
 
 import ast
+import importlib
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
 from scripts import ROOT
+
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.models.bundle import ModelBundle
+from tokenverse_pp.moved import MODULES
+from tokenverse_pp.moved import PACKAGE as PACKAGE_NAME
 
 PACKAGE = ROOT / "tokenverse_pp"
 ROOMS = (
@@ -31,7 +39,7 @@ def imports(tree):
 
 
 def test_rooms():
-    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    folders = {path.parts[0] for path, _ in modules() if len(path.parts) > 1} | DATA
     assert folders == {*ROOMS, *ALIASES, *DATA}
     assert {path.stem for path in PACKAGE.glob("*.py")} == TOP
 
@@ -77,6 +85,25 @@ def test_no_class_name_is_used_twice():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found[node.name].append(str(path))
     assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
+
+
+def test_old_module_names_work_and_warn():
+    wrong = []
+    for name, new in MODULES.items():
+        with pytest.warns(DeprecationWarning, match=f"{PACKAGE_NAME}.{name} moved") if new else nullcontext():
+            old = importlib.reload(importlib.import_module(f"{PACKAGE_NAME}.{name}"))
+        for other in new:
+            there = importlib.import_module(f"{PACKAGE_NAME}.{other}")
+            public = next(
+                (key for key, value in vars(there).items() if getattr(value, "__module__", "") == there.__name__), None
+            )
+            if public is not None and getattr(old, public) is None:
+                wrong.append((name, public))
+    assert not wrong
+    assert importlib.import_module("tokenverse_pp.search").SearchOptions is SearchOptions
+    assert importlib.import_module("tokenverse_pp.training.setup").Loaded is ModelBundle
+    with pytest.raises(ImportError):
+        from tokenverse_pp.search import no_such_name  # noqa: F401
 
 
 def test_files_hold_a_concept():

@@ -3,18 +3,19 @@
 from tokenverse_pp.tasks.base import ScoredExample, Task, TaskSet
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks, load_plugins, register, task_options
 from tokenverse_pp.tasks.text import parse, render, transcript_of
-from tokenverse_pp.tasks.transcript import Answers, EntitySpan, TaskMark
-
-Entity, Mark, Transcript = EntitySpan, TaskMark, Answers  # their names in the last release
+from tokenverse_pp.tasks.transcript import Answers, Entity, EntitySpan, Mark, TaskMark, Transcript
 
 __all__ = [
     "REGISTRY",
     "Answers",
+    "Entity",
     "EntitySpan",
+    "Mark",
     "ScoredExample",
     "Task",
     "TaskMark",
     "TaskSet",
+    "Transcript",
     "build_tasks",
     "load_plugins",
     "parse",

@@ -218,3 +218,6 @@ def _find_turns(cut: Cut) -> List[LabelledTurn]:
         turns.append(turn)
         first_word = turn.end_word
     return turns
+
+
+Entity, Mark, Transcript = EntitySpan, TaskMark, Answers  # their names in the last release
