@@ -34,8 +34,8 @@ UNSURE = 0.5  # words below this confidence are underlined
 def view(transcript: Transcript, label: str, colour: bool = True) -> str:
     """A heading, and a line a turn.
 
-    >>> from tokenverse_pp.api.reading import transcript_of_words
-    >>> from tokenverse_pp.api.transcript import Word
+    >>> from tokenverse_pp.tasks.result import transcript_of_words
+    >>> from tokenverse_pp.tasks.result import Word
     >>> said = ["[FR]", "bonjour", "[NE]", "amélie", "[/NE]", "[ENDP]", "[SCD]", "oui"]
     >>> words = [Word(text, i / 2, i / 2 + 0.2, 0.9) for i, text in enumerate(said)]
     >>> print(view(transcript_of_words(words, ["asr", "scd", "endp", "ner", "lid"], 4.0), "call.wav", colour=False))

@@ -1,6 +1,6 @@
 """What was heard in one recording: words, and what the tasks say about them, all with times.
 
->>> from tokenverse_pp.api.reading import transcript_of_words
+>>> from tokenverse_pp.tasks.result import transcript_of_words
 >>> words = [Word("[FR]", 0.04, 0.08, 0.99), Word("bonjour", 0.2, 0.56, 0.9), Word("[ENDP]", 0.6, 0.64, 0.8)]
 >>> heard = transcript_of_words(words, ["asr", "endp", "lid"], duration=1.0, name="call")
 >>> print(heard)

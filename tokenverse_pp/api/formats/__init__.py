@@ -1,6 +1,6 @@
 """What a transcript is written as: one file a format (NIST's three share one). None but ``html`` needs torch or lhotse.
 
->>> from tokenverse_pp.api.transcript import Transcript, Word
+>>> from tokenverse_pp.tasks.result import Transcript, Word
 >>> heard = Transcript("call", 2.0, words=(Word("hello", 0.4, 0.8, 0.9), Word("there", 0.8, 1.2, 0.7)))
 >>> print(render(heard, "ctm"), end="")
 call 1 0.400 0.400 hello 0.900000
