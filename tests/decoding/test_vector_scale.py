@@ -20,6 +20,7 @@ def texts(loaded, cuts, *scales, **more):
     return [record["text"] for record in run(loaded, cuts, vector_scale=tuple(scales), **more).values()]
 
 
+@pytest.mark.skipif(torch.__version__ < "2", reason="torch 1.13 copies no module with weight norm")
 @pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
 def test_scaling_is_another_row_in_the_table(tiny_corpus, loaded, scale):
     cuts = read_cuts(tiny_corpus, "test")

@@ -205,7 +205,7 @@ def test_pickle_bomb_never_goes_off(train_script, tiny_corpus, exp_dir, tmp_path
 def foreign(key, tensor):
     def change(folder):
         path = folder / checkpoint.OPTIMIZER
-        tensors = load_file(path)
+        tensors = {name: value.clone() for name, value in load_file(path).items()}
         tensors[key] = tensor
         save_file(tensors, path)
 
