@@ -23,7 +23,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 target=${K2ENV_DIR:-$root/.cache/k2env}
 packages=(
   k2==1.23.4 torch==1.13.1 numpy==1.26.4 lhotse==1.33.0 sentencepiece==0.2.2 transformers==4.40.2
-  urllib3 six kaldialign safetensors jsonargparse[signatures] pyyaml click langcodes regex tqdm soundfile tensorboard hypothesis pytest
+  urllib3 six kaldialign safetensors jsonargparse[signatures] pyyaml click langcodes regex tqdm soundfile tensorboard jinja2 hypothesis pytest
 )
 stamp="$target/.packages"
 wanted="${packages[*]}"

@@ -40,13 +40,16 @@ def walk(command, context):
 walk(cli, click.Context(cli, info_name="tokenverse-pp"))
 
 from tokenverse_pp.api.locate import DEFAULT, locate_model
-from tokenverse_pp.evaluation.report.page import HERE
+from tokenverse_pp.evaluation.report.html import asset, environment
 from tokenverse_pp.serving.web import PAGE
 
 model = {file.name for file in locate_model(DEFAULT).iterdir()}
 assert model >= {"config.yaml", "model.safetensors", "tokenizer.model", "calibration.json"}
 assert all((PAGE / name).is_file() for name in ("page.html", "page.js", "page.css", "audio.js", "capture.js"))
-assert all((HERE / name).is_file() for name in ("page.html", "page.js", "page.css"))
+templates = environment().list_templates(filter_func=lambda name: name.endswith(".html.j2"))
+assert {name.rsplit("/")[-1] for name in templates} >= {"page.html.j2", "report.html.j2", "transcript.html.j2"}
+assert all(environment().get_template(name) for name in templates)
+assert all(asset(f"evaluation/report/{name}") for name in ("page.js", "page.css"))
 """
 
 

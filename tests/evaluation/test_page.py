@@ -10,12 +10,13 @@ import pytest
 import soundfile
 from browser import chromium
 from click.testing import CliRunner
+from jinja2 import UndefinedError
 from labelled_cuts import make_cut
 from lhotse import CutSet, Recording
 
 from tokenverse_pp.cli.main import cli
 from tokenverse_pp.evaluation.report import PageOptions, write_report
-from tokenverse_pp.evaluation.report.html import tag, text
+from tokenverse_pp.evaluation.report.html import environment
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 
 EVIL = "<script>document.title = 'taken'</script>"
@@ -257,10 +258,22 @@ def test_nothing_was_decoded(tmp_path):
     assert "no such file" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
-def test_text_and_attributes_are_escaped():
-    assert tag("p", text('<a href="x">&'), title="\"'<>&") == (
-        '<p title="&quot;&#x27;&lt;&gt;&amp;">&lt;a href=&quot;x&quot;&gt;&amp;</p>'
+def test_templates_escape_texts_and_attributes():
+    template = environment().from_string('<p title="{{ title }}">{{ text }}</p>')
+    assert template.render(title="\"'<>&", text='<a href="x">&') == (
+        '<p title="&#34;&#39;&lt;&gt;&amp;">&lt;a href=&#34;x&#34;&gt;&amp;</p>'
     )
+
+
+def test_a_value_that_a_template_lacks_is_an_error():
+    with pytest.raises(UndefinedError):
+        environment().from_string("{{ missing }}").render()
+
+
+def test_halves_of_surrogate_pairs_can_be_written(tmp_path):
+    options = PageOptions("a \ud800 b")
+    write_report(tmp_path / "r.html", [], [], score_hypotheses([], []), options=options)
+    assert "<h1>a ? b</h1>" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_report_command(tmp_path, site):

@@ -78,8 +78,9 @@ def test_report_holds_the_scores(decoded):
     _, scores = read(folder)
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert f"report: {folder / 'report.html'}" in table
+    table = html.split('data-table="wer-language"')[1]
     for name, rates in scores["wer"].items():
-        (row,) = re.findall(rf'<tr data-group="{name}">(.*?)</tr>', html.split('data-table="wer-language"')[1])[:1]
+        row = re.findall(rf'<tr data-group="{name}">(.*?)</tr>', table, re.S)[0]
         shown = dict(re.findall(r'data-value="([^"]*)" data-key="([^"]*)"', row))
         assert {key: float(value) for value, key in shown.items()} | rates == rates
     assert html.count("<article") == 4 == html.count("<audio")

@@ -1,4 +1,9 @@
-"""Plain-text tables."""
+"""Plain-text tables.
+
+Not with `tabulate`: it strips the spaces that pad a cell (`manifest show` has such cells) unless a setting of its
+module is changed for all of its users (0.9), its widths depend on whether wcwidth is installed, and escaping, alignment
+of each column, no parsing of numbers and no trailing spaces would all still have to be asked for here.
+"""
 
 from __future__ import annotations
 

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from string import Template
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
-from tokenverse_pp.tasks.result import Transcript, Turn, Word
+from tokenverse_pp.tasks.result import Entity, Transcript, Turn, Word
 
 if TYPE_CHECKING:
     from tokenverse_pp.evaluation.report.utterance import PlayerSource
 
-STYLE = """
-.transcript { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .4rem 1rem; }
-.transcript p { margin: .5rem 0; padding-left: 3.2rem; text-indent: -3.2rem; }
-.transcript .at { display: inline-block; width: 3.2rem; text-indent: 0; color: var(--soft); font-size: .8rem; }
-.transcript mark { background: var(--entity); color: inherit; border-radius: .25rem; padding: 0 .2rem; }
-.transcript mark small { color: var(--soft); margin-left: .3rem; }
-.transcript .unsure { text-decoration: underline dotted var(--sub); }
-.transcript .stop { color: var(--accent); font-size: .7rem; margin-left: .15rem; }
-"""
 UNSURE = 0.5  # words below this confidence are underlined
 
 
@@ -27,11 +17,10 @@ def to_html(transcript: Transcript, source: Optional[PlayerSource] = None) -> st
 
     Args:
         transcript: what was heard.
-        source: its audio (`report_page.audio.source_of`), put into the page or linked.
+        source: its audio (`evaluation.report.utterance.source_of`), put into the page or linked.
     """
     # lhotse and torch come along: the other formats need neither.
-    from tokenverse_pp.evaluation.report.html import section, tag, text
-    from tokenverse_pp.evaluation.report.page import HERE
+    from tokenverse_pp.evaluation.report.html import render
 
     about = [f"{transcript.duration:.1f} s", f"tasks: {', '.join(transcript.tasks)}"]
     if transcript.language is not None:
@@ -39,48 +28,31 @@ def to_html(transcript: Transcript, source: Optional[PlayerSource] = None) -> st
         about.insert(0, f"language {transcript.language}{sure}")
     if transcript.confidence is not None:
         about.append(f"mean confidence {transcript.confidence:.2f}")
-    paragraphs = [_paragraph(transcript, turn) for turn in transcript.spans()] or [tag("p", text("nothing was heard"))]
-    body = [
-        tag("p", *(tag("span", text(part)) for part in about), class_="meta"),
-        section("Transcript", tag("div", *paragraphs, class_="transcript", dir="auto")),
-        section("Time line", _card(transcript, source)),
-    ]
-    return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
-        title=text(transcript.name),
-        style=(HERE / "page.css").read_text(encoding="utf-8") + STYLE,
-        script=(HERE / "page.js").read_text(encoding="utf-8"),
-        body="\n".join(body),
+    return render(
+        "api/formats/transcript.html.j2",
+        title=transcript.name,
+        about=about,
+        turns=[_turn(transcript, turn) for turn in transcript.spans()],
+        unsure=UNSURE,
+        utterance=_card(transcript, source),
     )
 
 
-def _paragraph(transcript: Transcript, turn: Turn) -> str:
-    """A turn, its entities marked, its endpoints shown."""
-    from tokenverse_pp.evaluation.report.html import tag, text
-
+def _turn(transcript: Transcript, turn: Turn) -> Dict[str, Any]:
+    """Number and time of a turn, and its parts: words, their entity or None, and whether an endpoint follows."""
     ends = {mark.position for mark in transcript.marks if mark.text == "[ENDP]"}
     opened = {entity.first: entity for entity in transcript.entities}
-    parts: List[str] = [tag("span", text(f"{int(turn.start) // 60}:{turn.start % 60:04.1f}"), class_="at")]
+    parts: List[Tuple[Sequence[Word], Optional[Entity], bool]] = []
     at = turn.first
     while at < turn.stop:
         entity = opened.get(at)
         stop = min(entity.stop, turn.stop) if entity is not None else at + 1
-        words = " ".join(_word(word) for word in transcript.words[at:stop])
-        if entity is not None:
-            kind = tag("small", text(entity.type)) if entity.type else ""
-            words = tag("mark", words, kind, title=f"entity, confidence {entity.confidence:.2f}")
-        parts.append(words + (tag("span", "◆", class_="stop", title="endpoint") if stop in ends else ""))
+        parts.append((transcript.words[at:stop], entity, stop in ends))
         at = stop
-    return tag("p", " ".join(parts), title=f"turn {turn.number}")
+    return {"number": turn.number, "at": f"{int(turn.start) // 60}:{turn.start % 60:04.1f}", "parts": parts}
 
 
-def _word(word: Word) -> str:
-    from tokenverse_pp.evaluation.report.html import tag, text
-
-    title = f"{word.start:.2f} s, confidence {word.confidence:.2f}"
-    return tag("span", text(word.text), title=title, class_="unsure" if word.confidence < UNSURE else None)
-
-
-def _card(transcript: Transcript, source: Optional[PlayerSource]) -> str:
+def _card(transcript: Transcript, source: Optional[PlayerSource]) -> Dict[str, Any]:
     """The report's time line and words, with a player."""
     from lhotse import MonoCut
 

@@ -1,58 +1,53 @@
-"""Writing HTML: everything that comes from outside is escaped here."""
+"""HTML from Jinja2 templates (``*.html.j2`` beside the modules that fill them in), which escape all values."""
 
 from __future__ import annotations
 
-from html import escape
-from typing import Any, Iterable, Optional, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+PACKAGE = Path(__file__).parents[2]
 
 
-def tag(name: str, *content: str, **attributes: Any) -> str:
-    """An element around content that is HTML already.
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of the package.
 
-    Attributes are escaped; ``class_`` and ``data_t`` become ``class`` and ``data-t``; one that is None or False is
-    left out, True gives one without a value.
+    Halves of surrogate pairs, which JSON can hold and no file can, become ``?``.
 
-    >>> tag("p", text("a < b"), class_="x", hidden=True, title=None)
-    '<p class="x" hidden>a &lt; b</p>'
+    Args:
+        template: its path within the package, with slashes.
+        values: its variables. One that is missing is an error.
     """
-    parts = [name]
-    for key, value in attributes.items():
-        key = key.rstrip("_").replace("_", "-")
-        if value is True:
-            parts.append(key)
-        elif value is not None and value is not False:
-            parts.append(f'{key}="{text(value)}"')
-    return f"<{' '.join(parts)}>{''.join(content)}</{name}>"
+    return environment().get_template(template).render(values).encode("utf-8", "replace").decode()
 
 
-def text(value: Any) -> str:
-    """Anything as escaped text; halves of surrogate pairs, which JSON can hold and no file can, become ``?``."""
-    return escape(str(value).encode("utf-8", "replace").decode())
+@cache
+def environment() -> Environment:
+    """The templates of the package, with the filter ``percent`` and the function ``asset``."""
+    found = Environment(
+        loader=FileSystemLoader(PACKAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["percent"] = percent
+    found.globals["asset"] = asset
+    return found
+
+
+def asset(name: str) -> Markup:
+    """A style or script of the package, which is not escaped."""
+    return Markup((PACKAGE / name).read_text(encoding="utf-8").strip())
 
 
 def percent(fraction: float) -> str:
-    """0.1234 -> 12.3."""
+    """A fraction in percent.
+
+    >>> percent(0.1234)
+    '12.3'
+    """
     return f"{100 * fraction:.1f}"
-
-
-def cell(value: Any, shown: Optional[str] = None, **attributes: Any) -> str:
-    """A table cell with a number: ``data-value`` holds it in full, the text as ``shown``."""
-    return tag("td", text(value if shown is None else shown), data_value=value, **attributes)
-
-
-def table(head: Sequence[str], rows: Iterable[str], **attributes: Any) -> str:
-    """A table in a box that scrolls by itself; rows are HTML."""
-    columns = "".join(tag("th", text(name), scope="col") for name in head)
-    inner = tag("thead", tag("tr", columns)) + tag("tbody", *rows)
-    return tag("div", tag("table", inner, **attributes), class_="scroll")
-
-
-def row(name: str, *cells: str, **attributes: Any) -> str:
-    """A row with a name; cells are HTML."""
-    return tag("tr", tag("th", text(name), scope="row"), *cells, **attributes)
-
-
-def section(title: str, *content: str, **attributes: Any) -> str:
-    """A section with a heading; nothing at all if there is no content."""
-    inside = "".join(content)
-    return tag("section", tag("h2", text(title)), inside, **attributes) if inside else ""

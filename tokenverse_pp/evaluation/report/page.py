@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from lhotse.cut import Cut
@@ -16,7 +15,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import PathLike, is_finite, json_of, write_text
 from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.evaluation.report import tables
-from tokenverse_pp.evaluation.report.html import section, tag, text
+from tokenverse_pp.evaluation.report.html import render
 from tokenverse_pp.evaluation.report.utterance import Utterance, card, source_of, utterance_of
 from tokenverse_pp.evaluation.scoring import corpus_of, languages_of, tasks_of_hypotheses
 from tokenverse_pp.tasks.base import TaskSet
@@ -62,7 +61,6 @@ def _object(path: Path, content: str, keys: set) -> Dict[str, Any]:
     return found
 
 
-HERE = Path(__file__).parent
 SHOWN = 30  # utterances in a list
 
 
@@ -111,27 +109,22 @@ def write_report(
         tasks = tasks_of_hypotheses([(cut, by_id[cut.id]) for cut in decoded])
     apart = languages_of(tasks)
     items = [utterance_of(cut, by_id[cut.id], corpus_of(cut, corpora or {}), apart) for cut in decoded]
-    folder = Path(path).resolve().parent
-    body = [
-        tables.tiles(scores, len(failures)),
-        tables.refused(failures),
-        tables.words(scores),
-        tables.tokens(scores),
-        tables.classes(scores),
-        *_utterances(items, tasks, folder, options),
-        tables.settings(scores),
-    ]
-    template = Template((HERE / "page.html").read_text(encoding="utf-8"))
-    page = template.substitute(
-        title=text(options.title),
-        style=(HERE / "page.css").read_text(encoding="utf-8"),
-        script=(HERE / "page.js").read_text(encoding="utf-8"),
-        body="\n".join(filter(None, body)),
+    page = render(
+        "evaluation/report/report.html.j2",
+        title=options.title,
+        tiles=tables.tiles(scores, len(failures)),
+        failures=failures,
+        words=tables.words(scores),
+        tokens=tables.tokens(scores),
+        not_decoded=scores.get("not_decoded", {}),
+        matrices=tables.matrices(scores),
+        lists=_lists(items, tasks, Path(path).resolve().parent, options),
+        settings=tables.settings(scores),
     )
     write_text(path, page)
 
 
-def _utterances(items: Sequence[Utterance], tasks: TaskSet, folder: Path, options: PageOptions) -> List[str]:
+def _lists(items: Sequence[Utterance], tasks: TaskSet, folder: Path, options: PageOptions) -> List[Dict[str, Any]]:
     """The worst utterances (without references: the least confident), and conversations."""
     scored = [item for item in items if item.rates is not None and item.rates["errors"]]
     if scored:
@@ -145,40 +138,29 @@ def _utterances(items: Sequence[Utterance], tasks: TaskSet, folder: Path, option
     listed = {item.cut.id for item in worst}
     talks = [item for item in items if item.cut.id not in listed and _turns(item) > 1]
     talks = sorted(talks, key=lambda item: (-_turns(item), item.cut.id))[: options.utterances // 2]
-    both = []
-    for name, heading, group in (("worst", title, worst), ("conversations", "Other conversations", talks)):
-        cards = [card(item, tasks, source_of(item.cut, folder, options.embed_audio)) for item in group]
-        both.append(section(heading, _controls(group), *cards, id=name) if cards else "")
-    return [_legend(), *both] if any(both) else []
+    groups = (("worst", title, worst), ("conversations", "Other conversations", talks))
+    return [
+        {
+            "name": name,
+            "heading": heading,
+            "controls": _controls(group),
+            "cards": [card(item, tasks, source_of(item.cut, folder, options.embed_audio)) for item in group],
+        }
+        for name, heading, group in groups
+        if group
+    ]
 
 
 def _turns(item: Utterance) -> int:
     return max(len(item.cut.supervisions), len(item.hyp.get("turns") or ()))
 
 
-def _legend() -> str:
-    """What the colours of the alignments mean."""
-    kinds = (("ok", "right"), ("sub", "substituted"), ("del", "missing"), ("ins", "inserted"))
-    shown = [
-        tag("span", tag("span", name, class_="ref"), tag("span", name, class_="hyp"), class_=f"pair {kind}")
-        for kind, name in kinds
-    ]
-    token = [tag("span", "[TASK]", class_=side) for side in ("ref", "hyp")]
-    hint = "Reference above, hypothesis below. Press a word, a turn or a mark to hear it."
-    return tag("p", tag("span", text(hint)), *shown, tag("span", *token, class_="pair ok token"), class_="legend")
-
-
-def _controls(group: Sequence[Utterance]) -> str:
-    """Choices of order, language and corpus, where there is anything to choose."""
+def _controls(group: Sequence[Utterance]) -> List[Tuple[str, str, List[Tuple[str, str]]]]:
+    """Menus for order, language and corpus: key, label, and (value, shown) of each choice."""
     orders = [("errors", "most errors"), ("wer", "highest WER"), ("seconds", "longest"), ("id", "name")]
-    choices = [_choice("order", "Order", orders)]
+    menus = [("order", "Order", orders)]
     for key in ("language", "corpus"):
         names = sorted({getattr(item, key) for item in group} - {""})
         if len(names) > 1:
-            choices.append(_choice(key, key.capitalize(), [("", "all"), *((name, name) for name in names)]))
-    return tag("div", *choices, class_="controls") if len(group) > 1 else ""
-
-
-def _choice(key: str, label: str, values: Sequence[Any]) -> str:
-    options = [tag("option", text(shown), value=value) for value, shown in values]
-    return tag("label", text(label), " ", tag("select", *options, data_choice=key))
+            menus.append((key, key.capitalize(), [("", "all"), *((name, name) for name in names)]))
+    return menus

@@ -1,10 +1,10 @@
-"""The scores as tables of the page."""
+"""The values of the tables in tables.html.j2."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Tuple
 
-from tokenverse_pp.evaluation.report.html import cell, percent, row, section, table, tag, text
+from tokenverse_pp.evaluation.report.html import percent
 from tokenverse_pp.evaluation.scoring import find_prf, has_confusion
 from tokenverse_pp.tasks.registry import BUILT_IN, REGISTRY
 
@@ -12,7 +12,7 @@ Scores = Mapping[str, Any]
 EVENTS = {"scd": "speaker change", "endp": "endpoint"}
 
 
-def tiles(scores: Scores, refused: int) -> str:
+def tiles(scores: Scores, refused: int) -> List[Tuple[str, str]]:
     """The few numbers that matter most, large."""
     speed = scores.get("speed", {})
     found = [
@@ -25,8 +25,7 @@ def tiles(scores: Scores, refused: int) -> str:
         ("refused", str(refused) if refused else ""),
         ("real-time factor", f"{speed['rtf']:.4f}" if speed.get("rtf") else ""),
     ]
-    shown = [tag("div", tag("b", text(value)), tag("span", text(name))) for name, value in found if value]
-    return tag("div", *shown, class_="tiles")
+    return [(name, value) for name, value in found if value]
 
 
 def _outside(scores: Scores) -> List[Tuple[str, str]]:
@@ -49,8 +48,8 @@ def _percent_of(scores: Scores, *keys: str) -> str:
     return f"{percent(value)} %"
 
 
-def words(scores: Scores) -> str:
-    """Word error rates by language, by corpus, and by both."""
+def words(scores: Scores) -> Dict[str, Any]:
+    """Word error rates by language and by corpus (title, key and groups of each table), and by both."""
     groups = [
         ("Words by language", "wer-language", scores.get("wer", {})),
         ("Words by corpus", "wer-corpus", scores.get("wer_by_corpus", {})),
@@ -60,92 +59,38 @@ def words(scores: Scores) -> str:
         for corpus, languages in scores.get("wer_by_corpus_and_language", {}).items()
         for language, rates in languages.items()
     }
-    parts = [section(title, _rates(group, key), id=key) for title, key, group in groups if group]
-    if len(by_both) > 1:
-        inner = tag("summary", text("Words by corpus and language")) + _rates(by_both, "wer-both")
-        parts.append(tag("section", tag("details", inner)))
-    return "".join(parts)
+    return {"by_one": [group for group in groups if group[2]], "by_both": by_both}
 
 
-def _rates(groups: Mapping[str, Mapping[str, Any]], key: str) -> str:
-    worst = max((rates["wer"] for rates in groups.values()), default=0) or 1
-    rows = []
-    for name, rates in groups.items():
-        shares = [(kind, rates[kind]) for kind in ("sub", "del", "ins")]
-        bar = "".join(
-            tag("i", class_=kind, style=f"width:{100 * share / worst:.2f}%", title=f"{kind} {percent(share)} %")
-            for kind, share in shares
-        )
-        cells = [cell(rates[kind], percent(rates[kind]), data_key=kind) for kind in ("wer", "ins", "del", "sub", "cer")]
-        counts = [cell(rates[kind], data_key=kind) for kind in ("words", "errors", "utterances")]
-        rows.append(row(name, *cells, tag("td", tag("div", bar, class_="bar")), *counts, data_group=name))
-    head = ["", "WER %", "ins", "del", "sub", "CER %", "", "words", "errors", "cuts"]
-    return table(head, rows, class_="numbers", data_table=key)
+def tokens(scores: Scores) -> List[Tuple[str, Mapping[str, Any]]]:
+    """Precision, recall and F1 of task tokens, with their names."""
+    results = [(task, result) for task, result in scores.items() if isinstance(result, Mapping)]
+    return [found for task, result in results for found in find_prf(task, result)]
 
 
-def tokens(scores: Scores) -> str:
-    """Precision, recall and F1 of task tokens."""
-    rows = []
+def matrices(scores: Scores) -> List[Tuple[str, str, List[str], Mapping[str, Any]]]:
+    """Title, key, decoded classes and scores of languages, and of other tasks that give each utterance a class."""
+    found = []
     for task, result in scores.items():
-        for name, prf in find_prf(task, result) if isinstance(result, Mapping) else ():
-            rates = [cell(prf[key], percent(prf[key]), data_key=key) for key in ("precision", "recall", "f1")]
-            counts = [cell(prf[key], data_key=key) for key in ("tp", "fp", "fn")]
-            rows.append(row(name, *rates, *counts, data_group=name))
-    notes = [
-        tag("p", text(f"{task}: {count} cuts are labelled for it but were decoded without it."), class_="note")
-        for task, count in scores.get("not_decoded", {}).items()
-    ]
-    if not rows and not notes:
-        return ""
-    head = ["", "precision %", "recall %", "F1 %", "right", "too many", "missed"]
-    return section("Task tokens", table(head, rows, class_="numbers", data_table="tokens") if rows else "", *notes)
+        if has_confusion(result):
+            confusion: Dict[str, Dict[str, int]] = result["confusion"]
+            columns = sorted(set(confusion) | {hyp for counts in confusion.values() for hyp in counts})
+            title, key = ("Languages", "languages") if task == "lid" else (task, f"classes-{task}")
+            found.append((title, key, columns, result))
+    return found
 
 
-def classes(scores: Scores) -> str:
-    """The confusion matrices of languages, and of other tasks that give each utterance a class."""
-    return "".join(_matrix(task, result) for task, result in scores.items() if has_confusion(result))
-
-
-def _matrix(task: str, result: Mapping[str, Any]) -> str:
-    """A row a true class (a spoken language), a column a decoded one."""
-    confusion: Dict[str, Dict[str, int]] = result["confusion"]
-    columns = sorted(set(confusion) | {hyp for counts in confusion.values() for hyp in counts})
-    rows = []
-    for ref, counts in confusion.items():
-        total = sum(counts.values()) or 1
-        cells: List[str] = []
-        for hyp in columns:
-            count = counts.get(hyp, 0)
-            kind = "right" if hyp == ref else "wrong"
-            # Rare confusions should still be seen: a fifth of the colour, and the rest by share.
-            depth = f"--depth:{20 + 60 * count / total:.0f}%" if count else None
-            cells.append(cell(count, str(count) if count else "", class_=kind if count else None, style=depth))
-        rows.append(row(ref, *cells, data_group=ref))
-    accuracy = result["accuracy"]
-    head = f"{percent(accuracy)} % of {result['utterances']} cuts are right. Rows: spoken; columns: decoded."
-    title, key = ("Languages", "languages") if task == "lid" else (task, f"classes-{task}")
-    matrix = table(["", *columns], rows, class_="numbers matrix", data_table=key)
-    return section(title, tag("p", text(head), data_accuracy=accuracy), matrix, id=key)
-
-
-def refused(failures: Sequence[Mapping[str, Any]]) -> str:
-    """Cuts that could not be decoded."""
-    items = [tag("li", tag("b", text(failure["id"])), " ", text(failure["reason"])) for failure in failures]
-    return section("Cuts that could not be decoded", tag("ul", *items, class_="refused") if items else "")
-
-
-def settings(scores: Scores) -> str:
-    """How it was decoded: options, and the speed of each process."""
+def settings(scores: Scores) -> List[Tuple[str, str]]:
+    """Options, and the speed of each process."""
     rows = [
-        row(name, tag("td", text(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value)))
+        (name, ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
         for name, value in scores.get("options", {}).items()
         if value not in (None, "", [])
     ]
     speed = scores.get("speed", {})
     for rank, part in enumerate(speed.get("ranks", ())):
         took = f"{part['audio_seconds']:.0f} s of audio in {part['wall_seconds']:.1f} s, factor {part['rtf']:.4f}"
-        rows.append(row(f"speed of process {rank}", tag("td", text(took))))
+        rows.append((f"speed of process {rank}", took))
     if speed.get("cuts_decoded_before"):
-        rows.append(row("decoded by an earlier run", tag("td", text(f"{speed['cuts_decoded_before']} cuts"))))
-    inner = tag("summary", text("Options and speed")) + table(["", ""], rows, class_="settings")
-    return tag("section", tag("details", inner)) if rows else ""
+        rows.append(("decoded by an earlier run", f"{speed['cuts_decoded_before']} cuts"))
+    return rows

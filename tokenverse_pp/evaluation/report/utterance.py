@@ -14,7 +14,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import AbstractSet, Any, List, Mapping, Optional, Sequence, Tuple
+from typing import AbstractSet, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import quote
 
 import soundfile
@@ -25,7 +25,7 @@ from tokenverse_pp.base.languages import language_group
 from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, load_inputs
 from tokenverse_pp.data.hypotheses import Hypothesis, words_of
-from tokenverse_pp.evaluation.report.html import percent, tag, text
+from tokenverse_pp.evaluation.report.html import percent
 from tokenverse_pp.metrics.error_rates import error_rates
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.text import transcript_of
@@ -179,19 +179,24 @@ SHADES = 4  # colours for speakers
 TICKS = 6  # at most about so many numbers under the line
 
 
-def timeline(cut: Cut, hyp: Hypothesis, tasks: TaskSet, said: Sequence[Said]) -> str:
-    """Lanes of a cut; nothing where neither side has any time."""
-    lanes = [
-        _lane("ref", reference_marks(cut)),
-        _lane("hyp", hypothesis_marks(cut, hyp, said)),
-        _lane("ents", entity_marks(cut, hyp)),
-    ]
-    if not any(lanes):
-        return ""
-    return tag("div", *lanes, _axis(cut.duration), tag("i", class_="head", hidden=True), class_="timeline")
+@dataclass(frozen=True)
+class TimelineMark:
+    """A button of the time line. ``kind``: its CSS classes. ``style``: its place. ``time``: where it seeks to."""
+
+    kind: str
+    style: str
+    time: float
+    title: str
+    text: str = ""
 
 
-def reference_marks(cut: Cut) -> List[str]:
+def timeline(cut: Cut, hyp: Hypothesis, said: Sequence[Said]) -> Dict[str, List[TimelineMark]]:
+    """The lanes of a cut that have marks."""
+    lanes = {"ref": reference_marks(cut), "hyp": hypothesis_marks(cut, hyp, said), "ents": entity_marks(cut, hyp)}
+    return {name: marks for name, marks in lanes.items() if marks}
+
+
+def reference_marks(cut: Cut) -> List[TimelineMark]:
     """The turns of the reference, and the endpoints where it is labelled for them."""
     labelled = (cut.custom or {}).get("tasks", ())
     turns = turns_of(cut) if labelled else []
@@ -209,7 +214,7 @@ def _name(turn: LabelledTurn) -> str:
     return f"reference, speaker {turn.speaker}" if turn.speaker else "reference"
 
 
-def hypothesis_marks(cut: Cut, hyp: Hypothesis, said: Sequence[Said]) -> List[str]:
+def hypothesis_marks(cut: Cut, hyp: Hypothesis, said: Sequence[Said]) -> List[TimelineMark]:
     """The turns of the hypothesis (all its words as one without ``scd``), speaker changes and endpoints."""
     turns = hyp.get("turns")
     if turns is None:
@@ -224,7 +229,7 @@ def hypothesis_marks(cut: Cut, hyp: Hypothesis, said: Sequence[Said]) -> List[st
     return marks + [_mark(cut, time, "endpoint", "hypothesis") for time in hyp.get("endpoints") or ()]
 
 
-def entity_marks(cut: Cut, hyp: Hypothesis) -> List[str]:
+def entity_marks(cut: Cut, hyp: Hypothesis) -> List[TimelineMark]:
     """The entities of the hypothesis."""
     return [
         _bar(cut, e["start"], e["end"], e["text"], f"entity {e.get('type') or ''}".strip(), "entity")
@@ -237,32 +242,26 @@ def _share(cut: Cut, time: float) -> float:
     return 100 * min(max(time / cut.duration, 0.0), 1.0)
 
 
-def _bar(cut: Cut, start: float, end: float, words: str, what: str, kind: str) -> str:
+def _bar(cut: Cut, start: float, end: float, words: str, what: str, kind: str) -> TimelineMark:
     left = _share(cut, start)
     style = f"left:{left:.2f}%;width:{max(_share(cut, end) - left, 0.5):.2f}%"
-    title = f"{what}, {start:.2f} to {end:.2f} s: {words}"
-    return tag("button", text(words), class_=kind, style=style, data_t=start, title=title)
+    return TimelineMark(kind, style, start, f"{what}, {start:.2f} to {end:.2f} s: {words}", words)
 
 
-def _mark(cut: Cut, time: float, what: str, side: str) -> str:
-    title = f"{side}: {what} at {time:.2f} s"
-    kind = what.replace(" ", "-")
-    return tag("button", class_=f"mark {kind}", style=f"left:{_share(cut, time):.2f}%", data_t=time, title=title)
+def _mark(cut: Cut, time: float, what: str, side: str) -> TimelineMark:
+    style = f"left:{_share(cut, time):.2f}%"
+    return TimelineMark(f"mark {what.replace(' ', '-')}", style, time, f"{side}: {what} at {time:.2f} s")
 
 
-def _lane(name: str, marks: Sequence[str]) -> str:
-    return tag("div", tag("span", name, class_="lane-name"), *marks, class_=f"lane {name}") if marks else ""
-
-
-def _axis(seconds: float) -> str:
-    """Numbers under the line, at round steps."""
+def _ticks(seconds: float) -> List[Tuple[str, float]]:
+    """Numbers under the time line at round steps, each with its place in percent."""
     step: Optional[float] = next((s for s in (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800) if seconds / s <= TICKS), 3600)
     ticks = []
     time = 0.0
     while time < 0.96 * seconds and step:  # a number needs some room
-        ticks.append(tag("span", f"{time:g} s", style=f"left:{100 * time / seconds:.2f}%"))
+        ticks.append((f"{time:g} s", 100 * time / seconds))
         time += step
-    return tag("div", *ticks, class_="axis")
+    return ticks
 
 
 KINDS = {
@@ -306,29 +305,28 @@ def utterance_of(cut: Cut, hyp: Hypothesis, corpus: Optional[str], apart: Sequen
     return Utterance(cut, hyp, rates, mean, language or "", corpus or "")
 
 
-def card(item: Utterance, tasks: TaskSet, source: Optional[PlayerSource]) -> str:
-    """The utterance as an article of the page."""
+def card(item: Utterance, tasks: TaskSet, source: Optional[PlayerSource]) -> Dict[str, Any]:
+    """The values of the macro ``card`` in utterance.html.j2."""
     cut, hyp = item.cut, item.hyp
     ref, judged = reference(cut, hyp, tasks)
     said = hypothesis(hyp)
     pairs = align(ref, said, judged) if item.rates is not None else [Pair("free", None, word) for word in said]
-    parts = [tag("h3", text(cut.id)), tag("p", *_about(item, pairs), class_="meta")]
-    if source is not None:
-        parts.append(tag("audio", controls=True, preload="none", src=source.url))
-    parts.append(timeline(cut, hyp, tasks, said))
-    parts.append(_words(ref, said) if pairs is None else tag("div", *map(column, pairs), class_="pairs", dir="auto"))
-    return tag(
-        "article",
-        *parts,
-        class_="utterance",
-        data_id=cut.id,
-        data_language=item.language,
-        data_corpus=item.corpus,
-        data_errors=item.rates["errors"] if item.rates else 0,
-        data_wer=item.rates["wer"] if item.rates else 0,
-        data_seconds=cut.duration,
-        data_offset=source.offset if source is not None else None,
-    )
+    return {
+        "id": cut.id,
+        "language": item.language,
+        "corpus": item.corpus,
+        "errors": item.rates["errors"] if item.rates else 0,
+        "wer": item.rates["wer"] if item.rates else 0,
+        "seconds": cut.duration,
+        "about": _about(item, pairs),
+        "source": source,
+        "lanes": timeline(cut, hyp, said),
+        "ticks": _ticks(cut.duration),
+        # Texts that are too long to be aligned are shown as they are.
+        "columns": None if pairs is None else [column(pair) for pair in pairs],
+        "reference": " ".join(ref),
+        "hypothesis": " ".join(word.text for word in said),
+    }
 
 
 def reference(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> Tuple[List[str], frozenset]:
@@ -347,9 +345,8 @@ def hypothesis(hyp: Hypothesis) -> List[Said]:
     return [Said(word, times[i] if times is not None else None) for i, word in enumerate(words)]
 
 
-def column(pair: Pair) -> str:
+def column(pair: Pair) -> Dict[str, Any]:
     """One column of the alignment: the reference above, the hypothesis below."""
-    kind = f"{pair.kind} token" if pair.is_token else pair.kind
     start, notes = None, [KINDS[pair.kind]] if pair.kind in KINDS else []
     if pair.hyp is not None:
         start = pair.hyp.start
@@ -357,10 +354,13 @@ def column(pair: Pair) -> str:
             notes.append(f"{start:.2f} s")
         if pair.hyp.confidence is not None:
             notes.append(f"confidence {pair.hyp.confidence:.2f}")
-    above = tag("span", text("" if pair.ref is None else pair.ref), class_="ref")
-    below = tag("span", text("" if pair.hyp is None else pair.hyp.text), class_="hyp")
-    name = "span" if start is None else "button"
-    return tag(name, above, below, class_=f"pair {kind}", data_t=start, title=", ".join(notes) or None)
+    return {
+        "kind": f"{pair.kind} token" if pair.is_token else pair.kind,
+        "time": start,
+        "title": ", ".join(notes) or None,
+        "ref": "" if pair.ref is None else pair.ref,
+        "hyp": "" if pair.hyp is None else pair.hyp.text,
+    }
 
 
 def _about(item: Utterance, pairs: Optional[Sequence[Pair]]) -> List[str]:
@@ -374,10 +374,4 @@ def _about(item: Utterance, pairs: Optional[Sequence[Pair]]) -> List[str]:
         about.append(f"labelled for {', '.join((item.cut.custom or {}).get('tasks', ()))}")
     if item.confidence is not None:
         about.append(f"confidence {item.confidence:.2f}")
-    return [tag("span", text(part)) for part in about]
-
-
-def _words(ref: Sequence[str], said: Sequence[Said]) -> str:
-    """Both sides as plain text, for what is too long to be aligned."""
-    sides = (("reference", " ".join(ref)), ("hypothesis", " ".join(item.text for item in said)))
-    return "".join(tag("details", tag("summary", name), tag("p", text(words), dir="auto")) for name, words in sides)
+    return about
