@@ -51,7 +51,9 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @click.option("--cuts", "cut_files", required=True, multiple=True, help="CutSet to decode; may be given several times.")
 @click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="For hyps.jsonl, scores.json etc.")
 @click.option("--tasks", default="", help="Tasks to decode, e.g. asr,scd. [default: all that the model knows]")
-@click.option("--method", type=click.Choice(METHODS), default="beam", show_default=True)
+@click.option(
+    "--method", type=click.Choice(METHODS), default="beam", show_default=True, help="Search method of the decoder."
+)
 @click.option("--beam", type=int, default=4, show_default=True, help="Hypotheses kept (of the beam searches).")
 @click.option("--max-symbols", type=int, default=3, show_default=True, help="Symbols a frame at most (full_beam).")
 @click.option("--nbest", type=int, default=1, show_default=True, help="Hypotheses written a cut.")
@@ -81,7 +83,13 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @click.option("--sinks", type=int, default=0, show_default=True, help="First frames that stay visible.")
 @click.option("--window", type=float, default=28.0, show_default=True, help="Longer cuts are decoded in windows (s).")
 @click.option("--overlap", type=float, default=6.0, show_default=True, help="Seconds that two windows have in common.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Number type of the encoder (autocast).",
+)
 @click.option(
     "--vector-scale",
     multiple=True,
@@ -90,7 +98,7 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 )
 @click.option("--first", type=int, help="Decode the first N cuts only.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run was.")
-@click.option("--report/--no-report", default=True, show_default=True, help="Write report.html.")
+@click.option("--report/--no-report", default=True, show_default=True, help="Write report.html into the output folder.")
 @click.option("--embed-audio", is_flag=True, help="Put the audio of the utterances in report.html into the page.")
 @click.option("--show", type=int, default=0, help="Print N hypotheses beside their references, those with most turns.")
 @click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")

@@ -21,7 +21,13 @@ from tokenverse_pp.cli.options import plugin_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all of them.")
 @click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0: one that is free.")
 @click.option("--tasks", default="", help="Tasks that clients may ask for, with commas. [default: all of the model]")
-@click.option("--method", default="greedy", show_default=True, type=click.Choice(["greedy", "beam"]), help="Search.")
+@click.option(
+    "--method",
+    default="greedy",
+    show_default=True,
+    type=click.Choice(["greedy", "beam"]),
+    help="Search method of the streams.",
+)
 @click.option("--beam", default=4, show_default=True, type=click.IntRange(min=1), help="Hypotheses kept a stream.")
 @click.option("--chunk-ms", default=640, show_default=True, type=click.IntRange(min=0), help="Audio taken at a time.")
 @click.option(
@@ -143,7 +149,14 @@ def _engine(
 @click.option("--url", default="ws://127.0.0.1:8765/stream", show_default=True, help="Of the server's streams.")
 @click.option("--tasks", default="", help="Tasks to decode, with commas. [default: all that the server offers]")
 @click.option("--real-time", is_flag=True, help="Send no faster than it was spoken.")
-@click.option("--format", "format_", default="pcm16", show_default=True, type=click.Choice(["pcm16", "float32"]))
+@click.option(
+    "--format",
+    "format_",
+    default="pcm16",
+    show_default=True,
+    type=click.Choice(["pcm16", "float32"]),
+    help="Number type of the samples sent.",
+)
 @click.option("--partials/--no-partials", default=True, show_default=True, help="Show what may still change.")
 @click.option("--reset-at-endpoint", is_flag=True, help="Let the search begin anew at each [ENDP].")
 @click.option("--token-file", type=click.Path(dir_okay=False), help="Token for the server; or $TOKENVERSE_TOKEN.")

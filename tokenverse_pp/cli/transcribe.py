@@ -34,7 +34,13 @@ METHODS = ("beam", "greedy", "full_beam", "k2_fast_beam")
 @click.option("--raw", is_flag=True, help="Standard input is bare samples: 16 bits, little-endian, one channel.")
 @click.option("--raw-rate", type=int, default=16000, show_default=True, help="Their rate in Hz.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Number type of the encoder (autocast).",
+)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of torch; 0 = torch's choice.")
 @click.option("--batch-seconds", type=float, default=120.0, show_default=True, help="Seconds of audio in a batch.")
 @click.option("--list-tasks", is_flag=True, help="Print what the model knows, and stop.")
