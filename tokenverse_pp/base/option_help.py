@@ -16,7 +16,9 @@ def option_help(cls: type) -> Dict[str, str]:
     """
     from docstring_parser import parse_from_object
 
-    found = {p.arg_name: " ".join((p.description or "").split()) for p in parse_from_object(cls).params}
+    found = {
+        p.arg_name: " ".join((p.description or "").replace("``", "").split()) for p in parse_from_object(cls).params
+    }
     return {f.name: found[f.name] for f in dataclasses.fields(cls) if found.get(f.name)}
 
 

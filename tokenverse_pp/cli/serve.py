@@ -11,7 +11,10 @@ from typing import Any, Dict, Optional, Tuple
 
 import click
 
-from tokenverse_pp.cli.options import plugin_options
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.cli.options import options_from, plugin_options
+from tokenverse_pp.serving.protocol import Limits
 
 
 @click.command()
@@ -21,32 +24,32 @@ from tokenverse_pp.cli.options import plugin_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all of them.")
 @click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0: one that is free.")
 @click.option("--tasks", default="", help="Tasks that clients may ask for, with commas. [default: all of the model]")
-@click.option(
-    "--method",
-    default="greedy",
-    show_default=True,
-    type=click.Choice(["greedy", "beam"]),
-    help="Search method of the streams.",
+@options_from(
+    SearchOptions,
+    *("method", "beam"),
+    method={"type": click.Choice(["greedy", "beam"]), "default": "greedy", "help": "Search method of the streams."},
+    beam={"type": click.IntRange(min=1)},
 )
-@click.option("--beam", default=4, show_default=True, type=click.IntRange(min=1), help="Hypotheses kept a stream.")
-@click.option("--chunk-ms", default=640, show_default=True, type=click.IntRange(min=0), help="Audio taken at a time.")
-@click.option(
-    "--left-chunks", default=4, show_default=True, type=click.IntRange(min=-1), help="Chunks looked back at; -1: all."
-)
-@click.option(
-    "--sinks", default=0, show_default=True, type=click.IntRange(min=0), help="First frames that stay in sight."
+@options_from(
+    ChunkOptions,
+    *("chunk_ms", "left_chunks", "sinks"),
+    chunk_ms={"type": click.IntRange(min=0), "help": "Length of a chunk in milliseconds."},
+    left_chunks={"type": click.IntRange(min=-1)},
+    sinks={"type": click.IntRange(min=0)},
 )
 @click.option(
     "--token-file", type=click.Path(path_type=Path), help="Token that clients must give; or $TOKENVERSE_TOKEN."
 )
 @click.option("--allow-origin", multiple=True, help="Other web pages that may connect: https://HOST; repeatable.")
-@click.option("--max-streams", default=50, show_default=True, help="Streams open at once.")
-@click.option("--max-message-bytes", default=1 << 18, show_default=True, help="Of a message; above it, code 1009.")
-@click.option("--max-waiting", default=10.0, show_default=True, help="Seconds of a stream's audio that may wait.")
-@click.option("--max-seconds", default=4 * 3600.0, show_default=True, help="Seconds of audio in a stream.")
-@click.option("--idle-seconds", default=30.0, show_default=True, help="Without a message, before a stream is closed.")
-@click.option("--max-unsent-bytes", default=1 << 18, show_default=True, help="Of events that a client has not read.")
-@click.option("--batch", default=32, show_default=True, help="Streams that run through the model together.")
+@options_from(
+    Limits,
+    *("streams", "message_bytes", "waiting_seconds", "stream_seconds", "idle_seconds", "unsent_bytes", "batch"),
+    streams={"option": "--max-streams"},
+    message_bytes={"option": "--max-message-bytes"},
+    waiting_seconds={"option": "--max-waiting"},
+    stream_seconds={"option": "--max-seconds"},
+    unsent_bytes={"option": "--max-unsent-bytes"},
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Of torch. [default: as many as there are cores]")
 @click.option("-v", "--verbose", is_flag=True, help="Log what the websockets library does too.")
 @plugin_options
@@ -84,18 +87,9 @@ def serve(
 
     need_websockets()
     from tokenverse_pp.serving.access import Access, check_origin, read_token
-    from tokenverse_pp.serving.protocol import Limits
 
     access = Access(read_token(token_file), tuple(map(check_origin, allow_origin)))
-    allowed = Limits(
-        streams=limits["max_streams"],
-        message_bytes=limits["max_message_bytes"],
-        waiting_seconds=limits["max_waiting"],
-        stream_seconds=limits["max_seconds"],
-        idle_seconds=limits["idle_seconds"],
-        unsent_bytes=limits["max_unsent_bytes"],
-        batch=limits["batch"],
-    )
+    allowed = Limits(**limits)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("tokenverse_pp.serving").setLevel(logging.INFO)
     if verbose:
@@ -120,9 +114,7 @@ def _engine(
 
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
-    from tokenverse_pp.base.config import ChunkOptions
     from tokenverse_pp.base.errors import UserError
-    from tokenverse_pp.base.search_options import SearchOptions
     from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions
     from tokenverse_pp.serving.worker import build_engine
 
