@@ -24,9 +24,9 @@ from lhotse.cut import Cut
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import printable
 from tokenverse_pp.base.files import write_json, write_text
-from tokenverse_pp.base.search_options import METHODS, SearchOptions
+from tokenverse_pp.base.search_options import JOINER_DTYPES, METHODS, SearchOptions
 from tokenverse_pp.cli.groups import EXIT_CODE, report_errors
-from tokenverse_pp.cli.options import plugin_options, source_options
+from tokenverse_pp.cli.options import chosen, options_from, plugin_options, source_options
 from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.distributed import DistributedContext, start_distributed, stop_distributed
 from tokenverse_pp.data.labels import validate_cuts
@@ -43,6 +43,7 @@ from tokenverse_pp.tasks import TaskSet, transcript_of
 from tokenverse_pp.training.peers import join_watch, looking_after
 
 REPORT = "report.html"
+PRECISIONS = ("fp32", "bf16", "fp16")
 PATIENCE = 300.0  # seconds without a sign of life after which another process counts as dead
 
 
@@ -51,37 +52,30 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @click.option("--cuts", "cut_files", required=True, multiple=True, help="CutSet to decode; may be given several times.")
 @click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="For hyps.jsonl, scores.json etc.")
 @click.option("--tasks", default="", help="Tasks to decode, e.g. asr,scd. [default: all that the model knows]")
-@click.option("--method", type=click.Choice(METHODS), default="beam", show_default=True)
-@click.option("--beam", type=int, default=4, show_default=True, help="Hypotheses kept (of the beam searches).")
-@click.option("--max-symbols", type=int, default=3, show_default=True, help="Symbols a frame at most (full_beam).")
-@click.option("--nbest", type=int, default=1, show_default=True, help="Hypotheses written a cut.")
-@click.option("--blank-penalty", type=float, default=0.0, show_default=True, help="Subtracted from the blank's logit.")
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits.")
-@click.option("--length-bonus", type=float, default=0.0, show_default=True, help="Added to the score for each token.")
-@click.option("--hotwords", type=click.Path(dir_okay=False), help="File of phrases to prefer: 'phrase [TAB bonus]'.")
-@click.option("--hotword-score", type=float, default=1.5, show_default=True, help="Bonus a token of such a phrase.")
-@click.option("--lm", type=click.Path(), help="Language model: .tsv of words, .arpa, a folder of one a language.")
-@click.option(
-    "--lm-scale", type=float, default=0.4, show_default=True, help="Of the language model's log-probabilities."
-)
-@click.option("--lm-bonus", type=float, default=1.5, show_default=True, help="For each token that it judges.")
-@click.option("--joiner-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the joiner's products.")
-@click.option("--languages", default="", help="Languages that may be written, e.g. fr,nl. [default: all]")
-@click.option(
-    "--force-language/--no-force-language",
-    default=True,
-    show_default=True,
-    help="With the task lid: write nothing before a language token.",
+@options_from(
+    SearchOptions,
+    *("method", "beam", "max_symbols", "nbest", "blank_penalty", "temperature", "length_bonus", "hotwords"),
+    *("hotword_score", "lm", "lm_scale", "lm_bonus", "joiner_dtype", "languages", "force_language"),
+    method={"type": click.Choice(METHODS)},
+    hotwords={"type": click.Path(dir_okay=False), "help": "File of phrases to prefer: 'phrase [TAB bonus]'."},
+    lm={"type": click.Path()},
+    joiner_dtype={"type": click.Choice([name for name in JOINER_DTYPES if name])},
+    languages={"type": str, "default": "", "help": "Languages that may be written, e.g. fr,nl. [default: all]"},
+    force_language={"default": True},
 )
 @click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
-@click.option("--stored-features", is_flag=True, help="Take stored features in place of audio.")
-@click.option("--max-duration", type=float, default=120.0, show_default=True, help="Seconds of audio in a batch.")
-@click.option("--chunk-ms", type=int, default=0, show_default=True, help="Decode as in streaming; 0: full context.")
-@click.option("--left-chunks", type=int, default=4, show_default=True, help="Chunks before its own that a frame sees.")
-@click.option("--sinks", type=int, default=0, show_default=True, help="First frames that stay visible.")
-@click.option("--window", type=float, default=28.0, show_default=True, help="Longer cuts are decoded in windows (s).")
-@click.option("--overlap", type=float, default=6.0, show_default=True, help="Seconds that two windows have in common.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@options_from(
+    DecodeOptions,
+    *("stored_features", "max_duration", "window", "overlap", "precision"),
+    window={"help": "Cuts longer than this many seconds are decoded in windows of this length."},
+    stored_features={"help": "Take stored features in place of audio."},
+    precision={"type": click.Choice(PRECISIONS), "help": "Number type of the encoder (autocast)."},
+)
+@options_from(
+    ChunkOptions,
+    *("chunk_ms", "left_chunks", "sinks"),
+    chunk_ms={"default": 0, "help": "Decode in chunks of this many milliseconds, as in streaming; 0: full context."},
+)
 @click.option(
     "--vector-scale",
     multiple=True,
@@ -90,7 +84,7 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 )
 @click.option("--first", type=int, help="Decode the first N cuts only.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run was.")
-@click.option("--report/--no-report", default=True, show_default=True, help="Write report.html.")
+@click.option("--report/--no-report", default=True, show_default=True, help="Write report.html into the output folder.")
 @click.option("--embed-audio", is_flag=True, help="Put the audio of the utterances in report.html into the page.")
 @click.option("--show", type=int, default=0, help="Print N hypotheses beside their references, those with most turns.")
 @click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")
@@ -112,32 +106,18 @@ def main(**given: Any) -> None:
 
 def options_of(given: Mapping[str, Any]) -> DecodeOptions:
     """The options of the command line that decide the result."""
-    search = SearchOptions(
-        given["method"],
-        given["beam"],
-        nbest=given["nbest"],
-        max_symbols=given["max_symbols"],
-        temperature=given["temperature"],
-        blank_penalty=given["blank_penalty"],
-        length_bonus=given["length_bonus"],
+    search = chosen(
+        SearchOptions,
+        given,
         hotwords=read_hotwords(given["hotwords"]) if given["hotwords"] else None,
-        hotword_score=given["hotword_score"],
-        lm=given["lm"],
-        lm_scale=given["lm_scale"],
-        lm_bonus=given["lm_bonus"],
         languages=split(given["languages"]) or None,
-        force_language=given["force_language"],
-        joiner_dtype=given["joiner_dtype"],
     )
-    return DecodeOptions(
-        search,
-        split(given["tasks"]),
-        max_duration=given["max_duration"],
-        stored_features=given["stored_features"],
-        precision=given["precision"],
-        window=given["window"],
-        overlap=given["overlap"],
-        chunks=ChunkOptions(given["chunk_ms"], given["left_chunks"], given["sinks"]) if given["chunk_ms"] else None,
+    return chosen(
+        DecodeOptions,
+        given,
+        search=search,
+        tasks=split(given["tasks"]),
+        chunks=chosen(ChunkOptions, given) if given["chunk_ms"] else None,
         vector_scale=read_scales(given["vector_scale"]),
     )
 

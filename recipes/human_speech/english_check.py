@@ -102,7 +102,13 @@ def write_manifest(folder: Path, parts: Sequence[str], packages_dir: Optional[Pa
 @click.command(help=__doc__, context_settings={"ignore_unknown_options": True, "max_content_width": 100})
 @click.option("--model", required=True, help="Model folder, checkpoint or experiment.")
 @click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("data/english_check"), show_default=True)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("data/english_check"),
+    show_default=True,
+    help="Folder for the audio and the result.",
+)
 @click.option("--packages-dir", type=click.Path(path_type=Path), help="Folder with the .deb file: no download.")
 @click.option(
     "--part",

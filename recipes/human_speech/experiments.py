@@ -58,8 +58,15 @@ class Setup:
 
 
 @click.group(cls=Group, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--grid", type=click.Path(path_type=Path), default=HERE / "experiments" / "grid.yaml", help="The runs.")
-@click.option("--claims", type=click.Path(path_type=Path), default=HERE / "experiments" / "claims.yaml")
+@click.option(
+    "--grid", type=click.Path(path_type=Path), default=HERE / "experiments" / "grid.yaml", help="YAML file of the runs."
+)
+@click.option(
+    "--claims",
+    type=click.Path(path_type=Path),
+    default=HERE / "experiments" / "claims.yaml",
+    help="YAML file of the claims to check.",
+)
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
@@ -127,7 +134,13 @@ results_option = click.option(
     show_default=True,
     help="The file of results.",
 )
-resamples_option = click.option("--resamples", type=click.IntRange(100), default=10_000, show_default=True)
+resamples_option = click.option(
+    "--resamples",
+    type=click.IntRange(100),
+    default=10_000,
+    show_default=True,
+    help="Bootstrap resamples of the confidence intervals.",
+)
 
 
 @cli.command()
@@ -159,7 +172,10 @@ def claims(setup: Setup, steps: Optional[int], resamples: int) -> None:
 @cli.command()
 @results_option
 @click.option(
-    "--document", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=HERE / "EXPERIMENTS.md"
+    "--document",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=HERE / "EXPERIMENTS.md",
+    help="Markdown file whose tables are filled in.",
 )
 def tables(results: Path, document: Path) -> None:
     """Put the tables of the results between the markers of EXPERIMENTS.md."""
@@ -169,7 +185,12 @@ def tables(results: Path, document: Path) -> None:
 
 @cli.command()
 @results_option
-@click.option("--output-dir", type=click.Path(path_type=Path, file_okay=False), default=HERE / "experiments")
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=HERE / "experiments",
+    help="Folder for the plots.",
+)
 @click.pass_obj
 def plots(setup: Setup, results: Path, output_dir: Path) -> None:
     """Draw the plots that the grid describes."""
@@ -183,10 +204,16 @@ def plots(setup: Setup, results: Path, output_dir: Path) -> None:
 
 @cli.command("worst")
 @click.argument("name")
-@click.option("--seed", type=int, help="[default: the first that is finished]")
+@click.option("--seed", type=int, help="Seed of the run. [default: the first finished one]")
 @click.option("--number", type=click.IntRange(1), default=20, show_default=True, help="Utterances to list.")
 @click.option("--min-words", type=click.IntRange(0), default=3, show_default=True, help="Of the reference, at least.")
-@click.option("--by", type=click.Choice(["wer", "errors"]), default="wer", show_default=True)
+@click.option(
+    "--by",
+    type=click.Choice(["wer", "errors"]),
+    default="wer",
+    show_default=True,
+    help="Sort the utterances by WER or by number of errors.",
+)
 @steps_option
 @click.pass_obj
 def list_worst(

@@ -19,7 +19,13 @@ __all__ = ["convert_whisper_base", "joined_model_bin"]  # baselines/weights.py t
 
 
 @click.command()
-@click.option("--output-dir", type=click.Path(path_type=Path), default=Path("data/whisper-base"), show_default=True)
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    default=Path("data/whisper-base"),
+    show_default=True,
+    help="Folder for the converted encoder.",
+)
 def main(output_dir: Path) -> None:
     """Write the Whisper-base encoder (MIT, OpenAI) as a transformers folder."""
     folder, written = convert_whisper_base(output_dir)

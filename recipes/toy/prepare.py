@@ -179,11 +179,22 @@ def parse_label_share(text: str) -> Dict[str, float]:
 
 
 @click.command(help="Make the toy corpus: synthetic speech labelled for all five tasks.")
-@click.option("--output-dir", type=click.Path(path_type=Path, file_okay=False), required=True)
-@click.option("--train", type=click.IntRange(min=1), default=1500, show_default=True, help="Training utterances.")
-@click.option("--dev", type=click.IntRange(min=1), default=100, show_default=True, help="Development utterances.")
-@click.option("--test", type=click.IntRange(min=1), default=200, show_default=True, help="Test utterances.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder for the audio and the cuts.",
+)
+@click.option(
+    "--train", type=click.IntRange(min=1), default=1500, show_default=True, help="Number of training utterances."
+)
+@click.option(
+    "--dev", type=click.IntRange(min=1), default=100, show_default=True, help="Number of development utterances."
+)
+@click.option("--test", type=click.IntRange(min=1), default=200, show_default=True, help="Number of test utterances.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random sentences and voices."
+)
 @click.option(
     "--label-share",
     default="",

@@ -13,66 +13,59 @@ from tokenverse_pp.base.errors import UserError
 
 @dataclass
 class EncoderConfig:
-    """Which pretrained encoder to use, and how its two halves are made.
-
-    Attributes:
-        name: hub name or folder of a wav2vec2 (XLSR, XLS-R, MMS), HuBERT, WavLM or Whisper model.
-        kind: ``finetune``: the halves are the pretrained encoder's own, convolutions + feature projection |
-            transformer. ``frozen``: the first half is the whole pretrained encoder, not trained, whose output
-            can be stored; the second is a small trainable context network. ``split``: the first half ends behind
-            the layer ``split_layer`` and can be stored too; the second is the layers above, which are trained, and
-            a context network.
-        layers: ``frozen`` and ``split``: the hidden states that the context network sees. 0 is the input of the
-            lowest layer, n the output of layer n (without the final norm), -1 the output of the highest after the
-            final norm. Each goes through a LayerNorm without parameters, then they are concatenated. ``frozen``:
-            these are the features at the seam; ``split``: none is below ``split_layer``, and only the layers up to
-            the highest of them are trained (the final norm only with -1).
-        split_layer: ``split`` only: the number of the hidden state at the seam.
-        stack: frames joined into one, 1 or 2. ``frozen`` and ``split``: before the context network. ``finetune``:
-            after the transformer, and nothing follows, so the output dimension doubles.
-        normalise_audio: zero mean and unit variance of each utterance's samples before a wav2vec2-like model;
-            by default what its ``preprocessor_config.json`` says (true where there is none). Whisper ignores
-            it.
-        freeze_feature_encoder: ``finetune``: do not train the convolutions.
-        freeze_layers: ``finetune``: do not train the lowest n transformer layers and the position embedding
-            below them; -1: nor the final norm, that is nothing of the transformer.
-        random_init: random weights, only the sizes are from config.json (from-scratch training, toy models).
-        gradient_checkpointing: compute the layers that are trained (the transformer's, or the context network's)
-            again in the backward pass instead of keeping their activations, to save memory.
-        lora_rank: ``finetune`` and ``split``: freeze the whole encoder and train adapters of this rank (LoRA, needs
-            peft) on its (``split``: the upper layers') attention projections; 0: none. They are new weights and
-            take ``optim.lr``.
-        lora_alpha: the adapters' output is scaled by ``lora_alpha / lora_rank``.
-        lora_dropout: dropout before the adapters.
-        lora_feed_forward: adapters on the two matrices of each feed-forward part as well.
-        context_layers: ``frozen`` and ``split`` only, as all below: number of conformer layers of the context network.
-        context_dim: width of the context network, the encoder's output dimension.
-        context_heads: attention heads; must divide ``context_dim`` into even sizes.
-        context_ffn: inner width of each of the two feed-forward halves of a layer.
-        context_kernel: frames seen by the depthwise convolution, odd.
-        context_dropout: dropout after each part of a layer (none inside).
-    """
+    """Which pretrained encoder to use, and how its two halves are made."""
 
     name: str = ""
+    """Hub name or folder of a wav2vec2 (XLSR, XLS-R, MMS), HuBERT, WavLM or Whisper model."""
     kind: Literal["finetune", "frozen", "split"] = "finetune"
+    """finetune: the first half is the pretrained encoder's convolutions and feature projection, the second its
+    transformer. frozen: the first half is the complete pretrained encoder, which is not trained and whose output can be
+    stored; the second is a small trainable context network. split: the first half ends at the hidden state split_layer
+    and can be stored too; the second is the layers above it, which are trained, and a context network."""
     layers: List[int] = field(default_factory=lambda: [-1])
+    """kind frozen or split: the hidden states that the context network takes. 0 is the input of the lowest layer, n the
+    output of layer n (without the final norm), -1 the output of the highest layer after the final norm. Each goes
+    through a LayerNorm without parameters, then they are concatenated. frozen: these are the features at the seam.
+    split: none may be below split_layer, and only the layers up to the highest of them are trained (the final norm only
+    with -1)."""
     split_layer: int = 0
+    """kind split: number of the hidden state at the seam."""
     stack: int = 1
+    """Frames joined into one, 1 or 2. kind frozen or split: before the context network. kind finetune: after the
+    transformer, so the output dimension doubles."""
     normalise_audio: Optional[bool] = None
+    """Scale the samples of each utterance to zero mean and unit variance before a wav2vec2-like model. Default: as its
+    preprocessor_config.json says, or true without that file. Whisper ignores it."""
     freeze_feature_encoder: bool = True
+    """kind finetune: do not train the convolutions."""
     freeze_layers: int = 0
+    """kind finetune: do not train the lowest n transformer layers and the position embedding below them; -1: do not
+    train any part of the transformer."""
     random_init: bool = False
+    """Start from random weights; only sizes are read from config.json (training from scratch, toy models)."""
     gradient_checkpointing: bool = False
+    """Recompute the activations of the trained layers in the backward pass instead of keeping them, to save memory."""
     lora_rank: int = 0
+    """kind finetune or split: freeze the encoder and train LoRA adapters of this rank (needs peft) on the attention
+    projections (split: of the upper layers); 0: no adapters. The adapters use optim.lr."""
     lora_alpha: float = 16.0
+    """The output of the LoRA adapters is scaled by lora_alpha / lora_rank."""
     lora_dropout: float = 0.0
+    """Dropout before the LoRA adapters."""
     lora_feed_forward: bool = False
+    """Add LoRA adapters to the two matrices of each feed-forward module as well."""
     context_layers: int = 3
+    """kind frozen or split: number of conformer layers of the context network."""
     context_dim: int = 256
+    """Width of the context network, which is the output dimension of the encoder."""
     context_heads: int = 4
+    """Attention heads of the context network; context_dim must be a multiple of 2 * context_heads."""
     context_ffn: int = 768
+    """Inner width of each of the two feed-forward modules of a context layer."""
     context_kernel: int = 15
+    """Kernel size in frames of the depthwise convolution of a context layer; odd."""
     context_dropout: float = 0.1
+    """Dropout after each module of a context layer."""
 
     def validate(self, num_layers: int) -> None:
         """Check the values that do not depend on weights, given the pretrained encoder's number of layers.
@@ -120,34 +113,36 @@ class EncoderConfig:
 
 @dataclass
 class SpecAugmentConfig:
-    """How much is masked. The features at the seam have zero mean, so zero is their "nothing"."""
+    """SpecAugment on the features at the seam. They have zero mean, so masked values are set to zero."""
 
-    time_share: float = 0.15  # of the valid frames, about
-    time_span: int = 20  # frames at the seam, longest span
-    channel_share: float = 0.1  # of the channels, about
+    time_share: float = 0.15
+    """Share of the valid frames that is masked, on average."""
+    time_span: int = 20
+    """Longest masked span of frames at the seam."""
+    channel_share: float = 0.1
+    """Share of the channels that is masked, on average."""
     channel_span: int = 32
+    """Longest masked span of channels."""
 
 
 @dataclass(frozen=True)
 class ChunkOptions:
-    """How much an encoder sees at a time (XLSR-Transducer, arXiv 2407.04439).
-
-    Args:
-        chunk_ms: length of a chunk in ms; 0: full context, no chunks.
-        left_chunks: chunks before its own that a frame sees; -1: all (a cache that grows with the stream).
-        sinks: attention sinks: so many of the utterance's first frames stay visible for ever. In frames at the seam
-            (50 a second); a network that runs on stacked frames has as many fewer.
-        strict: cut the right side of the encoder's convolutions at the chunk's end, so that nothing is looked ahead at.
-            Else they keep the form that the encoder was pretrained with, which streaming refuses.
+    """How much audio an encoder sees at a time (XLSR-Transducer, arXiv 2407.04439).
 
     Raises:
         UserError: a value is out of range.
     """
 
     chunk_ms: int = 640
+    """Length of a chunk in milliseconds; 0: full context."""
     left_chunks: int = 4
+    """Chunks to the left of its own that a frame sees; -1: all, with a cache that grows with the stream."""
     sinks: int = 0
+    """Attention sinks: number of first frames of the utterance that stay visible. Counted at the seam (50 a second); a
+    network that runs on stacked frames has proportionally fewer."""
     strict: bool = True
+    """Cut the right side of the encoder's convolutions at the end of the chunk, so that there is no look-ahead.
+    Otherwise they keep their pretrained form, which streaming refuses."""
 
     def __post_init__(self) -> None:
         if self.chunk_ms < 0:
@@ -173,31 +168,48 @@ SAMPLE_RATE = 16000
 
 @dataclass
 class DataConfig:
-    """What is trained on. Paths are of lhotse CutSets (JSONL, plain or gzipped) or of lhotse Shar folders."""
+    """The training and validation data."""
 
     train: List[str] = field(default_factory=list)
+    """Cuts to train on: lhotse CutSets (JSONL, plain or gzipped) or lhotse Shar folders."""
     valid: List[str] = field(default_factory=list)
-    stored_features: bool = False  # cuts carry features of the frozen encoder (`tokenverse-pp manifest store-features`)
-    max_duration: float = 120.0  # seconds of audio in a batch, per rank
-    max_cuts: Optional[int] = None  # cuts in a batch, per rank
-    num_buckets: int = 20  # of similar duration, for the dynamic bucketing sampler; 1 = one shuffled stream
-    buffer_size: int = 20000  # cuts that the sampler holds
+    """Cuts to validate on: files or folders as in data.train."""
+    stored_features: bool = False
+    """Train on features of the frozen encoder that the cuts carry (see `tokenverse-pp manifest store-features`)."""
+    max_duration: float = 120.0
+    """Seconds of audio in a batch, per rank."""
+    max_cuts: Optional[int] = None
+    """Most cuts in a batch, per rank; null: no limit."""
+    num_buckets: int = 20
+    """Buckets of cuts of similar duration in the dynamic bucketing sampler; 1: one shuffled stream."""
+    buffer_size: int = 20000
+    """Cuts that the sampler holds in memory."""
     shuffle: bool = True
-    # Shares of the files of `train` in what is drawn (positive numbers, one a file); cuts then come again as needed.
-    # Without them each cut comes once an epoch.
+    """Shuffle the training cuts in every epoch."""
     weights: List[float] = field(default_factory=list)
-    epoch_cuts: Optional[int] = None  # cuts drawn in an epoch, with weights; none = as many as the files hold
-    round_cuts: int = 50000  # an epoch is drawn in rounds of so many cuts: a resumed run draws one round again
-    num_workers: int = 1  # processes that load batches; 0 = in the training process
-    min_seconds: float = 0.1  # shorter cuts are left out, by name
-    max_seconds: float = 30.0  # longer ones too
-    max_tokens: Optional[int] = None  # and those whose target, with the tokens of all their tasks, is longer
-    # Share of the target tokens that may be <unk>, because the vocabulary lacks their characters; with more the run
-    # stops. Looked at before the first step (the first 10,000 cuts), and after each round.
+    """Sampling weights of the files of data.train: positive numbers, one a file. Cuts then repeat as needed. Empty:
+    each cut is drawn once an epoch."""
+    epoch_cuts: Optional[int] = None
+    """Cuts drawn in an epoch when data.weights is given; null: as many as the files hold."""
+    round_cuts: int = 50000
+    """An epoch is drawn in rounds of this many cuts; a resumed run draws one round again."""
+    num_workers: int = 1
+    """Processes that load batches; 0: load in the training process."""
+    min_seconds: float = 0.1
+    """Cuts shorter than this are left out, with a message that names them."""
+    max_seconds: float = 30.0
+    """Cuts longer than this are left out, with a message that names them."""
+    max_tokens: Optional[int] = None
+    """Cuts whose target is longer than this, with the tokens of all their tasks, are left out; null: no limit."""
     max_unk_share: float = 0.01
-    validate: bool = True  # see to labels and audio files of all cuts before training starts
-    allow_commands: bool = False  # run shell commands that manifests name as sources of audio (docs/security.md)
-    allow_urls: bool = False  # open URLs that manifests name
+    """Largest share of target tokens that may be <unk>, because the vocabulary lacks their characters; above it the run
+    stops. Checked before the first step (on the first 10,000 cuts) and after each round."""
+    validate: bool = True
+    """Check the labels and audio files of all cuts before training starts."""
+    allow_commands: bool = False
+    """Run shell commands that manifests name as sources of audio (docs/security.md)."""
+    allow_urls: bool = False
+    """Open URLs that manifests name as sources of audio (docs/security.md)."""
 
 
 @dataclass
@@ -205,13 +217,22 @@ class TasksConfig:
     """Which tasks the model knows, and which are active for a training utterance."""
 
     names: List[str] = field(default_factory=lambda: ["asr"])
-    languages: List[str] = field(default_factory=list)  # for lid: codes such as fr
-    entity_types: List[str] = field(default_factory=list)  # for ner: none = untyped [NE]
-    plugins: List[str] = field(default_factory=list)  # Python files, or modules, that define tasks (docs/new_task.md)
-    settings: Dict[str, Dict[str, Any]] = field(default_factory=dict)  # options of such tasks: {task: {option: value}}
-    activation: str = "labelled"  # labelled | subset | bernoulli
-    activation_prob: float = 0.5  # bernoulli: chance of each labelled task
-    full_only: bool = False  # TokenVerse (v1): only cuts labelled for every task
+    """Tasks of the model, for example [asr, scd, endp, ner, lid]."""
+    languages: List[str] = field(default_factory=list)
+    """Language codes for the task lid, for example [en, fr]."""
+    entity_types: List[str] = field(default_factory=list)
+    """Entity types for the task ner; empty: untyped entities ([NE])."""
+    plugins: List[str] = field(default_factory=list)
+    """Python files or modules that define tasks (docs/new_task.md)."""
+    settings: Dict[str, Dict[str, Any]] = field(default_factory=dict)
+    """Options of tasks that plugins define: {task: {option: value}}."""
+    activation: str = "labelled"
+    """Which labelled tasks of an utterance are active in training. labelled: all of them. subset: a random subset.
+    bernoulli: each with the probability tasks.activation_prob."""
+    activation_prob: float = 0.5
+    """Probability that a labelled task is active, with tasks.activation=bernoulli."""
+    full_only: bool = False
+    """Train only on cuts that are labelled for every task, as TokenVerse (v1) does."""
 
     def options(self) -> Dict[str, Dict[str, Any]]:
         """Options by task, for `tokenverse_pp.tasks.build_tasks`."""
@@ -220,48 +241,70 @@ class TasksConfig:
 
 @dataclass
 class TokenizerConfig:
-    """SentencePiece."""
+    """The SentencePiece tokenizer."""
 
-    model: Optional[str] = None  # an existing model file; none = train one on data.train
+    model: Optional[str] = None
+    """An existing SentencePiece model file; null: train one on data.train."""
     vocab_size: int = 500
+    """Size of the vocabulary when a tokenizer is trained."""
 
 
 @dataclass
 class VectorsConfig:
-    """Task vectors."""
+    """The task vectors of TokenVerse++."""
 
-    placement: str = "features"  # none | features | encoder | both
-    strategy: str = "sum"  # sum | combination
+    placement: str = "features"
+    """Where the task vector is added. none: no task vectors. features: to the features at the seam of the encoder.
+    encoder: to the output of the encoder. both: to both."""
+    strategy: str = "sum"
+    """How the vector of an utterance is made. sum: one learnable vector a task, summed over the active tasks.
+    combination: one learnable vector a combination of tasks."""
 
 
 @dataclass
 class LossConfig:
-    """The pruned RNN-T loss (Kuang et al., 2022); defaults as icefall's zipformer recipe."""
+    """The pruned RNN-T loss (Kuang et al., 2022); defaults as in icefall's zipformer recipe."""
 
-    backend: str = "auto"  # auto | k2 | native
+    backend: str = "auto"
+    """Implementation of the loss. native: Triton kernels on a GPU, PyTorch elsewhere. k2: the k2 package. auto: k2 on a
+    GPU where k2 can be imported, native otherwise."""
     prune_range: int = 5
+    """Symbols kept for each frame by the pruned loss."""
     lm_scale: float = 0.25
+    """Weight of the predictor-only probabilities in the smoothed simple loss."""
     am_scale: float = 0.0
-    rnnt_type: str = "regular"  # regular | modified | constrained
+    """Weight of the encoder-only probabilities in the smoothed simple loss."""
+    rnnt_type: str = "regular"
+    """Topology of the lattice: regular (several symbols a frame), modified (at most one symbol a frame) or constrained
+    (as k2's)."""
     delay_penalty: float = 0.0
-    simple_scale: float = 0.5  # weight of the simple loss after warm-up
-    ctc_scale: float = 0.0  # weight of an auxiliary CTC loss on the encoder; helps encoders that start at random
-    warm_steps: int = 2000  # simple 1 -> simple_scale, pruned 0.1 -> 1
+    """Penalty on symbols that are emitted late, in both losses."""
+    simple_scale: float = 0.5
+    """Weight of the simple loss after warm-up."""
+    ctc_scale: float = 0.0
+    """Weight of an auxiliary CTC loss on the encoder output; helps encoders with random weights."""
+    warm_steps: int = 2000
+    """Warm-up steps: the weight of the simple loss goes from 1 to simple_scale, that of the pruned loss from 0.1 to
+    1."""
 
 
 @dataclass
 class StreamingConfig:
-    """Multi-chunk training: what the encoder sees, drawn for each batch (`tokenverse_pp.models.masks.ChunkOptions`)."""
+    """Multi-chunk training: the chunk options are drawn at random for each batch."""
 
-    chunk_ms: List[int] = field(default_factory=list)  # 0 = full context; empty = always full context
-    left_chunks: List[int] = field(default_factory=lambda: [-1])  # chunks before its own that a frame sees; -1 = all
-    sinks: List[int] = field(default_factory=lambda: [0])  # first frames that stay visible
-    strict: bool = True  # cut the right side of convolutions at the chunk's end, as in streaming
+    chunk_ms: List[int] = field(default_factory=list)
+    """Chunk lengths in milliseconds to draw from; 0: full context. Empty: always full context."""
+    left_chunks: List[int] = field(default_factory=lambda: [-1])
+    """Numbers of left chunks that a frame sees, to draw from; -1: all."""
+    sinks: List[int] = field(default_factory=lambda: [0])
+    """Numbers of attention sinks (first frames that stay visible), to draw from."""
+    strict: bool = True
+    """Cut the right side of convolutions at the end of the chunk, as streaming does."""
 
 
 @dataclass
 class ModelConfig:
-    """The network."""
+    """The network: encoder, task vectors, predictor and joiner."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     vectors: VectorsConfig = field(default_factory=VectorsConfig)
@@ -269,64 +312,98 @@ class ModelConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
     predictor_dim: int = 512
+    """Embedding dimension of the stateless predictor."""
     predictor_dropout: float = 0.0
+    """Dropout on the embedding of the predictor."""
     context_size: int = 2
+    """Previous tokens that the predictor sees."""
     joiner_dim: int = 512
+    """Inner dimension of the joiner."""
 
 
 @dataclass
 class OptimConfig:
     """AdamW with three learning rates and one schedule."""
 
-    lr: float = 1e-3  # all but what follows
-    encoder_lr: float = 1e-4  # pretrained encoder
+    lr: float = 1e-3
+    """Learning rate of all parameters without a rate of their own."""
+    encoder_lr: float = 1e-4
+    """Learning rate of the pretrained encoder."""
     # Task vectors. They start at zero beside frames of norm sqrt(dimension): at 1e-3 they reached 3% of it in 4500
     # steps of recipes/human_speech, and the model did not heed them.
     vector_lr: float = 1e-2
-    layer_decay: float = 1.0  # the encoder's rate is multiplied by it for each layer down from the top one
-    weight_decay: float = 0.01  # not on biases, norms and task vectors
+    """Learning rate of the task vectors."""
+    layer_decay: float = 1.0
+    """Factor on the encoder's learning rate for each layer below the top layer."""
+    weight_decay: float = 0.01
+    """Weight decay, not applied to biases, norms and task vectors."""
     warmup_steps: int = 500
-    decay: str = "cosine"  # constant | inverse_sqrt | cosine (to zero at training.max_steps)
-    clip: float = 5.0  # gradient norm
+    """Steps over which the learning rates rise linearly to their values."""
+    decay: str = "cosine"
+    """Schedule after warm-up: constant, inverse_sqrt, or cosine (to zero at training.max_steps)."""
+    clip: float = 5.0
+    """Largest norm of the gradient."""
 
 
 @dataclass
 class TrainingConfig:
-    """The run."""
+    """The training run: length, precision, checkpoints and validation."""
 
     exp_dir: str = "exp"
-    epochs: int = 1000000  # whichever of epochs and max_steps ends first
+    """Folder of the run: checkpoints, logs and the final model."""
+    epochs: int = 1000000
+    """Number of epochs; training ends at training.epochs or training.max_steps, whichever comes first."""
     max_steps: int = 10000
-    accumulate: int = 1  # batches per step and rank
-    precision: str = "fp32"  # fp32 | bf16 | fp16 (autocast)
+    """Number of optimiser steps."""
+    accumulate: int = 1
+    """Batches per optimiser step and rank (gradient accumulation)."""
+    precision: str = "fp32"
+    """Number type of autocast: fp32 (no autocast), bf16 or fp16."""
     seed: int = 42
-    log_every: int = 50  # steps
-    valid_every: int = 500  # steps
-    save_every: int = 500  # steps
-    keep_last: int = 5  # checkpoints
-    keep_best: int = 0  # further checkpoints, the best by `best_by`; each validation then writes one
-    best_by: str = "loss"  # loss | wer, on the valid cuts
-    average_last: int = 5  # checkpoints averaged into the final model; they must be kept
-    average_period: int = 0  # steps between updates of a running average of the weights; 0 = none
-    # auto: go on from the newest whole checkpoint in exp_dir, if there is any. true: from the newest, which must be
-    # there and whole. false: start anew, where no checkpoint is. Or the folder of a checkpoint.
+    """Seed of the data order, the initial weights and dropout."""
+    log_every: int = 50
+    """Steps between two log lines."""
+    valid_every: int = 500
+    """Steps between two validations."""
+    save_every: int = 500
+    """Steps between two checkpoints."""
+    keep_last: int = 5
+    """Number of latest checkpoints that are kept."""
+    keep_best: int = 0
+    """Number of best checkpoints (by training.best_by) kept besides the latest; each validation then writes one."""
+    best_by: str = "loss"
+    """What the best checkpoints are chosen by: loss or wer, on the cuts of data.valid."""
+    average_last: int = 5
+    """Latest checkpoints averaged into the final model; at most training.keep_last."""
+    average_period: int = 0
+    """Steps between updates of a running average of the weights; 0: no running average."""
     resume: Union[bool, str] = "auto"
-    allow_changed_data: bool = False  # resume though the files of data.train have changed
-    max_bad_steps: int = 20  # steps in a row whose loss or gradient is not finite, before the run gives up
-    # A model folder: start from its weights. Tasks and languages that it lacks are added to it (docs/transfer.md).
+    """auto: resume from the latest intact checkpoint in training.exp_dir, or start anew if there is none. true: resume
+    from the latest, which must exist and be intact. false: start anew; there must be no checkpoint. A path: resume from
+    the checkpoint in this folder."""
+    allow_changed_data: bool = False
+    """Resume even if the files of data.train have changed."""
+    max_bad_steps: int = 20
+    """Consecutive steps with a loss or gradient that is not finite before the run stops."""
     init_from: Optional[str] = None
-    train_only: str = "all"  # all | new (what init_from had not: rows of new tokens, new task vectors) | new_and_joiner
-    # [[step, n], ..]: from that step on the top n layers of the encoder are trained (0: none, -1: all that
-    # model.encoder does not freeze for good). Empty: all from the start.
+    """Model folder to take initial weights from. Tasks and languages that it lacks are added (docs/transfer.md)."""
+    train_only: str = "all"
+    """Which parameters are trained. all: all of them. new: only those that training.init_from lacked (rows of new
+    tokens, new task vectors). new_and_joiner: those and the joiner."""
     freeze: List[List[int]] = field(default_factory=list)
-    scan: bool = False  # run the worst batches before the first step: does the memory suffice?
-    peer_timeout: float = 60.0  # seconds after which a rank that gives no sign of life counts as dead
-    threads: int = 0  # CPU threads of torch; 0 = torch's choice
+    """Schedule of [step, n] pairs: from that step on, the top n layers of the encoder are trained (0: none; -1: all
+    that model.encoder does not freeze). Empty: all from the start."""
+    scan: bool = False
+    """Run the largest batches before the first step, to find out whether memory suffices."""
+    peer_timeout: float = 60.0
+    """Seconds without a sign of life after which another rank counts as dead."""
+    threads: int = 0
+    """CPU threads of torch; 0: torch's default."""
 
 
 @dataclass
 class Config:
-    """Everything. The resolved form is saved with every model."""
+    """The complete configuration. Its resolved form is saved with every model."""
 
     data: DataConfig = field(default_factory=DataConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)

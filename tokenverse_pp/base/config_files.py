@@ -14,6 +14,7 @@ from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_checks import check_activation, check_config, check_languages
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import yaml_of
+from tokenverse_pp.base.option_help import nested_option_help
 
 
 def parse_config(argv: Optional[Sequence[str]] = None, description: str = "") -> Config:
@@ -33,12 +34,18 @@ def parse_config(argv: Optional[Sequence[str]] = None, description: str = "") ->
 
 
 def make_parser(description: str = "") -> Any:
-    """A jsonargparse parser of all options; it raises where others would exit."""
+    """A jsonargparse parser of all options, whose help is the docstrings of the fields; errors are raised."""
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     parser = ArgumentParser(description=description, exit_on_error=False, print_config="--print_config")
-    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of the options below")
+    about = "YAML file with any of the options below; may be given several times, later files win"
+    parser.add_argument("--config", action=ActionConfigFile, help=about)
     parser.add_class_arguments(Config, None, fail_untyped=True)
+    # Not by jsonargparse's own setting for attribute docstrings, which is global and was renamed between releases.
+    help_of = nested_option_help(Config())
+    for action in parser._actions:
+        if action.dest in help_of:
+            action.help = help_of[action.dest].replace("%", "%%")
     return parser
 
 

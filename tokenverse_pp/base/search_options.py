@@ -17,58 +17,53 @@ MOST_HOTWORDS = 10000
 class SearchOptions:
     """Options of `tokenverse_pp.decoding.search.search`.
 
-    Args:
-        method: ``greedy`` (the best symbol of each frame), ``beam`` (modified beam search), ``full_beam`` (beam search
-            with up to ``max_symbols`` symbols a frame) or ``k2_fast_beam`` (a lattice by k2, where k2 is installed).
-            All but the third write at most one symbol a frame, as icefall's ``greedy_search_batch``,
-            ``modified_beam_search`` and ``fast_beam_search``.
-        beam: hypotheses kept an utterance; greedy search keeps one whatever this says.
-        nbest: hypotheses returned an utterance, at most ``beam``.
-        max_symbols: symbols a frame at most, for ``full_beam``.
-        lattice_beam: for ``k2_fast_beam``: what is worse than the best by more than this log-probability is pruned.
-        max_states: for ``k2_fast_beam``: states kept an utterance and frame.
-        max_contexts: for ``k2_fast_beam``: different predictor contexts kept an utterance and frame.
-        temperature: divides the logits before the softmax.
-        blank_penalty: subtracted from the blank's logit before the softmax: positive writes more, negative less.
-        length_norm: rank finished hypotheses by log-probability / (tokens + context size of the predictor), as
-            icefall does, instead of by log-probability.
-        length_bonus: added to the score for each token written, while searching and ranking; not to ``log_prob``. With
-            ``length_norm`` it is divided by the length in the final ranking.
-        hotwords: phrases to prefer, each with or without a bonus of its own (`tokenverse_pp.decoding.context_graph`).
-        hotword_score: bonus of each token of a phrase that has none of its own, in nats.
-        lm: a language model for shallow fusion, or a folder of one a language (see
-            `tokenverse_pp.decoding.language_models`).
-        lm_scale: of its log-probabilities, 0.2 to 0.5 is usual.
-        lm_bonus: added for each token that it judges, against hypotheses that get too short: 3 to 4 times ``lm_scale``.
-        languages: codes of the languages that may be written (BCP 47, ISO 639; `tokenverse_pp.base.languages` finds the
-            model's own that are meant); None for all that the model knows.
-        force_language: nothing may be written before a language token (only while ``lid`` is active).
-        joiner_dtype: number type of the joiner's matrix products; None for that of its weights. Softmax and scores
-            are float32 or better in any case.
-
     Raises:
         UserError: for a value that no search can use.
     """
 
     method: str = "beam"
+    """Search method. greedy: the best symbol of each frame. beam: modified beam search. full_beam: beam search with up
+    to max_symbols symbols a frame. k2_fast_beam: a lattice by k2, where k2 is installed. All but full_beam emit at most
+    one symbol a frame."""
     beam: int = 4
+    """Hypotheses kept per utterance; greedy search keeps one."""
     nbest: int = 1
+    """Hypotheses returned per utterance, at most beam."""
     max_symbols: int = 3
+    """Most symbols per frame, for full_beam."""
     lattice_beam: float = 20.0
+    """For k2_fast_beam: paths worse than the best by more than this log-probability are pruned."""
     max_states: int = 64
+    """For k2_fast_beam: states kept per utterance and frame."""
     max_contexts: int = 8
+    """For k2_fast_beam: different predictor contexts kept per utterance and frame."""
     temperature: float = 1.0
+    """Divides the logits before the softmax."""
     blank_penalty: float = 0.0
+    """Subtracted from the logit of the blank before the softmax: positive values give more symbols, negative fewer."""
     length_norm: bool = True
+    """Rank finished hypotheses by log-probability / (tokens + context size of the predictor), as icefall does, instead
+    of by log-probability."""
     length_bonus: float = 0.0
+    """Added to the score for each token, in the search and in the ranking; not to log_prob. With length_norm it is
+    divided by the length in the final ranking."""
     hotwords: Optional[Tuple[Union[str, Tuple[str, float]], ...]] = None
+    """Phrases to prefer, each with or without a bonus of its own (see `tokenverse_pp.decoding.context_graph`)."""
     hotword_score: float = 1.5
+    """Bonus in nats for each token of a phrase without a bonus of its own."""
     lm: Optional[str] = None
+    """Language model for shallow fusion (.tsv of words or .arpa), or a folder with one per language."""
     lm_scale: float = 0.4
+    """Scale of the language model's log-probabilities; 0.2 to 0.5 is usual."""
     lm_bonus: float = 1.5
+    """Added for each token that the language model scores, against too short hypotheses; 3 to 4 times lm_scale."""
     languages: Optional[Tuple[str, ...]] = None
+    """Codes of the languages that may be written (BCP 47 or ISO 639); default: all that the model knows."""
     force_language: bool = False
+    """With the task lid: allow no other symbol before a language token."""
     joiner_dtype: Optional[str] = None
+    """Number type of the joiner's matrix products; default: that of its weights. Softmax and scores are in float32 or
+    better."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

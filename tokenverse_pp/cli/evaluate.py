@@ -19,7 +19,7 @@ from tokenverse_pp.cli.options import plugin_option, plugin_options, source_opti
 
 @click.command()
 @click.option("--ref", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
-@click.option("--hyp", required=True, type=click.Path(dir_okay=False), help="Hypotheses (hyps.jsonl).")
+@click.option("--hyp", required=True, type=click.Path(dir_okay=False), help="File of hypotheses (hyps.jsonl).")
 @click.option("--output", required=True, type=click.Path(dir_okay=False), help="The scores (scores.json).")
 @plugin_option
 def score(ref: str, hyp: str, output: str) -> None:
@@ -150,7 +150,7 @@ def table(effect: Dict[str, Dict[str, Any]]) -> str:
 
 
 @click.command("report")
-@click.option("--hyps", required=True, type=click.Path(dir_okay=False), help="Hypotheses (hyps.jsonl).")
+@click.option("--hyps", required=True, type=click.Path(dir_okay=False), help="File of hypotheses (hyps.jsonl).")
 @click.option("--cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
 @click.option("--output", required=True, type=click.Path(dir_okay=False), help="The page (report.html).")
 @click.option("--title", default="Decoding report", show_default=True, help="Heading of the page.")

@@ -78,7 +78,13 @@ FIELDS = together(
     click.option("--delimiter", help="Of tables that are not named .csv or .tsv, such as ';'."),
     click.option("--tasks", help="Tasks that all rows are labelled for, e.g. asr,lid. Default: by the fields."),
     click.option("--normaliser", default="keep", show_default=True, help="Text normaliser: keep, words, cased, none."),
-    click.option("--one-cut-per", type=click.Choice(["row", "recording"]), default="row", show_default=True),
+    click.option(
+        "--one-cut-per",
+        type=click.Choice(["row", "recording"]),
+        default="row",
+        show_default=True,
+        help="Make a cut of each row, or one of all rows of a recording.",
+    ),
 )
 BAD_ROWS = together(
     click.option("--skip-bad", is_flag=True, help="Write the rest where rows cannot be mapped."),

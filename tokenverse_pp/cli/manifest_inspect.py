@@ -86,7 +86,7 @@ def stats(cuts: Tuple[str, ...], json_path: Optional[str], plot: Optional[str]) 
 
 @click.command()
 @click.argument("cut_id", metavar="ID")
-@click.option("--cuts", required=True, type=click.Path(), help="Cut manifest.")
+@click.option("--cuts", required=True, type=click.Path(), help="Manifest of the cuts.")
 @click.option("--tasks", help="Only the tokens of these, e.g. asr,ner. Default: of all that the cut is labelled for.")
 def show(cut_id: str, cuts: str, tasks: Optional[str]) -> None:
     """Print the cut ID as text with task tokens, its turns with times, and what it is not labelled for."""

@@ -82,7 +82,7 @@ _windows = _together(
         type=click.FloatRange(min=0, min_open=True),
         default=DEFAULT_OPTIONS.max_seconds,
         show_default=True,
-        help="Longest window.",
+        help="Longest window in seconds.",
     ),
     click.option(
         "--max-gap",

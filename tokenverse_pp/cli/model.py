@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from tokenverse_pp.cli.options import plugin_options
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.cli.options import options_from, plugin_options
 
 
 @click.command("average")
@@ -60,10 +61,8 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
 @click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
 @click.option("--int8", is_flag=True, help="The encoder's weights and products in 8 bits.")
 @click.option("--float16", is_flag=True, help="The encoder's weights in 16 bits, computed in float32.")
-@click.option("--streaming", is_flag=True, help="The streaming form: the encoder in chunks, with its caches.")
-@click.option("--chunk-ms", type=int, default=640, show_default=True, help="--streaming: length of a chunk.")
-@click.option("--left-chunks", type=int, default=4, show_default=True, help="--streaming: chunks that one looks back.")
-@click.option("--sinks", type=int, default=0, show_default=True, help="--streaming: first frames that stay visible.")
+@click.option("--streaming", is_flag=True, help="The streaming form: the encoder in chunks, as the options below say.")
+@options_from(ChunkOptions, "chunk_ms", "left_chunks", "sinks", chunk_ms={"help": "Length of a chunk in milliseconds."})
 @plugin_options
 def export(
     model: Path,
@@ -82,7 +81,6 @@ def export(
 
     The folder is written once its graphs agree with torch on random audio.
     """
-    from tokenverse_pp.base.config import ChunkOptions
     from tokenverse_pp.base.errors import UserError
     from tokenverse_pp.models.bundle import load_model
     from tokenverse_pp.onnx.export import ExportOptions, export_onnx

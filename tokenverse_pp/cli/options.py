@@ -1,13 +1,78 @@
-"""Options that several commands have: code of models, and what manifests may open (docs/security.md)."""
+"""Options of commands: made from the fields of a dataclass, and those that several commands have (docs/security.md)."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, Dict, Literal, Mapping, Tuple, Union, get_args, get_origin, get_type_hints
 
 import click
 
+from tokenverse_pp.base.option_help import option_help
+
 Command = Callable[..., Any]
+
+
+def options_from(cls: type, *names: str, **changes: Mapping[str, Any]) -> Callable[[Command], Command]:
+    """Options of a command from fields of a dataclass: names, types, defaults and help.
+
+    The help is the docstring of the field. ``Literal`` fields take their choices, ``bool`` fields are flags, with a
+    ``--no-`` form where they are on by default.
+
+    Args:
+        cls: the dataclass.
+        names: the fields that get an option, in the order of ``--help``.
+        changes: field -> arguments of ``click.option`` that differ (``type``, ``default``, ``help``, ..); ``option`` is
+            another name of the option, ``type=click.Choice(..)`` names the choices of a string. With ``default=None``
+            the help names the default of the field, and None says that the option was not given.
+    """
+    hints, texts, fields = (
+        get_type_hints(cls),
+        option_help(cls),
+        {field.name: field for field in dataclasses.fields(cls)},
+    )
+    made = [_option(name, hints[name], fields[name].default, texts.get(name), changes.get(name, {})) for name in names]
+    unused = set(changes) - set(names)
+    if unused:
+        raise ValueError(f"changes of options that are not made: {', '.join(sorted(unused))}")
+
+    def add(command: Command) -> Command:
+        for option in reversed(made):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _option(name: str, hint: Any, default: Any, text: Any, changes: Mapping[str, Any]) -> Callable[[Command], Command]:
+    """One option of `options_from`."""
+    if get_origin(hint) is Union:  # Optional[X]
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    arguments: Dict[str, Any] = {"help": text[:1].upper() + text[1:] if text else None}
+    if changes.get("default", default) is None and default is not None:
+        arguments["help"] = f"{arguments['help']} [default: {default}]"
+    if default is not None and default is not dataclasses.MISSING:
+        arguments["default"] = default
+    arguments.update({key: value for key, value in changes.items() if key != "option"})
+    if arguments.get("default") is None:
+        arguments.pop("default", None)
+    option = changes.get("option", f"--{name.replace('_', '-')}")
+    default = arguments.get("default")
+    if hint is bool:
+        arguments.update(is_flag=True)
+        if default:
+            option = f"{option}/--no-{option[2:]}"
+    elif "type" not in arguments:
+        arguments["type"] = click.Choice(get_args(hint)) if get_origin(hint) is Literal else hint
+    if default is not False and default not in (None, ""):
+        arguments.setdefault("show_default", True)
+    return click.option(option, name, **arguments)
+
+
+def chosen(cls: type, given: Mapping[str, Any], **others: Any) -> Any:
+    """The dataclass of the options of a command line; fields without an option keep their defaults."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{**{name: value for name, value in given.items() if name in names}, **others})
 
 
 def plugin_option(command: Command) -> Command:

@@ -11,7 +11,10 @@ from typing import Any, Dict, Optional, Tuple
 
 import click
 
-from tokenverse_pp.cli.options import plugin_options
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.cli.options import options_from, plugin_options
+from tokenverse_pp.serving.protocol import Limits
 
 
 @click.command()
@@ -21,26 +24,32 @@ from tokenverse_pp.cli.options import plugin_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all of them.")
 @click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0: one that is free.")
 @click.option("--tasks", default="", help="Tasks that clients may ask for, with commas. [default: all of the model]")
-@click.option("--method", default="greedy", show_default=True, type=click.Choice(["greedy", "beam"]), help="Search.")
-@click.option("--beam", default=4, show_default=True, type=click.IntRange(min=1), help="Hypotheses kept a stream.")
-@click.option("--chunk-ms", default=640, show_default=True, type=click.IntRange(min=0), help="Audio taken at a time.")
-@click.option(
-    "--left-chunks", default=4, show_default=True, type=click.IntRange(min=-1), help="Chunks looked back at; -1: all."
+@options_from(
+    SearchOptions,
+    *("method", "beam"),
+    method={"type": click.Choice(["greedy", "beam"]), "default": "greedy", "help": "Search method of the streams."},
+    beam={"type": click.IntRange(min=1)},
 )
-@click.option(
-    "--sinks", default=0, show_default=True, type=click.IntRange(min=0), help="First frames that stay in sight."
+@options_from(
+    ChunkOptions,
+    *("chunk_ms", "left_chunks", "sinks"),
+    chunk_ms={"type": click.IntRange(min=0), "help": "Length of a chunk in milliseconds."},
+    left_chunks={"type": click.IntRange(min=-1)},
+    sinks={"type": click.IntRange(min=0)},
 )
 @click.option(
     "--token-file", type=click.Path(path_type=Path), help="Token that clients must give; or $TOKENVERSE_TOKEN."
 )
 @click.option("--allow-origin", multiple=True, help="Other web pages that may connect: https://HOST; repeatable.")
-@click.option("--max-streams", default=50, show_default=True, help="Streams open at once.")
-@click.option("--max-message-bytes", default=1 << 18, show_default=True, help="Of a message; above it, code 1009.")
-@click.option("--max-waiting", default=10.0, show_default=True, help="Seconds of a stream's audio that may wait.")
-@click.option("--max-seconds", default=4 * 3600.0, show_default=True, help="Seconds of audio in a stream.")
-@click.option("--idle-seconds", default=30.0, show_default=True, help="Without a message, before a stream is closed.")
-@click.option("--max-unsent-bytes", default=1 << 18, show_default=True, help="Of events that a client has not read.")
-@click.option("--batch", default=32, show_default=True, help="Streams that run through the model together.")
+@options_from(
+    Limits,
+    *("streams", "message_bytes", "waiting_seconds", "stream_seconds", "idle_seconds", "unsent_bytes", "batch"),
+    streams={"option": "--max-streams"},
+    message_bytes={"option": "--max-message-bytes"},
+    waiting_seconds={"option": "--max-waiting"},
+    stream_seconds={"option": "--max-seconds"},
+    unsent_bytes={"option": "--max-unsent-bytes"},
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Of torch. [default: as many as there are cores]")
 @click.option("-v", "--verbose", is_flag=True, help="Log what the websockets library does too.")
 @plugin_options
@@ -78,18 +87,9 @@ def serve(
 
     need_websockets()
     from tokenverse_pp.serving.access import Access, check_origin, read_token
-    from tokenverse_pp.serving.protocol import Limits
 
     access = Access(read_token(token_file), tuple(map(check_origin, allow_origin)))
-    allowed = Limits(
-        streams=limits["max_streams"],
-        message_bytes=limits["max_message_bytes"],
-        waiting_seconds=limits["max_waiting"],
-        stream_seconds=limits["max_seconds"],
-        idle_seconds=limits["idle_seconds"],
-        unsent_bytes=limits["max_unsent_bytes"],
-        batch=limits["batch"],
-    )
+    allowed = Limits(**limits)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("tokenverse_pp.serving").setLevel(logging.INFO)
     if verbose:
@@ -114,9 +114,7 @@ def _engine(
 
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
-    from tokenverse_pp.base.config import ChunkOptions
     from tokenverse_pp.base.errors import UserError
-    from tokenverse_pp.base.search_options import SearchOptions
     from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions
     from tokenverse_pp.serving.worker import build_engine
 
@@ -143,7 +141,14 @@ def _engine(
 @click.option("--url", default="ws://127.0.0.1:8765/stream", show_default=True, help="Of the server's streams.")
 @click.option("--tasks", default="", help="Tasks to decode, with commas. [default: all that the server offers]")
 @click.option("--real-time", is_flag=True, help="Send no faster than it was spoken.")
-@click.option("--format", "format_", default="pcm16", show_default=True, type=click.Choice(["pcm16", "float32"]))
+@click.option(
+    "--format",
+    "format_",
+    default="pcm16",
+    show_default=True,
+    type=click.Choice(["pcm16", "float32"]),
+    help="Number type of the samples sent.",
+)
 @click.option("--partials/--no-partials", default=True, show_default=True, help="Show what may still change.")
 @click.option("--reset-at-endpoint", is_flag=True, help="Let the search begin anew at each [ENDP].")
 @click.option("--token-file", type=click.Path(dir_okay=False), help="Token for the server; or $TOKENVERSE_TOKEN.")

@@ -10,12 +10,12 @@ from typing import Any, Deque, Mapping, Optional, Tuple
 
 import click
 
+from tokenverse_pp.base.search_options import METHODS, SearchOptions
 from tokenverse_pp.cli.groups import EXIT_CODE
-from tokenverse_pp.cli.options import plugin_options, source_options
+from tokenverse_pp.cli.options import options_from, plugin_options, source_options
 
-# Names of formats and methods are written here too, so that `--help` need not import torch (a test compares them).
+# Names of formats are written here too, so that `--help` need not import torch (a test compares them).
 FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
-METHODS = ("beam", "greedy", "full_beam", "k2_fast_beam")
 
 
 @click.command(context_settings={"max_content_width": 100})
@@ -24,17 +24,27 @@ METHODS = ("beam", "greedy", "full_beam", "k2_fast_beam")
 @click.option("--encoder", help="Folder of the model's pretrained encoder, if it is not found.")
 @click.option("--tasks", default="", help="Tasks to decode, e.g. asr,scd. [default: all that the model knows]")
 @click.option("--language", default="", help="What is spoken, if that is known, e.g. fr (or several: fr,nl).")
-@click.option("--hotwords", type=click.Path(path_type=Path), help="File of phrases to prefer: 'phrase [TAB bonus]'.")
-@click.option("--lm", type=click.Path(path_type=Path), help="Language model: .tsv of words, .arpa, a folder of such.")
-@click.option("--method", type=click.Choice(METHODS), help="Of the search. [default: beam]")
-@click.option("--beam", type=int, help="Hypotheses kept. [default: 4]")
+@options_from(
+    SearchOptions,
+    *("hotwords", "lm", "method", "beam"),
+    hotwords={"type": click.Path(path_type=Path), "help": "File of phrases to prefer: 'phrase [TAB bonus]'."},
+    lm={"type": click.Path(path_type=Path)},
+    method={"type": click.Choice(METHODS), "default": None},
+    beam={"default": None},
+)
 @click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, help="May be repeated. [default: text]")
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Write a file for each input and format into it.")
 @click.option("--recursive", is_flag=True, help="Look for audio in folders of folders too.")
 @click.option("--raw", is_flag=True, help="Standard input is bare samples: 16 bits, little-endian, one channel.")
 @click.option("--raw-rate", type=int, default=16000, show_default=True, help="Their rate in Hz.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Number type of the encoder (autocast).",
+)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of torch; 0 = torch's choice.")
 @click.option("--batch-seconds", type=float, default=120.0, show_default=True, help="Seconds of audio in a batch.")
 @click.option("--list-tasks", is_flag=True, help="Print what the model knows, and stop.")

@@ -20,29 +20,27 @@ from tokenverse_pp.base.errors import UserError
 class Limits:
     """What one stream, and all of them, may take.
 
-    Args:
-        streams: open at once; one more is refused.
-        message_bytes: of one message; a longer one closes its stream (code 1009).
-        waiting_seconds: of audio that may wait for the model in one stream; then no more is read from its connection
-            until the model has caught up, and TCP holds the client back.
-        stream_seconds: of audio in one stream.
-        idle_seconds: without a message, before ``start`` and between messages.
-        unsent_bytes: of events that wait for one client to read them. Partials do not count: only the newest waits.
-        closing_seconds: for a client to take what is left and to close its side.
-        batch: streams that go through the model together.
-
     Raises:
         UserError: for a limit that no stream could live with.
     """
 
     streams: int = 50
+    """Streams open at once; one more is refused."""
     message_bytes: int = 1 << 18
+    """Largest message in bytes; a longer one closes its stream with code 1009."""
     waiting_seconds: float = 10.0
+    """Seconds of a stream's audio that may wait for the model. Above it, no more is read from the connection until the
+    model has caught up, and TCP slows the client down."""
     stream_seconds: float = 4 * 3600.0
+    """Seconds of audio in one stream."""
     idle_seconds: float = 30.0
+    """Seconds without a message before a stream is closed, before ``start`` and between messages."""
     unsent_bytes: int = 1 << 18
+    """Bytes of events that may wait for a client to read them. Partials do not count: only the newest waits."""
     closing_seconds: float = 5.0
+    """Seconds for a client to take the remaining events and to close its side."""
     batch: int = 32
+    """Streams that run through the model together."""
 
     def __post_init__(self) -> None:
         lowest = {"message_bytes": MOST_CONTROL, "unsent_bytes": 1024, "streams": 1, "batch": 1}

@@ -44,8 +44,20 @@ PACKAGES = ("faster-whisper", "ctranslate2", "silero-vad", "onnxruntime", "Resem
 
 
 @click.group(cls=Group, help=__doc__, context_settings={"max_content_width": 100})
-@click.option("--data", type=click.Path(path_type=Path), default=Path("data/human_speech"), show_default=True)
-@click.option("--work", type=click.Path(path_type=Path), default=Path("data/baselines"), show_default=True)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=Path("data/human_speech"),
+    show_default=True,
+    help="Folder of the prepared human-speech corpus.",
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("data/baselines"),
+    show_default=True,
+    help="Folder for models and intermediate results.",
+)
 @click.pass_context
 def main(context: click.Context, data: Path, work: Path) -> None:
     """See the module's docstring."""
@@ -53,9 +65,21 @@ def main(context: click.Context, data: Path, work: Path) -> None:
 
 
 @main.command()
-@click.option("--part", type=click.Choice(["dev", "test"]), default="test", show_default=True)
-@click.option("--compute-type", type=click.Choice(["int8", "float32"]), default="int8", show_default=True)
-@click.option("--first", type=int, help="Only so many, drawn from all corpora.")
+@click.option(
+    "--part",
+    type=click.Choice(["dev", "test"]),
+    default="test",
+    show_default=True,
+    help="Part of the corpus to transcribe.",
+)
+@click.option(
+    "--compute-type",
+    type=click.Choice(["int8", "float32"]),
+    default="int8",
+    show_default=True,
+    help="Number type of the Whisper model's weights.",
+)
+@click.option("--first", type=int, help="Transcribe only N cuts, drawn from all corpora.")
 @click.pass_obj
 def whisper(places: Any, part: str, compute_type: str, first: Optional[int]) -> None:
     """Decode with Whisper-base (of dev only what the cascade is tuned on: the cuts with turns)."""
@@ -68,9 +92,17 @@ def whisper(places: Any, part: str, compute_type: str, first: Optional[int]) -> 
 
 
 @main.command()
-@click.option("--compute-type", type=click.Choice(["int8", "float32"]), default="int8", show_default=True)
+@click.option(
+    "--compute-type",
+    type=click.Choice(["int8", "float32"]),
+    default="int8",
+    show_default=True,
+    help="Number type of the Whisper model's weights.",
+)
 @click.option("--ours", type=click.Path(path_type=Path), help="hyps.jsonl of a model of ours, scored beside them.")
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="JSON file of the results."
+)
 @click.pass_obj
 def score(places: Any, compute_type: str, ours: Optional[Path], results: Path) -> None:
     """Find turns, tune on dev, score on test: those cuts that Whisper has decoded."""
@@ -113,11 +145,15 @@ def score(places: Any, compute_type: str, ours: Optional[Path], results: Path) -
 
 
 @main.command()
-@click.option("--clips", type=click.IntRange(min=1), default=100, show_default=True)
-@click.option("--model", type=click.Path(path_type=Path), default=MODEL, show_default=True)
-@click.option("--encoder", default="data/whisper-base", show_default=True)
+@click.option("--clips", type=click.IntRange(min=1), default=100, show_default=True, help="Number of clips to time.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), default=MODEL, show_default=True, help="Model folder to compare with."
+)
+@click.option("--encoder", default="data/whisper-base", show_default=True, help="Folder of the pretrained encoder.")
 @click.option("--words", type=click.Path(path_type=Path), help="Of word_lists.py: time ours with these lists, too.")
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="JSON file of the results."
+)
 @click.pass_obj
 def speed(places: Any, clips: int, model: Path, encoder: str, words: Optional[Path], results: Path) -> None:
     """Time every stage of the cascade on one thread, and one pass of ours from the same audio."""
@@ -131,8 +167,16 @@ def speed(places: Any, clips: int, model: Path, encoder: str, words: Optional[Pa
 
 
 @main.command()
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-@click.option("--document", type=click.Path(path_type=Path), default=HERE / "README.md", show_default=True)
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="JSON file of the results."
+)
+@click.option(
+    "--document",
+    type=click.Path(path_type=Path),
+    default=HERE / "README.md",
+    show_default=True,
+    help="Markdown file whose tables are filled in.",
+)
 def tables(results: Path, document: Path) -> None:
     """Put the tables of results.json between the markers of the document."""
     document.write_text(fill(document.read_text(encoding="utf-8"), read(results)), encoding="utf-8")
