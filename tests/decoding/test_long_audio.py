@@ -218,7 +218,7 @@ class Talker:
     def parameters(self):
         return iter([torch.zeros(1)])
 
-    def encode(self, audio, lens, active, stored):
+    def encode(self, audio, lens, active, stored, chunks):
         self.heard.append(tuple(audio.shape))
         frames = audio[:, : audio.size(1) // SAMPLES * SAMPLES].unflatten(1, (-1, SAMPLES)).mean(-1)
         tokens = (frames * LEVELS).round().long()
@@ -244,8 +244,8 @@ def talker(monkeypatch):
         return results
 
     model.joiner = None
-    monkeypatch.setattr("tokenverse_pp.decoding.long_form.search_frames", search_frames)
-    return SimpleNamespace(model=model, tasks=TASKS, tokenizer=Vocabulary())
+    monkeypatch.setattr("tokenverse_pp.decoding.recognizer.search_frames", search_frames)
+    return SimpleNamespace(model=model, tasks=TASKS, tokenizer=Vocabulary(), folder=None)
 
 
 def record(path, said, seconds):
@@ -291,7 +291,7 @@ def test_an_hour_is_never_in_memory_at_once(talker, tmp_path, monkeypatch):
         longest.append(len(samples))
         return samples
 
-    monkeypatch.setattr("tokenverse_pp.decoding.long_form.load_inputs", counting)
+    monkeypatch.setattr("tokenverse_pp.decoding.recognizer.load_inputs", counting)
     tracemalloc.start()
     try:
         found = decode_long(talker, cut, TASKS)

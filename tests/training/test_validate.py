@@ -48,13 +48,13 @@ def test_scores_are_those_of_each_cuts_labelled_tasks(tiny_corpus, parts, monkey
     durations = iter(sorted(targets))
     asked = []
 
-    def found(predictor, joiner, out, lens, options, constraints):
+    def found(predictor, joiner, out, lens, options, constraints, bonus):
         # The reference itself, and one word too many.
         ids = [targets[next(durations)] + word for _ in lens]
         asked.extend(constraints)
         return [[Hypothesis(tuple(i), tuple(range(len(i))), (0.0,) * len(i), 0.0, 0.0)] for i in ids]
 
-    monkeypatch.setattr(validate, "search_frames", found)
+    monkeypatch.setattr("tokenverse_pp.decoding.recognizer.search_frames", found)
     parts.config.data.max_duration = 8.0
     scores = validate.Validator(cuts, parts.dataset, parts.config, DistributedContext())(parts.model)
     words = sum(len(sup.text.split()) for cut in cuts for sup in cut.supervisions)
