@@ -65,6 +65,10 @@ def test_scores_are_those_of_each_cuts_labelled_tasks(tiny_corpus, parts, monkey
     at = sorted(cuts, key=lambda cut: cut.duration).index(unlabelled)
     barred = [torch.isinf(rules.weights[:, scd]).all().item() for rules in asked]
     assert barred == [i == at for i in range(len(cuts))]
+    # As in decode.py, a language token comes first.
+    front = {parts.tokenizer.id_of(symbol) for symbol in parts.tasks["lid"].symbols}
+    for rules in asked:
+        assert set((rules.weights[0] == 0).nonzero().flatten().tolist()) - {0} == front
 
 
 def test_log_probabilities_are_split_by_task(tiny_corpus, parts, monkeypatch):

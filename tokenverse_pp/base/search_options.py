@@ -42,7 +42,8 @@ class SearchOptions:
         lm_bonus: added for each token that it judges, against hypotheses that get too short: 3 to 4 times ``lm_scale``.
         languages: codes of the languages that may be written (BCP 47, ISO 639; `tokenverse_pp.base.languages` finds the
             model's own that are meant); None for all that the model knows.
-        force_language: nothing may be written before a language token (only while ``lid`` is active).
+        force_language: whether the first token must be a language token while the task ``lid`` is active; None for the
+            default, which is yes. Without ``lid`` it has no effect.
         joiner_dtype: number type of the joiner's matrix products; None for that of its weights. Softmax and scores
             are float32 or better in any case.
 
@@ -67,7 +68,7 @@ class SearchOptions:
     lm_scale: float = 0.4
     lm_bonus: float = 1.5
     languages: Optional[Tuple[str, ...]] = None
-    force_language: bool = False
+    force_language: Optional[bool] = None
     joiner_dtype: Optional[str] = None
 
     def __post_init__(self) -> None:
