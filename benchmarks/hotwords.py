@@ -73,10 +73,10 @@ def measure(
     loaded: ModelBundle, batches: Sequence[Encoded], rare: Words, phrases: Words, score: Optional[float]
 ) -> Dict[str, Any]:
     """One record."""
-    options = SearchOptions(force_language="lid" in loaded.tasks)
+    options = SearchOptions()
     if score is not None:
-        options = SearchOptions(force_language=options.force_language, hotwords=tuple(phrases), hotword_score=score)
-    rules = constraints_for(loaded.tasks, loaded.tasks.names, loaded.tokenizer, None, options.force_language)
+        options = SearchOptions(hotwords=tuple(phrases), hotword_score=score)
+    rules = constraints_for(loaded.tasks, loaded.tasks.names, loaded.tokenizer)
     started = time.monotonic()
     bonus = bonus_for(options, loaded.tokenizer)
     compiled = time.monotonic()

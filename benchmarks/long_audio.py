@@ -111,7 +111,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     loaded = load_model(args.model, args.encoder)
-    options = SearchOptions(force_language="lid" in loaded.tasks)
+    options = SearchOptions()
     found: Dict[str, List[Dict[str, Any]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         groups = list(groups_of(list(read_cuts(args.cuts)), 60 * args.minutes))

@@ -53,7 +53,7 @@ class Way:
     def run(self, audio: np.ndarray, method: str) -> None:
         """Decode one utterance."""
         started = time.perf_counter()
-        best = self.decode(audio, SearchOptions(method, force_language=True))
+        best = self.decode(audio, SearchOptions(method))
         self.seconds[method] = self.seconds.get(method, 0.0) + time.perf_counter() - started
         self.found.setdefault(method, []).append(best)
 

@@ -180,7 +180,7 @@ def test_the_search(plain, code, tokenizers):
     tasks, tokenizer = model_of(OTHER, plain), tokenizers[plain]
     options = TranscribeOptions(language=code).for_model(tasks).search
     assert options.languages == (code,) and languages_written(options, tasks) == [plain]
-    assert default_options(None, ["asr", "lid"], code).languages == (code,)  # the ONNX runtime; its tables are these
+    assert default_options(None, code).languages == (code,)  # the ONNX runtime; its tables are these
     forced, expected = (tables_for(tasks, tasks.names, tokenizer, languages, True) for languages in ([code], [plain]))
     assert (forced.weights == expected.weights).all() and (forced.following == expected.following).all()
     with pytest.raises(UserError, match=r"does not write \[DE\]"):

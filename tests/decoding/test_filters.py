@@ -32,7 +32,8 @@ VOCABULARY = Vocabulary(TASKS)
     ],
 )
 def test_well_formed_is_allowed(text):
-    assert constraints_for(TASKS, ALL, VOCABULARY).allows(VOCABULARY.ids(text))
+    constraints = constraints_for(TASKS, ALL, VOCABULARY, force_language=False)
+    assert constraints.allows(VOCABULARY.ids(text))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_well_formed_is_allowed(text):
     ],
 )
 def test_malformed_is_barred(text):
-    constraints = constraints_for(TASKS, ALL, VOCABULARY)
+    constraints = constraints_for(TASKS, ALL, VOCABULARY, force_language=False)
     ids = VOCABULARY.ids(text)
     assert constraints.allows(ids[:-1]) or len(ids) == 1
     assert not constraints.allows(ids)
@@ -77,13 +78,16 @@ def test_tokens_of_inactive_tasks_are_barred_wherever_they_would_stand():
 
 
 def test_languages_can_be_limited_and_forced():
-    only = constraints_for(TASKS, ALL, VOCABULARY, languages=["nl"])
+    only = constraints_for(TASKS, ALL, VOCABULARY, languages=["nl"], force_language=False)
     assert only.allows(VOCABULARY.ids("[NL] ▁a")) and only.allows(VOCABULARY.ids("▁a"))
     assert not only.allows(VOCABULARY.ids("[FR] ▁a"))
-    forced = constraints_for(TASKS, ALL, VOCABULARY, languages=["nl"], force_language=True)
-    assert forced.allows(VOCABULARY.ids("[NL] [NE] ▁a"))
-    for text in ("▁a", "[NE]", "▁", "[FR]"):
-        assert not forced.allows(VOCABULARY.ids(text))
+    for force in (None, True):  # None is the default
+        forced = constraints_for(TASKS, ALL, VOCABULARY, languages=["nl"], force_language=force)
+        assert forced.allows(VOCABULARY.ids("[NL] [NE] ▁a"))
+        for text in ("▁a", "[NE]", "▁", "[FR]"):
+            assert not forced.allows(VOCABULARY.ids(text))
+    assert SearchOptions().force_language is None
+    assert constraints_for(TASKS, ["asr"], VOCABULARY).allows(VOCABULARY.ids("▁a"))  # no effect without lid
 
 
 def test_errors_name_the_option():
@@ -131,14 +135,15 @@ def test_without_anything_to_bar_scores_are_unchanged(tiny):
     active=st.sets(st.sampled_from(ALL)),
     types=st.sampled_from([(), ("NUM",), ("NUM", "DAY")]),
     method=st.sampled_from(["greedy", "beam", "full_beam"]),
+    force=st.booleans(),
 )
-def test_every_hypothesis_of_any_model_is_well_formed(tiny, seed, known, active, types, method):
+def test_every_hypothesis_of_any_model_is_well_formed(tiny, seed, known, active, types, method, force):
     tasks = know(*known, types=types)
     vocabulary = Vocabulary(tasks)
     active_tasks = tasks.subset(active)
     model = tiny(seed, V=vocabulary.vocab_size, lens=[25, 12], blank_bias=seed % 3 - 1, context=1)
     options = SearchOptions(method=method, beam=4, nbest=1 if method == "greedy" else 4)
-    constraints = constraints_for(tasks, active_tasks.names, vocabulary)
+    constraints = constraints_for(tasks, active_tasks.names, vocabulary, force_language=force)
     for hypotheses in search_frames(*model, options, constraints):
         assert hypotheses
         for found in hypotheses:
@@ -168,13 +173,14 @@ class Laughter(PositionTask):
 def test_a_new_task_needs_no_search_code():
     tasks = TaskSet((*TASKS.tasks, Laughter()))
     vocabulary = Vocabulary(tasks)
-    constraints = constraints_for(tasks, tasks.names, vocabulary)
+    constraints = constraints_for(tasks, tasks.names, vocabulary, force_language=False)
     assert RANK_END < RANK_CHANGE
     for text in ("▁a [HAHA] ▁b", "▁a [ENDP] [HAHA] [SCD] ▁b"):
         assert constraints.allows(vocabulary.ids(text))
     for text in ("[HAHA]", "▁a [HAHA] [HAHA]", "▁a [HAHA] [ENDP]", "▁a [SCD] [HAHA]"):
         assert not constraints.allows(vocabulary.ids(text))
-    assert not constraints_for(tasks, ALL, vocabulary).allows(vocabulary.ids("▁a [HAHA]"))
+    without = constraints_for(tasks, ALL, vocabulary, force_language=False)
+    assert without.allows(vocabulary.ids("▁a")) and not without.allows(vocabulary.ids("▁a [HAHA]"))
 
 
 def test_join_numbers_states_one_after_the_other():

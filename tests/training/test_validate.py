@@ -48,13 +48,13 @@ def test_scores_are_those_of_each_cuts_labelled_tasks(tiny_corpus, parts, monkey
     durations = iter(sorted(targets))
     asked = []
 
-    def found(predictor, joiner, out, lens, options, constraints):
+    def found(predictor, joiner, out, lens, options, constraints, bonus):
         # The reference itself, and one word too many.
         ids = [targets[next(durations)] + word for _ in lens]
         asked.extend(constraints)
         return [[Hypothesis(tuple(i), tuple(range(len(i))), (0.0,) * len(i), 0.0, 0.0)] for i in ids]
 
-    monkeypatch.setattr(validate, "search_frames", found)
+    monkeypatch.setattr("tokenverse_pp.decoding.recognizer.search_frames", found)
     parts.config.data.max_duration = 8.0
     scores = validate.Validator(cuts, parts.dataset, parts.config, DistributedContext())(parts.model)
     words = sum(len(sup.text.split()) for cut in cuts for sup in cut.supervisions)
@@ -65,6 +65,10 @@ def test_scores_are_those_of_each_cuts_labelled_tasks(tiny_corpus, parts, monkey
     at = sorted(cuts, key=lambda cut: cut.duration).index(unlabelled)
     barred = [torch.isinf(rules.weights[:, scd]).all().item() for rules in asked]
     assert barred == [i == at for i in range(len(cuts))]
+    # As in decode.py, a language token comes first.
+    front = {parts.tokenizer.id_of(symbol) for symbol in parts.tasks["lid"].symbols}
+    for rules in asked:
+        assert set((rules.weights[0] == 0).nonzero().flatten().tolist()) - {0} == front
 
 
 def test_log_probabilities_are_split_by_task(tiny_corpus, parts, monkeypatch):

@@ -76,8 +76,8 @@ class TranscribeOptions:
         )
 
     def _search(self, has_language: bool) -> SearchOptions:
-        """The search's options; by default nothing may be written before a language token, as in decode.py."""
-        options = self.search if self.search is not None else SearchOptions(force_language=True)
+        """The options of the search."""
+        options = self.search if self.search is not None else SearchOptions()
         changes: Dict[str, Any] = {} if self.lm is None else {"lm": str(self.lm)}
         changes.update({name: x for name in ("method", "beam") if (x := getattr(self, name)) is not None})
         if self.language is not None:

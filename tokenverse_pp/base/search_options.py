@@ -59,8 +59,8 @@ class SearchOptions:
     """Added for each token that the language model scores, against too short hypotheses; 3 to 4 times lm_scale."""
     languages: Optional[Tuple[str, ...]] = None
     """Codes of the languages that may be written (BCP 47 or ISO 639); default: all that the model knows."""
-    force_language: bool = False
-    """With the task lid: allow no other symbol before a language token."""
+    force_language: Optional[bool] = None
+    """With the task lid: whether a language token must come first; default: yes."""
     joiner_dtype: Optional[str] = None
     """Number type of the joiner's matrix products; default: that of its weights. Softmax and scores are in float32 or
     better."""

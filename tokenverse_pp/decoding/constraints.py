@@ -209,7 +209,7 @@ def constraints_for(
     active: Sequence[str],
     tokenizer: PieceVocabulary,
     languages: Optional[Sequence[str]] = None,
-    force_language: bool = False,
+    force_language: Optional[bool] = None,
     blank_id: int = 0,
 ) -> Constraints:
     """`tables_for` of the same arguments, as the tensors that `search_frames` takes."""
@@ -223,7 +223,7 @@ def tables_for(
     active: Sequence[str],
     tokenizer: PieceVocabulary,
     languages: Optional[Sequence[str]] = None,
-    force_language: bool = False,
+    force_language: Optional[bool] = None,
     blank_id: int = 0,
 ) -> RuleTables:
     """What a model may write.
@@ -238,7 +238,8 @@ def tables_for(
         tokenizer: gives the ids of their symbols.
         languages: codes of the languages that may be written, in any spelling: ``FRA`` and ``fr-CA`` allow the ``fr``
             of the model, ``pt`` its ``pt-BR`` and ``pt-PT``; None for all.
-        force_language: a language token must come first (if ``lid`` is active).
+        force_language: whether a language token must come first (if ``lid`` is active); None for the default, which is
+            yes, see `SearchOptions`.
         blank_id: the blank.
 
     Raises:
@@ -277,7 +278,9 @@ def languages_written(options: SearchOptions, tasks: Optional[TaskSet]) -> List[
     return list(dict.fromkeys(meant))
 
 
-def _language_filters(active: TaskSet, languages: Optional[Sequence[str]], force_language: bool) -> List[Filter]:
+def _language_filters(
+    active: TaskSet, languages: Optional[Sequence[str]], force_language: Optional[bool]
+) -> List[Filter]:
     if "lid" not in active:
         if languages is not None:
             raise UserError("search option 'languages': the task 'lid' is not active, so no language is written")
@@ -292,6 +295,6 @@ def _language_filters(active: TaskSet, languages: Optional[Sequence[str]], force
         )
     allowed = tuple(dict.fromkeys(language_token(code) for found in meant.values() for code in found))
     filters: List[Filter] = [Bar([symbol for symbol in known if symbol not in allowed])]
-    if force_language:
+    if force_language is None or force_language:
         filters.append(StartsWith(allowed))
     return filters

@@ -1,10 +1,8 @@
-"""Tokens grouped into what must not be torn apart: words, and task tokens.
+"""Long audio: it is recognized in overlapping windows, whose hypotheses are merged into one.
 
-Hypotheses of overlapping windows -> one hypothesis.
-
-Near its edges a window hears half a word, or lacks context: what two windows say is most to be trusted in the middle of
-their overlap. So the left one is followed up to a seam near the middle, and the right one from there on. The seam is,
-in this order,
+A few windows are in memory at a time. Tokens are grouped into units that are never split: words, and task tokens. Near
+the edges of a window words are cut or lack context, so two windows are most reliable in the middle of their overlap:
+the left one is taken up to a seam near the middle, and the right one from there on. The seam is, in this order,
 
 1. a word that both have (in the best common subsequence; at most half a second apart), outside of entities in both, in
    the middle half of the overlap: the nearest to its centre;
@@ -17,8 +15,6 @@ Task tokens between the seam's word and the one before it are those of the left 
 is doubled; an entity that the right window hears only the end of is whole in the left one, and the other way round.
 What the rules of the search bar all the same (after 4: an ``[/NE]`` without its ``[NE]``, say) is left out. The
 language is that of the first window with words, and its token stays in front; later ones are left out.
-
-A recording of any length -> one hypothesis; only a few windows of it are in memory at a time.
 """
 
 from __future__ import annotations
@@ -27,21 +23,16 @@ import math
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Collection, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Callable, Collection, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
 
 import torch
 from lhotse.cut import Cut
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.data.dataset import collate, load_inputs
 from tokenverse_pp.decoding.automaton import NEG_INF, Constraints
-from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.scorer import bonus_for
-from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.models.devices import autocast
 from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_FRONT, RANK_OPEN, TaskSet
 from tokenverse_pp.tasks.transcript import is_task_token
 
@@ -272,7 +263,6 @@ class _Overlap:
 
 
 Item = TypeVar("Item")
-NOTHING = Hypothesis(tokens=(), frames=(), log_probs=(), log_prob=0.0, score=0.0)
 
 
 def decode_long(
@@ -286,7 +276,7 @@ def decode_long(
     precision: str = "fp32",
     weights: Optional[torch.Tensor] = None,
 ) -> Hypothesis:
-    """Decode audio of any length in overlapping windows (see `merge` for how they are joined).
+    """Decode audio of any length in overlapping windows (see the module's docstring for how they are merged).
 
     Audio of one window or less gives exactly what the plain search gives. In a merged hypothesis ``log_prob`` is the
     sum of its tokens' log-probabilities (blanks belong to windows, and are left out).
@@ -305,23 +295,42 @@ def decode_long(
     Raises:
         UserError: naming the file or option, for audio that cannot be read and windows that cannot be.
     """
-    options = options or SearchOptions()
-    check_windows(window, overlap)
+    from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer  # which merges windows by this module
+
+    decoding = DecodeOptions(
+        options or SearchOptions(), active.names, precision=precision, window=window, overlap=overlap
+    )
     cut = cut_of(audio) if isinstance(audio, (str, Path)) else audio
-    decoder = _WindowDecoder(loaded, active, options, precision, weights)
-    if cut.duration <= window:
-        return decoder(cut, [cut])[0]
-    shift = loaded.model.encoder.output_frame_shift
-    tokenizer = loaded.tokenizer
-    merger = Merger(tokenizer.pieces(range(tokenizer.vocab_size)), active, shift, decoder.constraints)
+    return Recognizer(loaded, decoding, weights).recognize_long(cut, batch)
+
+
+def merge_windows(
+    cut: Cut,
+    window: float,
+    overlap: float,
+    batch: int,
+    merger: Merger,
+    recognize: Callable[[Sequence[Cut]], Sequence[Hypothesis]],
+) -> Tuple[Tuple[int, ...], Tuple[int, ...], Tuple[float, ...]]:
+    """Recognize a cut in windows and merge their hypotheses.
+
+    Args:
+        cut: longer than one window.
+        window: seconds.
+        overlap: seconds.
+        batch: windows that are recognized at once.
+        merger: new.
+        recognize: parts of the cut -> the best hypothesis of each.
+
+    Returns:
+        `Merger.result`.
+    """
+    shift = merger.frame_shift
     for group in in_groups(windows_of(cut, window, overlap, shift), batch):
-        found = decoder(cut, [part for _, part in group])
+        found = recognize([part for _, part in group])
         for (start, part), hypothesis in zip(group, found):
             merger.add(Window(start, start + round(part.duration / shift), hypothesis))
-    tokens, frames, log_probs = merger.result()
-    log_prob = sum(log_probs)
-    scale = len(tokens) + loaded.model.predictor.context_size if options.length_norm else 1
-    return Hypothesis(tokens, frames, log_probs, log_prob, log_prob / scale)
+    return merger.result()
 
 
 def check_windows(window: float, overlap: float) -> None:
@@ -365,48 +374,3 @@ def in_groups(items: Iterable[Item], size: int) -> Iterator[List[Item]]:
     iterator = iter(items)
     while group := list(islice(iterator, size)):
         yield group
-
-
-class _WindowDecoder:
-    """Cuts -> their best hypotheses, with the plain encoder and search."""
-
-    def __init__(
-        self,
-        loaded: ModelBundle,
-        active: TaskSet,
-        options: SearchOptions,
-        precision: str,
-        weights: Optional[torch.Tensor] = None,
-    ):
-        self.model, self.options, self.precision = loaded.model, options, precision
-        self.device = next(loaded.model.parameters()).device
-        self.constraints = constraints_for(
-            loaded.tasks, active.names, loaded.tokenizer, options.languages, options.force_language
-        )
-        self.bonus = bonus_for(options, loaded.tokenizer, active)
-        mask = torch.tensor(loaded.tasks.mask(active.names), dtype=torch.float32) if weights is None else weights
-        self.mask = mask.to(self.device)
-
-    @torch.no_grad()
-    def __call__(self, cut: Cut, parts: List[Cut]) -> List[Hypothesis]:
-        """Hypotheses of parts of ``cut``; one that is shorter than a frame says nothing."""
-        samples = [load_inputs(part, convert=True) for part in parts]
-        found = [NOTHING] * len(parts)
-        encoder = self.model.encoder
-        heard = [i for i, x in enumerate(samples) if len(x) and int(encoder.feature_lens(torch.tensor([len(x)]))) > 0]
-        if not heard:
-            return found
-        audio, lens = collate([samples[i] for i in heard])
-        with autocast(self.device, self.precision):
-            out, lens = self.model.encode(
-                audio.to(self.device), lens.to(self.device), self.mask.expand(len(heard), -1), False
-            )
-        if not all(torch.isfinite(frames[:length]).all() for frames, length in zip(out, lens.tolist())):
-            raise UserError(f"cut {cut.id}: the encoder gave NaN or infinity; do its inputs or the model hold any?")
-        model = self.model
-        best = search_frames(
-            model.predictor, model.joiner, out.float(), lens, self.options, self.constraints, self.bonus
-        )
-        for i, hypotheses in zip(heard, best):
-            found[i] = hypotheses[0]
-        return found

@@ -1,8 +1,7 @@
-"""Task vectors made stronger or weaker at decoding: a dial between precision and recall of a task.
+"""Decoding a batch: encoder and search. `Recognizer` is the only place that does so.
 
-What decides the hypotheses, beside the model and the cuts.
-
-Batches of cuts through encoder and search: records for hyps.jsonl, and what had to be refused.
+Batch decoding, long audio (`tokenverse_pp.decoding.long_form`), `tokenverse_pp.decoding.search.search`, validation in
+training and the Python API call it, so options and defaults mean the same everywhere.
 """
 
 from __future__ import annotations
@@ -19,9 +18,10 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs
+from tokenverse_pp.decoding.automaton import Constraints
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration, to_record
-from tokenverse_pp.decoding.long_form import check_windows, decode_long
+from tokenverse_pp.decoding.long_form import Merger, check_windows, merge_windows
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.bundle import ModelBundle
@@ -122,6 +122,8 @@ class DecodeOptions:
 
 
 Record = Dict[str, Any]
+NBest = List[Hypothesis]  # the best score first
+NOT_FINITE = "the encoder gave NaN or infinity; do its inputs or the model hold any?"
 NOTHING = Hypothesis(tokens=(), frames=(), log_probs=(), log_prob=0.0, score=0.0)
 
 
@@ -158,50 +160,171 @@ def is_long(cut: Cut, options: DecodeOptions) -> bool:
 
 
 class Recognizer:
-    """A model with decoding options: batches in, `RecognizedBatch` out.
+    """A model with decoding options.
+
+    Called with a batch of cuts it returns a `RecognizedBatch`; `recognize` takes audio or features, and
+    `recognize_padded` takes a padded batch. The model must be in eval mode.
 
     Args:
-        loaded: the model, on the device that it is to run on.
+        loaded: the model, on its device.
         options: how to decode.
+        weights: (K + 1,) of the task vectors; by default `vector_weights`.
 
     Raises:
         UserError: for tasks, languages, characters of hotwords or a language model that the model cannot use.
     """
 
-    def __init__(self, loaded: ModelBundle, options: DecodeOptions):
+    def __init__(self, loaded: ModelBundle, options: DecodeOptions, weights: Optional[Tensor] = None):
         self.loaded = loaded
         self.options = options
         self.active = choose_tasks(loaded.tasks, options.tasks)
         self.device = next(loaded.model.parameters()).device
         self.shift = loaded.model.encoder.output_frame_shift
-        search = options.search
-        self.constraints = constraints_for(
-            loaded.tasks, self.active.names, loaded.tokenizer, search.languages, search.force_language
-        )
-        self.bonus = bonus_for(search, loaded.tokenizer, self.active)
+        self._constraints: Dict[Tuple[str, ...], Constraints] = {}
+        self.constraints = self.constraints_of(self.active.names)
+        self.bonus = bonus_for(options.search, loaded.tokenizer, self.active)
         self.calibration = read_calibration(loaded.folder)
-        self.mask = vector_weights(loaded, self.active, options.vector_scale).to(self.device)
+        if weights is None:
+            weights = vector_weights(loaded, self.active, options.vector_scale)
+        self.weights = weights.to(self.device)
+
+    def constraints_of(self, names: Sequence[str]) -> Constraints:
+        """The constraints of the search while these tasks are active; compiled once."""
+        key = tuple(names)
+        if key not in self._constraints:
+            o, loaded = self.options.search, self.loaded
+            self._constraints[key] = constraints_for(loaded.tasks, key, loaded.tokenizer, o.languages, o.force_language)
+        return self._constraints[key]
 
     @torch.no_grad()
+    def encode(
+        self, inputs: Tensor, lens: Tensor, weights: Tensor, stored: bool, chunks: Optional[ChunkOptions]
+    ) -> Tuple[Tensor, Tensor]:
+        """The encoder in the precision of the options.
+
+        Args:
+            inputs: (N, S) audio or (N, T, F) stored features, padded.
+            lens: (N,) valid samples or frames.
+            weights: (N, K + 1) of the task vectors.
+            stored: whether ``inputs`` are stored features.
+            chunks: what each frame sees, None for full context.
+
+        Returns:
+            (N, T', C) and (N,) valid frames.
+        """
+        with autocast(self.device, self.options.precision):
+            out, lens = self.loaded.model.encode(
+                inputs.to(self.device), lens.to(self.device), weights.to(self.device), stored, chunks
+            )
+        return out, lens
+
+    @torch.no_grad()
+    def search(
+        self, out: Tensor, lens: Tensor, active: Optional[Sequence[Sequence[str]]] = None
+    ) -> List[Optional[NBest]]:
+        """Search a batch of encoder output.
+
+        Args:
+            out: (N, T', C), padded.
+            lens: (N,) valid frames.
+            active: for each utterance the names of its active tasks; None for those of the options.
+
+        Returns:
+            For each utterance its n-best list, or None where its frames hold NaN or infinity.
+        """
+        valid = torch.arange(out.size(1), device=out.device) < lens[:, None]
+        finite = (torch.isfinite(out).all(-1) | ~valid).all(-1)
+        lengths, is_finite = torch.stack([lens.long(), finite.long()]).tolist()  # one transfer for the batch
+        found: List[Optional[NBest]] = [None] * len(lengths)
+        good = [row for row, fine in enumerate(is_finite) if fine]
+        if good:
+            model = self.loaded.model
+            rules = self.constraints if active is None else [self.constraints_of(active[row]) for row in good]
+            best = search_frames(
+                model.predictor,
+                model.joiner,
+                (out if len(good) == len(found) else out[good]).float(),
+                torch.tensor([lengths[row] for row in good]),
+                self.options.search,
+                rules,
+                self.bonus,
+            )
+            for row, hypotheses in zip(good, best):
+                found[row] = hypotheses
+        return found
+
+    def recognize_padded(
+        self, inputs: Tensor, lens: Tensor, weights: Tensor, stored: bool, chunks: Optional[ChunkOptions]
+    ) -> List[Optional[NBest]]:
+        """`encode`, then `search`."""
+        return self.search(*self.encode(inputs, lens, weights, stored, chunks))
+
+    def recognize(self, items: Sequence[Tensor]) -> List[Optional[NBest]]:
+        """Recognize utterances as one batch.
+
+        Args:
+            items: audio (S,), or features (T, F) under ``DecodeOptions.stored_features``.
+
+        Returns:
+            For each its n-best list: one empty hypothesis if it is shorter than a frame, and None if the encoder's
+            output holds NaN or infinity.
+        """
+        found: List[Optional[NBest]] = [[NOTHING]] * len(items)
+        # In some encoders an utterance shorter than a frame would be an error of its batch.
+        rows = [row for row, item in enumerate(items) if self._frames(item) > 0]
+        if rows:
+            inputs, lens = collate([items[row] for row in rows])
+            weights = self.weights.expand(len(rows), -1)
+            o = self.options
+            for row, best in zip(rows, self.recognize_padded(inputs, lens, weights, o.stored_features, o.chunks)):
+                found[row] = best
+        return found
+
+    def recognize_long(self, cut: Cut, at_once: int) -> Hypothesis:
+        """The best hypothesis of a cut of any length, ``at_once`` windows in a batch (raises UserError)."""
+
+        def best_of(parts: Sequence[Cut]) -> List[Hypothesis]:
+            found = self.recognize([load_inputs(part, convert=True) for part in parts])
+            if None in found:
+                raise UserError(f"cut {cut.id}: {NOT_FINITE}")
+            return [best[0] for best in found if best is not None]
+
+        o, loaded = self.options, self.loaded
+        if cut.duration <= o.window:
+            return best_of([cut])[0]
+        pieces = loaded.tokenizer.pieces(range(loaded.tokenizer.vocab_size))
+        merger = Merger(pieces, self.active, self.shift, self.constraints)
+        tokens, frames, log_probs = merge_windows(cut, o.window, o.overlap, at_once, merger, best_of)
+        log_prob = sum(log_probs)
+        scale = len(tokens) + loaded.model.predictor.context_size if o.search.length_norm else 1
+        return Hypothesis(tokens, frames, log_probs, log_prob, log_prob / scale)
+
     def __call__(self, group: Sequence[Cut]) -> RecognizedBatch:
-        """Decode one batch. What is wrong with one cut leaves the others as they are."""
+        """Decode a batch of `plan_batches`. An error of one cut does not affect the others."""
         done = RecognizedBatch()
-        if is_long(group[0], self.options):
+        o = self.options
+        if is_long(group[0], o):
             for cut in group:
-                self._decode_long(cut, done)
+                try:
+                    best = self.recognize_long(cut, max(1, int(o.max_duration // o.window)))
+                except UserError as error:
+                    done.refuse(cut, error)
+                else:
+                    done.records.append(self.record(cut, [best]))
             return done
-        loaded: List[Tuple[Cut, Tensor]] = []
+        cuts: List[Cut] = []
+        items: List[Tensor] = []
         for cut in group:
             try:
-                inputs = load_inputs(cut, self.options.stored_features, convert=True, chunks=self.options.chunks)
-                loaded.append((cut, inputs))
+                items.append(load_inputs(cut, o.stored_features, convert=True, chunks=o.chunks))
+                cuts.append(cut)
             except UserError as error:
                 done.refuse(cut, error)
-        # An utterance shorter than a frame would be an error of its whole batch in some encoders.
-        heard = [(cut, item) for cut, item in loaded if self._frames(item) > 0]
-        done.records.extend(self.record(cut, [NOTHING]) for cut, item in loaded if self._frames(item) <= 0)
-        if heard:
-            self._decode([cut for cut, _ in heard], [item for _, item in heard], done)
+        for cut, found in zip(cuts, self.recognize(items)):
+            if found is None:
+                done.refuse(cut, UserError(NOT_FINITE))
+            else:
+                done.records.append(self.record(cut, found))
         return done
 
     def record(self, cut: Cut, found: Sequence[Hypothesis]) -> Record:
@@ -230,47 +353,9 @@ class Recognizer:
             return len(item)
         return int(self.loaded.model.encoder.feature_lens(torch.tensor([len(item)]))) if len(item) else 0
 
-    def _decode_long(self, cut: Cut, done: RecognizedBatch) -> None:
-        """Decode a cut in windows, as many at a time as a batch holds."""
-        o = self.options
-        at_once = max(1, int(o.max_duration // o.window))
-        try:
-            best = decode_long(
-                self.loaded, cut, self.active, o.search, o.window, o.overlap, at_once, o.precision, self.mask
-            )
-        except UserError as error:
-            done.refuse(cut, error)
-        else:
-            done.records.append(self.record(cut, [best]))
-
-    def _decode(self, group: Sequence[Cut], items: Sequence[Tensor], done: RecognizedBatch) -> None:
-        """Encoder and search over inputs that are all valid."""
-        model, stored = self.loaded.model, self.options.stored_features
-        inputs, lens = collate(items)
-        with autocast(self.device, self.options.precision):
-            out, lens = model.encode(
-                inputs.to(self.device),
-                lens.to(self.device),
-                self.mask.expand(len(group), -1),
-                stored,
-                self.options.chunks,
-            )
-        good = []
-        for row, (cut, frames, length) in enumerate(zip(group, out, lens.tolist())):
-            if torch.isfinite(frames[:length]).all():
-                good.append(row)
-            else:
-                done.refuse(cut, UserError("the encoder gave NaN or infinity; do its inputs or the model hold any?"))
-        if good:
-            out, lens = out[good].float(), lens[good]
-            found = search_frames(
-                model.predictor, model.joiner, out, lens, self.options.search, self.constraints, self.bonus
-            )
-            done.records.extend(self.record(group[row], best) for row, best in zip(good, found))
-
 
 def decode(loaded: ModelBundle, cuts: Sequence[Cut], options: DecodeOptions) -> Iterator[RecognizedBatch]:
     """Decode cuts in this process, batch by batch (`plan_batches`)."""
-    decoder = Recognizer(loaded, options)
+    recognizer = Recognizer(loaded, options)
     for group in plan_batches(cuts, options):
-        yield decoder(group)
+        yield recognizer(group)

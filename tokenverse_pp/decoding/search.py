@@ -1,31 +1,25 @@
-"""The search behind the entry point: a padded batch of encoder output in, hypotheses in the same order out.
-
-The one entry point of the search: a model and audio (or stored features) in, n-best hypotheses out.
-"""
+"""The search: `search_frames` takes a padded batch of encoder output, `search` takes a model and audio or features."""
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Protocol, Sequence, Union
+from typing import Any, List, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.data.dataset import collate
-from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.decoding.automaton import Constraints, Rules
 from tokenverse_pp.decoding.beam import beam_search
-from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.full_beam import full_beam_search
 from tokenverse_pp.decoding.greedy import greedy_search
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.k2_fast_beam import k2_fast_beam_search
-from tokenverse_pp.decoding.scorer import FusionScorer, Scorer, bonus_for, project
+from tokenverse_pp.decoding.scorer import FusionScorer, Scorer, project
+from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.joiner import Joiner
 from tokenverse_pp.models.predictor import StatelessPredictor
 from tokenverse_pp.models.transducer import Transducer
-from tokenverse_pp.tasks.base import TaskSet
 
 METHODS = {
     "greedy": greedy_search,
@@ -101,30 +95,18 @@ def _search(
 def _refuse_nan(frames: Tensor, lengths: Sequence[int], order: Sequence[int]) -> None:
     bad = ~torch.isfinite(frames.sum(-1))
     valid = torch.arange(frames.size(0), device=frames.device)[:, None] < torch.tensor(lengths, device=frames.device)
-    where = sorted(order[i] for i in (bad & valid).any(0).nonzero().flatten().tolist())
-    if where:
-        which = ", ".join(map(str, where))
+    refuse_rows(sorted(order[i] for i in (bad & valid).any(0).nonzero().flatten().tolist()))
+
+
+def refuse_rows(rows: Sequence[int]) -> None:
+    """Raise a UserError for utterances of a batch whose frames hold NaN or infinity, if there are any."""
+    if rows:
+        which = ", ".join(map(str, rows))
         raise UserError(f"utterance {which} of the batch: the encoder gave NaN or infinity; is the audio valid?")
 
 
-class SearchModel(Protocol):
-    """A model with what belongs to it, such as `tokenverse_pp.models.bundle.load_model` gives."""
-
-    @property
-    def model(self) -> Transducer:
-        """The transducer."""
-
-    @property
-    def tasks(self) -> TaskSet:
-        """All tasks that it knows."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Its vocabulary."""
-
-
 def search(
-    model: SearchModel,
+    model: ModelBundle,
     inputs: Sequence[Any],
     tasks: Optional[Sequence[str]] = None,
     options: Optional[SearchOptions] = None,
@@ -132,7 +114,7 @@ def search(
     """Decode utterances, as one padded batch, which gives what each gives alone.
 
     Args:
-        model: see `SearchModel`.
+        model: such as `tokenverse_pp.models.bundle.load_model` gives.
         inputs: arrays or tensors of floats: all 1-D (audio at 16 kHz in [-1, 1]), or all 2-D (frames, F), features at
             the encoder's seam that were stored before (`Encoder.extract`). They are one batch in memory.
         tasks: names of the tasks to decode, None for all that the model knows; the tokens of others are barred.
@@ -146,28 +128,26 @@ def search(
         UserError: for a task that the model does not know, a hotword that it cannot write, and, naming the input by its
             number, for one that is no such array, holds NaN or infinity, or is too short for one frame.
     """
-    options = options or SearchOptions()
-    active = model.tasks.names if tasks is None else tuple(tasks)
-    constraints = constraints_for(model.tasks, active, model.tokenizer, options.languages, options.force_language)
-    bonus = bonus_for(options, model.tokenizer, model.tasks.subset(active))
-    network = model.model
+    from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer  # which searches by this module
+
+    network, known = model.model, model.tasks
+    for name in tasks or ():
+        if name not in known:
+            raise UserError(f"task {name!r}: this model knows {', '.join(known.names)}")
     items = [_checked(item, number, network) for number, item in enumerate(inputs)]
-    if not items:
-        return []
     if len({item.dim() for item in items}) > 1:
         raise UserError("inputs: expected all audio (1-D) or all stored features (2-D), got both")
-    device = next(network.parameters()).device
-    padded, lens = collate(items)
-    mask = torch.tensor(model.tasks.mask(active), dtype=torch.float32, device=device)
+    stored = any(item.dim() == 2 for item in items)
+    active = known.subset(known.names if tasks is None else tasks).names
+    recognizer = Recognizer(model, DecodeOptions(options or SearchOptions(), active, stored_features=stored))
     training = network.training
     network.eval()
     try:
-        with torch.no_grad():
-            stored = items[0].dim() == 2
-            out, lens = network.encode(padded.to(device), lens.to(device), mask.expand(len(items), -1), stored)
+        found = recognizer.recognize(items)
     finally:
         network.train(training)
-    return search_frames(network.predictor, network.joiner, out.float(), lens, options, constraints, bonus)
+    refuse_rows([row for row, best in enumerate(found) if best is None])
+    return [best for best in found if best is not None]
 
 
 def _checked(item: Any, number: int, network: Transducer) -> Tensor:

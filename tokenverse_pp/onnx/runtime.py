@@ -170,9 +170,9 @@ class Exported:
         return [TimedWord(w.text, w.start, w.end, self.calibration(w.text, w.confidence)) for w in words]
 
 
-def default_options(options: Optional[SearchOptions], tasks: Sequence[str], language: Optional[str]) -> SearchOptions:
-    """Options of a transcription: beam search, a language token first where ``lid`` is decoded."""
-    options = options or SearchOptions(force_language="lid" in tasks)
+def default_options(options: Optional[SearchOptions], language: Optional[str]) -> SearchOptions:
+    """Options of a transcription: those given or the defaults, with the language that is known."""
+    options = options or SearchOptions()
     return options if language is None else replace(options, languages=(language,), force_language=True)
 
 
@@ -212,7 +212,7 @@ class Runtime(Exported):
         active = self.tasks.names if tasks is None else tuple(tasks)
         samples = read_audio(audio)
         name = name or (Path(audio).stem if isinstance(audio, (str, Path)) else "audio")
-        options = default_options(options, active, language)
+        options = default_options(options, language)
         if len(samples) < self.description.min_samples:
             check_options(options)
             self.start_search(active, options)  # refuses what it does not know

@@ -59,7 +59,7 @@ class StreamingRuntime(Exported):
             UserError: for a task or option that the model does not have.
         """
         active = self.tasks.names if tasks is None else tuple(tasks)
-        options = options or SearchOptions("greedy", force_language="lid" in active)
+        options = options or SearchOptions("greedy")
         kept = {item["name"]: np.zeros((1, *item["shape"]), dtype=item["type"]) for item in self.about["states"]}
         search = self.start_search(active, options)
         stream = RuntimeStream(kept, self.mask(active)[None], search, StreamWords(self.reader))
@@ -129,7 +129,7 @@ class StreamingRuntime(Exported):
         """Transcribe one recording of any length, chunk by chunk; arguments as `Runtime.transcribe` has them."""
         active = self.tasks.names if tasks is None else tuple(tasks)
         samples = read_audio(audio)
-        stream = self.open(active, default_options(options, active, language))
+        stream = self.open(active, default_options(options, language))
         words: List[TimedWord] = []
         for event in [*self.push(stream, samples), *self.close(stream)]:
             if event.kind in (FINAL, TOKEN):

@@ -26,7 +26,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         load_plugins(args.plugin)
         runtime = _open(args.folder, args.threads)
         tasks = args.tasks.split(",") if args.tasks else list(runtime.tasks.names)
-        options = SearchOptions(args.method, args.beam, force_language="lid" in tasks)
+        options = SearchOptions(args.method, args.beam)
     except UserError as error:
         return _refuse(error)
     code = 0

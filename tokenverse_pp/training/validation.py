@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
 from lhotse import CutSet
@@ -16,16 +16,16 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from tokenverse_pp.base.config import ChunkOptions, Config, StreamingConfig
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import Activation, Batch, TransducerDataset
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.samplers import shard
-from tokenverse_pp.decoding.automaton import Constraints
-from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.hypothesis import to_record
-from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.decoding.recognizer import NOT_FINITE, DecodeOptions, Recognizer
 from tokenverse_pp.evaluation.scoring import score_hypotheses
+from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.devices import autocast
 from tokenverse_pp.models.stored_features import batches_of
 from tokenverse_pp.models.transducer import Transducer
@@ -83,7 +83,6 @@ class Validator:
         self.batches: List[CutSet] = [CutSet.from_cuts(b) for b in batches_of(mine, config.data.max_duration)]
         self.config = config
         self.world = world
-        self.constraints: Dict[Tuple[str, ...], Constraints] = {}
 
     @torch.no_grad()
     def __call__(self, model: Transducer) -> Dict[str, float]:
@@ -97,16 +96,18 @@ class Validator:
         names = self.dataset.tasks.names
         sums = [0.0] * (3 + 2 * len(names))  # pruned loss, frames, tokens; log-probabilities and tokens of each task
         records: List[Record] = []
+        recognizer = self._recognizer(model)
         for cuts in self.batches:
             batch = to_device(self.dataset[cuts], self.world.device)
+            out, lens = recognizer.encode(
+                batch["inputs"], batch["lens"], batch["active"], self.dataset.stored_features, batch["chunks"]
+            )
             with autocast(self.world.device, self.config.training.precision):
-                stored, chunks = self.dataset.stored_features, batch["chunks"]
-                out, lens = model.encode(batch["inputs"], batch["lens"], batch["active"], stored, chunks)
                 losses = model.losses(out, lens, batch["tokens"], batch["token_lens"])
                 log_probs = model.token_log_probs(out, lens, batch["tokens"], batch["token_lens"])
             values = [losses.pruned.sum().item(), losses.frames.sum().item(), batch["token_lens"].sum().item()]
             sums = [a + b for a, b in zip(sums, [*values, *self._by_task(batch, log_probs)])]
-            records += self._search(model, list(cuts), out.float(), lens)
+            records += self._search(recognizer, list(cuts), out, lens)
         model.train()
         pruned, frames, tokens, *by_task = self.world.sum(sums)
         means = {
@@ -135,20 +136,26 @@ class Validator:
         found["asr"] = [log_probs[words].sum().item(), words.sum().item()]
         return [value for pair in found.values() for value in pair]
 
-    def _search(self, model: Transducer, cuts: Sequence[Cut], out: Tensor, lens: Tensor) -> List[Record]:
+    def _recognizer(self, model: Transducer) -> Recognizer:
+        """The recognizer that batch decoding uses too, with a greedy search."""
+        bundle = ModelBundle(self.config, self.dataset.tasks, self.dataset.tokenizer, model)
+        options = DecodeOptions(
+            SearchOptions(method="greedy"),
+            stored_features=self.dataset.stored_features,
+            precision=self.config.training.precision,
+        )
+        return Recognizer(bundle, options)
+
+    def _search(self, recognizer: Recognizer, cuts: Sequence[Cut], out: Tensor, lens: Tensor) -> List[Record]:
         """Hypotheses of a batch, out (N, T', C) and lens (N,), as records of hyps.jsonl."""
         tasks, tokenizer = self.dataset.tasks, self.dataset.tokenizer
         active = [tuple(name for name in tasks.names if name in labelled_tasks(cut)) for cut in cuts]
-        for names in active:
-            if names not in self.constraints:
-                self.constraints[names] = constraints_for(tasks, names, tokenizer)
-        rules = [self.constraints[names] for names in active]
-        found = search_frames(model.predictor, model.joiner, out, lens, SearchOptions(method="greedy"), rules)
-        shift = model.encoder.output_frame_shift
-        return [
-            to_record(cut.id, best[0], tokenizer, tasks.subset(names), shift)
-            for cut, best, names in zip(cuts, found, active)
-        ]
+        records = []
+        for cut, names, found in zip(cuts, active, recognizer.search(out, lens, active)):
+            if found is None:
+                raise UserError(f"cut {cut.id}: {NOT_FINITE}")
+            records.append(to_record(cut.id, found[0], tokenizer, tasks.subset(names), recognizer.shift))
+        return records
 
 
 def headline(scores: Mapping[str, Any]) -> Dict[str, float]:

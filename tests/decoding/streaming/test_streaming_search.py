@@ -33,8 +33,8 @@ def model_of(seed, lens):
 
 
 @functools.lru_cache(None)
-def rules_of(*active, **options):
-    return constraints_for(TASKS, active, VOCABULARY, **options)
+def rules_of(*active, force_language=False):
+    return constraints_for(TASKS, active, VOCABULARY, force_language=force_language)
 
 
 def outputs(model):
@@ -218,7 +218,8 @@ def test_languages_when_lid_is_switched_on():
         return [s for s in ("[FR]", "[NL]", "▁a", "c") if new.weights[after, VOCABULARY.id_of(s)] == 0]
 
     assert allowed(rules_of("lid")) == ["▁a", "c"]
-    assert allowed(rules_of("lid", force_language=True)) == ["[FR]", "[NL]"]
+    for force in (None, True):
+        assert allowed(rules_of("lid", force_language=force)) == ["[FR]", "[NL]"]
 
 
 def test_a_beams_memory_does_not_depend_on_what_it_has_heard():

@@ -214,7 +214,8 @@ class StreamingTranscriber:
 
         The rules of the search go on from what was written: an ``[NE]`` that is open when ``ner`` is switched off is
         given up (it is never closed, and `parse` drops it); where ``ner`` stays on it stays open. A language token
-        comes at a stream's start only; with ``force_language`` one comes first after ``lid`` was switched on.
+        comes first at the stream's start and after ``lid`` was switched on; with ``force_language=False`` it is
+        optional at the start, and never written later.
 
         Raises:
             UserError: naming the stream, if it is closed, or for a task that the model does not know.
