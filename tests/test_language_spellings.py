@@ -24,8 +24,8 @@ from tokenverse_pp.data.corpora.conversations import read_words
 from tokenverse_pp.data.corpora.read_speech import common_voice_code, folders_of
 from tokenverse_pp.data.editing.label import LabelChange, label_rows
 from tokenverse_pp.data.editing.mix import count_each, shares_by_language
+from tokenverse_pp.data.editing.split import Wanted
 from tokenverse_pp.data.editing.stats import count_cuts
-from tokenverse_pp.data.editing.subset import Wanted
 from tokenverse_pp.data.importing.texts import finish_text
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.manifests import ManifestRow, row_bytes

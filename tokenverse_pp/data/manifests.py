@@ -1,11 +1,8 @@
-"""Reading cuts from a manifest, with errors that name the file and the line.
+"""Read and write manifests of cuts: as lhotse objects, or row by row as dictionaries.
 
-Writing manifests so that they appear whole or not at all.
-
-Cuts as they stand in a file, one dictionary a line.
-
-Commands that change or move labels work on these: it is several times faster than building lhotse's objects, and
-what a command does not know stays as it was, byte for byte where the cut is not changed.
+Errors name the file and the line. Manifests are written to a temporary file and renamed, so they are never partial.
+Commands that change or move labels work on rows: this is several times faster than building lhotse objects, keeps
+unknown fields, and copies unchanged cuts byte for byte.
 """
 
 from __future__ import annotations
@@ -18,11 +15,12 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Dict, Iterable, Iterator, List, Optional, Union
+from typing import IO, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Union
 
 from lhotse import CutSet, load_manifest
 from lhotse.cut import Cut, MixedCut
 from lhotse.serialization import deserialize_item
+from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import PathLike, is_finite, json_of, replacing
@@ -355,3 +353,9 @@ def language_of(row: ManifestRow) -> str:
 def languages_joined(codes: Iterable[Any]) -> str:
     """The languages of a cut's turns, whatever their region and spelling: ``fr``, ``cs+nl``, ``unknown``."""
     return "+".join(sorted({language_group(str(code or "")) or UNKNOWN for code in codes}))
+
+
+def reading_bar(paths: Sequence[PathLike], what: str, passes: int = 1) -> Any:
+    """A bar on stderr for reading ``paths`` so many times; it shows nothing where stderr is no terminal."""
+    total = passes * sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
+    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, leave=False)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.losses import native
-from tokenverse_pp.losses.native.common import at_least_float32, check_rnnt_type, checked_boundary, reduce_loss
 from tokenverse_pp.losses.native.joiner import joiner_log_probs, make_plan
+from tokenverse_pp.losses.native.lattice import at_least_float32, check_rnnt_type, checked_boundary, reduce_loss
 from tokenverse_pp.losses.native.pruned import band_loss, targets_in_band
 
 BACKENDS = ("auto", "k2", "native")

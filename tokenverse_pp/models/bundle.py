@@ -106,7 +106,7 @@ def get_tokenizer(
 def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer, foreign: bool = False) -> Transducer:
     """A new model: whatever is not pretrained is at its start, the same for the same seed.
 
-    ``foreign``: a model folder names the encoder, not the user (see `tokenverse_pp.models.encoders.loading`).
+    ``foreign``: a model folder names the encoder, not the user (see `tokenverse_pp.models.encoders.kinds`).
     """
     torch.manual_seed(config.training.seed)
     return Transducer(

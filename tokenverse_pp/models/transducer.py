@@ -1,4 +1,4 @@
-"""The whole model: encoder in two halves, task vectors at the seam, predictor, joiner, and the pruned loss."""
+"""XLSR-Transducer, TokenVerse and TokenVerse++: encoder, stateless predictor, joiner, task vectors and loss."""
 
 from __future__ import annotations
 
@@ -12,10 +12,62 @@ from tokenverse_pp.base.config import ChunkOptions, ModelConfig
 from tokenverse_pp.losses import pruned_transducer_loss
 from tokenverse_pp.losses.entry import token_log_probs
 from tokenverse_pp.models.encoders import Encoder
-from tokenverse_pp.models.joiner import Joiner
-from tokenverse_pp.models.predictor import StatelessPredictor
-from tokenverse_pp.models.spec_augment import SpecAugment
+from tokenverse_pp.models.masks import SpecAugment
 from tokenverse_pp.models.task_vectors import TaskVectors
+
+
+class StatelessPredictor(nn.Module):
+    """Sees only the last ``context_size`` tokens.
+
+    Args:
+        vocab_size: V, blank included.
+        dim: D, the dimension of embedding and output.
+        context_size: tokens of history, at least 1.
+        blank_id: the blank; it fills the history before the first token, and embeds to zero.
+        dropout: on the embedding, while training.
+    """
+
+    def __init__(self, vocab_size: int, dim: int, context_size: int = 2, blank_id: int = 0, dropout: float = 0.0):
+        super().__init__()
+        if context_size < 1:
+            raise ValueError(f"context_size must be at least 1, got {context_size}")
+        self.context_size = context_size
+        self.blank_id = blank_id
+        self.dim = dim
+        self.embedding = nn.Embedding(vocab_size, dim, padding_idx=blank_id)
+        self.dropout = nn.Dropout(dropout)
+        groups = dim // 4 if dim % 4 == 0 else 1  # groups of four channels, as icefall's
+        self.conv = nn.Conv1d(dim, dim, context_size, groups=groups, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (N, U) int64 without blanks -> (N, U + 1, D): the state before each token, and after the last."""
+        return self._run(F.pad(tokens, (self.context_size, 0), value=self.blank_id))
+
+    def step(self, history: Tensor) -> Tensor:
+        """history (N, context_size), the newest token last -> (N, D)."""
+        return self._run(history).squeeze(1)
+
+    def _run(self, history: Tensor) -> Tensor:
+        """(N, U + context_size) -> (N, U + 1, D), or (N, 1, D) for a history of exactly context_size."""
+        embedded = self.dropout(self.embedding(history))
+        return torch.relu(self.conv(embedded.transpose(1, 2)).transpose(1, 2))
+
+
+class Joiner(nn.Module):
+    """Joins encoder frames (C) and predictor states (D) in a space of dimension J.
+
+    The projections are methods of their own, because the pruned loss and the search each project once and join often.
+    """
+
+    def __init__(self, encoder_dim: int, predictor_dim: int, joiner_dim: int, vocab_size: int):
+        super().__init__()
+        self.encoder_proj = nn.Linear(encoder_dim, joiner_dim)
+        self.predictor_proj = nn.Linear(predictor_dim, joiner_dim)
+        self.output = nn.Linear(joiner_dim, vocab_size)
+
+    def forward(self, am: Tensor, lm: Tensor) -> Tensor:
+        """am and lm (..., J), already projected and broadcastable -> logits (..., V)."""
+        return self.output(torch.tanh(am + lm))
 
 
 class Losses(NamedTuple):

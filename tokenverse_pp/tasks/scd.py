@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
 from tokenverse_pp.metrics.f1 import Interval
-from tokenverse_pp.tasks.base import RANK_CHANGE, seconds, span_record
-from tokenverse_pp.tasks.positions import PositionTask
+from tokenverse_pp.tasks.base import RANK_CHANGE, PositionTask, seconds, span_record
 from tokenverse_pp.tasks.transcript import LabelledTurn, turns_of
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.audio.containers import NAMES, SAMPLES, UNKNOWN, sphere_header
 from tokenverse_pp.data.audio.pyav import TOLERANCE, PyAVDecoder, import_av
 from tokenverse_pp.data.audio.source import Bytes, Piece, Pieces, Source
-from tokenverse_pp.data.audio.structure import structure_of
+from tokenverse_pp.data.audio.streams import structure_of
 
 BLOCK = 1 << 18  # samples that are decoded at once, all channels together
 MOST_CHANNELS = 1024

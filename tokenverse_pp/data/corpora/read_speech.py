@@ -32,8 +32,19 @@ from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import canonical_tag, matching_languages
-from tokenverse_pp.data.corpora.common import CorpusPart, LeftOut, Say, at_16_khz, lhotse_recipe, require, write_parts
-from tokenverse_pp.data.corpora.rows import Form, check_table, in_corpus, readable
+from tokenverse_pp.data.corpora.common import (
+    CorpusPart,
+    Form,
+    LeftOut,
+    Say,
+    at_16_khz,
+    check_table,
+    in_corpus,
+    lhotse_recipe,
+    readable,
+    require,
+    write_parts,
+)
 from tokenverse_pp.data.editing.conversations import NO_WORDS, with_original
 from tokenverse_pp.data.lines import raw_lines, stray_control, text_of
 from tokenverse_pp.data.normalise import NORMALISERS, Normaliser

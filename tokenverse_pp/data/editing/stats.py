@@ -1,8 +1,6 @@
-"""How much there is in cuts: hours, turns, words and task tokens, by task, language and corpus, labelled or not.
+"""Inspect a manifest: validation against the label schema, statistics, a plot of them, and single cuts as text.
 
-The counts of `manifest stats` as a picture (optional extra "plots").
-
-One cut as people read it.
+Statistics count hours, turns, words and task tokens by task, language and corpus. The plot needs the extra "plots".
 """
 
 from __future__ import annotations
@@ -15,10 +13,10 @@ from lhotse.cut import Cut
 from tokenverse_pp.base.errors import UserError, one_line, printable
 from tokenverse_pp.base.files import PathLike, replacing
 from tokenverse_pp.base.tables import aligned
-from tokenverse_pp.data.audio.checks import recording_files
+from tokenverse_pp.data.audio.lhotse_backend import check_audio, recording_files
 from tokenverse_pp.data.labels import check_cut, labelled_cut, labelled_tasks, machine_tasks
 from tokenverse_pp.data.lines import NameSet
-from tokenverse_pp.data.manifests import UNKNOWN, languages_joined, read_cuts, read_rows
+from tokenverse_pp.data.manifests import UNKNOWN, ManifestRow, cut_of, languages_joined, read_cuts, read_rows, scan_rows
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
 from tokenverse_pp.tasks.text import render, transcript_of
 from tokenverse_pp.tasks.transcript import turns_of
@@ -334,3 +332,58 @@ def _missing(cut: Cut, name: str) -> str:
     if problems:
         return f"not labelled for {name}: {problems[0].split(' because ')[0]}"
     return f"not labelled for {name}: the field is there; 'custom.tasks' does not list {name!r}"
+
+
+def first_problems(path: PathLike, limit: int, audio: bool = False, bar: Any = None) -> Iterator[str]:
+    """The first problems of a manifest, as `manifest_problems` gives them; the last line says how many more there are.
+
+    A file that cannot be read (on) is a problem like any other.
+    """
+    found, held = 0, ""
+    try:
+        for problem in manifest_problems(path, audio, bar):
+            found += 1
+            if found <= limit:
+                if held:
+                    yield held
+                held = problem  # until it is known whether it is the last
+    except UserError as error:
+        if held:
+            yield held
+        found, limit, held = 0, 0, str(error)
+    if held:
+        yield held + (f" (and {found - limit} more)" if found > limit else "")
+
+
+def manifest_problems(path: PathLike, audio: bool = False, bar: Any = None) -> Iterator[str]:
+    """Every problem of a manifest, as lines that name the file, the line and the cut.
+
+    Args:
+        audio: decode all the audio as well (slow).
+        bar: progress bar to move by the bytes that were read.
+
+    Raises:
+        UserError: where the file is missing or cannot be read on.
+    """
+    seen, number = NameSet(), 0
+    for row in scan_rows(path, bar):
+        number += 1
+        if row.problem:
+            yield f"{row.where}: {row.problem}"
+            continue
+        if not seen.add(row.id):
+            yield f"{row.where}: cut {row.id}: field 'id': another cut has it already"
+        yield from _row_problems(row, audio)
+    if not number:
+        yield f"{path}: expected cuts, found none"
+
+
+def _row_problems(row: ManifestRow, audio: bool) -> Iterator[str]:
+    try:
+        for problem in check_cut(labelled_cut(row)):
+            yield f"{row.where}: cut {row.id}: {problem}"
+        if audio:
+            for problem in check_audio(cut_of(row.data, row.where)):
+                yield f"{row.where}: cut {row.id}: {problem}"
+    except UserError as error:  # lhotse cannot read the row
+        yield str(error)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tokenverse_pp.losses.native.common import without_autocast
+from tokenverse_pp.losses.native.lattice import without_autocast
 
 # Least and most numbers in a chunk's larger tensor. On a CPU 4 MB in float32 stay in the caches, where all but the
 # matrix products cost little; but a product of fewer than CHUNK_ROWS rows repacks the weights too often, so wide

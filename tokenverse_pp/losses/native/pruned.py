@@ -10,14 +10,15 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
-from tokenverse_pp.losses.native.common import (
+from tokenverse_pp.losses.native.lattice import (
     at_least_float32,
+    band_recursion,
     check_rnnt_type,
     checked_boundary,
     delay_offsets,
+    mutual_information_recursion,
     reduce_loss,
 )
-from tokenverse_pp.losses.native.lattice import band_recursion, mutual_information_recursion
 from tokenverse_pp.losses.native.simple import finish_arcs
 
 

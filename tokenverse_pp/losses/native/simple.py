@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tokenverse_pp.losses.native.common import (
+from tokenverse_pp.losses.native.lattice import (
     at_least_float32,
     check_rnnt_type,
     checked_boundary,
     delay_offsets,
+    mutual_information_recursion,
     reduce_loss,
     without_autocast,
 )
-from tokenverse_pp.losses.native.lattice import mutual_information_recursion
 
 
 def _safe_divide(a: Tensor, b: Tensor) -> Tensor:
