@@ -26,8 +26,7 @@ from tokenverse_pp import TokenVerse
 from tokenverse_pp.base.config import EncoderConfig
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError, printable
-from tokenverse_pp.base.files import check_links
-from tokenverse_pp.base.tables import aligned
+from tokenverse_pp.base.files import aligned, check_links
 from tokenverse_pp.cli.transcribing import file_name
 from tokenverse_pp.data.hypotheses import read_hypotheses
 from tokenverse_pp.data.labels import check_cut

@@ -241,7 +241,7 @@ def split(
     Cuts that share a speaker (text, ..) go to one set, and so do those that hang together by others: with several
     --by the groups are connected components. Every cut is checked for leaks once more when it is written.
     """
-    from tokenverse_pp.base.tables import aligned
+    from tokenverse_pp.base.files import aligned
     from tokenverse_pp.data.editing.split import KeyRule, split_manifest
     from tokenverse_pp.data.manifests import reading_bar
 

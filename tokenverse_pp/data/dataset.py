@@ -22,7 +22,7 @@ from tokenverse_pp.data.audio.lhotse_backend import check_files, recording_files
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.tokenizer import UNK_ID, Tokenizer
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.text import transcript_of
+from tokenverse_pp.tasks.result import transcript_of
 from tokenverse_pp.tasks.transcript import is_task_token
 
 SAMPLING_RATE = 16000  # Hz

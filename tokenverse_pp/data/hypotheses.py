@@ -9,7 +9,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import is_finite, json_of
 from tokenverse_pp.data.lines import text_lines
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.text import tasks_for_tokens
+from tokenverse_pp.tasks.result import tasks_for_tokens
 from tokenverse_pp.tasks.transcript import Answers, TaskMark, pieces_to_words, split_marks
 
 Hypothesis = Mapping[str, Any]

@@ -2,7 +2,7 @@
 
 from tokenverse_pp.tasks.base import ScoredExample, Task, TaskSet
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks, load_plugins, register, task_options
-from tokenverse_pp.tasks.text import parse, render, transcript_of
+from tokenverse_pp.tasks.result import parse, render, transcript_of
 from tokenverse_pp.tasks.transcript import Answers, Entity, EntitySpan, Mark, TaskMark, Transcript
 
 __all__ = [

@@ -30,8 +30,8 @@ def to_html(transcript: Transcript, source: Optional[PlayerSource] = None) -> st
         source: its audio (`report_page.audio.source_of`), put into the page or linked.
     """
     # lhotse and torch come along: the other formats need neither.
-    from tokenverse_pp.evaluation.report.html import section, tag, text
     from tokenverse_pp.evaluation.report.page import HERE
+    from tokenverse_pp.evaluation.report.tables import section, tag, text
 
     about = [f"{transcript.duration:.1f} s", f"tasks: {', '.join(transcript.tasks)}"]
     if transcript.language is not None:
@@ -55,7 +55,7 @@ def to_html(transcript: Transcript, source: Optional[PlayerSource] = None) -> st
 
 def _paragraph(transcript: Transcript, turn: Turn) -> str:
     """A turn, its entities marked, its endpoints shown."""
-    from tokenverse_pp.evaluation.report.html import tag, text
+    from tokenverse_pp.evaluation.report.tables import tag, text
 
     ends = {mark.position for mark in transcript.marks if mark.text == "[ENDP]"}
     opened = {entity.first: entity for entity in transcript.entities}
@@ -74,7 +74,7 @@ def _paragraph(transcript: Transcript, turn: Turn) -> str:
 
 
 def _word(word: Word) -> str:
-    from tokenverse_pp.evaluation.report.html import tag, text
+    from tokenverse_pp.evaluation.report.tables import tag, text
 
     title = f"{word.start:.2f} s, confidence {word.confidence:.2f}"
     return tag("span", text(word.text), title=title, class_="unsure" if word.confidence < UNSURE else None)
@@ -85,7 +85,7 @@ def _card(transcript: Transcript, source: Optional[PlayerSource]) -> str:
     from lhotse import MonoCut
 
     from tokenverse_pp.evaluation.report.utterance import card, utterance_of
-    from tokenverse_pp.tasks.text import tasks_for_tokens
+    from tokenverse_pp.tasks.result import tasks_for_tokens
 
     record = record_of(transcript)
     cut = MonoCut(transcript.name, start=0, duration=max(transcript.duration, 0.001), channel=0)

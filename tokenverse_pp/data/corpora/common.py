@@ -31,8 +31,7 @@ from lhotse.supervision import SupervisionSegment
 from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import replacing
-from tokenverse_pp.base.tables import aligned
+from tokenverse_pp.base.files import aligned, replacing
 from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.audio.lhotse_backend import use_backend
 from tokenverse_pp.data.dataset import SAMPLING_RATE

@@ -14,8 +14,7 @@ import yaml
 from lhotse.lazy import LazyIteratorMultiplexer
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import PathLike
-from tokenverse_pp.base.tables import aligned
+from tokenverse_pp.base.files import PathLike, aligned
 from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR, corpus_names
 from tokenverse_pp.data.lines import NameSet
 from tokenverse_pp.data.manifests import (

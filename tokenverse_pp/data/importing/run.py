@@ -24,9 +24,9 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import canonical_tag, language_problem
 from tokenverse_pp.data.importing.annotations import Attached, NamedDocuments, SentencesInOrder, open_documents
 from tokenverse_pp.data.importing.audio import AudioFinder, AudioOut
+from tokenverse_pp.data.importing.fields import AS_IT_IS, finish_text
 from tokenverse_pp.data.importing.rows import BadRow, Ledger, Rejected, Row, RowOrRejected
 from tokenverse_pp.data.importing.sources import RECORDING, ImportOptions, check_paths, rows_of
-from tokenverse_pp.data.importing.texts import AS_IT_IS, finish_text
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.lines import NameSet
 from tokenverse_pp.data.manifests import check_output, writing_rows

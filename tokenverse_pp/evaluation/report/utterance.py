@@ -25,10 +25,10 @@ from tokenverse_pp.base.languages import language_group
 from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, load_inputs
 from tokenverse_pp.data.hypotheses import Hypothesis, words_of
-from tokenverse_pp.evaluation.report.html import percent, tag, text
+from tokenverse_pp.evaluation.report.tables import percent, tag, text
 from tokenverse_pp.metrics.error_rates import error_rates
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.text import transcript_of
+from tokenverse_pp.tasks.result import transcript_of
 from tokenverse_pp.tasks.transcript import LabelledTurn, is_task_token, turns_of
 
 LONGEST = 120.0  # seconds: longer cuts are linked, never embedded

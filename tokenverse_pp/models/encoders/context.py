@@ -11,8 +11,15 @@ from torch.utils.checkpoint import checkpoint
 
 from tokenverse_pp.base.config import EncoderConfig
 from tokenverse_pp.models.compat import scaled_dot_product_attention
-from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, score_bias, zero_padding
-from tokenverse_pp.models.encoders.chunked import chunked_convolution, sides
+from tokenverse_pp.models.encoders.base import (
+    Backbone,
+    attention_bias,
+    chunked_convolution,
+    length_mask,
+    score_bias,
+    sides,
+    zero_padding,
+)
 from tokenverse_pp.models.masks import ChunkGrid, chunk_mask, sink_mask
 
 
