@@ -1,8 +1,8 @@
-"""What a manifest may make the program open: files always; commands and URLs only where the user allows them.
+"""Access control for sources named in a manifest: files are always allowed, commands and URLs only by option.
 
-A lhotse manifest can name more than files. A recording's source may be a shell command or a URL, and a stored array may
-lie behind a pipe, a URL or a pickle, all of which lhotse opens without a question. Whatever loads audio or arrays of
-somebody else's manifest calls `access_problems` or `check_access` first; see docs/security.md.
+A recording's source in a lhotse manifest may be a shell command or a URL, and a stored array may come from a pipe, a
+URL or a pickle. lhotse opens all of these without asking. Code that loads audio or arrays of an untrusted manifest
+calls `access_problems` or `check_access` first; see docs/security.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What differs between one process and many, and between CPU and GPU: all of it is here."""
+"""DistributedContext: the process group, rank, device and reductions; the same code runs in one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoded hypotheses: one JSON object a line (``hyps.jsonl``), and reading them back as transcripts."""
+"""Read and check decoded hypotheses (``hyps.jsonl``, one JSON object per line), and convert them to transcripts."""
 
 from __future__ import annotations
 

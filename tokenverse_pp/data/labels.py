@@ -1,21 +1,16 @@
-"""Who made a task's labels: people (or a corpus), or a machine.
+"""The label schema of cuts and its validation, on lhotse cuts or directly on rows of JSON.
 
-``cut.custom["label_source"]`` maps a task to the name of the maker of its labels on that cut, e.g.
-``{"ner": "machine:spacy/en_core_web_sm"}``. A name that begins with ``machine:`` is a machine's; a task that is not
-in the mapping was labelled by people. Each entity of a machine-labelled cut says so too: ``"source"`` (the same name)
-and ``"confidence"`` (0 to 1). One cut has one maker of a task's labels, so that the two never mix unseen.
+One cut is one training example. ``cut.custom["tasks"]`` lists the tasks that it is labelled for, always with ``asr``;
+each task defines its labels (`Task.check`). A task that is not listed was not annotated; a listed task without labels
+(no entity spoken) was annotated.
 
-The label schema of cuts, and its validation.
+``cut.custom["label_source"]`` maps a task to the source of its labels on that cut, e.g.
+``{"ner": "machine:spacy/en_core_web_sm"}``. Names that begin with ``machine:`` are automatic labels; a task that is not
+in the mapping was labelled by people. Each entity of a machine-labelled cut also has ``"source"`` (the same name) and
+``"confidence"`` (0 to 1). A cut has one source per task, so human and automatic labels never mix within it.
 
-One cut is one training example. ``cut.custom["tasks"]`` lists the tasks that it is labelled for, ``asr``
-always among them; each task says what its labels are (`Task.check`). A task that is not listed was not
-annotated; a task that is listed and has nothing to say (no entity spoken) was.
-
-Cuts as the label checks see them, straight from a row of JSON.
-
-Building lhotse's cut, supervisions, recording and audio sources takes longer than checking the labels in them. A row
-of the usual shape (a MonoCut with a recording and no stored features) is read here without; any other row goes
-through lhotse, and so does every row that lhotse might refuse.
+Building lhotse objects takes longer than checking their labels. Rows of the usual shape (a MonoCut with a recording and
+no stored features) are checked without them; other rows, and all that lhotse might reject, go through lhotse.
 """
 
 from __future__ import annotations

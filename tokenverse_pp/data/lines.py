@@ -1,6 +1,6 @@
-"""The lines of text files that others wrote: limits, and errors that name the line.
+"""Read lines of untrusted text files, with limits and errors that name the line, and store large sets of names.
 
-Sets of names in little memory: a manifest of a million cuts has a million ids.
+`NameSet` needs little memory: a manifest of a million cuts has a million ids.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The one loss function of the model: simple loss for the pruning, pruned loss for the joiner.
+"""The transducer loss of a model: simple loss for the pruning bounds, pruned loss for the joiner.
 
-How probable each target token is to a transducer: what a validation reports for each task.
-
-The real k2, if it is installed and works. Imported only when asked for.
+Backends are the native loss and k2, which is imported only when it is requested. Also here: the log-probability of each
+target token, which validation reports per task.
 """
 
 from __future__ import annotations

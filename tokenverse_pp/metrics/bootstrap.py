@@ -1,13 +1,12 @@
-"""Confidence intervals of corpus scores, and of the difference of two, by resampling utterances.
+"""Bootstrap confidence intervals of corpus scores, and of the difference between two systems.
 
-Every score here is a ratio of sums over utterances: WER = errors / words, F1 = 2 tp / (2 tp + fp + fn), accuracy =
-right / all. So it is enough to know each utterance's numerator and denominator. The utterances of the test set are
-drawn anew, with replacement, as many as there are; what the score then is, many times over, shows how far it could be
-off (Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004). Two
-systems that decoded the same utterances are compared on the same draws: what is hard for both cancels out.
+Every score is a ratio of sums over utterances: WER = errors / words, F1 = 2 tp / (2 tp + fp + fn), accuracy = correct /
+all. Each utterance is represented by its numerator and denominator. Utterances are resampled with replacement (Bisani
+and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004). Two systems on the
+same utterances are compared on the same draws (paired bootstrap).
 
-Several trainings of a system (seeds) are drawn jointly: one draw of utterances serves them all, and the score is the
-mean over them. The interval then says what other utterances could give, not what another seed could.
+Several trainings of a system (seeds) share each draw, and the score is the mean over them. The interval then covers
+the choice of utterances, not the choice of seed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Configuration -> tasks, tokenizer, model; and a model folder read back."""
+"""A trained model: tasks, tokenizer and network built from a configuration, or loaded from a model folder."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Checkpoints: folders of tensors (safetensors) and text, written under a temporary name and renamed.
 
-A checkpoint is a whole model folder (weights, configuration, tokenizer) with the optimiser's state beside it, and a
-list of the SHA-256 sums of its files. Nothing in it is ever unpickled.
+A checkpoint is a complete model folder (weights, configuration, tokenizer), the optimiser's state and a list of the
+SHA-256 sums of its files. Nothing in it is unpickled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, computed once and stored beside the cuts."""
+"""Features of a frozen encoder, computed once and stored with the cuts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speech recognition: the words themselves. No token of its own, always active."""
+"""Speech recognition: the words. It has no token of its own and is always active."""
 
 from __future__ import annotations
 

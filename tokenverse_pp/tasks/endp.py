@@ -1,4 +1,4 @@
-"""Semantic endpointing: ``[ENDP]`` where what the speaker meant to say is complete."""
+"""Semantic endpointing: ``[ENDP]`` where the speaker has completed an utterance."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""A structured transcript: the words, and for each task its answer.
+"""Structured transcripts (`Answers`): the words and the answer of each task; and the turns of a cut.
 
-A *position* p in a transcript of n words is the gap before word p (0 <= p <= n).
-
-How the turns of a cut lie in its words: the one place that orders supervisions and counts their words.
+A *position* p in a transcript of n words is the gap before word p (0 <= p <= n). Only this module orders the
+supervisions of a cut and counts their words.
 """
 
 from __future__ import annotations

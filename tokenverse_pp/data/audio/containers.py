@@ -1,4 +1,4 @@
-"""What a container of audio is, and what its structure says about its length. Told by content, never by file name."""
+"""Audio containers: detection by content (never by file name), and the length that their structure implies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever holds audio -> a cut with a name."""
+"""Audio input: a path, bytes, an open file, an array, a recording or a cut, turned into a cut with a name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Containers that libsndfile does not read (MP4, WebM, AAC, WMA, ..), by PyAV where it is installed, on their clock."""
+"""Decode containers that libsndfile does not read (MP4, WebM, AAC, WMA, ..) with PyAV (optional), by time stamps."""
 
 from __future__ import annotations
 

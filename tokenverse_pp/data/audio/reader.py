@@ -1,11 +1,11 @@
-"""The one audio-input function: a file, bytes or an open file of any container -> samples, and what is wrong with it.
+"""The one audio reader: a file, bytes or an open file of any container, decoded to samples, with its defects.
 
-Containers are told by their content. Each is read to its end: its length is that of the samples that are there, and
-where its header says otherwise, that is told. libsndfile reads what it can; PyAV, if it is installed, the others. No
-other program and no environment variable has a say, so that the samples are the same on every machine (SPHERE files
-that are compressed with Shorten are the exception: they need sph2pipe, and are refused without it).
+Containers are detected by content. Each is decoded to its end: the length is that of the decoded samples, and a header
+that says otherwise is reported. libsndfile reads what it can, PyAV (if installed) the rest. No other program and no
+environment variable has an influence, so the samples are the same on every machine. The exception is SPHERE files
+compressed with Shorten: they need sph2pipe, and are rejected without it.
 
-Neither torch nor lhotse is imported here.
+This module imports neither torch nor lhotse.
 """
 
 from __future__ import annotations

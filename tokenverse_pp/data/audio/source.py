@@ -1,4 +1,4 @@
-"""Where audio is read from: bytes at any place of a file, and files that are made of pieces of another one."""
+"""Byte sources: random access to a file, and virtual files composed of ranges of another one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Cuts of several turns, for corpora of conversations.
+"""Conversational corpora: long recordings with turns, written as cuts of several turns.
 
-Any manifest of turns (cuts, or recordings and supervisions) -> conversations.
+Also converts any manifest of turns (cuts, or recordings and supervisions) into conversations.
 """
 
 from __future__ import annotations

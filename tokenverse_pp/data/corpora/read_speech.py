@@ -1,18 +1,14 @@
-"""Languages as the corpora name them -> ISO 639-1 codes (639-3 where a language has no code of two letters).
+"""Corpora of read or prepared speech: one turn per cut, labelled for asr and lid.
 
-Cuts of one turn each, for corpora of read or prepared speech.
+- LibriSpeech and Mini LibriSpeech: English audiobooks.
+- Multilingual LibriSpeech: audiobooks in eight languages.
+- Common Voice: sentences read by volunteers in over a hundred languages.
+- VoxPopuli: speeches in the European Parliament, 16 languages with transcripts.
 
-LibriSpeech and its small sister Mini LibriSpeech: read English books; labelled for asr and lid.
-
-Multilingual LibriSpeech: read books in eight languages; labelled for asr and lid.
-
-Common Voice: sentences read by volunteers in over a hundred languages; labelled for asr and lid.
-
-The tables are read here and not by lhotse's recipe, which needs the columns of the releases from 13 on. Releases before
-lack ``variant``, those before 7 call ``accents`` ``accent``, those before 5 have no ``locale`` and ``segment``; those
-from 17 on have ``sentence_id`` and ``sentence_domain`` besides.
-
-VoxPopuli: speeches in the European Parliament, 16 languages with transcripts; labelled for asr and lid.
+Languages are written as ISO 639-1 codes (639-3 for languages without a two-letter code). Common Voice's tables are read
+here, because lhotse's recipe needs the columns of release 13 or later. Releases before 13 lack ``variant``, those
+before 7 name ``accents`` ``accent``, those before 5 lack ``locale`` and ``segment``; releases from 17 on add
+``sentence_id`` and ``sentence_domain``.
 """
 
 from __future__ import annotations

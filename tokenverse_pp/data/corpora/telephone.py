@@ -1,7 +1,7 @@
-"""Telephone calls of the LDC, CALLHOME American English and Hub5 2000 (eval2000); labelled for asr, scd, endp and lid.
+"""LDC telephone calls: CALLHOME American English and Hub5 2000 (eval2000), labelled for asr, scd, endp and lid.
 
-Both transcribe in the same conventions, which `clean` turns into plain text. The two sides of a call are mixed into one
-channel, or kept apart (``channels="separate"``, not labelled for scd).
+Both use the same transcription conventions, which `clean` turns into plain text. The two sides of a call are mixed into
+one channel, or kept apart (``channels="separate"``; then not labelled for scd).
 """
 
 from __future__ import annotations

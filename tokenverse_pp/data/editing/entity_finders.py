@@ -1,7 +1,4 @@
-"""Entities from a list of phrases: longest match at word boundaries.
-
-Entities from a spaCy pipeline (optional extra "entities").
-"""
+"""Entity finders: a gazetteer (longest match at word boundaries), and spaCy pipelines (extra "entities")."""
 
 from __future__ import annotations
 

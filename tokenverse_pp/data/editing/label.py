@@ -1,4 +1,4 @@
-"""Changing what cuts are labelled for, and labelling entities by machine: on rows, one at a time."""
+"""Change the tasks that cuts are labelled for, and label entities automatically, row by row."""
 
 from __future__ import annotations
 

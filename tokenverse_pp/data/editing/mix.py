@@ -1,8 +1,8 @@
-"""Mixing corpora: how often to draw from each, what that gives, and one interleaved manifest.
+"""Mix corpora: sampling weights, the resulting shares, and one interleaved manifest.
 
-Weights are relative numbers of *cuts* drawn from each manifest, as the training configuration's ``data.weights`` and
-lhotse's ``CutSet.mux`` take them. Shares are of hours of speech, so that a corpus of long cuts has a smaller weight
-than share.
+Weights are relative numbers of *cuts* drawn from each manifest, as in ``data.weights`` of the training configuration
+and lhotse's ``CutSet.mux``. Shares are relative hours of speech, so a corpus of long cuts has a smaller weight than
+share.
 """
 
 from __future__ import annotations

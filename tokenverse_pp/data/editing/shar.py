@@ -1,4 +1,4 @@
-"""Manifests as lhotse Shar: shards of cuts with tar files of their audio beside them, read from disk in one go."""
+"""Write manifests as lhotse Shar: shards of cuts with tar files of their audio, read sequentially from disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which entity document belongs to which rows."""
+"""Match entity documents (BRAT, CoNLL) with the rows of a transcript."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The folder for audio that an import has to write itself.
-
-From what the data say about the audio to a recording, and what may be opened at all.
-"""
+"""From the audio fields of a row to a recording: which sources are allowed, and where imported audio is written."""
 
 from __future__ import annotations
 

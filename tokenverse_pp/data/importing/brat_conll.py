@@ -1,12 +1,11 @@
-"""BRAT standoff entities: NAME.txt and NAME.ann beside it.
+"""Entity documents in BRAT standoff format (NAME.txt and NAME.ann) and in CoNLL format.
 
-Offsets count characters (code points) of the .txt, as brat does. Every entity line holds the words as well, so a wrong
-count is found out. Line ends and a byte order mark may have been changed since the annotation.
+BRAT: offsets count characters (code points) of the .txt file. Each entity line repeats its words, so wrong offsets are
+detected. Line ends and a byte order mark may have changed since the annotation.
 
-CoNLL files of entities: a token a line, its BIO tag in the last column, an empty line after each sentence.
-
-Columns are separated by tabs, in a file whose token lines all have one, or else by spaces and tabs. A no-break space is
-part of a token.
+CoNLL: one token per line with its BIO tag in the last column, and an empty line after each sentence. Columns are
+separated by tabs in files whose token lines all have one, otherwise by spaces and tabs. A no-break space is part of a
+token.
 """
 
 from __future__ import annotations

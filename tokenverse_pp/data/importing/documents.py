@@ -1,10 +1,10 @@
-"""Entity files beside a transcript: their text is laid over the transcript's, letter by letter.
+"""Align the text of entity documents with the text of a transcript, character by character.
 
-Letters and digits must be the same. Case, accents (the dot of an i among them), punctuation, spaces and invisible
-characters may differ. Vowel signs of scripts such as Devanagari or Thai are letters here.
+Letters and digits must match. Case, accents (including the dot of an i), punctuation, spaces and invisible characters
+may differ. Vowel signs of scripts such as Devanagari or Thai count as letters.
 
-A document of a recording has the text of all its rows. Where the two differ, the rows whose text stands in the
-document at one place only keep their entities; the others are named.
+The document of a recording has the text of all its rows. Where the two differ, only rows whose text occurs exactly once
+in the document keep their entities; the other rows are reported.
 """
 
 from __future__ import annotations

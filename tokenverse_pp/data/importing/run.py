@@ -1,8 +1,6 @@
-"""Rows by recording, through a temporary SQLite file: a table need not be sorted, nor fit into memory.
+"""Run an import: group rows by recording, make cuts, and write a manifest and a report on every row.
 
-Rows -> cuts.
-
-The whole import: rows in, a manifest and an account of every row out.
+Rows pass through a temporary SQLite file, so a table need not be sorted or fit into memory.
 """
 
 from __future__ import annotations

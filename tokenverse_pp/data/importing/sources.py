@@ -1,7 +1,4 @@
-"""What to import, and how.
-
-From the options to the stream of rows, with what other files say of them.
-"""
+"""Options of an import, and the stream of rows that they describe, completed from the other files given."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""Subtitle files, cut into cues: WebVTT as its standard's parser has it, SubRip as files and players have it.
+"""Split subtitle files into cues: WebVTT by its standard, SubRip as written in practice.
 
-**WebVTT** (https://www.w3.org/TR/webvtt1/#file-parsing): a line with ``-->`` begins a cue wherever it stands, after the
-header and after a cue too. The text of a cue ends at an empty line or such a line; a line of spaces is not empty. The
-line before the times is the identifier if it does not belong to the text before it. Blocks without times are comments
+**WebVTT** (https://www.w3.org/TR/webvtt1/#file-parsing): a line with ``-->`` begins a cue, also directly after the
+header or another cue. A cue's text ends at an empty line or at such a line; a line of spaces is not empty. The line
+before the times is the identifier unless it belongs to the text before it. Blocks without times are comments
 (``NOTE``), style sheets, regions, or text that browsers drop and that is returned as `Lost` here.
 
-**SubRip** has no standard. The text of a cue goes on to the next line of times, blank lines or not (FFmpeg reads it
-so); the number before the times is not part of it. Where a number may be text or a counter, the cue says so
-(``problem``).
+**SubRip** has no standard. A cue's text continues to the next line of times, across blank lines (as in FFmpeg); the
+number before the times is not part of it. A number that may be text or a counter is reported in the cue's ``problem``.
 """
 
 from __future__ import annotations

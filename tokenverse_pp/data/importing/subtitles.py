@@ -1,17 +1,13 @@
-"""The text of a subtitle cue: markup taken out, character references read, the voice as the speaker.
+"""Import subtitles, SubRip (.srt) and WebVTT (.vtt): one file per recording, one turn per cue.
 
-A ``<`` that begins no tag is text (``a < b``, ``I <3 you``), although the tokenizer of the WebVTT standard would skip
-what follows it. What may be a tag or words (``<laughs>``, ``<b and c>``) is refused: other readers disagree on it too.
+`subtitle_cues` splits a file into cues. This module reads their text: it removes markup, resolves character references,
+takes the voice as the speaker, and removes the repeated words of live captions. A ``<`` that begins no tag is text
+(``a < b``, ``I <3 you``), although the tokenizer of the WebVTT standard would skip what follows it. What may be a tag
+or words (``<laughs>``, ``<b and c>``) is rejected: other readers disagree on it too.
 
-Subtitles, SubRip (.srt) and WebVTT (.vtt): one file a recording, one turn a cue.
-
-`subtitle_cues` cuts a file into cues, `subtitle_text` reads their text, and this module takes care of live captions,
-which say their words several times.
-
-Why not a library: pysubs2 1.8 reads comments, identifiers and inline times of WebVTT as text, drops a number that is
-the last line of a text, takes ``a < b and c > d`` for a tag, and passes over cues with bad times silently. webvtt-py
-0.6 passes over them too, or refuses the whole file, and over text after a blank line. Neither tells the line that a cue
-stands in.
+No library is used, because none reports the line of a cue. pysubs2 1.8 reads comments, identifiers and inline times of
+WebVTT as text, drops a number that is the last line of a text, takes ``a < b and c > d`` for a tag, and silently skips
+cues with bad times. webvtt-py 0.6 skips them too, or rejects the file, and skips text after a blank line.
 """
 
 from __future__ import annotations

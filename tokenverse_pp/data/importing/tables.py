@@ -1,6 +1,6 @@
-"""CSV, TSV and JSON lines: one row a line.
+"""Import tables: CSV, TSV and JSON Lines with one row per line, and Hugging Face `datasets`.
 
-Hugging Face `datasets` folders: what `save_to_disk` wrote, or folders of parquet that `load_dataset` reads.
+`datasets` are folders written by `save_to_disk`, or folders of parquet files that `load_dataset` reads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Transcripts as `tokenverse-pp transcribe --format json` writes them: one turn a sentence of a speaker.
+"""Import transcripts written by `tokenverse-pp transcribe --format json`, with one turn per sentence of a speaker.
 
-A transcript has all that a cut may be labelled for, so that what a model has heard, and somebody has corrected, can be
-trained on. A turn ends at a speaker change and at an endpoint.
+A transcript has the labels of every task, so corrected output of a model can be used for training. A turn ends at a
+speaker change and at an endpoint.
 """
 
 from __future__ import annotations

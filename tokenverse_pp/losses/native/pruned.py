@@ -1,7 +1,4 @@
-"""Which symbol positions each frame keeps, and the joiner inputs at these positions.
-
-The transducer loss from given logits: over the whole lattice, or over a pruned band of it.
-"""
+"""Pruning bounds, pruned joiner inputs, and the transducer loss from logits (full lattice or pruned band)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small conformer that gives context to the features of a frozen encoder."""
+"""A small conformer that adds context to the features of a frozen encoder."""
 
 from __future__ import annotations
 

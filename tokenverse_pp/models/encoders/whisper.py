@@ -1,7 +1,4 @@
-"""Whisper's log-mel spectrogram of padded batches, in torch.
-
-Whisper's encoder, on utterances of any length up to 30 s.
-"""
+"""Whisper: the log-mel spectrogram of padded batches in torch, and the encoder for utterances of up to 30 s."""
 
 from __future__ import annotations
 
