@@ -40,7 +40,7 @@ SHELL_SIGNS = re.compile(r"""[;&|<>()$`\\"'*?\[\]{}#~!%^\n\r]""")
 
 @dataclass(frozen=True)
 class SourceAccess:
-    """What may be opened beside files.
+    """The kinds of sources that may be opened in addition to files.
 
     Attributes:
         commands: run shell commands (sources of type ``command``, ``pipe:``, Kaldi archives) and read pickled arrays.
@@ -56,7 +56,7 @@ _ACCESS: ContextVar[SourceAccess] = ContextVar("source_access", default=FILES_ON
 
 
 def current_access() -> SourceAccess:
-    """What is allowed here: nothing but files outside of `allow_sources`."""
+    """The access in effect: only files outside of `allow_sources`."""
     return _ACCESS.get()
 
 
@@ -159,7 +159,7 @@ class _Stored:
 
 
 def _problem(thing: Any, allowed: SourceAccess) -> str:
-    """Why a source or array is not opened, or nothing."""
+    """Why a source or array must not be opened, or an empty string."""
     if isinstance(thing, AudioSource):
         source = thing.source if isinstance(thing.source, str) else ""
         what = f"field 'recording': {shortened(repr(source), MOST)}"

@@ -40,13 +40,13 @@ MACHINE = "machine:"
 
 
 def machine_tasks(custom: Optional[Mapping[str, Any]]) -> List[str]:
-    """The tasks whose labels a machine made, by a cut's custom fields."""
+    """The tasks with automatic labels, by a cut's custom fields."""
     sources = (custom or {}).get(LABEL_SOURCE) or {}
     return [task for task, source in sources.items() if str(source).startswith(MACHINE)]
 
 
 def check_sources(cut: Cut, known: Mapping[str, Any]) -> List[str]:
-    """What is wrong with what a cut says of the makers of its labels: one line a problem, naming the field.
+    """Problems of a cut's label sources: one line per problem, naming the field.
 
     Args:
         known: the tasks that there are (``REGISTRY``).
@@ -94,7 +94,7 @@ def _is_probability(value: Any) -> bool:
     return is_finite(value) and 0 <= value <= 1
 
 
-TOLERANCE = 0.001  # seconds of rounding by which a turn may stick out of its cut or into another
+TOLERANCE = 0.001  # seconds by which a turn may exceed its cut or overlap another through rounding
 
 
 def labelled_tasks(cut: Cut) -> List[str]:
@@ -110,7 +110,7 @@ def labelled_tasks(cut: Cut) -> List[str]:
 
 
 def check_cut(cut: Cut, tasks: Optional[TaskSet] = None) -> List[str]:
-    """What is wrong with a cut's labels: one line a problem, naming the field; nothing if all is well.
+    """Problems of a cut's labels: one line per problem, naming the field; empty if there are none.
 
     Args:
         tasks: the tasks of a model, whose options (languages, entity types) narrow what is allowed.
@@ -295,7 +295,7 @@ _SOURCE = frozenset(("type", "channels", "source"))
 
 
 class PlainTurn:
-    """The fields of a supervision that labels stand in; see `lhotse.SupervisionSegment`."""
+    """The fields of a supervision that contain labels; see `lhotse.SupervisionSegment`."""
 
     __slots__ = ("custom", "duration", "language", "speaker", "start", "text")
 
@@ -315,7 +315,7 @@ class PlainTurn:
 
 
 class PlainCut(FixedTurns):
-    """The fields of a cut that labels stand in; see `lhotse.cut.Cut`."""
+    """The fields of a cut that contain labels; see `lhotse.cut.Cut`."""
 
     def __init__(self, data: Dict[str, Any]):
         self.id = data["id"]
@@ -325,7 +325,7 @@ class PlainCut(FixedTurns):
 
 
 def labelled_cut(row: ManifestRow) -> Cut:
-    """What to ask for a row's labels: a `PlainCut` where that is enough, otherwise lhotse's cut.
+    """The object to read a row's labels from: a `PlainCut` where that is enough, otherwise lhotse's cut.
 
     Raises:
         UserError: where lhotse cannot read the row.

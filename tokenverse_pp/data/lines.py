@@ -157,11 +157,11 @@ class NameSet:
         return self._count
 
     def add(self, name: str) -> bool:
-        """Put a name in; True if it was not there before."""
+        """Add a name; True if it is new."""
         return self._put((hash(name) & _HASH_BITS) or 1)  # 0 marks a free slot
 
     def update(self, other: NameSet) -> None:
-        """Put in all that another set holds."""
+        """Add all names of another set."""
         for value in other._slots:
             if value:
                 self._put(value)

@@ -58,7 +58,7 @@ def cut_of_line(line: str, where: str) -> Cut:
         if isinstance(cut, MixedCut):
             _ = cut.duration, cut.supervisions  # computed of its tracks, whatever these hold
     except Exception as error:
-        # lhotse has no exceptions of its own for what a manifest may hold: any type can come out of it.
+        # lhotse defines no exceptions for invalid manifests: it can raise any type.
         raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {reason_of(error)}") from error
     if not isinstance(cut, Cut):
         raise UserError(f"{where}: expected a cut, found a {type(cut).__name__}")
@@ -123,7 +123,7 @@ _encode_ascii = json.JSONEncoder().encode
 
 @dataclass
 class ManifestRow:
-    """One cut of a manifest: where it stands (for messages), its bytes, and what they hold.
+    """One cut of a manifest: its place (for messages), its bytes and their parsed content.
 
     ``problem`` says why there is no ``data``; `read_rows` raises instead.
     """
@@ -209,7 +209,7 @@ def cut_of(data: Dict[str, Any], where: str) -> Any:
             cut.duration, cut.supervisions, cut.custom  # noqa: B018
         return cut
     except Exception as error:
-        # lhotse has no exceptions of its own for what a manifest may hold: any type can come out of it.
+        # lhotse defines no exceptions for invalid manifests: it can raise any type.
         raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {reason_of(error)}") from error
 
 
@@ -237,7 +237,7 @@ class RowWriter:
 
 @contextlib.contextmanager
 def writing_rows(path: PathLike) -> Iterator[RowWriter]:
-    """A writer of a manifest that appears whole when the block ends without an error, or not at all.
+    """A writer of a manifest that is renamed into place only if the block ends without an error.
 
     Raises:
         UserError: where the path cannot be written, or is not named ``.jsonl`` or ``.jsonl.gz``.
@@ -253,7 +253,7 @@ def writing_rows(path: PathLike) -> Iterator[RowWriter]:
 
 
 def check_output(path: PathLike) -> None:
-    """See that a path can name a manifest of rows (raises UserError)."""
+    """Check that a path can name a manifest of rows (raises UserError)."""
     if not str(path).endswith(LINES):
         raise UserError(f"{path}: a CutSet file is named .jsonl or .jsonl.gz")
     if os.path.isdir(path):

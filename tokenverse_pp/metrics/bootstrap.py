@@ -91,13 +91,13 @@ class Comparison:
     resamples: int
 
     def as_dict(self) -> Dict[str, Any]:
-        """As JSON takes it."""
+        """As a JSON object."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
 
 @functools.lru_cache(maxsize=4)  # a test set has few sizes: all cuts, and those labelled for a task
 def draws(utterances: int, resamples: int, seed: int) -> List[np.ndarray]:
-    """How often each utterance is drawn in each resample: blocks of (R, N); the same for the same seed."""
+    """The number of times each utterance is drawn in each resample: blocks of (R, N), fixed by the seed."""
     rng = np.random.default_rng(seed)
     chances = np.full(utterances, 1.0 / utterances)
     sizes = [min(BLOCK, resamples - done) for done in range(0, resamples, BLOCK)]

@@ -48,7 +48,7 @@ def list_checkpoints(exp_dir: Path) -> List[Path]:
 
 
 def write_folder(folder: Path, tensors: Dict[str, Dict[str, Tensor]], texts: Dict[str, bytes]) -> None:
-    """Write files and their checksums into a folder that appears whole or not at all.
+    """Write files and their checksums into a folder, atomically.
 
     Args:
         folder: the final name; one that is there already is replaced.

@@ -19,7 +19,7 @@ from tokenverse_pp.base.errors import UserError
 
 @dataclass(frozen=True)
 class ChunkGrid:
-    """Where the chunks lie at one frame rate: frame t is in chunk (t + delay) // size.
+    """The chunks at one frame rate: frame t is in chunk (t + delay) // size.
 
     Args:
         size: frames a chunk; the first one has ``size - delay``.
@@ -58,7 +58,7 @@ class ChunkGrid:
         return lengths
 
     def rounded_up(self, frames: int) -> int:
-        """The least number of whole chunks that holds so many frames, in frames."""
+        """The number of frames, rounded up to complete chunks."""
         return -(-frames // self.size) * self.size
 
     def stacked(self, stack: int) -> ChunkGrid:
@@ -132,7 +132,7 @@ def sink_mask(size: int, grid: ChunkGrid, device: Optional[torch.device] = None)
 
 
 class SpecAugment(nn.Module):
-    """Masks while training; does nothing in eval mode. Every utterance draws masks of its own."""
+    """Masks features in training mode, each utterance with its own masks; the identity in eval mode."""
 
     def __init__(self, config: SpecAugmentConfig):
         super().__init__()

@@ -46,7 +46,7 @@ class TaskVectors(nn.Module):
         self.strategy = strategy
         rows = num_tasks if strategy == "sum" else 2 ** (num_tasks - 1)
         self.table = nn.Parameter(torch.zeros(rows, dim))
-        # Which combinations training has seen; a row that it has not is a guess nobody should decode with. Bytes, since
+        # The combinations seen in training; an untrained row must not be used for decoding. Bytes, since
         # DDP over gloo cannot send bools before torch 2.
         self.register_buffer("trained", torch.zeros(rows, dtype=torch.uint8))
 
@@ -72,7 +72,7 @@ class TaskVectors(nn.Module):
 
 
 class StatelessPredictor(nn.Module):
-    """Sees only the last ``context_size`` tokens.
+    """Embeds the last ``context_size`` tokens with one Conv1d (Ghodsi et al., 2020; as in icefall's decoder.py).
 
     Args:
         vocab_size: V, blank included.
@@ -109,9 +109,9 @@ class StatelessPredictor(nn.Module):
 
 
 class Joiner(nn.Module):
-    """Joins encoder frames (C) and predictor states (D) in a space of dimension J.
+    """Joins encoder frames (C) and predictor states (D): logits = Linear(tanh(W_e enc + W_d dec)), as in icefall.
 
-    The projections are methods of their own, because the pruned loss and the search each project once and join often.
+    The projections are separate, because the pruned loss and the search project once and join often.
     """
 
     def __init__(self, encoder_dim: int, predictor_dim: int, joiner_dim: int, vocab_size: int):
@@ -277,7 +277,7 @@ class Transducer(nn.Module):
         return F.ctc_loss(log_probs, tokens, lens, token_lens, blank, reduction="none", zero_infinity=True)
 
     def checkpoint_state(self) -> Dict[str, Tensor]:
-        """The state dict without the weights of a frozen encoder, which come from where they came from."""
+        """The state dict without the weights of a frozen encoder, which are loaded from their source again."""
         frozen = tuple(f"encoder.{prefix}" for prefix in self.encoder.frozen_prefixes())
         return {k: v for k, v in self.state_dict().items() if not (frozen and k.startswith(frozen))}
 
@@ -287,7 +287,7 @@ class Transducer(nn.Module):
         return [name for name in state if unread and name.startswith(unread)]
 
     def load_checkpoint_state(self, state: Dict[str, Tensor]) -> Optional[str]:
-        """Load what `checkpoint_state` gave; returns what does not fit, or None."""
+        """Load the result of `checkpoint_state`; return what does not fit, or None."""
         expected = self.checkpoint_state()
         unread = set(self.unread(state))
         state = {name: value for name, value in state.items() if name not in unread}

@@ -29,7 +29,7 @@ RANK_FRONT, RANK_CLOSE, RANK_END, RANK_CHANGE, RANK_OPEN = range(5)
 
 @dataclass(frozen=True)
 class ScoredExample:
-    """A reference beside a hypothesis, for `Task.score`.
+    """A reference and a hypothesis, for `Task.score`.
 
     ``cut`` is the reference cut (for times), ``hyp_marks`` the task tokens of the hypothesis with their
     times, ``languages`` those that are counted apart though they may be regions of one.
@@ -57,7 +57,7 @@ class Task(ABC):
 
     @classmethod
     def options_for(cls, tokens: Sequence[str]) -> Dict[str, Any]:
-        """Options with which the task owns those of ``tokens`` that are its own: to read text without its model.
+        """Options with which the task owns its tokens among ``tokens``: for reading text without the model.
 
         None by default. A task whose tokens depend on its options, and can be told from those of others by their
         form (``[NE:PER]``), says them here.
@@ -67,11 +67,11 @@ class Task(ABC):
     @property
     @abstractmethod
     def symbols(self) -> Tuple[str, ...]:
-        """The task's tokens, as they stand in the vocabulary."""
+        """The task's tokens, as in the vocabulary."""
 
     @property
     def ranks(self) -> Dict[str, int]:
-        """The rank of each symbol: what the search needs to know to write it only where it can stand.
+        """The rank of each symbol, by which the search allows it only at valid positions.
 
         ``RANK_FRONT``: before all words, once; ``RANK_OPEN`` .. ``RANK_CLOSE``: around words; the others: after a
         word. A symbol without a rank may stand anywhere.
@@ -94,7 +94,7 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, cut: Cut) -> List[str]:
-        """What is wrong with this task's labels on a cut: one line a problem, naming the field."""
+        """Problems of this task's labels on a cut: one line per problem, naming the field."""
 
     @abstractmethod
     def from_cut(self, cut: Cut) -> Any:
@@ -109,7 +109,7 @@ class Task(ABC):
         """Read the answer back from its marks: never fails, malformed output has a documented rule."""
 
     def project(self, answer: Any) -> Any:
-        """What of an answer this task can write (an untyped NER task drops the types)."""
+        """The part of an answer that this task can write (an untyped NER task drops the types)."""
         return answer
 
     def widened(self: T, answers: Sequence[Any]) -> T:
@@ -117,7 +117,7 @@ class Task(ABC):
         return self
 
     def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
-        """What a line of hyps.jsonl says of this task, as JSON: by default its tokens with their times (seconds).
+        """This task's fields in a line of hyps.jsonl: by default its tokens with their times (seconds).
 
         Args:
             transcript: with the task's answer; its words are ``words``, which have times.
@@ -131,7 +131,7 @@ class Task(ABC):
 
 
 def seconds(time: Optional[float]) -> float:
-    """A time as records have it."""
+    """A time in seconds, rounded as in records."""
     return round(time or 0.0, SECONDS_DIGITS)
 
 
@@ -143,7 +143,7 @@ def span_record(words: Sequence[TimedWord]) -> Dict[str, Any]:
 
 @dataclass(frozen=True)
 class TaskSet:
-    """An ordered set of tasks, ``asr`` always among them: what a model knows, or what is active."""
+    """An ordered set of tasks, always with ``asr``: the tasks of a model, or the active ones."""
 
     tasks: Tuple[Task, ...]
 
@@ -168,7 +168,7 @@ class TaskSet:
         return self.tasks[self.names.index(name)]
 
     def subset(self, names: Sequence[str]) -> TaskSet:
-        """The tasks of this set that are in ``names``; ``asr`` stays in any case."""
+        """The tasks of this set that are in ``names``, and ``asr``."""
         return TaskSet(tuple(task for task in self.tasks if task.name == "asr" or task.name in names))
 
     def mask(self, active: Sequence[str]) -> List[bool]:
@@ -229,23 +229,23 @@ class PositionTask(Task):
 
     @property
     def ranks(self) -> Dict[str, int]:
-        """The one rank of the one token."""
+        """The rank of the token."""
         return {self.token: self.rank}
 
     @abstractmethod
     def stands_at(self, position: int, num_words: int) -> bool:
-        """Whether the token may stand at a position."""
+        """Whether the token is valid at a position."""
 
     @abstractmethod
     def intervals(self, cut: Cut) -> List[Interval]:
-        """For each event of the cut the (start, end) in seconds within which its token is right."""
+        """The (start, end) in seconds of each event of the cut; a token within it is correct."""
 
     def to_marks(self, answer: Sequence[int], num_words: int) -> List[Tuple[int, int, str]]:
-        """One token a position."""
+        """One token per position."""
         return [(position, self.rank, self.token) for position in answer]
 
     def kept(self, marks: Sequence[TaskMark], num_words: int) -> List[TaskMark]:
-        """The marks that count: the first at each position, none where the token cannot stand."""
+        """The valid marks: the first at each position where the token is allowed."""
         first: Dict[int, TaskMark] = {}
         for mark in marks:
             if self.stands_at(mark.position, num_words):
@@ -253,7 +253,7 @@ class PositionTask(Task):
         return [first[position] for position in sorted(first)]
 
     def from_marks(self, marks: Sequence[TaskMark], num_words: int) -> Tuple[int, ...]:
-        """Positions of the marks that `kept` keeps."""
+        """Positions of the valid marks (`kept`)."""
         return tuple(mark.position for mark in self.kept(marks, num_words))
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:

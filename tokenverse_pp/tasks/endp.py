@@ -27,11 +27,11 @@ class Endpoint(PositionTask):
     rank: ClassVar[int] = RANK_END
 
     def stands_at(self, position: int, num_words: int) -> bool:
-        """After any word."""
+        """True after any word."""
         return 0 < position <= num_words
 
     def check(self, cut: Cut) -> List[str]:
-        """Every turn says whether it ends in an endpoint."""
+        """Check that every turn is labelled with whether it ends in an endpoint."""
         return [
             f"supervision {turn.index}, field 'custom.endpoint': expected true or false because the cut is "
             f"labelled for endp, found {turn.custom.get('endpoint')!r}"

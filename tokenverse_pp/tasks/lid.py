@@ -73,7 +73,7 @@ class LanguageId(Task):
 
     @property
     def symbols(self) -> Tuple[str, ...]:
-        """One token a language."""
+        """One token per language."""
         return tuple(language_token(code) for code in self.languages)
 
     @property

@@ -46,7 +46,7 @@ def entry_point_tasks() -> Iterator[Tuple[str, str, Any]]:
     for point in sorted(set(group), key=lambda point: (point.name, point.value)):
         try:
             yield point.name, point.value, point.load()
-        except Exception as error:  # whatever somebody else's module raises: the other tasks are not to suffer
+        except Exception as error:  # any error of a foreign module: the other tasks stay usable
             yield point.name, point.value, f"{type(error).__name__}: {error}"
 
 
@@ -56,7 +56,7 @@ def is_file(plugin: str) -> bool:
 
 
 def resolved(plugin: str) -> str:
-    """A file with its whole path, so that it is found from other folders too; a module's name as it is."""
+    """The absolute path of a file, so that it is found from other folders; a module's name unchanged."""
     return str(Path(plugin).resolve()) if is_file(plugin) else plugin
 
 
@@ -82,7 +82,7 @@ def import_plugin(plugin: str) -> List[Type[Task]]:
 
 
 def _run_file(path: Path) -> ModuleType:
-    """A file as a module of a name of its own; run once a process."""
+    """Load a file as a module with a unique name; it runs once per process."""
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -111,7 +111,7 @@ def _rebuild(path: str, cls: str, options: Mapping[str, Any]) -> Task:
 
 
 def origin(task: Type[Task]) -> str:
-    """Where a task is defined: its file, or its module."""
+    """The file or module in which a task is defined."""
     module = sys.modules.get(task.__module__)
     return getattr(module, "__file__", None) or task.__module__
 
@@ -199,7 +199,7 @@ def register(task: Type[Task]) -> Type[Task]:
 
 
 def load_plugins(names: Sequence[str]) -> List[str]:
-    """Register all tasks of files and modules; returns their names with whole paths.
+    """Register all tasks of files and modules; return their names with absolute paths.
 
     Args:
         names: each the path of a Python file, or the dotted name of a module.
@@ -271,7 +271,7 @@ def build_tasks(names: Sequence[str], options: Optional[Mapping[str, Mapping[str
 
 
 def unknown_task(name: Any) -> str:
-    """What to say of a name that no task has."""
+    """The message for an unknown task name."""
     hint = f" (entry point {name}: {REGISTRY.broken[name]})" if name in REGISTRY.broken else ""
     return f"unknown task {name!r}: expected some of {', '.join(REGISTRY)}{hint}"
 

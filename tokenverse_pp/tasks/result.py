@@ -134,7 +134,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Transcript:
-    """One recording as the model heard it.
+    """The result of recognition for one recording.
 
     ``tasks`` are those that were asked for. What belongs to another one is empty (``language``: None), and `to_dict`
     leaves it out: a task that was not asked for is not one that found nothing.

@@ -26,11 +26,11 @@ class SpeakerChange(PositionTask):
     rank: ClassVar[int] = RANK_CHANGE
 
     def stands_at(self, position: int, num_words: int) -> bool:
-        """Strictly between two words."""
+        """True strictly between two words."""
         return 0 < position < num_words
 
     def check(self, cut: Cut) -> List[str]:
-        """Every turn names its speaker."""
+        """Check that every turn has a speaker."""
         return [
             f"supervision {turn.index}, field 'speaker': expected a name because the cut is labelled for scd"
             for turn in turns_of(cut)

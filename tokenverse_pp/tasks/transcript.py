@@ -27,7 +27,7 @@ class TimedWord:
 
     @property
     def is_task_token(self) -> bool:
-        """True for ``[SCD]`` and its like."""
+        """Whether the word is a task token such as ``[SCD]``."""
         return is_task_token(self.text)
 
 
@@ -51,7 +51,7 @@ class TaskMark:
 
 @dataclass(frozen=True)
 class Answers:
-    """Words with the answers of tasks.
+    """Words and the answers of tasks.
 
     ``answers`` maps a task's name to its answer. A task that is *not* a key was not labelled (or not
     decoded); an empty answer means that the task was labelled and found nothing. The two are never the same.
@@ -77,7 +77,7 @@ class Answers:
 
     @property
     def endpoints(self) -> Tuple[int, ...]:
-        """Positions at which a semantic endpoint stands (``endp``)."""
+        """Positions of semantic endpoints (``endp``)."""
         return self.answers.get("endp", ())
 
     @property
@@ -179,7 +179,7 @@ class LabelledTurn:
 
 
 class FixedTurns:
-    """What stands in for a cut whose labels do not change: its turns are found once (every task asks for them)."""
+    """Replaces a cut whose labels do not change: its turns are computed once for all tasks."""
 
     turns: Optional[List[LabelledTurn]] = None
 

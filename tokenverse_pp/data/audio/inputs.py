@@ -35,14 +35,14 @@ class Heard:
 
 @dataclass(frozen=True)
 class Refused:
-    """Audio that could not be transcribed, and why (one line, which begins with ``label``)."""
+    """Audio that could not be transcribed, with the reason (one line that begins with ``label``)."""
 
     label: str
     reason: str
 
 
 def is_single(audio: Any) -> bool:
-    """Whether this is one recording, not several.
+    """Whether the input is a single recording.
 
     >>> is_single("a.wav"), is_single((np.zeros(8), 8000)), is_single(["a.wav", "b.wav"])
     (True, True, False)
@@ -145,7 +145,7 @@ def _cut_of_source(source: Union[Path, bytes], label: str, name: str) -> Cut:
 
 
 def _open_mapping(audio: Mapping[str, Any], sample_rate: Optional[float], label: str) -> Heard:
-    """What Hugging Face's ``datasets`` give for an audio column."""
+    """An entry of an audio column of Hugging Face's ``datasets``."""
     if audio.get("array") is None and audio.get("path") is not None:
         return _open_file(Path(audio["path"]))
     if audio.get("array") is None:

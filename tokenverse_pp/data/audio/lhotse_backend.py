@@ -28,11 +28,11 @@ from tokenverse_pp.data.access import access_problems
 from tokenverse_pp.data.audio.pyav import TOLERANCE
 from tokenverse_pp.data.audio.reader import BAD_FRAMES, AudioInput
 
-_told: Set[str] = set()  # files with frames that cannot be decoded, which are told of once
+_told: Set[str] = set()  # files with undecodable frames that were reported already
 
 
 class DamagedAudio(UserError, AudioLoadingError):
-    """Audio that is truncated or damaged: an error for the user here, and for lhotse one of loading."""
+    """Truncated or damaged audio: both a UserError and lhotse's AudioLoadingError."""
 
 
 class TokenverseBackend(LibsndfileBackend):
@@ -94,7 +94,7 @@ def _name(path: Any) -> Optional[str]:
 
 
 def use_backend() -> None:
-    """Have lhotse read audio by `TokenverseBackend`, unless the user has chosen another backend."""
+    """Make lhotse read audio with `TokenverseBackend`, unless the user has chosen another backend."""
     current = lhotse_backends.CURRENT_AUDIO_BACKEND
     if os.environ.get("LHOTSE_AUDIO_BACKEND") is not None:
         return
@@ -119,7 +119,7 @@ use_backend()
 
 
 def check_audio(cut: Cut) -> List[str]:
-    """What is wrong with a cut's audio: one line a problem, naming the file. All of it is decoded.
+    """Problems of a cut's audio, one line per problem with the file name. All audio is decoded.
 
     The length that is read, the one that the file's header states, and that of the manifest are compared.
     """
@@ -134,7 +134,7 @@ def check_audio(cut: Cut) -> List[str]:
 
 
 def check_files(cut: Cut) -> List[str]:
-    """What is wrong with a cut's audio as far as the headers of its files tell, and sources that may not be opened."""
+    """Problems of a cut's audio that its file headers show, and sources that may not be opened."""
     problems = access_problems(cut)
     if problems:
         return problems
@@ -166,7 +166,7 @@ def recording_files(cut: Cut) -> str:
 
 
 def _check_files(recording: Recording) -> Iterator[str]:
-    """Files that are missing, or shorter than the manifest says."""
+    """Files that are missing or shorter than in the manifest."""
     if not isinstance(recording.duration, (int, float)):
         yield f"field 'recording.duration': expected seconds, found {recording.duration!r}"
         return
@@ -204,7 +204,7 @@ def _header(path: str, thorough: bool = False) -> Tuple[int, int, Optional[int]]
 
 
 def _measure(recording: Recording) -> Iterator[str]:
-    """Files that are damaged, shorter than their own header says, or of another length than the manifest says."""
+    """Files that are damaged, shorter than their header states, or of a different length than in the manifest."""
     for source in recording.sources:
         if source.type != "file":
             continue

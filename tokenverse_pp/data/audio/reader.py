@@ -208,7 +208,7 @@ class AudioInput:
 
     @contextlib.contextmanager
     def _heard(self) -> Iterator[None]:
-        """Tell of MPEG frames that libmpg123 complains of, in words that name the source."""
+        """Report libmpg123's complaints about MPEG frames, with the name of the source."""
         if self.container != "mp3":
             yield
             return
@@ -381,7 +381,7 @@ class AudioInput:
         )
 
     def measure(self) -> AudioInput:
-        """Find out how long the source is and what is wrong with it; what PyAV reads is decoded for it."""
+        """Determine the length of the source and its defects; what PyAV reads is decoded for this."""
         if self._measured:
             return self
         if self.by_pyav:
@@ -529,7 +529,7 @@ def read_audio(source: Source, name: Optional[str] = None, rate: Optional[int] =
 
 
 def check_whole(audio: AudioInput) -> None:
-    """See that no audio is missing in the middle of a source that was measured (raises UserError)."""
+    """Check that no audio is missing in the middle of a measured source (raises UserError)."""
     if audio.damage:
         raise UserError(f"{audio.name}: {audio.damage}")
     if audio.broken_at is not None:

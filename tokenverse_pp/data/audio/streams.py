@@ -54,7 +54,7 @@ class _Stream:
 
 @dataclass(frozen=True)
 class Ogg:
-    """What an Ogg file holds.
+    """The contents of an Ogg file.
 
     Args:
         parts: the links, for libsndfile; none where one holds what it cannot read.
@@ -289,7 +289,7 @@ def _crc8(content: bytes) -> int:
 
 @dataclass(frozen=True)
 class Structure:
-    """How a source is built.
+    """The structure of a source.
 
     Args:
         container: a key of `NAMES`, or ``unknown``.
@@ -315,7 +315,7 @@ class Structure:
 
 
 def structure_of(data: Bytes, thorough: bool = False) -> Structure:
-    """Find out how a source is built; files and bytes that were seen before are remembered.
+    """Determine the structure of a source; results are cached.
 
     Args:
         thorough: look through all of a FLAC file for a second one behind the first.

@@ -45,7 +45,7 @@ LINE_SEPARATORS = str.maketrans("\u2028\u2029", "  ")  # at which str.splitlines
 
 @dataclass(frozen=True)
 class Form:
-    """What a row of a table looks like.
+    """The format of a table's rows.
 
     Args:
         delimiter: None: a name, blanks, a text.
@@ -73,7 +73,7 @@ class Form:
 
 @dataclass
 class Table:
-    """A file of transcripts that was looked through: what is wrong with which of its lines."""
+    """A transcript table that was checked, with the problems of its lines."""
 
     path: Path
     form: Form
@@ -96,7 +96,7 @@ class Table:
 
 
 def check_table(path: Path, form: Form) -> Table:
-    """Look a table through."""
+    """Check a table."""
     table = Table(path, form)
     opened = gzip.open(path) if path.name.endswith(".gz") else open(path, "rb")
     with opened as file:
@@ -135,7 +135,7 @@ def _problem(text: str, form: Form, header: Sequence[str]) -> Optional[str]:
 
 @contextlib.contextmanager
 def readable(corpus_dir: Path, tables: Sequence[Table], linked: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder for a recipe: the corpus itself where all rows are good, otherwise a copy without the bad ones.
+    """The folder for a recipe: the corpus itself if all rows are valid, otherwise a copy without the invalid ones.
 
     Args:
         linked: names of folders that can be linked as a whole, since the recipe does not search them for files.
@@ -281,16 +281,16 @@ class CorpusPart:
 
 @dataclass
 class LeftOut:
-    """Turns that are in no cut, each with the reason: nothing is dropped without a word."""
+    """Turns that are in no cut, each with the reason: nothing is dropped silently."""
 
     items: List[Dict[str, Any]] = field(default_factory=list)
 
     def add(self, turn: SupervisionSegment, reason: str) -> None:
-        """Note a turn."""
+        """Add a turn."""
         self.note(turn.id, turn.duration, reason)
 
     def note(self, name: str, seconds: float, reason: str) -> None:
-        """Note what has no turn."""
+        """Add something that has no turn."""
         self.items.append({"id": name, "seconds": round(seconds, 3), "reason": reason})
 
     def by_reason(self) -> Dict[str, List[float]]:
@@ -303,7 +303,7 @@ class LeftOut:
 
 @contextlib.contextmanager
 def lhotse_recipe(corpus: str, corpus_dir: Path, layout: str) -> Iterator[None]:
-    """Run a recipe of lhotse; whatever it throws at a foreign folder becomes one line that says what was expected."""
+    """Run a recipe of lhotse; any exception becomes a one-line error that says what was expected."""
     try:
         yield
     except UserError:
@@ -317,7 +317,7 @@ def lhotse_recipe(corpus: str, corpus_dir: Path, layout: str) -> Iterator[None]:
 
 
 def require(corpus_dir: Path, patterns: Sequence[str], layout: str) -> None:
-    """See that each glob pattern finds something under a folder.
+    """Check that each glob pattern matches something under a folder.
 
     Raises:
         UserError: one line with what was expected.

@@ -242,7 +242,7 @@ def prepare_commonvoice(
     jobs: int = 1,
     say: Say = print,
 ) -> Dict[str, Path]:
-    """``cuts_<split>_<code>.jsonl.gz``, one cut a sentence; the clips are written anew at 16 kHz (``OUT/audio``).
+    """``cuts_<split>_<code>.jsonl.gz``, one cut a sentence; the clips are rewritten at 16 kHz (``OUT/audio``).
 
     Args:
         languages: locales as Common Voice names them (``sv-SE``); none: all that are there.

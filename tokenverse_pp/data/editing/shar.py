@@ -21,7 +21,7 @@ from tokenverse_pp.data.manifests import cut_of, read_rows
 
 
 def write_shar(path: PathLike, folder: Path, shard_size: int, audio: str = "flac", bar: Any = None) -> Dict[str, int]:
-    """Write the cuts of a manifest, their audio and their stored features to a folder that appears whole or not at all.
+    """Write the cuts of a manifest, their audio and their stored features to a folder, atomically.
 
     Each cut's audio is stored alone, from its start to its end; arrays in custom fields (stored features) as they
     are. All other fields stay as they were: labels are read back by ``CutSet.from_shar`` as from the manifest.

@@ -101,7 +101,7 @@ class Groups:
         return number
 
     def root(self, number: int) -> int:
-        """The key that stands for the group of a key."""
+        """The key that represents a key's group."""
         parent = self._parent
         while parent[number] != number:
             parent[number] = number = parent[parent[number]]

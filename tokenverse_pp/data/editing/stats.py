@@ -318,7 +318,7 @@ def _turns(cut: Cut) -> str:
 
 
 def _spans(items: object) -> List[dict]:
-    """Entities of a cut that may not be labelled for them: then nobody has checked the field."""
+    """Entities of a cut that may not be labelled for them; the field is then unchecked."""
     whole = isinstance(items, list) and all(
         isinstance(e, dict) and type(e.get("start")) is int and type(e.get("end")) is int for e in items
     )

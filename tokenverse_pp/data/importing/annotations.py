@@ -269,7 +269,7 @@ def _next_fit(rows: _Ahead[RowOrRejected], sentences: _Ahead[Document]) -> Tuple
             break
     if best is not None:
         return best[2], best[0] - best[2]
-    # Nothing fits any more: row by row, so that each is told what differs.
+    # Nothing fits: row by row, so that each row's difference is reported.
     both = min(count, others)
     return (both, both) if both else (count, others)
 

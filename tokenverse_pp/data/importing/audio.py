@@ -64,7 +64,7 @@ use_backend()
 
 @dataclass(frozen=True)
 class Opened:
-    """A recording whose whole audio was looked at.
+    """A recording whose complete audio was checked.
 
     Args:
         plain: libsndfile alone reads it; otherwise it is written anew, so that training needs nothing else.

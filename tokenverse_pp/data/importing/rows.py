@@ -38,7 +38,7 @@ class Place:
 
 @dataclass
 class Row:
-    """One turn, as far as the data say: None is what they do not say (missing is not empty).
+    """One turn; None for what the data do not contain (missing is not empty).
 
     Args:
         place: for messages.
@@ -72,7 +72,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row or line that cannot be mapped, and why.
+    """A row or line that cannot be mapped, with the reason.
 
     Args:
         row: what could be read of it (its recording).
@@ -96,7 +96,7 @@ RowOrRejected = Union[Row, Rejected]
 
 
 class BadRow(UserError):
-    """Why one row cannot be mapped; who catches it knows the place."""
+    """The reason why a row cannot be mapped; the caller adds the place."""
 
 
 def seconds(value: Any, name: str, scale: float = 1.0) -> float:
@@ -233,7 +233,7 @@ class Ledger:
         print("file", "line", "reason", sep="\t", file=self._list)
 
     def reject(self, item: Rejected) -> None:
-        """Note a row that is not kept."""
+        """Add a rejected row."""
         self.rejected += 1
         self.bad += not item.expected
         if item.expected and self.first_expected is None:
@@ -250,7 +250,7 @@ class Ledger:
             shutil.copyfileobj(self._list, file)
 
     def refusal(self, source: Path) -> UserError:
-        """What to say where rows were rejected and none may be, or none are left."""
+        """The error message if rows were rejected but must not be, or if no rows are left."""
         if not self.read:
             return UserError(f"{source}: holds no rows; nothing was written")
         if not self.bad:
@@ -298,12 +298,12 @@ class Word:
 
     @property
     def middle(self) -> float:
-        """Seconds."""
+        """In seconds."""
         return (self.start + self.end) / 2
 
 
 def same_channel(a: Optional[str], b: Optional[str]) -> bool:
-    """Whether two channels are one: ``1`` is ``A``; what names no channel is on all of them."""
+    """Whether two channel labels are the same (``1`` is ``A``); a missing label matches all."""
     return a is None or b is None or channel_key(a) == channel_key(b)
 
 
@@ -394,7 +394,7 @@ def _turn(recording: str, channel: str, words: List[Word]) -> RowOrRejected:
 
 
 class Speakers:
-    """Who speaks when, in memory: speaker turns of another source than the text."""
+    """Speaker turns from another source than the text, in memory."""
 
     def __init__(self, turns: Iterable[Row]):
         self.by_recording: Dict[str, List[Row]] = {}
@@ -402,7 +402,7 @@ class Speakers:
             self.by_recording.setdefault(turn.recording or "", []).append(turn)
 
     def give(self, row: Row) -> Row:
-        """Set the speaker of a turn: whoever speaks longest in it; nobody where nobody does."""
+        """Set the speaker of a turn: the one who speaks longest in it, or None."""
         shares: Dict[str, float] = {}
         for turn in self.by_recording.get(row.recording or "", ()):
             start, end = _bounds(turn)

@@ -84,7 +84,7 @@ class CutMaker:
         return _checked(row.id, start, round(end - start, 8), channel, recording, [turn], [row])
 
     def of_recording(self, rows: Sequence[Row]) -> MonoCut:
-        """A cut that is the whole recording, with these turns in order of time.
+        """A cut of the complete recording, with these turns in order of time.
 
         Raises:
             BadRow: for all of them. ``culprit`` of `BadTurn` says which.
@@ -138,7 +138,7 @@ def _language(row: Row) -> Optional[str]:
 
 
 class BadTurn(BadRow):
-    """A row that spoils the cut it is in: ``culprit`` is its number among the cut's rows."""
+    """A row that makes its cut invalid: ``culprit`` is its number among the cut's rows."""
 
     def __init__(self, reason: str, culprit: int):
         super().__init__(reason)
@@ -232,7 +232,7 @@ def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> L
 
 @dataclass
 class _Import:
-    """One import under way."""
+    """The state of one import."""
 
     options: ImportOptions
     ledger: Ledger

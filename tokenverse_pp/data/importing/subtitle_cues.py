@@ -139,7 +139,7 @@ def _is_header(line: FileLine) -> bool:
 
 
 def _vtt(lines: Sequence[FileLine]) -> Iterator[Union[Cue, Lost]]:
-    """The blocks of a WebVTT file. A missing header is overlooked."""
+    """The blocks of a WebVTT file. The header may be missing."""
     at, restarts, header = 0, False, ""
     has_cues = False
     glued: Optional[int] = None  # the number that stands before the times, and is text by the standard
@@ -178,7 +178,7 @@ def _end_of_block(lines: Sequence[FileLine], at: int) -> int:
 
 
 def _check_vtt_text(cue: Cue, payload: Sequence[FileLine], times_follow: bool) -> Optional[int]:
-    """Find lines that are text by the standard, but hardly in the mind of whoever wrote them.
+    """Find lines that are text by the standard but probably not by intention.
 
     Returns:
         The number at the end of the text, if it may be the identifier of the next cue.

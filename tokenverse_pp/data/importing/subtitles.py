@@ -63,7 +63,7 @@ class CaptionLine:
 
 @dataclass(frozen=True)
 class Text:
-    """What a cue says: its lines that hold words, and who says it, if that is told."""
+    """The text of a cue: its lines with words, and its speaker, if given."""
 
     lines: List[CaptionLine]
     speaker: Optional[str] = None
@@ -135,7 +135,7 @@ def _speaker(raw: str) -> Optional[str]:
 
 AUTO, DROP, KEEP = "auto", "drop", "keep"
 REPEATS = (AUTO, DROP, KEEP)
-ECHO = 0.06  # seconds: nobody says a word in less, so that a cue that repeats words in it is an echo
+ECHO = 0.06  # seconds: too short for a word, so a cue that repeats words within it is an echo
 CLOSE = 0.5  # seconds between two cues within which a caption may be on the screen still
 
 

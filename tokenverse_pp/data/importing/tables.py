@@ -199,7 +199,7 @@ class _Records:
 
 
 def _text(line: bytes) -> str:
-    # What is not UTF-8 is carried through the csv module and told of with its row.
+    # Invalid UTF-8 is passed through the csv module and reported with its row.
     return line.decode("utf-8", "surrogateescape") + "\n"
 
 
@@ -276,7 +276,7 @@ def read_recordings(
         if isinstance(item, Row) and (name is None or name in found):
             item = Rejected(item.place, f"field 'recording': expected a name of its own, found {shown(name)}", item)
         if isinstance(item, Rejected):
-            bad.append(Rejected(item.place, item.reason, harmless=True))  # what lacks it is told of by itself
+            bad.append(Rejected(item.place, item.reason, harmless=True))  # rows that lack it are reported themselves
         if name is not None:
             found[name] = item
     return found, bad
@@ -359,7 +359,7 @@ def _load(folder: Path, split: Optional[str], cache: str) -> Any:
     for name, feature in dict(data.features or {}).items():
         if isinstance(feature, datasets.Audio):
             data = data.cast_column(name, datasets.Audio(decode=False))
-        elif getattr(feature, "decode", False):  # images, videos, ..: nobody asks for them
+        elif getattr(feature, "decode", False):  # images, videos, ..: not needed
             undecoded = copy.copy(feature)
             undecoded.decode = False
             data = data.cast_column(name, undecoded)

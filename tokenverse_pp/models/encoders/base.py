@@ -353,7 +353,7 @@ def running_moments(chunks: Tensor, lens: Tensor, grid: ChunkGrid) -> Moments:
 
 
 def normalise_running(audio: Tensor, lens: Tensor, chunk_samples: int) -> Tensor:
-    """Zero mean and unit variance by the samples heard up to the end of each sample's chunk, (N, S) -> (N, S).
+    """Zero mean and unit variance over the samples up to the end of each sample's chunk, (N, S) -> (N, S).
 
     The causal form of `normalise_audio`; padding is zero.
     """

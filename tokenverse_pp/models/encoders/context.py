@@ -258,7 +258,7 @@ class ContextNetwork(nn.Module):
 
 
 def sink_shift(window_start: Tensor, grid: ChunkGrid) -> Tensor:
-    """By how many frames the sinks have to move up to stand right before a window that starts there."""
+    """The number of frames by which the sinks move to be directly before a window that starts there."""
     return (window_start - grid.sinks).clamp(min=0)
 
 

@@ -74,7 +74,7 @@ def load_backbone(options: EncoderConfig, foreign: bool = False) -> Backbone:
 
 
 def _check_attention(config: Any, name: str) -> None:
-    """See that no attention kernel is named, which transformers would fetch: compiled code (raises UserError)."""
+    """Check that no attention kernel is named: transformers would download compiled code (raises UserError)."""
     asked = getattr(config, "_attn_implementation", None)
     if isinstance(asked, str) and not re.fullmatch(r"\w+", asked):
         raise UserError(f"encoder.name: {name}: its config.json names {asked!r} as attention, which is not loaded")
@@ -186,7 +186,7 @@ class FinetuneEncoder(Encoder):
 
 
 class FrozenEncoder(Encoder):
-    """First half: a whole pretrained encoder, never trained. Second half: stacking and a context network.
+    """First half: a complete pretrained encoder, not trained. Second half: stacking and a context network.
 
     The first half always runs in eval mode without gradients: its features can be computed once and stored.
     Its weights come from ``EncoderConfig.name``: ``frozen_prefixes`` keeps them out of checkpoints.
@@ -327,7 +327,7 @@ FEED_FORWARD = r".*layers\.({})\.(fc1|fc2|feed_forward\.(intermediate|output)_de
 
 
 def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0, last: Optional[int] = None) -> None:
-    """Freeze a backbone and put adapters beside its matrices, as ``config.lora_*`` says; at first they change nothing.
+    """Freeze a backbone and add adapters to its matrices (``config.lora_*``); initially they change nothing.
 
     Args:
         first: the number of the lowest layer, counted from 0, that takes adapters.
@@ -361,7 +361,7 @@ def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0, last: Op
 
 
 def merge_lora(backbone: nn.Module) -> None:
-    """Add the adapters to the weights beside them and take them out: a plain encoder with the same output."""
+    """Merge the adapters into the weights and remove them: a plain encoder with the same output."""
     from peft.tuners.lora import LoraLayer
 
     adapted = [(name, module) for name, module in backbone.named_modules() if isinstance(module, LoraLayer)]
