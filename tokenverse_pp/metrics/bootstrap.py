@@ -26,7 +26,7 @@ Interval = Tuple[float, float]
 
 @dataclass(frozen=True)
 class RatioCounts:
-    """What each utterance adds to a ratio of sums, for one or more systems whose mean is wanted (seeds).
+    """Numerator and denominator of each utterance, for one or more seeds of a system.
 
     Args:
         numerators: (S, N): of seed s, what utterance n adds.
@@ -56,7 +56,7 @@ class RatioCounts:
 
     @property
     def utterances(self) -> int:
-        """N."""
+        """The number of utterances, N."""
         return int(self.numerators.shape[1])
 
     def scores(self, weights: np.ndarray) -> np.ndarray:
@@ -139,7 +139,7 @@ def compare(
 
 
 def percentiles(samples: np.ndarray, level: float = LEVEL) -> Interval:
-    """The middle share ``level`` of samples."""
+    """The central interval that contains the share ``level`` of the samples."""
     outside = (1.0 - level) / 2.0
     low, high = np.quantile(samples, [outside, 1.0 - outside])
     return float(low), float(high)

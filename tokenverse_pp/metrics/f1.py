@@ -194,7 +194,7 @@ def score_entities(examples: Sequence[Tuple[Sequence[Phrase], Sequence[Phrase]]]
 
 
 def similarity(a: str, b: str) -> float:
-    """One less the edit distance in characters over the longer length: 1 for equal phrases, 0 at worst.
+    """1 - (edit distance in characters / longer length): 1 for equal phrases, 0 at worst.
 
     >>> similarity("amélie", "amélia")
     0.8333333333333334

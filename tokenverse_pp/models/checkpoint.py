@@ -82,7 +82,7 @@ def write_folder(folder: Path, tensors: Dict[str, Dict[str, Tensor]], texts: Dic
 
 
 def _flush(path: Path) -> None:
-    """Have the kernel write a file or folder to disk."""
+    """Flush a file or folder to disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -104,7 +104,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
-    """What is wrong with a folder that `write_folder` wrote, in one line, or None.
+    """The problem of a folder written by `write_folder`, in one line, or None.
 
     Args:
         folder: a checkpoint, or a model folder.
@@ -134,7 +134,7 @@ def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
 
 
 def check_model(folder: Path) -> None:
-    """See that weights and tokenizer of a model folder are as they were written (raises UserError).
+    """Check the checksums of a model folder's weights and tokenizer (raises UserError).
 
     Its configuration may have been edited since, and a folder without checksums is taken as it is.
     """

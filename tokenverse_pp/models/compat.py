@@ -36,7 +36,7 @@ def transformer_layer(layer: nn.Module, x: Tensor, arguments: Dict[str, Any]) ->
 
 
 def float32_argument() -> Dict[str, torch.dtype]:
-    """Return what asks ``from_pretrained`` for float32: ``torch_dtype``, since transformers 5 ``dtype``."""
+    """Return the argument of ``from_pretrained`` for float32: ``torch_dtype``, since transformers 5 ``dtype``."""
     major = int(transformers.__version__.split(".")[0])
     return {"dtype" if major >= 5 else "torch_dtype": torch.float32}
 
@@ -91,7 +91,7 @@ def in_exact_type(conv: nn.Conv1d, run: Callable[[Tensor], Tensor], x: Tensor) -
 
 
 def peak_memory(device: torch.device) -> float:
-    """Megabytes: the most that was allocated on a GPU, or the largest resident size of this process."""
+    """Peak memory in megabytes: allocated on a GPU, or the resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -99,14 +99,14 @@ def peak_memory(device: torch.device) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start a new measurement of `peak_memory`, where the device can (a process's peak cannot be taken back)."""
+    """Reset `peak_memory` on a GPU (the peak of a process cannot be reset)."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or this machine, has no memory left."""
+    """Whether an error means that a device, or this machine, is out of memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(

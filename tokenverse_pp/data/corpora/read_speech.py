@@ -62,7 +62,7 @@ COMMON_VOICE = {"zh-HK": "yue"}
 
 
 def common_voice_code(locale: str) -> str:
-    """The language of a Common Voice locale, in any spelling: without the region, but for `COMMON_VOICE`.
+    """The language of a Common Voice locale in any spelling, without the region except in `COMMON_VOICE`.
 
     >>> common_voice_code("sv-SE"), common_voice_code("zh-CN"), common_voice_code("zh-HK"), common_voice_code("kab")
     ('sv', 'zh', 'yue', 'kab')
@@ -72,7 +72,7 @@ def common_voice_code(locale: str) -> str:
 
 
 def folders_of(languages: Sequence[str], folders: Sequence[str], where: str) -> List[str]:
-    """The language folders of a corpus that codes mean; a code that is no folder's stays as it is.
+    """The language folders of a corpus for the given codes; an unknown code is returned unchanged.
 
     Args:
         where: the folder of the corpus, for messages.
@@ -128,7 +128,7 @@ def utterance_cuts(
 
 
 def labelled(turn: SupervisionSegment, text: str, language: str, duration: float) -> SupervisionSegment:
-    """The supervision of a cut that spans just this turn."""
+    """The supervision of a cut that spans exactly this turn."""
     custom = with_original(turn.custom, turn.text, text)
     return fastcopy(
         turn, start=0.0, duration=duration, channel=0, text=text, language=language, custom=custom, alignment=None
@@ -144,7 +144,7 @@ LIBRISPEECH_LAYOUT = (
 def prepare_librispeech(
     corpus_dir: Path, output_dir: Path, normaliser: str = "words", jobs: int = 1, say: Say = print
 ) -> Dict[str, Path]:
-    """Every part that is there -> ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100.jsonl.gz``), one cut an utterance.
+    """Every existing part -> ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100.jsonl.gz``), one cut an utterance.
 
     Raises:
         UserError: where the folder is no LibriSpeech.
@@ -319,7 +319,7 @@ def _rows(path: Path) -> Iterator[Union[Row, LeftOutRow]]:
 
 
 def _clip_finder(folder: Path) -> Callable[[str], Optional[Path]]:
-    """A function from a row's ``path`` to the clip; the ending may be missing there, and case may differ."""
+    """A function from a row's ``path`` to the clip; the extension may be missing, and case may differ."""
     by_lower: Dict[str, str] = {}
 
     def find(name: str) -> Optional[Path]:
@@ -372,7 +372,7 @@ def _read_part(folder: Path, split: str, clip_of: Callable[[str], Optional[Path]
 
 
 def _recordings(clips: Sequence[Path], jobs: int, title: str) -> Iterator[Union[Recording, str]]:
-    """The recording of each clip, or why there is none."""
+    """The recording of each clip, or the reason why there is none."""
     if jobs > 1:
         with ProcessPoolExecutor(jobs) as pool:
             yield from tqdm(pool.map(_recording, clips, chunksize=64), total=len(clips), desc=title, mininterval=1.0)

@@ -43,7 +43,7 @@ NAME_TYPE = "NAME"
 
 
 def clean(text: str, keep_names: bool = False) -> Optional[str]:
-    """An LDC transcript without its marks, punctuation kept; None where the words are not known.
+    """An LDC transcript without its marks but with punctuation; None where the words are unknown.
 
     Sounds (``{breath}``, ``[distortion]``), comments (``[[..]]``) and tags (``<contraction ..>``) go, the signs of
     hesitations, names, asides and mispronounced words (``% & // + ** #``) go and leave the word; a best guess
@@ -190,7 +190,7 @@ def prepare_eval2000(
 
 
 def _check_names(folder: Path) -> None:
-    """See that no name of a SPHERE file does more than name it (raises UserError)."""
+    """Check that lhotse can safely open each SPHERE file by its name (raises UserError)."""
     problems = (file_problem(str(path)) for path in sorted(folder.rglob("*.[sS][pP][hH]")))
     problem = next(filter(None, problems), None)
     if problem:

@@ -46,7 +46,7 @@ OVERLAP_RULES = ("keep", "drop")
 
 @dataclass(frozen=True)
 class ConversationOptions:
-    """How windows are made; times in seconds. The module says what each means."""
+    """Options for making windows; times in seconds. See the module's docstring."""
 
     max_seconds: float = 30.0
     max_gap: float = 2.0
@@ -56,7 +56,7 @@ class ConversationOptions:
     overlaps: str = "keep"  # keep | drop
 
     def check(self) -> None:
-        """See that the values are possible (raises UserError naming the option)."""
+        """Check the values (raises UserError naming the option)."""
         if not self.max_seconds > 2 * self.margin >= 0:
             raise UserError(f"--max-seconds {self.max_seconds:g}: expected more than two margins of {self.margin:g} s")
         for name, value, allowed in (
@@ -72,7 +72,7 @@ DEFAULT_OPTIONS = ConversationOptions()
 
 @dataclass(frozen=True)
 class TurnWords:
-    """What a turn says.
+    """The words of a turn.
 
     Attributes:
         text: its plain words; None: not known.
@@ -106,18 +106,18 @@ class SpokenTurn:
 
 @dataclass
 class Block:
-    """Turns that cannot be parted."""
+    """Turns that cannot be separated."""
 
     turns: List[SpokenTurn] = field(default_factory=list)
 
     @property
     def start(self) -> float:
-        """Of the first turn."""
+        """The start of the first turn."""
         return self.turns[0].start
 
     @property
     def end(self) -> float:
-        """Of the turn that ends last."""
+        """The end of the turn that ends last."""
         return max(turn.end for turn in self.turns)
 
 

@@ -28,7 +28,7 @@ _OUTER = regex.compile(r"^[\p{P}--[#@&%]]+|[\p{P}--[#@&%]]+$", flags=regex.V1)
 
 
 class Span(NamedTuple):
-    """An entity in a text: characters ``start`` to ``end``, its type, and how sure its finder is (0 to 1)."""
+    """An entity in a text: characters ``start`` to ``end``, its type, and a confidence (0 to 1)."""
 
     start: int
     end: int

@@ -31,7 +31,7 @@ from tokenverse_pp.tasks.registry import REGISTRY
 
 @dataclass(frozen=True)
 class MixCounts:
-    """What a mix has to know of a manifest: cuts, hours, hours by language, and hours labelled for each task."""
+    """Counts of a manifest for mixing: cuts, hours, hours by language, and hours labelled for each task."""
 
     cuts: int
     hours: float
@@ -92,7 +92,7 @@ def shares_of(weights: Sequence[float], counts: Sequence[MixCounts]) -> List[flo
 
 
 def mix_table(names: Sequence[str], weights: Sequence[float], counts: Sequence[MixCounts]) -> str:
-    """What to expect of a mix: for each corpus its weight, its share of the hours drawn, and of each task's labels.
+    """The expected mix as a table: each corpus's weight, its share of the hours drawn and of each task's labels.
 
     The last line says what part of all hours drawn is labelled for each task.
     """
@@ -118,7 +118,7 @@ def languages_table(weights: Sequence[float], counts: Sequence[MixCounts]) -> st
 
 
 def training_yaml(paths: Sequence[PathLike], weights: Sequence[float]) -> str:
-    """A further ``--config`` for recipes/train.py: the manifests and their weights."""
+    """An additional ``--config`` for recipes/train.py: the manifests and their weights."""
     data = {"data": {"train": [str(path) for path in paths], "weights": [float(f"{w:.6g}") for w in weights]}}
     head = "# Written by `tokenverse-pp manifest mix`: a further --config for recipes/train.py. Weights: cuts drawn.\n"
     return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
@@ -147,7 +147,7 @@ def mixed_rows(
 
 
 class _Rows:
-    """The rows of a manifest, as often as they are asked for; with ``prefix`` before every id."""
+    """The rows of a manifest, iterated any number of times, with ``prefix`` before every id."""
 
     def __init__(self, path: PathLike, prefix: Optional[str], bar: Any):
         self.path, self.prefix, self.bar = path, prefix, bar

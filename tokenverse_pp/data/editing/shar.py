@@ -53,7 +53,7 @@ def write_shar(path: PathLike, folder: Path, shard_size: int, audio: str = "flac
 
 
 def read_cuts_checked(path: PathLike, bar: Any = None) -> Iterator[Cut]:
-    """The cuts of a manifest, each seen to be of one piece of audio that is there."""
+    """The cuts of a manifest, each checked to consist of one existing piece of audio."""
     for row in read_rows(path, bar):
         cut = cut_of(row.data, row.where)
         if isinstance(cut, MixedCut):

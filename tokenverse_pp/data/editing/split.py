@@ -38,7 +38,7 @@ FREE = -1  # a key that no set has yet
 
 @dataclass(frozen=True)
 class KeyRule:
-    """What must not be in two sets.
+    """The keys that sets must not share.
 
     Args:
         kinds: of ``speaker``, ``text``, ``recording``; any other name is a custom field of the cut.
@@ -52,7 +52,7 @@ class KeyRule:
     allow_missing: bool = False
 
     def keys(self, row: ManifestRow) -> List[Tuple[str, str]]:
-        """(kind, value) of all that a cut must not share with other sets; its own id where there is nothing.
+        """(kind, value) of every key that a cut must not share with other sets; its id if there is none.
 
         Raises:
             UserError: naming the cut that lacks a key.
@@ -80,7 +80,7 @@ class KeyRule:
 
 
 def plain_text(text: Any) -> str:
-    """A text without what does not make it another sentence: case, spaces, and Unicode's ways to write it."""
+    """A text normalised for comparison: case, spaces and Unicode form do not matter."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()) if isinstance(text, str) else ""
 
 
@@ -93,7 +93,7 @@ class Groups:
         self._hours = array("d")
 
     def number(self, key: Tuple[str, str]) -> int:
-        """The number of a key, a new one if it was not seen before."""
+        """The number of a key, a new one for a new key."""
         number = self._number.setdefault(hash(key), len(self._parent))
         if number == len(self._parent):
             self._parent.append(number)
@@ -108,7 +108,7 @@ class Groups:
         return number
 
     def join(self, keys: Sequence[Tuple[str, str]], hours: float) -> None:
-        """Put keys into one group, and hours into it."""
+        """Join keys into one group and add hours to it."""
         first = self.root(self.number(keys[0]))
         for key in keys[1:]:
             other = self.root(self.number(key))
@@ -127,7 +127,7 @@ class Groups:
 
 
 def assign(hours: Mapping[int, float], shares: Sequence[float], seed: int) -> Dict[int, int]:
-    """Groups -> number of the set that each goes to, at random but near the shares of hours.
+    """Assign groups to sets (by number), at random but close to the shares of hours.
 
     Each group goes to the set that lacks most hours. Groups that are larger than the smallest set go first, the
     largest of them first of all; the others in an order drawn by the seed. No set stays empty.
@@ -196,7 +196,7 @@ def split_manifest(
 def _check_leak(
     row: ManifestRow, keys: Sequence[Tuple[str, str]], numbers: Sequence[int], owner: array[int], mine: int
 ) -> None:
-    """See for every cut that is written that no other set has a key of it, whatever the grouping says."""
+    """Check for every written cut that no other set has one of its keys, independently of the grouping."""
     for key, number in zip(keys, numbers):
         if owner[number] not in (FREE, mine):
             raise RuntimeError(f"cut {row.id}: {key[0]} {key[1]!r} would be in two sets")
@@ -205,7 +205,7 @@ def _check_leak(
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which cuts to take. What is not given does not narrow the choice.
+    """The cuts to select. Options that are not given do not restrict the selection.
 
     Args:
         languages: cuts all of whose turns are in one of these: ``fr`` takes ``fr-CA`` and ``FRA``, ``pt-BR`` takes
@@ -239,7 +239,7 @@ class Wanted:
             raise UserError("--keep-labels asr: every cut is labelled for asr")
 
     def takes(self, row: ManifestRow) -> bool:
-        """True for a row that is wanted for what it is."""
+        """Whether a row passes the filters."""
         if self.ids is not None and row.id not in self.ids:
             return False
         if self.tasks and not self.tasks <= set(tasks_of(row)):
@@ -258,7 +258,7 @@ class Wanted:
 
 @dataclass
 class Report:
-    """What a subset is: cuts and hours, and for each task of ``keep_labels`` how many cuts kept it and lost it."""
+    """Counts of a subset: cuts and hours, and for each task of ``keep_labels`` the cuts that kept and lost it."""
 
     cuts: int = 0
     hours: float = 0.0
@@ -308,7 +308,7 @@ def _write(row: ManifestRow, number: int, losing: Mapping[str, Set[int]], writer
 
 
 def _survey(path: PathLike, wanted: Wanted, bar: Any) -> Tuple[array[float], Dict[str, array[int]], Set[str]]:
-    """Of the cuts that fit the filters: seconds of each, and the numbers of those that are labelled for each task.
+    """The durations of the cuts that pass the filters, and the numbers of those labelled for each task.
 
     Also the ids that were asked for and not found.
     """
@@ -327,7 +327,7 @@ def _survey(path: PathLike, wanted: Wanted, bar: Any) -> Tuple[array[float], Dic
 
 
 def _take(seconds: Sequence[float], wanted: Wanted) -> Set[int]:
-    """Numbers of the cuts to take among those that fit."""
+    """Numbers of the selected cuts among those that pass the filters."""
     order: List[int] = list(range(len(seconds)))
     if wanted.at_random:
         random.Random(wanted.seed).shuffle(order)
@@ -344,7 +344,7 @@ def _take(seconds: Sequence[float], wanted: Wanted) -> Set[int]:
 
 
 def _losing(labelled: List[int], share: float, seed: str) -> Set[int]:
-    """All but a share of the numbers, at random; rounded to the nearest number of cuts."""
+    """All but a random share of the numbers, rounded to the nearest number of cuts."""
     random.Random(seed).shuffle(labelled)
     return set(labelled[round(share * len(labelled)) :])
 

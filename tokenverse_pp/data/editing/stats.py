@@ -26,7 +26,7 @@ TOTALS = ("cuts", "hours", "turns", "words")
 
 
 class Statistics:
-    """Counts of cuts, one after another, in memory that grows with the number of speakers only.
+    """Running counts of cuts; memory grows only with the number of speakers.
 
     The counts of a group of cuts are ``cuts``, ``hours``, ``turns``, ``words``, ``speakers``, and under ``tasks`` for
     each task ``labelled``, ``machine`` (the part of ``labelled`` whose labels a machine made) and ``not_labelled``,
@@ -139,7 +139,7 @@ def corpus_names(paths: Sequence[PathLike]) -> List[str]:
 
 
 def stats_table(stats: Dict[str, Any], what: str = "language") -> str:
-    """Two plain-text tables: what there is by language (or corpus), and for each task what of it is labelled."""
+    """Two plain-text tables: amounts by language (or corpus), and the labelled share for each task."""
     totals = [[what, "cuts", "hours", "turns", "words", "speakers"]]
     labels = [["task", what, "labelled h", "cuts", "machine h", "not labelled h", "cuts", "tokens"]]
     for name, group in stats.items():
@@ -157,7 +157,7 @@ def stats_table(stats: Dict[str, Any], what: str = "language") -> str:
 
 
 def shares_table(corpora: Dict[str, Any]) -> str:
-    """What each corpus gives to each task: hours, and the share of all that is labelled for it."""
+    """The hours that each corpus has labelled for each task, and their share of the total."""
     rows: List[List[str]] = [["gives to", *REGISTRY]]
     for name, group in corpora.items():
         cells = []
@@ -225,7 +225,7 @@ def plot_stats(stats: Dict[str, Any], path: PathLike) -> None:
 
 
 def _plot_groups(axes: Any, title: str, groups: Dict[str, Any], colours: Any) -> None:
-    """One stacked bar a task."""
+    """One stacked bar per task."""
     tasks = list(REGISTRY)
     left = [0.0] * len(tasks)
     for i, (name, group) in enumerate(groups.items()):
@@ -268,7 +268,7 @@ def find_cut(path: PathLike, cut_id: str) -> Cut:
 
 
 def show_cut(cut: Cut, tasks: Optional[Sequence[str]] = None) -> str:
-    """Text with the tokens of tasks, turns with their times, and what is missing.
+    """A cut as text: its tokens, turns with times, and missing labels.
 
     Args:
         tasks: task names; by default all that there are.
@@ -334,7 +334,7 @@ def _missing(cut: Cut, name: str) -> str:
 
 
 def first_problems(path: PathLike, limit: int, audio: bool = False, bar: Any = None) -> Iterator[str]:
-    """The first problems of a manifest, as `manifest_problems` gives them; the last line says how many more there are.
+    """The first problems of a manifest (`manifest_problems`); the last line counts the remaining ones.
 
     A file that cannot be read (on) is a problem like any other.
     """

@@ -136,14 +136,14 @@ def _fits(entity: BratEntity, piece_of: Callable[[int, int], str]) -> bool:
 
 
 def _ways_to_count(text: str) -> Iterator[str]:
-    """The text as it is; then with either line end, without and with a byte order mark."""
+    """Variants of the text: unchanged, then with either line end, without and with a byte order mark."""
     bare = (text[1:] if text.startswith(_BOM) else text).replace("\r\n", "\n")
     ways = [mark + bare.replace("\n", newline) for mark in ("", _BOM) for newline in ("\n", "\r\n")]
     yield from dict.fromkeys([text, *ways])
 
 
 def _as_counted(text: str, entities: List[BratEntity]) -> Tuple[str, Optional[BratEntity]]:
-    """The text whose characters the offsets count; the first entity that is wrong in it, if there is none such."""
+    """The variant of the text that fits the offsets; if there is none, the first entity that does not fit."""
     for way in _ways_to_count(text):
         if all(_fits(entity, _slicer(way)) for entity in entities):
             return way, None
@@ -171,7 +171,7 @@ def _why_wrong(text: str, wrong: BratEntity, entities: List[BratEntity]) -> str:
 
 
 def _without_repeats(entities: List[BratEntity], document: Document) -> Iterator[BratEntity]:
-    """The entities, each once; those of one id that differ are refused."""
+    """The entities without repetition; different entities with the same id are rejected."""
     by_id: Dict[str, BratEntity] = {}
     seen = set()
     for entity in entities:
@@ -213,7 +213,7 @@ _BLANKS = re.compile("[ \t]+")
 
 @dataclass(frozen=True)
 class _Layout:
-    """What most lines of a file have: tabs between columns or spaces, and how many columns."""
+    """The separator (tabs or spaces) and number of columns of most lines."""
 
     tabs: bool
     columns: int

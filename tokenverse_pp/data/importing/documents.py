@@ -49,7 +49,7 @@ class Document:
 
 @dataclass
 class Fit:
-    """What a document says of some rows, by their numbers.
+    """The entities of a document by row number.
 
     Args:
         entities: of the rows that its text fits.
@@ -95,7 +95,7 @@ def lay_over(document: Document, rows: Sequence[Row]) -> None:
 
 
 def fit(document: Document, rows: Sequence[Row], optional: Collection[int] = (), missing: bool = False) -> Fit:
-    """What a document says of rows in time order; changes none of them.
+    """The entities of a document for rows in time order; the rows are not changed.
 
     Args:
         optional: numbers of rows that were rejected for another reason: their text may be in the document.
@@ -107,7 +107,7 @@ def fit(document: Document, rows: Sequence[Row], optional: Collection[int] = (),
 
 
 class _Overlay:
-    """A document over rows: where the letters of each row stand among the document's."""
+    """The alignment of a document with rows: the position of each row's letters in the document."""
 
     def __init__(self, document: Document, rows: Sequence[Row], optional: Collection[int], missing: bool):
         self.document, self.rows, self.optional = document, rows, optional
@@ -227,7 +227,7 @@ class _Overlay:
         ]
 
     def _occurrences(self, key: str, at: int, end: int) -> List[int]:
-        """Where a row's letters stand as whole words; no more than two places."""
+        """The places where a row's letters occur as complete words; at most two."""
         found: List[int] = []
         while len(found) < 2:
             at = self.text.find(key, at, end)
@@ -274,7 +274,7 @@ class _Overlay:
         return not key or (self._is_border(at) and self._is_border(at + len(key)))
 
     def _drop_overlaps(self) -> None:
-        """Rows that would share letters could stand at two places."""
+        """Mark rows that would share letters as ambiguous."""
         done, before = 0, NOWHERE
         for number in sorted(self.starts):
             if self.starts[number] < done:
@@ -284,7 +284,7 @@ class _Overlay:
             self.starts.pop(number, None)
 
     def _name_gaps(self, found: Fit) -> None:
-        """Say what is wrong with the rows that were not found, and with the text that no row has."""
+        """Report the rows that were not found, and the text that no row has."""
         placed = sorted((start, number) for number, start in self.starts.items() if self.keys[number])
         at, before = 0, NOWHERE
         unplaced = [i for i in range(len(self.rows)) if i not in self.starts and self.keys[i]]

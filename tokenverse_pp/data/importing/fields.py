@@ -158,7 +158,7 @@ TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
 
 
 def check_field(name: str, option: str) -> None:
-    """See that a field exists.
+    """Check that a field exists.
 
     Raises:
         UserError: naming the option.
@@ -169,7 +169,7 @@ def check_field(name: str, option: str) -> None:
 
 @dataclass(frozen=True)
 class FieldMap:
-    """Which column holds which field.
+    """The mapping from columns to fields.
 
     Args:
         columns: field -> column. A column that has a field's name is that field's if nothing else is said; an empty
@@ -186,7 +186,7 @@ class FieldMap:
         return {name: column for name, column in {**same, **self.columns}.items() if column}
 
     def check(self, columns: Iterable[str], file: str) -> None:
-        """See that a table has the columns that were named.
+        """Check that a table has the named columns.
 
         Raises:
             UserError: naming file and column, and the columns that there are.
@@ -197,7 +197,7 @@ class FieldMap:
             raise UserError(f"{file}: no column {missing[0]!r} (--column); found {', '.join(found) or 'none'}")
 
     def row(self, place: Place, default_id: str, cells: Mapping[str, Any]) -> RowOrRejected:
-        """A row of a table; None and empty cells are missing, an empty list is not."""
+        """A row of a table. None and empty cells count as missing, an empty list does not."""
         values = {
             name: cells[column] for name, column in self.over(cells).items() if cells.get(column) not in (None, "")
         }
@@ -209,7 +209,7 @@ class FieldMap:
         return row
 
     def recording(self, place: Place, cells: Mapping[str, str]) -> Optional[Row]:
-        """The recording of a row that is otherwise bad; None where its cells do not say it for sure."""
+        """The recording of an invalid row; None if its cells do not determine it."""
         columns = self.over(cells)
         values = {name: cells.get(columns.get(name, ""), "") for name in ("audio", "recording", "channel")}
         if not (values["audio"] or values["recording"]) or any(map(CONTROL.search, values.values())):
@@ -240,7 +240,7 @@ class FieldMap:
 
 
 def fill(row: Row, values: Mapping[str, Any]) -> Row:
-    """Give a row the fields that it lacks."""
+    """Set the fields that a row lacks."""
     for name, value in values.items():
         if name == "custom":
             row.custom = {**value, **row.custom}
@@ -250,7 +250,7 @@ def fill(row: Row, values: Mapping[str, Any]) -> Row:
 
 
 def constants_of(values: Mapping[str, str], tasks: Optional[str] = None) -> Dict[str, Any]:
-    """What ``--set`` and ``--tasks`` say, as values of the fields of a row.
+    """The values of ``--set`` and ``--tasks`` as fields of a row.
 
     Raises:
         UserError: for a value that the field cannot have, and for a field that differs from row to row.

@@ -44,7 +44,7 @@ class FileLine:
 
     @property
     def is_blank(self) -> bool:
-        """Whether there is nothing but spaces."""
+        """Whether a line has only spaces."""
         return not self.text.strip()
 
 

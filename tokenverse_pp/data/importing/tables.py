@@ -204,7 +204,7 @@ def _text(line: bytes) -> str:
 
 
 def _reason(error: str, end: Optional[int]) -> str:
-    """What the csv module says of a record, for a message; ``end``: its last line, where it has several."""
+    """The csv module's complaint about a record, for a message; ``end``: its last line if it has several."""
     if "new-line character" in error:
         return "holds a carriage return (U+000D) outside of quotes; expected lines that end in LF or CRLF"
     if "NUL" in error:  # up to Python 3.10
@@ -259,7 +259,7 @@ def _without(place: Place, error: UserError) -> str:
 def read_recordings(
     path: Path, fields: FieldMap, delimiter: Optional[str] = None
 ) -> Tuple[Dict[str, Union[Row, Rejected]], List[Rejected]]:
-    """A table with one row a recording, in memory, by its field ``recording``, or else by its audio file's name.
+    """A table with one row per recording, in memory, by its field ``recording`` or its audio file's name.
 
     Returns:
         The recordings (one whose row cannot be read is rejected there, too), and the rows that cannot be read, have
@@ -367,7 +367,7 @@ def _load(folder: Path, split: Optional[str], cache: str) -> Any:
 
 
 def _check_folder(folder: Path) -> None:
-    """See that `datasets` will neither run code of the folder nor fetch what it names (raises UserError).
+    """Check that `datasets` neither runs code of the folder nor downloads anything (raises UserError).
 
     Versions before 4 run a script of the folder's name, and all take the addresses of data files from its README.md.
     """

@@ -31,7 +31,7 @@ ENDPOINT = "[ENDP]"
 
 
 def read_transcripts(path: Path) -> Iterator[RowOrRejected]:
-    """The turns of transcripts: a file holds one as JSON, or one a line.
+    """The turns of transcripts: a file has one transcript as JSON, or one per line.
 
     The field ``name`` of a transcript is its recording. Speakers are ``turn1``, ``turn2``, ..: the model hears that the
     speaker changes, not who speaks. What belongs to a task that was not decoded is missing, not empty.
@@ -130,7 +130,7 @@ def _endpoints(transcript: Transcript) -> Set[int]:
 
 
 def _fill(row: Row, transcript: Transcript, first: int, stop: int) -> None:
-    """What the transcript says of some of its words (raises BadRow)."""
+    """Set the fields of a row from some words of the transcript (raises BadRow)."""
     text, bounds = "", []
     for word in transcript.words[first:stop]:
         text = f"{text} {word.text}" if text else word.text

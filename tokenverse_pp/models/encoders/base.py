@@ -41,7 +41,7 @@ def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def attention_bias(mask: Tensor, dtype: torch.dtype, seen: Optional[Tensor] = None) -> Optional[Tensor]:
-    """Return what keeps attention off the padding, (N, 1, T, T), to be added to scores; None if all may be seen.
+    """Return the attention bias that masks padding, (N, 1, T, T), to be added to scores; None if nothing is masked.
 
     Args:
         mask: (N, T), true on valid frames.
@@ -137,7 +137,7 @@ class Encoder(nn.Module, ABC):
         """
 
     def grid(self, chunks: ChunkOptions) -> ChunkGrid:
-        """Where the chunks lie at the seam.
+        """The chunks at the seam.
 
         Raises:
             UserError: the chunk is no whole number of frames, or the encoder cannot be run in chunks.
@@ -146,7 +146,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """How much after a chunk's end its output depends on, at most: 0 if ``chunks.strict``.
+        """The maximum look-ahead beyond a chunk's end: 0 if ``chunks.strict``.
 
         Otherwise whole chunks: what sees one frame of a chunk sees, through statistics and attention, all of it.
         """
@@ -173,7 +173,7 @@ class Encoder(nn.Module, ABC):
 
 
 class Backbone(nn.Module, ABC):
-    """A pretrained encoder of one family, taken apart: ``embed`` (audio -> frames), ``transform`` (layers).
+    """A pretrained encoder of one family in two parts: ``embed`` (audio -> frames), ``transform`` (layers).
 
     transformers' own forward is not used: it zeroes padded frames of its input in place, applies SpecAugment
     and layerdrop in training (the first is done at the seam here, the second breaks DDP), ignores the lengths
@@ -201,7 +201,7 @@ class Backbone(nn.Module, ABC):
         """Samples -> frames."""
 
     def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
-        """Where the chunks lie; see `tokenverse_pp.models.masks.chunk_grid`."""
+        """The chunks; see `tokenverse_pp.models.masks.chunk_grid`."""
         return chunk_grid(chunks, self.hop, self.receptive, stack)
 
     def transform(
@@ -225,7 +225,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def position_modules(self) -> List[nn.Module]:
-        """What comes before the lowest transformer layer in ``transform``."""
+        """The modules before the lowest transformer layer in ``transform``."""
 
     @property
     @abstractmethod

@@ -38,7 +38,7 @@ def rotary_angles(places: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
 
 
 class Sinks(NamedTuple):
-    """What attention needs to see sinks beside its window.
+    """The inputs of attention for sinks in addition to its window.
 
     A sink that has left the window is seen as if it stood right before it, else its distance would grow for ever
     (positions within the cache, StreamingLLM, Xiao et al. 2023).
@@ -99,7 +99,7 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def finish(self, y: Tensor) -> Tensor:
-        """What attention gave (N, H, T, D) -> (N, T, C)."""
+        """Attention output (N, H, T, D) -> (N, T, C)."""
         return self.dropout(self.output(y.transpose(1, 2).flatten(2)))
 
 
@@ -157,11 +157,11 @@ class Convolution(nn.Module):
         return self.after(self.depthwise(x.transpose(1, 2)).transpose(1, 2))
 
     def before(self, x: Tensor) -> Tensor:
-        """What comes before the depthwise convolution, (N, T, C) -> (N, T, C)."""
+        """The part before the depthwise convolution, (N, T, C) -> (N, T, C)."""
         return nn.functional.glu(self.gate(self.norm(x)), dim=-1)
 
     def after(self, x: Tensor) -> Tensor:
-        """What comes after it, (N, T, C) -> (N, T, C)."""
+        """The part after it, (N, T, C) -> (N, T, C)."""
         return self.dropout(self.output(nn.functional.silu(self.middle_norm(x))))
 
 
@@ -263,7 +263,7 @@ def sink_shift(window_start: Tensor, grid: ChunkGrid) -> Tensor:
 
 
 def context_network(config: EncoderConfig, input_dim: int) -> ContextNetwork:
-    """The context network that the options ask for, behind frames of ``input_dim`` channels (stacked ones)."""
+    """Build the configured context network for (stacked) frames of ``input_dim`` channels."""
     network = ContextNetwork(
         input_dim,
         dim=config.context_dim,
