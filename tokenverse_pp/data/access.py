@@ -22,7 +22,7 @@ from lhotse.cut import Cut, MixedCut
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.manifests import shortened
 
-# lhotse's names of how arrays are stored: those that are plain data, whatever they hold.
+# lhotse's storage types for arrays that are plain data and thus safe to open.
 PLAIN_STORAGE = {
     *("numpy_files", "numpy_hdf5", "lilcom_files", "lilcom_hdf5", "chunked_lilcom_hdf5", "lilcom_chunky", "lilcom_url"),
     *("memory_lilcom", "memory_npy", "shar"),

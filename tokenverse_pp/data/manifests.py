@@ -56,7 +56,7 @@ def cut_of_line(line: str, where: str) -> Cut:
     try:
         cut = deserialize_item(data)
         if isinstance(cut, MixedCut):
-            _ = cut.duration, cut.supervisions  # computed of its tracks, whatever these hold
+            _ = cut.duration, cut.supervisions  # computed from its tracks, which may be invalid
     except Exception as error:
         # lhotse defines no exceptions for invalid manifests: it can raise any type.
         raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {reason_of(error)}") from error

@@ -58,7 +58,7 @@ _INVISIBLE = regex.compile(
     r"(?V1)[[\p{DI}\p{Cf}--[\u200b\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\ufff9-\ufffb\U000110bd\U000110cd]]"
     r"\p{Me}\u0640\u07fa]+"
 )
-_CATALAN_DOTS = regex.compile("(?<=[lL])[•‧∙⋅・](?=[lL])")  # what stands for the middle dot in texts
+_CATALAN_DOTS = regex.compile("(?<=[lL])[•‧∙⋅・](?=[lL])")  # characters used for the middle dot in texts
 _LONE_MARKS = regex.compile(r"(?<![\p{L}\p{N}\p{M}])\p{M}+")
 _LONE_SIGN = regex.compile(r"(?<![\p{L}\p{N}\p{M}])['·]|['·](?![\p{L}\p{N}])")
 _UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}ー]\p{M}*)")

@@ -8,7 +8,7 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-TOKEN = -1  # stands for the token in a sequence of word numbers (which are >= 0)
+TOKEN = -1  # the token in a sequence of word numbers (which are >= 0)
 
 
 def count_aligned(
@@ -17,18 +17,18 @@ def count_aligned(
     hyp_words: Sequence[str],
     hyp_positions: Sequence[int],
 ) -> int:
-    """The number of tokens that reference and hypothesis have in common once their words are aligned.
+    """The number of tokens that match between reference and hypothesis once their words are aligned.
 
-    A position p is the gap before word p. The tokens are written between the words of both sides and the two
-    sequences are aligned so that a token can meet only a token. Words come first: of all alignments with the
-    fewest word errors (Levenshtein), the one in which most tokens meet. So a token is right if the words
-    around it are wrong, as long as it stands between the same words; it is wrong if it stands one (right)
-    word off; and the result does not hang on how an aligner breaks ties.
+    A position p is the gap before word p. The tokens are inserted between the words of both sides, and the two
+    sequences are aligned such that tokens match only tokens. Words have priority: of all alignments with the fewest
+    word errors (Levenshtein), the one with the most matching tokens counts. A token between the same (possibly
+    misrecognised) words is therefore correct, a token that is off by one correct word is not, and the result does
+    not depend on how an aligner breaks ties.
 
-    A word error weighs more than all tokens together, an unmatched token weighs 1: the least cost then is
-    ``weight * word_errors + unmatched``, from which the number of matches follows without tracing back.
+    A word error costs more than all tokens together, an unmatched token costs 1. The least cost is then
+    ``weight * word_errors + unmatched``, which gives the number of matches without a traceback.
 
-    Time O(len(ref) * len(hyp)), one numpy operation a row.
+    Time O(len(ref) * len(hyp)), one numpy operation per row.
 
     >>> count_aligned("a b c d".split(), [2], "a x b y".split(), [3])  # a (x) b | c->y (d)
     1

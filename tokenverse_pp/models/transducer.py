@@ -23,11 +23,11 @@ MAX_COMBINATION_TASKS = 10  # 2^10 rows; beyond that most rows would never be tr
 
 
 class TaskVectors(nn.Module):
-    """One vector a task, summed over the active ones; or one vector a combination of active tasks.
+    """One vector per task, summed over the active tasks, or one vector per combination of active tasks.
 
-    Both are formed as ``weights @ table``, so that every row is in the graph of every step: under DDP an absent task
-    is no unused parameter, and its row's gradient is exactly zero. Rows start at zero: an untrained model equals the
-    one without vectors.
+    Both are formed as ``weights @ table``, so every row is in the graph of every step: under DDP an absent task is no
+    unused parameter, and the gradient of its row is exactly zero. Rows are initialised to zero: an untrained model
+    equals one without vectors.
 
     Args:
         num_tasks: K + 1, the first being ``asr``, which is always active.

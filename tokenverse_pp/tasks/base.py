@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="Task")
 SECONDS_DIGITS = 3  # in records
 
-# The order of task tokens at one position (DESIGN 3.2): the language first of all, then what closes, then
-# what ends, then the speaker change, then what opens with the next word.
+# The order of task tokens at one position (DESIGN 3.2): language, closing tokens, endpoint, speaker change, opening
+# tokens of the next word.
 RANK_FRONT, RANK_CLOSE, RANK_END, RANK_CHANGE, RANK_OPEN = range(5)
 
 
@@ -47,7 +47,7 @@ class Task(ABC):
     """One task. A new task is one file with one subclass (docs/new_task.md), in this package or outside of it."""
 
     name: ClassVar[str]
-    # Keys of supervision.custom that hold this task's labels and nothing else: they go when the task is dropped.
+    # Keys of supervision.custom that contain only this task's labels; they are removed when the task is dropped.
     own_fields: ClassVar[Tuple[str, ...]] = ()
 
     @classmethod
@@ -259,8 +259,8 @@ class PositionTask(Task):
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Precision, recall, F1 by position in the aligned words (``text``) and by time (``time.<collar>``).
 
-        By time only where every hypothesised token has one: to leave out the examples that lack times would
-        count what was missed, but not what was found.
+        Scores by time need a time for every hypothesised token: leaving out examples without times would count
+        misses but no hits.
         """
         positions = [
             (e.ref.words, e.ref.answers[self.name], e.hyp.words, e.hyp.answers.get(self.name, ())) for e in examples

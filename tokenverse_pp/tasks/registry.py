@@ -142,7 +142,7 @@ class Registry(MutableMapping[str, Type[Task]]):
 
     def _all(self) -> Dict[str, Type[Task]]:
         if not self._complete:
-            self._complete = True  # first: what is imported below may ask the registry
+            self._complete = True  # set first: the modules imported below may use the registry
             for name, target, found in entry_point_tasks():
                 if isinstance(found, type) and issubclass(found, Task) and getattr(found, "name", None) == name:
                     self.add(found)

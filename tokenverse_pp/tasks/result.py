@@ -103,8 +103,8 @@ class Mark:
 class Turn:
     """Words ``first`` to before ``stop``, between two speaker changes.
 
-    The model hears *that* the speaker changes, not who speaks: turns are numbered from 1, speakers are not. Turns 1
-    and 3 may be the same person, or not.
+    The model detects speaker changes, not identities: turns are numbered from 1, speakers are not. Turns 1 and 3 may
+    be the same speaker or not.
     """
 
     number: int
@@ -136,8 +136,8 @@ class Entity:
 class Transcript:
     """The result of recognition for one recording.
 
-    ``tasks`` are those that were asked for. What belongs to another one is empty (``language``: None), and `to_dict`
-    leaves it out: a task that was not asked for is not one that found nothing.
+    ``tasks`` are the requested tasks. Fields of other tasks are empty (``language``: None), and `to_dict` omits them:
+    a task that was not requested differs from one that found nothing.
 
     Attributes:
         name: of the recording: a file's without its ending (in folders, with those below the one that was named), a

@@ -154,7 +154,7 @@ def group_marks(marks: Sequence[TaskMark]) -> Dict[int, List[TaskMark]]:
     return grouped
 
 
-@dataclass  # not frozen: that takes three times as long to make, and there is one a turn of a million cuts
+@dataclass  # not frozen: creation would take three times as long, once per turn of a million cuts
 class LabelledTurn:
     """A supervision: words ``first_word`` to ``first_word + len(words)`` of its cut; times in seconds."""
 

@@ -19,7 +19,7 @@ from tokenverse_pp.data.audio import AudioInput, check_whole
 from tokenverse_pp.data.audio.lhotse_backend import recording_of
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 
-LOUDEST = 100.0  # samples are in [-1, 1], give or take a little; what is beyond this was never divided by 32768
+LOUDEST = 100.0  # samples should be in [-1, 1]; larger values were not divided by 32768
 MOST_CHANNELS = 64
 SINGLE = (str, Path, bytes, bytearray, memoryview, np.ndarray, torch.Tensor, Mapping, Cut, Recording)
 

@@ -128,7 +128,7 @@ def check_audio(cut: Cut) -> List[str]:
         return problems
     try:
         cut.load_audio()
-    except Exception as error:  # whatever the audio backend throws
+    except Exception as error:  # audio backends raise errors of any type
         return [undecodable(cut, error)]
     return []
 
@@ -185,7 +185,7 @@ def _check_files(recording: Recording) -> Iterator[str]:
             if frames is not None and frames < (recording.duration - TOLERANCE) * rate:
                 rate, channels, frames = _header(str(source.source), thorough=True)
         except UserError:
-            continue  # decoding it will say why
+            continue  # decoding reports the reason
         if recording.transforms or frames is None:
             continue
         seconds = frames / rate

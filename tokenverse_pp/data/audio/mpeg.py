@@ -112,7 +112,7 @@ class _Mpeg:
             first -= 1
             kept += self.ends[first] - self.starts[first] - lengths[first - normal]
         empty: List[Piece] = []
-        known = 0  # bytes that later frames may use: each frame has to ask for them, or libmpg123 drops them
+        known = 0  # bytes that later frames may use: each frame must refer to them, or libmpg123 drops them
         for number in range(first, normal):
             head, length = heads[number - normal], lengths[number - normal]
             back = min(known, most) << (7 if most == 511 else 8)

@@ -252,7 +252,7 @@ def _decode(recording: Recording, channel: Optional[int]) -> np.ndarray:
     check_access(recording, f"recording {recording.id}")
     try:
         samples = recording.load_audio(channels=channel)
-    except Exception as error:  # whatever the audio backend throws
+    except Exception as error:  # audio backends raise errors of any type
         source = str(recording.sources[0].source)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{source}: cannot be decoded: {reason.replace(f'{source}: ', '', 1)}") from error

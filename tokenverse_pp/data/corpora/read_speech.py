@@ -224,14 +224,14 @@ def prepare_mls(
 
 
 COMMONVOICE_SPLITS = ("train", "dev", "test")
-COLUMNS = ("path", "sentence")  # what every release has, and what is needed
+COLUMNS = ("path", "sentence")  # required columns, which every release has
 CUSTOM = {"age": "age", "accents": "accents", "accent": "accents", "variant": "variant"}  # as lhotse's recipe has them
 COMMONVOICE_LAYOUT = (
     "the unpacked release (cv-corpus-<version>) with <locale>/{train,dev,test}.tsv and <locale>/clips/*.mp3"
 )
 
 Row = Mapping[str, str]
-LeftOutRow = Tuple[str, str]  # an id (the clip's, or the line where there is none) and the reason
+LeftOutRow = Tuple[str, str]  # an id (of the clip, or the line if there is none) and the reason
 
 
 def prepare_commonvoice(
@@ -384,7 +384,7 @@ def _recording(clip: Path) -> Union[Recording, str]:
     try:
         with disable_ffmpeg_torchaudio_info():
             recording = Recording.from_file(clip, recording_id=clip.stem)
-    except Exception as error:  # whatever the audio backend throws
+    except Exception as error:  # audio backends raise errors of any type
         return f"cannot be read as audio: {(str(error).strip().splitlines() or [type(error).__name__])[0][:200]}"
     return recording if recording.num_samples > 0 else "holds no audio"
 
@@ -439,7 +439,7 @@ def prepare_voxpopuli(
     parts: List[CorpusPart] = []
     for language in wanted:
         require(corpus_dir, [f"raw_audios/{language}/**/*.ogg"], VOXPOPULI_LAYOUT)
-        # lhotse takes the transcripts from its output folder, and downloads them where they are not there.
+        # lhotse reads the transcripts from its output folder, and downloads them if they are missing.
         with tempfile.TemporaryDirectory() as folder, lhotse_recipe("voxpopuli", corpus_dir, VOXPOPULI_LAYOUT):
             transcripts = corpus_dir / f"asr_{language}.tsv.gz"
             unread: List[Dict[str, Any]] = []

@@ -52,7 +52,7 @@ class ConversationOptions:
     max_gap: float = 2.0
     margin: float = 0.2
     pause: float = 0.5
-    endpoints: str = "auto"  # auto | punctuation (a turn without a sign is none) | pause
+    endpoints: str = "auto"  # auto | punctuation (a turn without a mark is no endpoint) | pause
     overlaps: str = "keep"  # keep | drop
 
     def check(self) -> None:

@@ -208,7 +208,7 @@ class SpacyEntities:
     def __init__(self, name: str, confidence: float):
         try:
             import spacy
-        except Exception as error:  # one that is there may fail in other ways than ImportError
+        except Exception as error:  # a broken installation may raise other errors than ImportError
             said = f"entities from spaCy need it ({one_line(error)}): pip install 'tokenverse_pp[entities]'"
             raise UserError(said) from None
         try:

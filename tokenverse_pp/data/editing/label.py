@@ -13,7 +13,7 @@ from tokenverse_pp.data.labels import LABEL_SOURCE, MACHINE, check_cut, labelled
 from tokenverse_pp.data.manifests import ManifestRow, custom_of, supervision_custom, supervisions_of, tasks_of
 from tokenverse_pp.tasks.registry import REGISTRY, unknown_task
 
-CHUNK = 32  # rows whose texts a finder gets at once; with more alive, Python's garbage collector takes over
+CHUNK = 32  # rows per call of a finder; with more, Python's garbage collector dominates the time
 
 
 class EntityFinder(Protocol):

@@ -96,7 +96,7 @@ def _write_cut(writer: SharWriter, cut: Cut, audio: str, path: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             writer.write(cut)
-    except Exception as error:  # whatever the audio or array backend throws
+    except Exception as error:  # audio and array backends raise errors of any type
         raise UserError(f"{path}: cut {cut.id}: {undecodable(cut, error)}") from error
 
 

@@ -209,7 +209,7 @@ def plot_stats(stats: Dict[str, Any], path: PathLike) -> None:
         from matplotlib import colormaps
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except Exception as error:  # one that is there may fail in other ways than ImportError
+    except Exception as error:  # a broken installation may raise other errors than ImportError
         raise UserError(f"--plot needs matplotlib ({one_line(error)}): pip install 'tokenverse_pp[plots]'") from None
     languages = {name: group for name, group in stats["languages"].items() if name != "all"}
     panels = [("language", languages)]

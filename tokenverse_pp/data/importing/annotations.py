@@ -29,7 +29,7 @@ from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowO
 
 T = TypeVar("T")
 WIDTHS = (8, 64, 512)  # how far rows and sentences are searched for the next pair that fits
-LONG = 15  # letters from which one pair says where the texts go on; two pairs of shorter ones do
+LONG = 15  # letters from which one matching pair resynchronises the texts; shorter ones need two pairs
 
 
 @dataclass

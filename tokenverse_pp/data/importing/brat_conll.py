@@ -222,7 +222,7 @@ class _Layout:
         return _cells(line, self.tabs and "\t" in line)
 
     def is_comment(self, line: str) -> bool:
-        """Whether a line is a comment; a token may be a ``#``, then a tag stands beside it."""
+        """Whether a line is a comment; a token may be ``#``, followed by its tag."""
         if not _COMMENT.match(line):
             return bool(_ID.match(line))
         cells = self.cells(line)

@@ -117,7 +117,7 @@ class _Overlay:
         self.here = [letters(row.text or "") for row in rows]
         self.keys = ["".join(part for part, _ in key) for key in self.here]
         self.starts: Dict[int, int] = {}
-        self.unsure: Set[int] = set()  # rows whose text could stand at two places
+        self.unsure: Set[int] = set()  # rows whose text occurs at two places
         self.elsewhere: Set[int] = set()  # rows of channels that the document does not hold
         if not self._fits_as_a_whole() and len(rows) > 1:
             self._find()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.importing.notation import OPTION, REFUSE, RESOLVE, read_word, read_words, split_label
@@ -76,11 +76,11 @@ class _Alternatives:
     nested: bool = False
 
     def add(self, word: Word) -> None:
-        """Take a word into the alternative that is open."""
+        """Add a word to the current alternative."""
         (self.first if self.is_first else self.others).append(word)
 
     def finished(self, notation: str) -> Iterator[Word]:
-        """The words that count, or all of them with the reason why they cannot be used."""
+        """The selected words, or all words with the reason why they cannot be used."""
         if self.nested:
             yield from self._spoilt(f"alternatives within the alternatives that begin in line {self.place.line}")
         elif notation == RESOLVE:
@@ -161,15 +161,24 @@ def read_stm(path: Path, notation: str = REFUSE) -> Iterator[RowOrRejected]:
     Args:
         notation: see `tokenverse_pp.data.importing.notation`.
     """
-    for file in files_of(path, (".stm",)):
-        for place, line in records_of(file, ";;", recording_at=0):
+    return _read_lines(path, ".stm", ";;", 0, lambda place, line: _row(place, line, notation))
+
+
+def _read_lines(
+    path: Path, ending: str, comment: str, recording_at: int, read: Callable[[Place, str], Any]
+) -> Iterator[Any]:
+    """What ``read`` returns for each line of the files, if not None; a line for which it raises BadRow is rejected."""
+    for file in files_of(path, (ending,)):
+        for place, line in records_of(file, comment, recording_at=recording_at):
             if isinstance(line, Rejected):
                 yield line
                 continue
             try:
-                yield _row(place, line, notation)
+                item = read(place, line)
             except BadRow as error:
-                yield rejected(place, error, line, recording_at=0)
+                item = rejected(place, error, line, recording_at=recording_at)
+            if item is not None:
+                yield item
 
 
 def _row(place: Place, line: str, notation: str) -> RowOrRejected:
@@ -213,18 +222,7 @@ def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejecte
     Args:
         notation: see `tokenverse_pp.data.importing.notation`.
     """
-    for file in files_of(path, (".rttm",)):
-        for place, line in records_of(file, ";", recording_at=1):
-            if isinstance(line, Rejected):
-                yield line
-                continue
-            item: Union[RowOrRejected, Word, None]
-            try:
-                item = _item(place, line, notation)
-            except BadRow as error:
-                item = rejected(place, error, line, recording_at=1)
-            if item is not None:
-                yield item
+    return _read_lines(path, ".rttm", ";", 1, lambda place, line: _item(place, line, notation))
 
 
 def _item(place: Place, line: str, notation: str) -> Union[Row, Word, None]:

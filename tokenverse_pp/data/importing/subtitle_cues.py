@@ -142,7 +142,7 @@ def _vtt(lines: Sequence[FileLine]) -> Iterator[Union[Cue, Lost]]:
     """The blocks of a WebVTT file. The header may be missing."""
     at, restarts, header = 0, False, ""
     has_cues = False
-    glued: Optional[int] = None  # the number that stands before the times, and is text by the standard
+    glued: Optional[int] = None  # the number before the times, which is text by the standard
     while at < len(lines):
         is_header = _is_header(lines[at])
         times = next((i for i in (at, at + 1) if i < len(lines) and ARROW in lines[i].text), None)

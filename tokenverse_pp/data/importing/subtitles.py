@@ -46,7 +46,7 @@ _VOICED = re.compile(r"<v(?:\.[^\s<>]*)?\s[^<>]*>.*?(?:</v>|(?=<v[\s.])|\Z)", re
 _REFERENCE = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,40});")
 _DASH = re.compile(r"\A[ \t]*[-\u2010-\u2014][ \t]+(?=\S)")  # before the words of another speaker
 _BLANKS = re.compile(r"[ \t\r\n\f\v]+")
-_MARK = "\0"  # stands for a time stamp; text that holds it is refused before
+_MARK = "\0"  # placeholder for a time stamp; text that contains it is rejected before
 
 
 @dataclass(frozen=True)

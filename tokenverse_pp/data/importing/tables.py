@@ -325,7 +325,7 @@ def _each(data: Any) -> Iterator[Tuple[int, Union[Dict[str, Any], str]]]:
         for cells in data:
             yield number, cells
             number += 1
-    except Exception:  # whatever a column's type throws; the iterator is at its end then
+    except Exception:  # column types raise errors of any type; the iterator then ends
         pass
     for later in range(number, len(data)):
         try:

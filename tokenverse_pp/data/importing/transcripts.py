@@ -26,7 +26,7 @@ from tokenverse_pp.data.lines import raw_lines, text_of
 from tokenverse_pp.tasks.result import Transcript
 
 JSON_LINES = (".jsonl", ".ndjson")
-SHORTEST = 0.001  # seconds of a turn whose only word lies at the end of the audio
+SHORTEST = 0.001  # seconds of a turn whose only word is at the end of the audio
 ENDPOINT = "[ENDP]"
 
 

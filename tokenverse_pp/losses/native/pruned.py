@@ -132,7 +132,7 @@ def band_loss(
     """Negative log-likelihood (B,) of a band of arc scores px, py (B, T, R)."""
     check_rnnt_type(rnnt_type)
     if rnnt_type == "constrained":
-        # The blank after a symbol stands one position further; past the band it is pruned away.
+        # The blank after a symbol is one position further; beyond the band it is pruned.
         px = px + torch.nn.functional.pad(py[:, :, 1:], (0, 1), value=float("-inf"))
     if delay_penalty > 0.0:
         px = px + delay_offsets(boundary, px.shape[1], delay_penalty, px.dtype).unsqueeze(2)

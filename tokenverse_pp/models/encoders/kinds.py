@@ -29,14 +29,14 @@ from tokenverse_pp.models.encoders.context import context_lookahead_ms, context_
 from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone, WavLMBackbone
 from tokenverse_pp.models.encoders.whisper import WhisperBackbone
 
-# ``model_type`` of config.json -> what takes the model apart.
+# ``model_type`` of config.json -> the Backbone class.
 FAMILIES: Dict[str, Callable[..., Backbone]] = {
     "wav2vec2": Wav2Vec2Backbone,  # also XLSR-53, XLS-R, MMS
     "hubert": Wav2Vec2Backbone,
     "wavlm": WavLMBackbone,
     "whisper": WhisperBackbone,
 }
-# Otherwise transformers asks on the terminal, and takes what standard input holds for the answer.
+# Otherwise transformers asks on the terminal and reads the answer from standard input.
 NO_CODE = {"trust_remote_code": False}
 UNPICKLES_SAFELY = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
 LOADING_ERRORS = (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError)
@@ -274,7 +274,7 @@ class SplitEncoder(Encoder):
         self.backbone.eval()
         for layer in self.backbone.layers[self.split_layer : self.highest_layer]:
             layer.train(mode)
-        self.backbone.training = mode  # gradient checkpointing asks it
+        self.backbone.training = mode  # read by gradient checkpointing
         return self
 
     @torch.no_grad()
