@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def render(transcript: Answers, tasks: TaskSet) -> str:
     """Write a transcript with the tokens of ``tasks``.
 
-    >>> render(Transcript(("oui",), {"lid": "fr", "endp": (1,)}), build_tasks(["lid", "endp"]))
+    >>> render(Answers(("oui",), {"lid": "fr", "endp": (1,)}), build_tasks(["lid", "endp"]))
     '[FR] oui [ENDP]'
     """
     return tasks.render(transcript)
@@ -49,7 +49,7 @@ def parse(text: str, tasks: Optional[TaskSet] = None) -> Answers:
     Without ``tasks``, every registered task is read, and any other ``[XX]`` is taken as a language token.
 
     >>> parse("[FR] oui [ENDP]", build_tasks(["lid", "endp"], {"lid": {"languages": ["fr"]}}))
-    Transcript(words=('oui',), answers={'endp': (1,), 'lid': 'fr'})
+    Answers(words=('oui',), answers={'endp': (1,), 'lid': 'fr'})
     """
     words = text.split()
     return (tasks or tasks_for_tokens(words)).read(*split_marks(words))
@@ -191,13 +191,13 @@ class Transcript:
         return sum(word.confidence for word in self.words) / len(self.words) if self.words else None
 
     def spans(self) -> Tuple[Turn, ...]:
-        """The turns; all words as one where the speaker changes were not asked for."""
+        """The turns; all words as one turn if speaker changes were not requested."""
         if self.turns or not self.words:
             return self.turns
         return (Turn(1, self.text, self.words[0].start, self.words[-1].end, 0, len(self.words)),)
 
     def to_dict(self) -> Dict[str, Any]:
-        """Everything as JSON takes it (docs/transcribe.md), without the keys of tasks that were not asked for."""
+        """Everything as JSON takes it (docs/transcribe.md), without the keys of tasks that were not requested."""
         found: Dict[str, Any] = {
             "name": self.name,
             "duration": self.duration,
