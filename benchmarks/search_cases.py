@@ -9,8 +9,7 @@ from typing import Any, Callable, Dict
 import torch
 from torch import Tensor
 
-from tokenverse_pp.models.joiner import Joiner
-from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
 
 TOKENS_A_FRAME = 0.28
 

@@ -24,9 +24,9 @@ from tokenverse_pp.data.corpora.conversations import read_words
 from tokenverse_pp.data.corpora.read_speech import common_voice_code, folders_of
 from tokenverse_pp.data.editing.label import LabelChange, label_rows
 from tokenverse_pp.data.editing.mix import count_each, shares_by_language
+from tokenverse_pp.data.editing.split import Wanted
 from tokenverse_pp.data.editing.stats import count_cuts
-from tokenverse_pp.data.editing.subset import Wanted
-from tokenverse_pp.data.importing.texts import finish_text
+from tokenverse_pp.data.importing.fields import finish_text
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.manifests import ManifestRow, row_bytes
 from tokenverse_pp.data.normalise import NORMALISERS
@@ -40,7 +40,7 @@ from tokenverse_pp.models.bundle import spelled_as_before
 from tokenverse_pp.onnx.runtime import default_options
 from tokenverse_pp.tasks import build_tasks, parse, render
 from tokenverse_pp.tasks.lid import language_token
-from tokenverse_pp.tasks.text import transcript_of
+from tokenverse_pp.tasks.result import transcript_of
 
 SPELLINGS = {
     "tr": ("TR", "tr-TR", "tr_TR", "TR_tr", "tur", "TUR", "tr-Latn-TR", "tr_TR.UTF-8", "tr_TR@euro", "tur-CY"),

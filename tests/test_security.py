@@ -26,15 +26,14 @@ from tokenverse_pp import TokenVerse
 from tokenverse_pp.base.config import EncoderConfig
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError, printable
-from tokenverse_pp.base.files import check_links
-from tokenverse_pp.base.tables import aligned
+from tokenverse_pp.base.files import aligned, check_links
 from tokenverse_pp.cli.transcribing import file_name
 from tokenverse_pp.data.hypotheses import read_hypotheses
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.evaluation.report import write_report
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 from tokenverse_pp.models.bundle import load_model
-from tokenverse_pp.models.encoders import loading
+from tokenverse_pp.models.encoders import kinds
 from tokenverse_pp.models.stored_features import _file_key
 from tokenverse_pp.onnx.folder import read_folder
 from tokenverse_pp.runtime.__main__ import main as runtime
@@ -262,14 +261,14 @@ def test_code_of_an_encoder_is_not_run(tmp_path, canary, monkeypatch):
     (tmp_path / "enc" / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()")
     monkeypatch.setattr("builtins.input", lambda *prompt: "y")  # nobody is asked
     with pytest.raises(UserError, match=r"code of its own \(auto_map\), which is not run"):
-        loading.load_backbone(options)
+        kinds.load_backbone(options)
     assert not canary.exists()
 
 
 def test_kernels_of_an_encoder_are_not_fetched(tmp_path):
     options = encoder_folder(tmp_path / "enc", model_type="wav2vec2", _attn_implementation="someone/kernel")
     with pytest.raises(UserError, match=r"encoder.name: .*"):
-        loading.load_backbone(options)
+        kinds.load_backbone(options)
 
 
 def test_pickled_weights_of_a_foreign_encoder(tiny_corpus, tmp_path, monkeypatch):
@@ -281,12 +280,12 @@ def test_pickled_weights_of_a_foreign_encoder(tiny_corpus, tmp_path, monkeypatch
     config.save_pretrained(tmp_path / "enc")
     torch.save(model.state_dict(), tmp_path / "enc" / "pytorch_model.bin")
     options = EncoderConfig(name=str(tmp_path / "enc"))
-    monkeypatch.setattr(loading, "UNPICKLES_SAFELY", False)  # as with torch 2.5
+    monkeypatch.setattr(kinds, "UNPICKLES_SAFELY", False)  # as with torch 2.5
     with pytest.raises(UserError, match="cannot load folder"):
-        loading.load_backbone(options, foreign=True)
+        kinds.load_backbone(options, foreign=True)
     monkeypatch.undo()
-    if loading.UNPICKLES_SAFELY:
-        loading.load_backbone(options, foreign=True)
+    if kinds.UNPICKLES_SAFELY:
+        kinds.load_backbone(options, foreign=True)
 
 
 # --- Folders, links and archives ---------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.main import cli
 from tokenverse_pp.data.corpora.conversations import read_tracks
 from tokenverse_pp.data.editing.entity_finders import read_gazetteer
-from tokenverse_pp.data.editing.subset import read_ids
+from tokenverse_pp.data.editing.split import read_ids
 from tokenverse_pp.data.hypotheses import read_hypotheses
 from tokenverse_pp.data.manifests import read_cuts, read_rows
 from tokenverse_pp.data.sources import WholeSource

@@ -34,8 +34,7 @@ from grid.tables import claims_table, fill
 from grid.worst import as_rows, cause_rows, without_texts
 from grid.worst import worst as worst_of
 
-from tokenverse_pp.base.files import write_text
-from tokenverse_pp.base.tables import aligned
+from tokenverse_pp.base.files import aligned, write_text
 from tokenverse_pp.cli.groups import Group
 
 HERE = Path(__file__).resolve().parent

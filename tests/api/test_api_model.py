@@ -334,7 +334,7 @@ def test_the_hub_gets_what_is_saved(model, monkeypatch):
 
     with pytest.raises(UserError, match="cannot be reached"):
         model.push_to_hub("me/model")
-    monkeypatch.setattr("tokenverse_pp.models.encoders.loading.hub_reachable", lambda: True)
+    monkeypatch.setattr("tokenverse_pp.models.encoders.kinds.hub_reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     assert model.push_to_hub("me/model", private=True) == "address"
     assert calls[0] == ("me/model", {"private": True, "exist_ok": True})

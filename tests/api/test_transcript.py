@@ -58,8 +58,7 @@ def test_an_outside_task_speaks_for_itself():
     """What `Transcript` has no field for is what the task's own ``record`` says."""
     from dataclasses import dataclass
 
-    from tokenverse_pp.tasks.base import RANK_END, TaskSet
-    from tokenverse_pp.tasks.positions import PositionTask
+    from tokenverse_pp.tasks.base import RANK_END, PositionTask, TaskSet
 
     @dataclass(frozen=True)
     class Laughter(PositionTask):

@@ -12,9 +12,8 @@ from importing_cases import RATE, imported, run, write_audio
 from tokenverse_pp.data.audio.source import Bytes
 from tokenverse_pp.data.corpora.common import channel_name
 from tokenverse_pp.data.importing.audio import AudioFinder
-from tokenverse_pp.data.importing.rows import BadRow, Place, Row, channel_number
+from tokenverse_pp.data.importing.rows import BadRow, Place, Row, Word, Words, channel_number, same_channel
 from tokenverse_pp.data.importing.tables import _ending_of
-from tokenverse_pp.data.importing.words import Word, Words, same_channel
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from importing_cases import imported, make_audio_dir, run, turns, write_audio
 
 from tokenverse_pp.cli.manifest_import import import_corpus
 from tokenverse_pp.data.importing.documents import Document, lay_over
-from tokenverse_pp.data.importing.fields import bio_spans
+from tokenverse_pp.data.importing.fields import bio_spans, finish_text, read_inline
 from tokenverse_pp.data.importing.rows import BadRow, Place, Row
-from tokenverse_pp.data.importing.texts import finish_text, read_inline
 from tokenverse_pp.data.normalise import normalise
 
 audio_dir = pytest.fixture(scope="module")(make_audio_dir)

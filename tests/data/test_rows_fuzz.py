@@ -13,10 +13,8 @@ from tokenverse_pp.data.corpora.conversations import write_conversations
 from tokenverse_pp.data.editing.entity_finders import Gazetteer
 from tokenverse_pp.data.editing.label import GazetteerEntities, LabelChange, label_rows
 from tokenverse_pp.data.editing.mix import count_each, mixed_rows
-from tokenverse_pp.data.editing.split import KeyRule, split_manifest
-from tokenverse_pp.data.editing.stats import count_manifests
-from tokenverse_pp.data.editing.subset import Wanted, write_subset
-from tokenverse_pp.data.editing.validate import manifest_problems
+from tokenverse_pp.data.editing.split import KeyRule, Wanted, split_manifest, write_subset
+from tokenverse_pp.data.editing.stats import count_manifests, manifest_problems
 from tokenverse_pp.data.manifests import read_rows, row_bytes, writing_rows
 
 TURN = {"text": "new york", "speaker": "a", "language": "fr", "endpoint": True}

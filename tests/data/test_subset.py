@@ -6,7 +6,7 @@ from labelled_cuts import make_cut
 from lhotse import CutSet
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.editing.subset import Wanted, write_subset
+from tokenverse_pp.data.editing.split import Wanted, write_subset
 from tokenverse_pp.data.labels import validate_cuts
 
 

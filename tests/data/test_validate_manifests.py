@@ -4,7 +4,7 @@ import pytest
 from labelled_cuts import make_cut
 from lhotse import CutSet
 
-from tokenverse_pp.data.editing.validate import first_problems, manifest_problems
+from tokenverse_pp.data.editing.stats import first_problems, manifest_problems
 from tokenverse_pp.data.labels import PlainCut, check_cut, is_plain, labelled_cut
 from tokenverse_pp.data.manifests import read_rows, row_bytes
 

@@ -6,8 +6,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from tokenverse_pp.models.joiner import Joiner
-from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
 
 Tiny = namedtuple("Tiny", "predictor joiner encoder_out lens")
 

@@ -13,8 +13,7 @@ from tokenverse_pp.decoding.automaton import Constraints, compile_filters
 from tokenverse_pp.decoding.constraints import Bar, InOrder, Spans, constraints_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.tasks import TaskSet
-from tokenverse_pp.tasks.base import RANK_CHANGE, RANK_CLOSE, RANK_END, RANK_OPEN
-from tokenverse_pp.tasks.positions import PositionTask
+from tokenverse_pp.tasks.base import RANK_CHANGE, RANK_CLOSE, RANK_END, RANK_OPEN, PositionTask
 
 TASKS = know(*ALL)
 VOCABULARY = Vocabulary(TASKS)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tokenverse_pp.evaluation.report import utterance as alignment
 from tokenverse_pp.evaluation.report.utterance import Said, align, count_errors
-from tokenverse_pp.metrics.align import count_aligned
+from tokenverse_pp.metrics.f1 import count_aligned
 from tokenverse_pp.tasks.transcript import split_marks
 
 SYMBOLS = ["a", "b", "c", "[SCD]"]

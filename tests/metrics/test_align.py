@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenverse_pp.metrics.align import count_aligned
-from tokenverse_pp.metrics.f1 import score_positions
+from tokenverse_pp.metrics.f1 import count_aligned, score_positions
 
 
 def count(ref, hyp):

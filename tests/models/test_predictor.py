@@ -5,8 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenverse_pp.models.joiner import Joiner
-from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
 
 
 def build(context_size=2, dim=8, seed=0):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.task_vectors import MAX_COMBINATION_TASKS, TaskVectors
+from tokenverse_pp.models.transducer import MAX_COMBINATION_TASKS, TaskVectors
 
 
 def masks(tasks):

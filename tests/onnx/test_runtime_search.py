@@ -10,8 +10,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import constraints_for, tables_for
 from tokenverse_pp.decoding.search import search_frames
-from tokenverse_pp.models.joiner import Joiner
-from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
 from tokenverse_pp.onnx.search import Search
 from tokenverse_pp.tasks import build_tasks
 

@@ -162,7 +162,7 @@ import logging
 from fake_transcriber import fake_engine
 from tokenverse_pp.serving.access import Access
 from tokenverse_pp.serving.protocol import Limits
-from tokenverse_pp.serving.run import run_server
+from tokenverse_pp.serving.server import run_server
 logging.basicConfig(format="%(message)s", level=logging.INFO)
 run_server(fake_engine(), Limits(closing_seconds=2), Access(), "127.0.0.1", 0)
 """

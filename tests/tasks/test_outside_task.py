@@ -17,7 +17,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 from tokenverse_pp.models.bundle import load_model
-from tokenverse_pp.tasks import REGISTRY, build_tasks, load_plugins, plugins, register, render, transcript_of
+from tokenverse_pp.tasks import REGISTRY, build_tasks, load_plugins, register, registry, render, transcript_of
 from tokenverse_pp.tasks.registry import BUILT_IN, load_plugins_for
 from tokenverse_pp.tasks.transcript import split_marks
 
@@ -130,12 +130,12 @@ def test_trained_model_finds_its_tasks_again(train_script, plugin, labelled, tin
 
 def test_entry_points_are_tasks(monkeypatch, tasks, tmp_path):
     """A package in a folder on the path, as pip would install it."""
-    (tmp_path / "my_package.py").write_bytes(open(plugins.origin(type(tasks["emo"])), "rb").read())
+    (tmp_path / "my_package.py").write_bytes(open(registry.origin(type(tasks["emo"])), "rb").read())
     info = tmp_path / "my_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
     points = "emo = my_package:Emotion\nnum = my_package:Nothing\nother = my_package:Numbers\n"
-    (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\n{points}")
+    (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{points}")
     code = "from tokenverse_pp.tasks import REGISTRY, build_tasks; print(list(REGISTRY)); build_tasks(['num'])"
     env = {**environment(), "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)

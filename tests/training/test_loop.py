@@ -14,7 +14,7 @@ from tokenverse_pp.data.samplers import TrainSampler
 from tokenverse_pp.data.sources import open_rounds
 from tokenverse_pp.models import checkpoint, compat
 from tokenverse_pp.models.bundle import load_model
-from tokenverse_pp.models.devices import autocast, grad_scaler
+from tokenverse_pp.models.compat import autocast, grad_scaler
 from tokenverse_pp.training.checkpoints import find_start, retain
 from tokenverse_pp.training.log import read_log
 from tokenverse_pp.training.trainer import Trainer

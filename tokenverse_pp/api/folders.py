@@ -23,7 +23,7 @@ from tokenverse_pp.base.files import check_links, temporary_folder
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import ModelBundle, find_model, own_encoder
 from tokenverse_pp.models.checkpoint import CONFIG, TOKENIZER, WEIGHTS
-from tokenverse_pp.models.encoders.loading import hub_reachable
+from tokenverse_pp.models.encoders.kinds import hub_reachable
 from tokenverse_pp.models.encoders.whisper_base import convert_whisper_base
 
 PathLike = Union[str, Path]

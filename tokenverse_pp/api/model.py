@@ -273,7 +273,7 @@ ner, lid
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-        from tokenverse_pp.models.encoders.loading import hub_reachable
+        from tokenverse_pp.models.encoders.kinds import hub_reachable
 
         if not hub_reachable():
             raise UserError(f"{repository}: the Hugging Face hub cannot be reached")

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever finds half of one; reading JSON and YAML that anybody may have written."""
+"""Write files atomically, read JSON and YAML from untrusted sources, and lay out plain-text tables."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import math
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Union
+from typing import Any, Iterable, Iterator, Sequence, Union
 
-from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.errors import UserError, printable
 
 BLOCK = 1 << 20  # bytes read at once
 MOST_VALUES = 100_000  # of a YAML text
@@ -141,3 +141,22 @@ def feed(digest: Any, path: PathLike) -> int:
             digest.update(block)
             size += len(block)
     return size
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows of equal length with aligned columns: the first ``left`` to the left, the others to the right.
+
+    >>> print(aligned([["language", "cuts"], ["fr", "12"]]))
+    language  cuts
+    fr          12
+
+    Not with `tabulate`: it strips the spaces that pad a cell (`manifest show` has such cells) unless a global setting
+    is changed, and its widths depend on whether wcwidth is installed.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -56,8 +56,7 @@ def compare(first: str, second: str, cuts: str, by_corpus: bool, resamples: int,
     difference that holds 0 says that these utterances cannot tell A from B.
     """
     # lhotse and torch take seconds to import: not for `--help`.
-    from tokenverse_pp.base.files import write_json
-    from tokenverse_pp.base.tables import aligned
+    from tokenverse_pp.base.files import aligned, write_json
     from tokenverse_pp.data.hypotheses import read_hypotheses
     from tokenverse_pp.data.labels import validate_cuts
     from tokenverse_pp.data.manifests import read_cuts

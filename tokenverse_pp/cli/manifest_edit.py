@@ -74,8 +74,7 @@ def label(
     """
     from tokenverse_pp.base.errors import UserError
     from tokenverse_pp.data.editing.label import LabelChange, label_rows
-    from tokenverse_pp.data.manifests import read_rows, writing_rows
-    from tokenverse_pp.data.progress import reading_bar
+    from tokenverse_pp.data.manifests import read_rows, reading_bar, writing_rows
 
     change = LabelChange(names(only) if only else None, names(drop), names(add), language, overwrite)
     finder = _finder(pipeline, gazetteer, match_case, confidence)
@@ -153,8 +152,7 @@ def mix(
     from tokenverse_pp.base.files import write_text
     from tokenverse_pp.data.editing import mix as mixing
     from tokenverse_pp.data.editing.stats import corpus_names
-    from tokenverse_pp.data.manifests import writing_rows
-    from tokenverse_pp.data.progress import reading_bar
+    from tokenverse_pp.data.manifests import reading_bar, writing_rows
 
     to_yaml = output.endswith((".yaml", ".yml"))
     if not to_yaml and not output.endswith((".jsonl", ".jsonl.gz")):
@@ -243,9 +241,9 @@ def split(
     Cuts that share a speaker (text, ..) go to one set, and so do those that hang together by others: with several
     --by the groups are connected components. Every cut is checked for leaks once more when it is written.
     """
-    from tokenverse_pp.base.tables import aligned
+    from tokenverse_pp.base.files import aligned
     from tokenverse_pp.data.editing.split import KeyRule, split_manifest
-    from tokenverse_pp.data.progress import reading_bar
+    from tokenverse_pp.data.manifests import reading_bar
 
     wanted = parse_shares(shares)
     outputs = {name: output_dir / f"cuts_{name}.jsonl.gz" for name in wanted}
@@ -327,8 +325,8 @@ def subset(
 
     The last is for experiments on partially labelled data: the labels of the other cuts are gone from OUTPUT.
     """
-    from tokenverse_pp.data.editing.subset import Wanted, read_ids, write_subset
-    from tokenverse_pp.data.progress import reading_bar
+    from tokenverse_pp.data.editing.split import Wanted, read_ids, write_subset
+    from tokenverse_pp.data.manifests import reading_bar
 
     wanted = Wanted(
         languages=frozenset(languages),

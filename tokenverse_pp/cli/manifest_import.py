@@ -132,13 +132,12 @@ def options_of(given: Dict[str, Any]) -> Any:
     """The command line's options, checked, as `ImportOptions`."""
     from tokenverse_pp.base.errors import UserError
     from tokenverse_pp.data.dataset import SAMPLING_RATE
-    from tokenverse_pp.data.importing.fields import FieldMap, constants_of
+    from tokenverse_pp.data.importing.fields import TEXT_NORMALISERS, FieldMap, constants_of
     from tokenverse_pp.data.importing.sources import ImportOptions
-    from tokenverse_pp.data.importing.texts import NAMES
 
     normaliser = given.pop("normaliser")
-    if normaliser not in NAMES:
-        raise UserError(f"--normaliser {normaliser}: expected one of {', '.join(NAMES)}")
+    if normaliser not in TEXT_NORMALISERS:
+        raise UserError(f"--normaliser {normaliser}: expected one of {', '.join(TEXT_NORMALISERS)}")
     columns = pairs(given.pop("columns"), "--column")
     constants = constants_of(pairs(given.pop("constants"), "--set"), given.pop("tasks"))
     fields = FieldMap(columns, 0.001 if given.pop("times") == "ms" else 1.0)

@@ -38,8 +38,8 @@ def validate(cuts: Tuple[str, ...], audio: bool, list_all: bool, first: Optional
 
     from tokenverse_pp.base.errors import printable
     from tokenverse_pp.cli.groups import EXIT_CODE
-    from tokenverse_pp.data.editing.validate import first_problems
-    from tokenverse_pp.data.progress import reading_bar
+    from tokenverse_pp.data.editing.stats import first_problems
+    from tokenverse_pp.data.manifests import reading_bar
 
     valid = True
     with reading_bar(cuts, "validate") as bar:
@@ -68,7 +68,7 @@ def stats(cuts: Tuple[str, ...], json_path: Optional[str], plot: Optional[str]) 
     """
     from tokenverse_pp.base.files import write_json
     from tokenverse_pp.data.editing.stats import count_manifests, shares_table, stats_table
-    from tokenverse_pp.data.progress import reading_bar
+    from tokenverse_pp.data.manifests import reading_bar
 
     with reading_bar(cuts, "stats") as bar:
         counts = count_manifests(cuts, bar)
@@ -119,7 +119,7 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str) -> None:
     place of a manifest. Labels stay as they are: lhotse's CutSet.from_shar(in_dir=OUTPUT_DIR) gives them back.
     """
     from tokenverse_pp.data.editing.shar import write_shar
-    from tokenverse_pp.data.progress import reading_bar
+    from tokenverse_pp.data.manifests import reading_bar
 
     with reading_bar([cuts], "to-shar") as bar:
         report = write_shar(cuts, output_dir, shard_size, audio, bar)

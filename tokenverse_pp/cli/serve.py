@@ -97,7 +97,7 @@ def serve(
     engine = _engine(
         (model, encoder, device, trust_plugins), tasks, (method, beam), (chunk_ms, left_chunks, sinks), threads
     )
-    from tokenverse_pp.serving.run import run_server
+    from tokenverse_pp.serving.server import run_server
 
     run_server(engine, allowed, access, host, port)
 

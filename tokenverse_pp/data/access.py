@@ -1,8 +1,8 @@
-"""What a manifest may make the program open: files always; commands and URLs only where the user allows them.
+"""Access control for sources named in a manifest: files are always allowed, commands and URLs only by option.
 
-A lhotse manifest can name more than files. A recording's source may be a shell command or a URL, and a stored array may
-lie behind a pipe, a URL or a pickle, all of which lhotse opens without a question. Whatever loads audio or arrays of
-somebody else's manifest calls `access_problems` or `check_access` first; see docs/security.md.
+A recording's source in a lhotse manifest may be a shell command or a URL, and a stored array may come from a pipe, a
+URL or a pickle. lhotse opens all of these without asking. Code that loads audio or arrays of an untrusted manifest
+calls `access_problems` or `check_access` first; see docs/security.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lhotse.cut import Cut, MixedCut
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.manifests import shortened
 
-# lhotse's names of how arrays are stored: those that are plain data, whatever they hold.
+# lhotse's storage types for arrays that are plain data and thus safe to open.
 PLAIN_STORAGE = {
     *("numpy_files", "numpy_hdf5", "lilcom_files", "lilcom_hdf5", "chunked_lilcom_hdf5", "lilcom_chunky", "lilcom_url"),
     *("memory_lilcom", "memory_npy", "shar"),
@@ -40,7 +40,7 @@ SHELL_SIGNS = re.compile(r"""[;&|<>()$`\\"'*?\[\]{}#~!%^\n\r]""")
 
 @dataclass(frozen=True)
 class SourceAccess:
-    """What may be opened beside files.
+    """The kinds of sources that may be opened in addition to files.
 
     Attributes:
         commands: run shell commands (sources of type ``command``, ``pipe:``, Kaldi archives) and read pickled arrays.
@@ -56,7 +56,7 @@ _ACCESS: ContextVar[SourceAccess] = ContextVar("source_access", default=FILES_ON
 
 
 def current_access() -> SourceAccess:
-    """What is allowed here: nothing but files outside of `allow_sources`."""
+    """The access in effect: only files outside of `allow_sources`."""
     return _ACCESS.get()
 
 
@@ -159,7 +159,7 @@ class _Stored:
 
 
 def _problem(thing: Any, allowed: SourceAccess) -> str:
-    """Why a source or array is not opened, or nothing."""
+    """Why a source or array must not be opened, or an empty string."""
     if isinstance(thing, AudioSource):
         source = thing.source if isinstance(thing.source, str) else ""
         what = f"field 'recording': {shortened(repr(source), MOST)}"

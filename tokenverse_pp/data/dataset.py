@@ -18,12 +18,11 @@ from torch.utils.data import Dataset
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.access import allow_sources, check_access, current_access
-from tokenverse_pp.data.audio.checks import check_files, recording_files, undecodable
-from tokenverse_pp.data.audio.lhotse_backend import use_backend
+from tokenverse_pp.data.audio.lhotse_backend import check_files, recording_files, undecodable, use_backend
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.tokenizer import UNK_ID, Tokenizer
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.text import transcript_of
+from tokenverse_pp.tasks.result import transcript_of
 from tokenverse_pp.tasks.transcript import is_task_token
 
 SAMPLING_RATE = 16000  # Hz

@@ -1,4 +1,4 @@
-"""What differs between one process and many, and between CPU and GPU: all of it is here."""
+"""DistributedContext: the process group, rank, device and reductions; the same code runs in one process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process among its peers."""
+    """This process within the process group."""
 
     rank: int = 0
     size: int = 1
@@ -36,11 +36,11 @@ class DistributedContext:
 
     @property
     def is_first(self) -> bool:
-        """True for the one process that logs and writes."""
+        """Whether this process logs and writes (rank 0)."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model under DDP, if there are peers."""
+        """The model, wrapped in DDP if there are several processes."""
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -101,7 +101,7 @@ class DistributedContext:
 
 
 def start_distributed() -> DistributedContext:
-    """Join the processes that torchrun started; alone without it. NCCL where there are GPUs, else gloo.
+    """Join the process group of torchrun, or run alone without it. NCCL with GPUs, otherwise gloo.
 
     A collective operation may wait for `COLLECTIVE_TIMEOUT`, for the first rank may have a million cuts to look at:
     `peers.Watch` finds ranks that have died long before.

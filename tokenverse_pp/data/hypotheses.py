@@ -1,4 +1,4 @@
-"""Decoded hypotheses: one JSON object a line (``hyps.jsonl``), and reading them back as transcripts."""
+"""Read and check decoded hypotheses (``hyps.jsonl``, one JSON object per line), and convert them to transcripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import is_finite, json_of
 from tokenverse_pp.data.lines import text_lines
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.text import tasks_for_tokens
+from tokenverse_pp.tasks.result import tasks_for_tokens
 from tokenverse_pp.tasks.transcript import Answers, TaskMark, pieces_to_words, split_marks
 
 Hypothesis = Mapping[str, Any]
@@ -36,7 +36,7 @@ def read_hypotheses(path: Union[str, os.PathLike[str]]) -> List[Dict[str, Any]]:
 
 
 def check_hypothesis(hyp: Any) -> str:
-    """What is wrong with a hypothesis, or nothing. Needed are ``id``, and ``tokens`` or ``text``."""
+    """The problem of a hypothesis, or an empty string. Required are ``id``, and ``tokens`` or ``text``."""
     if not isinstance(hyp, dict):
         return "expected an object with 'id' and 'text'"
     if not isinstance(hyp.get("id"), str):
@@ -59,7 +59,7 @@ def check_hypothesis(hyp: Any) -> str:
 
 
 def _check_spans(hyp: Mapping[str, Any]) -> str:
-    """What is wrong with the fields that hold times, as far as they are there; or nothing."""
+    """The problem of the fields with times, if present; or an empty string."""
     for name in ("speaker_changes", "endpoints"):
         items = hyp.get(name)
         if items is not None and not (isinstance(items, list) and all(map(is_finite, items))):

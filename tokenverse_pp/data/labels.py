@@ -1,21 +1,16 @@
-"""Who made a task's labels: people (or a corpus), or a machine.
+"""The label schema of cuts and its validation, on lhotse cuts or directly on rows of JSON.
 
-``cut.custom["label_source"]`` maps a task to the name of the maker of its labels on that cut, e.g.
-``{"ner": "machine:spacy/en_core_web_sm"}``. A name that begins with ``machine:`` is a machine's; a task that is not
-in the mapping was labelled by people. Each entity of a machine-labelled cut says so too: ``"source"`` (the same name)
-and ``"confidence"`` (0 to 1). One cut has one maker of a task's labels, so that the two never mix unseen.
+One cut is one training example. ``cut.custom["tasks"]`` lists the tasks that it is labelled for, always with ``asr``;
+each task defines its labels (`Task.check`). A task that is not listed was not annotated; a listed task without labels
+(no entity spoken) was annotated.
 
-The label schema of cuts, and its validation.
+``cut.custom["label_source"]`` maps a task to the source of its labels on that cut, e.g.
+``{"ner": "machine:spacy/en_core_web_sm"}``. Names that begin with ``machine:`` are automatic labels; a task that is not
+in the mapping was labelled by people. Each entity of a machine-labelled cut also has ``"source"`` (the same name) and
+``"confidence"`` (0 to 1). A cut has one source per task, so human and automatic labels never mix within it.
 
-One cut is one training example. ``cut.custom["tasks"]`` lists the tasks that it is labelled for, ``asr``
-always among them; each task says what its labels are (`Task.check`). A task that is not listed was not
-annotated; a task that is listed and has nothing to say (no entity spoken) was.
-
-Cuts as the label checks see them, straight from a row of JSON.
-
-Building lhotse's cut, supervisions, recording and audio sources takes longer than checking the labels in them. A row
-of the usual shape (a MonoCut with a recording and no stored features) is read here without; any other row goes
-through lhotse, and so does every row that lhotse might refuse.
+Building lhotse objects takes longer than checking their labels. Rows of the usual shape (a MonoCut with a recording and
+no stored features) are checked without them; other rows, and all that lhotse might reject, go through lhotse.
 """
 
 from __future__ import annotations
@@ -29,8 +24,8 @@ from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import PathLike, is_finite
-from tokenverse_pp.data.audio.checks import TOLERANCE as AUDIO_TOLERANCE
-from tokenverse_pp.data.audio.checks import check_audio as audio_problems
+from tokenverse_pp.data.audio.lhotse_backend import TOLERANCE as AUDIO_TOLERANCE
+from tokenverse_pp.data.audio.lhotse_backend import check_audio as audio_problems
 from tokenverse_pp.data.lines import CONTROL, NameSet
 from tokenverse_pp.data.manifests import ManifestRow, cut_of, read_cuts, read_rows, shortened
 from tokenverse_pp.tasks.base import TaskSet
@@ -45,13 +40,13 @@ MACHINE = "machine:"
 
 
 def machine_tasks(custom: Optional[Mapping[str, Any]]) -> List[str]:
-    """The tasks whose labels a machine made, by a cut's custom fields."""
+    """The tasks with automatic labels, by a cut's custom fields."""
     sources = (custom or {}).get(LABEL_SOURCE) or {}
     return [task for task, source in sources.items() if str(source).startswith(MACHINE)]
 
 
 def check_sources(cut: Cut, known: Mapping[str, Any]) -> List[str]:
-    """What is wrong with what a cut says of the makers of its labels: one line a problem, naming the field.
+    """Problems of a cut's label sources: one line per problem, naming the field.
 
     Args:
         known: the tasks that there are (``REGISTRY``).
@@ -99,7 +94,7 @@ def _is_probability(value: Any) -> bool:
     return is_finite(value) and 0 <= value <= 1
 
 
-TOLERANCE = 0.001  # seconds of rounding by which a turn may stick out of its cut or into another
+TOLERANCE = 0.001  # seconds by which a turn may exceed its cut or overlap another through rounding
 
 
 def labelled_tasks(cut: Cut) -> List[str]:
@@ -115,7 +110,7 @@ def labelled_tasks(cut: Cut) -> List[str]:
 
 
 def check_cut(cut: Cut, tasks: Optional[TaskSet] = None) -> List[str]:
-    """What is wrong with a cut's labels: one line a problem, naming the field; nothing if all is well.
+    """Problems of a cut's labels: one line per problem, naming the field; empty if there are none.
 
     Args:
         tasks: the tasks of a model, whose options (languages, entity types) narrow what is allowed.
@@ -300,7 +295,7 @@ _SOURCE = frozenset(("type", "channels", "source"))
 
 
 class PlainTurn:
-    """The fields of a supervision that labels stand in; see `lhotse.SupervisionSegment`."""
+    """The fields of a supervision that contain labels; see `lhotse.SupervisionSegment`."""
 
     __slots__ = ("custom", "duration", "language", "speaker", "start", "text")
 
@@ -320,7 +315,7 @@ class PlainTurn:
 
 
 class PlainCut(FixedTurns):
-    """The fields of a cut that labels stand in; see `lhotse.cut.Cut`."""
+    """The fields of a cut that contain labels; see `lhotse.cut.Cut`."""
 
     def __init__(self, data: Dict[str, Any]):
         self.id = data["id"]
@@ -330,7 +325,7 @@ class PlainCut(FixedTurns):
 
 
 def labelled_cut(row: ManifestRow) -> Cut:
-    """What to ask for a row's labels: a `PlainCut` where that is enough, otherwise lhotse's cut.
+    """The object to read a row's labels from: a `PlainCut` where that is enough, otherwise lhotse's cut.
 
     Raises:
         UserError: where lhotse cannot read the row.

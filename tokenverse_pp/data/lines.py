@@ -1,6 +1,6 @@
-"""The lines of text files that others wrote: limits, and errors that name the line.
+"""Read lines of untrusted text files, with limits and errors that name the line, and store large sets of names.
 
-Sets of names in little memory: a manifest of a million cuts has a million ids.
+`NameSet` needs little memory: a manifest of a million cuts has a million ids.
 """
 
 from __future__ import annotations
@@ -157,11 +157,11 @@ class NameSet:
         return self._count
 
     def add(self, name: str) -> bool:
-        """Put a name in; True if it was not there before."""
+        """Add a name; True if it is new."""
         return self._put((hash(name) & _HASH_BITS) or 1)  # 0 marks a free slot
 
     def update(self, other: NameSet) -> None:
-        """Put in all that another set holds."""
+        """Add all names of another set."""
         for value in other._slots:
             if value:
                 self._put(value)

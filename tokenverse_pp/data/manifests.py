@@ -1,11 +1,8 @@
-"""Reading cuts from a manifest, with errors that name the file and the line.
+"""Read and write manifests of cuts: as lhotse objects, or row by row as dictionaries.
 
-Writing manifests so that they appear whole or not at all.
-
-Cuts as they stand in a file, one dictionary a line.
-
-Commands that change or move labels work on these: it is several times faster than building lhotse's objects, and
-what a command does not know stays as it was, byte for byte where the cut is not changed.
+Errors name the file and the line. Manifests are written to a temporary file and renamed, so they are never partial.
+Commands that change or move labels work on rows: this is several times faster than building lhotse objects, keeps
+unknown fields, and copies unchanged cuts byte for byte.
 """
 
 from __future__ import annotations
@@ -18,11 +15,12 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Dict, Iterable, Iterator, List, Optional, Union
+from typing import IO, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Union
 
 from lhotse import CutSet, load_manifest
 from lhotse.cut import Cut, MixedCut
 from lhotse.serialization import deserialize_item
+from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import PathLike, is_finite, json_of, replacing
@@ -58,9 +56,9 @@ def cut_of_line(line: str, where: str) -> Cut:
     try:
         cut = deserialize_item(data)
         if isinstance(cut, MixedCut):
-            _ = cut.duration, cut.supervisions  # computed of its tracks, whatever these hold
+            _ = cut.duration, cut.supervisions  # computed from its tracks, which may be invalid
     except Exception as error:
-        # lhotse has no exceptions of its own for what a manifest may hold: any type can come out of it.
+        # lhotse defines no exceptions for invalid manifests: it can raise any type.
         raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {reason_of(error)}") from error
     if not isinstance(cut, Cut):
         raise UserError(f"{where}: expected a cut, found a {type(cut).__name__}")
@@ -125,7 +123,7 @@ _encode_ascii = json.JSONEncoder().encode
 
 @dataclass
 class ManifestRow:
-    """One cut of a manifest: where it stands (for messages), its bytes, and what they hold.
+    """One cut of a manifest: its place (for messages), its bytes and their parsed content.
 
     ``problem`` says why there is no ``data``; `read_rows` raises instead.
     """
@@ -211,7 +209,7 @@ def cut_of(data: Dict[str, Any], where: str) -> Any:
             cut.duration, cut.supervisions, cut.custom  # noqa: B018
         return cut
     except Exception as error:
-        # lhotse has no exceptions of its own for what a manifest may hold: any type can come out of it.
+        # lhotse defines no exceptions for invalid manifests: it can raise any type.
         raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {reason_of(error)}") from error
 
 
@@ -239,7 +237,7 @@ class RowWriter:
 
 @contextlib.contextmanager
 def writing_rows(path: PathLike) -> Iterator[RowWriter]:
-    """A writer of a manifest that appears whole when the block ends without an error, or not at all.
+    """A writer of a manifest that is renamed into place only if the block ends without an error.
 
     Raises:
         UserError: where the path cannot be written, or is not named ``.jsonl`` or ``.jsonl.gz``.
@@ -255,7 +253,7 @@ def writing_rows(path: PathLike) -> Iterator[RowWriter]:
 
 
 def check_output(path: PathLike) -> None:
-    """See that a path can name a manifest of rows (raises UserError)."""
+    """Check that a path can name a manifest of rows (raises UserError)."""
     if not str(path).endswith(LINES):
         raise UserError(f"{path}: a CutSet file is named .jsonl or .jsonl.gz")
     if os.path.isdir(path):
@@ -355,3 +353,9 @@ def language_of(row: ManifestRow) -> str:
 def languages_joined(codes: Iterable[Any]) -> str:
     """The languages of a cut's turns, whatever their region and spelling: ``fr``, ``cs+nl``, ``unknown``."""
     return "+".join(sorted({language_group(str(code or "")) or UNKNOWN for code in codes}))
+
+
+def reading_bar(paths: Sequence[PathLike], what: str, passes: int = 1) -> Any:
+    """A bar on stderr for reading ``paths`` so many times; it shows nothing where stderr is no terminal."""
+    total = passes * sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
+    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, leave=False)

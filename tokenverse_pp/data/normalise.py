@@ -6,7 +6,7 @@
    the digit on it, a word of its own.
 2. What has no width is dropped: soft hyphens, zero-width joiners and non-joiners, variation selectors, word joiners,
    byte order marks, direction marks and the other default-ignorable code points of Unicode, enclosing marks, and the
-   Arabic elongation (tatweel). So the words do not depend on characters that nobody sees: `Zusam\\u00admenarbeit` is
+   Arabic elongation (tatweel). So words do not depend on invisible characters: `Zusam\\u00admenarbeit` is
    `zusammenarbeit`, and Persian `می\\u200cخواهم`, Sinhala `ශ්\\u200dරී` are one word, spelt as without the joiner. One of
    them separates words, and becomes a space in every language: the zero-width space (U+200B), which stands between the
    words of Thai, Khmer and Lao where they are marked at all.
@@ -29,12 +29,12 @@ as by rule 8: the label schema asks for both. A zero-width space counts as a spa
 without any visible character (a lone variation selector, direction mark or combining mark) is dropped. Invisible
 characters *within* words stay.
 
-The language is a code as `tokenverse_pp.base.languages` reads it (``tr``, ``tr-TR``, ``tur``); one that has no rules
-of its own (``fr``) follows the common ones, what is no code is an error.
+The language is a code that `tokenverse_pp.base.languages` reads (``tr``, ``tr-TR``, ``tur``). A language without rules
+of its own (``fr``) follows the common rules; an invalid code is an error.
 
 Accents are kept: they are spelling, not decoration, in nl, cs, es, fr, it and ru alike. Digits are kept as well;
-whoever prepares a corpus expands them into words first or drops the line (`has_digits`), as only they know how they
-were read aloud.
+expand them into words when preparing a corpus, or drop the line (`has_digits`): only the corpus tells how they were
+read aloud.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _INVISIBLE = regex.compile(
     r"(?V1)[[\p{DI}\p{Cf}--[\u200b\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\ufff9-\ufffb\U000110bd\U000110cd]]"
     r"\p{Me}\u0640\u07fa]+"
 )
-_CATALAN_DOTS = regex.compile("(?<=[lL])[•‧∙⋅・](?=[lL])")  # what stands for the middle dot in texts
+_CATALAN_DOTS = regex.compile("(?<=[lL])[•‧∙⋅・](?=[lL])")  # characters used for the middle dot in texts
 _LONE_MARKS = regex.compile(r"(?<![\p{L}\p{N}\p{M}])\p{M}+")
 _LONE_SIGN = regex.compile(r"(?<![\p{L}\p{N}\p{M}])['·]|['·](?![\p{L}\p{N}])")
 _UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}ー]\p{M}*)")

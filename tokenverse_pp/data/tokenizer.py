@@ -105,7 +105,7 @@ class Tokenizer:
         return ours[: len(theirs)] == theirs
 
     def extended(self, symbols: Iterable[str], texts: Iterable[str] = ()) -> Tokenizer:
-        """This vocabulary with more at its end; the ids of what it has stay, and so do the pieces of old texts.
+        """This vocabulary with pieces appended; existing ids and the pieces of old texts do not change.
 
         Args:
             symbols: task tokens; those that it lacks are added, in their order.
@@ -136,7 +136,7 @@ class Tokenizer:
         return Tokenizer(proto.SerializeToString())
 
     def check(self, tasks: TaskSet) -> None:
-        """See that every token of ``tasks`` is in the vocabulary (raises UserError)."""
+        """Check that every token of ``tasks`` is in the vocabulary (raises UserError)."""
         for symbol in tasks.symbols:
             self.id_of(symbol)
 

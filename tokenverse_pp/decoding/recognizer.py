@@ -25,7 +25,7 @@ from tokenverse_pp.decoding.long_form import Merger, check_windows, merge_window
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.models.devices import autocast
+from tokenverse_pp.models.compat import autocast
 from tokenverse_pp.models.stored_features import batches_of
 from tokenverse_pp.tasks.base import TaskSet
 

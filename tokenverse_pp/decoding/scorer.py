@@ -18,8 +18,7 @@ from tokenverse_pp.decoding.constraints import languages_written
 from tokenverse_pp.decoding.context_graph import ContextGraph, SpellingVocabulary, hotword_phrases
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.language_models import language_model_for
-from tokenverse_pp.models.joiner import Joiner
-from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
 from tokenverse_pp.tasks.base import TaskSet
 
 

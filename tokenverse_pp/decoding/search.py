@@ -17,9 +17,7 @@ from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.k2_fast_beam import k2_fast_beam_search
 from tokenverse_pp.decoding.scorer import FusionScorer, Scorer, project
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.models.joiner import Joiner
-from tokenverse_pp.models.predictor import StatelessPredictor
-from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.models.transducer import Joiner, StatelessPredictor, Transducer
 
 METHODS = {
     "greedy": greedy_search,

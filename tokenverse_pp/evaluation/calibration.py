@@ -12,7 +12,7 @@ from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.decoding.hypothesis import Calibration, Example, cross_validate, fit_curve, quality
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.text import transcript_of
+from tokenverse_pp.tasks.result import transcript_of
 from tokenverse_pp.tasks.transcript import is_task_token
 
 NOTHING = ""  # no word is empty

@@ -14,7 +14,7 @@ from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.evaluation.scoring import find_prf, has_confusion, tasks_of_hypotheses
 from tokenverse_pp.metrics.bootstrap import RESAMPLES, Comparison, RatioCounts, compare
 from tokenverse_pp.tasks.base import ScoredExample
-from tokenverse_pp.tasks.text import transcript_of
+from tokenverse_pp.tasks.result import transcript_of
 
 Ratio = Tuple[float, float]
 WER = "wer"  # the only score that is better when it is lower

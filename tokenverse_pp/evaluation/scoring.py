@@ -11,12 +11,12 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 from lhotse.cut import Cut
 
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import aligned
 from tokenverse_pp.base.languages import languages_told_apart
-from tokenverse_pp.base.tables import aligned
 from tokenverse_pp.data.hypotheses import Hypothesis, transcript_of_hypothesis, words_of
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.tasks.base import ScoredExample, Task, TaskSet
-from tokenverse_pp.tasks.text import tasks_for_tokens, transcript_of
+from tokenverse_pp.tasks.result import tasks_for_tokens, transcript_of
 from tokenverse_pp.tasks.transcript import turns_of
 
 __all__ = ["corpus_of", "score_hypotheses", "score_table", "tasks_of_hypotheses"]

@@ -1,4 +1,4 @@
-"""The pruned RNN-T loss: one entry point, two backends (k2, and plain PyTorch in `loss.native`)."""
+"""The pruned RNN-T loss: one entry point, two backends (k2, and PyTorch in `losses.native`)."""
 
 from tokenverse_pp.losses.entry import (
     DEFAULT_MEMORY_BUDGET,

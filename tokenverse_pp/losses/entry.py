@@ -1,8 +1,7 @@
-"""The one loss function of the model: simple loss for the pruning, pruned loss for the joiner.
+"""The transducer loss of a model: simple loss for the pruning bounds, pruned loss for the joiner.
 
-How probable each target token is to a transducer: what a validation reports for each task.
-
-The real k2, if it is installed and works. Imported only when asked for.
+Backends are the native loss and k2, which is imported only when it is requested. Also here: the log-probability of each
+target token, which validation reports per task.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.losses import native
-from tokenverse_pp.losses.native.common import at_least_float32, check_rnnt_type, checked_boundary, reduce_loss
 from tokenverse_pp.losses.native.joiner import joiner_log_probs, make_plan
+from tokenverse_pp.losses.native.lattice import at_least_float32, check_rnnt_type, checked_boundary, reduce_loss
 from tokenverse_pp.losses.native.pruned import band_loss, targets_in_band
 
 BACKENDS = ("auto", "k2", "native")
@@ -278,7 +277,7 @@ def k2_available() -> bool:
 
 
 def k2_problem(device: Optional[torch.device] = None) -> Optional[str]:
-    """Why k2 cannot be used (on a device), in one line; None where it can.
+    """The reason why k2 cannot be used (on a device), in one line; None if it can.
 
     Wheels made for another torch or CUDA fail at import, with OSError, ImportError or RuntimeError and long symbol
     names; those without CUDA would fail at the first tensor on a GPU.
@@ -299,7 +298,7 @@ def k2_problem(device: Optional[torch.device] = None) -> Optional[str]:
 
 
 def use_k2(device: torch.device) -> bool:
-    """Whether the backend ``auto`` takes k2: on a GPU, if it can be used there. One that cannot is told once."""
+    """Whether the backend ``auto`` uses k2: on a GPU, if it works there. A warning is logged once if it does not."""
     if device.type != "cuda" or _place() is None:
         return False
     problem = k2_problem(device)
@@ -325,7 +324,7 @@ def load_k2(device: Optional[torch.device] = None) -> ModuleType:
 
 
 def _place() -> Optional[str]:
-    """Where the package `k2` is, without importing it; None where there is none."""
+    """The location of the package `k2`, without importing it; None if not installed."""
     if sys.modules.get("k2") is not None:
         return getattr(sys.modules["k2"], "__file__", None) or "k2"
     try:

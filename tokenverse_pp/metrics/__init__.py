@@ -1,1 +1,1 @@
-"""Scores as pure functions of words, positions, times and phrases; they know nothing of the package."""
+"""Metrics: pure functions of words, positions, times and phrases."""

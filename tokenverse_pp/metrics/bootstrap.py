@@ -1,13 +1,12 @@
-"""Confidence intervals of corpus scores, and of the difference of two, by resampling utterances.
+"""Bootstrap confidence intervals of corpus scores, and of the difference between two systems.
 
-Every score here is a ratio of sums over utterances: WER = errors / words, F1 = 2 tp / (2 tp + fp + fn), accuracy =
-right / all. So it is enough to know each utterance's numerator and denominator. The utterances of the test set are
-drawn anew, with replacement, as many as there are; what the score then is, many times over, shows how far it could be
-off (Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004). Two
-systems that decoded the same utterances are compared on the same draws: what is hard for both cancels out.
+Every score is a ratio of sums over utterances: WER = errors / words, F1 = 2 tp / (2 tp + fp + fn), accuracy = correct /
+all. Each utterance is represented by its numerator and denominator. Utterances are resampled with replacement (Bisani
+and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004). Two systems on the
+same utterances are compared on the same draws (paired bootstrap).
 
-Several trainings of a system (seeds) are drawn jointly: one draw of utterances serves them all, and the score is the
-mean over them. The interval then says what other utterances could give, not what another seed could.
+Several trainings of a system (seeds) share each draw, and the score is the mean over them. The interval then covers
+the choice of utterances, not the choice of seed.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Interval = Tuple[float, float]
 
 @dataclass(frozen=True)
 class RatioCounts:
-    """What each utterance adds to a ratio of sums, for one or more systems whose mean is wanted (seeds).
+    """Numerator and denominator of each utterance, for one or more seeds of a system.
 
     Args:
         numerators: (S, N): of seed s, what utterance n adds.
@@ -57,7 +56,7 @@ class RatioCounts:
 
     @property
     def utterances(self) -> int:
-        """N."""
+        """The number of utterances, N."""
         return int(self.numerators.shape[1])
 
     def scores(self, weights: np.ndarray) -> np.ndarray:
@@ -92,13 +91,13 @@ class Comparison:
     resamples: int
 
     def as_dict(self) -> Dict[str, Any]:
-        """As JSON takes it."""
+        """As a JSON object."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
 
 @functools.lru_cache(maxsize=4)  # a test set has few sizes: all cuts, and those labelled for a task
 def draws(utterances: int, resamples: int, seed: int) -> List[np.ndarray]:
-    """How often each utterance is drawn in each resample: blocks of (R, N); the same for the same seed."""
+    """The number of times each utterance is drawn in each resample: blocks of (R, N), fixed by the seed."""
     rng = np.random.default_rng(seed)
     chances = np.full(utterances, 1.0 / utterances)
     sizes = [min(BLOCK, resamples - done) for done in range(0, resamples, BLOCK)]
@@ -140,7 +139,7 @@ def compare(
 
 
 def percentiles(samples: np.ndarray, level: float = LEVEL) -> Interval:
-    """The middle share ``level`` of samples."""
+    """The central interval that contains the share ``level`` of the samples."""
     outside = (1.0 - level) / 2.0
     low, high = np.quantile(samples, [outside, 1.0 - outside])
     return float(low), float(high)

@@ -1,7 +1,4 @@
-"""Word and character error rates.
-
-Scores of language identification.
-"""
+"""Word and character error rates, and accuracy and confusions of language identification."""
 
 from __future__ import annotations
 

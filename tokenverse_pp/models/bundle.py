@@ -1,4 +1,4 @@
-"""Configuration -> tasks, tokenizer, model; and a model folder read back."""
+"""A trained model: tasks, tokenizer and network built from a configuration, or loaded from a model folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tokenverse_pp.tasks.transcript import is_task_token, turns_of
 
 @dataclass
 class ModelBundle:
-    """A trained model with all that belongs to it."""
+    """A trained model with its tokenizer, tasks and configuration."""
 
     config: Config
     tasks: TaskSet
@@ -52,7 +52,7 @@ def tasks_of(config: TasksConfig, trust_plugins: bool = False, folder: Optional[
 
 
 def spelled_as_before(config: Config) -> List[str]:
-    """``tasks.languages`` as the vocabulary that the run goes on from spells them; others as the configuration does.
+    """``tasks.languages`` as spelt in the vocabulary that the run continues from; others as configured.
 
     A vocabulary with ``[FR]`` spells ``fra`` as ``fr``: one language never gets a second token.
     """
@@ -104,9 +104,9 @@ def get_tokenizer(
 
 
 def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer, foreign: bool = False) -> Transducer:
-    """A new model: whatever is not pretrained is at its start, the same for the same seed.
+    """A new model; parameters that are not pretrained are initialised from the seed.
 
-    ``foreign``: a model folder names the encoder, not the user (see `tokenverse_pp.models.encoders.loading`).
+    ``foreign``: a model folder names the encoder, not the user (see `tokenverse_pp.models.encoders.kinds`).
     """
     torch.manual_seed(config.training.seed)
     return Transducer(
@@ -127,7 +127,7 @@ def load_weights(model: Transducer, folder: Path) -> None:
 
 
 def check_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
-    """See that a model folder was trained with this very vocabulary (raises UserError)."""
+    """Check that a model folder was trained with the same vocabulary (raises UserError)."""
     theirs = Tokenizer.load(folder / checkpoint.TOKENIZER)
     if theirs.fingerprint != tokenizer.fingerprint:
         raise UserError(
@@ -145,7 +145,7 @@ def find_model(path: Path) -> Path:
 
 
 def own_encoder(folder: Path, name: str) -> Optional[Path]:
-    """The pretrained encoder that a model folder holds under the name in its configuration, if it holds one."""
+    """The pretrained encoder in a model folder under the configured name, if there is one."""
     path = folder / name
     return path if name and (path / "config.json").is_file() else None
 

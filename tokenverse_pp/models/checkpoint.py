@@ -1,7 +1,7 @@
 """Checkpoints: folders of tensors (safetensors) and text, written under a temporary name and renamed.
 
-A checkpoint is a whole model folder (weights, configuration, tokenizer) with the optimiser's state beside it, and a
-list of the SHA-256 sums of its files. Nothing in it is ever unpickled.
+A checkpoint is a complete model folder (weights, configuration, tokenizer), the optimiser's state and a list of the
+SHA-256 sums of its files. Nothing in it is unpickled.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def list_checkpoints(exp_dir: Path) -> List[Path]:
 
 
 def write_folder(folder: Path, tensors: Dict[str, Dict[str, Tensor]], texts: Dict[str, bytes]) -> None:
-    """Write files and their checksums into a folder that appears whole or not at all.
+    """Write files and their checksums into a folder, atomically.
 
     Args:
         folder: the final name; one that is there already is replaced.
@@ -82,7 +82,7 @@ def write_folder(folder: Path, tensors: Dict[str, Dict[str, Tensor]], texts: Dic
 
 
 def _flush(path: Path) -> None:
-    """Have the kernel write a file or folder to disk."""
+    """Flush a file or folder to disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -104,7 +104,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
-    """What is wrong with a folder that `write_folder` wrote, in one line, or None.
+    """The problem of a folder written by `write_folder`, in one line, or None.
 
     Args:
         folder: a checkpoint, or a model folder.
@@ -134,7 +134,7 @@ def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
 
 
 def check_model(folder: Path) -> None:
-    """See that weights and tokenizer of a model folder are as they were written (raises UserError).
+    """Check the checksums of a model folder's weights and tokenizer (raises UserError).
 
     Its configuration may have been edited since, and a folder without checksums is taken as it is.
     """

@@ -1,15 +1,26 @@
-"""The differences between library versions, in one place: transformers 4.40 to 5.x, torch 1.13 to 2.x."""
+"""Differences between library versions (transformers 4.40 to 5.x, torch 1.13 to 2.x) and between devices.
+
+Device helpers: mixed precision, loss scaling and memory.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import resource
+import sys
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, ContextManager, Dict, Iterator, Optional
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tokenverse_pp.base.errors import UserError
+
+FIRST_SCALE = 1.0  # of the loss in fp16
+GROWTH_INTERVAL = 500  # steps
 
 
 def transformer_layer(layer: nn.Module, x: Tensor, arguments: Dict[str, Any]) -> Tensor:
@@ -25,7 +36,7 @@ def transformer_layer(layer: nn.Module, x: Tensor, arguments: Dict[str, Any]) ->
 
 
 def float32_argument() -> Dict[str, torch.dtype]:
-    """Return what asks ``from_pretrained`` for float32: ``torch_dtype``, since transformers 5 ``dtype``."""
+    """Return the argument of ``from_pretrained`` for float32: ``torch_dtype``, since transformers 5 ``dtype``."""
     major = int(transformers.__version__.split(".")[0])
     return {"dtype" if major >= 5 else "torch_dtype": torch.float32}
 
@@ -79,8 +90,51 @@ def in_exact_type(conv: nn.Conv1d, run: Callable[[Tensor], Tensor], x: Tensor) -
         return run(x.to(conv.bias.dtype if conv.bias is not None else torch.float32))
 
 
-def grad_scaler(device_type: str, **options: Any) -> Any:
-    """``torch.amp.GradScaler`` (from torch 2.3 on, which warns of the other) or ``torch.cuda.amp.GradScaler``."""
-    if hasattr(torch.amp, "GradScaler"):
-        return torch.amp.GradScaler(device_type, **options)
+def peak_memory(device: torch.device) -> float:
+    """Peak memory in megabytes: allocated on a GPU, or the resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Reset `peak_memory` on a GPU (the peak of a process cannot be reset)."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that a device, or this machine, is out of memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(
+        part in str(error).lower() for part in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def grad_scaler(device: torch.device, precision: str) -> Any:
+    """Loss scaling (GradScaler), enabled only for fp16 on a GPU.
+
+    The loss of a step is a sum over frames, so its gradients are large: the scale starts at 1, as icefall's does.
+    """
+    enabled = precision == "fp16" and device.type == "cuda"
+    options: Dict[str, Any] = {"init_scale": FIRST_SCALE, "growth_interval": GROWTH_INTERVAL, "enabled": enabled}
+    if hasattr(torch.amp, "GradScaler"):  # from torch 2.3 on, which warns about the other
+        return torch.amp.GradScaler(device.type, **options)
     return torch.cuda.amp.GradScaler(**options)
+
+
+def autocast(device: torch.device, precision: str) -> ContextManager[Any]:
+    """Autocast for ``fp32`` (none), ``bf16`` or ``fp16``.
+
+    Raises:
+        UserError: for CPUs before torch 2.0, whose LayerNorm takes no mixed types.
+    """
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if dtype is not None and device.type == "cpu" and int(torch.__version__.split(".")[0]) < 2:
+        raise UserError(
+            f"precision {precision} on a CPU needs torch 2.0 or later, here is {torch.__version__}: use fp32"
+        )
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

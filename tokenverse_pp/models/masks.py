@@ -1,8 +1,8 @@
-"""Which frames see which in chunked attention: chunks, left context and attention sinks.
+"""Chunked attention masks (chunks, left context, attention sinks) and SpecAugment (Park et al., 2019).
 
-A frame belongs to the chunk in which the last sample that it sees arrives, so frames of a chunk see nothing after the
-chunk's end: the look-ahead is zero. The first chunk is ``delay`` frames short of the others for that reason (wav2vec2:
-one frame of 20 ms, which sees 5 ms of the next chunk; Whisper: one, which sees 12.5 ms).
+A frame belongs to the chunk in which the last sample that it depends on arrives, so frames of a chunk depend on nothing
+after the chunk's end: the look-ahead is zero. The first chunk is therefore ``delay`` frames shorter than the others
+(wav2vec2: one frame of 20 ms, which depends on 5 ms of the next chunk; Whisper: one, which depends on 12.5 ms).
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import List, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
+from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions, SpecAugmentConfig
 from tokenverse_pp.base.errors import UserError
 
 
 @dataclass(frozen=True)
 class ChunkGrid:
-    """Where the chunks lie at one frame rate: frame t is in chunk (t + delay) // size.
+    """The chunks at one frame rate: frame t is in chunk (t + delay) // size.
 
     Args:
         size: frames a chunk; the first one has ``size - delay``.
@@ -58,7 +58,7 @@ class ChunkGrid:
         return lengths
 
     def rounded_up(self, frames: int) -> int:
-        """The least number of whole chunks that holds so many frames, in frames."""
+        """The number of frames, rounded up to complete chunks."""
         return -(-frames // self.size) * self.size
 
     def stacked(self, stack: int) -> ChunkGrid:
@@ -126,3 +126,45 @@ def sink_mask(size: int, grid: ChunkGrid, device: Optional[torch.device] = None)
     """
     frames = torch.arange(size, device=device)
     return frames[: grid.sinks] < grid.window_start(frames).unsqueeze(1)
+
+
+# channels, longest span
+
+
+class SpecAugment(nn.Module):
+    """Masks features in training mode, each utterance with its own masks; the identity in eval mode."""
+
+    def __init__(self, config: SpecAugmentConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, features: Tensor, lens: Tensor) -> Tensor:
+        """features (N, T, F), lens (N,) valid frames -> (N, T, F), a new tensor where anything was masked."""
+        if not self.training:
+            return features
+        c = self.config
+        if c.time_share > 0:
+            features = features.masked_fill(_spans(lens, features.shape[1], c.time_share, c.time_span)[:, :, None], 0)
+        if c.channel_share > 0:
+            size = features.shape[2]
+            widths = torch.full_like(lens, size)
+            features = features.masked_fill(_spans(widths, size, c.channel_share, c.channel_span)[:, None, :], 0)
+        return features
+
+
+def _spans(lens: Tensor, size: int, share: float, span: int) -> Tensor:
+    """Random spans of 0 to ``span`` places within each length, covering about ``share`` -> mask (N, size)."""
+    device = lens.device
+    # A span is span / 2 long on average; the number of spans is rounded up or down at random, to keep the mean.
+    count = lens.to(torch.float32) * share / (span / 2)
+    count = (count + torch.rand(lens.shape, device=device)).floor().long()
+    most = int(count.max()) if len(lens) else 0
+    if most == 0:
+        return torch.zeros(len(lens), size, dtype=torch.bool, device=device)
+    width = torch.randint(0, span + 1, (len(lens), most), device=device)
+    room = (lens[:, None] - width).clamp(min=0)
+    start = (torch.rand(len(lens), most, device=device) * (room + 1)).long()
+    width = torch.where(torch.arange(most, device=device) < count[:, None], width, torch.zeros_like(width))
+    places = torch.arange(size, device=device)
+    inside = (places >= start[:, :, None]) & (places < (start + width)[:, :, None])
+    return inside.any(dim=1)

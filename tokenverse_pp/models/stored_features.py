@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, computed once and stored beside the cuts."""
+"""Features of a frozen encoder, computed once and stored with the cuts."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LONGEST_NAME = 150  # characters of a cut's id in the name of its file
 
 
 def features_origin(config: EncoderConfig) -> Dict[str, object]:
-    """What decides the values of the features at the seam: the pretrained encoder and its layers."""
+    """What determines the features at the seam: the pretrained encoder and its layers."""
     if config.kind == "split":
         return {"name": Path(config.name).name, "split_layer": config.split_layer}
     return {"name": Path(config.name).name, "layers": list(config.layers)}
 
 
 def check_origin(cut: Cut, config: EncoderConfig) -> None:
-    """See that a cut's stored features were made by the encoder of the configuration (raises UserError)."""
+    """Check that a cut's stored features come from the encoder of the configuration (raises UserError)."""
     found, expected = (cut.custom or {}).get(ORIGIN), features_origin(config)
     if found is None:
         raise UserError(f"cut {cut.id}: no stored features; run `tokenverse-pp manifest store-features` first")

@@ -1,4 +1,8 @@
-"""The whole model: encoder in two halves, task vectors at the seam, predictor, joiner, and the pruned loss."""
+"""XLSR-Transducer, TokenVerse and TokenVerse++: encoder, task vectors, stateless predictor, joiner and loss.
+
+The task vectors of TokenVerse++ (arXiv 2508.19856) are added to the acoustic embeddings: X~ = X + v, where v encodes
+which tasks are active.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,116 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenverse_pp.base.config import ChunkOptions, ModelConfig
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.losses import pruned_transducer_loss
 from tokenverse_pp.losses.entry import token_log_probs
 from tokenverse_pp.models.encoders import Encoder
-from tokenverse_pp.models.joiner import Joiner
-from tokenverse_pp.models.predictor import StatelessPredictor
-from tokenverse_pp.models.spec_augment import SpecAugment
-from tokenverse_pp.models.task_vectors import TaskVectors
+from tokenverse_pp.models.masks import SpecAugment
+
+MAX_COMBINATION_TASKS = 10  # 2^10 rows; beyond that most rows would never be trained
+
+
+class TaskVectors(nn.Module):
+    """One vector per task, summed over the active tasks, or one vector per combination of active tasks.
+
+    Both are formed as ``weights @ table``, so every row is in the graph of every step: under DDP an absent task is no
+    unused parameter, and the gradient of its row is exactly zero. Rows are initialised to zero: an untrained model
+    equals one without vectors.
+
+    Args:
+        num_tasks: K + 1, the first being ``asr``, which is always active.
+        dim: d of the embeddings to which the vector is added.
+        strategy: ``sum`` (K + 1 rows) or ``combination`` (2^K rows, ASR alone among them).
+    """
+
+    trained: Tensor
+
+    def __init__(self, num_tasks: int, dim: int, strategy: str = "sum"):
+        super().__init__()
+        if strategy not in ("sum", "combination"):
+            raise UserError(f"vectors.strategy={strategy!r}: expected sum or combination")
+        if strategy == "combination" and num_tasks - 1 > MAX_COMBINATION_TASKS:
+            raise UserError(f"vectors.strategy=combination takes at most {MAX_COMBINATION_TASKS} tasks beside asr")
+        self.strategy = strategy
+        rows = num_tasks if strategy == "sum" else 2 ** (num_tasks - 1)
+        self.table = nn.Parameter(torch.zeros(rows, dim))
+        # The combinations seen in training; an untrained row must not be used for decoding. Bytes, since
+        # DDP over gloo cannot send bools before torch 2.
+        self.register_buffer("trained", torch.zeros(rows, dtype=torch.uint8))
+
+    def forward(self, active: Tensor) -> Tensor:
+        """active (N, K + 1) of 0 and 1 -> v (N, d).
+
+        Raises:
+            UserError: in eval mode, for a combination that was never trained (strategy ``combination``).
+        """
+        if self.strategy == "sum":
+            return active.to(self.table.dtype) @ self.table
+        bits = 2 ** torch.arange(active.shape[1] - 1, device=active.device)
+        rows = (active[:, 1:].long() * bits).sum(dim=1)
+        if self.training:
+            self.trained[rows] = 1
+        elif not bool(self.trained[rows].all()) and bool(self.trained.any()):
+            raise UserError(
+                "vectors.strategy=combination: this combination of tasks was never active in training; choose one that "
+                "was, or train with tasks.activation=subset"
+            )
+        weights = torch.nn.functional.one_hot(rows, self.table.shape[0]).to(self.table.dtype)
+        return weights @ self.table
+
+
+class StatelessPredictor(nn.Module):
+    """Embeds the last ``context_size`` tokens with one Conv1d (Ghodsi et al., 2020; as in icefall's decoder.py).
+
+    Args:
+        vocab_size: V, blank included.
+        dim: D, the dimension of embedding and output.
+        context_size: tokens of history, at least 1.
+        blank_id: the blank; it fills the history before the first token, and embeds to zero.
+        dropout: on the embedding, while training.
+    """
+
+    def __init__(self, vocab_size: int, dim: int, context_size: int = 2, blank_id: int = 0, dropout: float = 0.0):
+        super().__init__()
+        if context_size < 1:
+            raise ValueError(f"context_size must be at least 1, got {context_size}")
+        self.context_size = context_size
+        self.blank_id = blank_id
+        self.dim = dim
+        self.embedding = nn.Embedding(vocab_size, dim, padding_idx=blank_id)
+        self.dropout = nn.Dropout(dropout)
+        groups = dim // 4 if dim % 4 == 0 else 1  # groups of four channels, as icefall's
+        self.conv = nn.Conv1d(dim, dim, context_size, groups=groups, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (N, U) int64 without blanks -> (N, U + 1, D): the state before each token, and after the last."""
+        return self._run(F.pad(tokens, (self.context_size, 0), value=self.blank_id))
+
+    def step(self, history: Tensor) -> Tensor:
+        """history (N, context_size), the newest token last -> (N, D)."""
+        return self._run(history).squeeze(1)
+
+    def _run(self, history: Tensor) -> Tensor:
+        """(N, U + context_size) -> (N, U + 1, D), or (N, 1, D) for a history of exactly context_size."""
+        embedded = self.dropout(self.embedding(history))
+        return torch.relu(self.conv(embedded.transpose(1, 2)).transpose(1, 2))
+
+
+class Joiner(nn.Module):
+    """Joins encoder frames (C) and predictor states (D): logits = Linear(tanh(W_e enc + W_d dec)), as in icefall.
+
+    The projections are separate, because the pruned loss and the search project once and join often.
+    """
+
+    def __init__(self, encoder_dim: int, predictor_dim: int, joiner_dim: int, vocab_size: int):
+        super().__init__()
+        self.encoder_proj = nn.Linear(encoder_dim, joiner_dim)
+        self.predictor_proj = nn.Linear(predictor_dim, joiner_dim)
+        self.output = nn.Linear(joiner_dim, vocab_size)
+
+    def forward(self, am: Tensor, lm: Tensor) -> Tensor:
+        """am and lm (..., J), already projected and broadcastable -> logits (..., V)."""
+        return self.output(torch.tanh(am + lm))
 
 
 class Losses(NamedTuple):
@@ -170,7 +277,7 @@ class Transducer(nn.Module):
         return F.ctc_loss(log_probs, tokens, lens, token_lens, blank, reduction="none", zero_infinity=True)
 
     def checkpoint_state(self) -> Dict[str, Tensor]:
-        """The state dict without the weights of a frozen encoder, which come from where they came from."""
+        """The state dict without the weights of a frozen encoder, which are loaded from their source again."""
         frozen = tuple(f"encoder.{prefix}" for prefix in self.encoder.frozen_prefixes())
         return {k: v for k, v in self.state_dict().items() if not (frozen and k.startswith(frozen))}
 
@@ -180,7 +287,7 @@ class Transducer(nn.Module):
         return [name for name in state if unread and name.startswith(unread)]
 
     def load_checkpoint_state(self, state: Dict[str, Tensor]) -> Optional[str]:
-        """Load what `checkpoint_state` gave; returns what does not fit, or None."""
+        """Load the result of `checkpoint_state`; return what does not fit, or None."""
         expected = self.checkpoint_state()
         unread = set(self.unread(state))
         state = {name: value for name, value in state.items() if name not in unread}

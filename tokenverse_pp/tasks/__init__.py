@@ -1,8 +1,8 @@
-"""Tasks: their tokens, where these stand in the text, how they are labelled, read back and scored."""
+"""Tasks: their tokens, the tokens' order in the text, labels, parsing and scoring."""
 
 from tokenverse_pp.tasks.base import ScoredExample, Task, TaskSet
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks, load_plugins, register, task_options
-from tokenverse_pp.tasks.text import parse, render, transcript_of
+from tokenverse_pp.tasks.result import parse, render, transcript_of
 from tokenverse_pp.tasks.transcript import Answers, Entity, EntitySpan, Mark, TaskMark, Transcript
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Speech recognition: the words themselves. No token of its own, always active."""
+"""Speech recognition: the words. It has no token of its own and is always active."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Asr(Task):
 
     @property
     def symbols(self) -> Tuple[str, ...]:
-        """None: the words come from the tokenizer."""
+        """Empty: the words come from the tokenizer."""
         return ()
 
     def check(self, cut: Cut) -> List[str]:
-        """Every turn has a text, and no word of it looks like a task token."""
+        """Check that every turn has a text without task tokens."""
         problems = []
         for turn in turns_of(cut):
             where = f"supervision {turn.index}, field 'text'"
@@ -34,13 +34,13 @@ class Asr(Task):
                 problems.append(f"{where}: expected plain words, found nothing")
             elif turn.text != " ".join(turn.words):
                 problems.append(f"{where}: words must be separated by single spaces, with none at the ends")
-            if "[" in turn.text or "]" in turn.text:  # every task token has them
+            if "[" in turn.text or "]" in turn.text:  # every task token has brackets
                 bad = [word for word in turn.words if "[" in word or "]" in word]
                 problems.append(f"{where}: brackets are for task tokens only, found {bad[0]!r}")
         return problems
 
     def from_cut(self, cut: Cut) -> None:
-        """No answer but the words, which `transcript_of` takes."""
+        """None: the words are read by `transcript_of`."""
         return None
 
     def to_marks(self, answer: Any, num_words: int) -> List[Tuple[int, int, str]]:
@@ -52,11 +52,11 @@ class Asr(Task):
         return None
 
     def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
-        """Nothing: text and words are there for all tasks."""
+        """Empty: records contain text and words for all tasks."""
         return {}
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
-        """WER and CER over all and by language of the reference, task tokens removed."""
+        """WER and CER, overall and by language of the reference, without task tokens."""
         groups: Dict[str, List[Tuple[Sequence[str], Sequence[str]]]] = {"all": []}
         for e in examples:
             pair = (e.ref.words, e.hyp.words)
@@ -68,7 +68,7 @@ class Asr(Task):
 
 
 def _language_of(example: ScoredExample) -> str:
-    """The reference's language, labelled for ``lid`` or not: only to group WER by it."""
+    """The language of the reference, labelled for ``lid`` or not; used only to group WER."""
     if example.ref.language:
         return language_group(example.ref.language, example.languages) or ""
     turns = turns_of(example.cut) if example.cut is not None else []

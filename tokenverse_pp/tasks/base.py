@@ -1,4 +1,8 @@
-"""What a task is: its tokens, where they stand in the text, how they are read back, labelled and scored."""
+"""The task interface: tokens, their order in the text, labels, how answers are read back, and scores.
+
+`Task` is the base class of every task, `PositionTask` that of tasks that write one token between words (speaker
+change, endpoint), `TaskSet` an ordered set of tasks.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
+from tokenverse_pp.metrics.f1 import Interval, score_positions, score_times
 from tokenverse_pp.tasks.transcript import Answers, TaskMark
 
 if TYPE_CHECKING:
@@ -13,17 +18,18 @@ if TYPE_CHECKING:
 
     from tokenverse_pp.tasks.transcript import TimedWord
 
+
 T = TypeVar("T", bound="Task")
 SECONDS_DIGITS = 3  # in records
 
-# The order of task tokens at one position (DESIGN 3.2): the language first of all, then what closes, then
-# what ends, then the speaker change, then what opens with the next word.
+# The order of task tokens at one position (DESIGN 3.2): language, closing tokens, endpoint, speaker change, opening
+# tokens of the next word.
 RANK_FRONT, RANK_CLOSE, RANK_END, RANK_CHANGE, RANK_OPEN = range(5)
 
 
 @dataclass(frozen=True)
 class ScoredExample:
-    """A reference beside a hypothesis, for `Task.score`.
+    """A reference and a hypothesis, for `Task.score`.
 
     ``cut`` is the reference cut (for times), ``hyp_marks`` the task tokens of the hypothesis with their
     times, ``languages`` those that are counted apart though they may be regions of one.
@@ -41,7 +47,7 @@ class Task(ABC):
     """One task. A new task is one file with one subclass (docs/new_task.md), in this package or outside of it."""
 
     name: ClassVar[str]
-    # Keys of supervision.custom that hold this task's labels and nothing else: they go when the task is dropped.
+    # Keys of supervision.custom that contain only this task's labels; they are removed when the task is dropped.
     own_fields: ClassVar[Tuple[str, ...]] = ()
 
     @classmethod
@@ -51,7 +57,7 @@ class Task(ABC):
 
     @classmethod
     def options_for(cls, tokens: Sequence[str]) -> Dict[str, Any]:
-        """Options with which the task owns those of ``tokens`` that are its own: to read text without its model.
+        """Options with which the task owns its tokens among ``tokens``: for reading text without the model.
 
         None by default. A task whose tokens depend on its options, and can be told from those of others by their
         form (``[NE:PER]``), says them here.
@@ -61,11 +67,11 @@ class Task(ABC):
     @property
     @abstractmethod
     def symbols(self) -> Tuple[str, ...]:
-        """The task's tokens, as they stand in the vocabulary."""
+        """The task's tokens, as in the vocabulary."""
 
     @property
     def ranks(self) -> Dict[str, int]:
-        """The rank of each symbol: what the search needs to know to write it only where it can stand.
+        """The rank of each symbol, by which the search allows it only at valid positions.
 
         ``RANK_FRONT``: before all words, once; ``RANK_OPEN`` .. ``RANK_CLOSE``: around words; the others: after a
         word. A symbol without a rank may stand anywhere.
@@ -88,7 +94,7 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, cut: Cut) -> List[str]:
-        """What is wrong with this task's labels on a cut: one line a problem, naming the field."""
+        """Problems of this task's labels on a cut: one line per problem, naming the field."""
 
     @abstractmethod
     def from_cut(self, cut: Cut) -> Any:
@@ -103,7 +109,7 @@ class Task(ABC):
         """Read the answer back from its marks: never fails, malformed output has a documented rule."""
 
     def project(self, answer: Any) -> Any:
-        """What of an answer this task can write (an untyped NER task drops the types)."""
+        """The part of an answer that this task can write (an untyped NER task drops the types)."""
         return answer
 
     def widened(self: T, answers: Sequence[Any]) -> T:
@@ -111,7 +117,7 @@ class Task(ABC):
         return self
 
     def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
-        """What a line of hyps.jsonl says of this task, as JSON: by default its tokens with their times (seconds).
+        """This task's fields in a line of hyps.jsonl: by default its tokens with their times (seconds).
 
         Args:
             transcript: with the task's answer; its words are ``words``, which have times.
@@ -125,7 +131,7 @@ class Task(ABC):
 
 
 def seconds(time: Optional[float]) -> float:
-    """A time as records have it."""
+    """A time in seconds, rounded as in records."""
     return round(time or 0.0, SECONDS_DIGITS)
 
 
@@ -137,7 +143,7 @@ def span_record(words: Sequence[TimedWord]) -> Dict[str, Any]:
 
 @dataclass(frozen=True)
 class TaskSet:
-    """An ordered set of tasks, ``asr`` always among them: what a model knows, or what is active."""
+    """An ordered set of tasks, always with ``asr``: the tasks of a model, or the active ones."""
 
     tasks: Tuple[Task, ...]
 
@@ -162,7 +168,7 @@ class TaskSet:
         return self.tasks[self.names.index(name)]
 
     def subset(self, names: Sequence[str]) -> TaskSet:
-        """The tasks of this set that are in ``names``; ``asr`` stays in any case."""
+        """The tasks of this set that are in ``names``, and ``asr``."""
         return TaskSet(tuple(task for task in self.tasks if task.name == "asr" or task.name in names))
 
     def mask(self, active: Sequence[str]) -> List[bool]:
@@ -205,3 +211,66 @@ class TaskSet:
             if task.name in transcript.answers
         }
         return Answers(transcript.words, answers)
+
+
+COLLARS = (0.25, 0.5)  # seconds
+
+
+class PositionTask(Task):
+    """A task whose answer is a tuple of positions, each written as one and the same token."""
+
+    token: ClassVar[str]
+    rank: ClassVar[int]
+
+    @property
+    def symbols(self) -> Tuple[str, ...]:
+        """The one token of the task."""
+        return (self.token,)
+
+    @property
+    def ranks(self) -> Dict[str, int]:
+        """The rank of the token."""
+        return {self.token: self.rank}
+
+    @abstractmethod
+    def stands_at(self, position: int, num_words: int) -> bool:
+        """Whether the token is valid at a position."""
+
+    @abstractmethod
+    def intervals(self, cut: Cut) -> List[Interval]:
+        """The (start, end) in seconds of each event of the cut; a token within it is correct."""
+
+    def to_marks(self, answer: Sequence[int], num_words: int) -> List[Tuple[int, int, str]]:
+        """One token per position."""
+        return [(position, self.rank, self.token) for position in answer]
+
+    def kept(self, marks: Sequence[TaskMark], num_words: int) -> List[TaskMark]:
+        """The valid marks: the first at each position where the token is allowed."""
+        first: Dict[int, TaskMark] = {}
+        for mark in marks:
+            if self.stands_at(mark.position, num_words):
+                first.setdefault(mark.position, mark)
+        return [first[position] for position in sorted(first)]
+
+    def from_marks(self, marks: Sequence[TaskMark], num_words: int) -> Tuple[int, ...]:
+        """Positions of the valid marks (`kept`)."""
+        return tuple(mark.position for mark in self.kept(marks, num_words))
+
+    def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
+        """Precision, recall, F1 by position in the aligned words (``text``) and by time (``time.<collar>``).
+
+        Scores by time need a time for every hypothesised token: leaving out examples without times would count
+        misses but no hits.
+        """
+        positions = [
+            (e.ref.words, e.ref.answers[self.name], e.hyp.words, e.hyp.answers.get(self.name, ())) for e in examples
+        ]
+        scores: Dict[str, Any] = {"text": score_positions(positions)}
+        if all(e.cut is not None and all(mark.time is not None for mark in e.hyp_marks) for e in examples):
+            pairs = [(self.intervals(e.cut), self._times(e)) for e in examples if e.cut is not None]
+            scores["time"] = {f"{collar:g}": score_times(pairs, collar) for collar in COLLARS}
+        return scores
+
+    def _times(self, example: ScoredExample) -> List[float]:
+        marks = self.kept([m for m in example.hyp_marks if self.owns(m.token)], len(example.hyp.words))
+        return [mark.time for mark in marks if mark.time is not None]

@@ -1,12 +1,11 @@
-"""Semantic endpointing: ``[ENDP]`` where what the speaker meant to say is complete."""
+"""Semantic endpointing: ``[ENDP]`` where the speaker has completed an utterance."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
 from tokenverse_pp.metrics.f1 import Interval
-from tokenverse_pp.tasks.base import RANK_END, seconds
-from tokenverse_pp.tasks.positions import PositionTask
+from tokenverse_pp.tasks.base import RANK_END, PositionTask, seconds
 from tokenverse_pp.tasks.transcript import LabelledTurn, turns_of
 
 if TYPE_CHECKING:
@@ -28,11 +27,11 @@ class Endpoint(PositionTask):
     rank: ClassVar[int] = RANK_END
 
     def stands_at(self, position: int, num_words: int) -> bool:
-        """After any word."""
+        """True after any word."""
         return 0 < position <= num_words
 
     def check(self, cut: Cut) -> List[str]:
-        """Every turn says whether it ends in an endpoint."""
+        """Check that every turn is labelled with whether it ends in an endpoint."""
         return [
             f"supervision {turn.index}, field 'custom.endpoint': expected true or false because the cut is "
             f"labelled for endp, found {turn.custom.get('endpoint')!r}"

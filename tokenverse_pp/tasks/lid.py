@@ -1,8 +1,8 @@
 """Language identification: one token ``[XX]`` before the first word.
 
-A label is any code that `tokenverse_pp.base.languages` reads; it is written as the model's own language that it means
-(`match_language`): a model of ``fr`` and ``de`` writes ``[FR]`` for ``fr-FR``, ``FRA`` and ``fr_CA``, one of ``pt-BR``
-and ``pt-PT`` keeps the two apart. A token is the code in capitals as the configuration has it, and is never renamed.
+A label is any code that `tokenverse_pp.base.languages` reads. It is written as the matching language of the model
+(`match_language`): a model of ``fr`` and ``de`` writes ``[FR]`` for ``fr-FR``, ``FRA`` and ``fr_CA``; one of ``pt-BR``
+and ``pt-PT`` keeps the two apart. A token is the configured code in capitals, and is never renamed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class LanguageId(Task):
 
     @property
     def symbols(self) -> Tuple[str, ...]:
-        """One token a language."""
+        """One token per language."""
         return tuple(language_token(code) for code in self.languages)
 
     @property

@@ -1,4 +1,4 @@
-"""Named entities: ``[NE] .. [/NE]`` around the words, as in the papers; ``[NE:TYPE] .. [/NE]`` by option."""
+"""Named entities: ``[NE] .. [/NE]`` around the words, as in the papers, or ``[NE:TYPE] .. [/NE]`` by option."""
 
 from __future__ import annotations
 

@@ -1,14 +1,20 @@
-"""The tasks that exist, in the order in which vectors, tokens and scores list them."""
+"""Tasks by name: those of the package, of installed packages (entry points) and of plugins (files or modules)."""
 
 from __future__ import annotations
 
+import copyreg
+import hashlib
+import importlib
+import inspect
 import re
+import sys
 from collections import Counter
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, MutableMapping, Optional, Sequence, Type
+from types import ModuleType
+from typing import Any, Dict, Iterator, List, Mapping, MutableMapping, Optional, Sequence, Tuple, Type
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.tasks import plugins
 from tokenverse_pp.tasks.asr import Asr
 from tokenverse_pp.tasks.base import Task, TaskSet
 from tokenverse_pp.tasks.endp import Endpoint
@@ -16,6 +22,99 @@ from tokenverse_pp.tasks.lid import LanguageId
 from tokenverse_pp.tasks.ner import NamedEntities
 from tokenverse_pp.tasks.scd import SpeakerChange
 from tokenverse_pp.tasks.transcript import is_task_token
+
+GROUP = "tokenverse_pp.tasks"  # of entry points: ``NAME_OF_TASK = "my_package.my_module:MyTask"``
+
+
+def task_classes(module: ModuleType) -> List[Type[Task]]:
+    """The tasks that a module defines (not those that it imports), in its order."""
+    return [
+        item
+        for item in vars(module).values()
+        if inspect.isclass(item)
+        and issubclass(item, Task)
+        and item.__module__ == module.__name__
+        and not inspect.isabstract(item)
+        and isinstance(getattr(item, "name", None), str)
+    ]
+
+
+def entry_point_tasks() -> Iterator[Tuple[str, str, Any]]:
+    """(name of the entry point, what it points at, the task class or the reason why there is none)."""
+    found: Any = entry_points()
+    group = found.select(group=GROUP) if hasattr(found, "select") else found.get(GROUP, ())  # Python 3.9 has a dict
+    for point in sorted(set(group), key=lambda point: (point.name, point.value)):
+        try:
+            yield point.name, point.value, point.load()
+        except Exception as error:  # any error of a foreign module: the other tasks stay usable
+            yield point.name, point.value, f"{type(error).__name__}: {error}"
+
+
+def is_file(plugin: str) -> bool:
+    """Whether a plugin is named by its file, not as a module."""
+    return plugin.endswith(".py") or "/" in plugin or "\\" in plugin
+
+
+def resolved(plugin: str) -> str:
+    """The absolute path of a file, so that it is found from other folders; a module's name unchanged."""
+    return str(Path(plugin).resolve()) if is_file(plugin) else plugin
+
+
+def import_plugin(plugin: str) -> List[Type[Task]]:
+    """Run a Python file, or import a module, and return the tasks that it defines.
+
+    Args:
+        plugin: a path (it ends in ``.py`` or has a slash), or the dotted name of an importable module.
+
+    Raises:
+        UserError: where it is not there, cannot be imported, or defines no task.
+    """
+    try:
+        module = _run_file(Path(resolved(plugin))) if is_file(plugin) else importlib.import_module(plugin)
+    except FileNotFoundError as error:
+        raise UserError(f"tasks.plugins: {error.filename or plugin}: no such file") from None
+    except Exception as error:  # a user's own code may raise anything
+        raise UserError(f"tasks.plugins: {plugin}: cannot be imported: {type(error).__name__}: {error}") from error
+    classes = task_classes(module)
+    if not classes:
+        raise UserError(f"tasks.plugins: {plugin}: defines no task: expected a subclass of tokenverse_pp.tasks.Task")
+    return classes
+
+
+def _run_file(path: Path) -> ModuleType:
+    """Load a file as a module with a unique name; it runs once per process."""
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    source = path.read_bytes()  # FileNotFoundError before anything is made
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # dataclasses look their module up there
+    try:
+        exec(compile(source, str(path), "exec"), vars(module))
+    except BaseException:
+        del sys.modules[name]
+        raise
+    for cls in task_classes(module):
+        # Worker processes that do not share this one's memory have to run the file again before they know the class.
+        copyreg.pickle(cls, _reduce)  # type: ignore[arg-type]
+    return module
+
+
+def _reduce(task: Task) -> Tuple[Any, Tuple[str, str, Mapping[str, Any]]]:
+    path = str(sys.modules[type(task).__module__].__file__)
+    return _rebuild, (path, type(task).__name__, task.options())
+
+
+def _rebuild(path: str, cls: str, options: Mapping[str, Any]) -> Task:
+    return getattr(_run_file(Path(path)), cls).from_options(options)
+
+
+def origin(task: Type[Task]) -> str:
+    """The file or module in which a task is defined."""
+    module = sys.modules.get(task.__module__)
+    return getattr(module, "__file__", None) or task.__module__
+
 
 BUILT_IN: Dict[str, Type[Task]] = {
     task.name: task for task in (Asr, SpeakerChange, Endpoint, NamedEntities, LanguageId)
@@ -43,8 +142,8 @@ class Registry(MutableMapping[str, Type[Task]]):
 
     def _all(self) -> Dict[str, Type[Task]]:
         if not self._complete:
-            self._complete = True  # first: what is imported below may ask the registry
-            for name, target, found in plugins.entry_point_tasks():
+            self._complete = True  # set first: the modules imported below may use the registry
+            for name, target, found in entry_point_tasks():
                 if isinstance(found, type) and issubclass(found, Task) and getattr(found, "name", None) == name:
                     self.add(found)
                 elif isinstance(found, str):
@@ -63,12 +162,12 @@ class Registry(MutableMapping[str, Type[Task]]):
         Raises:
             UserError: for a name that no task can have, or that another task has.
         """
-        name, source = task.name, plugins.origin(task)
+        name, source = task.name, origin(task)
         if not NAME.fullmatch(name) or name in RESERVED:
             raise UserError(f"{source}: task name {name!r}: expected small letters, digits and _, not a taken name")
         known = BUILT_IN.get(name) or self._outside.get(name)
-        if known is not None and plugins.origin(known) != source:
-            raise UserError(f"{source}: task {name!r} is defined already, by {plugins.origin(known)}")
+        if known is not None and origin(known) != source:
+            raise UserError(f"{source}: task {name!r} is defined already, by {origin(known)}")
         self[name] = task
 
     def __getitem__(self, name: str) -> Type[Task]:
@@ -100,7 +199,7 @@ def register(task: Type[Task]) -> Type[Task]:
 
 
 def load_plugins(names: Sequence[str]) -> List[str]:
-    """Register all tasks of files and modules; returns their names with whole paths.
+    """Register all tasks of files and modules; return their names with absolute paths.
 
     Args:
         names: each the path of a Python file, or the dotted name of a module.
@@ -109,9 +208,9 @@ def load_plugins(names: Sequence[str]) -> List[str]:
         UserError: naming the file or module that is missing, cannot be imported, or defines no task.
     """
     for name in names:
-        for task in plugins.import_plugin(name):
+        for task in import_plugin(name):
             REGISTRY.add(task)
-    return [plugins.resolved(name) for name in names]
+    return [resolved(name) for name in names]
 
 
 def load_plugins_for(
@@ -149,7 +248,7 @@ def load_plugins_for(
 
 def _beside(name: str, folder: Optional[Path]) -> str:
     """A plugin's file in the model's folder, where it is there."""
-    held = folder / name if folder is not None and plugins.is_file(name) else None
+    held = folder / name if folder is not None and is_file(name) else None
     return str(held) if held is not None and held.is_file() else name
 
 
@@ -172,7 +271,7 @@ def build_tasks(names: Sequence[str], options: Optional[Mapping[str, Mapping[str
 
 
 def unknown_task(name: Any) -> str:
-    """What to say of a name that no task has."""
+    """The message for an unknown task name."""
     hint = f" (entry point {name}: {REGISTRY.broken[name]})" if name in REGISTRY.broken else ""
     return f"unknown task {name!r}: expected some of {', '.join(REGISTRY)}{hint}"
 

@@ -1,4 +1,4 @@
-"""What was heard in one recording: words, and what the tasks say about them, all with times.
+"""The result of recognition, `Transcript`: words and the answers of the tasks, with times; text <-> transcript.
 
 >>> from tokenverse_pp.tasks.result import transcript_of_words
 >>> words = [Word("[FR]", 0.04, 0.08, 0.99), Word("bonjour", 0.2, 0.56, 0.9), Word("[ENDP]", 0.6, 0.64, 0.8)]
@@ -10,7 +10,8 @@ bonjour
 >>> Transcript.from_json(heard.to_json()) == heard
 True
 
-Words and task tokens with times -> `Transcript`. Neither torch nor lhotse is imported.
+`render` and `parse` convert between an `Answers` and text with task tokens, `transcript_of` reads a labelled cut.
+Neither torch nor lhotse is imported.
 """
 
 from __future__ import annotations
@@ -18,16 +19,72 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import is_finite, json_of
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.text import tasks_for_tokens
-from tokenverse_pp.tasks.transcript import Answers as Answers
+from tokenverse_pp.tasks.lid import CODE, language_code, language_token
+from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
+from tokenverse_pp.tasks.transcript import Answers, is_task_token, split_marks, turns_of
 from tokenverse_pp.tasks.transcript import TaskMark as PlainMark
 from tokenverse_pp.tasks.transcript import TimedWord as Word
-from tokenverse_pp.tasks.transcript import is_task_token
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
+
+
+def render(transcript: Answers, tasks: TaskSet) -> str:
+    """Write a transcript with the tokens of ``tasks``.
+
+    >>> render(Answers(("oui",), {"lid": "fr", "endp": (1,)}), build_tasks(["lid", "endp"]))
+    '[FR] oui [ENDP]'
+    """
+    return tasks.render(transcript)
+
+
+def parse(text: str, tasks: Optional[TaskSet] = None) -> Answers:
+    """Read text with task tokens; never fails (each task's class says how it reads malformed output).
+
+    Without ``tasks``, every registered task is read, and any other ``[XX]`` is taken as a language token.
+
+    >>> parse("[FR] oui [ENDP]", build_tasks(["lid", "endp"], {"lid": {"languages": ["fr"]}}))
+    Answers(words=('oui',), answers={'endp': (1,), 'lid': 'fr'})
+    """
+    words = text.split()
+    return (tasks or tasks_for_tokens(words)).read(*split_marks(words))
+
+
+def tasks_for_tokens(words: Sequence[str]) -> TaskSet:
+    """All registered tasks, with the options that the tokens among ``words`` show (languages, entity types)."""
+    tokens = [word for word in words if is_task_token(word)]
+    options: Dict[str, Dict[str, Any]] = {name: cls.options_for(tokens) for name, cls in REGISTRY.items()}
+    others = [name for name in REGISTRY if name != "lid"]
+    known = {*build_tasks(others).symbols, *build_tasks(others, options).symbols}
+    # Any token that no other task owns is taken as a language.
+    codes = [language_code(token) for token in dict.fromkeys(tokens) if token not in known]
+    languages = [c for c in dict.fromkeys(codes) if CODE.fullmatch(c) and language_token(c) not in known]
+    return build_tasks(list(REGISTRY), {**options, "lid": {"languages": languages}})
+
+
+def transcript_of(cut: Cut, tasks: TaskSet) -> Answers:
+    """The transcript of a labelled cut: answers for those of ``tasks`` that the cut is labelled for.
+
+    Raises:
+        UserError: for labels that nobody has validated and that cannot be read.
+    """
+    try:
+        labelled = (cut.custom or {}).get("tasks", ())
+        words = tuple(word for turn in turns_of(cut) for word in turn.words)
+        answers = {t.name: t.from_cut(cut) for t in tasks.tasks if t.name != "asr" and t.name in labelled}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        kind = type(error).__name__
+        message = (
+            f"cut {cut.id}: labels that cannot be read ({kind}: {error}); `tokenverse-pp manifest validate` tells more"
+        )
+        raise UserError(message) from error
+    return Answers(words, answers)
+
 
 __all__ = ["Entity", "Mark", "Transcript", "Turn", "Word"]
 
@@ -46,8 +103,8 @@ class Mark:
 class Turn:
     """Words ``first`` to before ``stop``, between two speaker changes.
 
-    The model hears *that* the speaker changes, not who speaks: turns are numbered from 1, speakers are not. Turns 1
-    and 3 may be the same person, or not.
+    The model detects speaker changes, not identities: turns are numbered from 1, speakers are not. Turns 1 and 3 may
+    be the same speaker or not.
     """
 
     number: int
@@ -77,10 +134,10 @@ class Entity:
 
 @dataclass(frozen=True)
 class Transcript:
-    """One recording as the model heard it.
+    """The result of recognition for one recording.
 
-    ``tasks`` are those that were asked for. What belongs to another one is empty (``language``: None), and `to_dict`
-    leaves it out: a task that was not asked for is not one that found nothing.
+    ``tasks`` are the requested tasks. Fields of other tasks are empty (``language``: None), and `to_dict` omits them:
+    a task that was not requested differs from one that found nothing.
 
     Attributes:
         name: of the recording: a file's without its ending (in folders, with those below the one that was named), a
@@ -134,13 +191,13 @@ class Transcript:
         return sum(word.confidence for word in self.words) / len(self.words) if self.words else None
 
     def spans(self) -> Tuple[Turn, ...]:
-        """The turns; all words as one where the speaker changes were not asked for."""
+        """The turns; all words as one turn if speaker changes were not requested."""
         if self.turns or not self.words:
             return self.turns
         return (Turn(1, self.text, self.words[0].start, self.words[-1].end, 0, len(self.words)),)
 
     def to_dict(self) -> Dict[str, Any]:
-        """Everything as JSON takes it (docs/transcribe.md), without the keys of tasks that were not asked for."""
+        """Everything as JSON takes it (docs/transcribe.md), without the keys of tasks that were not requested."""
         found: Dict[str, Any] = {
             "name": self.name,
             "duration": self.duration,

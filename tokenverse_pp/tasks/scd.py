@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
 from tokenverse_pp.metrics.f1 import Interval
-from tokenverse_pp.tasks.base import RANK_CHANGE, seconds, span_record
-from tokenverse_pp.tasks.positions import PositionTask
+from tokenverse_pp.tasks.base import RANK_CHANGE, PositionTask, seconds, span_record
 from tokenverse_pp.tasks.transcript import LabelledTurn, turns_of
 
 if TYPE_CHECKING:
@@ -27,11 +26,11 @@ class SpeakerChange(PositionTask):
     rank: ClassVar[int] = RANK_CHANGE
 
     def stands_at(self, position: int, num_words: int) -> bool:
-        """Strictly between two words."""
+        """True strictly between two words."""
         return 0 < position < num_words
 
     def check(self, cut: Cut) -> List[str]:
-        """Every turn names its speaker."""
+        """Check that every turn has a speaker."""
         return [
             f"supervision {turn.index}, field 'speaker': expected a name because the cut is labelled for scd"
             for turn in turns_of(cut)

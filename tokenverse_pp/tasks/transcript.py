@@ -1,8 +1,7 @@
-"""A structured transcript: the words, and for each task its answer.
+"""Structured transcripts (`Answers`): the words and the answer of each task; and the turns of a cut.
 
-A *position* p in a transcript of n words is the gap before word p (0 <= p <= n).
-
-How the turns of a cut lie in its words: the one place that orders supervisions and counts their words.
+A *position* p in a transcript of n words is the gap before word p (0 <= p <= n). Only this module orders the
+supervisions of a cut and counts their words.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class TimedWord:
 
     @property
     def is_task_token(self) -> bool:
-        """True for ``[SCD]`` and its like."""
+        """Whether the word is a task token such as ``[SCD]``."""
         return is_task_token(self.text)
 
 
@@ -52,7 +51,7 @@ class TaskMark:
 
 @dataclass(frozen=True)
 class Answers:
-    """Words with the answers of tasks.
+    """Words and the answers of tasks.
 
     ``answers`` maps a task's name to its answer. A task that is *not* a key was not labelled (or not
     decoded); an empty answer means that the task was labelled and found nothing. The two are never the same.
@@ -78,7 +77,7 @@ class Answers:
 
     @property
     def endpoints(self) -> Tuple[int, ...]:
-        """Positions at which a semantic endpoint stands (``endp``)."""
+        """Positions of semantic endpoints (``endp``)."""
         return self.answers.get("endp", ())
 
     @property
@@ -155,7 +154,7 @@ def group_marks(marks: Sequence[TaskMark]) -> Dict[int, List[TaskMark]]:
     return grouped
 
 
-@dataclass  # not frozen: that takes three times as long to make, and there is one a turn of a million cuts
+@dataclass  # not frozen: creation would take three times as long, once per turn of a million cuts
 class LabelledTurn:
     """A supervision: words ``first_word`` to ``first_word + len(words)`` of its cut; times in seconds."""
 
@@ -180,7 +179,7 @@ class LabelledTurn:
 
 
 class FixedTurns:
-    """What stands in for a cut whose labels do not change: its turns are found once (every task asks for them)."""
+    """Replaces a cut whose labels do not change: its turns are computed once for all tasks."""
 
     turns: Optional[List[LabelledTurn]] = None
 

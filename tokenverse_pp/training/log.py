@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
 from tokenverse_pp.base.errors import one_line
-from tokenverse_pp.base.files import replacing
-from tokenverse_pp.base.tables import aligned
+from tokenverse_pp.base.files import aligned, replacing
 from tokenverse_pp.data.dataset import Batch
 from tokenverse_pp.training.steps import StepResult, as_record
 

@@ -14,7 +14,7 @@ from tokenverse_pp.data.dataset import TransducerDataset
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.samplers import SamplerState, TrainSampler
-from tokenverse_pp.models.devices import autocast, grad_scaler, peak_memory, reset_peak_memory
+from tokenverse_pp.models.compat import autocast, grad_scaler, peak_memory, reset_peak_memory
 from tokenverse_pp.training.steps import forward, naming_memory, to_device
 
 MOST = 2000  # batches looked at: sampling on would take as long as an epoch

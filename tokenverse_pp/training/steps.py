@@ -21,7 +21,7 @@ from tokenverse_pp.base.files import replacing, write_text
 from tokenverse_pp.data.dataset import Batch
 from tokenverse_pp.data.distributed import DistributedContext, no_sync
 from tokenverse_pp.data.manifests import write_cuts
-from tokenverse_pp.models.devices import autocast, grad_scaler, is_out_of_memory
+from tokenverse_pp.models.compat import autocast, grad_scaler, is_out_of_memory
 from tokenverse_pp.models.transducer import Losses
 from tokenverse_pp.training.optim import loss_scales, lr_factor, set_lr
 from tokenverse_pp.training.partial import TrainedRows

@@ -15,7 +15,7 @@ from tokenverse_pp.data.dataset import Batch, TransducerDataset
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import SamplerState, TrainSampler, train_batches
 from tokenverse_pp.models.bundle import load_weights, pretrained_prefixes
-from tokenverse_pp.models.devices import grad_scaler
+from tokenverse_pp.models.compat import grad_scaler
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.checkpoints import (
     Progress,

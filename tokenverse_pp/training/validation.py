@@ -26,7 +26,7 @@ from tokenverse_pp.decoding.hypothesis import to_record
 from tokenverse_pp.decoding.recognizer import NOT_FINITE, DecodeOptions, Recognizer
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.models.devices import autocast
+from tokenverse_pp.models.compat import autocast
 from tokenverse_pp.models.stored_features import batches_of
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.steps import to_device

@@ -11,8 +11,7 @@ from turns_pass import WINDOWS
 from whisper_words import SpokenWord
 
 from tokenverse_pp.data.labels import labelled_tasks
-from tokenverse_pp.metrics.align import count_aligned
-from tokenverse_pp.metrics.f1 import f1_score
+from tokenverse_pp.metrics.f1 import count_aligned, f1_score
 from tokenverse_pp.tasks import build_tasks, transcript_of
 
 DISTANCES = tuple(round(0.02 * i, 2) for i in range(1, 31))

@@ -18,7 +18,7 @@ import yaml
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.editing.label import LabelChange, in_order, label_rows
-from tokenverse_pp.data.editing.subset import Wanted, write_subset
+from tokenverse_pp.data.editing.split import Wanted, write_subset
 from tokenverse_pp.data.manifests import custom_of, read_rows, supervision_custom, supervisions_of, writing_rows
 
 Settings = Dict[str, Any]  # dotted option of recipes/train.py -> value

@@ -13,7 +13,7 @@ from lhotse.cut import Cut
 from tokenverse_pp.base.languages import language_group
 from tokenverse_pp.data.hypotheses import Hypothesis, transcript_of_hypothesis
 from tokenverse_pp.evaluation.scoring import languages_of, tasks_of_hypotheses
-from tokenverse_pp.tasks.text import transcript_of
+from tokenverse_pp.tasks.result import transcript_of
 from tokenverse_pp.tasks.transcript import is_task_token, turns_of
 
 GAP = "\0"  # no word: the alignment's sign for insertions and deletions

@@ -8,7 +8,7 @@ import pytest
 from mini_corpora import make_commonvoice, make_librispeech, make_mls, make_voxpopuli
 from mini_runs import cuts_of, run
 
-from tokenverse_pp.data.corpora.rows import Form, check_table
+from tokenverse_pp.data.corpora.common import Form, check_table
 
 
 def lines_of(path):

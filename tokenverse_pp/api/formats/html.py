@@ -57,7 +57,7 @@ def _card(transcript: Transcript, source: Optional[PlayerSource]) -> Dict[str, A
     from lhotse import MonoCut
 
     from tokenverse_pp.evaluation.report.utterance import card, utterance_of
-    from tokenverse_pp.tasks.text import tasks_for_tokens
+    from tokenverse_pp.tasks.result import tasks_for_tokens
 
     record = record_of(transcript)
     cut = MonoCut(transcript.name, start=0, duration=max(transcript.duration, 0.001), channel=0)

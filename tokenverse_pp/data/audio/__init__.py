@@ -1,4 +1,4 @@
-"""Audio of any container -> samples (`read_audio`, `AudioInput`), and lhotse's audio backend that is made of them."""
+"""Read audio of any container (`read_audio`, `AudioInput`), and the lhotse audio backend built on it."""
 
 from tokenverse_pp.data.audio.containers import ENDINGS
 from tokenverse_pp.data.audio.reader import AudioInput, check_whole, read_audio

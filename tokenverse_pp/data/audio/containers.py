@@ -1,4 +1,4 @@
-"""What a container of audio is, and what its structure says about its length. Told by content, never by file name."""
+"""Audio containers: detection by content (never by file name), and the length that their structure implies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 from tokenverse_pp.data.audio.source import Bytes, JoinedStream, Piece, Range
 
-# The endings under which audio is looked for, the preferred one first. What a file holds is told by its content.
+# Extensions of audio files, preferred ones first. The container is detected by content.
 ENDINGS = (
     *(".wav", ".flac", ".sph", ".wv1", ".wv2", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"),
     *(".ogg", ".oga", ".opus", ".spx", ".mp3", ".mp2", ".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".aac"),
@@ -365,7 +365,7 @@ def _segments(data: Bytes) -> Tuple[Tuple[Range, ...], bool]:
         width, size = _vint(head, len(name))
         unknown = size == (1 << 7 * width) - 1
         at += len(name) + width
-        at += 0 if unknown else size  # what is of unknown length is walked through
+        at += 0 if unknown else size  # an element of unknown length is entered
     return tuple(zip(starts, [*starts[1:], data.size])), at > data.size
 
 

@@ -1,4 +1,4 @@
-"""Whatever holds audio -> a cut with a name."""
+"""Audio input: a path, bytes, an open file, an array, a recording or a cut, turned into a cut with a name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tokenverse_pp.data.audio import AudioInput, check_whole
 from tokenverse_pp.data.audio.lhotse_backend import recording_of
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 
-LOUDEST = 100.0  # samples are in [-1, 1], give or take a little; what is beyond this was never divided by 32768
+LOUDEST = 100.0  # samples should be in [-1, 1]; larger values were not divided by 32768
 MOST_CHANNELS = 64
 SINGLE = (str, Path, bytes, bytearray, memoryview, np.ndarray, torch.Tensor, Mapping, Cut, Recording)
 
@@ -35,14 +35,14 @@ class Heard:
 
 @dataclass(frozen=True)
 class Refused:
-    """Audio that could not be transcribed, and why (one line, which begins with ``label``)."""
+    """Audio that could not be transcribed, with the reason (one line that begins with ``label``)."""
 
     label: str
     reason: str
 
 
 def is_single(audio: Any) -> bool:
-    """Whether this is one recording, not several.
+    """Whether the input is a single recording.
 
     >>> is_single("a.wav"), is_single((np.zeros(8), 8000)), is_single(["a.wav", "b.wav"])
     (True, True, False)
@@ -145,7 +145,7 @@ def _cut_of_source(source: Union[Path, bytes], label: str, name: str) -> Cut:
 
 
 def _open_mapping(audio: Mapping[str, Any], sample_rate: Optional[float], label: str) -> Heard:
-    """What Hugging Face's ``datasets`` give for an audio column."""
+    """An entry of an audio column of Hugging Face's ``datasets``."""
     if audio.get("array") is None and audio.get("path") is not None:
         return _open_file(Path(audio["path"]))
     if audio.get("array") is None:

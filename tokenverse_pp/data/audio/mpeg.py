@@ -1,8 +1,8 @@
-"""MPEG audio (MP3): its frames, and files for libsndfile whose header is right.
+"""MPEG audio (MP3): parse frames, and build streams with a correct header for libsndfile.
 
-libsndfile believes the Xing header of an MP3 file, guesses a length where there is none, reads the first of several
-files that are joined, and seeks to slightly other samples than it decodes. So each stream of frames is given to it as a
-file of its own: the frames alone, behind a header that counts them, or those of the piece that is wanted.
+libsndfile trusts the Xing header of an MP3 file, guesses a length where there is none, reads only the first of several
+joined files, and seeks to slightly different samples than it decodes. Each stream of frames is therefore passed to it
+as a file of its own: the frames behind a header that counts them, or only those of the requested segment.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class _Mpeg:
             first -= 1
             kept += self.ends[first] - self.starts[first] - lengths[first - normal]
         empty: List[Piece] = []
-        known = 0  # bytes that later frames may use: each frame has to ask for them, or libmpg123 drops them
+        known = 0  # bytes that later frames may use: each frame must refer to them, or libmpg123 drops them
         for number in range(first, normal):
             head, length = heads[number - normal], lengths[number - normal]
             back = min(known, most) << (7 if most == 511 else 8)

@@ -1,4 +1,4 @@
-"""Containers that libsndfile does not read (MP4, WebM, AAC, WMA, ..), by PyAV where it is installed, on their clock."""
+"""Decode containers that libsndfile does not read (MP4, WebM, AAC, WMA, ..) with PyAV (optional), by time stamps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RELATIVE = ("mpegts", "mpeg", "ogg")
 
 @dataclass
 class Told:
-    """What there is to say about a source that was decoded to its end."""
+    """Findings about a source that was decoded to its end."""
 
     rate: int = 0
     channels: int = 0
@@ -39,7 +39,7 @@ class Told:
     notes: List[str] = field(default_factory=list)
 
     def silence(self) -> List[str]:
-        """Lines about silence that was put in."""
+        """Messages about inserted silence."""
         lines = []
         if self.late:
             lines.append(f"its audio starts at {self.late:.3f} s: silence stands before it")
@@ -49,7 +49,7 @@ class Told:
         return lines
 
     def clock(self) -> List[str]:
-        """Lines about a clock that cannot be followed."""
+        """Messages about inconsistent time stamps."""
         return [
             f"its clock is set {'forward' if by > 0 else 'back'} by {abs(by):.3f} s at {second:.3f} s: "
             "no silence is put in, so that times from there on are not those of the container"
@@ -72,7 +72,7 @@ def import_av(name: str, container: str) -> Any:
 
 
 class PyAVDecoder:
-    """The first audio stream of a source, decoded once from start to end.
+    """Decoder of the first audio stream of a source, once from start to end.
 
     Args:
         data: the source.

@@ -1,11 +1,11 @@
-"""The one audio-input function: a file, bytes or an open file of any container -> samples, and what is wrong with it.
+"""The one audio reader: a file, bytes or an open file of any container, decoded to samples, with its defects.
 
-Containers are told by their content. Each is read to its end: its length is that of the samples that are there, and
-where its header says otherwise, that is told. libsndfile reads what it can; PyAV, if it is installed, the others. No
-other program and no environment variable has a say, so that the samples are the same on every machine (SPHERE files
-that are compressed with Shorten are the exception: they need sph2pipe, and are refused without it).
+Containers are detected by content. Each is decoded to its end: the length is that of the decoded samples, and a header
+that says otherwise is reported. libsndfile reads what it can, PyAV (if installed) the rest. No other program and no
+environment variable has an influence, so the samples are the same on every machine. The exception is SPHERE files
+compressed with Shorten: they need sph2pipe, and are rejected without it.
 
-Neither torch nor lhotse is imported here.
+This module imports neither torch nor lhotse.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.audio.containers import NAMES, SAMPLES, UNKNOWN, sphere_header
 from tokenverse_pp.data.audio.pyav import TOLERANCE, PyAVDecoder, import_av
 from tokenverse_pp.data.audio.source import Bytes, Piece, Pieces, Source
-from tokenverse_pp.data.audio.structure import structure_of
+from tokenverse_pp.data.audio.streams import structure_of
 
 BLOCK = 1 << 18  # samples that are decoded at once, all channels together
 MOST_CHANNELS = 1024
@@ -208,7 +208,7 @@ class AudioInput:
 
     @contextlib.contextmanager
     def _heard(self) -> Iterator[None]:
-        """Tell of MPEG frames that libmpg123 complains of, in words that name the source."""
+        """Report libmpg123's complaints about MPEG frames, with the name of the source."""
         if self.container != "mp3":
             yield
             return
@@ -381,7 +381,7 @@ class AudioInput:
         )
 
     def measure(self) -> AudioInput:
-        """Find out how long the source is and what is wrong with it; what PyAV reads is decoded for it."""
+        """Determine the length of the source and its defects; what PyAV reads is decoded for this."""
         if self._measured:
             return self
         if self.by_pyav:
@@ -529,7 +529,7 @@ def read_audio(source: Source, name: Optional[str] = None, rate: Optional[int] =
 
 
 def check_whole(audio: AudioInput) -> None:
-    """See that no audio is missing in the middle of a source that was measured (raises UserError)."""
+    """Check that no audio is missing in the middle of a measured source (raises UserError)."""
     if audio.damage:
         raise UserError(f"{audio.name}: {audio.damage}")
     if audio.broken_at is not None:

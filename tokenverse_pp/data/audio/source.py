@@ -1,4 +1,4 @@
-"""Where audio is read from: bytes at any place of a file, and files that are made of pieces of another one."""
+"""Byte sources: random access to a file, and virtual files composed of ranges of another one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Bytes:
         return self.file.read(size)
 
     def all(self) -> bytes:
-        """Everything."""
+        """All bytes."""
         return self.at(0, self.size)
 
     def find(self, what: bytes, start: int = 0) -> Iterator[int]:
@@ -86,11 +86,11 @@ class Pieces(io.RawIOBase):
         self._last = 0  # index of the piece that was read last
 
     def readable(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     def tell(self) -> int:
@@ -125,7 +125,7 @@ class Pieces(io.RawIOBase):
         return done
 
     def read(self, size: int = -1) -> bytes:
-        """Bytes as far as asked for; fewer at the end."""
+        """Up to the requested number of bytes; fewer at the end."""
         left = max(0, self._size - self._at)
         buffer = bytearray(left if size is None or size < 0 else min(size, left))
         return bytes(buffer[: self.readinto(buffer)])

@@ -1,1 +1,1 @@
-"""corpora"""
+"""Corpora turned into labelled cuts, through lhotse's recipes where there are any."""

@@ -1,4 +1,4 @@
-"""AMI: meetings of four people; labelled for asr, scd, endp and lid (headsets, one speaker each: without scd)."""
+"""AMI meetings of four speakers, labelled for asr, scd, endp and lid (headset channels: without scd)."""
 
 from __future__ import annotations
 

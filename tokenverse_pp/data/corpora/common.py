@@ -1,12 +1,19 @@
-"""Recordings as training wants them, 16 kHz and one channel; what is otherwise is written anew once, as FLAC.
+"""What corpora share: running lhotse's recipes, checking transcript tables, converting audio, writing labelled cuts.
 
-What the corpora share: running a recipe of lhotse, and writing labelled cuts that were checked.
+Audio that is not 16 kHz with one channel is written once as 16 kHz FLAC. A recipe fails completely where one row of a
+table is broken: a carriage return within a cell, a missing cell, invalid UTF-8. Such rows are found first; the recipe
+then reads a copy of the corpus (links, and tables without these rows), and the rows are reported as left out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import gzip
 import json
+import os
+import shutil
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,14 +31,143 @@ from lhotse.supervision import SupervisionSegment
 from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import replacing
-from tokenverse_pp.base.tables import aligned
+from tokenverse_pp.base.files import aligned, replacing
 from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.audio.lhotse_backend import use_backend
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR, Statistics
 from tokenverse_pp.data.labels import check_cut
+from tokenverse_pp.data.lines import BOM, fields, number_of, raw_lines, stray_control
 from tokenverse_pp.tasks.registry import REGISTRY
+
+LINE_SEPARATORS = str.maketrans("\u2028\u2029", "  ")  # at which str.splitlines() splits
+
+
+@dataclass(frozen=True)
+class Form:
+    """The format of a table's rows.
+
+    Args:
+        delimiter: None: a name, blanks, a text.
+        cells: how many there are; 0: as many as in the header.
+        quoting: as the csv module reads it by default.
+        numbers: columns of the header that hold decimal numbers.
+    """
+
+    delimiter: Optional[str] = "\t"
+    cells: int = 0
+    quoting: bool = False
+    numbers: Tuple[str, ...] = ()
+
+    def split(self, text: str) -> Optional[List[str]]:
+        """The cells of a row; None where its quoting is broken."""
+        if self.delimiter is None:
+            return fields(text, maxsplit=1)
+        if not self.quoting:
+            return text.split(self.delimiter)
+        try:
+            return next(csv.reader([text], delimiter=self.delimiter, strict=True), [])
+        except csv.Error:
+            return None
+
+
+@dataclass
+class Table:
+    """A transcript table that was checked, with the problems of its lines."""
+
+    path: Path
+    form: Form
+    bad: Dict[int, str] = field(default_factory=dict)
+    changed: bool = False  # it can be read, but not by the recipe
+
+    def left_out(self) -> List[Dict[str, object]]:
+        """The bad rows, as `LeftOut` lists turns."""
+        return [{"id": f"{self.path}, line {n}", "seconds": 0.0, "reason": why} for n, why in self.bad.items()]
+
+    def write(self, target: Path) -> None:
+        """Write a copy without the bad rows."""
+        if not self.bad and not self.changed:
+            shutil.copy(self.path, target)
+            return
+        with gzip.open(target, "wb", compresslevel=1) if target.name.endswith(".gz") else open(target, "wb") as file:
+            for number, line in raw_lines(self.path):
+                if number not in self.bad:
+                    file.write(line.decode("utf-8").translate(LINE_SEPARATORS).encode("utf-8") + b"\n")
+
+
+def check_table(path: Path, form: Form) -> Table:
+    """Check a table."""
+    table = Table(path, form)
+    opened = gzip.open(path) if path.name.endswith(".gz") else open(path, "rb")
+    with opened as file:
+        table.changed = file.read(len(BOM)) == BOM
+    header: List[str] = []
+    for number, line in raw_lines(path):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            table.bad[number] = "not UTF-8"
+            continue
+        problem = _problem(text, form, header) if text.strip() else None
+        if problem is not None:
+            table.bad[number] = problem
+        elif not header and not form.cells:
+            header = form.split(text) or []
+        table.changed = table.changed or text.translate(LINE_SEPARATORS) != text
+    return table
+
+
+def _problem(text: str, form: Form, header: Sequence[str]) -> Optional[str]:
+    stray = stray_control(text)
+    if stray is not None:
+        return f"holds a {stray}"
+    cells = form.split(text)
+    if cells is None:
+        return "broken quoting"
+    wanted = form.cells or len(header) or len(cells)
+    if len(cells) != wanted:
+        return f"expected {wanted} cells, found {len(cells)}"
+    for name, cell in zip(header, cells):
+        if name in form.numbers and number_of(cell.strip()) is None:
+            return f"column {name}: expected a number, found {cell[:60]!r}"
+    return None
+
+
+@contextlib.contextmanager
+def readable(corpus_dir: Path, tables: Sequence[Table], linked: Sequence[str] = ()) -> Iterator[Path]:
+    """The folder for a recipe: the corpus itself if all rows are valid, otherwise a copy without the invalid ones.
+
+    Args:
+        linked: names of folders that can be linked as a whole, since the recipe does not search them for files.
+    """
+    replaced = {os.path.abspath(table.path): table for table in tables if table.bad or table.changed}
+    if not replaced:
+        yield corpus_dir
+        return
+    with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
+        for root, names, files in os.walk(os.path.abspath(corpus_dir), followlinks=True):
+            here = Path(folder, os.path.relpath(root, os.path.abspath(corpus_dir)))
+            here.mkdir(exist_ok=True)
+            for name in [*files, *(name for name in names if name in linked)]:
+                path = os.path.join(root, name)
+                if path in replaced:
+                    replaced[path].write(here / name)
+                else:
+                    os.symlink(path, here / name)
+            names[:] = [name for name in names if name not in linked]
+        yield Path(folder)
+
+
+def in_corpus(recordings: RecordingSet, folder: Path, corpus_dir: Path) -> RecordingSet:
+    """Recordings whose files lie in the corpus, not in the copy that the recipe read."""
+    if folder != corpus_dir:
+        for recording in recordings:
+            for source in recording.sources:
+                inside = os.path.relpath(source.source, folder)
+                if not inside.startswith(".."):
+                    source.source = str(corpus_dir / inside)
+    return recordings
+
 
 use_backend()
 
@@ -116,7 +252,7 @@ def _decode(recording: Recording, channel: Optional[int]) -> np.ndarray:
     check_access(recording, f"recording {recording.id}")
     try:
         samples = recording.load_audio(channels=channel)
-    except Exception as error:  # whatever the audio backend throws
+    except Exception as error:  # audio backends raise errors of any type
         source = str(recording.sources[0].source)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{source}: cannot be decoded: {reason.replace(f'{source}: ', '', 1)}") from error
@@ -145,16 +281,16 @@ class CorpusPart:
 
 @dataclass
 class LeftOut:
-    """Turns that are in no cut, each with the reason: nothing is dropped without a word."""
+    """Turns that are in no cut, each with the reason: nothing is dropped silently."""
 
     items: List[Dict[str, Any]] = field(default_factory=list)
 
     def add(self, turn: SupervisionSegment, reason: str) -> None:
-        """Note a turn."""
+        """Add a turn."""
         self.note(turn.id, turn.duration, reason)
 
     def note(self, name: str, seconds: float, reason: str) -> None:
-        """Note what has no turn."""
+        """Add something that has no turn."""
         self.items.append({"id": name, "seconds": round(seconds, 3), "reason": reason})
 
     def by_reason(self) -> Dict[str, List[float]]:
@@ -167,7 +303,7 @@ class LeftOut:
 
 @contextlib.contextmanager
 def lhotse_recipe(corpus: str, corpus_dir: Path, layout: str) -> Iterator[None]:
-    """Run a recipe of lhotse; whatever it throws at a foreign folder becomes one line that says what was expected."""
+    """Run a recipe of lhotse; any exception becomes a one-line error that says what was expected."""
     try:
         yield
     except UserError:
@@ -181,7 +317,7 @@ def lhotse_recipe(corpus: str, corpus_dir: Path, layout: str) -> Iterator[None]:
 
 
 def require(corpus_dir: Path, patterns: Sequence[str], layout: str) -> None:
-    """See that each glob pattern finds something under a folder.
+    """Check that each glob pattern matches something under a folder.
 
     Raises:
         UserError: one line with what was expected.

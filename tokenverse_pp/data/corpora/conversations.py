@@ -1,6 +1,6 @@
-"""Cuts of several turns, for corpora of conversations.
+"""Conversational corpora: long recordings with turns, written as cuts of several turns.
 
-Any manifest of turns (cuts, or recordings and supervisions) -> conversations.
+Also converts any manifest of turns (cuts, or recordings and supervisions) into conversations.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ ONE_SPEAKER_TASKS = ("asr", "endp", "lid")  # a channel of its own has no speake
 
 @dataclass(frozen=True)
 class Track:
-    """What is heard together: one channel of a recording, and the turns on it (times from the recording's start)."""
+    """One channel of a recording and its turns (times from the recording's start)."""
 
     prefix: str
     recording: Recording
     channel: int
     turns: Sequence[SupervisionSegment]
-    custom: Dict[str, Any] = field(default_factory=dict)  # what its cuts say besides their tasks
+    custom: Dict[str, Any] = field(default_factory=dict)  # other custom fields of its cuts
 
 
 def by_recording(part: CorpusPart) -> Dict[str, List[SupervisionSegment]]:
@@ -68,7 +68,7 @@ def by_recording(part: CorpusPart) -> Dict[str, List[SupervisionSegment]]:
 
 
 def mixed_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:
-    """One track a recording: its only channel, or the mean of all."""
+    """One track per recording: its only channel, or the mean of all channels."""
     recordings = at_16_khz(part.recordings, folder, jobs)
     for recording_id, turns in by_recording(part).items():
         yield Track(recording_id, recordings[recording_id], 0, turns)
@@ -77,7 +77,7 @@ def mixed_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:
 def side_tracks(
     part: CorpusPart, folder: Path, jobs: int, side_of: Callable[[SupervisionSegment], int]
 ) -> Iterator[Track]:
-    """One track a side of a telephone call, written to a file of its own."""
+    """One track per side of a telephone call, written to a separate file."""
     sides = [at_16_khz(part.recordings, folder, jobs, channel) for channel in range(SIDES)]
     for recording_id, turns in by_recording(part).items():
         for channel, recordings in enumerate(sides):
@@ -86,7 +86,7 @@ def side_tracks(
 
 
 def channel_tracks(part: CorpusPart) -> Iterator[Track]:
-    """One track a channel of recordings that hold a file for each (headsets)."""
+    """One track per channel of recordings with one file per channel (headsets)."""
     recordings = {recording.id: recording for recording in part.recordings}
     for recording_id, turns in by_recording(part).items():
         for channel in sorted({turn.channel for turn in turns}):
@@ -141,7 +141,7 @@ def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
 
 
 def _shared(custom: Optional[Dict[str, Any]], cut: MonoCut, where: str) -> Dict[str, Any]:
-    """What all cuts of a recording say, but for their tasks; they must agree on who made their labels."""
+    """The custom fields that all cuts of a recording share, except tasks; their label sources must agree."""
     here = {key: value for key, value in (cut.custom or {}).items() if key != "tasks"}
     if custom is None:
         return here
@@ -186,7 +186,7 @@ def _mono(cuts: Iterable[Cut], where: str) -> Iterator[MonoCut]:
 
 
 def _check_fields(recording: Recording, channel: Any, turns: Iterable[SupervisionSegment], where: str) -> None:
-    """See that fields are of their types, which lhotse does not look at (raises UserError)."""
+    """Check the types of fields, which lhotse does not check (raises UserError)."""
     problems = []
     if not _is_name(recording.id):
         problems.append(f"field 'recording.id': expected a name, found {recording.id!r}")

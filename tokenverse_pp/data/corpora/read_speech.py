@@ -1,18 +1,14 @@
-"""Languages as the corpora name them -> ISO 639-1 codes (639-3 where a language has no code of two letters).
+"""Corpora of read or prepared speech: one turn per cut, labelled for asr and lid.
 
-Cuts of one turn each, for corpora of read or prepared speech.
+- LibriSpeech and Mini LibriSpeech: English audiobooks.
+- Multilingual LibriSpeech: audiobooks in eight languages.
+- Common Voice: sentences read by volunteers in over a hundred languages.
+- VoxPopuli: speeches in the European Parliament, 16 languages with transcripts.
 
-LibriSpeech and its small sister Mini LibriSpeech: read English books; labelled for asr and lid.
-
-Multilingual LibriSpeech: read books in eight languages; labelled for asr and lid.
-
-Common Voice: sentences read by volunteers in over a hundred languages; labelled for asr and lid.
-
-The tables are read here and not by lhotse's recipe, which needs the columns of the releases from 13 on. Releases before
-lack ``variant``, those before 7 call ``accents`` ``accent``, those before 5 have no ``locale`` and ``segment``; those
-from 17 on have ``sentence_id`` and ``sentence_domain`` besides.
-
-VoxPopuli: speeches in the European Parliament, 16 languages with transcripts; labelled for asr and lid.
+Languages are written as ISO 639-1 codes (639-3 for languages without a two-letter code). Common Voice's tables are read
+here, because lhotse's recipe needs the columns of release 13 or later. Releases before 13 lack ``variant``, those
+before 7 name ``accents`` ``accent``, those before 5 lack ``locale`` and ``segment``; releases from 17 on add
+``sentence_id`` and ``sentence_domain``.
 """
 
 from __future__ import annotations
@@ -32,8 +28,19 @@ from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import canonical_tag, matching_languages
-from tokenverse_pp.data.corpora.common import CorpusPart, LeftOut, Say, at_16_khz, lhotse_recipe, require, write_parts
-from tokenverse_pp.data.corpora.rows import Form, check_table, in_corpus, readable
+from tokenverse_pp.data.corpora.common import (
+    CorpusPart,
+    Form,
+    LeftOut,
+    Say,
+    at_16_khz,
+    check_table,
+    in_corpus,
+    lhotse_recipe,
+    readable,
+    require,
+    write_parts,
+)
 from tokenverse_pp.data.editing.conversations import NO_WORDS, with_original
 from tokenverse_pp.data.lines import raw_lines, stray_control, text_of
 from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
@@ -55,7 +62,7 @@ COMMON_VOICE = {"zh-HK": "yue"}
 
 
 def common_voice_code(locale: str) -> str:
-    """The language of a Common Voice locale, in any spelling: without the region, but for `COMMON_VOICE`.
+    """The language of a Common Voice locale in any spelling, without the region except in `COMMON_VOICE`.
 
     >>> common_voice_code("sv-SE"), common_voice_code("zh-CN"), common_voice_code("zh-HK"), common_voice_code("kab")
     ('sv', 'zh', 'yue', 'kab')
@@ -65,7 +72,7 @@ def common_voice_code(locale: str) -> str:
 
 
 def folders_of(languages: Sequence[str], folders: Sequence[str], where: str) -> List[str]:
-    """The language folders of a corpus that codes mean; a code that is no folder's stays as it is.
+    """The language folders of a corpus for the given codes; an unknown code is returned unchanged.
 
     Args:
         where: the folder of the corpus, for messages.
@@ -121,7 +128,7 @@ def utterance_cuts(
 
 
 def labelled(turn: SupervisionSegment, text: str, language: str, duration: float) -> SupervisionSegment:
-    """The supervision of a cut that spans just this turn."""
+    """The supervision of a cut that spans exactly this turn."""
     custom = with_original(turn.custom, turn.text, text)
     return fastcopy(
         turn, start=0.0, duration=duration, channel=0, text=text, language=language, custom=custom, alignment=None
@@ -137,7 +144,7 @@ LIBRISPEECH_LAYOUT = (
 def prepare_librispeech(
     corpus_dir: Path, output_dir: Path, normaliser: str = "words", jobs: int = 1, say: Say = print
 ) -> Dict[str, Path]:
-    """Every part that is there -> ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100.jsonl.gz``), one cut an utterance.
+    """Every existing part -> ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100.jsonl.gz``), one cut an utterance.
 
     Raises:
         UserError: where the folder is no LibriSpeech.
@@ -217,14 +224,14 @@ def prepare_mls(
 
 
 COMMONVOICE_SPLITS = ("train", "dev", "test")
-COLUMNS = ("path", "sentence")  # what every release has, and what is needed
+COLUMNS = ("path", "sentence")  # required columns, which every release has
 CUSTOM = {"age": "age", "accents": "accents", "accent": "accents", "variant": "variant"}  # as lhotse's recipe has them
 COMMONVOICE_LAYOUT = (
     "the unpacked release (cv-corpus-<version>) with <locale>/{train,dev,test}.tsv and <locale>/clips/*.mp3"
 )
 
 Row = Mapping[str, str]
-LeftOutRow = Tuple[str, str]  # an id (the clip's, or the line where there is none) and the reason
+LeftOutRow = Tuple[str, str]  # an id (of the clip, or the line if there is none) and the reason
 
 
 def prepare_commonvoice(
@@ -235,7 +242,7 @@ def prepare_commonvoice(
     jobs: int = 1,
     say: Say = print,
 ) -> Dict[str, Path]:
-    """``cuts_<split>_<code>.jsonl.gz``, one cut a sentence; the clips are written anew at 16 kHz (``OUT/audio``).
+    """``cuts_<split>_<code>.jsonl.gz``, one cut a sentence; the clips are rewritten at 16 kHz (``OUT/audio``).
 
     Args:
         languages: locales as Common Voice names them (``sv-SE``); none: all that are there.
@@ -312,7 +319,7 @@ def _rows(path: Path) -> Iterator[Union[Row, LeftOutRow]]:
 
 
 def _clip_finder(folder: Path) -> Callable[[str], Optional[Path]]:
-    """A function from a row's ``path`` to the clip; the ending may be missing there, and case may differ."""
+    """A function from a row's ``path`` to the clip; the extension may be missing, and case may differ."""
     by_lower: Dict[str, str] = {}
 
     def find(name: str) -> Optional[Path]:
@@ -365,7 +372,7 @@ def _read_part(folder: Path, split: str, clip_of: Callable[[str], Optional[Path]
 
 
 def _recordings(clips: Sequence[Path], jobs: int, title: str) -> Iterator[Union[Recording, str]]:
-    """The recording of each clip, or why there is none."""
+    """The recording of each clip, or the reason why there is none."""
     if jobs > 1:
         with ProcessPoolExecutor(jobs) as pool:
             yield from tqdm(pool.map(_recording, clips, chunksize=64), total=len(clips), desc=title, mininterval=1.0)
@@ -377,7 +384,7 @@ def _recording(clip: Path) -> Union[Recording, str]:
     try:
         with disable_ffmpeg_torchaudio_info():
             recording = Recording.from_file(clip, recording_id=clip.stem)
-    except Exception as error:  # whatever the audio backend throws
+    except Exception as error:  # audio backends raise errors of any type
         return f"cannot be read as audio: {(str(error).strip().splitlines() or [type(error).__name__])[0][:200]}"
     return recording if recording.num_samples > 0 else "holds no audio"
 
@@ -432,7 +439,7 @@ def prepare_voxpopuli(
     parts: List[CorpusPart] = []
     for language in wanted:
         require(corpus_dir, [f"raw_audios/{language}/**/*.ogg"], VOXPOPULI_LAYOUT)
-        # lhotse takes the transcripts from its output folder, and downloads them where they are not there.
+        # lhotse reads the transcripts from its output folder, and downloads them if they are missing.
         with tempfile.TemporaryDirectory() as folder, lhotse_recipe("voxpopuli", corpus_dir, VOXPOPULI_LAYOUT):
             transcripts = corpus_dir / f"asr_{language}.tsv.gz"
             unread: List[Dict[str, Any]] = []

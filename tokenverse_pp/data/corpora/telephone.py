@@ -1,7 +1,7 @@
-"""Telephone calls of the LDC, CALLHOME American English and Hub5 2000 (eval2000); labelled for asr, scd, endp and lid.
+"""LDC telephone calls: CALLHOME American English and Hub5 2000 (eval2000), labelled for asr, scd, endp and lid.
 
-Both transcribe in the same conventions, which `clean` turns into plain text. The two sides of a call are mixed into one
-channel, or kept apart (``channels="separate"``, not labelled for scd).
+Both use the same transcription conventions, which `clean` turns into plain text. The two sides of a call are mixed into
+one channel, or kept apart (``channels="separate"``; then not labelled for scd).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NAME_TYPE = "NAME"
 
 
 def clean(text: str, keep_names: bool = False) -> Optional[str]:
-    """An LDC transcript without its marks, punctuation kept; None where the words are not known.
+    """An LDC transcript without its marks but with punctuation; None where the words are unknown.
 
     Sounds (``{breath}``, ``[distortion]``), comments (``[[..]]``) and tags (``<contraction ..>``) go, the signs of
     hesitations, names, asides and mispronounced words (``% & // + ** #``) go and leave the word; a best guess
@@ -190,7 +190,7 @@ def prepare_eval2000(
 
 
 def _check_names(folder: Path) -> None:
-    """See that no name of a SPHERE file does more than name it (raises UserError)."""
+    """Check that lhotse can safely open each SPHERE file by its name (raises UserError)."""
     problems = (file_problem(str(path)) for path in sorted(folder.rglob("*.[sS][pP][hH]")))
     problem = next(filter(None, problems), None)
     if problem:

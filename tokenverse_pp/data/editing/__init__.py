@@ -1,1 +1,1 @@
-"""editing"""
+"""Operations on manifests: conversations, labels, mix, split, statistics, Shar."""

@@ -1,20 +1,20 @@
-"""Conversations: turns of a long recording -> windows of several turns, so that speaker changes and endpoints are real.
+"""Conversations: cut a long recording into windows of several turns, with real speaker changes and endpoints.
 
-What a window is, in the order in which it is decided:
+The steps, in this order:
 
-1. **Turns of one speaker that overlap** are joined into one (sloppy times in the corpus; the label schema allows a
-   speaker one turn at a time).
-2. **Endpoints.** A turn ends in a semantic endpoint where its transcript says so (``. ? !`` yes; a comma, a dash or
-   nothing, no) if the corpus is punctuated. Where the transcript has no sign, it is an endpoint if the speaker stops:
-   they say nothing for ``pause`` seconds, or somebody else begins before they go on. A window with such an endpoint
-   says ``label_source: {"endp": "machine:pause"}``: a rule made it, no transcriber.
-3. **Blocks.** Turns that overlap in time cannot be parted: audio cut between them would hold speech that is not in the
-   text. A block is a run of turns without a moment of silence or of clean handing-over inside.
-4. **Overlapping speech** is written one turn after the other, by start time (serialised, as in serialised output
-   training, Kanda et al. 2020); ``overlaps="drop"`` leaves out blocks in which two speakers talk at once.
-5. **Windows.** Blocks are put together, in order, up to ``max_seconds``; a silence above ``max_gap`` begins a new one.
-   A block that is longer is left out, and so is a block with a turn whose words are not known. Up to ``margin`` of the
-   silence on each side (half of it at most) belongs to the window.
+1. **Overlapping turns of one speaker** are joined (inexact times in the corpus; the label schema allows one turn of a
+   speaker at a time).
+2. **Endpoints.** In a punctuated corpus a turn ends in a semantic endpoint if its transcript ends in ``. ? !``, but
+   not if it ends in a comma, a dash or nothing. Without punctuation, a turn ends in an endpoint if the speaker is
+   silent for ``pause`` seconds or another speaker begins first. A window with such an endpoint is marked
+   ``label_source: {"endp": "machine:pause"}``, because a rule made the label.
+3. **Blocks.** Turns that overlap in time cannot be separated: audio cut between them would contain speech that is not
+   in the text. A block is a run of turns without a silence or a clean change of speakers inside.
+4. **Overlapping speech** is serialised: turns are written one after the other by start time (serialised output
+   training, Kanda et al., 2020). ``overlaps="drop"`` leaves out blocks in which two speakers talk at once.
+5. **Windows.** Consecutive blocks are joined up to ``max_seconds``; a silence longer than ``max_gap`` starts a new
+   window. Longer blocks, and blocks with a turn of unknown words, are left out. A window includes up to ``margin``
+   seconds of the silence on each side, at most half of it.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ OVERLAP_RULES = ("keep", "drop")
 
 @dataclass(frozen=True)
 class ConversationOptions:
-    """How windows are made; times in seconds. The module says what each means."""
+    """Options for making windows; times in seconds. See the module's docstring."""
 
     max_seconds: float = 30.0
     max_gap: float = 2.0
     margin: float = 0.2
     pause: float = 0.5
-    endpoints: str = "auto"  # auto | punctuation (a turn without a sign is none) | pause
+    endpoints: str = "auto"  # auto | punctuation (a turn without a mark is no endpoint) | pause
     overlaps: str = "keep"  # keep | drop
 
     def check(self) -> None:
-        """See that the values are possible (raises UserError naming the option)."""
+        """Check the values (raises UserError naming the option)."""
         if not self.max_seconds > 2 * self.margin >= 0:
             raise UserError(f"--max-seconds {self.max_seconds:g}: expected more than two margins of {self.margin:g} s")
         for name, value, allowed in (
@@ -72,7 +72,7 @@ DEFAULT_OPTIONS = ConversationOptions()
 
 @dataclass(frozen=True)
 class TurnWords:
-    """What a turn says.
+    """The words of a turn.
 
     Attributes:
         text: its plain words; None: not known.
@@ -106,18 +106,18 @@ class SpokenTurn:
 
 @dataclass
 class Block:
-    """Turns that cannot be parted."""
+    """Turns that cannot be separated."""
 
     turns: List[SpokenTurn] = field(default_factory=list)
 
     @property
     def start(self) -> float:
-        """Of the first turn."""
+        """The start of the first turn."""
         return self.turns[0].start
 
     @property
     def end(self) -> float:
-        """Of the turn that ends last."""
+        """The end of the turn that ends last."""
         return max(turn.end for turn in self.turns)
 
 

@@ -1,7 +1,4 @@
-"""Entities from a list of phrases: longest match at word boundaries.
-
-Entities from a spaCy pipeline (optional extra "entities").
-"""
+"""Entity finders: a gazetteer (longest match at word boundaries), and spaCy pipelines (extra "entities")."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ _OUTER = regex.compile(r"^[\p{P}--[#@&%]]+|[\p{P}--[#@&%]]+$", flags=regex.V1)
 
 
 class Span(NamedTuple):
-    """An entity in a text: characters ``start`` to ``end``, its type, and how sure its finder is (0 to 1)."""
+    """An entity in a text: characters ``start`` to ``end``, its type, and a confidence (0 to 1)."""
 
     start: int
     end: int
@@ -211,7 +208,7 @@ class SpacyEntities:
     def __init__(self, name: str, confidence: float):
         try:
             import spacy
-        except Exception as error:  # one that is there may fail in other ways than ImportError
+        except Exception as error:  # a broken installation may raise other errors than ImportError
             said = f"entities from spaCy need it ({one_line(error)}): pip install 'tokenverse_pp[entities]'"
             raise UserError(said) from None
         try:

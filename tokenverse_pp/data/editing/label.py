@@ -1,4 +1,4 @@
-"""Changing what cuts are labelled for, and labelling entities by machine: on rows, one at a time."""
+"""Change the tasks that cuts are labelled for, and label entities automatically, row by row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenverse_pp.data.labels import LABEL_SOURCE, MACHINE, check_cut, labelled
 from tokenverse_pp.data.manifests import ManifestRow, custom_of, supervision_custom, supervisions_of, tasks_of
 from tokenverse_pp.tasks.registry import REGISTRY, unknown_task
 
-CHUNK = 32  # rows whose texts a finder gets at once; with more alive, Python's garbage collector takes over
+CHUNK = 32  # rows per call of a finder; with more, Python's garbage collector dominates the time
 
 
 class EntityFinder(Protocol):
@@ -47,7 +47,7 @@ class GazetteerEntities:
 
 @dataclass(frozen=True)
 class LabelChange:
-    """What `label_rows` does to each cut, in this order.
+    """The operations of `label_rows` on each cut, in this order.
 
     Args:
         only: drop all tasks but these (and ``asr``).
@@ -117,13 +117,13 @@ def _change(row: ManifestRow, change: LabelChange) -> None:
 
 
 def in_order(tasks: Iterable[str]) -> List[str]:
-    """Tasks without repetition: in the order of the registry, then any that it does not know."""
+    """Tasks without repetition: in the order of the registry, then unknown ones."""
     named = set(tasks)
     return [task for task in REGISTRY if task in named] + sorted(named - set(REGISTRY))
 
 
 def drop_tasks(data: Dict[str, Any], tasks: Iterable[str]) -> None:
-    """Make a cut unlabelled for tasks: off its list, without their own fields and makers.
+    """Remove tasks from a cut: from its list, with their fields and label sources.
 
     Fields that serve others as well (speaker, language) stay. What is dropped is gone: a held-out label cannot come
     back through a later `label --add`.
@@ -184,7 +184,7 @@ def _find_entities(rows: Sequence[ManifestRow], finder: EntityFinder, overwrite:
 
 
 def _refuse_labelled(row: ManifestRow, turns: Sequence[Dict[str, Any]]) -> None:
-    """Labels of people are never replaced, nor mixed with a machine's, without being told to."""
+    """Refuse to replace human labels, or to mix them with automatic ones, unless requested."""
     labelled = "ner" in tasks_of(row) or any("entities" in supervision_custom(turn, row.id) for turn in turns)
     if labelled:
         maker = _sources(custom_of(row.data), row.id).get("ner", "people")
@@ -194,7 +194,7 @@ def _refuse_labelled(row: ManifestRow, turns: Sequence[Dict[str, Any]]) -> None:
 
 
 def _sources(custom: Dict[str, Any], cut_id: str) -> Dict[str, Any]:
-    """The makers of a cut's labels (raises UserError where they are no mapping)."""
+    """The label sources of a cut (raises UserError if they are no mapping)."""
     sources = custom.get(LABEL_SOURCE) or {}
     if not isinstance(sources, dict):
         raise UserError(f"cut {cut_id}: field 'custom.{LABEL_SOURCE}': expected a mapping, found {sources!r}")

@@ -1,8 +1,8 @@
-"""Mixing corpora: how often to draw from each, what that gives, and one interleaved manifest.
+"""Mix corpora: sampling weights, the resulting shares, and one interleaved manifest.
 
-Weights are relative numbers of *cuts* drawn from each manifest, as the training configuration's ``data.weights`` and
-lhotse's ``CutSet.mux`` take them. Shares are of hours of speech, so that a corpus of long cuts has a smaller weight
-than share.
+Weights are relative numbers of *cuts* drawn from each manifest, as in ``data.weights`` of the training configuration
+and lhotse's ``CutSet.mux``. Shares are relative hours of speech, so a corpus of long cuts has a smaller weight than
+share.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import yaml
 from lhotse.lazy import LazyIteratorMultiplexer
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import PathLike
-from tokenverse_pp.base.tables import aligned
+from tokenverse_pp.base.files import PathLike, aligned
 from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR, corpus_names
 from tokenverse_pp.data.lines import NameSet
 from tokenverse_pp.data.manifests import (
@@ -32,7 +31,7 @@ from tokenverse_pp.tasks.registry import REGISTRY
 
 @dataclass(frozen=True)
 class MixCounts:
-    """What a mix has to know of a manifest: cuts, hours, hours by language, and hours labelled for each task."""
+    """Counts of a manifest for mixing: cuts, hours, hours by language, and hours labelled for each task."""
 
     cuts: int
     hours: float
@@ -93,7 +92,7 @@ def shares_of(weights: Sequence[float], counts: Sequence[MixCounts]) -> List[flo
 
 
 def mix_table(names: Sequence[str], weights: Sequence[float], counts: Sequence[MixCounts]) -> str:
-    """What to expect of a mix: for each corpus its weight, its share of the hours drawn, and of each task's labels.
+    """The expected mix as a table: each corpus's weight, its share of the hours drawn and of each task's labels.
 
     The last line says what part of all hours drawn is labelled for each task.
     """
@@ -119,7 +118,7 @@ def languages_table(weights: Sequence[float], counts: Sequence[MixCounts]) -> st
 
 
 def training_yaml(paths: Sequence[PathLike], weights: Sequence[float]) -> str:
-    """A further ``--config`` for recipes/train.py: the manifests and their weights."""
+    """An additional ``--config`` for recipes/train.py: the manifests and their weights."""
     data = {"data": {"train": [str(path) for path in paths], "weights": [float(f"{w:.6g}") for w in weights]}}
     head = "# Written by `tokenverse-pp manifest mix`: a further --config for recipes/train.py. Weights: cuts drawn.\n"
     return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
@@ -148,7 +147,7 @@ def mixed_rows(
 
 
 class _Rows:
-    """The rows of a manifest, as often as they are asked for; with ``prefix`` before every id."""
+    """The rows of a manifest, iterated any number of times, with ``prefix`` before every id."""
 
     def __init__(self, path: PathLike, prefix: Optional[str], bar: Any):
         self.path, self.prefix, self.bar = path, prefix, bar

@@ -1,4 +1,4 @@
-"""Manifests as lhotse Shar: shards of cuts with tar files of their audio beside them, read from disk in one go."""
+"""Write manifests as lhotse Shar: shards of cuts with tar files of their audio, read sequentially from disk."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lhotse.shar import SharWriter
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import PathLike
 from tokenverse_pp.data.access import access_problems
-from tokenverse_pp.data.audio.checks import check_files, undecodable
+from tokenverse_pp.data.audio.lhotse_backend import check_files, undecodable
 from tokenverse_pp.data.manifests import cut_of, read_rows
 
 
 def write_shar(path: PathLike, folder: Path, shard_size: int, audio: str = "flac", bar: Any = None) -> Dict[str, int]:
-    """Write the cuts of a manifest, their audio and their stored features to a folder that appears whole or not at all.
+    """Write the cuts of a manifest, their audio and their stored features to a folder, atomically.
 
     Each cut's audio is stored alone, from its start to its end; arrays in custom fields (stored features) as they
     are. All other fields stay as they were: labels are read back by ``CutSet.from_shar`` as from the manifest.
@@ -53,7 +53,7 @@ def write_shar(path: PathLike, folder: Path, shard_size: int, audio: str = "flac
 
 
 def read_cuts_checked(path: PathLike, bar: Any = None) -> Iterator[Cut]:
-    """The cuts of a manifest, each seen to be of one piece of audio that is there."""
+    """The cuts of a manifest, each checked to consist of one existing piece of audio."""
     for row in read_rows(path, bar):
         cut = cut_of(row.data, row.where)
         if isinstance(cut, MixedCut):
@@ -96,7 +96,7 @@ def _write_cut(writer: SharWriter, cut: Cut, audio: str, path: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             writer.write(cut)
-    except Exception as error:  # whatever the audio or array backend throws
+    except Exception as error:  # audio and array backends raise errors of any type
         raise UserError(f"{path}: cut {cut.id}: {undecodable(cut, error)}") from error
 
 

@@ -1,7 +1,8 @@
-"""Splitting a manifest into sets that share no speaker, text, recording, or whatever else must not leak.
+"""Split a manifest into disjoint sets, or take a subset by criteria, number or hours.
 
-Cuts that share a key are one group, and so are groups that share a cut: with several kinds of keys, a group is a
-connected component of the graph of cuts and keys. Whole groups go to a set.
+Sets share no speaker, text, recording or other key. Cuts that share a key form a group, and groups that share a cut
+are joined: with several kinds of keys, a group is a connected component of the graph of cuts and keys. A group is never
+divided. A subset may also keep the labels of a task for only a share of its cuts.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import contextlib
 import random
 import unicodedata
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import PathLike
+from tokenverse_pp.base.languages import compatible_languages
+from tokenverse_pp.data.editing.label import drop_tasks
 from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR
+from tokenverse_pp.data.lines import fields, text_lines
 from tokenverse_pp.data.manifests import (
     ManifestRow,
     custom_of,
@@ -24,15 +28,17 @@ from tokenverse_pp.data.manifests import (
     read_rows,
     recordings_of,
     supervisions_of,
+    tasks_of,
     writing_rows,
 )
+from tokenverse_pp.tasks.registry import REGISTRY, unknown_task
 
 FREE = -1  # a key that no set has yet
 
 
 @dataclass(frozen=True)
 class KeyRule:
-    """What must not be in two sets.
+    """The keys that sets must not share.
 
     Args:
         kinds: of ``speaker``, ``text``, ``recording``; any other name is a custom field of the cut.
@@ -46,7 +52,7 @@ class KeyRule:
     allow_missing: bool = False
 
     def keys(self, row: ManifestRow) -> List[Tuple[str, str]]:
-        """(kind, value) of all that a cut must not share with other sets; its own id where there is nothing.
+        """(kind, value) of every key that a cut must not share with other sets; its id if there is none.
 
         Raises:
             UserError: naming the cut that lacks a key.
@@ -74,7 +80,7 @@ class KeyRule:
 
 
 def plain_text(text: Any) -> str:
-    """A text without what does not make it another sentence: case, spaces, and Unicode's ways to write it."""
+    """A text normalised for comparison: case, spaces and Unicode form do not matter."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()) if isinstance(text, str) else ""
 
 
@@ -87,7 +93,7 @@ class Groups:
         self._hours = array("d")
 
     def number(self, key: Tuple[str, str]) -> int:
-        """The number of a key, a new one if it was not seen before."""
+        """The number of a key, a new one for a new key."""
         number = self._number.setdefault(hash(key), len(self._parent))
         if number == len(self._parent):
             self._parent.append(number)
@@ -95,14 +101,14 @@ class Groups:
         return number
 
     def root(self, number: int) -> int:
-        """The key that stands for the group of a key."""
+        """The key that represents a key's group."""
         parent = self._parent
         while parent[number] != number:
             parent[number] = number = parent[parent[number]]
         return number
 
     def join(self, keys: Sequence[Tuple[str, str]], hours: float) -> None:
-        """Put keys into one group, and hours into it."""
+        """Join keys into one group and add hours to it."""
         first = self.root(self.number(keys[0]))
         for key in keys[1:]:
             other = self.root(self.number(key))
@@ -121,7 +127,7 @@ class Groups:
 
 
 def assign(hours: Mapping[int, float], shares: Sequence[float], seed: int) -> Dict[int, int]:
-    """Groups -> number of the set that each goes to, at random but near the shares of hours.
+    """Assign groups to sets (by number), at random but close to the shares of hours.
 
     Each group goes to the set that lacks most hours. Groups that are larger than the smallest set go first, the
     largest of them first of all; the others in an order drawn by the seed. No set stays empty.
@@ -190,8 +196,162 @@ def split_manifest(
 def _check_leak(
     row: ManifestRow, keys: Sequence[Tuple[str, str]], numbers: Sequence[int], owner: array[int], mine: int
 ) -> None:
-    """See for every cut that is written that no other set has a key of it, whatever the grouping says."""
+    """Check for every written cut that no other set has one of its keys, independently of the grouping."""
     for key, number in zip(keys, numbers):
         if owner[number] not in (FREE, mine):
             raise RuntimeError(f"cut {row.id}: {key[0]} {key[1]!r} would be in two sets")
         owner[number] = mine
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The cuts to select. Options that are not given do not restrict the selection.
+
+    Args:
+        languages: cuts all of whose turns are in one of these: ``fr`` takes ``fr-CA`` and ``FRA``, ``pt-BR`` takes
+            ``pt`` but not ``pt-PT``.
+        corpora: cuts whose custom field ``corpus`` is one of these.
+        tasks: cuts that are labelled for all of these.
+        without_tasks: cuts that are labelled for none of these.
+        ids: cuts with these ids.
+        cuts: so many of them.
+        hours: so many of them that they last this long; the cut that would exceed it is left out, and all after it.
+        at_random: not the first ones but any, drawn by the seed. The order of the manifest stays.
+        keep_labels: task -> share of its labelled cuts that keep the label; the others lose it (`drop_tasks`).
+    """
+
+    languages: FrozenSet[str] = frozenset()
+    corpora: FrozenSet[str] = frozenset()
+    tasks: FrozenSet[str] = frozenset()
+    without_tasks: FrozenSet[str] = frozenset()
+    ids: Optional[FrozenSet[str]] = None
+    cuts: Optional[int] = None
+    hours: Optional[float] = None
+    at_random: bool = False
+    keep_labels: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for task in (*self.tasks, *self.without_tasks, *self.keep_labels):
+            if task not in REGISTRY:
+                raise UserError(unknown_task(task))
+        if "asr" in self.keep_labels:
+            raise UserError("--keep-labels asr: every cut is labelled for asr")
+
+    def takes(self, row: ManifestRow) -> bool:
+        """Whether a row passes the filters."""
+        if self.ids is not None and row.id not in self.ids:
+            return False
+        if self.tasks and not self.tasks <= set(tasks_of(row)):
+            return False
+        if self.without_tasks and self.without_tasks & set(tasks_of(row)):
+            return False
+        if self.corpora and str(custom_of(row.data).get("corpus")) not in self.corpora:
+            return False
+        if not self.languages:
+            return True
+        found = {str(supervision.get("language")) for supervision in supervisions_of(row.data)}
+        return bool(found) and all(
+            any(code == wanted or compatible_languages(code, wanted) for wanted in self.languages) for code in found
+        )
+
+
+@dataclass
+class Report:
+    """Counts of a subset: cuts and hours, and for each task of ``keep_labels`` the cuts that kept and lost it."""
+
+    cuts: int = 0
+    hours: float = 0.0
+    kept: Dict[str, int] = field(default_factory=dict)
+    lost: Dict[str, int] = field(default_factory=dict)
+
+
+def write_subset(path: PathLike, output: PathLike, wanted: Wanted, bar: Any = None) -> Report:
+    """Write the wanted cuts of a manifest to another, reading it twice; memory: some bytes a cut.
+
+    Raises:
+        UserError: where no cut is wanted, an id of ``ids`` is not there, or a row is no cut. Nothing is written.
+    """
+    seconds, labelled, missing = _survey(path, wanted, bar)
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"{path}: no cut {min(missing)!r}, which --ids asks for{more}")
+    taken = _take(seconds, wanted)
+    if not taken:
+        raise UserError(f"{path}: no cut to write: {len(seconds)} fit the filters, and of these none the hours")
+    losing = {
+        task: _losing(sorted(taken & set(where)), wanted.keep_labels[task], f"{wanted.seed}/{task}")
+        for task, where in labelled.items()
+    }
+    report = Report(kept=dict.fromkeys(losing, 0), lost={task: len(lost) for task, lost in losing.items()})
+    number = -1
+    with writing_rows(output) as writer:
+        for row in read_rows(path, bar):
+            if not wanted.takes(row):
+                continue
+            number += 1
+            if number not in taken:
+                continue
+            _write(row, number, losing, writer, report)
+    return report
+
+
+def _write(row: ManifestRow, number: int, losing: Mapping[str, Set[int]], writer: Any, report: Report) -> None:
+    dropped = [task for task, lost in losing.items() if number in lost]
+    for task in losing:
+        report.kept[task] += task in tasks_of(row) and task not in dropped
+    if dropped:
+        drop_tasks(row.data, dropped)
+    writer.write(row.data if dropped else row)
+    report.cuts += 1
+    report.hours += duration_of(row) / SECONDS_PER_HOUR
+
+
+def _survey(path: PathLike, wanted: Wanted, bar: Any) -> Tuple[array[float], Dict[str, array[int]], Set[str]]:
+    """The durations of the cuts that pass the filters, and the numbers of those labelled for each task.
+
+    Also the ids that were asked for and not found.
+    """
+    seconds = array("d")
+    labelled: Dict[str, array[int]] = {task: array("q") for task in wanted.keep_labels}
+    missing = set(wanted.ids or ())
+    for row in read_rows(path, bar):
+        missing.discard(row.id)
+        if not wanted.takes(row):
+            continue
+        for task, where in labelled.items():
+            if task in tasks_of(row):
+                where.append(len(seconds))
+        seconds.append(duration_of(row))
+    return seconds, labelled, missing
+
+
+def _take(seconds: Sequence[float], wanted: Wanted) -> Set[int]:
+    """Numbers of the selected cuts among those that pass the filters."""
+    order: List[int] = list(range(len(seconds)))
+    if wanted.at_random:
+        random.Random(wanted.seed).shuffle(order)
+    order = order[: wanted.cuts]
+    if wanted.hours is None:
+        return set(order)
+    taken, left = set(), wanted.hours * SECONDS_PER_HOUR + 1e-6
+    for number in order:
+        left -= seconds[number]
+        if left < 0:
+            break
+        taken.add(number)
+    return taken
+
+
+def _losing(labelled: List[int], share: float, seed: str) -> Set[int]:
+    """All but a random share of the numbers, rounded to the nearest number of cuts."""
+    random.Random(seed).shuffle(labelled)
+    return set(labelled[round(share * len(labelled)) :])
+
+
+def read_ids(path: PathLike) -> FrozenSet[str]:
+    """The first word of every line of a file (raises UserError where there is none)."""
+    ids = frozenset(fields(line)[0] for _, line in text_lines(Path(path)) if fields(line))
+    if not ids:
+        raise UserError(f"{path}: expected an id in every line, found none")
+    return ids

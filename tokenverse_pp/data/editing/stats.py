@@ -1,8 +1,6 @@
-"""How much there is in cuts: hours, turns, words and task tokens, by task, language and corpus, labelled or not.
+"""Inspect a manifest: validation against the label schema, statistics, a plot of them, and single cuts as text.
 
-The counts of `manifest stats` as a picture (optional extra "plots").
-
-One cut as people read it.
+Statistics count hours, turns, words and task tokens by task, language and corpus. The plot needs the extra "plots".
 """
 
 from __future__ import annotations
@@ -13,14 +11,13 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tupl
 from lhotse.cut import Cut
 
 from tokenverse_pp.base.errors import UserError, one_line, printable
-from tokenverse_pp.base.files import PathLike, replacing
-from tokenverse_pp.base.tables import aligned
-from tokenverse_pp.data.audio.checks import recording_files
+from tokenverse_pp.base.files import PathLike, aligned, replacing
+from tokenverse_pp.data.audio.lhotse_backend import check_audio, recording_files
 from tokenverse_pp.data.labels import check_cut, labelled_cut, labelled_tasks, machine_tasks
 from tokenverse_pp.data.lines import NameSet
-from tokenverse_pp.data.manifests import UNKNOWN, languages_joined, read_cuts, read_rows
+from tokenverse_pp.data.manifests import UNKNOWN, ManifestRow, cut_of, languages_joined, read_cuts, read_rows, scan_rows
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
-from tokenverse_pp.tasks.text import render, transcript_of
+from tokenverse_pp.tasks.result import render, transcript_of
 from tokenverse_pp.tasks.transcript import turns_of
 
 SECONDS_PER_HOUR = 3600.0
@@ -29,7 +26,7 @@ TOTALS = ("cuts", "hours", "turns", "words")
 
 
 class Statistics:
-    """Counts of cuts, one after another, in memory that grows with the number of speakers only.
+    """Running counts of cuts; memory grows only with the number of speakers.
 
     The counts of a group of cuts are ``cuts``, ``hours``, ``turns``, ``words``, ``speakers``, and under ``tasks`` for
     each task ``labelled``, ``machine`` (the part of ``labelled`` whose labels a machine made) and ``not_labelled``,
@@ -142,7 +139,7 @@ def corpus_names(paths: Sequence[PathLike]) -> List[str]:
 
 
 def stats_table(stats: Dict[str, Any], what: str = "language") -> str:
-    """Two plain-text tables: what there is by language (or corpus), and for each task what of it is labelled."""
+    """Two plain-text tables: amounts by language (or corpus), and the labelled share for each task."""
     totals = [[what, "cuts", "hours", "turns", "words", "speakers"]]
     labels = [["task", what, "labelled h", "cuts", "machine h", "not labelled h", "cuts", "tokens"]]
     for name, group in stats.items():
@@ -160,7 +157,7 @@ def stats_table(stats: Dict[str, Any], what: str = "language") -> str:
 
 
 def shares_table(corpora: Dict[str, Any]) -> str:
-    """What each corpus gives to each task: hours, and the share of all that is labelled for it."""
+    """The hours that each corpus has labelled for each task, and their share of the total."""
     rows: List[List[str]] = [["gives to", *REGISTRY]]
     for name, group in corpora.items():
         cells = []
@@ -212,7 +209,7 @@ def plot_stats(stats: Dict[str, Any], path: PathLike) -> None:
         from matplotlib import colormaps
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except Exception as error:  # one that is there may fail in other ways than ImportError
+    except Exception as error:  # a broken installation may raise other errors than ImportError
         raise UserError(f"--plot needs matplotlib ({one_line(error)}): pip install 'tokenverse_pp[plots]'") from None
     languages = {name: group for name, group in stats["languages"].items() if name != "all"}
     panels = [("language", languages)]
@@ -228,7 +225,7 @@ def plot_stats(stats: Dict[str, Any], path: PathLike) -> None:
 
 
 def _plot_groups(axes: Any, title: str, groups: Dict[str, Any], colours: Any) -> None:
-    """One stacked bar a task."""
+    """One stacked bar per task."""
     tasks = list(REGISTRY)
     left = [0.0] * len(tasks)
     for i, (name, group) in enumerate(groups.items()):
@@ -271,7 +268,7 @@ def find_cut(path: PathLike, cut_id: str) -> Cut:
 
 
 def show_cut(cut: Cut, tasks: Optional[Sequence[str]] = None) -> str:
-    """Text with the tokens of tasks, turns with their times, and what is missing.
+    """A cut as text: its tokens, turns with times, and missing labels.
 
     Args:
         tasks: task names; by default all that there are.
@@ -321,7 +318,7 @@ def _turns(cut: Cut) -> str:
 
 
 def _spans(items: object) -> List[dict]:
-    """Entities of a cut that may not be labelled for them: then nobody has checked the field."""
+    """Entities of a cut that may not be labelled for them; the field is then unchecked."""
     whole = isinstance(items, list) and all(
         isinstance(e, dict) and type(e.get("start")) is int and type(e.get("end")) is int for e in items
     )
@@ -334,3 +331,58 @@ def _missing(cut: Cut, name: str) -> str:
     if problems:
         return f"not labelled for {name}: {problems[0].split(' because ')[0]}"
     return f"not labelled for {name}: the field is there; 'custom.tasks' does not list {name!r}"
+
+
+def first_problems(path: PathLike, limit: int, audio: bool = False, bar: Any = None) -> Iterator[str]:
+    """The first problems of a manifest (`manifest_problems`); the last line counts the remaining ones.
+
+    A file that cannot be read (on) is a problem like any other.
+    """
+    found, held = 0, ""
+    try:
+        for problem in manifest_problems(path, audio, bar):
+            found += 1
+            if found <= limit:
+                if held:
+                    yield held
+                held = problem  # until it is known whether it is the last
+    except UserError as error:
+        if held:
+            yield held
+        found, limit, held = 0, 0, str(error)
+    if held:
+        yield held + (f" (and {found - limit} more)" if found > limit else "")
+
+
+def manifest_problems(path: PathLike, audio: bool = False, bar: Any = None) -> Iterator[str]:
+    """Every problem of a manifest, as lines that name the file, the line and the cut.
+
+    Args:
+        audio: decode all the audio as well (slow).
+        bar: progress bar to move by the bytes that were read.
+
+    Raises:
+        UserError: where the file is missing or cannot be read on.
+    """
+    seen, number = NameSet(), 0
+    for row in scan_rows(path, bar):
+        number += 1
+        if row.problem:
+            yield f"{row.where}: {row.problem}"
+            continue
+        if not seen.add(row.id):
+            yield f"{row.where}: cut {row.id}: field 'id': another cut has it already"
+        yield from _row_problems(row, audio)
+    if not number:
+        yield f"{path}: expected cuts, found none"
+
+
+def _row_problems(row: ManifestRow, audio: bool) -> Iterator[str]:
+    try:
+        for problem in check_cut(labelled_cut(row)):
+            yield f"{row.where}: cut {row.id}: {problem}"
+        if audio:
+            for problem in check_audio(cut_of(row.data, row.where)):
+                yield f"{row.where}: cut {row.id}: {problem}"
+    except UserError as error:  # lhotse cannot read the row
+        yield str(error)

@@ -1,4 +1,4 @@
-"""Which entity document belongs to which rows."""
+"""Match entity documents (BRAT, CoNLL) with the rows of a transcript."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowO
 
 T = TypeVar("T")
 WIDTHS = (8, 64, 512)  # how far rows and sentences are searched for the next pair that fits
-LONG = 15  # letters from which one pair says where the texts go on; two pairs of shorter ones do
+LONG = 15  # letters from which one matching pair resynchronises the texts; shorter ones need two pairs
 
 
 @dataclass
 class Attached:
-    """What does not fit: why, by the numbers of rows, and what no row has."""
+    """Mismatches: reasons by row number, and text that no row has."""
 
     problems: Dict[int, str] = field(default_factory=dict)
     surplus: List[Rejected] = field(default_factory=list)
@@ -123,7 +123,7 @@ class NamedDocuments:
         return read_brat(found, self._discontinuous, self.notes) if isinstance(found, Path) else found
 
     def unused(self) -> Iterator[Rejected]:
-        """The documents that no row asked for."""
+        """The documents without a row."""
         yield from self._nameless
         told = "no row that could be read and no recording" if self.unknown_rows else "no row and no recording"
         for name, found in self._documents.items():
@@ -142,7 +142,7 @@ def _recording_names(rows: Sequence[Row]) -> Set[str]:
 
 
 class SentencesInOrder:
-    """CoNLL sentences without names: one a row, in the order of the rows.
+    """CoNLL sentences without names: one per row, in the order of the rows.
 
     Where a row and its sentence differ, both are searched for the next pair with the same letters, so that a sentence
     that is missing or too many costs no other row its entities.
@@ -190,7 +190,7 @@ class SentencesInOrder:
         return f"--conll: expected the sentence of this row, found {found} ({following.place})"
 
     def unused(self) -> Iterator[Rejected]:
-        """The sentences that no row has."""
+        """The sentences without a row."""
         yield from self._surplus
         while self._sentences.fill(1):
             yield Rejected(self._sentences.pop().place, "no row is left for this sentence")
@@ -205,7 +205,7 @@ class _Ahead(Generic[T]):
         self._ahead: Deque[Tuple[Optional[str], T]] = deque()
 
     def fill(self, count: int) -> int:
-        """Read ahead, ``count`` items at most; how many are there then."""
+        """Read ahead up to ``count`` items; return the number available."""
         while len(self._ahead) < count:
             item = next(self._items, None)
             if item is None:
@@ -243,7 +243,7 @@ def _given(item: RowOrRejected, sentence: Document) -> RowOrRejected:
 
 
 def _next_fit(rows: _Ahead[RowOrRejected], sentences: _Ahead[Document]) -> Tuple[int, int]:
-    """How many rows and sentences are to be left out until a row has its sentence's letters again."""
+    """The numbers of rows and sentences to skip until a row matches its sentence again."""
     count = others = 0
     best: Optional[Tuple[int, int, int]] = None  # left out in all, pairs that follow (negative), rows left out
     for width in WIDTHS:
@@ -269,7 +269,7 @@ def _next_fit(rows: _Ahead[RowOrRejected], sentences: _Ahead[Document]) -> Tuple
             break
     if best is not None:
         return best[2], best[0] - best[2]
-    # Nothing fits any more: row by row, so that each is told what differs.
+    # Nothing fits: row by row, so that each row's difference is reported.
     both = min(count, others)
     return (both, both) if both else (count, others)
 
@@ -293,7 +293,7 @@ def _pairs(rows: _Ahead[RowOrRejected], sentences: _Ahead[Document], a: int, b: 
 def open_documents(
     brat: Optional[Path], conll: Optional[Path], discontinuous: str = REFUSE
 ) -> Union[NamedDocuments, SentencesInOrder, None]:
-    """The documents of --brat or --conll. CoNLL sentences are found by name where most of them have one.
+    """The documents of --brat or --conll. CoNLL sentences are matched by name if most have one.
 
     Raises:
         UserError: where both are given, or there is none.

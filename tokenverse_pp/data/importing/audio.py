@@ -1,7 +1,4 @@
-"""The folder for audio that an import has to write itself.
-
-From what the data say about the audio to a recording, and what may be opened at all.
-"""
+"""From the audio fields of a row to a recording: which sources are allowed, and where imported audio is written."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ from tokenverse_pp.data.lines import CONTROL
 
 
 class AudioOut:
-    """A folder that is made when something is to be written, and can be taken back.
+    """A folder that is created on first use and can be removed again.
 
     Args:
         path: must not be there yet.
@@ -39,7 +36,7 @@ class AudioOut:
         self._made = False
 
     def folder(self) -> Path:
-        """The folder, made if need be.
+        """The folder, created if necessary.
 
         Raises:
             UserError: where something of that name was there before.
@@ -53,11 +50,11 @@ class AudioOut:
 
     @property
     def made(self) -> Optional[Path]:
-        """The folder, if it was made."""
+        """The folder, if it was created."""
         return self.path if self._made else None
 
     def remove(self) -> None:
-        """Take back what an import that failed had written."""
+        """Remove what a failed import has written."""
         if self._made:
             shutil.rmtree(self.path, ignore_errors=True)
 
@@ -67,7 +64,7 @@ use_backend()
 
 @dataclass(frozen=True)
 class Opened:
-    """A recording whose whole audio was looked at.
+    """A recording whose complete audio was checked.
 
     Args:
         plain: libsndfile alone reads it; otherwise it is written anew, so that training needs nothing else.
@@ -198,7 +195,7 @@ class AudioFinder:
         )
 
     def _rewritten(self, source: str, name: str, channel: int) -> Union[Recording, str]:
-        """One channel at the wanted rate, in a file of its own; or why that is not possible."""
+        """One channel at the requested rate in a separate file, or the reason why that is impossible."""
         opened = self._open(source, name)
         if self.audio_out is None or isinstance(opened, str):
             wanted = "" if self.sampling_rate is None else f" of {self.sampling_rate} Hz"
@@ -233,7 +230,7 @@ def _listing(folder: Path) -> Dict[Tuple[str, str], List[str]]:
 
 
 def _open(source: str, name: str) -> Union[Opened, str]:
-    """A recording, or why there is none (a cache keeps no exceptions)."""
+    """A recording, or the reason why there is none (a cache stores no exceptions)."""
     unsafe = "" if source.endswith("|") else file_problem(source)
     if unsafe:
         return f"field 'audio': {unsafe}"
@@ -284,7 +281,7 @@ def decoded_name(name: str) -> str:
 
 
 def _channel(given: Optional[str], count: int) -> int:
-    """``1`` and ``A`` are the first; what has one channel only has no other."""
+    """``1`` and ``A`` are the first channel; a file with one channel has no other."""
     if count == 1:
         return 0
     if given is None:

@@ -1,12 +1,11 @@
-"""BRAT standoff entities: NAME.txt and NAME.ann beside it.
+"""Entity documents in BRAT standoff format (NAME.txt and NAME.ann) and in CoNLL format.
 
-Offsets count characters (code points) of the .txt, as brat does. Every entity line holds the words as well, so a wrong
-count is found out. Line ends and a byte order mark may have been changed since the annotation.
+BRAT: offsets count characters (code points) of the .txt file. Each entity line repeats its words, so wrong offsets are
+detected. Line ends and a byte order mark may have changed since the annotation.
 
-CoNLL files of entities: a token a line, its BIO tag in the last column, an empty line after each sentence.
-
-Columns are separated by tabs, in a file whose token lines all have one, or else by spaces and tabs. A no-break space is
-part of a token.
+CoNLL: one token per line with its BIO tag in the last column, and an empty line after each sentence. Columns are
+separated by tabs in files whose token lines all have one, otherwise by spaces and tabs. A no-break space is part of a
+token.
 """
 
 from __future__ import annotations
@@ -137,14 +136,14 @@ def _fits(entity: BratEntity, piece_of: Callable[[int, int], str]) -> bool:
 
 
 def _ways_to_count(text: str) -> Iterator[str]:
-    """The text as it is; then with either line end, without and with a byte order mark."""
+    """Variants of the text: unchanged, then with either line end, without and with a byte order mark."""
     bare = (text[1:] if text.startswith(_BOM) else text).replace("\r\n", "\n")
     ways = [mark + bare.replace("\n", newline) for mark in ("", _BOM) for newline in ("\n", "\r\n")]
     yield from dict.fromkeys([text, *ways])
 
 
 def _as_counted(text: str, entities: List[BratEntity]) -> Tuple[str, Optional[BratEntity]]:
-    """The text whose characters the offsets count; the first entity that is wrong in it, if there is none such."""
+    """The variant of the text that fits the offsets; if there is none, the first entity that does not fit."""
     for way in _ways_to_count(text):
         if all(_fits(entity, _slicer(way)) for entity in entities):
             return way, None
@@ -172,7 +171,7 @@ def _why_wrong(text: str, wrong: BratEntity, entities: List[BratEntity]) -> str:
 
 
 def _without_repeats(entities: List[BratEntity], document: Document) -> Iterator[BratEntity]:
-    """The entities, each once; those of one id that differ are refused."""
+    """The entities without repetition; different entities with the same id are rejected."""
     by_id: Dict[str, BratEntity] = {}
     seen = set()
     for entity in entities:
@@ -214,7 +213,7 @@ _BLANKS = re.compile("[ \t]+")
 
 @dataclass(frozen=True)
 class _Layout:
-    """What most lines of a file have: tabs between columns or spaces, and how many columns."""
+    """The separator (tabs or spaces) and number of columns of most lines."""
 
     tabs: bool
     columns: int
@@ -223,7 +222,7 @@ class _Layout:
         return _cells(line, self.tabs and "\t" in line)
 
     def is_comment(self, line: str) -> bool:
-        """Whether a line is a comment; a token may be a ``#``, then a tag stands beside it."""
+        """Whether a line is a comment; a token may be ``#``, followed by its tag."""
         if not _COMMENT.match(line):
             return bool(_ID.match(line))
         cells = self.cells(line)

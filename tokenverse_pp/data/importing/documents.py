@@ -1,10 +1,10 @@
-"""Entity files beside a transcript: their text is laid over the transcript's, letter by letter.
+"""Align the text of entity documents with the text of a transcript, character by character.
 
-Letters and digits must be the same. Case, accents (the dot of an i among them), punctuation, spaces and invisible
-characters may differ. Vowel signs of scripts such as Devanagari or Thai are letters here.
+Letters and digits must match. Case, accents (including the dot of an i), punctuation, spaces and invisible characters
+may differ. Vowel signs of scripts such as Devanagari or Thai count as letters.
 
-A document of a recording has the text of all its rows. Where the two differ, the rows whose text stands in the
-document at one place only keep their entities; the others are named.
+The document of a recording has the text of all its rows. Where the two differ, only rows whose text occurs exactly once
+in the document keep their entities; the other rows are reported.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Document:
 
 @dataclass
 class Fit:
-    """What a document says of some rows, by their numbers.
+    """The entities of a document by row number.
 
     Args:
         entities: of the rows that its text fits.
@@ -95,7 +95,7 @@ def lay_over(document: Document, rows: Sequence[Row]) -> None:
 
 
 def fit(document: Document, rows: Sequence[Row], optional: Collection[int] = (), missing: bool = False) -> Fit:
-    """What a document says of rows in time order; changes none of them.
+    """The entities of a document for rows in time order; the rows are not changed.
 
     Args:
         optional: numbers of rows that were rejected for another reason: their text may be in the document.
@@ -107,7 +107,7 @@ def fit(document: Document, rows: Sequence[Row], optional: Collection[int] = (),
 
 
 class _Overlay:
-    """A document over rows: where the letters of each row stand among the document's."""
+    """The alignment of a document with rows: the position of each row's letters in the document."""
 
     def __init__(self, document: Document, rows: Sequence[Row], optional: Collection[int], missing: bool):
         self.document, self.rows, self.optional = document, rows, optional
@@ -117,7 +117,7 @@ class _Overlay:
         self.here = [letters(row.text or "") for row in rows]
         self.keys = ["".join(part for part, _ in key) for key in self.here]
         self.starts: Dict[int, int] = {}
-        self.unsure: Set[int] = set()  # rows whose text could stand at two places
+        self.unsure: Set[int] = set()  # rows whose text occurs at two places
         self.elsewhere: Set[int] = set()  # rows of channels that the document does not hold
         if not self._fits_as_a_whole() and len(rows) > 1:
             self._find()
@@ -227,7 +227,7 @@ class _Overlay:
         ]
 
     def _occurrences(self, key: str, at: int, end: int) -> List[int]:
-        """Where a row's letters stand as whole words; no more than two places."""
+        """The places where a row's letters occur as complete words; at most two."""
         found: List[int] = []
         while len(found) < 2:
             at = self.text.find(key, at, end)
@@ -274,7 +274,7 @@ class _Overlay:
         return not key or (self._is_border(at) and self._is_border(at + len(key)))
 
     def _drop_overlaps(self) -> None:
-        """Rows that would share letters could stand at two places."""
+        """Mark rows that would share letters as ambiguous."""
         done, before = 0, NOWHERE
         for number in sorted(self.starts):
             if self.starts[number] < done:
@@ -284,7 +284,7 @@ class _Overlay:
             self.starts.pop(number, None)
 
     def _name_gaps(self, found: Fit) -> None:
-        """Say what is wrong with the rows that were not found, and with the text that no row has."""
+        """Report the rows that were not found, and the text that no row has."""
         placed = sorted((start, number) for number, start in self.starts.items() if self.keys[number])
         at, before = 0, NOWHERE
         unplaced = [i for i in range(len(self.rows)) if i not in self.starts and self.keys[i]]

@@ -1,8 +1,6 @@
-"""Rows by recording, through a temporary SQLite file: a table need not be sorted, nor fit into memory.
+"""Run an import: group rows by recording, make cuts, and write a manifest and a report on every row.
 
-Rows -> cuts.
-
-The whole import: rows in, a manifest and an account of every row out.
+Rows pass through a temporary SQLite file, so a table need not be sorted or fit into memory.
 """
 
 from __future__ import annotations
@@ -24,9 +22,9 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import canonical_tag, language_problem
 from tokenverse_pp.data.importing.annotations import Attached, NamedDocuments, SentencesInOrder, open_documents
 from tokenverse_pp.data.importing.audio import AudioFinder, AudioOut
+from tokenverse_pp.data.importing.fields import AS_IT_IS, finish_text
 from tokenverse_pp.data.importing.rows import BadRow, Ledger, Rejected, Row, RowOrRejected
 from tokenverse_pp.data.importing.sources import RECORDING, ImportOptions, check_paths, rows_of
-from tokenverse_pp.data.importing.texts import AS_IT_IS, finish_text
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.lines import NameSet
 from tokenverse_pp.data.manifests import check_output, writing_rows
@@ -86,7 +84,7 @@ class CutMaker:
         return _checked(row.id, start, round(end - start, 8), channel, recording, [turn], [row])
 
     def of_recording(self, rows: Sequence[Row]) -> MonoCut:
-        """A cut that is the whole recording, with these turns in order of time.
+        """A cut of the complete recording, with these turns in order of time.
 
         Raises:
             BadRow: for all of them. ``culprit`` of `BadTurn` says which.
@@ -140,7 +138,7 @@ def _language(row: Row) -> Optional[str]:
 
 
 class BadTurn(BadRow):
-    """A row that spoils the cut it is in: ``culprit`` is its number among the cut's rows."""
+    """A row that makes its cut invalid: ``culprit`` is its number among the cut's rows."""
 
     def __init__(self, reason: str, culprit: int):
         super().__init__(reason)
@@ -234,7 +232,7 @@ def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> L
 
 @dataclass
 class _Import:
-    """One import under way."""
+    """The state of one import."""
 
     options: ImportOptions
     ledger: Ledger

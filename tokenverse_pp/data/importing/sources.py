@@ -1,7 +1,4 @@
-"""What to import, and how.
-
-From the options to the stream of rows, with what other files say of them.
-"""
+"""Options of an import, and the stream of rows that they describe, completed from the other files given."""
 
 from __future__ import annotations
 
@@ -12,16 +9,13 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optio
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.importing.audio import AudioOut, decoded_name
-from tokenverse_pp.data.importing.fields import FieldMap, fill
-from tokenverse_pp.data.importing.kaldi import read_kaldi, read_wav_scp
-from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
+from tokenverse_pp.data.importing.fields import AS_IT_IS, FieldMap, fill, read_inline
+from tokenverse_pp.data.importing.nist import read_ctm, read_kaldi, read_rttm, read_stm, read_wav_scp
 from tokenverse_pp.data.importing.notation import REFUSE
-from tokenverse_pp.data.importing.rows import BadRow, Rejected, Row, RowOrRejected
+from tokenverse_pp.data.importing.rows import BadRow, Rejected, Row, RowOrRejected, Speakers, Word, Words
 from tokenverse_pp.data.importing.subtitles import read_subtitles
 from tokenverse_pp.data.importing.tables import read_dataset, read_recordings, read_table
-from tokenverse_pp.data.importing.texts import AS_IT_IS, read_inline
 from tokenverse_pp.data.importing.transcripts import read_transcripts
-from tokenverse_pp.data.importing.words import Speakers, Word, Words
 
 ROW, RECORDING = "row", "recording"
 TURN_SOURCES = ("table", "kaldi", "hf", "stm", "subtitles", "transcripts")

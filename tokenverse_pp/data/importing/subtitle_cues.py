@@ -1,13 +1,12 @@
-"""Subtitle files, cut into cues: WebVTT as its standard's parser has it, SubRip as files and players have it.
+"""Split subtitle files into cues: WebVTT by its standard, SubRip as written in practice.
 
-**WebVTT** (https://www.w3.org/TR/webvtt1/#file-parsing): a line with ``-->`` begins a cue wherever it stands, after the
-header and after a cue too. The text of a cue ends at an empty line or such a line; a line of spaces is not empty. The
-line before the times is the identifier if it does not belong to the text before it. Blocks without times are comments
+**WebVTT** (https://www.w3.org/TR/webvtt1/#file-parsing): a line with ``-->`` begins a cue, also directly after the
+header or another cue. A cue's text ends at an empty line or at such a line; a line of spaces is not empty. The line
+before the times is the identifier unless it belongs to the text before it. Blocks without times are comments
 (``NOTE``), style sheets, regions, or text that browsers drop and that is returned as `Lost` here.
 
-**SubRip** has no standard. The text of a cue goes on to the next line of times, blank lines or not (FFmpeg reads it
-so); the number before the times is not part of it. Where a number may be text or a counter, the cue says so
-(``problem``).
+**SubRip** has no standard. A cue's text continues to the next line of times, across blank lines (as in FFmpeg); the
+number before the times is not part of it. A number that may be text or a counter is reported in the cue's ``problem``.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class FileLine:
 
     @property
     def is_blank(self) -> bool:
-        """Whether there is nothing but spaces."""
+        """Whether a line has only spaces."""
         return not self.text.strip()
 
 
@@ -140,10 +139,10 @@ def _is_header(line: FileLine) -> bool:
 
 
 def _vtt(lines: Sequence[FileLine]) -> Iterator[Union[Cue, Lost]]:
-    """The blocks of a WebVTT file. A missing header is overlooked."""
+    """The blocks of a WebVTT file. The header may be missing."""
     at, restarts, header = 0, False, ""
     has_cues = False
-    glued: Optional[int] = None  # the number that stands before the times, and is text by the standard
+    glued: Optional[int] = None  # the number before the times, which is text by the standard
     while at < len(lines):
         is_header = _is_header(lines[at])
         times = next((i for i in (at, at + 1) if i < len(lines) and ARROW in lines[i].text), None)
@@ -179,7 +178,7 @@ def _end_of_block(lines: Sequence[FileLine], at: int) -> int:
 
 
 def _check_vtt_text(cue: Cue, payload: Sequence[FileLine], times_follow: bool) -> Optional[int]:
-    """Find lines that are text by the standard, but hardly in the mind of whoever wrote them.
+    """Find lines that are text by the standard but probably not by intention.
 
     Returns:
         The number at the end of the text, if it may be the identifier of the next cue.

@@ -1,17 +1,13 @@
-"""The text of a subtitle cue: markup taken out, character references read, the voice as the speaker.
+"""Import subtitles, SubRip (.srt) and WebVTT (.vtt): one file per recording, one turn per cue.
 
-A ``<`` that begins no tag is text (``a < b``, ``I <3 you``), although the tokenizer of the WebVTT standard would skip
-what follows it. What may be a tag or words (``<laughs>``, ``<b and c>``) is refused: other readers disagree on it too.
+`subtitle_cues` splits a file into cues. This module reads their text: it removes markup, resolves character references,
+takes the voice as the speaker, and removes the repeated words of live captions. A ``<`` that begins no tag is text
+(``a < b``, ``I <3 you``), although the tokenizer of the WebVTT standard would skip what follows it. What may be a tag
+or words (``<laughs>``, ``<b and c>``) is rejected: other readers disagree on it too.
 
-Subtitles, SubRip (.srt) and WebVTT (.vtt): one file a recording, one turn a cue.
-
-`subtitle_cues` cuts a file into cues, `subtitle_text` reads their text, and this module takes care of live captions,
-which say their words several times.
-
-Why not a library: pysubs2 1.8 reads comments, identifiers and inline times of WebVTT as text, drops a number that is
-the last line of a text, takes ``a < b and c > d`` for a tag, and passes over cues with bad times silently. webvtt-py
-0.6 passes over them too, or refuses the whole file, and over text after a blank line. Neither tells the line that a cue
-stands in.
+No library is used, because none reports the line of a cue. pysubs2 1.8 reads comments, identifiers and inline times of
+WebVTT as text, drops a number that is the last line of a text, takes ``a < b and c > d`` for a tag, and silently skips
+cues with bad times. webvtt-py 0.6 skips them too, or rejects the file, and skips text after a blank line.
 """
 
 from __future__ import annotations
@@ -50,7 +46,7 @@ _VOICED = re.compile(r"<v(?:\.[^\s<>]*)?\s[^<>]*>.*?(?:</v>|(?=<v[\s.])|\Z)", re
 _REFERENCE = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,40});")
 _DASH = re.compile(r"\A[ \t]*[-\u2010-\u2014][ \t]+(?=\S)")  # before the words of another speaker
 _BLANKS = re.compile(r"[ \t\r\n\f\v]+")
-_MARK = "\0"  # stands for a time stamp; text that holds it is refused before
+_MARK = "\0"  # placeholder for a time stamp; text that contains it is rejected before
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class CaptionLine:
 
 @dataclass(frozen=True)
 class Text:
-    """What a cue says: its lines that hold words, and who says it, if that is told."""
+    """The text of a cue: its lines with words, and its speaker, if given."""
 
     lines: List[CaptionLine]
     speaker: Optional[str] = None
@@ -139,7 +135,7 @@ def _speaker(raw: str) -> Optional[str]:
 
 AUTO, DROP, KEEP = "auto", "drop", "keep"
 REPEATS = (AUTO, DROP, KEEP)
-ECHO = 0.06  # seconds: nobody says a word in less, so that a cue that repeats words in it is an echo
+ECHO = 0.06  # seconds: too short for a word, so a cue that repeats words within it is an echo
 CLOSE = 0.5  # seconds between two cues within which a caption may be on the screen still
 
 

@@ -1,6 +1,6 @@
-"""CSV, TSV and JSON lines: one row a line.
+"""Import tables: CSV, TSV and JSON Lines with one row per line, and Hugging Face `datasets`.
 
-Hugging Face `datasets` folders: what `save_to_disk` wrote, or folders of parquet that `load_dataset` reads.
+`datasets` are folders written by `save_to_disk`, or folders of parquet files that `load_dataset` reads.
 """
 
 from __future__ import annotations
@@ -199,12 +199,12 @@ class _Records:
 
 
 def _text(line: bytes) -> str:
-    # What is not UTF-8 is carried through the csv module and told of with its row.
+    # Invalid UTF-8 is passed through the csv module and reported with its row.
     return line.decode("utf-8", "surrogateescape") + "\n"
 
 
 def _reason(error: str, end: Optional[int]) -> str:
-    """What the csv module says of a record, for a message; ``end``: its last line, where it has several."""
+    """The csv module's complaint about a record, for a message; ``end``: its last line if it has several."""
     if "new-line character" in error:
         return "holds a carriage return (U+000D) outside of quotes; expected lines that end in LF or CRLF"
     if "NUL" in error:  # up to Python 3.10
@@ -259,7 +259,7 @@ def _without(place: Place, error: UserError) -> str:
 def read_recordings(
     path: Path, fields: FieldMap, delimiter: Optional[str] = None
 ) -> Tuple[Dict[str, Union[Row, Rejected]], List[Rejected]]:
-    """A table with one row a recording, in memory, by its field ``recording``, or else by its audio file's name.
+    """A table with one row per recording, in memory, by its field ``recording`` or its audio file's name.
 
     Returns:
         The recordings (one whose row cannot be read is rejected there, too), and the rows that cannot be read, have
@@ -276,7 +276,7 @@ def read_recordings(
         if isinstance(item, Row) and (name is None or name in found):
             item = Rejected(item.place, f"field 'recording': expected a name of its own, found {shown(name)}", item)
         if isinstance(item, Rejected):
-            bad.append(Rejected(item.place, item.reason, harmless=True))  # what lacks it is told of by itself
+            bad.append(Rejected(item.place, item.reason, harmless=True))  # rows that lack it are reported themselves
         if name is not None:
             found[name] = item
     return found, bad
@@ -325,7 +325,7 @@ def _each(data: Any) -> Iterator[Tuple[int, Union[Dict[str, Any], str]]]:
         for cells in data:
             yield number, cells
             number += 1
-    except Exception:  # whatever a column's type throws; the iterator is at its end then
+    except Exception:  # column types raise errors of any type; the iterator then ends
         pass
     for later in range(number, len(data)):
         try:
@@ -359,7 +359,7 @@ def _load(folder: Path, split: Optional[str], cache: str) -> Any:
     for name, feature in dict(data.features or {}).items():
         if isinstance(feature, datasets.Audio):
             data = data.cast_column(name, datasets.Audio(decode=False))
-        elif getattr(feature, "decode", False):  # images, videos, ..: nobody asks for them
+        elif getattr(feature, "decode", False):  # images, videos, ..: not needed
             undecoded = copy.copy(feature)
             undecoded.decode = False
             data = data.cast_column(name, undecoded)
@@ -367,7 +367,7 @@ def _load(folder: Path, split: Optional[str], cache: str) -> Any:
 
 
 def _check_folder(folder: Path) -> None:
-    """See that `datasets` will neither run code of the folder nor fetch what it names (raises UserError).
+    """Check that `datasets` neither runs code of the folder nor downloads anything (raises UserError).
 
     Versions before 4 run a script of the folder's name, and all take the addresses of data files from its README.md.
     """

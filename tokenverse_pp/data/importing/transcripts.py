@@ -1,7 +1,7 @@
-"""Transcripts as `tokenverse-pp transcribe --format json` writes them: one turn a sentence of a speaker.
+"""Import transcripts written by `tokenverse-pp transcribe --format json`, with one turn per sentence of a speaker.
 
-A transcript has all that a cut may be labelled for, so that what a model has heard, and somebody has corrected, can be
-trained on. A turn ends at a speaker change and at an endpoint.
+A transcript has the labels of every task, so corrected output of a model can be used for training. A turn ends at a
+speaker change and at an endpoint.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tokenverse_pp.data.lines import raw_lines, text_of
 from tokenverse_pp.tasks.result import Transcript
 
 JSON_LINES = (".jsonl", ".ndjson")
-SHORTEST = 0.001  # seconds of a turn whose only word lies at the end of the audio
+SHORTEST = 0.001  # seconds of a turn whose only word is at the end of the audio
 ENDPOINT = "[ENDP]"
 
 
 def read_transcripts(path: Path) -> Iterator[RowOrRejected]:
-    """The turns of transcripts: a file holds one as JSON, or one a line.
+    """The turns of transcripts: a file has one transcript as JSON, or one per line.
 
     The field ``name`` of a transcript is its recording. Speakers are ``turn1``, ``turn2``, ..: the model hears that the
     speaker changes, not who speaks. What belongs to a task that was not decoded is missing, not empty.
@@ -130,7 +130,7 @@ def _endpoints(transcript: Transcript) -> Set[int]:
 
 
 def _fill(row: Row, transcript: Transcript, first: int, stop: int) -> None:
-    """What the transcript says of some of its words (raises BadRow)."""
+    """Set the fields of a row from some words of the transcript (raises BadRow)."""
     text, bounds = "", []
     for word in transcript.words[first:stop]:
         text = f"{text} {word.text}" if text else word.text

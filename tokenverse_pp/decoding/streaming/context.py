@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from tokenverse_pp.decoding.streaming.layers import split_at_edges
 from tokenverse_pp.decoding.streaming.state import AttentionWindow, ChunkPlace, Sight, Stage, State, look
 from tokenverse_pp.models.compat import scaled_dot_product_attention
-from tokenverse_pp.models.encoders.base import stack_frames
-from tokenverse_pp.models.encoders.chunked import convolve, sides
+from tokenverse_pp.models.encoders.base import convolve, sides, stack_frames
 from tokenverse_pp.models.encoders.context import (
     ContextNetwork,
     Sinks,

@@ -18,7 +18,7 @@ from tokenverse_pp.decoding.beam import NEG_INF, BeamMemory, BeamSearch, BeamTra
 from tokenverse_pp.decoding.greedy import GreedySearch
 from tokenverse_pp.decoding.scorer import FusionScorer, Scorer
 from tokenverse_pp.decoding.streaming.events import Ran, Token
-from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.transducer import StatelessPredictor
 
 
 class GreedyMemory(NamedTuple):

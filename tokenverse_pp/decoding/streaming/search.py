@@ -22,8 +22,7 @@ from tokenverse_pp.decoding.automaton import NEG_INF, Constraints, Rules
 from tokenverse_pp.decoding.scorer import FusionScorer, Scorer, project
 from tokenverse_pp.decoding.streaming.events import Method, Ran, Token
 from tokenverse_pp.decoding.streaming.methods import BeamMethod, GreedyMethod
-from tokenverse_pp.models.joiner import Joiner
-from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
 
 
 class RuleBook:

@@ -28,7 +28,7 @@ from tokenverse_pp.data.hypotheses import Hypothesis, words_of
 from tokenverse_pp.evaluation.report.html import percent
 from tokenverse_pp.metrics.error_rates import error_rates
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.text import transcript_of
+from tokenverse_pp.tasks.result import transcript_of
 from tokenverse_pp.tasks.transcript import LabelledTurn, is_task_token, turns_of
 
 LONGEST = 120.0  # seconds: longer cuts are linked, never embedded
@@ -103,7 +103,7 @@ class Pair:
 def align(ref: Sequence[str], hyp: Sequence[Said], judged: AbstractSet[str]) -> Optional[List[Pair]]:
     """Align words and task tokens of a reference with those of a hypothesis.
 
-    As `metrics.align.count_aligned` counts: the fewest word errors come first (Levenshtein), then the most task
+    As `metrics.f1.count_aligned` counts: the fewest word errors come first (Levenshtein), then the most task
     tokens that meet their like, then the most right words; a task token never meets a word.
 
     Args:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tokenverse_pp.losses.native.common import without_autocast
+from tokenverse_pp.losses.native.lattice import without_autocast
 
 # Least and most numbers in a chunk's larger tensor. On a CPU 4 MB in float32 stay in the caches, where all but the
 # matrix products cost little; but a product of fewer than CHUNK_ROWS rows repacks the weights too often, so wide
@@ -32,7 +32,7 @@ CHUNK_ROWS = 1024
 
 
 class JoinerPlan(NamedTuple):
-    """Which rows to compute and how."""
+    """The rows to compute, and how."""
 
     frames: Optional[Tensor]  # (M,) positions of the valid frames in the flattened (B * T); None if all are
     lm_rows: Tensor  # (M, R) positions in the flattened (B * (S + 1))
@@ -120,7 +120,7 @@ class _Rows:
         return rows.sigmoid_().mul_(2).sub_(1).to(self.plan.compute_dtype)
 
     def _work(self, name: str, shape: Tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """Memory that the next chunk takes over: fresh pages cost more than what is done to them."""
+        """Buffers reused by the next chunk: allocating pages costs more than the computation on them."""
         buffer = self.workspace.get(name)
         if buffer is None or buffer.shape[0] < shape[0]:
             buffer = self.workspace[name] = torch.empty(shape, dtype=dtype, device=self.am.device)
@@ -154,7 +154,7 @@ class _Gradients:
         self.am, self.lm, self.weight, self.bias = map(zeros, (rows.am, rows.lm, rows.weight, rows.bias))
 
     def add(self, logit_grad: Tensor, hidden: Tensor, frames: slice, picked: Optional[Tensor]) -> None:
-        """Take the gradient of a chunk's logits back to parameters and inputs."""
+        """Propagate the gradient of a chunk's logits to parameters and inputs."""
         self.bias += logit_grad.sum(0, dtype=self.dtype)
         if logit_grad.dtype == self.dtype:
             self.weight.addmm_(logit_grad.t(), hidden)

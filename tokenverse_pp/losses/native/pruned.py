@@ -1,7 +1,4 @@
-"""Which symbol positions each frame keeps, and the joiner inputs at these positions.
-
-The transducer loss from given logits: over the whole lattice, or over a pruned band of it.
-"""
+"""Pruning bounds, pruned joiner inputs, and the transducer loss from logits (full lattice or pruned band)."""
 
 from __future__ import annotations
 
@@ -10,14 +7,15 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
-from tokenverse_pp.losses.native.common import (
+from tokenverse_pp.losses.native.lattice import (
     at_least_float32,
+    band_recursion,
     check_rnnt_type,
     checked_boundary,
     delay_offsets,
+    mutual_information_recursion,
     reduce_loss,
 )
-from tokenverse_pp.losses.native.lattice import band_recursion, mutual_information_recursion
 from tokenverse_pp.losses.native.simple import finish_arcs
 
 
@@ -134,7 +132,7 @@ def band_loss(
     """Negative log-likelihood (B,) of a band of arc scores px, py (B, T, R)."""
     check_rnnt_type(rnnt_type)
     if rnnt_type == "constrained":
-        # The blank after a symbol stands one position further; past the band it is pruned away.
+        # The blank after a symbol is one position further; beyond the band it is pruned.
         px = px + torch.nn.functional.pad(py[:, :, 1:], (0, 1), value=float("-inf"))
     if delay_penalty > 0.0:
         px = px + delay_offsets(boundary, px.shape[1], delay_penalty, px.dtype).unsqueeze(2)

@@ -1,13 +1,11 @@
-"""Arc scores of the *simple* joiner, logits[t, s] = am[t] + lm[s], without its (B, T, S + 1, V) tensor.
+"""The simple and the smoothed transducer loss: logits[t, s] = am[t] + lm[s], without the (B, T, S + 1, V) tensor.
 
     log sum_v exp(am[t, v] + lm[s, v])  =  log (exp(am) @ exp(lm)^T)[t, s]
 
 so the normaliser of every cell comes from one matrix product (Kuang et al., "Pruned RNN-T for fast,
-memory-efficient ASR training", 2022, section 3.1). The backward pass is written out: it keeps two (B, *, V)
-tensors and cannot overflow. Where exp(am) and exp(lm) do not overlap at all, 1 / normaliser is as large as
-the type allows, and sums of such terms would be inf, then inf * 0 = NaN; they are clamped before being summed.
-
-The simple and the smoothed transducer loss: joiner = addition.
+memory-efficient ASR training", 2022, section 3.1). The backward pass is explicit: it keeps two (B, *, V) tensors and
+cannot overflow. Where exp(am) and exp(lm) do not overlap at all, 1 / normaliser is as large as the type allows, and
+sums of such terms would be inf, then inf * 0 = NaN; they are clamped before the summation.
 """
 
 from __future__ import annotations
@@ -18,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tokenverse_pp.losses.native.common import (
+from tokenverse_pp.losses.native.lattice import (
     at_least_float32,
     check_rnnt_type,
     checked_boundary,
     delay_offsets,
+    mutual_information_recursion,
     reduce_loss,
     without_autocast,
 )
-from tokenverse_pp.losses.native.lattice import mutual_information_recursion
 
 
 def _safe_divide(a: Tensor, b: Tensor) -> Tensor:

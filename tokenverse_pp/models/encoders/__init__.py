@@ -1,9 +1,10 @@
 """Speech encoders in two halves with one seam: audio -> features -> contextualised output.
 
-``build_encoder(EncoderConfig(...))`` makes either kind from any pretrained encoder of a known family:
+``build_encoder(EncoderConfig(...))`` builds any kind from a pretrained encoder of a known family:
 
 - ``finetune``: the halves of the pretrained encoder itself (convolutions + projection | transformer);
-- ``frozen``: the whole pretrained encoder, never trained, whose output can be stored | a small network.
+- ``frozen``: the complete pretrained encoder, not trained, whose output can be stored | a small network;
+- ``split``: frozen lower layers | trained upper layers and a small network.
 """
 
 from tokenverse_pp.base.config import EncoderConfig

@@ -1,4 +1,4 @@
-"""A small conformer that gives context to the features of a frozen encoder."""
+"""A small conformer that adds context to the features of a frozen encoder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from torch.utils.checkpoint import checkpoint
 
 from tokenverse_pp.base.config import EncoderConfig
 from tokenverse_pp.models.compat import scaled_dot_product_attention
-from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, score_bias, zero_padding
-from tokenverse_pp.models.encoders.chunked import chunked_convolution, sides
+from tokenverse_pp.models.encoders.base import (
+    Backbone,
+    attention_bias,
+    chunked_convolution,
+    length_mask,
+    score_bias,
+    sides,
+    zero_padding,
+)
 from tokenverse_pp.models.masks import ChunkGrid, chunk_mask, sink_mask
 
 
@@ -31,7 +38,7 @@ def rotary_angles(places: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
 
 
 class Sinks(NamedTuple):
-    """What attention needs to see sinks beside its window.
+    """The inputs of attention for sinks in addition to its window.
 
     A sink that has left the window is seen as if it stood right before it, else its distance would grow for ever
     (positions within the cache, StreamingLLM, Xiao et al. 2023).
@@ -92,7 +99,7 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def finish(self, y: Tensor) -> Tensor:
-        """What attention gave (N, H, T, D) -> (N, T, C)."""
+        """Attention output (N, H, T, D) -> (N, T, C)."""
         return self.dropout(self.output(y.transpose(1, 2).flatten(2)))
 
 
@@ -150,11 +157,11 @@ class Convolution(nn.Module):
         return self.after(self.depthwise(x.transpose(1, 2)).transpose(1, 2))
 
     def before(self, x: Tensor) -> Tensor:
-        """What comes before the depthwise convolution, (N, T, C) -> (N, T, C)."""
+        """The part before the depthwise convolution, (N, T, C) -> (N, T, C)."""
         return nn.functional.glu(self.gate(self.norm(x)), dim=-1)
 
     def after(self, x: Tensor) -> Tensor:
-        """What comes after it, (N, T, C) -> (N, T, C)."""
+        """The part after it, (N, T, C) -> (N, T, C)."""
         return self.dropout(self.output(nn.functional.silu(self.middle_norm(x))))
 
 
@@ -251,12 +258,12 @@ class ContextNetwork(nn.Module):
 
 
 def sink_shift(window_start: Tensor, grid: ChunkGrid) -> Tensor:
-    """By how many frames the sinks have to move up to stand right before a window that starts there."""
+    """The number of frames by which the sinks move to be directly before a window that starts there."""
     return (window_start - grid.sinks).clamp(min=0)
 
 
 def context_network(config: EncoderConfig, input_dim: int) -> ContextNetwork:
-    """The context network that the options ask for, behind frames of ``input_dim`` channels (stacked ones)."""
+    """Build the configured context network for (stacked) frames of ``input_dim`` channels."""
     network = ContextNetwork(
         input_dim,
         dim=config.context_dim,

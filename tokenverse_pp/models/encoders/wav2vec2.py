@@ -10,8 +10,16 @@ from torch import Tensor, nn
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models.compat import in_exact_type
-from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, zero_padding
-from tokenverse_pp.models.encoders.chunked import chunked_convolution, normalise_running, running_group_norm, sides
+from tokenverse_pp.models.encoders.base import (
+    Backbone,
+    attention_bias,
+    chunked_convolution,
+    length_mask,
+    normalise_running,
+    running_group_norm,
+    sides,
+    zero_padding,
+)
 from tokenverse_pp.models.masks import ChunkGrid, chunk_grid, chunk_mask
 
 

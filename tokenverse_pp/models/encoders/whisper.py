@@ -1,7 +1,4 @@
-"""Whisper's log-mel spectrogram of padded batches, in torch.
-
-Whisper's encoder, on utterances of any length up to 30 s.
-"""
+"""Whisper: the log-mel spectrogram of padded batches in torch, and the encoder for utterances of up to 30 s."""
 
 from __future__ import annotations
 
@@ -13,8 +10,15 @@ from transformers import WhisperFeatureExtractor
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, stacked_lens, zero_padding
-from tokenverse_pp.models.encoders.chunked import from_chunks, in_chunks
+from tokenverse_pp.models.encoders.base import (
+    Backbone,
+    attention_bias,
+    from_chunks,
+    in_chunks,
+    length_mask,
+    stacked_lens,
+    zero_padding,
+)
 from tokenverse_pp.models.masks import ChunkGrid, chunk_grid, chunk_mask
 
 LEAST = -10.0  # the logarithm of the least power that counts

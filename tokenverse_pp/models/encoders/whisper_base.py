@@ -195,7 +195,7 @@ def save_encoder(variables: Dict[str, np.ndarray], output_dir: Path) -> None:
 
 
 def joined_model_bin() -> bytes:
-    """Join the two halves found in the installed packages and check the sha256 of the whole."""
+    """Join the two halves from the installed packages and check the SHA-256 of the result."""
     halves = []
     for package, file_name in PARTS:
         spec = importlib.util.find_spec(package)
@@ -214,7 +214,7 @@ def joined_model_bin() -> bytes:
 
 
 def is_encoder(folder: Path) -> bool:
-    """Whether a folder is a finished one."""
+    """Whether a folder contains a finished encoder."""
     return (folder / "model.safetensors").is_file() and (folder / "config.json").is_file()
 
 
