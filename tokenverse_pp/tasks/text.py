@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence, cast
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.lid import CODE, language_code, language_token
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
-from tokenverse_pp.tasks.transcript import Answers, is_task_token, split_marks, turns_of
+from tokenverse_pp.tasks.transcript import Answers, CutWithTurns, FixedTurns, is_task_token, split_marks, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -53,6 +53,8 @@ def transcript_of(cut: Cut, tasks: TaskSet) -> Answers:
     Raises:
         UserError: for labels that nobody has validated and that cannot be read.
     """
+    if not isinstance(cut, FixedTurns):
+        cut = cast("Cut", CutWithTurns(cut))
     try:
         labelled = (cut.custom or {}).get("tasks", ())
         words = tuple(word for turn in turns_of(cut) for word in turn.words)

@@ -180,9 +180,19 @@ class LabelledTurn:
 
 
 class FixedTurns:
-    """What stands in for a cut whose labels do not change: its turns are found once (every task asks for them)."""
+    """Stands in for a cut whose labels do not change: its turns are computed once (every task asks for them)."""
 
     turns: Optional[List[LabelledTurn]] = None
+
+
+class CutWithTurns(FixedTurns):
+    """A cut, with its turns computed once."""
+
+    def __init__(self, cut: Cut):
+        self.cut = cut
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cut, name)
 
 
 def turns_of(cut: Cut) -> List[LabelledTurn]:
