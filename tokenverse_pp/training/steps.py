@@ -1,4 +1,4 @@
-"""The parts of a training step: its result, running the model on a batch, and the batches of skipped steps.
+"""The parts of a training step: counters of the run, result, running the model on a batch, batches of skipped steps.
 
 The step itself is `tokenverse_pp.training.trainer.Stepper`.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from lhotse import CutSet
@@ -19,6 +20,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import replacing, write_text
 from tokenverse_pp.data.dataset import Batch
 from tokenverse_pp.data.manifests import write_cuts
+from tokenverse_pp.data.samplers import SamplerState
 from tokenverse_pp.models.devices import is_out_of_memory
 from tokenverse_pp.models.transducer import Losses
 
@@ -46,6 +48,23 @@ def dump_batches(exp_dir: Path, step: int, rank: int, batches: Sequence[Batch], 
 
 LEAST_SCALE = 1e-2  # of the loss in fp16; icefall's zipformer recipe warns below it
 NOT_LOGGED = ("skipped", "overflow", "bad_cuts")
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what ``state.json`` holds besides where the run comes from."""
+
+    step: int = 0  # all of them, the skipped ones too
+    skipped_steps: int = 0  # that changed no weight: bad ones, and those whose gradients overflowed in fp16
+    place: SamplerState = field(default_factory=SamplerState)
+    bad_steps: int = 0  # skipped for a loss or gradient that was not finite, in all
+    bad_in_a_row: int = 0
+    valid: Optional[Dict[str, float]] = None  # scores of this very step
+
+    @property
+    def updates(self) -> int:
+        """Steps that changed the weights: what learning rate, warm-up and freezing go by."""
+        return self.step - self.skipped_steps
 
 
 class StepResult(NamedTuple):

@@ -25,7 +25,6 @@ from tokenverse_pp.models.bundle import load_weights, pretrained_prefixes
 from tokenverse_pp.models.devices import autocast, grad_scaler
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.checkpoints import (
-    Progress,
     Saver,
     changed_options,
     check_unchanged,
@@ -37,6 +36,7 @@ from tokenverse_pp.training.optim import FreezeSchedule, TrainedRows, loss_scale
 from tokenverse_pp.training.scan import scan
 from tokenverse_pp.training.steps import (
     LEAST_SCALE,
+    Progress,
     StepResult,
     cut_ids,
     dump_batches,
@@ -294,7 +294,7 @@ class Stepper:
     Args:
         model: wrapped or not.
         optimizer: of its parameters.
-        config: the whole configuration.
+        config: the resolved configuration.
         world: this process among its peers.
         scaler: of the loss; by default one that suits device and precision.
         rows: the rows that are trained of parameters that are trained in part, if any.
