@@ -1,4 +1,4 @@
-"""Which files of the package a training step and a decoded batch go through: what a reader has to open.
+"""Which files of the package a training step, a drawn batch and a decoded batch go through.
 
     python benchmarks/files_touched.py            # prints JSON: the files, and how many
     python benchmarks/files_touched.py --markdown # prints lists
@@ -10,6 +10,7 @@ end are counted, in this process; no data-loading worker is used.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any, Callable, List, Set
+from typing import Any, Callable, Dict, List, Set
 
 import click
 
@@ -59,6 +60,15 @@ class Trace:
 
         return traced
 
+    def in_item(self, function: Callable[..., Any], at: int) -> Callable[..., Any]:
+        """A generator function, traced while it makes its item number ``at`` (from 1)."""
+
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            advance = self.during(functools.partial(next, function(*args, **kwargs), None), at)
+            return iter(advance, None)
+
+        return traced
+
 
 def load(path: Path) -> Any:
     """A script as a module."""
@@ -70,12 +80,18 @@ def load(path: Path) -> Any:
     return module
 
 
-def training_step(folder: Path) -> List[str]:
-    """The files of the second step of a training, from drawing its batch to the optimiser's update and the log."""
+def training_step(folder: Path) -> Dict[str, List[str]]:
+    """The files of a training step, of drawing a batch, of writing a log record, and of all three.
+
+    `Trainer.train_step` is given the batch: the step is moving it to the device, forward, backward and the update.
+    """
     from tokenverse_pp.training.trainer import Trainer
 
-    trace = Trace()
-    original, Trainer.train_step = Trainer.train_step, trace.during(Trainer.train_step, at=2)
+    step, draw, log = Trace(), Trace(), Trace()
+    originals = {name: getattr(Trainer, name) for name in ("train_step", "draw", "log")}
+    Trainer.train_step = step.during(Trainer.train_step, at=2)
+    Trainer.draw = draw.in_item(Trainer.draw, at=1)  # later ones find cuts that lhotse has read ahead
+    Trainer.log = log.during(Trainer.log, at=2)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             load(ROOT / "recipes" / "train.py").main(
@@ -84,8 +100,13 @@ def training_step(folder: Path) -> List[str]:
                 f"--training.exp_dir {folder}/exp --training.max_steps 3 --training.log_every 1".split()
             )
     finally:
-        Trainer.train_step = original
-    return sorted(trace.files)
+        for name, original in originals.items():
+            setattr(Trainer, name, original)
+    found = {"training_step": step.files, "drawn_batch": draw.files, "log_record": log.files}
+    return {
+        **{what: sorted(files) for what, files in found.items()},
+        "all_of_training": sorted(set().union(*found.values())),
+    }
 
 
 def decoded_batch(folder: Path) -> List[str]:
@@ -112,7 +133,7 @@ def main(markdown: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         load(ROOT / "recipes" / "toy" / "prepare.py").prepare_toy(folder, {"train": 16, "dev": 4, "test": 4})
-        found = {"training_step": training_step(folder), "decoded_batch": decoded_batch(folder)}
+        found = {**training_step(folder), "decoded_batch": decoded_batch(folder)}
     if markdown:
         for what, files in found.items():
             click.echo(f"{what.replace('_', ' ')}: {len(files)} files")

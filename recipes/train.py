@@ -4,13 +4,12 @@
     python recipes/train.py --config recipes/toy/conf/toy.yaml --training.exp_dir exp/toy
     torchrun --nproc-per-node 2 recipes/train.py --config ...     # DDP, the same code path
 
-A run that was stopped goes on from its last checkpoint when the same command is given again.
+Run the same command again to resume a stopped run from its latest checkpoint.
 """
 
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import List, Optional, Sequence
 
@@ -39,7 +38,7 @@ from tokenverse_pp.training.validation import Validator, training_chunks
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    """Configuration -> objects -> loop."""
+    """Read the configuration, join the other ranks, train."""
     config = parse_config(argv, description=__doc__.splitlines()[0])
     set_threads(config.training.threads)
     world = start_distributed()
@@ -50,35 +49,57 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 def train(config: Config, world: DistributedContext) -> Path:
-    """Train as the configuration says; returns the folder of the final model."""
+    """Train as the configuration says; return the folder of the final model.
+
+    All input is checked before the trainer writes anything.
+    """
+
+    def say(line: str) -> None:
+        if world.is_first:
+            print(printable(line), file=sys.stderr)
+
+    # Tasks and data.
     config.tasks.plugins = load_plugins(config.tasks.plugins)
     config.tasks.languages = spelled_as_before(config)
     tasks = build_tasks(config.tasks.names, config.tasks.options())
     rounds = open_rounds(config.data, config.training.seed)
-    valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else None
+    valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else []
     if config.data.validate:
         world.from_first(lambda: check_data(config, tasks))
-    # Whatever can be wrong with the input is found before the trainer writes anything.
+
+    # What to start from: a checkpoint of this run, another model, or nothing.
     start = world.from_first(lambda: find_start(config, lambda line: print(line, file=sys.stderr)))
     source = read_source(config, tasks) if config.training.init_from and not start else None
     before = before_of(config, source, start)
+
+    # Tokenizer and model.
     base = source.tokenizer if source else None
     tokenizer = Tokenizer(world.from_first(lambda: get_tokenizer(config, tasks, start, base).model))
     model = build_model(config, tasks, tokenizer).to(world.device)
+
+    # Batches: which cuts are used, and in which order.
     activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)
     dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features, training_chunks(config))
-    say = (lambda line: print(printable(line), file=sys.stderr)) if world.is_first else (lambda line: None)
-    limits = config.data
-    frames_of = make_frames_of(model.encoder)
-    usable = Usable(dataset, frames_of, limits.min_seconds, limits.max_seconds, say, limits.max_tokens)
+    usable = Usable(
+        dataset,
+        make_frames_of(model.encoder),
+        config.data.min_seconds,
+        config.data.max_seconds,
+        say,
+        config.data.max_tokens,
+    )
+    held_out: List[Cut] = [cut for cut in valid if usable(cut)]
+    unknown_in_valid, usable.unknown = usable.unknown, Unknown(tokenizer)
 
     def wanted(cut: Cut) -> bool:
         return usable(cut) and (not config.tasks.full_only or set(tasks.names) <= set(labelled_tasks(cut)))
 
-    held_out: List[Cut] = [cut for cut in valid if usable(cut)] if valid is not None else []
-    unknown_in_valid, usable.unknown = usable.unknown, Unknown(tokenizer)
-    looked = partial(usable.unknown.finish, "data.train", say, limits.max_unk_share)
+    def looked() -> None:
+        usable.unknown.finish("data.train", say, config.data.max_unk_share)
+
     sampler = TrainSampler(rounds, config.data, config.training.seed, world, wanted, looked)
+
+    # Train.
     validator = Validator(held_out, dataset, config, world) if held_out else None
     trainer = Trainer(config, model, dataset, sampler, validator, world, before)
     trainer.start(start, source)
@@ -91,7 +112,7 @@ def train(config: Config, world: DistributedContext) -> Path:
 
 
 def check_data(config: Config, tasks: TaskSet) -> None:
-    """See that all cuts are labelled as they should be, and that their audio or features are there."""
+    """Check the labels of all cuts, and that their audio or stored features exist."""
     for path in [*config.data.train, *config.data.valid]:
         for manifest in open_source(path).manifests():
             validate_cuts(manifest, tasks)

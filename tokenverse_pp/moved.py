@@ -254,7 +254,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     "training.chunks": ("training.validation",),
     "training.data": ("data.samplers", "models.encoders.base"),
     "training.distributed": ("data.distributed", "models.compat"),
-    "training.freezing": ("training.partial",),
+    "training.freezing": ("training.optim",),
     "training.loop": ("training.trainer",),
     "training.meter": ("training.log",),
     "training.provenance": ("training.checkpoints",),
@@ -263,7 +263,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     "training.saving": ("training.checkpoints",),
     "training.setup": ("models.bundle",),
     "training.sources": ("data.sources",),
-    "training.trained_rows": ("training.partial",),
+    "training.trained_rows": ("training.optim",),
     "training.validate": ("training.validation",),
 }
 

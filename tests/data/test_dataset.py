@@ -1,6 +1,7 @@
 """Batches: active tasks and their tokens, activation, what is left out, and bad audio."""
 
 import itertools
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -25,8 +26,8 @@ from tokenverse_pp.data.dataset import (
     load_inputs,
     marked,
 )
-from tokenverse_pp.data.tokenizer import UNK_ID, train_tokenizer
-from tokenverse_pp.tasks import build_tasks, parse
+from tokenverse_pp.data.tokenizer import UNK_ID, Tokenizer, train_tokenizer
+from tokenverse_pp.tasks import build_tasks, parse, transcript
 
 TASKS = build_tasks(["asr", "scd", "endp", "ner", "lid"], {"lid": {"languages": ["fr", "nl"]}})
 TURNS = [
@@ -171,6 +172,32 @@ def test_too_long_targets_are_named_once(dataset):
     # Without the task tokens it would have had room.
     cut.custom["tasks"] = ["asr"]
     assert wanted(cut)
+
+
+def test_target_is_tokenised_once(dataset, monkeypatch):
+    """The filter's token ids are the dataset's, also in another process; other active tasks have their own."""
+    wanted, _ = usable(dataset, lambda seconds: 99)
+    cut = make_cut("c", TURNS, TASKS.names, duration=3.0)
+    tasks = list(TASKS.names)
+    every, some = dataset.target(cut, tasks), dataset.target(cut, ["asr"])
+    encoded, encode = [], Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: encoded.append(text) or encode(self, text))
+    assert wanted(cut) and len(encoded) == 1
+    (sent,) = pickle.loads(pickle.dumps(CutSet.from_cuts([cut])))
+    for found in (cut, sent):
+        assert torch.equal(dataset.target(found, tasks), every)
+    assert len(encoded) == 1
+    assert torch.equal(dataset.target(sent, ["asr"]), some) and len(encoded) == 2
+    other = TransducerDataset(TASKS, dataset.tokenizer, Activation())
+    assert torch.equal(other.target(cut, tasks), every) and len(encoded) == 3
+    assert cut.to_dict() == make_cut("c", TURNS, TASKS.names, duration=3.0).to_dict()
+
+
+def test_turns_of_a_cut_are_computed_once(dataset, monkeypatch):
+    made, find = [], transcript._find_turns
+    monkeypatch.setattr(transcript, "_find_turns", lambda cut: made.append(cut.id) or find(cut))
+    dataset.target(make_cut("c", TURNS, TASKS.names, duration=3.0), TASKS.names)
+    assert made == ["c"]
 
 
 def test_cuts_of_odd_length_are_named(dataset):

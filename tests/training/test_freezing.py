@@ -9,8 +9,7 @@ from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import load_model
-from tokenverse_pp.training.optim import parameter_groups
-from tokenverse_pp.training.partial import FreezeSchedule
+from tokenverse_pp.training.optim import FreezeSchedule, parameter_groups
 
 FROM_PRETRAINED = {"model__encoder__freeze_feature_encoder": "true"}
 

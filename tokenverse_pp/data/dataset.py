@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+import uuid
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set
 
@@ -31,6 +32,7 @@ NAMED = 5  # characters and cut ids that a message lists
 # cut.custom key: file of data.train and passes through it in this epoch before this one, where not both are 0
 PASS = "pass_of_epoch"
 NO_CORPUS = "-"  # for cuts whose custom field "corpus" names none
+TARGET = "_tokenverse_target"  # attribute of a cut (no field: not written to manifests), see `TransducerDataset.keep`
 Batch = Dict[str, Any]
 
 use_backend()  # workers of a DataLoader that are spawned come here too
@@ -120,6 +122,7 @@ class TransducerDataset(Dataset):
         self.chunks = chunks
         self.epoch = 0
         self.access = current_access()  # of sources, for worker processes
+        self.key = uuid.uuid4().hex  # the same in worker processes
 
     def __getitem__(self, cuts: CutSet) -> Batch:
         """Inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,); of each cut
@@ -148,8 +151,15 @@ class TransducerDataset(Dataset):
         }
 
     def target(self, cut: Cut, active: Sequence[str]) -> torch.Tensor:
-        """Token ids (U,) of a cut, holding only the active tasks' tokens."""
-        return torch.tensor(self.tokenizer.encode(self.target_text(cut, active)), dtype=torch.int64)
+        """Token ids (U,) of a cut, holding only the active tasks' tokens; those of `keep` where they are the same."""
+        key, tasks, ids = vars(cut).get(TARGET, (None, (), ()))
+        if (key, tasks) != (self.key, tuple(active)):
+            ids = self.tokenizer.encode(self.target_text(cut, active))
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def keep(self, cut: Cut, active: Sequence[str], ids: Sequence[int]) -> None:
+        """Keep the token ids of a cut with it, so that `target` need not tokenise it again (in a worker either)."""
+        vars(cut)[TARGET] = (self.key, tuple(active), tuple(ids))
 
     def target_text(self, cut: Cut, active: Sequence[str]) -> str:
         """The words of a cut with the active tasks' tokens."""
@@ -314,7 +324,8 @@ def _some(names: Sequence[str], count: int) -> str:
 class Usable:
     """A predicate for cuts: long enough, short enough, and with room for the target; others are named once.
 
-    Of the targets of those that are, ``unknown`` counts the tokens that are ``<unk>``.
+    Of the targets of those that are, ``unknown`` counts the tokens that are ``<unk>``; their token ids are kept for the
+    dataset, so that a target is tokenised once an epoch.
 
     A transducer needs a frame for each token here (U <= T): the pruned lattice has no path otherwise, and the count
     includes the tokens of all the tasks that the cut is labelled for.
@@ -356,11 +367,13 @@ class Usable:
         """Why a cut cannot be used, or nothing; then its target is counted."""
         if not self.min_seconds <= cut.duration <= self.max_seconds:
             return f"{cut.duration:.2f} s is outside {self.min_seconds:g} to {self.max_seconds:g} s"
-        text = self.dataset.target_text(cut, labelled_tasks(cut))
+        tasks = labelled_tasks(cut)
+        text = self.dataset.target_text(cut, tasks)
         ids = self.dataset.tokenizer.encode(text)
         reason = self._too_long(cut, len(ids))
         if not reason:
             self.unknown.add(cut.id, text, ids)
+            self.dataset.keep(cut, tasks, ids)
         return reason
 
     def _too_long(self, cut: Cut, tokens: int) -> str:

@@ -20,12 +20,6 @@ T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 
-# of the loss in fp16
-
-
-# updates in a row after which the scale is doubled; where that is too much, one step is skipped
-
-
 @dataclass(frozen=True)
 class DistributedContext:
     """This process within the process group."""

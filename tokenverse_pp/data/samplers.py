@@ -1,4 +1,4 @@
-"""Samplers and loaders."""
+"""Samplers and loaders: which cuts a batch has, and the batches of an epoch from any place on (for resuming)."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ class TrainSampler:
     round does not reach all ranks it splits what there is among them (fewer cuts than ranks: some come twice).
 
     Args:
-        rounds: what is drawn from.
+        rounds: the cuts of each round.
         config: limits of a batch, buckets and buffers.
         seed: of the order.
         world: this process among its peers.
         wanted: a predicate that leaves out cuts which cannot be used.
-        looked: called whenever ``wanted`` has seen the first cuts (`look`), or all cuts of a round.
+        looked: called after ``wanted`` has seen the first cuts (`look`), and after each round.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Corpora to train on, read from any cut on without parsing what comes before.
+"""The corpora of ``data.train``, and which of their cuts an epoch has.
 
-What an epoch is: which cuts of which corpus, in rounds of a bounded size.
+A corpus can be read from any cut on without parsing the cuts before it.
 
 An epoch is `data.epoch_cuts` cuts (all that there are, without weights). It is drawn in rounds of at most
 `data.round_cuts`, each by a sampler of its own, so that a resumed run draws no more than one round again; the lines
@@ -8,7 +8,7 @@ before it are skipped unparsed.
 
 A corpus with share w of all the weights has given floor(n * w) cuts after n draws of the run, in the order of its file,
 and starts again at its end. So the draws of any round are known from the numbers of epoch and round alone, a large
-corpus with a small weight is seen whole in the course of epochs, and without weights (a corpus's share is then its
+corpus with a small weight is seen completely over several epochs, and without weights (a corpus's share is then its
 share of the cuts) an epoch is exactly every cut once. lhotse's multiplexer mixes the corpora of a round at random.
 
 A cut that comes again within an epoch, or from another file of `data.train`, is marked (`dataset.PASS`), so that each
@@ -85,7 +85,7 @@ class CutSource(ABC):
         return {**self.__dict__, "_reader": iter(()), "_place": -1}
 
     def fingerprint(self) -> Dict[str, Any]:
-        """Bytes and SHA-256 of the manifests; audio is not looked at."""
+        """Bytes and SHA-256 of the manifests; audio is not read."""
         digest = hashlib.sha256()
         size = sum(feed(digest, path) for path in self.manifests())
         return {"path": self.path, "bytes": size, "sha256": digest.hexdigest()}
@@ -95,33 +95,33 @@ class LinesSource(CutSource):
     """Cuts as JSON lines, plain or gzipped."""
 
     def count_cuts(self) -> int:
-        """See Source; a blank line at the end is no cut."""
+        """See CutSource; a blank line at the end is no cut."""
         return _count_lines(Path(self.path))
 
     def open_at(self, place: int) -> Iterator[Cut]:
-        """See Source."""
+        """See CutSource."""
         with open_best(self.path, "r") as file:
             for number, line in enumerate(islice(file, place, None), start=place + 1):
                 yield cut_of_line(line, f"{self.path}, line {number}")
 
     def manifests(self) -> List[Path]:
-        """See Source."""
+        """See CutSource."""
         return [Path(self.path)]
 
 
 class WholeSource(LinesSource):
-    """Cuts in one JSON or YAML document, which is read whole."""
+    """Cuts in one JSON or YAML document, which is read at once."""
 
     def __init__(self, path: str):
         super().__init__(path)
         self.cuts = list(load_whole(path))
 
     def count_cuts(self) -> int:
-        """See Source."""
+        """See CutSource."""
         return len(self.cuts)
 
     def open_at(self, place: int) -> Iterator[Cut]:
-        """See Source."""
+        """See CutSource."""
         return islice(iter(self.cuts), place, None)
 
 
@@ -141,12 +141,12 @@ class SharSource(CutSource):
         self.shard_counts: List[int] = []
 
     def count_cuts(self) -> int:
-        """See Source; manifests only."""
+        """See CutSource; manifests only."""
         self.shard_counts = [_count_lines(path) for path in self.shards]
         return sum(self.shard_counts)
 
     def open_at(self, place: int) -> Iterator[Cut]:
-        """See Source; whole shards before ``place`` are not opened, the tar files of its own are read up to it."""
+        """See CutSource; whole shards before ``place`` are not opened, the tar files of its own are read up to it."""
         assert self.count, "counting fills shard_counts"
         first = 0
         while place >= self.shard_counts[first]:
@@ -163,7 +163,7 @@ class SharSource(CutSource):
         return CutSet.from_shar(fields={name: paths for name, paths in fields.items() if paths})
 
     def manifests(self) -> List[Path]:
-        """See Source: those of the shards."""
+        """See CutSource: those of the shards."""
         return self.shards
 
 

@@ -19,14 +19,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple, cast
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import is_finite, json_of
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.lid import CODE, language_code, language_token
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
-from tokenverse_pp.tasks.transcript import Answers, is_task_token, split_marks, turns_of
+from tokenverse_pp.tasks.transcript import Answers, CutWithTurns, FixedTurns, is_task_token, split_marks, turns_of
 from tokenverse_pp.tasks.transcript import TaskMark as PlainMark
 from tokenverse_pp.tasks.transcript import TimedWord as Word
 
@@ -73,6 +73,8 @@ def transcript_of(cut: Cut, tasks: TaskSet) -> Answers:
     Raises:
         UserError: for labels that nobody has validated and that cannot be read.
     """
+    if not isinstance(cut, FixedTurns):
+        cut = cast("Cut", CutWithTurns(cut))
     try:
         labelled = (cut.custom or {}).get("tasks", ())
         words = tuple(word for turn in turns_of(cut) for word in turn.words)

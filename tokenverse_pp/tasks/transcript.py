@@ -179,9 +179,19 @@ class LabelledTurn:
 
 
 class FixedTurns:
-    """Replaces a cut whose labels do not change: its turns are computed once for all tasks."""
+    """Stands in for a cut whose labels do not change: its turns are computed once for all tasks."""
 
     turns: Optional[List[LabelledTurn]] = None
+
+
+class CutWithTurns(FixedTurns):
+    """A cut, with its turns computed once."""
+
+    def __init__(self, cut: Cut):
+        self.cut = cut
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cut, name)
 
 
 def turns_of(cut: Cut) -> List[LabelledTurn]:

@@ -1,10 +1,7 @@
-"""Where a checkpoint comes from: the code, the libraries and the corpora.
+"""Checkpoints of a run: writing and reading them, the one to resume from, and averages of weights.
 
-Which checkpoint a run goes on from, and what has changed since.
-
-Writing a run's checkpoints and its final model, keeping as many as wanted, and reading one back.
-
-Averages of weights: of checkpoints, and the running average of all steps between two of them.
+A checkpoint records the code, the libraries and the corpora that it was made with. On resume, what has changed since is
+reported or refused.
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ import json
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -33,6 +29,7 @@ from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import check_vocabulary, load_weights
 from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.training.steps import Progress
 
 
 def versions() -> Dict[str, str]:
@@ -83,8 +80,8 @@ def find_start(config: Config, say: Callable[[str], None]) -> Optional[Path]:
     """The checkpoint that `training.resume` asks for, its files verified; None: start anew.
 
     Args:
-        config: ``auto``: the newest whole checkpoint, if there is any; damaged ones are passed over. ``true``: the
-            newest, which must be there and whole. ``false``: none may be there. Else the folder of a checkpoint.
+        config: ``auto``: the latest intact checkpoint, if any; damaged ones are skipped. ``true``: the
+            latest, which must exist and be intact. ``false``: none may be there. Else the folder of a checkpoint.
         say: called with a line for each damaged one that is passed over.
 
     Raises:
@@ -167,23 +164,6 @@ def _flat(options: Dict[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]
 
 
 FORMAT = 2  # of state.json
-
-
-@dataclass
-class Progress:
-    """How far a run has come: what ``state.json`` holds besides where the run comes from."""
-
-    step: int = 0  # all of them, the skipped ones too
-    skipped_steps: int = 0  # that changed no weight: bad ones, and those whose gradients overflowed in fp16
-    place: SamplerState = field(default_factory=SamplerState)
-    bad_steps: int = 0  # skipped for a loss or gradient that was not finite, in all
-    bad_in_a_row: int = 0
-    valid: Optional[Dict[str, float]] = None  # scores of this very step
-
-    @property
-    def updates(self) -> int:
-        """Steps that changed the weights: what learning rate, warm-up and freezing go by."""
-        return self.step - self.skipped_steps
 
 
 class Saver:

@@ -1,7 +1,4 @@
-"""What a run writes down: log.jsonl for programs, tensorboard for eyes, and curves.png at the end.
-
-What the steps since the last log record were like: losses, speed, waiting for data, and what was drawn.
-"""
+"""The logs of a run: log.jsonl, tensorboard and curves.png, and the meter that averages steps between records."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ LOG = logging.getLogger(__name__)
 class RunLog:
     """Appends records to ``log.jsonl`` and scalars to tensorboard. Only the first rank makes one.
 
-    Where tensorboard cannot be imported (it depends on a protobuf that fits), a warning says so, and the run goes on.
+    Where tensorboard cannot be imported (it depends on a protobuf that fits), a warning says so and the run continues.
     """
 
     def __init__(self, exp_dir: Path, step: int):

@@ -1,4 +1,4 @@
-"""Before the first step: do the worst batches fit into memory?"""
+"""Check before the first step that the largest batches fit into memory (``training.scan``)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tokenverse_pp.data.samplers import SamplerState, TrainSampler
 from tokenverse_pp.models.compat import autocast, grad_scaler, peak_memory, reset_peak_memory
 from tokenverse_pp.training.steps import forward, naming_memory, to_device
 
-MOST = 2000  # batches looked at: sampling on would take as long as an epoch
+MOST = 2000  # batches considered: sampling all would take as long as an epoch
 
 
 def worst_batches(sampler: TrainSampler, dataset: TransducerDataset) -> Dict[str, CutSet]:
-    """The batches of the first round that ask most of memory, by what they have most of.
+    """The batches of the first round that need most memory.
 
-    Padded to their longest, these are: the most audio, the longest cut, the most cuts, the most target tokens. The idea
+    These are, when padded, the ones with the most audio, the longest cut, the most cuts and the most tokens. The idea
     is that of icefall's ``scan_pessimistic_batches_for_oom``.
     """
 
@@ -48,9 +48,9 @@ def worst_batches(sampler: TrainSampler, dataset: TransducerDataset) -> Dict[str
 def scan(
     model: nn.Module, sampler: TrainSampler, dataset: TransducerDataset, config: Config, world: DistributedContext
 ) -> List[str]:
-    """Run the worst batches forward and backward and forget it; -> a line each, with the peak memory after it.
+    """Run the largest batches forward and backward without an update; return a line for each, with its peak memory.
 
-    Weights, buffers and the random numbers of later steps stay what they are.
+    Weights, buffers and the random numbers of later steps do not change.
 
     Raises:
         UserError: naming the cuts of the first batch that does not fit.

@@ -1,12 +1,13 @@
-"""What a step that was skipped had been given: written down so that it can be looked at.
+"""The parts of a training step: counters of the run, result, running the model on a batch, batches of skipped steps.
 
-One optimiser step: forward, backward, exact normalisation over ranks and accumulated batches, clipping, update.
+The step itself is `tokenverse_pp.training.trainer.Stepper`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -15,16 +16,13 @@ from lhotse import CutSet
 from safetensors.torch import save_file
 from torch import nn
 
-from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import replacing, write_text
 from tokenverse_pp.data.dataset import Batch
-from tokenverse_pp.data.distributed import DistributedContext, no_sync
 from tokenverse_pp.data.manifests import write_cuts
-from tokenverse_pp.models.compat import autocast, grad_scaler, is_out_of_memory
+from tokenverse_pp.data.samplers import SamplerState
+from tokenverse_pp.models.compat import is_out_of_memory
 from tokenverse_pp.models.transducer import Losses
-from tokenverse_pp.training.optim import loss_scales, lr_factor, set_lr
-from tokenverse_pp.training.partial import TrainedRows
 
 FOLDER = "bad_batches"
 
@@ -50,6 +48,23 @@ def dump_batches(exp_dir: Path, step: int, rank: int, batches: Sequence[Batch], 
 
 LEAST_SCALE = 1e-2  # of the loss in fp16; icefall's zipformer recipe warns below it
 NOT_LOGGED = ("skipped", "overflow", "bad_cuts")
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what ``state.json`` holds besides where the run comes from."""
+
+    step: int = 0  # all of them, the skipped ones too
+    skipped_steps: int = 0  # that changed no weight: bad ones, and those whose gradients overflowed in fp16
+    place: SamplerState = field(default_factory=SamplerState)
+    bad_steps: int = 0  # skipped for a loss or gradient that was not finite, in all
+    bad_in_a_row: int = 0
+    valid: Optional[Dict[str, float]] = None  # scores of this very step
+
+    @property
+    def updates(self) -> int:
+        """Steps that changed the weights: what learning rate, warm-up and freezing go by."""
+        return self.step - self.skipped_steps
 
 
 class StepResult(NamedTuple):
@@ -95,97 +110,6 @@ def naming_memory(batch: Batch) -> Iterator[None]:
         ) from None
 
 
-class Stepper:
-    """Makes optimiser steps.
-
-    The loss of a step is the sum over all its utterances (all ranks, all accumulated batches) divided by the sum of
-    their frames, so that neither the number of ranks nor the composition of batches changes it.
-
-    Args:
-        model: wrapped or not.
-        optimizer: of its parameters.
-        config: the whole configuration.
-        world: this process among its peers.
-        scaler: of the loss; by default one that suits device and precision.
-        rows: what is trained of parameters that are not trained whole, if there are such.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        config: Config,
-        world: DistributedContext,
-        scaler: Any = None,
-        rows: Optional[TrainedRows] = None,
-    ):
-        self.model = model
-        self.optimizer = optimizer
-        self.config = config
-        self.world = world
-        self.scaler = grad_scaler(world.device, config.training.precision) if scaler is None else scaler
-        self.rows = rows
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def __call__(self, batches: Sequence[Batch], step: int, skipped: int = 0) -> StepResult:
-        """One step on this rank's batches.
-
-        Args:
-            step: its number, from 0.
-            skipped: how many of the steps before it changed no weight: the schedules do not count them.
-        """
-        c = self.config
-        update = step - skipped
-        # Dropout and masks depend on seed, step and rank alone: a resumed run draws the same without stored RNG states.
-        torch.manual_seed((c.training.seed * 1_000_003 + step) * 4096 + self.world.rank)
-        simple_scale, pruned_scale = loss_scales(update, c.model.loss)
-        ctc_scale = c.model.loss.ctc_scale
-        sums = torch.zeros(4, dtype=torch.float64)
-        bad_cuts: List[str] = []
-        for i, batch in enumerate(batches):
-            with naming_memory(batch), no_sync(self.model, wait=i + 1 < len(batches)):
-                batch = to_device(batch, self.world.device)
-                with autocast(self.world.device, c.training.precision):
-                    losses = forward(self.model, batch, c.data.stored_features)
-                simple, pruned, ctc = losses.simple.sum(), losses.pruned.sum(), losses.ctc.sum()
-                total = simple_scale * simple + pruned_scale * pruned + ctc_scale * ctc
-                self.scaler.scale(total).backward()
-            if not math.isfinite(total.item()):
-                bad_cuts += not_finite(losses, batch)
-            sums += torch.stack([simple.detach(), pruned.detach(), ctc.detach(), losses.frames.sum()]).double().cpu()
-        tokens = float(sum(int(batch["token_lens"].sum()) for batch in batches))
-        seconds = sum(batch["seconds"] for batch in batches)
-        totals = self.world.sum([*sums.tolist(), tokens, seconds])
-        frames, tokens, seconds = totals[3:]
-        simple_mean, pruned_mean, ctc_mean = (value / frames for value in totals[:3])
-        loss = simple_scale * simple_mean + pruned_scale * pruned_mean + ctc_scale * ctc_mean
-        norm = self._scale_gradients(frames)
-        # The lattice gives no gradient where it has no finite score, so a loss of NaN can leave finite gradients.
-        skipped = not (math.isfinite(loss) and math.isfinite(norm))
-        loss_scale = float(self.scaler.get_scale())
-        # Gradients that overflow in float16 are how the scaler finds its scale; at the least scale they are an error.
-        overflow = skipped and math.isfinite(loss) and self.scaler.is_enabled() and loss_scale > LEAST_SCALE
-        set_lr(self.optimizer, lr_factor(update, c.optim, c.training.max_steps))
-        if not skipped:
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        means = (loss, simple_mean, pruned_mean, frames, tokens, seconds, norm, skipped, ctc_mean)
-        return StepResult(*means, loss_scale, overflow, tuple(bad_cuts))
-
-    def _scale_gradients(self, frames: float) -> float:
-        """Divide the gradients by the frames and clip them; returns their norm before clipping."""
-        self.scaler.unscale_(self.optimizer)
-        # DDP has averaged over ranks; the sum is wanted.
-        scale = self.world.size / frames
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
-        if self.rows is not None:
-            self.rows.mask_gradients()
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip))
-
-
 def not_finite(losses: Losses, batch: Batch) -> List[str]:
     """The ids of the cuts in a batch that have a loss which is not finite."""
     whole = losses.simple.detach() + losses.pruned.detach() + losses.ctc.detach()
@@ -200,3 +124,12 @@ def cut_ids(batches: Sequence[Batch]) -> List[str]:
 def as_record(result: StepResult) -> Dict[str, float]:
     """A step's result for the log."""
     return {k: v for k, v in result._asdict().items() if k not in NOT_LOGGED}
+
+
+def __getattr__(name: str) -> Any:
+    """`Stepper`, which was here in the last release."""
+    if name == "Stepper":
+        from tokenverse_pp.training.trainer import Stepper
+
+        return Stepper
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

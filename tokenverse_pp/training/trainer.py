@@ -1,24 +1,30 @@
-"""The training loop: epochs of steps, validation, checkpoints, resume, and the averaged model at the end."""
+"""The training loop on one page: draw, forward, backward, step, log, validate, save.
+
+`Trainer.run` is the loop, `Stepper` one optimizer step. What comes before the first step (a checkpoint or another
+model to start from) is `Trainer.start`.
+"""
 
 from __future__ import annotations
 
+import math
 import sys
+from itertools import islice
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.dataset import Batch, TransducerDataset
-from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.distributed import DistributedContext, no_sync
 from tokenverse_pp.data.samplers import SamplerState, TrainSampler, train_batches
 from tokenverse_pp.models.bundle import load_weights, pretrained_prefixes
-from tokenverse_pp.models.compat import grad_scaler
+from tokenverse_pp.models.compat import autocast, grad_scaler
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.checkpoints import (
-    Progress,
     Saver,
     changed_options,
     check_unchanged,
@@ -26,25 +32,34 @@ from tokenverse_pp.training.checkpoints import (
     set_later_aside,
 )
 from tokenverse_pp.training.log import Meter, RunLog, add_drawn, drawn_table, plot_curves, read_log
-from tokenverse_pp.training.optim import lr_factor, make_optimizer
-from tokenverse_pp.training.partial import FreezeSchedule, TrainedRows
+from tokenverse_pp.training.optim import FreezeSchedule, TrainedRows, loss_scales, lr_factor, make_optimizer, set_lr
 from tokenverse_pp.training.scan import scan
-from tokenverse_pp.training.steps import Stepper, StepResult, cut_ids, dump_batches
+from tokenverse_pp.training.steps import (
+    LEAST_SCALE,
+    Progress,
+    StepResult,
+    cut_ids,
+    dump_batches,
+    forward,
+    naming_memory,
+    not_finite,
+    to_device,
+)
 from tokenverse_pp.training.transfer import Before, InitialModel, as_state, start_from
 from tokenverse_pp.training.validation import Validator, describe
 
 
 class Trainer:
-    """Trains a model.
+    """Trains a model: `start` first, then `run`.
 
     Args:
-        config: the whole configuration.
-        model: not wrapped, on the world's device.
+        config: the resolved configuration.
+        model: not wrapped, on the device of ``world``.
         dataset: makes the training batches.
-        sampler: draws their cuts (this rank's).
+        sampler: draws their cuts (of this rank).
         validator: scores the model, or None.
-        world: this process among its peers.
-        before: what the model was before the run, if it was anything.
+        world: this process and the number of its peers.
+        before: tasks and vocabulary of the model that the run starts from, if any.
     """
 
     def __init__(
@@ -73,23 +88,13 @@ class Trainer:
         self.saver = Saver(config, model, self.optimizer, self.scaler, dataset.tokenizer, world.size)
         self.saver.origin["before"] = as_state(before)
         self.progress = Progress()
-        self.saved = 0  # the step of the newest checkpoint
+        self.saved = 0  # step of the latest checkpoint
         self.meter = Meter(dataset.tasks.names)
 
-    @property
-    def step(self) -> int:
-        """Steps made since the run began, those before a resume included."""
-        return self.progress.step
-
-    def say(self, line: str) -> None:
-        """Tell the user, once."""
-        if self.world.is_first:
-            tqdm.write(line, file=sys.stderr)
-
     def run(self) -> Path:
-        """Train to the end, once started; returns the folder of the averaged model."""
+        """Train to the end; return the folder of the averaged model."""
         t = self.config.training
-        stepper = Stepper(self.model, self.optimizer, self.config, self.world, self.scaler, self.rows)
+        self.stepper = Stepper(self.model, self.optimizer, self.config, self.world, self.scaler, self.rows)
         self.model.train()
         if t.scan:
             for line in scan(self.model, self.sampler, self.dataset, self.config, self.world):
@@ -97,104 +102,128 @@ class Trainer:
         log = RunLog(self.exp_dir, self.step) if self.world.is_first else None
         bar = tqdm(total=t.max_steps, initial=self.step, unit="step", disable=None if self.world.is_first else True)
         self.meter.start_over()
-        for place, batches in self._batches():
-            self._step(stepper, place, batches)
+        for place, batches in self.draw():
+            self.train_step(place, batches)
             bar.update()
             last = self.step >= t.max_steps
             if self.step % t.log_every == 0 or last:
-                self._log(log, bar)
+                self.log(log, bar)
             validated = bool(self.validator) and (self.step % t.valid_every == 0 or last)
             if validated:
-                self._validate(log)
+                self.validate(log)
             if self.step % t.save_every == 0 or (validated and t.keep_best):
-                self._save()
-            self.meter.restart()
+                self.save()
+            self.meter.restart()  # do not count validation and saving as training time
             if last:
                 break
         bar.close()
         if self.saved < self.step:
-            self._save()
+            self.save()
         if log:
             log.close()
-            drawn = add_drawn(r["corpora"] for r in read_log(log.path) if r["kind"] == "drawn")
-            self.say(drawn_table(drawn))
-        return self._finish()
+            self.say(drawn_table(add_drawn(r["corpora"] for r in read_log(log.path) if r["kind"] == "drawn")))
+        return self.finish()
 
-    def _step(self, stepper: Stepper, place: SamplerState, batches: List[Batch]) -> None:
-        """One step, and what is counted and averaged after it."""
+    def draw(self) -> Iterator[Tuple[SamplerState, List[Batch]]]:
+        """Yield the batches of each step, and the place in the data after them.
+
+        A step has `training.accumulate` batches, the last one of an epoch may have fewer. All ranks agree before each
+        step that none has reached the end of the epoch.
+        """
+        t = self.config.training
+        start = self.progress.place
+        for epoch in range(start.epoch, t.epochs if self.step < t.max_steps else 0):
+            batches = self.meter.waiting(train_batches(self.sampler, self.dataset, self.config.data, start))
+            steps = 0
+            while True:
+                drawn = list(islice(batches, t.accumulate))
+                if not self.world.all_(bool(drawn)):
+                    break
+                steps += 1
+                yield drawn[-1][0], [batch for _, batch in drawn]
+            if steps == 0 and start == SamplerState(epoch):
+                raise UserError("--data.train: no cut is left to train on")
+            start = SamplerState(epoch + 1)
+
+    def train_step(self, place: SamplerState, batches: List[Batch]) -> StepResult:
+        """Freeze or unfreeze layers, make one optimizer step, count it, and update the running average."""
         p = self.progress
-        if self.freezing.apply(p.updates) or stepper.model is self.model:
-            # DDP wants to know the parameters that have gradients: it is made anew when they change.
-            stepper.model = self.model  # the old one's gradient buckets go before new ones come
-            stepper.model = self.world.wrap(self.model)
-        result = stepper(batches, p.step, p.skipped_steps)
+        if self.freezing.apply(p.updates) or self.stepper.model is self.model:
+            # DDP needs to know which parameters have gradients: wrap the model again when they change.
+            self.stepper.model = self.model  # free the gradient buckets of the old wrapper first
+            self.stepper.model = self.world.wrap(self.model)
+        result = self.stepper(batches, p.step, p.skipped_steps)
         p.step, p.place, p.valid = p.step + 1, place, None
         p.skipped_steps += result.skipped
         self._check(result, batches)
         self.meter.add(result, batches)
         if self.saver.average is not None and self.world.is_first:
             self.saver.average.update(self.model.checkpoint_state(), self.step)
+        return result
 
-    def _log(self, log: Optional[RunLog], bar: tqdm) -> None:
-        """Write down the steps since the last time (first rank), and what all ranks have drawn in them."""
+    def log(self, log: Optional[RunLog], bar: tqdm) -> None:
+        """Write a record of the steps since the last one (first rank), with what all ranks have drawn."""
         drawn = add_drawn(self.world.gather(self.meter.drawn))
         if log:
-            factor = lr_factor(max(0, self.progress.updates - 1), self.config.optim, self.config.training.max_steps)
-            record = {**self.meter.mean(), "epoch": self.progress.place.epoch, "lr": self.config.optim.lr * factor}
-            record["bad_steps"] = self.progress.bad_steps
-            record["skipped_steps"] = self.progress.skipped_steps
+            p, optim = self.progress, self.config.optim
+            factor = lr_factor(max(0, p.updates - 1), optim, self.config.training.max_steps)
+            record = {**self.meter.mean(), "epoch": p.place.epoch, "lr": optim.lr * factor}
+            record.update(bad_steps=p.bad_steps, skipped_steps=p.skipped_steps)
             log.write("train", self.step, record)
             log.note("drawn", self.step, {"corpora": drawn})
-            said = {"loss": f"{record['pruned']:.3f}", "speed": f"{record['speed']:.0f}x"}
-            bar.set_postfix(epoch=self.progress.place.epoch, **said, wait=f"{record['data_wait']:.0%}")
+            shown = {"loss": f"{record['pruned']:.3f}", "speed": f"{record['speed']:.0f}x"}
+            bar.set_postfix(epoch=p.place.epoch, **shown, wait=f"{record['data_wait']:.0%}")
         self.meter.start_over()
 
-    def _batches(self) -> Iterator[Tuple[SamplerState, List[Batch]]]:
-        """The batches of one step and the place after them; nothing is left over between epochs.
+    def validate(self, log: Optional[RunLog]) -> None:
+        """Score the model on the validation cuts."""
+        self._share_trained()
+        self.progress.valid = scores = self.validator(self.model)  # type: ignore[misc]
+        if log:
+            log.write("valid", self.step, scores)
+        self.say(f"step {self.step}: {describe(scores)}")
 
-        An epoch ends for all ranks as soon as it ends for one: they agree on it before each step.
-        """
-        t = self.config.training
-        if self.step >= t.max_steps:
-            return  # resumed when nothing was left to do
-        start = self.progress.place
-        for epoch in range(start.epoch, t.epochs):
-            steps = 0
-            for place, batches in self._held(start):
-                if not self.world.all_(True):
-                    break
-                steps += 1
-                yield place, batches
-            else:
-                self.world.all_(False)
-            if steps == 0 and start == SamplerState(epoch):
-                raise UserError("--data.train: no cut is left to train on")
-            start = SamplerState(epoch + 1)
+    def save(self) -> None:
+        """Write a checkpoint (first rank), and remove those that are no longer needed."""
+        self._share_trained()
+        if self.world.is_first:
+            self.saver.save(self.progress)
+        self.saved = self.step
+        self.world.barrier()
 
-    def _held(self, start: SamplerState) -> Iterator[Tuple[SamplerState, List[Batch]]]:
-        """This rank's batches of the rest of an epoch, as many as a step takes at a time."""
-        held: List[Batch] = []
-        place = start
-        batches = train_batches(self.sampler, self.dataset, self.config.data, start)
-        for place, batch in self.meter.waiting(batches):
-            held.append(batch)
-            if len(held) == self.config.training.accumulate:
-                yield place, held
-                held = []
-        if held:
-            yield place, held
+    def finish(self) -> Path:
+        """Average the last checkpoints into ``model/`` and score it."""
+        folder = self.exp_dir / "model"
+        if self.world.is_first:
+            self.saver.write_model()
+            plot_curves(self.exp_dir)
+        self.world.barrier()
+        load_weights(self.model, folder)
+        if self.validator:
+            self.say(f"average of the last checkpoints: {describe(self.validator(self.model))}")
+        return folder
+
+    @property
+    def step(self) -> int:
+        """Steps made since the run began, those before a resume included."""
+        return self.progress.step
 
     @property
     def trained(self) -> int:
-        """How many numbers of the model are trained."""
+        """The number of trained parameters."""
         if self.rows:
             return self.rows.count(self.model)
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
-    def start(self, folder: Optional[Path] = None, source: Optional[InitialModel] = None) -> None:
-        """Go on from a checkpoint (see `resume.find_start`), or start from another model, or from nothing.
+    def say(self, line: str) -> None:
+        """Print a message, on the first rank."""
+        if self.world.is_first:
+            tqdm.write(line, file=sys.stderr)
 
-        Whatever can be wrong with these is found before the experiment folder is touched.
+    def start(self, folder: Optional[Path] = None, source: Optional[InitialModel] = None) -> None:
+        """Resume from a checkpoint (see `checkpoints.find_start`), or start from another model, or from scratch.
+
+        All input is checked before the experiment folder is written to.
         """
         corpora = self.world.from_first(lambda: fingerprints(self.sampler.rounds.sources))
         if folder:
@@ -225,8 +254,14 @@ class Trainer:
             self.say(f"{folder.name} is of {ranks} ranks, now {self.world.size}: the rest of the round is drawn anew")
         self.say(f"resuming from {folder.name}: {self.progress.place}")
 
+    def _share_trained(self) -> None:
+        """Tell all ranks which combinations of tasks any of them has trained."""
+        for name, buffer in self.model.named_buffers():
+            if name.endswith("vectors.trained"):
+                self.world.any_(buffer)
+
     def _check(self, result: StepResult, batches: List[Batch]) -> None:
-        """Name and write down the cuts of a step whose loss or gradient was not finite; give up after too many."""
+        """Report and write down the cuts of a step with a loss or gradient that is not finite; stop after too many."""
         p, most = self.progress, self.config.training.max_bad_steps
         if result.overflow:
             return
@@ -249,39 +284,100 @@ class Trainer:
                 f"see {self.exp_dir / 'bad_batches'}; lower --optim.lr?"
             )
 
-    def _validate(self, log: Optional[RunLog]) -> None:
-        self._share_trained()
-        scores = self.validator(self.model)  # type: ignore[misc]
-        self.progress.valid = scores
-        if log:
-            log.write("valid", self.step, scores)
-        self.say(f"step {self.step}: {describe(scores)}")
 
-    def _share_trained(self) -> None:
-        """Have all ranks know the combinations of tasks that any of them has trained."""
-        for name, buffer in self.model.named_buffers():
-            if name.endswith("vectors.trained"):
-                self.world.any_(buffer)
+class Stepper:
+    """Makes optimiser steps.
 
-    def _save(self) -> None:
-        """Write a checkpoint (first rank), and drop those that need not be kept."""
-        self._share_trained()
-        if self.world.is_first:
-            self.saver.save(self.progress)
-        self.saved = self.step
-        self.world.barrier()
+    The loss of a step is the sum over all its utterances (all ranks, all accumulated batches) divided by the sum of
+    their frames, so that neither the number of ranks nor the composition of batches changes it.
 
-    def _finish(self) -> Path:
-        """Average the last checkpoints into ``model/`` and score it."""
-        folder = self.exp_dir / "model"
-        if self.world.is_first:
-            self.saver.write_model()
-            plot_curves(self.exp_dir)
-        self.world.barrier()
-        load_weights(self.model, folder)
-        if self.validator:
-            self.say(f"average of the last checkpoints: {describe(self.validator(self.model))}")
-        return folder
+    Args:
+        model: wrapped or not.
+        optimizer: of its parameters.
+        config: the resolved configuration.
+        world: this process among its peers.
+        scaler: of the loss; by default one that suits device and precision.
+        rows: the rows that are trained of parameters that are trained in part, if any.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+        world: DistributedContext,
+        scaler: Any = None,
+        rows: Optional[TrainedRows] = None,
+    ):
+        self.model = model
+        self.optimizer = optimizer
+        self.config = config
+        self.world = world
+        self.scaler = grad_scaler(world.device, config.training.precision) if scaler is None else scaler
+        self.rows = rows
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def __call__(self, batches: Sequence[Batch], step: int, skipped: int = 0) -> StepResult:
+        """Forward, backward and update on this rank's batches.
+
+        Args:
+            batches: of this rank; gradients are accumulated over them.
+            step: its number, from 0.
+            skipped: number of earlier steps that changed no weight; the schedules do not count them.
+        """
+        c = self.config
+        update = step - skipped
+        # Dropout and masks depend on seed, step and rank alone: a resumed run draws the same without stored RNG states.
+        torch.manual_seed((c.training.seed * 1_000_003 + step) * 4096 + self.world.rank)
+        simple_scale, pruned_scale = loss_scales(update, c.model.loss)
+        ctc_scale = c.model.loss.ctc_scale
+        # Forward and backward.
+        sums = torch.zeros(4, dtype=torch.float64)
+        bad_cuts: List[str] = []
+        for i, batch in enumerate(batches):
+            with naming_memory(batch), no_sync(self.model, wait=i + 1 < len(batches)):
+                batch = to_device(batch, self.world.device)
+                with autocast(self.world.device, c.training.precision):
+                    losses = forward(self.model, batch, c.data.stored_features)
+                simple, pruned, ctc = losses.simple.sum(), losses.pruned.sum(), losses.ctc.sum()
+                total = simple_scale * simple + pruned_scale * pruned + ctc_scale * ctc
+                self.scaler.scale(total).backward()
+            if not math.isfinite(total.item()):
+                bad_cuts += not_finite(losses, batch)
+            sums += torch.stack([simple.detach(), pruned.detach(), ctc.detach(), losses.frames.sum()]).double().cpu()
+        # Means over all ranks.
+        tokens = float(sum(int(batch["token_lens"].sum()) for batch in batches))
+        seconds = sum(batch["seconds"] for batch in batches)
+        totals = self.world.sum([*sums.tolist(), tokens, seconds])
+        frames, tokens, seconds = totals[3:]
+        simple_mean, pruned_mean, ctc_mean = (value / frames for value in totals[:3])
+        loss = simple_scale * simple_mean + pruned_scale * pruned_mean + ctc_scale * ctc_mean
+        # Update.
+        norm = self._scale_gradients(frames)
+        # The lattice gives no gradient where it has no finite score, so a loss of NaN can leave finite gradients.
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        loss_scale = float(self.scaler.get_scale())
+        # Gradients that overflow in float16 are how the scaler finds its scale; at the least scale they are an error.
+        overflow = skipped and math.isfinite(loss) and self.scaler.is_enabled() and loss_scale > LEAST_SCALE
+        set_lr(self.optimizer, lr_factor(update, c.optim, c.training.max_steps))
+        if not skipped:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        means = (loss, simple_mean, pruned_mean, frames, tokens, seconds, norm, skipped, ctc_mean)
+        return StepResult(*means, loss_scale, overflow, tuple(bad_cuts))
+
+    def _scale_gradients(self, frames: float) -> float:
+        """Divide the gradients by the frames and clip them; return their norm before clipping."""
+        self.scaler.unscale_(self.optimizer)
+        # DDP has averaged over ranks; the sum is wanted.
+        scale = self.world.size / frames
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        if self.rows is not None:
+            self.rows.mask_gradients()
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip))
 
 
 def set_threads(count: int) -> None:
