@@ -98,6 +98,7 @@ def test_statistics_count_the_tokens(plugin, labelled):
     assert line.split()[-1] == "16"
 
 
+@pytest.mark.slow
 def test_trained_model_finds_its_tasks_again(train_script, plugin, labelled, tiny_corpus, tmp_path, monkeypatch):
     copy = tmp_path / "my_tasks.py"
     copy.write_bytes(plugin.read_bytes())

@@ -12,7 +12,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import TrainSampler
 from tokenverse_pp.data.sources import open_rounds
-from tokenverse_pp.models import checkpoint, compat
+from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import load_model
 from tokenverse_pp.models.compat import autocast, grad_scaler
 from tokenverse_pp.training.checkpoints import find_start, retain
@@ -265,7 +265,8 @@ def test_checkpoint_of_an_older_version_has_no_skipped_steps(tiny_corpus, tmp_pa
 
 def test_loss_scale_of_fp16_starts_at_one(monkeypatch):
     given = {}
-    monkeypatch.setattr(compat, "grad_scaler", lambda device, **options: given.update(options, device=device))
+    where = torch.amp if hasattr(torch.amp, "GradScaler") else torch.cuda.amp
+    monkeypatch.setattr(where, "GradScaler", lambda device="cuda", **options: given.update(options, device=device))
     grad_scaler(torch.device("cuda"), "fp16")
     assert given == {"device": "cuda", "enabled": True, "init_scale": 1.0, "growth_interval": 500}
     for device, precision in (("cpu", "fp16"), ("cuda", "bf16"), ("cuda", "fp32")):

@@ -19,6 +19,7 @@ def benchmark(delay):
     return load_script(ROOT / "benchmarks" / "streaming.py", "streaming_benchmark")
 
 
+@pytest.mark.slow
 def test_records_and_tables(benchmark, finished_run, tiny_corpus, tmp_path):
     out, page = tmp_path / "streaming.json", tmp_path / "streaming.md"
     arguments = ["--model", finished_run, "--cuts", tiny_corpus / "cuts_test.jsonl.gz", "--quick"]
