@@ -108,7 +108,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     "manifests.importing.grouping": ("data.importing.run",),
     "manifests.importing.huggingface": ("data.importing.tables",),
     "manifests.importing.inline": ("data.importing.fields",),
-    "manifests.importing.kaldi": ("data.importing.nist",),
+    "manifests.importing.kaldi": ("data.importing.kaldi",),
     "manifests.importing.ledger": ("data.importing.rows",),
     "manifests.importing.options": ("data.importing.sources",),
     "manifests.importing.rows": ("data.importing.rows",),

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from importing_cases import imported, make_audio_dir, run, turns
 from nist_files import ctm_line, spoken, stm_line
 
-from tokenverse_pp.data.importing.nist import read_ctm, read_kaldi, read_rttm, read_stm
+from tokenverse_pp.data.importing.kaldi import read_kaldi
+from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
 from tokenverse_pp.data.importing.rows import BadRow, Rejected, Row, Word, Words, seconds
 
 audio_dir = pytest.fixture(scope="module")(make_audio_dir)

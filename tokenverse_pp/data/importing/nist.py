@@ -1,23 +1,19 @@
-"""Formats of speech toolkits: NIST's CTM, STM and RTTM, and Kaldi data folders.
+"""NIST's formats: CTM, STM and RTTM.
 
 - CTM: ``recording channel start duration word [confidence [type [speaker]]]``, one word per line.
 - STM: ``recording channel speaker start end [<label>] text``, one turn per line.
 - RTTM: speaker turns, and words where the file has them.
-- Kaldi: wav.scp, and segments, text, utt2spk, utt2lang where they exist.
 
-lhotse reads these formats too, but CTM only as alignments of existing turns
-(`SupervisionSet.with_alignment_from_ctm`), RTTM (`SupervisionSet.from_rttm`) without line numbers or a list of what it
-leaves out, and Kaldi (`lhotse.kaldi.load_kaldi_data_dir`) by running the pipes of wav.scp and dropping recordings that
-it cannot read. The tests compare with it.
+lhotse reads CTM only as alignments of existing turns (`SupervisionSet.with_alignment_from_ctm`) and RTTM
+(`SupervisionSet.from_rttm`) without line numbers or a list of what it leaves out. The tests compare with it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
-from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.importing.notation import OPTION, REFUSE, RESOLVE, read_word, read_words, split_label
 from tokenverse_pp.data.importing.rows import (
     BadRow,
@@ -263,101 +259,3 @@ def _rttm_word(word: Word, duration: str, subtype: str, cells: List[str], notati
 
 def _has_confidence(cells: List[str]) -> bool:
     return len(cells) < 9 or cells[8].upper() in (NOTHING, "NA") or number_of(cells[8]) is not None
-
-
-Table = Dict[str, Tuple[Place, str]]
-
-
-def read_kaldi(folder: Path) -> Iterator[RowOrRejected]:
-    """A row for each line of ``segments``, or of ``wav.scp`` where there are no segments.
-
-    A pipe in wav.scp goes through as it is: whether it may be run is decided where the audio is opened. Lines of
-    text, utt2spk and utt2lang that name no utterance are rejected. So is an utterance whose line of text holds its name
-    only: it has no words, and a cut of its recording lacks nothing without it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: expected a Kaldi data folder with wav.scp")
-    bad: List[Rejected] = []
-    audio = _table(folder / "wav.scp", bad, needed=True)
-    names = ("text", "utt2spk", "utt2lang")
-    text, speakers, languages = (_table(folder / name, bad) for name in names)
-    has_text = (folder / "text").is_file()
-    # An utterance that lacks its line for that is rejected by itself.
-    yield from (replace(item, harmless=True) for item in bad)
-    unread = any(item.place.file == str(folder / "text") for item in bad)
-    no_text = f"no line in {folder / 'text'}" + (" that can be read" if unread else "")
-    seen: Set[str] = set()
-    utterances = _segments(folder / "segments") if (folder / "segments").is_file() else _whole(audio)
-    for item in utterances:
-        if isinstance(item, Rejected):
-            yield item
-            continue
-        if item.id in seen:
-            yield Rejected(item.place, f"utterance {item.id!r} is there twice", item)
-            continue
-        seen.add(item.id)
-        if item.recording not in audio:
-            yield Rejected(item.place, f"recording {item.recording!r} is not in wav.scp", item)
-            continue
-        item.audio = audio[item.recording][1]
-        item.text = _get(text, item.id)
-        item.speaker, item.language = _get(speakers, item.id), _get(languages, item.id)
-        if item.id in text and item.text is None:
-            yield Rejected(text[item.id][0], f"utterance {item.id!r}: its text is empty", harmless=True)
-        else:
-            yield Rejected(item.place, no_text, item) if has_text and item.text is None else item
-    for table in (text, speakers, languages):
-        for key, (place, _) in table.items():
-            if key not in seen:
-                yield Rejected(place, f"there is no utterance {key!r}", harmless=True)
-
-
-def read_wav_scp(path: Path) -> Tuple[Dict[str, Union[Row, Rejected]], List[Rejected]]:
-    """The recordings of a wav.scp by name, and its lines that cannot be read or name a recording again."""
-    bad: List[Rejected] = []
-    table = _table(path, bad, needed=True)
-    rows: Dict[str, Union[Row, Rejected]] = {
-        name: Row(place, name, name, audio) for name, (place, audio) in table.items()
-    }
-    return rows, [replace(item, harmless=True) for item in bad]
-
-
-def _table(path: Path, bad: List[Rejected], needed: bool = False) -> Table:
-    table: Table = {}
-    if not needed and not path.is_file():
-        return table
-    for place, line in records_of(path):
-        if isinstance(line, Rejected):
-            bad.append(line)
-            continue
-        key, *rest = fields(line, maxsplit=1)
-        if key in table:
-            bad.append(Rejected(place, f"{key!r} is there twice"))
-        else:
-            table[key] = (place, rest[0] if rest else "")
-    return table
-
-
-def _get(table: Table, key: str) -> Optional[str]:
-    """What a table says of a name; None where it says nothing, or spaces of Unicode alone."""
-    return table[key][1] if key in table and table[key][1].strip() else None
-
-
-def _segments(path: Path) -> Iterator[RowOrRejected]:
-    for place, line in records_of(path, recording_at=1):
-        if isinstance(line, Rejected):
-            yield line
-            continue
-        try:
-            cells = fields(line)
-            expect(len(cells) == 4, "utterance recording start end", line)
-            # An end of -1 is the recording's (kaldi-asr.org, extract-segments).
-            end = None if number_of(cells[3]) == -1 else seconds(cells[3], "end")
-            yield Row(place, cells[0], cells[1], start=seconds(cells[2], "start"), end=end)
-        except BadRow as error:
-            yield rejected(place, error, line, recording_at=1)
-
-
-def _whole(audio: Table) -> Iterator[Row]:
-    for name, (place, _) in audio.items():
-        yield Row(place, name, name)

@@ -10,7 +10,8 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optio
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.importing.audio import AudioOut, decoded_name
 from tokenverse_pp.data.importing.fields import AS_IT_IS, FieldMap, fill, read_inline
-from tokenverse_pp.data.importing.nist import read_ctm, read_kaldi, read_rttm, read_stm, read_wav_scp
+from tokenverse_pp.data.importing.kaldi import read_kaldi, read_wav_scp
+from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
 from tokenverse_pp.data.importing.notation import REFUSE
 from tokenverse_pp.data.importing.rows import BadRow, Rejected, Row, RowOrRejected, Speakers, Word, Words
 from tokenverse_pp.data.importing.subtitles import read_subtitles
