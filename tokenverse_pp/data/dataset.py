@@ -151,8 +151,11 @@ class TransducerDataset(Dataset):
         }
 
     def target(self, cut: Cut, active: Sequence[str]) -> torch.Tensor:
-        """Token ids (U,) of a cut, holding only the active tasks' tokens; those of `keep` where they are the same."""
-        key, tasks, ids = vars(cut).get(TARGET, (None, (), ()))
+        """Token ids (U,) of a cut, holding only the active tasks' tokens; those of `keep` where they are the same.
+
+        What `keep` left with the cut is taken off: lhotse copies a cut with everything in its ``__dict__``.
+        """
+        key, tasks, ids = vars(cut).pop(TARGET, (None, (), ()))
         if (key, tasks) != (self.key, tuple(active)):
             ids = self.tokenizer.encode(self.target_text(cut, active))
         return torch.tensor(ids, dtype=torch.int64)
