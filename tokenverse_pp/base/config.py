@@ -10,6 +10,8 @@ from typing import Any, Dict, List, Literal, Optional, Union
 
 from tokenverse_pp.base.errors import UserError
 
+MOST_RANK = 4096  # of LoRA: no matrix of a speech encoder has a larger one
+
 
 @dataclass
 class EncoderConfig:
@@ -79,7 +81,7 @@ class EncoderConfig:
             raise UserError(f"encoder.stack: expected 1 or 2, got {self.stack}")
         if not -1 <= self.freeze_layers <= num_layers:
             raise UserError(f"encoder.freeze_layers: expected -1 to {num_layers}, got {self.freeze_layers}")
-        if self.lora_rank < 0 or (self.lora_rank and self.kind == "frozen"):
+        if not 0 <= self.lora_rank <= MOST_RANK or (self.lora_rank and self.kind == "frozen"):
             raise UserError(
                 f"encoder.lora_rank: expected 0 or, with kind finetune or split, a rank; got {self.lora_rank}"
             )
