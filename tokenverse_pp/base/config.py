@@ -1,7 +1,4 @@
-"""The options of an encoder.
-
-The sections of the configuration: typed dataclasses with their defaults.
-"""
+"""The configuration of a run: typed dataclasses with their defaults, one for each section of the YAML file."""
 
 from __future__ import annotations
 

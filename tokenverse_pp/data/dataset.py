@@ -16,7 +16,7 @@ from lhotse.augmentation import get_or_create_resampler
 from lhotse.cut import Cut, MixedCut, PaddingCut
 from torch.utils.data import Dataset
 
-from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.access import allow_sources, check_access, current_access
 from tokenverse_pp.data.audio.lhotse_backend import check_files, recording_files, undecodable, use_backend
@@ -26,7 +26,7 @@ from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.result import transcript_of
 from tokenverse_pp.tasks.transcript import is_task_token
 
-SAMPLING_RATE = 16000  # Hz
+SAMPLING_RATE = SAMPLE_RATE  # Hz
 FEATURES = "encoder_features"  # cut.custom key of the stored features at the seam
 NAMED = 5  # characters and cut ids that a message lists
 # cut.custom key: file of data.train and passes through it in this epoch before this one, where not both are 0
