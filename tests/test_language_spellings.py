@@ -31,7 +31,7 @@ from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.manifests import ManifestRow, row_bytes
 from tokenverse_pp.data.normalise import NORMALISERS
 from tokenverse_pp.data.tokenizer import train_tokenizer
-from tokenverse_pp.decoding.constraints import languages_written, tables_for
+from tokenverse_pp.decoding.constraints import constraints_for, languages_written
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.evaluation.report.utterance import utterance_of
 from tokenverse_pp.evaluation.scoring import score_hypotheses
@@ -181,10 +181,12 @@ def test_the_search(plain, code, tokenizers):
     options = TranscribeOptions(language=code).for_model(tasks).search
     assert options.languages == (code,) and languages_written(options, tasks) == [plain]
     assert default_options(None, code).languages == (code,)  # the ONNX runtime; its tables are these
-    forced, expected = (tables_for(tasks, tasks.names, tokenizer, languages, True) for languages in ([code], [plain]))
+    forced, expected = (
+        constraints_for(tasks, tasks.names, tokenizer, languages, True) for languages in ([code], [plain])
+    )
     assert (forced.weights == expected.weights).all() and (forced.following == expected.following).all()
     with pytest.raises(UserError, match=r"does not write \[DE\]"):
-        tables_for(tasks, tasks.names, tokenizer, ["de"], True)
+        constraints_for(tasks, tasks.names, tokenizer, ["de"], True)
 
 
 @every_spelling

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.constraints import constraints_for, tables_for
+from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
 from tokenverse_pp.onnx.search import Search
@@ -57,7 +57,7 @@ class Model:
         return self.joiner(torch.from_numpy(frames), torch.from_numpy(states)).numpy()
 
     def search(self, active, options):
-        tables = tables_for(TASKS, active, Vocabulary(), options.languages, options.force_language)
+        tables = constraints_for(TASKS, active, Vocabulary(), options.languages, options.force_language)
         return Search(self.predict, self.join, tables, self.context, options)
 
     def reference(self, frames, active, options):

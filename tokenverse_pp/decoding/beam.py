@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Rules
+from tokenverse_pp.decoding.constraint_table import BatchConstraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import Scorer
 
@@ -44,7 +44,7 @@ NEG_INF = -float("inf")
 
 
 def beam_search(
-    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]
+    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
     """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
     search = BeamSearch(scorer, lengths, BeamMemory.start(scorer, len(lengths), options.width, rules), rules)
@@ -66,7 +66,7 @@ class BeamMemory(NamedTuple):
     key: np.ndarray
 
     @classmethod
-    def start(cls, scorer: Scorer, utterances: int, beam: int, rules: Optional[Rules]) -> BeamMemory:
+    def start(cls, scorer: Scorer, utterances: int, beam: int, rules: Optional[BatchConstraints]) -> BeamMemory:
         """One hypothesis each, in which nothing is written."""
         shape = (utterances, beam)
         score, state = np.full(shape, NEG_INF), np.zeros(shape, dtype=np.int64)
@@ -128,7 +128,7 @@ class BeamSearch:
     ``memory`` is what the hypotheses remember: at first before the first frame, after `run` at each utterance's end.
     """
 
-    def __init__(self, scorer: Scorer, lengths: Sequence[int], memory: BeamMemory, rules: Optional[Rules]):
+    def __init__(self, scorer: Scorer, lengths: Sequence[int], memory: BeamMemory, rules: Optional[BatchConstraints]):
         self.scorer, self.lengths, self.memory, self.rules = scorer, lengths, memory, rules
         self.device, self.beam = scorer.frames.device, memory.score.shape[1]
         self.score, self.context, self.state, earning, self.key = memory

@@ -1,16 +1,17 @@
-"""Rules on what may be written next, as finite automata compiled into two NumPy tables.
+"""Constraints on what a search may write next, compiled into two NumPy arrays.
 
-A `Filter` is one rule: a start state, which symbols a state allows, and the state after a symbol. Filters compose:
-`compile_tables` walks the states that all of them reach together and writes down, for each, a row of log-weights (0 or
--inf) over the vocabulary and a row of next states. In the search a hypothesis then carries one integer, and applying
-every rule to a whole batch costs one table look-up a frame.
+A `Constraint` has a start state, says which symbols a state allows, and which state follows a symbol.
+`compile_constraints` walks the states that all constraints reach together and writes down, for each, a row of
+log-weights (0 or -inf) over the vocabulary and a row of next states. In the search a hypothesis carries one integer,
+and all constraints of a batch cost one look-up a frame.
 
-Nothing here needs torch: the search of `tokenverse_pp.runtime` works by the same tables.
+The weights are added *after* the softmax, and scores are not normalised again. So the log-probability of a hypothesis
+is that of the model, whatever is suppressed, and allowed hypotheses are ranked by the model's distribution conditioned
+on being allowed. Normalising at each frame would reward prefixes after which most of the probability is suppressed
+(label bias). The blank is always allowed, hence constraints never empty a beam.
 
-Rules that follow from tasks: what is barred, and what keeps the task tokens well-formed.
-
-They know tasks only through `Task.symbols` and `Task.ranks`, so a new task needs nothing here. Importing this needs no
-torch: `tokenverse_pp.runtime` decodes by the same rules.
+Constraints know tasks only through `Task.symbols` and `Task.ranks`, so a new task needs nothing here. Nothing here
+imports torch: `tokenverse_pp.runtime` decodes under the same constraints.
 """
 
 from __future__ import annotations
@@ -29,13 +30,37 @@ from tokenverse_pp.tasks.lid import language_token
 
 if TYPE_CHECKING:
     from tokenverse_pp.base.search_options import SearchOptions
-    from tokenverse_pp.decoding.automaton import Constraints
 
 NEG_INF = -float("inf")
+SPACE = "▁"  # SentencePiece's space sign; as a piece of its own it is no word
+UNKNOWN = "<unk>"
+Place = Tuple[int, int]  # rank, index of the task
+NOWHERE: Place = (-1, -1)
+AFTER_FRONT: Place = (RANK_FRONT, sys.maxsize)
 
 
-class Filter(ABC):
-    """One rule. A symbol is a special token's surface such as ``[SCD]``, or None for any ordinary piece."""
+@dataclass(frozen=True, eq=False)
+class Constraints:
+    """Compiled constraints: ``weights`` (S, V) float32, 0 or -inf; ``following`` (S, V) int64. State 0 is the start."""
+
+    weights: np.ndarray
+    following: np.ndarray
+
+    def after(self, tokens: Sequence[int], state: int = 0) -> Optional[int]:
+        """The state after vocabulary ids, or None if one of them is not allowed."""
+        for token in tokens:
+            if self.weights[state, token] == NEG_INF:
+                return None
+            state = int(self.following[state, token])
+        return state
+
+    def allows(self, tokens: Sequence[int]) -> bool:
+        """Whether a sequence of vocabulary ids is allowed."""
+        return self.after(tokens) is not None
+
+
+class Constraint(ABC):
+    """One constraint. A symbol is a special token's surface such as ``[SCD]``, or None for any ordinary piece."""
 
     start: Hashable = None
 
@@ -44,70 +69,42 @@ class Filter(ABC):
         """Whether ``symbol`` may come next."""
 
     def advance(self, state: Any, symbol: Optional[str]) -> Any:
-        """The state after ``symbol``, which may be barred by another rule only."""
+        """The state after ``symbol``, which this constraint allows."""
         return state
 
 
-@dataclass(frozen=True)
-class RuleTables:
-    """Compiled rules: ``weights`` (S, V) float32, 0 or -inf; ``following`` (S, V) int64. State 0 is the start."""
-
-    weights: np.ndarray
-    following: np.ndarray
-
-
-def compile_tables(
-    filters: Sequence[Filter], symbol_ids: Mapping[str, int], vocab_size: int, blank_id: int = 0
-) -> RuleTables:
-    """Compose filters.
+def compile_constraints(
+    each: Sequence[Constraint], symbol_ids: Mapping[str, int], vocab_size: int, blank_id: int = 0
+) -> Constraints:
+    """Compile constraints into one.
 
     Args:
-        filters: all must allow a symbol.
+        each: all must allow a symbol.
         symbol_ids: the special tokens and their ids; every other id but the blank is an ordinary piece.
         vocab_size: V, blank included.
         blank_id: always allowed, never changes a state.
     """
-    rows = _walk(filters, symbol_ids)
-    weights = np.zeros((len(rows), vocab_size), dtype=np.float32)
-    following = np.repeat(np.arange(len(rows), dtype=np.int64)[:, None], vocab_size, axis=1)
     special = set(symbol_ids.values())
-    ordinary = [i for i in range(vocab_size) if i != blank_id and i not in special]
-    for i, row in enumerate(rows):
-        for symbol, state_after in row.items():
-            ids = ordinary if symbol is None else [symbol_ids[symbol]]
-            if state_after is None:
-                weights[i, ids] = NEG_INF
-            else:
-                following[i, ids] = state_after
-    return RuleTables(weights, following)
-
-
-def _walk(filters: Sequence[Filter], symbols: Mapping[str, int]) -> List[Dict[Optional[str], Optional[int]]]:
-    """For each state that can be reached, the number of the state after each symbol, None where it is barred."""
-    start = tuple(f.start for f in filters)
+    ids: Dict[Optional[str], List[int]] = {symbol: [i] for symbol, i in symbol_ids.items()}
+    ids[None] = [i for i in range(vocab_size) if i != blank_id and i not in special]
+    start = tuple(one.start for one in each)
     number: Dict[Tuple[Hashable, ...], int] = {start: 0}
     pending = [start]
-    rows: List[Dict[Optional[str], Optional[int]]] = []
-    while pending:
-        state = pending.pop(0)
-        row: Dict[Optional[str], Optional[int]] = {}
-        for symbol in (None, *symbols):
-            row[symbol] = None
-            if all(f.allows(s, symbol) for f, s in zip(filters, state)):
-                after = tuple(f.advance(s, symbol) for f, s in zip(filters, state))
-                if after not in number:
-                    number[after] = len(number)
-                    pending.append(after)
-                row[symbol] = number[after]
-        rows.append(row)
-    return rows
-
-
-SPACE = "▁"  # SentencePiece's space sign; as a piece of its own it is no word
-UNKNOWN = "<unk>"
-Place = Tuple[int, int]  # rank, index of the task
-NOWHERE: Place = (-1, -1)
-AFTER_FRONT: Place = (RANK_FRONT, sys.maxsize)
+    weights: List[np.ndarray] = []
+    following: List[np.ndarray] = []
+    for state in pending:
+        weights.append(np.zeros(vocab_size, dtype=np.float32))
+        following.append(np.full(vocab_size, number[state], dtype=np.int64))
+        for symbol in (None, *symbol_ids):
+            if not all(one.allows(s, symbol) for one, s in zip(each, state)):
+                weights[-1][ids[symbol]] = NEG_INF
+                continue
+            after = tuple(one.advance(s, symbol) for one, s in zip(each, state))
+            if after not in number:
+                number[after] = len(number)
+                pending.append(after)
+            following[-1][ids[symbol]] = number[after]
+    return Constraints(np.stack(weights), np.stack(following))
 
 
 class PieceVocabulary(Protocol):
@@ -124,18 +121,18 @@ class PieceVocabulary(Protocol):
         """The piece of each id."""
 
 
-class Bar(Filter):
+class Suppress(Constraint):
     """These symbols are never written."""
 
     def __init__(self, symbols: Collection[str]):
         self.symbols = frozenset(symbols)
 
     def allows(self, state: None, symbol: Optional[str]) -> bool:
-        """All but the barred ones."""
+        """All but the suppressed ones."""
         return symbol not in self.symbols
 
 
-class StartsWith(Filter):
+class StartsWith(Constraint):
     """The first symbol written is one of these."""
 
     start = False
@@ -152,7 +149,7 @@ class StartsWith(Filter):
         return True
 
 
-class InOrder(Filter):
+class InOrder(Constraint):
     """Task tokens between two words stand in the order in which `TaskSet.render` writes them, each kind once.
 
     Hence none comes twice in a row; a front token comes first of all and once; and closing tokens, endpoints and
@@ -179,7 +176,7 @@ class InOrder(Filter):
         return place > last and (any_word or place[0] == RANK_OPEN)
 
     def advance(self, state: Tuple[bool, Place], symbol: Optional[str]) -> Tuple[bool, Place]:
-        """A piece starts anew, but for a lone space sign: that only ends the front."""
+        """A piece starts a new order; a lone space sign only ends the front."""
         if symbol is None:
             return True, NOWHERE
         if symbol == SPACE:
@@ -187,7 +184,7 @@ class InOrder(Filter):
         return state[0], self.places.get(symbol, state[1])
 
 
-class Spans(Filter):
+class Spans(Constraint):
     """A closing symbol only after an opening one; no span within a span of the same task."""
 
     start = False
@@ -212,23 +209,9 @@ def constraints_for(
     force_language: Optional[bool] = None,
     blank_id: int = 0,
 ) -> Constraints:
-    """`tables_for` of the same arguments, as the tensors that `search_frames` takes."""
-    from tokenverse_pp.decoding.automaton import Constraints  # needs torch
-
-    return Constraints.of(tables_for(tasks, active, tokenizer, languages, force_language, blank_id))
-
-
-def tables_for(
-    tasks: TaskSet,
-    active: Sequence[str],
-    tokenizer: PieceVocabulary,
-    languages: Optional[Sequence[str]] = None,
-    force_language: Optional[bool] = None,
-    blank_id: int = 0,
-) -> RuleTables:
     """What a model may write.
 
-    The symbols of inactive tasks and ``<unk>`` are barred; those of active tasks stand where `parse` keeps them,
+    The symbols of inactive tasks and ``<unk>`` are suppressed; those of active tasks stand where `parse` keeps them,
     as far as this can be said before the utterance ends: an ``[NE]`` still open at the end, and a ``[SCD]`` after
     the last word, can be written, and are dropped by `parse`.
 
@@ -249,22 +232,19 @@ def tables_for(
         if name not in tasks:
             raise UserError(f"task {name!r}: this model knows {', '.join(tasks.names)}")
     active_tasks = tasks.subset(active)
-    barred = [s for task in tasks.tasks if task.name not in active_tasks for s in task.symbols]
-    filters: List[Filter] = [Bar([UNKNOWN, *barred]), InOrder(_places(tasks))]
+    suppressed = [s for task in tasks.tasks if task.name not in active_tasks for s in task.symbols]
+    places = {symbol: (rank, i) for i, task in enumerate(tasks.tasks) for symbol, rank in task.ranks.items()}
+    each: List[Constraint] = [Suppress([UNKNOWN, *suppressed]), InOrder(places)]
     for task in active_tasks.tasks:
         opening = [s for s, rank in task.ranks.items() if rank == RANK_OPEN]
         closing = [s for s, rank in task.ranks.items() if rank == RANK_CLOSE]
         if opening and closing:
-            filters.append(Spans(opening, closing))
-    filters.extend(_language_filters(active_tasks, languages, force_language))
+            each.append(Spans(opening, closing))
+    each.extend(_language_constraints(active_tasks, languages, force_language))
     ids = {symbol: tokenizer.id_of(symbol) for symbol in tasks.symbols}
     pieces = tokenizer.pieces(range(tokenizer.vocab_size))
     ids.update((piece, i) for i, piece in enumerate(pieces) if piece in (SPACE, UNKNOWN))
-    return compile_tables(filters, ids, tokenizer.vocab_size, blank_id)
-
-
-def _places(tasks: TaskSet) -> Dict[str, Place]:
-    return {symbol: (rank, i) for i, task in enumerate(tasks.tasks) for symbol, rank in task.ranks.items()}
+    return compile_constraints(each, ids, tokenizer.vocab_size, blank_id)
 
 
 def languages_written(options: SearchOptions, tasks: Optional[TaskSet]) -> List[str]:
@@ -278,9 +258,9 @@ def languages_written(options: SearchOptions, tasks: Optional[TaskSet]) -> List[
     return list(dict.fromkeys(meant))
 
 
-def _language_filters(
+def _language_constraints(
     active: TaskSet, languages: Optional[Sequence[str]], force_language: Optional[bool]
-) -> List[Filter]:
+) -> List[Constraint]:
     if "lid" not in active:
         if languages is not None:
             raise UserError("search option 'languages': the task 'lid' is not active, so no language is written")
@@ -294,7 +274,7 @@ def _language_filters(
             f"search option 'languages': this model does not write {', '.join(unknown)} but {', '.join(known)}"
         )
     allowed = tuple(dict.fromkeys(language_token(code) for found in meant.values() for code in found))
-    filters: List[Filter] = [Bar([symbol for symbol in known if symbol not in allowed])]
+    each: List[Constraint] = [Suppress([symbol for symbol in known if symbol not in allowed])]
     if force_language is None or force_language:
-        filters.append(StartsWith(allowed))
-    return filters
+        each.append(StartsWith(allowed))
+    return each

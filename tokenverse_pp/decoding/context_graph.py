@@ -1,25 +1,24 @@
-"""Rows of a table over the vocabulary that is too large to hold, made when a search meets their state.
-
-What a hypothesis earns beside its log-probability: for phrases that the user expects, and for its length.
+"""Shallow fusion: what hypotheses earn beside the model's log-probability. Here, for hotwords and for their length.
 
 Phrases are found by an Aho-Corasick automaton (1975) over SentencePiece tokens, as by icefall's ``ContextGraph``: a
 trie in which each node knows its longest proper suffix that is a prefix of a phrase too. While a phrase is being
-written each of its tokens earns the phrase's bonus at once, so that it survives pruning. What was earned is kept when
-the phrase stands there *as whole words* (the next piece starts a word, or the hypothesis ends: "art" earns nothing in
-"artist"), and is given back when it breaks off. So once a hypothesis is finished, its bonus depends on its text alone:
+written each of its tokens earns the phrase's bonus at once, so that it survives pruning. The bonus is kept when the
+phrase stands there *as whole words* (the next piece starts a word, or the hypothesis ends: "art" earns nothing in
+"artist"), and is taken back when the phrase breaks off. So the bonus of a finished hypothesis depends on its text
+alone:
 
     for each piece at which phrases start: the largest of their bonuses (tokens x bonus a token).
 
 Blanks and task tokens neither earn nor break anything: ``dr [NE] smith`` holds the phrase "dr smith".
 
-A dense table (states, vocabulary) would hold 25 million numbers for 10,000 phrases. Here a row of it is made when a
-search meets a state, from a row that all states share and the few tokens on which the state differs, and a bounded
-number of rows is kept.
+A dense table (states, vocabulary) would hold 25 million numbers for 10,000 phrases. Instead, the row of a state is made
+when a search asks for it, and a bounded number of rows is kept.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Callable, Dict, List, Protocol, Sequence, Tuple, Union
 
@@ -34,42 +33,109 @@ from tokenverse_pp.data.normalise import normalise
 from tokenverse_pp.tasks.transcript import is_task_token
 
 ROWS_KEPT = 4096
-
-
-class RowCache:
-    """At most `ROWS_KEPT` rows, on the device that asked last.
-
-    Args:
-        make: state -> row (V,), float32.
-        vocab_size: V.
-    """
-
-    def __init__(self, make: Callable[[int], Tensor], vocab_size: int):
-        self.make, self.vocab_size = make, vocab_size
-        self._row_of: Dict[int, int] = {}
-        self._rows = torch.empty(0, vocab_size)
-
-    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
-        """The rows of M states, (M, V) float32."""
-        if len(self._row_of) + len(states) > ROWS_KEPT or self._rows.device != device:
-            self._row_of.clear()
-            self._rows = torch.empty(0, self.vocab_size, device=device)
-        missing = [state for state in dict.fromkeys(states) if state not in self._row_of]
-        first, end = len(self._row_of), len(self._row_of) + len(missing)
-        if end > len(self._rows):
-            larger = self._rows.new_empty(max(end, min(2 * end, ROWS_KEPT)), self.vocab_size)
-            larger[:first] = self._rows[:first]
-            self._rows = larger
-        for row, state in enumerate(missing, start=first):
-            self._rows[row] = self.make(state).to(device)
-            self._row_of[state] = row
-        rows = torch.tensor([self._row_of[state] for state in states], dtype=torch.int64, device=device)
-        return self._rows.index_select(0, rows)
-
-
 SPACE = "▁"
 UNKNOWN = "<unk>"
 Phrase = Tuple[Sequence[int], float]
+
+
+class RowCache:
+    """A bounded table of rows that are made when they are first asked for, on the device that asked last.
+
+    Args:
+        make: numbers of M rows -> (M, width) float32.
+        width: of a row.
+        capacity: rows that are kept at most (when more are asked for at once, these).
+    """
+
+    def __init__(self, make: Callable[[Sequence[int]], Tensor], width: int, capacity: int):
+        self.make, self.width, self.capacity = make, width, capacity
+        self._row_of: Dict[int, int] = {}
+        self._rows = torch.empty(0, width)
+
+    def look_up(self, numbers: Sequence[int], device: torch.device) -> Tensor:
+        """M rows by their numbers, (M, width)."""
+        if len(self._row_of) + len(numbers) > self.capacity or self._rows.device != device:
+            self._row_of.clear()  # what is still needed is made again
+            if self._rows.device != device:
+                self._rows = torch.empty(0, self.width, device=device)
+        missing = [number for number in dict.fromkeys(numbers) if number not in self._row_of]
+        if missing:
+            first, end = len(self._row_of), len(self._row_of) + len(missing)
+            if end > len(self._rows):
+                larger = self._rows.new_empty(max(end, min(max(2 * end, 64), self.capacity)), self.width)
+                larger[:first] = self._rows[:first]
+                self._rows = larger
+            self._rows[first:end] = self.make(missing)
+            self._row_of.update(zip(missing, range(first, end)))
+        rows = torch.tensor([self._row_of[number] for number in numbers], dtype=torch.int64, device=device)
+        return self._rows.index_select(0, rows)
+
+
+class FusionScorer(ABC):
+    """An automaton over tokens that adds scores, in nats. States are integers, 0 the start.
+
+    Attributes:
+        states: how many states there are.
+    """
+
+    states: int
+
+    @abstractmethod
+    def advance(self, state: int, token: int) -> int:
+        """The state after a token; a blank leaves it as it is."""
+
+    @abstractmethod
+    def gain(self, state: int, token: int) -> float:
+        """What a token earns in a state, 0 for a blank; negative when more is taken back."""
+
+    @abstractmethod
+    def at_end(self, state: int) -> float:
+        """What a hypothesis that ends in a state earns by ending."""
+
+    @abstractmethod
+    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
+        """`gain` of every token in M states: (M, V) float32."""
+
+    def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
+        """What each token of a hypothesis earned when it was written, and what the finished hypothesis keeps."""
+        gains, state = [], 0
+        for token in tokens:
+            gains.append(self.gain(state, token))
+            state = self.advance(state, token)
+        return gains, sum(gains) + self.at_end(state)
+
+
+class FusedScorers(FusionScorer):
+    """Two scorers at once: gains are added up."""
+
+    def __init__(self, one: FusionScorer, other: FusionScorer):
+        self.one, self.other = one, other
+        self.states = one.states * other.states
+
+    def advance(self, state: int, token: int) -> int:
+        """See `FusionScorer`."""
+        one, other = divmod(state, self.other.states)
+        return self.one.advance(one, token) * self.other.states + self.other.advance(other, token)
+
+    def gain(self, state: int, token: int) -> float:
+        """See `FusionScorer`."""
+        one, other = divmod(state, self.other.states)
+        return self.one.gain(one, token) + self.other.gain(other, token)
+
+    def at_end(self, state: int) -> float:
+        """See `FusionScorer`."""
+        one, other = divmod(state, self.other.states)
+        return self.one.at_end(one) + self.other.at_end(other)
+
+    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
+        """See `FusionScorer`."""
+        one, other = zip(*(divmod(state, self.other.states) for state in states))
+        return self.one.look_up(one, device) + self.other.look_up(other, device)
+
+    def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
+        """See `FusionScorer`."""
+        (gains, kept), (more, kept_too) = self.one.walk(tokens), self.other.walk(tokens)
+        return [a + b for a, b in zip(gains, more)], kept + kept_too
 
 
 class SpellingVocabulary(Protocol):
@@ -86,8 +152,8 @@ class SpellingVocabulary(Protocol):
         """The piece of each id."""
 
 
-class ContextGraph:
-    """The automaton. States are integers, 0 the start; all bonuses are in nats.
+class ContextGraph(FusionScorer):
+    """The automaton of phrases, and the length bonus.
 
     Args:
         phrases: token ids of each, and the bonus of each of its tokens. While a prefix is written that phrases share,
@@ -98,32 +164,28 @@ class ContextGraph:
     """
 
     def __init__(self, phrases: Sequence[Phrase], pieces: Sequence[str], length_bonus: float = 0.0, blank_id: int = 0):
-        self.length_bonus, self.blank_id, self.vocab_size = length_bonus, blank_id, len(pieces)
+        self.length_bonus, self.blank_id = length_bonus, blank_id
         self.starts_word = [piece.startswith(SPACE) for piece in pieces]
         self.idle = [is_task_token(piece) for piece in pieces]  # tokens that leave the state as it is
         self.children: List[Dict[int, int]] = [{}]
         token_bonus, whole = self._plant(phrases)
-        self.suffix = [0] * len(self)
-        # Without what the length earns: what a hypothesis that ends in this state keeps of what it was given for it.
-        self.kept, self.given = [0.0] * len(self), [0.0] * len(self)
+        self.states = len(self.children)
+        self.suffix = [0] * self.states
+        # Without the length bonus: what was given on the way to a state, and what is kept if the hypothesis ends there.
+        self.kept, self.given = [0.0] * self.states, [0.0] * self.states
         self._link(token_bonus, whole)
-        self._rows = RowCache(self._row, self.vocab_size)
         self._starts_word, self._idle = torch.tensor(self.starts_word), torch.tensor(self.idle)
-        self._given_from_start = torch.zeros(self.vocab_size)
+        self._given_from_start = torch.zeros(len(pieces))
         for token, child in self.children[0].items():
             self._given_from_start[token] = self.given[child]
+        self._rows = RowCache(lambda states: torch.stack([self._row(i) for i in states]), len(pieces), ROWS_KEPT)
 
     def __len__(self) -> int:
         """The number of states."""
-        return len(self.children)
-
-    @property
-    def states(self) -> int:
-        """The number of states."""
-        return len(self.children)
+        return self.states
 
     def _plant(self, phrases: Sequence[Phrase]) -> Tuple[List[float], Dict[int, float]]:
-        """Build the trie. -> the bonus of each node's token, and of each phrase by the node at which it ends."""
+        """Build the trie -> the bonus of each node's token, and of each phrase by the node at which it ends."""
         token_bonus = [0.0]
         whole: Dict[int, float] = {}
         for tokens, bonus in phrases:
@@ -142,7 +204,7 @@ class ContextGraph:
         """Find suffixes, ``kept`` and ``given`` of all nodes, breadth first: a suffix is shorter, hence done."""
         # On the way to a node: what its tokens earned; how much of that is settled, since a phrase ended on it with a
         # word; and the most that is not, here or for a phrase that began later.
-        earned, settled, under_way = [0.0] * len(self), [0.0] * len(self), [0.0] * len(self)
+        earned, settled, under_way = ([0.0] * self.states for _ in range(3))
         queue = [0]
         for node in queue:
             for token, child in self.children[node].items():
@@ -162,11 +224,11 @@ class ContextGraph:
         return self.children[state].get(token, 0)
 
     def advance(self, state: int, token: int) -> int:
-        """The state after a token; a blank and a task token leave it as it is."""
+        """See `FusionScorer`; a task token leaves the state as it is too."""
         return state if token == self.blank_id or self.idle[token] else self._after(state, token)
 
     def gain(self, state: int, token: int) -> float:
-        """What a token earns in a state; negative when more is given back."""
+        """See `FusionScorer`."""
         if token == self.blank_id:
             return 0.0
         if self.idle[token]:
@@ -174,26 +236,23 @@ class ContextGraph:
         kept = self.kept[state] if self.starts_word[token] else 0.0
         return self.length_bonus + kept - self.given[state] + self.given[self._after(state, token)]
 
-    def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
-        """What each token of a hypothesis earned when it was written, and what the finished hypothesis keeps."""
-        gains, state = [], 0
-        for token in tokens:
-            gains.append(self.gain(state, token))
-            state = self.advance(state, token)
-        return gains, sum(gains) + self.at_end(state)
-
     def at_end(self, state: int) -> float:
-        """What is given back when a hypothesis ends in a state."""
+        """See `FusionScorer`."""
         return self.kept[state] - self.given[state]
 
     def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
-        """`gain` of every token in M states: (M, V) float32."""
+        """See `FusionScorer`."""
         return self._rows.look_up(states, device)
 
     def _row(self, state: int) -> Tensor:
         """`gain` of every token in one state, (V,)."""
+        suffixes = []
+        node = state
+        while node:
+            suffixes.append(node)
+            node = self.suffix[node]
         given = self._given_from_start.clone()  # in the state after each token
-        for node in reversed(self._suffixes(state)):
+        for node in reversed(suffixes):
             for token, child in self.children[node].items():
                 given[token] = self.given[child]
         row = given + self._starts_word.float() * self.kept[state] - self.given[state] + self.length_bonus
@@ -201,23 +260,15 @@ class ContextGraph:
         row[self.blank_id] = 0.0
         return row
 
-    def _suffixes(self, state: int) -> List[int]:
-        """The state and its suffixes, the longest first, without the start."""
-        found = []
-        while state:
-            found.append(state)
-            state = self.suffix[state]
-        return found
-
 
 def hotword_phrases(
     options: SearchOptions, tokenizer: SpellingVocabulary, languages: Sequence[str] = ()
 ) -> List[Phrase]:
     """The phrases of the options as tokens, each with the bonus of one of its tokens.
 
-    A phrase is encoded as text is, at the start of a word. Where the vocabulary lacks a character of it, it is first
-    brought into the form of the training texts (`tokenverse_pp.data.normalise`: lower case, no punctuation), by
-    the rules of each language that may be written: where their forms differ, each of them is a phrase.
+    A phrase is encoded like text, at the start of a word. If the vocabulary lacks a character of it, it is first
+    normalised like the training texts (`tokenverse_pp.data.normalise`: lower case, no punctuation), by the rules of
+    each language that may be written; where these differ, each form is a phrase.
 
     Args:
         options: of the search.
@@ -247,7 +298,7 @@ def _encode(phrase: str, tokenizer: SpellingVocabulary, languages: Sequence[str]
 
 
 def read_hotwords(path: Union[str, Path]) -> Tuple[Union[str, Tuple[str, float]], ...]:
-    """Read phrases for `SearchOptions.hotwords`: one a line, ``phrase`` or ``phrase TAB bonus``; empty lines count not.
+    """Read phrases for `SearchOptions.hotwords`: a line is ``phrase`` or ``phrase TAB bonus``; empty lines are skipped.
 
     Raises:
         UserError: naming the line whose bonus is no number above 0.

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Rules
 from tokenverse_pp.decoding.beam import longer_keys, symbol_keys
+from tokenverse_pp.decoding.constraint_table import BatchConstraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import Scorer
 
@@ -30,7 +30,7 @@ NEG_INF = -float("inf")
 
 
 def full_beam_search(
-    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]
+    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
     """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
     trace = _Search(scorer, lengths, options, rules).run()
@@ -81,7 +81,9 @@ class _Trace:
 class _Search:
     """The frame loop."""
 
-    def __init__(self, scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]):
+    def __init__(
+        self, scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[BatchConstraints]
+    ):
         self.scorer, self.lengths, self.rules = scorer, lengths, rules
         self.beam, self.most = options.beam, options.max_symbols
         self.device = scorer.frames.device

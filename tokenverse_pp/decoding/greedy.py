@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Rules
+from tokenverse_pp.decoding.constraint_table import BatchConstraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import Scorer
 
@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 256  # of the joiner: as many as a processor's cache holds
 
 
 def greedy_search(
-    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]
+    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
     """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
     search = GreedySearch(scorer, lengths, rules)
@@ -46,7 +46,7 @@ class GreedySearch:
     they are blanks and the rules' first states. A search that is to go on where another one ended takes over both.
     """
 
-    def __init__(self, scorer: Scorer, lengths: Sequence[int], rules: Optional[Rules]):
+    def __init__(self, scorer: Scorer, lengths: Sequence[int], rules: Optional[BatchConstraints]):
         self.scorer, self.rules, self.lengths = scorer, rules, np.asarray(lengths)
         shape, size = (len(lengths), lengths[0]), scorer.contexts.size
         self.tokens = np.full(shape, scorer.blank_id, dtype=np.int64)

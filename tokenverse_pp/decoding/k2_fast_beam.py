@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Rules
 from tokenverse_pp.decoding.beam import beam_search
+from tokenverse_pp.decoding.constraint_table import BatchConstraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import Scorer
 from tokenverse_pp.losses.entry import k2_problem, load_k2
@@ -29,7 +29,7 @@ NEG_INF = -math.inf
 
 
 def k2_fast_beam_search(
-    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]
+    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
     """Decode utterances that are ordered by length, the longest first (see `search_frames`).
 
@@ -62,18 +62,24 @@ def k2_fast_beam_search(
 
 
 def _modified(
-    scorer: Scorer, which: Sequence[int], lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]
+    scorer: Scorer,
+    which: Sequence[int],
+    lengths: Sequence[int],
+    options: SearchOptions,
+    rules: Optional[BatchConstraints],
 ) -> List[List[Hypothesis]]:
     """The modified beam search over some of the utterances."""
     index = torch.tensor(which, device=scorer.frames.device)
     part = copy.copy(scorer)
     part.frames = scorer.frames.index_select(1, index)
     if rules is not None:
-        rules = Rules(rules.weights, rules.following, rules.start.index_select(0, index))
+        rules = BatchConstraints(rules.weights, rules.following, rules.start.index_select(0, index))
     return beam_search(part, [lengths[i] for i in which], options, rules)
 
 
-def _lattices(k2: Any, scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[Rules]) -> Any:
+def _lattices(
+    k2: Any, scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[BatchConstraints]
+) -> Any:
     """Run the streams; -> an FsaVec of lattices, in which each path goes through all frames and may go on."""
     size, base = scorer.contexts.size, scorer.vocab_size
     config = k2.RnntDecodingConfig(
@@ -110,7 +116,7 @@ def _lattices(k2: Any, scorer: Scorer, lengths: Sequence[int], options: SearchOp
 class _Barred:
     """For an utterance and the tokens last written: log-weights of what no state of the rules allows there."""
 
-    def __init__(self, rules: Rules, vocab_size: int, blank_id: int):
+    def __init__(self, rules: BatchConstraints, vocab_size: int, blank_id: int):
         self.weights, self.blank_id = rules.weights, blank_id
         self.following = rules.following.view(-1, vocab_size)
         self.start = rules.start.flatten().tolist()
@@ -162,7 +168,7 @@ def _walk(
     arcs: Iterable[Tuple[Sequence[int], float]],
     length: int,
     scorer: Scorer,
-    rules: Optional[Rules],
+    rules: Optional[BatchConstraints],
     start: _Path,
     options: SearchOptions,
 ) -> List[Hypothesis]:
@@ -190,7 +196,7 @@ def _walk(
 
 
 def _written(
-    path: _Path, token: int, score: float, frame: int, scorer: Scorer, rules: Optional[Rules]
+    path: _Path, token: int, score: float, frame: int, scorer: Scorer, rules: Optional[BatchConstraints]
 ) -> Optional[_Path]:
     """A path with one more token, or None where the rules bar it."""
     rule, earning = path.rule, path.earning

@@ -1,27 +1,28 @@
-"""Shallow fusion: a language model that was never heard speaking adds its log-probabilities to the search.
+"""Shallow fusion with an external language model, trained on text alone.
 
-The transducer knows the words of its training texts only; written text, or a mere list of words and how frequent they
-are, knows more. While a hypothesis is written each of its tokens earns ``lm_scale x log P(token | tokens before) +
-lm_bonus``, and its end ``lm_scale x log P(end)``. Task tokens and blanks neither earn nor are part of the history.
-``lm_bonus`` is the counterweight to what all tokens lose: without it hypotheses become too short. It is not
-``length_bonus``, which task tokens earn too and which would make too many of them.
+The transducer knows only the words of its training texts. A model of written text, or a list of words with their
+frequencies, knows more. Each token of a hypothesis earns ``lm_scale x log P(token | tokens before) + lm_bonus``, and
+its end ``lm_scale x log P(end)``. Task tokens and blanks neither earn nor are part of the history. ``lm_bonus`` makes
+up for what every token loses: without it hypotheses become too short. (``length_bonus`` would not do: task tokens earn
+it too, and there would be too many of them.)
 
-Two kinds of models, told apart by their files:
+The file name says which of two kinds a model is:
 
-- **words** (``.tsv``, ``.tsv.gz``; `word_list`): each word is a sentence of its own. Where the next piece begins a
-  word, the one before it ends: ``log P(</s> | its pieces) + log P(piece | <s>)``.
-- **text** (``.arpa``, ``.arpa.gz``; `arpa`): n-grams over the pieces of running text.
+- **words** (``.tsv``, ``.tsv.gz``; `ngrams_of_words`): each word is a sentence of its own. Where the next piece begins
+  a word, the one before it ends: ``log P(</s> | its pieces) + log P(piece | <s>)``.
+- **text** (``.arpa``, ``.arpa.gz``; `read_arpa`): n-grams over the pieces of running text.
 
-One file serves all languages, or a folder has one for each: ``cs.tsv``, ``nl.arpa``; then the language token that a
-hypothesis writes first chooses. The names are codes in any spelling (``fr-FR.tsv``, ``FRA.tsv``; see
+One file serves all languages, or a folder has one for each: ``cs.tsv``, ``nl.arpa``. Then the first language token of a
+hypothesis chooses. The names are codes in any spelling (``fr-FR.tsv``, ``FRA.tsv``; see
 `tokenverse_pp.base.languages`), and choose the rules by which the words of a list are normalised.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -38,7 +39,14 @@ from tokenverse_pp.base.languages import (
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.normalise import normalise
 from tokenverse_pp.decoding.constraints import languages_written
-from tokenverse_pp.decoding.context_graph import SPACE, UNKNOWN, RowCache, SpellingVocabulary
+from tokenverse_pp.decoding.context_graph import (
+    ROWS_KEPT,
+    SPACE,
+    UNKNOWN,
+    FusionScorer,
+    RowCache,
+    SpellingVocabulary,
+)
 from tokenverse_pp.decoding.ngram import Ngrams, ngrams_of_words, read_arpa, read_words
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.lid import CODE, language_code, language_token
@@ -47,15 +55,15 @@ from tokenverse_pp.tasks.transcript import is_task_token
 WORDS, TEXT = (".tsv", ".tsv.gz"), (".arpa", ".arpa.gz")
 
 
-class LanguageModel:
-    """See `tokenverse_pp.decoding.scorer.FusionScorer`. State 0 is the start, in which no language may be known yet.
+class LanguageModel(FusionScorer):
+    """One n-gram model, or one for each language. State 0 is the start, where the language may not be known yet.
 
     Args:
-        models: by the language token that chooses them, or one by "" for whatever is spoken; whether the model is
-            one of words, beside it.
+        models: by the language token that chooses them, or one by "" for all languages; each with whether it is a model
+            of words.
         pieces: of the whole vocabulary.
         scale: of the log-probabilities.
-        bonus: for each token that a model judges.
+        bonus: for each token that a model scores.
         blank_id: the blank.
     """
 
@@ -74,15 +82,17 @@ class LanguageModel:
         # State 1 + first[i] + s is state s of model i.
         self.first = np.cumsum([0] + [model.states for model, _ in self.models]).tolist()
         self.states = 1 + self.first[-1]
-        self.entry = {list(pieces).index(token): self._at_start(i) for i, token in enumerate(models) if token}
-        self.start = self._at_start(0) if "" in models else 0
-        self._rows = RowCache(lambda state: torch.from_numpy(self._row(state)).float(), self.vocab_size)
-
-    def _at_start(self, number: int) -> int:
-        return 1 + self.first[number] + self.models[number][0].start
+        starts = [1 + first + model.start for first, (model, _) in zip(self.first, self.models)]
+        self.entry = {list(pieces).index(token): start for token, start in zip(models, starts) if token}
+        self.start = starts[0] if "" in models else 0
+        self._rows = RowCache(
+            lambda states: torch.from_numpy(np.stack([self._row(state) for state in states])).float(),
+            self.vocab_size,
+            ROWS_KEPT,
+        )
 
     def _of(self, state: int) -> Optional[Tuple[int, Ngrams, bool, int]]:
-        """The model's number, the model, whether it is one of words, its own state; None where no language is known."""
+        """The model's number, the model, whether it is one of words, its own state; None while no language is known."""
         state = state or self.start
         if state == 0:
             return None
@@ -90,7 +100,7 @@ class LanguageModel:
         return (number, *self.models[number], state - 1 - self.first[number])
 
     def advance(self, state: int, token: int) -> int:
-        """See `Earnings`."""
+        """See `FusionScorer`."""
         found = self._of(state)
         if self.idle[token]:
             return state if found is not None else self.entry.get(token, state)
@@ -102,28 +112,20 @@ class LanguageModel:
         return 1 + self.first[number] + model.advance(own, token)
 
     def gain(self, state: int, token: int) -> float:
-        """See `Earnings`."""
+        """See `FusionScorer`."""
         return float(self._row(state)[token])
 
-    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
-        """See `Earnings`."""
-        return self._rows.look_up(states, device)
-
     def at_end(self, state: int) -> float:
-        """See `Earnings`."""
+        """See `FusionScorer`."""
         found = self._of(state)
         if found is None:
             return 0.0
         _, model, words, own = found
         return 0.0 if words and own == model.start else self.scale * float(model.row(own)[model.end])
 
-    def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
-        """See `Earnings`."""
-        gains, state = [], 0
-        for token in tokens:
-            gains.append(self.gain(state, token))
-            state = self.advance(state, token)
-        return gains, sum(gains) + self.at_end(state)
+    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
+        """See `FusionScorer`."""
+        return self._rows.look_up(states, device)
 
     def _row(self, state: int) -> np.ndarray:
         """`gain` of every token in a state, (V,)."""
@@ -144,18 +146,26 @@ def language_model_for(
     """The model that ``options.lm`` names.
 
     Raises:
-        UserError: for files that are none, and for a folder that lacks a language that may be written: hypotheses in
-            it would lose nothing where all others do.
+        UserError: for files that are no language model, and for a folder that lacks a language that may be written:
+            hypotheses in it would lose nothing where all others do.
     """
     path = Path(options.lm or "")
     files = lm_files(path)
     pieces = tuple(tokenizer.pieces(range(tokenizer.vocab_size)))
     if path.is_dir():
         chosen = _files_of_languages(path, files, _languages(pieces, tasks))
-        _check_languages(path, set(chosen), options, tasks)
+        if tasks is not None and "lid" not in tasks:
+            raise UserError(
+                f"{path}: one of its language models is chosen by the task lid, which is not decoded; name a file"
+            )
+        missing = sorted(set(languages_written(options, tasks)) - set(chosen))
+        if missing:
+            raise UserError(f"{path}: has no language model for {', '.join(missing)}; add one, or choose the languages")
         used = {language_token(language): (files[code], code) for language, code in chosen.items()}
     else:
-        used = {"": (path, _only_language(options, tasks))}
+        # The words of a file for all are normalised by the rules of the only language that can be written.
+        groups = {language_group(code) for code in languages_written(options, tasks)}
+        used = {"": (path, (groups.pop() or "") if len(groups) == 1 else "")}
     encoder = _Encoder(tokenizer, pieces)
     models = {token: _read(str(file), file.stat().st_mtime_ns, code, encoder) for token, (file, code) in used.items()}
     return LanguageModel(models, pieces, options.lm_scale, options.lm_bonus)
@@ -216,36 +226,12 @@ def _files_of_languages(path: Path, files: Dict[str, Path], languages: Sequence[
     return chosen
 
 
-def _check_languages(path: Path, found: Set[str], options: SearchOptions, tasks: Optional[TaskSet]) -> None:
-    """See that there is a model for each language that may be written."""
-    if tasks is None:
-        return
-    if "lid" not in tasks:
-        raise UserError(
-            f"{path}: one of its language models is chosen by the task lid, which is not decoded; name a file"
-        )
-    missing = sorted(set(languages_written(options, tasks)) - found)
-    if missing:
-        raise UserError(f"{path}: has no language model for {', '.join(missing)}; add one, or choose the languages")
-
-
-def _only_language(options: SearchOptions, tasks: Optional[TaskSet]) -> str:
-    """The language by whose rules the words of a file for all are read: where no other can be written."""
-    groups = {language_group(code) for code in languages_written(options, tasks)}
-    return (groups.pop() or "") if len(groups) == 1 else ""
-
-
+@dataclass(frozen=True)
 class _Encoder:
-    """A tokenizer as a key of a cache: two with the same pieces are the same."""
+    """A tokenizer as a cache key: two with the same pieces are equal."""
 
-    def __init__(self, tokenizer: SpellingVocabulary, pieces: Tuple[str, ...]):
-        self.tokenizer, self.pieces = tokenizer, pieces
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Encoder) and self.pieces == other.pieces
-
-    def __hash__(self) -> int:
-        return hash(self.pieces)
+    tokenizer: SpellingVocabulary = field(compare=False)
+    pieces: Tuple[str, ...]
 
 
 @functools.lru_cache(maxsize=16)  # `search` asks anew for each batch

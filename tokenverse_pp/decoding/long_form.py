@@ -30,7 +30,7 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import NEG_INF, Constraints
+from tokenverse_pp.decoding.constraints import Constraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_FRONT, RANK_OPEN, TaskSet
@@ -198,7 +198,7 @@ class Merger:
         log_probs: List[float] = []
         state = 0
         for unit in self.units or self.language:
-            after = self._after(state, unit)
+            after = self.constraints.after(unit.tokens, state)
             if after is None:
                 continue
             state = after
@@ -206,14 +206,6 @@ class Merger:
             frames.extend(unit.frames)
             log_probs.extend(unit.log_probs)
         return tuple(tokens), tuple(frames), tuple(log_probs)
-
-    def _after(self, state: int, unit: Unit) -> Optional[int]:
-        """The state of the rules after a unit; None where it is barred."""
-        for token in unit.tokens:
-            if self.constraints.weights[state, token] == NEG_INF:
-                return None
-            state = int(self.constraints.following[state, token])
-        return state
 
 
 def _later(units: Sequence[Unit], frame: int) -> List[Unit]:

@@ -1,27 +1,21 @@
-r"""A back-off n-gram model over token ids, in a handful of arrays, and the states that a hypothesis walks through.
+r"""Back-off n-gram models over token ids: the model, how it is read from ARPA files, how it is made from word lists.
 
-``log P(token | context)`` is the n-gram's own where the model holds it, else the context's back-off weight plus the
-same question to the context without its first token (Katz 1987; the rule of every ARPA file).
+``log P(token | context)`` is the n-gram's own where the model holds it, else the context's back-off weight plus
+``log P(token | context without its first token)`` (Katz 1987; the rule of every ARPA file).
 
-Reading n-gram models in ARPA's format, as SRILM, KenLM, IRSTLM and others write them.
+**ARPA files**, as SRILM, KenLM, IRSTLM and others write them, hold n-grams over the pieces of the tokenizer, separated
+by spaces (``▁the ▁c at``): the text is encoded before the model is trained. Log-probabilities are to the base 10.
+N-grams with pieces that the tokenizer lacks are left out; pieces of the tokenizer that the file lacks are as probable
+as the rarest one. A file must be complete: a section for each length, in order, with as many n-grams as the counts
+after ``\data\`` say, and ``\end\`` (even in a file without counts). Remarks may stand before ``\data\`` and after
+``\end\``.
 
-The n-grams are over the pieces of the tokenizer, separated by spaces (``▁the ▁c at``): the text is encoded before the
-model is trained. Log-probabilities are to the base 10 in the file. Pieces that the tokenizer lacks are left out with
-all their n-grams; pieces of the tokenizer that the file lacks are as probable as the rarest one.
-
-A file is read whole or not at all: a section for each length, in order, with as many n-grams as the counts after
-``\data\`` say, and ``\end\`` (a file without counts must have it as well). Remarks may stand before ``\data\`` and
-after ``\end\``.
-
-From a list of words with their frequencies to an n-gram model of how words are written in tokens.
-
-A frequency list needs neither running text nor the tokenizer of a model, can be had for a hundred languages, and is
-what a recogniser of few hours lacks most: it has heard too few words to know which strings of letters are words. Each
-word is a sentence of its own, ``<s> pieces </s>``, so the model says how likely a piece is after the word's pieces so
-far, and how likely the word is over.
-
-Smoothing is Witten and Bell's (1991, interpolated): with c the count of an n-gram, C that of its context, and T the
-number of different tokens seen after it, ``P(token | context) = (c + T P(token | shorter context)) / (C + T)``.
+**Word lists** with frequencies need neither running text nor the tokenizer of a model, and exist for a hundred
+languages. A recogniser of few hours has heard too few words to know which strings of letters are words. Each word is a
+sentence of its own, ``<s> pieces </s>``, so the model says how likely a piece is after the word's pieces so far, and
+how likely the word is to end. Smoothing is Witten and Bell's (1991, interpolated): with c the count of an n-gram, C
+that of its context, and T the number of different tokens seen after it,
+``P(token | context) = (c + T P(token | shorter context)) / (C + T)``.
 """
 
 from __future__ import annotations
@@ -36,6 +30,15 @@ import numpy as np
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.lines import BLANKS, fields, number_of, stray_control, text_lines
+
+Gram = Tuple[int, ...]
+Grams = Dict[Gram, Tuple[float, float]]  # n-grams of one length with log-probability and back-off weight, in nats
+NEVER = -99.0  # what files write for log10(0)
+LN_10 = math.log(10)
+ORDER = 6  # eight scored no better than six on human_speech
+_COUNT = re.compile(r"ngram[ \t]+([0-9]{1,3})[ \t]*=[ \t]*([0-9]{1,18})")
+_WEIGHT = re.compile(r"-?[0-9]*\.[0-9]+")
+_SECTION = re.compile(r"\\([0-9]{1,3})-grams:")
 
 
 @dataclass(frozen=True)
@@ -120,14 +123,6 @@ class Ngrams:
         return row
 
 
-Gram = Tuple[int, ...]
-NEVER = -99.0  # what files write for log10(0)
-LN_10 = math.log(10)
-_COUNT = re.compile(r"ngram[ \t]+([0-9]{1,3})[ \t]*=[ \t]*([0-9]{1,18})")
-_WEIGHT = re.compile(r"-?[0-9]*\.[0-9]+")
-_SECTION = re.compile(r"\\([0-9]{1,3})-grams:")
-
-
 def read_arpa(path: Path, pieces: Sequence[str]) -> Ngrams:
     """Read a model over ``pieces``, the whole vocabulary in the order of its ids.
 
@@ -155,12 +150,12 @@ class _Arpa:
         self.path, self.ids, self.number = path, ids, 0
         self.weighted: Dict[int, Tuple[int, str]] = {}  # by length: the first line with a back-off weight
 
-    def read(self) -> List[Dict[Gram, Tuple[float, float]]]:
+    def read(self) -> List[Grams]:
         """The n-grams of each length with log-probability and back-off weight, in nats."""
         lines = self._lines()
         counts, first = self._counts(lines)
         line: Optional[str] = first
-        levels: List[Dict[Gram, Tuple[float, float]]] = []
+        levels: List[Grams] = []
         while line is not None and (_SECTION.fullmatch(line) or len(levels) < len(counts)):
             length = len(levels) + 1
             if line == f"\\{length}-grams:":
@@ -209,11 +204,9 @@ class _Arpa:
             self._expected("\\1-grams:", None)
         raise UserError(f"{self.path}: not an ARPA file: no line \\data\\ in its {self.number} lines")
 
-    def _section(
-        self, lines: Iterator[str], length: int, count: Optional[int]
-    ) -> Tuple[Dict[Gram, Tuple[float, float]], Optional[str]]:
+    def _section(self, lines: Iterator[str], length: int, count: Optional[int]) -> Tuple[Grams, Optional[str]]:
         """The n-grams of a section, and the line after it; None where the file ends."""
-        level: Dict[Gram, Tuple[float, float]] = {}
+        level: Grams = {}
         others: Set[str] = set()  # n-grams with pieces that are not ours
         read, after = 0, None
         for line in lines:
@@ -273,7 +266,7 @@ class _Arpa:
         raise UserError(f"{self.path}, line {max(self.number, 1)}: {reason}")
 
 
-def _ngrams(found: Sequence[Dict[Gram, Tuple[float, float]]], size: int) -> Ngrams:
+def _ngrams(found: Sequence[Grams], size: int) -> Ngrams:
     state: Dict[Gram, int] = {(): 0}
     levels: List[Level] = []
     before, last = 0, 1  # the states of the last level's first n-gram, and of this one's
@@ -291,17 +284,13 @@ def _ngrams(found: Sequence[Dict[Gram, Tuple[float, float]]], size: int) -> Ngra
     return Ngrams(levels, size)
 
 
-ORDER = 6
-Words = Dict[str, float]
-
-
-def read_words(path: Path) -> Words:
+def read_words(path: Path) -> Dict[str, float]:
     """Read ``word TAB frequency`` lines (any number above 0, as counts or per million words); ``.gz`` too.
 
     Raises:
         UserError: naming the line that is none.
     """
-    words: Words = {}
+    words: Dict[str, float] = {}
     for number, line in text_lines(path, "words"):
         word, _, count = (part.strip(BLANKS) for part in line.partition("\t"))
         if not word and not count:
@@ -321,7 +310,7 @@ def ngrams_of_words(words: Sequence[Tuple[Sequence[int], float]], vocab_size: in
     Args:
         words: ids of each word's tokens, and how often it occurs.
         vocab_size: V; the model's tokens are these, then ``<s>`` and ``</s>``.
-        order: n-grams have at most so many tokens. Eight scored no better than six on human_speech.
+        order: tokens of the longest n-grams.
     """
     size = vocab_size + 2
     lengths = np.array([len(tokens) + 2 for tokens, _ in words])

@@ -18,8 +18,7 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs
-from tokenverse_pp.decoding.automaton import Constraints
-from tokenverse_pp.decoding.constraints import constraints_for
+from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration, to_record
 from tokenverse_pp.decoding.long_form import Merger, check_windows, merge_windows
 from tokenverse_pp.decoding.scorer import bonus_for

@@ -1,12 +1,13 @@
-"""What a hypothesis earns beside the model's log-probability: hotwords, length, a language model; alone or together.
+"""Log-probabilities of the next symbol for all hypotheses of a batch at one frame, with as little work as possible.
 
-Log-probabilities of the next symbol for all hypotheses of a batch at one frame, with as little work as possible.
+They come from predictor and joiner; the score of a finished hypothesis adds what a `FusionScorer` gives it.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Dict, List, Optional, Protocol, Sequence, Tuple
+from contextlib import contextmanager
+from typing import Iterator, Optional, Sequence
 
 import numpy as np
 import torch
@@ -15,76 +16,27 @@ from torch import Tensor
 
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import languages_written
-from tokenverse_pp.decoding.context_graph import ContextGraph, SpellingVocabulary, hotword_phrases
+from tokenverse_pp.decoding.context_graph import (
+    ContextGraph,
+    FusedScorers,
+    FusionScorer,
+    RowCache,
+    SpellingVocabulary,
+    hotword_phrases,
+)
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.language_models import language_model_for
 from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
 from tokenverse_pp.tasks.base import TaskSet
 
-
-class FusionScorer(Protocol):
-    """An automaton over tokens that gives and takes nats. States are integers, 0 the start."""
-
-    @property
-    def states(self) -> int:
-        """States that there are."""
-
-    def advance(self, state: int, token: int) -> int:
-        """The state after a token; a blank leaves it as it is."""
-
-    def gain(self, state: int, token: int) -> float:
-        """What a token earns in a state, 0 for a blank."""
-
-    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
-        """`gain` of every token in M states: (M, V) float32."""
-
-    def at_end(self, state: int) -> float:
-        """What a hypothesis that ends in a state earns by ending."""
-
-    def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
-        """What each token of a hypothesis earned when it was written, and what the finished hypothesis keeps."""
-
-
-class Together:
-    """Two of them at once: gains are added up."""
-
-    def __init__(self, one: FusionScorer, other: FusionScorer):
-        self.one, self.other = one, other
-        self.states = one.states * other.states
-
-    def _parts(self, state: int) -> Tuple[int, int]:
-        return divmod(state, self.other.states)
-
-    def advance(self, state: int, token: int) -> int:
-        """See `FusionScorer`."""
-        one, other = self._parts(state)
-        return self.one.advance(one, token) * self.other.states + self.other.advance(other, token)
-
-    def gain(self, state: int, token: int) -> float:
-        """See `FusionScorer`."""
-        one, other = self._parts(state)
-        return self.one.gain(one, token) + self.other.gain(other, token)
-
-    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
-        """See `FusionScorer`."""
-        one, other = zip(*map(self._parts, states))
-        return self.one.look_up(one, device) + self.other.look_up(other, device)
-
-    def at_end(self, state: int) -> float:
-        """See `FusionScorer`."""
-        one, other = self._parts(state)
-        return self.one.at_end(one) + self.other.at_end(other)
-
-    def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
-        """See `FusionScorer`."""
-        (gains, kept), (more, kept_too) = self.one.walk(tokens), self.other.walk(tokens)
-        return [a + b for a, b in zip(gains, more)], kept + kept_too
+LARGEST_EXPONENT = 80.0  # of twice a joiner input: float32 holds exp(-80) to exp(80), and tanh is +-1 long before 40
+FEWEST_ROWS = 4096
 
 
 def bonus_for(
     options: SearchOptions, tokenizer: SpellingVocabulary, tasks: Optional[TaskSet] = None
 ) -> Optional[FusionScorer]:
-    """What the options ask for, or None.
+    """The scorer for the hotwords, length bonus and language model of the options, or None.
 
     Args:
         options: of the search.
@@ -102,12 +54,20 @@ def bonus_for(
     if options.lm is None:
         return bonus
     model = language_model_for(options, tokenizer, tasks)
-    return model if bonus is None else Together(bonus, model)
+    return model if bonus is None else FusedScorers(bonus, model)
 
 
-# Of twice a joiner input: float32 holds exp(-80) to exp(80), and tanh is +-1 long before 40.
-LARGEST_EXPONENT = 80.0
-FEWEST_ROWS = 4096
+def check_bonus(options: SearchOptions, bonus: Optional[FusionScorer]) -> None:
+    """See that a bonus is there where the options ask for one, and not otherwise (raises ValueError)."""
+    if options.earns != (bonus is not None):
+        raise ValueError("hotwords, length_bonus and lm go together with their `bonus_for(options, tokenizer)`")
+
+
+@contextmanager
+def inference(device: torch.device) -> Iterator[None]:
+    """Inference mode without autocast: the weights are cast once, to ``joiner_dtype``, and not again at each frame."""
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def project(joiner: Joiner, encoder_out: Tensor, options: SearchOptions) -> Tensor:
@@ -135,8 +95,6 @@ class PredictorTable:
             raise ValueError(f"a context of {self.size} tokens out of {self.base} does not fit 64 bits")
         self.modulus = self.base**self.size
         self.start = sum(predictor.blank_id * self.base**i for i in range(self.size))
-        self.capacity = 0
-        self.make_room(rows_at_once)
         self.weight, self.bias = ((2 * x.detach()).to(dtype) for x in joiner.predictor_proj.parameters())
         # The convolution of a context is a sum over its tokens: one table (V, D) for each place in the context, instead
         # of a grouped Conv1d on a few rows a frame, which is slow.
@@ -144,45 +102,32 @@ class PredictorTable:
         taps = predictor.conv.weight.unbind(-1)
         groups = predictor.conv.groups
         self.taps = [F.conv1d(embedding, tap.unsqueeze(-1), groups=groups)[0].t().contiguous() for tap in taps]
-        self.table = torch.empty(0, joiner.output.in_features, device=self.weight.device)
-        self.row_of: Dict[int, int] = {}
+        self.cache = RowCache(self._rows, joiner.output.in_features, FEWEST_ROWS)
+        self.make_room(rows_at_once)
 
     def make_room(self, rows_at_once: int) -> None:
         """Expect up to so many contexts at once."""
-        self.capacity = max(self.capacity, FEWEST_ROWS, 4 * rows_at_once)
+        self.cache.capacity = max(self.cache.capacity, 4 * rows_at_once)
 
     def look_up(self, contexts: Sequence[int]) -> Tensor:
         """M contexts -> (M, J) float32."""
-        if len(self.row_of) + len(contexts) > self.capacity:
-            self.row_of.clear()  # memory stays bounded; what is still needed is computed again
-        missing = [context for context in dict.fromkeys(contexts) if context not in self.row_of]
-        if missing:
-            self._add(missing)
-        rows = [self.row_of[context] for context in contexts]
-        return self.table.index_select(0, torch.tensor(rows, dtype=torch.int64, device=self.table.device))
+        return self.cache.look_up(contexts, self.weight.device)
 
-    def _add(self, contexts: List[int]) -> None:
-        first, end = len(self.row_of), len(self.row_of) + len(contexts)
-        if end > len(self.table):
-            larger = self.table.new_empty(min(self.capacity, max(2 * end, 256)), self.table.size(1))
-            larger[:first] = self.table[:first]
-            self.table = larger
+    def _rows(self, contexts: Sequence[int]) -> Tensor:
         tokens = [[context // self.base**i % self.base for context in contexts] for i in range(self.size)]
         state, *others = (
             tap.index_select(0, index)
-            for tap, index in zip(reversed(self.taps), torch.tensor(tokens, device=self.table.device))
+            for tap, index in zip(reversed(self.taps), torch.tensor(tokens, device=self.weight.device))
         )
         for other in others:
             state += other
-        double = F.linear(state.relu_().to(self.weight.dtype), self.weight, self.bias)
-        self.table[first:end] = bounded_exp(double)
-        self.row_of.update(zip(contexts, range(first, end)))
+        return bounded_exp(F.linear(state.relu_().to(self.weight.dtype), self.weight, self.bias))
 
 
 class Scorer:
     """The joiner over one batch.
 
-    ``logits = W tanh(a + b) + bias`` as `Joiner.forward`, rewritten so that a frame costs one product and one
+    ``logits = W tanh(a + b) + bias`` as in `Joiner.forward`, rewritten so that a frame costs one product and one
     reciprocal in place of a tanh: with r = 1 / (1 + exp(2a) exp(2b)), tanh(a + b) = 1 - 2r, hence
     ``logits = -2 W r + (bias + W 1)``. exp(2a) is computed once for all frames and exp(2b) once a context.
     """
@@ -235,10 +180,7 @@ class Scorer:
     def hypothesis(
         self, tokens: Sequence[int], frames: Sequence[int], log_probs: Sequence[float], log_prob: float
     ) -> Hypothesis:
-        """Put together what was found, with its score.
-
-        With `FusionScorer`, ``log_probs`` and ``log_prob`` hold what was given for the tokens, kept or not.
-        """
+        """A hypothesis with its score. ``log_probs`` and ``log_prob`` include what the bonus gave for tokens."""
         kept = 0.0
         if self.bonus is not None:
             gains, kept = self.bonus.walk(tokens)

@@ -9,13 +9,15 @@ from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Constraints, Rules
 from tokenverse_pp.decoding.beam import beam_search
+from tokenverse_pp.decoding.constraint_table import ConstraintTable
+from tokenverse_pp.decoding.constraints import Constraints
+from tokenverse_pp.decoding.context_graph import FusionScorer
 from tokenverse_pp.decoding.full_beam import full_beam_search
 from tokenverse_pp.decoding.greedy import greedy_search
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.k2_fast_beam import k2_fast_beam_search
-from tokenverse_pp.decoding.scorer import FusionScorer, Scorer, project
+from tokenverse_pp.decoding.scorer import Scorer, check_bonus, inference, project
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.transducer import Joiner, StatelessPredictor, Transducer
 
@@ -55,10 +57,8 @@ def search_frames(
         UserError: for an encoder output that holds NaN or infinity in its valid frames.
     """
     options = options or SearchOptions()
-    if options.earns != (bonus is not None):
-        raise ValueError("hotwords, length_bonus and lm go together with their `bonus_for(options, tokenizer)`")
-    # Autocast would cast the weights again at each frame; SearchOptions.joiner_dtype does it once.
-    with torch.inference_mode(), torch.autocast(encoder_out.device.type, enabled=False):
+    check_bonus(options, bonus)
+    with inference(encoder_out.device):
         return _search(predictor, joiner, encoder_out, lens, options, constraints, bonus)
 
 
@@ -82,8 +82,11 @@ def _search(
     ordered = [lengths[i] for i in order]
     _refuse_nan(frames, ordered, order)
     scorer = Scorer(predictor, joiner, frames, options, bonus)
-    rules = None if constraints is None else Rules.arrange(constraints, order, encoder_out.device)
-    found = METHODS[options.method](scorer, ordered, options, rules)
+    batch = None
+    if constraints is not None:
+        each = [constraints] * len(order) if isinstance(constraints, Constraints) else [constraints[i] for i in order]
+        batch = ConstraintTable(scorer.vocab_size, encoder_out.device).batch(each)
+    found = METHODS[options.method](scorer, ordered, options, batch)
     results: List[List[Hypothesis]] = [[] for _ in lengths]
     for i, hypotheses in zip(order, found):
         results[i] = hypotheses

@@ -17,7 +17,7 @@ import numpy as np
 from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.tokenizer import Tokenizer
-from tokenverse_pp.decoding.constraints import RuleTables, tables_for
+from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
 from tokenverse_pp.onnx.folder import (
     ENCODER,
@@ -140,15 +140,16 @@ class Exported:
                 self.log_mel = NumpyLogMel(filters, d.mel["n_fft"], d.mel["hop"])
             except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
                 raise UserError(f"{self.folder / MEL_FILTERS}: damaged: {' '.join(str(error).split())}") from None
-        self._tables: Dict[Tuple[object, ...], RuleTables] = {}
+        self._constraints: Dict[Tuple[object, ...], Constraints] = {}
 
     def start_search(self, tasks: Sequence[str], options: SearchOptions) -> Search:
         """The search of one utterance (raises UserError for a task or option that there is not)."""
         key = (tuple(tasks), options.languages, options.force_language)
-        if key not in self._tables:
-            rules = tables_for(self.tasks, tasks, self.tokenizer, options.languages, options.force_language)
-            self._tables[key] = rules
-        return Search(self.predictor, self.joiner, self._tables[key], self.description.context_size, options)
+        if key not in self._constraints:
+            self._constraints[key] = constraints_for(
+                self.tasks, tasks, self.tokenizer, options.languages, options.force_language
+            )
+        return Search(self.predictor, self.joiner, self._constraints[key], self.description.context_size, options)
 
     def mask(self, tasks: Sequence[str]) -> np.ndarray:
         """The encoder's input for these tasks, (K + 1,) (raises UserError for what was not trained together)."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.constraints import RuleTables
+from tokenverse_pp.decoding.constraints import Constraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 
 Context = Tuple[int, ...]
@@ -23,7 +23,7 @@ BLOCK = 8  # frames that greedy search scores at once
 
 @dataclass(frozen=True)
 class Path:
-    """A hypothesis under way. ``context``: what the predictor sees; ``state``: of the rules (`RuleTables`)."""
+    """A hypothesis under way. ``context``: what the predictor sees; ``state``: of the constraints."""
 
     context: Context
     state: int = 0
@@ -39,7 +39,7 @@ class Search:
     Args:
         predict: contexts -> states (M, J).
         join: frames (M, J), states (M, J) -> logits (M, V).
-        tables: what may be written.
+        constraints: what may be written.
         context_size: tokens that the predictor sees.
         options: ``method`` greedy or beam.
         blank: its id.
@@ -52,13 +52,13 @@ class Search:
         self,
         predict: Predict,
         join: Join,
-        tables: RuleTables,
+        constraints: Constraints,
         context_size: int,
         options: SearchOptions,
         blank: int = 0,
     ):
         check_options(options)
-        self.predict, self.join, self.tables = predict, join, tables
+        self.predict, self.join, self.constraints = predict, join, constraints
         self.options, self.context_size, self.blank = options, context_size, blank
         self.paths = [Path((blank,) * context_size)]
         self.frame, self.settled = 0, 0
@@ -142,14 +142,14 @@ class Search:
             logits /= self.options.temperature
         logits -= logits.max(1, keepdims=True)
         logits -= np.log(np.exp(logits).sum(1, keepdims=True))
-        return logits + self.tables.weights[list(states)]
+        return logits + self.constraints.weights[list(states)]
 
     def _extend(self, path: Path, token: int, score: float, log_prob: float) -> Path:
         if token == self.blank:
             return Path(path.context, path.state, score, path.tokens, path.frames, path.log_probs)
         return Path(
             (*path.context[1:], token),
-            int(self.tables.following[path.state, token]),
+            int(self.constraints.following[path.state, token]),
             score,
             (*path.tokens, token),
             (*path.frames, self.frame),

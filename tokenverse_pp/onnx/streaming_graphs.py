@@ -18,7 +18,7 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
 from tokenverse_pp.decoding.streaming.fronts import WhisperFront
-from tokenverse_pp.decoding.streaming.state import ChunkPlace, Stage, State
+from tokenverse_pp.decoding.streaming.stages import ChunkPlace, Stage, State
 from tokenverse_pp.models.encoders.whisper import WhisperBackbone
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.onnx.folder import ENCODER, FIRST, Description

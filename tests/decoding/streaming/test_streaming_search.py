@@ -6,6 +6,7 @@ import math
 import random
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,8 +15,7 @@ from scripts import ROOT, load_script
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Constraints
-from tokenverse_pp.decoding.constraints import constraints_for
+from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.context_graph import ContextGraph
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.decoding.streaming.search import StreamingSearch
@@ -132,7 +132,7 @@ def disagreeing(frames):
 def test_hypotheses_that_never_agree_do_not_let_memory_grow():
     model = disagreeing(600)
     (expected,) = search_frames(*model, SearchOptions(beam=2))[0]
-    rules = Constraints(torch.zeros(1, 4), torch.zeros(1, 4, dtype=torch.int64))  # anything goes
+    rules = Constraints(np.zeros((1, 4), dtype=np.float32), np.zeros((1, 4), dtype=np.int64))  # anything goes
     longest = {}
     for limit in (math.inf, 50):
         search = StreamingSearch(model.predictor, model.joiner, SearchOptions(beam=2), decide_after=limit)
@@ -198,11 +198,11 @@ def test_rules_follow_a_change_of_tasks(method, seed):
 def test_a_span_that_both_know_stays_open(first, then):
     search = StreamingSearch(*model_of(0, [1])[:2], SearchOptions("greedy"))
     old, new = rules_of(*first), rules_of(*then)
-    old_first = search.book.add(old)
+    old_first = search.table.add(old)
     state = old_first
     for surface in ("▁a", "[NE]", "▁b"):
-        state = int(search.book.following[state, VOCABULARY.id_of(surface)])
-    after = search.book.translate(state, old, new) - search.book.add(new)
+        state = int(search.table.following[state, VOCABULARY.id_of(surface)])
+    after = search.table.translate(state, old, new) - search.table.add(new)
     allowed = [new.weights[after, VOCABULARY.id_of(s)] == 0 for s in ("[NE]", "[/NE]", "▁a", "c")]
     assert allowed == [False, True, True, True]
 
@@ -210,11 +210,11 @@ def test_a_span_that_both_know_stays_open(first, then):
 def test_languages_when_lid_is_switched_on():
     search = StreamingSearch(*model_of(0, [1])[:2], SearchOptions("greedy"))
     old = rules_of("asr")
-    first = search.book.add(old)
-    state = int(search.book.following[first, VOCABULARY.id_of("▁a")])
+    first = search.table.add(old)
+    state = int(search.table.following[first, VOCABULARY.id_of("▁a")])
 
     def allowed(new):
-        after = search.book.translate(state, old, new) - search.book.add(new)
+        after = search.table.translate(state, old, new) - search.table.add(new)
         return [s for s in ("[FR]", "[NL]", "▁a", "c") if new.weights[after, VOCABULARY.id_of(s)] == 0]
 
     assert allowed(rules_of("lid")) == ["▁a", "c"]

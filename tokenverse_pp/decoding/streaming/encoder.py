@@ -1,20 +1,28 @@
-"""An encoder that hears its audio chunk by chunk, and gives what the masked full pass gives."""
+"""An encoder that takes audio chunk by chunk, with the same output as the masked full pass."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.decoding.streaming.context import Context, Stack
 from tokenverse_pp.decoding.streaming.fronts import Wav2Vec2Front, WhisperFront
-from tokenverse_pp.decoding.streaming.layers import Layers, Positions
-from tokenverse_pp.decoding.streaming.state import ChunkPlace, Stage, State, batch_states, split_state
-from tokenverse_pp.models.encoders.base import Backbone
+from tokenverse_pp.decoding.streaming.stages import (
+    ChunkPlace,
+    Context,
+    Layers,
+    Positions,
+    Stack,
+    Stage,
+    State,
+    Vectors,
+    batch_states,
+    split_state,
+)
 from tokenverse_pp.models.encoders.kinds import FinetuneEncoder, FrozenEncoder, SplitEncoder
 from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone
 from tokenverse_pp.models.encoders.whisper import WhisperBackbone
@@ -37,38 +45,23 @@ class StreamState:
     tensors: Dict[str, Tensor]
 
 
-class Vectors(Stage):
-    """Adds task vectors, (N, T, C) -> (N, T, C)."""
-
-    def __init__(self, vectors: Callable[[Tensor], Tensor]) -> None:
-        self.vectors = vectors
-
-    def start(self) -> State:
-        """Nothing to keep."""
-        return {}
-
-    def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
-        """See Stage."""
-        return x + self.vectors(place.active)[:, None, :]
-
-
 class StreamingEncoder:
     """Encodes any number of streams, each as if it were alone.
 
-    A frame comes with the chunk in which the last sample that it sees arrives. So its output sees nothing after the
-    chunk's end; the first chunk gives one frame less than ``chunk_frames``, and a stream's last chunk what is left.
-    Together they are those of `Transducer.encode` with the same options, to rounding. With a bounded left context a
-    stream may go on for ever at the same cost per chunk; with ``left_chunks=-1`` cache and cost grow with it.
+    A frame is output with the chunk that brings the last sample it depends on, so no output depends on samples after
+    the chunk's end. The first chunk gives one frame less than ``chunk_frames``, the last one what is left. All frames
+    together are those of `Transducer.encode` with the same options, to rounding. With a bounded left context the cost
+    of a chunk is constant; with ``left_chunks=-1`` cache and cost grow.
 
     Args:
         transducer: the model, in eval mode.
         options: the chunks.
 
     Attributes:
-        chunk_samples: samples that each step takes of a stream.
-        chunk_frames: output frames that a step gives, but for a stream's first and last.
+        chunk_samples: samples of a chunk.
+        chunk_frames: output frames of a chunk, except a stream's first and last.
         frame_shift: seconds from one output frame to the next.
-        lookahead_ms: how much after a chunk's end its output depends on.
+        lookahead_ms: how far past a chunk's end its output looks.
 
     Raises:
         UserError: options or an encoder that cannot be streamed.
@@ -125,27 +118,22 @@ class StreamingEncoder:
         outs: List[Tensor] = [torch.empty(0)] * len(chunks)
         following = list(states)
         for (size, first, ends), rows in groups.items():
-            audio = torch.stack([chunks[row] for row in rows]).to(self.device, torch.float32)
+            x = torch.stack([chunks[row] for row in rows]).to(self.device, torch.float32)
             place = ChunkPlace(first, ends, torch.stack([states[row].active for row in rows]))
-            out, parts = self._run(audio, [states[row].tensors for row in rows], place)
-            for row, frames, tensors in zip(rows, out, parts):
+            batch = batch_states([states[row].tensors for row in rows])
+            for stage in self.stages:
+                x = stage.step(x, batch, place)
+            parts = split_state(batch, len(rows))
+            if self.options.left_chunks < 0:
+                parts = [trim_windows(part) for part in parts]
+            for row, frames, tensors in zip(rows, x, parts):
                 outs[row] = frames
                 following[row] = StreamState(states[row].active, states[row].samples + size, tensors)
         return outs, following
 
-    def _run(self, x: Tensor, states: Sequence[State], place: ChunkPlace) -> Tuple[Tensor, List[State]]:
-        """Audio (N, S) of streams whose chunks have the same number of frames -> output (N, T, C), new states."""
-        state = batch_states(states)
-        for stage in self.stages:
-            x = stage.step(x, state, place)
-        parts = split_state(state, len(states))
-        if self.options.left_chunks < 0:
-            parts = [trim_windows(part) for part in parts]
-        return x, parts
-
 
 def trim_windows(state: State) -> State:
-    """Cut off what filled up the growing windows of younger streams in a batch."""
+    """Cut off the padding that younger streams in a batch got on their growing windows."""
     seam, stacked = int(state["positions.frames"]), int(state.get("context.frames", torch.zeros(())))
     trimmed = dict(state)
     for key, value in state.items():
@@ -162,36 +150,28 @@ def stages_of(transducer: Transducer, options: ChunkOptions) -> List[Stage]:
         UserError: an encoder that cannot be streamed.
     """
     encoder = transducer.encoder
-    grid = encoder.grid(options)
+    if not isinstance(encoder, (FinetuneEncoder, FrozenEncoder, SplitEncoder)):
+        raise UserError(f"streaming: {type(encoder).__name__} cannot be streamed")
+    backbone, grid, like = encoder.backbone, encoder.grid(options), next(transducer.parameters())
     before = [] if transducer.feature_vectors is None else [Vectors(transducer.feature_vectors)]
     after = [] if transducer.encoder_vectors is None else [Vectors(transducer.encoder_vectors)]
-    like = next(transducer.parameters())
+    front: Stage
+    if isinstance(backbone, WhisperBackbone):
+        front = WhisperFront(backbone, options)
+    elif isinstance(backbone, Wav2Vec2Backbone):
+        front = Wav2Vec2Front(backbone)
+    else:
+        raise UserError(f"streaming: {type(backbone).__name__} cannot be streamed")
     if isinstance(encoder, FinetuneEncoder):
-        backbone = encoder.backbone
         layers = Layers(backbone, (-1,), grid, normalise=False)
         stack = Stack(encoder.stack, backbone.hidden_size, like)
-        return [front_of(backbone, options), *before, Positions(backbone, grid), layers, stack, *after]
+        return [front, *before, Positions(backbone, grid), layers, stack, *after]
     if isinstance(encoder, FrozenEncoder):
-        lower = [Positions(encoder.backbone, grid), Layers(encoder.backbone, encoder.layers, grid), *before]
-    elif isinstance(encoder, SplitEncoder):
-        split = encoder.split_layer
-        lower = [
-            Positions(encoder.backbone, grid),
-            Layers(encoder.backbone, (split,), grid, normalise=False),
-            *before,
-            Layers(encoder.backbone, encoder.layers, grid, first=split),
-        ]
+        seam = [Layers(backbone, encoder.layers, grid), *before]
     else:
-        raise UserError(f"streaming: {type(encoder).__name__} cannot be streamed")
-    stack = Stack(encoder.stack, encoder.backbone.hidden_size * len(encoder.layers), like)
+        split = encoder.split_layer
+        lower = Layers(backbone, (split,), grid, normalise=False)
+        seam = [lower, *before, Layers(backbone, encoder.layers, grid, first=split)]
+    stack = Stack(encoder.stack, backbone.hidden_size * len(encoder.layers), like)
     context = Context(encoder.context, grid.stacked(encoder.stack))
-    return [front_of(encoder.backbone, options), *lower, stack, context, *after]
-
-
-def front_of(backbone: Backbone, options: ChunkOptions) -> Stage:
-    """What makes frames of audio (raises UserError for a family that cannot be streamed)."""
-    if isinstance(backbone, WhisperBackbone):
-        return WhisperFront(backbone, options)
-    if isinstance(backbone, Wav2Vec2Backbone):
-        return Wav2Vec2Front(backbone)
-    raise UserError(f"streaming: {type(backbone).__name__} cannot be streamed")
+    return [front, Positions(backbone, grid), *seam, stack, context, *after]

@@ -1,22 +1,19 @@
-"""What the two searches of streams have in common: tokens, and the interface of a search that is carried on.
+"""The events of a stream: words that may still change, words that may not, task tokens, the end.
 
-What a stream says while it is heard: words that may still change, words that may not, task tokens, the end.
-
-Tokens that become final one after the other -> words, each told once, as soon as it is whole; and what follows.
+Tokens become final one after the other. Each word is told once, as soon as it is complete. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
 import io
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Protocol, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from tokenverse_pp.decoding.hypothesis import Calibration, Hypothesis
 from tokenverse_pp.tasks.transcript import TimedWord, is_task_token, pieces_to_words
 
-if TYPE_CHECKING:
-    from tokenverse_pp.decoding.automaton import Rules
-    from tokenverse_pp.decoding.scorer import Scorer
+DIGITS = 6  # of seconds and confidences in JSON
+PARTIAL, FINAL, TOKEN, END = "partial", "final", "token", "end"
 
 
 class Token(NamedTuple):
@@ -25,48 +22,6 @@ class Token(NamedTuple):
     id: int
     frame: int
     log_prob: float
-
-
-class Ran(NamedTuple):
-    """What became of one stream.
-
-    memory: to go on with. settled: tokens that have become final. used: frames that were decoded; not all of them where
-    an endpoint came first, after which the search starts anew.
-    """
-
-    memory: Any
-    settled: List[Token]
-    used: int
-
-
-class Method(Protocol):
-    """A search that can be carried on. A memory is never changed, so a step that fails leaves a stream as it was."""
-
-    def start(self, scorer: Scorer, state: int) -> Any:
-        """The memory of a stream of which nothing is decoded; ``state`` is the first one of its rules."""
-
-    def run(
-        self, scorer: Scorer, lengths: Sequence[int], rules: Rules, memories: Sequence[Any], first: Sequence[int]
-    ) -> List[Ran]:
-        """Decode the scorer's frames.
-
-        Args:
-            scorer: over the frames (T, N, J) of N streams, the longest first.
-            lengths: of each, at least one frame.
-            rules: of all, with the first state of each.
-            memories: of each.
-            first: the number of each stream's first frame.
-        """
-
-    def open(self, memory: Any) -> List[Token]:
-        """The tokens of the best hypothesis behind those that are final."""
-
-    def translate(self, memory: Any, translation: Callable[[int], int]) -> Any:
-        """The memory with other states of the rules."""
-
-
-DIGITS = 6  # of seconds and confidences in JSON
-PARTIAL, FINAL, TOKEN, END = "partial", "final", "token", "end"
 
 
 @dataclass(frozen=True)

@@ -1,100 +1,41 @@
-"""The search's rules for streams that decode different tasks, and what becomes of a rule's state when tasks change.
+"""Greedy and beam search over encoder output that comes in chunks, for many streams as one batch.
 
-Greedy and beam search over encoder output that comes in chunks, for many streams as one batch.
+Chunk by chunk the result is that of the whole encoder output at once (`tokenverse_pp.decoding.search.search_frames`).
+The state of a stream holds all that the search needs of the past, and its size does not grow with the stream:
 
-The state of a stream says all that the search needs of what it has heard, and does not grow with it. Chunk by chunk the
-same comes out as from the whole encoder output at once (`tokenverse_pp.decoding.search.search_frames`).
+- What greedy search writes is final at once.
+- Of a beam's hypotheses, what all of them have in common is final, and only the tails in which they differ are kept.
+  Tails are a few words as a rule, but have no upper limit: where hypotheses have differed for too long, the best one
+  decides, and those that differ from it are dropped.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import NEG_INF, Constraints, Rules
-from tokenverse_pp.decoding.scorer import FusionScorer, Scorer, project
-from tokenverse_pp.decoding.streaming.events import Method, Ran, Token
-from tokenverse_pp.decoding.streaming.methods import BeamMethod, GreedyMethod
+from tokenverse_pp.decoding.beam import BeamMemory, BeamSearch, BeamTrace
+from tokenverse_pp.decoding.constraint_table import BatchConstraints, ConstraintTable
+from tokenverse_pp.decoding.constraints import NEG_INF, Constraints
+from tokenverse_pp.decoding.context_graph import FusionScorer
+from tokenverse_pp.decoding.greedy import GreedySearch
+from tokenverse_pp.decoding.scorer import Scorer, check_bonus, inference, project
+from tokenverse_pp.decoding.streaming.events import Token
 from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
-
-
-class RuleBook:
-    """Several `Constraints` in one table, so that streams with different ones are searched as one batch.
-
-    The state of a stream is a row of that table. Rows are only ever added behind the others, hence states stay valid.
-    """
-
-    def __init__(self, vocab_size: int, device: torch.device):
-        self.weights = torch.zeros(0, vocab_size, device=device)
-        self.following = torch.zeros(0, vocab_size, dtype=torch.int64, device=device)
-        self.known: List[Constraints] = []
-        self.first: Dict[int, int] = {}
-        self.translations: Dict[Tuple[int, int], List[int]] = {}
-
-    def add(self, constraints: Constraints) -> int:
-        """The first state of these constraints, which are added if they are not known."""
-        key = id(constraints)
-        if key not in self.first:
-            self.known.append(constraints)  # kept, so that no other object gets its id
-            self.first[key] = len(self.weights)
-            device, before = self.weights.device, len(self.weights)
-            self.weights = torch.cat([self.weights, constraints.weights.to(device)])
-            self.following = torch.cat([self.following, constraints.following.to(device) + before])
-        return self.first[key]
-
-    def rules(self, starts: List[int]) -> Rules:
-        """The table for a batch of streams with these first states."""
-        start = torch.tensor(starts, device=self.weights.device)[:, None]
-        return Rules(self.weights, self.following.flatten(), start)
-
-    def translate(self, state: int, old: Constraints, new: Constraints) -> int:
-        """The state of ``new`` that fits what was written under ``old``.
-
-        It is the state after the shortest text that leads to ``state``, without the symbols that ``new`` bars: so a
-        span that was open is given up with its task, and one that is known to both stays open.
-        """
-        key = (id(old), id(new))
-        first, other = self.add(old), self.add(new)
-        if key not in self.translations:
-            self.translations[key] = [_walk(new, text) for text in _shortest_texts(old)]
-        return other + self.translations[key][state - first]
-
-
-def _shortest_texts(constraints: Constraints) -> List[List[int]]:
-    """For each state a shortest sequence of symbols that leads to it, breadth first."""
-    texts: Dict[int, List[int]] = {0: []}
-    queue = [0]
-    for state in queue:
-        after = constraints.following[state]
-        for symbol in (constraints.weights[state] > NEG_INF).nonzero().flatten().tolist():
-            if int(after[symbol]) not in texts:
-                texts[int(after[symbol])] = [*texts[state], symbol]
-                queue.append(int(after[symbol]))
-    return [texts[state] for state in range(len(constraints.weights))]
-
-
-def _walk(constraints: Constraints, symbols: List[int]) -> int:
-    """The state after those of the symbols that are allowed."""
-    state = 0
-    for symbol in symbols:
-        if constraints.weights[state, symbol] > NEG_INF:
-            state = int(constraints.following[state, symbol])
-    return state
-
-
-METHODS = ("greedy", "beam")
 
 
 @dataclass(frozen=True)
 class SearchState:
-    """The search of one stream: what it remembers, its rules, and the frames that it has decoded."""
+    """The search of one stream: the memory of its method, its constraints, and how many frames it has decoded."""
 
     memory: Any
     constraints: Constraints
@@ -108,17 +49,28 @@ class Found(NamedTuple):
     open: List[Token]
 
 
+class Ran(NamedTuple):
+    """What a method made of the frames of one stream.
+
+    memory: to go on with. settled: tokens that have become final. used: frames that were decoded, up to an endpoint.
+    """
+
+    memory: Any
+    settled: List[Token]
+    used: int
+
+
 class StreamingSearch:
-    """The search of any number of streams. It holds nothing of them: their states are the caller's.
+    """The search of any number of streams. It keeps nothing of them: their states are the caller's.
 
     Args:
         predictor: the stateless predictor.
-        joiner: the joiner. The weights of both are taken over, and must not change afterwards.
+        joiner: the joiner. The weights of both are copied, and must not change afterwards.
         options: how to search: by ``greedy`` or ``beam``, for one hypothesis.
         bonus: for hotwords, length, a language model (`bonus_for`): where the options ask for one, and not otherwise.
-        decide_after: frames after which the best hypothesis decides what the others of a beam do not agree to.
-        endpoint: the token after which the search starts anew; None for none. As soon as the most probable hypothesis
-            has it, that one becomes final; predictor, rules and bonuses are then as at a stream's start.
+        decide_after: frames after which the best hypothesis of a beam decides what the others do not agree to.
+        endpoint: the token after which the search starts afresh; None for none. As soon as the most probable hypothesis
+            has it, that one becomes final; predictor, constraints and bonuses are then as at a stream's start.
 
     Raises:
         UserError: for options that streams cannot be searched with.
@@ -137,37 +89,33 @@ class StreamingSearch:
             raise UserError(f"search option 'method': streams are searched by {' or '.join(METHODS)}")
         if options.nbest > 1:
             raise UserError(f"search option 'nbest': a stream has one hypothesis, not {options.nbest}")
-        if options.earns != (bonus is not None):
-            raise ValueError("hotwords, length_bonus and lm go together with their `bonus_for(options, tokenizer)`")
+        check_bonus(options, bonus)
         self.joiner, self.options = joiner, options
-        device = joiner.output.weight.device
+        self.device = joiner.output.weight.device
+        self.table = ConstraintTable(joiner.output.out_features, self.device)
         with torch.inference_mode():
-            self.scorer = Scorer(
-                predictor, joiner, torch.zeros(0, 1, joiner.output.in_features).to(device), options, bonus
-            )
-        self.book = RuleBook(joiner.output.out_features, device)
-        self.method: Method = GreedyMethod(endpoint)
-        if options.method == "beam":
-            self.method = BeamMethod(options, bonus, predictor, decide_after, endpoint)
+            nothing = torch.zeros(0, 1, joiner.output.in_features).to(self.device)
+            self.scorer = Scorer(predictor, joiner, nothing, options, bonus)
+        self.method: Method = METHODS[options.method](self.scorer, decide_after, endpoint)
 
     def start(self, constraints: Constraints) -> SearchState:
-        """The state of a new stream that may write what ``constraints`` say."""
-        return SearchState(self.method.start(self.scorer, self.book.add(constraints)), constraints)
+        """The state of a new stream under these constraints."""
+        return SearchState(self.method.start(self.table.add(constraints)), constraints)
 
     def change(self, state: SearchState, constraints: Constraints) -> SearchState:
-        """The state under other constraints from here on (`RuleBook.translate`)."""
-        self.book.add(constraints)
+        """The state under other constraints from here on (`ConstraintTable.translate`)."""
+        self.table.add(constraints)
         memory = self.method.translate(
-            state.memory, lambda row: self.book.translate(row, state.constraints, constraints)
+            state.memory, lambda row: self.table.translate(row, state.constraints, constraints)
         )
         return replace(state, memory=memory, constraints=constraints)
 
     def open(self, state: SearchState) -> List[Token]:
-        """What the best hypothesis of a stream has behind all that is final."""
+        """Tokens of the best hypothesis of a stream behind all that are final."""
         return self.method.open(state.memory)
 
     def step(self, outs: Sequence[Tensor], states: Sequence[SearchState]) -> Tuple[List[Found], List[SearchState]]:
-        """Go on with a chunk of each stream.
+        """Search the next chunk of each stream.
 
         Args:
             outs: encoder output of each, (T_i, C); without NaN.
@@ -178,30 +126,267 @@ class StreamingSearch:
         """
         after = list(states)
         settled: List[List[Token]] = [[] for _ in outs]
-        # Autocast would cast the weights again at each frame; SearchOptions.joiner_dtype does it once.
-        with torch.inference_mode(), torch.autocast(self.book.weights.device.type, enabled=False):
+        with inference(self.device):
             projected = project(self.joiner, torch.cat(list(outs)), self.options).split([len(out) for out in outs])
             todo = {i: frames for i, frames in enumerate(projected) if len(frames)}
-            while todo:
-                rest = {}
-                for i, ran in zip(todo, self._run(todo, after)):
-                    settled[i].extend(ran.settled)
-                    after[i] = replace(after[i], memory=ran.memory, frames=after[i].frames + ran.used)
-                    if ran.used < len(todo[i]):
-                        rest[i] = todo[i][ran.used :]
-                todo = rest
+            while todo:  # once, and again for what follows an endpoint
+                order = sorted(todo, key=lambda i: -len(todo[i]))
+                ran = self.method.run(
+                    self.scorer.over(pad_sequence([todo[i] for i in order])),
+                    [len(todo[i]) for i in order],
+                    self.table.batch([after[i].constraints for i in order]),
+                    [after[i].memory for i in order],
+                    [after[i].frames for i in order],
+                )
+                for i, (memory, tokens, used) in zip(order, ran):
+                    settled[i].extend(tokens)
+                    after[i] = replace(after[i], memory=memory, frames=after[i].frames + used)
+                    todo[i] = todo[i][used:]
+                todo = {i: frames for i, frames in todo.items() if len(frames)}
         return [Found(tokens, self.open(state)) for tokens, state in zip(settled, after)], after
 
-    def _run(self, todo: Dict[int, Tensor], states: Sequence[SearchState]) -> List[Ran]:
-        """Decode frames (T_i, J) of some streams, up to their first endpoint; in the order of ``todo``."""
-        order = sorted(todo, key=lambda i: -len(todo[i]))
-        starts = [self.book.add(states[i].constraints) for i in order]
-        ran = self.method.run(
-            self.scorer.over(pad_sequence([todo[i] for i in order])),
-            [len(todo[i]) for i in order],
-            self.book.rules(starts),
-            [states[i].memory for i in order],
-            [states[i].frames for i in order],
-        )
-        found = dict(zip(order, ran))
-        return [found[i] for i in todo]
+
+class Method(ABC):
+    """A search that can be carried on. A memory is never changed, so a step that fails leaves a stream as it was.
+
+    Args:
+        scorer: of the search.
+        decide_after: see `StreamingSearch`.
+        endpoint: see `StreamingSearch`.
+    """
+
+    def __init__(self, scorer: Scorer, decide_after: float, endpoint: Optional[int]):
+        self.scorer, self.options, self.bonus = scorer, scorer.options, scorer.bonus
+        self.blank_id, self.context_size = scorer.blank_id, scorer.contexts.size
+        self.decide_after, self.endpoint = decide_after, endpoint
+
+    @abstractmethod
+    def start(self, state: int) -> Any:
+        """The memory of a stream of which nothing is decoded; ``state`` is the first one of its constraints."""
+
+    @abstractmethod
+    def run(
+        self,
+        scorer: Scorer,
+        lengths: Sequence[int],
+        constraints: BatchConstraints,
+        memories: Sequence[Any],
+        first: Sequence[int],
+    ) -> List[Ran]:
+        """Decode the scorer's frames.
+
+        Args:
+            scorer: over the frames (T, N, J) of N streams, the longest first.
+            lengths: of each, at least one frame.
+            constraints: of all, with the first state of each.
+            memories: of each.
+            first: the number of each stream's first frame.
+        """
+
+    @abstractmethod
+    def open(self, memory: Any) -> List[Token]:
+        """The tokens of the best hypothesis behind those that are final."""
+
+    @abstractmethod
+    def translate(self, memory: Any, translation: Callable[[int], int]) -> Any:
+        """The memory with other states of the constraints."""
+
+
+class GreedyMemory(NamedTuple):
+    """The tokens written last (context size,), and the state of the constraints."""
+
+    last: np.ndarray
+    state: int
+
+
+class GreedyMethod(Method):
+    """Greedy search."""
+
+    def start(self, state: int) -> GreedyMemory:
+        """See `Method`."""
+        return GreedyMemory(np.full(self.context_size, self.blank_id, dtype=np.int64), state)
+
+    def run(
+        self,
+        scorer: Scorer,
+        lengths: Sequence[int],
+        constraints: BatchConstraints,
+        memories: Sequence[GreedyMemory],
+        first: Sequence[int],
+    ) -> List[Ran]:
+        """See `Method`."""
+        search = GreedySearch(scorer, lengths, constraints)
+        search.last = np.stack([memory.last for memory in memories])
+        search.state = np.array([memory.state for memory in memories])
+        search.run()
+        starts = constraints.start.flatten().tolist()
+        done = []
+        for i, length in enumerate(lengths):
+            memory, used = GreedyMemory(search.last[i], int(search.state[i])), length
+            ends = np.flatnonzero(search.tokens[i, :length] == self.endpoint)
+            if len(ends):
+                memory, used = self.start(starts[i]), int(ends[0]) + 1
+            at = np.flatnonzero(search.tokens[i, :used] != self.blank_id)
+            columns = (search.tokens[i, at].tolist(), (at + first[i]).tolist(), search.log_probs[i, at].tolist())
+            done.append(Ran(memory, [Token(*token) for token in zip(*columns)], used))
+        return done
+
+    def open(self, memory: GreedyMemory) -> List[Token]:
+        """See `Method`."""
+        return []
+
+    def translate(self, memory: GreedyMemory, translation: Callable[[int], int]) -> GreedyMemory:
+        """See `Method`."""
+        return memory._replace(state=translation(memory.state))
+
+
+Tail = Tuple[Token, ...]  # of a hypothesis: what is not final
+
+
+class StreamBeam(NamedTuple):
+    """What beam search remembers of one stream.
+
+    rows: its hypotheses, (1, B) each. tails: of each slot. settled: how many tokens have become final.
+    """
+
+    rows: BeamMemory
+    tails: Tuple[Tail, ...]
+    settled: int
+
+    @property
+    def live(self) -> List[int]:
+        """The slots that hold a hypothesis."""
+        return np.flatnonzero(self.rows.score[0] > NEG_INF).tolist()
+
+
+class BeamMethod(Method):
+    """Modified beam search."""
+
+    def start(self, state: int) -> StreamBeam:
+        """See `Method`."""
+        rows = BeamMemory.start(self.scorer, 1, self.options.width, None)
+        return StreamBeam(rows._replace(state=rows.state + state), ((),) * self.options.width, 0)
+
+    def run(
+        self,
+        scorer: Scorer,
+        lengths: Sequence[int],
+        constraints: BatchConstraints,
+        memories: Sequence[StreamBeam],
+        first: Sequence[int],
+    ) -> List[Ran]:
+        """See `Method`."""
+        before = BeamMemory.join([memory.rows for memory in memories])
+        search = BeamSearch(scorer, lengths, before, constraints)
+        trace = search.run()
+        tokens, log_probs, origin = trace.follow(before.score, self.scorer.vocab_size)
+        ends = self._endpoints(trace, lengths, memories)
+        starts = constraints.start.flatten().tolist()
+        done = []
+        for i, (length, memory, end) in enumerate(zip(lengths, memories, ends)):
+            if end is not None:
+                # The tail of the most probable hypothesis at the endpoint.
+                cut = BeamTrace(*(x[: end + 1, i : i + 1] for x in (trace.index, trace.value, trace.score)))
+                best = int(trace.score[end, i].argmax())
+                written, values, slots = (
+                    x[..., 0, best] for x in cut.follow(memory.rows.score, self.scorer.vocab_size)
+                )
+                last = self._longer(memory, int(slots), written, values, first[i])
+                done.append(Ran(self.start(starts[i]), list(last), end + 1))
+                continue
+            rows = BeamMemory(*(x[i : i + 1] for x in search.memory))
+            tails = [
+                self._longer(memory, int(origin[i, k]), tokens[:length, i, k], log_probs[:length, i, k], first[i])
+                if rows.score[0, k] > NEG_INF
+                else ()
+                for k in range(self.options.width)
+            ]
+            after = StreamBeam(rows, tuple(tails), memory.settled)
+            done.append(self._settle(after, first[i] + length, length))
+        return done
+
+    def _endpoints(
+        self, trace: BeamTrace, lengths: Sequence[int], memories: Sequence[StreamBeam]
+    ) -> List[Optional[int]]:
+        """For each stream the first frame after which its most probable hypothesis has an endpoint."""
+        found: List[Optional[int]] = [None] * len(lengths)
+        if self.endpoint is None:
+            return found
+        has = np.array([[any(t.id == self.endpoint for t in tail) for tail in memory.tails] for memory in memories])
+        for t, (index, score) in enumerate(zip(trace.index, trace.score)):
+            parent, token = np.divmod(index, self.scorer.vocab_size)
+            has = np.take_along_axis(has, parent, 1) | (token == self.endpoint)
+            for i in np.flatnonzero(has[np.arange(len(has)), score.argmax(1)]).tolist():
+                if found[i] is None and t < lengths[i]:
+                    found[i] = t
+        return found
+
+    def _longer(
+        self, memory: StreamBeam, slot: int, tokens: np.ndarray, log_probs: np.ndarray, first_frame: int
+    ) -> Tail:
+        """The tail of a hypothesis that comes from a slot, with what it wrote in this chunk's frames, (T,) each."""
+        at = np.flatnonzero(tokens != self.blank_id)
+        values = log_probs[at].tolist()
+        if self.bonus is not None:
+            state = int(memory.rows.earning[0, slot])
+            for j, token in enumerate(tokens[at].tolist()):
+                values[j] -= self.bonus.gain(state, token)
+                state = self.bonus.advance(state, token)
+        written = zip(tokens[at].tolist(), (at + first_frame).tolist(), values)
+        return (*memory.tails[slot], *(Token(i, frame, min(value, 0.0)) for i, frame, value in written))
+
+    def _settle(self, memory: StreamBeam, now: int, used: int) -> Ran:
+        """Cut off what all hypotheses have in common, or have not agreed on for too long."""
+        settled: List[Token] = []
+        oldest = now - self.decide_after
+        while True:
+            live = memory.live
+            common = _common([memory.tails[k] for k in live])
+            settled.extend(memory.tails[live[0]][:common])
+            memory = memory._replace(
+                tails=tuple(tail[common:] for tail in memory.tails), settled=memory.settled + common
+            )
+            due = [(tail[0][:2] if tail and tail[0].frame < oldest else None) for tail in memory.tails]
+            if not any(due[k] for k in live):
+                return Ran(memory, settled, used)
+            dropped = [k for k in live if due[k] != due[self._best(memory)]]
+            score = memory.rows.score.copy()
+            score[0, dropped] = NEG_INF
+            memory = memory._replace(
+                rows=memory.rows._replace(score=score),
+                tails=tuple(() if k in dropped else tail for k, tail in enumerate(memory.tails)),
+            )
+
+    def _best(self, memory: StreamBeam) -> int:
+        """The slot of the hypothesis that would be the result if nothing followed."""
+
+        def rank(k: int) -> Tuple[float, List[int]]:
+            score, tail = float(memory.rows.score[0, k]), memory.tails[k]
+            if self.bonus is not None:
+                score += self.bonus.at_end(int(memory.rows.earning[0, k]))
+            scale = memory.settled + len(tail) + self.context_size if self.options.length_norm else 1
+            return -score / scale, [token.id for token in tail]
+
+        return min(memory.live, key=rank)
+
+    def open(self, memory: StreamBeam) -> List[Token]:
+        """See `Method`."""
+        return list(memory.tails[self._best(memory)])
+
+    def translate(self, memory: StreamBeam, translation: Callable[[int], int]) -> StreamBeam:
+        """See `Method`."""
+        state = np.array([[translation(int(s)) for s in memory.rows.state[0]]])
+        return memory._replace(rows=memory.rows._replace(state=state))
+
+
+def _common(tails: Sequence[Tail]) -> int:
+    """How many tokens the tails have in common from the start, written at the same frames."""
+    count = 0
+    for tokens in zip(*tails):
+        if any(token[:2] != tokens[0][:2] for token in tokens):
+            break
+        count += 1
+    return count
+
+
+METHODS = {"greedy": GreedyMethod, "beam": BeamMethod}

@@ -1,6 +1,7 @@
 import itertools
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +10,15 @@ from vocabulary import ALL, Vocabulary, is_well_formed, know
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Constraints, compile_filters
-from tokenverse_pp.decoding.constraints import Bar, InOrder, Spans, constraints_for
+from tokenverse_pp.decoding.constraint_table import ConstraintTable
+from tokenverse_pp.decoding.constraints import (
+    Constraints,
+    InOrder,
+    Spans,
+    Suppress,
+    compile_constraints,
+    constraints_for,
+)
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.tasks import TaskSet
 from tokenverse_pp.tasks.base import RANK_CHANGE, RANK_CLOSE, RANK_END, RANK_OPEN, PositionTask
@@ -106,9 +114,9 @@ def test_the_blank_is_always_allowed_and_changes_nothing():
 
 def test_composed_filters_allow_what_each_allows():
     ids = {"[X]": 2, "[NE]": 3, "[/NE]": 4}
-    parts = [Bar(["[X]"]), Spans(["[NE]"], ["[/NE]"]), InOrder({"[NE]": (RANK_OPEN, 0), "[/NE]": (RANK_CLOSE, 0)})]
-    alone = [compile_filters([part], ids, 5) for part in parts]
-    together = compile_filters(parts, ids, 5)
+    parts = [Suppress(["[X]"]), Spans(["[NE]"], ["[/NE]"]), InOrder({"[NE]": (RANK_OPEN, 0), "[/NE]": (RANK_CLOSE, 0)})]
+    alone = [compile_constraints([part], ids, 5) for part in parts]
+    together = compile_constraints(parts, ids, 5)
     for tokens in itertools.product(range(5), repeat=4):
         assert together.allows(tokens) == all(c.allows(tokens) for c in alone)
 
@@ -124,7 +132,9 @@ def test_each_utterance_can_have_its_own_constraints(tiny):
 
 def test_without_anything_to_bar_scores_are_unchanged(tiny):
     model = tiny(1)
-    assert search_frames(*model, SearchOptions(), compile_filters([], {}, 9)) == search_frames(*model, SearchOptions())
+    assert search_frames(*model, SearchOptions(), compile_constraints([], {}, 9)) == search_frames(
+        *model, SearchOptions()
+    )
 
 
 @settings(max_examples=80, deadline=None)
@@ -182,9 +192,9 @@ def test_a_new_task_needs_no_search_code():
     assert without.allows(vocabulary.ids("▁a")) and not without.allows(vocabulary.ids("▁a [HAHA]"))
 
 
-def test_join_numbers_states_one_after_the_other():
-    one = Constraints(torch.zeros(2, 3), torch.tensor([[0, 1, 1], [1, 0, 0]]))
-    two = Constraints(torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.int64))
-    joined, starts = Constraints.join([two, one, two, one])
-    assert starts == [0, 1, 0, 1]
-    assert joined.following.tolist() == [[0, 0, 0], [1, 2, 2], [2, 1, 1]]
+def test_a_table_numbers_states_one_after_the_other():
+    one = Constraints(np.zeros((2, 3), np.float32), np.array([[0, 1, 1], [1, 0, 0]]))
+    two = Constraints(np.zeros((1, 3), np.float32), np.zeros((1, 3), np.int64))
+    batch = ConstraintTable(3, torch.device("cpu")).batch([two, one, two, one])
+    assert batch.start.flatten().tolist() == [0, 1, 0, 1]
+    assert batch.following.view(-1, 3).tolist() == [[0, 0, 0], [1, 2, 2], [2, 1, 1]]

@@ -1,0 +1,88 @@
+"""The constraints of a batch of utterances or streams as one table on the device of the search."""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenverse_pp.decoding.constraints import NEG_INF, Constraints
+
+
+class BatchConstraints(NamedTuple):
+    """The constraints of a batch: log-weights (S, V), next states (S * V,), first state of each utterance (N, 1)."""
+
+    weights: Tensor
+    following: Tensor
+    start: Tensor
+
+
+class ConstraintTable:
+    """Several `Constraints` in one table, so that utterances with different ones are searched as one batch.
+
+    A state of the search is a row of the table. Rows are only ever appended, hence states of streams stay valid.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device):
+        self.weights = torch.zeros(0, vocab_size, device=device)
+        self.following = torch.zeros(0, vocab_size, dtype=torch.int64, device=device)
+        self.known: List[Constraints] = []  # kept, so that no other object gets the id of one of them
+        self.first: Dict[int, int] = {}
+        self.translations: Dict[Tuple[int, int], List[int]] = {}
+
+    def batch(self, each: Sequence[Constraints]) -> BatchConstraints:
+        """The table with the first state of each utterance's constraints; those not in the table yet are appended."""
+        added = [item for item in {id(item): item for item in each}.values() if id(item) not in self.first]
+        if added:
+            rows = np.cumsum([len(self.weights)] + [len(item.weights) for item in added]).tolist()
+            following = [item.following + row for item, row in zip(added, rows)]
+            self.known.extend(added)
+            self.first.update((id(item), row) for item, row in zip(added, rows))
+            device = self.weights.device
+            weights = torch.from_numpy(np.concatenate([item.weights for item in added]))
+            self.weights = torch.cat([self.weights, weights.to(device)])
+            self.following = torch.cat([self.following, torch.from_numpy(np.concatenate(following)).to(device)])
+        start = torch.tensor([self.first[id(item)] for item in each], device=self.weights.device)[:, None]
+        return BatchConstraints(self.weights, self.following.flatten(), start)
+
+    def add(self, constraints: Constraints) -> int:
+        """The first state of these constraints, which are appended if they are not in the table yet."""
+        if id(constraints) not in self.first:
+            self.batch([constraints])
+        return self.first[id(constraints)]
+
+    def translate(self, state: int, old: Constraints, new: Constraints) -> int:
+        """The state of ``new`` that fits what was written under ``old``.
+
+        It is the state after the shortest text that leads to ``state``, without the symbols that ``new`` suppresses. So
+        a span that was open is given up with its task, and one that is known to both stays open.
+        """
+        key = (id(old), id(new))
+        first, other = self.add(old), self.add(new)
+        if key not in self.translations:
+            self.translations[key] = [_state_after_allowed(new, text) for text in _shortest_texts(old)]
+        return other + self.translations[key][state - first]
+
+
+def _shortest_texts(constraints: Constraints) -> List[List[int]]:
+    """For each state a shortest sequence of symbols that leads to it, breadth first."""
+    texts: Dict[int, List[int]] = {0: []}
+    queue = [0]
+    for state in queue:
+        for symbol in np.flatnonzero(constraints.weights[state] > NEG_INF).tolist():
+            after = int(constraints.following[state, symbol])
+            if after not in texts:
+                texts[after] = [*texts[state], symbol]
+                queue.append(after)
+    return [texts[state] for state in range(len(constraints.weights))]
+
+
+def _state_after_allowed(constraints: Constraints, symbols: Sequence[int]) -> int:
+    """The state after those of the symbols that are allowed."""
+    state = 0
+    for symbol in symbols:
+        after = constraints.after([symbol], state)
+        state = state if after is None else after
+    return state

@@ -1,0 +1,413 @@
+"""The stages of a streaming encoder behind its front: positions, layers, task vectors, stacking, context network.
+
+A stage keeps its state by name: convolutions keep their last inputs, attentions the keys and values of what a chunk
+sees before itself, that is its left context and the attention sinks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenverse_pp.models.compat import scaled_dot_product_attention
+from tokenverse_pp.models.encoders.base import Backbone, convolve, score_bias, sides, stack_frames
+from tokenverse_pp.models.encoders.context import (
+    ContextNetwork,
+    Sinks,
+    attend_with_sinks,
+    joined_states,
+    rotary_angles,
+    rotate,
+    sink_shift,
+)
+from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone
+from tokenverse_pp.models.encoders.whisper import WhisperBackbone
+from tokenverse_pp.models.masks import ChunkGrid
+
+State = Dict[str, Tensor]
+
+
+class ChunkPlace(NamedTuple):
+    """Where the streams of a batch are; the same for all of them, but for the tasks."""
+
+    first: bool  # this is each stream's first chunk
+    last: bool  # and this its last
+    active: Tensor  # (N, K + 1)
+
+
+class Stage(ABC):
+    """One stage of the encoder, for batches of streams whose chunks have the same number of frames."""
+
+    @abstractmethod
+    def start(self) -> State:
+        """The state of one new stream."""
+
+    @abstractmethod
+    def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
+        """Take the next input of N streams (N, ..), and return the output that is ready.
+
+        ``state`` is that of the batch: the entries of `start` with N in front. The stage replaces its own entries.
+        """
+
+
+def batch_states(states: Sequence[State]) -> State:
+    """States of streams -> state of the batch; windows that grow are padded on the left (last but one axis)."""
+    if len(states) == 1:
+        return {key: tensor.unsqueeze(0) for key, tensor in states[0].items()}
+    batched = {}
+    for key, tensor in states[0].items():
+        tensors = [state[key] for state in states]
+        if any(t.shape != tensor.shape for t in tensors):
+            longest = max(t.shape[-2] for t in tensors)
+            tensors = [F.pad(t, (0, 0, longest - t.shape[-2], 0)) for t in tensors]
+        batched[key] = torch.stack(tensors)
+    return batched
+
+
+def split_state(state: State, count: int) -> List[State]:
+    """State of a batch -> states of its streams, which share no memory."""
+    if count == 1:
+        return [{key: tensor[0] for key, tensor in state.items()}]
+    return [{key: tensor[row].clone() for key, tensor in state.items()} for row in range(count)]
+
+
+def convolve_onwards(conv: nn.Conv1d, x: Tensor, state: State, key: str) -> Tensor:
+    """A convolution over frames (N, T, C) behind those kept in ``state[key]``, zeros being what comes after."""
+    history = torch.cat([state[key], x], dim=1)
+    left, right = sides(conv)
+    state[key] = history[:, history.shape[1] - left :]
+    return convolve(conv, F.pad(history.transpose(1, 2), (0, right))).transpose(1, 2)
+
+
+class Vectors(Stage):
+    """Adds task vectors, (N, T, C) -> (N, T, C)."""
+
+    def __init__(self, vectors: Callable[[Tensor], Tensor]) -> None:
+        self.vectors = vectors
+
+    def start(self) -> State:
+        """Nothing to keep."""
+        return {}
+
+    def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
+        """See Stage."""
+        return x + self.vectors(place.active)[:, None, :]
+
+
+class Stack(Stage):
+    """Frame stacking: (N, T, C) -> (N, T', stack * C); frames that wait for a neighbour are kept."""
+
+    def __init__(self, stack: int, dim: int, like: Tensor) -> None:
+        self.stack, self.dim, self.like = stack, dim, like
+
+    def start(self) -> State:
+        """See Stage."""
+        return {"stack.waiting": self.like.new_zeros(0, self.dim)}
+
+    def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
+        """See Stage; in the last chunk zeros take the place of missing frames."""
+        x = torch.cat([state["stack.waiting"], x], dim=1)
+        whole = x.shape[1] if place.last else x.shape[1] // self.stack * self.stack
+        state["stack.waiting"] = x[:, whole:]
+        stacked, _ = stack_frames(x[:, :whole], torch.tensor(whole), self.stack)
+        return stacked
+
+
+class GridStage(Stage):
+    """A stage that counts its frames, and takes those of one chunk of the grid at a time: (N, T, C) -> (N, T, D).
+
+    Args:
+        module: whose layers are run.
+        grid: the chunks.
+        name: of its entries in the state.
+        output_dim: D.
+    """
+
+    def __init__(self, module: nn.Module, grid: ChunkGrid, name: str, output_dim: int) -> None:
+        self.grid, self.frames, self.output_dim = grid, f"{name}.frames", output_dim
+        self.like = next(module.parameters())
+
+    def start(self) -> State:
+        """See Stage."""
+        return {self.frames: torch.zeros((), dtype=torch.int64, device=self.like.device)}
+
+    def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
+        """See Stage."""
+        if x.shape[1] == 0:
+            return x.new_zeros(x.shape[0], 0, self.output_dim)
+        pieces = []
+        # All streams of a batch have the edges of chunks at the same places.
+        for piece in x.split(self.grid.segments(int(state[self.frames][0]), x.shape[1]), dim=1):
+            pieces.append(self.run(piece, state))
+            state[self.frames] = state[self.frames] + piece.shape[1]
+        return torch.cat(pieces, dim=1)
+
+    @abstractmethod
+    def run(self, x: Tensor, state: State) -> Tensor:
+        """Frames (N, T, C) of one chunk, ``state[self.frames]`` (N,) being those before them."""
+
+
+class Positions(GridStage):
+    """Position embedding, (N, T, C) -> (N, T, C)."""
+
+    def __init__(self, backbone: Backbone, grid: ChunkGrid) -> None:
+        super().__init__(backbone, grid, "positions", backbone.hidden_size)
+        self.backbone = backbone
+
+    def start(self) -> State:
+        """See Stage."""
+        state = super().start()
+        if isinstance(self.backbone, Wav2Vec2Backbone):
+            left = sides(self.backbone.encoder.pos_conv_embed.conv)[0]
+            state["positions.history"] = self.like.new_zeros(left, self.output_dim)
+        return state
+
+    def run(self, x: Tensor, state: State) -> Tensor:
+        """See GridStage."""
+        if isinstance(self.backbone, WhisperBackbone):
+            frames = state[self.frames].unsqueeze(1) + torch.arange(x.shape[1], device=x.device)
+            return x + self.backbone.positions(frames, self.grid)
+        assert isinstance(self.backbone, Wav2Vec2Backbone)
+        embed: Any = self.backbone.encoder.pos_conv_embed
+        y = convolve_onwards(embed.conv, x, state, "positions.history")
+        return self.backbone.after_positions(x, embed.activation(y))
+
+
+class Sight(NamedTuple):
+    """What the new frames of N streams see; the same in every layer.
+
+    The window's slots are filled from the right. Streams that are younger than the window have empty slots on its left.
+    """
+
+    frames: Tensor  # (N,) before the new ones
+    window_start: Tensor  # (N,) the window's first frame
+    bias: Optional[Tensor]  # (N, 1, 1, slots + new); None where every slot is filled and there are no sinks
+    sink_bias: Optional[Tensor]  # (N, 1, 1, sinks); None without sinks
+
+
+def window_slots(grid: ChunkGrid) -> int:
+    """Frames that the window holds; 0 where it grows."""
+    return max(0, grid.left_chunks) * grid.size
+
+
+def sink_slots(grid: ChunkGrid) -> int:
+    """Frames kept beside the window: none where it holds every frame anyway."""
+    return grid.sinks if grid.left_chunks >= 0 else 0
+
+
+def look(frames: Tensor, new: int, grid: ChunkGrid) -> Sight:
+    """What ``new`` frames of one chunk see, in streams that had ``frames`` (N,) before."""
+    slots = int(frames.max()) if grid.left_chunks < 0 else window_slots(grid)
+    filled = frames if grid.left_chunks < 0 else frames.clamp(max=slots)
+    start = frames - filled
+    seen = torch.arange(slots + new, device=frames.device) >= (slots - filled).unsqueeze(1)
+    if not sink_slots(grid):
+        bias = None if bool(seen.all()) else score_bias(seen, torch.float32)[:, None, None, :]
+        return Sight(frames, start, bias, None)
+    sinks_seen = torch.arange(grid.sinks, device=frames.device) < start.unsqueeze(1)
+    bias, sink_bias = (score_bias(mask, torch.float32)[:, None, None, :] for mask in (seen, sinks_seen))
+    return Sight(frames, start, bias, sink_bias)
+
+
+class AttentionWindow:
+    """The window and the sinks of one attention layer.
+
+    Args:
+        name: of its entries in the state.
+        heads: H.
+        head_dim: D.
+        grid: the chunks.
+    """
+
+    def __init__(self, name: str, heads: int, head_dim: int, grid: ChunkGrid) -> None:
+        self.window, self.sinks = f"{name}.window", f"{name}.sinks"
+        self.heads, self.head_dim, self.grid = heads, head_dim, grid
+
+    def start(self, like: Tensor) -> State:
+        """Empty slots, on the device and of the type of ``like``."""
+        state = {self.window: like.new_zeros(2, self.heads, window_slots(self.grid), self.head_dim)}
+        if sink_slots(self.grid):
+            state[self.sinks] = like.new_zeros(2, self.heads, self.grid.sinks, self.head_dim)
+        return state
+
+    def push(
+        self, k: Tensor, v: Tensor, state: State, sight: Sight, sink_keys: Optional[Tensor] = None
+    ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+        """Add a chunk's keys and values (N, H, new, D).
+
+        Args:
+            k, v: of the chunk.
+            state: of the batch; its entries are replaced by what the next chunk will see.
+            sight: from `look`, for this chunk.
+            sink_keys: keys in the form in which sinks keep them, if not ``k``.
+
+        Returns:
+            Keys and values of window and chunk (N, H, slots + new, D), and those of the sinks (N, 2, H, sinks, D) as
+            this chunk sees them.
+        """
+        new = torch.stack([k, v], dim=1)
+        seen = torch.cat([state[self.window], new], dim=-2)
+        slots = window_slots(self.grid)
+        state[self.window] = seen if self.grid.left_chunks < 0 else seen[..., seen.shape[-2] - slots :, :]
+        sinks = state.get(self.sinks)
+        if sinks is not None and int(sight.frames.min()) < self.grid.sinks:
+            # Those of the new frames that are among the utterance's first go into the sinks.
+            kept = new if sink_keys is None else torch.stack([sink_keys, v], dim=1)
+            source = torch.arange(self.grid.sinks, device=k.device) - sight.frames.unsqueeze(1)
+            mine = (source >= 0) & (source < kept.shape[-2])
+            index = source.clamp(0, kept.shape[-2] - 1)[:, None, None, :, None].expand_as(sinks)
+            state[self.sinks] = torch.where(mine[:, None, None, :, None], kept.gather(-2, index), sinks)
+        return seen[:, 0], seen[:, 1], sinks
+
+
+class Layers(GridStage):
+    """Some transformer layers of a pretrained encoder, (N, T, C) -> the wanted hidden states, joined.
+
+    Args:
+        backbone: whose layers.
+        wanted: numbers of hidden states (`EncoderConfig.layers`).
+        grid: the chunks.
+        first: number of the hidden state that comes in.
+        normalise: pass each hidden state through a LayerNorm without parameters.
+    """
+
+    def __init__(
+        self, backbone: Backbone, wanted: Sequence[int], grid: ChunkGrid, first: int = 0, normalise: bool = True
+    ) -> None:
+        super().__init__(backbone, grid, f"layers{first}", backbone.hidden_size * len(wanted))
+        self.backbone, self.wanted, self.first, self.normalise = backbone, tuple(wanted), first, normalise
+        highest = len(backbone.layers) if -1 in wanted else max(wanted)
+        self.windows = []
+        for number in range(first, highest):
+            attention = attention_of(backbone.layers[number])
+            self.windows.append(AttentionWindow(f"layer{number}", attention.num_heads, attention.head_dim, grid))
+
+    def start(self) -> State:
+        """See Stage."""
+        state = super().start()
+        for window in self.windows:
+            state.update(window.start(self.like))
+        return state
+
+    def run(self, x: Tensor, state: State) -> Tensor:
+        """See GridStage."""
+        sight = look(state[self.frames], x.shape[1], self.grid)
+        stable = getattr(self.backbone, "stable_layer_norm", True)
+        kept: Dict[int, Tensor] = {self.first: x}
+        for number, window in enumerate(self.windows, start=self.first):
+            x = run_layer(self.backbone.layers[number], x, stable, window, state, sight)
+            kept[number + 1] = x
+        if -1 in self.wanted:
+            kept[-1] = x if self.backbone.final_norm is None else self.backbone.final_norm(x)
+        states = [kept[number] for number in self.wanted]
+        return joined_states(states) if self.normalise else torch.cat(states, dim=-1)
+
+
+def attention_of(layer: Any) -> Any:
+    """The attention module of a layer."""
+    return layer.self_attn if hasattr(layer, "self_attn") else layer.attention
+
+
+def run_layer(layer: Any, x: Tensor, norm_first: bool, window: AttentionWindow, state: State, sight: Sight) -> Tensor:
+    """One layer of transformers' wav2vec2, HuBERT or Whisper in eval mode over one chunk, (N, T, C) -> (N, T, C).
+
+    Args:
+        layer: ``Wav2Vec2EncoderLayer(StableLayerNorm)``, ``HubertEncoderLayer(StableLayerNorm)``,
+            ``WhisperEncoderLayer``.
+        x: its input.
+        norm_first: whether the norms come first.
+        window: of its attention.
+        state: of the batch.
+        sight: of the chunk.
+    """
+
+    def attend(x: Tensor) -> Tensor:
+        module, (n, t, _) = attention_of(layer), x.shape
+        q, k, v = (
+            projection(x).view(n, t, window.heads, window.head_dim).transpose(1, 2)
+            for projection in (module.q_proj, module.k_proj, module.v_proj)
+        )
+        keys, values, sinks = window.push(k, v, state, sight)
+        bias = sight.bias
+        if sinks is not None:
+            assert bias is not None and sight.sink_bias is not None
+            keys, values = torch.cat([sinks[:, 0], keys], dim=-2), torch.cat([sinks[:, 1], values], dim=-2)
+            bias = torch.cat([sight.sink_bias, bias], dim=-1)
+        y = scaled_dot_product_attention(q, keys, values, bias)
+        return module.out_proj(y.transpose(1, 2).flatten(2))
+
+    if hasattr(layer, "self_attn"):
+        x = x + attend(layer.self_attn_layer_norm(x))
+        return x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
+    if not norm_first:
+        x = layer.layer_norm(x + attend(x))
+        return layer.final_layer_norm(x + layer.feed_forward(x))
+    x = x + attend(layer.layer_norm(x))
+    x = x + layer.feed_forward(layer.final_layer_norm(x))
+    adapter = getattr(layer, "adapter_layer", None)
+    return x if adapter is None else x + adapter(x)
+
+
+class Context(GridStage):
+    """The context network: (N, T, F) -> (N, T, C).
+
+    Args:
+        network: whose layers.
+        grid: chunks of the (stacked) frames.
+    """
+
+    def __init__(self, network: ContextNetwork, grid: ChunkGrid) -> None:
+        self.layers: List[Any] = list(network.layers)
+        super().__init__(network, grid, "context", self.layers[0].norm.normalized_shape[0])
+        self.network = network
+        self.windows = [
+            AttentionWindow(f"context{number}", layer.attention.heads, network.head_dim, grid)
+            for number, layer in enumerate(self.layers)
+        ]
+
+    def start(self) -> State:
+        """See Stage."""
+        state = super().start()
+        for number, (layer, window) in enumerate(zip(self.layers, self.windows)):
+            state.update(window.start(self.like))
+            left = sides(layer.convolution.depthwise)[0]
+            state[f"context{number}.history"] = self.like.new_zeros(left, self.output_dim)
+        return state
+
+    def run(self, x: Tensor, state: State) -> Tensor:
+        """See GridStage."""
+        x, frames, dim = self.network.input(x), state[self.frames], self.network.head_dim
+        sight = look(frames, x.shape[1], self.grid)
+        places = frames.unsqueeze(1) + torch.arange(x.shape[1], device=x.device)
+        table = rotary_angles(places.unsqueeze(1), dim)  # with an axis of heads, (N, 1, T, D / 2) each
+        sinks = None
+        if sight.sink_bias is not None:
+            shifted = places - sink_shift(sight.window_start, self.grid).unsqueeze(1)
+            keys = rotary_angles(torch.arange(self.grid.sinks, device=places.device), dim)
+            sinks = Sinks(keys, rotary_angles(shifted.unsqueeze(1), dim), sight.sink_bias)
+        for number, (layer, window) in enumerate(zip(self.layers, self.windows)):
+            x = x + 0.5 * layer.first_ffn(x)
+            x = x + self._attend(layer.attention, x, window, state, sight, table, sinks)
+            y = convolve_onwards(
+                layer.convolution.depthwise, layer.convolution.before(x), state, f"context{number}.history"
+            )
+            x = x + layer.convolution.after(y)
+            x = layer.norm(x + 0.5 * layer.second_ffn(x))
+        return x
+
+    def _attend(
+        self, attention: Any, x: Tensor, window: AttentionWindow, state: State, sight: Sight, table: Any, sinks: Any
+    ) -> Tensor:
+        """Attention of one chunk (N, T, C) over sinks, window and itself."""
+        q, k, v = attention.project(x)
+        keys, values, first = window.push(rotate(k, table), v, state, sight, sink_keys=k)
+        if sinks is None or first is None:
+            return attention.finish(scaled_dot_product_attention(rotate(q, table), keys, values, sight.bias))
+        assert sight.bias is not None
+        return attention.finish(
+            attend_with_sinks(q, table, keys, values, sight.bias, (first[:, 0], first[:, 1]), sinks)
+        )
