@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Collection, Dict, Hashable, List, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Collection, Dict, Hashable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from tokenverse_pp.tasks.lid import language_token
 
 if TYPE_CHECKING:
     from tokenverse_pp.base.search_options import SearchOptions
+    from tokenverse_pp.data.tokenizer import Tokenizer
 
 NEG_INF = -float("inf")
 SPACE = "▁"  # SentencePiece's space sign; as a piece of its own it is no word
@@ -105,20 +106,6 @@ def compile_constraints(
                 pending.append(after)
             following[-1][ids[symbol]] = number[after]
     return Constraints(np.stack(weights), np.stack(following))
-
-
-class PieceVocabulary(Protocol):
-    """What is needed of a tokenizer."""
-
-    @property
-    def vocab_size(self) -> int:
-        """V, blank included."""
-
-    def id_of(self, symbol: str) -> int:
-        """The id of a task token."""
-
-    def pieces(self, ids: Sequence[int]) -> List[str]:
-        """The piece of each id."""
 
 
 class Suppress(Constraint):
@@ -204,7 +191,7 @@ class Spans(Constraint):
 def constraints_for(
     tasks: TaskSet,
     active: Sequence[str],
-    tokenizer: PieceVocabulary,
+    tokenizer: Tokenizer,
     languages: Optional[Sequence[str]] = None,
     force_language: Optional[bool] = None,
     blank_id: int = 0,

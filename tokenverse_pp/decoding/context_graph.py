@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Callable, Dict, List, Protocol, Sequence, Tuple, Union
+from typing import Callable, Dict, List, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -30,11 +30,11 @@ from tokenverse_pp.base.languages import language_problem
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.lines import BLANKS, number_of, stray_control, text_lines
 from tokenverse_pp.data.normalise import normalise
+from tokenverse_pp.data.tokenizer import Tokenizer
+from tokenverse_pp.decoding.constraints import SPACE, UNKNOWN
 from tokenverse_pp.tasks.transcript import is_task_token
 
 ROWS_KEPT = 4096
-SPACE = "▁"
-UNKNOWN = "<unk>"
 Phrase = Tuple[Sequence[int], float]
 
 
@@ -136,20 +136,6 @@ class FusedScorers(FusionScorer):
         """See `FusionScorer`."""
         (gains, kept), (more, kept_too) = self.one.walk(tokens), self.other.walk(tokens)
         return [a + b for a, b in zip(gains, more)], kept + kept_too
-
-
-class SpellingVocabulary(Protocol):
-    """What is needed of a tokenizer."""
-
-    @property
-    def vocab_size(self) -> int:
-        """V, blank included."""
-
-    def encode(self, text: str) -> List[int]:
-        """The ids of a text."""
-
-    def pieces(self, ids: Sequence[int]) -> List[str]:
-        """The piece of each id."""
 
 
 class ContextGraph(FusionScorer):
@@ -261,9 +247,7 @@ class ContextGraph(FusionScorer):
         return row
 
 
-def hotword_phrases(
-    options: SearchOptions, tokenizer: SpellingVocabulary, languages: Sequence[str] = ()
-) -> List[Phrase]:
+def hotword_phrases(options: SearchOptions, tokenizer: Tokenizer, languages: Sequence[str] = ()) -> List[Phrase]:
     """The phrases of the options as tokens, each with the bonus of one of its tokens.
 
     A phrase is encoded like text, at the start of a word. If the vocabulary lacks a character of it, it is first
@@ -285,7 +269,7 @@ def hotword_phrases(
     return phrases
 
 
-def _encode(phrase: str, tokenizer: SpellingVocabulary, languages: Sequence[str]) -> List[List[int]]:
+def _encode(phrase: str, tokenizer: Tokenizer, languages: Sequence[str]) -> List[List[int]]:
     if any(is_task_token(word) for word in phrase.split()):
         raise UserError(f"hotword {phrase!r}: expected plain words, found a task token")
     rules = [code for code in languages if not language_problem(code)]

@@ -1,18 +1,18 @@
 """Fast beam search by k2 (``RnntDecodingStreams``), and n-best lists out of its lattices.
 
 k2 builds a lattice over the trivial graph, one symbol a frame at most, as icefall's ``fast_beam_search``: it prunes by
-score (``lattice_beam``), states and contexts, and cannot know rules that look further back than a context. So while the
-lattice is built, a symbol is barred where no sequence with this context may go on by it (the tokens of inactive tasks
-at least). Then the lattice is walked by a beam of token sequences that follow all rules and earn all bonuses, with the
-alignments of a sequence log-added. An utterance whose lattice holds no allowed path is decoded by the modified beam
-search instead.
+score (``lattice_beam``), states and contexts, and cannot follow constraints that look further back than a context. So
+while the lattice is built, a symbol is suppressed where no sequence with this context may continue with it (at least
+the tokens of inactive tasks). Then the lattice is walked by a beam of token sequences that follow all constraints and
+earn all bonuses, with the alignments of a sequence log-added. An utterance whose lattice holds no allowed path is
+decoded by the modified beam search instead.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -31,11 +31,7 @@ NEG_INF = -math.inf
 def k2_fast_beam_search(
     scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
-    """Decode utterances that are ordered by length, the longest first (see `search_frames`).
-
-    Raises:
-        UserError: where k2 cannot be used.
-    """
+    """Decode utterances that are ordered by length, the longest first; UserError where k2 cannot be used."""
     problem = k2_problem(scorer.frames.device)
     if problem is not None:
         raise UserError(
@@ -56,25 +52,14 @@ def k2_fast_beam_search(
         if not found[i]:
             without.append(i)
     if without:
-        for i, hypotheses in zip(without, _modified(scorer, without, lengths, options, rules)):
+        index = torch.tensor(without, device=scorer.frames.device)
+        part = copy.copy(scorer)
+        part.frames = scorer.frames.index_select(1, index)
+        if rules is not None:
+            rules = rules._replace(start=rules.start.index_select(0, index))
+        for i, hypotheses in zip(without, beam_search(part, [lengths[i] for i in without], options, rules)):
             found[i] = hypotheses
     return found
-
-
-def _modified(
-    scorer: Scorer,
-    which: Sequence[int],
-    lengths: Sequence[int],
-    options: SearchOptions,
-    rules: Optional[BatchConstraints],
-) -> List[List[Hypothesis]]:
-    """The modified beam search over some of the utterances."""
-    index = torch.tensor(which, device=scorer.frames.device)
-    part = copy.copy(scorer)
-    part.frames = scorer.frames.index_select(1, index)
-    if rules is not None:
-        rules = BatchConstraints(rules.weights, rules.following, rules.start.index_select(0, index))
-    return beam_search(part, [lengths[i] for i in which], options, rules)
 
 
 def _lattices(
@@ -97,15 +82,15 @@ def _lattices(
     frames = torch.cat([scorer.frames[: lengths[0]], torch.ones_like(scorer.frames[:1])])
     for i, length in enumerate(lengths):
         frames[length:, i] = 1.0
-    barred = None if rules is None else _Barred(rules, base, scorer.blank_id)
+    suppressed = None if rules is None else _Suppressed(rules, base, scorer.blank_id)
     digits = torch.tensor([base**i for i in reversed(range(size))], device=scorer.frames.device)
     for frame in frames:
         shape, contexts = streams.get_contexts()
         utterance = shape.row_ids(1).long()
         numbers = (contexts.long() * digits).sum(1).tolist()
         log_probs = scorer.log_probs(frame.index_select(0, utterance), scorer.contexts.look_up(numbers))
-        if barred is not None:
-            log_probs += barred.rows(utterance.tolist(), contexts.tolist())
+        if suppressed is not None:
+            log_probs += suppressed.rows(utterance.tolist(), contexts.tolist())
         streams.advance(log_probs)
     streams.terminate_and_flush_to_streams()
     with torch.inference_mode(False):
@@ -113,7 +98,7 @@ def _lattices(
         return k2.connect(streams.format_output([length + 1 for length in lengths], allow_partial=True))
 
 
-class _Barred:
+class _Suppressed:
     """For an utterance and the tokens last written: log-weights of what no state of the rules allows there."""
 
     def __init__(self, rules: BatchConstraints, vocab_size: int, blank_id: int):
@@ -131,26 +116,24 @@ class _Barred:
         if (start, context) not in self.row_of:
             written = [token for token in context if token != self.blank_id]
             # A context that blanks fill up is the whole sequence; another may stand behind anything.
-            states = {start} if len(written) < len(context) else set(self._reachable(start))
+            states = {start}
+            if len(written) == len(context):
+                if start not in self.reached:
+                    found = [start]
+                    for state in found:
+                        after = self.following[state][self.weights[state] > NEG_INF].tolist()
+                        found.extend(sorted(set(after) - set(found)))
+                    self.reached[start] = found
+                states = set(self.reached[start])
             for token in written:
                 allowed = [s for s in states if self.weights[s, token] > NEG_INF]
                 states = {int(self.following[s, token]) for s in allowed}
-            everything = self.weights.new_full((self.weights.size(1),), NEG_INF)
-            everything[self.blank_id] = 0.0
+            row = self.weights.new_full((self.weights.size(1),), NEG_INF)
+            row[self.blank_id] = 0.0
             for state in states:
-                everything = torch.maximum(everything, self.weights[state])
-            self.row_of[start, context] = everything
+                row = torch.maximum(row, self.weights[state])
+            self.row_of[start, context] = row
         return self.row_of[start, context]
-
-    def _reachable(self, start: int) -> List[int]:
-        if start not in self.reached:
-            found, seen = [start], {start}
-            for state in found:
-                after: Set[int] = set(self.following[state][self.weights[state] > NEG_INF].tolist())
-                found.extend(sorted(after - seen))
-                seen |= after
-            self.reached[start] = found
-        return self.reached[start]
 
 
 class _Path(NamedTuple):

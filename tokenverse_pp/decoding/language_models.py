@@ -38,15 +38,9 @@ from tokenverse_pp.base.languages import (
 )
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.normalise import normalise
-from tokenverse_pp.decoding.constraints import languages_written
-from tokenverse_pp.decoding.context_graph import (
-    ROWS_KEPT,
-    SPACE,
-    UNKNOWN,
-    FusionScorer,
-    RowCache,
-    SpellingVocabulary,
-)
+from tokenverse_pp.data.tokenizer import Tokenizer
+from tokenverse_pp.decoding.constraints import SPACE, UNKNOWN, languages_written
+from tokenverse_pp.decoding.context_graph import ROWS_KEPT, FusionScorer, RowCache
 from tokenverse_pp.decoding.ngram import Ngrams, ngrams_of_words, read_arpa, read_words
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.lid import CODE, language_code, language_token
@@ -140,9 +134,7 @@ class LanguageModel(FusionScorer):
         return np.where(self.idle, 0.0, self.scale * row[: self.vocab_size] + self.bonus)
 
 
-def language_model_for(
-    options: SearchOptions, tokenizer: SpellingVocabulary, tasks: Optional[TaskSet]
-) -> LanguageModel:
+def language_model_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Optional[TaskSet]) -> LanguageModel:
     """The model that ``options.lm`` names.
 
     Raises:
@@ -230,7 +222,7 @@ def _files_of_languages(path: Path, files: Dict[str, Path], languages: Sequence[
 class _Encoder:
     """A tokenizer as a cache key: two with the same pieces are equal."""
 
-    tokenizer: SpellingVocabulary = field(compare=False)
+    tokenizer: Tokenizer = field(compare=False)
     pieces: Tuple[str, ...]
 
 

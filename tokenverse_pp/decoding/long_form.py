@@ -1,4 +1,4 @@
-"""Long audio: it is recognized in overlapping windows, whose hypotheses are merged into one.
+"""Long audio is recognized in overlapping windows, whose hypotheses are merged into one.
 
 A few windows are in memory at a time. Tokens are grouped into units that are never split: words, and task tokens. Near
 the edges of a window words are cut or lack context, so two windows are most reliable in the middle of their overlap:
@@ -12,9 +12,9 @@ the left one is taken up to a seam near the middle, and the right one from there
 4. the widest pause in the middle half, whatever it cuts.
 
 Task tokens between the seam's word and the one before it are those of the left window, so no ``[SCD]`` or ``[ENDP]``
-is doubled; an entity that the right window hears only the end of is whole in the left one, and the other way round.
-What the rules of the search bar all the same (after 4: an ``[/NE]`` without its ``[NE]``, say) is left out. The
-language is that of the first window with words, and its token stays in front; later ones are left out.
+is doubled; an entity of which the right window hears only the end is whole in the left one, and vice versa. What the
+constraints of the search do not allow (after 4: an ``[/NE]`` without its ``[NE]``, say) is left out. The language is
+that of the first window with words, and its token stays in front; later ones are left out.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ import math
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Callable, Collection, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Callable, Collection, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from lhotse.cut import Cut
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.constraints import Constraints
+from tokenverse_pp.data.audio.inputs import open_audio
+from tokenverse_pp.decoding.constraints import SPACE, Constraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_FRONT, RANK_OPEN, TaskSet
 from tokenverse_pp.tasks.transcript import is_task_token
 
-SPACE = "▁"
+TOLERANCE = 0.5  # seconds between the starts of a word in two windows
+PAUSE = 0.2  # seconds without a token before and after a seam
 
 
 class Unit(NamedTuple):
@@ -84,8 +86,8 @@ def units_of(hypothesis: Hypothesis, pieces: Sequence[str], first_frame: int) ->
 def matches(left: Sequence[Unit], right: Sequence[Unit], tolerance: int) -> List[Tuple[int, int]]:
     """The best common subsequence of words that start within ``tolerance`` frames of each other.
 
-    A pair at the same time weighs most, one ``tolerance`` frames apart least: of "yes yes yes" heard twice, words meet
-    themselves even where that makes fewer pairs.
+    A pair at the same time weighs most, one ``tolerance`` frames apart least, so that of "yes yes yes" heard twice each
+    word is paired with itself, even if that makes fewer pairs.
 
     Returns:
         Pairs of positions in ``left`` and ``right``, in order.
@@ -114,10 +116,6 @@ def matches(left: Sequence[Unit], right: Sequence[Unit], tolerance: int) -> List
     return found
 
 
-TOLERANCE = 0.5  # seconds between the starts of a word in two windows
-PAUSE = 0.2  # seconds without a token before and after a seam
-
-
 @dataclass(frozen=True)
 class Window:
     """What was found in frames ``start`` .. ``end`` of a recording; the hypothesis's frames count from ``start``."""
@@ -135,7 +133,7 @@ class Merger:
         pieces: of the whole vocabulary.
         tasks: those that are decoded.
         frame_shift: seconds an encoder output frame.
-        constraints: the rules of the search.
+        constraints: of the search.
     """
 
     pieces: Sequence[str]
@@ -173,9 +171,8 @@ class Merger:
         open_left, open_right = self._open(self.units), self._open(right)
         closed = [pair for pair in pairs if not open_left[pair[0]] and not open_right[pair[1]]]
         pauses = overlap.pauses()
-        wide = [m for width, m in pauses if width >= PAUSE / self.frame_shift]
-        outside = [overlap.split(m) for m in wide]
-        outside = [(i, j) for i, j in outside if not open_left[i] and not open_right[j]]
+        wide = [overlap.split(m) for width, m in pauses if width >= PAUSE / self.frame_shift]
+        outside = [(i, j) for i, j in wide if not open_left[i] and not open_right[j]]
         inside = [pair for pair in pairs if open_left[pair[0]] and open_right[pair[1]]]
         central = [pair for pair in closed if overlap.is_central(pair)]
         left_closed = [pair for pair in pairs if not open_left[pair[0]] and overlap.is_central(pair)]
@@ -193,19 +190,18 @@ class Merger:
 
     def result(self) -> Tuple[Tuple[int, ...], Tuple[int, ...], Tuple[float, ...]]:
         """Tokens, frames and log-probabilities of the whole recording."""
-        tokens: List[int] = []
-        frames: List[int] = []
-        log_probs: List[float] = []
+        kept: List[Unit] = []
         state = 0
         for unit in self.units or self.language:
             after = self.constraints.after(unit.tokens, state)
-            if after is None:
-                continue
-            state = after
-            tokens.extend(unit.tokens)
-            frames.extend(unit.frames)
-            log_probs.extend(unit.log_probs)
-        return tuple(tokens), tuple(frames), tuple(log_probs)
+            if after is not None:
+                kept.append(unit)
+                state = after
+        return (
+            tuple(token for unit in kept for token in unit.tokens),
+            tuple(frame for unit in kept for frame in unit.frames),
+            tuple(log_prob for unit in kept for log_prob in unit.log_probs),
+        )
 
 
 def _later(units: Sequence[Unit], frame: int) -> List[Unit]:
@@ -254,9 +250,6 @@ class _Overlap:
         return i, j
 
 
-Item = TypeVar("Item")
-
-
 def decode_long(
     loaded: ModelBundle,
     audio: Union[Cut, str, Path],
@@ -292,7 +285,7 @@ def decode_long(
     decoding = DecodeOptions(
         options or SearchOptions(), active.names, precision=precision, window=window, overlap=overlap
     )
-    cut = cut_of(audio) if isinstance(audio, (str, Path)) else audio
+    cut = open_audio(audio).cut if isinstance(audio, (str, Path)) else audio
     return Recognizer(loaded, decoding, weights).recognize_long(cut, batch)
 
 
@@ -304,21 +297,13 @@ def merge_windows(
     merger: Merger,
     recognize: Callable[[Sequence[Cut]], Sequence[Hypothesis]],
 ) -> Tuple[Tuple[int, ...], Tuple[int, ...], Tuple[float, ...]]:
-    """Recognize a cut in windows and merge their hypotheses.
+    """Recognize a cut that is longer than one window, ``batch`` windows at a time -> `Merger.result`.
 
-    Args:
-        cut: longer than one window.
-        window: seconds.
-        overlap: seconds.
-        batch: windows that are recognized at once.
-        merger: new.
-        recognize: parts of the cut -> the best hypothesis of each.
-
-    Returns:
-        `Merger.result`.
+    ``merger`` is a new one; ``recognize`` gives the best hypothesis of each part of the cut.
     """
     shift = merger.frame_shift
-    for group in in_groups(windows_of(cut, window, overlap, shift), batch):
+    windows = windows_of(cut, window, overlap, shift)
+    while group := list(islice(windows, batch)):
         found = recognize([part for _, part in group])
         for (start, part), hypothesis in zip(group, found):
             merger.add(Window(start, start + round(part.duration / shift), hypothesis))
@@ -335,18 +320,11 @@ def check_windows(window: float, overlap: float) -> None:
         )
 
 
-def cut_of(path: Union[str, Path]) -> Cut:
-    """An audio file as a cut (raises UserError)."""
-    from tokenverse_pp.data.audio.inputs import open_audio  # a room below this one
-
-    return open_audio(path).cut
-
-
 def windows_of(cut: Cut, window: float, overlap: float, shift: float) -> Iterator[Tuple[int, Cut]]:
     """Windows of a cut that is longer than one: first frame, and the part of the cut.
 
-    They start at multiples of the encoder's output frame, so that frames of all windows are on one clock, and the last
-    one, which ends with the cut, is longer than the overlap.
+    They start at multiples of the encoder's output frame, so that all frames are on one clock. The last one ends with
+    the cut, and is longer than the overlap.
     """
     bare = cut.drop_supervisions()
     step = max(1, math.floor((window - overlap) / shift + 1e-6))
@@ -359,10 +337,3 @@ def windows_of(cut: Cut, window: float, overlap: float, shift: float) -> Iterato
         if is_last:
             return
         start += step
-
-
-def in_groups(items: Iterable[Item], size: int) -> Iterator[List[Item]]:
-    """Lists of ``size`` items, the last one maybe shorter; no item is asked for before it is needed."""
-    iterator = iter(items)
-    while group := list(islice(iterator, size)):
-        yield group

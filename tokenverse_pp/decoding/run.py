@@ -1,10 +1,8 @@
-"""What was decoded so far, on disk: part files that a run goes on from when it was stopped.
+"""Decoding a whole CutSet with one process or several, and part files from which a stopped run continues.
 
-A part file has one line of JSON a batch, written at once and flushed: a run that is killed leaves at most its last
-line half-written, and that batch is decoded again. A batch goes by a key: a digest of model, options, cuts and audio
-files. So nothing is taken over that another model, other options or other audio gave.
-
-Decoding a whole CutSet: each process its batches, on from where a stopped run was, one merged result.
+A part file has one line of JSON a batch, which is flushed at once: a run that is killed leaves at most its last line
+incomplete, and that batch is decoded again. Batches are identified by a digest of model, options, cuts and audio files,
+so nothing is reused that another model, other options or other audio gave.
 """
 
 from __future__ import annotations
@@ -34,6 +32,10 @@ from tokenverse_pp.decoding.recognizer import DecodeOptions, RecognizedBatch, Re
 from tokenverse_pp.models.bundle import ModelBundle
 
 Line = Dict[str, Any]
+# For the slowest process, which may get an hour-long file at the end; a process group waits 10 to 30 minutes.
+PATIENCE = datetime.timedelta(days=14)
+LINES = 10  # refused cuts that each process names on the terminal; failures.jsonl has all
+Keyed = Tuple[str, List[Cut]]
 
 
 def run_digest(loaded: ModelBundle, options: DecodeOptions) -> str:
@@ -69,22 +71,25 @@ class Parts:
         self._file: Optional[IO[str]] = None
 
     def read(self) -> Dict[str, Line]:
-        """All whole lines of all part files by the key of their batch."""
+        """All complete lines of all part files by the key of their batch."""
         lines: Dict[str, Line] = {}
         for path in sorted(self.folder.glob("part-*.jsonl")):
             for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-                line = _whole(text)
-                if line is not None:
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue
+                if isinstance(line, dict) and {"key", "records", "failures"} <= set(line):
                     lines[line["key"]] = line
         return lines
 
     def append(self, rank: int, key: str, done: RecognizedBatch) -> None:
-        """Add a batch to a process's part file, behind what is in it."""
+        """Append a batch to a process's part file."""
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = (self.folder / f"part-{rank}.jsonl").open("a", encoding="utf-8")
             if self._file.tell() > 0:
-                self._file.write("\n")  # the last line may be half-written
+                self._file.write("\n")  # the last line may be incomplete
         line = {"key": key, "records": done.records, "failures": done.failures}
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
@@ -100,29 +105,13 @@ class Parts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _whole(text: str) -> Optional[Line]:
-    """A line of a part file; None for one that is empty or half-written."""
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) and {"key", "records", "failures"} <= set(line) else None
-
-
 def collect(lines: Dict[str, Line], keys: Sequence[str]) -> RecognizedBatch:
     """The records and failures of the batches with these keys, in no particular order."""
     done = RecognizedBatch()
-    wanted: List[Line] = [lines[key] for key in keys]
-    for line in wanted:
-        done.records.extend(line["records"])
-        done.failures.extend(line["failures"])
+    for key in keys:
+        done.records.extend(lines[key]["records"])
+        done.failures.extend(lines[key]["failures"])
     return done
-
-
-# One process may get an hour-long file at the end; the default patience of a process group is 10 to 30 minutes.
-PATIENCE = datetime.timedelta(days=14)
-LINES = 10  # refused cuts that each process names on the terminal; failures.jsonl has all
-Keyed = Tuple[str, List[Cut]]
 
 
 @dataclass(frozen=True)
@@ -149,8 +138,8 @@ def decode_all(
         loaded: the model, on this process's device.
         cuts: the same in every process, ids unique.
         options: how to decode.
-        folder: for part files, seen by all processes; the caller removes it once it has written its results.
-        resume: take over batches that a stopped run left in ``folder``.
+        folder: for part files, visible to all processes; the caller removes it once it has written its results.
+        resume: reuse batches that a stopped run left in ``folder``.
         tell: prints a line for the user.
 
     Returns:
@@ -179,7 +168,7 @@ def decode_all(
 
 
 def prepare(parts: Parts, batches: Sequence[Keyed], resume: bool, tell: Callable[[str], None]) -> Set[str]:
-    """The keys of those batches that need not be decoded again; what else there is is removed, and the user told."""
+    """The keys of batches that need not be decoded again. Part files of another run are removed, and the user told."""
     found = parts.read()
     done = {key for key, _ in batches if key in found} if resume else set()
     if done:
@@ -213,20 +202,15 @@ def _decode_share(decoder: Recognizer, mine: Sequence[Keyed], parts: Parts, worl
         for key, group in mine:
             done = decoder(group)
             parts.append(world.rank, key, done)
-            refused = _name_refused(done, refused)
+            for failure in done.failures:
+                if refused < LINES:
+                    tqdm.write(f"refused: {failure['reason']}", file=sys.stderr)
+                elif refused == LINES:
+                    tqdm.write("refused: more cuts, see failures.jsonl", file=sys.stderr)
+                refused += 1
             audio += sum(cut.duration for cut in group)
             bar.update(len(group))
             bar.set_postfix_str(f"rtf {(time.monotonic() - started) / max(audio, 1e-9):.4f}")
-
-
-def _name_refused(done: RecognizedBatch, before: int) -> int:
-    """Tell of cuts that were refused, up to a number of lines; returns how many there are now."""
-    for number, failure in enumerate(done.failures, start=before):
-        if number < LINES:
-            tqdm.write(f"refused: {failure['reason']}", file=sys.stderr)
-        elif number == LINES:
-            tqdm.write("refused: more cuts, see failures.jsonl", file=sys.stderr)
-    return before + len(done.failures)
 
 
 def measure(world: DistributedContext, audio: float, seconds: float) -> Dict[str, Any]:

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.decoding.constraints import languages_written
 from tokenverse_pp.decoding.context_graph import (
     ContextGraph,
     FusedScorers,
     FusionScorer,
     RowCache,
-    SpellingVocabulary,
     hotword_phrases,
 )
 from tokenverse_pp.decoding.hypothesis import Hypothesis
@@ -33,9 +33,7 @@ LARGEST_EXPONENT = 80.0  # of twice a joiner input: float32 holds exp(-80) to ex
 FEWEST_ROWS = 4096
 
 
-def bonus_for(
-    options: SearchOptions, tokenizer: SpellingVocabulary, tasks: Optional[TaskSet] = None
-) -> Optional[FusionScorer]:
+def bonus_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Optional[TaskSet] = None) -> Optional[FusionScorer]:
     """The scorer for the hotwords, length bonus and language model of the options, or None.
 
     Args:

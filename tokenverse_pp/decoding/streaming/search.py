@@ -42,6 +42,9 @@ class SearchState:
     frames: int = 0
 
 
+States = Sequence[SearchState]
+
+
 class Found(NamedTuple):
     """Tokens that have become final, and those of the best hypothesis behind all that are final."""
 
@@ -135,8 +138,7 @@ class StreamingSearch:
                     self.scorer.over(pad_sequence([todo[i] for i in order])),
                     [len(todo[i]) for i in order],
                     self.table.batch([after[i].constraints for i in order]),
-                    [after[i].memory for i in order],
-                    [after[i].frames for i in order],
+                    [after[i] for i in order],
                 )
                 for i, (memory, tokens, used) in zip(order, ran):
                     settled[i].extend(tokens)
@@ -165,22 +167,14 @@ class Method(ABC):
         """The memory of a stream of which nothing is decoded; ``state`` is the first one of its constraints."""
 
     @abstractmethod
-    def run(
-        self,
-        scorer: Scorer,
-        lengths: Sequence[int],
-        constraints: BatchConstraints,
-        memories: Sequence[Any],
-        first: Sequence[int],
-    ) -> List[Ran]:
+    def run(self, scorer: Scorer, lengths: Sequence[int], constraints: BatchConstraints, states: States) -> List[Ran]:
         """Decode the scorer's frames.
 
         Args:
             scorer: over the frames (T, N, J) of N streams, the longest first.
             lengths: of each, at least one frame.
             constraints: of all, with the first state of each.
-            memories: of each.
-            first: the number of each stream's first frame.
+            states: of each.
         """
 
     @abstractmethod
@@ -206,28 +200,21 @@ class GreedyMethod(Method):
         """See `Method`."""
         return GreedyMemory(np.full(self.context_size, self.blank_id, dtype=np.int64), state)
 
-    def run(
-        self,
-        scorer: Scorer,
-        lengths: Sequence[int],
-        constraints: BatchConstraints,
-        memories: Sequence[GreedyMemory],
-        first: Sequence[int],
-    ) -> List[Ran]:
+    def run(self, scorer: Scorer, lengths: Sequence[int], constraints: BatchConstraints, states: States) -> List[Ran]:
         """See `Method`."""
         search = GreedySearch(scorer, lengths, constraints)
-        search.last = np.stack([memory.last for memory in memories])
-        search.state = np.array([memory.state for memory in memories])
+        search.last = np.stack([state.memory.last for state in states])
+        search.state = np.array([state.memory.state for state in states])
         search.run()
         starts = constraints.start.flatten().tolist()
         done = []
-        for i, length in enumerate(lengths):
+        for i, (length, state) in enumerate(zip(lengths, states)):
             memory, used = GreedyMemory(search.last[i], int(search.state[i])), length
             ends = np.flatnonzero(search.tokens[i, :length] == self.endpoint)
             if len(ends):
                 memory, used = self.start(starts[i]), int(ends[0]) + 1
             at = np.flatnonzero(search.tokens[i, :used] != self.blank_id)
-            columns = (search.tokens[i, at].tolist(), (at + first[i]).tolist(), search.log_probs[i, at].tolist())
+            columns = (search.tokens[i, at].tolist(), (at + state.frames).tolist(), search.log_probs[i, at].tolist())
             done.append(Ran(memory, [Token(*token) for token in zip(*columns)], used))
         return done
 
@@ -267,15 +254,9 @@ class BeamMethod(Method):
         rows = BeamMemory.start(self.scorer, 1, self.options.width, None)
         return StreamBeam(rows._replace(state=rows.state + state), ((),) * self.options.width, 0)
 
-    def run(
-        self,
-        scorer: Scorer,
-        lengths: Sequence[int],
-        constraints: BatchConstraints,
-        memories: Sequence[StreamBeam],
-        first: Sequence[int],
-    ) -> List[Ran]:
+    def run(self, scorer: Scorer, lengths: Sequence[int], constraints: BatchConstraints, states: States) -> List[Ran]:
         """See `Method`."""
+        memories: List[StreamBeam] = [state.memory for state in states]
         before = BeamMemory.join([memory.rows for memory in memories])
         search = BeamSearch(scorer, lengths, before, constraints)
         trace = search.run()
@@ -284,6 +265,7 @@ class BeamMethod(Method):
         starts = constraints.start.flatten().tolist()
         done = []
         for i, (length, memory, end) in enumerate(zip(lengths, memories, ends)):
+            first = states[i].frames
             if end is not None:
                 # The tail of the most probable hypothesis at the endpoint.
                 cut = BeamTrace(*(x[: end + 1, i : i + 1] for x in (trace.index, trace.value, trace.score)))
@@ -291,18 +273,18 @@ class BeamMethod(Method):
                 written, values, slots = (
                     x[..., 0, best] for x in cut.follow(memory.rows.score, self.scorer.vocab_size)
                 )
-                last = self._longer(memory, int(slots), written, values, first[i])
+                last = self._longer(memory, int(slots), written, values, first)
                 done.append(Ran(self.start(starts[i]), list(last), end + 1))
                 continue
             rows = BeamMemory(*(x[i : i + 1] for x in search.memory))
             tails = [
-                self._longer(memory, int(origin[i, k]), tokens[:length, i, k], log_probs[:length, i, k], first[i])
+                self._longer(memory, int(origin[i, k]), tokens[:length, i, k], log_probs[:length, i, k], first)
                 if rows.score[0, k] > NEG_INF
                 else ()
                 for k in range(self.options.width)
             ]
             after = StreamBeam(rows, tuple(tails), memory.settled)
-            done.append(self._settle(after, first[i] + length, length))
+            done.append(self._settle(after, first + length, length))
         return done
 
     def _endpoints(

@@ -1,7 +1,4 @@
-"""One stream of a transcriber: audio that waits for its chunk to be full, and the states of encoder and search.
-
-Audio of any number of streams in, in pieces of any length; words, task tokens and times out as they are found.
-"""
+"""Audio of any number of streams in, in pieces of any length; words, task tokens and times out as they are found."""
 
 from __future__ import annotations
 
@@ -28,12 +25,12 @@ LARGEST = 64.0  # of a sample: far out of [-1, 1], where recordings that are too
 
 
 class Stream:
-    """One stream of a transcriber: a handle to give back to it. ``name`` is what errors call it."""
+    """One stream: audio that waits for its chunk to be full, the states of encoder and search, the words so far."""
 
     def __init__(self, owner: Any, name: str, encoder: StreamState, search: SearchState, words: StreamWords):
         self.owner, self.name = owner, name
         self.encoder, self.search, self.words = encoder, search, words
-        self.waiting = torch.zeros(0)  # samples of a chunk that is not full
+        self.waiting = torch.zeros(0)
         self.samples = 0  # decoded
         self.closed = False
 
@@ -85,10 +82,10 @@ class StreamingOptions:
 
     Args:
         chunks: how much audio the encoder takes at a time, and how far it looks back.
-        tasks: names of the tasks that a stream decodes if it does not say otherwise; none for all.
+        tasks: names of the tasks that a stream decodes by default; none for all.
         search: its method is ``greedy`` or ``beam``.
-        reset_at_endpoint: as soon as the best hypothesis has an ``[ENDP]`` it becomes final, and the search goes on as
-            at a stream's start. The encoder's context goes on in any case.
+        reset_at_endpoint: as soon as the best hypothesis has an ``[ENDP]`` it becomes final, and the search starts
+            afresh; the encoder keeps its context.
         decide_after: seconds after which the best hypothesis of a beam decides what the others do not agree to. It
             bounds memory; in practice they agree within a few words.
 
@@ -110,9 +107,9 @@ class StreamingOptions:
 class StreamingTranscriber:
     """Transcribes many streams with one model, each as if it were alone.
 
-    What becomes final adds up to what search finds in the output of the masked full pass (`Transducer.encode` with the
-    same chunks), unless tasks are switched, the decoder is reset, or ``decide_after`` cuts a beam. Memory and time of
-    a chunk do not depend on what was heard before (but for ``left_chunks=-1``, and the text itself).
+    The final words are those that search finds in the output of the masked full pass (`Transducer.encode` with the same
+    chunks), unless tasks are switched, the search is reset, or ``decide_after`` cuts a beam. Memory and time of a chunk
+    do not depend on the past (except with ``left_chunks=-1``, and for the text itself).
 
     A transcriber and its streams belong to one thread at a time: it takes no locks. It holds no reference to a stream,
     so one that is dropped without `close` leaves nothing behind. The model is put into eval mode, and must not be
@@ -144,7 +141,7 @@ class StreamingTranscriber:
         pieces = tokenizer.pieces(range(tokenizer.vocab_size))
         self.reader = WordReader(pieces, self.encoder.frame_shift, read_calibration(loaded.folder))
         self.opened = 0
-        self._rules: Dict[Tuple[str, ...], Constraints] = {}
+        self._constraints: Dict[Tuple[str, ...], Constraints] = {}
         self._activate(self.options.tasks or loaded.tasks.names)
 
     def open(self, tasks: Optional[Sequence[str]] = None, name: Optional[str] = None) -> Stream:
@@ -160,19 +157,20 @@ class StreamingTranscriber:
         wanted = (self.options.tasks or self.loaded.tasks.names) if tasks is None else tasks
         self.opened += 1
         name = name or f"stream {self.opened}"
-        active, rules = self._activate(wanted, name)
-        return Stream(self, name, self.encoder.start(active), self.search.start(rules), StreamWords(self.reader))
+        active, constraints = self._activate(wanted, name)
+        search = self.search.start(constraints)
+        return Stream(self, name, self.encoder.start(active), search, StreamWords(self.reader))
 
     def push(self, stream: Stream, audio: Any) -> List[Event]:
-        """Hear more of a stream.
+        """Transcribe more audio of a stream.
 
         Args:
             stream: from `open`.
-            audio: (S,) floats at 16 kHz in [-1, 1], a NumPy array or tensor of any length, none included.
+            audio: (S,) floats at 16 kHz in [-1, 1], a NumPy array or tensor of any length, zero included.
 
         Returns:
-            What can be said now: nothing until a chunk is full. The events of a stream do not depend on the lengths of
-            the pieces in which its audio comes.
+            The new events: none until a chunk is full. The events of a stream do not depend on how its audio is cut
+            into pieces.
 
         Raises:
             UserError: naming the stream, if it is closed, or for audio that holds NaN or infinity, is no 1-D array of
@@ -181,17 +179,7 @@ class StreamingTranscriber:
         return self.push_many([(stream, audio)])[0]
 
     def push_many(self, pieces: Sequence[Tuple[Stream, Any]]) -> List[List[Event]]:
-        """Hear more of several streams, which run through the model as one batch.
-
-        Args:
-            pieces: streams, each once, with their audio (see `push`).
-
-        Returns:
-            For each of them what `push` gives, in the same order.
-
-        Raises:
-            UserError: see `push`. Then no stream has heard anything.
-        """
+        """`push` for several streams, each once, as one batch; after an error (see `push`) all are as before."""
         streams = [stream for stream, _ in pieces]
         for stream in streams:
             stream.check_open(self)
@@ -211,21 +199,21 @@ class StreamingTranscriber:
     def set_tasks(self, stream: Stream, tasks: Sequence[str]) -> None:
         """Decode these tasks from the stream's next chunk on: the one whose last sample has not come yet.
 
-        The rules of the search go on from what was written: an ``[NE]`` that is open when ``ner`` is switched off is
-        given up (it is never closed, and `parse` drops it); where ``ner`` stays on it stays open. A language token
-        comes first at the stream's start and after ``lid`` was switched on; with ``force_language=False`` it is
+        The constraints of the search continue from what was written: an ``[NE]`` that is open when ``ner`` is switched
+        off is given up (it is never closed, and `parse` drops it); where ``ner`` stays on it stays open. A language
+        token comes first at the stream's start and after ``lid`` was switched on; with ``force_language=False`` it is
         optional at the start, and never written later.
 
         Raises:
             UserError: naming the stream, if it is closed, or for a task that the model does not know.
         """
         stream.check_open(self)
-        active, rules = self._activate(tasks, stream.name)
+        active, constraints = self._activate(tasks, stream.name)
         stream.encoder = replace(stream.encoder, active=active)
-        stream.search = self.search.change(stream.search, rules)
+        stream.search = self.search.change(stream.search, constraints)
 
     def close(self, stream: Stream) -> List[Event]:
-        """Hear what is left in the stream's last chunk, and end it: what is left becomes final, then comes ``end``.
+        """End a stream: the rest of its audio is transcribed, all that is left becomes final, then comes ``end``.
 
         Raises:
             UserError: if it is closed already.
@@ -241,17 +229,16 @@ class StreamingTranscriber:
         known = self.loaded.tasks
         try:
             names = known.subset(tasks).names if all(task in known for task in tasks) else tuple(tasks)
-            if names not in self._rules:
-                o = self.options.search
-                rules = constraints_for(known, names, self.loaded.tokenizer, o.languages, o.force_language)
-                self._rules[names] = rules
+            if names not in self._constraints:
+                o, tokenizer = self.options.search, self.loaded.tokenizer
+                self._constraints[names] = constraints_for(known, names, tokenizer, o.languages, o.force_language)
             active = torch.tensor(known.mask(names), dtype=torch.float32, device=self.encoder.device)
             for vectors in (self.loaded.model.feature_vectors, self.loaded.model.encoder_vectors):
                 if vectors is not None:
                     vectors(active[None])  # refuses a combination that was never trained
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
-        return active, self._rules[names]
+        return active, self._constraints[names]
 
     def _step(self, streams: Sequence[Stream], chunks: Sequence[Tensor], last: bool) -> List[Found]:
         """One chunk of each stream through encoder and search."""
