@@ -1,6 +1,7 @@
-"""ARPA files, against the back-off rule applied to the text of the file."""
+"""N-gram models: ARPA files against the back-off rule applied to their text, word lists against Witten and Bell."""
 
 import gzip
+import itertools
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.decoding.ngram import read_arpa
+from tokenverse_pp.decoding.ngram import ngrams_of_words, read_arpa, read_words
 
 PIECES = ["<blk>", "<unk>", "▁a", "b", "▁"]
 TEXT = """made by hand
@@ -75,18 +76,13 @@ def test_probabilities_are_those_of_the_file(tmp_path_factory, history):
     assert row[0] == pytest.approx(row[1]) and row[1] <= row[4]
 
 
-def test_a_packed_file_and_one_without_sentence_starts(tmp_path):
+def test_a_packed_file_without_sentence_starts_and_n_grams_whose_beginning_is_missing(tmp_path):
     path = tmp_path / "lm.arpa.gz"
     with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.write("\\data\\\nngram 1=2\n\\1-grams:\n-0.3 ▁a\n-0.3 b\n\\end\\\nrest\n")
+        file.write("\\data\\\nngram 1=2\nngram 2=1\n\\1-grams:\n-0.3 ▁a\n-0.3 b\n\\2-grams:\n-0.1 ▁ b\n\\end\\\nrest\n")
     model = read_arpa(path, PIECES)
+    assert len(model) == 3  # with <s>
     assert np.exp(model.row(model.start))[2:4] == pytest.approx([10**-0.3] * 2)
-
-
-def test_n_grams_whose_beginning_is_missing_are_left_out(tmp_path):
-    path = tmp_path / "lm.arpa"
-    path.write_text("\\1-grams:\n-0.3 ▁a\n-0.5 b\n\\2-grams:\n-0.1 ▁ b\n\\end\\\n", encoding="utf-8")
-    assert len(read_arpa(path, PIECES)) == 3  # with <s>
 
 
 HEAD = "\\data\\\nngram 1=4\nngram 2=4\n\n\\1-grams:\n-99\t<s>\t-0.3\n-1\t</s>\n-0.5\t▁a\t-0.3\n-0.5\tb\t-0.3\n\n"
@@ -127,6 +123,13 @@ def model_of(path, text):
         ("remarks\n" * 3, "not an ARPA file: no line \\data\\ in its 3 lines"),
         ((HEAD + TWO).replace("-0.5", "-99") + END, "all pieces have the log-probability -99"),
         ((HEAD + TWO).replace("-1\t", "-99\t") + END, "</s> has the log-probability -99: no hypothesis could end"),
+        *(
+            (f"\\1-grams:\n-0.5 b\n{line}\n\\end\\\n", "line 3: no 1-gram of the ARPA format")
+            for line in ("-0.3 ▁a b", "-0.3", "x ▁a", "-0.3 ▁a -0.1 -0.2")
+        ),
+        ("\\1-grams:\n-1 <s>\n-1 the\n\\end\\\n", ""),
+        (b"\\1-grams:\n\xff", ""),
+        ("", ""),
     ],
 )
 def test_a_file_that_is_not_whole_is_refused_with_line_and_reason(tmp_path, text, said):
@@ -166,22 +169,20 @@ def mutated(draw):
     lines = whole.split(b"\n")
     for _ in range(draw(st.integers(1, 2))):
         at, other = draw(st.integers(0, len(lines) - 1)), draw(st.integers(0, len(lines) - 1))
-        change = draw(st.sampled_from(["delete", "double", "move", "swap", "junk", "word", "bytes"]))
-        if change == "delete":
+        change, line = draw(st.sampled_from(["delete", "double", "move", "swap", "junk", "word", "bytes"])), lines[at]
+        if change in ("delete", "move"):
             del lines[at]
-        elif change == "double":
-            lines.insert(other, lines[at])
-        elif change == "move":
-            lines.insert(other, lines.pop(at))
+        if change in ("double", "move"):
+            lines.insert(other, line)
         elif change == "swap":
-            lines[at], lines[other] = lines[other], lines[at]
+            lines[at], lines[other] = lines[other], line
         elif change == "junk":
             lines[at] = draw(st.sampled_from(JUNK))
         elif change == "word":
-            cells = lines[at].split(b"\t")
+            cells = line.split(b"\t")
             cells[draw(st.integers(0, len(cells) - 1)) // 2 * 2] = draw(st.sampled_from(NO_CELLS))
             lines[at] = b"\t".join(cells)
-        else:
+        elif change == "bytes":
             lines[at] += draw(st.sampled_from([b"\t", b" ", b"\r", b" b"]))
     return b"\n".join(lines)
 
@@ -229,18 +230,81 @@ def test_a_file_cut_off_at_any_byte_is_refused(tmp_path, whole):
             read_arpa(tmp_path / "lm.arpa.gz", PIECES)
 
 
-@pytest.mark.parametrize("line", ["-0.3 ▁a b", "-0.3", "x ▁a", "-0.3 ▁a -0.1 -0.2"])
-def test_a_line_that_is_none_is_named(tmp_path, line):
-    path = tmp_path / "lm.arpa"
-    path.write_text(f"\\1-grams:\n-0.5 b\n{line}\n\\end\\\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"lm\.arpa, line 3: no 1-gram of the ARPA format"):
-        read_arpa(path, PIECES)
+V = 4
+BEGIN_ID, END_ID = V, V + 1
+word_lists = st.lists(
+    st.tuples(st.lists(st.integers(0, V - 1), min_size=1, max_size=5), st.sampled_from([0.5, 1.0, 3.0, 20.0])),
+    min_size=1,
+    max_size=8,
+)
 
 
-@pytest.mark.parametrize("content", [b"", b"\\1-grams:\n-1 <s>\n-1 the\n\\end\\\n", b"\\1-grams:\n\xff", None])
-def test_a_file_without_our_pieces_is_refused(tmp_path, content):
-    path = tmp_path / "lm.arpa"
+def witten_bell(given_words, token, context):
+    """(c + T P(token | shorter)) / (C + T) by counting; ``<s>`` is never predicted."""
+    lower = witten_bell(given_words, token, context[1:]) if context else 1 / (V + 1)
+    counts = {}
+    for ids, weight in given_words:
+        sentence = (BEGIN_ID, *ids, END_ID)
+        for i in range(1, len(sentence)):
+            if i >= len(context) and sentence[i - len(context) : i] == context:
+                counts[sentence[i]] = counts.get(sentence[i], 0.0) + weight
+    kinds = len(counts)
+    return (counts.get(token, 0.0) + kinds * lower) / (sum(counts.values()) + kinds) if kinds else lower
+
+
+@settings(max_examples=60, deadline=None)
+@given(word_lists, st.integers(1, 5), st.lists(st.integers(0, V - 1), max_size=5))
+def test_probabilities_are_those_of_witten_and_bell_and_sum_to_one(given_words, order, history):
+    model = ngrams_of_words(given_words, V, order)
+    state = model.start
+    for token in history:
+        state = model.advance(state, token)
+    found = np.exp(model.row(state))
+    context = (BEGIN_ID, *history)[-(order - 1) :] if order > 1 else ()
+    expected = [0.0 if token == BEGIN_ID else witten_bell(given_words, token, context) for token in range(V + 2)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-15)
+    assert found.sum() == pytest.approx(1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(word_lists, st.integers(2, 5))
+def test_states_are_told_apart_by_what_follows_alone(given_words, order):
+    """A state is the longest suffix that the model holds, so histories with the same last tokens meet in it."""
+    model = ngrams_of_words(given_words, V, order)
+    met = {}
+    for history in itertools.product(range(V), repeat=3):
+        state = 0
+        for token in history:
+            state = model.advance(state, token)
+        assert 0 <= state < model.states
+        met.setdefault(state, []).append(model.row(state))
+    for rows in met.values():
+        assert all((row == rows[0]).all() for row in rows)
+
+
+def test_words_are_read_from_plain_and_packed_lists(tmp_path):
+    plain, packed = tmp_path / "en.tsv", tmp_path / "en.tsv.gz"
+    text = "the\t50000\ncat\t3.5\n\nthe\t2\n"
+    plain.write_text(text, encoding="utf-8")
+    with gzip.open(packed, "wt", encoding="utf-8") as file:
+        file.write(text)
+    assert read_words(plain) == read_words(packed) == {"the": 50002.0, "cat": 3.5}
+
+
+@pytest.mark.parametrize("line", ["the", "the\tmany", "the\t0", "the\t-1", "the\tnan", "the\tinf", "the cat\t3", "\t3"])
+def test_a_line_that_is_no_word_is_named(tmp_path, line):
+    path = tmp_path / "en.tsv"
+    path.write_text(f"a\t1\n{line}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"en\.tsv, line 2: expected 'word TAB number above 0'"):
+        read_words(path)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [("none", None), ("a.tsv", b"\xff\xfe\t1"), ("b.tsv", b""), ("c.tsv.gz", gzip.compress(b"the\t1\n" * 1000)[:20])],
+)
+def test_a_file_without_words_is_refused(tmp_path, name, content):
     if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=r"lm\.arpa: "):
-        read_arpa(path, PIECES)
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: "):
+        read_words(tmp_path / name)
