@@ -10,8 +10,8 @@ PIECES = ["▁", "▁a", "▁b", "c"]
 class Vocabulary:
     """A tokenizer of few pieces."""
 
-    def __init__(self, tasks):
-        self.all = ["<blk>", "<unk>", *tasks.symbols, *PIECES]
+    def __init__(self, tasks, pieces=PIECES):
+        self.all = ["<blk>", "<unk>", *tasks.symbols, *pieces]
         self.vocab_size = len(self.all)
 
     def id_of(self, symbol):

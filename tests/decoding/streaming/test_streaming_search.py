@@ -4,36 +4,34 @@ import dataclasses
 import functools
 import math
 import random
-import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts import ROOT, load_script
+from vocabulary import ALL, Vocabulary, know
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.constraint_table import ConstraintTable
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.context_graph import ContextGraph
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.decoding.streaming.search import StreamingSearch
 
-build_tiny = load_script(ROOT / "tests" / "decoding" / "conftest.py", "search_conftest").build_tiny
-vocabulary = sys.modules.get("vocabulary") or load_script(ROOT / "tests" / "decoding" / "vocabulary.py", "vocabulary")
-ALL, PIECES = vocabulary.ALL, vocabulary.PIECES
 LOOSE = {"abs": 2e-4, "rel": 2e-5}
-TASKS = vocabulary.know(*ALL)
-VOCABULARY = vocabulary.Vocabulary(TASKS)
+TASKS = know(*ALL)
+VOCABULARY = Vocabulary(TASKS)
 
 
-def model_of(seed, lens):
-    return build_tiny(seed, V=VOCABULARY.vocab_size, lens=lens, blank_bias=seed % 4, sharpness=2.0)
+@pytest.fixture(scope="session")
+def model_of(tiny):
+    return lambda seed, lens: tiny(seed, VOCABULARY.vocab_size, lens, blank_bias=seed % 4, sharpness=2.0)
 
 
 @functools.lru_cache(None)
-def rules_of(*active, force_language=False):
+def constraints_of(*active, force_language=False):
     return constraints_for(TASKS, active, VOCABULARY, force_language=force_language)
 
 
@@ -61,11 +59,6 @@ def assert_same(tokens, hypothesis):
     assert [token.log_prob for token in tokens] == pytest.approx(hypothesis.log_probs, **LOOSE)
 
 
-def hotword_bonus():
-    a, b, c = (VOCABULARY.all.index(piece) for piece in ("▁a", "▁b", "c"))
-    return ContextGraph([([a, c], 1.0), ([b, b, c], 1.7), ([c, c], 0.6)], VOCABULARY.all, length_bonus=0.2)
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -73,31 +66,33 @@ def hotword_bonus():
     length_norm=st.booleans(),
     active=st.lists(st.sets(st.sampled_from(ALL[1:])), min_size=1, max_size=4),
 )
-def test_chunk_by_chunk_gives_what_the_whole_gives(seed, method, length_norm, active):
+def test_chunk_by_chunk_gives_what_the_whole_gives(model_of, seed, method, length_norm, active):
     random_ = random.Random(seed)
     model = model_of(seed, [random_.randint(1, 40) for _ in active])
-    constraints = [rules_of(*sorted(names)) for names in active]
-    bonus = hotword_bonus() if method == "hotwords" else None
-    bonuses = {"hotwords": ("made by hand",)} if bonus else {}
-    options = SearchOptions("greedy" if method == "greedy" else "beam", 3, length_norm=length_norm, **bonuses)
+    constraints = [constraints_of(*sorted(names)) for names in active]
+    bonus, options = None, SearchOptions("greedy" if method == "greedy" else "beam", 3, length_norm=length_norm)
+    if method == "hotwords":
+        a, b, c = (VOCABULARY.id_of(piece) for piece in ("▁a", "▁b", "c"))
+        bonus = ContextGraph([([a, c], 1.0), ([b, b, c], 1.7), ([c, c], 0.6)], VOCABULARY.all, length_bonus=0.2)
+        options = dataclasses.replace(options, hotwords=("made by hand",))
     search = StreamingSearch(model.predictor, model.joiner, options, bonus)
-    found = streamed(search, outputs(model), [search.start(rules) for rules in constraints], random_)
+    found = streamed(search, outputs(model), [search.start(each) for each in constraints], random_)
     for settled, open_, (expected,) in zip(*found[:2], search_frames(*model, options, constraints, bonus)):
         assert_same([*settled, *open_], expected)
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
-def test_what_is_settled_is_what_all_hypotheses_will_say(method):
+def test_what_is_settled_is_what_all_hypotheses_will_say(model_of, method):
     """At every frame: settled tokens never change, and are the common prefix of an n-best list of the frames so far."""
     model = model_of(6, [40])
-    rules, options = rules_of(*ALL), SearchOptions(method, 3)
+    constraints, options = constraints_of(*ALL), SearchOptions(method, 3)
     search = StreamingSearch(model.predictor, model.joiner, options)
-    state, settled = search.start(rules), []
+    state, settled = search.start(constraints), []
     for t, out in enumerate(outputs(model)[0].split(1), start=1):
         (one,), (state,) = search.step([out], [state])
         settled += one.settled
         so_far = model._replace(lens=torch.tensor([t]))
-        nbest = search_frames(*so_far, SearchOptions(method, 3, nbest=options.width), rules)[0]
+        nbest = search_frames(*so_far, SearchOptions(method, 3, nbest=options.width), constraints)[0]
         each = [tuple(zip(h.tokens, h.frames)) for h in nbest]
         common = next((i for i, column in enumerate(zip(*each)) if len(set(column)) > 1), min(map(len, each)))
         assert tuple((token.id, token.frame) for token in settled) == each[0][:common]
@@ -105,18 +100,18 @@ def test_what_is_settled_is_what_all_hypotheses_will_say(method):
     assert len(settled) > 5
 
 
-def test_a_step_leaves_the_states_that_it_was_given_as_they_were():
+def test_a_step_leaves_the_states_that_it_was_given_as_they_were(model_of):
     model = model_of(6, [40])
     search = StreamingSearch(model.predictor, model.joiner, SearchOptions(beam=3))
     first, second = outputs(model)[0].split(20)
-    _, (state,) = search.step([first], [search.start(rules_of(*ALL))])
+    _, (state,) = search.step([first], [search.start(constraints_of(*ALL))])
     once, twice = (search.step([second], [state])[0] for _ in range(2))
     assert once == twice
 
 
-def disagreeing(frames):
+def disagreeing(tiny, frames):
     """A model whose two best hypotheses differ in the first token, and are equally good for ever."""
-    model = build_tiny(0, V=4, lens=(frames,), blank_bias=0.0)
+    model = tiny(0, V=4, lens=(frames,), blank_bias=0.0)
     with torch.no_grad():
         for parameter in (*model.joiner.parameters(), *model.predictor.parameters()):
             parameter.zero_()
@@ -129,14 +124,14 @@ def disagreeing(frames):
     return model
 
 
-def test_hypotheses_that_never_agree_do_not_let_memory_grow():
-    model = disagreeing(600)
+def test_hypotheses_that_never_agree_do_not_let_memory_grow(tiny):
+    model = disagreeing(tiny, 600)
     (expected,) = search_frames(*model, SearchOptions(beam=2))[0]
-    rules = Constraints(np.zeros((1, 4), dtype=np.float32), np.zeros((1, 4), dtype=np.int64))  # anything goes
+    constraints = Constraints(np.zeros((1, 4), dtype=np.float32), np.zeros((1, 4), dtype=np.int64))  # anything goes
     longest = {}
     for limit in (math.inf, 50):
         search = StreamingSearch(model.predictor, model.joiner, SearchOptions(beam=2), decide_after=limit)
-        state, tokens, longest[limit] = search.start(rules), [], 0
+        state, tokens, longest[limit] = search.start(constraints), [], 0
         for out in outputs(model)[0].split(8):
             (one,), (state,) = search.step([out], [state])
             tokens += one.settled
@@ -147,40 +142,40 @@ def test_hypotheses_that_never_agree_do_not_let_memory_grow():
 
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 10**6), method=st.sampled_from(["greedy", "beam"]))
-def test_at_an_endpoint_the_search_starts_anew(seed, method):
+def test_at_an_endpoint_the_search_starts_anew(model_of, seed, method):
     """With reset, what follows each endpoint is what it would be as an utterance of its own."""
     random_ = random.Random(seed)
-    model, rules = model_of(seed, [24, 9]), rules_of(*ALL)
+    model, constraints = model_of(seed, [24, 9]), constraints_of(*ALL)
     options, endpoint = SearchOptions(method, 3), VOCABULARY.id_of("[ENDP]")
     search = StreamingSearch(model.predictor, model.joiner, options, endpoint=endpoint)
-    found = streamed(search, outputs(model), [search.start(rules)] * 2, random_)
+    found = streamed(search, outputs(model), [search.start(constraints)] * 2, random_)
     for out, settled, open_ in zip(outputs(model), *found[:2]):
-        expected = list(segments(model, out, options, rules, endpoint))
+        expected = list(segments(model, out, options, constraints, endpoint))
         assert [(token.id, token.frame) for token in [*settled, *open_]] == expected
 
 
-def segments(model, out, options, rules, endpoint):
+def segments(model, out, options, constraints, endpoint):
     """Tokens and frames, from a search of each segment that ends where its most probable hypothesis has an endpoint."""
     raw, start = dataclasses.replace(options, length_norm=False), 0
     for end in range(1, len(out) + 1):
         part = model._replace(encoder_out=out[None, start:end], lens=torch.tensor([end - start]))
-        ((best,),) = search_frames(*part, raw, rules)
+        ((best,),) = search_frames(*part, raw, constraints)
         if endpoint in best.tokens or end == len(out):
             if endpoint not in best.tokens:
-                ((best,),) = search_frames(*part, options, rules)
+                ((best,),) = search_frames(*part, options, constraints)
             yield from ((token, frame + start) for token, frame in zip(best.tokens, best.frames))
             start = end
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
 @pytest.mark.parametrize("seed", range(12))
-def test_rules_follow_a_change_of_tasks(method, seed):
+def test_constraints_follow_a_change_of_tasks(model_of, method, seed):
     model = model_of(4 * seed, [90])
     search = StreamingSearch(model.predictor, model.joiner, SearchOptions(method, 3))
     parts, said = outputs(model)[0].split(30), []
-    state = search.start(rules_of("scd", "ner"))
+    state = search.start(constraints_of("scd", "ner"))
     for part, names in zip(parts, (["scd", "ner"], ["endp"], ALL)):
-        state = search.change(state, rules_of(*names))
+        state = search.change(state, constraints_of(*names))
         (one,), (state,) = search.step([part], [state])
         said.append(one)
     tokens = [token for one in said for token in one.settled] + said[-1].open
@@ -194,47 +189,28 @@ def test_rules_follow_a_change_of_tasks(method, seed):
         opened = surface == "[NE]" or (opened and surface != "[/NE]")
 
 
+def allowed_after(text, old, new, symbols):
+    """Which symbols the constraints ``new`` allow in a stream that has written a text under ``old``."""
+    table = ConstraintTable(VOCABULARY.vocab_size, torch.device("cpu"))
+    state = table.add(old) + old.after(VOCABULARY.ids(text))
+    after = table.translate(state, old, new) - table.add(new)
+    return [s for s in symbols.split() if new.weights[after, VOCABULARY.id_of(s)] == 0]
+
+
 @pytest.mark.parametrize("first, then", [(ALL, ALL), (ALL, ["ner", "lid"]), (["ner"], ["scd", "endp", "ner"])])
 def test_a_span_that_both_know_stays_open(first, then):
-    search = StreamingSearch(*model_of(0, [1])[:2], SearchOptions("greedy"))
-    old, new = rules_of(*first), rules_of(*then)
-    old_first = search.table.add(old)
-    state = old_first
-    for surface in ("▁a", "[NE]", "▁b"):
-        state = int(search.table.following[state, VOCABULARY.id_of(surface)])
-    after = search.table.translate(state, old, new) - search.table.add(new)
-    allowed = [new.weights[after, VOCABULARY.id_of(s)] == 0 for s in ("[NE]", "[/NE]", "▁a", "c")]
-    assert allowed == [False, True, True, True]
+    old, new = constraints_of(*first), constraints_of(*then)
+    assert allowed_after("▁a [NE] ▁b", old, new, "[NE] [/NE] ▁a c") == ["[/NE]", "▁a", "c"]
 
 
-def test_languages_when_lid_is_switched_on():
-    search = StreamingSearch(*model_of(0, [1])[:2], SearchOptions("greedy"))
-    old = rules_of("asr")
-    first = search.table.add(old)
-    state = int(search.table.following[first, VOCABULARY.id_of("▁a")])
-
-    def allowed(new):
-        after = search.table.translate(state, old, new) - search.table.add(new)
-        return [s for s in ("[FR]", "[NL]", "▁a", "c") if new.weights[after, VOCABULARY.id_of(s)] == 0]
-
-    assert allowed(rules_of("lid")) == ["▁a", "c"]
-    for force in (None, True):
-        assert allowed(rules_of("lid", force_language=force)) == ["[FR]", "[NL]"]
-
-
-def test_a_beams_memory_does_not_depend_on_what_it_has_heard():
-    model = model_of(0, [20])
-    search = StreamingSearch(model.predictor, model.joiner, SearchOptions(beam=4), decide_after=60)
-    state, sizes = search.start(rules_of(*ALL)), []
-    for _ in range(60):
-        _, (state,) = search.step([torch.randn(20, 6) * 2], [state])
-        sizes.append(sum(len(tail) for tail in state.memory.tails))
-    assert state.frames == 1200 and state.memory.settled > 500
-    assert max(sizes) <= 4 * (60 + 20)
+@pytest.mark.parametrize("force, expected", [(False, ["▁a", "c"]), (None, ["[FR]", "[NL]"]), (True, ["[FR]", "[NL]"])])
+def test_languages_when_lid_is_switched_on(force, expected):
+    new = constraints_of("lid", force_language=force)
+    assert allowed_after("▁a", constraints_of("asr"), new, "[FR] [NL] ▁a c") == expected
 
 
 @pytest.mark.parametrize("options", [{"method": "full_beam"}, {"method": "k2_fast_beam"}, {"beam": 4, "nbest": 2}])
-def test_searches_that_streams_do_not_know_are_refused(options):
+def test_searches_that_streams_do_not_know_are_refused(model_of, options):
     model = model_of(0, [1])
     with pytest.raises(UserError, match=r"search option .(method|nbest)"):
         StreamingSearch(model.predictor, model.joiner, SearchOptions(**options))

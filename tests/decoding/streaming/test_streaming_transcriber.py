@@ -1,11 +1,11 @@
 """Audio in pieces of any length against search over the masked full pass; events, tasks, endpoints, errors."""
 
 import dataclasses
+import functools
 import gc
 import itertools
 import json
 import random
-import sys
 import weakref
 
 import numpy as np
@@ -13,9 +13,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts import ROOT, load_script
 from tiny_encoders import masked_pass, noise, tiny_transducer
 from toy_runs import read_cuts
+from vocabulary import Vocabulary, know
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
@@ -28,26 +28,23 @@ from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
 from tokenverse_pp.models.bundle import ModelBundle, load_model
 
-vocabulary = sys.modules.get("vocabulary") or load_script(ROOT / "tests" / "decoding" / "vocabulary.py", "vocabulary")
-TASKS = vocabulary.know("asr", "scd", "endp")
-VOCABULARY = vocabulary.Vocabulary(TASKS)
+TASKS = know("asr", "scd", "endp")
+VOCABULARY = Vocabulary(TASKS)
 ENCODERS = {"wav2vec2": ("wav2vec2-layer", "finetune", 1), "whisper": ("whisper", "frozen", 2)}
 CHUNKS = ChunkOptions(160, 2, 3)
 GREEDY, BEAM = SearchOptions("greedy"), SearchOptions("beam", 3)
-LOADED = {}
 
 
+@functools.lru_cache(None)
 def loaded_of(encoder="wav2vec2"):
     """A tiny random model that writes a token at every other frame or so."""
-    if encoder not in LOADED:
-        family, kind, stack = ENCODERS[encoder]
-        model = tiny_transducer(family, kind, stack)
-        with torch.no_grad():
-            model.joiner.output.weight.mul_(8)
-            model.joiner.encoder_proj.weight.mul_(3)
-            model.joiner.output.bias.zero_()[0] = 2.0
-        LOADED[encoder] = ModelBundle(None, TASKS, VOCABULARY, model)
-    return LOADED[encoder]
+    family, kind, stack = ENCODERS[encoder]
+    model = tiny_transducer(family, kind, stack)
+    with torch.no_grad():
+        model.joiner.output.weight.mul_(8)
+        model.joiner.encoder_proj.weight.mul_(3)
+        model.joiner.output.bias.zero_()[0] = 2.0
+    return ModelBundle(None, TASKS, VOCABULARY, model)
 
 
 def transcriber_of(encoder="wav2vec2", search=GREEDY, chunks=CHUNKS, **options):
@@ -72,15 +69,24 @@ def finals(events):
     return [word for event in events if event.kind in ("final", "token") for word in event.words]
 
 
-def offline(transcriber, audio, tasks):
-    """Words of the search over the output of the masked full pass."""
-    loaded, options = transcriber.loaded, transcriber.options
-    active = torch.tensor(TASKS.mask(tasks), dtype=torch.float32)
-    out = masked_pass(loaded.model, audio, active, options.chunks)
-    rules = constraints_for(TASKS, tasks, VOCABULARY)
+def search_of(transcriber, out, names, bonus=None):
+    """The best hypothesis of encoder output (T, C), searched at once."""
+    loaded, options = transcriber.loaded, transcriber.options.search
+    constraints = constraints_for(loaded.tasks, names, loaded.tokenizer, options.languages, options.force_language)
     model, lens = loaded.model, torch.tensor([len(out)])
-    ((best,),) = search_frames(model.predictor, model.joiner, out[None], lens, options.search, rules)
-    return best.words(VOCABULARY.pieces(best.tokens), transcriber.encoder.frame_shift)
+    ((best,),) = search_frames(model.predictor, model.joiner, out[None], lens, options, constraints, bonus)
+    return best
+
+
+def full_pass(transcriber, audio, names=TASKS.names):
+    """Output of the masked full pass."""
+    loaded = transcriber.loaded
+    active = torch.tensor(loaded.tasks.mask(names), dtype=torch.float32)
+    return masked_pass(loaded.model, audio, active, transcriber.options.chunks)
+
+
+def words_of(transcriber, hypothesis):
+    return hypothesis.words(VOCABULARY.pieces(hypothesis.tokens), transcriber.encoder.frame_shift)
 
 
 def assert_same_words(found, expected):
@@ -115,7 +121,8 @@ def test_what_becomes_final_is_the_search_of_the_masked_full_pass(seed, encoder,
             events[row] += some
     for row, audio in enumerate(audios):
         events[row] += transcriber.close(streams[row])
-        expected = offline(transcriber, audio, tasks[row])
+        best = search_of(transcriber, full_pass(transcriber, audio, tasks[row]), tasks[row])
+        expected = words_of(transcriber, best)
         assert_same_words(finals(events[row]), expected)
         assert events[row][-1].kind == "end" and events[row][-1].time == len(audio) / 16000
         assert events[row][-1].text == " ".join(word.text for word in expected)
@@ -126,16 +133,11 @@ def test_a_trained_model_with_all_tasks(finished_run, tiny_corpus, options):
     loaded = load_model(finished_run)
     options = dataclasses.replace(options, force_language=True, blank_penalty=3.0)  # it was trained for ten steps
     transcriber = StreamingTranscriber(loaded, StreamingOptions(ChunkOptions(320, 2, 4), search=options))
-    names, model = loaded.tasks.names, loaded.model
-    rules = constraints_for(loaded.tasks, names, loaded.tokenizer, options.languages, True)
+    names, bonus = loaded.tasks.names, bonus_for(options, loaded.tokenizer)
     said = 0
     for cut in read_cuts(tiny_corpus, "test")[:2]:
         audio = load_inputs(cut)
-        out = masked_pass(model, audio, torch.ones(len(names)), transcriber.options.chunks)
-        bonus = bonus_for(options, loaded.tokenizer)
-        ((best,),) = search_frames(
-            model.predictor, model.joiner, out[None], torch.tensor([len(out)]), options, rules, bonus
-        )
+        best = search_of(transcriber, full_pass(transcriber, audio, names), names, bonus)
         events = heard(transcriber, audio, random.Random(len(audio)))
         assert events[-1].text == loaded.tokenizer.decode(best.tokens)
         assert events[0].text.startswith("[QA")
@@ -176,12 +178,8 @@ def test_finals_and_partial_are_the_best_hypothesis_so_far():
         partials = [event for event in said if event.kind == "partial"]
         now = [*finals(said), *(partials[-1].words if partials else ())]
         # The masked pass over what was heard ends with the frames that a stream's end would add.
-        frames = int(transcriber.encoder.chunk_frames * heard_ / 2560) - 1
-        everything = masked_pass(transcriber.loaded.model, audio, torch.ones(3), transcriber.options.chunks)[:frames]
-        rules = constraints_for(TASKS, TASKS.names, VOCABULARY)
-        model = transcriber.loaded.model
-        found = search_frames(model.predictor, model.joiner, everything[None], torch.tensor([frames]), BEAM, rules)
-        expected = found[0][0].words(VOCABULARY.pieces(found[0][0].tokens), 0.02)
+        out = full_pass(transcriber, audio)[: int(transcriber.encoder.chunk_frames * heard_ / 2560) - 1]
+        expected = words_of(transcriber, search_of(transcriber, out, TASKS.names))
         assert [w.text for w in now] == [w.text for w in expected]
 
 
@@ -205,31 +203,25 @@ def test_reset_at_an_endpoint():
     audio = noise(32000)
     events = heard(reset, audio, random.Random(2))
     assert events == heard(reset, audio)
-    out = masked_pass(reset.loaded.model, audio, torch.ones(3), reset.options.chunks)
-    rules, start, expected, model = constraints_for(TASKS, TASKS.names, VOCABULARY), 0, [], reset.loaded.model
-    while start < len(out):
-        rest = out[None, start:]
-        ((best,),) = search_frames(model.predictor, model.joiner, rest, torch.tensor([rest.shape[1]]), GREEDY, rules)
+    out, expected = full_pass(reset, audio), []
+    while len(out):
+        best = search_of(reset, out, TASKS.names)
         ends = [frame for token, frame in zip(best.tokens, best.frames) if VOCABULARY.all[token] == "[ENDP]"]
-        end = ends[0] + 1 if ends else rest.shape[1]
+        end = ends[0] + 1 if ends else len(out)
         expected += [VOCABULARY.all[t] for t, frame in zip(best.tokens, best.frames) if frame < end]
-        start += end
+        out = out[end:]
     assert expected.count("[ENDP]") > 3
     assert "".join(w.text for w in finals(events)) == "".join(expected).replace("▁", "")
     assert finals(heard(plain, audio)) != finals(events)
     with pytest.raises(UserError, match="reset_at_endpoint"):
-        tasks = vocabulary.know("asr", "scd", "ner")
-        StreamingTranscriber(ModelBundle(None, tasks, VOCABULARY, reset.loaded.model), reset.options)
+        StreamingTranscriber(dataclasses.replace(reset.loaded, tasks=know("asr", "scd", "ner")), reset.options)
 
 
 def test_confidences_are_calibrated_where_the_model_has_a_calibration(tmp_path):
     audio, calibration = noise(16000), Calibration(Curve(0.5, 0.7, 0.1), Curve(2, 2, -1))
     raw = finals(heard(transcriber_of(), audio))
     calibration.write(tmp_path / "calibration.json")
-    loaded = loaded_of()
-    calibrated = StreamingTranscriber(
-        ModelBundle(None, TASKS, VOCABULARY, loaded.model, tmp_path), transcriber_of().options
-    )
+    calibrated = StreamingTranscriber(dataclasses.replace(loaded_of(), folder=tmp_path), transcriber_of().options)
     found = finals(heard(calibrated, audio))
     assert [w.confidence for w in found] == [calibration(w.text, w.confidence) for w in raw]
 
@@ -260,9 +252,8 @@ def test_a_long_stream_keeps_no_more_than_a_short_one(search):
 
 
 def test_a_dropped_stream_is_gone():
-    transcriber = transcriber_of()
-    stream = transcriber.open()
-    transcriber.push(stream, noise(6000))
+    stream = transcriber_of().open()
+    stream.owner.push(stream, noise(6000))
     gone = weakref.ref(stream)
     del stream
     gc.collect()
@@ -292,23 +283,22 @@ def test_bad_audio_is_refused_and_leaves_all_streams_as_they_were(audio, message
 
 
 def test_errors_name_the_stream():
-    transcriber, other = transcriber_of(), transcriber_of()
-    stream = transcriber.open()
-    for call in (lambda: transcriber.open(["sdc"], "call 7"), lambda: transcriber.set_tasks(stream, ["sdc"])):
-        with pytest.raises(UserError, match=r"^(call 7|stream 1): task 'sdc': this model knows asr, scd, endp"):
+    transcriber = transcriber_of()
+    stream, closed, audio = transcriber.open(), transcriber.open(), noise(5)
+    transcriber.close(closed)
+    unknown = "task 'sdc': this model knows asr, scd, endp"
+    for call, message in [
+        (lambda: transcriber.open(["sdc"], "call 7"), f"call 7: {unknown}"),
+        (lambda: transcriber.set_tasks(stream, ["sdc"]), f"stream 1: {unknown}"),
+        (lambda: transcriber.push_many([(stream, audio)] * 2), "stream 1: the stream is there twice"),
+        (lambda: transcriber_of().push(stream, audio), "stream 1: a stream of another transcriber"),
+        (lambda: transcriber.push(closed, audio), "stream 2: the stream is closed"),
+        (lambda: transcriber.close(closed), "stream 2: the stream is closed"),
+        (lambda: transcriber_of(tasks=("sdc",)), "streaming option 'tasks': task 'sdc'"),
+        (lambda: StreamingOptions(decide_after=0), "streaming option 'decide_after'"),
+    ]:
+        with pytest.raises(UserError, match=f"^{message}"):
             call()
-    with pytest.raises(UserError, match="stream 1: the stream is there twice"):
-        transcriber.push_many([(stream, noise(5)), (stream, noise(5))])
-    with pytest.raises(UserError, match="stream 1: a stream of another transcriber"):
-        other.push(stream, noise(5))
-    transcriber.close(stream)
-    for call in (lambda: transcriber.push(stream, noise(5)), lambda: transcriber.close(stream)):
-        with pytest.raises(UserError, match="stream 1: the stream is closed"):
-            call()
-    with pytest.raises(UserError, match="streaming option 'tasks': task 'sdc'"):
-        transcriber_of(tasks=("sdc",))
-    with pytest.raises(UserError, match="decide_after"):
-        StreamingOptions(decide_after=0)
 
 
 def test_an_encoder_that_gives_nan_is_named_with_its_stream():
