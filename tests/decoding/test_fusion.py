@@ -208,16 +208,6 @@ def test_where_nothing_is_pruned_bonuses_only_change_the_order(tiny, method, kin
             assert h.score == pytest.approx(own[h.tokens].log_prob + bonus.walk(h.tokens)[1], **CLOSE)
 
 
-def test_a_batch_with_bonuses_gives_what_each_utterance_gives_alone(tiny):
-    model, bonus = tiny(5, lens=[3, 14, 9]), ContextGraph([((2, 3), 2.0), ((4, 4, 4), 2.0)], WORDS)
-    options = {"hotwords": ("a",), "beam": 4, "nbest": 4}
-    together = run(model, bonus, **options)
-    for i, n in enumerate(model.lens.tolist()):
-        alone = model._replace(encoder_out=model.encoder_out[i : i + 1, :n], lens=model.lens[i : i + 1])
-        (expected,) = run(alone, bonus, **options)
-        assert [(h.tokens, h.frames) for h in together[i]] == [(h.tokens, h.frames) for h in expected]
-
-
 def test_a_bonus_brings_its_phrase_in_and_a_length_bonus_lengthens(tiny):
     model = tiny(2, lens=[20], blank_bias=2.0)
     plain = run(model)[0][0].tokens

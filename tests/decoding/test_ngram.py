@@ -214,16 +214,8 @@ def test_ten_thousand_changed_files(tmp_path, whole):
     settings(FEW, max_examples=10_000)(given(mutated())(lambda data: check_mutation(tmp_path, whole, data)))()
 
 
-def test_a_file_cut_off_at_any_byte_is_refused(tmp_path, whole):
-    data = (TEXT + "rest").encode()
-    ends = data.index(b"\\end\\") + 5
-    for length in (*range(0, ends - 10, 5), *range(ends - 10, len(data))):
-        if length >= ends:
-            assert model_of(tmp_path / "lm.arpa", data[:length]) == whole
-        else:
-            with pytest.raises(UserError, match=r"lm\.arpa"):
-                model_of(tmp_path / "lm.arpa", data[:length])
-    packed = gzip.compress(data)
+def test_a_packed_file_cut_off_at_any_byte_is_refused(tmp_path):
+    packed = gzip.compress(TEXT.encode())
     for length in range(0, len(packed), 11):
         (tmp_path / "lm.arpa.gz").write_bytes(packed[:length])
         with pytest.raises(UserError, match=r"lm\.arpa\.gz: "):

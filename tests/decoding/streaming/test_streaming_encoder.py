@@ -33,8 +33,8 @@ def close(found, expected):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=8)
-@given(OPTIONS, st.integers(1, 12000), st.sampled_from([1, 2]), st.integers(0, 3))
+@settings(max_examples=12)
+@given(OPTIONS, st.integers(1, 24000), st.sampled_from([1, 2]), st.integers(0, 3))
 def test_steps_equal_the_masked_pass(family, kind, options, samples, stack, seed):
     model, audio, active = transducer(family, kind, stack), noise(samples, seed), mask_of(seed)
     found, _ = stream(model, audio, active, options)
@@ -42,15 +42,6 @@ def test_steps_equal_the_masked_pass(family, kind, options, samples, stack, seed
         assert found.shape == (0, model.encoder.output_dim)
     else:
         close(found, masked_pass(model, audio, active, options))
-
-
-@pytest.mark.parametrize("sinks", [0, 3, 16])
-@pytest.mark.parametrize("left", [-1, 0, 1, 3])
-@pytest.mark.parametrize("chunk_ms", [40, 320, 640])
-def test_every_size_left_context_and_sink_count(chunk_ms, left, sinks):
-    model, audio, options = transducer("whisper", "frozen", 2), noise(21000), ChunkOptions(chunk_ms, left, sinks)
-    found, _ = stream(model, audio, mask_of(3), options)
-    close(found, masked_pass(model, audio, mask_of(3), options))
 
 
 @pytest.mark.parametrize("family, kind", [("wav2vec2-group", "finetune"), ("whisper", "frozen"), ("whisper", "split")])
@@ -147,16 +138,11 @@ def test_the_pretrained_form_looks_ahead_as_far_as_it_says(family, kind):
         StreamingEncoder(model, options)
 
 
+@pytest.mark.parametrize("options", [ChunkOptions(0), ChunkOptions(800, 0, 0)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_chunk_as_long_as_the_utterance_is_full_context(family):
+def test_one_chunk_as_long_as_the_utterance_is_full_context(family, options):
     model, audio, active = transducer(family, "frozen", 2), noise(9000), mask_of(1)
-    close(masked_pass(model, audio, active, ChunkOptions(800, 0, 0)), masked_pass(model, audio, active, None))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_full_context_is_the_ordinary_path(family):
-    model, audio, active = transducer(family, "finetune"), noise(9000), mask_of(1)
-    assert torch.equal(masked_pass(model, audio, active, ChunkOptions(0)), masked_pass(model, audio, active, None))
+    close(masked_pass(model, audio, active, options), masked_pass(model, audio, active, None))
 
 
 def test_tasks_may_change_between_chunks():
