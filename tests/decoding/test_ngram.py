@@ -81,7 +81,7 @@ def test_a_packed_file_without_sentence_starts_and_n_grams_whose_beginning_is_mi
     with gzip.open(path, "wt", encoding="utf-8") as file:
         file.write("\\data\\\nngram 1=2\nngram 2=1\n\\1-grams:\n-0.3 ▁a\n-0.3 b\n\\2-grams:\n-0.1 ▁ b\n\\end\\\nrest\n")
     model = read_arpa(path, PIECES)
-    assert len(model) == 3  # with <s>
+    assert len(model.token) == 3  # with <s>
     assert np.exp(model.row(model.start))[2:4] == pytest.approx([10**-0.3] * 2)
 
 

@@ -72,13 +72,16 @@ class RowCache:
 
 
 class FusionScorer(ABC):
-    """An automaton over tokens that adds scores, in nats. States are integers, 0 the start.
+    """States over tokens that add scores, in nats. States are integers below ``states``, 0 the start.
 
-    Attributes:
+    Args:
         states: how many states there are.
+        vocab_size: V.
     """
 
-    states: int
+    def __init__(self, states: int, vocab_size: int):
+        self.states, self.vocab_size = states, vocab_size
+        self._rows = RowCache(lambda each: torch.stack([self.row(state) for state in each]), vocab_size, ROWS_KEPT)
 
     @abstractmethod
     def advance(self, state: int, token: int) -> int:
@@ -93,8 +96,12 @@ class FusionScorer(ABC):
         """What a hypothesis that ends in a state earns by ending."""
 
     @abstractmethod
+    def row(self, state: int) -> Tensor:
+        """`gain` of every token in a state, (V,) float32."""
+
     def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
-        """`gain` of every token in M states: (M, V) float32."""
+        """`row` of M states: (M, V), on a device."""
+        return self._rows.look_up(states, device)
 
     def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
         """What each token of a hypothesis earned when it was written, and what the finished hypothesis keeps."""
@@ -109,8 +116,8 @@ class FusedScorers(FusionScorer):
     """Two scorers at once: gains are added up."""
 
     def __init__(self, one: FusionScorer, other: FusionScorer):
+        super().__init__(one.states * other.states, one.vocab_size)
         self.one, self.other = one, other
-        self.states = one.states * other.states
 
     def advance(self, state: int, token: int) -> int:
         """See `FusionScorer`."""
@@ -127,8 +134,13 @@ class FusedScorers(FusionScorer):
         one, other = divmod(state, self.other.states)
         return self.one.at_end(one) + self.other.at_end(other)
 
-    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
+    def row(self, state: int) -> Tensor:
         """See `FusionScorer`."""
+        one, other = divmod(state, self.other.states)
+        return self.one.row(one) + self.other.row(other)
+
+    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
+        """See `FusionScorer`; each part caches its own rows, of which there are fewer."""
         one, other = zip(*(divmod(state, self.other.states) for state in states))
         return self.one.look_up(one, device) + self.other.look_up(other, device)
 
@@ -155,7 +167,7 @@ class ContextGraph(FusionScorer):
         self.idle = [is_task_token(piece) for piece in pieces]  # tokens that leave the state as it is
         self.children: List[Dict[int, int]] = [{}]
         token_bonus, whole = self._plant(phrases)
-        self.states = len(self.children)
+        super().__init__(len(self.children), len(pieces))
         self.suffix = [0] * self.states
         # Without the length bonus: what was given on the way to a state, and what is kept if the hypothesis ends there.
         self.kept, self.given = [0.0] * self.states, [0.0] * self.states
@@ -164,11 +176,6 @@ class ContextGraph(FusionScorer):
         self._given_from_start = torch.zeros(len(pieces))
         for token, child in self.children[0].items():
             self._given_from_start[token] = self.given[child]
-        self._rows = RowCache(lambda states: torch.stack([self._row(i) for i in states]), len(pieces), ROWS_KEPT)
-
-    def __len__(self) -> int:
-        """The number of states."""
-        return self.states
 
     def _plant(self, phrases: Sequence[Phrase]) -> Tuple[List[float], Dict[int, float]]:
         """Build the trie -> the bonus of each node's token, and of each phrase by the node at which it ends."""
@@ -226,12 +233,8 @@ class ContextGraph(FusionScorer):
         """See `FusionScorer`."""
         return self.kept[state] - self.given[state]
 
-    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
+    def row(self, state: int) -> Tensor:
         """See `FusionScorer`."""
-        return self._rows.look_up(states, device)
-
-    def _row(self, state: int) -> Tensor:
-        """`gain` of every token in one state, (V,)."""
         suffixes = []
         node = state
         while node:

@@ -40,7 +40,7 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.normalise import normalise
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.decoding.constraints import SPACE, UNKNOWN, languages_written
-from tokenverse_pp.decoding.context_graph import ROWS_KEPT, FusionScorer, RowCache
+from tokenverse_pp.decoding.context_graph import FusionScorer
 from tokenverse_pp.decoding.ngram import Ngrams, ngrams_of_words, read_arpa, read_words
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.lid import CODE, language_code, language_token
@@ -69,21 +69,16 @@ class LanguageModel(FusionScorer):
         bonus: float,
         blank_id: int = 0,
     ):
-        self.scale, self.bonus, self.vocab_size = scale, bonus, len(pieces)
         self.models = list(models.values())
-        self.idle = np.array([is_task_token(piece) or i == blank_id for i, piece in enumerate(pieces)])
-        self.begins = np.array([piece.startswith(SPACE) for piece in pieces])
         # State 1 + first[i] + s is state s of model i.
         self.first = np.cumsum([0] + [model.states for model, _ in self.models]).tolist()
-        self.states = 1 + self.first[-1]
+        super().__init__(1 + self.first[-1], len(pieces))
+        self.scale, self.bonus = scale, bonus
+        self.idle = np.array([is_task_token(piece) or i == blank_id for i, piece in enumerate(pieces)])
+        self.begins = np.array([piece.startswith(SPACE) for piece in pieces])
         starts = [1 + first + model.start for first, (model, _) in zip(self.first, self.models)]
         self.entry = {list(pieces).index(token): start for token, start in zip(models, starts) if token}
         self.start = starts[0] if "" in models else 0
-        self._rows = RowCache(
-            lambda states: torch.from_numpy(np.stack([self._row(state) for state in states])).float(),
-            self.vocab_size,
-            ROWS_KEPT,
-        )
 
     def _of(self, state: int) -> Optional[Tuple[int, Ngrams, bool, int]]:
         """The model's number, the model, whether it is one of words, its own state; None while no language is known."""
@@ -107,7 +102,7 @@ class LanguageModel(FusionScorer):
 
     def gain(self, state: int, token: int) -> float:
         """See `FusionScorer`."""
-        return float(self._row(state)[token])
+        return float(self._gains(state)[token])
 
     def at_end(self, state: int) -> float:
         """See `FusionScorer`."""
@@ -117,12 +112,12 @@ class LanguageModel(FusionScorer):
         _, model, words, own = found
         return 0.0 if words and own == model.start else self.scale * float(model.row(own)[model.end])
 
-    def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
+    def row(self, state: int) -> Tensor:
         """See `FusionScorer`."""
-        return self._rows.look_up(states, device)
+        return torch.from_numpy(self._gains(state)).float()
 
-    def _row(self, state: int) -> np.ndarray:
-        """`gain` of every token in a state, (V,)."""
+    def _gains(self, state: int) -> np.ndarray:
+        """`gain` of every token in a state, (V,) float64."""
         found = self._of(state)
         if found is None:
             return np.zeros(self.vocab_size)

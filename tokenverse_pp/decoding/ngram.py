@@ -58,17 +58,18 @@ class Level:
 
 
 class Ngrams:
-    """The model. A state is a context: 0 the empty one, the others numbered through the levels from 1 on.
+    """The model. A state is a context: 0 the empty one, then one for each n-gram, from level to level.
 
     Args:
         levels: single tokens first. Every n-gram's first m - 1 tokens are an n-gram too.
-        size: tokens that there are, ``<s>`` and ``</s>`` among them as the last two.
+        size: number of tokens, of which ``<s>`` and ``</s>`` are the last two.
     """
 
     def __init__(self, levels: Sequence[Level], size: int):
         self.size, self.begin, self.end = size, size - 2, size - 1
         starts = np.cumsum([1] + [len(level.token) for level in levels])
         self.suffix = np.concatenate([[0], *(level.suffix for level in levels)])
+        self.states = len(self.suffix)
         self.back_off = np.concatenate([[0.0], *(level.back_off for level in levels)])
         # The n-grams that go on from a state are rows first[state] to first[state + 1] of these, each a state itself.
         parent = np.concatenate(
@@ -80,15 +81,6 @@ class Ngrams:
         self.first = np.searchsorted(parent, np.arange(starts[-1] + 1))
         self.lowest = float(self.log_prob[np.isfinite(self.log_prob)].min())
         self.start = self.advance(0, self.begin)
-
-    def __len__(self) -> int:
-        """The number of n-grams."""
-        return len(self.token)
-
-    @property
-    def states(self) -> int:
-        """The number of states."""
-        return len(self.suffix)
 
     def advance(self, state: int, token: int) -> int:
         """The longest context that is a suffix of a state's tokens and one more."""
@@ -102,7 +94,7 @@ class Ngrams:
             state = int(self.suffix[state])
 
     def _useful(self, state: int) -> int:
-        """The state; where nothing follows it and backing off costs nothing, the longest suffix that says as much."""
+        """The state, or its longest suffix that predicts the same, if nothing follows it and backing off is free."""
         while state and self.first[state] == self.first[state + 1] and self.back_off[state] == 0:
             state = int(self.suffix[state])
         return state
@@ -340,21 +332,16 @@ def ngrams_of_words(words: Sequence[Tuple[Sequence[int], float]], vocab_size: in
     return Ngrams(levels, size)
 
 
-def _totals(context: np.ndarray, count: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """T and C of each context."""
-    return np.bincount(context, count > 0), np.bincount(context, count)
-
-
 def _level(context: np.ndarray, token: np.ndarray, count: np.ndarray, lower: np.ndarray, suffix: np.ndarray) -> Level:
     """One length's n-grams, from what occurs how often; ``lower``: P(token | shorter context)."""
-    kinds, total = _totals(context, count)
+    kinds, total = np.bincount(context, count > 0), np.bincount(context, count)  # T and C of each context
     log_prob = np.log((count + kinds[context] * lower) / (total + kinds)[context])
     return Level(context, token, log_prob, np.zeros(len(token)), suffix)
 
 
 def _backing_off(level: Level, context: np.ndarray, count: np.ndarray) -> Level:
-    """A level with its weights as contexts, T / (C + T); what nothing follows keeps 1."""
-    kinds, total = _totals(context, count)
+    """A level with its weights as contexts, T / (C + T); a context that nothing follows keeps 1."""
+    kinds, total = np.bincount(context, count > 0), np.bincount(context, count)
     followed = np.flatnonzero(kinds)
     back_off = level.back_off.copy()
     back_off[followed] = np.log(kinds[followed] / (total + kinds)[followed])

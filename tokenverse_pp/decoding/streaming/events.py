@@ -30,13 +30,12 @@ class Event:
 
     Args:
         kind: ``final``: plain words that will not change any more, each told once; ``token``: one task token that will
-            not change any more; ``partial``: what follows them for now, task tokens included (it replaces the partial
-            before it, and is told whenever it changes, hence also when it becomes empty); ``end``: the stream is
-            closed, and nothing follows.
-        time: seconds of audio heard (and decoded) when it was told. What it says happened at ``words[0].start``; the
-            difference is the emission delay.
-        text: of the words, a space between two. The texts of all ``final`` and ``token`` events in their order, put
-            together with spaces, are the whole hypothesis, and the text of ``end``.
+            not change any more; ``partial``: what follows them for now, task tokens included (it replaces the previous
+            partial, and is told whenever it changes, also when it becomes empty); ``end``: the stream is closed.
+        time: seconds of audio decoded when it was told. The words start at ``words[0].start``; the difference is the
+            emission delay.
+        text: of the words, joined by spaces. The texts of all ``final`` and ``token`` events in order, joined by
+            spaces, are the whole hypothesis, which is the text of ``end``.
         words: with times from the stream's start, and confidences; one for ``token``, none for ``end``.
     """
 
@@ -78,7 +77,7 @@ class WordReader:
 
 
 class StreamWords:
-    """What one stream has said so far: the final tokens of a word that may go on, the last partial, the whole text."""
+    """The words of one stream so far: final tokens of a word that may continue, the last partial, the whole text."""
 
     def __init__(self, reader: WordReader):
         self.reader = reader
@@ -87,7 +86,7 @@ class StreamWords:
         self.text = io.StringIO()  # grows by the words alone
 
     def hear(self, settled: Sequence[Token], open_: Sequence[Token], time: float) -> List[Event]:
-        """Events of a chunk: tokens that have become final, and those that the best hypothesis has behind them."""
+        """Events of a chunk, from tokens that have become final and the best hypothesis's tokens behind them."""
         events = self._events(self._finish(settled), time)
         words = tuple(self.reader.words([*self.held, *open_]))
         if words != self.partial:
@@ -104,7 +103,7 @@ class StreamWords:
         return [*events, Event(END, time, self.text.getvalue())]
 
     def _finish(self, tokens: Sequence[Token]) -> List[TimedWord]:
-        """Words that are whole with these tokens: the next one has begun. A task token is whole, and ends a word."""
+        """Words that these tokens complete: the next one has begun, or a task token, which is complete by itself."""
         done: List[TimedWord] = []
         for token in tokens:
             if is_task_token(self.reader.pieces[token.id]):

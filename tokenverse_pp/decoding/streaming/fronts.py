@@ -1,4 +1,4 @@
-"""From audio to frames, chunk by chunk; no sample and no frame of any layer is computed twice."""
+"""The fronts of streaming encoders, from audio to frames. Nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Wav2Vec2Front(Stage):
         self.backbone = backbone
 
     def start(self) -> State:
-        """Nothing heard; one entry a convolution for the inputs that its next frames will see."""
+        """See Stage; an entry a convolution for the inputs that its next frames will see."""
         like = next(self.backbone.parameters())
         state, channels = {}, 1
         if self.backbone.normalise:
@@ -67,7 +67,7 @@ def has_group_norm(layer: Any) -> bool:
 
 
 def add_moments(x: Tensor, state: State, key: str) -> Moments:
-    """Add frames (N, C, T) to the moments (N, 3, C) of what was heard -> those of everything, each (N, C, 1)."""
+    """Add frames (N, C, T) to the running moments (N, 3, C) ``state[key]`` -> all moments, (N, C, 1) each."""
     number = torch.full(x.shape[:2], x.shape[2], dtype=torch.float64, device=x.device)
     total, squares = x.sum(-1, dtype=torch.float64), x.square().sum(-1, dtype=torch.float64)
     state[key] = state[key] + torch.stack([number, total, squares], dim=1)
@@ -77,7 +77,7 @@ def add_moments(x: Tensor, state: State, key: str) -> Moments:
 class WhisperFront(Stage):
     """Audio (N, S) -> output of the second convolution (N, T, C), for Whisper.
 
-    In the last chunk silence follows the audio, as it does in an utterance that is heard at once.
+    In the last chunk silence follows the audio, as in a whole utterance.
     """
 
     def __init__(self, backbone: WhisperBackbone, chunks: ChunkOptions) -> None:
@@ -86,16 +86,15 @@ class WhisperFront(Stage):
         self.grid = self.log_mel.grid(chunks)
 
     def start(self) -> State:
-        """Nothing heard; the convolutions' left padding of one zero."""
+        """See Stage; the convolutions start with their left padding of one zero."""
         like = next(self.backbone.parameters())
-        bins, channels = self.log_mel.filters.shape[0], self.backbone.hidden_size
         return {
             "front.samples": torch.zeros((), dtype=torch.int64, device=like.device),
             "front.frames": torch.zeros((), dtype=torch.int64, device=like.device),
             "front.audio": like.new_zeros(0),
             "front.peak": like.new_full((1,), LEAST),
-            "front.mel": like.new_zeros(bins, 1),
-            "front.hidden": like.new_zeros(channels, 1),
+            "front.mel": like.new_zeros(self.log_mel.filters.shape[0], 1),
+            "front.hidden": like.new_zeros(self.backbone.hidden_size, 1),
         }
 
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
