@@ -44,10 +44,12 @@ NEG_INF = -float("inf")
 
 
 def beam_search(
-    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[BatchConstraints]
+    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
     """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
-    search = BeamSearch(scorer, lengths, BeamMemory.start(scorer, len(lengths), options.width, rules), rules)
+    search = BeamSearch(
+        scorer, lengths, BeamMemory.start(scorer, len(lengths), options.width, constraints), constraints
+    )
     trace = search.run()
     return _read_back(trace, search.memory.score, scorer, lengths, options)
 
@@ -56,7 +58,7 @@ class BeamMemory(NamedTuple):
     """What the hypotheses of utterances remember, (N, B) each; where the score is -inf there is none.
 
     score: log-probability, float64 (exact enough for any length). context: of the predictor (`PredictorTable`). state:
-    of the rules. earning: of the bonus. key: hash of the tokens.
+    of the constraints. earning: of the bonus. key: hash of the tokens.
     """
 
     score: np.ndarray
@@ -66,13 +68,13 @@ class BeamMemory(NamedTuple):
     key: np.ndarray
 
     @classmethod
-    def start(cls, scorer: Scorer, utterances: int, beam: int, rules: Optional[BatchConstraints]) -> BeamMemory:
+    def start(cls, scorer: Scorer, utterances: int, beam: int, constraints: Optional[BatchConstraints]) -> BeamMemory:
         """One hypothesis each, in which nothing is written."""
         shape = (utterances, beam)
         score, state = np.full(shape, NEG_INF), np.zeros(shape, dtype=np.int64)
         score[:, 0] = 0
-        if rules is not None:
-            state[:] = rules.start.cpu().numpy()
+        if constraints is not None:
+            state[:] = constraints.start.cpu().numpy()
         nothing = np.zeros(shape, dtype=np.int64)
         return cls(score, np.full(shape, scorer.contexts.start), state, nothing, nothing)
 
@@ -128,12 +130,14 @@ class BeamSearch:
     ``memory`` is what the hypotheses remember: at first before the first frame, after `run` at each utterance's end.
     """
 
-    def __init__(self, scorer: Scorer, lengths: Sequence[int], memory: BeamMemory, rules: Optional[BatchConstraints]):
-        self.scorer, self.lengths, self.memory, self.rules = scorer, lengths, memory, rules
+    def __init__(
+        self, scorer: Scorer, lengths: Sequence[int], memory: BeamMemory, constraints: Optional[BatchConstraints]
+    ):
+        self.scorer, self.lengths, self.memory, self.constraints = scorer, lengths, memory, constraints
         self.device, self.beam = scorer.frames.device, memory.score.shape[1]
         self.score, self.context, self.state, earning, self.key = memory
-        if rules is not None:
-            self.following = rules.following.cpu().numpy()
+        if constraints is not None:
+            self.following = constraints.following.cpu().numpy()
         self.bonus, self.earning = scorer.bonus, earning.ravel().tolist()  # the bonus's state of each slot
         self.owner = [i for i in range(len(lengths)) for _ in range(self.beam)]  # the utterance of each slot
         self.first_slot = np.arange(len(lengths))[:, None] * self.beam
@@ -199,8 +203,8 @@ class BeamSearch:
         utterance, state = torch.tensor([utterances, states], device=self.device)
         frames = self.scorer.frames[t].index_select(0, utterance)
         log_probs = self.scorer.log_probs(frames, self.scorer.contexts.look_up(contexts))
-        if self.rules is not None:
-            log_probs += self.rules.weights.index_select(0, state)
+        if self.constraints is not None:
+            log_probs += self.constraints.weights.index_select(0, state)
         if self.bonus is not None:
             log_probs += self.bonus.look_up(earning, self.device)
         best, symbols = log_probs.topk(min(self.beam, self.scorer.vocab_size))
@@ -212,7 +216,7 @@ class BeamSearch:
         context = self.context.take(slot)
         longer = context % (self.scorer.contexts.modulus // vocab_size) * vocab_size + token
         self.context = np.where(blank, context, longer)
-        if self.rules is not None:
+        if self.constraints is not None:
             self.state = self.following.take(self.state.take(slot) * vocab_size + token)
         if self.bonus is not None:
             moves = zip(slot.ravel().tolist(), token.ravel().tolist())

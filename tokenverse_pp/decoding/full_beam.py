@@ -30,10 +30,10 @@ NEG_INF = -float("inf")
 
 
 def full_beam_search(
-    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[BatchConstraints]
+    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
     """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
-    trace = _Search(scorer, lengths, options, rules).run()
+    trace = _Search(scorer, lengths, options, constraints).run()
     return _read_back(trace, scorer, lengths, options)
 
 
@@ -82,9 +82,9 @@ class _Search:
     """The frame loop."""
 
     def __init__(
-        self, scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[BatchConstraints]
+        self, scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
     ):
-        self.scorer, self.lengths, self.rules = scorer, lengths, rules
+        self.scorer, self.lengths, self.constraints = scorer, lengths, constraints
         self.beam, self.most = options.beam, options.max_symbols
         self.device = scorer.frames.device
         self.symbol_key = symbol_keys(scorer.vocab_size).to(self.device)
@@ -94,7 +94,7 @@ class _Search:
         zeros = torch.zeros(shape, dtype=torch.int64, device=self.device)
         score = torch.full(shape, NEG_INF, device=self.device)
         score[:, 0] = 0
-        state = zeros if self.rules is None else self.rules.start.expand(shape)
+        state = zeros if self.constraints is None else self.constraints.start.expand(shape)
         context = torch.full(shape, self.scorer.contexts.start, device=self.device)
         tokens = torch.full((*shape, self.most), self.scorer.blank_id, device=self.device)
         return _Set(score, context, zeros, state, zeros, zeros, tokens, torch.zeros(tokens.shape, device=self.device))
@@ -167,8 +167,8 @@ class _Search:
         utterances, contexts, states, earning = zip(*number)
         frames = self.scorer.frames[t].index_select(0, torch.tensor(utterances, device=self.device))
         log_probs = self.scorer.log_probs(frames, self.scorer.contexts.look_up(contexts))
-        if self.rules is not None:
-            log_probs += self.rules.weights.index_select(0, torch.tensor(states, device=self.device))
+        if self.constraints is not None:
+            log_probs += self.constraints.weights.index_select(0, torch.tensor(states, device=self.device))
         if self.scorer.bonus is not None:
             log_probs += self.scorer.bonus.look_up(earning, self.device)
         return log_probs, row
@@ -179,8 +179,8 @@ class _Search:
         context = (hypotheses.context * vocab_size + token).remainder_(self.scorer.contexts.modulus)
         key = longer_keys(hypotheses.key, self.symbol_key.take(token))
         state, earning = hypotheses.state, hypotheses.earning
-        if self.rules is not None:
-            state = self.rules.following.take(state * vocab_size + token)
+        if self.constraints is not None:
+            state = self.constraints.following.take(state * vocab_size + token)
         if self.scorer.bonus is not None:
             moves = zip(earning.flatten().tolist(), token.flatten().tolist())
             after = [self.scorer.bonus.advance(*move) for move in moves]

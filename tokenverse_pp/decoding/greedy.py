@@ -26,10 +26,10 @@ ROWS_AT_ONCE = 256  # of the joiner: as many as a processor's cache holds
 
 
 def greedy_search(
-    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[BatchConstraints]
+    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
     """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
-    search = GreedySearch(scorer, lengths, rules)
+    search = GreedySearch(scorer, lengths, constraints)
     search.run()
     found = []
     for length, tokens, log_probs in zip(lengths, search.tokens, search.log_probs):
@@ -42,21 +42,21 @@ def greedy_search(
 class GreedySearch:
     """The best symbol of each frame, ``tokens`` (N, T), and its log-probability, ``log_probs`` (N, T).
 
-    ``last`` (N, context size) are the tokens written last, ``state`` (N,) those of the rules. At the utterances' start
-    they are blanks and the rules' first states. A search that is to go on where another one ended takes over both.
+    ``last`` (N, context size) are the tokens written last, ``state`` (N,) the states of the constraints. At the start
+    they are blanks and the first states. A search that is to go on where another one ended takes over both.
     """
 
-    def __init__(self, scorer: Scorer, lengths: Sequence[int], rules: Optional[BatchConstraints]):
-        self.scorer, self.rules, self.lengths = scorer, rules, np.asarray(lengths)
+    def __init__(self, scorer: Scorer, lengths: Sequence[int], constraints: Optional[BatchConstraints]):
+        self.scorer, self.constraints, self.lengths = scorer, constraints, np.asarray(lengths)
         shape, size = (len(lengths), lengths[0]), scorer.contexts.size
         self.tokens = np.full(shape, scorer.blank_id, dtype=np.int64)
         self.log_probs = np.zeros(shape, dtype=np.float32)
         self.last = np.full((len(lengths), size), scorer.blank_id, dtype=np.int64)
         self.state = np.zeros(len(lengths), dtype=np.int64)
         self.following = None
-        if rules is not None:
-            self.state = rules.start.flatten().cpu().numpy()
-            self.following = rules.following.view(-1, scorer.vocab_size).cpu().numpy()
+        if constraints is not None:
+            self.state = constraints.start.flatten().cpu().numpy()
+            self.following = constraints.following.view(-1, scorer.vocab_size).cpu().numpy()
 
     def run(self) -> None:
         """Decode all frames."""
@@ -69,7 +69,7 @@ class GreedySearch:
         going = int((self.lengths > first).sum())
         valid = np.arange(first, end) < self.lengths[:going, None]
         tokens, log_probs = self.tokens[:going, first:end], self.log_probs[:going, first:end]
-        asked = np.full((2, *tokens.shape), -1, dtype=np.int64)  # context and state of the rules at the last scoring
+        asked = np.full((2, *tokens.shape), -1, dtype=np.int64)  # context and constraint state at the last scoring
         while True:
             conditions, last, state = self._conditions(tokens)
             utterance, frame = np.nonzero((conditions != asked).any(0) & valid)
@@ -82,7 +82,7 @@ class GreedySearch:
         self.last[:going], self.state[:going] = last, state
 
     def _conditions(self, tokens: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What tokens (n, L) make of a block: contexts and rule states (2, n, L) before its frames; both at its end."""
+        """What tokens (n, L) make of a block: contexts and states (2, n, L) before its frames; both at its end."""
         (n, frames), size = tokens.shape, self.last.shape[1]
         written = tokens != self.scorer.blank_id
         before = written.cumsum(1) - written
@@ -115,8 +115,8 @@ class GreedySearch:
         row, of_context, of_state = index.to(scorer.frames.device)
         frames = scorer.frames.view(-1, scorer.frames.size(-1)).index_select(0, row)
         scores = scorer.log_probs(frames, scorer.contexts.look_up(distinct.tolist()).index_select(0, of_context))
-        if self.rules is not None:
-            scores += self.rules.weights.index_select(0, of_state)
+        if self.constraints is not None:
+            scores += self.constraints.weights.index_select(0, of_state)
         if scores.device.type != "cpu":
             log_probs, tokens = scores.max(-1)
             return log_probs.cpu().numpy(), tokens.cpu().numpy()

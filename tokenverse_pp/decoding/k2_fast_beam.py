@@ -29,7 +29,7 @@ NEG_INF = -math.inf
 
 
 def k2_fast_beam_search(
-    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[BatchConstraints]
+    scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
     """Decode utterances that are ordered by length, the longest first; UserError where k2 cannot be used."""
     problem = k2_problem(scorer.frames.device)
@@ -42,28 +42,28 @@ def k2_fast_beam_search(
     found = [[scorer.hypothesis((), (), (), 0.0)] for _ in lengths]
     if not spoken:
         return found
-    lattices = _lattices(k2, scorer, spoken, options, rules)
+    lattices = _lattices(k2, scorer, spoken, options, constraints)
     without: List[int] = []
     for i, length in enumerate(spoken):
         with torch.inference_mode(False):
             arcs, scores = lattices[i].arcs.values().tolist(), lattices[i].scores.tolist()
-        start = 0 if rules is None else int(rules.start[i])
-        found[i] = _walk(zip(arcs, scores), length, scorer, rules, _Path(0.0, 0, start, 0, (), ()), options)
+        start = 0 if constraints is None else int(constraints.start[i])
+        found[i] = _walk(zip(arcs, scores), length, scorer, constraints, _Path(0.0, 0, start, 0, (), ()), options)
         if not found[i]:
             without.append(i)
     if without:
         index = torch.tensor(without, device=scorer.frames.device)
         part = copy.copy(scorer)
         part.frames = scorer.frames.index_select(1, index)
-        if rules is not None:
-            rules = rules._replace(start=rules.start.index_select(0, index))
-        for i, hypotheses in zip(without, beam_search(part, [lengths[i] for i in without], options, rules)):
+        if constraints is not None:
+            constraints = constraints._replace(start=constraints.start.index_select(0, index))
+        for i, hypotheses in zip(without, beam_search(part, [lengths[i] for i in without], options, constraints)):
             found[i] = hypotheses
     return found
 
 
 def _lattices(
-    k2: Any, scorer: Scorer, lengths: Sequence[int], options: SearchOptions, rules: Optional[BatchConstraints]
+    k2: Any, scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
 ) -> Any:
     """Run the streams; -> an FsaVec of lattices, in which each path goes through all frames and may go on."""
     size, base = scorer.contexts.size, scorer.vocab_size
@@ -82,7 +82,7 @@ def _lattices(
     frames = torch.cat([scorer.frames[: lengths[0]], torch.ones_like(scorer.frames[:1])])
     for i, length in enumerate(lengths):
         frames[length:, i] = 1.0
-    suppressed = None if rules is None else _Suppressed(rules, base, scorer.blank_id)
+    suppressed = None if constraints is None else _Suppressed(constraints, base, scorer.blank_id)
     digits = torch.tensor([base**i for i in reversed(range(size))], device=scorer.frames.device)
     for frame in frames:
         shape, contexts = streams.get_contexts()
@@ -99,12 +99,12 @@ def _lattices(
 
 
 class _Suppressed:
-    """For an utterance and the tokens last written: log-weights of what no state of the rules allows there."""
+    """For an utterance and the tokens last written: log-weights of what no state of the constraints allows there."""
 
-    def __init__(self, rules: BatchConstraints, vocab_size: int, blank_id: int):
-        self.weights, self.blank_id = rules.weights, blank_id
-        self.following = rules.following.view(-1, vocab_size)
-        self.start = rules.start.flatten().tolist()
+    def __init__(self, constraints: BatchConstraints, vocab_size: int, blank_id: int):
+        self.weights, self.blank_id = constraints.weights, blank_id
+        self.following = constraints.following.view(-1, vocab_size)
+        self.start = constraints.start.flatten().tolist()
         self.reached: Dict[int, List[int]] = {}
         self.row_of: Dict[Tuple[int, Tuple[int, ...]], Tensor] = {}
 
@@ -137,11 +137,11 @@ class _Suppressed:
 
 
 class _Path(NamedTuple):
-    """A token sequence on its way through a lattice: its state there, that of the rules and of the bonus."""
+    """A token sequence on its way through a lattice: its state there, that of the constraints and of the bonus."""
 
     log_prob: float
     state: int
-    rule: int
+    constraint: int
     earning: int
     frames: Tuple[int, ...]
     log_probs: Tuple[float, ...]
@@ -151,11 +151,11 @@ def _walk(
     arcs: Iterable[Tuple[Sequence[int], float]],
     length: int,
     scorer: Scorer,
-    rules: Optional[BatchConstraints],
+    constraints: Optional[BatchConstraints],
     start: _Path,
     options: SearchOptions,
 ) -> List[Hypothesis]:
-    """The best token sequences in the arcs of a lattice that the rules allow, none where they allow none.
+    """The best token sequences in the arcs of a lattice that the constraints allow, none where they allow none.
 
     A token sequence leads to one state of the lattice at each frame, because a state is a frame and a context.
     """
@@ -170,7 +170,7 @@ def _walk(
                 if label == scorer.blank_id:
                     _add(longer, tokens, path._replace(log_prob=path.log_prob + score, state=target))
                     continue
-                moved = _written(path, label, score, frame, scorer, rules)
+                moved = _written(path, label, score, frame, scorer, constraints)
                 if moved is not None:
                     _add(longer, (*tokens, label), moved._replace(state=target))
         beam = dict(sorted(longer.items(), key=lambda item: (-item[1].log_prob, item[0]))[: options.beam])
@@ -179,19 +179,19 @@ def _walk(
 
 
 def _written(
-    path: _Path, token: int, score: float, frame: int, scorer: Scorer, rules: Optional[BatchConstraints]
+    path: _Path, token: int, score: float, frame: int, scorer: Scorer, constraints: Optional[BatchConstraints]
 ) -> Optional[_Path]:
-    """A path with one more token, or None where the rules bar it."""
-    rule, earning = path.rule, path.earning
-    if rules is not None:
-        if rules.weights[rule, token] == NEG_INF:
+    """A path with one more token, or None where the constraints do not allow it."""
+    constraint, earning = path.constraint, path.earning
+    if constraints is not None:
+        if constraints.weights[constraint, token] == NEG_INF:
             return None
-        rule = int(rules.following[rule * scorer.vocab_size + token])
+        constraint = int(constraints.following[constraint * scorer.vocab_size + token])
     if scorer.bonus is not None:
         score += scorer.bonus.gain(earning, token)
         earning = scorer.bonus.advance(earning, token)
     written = (*path.frames, frame), (*path.log_probs, score)
-    return _Path(path.log_prob + score, path.state, rule, earning, *written)
+    return _Path(path.log_prob + score, path.state, constraint, earning, *written)
 
 
 def _add(paths: Dict[Tuple[int, ...], _Path], tokens: Tuple[int, ...], path: _Path) -> None:

@@ -88,7 +88,7 @@ class DecodeOptions:
 
     Args:
         search: options of the search.
-        tasks: names of the tasks to decode, none for all that the model knows; the tokens of others are barred.
+        tasks: names of the tasks to decode, none for all that the model knows; the tokens of others are suppressed.
         max_duration: seconds of padded audio in a batch.
         stored_features: take the cuts' stored features in place of their audio.
         precision: of the encoder: fp32, bf16 or fp16.
@@ -238,14 +238,14 @@ class Recognizer:
         good = [row for row, fine in enumerate(is_finite) if fine]
         if good:
             model = self.loaded.model
-            rules = self.constraints if active is None else [self.constraints_of(active[row]) for row in good]
+            constraints = self.constraints if active is None else [self.constraints_of(active[row]) for row in good]
             best = search_frames(
                 model.predictor,
                 model.joiner,
                 (out if len(good) == len(found) else out[good]).float(),
                 torch.tensor([lengths[row] for row in good]),
                 self.options.search,
-                rules,
+                constraints,
                 self.bonus,
             )
             for row, hypotheses in zip(good, best):

@@ -118,7 +118,7 @@ def search(
         model: such as `tokenverse_pp.models.bundle.load_model` gives.
         inputs: arrays or tensors of floats: all 1-D (audio at 16 kHz in [-1, 1]), or all 2-D (frames, F), features at
             the encoder's seam that were stored before (`Encoder.extract`). They are one batch in memory.
-        tasks: names of the tasks to decode, None for all that the model knows; the tokens of others are barred.
+        tasks: names of the tasks to decode, None for all that the model knows; the tokens of others are suppressed.
         options: how to search.
 
     Returns:
