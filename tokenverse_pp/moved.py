@@ -70,7 +70,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     "long_audio.units": ("decoding.long_form",),
     "loss": ("losses", "losses.entry"),
     "loss.entry": ("losses.entry",),
-    "loss.k2_backend": ("losses.entry",),
+    "loss.k2_backend": ("losses.k2",),
     "loss.native": ("losses.native",),
     "loss.native.arcs": ("losses.native.simple",),
     "loss.native.common": ("losses.native.lattice",),

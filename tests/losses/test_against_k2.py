@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from test_entry import assert_close, entry_loss, loss_and_grads
 
 from tokenverse_pp.losses import k2_available, native
-from tokenverse_pp.losses.entry import load_k2
+from tokenverse_pp.losses.k2 import load_k2
 
 pytestmark = [
     pytest.mark.k2,

@@ -206,7 +206,7 @@ def test_no_boundary_means_full():
 
 def test_unknown_backend_is_a_user_error():
     case = make_case(12, batch=1, frames=4, symbols=2)
-    with pytest.raises(UserError, match="auto, k2, native"):
+    with pytest.raises(UserError, match="auto, native, triton, torch, k2"):
         entry_loss(case, case.inputs[:4], case.linear(), backend="warp")
 
 

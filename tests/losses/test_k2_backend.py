@@ -9,7 +9,9 @@ from cases import make_case
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.losses import k2_available, pruned_transducer_loss
-from tokenverse_pp.losses.entry import load_k2, resolve_backend
+from tokenverse_pp.losses.entry import resolve_backend
+from tokenverse_pp.losses.k2 import load_k2
+from tokenverse_pp.losses.native import kernels
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 # What k2/__init__.py raises, and what has to be said of it.
@@ -38,6 +40,7 @@ BROKEN = {
 @pytest.fixture
 def install(tmp_path, monkeypatch):
     """``install(source)`` puts a package `k2` with this ``__init__.py`` first on the path."""
+    monkeypatch.setitem(kernels._problems, "cuda", "no GPU here")  # else Triton would be preferred, or warned of
     for name in [name for name in sys.modules if name.partition(".")[0] == "k2"]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -55,7 +58,7 @@ def test_auto_falls_back_and_says_why_once(install, caplog, kind):
     source, reason = BROKEN[kind]
     install(source)
     with caplog.at_level(logging.WARNING):
-        assert [resolve_backend("auto", GPU) for _ in range(3)] == ["native"] * 3
+        assert [resolve_backend("auto", GPU) for _ in range(3)] == ["torch"] * 3
     (record,) = caplog.records
     said = record.getMessage()
     assert reason in said and "using the native loss" in said and "\n" not in said
@@ -77,7 +80,7 @@ def test_a_broken_k2_costs_a_cpu_nothing(install, caplog):
     install("raise OSError('libcudart.so.11.0')")
     case = make_case(1, batch=1, frames=4, symbols=2)
     arguments = (*case.inputs[:4], case.linear(), case.symbols, case.boundary)
-    assert resolve_backend("auto", CPU) == "native" and not k2_available()
+    assert resolve_backend("auto", CPU) == "torch" and not k2_available()
     assert torch.isfinite(pruned_transducer_loss(*arguments).pruned).all() and not caplog.records
     with pytest.raises(UserError, match=r"libcudart\.so\.11\.0"):
         pruned_transducer_loss(*arguments, backend="k2")
@@ -85,7 +88,7 @@ def test_a_broken_k2_costs_a_cpu_nothing(install, caplog):
 
 def test_a_k2_that_works_is_taken_on_a_gpu(install):
     install("with_cuda = True")
-    assert resolve_backend("auto", GPU) == "k2" and resolve_backend("auto", CPU) == "native"
+    assert resolve_backend("auto", GPU) == "k2" and resolve_backend("auto", CPU) == "torch"
     assert k2_available() and load_k2(GPU).with_cuda
 
 
@@ -93,6 +96,6 @@ def test_a_folder_of_that_name_is_no_package(install, tmp_path, monkeypatch, cap
     install("")
     (tmp_path / "k2" / "__init__.py").unlink()  # as a checkout of its repository in the working directory
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert resolve_backend("auto", GPU) == "native" and not k2_available() and not caplog.records
+    assert resolve_backend("auto", GPU) == "torch" and not k2_available() and not caplog.records
     with pytest.raises(UserError, match="No module named 'k2'"):
         load_k2()

@@ -11,7 +11,7 @@ from lhotse import CutSet
 from toy_runs import call, read_cuts, toy_options, toy_parts
 
 from tokenverse_pp.losses import k2_available, native
-from tokenverse_pp.losses.entry import load_k2
+from tokenverse_pp.losses.k2 import load_k2
 from tokenverse_pp.training.log import read_log
 from tokenverse_pp.training.steps import forward
 

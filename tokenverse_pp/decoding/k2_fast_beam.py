@@ -23,7 +23,7 @@ from tokenverse_pp.decoding.beam import beam_search
 from tokenverse_pp.decoding.constraint_table import BatchConstraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import Scorer
-from tokenverse_pp.losses.entry import k2_problem, load_k2
+from tokenverse_pp.losses.k2 import k2_problem, load_k2
 
 NEG_INF = -math.inf
 

@@ -1,12 +1,16 @@
-"""The pruned RNN-T loss: one entry point, two backends (k2, and PyTorch in `losses.native`)."""
+"""The transducer loss: pruned (`pruned_transducer_loss`) and exact (`rnnt_loss`, `rnnt_loss_joiner`).
+
+`losses.native` computes both: by Triton kernels on an NVIDIA GPU, by PyTorch elsewhere. k2 does where it is asked for.
+"""
 
 from tokenverse_pp.losses.entry import (
     DEFAULT_MEMORY_BUDGET,
     TransducerLoss,
-    k2_available,
     max_target_length,
     pruned_transducer_loss,
 )
+from tokenverse_pp.losses.exact import rnnt_loss, rnnt_loss_joiner
+from tokenverse_pp.losses.k2 import k2_available
 
 __all__ = [
     "DEFAULT_MEMORY_BUDGET",
@@ -14,4 +18,6 @@ __all__ = [
     "k2_available",
     "max_target_length",
     "pruned_transducer_loss",
+    "rnnt_loss",
+    "rnnt_loss_joiner",
 ]

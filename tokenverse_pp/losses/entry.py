@@ -1,31 +1,30 @@
 """The transducer loss of a model: simple loss for the pruning bounds, pruned loss for the joiner.
 
-Backends are the native loss and k2, which is imported only when it is requested. Also here: the log-probability of each
-target token, which validation reports per task.
+Backends are the native loss (Triton kernels on an NVIDIA GPU, PyTorch elsewhere) and k2. Also here: the log-probability
+of each target token, which validation reports per task.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import logging
-import sys
-from types import ModuleType
-from typing import Any, Dict, NamedTuple, Optional, Set, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.losses import native
+from tokenverse_pp.losses.k2 import load_k2, use_k2
 from tokenverse_pp.losses.native.joiner import joiner_log_probs, make_plan
+from tokenverse_pp.losses.native.kernels import triton_kernels, triton_problem, use_kernels
 from tokenverse_pp.losses.native.lattice import at_least_float32, check_rnnt_type, checked_boundary, reduce_loss
 from tokenverse_pp.losses.native.pruned import band_loss, targets_in_band
 
-BACKENDS = ("auto", "k2", "native")
+BACKENDS = ("auto", "native", "triton", "torch", "k2")
 
-# Bytes the native backend may keep between forward and backward; see `pruned_transducer_loss`.
+# Bytes that the native backend keeps between forward and backward by default; see `pruned_transducer_loss`. A GPU has
+# better uses for its memory: there, computing a chunk again costs less than the batch it makes room for.
 DEFAULT_MEMORY_BUDGET = 512 * 2**20
+DEFAULT_MEMORY_BUDGET_GPU = 128 * 2**20
 
 
 class TransducerLoss(NamedTuple):
@@ -36,16 +35,21 @@ class TransducerLoss(NamedTuple):
 
 
 def resolve_backend(backend: str, device: torch.device) -> str:
-    """`k2` or `native`. `auto` is k2 on a GPU if it is installed and can be imported, native otherwise.
+    """What computes the loss on a device: `triton`, `torch` or `k2`.
 
-    Where k2 is there and cannot be used, a warning says why, once. On a CPU the native backend is the faster one, and
-    the only one with a bf16 joiner.
+    `native` is Triton on an NVIDIA GPU where it works, PyTorch elsewhere. `auto` is native, but k2 on a GPU where
+    Triton does not work and k2 does. Where something installed cannot be used, a warning says why, once.
+
+    Raises:
+      UserError: on an unknown name.
     """
     if backend not in BACKENDS:
         raise UserError(f"loss backend should be one of {', '.join(BACKENDS)}, given {backend!r}")
-    if backend == "auto":
-        return "k2" if use_k2(device) else "native"
-    return backend
+    if backend in ("triton", "torch", "k2"):
+        return backend
+    if device.type == "cuda" and triton_problem(device) is None:
+        return "triton"
+    return "k2" if backend == "auto" and use_k2(device) else "torch"
 
 
 def max_target_length(num_frames: int, prune_range: int = 5, rnnt_type: str = "regular") -> int:
@@ -89,7 +93,7 @@ def pruned_transducer_loss(
     rnnt_type: str = "regular",
     delay_penalty: float = 0.0,
     backend: str = "auto",
-    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    memory_budget: Optional[int] = None,
     reduction: str = "none",
 ) -> TransducerLoss:
     """Simple and pruned transducer loss (Kuang et al. 2022), the recipe of icefall's transducer models.
@@ -112,12 +116,12 @@ def pruned_transducer_loss(
       lm_scale, am_scale: smoothing of the simple loss.
       rnnt_type: `regular`, `modified` or `constrained`.
       delay_penalty: penalty on late symbols, for both losses.
-      backend: `native`, `k2` (which must be installed), or `auto`: k2 on a GPU where it can be
-        used, else native.
+      backend: `auto`, `native`, `triton`, `torch` or `k2`; see `resolve_backend`.
       memory_budget: bytes the native backend may keep between forward and backward for the joiner: hidden
         rows and exponentials of the logits, (J + V) numbers for each of the sum(frames) * prune_range rows.
         Chunks beyond it are computed again in the backward pass: one more matrix product for them, and
-        memory that does not grow with them. 0: always recompute. k2 has no such choice: it holds all logits.
+        memory that does not grow with them. 0: always recompute. Default: 512 MiB on a CPU, 128 MiB on a GPU.
+        k2 has no such choice: it holds all logits.
       reduction: `none`: (N,), or `mean`, `sum` over the batch.
 
     Returns:
@@ -125,35 +129,38 @@ def pruned_transducer_loss(
       zero gradients on the native backend.
 
     Raises:
-      UserError: for an unknown backend, or k2 asked for that is not installed or cannot be used.
+      UserError: for an unknown backend, or one asked for that is not installed or cannot be used.
     """
     check_rnnt_type(rnnt_type)
-    boundary = checked_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
     chosen = resolve_backend(backend, am.device)
     library: Any = load_k2(am.device) if chosen == "k2" else native
-    simple, ranges = simple_loss_and_ranges(
-        library, am_simple, lm_simple, symbols, boundary, blank=blank, prune_range=prune_range, lm_scale=lm_scale,
-        am_scale=am_scale, rnnt_type=rnnt_type, delay_penalty=delay_penalty, reduction=reduction,
-    )  # fmt: skip
-    if chosen == "k2":
-        am_band, lm_band = library.do_rnnt_pruning(am, lm, ranges)
-        logits = joiner_output(torch.tanh(am_band + lm_band))
-        with torch.autocast(am.device.type, enabled=False):
-            pruned = library.rnnt_loss_pruned(
-                logits=at_least_float32(logits),
-                symbols=symbols,
-                ranges=ranges,
-                termination_symbol=blank,
-                boundary=boundary,
-                rnnt_type=rnnt_type,
-                delay_penalty=delay_penalty,
-                reduction=reduction,
-            )
-        return TransducerLoss(simple, pruned)
-    px, py = band_log_probs(am, lm, joiner_output, symbols, ranges, boundary, blank, memory_budget)
+    if memory_budget is None:
+        memory_budget = DEFAULT_MEMORY_BUDGET_GPU if am.is_cuda else DEFAULT_MEMORY_BUDGET
+    with use_kernels(None if chosen == "k2" else chosen):
+        boundary = checked_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
+        simple, ranges = simple_loss_and_ranges(
+            library, am_simple, lm_simple, symbols, boundary, blank=blank, prune_range=prune_range, lm_scale=lm_scale,
+            am_scale=am_scale, rnnt_type=rnnt_type, delay_penalty=delay_penalty, reduction=reduction,
+        )  # fmt: skip
+        if chosen != "k2":
+            px, py = band_log_probs(am, lm, joiner_output, symbols, ranges, boundary, blank, memory_budget)
+            with torch.autocast(am.device.type, enabled=False):
+                losses = band_loss(px, py, ranges, boundary, symbols.shape[1], rnnt_type, delay_penalty)
+            return TransducerLoss(simple, reduce_loss(losses, reduction))
+    am_band, lm_band = library.do_rnnt_pruning(am, lm, ranges)
+    logits = joiner_output(torch.tanh(am_band + lm_band))
     with torch.autocast(am.device.type, enabled=False):
-        losses = band_loss(px, py, ranges, boundary, symbols.shape[1], rnnt_type, delay_penalty)
-    return TransducerLoss(simple, reduce_loss(losses, reduction))
+        pruned = library.rnnt_loss_pruned(
+            logits=at_least_float32(logits),
+            symbols=symbols,
+            ranges=ranges,
+            termination_symbol=blank,
+            boundary=boundary,
+            rnnt_type=rnnt_type,
+            delay_penalty=delay_penalty,
+            reduction=reduction,
+        )
+    return TransducerLoss(simple, pruned)
 
 
 def simple_loss_and_ranges(
@@ -201,16 +208,25 @@ def band_log_probs(
     boundary: Tensor,
     blank: int,
     memory_budget: int,
+    activation: str = "tanh",
 ) -> Tuple[Tensor, Tensor]:
     """Log-probabilities of the next symbol and of the blank at the kept positions, both (N, T, R).
 
-    Joiner, softmax and gathering are one chunked function. The arguments are those of `pruned_transducer_loss`.
+    Joiner, softmax and gathering are one chunked function. The arguments are those of `pruned_transducer_loss`;
+    ``activation`` (`tanh` or `relu`) is the joiner's.
     """
     compute_dtype = joiner_dtype(am)
     weight, bias = _linear_parameters(joiner_output)
     with torch.autocast(am.device.type, enabled=False):
+        kernels = triton_kernels(am)
+        if kernels is not None:
+            band = kernels.BandPlan(
+                ranges[:, :, 0].contiguous(), ranges.shape[2], symbols.contiguous(), boundary.contiguous(), blank,
+                compute_dtype, memory_budget, activation,
+            )  # fmt: skip
+            return kernels.joiner_log_probs(am, lm, weight, bias, band)
         targets = targets_in_band(symbols, ranges, blank)
-        plan = make_plan(ranges, targets, boundary, lm.shape[1], blank, compute_dtype, memory_budget)
+        plan = make_plan(ranges, targets, boundary, lm.shape[1], blank, compute_dtype, memory_budget, activation)
         return joiner_log_probs(am, lm, weight, bias, plan)
 
 
@@ -255,7 +271,7 @@ def token_log_probs(
         with torch.enable_grad():
             arcs = px.detach().requires_grad_()
             loss = band_loss(arcs, py, ranges, boundary, num_symbols, rnnt_type, 0.0)
-            (gradient,) = torch.autograd.grad(loss[torch.isfinite(loss)].sum(), arcs)
+            (gradient,) = torch.autograd.grad(loss.masked_fill(~torch.isfinite(loss), 0.0).sum(), arcs)
         posterior = -gradient  # (N, T, R)
         weighted = torch.where(posterior > 0, posterior * px, posterior.new_zeros(()))  # pruned arcs score -inf
         total, mass = px.new_zeros(n, num_symbols + 1), px.new_zeros(n, num_symbols + 1)
@@ -264,71 +280,3 @@ def token_log_probs(
         mean = total / mass.clamp_min(torch.finfo(mass.dtype).tiny)
         padding = torch.arange(num_symbols, device=mean.device) >= boundary[:, 2:3]
         return mean[:, :num_symbols].masked_fill(padding, 0.0)
-
-
-LOG = logging.getLogger(__name__)
-_failed: Dict[str, str] = {}  # file of a k2 that cannot be imported -> why; it is not imported again
-_told: Set[str] = set()  # reasons that `use_k2` has given
-
-
-def k2_available() -> bool:
-    """Whether k2 can be used: it is installed, and its import succeeds."""
-    return _place() is not None and k2_problem() is None
-
-
-def k2_problem(device: Optional[torch.device] = None) -> Optional[str]:
-    """The reason why k2 cannot be used (on a device), in one line; None if it can.
-
-    Wheels made for another torch or CUDA fail at import, with OSError, ImportError or RuntimeError and long symbol
-    names; those without CUDA would fail at the first tensor on a GPU.
-    """
-    place = _place()
-    if place is None:
-        return "No module named 'k2'"
-    if place in _failed:
-        return _failed[place]
-    try:
-        module = importlib.import_module("k2")
-    except Exception as error:
-        _failed[place] = one_line(error)
-        return _failed[place]
-    if device is not None and device.type == "cuda" and getattr(module, "with_cuda", True) is False:
-        return "it was built without CUDA"
-    return None
-
-
-def use_k2(device: torch.device) -> bool:
-    """Whether the backend ``auto`` uses k2: on a GPU, if it works there. A warning is logged once if it does not."""
-    if device.type != "cuda" or _place() is None:
-        return False
-    problem = k2_problem(device)
-    if problem is not None and problem not in _told:
-        _told.add(problem)
-        LOG.warning("loss: k2 is installed, but cannot be used (%s); using the native loss", problem)
-    return problem is None
-
-
-def load_k2(device: Optional[torch.device] = None) -> ModuleType:
-    """The module `k2`.
-
-    Raises:
-      UserError: if k2 is not installed, or was built for another torch, or cannot be used on the device.
-    """
-    problem = k2_problem(device)
-    if problem is not None:
-        raise UserError(
-            f"loss backend 'k2' needs the k2 package that matches this torch ({problem}); "
-            "install it, or use backend 'native' (the same loss in plain PyTorch)"
-        )
-    return importlib.import_module("k2")
-
-
-def _place() -> Optional[str]:
-    """The location of the package `k2`, without importing it; None if not installed."""
-    if sys.modules.get("k2") is not None:
-        return getattr(sys.modules["k2"], "__file__", None) or "k2"
-    try:
-        spec = importlib.util.find_spec("k2")
-    except (ImportError, ValueError):  # an entry of sys.modules that is no module
-        return None
-    return None if spec is None else spec.origin  # a folder `k2` that is no package has none

@@ -40,6 +40,7 @@ class JoinerPlan(NamedTuple):
     blank: int
     compute_dtype: torch.dtype  # of the matrix products
     memory_budget: int  # bytes that may be kept for the backward pass
+    activation: str = "tanh"  # or relu
 
 
 class _Chunk(NamedTuple):
@@ -55,6 +56,7 @@ def make_plan(
     blank: int,
     compute_dtype: torch.dtype,
     memory_budget: int,
+    activation: str = "tanh",
 ) -> JoinerPlan:
     """Lay out the rows of `ranges` (B, T, R) that lie inside of `boundary`; `lm_length` is S + 1."""
     batch, num_frames, band = ranges.shape
@@ -66,7 +68,7 @@ def make_plan(
     if not bool(valid.all()):
         frames = valid.flatten().nonzero().squeeze(1)
         lm_rows, targets = lm_rows[frames], targets[frames]
-    return JoinerPlan(frames, lm_rows, targets, blank, compute_dtype, memory_budget)
+    return JoinerPlan(frames, lm_rows, targets, blank, compute_dtype, memory_budget, activation)
 
 
 def _chunk_frames(plan: JoinerPlan, width: int) -> int:
@@ -96,14 +98,15 @@ class _Rows:
         am = am.detach().reshape(-1, am.shape[-1])
         self.am = (am if plan.frames is None else am[plan.frames]).to(plan.compute_dtype)
         self.lm = lm.detach().reshape(-1, lm.shape[-1]).to(plan.compute_dtype)
-        self.twice_lm = 2.0 * self.lm.float() if _through_sigmoid(self.lm) else None
+        sigmoid = plan.activation == "tanh" and _through_sigmoid(self.lm)
+        self.twice_lm = 2.0 * self.lm.float() if sigmoid else None
         self.weight = weight.detach().to(plan.compute_dtype)
         self.bias = bias.detach().to(plan.compute_dtype)
         self.plan = plan
         self.workspace: Dict[str, Tensor] = {}
 
     def hidden(self, frames: slice, picked: Optional[Tensor] = None) -> Tensor:
-        """tanh(am + lm) of the frames' rows, (rows, J)."""
+        """tanh(am + lm), or relu, of the frames' rows, (rows, J)."""
         lm, scale = (self.lm, 1) if self.twice_lm is None else (self.twice_lm, 2)
         index = _pick(self.plan.lm_rows, frames, picked)
         if lm.dtype == self.plan.compute_dtype:
@@ -115,6 +118,8 @@ class _Rows:
             rows.view(-1, self.plan.lm_rows.shape[1], rows.shape[1]).add_(self.am[frames].unsqueeze(1), alpha=scale)
         else:
             rows.add_(self.am.index_select(0, self.frame_rows(frames, picked)), alpha=scale)
+        if self.plan.activation == "relu":
+            return rows.relu_()
         if self.twice_lm is None:
             return rows.tanh_()
         return rows.sigmoid_().mul_(2).sub_(1).to(self.plan.compute_dtype)
@@ -161,7 +166,10 @@ class _Gradients:
         else:
             self.weight += torch.mm(logit_grad.t(), hidden)
         hidden_grad = torch.mm(logit_grad, self.rows.weight)
-        sum_grad = torch.ops.aten.tanh_backward(hidden_grad, hidden).to(self.dtype)
+        if self.rows.plan.activation == "relu":
+            sum_grad = torch.ops.aten.threshold_backward(hidden_grad, hidden, 0).to(self.dtype)
+        else:
+            sum_grad = torch.ops.aten.tanh_backward(hidden_grad, hidden).to(self.dtype)
         self.lm.index_add_(0, _pick(self.rows.plan.lm_rows, frames, picked), sum_grad)
         if picked is None:
             band = self.rows.plan.lm_rows.shape[1]

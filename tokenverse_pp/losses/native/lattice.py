@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tokenverse_pp.losses.native.kernels import triton_kernels
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 RNNT_TYPES = ("regular", "modified", "constrained")
@@ -68,8 +70,9 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def _full_boundary(batch: int, num_symbols: int, num_frames: int, device: torch.device) -> Tensor:
     """The boundary meant by `None`: every sequence fills its row; shape (B, 4), int64."""
-    row = torch.tensor([0, 0, num_symbols, num_frames], dtype=torch.int64, device=device)
-    return row.expand(batch, 4)
+    row = torch.zeros(batch, 4, dtype=torch.int64, device=device)  # filled there: copying would wait for a GPU
+    row[:, 2], row[:, 3] = num_symbols, num_frames
+    return row
 
 
 def _check_boundary(boundary: Tensor, batch: int, num_symbols: int, num_frames: int) -> None:
@@ -79,6 +82,8 @@ def _check_boundary(boundary: Tensor, batch: int, num_symbols: int, num_frames: 
             f"boundary should be an int64 tensor of shape ({batch}, 4), "
             f"given {boundary.dtype} of shape {tuple(boundary.shape)}"
         )
+    if triton_kernels(boundary) is not None:  # to look would wait for the GPU; the kernels stay inside of the tensors
+        return
     begins, ends = boundary[:, :2], boundary[:, 2:]
     limit = torch.tensor([num_symbols, num_frames], device=boundary.device)
     if not bool(((begins >= 0) & (begins <= ends) & (ends <= limit)).all()):
@@ -322,7 +327,9 @@ def mutual_information_recursion(
     if px.dtype != py.dtype:
         raise ValueError(f"px and py should have one type, given {px.dtype} and {py.dtype}")
     boundary = checked_boundary(boundary, batch, num_symbols, num_frames, px.device)
-    scores, px_grad, py_grad = _DenseLattice.apply(px, py, boundary, return_grad)
+    kernels = triton_kernels(px)
+    lattice = _DenseLattice.apply if kernels is None else kernels.dense_scores
+    scores, px_grad, py_grad = lattice(px, py, boundary, return_grad)
     return (scores, (px_grad, py_grad)) if return_grad else scores
 
 
@@ -336,9 +343,12 @@ def band_recursion(
     Args:
       px, py: (B, T, R) arcs out of positions `ranges`; px at position `num_symbols` and all frames outside of
         `boundary` are not read.
-      ranges: (B, T, R) int64 symbol positions in 0..num_symbols, without repetition in a frame.
+      ranges: (B, T, R) int64 symbol positions in 0..num_symbols, R consecutive ones in a frame.
       boundary: (B, 4) as above.
       num_symbols: S, the length of the longest reference.
       rnnt_type: `regular`, or `modified` / `constrained` (one frame an arc).
     """
+    kernels = triton_kernels(px)
+    if kernels is not None:
+        return kernels.band_scores(px, py, ranges[:, :, 0].contiguous(), boundary, num_symbols, rnnt_type)
     return _BandLattice.apply(px, py, ranges, boundary, num_symbols, rnnt_type == "regular")

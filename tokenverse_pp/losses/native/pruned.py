@@ -7,6 +7,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
+from tokenverse_pp.losses.native.kernels import triton_kernels
 from tokenverse_pp.losses.native.lattice import (
     at_least_float32,
     band_recursion,
@@ -58,6 +59,9 @@ def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_
     if s_range < (2 if regular else 1):
         raise ValueError(f"s_range should be at least {2 if regular else 1}, given {s_range}")
     s_range = min(s_range, num_symbols + 1)
+    kernels = triton_kernels(py_grad)
+    if kernels is not None:
+        return kernels.prune_ranges(px_grad, py_grad, boundary, s_range)
     in_window = py_grad.unfold(1, s_range, 1).sum(-1)  # (B, S + 2 - s_range, T)
     from_below = torch.nn.functional.pad(px_grad[:, : num_symbols + 1 - s_range, :num_frames], (0, 0, 1, 0))
     begin = (in_window - from_below).argmax(1)  # (B, T)
@@ -104,6 +108,13 @@ def rnnt_loss(
     boundary = checked_boundary(boundary, batch, num_symbols, num_frames, logits.device)
     with torch.autocast(logits.device.type, enabled=False):
         logits = at_least_float32(logits)
+        kernels = triton_kernels(logits)
+        if kernels is not None:
+            begins = symbols.new_zeros((batch, num_frames))
+            plan = kernels.BandPlan(begins, positions, symbols, boundary, termination_symbol)
+            px, py = kernels.gather_log_probs(logits, plan)
+            loss = band_loss(px, py, begins.unsqueeze(2), boundary, num_symbols, rnnt_type, delay_penalty)
+            return reduce_loss(loss, reduction)
         index = symbols.reshape(batch, 1, num_symbols, 1).expand(-1, num_frames, -1, -1)
         normaliser = logits.logsumexp(3)
         px = logits[:, :, :num_symbols].gather(3, index).squeeze(3) - normaliser[:, :, :num_symbols]
@@ -165,7 +176,13 @@ def rnnt_loss_pruned(
         raise ValueError(f"ranges {tuple(ranges.shape)} should be the first axes of logits {tuple(logits.shape)}")
     boundary = checked_boundary(boundary, batch, num_symbols, num_frames, logits.device)
     with torch.autocast(logits.device.type, enabled=False):
-        targets = targets_in_band(symbols, ranges, termination_symbol)
-        px, py = _band_from_logits(at_least_float32(logits), targets, termination_symbol)
+        logits, kernels = at_least_float32(logits), triton_kernels(logits)
+        if kernels is not None:
+            begins = ranges[:, :, 0].contiguous()
+            plan = kernels.BandPlan(begins, ranges.shape[2], symbols, boundary, termination_symbol)
+            px, py = kernels.gather_log_probs(logits, plan)
+        else:
+            targets = targets_in_band(symbols, ranges, termination_symbol)
+            px, py = _band_from_logits(logits, targets, termination_symbol)
         loss = band_loss(px, py, ranges, boundary, num_symbols, rnnt_type, delay_penalty)
     return reduce_loss(loss, reduction)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tokenverse_pp.losses.native.kernels import triton_kernels
 from tokenverse_pp.losses.native.lattice import (
     at_least_float32,
     check_rnnt_type,
@@ -197,6 +198,15 @@ def rnnt_loss_smoothed(
     lm, am = at_least_float32(lm), at_least_float32(am)
     boundary = checked_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
     with torch.autocast(am.device.type, enabled=False):
+        kernels = triton_kernels(am)
+        if kernels is not None:
+            check_rnnt_type(rnnt_type)
+            scores, *grads = kernels.simple_scores(
+                lm, am, symbols, boundary, termination_symbol, lm_only_scale, am_only_scale, rnnt_type, delay_penalty,
+                return_grad,
+            )  # fmt: skip
+            loss = reduce_loss(-scores, reduction)
+            return (loss, tuple(grads)) if return_grad else loss
         px, py = simple_arcs(lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale)
         px, py = finish_arcs(px, py, boundary, rnnt_type, delay_penalty)
         scores = mutual_information_recursion(px, py, boundary, return_grad)

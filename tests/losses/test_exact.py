@@ -1,0 +1,151 @@
+"""The exact loss against the textbook, in both forms, and in transformers' Parakeet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import cases, make_case
+from hypothesis import given, settings
+from textbook import log_softmax, transducer_loss
+from torch.nn.functional import relu
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.losses import rnnt_loss, rnnt_loss_joiner
+from tokenverse_pp.losses.native.kernels import triton_problem, use_kernels
+
+KERNELS = ["torch"] if triton_problem(torch.device("cpu")) else ["torch", "triton"]
+
+
+def problem(seed=1, batch=2, frames=5, symbols=3, vocab=6):
+    """Logits (B, T, U + 1, V) of a joiner, its inputs and the lengths; blank is the last id."""
+    case = make_case(seed, batch, frames, symbols, vocab=vocab, scale=0.7)
+    targets = case.symbols - 1
+    lengths = (case.boundary[:, 3].int(), case.boundary[:, 2].int())
+    return case, targets, lengths
+
+
+def logits_of(case, activation=torch.tanh):
+    return activation(case.am.unsqueeze(2) + case.lm.unsqueeze(1)) @ case.weight.t() + case.bias
+
+
+def expected_losses(logits, targets, lengths):
+    return [
+        transducer_loss(logits[b, :t, : u + 1].detach().numpy(), targets[b].numpy(), logits.shape[3] - 1)
+        for b, (t, u) in enumerate(zip(*(x.tolist() for x in lengths)))
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_loss_of_logits_is_the_textbook_loss(case):
+    targets, lengths = case.symbols - 1, (case.boundary[:, 3], case.boundary[:, 2])
+    logits = logits_of(case)
+    loss = rnnt_loss(logits, targets, *lengths, reduction="none")
+    assert loss.tolist() == pytest.approx(expected_losses(logits, targets, lengths), abs=1e-9)
+
+
+@pytest.mark.parametrize("which", KERNELS)
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_joiner_without_logits_has_the_same_loss_and_gradients(which, activation):
+    case, targets, lengths = problem()
+    inputs = [x.clone().requires_grad_() for x in (case.am, case.lm, case.weight, case.bias)]
+    layer = torch.nn.Module()
+    am, lm, layer.weight, layer.bias = inputs
+    logits = {"tanh": torch.tanh, "relu": relu}[activation](am.unsqueeze(2) + lm.unsqueeze(1)) @ inputs[2].t() + inputs[
+        3
+    ]
+    expected = rnnt_loss(logits, targets, *lengths, reduction="sum")
+    expected_grads = torch.autograd.grad(expected, inputs)
+    with use_kernels(which):
+        loss = rnnt_loss_joiner(am, lm, layer, targets, *lengths, reduction="sum", activation=activation)
+    assert loss.item() == pytest.approx(sum(expected_losses(logits, targets, lengths)), abs=1e-9)
+    for ours, theirs in zip(torch.autograd.grad(loss, inputs), expected_grads):
+        assert torch.allclose(ours, theirs, atol=1e-11)
+
+
+@pytest.mark.parametrize("which", KERNELS)
+def test_log_probabilities_clamping_and_reductions(which):
+    case, targets, lengths = problem(2)
+    logits = logits_of(case).requires_grad_()
+    expected = torch.tensor(expected_losses(logits, targets, lengths), dtype=torch.float64)
+    with use_kernels(which):
+        given_probs = torch.from_numpy(log_softmax(logits.detach().numpy()))
+        loss = rnnt_loss(given_probs, targets, *lengths, reduction="none", fused_log_softmax=False)
+        assert torch.allclose(loss, expected)
+        mean = rnnt_loss(logits, targets, *lengths, clamp=0.01)
+    assert mean.item() == pytest.approx(expected.mean().item())
+    (clamped,) = torch.autograd.grad(mean, logits)
+    (free,) = torch.autograd.grad(rnnt_loss(logits, targets, *lengths), logits)
+    assert clamped.abs().max() == 0.01 < free.abs().max()
+    assert torch.allclose(clamped, free.clamp(-0.01, 0.01))
+
+
+def test_arguments_that_do_not_fit_are_named():
+    case, targets, lengths = problem(3)
+    with pytest.raises(ValueError, match=r"need targets \(2, 3\)"):
+        rnnt_loss(logits_of(case), targets[:, 1:], *lengths)
+    with pytest.raises(ValueError, match="tanh or relu"):
+        rnnt_loss_joiner(case.am, case.lm, case.linear(), targets, *lengths, activation="silu")
+
+
+@pytest.fixture(scope="module")
+def parakeet():
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, "ParakeetForRNNT"):
+        pytest.skip("this transformers has no ParakeetForRNNT")
+    torch.manual_seed(0)
+    encoder = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+        "subsampling_conv_channels": 8, "num_mel_bins": 16, "conv_kernel_size": 3,
+    }  # fmt: skip
+    config = transformers.ParakeetRNNTConfig(
+        encoder_config=encoder, vocab_size=9, blank_token_id=8, pad_token_id=8, decoder_hidden_size=12,
+        num_decoder_layers=1,
+    )  # fmt: skip
+    return transformers.ParakeetForRNNT(config).train()
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_parakeet_trains_with_it(parakeet, joint):
+    """The loss of transformers' own forward is the textbook's of its own logits, and so are the gradients."""
+    from copy import deepcopy
+
+    from tokenverse_pp.losses.huggingface import DeferredLogits, use_rnnt_loss
+
+    model = deepcopy(parakeet).eval()  # no dropout
+    features = torch.randn(2, 96, 16, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([[1, 2, 3], [4, 5, 8]])
+    inputs = {"input_features": features, "decoder_input_ids": torch.nn.functional.pad(labels, (1, 0), value=8)}
+    inputs["attention_mask"] = torch.ones(2, 96, dtype=torch.bool)
+    logits = model(**inputs).logits
+    lengths = (torch.full((2,), logits.shape[1]), torch.tensor([3, 2]))
+    expected = sum(expected_losses(logits.double(), labels, lengths)) / 5
+    rnnt_loss(logits, labels, *lengths, blank=8, reduction="sum").div(5).backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    assert use_rnnt_loss(model, joint) is model
+    output = model(**inputs, labels=labels)
+    assert isinstance(output.logits, DeferredLogits) == joint
+    assert output.loss.item() == pytest.approx(expected, rel=1e-5)
+    output.loss.backward()
+    assert grads and set(grads) == {name for name, p in model.named_parameters() if p.grad is not None}
+    for name, p in model.named_parameters():
+        if name in grads:
+            assert torch.allclose(p.grad, grads[name], atol=1e-5), name
+    with torch.no_grad():
+        assert torch.allclose(model(**inputs).logits, logits, atol=1e-6)
+
+
+def test_models_it_does_not_fit_are_refused(parakeet):
+    from copy import deepcopy
+
+    from tokenverse_pp.losses.huggingface import loss_function, use_rnnt_loss
+
+    with pytest.raises(UserError, match="Linear has no joint"):
+        use_rnnt_loss(torch.nn.Linear(2, 2))
+    model = deepcopy(parakeet)
+    model.joint.activation = torch.nn.SiLU()
+    with pytest.raises(UserError, match="relu or tanh"):
+        use_rnnt_loss(model)
+    with pytest.raises(UserError, match="mean_volume"):
+        loss_function(torch.zeros(1, 1, 1, 2), torch.zeros(1, 0), torch.ones(1), torch.zeros(1), 0, reduction="median")

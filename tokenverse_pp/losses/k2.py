@@ -1,0 +1,81 @@
+"""The package k2, which is imported only when it is requested, and what to do where it cannot be."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+from types import ModuleType
+from typing import Dict, Optional, Set
+
+import torch
+
+from tokenverse_pp.base.errors import UserError, one_line
+
+LOG = logging.getLogger(__name__)
+_failed: Dict[str, str] = {}  # file of a k2 that cannot be imported -> why; it is not imported again
+_told: Set[str] = set()  # reasons that `use_k2` has given
+
+
+def k2_available() -> bool:
+    """Whether k2 can be used: it is installed, and its import succeeds."""
+    return _place() is not None and k2_problem() is None
+
+
+def k2_problem(device: Optional[torch.device] = None) -> Optional[str]:
+    """The reason why k2 cannot be used (on a device), in one line; None if it can.
+
+    Wheels made for another torch or CUDA fail at import, with OSError, ImportError or RuntimeError and long symbol
+    names; those without CUDA would fail at the first tensor on a GPU.
+    """
+    place = _place()
+    if place is None:
+        return "No module named 'k2'"
+    if place in _failed:
+        return _failed[place]
+    try:
+        module = importlib.import_module("k2")
+    except Exception as error:
+        _failed[place] = one_line(error)
+        return _failed[place]
+    if device is not None and device.type == "cuda" and getattr(module, "with_cuda", True) is False:
+        return "it was built without CUDA"
+    return None
+
+
+def use_k2(device: torch.device) -> bool:
+    """Whether k2 works on a device, if that is a GPU. A warning is logged once if it is installed and does not."""
+    if device.type != "cuda" or _place() is None:
+        return False
+    problem = k2_problem(device)
+    if problem is not None and problem not in _told:
+        _told.add(problem)
+        LOG.warning("loss: k2 is installed, but cannot be used (%s); using the native loss", problem)
+    return problem is None
+
+
+def load_k2(device: Optional[torch.device] = None) -> ModuleType:
+    """The module `k2`.
+
+    Raises:
+      UserError: if k2 is not installed, or was built for another torch, or cannot be used on the device.
+    """
+    problem = k2_problem(device)
+    if problem is not None:
+        raise UserError(
+            f"loss backend 'k2' needs the k2 package that matches this torch ({problem}); "
+            "install it, or use backend 'native' (the same loss in plain PyTorch)"
+        )
+    return importlib.import_module("k2")
+
+
+def _place() -> Optional[str]:
+    """The location of the package `k2`, without importing it; None if not installed."""
+    if sys.modules.get("k2") is not None:
+        return getattr(sys.modules["k2"], "__file__", None) or "k2"
+    try:
+        spec = importlib.util.find_spec("k2")
+    except (ImportError, ValueError):  # an entry of sys.modules that is no module
+        return None
+    return None if spec is None else spec.origin  # a folder `k2` that is no package has none

@@ -1,0 +1,79 @@
+"""Whether a tensor's loss is computed by the Triton kernels of `losses.triton` or by PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import os
+from contextvars import ContextVar
+from typing import Any, Dict, Iterator, Optional
+
+import torch
+from torch import Tensor
+
+from tokenverse_pp.base.errors import UserError, one_line
+
+LOG = logging.getLogger(__name__)
+_wanted: ContextVar[Optional[str]] = ContextVar("kernels", default=None)
+_problems: Dict[str, Optional[str]] = {}  # device -> why the kernels cannot be used on it
+
+
+@contextlib.contextmanager
+def use_kernels(which: Optional[str]) -> Iterator[None]:
+    """Within the block, compute losses with ``triton`` or ``torch`` whatever the device; None: by the device.
+
+    Raises:
+      UserError: at the first loss, if ``triton`` cannot be used.
+    """
+    token = _wanted.set(which)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def triton_kernels(x: Tensor) -> Any:
+    """The module `losses.triton` if it is to compute the loss of ``x``, else None.
+
+    It is used for tensors on NVIDIA GPUs where Triton works. Where it does not, a warning says why, once.
+    """
+    wanted = _wanted.get()
+    if wanted == "torch" or (wanted is None and not x.is_cuda):
+        return None
+    problem = triton_problem(x.device)
+    if problem is None:
+        return importlib.import_module("tokenverse_pp.losses.triton")
+    if wanted == "triton":
+        raise UserError(f"loss backend 'triton' cannot be used: {problem}; use 'auto' or 'torch'")
+    return None
+
+
+def triton_problem(device: torch.device) -> Optional[str]:
+    """Why the Triton kernels cannot be used on a device, in one line; None if they can. Found out once a device."""
+    key = str(device)
+    if key not in _problems:
+        _problems[key] = _find_problem(device)
+        if _problems[key] is not None and device.type == "cuda":
+            LOG.warning("loss: the Triton kernels cannot be used (%s); using PyTorch, which is slower", _problems[key])
+    return _problems[key]
+
+
+def _find_problem(device: torch.device) -> Optional[str]:
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"they run on NVIDIA GPUs, not on {device.type!r}"
+    if torch.version.hip is not None:
+        return "they are not made for ROCm"
+    if importlib.util.find_spec("triton") is None:
+        return "No module named 'triton'"
+    try:
+        language = importlib.import_module("triton.language")
+        if not hasattr(language, "gather"):
+            return "Triton 3.2 or later is needed (torch 2.6)"
+        kernels = importlib.import_module("tokenverse_pp.losses.triton")
+        one = torch.zeros((1, 1, 2), device=device)
+        kernels.dense_scores(one, one, torch.tensor([[0, 0, 1, 2]], device=device)[:, :], False)
+    except Exception as error:  # a compiler that is missing, a GPU that is too old: the messages vary
+        return one_line(error)
+    return None

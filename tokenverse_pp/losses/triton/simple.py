@@ -1,0 +1,324 @@
+"""The simple and the smoothed transducer loss on a GPU; the mathematics is that of `losses.native.simple`.
+
+Forward: exponentials of the rows, one matrix product for all normalisers, the arcs, the lattice and its occupations.
+Backward: the exponentials again (they are as large as the inputs and cheaper to compute than to keep), two matrix
+products, and one kernel for the gradient of each input.
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Tuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tokenverse_pp.losses.native.lattice import without_autocast
+from tokenverse_pp.losses.triton.lattice import Lattice, on_its_device
+
+_ROW = 1024  # numbers of a row that a program has in registers at a time
+_FRAMES = 128  # frames of a symbol position that a program of the arcs computes
+
+
+@triton.jit
+def _exp_rows_kernel(x, probs, tops, totals, width, BLOCK: tl.constexpr):
+    """exp(x - max) of a row, its max, and the sum."""
+    row = tl.program_id(0).to(tl.int64)
+    x += row * width
+    column = tl.arange(0, BLOCK)
+    running = tl.full((BLOCK,), float("-inf"), x.dtype.element_ty)
+    for start in range(0, width, BLOCK):
+        value = tl.load(x + start + column, mask=start + column < width, other=float("-inf"))
+        running = tl.maximum(running, value, propagate_nan=tl.PropagateNan.ALL)
+    top = tl.max(running, 0)
+    total = tl.zeros((BLOCK,), x.dtype.element_ty)
+    for start in range(0, width, BLOCK):
+        inside = start + column < width
+        value = tl.exp(tl.load(x + start + column, mask=inside, other=float("-inf")) - top)
+        total += tl.where(inside, value, 0.0)
+        tl.store(probs + row * width + start + column, value, mask=inside)
+    tl.store(tops + row, top)
+    tl.store(totals + row, tl.sum(total, 0))
+
+
+@triton.jit
+def _blank_scores(
+    am, am_top, am_only, lm, lm_top, lm_only, overlap, unigram, s, t, valid, vocab, frames, blank,
+    TINY: tl.constexpr, BOTH: tl.constexpr, LM_ONLY: tl.constexpr, AM_ONLY: tl.constexpr,
+):  # fmt: skip
+    """Score of the blank at position s, frames t, and the normaliser of the simple joiner there."""
+    normaliser = tl.log(tl.load(overlap + s * frames + t, mask=valid, other=1.0) + TINY)
+    normaliser += tl.load(lm_top + s) + tl.load(am_top + t, mask=valid, other=0.0)
+    am_blank = tl.load(am + t * vocab + blank, mask=valid, other=0.0)
+    lm_blank = tl.load(lm + s * vocab + blank)
+    score = (am_blank + lm_blank - normaliser) * BOTH
+    score += (lm_blank - tl.log(tl.load(lm_only + s)) - tl.load(lm_top + s)) * LM_ONLY
+    if AM_ONLY != 0.0:
+        top = tl.load(am_top + t, mask=valid, other=0.0)
+        only = tl.log(tl.load(am_only + t, mask=valid, other=1.0)) + top
+        score += (am_blank - only + tl.log(tl.load(unigram + blank))) * AM_ONLY
+    return score, normaliser
+
+
+@triton.jit
+def _arcs_kernel(
+    am, am_top, am_only, lm, lm_top, lm_only, overlap, unigram, symbols, boundary, px, py,
+    num_symbols, frames, vocab, blank, arc_b, arc_s, arc_t,
+    TINY: tl.constexpr, BOTH: tl.constexpr, LM_ONLY: tl.constexpr, AM_ONLY: tl.constexpr, DELAY: tl.constexpr,
+    CONSTRAINED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    b, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    t = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    valid = t < frames
+    am += b * frames * vocab
+    am_top += b * frames
+    am_only += b * frames
+    rows = num_symbols + 1
+    lm += b * rows * vocab
+    lm_top += b * rows
+    lm_only += b * rows
+    overlap += b * rows * frames
+    score, normaliser = _blank_scores(
+        am, am_top, am_only, lm, lm_top, lm_only, overlap, unigram, s, t, valid, vocab, frames, blank,
+        TINY, BOTH, LM_ONLY, AM_ONLY,
+    )  # fmt: skip
+    tl.store(py + b * arc_b + s * arc_s + t * arc_t, score, mask=valid)
+    if s < num_symbols:
+        symbol = tl.load(symbols + b * num_symbols + s)
+        am_symbol = tl.load(am + t * vocab + symbol, mask=valid, other=0.0)
+        lm_symbol = tl.load(lm + s * vocab + symbol)
+        arc = (am_symbol + lm_symbol - normaliser) * BOTH
+        arc += (lm_symbol - tl.log(tl.load(lm_only + s)) - tl.load(lm_top + s)) * LM_ONLY
+        if AM_ONLY != 0.0:
+            top = tl.load(am_top + t, mask=valid, other=0.0)
+            only = tl.log(tl.load(am_only + t, mask=valid, other=1.0)) + top
+            arc += (am_symbol - only + tl.log(tl.load(unigram + symbol))) * AM_ONLY
+        if CONSTRAINED:
+            after, _ = _blank_scores(
+                am, am_top, am_only, lm, lm_top, lm_only, overlap, unigram, s + 1, t, valid, vocab, frames, blank,
+                TINY, BOTH, LM_ONLY, AM_ONLY,
+            )  # fmt: skip
+            arc += after
+        if DELAY != 0.0:
+            middle = (tl.load(boundary + 4 * b + 3) - 1).to(tl.float32) / 2
+            arc += ((middle - t) * DELAY).to(arc.dtype)
+        tl.store(px + b * arc_b + s * arc_s + t * arc_t, arc, mask=valid)
+
+
+@triton.jit
+def _visits_kernel(
+    px_grad, py_grad, scale, overlap, ratio, px_sum, py_sum, num_symbols, frames, columns,
+    TINY: tl.constexpr, LIMIT: tl.constexpr, BOTH: tl.constexpr, CONSTRAINED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the overlap at position s, and the occupation of the position's arcs over all frames."""
+    b, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    weight = tl.load(scale + b)
+    row = b * (num_symbols + 1) + s
+    px_grad += (b * num_symbols + s) * columns
+    t = tl.arange(0, BLOCK)
+    px_total = tl.zeros((BLOCK,), ratio.dtype.element_ty)
+    py_total = tl.zeros((BLOCK,), ratio.dtype.element_ty)
+    for start in range(0, frames, BLOCK):
+        frame = start + t
+        valid = frame < frames
+        move = tl.load(px_grad + frame, mask=valid & (frame < tl.where(s < num_symbols, frames, 0)), other=0.0)
+        stay = tl.load(py_grad + row * frames + frame, mask=valid, other=0.0)
+        if CONSTRAINED:  # the symbol arc one position back has paid for this position's blank
+            before = valid & (frame < tl.where(s > 0, frames, 0))
+            stay += tl.load(px_grad - columns + frame, mask=before, other=0.0)
+        move *= weight
+        stay *= weight
+        overlapping = tl.load(overlap + row * frames + frame, mask=valid, other=1.0) + TINY
+        value = (move + stay) / overlapping
+        value = tl.minimum(tl.maximum(value, -LIMIT), LIMIT)
+        tl.store(ratio + row * frames + frame, -BOTH * value, mask=valid)
+        px_total += move
+        py_total += stay
+    tl.store(px_sum + row, tl.sum(px_total, 0))
+    tl.store(py_sum + row, tl.sum(py_total, 0))
+
+
+@triton.jit
+def _lm_grad_kernel(
+    grad, probs, symbols, lm_only, px_sum, py_sum, per_row, dots, num_symbols, vocab, blank,
+    BOTH: tl.constexpr, LM_ONLY: tl.constexpr, AM_ONLY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Finish the gradient of row s of lm, in place: through the exponential, and the scores taken directly."""
+    b, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = b * (num_symbols + 1) + s
+    moves, stays, total = tl.load(px_sum + row), tl.load(py_sum + row), tl.load(lm_only + row)
+    through_sum = -LM_ONLY * (moves + stays)
+    if AM_ONLY != 0.0:
+        through_sum -= tl.load(dots + row) / total
+    symbol = tl.load(symbols + b * num_symbols + s, mask=s < num_symbols, other=-1)
+    direct: tl.constexpr = BOTH + LM_ONLY
+    column = tl.arange(0, BLOCK)
+    for start in range(0, vocab, BLOCK):
+        v = start + column
+        inside = v < vocab
+        value = tl.load(grad + row * vocab + v, mask=inside, other=0.0)
+        extra = through_sum
+        if AM_ONLY != 0.0:
+            extra += tl.load(per_row + v, mask=inside, other=0.0)
+        value = (value + extra / total) * tl.load(probs + row * vocab + v, mask=inside, other=0.0)
+        value += tl.where(v == symbol, moves * direct, 0.0) + tl.where(v == blank, stays * direct, 0.0)
+        tl.store(grad + row * vocab + v, value, mask=inside)
+
+
+@triton.jit
+def _am_grad_kernel(
+    grad, probs, symbols, px_grad, py_grad, scale, part, unigram, num_symbols, frames, columns, vocab, blank,
+    BOTH: tl.constexpr, AM_ONLY: tl.constexpr, CONSTRAINED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Finish the gradient of frame t of am, in place."""
+    b, t = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = b * frames + t
+    weight = tl.load(scale + b) * (BOTH + AM_ONLY)
+    px_grad += b * num_symbols * columns + t
+    py_grad += b * (num_symbols + 1) * frames + t
+    symbols += b * num_symbols
+    column = tl.arange(0, BLOCK)
+    for start in range(0, vocab, BLOCK):
+        v = start + column
+        inside = v < vocab
+        value = tl.load(grad + row * vocab + v, mask=inside, other=0.0)
+        if AM_ONLY != 0.0:
+            value += tl.load(part + row) * tl.load(unigram + v, mask=inside, other=0.0)
+        value *= tl.load(probs + row * vocab + v, mask=inside, other=0.0)
+        taken = tl.zeros((BLOCK,), value.dtype)
+        blanks = tl.load(py_grad + num_symbols * frames)
+        for s in range(0, num_symbols):
+            move = tl.load(px_grad + s * columns)
+            taken += tl.where(v == tl.load(symbols + s), move, 0.0)
+            blanks += tl.load(py_grad + s * frames)
+            if CONSTRAINED:
+                blanks += move
+        value += (taken + tl.where(v == blank, blanks, 0.0)) * weight
+        tl.store(grad + row * vocab + v, value, mask=inside)
+
+
+def _exp_rows(x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """exp(x - max) (B, N, V), max (B, N) and the sum (B, N)."""
+    probs = torch.empty_like(x)
+    tops, totals = x.new_empty((2, *x.shape[:2])).unbind(0)
+    block = min(triton.next_power_of_2(x.shape[2]), _ROW)
+    _exp_rows_kernel[(tops.numel(),)](x, probs, tops, totals, x.shape[2], BLOCK=block, num_warps=_warps(block))
+    return probs, tops, totals
+
+
+def _warps(block: int) -> int:
+    return min(max(block // 256, 1), 8)
+
+
+class _SimpleLoss(torch.autograd.Function):
+    """Scores (B,) of the simple joiner and the occupations of its arcs, px (B, S, T [+ 1]) and py (B, S + 1, T)."""
+
+    @staticmethod
+    @on_its_device
+    def forward(
+        ctx, lm: Tensor, am: Tensor, symbols: Tensor, boundary: Tensor, blank: int, lm_scale: float, am_scale: float,
+        rnnt_type: str, delay_penalty: float, with_grad: bool,
+    ):  # fmt: skip
+        batch, frames, vocab = am.shape
+        num_symbols, rows = symbols.shape[1], lm.shape[1]
+        regular, constrained = rnnt_type == "regular", rnnt_type == "constrained"
+        lm, am, symbols, boundary = lm.contiguous(), am.contiguous(), symbols.contiguous(), boundary.contiguous()
+        am_probs, am_top, _ = _exp_rows(am)
+        lm_probs, lm_top, lm_total = _exp_rows(lm)
+        overlap = torch.matmul(lm_probs, am_probs.transpose(1, 2))
+        unigram, am_total = lm_total, lm_total  # read only if am_scale is not 0
+        if am_scale != 0.0:
+            # k2's unigram is the mean over all rows of the batch, padding included.
+            unigram = torch.mv(lm_probs.view(-1, vocab).t(), lm_total.reciprocal().view(-1)).div_(batch * rows)
+            unigram.add_(torch.finfo(am.dtype).tiny)
+            am_total = torch.matmul(am_probs, unigram)
+        del am_probs, lm_probs
+        # Arcs lie so that those of one step stand side by side: element (s, t) in row t, or row s + t of the buffer.
+        lattice = Lattice(boundary, num_symbols, frames, regular, False, None)
+        strides = (lattice.steps * rows, rows + 1 if regular else 1, rows)
+        px, py = (am.new_empty(batch * strides[0]).as_strided((batch, n, frames), strides) for n in (rows, rows))
+        scales = (1.0 - lm_scale - am_scale, lm_scale, am_scale)
+        _arcs_kernel[(batch, rows, triton.cdiv(frames, _FRAMES))](
+            am, am_top, am_total, lm, lm_top, lm_total, overlap, unigram, symbols, boundary, px, py,
+            num_symbols, frames, vocab, blank, *strides, TINY=torch.finfo(am.dtype).tiny, BOTH=scales[0],
+            LM_ONLY=lm_scale, AM_ONLY=am_scale, DELAY=delay_penalty, CONSTRAINED=constrained, BLOCK=_FRAMES,
+            num_warps=2,
+        )  # fmt: skip
+        scores, differences = lattice.scores(px, py, with_grad)
+        if not with_grad:
+            return scores.to(am.dtype), None, None
+        px_grad = am.new_zeros((batch, num_symbols, frames + regular))
+        py_grad = am.new_zeros((batch, rows, frames))
+        lattice.occupation(scores, differences, px_grad, py_grad)
+        ctx.save_for_backward(lm, am, symbols, overlap, lm_total, unigram, am_total, px_grad, py_grad)
+        ctx.blank, ctx.scales, ctx.constrained = blank, scales, constrained
+        ctx.mark_non_differentiable(px_grad, py_grad)
+        return scores.to(am.dtype), px_grad, py_grad
+
+    @staticmethod
+    @once_differentiable
+    @without_autocast
+    @on_its_device
+    def backward(ctx, scores_grad: Tensor, _px_grad, _py_grad):
+        lm, am, symbols, overlap, lm_total, unigram, am_total, px_grad, py_grad = ctx.saved_tensors
+        both_scale, lm_scale, am_scale = ctx.scales
+        batch, frames, vocab = am.shape
+        num_symbols, rows, columns = symbols.shape[1], lm.shape[1], px_grad.shape[2]
+        scale = scores_grad.contiguous()
+        am_probs, lm_probs = _exp_rows(am)[0], _exp_rows(lm)[0]
+        ratio = torch.empty_like(overlap)
+        px_sum, py_sum = am.new_empty((2, batch, rows)).unbind(0)
+        limit = torch.finfo(am.dtype).max * 1e-6
+        tiny = torch.finfo(am.dtype).tiny
+        block = min(triton.next_power_of_2(frames), _ROW)
+        _visits_kernel[(batch, rows)](
+            px_grad, py_grad, scale, overlap, ratio, px_sum, py_sum, num_symbols, frames, columns,
+            TINY=tiny, LIMIT=limit, BOTH=both_scale, CONSTRAINED=ctx.constrained, BLOCK=block, num_warps=_warps(block),
+        )  # fmt: skip
+        am_grad = torch.matmul(ratio.transpose(1, 2), lm_probs)
+        lm_grad = torch.matmul(ratio, am_probs)
+        part = per_row = dots = scale  # read only if am_scale is not 0
+        if am_scale != 0.0:
+            visits = (py_grad.sum(1) + px_grad[:, :, :frames].sum(1) * (1 + ctx.constrained)) * scale[:, None]
+            part = (visits * -am_scale / am_total).clamp_(-limit, limit)
+            counts = torch.zeros_like(unigram).index_add_(0, symbols.view(-1), px_sum[:, :num_symbols].reshape(-1))
+            counts[ctx.blank] += py_sum.sum()
+            unigram_grad = torch.mv(am_probs.view(-1, vocab).t(), part.view(-1))
+            unigram_grad += (counts * am_scale / unigram).clamp_(-limit, limit)
+            per_row = unigram_grad / (batch * rows)
+            dots = torch.matmul(lm_probs, per_row)
+        block = min(triton.next_power_of_2(vocab), _ROW)
+        options = {"BOTH": both_scale, "AM_ONLY": am_scale, "BLOCK": block, "num_warps": _warps(block)}
+        _lm_grad_kernel[(batch, rows)](
+            lm_grad, lm_probs, symbols, lm_total, px_sum, py_sum, per_row, dots, num_symbols, vocab, ctx.blank,
+            LM_ONLY=lm_scale, **options,
+        )  # fmt: skip
+        _am_grad_kernel[(batch, frames)](
+            am_grad, am_probs, symbols, px_grad, py_grad, scale, part, unigram, num_symbols, frames, columns, vocab,
+            ctx.blank, CONSTRAINED=ctx.constrained, **options,
+        )  # fmt: skip
+        return lm_grad, am_grad, *[None] * 8
+
+
+def simple_scores(
+    lm: Tensor,
+    am: Tensor,
+    symbols: Tensor,
+    boundary: Tensor,
+    blank: int,
+    lm_only_scale: float,
+    am_only_scale: float,
+    rnnt_type: str,
+    delay_penalty: float,
+    return_grad: bool,
+) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+    """Log-scores (B,) of the smoothed simple joiner, and the occupations of its arcs if asked for.
+
+    lm (B, S + 1, V), am (B, T, V), symbols (B, S), boundary (B, 4); the scales and types of `rnnt_loss_smoothed`.
+    """
+    with_grad = return_grad or (torch.is_grad_enabled() and (lm.requires_grad or am.requires_grad))
+    return _SimpleLoss.apply(
+        lm, am, symbols, boundary, blank, lm_only_scale, am_only_scale, rnnt_type, delay_penalty, with_grad
+    )
