@@ -14,7 +14,7 @@ cost a fraction of torch's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, NamedTuple, Optional, Sequence, Tuple, TypeVar
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraint_table import BatchConstraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import Scorer
+from tokenverse_pp.losses.native.kernels import triton_kernels
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 HASH_FACTOR = 0x5851F42D4C957F2D  # Knuth's MMIX multiplier, odd
@@ -124,6 +125,23 @@ class BeamTrace:
         return tokens, added, at - first_slot
 
 
+def triton_search(
+    scorer: Scorer, lengths: Sequence[int], memory: BeamMemory, constraints: Optional[BatchConstraints]
+) -> Any:
+    """The search on the device of the frames, as `BeamSearch` gives it; None where the host has to run it.
+
+    That is on a CPU, where Triton does not work, and with a bonus that has no tables (`FusionScorer.tables`).
+    """
+    if triton_kernels(scorer.frames) is None:
+        return None
+    fusion = None if scorer.bonus is None else scorer.bonus.tables(scorer.frames.device)
+    if scorer.bonus is not None and fusion is None:
+        return None
+    from tokenverse_pp.decoding.triton_search import TritonSearch  # which needs Triton
+
+    return TritonSearch(scorer, lengths, memory, constraints, fusion)
+
+
 class BeamSearch:
     """The frame loop. Slots that hold no hypothesis have the score -inf, and whatever else they hold is ignored.
 
@@ -146,6 +164,11 @@ class BeamSearch:
 
     def run(self) -> BeamTrace:
         """Go through all frames."""
+        on_device = triton_search(self.scorer, self.lengths, self.memory, self.constraints)
+        if on_device is not None:
+            trace = on_device.run()
+            self.memory = on_device.memory
+            return trace
         frames = self.lengths[0]
         shape = (frames, len(self.lengths), self.beam)
         index = np.empty(shape, dtype=np.int64)

@@ -20,8 +20,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence, Tuple, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from tokenverse_pp.decoding.constraints import SPACE, UNKNOWN
 from tokenverse_pp.tasks.transcript import is_task_token
 
 ROWS_KEPT = 4096
+TABLE_NUMBERS = 2**26  # of a dense table on a GPU: 256 MiB each for gains and states
 Phrase = Tuple[Sequence[int], float]
 
 
@@ -102,6 +104,10 @@ class FusionScorer(ABC):
     def look_up(self, states: Sequence[int], device: torch.device) -> Tensor:
         """`row` of M states: (M, V), on a device."""
         return self._rows.look_up(states, device)
+
+    def tables(self, device: torch.device) -> Optional[Tuple[Tensor, Tensor]]:
+        """`gain` and `advance` of every state and token, (S, V) float32 and int32; None if they are not at hand so."""
+        return None
 
     def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
         """What each token of a hypothesis earned when it was written, and what the finished hypothesis keeps."""
@@ -174,6 +180,7 @@ class ContextGraph(FusionScorer):
         self._link(token_bonus, whole)
         self._starts_word, self._idle = torch.tensor(self.starts_word), torch.tensor(self.idle)
         self._given_from_start = torch.zeros(len(pieces))
+        self._tables: Dict[torch.device, Tuple[Tensor, Tensor]] = {}
         for token, child in self.children[0].items():
             self._given_from_start[token] = self.given[child]
 
@@ -248,6 +255,31 @@ class ContextGraph(FusionScorer):
         row[self._idle] = self.length_bonus
         row[self.blank_id] = 0.0
         return row
+
+    def tables(self, device: torch.device) -> Optional[Tuple[Tensor, Tensor]]:
+        """See `FusionScorer`; None for more than `TABLE_NUMBERS`. Made once a device."""
+        if self.states * self.vocab_size > TABLE_NUMBERS:
+            return None
+        if device not in self._tables:
+            gains, after = self._dense()
+            self._tables[device] = torch.from_numpy(gains).to(device), torch.from_numpy(after).to(device)
+        return self._tables[device]
+
+    def _dense(self) -> Tuple[np.ndarray, np.ndarray]:
+        after = np.zeros((self.states, self.vocab_size), dtype=np.int32)
+        queue = [0]
+        for state in queue:  # breadth first: the row of a suffix is complete
+            if state:
+                after[state] = after[self.suffix[state]]
+            for token, child in self.children[state].items():
+                after[state, token] = child
+                queue.append(child)
+        given, kept = np.asarray(self.given), np.asarray(self.kept)
+        gains = given[after] - given[:, None] + kept[:, None] * np.asarray(self.starts_word) + self.length_bonus
+        idle = np.flatnonzero(self.idle)
+        gains[:, idle], gains[:, self.blank_id] = self.length_bonus, 0.0
+        after[:, [*idle, self.blank_id]] = np.arange(self.states)[:, None]
+        return gains.astype(np.float32), after
 
 
 def hotword_phrases(options: SearchOptions, tokenizer: Tokenizer, languages: Sequence[str] = ()) -> List[Phrase]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.beam import BeamMemory, triton_search
 from tokenverse_pp.decoding.constraint_table import BatchConstraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import Scorer
@@ -60,9 +61,33 @@ class GreedySearch:
 
     def run(self) -> None:
         """Decode all frames."""
+        if self._on_device():
+            return
         frames = self.tokens.shape[1]
         for first in range(0, frames, BLOCK):
             self._block(first, min(first + BLOCK, frames))
+
+    def _on_device(self) -> bool:
+        """Decode all frames as a beam of one, if the device of the frames can (`triton_search`); whether it could."""
+        size, vocab = self.scorer.contexts.size, self.scorer.vocab_size
+        digits = vocab ** np.arange(size)[::-1]
+        nothing = np.zeros((len(self.lengths), 1), dtype=np.int64)
+        memory = BeamMemory(
+            nothing.astype(np.float64),
+            (self.last * digits).sum(1, keepdims=True),
+            self.state[:, None],
+            nothing,
+            nothing,
+        )
+        search = triton_search(self.scorer, self.lengths.tolist(), memory, self.constraints)
+        if search is None:
+            return False
+        trace = search.run()
+        self.tokens[:] = trace.index[:, :, 0].T % vocab
+        self.log_probs[:] = np.diff(trace.score[:, :, 0], axis=0, prepend=0.0).T
+        self.last = search.memory.context // digits % vocab
+        self.state = search.memory.state[:, 0]
+        return True
 
     def _block(self, first: int, end: int) -> None:
         """Decode the frames from ``first`` up to ``end``, all before being done."""

@@ -1,8 +1,8 @@
-"""Compile every Triton kernel of a loss for a GPU that need not be there, and print what each one uses, as JSON.
+"""Compile every Triton kernel for a GPU that need not be there, and print what each one uses, as JSON.
 
 Usage: python compiled_kernels.py 90  (the compute capability, times ten)
 
-The loss runs on tensors on the CPU; launches are caught, and what they would compile is compiled for the capability.
+They run on tensors on the CPU; launches are caught, and what they would compile is compiled for the capability.
 Where registers do not suffice, the compiler puts numbers in local memory, which its report tells.
 """
 
@@ -20,9 +20,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.beam import BeamMemory
+from tokenverse_pp.decoding.constraint_table import BatchConstraints
+from tokenverse_pp.decoding.scorer import Scorer, inference
+from tokenverse_pp.decoding.triton_search import TritonSearch
 from tokenverse_pp.losses import pruned_transducer_loss
 from tokenverse_pp.losses.native import kernels
-from tokenverse_pp.losses.triton import lattice  # noqa: F401  (imports every kernel before launches are caught)
+from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
 
 TYPES = {
     torch.float32: "*fp32",
@@ -99,6 +104,21 @@ def loss(frames: int, symbols: int, vocab: int, dtype: torch.dtype, **options) -
     (losses.simple.sum() + losses.pruned.sum()).backward()
 
 
+def search(beam: int, vocab: int, dtype: str) -> None:
+    """One search of a batch, with constraints and hotwords."""
+    predictor, joiner = StatelessPredictor(vocab, 512), Joiner(512, 512, 512, vocab)
+    options = SearchOptions(beam=beam, joiner_dtype=dtype)
+    with inference(torch.device("cpu")):
+        scorer = Scorer(predictor, joiner, torch.zeros(2, 3, 512), options)
+        constraints = BatchConstraints(
+            torch.zeros(4, vocab), torch.zeros(4 * vocab, dtype=torch.int64), torch.zeros(3, 1)
+        )
+        fusion = torch.zeros(5, vocab), torch.zeros(5, vocab, dtype=torch.int32)
+        memory = BeamMemory.start(scorer, 3, beam, constraints)
+        memory = memory._replace(state=memory.state.astype("int64"))
+        TritonSearch(scorer, [2, 2, 1], memory, constraints, fusion)._all_frames()
+
+
 if __name__ == "__main__":
     kernels._problems["cpu"] = None
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
@@ -108,4 +128,7 @@ if __name__ == "__main__":
         loss(300, 600, 5000, torch.float32, rnnt_type="constrained", delay_penalty=0.1, am_scale=0.1)
         loss(3000, 600, 50, torch.float32)
         loss(500, 100, 500, torch.bfloat16, rnnt_type="modified")
+        search(1, 500, "float32")
+        search(4, 500, "bfloat16")
+        search(8, 5000, "float32")
     print(json.dumps(list(found.values())))

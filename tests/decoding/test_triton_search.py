@@ -1,0 +1,136 @@
+"""The search on a GPU gives the hypotheses of the search on a CPU, and reads nothing back before the last frame."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from vocabulary import ALL, Vocabulary, know
+
+pytest.importorskip("triton")
+
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding import beam, context_graph
+from tokenverse_pp.decoding.constraints import constraints_for
+from tokenverse_pp.decoding.context_graph import ContextGraph
+from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.losses.native.kernels import use_kernels
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TASKS = know(*ALL)
+VOCABULARY = Vocabulary(TASKS)
+
+
+@pytest.fixture(autouse=True)
+def quiet_interpreter():
+    """NumPy warns of what kernels do on purpose: -inf minus -inf, products of hashes that wrap around."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+def on_device(model, *arguments):
+    """`search_frames` by the kernels."""
+    predictor, joiner, encoder_out, lens = (x.to(DEVICE) for x in model)
+    with use_kernels("triton"):
+        return search_frames(predictor, joiner, encoder_out, lens, *arguments)
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected):
+        assert [(h.tokens, h.frames) for h in ours] == [(h.tokens, h.frames) for h in theirs]
+        for a, b in zip(ours, theirs):
+            assert a.score == pytest.approx(b.score, abs=1e-4)
+            assert a.log_probs == pytest.approx(b.log_probs, abs=1e-4)
+
+
+def bonus(length_bonus=0.0):
+    phrases = [([VOCABULARY.id_of(piece) for piece in text.split()], value) for text, value in PHRASES]
+    return ContextGraph(phrases, VOCABULARY.all, length_bonus)
+
+
+PHRASES = (("▁a c", 1.5), ("▁b", 0.5), ("▁a c c ▁b", 2.0))
+HOTWORDS = tuple((text.replace(" ", "").replace("▁", " ").strip(), value) for text, value in PHRASES)
+
+
+def compare(tiny, seed, method="beam", width=4, constrained=False, hotwords=False, **options):
+    lens = [(7, 5, 1), (6, 6), (9,), (3, 8, 8, 2)][seed % 4]
+    model = tiny(seed, V=VOCABULARY.vocab_size, lens=lens, context=1 + seed % 3, blank_bias=seed % 3)
+    search = SearchOptions(
+        method=method, beam=width, nbest=1 if method == "greedy" else width, hotwords=HOTWORDS if hotwords else None,
+        length_bonus=0.2 if hotwords else 0.0, **options,
+    )  # fmt: skip
+    constraints = None
+    if constrained:
+        active = (ALL, ["asr", "ner"], ["asr"], ["asr", "lid"])
+        constraints = [constraints_for(TASKS, active[i % 4], VOCABULARY) for i in range(len(lens))]
+    arguments = (search, constraints, bonus(0.2) if hotwords else None)
+    assert_same(on_device(model, *arguments), search_frames(*model, *arguments))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"method": "greedy"},
+        {"constrained": True},
+        {"hotwords": True, "width": 3},
+        {"width": 2, "temperature": 1.7, "blank_penalty": 1.5},
+        pytest.param({"width": 20}, marks=pytest.mark.slow),
+    ],
+)
+def test_hypotheses_are_those_of_the_cpu(tiny, kind):
+    compare(tiny, 1, **kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(125))
+def test_hypotheses_are_those_of_the_cpu_always(tiny, seed):
+    """With `compare`'s batches, 500 made-up utterances and more, each in four ways."""
+    compare(tiny, seed, method="greedy", constrained=seed % 2 == 1)
+    compare(tiny, seed, width=1 + seed % 7)
+    compare(tiny, seed, width=4, constrained=True)
+    compare(tiny, seed, width=2 + seed % 3, constrained=seed % 2 == 0, hotwords=True)
+
+
+def test_bonus_without_tables_is_left_to_the_host(tiny, monkeypatch):
+    monkeypatch.setattr(context_graph, "TABLE_NUMBERS", 10)
+    assert bonus().tables(torch.device("cpu")) is None
+    compare(tiny, 2, hotwords=True)
+
+
+def test_tables_are_the_rows_and_moves_of_the_graph():
+    graph = bonus(0.3)
+    gains, after = graph.tables(torch.device("cpu"))
+    for state in range(graph.states):
+        assert torch.allclose(gains[state], graph.row(state), atol=1e-6)
+        assert after[state].tolist() == [graph.advance(state, token) for token in range(graph.vocab_size)]
+
+
+def test_nothing_is_read_back_before_the_end(tiny, monkeypatch):
+    """Frames cost a fixed number of launches each, and no copy to the host."""
+    from triton.runtime import JITFunction
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from tokenverse_pp.decoding.triton_search import TritonSearch
+
+    launched, synced = [], []
+    for kind in (InterpretedFunction, JITFunction):
+        monkeypatch.setattr(kind, "run", lambda self, *args, **kwargs: launched.append(self.fn.__name__))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: synced.append(1) or self)
+    counts = []
+    for lens, width in (([9], 2), ([9, 9, 5, 1], 6)):
+        model = tiny(1, lens=lens)
+        scorer = None
+        with use_kernels("triton"), torch.inference_mode():
+            frames = model.joiner.encoder_proj(model.encoder_out).transpose(0, 1)
+            scorer = beam.Scorer(model.predictor, model.joiner, frames, SearchOptions(beam=width))
+            memory = beam.BeamMemory.start(scorer, len(lens), width, None)
+            search = TritonSearch(scorer, lens, memory, None, None)
+            launched.clear()
+            search._all_frames()
+            counts.append(len(launched))
+    assert counts == [4 * 9, 4 * 9] and not synced
+    assert math.isfinite(search.clock.item())

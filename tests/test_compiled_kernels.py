@@ -1,0 +1,30 @@
+"""Every Triton kernel compiles for the GPUs that are in use, and none of them runs out of registers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton brings NVIDIA's tools for Linux only")
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_every_kernel_compiles_without_spilling(capability):
+    """For an A100 and an H100; local memory is where registers go that do not fit."""
+    script = Path(__file__).with_name("compiled_kernels.py")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, str(script), capability]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kernels = json.loads(done.stdout)
+    assert len({kernel["kernel"] for kernel in kernels}) >= 16
+    for kernel in kernels:
+        assert kernel["local"] == kernel["stack"] == 0, kernel
+        assert kernel["registers"] <= 128, kernel  # four warps a scheduler at least

@@ -1,0 +1,293 @@
+"""Greedy and modified beam search on a GPU: the algorithm of `decoding.beam`, with all state on the device.
+
+A frame is four kernels and two matrix products, for any batch. Nothing is read back before the last frame: which
+utterances still have frames, what hypotheses remember, and what is written down for each frame all stay on the device.
+On a GPU a few frames are captured as a CUDA graph and replayed, so that the host does not have to keep up.
+
+Where scores are equal, the order is that of slots, and of symbols within a slot, as on a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tokenverse_pp.base.errors import one_line
+from tokenverse_pp.decoding.beam import HASH_FACTOR, BeamMemory, BeamTrace, symbol_keys
+from tokenverse_pp.decoding.constraint_table import BatchConstraints
+from tokenverse_pp.decoding.scorer import LARGEST_EXPONENT, Scorer
+
+LOG = logging.getLogger(__name__)
+FRAMES_OF_A_GRAPH = 8
+
+
+@triton.jit
+def _predictor_kernel(contexts, taps, hidden, clock, slots, vocab, size, CONTEXT: tl.constexpr, BLOCK: tl.constexpr):
+    """relu of the predictor's convolution over the last tokens of one hypothesis."""
+    slot = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < size
+    parity = tl.load(clock) % 2
+    context = tl.load(contexts + parity * slots + slot)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for i in tl.static_range(CONTEXT):  # the last token is the last digit
+        token = context % vocab
+        context = context // vocab
+        row = ((CONTEXT - 1 - i) * vocab + token) * size
+        total += tl.load(taps + row + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(hidden + slot * size + column, tl.maximum(total, 0.0).to(hidden.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _hidden_kernel(
+    frames, projected, hidden, clock, num_frames, utterances, beam, size, LARGEST: tl.constexpr, HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """1 / (1 + exp(2a) exp(2b)) of one hypothesis (see `Scorer`), or 1/2 less that."""
+    slot = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < size
+    t = tl.minimum(tl.load(clock), num_frames - 1).to(tl.int64)
+    a = tl.load(frames + (t * utterances + slot // beam) * size + column, mask=inside, other=0.0)
+    b = tl.load(projected + slot * size + column, mask=inside, other=0.0).to(tl.float32)
+    r = 1.0 / (1.0 + a * tl.exp(tl.minimum(tl.maximum(b, -LARGEST), LARGEST)))
+    if HALF:
+        r = 0.5 - r
+    tl.store(hidden + slot * size + column, r.to(hidden.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _candidates_kernel(
+    logits, states, weights, earnings, gains, values, symbols, clock, slots, vocab, blank,
+    PENALTY: tl.constexpr, TEMPERATURE: tl.constexpr, CONSTRAINED: tl.constexpr, FUSED: tl.constexpr,
+    COUNT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The COUNT best symbols after one hypothesis, with their log-probabilities."""
+    slot = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < vocab
+    parity = tl.load(clock) % 2
+    x = tl.load(logits + slot * vocab + column, mask=inside, other=float("-inf")).to(tl.float32)
+    x -= tl.where(column == blank, PENALTY, 0.0)
+    x /= TEMPERATURE
+    x -= tl.max(x, 0)
+    x -= tl.log(tl.sum(tl.exp(x), 0))
+    if CONSTRAINED:
+        state = tl.load(states + parity * slots + slot)
+        x += tl.load(weights + state * vocab + column, mask=inside, other=0.0)
+    if FUSED:
+        earning = tl.load(earnings + parity * slots + slot)
+        x += tl.load(gains + earning * vocab + column, mask=inside, other=0.0)
+    taken = column >= vocab
+    for k in tl.static_range(COUNT):
+        # Symbols that are taken lie below those of probability 0, of which there may be fewer than asked for.
+        rank = tl.where(taken, -2.0e38, tl.maximum(x, -1.0e38))
+        _, symbol = tl.max(rank, 0, return_indices=True, return_indices_tie_break_left=True)
+        here = column == symbol
+        tl.store(values + slot * COUNT + k, tl.max(tl.where(here, x, float("-inf")), 0))
+        tl.store(symbols + slot * COUNT + k, symbol)
+        taken = taken | here
+
+
+@triton.jit
+def _advance_kernel(
+    values, symbols, scores, contexts, states, following, earnings, earned, keys, symbol_keys_, lengths, clock,
+    trace_index, trace_value, trace_score, num_frames, utterances, vocab, modulus, blank,
+    FACTOR: tl.constexpr, CONSTRAINED: tl.constexpr, FUSED: tl.constexpr, BEAM: tl.constexpr, COUNT: tl.constexpr,
+    SLOTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Keep the best extensions of one utterance's hypotheses, and merge those with the same tokens."""
+    n = tl.program_id(0).to(tl.int64)
+    t = tl.load(clock).to(tl.int64)
+    slots = utterances * BEAM
+    old = (t % 2) * slots + n * BEAM
+    new = ((t + 1) % 2) * slots + n * BEAM
+    slot = tl.arange(0, SLOTS)
+    real = slot < BEAM
+    going = t < tl.load(lengths + n)
+    # Each candidate, (slot, rank), with the score of the hypothesis that it extends.
+    at = tl.arange(0, BLOCK)
+    some = at < BEAM * COUNT
+    before = tl.load(scores + old + at // COUNT, mask=some, other=float("-inf"))
+    extended = before + tl.load(values + n * BEAM * COUNT + at, mask=some, other=float("-inf")).to(tl.float64)
+    rank = tl.where(some, tl.maximum(extended, -1.0e300), -2.0e300)
+    value = tl.full((SLOTS,), float("-inf"), tl.float64)
+    choice = tl.zeros((SLOTS,), tl.int32)
+    for k in tl.static_range(BEAM):
+        _, best = tl.max(rank, 0, return_indices=True, return_indices_tie_break_left=True)
+        here = at == best
+        score = tl.max(tl.where(here, extended, float("-inf")), 0)
+        value = tl.where(slot == k, score, value)
+        choice = tl.where(slot == k, best, choice)
+        rank = tl.where(here, -2.0e300, rank)
+    parent = choice // COUNT
+    token = tl.load(symbols + n * BEAM * COUNT + choice, mask=real, other=0).to(tl.int64)
+    # After the end of an utterance all stays as it is.
+    parent = tl.where(going, parent, slot)
+    token = tl.where(going, token, blank)
+    written = token != blank
+    context = tl.load(contexts + old + parent, mask=real, other=0)
+    context = tl.where(written, context % (modulus // vocab) * vocab + token, context)
+    tl.store(contexts + new + slot, context, mask=real)
+    if CONSTRAINED:
+        state = tl.load(states + old + parent, mask=real, other=0)
+        after = tl.load(following + state * vocab + token, mask=real, other=0)
+        tl.store(states + new + slot, tl.where(going, after, state), mask=real)
+    if FUSED:
+        earning = tl.load(earnings + old + parent, mask=real, other=0)
+        after = tl.load(earned + earning * vocab + token, mask=real, other=0).to(tl.int64)
+        tl.store(earnings + new + slot, tl.where(going, after, earning), mask=real)
+    key = tl.load(keys + old + parent, mask=real, other=0)
+    longer = (key ^ (key >> 29)) * FACTOR + tl.load(symbol_keys_ + token, mask=real, other=0)
+    key = tl.where(written, longer, key)
+    tl.store(keys + new + slot, key, mask=real)
+    kept = tl.load(scores + old + slot, mask=real, other=float("-inf"))
+    value = tl.where(going, value, 0.0)
+    merged = value
+    if BEAM > 1:
+        # At most two agree (`BeamSearch._merge`). Rows are the better ones, columns the worse.
+        better = (slot[:, None] < slot[None, :]) & (slot[None, :] < BEAM)
+        tl.debug_barrier()
+        column_key = tl.load(keys + new + slot, mask=real, other=0)
+        same = (key[:, None] == column_key[None, :]) & better
+        twin = tl.max(tl.where(same, value[None, :], float("-inf")), 1)
+        worse = tl.max(tl.where(same, 1, 0), 0) > 0
+        top = tl.maximum(value, twin)
+        gap = tl.abs(value - twin)
+        summed = tl.where(top == float("-inf"), top, top + tl.log(1.0 + tl.exp(-gap)))
+        merged = tl.where(worse, float("-inf"), tl.where(twin == float("-inf"), value, summed))
+    merged = tl.where(going, merged, kept)
+    tl.store(scores + new + slot, merged, mask=real)
+    out = (t * utterances + n) * BEAM + slot
+    write = real & (slot < tl.where(t < num_frames, BEAM, 0))
+    tl.store(trace_index + out, parent * vocab + token, mask=write)
+    tl.store(trace_value + out, value, mask=write)
+    tl.store(trace_score + out, tl.where(going, merged, 0.0), mask=write)
+
+
+class TritonSearch:
+    """The frame loop. ``run`` gives what `BeamSearch.run` gives, and leaves the memory behind in ``memory``.
+
+    Args:
+        scorer: over the frames (T, N, J) of the batch.
+        lengths: frames of each utterance, in any order.
+        memory: of the hypotheses before the first frame.
+        constraints: of the batch.
+        fusion: gains (S, V) float32 and following states (S, V) int32 of the scorer's bonus, if there is one.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        lengths: Sequence[int],
+        memory: BeamMemory,
+        constraints: Optional[BatchConstraints],
+        fusion: Optional[Tuple[Tensor, Tensor]],
+    ):
+        self.scorer, self.memory, self.constraints, self.fusion = scorer, memory, constraints, fusion
+        self.frames = scorer.frames.contiguous()
+        self.num_frames, self.utterances, self.size = self.frames.shape
+        device, shape = self.frames.device, memory.score.shape
+        self.device, self.beam = device, shape[1]
+        self.slots, self.count = shape[0] * shape[1], min(shape[1], scorer.vocab_size)
+        # Two copies of the memory: one that a frame reads, one that it writes.
+        self.score = self._twice(memory.score)
+        self.context, self.state, self.earning, self.key = (
+            self._twice(x) for x in (memory.context, memory.state, memory.earning, memory.key)
+        )
+        self.clock = torch.zeros((), dtype=torch.int32, device=device)
+        self.lengths = torch.tensor(lengths, dtype=torch.int32, device=device)
+        self.symbol_keys = symbol_keys(scorer.vocab_size).to(device)
+        trace = (self.num_frames, *shape)
+        self.index = torch.empty(trace, dtype=torch.int64, device=device)
+        self.value, self.traced = torch.empty((2, *trace), dtype=torch.float64, device=device).unbind(0)
+        table = scorer.contexts
+        self.taps = torch.stack(table.taps)  # (C, V, D)
+        self.predicted = torch.empty((self.slots, self.taps.shape[2]), dtype=table.weight.dtype, device=device)
+        self.hidden = torch.empty((self.slots, self.size), dtype=scorer.reduced or torch.float32, device=device)
+        self.best = torch.empty((self.slots, self.count), dtype=torch.float32, device=device)
+        self.symbols = torch.empty((self.slots, self.count), dtype=torch.int32, device=device)
+
+    def _twice(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.stack([array, array])).to(self.device)
+
+    def run(self) -> BeamTrace:
+        """Go through all frames."""
+        with torch.cuda.device_of(self.frames):
+            self._all_frames()
+        last = self.num_frames % 2
+        remembered = (x[last].cpu().numpy() for x in (self.score, self.context, self.state, self.earning, self.key))
+        self.memory = BeamMemory(*remembered)
+        return BeamTrace(*(x.cpu().numpy() for x in (self.index, self.value, self.traced)))
+
+    def _all_frames(self) -> None:
+        done = 0
+        if self.frames.is_cuda and self.num_frames > 2 * FRAMES_OF_A_GRAPH:
+            done = self._replay()
+        for _ in range(done, self.num_frames):
+            self._step()
+
+    def _replay(self) -> int:
+        """Go through all frames but a few by a CUDA graph -> how many were done."""
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # compiles, and lets libraries allocate what they need
+                self._step()
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    for _ in range(FRAMES_OF_A_GRAPH):
+                        self._step()
+            except RuntimeError as error:
+                LOG.debug("search: no CUDA graph (%s); launching frame by frame", one_line(error))
+                torch.cuda.current_stream(self.device).wait_stream(stream)
+                return 2
+            replays = (self.num_frames - 2) // FRAMES_OF_A_GRAPH
+            for _ in range(replays):
+                graph.replay()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        return 2 + replays * FRAMES_OF_A_GRAPH
+
+    def _step(self) -> None:
+        scorer, table, vocab = self.scorer, self.scorer.contexts, self.scorer.vocab_size
+        size = self.taps.shape[2]
+        block = min(triton.next_power_of_2(size), 512)
+        _predictor_kernel[(self.slots, triton.cdiv(size, block))](
+            self.context, self.taps, self.predicted, self.clock, self.slots, vocab, size,
+            CONTEXT=table.size, BLOCK=block, num_warps=max(block // 128, 1),
+        )  # fmt: skip
+        projected = F.linear(self.predicted, table.weight, table.bias)
+        block = min(triton.next_power_of_2(self.size), 512)
+        _hidden_kernel[(self.slots, triton.cdiv(self.size, block))](
+            self.frames, projected, self.hidden, self.clock, self.num_frames, self.utterances, self.beam, self.size,
+            LARGEST=LARGEST_EXPONENT, HALF=scorer.reduced is not None, BLOCK=block, num_warps=max(block // 128, 1),
+        )  # fmt: skip
+        logits = F.linear(self.hidden, scorer.weight, scorer.bias)
+        constrained, fused = self.constraints is not None, self.fusion is not None
+        weights = self.constraints.weights if self.constraints is not None else self.best
+        following = self.constraints.following if self.constraints is not None else self.symbols
+        gains, earned = self.fusion if self.fusion is not None else (self.best, self.symbols)
+        block = triton.next_power_of_2(vocab)
+        _candidates_kernel[(self.slots,)](
+            logits, self.state, weights, self.earning, gains, self.best, self.symbols, self.clock, self.slots, vocab,
+            scorer.blank_id, PENALTY=scorer.options.blank_penalty, TEMPERATURE=scorer.options.temperature,
+            CONSTRAINED=constrained, FUSED=fused, COUNT=self.count, BLOCK=block,
+            num_warps=min(max(block // 256, 1), 16),
+        )  # fmt: skip
+        _advance_kernel[(self.utterances,)](
+            self.best, self.symbols, self.score, self.context, self.state, following, self.earning, earned, self.key,
+            self.symbol_keys, self.lengths, self.clock, self.index, self.value, self.traced, self.num_frames,
+            self.utterances, vocab, table.modulus, scorer.blank_id, FACTOR=HASH_FACTOR, CONSTRAINED=constrained,
+            FUSED=fused, BEAM=self.beam, COUNT=self.count, SLOTS=triton.next_power_of_2(self.beam),
+            BLOCK=triton.next_power_of_2(self.beam * self.count), num_warps=1,
+        )  # fmt: skip
+        self.clock.add_(1)
