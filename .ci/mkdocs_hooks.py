@@ -1,4 +1,4 @@
-"""What mkdocs does besides: pages of the recipes, and links out of the pages as what they are, names of files."""
+"""Pages of the recipes and measurements; links to files that are no pages become their names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-OUTSIDE = ["recipes/*/*.md", "recipes/*/*/README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+OUTSIDE = ["recipes/*/*.md", "recipes/*/*/README.md", "benchmarks/results/*.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 
 

@@ -2,7 +2,7 @@
 """The records of benchmarks/loss.py as a Markdown table, and as a plot of growth.
 
 python benchmarks/loss_report.py loss.json                       # print the table
-python benchmarks/loss_report.py loss.json --into docs/loss.md   # between its two marks
+python benchmarks/loss_report.py loss.json --into benchmarks/results/loss.md   # between its two marks
 """
 
 from __future__ import annotations

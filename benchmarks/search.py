@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/search.py --json search.json --markdown
     OMP_NUM_THREADS=1 python benchmarks/search.py --encoder --compare 500 \\
-        --icefall CHECKOUT --icefall-python K2ENV/bin/python --json search.json --fill docs/search.md
+        --icefall CHECKOUT --icefall-python K2ENV/bin/python --json search.json --fill benchmarks/results/search.md
 
 One JSON record a line: peer, method, beam, batch, dtype, utt_per_s, rtf (seconds of search a second of audio),
 search_share (of encoder + search, with a wav2vec2-base of random weights on as much audio; null without ``--encoder``),
