@@ -23,8 +23,11 @@ from triton.compiler import ASTSource
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.beam import BeamMemory
 from tokenverse_pp.decoding.constraint_table import BatchConstraints
+from tokenverse_pp.decoding.language_models import LanguageModel
+from tokenverse_pp.decoding.ngram import ngrams_of_words
+from tokenverse_pp.decoding.ngram_tables import NgramTables
 from tokenverse_pp.decoding.scorer import Scorer, inference
-from tokenverse_pp.decoding.triton_search import TritonSearch
+from tokenverse_pp.decoding.triton_search import Fusion, TritonSearch
 from tokenverse_pp.losses import pruned_transducer_loss
 from tokenverse_pp.losses.native import kernels
 from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
@@ -113,7 +116,11 @@ def search(beam: int, vocab: int, dtype: str) -> None:
         constraints = BatchConstraints(
             torch.zeros(4, vocab), torch.zeros(4 * vocab, dtype=torch.int64), torch.zeros(3, 1)
         )
-        fusion = torch.zeros(5, vocab), torch.zeros(5, vocab, dtype=torch.int32)
+        pieces = ["<blk>", *(f"\u2581{i}" for i in range(vocab - 1))]
+        words = ngrams_of_words([([i % 7 + 1, i % 11 + 1, i % 13 + 1], 1.0) for i in range(100)], vocab)
+        model = LanguageModel({"": (words, True)}, pieces, 0.3, 1.0)
+        phrases = torch.zeros(5, vocab), torch.zeros(5, vocab, dtype=torch.int32)
+        fusion = Fusion(phrases, NgramTables.of(model, torch.device("cpu")), model.states)
         memory = BeamMemory.start(scorer, 3, beam, constraints)
         memory = memory._replace(state=memory.state.astype("int64"))
         TritonSearch(scorer, [2, 2, 1], memory, constraints, fusion)._all_frames()

@@ -14,7 +14,10 @@ pytest.importorskip("triton")
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding import beam, context_graph
 from tokenverse_pp.decoding.constraints import constraints_for
-from tokenverse_pp.decoding.context_graph import ContextGraph
+from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers
+from tokenverse_pp.decoding.language_models import LanguageModel
+from tokenverse_pp.decoding.ngram import ngrams_of_words, read_arpa
+from tokenverse_pp.decoding.ngram_tables import NgramTables, ngram_gains_kernel
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.losses.native.kernels import use_kernels
 
@@ -56,18 +59,21 @@ PHRASES = (("▁a c", 1.5), ("▁b", 0.5), ("▁a c c ▁b", 2.0))
 HOTWORDS = tuple((text.replace(" ", "").replace("▁", " ").strip(), value) for text, value in PHRASES)
 
 
-def compare(tiny, seed, method="beam", width=4, constrained=False, hotwords=False, **options):
+def compare(tiny, seed, method="beam", width=4, constrained=False, hotwords=False, language_model=None, **options):
     lens = [(7, 5, 1), (6, 6), (9,), (3, 8, 8, 2)][seed % 4]
     model = tiny(seed, V=VOCABULARY.vocab_size, lens=lens, context=1 + seed % 3, blank_bias=seed % 3)
     search = SearchOptions(
         method=method, beam=width, nbest=1 if method == "greedy" else width, hotwords=HOTWORDS if hotwords else None,
-        length_bonus=0.2 if hotwords else 0.0, **options,
+        length_bonus=0.2 if hotwords else 0.0, lm="any.tsv" if language_model else None, **options,
     )  # fmt: skip
     constraints = None
     if constrained:
         active = (ALL, ["asr", "ner"], ["asr"], ["asr", "lid"])
         constraints = [constraints_for(TASKS, active[i % 4], VOCABULARY) for i in range(len(lens))]
-    arguments = (search, constraints, bonus(0.2) if hotwords else None)
+    fusion = bonus(0.2) if hotwords else language_model
+    if hotwords and language_model:
+        fusion = FusedScorers(fusion, language_model)
+    arguments = (search, constraints, fusion)
     assert_same(on_device(model, *arguments), search_frames(*model, *arguments))
 
 
@@ -93,6 +99,66 @@ def test_hypotheses_are_those_of_the_cpu_always(tiny, seed):
     compare(tiny, seed, width=1 + seed % 7)
     compare(tiny, seed, width=4, constrained=True)
     compare(tiny, seed, width=2 + seed % 3, constrained=seed % 2 == 0, hotwords=True)
+
+
+TEXT = """\\data\\
+ngram 1=6
+ngram 2=3
+ngram 3=1
+
+\\1-grams:
+-99\t<s>\t-0.5
+-0.9\t</s>
+-0.7\t▁a\t-0.3
+-0.8\tc\t-0.2
+-1.5\t▁b
+-1.1\t▁
+
+\\2-grams:
+-0.2\t<s> ▁a\t-0.4
+-0.6\t▁a c\t-0.1
+-0.4\tc </s>
+
+\\3-grams:
+-0.05\t<s> ▁a c
+
+\\end\\
+"""
+
+
+@pytest.fixture(scope="module")
+def language_models(tmp_path_factory):
+    """A model of words for one language and of running text for the other; a model of words for all."""
+    path = tmp_path_factory.mktemp("lm") / "text.arpa"
+    path.write_text(TEXT, encoding="utf-8")
+    a, b, c = (VOCABULARY.id_of(piece) for piece in ("▁a", "▁b", "c"))
+    words = ngrams_of_words([((a, c), 5.0), ((b,), 3.0), ((a, c, c), 1.0)], VOCABULARY.vocab_size)
+    models = {"[FR]": (words, True), "[NL]": (read_arpa(path, VOCABULARY.all), False)}
+    return [LanguageModel(x, VOCABULARY.all, 0.7, 0.4) for x in (models, {"": models["[FR]"]})]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_gains_of_ngrams_are_the_rows_of_the_language_model(language_models, which):
+    model = language_models[which]
+    tables = NgramTables.of(model, torch.device(DEVICE))
+    states = torch.arange(model.states, device=DEVICE)
+    gains = torch.empty(model.states, model.vocab_size, device=DEVICE)
+    ngram_gains_kernel[(model.states, 1)](
+        states, gains, torch.zeros((), dtype=torch.int32, device=DEVICE), model.states, model.vocab_size, tables.start,
+        tables.contexts, tables.back_off, tables.over, tables.token, tables.log_prob, tables.models, tables.lowest,
+        tables.first_row, tables.kinds, SCALE=tables.scale, BONUS=tables.bonus, DEPTH=tables.depth,
+        BISECTIONS=tables.bisections, BLOCK=16,
+    )  # fmt: skip
+    expected = torch.stack([model.row(state) for state in range(model.states)])
+    torch.testing.assert_close(gains.cpu(), expected)
+
+
+@pytest.mark.parametrize(
+    "seed, which, hotwords",
+    [(1, 0, True), *(pytest.param(s, s % 2, s % 3 == 0, marks=pytest.mark.slow) for s in range(30))],
+)
+def test_searches_with_a_language_model_are_those_of_the_cpu(tiny, language_models, seed, which, hotwords):
+    compare(tiny, seed, constrained=which == 0, hotwords=hotwords, language_model=language_models[which])
 
 
 def test_bonus_without_tables_is_left_to_the_host(tiny, monkeypatch):

@@ -130,15 +130,15 @@ def triton_search(
 ) -> Any:
     """The search on the device of the frames, as `BeamSearch` gives it; None where the host has to run it.
 
-    That is on a CPU, where Triton does not work, and with a bonus that has no tables (`FusionScorer.tables`).
+    That is on a CPU, where Triton does not work, and with a bonus whose tables would be too large.
     """
     if triton_kernels(scorer.frames) is None:
         return None
-    fusion = None if scorer.bonus is None else scorer.bonus.tables(scorer.frames.device)
+    from tokenverse_pp.decoding.triton_search import TritonSearch, fusion_tables  # which need Triton
+
+    fusion = None if scorer.bonus is None else fusion_tables(scorer.bonus, scorer.frames.device)
     if scorer.bonus is not None and fusion is None:
         return None
-    from tokenverse_pp.decoding.triton_search import TritonSearch  # which needs Triton
-
     return TritonSearch(scorer, lengths, memory, constraints, fusion)
 
 

@@ -105,10 +105,6 @@ class FusionScorer(ABC):
         """`row` of M states: (M, V), on a device."""
         return self._rows.look_up(states, device)
 
-    def tables(self, device: torch.device) -> Optional[Tuple[Tensor, Tensor]]:
-        """`gain` and `advance` of every state and token, (S, V) float32 and int32; None if they are not at hand so."""
-        return None
-
     def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
         """What each token of a hypothesis earned when it was written, and what the finished hypothesis keeps."""
         gains, state = [], 0
@@ -257,7 +253,10 @@ class ContextGraph(FusionScorer):
         return row
 
     def tables(self, device: torch.device) -> Optional[Tuple[Tensor, Tensor]]:
-        """See `FusionScorer`; None for more than `TABLE_NUMBERS`. Made once a device."""
+        """`gain` and `advance` of every state and token, (S, V) float32 and int32, for a search on a GPU.
+
+        None where that is more than `TABLE_NUMBERS`. Made once a device.
+        """
         if self.states * self.vocab_size > TABLE_NUMBERS:
             return None
         if device not in self._tables:

@@ -1,7 +1,8 @@
 """Greedy and modified beam search on a GPU: the algorithm of `decoding.beam`, with all state on the device.
 
-A frame is four kernels and two matrix products, for any batch. Nothing is read back before the last frame: which
-utterances still have frames, what hypotheses remember, and what is written down for each frame all stay on the device.
+A frame is four kernels (five with n-grams) and two matrix products, for any batch. Nothing is read back before the last
+frame: which utterances still have frames, what hypotheses remember, and what is written down for each frame all stay on
+the device.
 On a GPU a few frames are captured as a CUDA graph and replayed, so that the host does not have to keep up.
 
 Where scores are equal, the order is that of slots, and of symbols within a slot, as on a CPU.
@@ -10,7 +11,8 @@ Where scores are equal, the order is that of slots, and of symbols within a slot
 from __future__ import annotations
 
 import logging
-from typing import Optional, Sequence, Tuple
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -22,6 +24,9 @@ from torch import Tensor
 from tokenverse_pp.base.errors import one_line
 from tokenverse_pp.decoding.beam import HASH_FACTOR, BeamMemory, BeamTrace, symbol_keys
 from tokenverse_pp.decoding.constraint_table import BatchConstraints
+from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers, FusionScorer
+from tokenverse_pp.decoding.language_models import LanguageModel
+from tokenverse_pp.decoding.ngram_tables import NgramTables, ngram_after, ngram_gains_kernel
 from tokenverse_pp.decoding.scorer import LARGEST_EXPONENT, Scorer
 
 LOG = logging.getLogger(__name__)
@@ -65,9 +70,9 @@ def _hidden_kernel(
 
 @triton.jit
 def _candidates_kernel(
-    logits, states, weights, earnings, gains, values, symbols, clock, slots, vocab, blank,
-    PENALTY: tl.constexpr, TEMPERATURE: tl.constexpr, CONSTRAINED: tl.constexpr, FUSED: tl.constexpr,
-    COUNT: tl.constexpr, BLOCK: tl.constexpr,
+    logits, states, weights, phrases, gains, ngram_gains, values, symbols, clock, slots, vocab, blank,
+    PENALTY: tl.constexpr, TEMPERATURE: tl.constexpr, CONSTRAINED: tl.constexpr, PHRASES: tl.constexpr,
+    NGRAMS: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The COUNT best symbols after one hypothesis, with their log-probabilities."""
     slot = tl.program_id(0).to(tl.int64)
@@ -82,9 +87,11 @@ def _candidates_kernel(
     if CONSTRAINED:
         state = tl.load(states + parity * slots + slot)
         x += tl.load(weights + state * vocab + column, mask=inside, other=0.0)
-    if FUSED:
-        earning = tl.load(earnings + parity * slots + slot)
-        x += tl.load(gains + earning * vocab + column, mask=inside, other=0.0)
+    if PHRASES:
+        phrase = tl.load(phrases + parity * slots + slot)
+        x += tl.load(gains + phrase * vocab + column, mask=inside, other=0.0)
+    if NGRAMS:
+        x += tl.load(ngram_gains + slot * vocab + column, mask=inside, other=0.0)
     taken = column >= vocab
     for k in tl.static_range(COUNT):
         # Symbols that are taken lie below those of probability 0, of which there may be fewer than asked for.
@@ -98,9 +105,11 @@ def _candidates_kernel(
 
 @triton.jit
 def _advance_kernel(
-    values, symbols, scores, contexts, states, following, earnings, earned, keys, symbol_keys_, lengths, clock,
-    trace_index, trace_value, trace_score, num_frames, utterances, vocab, modulus, blank,
-    FACTOR: tl.constexpr, CONSTRAINED: tl.constexpr, FUSED: tl.constexpr, BEAM: tl.constexpr, COUNT: tl.constexpr,
+    values, symbols, scores, contexts, states, following, phrases, phrase_after, ngrams, ngram_tokens, ngram_target,
+    ngram_contexts, ngram_models, ngram_kinds, keys, symbol_keys_, lengths, clock, trace_index, trace_value,
+    trace_score, num_frames, utterances, vocab, modulus, blank, ngram_start,
+    FACTOR: tl.constexpr, CONSTRAINED: tl.constexpr, PHRASES: tl.constexpr, NGRAMS: tl.constexpr,
+    DEPTH: tl.constexpr, BISECTIONS: tl.constexpr, BEAM: tl.constexpr, COUNT: tl.constexpr,
     SLOTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Keep the best extensions of one utterance's hypotheses, and merge those with the same tokens."""
@@ -140,10 +149,17 @@ def _advance_kernel(
         state = tl.load(states + old + parent, mask=real, other=0)
         after = tl.load(following + state * vocab + token, mask=real, other=0)
         tl.store(states + new + slot, tl.where(going, after, state), mask=real)
-    if FUSED:
-        earning = tl.load(earnings + old + parent, mask=real, other=0)
-        after = tl.load(earned + earning * vocab + token, mask=real, other=0).to(tl.int64)
-        tl.store(earnings + new + slot, tl.where(going, after, earning), mask=real)
+    if PHRASES:
+        phrase = tl.load(phrases + old + parent, mask=real, other=0)
+        after = tl.load(phrase_after + phrase * vocab + token, mask=real, other=0).to(tl.int64)
+        tl.store(phrases + new + slot, tl.where(going, after, phrase), mask=real)
+    if NGRAMS:
+        ngram = tl.load(ngrams + old + parent, mask=real, other=0)
+        after = ngram_after(
+            ngram, token, ngram_tokens, ngram_target, ngram_contexts, ngram_models, ngram_kinds, ngram_start, DEPTH,
+            BISECTIONS,
+        )  # fmt: skip
+        tl.store(ngrams + new + slot, tl.where(going, after, ngram), mask=real)
     key = tl.load(keys + old + parent, mask=real, other=0)
     longer = (key ^ (key >> 29)) * FACTOR + tl.load(symbol_keys_ + token, mask=real, other=0)
     key = tl.where(written, longer, key)
@@ -172,6 +188,34 @@ def _advance_kernel(
     tl.store(trace_score + out, tl.where(going, merged, 0.0), mask=write)
 
 
+class Fusion(NamedTuple):
+    """A bonus on the device: the gains (S, V) and following states (S, V) of phrases, and the n-grams."""
+
+    phrases: Optional[Tuple[Tensor, Tensor]]
+    ngrams: Optional[NgramTables]
+    ngram_states: int  # a state of the bonus is that of the phrases times these, plus that of the n-grams
+
+
+_ngram_tables: WeakKeyDictionary[LanguageModel, Dict[torch.device, NgramTables]] = WeakKeyDictionary()
+
+
+def fusion_tables(bonus: FusionScorer, device: torch.device) -> Optional[Fusion]:
+    """The tables of a bonus, made once a device; None if they would be too large."""
+    parts = (bonus.one, bonus.other) if isinstance(bonus, FusedScorers) else (bonus,)
+    phrases, ngrams, states = None, None, 1
+    for part in parts:
+        if isinstance(part, LanguageModel):
+            known = _ngram_tables.setdefault(part, {})
+            if device not in known:
+                known[device] = NgramTables.of(part, device)
+            ngrams, states = known[device], part.states
+        else:
+            phrases = part.tables(device) if isinstance(part, ContextGraph) else None
+            if phrases is None:
+                return None
+    return Fusion(phrases, ngrams, states)
+
+
 class TritonSearch:
     """The frame loop. ``run`` gives what `BeamSearch.run` gives, and leaves the memory behind in ``memory``.
 
@@ -180,7 +224,7 @@ class TritonSearch:
         lengths: frames of each utterance, in any order.
         memory: of the hypotheses before the first frame.
         constraints: of the batch.
-        fusion: gains (S, V) float32 and following states (S, V) int32 of the scorer's bonus, if there is one.
+        fusion: the scorer's bonus, if there is one.
     """
 
     def __init__(
@@ -189,9 +233,10 @@ class TritonSearch:
         lengths: Sequence[int],
         memory: BeamMemory,
         constraints: Optional[BatchConstraints],
-        fusion: Optional[Tuple[Tensor, Tensor]],
+        fusion: Optional[Fusion],
     ):
-        self.scorer, self.memory, self.constraints, self.fusion = scorer, memory, constraints, fusion
+        self.scorer, self.memory, self.constraints = scorer, memory, constraints
+        self.fusion = fusion or Fusion(None, None, 1)
         self.frames = scorer.frames.contiguous()
         self.num_frames, self.utterances, self.size = self.frames.shape
         device, shape = self.frames.device, memory.score.shape
@@ -199,8 +244,9 @@ class TritonSearch:
         self.slots, self.count = shape[0] * shape[1], min(shape[1], scorer.vocab_size)
         # Two copies of the memory: one that a frame reads, one that it writes.
         self.score = self._twice(memory.score)
-        self.context, self.state, self.earning, self.key = (
-            self._twice(x) for x in (memory.context, memory.state, memory.earning, memory.key)
+        self.context, self.state, self.phrase, self.ngram, self.key = (
+            self._twice(x)
+            for x in (memory.context, memory.state, *np.divmod(memory.earning, self.fusion.ngram_states), memory.key)
         )
         self.clock = torch.zeros((), dtype=torch.int32, device=device)
         self.lengths = torch.tensor(lengths, dtype=torch.int32, device=device)
@@ -214,6 +260,8 @@ class TritonSearch:
         self.hidden = torch.empty((self.slots, self.size), dtype=scorer.reduced or torch.float32, device=device)
         self.best = torch.empty((self.slots, self.count), dtype=torch.float32, device=device)
         self.symbols = torch.empty((self.slots, self.count), dtype=torch.int32, device=device)
+        if self.fusion.ngrams is not None:
+            self.ngram_gains = torch.empty((self.slots, scorer.vocab_size), dtype=torch.float32, device=device)
 
     def _twice(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.stack([array, array])).to(self.device)
@@ -223,8 +271,10 @@ class TritonSearch:
         with torch.cuda.device_of(self.frames):
             self._all_frames()
         last = self.num_frames % 2
-        remembered = (x[last].cpu().numpy() for x in (self.score, self.context, self.state, self.earning, self.key))
-        self.memory = BeamMemory(*remembered)
+        score, context, state, phrase, ngram, key = (
+            x[last].cpu().numpy() for x in (self.score, self.context, self.state, self.phrase, self.ngram, self.key)
+        )
+        self.memory = BeamMemory(score, context, state, phrase * self.fusion.ngram_states + ngram, key)
         return BeamTrace(*(x.cpu().numpy() for x in (self.index, self.value, self.traced)))
 
     def _all_frames(self) -> None:
@@ -272,22 +322,34 @@ class TritonSearch:
             LARGEST=LARGEST_EXPONENT, HALF=scorer.reduced is not None, BLOCK=block, num_warps=max(block // 128, 1),
         )  # fmt: skip
         logits = F.linear(self.hidden, scorer.weight, scorer.bias)
-        constrained, fused = self.constraints is not None, self.fusion is not None
-        weights = self.constraints.weights if self.constraints is not None else self.best
-        following = self.constraints.following if self.constraints is not None else self.symbols
-        gains, earned = self.fusion if self.fusion is not None else (self.best, self.symbols)
+        # What is not there is not read; something has to be named.
+        weights, following = self.constraints[:2] if self.constraints is not None else (self.best, self.symbols)
+        gains, after = self.fusion.phrases or (self.best, self.symbols)
+        use = {
+            "CONSTRAINED": self.constraints is not None, "PHRASES": self.fusion.phrases is not None,
+            "NGRAMS": self.fusion.ngrams is not None, "COUNT": self.count,
+        }  # fmt: skip
+        ngram_gains, moves, start, sizes = self.best, [self.symbols] * 5, 0, {"DEPTH": 1, "BISECTIONS": 1}
+        if self.fusion.ngrams is not None:
+            n = self.fusion.ngrams
+            ngram_gains, moves, start = self.ngram_gains, [n.token, n.target, n.contexts, n.models, n.kinds], n.start
+            sizes = {"DEPTH": n.depth, "BISECTIONS": n.bisections}
+            ngram_gains_kernel[(self.slots, triton.cdiv(vocab, 256))](
+                self.ngram, ngram_gains, self.clock, self.slots, vocab, start, n.contexts, n.back_off, n.over, n.token,
+                n.log_prob, n.models, n.lowest, n.first_row, n.kinds, SCALE=n.scale, BONUS=n.bonus, **sizes, BLOCK=256,
+                num_warps=4,
+            )  # fmt: skip
         block = triton.next_power_of_2(vocab)
         _candidates_kernel[(self.slots,)](
-            logits, self.state, weights, self.earning, gains, self.best, self.symbols, self.clock, self.slots, vocab,
-            scorer.blank_id, PENALTY=scorer.options.blank_penalty, TEMPERATURE=scorer.options.temperature,
-            CONSTRAINED=constrained, FUSED=fused, COUNT=self.count, BLOCK=block,
-            num_warps=min(max(block // 256, 1), 16),
+            logits, self.state, weights, self.phrase, gains, ngram_gains, self.best, self.symbols, self.clock,
+            self.slots, vocab, scorer.blank_id, PENALTY=scorer.options.blank_penalty,
+            TEMPERATURE=scorer.options.temperature, BLOCK=block, num_warps=min(max(block // 256, 1), 16), **use,
         )  # fmt: skip
         _advance_kernel[(self.utterances,)](
-            self.best, self.symbols, self.score, self.context, self.state, following, self.earning, earned, self.key,
-            self.symbol_keys, self.lengths, self.clock, self.index, self.value, self.traced, self.num_frames,
-            self.utterances, vocab, table.modulus, scorer.blank_id, FACTOR=HASH_FACTOR, CONSTRAINED=constrained,
-            FUSED=fused, BEAM=self.beam, COUNT=self.count, SLOTS=triton.next_power_of_2(self.beam),
-            BLOCK=triton.next_power_of_2(self.beam * self.count), num_warps=1,
+            self.best, self.symbols, self.score, self.context, self.state, following, self.phrase, after, self.ngram,
+            *moves, self.key, self.symbol_keys, self.lengths, self.clock, self.index, self.value, self.traced,
+            self.num_frames, self.utterances, vocab, table.modulus, scorer.blank_id, start, FACTOR=HASH_FACTOR,
+            BEAM=self.beam, SLOTS=triton.next_power_of_2(self.beam),
+            BLOCK=triton.next_power_of_2(self.beam * self.count), num_warps=1, **use, **sizes,
         )  # fmt: skip
         self.clock.add_(1)
