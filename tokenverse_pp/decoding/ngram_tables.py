@@ -77,7 +77,7 @@ class NgramTables(NamedTuple):
         most = int((joined[:, 1] - joined[:, 0]).max())
         depth = max(_depth(ngram) for ngram, _ in model.models)
         tensors = tuple(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
-        return cls(*tensors, int(model.start), model.scale, model.bonus, depth, most.bit_length())  # type: ignore[arg-type]
+        return cls._make((*tensors, int(model.start), model.scale, model.bonus, depth, most.bit_length()))
 
 
 def _useful(ngram: Ngrams) -> np.ndarray:
