@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import soundfile
 
-from tokenverse_pp.data.audio.streams import ogg_crc
+from tokenverse_pp.data.audio.containers import ogg_crc
 
 RATE = 16000
 

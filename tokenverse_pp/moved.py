@@ -77,7 +77,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     "loss.tokens": ("losses.entry",),
     "manifests": (),
     "manifests.access": ("data.access",),
-    "manifests.audio": ("data.audio.lhotse_backend",),
+    "manifests.audio": ("data.access",),
     "manifests.conversations": ("data.editing.conversations",),
     "manifests.corpora": (),
     "manifests.corpora.ami": ("data.corpora.ami",),

@@ -25,9 +25,15 @@ from tiny_models import write_model
 from toy_runs import assert_one_line, call, save_frozen_encoder, toy_options
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.access import FILES_ONLY, access_problems, allow_sources, current_access, file_problem
+from tokenverse_pp.data.access import (
+    FILES_ONLY,
+    access_problems,
+    allow_sources,
+    check_audio,
+    current_access,
+    file_problem,
+)
 from tokenverse_pp.data.audio.inputs import open_audio
-from tokenverse_pp.data.audio.lhotse_backend import check_audio
 from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, load_inputs
 from tokenverse_pp.data.importing.audio import AudioFinder
 from tokenverse_pp.data.manifests import read_cuts

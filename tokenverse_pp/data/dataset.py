@@ -18,8 +18,15 @@ from torch.utils.data import Dataset
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.access import allow_sources, check_access, current_access
-from tokenverse_pp.data.audio.lhotse_backend import check_files, recording_files, undecodable, use_backend
+from tokenverse_pp.data.access import (
+    allow_sources,
+    check_access,
+    check_files,
+    current_access,
+    recording_files,
+    recordings,
+    undecodable,
+)
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.tokenizer import UNK_ID, Tokenizer
 from tokenverse_pp.tasks.base import TaskSet
@@ -34,8 +41,6 @@ PASS = "pass_of_epoch"
 NO_CORPUS = "-"  # for cuts whose custom field "corpus" names none
 TARGET = "_tokenverse_target"  # attribute of a cut (no field: not written to manifests), see `TransducerDataset.keep`
 Batch = Dict[str, Any]
-
-use_backend()  # workers of a DataLoader that are spawned come here too
 
 
 def features_key(chunks: Optional[ChunkOptions] = None) -> str:
@@ -226,9 +231,7 @@ def _load_features(cut: Cut, key: str) -> torch.Tensor:
 
 def audio_files(cut: Cut) -> List[Path]:
     """The audio files of a cut; none for audio that is in memory, in an archive or behind a command or URL."""
-    parts = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
-    recordings = [part.recording for part in parts if getattr(part, "recording", None) is not None]
-    return [Path(str(s.source)) for recording in recordings for s in recording.sources if s.type == "file"]
+    return [Path(str(s.source)) for recording in recordings(cut) for s in recording.sources if s.type == "file"]
 
 
 def check_recording(cut: Cut, convert: bool = False) -> None:

@@ -24,8 +24,8 @@ from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import PathLike, is_finite
-from tokenverse_pp.data.audio.lhotse_backend import TOLERANCE as AUDIO_TOLERANCE
-from tokenverse_pp.data.audio.lhotse_backend import check_audio as audio_problems
+from tokenverse_pp.data.access import check_audio as audio_problems
+from tokenverse_pp.data.audio.pyav import TOLERANCE as AUDIO_TOLERANCE
 from tokenverse_pp.data.lines import CONTROL, NameSet
 from tokenverse_pp.data.manifests import ManifestRow, cut_of, read_cuts, read_rows, shortened
 from tokenverse_pp.tasks.base import TaskSet

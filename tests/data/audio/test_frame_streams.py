@@ -12,7 +12,7 @@ from lhotse import Recording
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.audio import AudioInput, read_audio
-from tokenverse_pp.data.audio.reader import library_messages
+from tokenverse_pp.data.audio.mpeg import library_messages
 from tokenverse_pp.data.audio.source import Bytes, Pieces
 
 MP3 = {"format": "MP3", "subtype": "MPEG_LAYER_III"}

@@ -12,7 +12,7 @@ from lhotse.audio import backend as backends
 from lhotse.audio.utils import AudioLoadingError
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.audio.lhotse_backend import TokenverseBackend, check_audio, use_backend
+from tokenverse_pp.data.access import TokenverseBackend, check_audio, use_backend
 from tokenverse_pp.data.dataset import TransducerDataset, load_inputs
 from tokenverse_pp.data.labels import find_problems
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.audio import ENDINGS, AudioInput, read_audio
-from tokenverse_pp.data.audio.containers import container_of
+from tokenverse_pp.data.audio.source import container_of
 
 
 def measured(source, **how):

@@ -14,9 +14,8 @@ from lhotse import CutSet, Recording
 from lhotse.cut import Cut
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.access import file_problem
+from tokenverse_pp.data.access import file_problem, recording_of
 from tokenverse_pp.data.audio import AudioInput, check_whole
-from tokenverse_pp.data.audio.lhotse_backend import recording_of
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 
 LOUDEST = 100.0  # samples should be in [-1, 1]; larger values were not divided by 32768

@@ -162,7 +162,7 @@ class PyAVDecoder:
                     raise UserError(f"{self.name}: has {_count(frame)} channels: expected {MOST_CHANNELS} at most")
                 samples = _floats(_packed(self.av, frame))
                 told.channels = told.channels or len(samples)
-                samples = _with_channels(samples, told.channels)
+                samples = with_channels(samples, told.channels)
                 if stamp is not None:
                     if base is None:
                         base = self._base(stamp, relative)
@@ -262,8 +262,8 @@ def _floats(frame: Any) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def _with_channels(samples: np.ndarray, count: int) -> np.ndarray:
-    """Samples (C, S) where the number of channels changes within a stream: the mean on all of them."""
+def with_channels(samples: np.ndarray, count: int) -> np.ndarray:
+    """Samples (C, S) with ``count`` channels: their mean on every channel where the number differs."""
     if len(samples) == count:
         return samples
     return np.repeat(samples.mean(axis=0, keepdims=True), count, axis=0)
