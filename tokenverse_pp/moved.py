@@ -259,10 +259,10 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     "training.meter": ("training.log",),
     "training.provenance": ("training.checkpoints",),
     "training.resume": ("training.checkpoints",),
-    "training.rounds": ("data.sources",),
+    "training.rounds": ("data.samplers",),
     "training.saving": ("training.checkpoints",),
     "training.setup": ("models.bundle",),
-    "training.sources": ("data.sources",),
+    "training.sources": ("data.samplers",),
     "training.trained_rows": ("training.optim",),
     "training.validate": ("training.validation",),
 }

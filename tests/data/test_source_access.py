@@ -37,7 +37,7 @@ from tokenverse_pp.data.audio.inputs import open_audio
 from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, load_inputs
 from tokenverse_pp.data.importing.audio import AudioFinder
 from tokenverse_pp.data.manifests import read_cuts
-from tokenverse_pp.data.sources import open_source
+from tokenverse_pp.data.samplers import open_source
 
 RATE = 16000
 
