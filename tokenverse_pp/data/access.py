@@ -49,7 +49,6 @@ MOST = 200  # characters of a source in a message
 PIPE = "pipe:"  # lhotse runs what follows
 ALLOW_COMMANDS = "--allow-commands (training: data.allow_commands; Python: allow_sources)"
 NOT_RUN = f"which is not run without {ALLOW_COMMANDS}"
-NOT_READ = f"is not read without {ALLOW_COMMANDS}"
 NOT_OPENED = "which is not opened without --allow-urls (training: data.allow_urls; Python: allow_sources)"
 SHELL_SIGNS = re.compile(r"""[;&|<>()$`\\"'*?\[\]{}#~!%^\n\r]""")
 LONGER = 0.5  # seconds that a file may be longer: lhotse loads no recording that differs by more
@@ -186,7 +185,11 @@ def _problem(thing: Any, allowed: SourceAccess) -> str:
         return "" if allowed.commands else f"{what} is the output of a command, {NOT_RUN}"
     if thing.storage_type not in PLAIN_STORAGE:
         kind = shortened(str(thing.storage_type), MOST)
-        return "" if allowed.commands else f"{what} is stored as {kind}, which can run code and {NOT_READ}"
+        return (
+            ""
+            if allowed.commands
+            else f"{what} is stored as {kind}, which can run code and is not read without {ALLOW_COMMANDS}"
+        )
     if places and SCHEME.match(places[0]):
         return "" if allowed.urls else f"{what} is behind a URL, {NOT_OPENED}"
     return ""
@@ -286,7 +289,7 @@ def recordings(cut: Cut) -> Iterator[Recording]:
 
 def recording_files(cut: Cut) -> str:
     """The audio files of a cut, for a message."""
-    return ", ".join(str(s.source) for recording in recordings(cut) for s in recording.sources if s.type == "file")
+    return ", ".join(path for recording in recordings(cut) for path, _, _ in _files_of(recording))
 
 
 def check_audio(cut: Cut) -> List[str]:
@@ -328,20 +331,17 @@ def _check_headers(recording: Recording) -> Iterator[str]:
     if not isinstance(recording.duration, (int, float)):
         yield f"field 'recording.duration': expected seconds, found {recording.duration!r}"
         return
-    for source in recording.sources:
-        if source.type != "file":
-            continue
-        where = f"field 'recording': {source.source}"
-        if not os.path.isfile(str(source.source)):
+    for path, where, channel_ids in _files_of(recording):
+        if not os.path.isfile(path):
             yield f"{where}: no such file"
             continue
-        if not isinstance(source.channels, (list, tuple)):
-            yield f"{where}: field 'channels': expected a list of numbers, found {source.channels!r}"
+        if not isinstance(channel_ids, (list, tuple)):
+            yield f"{where}: field 'channels': expected a list of numbers, found {channel_ids!r}"
             continue
         try:
-            rate, channels, frames = _header(str(source.source))
+            rate, channels, frames = _header(path)
             if frames is not None and frames < (recording.duration - TOLERANCE) * rate:
-                rate, channels, frames = _header(str(source.source), thorough=True)
+                rate, channels, frames = _header(path, thorough=True)
         except UserError:
             continue  # decoding reports the reason
         if recording.transforms or frames is None:
@@ -351,8 +351,14 @@ def _check_headers(recording: Recording) -> Iterator[str]:
             yield f"{where}: truncated: {seconds:.3f} s of {recording.duration:.3f} s"
         elif rate != recording.sampling_rate:
             yield f"{where}: has {rate} Hz, where the manifest says {recording.sampling_rate} Hz"
-        elif channels < len(source.channels):
-            yield f"{where}: has {channels} channels, where the manifest says {len(source.channels)}"
+        elif channels < len(channel_ids):
+            yield f"{where}: has {channels} channels, where the manifest says {len(channel_ids)}"
+
+
+def _files_of(recording: Recording) -> List[Tuple[str, str, Any]]:
+    """The files of a recording: path, its name in messages, and channels."""
+    files = [source for source in recording.sources if source.type == "file"]
+    return [(str(source.source), f"field 'recording': {source.source}", source.channels) for source in files]
 
 
 def _header(path: str, thorough: bool = False) -> Tuple[int, int, Optional[int]]:
@@ -363,15 +369,12 @@ def _header(path: str, thorough: bool = False) -> Tuple[int, int, Optional[int]]
 
 def _measure(recording: Recording) -> Iterator[str]:
     """Files that are damaged, shorter than their header states, or of another length than in the manifest."""
-    for source in recording.sources:
-        if source.type != "file":
-            continue
-        where = f"field 'recording': {source.source}"
+    for path, where, _ in _files_of(recording):
         try:
-            with AudioInput(str(source.source), thorough=True) as audio:
+            with AudioInput(path, thorough=True) as audio:
                 audio.measure()
         except UserError as error:
-            yield f"{where}: cannot be decoded: {str(error).replace(f'{source.source}: ', '', 1)}"
+            yield f"{where}: cannot be decoded: {str(error).replace(f'{path}: ', '', 1)}"
             continue
         problem = audio.damage or next(iter(audio.problems), None)
         seconds = (audio.frames or 0) / audio.rate

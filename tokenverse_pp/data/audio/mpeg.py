@@ -14,7 +14,8 @@ import tempfile
 import threading
 from array import array
 from dataclasses import dataclass, field, replace
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from functools import lru_cache
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 from tokenverse_pp.data.audio.source import Bytes, JoinedStream, Piece, Structure, tag_size
 
@@ -43,20 +44,9 @@ class _Header(NamedTuple):
     info_at: int  # offset of a Xing header
 
 
-_HEADERS: Dict[bytes, Optional[_Header]] = {}
-
-
+@lru_cache(1 << 16)
 def _header(head: bytes) -> Optional[_Header]:
-    """Read a frame header; None where there is none. The same few occur again and again."""
-    try:
-        return _HEADERS[head]
-    except KeyError:
-        if len(_HEADERS) > 1 << 16:
-            _HEADERS.clear()
-        return _HEADERS.setdefault(head, _parse(head))
-
-
-def _parse(head: bytes) -> Optional[_Header]:
+    """Read a frame header (4 bytes); None if it is none. The same few occur again and again."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
@@ -194,7 +184,7 @@ def mpeg_structure(data: Bytes, start: int) -> Structure:
             stream.ends.append(end)
         at, found = end, following
     problems = [f"damaged: {junk} bytes between its frames are no MP3"] if junk > _LONGEST else []
-    parts = [_mpeg_part(item, last and cut) for item, last in _with_last(streams) if item.starts]
+    parts = [_mpeg_part(item, cut and item is streams[-1]) for item in streams if item.starts]
     if len(streams) == 1 and parts and not cut and _is_right(streams[0], parts[0], content):
         parts = [replace(parts[0], pieces=None)]
     notes = ["its last frame is not complete: it may be cut short"] if cut and parts and not parts[-1].samples else []
@@ -225,10 +215,6 @@ def _unusual(content: bytes, at: int, found: Optional[_Header], kind: Optional[_
     return (-1, 0) if after is None else after
 
 
-def _with_last(items: List[_Mpeg]) -> Iterator[Tuple[_Mpeg, bool]]:
-    return ((item, number == len(items)) for number, item in enumerate(items, start=1))
-
-
 def _skip(content: bytes, at: int, started: bool) -> Optional[Tuple[int, int]]:
     """Where frames continue behind other content, and how many bytes are neither tag nor padding; None: nowhere."""
     head = content[at : at + 10]
@@ -240,7 +226,8 @@ def _skip(content: bytes, at: int, started: bool) -> Optional[Tuple[int, int]]:
     if head[:8] == b"APETAGEX" and at + 16 <= len(content):
         return at + 32 + struct.unpack("<I", content[at + 12 : at + 16])[0], 0
     if head[0] == 0:
-        return at + len(content[at : at + (1 << 16)]) - len(content[at : at + (1 << 16)].lstrip(b"\0")), 0
+        block = content[at : at + (1 << 16)]
+        return at + len(block) - len(block.lstrip(b"\0")), 0
     after = _next_frame(content, at + 1, len(content))
     return None if after is None else (after, after - at if started else 0)
 

@@ -178,8 +178,7 @@ class AudioInput:
     @property
     def is_plain(self) -> bool:
         """Whether libsndfile reads the same samples from the file as it is."""
-        as_it_is = [part.pieces for part in self._structure.parts] == [None]
-        return as_it_is and not self.by_pyav and not self._expanded
+        return [x.pieces for x in self._structure.parts] == [None] and not self.by_pyav and not self._expanded
 
     def _open(self) -> None:
         if self._data.size == 0:

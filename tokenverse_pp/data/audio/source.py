@@ -180,6 +180,12 @@ _MAGIC = (
     *((b"riff\x2e\x91\xcf\x11", "w64"), (b"\x1a\x45\xdf\xa3", "matroska"), (b"#!AMR", "amr"), (b"FLV\x01", "flv")),
     *((b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"), (b"\x00\x00\x01\xba", "mpeg")),
 )
+_FORMS = {
+    **dict.fromkeys([(b"RIFF", b"WAVE"), (b"RIFX", b"WAVE")], "wav"),
+    **dict.fromkeys([(b"RF64", b"WAVE"), (b"BW64", b"WAVE")], "rf64"),
+    **dict.fromkeys([(b"FORM", b"AIFF"), (b"FORM", b"AIFC")], "aiff"),
+    (b"RIFF", b"AVI "): "avi",
+}
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"sidx", b"moof")
 
 
@@ -194,15 +200,9 @@ def container_of(head: bytes) -> str:
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
-    form = head[8:12]
-    if head[:4] in (b"RIFF", b"RIFX") and form == b"WAVE":
-        return "wav"
-    if head[:4] in (b"RF64", b"BW64") and form == b"WAVE":
-        return "rf64"
-    if head[:4] == b"RIFF" and form == b"AVI ":
-        return "avi"
-    if head[:4] == b"FORM" and form in (b"AIFF", b"AIFC"):
-        return "aiff"
+    form = _FORMS.get((head[:4], head[8:12]))
+    if form is not None:
+        return form
     if head[4:8] in _BOXES:
         return "mp4"
     if len(head) > 376 and head[0] == 0x47 == head[188] == head[376]:
