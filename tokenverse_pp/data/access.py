@@ -180,19 +180,17 @@ def _problem(thing: Any, allowed: SourceAccess) -> str:
             return f"field 'recording': {file_problem(source)}"
         return f"field 'recording': {shortened(repr(source), MOST)} {reason}" if reason else ""
     places = [str(x) for x in (thing.storage_path, thing.storage_key) if isinstance(x, (str, os.PathLike)) and str(x)]
-    what = f"array {shortened(repr('/'.join(places)), MOST)}"
     if any(place.startswith(PIPE) for place in places):
-        return "" if allowed.commands else f"{what} is the output of a command, {NOT_RUN}"
-    if thing.storage_type not in PLAIN_STORAGE:
+        reason, is_allowed = f"is the output of a command, {NOT_RUN}", allowed.commands
+    elif thing.storage_type not in PLAIN_STORAGE:
         kind = shortened(str(thing.storage_type), MOST)
-        return (
-            ""
-            if allowed.commands
-            else f"{what} is stored as {kind}, which can run code and is not read without {ALLOW_COMMANDS}"
-        )
-    if places and SCHEME.match(places[0]):
-        return "" if allowed.urls else f"{what} is behind a URL, {NOT_OPENED}"
-    return ""
+        reason = f"is stored as {kind}, which can run code and is not read without {ALLOW_COMMANDS}"
+        is_allowed = allowed.commands
+    elif places and SCHEME.match(places[0]):
+        reason, is_allowed = f"is behind a URL, {NOT_OPENED}", allowed.urls
+    else:
+        return ""
+    return "" if is_allowed else f"array {shortened(repr('/'.join(places)), MOST)} {reason}"
 
 
 class DamagedAudio(UserError, AudioLoadingError):

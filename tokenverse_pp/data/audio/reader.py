@@ -201,28 +201,22 @@ class AudioInput:
 
     # libsndfile
 
-    def _soundfile(self) -> Any:
-        try:
-            import soundfile
-        except ImportError:
-            raise UserError(f"{self.name}: reading files needs soundfile: pip install soundfile") from None
-        return soundfile
-
     def _file(self, number: int) -> Any:
         """Open a part with libsndfile, which detects its format by content."""
         if number == 0 and self._first is not None:
             file, self._first = self._first, None
             return file
-        pieces = self._structure.parts[number].pieces
-        if pieces is not None:
-            return self._of_pieces(pieces)
-        return self._soundfile().SoundFile(self._data.path or io.BytesIO(self._data.all()))
+        return self._of_pieces(self._structure.parts[number].pieces)
 
-    def _of_pieces(self, pieces: Tuple[Piece, ...]) -> Any:
-        what: Any = Pieces(self._data, pieces)
-        if self.container == "mp3" and MEMORY:
-            what = in_memory(what.read())
-        return self._soundfile().SoundFile(what)
+    def _of_pieces(self, pieces: Optional[Tuple[Piece, ...]]) -> Any:
+        try:
+            import soundfile
+        except ImportError:
+            raise UserError(f"{self.name}: reading files needs soundfile: pip install soundfile") from None
+        if pieces is None:
+            return soundfile.SoundFile(self._data.path or io.BytesIO(self._data.all()))
+        file = Pieces(self._data, pieces)
+        return soundfile.SoundFile(in_memory(file.read()) if self.container == "mp3" and MEMORY else file)
 
     def _open_parts(self) -> None:
         rates = set()
@@ -295,14 +289,12 @@ class AudioInput:
         except RuntimeError:
             file.close()
             file = self._file(number)
-        try:
+        with contextlib.suppress(RuntimeError):
             while at > 0:  # not every coding can be sought in, nor every file to its end
                 count = len(file.read(min(at, BLOCK), dtype="float32", always_2d=True))
                 if not count:
                     break
                 at -= count
-        except RuntimeError:
-            pass
         if not at:
             return file
         file.close()
