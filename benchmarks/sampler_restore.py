@@ -22,8 +22,7 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.samplers import SamplerState, TrainSampler
-from tokenverse_pp.data.sources import open_rounds
+from tokenverse_pp.data.samplers import SamplerState, TrainSampler, open_rounds
 from tokenverse_pp.data.tokenizer import train_tokenizer
 from tokenverse_pp.tasks import build_tasks
 from tokenverse_pp.tasks.result import transcript_of

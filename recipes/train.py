@@ -23,8 +23,7 @@ from tokenverse_pp.data.access import allow_sources, check_access
 from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, Unknown, Usable, check_recording
 from tokenverse_pp.data.distributed import DistributedContext, start_distributed, stop_distributed
 from tokenverse_pp.data.labels import labelled_tasks, validate_cuts
-from tokenverse_pp.data.samplers import TrainSampler, load_cuts
-from tokenverse_pp.data.sources import open_rounds, open_source
+from tokenverse_pp.data.samplers import TrainSampler, load_cuts, open_rounds, open_source
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models.bundle import build_model, get_tokenizer, spelled_as_before
 from tokenverse_pp.models.encoders.base import make_frames_of

@@ -6,7 +6,8 @@ import struct
 import numpy as np
 import soundfile
 
-from tokenverse_pp.data.audio.streams import ogg_crc
+from tokenverse_pp.data.audio import AudioInput
+from tokenverse_pp.data.audio.containers import ogg_crc
 
 RATE = 16000
 
@@ -118,3 +119,9 @@ def packed(path, codec, starts=(0.0,), seconds=1.0, rate=48000, layout="mono", f
                 packet.time_base = Fraction(1, rate)
                 container.mux(packet)
     return path
+
+
+def measured(source, **how):
+    """`AudioInput` of a source, closed after `measure`."""
+    with AudioInput(source, thorough=True, **how) as audio:
+        return audio.measure()

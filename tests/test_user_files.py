@@ -16,7 +16,7 @@ from tokenverse_pp.data.editing.entity_finders import read_gazetteer
 from tokenverse_pp.data.editing.split import read_ids
 from tokenverse_pp.data.hypotheses import read_hypotheses
 from tokenverse_pp.data.manifests import read_cuts, read_rows
-from tokenverse_pp.data.sources import WholeSource
+from tokenverse_pp.data.samplers import WholeSource
 from tokenverse_pp.decoding.context_graph import read_hotwords
 from tokenverse_pp.decoding.ngram import read_words
 from tokenverse_pp.evaluation.report.page import read_beside

@@ -10,7 +10,7 @@ from lhotse.features.io import NumpyFilesWriter
 
 from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, load_inputs
 from tokenverse_pp.data.labels import validate_cuts
-from tokenverse_pp.data.sources import open_source
+from tokenverse_pp.data.samplers import open_source
 from tokenverse_pp.data.tokenizer import train_tokenizer
 
 READ_BACK = ("shard_origin", "shar_epoch")  # what from_shar adds to custom fields

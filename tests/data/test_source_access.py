@@ -25,13 +25,19 @@ from tiny_models import write_model
 from toy_runs import assert_one_line, call, save_frozen_encoder, toy_options
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.access import FILES_ONLY, access_problems, allow_sources, current_access, file_problem
+from tokenverse_pp.data.access import (
+    FILES_ONLY,
+    access_problems,
+    allow_sources,
+    check_audio,
+    current_access,
+    file_problem,
+)
 from tokenverse_pp.data.audio.inputs import open_audio
-from tokenverse_pp.data.audio.lhotse_backend import check_audio
 from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, load_inputs
 from tokenverse_pp.data.importing.audio import AudioFinder
 from tokenverse_pp.data.manifests import read_cuts
-from tokenverse_pp.data.sources import open_source
+from tokenverse_pp.data.samplers import open_source
 
 RATE = 16000
 
@@ -49,8 +55,8 @@ def wave(tmp_path):
     return path
 
 
-def recording(kind, source, channels=(0,)):
-    return Recording("r", [AudioSource(kind, list(channels), source)], RATE, RATE, 1.0)
+def recording(kind, source, **how):
+    return Recording("r", [AudioSource(kind, [0], source)], RATE, RATE, 1.0, **how)
 
 
 def cut_with(source, cut_id="evil", **custom):
@@ -59,21 +65,19 @@ def cut_with(source, cut_id="evil", **custom):
     return cut
 
 
-def as_command(wave, canary):
-    return recording("command", f"touch {canary}; cat {wave}")
-
-
 def hostile_cuts(wave, canary):
     """Cuts that run a command when their audio is loaded, by what runs it."""
-    command, good = as_command(wave, canary), Recording.from_file(wave)
-    plain = MonoCut("good", 0.0, 1.0, 0, recording=good)
-    mixed = MixedCut("evil", [MixTrack(plain), MixTrack(cut_with(command))])
+    command = recording("command", f"touch {canary}; cat {wave}")
+    plain = MonoCut("good", 0.0, 1.0, 0, recording=Recording.from_file(wave))
     room = ReverbWithImpulseResponse(rir=command.to_dict())
-    echo = cut_with(Recording("r", good.sources, RATE, RATE, 1.0, transforms=[room]))
-    bare = cut_with(Recording("r", good.sources, RATE, RATE, 1.0, transforms=[room.to_dict()]))
-    whole = MixedCut("evil", [MixTrack(plain), MixTrack(plain)], transforms=[room])
-    pipe = cut_with(recording("url", f"pipe:touch {canary}; cat {wave}"))
-    return {"source": cut_with(command), "track": mixed, "room": echo, "room of data": bare, "mix": whole, "pipe": pipe}
+    return {
+        "source": cut_with(command),
+        "track": MixedCut("evil", [MixTrack(plain), MixTrack(cut_with(command))]),
+        "room": cut_with(recording("file", str(wave), transforms=[room])),
+        "room of data": cut_with(recording("file", str(wave), transforms=[room.to_dict()])),
+        "mix": MixedCut("evil", [MixTrack(plain), MixTrack(plain)], transforms=[room]),
+        "pipe": cut_with(recording("url", f"pipe:touch {canary}; cat {wave}")),
+    }
 
 
 @pytest.mark.parametrize("kind", ["source", "track", "room", "room of data", "mix", "pipe"])
@@ -187,8 +191,7 @@ def test_a_command_is_found_wherever_it_stands(other, around):
     for kind in around:
         wrapped = {"list": [other, value], "tuple": (value, other), "dict": {"a": other, "b": value}}
         value = wrapped.get(kind, {"name": "Reverb", "kwargs": {"rir": value, "x": other}})
-    cut = cut_with(Recording("r", [AudioSource("file", [0], "a.wav")], RATE, RATE, 1.0, transforms=[value]))
-    [problem] = access_problems(cut)
+    [problem] = access_problems(cut_with(recording("file", "a.wav", transforms=[value])))
     assert "'touch x' is a command" in problem
 
 

@@ -9,8 +9,7 @@ from toy_runs import read_cuts, save_frozen_encoder, toy_parts
 
 from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.samplers import SamplerState, TrainSampler
-from tokenverse_pp.data.sources import open_rounds
+from tokenverse_pp.data.samplers import SamplerState, TrainSampler, open_rounds
 from tokenverse_pp.training.steps import forward
 
 CTC = {"model__loss__ctc_scale": 0.3}

@@ -13,8 +13,16 @@ from toy_runs import read_cuts, toy_parts
 from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.samplers import SamplerState, TrainSampler, load_cuts, shard, train_batches
-from tokenverse_pp.data.sources import CutSource, Rounds, open_rounds
+from tokenverse_pp.data.samplers import (
+    CutSource,
+    Rounds,
+    SamplerState,
+    TrainSampler,
+    load_cuts,
+    open_rounds,
+    shard,
+    train_batches,
+)
 from tokenverse_pp.models.encoders.base import make_frames_of
 
 

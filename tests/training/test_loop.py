@@ -10,8 +10,7 @@ from toy_runs import read_cuts, toy_parts
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.samplers import TrainSampler
-from tokenverse_pp.data.sources import open_rounds
+from tokenverse_pp.data.samplers import TrainSampler, open_rounds
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import load_model
 from tokenverse_pp.models.compat import autocast, grad_scaler

@@ -14,8 +14,7 @@ from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.dataset import PASS, draw_id
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.samplers import SamplerState, TrainSampler, load_cuts
-from tokenverse_pp.data.sources import Rounds, open_rounds, open_source
+from tokenverse_pp.data.samplers import Rounds, SamplerState, TrainSampler, load_cuts, open_rounds, open_source
 
 
 def corpus(folder, name, count, end="jsonl"):

@@ -6,8 +6,7 @@ from toy_runs import call, read_cuts, toy_options, toy_parts
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.samplers import TrainSampler
-from tokenverse_pp.data.sources import open_rounds
+from tokenverse_pp.data.samplers import TrainSampler, open_rounds
 from tokenverse_pp.models.compat import is_out_of_memory
 from tokenverse_pp.training.log import read_log
 from tokenverse_pp.training.scan import scan, worst_batches

@@ -1,8 +1,16 @@
-"""Access control for sources named in a manifest: files are always allowed, commands and URLs only by option.
+"""How the audio and arrays of a manifest are opened: which sources are allowed, the lhotse backend, and checks.
 
 A recording's source in a lhotse manifest may be a shell command or a URL, and a stored array may come from a pipe, a
-URL or a pickle. lhotse opens all of these without asking. Code that loads audio or arrays of an untrusted manifest
-calls `access_problems` or `check_access` first; see docs/security.md.
+URL or a pickle. lhotse opens all of these without asking. Files are always allowed here, commands and URLs only by
+option: code that loads audio or arrays of an untrusted manifest calls `access_problems` or `check_access` first; see
+docs/security.md.
+
+By default lhotse tries the decoders that are installed (ffmpeg, sph2pipe, torchaudio, torchcodec, audioread), so the
+same manifest gives different samples, or different errors, on another machine: where ffmpeg is installed, a truncated
+file loads without an error. `use_backend` installs `TokenverseBackend` for the process. Modules that read audio through
+lhotse import this one, so it is also active in DataLoader workers, forked or spawned. A user's choice is kept: the
+environment variable ``LHOTSE_AUDIO_BACKEND``, or `lhotse.audio.backend.set_current_audio_backend` (before or after).
+Then only lhotse's own checks apply.
 """
 
 from __future__ import annotations
@@ -14,12 +22,20 @@ import re
 import shutil
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Iterator, List
+from pathlib import Path
+from typing import Any, Iterator, List, Optional, Set, Tuple
 
-from lhotse import AudioSource
+import numpy as np
+from lhotse import AudioSource, Recording
+from lhotse.audio import backend as lhotse_backends
+from lhotse.audio.backend import LibsndfileBackend, LibsndfileCompatibleAudioInfo
+from lhotse.audio.utils import AudioLoadingError
 from lhotse.cut import Cut, MixedCut
+from lhotse.utils import compute_num_samples
 
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.audio.pyav import TOLERANCE
+from tokenverse_pp.data.audio.reader import BAD_FRAMES, AudioInput
 from tokenverse_pp.data.manifests import shortened
 
 # lhotse's storage types for arrays that are plain data and thus safe to open.
@@ -33,9 +49,10 @@ MOST = 200  # characters of a source in a message
 PIPE = "pipe:"  # lhotse runs what follows
 ALLOW_COMMANDS = "--allow-commands (training: data.allow_commands; Python: allow_sources)"
 NOT_RUN = f"which is not run without {ALLOW_COMMANDS}"
-NOT_READ = f"is not read without {ALLOW_COMMANDS}"
 NOT_OPENED = "which is not opened without --allow-urls (training: data.allow_urls; Python: allow_sources)"
 SHELL_SIGNS = re.compile(r"""[;&|<>()$`\\"'*?\[\]{}#~!%^\n\r]""")
+LONGER = 0.5  # seconds that a file may be longer: lhotse loads no recording that differs by more
+_reported: Set[str] = set()  # files whose undecodable frames were reported
 
 
 @dataclass(frozen=True)
@@ -64,15 +81,12 @@ def current_access() -> SourceAccess:
 def allow_sources(commands: bool = False, urls: bool = False) -> Iterator[None]:
     """Within the block, manifests may name shell commands or URLs, which are run or opened when audio is loaded.
 
+    It holds for this thread alone. `TransducerDataset` passes it on to its worker processes. For the arguments see
+    `SourceAccess`.
+
     >>> with allow_sources(urls=True):
     ...     current_access()
     SourceAccess(commands=False, urls=True)
-
-    It holds for this thread alone. `TransducerDataset` takes it along to its worker processes.
-
-    Args:
-        commands: see `SourceAccess`.
-        urls: see `SourceAccess`.
     """
     token = _ACCESS.set(SourceAccess(commands, urls))
     try:
@@ -82,7 +96,7 @@ def allow_sources(commands: bool = False, urls: bool = False) -> Iterator[None]:
 
 
 def check_access(item: Any, name: str = "") -> None:
-    """See that nothing is opened for an item that is not allowed.
+    """Check that nothing is opened for an item that is not allowed.
 
     Args:
         item: a cut (its audio), a recording, or the manifest of an array.
@@ -118,21 +132,18 @@ def file_problem(path: str) -> str:
     return f"{shortened(path, MOST)}: the name has signs that a shell would act on; rename the file" if unsafe else ""
 
 
-def _opened_for(item: Any) -> Iterator[Any]:
-    """Whatever lhotse opens to load the audio of a cut or recording, or an array: `AudioSource`, or has storage."""
-    if isinstance(item, MixedCut):
-        for track in item.tracks:
+def _opened_for(value: Any) -> Iterator[Any]:
+    """Whatever lhotse opens for a cut's audio, a recording or an array: `AudioSource`, or an object with storage.
+
+    They may stand anywhere in a value: a room's impulse response in a transform is a recording too.
+    """
+    if isinstance(value, MixedCut):
+        for track in value.tracks:
             yield from _opened_for(track.cut)
-        yield from _below(item.transforms)
-    elif isinstance(item, Cut):
-        yield from _below(getattr(item, "recording", None))
-    else:
-        yield from _below(item)
-
-
-def _below(value: Any) -> Iterator[Any]:
-    """Sources and stored arrays anywhere in a value: a room's impulse response in a transform is a recording too."""
-    if isinstance(value, AudioSource) or hasattr(value, "storage_type"):
+        yield from _opened_for(value.transforms)
+    elif isinstance(value, Cut):
+        yield from _opened_for(getattr(value, "recording", None))
+    elif isinstance(value, AudioSource) or hasattr(value, "storage_type"):
         yield value
     elif isinstance(value, dict):
         if {"type", "source"} <= value.keys():
@@ -140,15 +151,13 @@ def _below(value: Any) -> Iterator[Any]:
         if "storage_type" in value:
             yield _Stored(value["storage_type"], value.get("storage_path"), value.get("storage_key"))
         for part in value.values():
-            yield from _below(part)
+            yield from _opened_for(part)
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _below(part)
-    elif isinstance(value, Cut):
-        yield from _opened_for(value)
+            yield from _opened_for(part)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from _below(getattr(value, field.name, None))
+            yield from _opened_for(getattr(value, field.name, None))
 
 
 @dataclass(frozen=True)
@@ -162,20 +171,212 @@ def _problem(thing: Any, allowed: SourceAccess) -> str:
     """Why a source or array must not be opened, or an empty string."""
     if isinstance(thing, AudioSource):
         source = thing.source if isinstance(thing.source, str) else ""
-        what = f"field 'recording': {shortened(repr(source), MOST)}"
+        reason = ""
         if thing.type == "command" or source.startswith(PIPE):
-            return "" if allowed.commands else f"{what} is a command, {NOT_RUN}"
-        if thing.type == "url" or (thing.type == "file" and URL.match(source)):
-            return "" if allowed.urls else f"{what} is a URL, {NOT_OPENED}"
-        unsafe = file_problem(source) if thing.type == "file" else ""
-        return f"field 'recording': {unsafe}" if unsafe else ""
+            reason = "" if allowed.commands else f"is a command, {NOT_RUN}"
+        elif thing.type == "url" or (thing.type == "file" and URL.match(source)):
+            reason = "" if allowed.urls else f"is a URL, {NOT_OPENED}"
+        elif thing.type == "file" and file_problem(source):
+            return f"field 'recording': {file_problem(source)}"
+        return f"field 'recording': {shortened(repr(source), MOST)} {reason}" if reason else ""
     places = [str(x) for x in (thing.storage_path, thing.storage_key) if isinstance(x, (str, os.PathLike)) and str(x)]
-    what = f"array {shortened(repr('/'.join(places)), MOST)}"
     if any(place.startswith(PIPE) for place in places):
-        return "" if allowed.commands else f"{what} is the output of a command, {NOT_RUN}"
-    if thing.storage_type not in PLAIN_STORAGE:
+        reason, is_allowed = f"is the output of a command, {NOT_RUN}", allowed.commands
+    elif thing.storage_type not in PLAIN_STORAGE:
         kind = shortened(str(thing.storage_type), MOST)
-        return "" if allowed.commands else f"{what} is stored as {kind}, which can run code and {NOT_READ}"
-    if places and SCHEME.match(places[0]):
-        return "" if allowed.urls else f"{what} is behind a URL, {NOT_OPENED}"
-    return ""
+        reason = f"is stored as {kind}, which can run code and is not read without {ALLOW_COMMANDS}"
+        is_allowed = allowed.commands
+    elif places and SCHEME.match(places[0]):
+        reason, is_allowed = f"is behind a URL, {NOT_OPENED}", allowed.urls
+    else:
+        return ""
+    return "" if is_allowed else f"array {shortened(repr('/'.join(places)), MOST)} {reason}"
+
+
+class DamagedAudio(UserError, AudioLoadingError):
+    """Truncated or damaged audio: both a UserError and lhotse's AudioLoadingError."""
+
+
+class TokenverseBackend(LibsndfileBackend):
+    """Reads whatever `AudioInput` reads, pieces by seeking where libsndfile can; saves as libsndfile does.
+
+    What is shorter than requested raises `DamagedAudio` with both lengths; lhotse itself would pad up to half a second.
+    """
+
+    def read_audio(
+        self,
+        path_or_fd: Any,
+        offset: float = 0.0,
+        duration: Optional[float] = None,
+        force_opus_sampling_rate: Optional[int] = None,
+    ) -> Tuple[np.ndarray, int]:
+        """Samples (C, S) as float32 and their rate; ``duration`` None reads to the end."""
+        if _in_archive(path_or_fd):
+            return super().read_audio(path_or_fd, offset, duration, force_opus_sampling_rate)
+        with AudioInput(path_or_fd, _name(path_or_fd), thorough=duration is None) as audio:
+            start = compute_num_samples(offset, audio.rate) if offset > 0 else 0
+            stop = audio.frames if duration is None else start + compute_num_samples(duration, audio.rate)
+            samples = audio.read(start, stop)
+            if BAD_FRAMES in audio.problems and audio.name not in _reported:
+                _reported.add(audio.name)
+                audio.tell()
+            # PyAV finds problems by decoding; those of other sources were found by their structure.
+            wrong = audio.damage or (audio.problems[0] if audio.by_pyav and stop is None and audio.problems else None)
+            if wrong:
+                raise DamagedAudio(f"{audio.name}: {wrong}")
+            if stop is None or stop - start - samples.shape[1] <= TOLERANCE * audio.rate:
+                return samples, audio.rate
+            wrong = audio.why_short(start + samples.shape[1], stop)
+        if audio.container == "flac" and duration is not None:
+            # The requested piece may be in a second file that is joined to the first.
+            whole, rate = self.read_audio(path_or_fd)
+            if whole.shape[1] >= stop - TOLERANCE * rate:
+                return whole[:, start:stop], rate
+        raise DamagedAudio(f"{audio.name}: {wrong}")
+
+    def info(self, path_or_fd: Any, force_opus_sampling_rate: Optional[int] = None) -> Any:
+        """What lhotse makes a recording of; raises `DamagedAudio` for truncated or damaged audio."""
+        if _in_archive(path_or_fd):
+            return super().info(path_or_fd, force_opus_sampling_rate)
+        with AudioInput(path_or_fd, _name(path_or_fd)) as audio:
+            frames = audio.measure().frames or 0
+            wrong = audio.damage or next(iter(audio.problems), None)
+            if wrong:
+                raise DamagedAudio(f"{audio.name}: {wrong}")
+            return LibsndfileCompatibleAudioInfo(audio.channels, frames, audio.rate, frames / audio.rate)
+
+
+def _in_archive(path: Any) -> bool:
+    """Whether lhotse means a file in a tar archive."""
+    return isinstance(path, (str, Path)) and ".tar/" in str(path)
+
+
+def _name(path: Any) -> Optional[str]:
+    return None if isinstance(path, (str, os.PathLike)) else "audio in memory"
+
+
+def use_backend() -> None:
+    """Make lhotse read audio with `TokenverseBackend`, unless the user has chosen another backend."""
+    current = lhotse_backends.CURRENT_AUDIO_BACKEND
+    if os.environ.get("LHOTSE_AUDIO_BACKEND") is not None:
+        return
+    # lhotse sets its own choice as soon as anything has been read.
+    if current is None or current is lhotse_backends.get_default_audio_backend():
+        lhotse_backends.set_current_audio_backend(TokenverseBackend())
+
+
+use_backend()
+
+
+def recording_of(audio: AudioInput, source: Any, name: str) -> Recording:
+    """The recording of a file (a path) or of bytes that `AudioInput.measure` has measured."""
+    frames = audio.frames or 0
+    kind, source = ("memory", source) if isinstance(source, bytes) else ("file", str(source))
+    part = AudioSource(kind, list(range(audio.channels)), source)
+    return Recording(name, [part], audio.rate, frames, frames / audio.rate)
+
+
+def recordings(cut: Cut) -> Iterator[Recording]:
+    """The recordings of a cut: one for each track of a mixed cut that has audio."""
+    if isinstance(cut, MixedCut):
+        for track in cut.tracks:
+            yield from recordings(track.cut)
+    elif getattr(cut, "recording", None) is not None:
+        yield cut.recording
+
+
+def recording_files(cut: Cut) -> str:
+    """The audio files of a cut, for a message."""
+    return ", ".join(path for recording in recordings(cut) for path, _, _ in _files_of(recording))
+
+
+def check_audio(cut: Cut) -> List[str]:
+    """Problems of a cut's audio, one line per problem with the file name. All audio is decoded.
+
+    The decoded length, the one in the file's header, and that of the manifest are compared.
+    """
+    problems = check_files(cut) or [problem for recording in recordings(cut) for problem in _measure(recording)]
+    if problems:
+        return problems
+    try:
+        cut.load_audio()
+    except Exception as error:  # audio backends raise errors of any type
+        return [undecodable(cut, error)]
+    return []
+
+
+def check_files(cut: Cut) -> List[str]:
+    """Problems of a cut's audio that its file headers show, and sources that may not be opened."""
+    problems = access_problems(cut)
+    if problems:
+        return problems
+    found = list(recordings(cut))
+    if not found:
+        return ["field 'recording': expected a recording, found none"]
+    return [problem for recording in found for problem in _check_headers(recording)]
+
+
+def undecodable(cut: Cut, error: Exception) -> str:
+    """One line for what an audio backend raised, with the file."""
+    files = recording_files(cut)
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    reason = next((line for line in lines if "Exception #" in line), lines[0] if lines else repr(error)).strip()
+    return f"field 'recording': {files}: cannot be decoded: {reason.replace(f'{files}: ', '', 1)[:200]}"
+
+
+def _check_headers(recording: Recording) -> Iterator[str]:
+    """Files that are missing or shorter than in the manifest."""
+    if not isinstance(recording.duration, (int, float)):
+        yield f"field 'recording.duration': expected seconds, found {recording.duration!r}"
+        return
+    for path, where, channel_ids in _files_of(recording):
+        if not os.path.isfile(path):
+            yield f"{where}: no such file"
+            continue
+        if not isinstance(channel_ids, (list, tuple)):
+            yield f"{where}: field 'channels': expected a list of numbers, found {channel_ids!r}"
+            continue
+        try:
+            rate, channels, frames = _header(path)
+            if frames is not None and frames < (recording.duration - TOLERANCE) * rate:
+                rate, channels, frames = _header(path, thorough=True)
+        except UserError:
+            continue  # decoding reports the reason
+        if recording.transforms or frames is None:
+            continue
+        seconds = frames / rate
+        if seconds < recording.duration - TOLERANCE:
+            yield f"{where}: truncated: {seconds:.3f} s of {recording.duration:.3f} s"
+        elif rate != recording.sampling_rate:
+            yield f"{where}: has {rate} Hz, where the manifest says {recording.sampling_rate} Hz"
+        elif channels < len(channel_ids):
+            yield f"{where}: has {channels} channels, where the manifest says {len(channel_ids)}"
+
+
+def _files_of(recording: Recording) -> List[Tuple[str, str, Any]]:
+    """The files of a recording: path, its name in messages, and channels."""
+    files = [source for source in recording.sources if source.type == "file"]
+    return [(str(source.source), f"field 'recording': {source.source}", source.channels) for source in files]
+
+
+def _header(path: str, thorough: bool = False) -> Tuple[int, int, Optional[int]]:
+    """Rate, channels and samples, as far as the structure of a file tells (raises UserError)."""
+    with AudioInput(path, thorough=thorough) as audio:
+        return audio.rate, audio.channels, audio.frames
+
+
+def _measure(recording: Recording) -> Iterator[str]:
+    """Files that are damaged, shorter than their header states, or of another length than in the manifest."""
+    for path, where, _ in _files_of(recording):
+        try:
+            with AudioInput(path, thorough=True) as audio:
+                audio.measure()
+        except UserError as error:
+            yield f"{where}: cannot be decoded: {str(error).replace(f'{path}: ', '', 1)}"
+            continue
+        problem = audio.damage or next(iter(audio.problems), None)
+        seconds = (audio.frames or 0) / audio.rate
+        if problem is not None:
+            yield f"{where}: {problem}"
+        elif not recording.transforms and seconds > recording.duration + LONGER:
+            yield f"{where}: longer than the manifest says: {seconds:.3f} s, not {recording.duration:.3f} s"

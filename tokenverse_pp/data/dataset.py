@@ -18,8 +18,15 @@ from torch.utils.data import Dataset
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.access import allow_sources, check_access, current_access
-from tokenverse_pp.data.audio.lhotse_backend import check_files, recording_files, undecodable, use_backend
+from tokenverse_pp.data.access import (
+    allow_sources,
+    check_access,
+    check_files,
+    current_access,
+    recording_files,
+    recordings,
+    undecodable,
+)
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.tokenizer import UNK_ID, Tokenizer
 from tokenverse_pp.tasks.base import TaskSet
@@ -29,17 +36,15 @@ from tokenverse_pp.tasks.transcript import is_task_token
 SAMPLING_RATE = SAMPLE_RATE  # Hz
 FEATURES = "encoder_features"  # cut.custom key of the stored features at the seam
 NAMED = 5  # characters and cut ids that a message lists
-# cut.custom key: file of data.train and passes through it in this epoch before this one, where not both are 0
+# cut.custom key: file of data.train, and earlier passes through it in this epoch; absent where both are 0
 PASS = "pass_of_epoch"
-NO_CORPUS = "-"  # for cuts whose custom field "corpus" names none
+NO_CORPUS = "-"  # for cuts without a custom field "corpus"
 TARGET = "_tokenverse_target"  # attribute of a cut (no field: not written to manifests), see `TransducerDataset.keep`
 Batch = Dict[str, Any]
 
-use_backend()  # workers of a DataLoader that are spawned come here too
-
 
 def features_key(chunks: Optional[ChunkOptions] = None) -> str:
-    """The cut.custom key of stored features in which each frame saw its chunk and the left context alone."""
+    """The cut.custom key of stored features whose frames saw only their chunk and its left context."""
     if chunks is None or chunks.full:
         return FEATURES
     form = "" if chunks.strict else "_not_strict"
@@ -48,9 +53,9 @@ def features_key(chunks: Optional[ChunkOptions] = None) -> str:
 
 
 def marked(cut: Cut, file: int, passes: int) -> Cut:
-    """A cut that says how many passes through its file the epoch has made before it; nothing for 0 of the first file.
+    """The cut with its `PASS` mark: how many passes through its file the epoch has made before it.
 
-    Of a mixed cut the first part says it, for its custom fields are those of its parts.
+    A mixed cut has the custom fields of its first real track, which gets the mark.
     """
     mark = f"{file}.{passes}" if file or passes else None
     if (cut.custom or {}).get(PASS) == mark:
@@ -66,7 +71,7 @@ def marked(cut: Cut, file: int, passes: int) -> Cut:
 
 
 def draw_id(cut: Cut) -> str:
-    """What random draws for a cut depend on, besides seed and epoch: its id, and the pass through its file."""
+    """The key of a cut's random draws, besides seed and epoch: its id, and the pass through its file."""
     mark = (cut.custom or {}).get(PASS)
     return cut.id if mark is None else f"{cut.id}\n{mark}"
 
@@ -76,22 +81,20 @@ class Activation:
 
     Args:
         mode: ``labelled`` (all), ``subset`` (a uniformly random subset) or ``bernoulli`` (each with ``prob``).
-        prob: for bernoulli.
-        seed: the choice depends on seed, epoch and cut (`draw_id`) alone: not on rank, batch or worker.
+        prob: of each task, for ``bernoulli``.
+        seed: the choice depends on seed, epoch and cut (`draw_id`), not on rank, batch or worker.
     """
 
     def __init__(self, mode: str = "labelled", prob: float = 0.5, seed: int = 0):
         self.mode = mode
-        self.prob = {"labelled": 1.0, "subset": 0.5, "bernoulli": prob}[mode]
+        self.prob = {"labelled": 1.0, "subset": 0.5, "bernoulli": prob}[mode]  # 0.5 for each task: a uniform subset
         self.seed = seed
 
     def __call__(self, tasks: Sequence[str], cut_id: str, epoch: int) -> List[str]:
         """The active ones of the labelled ``tasks``."""
         if self.mode == "labelled":
             return list(tasks)
-        key = hashlib.sha256(f"{self.seed}/{epoch}/{cut_id}".encode()).digest()
-        rng = random.Random(key)
-        # A uniform subset is every task with chance one half.
+        rng = random.Random(hashlib.sha256(f"{self.seed}/{epoch}/{cut_id}".encode()).digest())
         return [task for task in tasks if rng.random() < self.prob]
 
 
@@ -99,12 +102,12 @@ class TransducerDataset(Dataset):
     """Maps a CutSet (a batch drawn by a lhotse sampler) to tensors.
 
     Args:
-        tasks: all the tasks that the model knows.
+        tasks: all tasks of the model.
         tokenizer: its vocabulary.
-        activation: picks the active ones of a cut's tasks.
+        activation: selects the active ones among a cut's tasks.
         stored_features: read the features stored with each cut instead of its audio.
-        chunks: draws a batch's chunks from its cut ids and the epoch (`tokenverse_pp.training.validation`); stored
-            features are those of the same chunks. None: full context.
+        chunks: draws the chunks of a batch, and of its stored features, from its cut ids and the epoch
+            (`tokenverse_pp.training.validation`). None: full context.
     """
 
     def __init__(
@@ -151,9 +154,9 @@ class TransducerDataset(Dataset):
         }
 
     def target(self, cut: Cut, active: Sequence[str]) -> torch.Tensor:
-        """Token ids (U,) of a cut, holding only the active tasks' tokens; those of `keep` where they are the same.
+        """Token ids (U,) of a cut with the tokens of the active tasks only.
 
-        What `keep` left with the cut is taken off: lhotse copies a cut with everything in its ``__dict__``.
+        Ids that `keep` has left are removed from the cut: lhotse copies a cut with everything in its ``__dict__``.
         """
         key, tasks, ids = vars(cut).pop(TARGET, (None, (), ()))
         if (key, tasks) != (self.key, tuple(active)):
@@ -161,11 +164,11 @@ class TransducerDataset(Dataset):
         return torch.tensor(ids, dtype=torch.int64)
 
     def keep(self, cut: Cut, active: Sequence[str], ids: Sequence[int]) -> None:
-        """Keep the token ids of a cut with it, so that `target` need not tokenise it again (in a worker either)."""
+        """Attach token ids to their cut, so that `target` does not tokenise it again, in this or a worker process."""
         vars(cut)[TARGET] = (self.key, tuple(active), tuple(ids))
 
     def target_text(self, cut: Cut, active: Sequence[str]) -> str:
-        """The words of a cut with the active tasks' tokens."""
+        """The words of a cut with the tokens of the active tasks."""
         return self.tasks.subset(active).render(transcript_of(cut, self.tasks))
 
 
@@ -181,18 +184,17 @@ def load_inputs(
     """Audio (S,) of a cut, or its stored features (T, F), as float32.
 
     Args:
-        cut: with audio, or with features that were stored before.
-        stored_features: read these features in place of the audio.
-        convert: take any sampling rate and any number of channels: channels are averaged, then resampled to 16 kHz
-            (torchaudio's windowed sinc, by way of lhotse), and refuse NaN. Training converts nothing, since corpora
-            are prepared once, and passes over a step whose loss is no number, so that one bad file among a million
-            does not end a run.
+        cut: with audio or stored features.
+        stored_features: read the stored features instead of the audio.
+        convert: accept any sampling rate and number of channels, and refuse NaN. Channels are averaged, then resampled
+            to 16 kHz (torchaudio's windowed sinc, through lhotse). Training does not convert, since corpora are
+            prepared once, and skips a step whose loss is not finite, so that one bad file does not end a run.
         chunks: of the stored features.
 
     Raises:
-        UserError: naming cut and file where the audio is missing, truncated, no audio, not 16 kHz mono (or, with
-            ``convert``, holds NaN or infinity); where features were asked for but none are stored; and for a source
-            that may not be opened (`tokenverse_pp.data.access`).
+        UserError: naming cut and file, if the audio is missing, truncated, no audio, not 16 kHz mono (with
+            ``convert``: has NaN or infinity), if features are not stored, or if a source may not be opened
+            (`tokenverse_pp.data.access`).
     """
     if stored_features:
         return _load_features(cut, features_key(chunks))
@@ -226,15 +228,11 @@ def _load_features(cut: Cut, key: str) -> torch.Tensor:
 
 def audio_files(cut: Cut) -> List[Path]:
     """The audio files of a cut; none for audio that is in memory, in an archive or behind a command or URL."""
-    parts = [track.cut for track in cut.tracks] if isinstance(cut, MixedCut) else [cut]
-    recordings = [part.recording for part in parts if getattr(part, "recording", None) is not None]
-    return [Path(str(s.source)) for recording in recordings for s in recording.sources if s.type == "file"]
+    return [Path(str(s.source)) for recording in recordings(cut) for s in recording.sources if s.type == "file"]
 
 
 def check_recording(cut: Cut, convert: bool = False) -> None:
-    """See that a cut's audio is there and 16 kHz mono, as far as manifest and file headers tell.
-
-    With ``convert`` any rate and number of channels will do (see `load_inputs`).
+    """Check by manifest and file headers that a cut's audio is there, and unless ``convert`` is set 16 kHz mono.
 
     Raises:
         UserError: naming cut and file.
@@ -252,10 +250,7 @@ def check_recording(cut: Cut, convert: bool = False) -> None:
 
 
 class Unknown:
-    """Counts what of the targets a vocabulary cannot write, and trains on as ``<unk>``.
-
-    The counts are those of one pass over cuts; `finish` ends it.
-    """
+    """Counts the target tokens that are ``<unk>`` during a pass over cuts, which `finish` ends."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -269,7 +264,7 @@ class Unknown:
         self.characters: Dict[str, int] = {}
 
     def add(self, cut_id: str, text: str, ids: Sequence[int]) -> None:
-        """Count a target: its text with task tokens, and what that was encoded to."""
+        """Count a target: its text with task tokens, and its token ids."""
         self.tokens += len(ids)
         if UNK_ID not in ids:
             return
@@ -284,7 +279,7 @@ class Unknown:
                 self.characters[char] = self.characters.get(char, 0) + words.count(char)
 
     def describe(self) -> str:
-        """One line, with the share, the characters and the first cuts; nothing where all can be written."""
+        """One line with the share, the characters and the first cuts; an empty string without ``<unk>``."""
         if not self.unknown:
             return ""
         lacking = sorted(self.characters, key=lambda char: (-self.characters[char], char))
@@ -296,15 +291,15 @@ class Unknown:
         )
 
     def finish(self, option: str, say: Callable[[str], None], max_share: float = 1.0) -> None:
-        """End a pass: say what was found, where a character is new, and begin to count anew.
+        """End a pass: report its counts if they have a new character, and reset them.
 
         Args:
-            option: that named the cuts.
+            option: the option that names the cuts.
             say: called with a line.
-            max_share: of the tokens that may be ``<unk>``.
+            max_share: the share of tokens that may be ``<unk>``.
 
         Raises:
-            UserError: where more are.
+            UserError: if more are.
         """
         line = self.describe()
         if self.unknown > max_share * self.tokens:
@@ -325,19 +320,17 @@ def _some(names: Sequence[str], count: int) -> str:
 
 
 class Usable:
-    """A predicate for cuts: long enough, short enough, and with room for the target; others are named once.
+    """A predicate for cuts that are long enough, short enough, and have room for their target.
 
-    Of the targets of those that are, ``unknown`` counts the tokens that are ``<unk>``; their token ids are kept for the
-    dataset, so that a target is tokenised once an epoch.
-
-    A transducer needs a frame for each token here (U <= T): the pruned lattice has no path otherwise, and the count
-    includes the tokens of all the tasks that the cut is labelled for.
+    A transducer needs a frame for each token here (U <= T), as the pruned lattice has no path otherwise; the tokens of
+    all labelled tasks count. Cuts left out are reported once. Of the others, ``unknown`` counts the ``<unk>`` tokens,
+    and the dataset keeps the token ids, so that a target is tokenised once an epoch.
 
     Args:
         dataset: encodes the targets.
         frames_of: seconds -> encoder output frames.
         report: called with one line for each cut left out.
-        max_tokens: of a target, or None.
+        max_tokens: the longest target, or None.
     """
 
     def __init__(
@@ -359,7 +352,7 @@ class Usable:
         self.unknown = Unknown(dataset.tokenizer)
 
     def __call__(self, cut: Cut) -> bool:
-        """True when the cut can be trained on."""
+        """Whether the cut can be trained on."""
         reason = self.reason(cut)
         if reason and cut.id not in self.left_out:
             self.left_out[cut.id] = reason
@@ -367,22 +360,17 @@ class Usable:
         return not reason
 
     def reason(self, cut: Cut) -> str:
-        """Why a cut cannot be used, or nothing; then its target is counted."""
+        """Why a cut cannot be used, or an empty string; then its target is counted."""
         if not self.min_seconds <= cut.duration <= self.max_seconds:
             return f"{cut.duration:.2f} s is outside {self.min_seconds:g} to {self.max_seconds:g} s"
         tasks = labelled_tasks(cut)
         text = self.dataset.target_text(cut, tasks)
         ids = self.dataset.tokenizer.encode(text)
-        reason = self._too_long(cut, len(ids))
-        if not reason:
-            self.unknown.add(cut.id, text, ids)
-            self.dataset.keep(cut, tasks, ids)
-        return reason
-
-    def _too_long(self, cut: Cut, tokens: int) -> str:
-        if self.max_tokens is not None and tokens > self.max_tokens:
-            return f"its target of {tokens} tokens is longer than {self.max_tokens}"
+        if self.max_tokens is not None and len(ids) > self.max_tokens:
+            return f"its target of {len(ids)} tokens is longer than {self.max_tokens}"
         frames = self.frames_of(cut.duration)
-        if tokens > frames:
-            return f"its target of {tokens} tokens is too long for {frames} encoder frames ({cut.duration:.2f} s)"
+        if len(ids) > frames:
+            return f"its target of {len(ids)} tokens is too long for {frames} encoder frames ({cut.duration:.2f} s)"
+        self.unknown.add(cut.id, text, ids)
+        self.dataset.keep(cut, tasks, ids)
         return ""

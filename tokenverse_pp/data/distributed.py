@@ -38,24 +38,21 @@ class DistributedContext:
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # Buffers are not broadcast: the one there is (trained combinations) is merged by `any_` when it matters.
+        # The one buffer (trained combinations) is merged by `any_` instead of broadcast.
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # today's torch renames the argument, torch 1.13 lacks the new one
+            warnings.simplefilter("ignore", FutureWarning)  # new torch renames the argument, torch 1.13 needs it
             return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all processes (float64)."""
         if self.size == 1:
             return [float(value) for value in values]
-        # NCCL has float64 sums, gloo too; the tensor must lie on this process's device.
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
     def gather(self, item: T) -> List[T]:
-        """What each process has, in order of rank; small things only (they are pickled among trusted peers)."""
+        """The items of all processes, in order of rank; small ones only (they are pickled among trusted peers)."""
         if self.size == 1:
             return [item]
         items: List[Any] = [None] * self.size
@@ -63,7 +60,7 @@ class DistributedContext:
         return items
 
     def any_(self, flags: Tensor) -> None:
-        """Set a tensor of flags, in place, to whether any process has them set."""
+        """Set each flag in place if any process has it set."""
         if self.size > 1:
             counts = flags.to(self.device, torch.int32)
             dist.all_reduce(counts)
@@ -74,7 +71,7 @@ class DistributedContext:
         return self.sum([float(flag)])[0] == self.size
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What ``make`` gives on the first process, on all of them; a UserError there is raised on all of them."""
+        """The result of ``make`` on the first process, for all of them; a UserError is raised on all of them."""
         if self.size == 1:
             return make()
         outcome: List[Union[T, UserError, None]] = [None]
@@ -97,8 +94,8 @@ class DistributedContext:
 def start_distributed() -> DistributedContext:
     """Join the process group of torchrun, or run alone without it. NCCL with GPUs, otherwise gloo.
 
-    A collective operation may wait for `COLLECTIVE_TIMEOUT`, for the first rank may have a million cuts to look at:
-    `peers.Watch` finds ranks that have died long before.
+    A collective operation may wait for `COLLECTIVE_TIMEOUT`, because the first rank may have to look at a million cuts.
+    `peers.Watch` finds dead ranks much earlier.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = torch.device("cpu")
@@ -119,8 +116,3 @@ def stop_distributed() -> None:
 def no_sync(model: nn.Module, wait: bool) -> ContextManager[Any]:
     """Under DDP and ``wait``: keep gradients local, for all but the last batch of a step."""
     return model.no_sync() if wait and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model without DDP."""
-    return model.module if isinstance(model, DistributedDataParallel) else model

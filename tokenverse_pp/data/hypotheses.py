@@ -17,11 +17,7 @@ SPAN = ("start", "end")
 
 
 def read_hypotheses(path: Union[str, os.PathLike[str]]) -> List[Dict[str, Any]]:
-    """Read ``hyps.jsonl``.
-
-    Raises:
-        UserError: naming file and line where a line is no hypothesis.
-    """
+    """Read ``hyps.jsonl`` (raises UserError naming file and line, if a line is no hypothesis)."""
     hyps = []
     for number, line in text_lines(path, "hypotheses"):
         if not line.strip():
@@ -87,9 +83,9 @@ def transcript_of_hypothesis(hyp: Hypothesis, tasks: Optional[TaskSet] = None) -
     """The transcript of a hypothesis and its task tokens with their times.
 
     Args:
-        hyp: as `check_hypothesis` wants it. Where it has ``tasks``, only these get an answer: a task that was
-            not active at decoding is not one that found nothing.
-        tasks: those to read; without them, all registered tasks.
+        hyp: a valid hypothesis. If it has ``tasks``, only these get an answer: a task that was not active at decoding
+            is not one that found nothing.
+        tasks: the tasks to read; by default all registered ones.
     """
     words, times = words_of(hyp)
     known = tasks if tasks is not None else tasks_for_tokens(words)

@@ -9,31 +9,28 @@ each task defines its labels (`Task.check`). A task that is not listed was not a
 in the mapping was labelled by people. Each entity of a machine-labelled cut also has ``"source"`` (the same name) and
 ``"confidence"`` (0 to 1). A cut has one source per task, so human and automatic labels never mix within it.
 
-Building lhotse objects takes longer than checking their labels. Rows of the usual shape (a MonoCut with a recording and
-no stored features) are checked without them; other rows, and all that lhotse might reject, go through lhotse.
+Building lhotse objects takes longer than checking labels. Rows of the usual shape (a MonoCut with a recording and no
+stored features) are checked without them; other rows, and all that lhotse might reject, go through lhotse.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union, cast
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union, cast
 
 from lhotse.cut import Cut
 from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import PathLike, is_finite
-from tokenverse_pp.data.audio.lhotse_backend import TOLERANCE as AUDIO_TOLERANCE
-from tokenverse_pp.data.audio.lhotse_backend import check_audio as audio_problems
+from tokenverse_pp.data.access import check_audio as audio_problems
+from tokenverse_pp.data.audio.pyav import TOLERANCE as AUDIO_TOLERANCE
 from tokenverse_pp.data.lines import CONTROL, NameSet
 from tokenverse_pp.data.manifests import ManifestRow, cut_of, read_cuts, read_rows, shortened
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.registry import REGISTRY
 from tokenverse_pp.tasks.transcript import FixedTurns, turns_of
-
-if TYPE_CHECKING:
-    from lhotse.cut import Cut
 
 LABEL_SOURCE = "label_source"  # key of cut.custom
 MACHINE = "machine:"
@@ -46,11 +43,7 @@ def machine_tasks(custom: Optional[Mapping[str, Any]]) -> List[str]:
 
 
 def check_sources(cut: Cut, known: Mapping[str, Any]) -> List[str]:
-    """Problems of a cut's label sources: one line per problem, naming the field.
-
-    Args:
-        known: the tasks that there are (``REGISTRY``).
-    """
+    """Problems of a cut's label sources: one line per problem, naming the field. ``known``: the existing tasks."""
     sources = (cut.custom or {}).get(LABEL_SOURCE)
     where = f"field 'custom.{LABEL_SOURCE}'"
     if sources is None:
@@ -85,13 +78,9 @@ def _check_entity(item: Dict[str, Any], maker: Optional[str]) -> List[str]:
             f"source {source!r} of {item.get('start')}..{item.get('end')} is not that of the cut's "
             f"custom.{LABEL_SOURCE}, {maker!r}"
         )
-    if confidence is not None and not _is_probability(confidence):
+    if confidence is not None and not (is_finite(confidence) and 0 <= confidence <= 1):
         problems.append(f"confidence of {item.get('start')}..{item.get('end')}: expected 0 to 1, found {confidence!r}")
     return problems
-
-
-def _is_probability(value: Any) -> bool:
-    return is_finite(value) and 0 <= value <= 1
 
 
 TOLERANCE = 0.001  # seconds by which a turn may exceed its cut or overlap another through rounding
@@ -101,7 +90,7 @@ def labelled_tasks(cut: Cut) -> List[str]:
     """The tasks that a cut is labelled for.
 
     Raises:
-        UserError: where ``custom["tasks"]`` breaks the schema.
+        UserError: if ``custom["tasks"]`` breaks the schema.
     """
     problems = _check_tasks(cut)
     if problems:
@@ -116,7 +105,7 @@ def check_cut(cut: Cut, tasks: Optional[TaskSet] = None) -> List[str]:
         tasks: the tasks of a model, whose options (languages, entity types) narrow what is allowed.
     """
     problems = _check_tasks(cut) + _check_supervisions(cut) + _check_extent(cut)
-    if not problems:  # the tasks may count on fields of the right kind
+    if not problems:  # the tasks rely on fields of the right type
         for name in (cut.custom or {})["tasks"]:
             task = tasks[name] if tasks is not None and name in tasks else REGISTRY[name].from_options({})
             problems.extend(task.check(cut))
@@ -157,15 +146,17 @@ def validate_cuts(
     Args:
         tasks: see `check_cut`.
         check_audio: decode all the audio as well (slow).
-        list_all: put every problem into the message, one a line; otherwise the first, and how many more there
-            are.
+        list_all: put every problem into the message, one per line; otherwise the first and the number of others.
 
     Raises:
-        UserError: naming file (where a path is given), cut id and field.
+        UserError: naming file (for a path), cut id and field.
     """
-    source, prefix = (_cuts_of(cuts, check_audio), f"{cuts}: ") if isinstance(cuts, (str, os.PathLike)) else (cuts, "")
+    prefix = ""
+    if isinstance(cuts, (str, os.PathLike)):
+        prefix = f"{cuts}: "
+        cuts = read_cuts(cuts) if check_audio else (labelled_cut(row) for row in read_rows(cuts))
     lines, count = [], 0
-    for cut_id, text in find_problems(source, tasks, check_audio):
+    for cut_id, text in find_problems(cuts, tasks, check_audio):
         count += 1
         if list_all or count == 1:
             lines.append(f"{prefix}cut {cut_id}: {text}")
@@ -173,10 +164,6 @@ def validate_cuts(
         return
     more = f" (and {count - 1} more)" if count > len(lines) else ""
     raise UserError("\n".join(lines) + more)
-
-
-def _cuts_of(path: PathLike, with_audio: bool) -> Iterable[Cut]:
-    return read_cuts(path) if with_audio else (labelled_cut(row) for row in read_rows(path))
 
 
 def _check_tasks(cut: Cut) -> List[str]:
@@ -201,7 +188,7 @@ def _check_tasks(cut: Cut) -> List[str]:
 
 
 def _check_supervisions(cut: Cut) -> List[str]:
-    if not _is_number(cut.duration) or cut.duration <= 0:
+    if not is_finite(cut.duration) or cut.duration <= 0:
         return [f"field 'duration': expected seconds > 0, found {cut.duration!r}"]
     supervisions = cut.supervisions
     if not supervisions:
@@ -213,12 +200,12 @@ def _check_supervisions(cut: Cut) -> List[str]:
 def _check_extent(cut: Cut) -> List[str]:
     """The cut lies inside its recording, where it has one of its own."""
     recording = getattr(cut, "recording", None)
-    if recording is None or not _is_number(cut.duration):
+    if recording is None or not is_finite(cut.duration):
         return []
     start, whole = getattr(cut, "start", 0.0), recording.duration
-    if not _is_number(whole) or whole <= 0:
+    if not is_finite(whole) or whole <= 0:
         return [f"field 'recording.duration': expected seconds > 0, found {whole!r}"]
-    if not _is_number(start) or start < 0 or start + cut.duration > whole + AUDIO_TOLERANCE:
+    if not is_finite(start) or start < 0 or start + cut.duration > whole + AUDIO_TOLERANCE:
         return [
             f"field 'start': the cut, {cut.duration:.3f} s from {start!r} s on, is not inside its recording "
             f"of {whole} s"
@@ -227,25 +214,15 @@ def _check_extent(cut: Cut) -> List[str]:
 
 
 def type_problems(where: str, sup: SupervisionSegment) -> List[str]:
-    """Fields of a turn that are not of their type, or no Unicode: one line each, beginning with ``where``."""
-    problems = [
-        f"{where}, field '{name}': expected a string, found {getattr(sup, name)!r}"
-        for name in ("text", "speaker", "language")
-        if not isinstance(getattr(sup, name), (str, type(None)))
-    ]
-    problems += [
-        f"{where}, field '{name}': expected valid Unicode, found {getattr(sup, name)!r}"
-        for name in ("text", "speaker", "language")
-        if isinstance(getattr(sup, name), str) and not _is_unicode(getattr(sup, name))
-    ]
-    problems += [
-        f"{where}, field '{name}': expected seconds, found {getattr(sup, name)!r}"
-        for name in ("start", "duration")
-        if not _is_number(getattr(sup, name))
-    ]
+    """Fields of a turn of the wrong type or without valid Unicode: one line each, beginning with ``where``."""
+    texts = [(name, getattr(sup, name)) for name in ("text", "speaker", "language")]
+    wrong = [(name, "a string", value) for name, value in texts if not isinstance(value, (str, type(None)))]
+    wrong += [(name, "valid Unicode", x) for name, x in texts if isinstance(x, str) and not _is_unicode(x)]
+    times = [(name, getattr(sup, name)) for name in ("start", "duration")]
+    wrong += [(name, "seconds", value) for name, value in times if not is_finite(value)]
     if not isinstance(sup.custom, (dict, type(None))):
-        problems.append(f"{where}, field 'custom': expected a mapping, found {sup.custom!r}")
-    return problems
+        wrong.append(("custom", "a mapping", sup.custom))
+    return [f"{where}, field '{name}': expected {what}, found {value!r}" for name, what, value in wrong]
 
 
 def _check_times(supervisions: Sequence[SupervisionSegment], cut_duration: float) -> List[str]:
@@ -272,12 +249,8 @@ def _check_times(supervisions: Sequence[SupervisionSegment], cut_duration: float
     return problems
 
 
-def _is_number(value: Any) -> bool:
-    return is_finite(value)
-
-
 def _is_unicode(text: str) -> bool:
-    """False for half of a surrogate pair, which JSON can hold and no file can."""
+    """False for half of a surrogate pair, which JSON can represent and UTF-8 cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -295,7 +268,7 @@ _SOURCE = frozenset(("type", "channels", "source"))
 
 
 class PlainTurn:
-    """The fields of a supervision that contain labels; see `lhotse.SupervisionSegment`."""
+    """The fields of a supervision with labels; see `lhotse.SupervisionSegment`."""
 
     __slots__ = ("custom", "duration", "language", "speaker", "start", "text")
 
@@ -315,7 +288,7 @@ class PlainTurn:
 
 
 class PlainCut(FixedTurns):
-    """The fields of a cut that contain labels; see `lhotse.cut.Cut`."""
+    """The fields of a cut with labels; see `lhotse.cut.Cut`."""
 
     def __init__(self, data: Dict[str, Any]):
         self.id = data["id"]
@@ -325,18 +298,14 @@ class PlainCut(FixedTurns):
 
 
 def labelled_cut(row: ManifestRow) -> Cut:
-    """The object to read a row's labels from: a `PlainCut` where that is enough, otherwise lhotse's cut.
-
-    Raises:
-        UserError: where lhotse cannot read the row.
-    """
+    """A row as `PlainCut` where that is enough, otherwise as lhotse's cut (raises UserError if lhotse refuses it)."""
     if is_plain(row.data):
         return cast(Cut, PlainCut(row.data))
     return cut_of(row.data, row.where)
 
 
 def is_plain(data: Dict[str, Any]) -> bool:
-    """True for a row that lhotse is sure to read, and that has nothing which changes how its labels are read."""
+    """Whether lhotse is sure to read a row, and nothing in it changes how its labels are read."""
     supervisions = data.get("supervisions", [])
     return (
         data.get("type") == "MonoCut"
@@ -353,7 +322,7 @@ def _has(item: Any, needs: frozenset[str], may: frozenset[str]) -> bool:
 
 
 def _is_plain_custom(custom: Optional[Any]) -> bool:
-    """Nothing that lhotse would read as a recording or an image."""
+    """Whether lhotse would read nothing in it as a recording or an image."""
     if custom is None:
         return True
     return isinstance(custom, dict) and not any(
@@ -362,7 +331,7 @@ def _is_plain_custom(custom: Optional[Any]) -> bool:
 
 
 def _lies_inside(data: Dict[str, Any]) -> bool:
-    """The cut lies in its recording; what `check_cut` says of any other needs the recording."""
+    """Whether the cut lies in its recording; for others `check_cut` needs the recording."""
     times = data["start"], data["duration"], data["recording"]["duration"]
     if not all(type(time) in (int, float) for time in times):
         return False

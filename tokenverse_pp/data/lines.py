@@ -27,15 +27,14 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 def raw_lines(path: PathLike, progress: Optional[Callable[[int], None]] = None) -> Iterator[Tuple[int, bytes]]:
     """Line numbers (from 1) and lines of a file, without line ends (LF or CRLF) and byte order mark.
 
-    A name that ends in ``.gz`` is unpacked. No more than one line is in memory.
+    A name that ends in ``.gz`` is unpacked. Only one line is in memory.
 
     Args:
-        progress: told now and then, and at the end, by how many bytes of the file (packed, if it is) the reading has
-            moved on.
+        progress: called repeatedly with the bytes of the file (compressed, if it is) read since the last call.
 
     Raises:
-        UserError: where the file is missing, cannot be read (a ``.gz`` that was cut off), or a line has more than
-            `MAX_LINE` bytes: naming file and line.
+        UserError: naming file and line, if the file is missing, cannot be read (a truncated ``.gz``), or a line has
+            more than `MAX_LINE` bytes.
     """
     name = str(path)
     if not Path(path).exists() or Path(path).is_dir():  # a pipe is no file, but has lines
@@ -62,11 +61,7 @@ def raw_lines(path: PathLike, progress: Optional[Callable[[int], None]] = None) 
 
 
 def text_of(line: bytes, where: str) -> str:
-    """A line as text.
-
-    Raises:
-        UserError: where it is not UTF-8, or holds a NUL byte (binary data, or UTF-16).
-    """
+    """A line as text (raises UserError if it is not UTF-8, or holds a NUL byte: binary data, or UTF-16)."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -77,11 +72,7 @@ def text_of(line: bytes, where: str) -> str:
 
 
 def text_lines(path: PathLike, kind: str = "") -> Iterator[Tuple[int, str]]:
-    """Line numbers and lines of a UTF-8 file; see `raw_lines` and `text_of`.
-
-    Args:
-        kind: what the file holds, for messages.
-    """
+    """Line numbers and lines of a UTF-8 file (`raw_lines`, `text_of`); ``kind`` says in messages what it holds."""
     try:
         for number, line in raw_lines(path):
             yield number, text_of(line, f"{path}, line {number}")
@@ -94,11 +85,11 @@ def text_lines(path: PathLike, kind: str = "") -> Iterator[Tuple[int, str]]:
 def fields(line: str, maxsplit: int = -1) -> List[str]:
     """The fields of a line, separated by spaces and tabs.
 
-    ``str.split()`` also splits at the spaces of Unicode (no-break, thin and ideographic spaces, line separators), which
-    are part of a field in formats whose fields ASCII blanks separate (CTM, STM, RTTM, Kaldi, ARPA, CoNLL).
+    ``str.split()`` also splits at Unicode spaces (no-break, thin and ideographic spaces, line separators), which are
+    part of a field in formats with ASCII blanks between fields (CTM, STM, RTTM, Kaldi, ARPA, CoNLL).
 
     Args:
-        maxsplit: as of ``str.split``; the last field is then the rest of the line, without blanks at its ends.
+        maxsplit: as in ``str.split``; the last field is the rest of the line, without blanks at its ends.
 
     >>> fields("a 1 0.00\\t0.50 10\\u00a0000 "), fields("a 1  two words ", maxsplit=2)
     (['a', '1', '0.00', '0.50', '10\\xa0000'], ['a', '1', 'two words'])
@@ -114,8 +105,8 @@ def fields(line: str, maxsplit: int = -1) -> List[str]:
 def number_of(text: str) -> Optional[float]:
     """A decimal number in ASCII digits, with or without an exponent; None for anything else.
 
-    ``float()`` also reads ``nan``, ``inf``, ``1_000`` and the digits of other scripts. A number that is too large
-    becomes infinite.
+    ``float()`` also reads ``nan``, ``inf``, ``1_000`` and the digits of other scripts. Numbers that are too large
+    become infinite.
 
     >>> number_of("-1.5e-3"), number_of("1_000"), number_of("nan"), number_of("\u0661")
     (-0.0015, None, None, None)
@@ -124,10 +115,9 @@ def number_of(text: str) -> Optional[float]:
 
 
 def stray_control(text: str) -> Optional[str]:
-    """The first control character of a line other than a tab, as a message names it; None where there is none.
+    """The name of the first control character of a line other than a tab; None if there is none.
 
-    A line of a text file has none. A carriage return within it may be the line end of another system, so that the line
-    is several.
+    A carriage return may be the line end of another system, so that the line is several.
 
     >>> stray_control("bad\\rcell"), stray_control("a\\tb")
     ('carriage return (U+000D)', None)
@@ -143,10 +133,10 @@ _HASH_BITS = (1 << 64) - 1
 
 
 class NameSet:
-    """A set that keeps the 64-bit hashes of names, not the names: 16 to 32 bytes a name, with no upper bound.
+    """A set that keeps 64-bit hashes in place of names: 16 to 32 bytes a name.
 
-    Two different names are taken for one with a chance of n^2 / 2^65 among n names (3e-8 at a million), so that
-    what it calls a repeated name is one. Open addressing with linear probing (Knuth, TAOCP 3, algorithm 6.4 L).
+    Two different names collide with a chance of n^2 / 2^65 among n names (3e-8 at a million). Open addressing with
+    linear probing (Knuth, TAOCP 3, algorithm 6.4 L).
     """
 
     def __init__(self) -> None:
@@ -162,9 +152,8 @@ class NameSet:
 
     def update(self, other: NameSet) -> None:
         """Add all names of another set."""
-        for value in other._slots:
-            if value:
-                self._put(value)
+        for value in filter(None, other._slots):
+            self._put(value)
 
     def _put(self, value: int) -> bool:
         slots, mask = self._slots, len(self._slots) - 1
@@ -175,14 +164,9 @@ class NameSet:
             at = (at + 1) & mask
         slots[at] = value
         self._count += 1
-        if 2 * self._count > mask:
-            self._grow()
+        if 2 * self._count > mask:  # double the table
+            self._slots = array("Q", bytes(16 * len(slots)))
+            self._count = 0
+            for old in filter(None, slots):
+                self._put(old)
         return True
-
-    def _grow(self) -> None:
-        old = self._slots
-        self._slots = array("Q", bytes(16 * len(old)))
-        self._count = 0
-        for value in old:
-            if value:
-                self._put(value)

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Union
+from typing import IO, Any, Dict, Iterable, Iterator, List, Sequence, Union
 
 from lhotse import CutSet, load_manifest
 from lhotse.cut import Cut, MixedCut
@@ -27,45 +27,25 @@ from tokenverse_pp.base.files import PathLike, is_finite, json_of, replacing
 from tokenverse_pp.base.languages import language_group
 from tokenverse_pp.data.lines import BOM, CONTROL, raw_lines, text_lines, text_of
 
-FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz")
+LINES = (".jsonl", ".jsonl.gz")
+FORMATS = (*LINES, ".json", ".json.gz", ".yaml", ".yaml.gz")
+UNKNOWN = "unknown"  # the language of a cut none of whose turns names one
+COMPRESSION = 6  # gzip's own default: lhotse's 9 takes four times as long for a tenth less
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+_encode_ascii = json.JSONEncoder().encode
 
 
 def read_cuts(path: PathLike) -> Iterator[Cut]:
-    """The cuts of a lhotse manifest, one at a time where the format allows it (JSON lines).
+    """The cuts of a lhotse manifest, one at a time if the format allows it (JSON lines).
 
     Raises:
-        UserError: where the file is missing or is no manifest of cuts, naming the line.
+        UserError: if the file is missing or is no manifest of cuts, naming the line.
     """
-    name = str(path)
-    if not name.endswith(FORMATS):
-        raise UserError(f"{name}: expected a cut manifest ({', '.join(FORMATS)})")
-    if not Path(path).is_file():
-        raise UserError(f"{name}: no such file; expected a cut manifest")
-    return _read_lines(name) if name.endswith((".jsonl", ".jsonl.gz")) else _read_whole(name)
-
-
-def _read_lines(name: str) -> Iterator[Cut]:
-    for number, line in text_lines(name):
-        if line.strip():
-            yield cut_of_line(line, f"{name}, line {number}")
-
-
-def cut_of_line(line: str, where: str) -> Cut:
-    """The cut of a line of a manifest (raises UserError)."""
-    data = json_of(line, where)
-    try:
-        cut = deserialize_item(data)
-        if isinstance(cut, MixedCut):
-            _ = cut.duration, cut.supervisions  # computed from its tracks, which may be invalid
-    except Exception as error:
-        # lhotse defines no exceptions for invalid manifests: it can raise any type.
-        raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {reason_of(error)}") from error
-    if not isinstance(cut, Cut):
-        raise UserError(f"{where}: expected a cut, found a {type(cut).__name__}")
-    return cut
-
-
-def _read_whole(name: str) -> Iterator[Cut]:
+    name = _manifest_name(path)
+    if name.endswith(LINES):
+        lines = ((number, line) for number, line in text_lines(name) if line.strip())
+        return (cut_of_line(line, f"{name}, line {number}") for number, line in lines)
     try:
         cuts = load_whole(name)
     except Exception as error:
@@ -75,8 +55,42 @@ def _read_whole(name: str) -> Iterator[Cut]:
     return iter(cuts)
 
 
+def _manifest_name(path: PathLike) -> str:
+    """The name of an existing manifest of a known format (raises UserError)."""
+    name = str(path)
+    if not name.endswith(FORMATS):
+        raise UserError(f"{name}: expected a cut manifest ({', '.join(FORMATS)})")
+    if not Path(path).is_file():
+        raise UserError(f"{name}: no such file; expected a cut manifest")
+    return name
+
+
+def cut_of_line(line: str, where: str) -> Cut:
+    """The cut of a line of a manifest (raises UserError)."""
+    data = json_of(line, where)
+    try:
+        cut = deserialize_item(data)
+        if isinstance(cut, MixedCut):
+            _ = cut.duration, cut.supervisions  # computed from its tracks, which may be invalid
+    except Exception as error:  # lhotse defines no exceptions for invalid manifests
+        raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {reason_of(error)}") from error
+    if not isinstance(cut, Cut):
+        raise UserError(f"{where}: expected a cut, found a {type(cut).__name__}")
+    return cut
+
+
+def cut_of(data: Dict[str, Any], where: str) -> Any:
+    """The lhotse cut of a row's data, which stays as it is (raises UserError if lhotse cannot read it)."""
+    cut = cut_of_line(_encode_ascii(data), where)
+    try:
+        _ = cut.custom  # of a mixed cut: that of a track
+        return cut
+    except Exception as error:
+        raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {reason_of(error)}") from error
+
+
 def load_whole(name: str) -> Any:
-    """`lhotse.load_manifest`, which reads no file with a byte order mark."""
+    """`lhotse.load_manifest` for files that may begin with a byte order mark."""
     with gzip.open(name) if name.endswith(".gz") else open(name, "rb") as file:
         if file.read(len(BOM)) != BOM:
             return load_manifest(name)
@@ -88,12 +102,12 @@ def load_whole(name: str) -> Any:
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of what a library threw, not too long for a message."""
+    """The first line of a library's error, shortened."""
     return shortened((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def shortened(text: str, limit: int = 600) -> str:
-    """A text that can be printed on a line, without its middle if it is long: values in messages come from the data."""
+    """A value from the data for a message: without control characters, and without its middle if it is long."""
     text = CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
     return text if len(text) <= limit else f"{text[: limit // 2]} .. {text[-limit // 3 :]}"
 
@@ -102,23 +116,14 @@ def write_cuts(cuts: CutSet, path: Path) -> None:
     """Write a CutSet under a temporary name, then rename it.
 
     Raises:
-        UserError: where the path cannot be written, or is not named ``.jsonl`` or ``.jsonl.gz``.
+        UserError: if the path cannot be written, or is not named ``.jsonl`` or ``.jsonl.gz``.
     """
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise UserError(f"{path}: a CutSet file is named .jsonl or .jsonl.gz")
+    check_output(path)
     try:
         with replacing(path) as temporary:
             cuts.to_file(temporary)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-UNKNOWN = "unknown"  # the language of a cut none of whose turns names one
-LINES = (".jsonl", ".jsonl.gz")
-COMPRESSION = 6  # gzip's own default: lhotse's 9 takes four times as long for a tenth less
-
-_encode = json.JSONEncoder(ensure_ascii=False).encode
-_encode_ascii = json.JSONEncoder().encode
 
 
 @dataclass
@@ -143,10 +148,10 @@ def read_rows(path: PathLike, bar: Any = None) -> Iterator[ManifestRow]:
     """The cuts of a manifest, one at a time.
 
     Args:
-        bar: progress bar to move by the bytes that were read (see `progress.reading_bar`).
+        bar: a progress bar of the bytes read (see `reading_bar`).
 
     Raises:
-        UserError: where the file is missing, or a line of it is no cut with an id, naming the line.
+        UserError: if the file is missing, or a line is no cut with an id, naming the line.
     """
     for row in scan_rows(path, bar):
         if row.problem:
@@ -155,23 +160,23 @@ def read_rows(path: PathLike, bar: Any = None) -> Iterator[ManifestRow]:
 
 
 def scan_rows(path: PathLike, bar: Any = None) -> Iterator[ManifestRow]:
-    """`read_rows` that gives lines that are no cuts as well, each with its problem.
+    """`read_rows` that also yields lines that are no cuts, each with its problem.
 
     Raises:
-        UserError: where the file is missing or cannot be read on.
+        UserError: if the file is missing or cannot be read on.
     """
-    name = str(path)
-    if not name.endswith(FORMATS):
-        raise UserError(f"{name}: expected a cut manifest ({', '.join(FORMATS)})")
-    if not Path(path).is_file():
-        raise UserError(f"{name}: no such file; expected a cut manifest")
-    yield from _scan_lines(name, bar) if name.endswith(LINES) else _scan_whole(name)
-
-
-def _scan_lines(name: str, bar: Any) -> Iterator[ManifestRow]:
-    for number, line in raw_lines(name, None if bar is None else bar.update):
-        if line and not line.isspace():
-            yield _row_of(line, f"{name}, line {number}")
+    name = _manifest_name(path)
+    if name.endswith(LINES):
+        for number, line in raw_lines(name, None if bar is None else bar.update):
+            if line and not line.isspace():
+                yield _row_of(line, f"{name}, line {number}")
+        return
+    for number, cut in enumerate(read_cuts(name), start=1):
+        data, where = cut.to_dict(), f"{name}, cut number {number}"
+        try:
+            yield ManifestRow(where, row_bytes(data), data)
+        except TypeError as error:  # bytes and dates, which YAML has
+            yield ManifestRow(where, b"", {}, f"holds what JSON cannot: {error}")
 
 
 def _row_of(line: bytes, where: str) -> ManifestRow:
@@ -188,36 +193,11 @@ def _row_of(line: bytes, where: str) -> ManifestRow:
     return ManifestRow(where, line, data)
 
 
-def _scan_whole(name: str) -> Iterator[ManifestRow]:
-    for number, cut in enumerate(read_cuts(name), start=1):
-        data, where = cut.to_dict(), f"{name}, cut number {number}"
-        try:
-            yield ManifestRow(where, row_bytes(data), data)
-        except TypeError as error:  # bytes and dates, which YAML has
-            yield ManifestRow(where, b"", {}, f"holds what JSON cannot: {error}")
-
-
-def cut_of(data: Dict[str, Any], where: str) -> Any:
-    """The lhotse cut of a row's data, which stays as it is.
-
-    Raises:
-        UserError: where lhotse cannot read it.
-    """
-    try:
-        cut = deserialize_item(json.loads(_encode_ascii(data)))
-        if isinstance(cut, MixedCut):  # what it is made of shows only when it is asked
-            cut.duration, cut.supervisions, cut.custom  # noqa: B018
-        return cut
-    except Exception as error:
-        # lhotse defines no exceptions for invalid manifests: it can raise any type.
-        raise UserError(f"{where}: not a lhotse cut: {type(error).__name__}: {reason_of(error)}") from error
-
-
 def row_bytes(data: Dict[str, Any]) -> bytes:
     """A cut as one line of JSON."""
     try:
         return _encode(data).encode("utf-8") + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold but UTF-8 cannot
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can represent and UTF-8 cannot
         return _encode_ascii(data).encode("ascii") + b"\n"
 
 
@@ -240,7 +220,7 @@ def writing_rows(path: PathLike) -> Iterator[RowWriter]:
     """A writer of a manifest that is renamed into place only if the block ends without an error.
 
     Raises:
-        UserError: where the path cannot be written, or is not named ``.jsonl`` or ``.jsonl.gz``.
+        UserError: if the path cannot be written, or is not named ``.jsonl`` or ``.jsonl.gz``.
     """
     check_output(path)
     with contextlib.ExitStack() as stack:
@@ -266,43 +246,44 @@ def _open_to_write(path: Path) -> Iterator[IO[bytes]]:
         if not path.name.endswith(".gz"):
             yield raw
             return
-        # Without name and time in its head, the same cuts give the same bytes.
+        # Without name and time in its header, the same cuts give the same bytes.
         with gzip.GzipFile("", "wb", COMPRESSION, raw, mtime=0) as file:
             yield file  # type: ignore[misc]
 
 
 def custom_of(data: Dict[str, Any]) -> Dict[str, Any]:
-    """The custom fields of a row's cut, made if there are none; for a mixed cut those of its first real track.
+    """The custom fields of a row's cut, created if there are none; of a mixed cut its first real track's, as in lhotse.
 
-    lhotse reads the custom fields of a mixed cut there too. Raises `UserError` where they are no mapping.
+    Raises:
+        UserError: if they are no mapping.
     """
-    holder = data if "tracks" not in data else _first_track(data)
-    custom = holder.get("custom")
+    cuts = _cuts_in(data)
+    if not cuts:
+        raise UserError(f"cut {data['id']}: field 'tracks': expected a track that is not padding")
+    return _custom(cuts[0], f"cut {data['id']}: field 'custom'")
+
+
+def _custom(holder: Dict[str, Any], where: str) -> Dict[str, Any]:
+    custom: Any = holder.get("custom")
     if custom is None:
         custom = holder["custom"] = {}
     if not isinstance(custom, dict):
-        raise UserError(f"cut {data['id']}: field 'custom': expected a mapping, found {custom!r}")
+        raise UserError(f"{where}: expected a mapping, found {custom!r}")
     return custom
 
 
-def _first_track(data: Dict[str, Any]) -> Dict[str, Any]:
-    for cut in _track_cuts(data):
-        return cut
-    raise UserError(f"cut {data['id']}: field 'tracks': expected a track that is not padding")
-
-
-def _track_cuts(data: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
-    tracks = data["tracks"] if isinstance(data["tracks"], list) else []
-    for track in tracks:
-        cut = track.get("cut") if isinstance(track, dict) else None
-        if isinstance(cut, dict) and track.get("type") != "PaddingCut":
-            yield cut
+def _cuts_in(data: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """The row itself, or the tracks of a mixed cut without padding."""
+    if "tracks" not in data:
+        return [data]
+    tracks = [track for track in data["tracks"] if isinstance(track, dict)] if isinstance(data["tracks"], list) else []
+    cuts = [track.get("cut") for track in tracks if track.get("type") != "PaddingCut"]
+    return [cut for cut in cuts if isinstance(cut, dict)]
 
 
 def supervisions_of(data: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
     """The supervisions of a row's cut, as dictionaries that may be changed (raises UserError if they are none)."""
-    holders = [data] if "tracks" not in data else list(_track_cuts(data))
-    for holder in holders:
+    for holder in _cuts_in(data):
         supervisions = holder.get("supervisions") or []
         if not isinstance(supervisions, list) or not all(isinstance(s, dict) for s in supervisions):
             raise UserError(f"cut {data['id']}: field 'supervisions': expected a list of turns")
@@ -310,18 +291,13 @@ def supervisions_of(data: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
 
 
 def supervision_custom(supervision: Dict[str, Any], cut_id: str) -> Dict[str, Any]:
-    """The custom fields of a supervision, made if there are none (raises UserError if they are no mapping)."""
-    custom: Optional[Dict[str, Any]] = supervision.get("custom")
-    if custom is None:
-        custom = supervision["custom"] = {}
-    if not isinstance(custom, dict):
-        raise UserError(f"cut {cut_id}: field 'custom' of a supervision: expected a mapping, found {custom!r}")
-    return custom
+    """The custom fields of a supervision, created if there are none (raises UserError if they are no mapping)."""
+    return _custom(supervision, f"cut {cut_id}: field 'custom' of a supervision")
 
 
 def recordings_of(data: Dict[str, Any]) -> Iterator[str]:
-    """The ids of the recordings that a row's cut is taken from."""
-    for holder in [data] if "tracks" not in data else list(_track_cuts(data)):
+    """The ids of the recordings of a row's cut."""
+    for holder in _cuts_in(data):
         recording = holder.get("recording")
         if isinstance(recording, dict):
             yield str(recording.get("id"))
@@ -330,7 +306,7 @@ def recordings_of(data: Dict[str, Any]) -> Iterator[str]:
 
 
 def duration_of(row: ManifestRow) -> float:
-    """Seconds; of a mixed cut by way of lhotse (raises UserError where there are none)."""
+    """The duration in seconds; lhotse computes that of a mixed cut (raises UserError if there is none)."""
     seconds: Any = row.data.get("duration") if "tracks" not in row.data else cut_of(row.data, row.where).duration
     if not is_finite(seconds) or seconds <= 0:
         raise UserError(f"{row.where}: cut {row.id}: field 'duration': expected seconds > 0, found {seconds!r:.60}")
@@ -338,7 +314,7 @@ def duration_of(row: ManifestRow) -> float:
 
 
 def tasks_of(row: ManifestRow) -> List[str]:
-    """The tasks that a row is labelled for (raises UserError where they are no list of names)."""
+    """The tasks that a row is labelled for (raises UserError if they are no list of names)."""
     tasks = custom_of(row.data).get("tasks", ["asr"])
     if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
         raise UserError(f"{row.where}: cut {row.id}: field 'custom.tasks': expected a list, found {tasks!r}")
@@ -356,6 +332,6 @@ def languages_joined(codes: Iterable[Any]) -> str:
 
 
 def reading_bar(paths: Sequence[PathLike], what: str, passes: int = 1) -> Any:
-    """A bar on stderr for reading ``paths`` so many times; it shows nothing where stderr is no terminal."""
+    """A progress bar for reading ``paths`` so many times; it is shown only if stderr is a terminal."""
     total = passes * sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, leave=False)

@@ -1,37 +1,233 @@
-"""Samplers and loaders: which cuts a batch has, and the batches of an epoch from any place on (for resuming)."""
+"""Which cuts an epoch has, in which batches: the corpora of ``data.train``, rounds, samplers and loaders.
+
+A corpus can be read from any cut on without parsing the cuts before it.
+
+An epoch is `data.epoch_cuts` cuts (all that there are, without weights). It is drawn in rounds of at most
+`data.round_cuts`, each by a sampler of its own, so that a resumed run draws no more than one round again; the lines
+before it are skipped unparsed.
+
+A corpus with share w of all the weights has given floor(n * w) cuts after n draws of the run, in the order of its file,
+and starts again at its end. So the draws of any round are known from the numbers of epoch and round alone, a large
+corpus with a small weight is seen completely over several epochs, and without weights (a corpus's share is then its
+share of the cuts) an epoch is exactly every cut once. lhotse's multiplexer mixes the corpora of a round at random.
+
+A cut that comes again within an epoch, or from another file of `data.train`, is marked (`dataset.PASS`), so that each
+time has its own draw of active tasks. The mark follows from the number of the draw: it is the same for any number of
+ranks and workers, and after a resume.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from itertools import islice
+import re
+import zlib
+from abc import ABC, abstractmethod
+from fractions import Fraction
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 from lhotse.dataset.sampling.base import TimeConstraint
 from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 from lhotse.lazy import LazyIteratorChain
+from lhotse.serialization import open_best
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.dataset import Batch, TransducerDataset
+from tokenverse_pp.base.files import BLOCK, feed
+from tokenverse_pp.data.dataset import Batch, TransducerDataset, marked
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.sources import CorpusRange, Rounds, open_source
+from tokenverse_pp.data.manifests import cut_of_line, load_whole
+
+BINS_FROM = 10000  # cuts from which the bounds of the buckets are estimated, lhotse's default
 
 
-class SamplerBase(Sampler):
-    """Mixed into a lhotse sampler: torch before 2.1 wants a data source, which lhotse no longer gives."""
+class CutSource(ABC):
+    """A corpus of `data.train`: a number of cuts in a fixed order, read over and over.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        if "data_source" in inspect.signature(Sampler.__init__).parameters:
-            options.setdefault("data_source", None)
-        super().__init__(*arguments, **options)
+    Reading on costs nothing, reading from another place costs skipping lines.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self._count: Optional[int] = None
+        self._reader: Iterator[Cut] = iter(())
+        self._place = -1  # of the reader
+
+    @property
+    def count(self) -> int:
+        """The number of cuts, counted once (raises UserError if there are none)."""
+        if self._count is None:
+            self._count = self.count_cuts()
+            if not self._count:
+                raise UserError(f"--data.train: {self.path}: expected cuts, found none")
+        return self._count
+
+    @abstractmethod
+    def count_cuts(self) -> int:
+        """Count the cuts without parsing them."""
+
+    @abstractmethod
+    def open_at(self, place: int) -> Iterator[Cut]:
+        """The cuts from number ``place`` on."""
+
+    def manifests(self) -> List[Path]:
+        """The files that list the cuts."""
+        return [Path(self.path)]
+
+    def read(self, start: int, stop: int) -> Iterator[Cut]:
+        """Cuts ``start`` to ``stop - 1``, where number `count` is the first one again."""
+        for number in range(start, stop):
+            place = number % self.count
+            if place != self._place:
+                self._reader, self._place = self.open_at(place), place
+            self._place += 1
+            yield next(self._reader)
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """For other processes: they open it anew."""
+        return {**self.__dict__, "_reader": iter(()), "_place": -1}
+
+    def fingerprint(self) -> Dict[str, Any]:
+        """Bytes and SHA-256 of the manifests; audio is not read."""
+        digest = hashlib.sha256()
+        size = sum(feed(digest, path) for path in self.manifests())
+        return {"path": self.path, "bytes": size, "sha256": digest.hexdigest()}
 
 
-BINS_FROM = 10000  # cuts that the buckets' bounds are estimated from, lhotse's default
+class LinesSource(CutSource):
+    """Cuts as JSON lines, plain or gzipped."""
+
+    def count_cuts(self) -> int:
+        """See CutSource; a blank line at the end is no cut."""
+        return _count_lines(Path(self.path))
+
+    def open_at(self, place: int) -> Iterator[Cut]:
+        """See CutSource."""
+        with open_best(self.path, "r") as file:
+            for number, line in enumerate(islice(file, place, None), start=place + 1):
+                yield cut_of_line(line, f"{self.path}, line {number}")
+
+
+class WholeSource(CutSource):
+    """Cuts in one JSON or YAML document, which is read at once."""
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        self.cuts = list(load_whole(path))
+
+    def count_cuts(self) -> int:
+        """See CutSource."""
+        return len(self.cuts)
+
+    def open_at(self, place: int) -> Iterator[Cut]:
+        """See CutSource."""
+        return islice(iter(self.cuts), place, None)
+
+
+class SharSource(CutSource):
+    """A lhotse Shar folder: shards of a manifest and tar files of audio or arrays."""
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        # Absolute, so that no file name (``pipe:..``) is taken for a command or a URL in the working directory.
+        self.folder = Path(path).absolute()
+        self.shards = sorted(self.folder.glob("cuts.*.jsonl*"))
+        self.fields = sorted({p.name.split(".")[0] for p in self.folder.glob("*.[0-9]*.*")} - {"cuts"})
+        for name in self.fields:
+            if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+                raise UserError(f"{name!r} is not the name of a field: expected files such as recording.000000.tar")
+        self.shard_counts: List[int] = []
+
+    def count_cuts(self) -> int:
+        """See CutSource; manifests only."""
+        self.shard_counts = [_count_lines(path) for path in self.shards]
+        return sum(self.shard_counts)
+
+    def open_at(self, place: int) -> Iterator[Cut]:
+        """See CutSource; shards before ``place`` are not opened, the tar files of its own shard are read up to it."""
+        assert self.count, "counting fills shard_counts"
+        first = 0
+        while place >= self.shard_counts[first]:
+            place -= self.shard_counts[first]
+            first += 1
+        shards = [self._open_shard(path) for path in self.shards[first:]]
+        return islice(chain.from_iterable(shards), place, None)
+
+    def _open_shard(self, path: Path) -> CutSet:
+        number = path.name.split(".")[1]
+        fields: Dict[str, Any] = {"cuts": [str(path)]}
+        for name in self.fields:
+            fields[name] = [str(p) for p in path.parent.glob(f"{name}.{number}.*")]
+        return CutSet.from_shar(fields={name: paths for name, paths in fields.items() if paths})
+
+    def manifests(self) -> List[Path]:
+        """See CutSource: those of the shards."""
+        return self.shards
+
+
+def open_source(path: str, option: str = "data.train") -> CutSource:
+    """Open a file of cuts or a Shar folder and look at its first cut.
+
+    Raises:
+        UserError: naming the option and the file that is missing, empty or no CutSet.
+    """
+    is_folder = Path(path).is_dir()
+    if not Path(path).exists():
+        raise UserError(f"--{option}: {path}: no such file")
+    if is_folder and not any(Path(path).glob("cuts.*.jsonl*")):
+        raise UserError(f"--{option}: {path}: expected a file of cuts or a Shar folder with cuts.000000.jsonl.gz")
+    try:
+        source = (SharSource if is_folder else LinesSource if ".jsonl" in Path(path).suffixes else WholeSource)(path)
+        first = next(source.open_at(0), None) if not is_folder or source.count_cuts() else None
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--{option}: {path}: not a lhotse CutSet: {reason}") from None
+    if not isinstance(first, Cut):
+        found = "none" if first is None else type(first).__name__
+        raise UserError(f"--{option}: {path}: expected cuts, found {found}")
+    return source
+
+
+def _count_lines(path: Path) -> int:
+    """Lines of a file, plain or gzipped; the last one may lack its newline."""
+    count, last = 0, b"\n"
+    try:
+        with open_best(path, "rb") as file:
+            for block in iter(lambda: file.read(BLOCK), b""):
+                count += block.count(b"\n")
+                last = block[-1:]
+    except (OSError, EOFError, zlib.error) as error:  # a file that was cut off
+        raise UserError(f"{path}: cannot be read after line {count}: {error}") from None
+    return count + (last != b"\n")
+
+
+class CorpusRange:
+    """Cuts ``start`` to ``stop - 1`` of a source, iterable repeatedly (to the end of the file for None).
+
+    Args:
+        first: the number of the epoch's first cut, from which passes through the source are counted.
+        file: the number of the source in `data.train`.
+    """
+
+    def __init__(self, source: CutSource, start: int, stop: Optional[int], first: int = 0, file: int = 0):
+        self.source = source
+        self.start = start
+        self.stop = stop
+        self.first = first
+        self.file = file
+
+    def __iter__(self) -> Iterator[Cut]:
+        if self.stop is None:
+            yield from self.source.open_at(self.start)
+            return
+        for number, cut in enumerate(self.source.read(self.start, self.stop), start=self.start):
+            yield marked(cut, self.file, (number - self.first) // self.source.count)
 
 
 def load_cuts(paths: Sequence[str], option: str = "data.train") -> CutSet:
@@ -46,6 +242,61 @@ def load_cuts(paths: Sequence[str], option: str = "data.train") -> CutSet:
     return sets[0] if len(sets) == 1 else CutSet(LazyIteratorChain(*sets))
 
 
+class Rounds:
+    """The rounds of a run.
+
+    Args:
+        sources: the corpora.
+        config: their weights, and the sizes of epochs and rounds.
+        seed: for mixing corpora within a round.
+    """
+
+    def __init__(self, sources: Sequence[CutSource], config: DataConfig, seed: int):
+        self.sources = list(sources)
+        self.seed = seed
+        counts = [source.count for source in sources]
+        self.epoch_cuts = config.epoch_cuts or sum(counts)
+        shares = [Fraction(str(weight)) for weight in config.weights] or [Fraction(count) for count in counts]
+        self.shares = [share / sum(shares) for share in shares]
+        self.per_epoch = -(-self.epoch_cuts // config.round_cuts)
+
+    def ranges(self, epoch: int, number: int) -> List[Tuple[int, int]]:
+        """For each corpus the first cut of a round and the one after its last, counted from the start of the run."""
+        bounds = [epoch * self.epoch_cuts + n * self.epoch_cuts // self.per_epoch for n in (number, number + 1)]
+        return [(int(bounds[0] * share), int(bounds[1] * share)) for share in self.shares]
+
+    def cuts(self, epoch: int, number: int) -> CutSet:
+        """The cuts of a round, lazily."""
+        ranges = self.ranges(epoch, number)
+        firsts = [start for start, _ in self.ranges(epoch, 0)]
+        parts = [
+            CutSet(CorpusRange(source, *ranges[file], firsts[file], file))
+            for file, source in enumerate(self.sources)
+            if ranges[file][1] > ranges[file][0]
+        ]
+        if len(parts) < 2:
+            return parts[0] if parts else CutSet([])
+        sizes = [float(stop - start) for start, stop in ranges if stop > start]
+        seed = (self.seed * 1_000_003 + epoch) * self.per_epoch + number
+        return CutSet.mux(*parts, weights=sizes, stop_early=False, seed=seed)
+
+
+def open_rounds(config: DataConfig, seed: int) -> Rounds:
+    """The rounds of the configured corpora (raises UserError for a file that is missing, empty or no CutSet)."""
+    if not config.train:
+        raise UserError("--data.train: expected at least one CutSet file")
+    return Rounds([open_source(path) for path in config.train], config, seed)
+
+
+class SamplerBase(Sampler):
+    """Mixed into a lhotse sampler: torch before 2.1 expects a data source, which lhotse no longer passes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        if "data_source" in inspect.signature(Sampler.__init__).parameters:
+            options.setdefault("data_source", None)
+        super().__init__(*arguments, **options)
+
+
 class StreamSampler(DynamicCutSampler, SamplerBase):
     """Batches of a shuffled stream."""
 
@@ -55,7 +306,7 @@ class BucketSampler(DynamicBucketingSampler, SamplerBase):
 
 
 class SamplerState(NamedTuple):
-    """How far a rank has come in the data."""
+    """The position of a rank in the data."""
 
     epoch: int = 0
     round: int = 0
@@ -73,7 +324,7 @@ class TrainSampler:
         config: limits of a batch, buckets and buffers.
         seed: of the order.
         world: this process among its peers.
-        wanted: a predicate that leaves out cuts which cannot be used.
+        wanted: a predicate for cuts that can be used.
         looked: called after ``wanted`` has seen the first cuts (`look`), and after each round.
     """
 
@@ -95,9 +346,9 @@ class TrainSampler:
         self._bins: Optional[List[float]] = None
 
     def batches(self, start: SamplerState) -> Iterator[Tuple[SamplerState, CutSet]]:
-        """The batches of an epoch from a place on, each with the place after it.
+        """The batches of an epoch from a position on, each with the position after it.
 
-        The batches of the round before it are drawn again, their audio is not loaded.
+        The earlier batches of its round are drawn again, but their audio is not loaded.
         """
         epoch, first, skip = start
         for number in range(first, self.rounds.per_epoch):
@@ -110,47 +361,38 @@ class TrainSampler:
             skip = 0
 
     def look(self) -> List[float]:
-        """Look at the first cuts, once, for the bounds of the buckets."""
+        """The bounds of the buckets in seconds, from the first cuts; none for one bucket, or for too few cuts."""
         if self._bins is None:
-            self._bins = duration_bins(self.rounds.cuts(0, 0).filter(self.wanted), self.config)
+            config = self.config
+            first = list(islice(self.rounds.cuts(0, 0).filter(self.wanted), BINS_FROM))
+            number = min(config.num_buckets, len(first))
+            limits = TimeConstraint(max_duration=config.max_duration, max_cuts=config.max_cuts)
+            self._bins = estimate_duration_buckets(first, num_buckets=number, constraint=limits) if number > 1 else []
             self.looked()
         return self._bins
 
     def _sampler(self, cuts: CutSet) -> Any:
-        return round_sampler(cuts, self.look(), self.config, self.seed, self.world)
+        """lhotse's dynamic bucketing sampler, or without bins its plain one.
 
-
-def duration_bins(cuts: CutSet, config: DataConfig) -> List[float]:
-    """Bounds of the buckets in seconds, from the first cuts; empty where one bucket is wanted, or too few cuts are."""
-    first = list(islice(cuts, BINS_FROM))
-    num_buckets = min(config.num_buckets, len(first))
-    if num_buckets <= 1:
-        return []
-    limits = TimeConstraint(max_duration=config.max_duration, max_cuts=config.max_cuts)
-    return estimate_duration_buckets(first, num_buckets=num_buckets, constraint=limits)
-
-
-def round_sampler(cuts: CutSet, bins: List[float], config: DataConfig, seed: int, world: DistributedContext) -> Any:
-    """lhotse's dynamic bucketing sampler, or without ``bins`` its plain one.
-
-    A batch is full once another cut like its longest would be too much, so that in a mixed stream its last cut may
-    exceed the duration.
-    """
-    options: Dict[str, Any] = {
-        "max_duration": config.max_duration,
-        "max_cuts": config.max_cuts,
-        "shuffle": config.shuffle,
-        "seed": seed,
-        "rank": world.rank,
-        "world_size": world.size,
-    }
-    if not bins:
-        return StreamSampler(cuts, **options, shuffle_buffer_size=config.buffer_size)
-    return BucketSampler(cuts, **options, duration_bins=bins, buffer_size=config.buffer_size)
+        A batch is full once another cut like its longest would be too much, so that in a mixed stream its last cut may
+        exceed the duration.
+        """
+        options: Dict[str, Any] = {
+            "max_duration": self.config.max_duration,
+            "max_cuts": self.config.max_cuts,
+            "shuffle": self.config.shuffle,
+            "seed": self.seed,
+            "rank": self.world.rank,
+            "world_size": self.world.size,
+        }
+        bins = self.look()
+        if not bins:
+            return StreamSampler(cuts, **options, shuffle_buffer_size=self.config.buffer_size)
+        return BucketSampler(cuts, **options, duration_bins=bins, buffer_size=self.config.buffer_size)
 
 
 class FromPlace:
-    """A sampler for torch's DataLoader: the batches of an epoch from a place on. It lives in the main process."""
+    """A sampler for torch's DataLoader: the batches of an epoch from a position on. It lives in the main process."""
 
     def __init__(self, sampler: TrainSampler, start: SamplerState):
         self.sampler = sampler
@@ -164,13 +406,13 @@ class FromPlace:
 
 
 class Loading(Dataset):
-    """Gives a UserError back instead of raising it: torch would put a worker's traceback into its message."""
+    """Returns a UserError instead of raising it: torch would put a worker's traceback into its message."""
 
     def __init__(self, dataset: TransducerDataset):
         self.dataset = dataset
 
     def __getitem__(self, drawn: Tuple[SamplerState, CutSet]) -> Tuple[SamplerState, Union[Batch, UserError]]:
-        """The batch of some cuts, or what is wrong with them."""
+        """The batch of some cuts, or the error."""
         place, cuts = drawn
         try:
             return place, self.dataset[cuts]
@@ -181,30 +423,24 @@ class Loading(Dataset):
 def train_batches(
     sampler: TrainSampler, dataset: TransducerDataset, config: DataConfig, start: SamplerState
 ) -> Iterator[Tuple[SamplerState, Batch]]:
-    """Batches of one epoch from a place on, each with the place after it and under ``cuts`` the cuts themselves.
+    """Batches of one epoch from a position on, each with the position after it, and the cuts under ``cuts``.
 
     Raises:
         UserError: for a cut that cannot be loaded, here or in a worker process.
     """
-    dataset.epoch = start.epoch
-    # Sampling needs no pickled dataset state but the epoch, and workers start anew each epoch, so they see it.
+    dataset.epoch = start.epoch  # workers start anew each epoch, so they see it
     batches = FromPlace(sampler, start)
     loader = DataLoader(
         Loading(dataset),
         sampler=batches,  # type: ignore[arg-type]
         batch_size=None,
         num_workers=config.num_workers,
-        prefetch_factor=4 if config.num_workers else default_prefetch(),
+        **({"prefetch_factor": 4} if config.num_workers else {}),  # type: ignore[arg-type]
     )
     for place, batch in loader:
         if isinstance(batch, UserError):
             raise batch
         yield place, {**batch, "cuts": batches.drawn.pop(place)}
-
-
-def default_prefetch() -> Optional[int]:
-    """What DataLoader wants to be told where there are no workers: None, before torch 2.0 the number 2."""
-    return None if int(torch.__version__.split(".")[0]) >= 2 else 2
 
 
 def shard(cuts: Sequence[Cut], world: DistributedContext) -> List[Cut]:

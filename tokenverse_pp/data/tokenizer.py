@@ -61,11 +61,7 @@ class Tokenizer:
         return hashlib.sha256(self.model).hexdigest()
 
     def encode(self, text: str) -> List[int]:
-        """Text with task tokens -> ids.
-
-        Raises:
-            UserError: for a task token that is not in the vocabulary.
-        """
+        """Text with task tokens -> ids (raises UserError for a task token that is not in the vocabulary)."""
         ids: List[int] = []
         words: List[str] = []
         for word in text.split():
@@ -89,18 +85,14 @@ class Tokenizer:
         return [self.processor.IdToPiece(int(i)) for i in ids]
 
     def id_of(self, symbol: str) -> int:
-        """The id of a task token.
-
-        Raises:
-            UserError: if the vocabulary does not have it.
-        """
+        """The id of a task token (raises UserError if it is not in the vocabulary)."""
         index = int(self.processor.PieceToId(symbol))
         if index == UNK_ID:
             raise UserError(f"the tokenizer has no symbol {symbol}: it was trained for other tasks or languages")
         return index
 
     def extends(self, other: Tokenizer) -> bool:
-        """Whether this vocabulary is the other one with nothing or something added at its end."""
+        """Whether this vocabulary is the other one, possibly with pieces appended."""
         ours, theirs = (_entries(tokenizer.processor) for tokenizer in (self, other))
         return ours[: len(theirs)] == theirs
 
@@ -108,12 +100,12 @@ class Tokenizer:
         """This vocabulary with pieces appended; existing ids and the pieces of old texts do not change.
 
         Args:
-            symbols: task tokens; those that it lacks are added, in their order.
-            texts: plain words; each character in them that it lacks becomes a piece (in order of code points), so that
-                a language in another script is not written as ``<unk>``. Longer pieces are not learnt.
+            symbols: task tokens; missing ones are added in this order.
+            texts: plain words; each missing character becomes a piece (in order of code points), so that a language in
+                another script is not written as ``<unk>``. Longer pieces are not learnt.
 
         Raises:
-            UserError: where protobuf is not installed, which comes with tensorboard.
+            UserError: if protobuf is not installed, which comes with tensorboard.
         """
         known = {piece for piece, *_ in _entries(self.processor)}
         new_symbols = [symbol for symbol in dict.fromkeys(symbols) if symbol not in known]
@@ -142,7 +134,7 @@ class Tokenizer:
 
 
 def _entries(processor: spm.SentencePieceProcessor) -> List[Tuple[str, float, bool]]:
-    """Each piece with its score, and whether it is an ordinary one."""
+    """Each piece with its score, and whether it is neither control nor unknown."""
     return [
         (processor.IdToPiece(i), processor.GetScore(i), not (processor.IsControl(i) or processor.IsUnknown(i)))
         for i in range(processor.GetPieceSize())

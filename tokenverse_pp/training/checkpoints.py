@@ -23,8 +23,7 @@ import tokenverse_pp
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import load_config, save_config
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.samplers import SamplerState
-from tokenverse_pp.data.sources import CutSource
+from tokenverse_pp.data.samplers import CutSource, SamplerState
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import check_vocabulary, load_weights

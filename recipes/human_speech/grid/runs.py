@@ -22,7 +22,7 @@ from grid.grid import Decoding, Grid, Run, Settings, derive, digest, nested
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import replacing, write_json, write_text
 from tokenverse_pp.data.manifests import read_cuts
-from tokenverse_pp.data.sources import open_source
+from tokenverse_pp.data.samplers import open_source
 from tokenverse_pp.data.tokenizer import train_tokenizer
 from tokenverse_pp.tasks import build_tasks
 from tokenverse_pp.tasks.transcript import turns_of

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from audio_files import packed, sound
+from audio_files import measured, packed, sound
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.audio import AudioInput, read_audio
@@ -33,22 +33,13 @@ def files(tmp_path_factory):
     return {name: packed(folder / name, codec, **how) for name, (codec, how) in FILES.items()}
 
 
-def measured(source):
-    with AudioInput(source, thorough=True) as audio:
-        audio.measure()
-        return audio
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_content_tells_the_container(files, name, tmp_path, capfd):
     content = files[name].read_bytes()
-    seconds = []
-    for other in ("browser.wav", "phone.mp3", "note.flac", "no-ending"):
-        (tmp_path / other).write_bytes(content)
-        seconds.append(open_audio(tmp_path / other).cut.duration)
+    (tmp_path / "browser.wav").write_bytes(content)
     with open(files[name], "rb") as file:
-        seconds.extend(open_audio(source).cut.duration for source in (files[name], content, file))
-    assert len(set(seconds)) == 1 and seconds[0] == pytest.approx(1.0, abs=0.06)
+        seconds = {open_audio(source).cut.duration for source in (files[name], tmp_path / "browser.wav", content, file)}
+    assert len(seconds) == 1 and seconds.pop() == pytest.approx(1.0, abs=0.06)
     audio = measured(content)
     assert (audio.problems, audio.notes, audio.damage) == ([], [], None)
     assert audio.channels == {"five.mka": 6, "fast.m4a": 2}.get(name, 1)
@@ -58,7 +49,7 @@ def test_content_tells_the_container(files, name, tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("share", [0.97, 0.8, 0.5, 0.1, 0.01])
+@pytest.mark.parametrize("share", [0.97, 0.5, 0.01])
 @pytest.mark.parametrize("name", FILES)
 def test_truncated_containers_are_told_or_refused(files, name, share, tmp_path, capfd):
     content = files[name].read_bytes()
@@ -89,14 +80,8 @@ def test_gaps_become_silence_and_a_late_start_too(name, tmp_path, caplog):
     samples = load_inputs(open_audio(path).cut, convert=True).numpy()
     assert len(samples) == pytest.approx(8.5 * 16000, abs=900)
     loud = np.abs(samples[: len(samples) // 160 * 160]).reshape(-1, 160).max(axis=1) > 0.05
-    for start, stop, heard in (
-        (0, 1.9, False),
-        (2.1, 2.9, True),
-        (3.1, 5.9, False),
-        (6.1, 6.9, True),
-        (7.1, 7.4, False),
-    ):
-        assert (loud[int(start * 100) : int(stop * 100)] == heard).all()
+    for start, stop, heard in ((0, 190, 0), (210, 290, 1), (310, 590, 0), (610, 690, 1), (710, 740, 0)):
+        assert (loud[start:stop] == heard).all()
     late, gaps = caplog.messages
     assert late.startswith(f"warning: {path}: its audio starts at ") and late.endswith(": silence stands before it")
     assert gaps.startswith(f"warning: {path}: its time stamps have 2 gaps of 3.4") and "filled with silence" in gaps

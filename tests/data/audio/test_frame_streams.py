@@ -5,35 +5,29 @@ import os
 
 import numpy as np
 import pytest
-from audio_files import RATE, encoded, ogg_pages, packed, sound, with_granule, without_xing, written
+from audio_files import RATE, encoded, measured, ogg_pages, packed, sound, with_granule, without_xing, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import Recording
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.audio import AudioInput, read_audio
-from tokenverse_pp.data.audio.reader import library_messages
+from tokenverse_pp.data.audio.mpeg import library_messages
 from tokenverse_pp.data.audio.source import Bytes, Pieces
 
 MP3 = {"format": "MP3", "subtype": "MPEG_LAYER_III"}
-
-
-def measured(source, **how):
-    with AudioInput(source, thorough=True, **how) as audio:
-        audio.measure()
-        return audio
 
 
 def mp3(rate=RATE, channels=1, seconds=2.0, **how):
     return encoded(sound(seconds, rate, channels), rate, **MP3, **how)
 
 
-@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
-@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
+@pytest.mark.parametrize(
+    ("rate", "mode"), [(8000, "VARIABLE"), (16000, "VARIABLE"), (22050, "CONSTANT"), (44100, "VARIABLE")]
+)
 def test_mp3_without_a_header_is_as_long_as_its_frames(rate, mode, capfd):
     whole = mp3(rate, bitrate_mode=mode)
-    if b"Xing" not in whole[:200] and b"Info" not in whole[:200]:
-        pytest.skip("no header to take away")
+    assert b"Xing" in whole[:200] or b"Info" in whole[:200]
     with AudioInput(whole) as audio:
         expected = audio.read()
     for content in (without_xing(whole), bytes(700) + without_xing(whole), without_xing(whole) + b"TAG" + bytes(125)):
@@ -189,28 +183,23 @@ def test_vorbis_time_stamps_with_gaps():
     assert audio.notes == ["its time stamps have 1 gap of 3.000 s together, filled with silence"]
 
 
+ID3 = b"ID3" + bytes([3, 0, 0, 0, 0, 2, 0]) + bytes(256)
+PARTS = [(written("mp3", 0.5), 0.5), (written("mp3", 1.0), 1.0), (ID3, 0), (bytes(99), 0)]
+
+
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.sampled_from(["mp3", "long", "id3", "zeros"]), min_size=1, max_size=6))
+@given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=6))
 def test_as_much_as_was_joined_is_read(parts):
-    contents = {
-        "mp3": SHORT,
-        "long": LONG,
-        "id3": b"ID3" + bytes([3, 0, 0, 0, 0, 2, 0]) + bytes(256),
-        "zeros": bytes(99),
-    }
-    seconds = {"mp3": 0.5, "long": 1.0}
-    expected = sum(seconds.get(part, 0) for part in parts)
+    expected = sum(seconds for _, seconds in parts)
     if expected:
-        assert measured(b"".join(contents[part] for part in parts)).frames == expected * RATE
+        assert measured(b"".join(content for content, _ in parts)).frames == expected * RATE
 
 
-SHORT, LONG = written("mp3", 0.5), written("mp3", 1.0)
+RANGES = st.tuples(st.integers(0, 50), st.integers(0, 50))
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.one_of(st.binary(max_size=9), st.tuples(st.integers(0, 50), st.integers(0, 50))), max_size=6), st.data()
-)
+@given(st.lists(st.one_of(st.binary(max_size=9), RANGES), max_size=6), st.data())
 def test_pieces_are_the_bytes_that_they_are_made_of(pieces, data):
     content = bytes(range(60))
     expected = b"".join(piece if isinstance(piece, bytes) else content[slice(*piece)] for piece in pieces)

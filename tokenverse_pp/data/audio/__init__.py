@@ -1,4 +1,4 @@
-"""Read audio of any container (`read_audio`, `AudioInput`), and the lhotse audio backend built on it."""
+"""Read audio of any container (`read_audio`, `AudioInput`)."""
 
 from tokenverse_pp.data.audio.containers import ENDINGS
 from tokenverse_pp.data.audio.reader import AudioInput, check_whole, read_audio

@@ -1,12 +1,29 @@
-"""Audio containers: detection by content (never by file name), and the length that their structure implies."""
+"""The containers other than WAV, FLAC and MP3: AIFF, AU, SPHERE, CAF, Wave64, Ogg, and those that PyAV reads."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import struct
-from dataclasses import dataclass
-from typing import Callable, Dict, Iterator, List, Optional, Tuple
+import subprocess
+import tempfile
+import zlib
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, Optional, Tuple
 
-from tokenverse_pp.data.audio.source import Bytes, JoinedStream, Piece, Range
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.audio.source import (
+    Bytes,
+    Extent,
+    JoinedStream,
+    Piece,
+    Range,
+    Structure,
+    chunk_end,
+    chunks,
+    is_placeholder,
+    riff,
+)
 
 # Extensions of audio files, preferred ones first. The container is detected by content.
 ENDINGS = (
@@ -35,196 +52,31 @@ NAMES = {  # for messages
     "mpegts": "MPEG-TS",
     "mpeg": "MPEG-PS",
 }
-UNKNOWN = "unknown"
 PACKETS = ("mp4", "matroska", "adts", "amr", "asf", "avi", "flv", "mpegts", "mpeg")  # containers of PyAV
-_MAGIC = (
-    *((b"fLaC", "flac"), (b"OggS", "ogg"), (b".snd", "au"), (b"dns.", "au"), (b"NIST_1A", "sphere"), (b"caff", "caf")),
-    *((b"riff\x2e\x91\xcf\x11", "w64"), (b"\x1a\x45\xdf\xa3", "matroska"), (b"#!AMR", "amr"), (b"FLV\x01", "flv")),
-    *((b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"), (b"\x00\x00\x01\xba", "mpeg")),
-)
-_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"sidx", b"moof")
 
 
-def container_of(head: bytes) -> str:
-    """The container that begins with these bytes (some 400 of them), a key of `NAMES`, or `UNKNOWN`.
-
-    MPEG audio cannot be told from its first bytes alone, see `tokenverse_pp.data.audio.mpeg`.
-
-    >>> container_of(b"RIFF....WAVEfmt "), container_of(b"....ftypM4A "), container_of(b"words")
-    ('wav', 'mp4', 'unknown')
-    """
-    for magic, name in _MAGIC:
-        if head.startswith(magic):
-            return name
-    form = head[8:12]
-    if head[:4] in (b"RIFF", b"RIFX") and form == b"WAVE":
-        return "wav"
-    if head[:4] in (b"RF64", b"BW64") and form == b"WAVE":
-        return "rf64"
-    if head[:4] == b"RIFF" and form == b"AVI ":
-        return "avi"
-    if head[:4] == b"FORM" and form in (b"AIFF", b"AIFC"):
-        return "aiff"
-    if head[4:8] in _BOXES:
-        return "mp4"
-    if len(head) > 376 and head[0] == 0x47 == head[188] == head[376]:
-        return "mpegts"
-    if len(head) > 6 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
-        length = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
-        if 7 <= length and (length + 1 >= len(head) or (head[length] == 0xFF and head[length + 1] & 0xF6 == 0xF0)):
-            return "adts"
-    return UNKNOWN
-
-
-def tag_size(head: bytes) -> int:
-    """The bytes of an ID3v2 tag that begins here; 0: none does.
-
-    >>> tag_size(b"ID3" + bytes([3, 0, 0, 0, 0, 2, 1])), tag_size(b"RIFF......")
-    (267, 0)
-    """
-    if len(head) < 10 or head[:3] != b"ID3" or max(head[6:10]) > 127:
-        return 0
-    size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
-    return 10 + size + (10 if head[5] & 0x10 else 0)
-
-
-@dataclass(frozen=True)
-class _Extent:
-    """Where the samples of a container lie: first byte, bytes that the header states (None: it does not), the end of
-    the container, and what of its header has to be replaced before libsndfile reads it."""
-
-    data: int
-    stated: Optional[int]
-    end: int
-    patch: Optional[Tuple[int, bytes]] = None
-
-
-def parts_of_samples(data: Bytes, container: str, start: int = 0) -> Optional[Tuple[Tuple[JoinedStream, ...], int]]:
-    """The parts of a container of plain samples (WAV, AIFF, AU, ..) and the bytes behind them that belong to nothing.
-
-    Returns None where there is no such part, and no parts where the file ends before its samples begin.
-    """
-    parts: List[JoinedStream] = []
-    at = start
-    while True:
-        extent = _READERS[container](data, at)
-        if extent is None:
-            break
-        if extent.data > data.size:
-            return (), 0
-        end = min(extent.end, data.size)
-        here = data.size - extent.data
-        stated = extent.stated / max(1, here) if extent.stated is not None and extent.stated > here else 1.0
-        whole: Tuple[Piece, ...] = ((at, end),)
-        if extent.patch is not None:
-            offset, new = extent.patch
-            whole = ((at, offset), new, (offset + len(new), end))
-        only = at == 0 and end == data.size and extent.patch is None
-        parts.append(JoinedStream(None if only else whole, stated))
-        at = end
-        if at >= data.size or container_of(data.at(at, 12)) != container:
-            break
-    if not parts:
-        return None
-    return tuple(parts), _left_over(data, at)
-
-
-def _left_over(data: Bytes, at: int) -> int:
-    """Bytes behind the end that are neither a tag nor padding."""
-    rest = data.at(at, 1 << 20)
-    known = (b"TAG", b"ID3", b"APETAGEX", b"LYRICS")
-    if rest.startswith(known) or not rest.strip(b"\0"):
-        return 0
-    return data.size - at
-
-
-def _is_placeholder(size: int, here: int) -> bool:
-    """Whether a length of 32 bits was written before the length was known (what ffmpeg, sox, arecord, .. stream)."""
-    return size > here and (size >= 0xFFFFE000 or 0x7FFFE000 <= size <= 0x80001000)
-
-
-def _riff(data: Bytes, start: int) -> Optional[_Extent]:
-    """WAV, RIFX (big-endian), RF64."""
-    head = data.at(start, 12)
-    order = ">" if head[:4] == b"RIFX" else "<"
-    long_at, long_size = 0, None
-    for at, name, size in _chunks(data, start + 12, order):
-        if name == b"ds64":
-            fields = data.at(at, 16)
-            long_at, long_size = at + 8, struct.unpack("<Q", fields[8:16])[0] if len(fields) == 16 else None
-        if name != b"data":
-            continue
-        here = data.size - at
-        if size == 0xFFFFFFFF and long_size is not None:
-            if long_size in (0, 2**64 - 1):
-                return _Extent(at, None, data.size, (long_at, struct.pack("<Q", here)))
-            size = long_size
-        elif size == 0 and here and _chunk_end(data, at, order) < data.size:
-            return _Extent(at, None, data.size, (at - 4, b"\xff" * 4))
-        elif _is_placeholder(size, here):
-            return _Extent(at, None, data.size)
-        if size > here:
-            return _Extent(at, size, data.size)
-        ends = [_chunk_end(data, at + size + pad, order) for pad in {size & 1, 0}]
-        return _Extent(at, size, max(ends))
-    return None
-
-
-def mpeg_in_wav(data: Bytes, start: int) -> Optional[Range]:
-    """Where the frames lie in a WAV file that holds MPEG audio (old recorders write MP3 into WAV), as it states."""
-    for at, name, size in _chunks(data, start + 12, "<"):
-        if name == b"fmt " and data.at(at, 2) not in (b"\x50\x00", b"\x55\x00"):
-            return None
-        if name == b"data":
-            return at, at + size
-    return None
-
-
-def _chunks(data: Bytes, at: int, order: str) -> Iterator[Tuple[int, bytes, int]]:
-    """Content offset, name and size of RIFF or IFF chunks."""
-    while True:
-        head = data.at(at, 8)
-        if len(head) < 8:
-            return
-        size = struct.unpack(order + "I", head[4:])[0]
-        yield at + 8, head[:4], size
-        at += 8 + size + (size & 1)
-
-
-def _chunk_end(data: Bytes, at: int, order: str) -> int:
-    """Where the chunks that begin at ``at`` end."""
-    while at + 8 <= data.size:
-        head = data.at(at, 8)
-        size = struct.unpack(order + "I", head[4:])[0]
-        named = all(32 <= byte < 127 for byte in head[:4]) and head[:4] not in (b"RIFF", b"RIFX", b"RF64", b"FORM")
-        if not named or at + 8 + size > data.size:
-            return at
-        at += 8 + size + (size & 1)
-    return data.size if not data.at(at, 8).strip(b"\0") else at
-
-
-def _aiff(data: Bytes, start: int) -> Optional[_Extent]:
-    for at, name, size in _chunks(data, start + 12, ">"):
+def _aiff(data: Bytes, start: int) -> Optional[Extent]:
+    for at, name, size in chunks(data, start + 12, ">"):
         if name == b"SSND":
             here = data.size - at
-            if size == 0 or _is_placeholder(size, here):
-                return _Extent(at + 8, None, data.size, (at - 4, struct.pack(">I", min(here, 0xFFFFFFFE))))
+            if size == 0 or is_placeholder(size, here):
+                return Extent(at + 8, None, data.size, (at - 4, struct.pack(">I", min(here, 0xFFFFFFFE))))
             if size > here:
-                return _Extent(at + 8, size - 8, data.size)
-            return _Extent(at + 8, size - 8, max(_chunk_end(data, at + size + pad, ">") for pad in {size & 1, 0}))
+                return Extent(at + 8, size - 8, data.size)
+            return Extent(at + 8, size - 8, max(chunk_end(data, at + size + pad, ">") for pad in {size & 1, 0}))
     return None
 
 
-def _au(data: Bytes, start: int) -> Optional[_Extent]:
+def _au(data: Bytes, start: int) -> Optional[Extent]:
     head = data.at(start, 24)
     if len(head) < 24:
         return None
     order = "<" if head[:4] == b"dns." else ">"
     offset, size = struct.unpack(order + "II", head[4:12])
     here = data.size - start - offset
-    if size == 0 or _is_placeholder(size, here):
-        return _Extent(start + offset, None, data.size, (start + 8, b"\xff" * 4))
-    return _Extent(start + offset, size, start + offset + size)
+    if size == 0 or is_placeholder(size, here):
+        return Extent(start + offset, None, data.size, (start + 8, b"\xff" * 4))
+    return Extent(start + offset, size, start + offset + size)
 
 
 def sphere_header(data: Bytes, start: int = 0) -> Dict[str, str]:
@@ -244,7 +96,26 @@ def sphere_header(data: Bytes, start: int = 0) -> Dict[str, str]:
     return fields
 
 
-def _sphere(data: Bytes, start: int) -> Optional[_Extent]:
+def shorten_to_wav(data: Bytes, name: str) -> Tuple[bytes, int]:
+    """Convert SPHERE that is compressed with Shorten -> WAV, by sph2pipe, and the samples that the header states."""
+    program = shutil.which("sph2pipe")
+    if program is None:
+        raise UserError(f"{name}: SPHERE that is compressed with Shorten needs sph2pipe (`lhotse install-sph2pipe`)")
+    with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
+        path = data.path
+        if path is None:
+            path = os.path.join(folder, "audio.sph")
+            with open(path, "wb") as file:
+                file.write(data.all())
+        done = subprocess.run([program, "-f", "wav", "-p", os.path.abspath(path)], capture_output=True, check=False)
+    if done.returncode or not done.stdout:
+        said = " ".join(done.stderr.decode(errors="replace").split())[:200]
+        raise UserError(f"{name}: sph2pipe cannot read it: {said or 'no output'}")
+    stated = sphere_header(data).get("sample_count", "0")
+    return done.stdout, int(stated) if stated.isdigit() else 0
+
+
+def _sphere(data: Bytes, start: int) -> Optional[Extent]:
     fields = sphere_header(data, start)
     try:
         header = int(fields["header"])
@@ -252,12 +123,12 @@ def _sphere(data: Bytes, start: int) -> Optional[_Extent]:
         stated = stated * int(fields.get("sample_n_bytes", 2)) if stated else None
     except (KeyError, ValueError):
         return None
-    return _Extent(start + header, stated, data.size if stated is None else start + header + stated)
+    return Extent(start + header, stated, data.size if stated is None else start + header + stated)
 
 
-def _caf(data: Bytes, start: int) -> Optional[_Extent]:
+def _caf(data: Bytes, start: int) -> Optional[Extent]:
     at = start + 8
-    found: Optional[_Extent] = None
+    found: Optional[Extent] = None
     coded = data.at(start + 28, 4) not in (b"lpcm", b"ulaw", b"alaw")
     while at + 12 <= data.size:
         head = data.at(at, 12)
@@ -267,73 +138,73 @@ def _caf(data: Bytes, start: int) -> Optional[_Extent]:
             here = data.size - at
             if size < 0 or size > here:
                 stated = None if size < 0 else size - 4
-                return None if coded else _Extent(at + 4, stated, data.size, (at - 8, struct.pack(">q", here)))
-            found = _Extent(at + 4, size - 4, at + size)
+                return None if coded else Extent(at + 4, stated, data.size, (at - 8, struct.pack(">q", here)))
+            found = Extent(at + 4, size - 4, at + size)
         elif size < 0 or at + size > data.size or not all(32 <= byte < 127 for byte in head[:4]):
             at -= 12
             break
         at += size
-    return None if found is None else _Extent(found.data, found.stated, at)
+    return None if found is None else Extent(found.data, found.stated, at)
 
 
-def _w64(data: Bytes, start: int) -> Optional[_Extent]:
+def _w64(data: Bytes, start: int) -> Optional[Extent]:
     at = start + 40
     while at + 24 <= data.size:
         head = data.at(at, 24)
         size = struct.unpack("<Q", head[16:])[0] - 24
         if head[:4] == b"data":
             if size <= 0 or size >= 2**62:
-                return _Extent(at + 24, None, data.size)
+                return Extent(at + 24, None, data.size)
             end = at + 24 + size + -size % 8
             total = struct.unpack("<Q", data.at(start + 16, 8))[0]
-            return _Extent(
-                at + 24, size, max(end, start + total) if start + total <= data.size else min(end, data.size)
-            )
+            return Extent(at + 24, size, max(end, start + total) if start + total <= data.size else min(end, data.size))
         if size < 0:
             return None
         at += 24 + size + -size % 8
     return None
 
 
-_READERS: Dict[str, Callable[[Bytes, int], Optional[_Extent]]] = {
-    "wav": _riff,
-    "rf64": _riff,
+EXTENTS: Dict[str, Callable[[Bytes, int], Optional[Extent]]] = {
+    "wav": riff,
+    "rf64": riff,
     "aiff": _aiff,
     "au": _au,
     "sphere": _sphere,
     "caf": _caf,
     "w64": _w64,
 }
-SAMPLES = tuple(_READERS)  # containers that `parts_of_samples` knows
 
 
-def parts_of_packets(data: Bytes, container: str) -> Tuple[Tuple[Range, ...], bool]:
-    """The files that are joined in a container that PyAV reads, and whether the last one ends too early."""
+SAMPLES = tuple(EXTENTS)  # containers of plain samples
+
+
+def packet_structure(data: Bytes, container: str) -> Structure:
+    """The structure of a container that PyAV reads: the files that are joined in it, and whether the end is missing."""
+    starts, cut = [0], False
     if container == "mp4":
-        return _boxes(data)
-    if container == "matroska":
-        return _segments(data)
-    if container == "avi":
+        starts, cut = _boxes(data)
+    elif container == "matroska":
+        starts, cut = _segments(data)
+    elif container == "avi":
         size = struct.unpack("<I", data.at(4, 4).ljust(4, b"\0"))[0]
-        return ((0, data.size),), size > data.size - 7 and not _is_placeholder(size, data.size)
-    if container == "asf":
+        cut = size > data.size - 7 and not is_placeholder(size, data.size)
+    elif container == "asf":
         starts = list(data.find(bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"))) or [0]
         head = data.at(starts[-1], 1 << 16)
         at = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))  # file properties
         known = 0 <= at <= len(head) - 92 and not head[at + 88] & 1  # otherwise it is a broadcast
         size = struct.unpack("<Q", head[at + 40 : at + 48])[0] if known else 0
-        return tuple(zip(starts, [*starts[1:], data.size])), size > data.size - starts[-1]
-    if container == "mpegts":
-        return ((0, data.size),), data.size % 188 != 0
-    if container == "amr":
+        cut = size > data.size - starts[-1]
+    elif container == "mpegts":
+        cut = data.size % 188 != 0
+    elif container == "amr":
         starts = list(data.find(b"#!AMR"))
-        return tuple(zip(starts, [*starts[1:], data.size])), False
-    return ((0, data.size),), False
+    return Structure(container, ranges=tuple(zip(starts, [*starts[1:], data.size])), cut=cut)
 
 
-def _boxes(data: Bytes) -> Tuple[Tuple[Range, ...], bool]:
-    """MP4: a second ``ftyp`` behind the media of the first is another file."""
-    starts, at, indexed, media, cut = [0], 0, False, False, False
+def _boxes(data: Bytes) -> Tuple[List[int], bool]:
+    """The files in MP4 (another ``ftyp`` behind the media begins the next), and whether the end is missing."""
+    starts, at, indexed, media = [0], 0, False, False
     while at + 8 <= data.size:
         head = data.at(at, 16)
         size = struct.unpack(">I", head[:4])[0]
@@ -351,12 +222,14 @@ def _boxes(data: Bytes) -> Tuple[Tuple[Range, ...], bool]:
         if size < 8 or not all(32 <= byte < 127 or byte == 0xA9 for byte in name):
             break
         at += size
-    cut = at > data.size or not indexed
-    return tuple(zip(starts, [*starts[1:], data.size])), cut
+    return starts, at > data.size or not indexed
 
 
-def _segments(data: Bytes) -> Tuple[Tuple[Range, ...], bool]:
-    """Matroska: each EBML header begins a file. Segments and clusters may be of unknown length (as browsers record)."""
+def _segments(data: Bytes) -> Tuple[List[int], bool]:
+    """The files in Matroska (each EBML header begins one), and whether the end is missing.
+
+    Segments and clusters may be of unknown length (recordings of browsers).
+    """
     starts = [at for at in data.find(b"\x1a\x45\xdf\xa3") if b"\x42\x82" in data.at(at, 64)] or [0]
     at = starts[-1]
     while at < data.size:
@@ -366,7 +239,7 @@ def _segments(data: Bytes) -> Tuple[Tuple[Range, ...], bool]:
         unknown = size == (1 << 7 * width) - 1
         at += len(name) + width
         at += 0 if unknown else size  # an element of unknown length is entered
-    return tuple(zip(starts, [*starts[1:], data.size])), at > data.size
+    return starts, at > data.size
 
 
 def _vint(content: bytes, at: int) -> Tuple[int, int]:
@@ -375,3 +248,150 @@ def _vint(content: bytes, at: int) -> Tuple[int, int]:
     width = 9 - first.bit_length() if first else 8
     value = int.from_bytes(content[at : at + width], "big") & ((1 << 7 * width) - 1)
     return width, value
+
+
+_MIRRORED = bytes(int(f"{number:08b}"[::-1], 2) for number in range(256))
+_CODECS = ((b"\x01vorbis", "vorbis"), (b"OpusHead", "opus"), (b"\x7fFLAC", "flac"), (b"Speex   ", "speex"))
+_OPUS_MS = (10, 20, 40, 60) * 3 + (10, 20) * 2 + (2.5, 5, 10, 20) * 4  # of a frame, by the packet's first five bits
+GAP = 0.1  # seconds: what time stamps may differ from the samples
+
+
+def ogg_crc(page: bytes) -> int:
+    """The checksum of a page whose checksum field is zero: CRC-32 as in zlib, with all bits mirrored."""
+    crc = zlib.crc32(page.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{crc:032b}"[::-1], 2)
+
+
+@dataclass
+class _Stream:
+    """A logical stream of one link."""
+
+    codec: str
+    number: int
+    ranges: List[List[int]] = field(default_factory=list)
+    ended: bool = False
+    pages: int = 0
+    granule: int = 0
+    gaps: int = 0
+    lost_at: Optional[int] = None  # granule position
+
+
+def ogg_structure(data: Bytes) -> Structure:
+    """The structure of a (chained) Ogg file: a part for each link, with the pages of its first audio stream.
+
+    There are no parts, and PyAV reads the file, where a link holds what libsndfile cannot read.
+    """
+    links: List[Dict[int, _Stream]] = []
+    damage: Optional[str] = None
+    problems: List[str] = []
+    starts: List[int] = []
+    starting = False
+    at = 0
+    content = data.all()
+    while at < len(content):
+        if content[at : at + 4] != b"OggS":
+            after = content.find(b"OggS", at + 1)
+            skipped = (after if after >= 0 else len(content)) - at
+            if links and content[at:].strip(b"\0") and not content.startswith((b"ID3", b"TAG"), at):
+                problems.append(f"damaged: {skipped} bytes between its pages are no Ogg")
+            if after < 0:
+                break
+            at = after
+            continue
+        table = content[at + 27 : at + 27 + (content[at + 26] if at + 26 < len(content) else 0)]
+        body = at + 27 + len(table)
+        end = body + sum(table)
+        if at + 27 > len(content) or len(table) < content[at + 26] or end > len(content):
+            problems.append("truncated: its last page is not complete")
+            break
+        page = content[at:end]
+        crc = struct.unpack("<I", page[22:26])[0]
+        if ogg_crc(page[:22] + bytes(4) + page[26:]) != crc:
+            damage = damage or f"damaged: the page at byte {at} has another checksum than it says"
+            at += 4  # a false start, or a page that is lost
+            continue
+        flags, granule, serial, number = page[5], *struct.unpack("<qII", page[6:14] + page[14:22])
+        if flags & 2:
+            if not starting:
+                links.append({})
+                starts.append(at)
+            links[-1][serial] = _Stream(_codec(content[body : body + 8]), number - 1)
+        starting = bool(flags & 2)
+        stream = links[-1].get(serial) if links else None
+        if stream is not None:
+            _add(stream, content, (at, body, end), flags, granule, number)
+        at = end
+    return _links(links, tuple(zip(starts, [*starts[1:], at])) or ((0, data.size),), damage, problems)
+
+
+def _codec(head: bytes) -> str:
+    return next((name for magic, name in _CODECS if head.startswith(magic)), "")
+
+
+def _add(stream: _Stream, content: bytes, page: Tuple[int, int, int], flags: int, granule: int, number: int) -> None:
+    """Add a page to its stream, and look for lost pages (by number) and gaps (by time stamp)."""
+    at, body, end = page
+    if number != (stream.number + 1) & 0xFFFFFFFF and stream.lost_at is None:
+        stream.lost_at = stream.granule
+    stream.number = number
+    stream.pages += 1
+    if stream.ranges and stream.ranges[-1][1] == at:
+        stream.ranges[-1][1] = end
+    else:
+        stream.ranges.append([at, end])
+    stream.ended = bool(flags & 4)
+    if granule <= 0:
+        return
+    if stream.codec == "opus" and stream.granule:
+        expected = stream.granule + _opus_samples(content, content[at + 27 : body], body, bool(flags & 1))
+        if granule - expected > 48000 * GAP:
+            stream.gaps += 1
+    stream.granule = granule
+
+
+def _opus_samples(content: bytes, table: bytes, body: int, continued: bool) -> int:
+    """Samples at 48 kHz of the packets that end on a page."""
+    samples, at, begin, first = 0.0, body, body, True
+    for size in table:
+        at += size
+        if size == 255:
+            continue
+        if not (first and continued) and at > begin:
+            head = content[begin]
+            count = (1, 2, 2, content[begin + 1] & 63 if at > begin + 1 else 0)[head & 3]
+            samples += _OPUS_MS[head >> 3] * 48 * count
+        elif at > begin:  # begun on the page before: as long as the others
+            samples += 960
+        first, begin = False, at
+    return int(samples)
+
+
+def _links(
+    links: List[Dict[int, _Stream]], ranges: Tuple[Range, ...], damage: Optional[str], problems: List[str]
+) -> Structure:
+    parts: List[JoinedStream] = []
+    notes: List[str] = []
+    readable, gaps = True, False
+    for number, link in enumerate(links):
+        stream = next((item for item in link.values() if item.codec), None)
+        if stream is None or (stream.granule <= 0 and len(links) > 1):
+            continue
+        readable &= stream.codec in ("vorbis", "opus")
+        gaps |= stream.gaps > 0
+        if stream.lost_at is not None:
+            damage = damage or "damaged: pages are missing, their numbers are not in order"
+        if number == len(links) - 1 and not stream.ended and not problems:
+            notes.append("it has no end-of-stream mark: it may be cut short")
+        whole = len(links) == 1 and len(link) == 1 and len(stream.ranges) == 1 and stream.ranges[0][0] == 0
+        pieces: Tuple[Piece, ...] = tuple((begin, end) for begin, end in stream.ranges)
+        parts.append(JoinedStream(None if whole and stream.ended else pieces))
+    return Structure(
+        "ogg",
+        tuple(parts) if readable else (),
+        ranges,
+        cut=bool(problems),
+        problems=tuple(problems),
+        notes=tuple(notes),
+        damage=damage,
+        gaps=gaps,
+    )

@@ -14,9 +14,8 @@ from lhotse import CutSet, Recording
 from lhotse.cut import Cut
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.access import file_problem
+from tokenverse_pp.data.access import file_problem, recording_of
 from tokenverse_pp.data.audio import AudioInput, check_whole
-from tokenverse_pp.data.audio.lhotse_backend import recording_of
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 
 LOUDEST = 100.0  # samples should be in [-1, 1]; larger values were not divided by 32768
@@ -51,7 +50,7 @@ def is_single(audio: Any) -> bool:
 
 
 def _is_pair(audio: Any) -> bool:
-    """(samples, rate)."""
+    """Whether the input is (samples, rate)."""
     if not (isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[0], (np.ndarray, torch.Tensor))):
         return False
     return isinstance(audio[1], (int, float, np.integer, np.floating))
@@ -61,15 +60,15 @@ def open_audio(audio: Any, sample_rate: Optional[float] = None, label: str = "au
     """Open one recording.
 
     Args:
-        audio: the path of a file; the bytes of one, or a file that is open for reading them; samples as an array or
-            tensor, with their rate in a pair or in a mapping (``array``, ``sampling_rate``); a lhotse cut or recording.
-            Channels are averaged, and any rate is taken.
+        audio: a path, the bytes of a file, or an open binary file; an array or tensor of samples, alone, in a pair with
+            their rate, or in a mapping (``array``, ``sampling_rate``); a lhotse cut or recording. Channels are
+            averaged, and any rate is accepted.
         sample_rate: of samples that come without one; None for 16 kHz.
-        label: of what has no name of its own.
+        label: the name of audio without one.
 
     Raises:
-        UserError: naming the file, where it is missing, empty, no audio, or damaged in the middle, and for samples that
-            are none. What is missing at the end of a file, and gaps of its time stamps, are logged as warnings.
+        UserError: naming the file, if it is missing, empty, no audio, or damaged in the middle; also for invalid
+            samples. A missing end of a file, and gaps of its time stamps, are logged as warnings.
     """
     if isinstance(audio, (str, Path)):
         return _open_file(Path(audio))
@@ -86,12 +85,12 @@ def open_audio(audio: Any, sample_rate: Optional[float] = None, label: str = "au
     if hasattr(audio, "read"):
         audio = audio.read()
     if isinstance(audio, (bytes, bytearray, memoryview)):
-        return Heard(label, label, cut_of_bytes(bytes(audio), label))
+        return Heard(label, label, _cut_of_source(bytes(audio), label, label))
     raise UserError(f"{label}: expected a file, samples, bytes or a cut, got {type(audio).__name__}")
 
 
 def open_or_refuse(audio: Any, sample_rate: Optional[float] = None, number: int = 1) -> Union[Heard, Refused]:
-    """`open_audio` for one of several: one that cannot be opened does not keep those behind it."""
+    """`open_audio` for one of several, where an error does not stop the others."""
     if isinstance(audio, (Heard, Refused)):
         return audio
     label = str(audio) if isinstance(audio, (str, Path)) else f"audio {number}"
@@ -102,7 +101,7 @@ def open_or_refuse(audio: Any, sample_rate: Optional[float] = None, number: int 
 
 
 def several(audio: Any) -> Iterable[Any]:
-    """Recordings from a list, an iterator or a CutSet (raises UserError for what is none)."""
+    """Recordings from a list, an iterator or a CutSet (raises UserError for anything else)."""
     if isinstance(audio, CutSet) or (hasattr(audio, "__iter__") and not isinstance(audio, (int, float))):
         return audio
     raise UserError(f"audio: expected a file, samples, bytes, a cut, or several of these, got {type(audio).__name__}")
@@ -126,8 +125,8 @@ def _open_file(path: Path) -> Heard:
 def _cut_of_source(source: Union[Path, bytes], label: str, name: str) -> Cut:
     """A file or its bytes as a cut, of the length that can be read.
 
-    What libsndfile can seek in stays where it is, and is decoded a window at a time. What only PyAV reads, or has a
-    truncated end that stops the decoder, is decoded here, into memory.
+    A source in which libsndfile can seek is decoded later, a window at a time. One that only PyAV reads, or whose
+    truncated end stops the decoder, is decoded into memory here.
     """
     with AudioInput(source, label, thorough=True, rate=SAMPLING_RATE) as audio:
         samples = None
@@ -157,11 +156,6 @@ def _open_mapping(audio: Mapping[str, Any], sample_rate: Optional[float], label:
     return Heard(label, name, cut_of_samples(np.asarray(audio["array"]), float(rate), label))
 
 
-def cut_of_bytes(data: bytes, label: str) -> Cut:
-    """The bytes of an audio file as a cut (raises UserError)."""
-    return _cut_of_source(data, label, label)
-
-
 def cut_of_samples(samples: Any, rate: float, label: str) -> Cut:
     """Samples (S,), (C, S) or (S, C) as a cut in memory; whole numbers are scaled to [-1, 1].
 
@@ -180,9 +174,7 @@ def cut_of_samples(samples: Any, rate: float, label: str) -> Cut:
         raise UserError(f"{label}: expected samples (S,), (channels, S) or (S, channels), got {shape}")
     if array.size == 0:
         raise UserError(f"{label}: holds no samples")
-    if array.ndim == 2:
-        array = array.mean(axis=int(np.argmin(array.shape)))
-    array = array.astype(np.float32)
+    array = (array.mean(axis=int(np.argmin(array.shape))) if array.ndim == 2 else array).astype(np.float32)
     if not np.isfinite(array).all():
         raise UserError(f"{label}: holds samples of NaN or infinity")
     if np.abs(array).max() > LOUDEST:

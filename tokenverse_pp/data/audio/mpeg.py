@@ -1,4 +1,4 @@
-"""MPEG audio (MP3): parse frames, and build streams with a correct header for libsndfile.
+"""MPEG audio (MP3): parse frames, build streams with a correct header for libsndfile, and catch libmpg123's messages.
 
 libsndfile trusts the Xing header of an MP3 file, guesses a length where there is none, reads only the first of several
 joined files, and seeks to slightly different samples than it decodes. Each stream of frames is therefore passed to it
@@ -7,13 +7,17 @@ as a file of its own: the frames behind a header that counts them, or only those
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
+import tempfile
+import threading
 from array import array
 from dataclasses import dataclass, field, replace
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from functools import lru_cache
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
-from tokenverse_pp.data.audio.containers import tag_size
-from tokenverse_pp.data.audio.source import Bytes, JoinedStream, Piece
+from tokenverse_pp.data.audio.source import Bytes, JoinedStream, Piece, Structure, tag_size
 
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # by version bits
 _KBIT = {  # by (MPEG 1, layer)
@@ -28,29 +32,21 @@ DELAY = 529  # samples by which every decoder of layer III is late
 _LONGEST = 5000  # bytes: more than any frame has
 
 
+_Kind = Tuple[int, int, int, bool]  # version, layer, rate, mono
+
+
 class _Header(NamedTuple):
-    """What the four bytes of a frame's header say."""
+    """The header of a frame (4 bytes)."""
 
     length: int
     samples: int
-    kind: Tuple[int, int, int, bool]  # version, layer, rate, mono: constant in a stream
-    info_at: int  # where a Xing header would be
+    kind: _Kind  # constant in a stream
+    info_at: int  # offset of a Xing header
 
 
-_HEADERS: Dict[bytes, Optional[_Header]] = {}
-
-
+@lru_cache(1 << 16)
 def _header(head: bytes) -> Optional[_Header]:
-    """Read a frame header; None where there is none. The same few occur again and again."""
-    try:
-        return _HEADERS[head]
-    except KeyError:
-        if len(_HEADERS) > 1 << 16:
-            _HEADERS.clear()
-        return _HEADERS.setdefault(head, _parse(head))
-
-
-def _parse(head: bytes) -> Optional[_Header]:
+    """Read a frame header (4 bytes); None if it is none. The same few occur again and again."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
@@ -72,7 +68,7 @@ def _parse(head: bytes) -> Optional[_Header]:
 class _Mpeg:
     """A stream of frames: from one Xing header, or one change of format, to the next."""
 
-    kind: Tuple[int, int, int, bool]
+    kind: _Kind
     samples: int  # of a frame
     info: bytes = b""  # the frame with the Xing header
     starts: array[int] = field(default_factory=lambda: array("q"))  # bytes
@@ -96,10 +92,10 @@ class _Mpeg:
         return tuple((self.starts[a], self.ends[b - 1]) for a, b in zip(bounds, bounds[1:]) if b > a)
 
     def piece(self, data: Bytes, start: int, stop: int) -> Tuple[Tuple[Piece, ...], int]:
-        """A file of its own from which samples ``start`` to ``stop`` can be decoded, and where they begin in it.
+        """A file from which samples ``start`` to ``stop`` can be decoded, and the sample in it that ``start`` is.
 
-        A frame may use up to 511 bytes of those before it, and overlaps the one before. Seeking in libmpg123 decodes
-        frames whose bytes it has not seen, with complaints on stderr; here these are emptied, but for their bytes.
+        A frame may use up to 511 bytes of the frames before it, and overlaps with the last of them. Seeking in
+        libmpg123 decodes frames whose bytes it has not seen, with messages on stderr; here they keep only their bytes.
         """
         start, stop = start + self.skip, stop + self.skip
         last = min(len(self.starts), stop // self.samples + 2)
@@ -152,14 +148,13 @@ def _follow(content: bytes, at: int, found: _Header, count: int) -> bool:
     return True
 
 
-def mpeg_parts(data: Bytes, start: int) -> Tuple[Tuple[JoinedStream, ...], List[str], List[str]]:
-    """The streams of an MP3 file, each with a Xing header that is right; what is wrong between their frames, and what
-    may be at their end."""
+def mpeg_structure(data: Bytes, start: int) -> Structure:
+    """The structure of MPEG audio: a part for each stream of frames, with a correct Xing header."""
     content = data.all()
     streams: List[_Mpeg] = []
     junk, at = 0, start
     cut = False
-    kind: Optional[Tuple[int, int, int, bool]] = None
+    kind: Optional[_Kind] = None
     found = _header(content[at : at + 4])
     while at + 4 <= len(content):
         end = at + found.length if found is not None else at
@@ -189,11 +184,11 @@ def mpeg_parts(data: Bytes, start: int) -> Tuple[Tuple[JoinedStream, ...], List[
             stream.ends.append(end)
         at, found = end, following
     problems = [f"damaged: {junk} bytes between its frames are no MP3"] if junk > _LONGEST else []
-    parts = [_mpeg_part(item, last and cut) for item, last in _with_last(streams) if item.starts]
+    parts = [_mpeg_part(item, cut and item is streams[-1]) for item in streams if item.starts]
     if len(streams) == 1 and parts and not cut and _is_right(streams[0], parts[0], content):
         parts = [replace(parts[0], pieces=None)]
     notes = ["its last frame is not complete: it may be cut short"] if cut and parts and not parts[-1].samples else []
-    return tuple(parts), problems, notes
+    return Structure("mp3", tuple(parts), problems=tuple(problems), notes=tuple(notes))
 
 
 def _is_right(stream: _Mpeg, part: JoinedStream, content: bytes) -> bool:
@@ -205,11 +200,11 @@ def _is_right(stream: _Mpeg, part: JoinedStream, content: bytes) -> bool:
     return same and stream.starts[0] - len(stream.info) == start and len(content) - stream.ends[-1] in (0, 128)
 
 
-def _unusual(
-    content: bytes, at: int, found: Optional[_Header], kind: Optional[Tuple[int, int, int, bool]]
-) -> Optional[Tuple[int, int]]:
-    """Where to go on at a place that is no frame like the last one, and the bytes that are no tag or padding; -1:
-    nowhere. None: it is a frame all the same."""
+def _unusual(content: bytes, at: int, found: Optional[_Header], kind: Optional[_Kind]) -> Optional[Tuple[int, int]]:
+    """Handle a place that holds no frame like the last one.
+
+    Returns where to go on (-1: nowhere) and the number of bytes that are neither tag nor padding; None for a frame.
+    """
     if found is not None and (found.kind == kind or _follow(content, at, found, 2)):
         if _follow(content, at, found, 1):
             return None
@@ -220,12 +215,8 @@ def _unusual(
     return (-1, 0) if after is None else after
 
 
-def _with_last(items: List[_Mpeg]) -> Iterator[Tuple[_Mpeg, bool]]:
-    return ((item, number == len(items)) for number, item in enumerate(items, start=1))
-
-
 def _skip(content: bytes, at: int, started: bool) -> Optional[Tuple[int, int]]:
-    """Where frames go on behind something else, and how many bytes are no tag or padding; None: nowhere."""
+    """Where frames continue behind other content, and how many bytes are neither tag nor padding; None: nowhere."""
     head = content[at : at + 10]
     size = tag_size(head)
     if 0 < size <= len(content) - at:
@@ -235,13 +226,14 @@ def _skip(content: bytes, at: int, started: bool) -> Optional[Tuple[int, int]]:
     if head[:8] == b"APETAGEX" and at + 16 <= len(content):
         return at + 32 + struct.unpack("<I", content[at + 12 : at + 16])[0], 0
     if head[0] == 0:
-        return at + len(content[at : at + (1 << 16)]) - len(content[at : at + (1 << 16)].lstrip(b"\0")), 0
+        block = content[at : at + (1 << 16)]
+        return at + len(block) - len(block.lstrip(b"\0")), 0
     after = _next_frame(content, at + 1, len(content))
     return None if after is None else (after, after - at if started else 0)
 
 
 def _next_frame(content: bytes, at: int, stop: int) -> Optional[int]:
-    """Where the next frame begins that others follow."""
+    """The start of the next frame that is followed by others."""
     at = content.find(b"\xff", at, stop)
     while at >= 0:
         found = _header(content[at : at + 4])
@@ -252,7 +244,7 @@ def _next_frame(content: bytes, at: int, stop: int) -> Optional[int]:
 
 
 def _mpeg_part(stream: _Mpeg, cut: bool) -> JoinedStream:
-    """Give a stream, whose last frame may be ``cut``, a header that says how many frames it has."""
+    """A stream with a header that states its number of frames; ``cut``: the last frame is incomplete."""
     info, count = stream.info, len(stream.starts)
     runs = stream.pieces(0, count)
     size = sum(stream.ends) - sum(stream.starts)
@@ -294,3 +286,44 @@ def _new_info(stream: _Mpeg, frames: int, size: int) -> bytes:
     at = found.info_at
     frame[at : at + 16] = b"Xing" + struct.pack(">III", 3, frames, size + len(frame))
     return bytes(frame)
+
+
+MEMORY = hasattr(os, "memfd_create")  # files in memory: Linux
+_STDERR = threading.Lock()
+
+
+@contextlib.contextmanager
+def library_messages() -> Iterator[List[bytes]]:
+    """Collect what libmpg123 writes to standard error; the messages of others are passed on.
+
+    libsndfile cannot turn these messages off, and they name no file.
+    """
+    kept: List[bytes] = []
+    with _STDERR:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # a process without one
+            yield kept
+            return
+        with os.fdopen(os.memfd_create("stderr"), "w+b") if MEMORY else tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 2)
+            try:
+                yield kept
+            finally:
+                os.dup2(stderr, 2)
+                file.seek(0)
+                for line in file:
+                    if b"libmpg123" in line:
+                        kept.append(line)
+                    elif not line.startswith((b"Note: ", b"Warning: Xing")):
+                        os.write(stderr, line)
+                os.close(stderr)
+
+
+def in_memory(content: bytes) -> int:
+    """The descriptor of a file in memory: libmpg123 reads byte by byte, and each read would be a call of Python."""
+    descriptor = os.memfd_create("audio")
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor

@@ -58,11 +58,7 @@ class Told:
 
 
 def import_av(name: str, container: str) -> Any:
-    """The module `av`.
-
-    Raises:
-        UserError: saying what to install.
-    """
+    """The module `av` (raises UserError saying what to install)."""
     try:
         import av
     except ImportError:
@@ -72,15 +68,15 @@ def import_av(name: str, container: str) -> Any:
 
 
 class PyAVDecoder:
-    """Decoder of the first audio stream of a source, once from start to end.
+    """Decodes the first audio stream of a source, once from start to end.
 
     Args:
         data: the source.
         ranges: the files that are joined in it.
         name: for messages.
         container: see `container_of`.
-        cut: whether its structure says that its end is missing.
-        rate: resample to it (by FFmpeg, and averaging the channels); None for that of the stream.
+        cut: whether its end is missing, by its structure.
+        rate: resample to this rate (by FFmpeg) and average the channels; None for the rate of the stream.
     """
 
     def __init__(
@@ -95,11 +91,7 @@ class PyAVDecoder:
         self._silence = 0.0
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Samples (C, S) as float32.
-
-        Raises:
-            UserError: where there is no audio, or the damage is such that nothing can be decoded.
-        """
+        """Samples (C, S) as float32 (raises UserError if there is no audio, or none that can be decoded)."""
         stream = self._native()
         if self.mono_rate is None:
             yield from stream
@@ -137,7 +129,7 @@ class PyAVDecoder:
         return f"no audio that can be decoded{said}"
 
     def _part(self, container: Any, last: bool) -> Iterator[np.ndarray]:
-        """One of the files that are joined in the source: its clock begins where the one before ended."""
+        """Decode one of the joined files, whose clock begins where the last one ended."""
         told = self.told
         stream = container.streams.audio[0]
         if len(container.streams.audio) > 1:
@@ -162,7 +154,7 @@ class PyAVDecoder:
                     raise UserError(f"{self.name}: has {_count(frame)} channels: expected {MOST_CHANNELS} at most")
                 samples = _floats(_packed(self.av, frame))
                 told.channels = told.channels or len(samples)
-                samples = _with_channels(samples, told.channels)
+                samples = with_channels(samples, told.channels)
                 if stamp is not None:
                     if base is None:
                         base = self._base(stamp, relative)
@@ -177,22 +169,21 @@ class PyAVDecoder:
             self._check_end(container, stream, begun, broken is not None)
 
     def _base(self, stamp: float, relative: bool) -> int:
-        """The sample at which the clock of a part says 0, by the first time stamp of the part."""
+        """The sample at which the clock of a part is 0, by its first time stamp."""
         if relative or stamp < 0:
             return self._done - round(stamp * self.told.rate)
-        # Parts that are joined have their own clocks, or, as fragments of one stream, go on with that of the first.
+        # Joined files have clocks of their own, fragments of one stream continue that of the first.
         return 0 if stamp >= self._done / self.told.rate - MIN_GAP else self._done
 
     def _tick(self, base: int, stamp: float) -> Tuple[int, int]:
-        """Compare the clock with the samples so far -> the base, which moves when the clock is set, and samples of
-        silence that are due."""
+        """Compare a time stamp with the samples so far -> the base (moved if the clock was set), samples of silence."""
         told, rate = self.told, self.told.rate
         ahead = base + round(stamp * rate) - self._done
         seconds = ahead / rate
         if seconds > MAX_GAP or self._silence + seconds > ALL_GAPS or seconds < -1.0:
             told.jumps.append((self._done / rate, seconds))
             return base - ahead, 0
-        if seconds < MIN_GAP:  # also overlaps: no sample is dropped, and the next gap makes up for them
+        if seconds < MIN_GAP:  # no sample of an overlap is dropped, the next gap makes up for it
             return base, 0
         if self._done == 0:
             told.late = seconds
@@ -203,7 +194,7 @@ class PyAVDecoder:
         return base, ahead
 
     def _check_end(self, container: Any, stream: Any, begun: int, broken: bool) -> None:
-        """See whether the end is missing: by what was decoded, by the structure, and by the stated length."""
+        """Find out whether the end is missing, by the decoded samples, the structure and the stated length."""
         told = self.told
         seconds = (self._done - begun) / told.rate
         stated = self._stated(container, stream)
@@ -216,7 +207,7 @@ class PyAVDecoder:
                 told.truncated = f"truncated: its end is missing, {seconds:.3f} s were read"
 
     def _stated(self, container: Any, stream: Any) -> Optional[float]:
-        """Seconds that the headers state for the audio; None where they do not, or FFmpeg would guess."""
+        """Seconds of audio that the headers state; None if they do not, or FFmpeg would guess."""
         if self.container == "mp4":
             return float(stream.duration * stream.time_base) if stream.duration else None
         if self.container in ("matroska", "flv") and len(container.streams) == 1 and container.duration:
@@ -224,7 +215,7 @@ class PyAVDecoder:
         return None
 
     def _resample(self, samples: np.ndarray, old: int, new: int) -> Iterator[np.ndarray]:
-        """Through FFmpeg's resampler; a channel at a time, as it knows only layouts that have names."""
+        """Resample by FFmpeg, one channel at a time, as it supports only named layouts."""
         rows = []
         for channel, row in enumerate(samples):
             if (old, channel) not in self._resamplers:
@@ -236,8 +227,7 @@ class PyAVDecoder:
 
 
 def _packed(av: Any, frame: Any) -> Any:
-    """A frame whose planes PyAV can hand over: of planar frames it knows eight channels, and reads beyond its memory
-    where there are more."""
+    """A frame that PyAV can convert: it reads beyond the memory of planar frames with more than eight channels."""
     if not frame.format.is_planar or _count(frame) <= 8:
         return frame
     resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
@@ -262,8 +252,8 @@ def _floats(frame: Any) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def _with_channels(samples: np.ndarray, count: int) -> np.ndarray:
-    """Samples (C, S) where the number of channels changes within a stream: the mean on all of them."""
+def with_channels(samples: np.ndarray, count: int) -> np.ndarray:
+    """Samples (C, S) with ``count`` channels: their mean on every channel where the number differs."""
     if len(samples) == count:
         return samples
     return np.repeat(samples.mean(axis=0, keepdims=True), count, axis=0)

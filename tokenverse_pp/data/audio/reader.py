@@ -1,4 +1,4 @@
-"""The one audio reader: a file, bytes or an open file of any container, decoded to samples, with its defects.
+"""The audio reader: a file, bytes or an open file of any container, decoded to samples, with its defects.
 
 Containers are detected by content. Each is decoded to its end: the length is that of the decoded samples, and a header
 that says otherwise is reported. libsndfile reads what it can, PyAV (if installed) the rest. No other program and no
@@ -14,49 +14,117 @@ import contextlib
 import io
 import logging
 import os
-import shutil
-import subprocess
-import tempfile
-import threading
+from dataclasses import replace
 from itertools import chain
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.audio.containers import NAMES, SAMPLES, UNKNOWN, sphere_header
-from tokenverse_pp.data.audio.pyav import TOLERANCE, PyAVDecoder, import_av
-from tokenverse_pp.data.audio.source import Bytes, Piece, Pieces, Source
-from tokenverse_pp.data.audio.streams import structure_of
+from tokenverse_pp.data.audio.containers import (
+    EXTENTS,
+    NAMES,
+    PACKETS,
+    SAMPLES,
+    ogg_structure,
+    packet_structure,
+    shorten_to_wav,
+    sphere_header,
+)
+from tokenverse_pp.data.audio.mpeg import MEMORY, in_memory, is_mpeg, library_messages, mpeg_structure
+from tokenverse_pp.data.audio.pyav import TOLERANCE, PyAVDecoder, import_av, with_channels
+from tokenverse_pp.data.audio.source import (
+    UNKNOWN,
+    Bytes,
+    JoinedStream,
+    Piece,
+    Pieces,
+    Source,
+    Structure,
+    container_of,
+    flac_parts,
+    mpeg_in_wav,
+    parts_of_samples,
+    tag_size,
+)
 
 BLOCK = 1 << 18  # samples that are decoded at once, all channels together
 MOST_CHANNELS = 1024
-MEMORY = hasattr(os, "memfd_create")  # files in memory: Linux
 BAD_FRAMES = "damaged: some of its frames cannot be decoded"
 NO_AUDIO = "no audio that can be decoded: not audio, or its format is not recognised"
 log = logging.getLogger("tokenverse_pp.data.audio")
 
 
+def structure_of(data: Bytes, thorough: bool = False) -> Structure:
+    """The structure of a source, cached.
+
+    Args:
+        thorough: search a FLAC file for others that are joined to it.
+    """
+    key = (*data.key, thorough)
+    found = _SEEN.get(key)
+    if found is None:
+        found = _SEEN[key] = _structure_of(data, thorough)
+        _weights.append(1000 + sum(part.frames.length // part.frames.samples for part in found.parts if part.frames))
+        if sum(_weights) > _MOST:
+            _SEEN.clear()
+            _weights.clear()
+    return found
+
+
+_SEEN: Dict[Tuple[Any, ...], Structure] = {}
+_weights: List[int] = []
+_MOST = 4_000_000  # MP3 frames (16 bytes each here) in the cache
+
+
+def _structure_of(data: Bytes, thorough: bool) -> Structure:
+    start, head = 0, data.at(0, 8192)
+    while 0 < tag_size(head) < data.size - start:  # files of any kind may begin with tags
+        start += tag_size(head)
+        head = data.at(start, 8192)
+    container = container_of(head)
+    everything = ((start, data.size),)
+    inside = mpeg_in_wav(data, start) if container == "wav" else None
+    if inside is not None or (container == UNKNOWN and is_mpeg(data, start)):
+        found = replace(mpeg_structure(data, start if inside is None else inside[0]), ranges=everything)
+        if inside is not None and data.size + 1 < inside[1] < 0x7FFFE000:
+            found = replace(found, problems=("truncated: its last frame is not complete",), notes=())
+        return found
+    if container in SAMPLES:
+        samples = parts_of_samples(data, container, start, EXTENTS[container])
+        if samples is not None:
+            return samples
+    elif container == "flac":
+        return Structure(container, flac_parts(data, start, thorough), everything)
+    elif container == "ogg":
+        found = ogg_structure(data)
+        return found if found.ranges else replace(found, ranges=everything)
+    elif container in PACKETS:
+        return packet_structure(data, container)
+    # libsndfile recognises VOC, IRCAM and others. It would take any byte 255 for the begin of an MP3 file.
+    return Structure(container, () if head[:1] == b"\xff" else (JoinedStream(((0, data.size),)),), everything)
+
+
 class AudioInput:
-    """An audio source that is open; a context manager.
+    """An open audio source; a context manager.
 
     Args:
         source: a path, the bytes of a file, or an open binary file.
         name: for messages; by default the path.
-        thorough: `measure` decodes what structure does not prove, and looks for a second FLAC file behind the first.
-        rate: resample what PyAV decodes to it, one channel; rate and channels of others stay.
+        thorough: let `measure` decode what the structure does not prove, and search for joined FLAC files.
+        rate: resample what PyAV decodes to this rate and one channel; rate and channels of other sources stay.
 
     Attributes:
         container: a key of `NAMES`, or ``unknown``.
         rate: in Hz.
-        channels: their number.
-        frames: samples a channel; None where they have to be decoded to be counted (`measure`).
-        problems: what is missing at the end or damaged; a line each. Complete after `measure` or `samples`.
-        notes: what a user may want to know; a line each.
-        damage: audio is missing in the middle, so that what is read is not what was said.
+        channels: the number of channels.
+        frames: samples per channel; None until `measure` has decoded them, if only that tells.
+        problems: what is missing at the end or damaged, one line each; complete after `measure` or `samples`.
+        notes: other findings, one line each.
+        damage: audio is missing in the middle.
 
     Raises:
-        UserError: naming the source, for what holds no audio, or needs what is not installed.
+        UserError: naming the source, if it holds no audio or needs a package that is not installed.
     """
 
     rate: int
@@ -69,13 +137,13 @@ class AudioInput:
         self.problems: List[str] = []
         self.notes: List[str] = []
         self.damage: Optional[str] = None
-        self.broken_at: Optional[int] = None  # the sample at which libsndfile could not go on
+        self.broken_at: Optional[int] = None  # the sample from which libsndfile cannot decode
         self._thorough, self._rate = thorough, rate
         self._counts: List[int] = []  # samples of each part
         self._first: Any = None  # the first part, open and at its start
         self._decoder: Optional[PyAVDecoder] = None
-        self._running: Any = None  # a generator of its blocks
-        self._decoded: Any = None  # what it will give
+        self._running: Any = None  # the generator of its blocks
+        self._decoded: Any = None  # the blocks to come
         self._measured = self._expanded = False
         self._stated_seconds = 0.0  # by Ogg time stamps
         try:
@@ -95,7 +163,7 @@ class AudioInput:
         self.close()
 
     def close(self) -> None:
-        """Close the source, if it was opened here."""
+        """Close the source."""
         if self._first is not None:
             self._first.close()
         if self._running is not None:
@@ -104,14 +172,13 @@ class AudioInput:
 
     @property
     def by_pyav(self) -> bool:
-        """Whether PyAV reads it, from its start on every time."""
+        """Whether PyAV decodes the source, from its start every time."""
         return self._decoder is not None
 
     @property
     def is_plain(self) -> bool:
-        """Whether libsndfile alone reads the same samples from the file as it is."""
-        as_it_is = [part.pieces for part in self._structure.parts] == [None]
-        return as_it_is and not self.by_pyav and not self._expanded
+        """Whether libsndfile reads the same samples from the file as it is."""
+        return [x.pieces for x in self._structure.parts] == [None] and not self.by_pyav and not self._expanded
 
     def _open(self) -> None:
         if self._data.size == 0:
@@ -134,28 +201,22 @@ class AudioInput:
 
     # libsndfile
 
-    def _soundfile(self) -> Any:
+    def _file(self, number: int) -> Any:
+        """Open a part with libsndfile, which detects its format by content."""
+        if number == 0 and self._first is not None:
+            file, self._first = self._first, None
+            return file
+        return self._of_pieces(self._structure.parts[number].pieces)
+
+    def _of_pieces(self, pieces: Optional[Tuple[Piece, ...]]) -> Any:
         try:
             import soundfile
         except ImportError:
             raise UserError(f"{self.name}: reading files needs soundfile: pip install soundfile") from None
-        return soundfile
-
-    def _file(self, number: int) -> Any:
-        """A part as libsndfile sees it. A name is no help for it: of known formats the content tells."""
-        if number == 0 and self._first is not None:
-            file, self._first = self._first, None
-            return file
-        pieces = self._structure.parts[number].pieces
-        if pieces is not None:
-            return self._of_pieces(pieces)
-        return self._soundfile().SoundFile(self._data.path or io.BytesIO(self._data.all()))
-
-    def _of_pieces(self, pieces: Tuple[Piece, ...]) -> Any:
-        what: Any = Pieces(self._data, pieces)
-        if self.container == "mp3" and MEMORY:
-            what = _in_memory(what.read())  # libmpg123 reads byte by byte: each would be a call of Python
-        return self._soundfile().SoundFile(what)
+        if pieces is None:
+            return soundfile.SoundFile(self._data.path or io.BytesIO(self._data.all()))
+        file = Pieces(self._data, pieces)
+        return soundfile.SoundFile(in_memory(file.read()) if self.container == "mp3" and MEMORY else file)
 
     def _open_parts(self) -> None:
         rates = set()
@@ -181,7 +242,7 @@ class AudioInput:
         self.frames = sum(self._counts)
 
     def _file_blocks(self, number: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        """Samples (C, S) of a part; what cannot be decoded ends it, and sets ``broken_at``."""
+        """Samples (C, S) of a part, up to what cannot be decoded, which sets ``broken_at``."""
         frames = self._structure.parts[number].frames
         if frames is not None and frames.seekable:
             yield from self._frame_blocks(number, start, stop)
@@ -200,7 +261,7 @@ class AudioInput:
             if not block.shape[1]:
                 break
             at += block.shape[1]
-            yield _with_channels(block, self.channels)
+            yield block
         if file is None:
             self.broken_at = sum(self._counts[:number]) + at
         else:
@@ -208,7 +269,7 @@ class AudioInput:
 
     @contextlib.contextmanager
     def _heard(self) -> Iterator[None]:
-        """Report libmpg123's complaints about MPEG frames, with the name of the source."""
+        """Turn libmpg123's messages about MPEG frames into a problem of the source."""
         if self.container != "mp3":
             yield
             return
@@ -218,7 +279,7 @@ class AudioInput:
             self.problems.append(BAD_FRAMES)
 
     def _file_at(self, number: int, at: int) -> Any:
-        """A part whose next sample is ``at``; None where libsndfile cannot decode what is before it."""
+        """Open a part with the position ``at``; None if libsndfile cannot decode what is before it."""
         file = self._file(number)
         if not at:
             return file
@@ -228,24 +289,22 @@ class AudioInput:
         except RuntimeError:
             file.close()
             file = self._file(number)
-        try:
+        with contextlib.suppress(RuntimeError):
             while at > 0:  # not every coding can be sought in, nor every file to its end
                 count = len(file.read(min(at, BLOCK), dtype="float32", always_2d=True))
                 if not count:
                     break
                 at -= count
-        except RuntimeError:
-            pass
         if not at:
             return file
         file.close()
         return None
 
     def _frame_blocks(self, number: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        """The same for MPEG audio, each block from a file of its own that is read to its end.
+        """`_file_blocks` for MPEG audio, where each block is a file of its own that is read to its end.
 
-        soundfile seeks behind each read, and libmpg123 does not find back to the same samples (it lacks bytes of the
-        frames before), so that reading in blocks would give others, and complaints on stderr.
+        soundfile seeks after each read, and libmpg123 then lacks bytes of the frames before, so that reading one file
+        in blocks would give other samples, and messages on stderr.
         """
         frames = self._structure.parts[number].frames
         for at in range(start, stop, BLOCK):
@@ -263,36 +322,21 @@ class AudioInput:
             except RuntimeError:
                 self.broken_at = sum(self._counts[:number]) + at
                 return
-            yield _with_channels(block, self.channels)
+            yield block
 
     def _expand_shorten(self) -> None:
-        """SPHERE that is compressed with Shorten, by sph2pipe -> WAV."""
-        program = shutil.which("sph2pipe")
-        if program is None:
-            raise UserError(
-                f"{self.name}: SPHERE that is compressed with Shorten needs sph2pipe (`lhotse install-sph2pipe`)"
-            )
-        stated = sphere_header(self._data).get("sample_count", "0")
-        with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
-            path = self._data.path
-            if path is None:
-                path = os.path.join(folder, "audio.sph")
-                with open(path, "wb") as file:
-                    file.write(self._data.all())
-            done = subprocess.run([program, "-f", "wav", "-p", os.path.abspath(path)], capture_output=True, check=False)
-        if done.returncode or not done.stdout:
-            said = " ".join(done.stderr.decode(errors="replace").split())[:200]
-            raise UserError(f"{self.name}: sph2pipe cannot read it: {said or 'no output'}")
+        """Go over to the WAV that sph2pipe makes of SPHERE that is compressed with Shorten."""
+        content, stated = shorten_to_wav(self._data, self.name)
         self._data.close()
-        self._data, self._expanded = Bytes(done.stdout), True
-        with AudioInput(done.stdout, self.name) as wav:
-            if stated.isdigit() and (wav.frames or 0) < int(stated):
-                self.problems.append(_truncated(wav.frames or 0, int(stated), wav.rate))
+        self._data, self._expanded = Bytes(content), True
+        with AudioInput(content, self.name) as wav:
+            if (wav.frames or 0) < stated:
+                self.problems.append(_truncated(wav.frames or 0, stated, wav.rate))
 
     # PyAV
 
     def _open_decoder(self, reason: str = "") -> None:
-        """Go over to PyAV; ``reason`` says why libsndfile does not do."""
+        """Go over to PyAV; ``reason`` says why libsndfile cannot read the source."""
         found = self._structure
         try:
             import_av(self.name, self.container)
@@ -325,7 +369,7 @@ class AudioInput:
             self.frames = None
 
     def _decode(self) -> Iterator[np.ndarray]:
-        """All that PyAV decodes; then what there is to say about it is known."""
+        """All blocks that PyAV decodes; problems and notes are complete after them."""
         if self._decoded is None:
             self._open_decoder()
         blocks, self._decoded = self._decoded, None
@@ -368,20 +412,19 @@ class AudioInput:
         for number, count in enumerate(self._counts):
             first, last = max(0, start - at), count if stop is None else min(count, stop - at)
             if last > first:
-                yield from self._file_blocks(number, first, last)
+                for block in self._file_blocks(number, first, last):
+                    yield block if len(block) == self.channels else with_channels(block, self.channels)
                 if self.broken_at is not None:
                     return
             at += count
 
     def read(self, start: int = 0, stop: Optional[int] = None) -> np.ndarray:
         """Samples (C, S) as `blocks` gives them, in one array."""
-        found = list(self.blocks(start, stop))
-        return (
-            found[0] if len(found) == 1 else np.concatenate([np.zeros((self.channels, 0), np.float32), *found], axis=1)
-        )
+        found = list(self.blocks(start, stop)) or [np.zeros((self.channels, 0), np.float32)]
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def measure(self) -> AudioInput:
-        """Determine the length of the source and its defects; what PyAV reads is decoded for this."""
+        """Determine length and defects of the source; PyAV decodes all of it for this."""
         if self._measured:
             return self
         if self.by_pyav:
@@ -417,7 +460,7 @@ class AudioInput:
         return self
 
     def _count(self, number: int) -> int:
-        """Samples of a part that can be decoded; all are decoded where the structure is no proof."""
+        """The samples of a part that can be decoded, by decoding where the structure does not prove it."""
         stated = self._counts[number]
         if self.container == "flac" and stated:
             with self._file(number) as file:
@@ -433,7 +476,7 @@ class AudioInput:
         return found
 
     def samples(self) -> np.ndarray:
-        """All samples, the channels averaged: (S,) float32. Problems and notes are complete then."""
+        """All samples with the channels averaged, (S,) float32. Completes problems and notes."""
         if not self.by_pyav:
             self.measure()
         found = [np.zeros(0, np.float32), *(block.mean(axis=0) for block in self.blocks())]
@@ -452,55 +495,8 @@ class AudioInput:
             log.warning("warning: %s: %s", self.name, line)
 
 
-@contextlib.contextmanager
-def library_messages() -> Iterator[List[bytes]]:
-    """Keep what libmpg123 writes to the standard error of the process; that of others is passed on.
-
-    libsndfile gives no way to turn it off, and it names no file.
-    """
-    kept: List[bytes] = []
-    with _STDERR:
-        try:
-            stderr = os.dup(2)
-        except OSError:  # a process without one
-            yield kept
-            return
-        with os.fdopen(os.memfd_create("stderr"), "w+b") if MEMORY else tempfile.TemporaryFile() as file:
-            os.dup2(file.fileno(), 2)
-            try:
-                yield kept
-            finally:
-                os.dup2(stderr, 2)
-                file.seek(0)
-                for line in file:
-                    if b"libmpg123" in line:
-                        kept.append(line)
-                    elif not line.startswith((b"Note: ", b"Warning: Xing")):
-                        os.write(stderr, line)
-                os.close(stderr)
-
-
-_STDERR = threading.Lock()
-
-
-def _in_memory(content: bytes) -> int:
-    """A file descriptor of a file with this content."""
-    descriptor = os.memfd_create("audio")
-    with os.fdopen(os.dup(descriptor), "wb") as file:
-        file.write(content)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
-
-
 def _truncated(found: int, stated: int, rate: int) -> str:
     return f"truncated: {found / rate:.3f} s of {stated / rate:.3f} s"
-
-
-def _with_channels(samples: np.ndarray, count: int) -> np.ndarray:
-    """Samples (C, S) of a part with another number of channels than the first: the mean on all of them."""
-    if len(samples) == count:
-        return samples
-    return np.repeat(samples.mean(axis=0, keepdims=True), count, axis=0)
 
 
 def read_audio(source: Source, name: Optional[str] = None, rate: Optional[int] = None) -> Tuple[np.ndarray, int]:

@@ -32,8 +32,7 @@ from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned, replacing
-from tokenverse_pp.data.access import check_access
-from tokenverse_pp.data.audio.lhotse_backend import use_backend
+from tokenverse_pp.data.access import check_access, use_backend
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR, Statistics
 from tokenverse_pp.data.labels import check_cut

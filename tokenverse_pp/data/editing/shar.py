@@ -15,8 +15,7 @@ from lhotse.shar import SharWriter
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import PathLike
-from tokenverse_pp.data.access import access_problems
-from tokenverse_pp.data.audio.lhotse_backend import check_files, undecodable
+from tokenverse_pp.data.access import access_problems, check_files, undecodable
 from tokenverse_pp.data.manifests import cut_of, read_rows
 
 

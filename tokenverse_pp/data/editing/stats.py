@@ -12,7 +12,7 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.base.errors import UserError, one_line, printable
 from tokenverse_pp.base.files import PathLike, aligned, replacing
-from tokenverse_pp.data.audio.lhotse_backend import check_audio, recording_files
+from tokenverse_pp.data.access import check_audio, recording_files
 from tokenverse_pp.data.labels import check_cut, labelled_cut, labelled_tasks, machine_tasks
 from tokenverse_pp.data.lines import NameSet
 from tokenverse_pp.data.manifests import UNKNOWN, ManifestRow, cut_of, languages_joined, read_cuts, read_rows, scan_rows

@@ -16,9 +16,8 @@ from lhotse import AudioSource, Recording
 from lhotse.utils import fastcopy
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.access import allow_sources, file_problem
+from tokenverse_pp.data.access import allow_sources, file_problem, recording_of, use_backend
 from tokenverse_pp.data.audio import ENDINGS, AudioInput
-from tokenverse_pp.data.audio.lhotse_backend import recording_of, use_backend
 from tokenverse_pp.data.corpora.common import write_16_khz
 from tokenverse_pp.data.importing.rows import BadRow, Row, channel_number, safe_id, shown
 from tokenverse_pp.data.lines import CONTROL

@@ -18,7 +18,7 @@ from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, Set, Tu
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import json_of, yaml_of
-from tokenverse_pp.data.audio.containers import container_of
+from tokenverse_pp.data.audio.source import container_of
 from tokenverse_pp.data.importing.audio import AudioOut
 from tokenverse_pp.data.importing.fields import FieldMap
 from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, safe_id, shown

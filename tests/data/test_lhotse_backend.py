@@ -12,7 +12,7 @@ from lhotse.audio import backend as backends
 from lhotse.audio.utils import AudioLoadingError
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.audio.lhotse_backend import TokenverseBackend, check_audio, use_backend
+from tokenverse_pp.data.access import TokenverseBackend, check_audio, use_backend
 from tokenverse_pp.data.dataset import TransducerDataset, load_inputs
 from tokenverse_pp.data.labels import find_problems
 
@@ -81,7 +81,7 @@ def test_no_program_on_the_path_has_a_say(container, programs, tmp_path):
     whole = recording.load_audio()
     assert whole.shape == (1, 2 * RATE) and np.abs(whole[0] - sound()[:, 0]).max() < 0.1
     np.testing.assert_allclose(recording.load_audio(offset=0.5, duration=0.25)[0], whole[0, 8000:12000], atol=1e-6)
-    for share in (0.97, 0.8, 0.5, 0.1):
+    for share in (0.97, 0.5, 0.1):
         path.write_bytes(written(container)[: int(len(written(container)) * share)])
         with pytest.raises(UserError, match=r"(truncated: |no audio that can be decoded)"):
             load_inputs(recording.to_cut())
@@ -100,7 +100,7 @@ def cut_of(path, seconds=None):
     return Recording("r", [source], rate, frames, frames / rate).to_cut()
 
 
-@pytest.mark.parametrize("share", [0.97, 0.8, 0.5])
+@pytest.mark.parametrize("share", [0.97, 0.5])
 @pytest.mark.parametrize("container", ["flac", "wav", "mp3", "ogg"])
 def test_truncated_files_are_refused_with_both_lengths(container, share, tmp_path):
     path = tmp_path / "a.flac"
@@ -109,7 +109,7 @@ def test_truncated_files_are_refused_with_both_lengths(container, share, tmp_pat
     cut = cut_of(path)
     assert check_audio(cut) == [] and len(load_inputs(cut)) == 9 * RATE
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"^cut r: ") as caught:
         load_inputs(cut)
     for problem in (check_audio(cut)[0], str(caught.value)):
         assert problem.count(str(path)) == 1 and "truncated: " in problem and " s of 9.000 s" in problem
@@ -158,18 +158,6 @@ def test_damage_in_the_middle_is_no_truncation(tmp_path):
     assert "cannot be decoded: damaged at 0." in problem
 
 
-@pytest.mark.parametrize("channels", [2, 3, 5])
-def test_channels_of_a_recording(channels, tmp_path):
-    path = tmp_path / "a.wav"
-    path.write_bytes(encoded(sound(1.0, channels=channels)))
-    recording = Recording.from_file(path)
-    assert recording.num_channels == channels
-    found = recording.load_audio(channels=channels - 1)
-    np.testing.assert_allclose(found[0], sound(1.0, channels=channels)[:, -1], atol=1e-4)
-    heard = load_inputs(recording.to_cut(), convert=True).numpy()
-    np.testing.assert_allclose(heard, sound(1.0, channels=channels).mean(axis=1), atol=1e-4)
-
-
 def test_memory_and_saving(tmp_path):
     content = written("flac")
     recording = Recording.from_bytes(content, "r")
@@ -186,15 +174,12 @@ def test_memory_and_saving(tmp_path):
 
 @pytest.mark.parametrize("container", ["flac", "mp3", "wav", "ogg"])
 def test_any_piece_of_joined_files(container, tmp_path):
-    path = tmp_path / "two"
-    path.write_bytes(written(container) * 2)
-    source = AudioSource("file", [0], str(path))
-    recording = Recording("r", [source], RATE, 4 * RATE, 4.0)
-    assert check_audio(recording.to_cut()) == []
-    whole = load_inputs(recording.to_cut()).numpy()
-    assert len(whole) == 4 * RATE
+    (tmp_path / "two").write_bytes(written(container) * 2)
+    cut = Recording("r", [AudioSource("file", [0], str(tmp_path / "two"))], RATE, 4 * RATE, 4.0).to_cut()
+    whole = load_inputs(cut).numpy()
+    assert check_audio(cut) == [] and len(whole) == 4 * RATE
     for start in (0.5, 1.8, 2.5):
-        piece = load_inputs(recording.to_cut().truncate(offset=start, duration=1.0)).numpy()
+        piece = load_inputs(cut.truncate(offset=start, duration=1.0)).numpy()
         np.testing.assert_allclose(piece, whole[round(start * RATE) :][:RATE], atol=1e-6)
 
 
