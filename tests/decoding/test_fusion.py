@@ -118,6 +118,7 @@ def test_rows_are_the_gains_of_all_tokens_and_both_at_once_are_the_sum(phrases, 
         states.append(bonus.advance(states[-1], token))
         assert 0 <= states[-1] < bonus.states
     rows = bonus.look_up(states, CPU)
+    torch.testing.assert_close(rows[-1], bonus.row(states[-1]))
     expected = [[bonus.gain(state, token) for token in range(V)] for state in states]
     torch.testing.assert_close(rows, torch.tensor(expected))
     assert not rows[:, 0].any()

@@ -20,7 +20,7 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.long_form import Merger, Unit, Window, decode_long, matches, windows_of
+from tokenverse_pp.decoding.long_form import Merger, Unit, decode_long, matches, windows_of
 from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.decoding.search import search
 from tokenverse_pp.models.bundle import ModelBundle
@@ -92,7 +92,7 @@ def hypothesis(said):
 def merged(windows):
     merger = Merger(PIECES, TASKS, SHIFT, CONSTRAINTS)
     for window in windows:
-        merger.add(window)
+        merger.add(*window)
     tokens, frames, log_probs = merger.result()
     assert len(tokens) == len(frames) == len(log_probs) and list(frames) == sorted(frames)
     return [PIECES[token] for token in tokens], list(frames)
@@ -102,7 +102,7 @@ def chopped(said, seconds, rng, edge=0, jitter=0):
     for start in itertools.count(0, WINDOW - OVERLAP):
         last = start + WINDOW >= seconds * SECOND
         end = seconds * SECOND if last else start + WINDOW
-        yield Window(start, end, heard(said, start, end, rng, edge, jitter, last))
+        yield start, end, heard(said, start, end, rng, edge, jitter, last)
         if last:
             return
 
@@ -126,7 +126,7 @@ def test_whatever_windows_say_the_whole_is_well_formed(seed):
     windows = []
     for start in range(0, 4 * (WINDOW - OVERLAP), WINDOW - OVERLAP):
         said = speech(rng, 28)[: rng.choice([0, 1, 5, 1000])]
-        windows.append(Window(start, start + WINDOW, hypothesis(said)))
+        windows.append((start, start + WINDOW, hypothesis(said)))
     pieces, _ = merged(windows)
     assert CONSTRAINTS.allows([ID(piece) for piece in pieces])
     words = pieces_to_words(pieces)[0]
@@ -137,7 +137,7 @@ def test_whatever_windows_say_the_whole_is_well_formed(seed):
 def window(start, text):
     """Pieces with their frames in the recording, such as ``▁a 550 [NE] 560``."""
     pieces, frames = text.split()[::2], text.split()[1::2]
-    return Window(start, start + WINDOW, hypothesis([(int(f) - start, piece) for f, piece in zip(frames, pieces)]))
+    return start, start + WINDOW, hypothesis([(int(f) - start, piece) for f, piece in zip(frames, pieces)])
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,7 @@ class RowCache:
         """M rows by their numbers, (M, width)."""
         if len(self._row_of) + len(numbers) > self.capacity or self._rows.device != device:
             self._row_of.clear()  # what is still needed is made again
-            if self._rows.device != device:
-                self._rows = torch.empty(0, self.width, device=device)
+            self._rows = torch.empty(0, self.width, device=device)
         missing = [number for number in dict.fromkeys(numbers) if number not in self._row_of]
         if missing:
             first, end = len(self._row_of), len(self._row_of) + len(missing)

@@ -63,24 +63,14 @@ def units_of(hypothesis: Hypothesis, pieces: Sequence[str], first_frame: int) ->
         pieces: of the whole vocabulary.
         first_frame: where the window starts in the recording.
     """
-    groups: List[List[int]] = []
-    word_is_open = False
-    for i, token in enumerate(hypothesis.tokens):
-        mark = is_task_token(pieces[token])
-        if mark or not word_is_open or pieces[token].startswith(SPACE):
-            groups.append([i])
-        else:
-            groups[-1].append(i)
-        word_is_open = not mark
-    return [
-        Unit(
-            tuple(hypothesis.tokens[i] for i in group),
-            tuple(hypothesis.frames[i] + first_frame for i in group),
-            tuple(hypothesis.log_probs[i] for i in group),
-            not is_task_token(pieces[hypothesis.tokens[group[0]]]),
-        )
-        for group in groups
-    ]
+    tokens = hypothesis.tokens
+    marks = [is_task_token(pieces[token]) for token in tokens]
+    starts = [i for i, t in enumerate(tokens) if i == 0 or marks[i] or marks[i - 1] or pieces[t].startswith(SPACE)]
+    units = []
+    for first, end in zip(starts, [*starts[1:], len(tokens)]):
+        frames = tuple(frame + first_frame for frame in hypothesis.frames[first:end])
+        units.append(Unit(tokens[first:end], frames, hypothesis.log_probs[first:end], not marks[first]))
+    return units
 
 
 def matches(left: Sequence[Unit], right: Sequence[Unit], tolerance: int) -> List[Tuple[int, int]]:
@@ -116,15 +106,6 @@ def matches(left: Sequence[Unit], right: Sequence[Unit], tolerance: int) -> List
     return found
 
 
-@dataclass(frozen=True)
-class Window:
-    """What was found in frames ``start`` .. ``end`` of a recording; the hypothesis's frames count from ``start``."""
-
-    start: int
-    end: int
-    hypothesis: Hypothesis
-
-
 @dataclass
 class Merger:
     """Takes the windows of a recording in order.
@@ -151,18 +132,18 @@ class Merger:
         symbols = {s for task in self.tasks.tasks for s, r in task.ranks.items() if r == rank}
         return {i for i, piece in enumerate(self.pieces) if piece in symbols}
 
-    def add(self, window: Window) -> None:
-        """Join the next window to what is there."""
-        units = units_of(window.hypothesis, self.pieces, window.start)
+    def add(self, start: int, end: int, hypothesis: Hypothesis) -> None:
+        """Join the next window, frames ``start`` to ``end``; frames of its hypothesis count from ``start``."""
+        units = units_of(hypothesis, self.pieces, start)
         if not self.units and not any(unit.is_word for unit in units):
             self.language = self.language or [unit for unit in units if unit.tokens[0] in self.front]
             units = []
         if self.units:
             units = [unit for unit in units if unit.tokens[0] not in self.front]
-            i, j = self._seam(units, window.start)
+            i, j = self._seam(units, start)
             units = self.units[:i] + _later(units[j:], self.units[i - 1].frames[-1] if i else 0)
         self.units = units
-        self.end = window.end
+        self.end = end
 
     def _seam(self, right: Sequence[Unit], start: int) -> Tuple[int, int]:
         """How many units to take of what is there, and which unit of the next window comes after them."""
@@ -306,7 +287,7 @@ def merge_windows(
     while group := list(islice(windows, batch)):
         found = recognize([part for _, part in group])
         for (start, part), hypothesis in zip(group, found):
-            merger.add(Window(start, start + round(part.duration / shift), hypothesis))
+            merger.add(start, start + round(part.duration / shift), hypothesis)
     return merger.result()
 
 

@@ -149,13 +149,7 @@ class StreamingSearch:
 
 
 class Method(ABC):
-    """A search that can be carried on. A memory is never changed, so a step that fails leaves a stream as it was.
-
-    Args:
-        scorer: of the search.
-        decide_after: see `StreamingSearch`.
-        endpoint: see `StreamingSearch`.
-    """
+    """A search that can be carried on. A memory is never changed, so a step that fails leaves a stream as it was."""
 
     def __init__(self, scorer: Scorer, decide_after: float, endpoint: Optional[int]):
         self.scorer, self.options, self.bonus = scorer, scorer.options, scorer.bonus
@@ -168,14 +162,7 @@ class Method(ABC):
 
     @abstractmethod
     def run(self, scorer: Scorer, lengths: Sequence[int], constraints: BatchConstraints, states: States) -> List[Ran]:
-        """Decode the scorer's frames.
-
-        Args:
-            scorer: over the frames (T, N, J) of N streams, the longest first.
-            lengths: of each, at least one frame.
-            constraints: of all, with the first state of each.
-            states: of each.
-        """
+        """Decode the scorer's frames (T, N, J) of N streams, the longest first; each has one frame or more."""
 
     @abstractmethod
     def open(self, memory: Any) -> List[Token]:

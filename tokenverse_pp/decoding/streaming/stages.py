@@ -118,14 +118,7 @@ class Stack(Stage):
 
 
 class GridStage(Stage):
-    """A stage that counts its frames, and takes those of one chunk of the grid at a time: (N, T, C) -> (N, T, D).
-
-    Args:
-        module: whose layers are run.
-        grid: the chunks.
-        name: of its entries in the state.
-        output_dim: D.
-    """
+    """A stage that counts its frames, and takes those of one chunk of the grid at a time: (N, T, C) -> (N, T, D)."""
 
     def __init__(self, module: nn.Module, grid: ChunkGrid, name: str, output_dim: int) -> None:
         self.grid, self.frames, self.output_dim = grid, f"{name}.frames", output_dim
@@ -214,14 +207,7 @@ def look(frames: Tensor, new: int, grid: ChunkGrid) -> Sight:
 
 
 class AttentionWindow:
-    """The window and the sinks of one attention layer.
-
-    Args:
-        name: of its entries in the state.
-        heads: H.
-        head_dim: D.
-        grid: the chunks.
-    """
+    """The window and the sinks of one attention layer, (2, H, frames, D) each: keys and values."""
 
     def __init__(self, name: str, heads: int, head_dim: int, grid: ChunkGrid) -> None:
         self.window, self.sinks = f"{name}.window", f"{name}.sinks"
@@ -237,13 +223,9 @@ class AttentionWindow:
     def push(
         self, k: Tensor, v: Tensor, state: State, sight: Sight, sink_keys: Optional[Tensor] = None
     ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
-        """Add a chunk's keys and values (N, H, new, D).
+        """Add a chunk's keys and values (N, H, new, D); the entries in ``state`` become what the next chunk will see.
 
-        Args:
-            k, v: of the chunk.
-            state: of the batch; its entries are replaced by what the next chunk will see.
-            sight: from `look`, for this chunk.
-            sink_keys: keys in the form in which sinks keep them, if not ``k``.
+        ``sink_keys`` are the keys in the form in which sinks keep them, if not ``k``.
 
         Returns:
             Keys and values of window and chunk (N, H, slots + new, D), and those of the sinks (N, 2, H, sinks, D) as
@@ -315,14 +297,8 @@ def attention_of(layer: Any) -> Any:
 def run_layer(layer: Any, x: Tensor, norm_first: bool, window: AttentionWindow, state: State, sight: Sight) -> Tensor:
     """One layer of transformers' wav2vec2, HuBERT or Whisper in eval mode over one chunk, (N, T, C) -> (N, T, C).
 
-    Args:
-        layer: ``Wav2Vec2EncoderLayer(StableLayerNorm)``, ``HubertEncoderLayer(StableLayerNorm)``,
-            ``WhisperEncoderLayer``.
-        x: its input.
-        norm_first: whether the norms come first.
-        window: of its attention.
-        state: of the batch.
-        sight: of the chunk.
+    The layer is a ``Wav2Vec2EncoderLayer(StableLayerNorm)``, ``HubertEncoderLayer(StableLayerNorm)`` or
+    ``WhisperEncoderLayer``; in the first two ``norm_first`` says whether the norms come first.
     """
 
     def attend(x: Tensor) -> Tensor:
@@ -353,12 +329,7 @@ def run_layer(layer: Any, x: Tensor, norm_first: bool, window: AttentionWindow, 
 
 
 class Context(GridStage):
-    """The context network: (N, T, F) -> (N, T, C).
-
-    Args:
-        network: whose layers.
-        grid: chunks of the (stacked) frames.
-    """
+    """The context network over (stacked) frames: (N, T, F) -> (N, T, C)."""
 
     def __init__(self, network: ContextNetwork, grid: ChunkGrid) -> None:
         self.layers: List[Any] = list(network.layers)
