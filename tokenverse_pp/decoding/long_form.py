@@ -23,18 +23,34 @@ import math
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Callable, Collection, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
-
-import torch
-from lhotse.cut import Cut
+from typing import (
+    TYPE_CHECKING,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+    Union,
+)
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import NEG_INF, Constraints
+from tokenverse_pp.decoding.constraints import NEG_INF, RuleTables
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_FRONT, RANK_OPEN, TaskSet
 from tokenverse_pp.tasks.transcript import is_task_token
+
+if TYPE_CHECKING:  # `tokenverse_pp.runtime` merges windows without torch and lhotse
+    import torch
+    from lhotse.cut import Cut
+
+    from tokenverse_pp.decoding.automaton import Constraints
+    from tokenverse_pp.models.bundle import ModelBundle
 
 SPACE = "▁"
 
@@ -141,7 +157,7 @@ class Merger:
     pieces: Sequence[str]
     tasks: TaskSet
     frame_shift: float
-    constraints: Constraints
+    constraints: Union[Constraints, RuleTables]
     units: List[Unit] = field(default_factory=list)
     end: int = 0
     language: List[Unit] = field(default_factory=list)  # of a first window without words
@@ -351,19 +367,24 @@ def cut_of(path: Union[str, Path]) -> Cut:
 
 
 def windows_of(cut: Cut, window: float, overlap: float, shift: float) -> Iterator[Tuple[int, Cut]]:
-    """Windows of a cut that is longer than one: first frame, and the part of the cut.
+    """Windows of a cut that is longer than one: first frame, and the part of the cut (see `window_times`)."""
+    bare = cut.drop_supervisions()
+    for start, offset, duration in window_times(cut.duration, window, overlap, shift):
+        yield start, bare.truncate(offset=offset, duration=duration, preserve_id=True)
+
+
+def window_times(duration: float, window: float, overlap: float, shift: float) -> Iterator[Tuple[int, float, float]]:
+    """Windows of a recording that is longer than one: first frame, start and duration in seconds.
 
     They start at multiples of the encoder's output frame, so that frames of all windows are on one clock, and the last
-    one, which ends with the cut, is longer than the overlap.
+    one, which ends with the recording, is longer than the overlap.
     """
-    bare = cut.drop_supervisions()
     step = max(1, math.floor((window - overlap) / shift + 1e-6))
     start = 0
     while True:
         offset = start * shift
-        is_last = offset + window >= cut.duration - 1e-6
-        duration = cut.duration - offset if is_last else window
-        yield start, bare.truncate(offset=offset, duration=duration, preserve_id=True)
+        is_last = offset + window >= duration - 1e-6
+        yield start, offset, duration - offset if is_last else window
         if is_last:
             return
         start += step

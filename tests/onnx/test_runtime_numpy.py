@@ -1,16 +1,18 @@
-"""The search in NumPy finds what the search in torch finds."""
+"""Search and log-mel in NumPy, beside those in torch."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import constraints_for, tables_for
 from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.models.encoders.whisper import LogMel
 from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
+from tokenverse_pp.onnx.inputs import NumpyLogMel
 from tokenverse_pp.onnx.search import Search
 from tokenverse_pp.tasks import build_tasks
 
@@ -130,3 +132,32 @@ def test_no_frames_give_the_empty_hypothesis():
 def test_what_the_runtime_does_not_have_is_refused(options, named):
     with pytest.raises(UserError, match=f"search option '{named}': the runtime has"):
         Model(0, 2).search(["asr"], options)
+
+
+def log_mels(audio):
+    """Of the runtime, and of torch."""
+    torch_mel = LogMel(80)
+    expected, lens = torch_mel(torch.from_numpy(audio)[None], torch.tensor([len(audio)]))
+    found = NumpyLogMel(torch_mel.filters.numpy(), torch_mel.n_fft, torch_mel.hop)(audio)
+    return found, expected[0, :, : int(lens)].numpy()
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 40000), st.integers(0, 99), st.floats(1e-4, 1.0))
+@example(1, 0, 0.1)
+@example(160, 0, 0.1)
+@example(161, 0, 0.1)
+@example(200, 0, 0.1)
+@example(5000, 0, 0.0)
+def test_log_mel_of_any_length(size, seed, level):
+    found, expected = log_mels((level * np.random.default_rng(seed).standard_normal(size)).astype(np.float32))
+    assert found.shape == expected.shape and found.dtype == np.float32
+    # The range ends 80 dB below the maximum, where torch's float32 has few digits left.
+    np.testing.assert_allclose(found, expected, atol=1e-4 if level else 1e-6)
+
+
+@pytest.mark.parametrize("size", [479700, 479999, 480000])
+def test_log_mel_of_up_to_thirty_seconds(size):
+    time = np.arange(size) / 16000
+    audio = (0.3 * np.sin(2 * np.pi * 440 * time) * np.exp(-time / 9)).astype(np.float32)
+    np.testing.assert_allclose(*log_mels(audio), atol=1e-4)
