@@ -1,5 +1,7 @@
 """Search and log-mel in NumPy, beside those in torch."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -22,16 +24,7 @@ TASKS = build_tasks(
 PIECES = ["<blk>", "<unk>", *TASKS.symbols, "▁", "▁a", "▁b", "c"]
 
 
-class Vocabulary:
-    """A tokenizer of few pieces."""
-
-    vocab_size = len(PIECES)
-
-    def id_of(self, symbol):
-        return PIECES.index(symbol)
-
-    def pieces(self, ids):
-        return [PIECES[i] for i in ids]
+VOCABULARY = SimpleNamespace(vocab_size=len(PIECES), id_of=PIECES.index, pieces=lambda ids: [PIECES[i] for i in ids])
 
 
 class Model:
@@ -59,11 +52,11 @@ class Model:
         return self.joiner(torch.from_numpy(frames), torch.from_numpy(states)).numpy()
 
     def search(self, active, options):
-        tables = tables_for(TASKS, active, Vocabulary(), options.languages, options.force_language)
+        tables = tables_for(TASKS, active, VOCABULARY, options.languages, options.force_language)
         return Search(self.predict, self.join, tables, self.context, options)
 
     def reference(self, frames, active, options):
-        constraints = constraints_for(TASKS, active, Vocabulary(), options.languages, options.force_language)
+        constraints = constraints_for(TASKS, active, VOCABULARY, options.languages, options.force_language)
         lens = torch.tensor([len(frames)])
         return search_frames(self.predictor, self.joiner, frames[None], lens, options, constraints)[0]
 
@@ -90,34 +83,15 @@ def test_hypotheses_are_those_of_torch(data):
     active = ["lid", *data.draw(st.lists(st.sampled_from(["scd", "endp", "ner"]), unique=True))]
     frames = 2 * torch.randn(data.draw(st.integers(1, 40)), 6)
     search = model.search(active, options)
-    search.advance(model.project(frames))
+    assert search.best()[0].tokens == ()
+    for piece in np.split(model.project(frames), sorted(data.draw(st.lists(st.integers(0, len(frames)), max_size=4)))):
+        search.advance(piece)
     found, expected = search.best(), model.reference(frames, active, options)
     assert [h.tokens for h in found] == [h.tokens for h in expected]
     for ours, theirs in zip(found, expected):
         assert ours.frames == theirs.frames
         np.testing.assert_allclose(ours.log_probs, theirs.log_probs, atol=1e-4)
         assert (ours.log_prob, ours.score) == pytest.approx((theirs.log_prob, theirs.score), abs=1e-3, rel=1e-5)
-
-
-@settings(max_examples=30)
-@given(st.integers(0, 99), st.lists(st.integers(1, 19), max_size=4), st.sampled_from(["greedy", "beam"]))
-def test_frames_may_come_in_pieces(seed, cuts, method):
-    model, options = Model(seed, 2), SearchOptions(method)
-    frames = model.project(2 * torch.randn(20, 6))
-    whole, parts = (model.search(TASKS.names, options) for _ in range(2))
-    whole.advance(frames)
-    bounds = sorted({0, *cuts, 20})
-    for a, b in zip(bounds, bounds[1:]):
-        parts.advance(frames[a:b])
-    (ours,), (theirs,) = parts.best(), whole.best()
-    assert (ours.tokens, ours.frames) == (theirs.tokens, theirs.frames)
-    assert ours.score == pytest.approx(theirs.score, abs=1e-4)
-
-
-def test_no_frames_give_the_empty_hypothesis():
-    search = Model(0, 2).search(["asr"], SearchOptions())
-    search.advance(np.zeros((0, 16), dtype=np.float32))
-    assert search.best()[0].tokens == ()
 
 
 @pytest.mark.parametrize(

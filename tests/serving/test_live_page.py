@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from browser import chromium
-from fake_transcriber import CHUNK, TASKS, FakeStream, FakeTranscriber
+from fake_transcriber import CHUNK, TASKS, FakeTranscriber
 
 from tokenverse_pp.serving.access import Access
 from tokenverse_pp.serving.protocol import Limits
@@ -34,7 +34,7 @@ class Scripted(FakeTranscriber):
 
     def open(self, tasks=None, name=None):
         self.tasks.append(tuple(tasks))
-        return FakeStream(tasks, False)
+        return super().open(tasks)
 
     def set_tasks(self, stream, tasks):
         self.tasks.append(tuple(tasks))
@@ -48,8 +48,8 @@ class Scripted(FakeTranscriber):
         if loud < 0.01 or done >= len(SPEECH):
             return []
         stream.said.append(SPEECH[done][1])
-        events = [self._event(stream, *SPEECH[done])]
-        return [*events, self._event(stream, "partial", "peut-être [ENDP]" if done < len(SPEECH) - 1 else "")]
+        partial = "peut-être [ENDP]" if done < len(SPEECH) - 1 else ""
+        return [self._event(stream, *SPEECH[done]), self._event(stream, "partial", partial)]
 
 
 @contextlib.contextmanager

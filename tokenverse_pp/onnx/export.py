@@ -39,7 +39,6 @@ from tokenverse_pp.onnx.folder import (
     Description,
 )
 from tokenverse_pp.onnx.graphs import (
-    ChunkExport,
     describe,
     log_mel_of,
     prepared,
@@ -47,6 +46,7 @@ from tokenverse_pp.onnx.graphs import (
     share_weights,
     to_float16,
     to_int8,
+    trace_chunks,
     trace_encoder,
     trace_search,
 )
@@ -167,9 +167,8 @@ def _write(loaded: ModelBundle, folder: Path, options: ExportOptions) -> Descrip
         trace_encoder(model, description, folder, options.opset)
     else:
         encoders = [FIRST, ENCODER]
-        chunks = ChunkExport(model, options.chunks)
-        description = replace(description, streaming=chunks.describe(), max_samples=None)
-        chunks.write(folder, description, options.opset)
+        streaming = trace_chunks(model, options.chunks, description, folder, options.opset)
+        description = replace(description, streaming=streaming, max_samples=None)
     trace_search(model, description, folder, options.opset)
     for name in encoders:
         if options.precision == "int8":

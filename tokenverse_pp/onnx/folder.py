@@ -93,30 +93,19 @@ def read_folder(folder: Union[str, Path], check_files: bool = True) -> Descripti
     Raises:
         UserError: for a folder that is not an export or of another version, and for missing or damaged files.
     """
-    folder = Path(folder)
-    path = folder / DESCRIPTION
+    path = Path(folder) / DESCRIPTION
     try:
         data = json_of(path.read_text(encoding="utf-8"), f"{path}: cannot be read")
     except FileNotFoundError:
-        raise UserError(
-            f"{folder}: no exported model: it has no {DESCRIPTION} (`tokenverse-pp export` makes one)"
-        ) from None
+        said = f"{path.parent}: no exported model: it has no {DESCRIPTION} (`tokenverse-pp export` makes one)"
+        raise UserError(said) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    description = _description(data, path)
-    if check_files:
-        for name, entry in description.files.items():
-            _check_file(folder / name, entry)
-    return description
-
-
-def _description(data: Any, path: Path) -> Description:
     if not isinstance(data, dict) or not isinstance(data.get("format"), int):
         raise UserError(f"{path}: not what `tokenverse-pp export` writes: it has no number 'format'")
     if data["format"] != FORMAT:
-        raise UserError(
-            f"{path}: has format {data['format']}, this version of tokenverse_pp reads {FORMAT}: export again"
-        )
+        said = f"has format {data['format']}, this version of tokenverse_pp reads {FORMAT}: export again"
+        raise UserError(f"{path}: {said}")
     names = {item.name for item in fields(Description)}
     try:
         description = Description(**{name: value for name, value in data.items() if name in names})
@@ -124,11 +113,14 @@ def _description(data: Any, path: Path) -> Description:
             raise ValueError("input")
         if not {TOKENIZER, ENCODER, PREDICTOR, JOINER} <= set(description.files):
             raise ValueError("files")
-        outside = [name for name in description.files if Path(name).name != name]
-        if outside:
-            raise ValueError(f"files: {outside[0]!r} is not the name of a file in the folder")
+        for name in description.files:
+            if Path(name).name != name:
+                raise ValueError(f"files: {name!r} is not the name of a file in the folder")
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged: {error}") from None
+    if check_files:
+        for name, entry in description.files.items():
+            _check_file(path.parent / name, entry)
     return description
 
 

@@ -21,7 +21,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 from unittest import mock
 
 import numpy as np
@@ -244,64 +244,52 @@ def trace_search(model: Transducer, d: Description, folder: Path, opset: int) ->
     trace(model.joiner, folder / JOINER, pair, ["logits"], opset, rows="M")
 
 
-class ChunkExport:
-    """The streaming encoder of a model in eval mode, which must not be used afterwards.
+def trace_chunks(model: Transducer, chunks: ChunkOptions, d: Description, folder: Path, opset: int) -> Dict[str, Any]:
+    """Trace the streaming encoder of a `prepared` model, which must not be used afterwards, into a folder.
+
+    Returns:
+        `Description.streaming`.
 
     Raises:
         UserError: for chunks or an encoder that cannot be streamed, and for a cache that grows.
     """
-
-    def __init__(self, model: Transducer, chunks: ChunkOptions):
-        if chunks.left_chunks < 0:
-            raise UserError(f"--left-chunks={chunks.left_chunks}: a graph's caches cannot grow: expected 0 or more")
-        streaming = StreamingEncoder(model, chunks)
-        self.model, self.chunks, self.stages = model, chunks, streaming.stages
-        backbone: Any = model.encoder.backbone
-        self.mel = isinstance(backbone, WhisperBackbone)
-        if self.mel:
-            self.stages[0] = MelFront(backbone, chunks)
-        self.start: State = {}
-        for stage in self.stages:
-            self.start.update(stage.start())
-        self.samples, self.frames = streaming.chunk_samples, streaming.chunk_frames
-
-    def describe(self) -> Dict[str, Any]:
-        """`Description.streaming`."""
-        encoder: Any = self.model.encoder
-        if self.mel:
-            framing = [[1, encoder.backbone.log_mel.hop], [1, 2]]
-        else:
-            framing = [[k, s] for k, s in zip(encoder.backbone.kernels, encoder.backbone.strides)]
-        return {
-            "chunk_ms": self.chunks.chunk_ms,
-            "left_chunks": self.chunks.left_chunks,
-            "sinks": self.chunks.sinks,
-            "chunk_samples": self.samples,
-            "chunk_frames": self.frames,
-            "framing": [*framing, [1, encoder.stack]],
-            "states": [
-                {"name": name, "shape": list(tensor.shape), "type": TYPES[tensor.dtype]}
-                for name, tensor in self.start.items()
-            ],
-        }
-
-    def write(self, folder: Path, description: Description, opset: int) -> None:
-        """Trace both graphs into a folder."""
-        names = list(self.start)
-        states = [torch.stack([tensor, tensor]) for tensor in self.start.values()]
-        active = torch.ones(2, len(description.tasks))
-        for first, file in ((True, FIRST), (False, ENCODER)):
-            example = torch.randn(2, self.samples)
-            if description.mel is not None:
-                frames = self.samples // description.mel["hop"]
-                example = torch.randn(2, description.mel["bins"], frames - 1 if first else frames)
-            graph = ChunkGraph(self.model, self.stages, names, first).eval()
-            inputs = {"inputs": example, "active": active, **dict(zip(names, states))}
-            trace(graph, folder / file, inputs, ["frames", *(f"{name}.next" for name in names)], opset)
-            with torch.no_grad():
-                states = list(graph(example, active, *states)[1:])
-            if not first and any(a.shape != b.shape for a, b in zip(states, graph(example, active, *states)[1:])):
-                raise UserError("export: what this encoder keeps of a stream changes its size: expected other chunks")
+    if chunks.left_chunks < 0:
+        raise UserError(f"--left-chunks={chunks.left_chunks}: a graph's caches cannot grow: expected 0 or more")
+    streaming, encoder = StreamingEncoder(model, chunks), model.encoder
+    stages, backbone, samples = streaming.stages, cast(Any, encoder.backbone), streaming.chunk_samples
+    if isinstance(backbone, WhisperBackbone):
+        stages[0] = MelFront(backbone, chunks)
+        framing = [[1, backbone.log_mel.hop], [1, 2]]
+    else:
+        framing = [[k, s] for k, s in zip(backbone.kernels, backbone.strides)]
+    start: State = {}
+    for stage in stages:
+        start.update(stage.start())
+    states = [torch.stack([tensor, tensor]) for tensor in start.values()]
+    active = torch.ones(2, len(d.tasks))
+    for first, file in ((True, FIRST), (False, ENCODER)):
+        example = torch.randn(2, samples)
+        if d.mel is not None:
+            frames = samples // d.mel["hop"]
+            example = torch.randn(2, d.mel["bins"], frames - 1 if first else frames)
+        graph = ChunkGraph(model, stages, list(start), first).eval()
+        inputs = {"inputs": example, "active": active, **dict(zip(start, states))}
+        trace(graph, folder / file, inputs, ["frames", *(f"{name}.next" for name in start)], opset)
+        with torch.no_grad():
+            states = list(graph(example, active, *states)[1:])
+        if not first and any(a.shape != b.shape for a, b in zip(states, graph(example, active, *states)[1:])):
+            raise UserError("export: what this encoder keeps of a stream changes its size: expected other chunks")
+    return {
+        "chunk_ms": chunks.chunk_ms,
+        "left_chunks": chunks.left_chunks,
+        "sinks": chunks.sinks,
+        "chunk_samples": samples,
+        "chunk_frames": streaming.chunk_frames,
+        "framing": [*framing, [1, encoder.stack]],
+        "states": [
+            {"name": name, "shape": list(tensor.shape), "type": TYPES[tensor.dtype]} for name, tensor in start.items()
+        ],
+    }
 
 
 def share_weights(folder: Path, graphs: Sequence[str], weights: str) -> None:
@@ -359,8 +347,8 @@ def to_float16(path: Path) -> None:
         name, stored = tensor.name, f"{tensor.name}.float16"
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), stored))
         casts.append(helper.make_node("Cast", [stored], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
-    for cast in reversed(casts):
-        model.graph.node.insert(0, cast)
+    for node in reversed(casts):
+        model.graph.node.insert(0, node)
     onnx.save(model, path)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
@@ -80,7 +80,7 @@ class Search:
         settled = Hypothesis(first.tokens[:count], first.frames[:count], first.log_probs[:count], 0.0, 0.0)
         self.settled += count
         self.paths = [
-            Path(p.context, p.state, p.score, p.tokens[count:], p.frames[count:], p.log_probs[count:])
+            replace(p, tokens=p.tokens[count:], frames=p.frames[count:], log_probs=p.log_probs[count:])
             for p in self.paths
         ]
         return settled
@@ -129,8 +129,7 @@ class Search:
             if twin is None:
                 merged[path.tokens] = path
             else:  # the better one came first: its frames are kept
-                total = float(np.logaddexp(twin.score, path.score))
-                merged[path.tokens] = Path(twin.context, twin.state, total, twin.tokens, twin.frames, twin.log_probs)
+                merged[path.tokens] = replace(twin, score=float(np.logaddexp(twin.score, path.score)))
         self.paths = list(merged.values())
 
     def _log_probs(self, frames: np.ndarray, contexts: Sequence[Context], states: Sequence[int]) -> np.ndarray:
@@ -146,7 +145,7 @@ class Search:
 
     def _extend(self, path: Path, token: int, score: float, log_prob: float) -> Path:
         if token == self.blank:
-            return Path(path.context, path.state, score, path.tokens, path.frames, path.log_probs)
+            return replace(path, score=score)
         return Path(
             (*path.context[1:], token),
             int(self.tables.following[path.state, token]),
