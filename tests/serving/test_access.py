@@ -166,6 +166,7 @@ def test_a_process_that_is_told_to_stop(number):
 
     try:
         url = process.stderr.readline().split("streams: ")[1].strip()
+        assert transcribe(url, tone(5, 0.1))[-1]["text"] == "v5"
         seen = []
         events = transcribe(url, [tone(5, 0.65), tone(6, 0.35)], seen.append, tasks=["asr"])
         assert seen == events and events[-1]["text"] == " ".join(["v5"] * 6 + ["mixed"] + ["v6"] * 3)
@@ -176,7 +177,7 @@ def test_a_process_that_is_told_to_stop(number):
     finally:
         process.kill()
     assert process.returncode == 0, rest
-    assert sum("s of audio" in line for line in rest.splitlines()) == 2
+    assert sum("s of audio" in line for line in rest.splitlines()) == 3
     assert "1.0 s of audio" in rest and "ended: going_away" in rest
     assert "v5" not in rest and "v7" not in rest and "Traceback" not in rest
 

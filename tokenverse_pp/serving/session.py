@@ -138,7 +138,8 @@ class Session:
         """Serve the stream; returns when its connection is closed."""
         reading = asyncio.ensure_future(self._read())
         try:
-            await self._write()
+            while (message := await self._outbox.get()) is not None:
+                await self.connection.send(message)
         except ConnectionClosed:
             self.finish(self._left())
         except Exception as error:
@@ -284,14 +285,6 @@ class Session:
 
     def _text(self, message: Dict[str, Any]) -> str:
         return json.dumps({"stream": self.name, **message}, ensure_ascii=False, allow_nan=False)
-
-    async def _write(self) -> None:
-        """Send messages from the outbox until the end of the stream."""
-        while True:
-            message = await self._outbox.get()
-            if message is None:
-                return
-            await self.connection.send(message)
 
     def _left(self) -> Ending:
         """The ending of a connection that the client closed, or websockets itself (for a message that is too large)."""
