@@ -15,17 +15,17 @@ if not HERE or tuple(int(part) for part in torch.__version__.split(".")[:2]) < (
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """``exported(case, precision="float32")`` -> the model in torch, and the folder of its export."""
-    made = {}
+    """``exported(case, precision="float32", chunks=None)`` -> the model in torch, and the folder of its export."""
+    models, folders = {}, {}
 
-    def get(case, precision="float32"):
-        if case not in made:
-            folder = tmp_path_factory.mktemp(case)
-            made[case] = build(case, folder), folder
-        loaded, folder = made[case]
-        output = folder / f"onnx-{precision}"
-        if not output.is_dir():
-            export_onnx(loaded, output, ExportOptions(precision))
-        return loaded, output
+    def get(case, precision="float32", chunks=None):
+        if case not in models:
+            models[case] = build(case, tmp_path_factory.mktemp(case))
+        key = (case, precision, chunks)
+        if key not in folders:
+            folder = tmp_path_factory.mktemp("export") / "out"
+            export_onnx(models[case], folder, ExportOptions(precision, chunks))
+            folders[key] = folder
+        return models[case], folders[key]
 
     return get

@@ -1,55 +1,44 @@
-"""Every kind of model gives in the runtime what it gives in torch."""
+"""Every kind of model has the same output in the runtime as in torch."""
 
 import json
 
 import numpy as np
 import onnx
 import pytest
+import soundfile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_exports import CASES, build
+from tiny_exports import CASES, build, noise
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.long_form import decode_long
 from tokenverse_pp.decoding.search import search
-from tokenverse_pp.onnx import export as check
+from tokenverse_pp.onnx import export
 from tokenverse_pp.onnx.export import ExportOptions, export_onnx, torch_frames
 from tokenverse_pp.onnx.graphs import require_onnx
 from tokenverse_pp.runtime import Runtime
-
-TASK_CHOICES = [["asr"], ["scd"], ["endp", "lid"], ["scd", "endp", "ner", "lid"]]
-MANY = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def noise(seed, sizes):
-    random = np.random.default_rng(seed)
-    return [(0.1 * random.standard_normal(size)).astype(np.float32) for size in sizes]
 
 
 def choices(loaded):
     vectors = loaded.model.feature_vectors
     if vectors is not None and vectors.strategy == "combination":
-        return [["asr"], ["endp", "ner"]]  # combinations 0 and 6 of the tasks beside asr; the odd ones are not trained
-    return TASK_CHOICES
+        return [["asr"], ["endp", "ner"]]  # combinations 0 and 6 of the tasks besides asr; odd ones are not trained
+    return [["asr"], ["scd"], ["endp", "lid"], ["scd", "endp", "ner", "lid"]]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_frames_of_any_lengths_and_tasks(exported, case):
     loaded, folder = exported(case)
     runtime = Runtime(folder)
-    fewest = runtime.description.min_samples
+    sizes = st.lists(st.integers(runtime.description.min_samples, 20000), min_size=1, max_size=3)
 
-    @MANY
-    @given(
-        st.lists(st.integers(fewest, 20000), min_size=1, max_size=3),
-        st.integers(0, 99),
-        st.sampled_from(choices(loaded)),
-    )
+    @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(sizes, st.integers(0, 99), st.sampled_from(choices(loaded)))
     def agree(sizes, seed, tasks):
-        audio = noise(seed, sizes)
-        found, expected = runtime.encode(audio, tasks), torch_frames(loaded, audio, tasks)
-        for ours, theirs in zip(found, expected):
+        audio = noise(*sizes, seed=seed)
+        for ours, theirs in zip(runtime.encode(audio, tasks), torch_frames(loaded, audio, tasks)):
             assert ours.shape == theirs.shape
             np.testing.assert_allclose(ours, theirs, atol=2e-3)
 
@@ -61,48 +50,67 @@ def test_frames_of_any_lengths_and_tasks(exported, case):
 def test_hypotheses_are_those_of_torch(exported, case, method):
     loaded, folder = exported(case)
     runtime, options = Runtime(folder), SearchOptions(method)
-    audio = noise(5, [16000, 9000, 23011])
+    audio = noise(16000, 9000, 23011, seed=5)
     written = 0
     for tasks in choices(loaded):
         found, expected = runtime.search(audio, tasks, options), search(loaded, audio, tasks, options)
         assert [h[0].tokens for h in found] == [h[0].tokens for h in expected]
         written += sum(len(h[0].tokens) for h in found)
-    assert written > 20
+    assert written > 20 and runtime.search([], ["asr"]) == []
 
 
-def test_tasks_change_what_the_encoder_gives(exported):
-    runtime = Runtime(exported("whisper-frozen")[1])
-    (audio,) = noise(0, [8000])
-    plain, all_tasks = (runtime.encode([audio], tasks)[0] for tasks in (["asr"], ["scd", "endp", "ner", "lid"]))
-    assert np.abs(plain - all_tasks).max() > 0.1
+@pytest.mark.parametrize("case", ["whisper-frozen", "wav2vec2-group"])
+@pytest.mark.parametrize(
+    ("seconds", "options"), [(28.0, {}), (28.01, {}), (67.3, {}), (3.7, {"window": 1.5, "overlap": 0.5})]
+)
+def test_recordings_of_any_length_are_decoded_in_windows_as_in_torch(exported, tmp_path, case, seconds, options):
+    loaded, folder = exported(case)
+    runtime, tasks = Runtime(folder), loaded.tasks.subset(["asr", "scd", "ner", "lid"])
+    soundfile.write(tmp_path / "long.wav", noise(int(seconds * 16000))[0], 16000, subtype="FLOAT")
+    expected = decode_long(loaded, tmp_path / "long.wav", tasks, **options)
+    found = runtime.recognize(
+        soundfile.read(tmp_path / "long.wav", dtype="float32")[0], tasks.names, SearchOptions(), **options
+    )
+    assert (found.tokens, found.frames) == (expected.tokens, expected.frames)
+    assert (found.log_prob, found.score) == pytest.approx((expected.log_prob, expected.score), rel=1e-3)
+    heard = runtime.transcribe(tmp_path / "long.wav", tasks.names, **options)
+    assert heard.raw == loaded.tokenizer.decode(expected.tokens) and heard.words[-1].end > seconds - 1
 
 
-def test_a_combination_that_was_not_trained_is_refused(exported):
-    _, folder = exported("combination")
+def test_windows_longer_than_the_encoder_takes_are_refused(exported):
+    runtime, (audio,) = Runtime(exported("whisper-frozen")[1]), noise(40 * 16000)
+    with pytest.raises(UserError, match=r"has 35.00 s: this model takes 30 s at most"):
+        runtime.transcribe(audio, window=35.0)
+    with pytest.raises(UserError, match="overlap: expected seconds above 0, less than half the window"):
+        runtime.transcribe(audio, overlap=20.0)
+
+
+def test_untrained_combinations_are_refused_and_the_model_is_not_changed(exported):
+    loaded, folder = exported("combination")
     with pytest.raises(UserError, match="never active in training"):
-        Runtime(folder).encode(noise(0, [8000]), ["scd"])
+        Runtime(folder).encode(noise(8000), ["scd"])
+    assert loaded.model.feature_vectors.trained.tolist() == [1, 0] * 8
+    assert not any(module.training for module in loaded.model.modules())
 
 
 @pytest.mark.parametrize("precision", ["int8", "float16"])
 @pytest.mark.parametrize("case", ["whisper-frozen", "wav2vec2-layer"])
 def test_smaller_weights(exported, case, precision):
     loaded, folder = exported(case, precision)
-    runtime = Runtime(folder)
+    runtime, audio = Runtime(folder), noise(16000)
     assert runtime.description.precision == precision
-    (audio,) = noise(0, [16000])
-    (found,), (expected,) = runtime.encode([audio], ["scd"]), torch_frames(loaded, [audio], ["scd"])
+    (found,), (expected,) = runtime.encode(audio, ["scd"]), torch_frames(loaded, audio, ["scd"])
     error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
     assert 0 < error < {"int8": 0.5, "float16": 0.01}[precision]
     types = {tensor.data_type for tensor in onnx.load(folder / "encoder.onnx").graph.initializer}
     assert {"int8": onnx.TensorProto.INT8, "float16": onnx.TensorProto.FLOAT16}[precision] in types
-    assert runtime.search([audio])[0][0].tokens
+    assert runtime.search(audio)[0][0].tokens
 
 
 def test_description_is_in_the_folder_and_in_the_graphs(exported):
     loaded, folder = exported("whisper-frozen")
-    description = Runtime(folder).description
     data = json.loads((folder / "export.json").read_text())
-    assert data == description.as_dict() and data["languages"] == ["en", "fr"]
+    assert data == Runtime(folder).description.as_dict() and data["languages"] == ["en", "fr"]
     assert data["tasks"] == list(loaded.tasks.names) and data["symbols"] == list(loaded.tasks.symbols)
     assert data["check"]["encoder"]["rms"] < 1e-4
     for part in ("encoder", "predictor", "joiner"):
@@ -112,46 +120,30 @@ def test_description_is_in_the_folder_and_in_the_graphs(exported):
     assert (folder / "README.md").read_text().startswith("# An exported tokenverse_pp model")
 
 
-def test_graphs_that_do_not_agree_leave_nothing(exported, tmp_path, monkeypatch):
+def test_graphs_that_do_not_agree_leave_what_was_there(exported, tmp_path, monkeypatch):
     loaded, _ = exported("wav2vec2-group")
-    monkeypatch.setitem(check.RMS_TOLERANCES, "float32", 1e-12)
-    with pytest.raises(UserError, match=r"differ by .* more than 1e-12: nothing was written"):
-        export_onnx(loaded, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setitem(export.RMS_TOLERANCES, "float32", 1e-12)
+        with pytest.raises(UserError, match=r"differ by .* more than 1e-12: nothing was written"):
+            export_onnx(loaded, tmp_path / "out")
     assert not list(tmp_path.iterdir())
-
-
-def test_an_export_that_fails_keeps_the_one_before(exported, tmp_path, monkeypatch):
-    loaded, _ = exported("wav2vec2-group")
     export_onnx(loaded, tmp_path / "out")
     before = (tmp_path / "out" / "export.json").read_text()
-    monkeypatch.setitem(check.TOLERANCES, "float32", 0.0)
-    with pytest.raises(UserError, match="differ"):
-        export_onnx(loaded, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setitem(export.TOLERANCES, "float32", 0.0)
+        with pytest.raises(UserError, match="differ"):
+            export_onnx(loaded, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "export.json").read_text() == before
+    export_onnx(loaded, tmp_path / "out", ExportOptions("float16"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert Runtime(tmp_path / "out").description.precision == "float16"
 
 
-def test_the_model_is_as_it_was(exported):
-    loaded, _ = exported("combination")
-    assert loaded.model.feature_vectors.trained.tolist() == [1, 0] * 8
-    assert not any(module.training for module in loaded.model.modules())
-
-
-def test_wavlm_is_refused(tmp_path):
+def test_what_cannot_be_exported(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="WavLM encoders cannot be exported"):
         export_onnx(build("wavlm", tmp_path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_of_something_else_is_left_alone(exported, tmp_path):
-    loaded, _ = exported("wav2vec2-group")
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"--output-dir .*there is something else"):
-        export_onnx(loaded, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_options_and_old_torch(monkeypatch):
     with pytest.raises(UserError, match="precision: expected one of float32, float16, int8"):
         ExportOptions("int4")
     monkeypatch.setattr(torch, "__version__", "1.13.1+cu117")

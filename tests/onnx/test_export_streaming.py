@@ -1,5 +1,7 @@
 """Streams through the exported graphs, beside the streaming encoder and transcriber in torch."""
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
@@ -9,46 +11,32 @@ from command_lines import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_export_commands import without_torch
-from tiny_exports import build
+from tiny_exports import build, noise
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
-from tokenverse_pp.onnx.export import ExportOptions, export_onnx, torch_stream
+from tokenverse_pp.onnx.export import torch_stream
 from tokenverse_pp.runtime import Runtime, StreamingRuntime
 
 CHUNKS = ChunkOptions(chunk_ms=320, left_chunks=2, sinks=3)
 SAMPLES = 5120
-STREAMED = ["whisper-frozen", "whisper-split", "wav2vec2-layer", "wav2vec2-group", "hubert-frozen"]
 
 
 @pytest.fixture(scope="module")
-def streamed(exported, tmp_path_factory):
-    """``streamed(case, precision)`` -> the model in torch, and the folder of its streaming export."""
-    made = {}
-
-    def get(case, precision="float32"):
-        loaded, _ = exported(case)
-        if (case, precision) not in made:
-            folder = tmp_path_factory.mktemp("streamed") / "out"
-            export_onnx(loaded, folder, ExportOptions(precision, CHUNKS))
-            made[case, precision] = folder
-        return loaded, made[case, precision]
-
-    return get
+def streamed(exported):
+    return partial(exported, chunks=CHUNKS)
 
 
-def noise(size, seed=0):
-    return (0.1 * np.random.default_rng(seed).standard_normal(size)).astype(np.float32)
-
-
-@pytest.mark.parametrize("case", STREAMED)
+@pytest.mark.parametrize(
+    "case", ["whisper-frozen", "whisper-split", "wav2vec2-layer", "wav2vec2-group", "hubert-frozen"]
+)
 def test_chunks_are_those_of_torch(streamed, case):
     loaded, folder = streamed(case)
     runtime = StreamingRuntime(folder)
     assert runtime.chunk_samples == SAMPLES
-    audio, tasks = list(noise(12 * SAMPLES).reshape(12, SAMPLES)), ["scd", "lid"]
+    audio, tasks = list(noise(12 * SAMPLES)[0].reshape(12, SAMPLES)), ["scd", "lid"]
     stream = runtime.open(tasks)
     for chunk, expected in zip(audio, torch_stream(loaded, CHUNKS, audio, tasks)):
         np.testing.assert_allclose(runtime.encode_chunk(stream, chunk), expected, atol=1e-3)
@@ -57,25 +45,24 @@ def test_chunks_are_those_of_torch(streamed, case):
 @pytest.mark.parametrize("case", ["whisper-frozen", "wav2vec2-group"])
 @pytest.mark.parametrize("method", ["greedy", "beam"])
 def test_events_are_those_of_torch(streamed, case, method):
-    """Up to the end, before which torch knows that no more will come: the last chunk is whole, and silence follows."""
+    """Except at the end, where the runtime pads the last chunk with silence."""
     loaded, folder = streamed(case)
     options = SearchOptions(method, force_language=True)
     runtime = StreamingRuntime(folder)
     transcriber = StreamingTranscriber(loaded, StreamingOptions(CHUNKS, search=options))
     ours, theirs = runtime.open(options=options), transcriber.open()
-    for piece in np.array_split(noise(6 * SAMPLES + 77), [100, 7000, 7001, 20000]):
+    for piece in np.array_split(noise(6 * SAMPLES + 77)[0], [100, 7000, 7001, 20000]):
         found, expected = runtime.push(ours, piece), transcriber.push(theirs, piece)
         assert [(e.kind, e.time, e.text) for e in found] == [(e.kind, e.time, e.text) for e in expected]
-        for one, other in zip(found, expected):
-            for a, b in zip(one.words, other.words):
-                assert (a.start, a.end) == (b.start, b.end)
-                assert a.confidence == pytest.approx(b.confidence, abs=1e-3)
+        for a, b in ((a, b) for one, other in zip(found, expected) for a, b in zip(one.words, other.words)):
+            assert (a.start, a.end) == (b.start, b.end)
+            assert a.confidence == pytest.approx(b.confidence, abs=1e-3)
     assert runtime.close(ours)[-1].kind == "end"
 
 
 def test_any_pieces_give_the_same_text(streamed):
     runtime = StreamingRuntime(streamed("whisper-frozen")[1])
-    audio = noise(3 * SAMPLES + 1234)
+    (audio,) = noise(3 * SAMPLES + 1234)
     whole = runtime.transcribe(audio, options=SearchOptions("greedy", force_language=True)).raw
     assert len(whole.split()) > 3
 
@@ -92,18 +79,21 @@ def test_any_pieces_give_the_same_text(streamed):
 
 
 @pytest.mark.parametrize("case", ["whisper-frozen", "wav2vec2-layer"])
-@settings(max_examples=8)
-@given(size=st.integers(0, 16000))
-def test_frames_of_any_length(streamed, case, size):
+def test_frames_of_any_length(streamed, case):
     loaded, folder = streamed(case)
-    runtime = StreamingRuntime(folder)
-    encoder = loaded.model.encoder
-    expected = int(encoder.output_lens(encoder.feature_lens(torch.tensor(size)).clamp(min=0)))
-    assert runtime.frames_of(size) == expected
-    stream = runtime.open()
-    runtime.push(stream, noise(size))
-    runtime.close(stream)
-    assert stream.search.frame == expected
+    runtime, encoder = StreamingRuntime(folder), loaded.model.encoder
+
+    @settings(max_examples=8)
+    @given(st.integers(0, 16000))
+    def agree(size):
+        expected = int(encoder.output_lens(encoder.feature_lens(torch.tensor(size)).clamp(min=0)))
+        assert runtime.frames_of(size) == expected
+        stream = runtime.open()
+        runtime.push(stream, *noise(size))
+        runtime.close(stream)
+        assert stream.search.frame == expected
+
+    agree()
 
 
 def test_both_graphs_share_their_weights(streamed):
@@ -116,33 +106,30 @@ def test_both_graphs_share_their_weights(streamed):
                 assert places["location"] == "encoder.weights"
                 stored.setdefault(int(places["offset"]), set()).add(name)
     assert sum(len(names) == 2 for names in stored.values()) > len(stored) / 2
-    assert StreamingRuntime(folder).transcribe(noise(9000)).words
+    assert StreamingRuntime(folder).transcribe(*noise(9000)).words
 
 
-def test_a_runtime_refuses_the_other_kind_of_export(streamed, exported):
+def test_what_is_refused(streamed, exported):
     with pytest.raises(UserError, match="exported for streaming: open it by"):
         Runtime(streamed("wav2vec2-group")[1])
     with pytest.raises(UserError, match="exported for whole utterances: streams need an export with --streaming"):
         StreamingRuntime(exported("wav2vec2-group")[1])
-
-
-def test_closed_streams_and_bad_audio(streamed):
     runtime = StreamingRuntime(streamed("wav2vec2-group")[1])
+    with pytest.raises(UserError, match="task 'emo'"):
+        runtime.open(["emo"])
     stream = runtime.open(["asr"])
     with pytest.raises(UserError, match="audio: holds NaN"):
         runtime.push(stream, np.array([0.1, np.nan], dtype=np.float32))
-    assert runtime.push(stream, noise(10)) == []
+    assert runtime.push(stream, *noise(10)) == []
     runtime.close(stream)
-    for action in (lambda: runtime.push(stream, noise(10)), lambda: runtime.close(stream)):
+    for action in (lambda: runtime.push(stream, *noise(10)), lambda: runtime.close(stream)):
         with pytest.raises(UserError, match="the stream is closed"):
             action()
-    with pytest.raises(UserError, match="task 'emo'"):
-        runtime.open(["emo"])
 
 
 def test_long_files_are_transcribed_in_chunks_without_torch(streamed, tmp_path):
     _, folder = streamed("whisper-frozen")
-    soundfile.write(tmp_path / "long.wav", noise(31 * 16000), 16000)
+    soundfile.write(tmp_path / "long.wav", *noise(31 * 16000), 16000)
     done = without_torch(folder, tmp_path / "long.wav", "--tasks", "asr")
     assert done.returncode == 0, done.stderr
     (text,) = done.stdout.splitlines()

@@ -2,18 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import (
-    HubertConfig,
-    HubertModel,
-    Wav2Vec2Config,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2Model,
-    WavLMConfig,
-    WavLMModel,
-    WhisperConfig,
-    WhisperModel,
-)
+import transformers
 from wav2vec2_styles import STYLES
 
 from tokenverse_pp.base.config import Config
@@ -27,9 +18,7 @@ CONVOLUTIONS = dict(
     conv_dim=[8, 8, 8],
     conv_kernel=[10, 3, 2],
     conv_stride=[5, 2, 16],
-    num_feat_extract_layers=3,
-    num_conv_pos_embeddings=8,
-    num_conv_pos_embedding_groups=2,
+    **dict(num_feat_extract_layers=3, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2),
 )
 TEXTS = ["the cat sat on the mat", "a dog and a bird sang loudly", "john met mary in paris", "no", "yes we can"]
 # name -> (encoder family, options of the encoder, options of the vectors)
@@ -45,21 +34,26 @@ CASES = {
 }
 
 
+def noise(*sizes, seed=0):
+    """Audio of each size."""
+    random = np.random.default_rng(seed)
+    return [(0.1 * random.standard_normal(size)).astype(np.float32) for size in sizes]
+
+
 def save_encoder(family: str, folder: Path) -> Path:
     """A tiny pretrained encoder of random weights, far from their initial values."""
     torch.manual_seed(1)
     if family == "whisper":
-        small = dict(decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=24, vocab_size=20)
-        special = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=3)
-        config = WhisperConfig(d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=24,
-                               suppress_tokens=None, begin_suppress_tokens=None, **small, **special)  # fmt: skip
-        model = WhisperModel(config)
+        options = dict(encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=24)
+        options.update(decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=24, vocab_size=20)
+        options.update(pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=3)
+        config = transformers.WhisperConfig(d_model=16, suppress_tokens=None, begin_suppress_tokens=None, **options)
+        model = transformers.WhisperModel(config)
     else:
-        style = STYLES["layer" if family == "layer" else "group"]
-        classes = {"hubert": (HubertConfig, HubertModel), "wavlm": (WavLMConfig, WavLMModel)}
-        config_class, model_class = classes.get(family, (Wav2Vec2Config, Wav2Vec2Model))
-        model = model_class(config_class(**SIZES, **CONVOLUTIONS, **style))
-        Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+        name = {"hubert": "Hubert", "wavlm": "WavLM"}.get(family, "Wav2Vec2")
+        options = {**SIZES, **CONVOLUTIONS, **STYLES["layer" if family == "layer" else "group"]}
+        model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**options))
+        transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -84,18 +78,13 @@ def build(case: str, folder: Path) -> ModelBundle:
     tasks = tasks_of(config.tasks)
     tokenizer = train_tokenizer(TEXTS, tasks, 48)
     model = build_model(config, tasks, tokenizer)
-    _stir(model)
+    with torch.no_grad():  # task vectors that matter, and a joiner that emits many tokens with confidence
+        for table in filter(None, (model.feature_vectors, model.encoder_vectors)):
+            table.table.normal_()
+            table.trained[::2] = 1
+        model.joiner.output.weight.mul_(8)
+        model.joiner.output.bias[0] += 1
     save_config(config, folder / "config.yaml")
     texts = {checkpoint.CONFIG: (folder / "config.yaml").read_bytes(), checkpoint.TOKENIZER: tokenizer.model}
     checkpoint.write_folder(folder / "model", {checkpoint.WEIGHTS: model.checkpoint_state()}, texts)
     return load_model(folder / "model")
-
-
-def _stir(model: torch.nn.Module) -> None:
-    """Task vectors that matter, and a joiner that writes a lot and is sure of it."""
-    with torch.no_grad():
-        for vectors in filter(None, (model.feature_vectors, model.encoder_vectors)):
-            vectors.table.normal_()
-            vectors.trained[::2] = 1
-        model.joiner.output.weight.mul_(8)
-        model.joiner.output.bias[0] += 1

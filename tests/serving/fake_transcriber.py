@@ -2,11 +2,13 @@
 
 import threading
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import numpy as np
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.decoding.streaming.events import Event
+from tokenverse_pp.serving.access import Access
 from tokenverse_pp.serving.protocol import Limits
 from tokenverse_pp.serving.server import StreamingServer
 from tokenverse_pp.serving.worker import Engine
@@ -18,17 +20,6 @@ TASKS = ("asr", "scd", "endp", "ner", "lid")
 REFUSED, BROKEN = 666, 667  # samples that it refuses, and that it breaks on
 
 
-class FakeStream:
-    def __init__(self, tasks, reset):
-        self.tasks = tasks
-        self.reset = reset
-        self.buffer = np.zeros(0, np.float32)
-        self.heard = 0
-        self.partial = ""
-        self.said = []
-        self.closed = False
-
-
 class FakeTranscriber:
     """A word for each chunk: ``v5`` if each of its samples is 5 (as a 16-bit number), ``mixed`` if they differ.
 
@@ -36,17 +27,15 @@ class FakeTranscriber:
     ``scd`` is active. ``gate``: the model waits until it is set; ``batches``: the number of streams of each batch.
     """
 
-    def __init__(self, reset=False):
-        self.reset = reset
+    def __init__(self):
         self.gate = threading.Event()
         self.gate.set()
-        self.batches = []
-        self.words_a_chunk = 1
-        self.threads = set()
+        self.batches, self.threads, self.words_a_chunk = [], set(), 1
 
     def open(self, tasks=None, name=None):
         self.threads.add(threading.current_thread().name)
-        return FakeStream(TASKS if tasks is None else tuple(tasks), self.reset)
+        tasks = TASKS if tasks is None else tuple(tasks)
+        return SimpleNamespace(tasks=tasks, buffer=np.zeros(0, np.float32), heard=0, partial="", said=[], closed=False)
 
     def push_many(self, pieces):
         self.gate.wait()
@@ -104,14 +93,14 @@ class FakeTranscriber:
 
 def fake_engine():
     """An engine of two fakes."""
-    return Engine({reset: FakeTranscriber(reset) for reset in (False, True)}, TASKS, CHUNK)
+    return Engine({reset: FakeTranscriber() for reset in (False, True)}, TASKS, CHUNK)
 
 
 @asynccontextmanager
 async def serving(engine=None, access=None, **limits):
     """A server on a free port of this machine; its ``url`` is that of the streams."""
     options = {"closing_seconds": 2.0, **limits}
-    server = StreamingServer(engine or fake_engine(), Limits(**options), *([access] if access else []))
+    server = StreamingServer(engine or fake_engine(), Limits(**options), access or Access())
     await server.start("127.0.0.1")
     server.url = f"ws://127.0.0.1:{server.port}/stream"
     try:

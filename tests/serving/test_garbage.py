@@ -1,32 +1,23 @@
-"""Whatever is sent: its sender is told, the server goes on, and a stream beside it hears every sample once."""
+"""Random messages and bytes: the sender gets an error, and a stream beside it hears every sample once."""
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import struct
 
 import numpy as np
-import pytest
 from fake_transcriber import TASKS, serving, tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_streams import read_all
+from test_streams import END, START, read_all
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from tokenverse_pp.serving import protocol
 from tokenverse_pp.serving.client import StreamClient
-from tokenverse_pp.serving.protocol import (
-    CLOSE_CODES,
-    End,
-    SetTasks,
-    Start,
-    StreamError,
-    read_audio,
-    read_control,
-    start_message,
-    write_audio,
-)
+from tokenverse_pp.serving.protocol import Start, StreamError, read_audio, read_control, start_message, write_audio
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -44,7 +35,7 @@ FIELDS = {
     "token": st.text(max_size=5) | JSON,
 }
 MESSAGES = st.fixed_dictionaries({}, optional=FIELDS).map(json.dumps) | JSON.map(json.dumps) | st.text(max_size=50)
-GOOD = [start_message(Start()), start_message(Start(format="float32", tasks=("scd",))), '{"kind": "end"}']
+GOOD = [START, start_message(Start(format="float32", tasks=("scd",))), END]
 ANYTHING = st.sampled_from(GOOD) | MESSAGES | st.binary(max_size=400)
 
 
@@ -56,8 +47,8 @@ def test_a_control_message_is_read_or_refused(text):
         assert error.code == "bad_message" and "\n" not in error.message and error.message.isascii()
         assert len(error.reason.encode()) <= 123
         return
-    assert isinstance(found, (Start, SetTasks, End))
-    if not isinstance(found, End) and found.tasks is not None:
+    assert isinstance(found, (Start, protocol.SetTasks, protocol.End))
+    if not isinstance(found, protocol.End) and found.tasks is not None:
         assert "asr" in found.tasks and set(found.tasks) <= set(TASKS)
     if isinstance(found, Start):
         assert read_control(start_message(found), TASKS) == found
@@ -81,53 +72,41 @@ def test_audio_is_written_as_it_was(values):
     assert np.allclose(read_audio(write_audio(samples, "pcm16"), "pcm16"), samples, atol=1.01 / 32768)
 
 
-@pytest.fixture
-def loop():
-    """An event loop that hypothesis' examples share, with a server in it."""
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
-
-
-def hear_all(loop, clients, examples):
+def hear_all(clients, examples):
     """Run ``clients(server, example)`` for drawn examples, beside a stream that goes on all the time."""
-
-    async def begin():
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
         context = serving()
-        server = await context.__aenter__()
+        server = loop.run_until_complete(context.__aenter__())
         witness = StreamClient(server.url, partials=False)
-        await witness.__aenter__()
-        return context, server, witness
+        loop.run_until_complete(witness.__aenter__())
+        heard = 0
 
-    context, server, witness = loop.run_until_complete(begin())
-    heard = 0
+        @settings(max_examples=40)
+        @given(examples)
+        def attack(example):
+            nonlocal heard
 
-    @settings(max_examples=40)
-    @given(examples)
-    def attack(example):
-        nonlocal heard
+            async def both():
+                await witness.send(tone(heard % 1000, 0.1))
+                await clients(server, example)
 
-        async def both():
-            await witness.send(tone(heard % 1000, 0.1))
-            await clients(server, example)
+            loop.run_until_complete(both())
+            heard += 1
 
-        loop.run_until_complete(both())
-        heard += 1
+        async def finish():
+            while len(server._sessions) > 1:
+                await asyncio.sleep(0.002)
+            await witness.end()
+            events = [event async for event in witness]
+            assert events[-1]["text"].split() == [f"v{i % 1000}" for i in range(heard)]
+            await witness.__aexit__()
+            await context.__aexit__(None, None, None)
 
-    async def finish():
-        while len(server._sessions) > 1:
-            await asyncio.sleep(0.002)
-        await witness.end()
-        events = [event async for event in witness]
-        assert events[-1]["text"].split() == [f"v{i % 1000}" for i in range(heard)]
-        await witness.__aexit__(None, None, None)
-        await context.__aexit__(None, None, None)
-
-    attack()
-    loop.run_until_complete(finish())
+        attack()
+        loop.run_until_complete(finish())
 
 
-def test_any_messages(loop):
+def test_any_messages():
     async def send(server, messages):
         async with connect(server.url) as socket:
             try:
@@ -140,9 +119,9 @@ def test_any_messages(loop):
             if found and found[-1]["kind"] == "end":
                 assert code == 1000
             else:
-                assert found[-1]["kind"] == "error" and CLOSE_CODES[found[-1]["code"]] == code, (found, code)
+                assert found[-1]["kind"] == "error" and protocol.CLOSE_CODES[found[-1]["code"]] == code, (found, code)
 
-    hear_all(loop, send, st.lists(ANYTHING, max_size=5))
+    hear_all(send, st.lists(ANYTHING, max_size=5))
 
 
 def frame(head, payload, masked=True):
@@ -164,7 +143,7 @@ FRAMES = st.lists(
 )
 
 
-def test_any_bytes(loop):
+def test_any_bytes():
     """Frames that are none, lengths that nobody has room for, reserved bits, text that is no UTF-8; then a cut."""
 
     async def send(server, frames):
@@ -183,4 +162,4 @@ def test_any_bytes(loop):
             pass  # cut off by the server
         writer.close()
 
-    hear_all(loop, send, FRAMES)
+    hear_all(send, FRAMES)

@@ -23,19 +23,31 @@ import math
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Callable, Collection, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
-
-import torch
-from lhotse.cut import Cut
+from typing import (
+    TYPE_CHECKING,
+    Callable,
+    Collection,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.data.audio.inputs import open_audio
 from tokenverse_pp.decoding.constraints import SPACE, Constraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_FRONT, RANK_OPEN, TaskSet
 from tokenverse_pp.tasks.transcript import is_task_token
+
+if TYPE_CHECKING:  # `tokenverse_pp.runtime` merges windows without torch and lhotse
+    import torch
+    from lhotse.cut import Cut
+
+    from tokenverse_pp.models.bundle import ModelBundle
 
 TOLERANCE = 0.5  # seconds between the starts of a word in two windows
 PAUSE = 0.2  # seconds without a token before and after a seam
@@ -261,6 +273,7 @@ def decode_long(
     Raises:
         UserError: naming the file or option, for audio that cannot be read and windows that cannot be.
     """
+    from tokenverse_pp.data.audio.inputs import open_audio
     from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer  # which merges windows by this module
 
     decoding = DecodeOptions(
@@ -302,19 +315,24 @@ def check_windows(window: float, overlap: float) -> None:
 
 
 def windows_of(cut: Cut, window: float, overlap: float, shift: float) -> Iterator[Tuple[int, Cut]]:
-    """Windows of a cut that is longer than one: first frame, and the part of the cut.
+    """Windows of a cut that is longer than one: first frame, and the part of the cut (see `window_times`)."""
+    bare = cut.drop_supervisions()
+    for start, offset, duration in window_times(cut.duration, window, overlap, shift):
+        yield start, bare.truncate(offset=offset, duration=duration, preserve_id=True)
+
+
+def window_times(duration: float, window: float, overlap: float, shift: float) -> Iterator[Tuple[int, float, float]]:
+    """Windows of a recording that is longer than one: first frame, start and duration in seconds.
 
     They start at multiples of the encoder's output frame, so that all frames are on one clock. The last one ends with
-    the cut, and is longer than the overlap.
+    the recording, and is longer than the overlap.
     """
-    bare = cut.drop_supervisions()
     step = max(1, math.floor((window - overlap) / shift + 1e-6))
     start = 0
     while True:
         offset = start * shift
-        is_last = offset + window >= cut.duration - 1e-6
-        duration = cut.duration - offset if is_last else window
-        yield start, bare.truncate(offset=offset, duration=duration, preserve_id=True)
+        is_last = offset + window >= duration - 1e-6
+        yield start, offset, duration - offset if is_last else window
         if is_last:
             return
         start += step

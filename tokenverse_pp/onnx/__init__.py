@@ -1,1 +1,1 @@
-"""onnx"""
+"""Export of models to ONNX, and decoding with exported models."""

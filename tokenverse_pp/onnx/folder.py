@@ -1,6 +1,6 @@
-"""The folder that `tokenverse-pp export` writes, and reading it back: graphs, vocabulary, and how to use them.
+"""The folder that `tokenverse-pp export` writes, and reading it back.
 
-`Description` is ``export.json``, and stands in the metadata of each graph as well.
+`Description` is ``export.json``, and the metadata of each graph.
 """
 
 from __future__ import annotations
@@ -13,46 +13,45 @@ from typing import Any, Dict, List, Optional, Union
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import feed, json_of
 
-# All that the runtime imports besides the standard library; soundfile only to read files.
+# Third-party packages that the runtime imports; soundfile only to read files.
 PACKAGES = ("onnxruntime", "numpy", "sentencepiece", "soundfile", "langcodes")
 DESCRIPTION = "export.json"
 TOKENIZER = "tokenizer.model"
 ENCODER, PREDICTOR, JOINER = "encoder.onnx", "predictor.onnx", "joiner.onnx"
 FIRST = "encoder_first.onnx"  # streaming: the encoder of a stream's first chunk
-WEIGHTS = "encoder.weights"  # streaming: what both encoders have in common
+WEIGHTS = "encoder.weights"  # streaming: the weights of both encoders
 MEL_FILTERS = "mel_filters.npy"
-FORMAT = 1  # goes up when an older runtime would misread a folder
-SAMPLING_RATE = 16000  # Hz
+FORMAT = 1  # raised when an older runtime would misread a folder
 LOG_MEL, AUDIO = "log_mel", "audio"
 
 
 @dataclass(frozen=True)
 class Description:
-    """What decoding needs to know beside the graphs.
+    """What decoding needs besides the graphs.
 
     Attributes:
         tokenverse_pp: version of the package that wrote the folder.
-        tasks: names of the tasks that the model knows, in the order of the columns of ``active``.
+        tasks: names of the model's tasks, in the order of the columns of ``active``.
         task_options: their options, as `tokenverse_pp.tasks.build_tasks` takes them (languages, entity types).
         symbols: all task tokens.
-        vocab_size: V, the blank included.
+        vocab_size: V, with the blank.
         blank: id of the blank.
         context_size: tokens that the predictor sees.
-        joiner_dim: J, the width of what encoder and predictor give to the joiner.
-        frame_shift: seconds of a frame that the encoder gives.
-        input: what the encoder takes: ``audio``, or ``log_mel`` that was made of it.
+        joiner_dim: J, the width of the joiner's inputs.
+        frame_shift: seconds per encoder frame.
+        input: input of the encoder: ``audio`` or ``log_mel``.
         min_samples: of an utterance; fewer give no frame.
         max_samples: of an utterance, or None.
-        normalise: the encoder brings each utterance to zero mean and unit variance itself.
+        normalise: the encoder normalises each utterance to zero mean and unit variance itself.
         vectors: placement and strategy of the task vectors; with ``combination``, the combinations that were trained
             (each a row of ``active``).
         precision: of the weights: float32, float16 or int8.
-        streaming: how to feed the encoder in chunks; None where it takes whole ones. ``chunk_ms``, ``left_chunks``
-            and ``sinks`` as it was exported; ``chunk_samples``: of each step; ``framing``: kernel and stride of what
-            makes frames of samples; ``states``: name, shape and type of what is kept of a stream, zeros at its start.
+        streaming: None for whole utterances. ``chunk_ms``, ``left_chunks`` and ``sinks``: options of the export;
+            ``chunk_samples``: samples of a chunk; ``framing``: kernel and stride of each step from samples to frames,
+            (n - kernel) // stride + 1 each; ``states``: name, shape and type of each state, zeros at the start.
         mel: of ``log_mel``: bins, n_fft and hop.
         files: bytes and SHA-256 of each file.
-        check: what the comparison with torch gave, and the tolerance.
+        check: result of the comparison with torch, and the tolerance.
         format: see `FORMAT`.
     """
 
@@ -83,41 +82,30 @@ class Description:
         return list(self.task_options.get("lid", {}).get("languages", []))
 
     def as_dict(self) -> Dict[str, Any]:
-        """What ``export.json`` holds; the format first, so that a reader sees it first."""
+        """What ``export.json`` holds, ``format`` first."""
         values = asdict(self)
         return {"format": values.pop("format"), "languages": self.languages, **values}
 
 
 def read_folder(folder: Union[str, Path], check_files: bool = True) -> Description:
-    """Read ``export.json``, and see that the folder's files are those that were written.
+    """Read ``export.json``, and verify the checksums of the folder's files.
 
     Raises:
-        UserError: for a folder that was not exported, or by another version, or whose files are missing or damaged.
+        UserError: for a folder that is not an export or of another version, and for missing or damaged files.
     """
-    folder = Path(folder)
-    path = folder / DESCRIPTION
+    path = Path(folder) / DESCRIPTION
     try:
         data = json_of(path.read_text(encoding="utf-8"), f"{path}: cannot be read")
     except FileNotFoundError:
-        raise UserError(
-            f"{folder}: no exported model: it has no {DESCRIPTION} (`tokenverse-pp export` makes one)"
-        ) from None
+        said = f"{path.parent}: no exported model: it has no {DESCRIPTION} (`tokenverse-pp export` makes one)"
+        raise UserError(said) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    description = _description(data, path)
-    if check_files:
-        for name, entry in description.files.items():
-            _check_file(folder / name, entry)
-    return description
-
-
-def _description(data: Any, path: Path) -> Description:
     if not isinstance(data, dict) or not isinstance(data.get("format"), int):
         raise UserError(f"{path}: not what `tokenverse-pp export` writes: it has no number 'format'")
     if data["format"] != FORMAT:
-        raise UserError(
-            f"{path}: has format {data['format']}, this version of tokenverse_pp reads {FORMAT}: export again"
-        )
+        said = f"has format {data['format']}, this version of tokenverse_pp reads {FORMAT}: export again"
+        raise UserError(f"{path}: {said}")
     names = {item.name for item in fields(Description)}
     try:
         description = Description(**{name: value for name, value in data.items() if name in names})
@@ -125,11 +113,14 @@ def _description(data: Any, path: Path) -> Description:
             raise ValueError("input")
         if not {TOKENIZER, ENCODER, PREDICTOR, JOINER} <= set(description.files):
             raise ValueError("files")
-        outside = [name for name in description.files if Path(name).name != name]
-        if outside:
-            raise ValueError(f"files: {outside[0]!r} is not the name of a file in the folder")
+        for name in description.files:
+            if Path(name).name != name:
+                raise ValueError(f"files: {name!r} is not the name of a file in the folder")
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged: {error}") from None
+    if check_files:
+        for name, entry in description.files.items():
+            _check_file(path.parent / name, entry)
     return description
 
 

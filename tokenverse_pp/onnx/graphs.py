@@ -1,42 +1,53 @@
-"""What is traced: the encoder with the joiner's projection, the predictor with its own, and the rest of the joiner.
+"""The ONNX graphs of a model: what is traced, and how it is written.
 
-Split like this, a search projects each frame and each context once, and per step only adds, squashes and multiplies.
+Offline there are three graphs: the encoder with the joiner's projection, the predictor with its own, and the rest of
+the joiner. Split like this, a search projects each frame and each context once, and a step only adds, applies tanh and
+multiplies.
 
-From a module to an ONNX file.
+A streaming encoder is two graphs: one for the first chunk of a stream, which gives one frame less and fills the
+caches, and one for all other chunks, whose shapes are fixed. They share a file of weights.
 
-By torch's tracer (``dynamo=False``): the encoders look at the values of lengths and masks, to refuse what is too long
-or to leave out a mask that bars nothing, which ``dynamo=True`` (torch.export) refuses to follow. A tracer takes the way
-that its example takes, so the example is a padded batch, for which nothing is left out; that this way is right for
-every other batch is what `tokenverse_pp.onnx.export` is for.
-
-Graphs with smaller weights, and with what they are for in their metadata.
+Graphs are traced (``dynamo=False``): the encoders branch on the values of lengths and masks, which torch.export
+refuses. A trace follows the branches that its example takes, so the example is a padded batch, for which no mask is
+left out; `tokenverse_pp.onnx.export` then compares the graphs with torch on other batches.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Dict, Iterator, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
+from tokenverse_pp.decoding.streaming.fronts import WhisperFront
+from tokenverse_pp.decoding.streaming.stages import ChunkPlace, Stage, State
 from tokenverse_pp.models.encoders.wav2vec2 import WavLMBackbone
-from tokenverse_pp.models.encoders.whisper import LogMel
+from tokenverse_pp.models.encoders.whisper import LogMel, WhisperBackbone
 from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.onnx.folder import ENCODER, FIRST, JOINER, PREDICTOR, Description
+
+TYPES = {torch.float32: "float32", torch.float64: "float64", torch.int64: "int64"}
+LARGEST = 1_900_000_000  # bytes: an ONNX file that holds its weights cannot exceed 2 GiB
+SMALLEST_FLOAT16 = 1024  # numbers in a tensor that is stored in float16
+SMALLEST_SHARED = 256  # bytes of a tensor that goes into the shared file
 
 
 class GivenMel(nn.Module):
-    """Stands in for `LogMel` where the input is a log-mel spectrogram already: (N, bins, T), zero on padding.
+    """Replaces `LogMel` where the input is a log-mel spectrogram already: (N, bins, T), zero on padding.
 
-    ONNX has an STFT, but no runtime of it is as exact and as fast as NumPy's.
+    ONNX has an STFT, but no runtime computes it as exactly and as fast as NumPy.
     """
 
     def __init__(self, log_mel: LogMel):
@@ -53,7 +64,7 @@ class GivenMel(nn.Module):
 
 
 class EncoderGraph(nn.Module):
-    """Audio or log-mel -> what the joiner adds to a predictor's state."""
+    """The encoder of whole utterances, and the joiner's projection of its output."""
 
     def __init__(self, model: Transducer):
         super().__init__()
@@ -66,7 +77,7 @@ class EncoderGraph(nn.Module):
 
 
 class PredictorGraph(nn.Module):
-    """Contexts -> what the joiner adds to an encoder frame."""
+    """The predictor, and the joiner's projection of its output."""
 
     def __init__(self, model: Transducer):
         super().__init__()
@@ -77,24 +88,68 @@ class PredictorGraph(nn.Module):
         return self.projection(self.predictor.step(context))
 
 
-class JoinerGraph(nn.Module):
-    """Frame and state -> logits."""
+class MelFront(WhisperFront):
+    """`WhisperFront` without its log-mel, which the runtime computes in NumPy (`RunningLogMel`): (N, bins, T) in."""
 
-    def __init__(self, model: Transducer):
+    def start(self) -> State:
+        """The state without the entries that only the log-mel needs."""
+        state = super().start()
+        for key in ("front.samples", "front.audio", "front.peak"):
+            del state[key]
+        return state
+
+    def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
+        """See `Stage.step`."""
+        state["front.samples"] = state["front.frames"]  # read in a stream's last chunk only, which is not traced
+        x = super().step(x, state, place)
+        del state["front.samples"]
+        return x
+
+    def _mel(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
+        state["front.frames"] = state["front.frames"] + x.shape[2]
+        return x
+
+
+class ChunkGraph(nn.Module):
+    """One chunk of N streams through the streaming encoder and the joiner's projection."""
+
+    def __init__(self, model: Transducer, stages: List[Stage], names: List[str], first: bool):
         super().__init__()
-        self.joiner = model.joiner
+        self.model, self.stages, self.names, self.first = model, stages, names, first
 
-    def forward(self, frame: Tensor, state: Tensor) -> Tensor:
-        """Frame (M, J), state (M, J) -> logits (M, V)."""
-        return self.joiner(frame, state)
+    def forward(self, inputs: Tensor, active: Tensor, *states: Tensor) -> Tuple[Tensor, ...]:
+        """Inputs (N, S) or (N, bins, T), active (N, K + 1), states (N, ..) -> frames (N, T', J), new states (N, ..)."""
+        state, place = dict(zip(self.names, states)), ChunkPlace(self.first, False, active)
+        x = inputs
+        for stage in self.stages:
+            x = stage.step(x, state, place)
+        return (self.model.joiner.encoder_proj(x), *(state[name] for name in self.names))
+
+
+def require_onnx() -> None:
+    """Check for onnx, onnxruntime and a torch that can export (raises UserError)."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < (2, 5):
+        raise UserError(f"export needs torch 2.5 or newer, here is {torch.__version__}")
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except Exception as error:  # a broken installation may raise other errors than ImportError
+        said = f"export needs onnx and onnxruntime ({one_line(error)}): pip install 'tokenverse_pp[onnx]'"
+        raise UserError(said) from None
+
+
+def log_mel_of(model: Transducer) -> Optional[LogMel]:
+    """The model's `LogMel`; None where the encoder takes audio."""
+    return next((module for module in model.modules() if isinstance(module, LogMel)), None)
 
 
 def prepared(model: Transducer, given_mel: bool = True) -> Transducer:
-    """A copy in eval mode that a tracer can go through, with the same output.
+    """A copy on the CPU in eval mode that can be traced and has the same output.
 
     Args:
-        model: of any mode and device.
-        given_mel: take the log-mel as it comes (`GivenMel`).
+        model: in any mode, on any device.
+        given_mel: take log-mel in place of audio (`GivenMel`).
 
     Raises:
         UserError: for an encoder that cannot be exported.
@@ -108,27 +163,18 @@ def prepared(model: Transducer, given_mel: bool = True) -> Transducer:
             if given_mel and isinstance(child, LogMel):
                 setattr(parent, name, GivenMel(child))
     for vectors in (model.feature_vectors, model.encoder_vectors):
-        if vectors is not None:  # the runtime refuses combinations that were not trained, a graph cannot
+        if vectors is not None:  # the runtime refuses combinations that were not trained; a graph cannot
             vectors.trained.fill_(1)
     return model
 
 
-def log_mel_of(model: Transducer) -> Any:
-    """The model's `LogMel`, None where it hears the audio itself."""
-    return next((module for module in model.modules() if isinstance(module, LogMel)), None)
-
-
-Axes = Dict[str, Dict[int, str]]
-LARGEST = 1_900_000_000  # bytes: an ONNX file with its weights inside ends at 2 GiB
-
-
 @contextlib.contextmanager
 def traceable() -> Iterator[None]:
-    """Have what is traced use plain numbers where ONNX knows nothing else, and no warnings about it."""
-    layer_norm = torch.layer_norm  # what both torch.nn.functional's and LayerNorm's end in
+    """Patch torch for tracing: shapes are plain numbers where ONNX accepts nothing else. Silences warnings."""
+    layer_norm = torch.layer_norm  # both torch.nn.functional's and LayerNorm's call it
 
     def with_numbers(x: Tensor, shape: Sequence[Any], *more: Any, **options: Any) -> Tensor:
-        """`layer_norm` over a shape that a tracer has made tensors of."""
+        """`layer_norm` with a shape that the tracer has turned into tensors."""
         return layer_norm(x, [int(size) for size in shape], *more, **options)
 
     with warnings.catch_warnings(), mock.patch.object(torch, "layer_norm", with_numbers), torch.no_grad():
@@ -138,28 +184,27 @@ def traceable() -> Iterator[None]:
 
 def trace(
     module: nn.Module,
-    example: Sequence[Tensor],
     path: Path,
-    inputs: Sequence[str],
+    inputs: Dict[str, Tensor],
     outputs: Sequence[str],
-    axes: Axes,
     opset: int,
+    axes: Optional[Dict[str, Dict[int, str]]] = None,
+    rows: str = "N",
 ) -> None:
     """Write a module as an ONNX graph.
 
     Args:
         module: in eval mode.
-        example: its arguments.
         path: of the file.
-        inputs: names of the arguments.
+        inputs: example of each argument, by name, in order.
         outputs: names of the results.
-        axes: of each input and output those that may have any size, by name.
         opset: of ONNX.
+        axes: dimensions of inputs and outputs that may have any size, besides the first of each, and their names.
+        rows: name of the first dimension.
 
     Raises:
-        UserError: without the package onnx, or for a module that cannot be exported.
+        UserError: for a module that cannot be exported.
     """
-    require_onnx()
     size = sum(p.numel() * p.element_size() for p in module.parameters())
     if size > LARGEST:
         raise UserError(f"export: the encoder has {size / 1e9:.1f} GB of weights, an ONNX file holds 2 GB at most")
@@ -167,11 +212,11 @@ def trace(
         with traceable():
             torch.onnx.export(
                 module,
-                tuple(example),
+                tuple(inputs.values()),
                 str(path),
                 input_names=list(inputs),
                 output_names=list(outputs),
-                dynamic_axes=axes,
+                dynamic_axes={name: {0: rows, **(axes or {}).get(name, {})} for name in (*inputs, *outputs)},
                 opset_version=opset,
                 dynamo=False,
             )
@@ -180,61 +225,138 @@ def trace(
         raise UserError(f"export: torch cannot write this encoder as ONNX: {reason}") from error
 
 
-def require_onnx() -> None:
-    """See that onnx, onnxruntime and a torch that exports are here (raises UserError)."""
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < (2, 5):
-        raise UserError(f"export needs torch 2.5 or newer, here is {torch.__version__}")
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except Exception as error:  # one that is there may fail in other ways than ImportError
-        said = f"export needs onnx and onnxruntime ({one_line(error)}): pip install 'tokenverse_pp[onnx]'"
-        raise UserError(said) from None
+def trace_encoder(model: Transducer, d: Description, folder: Path, opset: int) -> None:
+    """Trace the encoder of whole utterances, of a `prepared` model, into a folder."""
+    audio, time = torch.randn(2, SAMPLE_RATE), {1: "samples"}
+    if d.mel is not None:
+        audio, time = torch.randn(2, d.mel["bins"], SAMPLE_RATE // d.mel["hop"]), {2: "mel_frames"}
+    lens = torch.tensor([SAMPLE_RATE, SAMPLE_RATE * 7 // 10])
+    inputs = {"inputs": audio, "lens": lens, "active": torch.ones(2, len(d.tasks))}
+    axes = {"inputs": time, "frames": {1: "T"}}
+    trace(EncoderGraph(model), folder / ENCODER, inputs, ["frames", "frame_lens"], opset, axes)
 
 
-FEWEST = 1024  # numbers in a tensor that is worth storing in fewer bits
+def trace_search(model: Transducer, d: Description, folder: Path, opset: int) -> None:
+    """Trace predictor and joiner into a folder."""
+    context = torch.ones(2, d.context_size, dtype=torch.int64)
+    trace(PredictorGraph(model), folder / PREDICTOR, {"context": context}, ["state"], opset, rows="M")
+    pair = {"frame": torch.randn(2, d.joiner_dim), "state": torch.randn(2, d.joiner_dim)}
+    trace(model.joiner, folder / JOINER, pair, ["logits"], opset, rows="M")
+
+
+def trace_chunks(model: Transducer, chunks: ChunkOptions, d: Description, folder: Path, opset: int) -> Dict[str, Any]:
+    """Trace the streaming encoder of a `prepared` model, which must not be used afterwards, into a folder.
+
+    Returns:
+        `Description.streaming`.
+
+    Raises:
+        UserError: for chunks or an encoder that cannot be streamed, and for a cache that grows.
+    """
+    if chunks.left_chunks < 0:
+        raise UserError(f"--left-chunks={chunks.left_chunks}: a graph's caches cannot grow: expected 0 or more")
+    streaming, encoder = StreamingEncoder(model, chunks), model.encoder
+    stages, backbone, samples = streaming.stages, cast(Any, encoder.backbone), streaming.chunk_samples
+    if isinstance(backbone, WhisperBackbone):
+        stages[0] = MelFront(backbone, chunks)
+        framing = [[1, backbone.log_mel.hop], [1, 2]]
+    else:
+        framing = [[k, s] for k, s in zip(backbone.kernels, backbone.strides)]
+    start: State = {}
+    for stage in stages:
+        start.update(stage.start())
+    states = [torch.stack([tensor, tensor]) for tensor in start.values()]
+    active = torch.ones(2, len(d.tasks))
+    for first, file in ((True, FIRST), (False, ENCODER)):
+        example = torch.randn(2, samples)
+        if d.mel is not None:
+            frames = samples // d.mel["hop"]
+            example = torch.randn(2, d.mel["bins"], frames - 1 if first else frames)
+        graph = ChunkGraph(model, stages, list(start), first).eval()
+        inputs = {"inputs": example, "active": active, **dict(zip(start, states))}
+        trace(graph, folder / file, inputs, ["frames", *(f"{name}.next" for name in start)], opset)
+        with torch.no_grad():
+            states = list(graph(example, active, *states)[1:])
+        if not first and any(a.shape != b.shape for a, b in zip(states, graph(example, active, *states)[1:])):
+            raise UserError("export: what this encoder keeps of a stream changes its size: expected other chunks")
+    return {
+        "chunk_ms": chunks.chunk_ms,
+        "left_chunks": chunks.left_chunks,
+        "sinks": chunks.sinks,
+        "chunk_samples": samples,
+        "chunk_frames": streaming.chunk_frames,
+        "framing": [*framing, [1, encoder.stack]],
+        "states": [
+            {"name": name, "shape": list(tensor.shape), "type": TYPES[tensor.dtype]} for name, tensor in start.items()
+        ],
+    }
+
+
+def share_weights(folder: Path, graphs: Sequence[str], weights: str) -> None:
+    """Move the tensors of several graphs into one file, each distinct tensor once."""
+    import onnx
+    from onnx.external_data_helper import set_external_data
+
+    offsets: Dict[bytes, int] = {}
+    size = 0
+    with open(folder / weights, "wb") as file:
+        for name in graphs:
+            model = onnx.load(folder / name)
+            for tensor in model.graph.initializer:
+                content = onnx.numpy_helper.to_array(tensor).tobytes()
+                if len(content) < SMALLEST_SHARED:
+                    continue
+                key = hashlib.sha256(content).digest()
+                if key not in offsets:
+                    offsets[key] = size
+                    padding = -len(content) % 64
+                    file.write(content + bytes(padding))
+                    size += len(content) + padding
+                tensor.raw_data = content
+                set_external_data(tensor, weights, offsets[key], len(content))
+                tensor.ClearField("raw_data")
+                tensor.ClearField("float_data")
+            onnx.save(model, folder / name)
 
 
 def to_int8(path: Path) -> None:
-    """Quantise the matrix products with weights of a graph to 8 bits, in place (onnxruntime's dynamic quantisation)."""
+    """Quantise the matrix products of a graph to 8 bits, in place (onnxruntime's dynamic quantisation)."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # It advises a pre-processing that infers shapes, which changes nothing for products with weights.
-    logging.getLogger().addFilter(_no_advice)
+    def no_advice(record: logging.LogRecord) -> bool:
+        """Hides the advice to infer shapes first, which changes nothing for products with weights."""
+        return "pre-processing" not in record.getMessage()
+
+    logging.getLogger().addFilter(no_advice)
     try:
         quantize_dynamic(path, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
     finally:
-        logging.getLogger().removeFilter(_no_advice)
-
-
-def _no_advice(record: logging.LogRecord) -> bool:
-    return "pre-processing" not in record.getMessage()
+        logging.getLogger().removeFilter(no_advice)
 
 
 def to_float16(path: Path) -> None:
-    """Store the large weights of a graph in float16, each with a Cast that onnxruntime does on loading."""
+    """Store the large weights of a graph in float16, each with a Cast, which onnxruntime folds on loading."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     model = onnx.load(path)
     casts = []
     for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < FEWEST:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < SMALLEST_FLOAT16:
             continue
         name, stored = tensor.name, f"{tensor.name}.float16"
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), stored))
         casts.append(helper.make_node("Cast", [stored], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
-    for cast in reversed(casts):
-        model.graph.node.insert(0, cast)
+    for node in reversed(casts):
+        model.graph.node.insert(0, node)
     onnx.save(model, path)
 
 
 def describe(path: Path, values: Dict[str, Any]) -> None:
-    """Put values into the metadata of a graph, as JSON where they are no text, and check the graph.
+    """Put values into the metadata of a graph, as JSON where they are not text, and check the graph.
 
     Raises:
-        onnx.checker.ValidationError: for a graph that is no valid ONNX, which is a fault of ours.
+        onnx.checker.ValidationError: for invalid ONNX, which is a bug.
     """
     import onnx
 

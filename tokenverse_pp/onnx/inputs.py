@@ -1,7 +1,4 @@
-"""Audio for the runtime: a file, or samples that somebody has already.
-
-Whisper's log-mel spectrogram in NumPy: what `tokenverse_pp.models.encoders.whisper.LogMel` gives.
-"""
+"""Inputs of the runtime: audio from files or arrays, and Whisper's log-mel spectrogram in NumPy."""
 
 from __future__ import annotations
 
@@ -10,20 +7,20 @@ from typing import BinaryIO, Optional, Union
 
 import numpy as np
 
+from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.audio import read_audio as read_file
-from tokenverse_pp.onnx.folder import SAMPLING_RATE
 
 Audio = Union[str, "os.PathLike[str]", bytes, BinaryIO, np.ndarray]
 
 
 def read_audio(audio: Audio) -> np.ndarray:
-    """A file, its bytes, or an array at 16 kHz -> samples (S,) float32; the channels of a file are averaged.
+    """A file, its bytes, or samples (S,) at 16 kHz -> samples (S,) float32; the channels of a file are averaged.
 
     Takes the containers that `tokenverse-pp transcribe` takes (`tokenverse_pp.data.audio`).
 
     Raises:
-        UserError: for what is no such audio. A file of another rate needs the package soxr.
+        UserError: for anything else. A file of another rate needs the package soxr.
     """
     if isinstance(audio, np.ndarray):
         return checked(audio, "audio")
@@ -35,20 +32,18 @@ def read_audio(audio: Audio) -> np.ndarray:
         name = "audio"
     else:
         return checked(np.asarray(audio), "audio")
-    samples, rate = read_file(audio, name, SAMPLING_RATE)
-    return samples if rate == SAMPLING_RATE else _resampled(samples, rate, name)
-
-
-def _resampled(samples: np.ndarray, rate: int, path: str) -> np.ndarray:
+    samples, rate = read_file(audio, name, SAMPLE_RATE)
+    if rate == SAMPLE_RATE:
+        return samples
     try:
         import soxr
     except ImportError:
-        raise UserError(f"{path}: has {rate} Hz; resample it to {SAMPLING_RATE}, or pip install soxr") from None
-    return soxr.resample(samples, rate, SAMPLING_RATE).astype(np.float32)
+        raise UserError(f"{name}: has {rate} Hz; resample it to {SAMPLE_RATE}, or pip install soxr") from None
+    return soxr.resample(samples, rate, SAMPLE_RATE).astype(np.float32)
 
 
 def checked(samples: np.ndarray, name: str) -> np.ndarray:
-    """Samples (S,) as float32 (raises UserError, calling them ``name``, for what is no audio)."""
+    """Samples (S,) as float32 (raises UserError, which names them ``name``, for anything else)."""
     if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
         raise UserError(f"{name}: expected floats of one channel, got {samples.dtype} of shape {samples.shape}")
     if not np.isfinite(samples).all():
@@ -56,13 +51,13 @@ def checked(samples: np.ndarray, name: str) -> np.ndarray:
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
-RANGE = 8.0  # in powers of ten, below the loudest
+RANGE = 8.0  # powers of ten below the maximum
 LEAST = 1e-10
-MAX_SAMPLES = 480000  # of Whisper's own extractor, which mirrors the end of a buffer of 30 s
+MAX_SAMPLES = 480000  # Whisper's own extractor pads to 30 s and mirrors the end of that
 
 
 class NumpyLogMel:
-    """Audio (S,) -> (bins, ceil(S / hop)).
+    """`tokenverse_pp.models.encoders.whisper.LogMel` in NumPy.
 
     Args:
         filters: (bins, n_fft / 2 + 1).
@@ -80,12 +75,12 @@ class NumpyLogMel:
         padded = np.zeros(size, dtype=np.float32)
         padded[: len(audio)] = audio
         mel = self.log_power(np.pad(padded, self.n_fft // 2, mode="reflect"))[:, : MAX_SAMPLES // self.hop]
-        # Frames after the end that still see the utterance count for its loudest, although they are not returned.
+        # The maximum includes frames after the end that still see the utterance, although they are not returned.
         mel = np.maximum(mel, mel.max() - RANGE)[:, : -(-len(audio) // self.hop)]
         return ((mel + 4.0) / 4.0).astype(np.float32)
 
     def log_power(self, audio: np.ndarray) -> np.ndarray:
-        """Audio (S,), at least a window -> (bins, T), before the range is cut; frame t sees it from hop * t on."""
+        """Audio (S,), at least a window -> (bins, T), before the range is limited; frame t starts at hop * t."""
         windows = np.lib.stride_tricks.sliding_window_view(audio, self.n_fft)[:: self.hop]
         spectrum = np.fft.rfft(windows * self.window, axis=1)
         power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
@@ -93,15 +88,15 @@ class NumpyLogMel:
 
 
 class RunningLogMel:
-    """The same of one stream, chunk by chunk, the range below the loudest that was heard so far."""
+    """`NumpyLogMel` of one stream, chunk by chunk; the range is relative to the maximum so far."""
 
     def __init__(self, log_mel: NumpyLogMel):
         self.log_mel = log_mel
-        self.audio: Optional[np.ndarray] = None  # that the next frames will see
+        self.audio: Optional[np.ndarray] = None  # that later frames will see
         self.peak = np.float32(np.log10(LEAST))
 
     def push(self, chunk: np.ndarray) -> np.ndarray:
-        """A chunk (S,) of more samples than half a window -> the frames that are complete with it, (bins, T)."""
+        """A chunk (S,), longer than half a window -> the frames that it completes, (bins, T)."""
         n_fft, hop = self.log_mel.n_fft, self.log_mel.hop
         before = chunk[n_fft // 2 : 0 : -1] if self.audio is None else self.audio
         audio = np.concatenate([before, chunk])

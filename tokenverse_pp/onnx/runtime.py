@@ -1,126 +1,87 @@
-"""The three graphs in onnxruntime.
-
-What both runtimes have in common: vocabulary, tasks, predictor and joiner of an exported folder.
-
-An exported model that transcribes whole utterances, without torch.
-"""
+"""Decoding with an exported model, without torch: `Runtime` for whole recordings, `StreamingRuntime` for streams."""
 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
+from tokenverse_pp.decoding.long_form import Merger, check_windows, window_times
+from tokenverse_pp.decoding.streaming.events import FINAL, TOKEN, Event, StreamWords, Token, WordReader
 from tokenverse_pp.onnx.folder import (
     ENCODER,
+    FIRST,
     JOINER,
-    LOG_MEL,
     MEL_FILTERS,
     PREDICTOR,
-    SAMPLING_RATE,
     TOKENIZER,
     Description,
     read_folder,
 )
-from tokenverse_pp.onnx.inputs import Audio, NumpyLogMel, read_audio
-from tokenverse_pp.onnx.search import Search, check_options
+from tokenverse_pp.onnx.inputs import Audio, NumpyLogMel, RunningLogMel, checked, read_audio
+from tokenverse_pp.onnx.search import Context, Search, check_options
 from tokenverse_pp.tasks import TaskSet, build_tasks
 from tokenverse_pp.tasks.result import Transcript, Word, transcript_of_words
 from tokenverse_pp.tasks.transcript import TimedWord
 
-MOST_STATES = 4096  # of the predictor's, kept
+log = logging.getLogger(__name__)
+MOST_STATES = 4096  # predictor outputs in the cache
+NOTHING = Hypothesis((), (), (), 0.0, 0.0)
 
 
 def open_graph(path: Path, threads: int) -> Any:
     """An ``onnxruntime.InferenceSession`` on the CPU.
 
     Raises:
-        UserError: without onnxruntime, or for a file that is no graph that it can run.
+        UserError: without onnxruntime, or for a file that it cannot run.
     """
     try:
         import onnxruntime
-    except Exception as error:  # one that is there may fail in other ways than ImportError
+    except Exception as error:  # a broken installation may raise other errors than ImportError
         said = f"tokenverse_pp.runtime needs onnxruntime ({one_line(error)}): pip install 'tokenverse_pp[onnx]'"
         raise UserError(said) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 3  # errors only
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a dozen exceptions of its own, without a common base
+    except Exception as error:  # onnxruntime's own exceptions have no common base
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a graph that onnxruntime can run: {reason}") from None
 
 
-class Predictor:
-    """Contexts (tuples of ``context_size`` ids, the newest last) -> states (M, J), each computed once."""
-
-    def __init__(self, folder: Path, threads: int):
-        self.session = open_graph(folder / PREDICTOR, threads)
-        self.known: Dict[Tuple[int, ...], np.ndarray] = {}
-
-    def __call__(self, contexts: Sequence[Tuple[int, ...]]) -> np.ndarray:
-        """States (M, J) float32 of M contexts."""
-        missing = [context for context in dict.fromkeys(contexts) if context not in self.known]
-        if missing:
-            if len(self.known) > MOST_STATES:
-                self.known.clear()
-                missing = list(dict.fromkeys(contexts))
-            states = self.session.run(None, {"context": np.array(missing, dtype=np.int64)})[0]
-            self.known.update(zip(missing, states))
-        return np.stack([self.known[context] for context in contexts])
-
-
-class JoinerSession:
-    """Frames (M, J) and states (M, J) -> logits (M, V)."""
-
-    def __init__(self, folder: Path, threads: int):
-        self.session = open_graph(folder / JOINER, threads)
-
-    def __call__(self, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """Logits (M, V) float32."""
-        return self.session.run(None, {"frame": frames, "state": states})[0]
-
-
-class EncoderSession:
-    """A padded batch -> projected frames (N, T, J) and their numbers (N,)."""
-
-    def __init__(self, folder: Path, threads: int):
-        self.session = open_graph(folder / ENCODER, threads)
-        self.names: List[str] = [item.name for item in self.session.get_inputs()]
-
-    def __call__(self, inputs: np.ndarray, lens: np.ndarray, active: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-        """Inputs (N, S) audio or (N, bins, T) log-mel, lens (N,) samples, active (N, K + 1) of 0 and 1."""
-        given = dict(zip(("inputs", "lens", "active"), (inputs, lens, active)))
-        # A model without task vectors has no use for `active`, and its graph no such input.
-        frames, frame_lens = self.session.run(None, {name: given[name] for name in self.names})
-        return frames, frame_lens
+def default_options(options: Optional[SearchOptions], language: Optional[str]) -> SearchOptions:
+    """The options, or the defaults, restricted to the language if it is known."""
+    options = options or SearchOptions()
+    return options if language is None else replace(options, languages=(language,), force_language=True)
 
 
 class Exported:
-    """A folder that `tokenverse-pp export` wrote.
+    """A folder that `tokenverse-pp export` wrote: vocabulary, tasks, predictor and joiner.
 
     Args:
         folder: of the exported model.
         threads: of onnxruntime.
-        check_files: compare the files with their sums; takes a moment for large models.
+        check_files: verify the checksums of the files.
 
     Attributes:
-        description: what the folder says of the model.
-        tasks: the tasks that the model knows.
+        description: contents of ``export.json``.
+        tasks: the model's tasks.
         tokenizer: its vocabulary.
-        frame_shift: seconds of an encoder frame.
+        frame_shift: seconds per encoder frame.
 
     Raises:
-        UserError: for a folder that is none, of another version or damaged; and without onnxruntime.
+        UserError: for a folder that is not an export, of another version or damaged; and without onnxruntime.
     """
 
     def __init__(self, folder: Union[str, Path], threads: int = 1, check_files: bool = True):
@@ -130,26 +91,49 @@ class Exported:
         self.tasks: TaskSet = build_tasks(d.tasks, d.task_options)
         self.tokenizer = Tokenizer.load(self.folder / TOKENIZER)
         self.tokenizer.check(self.tasks)
+        self.pieces = self.tokenizer.pieces(range(self.tokenizer.vocab_size))
         self.frame_shift = d.frame_shift
         self.calibration = read_calibration(self.folder)
-        self.predictor, self.joiner = Predictor(self.folder, threads), JoinerSession(self.folder, threads)
+        self._predictor = open_graph(self.folder / PREDICTOR, threads)
+        self._joiner = open_graph(self.folder / JOINER, threads)
         self.log_mel: Optional[NumpyLogMel] = None
-        if d.input == LOG_MEL and d.mel is not None:
+        if d.mel is not None:
             try:
                 filters = np.load(self.folder / MEL_FILTERS, allow_pickle=False)
                 self.log_mel = NumpyLogMel(filters, d.mel["n_fft"], d.mel["hop"])
             except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
                 raise UserError(f"{self.folder / MEL_FILTERS}: damaged: {' '.join(str(error).split())}") from None
         self._constraints: Dict[Tuple[object, ...], Constraints] = {}
+        self._states: Dict[Context, np.ndarray] = {}
 
-    def start_search(self, tasks: Sequence[str], options: SearchOptions) -> Search:
-        """The search of one utterance (raises UserError for a task or option that there is not)."""
+    def predict(self, contexts: Sequence[Context]) -> np.ndarray:
+        """Contexts (tuples of ``context_size`` ids, the newest last) -> states (M, J), cached."""
+        missing = [context for context in dict.fromkeys(contexts) if context not in self._states]
+        if missing:
+            if len(self._states) > MOST_STATES:
+                self._states.clear()
+                missing = list(dict.fromkeys(contexts))
+            states = self._predictor.run(None, {"context": np.array(missing, dtype=np.int64)})[0]
+            self._states.update(zip(missing, states))
+        return np.stack([self._states[context] for context in contexts])
+
+    def join(self, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Frames (M, J) and states (M, J) -> logits (M, V)."""
+        return self._joiner.run(None, {"frame": frames, "state": states})[0]
+
+    def constraints(self, tasks: Sequence[str], options: SearchOptions) -> Constraints:
+        """The constraints of a search (raises UserError for unknown tasks and languages)."""
         key = (tuple(tasks), options.languages, options.force_language)
         if key not in self._constraints:
             self._constraints[key] = constraints_for(
                 self.tasks, tasks, self.tokenizer, options.languages, options.force_language
             )
-        return Search(self.predictor, self.joiner, self._constraints[key], self.description.context_size, options)
+        return self._constraints[key]
+
+    def start_search(self, tasks: Sequence[str], options: SearchOptions) -> Search:
+        """The search of one utterance (raises UserError for unknown tasks, languages and options)."""
+        constraints = self.constraints(tasks, options)
+        return Search(self.predict, self.join, constraints, self.description.context_size, options)
 
     def mask(self, tasks: Sequence[str]) -> np.ndarray:
         """The encoder's input for these tasks, (K + 1,) (raises UserError for what was not trained together)."""
@@ -159,35 +143,21 @@ class Exported:
             raise UserError("vectors.strategy=combination: this combination of tasks was never active in training")
         return np.array(mask, dtype=np.float32)
 
-    def transcript(self, words: Sequence[TimedWord], tasks: Sequence[str], duration: float, name: str) -> Transcript:
-        """Words and task tokens, confidences calibrated, of a recording of ``duration`` seconds."""
+    def _transcript(
+        self, words: Sequence[TimedWord], tasks: Sequence[str], samples: np.ndarray, name: str
+    ) -> Transcript:
         timed = [Word(w.text, w.start, w.end, w.confidence) for w in words]
-        return transcript_of_words(timed, self.tasks.subset(tasks).names, duration, name, self.tasks)
-
-    def calibrated(self, words: Sequence[TimedWord]) -> List[TimedWord]:
-        """Words with the model's calibration of confidences, if it has one."""
-        if self.calibration is None:
-            return list(words)
-        return [TimedWord(w.text, w.start, w.end, self.calibration(w.text, w.confidence)) for w in words]
-
-
-def default_options(options: Optional[SearchOptions], language: Optional[str]) -> SearchOptions:
-    """Options of a transcription: those given or the defaults, with the language that is known."""
-    options = options or SearchOptions()
-    return options if language is None else replace(options, languages=(language,), force_language=True)
-
-
-log = logging.getLogger(__name__)
+        return transcript_of_words(timed, self.tasks.subset(tasks).names, len(samples) / SAMPLE_RATE, name, self.tasks)
 
 
 class Runtime(Exported):
-    """An export for whole utterances, ready to decode; see `Exported` for arguments and attributes."""
+    """An export for whole recordings; see `Exported` for arguments and attributes."""
 
     def __init__(self, folder: Union[str, Path], threads: int = 1, check_files: bool = True):
         super().__init__(folder, threads, check_files)
         if self.description.streaming is not None:
             raise UserError(f"{folder}: exported for streaming: open it by tokenverse_pp.runtime.StreamingRuntime")
-        self.encoder = EncoderSession(self.folder, threads)
+        self.encoder = open_graph(self.folder / ENCODER, threads)
 
     def transcribe(
         self,
@@ -196,33 +166,64 @@ class Runtime(Exported):
         language: Optional[str] = None,
         options: Optional[SearchOptions] = None,
         name: Optional[str] = None,
+        window: float = 28.0,
+        overlap: float = 6.0,
     ) -> Transcript:
-        """Transcribe one recording.
+        """Transcribe one recording of any length.
 
         Args:
-            audio: samples (S,) of floats at 16 kHz in [-1, 1], a file, or its bytes; what is shorter than a frame gives
+            audio: samples (S,) of floats at 16 kHz in [-1, 1], a file, or its bytes. Audio shorter than a frame gives
                 an empty transcript.
-            tasks: names of the tasks to decode, None for all that the model knows; the tokens of others are barred.
-            language: the code of the language that is spoken, where it is known; needs the task ``lid``.
-            options: how to search; beam search by default, a language token first where ``lid`` is decoded.
-            name: of the recording, for the transcript; by default the file's without its ending.
+            tasks: names of the tasks to decode, None for all of the model's; the tokens of other tasks are suppressed.
+            language: code of the language that is spoken, if known; needs the task ``lid``.
+            options: of the search; by default beam search, with a language token first if ``lid`` is decoded.
+            name: of the recording, for the transcript; default: the file's name without extension.
+            window: longer audio (seconds) is decoded in windows of this length, which are merged as in
+                `tokenverse_pp.decoding.long_form`.
+            overlap: seconds that two windows have in common.
 
         Raises:
-            UserError: for a task, language or option that the model does not have, and audio that it cannot take.
+            UserError: for unknown tasks, languages and options, and for audio that cannot be read.
         """
+        check_windows(window, overlap)
         active = self.tasks.names if tasks is None else tuple(tasks)
         samples = read_audio(audio)
-        name = name or (Path(audio).stem if isinstance(audio, (str, Path)) else "audio")
+        name = name or _name(audio)
         options = default_options(options, language)
+        self.start_search(active, options)
         if len(samples) < self.description.min_samples:
-            check_options(options)
-            self.start_search(active, options)  # refuses what it does not know
-            seconds = len(samples) / SAMPLING_RATE
+            seconds = len(samples) / SAMPLE_RATE
             log.warning("warning: %s: %.4f s are less than a frame: nothing to hear", name, seconds)
-            return self.transcript([], active, seconds, name)
-        best = self.search([samples], active, options)[0][0]
+        best = self.recognize(samples, active, options, window, overlap)
         words = best.words(self.tokenizer.pieces(best.tokens), self.frame_shift)
-        return self.transcript(self.calibrated(words), active, len(samples) / SAMPLING_RATE, name)
+        if self.calibration is not None:
+            words = [TimedWord(w.text, w.start, w.end, self.calibration(w.text, w.confidence)) for w in words]
+        return self._transcript(words, active, samples, name)
+
+    def recognize(
+        self,
+        samples: np.ndarray,
+        tasks: Sequence[str],
+        options: SearchOptions,
+        window: float = 28.0,
+        overlap: float = 6.0,
+    ) -> Hypothesis:
+        """The best hypothesis of audio (S,) of any length, in windows as `Recognizer.recognize_long`."""
+        duration = len(samples) / SAMPLE_RATE
+        if duration <= window:
+            short = len(samples) < self.description.min_samples
+            return NOTHING if short else self.search([samples], tasks, options)[0][0]
+        shift = self.frame_shift
+        merger = Merger(self.pieces, self.tasks.subset(tasks), shift, self.constraints(tasks, options))
+        for frame, offset, seconds in window_times(duration, window, overlap, shift):
+            first = round(offset * SAMPLE_RATE)
+            part = samples[first : first + round(seconds * SAMPLE_RATE)]
+            best = self.recognize(part, tasks, options, math.inf)
+            merger.add(frame, frame + round(seconds / shift), best)
+        tokens, frames, log_probs = merger.result()
+        log_prob = sum(log_probs)
+        scale = len(tokens) + self.description.context_size if options.length_norm else 1
+        return Hypothesis(tokens, frames, log_probs, log_prob, log_prob / scale)
 
     def search(
         self,
@@ -230,12 +231,12 @@ class Runtime(Exported):
         tasks: Optional[Sequence[str]] = None,
         options: Optional[SearchOptions] = None,
     ) -> List[List[Hypothesis]]:
-        """`tokenverse_pp.decoding.search.search` of the model that was exported: n-best hypotheses of each utterance.
+        """`tokenverse_pp.decoding.search.search` of the exported model: n-best hypotheses of each utterance.
 
         Args:
-            inputs: samples (S,) of each, float32 at 16 kHz; they are one batch of the encoder.
+            inputs: samples (S,) of each, float32 at 16 kHz, encoded as one batch.
             tasks: names of the tasks to decode, None for all.
-            options: how to search, ``greedy`` or ``beam``.
+            options: of the search, ``greedy`` or ``beam``.
 
         Raises:
             UserError: see `transcribe`.
@@ -243,7 +244,7 @@ class Runtime(Exported):
         options = options or SearchOptions()
         check_options(options)
         active = self.tasks.names if tasks is None else tuple(tasks)
-        self.start_search(active, options)  # refuses what it does not know before the encoder runs
+        self.constraints(active, options)  # raises before the encoder runs
         found = []
         for frames in self.encode(inputs, active):
             search = self.start_search(active, options)
@@ -260,24 +261,143 @@ class Runtime(Exported):
             if len(item) < d.min_samples:
                 raise UserError(f"input {number}: too short for one frame: it holds {len(item)} samples")
             if d.max_samples is not None and len(item) > d.max_samples:
-                longest = d.max_samples / SAMPLING_RATE
-                seconds = len(item) / SAMPLING_RATE
+                longest, seconds = d.max_samples / SAMPLE_RATE, len(item) / SAMPLE_RATE
                 raise UserError(f"input {number}: has {seconds:.2f} s: this model takes {longest:g} s at most")
-        active = np.repeat(self.mask(tasks)[None], len(inputs), axis=0)
-        padded = _padded([item if self.log_mel is None else self.log_mel(item).T for item in inputs])
-        if self.log_mel is not None:
-            padded = np.ascontiguousarray(padded.transpose(0, 2, 1))
-        lens = np.array([len(item) for item in inputs], dtype=np.int64)
-        frames, frame_lens = self.encoder(padded, lens, active)
+        items = inputs if self.log_mel is None else [self.log_mel(item) for item in inputs]
+        padded = np.zeros((len(items), *items[0].shape[:-1], max(item.shape[-1] for item in items)), dtype=np.float32)
+        for row, item in zip(padded, items):
+            row[..., : item.shape[-1]] = item
+        given = {
+            "inputs": padded,
+            "lens": np.array([len(item) for item in inputs], dtype=np.int64),
+            "active": np.repeat(self.mask(tasks)[None], len(inputs), axis=0),
+        }
+        frames, frame_lens = _run(self.encoder, given)
         if not np.isfinite(frames).all():
             raise UserError("the encoder gave NaN or infinity; is the audio valid?")
         return [row[:length] for row, length in zip(frames, frame_lens.tolist())]
 
 
-def _padded(items: Sequence[np.ndarray]) -> np.ndarray:
-    """Arrays (L, ..) -> (N, longest L, ..), zeros behind the shorter ones."""
-    longest: Tuple[int, ...] = (len(items), max(len(item) for item in items), *items[0].shape[1:])
-    padded = np.zeros(longest, dtype=np.float32)
-    for row, item in zip(padded, items):
-        row[: len(item)] = item
-    return padded
+class RuntimeStream:
+    """One stream of a `StreamingRuntime`: a handle to pass back to it."""
+
+    def __init__(self, states: Dict[str, np.ndarray], active: np.ndarray, search: Search, words: StreamWords):
+        self.states, self.active, self.search, self.words = states, active, search, words
+        self.log_mel: Optional[RunningLogMel] = None
+        self.waiting = np.zeros(0, dtype=np.float32)  # samples that do not fill a chunk
+        self.heard, self.chunks, self.frames = 0, 0, 0  # samples pushed, chunks and frames encoded
+        self.closed = False
+
+
+class StreamingRuntime(Exported):
+    """An export for streams (``--streaming``); see `Exported` for arguments and attributes.
+
+    Events are those of `StreamingTranscriber`, except that the last chunk of a stream is padded with silence, while
+    torch takes it as it is.
+    """
+
+    def __init__(self, folder: Union[str, Path], threads: int = 1, check_files: bool = True):
+        super().__init__(folder, threads, check_files)
+        about = self.description.streaming
+        if about is None:
+            raise UserError(f"{folder}: exported for whole utterances: streams need an export with --streaming")
+        self.about: Dict[str, Any] = about
+        self.chunk_samples: int = about["chunk_samples"]
+        self.graphs = [open_graph(self.folder / name, threads) for name in (FIRST, ENCODER)]
+        self.reader = WordReader(self.pieces, self.frame_shift, self.calibration)
+
+    def open(self, tasks: Optional[Sequence[str]] = None, options: Optional[SearchOptions] = None) -> RuntimeStream:
+        """Start a stream.
+
+        Args:
+            tasks: names of the tasks to decode, None for all of the model's.
+            options: of the search; by default greedy, with a language token first if ``lid`` is decoded.
+
+        Raises:
+            UserError: for unknown tasks and options.
+        """
+        active = self.tasks.names if tasks is None else tuple(tasks)
+        states = {item["name"]: np.zeros((1, *item["shape"]), dtype=item["type"]) for item in self.about["states"]}
+        search = self.start_search(active, options or SearchOptions("greedy"))
+        stream = RuntimeStream(states, self.mask(active)[None], search, StreamWords(self.reader))
+        if self.log_mel is not None:
+            stream.log_mel = RunningLogMel(self.log_mel)
+        return stream
+
+    def push(self, stream: RuntimeStream, audio: np.ndarray) -> List[Event]:
+        """Add any number of samples (S,), floats at 16 kHz, to a stream -> new events.
+
+        Raises:
+            UserError: for a closed stream, and for invalid audio, which leaves the stream as it was.
+        """
+        if stream.closed:
+            raise UserError("the stream is closed")
+        samples = checked(np.asarray(audio), "audio")
+        stream.heard += len(samples)
+        stream.waiting = np.concatenate([stream.waiting, samples])
+        events: List[Event] = []
+        while len(stream.waiting) >= self.chunk_samples:
+            chunk, stream.waiting = np.split(stream.waiting, [self.chunk_samples])
+            stream.search.advance(self.encode_chunk(stream, chunk))
+            settled, best = _tokens(stream.search.settle()), _tokens(stream.search.best()[0])
+            events.extend(stream.words.hear(settled, best, stream.chunks * self.chunk_samples / SAMPLE_RATE))
+        return events
+
+    def close(self, stream: RuntimeStream) -> List[Event]:
+        """End a stream: decode the remaining samples, padded with silence (raises UserError if it is closed)."""
+        if stream.closed:
+            raise UserError("the stream is closed")
+        stream.closed = True
+        total = self.frames_of(stream.heard)
+        while stream.frames < total:
+            chunk = np.zeros(self.chunk_samples, dtype=np.float32)
+            chunk[: len(stream.waiting)] = stream.waiting
+            stream.waiting = stream.waiting[:0]
+            missing = total - stream.frames
+            stream.search.advance(self.encode_chunk(stream, chunk)[:missing])
+        return stream.words.end(_tokens(stream.search.best()[0]), stream.heard / SAMPLE_RATE)
+
+    def encode_chunk(self, stream: RuntimeStream, chunk: np.ndarray) -> np.ndarray:
+        """A whole chunk (S,) of a stream -> its projected frames (T, J)."""
+        inputs = chunk if stream.log_mel is None else stream.log_mel.push(chunk)
+        graph = self.graphs[0 if stream.chunks == 0 else 1]
+        frames, *states = _run(graph, {"inputs": inputs[None], "active": stream.active, **stream.states})
+        stream.states = dict(zip(stream.states, states))
+        stream.chunks += 1
+        stream.frames += frames.shape[1]
+        return frames[0]
+
+    def frames_of(self, samples: int) -> int:
+        """Number of frames of so many samples."""
+        for kernel, stride in self.about["framing"]:
+            samples = max(0, (samples - kernel) // stride + 1)
+        return samples
+
+    def transcribe(
+        self,
+        audio: Audio,
+        tasks: Optional[Sequence[str]] = None,
+        language: Optional[str] = None,
+        options: Optional[SearchOptions] = None,
+        name: Optional[str] = None,
+    ) -> Transcript:
+        """Transcribe one recording of any length, chunk by chunk; arguments as in `Runtime.transcribe`."""
+        active = self.tasks.names if tasks is None else tuple(tasks)
+        samples = read_audio(audio)
+        stream = self.open(active, default_options(options, language))
+        events = [*self.push(stream, samples), *self.close(stream)]
+        words = [word for event in events if event.kind in (FINAL, TOKEN) for word in event.words]
+        return self._transcript(words, active, samples, name or _name(audio))
+
+
+def _run(graph: Any, inputs: Dict[str, np.ndarray]) -> List[np.ndarray]:
+    """Run a graph with those inputs that it has: without task vectors it has no ``active``, for example."""
+    return graph.run(None, {item.name: inputs[item.name] for item in graph.get_inputs()})
+
+
+def _name(audio: Audio) -> str:
+    return Path(audio).stem if isinstance(audio, (str, Path)) else "audio"
+
+
+def _tokens(hypothesis: Hypothesis) -> List[Token]:
+    return [Token(*item) for item in zip(hypothesis.tokens, hypothesis.frames, hypothesis.log_probs)]

@@ -1,11 +1,8 @@
-"""Greedy and modified beam search in NumPy: the hypotheses of `tokenverse_pp.decoding`, one utterance at a time.
-
-Written plainly, since at one utterance a time the encoder takes nearly all the time.
-"""
+"""Greedy and modified beam search in NumPy, one utterance at a time, with the results of `tokenverse_pp.decoding`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
@@ -23,7 +20,7 @@ BLOCK = 8  # frames that greedy search scores at once
 
 @dataclass(frozen=True)
 class Path:
-    """A hypothesis under way. ``context``: what the predictor sees; ``state``: of the constraints."""
+    """A partial hypothesis. ``context``: input of the predictor; ``state``: of the constraints."""
 
     context: Context
     state: int = 0
@@ -34,7 +31,7 @@ class Path:
 
 
 class Search:
-    """Both searches over frames that come in pieces: `advance` as often as there are frames, then `best`.
+    """The search of one utterance: call `advance` for each piece of its frames, then `best`.
 
     Args:
         predict: contexts -> states (M, J).
@@ -42,10 +39,10 @@ class Search:
         constraints: what may be written.
         context_size: tokens that the predictor sees.
         options: ``method`` greedy or beam.
-        blank: its id.
+        blank: id of the blank.
 
     Raises:
-        UserError: for a method or an option that the runtime does not have.
+        UserError: for a method or an option that the runtime does not support.
     """
 
     def __init__(
@@ -64,7 +61,7 @@ class Search:
         self.frame, self.settled = 0, 0
 
     def advance(self, frames: np.ndarray) -> None:
-        """Go on by projected encoder frames (T, J)."""
+        """Continue with projected encoder frames (T, J)."""
         if self.options.method == "greedy":
             self._greedy(frames)
         else:
@@ -73,7 +70,7 @@ class Search:
                 self.frame += 1
 
     def settle(self) -> Hypothesis:
-        """Tokens that are final, since all paths have them: they are given once, and cut off."""
+        """Return the tokens that all paths share, and remove them from the paths."""
         count = 0
         for written in zip(*(zip(path.tokens, path.frames) for path in self.paths)):
             if len(set(written)) > 1:
@@ -83,18 +80,21 @@ class Search:
         settled = Hypothesis(first.tokens[:count], first.frames[:count], first.log_probs[:count], 0.0, 0.0)
         self.settled += count
         self.paths = [
-            Path(p.context, p.state, p.score, p.tokens[count:], p.frames[count:], p.log_probs[count:])
+            replace(p, tokens=p.tokens[count:], frames=p.frames[count:], log_probs=p.log_probs[count:])
             for p in self.paths
         ]
         return settled
 
     def best(self) -> List[Hypothesis]:
-        """The ``nbest`` hypotheses as of now, without what was settled; the best score first."""
-        found = [self._finish(path) for path in self.paths]
+        """The ``nbest`` hypotheses so far, without settled tokens; the best score first."""
+        found = []
+        for p in self.paths:
+            scale = self.settled + len(p.tokens) + self.context_size if self.options.length_norm else 1
+            found.append(Hypothesis(p.tokens, p.frames, p.log_probs, p.score, p.score / scale))
         return sorted(found, key=lambda h: (-h.score, h.tokens))[: self.options.nbest]
 
     def _greedy(self, frames: np.ndarray) -> None:
-        """A block of frames is scored as if nothing were written in it, and holds up to where something is."""
+        """Score blocks of frames with one context, which is right up to the first token that is emitted."""
         first = 0
         while first < len(frames):
             path, block = self.paths[0], frames[first : first + BLOCK]
@@ -113,7 +113,7 @@ class Search:
             self.paths, first = [path], first + count
 
     def _step(self, frame: np.ndarray) -> None:
-        """Extend all paths by one frame (J,), keep the best, and log-add those with the same tokens."""
+        """Extend all paths by one frame (J,), keep the best, and merge those with the same tokens."""
         paths, beam = self.paths, self.options.beam
         scores = self._log_probs(
             np.repeat(frame[None], len(paths), 0), [path.context for path in paths], [path.state for path in paths]
@@ -128,13 +128,12 @@ class Search:
             twin = merged.get(path.tokens)
             if twin is None:
                 merged[path.tokens] = path
-            else:  # the better one was met first: its frames stay
-                total = float(np.logaddexp(twin.score, path.score))
-                merged[path.tokens] = Path(twin.context, twin.state, total, twin.tokens, twin.frames, twin.log_probs)
+            else:  # the better one came first: its frames are kept
+                merged[path.tokens] = replace(twin, score=float(np.logaddexp(twin.score, path.score)))
         self.paths = list(merged.values())
 
     def _log_probs(self, frames: np.ndarray, contexts: Sequence[Context], states: Sequence[int]) -> np.ndarray:
-        """Log-probabilities (M, V) of the next symbol, -inf where it is barred."""
+        """Log-probabilities (M, V) of the next symbol, -inf where the constraints forbid it."""
         logits = self.join(frames, self.predict(contexts))
         if self.options.blank_penalty:
             logits[:, self.blank] -= self.options.blank_penalty
@@ -146,7 +145,7 @@ class Search:
 
     def _extend(self, path: Path, token: int, score: float, log_prob: float) -> Path:
         if token == self.blank:
-            return Path(path.context, path.state, score, path.tokens, path.frames, path.log_probs)
+            return replace(path, score=score)
         return Path(
             (*path.context[1:], token),
             int(self.constraints.following[path.state, token]),
@@ -156,13 +155,9 @@ class Search:
             (*path.log_probs, min(log_prob, 0.0)),
         )
 
-    def _finish(self, path: Path) -> Hypothesis:
-        scale = self.settled + len(path.tokens) + self.context_size if self.options.length_norm else 1
-        return Hypothesis(path.tokens, path.frames, path.log_probs, path.score, path.score / scale)
-
 
 def check_options(options: SearchOptions) -> None:
-    """See that the runtime has what the options ask for (raises UserError)."""
+    """Check that the runtime supports the options (raises UserError)."""
     if options.method not in ("greedy", "beam"):
         raise UserError(f"search option 'method': the runtime has greedy and beam, not {options.method}")
     for name in ("hotwords", "length_bonus", "lm", "joiner_dtype"):

@@ -5,26 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, List, Optional, Union
+from typing import List, Optional
 
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.onnx.folder import read_folder
-from tokenverse_pp.onnx.runtime import Runtime
+from tokenverse_pp.onnx.runtime import Runtime, StreamingRuntime
 from tokenverse_pp.tasks import load_plugins
-
-if TYPE_CHECKING:
-    from tokenverse_pp.onnx.streaming_runtime import StreamingRuntime
 
 EXIT_CODE = 2
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    """Print a line a file, the text or JSON; a file that cannot be read is a line on stderr, and exit code 2."""
+    """Print one line per file, text or JSON; for a file that cannot be decoded, one line on stderr and exit code 2."""
     args = _parser().parse_args(arguments)
     try:
         load_plugins(args.plugin)
-        runtime = _open(args.folder, args.threads)
+        is_offline = read_folder(args.folder, check_files=False).streaming is None
+        runtime = (Runtime if is_offline else StreamingRuntime)(args.folder, args.threads)
         tasks = args.tasks.split(",") if args.tasks else list(runtime.tasks.names)
         options = SearchOptions(args.method, args.beam)
     except UserError as error:
@@ -44,14 +42,6 @@ def main(arguments: Optional[List[str]] = None) -> int:
     return code
 
 
-def _open(folder: str, threads: int) -> Union[Runtime, StreamingRuntime]:
-    if read_folder(folder, check_files=False).streaming is None:
-        return Runtime(folder, threads)
-    from tokenverse_pp.onnx.streaming_runtime import StreamingRuntime
-
-    return StreamingRuntime(folder, threads)
-
-
 def _refuse(error: UserError) -> int:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return EXIT_CODE
@@ -60,9 +50,9 @@ def _refuse(error: UserError) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tokenverse_pp.runtime", description=__doc__)
     parser.add_argument("folder", help="what `tokenverse-pp export` wrote")
-    parser.add_argument("audio", nargs="+", help="audio files, 16 kHz")
-    parser.add_argument("--tasks", help="names with commas, such as asr,lid [all that the model knows]")
-    parser.add_argument("--language", help="code of the language that is spoken, where it is known")
+    parser.add_argument("audio", nargs="+", help="audio files")
+    parser.add_argument("--tasks", help="names with commas, such as asr,lid [all of the model's]")
+    parser.add_argument("--language", help="code of the language that is spoken, if known")
     parser.add_argument("--method", choices=["greedy", "beam"], default="beam", help="how to search [beam]")
     parser.add_argument("--beam", type=int, default=4, help="hypotheses kept [4]")
     parser.add_argument("--format", choices=["text", "json"], default="text", help="of a line [text]")

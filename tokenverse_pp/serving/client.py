@@ -1,6 +1,4 @@
-"""The package that a server and its clients need besides those of the core.
-
-A client of the streaming server, for programs.
+"""A Python client of the streaming server.
 
 >>> async with StreamClient("ws://127.0.0.1:8765/stream", tasks=["asr", "scd"]) as stream:  # doctest: +SKIP
 ...     await stream.send(samples)  # (S,) at 16 kHz in -1 .. 1, again and again
@@ -8,8 +6,8 @@ A client of the streaming server, for programs.
 ...     async for event in stream:
 ...         print(event["kind"], event["text"])
 
-What is sent waits while the server is busy, and what the server says waits while nobody reads it; so a client that
-sends for long reads at the same time, in a task of its own. `transcribe` does that, for programs without asyncio.
+`send` waits while the server is busy, and events wait until they are read; so a client that sends for long must read
+in another asyncio task at the same time. `transcribe` does that, for programs without asyncio.
 """
 
 from __future__ import annotations
@@ -17,33 +15,32 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from types import TracebackType
-from typing import Any, AsyncIterator, Callable, Dict, Iterable, List, Optional, Sequence, Type, Union
+from typing import Any, AsyncIterator, Callable, Dict, Iterable, List, Optional, Sequence, Union
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.serving.access import is_loopback
-from tokenverse_pp.serving.protocol import SAMPLE_RATE, TOO_BIG, Start, start_message, write_audio
+from tokenverse_pp.serving.protocol import TOO_BIG, Start, start_message, write_audio
+
+Event = Dict[str, Any]
+MOST_EVENT = 1 << 24  # bytes: the event `end` holds the whole text
+PIECE_SECONDS = 0.5  # of audio in a message
 
 
 def need_websockets() -> None:
-    """See that the package websockets is there, and new enough (raises UserError)."""
+    """Check that the package websockets is installed and new enough (raises UserError)."""
     try:
         import websockets.asyncio.server  # noqa: F401
-    except Exception as error:  # one that is there may fail in other ways than ImportError
+    except Exception as error:  # a broken installation may raise other errors than ImportError
         said = f"streaming needs websockets >= 13 ({one_line(error)}): pip install 'tokenverse_pp[serve]'"
         raise UserError(said) from error
 
 
-Event = Dict[str, Any]
-MOST_EVENT = 1 << 24  # bytes: the text of `end` holds all that was said
-PIECE_SECONDS = 0.5  # of audio in a message
-
-
 class ServerError(UserError):
-    """What the server found wrong: ``code`` as in docs/streaming_protocol.md, ``closed`` if it named none."""
+    """An error from the server: ``code`` as in docs/streaming_protocol.md, or ``closed``."""
 
     def __init__(self, code: str, message: str):
         super().__init__(f"{code}: {message}")
@@ -56,14 +53,14 @@ class StreamClient:
     Args:
         url: of the server, ``ws://HOST:PORT/stream``.
         tasks: to decode; None for all that the server offers.
-        format: how audio is sent: ``pcm16`` or ``float32``.
-        partials: whether to be told what may still change.
-        reset_at_endpoint: let the server's search begin anew at each ``[ENDP]``.
-        token: where the server asks for one.
+        format: of the audio sent: ``pcm16`` or ``float32``.
+        partials: whether the server sends partial results, which may still change.
+        reset_at_endpoint: restart the server's search at each ``[ENDP]``.
+        token: if the server requires one.
 
     Raises:
         UserError: (on entering) if the server cannot be reached.
-        ServerError: (on entering, and while reading) for what the server finds wrong.
+        ServerError: (on entering, and while reading) for errors from the server.
     """
 
     def __init__(
@@ -90,26 +87,24 @@ class StreamClient:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    async def __aexit__(self, *_: Any) -> None:
         await self._connection.close()
 
     async def send(self, audio: np.ndarray) -> None:
         """Send samples ``(S,)`` at 16 kHz in -1 .. 1; waits while the server is busy.
 
-        Once the server has closed the stream nothing is sent any more; reading says why.
+        After the server has closed the stream this does nothing; reading raises the reason.
         """
         most = int(PIECE_SECONDS * SAMPLE_RATE)
         for begin in range(0, len(audio), most):
             await self._say(write_audio(audio[begin : begin + most], self.start.format))
 
     async def set_tasks(self, tasks: Sequence[str]) -> None:
-        """Other tasks from here on."""
+        """Switch the active tasks, from here on."""
         await self._say(json.dumps({"kind": "set_tasks", "tasks": list(tasks)}))
 
     async def end(self) -> None:
-        """No more audio: the server answers what is left, then the event ``end``."""
+        """Tell the server that no more audio follows; it sends the remaining events, then ``end``."""
         await self._say(json.dumps({"kind": "end"}))
 
     async def __aiter__(self) -> AsyncIterator[Event]:
@@ -126,7 +121,7 @@ class StreamClient:
         try:
             await self._connection.send(message)
         except ConnectionClosed:
-            pass  # why is among what can be read
+            pass  # reading raises the reason
 
     async def _receive(self) -> Event:
         from websockets.exceptions import ConnectionClosed
@@ -138,9 +133,8 @@ class StreamClient:
             if closed is None:
                 raise ServerError("closed", f"{self.url}: the connection broke") from error
             code = "too_big" if closed.code == TOO_BIG else "closed"
-            raise ServerError(
-                code, f"{self.url}: the server closed the stream: {closed.code} {closed.reason}"
-            ) from error
+            said = f"{self.url}: the server closed the stream: {closed.code} {closed.reason}"
+            raise ServerError(code, said) from error
         if event.get("kind") == "error":
             raise ServerError(event["code"], event["message"])
         return event
@@ -153,42 +147,40 @@ def transcribe(
     real_time: bool = False,
     **options: Any,
 ) -> List[Event]:
-    """Send audio, and wait for all that is said about it.
+    """Send audio, and collect all events.
 
     Args:
         url: see `StreamClient`.
         audio: samples ``(S,)`` at 16 kHz in -1 .. 1, or pieces of them.
         on_event: called with each event as it comes.
-        real_time: send no faster than it was spoken.
+        real_time: send no faster than real time.
         options: of `StreamClient`.
 
     Returns:
-        All events; the text of the last, ``end``, is the whole hypothesis.
+        All events; the text of the last, ``end``, is the whole transcript.
 
     Raises:
         UserError: see `StreamClient`.
     """
     pieces = [audio] if isinstance(audio, np.ndarray) else audio
-    return asyncio.run(_transcribe(StreamClient(url, **options), pieces, on_event, real_time))
 
+    async def talk() -> List[Event]:
+        events = []
+        async with StreamClient(url, **options) as stream:
+            sending = asyncio.ensure_future(_send_all(stream, pieces, real_time))
+            try:
+                async for event in stream:
+                    events.append(event)
+                    if on_event is not None:
+                        on_event(event)
+            finally:
+                sending.cancel()
+                problem = (await asyncio.gather(sending, return_exceptions=True))[0]
+            if isinstance(problem, Exception):
+                raise problem
+        return events
 
-async def _transcribe(
-    client: StreamClient, pieces: Iterable[np.ndarray], on_event: Optional[Callable[[Event], None]], real_time: bool
-) -> List[Event]:
-    events = []
-    async with client as stream:
-        sending = asyncio.ensure_future(_send_all(stream, pieces, real_time))
-        try:
-            async for event in stream:
-                events.append(event)
-                if on_event is not None:
-                    on_event(event)
-        finally:
-            sending.cancel()
-            problem = (await asyncio.gather(sending, return_exceptions=True))[0]
-        if isinstance(problem, Exception):
-            raise problem
-    return events
+    return asyncio.run(talk())
 
 
 async def _send_all(stream: StreamClient, pieces: Iterable[np.ndarray], real_time: bool) -> None:
@@ -211,7 +203,7 @@ async def _connect(url: str) -> Any:
     from websockets.asyncio.client import connect
     from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
-    # Pings would wait behind the audio that a busy server has not read yet, and look like a broken connection.
+    # Pings would wait behind audio that a busy server has not read yet, and time out.
     options: Dict[str, Any] = {"compression": None, "max_size": MOST_EVENT, "ping_interval": None}
     if "proxy" in inspect.signature(connect.__init__).parameters and is_loopback(urlsplit(url).hostname or ""):
         options["proxy"] = None

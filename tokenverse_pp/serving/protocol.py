@@ -1,6 +1,4 @@
-"""What a server allows.
-
-The messages between client and server, as docs/streaming_protocol.md describes them: read and written here only.
+"""Messages between client and server (docs/streaming_protocol.md), and the limits of a server.
 
 Text messages are JSON objects with a field ``kind``; binary messages are audio.
 """
@@ -13,19 +11,40 @@ from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
+
+VERSION = 1
+MOST_CONTROL = 16384  # bytes of a control message
+LOUDEST = 8.0  # float32 samples are in -1 .. 1; resampling exceeds that a little, unscaled 16-bit numbers by far
+MOST_REASON = 120  # bytes of a close frame's reason (RFC 6455 allows 123)
+FORMATS: Dict[str, Tuple[str, int]] = {"pcm16": ("<i2", 2), "float32": ("<f4", 4)}
+
+NORMAL, GOING_AWAY, TOO_BIG = 1000, 1001, 1009
+# Errors, and the codes that the connection is closed with (RFC 6455, section 7.4.1, and IANA's list).
+CLOSE_CODES = {
+    "bad_message": 1007,
+    "bad_audio": 1007,
+    "unauthorised": 1008,
+    "idle": 1008,
+    "too_long": 1008,
+    "slow_reader": 1008,
+    "too_many_streams": 1013,
+    "internal": 1011,
+    "going_away": GOING_AWAY,
+}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one stream, and all of them, may take.
+    """Limits of a server and of each of its streams.
 
     Raises:
-        UserError: for a limit that no stream could live with.
+        UserError: for a limit that no stream could work with.
     """
 
     streams: int = 50
-    """Streams open at once; one more is refused."""
+    """Streams open at once; further ones are refused."""
     message_bytes: int = 1 << 18
     """Largest message in bytes; a longer one closes its stream with code 1009."""
     waiting_seconds: float = 10.0
@@ -52,53 +71,26 @@ class Limits:
 
     @property
     def connections(self) -> int:
-        """Connections open at once, those among them that have not started a stream."""
+        """Connections open at once, with those that have not started a stream."""
         return 2 * self.streams + 8
 
 
-VERSION = 1
-SAMPLE_RATE = 16000
-MOST_CONTROL = 16384  # bytes of a control message
-LOUDEST = 8.0  # float32 samples lie within -1 .. 1; resampling overshoots a little, 16-bit numbers by far
-MOST_REASON = 120  # bytes of a close frame's reason (RFC 6455 allows 123)
-FORMATS: Dict[str, Tuple[str, int]] = {"pcm16": ("<i2", 2), "float32": ("<f4", 4)}
-
-NORMAL, GOING_AWAY, TOO_BIG = 1000, 1001, 1009
-# What can be wrong, and the code that the connection is closed with (RFC 6455, section 7.4.1, and IANA's list).
-CLOSE_CODES = {
-    "bad_message": 1007,
-    "bad_audio": 1007,
-    "unauthorised": 1008,
-    "idle": 1008,
-    "too_long": 1008,
-    "slow_reader": 1008,
-    "too_many_streams": 1013,
-    "internal": 1011,
-    "going_away": GOING_AWAY,
-}
-
-
 class StreamError(Exception):
-    """Why a stream ends before its time.
+    """Ends a stream early.
 
     Args:
         code: a key of `CLOSE_CODES`.
-        message: one line that says what was wrong and what was expected.
+        message: one line: what was wrong and what was expected.
     """
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
-        self.code = code
-        self.message = message
-
-    @property
-    def close_code(self) -> int:
-        """Of the close frame."""
-        return CLOSE_CODES[self.code]
+        self.code, self.message = code, message
+        self.close_code = CLOSE_CODES[code]
 
     @property
     def reason(self) -> str:
-        """Of the close frame: for clients that look at nothing else."""
+        """Reason in the close frame, for clients that read nothing else."""
         return f"{self.code}: {self.message}".encode("ascii", "replace")[:MOST_REASON].decode("ascii")
 
 
@@ -115,14 +107,14 @@ class Start:
 
 @dataclass(frozen=True)
 class SetTasks:
-    """Other tasks from here on."""
+    """Switch the active tasks."""
 
     tasks: Tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class End:
-    """No more audio: answer what is left, then close."""
+    """No more audio follows."""
 
 
 Control = Union[Start, SetTasks, End]
@@ -161,12 +153,12 @@ def read_control(text: str, known_tasks: Sequence[str]) -> Control:
             raise _bad(f"message {kind!r}: unknown field {shown(name)}; it has: {expected}")
     if kind == "start":
         return _read_start(message, known_tasks)
-    if kind == "set_tasks":
-        tasks = _read_tasks(message, known_tasks)
-        if tasks is None:
-            raise _bad("message 'set_tasks': field 'tasks' is missing")
-        return SetTasks(tasks)
-    return End()
+    if kind == "end":
+        return End()
+    tasks = _read_tasks(message, known_tasks)
+    if tasks is None:
+        raise _bad("message 'set_tasks': field 'tasks' is missing")
+    return SetTasks(tasks)
 
 
 def _read_start(message: Mapping[str, Any], known_tasks: Sequence[str]) -> Start:
@@ -177,22 +169,18 @@ def _read_start(message: Mapping[str, Any], known_tasks: Sequence[str]) -> Start
         raise _bad(f"field 'sample_rate': expected {SAMPLE_RATE} (resample before sending), found {shown(rate)}")
     if not isinstance(name, str) or name not in FORMATS:
         raise _bad(f"field 'format': expected one of {', '.join(FORMATS)}, found {shown(name)}")
-    for field in ("partials", "reset_at_endpoint"):
-        if not isinstance(message.get(field, False), bool):
-            raise _bad(f"field '{field}': expected true or false, found {shown(message[field])}")
+    partials, reset = message.get("partials", True), message.get("reset_at_endpoint", False)
+    for field, value in (("partials", partials), ("reset_at_endpoint", reset)):
+        if not isinstance(value, bool):
+            raise _bad(f"field '{field}': expected true or false, found {shown(value)}")
     token = message.get("token")
     if token is not None and not isinstance(token, str):
         raise _bad("field 'token': expected a text")
-    return Start(
-        format=name,
-        tasks=_read_tasks(message, known_tasks),
-        partials=message.get("partials", True),
-        reset_at_endpoint=message.get("reset_at_endpoint", False),
-        token=token,
-    )
+    return Start(name, _read_tasks(message, known_tasks), partials, reset, token)
 
 
 def _read_tasks(message: Mapping[str, Any], known_tasks: Sequence[str]) -> Optional[Tuple[str, ...]]:
+    """The field ``tasks``, with asr, which is always active, in the server's order."""
     tasks = message.get("tasks")
     if tasks is None:
         return None
@@ -201,8 +189,11 @@ def _read_tasks(message: Mapping[str, Any], known_tasks: Sequence[str]) -> Optio
     for name in tasks:
         if name not in known_tasks:
             raise _bad(f"field 'tasks': expected some of {', '.join(known_tasks)}, found {shown(name)}")
-    # asr is active in any case; the order is the server's.
     return tuple(name for name in known_tasks if name in tasks or name == "asr")
+
+
+def _bad(message: str) -> StreamError:
+    return StreamError("bad_message", message)
 
 
 def read_audio(data: bytes, format: str) -> np.ndarray:
@@ -224,7 +215,7 @@ def read_audio(data: bytes, format: str) -> np.ndarray:
     samples = np.frombuffer(data, dtype=kind)
     if format == "pcm16":
         return samples.astype(np.float32) / 32768
-    # min and max of anything with a NaN in it are NaN, and no comparison with NaN is true.
+    # With a NaN among the samples, min and max are NaN, and both comparisons are false.
     if len(samples) and not (samples.min() >= -LOUDEST and samples.max() <= LOUDEST):
         raise StreamError("bad_audio", "float32 samples: expected numbers in -1 .. 1, found NaN or far larger ones")
     return samples.astype(np.float32)
@@ -232,19 +223,9 @@ def read_audio(data: bytes, format: str) -> np.ndarray:
 
 def start_message(start: Start) -> str:
     """`Start` as text, for clients."""
-    message: Dict[str, Any] = {
-        "kind": "start",
-        "version": VERSION,
-        "sample_rate": SAMPLE_RATE,
-        "format": start.format,
-        "partials": start.partials,
-        "reset_at_endpoint": start.reset_at_endpoint,
-    }
-    if start.tasks is not None:
-        message["tasks"] = list(start.tasks)
-    if start.token is not None:
-        message["token"] = start.token
-    return json.dumps(message)
+    fields = {**vars(start), "tasks": None if start.tasks is None else list(start.tasks)}
+    message = {"kind": "start", "version": VERSION, "sample_rate": SAMPLE_RATE, **fields}
+    return json.dumps({name: value for name, value in message.items() if value is not None})
 
 
 def write_audio(samples: np.ndarray, format: str) -> bytes:
@@ -255,10 +236,6 @@ def write_audio(samples: np.ndarray, format: str) -> bytes:
 
 
 def shown(value: Any) -> str:
-    """What a client sent, for a message or a log: short, one line, ASCII (it may hold anything)."""
+    """A value from a client for messages and logs: short, one line, ASCII."""
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _bad(message: str) -> StreamError:
-    return StreamError("bad_message", message)

@@ -1,4 +1,4 @@
-"""The server: connections and their sessions, counters, graceful shutdown, and `run` until a signal arrives."""
+"""The server: connections and their sessions, counters, and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Set
 
 from websockets.asyncio.server import serve
 
+from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.serving.access import STREAM_PATH, Access, WebPage, bearer, is_loopback, plain
-from tokenverse_pp.serving.protocol import SAMPLE_RATE, VERSION, Limits, StreamError, shown
+from tokenverse_pp.serving.access import STREAM_PATH, Access, bearer, is_loopback, plain, respond
+from tokenverse_pp.serving.protocol import VERSION, Limits, StreamError, shown
 from tokenverse_pp.serving.session import Session
 from tokenverse_pp.serving.worker import Engine, Worker
 
@@ -23,25 +24,18 @@ if TYPE_CHECKING:
     from websockets.asyncio.server import Server, ServerConnection
     from websockets.http11 import Request, Response
 
-
 log = logging.getLogger(__name__)
 library_log = logging.getLogger("tokenverse_pp.serving.websockets")
-library_log.setLevel(logging.CRITICAL)  # what strangers send to a port is no error of ours; sessions log their own
+library_log.setLevel(logging.CRITICAL)  # invalid requests are no errors of the server; sessions log their own
 
-KERNEL_BYTES = 1 << 17  # that the kernel may hold each way: back-pressure and slow readers show within seconds
+KERNEL_BYTES = 1 << 17  # of the kernel's buffers, so that back-pressure and slow readers show within seconds
 OPEN_SECONDS = 5.0  # for the handshake
 FREE_PORT = 0
 
 
 @dataclass
 class StreamingServer:
-    """Serves an engine to many clients, on one port with the web page.
-
-    Args:
-        engine: the model.
-        limits: see there.
-        access: see there.
-    """
+    """Serves a model to many clients, on one port with the web page."""
 
     engine: Engine
     limits: Limits = field(default_factory=Limits)
@@ -50,21 +44,16 @@ class StreamingServer:
     def __post_init__(self) -> None:
         self.heard_seconds = 0.0
         self.streams: Set[Session] = set()
-        self.ended: Counter[str] = Counter()  # streams and refused connections, by how they ended
+        self.ended: Counter[str] = Counter()  # streams and refused connections, by reason
         self._sessions: Set[Session] = set()
         self._names = 0
-        self._page = WebPage()
         self._server: Optional[Server] = None
         self._loopback = True
         self.port = FREE_PORT
         self._began = time.monotonic()
 
     async def start(self, host: str, port: int = FREE_PORT) -> None:
-        """Listen; ``port`` 0 takes a free one, which the attribute ``port`` tells.
-
-        Raises:
-            UserError: for an address that cannot be listened on.
-        """
+        """Listen; with ``port`` 0 on a free port, which is stored in the attribute ``port`` (raises UserError)."""
         self.worker = Worker(self.engine, self.limits.batch)
         try:
             self._server = await serve(
@@ -73,10 +62,10 @@ class StreamingServer:
                 port,
                 process_request=self._answer,
                 server_header=None,
-                compression=None,  # audio does not get smaller, and what does can be made to burst
+                compression=None,  # audio does not compress, and decompression allows attacks
                 open_timeout=OPEN_SECONDS,
-                # A ping waits behind the audio that we do not read while the model is behind; `Session` has its own
-                # clock for clients that have gone.
+                # A ping would wait behind audio that is not read while the model is behind; `Session` has its own
+                # timer for idle clients.
                 ping_interval=None,
                 close_timeout=self.limits.closing_seconds,
                 max_size=self.limits.message_bytes,
@@ -88,7 +77,7 @@ class StreamingServer:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise UserError(f"cannot listen on {host} port {port}: {reason}") from error
         for listening in self._server.sockets:
-            # Connections take these over from the socket that they come in on.
+            # Connections inherit these.
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
         self._loopback = is_loopback(host)
@@ -96,20 +85,20 @@ class StreamingServer:
         self._began = time.monotonic()
 
     async def stop(self) -> None:
-        """Take no more connections, tell the streams, close them, and end the model's thread."""
+        """Refuse new connections, close the streams with an error, and end the model's thread."""
         assert self._server is not None
         self._server.close(close_connections=False)
         for session in list(self._sessions):
             session.fail(StreamError("going_away", "the server is shutting down"))
         try:
-            # Sessions cut off clients that do not close; handshakes under way end by their own clock.
+            # Sessions abort connections whose clients do not close; handshakes have their own timeout.
             await asyncio.wait_for(self._server.wait_closed(), self.limits.closing_seconds + OPEN_SECONDS + 1)
         except asyncio.TimeoutError:
             log.warning("some connections did not close in time")
         await self.worker.stop()
 
     def health(self) -> Dict[str, Any]:
-        """What /health says."""
+        """The contents of /health."""
         return {
             "status": "ok",
             "version": VERSION,
@@ -124,17 +113,16 @@ class StreamingServer:
         }
 
     def count_in(self, session: Session) -> None:
-        """One more stream (raises StreamError if there are as many as may be)."""
-        if len(self.streams) >= self.limits.streams:
-            raise StreamError(
-                "too_many_streams", f"{self.limits.streams} streams are open, as many as may be; try later"
-            )
+        """Count one more stream (raises StreamError at the limit)."""
+        most = self.limits.streams
+        if len(self.streams) >= most:
+            raise StreamError("too_many_streams", f"{most} streams are open, as many as may be; try later")
         self.streams.add(session)
 
     def _answer(self, connection: ServerConnection, request: Request) -> Optional[Response]:
-        """HTTP requests get the page; None lets a websocket handshake go on."""
+        """Answer plain HTTP requests, and refuse websocket handshakes; None accepts one."""
         if "websocket" not in request.headers.get("Upgrade", "").lower():
-            return self._page.respond(request, self.health())
+            return respond(request, self.health())
         refusal = self._refuse(request)
         if refusal is not None:
             self.ended[f"http_{refusal.status_code}"] += 1
@@ -169,27 +157,13 @@ class StreamingServer:
             self.streams.discard(session)
             how = session.ending.how if session.ending else "gone"
             self.ended[how] += 1
-            log.info(
-                "stream %s from %s: %.1f s of audio, %d messages sent, ended: %s",
-                session.name,
-                _peer(connection),
-                session.seconds,
-                session.messages,
-                how,
-            )
-
-
-def _peer(connection: ServerConnection) -> str:
-    address = connection.remote_address
-    return str(address[0]) if address else "unknown"
+            peer = connection.remote_address[0] if connection.remote_address else "unknown"
+            said = "stream %s from %s: %.1f s of audio, %d messages sent, ended: %s"
+            log.info(said, session.name, peer, session.seconds, session.messages, how)
 
 
 def run_server(engine: Engine, limits: Limits, access: Access, host: str, port: int) -> None:
-    """Listen until SIGINT or SIGTERM; a second signal ends the process at once.
-
-    Raises:
-        UserError: for an address that cannot be listened on.
-    """
+    """Serve until SIGINT or SIGTERM; a second signal kills the process (raises UserError if it cannot listen)."""
     asyncio.run(_run(StreamingServer(engine, limits, access), host, port))
 
 

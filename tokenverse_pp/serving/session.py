@@ -1,7 +1,4 @@
-"""What waits to be sent to one client: bounded, and the newest partial only.
-
-One connection: what it sends goes to the model, what the model says goes back, and every end has a reason.
-"""
+"""One connection: its messages go to the model, and events go back through a bounded queue (`Outbox`)."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Deque, Dict, Optional, Tuple, Union
 import numpy as np
 from websockets.exceptions import ConnectionClosed
 
+from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.decoding.streaming.events import END, PARTIAL
 from tokenverse_pp.serving.access import bearer
 from tokenverse_pp.serving.protocol import (
     NORMAL,
-    SAMPLE_RATE,
     VERSION,
     End,
     SetTasks,
@@ -28,31 +25,33 @@ from tokenverse_pp.serving.protocol import (
     read_audio,
     read_control,
 )
-from tokenverse_pp.serving.worker import Close, Done, Feed, Work, weight
+from tokenverse_pp.serving.worker import Done, Feed, Work, weight
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
 
     from tokenverse_pp.serving.server import StreamingServer
 
+log = logging.getLogger(__name__)
+
 
 class Outbox:
-    """Messages in their order, of which a newer partial replaces the one that still waits.
+    """A bounded queue of messages to a client. A new partial replaces a waiting one.
 
     Args:
-        most: characters of messages that may wait, partials left out.
+        most: characters of messages that may wait, without partials.
     """
 
     def __init__(self, most: int):
         self.most = most
         self._queue: Deque[Tuple[str, bool]] = deque()
-        self._size = 0  # of all but the partial
+        self._size = 0  # without the partial
         self._has_partial = False
         self._ended = False
         self._changed = asyncio.Event()
 
     def put(self, message: str, partial: bool = False) -> bool:
-        """Add a message; False if too much waits already (it is not added then). After `end` nothing is added."""
+        """Add a message; False, without adding it, if the queue is full. After `end` nothing is added."""
         if self._ended:
             return True
         if partial:
@@ -68,7 +67,7 @@ class Outbox:
         return True
 
     def end(self, message: Optional[str] = None, clear: bool = False) -> None:
-        """Let nothing follow what waits but this message; ``clear``: throw away what waits."""
+        """Close the queue after a last message; ``clear``: drop the waiting ones."""
         if self._ended:
             return
         if clear:
@@ -81,7 +80,7 @@ class Outbox:
         self._changed.set()
 
     async def get(self) -> Optional[str]:
-        """The next message, waiting for one; None at the end."""
+        """Wait for the next message; None at the end."""
         while not self._queue:
             if self._ended:
                 return None
@@ -95,12 +94,9 @@ class Outbox:
         return message
 
 
-log = logging.getLogger(__name__)
-
-
 @dataclass
 class Ending:
-    """How a stream ended: ``end``, ``gone`` (the client left), the code of an error, or ``refused_1009`` and so on."""
+    """Why a stream ended: ``end``, ``gone`` (the client left), the code of an error, or ``refused_1009`` and so on."""
 
     how: str
     close_code: int = NORMAL
@@ -111,25 +107,25 @@ class Session:
     """One stream from its first message to its closed connection.
 
     Args:
-        server: its limits, rules, worker and counters.
+        server: provides limits, access rules, worker and counters.
         connection: open.
-        name: the stream's id in events and logs.
+        name: of the stream in events and logs.
     """
 
     def __init__(self, server: StreamingServer, connection: ServerConnection, name: str):
         self.server = server
         self.limits = server.limits
-        # Less than a chunk would wait for ever.
+        # With less than a chunk the model would never run.
         self._most_waiting = max(self.limits.waiting_seconds, 2 * server.engine.chunk_samples / SAMPLE_RATE)
         self.connection = connection
         self.name = name
         self.ending: Optional[Ending] = None
         self.start: Optional[Start] = None
-        self.seconds = 0.0  # of audio heard
+        self.seconds = 0.0  # of audio received
         self.messages = 0  # sent
         self._outbox = Outbox(self.limits.unsent_bytes)
         self._feed = Feed(name, server.engine.chunk_samples, self._deliver)
-        self._waiting = 0.0  # seconds of audio (`weight`) that the model has not taken yet
+        self._waiting = 0.0  # seconds (`weight`) that the model has not processed
         self._room = asyncio.Event()
         self._room.set()
         self._no_more_audio = False
@@ -142,7 +138,8 @@ class Session:
         """Serve the stream; returns when its connection is closed."""
         reading = asyncio.ensure_future(self._read())
         try:
-            await self._write()
+            while (message := await self._outbox.get()) is not None:
+                await self.connection.send(message)
         except ConnectionClosed:
             self.finish(self._left())
         except Exception as error:
@@ -150,8 +147,8 @@ class Session:
             self.fail(StreamError("internal", "the server failed"))
         finally:
             self.server.worker.drop(self._feed)
-            ending = self.ending or self._left()  # none yet: the event loop is closing
-            # The reader goes on: what the client still sends is taken and thrown away, or its close would not be heard.
+            ending = self.ending or self._left()  # None while the event loop is closing
+            # `_read` continues, and drops what the client still sends: its close frame comes behind that.
             await self.connection.close(ending.close_code, ending.reason)
             reading.cancel()
             self._idle_timer.cancel()
@@ -159,9 +156,10 @@ class Session:
                 self._abort_timer.cancel()
 
     def finish(self, ending: Ending, message: Optional[str] = None, clear: bool = False) -> None:
-        """End the stream, with a last message; what happens after that is thrown away.
+        """End the stream with a last message.
 
-        A client that does not take what waits for it, and does not close, is cut off after ``closing_seconds``.
+        If the client does not read the remaining messages and close, the connection is aborted after
+        ``closing_seconds``.
         """
         if self.ending is not None:
             return
@@ -172,13 +170,13 @@ class Session:
         self._abort_timer = self._loop.call_later(self.limits.closing_seconds, self.connection.transport.abort)
 
     def fail(self, error: StreamError) -> None:
-        """Tell the client what was wrong, and end the stream."""
+        """Send an error to the client, and end the stream."""
         message = json.dumps({"kind": "error", "code": error.code, "message": error.message, "stream": self.name})
-        # A client that reads too slowly would not get to the error behind all that it has not read.
+        # A slow reader would not reach the error behind the waiting messages.
         self.finish(Ending(error.code, error.close_code, error.reason), message, clear=error.code == "slow_reader")
 
     async def _read(self) -> None:
-        """Take messages until the connection is closed."""
+        """Receive messages until the connection is closed."""
         try:
             while True:
                 message = await self.connection.recv()
@@ -196,16 +194,15 @@ class Session:
             self.fail(StreamError("internal", "the server failed"))
 
     def _take(self, message: Union[str, bytes]) -> None:
-        """One message (raises StreamError)."""
+        """Handle one message (raises StreamError)."""
         if isinstance(message, str):
             control = read_control(message, self.server.engine.tasks)
             if isinstance(control, Start):
                 self._begin(control)
                 return
             self._check_open("'set_tasks'" if isinstance(control, SetTasks) else "'end'")
-            if isinstance(control, End):
-                self._no_more_audio = True
-            self._put(Close() if isinstance(control, End) else control)
+            self._no_more_audio = isinstance(control, End)
+            self._put(control)
             return
         self._check_open("audio")
         assert self.start is not None
@@ -241,27 +238,36 @@ class Session:
         self.server.worker.put(self._feed, work)
 
     def _deliver(self, done: Done) -> None:
-        """What the model did (`Feed.deliver`)."""
+        """Handle what the model has done (`Feed.deliver`)."""
         self._waiting -= weight(done.work)
         if not self._room.is_set():
-            self._last_heard = self._loop.time()  # nobody was listening before now
+            self._last_heard = self._loop.time()  # nothing was read before
             if self._waiting <= self._most_waiting:
                 self._room.set()
         if self.ending is not None:
             return
         try:
-            self._tell(done)
-        except Exception as error:  # the others of the batch are told all the same
-            log.error("stream %s: cannot tell", self.name, exc_info=error)
+            self._report(done)
+        except Exception as error:  # must not affect the other streams of the batch
+            log.error("stream %s: cannot send events", self.name, exc_info=error)
             self.fail(StreamError("internal", "the server failed"))
 
-    def _tell(self, done: Done) -> None:
-        """Send what the model did."""
+    def _report(self, done: Done) -> None:
+        """Send events and answers to the client."""
         if done.problem is not None:
             self.fail(StreamError(*done.problem))
             return
         if isinstance(done.work, Start):
-            self._send(self._ready())
+            engine, limits = self.server.engine, self.limits
+            message = {
+                "kind": "ready",
+                "version": VERSION,
+                "tasks": list(engine.tasks if done.work.tasks is None else done.work.tasks),
+                "known_tasks": list(engine.tasks),
+                "chunk_seconds": engine.chunk_samples / SAMPLE_RATE,
+            }
+            names = ("message_bytes", "stream_seconds", "idle_seconds")
+            self._send({**message, "limits": {name: getattr(limits, name) for name in names}})
         elif isinstance(done.work, SetTasks):
             self._send({"kind": "tasks", "tasks": list(done.work.tasks)})
         elif isinstance(done.work, np.ndarray):
@@ -272,23 +278,6 @@ class Session:
             elif event.kind != PARTIAL or (self.start and self.start.partials):
                 self._send(event.as_dict(), partial=event.kind == PARTIAL)
 
-    def _ready(self) -> Dict[str, Any]:
-        """The answer to ``start``."""
-        assert self.start is not None
-        engine = self.server.engine
-        return {
-            "kind": "ready",
-            "version": VERSION,
-            "tasks": list(engine.tasks if self.start.tasks is None else self.start.tasks),
-            "known_tasks": list(engine.tasks),
-            "chunk_seconds": engine.chunk_samples / SAMPLE_RATE,
-            "limits": {
-                "message_bytes": self.limits.message_bytes,
-                "stream_seconds": self.limits.stream_seconds,
-                "idle_seconds": self.limits.idle_seconds,
-            },
-        }
-
     def _send(self, message: Dict[str, Any], partial: bool = False) -> None:
         self.messages += 1
         if not self._outbox.put(self._text(message), partial):
@@ -297,16 +286,8 @@ class Session:
     def _text(self, message: Dict[str, Any]) -> str:
         return json.dumps({"stream": self.name, **message}, ensure_ascii=False, allow_nan=False)
 
-    async def _write(self) -> None:
-        """Send what waits, until the end of the stream."""
-        while True:
-            message = await self._outbox.get()
-            if message is None:
-                return
-            await self.connection.send(message)
-
     def _left(self) -> Ending:
-        """The connection was closed by the client, or for what websockets itself refuses (a message too large)."""
+        """The ending of a connection that the client closed, or websockets itself (for a message that is too large)."""
         protocol = self.connection.protocol
         sent = protocol.close_sent
         if sent is not None and protocol.close_rcvd is None:
@@ -314,7 +295,7 @@ class Session:
         return Ending("gone")
 
     def _check_idle(self) -> None:
-        """Fires when nothing may have been heard for too long; time in which we did not listen does not count."""
+        """End an idle stream. Time in which the server did not read does not count."""
         if self._no_more_audio or self.ending is not None:
             return
         now = self._loop.time()

@@ -1,9 +1,4 @@
-"""A trained model as the server's engine.
-
-What waits for the model in one stream: audio, and changes of tasks between it, in their order.
-
-The one thread that runs the model: it takes a chunk of every stream that has one, and runs them together.
-"""
+"""The model behind a server: `Worker` runs it in one thread, with a chunk of every stream that has one in a batch."""
 
 from __future__ import annotations
 
@@ -12,19 +7,61 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple, Union
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
 
+from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.decoding.streaming.events import Event
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.serving.protocol import SAMPLE_RATE, SetTasks, Start
+from tokenverse_pp.serving.protocol import Control, End, SetTasks, Start
+
+log = logging.getLogger(__name__)
+Work = Union[Control, np.ndarray]  # audio is (S,) float32
+FLOAT = 4  # bytes
+CONTROL_SECONDS = 0.5  # a control message counts as so much audio, so that they cannot pile up either
+
+
+def weight(work: Work) -> float:
+    """Seconds that a piece of work counts towards ``Limits.waiting_seconds``."""
+    return len(work) / SAMPLE_RATE if isinstance(work, np.ndarray) else CONTROL_SECONDS
+
+
+@dataclass(frozen=True)
+class Done:
+    """A piece of work that the model has done for a stream.
+
+    Args:
+        work: the piece of work.
+        events: the resulting events.
+        problem: why the stream cannot continue: a code of the protocol and a message; None: it can.
+    """
+
+    work: Work
+    events: Tuple[Event, ...] = ()
+    problem: Optional[Tuple[str, str]] = None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model that transcribes streams.
+
+    Args:
+        transcribers: by whether they reset at endpoints, of the same model; without the task endp only the one that
+            does not.
+        tasks: names of the tasks that are offered.
+        chunk_samples: samples of a chunk.
+    """
+
+    transcribers: Mapping[bool, StreamingTranscriber]
+    tasks: Tuple[str, ...]
+    chunk_samples: int
 
 
 def build_engine(loaded: ModelBundle, options: StreamingOptions) -> Engine:
-    """Two transcribers of one model: with and without reset at endpoints, which a stream chooses.
+    """An engine with a transcriber with reset at endpoints and one without; each stream chooses.
 
     Raises:
         UserError: for options that the model cannot be streamed with.
@@ -35,59 +72,28 @@ def build_engine(loaded: ModelBundle, options: StreamingOptions) -> Engine:
     return Engine(transcribers, tasks, transcribers[False].encoder.chunk_samples)
 
 
-@dataclass(frozen=True)
-class Close:
-    """No more audio."""
-
-
-FLOAT = 4  # bytes
-Work = Union[Start, SetTasks, Close, np.ndarray]
-
-
-CONTROL_SECONDS = 0.5  # a message that is no audio counts as so much: they cannot pile up either
-
-
-@dataclass(frozen=True)
-class Done:
-    """What the model did for a stream at once.
-
-    Args:
-        work: what it was asked; audio (S,) float32 among it.
-        events: what it said.
-        problem: why the stream cannot go on: a code of the protocol and a message; None: it can.
-    """
-
-    work: Work
-    events: Tuple[Event, ...] = ()
-    problem: Optional[Tuple[str, str]] = None
-
-
-def weight(work: Work) -> float:
-    """Seconds that a piece of work counts in what may wait."""
-    return len(work) / SAMPLE_RATE if isinstance(work, np.ndarray) else CONTROL_SECONDS
-
-
 class Feed:
-    """The queue of one stream. `Worker` guards it with its lock.
+    """The queue of one stream: audio and control messages, in order. `Worker` guards it with its lock.
 
     Args:
         name: of the stream.
-        chunk_samples: audio is handed out in pieces that fill the model's chunks, so that none waits for less.
-        deliver: called on the event loop with what the model did.
+        chunk_samples: audio is taken in pieces that end where the model's chunks end, so that no stream waits for
+            audio of another chunk.
+        deliver: called on the event loop with what the model has done.
     """
 
     def __init__(self, name: str, chunk_samples: int, deliver: Callable[[Done], None]):
         self.name = name
         self.deliver = deliver
-        self.stream: Any = None  # the transcriber's handle, and the transcriber: the worker's alone
-        self.transcriber: Any = None
+        self.transcriber: Any = None  # used by the worker's thread only, as is its stream
+        self.stream: Any = None
         self._chunk = chunk_samples
-        self._heard = 0  # samples handed out
-        # Audio between two changes is one buffer of float32, whatever the number of messages it came in.
-        self._queue: Deque[Union[Start, SetTasks, Close, bytearray]] = deque()
+        self._heard = 0  # samples taken
+        # Audio between two control messages is one buffer of float32, however many messages it came in.
+        self._queue: Deque[Union[Control, bytearray]] = deque()
 
     def put(self, work: Work) -> None:
-        """Add to the end."""
+        """Append to the queue."""
         if not isinstance(work, np.ndarray):
             self._queue.append(work)
         elif self._queue and isinstance(self._queue[-1], bytearray):
@@ -97,7 +103,7 @@ class Feed:
 
     @property
     def ready(self) -> bool:
-        """Whether the model has something to do: a whole chunk, or anything but audio."""
+        """Whether there is work for the model: a whole chunk, a control message, or the audio before one."""
         if not self._queue:
             return False
         head = self._queue[0]
@@ -109,7 +115,7 @@ class Feed:
         return self._chunk - self._heard % self._chunk
 
     def take(self) -> Work:
-        """The next thing to do: audio up to the end of a chunk, or what stands at the head."""
+        """Remove the next piece of work: a control message, or audio up to the end of a chunk."""
         head = self._queue[0]
         if not isinstance(head, bytearray):
             self._queue.popleft()
@@ -123,50 +129,15 @@ class Feed:
         return samples
 
 
-log = logging.getLogger(__name__)
-
-
-class Transcriber(Protocol):
-    """What a server needs of `tokenverse_pp.decoding.streaming.transcriber.StreamingTranscriber`; see there."""
-
-    def open(self, tasks: Optional[Sequence[str]] = None, name: Optional[str] = None) -> Any:
-        """A new stream."""
-
-    def push_many(self, pieces: Sequence[Tuple[Any, Any]]) -> List[List[Event]]:
-        """Hear more of several streams; UserError: none has heard anything."""
-
-    def set_tasks(self, stream: Any, tasks: Sequence[str]) -> None:
-        """Other tasks from here on."""
-
-    def close(self, stream: Any) -> List[Event]:
-        """End a stream."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A model that hears streams.
-
-    Args:
-        transcribers: by whether they reset at endpoints, on the same model; one that knows no endpoints has the first
-            alone.
-        tasks: names of the tasks that it knows.
-        chunk_samples: of the model's chunks.
-    """
-
-    transcribers: Mapping[bool, Transcriber]
-    tasks: Tuple[str, ...]
-    chunk_samples: int
-
-
 class Worker:
     """Runs an engine for any number of feeds, in a thread of its own.
 
-    All methods are called on the event loop, and none of them waits for the model; what it did comes back there too, by
-    the feed's ``deliver``.
+    The methods are called on the event loop and do not wait for the model; results are delivered on the event loop
+    too, by ``Feed.deliver``.
 
     Args:
         engine: the model.
-        batch: streams that go through it together.
+        batch: streams that run through it together.
     """
 
     def __init__(self, engine: Engine, batch: int):
@@ -174,19 +145,19 @@ class Worker:
         self.batch = batch
         self._loop = asyncio.get_running_loop()
         self._changed = threading.Condition()
-        self._feeds: OrderedDict[Feed, None] = OrderedDict()  # those served longest ago first
+        self._feeds: OrderedDict[Feed, None] = OrderedDict()  # least recently served first
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
     def add(self, feed: Feed, start: Start) -> None:
-        """Serve one more stream."""
+        """Add a stream."""
         with self._changed:
             self._feeds[feed] = None
         self.put(feed, start)
 
     def put(self, feed: Feed, work: Work) -> None:
-        """More for a stream to hear or do."""
+        """Add work to a stream."""
         with self._changed:
             if feed in self._feeds:
                 feed.put(work)
@@ -194,12 +165,12 @@ class Worker:
                     self._changed.notify()
 
     def drop(self, feed: Feed) -> None:
-        """Forget a stream, whatever waits in it."""
+        """Remove a stream and its work."""
         with self._changed:
             self._feeds.pop(feed, None)
 
     async def stop(self) -> None:
-        """End the thread, after what the model is at now."""
+        """End the thread, after its current batch."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -217,18 +188,18 @@ class Worker:
             done = self._do(batch)
             try:
                 self._loop.call_soon_threadsafe(_deliver, done)
-            except RuntimeError:  # the loop is closed: nobody is left to hear it
+            except RuntimeError:  # the loop is closed
                 return
 
     def _take(self) -> List[Tuple[Feed, Work]]:
-        """One piece of work of each feed that has one, of as many as go into a batch."""
+        """One piece of work from each of up to ``batch`` feeds."""
         chosen = [feed for feed in self._feeds if feed.ready][: self.batch]
         for feed in chosen:
             self._feeds.move_to_end(feed)
         return [(feed, feed.take()) for feed in chosen]
 
     def _do(self, batch: List[Tuple[Feed, Work]]) -> List[Tuple[Feed, Done]]:
-        """Do a batch of work; whatever goes wrong ends those streams that it went wrong in."""
+        """Do a batch of work. An error ends only the streams that it occurred in."""
         done = []
         audio: Dict[int, List[Tuple[Feed, np.ndarray]]] = {}
         for feed, work in batch:
@@ -240,7 +211,7 @@ class Worker:
             done += self._hear(pieces)
         return done
 
-    def _control(self, feed: Feed, work: Work) -> Done:
+    def _control(self, feed: Feed, work: Control) -> Done:
         try:
             if isinstance(work, Start):
                 if work.reset_at_endpoint not in self.engine.transcribers:
@@ -249,27 +220,27 @@ class Worker:
                 feed.stream = feed.transcriber.open(work.tasks, feed.name)
             elif isinstance(work, SetTasks):
                 feed.transcriber.set_tasks(feed.stream, work.tasks)
-            elif isinstance(work, Close):
+            elif isinstance(work, End):
                 return Done(work, tuple(feed.transcriber.close(feed.stream)))
         except Exception as error:
             return _failed(work, error)
         return Done(work)
 
     def _hear(self, pieces: List[Tuple[Feed, np.ndarray]]) -> List[Tuple[Feed, Done]]:
-        """Audio of several streams with one transcriber."""
+        """Audio of several streams of one transcriber."""
         transcriber = pieces[0][0].transcriber
         try:
-            told = transcriber.push_many([(feed.stream, samples) for feed, samples in pieces])
+            results = transcriber.push_many([(feed.stream, samples) for feed, samples in pieces])
         except UserError as error:
-            # Nobody has heard anything: find out whose fault it was.
+            # No stream has taken its audio: find the one that caused the error.
             if len(pieces) == 1:
                 return [(pieces[0][0], _failed(pieces[0][1], error))]
             return [found for piece in pieces for found in self._hear([piece])]
         except Exception as error:
-            # What each of them has heard is unknown: none can go on.
+            # It is unknown which streams have taken their audio: none can continue.
             problem = _failed(pieces[0][1], error).problem
             return [(feed, Done(samples, problem=problem)) for feed, samples in pieces]
-        return [(feed, Done(samples, tuple(events))) for (feed, samples), events in zip(pieces, told)]
+        return [(feed, Done(samples, tuple(events))) for (feed, samples), events in zip(pieces, results)]
 
 
 def _deliver(done: List[Tuple[Feed, Done]]) -> None:

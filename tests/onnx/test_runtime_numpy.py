@@ -1,16 +1,20 @@
-"""The search in NumPy finds what the search in torch finds."""
+"""Search and log-mel in NumPy, beside those in torch."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.search import search_frames
+from tokenverse_pp.models.encoders.whisper import LogMel
 from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
+from tokenverse_pp.onnx.inputs import NumpyLogMel
 from tokenverse_pp.onnx.search import Search
 from tokenverse_pp.tasks import build_tasks
 
@@ -20,16 +24,7 @@ TASKS = build_tasks(
 PIECES = ["<blk>", "<unk>", *TASKS.symbols, "▁", "▁a", "▁b", "c"]
 
 
-class Vocabulary:
-    """A tokenizer of few pieces."""
-
-    vocab_size = len(PIECES)
-
-    def id_of(self, symbol):
-        return PIECES.index(symbol)
-
-    def pieces(self, ids):
-        return [PIECES[i] for i in ids]
+VOCABULARY = SimpleNamespace(vocab_size=len(PIECES), id_of=PIECES.index, pieces=lambda ids: [PIECES[i] for i in ids])
 
 
 class Model:
@@ -57,11 +52,11 @@ class Model:
         return self.joiner(torch.from_numpy(frames), torch.from_numpy(states)).numpy()
 
     def search(self, active, options):
-        tables = constraints_for(TASKS, active, Vocabulary(), options.languages, options.force_language)
-        return Search(self.predict, self.join, tables, self.context, options)
+        constraints = constraints_for(TASKS, active, VOCABULARY, options.languages, options.force_language)
+        return Search(self.predict, self.join, constraints, self.context, options)
 
     def reference(self, frames, active, options):
-        constraints = constraints_for(TASKS, active, Vocabulary(), options.languages, options.force_language)
+        constraints = constraints_for(TASKS, active, VOCABULARY, options.languages, options.force_language)
         lens = torch.tensor([len(frames)])
         return search_frames(self.predictor, self.joiner, frames[None], lens, options, constraints)[0]
 
@@ -88,34 +83,15 @@ def test_hypotheses_are_those_of_torch(data):
     active = ["lid", *data.draw(st.lists(st.sampled_from(["scd", "endp", "ner"]), unique=True))]
     frames = 2 * torch.randn(data.draw(st.integers(1, 40)), 6)
     search = model.search(active, options)
-    search.advance(model.project(frames))
+    assert search.best()[0].tokens == ()
+    for piece in np.split(model.project(frames), sorted(data.draw(st.lists(st.integers(0, len(frames)), max_size=4)))):
+        search.advance(piece)
     found, expected = search.best(), model.reference(frames, active, options)
     assert [h.tokens for h in found] == [h.tokens for h in expected]
     for ours, theirs in zip(found, expected):
         assert ours.frames == theirs.frames
         np.testing.assert_allclose(ours.log_probs, theirs.log_probs, atol=1e-4)
         assert (ours.log_prob, ours.score) == pytest.approx((theirs.log_prob, theirs.score), abs=1e-3, rel=1e-5)
-
-
-@settings(max_examples=30)
-@given(st.integers(0, 99), st.lists(st.integers(1, 19), max_size=4), st.sampled_from(["greedy", "beam"]))
-def test_frames_may_come_in_pieces(seed, cuts, method):
-    model, options = Model(seed, 2), SearchOptions(method)
-    frames = model.project(2 * torch.randn(20, 6))
-    whole, parts = (model.search(TASKS.names, options) for _ in range(2))
-    whole.advance(frames)
-    bounds = sorted({0, *cuts, 20})
-    for a, b in zip(bounds, bounds[1:]):
-        parts.advance(frames[a:b])
-    (ours,), (theirs,) = parts.best(), whole.best()
-    assert (ours.tokens, ours.frames) == (theirs.tokens, theirs.frames)
-    assert ours.score == pytest.approx(theirs.score, abs=1e-4)
-
-
-def test_no_frames_give_the_empty_hypothesis():
-    search = Model(0, 2).search(["asr"], SearchOptions())
-    search.advance(np.zeros((0, 16), dtype=np.float32))
-    assert search.best()[0].tokens == ()
 
 
 @pytest.mark.parametrize(
@@ -130,3 +106,32 @@ def test_no_frames_give_the_empty_hypothesis():
 def test_what_the_runtime_does_not_have_is_refused(options, named):
     with pytest.raises(UserError, match=f"search option '{named}': the runtime has"):
         Model(0, 2).search(["asr"], options)
+
+
+def log_mels(audio):
+    """Of the runtime, and of torch."""
+    torch_mel = LogMel(80)
+    expected, lens = torch_mel(torch.from_numpy(audio)[None], torch.tensor([len(audio)]))
+    found = NumpyLogMel(torch_mel.filters.numpy(), torch_mel.n_fft, torch_mel.hop)(audio)
+    return found, expected[0, :, : int(lens)].numpy()
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 40000), st.integers(0, 99), st.floats(1e-4, 1.0))
+@example(1, 0, 0.1)
+@example(160, 0, 0.1)
+@example(161, 0, 0.1)
+@example(200, 0, 0.1)
+@example(5000, 0, 0.0)
+def test_log_mel_of_any_length(size, seed, level):
+    found, expected = log_mels((level * np.random.default_rng(seed).standard_normal(size)).astype(np.float32))
+    assert found.shape == expected.shape and found.dtype == np.float32
+    # The range ends 80 dB below the maximum, where torch's float32 has few digits left.
+    np.testing.assert_allclose(found, expected, atol=1e-4 if level else 1e-6)
+
+
+@pytest.mark.parametrize("size", [479700, 479999, 480000])
+def test_log_mel_of_up_to_thirty_seconds(size):
+    time = np.arange(size) / 16000
+    audio = (0.3 * np.sin(2 * np.pi * 440 * time) * np.exp(-time / 9)).astype(np.float32)
+    np.testing.assert_allclose(*log_mels(audio), atol=1e-4)
