@@ -13,17 +13,13 @@ from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment,
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.data.editing.conversations import ConversationOptions, TurnWords, conversation_cuts
+from tokenverse_pp.data.editing.conversations import ConversationOptions, Track, TurnWords, conversation_cuts
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.tasks import build_tasks, render
 from tokenverse_pp.tasks.result import transcript_of
 
 TASKS = build_tasks(["asr", "scd", "endp"])
 LENGTH = 200.0
-
-
-def recording(duration=LENGTH):
-    return Recording("r", [], 16000, round(duration * 16000), duration)
 
 
 def turn(number, speaker, start, end, text, **custom):
@@ -51,8 +47,7 @@ def windows(turns, **options):
     """Windows as cuts, and {id: reason} of what is in none."""
     left_out = {}
     cuts = conversation_cuts(
-        recording(),
-        turns,
+        Track("r", Recording("r", [], 16000, round(LENGTH * 16000), LENGTH), 0, turns),
         ConversationOptions(**options),
         words_of,
         lambda sup, reason: left_out.update({sup.id: reason}),

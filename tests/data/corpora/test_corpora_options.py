@@ -10,7 +10,7 @@ import soundfile
 from mini_corpora import call_audio
 from mini_runs import cuts_of, run
 
-from tokenverse_pp.data.corpora.telephone import clean, find_names
+from tokenverse_pp.data.corpora.conversations import clean, find_names
 from tokenverse_pp.data.normalise import normalise
 
 
