@@ -38,6 +38,7 @@ from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR, Statistics
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.lines import BOM, fields, number_of, raw_lines, stray_control
+from tokenverse_pp.data.manifests import reason_of
 from tokenverse_pp.tasks.registry import REGISTRY
 
 LINE_SEPARATORS = str.maketrans("\u2028\u2029", "  ")  # at which str.splitlines() splits
@@ -254,8 +255,7 @@ def _decode(recording: Recording, channel: Optional[int]) -> np.ndarray:
         samples = recording.load_audio(channels=channel)
     except Exception as error:  # audio backends raise errors of any type
         source = str(recording.sources[0].source)
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{source}: cannot be decoded: {reason.replace(f'{source}: ', '', 1)}") from error
+        raise UserError(f"{source}: cannot be decoded: {reason_of(error).replace(f'{source}: ', '', 1)}") from error
     return np.ascontiguousarray(samples.mean(axis=0), dtype=np.float32)
 
 

@@ -43,6 +43,7 @@ from tokenverse_pp.data.corpora.common import (
 )
 from tokenverse_pp.data.editing.conversations import NO_WORDS, with_original
 from tokenverse_pp.data.lines import raw_lines, stray_control, text_of
+from tokenverse_pp.data.manifests import reason_of
 from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
 
 MLS = {
@@ -385,7 +386,7 @@ def _recording(clip: Path) -> Union[Recording, str]:
         with disable_ffmpeg_torchaudio_info():
             recording = Recording.from_file(clip, recording_id=clip.stem)
     except Exception as error:  # audio backends raise errors of any type
-        return f"cannot be read as audio: {(str(error).strip().splitlines() or [type(error).__name__])[0][:200]}"
+        return f"cannot be read as audio: {reason_of(error)}"
     return recording if recording.num_samples > 0 else "holds no audio"
 
 

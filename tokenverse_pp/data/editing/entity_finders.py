@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
@@ -14,6 +15,7 @@ from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.base.files import PathLike
 from tokenverse_pp.base.languages import casefold, primary_language
 from tokenverse_pp.data.lines import BLANKS, number_of, stray_control, text_lines
+from tokenverse_pp.data.manifests import reason_of
 from tokenverse_pp.data.normalise import normalise
 
 CACHED = 65536  # words
@@ -214,8 +216,7 @@ class SpacyEntities:
         try:
             self.pipeline = spacy.load(name)
         except (OSError, ValueError, ImportError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"--spacy {name}: no pipeline that can be loaded: {reason}") from None
+            raise UserError(f"--spacy {name}: no pipeline that can be loaded: {reason_of(error)}") from None
         self.source = f"spacy/{Path(name).name}"
         self.confidence = confidence
         self.recogniser: Optional[Any] = None
@@ -224,7 +225,8 @@ class SpacyEntities:
 
     def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
         """The entities of each text, in order. The pipeline is of one language, so ``languages`` changes nothing."""
-        for batch in _batches(texts):
+        texts = iter(texts)
+        while batch := list(islice(texts, BATCH)):
             docs = list(self.pipeline.pipe(batch, batch_size=BATCH))
             for text, doc, scores in zip(batch, docs, self._scores(docs)):
                 yield self._spans(text, doc, scores)
@@ -251,14 +253,3 @@ class SpacyEntities:
             score = scores.get((entity.start, entity.end, entity.label_), self.confidence)
             found.append(Span(starts[touched[0]], end, entity.label_, round(min(1.0, float(score)), 4)))
         return found
-
-
-def _batches(texts: Iterable[str]) -> Iterator[List[str]]:
-    batch: List[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -87,10 +87,7 @@ def label_rows(
             (without ``overwrite``).
     """
     rows = iter(rows)
-    while True:
-        chunk = list(islice(rows, CHUNK))
-        if not chunk:
-            return
+    while chunk := list(islice(rows, CHUNK)):
         for row in chunk:
             _change(row, change)
         if finder is not None:

@@ -45,24 +45,23 @@ def count_each(paths: Sequence[PathLike], bar: Any = None) -> List[MixCounts]:
     Raises:
         UserError: naming a manifest without cuts, or a cut without a duration or a list of tasks.
     """
-    return [_count(path, bar) for path in paths]
-
-
-def _count(path: PathLike, bar: Any) -> MixCounts:
-    hours: Dict[str, float] = {}
-    labelled = dict.fromkeys(REGISTRY, 0.0)
-    cuts = 0
-    for row in read_rows(path, bar):
-        cuts += 1
-        part = duration_of(row) / SECONDS_PER_HOUR
-        language = language_of(row)
-        hours[language] = hours.get(language, 0.0) + part
-        for task in tasks_of(row):
-            if task in labelled:
-                labelled[task] += part
-    if not cuts:
-        raise UserError(f"{path}: expected cuts, found none")
-    return MixCounts(cuts, sum(hours.values()), hours, labelled)
+    counts = []
+    for path in paths:
+        hours: Dict[str, float] = {}
+        labelled = dict.fromkeys(REGISTRY, 0.0)
+        cuts = 0
+        for row in read_rows(path, bar):
+            cuts += 1
+            part = duration_of(row) / SECONDS_PER_HOUR
+            language = language_of(row)
+            hours[language] = hours.get(language, 0.0) + part
+            for task in tasks_of(row):
+                if task in labelled:
+                    labelled[task] += part
+        if not cuts:
+            raise UserError(f"{path}: expected cuts, found none")
+        counts.append(MixCounts(cuts, sum(hours.values()), hours, labelled))
+    return counts
 
 
 def shares_by_hours(counts: Sequence[MixCounts], temperature: float) -> List[float]:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -72,7 +73,7 @@ def _write_cuts(cuts: Iterator[Cut], folder: Path, shard_size: int, audio: str, 
         raise UserError(f"{path}: cut {first.id}: nothing to store: no audio (--audio none) and no features")
     count = 0
     with SharWriter(str(folder), fields=fields, shard_size=shard_size, warn_unused_fields=False) as writer:
-        for cut in _chained(first, cuts):
+        for cut in chain([first], cuts):
             if array_fields(cut) != array_fields(first):
                 raise UserError(
                     f"{path}: cut {cut.id}: has arrays {array_fields(cut)}, the first cut {array_fields(first)}; "
@@ -103,8 +104,3 @@ def _write_cut(writer: SharWriter, cut: Cut, audio: str, path: str) -> None:
 def array_fields(cut: Cut) -> List[str]:
     """The custom fields of a cut that point at stored arrays."""
     return sorted(name for name, value in (cut.custom or {}).items() if isinstance(value, (Array, TemporalArray)))
-
-
-def _chained(first: Cut, others: Iterator[Cut]) -> Iterator[Cut]:
-    yield first
-    yield from others

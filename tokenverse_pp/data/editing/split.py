@@ -292,19 +292,15 @@ def write_subset(path: PathLike, output: PathLike, wanted: Wanted, bar: Any = No
             number += 1
             if number not in taken:
                 continue
-            _write(row, number, losing, writer, report)
+            dropped = [task for task, lost in losing.items() if number in lost]
+            for task in losing:
+                report.kept[task] += task in tasks_of(row) and task not in dropped
+            if dropped:
+                drop_tasks(row.data, dropped)
+            writer.write(row.data if dropped else row)
+            report.cuts += 1
+            report.hours += duration_of(row) / SECONDS_PER_HOUR
     return report
-
-
-def _write(row: ManifestRow, number: int, losing: Mapping[str, Set[int]], writer: Any, report: Report) -> None:
-    dropped = [task for task, lost in losing.items() if number in lost]
-    for task in losing:
-        report.kept[task] += task in tasks_of(row) and task not in dropped
-    if dropped:
-        drop_tasks(row.data, dropped)
-    writer.write(row.data if dropped else row)
-    report.cuts += 1
-    report.hours += duration_of(row) / SECONDS_PER_HOUR
 
 
 def _survey(path: PathLike, wanted: Wanted, bar: Any) -> Tuple[array[float], Dict[str, array[int]], Set[str]]:

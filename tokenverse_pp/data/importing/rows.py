@@ -194,8 +194,21 @@ def rejected(place: Place, error: BadRow, line: str, recording_at: int) -> Rejec
     """A line that cannot be mapped; its recording is the cell with this number, if there is one."""
     cells = fields(line)
     known = len(cells) > recording_at and not CONTROL.search(cells[recording_at])
-    row = Row(place, "", cells[recording_at]) if known else None
-    return Rejected(place, str(error), row)
+    return Rejected(place, str(error), Row(place, "", cells[recording_at]) if known else None)
+
+
+def read_records(
+    path: Path, comment: str, recording_at: int, read: Callable[[Place, str], Iterable[Any]]
+) -> Iterator[Any]:
+    """What ``read`` makes of each record of a file (see `records_of`); where it raises BadRow, the line is rejected."""
+    for place, line in records_of(path, comment, recording_at):
+        if isinstance(line, Rejected):
+            yield line
+            continue
+        try:
+            yield from read(place, line)
+        except BadRow as error:
+            yield rejected(place, error, line, recording_at)
 
 
 def safe_id(name: str) -> str:

@@ -107,7 +107,12 @@ class CutMaker:
     ) -> SupervisionSegment:
         if row.text is None or not row.text.strip():
             raise BadRow("field 'text': expected words, found nothing")
-        language = _language(row)
+        language = None
+        if row.language is not None:
+            problem = language_problem(row.language)
+            if problem:
+                raise BadRow(f"field 'language': {problem}")
+            language = canonical_tag(row.language)  # fr for FRA, pt-BR for pt_br
         text, entities = finish_text(row.text, row.entities, self.normaliser, language, self.widen)
         custom: Dict[str, Any] = dict(row.custom)
         if entities is not None:
@@ -125,16 +130,6 @@ class CutMaker:
             speaker=row.speaker,
             custom=custom or None,
         )
-
-
-def _language(row: Row) -> Optional[str]:
-    """A row's code in its canonical form: ``fr`` for ``FR`` and ``fra``, ``pt-BR`` for ``pt_br`` (raises BadRow)."""
-    if row.language is None:
-        return None
-    problem = language_problem(row.language)
-    if problem:
-        raise BadRow(f"field 'language': {problem}")
-    return canonical_tag(row.language)
 
 
 class BadTurn(BadRow):
