@@ -39,10 +39,7 @@ def test_table_with_columns_named_like_fields(audio_dir, data, out):
     )
     one, two = imported(out, "--table", table, "--audio-dir", audio_dir)
     assert one["custom"]["tasks"] == ["asr", "scd", "endp", "ner", "lid"]
-    assert one["supervisions"][0]["custom"] == {
-        "entities": [{"start": 8, "end": 13, "type": "LOC"}],
-        "endpoint": True,
-    }
+    assert one["supervisions"][0]["custom"] == {"entities": [{"start": 8, "end": 13, "type": "LOC"}], "endpoint": True}
     # Missing is not empty: no speaker and no endpoint were given, and that there is no entity was.
     assert two["custom"]["tasks"] == ["asr", "ner", "lid"]
     assert (two["duration"], two["recording"]["sources"][0]["source"]) == (4.0, str(audio_dir / "sub/c.flac"))
@@ -128,7 +125,7 @@ def test_kaldi_gives_what_lhotse_gives(audio_dir, data, out):
         mine = cut["supervisions"][0]
         assert (cut["start"], cut["duration"]) == (turn.start, turn.duration)
         assert [mine[k] for k in ("id", "recording_id", "text", "speaker", "language")] == [
-            *(turn.id, turn.recording_id, turn.text, turn.speaker, turn.language),
+            *(turn.id, turn.recording_id, turn.text, turn.speaker, turn.language)
         ]
 
 

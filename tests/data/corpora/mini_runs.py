@@ -9,14 +9,7 @@ from pathlib import Path
 from click.testing import CliRunner
 from lhotse import CutSet
 from mini_ami import make_ami
-from mini_corpora import (
-    make_callhome,
-    make_commonvoice,
-    make_eval2000,
-    make_librispeech,
-    make_mls,
-    make_voxpopuli,
-)
+from mini_corpora import make_callhome, make_commonvoice, make_eval2000, make_librispeech, make_mls, make_voxpopuli
 
 from tokenverse_pp.cli.main import cli
 

@@ -25,15 +25,7 @@ from lhotse.utils import fastcopy
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.access import file_problem
-from tokenverse_pp.data.corpora.common import (
-    CorpusPart,
-    LeftOut,
-    Say,
-    at_16_khz,
-    lhotse_recipe,
-    require,
-    write_parts,
-)
+from tokenverse_pp.data.corpora.common import CorpusPart, LeftOut, Say, at_16_khz, lhotse_recipe, require, write_parts
 from tokenverse_pp.data.editing.conversations import (
     DEFAULT_OPTIONS,
     ConversationOptions,

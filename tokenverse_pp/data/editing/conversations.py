@@ -149,11 +149,7 @@ NoteLeftOut = Callable[[SupervisionSegment, str], None]
 
 
 def conversation_cuts(
-    track: Track,
-    options: ConversationOptions,
-    read_words: ReadWords,
-    leave_out: NoteLeftOut,
-    custom: Dict[str, Any],
+    track: Track, options: ConversationOptions, read_words: ReadWords, leave_out: NoteLeftOut, custom: Dict[str, Any]
 ) -> Iterator[MonoCut]:
     """The windows of one track, in time order, as labelled cuts.
 
