@@ -6,95 +6,22 @@ import json
 import math
 
 NASTY = [
-    None,
-    True,
-    False,
-    0,
-    -1,
-    3.5,
-    1e308,
-    -1e308,
-    10**30,
-    10**400,
-    math.nan,
-    math.inf,
-    -math.inf,
-    "",
-    " ",
-    "\t",
-    "x",
-    "NaN",
-    "1e999",
-    "-0.5",
-    "[SCD]",
-    "a  b",
-    "é" * 40,
-    "\ud800",
-    "\x00",
-    "a\nb",
-    "\u202e",
-    [],
-    {},
-    [[]],
-    ["a"],
-    {"a": 1},
-    [None],
-    [[1]],
-    "[" * 50,
-    "{}",
-    "9" * 5000,
-    "../../etc",
-    "/etc/hostname",
-    "null",
-    "a" * 3000,
+    *(None, True, False, 0, -1, 3.5, 1e308, -1e308, 10**30, 10**400, math.nan, math.inf, -math.inf),
+    *("", " ", "\t", "x", "NaN", "1e999", "-0.5", "[SCD]", "a  b", "é" * 40, "\ud800", "\x00", "a\nb", "\u202e"),
+    *([], {}, [[]], ["a"], {"a": 1}, [None], [[1]]),
+    *("null", "[" * 50, "{}", "9" * 5000, "../../etc", "/etc/hostname", "a" * 3000),
 ]
 PATHS = [
-    "../../etc/hostname",
-    "/etc/hostname",
-    "sub/../../a.wav",
-    "a.wav/../../x.wav",
-    "none.wav",
-    "",
-    ".",
-    "..",
-    "/",
-    "a.wav/",
-    "~/a.wav",
-    "a\x00.wav",
-    "x" * 300 + ".wav",
-    "x/" * 3000,
-    "pipe:cat a.wav",
-    "cat a.wav |",
-    "file:///etc/hostname",
-    "http://localhost/a.wav",
-    "notes.txt",
-    "empty.wav",
-    "torn.wav",
-    "sub",
-    "\ud800.wav",
-    "-",
-    "A.WAV",
+    *"../../etc/hostname /etc/hostname sub/../../a.wav a.wav/../../x.wav none.wav . .. / a.wav/ ~/a.wav".split(),
+    *("pipe:cat a.wav", "cat a.wav |", "file:///etc/hostname", "http://localhost/a.wav", "x/" * 3000),
+    *("", "x" * 300 + ".wav", "notes.txt", "empty.wav", "torn.wav", "sub", "a\x00.wav", "\ud800.wav", "-", "A.WAV"),
 ]
 ENTITIES = [
-    "[]",
-    "{}",
-    "[1]",
-    '[{"start": 0}]',
-    '[{"start": 0, "end": 99}]',
-    '[{"start": -1, "end": 3}]',
-    '[{"start": 1, "end": 2}]',
-    '[{"start": 0, "end": 3, "type": 5}]',
+    *("[]", "{}", "[1]", '[{"start": 0}]', "[" * 5000, '[{"start": 0', "B-X", "B-X O O O O O O", "Z O"),
+    *('[{"start": 0, "end": 99}]', '[{"start": -1, "end": 3}]', '[{"start": 1, "end": 2}]', '{"start": 0, "end": 3}'),
+    *('[{"start": 1e99, "end": 2}]', '[{"start": true, "end": 3}]', '[{"start": ' + "9" * 5000 + ', "end": 3}]'),
+    *('[{"start": 0, "end": 3, "type": 5}]', '[{"start": 0, "end": 3, "type": "\\ud800"}]'),
     '[{"start": 0, "end": 3}, {"start": 0, "end": 3}]',
-    "[" * 5000,
-    '[{"start": 0',
-    "B-X",
-    "B-X O O O O O O",
-    "Z O",
-    '[{"start": 1e99, "end": 2}]',
-    '[{"start": true, "end": 3}]',
-    '{"start": 0, "end": 3}',
-    '[{"start": ' + "9" * 5000 + ', "end": 3}]',
-    '[{"start": 0, "end": 3, "type": "\\ud800"}]',
 ]
 TIMES = ["nan", "inf", "-1", "x", "1e400", "9" * 400, "", "0", "4.05", "4.2", "100", "1,5", "00:01", "0x10", "\u0661"]
 COLUMNS = ["id", "audio", "start", "end", "text", "speaker", "language", "entities", "endpoint", "tasks"]
@@ -170,38 +97,27 @@ def maybe_packed(data, count, rng):
 def spoil_bytes(data, rng):
     """Bytes with something wrong, and whether the number of lines is still the same."""
     at = rng.randrange(len(data) + 1)
-    change = rng.choice(
-        ["bom", "crlf", "nul", "latin", "cut", "drop", "utf16", "empty", "quote", "delete", "bits", "deep"]
-    )
-    if change == "bom":
-        return b"\xef\xbb\xbf" + data, True
-    if change == "crlf":
-        return data.replace(b"\n", b"\r\n"), True
-    if change == "nul":
-        return data[:at] + b"\0" + data[at:], False
-    if change == "latin":
-        return data[:at] + b"\xe9" + data[at:], False
-    if change == "cut":
-        return data[:at], False
-    if change == "drop":
-        lines = data.split(b"\n")
-        del lines[rng.randrange(len(lines))]
-        return b"\n".join(lines), False
-    if change == "utf16":
-        return data.decode("utf-8", "replace").encode("utf-16"), False
-    if change == "empty":
-        return rng.choice([b"", b"\n\n", b"\r", b"\xef\xbb\xbf"]), False
-    if change == "quote":
-        return data[:at] + b'"' + data[at:], False
-    if change == "deep":
-        return data[:at] + b"[" * 100_000 + data[at:], False
-    if change == "delete":
-        return data[:at] + data[at + rng.randint(1, 20) :], False
-    spoilt = bytearray(data)
-    for _ in range(rng.randint(1, 5)):
-        if spoilt:
-            spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
-    return bytes(spoilt), False
+    lines = data.split(b"\n")
+    del lines[rng.randrange(len(lines))]
+    bits = bytearray(data)
+    for _ in range(rng.randint(1, 5) if bits else 0):
+        bits[rng.randrange(len(bits))] = rng.randrange(256)
+    changes = {
+        "bom": b"\xef\xbb\xbf" + data,
+        "crlf": data.replace(b"\n", b"\r\n"),
+        "nul": data[:at] + b"\0" + data[at:],
+        "latin": data[:at] + b"\xe9" + data[at:],
+        "cut": data[:at],
+        "drop": b"\n".join(lines),
+        "utf16": data.decode("utf-8", "replace").encode("utf-16"),
+        "empty": rng.choice([b"", b"\n\n", b"\r", b"\xef\xbb\xbf"]),
+        "quote": data[:at] + b'"' + data[at:],
+        "deep": data[:at] + b"[" * 100_000 + data[at:],
+        "delete": data[:at] + data[at + rng.randint(1, 20) :],
+        "bits": bytes(bits),
+    }
+    change = rng.choice(list(changes))
+    return changes[change], change in ("bom", "crlf")
 
 
 TEXT_FILES = {

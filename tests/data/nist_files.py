@@ -3,21 +3,7 @@
 from hypothesis import strategies as st
 
 # Words as they stand in real files: with Unicode spaces, signs, fragments, transliteration.
-WORDS = [
-    "uh",
-    "10\u00a0000",
-    "a\u2009b",
-    "x\u3000",
-    "<n",
-    ">mr",
-    "{lktAb",
-    "h*A",
-    "wor-",
-    "-rd",
-    "5%",
-    "l'été",
-    "\u0661",
-]
+WORDS = ["uh", "10\u00a0000", "a\u2009b", "x\u3000", *"<n >mr {lktAb h*A wor- -rd 5% l'été".split(), "\u0661"]
 MARKS = ["(%HESITATION)", "<sil>", "<unk>", "(um)", "((", "}", "[noise]", "%uh", "@", "the(2)", "{um", "/"]
 STRAY = ["\r", "\0", "\x1c", "\u0085", "\x0b", "\x7f"]
 NO_TIMES = ["nan", "inf", "-1", "1_0", "\u0661", "x", "0x1", "1,5", "*", "", "9" * 400]

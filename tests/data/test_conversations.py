@@ -1,18 +1,16 @@
 """Conversations from turns: properties of the windows, the rules for endpoints and overlaps, and the command."""
 
-import inspect
 import json
 
 import numpy as np
 import pytest
 import soundfile
-from click.testing import CliRunner
+from command_lines import run as command_line
 from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.cli.main import cli
 from tokenverse_pp.data.editing.conversations import ConversationOptions, Track, TurnWords, conversation_cuts
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.tasks import build_tasks, render
@@ -185,8 +183,7 @@ def call(tmp_path):
 
 
 def run(*args):
-    options = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
-    return CliRunner(**options).invoke(cli, ["manifest", "conversations", *map(str, args)])
+    return command_line("manifest", "conversations", *args)
 
 
 def test_command_on_supervisions_on_one_long_cut_and_on_a_cut_a_turn(call, tmp_path):

@@ -5,9 +5,10 @@ import re
 
 import pytest
 import yaml
+from command_lines import run
 from lhotse import CutSet
 from mini_corpora import sentence, speech, write
-from mini_runs import CORPORA, run
+from mini_runs import CORPORA
 from safetensors.torch import load_file
 from toy_runs import ROOT, call, toy_options
 
