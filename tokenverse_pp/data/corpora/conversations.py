@@ -153,7 +153,7 @@ def _annotations(corpus_dir: Path, given: Optional[Path], folder: Path) -> Path:
 def sentence_marks(annotations: Path) -> Marks:
     """Punctuation marks of the annotations by (meeting, speaker), as (seconds, mark) in time order.
 
-    lhotse ends a supervision at each full stop and drops the stop, so that its end looks like any other.
+    lhotse ends a supervision at each full stop and drops the stop.
     """
     speakers = {}
     for meeting in ElementTree.parse(annotations / "corpusResources" / "meetings.xml").getroot():

@@ -75,11 +75,8 @@ def common_voice_code(locale: str) -> str:
 def folders_of(languages: Sequence[str], folders: Sequence[str], where: str) -> List[str]:
     """The language folders of a corpus for the given codes; an unknown code is returned unchanged.
 
-    Args:
-        where: the folder of the corpus, for messages.
-
     Raises:
-        UserError: for a code that may mean several folders.
+        UserError: for a code that may mean several folders of ``where``, the folder of the corpus.
     """
     found = []
     for code in languages:
@@ -145,7 +142,7 @@ LIBRISPEECH_LAYOUT = (
 def prepare_librispeech(
     corpus_dir: Path, output_dir: Path, normaliser: str = "words", jobs: int = 1, say: Say = print
 ) -> Dict[str, Path]:
-    """Every existing part -> ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100.jsonl.gz``), one cut an utterance.
+    """Every existing part -> ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100.jsonl.gz``), one cut per utterance.
 
     Raises:
         UserError: where the folder is no LibriSpeech.
@@ -180,9 +177,7 @@ MLS_LAYOUT = (
 def prepare_mls(
     corpus_dir: Path, output_dir: Path, normaliser: str = "words", jobs: int = 1, say: Say = print
 ) -> Dict[str, Path]:
-    """``mls_<language>`` folders -> ``cuts_<split>_<code>.jsonl.gz``, one cut a segment.
-
-    Opus files are read where the folders end in ``_opus``, FLAC files otherwise.
+    """``mls_<language>`` folders (Opus if they end in ``_opus``, else FLAC) -> ``cuts_<split>_<code>.jsonl.gz``.
 
     Raises:
         UserError: where the folder is no MLS.

@@ -352,11 +352,11 @@ def with_original(custom: Optional[Dict[str, Any]], text: Optional[str], normali
 
 
 def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
-    """The turns of cuts that follow one another and share recording and channel, with times from the recording's start.
+    """The turns of consecutive cuts that share recording and channel, with times from the recording's start.
 
     Raises:
-        UserError: for a cut that is not one channel of one recording, for cuts of one recording that do not follow one
-            another, and for supervisions of one id.
+        UserError: for a cut that is not one channel of one recording, cuts of one recording that are not consecutive,
+            and supervisions of one id.
     """
     seen: Set[Tuple[str, int]] = set()
     for (recording_id, channel), group in groupby(_mono(cuts, where), key=lambda cut: (cut.recording.id, cut.channel)):
@@ -388,7 +388,7 @@ def tracks_of_supervisions(recordings: RecordingSet, supervisions: SupervisionSe
     """The turns of each recording and channel, in the order of the recordings.
 
     Raises:
-        UserError: for a supervision of a recording that is not there or of several channels, and for two of one id.
+        UserError: for a supervision of an unknown recording or of several channels, and for two of one id.
     """
     by_place: Dict[Tuple[str, int], List[SupervisionSegment]] = {}
     known = {recording.id: recording for recording in recordings}
@@ -454,7 +454,7 @@ def read_tracks(turns: Path, recordings: Optional[Path] = None) -> Iterator[Trac
     """Tracks of a manifest of cuts or, with ``recordings``, of supervisions.
 
     Raises:
-        UserError: for a file that is missing or is not what it should be.
+        UserError: for a file that is missing or is no such manifest.
     """
     if recordings is None:
         return tracks_of_cuts(read_cuts(turns), str(turns))

@@ -48,14 +48,13 @@ class _Index(NamedTuple):
 class Gazetteer:
     """Phrases with types.
 
-    At each word the longest phrase that begins there is taken, and the search goes on behind it. Words are what
-    spaces separate: ``paris`` is not found in ``parisien`` nor in ``d'paris``. Words are compared by the rules of the
-    text's language (`normalise`): case does not matter, nor do punctuation at the ends of a word, the kind of
-    apostrophe or hyphen, a hyphen or a space, composed or decomposed accents, and invisible characters. Words with
-    ``+ < = > $ # @ & %`` and the like are compared with these signs.
+    At each word the longest phrase that begins there is taken, and the search continues after it. Spaces separate
+    words: ``paris`` is not found in ``parisien`` nor in ``d'paris``. Words are compared by the rules of the text's
+    language (`normalise`), without case, punctuation at the ends of a word, kinds of apostrophes and hyphens, hyphen or
+    space, composition of accents, and invisible characters. Words with signs such as ``+ < = > $ # @ & %`` keep these.
 
     Args:
-        entries: (phrase, type, confidence); of a phrase that comes twice, the last counts.
+        entries: (phrase, type, confidence); of a repeated phrase, the last counts.
         match_case: tell ``Paris`` from ``paris``.
 
     Raises:
@@ -71,11 +70,11 @@ class Gazetteer:
         self._index(None)
 
     def find(self, text: str, language: Optional[str] = None) -> List[Span]:
-        """The phrases in a text, in order, none overlapping another.
+        """The phrases in a text, in order, without overlaps.
 
         Args:
-            language: of the text; it decides which letters differ in case only (Turkish ``I`` and ``ı``). Where it is
-                not known, ``ı`` is the same as ``i``.
+            language: of the text; it decides which letters differ in case only (Turkish ``I`` and ``ı``). If it is
+                unknown, ``ı`` equals ``i``.
         """
         language = primary_language(language)
         phrases, longest = self._index(language)
@@ -154,13 +153,13 @@ def word_starts(text: str) -> Tuple[List[str], List[int]]:
 
 
 def read_gazetteer(path: PathLike, match_case: bool = False, confidence: float = 1.0) -> Gazetteer:
-    """Read a file of lines ``phrase TAB type``, or ``phrase TAB type TAB confidence``; UTF-8, ``#`` starts a remark.
+    """Read a UTF-8 file of lines ``phrase TAB type [TAB confidence]``; ``#`` starts a comment.
 
     Args:
         confidence: of phrases whose line gives none.
 
     Raises:
-        UserError: naming the line that is not so, or the file that has no phrase.
+        UserError: naming the invalid line, or the file without phrases.
     """
     entries = []
     for number, line in text_lines(Path(path)):
@@ -193,15 +192,11 @@ BEAM_WIDTH, BEAM_DENSITY = 16, 1e-4  # spaCy's own defaults for `beam_parse`
 
 
 class SpacyEntities:
-    """Finds entities with an installed pipeline, or one saved to a folder.
+    """Finds entities with a spaCy pipeline that is installed or saved to a folder.
 
     A span that begins or ends inside a word (spaCy splits ``l'italie``) is widened to whole words; of spans that then
-    overlap, the first counts. The confidence of an entity of a trained recogniser is the share that it has in
-    the beam (spaCy's ``EntityRecognizer.scored_ents``); rules give none, and get ``confidence``.
-
-    Args:
-        name: of the pipeline, or its folder.
-        confidence: of entities that have no score.
+    overlap, the first counts. The confidence of a trained recogniser's entity is its share in the beam (spaCy's
+    ``EntityRecognizer.scored_ents``); rules give none, and get ``confidence``.
 
     Raises:
         UserError: where spaCy or the pipeline is not installed.

@@ -93,7 +93,7 @@ def shares_of(weights: Sequence[float], counts: Sequence[MixCounts]) -> List[flo
 def mix_table(names: Sequence[str], weights: Sequence[float], counts: Sequence[MixCounts]) -> str:
     """The expected mix as a table: each corpus's weight, its share of the hours drawn and of each task's labels.
 
-    The last line says what part of all hours drawn is labelled for each task.
+    The last line shows the share of all hours drawn that is labelled for each task.
     """
     shares = shares_of(weights, counts)
     rows = [["corpus", "cuts", "hours", "weight", "of hours", *(f"of {task}" for task in REGISTRY)]]
@@ -132,7 +132,7 @@ def mixed_rows(
         prefix: put the manifest's name and a dash before the ids of cuts and supervisions.
 
     Raises:
-        UserError: naming an id that two cuts have.
+        UserError: naming a repeated id.
     """
     streams = [_Rows(path, name if prefix else None, bar) for path, name in zip(paths, corpus_names(paths))]
     mixed: Any = (

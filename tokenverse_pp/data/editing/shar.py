@@ -22,10 +22,10 @@ from tokenverse_pp.data.manifests import cut_of, read_rows
 
 
 def write_shar(path: PathLike, folder: Path, shard_size: int, audio: str = "flac", bar: Any = None) -> Dict[str, int]:
-    """Write the cuts of a manifest, their audio and their stored features to a folder, atomically.
+    """Write the cuts of a manifest, their audio and their stored features to a new or empty folder, atomically.
 
-    Each cut's audio is stored alone, from its start to its end; arrays in custom fields (stored features) as they
-    are. All other fields stay as they were: labels are read back by ``CutSet.from_shar`` as from the manifest.
+    Each cut's audio is stored alone, from its start to its end; arrays in custom fields (stored features) and all other
+    fields are unchanged, so `CutSet.from_shar` reads the same labels.
 
     Args:
         shard_size: cuts in a shard.
@@ -35,7 +35,7 @@ def write_shar(path: PathLike, folder: Path, shard_size: int, audio: str = "flac
         ``cuts``, ``shards`` and ``bytes``.
 
     Raises:
-        UserError: where the folder is there already, or naming the cut that cannot be written.
+        UserError: where the folder is not empty, or naming the cut that cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already; expected a new or empty folder")

@@ -43,8 +43,7 @@ class KeyRule:
     Args:
         kinds: of ``speaker``, ``text``, ``recording``; any other name is a custom field of the cut.
         text_words: texts of fewer words may be in several sets (everybody says yes).
-        allow_missing: a cut without a key of some kind shares nothing of that kind; otherwise it is an error, since
-            nobody can tell what it shares.
+        allow_missing: a cut without a key of some kind shares nothing of that kind; otherwise it is an error.
     """
 
     kinds: Tuple[str, ...]
@@ -127,10 +126,10 @@ class Groups:
 
 
 def assign(hours: Mapping[int, float], shares: Sequence[float], seed: int) -> Dict[int, int]:
-    """Assign groups to sets (by number), at random but close to the shares of hours.
+    """Assign groups to sets (by number), at random but close to the shares of hours; no set stays empty.
 
-    Each group goes to the set that lacks most hours. Groups that are larger than the smallest set go first, the
-    largest of them first of all; the others in an order drawn by the seed. No set stays empty.
+    Each group goes to the set that lacks most hours. Groups that are larger than the smallest set go first, in order of
+    size; the others in an order drawn by the seed.
 
     Raises:
         UserError: where there are fewer groups than sets.
@@ -208,15 +207,13 @@ class Wanted:
     """The cuts to select. Options that are not given do not restrict the selection.
 
     Args:
-        languages: cuts all of whose turns are in one of these: ``fr`` takes ``fr-CA`` and ``FRA``, ``pt-BR`` takes
-            ``pt`` but not ``pt-PT``.
-        corpora: cuts whose custom field ``corpus`` is one of these.
-        tasks: cuts that are labelled for all of these.
-        without_tasks: cuts that are labelled for none of these.
-        ids: cuts with these ids.
-        cuts: so many of them.
-        hours: so many of them that they last this long; the cut that would exceed it is left out, and all after it.
-        at_random: not the first ones but any, drawn by the seed. The order of the manifest stays.
+        languages: of all turns: ``fr`` includes ``fr-CA`` and ``FRA``, ``pt-BR`` includes ``pt`` but not ``pt-PT``.
+        corpora: values of the custom field ``corpus``.
+        tasks: the cut is labelled for all of these.
+        without_tasks: the cut is labelled for none of these.
+        cuts: number of cuts.
+        hours: total duration; the cut that would exceed it is left out, and all after it.
+        at_random: not the first ones but a random choice by the seed, in the manifest's order.
         keep_labels: task -> share of its labelled cuts that keep the label; the others lose it (`drop_tasks`).
     """
 
@@ -267,10 +264,10 @@ class Report:
 
 
 def write_subset(path: PathLike, output: PathLike, wanted: Wanted, bar: Any = None) -> Report:
-    """Write the wanted cuts of a manifest to another, reading it twice; memory: some bytes a cut.
+    """Write the wanted cuts of a manifest to another, reading it twice; memory: some bytes per cut.
 
     Raises:
-        UserError: where no cut is wanted, an id of ``ids`` is not there, or a row is no cut. Nothing is written.
+        UserError: where no cut is wanted, an id of ``ids`` is missing, or a row is no cut. Nothing is written.
     """
     seconds, labelled, missing = _survey(path, wanted, bar)
     if missing:

@@ -29,9 +29,8 @@ class Statistics:
     """Running counts of cuts; memory grows only with the number of speakers.
 
     The counts of a group of cuts are ``cuts``, ``hours``, ``turns``, ``words``, ``speakers``, and under ``tasks`` for
-    each task ``labelled``, ``machine`` (the part of ``labelled`` whose labels a machine made) and ``not_labelled``,
-    each with ``cuts`` and ``hours``, and ``tokens``, the number of task tokens that the labels write (for asr: the
-    number of words).
+    each task ``labelled``, ``machine`` (the machine-labelled part of ``labelled``) and ``not_labelled``, each with
+    ``cuts`` and ``hours``, and ``tokens``, the number of task tokens of the labels (for asr: of words).
     """
 
     def __init__(self) -> None:
@@ -67,7 +66,7 @@ class Statistics:
     def by_language(self) -> Dict[str, Any]:
         """``{"all": counts, "<language>": counts}``; a cut of several languages is in a group ``cs+nl``.
 
-        Codes count as their language: ``fr``, ``FRA`` and ``fr-CA`` are one group.
+        ``fr``, ``FRA`` and ``fr-CA`` are one group.
         """
         return {"all": self._sum(list(self._cells)), **self._by(1)}
 
@@ -105,7 +104,7 @@ def count_manifests(paths: Sequence[PathLike], bar: Any = None) -> Dict[str, Any
         ``{"languages": .., "corpora": ..}``: see `Statistics`.
 
     Raises:
-        UserError: naming the first cut that breaks the label schema, or whose id another one of its file has.
+        UserError: naming the first cut that breaks the label schema, or repeats an id of its file.
     """
     statistics = Statistics()
     for path, name in zip(paths, corpus_names(paths)):
@@ -193,12 +192,12 @@ def _empty() -> Dict[str, Any]:
 
 
 def plot_stats(stats: Dict[str, Any], path: PathLike) -> None:
-    """Write a PNG: for each task the hours that are labelled, by language and (if there are several) by corpus.
+    """Write a PNG: for each task the labelled hours, by language and, if there are several, by corpus.
 
-    Hatched is what a machine labelled; grey what is not labelled for the task.
+    Machine labels are hatched; hours that are not labelled are grey.
 
     Args:
-        stats: see `stats.count_manifests`.
+        stats: see `count_manifests`.
 
     Raises:
         UserError: where matplotlib is not installed, or the name does not end in ``.png``.
@@ -254,11 +253,7 @@ COLUMNS = ("endpoint", "entities")
 
 
 def find_cut(path: PathLike, cut_id: str) -> Cut:
-    """The first cut with an id.
-
-    Raises:
-        UserError: where there is none, or the manifest cannot be read up to it.
-    """
+    """The first cut with an id (raises UserError where there is none, or the manifest cannot be read up to it)."""
     count = 0
     for cut in read_cuts(path):
         if cut.id == cut_id:
@@ -271,7 +266,7 @@ def show_cut(cut: Cut, tasks: Optional[Sequence[str]] = None) -> str:
     """A cut as text: its tokens, turns with times, and missing labels.
 
     Args:
-        tasks: task names; by default all that there are.
+        tasks: task names; by default all.
 
     Raises:
         UserError: where the cut breaks the label schema, or a task is unknown.
@@ -334,10 +329,7 @@ def _missing(cut: Cut, name: str) -> str:
 
 
 def first_problems(path: PathLike, limit: int, audio: bool = False, bar: Any = None) -> Iterator[str]:
-    """The first problems of a manifest (`manifest_problems`); the last line counts the remaining ones.
-
-    A file that cannot be read (on) is a problem like any other.
-    """
+    """The first problems of a manifest (`manifest_problems`); the last line counts the remaining ones."""
     found, held = 0, ""
     try:
         for problem in manifest_problems(path, audio, bar):
@@ -359,10 +351,10 @@ def manifest_problems(path: PathLike, audio: bool = False, bar: Any = None) -> I
 
     Args:
         audio: decode all the audio as well (slow).
-        bar: progress bar to move by the bytes that were read.
+        bar: progress bar, moved by the bytes read.
 
     Raises:
-        UserError: where the file is missing or cannot be read on.
+        UserError: where the file is missing or cannot be read further.
     """
     seen, number = NameSet(), 0
     for row in scan_rows(path, bar):

@@ -41,7 +41,7 @@ class BratEntity(NamedTuple):
 
 
 def find_brat(folder: Path) -> Dict[str, Union[Path, Document]]:
-    """The .ann files of a folder by name. A .txt without .ann was not annotated. Two of one name are an error of both.
+    """The .ann files of a folder by name; a .txt without .ann was not annotated. Two of one name are both invalid.
 
     Raises:
         UserError: where there is none.
@@ -64,7 +64,7 @@ def find_brat(folder: Path) -> Dict[str, Union[Path, Document]]:
 
 
 def read_brat(path: Path, discontinuous: str = REFUSE, notes: Optional[Counter[str]] = None) -> Document:
-    """One document. Relations, events, attributes and notes are skipped: only ``T`` lines are entities.
+    """One document. Only ``T`` lines are entities; relations, events, attributes and notes are skipped.
 
     Args:
         discontinuous: one of `DISCONTINUOUS`. Pieces with no letter or digit between them are one piece (brat cuts an
@@ -230,10 +230,10 @@ class _Layout:
 
 
 def read_conll(path: Path) -> Iterator[Document]:
-    """The sentences; the name of each is its comment's ``# id = NAME``, and None where it has none.
+    """The sentences, with the name of their comment ``# id = NAME``, or None.
 
-    A line with fewer or more columns than most lines of its file is an error of its sentence: its last column may be
-    another one than the tag.
+    A line with another number of columns than most lines of its file is an error of its sentence: its last column may
+    not be the tag.
     """
     for file in files_of(path, ENDINGS):
         layout = _layout(file)

@@ -33,9 +33,8 @@ class Document:
     """A text with entities (spans of its characters).
 
     Args:
-        error: what is wrong with it as a whole, if anything is. A document without text and with an error could not
-            be read.
-        refused: entities that cannot be taken: first and last (exclusive) character, and why. The rows that they
+        error: what is wrong with it as a whole. With an error and without text, it could not be read.
+        refused: entities that cannot be used: first and last (exclusive) character, and the reason. Rows that they
             touch are not fully labelled.
     """
 
@@ -49,11 +48,10 @@ class Document:
 
 @dataclass
 class Fit:
-    """The entities of a document by row number.
+    """The entities of a document by row number, for the rows that its text fits.
 
     Args:
-        entities: of the rows that its text fits.
-        problems: why the others have none.
+        problems: why the other rows have none.
         surplus: parts of the text that no row has.
     """
 
@@ -79,13 +77,10 @@ def _is_letter_mark(char: str) -> bool:
 
 
 def lay_over(document: Document, rows: Sequence[Row]) -> None:
-    """Give the rows (in time order) the entities of a document that has the text of all of them.
-
-    A row without an entity gets an empty list: the document was annotated.
+    """Set the entities of rows, in time order, from a document with the text of all of them; an empty list if none.
 
     Raises:
-        BadRow: where the texts differ, an entity reaches from one row into the next, or a row has entities already.
-            Then no row was changed.
+        BadRow: where the texts differ, an entity crosses rows, or a row has entities already. No row is changed then.
     """
     found = fit(document, rows)
     for reason in (*found.problems.values(), *found.surplus):
@@ -98,8 +93,8 @@ def fit(document: Document, rows: Sequence[Row], optional: Collection[int] = (),
     """The entities of a document for rows in time order; the rows are not changed.
 
     Args:
-        optional: numbers of rows that were rejected for another reason: their text may be in the document.
-        missing: there may be rows that are not among these, so text that none of them has is no fault.
+        optional: numbers of rows that were rejected for another reason; the document may contain their text.
+        missing: there may be further rows, so text that none of these has is no error.
     """
     if document.error is not None:
         return Fit(problems={number: f"{document.place}: {document.error}" for number in range(len(rows))})

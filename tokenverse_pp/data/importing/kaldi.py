@@ -29,9 +29,9 @@ Table = Dict[str, Tuple[Place, str]]
 def read_kaldi(folder: Path) -> Iterator[RowOrRejected]:
     """A row for each line of ``segments``, or of ``wav.scp`` where there are no segments.
 
-    A pipe in wav.scp goes through as it is: whether it may be run is decided where the audio is opened. Lines of
-    text, utt2spk and utt2lang that name no utterance are rejected. So is an utterance whose line of text holds its name
-    only: it has no words, and a cut of its recording lacks nothing without it.
+    A pipe in wav.scp is passed on: where the audio is opened it is decided whether it may run. Lines of text, utt2spk
+    and utt2lang that name no utterance are rejected. So is an utterance whose line of text is empty; it has no words,
+    so a cut of its recording lacks nothing.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: expected a Kaldi data folder with wav.scp")

@@ -41,10 +41,7 @@ def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[Word, Rejecte
     """The words of CTM files. Lines that begin with ``;;`` are comments.
 
     Alternatives stand between lines with the words ``<ALT_BEGIN>``, ``<ALT>`` and ``<ALT_END>``. A word that cannot be
-    read but whose time is known has its ``problem``: then its turn cannot be used.
-
-    Args:
-        notation: see `tokenverse_pp.data.importing.notation`.
+    read but whose time is known has a ``problem``: its turn cannot be used. For ``notation`` see `notation`.
     """
     for file in files_of(path, (".ctm",)):
         open_groups: Dict[Tuple[str, str], _Alternatives] = {}
@@ -140,14 +137,11 @@ GAP = "inter_segment_gap"
 
 
 def read_stm(path: Path, notation: str = REFUSE) -> Iterator[RowOrRejected]:
-    """The turns of STM files. Lines that begin with ``;;`` are comments.
+    """The turns of STM files. Lines that begin with ``;;`` are comments. For ``notation`` see `notation`.
 
-    A segment whose text is ``ignore_time_segment_in_scoring`` has speech that nobody wrote down: it is rejected, and
-    a recording that holds one cannot be one cut. A segment without words (a gap between turns, a noise) is rejected
-    too, but no cut lacks anything without it; where marks are resolved it is left out as the option asks.
-
-    Args:
-        notation: see `tokenverse_pp.data.importing.notation`.
+    A segment with the text ``ignore_time_segment_in_scoring`` is speech without a transcript: it is rejected, and its
+    recording cannot be one cut. A segment without words (a gap, a noise) is rejected as harmless; where marks are
+    resolved, it is left out as the option asks.
     """
     for file in files_of(path, (".stm",)):
         yield from read_records(file, ";;", 0, lambda place, line: [_row(place, line, notation)])
@@ -187,12 +181,10 @@ NOTHING = "<NA>"
 
 
 def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejected, Word]]:
-    """Turns from ``SPEAKER`` lines, words from ``LEXEME`` lines; the other kinds that NIST defines say nothing here.
+    """Turns from ``SPEAKER`` lines and words from ``LEXEME`` lines; NIST's other kinds of lines are skipped.
 
-    Lines that begin with ``;`` are comments. The last one or two of the ten fields may be missing.
-
-    Args:
-        notation: see `tokenverse_pp.data.importing.notation`.
+    Lines that begin with ``;`` are comments. The last one or two of the ten fields may be missing. For ``notation`` see
+    `notation`.
     """
     for file in files_of(path, (".rttm",)):
         for item in read_records(file, ";", 1, lambda place, line: [_item(place, line, notation)]):

@@ -31,11 +31,7 @@ from tokenverse_pp.data.manifests import check_output, writing_rows
 
 
 def by_recording(items: Iterable[Tuple[str, float, RowOrRejected]]) -> Iterator[List[RowOrRejected]]:
-    """Groups of items with one key, in the order of the keys' first items; a group is in order of its times.
-
-    Args:
-        items: (key, seconds, row).
-    """
+    """Groups of (key, seconds, row) items by key, in order of the keys' first items; a group is in order of time."""
     with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
         base = sqlite3.connect(Path(folder) / "rows.db")
         try:
@@ -66,11 +62,7 @@ _TURN = re.compile(r"supervision (\d+), ")
 
 @dataclass(frozen=True)
 class CutMaker:
-    """Makes cuts of rows that have found their audio.
-
-    Args:
-        normaliser, widen: see `finish_text`.
-    """
+    """Makes cuts of rows that have found their audio; for ``normaliser`` and ``widen`` see `finish_text`."""
 
     finder: AudioFinder
     normaliser: str = AS_IT_IS
@@ -84,11 +76,7 @@ class CutMaker:
         return _checked(row.id, start, round(end - start, 8), channel, recording, [turn], [row])
 
     def of_recording(self, rows: Sequence[Row]) -> MonoCut:
-        """A cut of the complete recording, with these turns in order of time.
-
-        Raises:
-            BadRow: for all of them. ``culprit`` of `BadTurn` says which.
-        """
+        """A cut of the complete recording, with these turns in order of time (raises BadRow or `BadTurn`)."""
         recording, channel = self.finder.recording(rows[0])
         turns = []
         for i, row in enumerate(rows):
@@ -143,8 +131,7 @@ class BadTurn(BadRow):
 def tasks_of(rows: Sequence[Row]) -> List[str]:
     """The tasks that the rows of a cut are labelled for.
 
-    What the rows say themselves counts (a task that all of them name); otherwise each task whose field all of
-    them have.
+    These are the tasks that all rows name, if any names tasks; otherwise each task whose field all rows have.
     """
     named = [row.tasks for row in rows if row.tasks is not None]
     if named:
@@ -197,8 +184,8 @@ def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> L
     """Read a corpus as the options say and write its cuts to ``output``.
 
     Raises:
-        UserError: where anything cannot be mapped, unless ``options.skip_bad``; then nothing is written but the list
-            of the rejected rows, if one is wanted.
+        UserError: where anything cannot be mapped, unless ``options.skip_bad``; then nothing is written but the list of
+            rejected rows, if one is wanted.
     """
     check_output(output)
     check_paths(options)

@@ -68,11 +68,7 @@ class ImportOptions:
 
     @property
     def turns(self) -> str:
-        """The option that gives the turns.
-
-        Raises:
-            UserError: where there is none, or more than one.
-        """
+        """The option that gives the turns (raises UserError where there is none, or more than one)."""
         given = [name for name in TURN_SOURCES if getattr(self, name)]
         if len(given) > 1:
             raise UserError(
@@ -105,11 +101,7 @@ class ImportOptions:
 
 
 def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrRejected]:
-    """All rows, each with what recordings, constants, speaker turns, words and marks in the text say of it.
-
-    Args:
-        audio_out: where audio goes that stands in a data set itself.
-    """
+    """All rows, completed from recordings, constants, speaker turns, words and inline marks."""
     turns = options.turns
     recordings, bad = _recordings(options)
     rttm: List[object] = list(read_rttm(options.rttm, options.nist_notation)) if options.rttm is not None else []

@@ -43,8 +43,8 @@ class _Record:
 def read_table(path: Path, fields: FieldMap, delimiter: Optional[str] = None) -> Iterator[RowOrRejected]:
     """The rows of a table, one at a time; ``.gz`` is unpacked.
 
-    CSV has quoting and may have line ends within quotes; TSV has no quoting (as Common Voice writes it). A row that
-    cannot be read is rejected and spoils no other: broken quoting, a carriage return within a line, too many cells.
+    CSV has quoting, and line ends within quotes; TSV has no quoting (as Common Voice writes it). A row that cannot be
+    read is rejected and affects no other: broken quoting, a carriage return within a line, too many cells.
 
     Args:
         delimiter: another one than the name's ending says.
@@ -128,8 +128,8 @@ def _header(place: Place, record: _Record) -> List[str]:
 class _Records:
     """The records of a CSV or TSV file.
 
-    Where the quotes of a record are broken (not closed, or closed by one that opens another cell), the record is its
-    first line alone and the next one begins after it: otherwise one quote could swallow the rest of the file.
+    If the quotes of a record are broken (not closed, or closed by one that opens another cell), the record is its first
+    line alone and the next one begins after it, so that one quote cannot swallow the rest of the file.
 
     ``columns``: the header, once it is known.
     """
@@ -262,11 +262,8 @@ def read_recordings(
     """A table with one row per recording, in memory, by its field ``recording`` or its audio file's name.
 
     Returns:
-        The recordings (one whose row cannot be read is rejected there, too), and the rows that cannot be read, have
-        neither of the fields, or name a recording again.
-
-    Raises:
-        UserError: see `read_table`.
+        The recordings (also rejected ones), and the rows that cannot be read, have neither field, or repeat a
+        recording.
     """
     found: Dict[str, Union[Row, Rejected]] = {}
     bad: List[Rejected] = []
@@ -283,9 +280,7 @@ def read_recordings(
 
 
 def read_dataset(folder: Path, fields: FieldMap, split: Optional[str], audio_out: AudioOut) -> Iterator[RowOrRejected]:
-    """The rows of a data set. Class labels become their names.
-
-    Audio that stands in the data set itself is written, undecoded, to ``audio_out``.
+    """The rows of a data set. Class labels become their names; embedded audio is written to ``audio_out`` as it is.
 
     Args:
         split: which part; needed where there are several.
@@ -369,7 +364,7 @@ def _load(folder: Path, split: Optional[str], cache: str) -> Any:
 def _check_folder(folder: Path) -> None:
     """Check that `datasets` neither runs code of the folder nor downloads anything (raises UserError).
 
-    Versions before 4 run a script of the folder's name, and all take the addresses of data files from its README.md.
+    Versions before 4 run a script named like the folder, and all read addresses of data files from its README.md.
     """
     for name in (folder.name, folder.resolve().name):
         script = folder / f"{name}.py"

@@ -33,8 +33,8 @@ ENDPOINT = "[ENDP]"
 def read_transcripts(path: Path) -> Iterator[RowOrRejected]:
     """The turns of transcripts: a file has one transcript as JSON, or one per line.
 
-    The field ``name`` of a transcript is its recording. Speakers are ``turn1``, ``turn2``, ..: the model hears that the
-    speaker changes, not who speaks. What belongs to a task that was not decoded is missing, not empty.
+    The field ``name`` of a transcript is its recording. Speakers are ``turn1``, ``turn2``, .., as the model recognises
+    speaker changes, not speakers. Labels of a task that was not decoded are missing, not empty.
     """
     for file in files_of(path, (".json", *JSON_LINES)):
         for place, data in _texts(file):
