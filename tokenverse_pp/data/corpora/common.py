@@ -201,7 +201,8 @@ def at_16_khz(
     others = []
     for recording in recordings:
         kept[recording.id] = recording
-        if not _is_ready(recording):
+        sphere = any(str(source.source).lower().endswith((".sph", ".wv1")) for source in recording.sources)
+        if recording.sampling_rate != SAMPLING_RATE or recording.num_channels != 1 or sphere:
             others.append(recording)
     if not others:
         return kept
@@ -216,11 +217,6 @@ def at_16_khz(
         progress = tqdm(zip(others, written), total=len(others), desc=f"16 kHz {folder.name}", mininterval=1.0)
         kept.update((recording.id, new) for recording, new in progress)
     return kept
-
-
-def _is_ready(recording: Recording) -> bool:
-    sphere = any(str(source.source).lower().endswith((".sph", ".wv1")) for source in recording.sources)
-    return recording.sampling_rate == SAMPLING_RATE and recording.num_channels == 1 and not sphere
 
 
 def write_16_khz(

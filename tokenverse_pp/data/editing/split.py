@@ -185,21 +185,14 @@ def split_manifest(
         for row in read_rows(path, bar):
             keys = rule.keys(row)
             number = chosen[groups.root(groups.number(keys[0]))]
-            _check_leak(row, keys, [groups.number(key) for key in keys], owner, number)
+            for key in keys:  # checked for every written cut, independently of the grouping
+                if owner[groups.number(key)] not in (FREE, number):
+                    raise RuntimeError(f"cut {row.id}: {key[0]} {key[1]!r} would be in two sets")
+                owner[groups.number(key)] = number
             writers[number].write(row)
             counts[names[number]]["cuts"] += 1
             counts[names[number]]["hours"] += duration_of(row) / SECONDS_PER_HOUR
     return counts
-
-
-def _check_leak(
-    row: ManifestRow, keys: Sequence[Tuple[str, str]], numbers: Sequence[int], owner: array[int], mine: int
-) -> None:
-    """Check for every written cut that no other set has one of its keys, independently of the grouping."""
-    for key, number in zip(keys, numbers):
-        if owner[number] not in (FREE, mine):
-            raise RuntimeError(f"cut {row.id}: {key[0]} {key[1]!r} would be in two sets")
-        owner[number] = mine
 
 
 @dataclass(frozen=True)
@@ -276,10 +269,11 @@ def write_subset(path: PathLike, output: PathLike, wanted: Wanted, bar: Any = No
     taken = _take(seconds, wanted)
     if not taken:
         raise UserError(f"{path}: no cut to write: {len(seconds)} fit the filters, and of these none the hours")
-    losing = {
-        task: _losing(sorted(taken & set(where)), wanted.keep_labels[task], f"{wanted.seed}/{task}")
-        for task, where in labelled.items()
-    }
+    losing: Dict[str, Set[int]] = {}
+    for task, where in labelled.items():  # all but a random share, rounded to the nearest number of cuts
+        numbers = sorted(taken & set(where))
+        random.Random(f"{wanted.seed}/{task}").shuffle(numbers)
+        losing[task] = set(numbers[round(wanted.keep_labels[task] * len(numbers)) :])
     report = Report(kept=dict.fromkeys(losing, 0), lost={task: len(lost) for task, lost in losing.items()})
     number = -1
     with writing_rows(output) as writer:
@@ -334,12 +328,6 @@ def _take(seconds: Sequence[float], wanted: Wanted) -> Set[int]:
             break
         taken.add(number)
     return taken
-
-
-def _losing(labelled: List[int], share: float, seed: str) -> Set[int]:
-    """All but a random share of the numbers, rounded to the nearest number of cuts."""
-    random.Random(seed).shuffle(labelled)
-    return set(labelled[round(share * len(labelled)) :])
 
 
 def read_ids(path: PathLike) -> FrozenSet[str]:

@@ -15,7 +15,7 @@ from tokenverse_pp.base.files import PathLike, aligned, replacing
 from tokenverse_pp.data.audio.lhotse_backend import check_audio, recording_files
 from tokenverse_pp.data.labels import check_cut, labelled_cut, labelled_tasks, machine_tasks
 from tokenverse_pp.data.lines import NameSet
-from tokenverse_pp.data.manifests import UNKNOWN, ManifestRow, cut_of, languages_joined, read_cuts, read_rows, scan_rows
+from tokenverse_pp.data.manifests import UNKNOWN, cut_of, languages_joined, read_cuts, read_rows, scan_rows
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
 from tokenverse_pp.tasks.result import render, transcript_of
 from tokenverse_pp.tasks.transcript import turns_of
@@ -68,7 +68,7 @@ class Statistics:
 
         ``fr``, ``FRA`` and ``fr-CA`` are one group.
         """
-        return {"all": self._sum(list(self._cells)), **self._by(1)}
+        return {"all": self._sum(self._cells), **self._by(1)}
 
     def by_corpus(self) -> Dict[str, Any]:
         """``{"<corpus>": counts}``."""
@@ -76,9 +76,9 @@ class Statistics:
 
     def _by(self, axis: int) -> Dict[str, Any]:
         names = sorted({key[axis] for key in self._cells})
-        return {name: self._sum([key for key in self._cells if key[axis] == name]) for name in names}
+        return {name: self._sum(key for key in self._cells if key[axis] == name) for name in names}
 
-    def _sum(self, keys: Sequence[Tuple[str, str]]) -> Dict[str, Any]:
+    def _sum(self, keys: Iterable[Tuple[str, str]]) -> Dict[str, Any]:
         total, speakers = _empty(), NameSet()
         for key in keys:
             _add_counts(total, self._cells[key])
@@ -181,14 +181,8 @@ def _add_counts(total: Dict[str, Any], part: Dict[str, Any]) -> None:
 
 def _empty() -> Dict[str, Any]:
     tasks = {name: {part: {"cuts": 0, "hours": 0.0} for part in PARTS} for name in REGISTRY}
-    return {
-        "cuts": 0,
-        "hours": 0.0,
-        "turns": 0,
-        "words": 0,
-        "speakers": 0,
-        "tasks": {name: {**parts, "tokens": 0} for name, parts in tasks.items()},
-    }
+    counted = {name: {**parts, "tokens": 0} for name, parts in tasks.items()}
+    return {"cuts": 0, "hours": 0.0, "turns": 0, "words": 0, "speakers": 0, "tasks": counted}
 
 
 def plot_stats(stats: Dict[str, Any], path: PathLike) -> None:
@@ -229,7 +223,10 @@ def _plot_groups(axes: Any, title: str, groups: Dict[str, Any], colours: Any) ->
     left = [0.0] * len(tasks)
     for i, (name, group) in enumerate(groups.items()):
         for part, hatch in (("people", ""), ("machine", "////")):
-            hours = [_hours(group, task, part) for task in tasks]
+            machine = [group["tasks"][task]["machine"]["hours"] for task in tasks]
+            hours = machine
+            if part == "people":
+                hours = [group["tasks"][task]["labelled"]["hours"] - m for task, m in zip(tasks, machine)]
             label = name if part == "people" else None
             axes.barh(
                 tasks, hours, left=left, label=label, color=colours(i % colours.N), hatch=hatch, edgecolor="white"
@@ -241,12 +238,6 @@ def _plot_groups(axes: Any, title: str, groups: Dict[str, Any], colours: Any) ->
     axes.set_xlabel("hours; hatched: labelled by a machine")
     axes.set_title(f"hours labelled for each task, by {title}", fontsize=10)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-
-
-def _hours(group: Dict[str, Any], task: str, part: str) -> float:
-    counts = group["tasks"][task]
-    machine = counts["machine"]["hours"]
-    return machine if part == "machine" else counts["labelled"]["hours"] - machine
 
 
 COLUMNS = ("endpoint", "entities")
@@ -274,7 +265,7 @@ def show_cut(cut: Cut, tasks: Optional[Sequence[str]] = None) -> str:
     problems = check_cut(cut)
     if problems:
         raise UserError(f"cut {cut.id}: {problems[0]}")
-    wanted = build_tasks(tasks if tasks is not None else list(REGISTRY))
+    wanted = build_tasks(list(REGISTRY) if tasks is None else tasks)
     labelled = labelled_tasks(cut)
     lines = [
         f"cut {cut.id}: {cut.duration:.2f} s, labelled for {', '.join(labelled)}",
@@ -364,17 +355,13 @@ def manifest_problems(path: PathLike, audio: bool = False, bar: Any = None) -> I
             continue
         if not seen.add(row.id):
             yield f"{row.where}: cut {row.id}: field 'id': another cut has it already"
-        yield from _row_problems(row, audio)
+        try:
+            for problem in check_cut(labelled_cut(row)):
+                yield f"{row.where}: cut {row.id}: {problem}"
+            if audio:
+                for problem in check_audio(cut_of(row.data, row.where)):
+                    yield f"{row.where}: cut {row.id}: {problem}"
+        except UserError as error:  # lhotse cannot read the row
+            yield str(error)
     if not number:
         yield f"{path}: expected cuts, found none"
-
-
-def _row_problems(row: ManifestRow, audio: bool) -> Iterator[str]:
-    try:
-        for problem in check_cut(labelled_cut(row)):
-            yield f"{row.where}: cut {row.id}: {problem}"
-        if audio:
-            for problem in check_audio(cut_of(row.data, row.where)):
-                yield f"{row.where}: cut {row.id}: {problem}"
-    except UserError as error:  # lhotse cannot read the row
-        yield str(error)

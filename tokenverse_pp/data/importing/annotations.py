@@ -229,6 +229,7 @@ def _key_of_row(item: RowOrRejected) -> Optional[str]:
 
 
 def _given(item: RowOrRejected, sentence: Document) -> RowOrRejected:
+    """A row with the entities of its sentence; rejected where they do not fit."""
     if isinstance(item, Rejected) or item.text is None:
         return item
     try:

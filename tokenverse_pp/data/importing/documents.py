@@ -130,7 +130,16 @@ class _Overlay:
             i: [] for i, row in enumerate(self.rows) if i in self.starts or (not self.keys[i] and row.text is not None)
         }
         for start, end, kind in self.document.spans:
-            self._place(start, end, kind, owner, entities, found)
+            first, last = bisect_left(self.places, start), bisect_left(self.places, end) - 1
+            touched = self._touched(start, end, owner)
+            reason = "holds no letter" if last < first else "reaches from one turn into the next"
+            for number in touched - {NOWHERE}:
+                if last < first or len(touched) > 1:
+                    where = f"{self.document.place}: entity {self.document.text[start:end]!r}"
+                    found.problems.setdefault(number, f"{where} {reason}")
+                else:
+                    key, offset = self.here[number], self.starts[number]
+                    entities[number].append((key[first - offset][1], key[last - offset][1] + 1, kind))
         for start, end, reason in self.document.refused:
             for number in self._touched(start, end, owner) - {NOWHERE}:
                 found.problems.setdefault(number, reason)
@@ -139,30 +148,6 @@ class _Overlay:
                 found.problems.setdefault(number, f"{self.document.place}: entities are given twice")
         found.entities = {i: spans for i, spans in entities.items() if i not in found.problems}
         return found
-
-    def _place(
-        self,
-        start: int,
-        end: int,
-        kind: Optional[str],
-        owner: Sequence[int],
-        entities: Dict[int, List[Span]],
-        found: Fit,
-    ) -> None:
-        first, last = bisect_left(self.places, start), bisect_left(self.places, end) - 1
-        touched = self._touched(start, end, owner)
-        shown = f"{self.document.place}: entity {self.document.text[start:end]!r}"
-        if last < first:
-            reason = f"{shown} holds no letter"
-        elif len(touched) > 1:
-            reason = f"{shown} reaches from one turn into the next"
-        else:
-            for number in touched - {NOWHERE}:
-                key, offset = self.here[number], self.starts[number]
-                entities[number].append((key[first - offset][1], key[last - offset][1] + 1, kind))
-            return
-        for number in touched - {NOWHERE}:
-            found.problems.setdefault(number, reason)
 
     def _touched(self, start: int, end: int, owner: Sequence[int]) -> Set[int]:
         """The rows in which characters of the document lie; of a span without a letter, the row before it."""

@@ -17,7 +17,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Dict, Iterator, List, Optional, Sequence, Union
 
 from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, files_of, safe_id, shown
 from tokenverse_pp.data.importing.subtitle_cues import Cue, Lost, cues_of
@@ -171,7 +171,15 @@ def read_subtitles(path: Path, repeats: str = AUTO) -> Iterator[RowOrRejected]:
 
 
 def _rows(file: Path, recording: str, repeats: str) -> Iterator[RowOrRejected]:
-    items = [item if isinstance(item, Lost) else _read(item) for item in cues_of(file)]
+    items: List[Union[Lost, _Caption]] = []
+    for cue in cues_of(file):
+        if isinstance(cue, Lost):
+            items.append(cue)
+            continue
+        try:
+            items.append(_Caption(cue, Text([]) if cue.problem else read_text(cue.payload), cue.problem))
+        except BadRow as error:
+            items.append(_Caption(cue, Text([]), str(error)))
     captions = [item for item in items if isinstance(item, _Caption)]
     before = dict(zip(map(id, captions[1:]), captions))
     rolls = repeats == DROP or (repeats == AUTO and _rolls(captions))
@@ -181,15 +189,6 @@ def _rows(file: Path, recording: str, repeats: str) -> Iterator[RowOrRejected]:
             yield Rejected(place, item.reason, Row(place, "", recording))
         else:
             yield _row(file, recording, item, before.get(id(item)), repeats != KEEP, rolls)
-
-
-def _read(cue: Cue) -> _Caption:
-    if cue.problem is not None:
-        return _Caption(cue, Text([]), cue.problem)
-    try:
-        return _Caption(cue, read_text(cue.payload))
-    except BadRow as error:
-        return _Caption(cue, Text([]), str(error))
 
 
 def _row(
