@@ -82,7 +82,7 @@ def _json_rows(path: Path, fields: FieldMap, stem: str) -> Iterator[RowOrRejecte
         try:
             data = json_of(text_of(line, str(place)), str(place))
         except UserError as error:
-            yield Rejected(place, _without(place, error))
+            yield Rejected(place, str(error).replace(f"{place}: ", "", 1))
             continue
         if not isinstance(data, dict):
             yield Rejected(place, f"expected a JSON object, found {shown(data)}")
@@ -99,7 +99,12 @@ def _delimited_rows(path: Path, fields: FieldMap, stem: str, delimiter: str) -> 
     for record in records:
         place, number = Place(str(path), record.line), len(record.cells)
         if header is None:
-            header = records.columns = _header(place, record)
+            if record.problem is not None:
+                raise UserError(f"{place}: expected a header line with the names of the columns: {record.problem}")
+            header = records.columns = record.cells
+            twice = next((name for name in header if header.count(name) > 1), None)
+            if twice is not None:
+                raise UserError(f"{place}: column {twice!r} is there twice")
             fields.check(header, str(path))
             continue
         cells = dict(zip(header, record.cells))
@@ -112,17 +117,6 @@ def _delimited_rows(path: Path, fields: FieldMap, stem: str, delimiter: str) -> 
             yield Rejected(place, problem, fields.recording(place, cells) if number == len(header) else None)
     if header is None:
         raise UserError(f"{path}: empty; expected a header line with the names of the columns")
-
-
-def _header(place: Place, record: _Record) -> List[str]:
-    """The names of the columns (raises UserError)."""
-    if record.problem is not None:
-        raise UserError(f"{place}: expected a header line with the names of the columns: {record.problem}")
-    names = record.cells
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{place}: column {twice!r} is there twice")
-    return names
 
 
 class _Records:
@@ -250,10 +244,6 @@ def _checked(number: int, cells: List[str], quoted: bool) -> _Record:
         except UnicodeEncodeError:
             problem = "not UTF-8"
     return _Record(number, cells, problem)
-
-
-def _without(place: Place, error: UserError) -> str:
-    return str(error).replace(f"{place}: ", "", 1)
 
 
 def read_recordings(
