@@ -269,7 +269,9 @@ def test_letters(one, other, same):
 LINES = ["oui", "non merci", "a paris", "vers rome", "x y z"]
 
 
-def check_recording(rng):
+@examples(60)
+@given(st.randoms(use_true_random=False))
+def test_every_row_of_a_recording_is_kept_or_named(rng):
     """Rows changed, dropped and added: a row gets the entities of its own letters, or a reason."""
     texts = [rng.choice(LINES) for _ in range(rng.randint(1, 7))]
     wanted = list(texts)
@@ -288,12 +290,6 @@ def check_recording(rng):
     for number, entities in found.entities.items():
         row = rows[number].text
         assert [row[start:end] for start, end, _ in entities] == re.findall("paris|rome", row)
-
-
-@examples(60)
-@given(st.randoms(use_true_random=False))
-def test_every_row_of_a_recording_is_kept_or_named(rng):
-    check_recording(rng)
 
 
 # --- CoNLL
@@ -406,7 +402,9 @@ def test_sentences_in_order_are_found_again(rows, sentences, kept, named):
     assert sum(isinstance(item, Rejected) for item in found) + len(list(order.unused())) == named
 
 
-def check_order(rng, size):
+@examples(40)
+@given(st.randoms(use_true_random=False), st.integers(1, 40))
+def test_no_sentence_shifts_the_others(rng, size):
     """Rows and sentences with edits: what is the same is kept, all else is named, nothing twice."""
     texts = [f"{rng.choice(WORDS)} {rng.choice(WORDS)}" if rng.random() < 0.7 else "oui" for _ in range(size)]
     sentences = list(texts)
@@ -424,12 +422,6 @@ def check_order(rng, size):
     assert all(item.entities is not None for item in found if isinstance(item, Row))
     assert sentences != texts or (rejected, left) == (0, [])
     assert rejected + len(left) <= 16 * edits  # not hundreds
-
-
-@examples(40)
-@given(st.randoms(use_true_random=False), st.integers(1, 40))
-def test_no_sentence_shifts_the_others(rng, size):
-    check_order(rng, size)
 
 
 def test_sentences_after_lines_that_are_no_rows(audio_dir, tmp_path, out):

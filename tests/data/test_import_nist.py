@@ -1,10 +1,10 @@
 """NIST and Kaldi files: fields of ASCII blanks, lines that cannot be read, and which tokens are words or marks."""
 
 import pytest
+from fuzzing import ctm_line, spoken, stm_line
 from hypothesis import given
 from hypothesis import strategies as st
 from importing_cases import examples, imported, run, turns, write
-from nist_files import ctm_line, spoken, stm_line
 
 from tokenverse_pp.data.importing.kaldi import read_kaldi
 from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
@@ -12,8 +12,10 @@ from tokenverse_pp.data.importing.notation import KEEP, REFUSE, RESOLVE, read_wo
 from tokenverse_pp.data.importing.rows import BadRow, Rejected, Row, Word, Words, seconds
 
 
-def check_stm(folder, lines):
-    path = write(folder / "x.stm", b"\n".join([b";; a comment", b"", *(line for line, _ in lines)]))
+@examples(60)
+@given(st.lists(stm_line(), min_size=1, max_size=5))
+def test_every_line_of_an_stm_is_a_turn_or_named(tmp_path, lines):
+    path = write(tmp_path / "x.stm", b"\n".join([b";; a comment", b"", *(line for line, _ in lines)]))
     found = {item.place.line: item for item in read_stm(path)}
     wanted = {number: words for number, (line, words) in enumerate(lines, start=3) if line.strip(b" \t")}
     assert found.keys() == wanted.keys()  # each line is a row or named
@@ -27,8 +29,10 @@ def check_stm(folder, lines):
         assert all(items[number].text == found[number].text for number, words in wanted.items() if words is not None)
 
 
-def check_ctm(folder, lines):
-    path = write(folder / "x.ctm", b"\n".join(line for line, _ in lines))
+@examples(60)
+@given(st.lists(ctm_line(), min_size=1, max_size=8))
+def test_every_word_of_a_ctm_is_in_a_turn_or_named(tmp_path, lines):
+    path = write(tmp_path / "x.ctm", b"\n".join(line for line, _ in lines))
     items = list(read_ctm(path))
     good = [item for item in items if isinstance(item, Word) and item.problem is None]
     named = [item for item in items if isinstance(item, Rejected) or item.problem is not None]
@@ -44,18 +48,6 @@ def check_ctm(folder, lines):
     assert all(row.row.text is not None for row in made if isinstance(row, Rejected))
     assert {row.place.line for row in made if isinstance(row, Rejected)} <= bad_lines
     assert all(word.used for found in words.by_recording.values() for word in found)
-
-
-@examples(60)
-@given(st.lists(stm_line(), min_size=1, max_size=5))
-def test_every_line_of_an_stm_is_a_turn_or_named(tmp_path, lines):
-    check_stm(tmp_path, lines)
-
-
-@examples(60)
-@given(st.lists(ctm_line(), min_size=1, max_size=8))
-def test_every_word_of_a_ctm_is_in_a_turn_or_named(tmp_path, lines):
-    check_ctm(tmp_path, lines)
 
 
 def test_a_no_break_space_is_part_of_a_word(audio_dir, tmp_path):
