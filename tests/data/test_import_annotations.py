@@ -175,11 +175,13 @@ def test_names_of_documents(audio_dir, tmp_path, out):
     brat_of(brat, "x2", "oui").rename(brat / "x2.ANN")
     (brat / "._x2.ann").write_bytes(b"\0\x05\x16\x07")
     brat_of(brat, "x3", "non")
+    brat_of(brat, "x9", "non")
     (brat / "other").mkdir()
     brat_of(brat / "other", "x3", "non")
     found, reasons = outcome(out, "--table", table, "--audio-dir", audio_dir, "--brat", brat)
     assert found == {"\u00e9t\u00e9": ["paris"], "x2": []}
-    assert [r[1] for r in reasons] == ["4"] and "has the same name" in reasons[0][2]
+    assert [r[1] for r in reasons] == ["4", "1"] and "has the same name" in reasons[0][2]
+    assert reasons[1][2] == "no row and no recording has the name 'x9'"
 
 
 # --- A document of a whole recording
@@ -383,6 +385,7 @@ WORDS = ["oui", "non", "a paris", "de rome", "le grand voyage au bout du monde",
         ("abcdefgh", "abefgh", "abefgh", 2),
         ("ab?defgh", "abcdefgh", "abdefgh", 1),  # a row that could not be read, with its sentence
         ("ab?defgh", "abdefgh", "abdefgh", 1),  # .. and without
+        ("abc", "aXbcd", "abc", 2),
         ("abcdefgh", "stuvwxyz", "", 8),
     ],
 )

@@ -326,6 +326,7 @@ def test_overlapping_cues_are_kept(tmp_path, audio_dir):
     assert len(imported(tmp_path / "cuts.jsonl", *options)) == 3
     [cut] = imported(tmp_path / "cuts.jsonl", *options, "--one-cut-per", "recording")
     assert turns(cut) == [(0.0, 2.0, "A", "one two"), (1.0, 3.0, "B", "two"), (2.5, 3.5, "A", "no")]
+    assert cut["custom"]["tasks"] == ["asr", "scd"]
 
 
 def test_one_recording_has_one_file_of_subtitles(tmp_path, audio_dir):
