@@ -21,16 +21,8 @@ LENGTH = 200.0
 
 
 def turn(number, speaker, start, end, text, **custom):
-    return SupervisionSegment(
-        f"t{number}",
-        "r",
-        start,
-        round(end - start, 4),
-        speaker=speaker,
-        text=text,
-        language="en",
-        custom=custom or None,
-    )
+    fields = {"speaker": speaker, "text": text, "language": "en", "custom": custom or None}
+    return SupervisionSegment(f"t{number}", "r", start, round(end - start, 4), **fields)
 
 
 def words_of(sup):
@@ -110,15 +102,8 @@ def test_windows_end_at_long_silences_and_at_the_limit():
 
 
 def test_what_cannot_be_in_a_window_is_listed():
-    turns = [
-        turn(0, "a", 0, 2, "one"),
-        turn(1, "b", 1, 3, "?"),
-        turn(2, "a", 5, 5.5, "."),
-        turn(3, "a", 6, 40, "long"),
-        turn(4, "b", 38, 42, "over"),
-        turn(5, "b", 50, 51, "good"),
-        turn(6, "b", 199, 201, "out"),
-    ]
+    turns = [turn(0, "a", 0, 2, "one"), turn(1, "b", 1, 3, "?"), turn(2, "a", 5, 5.5, "."), turn(3, "a", 6, 40, "long")]
+    turns += [turn(4, "b", 38, 42, "over"), turn(5, "b", 50, 51, "good"), turn(6, "b", 199, 201, "out")]
     cuts, left_out = windows(turns)
     assert [sup.id for cut in cuts for sup in cut.supervisions] == ["t5"]
     assert left_out == {
@@ -207,11 +192,8 @@ def test_command_on_supervisions_on_one_long_cut_and_on_a_cut_a_turn(call, tmp_p
     first, second = made[0]
     assert [s["text"] for s in first["supervisions"]] == ["hello bob", "yes"]
     assert [s["custom"]["endpoint"] for s in first["supervisions"]] == [True, False]
-    assert second["supervisions"][0]["custom"]["endpoint"] is True and first["custom"]["tasks"] == [
-        "asr",
-        "scd",
-        "endp",
-    ]
+    assert second["supervisions"][0]["custom"]["endpoint"] is True
+    assert first["custom"]["tasks"] == ["asr", "scd", "endp"]
 
 
 def test_command_refuses_what_it_cannot_honour(call, tmp_path):

@@ -5,7 +5,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from importing_cases import examples, imported, run
+from importing_cases import examples, imported, run, write
 
 from tokenverse_pp.data.importing.annotations import SentencesInOrder
 from tokenverse_pp.data.importing.brat_conll import read_brat, read_conll
@@ -17,18 +17,12 @@ PLACE = Place("x", 1)
 
 
 def brat_of(folder, name, text, *lines):
-    folder.mkdir(exist_ok=True)
-    content = text if isinstance(text, bytes) else text.encode("utf-8")
-    (folder / f"{name}.txt").write_bytes(content)
-    path = folder / f"{name}.ann"
-    path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8"))
-    return path
+    write(folder / f"{name}.txt", text)
+    return write(folder / f"{name}.ann", "".join(f"{line}\n" for line in lines))
 
 
 def table_of(folder, *rows, columns="id,audio,start,end,text"):
-    path = folder / "T.csv"
-    path.write_text("\n".join([columns, *rows]) + "\n", encoding="utf-8")
-    return path
+    return write(folder / "T.csv", "\n".join([columns, *rows]) + "\n")
 
 
 def outcome(out, *arguments):
@@ -76,9 +70,8 @@ def rows_of(*texts):
 def test_a_bad_document_costs_only_its_row(audio_dir, tmp_path, out, bad_text, bad_line, said):
     table = table_of(tmp_path, "x1,a.wav,0,1,hello you world", "x2,a.wav,1,2,paris", "x3,a.wav,2,3,oui")
     brat_of(tmp_path / "brat", "x1", bad_text, bad_line)
-    brat_of(
-        tmp_path / "brat", "x2", "Paris !", "T1\tLOC 0 5\tParis", "R1\tin Arg1:T1 Arg2:T1", "#1\tNote T1\tx", "*\tx T1"
-    )
+    others = ("R1\tin Arg1:T1 Arg2:T1", "#1\tNote T1\tx", "*\tx T1")
+    brat_of(tmp_path / "brat", "x2", "Paris !", "T1\tLOC 0 5\tParis", *others)
     options = ("--table", table, "--audio-dir", audio_dir, "--brat", tmp_path / "brat")
     found, [(file, line, reason)] = outcome(out, *options)
     assert found == {"x2": ["paris"], "x3": None}
@@ -90,14 +83,8 @@ def test_a_bad_document_costs_only_its_row(audio_dir, tmp_path, out, bad_text, b
 
 
 def test_documents_of_rejected_rows_are_not_without_a_row(audio_dir, tmp_path, out):
-    table = table_of(
-        tmp_path,
-        "x1,none.wav,0,1,paris",
-        "x2,a.wav,1,2,paris",
-        "x3,a.wav,2,nan,paris",
-        "x2,b.wav,0,1,oui",
-        "x5,too,few",
-    )
+    rows = ["x1,none.wav,0,1,paris", "x2,a.wav,1,2,paris", "x3,a.wav,2,nan,paris", "x2,b.wav,0,1,oui", "x5,too,few"]
+    table = table_of(tmp_path, *rows)
     for name in ("x1", "x2", "x3", "x5"):
         brat_of(tmp_path / "brat", name, "paris", "T1\tLOC 0 5\tparis")
     found, reasons = outcome(out, "--table", table, "--audio-dir", audio_dir, "--brat", tmp_path / "brat")
@@ -298,9 +285,7 @@ def test_every_row_of_a_recording_is_kept_or_named(rng):
 
 
 def conll_of(folder, text):
-    path = folder / "T.conll"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-    return path
+    return write(folder / "T.conll", text)
 
 
 GOOD = "New\tB-LOC\nYork\tI-LOC\n\noui\tO\n\nParis\tB-LOC\n"

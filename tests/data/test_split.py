@@ -216,13 +216,8 @@ def test_nothing_to_write(manifest, wanted, said):
 
 
 def test_wrong_options(manifest, tmp_path):
-    for options in (
-        ["--keep-labels", "ner"],
-        ["--keep-labels", "ner=2"],
-        ["--keep-labels", "asr=1"],
-        ["--task", "sing"],
-        ["--without-task", "sing"],
-    ):
+    labels = [["--keep-labels", value] for value in ("ner", "ner=2", "asr=1")]
+    for options in [*labels, ["--task", "sing"], ["--without-task", "sing"]]:
         result = run("manifest", "subset", manifest, tmp_path / "x.jsonl", *options)
         assert result.exit_code == 2 and result.stderr.count("\n") == 1
     (tmp_path / "ids").write_text("\n")

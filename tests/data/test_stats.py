@@ -9,14 +9,10 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.editing.stats import count_cuts, count_manifests, plot_stats, shares_table, stats_table
 
 FR = {"text": "un deux trois", "speaker": "a", "language": "fr"}
+TWO = [{**FR, "endpoint": True}, {**FR, "speaker": "b", "endpoint": True}]
 CUTS = [
     make_cut("f1", [{**FR, "entities": [{"start": 0, "end": 2, "type": "N"}]}], ["asr", "lid", "ner"], duration=1800.0),
-    make_cut(
-        "f2",
-        [{**FR, "endpoint": True}, {**FR, "speaker": "b", "endpoint": True}],
-        ["asr", "scd", "endp"],
-        duration=3600.0,
-    ),
+    make_cut("f2", TWO, ["asr", "scd", "endp"], duration=3600.0),
     make_cut("n1", [{"text": "ja", "language": "nl"}], ["asr"], duration=360.0),
     make_cut("u1", [{"text": "hm"}], ["asr"], duration=360.0),
 ]
@@ -64,14 +60,9 @@ def test_no_cuts():
     assert "all" in stats_table(stats)
 
 
-MACHINE_MADE = make_cut(
-    "m1",
-    [{**FR, "entities": [{"start": 0, "end": 2, "type": "N", "source": "machine:x", "confidence": 0.5}]}],
-    ["asr", "ner"],
-    duration=1800.0,
-    label_source={"ner": "machine:x"},
-    corpus="b",
-)
+FOUND = {"start": 0, "end": 2, "type": "N", "source": "machine:x", "confidence": 0.5}
+MADE = {"label_source": {"ner": "machine:x"}, "corpus": "b"}
+MACHINE_MADE = make_cut("m1", [{**FR, "entities": [FOUND]}], ["asr", "ner"], duration=1800.0, **MADE)
 
 
 @pytest.fixture
@@ -118,14 +109,9 @@ def test_plot(manifests, tmp_path):
         plot_stats({}, tmp_path / "hours.txt")
 
 
+AMELIE = {"text": "bonjour amélie", "entities": [{"start": 8, "end": 14, "type": "PER"}]}
 TURNS = [
-    {
-        "text": "bonjour amélie",
-        "speaker": "a",
-        "language": "fr",
-        "endpoint": True,
-        "entities": [{"start": 8, "end": 14, "type": "PER"}],
-    },
+    {**AMELIE, "speaker": "a", "language": "fr", "endpoint": True},
     {"text": "oui", "speaker": "b", "language": "fr", "endpoint": False, "entities": []},
 ]
 
