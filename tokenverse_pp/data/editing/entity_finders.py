@@ -91,27 +91,16 @@ class Gazetteer:
         spans, at = [], 0
         while at < len(parts):
             first = word_of[at]
-            end = self._match(phrases, parts, word_of, at, longest.get(parts[at], 0))
-            if end:
-                last = word_of[end - 1]
-                spans.append(Span(starts[first], starts[last] + len(words[last]), *phrases[tuple(parts[at:end])]))
-            at = end or at + len(by_word[first])
+            following = at + len(by_word[first])
+            for end in range(min(at + longest.get(parts[at], 0), len(parts)), at, -1):
+                ends_word = end == len(parts) or word_of[end] != word_of[end - 1]
+                if ends_word and tuple(parts[at:end]) in phrases:
+                    last = word_of[end - 1]
+                    spans.append(Span(starts[first], starts[last] + len(words[last]), *phrases[tuple(parts[at:end])]))
+                    following = end
+                    break
+            at = following
         return spans
-
-    @staticmethod
-    def _match(
-        phrases: Dict[Tuple[str, ...], Tuple[str, float]],
-        parts: Sequence[str],
-        word_of: Sequence[int],
-        at: int,
-        longest: int,
-    ) -> int:
-        """One past the last part of the longest phrase that begins at a part and ends with a word; 0 if none does."""
-        for end in range(min(at + longest, len(parts)), at, -1):
-            ends_word = end == len(parts) or word_of[end] != word_of[end - 1]
-            if ends_word and tuple(parts[at:end]) in phrases:
-                return end
-        return 0
 
     def _index(self, language: Optional[str]) -> _Index:
         if language not in self._indexes:

@@ -134,7 +134,7 @@ def mixed_rows(
     Raises:
         UserError: naming a repeated id.
     """
-    streams = [_Rows(path, name if prefix else None, bar) for path, name in zip(paths, corpus_names(paths))]
+    streams = [_named_rows(path, name if prefix else None, bar) for path, name in zip(paths, corpus_names(paths))]
     mixed: Any = (
         streams[0] if len(streams) == 1 else LazyIteratorMultiplexer(*streams, weights=list(weights), seed=seed)
     )
@@ -145,22 +145,16 @@ def mixed_rows(
         yield row
 
 
-class _Rows:
-    """The rows of a manifest, iterated any number of times, with ``prefix`` before every id."""
-
-    def __init__(self, path: PathLike, prefix: Optional[str], bar: Any):
-        self.path, self.prefix, self.bar = path, prefix, bar
-
-    def __iter__(self) -> Iterator[ManifestRow]:
-        rows = read_rows(self.path, self.bar)
-        return rows if self.prefix is None else (_renamed(row, self.prefix) for row in rows)
-
-
-def _renamed(row: ManifestRow, prefix: str) -> ManifestRow:
-    row.data["id"] = f"{prefix}-{row.id}"
-    for supervision in supervisions_of(row.data):
-        supervision["id"] = f"{prefix}-{supervision.get('id')}"
-    return ManifestRow(row.where, row_bytes(row.data), row.data)
+def _named_rows(path: PathLike, prefix: Optional[str], bar: Any) -> Iterator[ManifestRow]:
+    """The rows of a manifest, with ``prefix`` and a dash before every id."""
+    for row in read_rows(path, bar):
+        if prefix is None:
+            yield row
+            continue
+        row.data["id"] = f"{prefix}-{row.id}"
+        for supervision in supervisions_of(row.data):
+            supervision["id"] = f"{prefix}-{supervision.get('id')}"
+        yield ManifestRow(row.where, row_bytes(row.data), row.data)
 
 
 def _normalised(numbers: Sequence[float]) -> List[float]:

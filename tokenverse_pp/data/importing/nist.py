@@ -41,7 +41,8 @@ def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[Word, Rejecte
     """The words of CTM files. Lines that begin with ``;;`` are comments.
 
     Alternatives stand between lines with the words ``<ALT_BEGIN>``, ``<ALT>`` and ``<ALT_END>``. A word that cannot be
-    read but whose time is known has a ``problem``: its turn cannot be used. For ``notation`` see `notation`.
+    read but whose time is known has a ``problem``: its turn cannot be used. For ``notation`` see
+    `tokenverse_pp.data.importing.notation`.
     """
     for file in files_of(path, (".ctm",)):
         open_groups: Dict[Tuple[str, str], _Alternatives] = {}
@@ -137,7 +138,7 @@ GAP = "inter_segment_gap"
 
 
 def read_stm(path: Path, notation: str = REFUSE) -> Iterator[RowOrRejected]:
-    """The turns of STM files. Lines that begin with ``;;`` are comments. For ``notation`` see `notation`.
+    """The turns of STM files. Lines that begin with ``;;`` are comments. For ``notation`` see `read_ctm`.
 
     A segment with the text ``ignore_time_segment_in_scoring`` is speech without a transcript: it is rejected, and its
     recording cannot be one cut. A segment without words (a gap, a noise) is rejected as harmless; where marks are
@@ -184,7 +185,7 @@ def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejecte
     """Turns from ``SPEAKER`` lines and words from ``LEXEME`` lines; NIST's other kinds of lines are skipped.
 
     Lines that begin with ``;`` are comments. The last one or two of the ten fields may be missing. For ``notation`` see
-    `notation`.
+    `tokenverse_pp.data.importing.notation`.
     """
     for file in files_of(path, (".rttm",)):
         for item in read_records(file, ";", 1, lambda place, line: [_item(place, line, notation)]):

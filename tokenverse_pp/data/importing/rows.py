@@ -340,7 +340,11 @@ class Words:
         middles = self._middles.get(row.recording or "", [])
         first = bisect_left(middles, row.start or 0.0)
         last = bisect_right(middles, row.end) if row.end is not None else len(words)
-        mine = [word for word in words[first:last] if not word.used and _belongs(word, row)]
+        mine = [
+            word
+            for word in words[first:last]
+            if not word.used and same_channel(word.channel, row.channel) and word.speaker in (None, row.speaker)
+        ]
         for word in mine:
             word.used = True
         bad = next((word for word in mine if word.problem is not None), None)
@@ -371,10 +375,6 @@ class Words:
                         group = []
                     group.append(word)
                 yield _turn(name, channel, group)
-
-
-def _belongs(word: Word, row: Row) -> bool:
-    return same_channel(word.channel, row.channel) and word.speaker in (None, row.speaker)
 
 
 def _turn(recording: str, channel: str, words: List[Word]) -> RowOrRejected:
