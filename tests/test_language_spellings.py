@@ -20,8 +20,8 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import casefold, lower
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.data.corpora.conversations import read_words
 from tokenverse_pp.data.corpora.read_speech import common_voice_code, folders_of
+from tokenverse_pp.data.editing.conversations import read_words
 from tokenverse_pp.data.editing.label import LabelChange, label_rows
 from tokenverse_pp.data.editing.mix import count_each, shares_by_language
 from tokenverse_pp.data.editing.split import Wanted

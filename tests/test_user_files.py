@@ -11,7 +11,7 @@ from lhotse import CutSet
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.data.corpora.conversations import read_tracks
+from tokenverse_pp.data.editing.conversations import read_tracks
 from tokenverse_pp.data.editing.entity_finders import read_gazetteer
 from tokenverse_pp.data.editing.split import read_ids
 from tokenverse_pp.data.hypotheses import read_hypotheses

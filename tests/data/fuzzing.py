@@ -1,100 +1,29 @@
-"""Seeded makers of broken input: tables, annotation files and manifests."""
+"""Makers of broken input, seeded or drawn by hypothesis: tables, annotation files and manifests."""
 
 import copy
 import gzip
 import json
 import math
 
+from hypothesis import strategies as st
+
 NASTY = [
-    None,
-    True,
-    False,
-    0,
-    -1,
-    3.5,
-    1e308,
-    -1e308,
-    10**30,
-    10**400,
-    math.nan,
-    math.inf,
-    -math.inf,
-    "",
-    " ",
-    "\t",
-    "x",
-    "NaN",
-    "1e999",
-    "-0.5",
-    "[SCD]",
-    "a  b",
-    "é" * 40,
-    "\ud800",
-    "\x00",
-    "a\nb",
-    "\u202e",
-    [],
-    {},
-    [[]],
-    ["a"],
-    {"a": 1},
-    [None],
-    [[1]],
-    "[" * 50,
-    "{}",
-    "9" * 5000,
-    "../../etc",
-    "/etc/hostname",
-    "null",
-    "a" * 3000,
+    *(None, True, False, 0, -1, 3.5, 1e308, -1e308, 10**30, 10**400, math.nan, math.inf, -math.inf),
+    *("", " ", "\t", "x", "NaN", "1e999", "-0.5", "[SCD]", "a  b", "é" * 40, "\ud800", "\x00", "a\nb", "\u202e"),
+    *([], {}, [[]], ["a"], {"a": 1}, [None], [[1]]),
+    *("null", "[" * 50, "{}", "9" * 5000, "../../etc", "/etc/hostname", "a" * 3000),
 ]
 PATHS = [
-    "../../etc/hostname",
-    "/etc/hostname",
-    "sub/../../a.wav",
-    "a.wav/../../x.wav",
-    "none.wav",
-    "",
-    ".",
-    "..",
-    "/",
-    "a.wav/",
-    "~/a.wav",
-    "a\x00.wav",
-    "x" * 300 + ".wav",
-    "x/" * 3000,
-    "pipe:cat a.wav",
-    "cat a.wav |",
-    "file:///etc/hostname",
-    "http://localhost/a.wav",
-    "notes.txt",
-    "empty.wav",
-    "torn.wav",
-    "sub",
-    "\ud800.wav",
-    "-",
-    "A.WAV",
+    *"../../etc/hostname /etc/hostname sub/../../a.wav a.wav/../../x.wav none.wav . .. / a.wav/ ~/a.wav".split(),
+    *("pipe:cat a.wav", "cat a.wav |", "file:///etc/hostname", "http://localhost/a.wav", "x/" * 3000),
+    *("", "x" * 300 + ".wav", "notes.txt", "empty.wav", "torn.wav", "sub", "a\x00.wav", "\ud800.wav", "-", "A.WAV"),
 ]
 ENTITIES = [
-    "[]",
-    "{}",
-    "[1]",
-    '[{"start": 0}]',
-    '[{"start": 0, "end": 99}]',
-    '[{"start": -1, "end": 3}]',
-    '[{"start": 1, "end": 2}]',
-    '[{"start": 0, "end": 3, "type": 5}]',
+    *("[]", "{}", "[1]", '[{"start": 0}]', "[" * 5000, '[{"start": 0', "B-X", "B-X O O O O O O", "Z O"),
+    *('[{"start": 0, "end": 99}]', '[{"start": -1, "end": 3}]', '[{"start": 1, "end": 2}]', '{"start": 0, "end": 3}'),
+    *('[{"start": 1e99, "end": 2}]', '[{"start": true, "end": 3}]', '[{"start": ' + "9" * 5000 + ', "end": 3}]'),
+    *('[{"start": 0, "end": 3, "type": 5}]', '[{"start": 0, "end": 3, "type": "\\ud800"}]'),
     '[{"start": 0, "end": 3}, {"start": 0, "end": 3}]',
-    "[" * 5000,
-    '[{"start": 0',
-    "B-X",
-    "B-X O O O O O O",
-    "Z O",
-    '[{"start": 1e99, "end": 2}]',
-    '[{"start": true, "end": 3}]',
-    '{"start": 0, "end": 3}',
-    '[{"start": ' + "9" * 5000 + ', "end": 3}]',
-    '[{"start": 0, "end": 3, "type": "\\ud800"}]',
 ]
 TIMES = ["nan", "inf", "-1", "x", "1e400", "9" * 400, "", "0", "4.05", "4.2", "100", "1,5", "00:01", "0x10", "\u0661"]
 COLUMNS = ["id", "audio", "start", "end", "text", "speaker", "language", "entities", "endpoint", "tasks"]
@@ -170,38 +99,27 @@ def maybe_packed(data, count, rng):
 def spoil_bytes(data, rng):
     """Bytes with something wrong, and whether the number of lines is still the same."""
     at = rng.randrange(len(data) + 1)
-    change = rng.choice(
-        ["bom", "crlf", "nul", "latin", "cut", "drop", "utf16", "empty", "quote", "delete", "bits", "deep"]
-    )
-    if change == "bom":
-        return b"\xef\xbb\xbf" + data, True
-    if change == "crlf":
-        return data.replace(b"\n", b"\r\n"), True
-    if change == "nul":
-        return data[:at] + b"\0" + data[at:], False
-    if change == "latin":
-        return data[:at] + b"\xe9" + data[at:], False
-    if change == "cut":
-        return data[:at], False
-    if change == "drop":
-        lines = data.split(b"\n")
-        del lines[rng.randrange(len(lines))]
-        return b"\n".join(lines), False
-    if change == "utf16":
-        return data.decode("utf-8", "replace").encode("utf-16"), False
-    if change == "empty":
-        return rng.choice([b"", b"\n\n", b"\r", b"\xef\xbb\xbf"]), False
-    if change == "quote":
-        return data[:at] + b'"' + data[at:], False
-    if change == "deep":
-        return data[:at] + b"[" * 100_000 + data[at:], False
-    if change == "delete":
-        return data[:at] + data[at + rng.randint(1, 20) :], False
-    spoilt = bytearray(data)
-    for _ in range(rng.randint(1, 5)):
-        if spoilt:
-            spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
-    return bytes(spoilt), False
+    lines = data.split(b"\n")
+    del lines[rng.randrange(len(lines))]
+    bits = bytearray(data)
+    for _ in range(rng.randint(1, 5) if bits else 0):
+        bits[rng.randrange(len(bits))] = rng.randrange(256)
+    changes = {
+        "bom": b"\xef\xbb\xbf" + data,
+        "crlf": data.replace(b"\n", b"\r\n"),
+        "nul": data[:at] + b"\0" + data[at:],
+        "latin": data[:at] + b"\xe9" + data[at:],
+        "cut": data[:at],
+        "drop": b"\n".join(lines),
+        "utf16": data.decode("utf-8", "replace").encode("utf-16"),
+        "empty": rng.choice([b"", b"\n\n", b"\r", b"\xef\xbb\xbf"]),
+        "quote": data[:at] + b'"' + data[at:],
+        "deep": data[:at] + b"[" * 100_000 + data[at:],
+        "delete": data[:at] + data[at + rng.randint(1, 20) :],
+        "bits": bytes(bits),
+    }
+    change = rng.choice(list(changes))
+    return changes[change], change in ("bom", "crlf")
 
 
 TEXT_FILES = {
@@ -283,3 +201,112 @@ def _places(value):
     for key, inner in list(items):
         yield value, key
         yield from _places(inner)
+
+
+# Words as they stand in real files: with Unicode spaces, signs, fragments, transliteration.
+SPOKEN = ["uh", "10\u00a0000", "a\u2009b", "x\u3000", *"<n >mr {lktAb h*A wor- -rd 5% l'été".split(), "\u0661"]
+MARKS = ["(%HESITATION)", "<sil>", "<unk>", "(um)", "((", "}", "[noise]", "%uh", "@", "the(2)", "{um", "/"]
+STRAY = ["\r", "\0", "\x1c", "\u0085", "\x0b", "\x7f"]
+NO_TIMES = ["nan", "inf", "-1", "1_0", "\u0661", "x", "0x1", "1,5", "*", "", "9" * 400]
+word = st.sampled_from(SPOKEN)
+spoken = st.lists(word, min_size=1, max_size=5)
+gap = st.sampled_from([" ", "\t", "  "])
+
+
+@st.composite
+def spoilt(draw, cells):
+    """A line of these cells, with one of them changed, missing or too much; or with a stray character."""
+    cells = list(cells)
+    change = draw(st.sampled_from(["time", "drop", "add", "stray", "bytes"]))
+    at = draw(st.integers(0, len(cells) - 1))
+    if change == "time":
+        cells[at] = draw(st.sampled_from(NO_TIMES))
+    elif change == "drop":
+        del cells[at]
+    elif change == "add":
+        cells.insert(at, draw(word))
+    line = draw(gap).join(cells).encode()
+    if change == "stray":
+        inside = draw(st.integers(0, len(line)))
+        line = line[:inside] + draw(st.sampled_from(STRAY)).encode() + line[inside:]
+    elif change == "bytes":
+        line += b"\xff"
+    return line
+
+
+@st.composite
+def stm_line(draw):
+    """(line, words or None where the line must be named)."""
+    start = draw(st.integers(0, 50))
+    cells = ["a", "1", "sp\u00a0k", f"{start}.0", f"{start + 1}.5"]
+    label = draw(st.sampled_from(["", "<o,f0,male>", "<O>"]))
+    words = draw(spoken)
+    kind = draw(st.sampled_from(["good", "good", "good", "marks", "empty", "ignored", "spoilt"]))
+    if kind == "marks":
+        words.insert(draw(st.integers(0, len(words))), draw(st.sampled_from(MARKS)))
+    elif kind == "empty":
+        words = []
+    elif kind == "ignored":
+        words = ["IGNORE_TIME_SEGMENT_IN_SCORING"]
+    elif kind == "spoilt":
+        return draw(spoilt(cells + words)), None
+    line = draw(gap).join(cells + [cell for cell in (label, *words) if cell])
+    return line.encode(), words if kind == "good" else None
+
+
+@st.composite
+def ctm_line(draw):
+    """(line, word or None where it must not become one)."""
+    start = draw(st.integers(0, 500)) / 10
+    cells = ["a", "1", f"{start}", "0.1", draw(word)]
+    cells += draw(st.sampled_from([[], ["0.9"], ["-7.5"], ["NA", "lex"], ["1", "fp", "spk"]]))
+    kind = draw(st.sampled_from(["good", "good", "good", "mark", "two", "spoilt"]))
+    if kind == "mark":
+        cells[4] = draw(st.sampled_from(["(%hesitation)", "<unk>", "((x))", "[noise]", "%um", "(x", "}"]))
+    elif kind == "two":
+        cells.insert(5, "york")
+    elif kind == "spoilt":
+        return draw(spoilt(cells)), None
+    return draw(gap).join(cells).encode(), cells[4] if kind == "good" else None
+
+
+CELLS = ["plain", "with, comma", 'he said "yes"', "tab\there", "semi;colon", "a\u2028b", "x\u00a0y", 'a quote"', ""]
+
+
+@st.composite
+def table(draw):
+    """(delimiter, bytes, rows): of each row its number and text, the text None where the row must be named."""
+    delimiter = draw(st.sampled_from([",", "\t", ";"]))
+    quoting = delimiter != "\t"
+    lines, rows = [delimiter.join(["id", "audio", "text", "note"]).encode()], []
+    for number in range(draw(st.integers(1, 4))):
+        text, note = draw(st.sampled_from(CELLS)), draw(st.sampled_from(CELLS))
+        if quoting and draw(st.booleans()):
+            text += draw(st.sampled_from(["\nsecond line", '\n"quoted"\n', "\n1,2,3,4", "\rcarriage return"]))
+        elif not quoting:
+            text, note = (cell.replace("\t", " ") for cell in (text, note))
+        cells = [f"u{number}", f"{number}.wav", text or "nothing", note]
+        if quoting:
+            cells = ['"' + cell.replace('"', '""') + '"' if set(cell) & set('",;\r\n') else cell for cell in cells]
+        line = delimiter.join(cells).encode()
+        kind = draw(st.sampled_from(["good", "good", "good", "cr", "cells", "nul", "bytes", "open"]))
+        if kind != "good":
+            text = None
+            line = f"u{number}{delimiter}{number}.wav{delimiter}bad text{delimiter}x".encode()
+        if kind == "cr":
+            line = line.replace(b"bad ", b"bad\r")
+        elif kind == "cells":
+            line += delimiter.encode() if draw(st.booleans()) else b""
+            line = line.replace(b"bad text", b"bad" + delimiter.encode() + b"text")
+        elif kind == "nul":
+            line = line.replace(b"bad", b"b\0d")
+        elif kind == "bytes":
+            line = line.replace(b"bad", b"b\xffd")
+        elif kind == "open":
+            line = line.replace(b"bad", b'"bad')
+            text = None if quoting else '"bad text'
+        lines.append(line)
+        rows.append((number, text if text is None else text or "nothing"))
+    end = draw(st.sampled_from([b"\n", b"\r\n"]))
+    bom = draw(st.sampled_from([b"", b"\xef\xbb\xbf"]))
+    return delimiter, bom + end.join(lines) + draw(st.sampled_from([b"", end])), rows

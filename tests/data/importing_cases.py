@@ -2,16 +2,22 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from click.testing import CliRunner
+from command_lines import run as command_line
+from hypothesis import HealthCheck, settings
 from lhotse import CutSet, validate
 
-from tokenverse_pp.cli.main import cli
-
 RATE = 16000
+
+
+def examples(count):
+    """So many random examples of a property, or as many as TOKENVERSE_FUZZ says."""
+    count = int(os.environ.get("TOKENVERSE_FUZZ", count))
+    return settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write_audio(path, seconds=4.0, rate=RATE, channels=1):
@@ -22,28 +28,24 @@ def write_audio(path, seconds=4.0, rate=RATE, channels=1):
     return path
 
 
-def make_audio_dir(tmp_path_factory):
-    """Recordings of 4 s: a.wav, b.wav, sub/c.flac; d.wav has 2 channels and 8 kHz."""
-    folder = tmp_path_factory.mktemp("audio")
-    for name in ("a.wav", "b.wav", "sub/c.flac"):
-        write_audio(folder / name)
-    write_audio(folder / "d.wav", rate=8000, channels=2)
-    return folder
-
-
-def _runner():
-    try:
-        return CliRunner(mix_stderr=False)
-    except TypeError:  # click 8.2 keeps the two apart by itself
-        return CliRunner()
-
-
 def run(*arguments):
     """Exit code, standard output, standard error of `tokenverse-pp manifest ..`."""
-    result = _runner().invoke(cli, ["manifest", *map(str, arguments)])
+    result = command_line("manifest", *arguments)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout, result.stderr
+
+
+def write(path, text):
+    """A file of text or bytes, with its folders -> its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def table_of(folder, rows, columns=("audio", "text")):
+    """A table of rows as JSON lines."""
+    return write(folder / "T.jsonl", "\n".join(json.dumps(dict(zip(columns, row))) for row in rows))
 
 
 def imported(output, *arguments):

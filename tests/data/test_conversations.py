@@ -1,19 +1,17 @@
 """Conversations from turns: properties of the windows, the rules for endpoints and overlaps, and the command."""
 
-import inspect
 import json
 
 import numpy as np
 import pytest
 import soundfile
-from click.testing import CliRunner
+from command_lines import run as command_line
 from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.cli.main import cli
-from tokenverse_pp.data.editing.conversations import ConversationOptions, TurnWords, conversation_cuts
+from tokenverse_pp.data.editing.conversations import ConversationOptions, Track, TurnWords, conversation_cuts
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.tasks import build_tasks, render
 from tokenverse_pp.tasks.result import transcript_of
@@ -22,21 +20,9 @@ TASKS = build_tasks(["asr", "scd", "endp"])
 LENGTH = 200.0
 
 
-def recording(duration=LENGTH):
-    return Recording("r", [], 16000, round(duration * 16000), duration)
-
-
 def turn(number, speaker, start, end, text, **custom):
-    return SupervisionSegment(
-        f"t{number}",
-        "r",
-        start,
-        round(end - start, 4),
-        speaker=speaker,
-        text=text,
-        language="en",
-        custom=custom or None,
-    )
+    fields = {"speaker": speaker, "text": text, "language": "en", "custom": custom or None}
+    return SupervisionSegment(f"t{number}", "r", start, round(end - start, 4), **fields)
 
 
 def words_of(sup):
@@ -51,8 +37,7 @@ def windows(turns, **options):
     """Windows as cuts, and {id: reason} of what is in none."""
     left_out = {}
     cuts = conversation_cuts(
-        recording(),
-        turns,
+        Track("r", Recording("r", [], 16000, round(LENGTH * 16000), LENGTH), 0, turns),
         ConversationOptions(**options),
         words_of,
         lambda sup, reason: left_out.update({sup.id: reason}),
@@ -117,15 +102,8 @@ def test_windows_end_at_long_silences_and_at_the_limit():
 
 
 def test_what_cannot_be_in_a_window_is_listed():
-    turns = [
-        turn(0, "a", 0, 2, "one"),
-        turn(1, "b", 1, 3, "?"),
-        turn(2, "a", 5, 5.5, "."),
-        turn(3, "a", 6, 40, "long"),
-        turn(4, "b", 38, 42, "over"),
-        turn(5, "b", 50, 51, "good"),
-        turn(6, "b", 199, 201, "out"),
-    ]
+    turns = [turn(0, "a", 0, 2, "one"), turn(1, "b", 1, 3, "?"), turn(2, "a", 5, 5.5, "."), turn(3, "a", 6, 40, "long")]
+    turns += [turn(4, "b", 38, 42, "over"), turn(5, "b", 50, 51, "good"), turn(6, "b", 199, 201, "out")]
     cuts, left_out = windows(turns)
     assert [sup.id for cut in cuts for sup in cut.supervisions] == ["t5"]
     assert left_out == {
@@ -190,8 +168,7 @@ def call(tmp_path):
 
 
 def run(*args):
-    options = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
-    return CliRunner(**options).invoke(cli, ["manifest", "conversations", *map(str, args)])
+    return command_line("manifest", "conversations", *args)
 
 
 def test_command_on_supervisions_on_one_long_cut_and_on_a_cut_a_turn(call, tmp_path):
@@ -215,11 +192,8 @@ def test_command_on_supervisions_on_one_long_cut_and_on_a_cut_a_turn(call, tmp_p
     first, second = made[0]
     assert [s["text"] for s in first["supervisions"]] == ["hello bob", "yes"]
     assert [s["custom"]["endpoint"] for s in first["supervisions"]] == [True, False]
-    assert second["supervisions"][0]["custom"]["endpoint"] is True and first["custom"]["tasks"] == [
-        "asr",
-        "scd",
-        "endp",
-    ]
+    assert second["supervisions"][0]["custom"]["endpoint"] is True
+    assert first["custom"]["tasks"] == ["asr", "scd", "endp"]
 
 
 def test_command_refuses_what_it_cannot_honour(call, tmp_path):

@@ -1,12 +1,11 @@
 """`manifest import --brat/--conll`: what does not fit costs no other row, and the reasons are true."""
 
-import random
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from importing_cases import imported, make_audio_dir, run
+from importing_cases import examples, imported, run, write
 
 from tokenverse_pp.data.importing.annotations import SentencesInOrder
 from tokenverse_pp.data.importing.brat_conll import read_brat, read_conll
@@ -14,28 +13,16 @@ from tokenverse_pp.data.importing.documents import Document, fit, letters
 from tokenverse_pp.data.importing.rows import Place, Rejected, Row
 from tokenverse_pp.data.manifests import read_cuts
 
-audio_dir = pytest.fixture(scope="module")(make_audio_dir)
 PLACE = Place("x", 1)
 
 
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out" / "cuts.jsonl"
-
-
 def brat_of(folder, name, text, *lines):
-    folder.mkdir(exist_ok=True)
-    content = text if isinstance(text, bytes) else text.encode("utf-8")
-    (folder / f"{name}.txt").write_bytes(content)
-    path = folder / f"{name}.ann"
-    path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8"))
-    return path
+    write(folder / f"{name}.txt", text)
+    return write(folder / f"{name}.ann", "".join(f"{line}\n" for line in lines))
 
 
 def table_of(folder, *rows, columns="id,audio,start,end,text"):
-    path = folder / "T.csv"
-    path.write_text("\n".join([columns, *rows]) + "\n", encoding="utf-8")
-    return path
+    return write(folder / "T.csv", "\n".join([columns, *rows]) + "\n")
 
 
 def outcome(out, *arguments):
@@ -83,9 +70,8 @@ def rows_of(*texts):
 def test_a_bad_document_costs_only_its_row(audio_dir, tmp_path, out, bad_text, bad_line, said):
     table = table_of(tmp_path, "x1,a.wav,0,1,hello you world", "x2,a.wav,1,2,paris", "x3,a.wav,2,3,oui")
     brat_of(tmp_path / "brat", "x1", bad_text, bad_line)
-    brat_of(
-        tmp_path / "brat", "x2", "Paris !", "T1\tLOC 0 5\tParis", "R1\tin Arg1:T1 Arg2:T1", "#1\tNote T1\tx", "*\tx T1"
-    )
+    others = ("R1\tin Arg1:T1 Arg2:T1", "#1\tNote T1\tx", "*\tx T1")
+    brat_of(tmp_path / "brat", "x2", "Paris !", "T1\tLOC 0 5\tParis", *others)
     options = ("--table", table, "--audio-dir", audio_dir, "--brat", tmp_path / "brat")
     found, [(file, line, reason)] = outcome(out, *options)
     assert found == {"x2": ["paris"], "x3": None}
@@ -97,14 +83,8 @@ def test_a_bad_document_costs_only_its_row(audio_dir, tmp_path, out, bad_text, b
 
 
 def test_documents_of_rejected_rows_are_not_without_a_row(audio_dir, tmp_path, out):
-    table = table_of(
-        tmp_path,
-        "x1,none.wav,0,1,paris",
-        "x2,a.wav,1,2,paris",
-        "x3,a.wav,2,nan,paris",
-        "x2,b.wav,0,1,oui",
-        "x5,too,few",
-    )
+    rows = ["x1,none.wav,0,1,paris", "x2,a.wav,1,2,paris", "x3,a.wav,2,nan,paris", "x2,b.wav,0,1,oui", "x5,too,few"]
+    table = table_of(tmp_path, *rows)
     for name in ("x1", "x2", "x3", "x5"):
         brat_of(tmp_path / "brat", name, "paris", "T1\tLOC 0 5\tparis")
     found, reasons = outcome(out, "--table", table, "--audio-dir", audio_dir, "--brat", tmp_path / "brat")
@@ -182,11 +162,13 @@ def test_names_of_documents(audio_dir, tmp_path, out):
     brat_of(brat, "x2", "oui").rename(brat / "x2.ANN")
     (brat / "._x2.ann").write_bytes(b"\0\x05\x16\x07")
     brat_of(brat, "x3", "non")
+    brat_of(brat, "x9", "non")
     (brat / "other").mkdir()
     brat_of(brat / "other", "x3", "non")
     found, reasons = outcome(out, "--table", table, "--audio-dir", audio_dir, "--brat", brat)
     assert found == {"\u00e9t\u00e9": ["paris"], "x2": []}
-    assert [r[1] for r in reasons] == ["4"] and "has the same name" in reasons[0][2]
+    assert [r[1] for r in reasons] == ["4", "1"] and "has the same name" in reasons[0][2]
+    assert reasons[1][2] == "no row and no recording has the name 'x9'"
 
 
 # --- A document of a whole recording
@@ -276,7 +258,9 @@ def test_letters(one, other, same):
 LINES = ["oui", "non merci", "a paris", "vers rome", "x y z"]
 
 
-def check_recording(rng):
+@examples(60)
+@given(st.randoms(use_true_random=False))
+def test_every_row_of_a_recording_is_kept_or_named(rng):
     """Rows changed, dropped and added: a row gets the entities of its own letters, or a reason."""
     texts = [rng.choice(LINES) for _ in range(rng.randint(1, 7))]
     wanted = list(texts)
@@ -297,25 +281,11 @@ def check_recording(rng):
         assert [row[start:end] for start, end, _ in entities] == re.findall("paris|rome", row)
 
 
-@settings(max_examples=60)
-@given(st.randoms(use_true_random=False))
-def test_every_row_of_a_recording_is_kept_or_named(rng):
-    check_recording(rng)
-
-
-@pytest.mark.slow
-def test_every_row_of_a_recording_is_kept_or_named_long():
-    for seed in range(10_000):
-        check_recording(random.Random(seed))
-
-
 # --- CoNLL
 
 
 def conll_of(folder, text):
-    path = folder / "T.conll"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-    return path
+    return write(folder / "T.conll", text)
 
 
 GOOD = "New\tB-LOC\nYork\tI-LOC\n\noui\tO\n\nParis\tB-LOC\n"
@@ -400,6 +370,7 @@ WORDS = ["oui", "non", "a paris", "de rome", "le grand voyage au bout du monde",
         ("abcdefgh", "abefgh", "abefgh", 2),
         ("ab?defgh", "abcdefgh", "abdefgh", 1),  # a row that could not be read, with its sentence
         ("ab?defgh", "abdefgh", "abdefgh", 1),  # .. and without
+        ("abc", "aXbcd", "abc", 2),
         ("abcdefgh", "stuvwxyz", "", 8),
     ],
 )
@@ -419,7 +390,9 @@ def test_sentences_in_order_are_found_again(rows, sentences, kept, named):
     assert sum(isinstance(item, Rejected) for item in found) + len(list(order.unused())) == named
 
 
-def check_order(rng, size):
+@examples(40)
+@given(st.randoms(use_true_random=False), st.integers(1, 40))
+def test_no_sentence_shifts_the_others(rng, size):
     """Rows and sentences with edits: what is the same is kept, all else is named, nothing twice."""
     texts = [f"{rng.choice(WORDS)} {rng.choice(WORDS)}" if rng.random() < 0.7 else "oui" for _ in range(size)]
     sentences = list(texts)
@@ -437,19 +410,6 @@ def check_order(rng, size):
     assert all(item.entities is not None for item in found if isinstance(item, Row))
     assert sentences != texts or (rejected, left) == (0, [])
     assert rejected + len(left) <= 16 * edits  # not hundreds
-
-
-@settings(max_examples=40)
-@given(st.randoms(use_true_random=False), st.integers(1, 40))
-def test_no_sentence_shifts_the_others(rng, size):
-    check_order(rng, size)
-
-
-@pytest.mark.slow
-def test_no_sentence_shifts_the_others_long():
-    for seed in range(10_000):
-        rng = random.Random(seed)
-        check_order(rng, rng.randint(1, 100))
 
 
 def test_sentences_after_lines_that_are_no_rows(audio_dir, tmp_path, out):

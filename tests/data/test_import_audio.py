@@ -7,24 +7,13 @@ import numpy as np
 import pytest
 import soundfile
 from audio_files import encoded, packed, sound, written
-from importing_cases import RATE, imported, run, write_audio
+from importing_cases import RATE, imported, run, table_of, write_audio
 
 from tokenverse_pp.data.audio.source import Bytes
 from tokenverse_pp.data.corpora.common import channel_name
 from tokenverse_pp.data.importing.audio import AudioFinder
 from tokenverse_pp.data.importing.rows import BadRow, Place, Row, Word, Words, channel_number, same_channel
 from tokenverse_pp.data.importing.tables import _ending_of
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out" / "cuts.jsonl"
-
-
-def table_of(folder, rows, columns=("audio", "text")):
-    path = folder / "T.jsonl"
-    path.write_text("\n".join(json.dumps(dict(zip(columns, row))) for row in rows))
-    return path
 
 
 def loaded(cut):
@@ -66,16 +55,6 @@ def test_words_of_one_channel_under_two_labels_are_one_turn():
     place = Place("a.ctm", 1)
     words = [Word(place, "r", label, i, i + 0.5, str(i)) for i, label in enumerate(["3", "C", "c", "D"])]
     assert [(row.channel, row.text) for row in Words(words).turns(pause=1.0)] == [("3", "0 1 2"), ("D", "3")]
-
-
-def test_turns_on_all_channels_of_a_meeting(tmp_path, out):
-    write_audio(tmp_path / "m.wav", channels=5, seconds=3.0)
-    lines = [f"m {c} s{c} {i * 0.5} {i * 0.5 + 0.4} word{c}" for i, c in enumerate(["1", "B", "3", "D", "5"])]
-    (tmp_path / "m.stm").write_text("\n".join(lines) + "\n")
-    cuts = imported(out, "--stm", tmp_path / "m.stm", "--audio-dir", tmp_path)
-    assert [(cut["channel"], cut["supervisions"][0]["text"]) for cut in cuts] == [
-        *((0, "word1"), (1, "wordB"), (2, "word3"), (3, "wordD"), (4, "word5"))
-    ]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import re
 
 import pytest
 from fuzzing import TEXT_FILES, broken_manifest, broken_table, broken_text
-from importing_cases import make_audio_dir, run
+from importing_cases import run
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.lines import MAX_LINE
@@ -18,15 +18,6 @@ from tokenverse_pp.data.lines import MAX_LINE
 CASES = int(os.environ.get("TOKENVERSE_FUZZ", "1000"))
 COUNTS = re.compile(r"rows: (\d+) read = (\d+) kept \+ (\d+) left out")
 PARTS = 10  # test cases in pytest's sense, so that a failure names a tenth
-
-
-@pytest.fixture(scope="module")
-def audio_dir(tmp_path_factory):
-    folder = make_audio_dir(tmp_path_factory)
-    (folder / "notes.txt").write_text("no audio")
-    (folder / "empty.wav").write_bytes(b"")
-    (folder / "torn.wav").write_bytes((folder / "a.wav").read_bytes()[:30])
-    return folder
 
 
 def seeds(share, part):

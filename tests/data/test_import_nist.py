@@ -1,39 +1,27 @@
-"""NIST and Kaldi files: fields of ASCII blanks, marks, lines that cannot be read. No word is lost or made unnamed."""
+"""NIST and Kaldi files: fields of ASCII blanks, lines that cannot be read, and which tokens are words or marks."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import ctm_line, spoken, stm_line
+from hypothesis import given
 from hypothesis import strategies as st
-from importing_cases import imported, make_audio_dir, run, turns
-from nist_files import ctm_line, spoken, stm_line
+from importing_cases import examples, imported, run, turns, write
 
 from tokenverse_pp.data.importing.kaldi import read_kaldi
 from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
+from tokenverse_pp.data.importing.notation import KEEP, REFUSE, RESOLVE, read_word, read_words, split_label
 from tokenverse_pp.data.importing.rows import BadRow, Rejected, Row, Word, Words, seconds
 
-audio_dir = pytest.fixture(scope="module")(make_audio_dir)
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-MANY = settings(FEW, max_examples=5_000)
 
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
-
-
-def split(text):
-    """The words of a transcript: whatever white space separates."""
-    return text.split()
-
-
-def check_stm(folder, lines):
-    path = write(folder / "x.stm", b"\n".join([b";; a comment", b"", *(line for line, _ in lines)]))
+@examples(60)
+@given(st.lists(stm_line(), min_size=1, max_size=5))
+def test_every_line_of_an_stm_is_a_turn_or_named(tmp_path, lines):
+    path = write(tmp_path / "x.stm", b"\n".join([b";; a comment", b"", *(line for line, _ in lines)]))
     found = {item.place.line: item for item in read_stm(path)}
     wanted = {number: words for number, (line, words) in enumerate(lines, start=3) if line.strip(b" \t")}
     assert found.keys() == wanted.keys()  # each line is a row or named
     for number, words in wanted.items():
         if words is not None:
-            assert isinstance(found[number], Row) and split(found[number].text) == split(" ".join(words))
+            assert isinstance(found[number], Row) and found[number].text.split() == " ".join(words).split()
             assert found[number].speaker == "sp\u00a0k"
     for notation in ("keep", "resolve"):
         items = {item.place.line: item for item in read_stm(path, notation)}
@@ -41,8 +29,10 @@ def check_stm(folder, lines):
         assert all(items[number].text == found[number].text for number, words in wanted.items() if words is not None)
 
 
-def check_ctm(folder, lines):
-    path = write(folder / "x.ctm", b"\n".join(line for line, _ in lines))
+@examples(60)
+@given(st.lists(ctm_line(), min_size=1, max_size=8))
+def test_every_word_of_a_ctm_is_in_a_turn_or_named(tmp_path, lines):
+    path = write(tmp_path / "x.ctm", b"\n".join(line for line, _ in lines))
     items = list(read_ctm(path))
     good = [item for item in items if isinstance(item, Word) and item.problem is None]
     named = [item for item in items if isinstance(item, Rejected) or item.problem is not None]
@@ -52,46 +42,12 @@ def check_ctm(folder, lines):
         assert word is None or by_line[number] == word
     words = Words(item for item in items if isinstance(item, Word))
     made = list(words.turns(pause=0.3))
-    kept = [text for row in made if isinstance(row, Row) for text in split(row.text)]
-    assert len(kept) <= sum(len(split(word.text)) for word in good)
+    kept = [text for row in made if isinstance(row, Row) for text in row.text.split()]
+    assert len(kept) <= sum(len(word.text.split()) for word in good)
     bad_lines = {item.place.line for item in named if isinstance(item, Word)}
     assert all(row.row.text is not None for row in made if isinstance(row, Rejected))
     assert {row.place.line for row in made if isinstance(row, Rejected)} <= bad_lines
     assert all(word.used for found in words.by_recording.values() for word in found)
-
-
-@FEW
-@given(st.lists(stm_line(), min_size=1, max_size=5))
-def test_every_line_of_an_stm_is_a_turn_or_named(tmp_path, lines):
-    check_stm(tmp_path, lines)
-
-
-@FEW
-@given(st.lists(ctm_line(), min_size=1, max_size=8))
-def test_every_word_of_a_ctm_is_in_a_turn_or_named(tmp_path, lines):
-    check_ctm(tmp_path, lines)
-
-
-@pytest.mark.slow
-def test_ten_thousand_nist_files(tmp_path):
-    MANY(given(st.lists(stm_line(), min_size=1, max_size=2))(lambda lines: check_stm(tmp_path, lines)))()
-    MANY(given(st.lists(ctm_line(), min_size=1, max_size=3))(lambda lines: check_ctm(tmp_path, lines)))()
-
-
-@settings(FEW, max_examples=10)
-@given(st.lists(stm_line(), min_size=1, max_size=4))
-def test_imports_count_every_line(tmp_path, audio_dir, lines):
-    """Through the command line: rows read = rows kept + rows named, and the words of those kept."""
-    path = write(tmp_path / "a.stm", b"\n".join([b"a 1 x 0.5 1.5 good", *(line for line, _ in lines)]))
-    out, rejected = tmp_path / "cuts.jsonl", tmp_path / "rejected.tsv"
-    rejected.unlink(missing_ok=True)
-    code, said, err = run(
-        *("import", out, "--stm", path, "--audio-dir", audio_dir, "--skip-bad", "--rejected", rejected)
-    )
-    assert code == 0, err
-    count = 1 + sum(bool(line.strip(b" \t")) for line, _ in lines)
-    named = len(rejected.read_text(encoding="utf-8").splitlines()) - 1 if rejected.exists() else 0
-    assert f"rows: {count} read = {count - named} kept + {named} left out" in said
 
 
 def test_a_no_break_space_is_part_of_a_word(audio_dir, tmp_path):
@@ -231,16 +187,6 @@ def test_rttm_words_that_cannot_be_read_spoil_their_turn(audio_dir, tmp_path, wo
     assert turns(cut) == [(0.0, 1.0, "s", "oui")]
 
 
-def test_old_line_ends_do_not_join_records(tmp_path):
-    """A file of carriage returns is one line: its records must not become the text of the first."""
-    [item] = read_stm(write(tmp_path / "a.stm", "a 1 A 0 1 hello\ra 1 B 1 2 world\r"))
-    assert isinstance(item, Rejected) and "carriage return (U+000D)" in item.reason
-    assert [row.text for row in read_stm(write(tmp_path / "a.stm", "a 1 A 0 1 hello\r\na 1 B 1 2 world\r\n"))] == [
-        "hello",
-        "world",
-    ]
-
-
 def test_a_bad_line_spoils_the_cut_of_its_recording_only(audio_dir, tmp_path):
     stm = write(tmp_path / "x.stm", "a 1 s 0 1 un\nb 1 s 0 1 de\x1fux\nb 1 s 1 2 trois\n")
     options = ("--audio-dir", audio_dir, "--one-cut-per", "recording", "--skip-bad")
@@ -256,7 +202,7 @@ def test_a_bad_line_spoils_the_cut_of_its_recording_only(audio_dir, tmp_path):
     assert cut["id"] == "a"
 
 
-@FEW
+@examples(60)
 @given(st.lists(spoken, min_size=1, max_size=4))
 def test_kaldi_texts_keep_their_words(tmp_path, texts):
     write(tmp_path / "wav.scp", "r\u00a01 dir/a\u2009b.wav\n")
@@ -267,7 +213,7 @@ def test_kaldi_texts_keep_their_words(tmp_path, texts):
     assert [(row.id, row.recording, row.audio, row.speaker) for row in rows] == [
         (f"u\u3000{i}", "r\u00a01", "dir/a\u2009b.wav", "s\u00a0k") for i in range(len(texts))
     ]
-    assert [split(row.text) for row in rows] == [split(" ".join(words)) for words in texts]
+    assert [row.text.split() for row in rows] == [" ".join(words).split() for words in texts]
 
 
 def test_an_empty_kaldi_text_is_empty_not_missing(audio_dir, tmp_path):
@@ -294,3 +240,125 @@ def test_seconds_are_decimal_numbers(value):
     with pytest.raises(BadRow, match="expected seconds >= 0"):
         seconds(value, "start")
     assert seconds(" 1.5e0\t", "start") == 1.5 == seconds(1.5, "start")
+
+
+RESOLVED = [
+    ("{ uh / um } hello (%HESITATION)", "uh hello"),
+    ("{ um / uh / @ } as far as i'm concerned", "um as far as i'm concerned"),
+    ("so { @ / uh } yes", "so yes"),
+    ("OR NOT { je / e / { fr / sdg } }", "OR NOT je"),
+    ("{ { a / b } c / d } e", "a c e"),
+    ("{he is / he has} just", "he is just"),
+    ("{um/uh} well", "um well"),
+    ("{ um / uh} well", "um well"),
+    ("{ a seventy-two / seventy two } { m g / m_g }", "a seventy-two m g"),
+    ("{ {lktAb / AlktAb } jdyd", "{lktAb jdyd"),
+    ("(you know) it ((was there)) (( now ))", "you know it was there now"),
+    ("(%hesitation) (uh) yes", "uh yes"),
+    ("(%\u062a\u0631\u062f\u0651\u062f) x", "x"),
+    ("%um %AH yes %eh", "um AH yes eh"),
+    ("[noise] a {BREATH} b <sil> c [door slam] d {lipsmack}", "a b c d"),
+    ("[laughter-yeah] the(2) end(12)", "yeah the end"),
+    ("<B_ASIDE> come in <E_ASIDE> so", "come in so"),
+    ("[[a comment]] a", "a"),
+    ("@ a", "a"),
+]
+REFUSED = [
+    *("(( )) a", "(())", "<unk> a", "a <unk>", "[inaudible]", "{unintelligible} x", "%BCACK", "%bcnack a"),
+    *("{ um", "um }", "(um", "um)", "((um) x", "[um", "um]", "{ um }", "{ / um }", "{ um / }"),
+    *("w[ord]- a", "[bidness/business] a", "<FOREIGN> a", "</foreign>", '<foreign language="x"> a', "<unk>a"),
+    *("%sEAl", "%\u0633\u0639\u0627\u0644", "{lktAb h*A qAr}", "{lktAb}", "(" * 60 + "a" + ")" * 60),
+]
+WORDS = [
+    "<n h*A Alrjl >mr qAl",  # Buckwalter's transliteration
+    "AlmA} $y} {lktAb &l <lY bd>",
+    "wor- -rd e- -",
+    "étudiant(e)s (s)he 5% %50 % and / or",
+    "10\u00a0000 a\u2009b \u3000",
+    "a < b >c x>y",
+    "AT&T *star* +plus+ #hash ~A.",
+]
+
+
+@pytest.mark.parametrize(("text", "words"), RESOLVED)
+def test_marks_are_resolved_refused_or_kept(text, words):
+    assert read_words(text, RESOLVE) == words.split(" ")
+    assert read_words(text, KEEP) == text.split(" ")
+    with pytest.raises(BadRow, match=r"is NIST notation \(.*--nist-notation resolve .*--nist-notation keep"):
+        read_words(text, REFUSE)
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_nobody_wrote_down_and_broken_marks_are_refused(text):
+    for notation in (RESOLVE, REFUSE):
+        with pytest.raises(BadRow, match="field 'text'"):
+            read_words(text, notation)
+    assert read_words(text, KEEP) == text.split(" ")
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_words_are_no_marks(text):
+    for notation in (REFUSE, RESOLVE, KEEP):
+        assert read_words(text, notation) == text.split(" ")
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "rest"),
+    [
+        ("<o,f0,male> a b", "o,f0,male", "a b"),
+        ("<O>", "O", ""),
+        ("<fr> bonjour", "fr", "bonjour"),
+        ("<n h*A >mr", None, "<n h*A >mr"),
+        ("<unk> a", None, "<unk> a"),
+        ("<sil>", None, "<sil>"),
+        ("a <o> b", None, "a <o> b"),
+        ("<bdA> Alrjl", None, "<bdA> Alrjl"),
+        ("<o,F0,maleA> Alrjl", "o,F0,maleA", "Alrjl"),
+        ("", None, ""),
+    ],
+)
+def test_a_label_is_one_field_in_angle_brackets(text, label, rest):
+    assert split_label(text) == (label, rest)
+
+
+@pytest.mark.parametrize("text", ["<o, f0, male> a", "<o,f0,male>a b", "<o,f0"])
+def test_a_label_with_spaces_does_not_become_words(text):
+    with pytest.raises(BadRow, match="expected a label without spaces"):
+        split_label(text)
+
+
+def test_types_of_words():
+    for kind in ("lex", "FRAG", "fp", "for-lex", "propernoun", None):
+        assert read_word("wor-", kind, REFUSE) == "wor-"
+    assert read_word("%uh", "fp", RESOLVE) == "uh" and read_word("guess", "un-lex", RESOLVE) == "guess"
+    assert read_word("{laugh", "non-lex", RESOLVE) is None and read_word("(%hesitation)", "fp", RESOLVE) is None
+    assert read_word("a", "noscore", KEEP) == "a"
+    for kind, notation in (("non-lex", REFUSE), ("un-lex", REFUSE), ("noscore", RESOLVE), ("misc", RESOLVE)):
+        with pytest.raises(BadRow):
+            read_word("a", kind, notation)
+    with pytest.raises(BadRow, match="expected a type of word such as lex"):
+        read_word("a", "york", KEEP)
+
+
+MARKS_AND_WORDS = st.sampled_from(
+    [*"{}/@()", "((", "))", "uh", "um", "(uh)", "%uh", "<sil>", "<n", ">m", "{a", "b}", "[x", "y]", "[noise]", "a(2)"]
+)
+
+
+@examples(150)
+@given(st.lists(MARKS_AND_WORDS, max_size=12))
+def test_no_word_appears_or_is_joined(tokens):
+    """Whatever the marks: words are among the tokens without their signs, in their order, or the text is refused."""
+    text = " ".join(tokens)
+    assert read_words(text, KEEP) == tokens
+    try:
+        assert read_words(text, REFUSE) == tokens
+    except BadRow:
+        pass
+    try:
+        words = read_words(text, RESOLVE)
+    except BadRow:
+        return
+    signs = str.maketrans("", "", "(){}%2")
+    bare = iter(token.translate(signs) for token in tokens)
+    assert all(word.translate(signs) in bare for word in words)

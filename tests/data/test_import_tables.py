@@ -1,21 +1,16 @@
 """Tables of any kind: a row that cannot be read is rejected and spoils no other."""
 
 import csv
-import gzip
-import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from importing_cases import imported, make_audio_dir, run
-from nist_files import table
+from fuzzing import table
+from hypothesis import given
+from importing_cases import examples, imported, run
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.importing.fields import FieldMap
 from tokenverse_pp.data.importing.rows import Rejected, Row
 from tokenverse_pp.data.importing.tables import read_table
-
-audio_dir = pytest.fixture(scope="module")(make_audio_dir)
-FEW = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def rows_of(path, data, delimiter=None):
@@ -23,25 +18,16 @@ def rows_of(path, data, delimiter=None):
     return list(read_table(path, FieldMap(), delimiter))
 
 
-def check_table(folder, case):
+@examples(80)
+@given(table())
+def test_every_row_is_read_or_named(tmp_path, case):
     delimiter, data, rows = case
-    items = rows_of(folder / "T.csv", data, delimiter)
+    items = rows_of(tmp_path / "T.csv", data, delimiter)
     kept = {item.id: (item.audio, item.text) for item in items if isinstance(item, Row)}
     wanted = {f"u{number}": (f"{number}.wav", text) for number, text in rows if text is not None}
     # Unchanged, but for the line ends within quotes.
     assert {name: (audio, text.replace("\r\n", "\n")) for name, (audio, text) in kept.items()} == wanted
     assert len(items) == len(rows) and len({item.place.line for item in items}) == len(rows)
-
-
-@FEW
-@given(table())
-def test_every_row_is_read_or_named(tmp_path, case):
-    check_table(tmp_path, case)
-
-
-@pytest.mark.slow
-def test_ten_thousand_tables(tmp_path):
-    settings(FEW, max_examples=10_000)(given(table())(lambda case: check_table(tmp_path, case)))()
 
 
 BAD = [
@@ -178,11 +164,3 @@ def test_a_hugging_face_row_that_cannot_be_read(audio_dir, tmp_path):
     assert code == 2 and "row 1: cannot be read" in err and "row 2: field 'text': holds the control" in err
     cuts = imported(tmp_path / "o.jsonl", *options, "--skip-bad")
     assert [cut["supervisions"][0]["text"] for cut in cuts] == ["oui", "a b"]
-
-
-def test_packed_tables_with_a_byte_order_mark(tmp_path):
-    line = json.dumps({"id": "1", "text": "oui"})
-    for name, data in (("T.csv.gz", "id,audio,text\n1,a.wav,oui\n"), ("T.jsonl.gz", line)):
-        path = tmp_path / name
-        path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + data.encode()))
-        assert [row.text for row in read_table(path, FieldMap())] == ["oui"]

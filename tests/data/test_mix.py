@@ -23,12 +23,8 @@ from tokenverse_pp.data.editing.stats import count_cuts
 
 
 def corpus(path, count, seconds, language, tasks, **custom):
-    cuts = [
-        make_cut(
-            f"{path.name[0]}{i}", [{"text": "oui", "language": language, "speaker": "s"}], tasks, seconds, **custom
-        )
-        for i in range(count)
-    ]
+    turns = [{"text": "oui", "language": language, "speaker": "s"}]
+    cuts = (make_cut(f"{path.name[0]}{i}", turns, tasks, seconds, **custom) for i in range(count))
     CutSet.from_cuts(cuts).to_file(path)
     return path
 

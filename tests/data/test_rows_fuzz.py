@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from labelled_cuts import make_cut
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.corpora.conversations import write_conversations
+from tokenverse_pp.data.editing.conversations import write_conversations
 from tokenverse_pp.data.editing.entity_finders import Gazetteer
 from tokenverse_pp.data.editing.label import GazetteerEntities, LabelChange, label_rows
 from tokenverse_pp.data.editing.mix import count_each, mixed_rows

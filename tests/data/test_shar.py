@@ -31,11 +31,8 @@ def manifest(tiny_corpus, tmp_path):
 
 def same_cut(found, expected):
     custom = {key: value for key, value in found.custom.items() if key not in READ_BACK}
-    return (found.id, found.duration, custom) == (
-        expected.id,
-        expected.duration,
-        expected.custom,
-    ) and found.supervisions == expected.supervisions
+    same = (found.id, found.duration, custom) == (expected.id, expected.duration, expected.custom)
+    return same and found.supervisions == expected.supervisions
 
 
 def test_labels_and_audio_come_back(manifest, tmp_path, toy_tasks):

@@ -1,4 +1,7 @@
+"""Statistics of manifests, their plot, and single cuts as text."""
+
 import pytest
+from importing_cases import run
 from labelled_cuts import make_cut
 from lhotse import CutSet
 
@@ -6,14 +9,10 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.editing.stats import count_cuts, count_manifests, plot_stats, shares_table, stats_table
 
 FR = {"text": "un deux trois", "speaker": "a", "language": "fr"}
+TWO = [{**FR, "endpoint": True}, {**FR, "speaker": "b", "endpoint": True}]
 CUTS = [
     make_cut("f1", [{**FR, "entities": [{"start": 0, "end": 2, "type": "N"}]}], ["asr", "lid", "ner"], duration=1800.0),
-    make_cut(
-        "f2",
-        [{**FR, "endpoint": True}, {**FR, "speaker": "b", "endpoint": True}],
-        ["asr", "scd", "endp"],
-        duration=3600.0,
-    ),
+    make_cut("f2", TWO, ["asr", "scd", "endp"], duration=3600.0),
     make_cut("n1", [{"text": "ja", "language": "nl"}], ["asr"], duration=360.0),
     make_cut("u1", [{"text": "hm"}], ["asr"], duration=360.0),
 ]
@@ -61,14 +60,9 @@ def test_no_cuts():
     assert "all" in stats_table(stats)
 
 
-MACHINE_MADE = make_cut(
-    "m1",
-    [{**FR, "entities": [{"start": 0, "end": 2, "type": "N", "source": "machine:x", "confidence": 0.5}]}],
-    ["asr", "ner"],
-    duration=1800.0,
-    label_source={"ner": "machine:x"},
-    corpus="b",
-)
+FOUND = {"start": 0, "end": 2, "type": "N", "source": "machine:x", "confidence": 0.5}
+MADE = {"label_source": {"ner": "machine:x"}, "corpus": "b"}
+MACHINE_MADE = make_cut("m1", [{**FR, "entities": [FOUND]}], ["asr", "ner"], duration=1800.0, **MADE)
 
 
 @pytest.fixture
@@ -113,3 +107,69 @@ def test_plot(manifests, tmp_path):
     assert (tmp_path / "hours.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match=r"hours\.txt: a plot is named \.png"):
         plot_stats({}, tmp_path / "hours.txt")
+
+
+AMELIE = {"text": "bonjour amélie", "entities": [{"start": 8, "end": 14, "type": "PER"}]}
+TURNS = [
+    {**AMELIE, "speaker": "a", "language": "fr", "endpoint": True},
+    {"text": "oui", "speaker": "b", "language": "fr", "endpoint": False, "entities": []},
+]
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    path = tmp_path / "cuts.jsonl.gz"
+    plain = [{"text": "oui", "language": "fr"}, {"text": "non"}]
+    cuts = [
+        make_cut("all", TURNS, ["asr", "scd", "endp", "ner", "lid"]),
+        make_cut("plain", plain, ["asr"]),
+        make_cut("unlisted", TURNS[:1], ["asr"]),
+        make_cut("wrong", [{"text": "[SCD]"}], ["asr"]),
+    ]
+    CutSet.from_cuts(cuts).to_file(path)
+    return path
+
+
+def test_a_cut_with_tokens_turns_and_times(manifest):
+    code, said, _ = run("show", "all", "--cuts", manifest)
+    lines = said.splitlines()
+    assert code == 0 and lines[0] == "cut all: 3.00 s, labelled for asr, scd, endp, ner, lid"
+    assert "[FR] bonjour [NE] amélie [/NE] [ENDP] [SCD] oui" in lines
+    assert [line.split() for line in lines[-2:]] == [
+        ["0.00", "1.00", "a", "fr", "yes", "amélie", "(PER)", "bonjour", "amélie"],
+        ["1.50", "2.50", "b", "fr", "no", "none", "oui"],
+    ]
+
+
+def test_only_the_tokens_of_the_tasks_that_are_asked_for(manifest):
+    code, said, _ = run("show", "all", "--cuts", manifest, "--tasks", "ner")
+    assert code == 0 and "bonjour [NE] amélie [/NE] oui" in said.splitlines() and "[FR]" not in said
+
+
+def test_what_is_missing_and_which_field_it_needs(manifest):
+    _, said, _ = run("show", "plain", "--cuts", manifest)
+    assert [line for line in said.splitlines() if line.startswith("not labelled")] == [
+        "not labelled for scd: supervision 0, field 'speaker': expected a name",
+        "not labelled for endp: supervision 0, field 'custom.endpoint': expected true or false",
+        "not labelled for ner: supervision 0, field 'custom.entities': expected a list (empty if no entity is spoken)",
+        "not labelled for lid: supervision 1, field 'language': expected a code such as 'fr'",
+    ]
+    _, said, _ = run("show", "plain", "--cuts", manifest, "--tasks", "asr,scd")
+    assert said.count("not labelled") == 1
+    # The field is there, but the cut does not say that it was labelled.
+    _, said, _ = run("show", "unlisted", "--cuts", manifest, "--tasks", "lid")
+    assert "not labelled for lid: the field is there; 'custom.tasks' does not list 'lid'" in said
+    assert "[FR]" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none",), "no cut 'none' among 4"),
+        (("wrong",), "cut wrong: supervision 0, field 'text': brackets are for task tokens only"),
+        (("all", "--tasks", "asr,sing"), "unknown task 'sing'"),
+    ],
+)
+def test_errors_are_one_line(manifest, arguments, message):
+    code, said, err = run("show", *arguments, "--cuts", manifest)
+    assert code == 2 and said == "" and message in err and err.count("\n") == 1

@@ -2,22 +2,20 @@
 
 import doctest
 import gzip
+import importlib
+import pkgutil
 import random
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from importing_cases import imported, make_audio_dir, run, turns, write_audio
+from importing_cases import examples, imported, run, turns, write_audio
 
 from tokenverse_pp.api.formats.subtitles import clock
-from tokenverse_pp.data.importing import audio, subtitle_cues
-from tokenverse_pp.data.importing import subtitles as subtitle_text
 from tokenverse_pp.data.importing.rows import BadRow, Row
-from tokenverse_pp.data.importing.subtitle_cues import read_times
 from tokenverse_pp.data.importing.subtitles import read_subtitles, read_text
 
-audio_dir = pytest.fixture(scope="module")(make_audio_dir)
 T = [f"00:00:0{i}.000 --> 00:00:0{i + 1}.000" for i in range(9)]
 S = [times.replace(".", ",") for times in T]
 
@@ -38,146 +36,88 @@ VTT_CASES = {
     "no blank line after the header": (f"WEBVTT\n{T[0]}\none\n\n{T[1]}\ntwo\n", {2: "one", 5: "two"}, {}),
     "text and metadata in the header": (
         f"WEBVTT - a --> title\nKind: captions\nX-TIMESTAMP-MAP=LOCAL:00:00:00.000,MPEGTS:900000\n{T[0]}\none\n",
-        {4: "one"},
-        {},
-    ),
+        {4: "one"}, {}),
     "no blank lines at all": (f"WEBVTT\n{T[0]}\none\n{T[1]}\ntwo\n{T[2]}\nthree", {2: "one", 4: "two", 6: "three"}, {}),
     "a line of spaces is not empty": (
-        f"WEBVTT\n\n{T[0]}\n \none\n\t\ntwo\n\n{T[1]}\nthree\n",
-        {3: "one two", 9: "three"},
-        {},
-    ),
+        f"WEBVTT\n\n{T[0]}\n \none\n\t\ntwo\n\n{T[1]}\nthree\n", {3: "one two", 9: "three"}, {}),
     "several empty lines": (f"WEBVTT\n\n\n\n{T[0]}\none\n\n\n\n{T[1]}\ntwo\n\n\n", {5: "one", 10: "two"}, {}),
     "text after an empty line": (
-        f"WEBVTT\n\n{T[0]}\none\n\nlost words\n\n{T[1]}\ntwo\n",
-        {3: "one", 8: "two"},
-        {6: "text without times"},
-    ),
+        f"WEBVTT\n\n{T[0]}\none\n\nlost words\n\n{T[1]}\ntwo\n", {3: "one", 8: "two"}, {6: "text without times"}),
     "settings": (f"WEBVTT\n\n{T[0]} align:start position:50%,start line: 84%\none\n", {3: "one"}, {}),
     "text after the times": (f"WEBVTT\n\n{T[0]} Mary: hello\none\n", {}, {3: "expected settings"}),
     "comments": (
         f"WEBVTT\n\nNOTE one\n\nNOTE\nmore\n\n{T[0]}\none\n\nNOTE last\n{T[1]}\ntwo\n\nNOTE\nglued\n{T[2]}\nthree\n",
-        {8: "one", 12: "two", 17: "three"},
-        {},
-    ),
+        {8: "one", 12: "two", 17: "three"}, {}),
     "a comment within a cue is text": (
-        f"WEBVTT\n\n{T[0]}\none\nNOTE this\n{T[1]}\ntwo\n",
-        {3: "one NOTE this", 6: "two"},
-        {},
-    ),
+        f"WEBVTT\n\n{T[0]}\none\nNOTE this\n{T[1]}\ntwo\n", {3: "one NOTE this", 6: "two"}, {}),
     "a comment with an arrow is a cue": (f"WEBVTT\n\nNOTE a --> b\n\n{T[0]}\none\n", {5: "one"}, {3: "expected times"}),
     "style sheets and regions": (
         f"WEBVTT\n\nSTYLE\n::cue {{ }}\n\nREGION\nid:fred\n\n{T[0]} region:fred\none\n\nSTYLE\n::cue {{ }}\n",
-        {9: "one"},
-        {},
-    ),
+        {9: "one"}, {}),
     "identifiers of any look": (
         f"WEBVTT\n\nNOTE-1\n{T[0]}\none\n\nSTYLE\n{T[1]}\ntwo\n\n \n3\n{T[2]}\nthree\n",
-        {4: "one", 8: "two", 13: "three"},
-        {},
-    ),
+        {4: "one", 8: "two", 13: "three"}, {}),
     "words that look like blocks": (
         f"WEBVTT\n\n{T[0]}\nSTYLE\n\nSTYLEGUIDE text\n\nNOTE-1 text\n\n{T[1]}\nNOTE this\n",
-        {3: "STYLE", 10: "NOTE this"},
-        {6: "text without times", 8: "text without times"},
-    ),
+        {3: "STYLE", 10: "NOTE this"}, {6: "text without times", 8: "text without times"}),
     "a number may be text or the next identifier": (
         f"WEBVTT\n\n1\n{T[0]}\none\n2\n{T[1]}\ntwo\n \n3\n{T[2]}\nthree\n4\n",
-        {11: "three 4"},
-        {4: "line 6: '2' may be", 7: "line 10: '3' may be"},
-    ),
+        {11: "three 4"}, {4: "line 6: '2' may be", 7: "line 10: '3' may be"}),
     "no header": (f"{T[0]}\none\n\nNOTE x\n\n{T[1]}\ntwo\n", {1: "one", 6: "two"}, {}),
     "something else": ("once upon\na time\n\nthere was\n", {}, {1: "text without times", 4: "text without times"}),
     "bad times": (
         f"WEBVTT\n\n00:00:01 --> x\none\n\n00:61.000 --> 01:02.000\ntwo\n\n{T[2]} --> 3\nthree\n\n-00:00:01.000 --> "
         f"00:00:02.000\nfour\n\n٠٠:٠١ --> ٠٠:٠٢\nfive\n\n{T[3]}\nsix\n",
         {18: "six"},
-        {3: "expected times", 6: "up to 59", 9: "expected settings", 12: "expected times", 15: "expected times"},
-    ),
+        {3: "expected times", 6: "up to 59", 9: "expected settings", 12: "expected times", 15: "expected times"}),
     "times that go back": (
-        f"WEBVTT\n\n00:02.000 --> 00:01.000\none\n\n{T[1]}\ntwo\n",
-        {6: "two"},
-        {3: "after the start"},
-    ),
+        f"WEBVTT\n\n00:02.000 --> 00:01.000\none\n\n{T[1]}\ntwo\n", {6: "two"}, {3: "after the start"}),
     "another arrow": (f"WEBVTT\n\n{T[0]}\none\n00:00:01.000 -> 00:00:02.000\ntwo\n", {}, {3: "line 5: expected `-->`"}),
     "an empty cue": (
-        f"WEBVTT\n\n{T[0]}\n\n{T[1]}\n&nbsp;&lrm;\n\u200b\n\n{T[2]}\ntwo\n",
-        {3: None, 5: None, 9: "two"},
-        {},
-    ),
+        f"WEBVTT\n\n{T[0]}\n\n{T[1]}\n&nbsp;&lrm;\n\u200b\n\n{T[2]}\ntwo\n", {3: None, 5: None, 9: "two"}, {}),
     "two files, joined": (
         f"WEBVTT\n\n{T[3]}\none\n\nWEBVTT\n\n{T[0]}\ntwo\n\n{T[5]}\nthree\n",
-        {3: "one"},
-        {8: "begin anew", 11: "begin anew"},
-    ),
+        {3: "one"}, {8: "begin anew", 11: "begin anew"}),
     "segments of one stream": (
         f"WEBVTT\nX-TIMESTAMP-MAP=MPEGTS:9,LOCAL:0\n\n{T[3]}\none\n\nWEBVTT\nX-TIMESTAMP-MAP=MPEGTS:9,LOCAL:0\n\n{T[2]}\n"
-        f"two\nWEBVTT\n\n{T[5]}\nthree\n",
-        {4: "one", 14: "three"},
-        {10: "line 12: the header of another file"},
-    ),
+        f"two\nWEBVTT\n\n{T[5]}\nthree\n", {4: "one", 14: "three"}, {10: "line 12: the header of another file"}),
     "not UTF-8": (
         f"WEBVTT\n\nNOTE \xe9\n\n{T[0]}\n\xe9\n\n{T[1]}\ntwo\n".encode("latin-1"),
-        {8: "two"},
-        {5: "line 6: not UTF-8"},
-    ),
+        {8: "two"}, {5: "line 6: not UTF-8"}),
     "binary": (
-        f"WEBVTT\n\n{T[0]}\none\0\n\n{T[1]}\ntwo\n",
-        {6: "two"},
-        {3: "line 4: expected text in UTF-8, found a NUL"},
-    ),
-}
+        f"WEBVTT\n\n{T[0]}\none\0\n\n{T[1]}\ntwo\n", {6: "two"}, {3: "line 4: expected text in UTF-8, found a NUL"}),
+}  # fmt: skip
 SRT_CASES = {
     "numbers": (f"1\n{S[0]}\none\n\n2\n{S[1]}\ntwo\n\n", {2: "one", 6: "two"}, {}),
     "no numbers": (f"{S[0]}\none\n\n{S[1]}\n10\n\n{S[2]}\nthree\n", {1: "one", 4: "10", 7: "three"}, {}),
     "a number is missing": (
-        f"1\n{S[0]}\none\n\n{S[1]}\ntwo\n\n3\n{S[2]}\nthree\n",
-        {2: "one", 5: "two", 9: "three"},
-        {},
-    ),
+        f"1\n{S[0]}\none\n\n{S[1]}\ntwo\n\n3\n{S[2]}\nthree\n", {2: "one", 5: "two", 9: "three"}, {}),
     "no blank lines": (f"1\n{S[0]}\none\n2\n{S[1]}\ntwo\n3\n{S[2]}\nthree", {2: "one", 5: "two", 8: "three"}, {}),
     "blank lines within the text": (
-        f"1\n{S[0]}\n \none\n\n \ntwo\n\n\n\n2\n\n{S[1]}\nthree\n",
-        {2: "one two", 13: "three"},
-        {},
-    ),
+        f"1\n{S[0]}\n \none\n\n \ntwo\n\n\n\n2\n\n{S[1]}\nthree\n", {2: "one two", 13: "three"}, {}),
     "numbers that are text": (
-        f"1\n{S[0]}\nwe have\n10\n\n2\n{S[1]}\n3\n\n3\n{S[2]}\nlast\n10",
-        {2: "we have 10", 7: "3", 11: "last 10"},
-        {},
-    ),
+        f"1\n{S[0]}\nwe have\n10\n\n2\n{S[1]}\n3\n\n3\n{S[2]}\nlast\n10", {2: "we have 10", 7: "3", 11: "last 10"}, {}),
     "a number that may be both": (
         f"1\n{S[0]}\nwe have\n10\n{S[1]}\ntwo\n\nthree\n{S[2]}\nfour\n\n5\n{S[3]}\nfive\n",
-        {9: "four", 13: "five"},
-        {2: "line 4: '10' may be", 5: "line 8: 'three' may be"},
-    ),
+        {9: "four", 13: "five"}, {2: "line 4: '10' may be", 5: "line 8: 'three' may be"}),
     "a number in a file without numbers": (
         f"{S[0]}\none\n\n10\n{S[1]}\ntwo\n10\n{S[2]}\n\n4\n\n{S[3]}\nfour\n",
-        {8: "4", 12: "four"},
-        {1: "line 4: '10' may be", 5: "line 7: '10' may be"},
-    ),
+        {8: "4", 12: "four"}, {1: "line 4: '10' may be", 5: "line 7: '10' may be"}),
     "a file that was cut off": (f"1\n{S[0]}\none\n\n2\n", {2: "one"}, {5: "number 2 without a cue"}),
     "text before the first cue": (f"by me\n\n1\n{S[0]}\none\n", {4: "one"}, {1: "text without times"}),
     "sloppy times": (
         "0:0:1,5 --> 00:00:02.25\none\n\n00:03 --> 0:04\ntwo\n\n100:00:05,123456 --> 100:00:06 X1:40 X2:600\nthree\n",
-        {1: "one", 4: "two", 7: "three"},
-        {},
-    ),
+        {1: "one", 4: "two", 7: "three"}, {}),
     "another arrow": (f"1\n{S[0]}\none\n\n2\n00:00:01,000 -> 00:00:02,000\ntwo\n", {2: "one"}, {6: "expected times"}),
     "an arrow in the text": (
-        f"1\n{S[0]}\none\na --> b\ntwo\n\n2\n{S[1]}\nthree\n",
-        {2: "one", 8: "three"},
-        {4: "expected"},
-    ),
+        f"1\n{S[0]}\none\na --> b\ntwo\n\n2\n{S[1]}\nthree\n", {2: "one", 8: "three"}, {4: "expected"}),
     "comments are text": (f"1\n{S[0]}\none\n\nNOTE two\n\n2\n{S[1]}\nthree\n", {2: "one NOTE two", 8: "three"}, {}),
     "empty cues": (
         f"1\n{S[0]}\n\n2\n{S[1]}\n3\n{S[2]}\n4\n\n{S[3]}\nfour\n5\n{S[4]}\nfive\n",
-        {2: None, 5: None, 10: "four", 13: "five"},
-        {7: "line 8: '4' may be"},
-    ),
+        {2: None, 5: None, 10: "four", 13: "five"}, {7: "line 8: '4' may be"}),
     "two files, joined": (f"1\n{S[3]}\none\n\n1\n{S[0]}\ntwo\n", {2: "one"}, {6: "begin anew at line 6"}),
     "WebVTT under another ending": (f"WEBVTT\n\nNOTE x\n\n{T[0]}\none\n", {5: "one"}, {}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -212,20 +152,6 @@ def test_files_that_cannot_be_read_to_their_end_are_named(tmp_path):
     assert kept == {3: "one"} and any("cannot be read after line" in reason for reason in named.values())
     kept, named = read(tmp_path, "a.srt", b"\xff\xfe1\0\n")
     assert kept == {} and "not UTF-16" in named[1]
-
-
-@pytest.mark.parametrize(
-    ("line", "times"),
-    [
-        ("00:00:01.000-->00:00:02.000", (1.0, 2.0)),
-        ("\t01:01:01,001 -->  01:01:02,999\talign:start", (3661.001, 3662.999)),
-        ("00:00:01,5 --> 00:00:01,75", (1.5, 1.75)),
-        ("1234:00:00.000 --> 1234:00:01.000", (4442400.0, 4442401.0)),
-        ("00:00:02.389 --> 00:00:02.399 align:start position:0%", (2.389, 2.399)),
-    ],
-)
-def test_times(line, times):
-    assert read_times(line) == times
 
 
 @pytest.mark.parametrize(
@@ -275,9 +201,11 @@ def test_what_may_be_a_tag_or_text_is_refused(raw):
         read_text([raw])
 
 
-@pytest.mark.parametrize("module", [subtitle_cues, subtitle_text, audio])
-def test_examples_of_the_docstrings(module):
-    assert doctest.testmod(module).failed == 0
+@pytest.mark.parametrize("package", ["importing", "corpora", "editing"])
+def test_examples_of_the_docstrings(package):
+    for module in pkgutil.iter_modules(importlib.import_module(f"tokenverse_pp.data.{package}").__path__):
+        name = f"tokenverse_pp.data.{package}.{module.name}"
+        assert doctest.testmod(importlib.import_module(name)).failed == 0, name
 
 
 YOUTUBE = """WEBVTT
@@ -398,6 +326,7 @@ def test_overlapping_cues_are_kept(tmp_path, audio_dir):
     assert len(imported(tmp_path / "cuts.jsonl", *options)) == 3
     [cut] = imported(tmp_path / "cuts.jsonl", *options, "--one-cut-per", "recording")
     assert turns(cut) == [(0.0, 2.0, "A", "one two"), (1.0, 3.0, "B", "two"), (2.5, 3.5, "A", "no")]
+    assert cut["custom"]["tasks"] == ["asr", "scd"]
 
 
 def test_one_recording_has_one_file_of_subtitles(tmp_path, audio_dir):
@@ -504,8 +433,8 @@ FORMS = [
 ]
 
 
-def check_file(folder, case):
-    ending, content, texts, count = case
+def check_file(folder, rng):
+    ending, content, texts, count = random_file(rng)
     kept, named = read(folder, f"a.{ending}", content)
     empty = [line for line, text in kept.items() if text is None]  # named by the import, if nothing gives the words
     assert [text for text in kept.values() if text is not None] == texts
@@ -555,31 +484,8 @@ def check_rolling(folder, rng):
     assert len(kept) == len(spoken) and len(named) == len(spoken) * echoes
 
 
-CHECKS = {
-    "blocks": lambda folder, rng: check_file(folder, random_file(rng)),
-    "soup": check_soup,
-    "rolling": check_rolling,
-}
-
-
-@pytest.mark.parametrize("check", CHECKS)
-def test_rows_in_are_rows_out_and_words_in_are_words_out(tmp_path_factory, check):
-    folder = tmp_path_factory.mktemp("random")
-
-    @settings(max_examples=100)
-    @given(st.integers(0, 2**32))
-    def examples(seed):
-        CHECKS[check](folder, random.Random(seed))
-
-    examples()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("check", CHECKS)
-def test_rows_and_words_of_ten_thousand_files(tmp_path_factory, check):
-    folder = tmp_path_factory.mktemp("random")
-    for seed in range(10_000):
-        try:
-            CHECKS[check](folder, random.Random(seed))
-        except AssertionError as error:
-            raise AssertionError(f"seed {seed}") from error
+@pytest.mark.parametrize("check", [check_file, check_soup, check_rolling])
+@examples(100)
+@given(seed=st.integers(0, 2**32))
+def test_rows_in_are_rows_out_and_words_in_are_words_out(tmp_path, check, seed):
+    check(tmp_path, random.Random(seed))

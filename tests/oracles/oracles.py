@@ -204,7 +204,8 @@ def imported(work: Path) -> dict:
 
 def corpora(work: Path) -> dict:
     """What `manifest prepare` makes of each corpus in miniature."""
-    from mini_runs import MAKERS, run
+    from command_lines import run
+    from mini_runs import MAKERS
 
     found = {}
     for name, make in MAKERS.items():

@@ -399,7 +399,7 @@ def conversations(
     turn ends exactly as the next begins. Turns that are in no cut are listed, with the reason, in a file
     .left_out.jsonl beside OUTPUT.
     """
-    from tokenverse_pp.data.corpora.conversations import write_conversations
+    from tokenverse_pp.data.editing.conversations import write_conversations
 
     names = [name.strip() for name in tasks.split(",")]
     write_conversations(turns, output, recordings, names, options, normaliser, language, say=click.echo)

@@ -176,7 +176,7 @@ def ami(
     ends in a semantic endpoint where the annotators wrote . ? or !. OUT/left_out.jsonl lists every turn that is in no
     window, and why.
     """
-    from tokenverse_pp.data.corpora.ami import prepare_ami
+    from tokenverse_pp.data.corpora.conversations import prepare_ami
 
     prepare_ami(corpus_dir, output_dir, mic, partition, annotations, options, normaliser, jobs, say=click.echo)
 
@@ -204,7 +204,7 @@ def callhome_english(
     Written: OUT/cuts_{train,dev,test}.jsonl.gz. A window never holds a turn whose words are not known ((( )), speech in
     another language); OUT/left_out.jsonl lists them.
     """
-    from tokenverse_pp.data.corpora.telephone import prepare_callhome_english
+    from tokenverse_pp.data.corpora.conversations import prepare_callhome_english
 
     prepare_callhome_english(
         corpus_dir, output_dir, transcripts, channels, names, options, normaliser, jobs, say=click.echo
@@ -249,7 +249,7 @@ def eval2000(
     OUT/audio; compressed SPHERE files need sph2pipe for that (lhotse install-sph2pipe). Written:
     OUT/cuts_test.jsonl.gz.
     """
-    from tokenverse_pp.data.corpora.telephone import prepare_eval2000
+    from tokenverse_pp.data.corpora.conversations import prepare_eval2000
 
     prepare_eval2000(corpus_dir, output_dir, transcripts, channels, names, options, normaliser, jobs, say=click.echo)
 

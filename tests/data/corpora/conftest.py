@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import lhotse.recipes.commonvoice
 import pytest
-from mini_runs import MAKERS, Prepared, lhotse_manifests, run
+from command_lines import run
+from mini_runs import MAKERS, Prepared, lhotse_manifests
 
 
 @pytest.fixture(scope="session")

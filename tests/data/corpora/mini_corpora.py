@@ -66,9 +66,8 @@ def make_mls(root: Path, counts=(6, 2, 2)) -> Path:
                 transcripts.append(f"{name_}\t{text}")
                 path = folder / split / "audio" / speaker / book / f"{name_}.flac"
                 write(path, speech(text, 16000), 16000)
-                lines.append(
-                    f"  {speaker}  |  {'M' if number % 2 else 'F'}  |  {split}  |  1.2  |  {book}  |  Buch  |  1  "
-                )
+                gender = "M" if number % 2 else "F"
+                lines.append(f"  {speaker}  |  {gender}  |  {split}  |  1.2  |  {book}  |  Buch  |  1  ")
             write_text(folder / split / "transcripts.txt", "\n".join(transcripts) + "\n")
         write_text(folder / "metainfo.txt", "\n".join(lines) + "\n")
     return root
@@ -123,21 +122,10 @@ def make_voxpopuli(root: Path) -> Path:
             samples = speech(text, 16000)
             pieces += [samples, np.zeros(8000, np.float32)]
             normed = "" if split == "train" and number == 1 else text
-            shown = text.capitalize() + "."
-            row = [
-                session,
-                f"s{number}",
-                shown,
-                normed,
-                f"{number}",
-                split,
-                "female",
-                "True",
-                time,
-                time + len(samples) / 16000,
-            ]
-            rows.append("|".join(map(str, row)))
-            time += len(samples) / 16000 + 0.5
+            end = time + len(samples) / 16000
+            row = [session, f"s{number}", text.capitalize() + ".", normed, f"{number}", split]
+            rows.append("|".join(map(str, [*row, "female", "True", time, end])))
+            time = end + 0.5
         path = root / "raw_audios" / "en" / "2019" / f"{session}_en.ogg"
         write(path, np.concatenate(pieces), 16000, format="OGG", subtype="VORBIS")
     root.mkdir(parents=True, exist_ok=True)

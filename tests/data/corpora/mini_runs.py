@@ -1,24 +1,116 @@
-"""Running commands on the miniature corpora, and lhotse's own recipes beside ours."""
+"""A miniature AMI in the NXT format of ami_public_manual_1.6.2, and every corpus beside lhotse's own recipe."""
 
 from __future__ import annotations
 
-import inspect
 from collections import namedtuple
 from pathlib import Path
 
-from click.testing import CliRunner
+import numpy as np
 from lhotse import CutSet
-from mini_ami import make_ami
 from mini_corpora import (
+    SECONDS_PER_WORD,
     make_callhome,
     make_commonvoice,
     make_eval2000,
     make_librispeech,
     make_mls,
     make_voxpopuli,
+    tone,
+    write,
+    write_text,
 )
 
-from tokenverse_pp.cli.main import cli
+RATE = 16000
+SECONDS = 13
+AGENTS = "ABC"
+MEETINGS = {"train": "ES2002a", "dev": "ES2011a", "test": "ES2004a"}
+# (agent, start in seconds, words; a mark has no length).
+MEETING = [
+    ("A", 0.5, "the dog runs ."),
+    ("A", 1.25, "that house sees ,"),  # runs on without a pause, in the same segment, and breaks off
+    ("B", 2.6, "a forest ?"),
+    ("C", 2.9, "the house runs ."),  # overlaps B
+    ("A", 9.0, "through a forest and sees ."),  # after a long silence
+    ("B", 10.6, "that dog runs"),  # no mark at all
+]
+NITE = 'xmlns:nite="http://nite.sourceforge.net/"'
+HEAD = '<?xml version="1.0" encoding="ISO-8859-1" standalone="yes"?>'
+
+
+def speaker_of(meeting: str, agent: str) -> str:
+    """The name of a person over all meetings."""
+    return f"{'MFM'[AGENTS.index(agent)]}EE00{AGENTS.index(agent)}{meeting[2:6]}"
+
+
+def words_of(agent: str):
+    """(token, start, end, is a mark) of all that an agent says."""
+    for who, start, text in MEETING:
+        time = start
+        for token in text.split() if who == agent else ():
+            end = time if token in ".?," else round(time + SECONDS_PER_WORD, 2)
+            yield token, time, end, token in ".?,"
+            time = end
+
+
+def segments_of(agent: str):
+    """(start, end) of the segments: turns without a pause between them are one."""
+    segments = []
+    for _, start, end, _ in words_of(agent):
+        if segments and start - segments[-1][1] < 0.01:
+            segments[-1] = (segments[-1][0], end)
+        else:
+            segments.append((start, end))
+    return segments
+
+
+def track_of(agent: str) -> np.ndarray:
+    """What an agent's headset hears, (S,)."""
+    samples = np.random.default_rng(AGENTS.index(agent)).normal(0, 0.001, SECONDS * RATE).astype(np.float32)
+    for token, start, end, mark in words_of(agent):
+        if not mark:
+            samples[round(start * RATE) : round(end * RATE)] += tone(token, RATE)
+    return samples
+
+
+def write_annotations(manual: Path, meeting: str) -> str:
+    """The words and segments of a meeting -> its entry in meetings.xml."""
+    speakers = ""
+    for channel, agent in enumerate(AGENTS):
+        words = "".join(
+            f'<w nite:id="{meeting}.{agent}.words{number}" starttime="{start:.2f}" endtime="{end:.2f}"'
+            + (' punc="true"' if mark else "")
+            + f">{token}</w>"
+            for number, (token, start, end, mark) in enumerate(words_of(agent))
+        )
+        segments = "".join(
+            f'<segment nite:id="s{number}" transcriber_start="{start:.3f}" transcriber_end="{end:.3f}"/>'
+            for number, (start, end) in enumerate(segments_of(agent))
+        )
+        name = f"{meeting}.{agent}"
+        write_text(manual / "words" / f"{name}.words.xml", f"{HEAD}<nite:root {NITE}>{words}</nite:root>")
+        write_text(manual / "segments" / f"{name}.segments.xml", f"{HEAD}<nite:root {NITE}>{segments}</nite:root>")
+        speakers += (
+            f'<speaker nite:id="{name}" channel="{channel}" camera="Closeup1" role="PM" nxt_agent="{agent}" '
+            f'global_name="{speaker_of(meeting, agent)}"/>'
+        )
+    return f'<meeting nite:id="{meeting}" observation="{meeting}" type="scenario">{speakers}</meeting>'
+
+
+def make_ami(root: Path) -> Path:
+    """The headset mix, the first distant microphone, the headsets, and the annotations."""
+    manual = root / "ami_public_manual_1.6.2"
+    entries = []
+    tracks = [track_of(agent) for agent in AGENTS]
+    for meeting in MEETINGS.values():
+        entries.append(write_annotations(manual, meeting))
+        audio = root / "wav_db" / meeting / "audio"
+        for mic in ("Mix-Headset", "Array1-01"):
+            write(audio / f"{meeting}.{mic}.wav", sum(tracks), RATE)
+        for channel, track in enumerate(tracks):
+            write(audio / f"{meeting}.Headset-{channel}.wav", track, RATE)
+    write_text(manual / "corpusResources" / "meetings.xml", f"{HEAD}<nite:root {NITE}>{''.join(entries)}</nite:root>")
+    return root
+
 
 MAKERS = {
     "ami": make_ami,
@@ -31,13 +123,6 @@ MAKERS = {
 }
 CORPORA = sorted(MAKERS)
 Prepared = namedtuple("Prepared", "corpus_dir out stdout")
-
-
-def run(*args):
-    """`tokenverse-pp ARGS` in this process."""
-    # click 8.1 mixes stderr into stdout unless told not to, 8.2 has no such option.
-    options = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
-    return CliRunner(**options).invoke(cli, [str(arg) for arg in args])
 
 
 def cuts_of(out: Path, part: str):

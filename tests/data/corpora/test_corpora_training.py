@@ -5,9 +5,10 @@ import re
 
 import pytest
 import yaml
+from command_lines import run
 from lhotse import CutSet
 from mini_corpora import sentence, speech, write
-from mini_runs import CORPORA, run
+from mini_runs import CORPORA
 from safetensors.torch import load_file
 from toy_runs import ROOT, call, toy_options
 
@@ -118,10 +119,6 @@ def test_three_corpora_with_other_labels_train_together_by_the_recipes_yaml(
     assert result.exit_code == 0, result.stderr
     by_corpus = json.loads((tmp_path / "stats.json").read_text(encoding="utf-8"))["corpora"]
     given = [{task for task, c in group["tasks"].items() if c["labelled"]["cuts"]} for group in by_corpus.values()]
-    assert sorted(given, key=sorted) == [
-        {"asr", "lid", "endp", "scd"},
-        {"asr", "lid"},
-        {"asr", "lid", "ner"},
-    ]
+    assert sorted(given, key=sorted) == [{"asr", "lid", "endp", "scd"}, {"asr", "lid"}, {"asr", "lid", "ner"}]
     # The last table: all the hours with entities come from one.
     assert re.search(r"^entities .* 100 % ", result.stdout, re.MULTILINE)

@@ -37,6 +37,7 @@ from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR, Statistics
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.lines import BOM, fields, number_of, raw_lines, stray_control
+from tokenverse_pp.data.manifests import reason_of
 from tokenverse_pp.tasks.registry import REGISTRY
 
 LINE_SEPARATORS = str.maketrans("\u2028\u2029", "  ")  # at which str.splitlines() splits
@@ -48,7 +49,7 @@ class Form:
 
     Args:
         delimiter: None: a name, blanks, a text.
-        cells: how many there are; 0: as many as in the header.
+        cells: their number; 0: as many as in the header.
         quoting: as the csv module reads it by default.
         numbers: columns of the header that hold decimal numbers.
     """
@@ -137,7 +138,7 @@ def readable(corpus_dir: Path, tables: Sequence[Table], linked: Sequence[str] = 
     """The folder for a recipe: the corpus itself if all rows are valid, otherwise a copy without the invalid ones.
 
     Args:
-        linked: names of folders that can be linked as a whole, since the recipe does not search them for files.
+        linked: names of folders to link as a whole, since the recipe does not search them for files.
     """
     replaced = {os.path.abspath(table.path): table for table in tables if table.bad or table.changed}
     if not replaced:
@@ -183,10 +184,9 @@ def channel_name(number: int) -> str:
 def at_16_khz(
     recordings: Iterable[Recording], folder: Path, jobs: int = 1, channel: Optional[int] = None
 ) -> Dict[str, Recording]:
-    """Recordings by id, each 16 kHz and one channel: as they are, or written to ``folder``.
+    """Recordings by id, each 16 kHz and one channel: as they are, or written to ``folder`` (existing files are kept).
 
-    Resampling at every step of training would cost more than the disk, and SPHERE files may need another program. A
-    file that is there from an earlier run is taken as it is.
+    Resampling at every training step would cost more than the disk, and SPHERE files may need another program.
 
     Args:
         jobs: processes.
@@ -200,7 +200,8 @@ def at_16_khz(
     others = []
     for recording in recordings:
         kept[recording.id] = recording
-        if not _is_ready(recording):
+        sphere = any(str(source.source).lower().endswith((".sph", ".wv1")) for source in recording.sources)
+        if recording.sampling_rate != SAMPLING_RATE or recording.num_channels != 1 or sphere:
             others.append(recording)
     if not others:
         return kept
@@ -217,19 +218,14 @@ def at_16_khz(
     return kept
 
 
-def _is_ready(recording: Recording) -> bool:
-    sphere = any(str(source.source).lower().endswith((".sph", ".wv1")) for source in recording.sources)
-    return recording.sampling_rate == SAMPLING_RATE and recording.num_channels == 1 and not sphere
-
-
 def write_16_khz(
     recording: Recording, folder: Path, channel: Optional[int] = None, rate: int = SAMPLING_RATE
 ) -> Recording:
-    """Write a recording as 16-bit FLAC -> the recording of that file, with the same id (``-A``, ``-B``, ..: a channel).
+    """Write a recording as 16-bit FLAC; return the recording of that file, with the same id (``-A``, ..: a channel).
 
     Args:
         channel: from 0; None: the mean of all.
-        rate: in Hz, of the file.
+        rate: of the file, in Hz.
 
     Raises:
         UserError: naming a file that cannot be decoded.
@@ -253,8 +249,7 @@ def _decode(recording: Recording, channel: Optional[int]) -> np.ndarray:
         samples = recording.load_audio(channels=channel)
     except Exception as error:  # audio backends raise errors of any type
         source = str(recording.sources[0].source)
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{source}: cannot be decoded: {reason.replace(f'{source}: ', '', 1)}") from error
+        raise UserError(f"{source}: cannot be decoded: {reason_of(error).replace(f'{source}: ', '', 1)}") from error
     return np.ascontiguousarray(samples.mean(axis=0), dtype=np.float32)
 
 
@@ -266,7 +261,7 @@ class CorpusPart:
     """A pair of lhotse manifests that becomes ``cuts_<name>.jsonl.gz``.
 
     Attributes:
-        name: the split, and after an underscore what tells it from others of the split: ``train``, ``train_de``.
+        name: the split, and what tells it from others of the split: ``train``, ``train_de``.
         language: ISO 639 code of all its supervisions.
         unread: rows of its transcripts that cannot be read, as `LeftOut` lists them.
     """
@@ -316,11 +311,7 @@ def lhotse_recipe(corpus: str, corpus_dir: Path, layout: str) -> Iterator[None]:
 
 
 def require(corpus_dir: Path, patterns: Sequence[str], layout: str) -> None:
-    """Check that each glob pattern matches something under a folder.
-
-    Raises:
-        UserError: one line with what was expected.
-    """
+    """Check that each glob pattern matches something under a folder (raises UserError with what was expected)."""
     if not corpus_dir.is_dir():
         raise UserError(f"{corpus_dir}: no such folder; expected {layout}")
     for pattern in patterns:
@@ -334,7 +325,7 @@ def write_parts(
     to_cuts: Callable[[CorpusPart, LeftOut], Iterable[Cut]],
     say: Say = print,
 ) -> Dict[str, Path]:
-    """Write the cuts of all parts, once every one of them was checked against the label schema; print what is in them.
+    """Write the cuts of all parts, or of none, checked against the label schema; print what is in them.
 
     ``left_out.jsonl`` lists the supervisions that are in no cut (``part``, ``id``, ``seconds``, ``reason``).
 
@@ -354,14 +345,11 @@ def write_parts(
 
 
 def write_checked_files(files: Dict[Path, Tuple[Iterable[Cut], LeftOut]], list_file: Path, say: Say = print) -> None:
-    """Write cuts to their files, checked against the label schema, all of the files or none; print what is in them.
+    """Write cuts to their files, all of the files or none; see `write_parts`.
 
     Args:
         files: cuts, not yet made, and the list that fills while they are made.
-        list_file: for what was left out, JSON lines: ``part`` (see `stem`), ``id``, ``seconds``, ``reason``.
-
-    Raises:
-        UserError: see `write_parts`.
+        list_file: for what was left out, as JSON lines.
     """
     statistics = Statistics()
     with contextlib.ExitStack() as stack:
@@ -402,12 +390,7 @@ def _write_checked(cuts: Iterable[Cut], temporary: Path, path: Path, statistics:
 
 
 def summary(counts: Dict[str, Any], left_out: Dict[str, LeftOut]) -> str:
-    """A table of what each file holds, tokens of its tasks included, and why turns were left out.
-
-    Args:
-        counts: `Statistics.by_corpus`, by file.
-        left_out: by file.
-    """
+    """A table of what each file holds (`Statistics.by_corpus`, by file), and why turns were left out."""
     tasks = [
         name
         for name in REGISTRY

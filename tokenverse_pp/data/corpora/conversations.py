@@ -1,97 +1,58 @@
-"""Conversational corpora: long recordings with turns, written as cuts of several turns.
+"""Conversational corpora: long recordings with turns, written as cuts of several turns, labelled for asr, endp and lid.
 
-Also converts any manifest of turns (cuts, or recordings and supervisions) into conversations.
+- AMI: meetings of four speakers.
+- CALLHOME American English and Hub5 2000 (eval2000): telephone calls, distributed by the LDC. Both use the same
+  transcription conventions, which `clean` turns into plain text.
+
+Where several speakers share a channel, the cuts are labelled for scd as well.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import bisect
+import re
+import tempfile
+import xml.etree.ElementTree as ElementTree
+import zipfile
+from collections import defaultdict
 from functools import partial
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from lhotse import RecordingSet, SupervisionSet
-from lhotse.audio import Recording
-from lhotse.cut import Cut, MonoCut
+from lhotse.cut import MonoCut
 from lhotse.supervision import SupervisionSegment
 from lhotse.utils import fastcopy
 
-from tokenverse_pp.base.errors import CONTROL, UserError
-from tokenverse_pp.base.files import is_finite
-from tokenverse_pp.base.languages import checked_language
-from tokenverse_pp.data.corpora.common import (
-    CorpusPart,
-    LeftOut,
-    Say,
-    at_16_khz,
-    stem,
-    write_checked_files,
-    write_parts,
-)
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.access import file_problem
+from tokenverse_pp.data.corpora.common import CorpusPart, LeftOut, Say, at_16_khz, lhotse_recipe, require, write_parts
 from tokenverse_pp.data.editing.conversations import (
     DEFAULT_OPTIONS,
     ConversationOptions,
     ReadWords,
+    Track,
     TurnWords,
     conversation_cuts,
 )
-from tokenverse_pp.data.labels import LABEL_SOURCE, type_problems
-from tokenverse_pp.data.manifests import load_whole, read_cuts, shortened
-from tokenverse_pp.data.normalise import NORMALISERS
-from tokenverse_pp.tasks.registry import REGISTRY
+from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
 
 MIXED_TASKS = ("asr", "scd", "endp", "lid")
-SIDES = 2  # of a telephone call
 ONE_SPEAKER_TASKS = ("asr", "endp", "lid")  # a channel of its own has no speaker changes to learn
 
 
-@dataclass(frozen=True)
-class Track:
-    """One channel of a recording and its turns (times from the recording's start)."""
-
-    prefix: str
-    recording: Recording
-    channel: int
-    turns: Sequence[SupervisionSegment]
-    custom: Dict[str, Any] = field(default_factory=dict)  # other custom fields of its cuts
-
-
-def by_recording(part: CorpusPart) -> Dict[str, List[SupervisionSegment]]:
+def turns_by_recording(part: CorpusPart) -> Dict[str, List[SupervisionSegment]]:
     """The turns of a part by recording id, sorted by it, each with the part's language."""
-    turns: Dict[str, List[SupervisionSegment]] = {
-        recording.id: [] for recording in sorted(part.recordings, key=lambda r: r.id)
-    }
+    turns: Dict[str, List[SupervisionSegment]] = {name: [] for name in sorted(r.id for r in part.recordings)}
     for turn in part.supervisions:
         turns[turn.recording_id].append(fastcopy(turn, language=part.language))
     return turns
 
 
 def mixed_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:
-    """One track per recording: its only channel, or the mean of all channels."""
-    recordings = at_16_khz(part.recordings, folder, jobs)
-    for recording_id, turns in by_recording(part).items():
-        yield Track(recording_id, recordings[recording_id], 0, turns)
-
-
-def side_tracks(
-    part: CorpusPart, folder: Path, jobs: int, side_of: Callable[[SupervisionSegment], int]
-) -> Iterator[Track]:
-    """One track per side of a telephone call, written to a separate file."""
-    sides = [at_16_khz(part.recordings, folder, jobs, channel) for channel in range(SIDES)]
-    for recording_id, turns in by_recording(part).items():
-        for channel, recordings in enumerate(sides):
-            recording = recordings[recording_id]
-            yield Track(recording.id, recording, 0, [turn for turn in turns if side_of(turn) == channel])
-
-
-def channel_tracks(part: CorpusPart) -> Iterator[Track]:
-    """One track per channel of recordings with one file per channel (headsets)."""
-    recordings = {recording.id: recording for recording in part.recordings}
-    for recording_id, turns in by_recording(part).items():
-        for channel in sorted({turn.channel for turn in turns}):
-            here = [turn for turn in turns if turn.channel == channel]
-            yield Track(f"{recording_id}-{channel}", recordings[recording_id], channel, here)
+    """One track per recording: its only channel, or the mean of all channels, in the part's folder of ``folder``."""
+    recordings = at_16_khz(part.recordings, folder / part.name, jobs)
+    for name, turns in turns_by_recording(part).items():
+        yield Track(name, recordings[name], 0, turns)
 
 
 def write_dialogues(
@@ -104,200 +65,289 @@ def write_dialogues(
     options: ConversationOptions,
     say: Say = print,
 ) -> Dict[str, Path]:
-    """Windows of all tracks -> the files by part; see `write_parts` and `tokenverse_pp.data.editing.conversations`."""
+    """Write the windows of all tracks (see `tokenverse_pp.data.editing.conversations`) and return the files by part."""
     options.check()
+    custom = {"tasks": list(tasks), "corpus": corpus}
 
     def to_cuts(part: CorpusPart, left_out: LeftOut) -> Iterator[MonoCut]:
-        custom = {"tasks": list(tasks), "corpus": corpus}
         for track in tracks_of(part):
-            yield from conversation_cuts(
-                track.recording, track.turns, options, read_words, left_out.add, custom, track.channel, track.prefix
-            )
+            yield from conversation_cuts(track, options, read_words, left_out.add, custom)
 
     return write_parts(parts, output_dir, to_cuts, say)
 
 
-def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
-    """The turns of cuts that follow one another and share recording and channel, with times from the recording's start.
-
-    Raises:
-        UserError: for a cut that is not one channel of one recording, for cuts of one recording that do not follow one
-            another, and for supervisions of one id.
-    """
-    seen: Set[Tuple[str, int]] = set()
-    for (recording_id, channel), group in groupby(_mono(cuts, where), key=lambda cut: (cut.recording.id, cut.channel)):
-        if (recording_id, channel) in seen:
-            raise UserError(f"{where}: the cuts of recording {recording_id} do not follow one another: sort them")
-        seen.add((recording_id, channel))
-        turns: List[SupervisionSegment] = []
-        recording: Optional[Recording] = None
-        custom: Optional[Dict[str, Any]] = None
-        for cut in group:
-            recording = cut.recording
-            custom = _shared(custom, cut, where)
-            turns += [fastcopy(turn, start=round(cut.start + turn.start, 8)) for turn in cut.supervisions]
-        assert recording is not None
-        yield replace(_track(recording, channel, turns, where), custom=custom or {})
+MICS = {"ihm-mix": "*.Mix-Headset.wav", "sdm": "*.Array1-01.wav", "mdm8-bf": "*_MDM8.wav", "ihm": "*.Headset-?.wav"}
+AMI_SPLITS = ("train", "dev", "test")
+AMI_ANNOTATIONS = "ami_public_manual_1.6.2"
+AMI_LAYOUT = (
+    "<meeting>/audio/<meeting>.{Mix-Headset,Array1-01,Headset-<n>}.wav or beamformed/<meeting>/<meeting>_MDM8.wav, "
+    f"at any depth, for meetings of train, dev and test, and the annotations {AMI_ANNOTATIONS} (folder or .zip)"
+)
+COLLAR = 0.011  # seconds between the end of a word and the sign behind it; annotated to 10 ms
+Marks = Dict[Tuple[str, str], List[Tuple[float, str]]]
 
 
-def _shared(custom: Optional[Dict[str, Any]], cut: MonoCut, where: str) -> Dict[str, Any]:
-    """The custom fields that all cuts of a recording share, except tasks; their label sources must agree."""
-    here = {key: value for key, value in (cut.custom or {}).items() if key != "tasks"}
-    if custom is None:
-        return here
-    if custom.get(LABEL_SOURCE) != here.get(LABEL_SOURCE):
-        raise UserError(f"{where}: cut {cut.id}, field 'custom.{LABEL_SOURCE}': not that of the cut before it")
-    return {key: value for key, value in custom.items() if key in here and here[key] == value}
-
-
-def tracks_of_supervisions(recordings: RecordingSet, supervisions: SupervisionSet, where: str) -> Iterator[Track]:
-    """The turns of each recording and channel, in the order of the recordings.
-
-    Raises:
-        UserError: for a supervision of a recording that is not there or of several channels, and for two of one id.
-    """
-    by_place: Dict[Tuple[str, int], List[SupervisionSegment]] = {}
-    known = {recording.id: recording for recording in recordings}
-    for turn in supervisions:
-        if turn.recording_id not in known:
-            raise UserError(f"{where}: supervision {turn.id}: no recording {turn.recording_id!r}")
-        channels = turn.channel if isinstance(turn.channel, list) else [turn.channel]
-        if len(channels) != 1:
-            raise UserError(f"{where}: supervision {turn.id}, field 'channel': expected one, found {channels}")
-        _check_fields(known[turn.recording_id], channels[0], [turn], where)
-        by_place.setdefault((turn.recording_id, channels[0]), []).append(turn)
-    for recording_id, recording in known.items():
-        for channel in recording.channel_ids or [0]:
-            if (recording_id, channel) in by_place:
-                yield _track(recording, channel, by_place[recording_id, channel], where)
-
-
-def _mono(cuts: Iterable[Cut], where: str) -> Iterator[MonoCut]:
-    for cut in cuts:
-        if not isinstance(cut, MonoCut) or cut.recording is None:
-            raise UserError(
-                f"{where}: cut {cut.id}: expected one channel of one recording, found a {type(cut).__name__}"
-            )
-        here = f"{where}: cut {cut.id}"
-        if not is_finite(cut.start):
-            raise UserError(f"{here}: field 'start': expected seconds, found {shortened(repr(cut.start), 80)}")
-        _check_fields(cut.recording, cut.channel, cut.supervisions, here)
-        yield cut
-
-
-def _check_fields(recording: Recording, channel: Any, turns: Iterable[SupervisionSegment], where: str) -> None:
-    """Check the types of fields, which lhotse does not check (raises UserError)."""
-    problems = []
-    if not _is_name(recording.id):
-        problems.append(f"field 'recording.id': expected a name, found {recording.id!r}")
-    if not is_finite(recording.duration):
-        problems.append(f"field 'recording.duration': expected seconds, found {recording.duration!r}")
-    if not isinstance(recording.channel_ids, list) or type(channel) is not int:
-        problems.append(f"field 'channel': expected a number, found {channel!r} of {recording.channel_ids!r}")
-    for turn in turns:
-        if not _is_name(turn.id):
-            problems.append(f"supervision {turn.id!r}: field 'id': expected a name")
-        problems += type_problems(f"supervision {turn.id}", turn)
-        entities = turn.custom.get("entities") if isinstance(turn.custom, dict) else None
-        if entities is not None and not (isinstance(entities, list) and all(isinstance(e, dict) for e in entities)):
-            problems.append(f"supervision {turn.id}, field 'custom.entities': expected a list, found {entities!r}")
-    if problems:
-        raise UserError(f"{where}: {shortened(problems[0])}")
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and not CONTROL.search(value)
-
-
-def _track(recording: Recording, channel: int, turns: Sequence[SupervisionSegment], where: str) -> Track:
-    ids = [turn.id for turn in turns]
-    if len(set(ids)) < len(ids):
-        double = next(name for name in ids if ids.count(name) > 1)
-        raise UserError(f"{where}: recording {recording.id}: two supervisions have the id {double}")
-    prefix = recording.id if recording.num_channels == 1 else f"{recording.id}-{channel}"
-    return Track(prefix, recording, channel, turns)
-
-
-def read_tracks(turns: Path, recordings: Optional[Path] = None) -> Iterator[Track]:
-    """Tracks of a manifest of cuts or, with ``recordings``, of supervisions.
-
-    Raises:
-        UserError: for a file that is missing or is not what it should be.
-    """
-    if recordings is None:
-        return tracks_of_cuts(read_cuts(turns), str(turns))
-    return tracks_of_supervisions(_load(recordings, RecordingSet), _load(turns, SupervisionSet), str(turns))
-
-
-def _load(path: Path, kind: type):  # type: ignore[no-untyped-def]  # RecordingSet or SupervisionSet, as asked for
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a {kind.__name__}")
-    try:
-        manifest = load_whole(str(path))
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path}: not a lhotse manifest: {reason}") from error
-    if not isinstance(manifest, kind):
-        raise UserError(f"{path}: expected a {kind.__name__}, found a {type(manifest).__name__}")
-    return manifest
-
-
-def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str]) -> TurnWords:
-    """Words of a turn. It is complete if its label ``endpoint`` or its last sign ``. ? !`` says so."""
-    custom = turn.custom or {}
-    try:
-        text = NORMALISERS[normaliser](turn.text or "", turn.language or language)
-    except UserError as error:
-        raise UserError(f"supervision {turn.id}: --normaliser {normaliser}: {error}") from None
-    if custom.get("entities") and text != turn.text:
-        raise UserError(f"supervision {turn.id}: --normaliser {normaliser} would move its entities")
-    last = (turn.text or "").rstrip()[-1:]
-    endpoint = custom.get("endpoint")
-    signs = True if last in (".", "?", "!", "…") else False if last in (",", ";", ":", "-") else None
-    return TurnWords(text, endpoint if isinstance(endpoint, bool) else signs, custom.get("entities"))
-
-
-def write_conversations(
-    turns: Path,
-    output: Path,
-    recordings: Optional[Path] = None,
-    tasks: Sequence[str] = ("asr", "scd", "endp"),
+def prepare_ami(
+    corpus_dir: Path,
+    output_dir: Path,
+    mic: str = "ihm-mix",
+    partition: str = "full-corpus-asr",
+    annotations: Optional[Path] = None,
     options: ConversationOptions = DEFAULT_OPTIONS,
-    normaliser: str = "none",
-    language: Optional[str] = None,
+    normaliser: str = "words",
+    jobs: int = 1,
     say: Say = print,
-) -> None:
-    """Windows of all turns -> ``output``, and what is in none of them -> ``<output's name>.left_out.jsonl`` beside it.
+) -> Dict[str, Path]:
+    """Meetings -> ``cuts_{train,dev,test}.jsonl.gz`` of windows of turns. A turn is a sentence or a segment.
 
     Args:
-        turns: cuts (whole recordings, or a cut a turn), or supervisions.
-        recordings: of the supervisions.
-        tasks: what the turns are labelled for; endp is labelled here.
-        language: of turns that name none.
+        mic: ``ihm-mix`` (sum of the headsets), ``sdm`` (one distant microphone), ``mdm8-bf`` (beamformed), or ``ihm``:
+            each headset by itself, not labelled for scd.
+        partition: how AMI's own page splits the meetings.
+        annotations: folder or zip of the annotations, where they are not in ``corpus_dir``.
 
     Raises:
-        UserError: naming file and supervision. Nothing is written then.
+        UserError: where the folder is no AMI.
     """
-    options.check()
-    unknown = [name for name in tasks if name not in REGISTRY]
-    if unknown:
-        raise UserError(f"--tasks: unknown task {unknown[0]!r}, expected some of {', '.join(REGISTRY)}")
-    language = checked_language(language, "--language") if language else None
-    words = partial(read_words, normaliser=normaliser, language=language)
-    left_out = LeftOut()
+    from lhotse.recipes.ami import prepare_ami as recipe
 
-    def cuts() -> Iterator[MonoCut]:
-        for track in read_tracks(turns, recordings):
-            spoken = [fastcopy(turn, language=turn.language or language) for turn in track.turns]
-            yield from conversation_cuts(
-                track.recording,
-                spoken,
-                options,
-                words,
-                left_out.add,
-                {**track.custom, "tasks": list(tasks)},
-                track.channel,
-                track.prefix,
+    require(corpus_dir, [f"**/{MICS[mic]}"], AMI_LAYOUT)
+    with tempfile.TemporaryDirectory() as folder:
+        place = _annotations(corpus_dir, annotations, Path(folder))
+        with lhotse_recipe("ami", corpus_dir, AMI_LAYOUT):
+            # Its normalisers drop the punctuation that endpoints are read from.
+            manifests = recipe(
+                corpus_dir, place, mic=mic, partition=partition, normalize_text="none", keep_punctuation=True
             )
+            marks = sentence_marks(place)
+    parts = [CorpusPart(split, **manifests[split], language="en") for split in AMI_SPLITS]
+    words = partial(read_ami_words, marks=marks, normaliser=NORMALISERS[normaliser])
+    if mic == "ihm":
+        return write_dialogues(parts, output_dir, "ami-ihm", ONE_SPEAKER_TASKS, headset_tracks, words, options, say)
+    tracks = partial(mixed_tracks, folder=output_dir / "audio", jobs=jobs)
+    return write_dialogues(parts, output_dir, f"ami-{mic}", MIXED_TASKS, tracks, words, options, say)
 
-    write_checked_files({output: (cuts(), left_out)}, output.with_name(f"{stem(output)}.left_out.jsonl"), say)
+
+def headset_tracks(part: CorpusPart) -> Iterator[Track]:
+    """One track per channel of recordings with one file per channel."""
+    recordings = {recording.id: recording for recording in part.recordings}
+    for name, turns in turns_by_recording(part).items():
+        for channel in sorted({turn.channel for turn in turns}):
+            here = [turn for turn in turns if turn.channel == channel]
+            yield Track(f"{name}-{channel}", recordings[name], channel, here)
+
+
+def _annotations(corpus_dir: Path, given: Optional[Path], folder: Path) -> Path:
+    """The folder of the annotations; a zip is unpacked into ``folder``, as lhotse would write into the corpus."""
+    for path in [given] if given is not None else [corpus_dir / AMI_ANNOTATIONS, corpus_dir / f"{AMI_ANNOTATIONS}.zip"]:
+        if path.is_dir():
+            require(path, ["corpusResources/meetings.xml", "segments/*.xml", "words/*.xml"], AMI_LAYOUT)
+            return path
+        if path.is_file():
+            with lhotse_recipe("ami", path, AMI_LAYOUT), zipfile.ZipFile(path) as archive:
+                archive.extractall(folder)
+            return folder
+    raise UserError(f"{given or corpus_dir}: no annotations; expected {AMI_LAYOUT}")
+
+
+def sentence_marks(annotations: Path) -> Marks:
+    """Punctuation marks of the annotations by (meeting, speaker), as (seconds, mark) in time order.
+
+    lhotse ends a supervision at each full stop and drops the stop.
+    """
+    speakers = {}
+    for meeting in ElementTree.parse(annotations / "corpusResources" / "meetings.xml").getroot():
+        for speaker in meeting:
+            speakers[meeting.attrib["observation"], speaker.attrib["nxt_agent"]] = speaker.attrib["global_name"]
+    marks: Marks = defaultdict(list)
+    for path in sorted((annotations / "words").glob("*.words.xml")):
+        meeting_id, agent, _ = path.stem.split(".")
+        if (meeting_id, agent) not in speakers:
+            continue
+        for word in ElementTree.parse(path).getroot():
+            if word.tag == "w" and word.get("punc") and "endtime" in word.attrib:
+                mark = (float(word.attrib["endtime"]), (word.text or "").strip())
+                marks[meeting_id, speakers[meeting_id, agent]].append(mark)
+    return {key: sorted(found) for key, found in marks.items()}
+
+
+def read_ami_words(turn: SupervisionSegment, marks: Marks, normaliser: Normaliser) -> TurnWords:
+    """The words of a turn; it is complete where ``. ? !`` stands at its end, and only there."""
+    here = marks.get((turn.recording_id, turn.speaker), [])
+    first = bisect.bisect_left(here, (turn.end - COLLAR, ""))
+    last = bisect.bisect_right(here, (turn.end + COLLAR, "\uffff"))
+    complete = any(mark in (".", "?", "!") for _, mark in here[first:last])
+    return TurnWords(normaliser(turn.text or "", turn.language), complete)
+
+
+CALLHOME_SPLITS = {"train": "train", "dev": "devtest", "test": "evaltest"}
+COMPRESSED = "compressed SPHERE files need sph2pipe (lhotse install-sph2pipe)"
+CALLHOME_LAYOUT = (
+    "LDC97S42/data/{train,devtest,evltest}/*.sph and LDC97T14/transcrpt/{train,devtest,evaltest}/*.txt in one folder "
+    f"(or --transcripts for the second); {COMPRESSED}"
+)
+EVAL2000_LAYOUT = (
+    f"LDC2002S09/hub5e_00/english/*.sph and LDC2002T43/reference/english/*.txt in one folder; {COMPRESSED}"
+)
+
+# An attribute's value may hold a ">": e_form="[we=>we]['re=>are]".
+_TAG = re.compile(r"""</?(contraction|(b_|e_)?aside)\b("[^"]*"|'[^']*'|[^>"'])*>""", re.IGNORECASE)
+_SOUND = re.compile(r"\{[^}]*\}|\[\[.*?\]\]|\[[^\]]*\]")
+_FOREIGN = re.compile(r"<\s*[A-Za-z?][^>]*>?")
+_GUESS = re.compile(r"\(\(\s*(.*?)\s*\)\)")
+_SIGNS = re.compile(r"[%*+#/~^@]")
+_NAME = "&"
+NAME_TYPE = "NAME"
+
+
+def clean(text: str, keep_names: bool = False) -> Optional[str]:
+    """An LDC transcript without its marks but with punctuation; None where the words are unknown.
+
+    Sounds (``{breath}``, ``[distortion]``), comments (``[[..]]``) and tags (``<contraction ..>``) go, the signs of
+    hesitations, names, asides and mispronounced words (``% & // + ** #``) go and leave the word; a best guess
+    ``((like this))`` counts as heard. Not known: ``(( ))``, and speech in another language (``<Spanish ..>``).
+    ``keep_names`` leaves the sign of proper names, ``&``.
+
+    >>> clean("%um, &Bob {laugh} was <contraction e_form='x'>there --"), clean("I (( )) so"), clean("<Spanish hola>")
+    ('um, Bob was there --', None, None)
+    """
+    text = _SOUND.sub(" ", _TAG.sub(" ", text))
+    if _FOREIGN.search(text) or any(not guess for guess in _GUESS.findall(text)):
+        return None
+    text = _SIGNS.sub("", _GUESS.sub(r"\1", text))
+    return " ".join((text if keep_names else text.replace(_NAME, "")).split())
+
+
+def read_call_words(turn: SupervisionSegment, normaliser: Normaliser, names: bool = False) -> TurnWords:
+    """Words of a turn; a last sign ``. ? !`` makes it complete, ``, -`` (also ``--``: broken off) not complete.
+
+    Args:
+        names: label what the transcribers marked as proper names as entities.
+    """
+    text = clean(turn.text or "", keep_names=names)
+    if text is None:
+        return TurnWords(None)
+    complete = {".": True, "?": True, "!": True, ",": False, "-": False}.get(text[-1:])
+    if names:
+        plain, entities = find_names(text, lambda token: normaliser(token, turn.language))
+        return TurnWords(plain, complete, entities)
+    return TurnWords(normaliser(text, turn.language), complete)
+
+
+def find_names(text: str, normalise: Callable[[str], str]) -> Tuple[str, List[Dict[str, Any]]]:
+    """Text with names marked by ``&`` -> normalised text, and a span of type NAME for each run of marked words.
+
+    A run ends at punctuation: ``&Bob, &Ann`` are two, ``&New &York's`` is one.
+
+    >>> find_names("so &New &York, &Bob said", str.lower)[1][0]
+    {'start': 3, 'end': 12, 'type': 'NAME'}
+    """
+    words: List[str] = []
+    spans: List[Dict[str, Any]] = []
+    length, in_run = 0, False
+    for token in text.split():
+        word = normalise(token.replace(_NAME, ""))
+        if not word:
+            continue
+        start = length + bool(words)
+        words.append(word)
+        length = start + len(word)
+        if _NAME in token and in_run:
+            spans[-1]["end"] = length
+        elif _NAME in token:
+            spans.append({"start": start, "end": length, "type": NAME_TYPE})
+        in_run = _NAME in token and token[-1].isalnum()
+    return " ".join(words), spans
+
+
+def side_of(turn: SupervisionSegment) -> int:
+    """0 for side A, 1 for B, by the speaker's name (``4077_0A``, ``4077_B1``, ``sw_4390-A``).
+
+    lhotse's recipe for eval2000 puts a second speaker on side A (``A1``) on channel 1.
+    """
+    return 1 if "B" in re.split("[_-]", turn.speaker)[-1] else 0
+
+
+def prepare_calls(
+    corpus: str,
+    corpus_dir: Path,
+    output_dir: Path,
+    transcripts: Optional[Path] = None,
+    channels: str = "mixed",
+    names: bool = False,
+    options: ConversationOptions = DEFAULT_OPTIONS,
+    normaliser: str = "words",
+    jobs: int = 1,
+    say: Say = print,
+) -> Dict[str, Path]:
+    """Prepare telephone calls of the LDC.
+
+    ``callhome-english`` writes ``cuts_{train,dev,test}.jsonl.gz`` (dev: devtest, test: evaltest); ``eval2000``, the
+    Hub5 2000 evaluation of Switchboard and CALLHOME calls, ``cuts_test.jsonl.gz``.
+
+    Args:
+        corpus_dir: of CALLHOME, a folder with LDC97S42 and LDC97T14, or LDC97S42 itself.
+        transcripts: folder of the transcripts (LDC97T14), where it is elsewhere.
+        channels: ``mixed``: the two sides of a call as one channel; ``separate``: each side, not labelled for scd.
+        names: label proper names, as far as the transcribers marked them, as entities (ner).
+
+    Raises:
+        UserError: where the folders are not these corpora.
+    """
+    parts = (_callhome if corpus == "callhome-english" else _eval2000)(corpus_dir, transcripts)
+    tasks = ONE_SPEAKER_TASKS if channels == "separate" else MIXED_TASKS
+    return write_dialogues(
+        parts,
+        output_dir,
+        corpus,
+        [*tasks, *(["ner"] * names)],
+        partial(side_tracks if channels == "separate" else mixed_tracks, folder=output_dir / "audio", jobs=jobs),
+        partial(read_call_words, normaliser=NORMALISERS[normaliser], names=names),
+        options,
+        say,
+    )
+
+
+prepare_callhome_english = partial(prepare_calls, "callhome-english")
+prepare_eval2000 = partial(prepare_calls, "eval2000")
+
+
+def _callhome(corpus_dir: Path, transcripts: Optional[Path]) -> List[CorpusPart]:
+    from lhotse.recipes.callhome_english import prepare_callhome_english as recipe
+
+    speech = corpus_dir / "LDC97S42" if (corpus_dir / "LDC97S42").is_dir() else corpus_dir
+    texts = transcripts if transcripts is not None else corpus_dir / "LDC97T14"
+    require(speech, ["data/train", "data/devtest", "data/evltest"], CALLHOME_LAYOUT)
+    require(texts, ["transcrpt/train", "transcrpt/devtest", "transcrpt/evaltest"], CALLHOME_LAYOUT)
+    _check_names(speech)
+    with lhotse_recipe("callhome-english", corpus_dir, CALLHOME_LAYOUT):
+        manifests = recipe(speech, transcript_dir=texts, absolute_paths=True)
+    return [CorpusPart(split, **manifests[name], language="en") for split, name in CALLHOME_SPLITS.items()]
+
+
+def _eval2000(corpus_dir: Path, transcripts: Optional[Path]) -> List[CorpusPart]:
+    from lhotse.recipes.eval2000 import prepare_eval2000 as recipe
+
+    wanted = ["LDC2002S09/hub5e_00/english"] + ([] if transcripts else ["LDC2002T43/reference/english"])
+    require(corpus_dir, wanted, EVAL2000_LAYOUT)
+    _check_names(corpus_dir)
+    with tempfile.TemporaryDirectory() as folder, lhotse_recipe("eval2000", corpus_dir, EVAL2000_LAYOUT):
+        manifests = recipe(corpus_dir, folder, transcript_path=transcripts, absolute_paths=True)
+    return [CorpusPart("test", **manifests, language="en")]
+
+
+def side_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:
+    """One track per side of a telephone call, written to a separate file."""
+    sides = [at_16_khz(part.recordings, folder / part.name, jobs, channel) for channel in (0, 1)]
+    for name, turns in turns_by_recording(part).items():
+        for channel, recordings in enumerate(sides):
+            recording = recordings[name]
+            yield Track(recording.id, recording, 0, [turn for turn in turns if side_of(turn) == channel])
+
+
+def _check_names(folder: Path) -> None:
+    """Check that lhotse can safely open each SPHERE file by its name (raises UserError)."""
+    problems = (file_problem(str(path)) for path in sorted(folder.rglob("*.[sS][pP][hH]")))
+    problem = next(filter(None, problems), None)
+    if problem:
+        raise UserError(problem)

@@ -13,6 +13,7 @@ before 7 name ``accents`` ``accent``, those before 5 lack ``locale`` and ``segme
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -43,7 +44,8 @@ from tokenverse_pp.data.corpora.common import (
 )
 from tokenverse_pp.data.editing.conversations import NO_WORDS, with_original
 from tokenverse_pp.data.lines import raw_lines, stray_control, text_of
-from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
+from tokenverse_pp.data.manifests import reason_of
+from tokenverse_pp.data.normalise import NORMALISERS
 
 MLS = {
     "dutch": "nl",
@@ -74,11 +76,8 @@ def common_voice_code(locale: str) -> str:
 def folders_of(languages: Sequence[str], folders: Sequence[str], where: str) -> List[str]:
     """The language folders of a corpus for the given codes; an unknown code is returned unchanged.
 
-    Args:
-        where: the folder of the corpus, for messages.
-
     Raises:
-        UserError: for a code that may mean several folders.
+        UserError: for a code that may mean several folders of ``where``, the folder of the corpus.
     """
     found = []
     for code in languages:
@@ -95,44 +94,32 @@ TASKS = ("asr", "lid")
 def write_utterances(
     parts: Sequence[CorpusPart], output_dir: Path, corpus: str, normaliser: str, jobs: int, say: Say = print
 ) -> Dict[str, Path]:
-    """A cut for each supervision, labelled for asr and lid -> the files by part; see `write_parts`."""
+    """Write a cut for each supervision, with its id, labelled for asr and lid; return the files by part."""
 
     def to_cuts(part: CorpusPart, left_out: LeftOut) -> Iterator[MonoCut]:
         recordings = at_16_khz(part.recordings, output_dir / "audio" / part.name, jobs)
-        return utterance_cuts(part, recordings, corpus, NORMALISERS[normaliser], left_out)
+        for turn in part.supervisions:
+            text = NORMALISERS[normaliser](turn.text or "", part.language)
+            if not text:
+                left_out.add(turn, NO_WORDS)
+                continue
+            recording = recordings[turn.recording_id]
+            # A turn that spans the whole recording ends where the audio as decoded ends: MP3 headers round.
+            duration = round(min(turn.duration, recording.duration - turn.start), 8)
+            spoken = fastcopy(
+                turn,
+                start=0.0,
+                duration=duration,
+                channel=0,
+                text=text,
+                language=part.language,
+                custom=with_original(turn.custom, turn.text, text),
+                alignment=None,
+            )
+            custom = {"tasks": list(TASKS), "corpus": corpus}
+            yield MonoCut(turn.id, turn.start, duration, 0, [spoken], recording=recording, custom=custom)
 
     return write_parts(parts, output_dir, to_cuts, say)
-
-
-def utterance_cuts(
-    part: CorpusPart, recordings: Dict[str, Recording], corpus: str, normaliser: Normaliser, left_out: LeftOut
-) -> Iterator[MonoCut]:
-    """One labelled cut for each supervision of a part, in its order; it has the supervision's id."""
-    for turn in part.supervisions:
-        text = normaliser(turn.text or "", part.language)
-        if not text:
-            left_out.add(turn, NO_WORDS)
-            continue
-        recording = recordings[turn.recording_id]
-        # A turn that spans the whole recording ends where the audio as decoded ends: MP3 headers round.
-        duration = round(min(turn.duration, recording.duration - turn.start), 8)
-        yield MonoCut(
-            id=turn.id,
-            start=turn.start,
-            duration=duration,
-            channel=0,
-            recording=recording,
-            supervisions=[labelled(turn, text, part.language, duration)],
-            custom={"tasks": list(TASKS), "corpus": corpus},
-        )
-
-
-def labelled(turn: SupervisionSegment, text: str, language: str, duration: float) -> SupervisionSegment:
-    """The supervision of a cut that spans exactly this turn."""
-    custom = with_original(turn.custom, turn.text, text)
-    return fastcopy(
-        turn, start=0.0, duration=duration, channel=0, text=text, language=language, custom=custom, alignment=None
-    )
 
 
 LIBRISPEECH_FORM = Form(delimiter=None, cells=2)
@@ -144,7 +131,7 @@ LIBRISPEECH_LAYOUT = (
 def prepare_librispeech(
     corpus_dir: Path, output_dir: Path, normaliser: str = "words", jobs: int = 1, say: Say = print
 ) -> Dict[str, Path]:
-    """Every existing part -> ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100.jsonl.gz``), one cut an utterance.
+    """Every existing part -> ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100.jsonl.gz``), one cut per utterance.
 
     Raises:
         UserError: where the folder is no LibriSpeech.
@@ -179,9 +166,7 @@ MLS_LAYOUT = (
 def prepare_mls(
     corpus_dir: Path, output_dir: Path, normaliser: str = "words", jobs: int = 1, say: Say = print
 ) -> Dict[str, Path]:
-    """``mls_<language>`` folders -> ``cuts_<split>_<code>.jsonl.gz``, one cut a segment.
-
-    Opus files are read where the folders end in ``_opus``, FLAC files otherwise.
+    """``mls_<language>`` folders (Opus if they end in ``_opus``, else FLAC) -> ``cuts_<split>_<code>.jsonl.gz``.
 
     Raises:
         UserError: where the folder is no MLS.
@@ -253,7 +238,18 @@ def prepare_commonvoice(
     require(corpus_dir, ["*/clips", "*/train.tsv"], COMMONVOICE_LAYOUT)
     there = sorted(path.parent.name for path in corpus_dir.glob("*/train.tsv"))
     locales = folders_of(languages, there, str(corpus_dir)) or there
-    _check_locales(corpus_dir, locales)
+    by_code: Dict[str, str] = {}
+    for locale in locales:
+        tables = [f"{locale}/{split}.tsv" for split in COMMONVOICE_SPLITS]
+        require(corpus_dir, [f"{locale}/clips", *tables], COMMONVOICE_LAYOUT)
+        other = by_code.setdefault(common_voice_code(locale), locale)
+        if other != locale:
+            raise UserError(
+                f"{corpus_dir}: {other} and {locale} are both {common_voice_code(locale)}: give --language for one, "
+                "and prepare the other into a folder of its own"
+            )
+        for table in tables:
+            _header(corpus_dir / table)
     clip_of = {locale: _clip_finder(corpus_dir / locale / "clips") for locale in locales}
     parts = [
         _read_part(corpus_dir / locale, split, clip_of[locale], jobs)
@@ -261,24 +257,6 @@ def prepare_commonvoice(
         for split in COMMONVOICE_SPLITS
     ]
     return write_utterances(parts, output_dir, "commonvoice", normaliser, jobs, say)
-
-
-def _check_locales(corpus_dir: Path, locales: List[str]) -> None:
-    by_code: Dict[str, str] = {}
-    for locale in locales:
-        require(
-            corpus_dir,
-            [f"{locale}/clips", *(f"{locale}/{split}.tsv" for split in COMMONVOICE_SPLITS)],
-            COMMONVOICE_LAYOUT,
-        )
-        other = by_code.setdefault(common_voice_code(locale), locale)
-        if other != locale:
-            raise UserError(
-                f"{corpus_dir}: {other} and {locale} are both {common_voice_code(locale)}: give --language for one, "
-                "and prepare the other into a folder of its own"
-            )
-        for split in COMMONVOICE_SPLITS:
-            _header(corpus_dir / locale / f"{split}.tsv")
 
 
 def _header(path: Path) -> List[str]:
@@ -356,12 +334,30 @@ def _read_part(folder: Path, split: str, clip_of: Callable[[str], Optional[Path]
     if not clips and not left_out:
         raise UserError(f"{folder / split}.tsv: holds no rows (--language names the locales to prepare)")
     recordings, supervisions = [], []
-    for (clip, row), recording in zip(clips, _recordings([clip for clip, _ in clips], jobs, f"{locale} {split}")):
-        if isinstance(recording, str):
-            left_out.append((clip.stem, recording))
-        else:
+    paths = [clip for clip, _ in clips]
+    with contextlib.ExitStack() as stack:
+        opened: Iterator[Union[Recording, str]] = map(_recording, paths)
+        if jobs > 1:
+            opened = stack.enter_context(ProcessPoolExecutor(jobs)).map(_recording, paths, chunksize=64)
+        bar = tqdm(opened, total=len(paths), desc=f"{locale} {split}", mininterval=1.0)
+        for (clip, row), recording in zip(clips, bar):
+            if isinstance(recording, str):
+                left_out.append((clip.stem, recording))
+                continue
             recordings.append(recording)
-            supervisions.append(_supervision(row, recording, locale))
+            turn = SupervisionSegment(
+                id=recording.id,
+                recording_id=recording.id,
+                start=0.0,
+                duration=recording.duration,
+                channel=0,
+                language=locale,
+                speaker=row.get("client_id") or None,
+                text=row["sentence"].strip(),
+                gender=row.get("gender"),
+                custom={name: row[column] for column, name in CUSTOM.items() if column in row},
+            )
+            supervisions.append(turn)
     return CorpusPart(
         f"{split}_{code}",
         RecordingSet.from_recordings(recordings),
@@ -371,37 +367,14 @@ def _read_part(folder: Path, split: str, clip_of: Callable[[str], Optional[Path]
     )
 
 
-def _recordings(clips: Sequence[Path], jobs: int, title: str) -> Iterator[Union[Recording, str]]:
-    """The recording of each clip, or the reason why there is none."""
-    if jobs > 1:
-        with ProcessPoolExecutor(jobs) as pool:
-            yield from tqdm(pool.map(_recording, clips, chunksize=64), total=len(clips), desc=title, mininterval=1.0)
-    else:
-        yield from tqdm(map(_recording, clips), total=len(clips), desc=title, mininterval=1.0)
-
-
 def _recording(clip: Path) -> Union[Recording, str]:
+    """The recording of a clip, or the reason why there is none."""
     try:
         with disable_ffmpeg_torchaudio_info():
             recording = Recording.from_file(clip, recording_id=clip.stem)
     except Exception as error:  # audio backends raise errors of any type
-        return f"cannot be read as audio: {(str(error).strip().splitlines() or [type(error).__name__])[0][:200]}"
+        return f"cannot be read as audio: {reason_of(error)}"
     return recording if recording.num_samples > 0 else "holds no audio"
-
-
-def _supervision(row: Row, recording: Recording, locale: str) -> SupervisionSegment:
-    return SupervisionSegment(
-        id=recording.id,
-        recording_id=recording.id,
-        start=0.0,
-        duration=recording.duration,
-        channel=0,
-        language=locale,
-        speaker=row.get("client_id") or None,
-        text=row["sentence"].strip(),
-        gender=row.get("gender"),
-        custom={name: row[column] for column, name in CUSTOM.items() if column in row},
-    )
 
 
 VOXPOPULI_SPLITS = ("train", "dev", "test")

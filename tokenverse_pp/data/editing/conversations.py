@@ -1,6 +1,6 @@
 """Conversations: cut a long recording into windows of several turns, with real speaker changes and endpoints.
 
-The steps, in this order:
+`write_conversations` does so for any manifest of turns (cuts, or recordings and supervisions). The steps, in order:
 
 1. **Overlapping turns of one speaker** are joined (inexact times in the corpus; the label schema allows one turn of a
    speaker at a time).
@@ -22,15 +22,25 @@ from __future__ import annotations
 import bisect
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
+from lhotse import RecordingSet, SupervisionSet
 from lhotse.audio import Recording
-from lhotse.cut import MonoCut
+from lhotse.cut import Cut, MonoCut
 from lhotse.supervision import SupervisionSegment
 from lhotse.utils import fastcopy
 
-from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.labels import LABEL_SOURCE, MACHINE, TOLERANCE
+from tokenverse_pp.base.errors import CONTROL, UserError
+from tokenverse_pp.base.files import is_finite
+from tokenverse_pp.base.languages import checked_language
+from tokenverse_pp.data.corpora.common import LeftOut, Say, stem, write_checked_files
+from tokenverse_pp.data.labels import LABEL_SOURCE, MACHINE, TOLERANCE, type_problems
+from tokenverse_pp.data.manifests import load_whole, read_cuts, reason_of, shortened
+from tokenverse_pp.data.normalise import NORMALISERS
+from tokenverse_pp.tasks.registry import REGISTRY
 
 MILLISECOND = 0.001  # windows begin and end on whole ones
 BY_PAUSE = f"{MACHINE}pause"  # the maker of endpoints that no transcript marks
@@ -59,15 +69,28 @@ class ConversationOptions:
         """Check the values (raises UserError naming the option)."""
         if not self.max_seconds > 2 * self.margin >= 0:
             raise UserError(f"--max-seconds {self.max_seconds:g}: expected more than two margins of {self.margin:g} s")
-        for name, value, allowed in (
-            ("endpoints", self.endpoints, ENDPOINT_RULES),
-            ("overlaps", self.overlaps, OVERLAP_RULES),
-        ):
-            if value not in allowed:
-                raise UserError(f"--{name} {value}: expected one of {', '.join(allowed)}")
+        for name, allowed in (("endpoints", ENDPOINT_RULES), ("overlaps", OVERLAP_RULES)):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"--{name} {getattr(self, name)}: expected one of {', '.join(allowed)}")
 
 
 DEFAULT_OPTIONS = ConversationOptions()
+
+
+@dataclass(frozen=True)
+class Track:
+    """One channel of a recording and its turns (times from the recording's start).
+
+    Attributes:
+        prefix: what the ids of its cuts begin with.
+        custom: further custom fields of its cuts.
+    """
+
+    prefix: str
+    recording: Recording
+    channel: int
+    turns: Sequence[SupervisionSegment]
+    custom: Dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,7 +129,7 @@ class SpokenTurn:
 
 @dataclass
 class Block:
-    """Turns that cannot be separated."""
+    """Turns that cannot be separated, in the order of their starts."""
 
     turns: List[SpokenTurn] = field(default_factory=list)
 
@@ -126,51 +149,45 @@ NoteLeftOut = Callable[[SupervisionSegment, str], None]
 
 
 def conversation_cuts(
-    recording: Recording,
-    turns: Sequence[SupervisionSegment],
-    options: ConversationOptions,
-    read_words: ReadWords,
-    leave_out: NoteLeftOut,
-    custom: Dict[str, Any],
-    channel: int = 0,
-    prefix: str = "",
+    track: Track, options: ConversationOptions, read_words: ReadWords, leave_out: NoteLeftOut, custom: Dict[str, Any]
 ) -> Iterator[MonoCut]:
-    """The windows of one recording, in time order, as labelled cuts.
+    """The windows of one track, in time order, as labelled cuts.
 
     Args:
-        turns: supervisions of the recording, times from its start, each with a speaker.
+        track: its turns need a speaker each.
         read_words: the words of a turn.
-        leave_out: told of each turn that is in no window, and why.
-        custom: what every cut says, ``tasks`` among it.
-        channel: of the recording.
-        prefix: what the ids of the cuts begin with; the recording's id by default.
+        leave_out: called with each turn that is in no window, and the reason.
+        custom: custom fields of every cut, ``tasks`` among them.
     """
-    spoken = spoken_turns(recording, turns, read_words, leave_out)
-    spoken = join_same_speaker(spoken)
-    ends, by_pause = find_endpoints(spoken, options)
-    blocks = find_blocks(spoken)
+    recording, custom = track.recording, {**track.custom, **custom}
+    turns = join_same_speaker(spoken_turns(recording, track.turns, read_words, leave_out))
+    ends, by_pause = find_endpoints(turns, options)
+    blocks = find_blocks(turns)
     for number, (first, last) in enumerate(find_windows(blocks, options, leave_out)):
         members = [turn for block in blocks[first : last + 1] for turn in block.turns]
         start, end = _with_margins(blocks, first, last, options.margin, recording.duration)
+        own = dict(custom)
+        if "endp" in custom["tasks"] and any(turn.turn.id in by_pause for turn in members):
+            own[LABEL_SOURCE] = {**custom.get(LABEL_SOURCE, {}), "endp": BY_PAUSE}
         yield MonoCut(
-            id=f"{prefix or recording.id}-{number:04d}",
+            id=f"{track.prefix}-{number:04d}",
             start=start,
             duration=round(end - start, 8),
-            channel=channel,
+            channel=track.channel,
             recording=recording,
             supervisions=[
-                _supervision(turn, ends[turn.turn.id], start, end, recording, channel)
+                _supervision(turn, ends[turn.turn.id], start, end, recording, track.channel)
                 for turn in members
                 if turn.words.text
             ],
-            custom=_with_source(custom, any(turn.turn.id in by_pause for turn in members)),
+            custom=own,
         )
 
 
 def spoken_turns(
     recording: Recording, turns: Sequence[SupervisionSegment], read_words: ReadWords, leave_out: NoteLeftOut
 ) -> List[SpokenTurn]:
-    """Turns with their words, in time order; those without words (a laugh) are left out, those not understood stay."""
+    """Turns with their words, in time order. Those without words (a laugh) are left out; unknown words stay."""
     spoken = []
     for turn in sorted(turns, key=lambda turn: (turn.start, turn.end, turn.id)):
         if not turn.speaker:
@@ -181,8 +198,8 @@ def spoken_turns(
         words = read_words(turn)
         if words.text == "":
             leave_out(turn, NO_WORDS)
-            continue
-        spoken.append(SpokenTurn(turn, words))
+        else:
+            spoken.append(SpokenTurn(turn, words))
     return spoken
 
 
@@ -201,25 +218,22 @@ def join_same_speaker(turns: Sequence[SpokenTurn]) -> List[SpokenTurn]:
 
 
 def _joined(first: SpokenTurn, second: SpokenTurn) -> SpokenTurn:
-    known = first.words.text is not None and second.words.text is not None
-    text = f"{first.words.text} {second.words.text}" if known else None
-    complete = (second if second.end >= first.end else first).words.complete
+    text: Optional[str] = None
+    if first.words.text is not None and second.words.text is not None:
+        text = f"{first.words.text} {second.words.text}"
+    entities: Optional[List[Dict[str, Any]]] = None
+    if first.words.entities is not None and second.words.entities is not None:
+        shift = len(first.words.text or "") + 1
+        moved = [{**e, "start": e["start"] + shift, "end": e["end"] + shift} for e in second.words.entities]
+        entities = [*first.words.entities, *moved]
     turn = fastcopy(
         first.turn,
         duration=round(max(first.end, second.end) - first.start, 8),
         text=f"{first.turn.text} {second.turn.text}",
         custom={**(second.turn.custom or {}), **(first.turn.custom or {})},
     )
-    words = TurnWords(text, complete, _joined_entities(first.words, second.words))
+    words = TurnWords(text, (second if second.end >= first.end else first).words.complete, entities)
     return replace(first, turn=turn, words=words, joined=(*first.joined, second.turn.id, *second.joined))
-
-
-def _joined_entities(first: TurnWords, second: TurnWords) -> Optional[List[Dict[str, Any]]]:
-    if first.entities is None or second.entities is None:
-        return None
-    shift = len(first.text or "") + 1
-    moved = [{**item, "start": item["start"] + shift, "end": item["end"] + shift} for item in second.entities]
-    return [*first.entities, *moved]
 
 
 def find_endpoints(turns: Sequence[SpokenTurn], options: ConversationOptions) -> Tuple[Dict[str, bool], Set[str]]:
@@ -236,13 +250,6 @@ def find_endpoints(turns: Sequence[SpokenTurn], options: ConversationOptions) ->
             by_pause.add(spoken.turn.id)
         result[spoken.turn.id] = bool(complete)
     return result, by_pause
-
-
-def _with_source(custom: Dict[str, Any], by_pause: bool) -> Dict[str, Any]:
-    """A cut's custom fields, saying so where a rule and no transcriber set an endpoint."""
-    if not by_pause or "endp" not in custom["tasks"]:
-        return dict(custom)
-    return {**custom, LABEL_SOURCE: {**custom.get(LABEL_SOURCE, {}), "endp": BY_PAUSE}}
 
 
 def _stops(spoken: SpokenTurn, starts: Dict[str, List[float]], pause: float) -> bool:
@@ -342,3 +349,178 @@ def _supervision(
 def with_original(custom: Optional[Dict[str, Any]], text: Optional[str], normalised: Optional[str]) -> Dict[str, Any]:
     """A supervision's custom fields, with the text before normalisation as ``original_text`` where it differs."""
     return {**(custom or {}), **({} if text == normalised else {"original_text": text})}
+
+
+def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
+    """The turns of consecutive cuts that share recording and channel, with times from the recording's start.
+
+    Raises:
+        UserError: for a cut that is not one channel of one recording, cuts of one recording that are not consecutive,
+            and supervisions of one id.
+    """
+    seen: Set[Tuple[str, int]] = set()
+    for (recording_id, channel), group in groupby(_mono(cuts, where), key=lambda cut: (cut.recording.id, cut.channel)):
+        if (recording_id, channel) in seen:
+            raise UserError(f"{where}: the cuts of recording {recording_id} do not follow one another: sort them")
+        seen.add((recording_id, channel))
+        turns: List[SupervisionSegment] = []
+        recording: Optional[Recording] = None
+        custom: Optional[Dict[str, Any]] = None
+        for cut in group:
+            recording = cut.recording
+            custom = _shared(custom, cut, where)
+            turns += [fastcopy(turn, start=round(cut.start + turn.start, 8)) for turn in cut.supervisions]
+        assert recording is not None
+        yield replace(_track(recording, channel, turns, where), custom=custom or {})
+
+
+def _shared(custom: Optional[Dict[str, Any]], cut: MonoCut, where: str) -> Dict[str, Any]:
+    """The custom fields that all cuts of a recording share, except tasks; their label sources must agree."""
+    here = {key: value for key, value in (cut.custom or {}).items() if key != "tasks"}
+    if custom is None:
+        return here
+    if custom.get(LABEL_SOURCE) != here.get(LABEL_SOURCE):
+        raise UserError(f"{where}: cut {cut.id}, field 'custom.{LABEL_SOURCE}': not that of the cut before it")
+    return {key: value for key, value in custom.items() if key in here and here[key] == value}
+
+
+def tracks_of_supervisions(recordings: RecordingSet, supervisions: SupervisionSet, where: str) -> Iterator[Track]:
+    """The turns of each recording and channel, in the order of the recordings.
+
+    Raises:
+        UserError: for a supervision of an unknown recording or of several channels, and for two of one id.
+    """
+    by_place: Dict[Tuple[str, int], List[SupervisionSegment]] = {}
+    known = {recording.id: recording for recording in recordings}
+    for turn in supervisions:
+        if turn.recording_id not in known:
+            raise UserError(f"{where}: supervision {turn.id}: no recording {turn.recording_id!r}")
+        channels = turn.channel if isinstance(turn.channel, list) else [turn.channel]
+        if len(channels) != 1:
+            raise UserError(f"{where}: supervision {turn.id}, field 'channel': expected one, found {channels}")
+        _check_fields(known[turn.recording_id], channels[0], [turn], where)
+        by_place.setdefault((turn.recording_id, channels[0]), []).append(turn)
+    for recording_id, recording in known.items():
+        for channel in recording.channel_ids or [0]:
+            if (recording_id, channel) in by_place:
+                yield _track(recording, channel, by_place[recording_id, channel], where)
+
+
+def _mono(cuts: Iterable[Cut], where: str) -> Iterator[MonoCut]:
+    for cut in cuts:
+        here = f"{where}: cut {cut.id}"
+        if not isinstance(cut, MonoCut) or cut.recording is None:
+            raise UserError(f"{here}: expected one channel of one recording, found a {type(cut).__name__}")
+        if not is_finite(cut.start):
+            raise UserError(f"{here}: field 'start': expected seconds, found {shortened(repr(cut.start), 80)}")
+        _check_fields(cut.recording, cut.channel, cut.supervisions, here)
+        yield cut
+
+
+def _check_fields(recording: Recording, channel: Any, turns: Iterable[SupervisionSegment], where: str) -> None:
+    """Check the types of fields, which lhotse does not check (raises UserError)."""
+    problems = []
+    if not _is_name(recording.id):
+        problems.append(f"field 'recording.id': expected a name, found {recording.id!r}")
+    if not is_finite(recording.duration):
+        problems.append(f"field 'recording.duration': expected seconds, found {recording.duration!r}")
+    if not isinstance(recording.channel_ids, list) or type(channel) is not int:
+        problems.append(f"field 'channel': expected a number, found {channel!r} of {recording.channel_ids!r}")
+    for turn in turns:
+        if not _is_name(turn.id):
+            problems.append(f"supervision {turn.id!r}: field 'id': expected a name")
+        problems += type_problems(f"supervision {turn.id}", turn)
+        entities = turn.custom.get("entities") if isinstance(turn.custom, dict) else None
+        if entities is not None and not (isinstance(entities, list) and all(isinstance(e, dict) for e in entities)):
+            problems.append(f"supervision {turn.id}, field 'custom.entities': expected a list, found {entities!r}")
+    if problems:
+        raise UserError(f"{where}: {shortened(problems[0])}")
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and not CONTROL.search(value)
+
+
+def _track(recording: Recording, channel: int, turns: Sequence[SupervisionSegment], where: str) -> Track:
+    ids = [turn.id for turn in turns]
+    if len(set(ids)) < len(ids):
+        double = next(name for name in ids if ids.count(name) > 1)
+        raise UserError(f"{where}: recording {recording.id}: two supervisions have the id {double}")
+    prefix = recording.id if recording.num_channels == 1 else f"{recording.id}-{channel}"
+    return Track(prefix, recording, channel, turns)
+
+
+def read_tracks(turns: Path, recordings: Optional[Path] = None) -> Iterator[Track]:
+    """Tracks of a manifest of cuts or, with ``recordings``, of supervisions.
+
+    Raises:
+        UserError: for a file that is missing or is no such manifest.
+    """
+    if recordings is None:
+        return tracks_of_cuts(read_cuts(turns), str(turns))
+    return tracks_of_supervisions(_load(recordings, RecordingSet), _load(turns, SupervisionSet), str(turns))
+
+
+def _load(path: Path, kind: type):  # type: ignore[no-untyped-def]  # RecordingSet or SupervisionSet, as asked for
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a {kind.__name__}")
+    try:
+        manifest = load_whole(str(path))
+    except Exception as error:
+        raise UserError(f"{path}: not a lhotse manifest: {reason_of(error)}") from error
+    if not isinstance(manifest, kind):
+        raise UserError(f"{path}: expected a {kind.__name__}, found a {type(manifest).__name__}")
+    return manifest
+
+
+def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str]) -> TurnWords:
+    """Words of a turn. It is complete if its label ``endpoint`` or its last sign ``. ? !`` says so."""
+    custom = turn.custom or {}
+    try:
+        text = NORMALISERS[normaliser](turn.text or "", turn.language or language)
+    except UserError as error:
+        raise UserError(f"supervision {turn.id}: --normaliser {normaliser}: {error}") from None
+    if custom.get("entities") and text != turn.text:
+        raise UserError(f"supervision {turn.id}: --normaliser {normaliser} would move its entities")
+    last = (turn.text or "").rstrip()[-1:]
+    endpoint = custom.get("endpoint")
+    signs = True if last in (".", "?", "!", "…") else False if last in (",", ";", ":", "-") else None
+    return TurnWords(text, endpoint if isinstance(endpoint, bool) else signs, custom.get("entities"))
+
+
+def write_conversations(
+    turns: Path,
+    output: Path,
+    recordings: Optional[Path] = None,
+    tasks: Sequence[str] = ("asr", "scd", "endp"),
+    options: ConversationOptions = DEFAULT_OPTIONS,
+    normaliser: str = "none",
+    language: Optional[str] = None,
+    say: Say = print,
+) -> None:
+    """Write windows of all turns to ``output``, and a list of what is in none to ``<its name>.left_out.jsonl``.
+
+    Args:
+        turns: cuts (whole recordings, or a cut per turn), or supervisions.
+        recordings: of the supervisions.
+        tasks: what the turns are labelled for; endp is labelled here.
+        language: of turns that name none.
+
+    Raises:
+        UserError: naming file and supervision. Nothing is written then.
+    """
+    options.check()
+    unknown = [name for name in tasks if name not in REGISTRY]
+    if unknown:
+        raise UserError(f"--tasks: unknown task {unknown[0]!r}, expected some of {', '.join(REGISTRY)}")
+    language = checked_language(language, "--language") if language else None
+    words = partial(read_words, normaliser=normaliser, language=language)
+    left_out = LeftOut()
+
+    def cuts() -> Iterator[MonoCut]:
+        for track in read_tracks(turns, recordings):
+            spoken = [fastcopy(turn, language=turn.language or language) for turn in track.turns]
+            track = replace(track, turns=spoken)
+            yield from conversation_cuts(track, options, words, left_out.add, {"tasks": list(tasks)})
+
+    write_checked_files({output: (cuts(), left_out)}, output.with_name(f"{stem(output)}.left_out.jsonl"), say)

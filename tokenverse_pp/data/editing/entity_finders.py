@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
@@ -14,6 +15,7 @@ from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.base.files import PathLike
 from tokenverse_pp.base.languages import casefold, primary_language
 from tokenverse_pp.data.lines import BLANKS, number_of, stray_control, text_lines
+from tokenverse_pp.data.manifests import reason_of
 from tokenverse_pp.data.normalise import normalise
 
 CACHED = 65536  # words
@@ -46,14 +48,13 @@ class _Index(NamedTuple):
 class Gazetteer:
     """Phrases with types.
 
-    At each word the longest phrase that begins there is taken, and the search goes on behind it. Words are what
-    spaces separate: ``paris`` is not found in ``parisien`` nor in ``d'paris``. Words are compared by the rules of the
-    text's language (`normalise`): case does not matter, nor do punctuation at the ends of a word, the kind of
-    apostrophe or hyphen, a hyphen or a space, composed or decomposed accents, and invisible characters. Words with
-    ``+ < = > $ # @ & %`` and the like are compared with these signs.
+    At each word the longest phrase that begins there is taken, and the search continues after it. Spaces separate
+    words: ``paris`` is not found in ``parisien`` nor in ``d'paris``. Words are compared by the rules of the text's
+    language (`normalise`), without case, punctuation at the ends of a word, kinds of apostrophes and hyphens, hyphen or
+    space, composition of accents, and invisible characters. Words with signs such as ``+ < = > $ # @ & %`` keep these.
 
     Args:
-        entries: (phrase, type, confidence); of a phrase that comes twice, the last counts.
+        entries: (phrase, type, confidence); of a repeated phrase, the last counts.
         match_case: tell ``Paris`` from ``paris``.
 
     Raises:
@@ -69,11 +70,11 @@ class Gazetteer:
         self._index(None)
 
     def find(self, text: str, language: Optional[str] = None) -> List[Span]:
-        """The phrases in a text, in order, none overlapping another.
+        """The phrases in a text, in order, without overlaps.
 
         Args:
-            language: of the text; it decides which letters differ in case only (Turkish ``I`` and ``ı``). Where it is
-                not known, ``ı`` is the same as ``i``.
+            language: of the text; it decides which letters differ in case only (Turkish ``I`` and ``ı``). If it is
+                unknown, ``ı`` equals ``i``.
         """
         language = primary_language(language)
         phrases, longest = self._index(language)
@@ -90,27 +91,16 @@ class Gazetteer:
         spans, at = [], 0
         while at < len(parts):
             first = word_of[at]
-            end = self._match(phrases, parts, word_of, at, longest.get(parts[at], 0))
-            if end:
-                last = word_of[end - 1]
-                spans.append(Span(starts[first], starts[last] + len(words[last]), *phrases[tuple(parts[at:end])]))
-            at = end or at + len(by_word[first])
+            following = at + len(by_word[first])
+            for end in range(min(at + longest.get(parts[at], 0), len(parts)), at, -1):
+                ends_word = end == len(parts) or word_of[end] != word_of[end - 1]
+                if ends_word and tuple(parts[at:end]) in phrases:
+                    last = word_of[end - 1]
+                    spans.append(Span(starts[first], starts[last] + len(words[last]), *phrases[tuple(parts[at:end])]))
+                    following = end
+                    break
+            at = following
         return spans
-
-    @staticmethod
-    def _match(
-        phrases: Dict[Tuple[str, ...], Tuple[str, float]],
-        parts: Sequence[str],
-        word_of: Sequence[int],
-        at: int,
-        longest: int,
-    ) -> int:
-        """One past the last part of the longest phrase that begins at a part and ends with a word; 0 if none does."""
-        for end in range(min(at + longest, len(parts)), at, -1):
-            ends_word = end == len(parts) or word_of[end] != word_of[end - 1]
-            if ends_word and tuple(parts[at:end]) in phrases:
-                return end
-        return 0
 
     def _index(self, language: Optional[str]) -> _Index:
         if language not in self._indexes:
@@ -152,13 +142,13 @@ def word_starts(text: str) -> Tuple[List[str], List[int]]:
 
 
 def read_gazetteer(path: PathLike, match_case: bool = False, confidence: float = 1.0) -> Gazetteer:
-    """Read a file of lines ``phrase TAB type``, or ``phrase TAB type TAB confidence``; UTF-8, ``#`` starts a remark.
+    """Read a UTF-8 file of lines ``phrase TAB type [TAB confidence]``; ``#`` starts a comment.
 
     Args:
         confidence: of phrases whose line gives none.
 
     Raises:
-        UserError: naming the line that is not so, or the file that has no phrase.
+        UserError: naming the invalid line, or the file without phrases.
     """
     entries = []
     for number, line in text_lines(Path(path)):
@@ -191,15 +181,11 @@ BEAM_WIDTH, BEAM_DENSITY = 16, 1e-4  # spaCy's own defaults for `beam_parse`
 
 
 class SpacyEntities:
-    """Finds entities with an installed pipeline, or one saved to a folder.
+    """Finds entities with a spaCy pipeline that is installed or saved to a folder.
 
     A span that begins or ends inside a word (spaCy splits ``l'italie``) is widened to whole words; of spans that then
-    overlap, the first counts. The confidence of an entity of a trained recogniser is the share that it has in
-    the beam (spaCy's ``EntityRecognizer.scored_ents``); rules give none, and get ``confidence``.
-
-    Args:
-        name: of the pipeline, or its folder.
-        confidence: of entities that have no score.
+    overlap, the first counts. The confidence of a trained recogniser's entity is its share in the beam (spaCy's
+    ``EntityRecognizer.scored_ents``); rules give none, and get ``confidence``.
 
     Raises:
         UserError: where spaCy or the pipeline is not installed.
@@ -214,8 +200,7 @@ class SpacyEntities:
         try:
             self.pipeline = spacy.load(name)
         except (OSError, ValueError, ImportError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"--spacy {name}: no pipeline that can be loaded: {reason}") from None
+            raise UserError(f"--spacy {name}: no pipeline that can be loaded: {reason_of(error)}") from None
         self.source = f"spacy/{Path(name).name}"
         self.confidence = confidence
         self.recogniser: Optional[Any] = None
@@ -224,7 +209,8 @@ class SpacyEntities:
 
     def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
         """The entities of each text, in order. The pipeline is of one language, so ``languages`` changes nothing."""
-        for batch in _batches(texts):
+        texts = iter(texts)
+        while batch := list(islice(texts, BATCH)):
             docs = list(self.pipeline.pipe(batch, batch_size=BATCH))
             for text, doc, scores in zip(batch, docs, self._scores(docs)):
                 yield self._spans(text, doc, scores)
@@ -251,14 +237,3 @@ class SpacyEntities:
             score = scores.get((entity.start, entity.end, entity.label_), self.confidence)
             found.append(Span(starts[touched[0]], end, entity.label_, round(min(1.0, float(score)), 4)))
         return found
-
-
-def _batches(texts: Iterable[str]) -> Iterator[List[str]]:
-    batch: List[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

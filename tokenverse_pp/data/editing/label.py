@@ -22,19 +22,11 @@ class EntityFinder(Protocol):
     source: str
 
     def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
-        """The entities of each text.
-
-        Args:
-            languages: of the texts, as far as they are known.
-        """
+        """The entities of each text; ``languages`` of the texts, as far as they are known."""
 
 
 class GazetteerEntities:
-    """A gazetteer as an `EntityFinder`.
-
-    Args:
-        name: of its file.
-    """
+    """A gazetteer as an `EntityFinder`; ``name`` is that of its file."""
 
     def __init__(self, gazetteer: Gazetteer, name: str):
         self.gazetteer = gazetteer
@@ -51,10 +43,10 @@ class LabelChange:
 
     Args:
         only: drop all tasks but these (and ``asr``).
-        drop: tasks to drop, with the fields that hold nothing but their labels.
-        add: tasks to add; their labels must be there already.
-        language: write this code into the turns that have none (in its canonical form: ``fr`` for ``FRA``).
-        overwrite: replace languages and entities that are there and say something else.
+        drop: tasks to drop, with the fields that hold only their labels.
+        add: tasks to add; their labels must exist already.
+        language: write this code, in its canonical form (``fr`` for ``FRA``), into turns without a language.
+        overwrite: replace languages and entities that differ.
     """
 
     only: Optional[Tuple[str, ...]] = None
@@ -87,10 +79,7 @@ def label_rows(
             (without ``overwrite``).
     """
     rows = iter(rows)
-    while True:
-        chunk = list(islice(rows, CHUNK))
-        if not chunk:
-            return
+    while chunk := list(islice(rows, CHUNK)):
         for row in chunk:
             _change(row, change)
         if finder is not None:
@@ -125,8 +114,8 @@ def in_order(tasks: Iterable[str]) -> List[str]:
 def drop_tasks(data: Dict[str, Any], tasks: Iterable[str]) -> None:
     """Remove tasks from a cut: from its list, with their fields and label sources.
 
-    Fields that serve others as well (speaker, language) stay. What is dropped is gone: a held-out label cannot come
-    back through a later `label --add`.
+    Fields that other tasks use (speaker, language) stay. Dropped labels are gone: a later `label --add` cannot restore
+    them.
     """
     tasks, custom = set(tasks), custom_of(data)
     custom["tasks"] = [task for task in custom.get("tasks", ["asr"]) if task not in tasks]

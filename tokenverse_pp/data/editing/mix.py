@@ -45,24 +45,23 @@ def count_each(paths: Sequence[PathLike], bar: Any = None) -> List[MixCounts]:
     Raises:
         UserError: naming a manifest without cuts, or a cut without a duration or a list of tasks.
     """
-    return [_count(path, bar) for path in paths]
-
-
-def _count(path: PathLike, bar: Any) -> MixCounts:
-    hours: Dict[str, float] = {}
-    labelled = dict.fromkeys(REGISTRY, 0.0)
-    cuts = 0
-    for row in read_rows(path, bar):
-        cuts += 1
-        part = duration_of(row) / SECONDS_PER_HOUR
-        language = language_of(row)
-        hours[language] = hours.get(language, 0.0) + part
-        for task in tasks_of(row):
-            if task in labelled:
-                labelled[task] += part
-    if not cuts:
-        raise UserError(f"{path}: expected cuts, found none")
-    return MixCounts(cuts, sum(hours.values()), hours, labelled)
+    counts = []
+    for path in paths:
+        hours: Dict[str, float] = {}
+        labelled = dict.fromkeys(REGISTRY, 0.0)
+        cuts = 0
+        for row in read_rows(path, bar):
+            cuts += 1
+            part = duration_of(row) / SECONDS_PER_HOUR
+            language = language_of(row)
+            hours[language] = hours.get(language, 0.0) + part
+            for task in tasks_of(row):
+                if task in labelled:
+                    labelled[task] += part
+        if not cuts:
+            raise UserError(f"{path}: expected cuts, found none")
+        counts.append(MixCounts(cuts, sum(hours.values()), hours, labelled))
+    return counts
 
 
 def shares_by_hours(counts: Sequence[MixCounts], temperature: float) -> List[float]:
@@ -94,7 +93,7 @@ def shares_of(weights: Sequence[float], counts: Sequence[MixCounts]) -> List[flo
 def mix_table(names: Sequence[str], weights: Sequence[float], counts: Sequence[MixCounts]) -> str:
     """The expected mix as a table: each corpus's weight, its share of the hours drawn and of each task's labels.
 
-    The last line says what part of all hours drawn is labelled for each task.
+    The last line shows the share of all hours drawn that is labelled for each task.
     """
     shares = shares_of(weights, counts)
     rows = [["corpus", "cuts", "hours", "weight", "of hours", *(f"of {task}" for task in REGISTRY)]]
@@ -133,9 +132,9 @@ def mixed_rows(
         prefix: put the manifest's name and a dash before the ids of cuts and supervisions.
 
     Raises:
-        UserError: naming an id that two cuts have.
+        UserError: naming a repeated id.
     """
-    streams = [_Rows(path, name if prefix else None, bar) for path, name in zip(paths, corpus_names(paths))]
+    streams = [_named_rows(path, name if prefix else None, bar) for path, name in zip(paths, corpus_names(paths))]
     mixed: Any = (
         streams[0] if len(streams) == 1 else LazyIteratorMultiplexer(*streams, weights=list(weights), seed=seed)
     )
@@ -146,22 +145,16 @@ def mixed_rows(
         yield row
 
 
-class _Rows:
-    """The rows of a manifest, iterated any number of times, with ``prefix`` before every id."""
-
-    def __init__(self, path: PathLike, prefix: Optional[str], bar: Any):
-        self.path, self.prefix, self.bar = path, prefix, bar
-
-    def __iter__(self) -> Iterator[ManifestRow]:
-        rows = read_rows(self.path, self.bar)
-        return rows if self.prefix is None else (_renamed(row, self.prefix) for row in rows)
-
-
-def _renamed(row: ManifestRow, prefix: str) -> ManifestRow:
-    row.data["id"] = f"{prefix}-{row.id}"
-    for supervision in supervisions_of(row.data):
-        supervision["id"] = f"{prefix}-{supervision.get('id')}"
-    return ManifestRow(row.where, row_bytes(row.data), row.data)
+def _named_rows(path: PathLike, prefix: Optional[str], bar: Any) -> Iterator[ManifestRow]:
+    """The rows of a manifest, with ``prefix`` and a dash before every id."""
+    for row in read_rows(path, bar):
+        if prefix is None:
+            yield row
+            continue
+        row.data["id"] = f"{prefix}-{row.id}"
+        for supervision in supervisions_of(row.data):
+            supervision["id"] = f"{prefix}-{supervision.get('id')}"
+        yield ManifestRow(row.where, row_bytes(row.data), row.data)
 
 
 def _normalised(numbers: Sequence[float]) -> List[float]:

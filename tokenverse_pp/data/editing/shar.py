@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
@@ -20,10 +21,10 @@ from tokenverse_pp.data.manifests import cut_of, read_rows
 
 
 def write_shar(path: PathLike, folder: Path, shard_size: int, audio: str = "flac", bar: Any = None) -> Dict[str, int]:
-    """Write the cuts of a manifest, their audio and their stored features to a folder, atomically.
+    """Write the cuts of a manifest, their audio and their stored features to a new or empty folder, atomically.
 
-    Each cut's audio is stored alone, from its start to its end; arrays in custom fields (stored features) as they
-    are. All other fields stay as they were: labels are read back by ``CutSet.from_shar`` as from the manifest.
+    Each cut's audio is stored alone, from its start to its end; arrays in custom fields (stored features) and all other
+    fields are unchanged, so `CutSet.from_shar` reads the same labels.
 
     Args:
         shard_size: cuts in a shard.
@@ -33,7 +34,7 @@ def write_shar(path: PathLike, folder: Path, shard_size: int, audio: str = "flac
         ``cuts``, ``shards`` and ``bytes``.
 
     Raises:
-        UserError: where the folder is there already, or naming the cut that cannot be written.
+        UserError: where the folder is not empty, or naming the cut that cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already; expected a new or empty folder")
@@ -71,7 +72,7 @@ def _write_cuts(cuts: Iterator[Cut], folder: Path, shard_size: int, audio: str, 
         raise UserError(f"{path}: cut {first.id}: nothing to store: no audio (--audio none) and no features")
     count = 0
     with SharWriter(str(folder), fields=fields, shard_size=shard_size, warn_unused_fields=False) as writer:
-        for cut in _chained(first, cuts):
+        for cut in chain([first], cuts):
             if array_fields(cut) != array_fields(first):
                 raise UserError(
                     f"{path}: cut {cut.id}: has arrays {array_fields(cut)}, the first cut {array_fields(first)}; "
@@ -102,8 +103,3 @@ def _write_cut(writer: SharWriter, cut: Cut, audio: str, path: str) -> None:
 def array_fields(cut: Cut) -> List[str]:
     """The custom fields of a cut that point at stored arrays."""
     return sorted(name for name, value in (cut.custom or {}).items() if isinstance(value, (Array, TemporalArray)))
-
-
-def _chained(first: Cut, others: Iterator[Cut]) -> Iterator[Cut]:
-    yield first
-    yield from others

@@ -43,8 +43,7 @@ class KeyRule:
     Args:
         kinds: of ``speaker``, ``text``, ``recording``; any other name is a custom field of the cut.
         text_words: texts of fewer words may be in several sets (everybody says yes).
-        allow_missing: a cut without a key of some kind shares nothing of that kind; otherwise it is an error, since
-            nobody can tell what it shares.
+        allow_missing: a cut without a key of some kind shares nothing of that kind; otherwise it is an error.
     """
 
     kinds: Tuple[str, ...]
@@ -127,10 +126,10 @@ class Groups:
 
 
 def assign(hours: Mapping[int, float], shares: Sequence[float], seed: int) -> Dict[int, int]:
-    """Assign groups to sets (by number), at random but close to the shares of hours.
+    """Assign groups to sets (by number), at random but close to the shares of hours; no set stays empty.
 
-    Each group goes to the set that lacks most hours. Groups that are larger than the smallest set go first, the
-    largest of them first of all; the others in an order drawn by the seed. No set stays empty.
+    Each group goes to the set that lacks most hours. Groups that are larger than the smallest set go first, in order of
+    size; the others in an order drawn by the seed.
 
     Raises:
         UserError: where there are fewer groups than sets.
@@ -186,21 +185,14 @@ def split_manifest(
         for row in read_rows(path, bar):
             keys = rule.keys(row)
             number = chosen[groups.root(groups.number(keys[0]))]
-            _check_leak(row, keys, [groups.number(key) for key in keys], owner, number)
+            for key in keys:  # checked for every written cut, independently of the grouping
+                if owner[groups.number(key)] not in (FREE, number):
+                    raise RuntimeError(f"cut {row.id}: {key[0]} {key[1]!r} would be in two sets")
+                owner[groups.number(key)] = number
             writers[number].write(row)
             counts[names[number]]["cuts"] += 1
             counts[names[number]]["hours"] += duration_of(row) / SECONDS_PER_HOUR
     return counts
-
-
-def _check_leak(
-    row: ManifestRow, keys: Sequence[Tuple[str, str]], numbers: Sequence[int], owner: array[int], mine: int
-) -> None:
-    """Check for every written cut that no other set has one of its keys, independently of the grouping."""
-    for key, number in zip(keys, numbers):
-        if owner[number] not in (FREE, mine):
-            raise RuntimeError(f"cut {row.id}: {key[0]} {key[1]!r} would be in two sets")
-        owner[number] = mine
 
 
 @dataclass(frozen=True)
@@ -208,15 +200,13 @@ class Wanted:
     """The cuts to select. Options that are not given do not restrict the selection.
 
     Args:
-        languages: cuts all of whose turns are in one of these: ``fr`` takes ``fr-CA`` and ``FRA``, ``pt-BR`` takes
-            ``pt`` but not ``pt-PT``.
-        corpora: cuts whose custom field ``corpus`` is one of these.
-        tasks: cuts that are labelled for all of these.
-        without_tasks: cuts that are labelled for none of these.
-        ids: cuts with these ids.
-        cuts: so many of them.
-        hours: so many of them that they last this long; the cut that would exceed it is left out, and all after it.
-        at_random: not the first ones but any, drawn by the seed. The order of the manifest stays.
+        languages: of all turns: ``fr`` includes ``fr-CA`` and ``FRA``, ``pt-BR`` includes ``pt`` but not ``pt-PT``.
+        corpora: values of the custom field ``corpus``.
+        tasks: the cut is labelled for all of these.
+        without_tasks: the cut is labelled for none of these.
+        cuts: number of cuts.
+        hours: total duration; the cut that would exceed it is left out, and all after it.
+        at_random: not the first ones but a random choice by the seed, in the manifest's order.
         keep_labels: task -> share of its labelled cuts that keep the label; the others lose it (`drop_tasks`).
     """
 
@@ -267,10 +257,10 @@ class Report:
 
 
 def write_subset(path: PathLike, output: PathLike, wanted: Wanted, bar: Any = None) -> Report:
-    """Write the wanted cuts of a manifest to another, reading it twice; memory: some bytes a cut.
+    """Write the wanted cuts of a manifest to another, reading it twice; memory: some bytes per cut.
 
     Raises:
-        UserError: where no cut is wanted, an id of ``ids`` is not there, or a row is no cut. Nothing is written.
+        UserError: where no cut is wanted, an id of ``ids`` is missing, or a row is no cut. Nothing is written.
     """
     seconds, labelled, missing = _survey(path, wanted, bar)
     if missing:
@@ -279,10 +269,11 @@ def write_subset(path: PathLike, output: PathLike, wanted: Wanted, bar: Any = No
     taken = _take(seconds, wanted)
     if not taken:
         raise UserError(f"{path}: no cut to write: {len(seconds)} fit the filters, and of these none the hours")
-    losing = {
-        task: _losing(sorted(taken & set(where)), wanted.keep_labels[task], f"{wanted.seed}/{task}")
-        for task, where in labelled.items()
-    }
+    losing: Dict[str, Set[int]] = {}
+    for task, where in labelled.items():  # all but a random share, rounded to the nearest number of cuts
+        numbers = sorted(taken & set(where))
+        random.Random(f"{wanted.seed}/{task}").shuffle(numbers)
+        losing[task] = set(numbers[round(wanted.keep_labels[task] * len(numbers)) :])
     report = Report(kept=dict.fromkeys(losing, 0), lost={task: len(lost) for task, lost in losing.items()})
     number = -1
     with writing_rows(output) as writer:
@@ -292,19 +283,15 @@ def write_subset(path: PathLike, output: PathLike, wanted: Wanted, bar: Any = No
             number += 1
             if number not in taken:
                 continue
-            _write(row, number, losing, writer, report)
+            dropped = [task for task, lost in losing.items() if number in lost]
+            for task in losing:
+                report.kept[task] += task in tasks_of(row) and task not in dropped
+            if dropped:
+                drop_tasks(row.data, dropped)
+            writer.write(row.data if dropped else row)
+            report.cuts += 1
+            report.hours += duration_of(row) / SECONDS_PER_HOUR
     return report
-
-
-def _write(row: ManifestRow, number: int, losing: Mapping[str, Set[int]], writer: Any, report: Report) -> None:
-    dropped = [task for task, lost in losing.items() if number in lost]
-    for task in losing:
-        report.kept[task] += task in tasks_of(row) and task not in dropped
-    if dropped:
-        drop_tasks(row.data, dropped)
-    writer.write(row.data if dropped else row)
-    report.cuts += 1
-    report.hours += duration_of(row) / SECONDS_PER_HOUR
 
 
 def _survey(path: PathLike, wanted: Wanted, bar: Any) -> Tuple[array[float], Dict[str, array[int]], Set[str]]:
@@ -341,12 +328,6 @@ def _take(seconds: Sequence[float], wanted: Wanted) -> Set[int]:
             break
         taken.add(number)
     return taken
-
-
-def _losing(labelled: List[int], share: float, seed: str) -> Set[int]:
-    """All but a random share of the numbers, rounded to the nearest number of cuts."""
-    random.Random(seed).shuffle(labelled)
-    return set(labelled[round(share * len(labelled)) :])
 
 
 def read_ids(path: PathLike) -> FrozenSet[str]:

@@ -15,7 +15,7 @@ from tokenverse_pp.base.files import PathLike, aligned, replacing
 from tokenverse_pp.data.access import check_audio, recording_files
 from tokenverse_pp.data.labels import check_cut, labelled_cut, labelled_tasks, machine_tasks
 from tokenverse_pp.data.lines import NameSet
-from tokenverse_pp.data.manifests import UNKNOWN, ManifestRow, cut_of, languages_joined, read_cuts, read_rows, scan_rows
+from tokenverse_pp.data.manifests import UNKNOWN, cut_of, languages_joined, read_cuts, read_rows, scan_rows
 from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
 from tokenverse_pp.tasks.result import render, transcript_of
 from tokenverse_pp.tasks.transcript import turns_of
@@ -29,9 +29,8 @@ class Statistics:
     """Running counts of cuts; memory grows only with the number of speakers.
 
     The counts of a group of cuts are ``cuts``, ``hours``, ``turns``, ``words``, ``speakers``, and under ``tasks`` for
-    each task ``labelled``, ``machine`` (the part of ``labelled`` whose labels a machine made) and ``not_labelled``,
-    each with ``cuts`` and ``hours``, and ``tokens``, the number of task tokens that the labels write (for asr: the
-    number of words).
+    each task ``labelled``, ``machine`` (the machine-labelled part of ``labelled``) and ``not_labelled``, each with
+    ``cuts`` and ``hours``, and ``tokens``, the number of task tokens of the labels (for asr: of words).
     """
 
     def __init__(self) -> None:
@@ -67,9 +66,9 @@ class Statistics:
     def by_language(self) -> Dict[str, Any]:
         """``{"all": counts, "<language>": counts}``; a cut of several languages is in a group ``cs+nl``.
 
-        Codes count as their language: ``fr``, ``FRA`` and ``fr-CA`` are one group.
+        ``fr``, ``FRA`` and ``fr-CA`` are one group.
         """
-        return {"all": self._sum(list(self._cells)), **self._by(1)}
+        return {"all": self._sum(self._cells), **self._by(1)}
 
     def by_corpus(self) -> Dict[str, Any]:
         """``{"<corpus>": counts}``."""
@@ -77,9 +76,9 @@ class Statistics:
 
     def _by(self, axis: int) -> Dict[str, Any]:
         names = sorted({key[axis] for key in self._cells})
-        return {name: self._sum([key for key in self._cells if key[axis] == name]) for name in names}
+        return {name: self._sum(key for key in self._cells if key[axis] == name) for name in names}
 
-    def _sum(self, keys: Sequence[Tuple[str, str]]) -> Dict[str, Any]:
+    def _sum(self, keys: Iterable[Tuple[str, str]]) -> Dict[str, Any]:
         total, speakers = _empty(), NameSet()
         for key in keys:
             _add_counts(total, self._cells[key])
@@ -105,7 +104,7 @@ def count_manifests(paths: Sequence[PathLike], bar: Any = None) -> Dict[str, Any
         ``{"languages": .., "corpora": ..}``: see `Statistics`.
 
     Raises:
-        UserError: naming the first cut that breaks the label schema, or whose id another one of its file has.
+        UserError: naming the first cut that breaks the label schema, or repeats an id of its file.
     """
     statistics = Statistics()
     for path, name in zip(paths, corpus_names(paths)):
@@ -182,23 +181,17 @@ def _add_counts(total: Dict[str, Any], part: Dict[str, Any]) -> None:
 
 def _empty() -> Dict[str, Any]:
     tasks = {name: {part: {"cuts": 0, "hours": 0.0} for part in PARTS} for name in REGISTRY}
-    return {
-        "cuts": 0,
-        "hours": 0.0,
-        "turns": 0,
-        "words": 0,
-        "speakers": 0,
-        "tasks": {name: {**parts, "tokens": 0} for name, parts in tasks.items()},
-    }
+    counted = {name: {**parts, "tokens": 0} for name, parts in tasks.items()}
+    return {"cuts": 0, "hours": 0.0, "turns": 0, "words": 0, "speakers": 0, "tasks": counted}
 
 
 def plot_stats(stats: Dict[str, Any], path: PathLike) -> None:
-    """Write a PNG: for each task the hours that are labelled, by language and (if there are several) by corpus.
+    """Write a PNG: for each task the labelled hours, by language and, if there are several, by corpus.
 
-    Hatched is what a machine labelled; grey what is not labelled for the task.
+    Machine labels are hatched; hours that are not labelled are grey.
 
     Args:
-        stats: see `stats.count_manifests`.
+        stats: see `count_manifests`.
 
     Raises:
         UserError: where matplotlib is not installed, or the name does not end in ``.png``.
@@ -230,7 +223,10 @@ def _plot_groups(axes: Any, title: str, groups: Dict[str, Any], colours: Any) ->
     left = [0.0] * len(tasks)
     for i, (name, group) in enumerate(groups.items()):
         for part, hatch in (("people", ""), ("machine", "////")):
-            hours = [_hours(group, task, part) for task in tasks]
+            machine = [group["tasks"][task]["machine"]["hours"] for task in tasks]
+            hours = machine
+            if part == "people":
+                hours = [group["tasks"][task]["labelled"]["hours"] - m for task, m in zip(tasks, machine)]
             label = name if part == "people" else None
             axes.barh(
                 tasks, hours, left=left, label=label, color=colours(i % colours.N), hatch=hatch, edgecolor="white"
@@ -244,21 +240,11 @@ def _plot_groups(axes: Any, title: str, groups: Dict[str, Any], colours: Any) ->
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
-def _hours(group: Dict[str, Any], task: str, part: str) -> float:
-    counts = group["tasks"][task]
-    machine = counts["machine"]["hours"]
-    return machine if part == "machine" else counts["labelled"]["hours"] - machine
-
-
 COLUMNS = ("endpoint", "entities")
 
 
 def find_cut(path: PathLike, cut_id: str) -> Cut:
-    """The first cut with an id.
-
-    Raises:
-        UserError: where there is none, or the manifest cannot be read up to it.
-    """
+    """The first cut with an id (raises UserError where there is none, or the manifest cannot be read up to it)."""
     count = 0
     for cut in read_cuts(path):
         if cut.id == cut_id:
@@ -271,7 +257,7 @@ def show_cut(cut: Cut, tasks: Optional[Sequence[str]] = None) -> str:
     """A cut as text: its tokens, turns with times, and missing labels.
 
     Args:
-        tasks: task names; by default all that there are.
+        tasks: task names; by default all.
 
     Raises:
         UserError: where the cut breaks the label schema, or a task is unknown.
@@ -279,7 +265,7 @@ def show_cut(cut: Cut, tasks: Optional[Sequence[str]] = None) -> str:
     problems = check_cut(cut)
     if problems:
         raise UserError(f"cut {cut.id}: {problems[0]}")
-    wanted = build_tasks(tasks if tasks is not None else list(REGISTRY))
+    wanted = build_tasks(list(REGISTRY) if tasks is None else tasks)
     labelled = labelled_tasks(cut)
     lines = [
         f"cut {cut.id}: {cut.duration:.2f} s, labelled for {', '.join(labelled)}",
@@ -334,10 +320,7 @@ def _missing(cut: Cut, name: str) -> str:
 
 
 def first_problems(path: PathLike, limit: int, audio: bool = False, bar: Any = None) -> Iterator[str]:
-    """The first problems of a manifest (`manifest_problems`); the last line counts the remaining ones.
-
-    A file that cannot be read (on) is a problem like any other.
-    """
+    """The first problems of a manifest (`manifest_problems`); the last line counts the remaining ones."""
     found, held = 0, ""
     try:
         for problem in manifest_problems(path, audio, bar):
@@ -359,10 +342,10 @@ def manifest_problems(path: PathLike, audio: bool = False, bar: Any = None) -> I
 
     Args:
         audio: decode all the audio as well (slow).
-        bar: progress bar to move by the bytes that were read.
+        bar: progress bar, moved by the bytes read.
 
     Raises:
-        UserError: where the file is missing or cannot be read on.
+        UserError: where the file is missing or cannot be read further.
     """
     seen, number = NameSet(), 0
     for row in scan_rows(path, bar):
@@ -372,17 +355,13 @@ def manifest_problems(path: PathLike, audio: bool = False, bar: Any = None) -> I
             continue
         if not seen.add(row.id):
             yield f"{row.where}: cut {row.id}: field 'id': another cut has it already"
-        yield from _row_problems(row, audio)
+        try:
+            for problem in check_cut(labelled_cut(row)):
+                yield f"{row.where}: cut {row.id}: {problem}"
+            if audio:
+                for problem in check_audio(cut_of(row.data, row.where)):
+                    yield f"{row.where}: cut {row.id}: {problem}"
+        except UserError as error:  # lhotse cannot read the row
+            yield str(error)
     if not number:
         yield f"{path}: expected cuts, found none"
-
-
-def _row_problems(row: ManifestRow, audio: bool) -> Iterator[str]:
-    try:
-        for problem in check_cut(labelled_cut(row)):
-            yield f"{row.where}: cut {row.id}: {problem}"
-        if audio:
-            for problem in check_audio(cut_of(row.data, row.where)):
-                yield f"{row.where}: cut {row.id}: {problem}"
-    except UserError as error:  # lhotse cannot read the row
-        yield str(error)

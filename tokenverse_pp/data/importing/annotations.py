@@ -34,20 +34,16 @@ LONG = 15  # letters from which one matching pair resynchronises the texts; shor
 
 @dataclass
 class Attached:
-    """Mismatches: reasons by row number, and text that no row has."""
+    """Mismatches: reasons by row number, and parts of documents that no row has."""
 
     problems: Dict[int, str] = field(default_factory=dict)
     surplus: List[Rejected] = field(default_factory=list)
 
 
 class NamedDocuments:
-    """Documents by name: that of a row's id, of its recording, or of its audio file.
+    """Documents by name: the name of a row's id, of its recording, or of its audio file.
 
-    BRAT documents are read when they are asked for; CoNLL sentences are all in memory.
-
-    Args:
-        discontinuous: see `read_brat`.
-        nameless: sentences without a name.
+    BRAT documents are read when they are needed; CoNLL sentences are all in memory, ``nameless`` ones rejected.
     """
 
     def __init__(
@@ -64,7 +60,7 @@ class NamedDocuments:
         self.notes: Counter[str] = Counter()
 
     def note(self, item: RowOrRejected) -> None:
-        """Note the names of a row, which may have been rejected: its documents are not without a row."""
+        """Note the names of a row, also of a rejected one, so that its documents count as used."""
         row = item.row if isinstance(item, Rejected) else item
         if row is not None:
             self._known.update(name for name in (_name(row.id), *_recording_names([row])) if name in self._documents)
@@ -72,10 +68,10 @@ class NamedDocuments:
             self.unknown_rows += 1
 
     def attach(self, rows: Sequence[Row], rejected: Sequence[Row] = ()) -> Attached:
-        """Give the rows of one recording, in order of time, their entities.
+        """Set the entities of the rows of one recording, in order of time.
 
         Args:
-            rejected: further rows of the recording, whose text a document of the recording may hold as well.
+            rejected: further rows of the recording, whose text its document may contain.
         """
         attached = Attached()
         names = _recording_names([*rows, *rejected])
@@ -144,8 +140,8 @@ def _recording_names(rows: Sequence[Row]) -> Set[str]:
 class SentencesInOrder:
     """CoNLL sentences without names: one per row, in the order of the rows.
 
-    Where a row and its sentence differ, both are searched for the next pair with the same letters, so that a sentence
-    that is missing or too many costs no other row its entities.
+    Where a row and its sentence differ, both streams are searched for the next matching pair, so that a missing or
+    additional sentence does not affect the other rows.
     """
 
     def __init__(self, documents: Iterator[Document]):
@@ -233,6 +229,7 @@ def _key_of_row(item: RowOrRejected) -> Optional[str]:
 
 
 def _given(item: RowOrRejected, sentence: Document) -> RowOrRejected:
+    """A row with the entities of its sentence; rejected where they do not fit."""
     if isinstance(item, Rejected) or item.text is None:
         return item
     try:
@@ -296,7 +293,7 @@ def open_documents(
     """The documents of --brat or --conll. CoNLL sentences are matched by name if most have one.
 
     Raises:
-        UserError: where both are given, or there is none.
+        UserError: where both are given, or there is no document.
     """
     if brat is not None and conll is not None:
         raise UserError("--brat and --conll: expected one of them")

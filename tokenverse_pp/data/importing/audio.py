@@ -24,22 +24,14 @@ from tokenverse_pp.data.lines import CONTROL
 
 
 class AudioOut:
-    """A folder that is created on first use and can be removed again.
-
-    Args:
-        path: must not be there yet.
-    """
+    """A folder, not there yet, that is created on first use and can be removed again."""
 
     def __init__(self, path: Path):
         self.path = Path(os.path.abspath(path))
         self._made = False
 
     def folder(self) -> Path:
-        """The folder, created if necessary.
-
-        Raises:
-            UserError: where something of that name was there before.
-        """
+        """The folder, created if necessary (raises UserError where something of that name was there before)."""
         if not self._made:
             if os.path.lexists(self.path):
                 raise UserError(f"--audio-out: {self.path} is there already; expected the name of a folder to make")
@@ -63,11 +55,7 @@ use_backend()
 
 @dataclass(frozen=True)
 class Opened:
-    """A recording whose complete audio was checked.
-
-    Args:
-        plain: libsndfile alone reads it; otherwise it is written anew, so that training needs nothing else.
-    """
+    """A recording whose audio was checked; ``plain`` if libsndfile alone reads it, otherwise it is written anew."""
 
     recording: Recording
     plain: bool
@@ -80,9 +68,9 @@ class AudioFinder:
     an absolute path leads out of it. The folder ``/`` allows all.
 
     Args:
-        folder: what relative paths begin at.
-        sampling_rate: recordings of another rate are written anew, a channel a file; None leaves them as they are. What
-            libsndfile does not read as it is (MP4, WebM, joined files, ..) is written anew in any case.
+        folder: where relative paths begin.
+        sampling_rate: recordings of another rate are written anew, one file per channel; None keeps them. What
+            libsndfile cannot read directly (MP4, WebM, joined files, ..) is written anew in any case.
         allow_pipes: run the commands of a Kaldi wav.scp.
         audio_out: where to write to; audio that the import has written there may be opened too.
     """
@@ -107,7 +95,7 @@ class AudioFinder:
         """The recording of a row, and its channel from 0 on.
 
         Raises:
-            BadRow: where it is missing, not in the folder, no audio, truncated or damaged, or the channel is not in it.
+            BadRow: where it is missing, not in the folder, no audio, truncated or damaged, or has no such channel.
         """
         source, name = self._source(row.audio, row.recording, row.id)
         opened = self._open(source, name)
@@ -174,7 +162,7 @@ class AudioFinder:
     def _by_name(self, name: str) -> Path:
         """The audio file of a recording: its name with an ending of `ENDINGS`, in any case; the first of them counts.
 
-        Only where there is none, a file is taken whose name differs in case.
+        A file whose name differs in case is taken only if there is no exact match.
         """
         given = self._inside(name)
         if given.suffix.lower() in ENDINGS and os.path.isfile(given):

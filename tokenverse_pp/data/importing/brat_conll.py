@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
@@ -41,7 +42,7 @@ class BratEntity(NamedTuple):
 
 
 def find_brat(folder: Path) -> Dict[str, Union[Path, Document]]:
-    """The .ann files of a folder by name. A .txt without .ann was not annotated. Two of one name are an error of both.
+    """The .ann files of a folder by name; a .txt without .ann was not annotated. Two of one name are both invalid.
 
     Raises:
         UserError: where there is none.
@@ -64,7 +65,7 @@ def find_brat(folder: Path) -> Dict[str, Union[Path, Document]]:
 
 
 def read_brat(path: Path, discontinuous: str = REFUSE, notes: Optional[Counter[str]] = None) -> Document:
-    """One document. Relations, events, attributes and notes are skipped: only ``T`` lines are entities.
+    """One document. Only ``T`` lines are entities; relations, events, attributes and notes are skipped.
 
     Args:
         discontinuous: one of `DISCONTINUOUS`. Pieces with no letter or digit between them are one piece (brat cuts an
@@ -73,7 +74,7 @@ def read_brat(path: Path, discontinuous: str = REFUSE, notes: Optional[Counter[s
     """
     at = Place(str(path), 1)
     try:
-        text = _text(_text_file(path))
+        text = _text(path)
         entities = []
         for place, line in lines_of(path):
             at = place
@@ -97,18 +98,15 @@ def read_brat(path: Path, discontinuous: str = REFUSE, notes: Optional[Counter[s
     return document
 
 
-def _text_file(path: Path) -> Path:
-    for ending in (".txt", ".TXT", ".Txt"):
-        if path.with_suffix(ending).is_file():
-            return path.with_suffix(ending)
-    raise BadRow(f"{path.with_suffix('.txt')}: no such file")
-
-
 def _text(path: Path) -> str:
-    # Offsets count the characters of the file, so line ends and a byte order mark stay as they are.
-    for number, line in raw_lines(path):
-        text_of(line, f"{path}, line {number}")
-    return path.read_bytes().decode("utf-8")
+    """The text of an .ann file's document. Offsets count its characters, so line ends and a byte order mark stay."""
+    files = [path.with_suffix(ending) for ending in (".txt", ".TXT", ".Txt")]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise BadRow(f"{files[0]}: no such file")
+    for number, line in raw_lines(file):
+        text_of(line, f"{file}, line {number}")
+    return file.read_bytes().decode("utf-8")
 
 
 def _entity(place: Place, line: str) -> BratEntity:
@@ -135,23 +133,21 @@ def _fits(entity: BratEntity, piece_of: Callable[[int, int], str]) -> bool:
     return _words(" ".join(piece_of(*piece) for piece in entity.pieces)) == _words(entity.words)
 
 
-def _ways_to_count(text: str) -> Iterator[str]:
-    """Variants of the text: unchanged, then with either line end, without and with a byte order mark."""
-    bare = (text[1:] if text.startswith(_BOM) else text).replace("\r\n", "\n")
-    ways = [mark + bare.replace("\n", newline) for mark in ("", _BOM) for newline in ("\n", "\r\n")]
-    yield from dict.fromkeys([text, *ways])
-
-
 def _as_counted(text: str, entities: List[BratEntity]) -> Tuple[str, Optional[BratEntity]]:
     """The variant of the text that fits the offsets; if there is none, the first entity that does not fit."""
-    for way in _ways_to_count(text):
-        if all(_fits(entity, _slicer(way)) for entity in entities):
+    bare = (text[1:] if text.startswith(_BOM) else text).replace("\r\n", "\n")
+    ways = [mark + bare.replace("\n", newline) for mark in ("", _BOM) for newline in ("\n", "\r\n")]
+    first: Optional[BratEntity] = None
+    for way in dict.fromkeys([text, *ways]):  # unchanged, then with either line end, without and with a mark
+        wrong = [entity for entity in entities if not _fits(entity, partial(_piece, way))]
+        if not wrong:
             return way, None
-    return text, next(entity for entity in entities if not _fits(entity, _slicer(text)))
+        first = first or wrong[0]  # of the text as it is
+    return text, first
 
 
-def _slicer(text: str) -> Callable[[int, int], str]:
-    return lambda start, end: text[start:end]
+def _piece(text: str, start: int, end: int) -> str:
+    return text[start:end]
 
 
 def _why_wrong(text: str, wrong: BratEntity, entities: List[BratEntity]) -> str:
@@ -230,10 +226,10 @@ class _Layout:
 
 
 def read_conll(path: Path) -> Iterator[Document]:
-    """The sentences; the name of each is its comment's ``# id = NAME``, and None where it has none.
+    """The sentences, with the name of their comment ``# id = NAME``, or None.
 
-    A line with fewer or more columns than most lines of its file is an error of its sentence: its last column may be
-    another one than the tag.
+    A line with another number of columns than most lines of its file is an error of its sentence: its last column may
+    not be the tag.
     """
     for file in files_of(path, ENDINGS):
         layout = _layout(file)

@@ -33,9 +33,8 @@ class Document:
     """A text with entities (spans of its characters).
 
     Args:
-        error: what is wrong with it as a whole, if anything is. A document without text and with an error could not
-            be read.
-        refused: entities that cannot be taken: first and last (exclusive) character, and why. The rows that they
+        error: what is wrong with it as a whole. With an error and without text, it could not be read.
+        refused: entities that cannot be used: first and last (exclusive) character, and the reason. Rows that they
             touch are not fully labelled.
     """
 
@@ -49,11 +48,10 @@ class Document:
 
 @dataclass
 class Fit:
-    """The entities of a document by row number.
+    """The entities of a document by row number, for the rows that its text fits.
 
     Args:
-        entities: of the rows that its text fits.
-        problems: why the others have none.
+        problems: why the other rows have none.
         surplus: parts of the text that no row has.
     """
 
@@ -79,13 +77,10 @@ def _is_letter_mark(char: str) -> bool:
 
 
 def lay_over(document: Document, rows: Sequence[Row]) -> None:
-    """Give the rows (in time order) the entities of a document that has the text of all of them.
-
-    A row without an entity gets an empty list: the document was annotated.
+    """Set the entities of rows, in time order, from a document with the text of all of them; an empty list if none.
 
     Raises:
-        BadRow: where the texts differ, an entity reaches from one row into the next, or a row has entities already.
-            Then no row was changed.
+        BadRow: where the texts differ, an entity crosses rows, or a row has entities already. No row is changed then.
     """
     found = fit(document, rows)
     for reason in (*found.problems.values(), *found.surplus):
@@ -98,8 +93,8 @@ def fit(document: Document, rows: Sequence[Row], optional: Collection[int] = (),
     """The entities of a document for rows in time order; the rows are not changed.
 
     Args:
-        optional: numbers of rows that were rejected for another reason: their text may be in the document.
-        missing: there may be rows that are not among these, so text that none of them has is no fault.
+        optional: numbers of rows that were rejected for another reason; the document may contain their text.
+        missing: there may be further rows, so text that none of these has is no error.
     """
     if document.error is not None:
         return Fit(problems={number: f"{document.place}: {document.error}" for number in range(len(rows))})
@@ -135,7 +130,16 @@ class _Overlay:
             i: [] for i, row in enumerate(self.rows) if i in self.starts or (not self.keys[i] and row.text is not None)
         }
         for start, end, kind in self.document.spans:
-            self._place(start, end, kind, owner, entities, found)
+            first, last = bisect_left(self.places, start), bisect_left(self.places, end) - 1
+            touched = self._touched(start, end, owner)
+            reason = "holds no letter" if last < first else "reaches from one turn into the next"
+            for number in touched - {NOWHERE}:
+                if last < first or len(touched) > 1:
+                    where = f"{self.document.place}: entity {self.document.text[start:end]!r}"
+                    found.problems.setdefault(number, f"{where} {reason}")
+                else:
+                    key, offset = self.here[number], self.starts[number]
+                    entities[number].append((key[first - offset][1], key[last - offset][1] + 1, kind))
         for start, end, reason in self.document.refused:
             for number in self._touched(start, end, owner) - {NOWHERE}:
                 found.problems.setdefault(number, reason)
@@ -144,30 +148,6 @@ class _Overlay:
                 found.problems.setdefault(number, f"{self.document.place}: entities are given twice")
         found.entities = {i: spans for i, spans in entities.items() if i not in found.problems}
         return found
-
-    def _place(
-        self,
-        start: int,
-        end: int,
-        kind: Optional[str],
-        owner: Sequence[int],
-        entities: Dict[int, List[Span]],
-        found: Fit,
-    ) -> None:
-        first, last = bisect_left(self.places, start), bisect_left(self.places, end) - 1
-        touched = self._touched(start, end, owner)
-        shown = f"{self.document.place}: entity {self.document.text[start:end]!r}"
-        if last < first:
-            reason = f"{shown} holds no letter"
-        elif len(touched) > 1:
-            reason = f"{shown} reaches from one turn into the next"
-        else:
-            for number in touched - {NOWHERE}:
-                key, offset = self.here[number], self.starts[number]
-                entities[number].append((key[first - offset][1], key[last - offset][1] + 1, kind))
-            return
-        for number in touched - {NOWHERE}:
-            found.problems.setdefault(number, reason)
 
     def _touched(self, start: int, end: int, owner: Sequence[int]) -> Set[int]:
         """The rows in which characters of the document lie; of a span without a letter, the row before it."""

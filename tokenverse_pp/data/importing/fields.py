@@ -28,14 +28,14 @@ UNTYPED = ("NE", "ne")
 def read_inline(text: str, markup: str) -> Tuple[str, List[Span]]:
     """Plain text, and its entities as spans of characters.
 
-    ``brackets``: ``[words](TYPE)``, with ``()`` for no type. ``tags``: ``<TYPE>words</TYPE>``, ``<NE>words</NE>`` for
-    no type, ``<NE type="TYPE">words</NE>``.
+    ``brackets``: ``[words](TYPE)``, or ``[words]()`` without a type. ``tags``: ``<TYPE>words</TYPE>``,
+    ``<NE type="TYPE">words</NE>``, or ``<NE>words</NE>`` without a type.
 
     >>> read_inline("in [New York](LOC) today", "brackets")
     ('in New York today', [(3, 11, 'LOC')])
 
     Raises:
-        BadRow: for marks that are not closed, or lie in one another.
+        BadRow: for marks that are not closed or are nested.
     """
     return _brackets(text) if markup == "brackets" else _tags(text)
 
@@ -87,12 +87,12 @@ def finish_text(
 ) -> Tuple[str, Optional[List[Dict[str, Any]]]]:
     """Normalised text with single spaces, and its entities as the label schema has them.
 
-    An entity takes whole words of the normalised text. What it leaves of its first and last word may be punctuation
-    (``Paris,``); letters or digits (``l'Europe``) are an error, or are taken in with ``widen``.
+    An entity covers whole words of the normalised text. The rest of its first and last word may be punctuation
+    (``Paris,``); letters or digits (``l'Europe``) are an error, or are included with ``widen``.
 
     Args:
-        spans: entities in characters of ``text``; None: nobody looked for them.
-        normaliser: one of `TEXT_NORMALISERS`; ``keep`` changes nothing but spaces (see `visible_words`).
+        spans: entities in characters of ``text``; None: not annotated.
+        normaliser: one of `TEXT_NORMALISERS`; ``keep`` changes spaces only (see `visible_words`).
         language: for the normaliser.
 
     Raises:
@@ -158,11 +158,7 @@ TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
 
 
 def check_field(name: str, option: str) -> None:
-    """Check that a field exists.
-
-    Raises:
-        UserError: naming the option.
-    """
+    """Check that a field exists (raises UserError naming the option)."""
     if name not in NAMES and not (name.startswith(CUSTOM) and len(name) > len(CUSTOM)):
         raise UserError(f"{option} {name}: no such field, expected one of {', '.join(NAMES)} or {CUSTOM}NAME")
 
@@ -172,8 +168,8 @@ class FieldMap:
     """The mapping from columns to fields.
 
     Args:
-        columns: field -> column. A column that has a field's name is that field's if nothing else is said; an empty
-            column name takes it away.
+        columns: field -> column. A column with a field's name is used for it by default; an empty column name prevents
+            it.
         time_scale: seconds in a unit of start, end and duration.
     """
 
@@ -186,11 +182,7 @@ class FieldMap:
         return {name: column for name, column in {**same, **self.columns}.items() if column}
 
     def check(self, columns: Iterable[str], file: str) -> None:
-        """Check that a table has the named columns.
-
-        Raises:
-            UserError: naming file and column, and the columns that there are.
-        """
+        """Check that a table has the named columns (raises UserError naming the file and its columns)."""
         found = list(columns)
         missing = [column for column in self.columns.values() if column and column not in found]
         if missing:
@@ -253,7 +245,7 @@ def constants_of(values: Mapping[str, str], tasks: Optional[str] = None) -> Dict
     """The values of ``--set`` and ``--tasks`` as fields of a row.
 
     Raises:
-        UserError: for a value that the field cannot have, and for a field that differs from row to row.
+        UserError: for an invalid value, and for a field that differs from row to row.
     """
     found: Dict[str, Any] = {}
     for name, value in values.items():
@@ -321,11 +313,7 @@ def task_names(value: Any, name: str) -> List[str]:
 
 
 def entities_of(value: Any, text: Optional[str]) -> List[Span]:
-    """Entities: JSON objects of start, end and type, or one BIO tag a word (a list, or a text with spaces).
-
-    Raises:
-        BadRow: for anything else.
-    """
+    """Entities from JSON objects of start, end and type, or one BIO tag per word (raises BadRow otherwise)."""
     if isinstance(value, str):
         value = json_of(value, "field 'entities'") if value.lstrip()[:1] in ("[", "{") else value.split()
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
@@ -339,12 +327,9 @@ def entities_of(value: Any, text: Optional[str]) -> List[Span]:
 
 
 def bio_spans(tags: Iterable[str]) -> List[Tuple[int, int, Optional[str]]]:
-    """BIO (also IOB1, BIOES, BILOU) tags -> (first word, one past the last, type).
+    """BIO (also IOB1, BIOES, BILOU) tags -> (first word, one past the last, type). Raises BadRow for other tags.
 
-    An ``I-X`` that follows no ``X`` opens an entity, as conlleval reads it.
-
-    Raises:
-        BadRow: for a tag that is none of these.
+    An ``I-X`` that follows no ``X`` begins an entity, as in conlleval.
     """
     spans: List[Tuple[int, int, Optional[str]]] = []
     open_kind: Optional[str] = None  # type of the entity that may go on

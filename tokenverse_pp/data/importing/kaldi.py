@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.importing.rows import (
-    BadRow,
     Place,
     Rejected,
     Row,
     RowOrRejected,
     expect,
+    read_records,
     records_of,
-    rejected,
     seconds,
 )
 from tokenverse_pp.data.lines import fields, number_of
@@ -30,9 +29,9 @@ Table = Dict[str, Tuple[Place, str]]
 def read_kaldi(folder: Path) -> Iterator[RowOrRejected]:
     """A row for each line of ``segments``, or of ``wav.scp`` where there are no segments.
 
-    A pipe in wav.scp goes through as it is: whether it may be run is decided where the audio is opened. Lines of
-    text, utt2spk and utt2lang that name no utterance are rejected. So is an utterance whose line of text holds its name
-    only: it has no words, and a cut of its recording lacks nothing without it.
+    A pipe in wav.scp is passed on: where the audio is opened it is decided whether it may run. Lines of text, utt2spk
+    and utt2lang that name no utterance are rejected. So is an utterance whose line of text is empty; it has no words,
+    so a cut of its recording lacks nothing.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: expected a Kaldi data folder with wav.scp")
@@ -46,7 +45,9 @@ def read_kaldi(folder: Path) -> Iterator[RowOrRejected]:
     unread = any(item.place.file == str(folder / "text") for item in bad)
     no_text = f"no line in {folder / 'text'}" + (" that can be read" if unread else "")
     seen: Set[str] = set()
-    utterances = _segments(folder / "segments") if (folder / "segments").is_file() else _whole(audio)
+    segments = folder / "segments"
+    whole = (Row(place, name, name) for name, (place, _) in audio.items())
+    utterances: Iterable[RowOrRejected] = _segments(segments) if segments.is_file() else whole
     for item in utterances:
         if isinstance(item, Rejected):
             yield item
@@ -103,20 +104,11 @@ def _get(table: Table, key: str) -> Optional[str]:
 
 
 def _segments(path: Path) -> Iterator[RowOrRejected]:
-    for place, line in records_of(path, recording_at=1):
-        if isinstance(line, Rejected):
-            yield line
-            continue
-        try:
-            cells = fields(line)
-            expect(len(cells) == 4, "utterance recording start end", line)
-            # An end of -1 is the recording's (kaldi-asr.org, extract-segments).
-            end = None if number_of(cells[3]) == -1 else seconds(cells[3], "end")
-            yield Row(place, cells[0], cells[1], start=seconds(cells[2], "start"), end=end)
-        except BadRow as error:
-            yield rejected(place, error, line, recording_at=1)
+    def read(place: Place, line: str) -> List[Row]:
+        cells = fields(line)
+        expect(len(cells) == 4, "utterance recording start end", line)
+        # An end of -1 is the recording's (kaldi-asr.org, extract-segments).
+        end = None if number_of(cells[3]) == -1 else seconds(cells[3], "end")
+        return [Row(place, cells[0], cells[1], start=seconds(cells[2], "start"), end=end)]
 
-
-def _whole(audio: Table) -> Iterator[Row]:
-    for name, (place, _) in audio.items():
-        yield Row(place, name, name)
+    return read_records(path, "", 1, read)

@@ -11,8 +11,9 @@ lhotse reads CTM only as alignments of existing turns (`SupervisionSet.with_alig
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 from tokenverse_pp.data.importing.notation import OPTION, REFUSE, RESOLVE, read_word, read_words, split_label
 from tokenverse_pp.data.importing.rows import (
@@ -24,8 +25,7 @@ from tokenverse_pp.data.importing.rows import (
     Word,
     expect,
     files_of,
-    records_of,
-    rejected,
+    read_records,
     safe_id,
     seconds,
     shown,
@@ -41,23 +41,14 @@ def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[Word, Rejecte
     """The words of CTM files. Lines that begin with ``;;`` are comments.
 
     Alternatives stand between lines with the words ``<ALT_BEGIN>``, ``<ALT>`` and ``<ALT_END>``. A word that cannot be
-    read but whose time is known has its ``problem``: then its turn cannot be used.
-
-    Args:
-        notation: see `tokenverse_pp.data.importing.notation`.
+    read but whose time is known has a ``problem``: its turn cannot be used. For ``notation`` see
+    `tokenverse_pp.data.importing.notation`.
     """
     for file in files_of(path, (".ctm",)):
         open_groups: Dict[Tuple[str, str], _Alternatives] = {}
-        for place, line in records_of(file, ";;", recording_at=0):
-            if isinstance(line, Rejected):
-                yield line
-                continue
-            try:
-                yield from _items(place, line, notation, open_groups)
-            except BadRow as error:
-                yield rejected(place, error, line, recording_at=0)
+        yield from read_records(file, ";;", 0, partial(_items, notation=notation, open_groups=open_groups))
         for group in open_groups.values():
-            yield from group.unfinished()
+            yield from group.spoilt(f"<ALT_BEGIN> in line {group.place.line} without <ALT_END>")
 
 
 @dataclass
@@ -71,27 +62,20 @@ class _Alternatives:
     levels: int = 1
     nested: bool = False
 
-    def add(self, word: Word) -> None:
-        """Add a word to the current alternative."""
-        (self.first if self.is_first else self.others).append(word)
-
     def finished(self, notation: str) -> Iterator[Word]:
         """The selected words, or all words with the reason why they cannot be used."""
         if self.nested:
-            yield from self._spoilt(f"alternatives within the alternatives that begin in line {self.place.line}")
+            yield from self.spoilt(f"alternatives within the alternatives that begin in line {self.place.line}")
         elif notation == RESOLVE:
             yield from self.first
         else:
             # Without times for the marks there is no way to keep them among the words.
-            yield from self._spoilt(
+            yield from self.spoilt(
                 f"alternatives (<ALT_BEGIN> in line {self.place.line}): {OPTION} {RESOLVE} takes the first"
             )
 
-    def unfinished(self) -> Iterator[Word]:
+    def spoilt(self, problem: str) -> Iterator[Word]:
         """All words, with the reason why they cannot be used."""
-        return self._spoilt(f"<ALT_BEGIN> in line {self.place.line} without <ALT_END>")
-
-    def _spoilt(self, problem: str) -> Iterator[Word]:
         for word in [*self.first, *self.others]:
             word.problem = word.problem or problem
             yield word
@@ -118,7 +102,7 @@ def _items(place: Place, line: str, notation: str, open_groups: Dict[Tuple[str, 
     else:
         word = _word(place, line, cells, notation)
         if word is not None and group is not None:
-            group.add(word)
+            (group.first if group.is_first else group.others).append(word)
         elif word is not None:
             yield word
 
@@ -126,20 +110,26 @@ def _items(place: Place, line: str, notation: str, open_groups: Dict[Tuple[str, 
 def _word(place: Place, line: str, cells: List[str], notation: str) -> Optional[Word]:
     """A word; None for a mark that is left out."""
     start = seconds(cells[2], "start")
-    word = Word(place, cells[0], cells[1], start, start, cells[4])
-    try:
-        word.end = start + seconds(cells[3], "duration")
+
+    def text() -> Optional[str]:
         expect(len(cells) <= 8, CTM_FORM, line)
         if len(cells) > 5 and number_of(cells[5]) is None and cells[5].upper() not in NO_CONFIDENCE:
             raise BadRow(f"expected a confidence after the word, found {shown(cells[5])}: a word is one field")
-        text = read_word(cells[4], cells[6] if len(cells) > 6 else None, notation)
+        return read_word(cells[4], cells[6] if len(cells) > 6 else None, notation)
+
+    return _finished(Word(place, cells[0], cells[1], start, start, cells[4]), cells[3], text)
+
+
+def _finished(word: Word, duration: str, read_text: Callable[[], Optional[str]]) -> Optional[Word]:
+    """A word with its end and text; with its problem where one of them cannot be read, None where it has no text."""
+    try:
+        word.end = word.start + seconds(duration, "duration")
+        text = read_text()
     except BadRow as error:
         word.problem = str(error)
         return word
-    if text is None:
-        return None
-    word.text = text
-    return word
+    word.text = text or ""
+    return word if text is not None else None
 
 
 STM_FORM = "recording channel speaker start end [<label>] text"
@@ -148,33 +138,14 @@ GAP = "inter_segment_gap"
 
 
 def read_stm(path: Path, notation: str = REFUSE) -> Iterator[RowOrRejected]:
-    """The turns of STM files. Lines that begin with ``;;`` are comments.
+    """The turns of STM files. Lines that begin with ``;;`` are comments. For ``notation`` see `read_ctm`.
 
-    A segment whose text is ``ignore_time_segment_in_scoring`` has speech that nobody wrote down: it is rejected, and
-    a recording that holds one cannot be one cut. A segment without words (a gap between turns, a noise) is rejected
-    too, but no cut lacks anything without it; where marks are resolved it is left out as the option asks.
-
-    Args:
-        notation: see `tokenverse_pp.data.importing.notation`.
+    A segment with the text ``ignore_time_segment_in_scoring`` is speech without a transcript: it is rejected, and its
+    recording cannot be one cut. A segment without words (a gap, a noise) is rejected as harmless; where marks are
+    resolved, it is left out as the option asks.
     """
-    return _read_lines(path, ".stm", ";;", 0, lambda place, line: _row(place, line, notation))
-
-
-def _read_lines(
-    path: Path, ending: str, comment: str, recording_at: int, read: Callable[[Place, str], Any]
-) -> Iterator[Any]:
-    """What ``read`` returns for each line of the files, if not None; a line for which it raises BadRow is rejected."""
-    for file in files_of(path, (ending,)):
-        for place, line in records_of(file, comment, recording_at=recording_at):
-            if isinstance(line, Rejected):
-                yield line
-                continue
-            try:
-                item = read(place, line)
-            except BadRow as error:
-                item = rejected(place, error, line, recording_at=recording_at)
-            if item is not None:
-                yield item
+    for file in files_of(path, (".stm",)):
+        yield from read_records(file, ";;", 0, lambda place, line: [_row(place, line, notation)])
 
 
 def _row(place: Place, line: str, notation: str) -> RowOrRejected:
@@ -211,14 +182,15 @@ NOTHING = "<NA>"
 
 
 def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejected, Word]]:
-    """Turns from ``SPEAKER`` lines, words from ``LEXEME`` lines; the other kinds that NIST defines say nothing here.
+    """Turns from ``SPEAKER`` lines and words from ``LEXEME`` lines; NIST's other kinds of lines are skipped.
 
-    Lines that begin with ``;`` are comments. The last one or two of the ten fields may be missing.
-
-    Args:
-        notation: see `tokenverse_pp.data.importing.notation`.
+    Lines that begin with ``;`` are comments. The last one or two of the ten fields may be missing. For ``notation`` see
+    `tokenverse_pp.data.importing.notation`.
     """
-    return _read_lines(path, ".rttm", ";", 1, lambda place, line: _item(place, line, notation))
+    for file in files_of(path, (".rttm",)):
+        for item in read_records(file, ";", 1, lambda place, line: [_item(place, line, notation)]):
+            if item is not None:
+                yield item
 
 
 def _item(place: Place, line: str, notation: str) -> Union[Row, Word, None]:
@@ -233,28 +205,19 @@ def _item(place: Place, line: str, notation: str) -> Union[Row, Word, None]:
     begin = seconds(start, "start")
     name = None if speaker.upper() == NOTHING else speaker
     if kind == "LEXEME":
-        return _rttm_word(Word(place, recording, channel, begin, begin, text, name), duration, subtype, cells, notation)
+
+        def words() -> Optional[str]:
+            if text.upper() == NOTHING:
+                raise BadRow("a word that nobody wrote down")
+            if not _has_confidence(cells):
+                raise BadRow(f"expected a confidence or <NA>, found {shown(cells[8])}")
+            return read_word(text, None if subtype.upper() == NOTHING else subtype, notation)
+
+        return _finished(Word(place, recording, channel, begin, begin, text, name), duration, words)
     end = begin + seconds(duration, "duration")
     # A word here is the speaker's name in the wrong place, or half of one with spaces in it.
     expect(text.upper() == subtype.upper() == NOTHING and _has_confidence(cells), RTTM_FORM, line)
     return Row(place, f"{safe_id(recording)}-{place.line:06d}", recording, None, channel, begin, end, speaker=name)
-
-
-def _rttm_word(word: Word, duration: str, subtype: str, cells: List[str], notation: str) -> Optional[Word]:
-    try:
-        word.end = word.start + seconds(duration, "duration")
-        if word.text.upper() == NOTHING:
-            raise BadRow("a word that nobody wrote down")
-        if not _has_confidence(cells):
-            raise BadRow(f"expected a confidence or <NA>, found {shown(cells[8])}")
-        text = read_word(word.text, None if subtype.upper() == NOTHING else subtype, notation)
-    except BadRow as error:
-        word.problem = str(error)
-        return word
-    if text is None:
-        return None
-    word.text = text
-    return word
 
 
 def _has_confidence(cells: List[str]) -> bool:

@@ -69,8 +69,7 @@ def read_words(text: str, notation: str) -> List[str]:
     """The words of a transcript.
 
     Args:
-        notation: what to do with marks: ``resolve`` reads them as the table above says, ``keep`` takes them for words,
-            ``refuse`` accepts none.
+        notation: ``resolve`` reads marks as in the table above, ``keep`` takes them as words, ``refuse`` accepts none.
 
     >>> read_words("<n h*A { uh / um } (%HESITATION) hello ((there))", "resolve")
     ['<n', 'h*A', 'uh', 'hello', 'there']
@@ -85,13 +84,10 @@ def read_words(text: str, notation: str) -> List[str]:
 
 
 def read_word(text: str, kind: Optional[str], notation: str) -> Optional[str]:
-    """A word of a CTM or RTTM file; None for a mark that is left out.
+    """A word of a CTM or RTTM file; None for a mark that is left out. Raises BadRow naming the mark or type.
 
     Args:
         kind: its type, where the file has one (`TYPES`).
-
-    Raises:
-        BadRow: naming the mark or type.
     """
     kind = (kind or "lex").lower()
     if kind not in TYPES:
@@ -107,13 +103,13 @@ def read_word(text: str, kind: Optional[str], notation: str) -> Optional[str]:
 
 
 def split_label(text: str) -> Tuple[Optional[str], str]:
-    """The label of an STM segment, if there is one, and the text after it.
+    """The label of an STM segment, or None, and the text after it.
 
-    A label is one field in angle brackets, ``<o,f0,male>``; ``<unk>`` and the like are marks in the text, and what may
-    be a word (``<bdA>``) is left to `read_words`.
+    A label is one field in angle brackets, ``<o,f0,male>``. ``<unk>`` and the like are marks in the text, and possible
+    words (``<bdA>``) are left to `read_words`.
 
     Raises:
-        BadRow: for a label with spaces, or with a word joined to it.
+        BadRow: for a label with spaces, or joined to a word.
     """
     first, *rest = fields(text, maxsplit=1) or [""]
     if not first.startswith("<"):
@@ -306,9 +302,7 @@ def _closing(tokens: Sequence[str], at: int, pair: str) -> Optional[int]:
 def _braced(tokens: Sequence[str], at: int, apart: bool) -> Optional[Tuple[List[str], int]]:
     """What stands between braces that open at a token, and the place after them; None where they do not close.
 
-    Args:
-        apart: only tokens that are braces count, since words in transliteration hold braces; otherwise a brace may be
-            joined to a word.
+    With ``apart``, only tokens that are braces count, since words in transliteration contain braces.
     """
     inner: List[str] = []
     depth = 0

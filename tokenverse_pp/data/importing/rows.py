@@ -77,8 +77,8 @@ class Rejected:
     Args:
         row: what could be read of it (its recording).
         harmless: no cut lacks anything without it.
-        follows: nothing is wrong with it but the cut that it would be in.
-        expected: the options ask for leaving it out, so that it is no reason to refuse the import.
+        follows: it is valid, but another row of its cut is not.
+        expected: the options ask to leave it out, so that it does not stop the import.
     """
 
     place: Place
@@ -100,7 +100,7 @@ class BadRow(UserError):
 
 
 def seconds(value: Any, name: str, scale: float = 1.0) -> float:
-    """A time in seconds: a finite number >= 0, times ``scale``; of a text a decimal number in ASCII digits.
+    """A time in seconds: a finite number >= 0, times ``scale``; in a text, a decimal number in ASCII digits.
 
     Raises:
         BadRow: naming the field.
@@ -138,11 +138,7 @@ def shown(value: Any) -> str:
 
 
 def files_of(path: Path, endings: Sequence[str]) -> List[Path]:
-    """A file itself; of a folder all files below it with these endings, in order of their names.
-
-    Raises:
-        UserError: where there is none.
-    """
+    """A file itself; of a folder all files below it with these endings, sorted (raises UserError if none)."""
     if not path.is_dir():
         return [path]
     found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in endings)
@@ -167,11 +163,11 @@ def records_of(
 ) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
     """`lines_of` for files of ASCII fields (see `fields`), without blanks at the ends of the lines.
 
-    Lines with control characters are rejected: a carriage return within a line may end another record.
+    Lines with control characters are rejected, as a carriage return within a line may end a record.
 
     Args:
-        comment: lines that begin with it are passed over.
-        recording_at: the number of the field that is the recording, where one is.
+        comment: lines that begin with it are skipped.
+        recording_at: the number of the field that names the recording, if any.
     """
     for place, line in lines_of(path):
         if isinstance(line, Rejected):
@@ -194,8 +190,21 @@ def rejected(place: Place, error: BadRow, line: str, recording_at: int) -> Rejec
     """A line that cannot be mapped; its recording is the cell with this number, if there is one."""
     cells = fields(line)
     known = len(cells) > recording_at and not CONTROL.search(cells[recording_at])
-    row = Row(place, "", cells[recording_at]) if known else None
-    return Rejected(place, str(error), row)
+    return Rejected(place, str(error), Row(place, "", cells[recording_at]) if known else None)
+
+
+def read_records(
+    path: Path, comment: str, recording_at: int, read: Callable[[Place, str], Iterable[Any]]
+) -> Iterator[Any]:
+    """What ``read`` makes of each record of a file (see `records_of`); where it raises BadRow, the line is rejected."""
+    for place, line in records_of(path, comment, recording_at):
+        if isinstance(line, Rejected):
+            yield line
+            continue
+        try:
+            yield from read(place, line)
+        except BadRow as error:
+            yield rejected(place, error, line, recording_at)
 
 
 def safe_id(name: str) -> str:
@@ -213,10 +222,7 @@ SHOWN = 20  # rejected rows in a message; the list in the file has them all
 
 
 class Ledger:
-    """Rows read = rows kept + rows rejected. The list of the rejected is on disk, not in memory.
-
-    ``bad`` counts the rejected rows that the options do not ask to leave out.
-    """
+    """Counts of rows (read = kept + rejected) and of cuts. The list of rejected rows is on disk, not in memory."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -283,7 +289,7 @@ class Ledger:
 class Word:
     """One word of a recording; times in seconds.
 
-    ``problem`` says why it cannot be used: then the turn that it is in has no transcript.
+    ``problem`` says why it cannot be used; the turn that it is in then has no transcript.
     """
 
     place: Place
@@ -325,7 +331,7 @@ class Words:
         self._middles = {name: [word.middle for word in found] for name, found in self.by_recording.items()}
 
     def give(self, row: Row) -> None:
-        """Set the text of a turn from the words whose middle lies in it, and that no turn before it took.
+        """Set the text of a turn from the unused words whose middle lies in it.
 
         Raises:
             BadRow: where one of them cannot be used.
@@ -334,7 +340,11 @@ class Words:
         middles = self._middles.get(row.recording or "", [])
         first = bisect_left(middles, row.start or 0.0)
         last = bisect_right(middles, row.end) if row.end is not None else len(words)
-        mine = [word for word in words[first:last] if not word.used and _belongs(word, row)]
+        mine = [
+            word
+            for word in words[first:last]
+            if not word.used and same_channel(word.channel, row.channel) and word.speaker in (None, row.speaker)
+        ]
         for word in mine:
             word.used = True
         bad = next((word for word in mine if word.problem is not None), None)
@@ -351,10 +361,7 @@ class Words:
                     yield Rejected(word.place, reason, harmless=True)
 
     def turns(self, pause: float) -> Iterator[RowOrRejected]:
-        """Turns made of the words alone: a new one after ``pause`` seconds without a word, for each channel.
-
-        A turn with a word that cannot be used is rejected.
-        """
+        """Turns of words alone, split at pauses of ``pause`` seconds on each channel; rejected where a word is bad."""
         for name, words in self.by_recording.items():
             channels: Dict[Union[int, str], str] = {}
             for word in words:
@@ -368,10 +375,6 @@ class Words:
                         group = []
                     group.append(word)
                 yield _turn(name, channel, group)
-
-
-def _belongs(word: Word, row: Row) -> bool:
-    return same_channel(word.channel, row.channel) and word.speaker in (None, row.speaker)
 
 
 def _turn(recording: str, channel: str, words: List[Word]) -> RowOrRejected:

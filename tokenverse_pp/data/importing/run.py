@@ -22,7 +22,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import canonical_tag, language_problem
 from tokenverse_pp.data.importing.annotations import Attached, NamedDocuments, SentencesInOrder, open_documents
 from tokenverse_pp.data.importing.audio import AudioFinder, AudioOut
-from tokenverse_pp.data.importing.fields import AS_IT_IS, finish_text
+from tokenverse_pp.data.importing.fields import finish_text
 from tokenverse_pp.data.importing.rows import BadRow, Ledger, Rejected, Row, RowOrRejected
 from tokenverse_pp.data.importing.sources import RECORDING, ImportOptions, check_paths, rows_of
 from tokenverse_pp.data.labels import check_cut
@@ -31,11 +31,7 @@ from tokenverse_pp.data.manifests import check_output, writing_rows
 
 
 def by_recording(items: Iterable[Tuple[str, float, RowOrRejected]]) -> Iterator[List[RowOrRejected]]:
-    """Groups of items with one key, in the order of the keys' first items; a group is in order of its times.
-
-    Args:
-        items: (key, seconds, row).
-    """
+    """Groups of (key, seconds, row) items by key, in order of the keys' first items; a group is in order of time."""
     with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
         base = sqlite3.connect(Path(folder) / "rows.db")
         try:
@@ -64,79 +60,6 @@ NEEDS = {"scd": "speaker", "endp": "endpoint", "ner": "entities", "lid": "langua
 _TURN = re.compile(r"supervision (\d+), ")
 
 
-@dataclass(frozen=True)
-class CutMaker:
-    """Makes cuts of rows that have found their audio.
-
-    Args:
-        normaliser, widen: see `finish_text`.
-    """
-
-    finder: AudioFinder
-    normaliser: str = AS_IT_IS
-    widen: bool = False
-
-    def of_row(self, row: Row) -> MonoCut:
-        """A cut that is this turn and nothing else (raises BadRow)."""
-        recording, channel = self.finder.recording(row)
-        start, end = _bounds(row, recording)
-        turn = self._turn(row, recording, channel, start, end, offset=start)
-        return _checked(row.id, start, round(end - start, 8), channel, recording, [turn], [row])
-
-    def of_recording(self, rows: Sequence[Row]) -> MonoCut:
-        """A cut of the complete recording, with these turns in order of time.
-
-        Raises:
-            BadRow: for all of them. ``culprit`` of `BadTurn` says which.
-        """
-        recording, channel = self.finder.recording(rows[0])
-        turns = []
-        for i, row in enumerate(rows):
-            try:
-                if len(rows) > 1 and (row.start is None or row.end is None):
-                    raise BadRow(f"fields 'start' and 'end': expected, as the recording has {len(rows)} rows")
-                start, end = _bounds(row, recording)
-                turns.append(self._turn(row, recording, channel, start, end, offset=0.0))
-            except BadRow as error:
-                raise BadTurn(str(error), i) from None
-        name = recording.id if recording.num_channels == 1 else f"{recording.id}-{channel + 1}"
-        return _checked(name, 0.0, recording.duration, channel, recording, turns, rows)
-
-    def _turn(
-        self, row: Row, recording: Recording, channel: int, start: float, end: float, offset: float
-    ) -> SupervisionSegment:
-        if row.text is None or not row.text.strip():
-            raise BadRow("field 'text': expected words, found nothing")
-        language = _language(row)
-        text, entities = finish_text(row.text, row.entities, self.normaliser, language, self.widen)
-        custom: Dict[str, Any] = dict(row.custom)
-        if entities is not None:
-            custom["entities"] = entities
-        if row.endpoint is not None:
-            custom["endpoint"] = row.endpoint
-        return SupervisionSegment(
-            id=row.id,
-            recording_id=recording.id,
-            start=round(start - offset, 8),
-            duration=round(end - start, 8),
-            channel=channel,
-            text=text,
-            language=language,
-            speaker=row.speaker,
-            custom=custom or None,
-        )
-
-
-def _language(row: Row) -> Optional[str]:
-    """A row's code in its canonical form: ``fr`` for ``FR`` and ``fra``, ``pt-BR`` for ``pt_br`` (raises BadRow)."""
-    if row.language is None:
-        return None
-    problem = language_problem(row.language)
-    if problem:
-        raise BadRow(f"field 'language': {problem}")
-    return canonical_tag(row.language)
-
-
 class BadTurn(BadRow):
     """A row that makes its cut invalid: ``culprit`` is its number among the cut's rows."""
 
@@ -148,8 +71,7 @@ class BadTurn(BadRow):
 def tasks_of(rows: Sequence[Row]) -> List[str]:
     """The tasks that the rows of a cut are labelled for.
 
-    What the rows say themselves counts (a task that all of them name); otherwise each task whose field all of
-    them have.
+    These are the tasks that all rows name, if any names tasks; otherwise each task whose field all rows have.
     """
     named = [row.tasks for row in rows if row.tasks is not None]
     if named:
@@ -177,24 +99,6 @@ def _bounds(row: Row, recording: Recording) -> Tuple[float, float]:
     return start, end
 
 
-def _checked(
-    name: str,
-    start: float,
-    duration: float,
-    channel: int,
-    recording: Recording,
-    turns: List[SupervisionSegment],
-    rows: Sequence[Row],
-) -> MonoCut:
-    """A cut that keeps the label schema (raises BadTurn)."""
-    cut = MonoCut(name, start, duration, channel, turns, recording=recording, custom={"tasks": tasks_of(rows)})
-    problems = check_cut(cut)
-    if problems:
-        match = _TURN.match(problems[0])
-        raise BadTurn(_TURN.sub("", problems[0], count=1), int(match[1]) if match else 0)
-    return cut
-
-
 Say = Callable[[str], None]
 
 
@@ -202,8 +106,8 @@ def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> L
     """Read a corpus as the options say and write its cuts to ``output``.
 
     Raises:
-        UserError: where anything cannot be mapped, unless ``options.skip_bad``; then nothing is written but the list
-            of the rejected rows, if one is wanted.
+        UserError: where anything cannot be mapped, unless ``options.skip_bad``; then nothing is written but the list of
+            rejected rows, if one is wanted.
     """
     check_output(output)
     check_paths(options)
@@ -241,7 +145,6 @@ class _Import:
     def __post_init__(self) -> None:
         options = self.options
         self.finder = AudioFinder(options.folder, options.sampling_rate, options.allow_pipes, self.audio_out)
-        self.maker = CutMaker(self.finder, options.normaliser, options.widen)
         self.documents = open_documents(options.brat, options.conll, options.discontinuous)
         self.row_ids, self.cut_ids = NameSet(), NameSet()
         self.together = options.per == RECORDING
@@ -355,7 +258,7 @@ class _Import:
 
     def _cut(self, rows: List[Row]) -> Optional[MonoCut]:
         try:
-            cut = self.maker.of_recording(rows) if self.together else self.maker.of_row(rows[0])
+            cut = self._made(rows)
             if not self.cut_ids.add(cut.id):
                 raise BadRow(f"field 'recording': another recording has the name {cut.id!r} already")
             return cut
@@ -363,6 +266,63 @@ class _Import:
             for item in reject_group(rows, error):
                 self.ledger.reject(item)
             return None
+
+    def _made(self, rows: Sequence[Row]) -> MonoCut:
+        """A cut of a single turn, or of the complete recording with these turns in order of time.
+
+        Raises:
+            BadRow: where the recording cannot be opened, or naming the row (`BadTurn`).
+        """
+        recording, channel = self.finder.recording(rows[0])
+        name, begin, duration = rows[0].id, 0.0, recording.duration
+        if self.together:
+            name = recording.id if recording.num_channels == 1 else f"{recording.id}-{channel + 1}"
+        turns = []
+        for i, row in enumerate(rows):
+            try:
+                if len(rows) > 1 and (row.start is None or row.end is None):
+                    raise BadRow(f"fields 'start' and 'end': expected, as the recording has {len(rows)} rows")
+                start, end = _bounds(row, recording)
+                if not self.together:
+                    begin, duration = start, round(end - start, 8)
+                turns.append(self._turn(row, recording, channel, start, end, begin))
+            except BadRow as error:
+                raise BadTurn(str(error), i) from None
+        cut = MonoCut(name, begin, duration, channel, turns, recording=recording, custom={"tasks": tasks_of(rows)})
+        problems = check_cut(cut)
+        if problems:
+            match = _TURN.match(problems[0])
+            raise BadTurn(_TURN.sub("", problems[0], count=1), int(match[1]) if match else 0)
+        return cut
+
+    def _turn(
+        self, row: Row, recording: Recording, channel: int, start: float, end: float, offset: float
+    ) -> SupervisionSegment:
+        if row.text is None or not row.text.strip():
+            raise BadRow("field 'text': expected words, found nothing")
+        language = None
+        if row.language is not None:
+            problem = language_problem(row.language)
+            if problem:
+                raise BadRow(f"field 'language': {problem}")
+            language = canonical_tag(row.language)  # fr for FRA, pt-BR for pt_br
+        text, entities = finish_text(row.text, row.entities, self.options.normaliser, language, self.options.widen)
+        custom: Dict[str, Any] = dict(row.custom)
+        if entities is not None:
+            custom["entities"] = entities
+        if row.endpoint is not None:
+            custom["endpoint"] = row.endpoint
+        return SupervisionSegment(
+            id=row.id,
+            recording_id=recording.id,
+            start=round(start - offset, 8),
+            duration=round(end - start, 8),
+            channel=channel,
+            text=text,
+            language=language,
+            speaker=row.speaker,
+            custom=custom or None,
+        )
 
     def _reject_more(self, items: Iterator[Rejected]) -> None:
         for item in items:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
 
@@ -69,11 +68,7 @@ class ImportOptions:
 
     @property
     def turns(self) -> str:
-        """The option that gives the turns.
-
-        Raises:
-            UserError: where there is none, or more than one.
-        """
+        """The option that gives the turns (raises UserError where there is none, or more than one)."""
         given = [name for name in TURN_SOURCES if getattr(self, name)]
         if len(given) > 1:
             raise UserError(
@@ -106,11 +101,7 @@ class ImportOptions:
 
 
 def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrRejected]:
-    """All rows, each with what recordings, constants, speaker turns, words and marks in the text say of it.
-
-    Args:
-        audio_out: where audio goes that stands in a data set itself.
-    """
+    """All rows, completed from recordings, constants, speaker turns, words and inline marks."""
     turns = options.turns
     recordings, bad = _recordings(options)
     rttm: List[object] = list(read_rttm(options.rttm, options.nist_notation)) if options.rttm is not None else []
@@ -139,7 +130,9 @@ def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrReject
                 if words is not None and item.text is None:
                     words.give(item)
                 if options.inline is not None and item.text is not None:
-                    _read_marks(item, options.inline)
+                    if item.entities is not None:
+                        raise BadRow("field 'entities': given twice, by themselves and as marks in the text")
+                    item.text, item.entities = read_inline(item.text, options.inline)
             except BadRow as error:
                 item = Rejected(item.place, str(error), item)
         if row is not None and recordings:
@@ -155,24 +148,20 @@ def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrReject
 def _turns(
     name: str, options: ImportOptions, audio_out: AudioOut, speaker_turns: List[Row], words: Optional[Words]
 ) -> Iterable[RowOrRejected]:
-    tables = (read_table(path, options.fields, options.delimiter) for path in options.table)
+    path = options.source
     readers: Dict[str, Callable[[], Iterable[RowOrRejected]]] = {
-        "table": lambda: chain.from_iterable(tables),
-        "kaldi": lambda: read_kaldi(_path(options.kaldi)),
-        "hf": lambda: read_dataset(_path(options.hf), options.fields, options.hf_split, audio_out),
-        "stm": lambda: read_stm(_path(options.stm), options.nist_notation),
-        "subtitles": lambda: read_subtitles(_path(options.subtitles), options.repeats),
-        "transcripts": lambda: read_transcripts(_path(options.transcripts)),
+        "table": lambda: (
+            row for table in options.table for row in read_table(table, options.fields, options.delimiter)
+        ),
+        "kaldi": lambda: read_kaldi(path),
+        "hf": lambda: read_dataset(path, options.fields, options.hf_split, audio_out),
+        "stm": lambda: read_stm(path, options.nist_notation),
+        "subtitles": lambda: read_subtitles(path, options.repeats),
+        "transcripts": lambda: read_transcripts(path),
         "rttm": lambda: speaker_turns,
         "ctm": lambda: words.turns(options.pause) if words is not None else (),
     }
     return readers[name]()
-
-
-def _path(path: Optional[Path]) -> Path:
-    if path is None:
-        raise ValueError("an option that gives the turns has no path")
-    return path
 
 
 def _recordings(options: ImportOptions) -> Tuple[Dict[str, Union[Row, Rejected]], List[Rejected]]:
@@ -193,12 +182,6 @@ def _name_in(recordings: Mapping[str, Union[Row, Rejected]], row: Row) -> Option
         return row.recording
     decoded = decoded_name(row.recording)
     return decoded if decoded in recordings else row.recording
-
-
-def _read_marks(row: Row, markup: str) -> None:
-    if row.entities is not None:
-        raise BadRow("field 'entities': given twice, by themselves and as marks in the text")
-    row.text, row.entities = read_inline(row.text or "", markup)
 
 
 def check_paths(options: ImportOptions) -> None:

@@ -50,7 +50,7 @@ class FileLine:
 
 @dataclass
 class Cue:
-    """A cue: the line of its times, seconds, the lines of its text as they stand.
+    """A cue: the line of its times, seconds, the lines of its text.
 
     Args:
         number: its counter, if it has one.
@@ -76,10 +76,10 @@ class Lost:
 
 
 def cues_of(file: Path) -> Iterator[Union[Cue, Lost]]:
-    """The cues of a file in their order, and whatever else may hold words.
+    """The cues of a file in order, and other lines that may hold words.
 
-    WebVTT is told by its first line, or the file's name. The text is UTF-8, or UTF-16 with a byte order mark; lines end
-    in LF, CRLF or CR. ``.gz`` is unpacked.
+    WebVTT is recognised by its first line or the file's name. The text is UTF-8, or UTF-16 with a byte order mark;
+    lines end in LF, CRLF or CR. ``.gz`` is unpacked.
     """
     lines, error = _lines_of(file)
     first = next((line for line in lines if not line.is_blank), None)
@@ -178,7 +178,7 @@ def _end_of_block(lines: Sequence[FileLine], at: int) -> int:
 
 
 def _check_vtt_text(cue: Cue, payload: Sequence[FileLine], times_follow: bool) -> Optional[int]:
-    """Find lines that are text by the standard but probably not by intention.
+    """Find lines that are text by the standard, but probably not by intention, and note a problem.
 
     Returns:
         The number at the end of the text, if it may be the identifier of the next cue.
@@ -247,11 +247,11 @@ def _srt(lines: Sequence[FileLine]) -> Iterator[Union[Cue, Lost]]:
 def _split_srt(
     body: Sequence[FileLine], number: Optional[int], ordinal: int, is_last: bool
 ) -> Tuple[List[FileLine], Optional[FileLine], Optional[str]]:
-    """What follows a line of times -> the text, the number of the next cue, and what is unclear.
+    """Split what follows a line of times into the text, the number of the next cue, and what is unclear.
 
     Args:
         number: of this cue, as the numbers before it have it; None where there are none.
-        ordinal: of the next one in the file, from 1 on.
+        ordinal: of the next cue in the file, from 1 on.
     """
     texts = [line for line in body if not line.is_blank]
     if not texts:

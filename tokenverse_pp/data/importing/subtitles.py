@@ -17,7 +17,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Dict, Iterator, List, Optional, Sequence, Union
 
 from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowOrRejected, files_of, safe_id, shown
 from tokenverse_pp.data.importing.subtitle_cues import Cue, Lost, cues_of
@@ -51,11 +51,7 @@ _MARK = "\0"  # placeholder for a time stamp; text that contains it is rejected 
 
 @dataclass(frozen=True)
 class CaptionLine:
-    """A line of a cue, without markup.
-
-    Args:
-        stamped: it has a time stamp for its words, as the words have that live captions add.
-    """
+    """A line of a cue without markup; ``stamped`` if it has time stamps for words, as in live captions."""
 
     words: List[str]
     stamped: bool = False
@@ -77,8 +73,8 @@ class Text:
 def read_text(payload: Sequence[str]) -> Text:
     """Read the lines of a cue.
 
-    Taken out are tags of WebVTT and SubRip, time stamps (``<00:00:01.500>``), overrides (``{\\an8}``), readings of ruby
-    text, and a dash and space at the begin of a line, the mark of another speaker.
+    Removed are tags of WebVTT and SubRip, time stamps (``<00:00:01.500>``), overrides (``{\\an8}``), readings of ruby
+    text, and a dash and space at the start of a line, which mark another speaker.
 
     >>> read_text(["<v Mary>Hello <i>you</i>,", "- 3 &lt; 4 &amp; I <3 it</v>"]).words
     ['Hello', 'you,', '3', '<', '4', '&', 'I', '<3', 'it']
@@ -155,13 +151,13 @@ class _Caption:
 def read_subtitles(path: Path, repeats: str = AUTO) -> Iterator[RowOrRejected]:
     """The cues of subtitle files; the recording has the file's name.
 
-    Tags are taken out; a voice (``<v Mary>``) is the speaker. A cue without words has no text.
+    Tags are removed; a voice (``<v Mary>``) is the speaker. A cue without words has no text.
 
     Args:
-        repeats: what to do with words of live captions that stand in several cues. ``auto`` leaves out echoes (cues of
-            some milliseconds that repeat the cue before) and, in a file whose captions roll (`_rolls`), the lines that
-            are on the screen still; ``drop`` does so in every file, ``keep`` never. Cues that are left out are
-            `Rejected.expected`, words `Row.repeated`.
+        repeats: what to do with words that live captions repeat. ``auto`` leaves out echoes (cues of some milliseconds
+            that repeat the cue before) and, in a file whose captions roll (`_rolls`), lines that are still on the
+            screen; ``drop`` does so in every file, ``keep`` never. Cues that are left out are `Rejected.expected`,
+            words `Row.repeated`.
     """
     files: Dict[str, Path] = {}
     for file in files_of(path, (".srt", ".vtt")):
@@ -175,7 +171,15 @@ def read_subtitles(path: Path, repeats: str = AUTO) -> Iterator[RowOrRejected]:
 
 
 def _rows(file: Path, recording: str, repeats: str) -> Iterator[RowOrRejected]:
-    items = [item if isinstance(item, Lost) else _read(item) for item in cues_of(file)]
+    items: List[Union[Lost, _Caption]] = []
+    for cue in cues_of(file):
+        if isinstance(cue, Lost):
+            items.append(cue)
+            continue
+        try:
+            items.append(_Caption(cue, Text([]) if cue.problem else read_text(cue.payload), cue.problem))
+        except BadRow as error:
+            items.append(_Caption(cue, Text([]), str(error)))
     captions = [item for item in items if isinstance(item, _Caption)]
     before = dict(zip(map(id, captions[1:]), captions))
     rolls = repeats == DROP or (repeats == AUTO and _rolls(captions))
@@ -187,25 +191,10 @@ def _rows(file: Path, recording: str, repeats: str) -> Iterator[RowOrRejected]:
             yield _row(file, recording, item, before.get(id(item)), repeats != KEEP, rolls)
 
 
-def _read(cue: Cue) -> _Caption:
-    if cue.problem is not None:
-        return _Caption(cue, Text([]), cue.problem)
-    try:
-        return _Caption(cue, read_text(cue.payload))
-    except BadRow as error:
-        return _Caption(cue, Text([]), str(error))
-
-
 def _row(
     file: Path, recording: str, caption: _Caption, before: Optional[_Caption], echoes: bool, rolls: bool
 ) -> RowOrRejected:
-    """A row of a cue.
-
-    Args:
-        before: the cue before it in the file.
-        echoes: leave out echoes.
-        rolls: leave out all that is repeated.
-    """
+    """A row of a cue. Leave out echoes (with ``echoes``), or all that repeats the cue ``before`` (with ``rolls``)."""
     cue, words = caption.cue, caption.text.words
     place = Place(str(file), cue.line)
     row = Row(place, f"{safe_id(recording)}-{cue.line:06d}", recording, start=cue.start, end=cue.end)
@@ -223,10 +212,10 @@ def _row(
 
 
 def _repeated(before: _Caption, caption: _Caption, rolls: bool = False) -> int:
-    """How many words at its begin a cue repeats: the last lines of the cue before, all of their words.
+    """How many words a cue repeats at its start: all words of the last lines of the cue before.
 
-    Words in lines with time stamps are new, if there is time to say them. After a pause, only what such lines prove old
-    is a repetition.
+    Words in lines with time stamps are new, if there is time to say them. After a pause, only such lines prove that
+    other words are repeated.
     """
     if before.problem is not None or caption.problem is not None or before.text.speaker != caption.text.speaker:
         return 0
@@ -247,11 +236,11 @@ def _repeated(before: _Caption, caption: _Caption, rolls: bool = False) -> int:
 
 
 def _rolls(captions: Sequence[_Caption]) -> bool:
-    """Whether the captions of a file roll: most of them begin with lines of the one before, and add to them.
+    """Whether the captions of a file roll: most begin with lines of the one before, and add to them.
 
-    A caption that says the same as the one before, and nothing more, proves nothing: words are said twice ("no", "no").
-    Where a single caption speaks for it, it must repeat a whole line of three words, or stand after an echo, or have
-    time stamps; where there are more, one of them must repeat more than a word.
+    A caption that only repeats the one before proves nothing, as words are said twice ("no", "no"). A single caption
+    must repeat a whole line of three words, or follow an echo, or have time stamps; of several, one must repeat more
+    than a word.
     """
     counts: List[int] = []  # how many words a caption that adds to the one before repeats
     others = 0

@@ -43,8 +43,8 @@ class _Record:
 def read_table(path: Path, fields: FieldMap, delimiter: Optional[str] = None) -> Iterator[RowOrRejected]:
     """The rows of a table, one at a time; ``.gz`` is unpacked.
 
-    CSV has quoting and may have line ends within quotes; TSV has no quoting (as Common Voice writes it). A row that
-    cannot be read is rejected and spoils no other: broken quoting, a carriage return within a line, too many cells.
+    CSV has quoting, and line ends within quotes; TSV has no quoting (as Common Voice writes it). A row that cannot be
+    read is rejected and affects no other: broken quoting, a carriage return within a line, too many cells.
 
     Args:
         delimiter: another one than the name's ending says.
@@ -82,7 +82,7 @@ def _json_rows(path: Path, fields: FieldMap, stem: str) -> Iterator[RowOrRejecte
         try:
             data = json_of(text_of(line, str(place)), str(place))
         except UserError as error:
-            yield Rejected(place, _without(place, error))
+            yield Rejected(place, str(error).replace(f"{place}: ", "", 1))
             continue
         if not isinstance(data, dict):
             yield Rejected(place, f"expected a JSON object, found {shown(data)}")
@@ -99,7 +99,12 @@ def _delimited_rows(path: Path, fields: FieldMap, stem: str, delimiter: str) -> 
     for record in records:
         place, number = Place(str(path), record.line), len(record.cells)
         if header is None:
-            header = records.columns = _header(place, record)
+            if record.problem is not None:
+                raise UserError(f"{place}: expected a header line with the names of the columns: {record.problem}")
+            header = records.columns = record.cells
+            twice = next((name for name in header if header.count(name) > 1), None)
+            if twice is not None:
+                raise UserError(f"{place}: column {twice!r} is there twice")
             fields.check(header, str(path))
             continue
         cells = dict(zip(header, record.cells))
@@ -114,22 +119,11 @@ def _delimited_rows(path: Path, fields: FieldMap, stem: str, delimiter: str) -> 
         raise UserError(f"{path}: empty; expected a header line with the names of the columns")
 
 
-def _header(place: Place, record: _Record) -> List[str]:
-    """The names of the columns (raises UserError)."""
-    if record.problem is not None:
-        raise UserError(f"{place}: expected a header line with the names of the columns: {record.problem}")
-    names = record.cells
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{place}: column {twice!r} is there twice")
-    return names
-
-
 class _Records:
     """The records of a CSV or TSV file.
 
-    Where the quotes of a record are broken (not closed, or closed by one that opens another cell), the record is its
-    first line alone and the next one begins after it: otherwise one quote could swallow the rest of the file.
+    If the quotes of a record are broken (not closed, or closed by one that opens another cell), the record is its first
+    line alone and the next one begins after it, so that one quote cannot swallow the rest of the file.
 
     ``columns``: the header, once it is known.
     """
@@ -252,21 +246,14 @@ def _checked(number: int, cells: List[str], quoted: bool) -> _Record:
     return _Record(number, cells, problem)
 
 
-def _without(place: Place, error: UserError) -> str:
-    return str(error).replace(f"{place}: ", "", 1)
-
-
 def read_recordings(
     path: Path, fields: FieldMap, delimiter: Optional[str] = None
 ) -> Tuple[Dict[str, Union[Row, Rejected]], List[Rejected]]:
     """A table with one row per recording, in memory, by its field ``recording`` or its audio file's name.
 
     Returns:
-        The recordings (one whose row cannot be read is rejected there, too), and the rows that cannot be read, have
-        neither of the fields, or name a recording again.
-
-    Raises:
-        UserError: see `read_table`.
+        The recordings (also rejected ones), and the rows that cannot be read, have neither field, or repeat a
+        recording.
     """
     found: Dict[str, Union[Row, Rejected]] = {}
     bad: List[Rejected] = []
@@ -283,9 +270,7 @@ def read_recordings(
 
 
 def read_dataset(folder: Path, fields: FieldMap, split: Optional[str], audio_out: AudioOut) -> Iterator[RowOrRejected]:
-    """The rows of a data set. Class labels become their names.
-
-    Audio that stands in the data set itself is written, undecoded, to ``audio_out``.
+    """The rows of a data set. Class labels become their names; embedded audio is written to ``audio_out`` as it is.
 
     Args:
         split: which part; needed where there are several.
@@ -369,7 +354,7 @@ def _load(folder: Path, split: Optional[str], cache: str) -> Any:
 def _check_folder(folder: Path) -> None:
     """Check that `datasets` neither runs code of the folder nor downloads anything (raises UserError).
 
-    Versions before 4 run a script of the folder's name, and all take the addresses of data files from its README.md.
+    Versions before 4 run a script named like the folder, and all read addresses of data files from its README.md.
     """
     for name in (folder.name, folder.resolve().name):
         script = folder / f"{name}.py"

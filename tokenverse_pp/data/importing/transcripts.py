@@ -19,10 +19,10 @@ from tokenverse_pp.data.importing.rows import (
     RowOrRejected,
     Span,
     files_of,
+    lines_of,
     safe_id,
     shown,
 )
-from tokenverse_pp.data.lines import raw_lines, text_of
 from tokenverse_pp.tasks.result import Transcript
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -33,8 +33,8 @@ ENDPOINT = "[ENDP]"
 def read_transcripts(path: Path) -> Iterator[RowOrRejected]:
     """The turns of transcripts: a file has one transcript as JSON, or one per line.
 
-    The field ``name`` of a transcript is its recording. Speakers are ``turn1``, ``turn2``, ..: the model hears that the
-    speaker changes, not who speaks. What belongs to a task that was not decoded is missing, not empty.
+    The field ``name`` of a transcript is its recording. Speakers are ``turn1``, ``turn2``, .., as the model recognises
+    speaker changes, not speakers. Labels of a task that was not decoded are missing, not empty.
     """
     for file in files_of(path, (".json", *JSON_LINES)):
         for place, data in _texts(file):
@@ -51,33 +51,18 @@ def read_transcripts(path: Path) -> Iterator[RowOrRejected]:
 
 def _texts(file: Path) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
     """The JSON texts of a file, each with the line at which it begins."""
-    lines = ((place, line) for place, line in _lines(file) if isinstance(line, Rejected) or line.strip())
+    lines = ((place, line) for place, line in lines_of(file) if isinstance(line, Rejected) or line.strip())
     if file.suffix.lower() in JSON_LINES:
         yield from lines
         return
     found = list(lines)
     texts = [line for _, line in found if isinstance(line, str)]
-    if len(texts) < len(found) or not texts or _is_json(texts[0]):
-        yield from found
-    else:
-        yield found[0][0], "\n".join(texts)
-
-
-def _lines(file: Path) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
-    for number, raw in raw_lines(file):
-        place = Place(str(file), number)
+    if len(texts) == len(found) and texts:
         try:
-            yield place, text_of(raw, "")
-        except UserError as error:
-            yield place, Rejected(place, str(error).lstrip(": "))
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json_of(text, "")
-    except UserError:
-        return False
-    return True
+            json_of(texts[0], "")
+        except UserError:  # one transcript over several lines
+            found = [(found[0][0], "\n".join(texts))]
+    yield from found
 
 
 def _rows(place: Place, transcript: Transcript) -> Iterator[RowOrRejected]:
