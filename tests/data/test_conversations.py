@@ -16,7 +16,7 @@ from tokenverse_pp.cli.main import cli
 from tokenverse_pp.data.editing.conversations import ConversationOptions, TurnWords, conversation_cuts
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.tasks import build_tasks, render
-from tokenverse_pp.tasks.result import transcript_of
+from tokenverse_pp.tasks.transcript import transcript_of
 
 TASKS = build_tasks(["asr", "scd", "endp"])
 LENGTH = 200.0

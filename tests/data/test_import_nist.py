@@ -8,7 +8,7 @@ from nist_files import ctm_line, spoken, stm_line
 
 from tokenverse_pp.data.importing.kaldi import read_kaldi
 from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
-from tokenverse_pp.data.importing.rows import BadRow, Rejected, Row, Word, Words, seconds
+from tokenverse_pp.data.importing.rows import BadRow, ImportedWord, Rejected, Row, Words, seconds
 
 audio_dir = pytest.fixture(scope="module")(make_audio_dir)
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -44,17 +44,17 @@ def check_stm(folder, lines):
 def check_ctm(folder, lines):
     path = write(folder / "x.ctm", b"\n".join(line for line, _ in lines))
     items = list(read_ctm(path))
-    good = [item for item in items if isinstance(item, Word) and item.problem is None]
+    good = [item for item in items if isinstance(item, ImportedWord) and item.problem is None]
     named = [item for item in items if isinstance(item, Rejected) or item.problem is not None]
     assert len(good) + len(named) == sum(bool(line.strip(b" \t")) for line, _ in lines)
     by_line = {item.place.line: item.text for item in good}
     for number, (_, word) in enumerate(lines, start=1):
         assert word is None or by_line[number] == word
-    words = Words(item for item in items if isinstance(item, Word))
+    words = Words(item for item in items if isinstance(item, ImportedWord))
     made = list(words.turns(pause=0.3))
     kept = [text for row in made if isinstance(row, Row) for text in split(row.text)]
     assert len(kept) <= sum(len(split(word.text)) for word in good)
-    bad_lines = {item.place.line for item in named if isinstance(item, Word)}
+    bad_lines = {item.place.line for item in named if isinstance(item, ImportedWord)}
     assert all(row.row.text is not None for row in made if isinstance(row, Rejected))
     assert {row.place.line for row in made if isinstance(row, Rejected)} <= bad_lines
     assert all(word.used for found in words.by_recording.values() for word in found)

@@ -20,7 +20,7 @@ from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.long_form import Merger, Unit, Window, decode_long, matches, windows_of
 from tokenverse_pp.tasks import build_tasks, parse
-from tokenverse_pp.tasks.transcript import is_task_token, pieces_to_words
+from tokenverse_pp.tasks.transcript import is_task_token, word_spans
 
 TASKS = build_tasks(["asr", "scd", "endp", "ner", "lid"], {"lid": {"languages": ["fr", "nl"]}})
 WORDS = [f"▁{letter}" for letter in "abcdefghij"]
@@ -144,7 +144,7 @@ def test_whatever_windows_say_the_whole_is_well_formed(seed):
         windows.append(Window(start, start + WINDOW, hypothesis([ID[p] for _, p in said], [f for f, _ in said])))
     pieces, _ = merged(windows)
     assert RULES.allows([ID[piece] for piece in pieces])
-    words = pieces_to_words(pieces)[0]
+    words = [text for text, _, _ in word_spans(pieces)]
     rendered = TASKS.render(parse(" ".join(words), TASKS)).split()
     assert [w for w in words if not is_task_token(w)] == [w for w in rendered if not is_task_token(w)]
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tokenverse_pp.data.tokenizer import train_tokenizer
-from tokenverse_pp.decoding.hypothesis import Hypothesis, to_record
 from tokenverse_pp.tasks import build_tasks
+from tokenverse_pp.tasks.result import Transcript
 
 TASKS = build_tasks(["asr", "scd", "endp", "ner", "lid"], {"lid": {"languages": ["fr", "nl"]}})
 SHIFT = 0.04
@@ -20,8 +20,12 @@ def tokenizer():
 def record(tokenizer, text, tasks=TASKS, frames=None):
     ids = tokenizer.encode(text)
     frames = tuple(range(0, 2 * len(ids), 2)) if frames is None else frames
-    hypothesis = Hypothesis(tuple(ids), frames, (-0.1,) * len(ids), -3.0, -0.5)
-    return to_record("c1", hypothesis, tokenizer, tasks, SHIFT)
+    log_probs = [-0.1] * len(ids)
+    record = tasks.reader.read_tokens(
+        tokenizer.pieces(ids), frames, log_probs, SHIFT, None, -0.5, 1.0, "c1"
+    ).to_record()
+    assert Transcript.from_record(record, TASKS).to_record() == record
+    return record
 
 
 def test_all_tasks(tokenizer):

@@ -18,7 +18,7 @@ from tokenverse_pp.decoding.context_graph import read_hotwords
 from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer, plan_batches
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.result import Transcript, transcript_of_record
+from tokenverse_pp.tasks.result import Transcript
 
 Hotword = Union[str, Tuple[str, float]]
 Names = Union[str, Sequence[str]]
@@ -126,14 +126,13 @@ def _decode(decoder: Recognizer, items: List[Union[Heard, Refused]]) -> Iterator
     """The results of some items, in order."""
     heard = {str(number): item for number, item in enumerate(items) if isinstance(item, Heard)}
     results: Dict[str, Result] = {str(n): item for n, item in enumerate(items) if isinstance(item, Refused)}
-    tasks = decoder.loaded.tasks
     for group in plan_batches([item.cut.with_id(key) for key, item in heard.items()], decoder.options):
         done = decoder(group)
-        for record in done.records:
-            item = heard[record["id"]]
+        for transcript in done.transcripts:
+            item = heard[transcript.name]
             if not decoder.frames(item.cut):
                 log.warning("warning: %s: %.4f s are less than a frame: nothing to hear", item.label, item.cut.duration)
-            results[record["id"]] = transcript_of_record(record, tasks, item.cut.duration, item.name)
+            results[transcript.name] = dataclasses.replace(transcript, name=item.name)
         for failure in done.failures:
             item = heard[failure["id"]]
             results[failure["id"]] = Refused(item.label, _reason(item.label, failure))

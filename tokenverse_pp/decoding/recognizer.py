@@ -20,7 +20,7 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs
 from tokenverse_pp.decoding.automaton import Constraints
 from tokenverse_pp.decoding.constraints import constraints_for
-from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration, to_record
+from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
 from tokenverse_pp.decoding.long_form import Merger, check_windows, merge_windows
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
@@ -28,6 +28,7 @@ from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.compat import autocast
 from tokenverse_pp.models.stored_features import batches_of
 from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.result import Transcript, TranscriptReader
 
 Scales = Tuple[Tuple[str, float], ...]  # task, what its vector is multiplied by
 
@@ -129,10 +130,11 @@ NOTHING = Hypothesis(tokens=(), frames=(), log_probs=(), log_prob=0.0, score=0.0
 
 @dataclass
 class RecognizedBatch:
-    """What a batch gave: lines of hyps.jsonl, and lines of failures.jsonl (id, files, reason)."""
+    """What a batch gave: lines of hyps.jsonl, lines of failures.jsonl (id, files, reason), and transcripts."""
 
     records: List[Record] = field(default_factory=list)
     failures: List[Record] = field(default_factory=list)
+    transcripts: List[Transcript] = field(default_factory=list)
 
     def refuse(self, cut: Cut, error: UserError) -> None:
         """Note that a cut could not be decoded."""
@@ -184,6 +186,7 @@ class Recognizer:
         self.constraints = self.constraints_of(self.active.names)
         self.bonus = bonus_for(options.search, loaded.tokenizer, self.active)
         self.calibration = read_calibration(loaded.folder)
+        self.reader = self.active.reader
         if weights is None:
             weights = vector_weights(loaded, self.active, options.vector_scale)
         self.weights = weights.to(self.device)
@@ -310,7 +313,7 @@ class Recognizer:
                 except UserError as error:
                     done.refuse(cut, error)
                 else:
-                    done.records.append(self.record(cut, [best]))
+                    self._add(done, cut, [best])
             return done
         cuts: List[Cut] = []
         items: List[Tensor] = []
@@ -324,23 +327,33 @@ class Recognizer:
             if found is None:
                 done.refuse(cut, UserError(NOT_FINITE))
             else:
-                done.records.append(self.record(cut, found))
+                self._add(done, cut, found)
         return done
 
-    def record(self, cut: Cut, found: Sequence[Hypothesis]) -> Record:
-        """The n-best list of a cut -> its line of hyps.jsonl."""
-        record = to_record(cut.id, found[0], self.loaded.tokenizer, self.active, self.shift, self.calibration)
-        if self.options.search.nbest > 1:
-            record["nbest"] = [self._candidate(hypothesis) for hypothesis in found]
-        return record
+    def transcript(self, cut: Cut, best: Hypothesis, reader: Optional[TranscriptReader] = None) -> Transcript:
+        """The transcript of a hypothesis.
 
-    def _candidate(self, hypothesis: Hypothesis) -> Record:
-        words = hypothesis.words(self.loaded.tokenizer.pieces(hypothesis.tokens), self.shift)
-        return {
-            "text": " ".join(word.text for word in words),
-            "score": hypothesis.score,
-            "log_prob": hypothesis.log_prob,
-        }
+        Args:
+            cut: gives name and duration.
+            best: the hypothesis.
+            reader: of the active tasks (`TaskSet.reader`); by default those of the options.
+        """
+        pieces = self.loaded.tokenizer.pieces(best.tokens)
+        return (reader or self.reader).read_tokens(
+            pieces, best.frames, best.log_probs, self.shift, self.calibration, best.score, cut.duration, cut.id
+        )
+
+    def _add(self, done: RecognizedBatch, cut: Cut, found: Sequence[Hypothesis]) -> None:
+        """Add the n-best list of a cut to the results."""
+        transcript = self.transcript(cut, found[0])
+        record = transcript.to_record()
+        if self.options.search.nbest > 1:
+            record["nbest"] = [
+                {"text": self.loaded.tokenizer.decode(h.tokens), "score": h.score, "log_prob": h.log_prob}
+                for h in found
+            ]
+        done.transcripts.append(transcript)
+        done.records.append(record)
 
     def frames(self, cut: Cut) -> int:
         """Frames at the seam that the audio of a cut has."""

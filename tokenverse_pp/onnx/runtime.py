@@ -33,8 +33,8 @@ from tokenverse_pp.onnx.folder import (
 from tokenverse_pp.onnx.inputs import Audio, NumpyLogMel, read_audio
 from tokenverse_pp.onnx.search import Search, check_options
 from tokenverse_pp.tasks import TaskSet, build_tasks
-from tokenverse_pp.tasks.result import Transcript, Word, transcript_of_words
-from tokenverse_pp.tasks.transcript import TimedWord
+from tokenverse_pp.tasks.result import Transcript, words_of_tokens
+from tokenverse_pp.tasks.transcript import Word
 
 MOST_STATES = 4096  # of the predictor's, kept
 
@@ -158,16 +158,9 @@ class Exported:
             raise UserError("vectors.strategy=combination: this combination of tasks was never active in training")
         return np.array(mask, dtype=np.float32)
 
-    def transcript(self, words: Sequence[TimedWord], tasks: Sequence[str], duration: float, name: str) -> Transcript:
-        """Words and task tokens, confidences calibrated, of a recording of ``duration`` seconds."""
-        timed = [Word(w.text, w.start, w.end, w.confidence) for w in words]
-        return transcript_of_words(timed, self.tasks.subset(tasks).names, duration, name, self.tasks)
-
-    def calibrated(self, words: Sequence[TimedWord]) -> List[TimedWord]:
-        """Words with the model's calibration of confidences, if it has one."""
-        if self.calibration is None:
-            return list(words)
-        return [TimedWord(w.text, w.start, w.end, self.calibration(w.text, w.confidence)) for w in words]
+    def transcript(self, words: Sequence[Word], tasks: Sequence[str], duration: float, name: str) -> Transcript:
+        """Words and task tokens of a recording of ``duration`` seconds -> transcript."""
+        return self.tasks.subset(tasks).reader.read(words, duration, name=name)
 
 
 def default_options(options: Optional[SearchOptions], language: Optional[str]) -> SearchOptions:
@@ -220,8 +213,9 @@ class Runtime(Exported):
             log.warning("warning: %s: %.4f s are less than a frame: nothing to hear", name, seconds)
             return self.transcript([], active, seconds, name)
         best = self.search([samples], active, options)[0][0]
-        words = best.words(self.tokenizer.pieces(best.tokens), self.frame_shift)
-        return self.transcript(self.calibrated(words), active, len(samples) / SAMPLING_RATE, name)
+        pieces = self.tokenizer.pieces(best.tokens)
+        words = words_of_tokens(pieces, best.frames, best.log_probs, self.frame_shift, self.calibration)
+        return self.transcript(words, active, len(samples) / SAMPLING_RATE, name)
 
     def search(
         self,

@@ -16,7 +16,7 @@ from tokenverse_pp.onnx.inputs import Audio, RunningLogMel, checked, read_audio
 from tokenverse_pp.onnx.runtime import Exported, default_options, open_graph
 from tokenverse_pp.onnx.search import Search
 from tokenverse_pp.tasks.result import Transcript
-from tokenverse_pp.tasks.transcript import TimedWord
+from tokenverse_pp.tasks.transcript import Word
 
 
 class RuntimeStream:
@@ -130,7 +130,7 @@ class StreamingRuntime(Exported):
         active = self.tasks.names if tasks is None else tuple(tasks)
         samples = read_audio(audio)
         stream = self.open(active, default_options(options, language))
-        words: List[TimedWord] = []
+        words: List[Word] = []
         for event in [*self.push(stream, samples), *self.close(stream)]:
             if event.kind in (FINAL, TOKEN):
                 words.extend(event.words)

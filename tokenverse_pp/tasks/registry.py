@@ -1,4 +1,7 @@
-"""Tasks by name: those of the package, of installed packages (entry points) and of plugins (files or modules)."""
+"""Tasks by name: those of the package, of installed packages (entry points) and of plugins (files or modules).
+
+`render` and `parse` convert between `Answers` and text with task tokens.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.tasks.asr import Asr
 from tokenverse_pp.tasks.base import Task, TaskSet
 from tokenverse_pp.tasks.endp import Endpoint
-from tokenverse_pp.tasks.lid import LanguageId
+from tokenverse_pp.tasks.lid import CODE, LanguageId, language_code, language_token
 from tokenverse_pp.tasks.ner import NamedEntities
 from tokenverse_pp.tasks.scd import SpeakerChange
-from tokenverse_pp.tasks.transcript import is_task_token
+from tokenverse_pp.tasks.transcript import Answers, is_task_token, split_marks
 
 GROUP = "tokenverse_pp.tasks"  # of entry points: ``NAME_OF_TASK = "my_package.my_module:MyTask"``
 
@@ -299,3 +302,36 @@ def _checked(tasks: TaskSet) -> TaskSet:
 def task_options(tasks: TaskSet) -> Dict[str, Dict[str, Any]]:
     """Options with which `build_tasks` makes the same set again."""
     return {task.name: task.options() for task in tasks.tasks if task.options()}
+
+
+def render(transcript: Answers, tasks: TaskSet) -> str:
+    """Write a transcript with the tokens of ``tasks``.
+
+    >>> render(Answers(("oui",), {"lid": "fr", "endp": (1,)}), build_tasks(["lid", "endp"]))
+    '[FR] oui [ENDP]'
+    """
+    return tasks.render(transcript)
+
+
+def parse(text: str, tasks: Optional[TaskSet] = None) -> Answers:
+    """Read text with task tokens; never fails (each task's class says how it reads malformed output).
+
+    Without ``tasks``, every registered task is read, and any other ``[XX]`` is taken as a language token.
+
+    >>> parse("[FR] oui [ENDP]", build_tasks(["lid", "endp"], {"lid": {"languages": ["fr"]}}))
+    Answers(words=('oui',), answers={'endp': (1,), 'lid': 'fr'})
+    """
+    words = text.split()
+    return (tasks or tasks_for_tokens(words)).read(*split_marks(words))
+
+
+def tasks_for_tokens(words: Sequence[str]) -> TaskSet:
+    """All registered tasks, with the options that the tokens among ``words`` show (languages, entity types)."""
+    tokens = [word for word in words if is_task_token(word)]
+    options: Dict[str, Dict[str, Any]] = {name: cls.options_for(tokens) for name, cls in REGISTRY.items()}
+    others = [name for name in REGISTRY if name != "lid"]
+    known = {*build_tasks(others).symbols, *build_tasks(others, options).symbols}
+    # Any token that no other task owns is taken as a language.
+    codes = [language_code(token) for token in dict.fromkeys(tokens) if token not in known]
+    languages = [c for c in dict.fromkeys(codes) if CODE.fullmatch(c) and language_token(c) not in known]
+    return build_tasks(list(REGISTRY), {**options, "lid": {"languages": languages}})

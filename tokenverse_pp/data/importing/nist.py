@@ -17,11 +17,11 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 from tokenverse_pp.data.importing.notation import OPTION, REFUSE, RESOLVE, read_word, read_words, split_label
 from tokenverse_pp.data.importing.rows import (
     BadRow,
+    ImportedWord,
     Place,
     Rejected,
     Row,
     RowOrRejected,
-    Word,
     expect,
     files_of,
     records_of,
@@ -37,7 +37,7 @@ ALT_BEGIN, ALT, ALT_END = "<ALT_BEGIN>", "<ALT>", "<ALT_END>"
 NO_CONFIDENCE = ("NA", "<NA>", "N/A", "-", "*")
 
 
-def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[Word, Rejected]]:
+def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[ImportedWord, Rejected]]:
     """The words of CTM files. Lines that begin with ``;;`` are comments.
 
     Alternatives stand between lines with the words ``<ALT_BEGIN>``, ``<ALT>`` and ``<ALT_END>``. A word that cannot be
@@ -65,17 +65,17 @@ class _Alternatives:
     """The words of a channel since ``<ALT_BEGIN>``, the first alternative apart from the others."""
 
     place: Place
-    first: List[Word] = field(default_factory=list)
-    others: List[Word] = field(default_factory=list)
+    first: List[ImportedWord] = field(default_factory=list)
+    others: List[ImportedWord] = field(default_factory=list)
     is_first: bool = True
     levels: int = 1
     nested: bool = False
 
-    def add(self, word: Word) -> None:
+    def add(self, word: ImportedWord) -> None:
         """Add a word to the current alternative."""
         (self.first if self.is_first else self.others).append(word)
 
-    def finished(self, notation: str) -> Iterator[Word]:
+    def finished(self, notation: str) -> Iterator[ImportedWord]:
         """The selected words, or all words with the reason why they cannot be used."""
         if self.nested:
             yield from self._spoilt(f"alternatives within the alternatives that begin in line {self.place.line}")
@@ -87,17 +87,19 @@ class _Alternatives:
                 f"alternatives (<ALT_BEGIN> in line {self.place.line}): {OPTION} {RESOLVE} takes the first"
             )
 
-    def unfinished(self) -> Iterator[Word]:
+    def unfinished(self) -> Iterator[ImportedWord]:
         """All words, with the reason why they cannot be used."""
         return self._spoilt(f"<ALT_BEGIN> in line {self.place.line} without <ALT_END>")
 
-    def _spoilt(self, problem: str) -> Iterator[Word]:
+    def _spoilt(self, problem: str) -> Iterator[ImportedWord]:
         for word in [*self.first, *self.others]:
             word.problem = word.problem or problem
             yield word
 
 
-def _items(place: Place, line: str, notation: str, open_groups: Dict[Tuple[str, str], _Alternatives]) -> Iterator[Word]:
+def _items(
+    place: Place, line: str, notation: str, open_groups: Dict[Tuple[str, str], _Alternatives]
+) -> Iterator[ImportedWord]:
     cells = fields(line)
     expect(len(cells) >= 5, CTM_FORM, line)
     key, mark = (cells[0], cells[1]), cells[4].upper()
@@ -123,10 +125,10 @@ def _items(place: Place, line: str, notation: str, open_groups: Dict[Tuple[str, 
             yield word
 
 
-def _word(place: Place, line: str, cells: List[str], notation: str) -> Optional[Word]:
+def _word(place: Place, line: str, cells: List[str], notation: str) -> Optional[ImportedWord]:
     """A word; None for a mark that is left out."""
     start = seconds(cells[2], "start")
-    word = Word(place, cells[0], cells[1], start, start, cells[4])
+    word = ImportedWord(place, cells[0], cells[1], start, start, cells[4])
     try:
         word.end = start + seconds(cells[3], "duration")
         expect(len(cells) <= 8, CTM_FORM, line)
@@ -210,7 +212,7 @@ KINDS = (
 NOTHING = "<NA>"
 
 
-def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejected, Word]]:
+def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejected, ImportedWord]]:
     """Turns from ``SPEAKER`` lines, words from ``LEXEME`` lines; the other kinds that NIST defines say nothing here.
 
     Lines that begin with ``;`` are comments. The last one or two of the ten fields may be missing.
@@ -221,7 +223,7 @@ def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejecte
     return _read_lines(path, ".rttm", ";", 1, lambda place, line: _item(place, line, notation))
 
 
-def _item(place: Place, line: str, notation: str) -> Union[Row, Word, None]:
+def _item(place: Place, line: str, notation: str) -> Union[Row, ImportedWord, None]:
     """A turn or a word; None for a line of another kind, and for a mark that is left out."""
     cells = fields(line)
     kind = cells[0].upper()
@@ -233,14 +235,18 @@ def _item(place: Place, line: str, notation: str) -> Union[Row, Word, None]:
     begin = seconds(start, "start")
     name = None if speaker.upper() == NOTHING else speaker
     if kind == "LEXEME":
-        return _rttm_word(Word(place, recording, channel, begin, begin, text, name), duration, subtype, cells, notation)
+        return _rttm_word(
+            ImportedWord(place, recording, channel, begin, begin, text, name), duration, subtype, cells, notation
+        )
     end = begin + seconds(duration, "duration")
     # A word here is the speaker's name in the wrong place, or half of one with spaces in it.
     expect(text.upper() == subtype.upper() == NOTHING and _has_confidence(cells), RTTM_FORM, line)
     return Row(place, f"{safe_id(recording)}-{place.line:06d}", recording, None, channel, begin, end, speaker=name)
 
 
-def _rttm_word(word: Word, duration: str, subtype: str, cells: List[str], notation: str) -> Optional[Word]:
+def _rttm_word(
+    word: ImportedWord, duration: str, subtype: str, cells: List[str], notation: str
+) -> Optional[ImportedWord]:
     try:
         word.end = word.start + seconds(duration, "duration")
         if word.text.upper() == NOTHING:
