@@ -9,8 +9,8 @@ from vocabulary import ALL, Vocabulary, is_well_formed, know
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Constraints, compile_filters
-from tokenverse_pp.decoding.constraints import Bar, InOrder, Spans, constraints_for
+from tokenverse_pp.decoding.constraints import Bar, InOrder, Spans, compile_tables, constraints_for
+from tokenverse_pp.decoding.scorer import Constraints
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.tasks import TaskSet
 from tokenverse_pp.tasks.base import RANK_CHANGE, RANK_CLOSE, RANK_END, RANK_OPEN, PositionTask
@@ -107,8 +107,8 @@ def test_the_blank_is_always_allowed_and_changes_nothing():
 def test_composed_filters_allow_what_each_allows():
     ids = {"[X]": 2, "[NE]": 3, "[/NE]": 4}
     parts = [Bar(["[X]"]), Spans(["[NE]"], ["[/NE]"]), InOrder({"[NE]": (RANK_OPEN, 0), "[/NE]": (RANK_CLOSE, 0)})]
-    alone = [compile_filters([part], ids, 5) for part in parts]
-    together = compile_filters(parts, ids, 5)
+    alone = [Constraints.of(compile_tables([part], ids, 5)) for part in parts]
+    together = Constraints.of(compile_tables(parts, ids, 5))
     for tokens in itertools.product(range(5), repeat=4):
         assert together.allows(tokens) == all(c.allows(tokens) for c in alone)
 
@@ -124,7 +124,9 @@ def test_each_utterance_can_have_its_own_constraints(tiny):
 
 def test_without_anything_to_bar_scores_are_unchanged(tiny):
     model = tiny(1)
-    assert search_frames(*model, SearchOptions(), compile_filters([], {}, 9)) == search_frames(*model, SearchOptions())
+    assert search_frames(*model, SearchOptions(), Constraints.of(compile_tables([], {}, 9))) == search_frames(
+        *model, SearchOptions()
+    )
 
 
 @settings(max_examples=80, deadline=None)

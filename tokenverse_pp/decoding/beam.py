@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Rules
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.scorer import Scorer
+from tokenverse_pp.decoding.scorer import Rules, Scorer
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 HASH_FACTOR = 0x5851F42D4C957F2D  # Knuth's MMIX multiplier, odd

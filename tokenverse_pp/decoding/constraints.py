@@ -29,7 +29,7 @@ from tokenverse_pp.tasks.lid import language_token
 
 if TYPE_CHECKING:
     from tokenverse_pp.base.search_options import SearchOptions
-    from tokenverse_pp.decoding.automaton import Constraints
+    from tokenverse_pp.decoding.scorer import Constraints
 
 NEG_INF = -float("inf")
 
@@ -213,7 +213,7 @@ def constraints_for(
     blank_id: int = 0,
 ) -> Constraints:
     """`tables_for` of the same arguments, as the tensors that `search_frames` takes."""
-    from tokenverse_pp.decoding.automaton import Constraints  # needs torch
+    from tokenverse_pp.decoding.scorer import Constraints  # needs torch
 
     return Constraints.of(tables_for(tasks, active, tokenizer, languages, force_language, blank_id))
 

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Rules
 from tokenverse_pp.decoding.beam import longer_keys, symbol_keys
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.scorer import Scorer
+from tokenverse_pp.decoding.scorer import Rules, Scorer
 
 NEG_INF = -float("inf")
 

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Rules
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.scorer import Scorer
+from tokenverse_pp.decoding.scorer import Rules, Scorer
 
 BLOCK = 8  # frames; of a longer one, the frames behind its first symbols are scored in vain
 ROWS_AT_ONCE = 256  # of the joiner: as many as a processor's cache holds

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Rules
 from tokenverse_pp.decoding.beam import beam_search
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.scorer import Scorer
+from tokenverse_pp.decoding.scorer import Rules, Scorer
 from tokenverse_pp.losses.entry import k2_problem, load_k2
 
 NEG_INF = -math.inf

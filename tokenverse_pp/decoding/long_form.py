@@ -30,8 +30,9 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import NEG_INF, Constraints
+from tokenverse_pp.decoding.constraints import NEG_INF
 from tokenverse_pp.decoding.hypothesis import Hypothesis
+from tokenverse_pp.decoding.scorer import Constraints
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_FRONT, RANK_OPEN, TaskSet
 from tokenverse_pp.tasks.transcript import is_task_token

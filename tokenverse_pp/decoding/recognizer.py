@@ -18,11 +18,10 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs
-from tokenverse_pp.decoding.automaton import Constraints
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
 from tokenverse_pp.decoding.long_form import Merger, check_windows, merge_windows
-from tokenverse_pp.decoding.scorer import bonus_for
+from tokenverse_pp.decoding.scorer import Constraints, bonus_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.compat import autocast
@@ -187,6 +186,7 @@ class Recognizer:
         self.bonus = bonus_for(options.search, loaded.tokenizer, self.active)
         self.calibration = read_calibration(loaded.folder)
         self.reader = self.active.reader
+        self.pieces = loaded.tokenizer.pieces(range(loaded.tokenizer.vocab_size))
         if weights is None:
             weights = vector_weights(loaded, self.active, options.vector_scale)
         self.weights = weights.to(self.device)
@@ -295,8 +295,7 @@ class Recognizer:
         o, loaded = self.options, self.loaded
         if cut.duration <= o.window:
             return best_of([cut])[0]
-        pieces = loaded.tokenizer.pieces(range(loaded.tokenizer.vocab_size))
-        merger = Merger(pieces, self.active, self.shift, self.constraints)
+        merger = Merger(self.pieces, self.active, self.shift, self.constraints)
         tokens, frames, log_probs = merge_windows(cut, o.window, o.overlap, at_once, merger, best_of)
         log_prob = sum(log_probs)
         scale = len(tokens) + loaded.model.predictor.context_size if o.search.length_norm else 1
@@ -338,7 +337,7 @@ class Recognizer:
             best: the hypothesis.
             reader: of the active tasks (`TaskSet.reader`); by default those of the options.
         """
-        pieces = self.loaded.tokenizer.pieces(best.tokens)
+        pieces = [self.pieces[token] for token in best.tokens]
         return (reader or self.reader).read_tokens(
             pieces, best.frames, best.log_probs, self.shift, self.calibration, best.score, cut.duration, cut.id
         )

@@ -1,12 +1,16 @@
-"""What a hypothesis earns beside the model's log-probability: hotwords, length, a language model; alone or together.
+"""What a search adds up at a frame: the joiner's log-probabilities, constraints, and bonuses of shallow fusion.
 
-Log-probabilities of the next symbol for all hypotheses of a batch at one frame, with as little work as possible.
+The weights of constraints are added *after* the softmax, and scores are not normalised again. So the log-probability of
+a hypothesis is that of the model whatever is barred (without constraints exactly icefall's), and hypotheses are ranked
+by the model's distribution conditioned on being allowed. Normalising at each frame would reward prefixes after which
+most of the probability is barred (label bias). The blank is always allowed, so constraints never empty a beam.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Dict, List, Optional, Protocol, Sequence, Tuple
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Protocol, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -14,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.constraints import languages_written
+from tokenverse_pp.decoding.constraints import NEG_INF, RuleTables, languages_written
 from tokenverse_pp.decoding.context_graph import ContextGraph, SpellingVocabulary, hotword_phrases
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.language_models import language_model_for
@@ -22,8 +26,64 @@ from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
 from tokenverse_pp.tasks.base import TaskSet
 
 
+@dataclass(frozen=True)
+class Constraints:
+    """Compiled rules: ``weights`` (S, V) float32, 0 or -inf; ``following`` (S, V) int64. State 0 is the start."""
+
+    weights: Tensor
+    following: Tensor
+
+    @classmethod
+    def of(cls, tables: RuleTables) -> Constraints:
+        """The same numbers as tensors."""
+        return cls(torch.from_numpy(tables.weights), torch.from_numpy(tables.following))
+
+    @staticmethod
+    def join(each: Sequence[Constraints]) -> Tuple[Constraints, List[int]]:
+        """The constraints of several utterances as one, and the start state of each utterance."""
+        first_state: Dict[int, int] = {}
+        distinct: List[Constraints] = []
+        total = 0
+        for item in each:
+            if id(item) not in first_state:
+                first_state[id(item)] = total
+                distinct.append(item)
+                total += len(item.weights)
+        weights = torch.cat([item.weights for item in distinct])
+        following = torch.cat([item.following + first_state[id(item)] for item in distinct])
+        return Constraints(weights, following), [first_state[id(item)] for item in each]
+
+    def allows(self, tokens: Sequence[int]) -> bool:
+        """Whether a sequence of vocabulary ids is allowed."""
+        state = 0
+        for token in tokens:
+            if self.weights[state, token] == NEG_INF:
+                return False
+            state = int(self.following[state, token])
+        return True
+
+
+@dataclass
+class Rules:
+    """The constraints of a batch: log-weights (S, V), next states (S * V,), first state of each utterance (N, 1)."""
+
+    weights: Tensor
+    following: Tensor
+    start: Tensor
+
+    @classmethod
+    def arrange(
+        cls, constraints: Union[Constraints, Sequence[Constraints]], order: Sequence[int], device: torch.device
+    ) -> Rules:
+        """Put the same constraints for all utterances, or those of each, on a device and in an order."""
+        every = [constraints] * len(order) if isinstance(constraints, Constraints) else constraints
+        joined, starts = Constraints.join([every[i] for i in order])
+        start = torch.tensor(starts, device=device)[:, None]
+        return cls(joined.weights.to(device), joined.following.flatten().to(device), start)
+
+
 class FusionScorer(Protocol):
-    """An automaton over tokens that gives and takes nats. States are integers, 0 the start."""
+    """An automaton over tokens whose transitions have bonuses in nats. States are integers, 0 the start."""
 
     @property
     def states(self) -> int:
@@ -95,6 +155,8 @@ def bonus_for(
         UserError: for hotwords or a language model that this model cannot use.
     """
     bonus: Optional[FusionScorer] = None
+    if not options.earns:
+        return None
     if options.hotwords or options.length_bonus:
         pieces = tokenizer.pieces(range(tokenizer.vocab_size))
         phrases = hotword_phrases(options, tokenizer, languages_written(options, tasks))

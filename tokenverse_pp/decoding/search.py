@@ -9,13 +9,12 @@ from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Constraints, Rules
 from tokenverse_pp.decoding.beam import beam_search
 from tokenverse_pp.decoding.full_beam import full_beam_search
 from tokenverse_pp.decoding.greedy import greedy_search
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.k2_fast_beam import k2_fast_beam_search
-from tokenverse_pp.decoding.scorer import FusionScorer, Scorer, project
+from tokenverse_pp.decoding.scorer import Constraints, FusionScorer, Rules, Scorer, project
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.transducer import Joiner, StatelessPredictor, Transducer
 

@@ -14,9 +14,9 @@ from scripts import ROOT, load_script
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Constraints
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.context_graph import ContextGraph
+from tokenverse_pp.decoding.scorer import Constraints
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.decoding.streaming.search import StreamingSearch
 

@@ -16,8 +16,7 @@ from tokenverse_pp.tasks.result import words_of_tokens
 from tokenverse_pp.tasks.transcript import Word, is_task_token, word_spans
 
 if TYPE_CHECKING:
-    from tokenverse_pp.decoding.automaton import Rules
-    from tokenverse_pp.decoding.scorer import Scorer
+    from tokenverse_pp.decoding.scorer import Rules, Scorer
 
 
 class Token(NamedTuple):

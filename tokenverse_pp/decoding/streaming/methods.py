@@ -13,10 +13,9 @@ from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Rules
 from tokenverse_pp.decoding.beam import NEG_INF, BeamMemory, BeamSearch, BeamTrace
 from tokenverse_pp.decoding.greedy import GreedySearch
-from tokenverse_pp.decoding.scorer import FusionScorer, Scorer
+from tokenverse_pp.decoding.scorer import FusionScorer, Rules, Scorer
 from tokenverse_pp.decoding.streaming.events import Ran, Token
 from tokenverse_pp.models.transducer import StatelessPredictor
 

@@ -18,8 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import NEG_INF, Constraints, Rules
-from tokenverse_pp.decoding.scorer import FusionScorer, Scorer, project
+from tokenverse_pp.decoding.constraints import NEG_INF
+from tokenverse_pp.decoding.scorer import Constraints, FusionScorer, Rules, Scorer, project
 from tokenverse_pp.decoding.streaming.events import Method, Ran, Token
 from tokenverse_pp.decoding.streaming.methods import BeamMethod, GreedyMethod
 from tokenverse_pp.models.transducer import Joiner, StatelessPredictor

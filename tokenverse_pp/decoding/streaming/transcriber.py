@@ -15,10 +15,9 @@ from torch import Tensor
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.decoding.automaton import Constraints
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.hypothesis import read_calibration
-from tokenverse_pp.decoding.scorer import bonus_for
+from tokenverse_pp.decoding.scorer import Constraints, bonus_for
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder, StreamState
 from tokenverse_pp.decoding.streaming.events import Event, StreamWords, WordReader
 from tokenverse_pp.decoding.streaming.search import Found, SearchState, StreamingSearch
