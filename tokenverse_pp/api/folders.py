@@ -1,7 +1,4 @@
-"""Where a model is, and where its pretrained encoder is.
-
-A model as a folder that a person can read, whole or not at all.
-"""
+"""Find a model and its pretrained encoder, and save a model as a folder."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""How to transcribe: one frozen set of options, and what the decoder takes.
-
-Recordings -> transcripts, in batches, in order; what cannot be decoded does not keep the others.
-"""
+"""Transcribe recordings in batches, in their order; a recording that cannot be decoded does not stop the others."""
 
 from __future__ import annotations
 

@@ -56,37 +56,21 @@ def search_frames(
     options = options or SearchOptions()
     if options.earns != (bonus is not None):
         raise ValueError("hotwords, length_bonus and lm go together with their `bonus_for(options, tokenizer)`")
-    # Autocast would cast the weights again at each frame; SearchOptions.joiner_dtype does it once.
-    with torch.inference_mode(), torch.autocast(encoder_out.device.type, enabled=False):
-        return _search(predictor, joiner, encoder_out, lens, options, constraints, bonus)
-
-
-def _search(
-    predictor: StatelessPredictor,
-    joiner: Joiner,
-    encoder_out: Tensor,
-    lens: Tensor,
-    options: SearchOptions,
-    constraints: Union[Constraints, Sequence[Constraints], None],
-    bonus: Optional[FusionScorer],
-) -> List[List[Hypothesis]]:
     lengths = [int(n) for n in lens.tolist()]
     if not lengths:
         return []
     # The longest first: the utterances still going on are always the first n. The sort is stable.
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    longest = max(lengths)
-    rows = torch.tensor(order, device=encoder_out.device)
-    frames = project(joiner, encoder_out.transpose(0, 1)[:longest].index_select(1, rows), options)
-    ordered = [lengths[i] for i in order]
-    _refuse_nan(frames, ordered, order)
-    scorer = Scorer(predictor, joiner, frames, options, bonus)
-    rules = None if constraints is None else Rules.arrange(constraints, order, encoder_out.device)
-    found = METHODS[options.method](scorer, ordered, options, rules)
-    results: List[List[Hypothesis]] = [[] for _ in lengths]
-    for i, hypotheses in zip(order, found):
-        results[i] = hypotheses
-    return results
+    ordered, rows = [lengths[i] for i in order], torch.tensor(order, device=encoder_out.device)
+    # Autocast would cast the weights again at each frame; SearchOptions.joiner_dtype does it once.
+    with torch.inference_mode(), torch.autocast(encoder_out.device.type, enabled=False):
+        frames = project(joiner, encoder_out.transpose(0, 1)[: ordered[0]].index_select(1, rows), options)
+        _refuse_nan(frames, ordered, order)
+        scorer = Scorer(predictor, joiner, frames, options, bonus)
+        rules = None if constraints is None else Rules.arrange(constraints, order, encoder_out.device)
+        found = dict(zip(order, METHODS[options.method](scorer, ordered, options, rules)))
+    ranked = [sorted(found[i], key=lambda h: (-h.score, h.tokens)) for i in range(len(lengths))]
+    return [hypotheses[: options.nbest] for hypotheses in ranked]
 
 
 def _refuse_nan(frames: Tensor, lengths: Sequence[int], order: Sequence[int]) -> None:

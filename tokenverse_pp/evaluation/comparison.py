@@ -1,4 +1,4 @@
-"""What each utterance adds to each score of a decoding, so that decodings can be compared with intervals."""
+"""Compare decodings with confidence intervals: the contribution of each utterance to each score."""
 
 from __future__ import annotations
 

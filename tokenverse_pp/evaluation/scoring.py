@@ -1,7 +1,4 @@
-"""Hypotheses against labelled cuts: the scores of every task, each over the cuts that are labelled for it.
-
-Scores as plain text, readable in 100 columns.
-"""
+"""Score hypotheses against labelled cuts, each task over the cuts that are labelled for it; scores as plain text."""
 
 from __future__ import annotations
 

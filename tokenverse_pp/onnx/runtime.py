@@ -1,9 +1,4 @@
-"""The three graphs in onnxruntime.
-
-What both runtimes have in common: vocabulary, tasks, predictor and joiner of an exported folder.
-
-An exported model that transcribes whole utterances, without torch.
-"""
+"""Run an exported model with onnxruntime, without torch: sessions of its graphs, and transcription of utterances."""
 
 from __future__ import annotations
 

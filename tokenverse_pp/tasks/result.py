@@ -281,9 +281,8 @@ class Transcript:
             "duration": _checked("duration", data.get("duration"), "float"),
         }
         tasks = values["tasks"] = tuple(_checked("tasks", item, "str") for item in items("tasks"))
-        kinds = {"words": Word, "marks": Mark, "turns": Turn, "entities": Entity}
-        for key, kind in kinds.items():
-            if {"turns": "scd", "entities": "ner"}.get(key, "asr") in (*tasks, "asr"):
+        for key, kind, task in OBJECTS:
+            if task is None or task in tasks:
                 values[key] = tuple(_object(key, item, kind) for item in items(key))
         if "endp" in tasks:
             values["endpoints"] = tuple(_checked("endpoints", item, "float") for item in items("endpoints"))
@@ -350,6 +349,8 @@ class Transcript:
         )
 
 
+# Fields of `Transcript` that are tuples of objects, and the task without which they are absent from JSON.
+OBJECTS = (("words", Word, None), ("marks", Mark, None), ("turns", Turn, "scd"), ("entities", Entity, "ner"))
 RECORD_KEYS = {
     *("id", "text", "tokens", "times", "words", "score", "tasks", "turns", "speaker_changes"),
     *("endpoints", "entities", "language"),
@@ -456,14 +457,14 @@ def transcript_of_words(
     name: str = "audio",
     tasks: Optional[TaskSet] = None,
 ) -> Transcript:
-    """Words and task tokens in the order in which they were written -> transcript.
+    """`TranscriptReader.read` for tasks given by name.
 
     Args:
-        words: task tokens are among them.
+        words: words and task tokens in the order in which they were written.
         active: names of the tasks that were decoded.
-        duration: of the audio in seconds; times are kept within it (the last frame may reach beyond).
+        duration: of the audio in seconds.
         name: of the recording.
-        tasks: those of the model; without them, the registered ones with the languages and types that are written.
+        tasks: those of the model; by default the registered ones with the languages and types that are written.
     """
     known = tasks if tasks is not None else _tasks_of(words)
     decoded = known.subset([task for task in known.names if task in active])

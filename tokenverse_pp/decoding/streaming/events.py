@@ -1,9 +1,4 @@
-"""What the two searches of streams have in common: tokens, and the interface of a search that is carried on.
-
-What a stream says while it is heard: words that may still change, words that may not, task tokens, the end.
-
-Tokens that become final one after the other -> words, each told once, as soon as it is whole; and what follows.
-"""
+"""The interface of a streaming search, and the events of a stream: partial and final words, task tokens, the end."""
 
 from __future__ import annotations
 

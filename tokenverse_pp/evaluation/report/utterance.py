@@ -1,11 +1,4 @@
-"""The audio of a cut in the page: a link to its file, or the samples themselves.
-
-Reference beside hypothesis: words aligned with words, task tokens with task tokens.
-
-The time line of an utterance: turns, speaker changes, endpoints and entities; reference above, hypothesis below.
-
-One utterance of the page: its numbers, a player, a time line, and reference and hypothesis side by side.
-"""
+"""One utterance of the report: error rates, audio player, time line, and the alignment of reference and hypothesis."""
 
 from __future__ import annotations
 
