@@ -276,6 +276,7 @@ RENAMED = {
     "Place": "SamplerState",
     "World": "DistributedContext",
     "TimedWord": "Word",
+    "Together": "SumScorer",
     "Word": "ImportedWord",  # of the words of a recording in importing
     "start_world": "start_distributed",
     "stop_world": "stop_distributed",

@@ -16,7 +16,7 @@ from tokenverse_pp.data.tokenizer import train_tokenizer
 from tokenverse_pp.decoding.context_graph import ContextGraph
 from tokenverse_pp.decoding.language_models import LanguageModel
 from tokenverse_pp.decoding.ngram import ngrams_of_words
-from tokenverse_pp.decoding.scorer import Together, bonus_for
+from tokenverse_pp.decoding.scorer import SumScorer, bonus_for
 from tokenverse_pp.decoding.search import search_frames
 
 PIECES = ["<blk>", "<unk>", "[FR]", "[NL]", "[SCD]", "▁a", "▁b", "c", "d"]
@@ -65,7 +65,7 @@ def test_a_finished_hypothesis_earns_its_words(tokens):
 @given(texts)
 def test_rows_are_the_gains_of_all_tokens_and_both_at_once_are_the_sum(tokens):
     one, other = ContextGraph([((5, 7), 2.0)], PIECES, 0.3), by_language()
-    both = Together(one, other)
+    both = SumScorer(one, other)
     states = [0]
     for token in tokens:
         states.append(both.advance(states[-1], token))
@@ -144,7 +144,7 @@ def test_a_folder_holds_a_file_a_language(tmp_path, tasks, tokenizer):
     assert model.walk(french + word)[1] > model.walk(dutch + word)[1]
     # Changed files are read anew, the same ones are not.
     assert bonus_for(options(tmp_path), tokenizer, tasks).models[0][0] is model.models[0][0]
-    assert isinstance(bonus_for(options(tmp_path, length_bonus=0.5), tokenizer, tasks), Together)
+    assert isinstance(bonus_for(options(tmp_path, length_bonus=0.5), tokenizer, tasks), SumScorer)
 
 
 def test_files_that_do_not_fit_are_refused_by_name(tmp_path, tasks, tokenizer):

@@ -23,23 +23,22 @@ Names = Union[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class TranscribeOptions:
-    """How to transcribe.
+    """Options of a transcription.
 
     Args:
-        tasks: names of the tasks that are wanted, or one name; None for all that the model knows.
-        language: a code (or several) if it is known which language is spoken: the model may write no other. Needs
-            the task ``lid``.
+        tasks: names of the tasks to decode, or one name; None for all tasks of the model.
+        language: code (or codes) of the spoken language, if known: the model writes no other. Needs the task ``lid``.
         hotwords: phrases to prefer, each with or without a bonus of its own, or a file of them
             (`tokenverse_pp.decoding.context_graph.read_hotwords`). Not with ``greedy``.
         method: of the search: ``beam``, ``greedy``, ``full_beam`` or ``k2_fast_beam``.
         beam: hypotheses kept.
-        search: all options of the search; the five above are laid over them where they are given.
+        search: all options of the search; the options above override them.
         batch_seconds: of padded audio in a batch.
-        window: longer audio is decoded in windows of so many seconds (docs/long_audio.md).
-        overlap: seconds that two windows have in common.
+        window: seconds; longer audio is decoded in windows of this length (docs/long_audio.md).
+        overlap: of two windows, in seconds.
         precision: of the encoder: ``fp32``, ``bf16`` or ``fp16``.
-        lm: a language model for shallow fusion, or a folder of one a language (docs/language_model.md); its scale and
-            bonus are those of ``search``. Not with ``greedy``.
+        lm: a language model for shallow fusion, or a folder with one per language (docs/language_model.md); its scale
+            and bonus are set in ``search``. Not with ``greedy``.
     """
 
     tasks: Optional[Names] = None
@@ -55,7 +54,7 @@ class TranscribeOptions:
     lm: Optional[Union[str, Path]] = None
 
     def for_model(self, known: TaskSet) -> DecodeOptions:
-        """What the decoder of a model with these tasks takes (raises UserError)."""
+        """The decoding options for a model with these tasks (raises UserError)."""
         names = _tuple(self.tasks)
         for name in names:
             if name not in known:
@@ -100,11 +99,11 @@ log = logging.getLogger(__name__)
 def transcribe_in_order(
     loaded: ModelBundle, items: Iterable[Union[Heard, Refused]], options: DecodeOptions
 ) -> Iterator[Result]:
-    """One result for each item, in order; no more items are taken than a few batches need.
+    """One result per item, in order; only a few batches of items are read ahead.
 
     Args:
         loaded: the model, on the device that it is to run on.
-        items: recordings, and what could not be opened, which is passed on.
+        items: recordings, and inputs that could not be opened, which are passed through.
         options: how to decode.
     """
     decoder = Recognizer(loaded, options)
@@ -138,6 +137,6 @@ def _decode(decoder: Recognizer, items: List[Union[Heard, Refused]]) -> Iterator
 
 
 def _reason(label: str, failure: Dict[str, str]) -> str:
-    """Why a recording was refused, without the number that stood for it."""
+    """The reason why a recording was refused, with its label in place of its number."""
     reason = failure["reason"].replace(f"cut {failure['id']}: ", "", 1).replace("field 'recording': ", "", 1)
     return reason if label in reason else f"{label}: {reason.removeprefix(': ')}"

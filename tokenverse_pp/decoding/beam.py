@@ -51,7 +51,7 @@ def beam_search(
 
 
 class BeamMemory(NamedTuple):
-    """What the hypotheses of utterances remember, (N, B) each; where the score is -inf there is none.
+    """The state of the hypotheses of a batch, (N, B) each; slots with a score of -inf are empty.
 
     score: log-probability, float64 (exact enough for any length). context: of the predictor (`PredictorTable`). state:
     of the rules. earning: of the bonus. key: hash of the tokens.

@@ -52,9 +52,9 @@ def read_scales(words: Sequence[str]) -> Scales:
 
 
 def vector_weights(loaded: ModelBundle, active: TaskSet, scales: Scales = ()) -> Tensor:
-    """What each task's vector is multiplied by, (K + 1,): 1 for an active task, 0 for another, or its scale.
+    """The factor of each task's vector, (K + 1,): 1 for an active task, 0 for an inactive one, or its scale.
 
-    The search goes on allowing the tokens of all active tasks, whatever their scale.
+    The search allows the tokens of all active tasks, whatever their scale.
 
     Raises:
         UserError: for a scale of a task that is not decoded, and for a model without a vector for each task.
@@ -85,19 +85,19 @@ def choose_tasks(tasks: TaskSet, names: Sequence[str]) -> TaskSet:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How to decode a CutSet.
+    """Options of decoding.
 
     Args:
         search: options of the search.
-        tasks: names of the tasks to decode, none for all that the model knows; the tokens of others are barred.
+        tasks: names of the tasks to decode, none for all tasks of the model; the tokens of others are suppressed.
         max_duration: seconds of padded audio in a batch.
-        stored_features: take the cuts' stored features in place of their audio.
+        stored_features: use the cuts' stored features instead of their audio.
         precision: of the encoder: fp32, bf16 or fp16.
         window: longer cuts (seconds) are decoded in windows of this length (`tokenverse_pp.decoding.long_form`).
-        overlap: seconds that two windows have in common.
+        overlap: of two windows, in seconds.
         chunks: what each frame sees, as in streaming; None: full context. Cuts of any length are then decoded whole, in
             memory that grows with the square of their length.
-        vector_scale: (task, factor) of the task vectors that are not to be added as they are (`vector_scale`).
+        vector_scale: (task, factor) of task vectors that are scaled.
     """
 
     search: SearchOptions = field(default_factory=SearchOptions)
@@ -129,14 +129,14 @@ NOTHING = Hypothesis(tokens=(), frames=(), log_probs=(), log_prob=0.0, score=0.0
 
 @dataclass
 class RecognizedBatch:
-    """What a batch gave: lines of hyps.jsonl, lines of failures.jsonl (id, files, reason), and transcripts."""
+    """The results of a batch: lines of hyps.jsonl, lines of failures.jsonl (id, files, reason), and transcripts."""
 
     records: List[Record] = field(default_factory=list)
     failures: List[Record] = field(default_factory=list)
     transcripts: List[Transcript] = field(default_factory=list)
 
     def refuse(self, cut: Cut, error: UserError) -> None:
-        """Note that a cut could not be decoded."""
+        """Add a failure."""
         reason = str(error)
         if cut.id not in reason:
             reason = f"cut {cut.id}: {reason}"
@@ -144,7 +144,7 @@ class RecognizedBatch:
 
 
 def plan_batches(cuts: Sequence[Cut], options: DecodeOptions) -> List[List[Cut]]:
-    """Cuts -> batches, the longest first (if memory is too small, that shows at once).
+    """Cuts -> batches, the longest first, so that too little memory shows at once.
 
     A cut longer than the window is a batch of its own. The batches depend on nothing but cuts and options: neither on
     the number of processes nor on what was decoded before, so that these cannot change a result by a rounding error.

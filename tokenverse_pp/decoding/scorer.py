@@ -105,8 +105,8 @@ class FusionScorer(Protocol):
         """What each token of a hypothesis earned when it was written, and what the finished hypothesis keeps."""
 
 
-class Together:
-    """Two of them at once: gains are added up."""
+class SumScorer:
+    """The sum of two fusion scorers."""
 
     def __init__(self, one: FusionScorer, other: FusionScorer):
         self.one, self.other = one, other
@@ -144,12 +144,12 @@ class Together:
 def bonus_for(
     options: SearchOptions, tokenizer: SpellingVocabulary, tasks: Optional[TaskSet] = None
 ) -> Optional[FusionScorer]:
-    """What the options ask for, or None.
+    """The fusion scorer for hotwords, length bonus and language model of the options, or None.
 
     Args:
         options: of the search.
         tokenizer: the model's.
-        tasks: those that are decoded, to see which languages can be written.
+        tasks: those that are decoded; they determine the languages that can be written.
 
     Raises:
         UserError: for hotwords or a language model that this model cannot use.
@@ -164,7 +164,7 @@ def bonus_for(
     if options.lm is None:
         return bonus
     model = language_model_for(options, tokenizer, tasks)
-    return model if bonus is None else Together(bonus, model)
+    return model if bonus is None else SumScorer(bonus, model)
 
 
 # Of twice a joiner input: float32 holds exp(-80) to exp(80), and tanh is +-1 long before 40.
@@ -297,7 +297,7 @@ class Scorer:
     def hypothesis(
         self, tokens: Sequence[int], frames: Sequence[int], log_probs: Sequence[float], log_prob: float
     ) -> Hypothesis:
-        """Put together what was found, with its score.
+        """A hypothesis with its score.
 
         With `FusionScorer`, ``log_probs`` and ``log_prob`` hold what was given for the tokens, kept or not.
         """

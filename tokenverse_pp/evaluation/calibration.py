@@ -69,7 +69,7 @@ def _compare(reference: Sequence[str], items: Sequence[Tuple[str, float]]) -> Li
 
 
 def judge_all(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], tasks: TaskSet) -> List[Judged]:
-    """`judge` for each hypothesis; cuts without one, or without labels, count not.
+    """`judge` for each hypothesis; cuts without a hypothesis or without labels are skipped.
 
     Raises:
         UserError: for a hypothesis of no cut.

@@ -70,7 +70,7 @@ def import_plugin(plugin: str) -> List[Type[Task]]:
         plugin: a path (it ends in ``.py`` or has a slash), or the dotted name of an importable module.
 
     Raises:
-        UserError: where it is not there, cannot be imported, or defines no task.
+        UserError: if it does not exist, cannot be imported, or defines no task.
     """
     try:
         module = _run_file(Path(resolved(plugin))) if is_file(plugin) else importlib.import_module(plugin)
@@ -219,19 +219,19 @@ def load_plugins(names: Sequence[str]) -> List[str]:
 def load_plugins_for(
     tasks: Sequence[str], names: Sequence[str], trust: bool = False, folder: Optional[Path] = None
 ) -> None:
-    """See that the tasks of a saved model are known; run the files that it names for others only with ``trust``.
+    """Check that the tasks of a saved model are known; with ``trust``, run the files that the model names for others.
 
-    These files are code, and the model may be anybody's: the user names the files that he trusts himself
-    (`load_plugins`). A task is told by its name, so that it does not matter where its file was in training.
+    These files are code of the model's author, so users name the files that they trust themselves (`load_plugins`).
+    Tasks are identified by name, so a file may have moved since training.
 
     Args:
         tasks: names of the model's tasks.
         names: files or modules that the model names (``tasks.plugins`` of its configuration).
-        trust: run them. A relative path is looked for in ``folder``, then in the working directory.
+        trust: run them. Relative paths are looked up in ``folder``, then in the working directory.
         folder: of the model.
 
     Raises:
-        UserError: naming task and file where one is needed that is not run, or cannot be.
+        UserError: naming task and file if a file is needed that is not trusted or cannot be run.
     """
     unknown = [task for task in tasks if task not in REGISTRY]
     if not unknown or not names:
@@ -287,7 +287,7 @@ def _built(name: str, cls: Type[Task], options: Mapping[str, Any]) -> Task:
 
 
 def _checked(tasks: TaskSet) -> TaskSet:
-    """The tasks, whose tokens must be told from words, and from each other."""
+    """The tasks, after a check that their tokens differ from words and from each other."""
     for task in tasks.tasks:
         wrong = [symbol for symbol in task.symbols if not is_task_token(symbol) or " " in symbol]
         if wrong:
