@@ -12,8 +12,8 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
 from tokenverse_pp.metrics.f1 import Interval, score_positions, score_times
-from tokenverse_pp.tasks.result import MarkReader, TranscriptReader, read_positions, seconds, span_record, valid_marks
-from tokenverse_pp.tasks.transcript import Answers, Mark, Word
+from tokenverse_pp.tasks.result import TranscriptReader, seconds, span_record
+from tokenverse_pp.tasks.transcript import Answers, Mark, MarkReader, Word, read_positions, valid_marks
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut

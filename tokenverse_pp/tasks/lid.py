@@ -22,8 +22,7 @@ from tokenverse_pp.base.languages import (
 )
 from tokenverse_pp.metrics.error_rates import score_languages
 from tokenverse_pp.tasks.base import RANK_FRONT, ScoredExample, Task
-from tokenverse_pp.tasks.result import MarkReader, read_first
-from tokenverse_pp.tasks.transcript import Mark, turns_of
+from tokenverse_pp.tasks.transcript import Mark, MarkReader, read_first, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
 from tokenverse_pp.metrics.f1 import score_entities
 from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_OPEN, ScoredExample, Task
-from tokenverse_pp.tasks.result import MarkReader, read_spans
-from tokenverse_pp.tasks.transcript import EntitySpan, LabelledTurn, Mark, turns_of
+from tokenverse_pp.tasks.transcript import EntitySpan, LabelledTurn, Mark, MarkReader, read_spans, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut

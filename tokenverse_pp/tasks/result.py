@@ -28,8 +28,8 @@ from tokenverse_pp.tasks.transcript import (
     SECONDS_DIGITS,
     UNKNOWN,
     Answers,
-    EntitySpan,
     Mark,
+    MarkReader,
     Word,
     split_marks,
     word_spans,
@@ -67,57 +67,6 @@ def words_of_tokens(
             raw, confidence = confidence, calibration(text, confidence)
         words.append(Word(text, frames[first] * frame_shift, (frames[end - 1] + 1) * frame_shift, confidence, raw))
     return words
-
-
-# From marks to the answer of a task. Malformed output is no error: these functions say which marks are dropped.
-MarkReader = Callable[[Sequence[Mark], int], Any]  # the marks of one task, number of words -> answer
-Valid = Callable[[int, int], bool]  # position, number of words -> whether a token may stand there
-
-
-def between_words(position: int, num_words: int) -> bool:
-    """True strictly between two words."""
-    return 0 < position < num_words
-
-
-def after_a_word(position: int, num_words: int) -> bool:
-    """True after any word."""
-    return 0 < position <= num_words
-
-
-def valid_marks(marks: Sequence[Mark], num_words: int, is_valid: Valid) -> List[Mark]:
-    """The first mark at each valid position."""
-    first: Dict[int, Mark] = {}
-    for mark in marks:
-        if is_valid(mark.position, num_words):
-            first.setdefault(mark.position, mark)
-    return [first[position] for position in sorted(first)]
-
-
-def read_positions(marks: Sequence[Mark], num_words: int, is_valid: Valid) -> Tuple[int, ...]:
-    """Positions of the valid marks."""
-    return tuple(mark.position for mark in valid_marks(marks, num_words, is_valid))
-
-
-def read_first(marks: Sequence[Mark], num_words: int, meanings: Mapping[str, str]) -> Optional[str]:
-    """The meaning of the first token, wherever it stands; None without a token."""
-    return meanings[marks[0].text] if marks else None
-
-
-def read_spans(marks: Sequence[Mark], num_words: int, types: Mapping[str, Optional[str]]) -> Tuple[EntitySpan, ...]:
-    """Pairs of an opening token (a key of ``types``) and the closing one.
-
-    Dropped are a closing token alone, an opening one that is never closed or is opened again before, and empty spans.
-    """
-    found: List[EntitySpan] = []
-    opened: Optional[Mark] = None
-    for mark in marks:
-        if mark.text in types:
-            opened = mark
-        elif opened is not None:
-            if mark.position > opened.position:
-                found.append(EntitySpan(opened.position, mark.position, types[opened.text]))
-            opened = None
-    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, List, Tuple
 
 from tokenverse_pp.metrics.f1 import Interval
 from tokenverse_pp.tasks.base import RANK_CHANGE, PositionTask
-from tokenverse_pp.tasks.result import between_words
-from tokenverse_pp.tasks.transcript import LabelledTurn, turns_of
+from tokenverse_pp.tasks.transcript import LabelledTurn, between_words, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
