@@ -163,8 +163,8 @@ def is_long(cut: Cut, options: DecodeOptions) -> bool:
 class Recognizer:
     """A model with decoding options.
 
-    Called with a batch of cuts it returns a `RecognizedBatch`; `recognize` takes audio or features, and
-    `recognize_padded` takes a padded batch. The model must be in eval mode.
+    Called with a batch of cuts it returns a `RecognizedBatch`; `recognize` takes audio or features. The model must be
+    in eval mode.
 
     Args:
         loaded: the model, on its device.
@@ -256,12 +256,6 @@ class Recognizer:
                 found[row] = hypotheses
         return found
 
-    def recognize_padded(
-        self, inputs: Tensor, lens: Tensor, weights: Tensor, stored: bool, chunks: Optional[ChunkOptions]
-    ) -> List[Optional[NBest]]:
-        """`encode`, then `search`."""
-        return self.search(*self.encode(inputs, lens, weights, stored, chunks))
-
     def recognize(self, items: Sequence[Tensor]) -> List[Optional[NBest]]:
         """Recognize utterances as one batch.
 
@@ -279,7 +273,8 @@ class Recognizer:
             inputs, lens = collate([items[row] for row in rows])
             weights = self.weights.expand(len(rows), -1)
             o = self.options
-            for row, best in zip(rows, self.recognize_padded(inputs, lens, weights, o.stored_features, o.chunks)):
+            out, out_lens = self.encode(inputs, lens, weights, o.stored_features, o.chunks)
+            for row, best in zip(rows, self.search(out, out_lens)):
                 found[row] = best
         return found
 

@@ -110,9 +110,10 @@ class LanguageId(Task):
         >>> LanguageId(("fr", "pt-BR")).written("fr_CA"), LanguageId(("fr", "pt-BR")).written("de-AT")
         ('fr', 'de')
         """
-        if self.languages:
-            return _written(code, self.languages)
-        return (canonical_tag(code) or code).lower()
+        if not self.languages:
+            return (canonical_tag(code) or code).lower()
+        entry = match_language(code, self.languages)
+        return language_code(language_token(entry)) if entry is not None else language_group(code) or code
 
     def from_cut(self, cut: Cut) -> Optional[str]:
         """The language of the turns, as the model writes it."""
@@ -142,11 +143,6 @@ class LanguageId(Task):
         """Accuracy and confusion counts; a hypothesis without a language token is wrong."""
         pairs = [(e.ref.language or "", e.hyp.language) for e in examples]
         return score_languages(pairs, self.languages or None)
-
-
-def _written(code: str, languages: Tuple[str, ...]) -> str:
-    entry = match_language(code, languages)
-    return language_code(language_token(entry)) if entry is not None else language_group(code) or code
 
 
 def _label_problem(language: Any) -> str:

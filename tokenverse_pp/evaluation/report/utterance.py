@@ -22,7 +22,7 @@ from tokenverse_pp.evaluation.report.html import percent
 from tokenverse_pp.metrics.error_rates import error_rates
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.result import written_words
-from tokenverse_pp.tasks.transcript import LabelledTurn, Word, is_task_token, transcript_of, turns_of
+from tokenverse_pp.tasks.transcript import Word, is_task_token, transcript_of, turns_of
 
 LONGEST = 120.0  # seconds: longer cuts are linked, never embedded
 CHUNK = SAMPLING_RATE  # samples: libsndfile's Vorbis encoder overflows its stack on long writes
@@ -175,7 +175,11 @@ class TimelineMark:
 
 def timeline(cut: Cut, hyp: Hypothesis, said: Sequence[Word]) -> Dict[str, List[TimelineMark]]:
     """The lanes of a cut that have marks."""
-    lanes = {"ref": reference_marks(cut), "hyp": hypothesis_marks(cut, hyp, said), "ents": entity_marks(cut, hyp)}
+    entities = [
+        _bar(cut, e["start"], e["end"], e["text"], f"entity {e.get('type') or ''}".strip(), "entity")
+        for e in hyp.get("entities") or ()
+    ]
+    lanes = {"ref": reference_marks(cut), "hyp": hypothesis_marks(cut, hyp, said), "ents": entities}
     return {name: marks for name, marks in lanes.items() if marks}
 
 
@@ -184,17 +188,13 @@ def reference_marks(cut: Cut) -> List[TimelineMark]:
     labelled = (cut.custom or {}).get("tasks", ())
     turns = turns_of(cut) if labelled else []
     speakers = {speaker: i for i, speaker in enumerate(dict.fromkeys(turn.speaker for turn in turns))}
-    marks = [
-        _bar(cut, turn.start, turn.end, turn.text, _name(turn), f"turn s{speakers[turn.speaker] % SHADES}")
-        for turn in turns
-    ]
+    marks = []
+    for turn in turns:
+        name = f"reference, speaker {turn.speaker}" if turn.speaker else "reference"
+        marks.append(_bar(cut, turn.start, turn.end, turn.text, name, f"turn s{speakers[turn.speaker] % SHADES}"))
     if "endp" in labelled:
         marks += [_mark(cut, turn.end, "endpoint", "reference") for turn in turns if turn.custom.get("endpoint")]
     return marks
-
-
-def _name(turn: LabelledTurn) -> str:
-    return f"reference, speaker {turn.speaker}" if turn.speaker else "reference"
 
 
 def hypothesis_marks(cut: Cut, hyp: Hypothesis, said: Sequence[Word]) -> List[TimelineMark]:
@@ -210,14 +210,6 @@ def hypothesis_marks(cut: Cut, hyp: Hypothesis, said: Sequence[Word]) -> List[Ti
     ]
     marks += [_mark(cut, time, "speaker change", "hypothesis") for time in hyp.get("speaker_changes") or ()]
     return marks + [_mark(cut, time, "endpoint", "hypothesis") for time in hyp.get("endpoints") or ()]
-
-
-def entity_marks(cut: Cut, hyp: Hypothesis) -> List[TimelineMark]:
-    """The entities of the hypothesis."""
-    return [
-        _bar(cut, e["start"], e["end"], e["text"], f"entity {e.get('type') or ''}".strip(), "entity")
-        for e in hyp.get("entities") or ()
-    ]
 
 
 def _share(cut: Cut, time: float) -> float:
