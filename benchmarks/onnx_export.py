@@ -29,7 +29,7 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.data.manifests import read_cuts
-from tokenverse_pp.decoding.hypothesis import Hypothesis, to_record
+from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.search import search
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 from tokenverse_pp.models.bundle import ModelBundle, load_model
@@ -114,7 +114,11 @@ def record(way: Way, torch_: Way, method: str, cuts: Sequence[Any], seconds: flo
     found, reference = way.found[method], torch_.found[method]
     equal = sum(ours.tokens == theirs.tokens for ours, theirs in zip(found, reference))
     shift = loaded.model.encoder.output_frame_shift
-    records = [to_record(cut.id, best, loaded.tokenizer, loaded.tasks, shift) for cut, best in zip(cuts, found)]
+    records = []
+    for cut, best in zip(cuts, found):
+        tokens = (loaded.tokenizer.pieces(best.tokens), best.frames, best.log_probs, shift, None)
+        transcript = loaded.tasks.reader.read_tokens(*tokens, best.score, cut.duration, cut.id)
+        records.append(transcript.to_record())
     scores = score_hypotheses(cuts, records)
     return {
         "way": way.name,

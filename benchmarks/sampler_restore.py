@@ -25,7 +25,7 @@ from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import SamplerState, TrainSampler, open_rounds
 from tokenverse_pp.data.tokenizer import train_tokenizer
 from tokenverse_pp.tasks import build_tasks
-from tokenverse_pp.tasks.result import transcript_of
+from tokenverse_pp.tasks.transcript import transcript_of
 
 PLACES = (0.0, 0.5, 0.999)
 

@@ -40,7 +40,7 @@ from tokenverse_pp.models.bundle import spelled_as_before
 from tokenverse_pp.onnx.runtime import default_options
 from tokenverse_pp.tasks import build_tasks, parse, render
 from tokenverse_pp.tasks.lid import language_token
-from tokenverse_pp.tasks.result import transcript_of
+from tokenverse_pp.tasks.transcript import transcript_of
 
 SPELLINGS = {
     "tr": ("TR", "tr-TR", "tr_TR", "TR_tr", "tur", "TUR", "tr-Latn-TR", "tr_TR.UTF-8", "tr_TR@euro", "tur-CY"),

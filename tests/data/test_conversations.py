@@ -14,7 +14,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.editing.conversations import ConversationOptions, Track, TurnWords, conversation_cuts
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.tasks import build_tasks, render
-from tokenverse_pp.tasks.result import transcript_of
+from tokenverse_pp.tasks.transcript import transcript_of
 
 TASKS = build_tasks(["asr", "scd", "endp"])
 LENGTH = 200.0

@@ -12,7 +12,7 @@ from importing_cases import RATE, imported, run, table_of, write_audio
 from tokenverse_pp.data.audio.source import Bytes
 from tokenverse_pp.data.corpora.common import channel_name
 from tokenverse_pp.data.importing.audio import AudioFinder
-from tokenverse_pp.data.importing.rows import BadRow, Place, Row, Word, Words, channel_number, same_channel
+from tokenverse_pp.data.importing.rows import BadRow, ImportedWord, Place, Row, Words, channel_number, same_channel
 from tokenverse_pp.data.importing.tables import _ending_of
 
 
@@ -53,7 +53,7 @@ def test_labels_of_channels():
 
 def test_words_of_one_channel_under_two_labels_are_one_turn():
     place = Place("a.ctm", 1)
-    words = [Word(place, "r", label, i, i + 0.5, str(i)) for i, label in enumerate(["3", "C", "c", "D"])]
+    words = [ImportedWord(place, "r", label, i, i + 0.5, str(i)) for i, label in enumerate(["3", "C", "c", "D"])]
     assert [(row.channel, row.text) for row in Words(words).turns(pause=1.0)] == [("3", "0 1 2"), ("D", "3")]
 
 

@@ -9,7 +9,7 @@ from importing_cases import examples, imported, run, turns, write
 from tokenverse_pp.data.importing.kaldi import read_kaldi
 from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
 from tokenverse_pp.data.importing.notation import KEEP, REFUSE, RESOLVE, read_word, read_words, split_label
-from tokenverse_pp.data.importing.rows import BadRow, Rejected, Row, Word, Words, seconds
+from tokenverse_pp.data.importing.rows import BadRow, ImportedWord, Rejected, Row, Words, seconds
 
 
 @examples(60)
@@ -34,17 +34,17 @@ def test_every_line_of_an_stm_is_a_turn_or_named(tmp_path, lines):
 def test_every_word_of_a_ctm_is_in_a_turn_or_named(tmp_path, lines):
     path = write(tmp_path / "x.ctm", b"\n".join(line for line, _ in lines))
     items = list(read_ctm(path))
-    good = [item for item in items if isinstance(item, Word) and item.problem is None]
+    good = [item for item in items if isinstance(item, ImportedWord) and item.problem is None]
     named = [item for item in items if isinstance(item, Rejected) or item.problem is not None]
     assert len(good) + len(named) == sum(bool(line.strip(b" \t")) for line, _ in lines)
     by_line = {item.place.line: item.text for item in good}
     for number, (_, word) in enumerate(lines, start=1):
         assert word is None or by_line[number] == word
-    words = Words(item for item in items if isinstance(item, Word))
+    words = Words(item for item in items if isinstance(item, ImportedWord))
     made = list(words.turns(pause=0.3))
     kept = [text for row in made if isinstance(row, Row) for text in row.text.split()]
     assert len(kept) <= sum(len(word.text.split()) for word in good)
-    bad_lines = {item.place.line for item in named if isinstance(item, Word)}
+    bad_lines = {item.place.line for item in named if isinstance(item, ImportedWord)}
     assert all(row.row.text is not None for row in made if isinstance(row, Rejected))
     assert {row.place.line for row in made if isinstance(row, Rejected)} <= bad_lines
     assert all(word.used for found in words.by_recording.values() for word in found)

@@ -51,7 +51,11 @@ def run(loaded, cuts, names=(), options=TALKATIVE, failed=(), **more):
     return {record["id"]: record for batch in batches for record in batch.records}
 
 
-def test_tasks_are_chosen_by_name(loaded):
+def test_tasks_are_chosen_by_name_and_bad_options_named(loaded):
+    assert run(loaded, []) == {}
+    for changes, said in (({"max_duration": 0}, "--max-duration"), ({"overlap": 15}, "overlap")):
+        with pytest.raises(UserError, match=said):
+            DecodeOptions(**changes)
     assert choose_tasks(loaded.tasks, []).names == loaded.tasks.names
     assert choose_tasks(loaded.tasks, ["lid"]).names == ("asr", "lid")
     with pytest.raises(UserError, match=r"--tasks: 'sing' is not a task of this model, which knows asr, scd"):
@@ -159,10 +163,6 @@ def test_calibration_of_the_model_folder_is_used(tiny_corpus, loaded, tmp_path):
     assert lower == [not word["text"].startswith("[") for word in plain["words"]]
 
 
-def test_nothing_to_decode(loaded):
-    assert run(loaded, []) == {}
-
-
 def test_output_that_is_no_number_names_the_cut(tiny_corpus):
     broken = load(tiny_corpus)
     with torch.no_grad():
@@ -218,9 +218,3 @@ def test_batches_hold_every_cut_once_and_the_longest_come_first(durations, most)
     for batch, seconds in zip(batches, longest):
         assert len(batch) == 1 or (len(batch) * seconds <= most and seconds <= 30)
     assert plan_batches(cuts[::-1], options) == batches
-
-
-@pytest.mark.parametrize(("changes", "said"), [({"max_duration": 0}, "--max-duration"), ({"overlap": 15}, "overlap")])
-def test_bad_options_are_named(changes, said):
-    with pytest.raises(UserError, match=said):
-        DecodeOptions(**changes)

@@ -25,7 +25,7 @@ from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.decoding.search import search
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks import parse
-from tokenverse_pp.tasks.transcript import is_task_token, pieces_to_words
+from tokenverse_pp.tasks.transcript import is_task_token, word_spans
 
 TASKS = know(*ALL)
 WORDS = [f"▁{letter}" for letter in "abcdefghij"]
@@ -129,7 +129,7 @@ def test_whatever_windows_say_the_whole_is_well_formed(seed):
         windows.append((start, start + WINDOW, hypothesis(said)))
     pieces, _ = merged(windows)
     assert CONSTRAINTS.allows([ID(piece) for piece in pieces])
-    words = pieces_to_words(pieces)[0]
+    words = [text for text, _, _ in word_spans(pieces)]
     rendered = TASKS.render(parse(" ".join(words), TASKS)).split()
     assert [w for w in words if not is_task_token(w)] == [w for w in rendered if not is_task_token(w)]
 

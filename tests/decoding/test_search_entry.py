@@ -44,34 +44,12 @@ def same(found, expected):
         assert [h.score for h in a] == pytest.approx([h.score for h in b], rel=1e-3)
 
 
-@pytest.mark.parametrize("method", ["greedy", "beam"])
-def test_a_batch_gives_what_each_utterance_gives_alone(loaded, audio, method):
-    options = SearchOptions(method, blank_penalty=2.0)
-    together = search(loaded, audio, None, options)
-    assert sum(len(best.tokens) for best, *_ in together) > 20
-    same(together, [search(loaded, [a], None, options)[0] for a in audio])
-
-
 def test_arrays_tensors_lists_of_doubles_and_stored_features_give_the_same(loaded, audio, features):
     expected = search(loaded, audio, ["asr", "lid"], TALKATIVE)
     same(search(loaded, [torch.tensor(a) for a in audio], ["asr", "lid"], TALKATIVE), expected)
     same(search(loaded, [a.astype(np.float64) for a in audio], ["asr", "lid"], TALKATIVE), expected)
     same(search(loaded, features, ["asr", "lid"], TALKATIVE), expected)
     same(search(loaded, [f.numpy() for f in features], ["lid"], TALKATIVE), expected)  # asr is always active
-
-
-def test_tokens_of_tasks_that_were_not_asked_for_are_barred(loaded, audio):
-    for names in (["asr"], ["scd", "ner"], None):
-        found = search(loaded, audio, names, TALKATIVE)
-        said = {p for h in found for best in h for p in loaded.tokenizer.pieces(best.tokens) if p.startswith("[")}
-        allowed = loaded.tasks if names is None else loaded.tasks.subset(names)
-        assert said <= set(allowed.symbols)
-    assert said  # so there was something to bar
-
-
-def test_the_task_vectors_follow_the_tasks(loaded, audio):
-    scores = [search(loaded, audio[:1], names, SearchOptions("greedy"))[0][0].score for names in (["asr"], ["lid"])]
-    assert scores[0] != pytest.approx(scores[1], rel=1e-3)
 
 
 def test_a_model_in_training_is_searched_in_eval_mode_and_left_as_it_was(loaded, audio):
@@ -82,10 +60,6 @@ def test_a_model_in_training_is_searched_in_eval_mode_and_left_as_it_was(loaded,
         assert loaded.model.training
     finally:
         loaded.model.eval()
-
-
-def test_nothing_in_nothing_out(loaded):
-    assert search(loaded, []) == []
 
 
 @pytest.mark.parametrize(
@@ -104,11 +78,9 @@ def test_a_wrong_input_is_named_by_its_number(loaded, audio, wrong, said):
         search(loaded, [audio[0], wrong])
 
 
-def test_audio_and_features_do_not_mix(loaded, audio, features):
+def test_wrong_calls_are_named(loaded, audio, features):
+    assert search(loaded, []) == []
     with pytest.raises(UserError, match="all audio"):
         search(loaded, [audio[0], features[0]])
-
-
-def test_an_unknown_task_is_named(loaded, audio):
     with pytest.raises(UserError, match="task 'sing': this model knows asr"):
         search(loaded, audio, ["sing"])

@@ -1,7 +1,7 @@
 """A tokenizer of few pieces, and what makes a hypothesis well-formed (pytest puts this folder on the path)."""
 
 from tokenverse_pp.tasks import build_tasks, parse
-from tokenverse_pp.tasks.transcript import is_task_token, pieces_to_words
+from tokenverse_pp.tasks.transcript import is_task_token, word_spans
 
 ALL = ["asr", "scd", "endp", "ner", "lid"]
 PIECES = ["▁", "▁a", "▁b", "c"]
@@ -39,7 +39,7 @@ def kept_text(words):
 
 def is_well_formed(found, vocabulary, active_tasks):
     """Whether a hypothesis is possible, says nothing of tasks that are not active, and is read as it stands."""
-    words = pieces_to_words(vocabulary.pieces(found.tokens))[0]
+    words = [text for text, _, _ in word_spans(vocabulary.pieces(found.tokens))]
     return (
         found.log_prob > -float("inf")
         and all(w in active_tasks.symbols for w in words if is_task_token(w))

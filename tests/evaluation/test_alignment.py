@@ -5,22 +5,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenverse_pp.evaluation.report import utterance as alignment
-from tokenverse_pp.evaluation.report.utterance import Said, align, count_errors
+from tokenverse_pp.evaluation.report.utterance import align, count_errors
 from tokenverse_pp.metrics.f1 import count_aligned
-from tokenverse_pp.tasks.transcript import split_marks
+from tokenverse_pp.tasks.transcript import UNKNOWN, Word, split_marks
 
 SYMBOLS = ["a", "b", "c", "[SCD]"]
 texts = st.lists(st.sampled_from(SYMBOLS), max_size=12)
 
 
+def said_at(words, times=()):
+    return [Word(word, times[i] if times else UNKNOWN, UNKNOWN, UNKNOWN) for i, word in enumerate(words)]
+
+
 def pairs_of(ref, hyp, judged=("[SCD]", "[ENDP]", "[FR]", "[NL]")):
-    found = align(ref.split(), [Said(word) for word in hyp.split()], frozenset(judged))
+    found = align(ref.split(), said_at(hyp.split()), frozenset(judged))
     return [(pair.kind, pair.ref, pair.hyp and pair.hyp.text) for pair in found]
 
 
 @given(texts, texts)
 def test_fewest_word_errors_then_most_tokens(ref, hyp):
-    found = align(ref, [Said(word, float(i)) for i, word in enumerate(hyp)], frozenset(["[SCD]"]))
+    found = align(ref, said_at(hyp, range(len(hyp))), frozenset(["[SCD]"]))
     assert [pair.ref for pair in found if pair.ref is not None] == ref
     assert [pair.hyp.start for pair in found if pair.hyp is not None] == list(range(len(hyp)))
     (words, marks), (said, written) = split_marks(ref), split_marks(hyp)
@@ -58,5 +62,5 @@ def test_tokens_that_nobody_labelled_are_not_judged():
 
 def test_what_is_too_long_is_not_aligned(monkeypatch):
     monkeypatch.setattr(alignment, "MOST_CELLS", 9)
-    assert align(["a", "b"], [Said("a"), Said("b")], frozenset()) is not None
-    assert align(["a", "b"], [Said("a"), Said("b"), Said("c")], frozenset()) is None
+    assert align(["a", "b"], said_at("ab"), frozenset()) is not None
+    assert align(["a", "b"], said_at("abc"), frozenset()) is None

@@ -4,9 +4,10 @@ import pytest
 from labelled_cuts import make_cut
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.hypotheses import read_hypotheses, transcript_of_hypothesis
+from tokenverse_pp.data.hypotheses import read_hypotheses
 from tokenverse_pp.evaluation.scoring import score_hypotheses, score_table
 from tokenverse_pp.tasks import build_tasks
+from tokenverse_pp.tasks.result import Transcript
 
 ALL = ["asr", "scd", "endp", "ner", "lid"]
 FULL = make_cut(
@@ -183,10 +184,10 @@ def test_reading_back(tmp_path):
     assert read_hypotheses(path) == [PERFECT, hyp("plain", "")]
     with pytest.raises(UserError, match="cannot read hypotheses: no such file"):
         read_hypotheses(tmp_path / "none.jsonl")
-    transcript, marks = transcript_of_hypothesis(PERFECT)
-    assert transcript.text == "bonjour amélie je vous écoute"
-    assert [(mark.token, mark.time) for mark in marks][2:5] == [("[/NE]", 0.9), ("[ENDP]", 1.1), ("[SCD]", 1.2)]
-    assert set(transcript_of_hypothesis({**PERFECT, "tasks": ["lid"]})[0].answers) == {"lid"}
+    heard = Transcript.from_record(PERFECT)
+    assert heard.text == "bonjour amélie je vous écoute"
+    assert [(mark.token, mark.time) for mark in heard.marks][2:5] == [("[/NE]", 0.9), ("[ENDP]", 1.1), ("[SCD]", 1.2)]
+    assert set(Transcript.from_record({**PERFECT, "tasks": ["lid"]}).answers.answers) == {"lid"}
 
 
 def test_table_is_readable():

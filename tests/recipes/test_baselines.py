@@ -18,11 +18,12 @@ from labelled_cuts import make_cut
 from scripts import ROOT, load_script
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.hypotheses import check_hypothesis, transcript_of_hypothesis
+from tokenverse_pp.data.hypotheses import check_hypothesis
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.data.normalise import normalise
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 from tokenverse_pp.metrics.f1 import score_positions
+from tokenverse_pp.tasks.result import Transcript
 
 FOLDER = ROOT / "recipes" / "human_speech" / "baselines"
 baselines = load_script(FOLDER / "baselines.py", "baselines")  # brings its neighbours along
@@ -158,10 +159,11 @@ class TestRecords:
         record = self.make()
         assert check_hypothesis(record) == ""
         assert record["text"] == "[NL] ja [ENDP] [SCD] nee misschien [ENDP]"
-        transcript, marks = transcript_of_hypothesis(record)
+        heard = Transcript.from_record(record)
+        transcript = heard.answers
         assert transcript.words == ("ja", "nee", "misschien")
         assert (transcript.language, transcript.speaker_changes, transcript.endpoints) == ("nl", (1,), (1, 3))
-        assert [mark.time for mark in marks] == [0.0, 0.8, 0.9, 2.7]
+        assert [mark.time for mark in heard.marks] == [0.0, 0.8, 0.9, 2.7]
 
     def test_the_package_scores_it(self):
         turns = [("ja", 0.0, 0.8), ("nee misschien", 1.0, 1.8)]

@@ -12,7 +12,7 @@ from tokenverse_pp.serving.access import Access
 from tokenverse_pp.serving.protocol import Limits
 from tokenverse_pp.serving.server import StreamingServer
 from tokenverse_pp.serving.worker import Engine
-from tokenverse_pp.tasks.transcript import TimedWord
+from tokenverse_pp.tasks.transcript import Word
 
 RATE = 16000
 CHUNK = 1600
@@ -78,7 +78,7 @@ class FakeTranscriber:
 
     def _event(self, stream, kind, text):
         time = stream.heard / RATE
-        return Event(kind, time, text, tuple(TimedWord(word, time, time + 0.1, 1.0) for word in text.split()))
+        return Event(kind, time, text, tuple(Word(word, time, time + 0.1, 1.0) for word in text.split()))
 
     def set_tasks(self, stream, tasks):
         stream.tasks = tuple(tasks)

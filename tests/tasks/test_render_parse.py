@@ -2,7 +2,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenverse_pp.tasks import Answers, EntitySpan, build_tasks, parse, render
-from tokenverse_pp.tasks.result import tasks_for_tokens
+from tokenverse_pp.tasks.registry import tasks_for_tokens
 from tokenverse_pp.tasks.transcript import is_task_token
 
 NAMES = ["scd", "endp", "ner", "lid"]

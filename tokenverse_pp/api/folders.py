@@ -1,7 +1,4 @@
-"""Where a model is, and where its pretrained encoder is.
-
-A model as a folder that a person can read, whole or not at all.
-"""
+"""Find a model and its pretrained encoder, and save a model as a folder."""
 
 from __future__ import annotations
 
@@ -49,7 +46,7 @@ def locate_model(model: PathLike, revision: Optional[str] = None) -> Path:
         revision: on the hub: branch, tag or commit.
 
     Raises:
-        UserError: where there is none, and for a hub that cannot be reached.
+        UserError: if there is no such model, or the hub cannot be reached.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -67,7 +64,7 @@ def locate_model(model: PathLike, revision: Optional[str] = None) -> Path:
 
 
 def _download(repository: str, revision: Optional[str]) -> Path:
-    """A model from the hub, or from its local cache where the hub cannot be reached."""
+    """A model from the hub, or from its local cache if the hub cannot be reached."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -91,16 +88,16 @@ def _download(repository: str, revision: Optional[str]) -> Path:
 def locate_encoder(name: str, folder: Path, given: Optional[PathLike] = None) -> str:
     """The folder (or hub name) of a model's pretrained encoder.
 
-    Looked for where ``given`` says; else under its name in the model's folder, then in the working directory.
-    Whisper-base is otherwise made of the packages of the extra ``human-speech``, once, in `cache_folder`.
+    It is ``given``, else the folder of its name in the model's folder, then in the working directory. Otherwise
+    Whisper-base is built once from the packages of the extra ``human-speech``, in `cache_folder`.
 
     Args:
-        name: as the model's configuration has it.
+        name: the encoder's name in the model's configuration.
         folder: of the model.
-        given: where the user says it is.
+        given: the user's choice.
 
     Raises:
-        UserError: where ``given`` is no encoder, and where Whisper-base cannot be made.
+        UserError: if ``given`` is not an encoder, or Whisper-base cannot be built.
     """
     if given:
         path = Path(given).expanduser()
@@ -117,7 +114,7 @@ def locate_encoder(name: str, folder: Path, given: Optional[PathLike] = None) ->
 
 
 def whisper_base() -> Path:
-    """Whisper-base's encoder in the cache, made now if it is not there (raises UserError)."""
+    """Whisper-base's encoder in the cache, built if it is missing (raises UserError)."""
     target = cache_folder() / WHISPER_BASE
     try:
         return convert_whisper_base(target)[0]
@@ -128,7 +125,7 @@ def whisper_base() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where this package keeps what it made: ``TOKENVERSE_PP_CACHE``, else a folder in the user's cache."""
+    """The cache folder: ``TOKENVERSE_PP_CACHE``, else a folder in the user's cache."""
     own = os.environ.get("TOKENVERSE_PP_CACHE")
     if own:
         return Path(own).expanduser()
@@ -164,20 +161,20 @@ def save_model(
 ) -> None:
     """Write a model folder.
 
-    The weights of a trained encoder are among the model's own: of its folder only the sizes (config.json) are needed,
-    and they are always put in. A frozen encoder's folder is put in with ``include_encoder``, else named.
+    The weights of a trained encoder are part of the model's weights: of its folder only config.json is needed, and is
+    always copied. A frozen encoder's folder is copied with ``include_encoder``; otherwise the model names it.
 
     Args:
         loaded: the model.
-        folder: new, empty, or a model folder, which is replaced.
-        encoder_name: as its configuration named the encoder before it was found.
-        encoder_folder: where it was found; None for one from the hub.
+        folder: a new or empty folder, or a model folder, which is replaced.
+        encoder_name: the encoder's name in the original configuration.
+        encoder_folder: the encoder's folder; None for an encoder from the hub.
         include_encoder: see above.
         half: write the weights in float16.
 
     Raises:
-        UserError: for a folder that holds anything else, for an encoder without a folder, and where nothing can be
-            written; what was there before stays.
+        UserError: if the folder contains anything else, the encoder has no folder, or the model cannot be written.
+            Existing files are kept then.
     """
     _check_target(folder)
     config = loaded.config
@@ -220,7 +217,7 @@ def save_model(
 
 
 def _check_target(folder: Path) -> None:
-    """See that nothing but a model would be replaced."""
+    """Check that only a model folder would be replaced."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{folder}: is not a folder")
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in OWN) if folder.exists() else []
@@ -229,7 +226,7 @@ def _check_target(folder: Path) -> None:
 
 
 def _only_files(patterns: Sequence[str]) -> Any:
-    """What `shutil.copytree` leaves out: these patterns, folders and hidden files."""
+    """For `shutil.copytree`: ignore these patterns, folders and hidden files."""
     named = shutil.ignore_patterns(".*", *patterns)
 
     def ignored(where: str, names: Iterable[str]) -> set:
@@ -240,7 +237,7 @@ def _only_files(patterns: Sequence[str]) -> Any:
 
 
 def _config_text(config: Config, encoder: str, is_whole: bool) -> bytes:
-    """The parts of the configuration that make the model: neither data nor training."""
+    """The sections of the configuration that define the model, without data and training."""
     model: Dict[str, Any] = dataclasses.asdict(config.model)
     model["encoder"].update(name=encoder)
     if is_whole:  # all its weights are in the checkpoint

@@ -45,7 +45,7 @@ class TokenVerse:
     Args:
         loaded: what `tokenverse_pp.models.bundle.load_model` gives.
         encoder_name: the encoder's name in the model's configuration, where it was found elsewhere.
-        precision: that `transcribe` takes unless it is told another one.
+        precision: default precision of `transcribe`.
     """
 
     def __init__(self, loaded: ModelBundle, encoder_name: Optional[str] = None, precision: str = "fp32"):
@@ -104,36 +104,36 @@ be reached (nor is a model of that name in its local cache)
 
     @property
     def tasks(self) -> Tuple[str, ...]:
-        """Names of the tasks that it knows."""
+        """Names of the model's tasks."""
         return self.loaded.tasks.names
 
     @property
     def languages(self) -> Tuple[str, ...]:
-        """Codes of the languages that it can tell; none without the task ``lid``."""
+        """Codes of the languages that the model can write; empty without the task ``lid``."""
         return options_of_task(self.loaded.tasks, "lid", "languages")
 
     @property
     def entity_types(self) -> Tuple[str, ...]:
-        """Types of entities that it can tell; none where entities are untyped or not a task of it."""
+        """Entity types that the model can write; empty if entities are untyped or not decoded."""
         return options_of_task(self.loaded.tasks, "ner", "types")
 
     @property
     def sample_rate(self) -> int:
-        """Of the audio that it works on in Hz; `transcribe` takes any."""
+        """The model's sampling rate in Hz; `transcribe` accepts audio of any rate."""
         return SAMPLING_RATE
 
     @property
     def frame_shift(self) -> float:
-        """Seconds of a frame of the encoder's output: what times are multiples of."""
+        """Seconds per encoder output frame; times are multiples of it."""
         return float(self.loaded.model.encoder.output_frame_shift)
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The model's device."""
         return next(self.loaded.model.parameters()).device
 
     def to(self, device: str) -> TokenVerse:
-        """Move it to a device (raises UserError)."""
+        """Move the model to a device (raises UserError)."""
         self.loaded.model.to(device_of(device))
         return self
 
@@ -172,28 +172,28 @@ be reached (nor is a model of that name in its local cache)
         tokenverse_pp.base.errors.UserError: tasks: 'dancing' is not a task of this model, which knows asr, scd, endp, \
 ner, lid
 
-        Audio of any length, rate and number of channels is taken: channels are averaged, and what is longer than 28 s
-        is decoded in windows (docs/long_audio.md).
+        Audio can have any length, rate and number of channels: channels are averaged, and audio longer than 28 s is
+        decoded in windows (docs/long_audio.md).
 
         Args:
             audio: a path; samples (an array or tensor; ``(samples, rate)``; what Hugging Face's datasets give); bytes
                 of a file; a lhotse cut or recording. Or a list, an iterator or a CutSet of these.
-            tasks: see `TranscribeOptions`, as the following ones; the tokens of other tasks are barred.
-            language: what is spoken, if that is known.
+            tasks: names of the tasks to decode (default: all); the tokens of other tasks are suppressed.
+            language: the spoken language, if it is known.
             hotwords: phrases to prefer.
             sample_rate: of samples that come without one; None for 16 kHz.
             method: of the search.
             beam: hypotheses kept.
             search: all options of the search.
             batch_seconds: of audio in a batch.
-            progress: show a bar on stderr.
+            progress: show a progress bar on stderr.
 
         Returns:
             A `Transcript`, or a list of them in order.
 
         Raises:
-            UserError: for options that do not fit the model, and naming the first recording that cannot be decoded
-                (`transcribe_each` goes on behind it).
+            UserError: for options that do not fit the model, and for the first recording that cannot be decoded
+                (`transcribe_each` continues after it).
         """
         options = TranscribeOptions(
             tasks, language, hotwords, method, beam, search, batch_seconds, precision=self.precision
@@ -211,17 +211,17 @@ ner, lid
         sample_rate: Optional[float] = None,
         progress: bool = False,
     ) -> Iterator[Result]:
-        """Transcribe recordings as they come, a few batches at a time: for more than memory holds.
+        """Transcribe an iterable lazily, a few batches at a time, so that not all audio has to fit into memory.
 
         Args:
-            audios: as `transcribe` takes them, or opened before (`inputs.open_audio`).
-            options: how.
+            audios: as for `transcribe`, or already opened (`inputs.open_audio`).
+            options: of the transcription.
             sample_rate: of samples that come without one; None for 16 kHz.
-            progress: show a bar on stderr.
+            progress: show a progress bar on stderr.
 
         Returns:
-            An iterator of one `Transcript` a recording, in order; in place of one that cannot be decoded stands a
-            `Refused`, which says why.
+            An iterator with one `Transcript` per recording, in order, or a `Refused` with the reason for a recording
+            that cannot be decoded.
 
         Raises:
             UserError: for options that do not fit the model.
@@ -247,13 +247,14 @@ ner, lid
         True
 
         Args:
-            folder: new, empty, or a model's, which is replaced; it appears whole or not at all.
-            include_encoder: put a frozen encoder's folder in too, so that nothing else is needed. A trained encoder is
-                always in.
+            folder: a new or empty folder, or a model folder, which is replaced. It is written completely or not at
+                all.
+            include_encoder: also copy a frozen encoder's folder, so that nothing else is needed. A trained encoder is
+                always included.
             half: write the weights in float16.
 
         Raises:
-            UserError: where it cannot be written, or holds something else.
+            UserError: if the folder cannot be written or contains something else.
         """
         target = Path(folder).expanduser()
         config = copy.deepcopy(self.loaded.config)
@@ -263,10 +264,10 @@ ner, lid
         return target
 
     def push_to_hub(self, repository: str, include_encoder: bool = False, private: bool = False, **save: Any) -> str:
-        """Save the model and put it on the Hugging Face hub (a login is needed) -> its address.
+        """Save the model to the Hugging Face hub (needs a login); returns its address.
 
         Raises:
-            UserError: where the hub cannot be reached or refuses.
+            UserError: if the hub cannot be reached or refuses.
         """
         import tempfile
 
@@ -289,7 +290,7 @@ ner, lid
 
 
 def device_of(name: str) -> torch.device:
-    """``auto`` or a name -> a device that is there (raises UserError)."""
+    """The device of a name, or with ``auto`` the GPU if there is one (raises UserError)."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -301,7 +302,7 @@ def device_of(name: str) -> torch.device:
 
 
 def read_config(folder: Path) -> Any:
-    """The configuration of a model folder; an unknown key is most likely another version's (raises UserError)."""
+    """The configuration of a model folder (raises UserError; an unknown key most likely comes from another version)."""
     try:
         return load_config(folder / CONFIG)
     except UserError as error:
@@ -318,7 +319,7 @@ def known_tasks(model: PathLike = DEFAULT, trust_plugins: bool = False) -> TaskS
 
 
 def options_of_task(tasks: TaskSet, task: str, option: str) -> Tuple[str, ...]:
-    """An option of one of the tasks, such as the languages of ``lid``; nothing where it is no task of the model."""
+    """An option of a task, such as the languages of ``lid``; empty if the model does not have the task."""
     return tuple(tasks[task].options().get(option, ())) if task in tasks else ()
 
 

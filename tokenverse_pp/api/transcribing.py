@@ -1,7 +1,4 @@
-"""How to transcribe: one frozen set of options, and what the decoder takes.
-
-Recordings -> transcripts, in batches, in order; what cannot be decoded does not keep the others.
-"""
+"""Transcribe recordings in batches, in their order; a recording that cannot be decoded does not stop the others."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from tokenverse_pp.decoding.context_graph import read_hotwords
 from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer, plan_batches
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.result import Transcript, transcript_of_record
+from tokenverse_pp.tasks.result import Transcript
 
 Hotword = Union[str, Tuple[str, float]]
 Names = Union[str, Sequence[str]]
@@ -26,23 +23,22 @@ Names = Union[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class TranscribeOptions:
-    """How to transcribe.
+    """Options of a transcription.
 
     Args:
-        tasks: names of the tasks that are wanted, or one name; None for all that the model knows.
-        language: a code (or several) if it is known which language is spoken: the model may write no other. Needs
-            the task ``lid``.
+        tasks: names of the tasks to decode, or one name; None for all tasks of the model.
+        language: code (or codes) of the spoken language, if known: the model writes no other. Needs the task ``lid``.
         hotwords: phrases to prefer, each with or without a bonus of its own, or a file of them
             (`tokenverse_pp.decoding.context_graph.read_hotwords`). Not with ``greedy``.
         method: of the search: ``beam``, ``greedy``, ``full_beam`` or ``k2_fast_beam``.
         beam: hypotheses kept.
-        search: all options of the search; the five above are laid over them where they are given.
+        search: all options of the search; the options above override them.
         batch_seconds: of padded audio in a batch.
-        window: longer audio is decoded in windows of so many seconds (docs/long_audio.md).
-        overlap: seconds that two windows have in common.
+        window: seconds; longer audio is decoded in windows of this length (docs/long_audio.md).
+        overlap: of two windows, in seconds.
         precision: of the encoder: ``fp32``, ``bf16`` or ``fp16``.
-        lm: a language model for shallow fusion, or a folder of one a language (docs/language_model.md); its scale and
-            bonus are those of ``search``. Not with ``greedy``.
+        lm: a language model for shallow fusion, or a folder with one per language (docs/language_model.md); its scale
+            and bonus are set in ``search``. Not with ``greedy``.
     """
 
     tasks: Optional[Names] = None
@@ -58,7 +54,7 @@ class TranscribeOptions:
     lm: Optional[Union[str, Path]] = None
 
     def for_model(self, known: TaskSet) -> DecodeOptions:
-        """What the decoder of a model with these tasks takes (raises UserError)."""
+        """The decoding options for a model with these tasks (raises UserError)."""
         names = _tuple(self.tasks)
         for name in names:
             if name not in known:
@@ -103,11 +99,11 @@ log = logging.getLogger(__name__)
 def transcribe_in_order(
     loaded: ModelBundle, items: Iterable[Union[Heard, Refused]], options: DecodeOptions
 ) -> Iterator[Result]:
-    """One result for each item, in order; no more items are taken than a few batches need.
+    """One result per item, in order; only a few batches of items are read ahead.
 
     Args:
         loaded: the model, on the device that it is to run on.
-        items: recordings, and what could not be opened, which is passed on.
+        items: recordings, and inputs that could not be opened, which are passed through.
         options: how to decode.
     """
     decoder = Recognizer(loaded, options)
@@ -126,14 +122,13 @@ def _decode(decoder: Recognizer, items: List[Union[Heard, Refused]]) -> Iterator
     """The results of some items, in order."""
     heard = {str(number): item for number, item in enumerate(items) if isinstance(item, Heard)}
     results: Dict[str, Result] = {str(n): item for n, item in enumerate(items) if isinstance(item, Refused)}
-    tasks = decoder.loaded.tasks
     for group in plan_batches([item.cut.with_id(key) for key, item in heard.items()], decoder.options):
         done = decoder(group)
-        for record in done.records:
-            item = heard[record["id"]]
+        for transcript in done.transcripts:
+            item = heard[transcript.name]
             if not decoder.frames(item.cut):
                 log.warning("warning: %s: %.4f s are less than a frame: nothing to hear", item.label, item.cut.duration)
-            results[record["id"]] = transcript_of_record(record, tasks, item.cut.duration, item.name)
+            results[transcript.name] = dataclasses.replace(transcript, name=item.name)
         for failure in done.failures:
             item = heard[failure["id"]]
             results[failure["id"]] = Refused(item.label, _reason(item.label, failure))
@@ -142,6 +137,6 @@ def _decode(decoder: Recognizer, items: List[Union[Heard, Refused]]) -> Iterator
 
 
 def _reason(label: str, failure: Dict[str, str]) -> str:
-    """Why a recording was refused, without the number that stood for it."""
+    """The reason why a recording was refused, with its label in place of its number."""
     reason = failure["reason"].replace(f"cut {failure['id']}: ", "", 1).replace("field 'recording': ", "", 1)
     return reason if label in reason else f"{label}: {reason.removeprefix(': ')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Optional, Tuple, Union
 
 from tokenverse_pp.base.errors import UserError
@@ -119,12 +120,12 @@ class SearchOptions:
             name = next(x for x in ("hotwords", "length_bonus", "lm") if getattr(self, x))
             raise UserError(f"search option {name!r}: greedy search knows no bonuses; use method 'beam'")
 
-    @property
+    @cached_property
     def earns(self) -> bool:
         """Whether hypotheses earn more than their log-probability (`tokenverse_pp.decoding.scorer`)."""
         return bool(self.hotwords or self.length_bonus or self.lm)
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Hypotheses kept an utterance."""
         return 1 if self.method == "greedy" else self.beam

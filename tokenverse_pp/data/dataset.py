@@ -30,8 +30,7 @@ from tokenverse_pp.data.access import (
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.tokenizer import UNK_ID, Tokenizer
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.result import transcript_of
-from tokenverse_pp.tasks.transcript import is_task_token
+from tokenverse_pp.tasks.transcript import is_task_token, transcript_of
 
 SAMPLING_RATE = SAMPLE_RATE  # Hz
 FEATURES = "encoder_features"  # cut.custom key of the stored features at the seam

@@ -1,18 +1,18 @@
-"""Read and check decoded hypotheses (``hyps.jsonl``, one JSON object per line), and convert them to transcripts."""
+"""Read and check decoded hypotheses (``hyps.jsonl``, one JSON object per line).
+
+`tokenverse_pp.tasks.result.Transcript.from_record` converts a hypothesis to a transcript.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Union
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import is_finite, json_of
 from tokenverse_pp.data.lines import text_lines
-from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.result import tasks_for_tokens
-from tokenverse_pp.tasks.transcript import Answers, TaskMark, pieces_to_words, split_marks
 
-Hypothesis = Mapping[str, Any]
+Hypothesis = Mapping[str, Any]  # a line of hyps.jsonl
 SPAN = ("start", "end")
 
 
@@ -70,25 +70,3 @@ def _check_spans(hyp: Mapping[str, Any]) -> str:
             if not isinstance(item.get("text"), str) or not all(is_finite(item.get(key)) for key in numbers):
                 return f"field '{name}': expected text, {', '.join(numbers)} in each, found {item!r}"
     return ""
-
-
-def words_of(hyp: Hypothesis) -> Tuple[List[str], Optional[List[float]]]:
-    """Words and task tokens of a hypothesis, and their times where it has them."""
-    if hyp.get("tokens") is None:
-        return hyp["text"].split(), None
-    return pieces_to_words(hyp["tokens"], hyp.get("times"))
-
-
-def transcript_of_hypothesis(hyp: Hypothesis, tasks: Optional[TaskSet] = None) -> Tuple[Answers, List[TaskMark]]:
-    """The transcript of a hypothesis and its task tokens with their times.
-
-    Args:
-        hyp: a valid hypothesis. If it has ``tasks``, only these get an answer: a task that was not active at decoding
-            is not one that found nothing.
-        tasks: the tasks to read; by default all registered ones.
-    """
-    words, times = words_of(hyp)
-    known = tasks if tasks is not None else tasks_for_tokens(words)
-    active = known if hyp.get("tasks") is None else known.subset(hyp["tasks"])
-    plain, marks = split_marks(words, times)
-    return active.read(plain, marks), marks

@@ -12,7 +12,7 @@ import sentencepiece as spm
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.transcript import is_task_token, pieces_to_words
+from tokenverse_pp.tasks.transcript import is_task_token, word_spans
 
 BLANK = "<blk>"
 BLANK_ID = 0
@@ -78,7 +78,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text with task tokens."""
-        return " ".join(pieces_to_words(self.pieces(ids))[0])
+        return " ".join(text for text, _, _ in word_spans(self.pieces(ids)))
 
     def pieces(self, ids: Sequence[int]) -> List[str]:
         """The piece of each id, with ``▁`` where a word starts."""

@@ -1,14 +1,13 @@
-"""A 64-bit hash of a hypothesis' tokens, kept up token by token: hypotheses with the same tokens are found by it.
-
-Two different ones agree with probability 2**-63 a pair: about once in 10**12 hours of speech at a beam of 8.
-
-Modified beam search (at most one symbol a frame), batched over utterances and hypotheses.
+"""Modified beam search (at most one symbol per frame), batched over utterances and hypotheses.
 
 The algorithm is that of icefall's ``modified_beam_search``: at each frame every hypothesis is extended by every symbol,
 the best ``beam`` extensions are kept, and those with the same tokens are merged by log-addition. Here the state of
-all hypotheses is a handful of small arrays (N, beam), so a frame costs the same few operations for any batch, and the
-joiner is run once for hypotheses that it cannot tell apart. The arrays are NumPy's, whose operations on a few numbers
-cost a fraction of torch's.
+all hypotheses is a few small arrays (N, beam), so a frame costs the same number of operations for any batch, and the
+joiner runs once for hypotheses that have the same context. The arrays are NumPy's, because NumPy's operations on few
+numbers cost a fraction of torch's.
+
+Hypotheses with the same tokens are found by a 64-bit hash of the tokens, updated token by token. Two different token
+sequences collide with probability 2**-63 per pair: about once in 10**12 hours of speech at a beam of 8.
 """
 
 from __future__ import annotations
@@ -52,11 +51,11 @@ def beam_search(
         scorer, lengths, BeamMemory.start(scorer, len(lengths), options.width, constraints), constraints
     )
     trace = search.run()
-    return _read_back(trace, search.memory.score, scorer, lengths, options)
+    return _read_back(trace, search.memory.score, scorer, lengths)
 
 
 class BeamMemory(NamedTuple):
-    """What the hypotheses of utterances remember, (N, B) each; where the score is -inf there is none.
+    """The state of the hypotheses of a batch, (N, B) each; slots with a score of -inf are empty.
 
     score: log-probability, float64 (exact enough for any length). context: of the predictor (`PredictorTable`). state:
     of the constraints. earning: of the bonus. key: hash of the tokens.
@@ -262,9 +261,7 @@ class BeamSearch:
         return np.where(worse, NEG_INF, np.logaddexp(value, twin))
 
 
-def _read_back(
-    trace: BeamTrace, final: np.ndarray, scorer: Scorer, lengths: Sequence[int], options: SearchOptions
-) -> List[List[Hypothesis]]:
+def _read_back(trace: BeamTrace, final: np.ndarray, scorer: Scorer, lengths: Sequence[int]) -> List[List[Hypothesis]]:
     """The hypotheses that are left at the end, by their scores ``final`` (N, B)."""
     # At the start only the first slots hold a hypothesis, of score 0.
     tokens, log_probs, _ = trace.follow(np.zeros_like(final), scorer.vocab_size)
@@ -275,6 +272,5 @@ def _read_back(
             at = np.flatnonzero(tokens[: lengths[i], i, k] != scorer.blank_id)
             written = (tokens[at, i, k].tolist(), at.tolist(), log_probs[at, i, k].tolist())
             hypotheses.append(scorer.hypothesis(*written, float(final[i, k])))
-        hypotheses.sort(key=lambda h: (-h.score, h.tokens))
-        found.append(hypotheses[: options.nbest])
+        found.append(hypotheses)
     return found

@@ -214,6 +214,5 @@ def _read_back(trace: _Trace, scorer: Scorer, lengths: Sequence[int], options: S
                 slot = int(trace.parent[t, i, slot])
             tokens, frames, log_probs = zip(*reversed(written)) if written else ((), (), ())
             hypotheses.append(scorer.hypothesis(tokens, frames, log_probs, float(trace.final[i, k])))
-        hypotheses.sort(key=lambda h: (-h.score, h.tokens))
-        found.append(hypotheses[: options.nbest])
+        found.append(hypotheses)
     return found

@@ -1,12 +1,11 @@
-"""Greedy search: the best symbol of each frame, in blocks of frames that are guessed and corrected until they agree.
+"""Greedy search: the best symbol of each frame, in blocks of frames that are scored together.
 
-What is written at a frame depends on the tokens before it, so the plain search scores a frame of each utterance at a
-time, and small matrix products are what it spends its time on. Here all frames of a block are scored at once, as if
-nothing were written in it; what that says is written gives each frame its context; the frames whose context has
-changed are scored again, until none has changed. The tokens then are what each of them asks for, and that is the
-greedy result, found from the front: a round makes at least the first frame that was wrong right (a fixed-point, or
-Jacobi, iteration; Song et al., 2021, "Accelerating feedforward computation via parallel nonlinear equation solving").
-A stateless predictor forgets all but its last tokens, so a correction does not travel far, and few rounds are needed.
+The symbol of a frame depends on the tokens before it, so the plain search scores one frame of each utterance at a time
+and spends its time on small matrix products. Here all frames of a block are scored at once, as if no token were written
+in the block. The result gives each frame its context, and the frames whose context has changed are scored again, until
+none changes. That is the greedy result: each round corrects at least the first wrong frame (a fixed-point, or Jacobi,
+iteration; Song et al., 2021, "Accelerating feedforward computation via parallel nonlinear equation solving"). A
+stateless predictor depends on its last tokens only, so a correction affects few frames, and few rounds are needed.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
-from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration, to_record
+from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
 from tokenverse_pp.decoding.long_form import Merger, check_windows, merge_windows
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
@@ -27,6 +27,7 @@ from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.compat import autocast
 from tokenverse_pp.models.stored_features import batches_of
 from tokenverse_pp.tasks.base import TaskSet
+from tokenverse_pp.tasks.result import Transcript, TranscriptReader
 
 Scales = Tuple[Tuple[str, float], ...]  # task, what its vector is multiplied by
 
@@ -51,9 +52,9 @@ def read_scales(words: Sequence[str]) -> Scales:
 
 
 def vector_weights(loaded: ModelBundle, active: TaskSet, scales: Scales = ()) -> Tensor:
-    """What each task's vector is multiplied by, (K + 1,): 1 for an active task, 0 for another, or its scale.
+    """The factor of each task's vector, (K + 1,): 1 for an active task, 0 for an inactive one, or its scale.
 
-    The search goes on allowing the tokens of all active tasks, whatever their scale.
+    The search allows the tokens of all active tasks, whatever their scale.
 
     Raises:
         UserError: for a scale of a task that is not decoded, and for a model without a vector for each task.
@@ -84,19 +85,19 @@ def choose_tasks(tasks: TaskSet, names: Sequence[str]) -> TaskSet:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How to decode a CutSet.
+    """Options of decoding.
 
     Args:
         search: options of the search.
-        tasks: names of the tasks to decode, none for all that the model knows; the tokens of others are suppressed.
+        tasks: names of the tasks to decode, none for all tasks of the model; the tokens of others are suppressed.
         max_duration: seconds of padded audio in a batch.
-        stored_features: take the cuts' stored features in place of their audio.
+        stored_features: use the cuts' stored features instead of their audio.
         precision: of the encoder: fp32, bf16 or fp16.
         window: longer cuts (seconds) are decoded in windows of this length (`tokenverse_pp.decoding.long_form`).
-        overlap: seconds that two windows have in common.
+        overlap: of two windows, in seconds.
         chunks: what each frame sees, as in streaming; None: full context. Cuts of any length are then decoded whole, in
             memory that grows with the square of their length.
-        vector_scale: (task, factor) of the task vectors that are not to be added as they are (`vector_scale`).
+        vector_scale: (task, factor) of task vectors that are scaled.
     """
 
     search: SearchOptions = field(default_factory=SearchOptions)
@@ -128,13 +129,14 @@ NOTHING = Hypothesis(tokens=(), frames=(), log_probs=(), log_prob=0.0, score=0.0
 
 @dataclass
 class RecognizedBatch:
-    """What a batch gave: lines of hyps.jsonl, and lines of failures.jsonl (id, files, reason)."""
+    """The results of a batch: lines of hyps.jsonl, lines of failures.jsonl (id, files, reason), and transcripts."""
 
     records: List[Record] = field(default_factory=list)
     failures: List[Record] = field(default_factory=list)
+    transcripts: List[Transcript] = field(default_factory=list)
 
     def refuse(self, cut: Cut, error: UserError) -> None:
-        """Note that a cut could not be decoded."""
+        """Add a failure."""
         reason = str(error)
         if cut.id not in reason:
             reason = f"cut {cut.id}: {reason}"
@@ -142,7 +144,7 @@ class RecognizedBatch:
 
 
 def plan_batches(cuts: Sequence[Cut], options: DecodeOptions) -> List[List[Cut]]:
-    """Cuts -> batches, the longest first (if memory is too small, that shows at once).
+    """Cuts -> batches, the longest first, so that too little memory shows at once.
 
     A cut longer than the window is a batch of its own. The batches depend on nothing but cuts and options: neither on
     the number of processes nor on what was decoded before, so that these cannot change a result by a rounding error.
@@ -161,8 +163,8 @@ def is_long(cut: Cut, options: DecodeOptions) -> bool:
 class Recognizer:
     """A model with decoding options.
 
-    Called with a batch of cuts it returns a `RecognizedBatch`; `recognize` takes audio or features, and
-    `recognize_padded` takes a padded batch. The model must be in eval mode.
+    Called with a batch of cuts it returns a `RecognizedBatch`; `recognize` takes audio or features. The model must be
+    in eval mode.
 
     Args:
         loaded: the model, on its device.
@@ -183,6 +185,8 @@ class Recognizer:
         self.constraints = self.constraints_of(self.active.names)
         self.bonus = bonus_for(options.search, loaded.tokenizer, self.active)
         self.calibration = read_calibration(loaded.folder)
+        self.reader = self.active.reader
+        self.pieces = loaded.tokenizer.pieces(range(loaded.tokenizer.vocab_size))
         if weights is None:
             weights = vector_weights(loaded, self.active, options.vector_scale)
         self.weights = weights.to(self.device)
@@ -252,12 +256,6 @@ class Recognizer:
                 found[row] = hypotheses
         return found
 
-    def recognize_padded(
-        self, inputs: Tensor, lens: Tensor, weights: Tensor, stored: bool, chunks: Optional[ChunkOptions]
-    ) -> List[Optional[NBest]]:
-        """`encode`, then `search`."""
-        return self.search(*self.encode(inputs, lens, weights, stored, chunks))
-
     def recognize(self, items: Sequence[Tensor]) -> List[Optional[NBest]]:
         """Recognize utterances as one batch.
 
@@ -275,7 +273,8 @@ class Recognizer:
             inputs, lens = collate([items[row] for row in rows])
             weights = self.weights.expand(len(rows), -1)
             o = self.options
-            for row, best in zip(rows, self.recognize_padded(inputs, lens, weights, o.stored_features, o.chunks)):
+            out, out_lens = self.encode(inputs, lens, weights, o.stored_features, o.chunks)
+            for row, best in zip(rows, self.search(out, out_lens)):
                 found[row] = best
         return found
 
@@ -291,8 +290,7 @@ class Recognizer:
         o, loaded = self.options, self.loaded
         if cut.duration <= o.window:
             return best_of([cut])[0]
-        pieces = loaded.tokenizer.pieces(range(loaded.tokenizer.vocab_size))
-        merger = Merger(pieces, self.active, self.shift, self.constraints)
+        merger = Merger(self.pieces, self.active, self.shift, self.constraints)
         tokens, frames, log_probs = merge_windows(cut, o.window, o.overlap, at_once, merger, best_of)
         log_prob = sum(log_probs)
         scale = len(tokens) + loaded.model.predictor.context_size if o.search.length_norm else 1
@@ -309,7 +307,7 @@ class Recognizer:
                 except UserError as error:
                     done.refuse(cut, error)
                 else:
-                    done.records.append(self.record(cut, [best]))
+                    self._add(done, cut, [best])
             return done
         cuts: List[Cut] = []
         items: List[Tensor] = []
@@ -323,23 +321,33 @@ class Recognizer:
             if found is None:
                 done.refuse(cut, UserError(NOT_FINITE))
             else:
-                done.records.append(self.record(cut, found))
+                self._add(done, cut, found)
         return done
 
-    def record(self, cut: Cut, found: Sequence[Hypothesis]) -> Record:
-        """The n-best list of a cut -> its line of hyps.jsonl."""
-        record = to_record(cut.id, found[0], self.loaded.tokenizer, self.active, self.shift, self.calibration)
-        if self.options.search.nbest > 1:
-            record["nbest"] = [self._candidate(hypothesis) for hypothesis in found]
-        return record
+    def transcript(self, cut: Cut, best: Hypothesis, reader: Optional[TranscriptReader] = None) -> Transcript:
+        """The transcript of a hypothesis.
 
-    def _candidate(self, hypothesis: Hypothesis) -> Record:
-        words = hypothesis.words(self.loaded.tokenizer.pieces(hypothesis.tokens), self.shift)
-        return {
-            "text": " ".join(word.text for word in words),
-            "score": hypothesis.score,
-            "log_prob": hypothesis.log_prob,
-        }
+        Args:
+            cut: gives name and duration.
+            best: the hypothesis.
+            reader: of the active tasks (`TaskSet.reader`); by default those of the options.
+        """
+        pieces = [self.pieces[token] for token in best.tokens]
+        return (reader or self.reader).read_tokens(
+            pieces, best.frames, best.log_probs, self.shift, self.calibration, best.score, cut.duration, cut.id
+        )
+
+    def _add(self, done: RecognizedBatch, cut: Cut, found: Sequence[Hypothesis]) -> None:
+        """Add the n-best list of a cut to the results."""
+        transcript = self.transcript(cut, found[0])
+        record = transcript.to_record()
+        if self.options.search.nbest > 1:
+            record["nbest"] = [
+                {"text": self.loaded.tokenizer.decode(h.tokens), "score": h.score, "log_prob": h.log_prob}
+                for h in found
+            ]
+        done.transcripts.append(transcript)
+        done.records.append(record)
 
     def frames(self, cut: Cut) -> int:
         """Frames at the seam that the audio of a cut has."""

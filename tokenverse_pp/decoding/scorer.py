@@ -1,6 +1,10 @@
-"""Log-probabilities of the next symbol for all hypotheses of a batch at one frame, with as little work as possible.
+"""What a search adds up at a frame: the joiner's log-probabilities, constraints, and bonuses of shallow fusion.
 
-They come from predictor and joiner; the score of a finished hypothesis adds what a `FusionScorer` gives it.
+The weights of constraints are added *after* the softmax, and scores are not normalised again. So the log-probability of
+a hypothesis is that of the model whatever is suppressed (without constraints exactly icefall's), and hypotheses are
+ranked by the model's distribution conditioned on being allowed. Normalising at each frame would reward prefixes after
+which most of the probability is suppressed (label bias). The blank is always allowed, so constraints never empty a
+beam.
 """
 
 from __future__ import annotations
@@ -39,12 +43,14 @@ def bonus_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Optional[Task
     Args:
         options: of the search.
         tokenizer: the model's.
-        tasks: those that are decoded, to see which languages can be written.
+        tasks: those that are decoded; they determine the languages that can be written.
 
     Raises:
         UserError: for hotwords or a language model that this model cannot use.
     """
     bonus: Optional[FusionScorer] = None
+    if not options.earns:
+        return None
     if options.hotwords or options.length_bonus:
         pieces = tokenizer.pieces(range(tokenizer.vocab_size))
         phrases = hotword_phrases(options, tokenizer, languages_written(options, tasks))

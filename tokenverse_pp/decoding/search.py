@@ -86,11 +86,9 @@ def _search(
     if constraints is not None:
         each = [constraints] * len(order) if isinstance(constraints, Constraints) else [constraints[i] for i in order]
         batch = ConstraintTable(scorer.vocab_size, encoder_out.device).batch(each)
-    found = METHODS[options.method](scorer, ordered, options, batch)
-    results: List[List[Hypothesis]] = [[] for _ in lengths]
-    for i, hypotheses in zip(order, found):
-        results[i] = hypotheses
-    return results
+    found = dict(zip(order, METHODS[options.method](scorer, ordered, options, batch)))
+    ranked = [sorted(found[i], key=lambda h: (-h.score, h.tokens)) for i in range(len(lengths))]
+    return [hypotheses[: options.nbest] for hypotheses in ranked]
 
 
 def _refuse_nan(frames: Tensor, lengths: Sequence[int], order: Sequence[int]) -> None:

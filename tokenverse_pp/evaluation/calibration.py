@@ -1,21 +1,26 @@
-"""Decoded speech with labels -> which of its words and task tokens are right, for calibrating confidences."""
+"""Fit and measure calibrations: which words and task tokens of decoded, labelled speech are right."""
 
 from __future__ import annotations
 
+import math
 from typing import Dict, Iterable, List, NamedTuple, Sequence, Tuple
 
 import kaldialign
+import torch
 from lhotse.cut import Cut
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.data.labels import labelled_tasks
-from tokenverse_pp.decoding.hypothesis import Calibration, Example, cross_validate, fit_curve, quality
+from tokenverse_pp.decoding.hypothesis import LEAST, Calibration, Curve
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.result import transcript_of
-from tokenverse_pp.tasks.transcript import is_task_token
+from tokenverse_pp.tasks.result import written_words
+from tokenverse_pp.tasks.transcript import is_task_token, transcript_of
 
 NOTHING = ""  # no word is empty
+FEWEST = 20  # examples that a curve is fitted to
+BINS = 10
+Example = Tuple[float, bool]  # raw confidence of a word or task token, and whether it is right
 Effect = Dict[str, Dict[str, Dict[str, float]]]  # words | tasks, before | after: `quality`
 
 
@@ -43,16 +48,17 @@ def judge(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> Judged:
     """
     labelled = labelled_tasks(cut)
     known = tasks.subset([name for name in labelled if name in hyp.get("tasks", tasks.names)])
-    try:
-        items = [(str(word["text"]), float(word.get("raw_confidence", word["confidence"]))) for word in hyp["words"]]
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"hypothesis {hyp['id']}: expected 'words' with 'text' and 'confidence'") from None
+    words = written_words(hyp)
+    if any(word.confidence is None and not word.is_task_token for word in words):
+        raise UserError(f"hypothesis {hyp['id']}: expected 'words' with 'text' and 'confidence'")
+    raw = [(w.text, w.confidence if w.raw_confidence is None else w.raw_confidence) for w in words]
+    items = [(text, confidence) for text, confidence in raw if confidence is not None]
     reference = transcript_of(cut, tasks)
     plain = [item for item in items if not is_task_token(item[0])]
-    words = _compare(reference.words, plain) if "asr" in labelled else []
+    right = _compare(reference.words, plain) if "asr" in labelled else []
     both = [item for item in items if not is_task_token(item[0]) or item[0] in known.symbols]
     examples = _compare(known.render(reference).split(), both)
-    return Judged(words, [example for (text, _), example in zip(both, examples) if is_task_token(text)])
+    return Judged(right, [example for (text, _), example in zip(both, examples) if is_task_token(text)])
 
 
 def _compare(reference: Sequence[str], items: Sequence[Tuple[str, float]]) -> List[Example]:
@@ -63,7 +69,7 @@ def _compare(reference: Sequence[str], items: Sequence[Tuple[str, float]]) -> Li
 
 
 def judge_all(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], tasks: TaskSet) -> List[Judged]:
-    """`judge` for each hypothesis; cuts without one, or without labels, count not.
+    """`judge` for each hypothesis; cuts without a hypothesis or without labels are skipped.
 
     Raises:
         UserError: for a hypothesis of no cut.
@@ -94,3 +100,62 @@ def measure(judged: Sequence[Judged], calibration: Calibration) -> Effect:
         curve = getattr(calibration, name)
         effect[name] = {"before": quality(examples), "after": quality([(curve(p), right) for p, right in examples])}
     return effect
+
+
+def fit_curve(examples: Sequence[Example]) -> Curve:
+    """The curve of least cross-entropy (L-BFGS), under a weak normal prior around the one that changes nothing.
+
+    With fewer than `FEWEST` examples, that one itself.
+    """
+    if len(examples) < FEWEST:
+        return Curve()
+    p = torch.tensor([p for p, _ in examples], dtype=torch.float64).clamp(LEAST, 1 - LEAST)
+    right = torch.tensor([right for _, right in examples], dtype=torch.float64)
+    at = torch.zeros(3, dtype=torch.float64, requires_grad=True)  # ln a, ln b, c
+    optimiser = torch.optim.LBFGS([at], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-12)
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        logit = at[0].exp() * p.log() - at[1].exp() * torch.log1p(-p) + at[2]
+        value = torch.nn.functional.binary_cross_entropy_with_logits(logit, right, reduction="sum")
+        value = value + at.square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    log_a, log_b, c = at.tolist()
+    return Curve(math.exp(log_a), math.exp(log_b), c)
+
+
+def expected_calibration_error(examples: Sequence[Example]) -> float:
+    """ECE (Guo et al., 2017): |mean confidence - share that is right| of 10 equal bins, weighted by their examples."""
+    bins: List[List[Example]] = [[] for _ in range(BINS)]
+    for p, right in examples:
+        bins[min(int(p * BINS), BINS - 1)].append((p, right))
+    gaps = (abs(sum(p for p, _ in members) - sum(right for _, right in members)) for members in bins)
+    return sum(gaps) / max(len(examples), 1)
+
+
+def brier_score(examples: Sequence[Example]) -> float:
+    """Mean squared difference between the confidence and 1 (right) or 0 (wrong)."""
+    return sum((p - right) ** 2 for p, right in examples) / max(len(examples), 1)
+
+
+def quality(examples: Sequence[Example]) -> Dict[str, float]:
+    """Examples, share that is right, ECE and Brier score."""
+    return {
+        "examples": len(examples),
+        "right": sum(right for _, right in examples) / max(len(examples), 1),
+        "ece": expected_calibration_error(examples),
+        "brier": brier_score(examples),
+    }
+
+
+def cross_validate(utterances: Sequence[Sequence[Example]]) -> Dict[str, Dict[str, float]]:
+    """`quality` before and after: every second utterance is calibrated by a curve fitted on the others."""
+    halves = [[example for examples in utterances[start::2] for example in examples] for start in (0, 1)]
+    after: List[Example] = []
+    for mine, others in (halves, halves[::-1]):
+        curve = fit_curve(others)
+        after.extend((curve(p), right) for p, right in mine)
+    return {"before": quality(halves[0] + halves[1]), "after": quality(after)}

@@ -1,4 +1,4 @@
-"""What each utterance adds to each score of a decoding, so that decodings can be compared with intervals."""
+"""Compare decodings with confidence intervals: the contribution of each utterance to each score."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 from lhotse.cut import Cut
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.hypotheses import Hypothesis, transcript_of_hypothesis
+from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.data.labels import labelled_tasks
-from tokenverse_pp.evaluation.scoring import find_prf, has_confusion, tasks_of_hypotheses
+from tokenverse_pp.evaluation.scoring import find_prf, has_confusion, scored_example, tasks_of_hypotheses
 from tokenverse_pp.metrics.bootstrap import RESAMPLES, Comparison, RatioCounts, compare
-from tokenverse_pp.tasks.base import ScoredExample
-from tokenverse_pp.tasks.result import transcript_of
 
 Ratio = Tuple[float, float]
 WER = "wer"  # the only score that is better when it is lower
@@ -54,8 +52,7 @@ def count_utterances(cuts: Iterable[Cut], hyps: Iterable[Hypothesis]) -> Counted
     counted = Counted()
     of_task: Dict[str, int] = Counter()
     for cut, hyp in pairs:
-        transcript, marks = transcript_of_hypothesis(hyp, tasks)
-        example = ScoredExample(cut.id, transcript_of(cut, tasks), transcript, cut, marks)
+        example = scored_example(cut, hyp, tasks)
         labelled = labelled_tasks(cut) if "tasks" in (cut.custom or {}) else []
         active = hyp.get("tasks")
         for task in tasks.tasks:

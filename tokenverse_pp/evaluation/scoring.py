@@ -1,7 +1,4 @@
-"""Hypotheses against labelled cuts: the scores of every task, each over the cuts that are labelled for it.
-
-Scores as plain text, readable in 100 columns.
-"""
+"""Score hypotheses against labelled cuts, each task over the cuts that are labelled for it; scores as plain text."""
 
 from __future__ import annotations
 
@@ -13,11 +10,12 @@ from lhotse.cut import Cut
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned
 from tokenverse_pp.base.languages import languages_told_apart
-from tokenverse_pp.data.hypotheses import Hypothesis, transcript_of_hypothesis, words_of
+from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.tasks.base import ScoredExample, Task, TaskSet
-from tokenverse_pp.tasks.result import tasks_for_tokens, transcript_of
-from tokenverse_pp.tasks.transcript import turns_of
+from tokenverse_pp.tasks.registry import tasks_for_tokens
+from tokenverse_pp.tasks.result import Transcript, written_words
+from tokenverse_pp.tasks.transcript import transcript_of, turns_of
 
 __all__ = ["corpus_of", "score_hypotheses", "score_table", "tasks_of_hypotheses"]
 
@@ -53,7 +51,7 @@ def score_hypotheses(
     """
     pairs = _pair(list(cuts), list(hyps))
     tasks = tasks_of_hypotheses(pairs, tasks)
-    examples = [(_example(cut, hyp, tasks), _labelled(cut), hyp.get("tasks")) for cut, hyp in pairs]
+    examples = [(scored_example(cut, hyp, tasks), _labelled(cut), hyp.get("tasks")) for cut, hyp in pairs]
     scores: Dict[str, Any] = {}
     not_decoded: Dict[str, int] = {}
     for task in tasks.tasks:
@@ -96,7 +94,7 @@ def tasks_of_hypotheses(pairs: Sequence[Tuple[Cut, Hypothesis]], known: Optional
 
 def _tasks_that_show(pairs: Sequence[Tuple[Cut, Hypothesis]]) -> TaskSet:
     """All tasks, with the options that the tokens of the hypotheses show, and the languages of the references."""
-    found = tasks_for_tokens([word for _, hyp in pairs for word in words_of(hyp)[0]])
+    found = tasks_for_tokens([word.text for _, hyp in pairs for word in written_words(hyp)])
     spoken = [turn.language for cut, _ in pairs for turn in turns_of(cut) if isinstance(turn.language, str)]
     languages = languages_told_apart(languages_of(found), [code for code in spoken if code])
     lid = type(found["lid"]).from_options({"languages": languages})
@@ -118,9 +116,10 @@ def _labelled(cut: Cut) -> List[str]:
     return labelled_tasks(cut) if "tasks" in (cut.custom or {}) else []
 
 
-def _example(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> ScoredExample:
-    transcript, marks = transcript_of_hypothesis(hyp, tasks)
-    return ScoredExample(cut.id, transcript_of(cut, tasks), transcript, cut, marks, languages_of(tasks))
+def scored_example(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> ScoredExample:
+    """A cut and its hypothesis as the tasks score them."""
+    heard = Transcript.from_record(hyp, tasks)
+    return ScoredExample(cut.id, transcript_of(cut, tasks), heard.answers, cut, heard.marks, languages_of(tasks))
 
 
 def corpus_of(cut: Cut, corpora: Mapping[str, str]) -> Optional[str]:

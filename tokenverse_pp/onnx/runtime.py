@@ -31,8 +31,8 @@ from tokenverse_pp.onnx.folder import (
 from tokenverse_pp.onnx.inputs import Audio, NumpyLogMel, RunningLogMel, checked, read_audio
 from tokenverse_pp.onnx.search import Context, Search, check_options
 from tokenverse_pp.tasks import TaskSet, build_tasks
-from tokenverse_pp.tasks.result import Transcript, Word, transcript_of_words
-from tokenverse_pp.tasks.transcript import TimedWord
+from tokenverse_pp.tasks.result import Transcript, words_of_tokens
+from tokenverse_pp.tasks.transcript import Word
 
 log = logging.getLogger(__name__)
 MOST_STATES = 4096  # predictor outputs in the cache
@@ -143,11 +143,9 @@ class Exported:
             raise UserError("vectors.strategy=combination: this combination of tasks was never active in training")
         return np.array(mask, dtype=np.float32)
 
-    def _transcript(
-        self, words: Sequence[TimedWord], tasks: Sequence[str], samples: np.ndarray, name: str
-    ) -> Transcript:
-        timed = [Word(w.text, w.start, w.end, w.confidence) for w in words]
-        return transcript_of_words(timed, self.tasks.subset(tasks).names, len(samples) / SAMPLE_RATE, name, self.tasks)
+    def transcript(self, words: Sequence[Word], tasks: Sequence[str], duration: float, name: str) -> Transcript:
+        """Words and task tokens of a recording of ``duration`` seconds -> transcript."""
+        return self.tasks.subset(tasks).reader.read(words, duration, name=name)
 
 
 class Runtime(Exported):
@@ -194,11 +192,11 @@ class Runtime(Exported):
         if len(samples) < self.description.min_samples:
             seconds = len(samples) / SAMPLE_RATE
             log.warning("warning: %s: %.4f s are less than a frame: nothing to hear", name, seconds)
+            return self.transcript([], active, seconds, name)
         best = self.recognize(samples, active, options, window, overlap)
-        words = best.words(self.tokenizer.pieces(best.tokens), self.frame_shift)
-        if self.calibration is not None:
-            words = [TimedWord(w.text, w.start, w.end, self.calibration(w.text, w.confidence)) for w in words]
-        return self._transcript(words, active, samples, name)
+        pieces = self.tokenizer.pieces(best.tokens)
+        words = words_of_tokens(pieces, best.frames, best.log_probs, self.frame_shift, self.calibration)
+        return self.transcript(words, active, len(samples) / SAMPLE_RATE, name)
 
     def recognize(
         self,
@@ -387,7 +385,7 @@ class StreamingRuntime(Exported):
         stream = self.open(active, default_options(options, language))
         events = [*self.push(stream, samples), *self.close(stream)]
         words = [word for event in events if event.kind in (FINAL, TOKEN) for word in event.words]
-        return self._transcript(words, active, samples, name or _name(audio))
+        return self.transcript(words, active, len(samples) / SAMPLE_RATE, name or _name(audio))
 
 
 def _run(graph: Any, inputs: Dict[str, np.ndarray]) -> List[np.ndarray]:

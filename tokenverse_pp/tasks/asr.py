@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 from tokenverse_pp.base.languages import language_group
 from tokenverse_pp.metrics.error_rates import error_rates
 from tokenverse_pp.tasks.base import ScoredExample, Task
-from tokenverse_pp.tasks.transcript import Answers, TaskMark, turns_of
+from tokenverse_pp.tasks.transcript import Mark, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
-
-    from tokenverse_pp.tasks.transcript import TimedWord
 
 
 class Asr(Task):
@@ -47,13 +45,9 @@ class Asr(Task):
         """No tokens."""
         return []
 
-    def from_marks(self, marks: Sequence[TaskMark], num_words: int) -> None:
+    def from_marks(self, marks: Sequence[Mark], num_words: int) -> None:
         """No answer."""
         return None
-
-    def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
-        """Empty: records contain text and words for all tasks."""
-        return {}
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """WER and CER, overall and by language of the reference, without task tokens."""

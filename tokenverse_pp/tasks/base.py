@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
 from tokenverse_pp.metrics.f1 import Interval, score_positions, score_times
-from tokenverse_pp.tasks.transcript import Answers, TaskMark
+from tokenverse_pp.tasks.result import TranscriptReader, seconds, span_record
+from tokenverse_pp.tasks.transcript import Answers, Mark, MarkReader, Word, read_positions, valid_marks
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
-    from tokenverse_pp.tasks.transcript import TimedWord
-
+__all__ = ["PositionTask", "ScoredExample", "Task", "TaskSet", "seconds", "span_record"]
 
 T = TypeVar("T", bound="Task")
-SECONDS_DIGITS = 3  # in records
 
 # The order of task tokens at one position (DESIGN 3.2): language, closing tokens, endpoint, speaker change, opening
 # tokens of the next word.
@@ -39,7 +39,7 @@ class ScoredExample:
     ref: Answers
     hyp: Answers
     cut: Optional[Cut] = None
-    hyp_marks: Sequence[TaskMark] = field(default_factory=tuple)
+    hyp_marks: Sequence[Mark] = field(default_factory=tuple)
     languages: Sequence[str] = ()
 
 
@@ -105,8 +105,13 @@ class Task(ABC):
         """The answer as task tokens: (position, rank, token)."""
 
     @abstractmethod
-    def from_marks(self, marks: Sequence[TaskMark], num_words: int) -> Any:
+    def from_marks(self, marks: Sequence[Mark], num_words: int) -> Any:
         """Read the answer back from its marks: never fails, malformed output has a documented rule."""
+
+    @property
+    def reader(self) -> MarkReader:
+        """`from_marks` as a function; each `TaskSet` asks for it once."""
+        return self.from_marks
 
     def project(self, answer: Any) -> Any:
         """The part of an answer that this task can write (an untyped NER task drops the types)."""
@@ -116,8 +121,8 @@ class Task(ABC):
         """The task that can write these answers of references too, so that what a model cannot write is missed."""
         return self
 
-    def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
-        """This task's fields in a line of hyps.jsonl: by default its tokens with their times (seconds).
+    def record(self, transcript: Answers, words: Sequence[Word], marks: Sequence[Mark]) -> Dict[str, Any]:
+        """Fields of a task from outside the package in a line of hyps.jsonl: by default its tokens with their times.
 
         Args:
             transcript: with the task's answer; its words are ``words``, which have times.
@@ -128,17 +133,6 @@ class Task(ABC):
     @abstractmethod
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Scores over examples labelled for this task, as fractions 0..1 in nested dictionaries."""
-
-
-def seconds(time: Optional[float]) -> float:
-    """A time in seconds, rounded as in records."""
-    return round(time or 0.0, SECONDS_DIGITS)
-
-
-def span_record(words: Sequence[TimedWord]) -> Dict[str, Any]:
-    """Text, start and end of some neighbouring words (at least one), as records have them."""
-    text = " ".join(word.text for word in words)
-    return {"text": text, "start": seconds(words[0].start), "end": seconds(words[-1].end)}
 
 
 @dataclass(frozen=True)
@@ -194,14 +188,14 @@ class TaskSet:
         pieces.extend(transcript.words[done:])
         return " ".join(pieces)
 
-    def read(self, words: Sequence[str], marks: Sequence[TaskMark]) -> Answers:
-        """Words and task tokens -> transcript with an answer for each task of this set, and no other."""
-        answers = {
-            task.name: task.from_marks([mark for mark in marks if task.owns(mark.token)], len(words))
-            for task in self.tasks
-            if task.name != "asr"
-        }
-        return Answers(tuple(words), answers)
+    @cached_property
+    def reader(self) -> TranscriptReader:
+        """Reads what was written with the tokens of these tasks."""
+        return TranscriptReader(self)
+
+    def read(self, words: Sequence[str], marks: Sequence[Mark]) -> Answers:
+        """Words and task tokens -> an answer for each task of this set, and no other."""
+        return self.reader.answers(words, marks)
 
     def restrict(self, transcript: Answers) -> Answers:
         """What of a transcript these tasks can write: `parse` of `render` gives exactly this."""
@@ -244,17 +238,14 @@ class PositionTask(Task):
         """One token per position."""
         return [(position, self.rank, self.token) for position in answer]
 
-    def kept(self, marks: Sequence[TaskMark], num_words: int) -> List[TaskMark]:
-        """The valid marks: the first at each position where the token is allowed."""
-        first: Dict[int, TaskMark] = {}
-        for mark in marks:
-            if self.stands_at(mark.position, num_words):
-                first.setdefault(mark.position, mark)
-        return [first[position] for position in sorted(first)]
+    @property
+    def reader(self) -> MarkReader:
+        """Positions of the valid marks: the first at each position where the token may stand."""
+        return partial(read_positions, is_valid=self.stands_at)
 
-    def from_marks(self, marks: Sequence[TaskMark], num_words: int) -> Tuple[int, ...]:
-        """Positions of the valid marks (`kept`)."""
-        return tuple(mark.position for mark in self.kept(marks, num_words))
+    def from_marks(self, marks: Sequence[Mark], num_words: int) -> Tuple[int, ...]:
+        """See `reader`."""
+        return self.reader(marks, num_words)
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Precision, recall, F1 by position in the aligned words (``text``) and by time (``time.<collar>``).
@@ -272,5 +263,5 @@ class PositionTask(Task):
         return scores
 
     def _times(self, example: ScoredExample) -> List[float]:
-        marks = self.kept([m for m in example.hyp_marks if self.owns(m.token)], len(example.hyp.words))
-        return [mark.time for mark in marks if mark.time is not None]
+        marks = [mark for mark in example.hyp_marks if self.owns(mark.text)]
+        return [mark.time for mark in valid_marks(marks, len(example.hyp.words), self.stands_at)]

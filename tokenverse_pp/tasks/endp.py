@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
+from typing import TYPE_CHECKING, ClassVar, List, Tuple
 
 from tokenverse_pp.metrics.f1 import Interval
-from tokenverse_pp.tasks.base import RANK_END, PositionTask, seconds
-from tokenverse_pp.tasks.transcript import LabelledTurn, turns_of
+from tokenverse_pp.tasks.base import RANK_END, PositionTask
+from tokenverse_pp.tasks.transcript import LabelledTurn, after_a_word, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
-
-    from tokenverse_pp.tasks.transcript import Answers, TaskMark, TimedWord
 
 
 class Endpoint(PositionTask):
@@ -25,10 +23,7 @@ class Endpoint(PositionTask):
     own_fields: ClassVar[Tuple[str, ...]] = ("endpoint",)
     token: ClassVar[str] = "[ENDP]"
     rank: ClassVar[int] = RANK_END
-
-    def stands_at(self, position: int, num_words: int) -> bool:
-        """True after any word."""
-        return 0 < position <= num_words
+    stands_at = staticmethod(after_a_word)
 
     def check(self, cut: Cut) -> List[str]:
         """Check that every turn is labelled with whether it ends in an endpoint."""
@@ -42,10 +37,6 @@ class Endpoint(PositionTask):
     def from_cut(self, cut: Cut) -> Tuple[int, ...]:
         """After the last word of each turn with ``custom["endpoint"]``."""
         return tuple(turn.end_word for turn in _complete(cut))
-
-    def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
-        """``endpoints``: times."""
-        return {"endpoints": [seconds(mark.time) for mark in marks]}
 
     def intervals(self, cut: Cut) -> List[Interval]:
         """From the turn's end to the next turn's start (or to the cut's end after the last turn)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Optional, Sequence, Tuple
 
 from tokenverse_pp.base.languages import (
@@ -21,12 +22,10 @@ from tokenverse_pp.base.languages import (
 )
 from tokenverse_pp.metrics.error_rates import score_languages
 from tokenverse_pp.tasks.base import RANK_FRONT, ScoredExample, Task
-from tokenverse_pp.tasks.transcript import Answers, TaskMark, turns_of
+from tokenverse_pp.tasks.transcript import Mark, MarkReader, read_first, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
-
-    from tokenverse_pp.tasks.transcript import TimedWord
 
 # Nepali's two-letter code would be written [NE], which opens an entity: it is written in three letters.
 WRITTEN_AS = {"ne": "nep"}
@@ -111,9 +110,10 @@ class LanguageId(Task):
         >>> LanguageId(("fr", "pt-BR")).written("fr_CA"), LanguageId(("fr", "pt-BR")).written("de-AT")
         ('fr', 'de')
         """
-        if self.languages:
-            return _written(code, self.languages)
-        return (canonical_tag(code) or code).lower()
+        if not self.languages:
+            return (canonical_tag(code) or code).lower()
+        entry = match_language(code, self.languages)
+        return language_code(language_token(entry)) if entry is not None else language_group(code) or code
 
     def from_cut(self, cut: Cut) -> Optional[str]:
         """The language of the turns, as the model writes it."""
@@ -130,23 +130,19 @@ class LanguageId(Task):
             return []
         return [(0, RANK_FRONT, language_token(match_language(answer, self.languages) or answer))]
 
-    def from_marks(self, marks: Sequence[TaskMark], num_words: int) -> Optional[str]:
+    @property
+    def reader(self) -> MarkReader:
         """The first token's language."""
-        return language_code(marks[0].token) if marks else None
+        return partial(read_first, meanings={token: language_code(token) for token in self.symbols})
 
-    def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
-        """``language``: the code or null."""
-        return {"language": transcript.language}
+    def from_marks(self, marks: Sequence[Mark], num_words: int) -> Optional[str]:
+        """See `reader`."""
+        return self.reader(marks, num_words)
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Accuracy and confusion counts; a hypothesis without a language token is wrong."""
         pairs = [(e.ref.language or "", e.hyp.language) for e in examples]
         return score_languages(pairs, self.languages or None)
-
-
-def _written(code: str, languages: Tuple[str, ...]) -> str:
-    entry = match_language(code, languages)
-    return language_code(language_token(entry)) if entry is not None else language_group(code) or code
 
 
 def _label_problem(language: Any) -> str:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Optional, Sequence, Tuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
 
 from tokenverse_pp.metrics.f1 import score_entities
-from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_OPEN, ScoredExample, Task, span_record
-from tokenverse_pp.tasks.transcript import Answers, EntitySpan, LabelledTurn, TaskMark, turns_of
+from tokenverse_pp.tasks.base import RANK_CLOSE, RANK_OPEN, ScoredExample, Task
+from tokenverse_pp.tasks.transcript import EntitySpan, LabelledTurn, Mark, MarkReader, read_spans, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
-
-    from tokenverse_pp.tasks.transcript import TimedWord
 
 OPEN, CLOSE = "[NE]", "[/NE]"
 
@@ -98,25 +97,14 @@ class NamedEntities(Task):
             marks.append((entity.end, RANK_CLOSE, CLOSE))
         return marks
 
-    def from_marks(self, marks: Sequence[TaskMark], num_words: int) -> Tuple[EntitySpan, ...]:
+    @property
+    def reader(self) -> MarkReader:
         """Pairs of opening and closing tokens, by the rule in the class's docstring."""
-        found: List[EntitySpan] = []
-        opened: Optional[TaskMark] = None
-        for mark in marks:
-            if mark.token != CLOSE:
-                opened = mark
-            elif opened is not None:
-                if mark.position > opened.position:
-                    kind = opened.token[4:-1] if self.types else None
-                    found.append(EntitySpan(opened.position, mark.position, kind))
-                opened = None
-        return tuple(found)
+        return partial(read_spans, types=dict(zip(self.opening, self.types or (None,))))
 
-    def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
-        """``entities``: text, start, end and type of each."""
-        return {
-            "entities": [{**span_record(words[e.start : e.end]), "type": e.type} for e in transcript.answers[self.name]]
-        }
+    def from_marks(self, marks: Sequence[Mark], num_words: int) -> Tuple[EntitySpan, ...]:
+        """See `reader`."""
+        return self.reader(marks, num_words)
 
     def score(self, examples: Sequence[ScoredExample]) -> Dict[str, Any]:
         """Exact and soft F1 over the multiset of (phrase, type) of each utterance (SLUE)."""

@@ -1,4 +1,7 @@
-"""Tasks by name: those of the package, of installed packages (entry points) and of plugins (files or modules)."""
+"""Tasks by name: those of the package, of installed packages (entry points) and of plugins (files or modules).
+
+`render` and `parse` convert between `Answers` and text with task tokens.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.tasks.asr import Asr
 from tokenverse_pp.tasks.base import Task, TaskSet
 from tokenverse_pp.tasks.endp import Endpoint
-from tokenverse_pp.tasks.lid import LanguageId
+from tokenverse_pp.tasks.lid import CODE, LanguageId, language_code, language_token
 from tokenverse_pp.tasks.ner import NamedEntities
 from tokenverse_pp.tasks.scd import SpeakerChange
-from tokenverse_pp.tasks.transcript import is_task_token
+from tokenverse_pp.tasks.transcript import Answers, is_task_token, split_marks
 
 GROUP = "tokenverse_pp.tasks"  # of entry points: ``NAME_OF_TASK = "my_package.my_module:MyTask"``
 
@@ -67,7 +70,7 @@ def import_plugin(plugin: str) -> List[Type[Task]]:
         plugin: a path (it ends in ``.py`` or has a slash), or the dotted name of an importable module.
 
     Raises:
-        UserError: where it is not there, cannot be imported, or defines no task.
+        UserError: if it does not exist, cannot be imported, or defines no task.
     """
     try:
         module = _run_file(Path(resolved(plugin))) if is_file(plugin) else importlib.import_module(plugin)
@@ -216,19 +219,19 @@ def load_plugins(names: Sequence[str]) -> List[str]:
 def load_plugins_for(
     tasks: Sequence[str], names: Sequence[str], trust: bool = False, folder: Optional[Path] = None
 ) -> None:
-    """See that the tasks of a saved model are known; run the files that it names for others only with ``trust``.
+    """Check that the tasks of a saved model are known; with ``trust``, run the files that the model names for others.
 
-    These files are code, and the model may be anybody's: the user names the files that he trusts himself
-    (`load_plugins`). A task is told by its name, so that it does not matter where its file was in training.
+    These files are code of the model's author, so users name the files that they trust themselves (`load_plugins`).
+    Tasks are identified by name, so a file may have moved since training.
 
     Args:
         tasks: names of the model's tasks.
         names: files or modules that the model names (``tasks.plugins`` of its configuration).
-        trust: run them. A relative path is looked for in ``folder``, then in the working directory.
+        trust: run them. Relative paths are looked up in ``folder``, then in the working directory.
         folder: of the model.
 
     Raises:
-        UserError: naming task and file where one is needed that is not run, or cannot be.
+        UserError: naming task and file if a file is needed that is not trusted or cannot be run.
     """
     unknown = [task for task in tasks if task not in REGISTRY]
     if not unknown or not names:
@@ -284,7 +287,7 @@ def _built(name: str, cls: Type[Task], options: Mapping[str, Any]) -> Task:
 
 
 def _checked(tasks: TaskSet) -> TaskSet:
-    """The tasks, whose tokens must be told from words, and from each other."""
+    """The tasks, after a check that their tokens differ from words and from each other."""
     for task in tasks.tasks:
         wrong = [symbol for symbol in task.symbols if not is_task_token(symbol) or " " in symbol]
         if wrong:
@@ -299,3 +302,36 @@ def _checked(tasks: TaskSet) -> TaskSet:
 def task_options(tasks: TaskSet) -> Dict[str, Dict[str, Any]]:
     """Options with which `build_tasks` makes the same set again."""
     return {task.name: task.options() for task in tasks.tasks if task.options()}
+
+
+def render(transcript: Answers, tasks: TaskSet) -> str:
+    """Write a transcript with the tokens of ``tasks``.
+
+    >>> render(Answers(("oui",), {"lid": "fr", "endp": (1,)}), build_tasks(["lid", "endp"]))
+    '[FR] oui [ENDP]'
+    """
+    return tasks.render(transcript)
+
+
+def parse(text: str, tasks: Optional[TaskSet] = None) -> Answers:
+    """Read text with task tokens; never fails (each task's class says how it reads malformed output).
+
+    Without ``tasks``, every registered task is read, and any other ``[XX]`` is taken as a language token.
+
+    >>> parse("[FR] oui [ENDP]", build_tasks(["lid", "endp"], {"lid": {"languages": ["fr"]}}))
+    Answers(words=('oui',), answers={'endp': (1,), 'lid': 'fr'})
+    """
+    words = text.split()
+    return (tasks or tasks_for_tokens(words)).read(*split_marks(words))
+
+
+def tasks_for_tokens(words: Sequence[str]) -> TaskSet:
+    """All registered tasks, with the options that the tokens among ``words`` show (languages, entity types)."""
+    tokens = [word for word in words if is_task_token(word)]
+    options: Dict[str, Dict[str, Any]] = {name: cls.options_for(tokens) for name, cls in REGISTRY.items()}
+    others = [name for name in REGISTRY if name != "lid"]
+    known = {*build_tasks(others).symbols, *build_tasks(others, options).symbols}
+    # Any token that no other task owns is taken as a language.
+    codes = [language_code(token) for token in dict.fromkeys(tokens) if token not in known]
+    languages = [c for c in dict.fromkeys(codes) if CODE.fullmatch(c) and language_token(c) not in known]
+    return build_tasks(list(REGISTRY), {**options, "lid": {"languages": languages}})

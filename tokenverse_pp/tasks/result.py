@@ -1,6 +1,5 @@
-"""The result of recognition, `Transcript`: words and the answers of the tasks, with times; text <-> transcript.
+"""The result of recognition: `Transcript`, from the tokens that a search wrote to hyps.jsonl and the output formats.
 
->>> from tokenverse_pp.tasks.result import transcript_of_words
 >>> words = [Word("[FR]", 0.04, 0.08, 0.99), Word("bonjour", 0.2, 0.56, 0.9), Word("[ENDP]", 0.6, 0.64, 0.8)]
 >>> heard = transcript_of_words(words, ["asr", "endp", "lid"], duration=1.0, name="call")
 >>> print(heard)
@@ -10,95 +9,64 @@ bonjour
 >>> Transcript.from_json(heard.to_json()) == heard
 True
 
-`render` and `parse` convert between an `Answers` and text with task tokens, `transcript_of` reads a labelled cut.
-Neither torch nor lhotse is imported.
+`words_of_tokens` joins tokens to words with times, `TranscriptReader` reads the answers of the tasks from words and
+task tokens, and `Transcript.to_record` and `Transcript.from_record` write and read a line of hyps.jsonl. Neither torch
+nor lhotse is imported.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple, cast
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import is_finite, json_of
-from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.lid import CODE, language_code, language_token
-from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
-from tokenverse_pp.tasks.transcript import Answers, CutWithTurns, FixedTurns, is_task_token, split_marks, turns_of
-from tokenverse_pp.tasks.transcript import TaskMark as PlainMark
-from tokenverse_pp.tasks.transcript import TimedWord as Word
+from tokenverse_pp.tasks.transcript import (
+    SECONDS_DIGITS,
+    UNKNOWN,
+    Answers,
+    Mark,
+    MarkReader,
+    Word,
+    split_marks,
+    word_spans,
+)
 
 if TYPE_CHECKING:
-    from lhotse.cut import Cut
+    from tokenverse_pp.tasks.base import TaskSet
 
 
-def render(transcript: Answers, tasks: TaskSet) -> str:
-    """Write a transcript with the tokens of ``tasks``.
+def words_of_tokens(
+    pieces: Sequence[str],
+    frames: Sequence[int],
+    log_probs: Sequence[float],
+    frame_shift: float,
+    calibration: Optional[Callable[[str, float], float]] = None,
+) -> List[Word]:
+    """Words and task tokens with times and confidences.
 
-    >>> render(Answers(("oui",), {"lid": "fr", "endp": (1,)}), build_tasks(["lid", "endp"]))
-    '[FR] oui [ENDP]'
+    A word starts where the frame of its first piece starts, and ends where the frame of its last piece ends: a
+    transducer says when it wrote a piece, not how long it was spoken, so a word of one piece lasts one frame. Its
+    confidence is the geometric mean of its pieces' probabilities.
+
+    Args:
+        pieces: of each token (SentencePiece pieces and task tokens).
+        frames: of each token.
+        log_probs: of each token.
+        frame_shift: seconds per encoder output frame.
+        calibration: text and raw confidence of a word -> its calibrated confidence.
     """
-    return tasks.render(transcript)
-
-
-def parse(text: str, tasks: Optional[TaskSet] = None) -> Answers:
-    """Read text with task tokens; never fails (each task's class says how it reads malformed output).
-
-    Without ``tasks``, every registered task is read, and any other ``[XX]`` is taken as a language token.
-
-    >>> parse("[FR] oui [ENDP]", build_tasks(["lid", "endp"], {"lid": {"languages": ["fr"]}}))
-    Answers(words=('oui',), answers={'endp': (1,), 'lid': 'fr'})
-    """
-    words = text.split()
-    return (tasks or tasks_for_tokens(words)).read(*split_marks(words))
-
-
-def tasks_for_tokens(words: Sequence[str]) -> TaskSet:
-    """All registered tasks, with the options that the tokens among ``words`` show (languages, entity types)."""
-    tokens = [word for word in words if is_task_token(word)]
-    options: Dict[str, Dict[str, Any]] = {name: cls.options_for(tokens) for name, cls in REGISTRY.items()}
-    others = [name for name in REGISTRY if name != "lid"]
-    known = {*build_tasks(others).symbols, *build_tasks(others, options).symbols}
-    # Any token that no other task owns is taken as a language.
-    codes = [language_code(token) for token in dict.fromkeys(tokens) if token not in known]
-    languages = [c for c in dict.fromkeys(codes) if CODE.fullmatch(c) and language_token(c) not in known]
-    return build_tasks(list(REGISTRY), {**options, "lid": {"languages": languages}})
-
-
-def transcript_of(cut: Cut, tasks: TaskSet) -> Answers:
-    """The transcript of a labelled cut: answers for those of ``tasks`` that the cut is labelled for.
-
-    Raises:
-        UserError: for labels that nobody has validated and that cannot be read.
-    """
-    if not isinstance(cut, FixedTurns):
-        cut = cast("Cut", CutWithTurns(cut))
-    try:
-        labelled = (cut.custom or {}).get("tasks", ())
-        words = tuple(word for turn in turns_of(cut) for word in turn.words)
-        answers = {t.name: t.from_cut(cut) for t in tasks.tasks if t.name != "asr" and t.name in labelled}
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        kind = type(error).__name__
-        message = (
-            f"cut {cut.id}: labels that cannot be read ({kind}: {error}); `tokenverse-pp manifest validate` tells more"
-        )
-        raise UserError(message) from error
-    return Answers(words, answers)
-
-
-__all__ = ["Entity", "Mark", "Transcript", "Turn", "Word"]
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A task token as the model wrote it, such as ``[SCD]``; ``position`` is the number of words before it."""
-
-    text: str
-    position: int
-    time: float
-    confidence: float
+    words = []
+    for text, first, end in word_spans(pieces):
+        confidence = min(1.0, math.exp(sum(log_probs[first:end]) / (end - first)))
+        raw = None
+        if calibration is not None:
+            raw, confidence = confidence, calibration(text, confidence)
+        words.append(Word(text, frames[first] * frame_shift, (frames[end - 1] + 1) * frame_shift, confidence, raw))
+    return words
 
 
 @dataclass(frozen=True)
@@ -121,8 +89,8 @@ class Turn:
 class Entity:
     """A named entity: words ``first`` to before ``stop``; ``type`` is None where the model has no types.
 
-    Its confidence is the lower one of its two task tokens: that these words *are* an entity. What its words are worth
-    say their own.
+    Its confidence is the lower one of its two task tokens: that these words *are* an entity. The confidences of the
+    words themselves are in the words.
     """
 
     text: str
@@ -148,13 +116,19 @@ class Transcript:
         tasks: names of the tasks that were decoded.
         words: plain words, no task tokens. A transducer says when it wrote a piece of a word, not how long that was
             spoken: a word of one piece lasts one frame of the encoder (`TokenVerse.frame_shift`).
-        marks: task tokens in the order in which they were written, also those that mean nothing (a second ``[FR]``).
+        marks: task tokens in the order in which they were written, including those without meaning (a second ``[FR]``).
         turns: see `Turn` (task ``scd``).
         entities: see `Entity` (task ``ner``).
-        endpoints: seconds at which a speaker had said all of what was meant (task ``endp``).
+        endpoints: times in seconds at which the speaker had completed an utterance (task ``endp``).
         language: a code such as ``fr``, or None where none was written (task ``lid``).
         language_confidence: of the language token.
-        others: what tasks from outside of the package say, as their ``Task.record`` does.
+        others: fields of tasks from outside the package, as given by their ``Task.record``.
+        written: words and task tokens as a search wrote them, with times that may reach beyond ``duration`` by part of
+            a frame. This and the following fields are not part of `to_dict`.
+        tokens: pieces of the vocabulary, None where no search wrote the transcript.
+        times: seconds at which each token was written.
+        score: of the hypothesis in the search.
+        answers: the answers of the tasks as word positions, for scoring.
     """
 
     name: str = "audio"
@@ -168,6 +142,11 @@ class Transcript:
     language: Optional[str] = None
     language_confidence: Optional[float] = None
     others: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    written: Tuple[Word, ...] = field(default=(), compare=False, repr=False)
+    tokens: Optional[Tuple[str, ...]] = field(default=None, compare=False, repr=False)
+    times: Tuple[float, ...] = field(default=(), compare=False, repr=False)
+    score: Optional[float] = field(default=None, compare=False, repr=False)
+    answers: Answers = field(default_factory=Answers, compare=False, repr=False)
 
     def __str__(self) -> str:
         """The plain words."""
@@ -176,16 +155,24 @@ class Transcript:
     @property
     def text(self) -> str:
         """The plain words."""
-        return " ".join(word.text for word in self.words)
+        return _text(self.words)
 
     @property
     def raw(self) -> str:
         """Words and task tokens as the model wrote them."""
-        pieces, at = [], 0
+        return _text(self._sequence())
+
+    def _sequence(self) -> Sequence[Word]:
+        """Words and task tokens: as they were written, or put together from ``words`` and ``marks``."""
+        if self.written:
+            return self.written
+        found: List[Word] = []
+        at = 0
         for mark in self.marks:
-            pieces += [word.text for word in self.words[at : mark.position]] + [mark.text]
+            found += self.words[at : mark.position]
+            found.append(Word(mark.text, mark.time, mark.time, mark.confidence))
             at = mark.position
-        return " ".join(pieces + [word.text for word in self.words[at:]])
+        return [*found, *self.words[at:]]
 
     @property
     def confidence(self) -> Optional[float]:
@@ -206,13 +193,17 @@ class Transcript:
             "tasks": list(self.tasks),
             "text": self.text,
             "raw": self.raw,
-            "words": [dataclasses.asdict(word) for word in self.words],
+            "words": [word.to_dict() for word in self.words],
             "marks": [dataclasses.asdict(mark) for mark in self.marks],
         }
-        for task, keys in FIELDS.items():
-            for key in keys if task in self.tasks else ():
-                value = getattr(self, key)
-                found[key] = [_plain(item) for item in value] if isinstance(value, tuple) else value
+        if "scd" in self.tasks:
+            found["turns"] = [dataclasses.asdict(turn) for turn in self.turns]
+        if "ner" in self.tasks:
+            found["entities"] = [dataclasses.asdict(entity) for entity in self.entities]
+        if "endp" in self.tasks:
+            found["endpoints"] = list(self.endpoints)
+        if "lid" in self.tasks:
+            found.update(language=self.language, language_confidence=self.language_confidence)
         return {**found, "others": dict(self.others)} if self.others else found
 
     def to_json(self, indent: Optional[int] = None) -> str:
@@ -221,28 +212,36 @@ class Transcript:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Transcript:
-        """The inverse of `to_dict`; keys that it does not know are passed over.
+        """The inverse of `to_dict`; unknown keys are ignored.
 
         Raises:
             UserError: naming the field that is missing or of another kind.
         """
         if not isinstance(data, Mapping):
             raise UserError(f"transcript: expected an object, found {data!r:.60}")
-        values: Dict[str, Any] = {key: _checked(key, data.get(key), kind) for key, kind in PLAIN.items()}
-        values["tasks"] = tuple(_checked("tasks", item, str) for item in _list("tasks", data.get("tasks")))
-        keys = {key for task, names in FIELDS.items() if task in values["tasks"] for key in names}
-        for key, kind in OBJECTS.items():
-            if key in ("words", "marks") or key in keys:
-                values[key] = tuple(_object(key, item, kind) for item in _list(key, data.get(key)))
-        if "endpoints" in keys:
-            items = _list("endpoints", data.get("endpoints"))
-            values["endpoints"] = tuple(_checked("endpoints", item, float) for item in items)
-        if "language" in keys and data.get("language") is not None:
-            values["language"] = _checked("language", data["language"], str)
-            if data.get("language_confidence") is not None:
-                values["language_confidence"] = _checked("language_confidence", data["language_confidence"], float)
+
+        def items(key: str) -> List[Any]:
+            if not isinstance(data.get(key), (list, tuple)):
+                raise UserError(f"transcript, field {key!r}: expected a list, found {data.get(key)!r:.60}")
+            return list(data[key])
+
+        values: Dict[str, Any] = {
+            "name": _checked("name", data.get("name"), "str"),
+            "duration": _checked("duration", data.get("duration"), "float"),
+        }
+        tasks = values["tasks"] = tuple(_checked("tasks", item, "str") for item in items("tasks"))
+        for key, kind, task in OBJECTS:
+            if task is None or task in tasks:
+                values[key] = tuple(_object(key, item, kind) for item in items(key))
+        if "endp" in tasks:
+            values["endpoints"] = tuple(_checked("endpoints", item, "float") for item in items("endpoints"))
+        if "lid" in tasks and data.get("language") is not None:
+            values["language"] = _checked("language", data["language"], "str")
+            values["language_confidence"] = _checked(
+                "language_confidence", data.get("language_confidence"), "Optional[float]"
+            )
         if data.get("others") is not None:
-            values["others"] = dict(_checked("others", data["others"], dict))
+            values["others"] = dict(_checked("others", data["others"], "dict"))
         made = cls(**values)
         _check_ranges(made)
         return made
@@ -252,71 +251,152 @@ class Transcript:
         """The inverse of `to_json` (raises UserError)."""
         return cls.from_dict(json_of(text, "transcript"))
 
+    def to_record(self) -> Dict[str, Any]:
+        """A line of hyps.jsonl (docs/decoding.md); the keys of tasks that were not decoded are absent, not empty."""
+        written = self._sequence()
+        plain = [word for word in written if not word.is_task_token]
+        record: Dict[str, Any] = {"id": self.name, "text": _text(written)}
+        if self.tokens is not None:
+            record.update(tokens=list(self.tokens), times=list(self.times))
+        record["words"] = [word.to_dict(raw=True) for word in written]
+        if self.score is not None:
+            record["score"] = self.score
+        record["tasks"] = list(self.tasks)
+        if "scd" in self.tasks:
+            record["turns"] = [span_record(plain[turn.first : turn.stop]) for turn in self.turns]
+            record["speaker_changes"] = [word.start for word in written if word.text == "[SCD]"]
+        if "endp" in self.tasks:
+            record["endpoints"] = [word.start for word in written if word.text == "[ENDP]"]
+        if "ner" in self.tasks:
+            spans = [(span_record(plain[entity.first : entity.stop]), entity.type) for entity in self.entities]
+            record["entities"] = [{**span, "type": kind} for span, kind in spans]
+        if "lid" in self.tasks:
+            record["language"] = self.language
+        return {**record, **self.others}
 
-FIELDS = {
-    "scd": ("turns",),
-    "ner": ("entities",),
-    "endp": ("endpoints",),
-    "lid": ("language", "language_confidence"),
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], tasks: Optional[TaskSet] = None) -> Transcript:
+        """The inverse of `to_record`, for any line that `tokenverse_pp.data.hypotheses.check_hypothesis` accepts.
+
+        A line with nothing but ``id`` and ``text`` gives words without times and confidences.
+
+        Args:
+            record: if it has ``tasks``, only these get an answer: a task that was not active in decoding is not one
+                that found nothing.
+            tasks: those to read; by default all registered tasks.
+        """
+        written = written_words(record)
+        known = tasks if tasks is not None else _tasks_of(written)
+        active = known if record.get("tasks") is None else known.subset(record["tasks"])
+        return active.reader.read(
+            written,
+            name=record["id"],
+            tokens=None if record.get("tokens") is None else tuple(record["tokens"]),
+            times=tuple(record.get("times") or ()),
+            score=record.get("score"),
+            others={key: value for key, value in record.items() if key not in RECORD_KEYS},
+        )
+
+
+# Fields of `Transcript` that are tuples of objects, and the task without which they are absent from JSON.
+OBJECTS = (("words", Word, None), ("marks", Mark, None), ("turns", Turn, "scd"), ("entities", Entity, "ner"))
+RECORD_KEYS = {
+    *("id", "text", "tokens", "times", "words", "score", "tasks", "turns", "speaker_changes"),
+    *("endpoints", "entities", "language"),
 }
-PLAIN: Dict[str, Any] = {"name": str, "duration": float}
-OBJECTS: Dict[str, Any] = {"words": Word, "marks": Mark, "turns": Turn, "entities": Entity}
-KINDS = {"str": str, "float": float, "int": int, "Optional[str]": None}  # annotations of the fields above
 
 
-def _plain(item: Any) -> Any:
-    return dataclasses.asdict(item) if dataclasses.is_dataclass(item) and not isinstance(item, type) else item
+class TranscriptReader:
+    """Reads transcripts that were written with the tokens of some tasks; each `TaskSet` has one.
 
-
-def _list(key: str, value: Any) -> List[Any]:
-    if not isinstance(value, (list, tuple)):
-        raise UserError(f"transcript, field {key!r}: expected a list, found {value!r:.60}")
-    return list(value)
-
-
-def _checked(key: str, value: Any, kind: Any) -> Any:
-    """A value of a field, a whole number as a float where that is expected."""
-    if kind is float and is_finite(value):
-        return float(value)
-    if kind is not float and isinstance(value, kind) and not isinstance(value, bool):
-        return value
-    expected = {str: "a text", int: "a whole number", float: "a number", dict: "an object"}[kind]
-    raise UserError(f"transcript, field {key!r}: expected {expected}, found {value!r:.60}")
-
-
-def _object(key: str, item: Any, cls: Any) -> Any:
-    if not isinstance(item, Mapping):
-        raise UserError(f"transcript, field {key!r}: expected objects, found {item!r:.60}")
-    values = {}
-    for part in dataclasses.fields(cls):
-        kind, value = KINDS[str(part.type)], item.get(part.name)
-        optional = kind is None
-        values[part.name] = None if optional and value is None else _checked(f"{key}.{part.name}", value, kind or str)
-    return cls(**values)
-
-
-def _check_ranges(made: Transcript) -> None:
-    """See that turns and entities are of words that there are, and that marks stand in order."""
-    for key in ("turns", "entities"):
-        for item in getattr(made, key):
-            if not 0 <= item.first < item.stop <= len(made.words):
-                raise UserError(f"transcript, field {key!r}: there are no words {item.first} to {item.stop}")
-    positions = [mark.position for mark in made.marks]
-    if positions != sorted(positions) or any(not 0 <= at <= len(made.words) for at in positions):
-        raise UserError("transcript, field 'marks': expected positions in order, from 0 to the number of words")
-
-
-def transcript_of_record(record: Mapping[str, Any], tasks: TaskSet, duration: float, name: str) -> Transcript:
-    """A line of hyps.jsonl, as `search.records.to_record` makes it -> transcript.
-
-    Args:
-        record: with ``words`` and ``tasks``.
-        tasks: those of the model, at least.
-        duration: of the audio in seconds; times are kept within it.
-        name: of the recording.
+    The tasks are asked once how their tokens are read (`Task.reader`).
     """
-    words = [Word(item["text"], item["start"], item["end"], item["confidence"]) for item in record["words"]]
-    return transcript_of_words(words, record["tasks"], duration, name, tasks)
+
+    def __init__(self, tasks: TaskSet):
+        self.names = tasks.names
+        self.symbols = {task.name: frozenset(task.symbols) for task in tasks.tasks if task.name != "asr"}
+        self.readers: Dict[str, MarkReader] = {name: tasks[name].reader for name in self.symbols}
+        self.outside = [task for task in tasks.tasks if task.name not in ("asr", "scd", "endp", "ner", "lid")]
+
+    def answers(self, words: Sequence[str], marks: Sequence[Mark]) -> Answers:
+        """Words and task tokens -> an answer for each of the tasks, and no other."""
+        found = {}
+        for name, reader in self.readers.items():
+            found[name] = reader([mark for mark in marks if mark.text in self.symbols[name]], len(words))
+        return Answers(tuple(words), found)
+
+    def read_tokens(
+        self,
+        pieces: Sequence[str],
+        frames: Sequence[int],
+        log_probs: Sequence[float],
+        frame_shift: float,
+        calibration: Optional[Callable[[str, float], float]],
+        score: float,
+        duration: float,
+        name: str,
+    ) -> Transcript:
+        """Tokens of a search, as `words_of_tokens` takes them -> transcript, with numbers rounded as in hyps.jsonl.
+
+        Args:
+            score: of the hypothesis.
+            duration: of the audio in seconds.
+            name: of the recording.
+        """
+        words = [word.rounded() for word in words_of_tokens(pieces, frames, log_probs, frame_shift, calibration)]
+        times = tuple(round(frame * frame_shift, SECONDS_DIGITS) for frame in frames)
+        return self.read(words, duration, name=name, tokens=tuple(pieces), times=times, score=score)
+
+    def read(
+        self,
+        written: Sequence[Word],
+        duration: Optional[float] = None,
+        others: Optional[Mapping[str, Any]] = None,
+        **fields: Any,
+    ) -> Transcript:
+        """Words and task tokens in the order in which they were written -> transcript.
+
+        Args:
+            written: words and task tokens.
+            duration: of the audio in seconds; times are kept within it (the last frame may reach beyond).
+            others: fields of tasks from outside the package; by default these tasks are asked for them.
+            fields: further fields of the transcript.
+        """
+        if duration is not None:
+            fields["duration"] = duration = round(duration, 3)
+        timed = written if duration is None else [word.within(duration) for word in written]
+        plain = [word for word in timed if not word.is_task_token]
+        marks: List[Mark] = []
+        for number, word in enumerate(timed):
+            if word.is_task_token:
+                marks.append(Mark(word.text, number - len(marks), word.start, word.confidence))
+        answers = self.answers([word.text for word in plain], marks)
+        mine = {name: [mark for mark in marks if mark.text in symbols] for name, symbols in self.symbols.items()}
+        bounds = enumerate(answers.turns, start=1) if "scd" in mine else ()
+        language = next(iter(mine.get("lid", ())), None)
+        return Transcript(
+            words=tuple(plain),
+            marks=tuple(marks),
+            turns=tuple(Turn(n, _text(plain[a:b]), plain[a].start, plain[b - 1].end, a, b) for n, (a, b) in bounds),
+            entities=_entities(answers, plain, mine.get("ner", ())),
+            endpoints=tuple(next(m.time for m in mine["endp"] if m.position == at) for at in answers.endpoints),
+            language=answers.language,
+            language_confidence=None if language is None else language.confidence,
+            others=self._others(answers, written) if others is None else others,
+            written=tuple(written),
+            answers=answers,
+            **{"tasks": self.names, **fields},
+        )
+
+    def _others(self, answers: Answers, written: Sequence[Word]) -> Dict[str, Any]:
+        """The fields of tasks from outside the package."""
+        found: Dict[str, Any] = {}
+        if self.outside:
+            words = [word for word in written if not word.is_task_token]
+            marks = split_marks([word.text for word in written], [word.start for word in written])[1]
+            for task in self.outside:
+                found.update(task.record(answers, words, [m for m in marks if m.text in self.symbols[task.name]]))
+        return found
 
 
 def transcript_of_words(
@@ -326,76 +406,111 @@ def transcript_of_words(
     name: str = "audio",
     tasks: Optional[TaskSet] = None,
 ) -> Transcript:
-    """Words and task tokens in the order in which they were written -> transcript.
+    """`TranscriptReader.read` for tasks given by name.
 
     Args:
-        words: task tokens are among them.
+        words: words and task tokens in the order in which they were written.
         active: names of the tasks that were decoded.
-        duration: of the audio in seconds; times are kept within it (the last frame may reach beyond).
+        duration: of the audio in seconds.
         name: of the recording.
-        tasks: those of the model; without them, the registered ones with the languages and types that are written.
+        tasks: those of the model; by default the registered ones with the languages and types that are written.
     """
-    known = tasks if tasks is not None else tasks_for_tokens([word.text for word in words])
-    duration = round(duration, 3)
-    plain: List[Word] = []
-    marks: List[Mark] = []
-    for word in words:
-        start = min(word.start, duration)
-        if is_task_token(word.text):
-            marks.append(Mark(word.text, len(plain), start, word.confidence))
-        else:
-            plain.append(Word(word.text, start, max(start, min(word.end, duration)), word.confidence))
+    known = tasks if tasks is not None else _tasks_of(words)
     decoded = known.subset([task for task in known.names if task in active])
-    answers = decoded.read([word.text for word in plain], [PlainMark(m.position, m.text, m.time) for m in marks])
-    language = next((mark for mark in marks if "lid" in decoded and decoded["lid"].owns(mark.text)), None)
-    return Transcript(
-        name=name,
-        duration=duration,
-        tasks=tuple(active),
-        words=tuple(plain),
-        marks=tuple(marks),
-        turns=_turns(answers, plain) if "scd" in decoded else (),
-        entities=_entities(answers, plain, [m for m in marks if "ner" in decoded and decoded["ner"].owns(m.text)]),
-        endpoints=tuple(next(m.time for m in marks if m.position == at and _ends(m)) for at in answers.endpoints),
-        language=answers.language,
-        language_confidence=language.confidence if language is not None else None,
-        others=_others(decoded, answers, plain, marks),
-    )
+    return decoded.reader.read(words, duration, name=name, tasks=tuple(active))
 
 
-def _others(decoded: TaskSet, answers: Answers, words: Sequence[Word], marks: Sequence[Mark]) -> Dict[str, Any]:
-    """What tasks say that `Transcript` has no field for."""
-    found: Dict[str, Any] = {}
-    for task in decoded.tasks:
-        if task.name != "asr" and task.name not in FIELDS:
-            own = [PlainMark(mark.position, mark.text, mark.time) for mark in marks if task.owns(mark.text)]
-            found.update(task.record(answers, words, own))
-    return found
+def span_record(words: Sequence[Word]) -> Dict[str, Any]:
+    """Text, start and end of some neighbouring words (at least one), as in hyps.jsonl."""
+    return {"text": _text(words), "start": seconds(words[0].start), "end": seconds(words[-1].end)}
 
 
-def _ends(mark: Mark) -> bool:
-    return mark.text == "[ENDP]"
+def seconds(time: Optional[float]) -> float:
+    """A time in seconds, rounded as in hyps.jsonl."""
+    return round(time or 0.0, SECONDS_DIGITS)
 
 
-def _turns(answers: Answers, words: Sequence[Word]) -> tuple[Turn, ...]:
-    return tuple(
-        Turn(number, _text(words[a:b]), words[a].start, words[b - 1].end, a, b)
-        for number, (a, b) in enumerate(answers.turns, start=1)
-    )
+def _text(words: Sequence[Word]) -> str:
+    return " ".join(word.text for word in words)
 
 
-def _entities(answers: Answers, words: Sequence[Word], marks: Sequence[Mark]) -> tuple[Entity, ...]:
+def _tasks_of(words: Sequence[Word]) -> TaskSet:
+    from tokenverse_pp.tasks.registry import tasks_for_tokens  # which imports this module
+
+    return tasks_for_tokens([word.text for word in words])
+
+
+def _entities(answers: Answers, words: Sequence[Word], marks: Sequence[Mark]) -> Tuple[Entity, ...]:
     """The entities, each with the tokens around it: the last that opens at its start, the next one after that."""
     found = []
     for entity in answers.entities:
         pairs = zip(marks, marks[1:])
         around = next((a, b) for a, b in pairs if (a.position, b.position) == (entity.start, entity.end))
         inside = words[entity.start : entity.end]
-        confidence = min(mark.confidence for mark in around)
+        known = [mark.confidence for mark in around if mark.confidence is not None]
+        confidence = min(known, default=UNKNOWN)
         start, end = inside[0].start, inside[-1].end
         found.append(Entity(_text(inside), entity.type, start, end, confidence, entity.start, entity.end))
     return tuple(found)
 
 
-def _text(words: Sequence[Word]) -> str:
-    return " ".join(word.text for word in words)
+def written_words(record: Mapping[str, Any]) -> List[Word]:
+    """Words and task tokens of a line of hyps.jsonl: of its tokens, else its text, else its words.
+
+    Times and confidences are those of ``words``, which may lack the task tokens, and of ``times``.
+    """
+    words: Sequence[Mapping[str, Any]] = record.get("words") or ()
+    starts: Sequence[float] = ()
+    if record.get("tokens") is not None:
+        spans, times = word_spans(record["tokens"]), record.get("times")
+        texts = [text for text, _, _ in spans]
+        starts = [UNKNOWN if times is None else times[first] for _, first, _ in spans]
+    else:
+        texts = record["text"].split() if "text" in record else [word["text"] for word in words]
+    written, at = [], 0
+    for text, start in zip(texts, starts or [UNKNOWN] * len(texts)):
+        word: Mapping[str, Any] = {}
+        if at < len(words) and words[at]["text"] == text:
+            word, at = words[at], at + 1
+        start = word.get("start", UNKNOWN) if start is None else start
+        end, confidence = word.get("end", UNKNOWN), word.get("confidence", UNKNOWN)
+        written.append(Word(text, start, end, confidence, word.get("raw_confidence")))
+    return written
+
+
+EXPECTED: Dict[str, Tuple[type, str]] = {
+    "str": (str, "a text"),
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "dict": (dict, "an object"),
+}
+
+
+def _checked(key: str, value: Any, annotation: str) -> Any:
+    """A value of a field with this annotation; whole numbers become floats where these are expected."""
+    if annotation.startswith("Optional"):
+        return None if value is None else _checked(key, value, annotation[len("Optional[") : -1])
+    kind, expected = EXPECTED[annotation]
+    if kind is float and is_finite(value):
+        return float(value)
+    if kind is not float and isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    raise UserError(f"transcript, field {key!r}: expected {expected}, found {value!r:.60}")
+
+
+def _object(key: str, item: Any, cls: Any) -> Any:
+    if not isinstance(item, Mapping):
+        raise UserError(f"transcript, field {key!r}: expected objects, found {item!r:.60}")
+    parts = [part for part in dataclasses.fields(cls) if part.compare]
+    return cls(**{part.name: _checked(f"{key}.{part.name}", item.get(part.name), str(part.type)) for part in parts})
+
+
+def _check_ranges(made: Transcript) -> None:
+    """Check that turns and entities refer to existing words, and that marks are in order."""
+    for key in ("turns", "entities"):
+        for item in getattr(made, key):
+            if not 0 <= item.first < item.stop <= len(made.words):
+                raise UserError(f"transcript, field {key!r}: there are no words {item.first} to {item.stop}")
+    positions = [mark.position for mark in made.marks]
+    if positions != sorted(positions) or any(not 0 <= at <= len(made.words) for at in positions):
+        raise UserError("transcript, field 'marks': expected positions in order, from 0 to the number of words")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Dict, List, Sequence, Tuple
+from typing import TYPE_CHECKING, ClassVar, List, Tuple
 
 from tokenverse_pp.metrics.f1 import Interval
-from tokenverse_pp.tasks.base import RANK_CHANGE, PositionTask, seconds, span_record
-from tokenverse_pp.tasks.transcript import LabelledTurn, turns_of
+from tokenverse_pp.tasks.base import RANK_CHANGE, PositionTask
+from tokenverse_pp.tasks.transcript import LabelledTurn, between_words, turns_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
-
-    from tokenverse_pp.tasks.transcript import Answers, TaskMark, TimedWord
 
 
 class SpeakerChange(PositionTask):
@@ -24,10 +22,7 @@ class SpeakerChange(PositionTask):
     name: ClassVar[str] = "scd"
     token: ClassVar[str] = "[SCD]"
     rank: ClassVar[int] = RANK_CHANGE
-
-    def stands_at(self, position: int, num_words: int) -> bool:
-        """True strictly between two words."""
-        return 0 < position < num_words
+    stands_at = staticmethod(between_words)
 
     def check(self, cut: Cut) -> List[str]:
         """Check that every turn has a speaker."""
@@ -40,13 +35,6 @@ class SpeakerChange(PositionTask):
     def from_cut(self, cut: Cut) -> Tuple[int, ...]:
         """Changes of ``supervision.speaker`` between neighbouring turns that have words."""
         return tuple(b.first_word for a, b in _changes(cut))
-
-    def record(self, transcript: Answers, words: Sequence[TimedWord], marks: Sequence[TaskMark]) -> Dict[str, Any]:
-        """``turns``: text, start and end of each; ``speaker_changes``: times."""
-        return {
-            "turns": [span_record(words[a:b]) for a, b in transcript.turns],
-            "speaker_changes": [seconds(mark.time) for mark in marks],
-        }
 
     def intervals(self, cut: Cut) -> List[Interval]:
         """From the end of one turn to the start of the next (their overlap, if they overlap)."""

@@ -1,4 +1,4 @@
-"""Structured transcripts (`Answers`): the words and the answer of each task; and the turns of a cut.
+"""Words and task tokens (marks), the answers of tasks that they give, and the answers that a labelled cut gives.
 
 A *position* p in a transcript of n words is the gap before word p (0 <= p <= n). Only this module orders the
 supervisions of a cut and counts their words.
@@ -8,27 +8,75 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, cast
 
 from tokenverse_pp.base.errors import UserError
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
+    from tokenverse_pp.tasks.base import TaskSet
+
+UNKNOWN: Any = None  # a time or confidence that a text without times does not have
+SECONDS_DIGITS, CONFIDENCE_DIGITS = 3, 6  # in hyps.jsonl; most words of a good model are between 0.999 and 1
+
+
+def is_task_token(word: str) -> bool:
+    """True for anything in square brackets: plain words have none (the label validator checks it)."""
+    return len(word) > 2 and word[0] == "[" and word[-1] == "]"
+
 
 @dataclass(frozen=True)
-class TimedWord:
-    """A word or task token: seconds from the start of the audio, and a confidence in [0, 1]."""
+class Word:
+    """A word or task token: seconds from the start of the audio, and a confidence in [0, 1].
+
+    ``raw_confidence`` is the confidence before calibration, None where the model has no calibration.
+    """
 
     text: str
     start: float
     end: float
     confidence: float
+    raw_confidence: Optional[float] = field(default=None, compare=False, repr=False)
 
     @property
     def is_task_token(self) -> bool:
         """Whether the word is a task token such as ``[SCD]``."""
         return is_task_token(self.text)
+
+    def to_dict(self, raw: bool = False) -> Dict[str, Any]:
+        """For JSON; ``raw``: with the raw confidence, if there is one."""
+        found = {"text": self.text, "start": self.start, "end": self.end, "confidence": self.confidence}
+        return {**found, "raw_confidence": self.raw_confidence} if raw and self.raw_confidence is not None else found
+
+    def rounded(self) -> Word:
+        """The word with times and confidences rounded as in hyps.jsonl."""
+        raw = None if self.raw_confidence is None else round(self.raw_confidence, CONFIDENCE_DIGITS)
+        start, end = round(self.start, SECONDS_DIGITS), round(self.end, SECONDS_DIGITS)
+        return Word(self.text, start, end, round(self.confidence, CONFIDENCE_DIGITS), raw)
+
+    def within(self, duration: float) -> Word:
+        """The word with times of at most ``duration``."""
+        start = min(self.start, duration)
+        return Word(self.text, start, max(start, min(self.end, duration)), self.confidence, self.raw_confidence)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A task token such as ``[SCD]``; ``position`` is the number of words before it.
+
+    Marks of plain text have no time and no confidence (None).
+    """
+
+    text: str
+    position: int
+    time: float = UNKNOWN
+    confidence: float = UNKNOWN
+
+    @property
+    def token(self) -> str:
+        """The same as ``text``."""
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -41,17 +89,8 @@ class EntitySpan:
 
 
 @dataclass(frozen=True)
-class TaskMark:
-    """One task token between words: its position, and its time in seconds where a decoder gave one."""
-
-    position: int
-    token: str
-    time: Optional[float] = None
-
-
-@dataclass(frozen=True)
 class Answers:
-    """Words and the answers of tasks.
+    """Plain words and the answers of tasks as word positions: what labels say, or text with task tokens.
 
     ``answers`` maps a task's name to its answer. A task that is *not* a key was not labelled (or not
     decoded); an empty answer means that the task was labelled and found nothing. The two are never the same.
@@ -96,62 +135,97 @@ class Answers:
         return " ".join(self.words[entity.start : entity.end])
 
 
-def is_task_token(word: str) -> bool:
-    """True for anything in square brackets: plain words hold none (the label validator sees to it)."""
-    return len(word) > 2 and word[0] == "[" and word[-1] == "]"
+def word_spans(pieces: Sequence[str]) -> List[Tuple[str, int, int]]:
+    """Join SentencePiece pieces to words: (text, first piece, one past the last piece) of each.
+
+    Task tokens are words of their own and end the word before them. The space sign ``▁`` starts a word; one that
+    stands alone belongs to the word before it.
+
+    >>> word_spans(["[FR]", "▁bon", "jour", "[ENDP]"])
+    [('[FR]', 0, 1), ('bonjour', 1, 3), ('[ENDP]', 3, 4)]
+    """
+    texts: List[str] = []
+    firsts: List[int] = []
+    is_open = False
+    for i, piece in enumerate(pieces):
+        is_mark = is_task_token(piece)
+        text = piece if is_mark else piece.replace("▁", "")
+        if is_mark or not is_open or piece.startswith("▁"):
+            texts.append(text)
+            firsts.append(i)
+        else:
+            texts[-1] += text
+        is_open = not is_mark
+    kept = [(text, first) for text, first in zip(texts, firsts) if text]
+    ends = [first for _, first in kept[1:]] + [len(pieces)]
+    return [(text, first, end) for (text, first), end in zip(kept, ends)]
 
 
-def split_marks(
-    words: Sequence[str], times: Optional[Sequence[float]] = None
-) -> Tuple[Tuple[str, ...], List[TaskMark]]:
+def split_marks(words: Sequence[str], times: Optional[Sequence[float]] = None) -> Tuple[Tuple[str, ...], List[Mark]]:
     """Separate the plain words from the task tokens between them.
 
-    >>> split_marks(["[FR]", "bonjour", "[ENDP]"])
-    (('bonjour',), [Mark(position=0, token='[FR]', time=None), Mark(position=1, token='[ENDP]', time=None)])
+    >>> split_marks(["[FR]", "bonjour"])
+    (('bonjour',), [Mark(text='[FR]', position=0, time=None, confidence=None)])
     """
     plain: List[str] = []
-    marks: List[TaskMark] = []
+    marks: List[Mark] = []
     for i, word in enumerate(words):
         if is_task_token(word):
-            marks.append(TaskMark(len(plain), word, None if times is None else times[i]))
+            marks.append(Mark(word, len(plain), UNKNOWN if times is None else times[i]))
         else:
             plain.append(word)
     return tuple(plain), marks
 
 
-def pieces_to_words(
-    pieces: Sequence[str], times: Optional[Sequence[float]] = None
-) -> Tuple[List[str], Optional[List[float]]]:
-    """Join SentencePiece pieces to words; a word's time is that of its first piece.
-
-    Task tokens are words of their own, and end the word before them. The space sign ``▁`` starts a word.
-
-    >>> pieces_to_words(["[FR]", "▁bon", "jour", "[ENDP]"], [0.0, 0.1, 0.3, 0.5])
-    (['[FR]', 'bonjour', '[ENDP]'], [0.0, 0.1, 0.5])
-    """
-    words: List[str] = []
-    starts: List[float] = []
-    open_word = False
-    for i, piece in enumerate(pieces):
-        if is_task_token(piece):
-            begins, open_word, surface = True, False, piece
-        else:
-            begins, open_word, surface = piece.startswith("▁") or not open_word, True, piece.replace("▁", "")
-        if begins:
-            words.append(surface)
-            starts.append(0.0 if times is None else times[i])
-        else:
-            words[-1] += surface
-    kept = [i for i, word in enumerate(words) if word]
-    return [words[i] for i in kept], None if times is None else [starts[i] for i in kept]
+# From marks to the answer of a task. Malformed output is no error: these functions say which marks are dropped.
+MarkReader = Callable[[Sequence[Mark], int], Any]  # the marks of one task, number of words -> answer
+Valid = Callable[[int, int], bool]  # position, number of words -> whether a token may stand there
 
 
-def group_marks(marks: Sequence[TaskMark]) -> Dict[int, List[TaskMark]]:
-    """Marks by position, in their order."""
-    grouped: Dict[int, List[TaskMark]] = {}
+def between_words(position: int, num_words: int) -> bool:
+    """True strictly between two words."""
+    return 0 < position < num_words
+
+
+def after_a_word(position: int, num_words: int) -> bool:
+    """True after any word."""
+    return 0 < position <= num_words
+
+
+def valid_marks(marks: Sequence[Mark], num_words: int, is_valid: Valid) -> List[Mark]:
+    """The first mark at each valid position."""
+    first: Dict[int, Mark] = {}
     for mark in marks:
-        grouped.setdefault(mark.position, []).append(mark)
-    return grouped
+        if is_valid(mark.position, num_words):
+            first.setdefault(mark.position, mark)
+    return [first[position] for position in sorted(first)]
+
+
+def read_positions(marks: Sequence[Mark], num_words: int, is_valid: Valid) -> Tuple[int, ...]:
+    """Positions of the valid marks."""
+    return tuple(mark.position for mark in valid_marks(marks, num_words, is_valid))
+
+
+def read_first(marks: Sequence[Mark], num_words: int, meanings: Mapping[str, str]) -> Optional[str]:
+    """The meaning of the first token, wherever it stands; None without a token."""
+    return meanings[marks[0].text] if marks else None
+
+
+def read_spans(marks: Sequence[Mark], num_words: int, types: Mapping[str, Optional[str]]) -> Tuple[EntitySpan, ...]:
+    """Pairs of an opening token (a key of ``types``) and the closing one.
+
+    Dropped are a closing token alone, an opening one that is never closed or is opened again before, and empty spans.
+    """
+    found: List[EntitySpan] = []
+    opened: Optional[Mark] = None
+    for mark in marks:
+        if mark.text in types:
+            opened = mark
+        elif opened is not None:
+            if mark.position > opened.position:
+                found.append(EntitySpan(opened.position, mark.position, types[opened.text]))
+            opened = None
+    return tuple(found)
 
 
 @dataclass  # not frozen: creation would take three times as long, once per turn of a million cuts
@@ -229,4 +303,22 @@ def _find_turns(cut: Cut) -> List[LabelledTurn]:
     return turns
 
 
-Entity, Mark, Transcript = EntitySpan, TaskMark, Answers  # their names in the last release
+def transcript_of(cut: Cut, tasks: TaskSet) -> Answers:
+    """The transcript of a labelled cut: answers for those of ``tasks`` that the cut is labelled for.
+
+    Raises:
+        UserError: for labels that nobody has validated and that cannot be read.
+    """
+    if not isinstance(cut, FixedTurns):
+        cut = cast("Cut", CutWithTurns(cut))
+    try:
+        labelled = (cut.custom or {}).get("tasks", ())
+        words = tuple(word for turn in turns_of(cut) for word in turn.words)
+        answers = {t.name: t.from_cut(cut) for t in tasks.tasks if t.name != "asr" and t.name in labelled}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        kind = type(error).__name__
+        message = (
+            f"cut {cut.id}: labels that cannot be read ({kind}: {error}); `tokenverse-pp manifest validate` tells more"
+        )
+        raise UserError(message) from error
+    return Answers(words, answers)

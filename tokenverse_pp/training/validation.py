@@ -22,7 +22,6 @@ from tokenverse_pp.data.dataset import Activation, Batch, TransducerDataset
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.samplers import shard
-from tokenverse_pp.decoding.hypothesis import to_record
 from tokenverse_pp.decoding.recognizer import NOT_FINITE, DecodeOptions, Recognizer
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 from tokenverse_pp.models.bundle import ModelBundle
@@ -148,13 +147,13 @@ class Validator:
 
     def _search(self, recognizer: Recognizer, cuts: Sequence[Cut], out: Tensor, lens: Tensor) -> List[Record]:
         """Hypotheses of a batch, out (N, T', C) and lens (N,), as records of hyps.jsonl."""
-        tasks, tokenizer = self.dataset.tasks, self.dataset.tokenizer
+        tasks = self.dataset.tasks
         active = [tuple(name for name in tasks.names if name in labelled_tasks(cut)) for cut in cuts]
         records = []
         for cut, names, found in zip(cuts, active, recognizer.search(out, lens, active)):
             if found is None:
                 raise UserError(f"cut {cut.id}: {NOT_FINITE}")
-            records.append(to_record(cut.id, found[0], tokenizer, tasks.subset(names), recognizer.shift))
+            records.append(recognizer.transcript(cut, found[0], tasks.subset(names).reader).to_record())
         return records
 
 

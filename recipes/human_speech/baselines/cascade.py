@@ -9,11 +9,10 @@ from corpus.entities import find_entities, load_rules
 from whisper_words import SpokenWord
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.decoding.hypothesis import read_words
 from tokenverse_pp.tasks import build_tasks
 from tokenverse_pp.tasks.base import RANK_CHANGE, RANK_CLOSE, RANK_END, RANK_FRONT, RANK_OPEN
 from tokenverse_pp.tasks.lid import language_token
-from tokenverse_pp.tasks.transcript import TimedWord
+from tokenverse_pp.tasks.transcript import Word
 
 # How strong a mark of Whisper's must be: any place will do, a comma or more, the end of a sentence.
 MARKS = {"": ("", ",", "."), ",": (",", "."), ".": (".",)}
@@ -118,17 +117,18 @@ def to_record(
     tokens = list(tokens)
     if "lid" in names and language is not None:
         tokens.append((0, RANK_FRONT, language_token(language), 0.0))
-    line: List[TimedWord] = []
+    line: List[Word] = []
     waiting = sorted(tokens, key=lambda token: token[:2])
     for position in range(len(words) + 1):
         while waiting and waiting[0][0] == position:
             _, _, text, time = waiting.pop(0)
-            line.append(TimedWord(text, time, time, 1.0))
+            line.append(Word(text, time, time, 1.0))
         if position < len(words):
             word = words[position]
-            line.append(TimedWord(word.text, word.start, word.end, word.confidence))
+            line.append(Word(word.text, word.start, word.end, word.confidence))
     tasks = build_tasks(list(names), {"lid": {"languages": [language] if language else []}})
-    transcript, plain, _ = read_words(line, tasks)
+    heard = tasks.reader.read(line)
+    transcript, plain = heard.answers, heard.words
     record: Dict[str, Any] = {
         "id": cut_id,
         "text": " ".join(word.text for word in line),

@@ -11,10 +11,10 @@ import kaldialign
 from lhotse.cut import Cut
 
 from tokenverse_pp.base.languages import language_group
-from tokenverse_pp.data.hypotheses import Hypothesis, transcript_of_hypothesis
+from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.evaluation.scoring import languages_of, tasks_of_hypotheses
-from tokenverse_pp.tasks.result import transcript_of
-from tokenverse_pp.tasks.transcript import is_task_token, turns_of
+from tokenverse_pp.tasks.result import Transcript
+from tokenverse_pp.tasks.transcript import is_task_token, transcript_of, turns_of
 
 GAP = "\0"  # no word: the alignment's sign for insertions and deletions
 RARE = 3  # a word that training has fewer times than this is rare
@@ -75,7 +75,7 @@ def utterances_of(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], training: Ite
     found = []
     for cut, hyp in pairs:
         ref = transcript_of(cut, tasks)
-        heard, _ = transcript_of_hypothesis(hyp, tasks)
+        heard = Transcript.from_record(hyp, tasks).answers
         found.append(
             Utterance(
                 cut.id,

@@ -1,4 +1,4 @@
-"""What a transcript is written as: one file a format (NIST's three share one). None but ``html`` needs torch or lhotse.
+"""Output formats of a transcript. Only ``html`` needs torch or lhotse.
 
 >>> from tokenverse_pp.tasks.result import Transcript, Word
 >>> heard = Transcript("call", 2.0, words=(Word("hello", 0.4, 0.8, 0.9), Word("there", 0.8, 1.2, 0.7)))

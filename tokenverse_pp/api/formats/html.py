@@ -57,42 +57,13 @@ def _card(transcript: Transcript, source: Optional[PlayerSource]) -> Dict[str, A
     from lhotse import MonoCut
 
     from tokenverse_pp.evaluation.report.utterance import card, utterance_of
-    from tokenverse_pp.tasks.result import tasks_for_tokens
+    from tokenverse_pp.tasks.registry import tasks_for_tokens
 
-    record = record_of(transcript)
-    cut = MonoCut(transcript.name, start=0, duration=max(transcript.duration, 0.001), channel=0)
-    tasks = tasks_for_tokens([mark.text for mark in transcript.marks])
-    return card(utterance_of(cut, record, None), tasks, source)
-
-
-def record_of(transcript: Transcript) -> Dict[str, Any]:
-    """The transcript as a line of hyps.jsonl."""
-    words: List[Dict[str, Any]] = []
-    at = 0
-    for mark in transcript.marks:
-        words += [_entry(word) for word in transcript.words[at : mark.position]]
-        words.append({"text": mark.text, "start": mark.time, "end": mark.time, "confidence": mark.confidence})
-        at = mark.position
-    words += [_entry(word) for word in transcript.words[at:]]
-    record: Dict[str, Any] = {
-        "id": transcript.name,
-        "text": transcript.raw,
-        "tasks": list(transcript.tasks),
-        "words": words,
-    }
-    if "scd" in transcript.tasks:
-        record["turns"] = [{"text": t.text, "start": t.start, "end": t.end} for t in transcript.turns]
+    record = transcript.to_record()
+    if "scd" in transcript.tasks:  # where the words of the next turn start
         record["speaker_changes"] = [turn.start for turn in transcript.turns[1:]]
     if "endp" in transcript.tasks:
         record["endpoints"] = list(transcript.endpoints)
-    if "ner" in transcript.tasks:
-        record["entities"] = [
-            {"text": e.text, "start": e.start, "end": e.end, "type": e.type} for e in transcript.entities
-        ]
-    if "lid" in transcript.tasks:
-        record["language"] = transcript.language
-    return record
-
-
-def _entry(word: Word) -> Dict[str, Any]:
-    return {"text": word.text, "start": word.start, "end": word.end, "confidence": word.confidence}
+    cut = MonoCut(transcript.name, start=0, duration=max(transcript.duration, 0.001), channel=0)
+    tasks = tasks_for_tokens([mark.text for mark in transcript.marks])
+    return card(utterance_of(cut, record, None), tasks, source)

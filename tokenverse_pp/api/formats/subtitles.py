@@ -1,9 +1,4 @@
-"""Words -> subtitle cues: short enough to be read, never across a speaker change or an endpoint.
-
-SubRip subtitles.
-
-WebVTT subtitles (W3C).
-"""
+"""SubRip and WebVTT subtitles: cues short enough to read that end at speaker changes and endpoints."""
 
 from __future__ import annotations
 

@@ -1,13 +1,11 @@
-"""Plain text, text with task tokens, and JSON.
+"""Plain text, text with task tokens, JSON, and NIST's formats: RTTM (turns), STM (turns with text), CTM (words).
 
-RTTM (turns), STM (turns with text) and CTM (words), as NIST's tools, lhotse and `manifest import` read them.
+NIST's tools, lhotse and `manifest import` read the latter. The model detects speaker changes, not identities: the
+"speakers" are ``turn1``, ``turn2``, .., and a person who speaks twice has two.
 
-The model hears that the speaker changes, not who speaks: the "speakers" are ``turn1``, ``turn2``, .., and a person who
-speaks twice has two.
-
-Times are written in milliseconds, and lie within the audio. ASCII blanks separate the fields, so that a word keeps its
-no-break spaces; one with other blanks is written as several. The formats have no escapes: a word that looks like NIST's
-notation (``{``, ``%uh``, ``(yes)``) is written as it stands, and `manifest import --nist-notation keep` reads it so.
+Times have milliseconds and lie within the audio. ASCII blanks separate the fields, so a word keeps its no-break spaces;
+a word with other blanks is written as several words. The formats have no escapes: a word that looks like NIST notation
+(``{``, ``%uh``, ``(yes)``) is written unchanged, and `manifest import --nist-notation keep` reads it back.
 """
 
 from __future__ import annotations

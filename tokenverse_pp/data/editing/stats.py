@@ -16,9 +16,8 @@ from tokenverse_pp.data.access import check_audio, recording_files
 from tokenverse_pp.data.labels import check_cut, labelled_cut, labelled_tasks, machine_tasks
 from tokenverse_pp.data.lines import NameSet
 from tokenverse_pp.data.manifests import UNKNOWN, cut_of, languages_joined, read_cuts, read_rows, scan_rows
-from tokenverse_pp.tasks.registry import REGISTRY, build_tasks
-from tokenverse_pp.tasks.result import render, transcript_of
-from tokenverse_pp.tasks.transcript import turns_of
+from tokenverse_pp.tasks.registry import REGISTRY, build_tasks, render
+from tokenverse_pp.tasks.transcript import transcript_of, turns_of
 
 SECONDS_PER_HOUR = 3600.0
 PARTS = ("labelled", "machine", "not_labelled")

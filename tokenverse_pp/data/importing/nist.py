@@ -18,11 +18,11 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
 from tokenverse_pp.data.importing.notation import OPTION, REFUSE, RESOLVE, read_word, read_words, split_label
 from tokenverse_pp.data.importing.rows import (
     BadRow,
+    ImportedWord,
     Place,
     Rejected,
     Row,
     RowOrRejected,
-    Word,
     expect,
     files_of,
     read_records,
@@ -37,7 +37,7 @@ ALT_BEGIN, ALT, ALT_END = "<ALT_BEGIN>", "<ALT>", "<ALT_END>"
 NO_CONFIDENCE = ("NA", "<NA>", "N/A", "-", "*")
 
 
-def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[Word, Rejected]]:
+def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[ImportedWord, Rejected]]:
     """The words of CTM files. Lines that begin with ``;;`` are comments.
 
     Alternatives stand between lines with the words ``<ALT_BEGIN>``, ``<ALT>`` and ``<ALT_END>``. A word that cannot be
@@ -56,13 +56,13 @@ class _Alternatives:
     """The words of a channel since ``<ALT_BEGIN>``, the first alternative apart from the others."""
 
     place: Place
-    first: List[Word] = field(default_factory=list)
-    others: List[Word] = field(default_factory=list)
+    first: List[ImportedWord] = field(default_factory=list)
+    others: List[ImportedWord] = field(default_factory=list)
     is_first: bool = True
     levels: int = 1
     nested: bool = False
 
-    def finished(self, notation: str) -> Iterator[Word]:
+    def finished(self, notation: str) -> Iterator[ImportedWord]:
         """The selected words, or all words with the reason why they cannot be used."""
         if self.nested:
             yield from self.spoilt(f"alternatives within the alternatives that begin in line {self.place.line}")
@@ -74,14 +74,16 @@ class _Alternatives:
                 f"alternatives (<ALT_BEGIN> in line {self.place.line}): {OPTION} {RESOLVE} takes the first"
             )
 
-    def spoilt(self, problem: str) -> Iterator[Word]:
+    def spoilt(self, problem: str) -> Iterator[ImportedWord]:
         """All words, with the reason why they cannot be used."""
         for word in [*self.first, *self.others]:
             word.problem = word.problem or problem
             yield word
 
 
-def _items(place: Place, line: str, notation: str, open_groups: Dict[Tuple[str, str], _Alternatives]) -> Iterator[Word]:
+def _items(
+    place: Place, line: str, notation: str, open_groups: Dict[Tuple[str, str], _Alternatives]
+) -> Iterator[ImportedWord]:
     cells = fields(line)
     expect(len(cells) >= 5, CTM_FORM, line)
     key, mark = (cells[0], cells[1]), cells[4].upper()
@@ -107,7 +109,7 @@ def _items(place: Place, line: str, notation: str, open_groups: Dict[Tuple[str, 
             yield word
 
 
-def _word(place: Place, line: str, cells: List[str], notation: str) -> Optional[Word]:
+def _word(place: Place, line: str, cells: List[str], notation: str) -> Optional[ImportedWord]:
     """A word; None for a mark that is left out."""
     start = seconds(cells[2], "start")
 
@@ -117,10 +119,10 @@ def _word(place: Place, line: str, cells: List[str], notation: str) -> Optional[
             raise BadRow(f"expected a confidence after the word, found {shown(cells[5])}: a word is one field")
         return read_word(cells[4], cells[6] if len(cells) > 6 else None, notation)
 
-    return _finished(Word(place, cells[0], cells[1], start, start, cells[4]), cells[3], text)
+    return _finished(ImportedWord(place, cells[0], cells[1], start, start, cells[4]), cells[3], text)
 
 
-def _finished(word: Word, duration: str, read_text: Callable[[], Optional[str]]) -> Optional[Word]:
+def _finished(word: ImportedWord, duration: str, read_text: Callable[[], Optional[str]]) -> Optional[ImportedWord]:
     """A word with its end and text; with its problem where one of them cannot be read, None where it has no text."""
     try:
         word.end = word.start + seconds(duration, "duration")
@@ -181,7 +183,7 @@ KINDS = (
 NOTHING = "<NA>"
 
 
-def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejected, Word]]:
+def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejected, ImportedWord]]:
     """Turns from ``SPEAKER`` lines and words from ``LEXEME`` lines; NIST's other kinds of lines are skipped.
 
     Lines that begin with ``;`` are comments. The last one or two of the ten fields may be missing. For ``notation`` see
@@ -193,7 +195,7 @@ def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejecte
                 yield item
 
 
-def _item(place: Place, line: str, notation: str) -> Union[Row, Word, None]:
+def _item(place: Place, line: str, notation: str) -> Union[Row, ImportedWord, None]:
     """A turn or a word; None for a line of another kind, and for a mark that is left out."""
     cells = fields(line)
     kind = cells[0].upper()
@@ -213,7 +215,7 @@ def _item(place: Place, line: str, notation: str) -> Union[Row, Word, None]:
                 raise BadRow(f"expected a confidence or <NA>, found {shown(cells[8])}")
             return read_word(text, None if subtype.upper() == NOTHING else subtype, notation)
 
-        return _finished(Word(place, recording, channel, begin, begin, text, name), duration, words)
+        return _finished(ImportedWord(place, recording, channel, begin, begin, text, name), duration, words)
     end = begin + seconds(duration, "duration")
     # A word here is the speaker's name in the wrong place, or half of one with spaces in it.
     expect(text.upper() == subtype.upper() == NOTHING and _has_confidence(cells), RTTM_FORM, line)

@@ -286,7 +286,7 @@ class Ledger:
 
 
 @dataclass
-class Word:
+class ImportedWord:
     """One word of a recording; times in seconds.
 
     ``problem`` says why it cannot be used; the turn that it is in then has no transcript.
@@ -322,8 +322,8 @@ def channel_key(label: str) -> Union[int, str]:
 class Words:
     """The words of recordings, in memory; each is given to one turn."""
 
-    def __init__(self, words: Iterable[Word]):
-        self.by_recording: Dict[str, List[Word]] = {}
+    def __init__(self, words: Iterable[ImportedWord]):
+        self.by_recording: Dict[str, List[ImportedWord]] = {}
         for word in words:
             self.by_recording.setdefault(word.recording, []).append(word)
         for found in self.by_recording.values():
@@ -367,7 +367,7 @@ class Words:
             for word in words:
                 channels.setdefault(channel_key(word.channel), word.channel)
             for key, channel in channels.items():
-                group: List[Word] = []
+                group: List[ImportedWord] = []
                 mine = (word for word in words if channel_key(word.channel) == key)
                 for word in sorted(mine, key=lambda word: word.start):
                     if group and word.start - max(w.end for w in group[-8:]) > pause:
@@ -377,7 +377,7 @@ class Words:
                 yield _turn(name, channel, group)
 
 
-def _turn(recording: str, channel: str, words: List[Word]) -> RowOrRejected:
+def _turn(recording: str, channel: str, words: List[ImportedWord]) -> RowOrRejected:
     for word in words:
         word.used = True
     place = words[0].place

@@ -12,7 +12,7 @@ from tokenverse_pp.data.importing.fields import AS_IT_IS, FieldMap, fill, read_i
 from tokenverse_pp.data.importing.kaldi import read_kaldi, read_wav_scp
 from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
 from tokenverse_pp.data.importing.notation import REFUSE
-from tokenverse_pp.data.importing.rows import BadRow, Rejected, Row, RowOrRejected, Speakers, Word, Words
+from tokenverse_pp.data.importing.rows import BadRow, ImportedWord, Rejected, Row, RowOrRejected, Speakers, Words
 from tokenverse_pp.data.importing.subtitles import read_subtitles
 from tokenverse_pp.data.importing.tables import read_dataset, read_recordings, read_table
 from tokenverse_pp.data.importing.transcripts import read_transcripts
@@ -107,7 +107,7 @@ def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrReject
     rttm: List[object] = list(read_rttm(options.rttm, options.nist_notation)) if options.rttm is not None else []
     ctm: List[object] = list(read_ctm(options.ctm, options.nist_notation)) if options.ctm is not None else []
     # LEXEME lines of an RTTM give words only where it gives the turns.
-    timed = [item for item in [*(rttm if turns == "rttm" else ()), *ctm] if isinstance(item, Word)]
+    timed = [item for item in [*(rttm if turns == "rttm" else ()), *ctm] if isinstance(item, ImportedWord)]
     words = Words(timed) if timed or options.ctm is not None else None
     speaker_turns = [item for item in rttm if isinstance(item, Row)]
     speakers = Speakers(speaker_turns) if options.rttm is not None and turns != "rttm" else None

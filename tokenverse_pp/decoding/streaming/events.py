@@ -6,11 +6,12 @@ Tokens become final one after the other. Each word is told once, as soon as it i
 from __future__ import annotations
 
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from tokenverse_pp.decoding.hypothesis import Calibration, Hypothesis
-from tokenverse_pp.tasks.transcript import TimedWord, is_task_token, pieces_to_words
+from tokenverse_pp.decoding.hypothesis import Calibration
+from tokenverse_pp.tasks.result import words_of_tokens
+from tokenverse_pp.tasks.transcript import Word, is_task_token, word_spans
 
 DIGITS = 6  # of seconds and confidences in JSON
 PARTIAL, FINAL, TOKEN, END = "partial", "final", "token", "end"
@@ -42,15 +43,15 @@ class Event:
     kind: str
     time: float
     text: str
-    words: Tuple[TimedWord, ...] = ()
+    words: Tuple[Word, ...] = ()
 
     def as_dict(self) -> Dict[str, Any]:
         """For JSON: kind, time, text, and words as a list of {text, start, end, confidence}."""
-        words = [{k: v if k == "text" else round(v, DIGITS) for k, v in asdict(word).items()} for word in self.words]
+        words = [{k: v if k == "text" else round(v, DIGITS) for k, v in word.to_dict().items()} for word in self.words]
         return {"kind": self.kind, "time": round(self.time, DIGITS), "text": self.text, "words": words}
 
 
-def text_of(words: Iterable[TimedWord]) -> str:
+def text_of(words: Iterable[Word]) -> str:
     """The words with spaces between them."""
     return " ".join(word.text for word in words)
 
@@ -61,15 +62,10 @@ class WordReader:
     def __init__(self, pieces: Sequence[str], frame_shift: float, calibration: Optional[Calibration]):
         self.pieces, self.frame_shift, self.calibration = pieces, frame_shift, calibration
 
-    def words(self, tokens: Sequence[Token]) -> List[TimedWord]:
-        """Words and task tokens, as `Hypothesis.words` gives them."""
-        if not tokens:
-            return []
-        ids, frames, log_probs = zip(*tokens)
-        words = Hypothesis(ids, frames, log_probs, 0.0, 0.0).words(self.surfaces(tokens), self.frame_shift)
-        if self.calibration is None:
-            return words
-        return [TimedWord(w.text, w.start, w.end, self.calibration(w.text, w.confidence)) for w in words]
+    def words(self, tokens: Sequence[Token]) -> List[Word]:
+        """Words and task tokens."""
+        frames, log_probs = [token.frame for token in tokens], [token.log_prob for token in tokens]
+        return words_of_tokens(self.surfaces(tokens), frames, log_probs, self.frame_shift, self.calibration)
 
     def surfaces(self, tokens: Sequence[Token]) -> List[str]:
         """The piece of each token."""
@@ -82,7 +78,7 @@ class StreamWords:
     def __init__(self, reader: WordReader):
         self.reader = reader
         self.held: List[Token] = []
-        self.partial: Tuple[TimedWord, ...] = ()
+        self.partial: Tuple[Word, ...] = ()
         self.text = io.StringIO()  # grows by the words alone
 
     def hear(self, settled: Sequence[Token], open_: Sequence[Token], time: float) -> List[Event]:
@@ -102,9 +98,9 @@ class StreamWords:
             events.append(Event(PARTIAL, time, ""))
         return [*events, Event(END, time, self.text.getvalue())]
 
-    def _finish(self, tokens: Sequence[Token]) -> List[TimedWord]:
+    def _finish(self, tokens: Sequence[Token]) -> List[Word]:
         """Words that these tokens complete: the next one has begun, or a task token, which is complete by itself."""
-        done: List[TimedWord] = []
+        done: List[Word] = []
         for token in tokens:
             if is_task_token(self.reader.pieces[token.id]):
                 done.extend(self.reader.words(self.held))
@@ -112,17 +108,16 @@ class StreamWords:
                 self.held = []
             else:
                 self.held.append(token)
-        surfaces = self.reader.surfaces(self.held)
-        _, starts = pieces_to_words(surfaces, [float(i) for i in range(len(surfaces))])
-        if starts and len(starts) > 1:
-            last = int(starts[-1])
+        spans = word_spans(self.reader.surfaces(self.held))
+        if len(spans) > 1:
+            _, last, _ = spans[-1]
             done.extend(self.reader.words(self.held[:last]))
             self.held = self.held[last:]
         return done
 
-    def _events(self, words: Sequence[TimedWord], time: float) -> List[Event]:
+    def _events(self, words: Sequence[Word], time: float) -> List[Event]:
         """Plain words in a row as one event, each task token as its own."""
-        groups: List[List[TimedWord]] = []
+        groups: List[List[Word]] = []
         for word in words:
             if not word.is_task_token and groups and not groups[-1][-1].is_task_token:
                 groups[-1].append(word)

@@ -1,7 +1,4 @@
-"""What decode.py wrote beside its hypotheses, for a page that is made later.
-
-The whole page: one file of HTML, with its style and script inside, that asks for nothing from anywhere else.
-"""
+"""The report as one HTML file that includes its style and script and loads nothing from elsewhere."""
 
 from __future__ import annotations
 

@@ -1,11 +1,4 @@
-"""The audio of a cut in the page: a link to its file, or the samples themselves.
-
-Reference beside hypothesis: words aligned with words, task tokens with task tokens.
-
-The time line of an utterance: turns, speaker changes, endpoints and entities; reference above, hypothesis below.
-
-One utterance of the page: its numbers, a player, a time line, and reference and hypothesis side by side.
-"""
+"""One utterance of the report: error rates, audio player, time line, and the alignment of reference and hypothesis."""
 
 from __future__ import annotations
 
@@ -24,12 +17,12 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import language_group
 from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, load_inputs
-from tokenverse_pp.data.hypotheses import Hypothesis, words_of
+from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.evaluation.report.html import percent
 from tokenverse_pp.metrics.error_rates import error_rates
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.result import transcript_of
-from tokenverse_pp.tasks.transcript import LabelledTurn, is_task_token, turns_of
+from tokenverse_pp.tasks.result import written_words
+from tokenverse_pp.tasks.transcript import Word, is_task_token, transcript_of, turns_of
 
 LONGEST = 120.0  # seconds: longer cuts are linked, never embedded
 CHUNK = SAMPLING_RATE  # samples: libsndfile's Vorbis encoder overflows its stack on long writes
@@ -73,16 +66,6 @@ MOST_CELLS = 1_000_000  # of the alignment's table: about a second
 
 
 @dataclass(frozen=True)
-class Said:
-    """A word or task token of a hypothesis, with start and end (seconds) and confidence as far as it has them."""
-
-    text: str
-    start: Optional[float] = None
-    end: Optional[float] = None
-    confidence: Optional[float] = None
-
-
-@dataclass(frozen=True)
 class Pair:
     """One column of an alignment.
 
@@ -92,7 +75,7 @@ class Pair:
 
     kind: str
     ref: Optional[str]
-    hyp: Optional[Said]
+    hyp: Optional[Word]
 
     @property
     def is_token(self) -> bool:
@@ -100,7 +83,7 @@ class Pair:
         return is_task_token(self.ref if self.ref is not None else self.hyp.text)  # type: ignore[union-attr]
 
 
-def align(ref: Sequence[str], hyp: Sequence[Said], judged: AbstractSet[str]) -> Optional[List[Pair]]:
+def align(ref: Sequence[str], hyp: Sequence[Word], judged: AbstractSet[str]) -> Optional[List[Pair]]:
     """Align words and task tokens of a reference with those of a hypothesis.
 
     As `metrics.f1.count_aligned` counts: the fewest word errors come first (Levenshtein), then the most task
@@ -190,9 +173,13 @@ class TimelineMark:
     text: str = ""
 
 
-def timeline(cut: Cut, hyp: Hypothesis, said: Sequence[Said]) -> Dict[str, List[TimelineMark]]:
+def timeline(cut: Cut, hyp: Hypothesis, said: Sequence[Word]) -> Dict[str, List[TimelineMark]]:
     """The lanes of a cut that have marks."""
-    lanes = {"ref": reference_marks(cut), "hyp": hypothesis_marks(cut, hyp, said), "ents": entity_marks(cut, hyp)}
+    entities = [
+        _bar(cut, e["start"], e["end"], e["text"], f"entity {e.get('type') or ''}".strip(), "entity")
+        for e in hyp.get("entities") or ()
+    ]
+    lanes = {"ref": reference_marks(cut), "hyp": hypothesis_marks(cut, hyp, said), "ents": entities}
     return {name: marks for name, marks in lanes.items() if marks}
 
 
@@ -201,20 +188,16 @@ def reference_marks(cut: Cut) -> List[TimelineMark]:
     labelled = (cut.custom or {}).get("tasks", ())
     turns = turns_of(cut) if labelled else []
     speakers = {speaker: i for i, speaker in enumerate(dict.fromkeys(turn.speaker for turn in turns))}
-    marks = [
-        _bar(cut, turn.start, turn.end, turn.text, _name(turn), f"turn s{speakers[turn.speaker] % SHADES}")
-        for turn in turns
-    ]
+    marks = []
+    for turn in turns:
+        name = f"reference, speaker {turn.speaker}" if turn.speaker else "reference"
+        marks.append(_bar(cut, turn.start, turn.end, turn.text, name, f"turn s{speakers[turn.speaker] % SHADES}"))
     if "endp" in labelled:
         marks += [_mark(cut, turn.end, "endpoint", "reference") for turn in turns if turn.custom.get("endpoint")]
     return marks
 
 
-def _name(turn: LabelledTurn) -> str:
-    return f"reference, speaker {turn.speaker}" if turn.speaker else "reference"
-
-
-def hypothesis_marks(cut: Cut, hyp: Hypothesis, said: Sequence[Said]) -> List[TimelineMark]:
+def hypothesis_marks(cut: Cut, hyp: Hypothesis, said: Sequence[Word]) -> List[TimelineMark]:
     """The turns of the hypothesis (all its words as one without ``scd``), speaker changes and endpoints."""
     turns = hyp.get("turns")
     if turns is None:
@@ -227,14 +210,6 @@ def hypothesis_marks(cut: Cut, hyp: Hypothesis, said: Sequence[Said]) -> List[Ti
     ]
     marks += [_mark(cut, time, "speaker change", "hypothesis") for time in hyp.get("speaker_changes") or ()]
     return marks + [_mark(cut, time, "endpoint", "hypothesis") for time in hyp.get("endpoints") or ()]
-
-
-def entity_marks(cut: Cut, hyp: Hypothesis) -> List[TimelineMark]:
-    """The entities of the hypothesis."""
-    return [
-        _bar(cut, e["start"], e["end"], e["text"], f"entity {e.get('type') or ''}".strip(), "entity")
-        for e in hyp.get("entities") or ()
-    ]
 
 
 def _share(cut: Cut, time: float) -> float:
@@ -296,7 +271,7 @@ def utterance_of(cut: Cut, hyp: Hypothesis, corpus: Optional[str], apart: Sequen
     """
     labelled = "tasks" in (cut.custom or {})
     turns = turns_of(cut)
-    words = [word for word in words_of(hyp)[0] if not is_task_token(word)]
+    words = [word.text for word in written_words(hyp) if not word.is_task_token]
     rates = error_rates([([word for turn in turns for word in turn.words], words)]) if labelled else None
     confidences = [word["confidence"] for word in hyp.get("words") or () if not is_task_token(word["text"])]
     mean = sum(confidences) / len(confidences) if confidences else None
@@ -309,7 +284,7 @@ def card(item: Utterance, tasks: TaskSet, source: Optional[PlayerSource]) -> Dic
     """The values of the macro ``card`` in utterance.html.j2."""
     cut, hyp = item.cut, item.hyp
     ref, judged = reference(cut, hyp, tasks)
-    said = hypothesis(hyp)
+    said = written_words(hyp)
     pairs = align(ref, said, judged) if item.rates is not None else [Pair("free", None, word) for word in said]
     return {
         "id": cut.id,
@@ -335,14 +310,6 @@ def reference(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> Tuple[List[str], fro
     labelled = (cut.custom or {}).get("tasks", ())
     judged = frozenset(symbol for task in decoded.tasks if task.name in labelled for symbol in task.symbols)
     return decoded.render(transcript_of(cut, decoded)).split(), judged
-
-
-def hypothesis(hyp: Hypothesis) -> List[Said]:
-    """Words and task tokens of a hypothesis."""
-    if hyp.get("words"):
-        return [Said(word["text"], word["start"], word["end"], word.get("confidence")) for word in hyp["words"]]
-    words, times = words_of(hyp)
-    return [Said(word, times[i] if times is not None else None) for i, word in enumerate(words)]
 
 
 def column(pair: Pair) -> Dict[str, Any]:

@@ -11,19 +11,19 @@ from labelled_cuts import make_cut
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.tokenizer import train_tokenizer
-from tokenverse_pp.decoding.hypothesis import (
-    Calibration,
-    Curve,
-    Hypothesis,
+from tokenverse_pp.decoding.hypothesis import Calibration, Curve, read_calibration
+from tokenverse_pp.evaluation.calibration import (
     brier_score,
     cross_validate,
     expected_calibration_error,
+    fit,
     fit_curve,
-    read_calibration,
-    to_record,
+    judge,
+    judge_all,
+    measure,
 )
-from tokenverse_pp.evaluation.calibration import fit, judge, judge_all, measure
 from tokenverse_pp.tasks import build_tasks
+from tokenverse_pp.tasks.result import Transcript
 
 TASKS = build_tasks(["asr", "scd", "endp", "lid"], {"lid": {"languages": ["fr", "nl"]}})
 
@@ -154,11 +154,17 @@ def test_calibration_is_kept_in_the_model_folder(tmp_path):
 def test_records_hold_the_calibrated_and_the_raw_confidence():
     tokenizer = train_tokenizer(["oui je vous écoute"] * 2, TASKS, 24)
     ids = tokenizer.encode("[FR] oui")
-    found = Hypothesis(tuple(ids), tuple(range(len(ids))), (math.log(0.5),) * len(ids), -3.0, -1.0)
-    plain = to_record("c", found, tokenizer, TASKS, 0.04)
+
+    def record(calibration):
+        tokens = tokenizer.pieces(ids), range(len(ids)), [math.log(0.5)] * len(ids)
+        return TASKS.reader.read_tokens(*tokens, 0.04, calibration, -1.0, 1.0, "c").to_record()
+
+    plain = record(None)
     assert [word["confidence"] for word in plain["words"]] == [0.5, 0.5]
     calibration = Calibration(words=Curve(1, 1, 2.0), tasks=Curve(1, 1, -2.0))
-    token, word = to_record("c", found, tokenizer, TASKS, 0.04, calibration)["words"]
+    written = record(calibration)
+    token, word = written["words"]
+    assert Transcript.from_record(written, TASKS).to_record() == written
     assert (token["raw_confidence"], word["raw_confidence"]) == (0.5, 0.5)
     assert token["confidence"] == pytest.approx(1 / (1 + math.exp(2)), abs=1e-6)
     assert word["confidence"] == pytest.approx(1 / (1 + math.exp(-2)), abs=1e-6)

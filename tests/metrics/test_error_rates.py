@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenverse_pp.metrics.error_rates import error_rates
+from tokenverse_pp.metrics.error_rates import error_rates, score_languages
 
 words = st.lists(st.sampled_from("abcd"), max_size=8)
 
@@ -48,3 +48,14 @@ def test_empty_reference_gives_finite_numbers():
 
 def test_errors_are_pooled_not_averaged():
     assert error_rates([(["a"], ["b"]), (["a"] * 9, ["a"] * 9)])["wer"] == pytest.approx(0.1)
+
+
+def test_confusion_and_accuracy():
+    scores = score_languages([("fr", "fr"), ("fr", "nl"), ("nl", "nl"), ("nl", None), ("nl", "")])
+    assert scores["accuracy"] == 0.4
+    assert scores["confusion"] == {"fr": {"fr": 1, "nl": 1}, "nl": {"nl": 1, "none": 2}}
+    assert scores["utterances"] == 5
+
+
+def test_nothing_to_score():
+    assert score_languages([]) == {"accuracy": 0.0, "confusion": {}, "utterances": 0}
