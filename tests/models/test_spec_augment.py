@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokenverse_pp.base.config import SpecAugmentConfig
-from tokenverse_pp.models.masks import SpecAugment
+from tokenverse_pp.models.transducer import SpecAugment
 
 
 def masked(config, lens, frames, channels=64, seed=0):

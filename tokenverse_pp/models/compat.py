@@ -90,6 +90,27 @@ def in_exact_type(conv: nn.Conv1d, run: Callable[[Tensor], Tensor], x: Tensor) -
         return run(x.to(conv.bias.dtype if conv.bias is not None else torch.float32))
 
 
+def without_unused_frames(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """Drop the last frames of x (N, C, T) that no output of an unpadded, strided convolution depends on.
+
+    This is done in bfloat16 on CPUs only. There oneDNN (torch 2.13, CPUs with AMX) reads past the end of its buffer if
+    frames are left over, and multiplies what it finds by zero: where that memory happens to hold NaN or infinity, the
+    gradient of the weights is NaN. It does so for kernels of 4 frames and more, which wav2vec2's own sizes do not
+    have after the first convolution, but small encoders do.
+    """
+    if x.device.type != "cpu" or not _autocast_on_cpu():
+        return x
+    unused = (x.shape[-1] - conv.kernel_size[0]) % conv.stride[0]
+    return x[..., : x.shape[-1] - unused]
+
+
+def _autocast_on_cpu() -> bool:
+    try:
+        return torch.is_autocast_enabled("cpu")
+    except TypeError:  # before torch 2.4
+        return torch.is_autocast_cpu_enabled()
+
+
 def peak_memory(device: torch.device) -> float:
     """Peak memory in megabytes: allocated on a GPU, or the resident size of this process."""
     if device.type == "cuda":

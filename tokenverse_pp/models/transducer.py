@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenverse_pp.base.config import ChunkOptions, ModelConfig
+from tokenverse_pp.base.config import ChunkOptions, ModelConfig, SpecAugmentConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.losses import pruned_transducer_loss
 from tokenverse_pp.losses.entry import token_log_probs
 from tokenverse_pp.models.encoders import Encoder
-from tokenverse_pp.models.masks import SpecAugment
 
 MAX_COMBINATION_TASKS = 10  # 2^10 rows; beyond that most rows would never be trained
 
@@ -69,6 +68,45 @@ class TaskVectors(nn.Module):
             )
         weights = torch.nn.functional.one_hot(rows, self.table.shape[0]).to(self.table.dtype)
         return weights @ self.table
+
+
+class SpecAugment(nn.Module):
+    """Masks features in training mode, each utterance with its own masks; the identity in eval mode."""
+
+    def __init__(self, config: SpecAugmentConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, features: Tensor, lens: Tensor) -> Tensor:
+        """features (N, T, F), lens (N,) valid frames -> (N, T, F), a new tensor where anything was masked."""
+        if not self.training:
+            return features
+        c = self.config
+        if c.time_share > 0:
+            features = features.masked_fill(_spans(lens, features.shape[1], c.time_share, c.time_span)[:, :, None], 0)
+        if c.channel_share > 0:
+            size = features.shape[2]
+            widths = torch.full_like(lens, size)
+            features = features.masked_fill(_spans(widths, size, c.channel_share, c.channel_span)[:, None, :], 0)
+        return features
+
+
+def _spans(lens: Tensor, size: int, share: float, span: int) -> Tensor:
+    """Random spans of 0 to ``span`` places within each length, covering about ``share`` -> mask (N, size)."""
+    device = lens.device
+    # A span is span / 2 long on average; the number of spans is rounded up or down at random, to keep the mean.
+    count = lens.to(torch.float32) * share / (span / 2)
+    count = (count + torch.rand(lens.shape, device=device)).floor().long()
+    most = int(count.max()) if len(lens) else 0
+    if most == 0:
+        return torch.zeros(len(lens), size, dtype=torch.bool, device=device)
+    width = torch.randint(0, span + 1, (len(lens), most), device=device)
+    room = (lens[:, None] - width).clamp(min=0)
+    start = (torch.rand(len(lens), most, device=device) * (room + 1)).long()
+    width = torch.where(torch.arange(most, device=device) < count[:, None], width, torch.zeros_like(width))
+    places = torch.arange(size, device=device)
+    inside = (places >= start[:, :, None]) & (places < (start + width)[:, :, None])
+    return inside.any(dim=1)
 
 
 class StatelessPredictor(nn.Module):

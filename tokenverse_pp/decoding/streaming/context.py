@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from tokenverse_pp.decoding.streaming.layers import split_at_edges
 from tokenverse_pp.decoding.streaming.state import AttentionWindow, ChunkPlace, Sight, Stage, State, look
 from tokenverse_pp.models.compat import scaled_dot_product_attention
-from tokenverse_pp.models.encoders.base import convolve, sides, stack_frames
+from tokenverse_pp.models.encoders.base import stack_frames
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, convolve, sides
 from tokenverse_pp.models.encoders.context import (
     ContextNetwork,
     Sinks,
@@ -20,7 +21,6 @@ from tokenverse_pp.models.encoders.context import (
     rotate,
     sink_shift,
 )
-from tokenverse_pp.models.masks import ChunkGrid
 
 
 class Stack(Stage):

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from tokenverse_pp.decoding.streaming.state import AttentionWindow, ChunkPlace, Sight, Stage, State, look
 from tokenverse_pp.models.compat import scaled_dot_product_attention
-from tokenverse_pp.models.encoders.base import Backbone, convolve, sides
+from tokenverse_pp.models.encoders.base import Backbone
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, convolve, sides
 from tokenverse_pp.models.encoders.context import joined_states
 from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone
 from tokenverse_pp.models.encoders.whisper import WhisperBackbone
-from tokenverse_pp.models.masks import ChunkGrid
 
 
 class Positions(Stage):

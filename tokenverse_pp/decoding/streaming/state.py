@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenverse_pp.models.encoders.base import score_bias
-from tokenverse_pp.models.masks import ChunkGrid
+from tokenverse_pp.models.encoders.chunks import ChunkGrid
 
 State = Dict[str, Tensor]
 

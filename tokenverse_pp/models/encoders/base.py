@@ -1,25 +1,22 @@
-"""Encoder interfaces, and the parts that encoder families share.
+"""`Encoder`, what the transducer uses, and `Backbone`, a pretrained encoder of one family.
 
-`Encoder` is what the transducer uses, `Backbone` a pretrained encoder of one family. Shared parts: masks from lengths,
-frame stacking, and causal forms of convolutions and statistics that depend on nothing after a chunk's end. Sums of
-statistics are float64, so adding them chunk by chunk or all at once gives the same float32 numbers.
+Before them the tensor functions that families share: masks from lengths, and frame stacking.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.data.dataset import SAMPLING_RATE
-from tokenverse_pp.models.compat import in_exact_type, transformer_layer
-from tokenverse_pp.models.masks import ChunkGrid, chunk_grid
+from tokenverse_pp.models.compat import transformer_layer
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid
 
 # Added to the attention scores of padded keys: exp() of it is exactly 0 in every float type, and unlike -inf
 # it cannot make a NaN of a row that is masked altogether.
@@ -46,7 +43,7 @@ def attention_bias(mask: Tensor, dtype: torch.dtype, seen: Optional[Tensor] = No
     Args:
         mask: (N, T), true on valid frames.
         dtype: of the scores.
-        seen: (T, T), true on what each frame sees (`tokenverse_pp.models.masks.chunk_mask`).
+        seen: (T, T), true on what each frame sees (`chunk_mask`).
     """
     if seen is not None:
         return score_bias(mask[:, None, None, :] & seen, dtype)
@@ -201,7 +198,7 @@ class Backbone(nn.Module, ABC):
         """Samples -> frames."""
 
     def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
-        """The chunks; see `tokenverse_pp.models.masks.chunk_grid`."""
+        """The chunks; see `chunk_grid`."""
         return chunk_grid(chunks, self.hop, self.receptive, stack)
 
     def transform(
@@ -266,109 +263,3 @@ class Backbone(nn.Module, ABC):
         if -1 in wanted:
             kept[-1] = x if self.final_norm is None else self.final_norm(x)
         return [kept[number] for number in wanted]
-
-
-def sides(conv: nn.Conv1d) -> Tuple[int, int]:
-    """Frames that a "same" convolution sees on the left and on the right; an even kernel sees one more on the left."""
-    kernel = int(conv.kernel_size[0])
-    return kernel // 2, kernel - 1 - kernel // 2
-
-
-def convolve(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """Run a convolution of stride 1 on x (N, C, T) without its padding -> (N, C', T - kernel + 1)."""
-    gains: Any = getattr(conv, "weight_g", None)
-    if gains is not None:
-        # torch.nn.utils.weight_norm (before torch 2) sets conv.weight in a hook of forward, which is not run here.
-        directions: Any = conv.weight_v
-        weight = torch._weight_norm(directions, gains, max(range(3), key=lambda dim: gains.shape[dim]))
-    else:
-        weight = conv.weight
-    return in_exact_type(conv, lambda x: F.conv1d(x, weight, conv.bias, groups=conv.groups), x)
-
-
-def chunked_convolution(conv: nn.Conv1d, x: Tensor, grid: ChunkGrid) -> Tensor:
-    """Run a "same" convolution whose right side is cut at the end of each frame's chunk.
-
-    Args:
-        conv: stride 1, any odd or even kernel, any groups.
-        x: (N, T, C), zero on padding.
-        grid: the chunks.
-
-    Returns:
-        (N, T, C').
-    """
-    left, right = sides(conv)
-    n, t, c = x.shape
-    chunks = -(-(t + grid.delay) // grid.size)
-    x = F.pad(x.transpose(1, 2), (left + grid.delay, chunks * grid.size - grid.delay - t))
-    windows = x.unfold(2, left + grid.size, grid.size).permute(0, 2, 1, 3)
-    y = convolve(conv, F.pad(windows.reshape(n * chunks, c, -1), (0, right)))
-    y = y.view(n, chunks, -1, grid.size).transpose(2, 3).reshape(n, chunks * grid.size, -1)
-    return y[:, grid.delay : grid.delay + t]
-
-
-class Moments(NamedTuple):
-    """Numbers, sums and sums of squares so far, float64, of shapes that broadcast."""
-
-    number: Tensor
-    total: Tensor
-    squares: Tensor
-
-    def mean_and_scale(self, eps: float) -> Tuple[Tensor, Tensor]:
-        """Mean, and one over the standard deviation, float32."""
-        count = self.number.clamp(min=1)
-        mean = self.total / count
-        variance = (self.squares / count - mean.square()).clamp(min=0)
-        return mean.float(), (variance + eps).rsqrt().float()
-
-
-def in_chunks(x: Tensor, grid: ChunkGrid) -> Tensor:
-    """Return x (.., T) as (.., chunks, size), with zeros in front (``delay`` of them) and behind."""
-    chunks = -(-(x.shape[-1] + grid.delay) // grid.size)
-    x = F.pad(x, (grid.delay, chunks * grid.size - grid.delay - x.shape[-1]))
-    return x.unflatten(-1, (chunks, grid.size))
-
-
-def from_chunks(x: Tensor, size: int, grid: ChunkGrid) -> Tensor:
-    """Undo `in_chunks`: (.., chunks, size of a chunk) -> (.., ``size``)."""
-    return x.flatten(-2)[..., grid.delay : grid.delay + size]
-
-
-def running_moments(chunks: Tensor, lens: Tensor, grid: ChunkGrid) -> Moments:
-    """Moments of all valid frames up to each chunk's end.
-
-    Args:
-        chunks: (N, .., chunks, size) of `in_chunks`, zero on padding.
-        lens: valid frames, (N,).
-        grid: the chunks.
-
-    Returns:
-        Moments, each (N, .., chunks).
-    """
-    total = chunks.sum(-1, dtype=torch.float64).cumsum(-1)
-    squares = chunks.square().sum(-1, dtype=torch.float64).cumsum(-1)
-    ends = torch.arange(1, chunks.shape[-2] + 1, device=lens.device) * grid.size - grid.delay
-    count = torch.minimum(ends.clamp(min=0), lens.unsqueeze(1)).to(torch.float64)
-    return Moments(count.view(len(lens), *[1] * (total.dim() - 2), -1), total, squares)
-
-
-def normalise_running(audio: Tensor, lens: Tensor, chunk_samples: int) -> Tensor:
-    """Zero mean and unit variance over the samples up to the end of each sample's chunk, (N, S) -> (N, S).
-
-    The causal form of `normalise_audio`; padding is zero.
-    """
-    grid = ChunkGrid(chunk_samples, 0)
-    mask = length_mask(lens, audio.shape[1])
-    chunks = in_chunks(audio.masked_fill(~mask, 0.0), grid)
-    mean, scale = running_moments(chunks, lens, grid).mean_and_scale(1e-7)
-    normalised = (chunks - mean.unsqueeze(-1)) * scale.unsqueeze(-1)
-    return from_chunks(normalised, audio.shape[1], grid).masked_fill(~mask, 0.0)
-
-
-def running_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm, grid: ChunkGrid) -> Tensor:
-    """Apply a GroupNorm of one channel a group to x (N, C, T), with statistics up to the end of each frame's chunk."""
-    mask = length_mask(lens, x.shape[2]).unsqueeze(1)
-    chunks = in_chunks(x.float().masked_fill(~mask, 0.0), grid)
-    mean, scale = running_moments(chunks, lens, grid).mean_and_scale(norm.eps)
-    normalised = from_chunks((chunks - mean.unsqueeze(-1)) * scale.unsqueeze(-1), x.shape[2], grid)
-    return (normalised * norm.weight.view(1, -1, 1) + norm.bias.view(1, -1, 1)).to(x.dtype)

@@ -11,16 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tokenverse_pp.base.config import EncoderConfig
 from tokenverse_pp.models.compat import scaled_dot_product_attention
-from tokenverse_pp.models.encoders.base import (
-    Backbone,
-    attention_bias,
-    chunked_convolution,
-    length_mask,
-    score_bias,
-    sides,
-    zero_padding,
-)
-from tokenverse_pp.models.masks import ChunkGrid, chunk_mask, sink_mask
+from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, score_bias, zero_padding
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask, chunked_convolution, sides, sink_mask
 
 
 def rotary_table(frames: int, dim: int, device: torch.device) -> Tuple[Tensor, Tensor]:

@@ -10,16 +10,8 @@ from transformers import WhisperFeatureExtractor
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.encoders.base import (
-    Backbone,
-    attention_bias,
-    from_chunks,
-    in_chunks,
-    length_mask,
-    stacked_lens,
-    zero_padding,
-)
-from tokenverse_pp.models.masks import ChunkGrid, chunk_grid, chunk_mask
+from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, stacked_lens, zero_padding
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid, chunk_mask, from_chunks, in_chunks
 
 LEAST = -10.0  # the logarithm of the least power that counts
 

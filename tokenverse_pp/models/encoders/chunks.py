@@ -1,20 +1,23 @@
-"""Chunked attention masks (chunks, left context, attention sinks) and SpecAugment (Park et al., 2019).
+"""What a frame sees when an encoder runs in chunks: attention masks, convolutions and statistics.
 
-A frame belongs to the chunk in which the last sample that it depends on arrives, so frames of a chunk depend on nothing
-after the chunk's end: the look-ahead is zero. The first chunk is therefore ``delay`` frames shorter than the others
-(wav2vec2: one frame of 20 ms, which depends on 5 ms of the next chunk; Whisper: one, which depends on 12.5 ms).
+A frame belongs to the chunk in which the last sample that it depends on arrives, so the frames of a chunk depend on
+nothing after the chunk's end: the look-ahead is zero. The first chunk is therefore ``delay`` frames shorter than the
+others (wav2vec2: one frame of 20 ms, which depends on 5 ms of the next chunk; Whisper: one, which depends on 12.5 ms).
+Sums of statistics are float64: adding them chunk by chunk or all at once gives the same float32 numbers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Optional
+from typing import Any, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions, SpecAugmentConfig
+from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.models.compat import in_exact_type
 
 
 @dataclass(frozen=True)
@@ -128,43 +131,85 @@ def sink_mask(size: int, grid: ChunkGrid, device: Optional[torch.device] = None)
     return frames[: grid.sinks] < grid.window_start(frames).unsqueeze(1)
 
 
-# channels, longest span
+def sides(conv: nn.Conv1d) -> Tuple[int, int]:
+    """Frames that a "same" convolution sees on the left and on the right; an even kernel sees one more on the left."""
+    kernel = int(conv.kernel_size[0])
+    return kernel // 2, kernel - 1 - kernel // 2
 
 
-class SpecAugment(nn.Module):
-    """Masks features in training mode, each utterance with its own masks; the identity in eval mode."""
-
-    def __init__(self, config: SpecAugmentConfig):
-        super().__init__()
-        self.config = config
-
-    def forward(self, features: Tensor, lens: Tensor) -> Tensor:
-        """features (N, T, F), lens (N,) valid frames -> (N, T, F), a new tensor where anything was masked."""
-        if not self.training:
-            return features
-        c = self.config
-        if c.time_share > 0:
-            features = features.masked_fill(_spans(lens, features.shape[1], c.time_share, c.time_span)[:, :, None], 0)
-        if c.channel_share > 0:
-            size = features.shape[2]
-            widths = torch.full_like(lens, size)
-            features = features.masked_fill(_spans(widths, size, c.channel_share, c.channel_span)[:, None, :], 0)
-        return features
+def convolve(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """Run a convolution of stride 1 on x (N, C, T) without its padding -> (N, C', T - kernel + 1)."""
+    gains: Any = getattr(conv, "weight_g", None)
+    if gains is not None:
+        # torch.nn.utils.weight_norm (before torch 2) sets conv.weight in a hook of forward, which is not run here.
+        directions: Any = conv.weight_v
+        weight = torch._weight_norm(directions, gains, max(range(3), key=lambda dim: gains.shape[dim]))
+    else:
+        weight = conv.weight
+    return in_exact_type(conv, lambda x: F.conv1d(x, weight, conv.bias, groups=conv.groups), x)
 
 
-def _spans(lens: Tensor, size: int, share: float, span: int) -> Tensor:
-    """Random spans of 0 to ``span`` places within each length, covering about ``share`` -> mask (N, size)."""
-    device = lens.device
-    # A span is span / 2 long on average; the number of spans is rounded up or down at random, to keep the mean.
-    count = lens.to(torch.float32) * share / (span / 2)
-    count = (count + torch.rand(lens.shape, device=device)).floor().long()
-    most = int(count.max()) if len(lens) else 0
-    if most == 0:
-        return torch.zeros(len(lens), size, dtype=torch.bool, device=device)
-    width = torch.randint(0, span + 1, (len(lens), most), device=device)
-    room = (lens[:, None] - width).clamp(min=0)
-    start = (torch.rand(len(lens), most, device=device) * (room + 1)).long()
-    width = torch.where(torch.arange(most, device=device) < count[:, None], width, torch.zeros_like(width))
-    places = torch.arange(size, device=device)
-    inside = (places >= start[:, :, None]) & (places < (start + width)[:, :, None])
-    return inside.any(dim=1)
+def chunked_convolution(conv: nn.Conv1d, x: Tensor, grid: ChunkGrid) -> Tensor:
+    """Run a "same" convolution whose right side is cut at the end of each frame's chunk.
+
+    Args:
+        conv: stride 1, any odd or even kernel, any groups.
+        x: (N, T, C), zero on padding.
+        grid: the chunks.
+
+    Returns:
+        (N, T, C').
+    """
+    left, right = sides(conv)
+    n, t, c = x.shape
+    chunks = -(-(t + grid.delay) // grid.size)
+    x = F.pad(x.transpose(1, 2), (left + grid.delay, chunks * grid.size - grid.delay - t))
+    windows = x.unfold(2, left + grid.size, grid.size).permute(0, 2, 1, 3)
+    y = convolve(conv, F.pad(windows.reshape(n * chunks, c, -1), (0, right)))
+    y = y.view(n, chunks, -1, grid.size).transpose(2, 3).reshape(n, chunks * grid.size, -1)
+    return y[:, grid.delay : grid.delay + t]
+
+
+def in_chunks(x: Tensor, grid: ChunkGrid) -> Tensor:
+    """Return x (.., T) as (.., chunks, size), with zeros in front (``delay`` of them) and behind."""
+    chunks = -(-(x.shape[-1] + grid.delay) // grid.size)
+    x = F.pad(x, (grid.delay, chunks * grid.size - grid.delay - x.shape[-1]))
+    return x.unflatten(-1, (chunks, grid.size))
+
+
+def from_chunks(x: Tensor, size: int, grid: ChunkGrid) -> Tensor:
+    """Undo `in_chunks`: (.., chunks, size of a chunk) -> (.., ``size``)."""
+    return x.flatten(-2)[..., grid.delay : grid.delay + size]
+
+
+class Moments(NamedTuple):
+    """Numbers, sums and sums of squares so far, float64, of shapes that broadcast."""
+
+    number: Tensor
+    total: Tensor
+    squares: Tensor
+
+    def mean_and_scale(self, eps: float) -> Tuple[Tensor, Tensor]:
+        """Mean, and one over the standard deviation, float32."""
+        count = self.number.clamp(min=1)
+        mean = self.total / count
+        variance = (self.squares / count - mean.square()).clamp(min=0)
+        return mean.float(), (variance + eps).rsqrt().float()
+
+
+def running_moments(chunks: Tensor, lens: Tensor, grid: ChunkGrid) -> Moments:
+    """Moments of all valid frames up to each chunk's end.
+
+    Args:
+        chunks: (N, .., chunks, size) of `in_chunks`, zero on padding.
+        lens: valid frames, (N,).
+        grid: the chunks.
+
+    Returns:
+        Moments, each (N, .., chunks).
+    """
+    total = chunks.sum(-1, dtype=torch.float64).cumsum(-1)
+    squares = chunks.square().sum(-1, dtype=torch.float64).cumsum(-1)
+    ends = torch.arange(1, chunks.shape[-2] + 1, device=lens.device) * grid.size - grid.delay
+    count = torch.minimum(ends.clamp(min=0), lens.unsqueeze(1)).to(torch.float64)
+    return Moments(count.view(len(lens), *[1] * (total.dim() - 2), -1), total, squares)
