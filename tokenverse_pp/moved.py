@@ -261,6 +261,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     "training.resume": ("training.checkpoints",),
     "training.rounds": ("data.sources",),
     "training.saving": ("training.checkpoints",),
+    "training.scan": ("training.steps",),
     "training.setup": ("models.bundle",),
     "training.sources": ("data.sources",),
     "training.trained_rows": ("training.optim",),

@@ -10,7 +10,7 @@ from tokenverse_pp.data.samplers import TrainSampler
 from tokenverse_pp.data.sources import open_rounds
 from tokenverse_pp.models.compat import is_out_of_memory
 from tokenverse_pp.training.log import read_log
-from tokenverse_pp.training.scan import scan, worst_batches
+from tokenverse_pp.training.steps import scan, worst_batches
 
 
 def build(corpus, **changes):

@@ -10,8 +10,7 @@ from toy_runs import read_cuts, toy_parts
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.training.optim import make_optimizer
-from tokenverse_pp.training.steps import as_record, cut_ids
-from tokenverse_pp.training.trainer import Stepper
+from tokenverse_pp.training.steps import Stepper, as_record, cut_ids
 
 
 def build(corpus, **changes):

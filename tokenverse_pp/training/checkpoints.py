@@ -29,7 +29,6 @@ from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import check_vocabulary, load_weights
 from tokenverse_pp.models.transducer import Transducer
-from tokenverse_pp.training.steps import Progress
 
 
 def versions() -> Dict[str, str]:
@@ -164,6 +163,23 @@ def _flat(options: Dict[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]
 
 
 FORMAT = 2  # of state.json
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come: what ``state.json`` holds besides where the run comes from."""
+
+    step: int = 0  # all of them, the skipped ones too
+    skipped_steps: int = 0  # that changed no weight: bad ones, and those whose gradients overflowed in fp16
+    place: SamplerState = dataclasses.field(default_factory=SamplerState)
+    bad_steps: int = 0  # skipped for a loss or gradient that was not finite, in all
+    bad_in_a_row: int = 0
+    valid: Optional[Dict[str, float]] = None  # scores of this very step
+
+    @property
+    def updates(self) -> int:
+        """Steps that changed the weights: what learning rate, warm-up and freezing go by."""
+        return self.step - self.skipped_steps
 
 
 class Saver:

@@ -6,25 +6,24 @@ model to start from) is `Trainer.start`.
 
 from __future__ import annotations
 
-import math
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.dataset import Batch, TransducerDataset
-from tokenverse_pp.data.distributed import DistributedContext, no_sync
+from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import SamplerState, TrainSampler, train_batches
 from tokenverse_pp.models.bundle import load_weights, pretrained_prefixes
-from tokenverse_pp.models.compat import autocast, grad_scaler
+from tokenverse_pp.models.compat import grad_scaler
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.checkpoints import (
+    Progress,
     Saver,
     changed_options,
     check_unchanged,
@@ -32,19 +31,8 @@ from tokenverse_pp.training.checkpoints import (
     set_later_aside,
 )
 from tokenverse_pp.training.log import Meter, RunLog, add_drawn, drawn_table, plot_curves, read_log
-from tokenverse_pp.training.optim import FreezeSchedule, TrainedRows, loss_scales, lr_factor, make_optimizer, set_lr
-from tokenverse_pp.training.scan import scan
-from tokenverse_pp.training.steps import (
-    LEAST_SCALE,
-    Progress,
-    StepResult,
-    cut_ids,
-    dump_batches,
-    forward,
-    naming_memory,
-    not_finite,
-    to_device,
-)
+from tokenverse_pp.training.optim import FreezeSchedule, TrainedRows, lr_factor, make_optimizer
+from tokenverse_pp.training.steps import BAD_BATCHES, Stepper, StepResult, cut_ids, dump_batches, scan
 from tokenverse_pp.training.transfer import Before, InitialModel, as_state, start_from
 from tokenverse_pp.training.validation import Validator, describe
 
@@ -281,103 +269,8 @@ class Trainer:
         if p.bad_in_a_row >= most:
             raise UserError(
                 f"{most} steps in a row had no finite loss and gradient, the last one step {self.step}: "
-                f"see {self.exp_dir / 'bad_batches'}; lower --optim.lr?"
+                f"see {self.exp_dir / BAD_BATCHES}; lower --optim.lr?"
             )
-
-
-class Stepper:
-    """Makes optimiser steps.
-
-    The loss of a step is the sum over all its utterances (all ranks, all accumulated batches) divided by the sum of
-    their frames, so that neither the number of ranks nor the composition of batches changes it.
-
-    Args:
-        model: wrapped or not.
-        optimizer: of its parameters.
-        config: the resolved configuration.
-        world: this process among its peers.
-        scaler: of the loss; by default one that suits device and precision.
-        rows: the rows that are trained of parameters that are trained in part, if any.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        config: Config,
-        world: DistributedContext,
-        scaler: Any = None,
-        rows: Optional[TrainedRows] = None,
-    ):
-        self.model = model
-        self.optimizer = optimizer
-        self.config = config
-        self.world = world
-        self.scaler = grad_scaler(world.device, config.training.precision) if scaler is None else scaler
-        self.rows = rows
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def __call__(self, batches: Sequence[Batch], step: int, skipped: int = 0) -> StepResult:
-        """Forward, backward and update on this rank's batches.
-
-        Args:
-            batches: of this rank; gradients are accumulated over them.
-            step: its number, from 0.
-            skipped: number of earlier steps that changed no weight; the schedules do not count them.
-        """
-        c = self.config
-        update = step - skipped
-        # Dropout and masks depend on seed, step and rank alone: a resumed run draws the same without stored RNG states.
-        torch.manual_seed((c.training.seed * 1_000_003 + step) * 4096 + self.world.rank)
-        simple_scale, pruned_scale = loss_scales(update, c.model.loss)
-        ctc_scale = c.model.loss.ctc_scale
-        # Forward and backward.
-        sums = torch.zeros(4, dtype=torch.float64)
-        bad_cuts: List[str] = []
-        for i, batch in enumerate(batches):
-            with naming_memory(batch), no_sync(self.model, wait=i + 1 < len(batches)):
-                batch = to_device(batch, self.world.device)
-                with autocast(self.world.device, c.training.precision):
-                    losses = forward(self.model, batch, c.data.stored_features)
-                simple, pruned, ctc = losses.simple.sum(), losses.pruned.sum(), losses.ctc.sum()
-                total = simple_scale * simple + pruned_scale * pruned + ctc_scale * ctc
-                self.scaler.scale(total).backward()
-            if not math.isfinite(total.item()):
-                bad_cuts += not_finite(losses, batch)
-            sums += torch.stack([simple.detach(), pruned.detach(), ctc.detach(), losses.frames.sum()]).double().cpu()
-        # Means over all ranks.
-        tokens = float(sum(int(batch["token_lens"].sum()) for batch in batches))
-        seconds = sum(batch["seconds"] for batch in batches)
-        totals = self.world.sum([*sums.tolist(), tokens, seconds])
-        frames, tokens, seconds = totals[3:]
-        simple_mean, pruned_mean, ctc_mean = (value / frames for value in totals[:3])
-        loss = simple_scale * simple_mean + pruned_scale * pruned_mean + ctc_scale * ctc_mean
-        # Update.
-        norm = self._scale_gradients(frames)
-        # The lattice gives no gradient where it has no finite score, so a loss of NaN can leave finite gradients.
-        skipped = not (math.isfinite(loss) and math.isfinite(norm))
-        loss_scale = float(self.scaler.get_scale())
-        # Gradients that overflow in float16 are how the scaler finds its scale; at the least scale they are an error.
-        overflow = skipped and math.isfinite(loss) and self.scaler.is_enabled() and loss_scale > LEAST_SCALE
-        set_lr(self.optimizer, lr_factor(update, c.optim, c.training.max_steps))
-        if not skipped:
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        means = (loss, simple_mean, pruned_mean, frames, tokens, seconds, norm, skipped, ctc_mean)
-        return StepResult(*means, loss_scale, overflow, tuple(bad_cuts))
-
-    def _scale_gradients(self, frames: float) -> float:
-        """Divide the gradients by the frames and clip them; return their norm before clipping."""
-        self.scaler.unscale_(self.optimizer)
-        # DDP has averaged over ranks; the sum is wanted.
-        scale = self.world.size / frames
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
-        if self.rows is not None:
-            self.rows.mask_gradients()
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip))
 
 
 def set_threads(count: int) -> None:
