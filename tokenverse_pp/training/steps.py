@@ -36,7 +36,7 @@ MOST = 2000  # batches that the scan considers: sampling all would take as long 
 
 
 class StepResult(NamedTuple):
-    """Sums over all ranks and batches of a step; losses in nats."""
+    """Result of a step over all ranks and batches; losses in nats per frame."""
 
     loss: float
     simple: float
@@ -48,23 +48,23 @@ class StepResult(NamedTuple):
     skipped: bool
     ctc: float = 0.0
     loss_scale: float = 1.0  # of fp16
-    overflow: bool = False  # skipped only because the loss scale was too high: it has been lowered
-    bad_cuts: Tuple[str, ...] = ()  # of this rank, whose loss was not finite
+    overflow: bool = False  # skipped because the loss scale was too high; it has been lowered
+    bad_cuts: Tuple[str, ...] = ()  # ids of this rank's cuts whose loss was not finite
 
 
 class Stepper:
     """Makes optimiser steps.
 
     The loss of a step is the sum over all its utterances (all ranks, all accumulated batches) divided by the sum of
-    their frames, so that neither the number of ranks nor the composition of batches changes it.
+    their frames, so it depends neither on the number of ranks nor on the composition of batches.
 
     Args:
-        model: wrapped or not.
+        model: wrapped for DDP or not.
         optimizer: of its parameters.
         config: the resolved configuration.
-        world: this process among its peers.
-        scaler: of the loss; by default one that suits device and precision.
-        rows: the rows that are trained of parameters that are trained in part, if any.
+        world: this rank.
+        scaler: of the loss; None: one for this device and precision.
+        rows: the trained rows of parameters that are trained in part, if any.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class Stepper:
         """Forward, backward and update on this rank's batches.
 
         Args:
-            batches: of this rank; gradients are accumulated over them.
-            step: its number, from 0.
-            skipped: number of earlier steps that changed no weight; the schedules do not count them.
+            batches: gradients are accumulated over them.
+            step: number of this step, from 0.
+            skipped: earlier steps that changed no weight; schedules do not count them.
         """
         c = self.config
         update = step - skipped
-        # Dropout and masks depend on seed, step and rank alone: a resumed run draws the same without stored RNG states.
+        # Dropout and masks depend on seed, step and rank alone: a resumed run needs no stored RNG states.
         torch.manual_seed((c.training.seed * 1_000_003 + step) * 4096 + self.world.rank)
         simple_scale, pruned_scale = loss_scales(update, c.model.loss)
         ctc_scale = c.model.loss.ctc_scale
@@ -121,10 +121,10 @@ class Stepper:
         loss = simple_scale * simple_mean + pruned_scale * pruned_mean + ctc_scale * ctc_mean
         # Update.
         norm = self._scale_gradients(frames)
-        # The lattice gives no gradient where it has no finite score, so a loss of NaN can leave finite gradients.
+        # The lattice has no gradient where no path has a finite score: a loss of NaN may come with finite gradients.
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         loss_scale = float(self.scaler.get_scale())
-        # Gradients that overflow in float16 are how the scaler finds its scale; at the least scale they are an error.
+        # The scaler finds its scale by overflows in float16; at the least scale they are an error.
         overflow = skipped and math.isfinite(loss) and self.scaler.is_enabled() and loss_scale > LEAST_SCALE
         set_lr(self.optimizer, lr_factor(update, c.optim, c.training.max_steps))
         if not skipped:
@@ -160,7 +160,7 @@ def forward(model: nn.Module, batch: Batch, stored: bool) -> Losses:
 
 @contextlib.contextmanager
 def naming_memory(batch: Batch) -> Iterator[None]:
-    """Turn running out of memory into a UserError that names the cuts of a batch."""
+    """Raise a UserError that names the cuts of a batch where it runs out of memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -174,7 +174,7 @@ def naming_memory(batch: Batch) -> Iterator[None]:
 
 
 def not_finite(losses: Losses, batch: Batch) -> List[str]:
-    """The ids of the cuts in a batch that have a loss which is not finite."""
+    """The ids of the cuts of a batch whose loss is not finite."""
     whole = losses.simple.detach() + losses.pruned.detach() + losses.ctc.detach()
     return [cut_id for cut_id, loss in zip(batch["cut_ids"], whole.tolist()) if not math.isfinite(loss)]
 
@@ -209,10 +209,9 @@ def dump_batches(exp_dir: Path, step: int, rank: int, batches: Sequence[Batch], 
 
 
 def worst_batches(sampler: TrainSampler, dataset: TransducerDataset) -> Dict[str, CutSet]:
-    """The batches of the first round that need most memory.
+    """The batches of the first round with the most audio, the longest cut, the most cuts and the most tokens.
 
-    These are, when padded, the ones with the most audio, the longest cut, the most cuts and the most tokens. The idea
-    is that of icefall's ``scan_pessimistic_batches_for_oom``.
+    Padding counts. As icefall's ``scan_pessimistic_batches_for_oom``.
     """
 
     def tokens(cuts: CutSet) -> int:
@@ -236,12 +235,12 @@ def worst_batches(sampler: TrainSampler, dataset: TransducerDataset) -> Dict[str
 def scan(
     model: nn.Module, sampler: TrainSampler, dataset: TransducerDataset, config: Config, world: DistributedContext
 ) -> List[str]:
-    """Run the largest batches forward and backward without an update; return a line for each, with its peak memory.
+    """Run the largest batches forward and backward; return a line for each, with its peak memory.
 
     Weights, buffers and the random numbers of later steps do not change.
 
     Raises:
-        UserError: naming the cuts of the first batch that does not fit.
+        UserError: naming the cuts of the first batch that does not fit into memory.
     """
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     scaler = grad_scaler(world.device, config.training.precision)

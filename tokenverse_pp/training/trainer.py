@@ -1,12 +1,12 @@
-"""The training loop on one page: draw, forward, backward, step, log, validate, save.
+"""The training loop: draw, step, log, validate, save (`Trainer.run`), and what a run starts from (`Trainer.start`).
 
-`Trainer.run` is the loop, `Stepper` one optimizer step. What comes before the first step (a checkpoint or another
-model to start from) is `Trainer.start`.
+One optimizer step (forward, backward, update) is `tokenverse_pp.training.steps.Stepper`.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -27,13 +27,12 @@ from tokenverse_pp.training.checkpoints import (
     Saver,
     changed_options,
     check_unchanged,
-    fingerprints,
     set_later_aside,
 )
 from tokenverse_pp.training.log import Meter, RunLog, add_drawn, drawn_table, plot_curves, read_log
 from tokenverse_pp.training.optim import FreezeSchedule, TrainedRows, lr_factor, make_optimizer
 from tokenverse_pp.training.steps import BAD_BATCHES, Stepper, StepResult, cut_ids, dump_batches, scan
-from tokenverse_pp.training.transfer import Before, InitialModel, as_state, start_from
+from tokenverse_pp.training.transfer import Before, InitialModel, start_from
 from tokenverse_pp.training.validation import Validator, describe
 
 
@@ -42,11 +41,11 @@ class Trainer:
 
     Args:
         config: the resolved configuration.
-        model: not wrapped, on the device of ``world``.
+        model: not wrapped for DDP, on the device of ``world``.
         dataset: makes the training batches.
-        sampler: draws their cuts (of this rank).
-        validator: scores the model, or None.
-        world: this process and the number of its peers.
+        sampler: draws this rank's cuts.
+        validator: scores the model; None: no validation.
+        world: this rank.
         before: tasks and vocabulary of the model that the run starts from, if any.
     """
 
@@ -74,13 +73,13 @@ class Trainer:
         self.scaler = grad_scaler(world.device, config.training.precision)
         self.freezing = FreezeSchedule(model, config.training.freeze)
         self.saver = Saver(config, model, self.optimizer, self.scaler, dataset.tokenizer, world.size)
-        self.saver.origin["before"] = as_state(before)
+        self.saver.origin["before"] = before and asdict(before)
         self.progress = Progress()
         self.saved = 0  # step of the latest checkpoint
         self.meter = Meter(dataset.tasks.names)
 
     def run(self) -> Path:
-        """Train to the end; return the folder of the averaged model."""
+        """Train until the last step or epoch; return the folder of the averaged model."""
         t = self.config.training
         self.stepper = Stepper(self.model, self.optimizer, self.config, self.world, self.scaler, self.rows)
         self.model.train()
@@ -101,7 +100,7 @@ class Trainer:
                 self.validate(log)
             if self.step % t.save_every == 0 or (validated and t.keep_best):
                 self.save()
-            self.meter.restart()  # do not count validation and saving as training time
+            self.meter.restart()  # validation and saving are not training time
             if last:
                 break
         bar.close()
@@ -113,10 +112,10 @@ class Trainer:
         return self.finish()
 
     def draw(self) -> Iterator[Tuple[SamplerState, List[Batch]]]:
-        """Yield the batches of each step, and the place in the data after them.
+        """Yield the batches of each step and the sampler's state after them.
 
-        A step has `training.accumulate` batches, the last one of an epoch may have fewer. All ranks agree before each
-        step that none has reached the end of the epoch.
+        A step has ``training.accumulate`` batches; the last step of an epoch may have fewer. An epoch ends on all ranks
+        as soon as one rank has no batch left.
         """
         t = self.config.training
         start = self.progress.place
@@ -134,11 +133,11 @@ class Trainer:
             start = SamplerState(epoch + 1)
 
     def train_step(self, place: SamplerState, batches: List[Batch]) -> StepResult:
-        """Freeze or unfreeze layers, make one optimizer step, count it, and update the running average."""
+        """Freeze or unfreeze layers, make one optimizer step, and update the counters and the running average."""
         p = self.progress
         if self.freezing.apply(p.updates) or self.stepper.model is self.model:
-            # DDP needs to know which parameters have gradients: wrap the model again when they change.
-            self.stepper.model = self.model  # free the gradient buckets of the old wrapper first
+            # DDP must know which parameters have gradients: wrap the model again whenever they change.
+            self.stepper.model = self.model  # frees the gradient buckets of the old wrapper
             self.stepper.model = self.world.wrap(self.model)
         result = self.stepper(batches, p.step, p.skipped_steps)
         p.step, p.place, p.valid = p.step + 1, place, None
@@ -150,7 +149,7 @@ class Trainer:
         return result
 
     def log(self, log: Optional[RunLog], bar: tqdm) -> None:
-        """Write a record of the steps since the last one (first rank), with what all ranks have drawn."""
+        """Write a record of the steps since the last record, and of the cuts that all ranks have drawn."""
         drawn = add_drawn(self.world.gather(self.meter.drawn))
         if log:
             p, optim = self.progress, self.config.optim
@@ -172,7 +171,7 @@ class Trainer:
         self.say(f"step {self.step}: {describe(scores)}")
 
     def save(self) -> None:
-        """Write a checkpoint (first rank), and remove those that are no longer needed."""
+        """Write a checkpoint and delete those that are no longer needed (first rank)."""
         self._share_trained()
         if self.world.is_first:
             self.saver.save(self.progress)
@@ -180,7 +179,7 @@ class Trainer:
         self.world.barrier()
 
     def finish(self) -> Path:
-        """Average the last checkpoints into ``model/`` and score it."""
+        """Average the last checkpoints into ``model/``, and validate that model."""
         folder = self.exp_dir / "model"
         if self.world.is_first:
             self.saver.write_model()
@@ -193,7 +192,7 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Steps made since the run began, those before a resume included."""
+        """Steps since the run began, including those before it was resumed."""
         return self.progress.step
 
     @property
@@ -209,25 +208,25 @@ class Trainer:
             tqdm.write(line, file=sys.stderr)
 
     def start(self, folder: Optional[Path] = None, source: Optional[InitialModel] = None) -> None:
-        """Resume from a checkpoint (see `checkpoints.find_start`), or start from another model, or from scratch.
+        """Resume from a checkpoint (`checkpoints.find_start`), start from another model, or from scratch.
 
-        All input is checked before the experiment folder is written to.
+        All input is checked before anything is written to the experiment folder.
         """
-        corpora = self.world.from_first(lambda: fingerprints(self.sampler.rounds.sources))
+        corpora = self.world.from_first(lambda: [source.fingerprint() for source in self.sampler.rounds.sources])
         if folder:
             self._resume(folder, corpora)
         elif source:
             added = start_from(source, self.model, self.dataset.tasks, self.dataset.tokenizer, self.say)
             self.say(f"starting from the weights of {source.folder}{'; new: ' if added else ''}{', '.join(added)}")
         self.sampler.look()
-        self.world.barrier()  # all have read before the first writes
+        self.world.barrier()  # all ranks have read before the first one writes
         if self.world.is_first:
             self.saver.prepare(corpora)
             for aside in set_later_aside(self.exp_dir, self.step):
                 self.say(f"set aside: {aside}")
 
     def _resume(self, folder: Path, corpora: List[Dict[str, Any]]) -> None:
-        """Take weights, optimiser and place in the data from a checkpoint."""
+        """Load weights, optimiser and sampler state from a checkpoint."""
         self.progress, state = self.saver.load(folder)
         check_unchanged(folder, state, corpora, self.config)
         self.saved = self.step
@@ -236,20 +235,20 @@ class Trainer:
             self.say(f"options changed since {folder.name}: {', '.join(changed)}")
         ranks = state["world_size"]
         if ranks != self.world.size:
-            # Batches are drawn for all ranks at once: as many cuts are passed over, though not quite the same ones.
+            # Batches are drawn for all ranks at once: as many cuts are skipped, though not exactly the same ones.
             place = self.progress.place
             self.progress.place = place._replace(batch=place.batch * ranks // self.world.size)
             self.say(f"{folder.name} is of {ranks} ranks, now {self.world.size}: the rest of the round is drawn anew")
         self.say(f"resuming from {folder.name}: {self.progress.place}")
 
     def _share_trained(self) -> None:
-        """Tell all ranks which combinations of tasks any of them has trained."""
+        """Share which combinations of tasks any rank has trained."""
         for name, buffer in self.model.named_buffers():
             if name.endswith("vectors.trained"):
                 self.world.any_(buffer)
 
     def _check(self, result: StepResult, batches: List[Batch]) -> None:
-        """Report and write down the cuts of a step with a loss or gradient that is not finite; stop after too many."""
+        """Report and dump the batches of a step whose loss or gradient is not finite; stop after too many."""
         p, most = self.progress, self.config.training.max_bad_steps
         if result.overflow:
             return
@@ -257,7 +256,7 @@ class Trainer:
         if not result.skipped:
             return
         p.bad_steps += 1
-        # Where some cut's loss is not finite, that is the reason; otherwise any rank may have it.
+        # If the loss of a cut is not finite, that rank reports it; a gradient may be any rank's.
         if result.bad_cuts or result.loss == result.loss:
             ids = ", ".join(result.bad_cuts or cut_ids(batches))
             folder = dump_batches(self.exp_dir, self.step, self.world.rank, batches, result.bad_cuts)
@@ -274,6 +273,6 @@ class Trainer:
 
 
 def set_threads(count: int) -> None:
-    """Limit torch's CPU threads, if asked to."""
+    """Limit torch's CPU threads; 0: no limit."""
     if count:
         torch.set_num_threads(count)
