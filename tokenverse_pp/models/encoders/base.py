@@ -18,8 +18,8 @@ from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.models.compat import transformer_layer
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid
 
-# Added to the attention scores of padded keys: exp() of it is exactly 0 in every float type, and unlike -inf
-# it cannot make a NaN of a row that is masked altogether.
+# Added to the attention scores of padded keys: exp() of it is exactly 0 in every float type, and unlike -inf it gives
+# no NaN in a row where everything is masked.
 MASKED_SCORE = -30000.0
 
 
@@ -33,17 +33,17 @@ def length_mask(lens: Tensor, size: int) -> Tensor:
 
 
 def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
-    """Return x (N, T, C) with zeros where mask (N, T) is false; x itself is not changed."""
+    """Return a copy of x (N, T, C) with zeros where mask (N, T) is false."""
     return x.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
 def attention_bias(mask: Tensor, dtype: torch.dtype, seen: Optional[Tensor] = None) -> Optional[Tensor]:
-    """Return the attention bias that masks padding, (N, 1, T, T), to be added to scores; None if nothing is masked.
+    """Return the additive attention bias (N, 1, T, T) that masks padding; None if nothing is masked.
 
     Args:
         mask: (N, T), true on valid frames.
         dtype: of the scores.
-        seen: (T, T), true on what each frame sees (`chunk_mask`).
+        seen: (T, T), true on the frames that each frame sees (`chunks.chunk_mask`).
     """
     if seen is not None:
         return score_bias(mask[:, None, None, :] & seen, dtype)
@@ -54,7 +54,7 @@ def attention_bias(mask: Tensor, dtype: torch.dtype, seen: Optional[Tensor] = No
 
 
 def score_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return 0 where ``seen`` is true, and what makes a score vanish elsewhere; of the same shape."""
+    """Return 0 where ``seen`` is true and `MASKED_SCORE` elsewhere, of the same shape."""
     return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, MASKED_SCORE)
 
 
@@ -86,9 +86,9 @@ def make_frames_of(encoder: Encoder) -> Callable[[float], int]:
 
 
 class Encoder(nn.Module, ABC):
-    """A speech encoder in two halves, with a seam between them where task vectors are added.
+    """A speech encoder in two halves; task vectors are added at the seam between them.
 
-    Padding never reaches the valid frames, in either half; padded frames of both results are zero.
+    Valid frames do not depend on padding, in either half; padded frames of both results are zero.
 
     Args:
         backbone: the pretrained encoder.
@@ -99,7 +99,7 @@ class Encoder(nn.Module, ABC):
         output_dim: C of the output.
         frame_shift: seconds between frames at the seam.
         output_frame_shift: seconds between frames of the output.
-        highest_layer: number of the highest layer of the backbone that runs; nothing reads those above it.
+        highest_layer: number of the highest layer of the backbone that runs.
     """
 
     feature_dim: int
@@ -117,11 +117,11 @@ class Encoder(nn.Module, ABC):
     def extract(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tuple[Tensor, Tensor]:
         """First half: audio (N, S), lens (N,) samples -> features (N, T, F), lens (N,) frames.
 
-        Audio is float32 at 16 kHz in [-1, 1]. ``chunks``: each frame sees its chunk and the left context alone, as in
-        streaming; None for full context (options of full context are not taken).
+        Audio is float32 at 16 kHz in [-1, 1]. ``chunks``: each frame sees only its chunk and the left context, as in
+        streaming; None: full context (never options of full context).
 
         Raises:
-            UserError: an utterance is too short for one frame, or longer than the model can take.
+            UserError: an utterance is too short for one frame, or too long for the model.
         """
 
     @abstractmethod
@@ -130,38 +130,35 @@ class Encoder(nn.Module, ABC):
     ) -> Tuple[Tensor, Tensor]:
         """Second half: features (N, T, F), lens (N,) -> output (N, ceil(T / stack), C), lens (N,).
 
-        ``features`` is not changed, and what it holds on padded frames does not matter. ``chunks``: see `extract`.
+        ``features`` is not changed; its padded frames may hold anything. ``chunks``: see `extract`.
         """
 
     def grid(self, chunks: ChunkOptions) -> ChunkGrid:
         """The chunks at the seam.
 
         Raises:
-            UserError: the chunk is no whole number of frames, or the encoder cannot be run in chunks.
+            UserError: the chunk is no whole number of frames, or the encoder cannot run in chunks.
         """
         return self.backbone.grid(chunks, self.stack)
 
     @abstractmethod
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """The maximum look-ahead beyond a chunk's end: 0 if ``chunks.strict``.
-
-        Otherwise whole chunks: what sees one frame of a chunk sees, through statistics and attention, all of it.
-        """
+        """The most that a frame sees beyond its chunk's end, in whole chunks; 0 if ``chunks.strict``."""
 
     def feature_lens(self, lens: Tensor) -> Tensor:
-        """Samples -> frames at the seam, without running anything."""
+        """Samples -> frames at the seam."""
         return self.backbone.frame_lens(lens)
 
     def output_lens(self, feature_lens: Tensor) -> Tensor:
-        """Frames at the seam -> frames of the output, ceil(frames / stack), without running anything."""
+        """Frames at the seam -> frames of the output, ceil(frames / stack)."""
         return stacked_lens(feature_lens, self.stack)
 
     def frozen_prefixes(self) -> Tuple[str, ...]:
-        """Prefixes of the ``state_dict`` keys that training never changes, so that checkpoints need not hold them."""
+        """Prefixes of the ``state_dict`` keys that training never changes; checkpoints leave them out."""
         return ()
 
     def unread_prefixes(self) -> Tuple[str, ...]:
-        """Prefixes of ``state_dict`` keys that older versions saved although nothing reads these weights."""
+        """Prefixes of the ``state_dict`` keys of unused weights, which older versions saved."""
         return ()
 
     def forward(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
@@ -170,12 +167,11 @@ class Encoder(nn.Module, ABC):
 
 
 class Backbone(nn.Module, ABC):
-    """A pretrained encoder of one family in two parts: ``embed`` (audio -> frames), ``transform`` (layers).
+    """A pretrained encoder of one family in two parts: ``embed`` (audio -> frames) and ``transform`` (layers).
 
-    transformers' own forward is not used: it zeroes padded frames of its input in place, applies SpecAugment
-    and layerdrop in training (the first is done at the seam here, the second breaks DDP), ignores the lengths
-    of group-norm models, and wants 30 s for Whisper. Only its modules run, so weights and their names are its
-    own.
+    Only the modules of transformers run, not its forward: that zeroes padded frames of its input in place, applies
+    SpecAugment (done at the seam here) and layerdrop (breaks DDP) in training, ignores the lengths for group-norm
+    models, and requires 30 s for Whisper.
     """
 
     hidden_size: int
@@ -183,14 +179,14 @@ class Backbone(nn.Module, ABC):
     frame_shift: float
     hop: int  # samples from one frame to the next
     receptive: int  # frame t of `embed` sees no sample from hop * t + receptive on
-    right_frames: int = 0  # that `transform` sees after a frame, beside attention
+    right_frames: int = 0  # frames that `transform` sees after a frame, apart from attention
     gradient_checkpointing: bool = False
 
     @abstractmethod
     def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
         """Audio (N, S), lens (N,) samples -> transformer input (N, T, hidden_size), zero on padding.
 
-        With ``chunks``, statistics of the utterance are those of what was heard up to the end of a frame's chunk.
+        With ``chunks``, statistics are those of the audio up to the end of a frame's chunk.
         """
 
     @abstractmethod
@@ -206,7 +202,7 @@ class Backbone(nn.Module, ABC):
     ) -> List[Tensor]:
         """Frames (N, T, hidden_size), lens (N,) -> the wanted hidden states, each (N, T, hidden_size).
 
-        They are numbered as in ``EncoderConfig.layers``. ``grid``: the chunks; None for full context.
+        Numbers as in ``EncoderConfig.layers``. ``grid``: the chunks; None for full context.
         """
         mask = length_mask(lens, x.shape[1])
         x = self.add_positions(zero_padding(x, mask), grid)

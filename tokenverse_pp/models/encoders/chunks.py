@@ -25,8 +25,8 @@ class ChunkGrid:
     """The chunks at one frame rate: frame t is in chunk (t + delay) // size.
 
     Args:
-        size: frames a chunk; the first one has ``size - delay``.
-        delay: frames that must wait for the next chunk, because they see samples past the end of theirs.
+        size: frames per chunk; the first one has ``size - delay``.
+        delay: frames that belong to the next chunk, because they see samples past the end of this one.
         left_chunks: see ChunkOptions.
         sinks: in frames of this rate.
         strict: see ChunkOptions.
@@ -39,17 +39,17 @@ class ChunkGrid:
     strict: bool = True
 
     def chunk_of(self, frames: Tensor) -> Tensor:
-        """Frame numbers -> numbers of their chunks, both of any shape."""
+        """Frame numbers -> numbers of their chunks, of any shape."""
         return torch.div(frames + self.delay, self.size, rounding_mode="floor")
 
     def window_start(self, frames: Tensor) -> Tensor:
-        """Frame numbers -> the first frame that each sees (but for sinks), given the left context."""
+        """Frame numbers -> the first frame that each sees, apart from sinks."""
         if self.left_chunks < 0:
             return torch.zeros_like(frames)
         return ((self.chunk_of(frames) - self.left_chunks) * self.size - self.delay).clamp(min=0)
 
     def segments(self, start: int, count: int) -> List[int]:
-        """Cut ``count`` frames from ``start`` on at the chunks' edges -> lengths of the pieces.
+        """Split ``count`` frames from ``start`` on at chunk boundaries -> lengths of the pieces.
 
         size 4, delay 1, frames 2 to 8:  2 | 3 4 5 6 | 7 8  ->  [1, 4, 2]
         """
@@ -65,7 +65,7 @@ class ChunkGrid:
         return -(-frames // self.size) * self.size
 
     def stacked(self, stack: int) -> ChunkGrid:
-        """The grid of frames that join ``stack`` of these: each is in the chunk of the last one that it joins."""
+        """The grid of frames that join ``stack`` of these; each is in the chunk of its last one."""
         sinks = -(-self.sinks // stack)
         return ChunkGrid(
             self.size // stack, (stack - 1 + self.delay) // stack, self.left_chunks, sinks, strict=self.strict
@@ -73,13 +73,13 @@ class ChunkGrid:
 
 
 def chunk_grid(options: ChunkOptions, hop: int, receptive: int, stack: int = 1) -> ChunkGrid:
-    """The chunks of frames that are ``hop`` samples apart and see ``receptive`` samples from their start on.
+    """The grid of frames.
 
     Args:
         options: not of full context.
         hop: samples from one frame to the next.
-        receptive: frame t sees no sample from ``hop * t + receptive`` on.
-        stack: frames that will be joined later: a chunk must hold a whole number of joined frames.
+        receptive: frame t sees the samples before ``hop * t + receptive``.
+        stack: a chunk must hold a whole number of ``stack`` joined frames.
 
     Raises:
         UserError: the chunk is no whole number of (joined) frames.
@@ -116,9 +116,9 @@ def chunk_mask(size: int, grid: ChunkGrid, device: Optional[torch.device] = None
 
 
 def sink_mask(size: int, grid: ChunkGrid, device: Optional[torch.device] = None) -> Tensor:
-    """Return (size, sinks) bool: row t is true on the sinks that frame t sees beside its window.
+    """Return (size, sinks) bool: row t is true on the sinks that frame t sees besides its window.
 
-    What `chunk_mask` adds for sinks. size 6, chunks of 2 (delay 0), left_chunks 0, sinks 3 (but never more than size):
+    size 6, chunks of 2 (delay 0), left_chunks 0, sinks 3 (but never more than size):
 
         . . .
         . . .
@@ -132,7 +132,7 @@ def sink_mask(size: int, grid: ChunkGrid, device: Optional[torch.device] = None)
 
 
 def sides(conv: nn.Conv1d) -> Tuple[int, int]:
-    """Frames that a "same" convolution sees on the left and on the right; an even kernel sees one more on the left."""
+    """Frames that a "same" convolution sees on the left and on the right; for an even kernel one more on the left."""
     kernel = int(conv.kernel_size[0])
     return kernel // 2, kernel - 1 - kernel // 2
 
@@ -141,7 +141,7 @@ def convolve(conv: nn.Conv1d, x: Tensor) -> Tensor:
     """Run a convolution of stride 1 on x (N, C, T) without its padding -> (N, C', T - kernel + 1)."""
     gains: Any = getattr(conv, "weight_g", None)
     if gains is not None:
-        # torch.nn.utils.weight_norm (before torch 2) sets conv.weight in a hook of forward, which is not run here.
+        # torch.nn.utils.weight_norm (before torch 2) sets conv.weight in a hook of forward, which does not run here.
         directions: Any = conv.weight_v
         weight = torch._weight_norm(directions, gains, max(range(3), key=lambda dim: gains.shape[dim]))
     else:
