@@ -24,6 +24,8 @@ from tokenverse_pp.tasks.lid import language_code, language_token
 from tokenverse_pp.tasks.registry import load_plugins_for
 from tokenverse_pp.tasks.transcript import is_task_token, turns_of
 
+PRETRAINED = "encoder.backbone."  # prefix of the names of the pretrained encoder's weights
+
 
 @dataclass
 class ModelBundle:
@@ -113,7 +115,7 @@ def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer, foreign: b
 
 def pretrained_prefixes(config: Config) -> Tuple[str, ...]:
     """Name prefixes of pretrained parameters, which take the lower learning rate."""
-    return ("encoder.backbone.",) if not config.model.encoder.random_init else ()
+    return (PRETRAINED,) if not config.model.encoder.random_init else ()
 
 
 def load_weights(model: Transducer, folder: Path) -> None:

@@ -26,8 +26,9 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.samplers import SamplerState
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models import checkpoint
-from tokenverse_pp.models.bundle import check_vocabulary, load_weights
+from tokenverse_pp.models.bundle import PRETRAINED, check_vocabulary, load_weights
 from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.training.steps import Progress
 
 
 def versions() -> Dict[str, str]:
@@ -148,23 +149,6 @@ def _flat(options: Dict[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]
 
 
 FORMAT = 2  # of state.json
-
-
-@dataclasses.dataclass
-class Progress:
-    """Progress of a run, as kept in ``state.json``."""
-
-    step: int = 0  # skipped steps included
-    skipped_steps: int = 0  # changed no weight: bad steps, and overflows in fp16
-    place: SamplerState = dataclasses.field(default_factory=SamplerState)
-    bad_steps: int = 0  # skipped because a loss or gradient was not finite
-    bad_in_a_row: int = 0
-    valid: Optional[Dict[str, float]] = None  # scores of this step
-
-    @property
-    def updates(self) -> int:
-        """Steps that changed the weights; the schedules count these."""
-        return self.step - self.skipped_steps
 
 
 class Saver:
@@ -303,9 +287,6 @@ def retain(exp_dir: Path, last: int, best: int, by: str) -> None:
     for folder in found:
         if folder not in kept:
             shutil.rmtree(folder)
-
-
-PRETRAINED = "encoder.backbone."  # prefix of the names of the pretrained encoder's weights
 
 
 def average(folders: Sequence[Path]) -> Dict[str, Tensor]:

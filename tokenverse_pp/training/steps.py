@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -33,6 +34,23 @@ LEAST_SCALE = 1e-2  # of the loss in fp16; icefall's zipformer recipe warns belo
 NOT_LOGGED = ("skipped", "overflow", "bad_cuts")
 BAD_BATCHES = "bad_batches"  # folder in the experiment folder
 MOST = 2000  # batches that the scan considers: sampling all would take as long as an epoch
+
+
+@dataclass
+class Progress:
+    """Progress of a run, as kept in ``state.json``."""
+
+    step: int = 0  # skipped steps included
+    skipped_steps: int = 0  # changed no weight: bad steps, and overflows in fp16
+    place: SamplerState = field(default_factory=SamplerState)
+    bad_steps: int = 0  # skipped because a loss or gradient was not finite
+    bad_in_a_row: int = 0
+    valid: Optional[Dict[str, float]] = None  # scores of this step
+
+    @property
+    def updates(self) -> int:
+        """Steps that changed the weights; the schedules count these."""
+        return self.step - self.skipped_steps
 
 
 class StepResult(NamedTuple):

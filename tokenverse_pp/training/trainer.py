@@ -23,7 +23,6 @@ from tokenverse_pp.models.bundle import load_weights, pretrained_prefixes
 from tokenverse_pp.models.compat import grad_scaler
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.checkpoints import (
-    Progress,
     Saver,
     changed_options,
     check_unchanged,
@@ -31,7 +30,7 @@ from tokenverse_pp.training.checkpoints import (
 )
 from tokenverse_pp.training.log import Meter, RunLog, add_drawn, drawn_table, plot_curves, read_log
 from tokenverse_pp.training.optim import FreezeSchedule, TrainedRows, lr_factor, make_optimizer
-from tokenverse_pp.training.steps import BAD_BATCHES, Stepper, StepResult, cut_ids, dump_batches, scan
+from tokenverse_pp.training.steps import BAD_BATCHES, Progress, Stepper, StepResult, cut_ids, dump_batches, scan
 from tokenverse_pp.training.transfer import Before, InitialModel, start_from
 from tokenverse_pp.training.validation import Validator, describe
 

@@ -18,12 +18,11 @@ from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models import checkpoint
-from tokenverse_pp.models.bundle import find_model, tasks_of
+from tokenverse_pp.models.bundle import PRETRAINED, find_model, tasks_of
 from tokenverse_pp.models.encoders import EncoderConfig
 from tokenverse_pp.models.encoders.base import Backbone
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.tasks import TaskSet
-from tokenverse_pp.training.checkpoints import PRETRAINED
 
 State = Dict[str, Tensor]
 # Parameters with a row for each token of the vocabulary.
