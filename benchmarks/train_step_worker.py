@@ -23,7 +23,7 @@ from tokenverse_pp.models.encoders import build_encoder
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.tasks import build_tasks
 from tokenverse_pp.training.optim import make_optimizer
-from tokenverse_pp.training.trainer import Stepper
+from tokenverse_pp.training.steps import Stepper
 
 PHASES = (
     "data",

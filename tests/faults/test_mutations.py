@@ -1,14 +1,12 @@
 """Damaged and foreign checkpoints: found by their checksums, refused in one line without them, never unpickled."""
 
-import json
 import os
 import pickle
 import random
 import shutil
 
 import pytest
-from runs import Run
-from toy_runs import toy_options
+import torch
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models import checkpoint
@@ -16,7 +14,6 @@ from tokenverse_pp.models.bundle import load_model
 from tokenverse_pp.training.optim import make_optimizer
 
 MUTATIONS = int(os.environ.get("FAULT_MUTATIONS", "200"))
-LIMIT = 300  # seconds that a run may take
 NUMBERS = ["1e999", "-1", "NaN", "0.5", "18446744073709551616", "[]", "null", '"x"', "{}", "true"]
 
 
@@ -111,32 +108,19 @@ def test_damage_with_right_checksums_is_refused_in_one_line_or_does_no_harm(newe
     assert {checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE, checkpoint.CONFIG} <= refused
 
 
+@pytest.mark.parametrize("saved", [pickle.dump, torch.save])
 @pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE, checkpoint.TOKENIZER])
-def test_nothing_is_unpickled(newest, tmp_path, name):
+def test_nothing_is_unpickled(newest, tmp_path, name, saved):
     folder, canary = tmp_path / newest.name, tmp_path / "canary"
     shutil.copytree(newest, folder)
-    (folder / name).write_bytes(pickle.dumps(Bomb(canary)))
+    with (folder / name).open("wb") as file:
+        saved({"w": Bomb(canary)}, file)
     checkpoint.write_checksums(folder)
     with pytest.raises(UserError):
         load_model(folder)
         checkpoint.read_tensors(folder / checkpoint.OPTIMIZER)
         checkpoint.read_state(folder)
     assert not canary.exists()
-    pickle.loads((folder / name).read_bytes())  # it would have gone off
-    assert canary.exists()
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_from_the_newest_whole_checkpoint(tiny_corpus, finished_run, tmp_path):
-    exp_dir = tmp_path / "exp"
-    shutil.copytree(finished_run, exp_dir)
-    shutil.rmtree(exp_dir / "model")
-    *_, before, last = checkpoint.list_checkpoints(exp_dir)
-    path = last / checkpoint.OPTIMIZER
-    path.write_bytes(path.read_bytes()[:-100])
-    run = Run.start(toy_options(tiny_corpus, exp_dir), tmp_path / "stderr")
-    assert run.wait(LIMIT) == 0, run.said()
-    assert f"resuming from {before.name}" in run.said() and str(path) in run.said()
-    assert json.loads((exp_dir / "checkpoints" / last.name / checkpoint.STATE).read_text())["step"] == 10
-    ours, theirs = ((folder / "model" / checkpoint.WEIGHTS).read_bytes() for folder in (exp_dir, finished_run))
-    assert ours == theirs
+    if saved is pickle.dump:
+        pickle.loads((folder / name).read_bytes())  # it would have gone off
+        assert canary.exists()

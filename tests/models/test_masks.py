@@ -9,7 +9,7 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models.compat import scaled_dot_product_attention
 from tokenverse_pp.models.encoders.base import attention_bias
-from tokenverse_pp.models.masks import ChunkGrid, chunk_grid, chunk_mask, sink_mask
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid, chunk_mask, sink_mask
 
 GRIDS = st.builds(ChunkGrid, st.integers(1, 7), st.integers(0, 3), st.integers(-1, 4), st.integers(0, 9))
 

@@ -5,7 +5,6 @@ import torch
 from lhotse import CutSet
 from toy_runs import read_cuts, toy_parts
 
-from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.training.steps import forward
 
 PLACES = [(place, strategy) for place in ("features", "encoder", "both") for strategy in ("sum", "combination")]
@@ -90,17 +89,6 @@ def test_rows_of_inactive_tasks_are_in_the_graph_without_a_gradient(tiny_corpus,
         assert moved == ([0, 1, 4] if strategy == "sum" else [0b1001])
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert unused == []  # DDP would wait for them for ever
-
-
-def test_combination_that_was_never_trained_is_refused(tiny_corpus, batch):
-    model = build(tiny_corpus, "features", "combination").model.train()
-    forward(model, batch, stored=False)
-    model.eval()
-    encode(model, batch)
-    active = batch["active"].clone()
-    active[0, 1] = 0
-    with pytest.raises(UserError, match="never active in training"):
-        encode(model, batch, active)
 
 
 def test_loss_of_an_utterance_does_not_depend_on_its_batch(tiny_corpus, batch):

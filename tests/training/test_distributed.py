@@ -12,7 +12,7 @@ from toy_runs import finish, read_cuts, start, toy_options, toy_parts
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.training.optim import FreezeSchedule, make_optimizer
-from tokenverse_pp.training.trainer import Stepper
+from tokenverse_pp.training.steps import Stepper
 
 # name -> options of model.encoder; the encoder has four layers.
 KINDS = {

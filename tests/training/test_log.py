@@ -1,11 +1,14 @@
-"""log.jsonl: a resumed run writes no record twice; curves are drawn."""
+"""The logs of a run, and the means and counts between two records."""
 
 import warnings
 from fnmatch import fnmatchcase
 
 import pytest
+import torch
 
-from tokenverse_pp.training.log import PANELS, RunLog, plot_curves, read_log
+from tokenverse_pp.training import log as meter_module
+from tokenverse_pp.training.log import PANELS, Meter, RunLog, add_drawn, drawn_table, plot_curves, read_log
+from tokenverse_pp.training.steps import StepResult
 
 
 def steps(exp_dir):
@@ -68,3 +71,84 @@ def test_records_without_curves_stay_out_of_tensorboard(tmp_path):
     log.note("drawn", 3, {"corpora": {"a": {"cuts": 1}}})
     log.close()
     assert read_log(tmp_path / "log.jsonl") == [{"kind": "drawn", "step": 3, "corpora": {"a": {"cuts": 1}}}]
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(meter_module, "time", clock)
+    return clock
+
+
+def result(loss, seconds):
+    return StepResult(loss, loss, loss, 5.0, 4.0, seconds, 1.0, False)
+
+
+def batch(*cuts):
+    corpora, durations, active = zip(*cuts)
+    return {"corpora": list(corpora), "durations": list(durations), "active": torch.tensor(active)}
+
+
+def test_means_and_speed_since_the_last_record(clock):
+    meter = Meter(["asr", "lid"])
+    for loss, seconds, took in ((1.0, 10.0, 2.0), (3.0, 20.0, 4.0)):
+        clock.now += took
+        meter.add(result(loss, seconds), [batch(("a", seconds, (1.0, 0.0)))])
+        clock.now += 50.0  # validation
+        meter.restart()
+    mean = meter.mean()
+    assert (mean["loss"], mean["seconds"], mean["speed"]) == (2.0, 15.0, 5.0)
+    meter.start_over()
+    clock.now += 1.0
+    meter.add(result(7.0, 3.0), [])
+    assert (meter.mean()["loss"], meter.mean()["speed"]) == (7.0, 3.0)
+
+
+def test_skipped_steps_are_left_out_of_the_means(clock):
+    meter = Meter()
+    skipped = result(float("nan"), 2.0)._replace(skipped=True, grad_norm=float("inf"))
+    clock.now += 1.0
+    meter.add(skipped, [])
+    assert meter.mean()["grad_norm"] == float("inf")  # nothing else was made
+    clock.now += 1.0
+    meter.add(result(3.0, 4.0), [])
+    assert (meter.mean()["loss"], meter.mean()["grad_norm"], meter.mean()["speed"]) == (3.0, 1.0, 3.0)
+
+
+def test_waiting_for_data_is_a_share_of_the_time(clock):
+    meter = Meter()
+
+    def slow():
+        for item in range(3):
+            clock.now += 1.0
+            yield item
+
+    items = []
+    for item in meter.waiting(slow()):
+        clock.now += 3.0
+        meter.add(result(1.0, 1.0), [])
+        items.append(item)
+    assert items == [0, 1, 2]
+    assert meter.mean()["data_wait"] == pytest.approx(0.25)
+
+
+def test_drawn_cuts_are_counted_by_corpus_and_task():
+    meters = [Meter(["asr", "lid"]), Meter(["asr", "lid"])]
+    meters[0].add(result(1.0, 1.0), [batch(("b", 3600.0, (1.0, 1.0)), ("a", 1800.0, (1.0, 0.0)))])
+    meters[1].add(result(1.0, 1.0), [batch(("a", 1800.0, (1.0, 1.0))), batch(("a", 0.0, (1.0, 1.0)))])
+    drawn = add_drawn(meter.drawn for meter in meters)
+    assert list(drawn) == ["a", "b"]
+    assert drawn["a"] == {"cuts": 3, "hours": 1.0, "active": {"asr": 3, "lid": 2}}
+    assert drawn["b"] == {"cuts": 1, "hours": 1.0, "active": {"asr": 1, "lid": 1}}
+    table = [line.split() for line in drawn_table(drawn).splitlines()]
+    assert ["a", "3", "1.00", "50.0%", "3", "2"] in table
+    assert drawn_table({}).startswith("drawn from")

@@ -1,14 +1,24 @@
-"""Parameter groups and schedules."""
+"""Parameter groups, schedules, frozen layers and adapters."""
 
 import math
 
 import pytest
 import torch
-from toy_runs import toy_parts
+from toy_runs import call, save_frozen_encoder, toy_options, toy_parts
 
 from tokenverse_pp.base.config import LossConfig, OptimConfig
-from tokenverse_pp.models.bundle import pretrained_prefixes
-from tokenverse_pp.training.optim import loss_scales, lr_factor, make_optimizer, parameter_groups, set_lr
+from tokenverse_pp.base.config_files import parse_config
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.models.bundle import load_model, pretrained_prefixes
+from tokenverse_pp.training.optim import (
+    FreezeSchedule,
+    loss_scales,
+    lr_factor,
+    make_optimizer,
+    parameter_groups,
+    set_lr,
+)
 
 CONFIG = OptimConfig(lr=0.1, encoder_lr=0.01, vector_lr=0.3, weight_decay=0.5, warmup_steps=10)
 
@@ -86,3 +96,104 @@ def test_loss_scales_warm_up_as_in_icefall():
         simple = 0.5 if step >= 2000 else 1.0 - (step / 2000) * (1.0 - 0.5)
         pruned = 1.0 if step >= 2000 else 0.1 + 0.9 * (step / 2000)
         assert loss_scales(step, config) == pytest.approx((simple, pruned))
+
+
+FROM_PRETRAINED = {"model__encoder__freeze_feature_encoder": "true"}
+
+
+def trained(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad and name.startswith("encoder.")}
+
+
+def test_stages_unfreeze_from_the_top_and_never_what_is_frozen_for_good(tiny_corpus):
+    model = toy_parts(tiny_corpus, **FROM_PRETRAINED).model
+    whole = trained(model)
+    highest = len(model.encoder.backbone.layers) - 1
+    schedule = FreezeSchedule(model, [[0, 0], [3, 1], [5, -1]])
+    assert [schedule.apply(step) for step in range(7)] == [True, False, False, True, False, True, False]
+    assert trained(model) == whole and not any("convolutions" in name for name in whole)
+    assert schedule.apply(0) and trained(model) == set()
+    assert schedule.apply(4)
+    assert all(f".layers.{highest}." in name or "encoder.layer_norm" in name for name in trained(model))
+    assert any(f".layers.{highest}." in name for name in trained(model))
+    assert model.joiner.output.weight.requires_grad
+
+
+def test_without_stages_nothing_changes(tiny_corpus):
+    model = toy_parts(tiny_corpus).model
+    before = trained(model)
+    assert not FreezeSchedule(model, []).apply(0) and trained(model) == before
+
+
+def test_impossible_schedules_are_refused(tiny_corpus, tmp_path):
+    model = toy_parts(tiny_corpus).model
+    with pytest.raises(UserError, match="not 99"):
+        FreezeSchedule(model, [[0, 99]])
+    frozen = toy_parts(tiny_corpus, **save_frozen_encoder(tiny_corpus, tmp_path / "encoder")).model
+    with pytest.raises(UserError, match="kind finetune"):
+        FreezeSchedule(frozen, [[0, 0]])
+    for bad in ("[[1, 0]]", "[[0, 0], [0, 1]]", "[[0]]", "[[0, -2]]"):
+        with pytest.raises(UserError, match=r"--training\.freeze"):
+            parse_config([f"--training.freeze={bad}"])
+
+
+def test_frozen_weights_stand_still_until_their_stage_and_a_resume_keeps_it(train_script, tiny_corpus, tmp_path):
+    changes = {
+        "data__valid": [],
+        "data__max_cuts": 4,
+        "training__save_every": 1,
+        "training__keep_last": 9,
+        "optim__decay": "constant",
+        "training__freeze": "[[0, 0], [2, 1], [4, -1]]",
+    }
+    for name, ends in (("whole", [6]), ("parts", [3, 6])):
+        for steps in ends:
+            options = toy_options(tiny_corpus, tmp_path / name, **changes, training__max_steps=steps)
+            done = call(train_script.main, *options)
+            assert done.code == 0, done.stderr
+    weights = [
+        checkpoint.read_tensors(checkpoint.checkpoint_dir(tmp_path / "whole", step) / checkpoint.WEIGHTS)
+        for step in range(1, 7)
+    ]
+    lowest, highest = (f"encoder.backbone.encoder.layers.{n}.attention.q_proj.weight" for n in (0, 1))
+
+    def moves(key):
+        return [not torch.equal(a[key], b[key]) for a, b in zip(weights, weights[1:])]
+
+    assert moves(lowest) == [False, False, False, True, True]
+    assert moves(highest) == [False, True, True, True, True]
+    assert all(moves("joiner.output.weight"))
+    ours = checkpoint.read_tensors(checkpoint.checkpoint_dir(tmp_path / "parts", 6) / checkpoint.WEIGHTS)
+    assert all(torch.equal(ours[key], weights[-1][key]) for key in ours)
+
+
+def test_learning_rate_falls_from_layer_to_layer(tiny_corpus):
+    model = toy_parts(tiny_corpus).model
+    config = OptimConfig(lr=1.0, encoder_lr=0.1, layer_decay=0.5)
+    rates = {id(p): g["base_lr"] for g in parameter_groups(model, config, ("encoder.backbone.",)) for p in g["params"]}
+    backbone = model.encoder.backbone
+    count = len(backbone.layers)
+    for number, layer in enumerate(backbone.layers):
+        assert {rates[id(p)] for p in layer.parameters()} == {0.1 * 0.5 ** (count - 1 - number)}
+    assert {rates[id(p)] for p in backbone.projection.parameters()} == {0.1 * 0.5**count}
+    assert rates[id(model.joiner.output.weight)] == 1.0
+    with pytest.raises(UserError, match=r"--optim\.layer_decay"):
+        parse_config(["--optim.layer_decay=1.5"])
+
+
+def test_run_with_adapters_resumes_and_loads_as_a_plain_encoder(train_script, tiny_corpus, tmp_path):
+    pytest.importorskip("peft")
+    changes = {"data__valid": [], "data__max_cuts": 4, "model__encoder__lora_rank": 2, "optim__decay": "constant"}
+    for steps in (1, 2):
+        options = toy_options(tiny_corpus, tmp_path / "exp", **changes, training__max_steps=steps)
+        done = call(train_script.main, *options)
+        assert done.code == 0, done.stderr
+    saved = checkpoint.read_tensors(tmp_path / "exp" / "model" / checkpoint.WEIGHTS)
+    adapter = [key for key in saved if "lora_B" in key]
+    assert adapter and all(saved[key].abs().sum() > 0 for key in adapter)
+    loaded = load_model(tmp_path / "exp")
+    assert not any("lora" in key for key in loaded.model.state_dict()) and loaded.config.model.encoder.lora_rank == 0
+    name = adapter[0].replace("lora_B.default.weight", "weight")
+    base = saved[name.replace(".weight", ".base_layer.weight")]
+    product = saved[adapter[0]] @ saved[adapter[0].replace("lora_B", "lora_A")]
+    assert torch.allclose(loaded.model.state_dict()[name], base + 16.0 / 2 * product, atol=1e-6)

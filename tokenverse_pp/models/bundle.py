@@ -1,4 +1,4 @@
-"""A trained model: tasks, tokenizer and network built from a configuration, or loaded from a model folder."""
+"""A trained model: tasks, tokenizer and network, built from a configuration or loaded from a model folder."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from tokenverse_pp.tasks.lid import language_code, language_token
 from tokenverse_pp.tasks.registry import load_plugins_for
 from tokenverse_pp.tasks.transcript import is_task_token, turns_of
 
+PRETRAINED = "encoder.backbone."  # prefix of the names of the pretrained encoder's weights
+
 
 @dataclass
 class ModelBundle:
@@ -37,24 +39,21 @@ class ModelBundle:
 
 
 def tasks_of(config: TasksConfig, trust_plugins: bool = False, folder: Optional[Path] = None) -> TaskSet:
-    """The tasks that a model's configuration names.
+    """The tasks of a model's configuration (raises UserError for an unknown one).
 
     Args:
         config: of the model.
-        trust_plugins: run the files that it names for tasks that nobody has registered (`load_plugins_for`).
+        trust_plugins: run the files that it names for unregistered tasks (`load_plugins_for`).
         folder: of the model.
-
-    Raises:
-        UserError: for an unknown task.
     """
     load_plugins_for(config.names, config.plugins, trust_plugins, folder)
     return build_tasks(config.names, config.options())
 
 
 def spelled_as_before(config: Config) -> List[str]:
-    """``tasks.languages`` as spelt in the vocabulary that the run continues from; others as configured.
+    """``tasks.languages`` as spelt in the vocabulary that the run continues from; new ones as configured.
 
-    A vocabulary with ``[FR]`` spells ``fra`` as ``fr``: one language never gets a second token.
+    With ``[FR]`` in the vocabulary ``fra`` becomes ``fr``, so that no language gets a second token.
     """
     vocabulary = _vocabulary_before(config)
     if vocabulary is None:
@@ -68,7 +67,7 @@ def spelled_as_before(config: Config) -> List[str]:
 
 
 def _vocabulary_before(config: Config) -> Optional[Tokenizer]:
-    """The tokenizer that the configuration names, that of the newest checkpoint, or of ``training.init_from``."""
+    """The tokenizer of the configuration, of the latest checkpoint or of ``training.init_from``, if any."""
     t = config.training
     folders = [Path(str(t.resume)), *reversed(checkpoint.list_checkpoints(Path(t.exp_dir)))]
     if t.init_from:
@@ -77,7 +76,7 @@ def _vocabulary_before(config: Config) -> Optional[Tokenizer]:
     files = [Path(config.tokenizer.model)] if config.tokenizer.model else []
     for file in [*files, *(folder / checkpoint.TOKENIZER for folder in folders)]:
         if file.is_file():
-            with contextlib.suppress(UserError):  # a damaged one is named where it is needed
+            with contextlib.suppress(UserError):  # whoever needs it reports the damage
                 return Tokenizer.load(file)
     return None
 
@@ -85,10 +84,10 @@ def _vocabulary_before(config: Config) -> Optional[Tokenizer]:
 def get_tokenizer(
     config: Config, tasks: TaskSet, start: Optional[Path] = None, base: Optional[Tokenizer] = None
 ) -> Tokenizer:
-    """The tokenizer of a run, with all the tokens of ``tasks``.
+    """The tokenizer of a run, with all tokens of ``tasks``.
 
-    It is the file that the configuration names, or that of the checkpoint ``start`` which the run goes on from, or
-    ``base`` with the tokens and the characters of ``data.train`` that it lacks, or a new one trained on these texts.
+    In this order: the file that the configuration names, that of the checkpoint ``start`` to resume from, ``base``
+    extended by missing tokens and characters of ``data.train``, or a new one trained on these texts.
     """
     if config.tokenizer.model:
         tokenizer = Tokenizer.load(config.tokenizer.model)
@@ -106,7 +105,7 @@ def get_tokenizer(
 def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer, foreign: bool = False) -> Transducer:
     """A new model; parameters that are not pretrained are initialised from the seed.
 
-    ``foreign``: a model folder names the encoder, not the user (see `tokenverse_pp.models.encoders.kinds`).
+    ``foreign``: see `tokenverse_pp.models.encoders.kinds.load_backbone`.
     """
     torch.manual_seed(config.training.seed)
     return Transducer(
@@ -115,8 +114,8 @@ def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer, foreign: b
 
 
 def pretrained_prefixes(config: Config) -> Tuple[str, ...]:
-    """Name prefixes of the parameters that came with pretrained weights (they take the lower learning rate)."""
-    return ("encoder.backbone.",) if not config.model.encoder.random_init else ()
+    """Name prefixes of pretrained parameters, which take the lower learning rate."""
+    return (PRETRAINED,) if not config.model.encoder.random_init else ()
 
 
 def load_weights(model: Transducer, folder: Path) -> None:
@@ -137,7 +136,7 @@ def check_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def find_model(path: Path) -> Path:
-    """A model folder: the path itself, or ``model/`` or the newest checkpoint in an experiment folder."""
+    """A model folder: the path itself, or ``model/`` or the latest checkpoint of an experiment folder."""
     for folder in (path, path / "model", *reversed(checkpoint.list_checkpoints(path))):
         if (folder / checkpoint.WEIGHTS).is_file():
             return folder
@@ -145,7 +144,7 @@ def find_model(path: Path) -> Path:
 
 
 def own_encoder(folder: Path, name: str) -> Optional[Path]:
-    """The pretrained encoder in a model folder under the configured name, if there is one."""
+    """The pretrained encoder within a model folder, if the configured name is one."""
     path = folder / name
     return path if name and (path / "config.json").is_file() else None
 
@@ -157,13 +156,12 @@ def load_model(
 
     Args:
         path: see `find_model`.
-        encoder_name: where the pretrained encoder is, if not where it was in training.
-        trust_plugins: run the files of tasks that the model names (see `tokenverse_pp.tasks.load_plugins` for files
-            of one's own).
-        foreign: whether the model names its encoder, not the user; by default it does without ``encoder_name``.
+        encoder_name: the pretrained encoder, if it is not where it was in training.
+        trust_plugins: run the task files that the model names (your own: `tokenverse_pp.tasks.load_plugins`).
+        foreign: see `build_model`; by default true without ``encoder_name``.
 
     Raises:
-        UserError: for a folder that is damaged or no model, and for a task whose code is not run.
+        UserError: the folder is damaged or no model, or a task's code is not run.
     """
     folder = find_model(path)
     checkpoint.check_model(folder)

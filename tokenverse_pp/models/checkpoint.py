@@ -1,7 +1,7 @@
-"""Checkpoints: folders of tensors (safetensors) and text, written under a temporary name and renamed.
+"""The files of model folders and checkpoints: tensors (safetensors) and text, written aside and renamed.
 
-A checkpoint is a complete model folder (weights, configuration, tokenizer), the optimiser's state and a list of the
-SHA-256 sums of its files. Nothing in it is unpickled.
+A checkpoint is a model folder (weights, configuration, tokenizer) with the optimiser's state and the SHA-256 sums of
+its files. Nothing in it is unpickled. What a model folder means is `tokenverse_pp.models.bundle`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tokenverse_pp.base.files import feed
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
-AVERAGE = "average.safetensors"  # with training.average_period: the running mean of the weights
+AVERAGE = "average.safetensors"  # running mean of the weights, with training.average_period
 STATE = "state.json"
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
 CHECKSUMS = "checksums.json"  # {file: {"bytes": .., "sha256": ..}}
-COMPLETE = (WEIGHTS, OPTIMIZER, STATE, CONFIG, TOKENIZER)  # what a run needs to go on
+COMPLETE = (WEIGHTS, OPTIMIZER, STATE, CONFIG, TOKENIZER)  # what a run needs to resume
 
 
 def checkpoint_dir(exp_dir: Path, step: int) -> Path:
@@ -42,7 +42,7 @@ def step_of(folder: Path) -> int:
 
 
 def list_checkpoints(exp_dir: Path) -> List[Path]:
-    """Finished checkpoints, oldest first (a folder with a temporary name is none)."""
+    """Complete checkpoints, oldest first."""
     found = (exp_dir / "checkpoints").glob("step-" + "[0-9]" * 8)
     return sorted(p for p in found if (p / STATE).is_file())
 
@@ -51,12 +51,12 @@ def write_folder(folder: Path, tensors: Dict[str, Dict[str, Tensor]], texts: Dic
     """Write files and their checksums into a folder, atomically.
 
     Args:
-        folder: the final name; one that is there already is replaced.
+        folder: replaced if it exists.
         tensors: file name -> tensors.
         texts: file name -> content.
 
     Raises:
-        UserError: where it cannot be written (disk full, no permission); what was there before stays.
+        UserError: it cannot be written (disk full, no permission); an existing folder stays.
     """
     temporary, old = (folder.with_name(folder.name + end) for end in (".tmp", ".old"))
     try:
@@ -93,22 +93,21 @@ def _flush(path: Path) -> None:
 def checksum(path: Path) -> Dict[str, Any]:
     """Bytes and SHA-256 of a file."""
     digest = hashlib.sha256()
-    size = feed(digest, path)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return {"bytes": feed(digest, path), "sha256": digest.hexdigest()}
 
 
 def write_checksums(folder: Path) -> None:
-    """List the files of a folder with their sums."""
+    """Write the checksums of a folder's files into it."""
     sums = {path.name: checksum(path) for path in sorted(folder.iterdir()) if path.name != CHECKSUMS}
     (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
 
 
 def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
-    """The problem of a folder written by `write_folder`, in one line, or None.
+    """What is damaged in a folder written by `write_folder`, in one line; None: nothing.
 
     Args:
-        folder: a checkpoint, or a model folder.
-        names: files that must be there; all that the list of checksums holds are read.
+        folder: a checkpoint or model folder.
+        names: files that must be there; all files with a checksum are read.
     """
     try:
         text = (folder / CHECKSUMS).read_text(encoding="utf-8")
@@ -134,9 +133,9 @@ def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
 
 
 def check_model(folder: Path) -> None:
-    """Check the checksums of a model folder's weights and tokenizer (raises UserError).
+    """Verify the checksums, if any, of a model folder's weights and tokenizer (raises UserError).
 
-    Its configuration may have been edited since, and a folder without checksums is taken as it is.
+    The configuration may have been edited.
     """
     try:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
@@ -151,7 +150,7 @@ def check_model(folder: Path) -> None:
 
 
 def read_tensors(path: Path) -> Dict[str, Tensor]:
-    """Tensors of a safetensors file (raises UserError where it is missing or damaged)."""
+    """The tensors of a safetensors file (raises UserError)."""
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -161,7 +160,7 @@ def read_tensors(path: Path) -> Dict[str, Tensor]:
 
 
 def read_names(path: Path) -> List[str]:
-    """The names of the tensors in a safetensors file (raises UserError where it is missing or damaged)."""
+    """The names of the tensors in a safetensors file (raises UserError)."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; is its folder a model or checkpoint?")
     try:
@@ -172,7 +171,7 @@ def read_names(path: Path) -> List[str]:
 
 
 def read_state(folder: Path) -> Dict[str, Any]:
-    """The JSON state of a checkpoint (raises UserError where it is none)."""
+    """The JSON state of a checkpoint (raises UserError)."""
     path = folder / STATE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
@@ -199,14 +198,17 @@ def load_optimizer(
     path: Path = Path(OPTIMIZER),
     had_unread: bool = False,
 ) -> None:
-    """The inverse of `optimizer_tensors`; the groups stay those of the configuration.
+    """Load the result of `optimizer_tensors`; parameter groups stay as configured.
 
     Args:
-        had_unread: the optimiser had parameters besides that nothing read (`Transducer.unread`). They have no state,
-            for they never had a gradient; those with a state are numbered anew.
+        optimizer: of the model.
+        tensors: see `optimizer_tensors`.
+        path: their file, for messages.
+        had_unread: the optimiser also had unused parameters (`Transducer.unread`). These have no state, as they never
+            had a gradient; the others are renumbered.
 
     Raises:
-        UserError: naming ``path`` where the tensors are not of these parameters.
+        UserError: the tensors are not those of the optimiser's parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if had_unread:
@@ -229,7 +231,7 @@ def load_optimizer(
 
 
 def _numbered_anew(tensors: Dict[str, Tensor], count: int, path: Path) -> Dict[str, Tensor]:
-    """The state of an optimiser that had more parameters, of which ``count`` have a state: these in their order."""
+    """Renumber the state of an optimiser that had unused parameters; ``count``: parameters with a state."""
     numbers = sorted({int(key.partition(".")[0]) for key in tensors if key.partition(".")[0].isdecimal()})
     if len(numbers) not in (0, count):
         raise UserError(

@@ -1,7 +1,4 @@
-"""Differences between library versions (transformers 4.40 to 5.x, torch 1.13 to 2.x) and between devices.
-
-Device helpers: mixed precision, loss scaling and memory.
-"""
+"""Differences between library versions (transformers 4.40 to 5.x, torch 1.13 to 2.x) and between devices."""
 
 from __future__ import annotations
 
@@ -24,10 +21,9 @@ GROWTH_INTERVAL = 500  # steps
 
 
 def transformer_layer(layer: nn.Module, x: Tensor, arguments: Dict[str, Any]) -> Tensor:
-    """Run one encoder layer of transformers with keyword ``arguments`` and return its hidden states (N, T, C).
+    """Run one encoder layer of transformers and return its hidden states (N, T, C).
 
-    transformers 4 returns a tuple with them in front, 5 the tensor itself (except WavLM: still a tuple).
-    Whisper's layer takes a required ``layer_head_mask`` in 4.
+    In transformers 4 (and for WavLM in 5) they are the first of a tuple, and Whisper requires ``layer_head_mask``.
     """
     if "layer_head_mask" in inspect.signature(layer.forward).parameters:
         arguments = dict(arguments, layer_head_mask=None)
@@ -36,14 +32,14 @@ def transformer_layer(layer: nn.Module, x: Tensor, arguments: Dict[str, Any]) ->
 
 
 def float32_argument() -> Dict[str, torch.dtype]:
-    """Return the argument of ``from_pretrained`` for float32: ``torch_dtype``, since transformers 5 ``dtype``."""
+    """The argument of ``from_pretrained`` for float32: ``torch_dtype``, since transformers 5 ``dtype``."""
     major = int(transformers.__version__.split(".")[0])
     return {"dtype" if major >= 5 else "torch_dtype": torch.float32}
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings while a model is loaded and checked by the caller."""
+    """Silence the progress bars and warnings of transformers."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -59,9 +55,8 @@ def quiet_transformers() -> Iterator[None]:
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor]) -> Tensor:
     """Attention without dropout: q, k, v (N, H, T, D) -> (N, H, T, D).
 
-    ``bias`` is additive and broadcasts to (N, H, T, T), or is None. torch's fused kernel where it pays: it
-    needs torch 2.0, and on CPU the plain products train at least 1.3 times as fast in bfloat16 (T 175 to
-    500).
+    ``bias`` is additive and broadcasts to (N, H, T, T), or is None. GPUs use torch's fused kernel (torch 2.0); on CPUs
+    the plain products train at least 1.3 times as fast in bfloat16 (T 175 to 500).
     """
     if q.device.type != "cpu" and hasattr(F, "scaled_dot_product_attention"):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
@@ -74,14 +69,14 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional
 def in_exact_type(conv: nn.Conv1d, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Run a convolution, in float32 where bfloat16 on a CPU would be wrong.
 
-    oneDNN (torch 2.13) computes grouped convolutions in bfloat16 wrongly on CPUs with AMX where 16 does not divide the
-    number of channels in a group: the output has nothing to do with the input, or is NaN. wav2vec2's own sizes (48 and
-    64 channels in a group) are right; small encoders are not.
+    oneDNN (torch 2.13) computes grouped convolutions in bfloat16 wrongly on CPUs with AMX unless the number of channels
+    in a group is a multiple of 16: the output is unrelated to the input, or NaN. wav2vec2 (48 and 64 channels) is not
+    affected, small encoders are.
 
     Args:
         conv: the convolution.
-        run: calls it on ``x``.
-        x: its input, in any layout.
+        run: applies it to ``x``.
+        x: input, in any layout.
     """
     channels = conv.in_channels // conv.groups
     if x.device.type != "cpu" or conv.groups == 1 or channels == 1 or channels % 16 == 0:
@@ -90,8 +85,29 @@ def in_exact_type(conv: nn.Conv1d, run: Callable[[Tensor], Tensor], x: Tensor) -
         return run(x.to(conv.bias.dtype if conv.bias is not None else torch.float32))
 
 
+def without_unused_frames(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """Drop the last frames of x (N, C, T) that no output of an unpadded, strided convolution depends on.
+
+    This is done in bfloat16 on CPUs only. There oneDNN (torch 2.13, CPUs with AMX) reads past the end of its buffer if
+    frames are left over, and multiplies what it finds by zero: where that memory happens to hold NaN or infinity, the
+    gradient of the weights is NaN. It does so for kernels of 4 frames and more, which wav2vec2's own sizes do not
+    have after the first convolution, but small encoders do.
+    """
+    if x.device.type != "cpu" or not _autocast_on_cpu():
+        return x
+    unused = (x.shape[-1] - conv.kernel_size[0]) % conv.stride[0]
+    return x[..., : x.shape[-1] - unused]
+
+
+def _autocast_on_cpu() -> bool:
+    try:
+        return torch.is_autocast_enabled("cpu")
+    except TypeError:  # before torch 2.4
+        return torch.is_autocast_cpu_enabled()
+
+
 def peak_memory(device: torch.device) -> float:
-    """Peak memory in megabytes: allocated on a GPU, or the resident size of this process."""
+    """Peak memory in megabytes: allocated on a GPU, or resident for this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -99,14 +115,14 @@ def peak_memory(device: torch.device) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Reset `peak_memory` on a GPU (the peak of a process cannot be reset)."""
+    """Reset `peak_memory` on a GPU; that of a process cannot be reset."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a device, or this machine, is out of memory."""
+    """Whether an error means that a device or this machine is out of memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(

@@ -26,9 +26,9 @@ LONGEST_NAME = 150  # characters of a cut's id in the name of its file
 
 def features_origin(config: EncoderConfig) -> Dict[str, object]:
     """What determines the features at the seam: the pretrained encoder and its layers."""
-    if config.kind == "split":
-        return {"name": Path(config.name).name, "split_layer": config.split_layer}
-    return {"name": Path(config.name).name, "layers": list(config.layers)}
+    split = config.kind == "split"
+    layers = {"split_layer": config.split_layer} if split else {"layers": list(config.layers)}
+    return {"name": Path(config.name).name, **layers}
 
 
 def check_origin(cut: Cut, config: EncoderConfig) -> None:
@@ -64,15 +64,15 @@ def store_features(
     """Run the frozen half over every cut and store its output with lhotse.
 
     Args:
-        cuts: cuts with audio; read whole, each as one utterance.
+        cuts: with audio; each is one utterance.
         encoder: of kind ``frozen`` or ``split``.
-        config: what it was built from.
-        storage_dir: folder for one ``.npy`` file a cut, (T, F).
-        dtype: of the stored numbers; float16 halves the disk at a relative error of 5e-4.
-        max_duration: seconds of audio that go through the encoder at once.
-        chunks: the features are what streaming in these chunks gives. They are stored beside those of other chunks and
-            of full context (None) that the cuts may have; multi-chunk training takes those of the chunks it draws.
-        bf16: autocast the encoder to bfloat16 (faster on CPUs and GPUs that have it, relative error about 1e-2).
+        config: of the encoder.
+        storage_dir: folder for one ``.npy`` file per cut, (T, F).
+        dtype: of the stored numbers; float16 halves the size at a relative error of 5e-4.
+        max_duration: seconds of audio in a batch.
+        bf16: autocast the encoder to bfloat16 (relative error about 1e-2).
+        chunks: features as in streaming with these chunks, stored beside those of other chunks and of full context
+            (None); multi-chunk training reads those of the chunks that it draws.
 
     Returns:
         The cuts, in their order, with the array's manifest in ``custom``.
@@ -106,7 +106,7 @@ def store_features(
 
 
 def batches_of(cuts: Iterable[Cut], max_duration: float) -> Iterator[List[Cut]]:
-    """Consecutive cuts, as many as ``max_duration`` seconds hold once padded; at least one."""
+    """Consecutive cuts of at most ``max_duration`` seconds, padding included; at least one cut."""
     group: List[Cut] = []
     for cut in cuts:
         if group and (len(group) + 1) * max(cut.duration, max(c.duration for c in group)) > max_duration:
@@ -118,6 +118,6 @@ def batches_of(cuts: Iterable[Cut], max_duration: float) -> Iterator[List[Cut]]:
 
 
 def _file_key(cut_id: str) -> str:
-    """A cut id as a file name: the id itself, or where that is no name of a file in one folder, one of its own."""
+    """A file name for a cut id: the id itself if it is one, else a cleaned form with a hash."""
     key = re.sub(r"[/\\]|" + CONTROL.pattern, "_", cut_id)[:LONGEST_NAME]
     return key if key == cut_id else f"{key}.{hashlib.sha256(cut_id.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"

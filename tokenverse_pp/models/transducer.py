@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenverse_pp.base.config import ChunkOptions, ModelConfig
+from tokenverse_pp.base.config import ChunkOptions, ModelConfig, SpecAugmentConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.losses import pruned_transducer_loss
 from tokenverse_pp.losses.entry import token_log_probs
 from tokenverse_pp.models.encoders import Encoder
-from tokenverse_pp.models.masks import SpecAugment
 
 MAX_COMBINATION_TASKS = 10  # 2^10 rows; beyond that most rows would never be trained
 
@@ -25,14 +24,13 @@ MAX_COMBINATION_TASKS = 10  # 2^10 rows; beyond that most rows would never be tr
 class TaskVectors(nn.Module):
     """One vector per task, summed over the active tasks, or one vector per combination of active tasks.
 
-    Both are formed as ``weights @ table``, so every row is in the graph of every step: under DDP an absent task is no
-    unused parameter, and the gradient of its row is exactly zero. Rows are initialised to zero: an untrained model
-    equals one without vectors.
+    Both are ``weights @ table``: every row is in the graph of every step, so an absent task is no unused parameter
+    under DDP, and its gradient is exactly zero. Rows are initialised to zero: a new model equals one without vectors.
 
     Args:
         num_tasks: K + 1, the first being ``asr``, which is always active.
-        dim: d of the embeddings to which the vector is added.
-        strategy: ``sum`` (K + 1 rows) or ``combination`` (2^K rows, ASR alone among them).
+        dim: d of the embeddings.
+        strategy: ``sum`` (K + 1 rows) or ``combination`` (2^K rows).
     """
 
     trained: Tensor
@@ -46,15 +44,14 @@ class TaskVectors(nn.Module):
         self.strategy = strategy
         rows = num_tasks if strategy == "sum" else 2 ** (num_tasks - 1)
         self.table = nn.Parameter(torch.zeros(rows, dim))
-        # The combinations seen in training; an untrained row must not be used for decoding. Bytes, since
-        # DDP over gloo cannot send bools before torch 2.
+        # Combinations seen in training; decoding refuses others. Bytes: before torch 2, gloo cannot send bools.
         self.register_buffer("trained", torch.zeros(rows, dtype=torch.uint8))
 
     def forward(self, active: Tensor) -> Tensor:
         """active (N, K + 1) of 0 and 1 -> v (N, d).
 
         Raises:
-            UserError: in eval mode, for a combination that was never trained (strategy ``combination``).
+            UserError: in eval mode, a combination that was never trained (strategy ``combination``).
         """
         if self.strategy == "sum":
             return active.to(self.table.dtype) @ self.table
@@ -71,6 +68,45 @@ class TaskVectors(nn.Module):
         return weights @ self.table
 
 
+class SpecAugment(nn.Module):
+    """Masks the features of each utterance in training (Park et al., 2019); the identity in eval mode."""
+
+    def __init__(self, config: SpecAugmentConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, features: Tensor, lens: Tensor) -> Tensor:
+        """features (N, T, F), lens (N,) valid frames -> (N, T, F); the input is not changed."""
+        if not self.training:
+            return features
+        c = self.config
+        if c.time_share > 0:
+            features = features.masked_fill(_spans(lens, features.shape[1], c.time_share, c.time_span)[:, :, None], 0)
+        if c.channel_share > 0:
+            size = features.shape[2]
+            widths = torch.full_like(lens, size)
+            features = features.masked_fill(_spans(widths, size, c.channel_share, c.channel_span)[:, None, :], 0)
+        return features
+
+
+def _spans(lens: Tensor, size: int, share: float, span: int) -> Tensor:
+    """Random spans of 0 to ``span`` places within lens (N,), covering about ``share`` -> mask (N, size)."""
+    device = lens.device
+    # A span has span / 2 places on average; the number of spans is rounded at random, to keep the mean.
+    count = lens.to(torch.float32) * share / (span / 2)
+    count = (count + torch.rand(lens.shape, device=device)).floor().long()
+    most = int(count.max()) if len(lens) else 0
+    if most == 0:
+        return torch.zeros(len(lens), size, dtype=torch.bool, device=device)
+    width = torch.randint(0, span + 1, (len(lens), most), device=device)
+    room = (lens[:, None] - width).clamp(min=0)
+    start = (torch.rand(len(lens), most, device=device) * (room + 1)).long()
+    width = torch.where(torch.arange(most, device=device) < count[:, None], width, torch.zeros_like(width))
+    places = torch.arange(size, device=device)
+    inside = (places >= start[:, :, None]) & (places < (start + width)[:, :, None])
+    return inside.any(dim=1)
+
+
 class StatelessPredictor(nn.Module):
     """Embeds the last ``context_size`` tokens with one Conv1d (Ghodsi et al., 2020; as in icefall's decoder.py).
 
@@ -78,8 +114,8 @@ class StatelessPredictor(nn.Module):
         vocab_size: V, blank included.
         dim: D, the dimension of embedding and output.
         context_size: tokens of history, at least 1.
-        blank_id: the blank; it fills the history before the first token, and embeds to zero.
-        dropout: on the embedding, while training.
+        blank_id: fills the history before the first token; embeds to zero.
+        dropout: of the embedding.
     """
 
     def __init__(self, vocab_size: int, dim: int, context_size: int = 2, blank_id: int = 0, dropout: float = 0.0):
@@ -111,7 +147,7 @@ class StatelessPredictor(nn.Module):
 class Joiner(nn.Module):
     """Joins encoder frames (C) and predictor states (D): logits = Linear(tanh(W_e enc + W_d dec)), as in icefall.
 
-    The projections are separate, because the pruned loss and the search project once and join often.
+    The pruned loss and the search apply the two projections themselves: they project once and join often.
     """
 
     def __init__(self, encoder_dim: int, predictor_dim: int, joiner_dim: int, vocab_size: int):
@@ -135,11 +171,11 @@ class Losses(NamedTuple):
 
 
 class Transducer(nn.Module):
-    """XLSR-Transducer, TokenVerse and TokenVerse++ in one: without vectors it is the first two.
+    """XLSR-Transducer and TokenVerse (without task vectors), or TokenVerse++.
 
     Args:
-        config: the model's part of the configuration.
-        encoder: the two halves (`tokenverse_pp.models.encoders`).
+        config: of the model.
+        encoder: see `tokenverse_pp.models.encoders`.
         num_tasks: K + 1, ``asr`` first.
         vocab_size: V, blank (0) included.
     """
@@ -179,10 +215,8 @@ class Transducer(nn.Module):
             inputs: audio (N, S), or stored features at the seam (N, T, F) when ``stored``.
             lens: valid samples or frames, (N,).
             active: (N, K + 1) of 0 and 1: the active tasks.
-            stored: ``inputs`` are features that `Encoder.extract` gave before (under the same ``chunks``, or the first
-                half has seen more than streaming will).
-            chunks: each frame sees its chunk and the left context alone, as in streaming. None or options of full
-                context: everything.
+            stored: ``inputs`` are stored results of `Encoder.extract`, with the same ``chunks``.
+            chunks: each frame sees only its chunk and the left context, as in streaming; None: full context.
 
         Returns:
             (N, T', C) and the valid frames (N,).
@@ -282,12 +316,12 @@ class Transducer(nn.Module):
         return {k: v for k, v in self.state_dict().items() if not (frozen and k.startswith(frozen))}
 
     def unread(self, state: Iterable[str]) -> List[str]:
-        """The names in a checkpoint that older versions saved although nothing reads them."""
+        """The names of unused weights in a checkpoint of an older version."""
         unread = tuple(f"encoder.{prefix}" for prefix in self.encoder.unread_prefixes())
         return [name for name in state if unread and name.startswith(unread)]
 
     def load_checkpoint_state(self, state: Dict[str, Tensor]) -> Optional[str]:
-        """Load the result of `checkpoint_state`; return what does not fit, or None."""
+        """Load the result of `checkpoint_state`; return what does not fit in one line, or None."""
         expected = self.checkpoint_state()
         unread = set(self.unread(state))
         state = {name: value for name, value in state.items() if name not in unread}

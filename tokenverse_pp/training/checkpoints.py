@@ -1,13 +1,13 @@
-"""Checkpoints of a run: writing and reading them, the one to resume from, and averages of weights.
+"""The checkpoints of a run: which one to resume from, writing, reading, retention, and averages of weights.
 
-A checkpoint records the code, the libraries and the corpora that it was made with. On resume, what has changed since is
-reported or refused.
+A checkpoint records its code, libraries and corpora. On resume, changes since then are reported or refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -23,16 +23,16 @@ import tokenverse_pp
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import load_config, save_config
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.samplers import CutSource, SamplerState
+from tokenverse_pp.data.samplers import SamplerState
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models import checkpoint
-from tokenverse_pp.models.bundle import check_vocabulary, load_weights
+from tokenverse_pp.models.bundle import PRETRAINED, check_vocabulary, load_weights
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.steps import Progress
 
 
 def versions() -> Dict[str, str]:
-    """Versions of what decides the numbers."""
+    """Versions of what a run's numbers depend on."""
     return {
         "tokenverse_pp": tokenverse_pp.__version__,
         "python": platform.python_version(),
@@ -43,7 +43,7 @@ def versions() -> Dict[str, str]:
 
 
 def git_commit() -> Optional[str]:
-    """The commit of the checkout that the package runs from, with ``+`` for changes since; None outside of one."""
+    """The git commit of the package, with ``+`` if files have changed since; None if it is no checkout."""
     folder = Path(tokenverse_pp.__file__).parent
     git = ["git", "-c", "core.fsmonitor=false", "-C", str(folder)]  # a command that a repository may name
     try:
@@ -56,35 +56,20 @@ def git_commit() -> Optional[str]:
     return run.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def fingerprints(sources: Sequence[CutSource]) -> List[Dict[str, Any]]:
-    """Path, bytes and SHA-256 of the manifests of each corpus."""
-    return [source.fingerprint() for source in sources]
-
-
-def changed_corpus(before: Sequence[Dict[str, Any]], now: Sequence[Dict[str, Any]]) -> Optional[str]:
-    """What has changed in the corpora, in a few words, or None; a file that was moved has not changed."""
-    if len(before) != len(now):
-        return f"{len(now)} corpora, {len(before)} at the checkpoint"
-    for old, new in zip(before, now):
-        if old["sha256"] != new["sha256"]:
-            return f"{new['path']} has changed ({old['bytes']} bytes at the checkpoint, {new['bytes']} now)"
-    return None
-
-
-# Options that say where and how long, not what is computed.
+# Options that a resume may change without a note: where and how long, not what is computed.
 UNIMPORTANT = ("training.exp_dir", "training.resume", "training.max_steps", "training.epochs", "training.threads")
 
 
 def find_start(config: Config, say: Callable[[str], None]) -> Optional[Path]:
-    """The checkpoint that `training.resume` asks for, its files verified; None: start anew.
+    """The checkpoint that ``training.resume`` asks for, verified; None: start a new run.
 
     Args:
-        config: ``auto``: the latest intact checkpoint, if any; damaged ones are skipped. ``true``: the
-            latest, which must exist and be intact. ``false``: none may be there. Else the folder of a checkpoint.
-        say: called with a line for each damaged one that is passed over.
+        config: ``training.resume`` is ``auto`` (the latest intact checkpoint, if any; damaged ones are skipped),
+            ``true`` (the latest one, which must exist and be intact), ``false`` (there must be none) or a folder.
+        say: called with a line for each damaged checkpoint that is skipped.
 
     Raises:
-        UserError: where there is no such checkpoint.
+        UserError: there is no such checkpoint.
     """
     exp_dir, wish = Path(config.training.exp_dir), str(config.training.resume)
     found = checkpoint.list_checkpoints(exp_dir)
@@ -94,7 +79,14 @@ def find_start(config: Config, say: Callable[[str], None]) -> Optional[Path]:
             raise UserError(f"{exp_dir} holds checkpoints: pass --training.resume auto, or another exp_dir")
         return None
     if mode == "auto":
-        return _newest_whole(exp_dir, found, say)
+        for folder in reversed(found):
+            problem = checkpoint.damage(folder)
+            if problem is None:
+                return folder
+            say(f"{problem}; passing over {folder.name}")
+        if found:
+            raise UserError(f"{exp_dir}: none of its {len(found)} checkpoints is whole; move them away to start anew")
+        return None
     if mode == "true" and not found:
         raise UserError(f"--training.resume=true: {exp_dir} holds no checkpoint")
     folder = found[-1] if mode == "true" else Path(wish)
@@ -104,19 +96,8 @@ def find_start(config: Config, say: Callable[[str], None]) -> Optional[Path]:
     return folder
 
 
-def _newest_whole(exp_dir: Path, found: Sequence[Path], say: Callable[[str], None]) -> Optional[Path]:
-    for folder in reversed(found):
-        problem = checkpoint.damage(folder)
-        if problem is None:
-            return folder
-        say(f"{problem}; passing over {folder.name}")
-    if found:
-        raise UserError(f"{exp_dir}: none of its {len(found)} checkpoints is whole; move them away to start anew")
-    return None
-
-
 def set_later_aside(exp_dir: Path, step: int) -> List[Path]:
-    """Rename checkpoints after ``step`` to ``.aside``, which the run will write again; drop half-written ones."""
+    """Rename checkpoints after ``step`` to ``.aside``: the run will write them again. Returns the new names."""
     aside = []
     for folder in checkpoint.list_checkpoints(exp_dir):
         if checkpoint.step_of(folder) > step:
@@ -131,21 +112,26 @@ def set_later_aside(exp_dir: Path, step: int) -> List[Path]:
 
 
 def check_unchanged(folder: Path, state: Dict[str, Any], corpora: Sequence[Dict[str, Any]], config: Config) -> None:
-    """See that tasks and corpora are those of the checkpoint.
+    """Check that tasks and corpora are those of the checkpoint; a corpus may have moved.
 
     Raises:
-        UserError: naming what has changed; changed corpora are accepted with ``training.allow_changed_data``.
+        UserError: naming the change; ``training.allow_changed_data`` accepts other corpora.
     """
     names = list(config.tasks.names)
     if state.get("tasks", names) != names:
         raise UserError(f"{folder}: its tasks are {', '.join(state['tasks'])}, not {', '.join(names)}")
-    changed = changed_corpus(state.get("corpora", corpora), corpora)
+    before, changed = state.get("corpora", corpora), ""
+    if len(before) != len(corpora):
+        changed = f"{len(corpora)} corpora, {len(before)} at the checkpoint"
+    for old, new in zip(before, corpora):
+        if not changed and old["sha256"] != new["sha256"]:
+            changed = f"{new['path']} has changed ({old['bytes']} bytes at the checkpoint, {new['bytes']} now)"
     if changed and not config.training.allow_changed_data:
         raise UserError(f"{folder}: --data.train: {changed}; pass --training.allow_changed_data true to go on with it")
 
 
 def changed_options(folder: Path, config: Config) -> List[str]:
-    """``name: old -> new`` of each option that was another one at the checkpoint."""
+    """``name: old -> new`` for each option that differs from the checkpoint's."""
     old, new = (dict(_flat(dataclasses.asdict(c))) for c in (load_config(folder / checkpoint.CONFIG), config))
     return [
         f"{name}: {old[name]} -> {value}"
@@ -166,14 +152,14 @@ FORMAT = 2  # of state.json
 
 
 class Saver:
-    """Writes and reads the folders of one run (the first rank writes, all ranks read).
+    """Writes and reads the checkpoints of a run: the first rank writes, all ranks read.
 
     Args:
-        config: with what is kept.
-        model: not wrapped.
+        config: of the run.
+        model: not wrapped for DDP.
         optimizer: of its parameters.
         scaler: loss scaling; a disabled one has an empty state.
-        tokenizer: its vocabulary.
+        tokenizer: of the model.
         world_size: number of ranks.
     """
 
@@ -205,7 +191,7 @@ class Saver:
         }
 
     def prepare(self, corpora: List[Dict[str, Any]]) -> None:
-        """Make the experiment folder, write the resolved configuration and the tokenizer into it."""
+        """Make the experiment folder with the resolved configuration and the tokenizer."""
         self.origin["corpora"] = corpora
         try:
             self.exp_dir.mkdir(parents=True, exist_ok=True)
@@ -218,7 +204,8 @@ class Saver:
                 shutil.rmtree(left, ignore_errors=True)
 
     def save(self, progress: Progress) -> None:
-        """Write a checkpoint and delete those that need not be kept."""
+        """Write a checkpoint and delete those that are no longer needed."""
+        valid = progress.valid and {key: value for key, value in progress.valid.items() if math.isfinite(value)}
         state = {
             **self.origin,
             "step": progress.step,
@@ -226,7 +213,7 @@ class Saver:
             **progress.place._asdict(),
             "bad_steps": progress.bad_steps,
             "bad_in_a_row": progress.bad_in_a_row,
-            "valid": finite(progress.valid),
+            "valid": valid,  # JSON has no NaN
             "scaler": self.scaler.state_dict(),
         }
         tensors = {
@@ -241,7 +228,7 @@ class Saver:
         retain(self.exp_dir, t.keep_last, t.keep_best, t.best_by)
 
     def load(self, folder: Path) -> Tuple[Progress, Dict[str, Any]]:
-        """Take weights, optimiser, loss scale and running average from a verified checkpoint -> how far it was."""
+        """Load weights, optimiser, loss scale and running average from a verified checkpoint; return its state."""
         check_vocabulary(folder, self.tokenizer)
         state = checkpoint.read_state(folder)
         path = folder / checkpoint.OPTIMIZER
@@ -254,7 +241,12 @@ class Saver:
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise UserError(f"{folder / checkpoint.STATE}: 'scaler': not as it was written: {error}") from None
         if self.average is not None:
-            self._load_average(folder, state)
+            period = state.get("average_period", 0)
+            if period != self.average.period:
+                mine = self.average.period
+                raise UserError(f"{folder}: its running average has --training.average_period={period}, not {mine}")
+            if state["step"] >= period:
+                self.average.tensors = checkpoint.read_tensors(folder / checkpoint.AVERAGE)
         progress = Progress(
             state["step"],
             state.get("skipped_steps", 0),  # older runs counted them in their schedules
@@ -264,16 +256,6 @@ class Saver:
             state.get("valid"),
         )
         return progress, state
-
-    def _load_average(self, folder: Path, state: Dict[str, Any]) -> None:
-        assert self.average is not None
-        period = state.get("average_period", 0)
-        if period != self.average.period:
-            raise UserError(
-                f"{folder}: its running average has --training.average_period={period}, not {self.average.period}"
-            )
-        if state["step"] >= period:
-            self.average.tensors = checkpoint.read_tensors(folder / checkpoint.AVERAGE)
 
     def write_model(self) -> Path:
         """Average the last checkpoints into ``model/``."""
@@ -288,20 +270,13 @@ class Saver:
         return folder
 
     def _texts(self) -> Dict[str, bytes]:
-        """The files of a model folder beside its weights."""
+        """The other files of a model folder."""
         path = self.exp_dir / checkpoint.CONFIG
         return {checkpoint.CONFIG: path.read_bytes(), checkpoint.TOKENIZER: self.tokenizer.model}
 
 
-def finite(scores: Optional[Dict[str, float]]) -> Optional[Dict[str, float]]:
-    """Scores without those that are no numbers, which JSON has no words for."""
-    if scores is None:
-        return None
-    return {key: value for key, value in scores.items() if value == value and abs(value) != float("inf")}
-
-
 def retain(exp_dir: Path, last: int, best: int, by: str) -> None:
-    """Delete all checkpoints but the ``last`` ones and the ``best`` by a valid score (lower is better)."""
+    """Delete all checkpoints except the ``last`` ones and the ``best`` by a validation score (lower is better)."""
     found = checkpoint.list_checkpoints(exp_dir)
     scored = []
     for folder in found if best else []:
@@ -314,14 +289,11 @@ def retain(exp_dir: Path, last: int, best: int, by: str) -> None:
             shutil.rmtree(folder)
 
 
-PRETRAINED = "encoder.backbone."  # prefix of the names of the pretrained encoder's weights
-
-
 def average(folders: Sequence[Path]) -> Dict[str, Tensor]:
-    """The mean of the weights of several checkpoints (float64 inside); what is not floating point is the last's.
+    """The mean of the weights of several checkpoints, summed in float64; other tensors are those of the last one.
 
     Raises:
-        UserError: where one has other tensors than the last.
+        UserError: a checkpoint has other tensors than the last one.
     """
     assert folders, "no checkpoint to average"
     last = checkpoint.read_tensors(folders[-1] / checkpoint.WEIGHTS)
@@ -335,10 +307,9 @@ def average(folders: Sequence[Path]) -> Dict[str, Tensor]:
 
 
 def _check_same(found: Dict[str, Tensor], wanted: Dict[str, Tensor], folder: Path, last: Path) -> None:
-    """See that the tensors of a checkpoint are those of the last one (raises UserError).
+    """Check that a checkpoint has the tensors of the last one (raises UserError).
 
-    Layers of the pretrained encoder that the last one lacks are passed over: older versions saved some that nothing
-    reads (`Transducer.unread`).
+    It may have more layers of the pretrained encoder: older versions saved unused ones (`Transducer.unread`).
     """
     missing = sorted(set(wanted) - set(found))
     foreign = sorted(key for key in set(found) - set(wanted) if not key.startswith(PRETRAINED))
@@ -352,10 +323,9 @@ def _check_same(found: Dict[str, Tensor], wanted: Dict[str, Tensor], folder: Pat
 
 
 class RunningAverage:
-    """The mean of the weights after steps p, 2p, 3p, .. of a run, p being ``period``.
+    """The mean of the weights after steps p, 2p, 3p, .. of a run (p: ``period``), in float64.
 
-    The same as ``update_averaged_model`` of icefall (icefall/checkpoint.py): after each period,
-    average = (period / step) * weights + (1 - period / step) * average; kept in float64.
+    As ``update_averaged_model`` of icefall (icefall/checkpoint.py).
     """
 
     def __init__(self, period: int):
@@ -364,7 +334,7 @@ class RunningAverage:
 
     @torch.no_grad()
     def update(self, weights: Dict[str, Tensor], step: int) -> None:
-        """Take in the weights after ``step`` steps, if it is a multiple of the period."""
+        """Add the weights after ``step`` steps, if that is a multiple of the period."""
         if step % self.period:
             return
         share = self.period / step
@@ -376,14 +346,13 @@ class RunningAverage:
 
 
 def average_between(start: Path, end: Path) -> Dict[str, Tensor]:
-    """The mean of the weights over all the periods after one checkpoint, up to another.
+    """The mean of the weights over all periods after one checkpoint, up to another.
 
     Both hold the mean since the run began, after s and e steps: (e * mean_e - s * mean_s) / (e - s), as icefall's
     ``average_checkpoints_with_averaged_model``. Steps are counted in whole periods.
 
     Raises:
-        UserError: where a checkpoint has no running average (``training.average_period`` was 0), or one of other
-            tensors.
+        UserError: a checkpoint has no running average (``training.average_period`` was 0), or other tensors.
     """
     means, steps = [], []
     for folder in (start, end):

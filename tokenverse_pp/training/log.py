@@ -1,4 +1,4 @@
-"""The logs of a run: log.jsonl, tensorboard and curves.png, and the meter that averages steps between records."""
+"""The logs of a run (log.jsonl, tensorboard, curves.png), and the meter that averages steps between records."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LOG = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Appends records to ``log.jsonl`` and scalars to tensorboard. Only the first rank makes one.
+    """Appends records to ``log.jsonl`` and scalars to tensorboard; for the first rank.
 
-    Where tensorboard cannot be imported (it depends on a protobuf that fits), a warning says so and the run continues.
+    Without tensorboard, or with one that cannot be imported, the run continues with a warning.
     """
 
     def __init__(self, exp_dir: Path, step: int):
         self.path = exp_dir / "log.jsonl"
-        # A resumed run starts at its checkpoint: later records of the killed run would come twice.
+        # A resumed run starts at its checkpoint: it writes the later records of the killed run again.
         kept = [record for record in read_log(self.path) if record["step"] <= step]
         self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self.file = self.path.open("a", encoding="utf-8")
@@ -38,25 +38,25 @@ class RunLog:
             self.board = SummaryWriter(str(exp_dir / "tensorboard"), purge_step=step)
 
     def write(self, kind: str, step: int, values: Dict[str, float]) -> None:
-        """One record of numbers: ``kind`` is train or valid."""
+        """Write a record of numbers; ``kind``: train or valid."""
         self.note(kind, step, values)
         for name, value in values.items() if self.board is not None else ():
             self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def note(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One record that no curve is drawn of: ``kind`` is drawn (`meter.Meter.drawn`)."""
+        """Write a record to ``log.jsonl`` alone; ``kind``: also drawn (`Meter.drawn`)."""
         self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self.file.flush()
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Close both logs."""
         self.file.close()
         if self.board is not None:
             self.board.close()
 
 
 def read_log(path: Path) -> List[Dict]:
-    """The records of a ``log.jsonl``; a last line cut off by a kill is passed over."""
+    """The records of a ``log.jsonl``; a line that a killed run cut off is skipped."""
     records = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -67,8 +67,7 @@ def read_log(path: Path) -> List[Dict]:
     return records
 
 
-# The parts of curves.png: title, and the kind of record and the names of the values drawn in it. "*" stands for
-# anything.
+# The panels of curves.png: title, and the kind of record and the names (with "*") of the values drawn in it.
 PANELS: Tuple[Tuple[str, Tuple[Tuple[str, str], ...]], ...] = (
     ("pruned loss, nats a frame", (("train", "pruned"), ("valid", "loss"))),
     ("WER of a greedy search", (("valid", "wer"),)),
@@ -80,10 +79,10 @@ PANELS: Tuple[Tuple[str, Tuple[Tuple[str, str], ...]], ...] = (
 
 
 def plot_curves(exp_dir: Path) -> Optional[Path]:
-    """Draw what `PANELS` names over steps into ``curves.png``; None where matplotlib cannot be imported."""
+    """Draw `PANELS` over steps into ``curves.png``; None if matplotlib cannot be imported."""
     try:
         from matplotlib.figure import Figure
-    except Exception as error:  # of a run that is finished: whatever is wrong with matplotlib does not end it
+    except Exception as error:  # whatever is wrong with matplotlib must not fail a finished run
         if not (isinstance(error, ModuleNotFoundError) and error.name == "matplotlib"):
             LOG.warning("no curves.png: matplotlib cannot be imported (%s)", one_line(error))
         return None
@@ -119,19 +118,19 @@ class Meter:
         self.start_over()
 
     def start_over(self) -> None:
-        """Forget everything, after a log record."""
+        """Reset, after a log record."""
         self.results: List[StepResult] = []
         self.drawn: Drawn = {}
         self.seconds = 0.0  # wall time
-        self.waited = 0.0  # of it: for data
+        self.waited = 0.0  # part of it spent waiting for data
         self.restart()
 
     def restart(self) -> None:
-        """Leave out the time since the last step (validation, writing a checkpoint)."""
+        """Do not count the time since the last step (validation, writing a checkpoint)."""
         self.started = time.monotonic()
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches; the time until each is there counts as waiting for data."""
+        """Pass batches through; the time until each is there counts as waiting for data."""
         iterator = iter(batches)
         while True:
             start = time.monotonic()
@@ -149,20 +148,18 @@ class Meter:
         self.restart()
         self.results.append(result)
         for batch in batches:
-            self._count(batch)
-
-    def _count(self, batch: Batch) -> None:
-        for corpus, seconds, active in zip(batch["corpora"], batch["durations"], batch["active"].tolist()):
-            counts = self.drawn.setdefault(corpus, {"cuts": 0, "hours": 0.0, "active": dict.fromkeys(self.tasks, 0)})
-            counts["cuts"] += 1
-            counts["hours"] += seconds / 3600
-            for task, is_active in zip(self.tasks, active):
-                counts["active"][task] += int(is_active)
+            for corpus, seconds, active in zip(batch["corpora"], batch["durations"], batch["active"].tolist()):
+                new = {"cuts": 0, "hours": 0.0, "active": dict.fromkeys(self.tasks, 0)}
+                counts = self.drawn.setdefault(corpus, new)
+                counts["cuts"] += 1
+                counts["hours"] += seconds / 3600
+                for task, is_active in zip(self.tasks, active):
+                    counts["active"][task] += int(is_active)
 
     def mean(self) -> Dict[str, float]:
-        """Losses averaged over the steps that were not skipped (over all where all were).
+        """Means over the steps that were not skipped (over all steps if all were).
 
-        ``speed``: seconds of audio (all ranks) a second of wall time. ``data_wait``: the share of the wall time in
+        ``speed``: seconds of audio (all ranks) per second of wall time. ``data_wait``: the share of the wall time in
         which this rank waited for a batch.
         """
         made = [result for result in self.results if not result.skipped] or self.results
@@ -187,7 +184,7 @@ def add_drawn(parts: Iterable[Drawn]) -> Drawn:
 
 
 def drawn_table(drawn: Drawn) -> str:
-    """A plain-text table: what was drawn from each corpus, and how often each task was active there."""
+    """A plain-text table: the cuts drawn from each corpus, and how often each task was active."""
     hours = sum(counts["hours"] for counts in drawn.values()) or 1.0
     tasks = list(next(iter(drawn.values()))["active"]) if drawn else []
     rows = [["drawn from", "cuts", "hours", "share", *tasks]]

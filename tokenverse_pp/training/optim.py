@@ -1,13 +1,13 @@
 """What is trained, and at which learning rate.
 
-AdamW with three learning rates, the schedules of losses and learning rate, the layers of the encoder that are trained
-from which step on (``training.freeze``), and the rows that are trained where only what is new is (``train_only``).
+AdamW with three learning rates, schedules of learning rate and losses, layers that are frozen for a while
+(``training.freeze``), and rows that are trained alone (``training.train_only``).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Collection, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Collection, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +24,15 @@ ALL = -1  # layers of the encoder
 def parameter_groups(
     model: nn.Module, config: OptimConfig, pretrained: Tuple[str, ...], undecayed: Collection[str] = ()
 ) -> List[Dict[str, object]]:
-    """Groups for AdamW: each learning rate, with or without weight decay.
+    """Parameter groups for AdamW, one per learning rate and weight decay.
 
-    Vectors, biases and norms (one dimension), and the task vectors' tables are not decayed: the latter start at zero,
-    and how far they move is what they say.
+    Biases, norms and the tables of task vectors do not decay.
 
     Args:
-        model: its parameters that require gradients are taken.
+        model: parameters that require gradients are taken.
         config: learning rates and decay.
-        pretrained: name prefixes of the parameters that came with pretrained weights.
-        undecayed: names of further parameters whose weights are not to decay.
+        pretrained: name prefixes of pretrained parameters.
+        undecayed: names of other parameters that do not decay.
     """
     groups: Dict[Tuple[float, float], List[nn.Parameter]] = {}
     below = layers_below_top(model) if config.layer_decay != 1 else {}
@@ -53,9 +52,9 @@ def parameter_groups(
 
 
 def layers_below_top(model: nn.Module) -> Dict[int, int]:
-    """How many layers of the pretrained encoder lie between a parameter (its id) and the encoder's output.
+    """The number of layers of the pretrained encoder above each of its parameters (by ``id``).
 
-    0 for the highest layer and the norm after it; for what comes before the lowest layer, the number of layers.
+    0 for the highest layer and the final norm; the number of layers for what comes before the lowest layer.
     """
     backbone = getattr(getattr(model, "encoder", None), "backbone", None)
     if backbone is None:
@@ -78,7 +77,7 @@ def make_optimizer(
 
 
 def lr_factor(step: int, config: OptimConfig, max_steps: int) -> float:
-    """The share of the base learning rate at a step (counted from 0)."""
+    """The factor of the base learning rates at a step (from 0)."""
     warm = max(1, config.warmup_steps)
     if step < warm:
         return (step + 1) / warm
@@ -91,13 +90,13 @@ def lr_factor(step: int, config: OptimConfig, max_steps: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Scale every group's base learning rate."""
+    """Set every group's learning rate to its base times a factor."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
 
 def loss_scales(step: int, config: LossConfig) -> Tuple[float, float]:
-    """Weights of the simple and the pruned loss (icefall zipformer/train.py): the bounds must be learnt first."""
+    """Weights of the simple and the pruned loss, as in icefall's zipformer/train.py."""
     done = min(1.0, step / max(1, config.warm_steps))
     return 1.0 - done * (1.0 - config.simple_scale), 0.1 + 0.9 * done
 
@@ -105,22 +104,20 @@ def loss_scales(step: int, config: LossConfig) -> Tuple[float, float]:
 class FreezeSchedule:
     """Stages of a run: ``[step, n]`` trains the top n layers of the encoder's transformer from that step on.
 
-    Layers above the highest one that runs (``encoder.layers``) do not count.
-
-    With n > 0 its final norm is trained too; n = -1 trains all that `EncoderConfig` has not frozen for good (the
-    convolutions are, by default). The rest of the model is always trained.
+    Layers above the highest one that runs (``encoder.layers``) do not count. With n > 0 the final norm is trained too;
+    n = -1 trains all that `EncoderConfig` does not freeze. The rest of the model is always trained.
 
     Args:
-        model: not wrapped.
-        stages: with steps that rise from 0; empty: everything from the start.
+        model: not wrapped for DDP.
+        stages: with rising steps from 0; empty: everything is trained from the start.
 
     Raises:
-        UserError: where the encoder has not so many layers, or is not trained at all.
+        UserError: the encoder has fewer layers, or is not trained at all.
     """
 
     def __init__(self, model: nn.Module, stages: Sequence[Sequence[int]]):
         self.stages = [(step, layers) for step, layers in stages]
-        self.layers = ALL  # that are trained now
+        self.layers = ALL  # trained now
         encoder = getattr(model, "encoder", None)
         self.backbone: Optional[Backbone] = getattr(encoder, "backbone", None)
         parameters = self.backbone.parameters() if self.backbone is not None else []
@@ -135,46 +132,41 @@ class FreezeSchedule:
             raise UserError(f"--training.freeze: the encoder has {self.highest} layers, not {wrong[0]}")
 
     def apply(self, step: int) -> bool:
-        """Freeze and unfreeze for a step; True if something has changed since the last call (or the start)."""
+        """Freeze and unfreeze for a step; return whether something changed."""
         layers = next((n for start, n in reversed(self.stages) if start <= step), ALL)
         if layers == self.layers:
             return False
         self.layers = layers
-        top = self._top(layers)
+        modules: List[nn.Module] = []
+        if layers > 0 and self.backbone is not None:
+            modules += list(self.backbone.layers)[: self.highest][-layers:]
+            modules += [self.backbone.final_norm] if self.backbone.final_norm is not None else []
+        top = {id(parameter) for module in modules for parameter in module.parameters()}
         for parameter in self.trained:
             parameter.requires_grad_(layers == ALL or id(parameter) in top)
         return True
 
-    def _top(self, layers: int) -> set[int]:
-        """The ids of the parameters of the top layers and the final norm."""
-        if layers <= 0 or self.backbone is None:
-            return set()
-        modules = list(self.backbone.layers)[: self.highest][-layers:]
-        if self.backbone.final_norm is not None:
-            modules.append(self.backbone.final_norm)
-        return {id(parameter) for module in modules for parameter in module.parameters()}
-
 
 class TrainedRows:
-    """Which rows of which parameters are trained.
+    """Trains only some rows of a model's parameters.
 
-    All other parameters get ``requires_grad`` false when this is made, so that optimiser and DDP leave them out. Of a
-    parameter that is trained in part, the gradients of the other rows are set to zero before each update; AdamW then
-    does not move them by a bit, as long as it does not decay the weights of this parameter (`partly`).
+    Parameters of which no row is trained get ``requires_grad`` false, so optimiser and DDP leave them out. In the
+    others the gradients of frozen rows are set to zero before each update; AdamW then does not change these rows, as
+    long as the parameter does not decay (`partly`).
 
     Args:
-        model: not wrapped.
+        model: not wrapped for DDP.
         before: what the model was before the run.
-        tasks: the tasks of the run, in order.
-        mode: ``new``: rows of new tokens (predictor's embedding, joiner's output, simple and CTC outputs), and vectors
-            of new tasks; ``new_and_joiner``: the whole joiner besides.
+        tasks: of the run, in order.
+        mode: ``new``: rows of new tokens (predictor's embedding; outputs of joiner, simple and CTC heads) and vectors
+            of new tasks; ``new_and_joiner``: also the whole joiner.
 
     Raises:
-        UserError: where nothing is new.
+        UserError: nothing is new.
     """
 
     def __init__(self, model: Transducer, before: Before, tasks: Sequence[str], mode: str):
-        self.frozen: Dict[str, Tensor] = {}  # of parameters trained in part: True for rows that are not
+        self.frozen: Dict[str, Tensor] = {}  # parameters trained in part: True for frozen rows
         self.parameters: Dict[str, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
             frozen = _frozen_rows(model, name, parameter, before, tasks)
@@ -189,30 +181,29 @@ class TrainedRows:
 
     @property
     def partly(self) -> Tuple[str, ...]:
-        """Names of the parameters that are trained in part: weight decay must leave them alone."""
+        """Names of the parameters that are trained in part; they must not decay."""
         return tuple(self.frozen)
 
     def mask_gradients(self) -> None:
-        """Set the gradients of rows that are not trained to zero (also where they are not finite)."""
+        """Set the gradients of frozen rows to zero, also where they are not finite."""
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
                 self.frozen[name] = frozen = self.frozen[name].to(parameter.grad.device)
                 parameter.grad[frozen] = 0
 
     def count(self, model: nn.Module) -> int:
-        """How many numbers of a model are trained."""
-        return sum(self._counts(model))
-
-    def _counts(self, model: nn.Module) -> Iterator[int]:
+        """The number of trained scalars of a model."""
+        total = 0
         for name, parameter in model.named_parameters():
             if name in self.frozen:
-                yield int((~self.frozen[name]).sum()) * (parameter.numel() // len(parameter))
+                total += int((~self.frozen[name]).sum()) * (parameter.numel() // len(parameter))
             elif parameter.requires_grad:
-                yield parameter.numel()
+                total += parameter.numel()
+        return total
 
 
 def _frozen_rows(model: Transducer, name: str, parameter: nn.Parameter, before: Before, tasks: Sequence[str]) -> Tensor:
-    """A flag for each row of a parameter: True where the model had it before the run."""
+    """(rows,) bool: True for the rows of a parameter that the model had before the run."""
     rows = len(parameter) if parameter.ndim else 1
     if name in VOCABULARY_ROWS:
         if name.startswith("ctc.") and not before.ctc:

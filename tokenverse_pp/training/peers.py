@@ -1,12 +1,12 @@
-"""The ranks of a run look after each other: when one fails or dies, all stop and say which one it was.
+"""Failure detection between ranks: when one fails or dies, all stop and report which one it was.
 
-Each rank has a thread that talks to the process group's key-value store (gloo's and NCCL's both have one) and to nobody
-else, so it works while the main thread waits in a collective operation for a rank that will never come:
+Each rank has a thread that talks only to the process group's key-value store (gloo and NCCL both have one), so it works
+while the main thread is blocked in a collective operation:
 
-- a rank that fails leaves its message in the store; the others find it within `BEAT` seconds, say it and exit;
-- every rank counts up a number of its own each `BEAT`. Rank 0 watches all of them, the others watch rank 0; one that
-  stands still for ``patience`` seconds has died (SIGKILL, power, network);
-- on SIGTERM (torchrun sends it as soon as any rank is gone) or an error of a collective operation all watch all, for
+- a rank that fails writes its message to the store; the others read it within `BEAT` seconds, print it and exit;
+- every rank increments its own counter each `BEAT`. Rank 0 watches all counters, the others watch rank 0's; a rank
+  whose counter stands still for ``patience`` seconds has died (SIGKILL, power, network);
+- on SIGTERM (which torchrun sends when any rank is gone) or an error in a collective operation, all watch all for
   `URGENT` seconds.
 """
 
@@ -35,10 +35,10 @@ class Watch:
     """Watches the other ranks from a thread.
 
     Args:
-        store: a connection to the key-value store that nobody else uses.
+        store: a connection to the key-value store for this object alone.
         rank: of this process.
         size: number of ranks.
-        patience: seconds.
+        patience: seconds without a heartbeat after which a rank counts as dead.
         leave: ends this process with a message.
     """
 
@@ -59,14 +59,14 @@ class Watch:
         self.thread.start()
 
     def stop(self) -> None:
-        """This rank is done: the others need not wait for its signs of life."""
+        """Stop watching and tell the others that this rank has finished."""
         self.ended.set()
         self.thread.join(timeout=URGENT)
         with self.lock, contextlib.suppress(RuntimeError):
             self.store.add(f"done/{self.rank}", 1)
 
     def announce(self, message: str) -> None:
-        """Tell the others why this rank fails, and wait until they know (it may be the one that holds the store)."""
+        """Tell the others why this rank fails, and wait until they have read it (this rank may hold the store)."""
         self.ended.set()
         with contextlib.suppress(RuntimeError):
             with self.lock:
@@ -78,7 +78,7 @@ class Watch:
                 time.sleep(BEAT / 5)
 
     def explain(self) -> None:
-        """Something is wrong, and maybe another rank is why: if so, this process ends here."""
+        """After an error: end this process if another rank is the cause."""
         self.urgent.set()
         self.thread.join(timeout=2 * URGENT)
 
@@ -103,10 +103,10 @@ class Watch:
                 self.leave(f"rank {self.rank} stops: {reason}")
                 return
             if urgent and now - since > URGENT + 4 * BEAT:
-                return  # all others live: it is this rank's own affair
+                return  # all others are alive: this rank is the cause
 
     def _look(self, urgent: bool, now: float) -> Optional[str]:
-        """Give a sign of life; return why this rank should stop, if it should."""
+        """Send a heartbeat; return the reason to stop, if there is one."""
         with self.lock:
             self.store.add(f"alive/{self.rank}", 1)
         if self._read("failed"):
@@ -129,10 +129,10 @@ class Watch:
 
 
 def join_watch(rank: int, size: int, patience: float) -> Watch:
-    """Watch the ranks of the process group that was joined just now, with a connection of its own to its store."""
+    """Watch the ranks of the process group that this process has joined."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     client = dist.TCPStore(host, port, size, False, timedelta(seconds=max(patience, URGENT)))
-    # torchrun keeps its store when it starts the ranks again.
+    # torchrun keeps its store when it restarts the ranks.
     store = dist.PrefixStore(f"tokenverse/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", client)
     watch = Watch(store, rank, size, patience, _leave)
     watch.start()
@@ -146,20 +146,20 @@ def join_watch(rank: int, size: int, patience: float) -> Watch:
 
 
 def _leave(message: str, code: int = EXIT_CODE) -> None:
-    """End this process at once: its main thread may be waiting for a rank that will never come."""
+    """End this process at once: its main thread may be blocked in a collective operation."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     os._exit(code)
 
 
 def _finish_by_itself() -> None:
-    """Take no SIGTERM any more: torchrun sends it once a peer has ended, maybe before the error here is printed."""
+    """Ignore SIGTERM: torchrun sends it once a peer has ended, maybe before the error is printed here."""
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def looking_after(watch: Optional[Watch]) -> Iterator[None]:
-    """Run the work of a rank: an error here ends all ranks, an error because of another rank says so."""
+    """Run the work of a rank: an error here ends all ranks; an error caused by another rank names that rank."""
     try:
         yield
     except BaseException as error:

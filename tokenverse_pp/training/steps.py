@@ -1,6 +1,7 @@
-"""The parts of a training step: counters of the run, result, running the model on a batch, batches of skipped steps.
+"""One optimizer step: forward and backward over its batches, update, result.
 
-The step itself is `tokenverse_pp.training.trainer.Stepper`.
+Also what surrounds steps: the scan of the largest batches before the first one (``training.scan``), and the record of
+a batch whose loss or gradient is not finite.
 """
 
 from __future__ import annotations
@@ -8,67 +9,52 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from lhotse import CutSet
 from safetensors.torch import save_file
 from torch import nn
 
+from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import replacing, write_text
-from tokenverse_pp.data.dataset import Batch
+from tokenverse_pp.data.dataset import Batch, TransducerDataset
+from tokenverse_pp.data.distributed import DistributedContext, no_sync
+from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.manifests import write_cuts
-from tokenverse_pp.data.samplers import SamplerState
-from tokenverse_pp.models.compat import is_out_of_memory
+from tokenverse_pp.data.samplers import SamplerState, TrainSampler
+from tokenverse_pp.models.compat import autocast, grad_scaler, is_out_of_memory, peak_memory, reset_peak_memory
 from tokenverse_pp.models.transducer import Losses
-
-FOLDER = "bad_batches"
-
-
-def dump_batches(exp_dir: Path, step: int, rank: int, batches: Sequence[Batch], bad: Sequence[str]) -> Path:
-    """Write this rank's batches of a step to ``exp_dir/bad_batches/step-N/``; returns that folder.
-
-    ``rank-R.txt``: the ids of the cuts, those whose loss was not finite marked with ``*``. ``rank-R.cuts.jsonl``: the
-    cuts. ``rank-R.batch-I.safetensors``: what the model was given. Audio inside a manifest (Shar) is left out of it.
-    """
-    folder = exp_dir / FOLDER / f"step-{step:08d}"
-    cuts = [cut.drop_in_memory_data() for batch in batches for cut in batch.get("cuts", [])]
-    ids = [cut_id for batch in batches for cut_id in batch["cut_ids"]]
-    write_text(folder / f"rank-{rank}.txt", "".join(f"{'*' if i in bad else ' '} {i}\n" for i in ids))
-    if cuts:
-        write_cuts(CutSet.from_cuts(cuts), folder / f"rank-{rank}.cuts.jsonl")
-    for number, batch in enumerate(batches):
-        tensors = {key: value.cpu().contiguous() for key, value in batch.items() if isinstance(value, torch.Tensor)}
-        with replacing(folder / f"rank-{rank}.batch-{number}.safetensors") as path:
-            save_file(tensors, path)
-    return folder
-
+from tokenverse_pp.training.optim import TrainedRows, loss_scales, lr_factor, set_lr
 
 LEAST_SCALE = 1e-2  # of the loss in fp16; icefall's zipformer recipe warns below it
 NOT_LOGGED = ("skipped", "overflow", "bad_cuts")
+BAD_BATCHES = "bad_batches"  # folder in the experiment folder
+MOST = 2000  # batches that the scan considers: sampling all would take as long as an epoch
 
 
 @dataclass
 class Progress:
-    """How far a run has come: what ``state.json`` holds besides where the run comes from."""
+    """Progress of a run, as kept in ``state.json``."""
 
-    step: int = 0  # all of them, the skipped ones too
-    skipped_steps: int = 0  # that changed no weight: bad ones, and those whose gradients overflowed in fp16
+    step: int = 0  # skipped steps included
+    skipped_steps: int = 0  # changed no weight: bad steps, and overflows in fp16
     place: SamplerState = field(default_factory=SamplerState)
-    bad_steps: int = 0  # skipped for a loss or gradient that was not finite, in all
+    bad_steps: int = 0  # skipped because a loss or gradient was not finite
     bad_in_a_row: int = 0
-    valid: Optional[Dict[str, float]] = None  # scores of this very step
+    valid: Optional[Dict[str, float]] = None  # scores of this step
 
     @property
     def updates(self) -> int:
-        """Steps that changed the weights: what learning rate, warm-up and freezing go by."""
+        """Steps that changed the weights; the schedules count these."""
         return self.step - self.skipped_steps
 
 
 class StepResult(NamedTuple):
-    """Sums over all ranks and batches of a step; losses in nats."""
+    """Result of a step over all ranks and batches; losses in nats per frame."""
 
     loss: float
     simple: float
@@ -80,8 +66,103 @@ class StepResult(NamedTuple):
     skipped: bool
     ctc: float = 0.0
     loss_scale: float = 1.0  # of fp16
-    overflow: bool = False  # skipped only because the loss scale was too high: it has been lowered
-    bad_cuts: Tuple[str, ...] = ()  # of this rank, whose loss was not finite
+    overflow: bool = False  # skipped because the loss scale was too high; it has been lowered
+    bad_cuts: Tuple[str, ...] = ()  # ids of this rank's cuts whose loss was not finite
+
+
+class Stepper:
+    """Makes optimiser steps.
+
+    The loss of a step is the sum over all its utterances (all ranks, all accumulated batches) divided by the sum of
+    their frames, so it depends neither on the number of ranks nor on the composition of batches.
+
+    Args:
+        model: wrapped for DDP or not.
+        optimizer: of its parameters.
+        config: the resolved configuration.
+        world: this rank.
+        scaler: of the loss; None: one for this device and precision.
+        rows: the trained rows of parameters that are trained in part, if any.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+        world: DistributedContext,
+        scaler: Any = None,
+        rows: Optional[TrainedRows] = None,
+    ):
+        self.model = model
+        self.optimizer = optimizer
+        self.config = config
+        self.world = world
+        self.scaler = grad_scaler(world.device, config.training.precision) if scaler is None else scaler
+        self.rows = rows
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def __call__(self, batches: Sequence[Batch], step: int, skipped: int = 0) -> StepResult:
+        """Forward, backward and update on this rank's batches.
+
+        Args:
+            batches: gradients are accumulated over them.
+            step: number of this step, from 0.
+            skipped: earlier steps that changed no weight; schedules do not count them.
+        """
+        c = self.config
+        update = step - skipped
+        # Dropout and masks depend on seed, step and rank alone: a resumed run needs no stored RNG states.
+        torch.manual_seed((c.training.seed * 1_000_003 + step) * 4096 + self.world.rank)
+        simple_scale, pruned_scale = loss_scales(update, c.model.loss)
+        ctc_scale = c.model.loss.ctc_scale
+        # Forward and backward.
+        sums = torch.zeros(4, dtype=torch.float64)
+        bad_cuts: List[str] = []
+        for i, batch in enumerate(batches):
+            with naming_memory(batch), no_sync(self.model, wait=i + 1 < len(batches)):
+                batch = to_device(batch, self.world.device)
+                with autocast(self.world.device, c.training.precision):
+                    losses = forward(self.model, batch, c.data.stored_features)
+                simple, pruned, ctc = losses.simple.sum(), losses.pruned.sum(), losses.ctc.sum()
+                total = simple_scale * simple + pruned_scale * pruned + ctc_scale * ctc
+                self.scaler.scale(total).backward()
+            if not math.isfinite(total.item()):
+                bad_cuts += not_finite(losses, batch)
+            sums += torch.stack([simple.detach(), pruned.detach(), ctc.detach(), losses.frames.sum()]).double().cpu()
+        # Means over all ranks.
+        tokens = float(sum(int(batch["token_lens"].sum()) for batch in batches))
+        seconds = sum(batch["seconds"] for batch in batches)
+        totals = self.world.sum([*sums.tolist(), tokens, seconds])
+        frames, tokens, seconds = totals[3:]
+        simple_mean, pruned_mean, ctc_mean = (value / frames for value in totals[:3])
+        loss = simple_scale * simple_mean + pruned_scale * pruned_mean + ctc_scale * ctc_mean
+        # Update.
+        norm = self._scale_gradients(frames)
+        # The lattice has no gradient where no path has a finite score: a loss of NaN may come with finite gradients.
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        loss_scale = float(self.scaler.get_scale())
+        # The scaler finds its scale by overflows in float16; at the least scale they are an error.
+        overflow = skipped and math.isfinite(loss) and self.scaler.is_enabled() and loss_scale > LEAST_SCALE
+        set_lr(self.optimizer, lr_factor(update, c.optim, c.training.max_steps))
+        if not skipped:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        means = (loss, simple_mean, pruned_mean, frames, tokens, seconds, norm, skipped, ctc_mean)
+        return StepResult(*means, loss_scale, overflow, tuple(bad_cuts))
+
+    def _scale_gradients(self, frames: float) -> float:
+        """Divide the gradients by the frames and clip them; return their norm before clipping."""
+        self.scaler.unscale_(self.optimizer)
+        # DDP has averaged over ranks; the sum is wanted.
+        scale = self.world.size / frames
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        if self.rows is not None:
+            self.rows.mask_gradients()
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -97,7 +178,7 @@ def forward(model: nn.Module, batch: Batch, stored: bool) -> Losses:
 
 @contextlib.contextmanager
 def naming_memory(batch: Batch) -> Iterator[None]:
-    """Turn running out of memory into a UserError that names the cuts of a batch."""
+    """Raise a UserError that names the cuts of a batch where it runs out of memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -111,7 +192,7 @@ def naming_memory(batch: Batch) -> Iterator[None]:
 
 
 def not_finite(losses: Losses, batch: Batch) -> List[str]:
-    """The ids of the cuts in a batch that have a loss which is not finite."""
+    """The ids of the cuts of a batch whose loss is not finite."""
     whole = losses.simple.detach() + losses.pruned.detach() + losses.ctc.detach()
     return [cut_id for cut_id, loss in zip(batch["cut_ids"], whole.tolist()) if not math.isfinite(loss)]
 
@@ -126,10 +207,80 @@ def as_record(result: StepResult) -> Dict[str, float]:
     return {k: v for k, v in result._asdict().items() if k not in NOT_LOGGED}
 
 
-def __getattr__(name: str) -> Any:
-    """`Stepper`, which was here in the last release."""
-    if name == "Stepper":
-        from tokenverse_pp.training.trainer import Stepper
+def dump_batches(exp_dir: Path, step: int, rank: int, batches: Sequence[Batch], bad: Sequence[str]) -> Path:
+    """Write this rank's batches of a step to ``exp_dir/bad_batches/step-N/``; return that folder.
 
-        return Stepper
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    ``rank-R.txt``: the ids of the cuts, those whose loss was not finite marked with ``*``. ``rank-R.cuts.jsonl``: the
+    cuts, without audio stored in the manifest (Shar). ``rank-R.batch-I.safetensors``: the model's input.
+    """
+    folder = exp_dir / BAD_BATCHES / f"step-{step:08d}"
+    ids = cut_ids(batches)
+    write_text(folder / f"rank-{rank}.txt", "".join(f"{'*' if i in bad else ' '} {i}\n" for i in ids))
+    cuts = [cut.drop_in_memory_data() for batch in batches for cut in batch.get("cuts", [])]
+    if cuts:
+        write_cuts(CutSet.from_cuts(cuts), folder / f"rank-{rank}.cuts.jsonl")
+    for number, batch in enumerate(batches):
+        tensors = {key: value.cpu().contiguous() for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        with replacing(folder / f"rank-{rank}.batch-{number}.safetensors") as path:
+            save_file(tensors, path)
+    return folder
+
+
+def worst_batches(sampler: TrainSampler, dataset: TransducerDataset) -> Dict[str, CutSet]:
+    """The batches of the first round with the most audio, the longest cut, the most cuts and the most tokens.
+
+    Padding counts. As icefall's ``scan_pessimistic_batches_for_oom``.
+    """
+
+    def tokens(cuts: CutSet) -> int:
+        return len(cuts) * max(len(dataset.target(cut, labelled_tasks(cut))) for cut in cuts)
+
+    measures: Dict[str, Callable[[CutSet], float]] = {
+        "most audio": lambda cuts: len(cuts) * max(cut.duration for cut in cuts),
+        "longest cut": lambda cuts: max(cut.duration for cut in cuts),
+        "most cuts": len,
+        "most tokens": tokens,
+    }
+    worst: Dict[str, Tuple[float, CutSet]] = {}
+    for _, cuts in islice(sampler.batches(SamplerState()), MOST):
+        for name, measure in measures.items():
+            value = measure(cuts)
+            if name not in worst or value > worst[name][0]:
+                worst[name] = (value, cuts)
+    return {name: cuts for name, (_, cuts) in worst.items()}
+
+
+def scan(
+    model: nn.Module, sampler: TrainSampler, dataset: TransducerDataset, config: Config, world: DistributedContext
+) -> List[str]:
+    """Run the largest batches forward and backward; return a line for each, with its peak memory.
+
+    Weights, buffers and the random numbers of later steps do not change.
+
+    Raises:
+        UserError: naming the cuts of the first batch that does not fit into memory.
+    """
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    scaler = grad_scaler(world.device, config.training.precision)
+    lines, done = [], set()
+    for name, cuts in worst_batches(sampler, dataset).items():
+        ids = tuple(cut.id for cut in cuts)
+        if ids in done:
+            continue
+        done.add(ids)
+        batch = dataset[cuts]
+        reset_peak_memory(world.device)
+        with naming_memory(batch):
+            moved = to_device(batch, world.device)
+            with autocast(world.device, config.training.precision):
+                losses = forward(model, moved, config.data.stored_features)
+            scaler.scale((losses.simple + losses.pruned + losses.ctc).sum()).backward()
+        model.zero_grad(set_to_none=True)
+        lines.append(
+            f"scan, {name}: {len(ids)} cuts, {batch['seconds']:.1f} s, up to {int(batch['token_lens'].max())} tokens: "
+            f"peak {peak_memory(world.device):.0f} MB"
+        )
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    return lines

@@ -1,12 +1,12 @@
 """Starting from a model that lacks tasks or languages of the new run (task transfer; docs/transfer.md).
 
-What was there stays as it was: ids, rows of old tokens, vectors of old tasks. What is new starts so that it changes
-nothing at first: with its tasks inactive the model writes what it wrote before.
+Token ids, rows of old tokens and vectors of old tasks stay. New rows are initialised so that the model writes what it
+wrote before as long as the new tasks are inactive.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -18,12 +18,11 @@ from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models import checkpoint
-from tokenverse_pp.models.bundle import find_model, tasks_of
+from tokenverse_pp.models.bundle import PRETRAINED, find_model, tasks_of
 from tokenverse_pp.models.encoders import EncoderConfig
 from tokenverse_pp.models.encoders.base import Backbone
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.tasks import TaskSet
-from tokenverse_pp.training.checkpoints import PRETRAINED
 
 State = Dict[str, Tensor]
 # Parameters with a row for each token of the vocabulary.
@@ -33,19 +32,19 @@ VOCABULARY_ROWS = tuple(
 TABLES = ("feature_vectors", "encoder_vectors")
 AUXILIARY = ("ctc", *TABLES)  # parts that one model may have and another not
 PLACES = {"none": (), "features": TABLES[:1], "encoder": TABLES[1:], "both": TABLES}
-# A new token's logit in the joiner is below the mean of the old ones' by this much (nats). So its probability is at
-# most exp(-10) / (V - 1), about 1e-7, and old hypotheses keep their scores; some hundred steps make up for it.
+# A new token's logit in the joiner starts this much (nats) below the mean of the old ones: its probability is at most
+# exp(-10) / (V - 1), about 1e-7, so old hypotheses keep their scores. Some hundred steps make up for it.
 BELOW_MEAN = 10.0
 
 
 @dataclass(frozen=True)
 class Before:
-    """What a model was before the run: the size of its vocabulary, its tasks in order, its auxiliary parts."""
+    """A model as it was before the run: size of the vocabulary, tasks in order, auxiliary parts."""
 
     vocabulary: int
     tasks: List[str]
-    tables: List[str]  # of vectors
-    ctc: bool = True  # it had a CTC head (the run had none, or the same, where an older state.json does not say)
+    tables: List[str]  # of task vectors
+    ctc: bool = True  # had a CTC head; an older state.json does not say
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,14 @@ class InitialModel:
 
 
 def read_source(config: Config, tasks: TaskSet) -> InitialModel:
-    """What ``training.init_from`` names.
+    """Read the model that ``training.init_from`` names.
 
     Args:
-        tasks: those of the run, which must have all that the model has.
+        config: of the run.
+        tasks: of the run, among them all tasks of the model.
 
     Raises:
-        UserError: where there is no model, or it has a task or token that the run does not list.
+        UserError: there is no model, or it has a task or token that the run does not list.
     """
     folder = find_model(Path(str(config.training.init_from)))
     checkpoint.check_model(folder)
@@ -90,14 +90,15 @@ def read_source(config: Config, tasks: TaskSet) -> InitialModel:
 
 
 def before_of(config: Config, source: Optional[InitialModel], start: Optional[Path]) -> Optional[Before]:
-    """What the model was before the run began, or None for a run that started from nothing.
+    """The model as it was before the run began; None for a run from scratch.
 
     Args:
+        config: of the run.
         source: see `read_source`; None without ``training.init_from``.
-        start: the checkpoint that the run goes on from: then it says so itself.
+        start: the checkpoint that the run resumes from, whose state holds the answer.
 
     Raises:
-        UserError: where ``training.train_only`` asks for what is new, and nothing was there before.
+        UserError: ``training.train_only`` asks for what is new in a run from scratch.
     """
     before = source.before if source else None
     if start:
@@ -118,13 +119,17 @@ def start_from(
     tokenizer: Tokenizer,
     say: Callable[[str], None] = lambda line: None,
 ) -> List[str]:
-    """Load the weights of a source into a model of the run's tasks and vocabulary; returns the added tasks and tokens.
+    """Load the weights of a source into a model; return the added tasks and tokens.
 
     Args:
-        say: called with a line for what the source lacks and starts new, and one for what it has and is left out.
+        source: see `read_source`.
+        model: with the run's tasks and vocabulary.
+        tasks: of the run.
+        tokenizer: of the run.
+        say: called with lines about parts that start new and parts that are left out.
 
     Raises:
-        UserError: for a vocabulary that is not the source's with something added, or another shape of the model.
+        UserError: the vocabulary does not extend the source's, or the model has another shape.
     """
     if not tokenizer.extends(source.tokenizer):
         raise UserError(
@@ -152,10 +157,10 @@ def start_from(
 
 
 def matched_parts(state: State, model: Transducer) -> Tuple[State, List[str], List[str]]:
-    """Weights with the auxiliary parts (`AUXILIARY`) of a model, those that are new, and those that are left out.
+    """Weights with the auxiliary parts (`AUXILIARY`) of a model; new parts; parts that are left out.
 
-    A part that the source lacks is taken from the model as it was built: a CTC head at random, task vectors at zero. A
-    part of which the source has some tensors only is not completed.
+    A part that the source lacks stays as the model was built: a CTC head random, task vectors zero. A part of which
+    the source has only some tensors is not completed.
     """
     wanted, out = model.checkpoint_state(), dict(state)
     new, left_out = [], []
@@ -172,11 +177,10 @@ def matched_parts(state: State, model: Transducer) -> Tuple[State, List[str], Li
 
 
 def matched_encoder(state: State, source: InitialModel, model: Transducer) -> Tuple[State, List[str], List[str]]:
-    """Weights with those of the pretrained encoder that the source left out of its checkpoint, because it froze them;
-    what is new, and lines about the rest.
+    """Weights with those of the pretrained encoder that the source froze and did not save; new parts; messages.
 
-    Adapters that the source did not have start new. Where the features at the seam are others, vectors that were added
-    to them start at zero again.
+    Adapters that the source did not have start new. If the features at the seam differ, the vectors that are added to
+    them start at zero.
     """
     wanted, out, new, lines = model.checkpoint_state(), dict(state), [], []
     ours = {name: value for name, value in wanted.items() if name.startswith(PRETRAINED)}
@@ -202,12 +206,12 @@ def matched_encoder(state: State, source: InitialModel, model: Transducer) -> Tu
 
 
 def seam_of(config: EncoderConfig) -> Tuple[object, ...]:
-    """What the features at the seam are, for a pretrained encoder."""
+    """What determines the features at the seam, for a given pretrained encoder."""
     return config.kind, {"frozen": list(config.layers), "split": config.split_layer}.get(config.kind)
 
 
 def frozen_by(config: EncoderConfig, backbone: Backbone) -> Callable[[str], bool]:
-    """Whether an encoder of these options leaves a weight of its backbone, by its name, out of checkpoints."""
+    """A function that tells whether checkpoints leave out the backbone's weight of a name."""
     if config.kind == "finetune":
         return lambda name: False
     if config.kind == "frozen" or config.lora_rank:
@@ -220,26 +224,25 @@ def frozen_by(config: EncoderConfig, backbone: Backbone) -> Callable[[str], bool
 
 
 def _count(tensors: State) -> str:
-    """How many parameters there are, in words; what a combination of tasks has seen is none."""
+    """The number of parameters, in words, without the flags ``trained``."""
     return f"{sum(value.numel() for name, value in tensors.items() if not name.endswith('.trained')):,} parameters"
 
 
 def tables_of(model: Transducer) -> List[str]:
-    """The tables of task vectors that a model has."""
+    """The tables of task vectors of a model."""
     return [table for table in TABLES if getattr(model, table) is not None]
 
 
 def extended_state(
     state: Dict[str, Tensor], before: Before, model: Transducer, tasks: Sequence[str]
 ) -> Dict[str, Tensor]:
-    """The weights of a smaller model, with rows for what ``model`` has more.
+    """The weights of a smaller model, with added rows for the tokens and tasks of ``model``.
 
-    - Rows of new tokens are the mean of the old ones without the blank's. A new token's logit is then the mean of the
-      old logits, so its probability their geometric mean; in the joiner it is lowered by `BELOW_MEAN` besides.
+    - Rows of new tokens are the mean of the old ones, without the blank's: a new token's logit is the mean of the old
+      logits. In the joiner it is lowered by `BELOW_MEAN`.
     - Rows of new task vectors are zero (``sum``), or those of the same combination without the new tasks
-      (``combination``): to switch a new task on changes nothing at first.
-    - Tables of vectors that the smaller model did not have at all are zero, and its CTC head, where it had none, is the
-      model's.
+      (``combination``): switching a new task on changes nothing at first.
+    - Tables that the smaller model did not have are zero; a CTC head that it did not have is the model's.
 
     Tensors of another width stay as they are: they do not fit.
     """
@@ -266,17 +269,17 @@ def extended_state(
 
 
 def _with_mean_rows(old: Tensor, rows: int, blank: int) -> Tensor:
-    """(V, ..) -> (rows, ..): what is added is the mean of the old rows without the blank's, formed in float64."""
+    """(V, ..) -> (rows, ..): added rows are the mean of the old ones without the blank's, computed in float64."""
     others = torch.arange(len(old)) != blank
     mean = old[others].double().mean(0, keepdim=True).to(old.dtype)
     return torch.cat([old, mean.expand(rows - len(old), *old.shape[1:])])
 
 
 def old_row_of_each(strategy: str, old: Sequence[str], new: Sequence[str]) -> Tuple[Tensor, Tensor]:
-    """For each row of a table of vectors its row in the smaller model's (-1: none), and whether it is new.
+    """For each row of a table of vectors: its row in the smaller model's table (-1: none), and whether it is new.
 
     Args:
-        strategy: ``sum``: a row a task; ``combination``: a row a set of tasks (`TaskVectors`).
+        strategy: ``sum``: a row per task; ``combination``: a row per set of tasks (`TaskVectors`).
         old: the smaller model's tasks in order, ``asr`` first.
         new: the model's tasks in order.
 
@@ -295,8 +298,3 @@ def old_row_of_each(strategy: str, old: Sequence[str], new: Sequence[str]) -> Tu
         found.append(sum(2 ** list(old)[1:].index(name) for name in active if name in old))
         is_new.append(any(name not in old for name in active))
     return torch.tensor(found), torch.tensor(is_new)
-
-
-def as_state(before: Optional[Before]) -> Optional[Dict[str, object]]:
-    """What ``state.json`` keeps of it."""
-    return asdict(before) if before else None

@@ -1,6 +1,6 @@
-"""Multi-chunk training (XLSR-Transducer, arXiv 2407.04439): how much the encoder sees is drawn for each batch.
+"""Validation: losses with all labelled tasks active, and a greedy search scored for every task.
 
-Validation: losses with all labelled tasks active, and a greedy search scored for every task.
+Also the chunks that multi-chunk training draws for each batch (XLSR-Transducer, arXiv 2407.04439).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tokenverse_pp.training.steps import to_device
 class ChunkDraw:
     """Draws chunk size, left context and sinks, each uniformly from its list.
 
-    The choice depends on seed, epoch and the batch's cuts alone, so a resumed run draws the same; ranks need not agree.
+    The draw depends on seed, epoch and the cuts of the batch alone: a resumed run repeats it, and ranks may differ.
     """
 
     def __init__(self, config: StreamingConfig, seed: int = 0):
@@ -52,13 +52,13 @@ class ChunkDraw:
 
 
 def training_chunks(config: Config) -> Optional[ChunkDraw]:
-    """What draws the chunks of a run's batches; None where it trains in full context alone."""
+    """The `ChunkDraw` of training batches; None for training in full context alone."""
     streaming = config.model.streaming
     return ChunkDraw(streaming, config.training.seed) if streaming.chunk_ms else None
 
 
 def validation_chunks(config: Config) -> Optional[ChunkDraw]:
-    """Validation is in full context if training ever is, else with the first of each list."""
+    """The `ChunkDraw` of validation: full context if training includes it, else the first value of each list."""
     c = config.model.streaming
     if not c.chunk_ms or 0 in c.chunk_ms:
         return None
@@ -121,7 +121,7 @@ class Validator:
         }
 
     def _by_task(self, batch: Batch, log_probs: Tensor) -> List[float]:
-        """Sum of log-probabilities (N, U) and number of target tokens, for each task in turn."""
+        """For each task in turn: sum of log-probabilities (N, U), and number of target tokens."""
         tokens: Tensor = batch["tokens"]
         valid = torch.arange(tokens.shape[1], device=tokens.device) < batch["token_lens"][:, None]
         is_task_token = torch.zeros_like(valid)
@@ -136,7 +136,7 @@ class Validator:
         return [value for pair in found.values() for value in pair]
 
     def _recognizer(self, model: Transducer) -> Recognizer:
-        """The recognizer that batch decoding uses too, with a greedy search."""
+        """The recognizer of batch decoding, with a greedy search."""
         bundle = ModelBundle(self.config, self.dataset.tasks, self.dataset.tokenizer, model)
         options = DecodeOptions(
             SearchOptions(method="greedy"),
@@ -158,7 +158,7 @@ class Validator:
 
 
 def headline(scores: Mapping[str, Any]) -> Dict[str, float]:
-    """One number a task out of `score_hypotheses`: ``wer``, ``<task>_f1`` or ``<task>_accuracy``."""
+    """One number for each task in the result of `score_hypotheses`: ``wer``, ``<task>_f1`` or ``<task>_accuracy``."""
     found = {"wer": float(scores["wer"]["all"]["wer"])} if "wer" in scores else {}
     for task, result in scores.items():
         if not task.startswith("wer") and isinstance(result, Mapping):

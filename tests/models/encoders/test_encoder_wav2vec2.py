@@ -14,27 +14,6 @@ def folder(request, wav2vec2_folder):
     return wav2vec2_folder(*request.param)
 
 
-def alone(function, x, lens, row):
-    """Run one row of a padded batch without its padding."""
-    return function(x[row : row + 1, : lens[row]], lens[row : row + 1])
-
-
-def test_padded_batch_equals_single_utterances(folder, batch):
-    encoder = build_encoder(EncoderConfig(folder)).eval()
-    audio, lens = batch
-    features, feature_lens = encoder.extract(audio, lens)
-    output, output_lens = encoder.contextualise(features, feature_lens)
-    assert len(set(output_lens.tolist())) == 3
-    for row in range(3):
-        one, one_lens = alone(encoder.extract, audio, lens, row)
-        assert one.shape[1] == one_lens == feature_lens[row]
-        torch.testing.assert_close(features[row, : one_lens[0]], one[0], atol=1e-5, rtol=1e-4)
-        assert features[row, one_lens[0] :].abs().sum() == 0
-        out, out_lens = encoder.contextualise(one, one_lens)
-        torch.testing.assert_close(output[row, : out_lens[0]], out[0], atol=2e-5, rtol=1e-4)
-        assert output[row, out_lens[0] :].abs().sum() == 0
-
-
 def test_single_utterance_equals_transformers(folder, batch):
     encoder = build_encoder(EncoderConfig(folder)).eval()
     model = AutoModel.from_pretrained(folder).eval()
@@ -71,26 +50,6 @@ def test_spec_augment_and_layerdrop_do_not_act(wav2vec2_folder, batch):
         assert encoder.training and encoder.backbone.encoder.training
         trained = encoder.train()(*batch)[0]
         torch.testing.assert_close(trained, encoder.eval()(*batch)[0])
-
-
-def test_every_trainable_parameter_gets_a_gradient(folder, batch):
-    """Or DDP would stop at an unused one."""
-    encoder = build_encoder(EncoderConfig(folder, gradient_checkpointing=True))
-    encoder(*batch)[0].square().sum().backward()
-    unused = [n for n, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
-    assert unused == []
-
-
-def test_gradient_checkpointing_changes_nothing(folder, batch):
-    grads = []
-    for checkpointing in (False, True):
-        encoder = build_encoder(EncoderConfig(folder, gradient_checkpointing=checkpointing))
-        torch.manual_seed(0)
-        encoder(*batch)[0].square().sum().backward()
-        grads.append({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
-    assert grads[0].keys() == grads[1].keys()
-    for name, grad in grads[0].items():
-        torch.testing.assert_close(grads[1][name], grad, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("freeze_layers", [0, 2, -1])
@@ -144,9 +103,20 @@ def test_preprocessor_config_decides_about_normalisation(wav2vec2_folder, batch)
 
 
 @pytest.mark.skipif(torch.__version__ < "2", reason="torch 1.13 has no LayerNorm for autocast on CPU")
-def test_bfloat16_autocast_runs_and_is_near(folder, batch):
-    encoder = build_encoder(EncoderConfig(folder)).eval()
-    expected = encoder(*batch)[0]
+def test_convolutions_get_no_frames_in_bfloat16_that_they_do_not_use(folder, batch):
+    """oneDNN's gradient of their weights is NaN now and then where they do (`compat.without_unused_frames`)."""
+    backbone = build_encoder(EncoderConfig(folder)).backbone
+    unused = []
+    for layer in backbone.convolutions:
+        layer.conv.register_forward_pre_hook(
+            lambda conv, inputs: unused.append((inputs[0].shape[2] - conv.kernel_size[0]) % conv.stride[0])
+        )
+    audio, lens = batch[0][:, :3997], batch[1].clamp(max=3997)
+    with torch.no_grad():
+        exact = backbone.embed(audio, lens)
+    assert any(unused)
+    unused.clear()
     with torch.autocast("cpu", torch.bfloat16):
-        output = encoder(*batch)[0]
-    assert (output.float() - expected).norm() < 0.1 * expected.norm()
+        found = backbone.embed(audio, lens)
+    assert len(unused) == 3 and not any(unused)
+    assert found.shape == exact.shape

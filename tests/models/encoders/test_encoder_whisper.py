@@ -45,21 +45,6 @@ def test_log_mel_near_and_at_30_seconds(samples):
     torch.testing.assert_close(mel, expected[:, :, : int(lens)], atol=2e-4, rtol=0)
 
 
-def test_padded_batch_equals_single_utterances(whisper_folder, batch):
-    encoder = build_encoder(EncoderConfig(whisper_folder)).eval()
-    audio, lens = batch
-    features, feature_lens = encoder.extract(audio, lens)
-    output, _ = encoder.contextualise(features, feature_lens)
-    assert feature_lens.tolist() == [13, 9, 5]
-    for row in range(3):
-        one, one_lens = encoder.extract(audio[row : row + 1, : lens[row]], lens[row : row + 1])
-        assert one.shape[1] == one_lens == feature_lens[row]
-        torch.testing.assert_close(features[row, : one_lens[0]], one[0], atol=1e-5, rtol=1e-4)
-        out, _ = encoder.contextualise(one, one_lens)
-        torch.testing.assert_close(output[row, : one_lens[0]], out[0], atol=1e-5, rtol=1e-4)
-        assert output[row, one_lens[0] :].abs().sum() == 0
-
-
 def test_30_seconds_equal_transformers(whisper_folder):
     encoder = build_encoder(EncoderConfig(whisper_folder)).eval()
     reference = WhisperModel.from_pretrained(whisper_folder).eval().encoder

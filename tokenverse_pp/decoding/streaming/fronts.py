@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.decoding.streaming.stages import ChunkPlace, Stage, State
-from tokenverse_pp.models.encoders.base import Moments, convolve
+from tokenverse_pp.models.encoders.chunks import Moments, convolve
 from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone
 from tokenverse_pp.models.encoders.whisper import LEAST, WhisperBackbone
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenverse_pp.models.compat import scaled_dot_product_attention
-from tokenverse_pp.models.encoders.base import Backbone, convolve, score_bias, sides, stack_frames
+from tokenverse_pp.models.encoders.base import Backbone, score_bias, stack_frames
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, convolve, sides
 from tokenverse_pp.models.encoders.context import (
     ContextNetwork,
     Sinks,
@@ -26,7 +27,6 @@ from tokenverse_pp.models.encoders.context import (
 )
 from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone
 from tokenverse_pp.models.encoders.whisper import WhisperBackbone
-from tokenverse_pp.models.masks import ChunkGrid
 
 State = Dict[str, Tensor]
 

@@ -1,28 +1,25 @@
-"""Encoder interfaces, and the parts that encoder families share.
+"""`Encoder`, what the transducer uses, and `Backbone`, a pretrained encoder of one family.
 
-`Encoder` is what the transducer uses, `Backbone` a pretrained encoder of one family. Shared parts: masks from lengths,
-frame stacking, and causal forms of convolutions and statistics that depend on nothing after a chunk's end. Sums of
-statistics are float64, so adding them chunk by chunk or all at once gives the same float32 numbers.
+Before them the tensor functions that families share: masks from lengths, and frame stacking.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.data.dataset import SAMPLING_RATE
-from tokenverse_pp.models.compat import in_exact_type, transformer_layer
-from tokenverse_pp.models.masks import ChunkGrid, chunk_grid
+from tokenverse_pp.models.compat import transformer_layer
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid
 
-# Added to the attention scores of padded keys: exp() of it is exactly 0 in every float type, and unlike -inf
-# it cannot make a NaN of a row that is masked altogether.
+# Added to the attention scores of padded keys: exp() of it is exactly 0 in every float type, and unlike -inf it gives
+# no NaN in a row where everything is masked.
 MASKED_SCORE = -30000.0
 
 
@@ -36,17 +33,17 @@ def length_mask(lens: Tensor, size: int) -> Tensor:
 
 
 def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
-    """Return x (N, T, C) with zeros where mask (N, T) is false; x itself is not changed."""
+    """Return a copy of x (N, T, C) with zeros where mask (N, T) is false."""
     return x.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
 def attention_bias(mask: Tensor, dtype: torch.dtype, seen: Optional[Tensor] = None) -> Optional[Tensor]:
-    """Return the attention bias that masks padding, (N, 1, T, T), to be added to scores; None if nothing is masked.
+    """Return the additive attention bias (N, 1, T, T) that masks padding; None if nothing is masked.
 
     Args:
         mask: (N, T), true on valid frames.
         dtype: of the scores.
-        seen: (T, T), true on what each frame sees (`tokenverse_pp.models.masks.chunk_mask`).
+        seen: (T, T), true on the frames that each frame sees (`chunks.chunk_mask`).
     """
     if seen is not None:
         return score_bias(mask[:, None, None, :] & seen, dtype)
@@ -57,7 +54,7 @@ def attention_bias(mask: Tensor, dtype: torch.dtype, seen: Optional[Tensor] = No
 
 
 def score_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return 0 where ``seen`` is true, and what makes a score vanish elsewhere; of the same shape."""
+    """Return 0 where ``seen`` is true and `MASKED_SCORE` elsewhere, of the same shape."""
     return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, MASKED_SCORE)
 
 
@@ -89,9 +86,9 @@ def make_frames_of(encoder: Encoder) -> Callable[[float], int]:
 
 
 class Encoder(nn.Module, ABC):
-    """A speech encoder in two halves, with a seam between them where task vectors are added.
+    """A speech encoder in two halves; task vectors are added at the seam between them.
 
-    Padding never reaches the valid frames, in either half; padded frames of both results are zero.
+    Valid frames do not depend on padding, in either half; padded frames of both results are zero.
 
     Args:
         backbone: the pretrained encoder.
@@ -102,7 +99,7 @@ class Encoder(nn.Module, ABC):
         output_dim: C of the output.
         frame_shift: seconds between frames at the seam.
         output_frame_shift: seconds between frames of the output.
-        highest_layer: number of the highest layer of the backbone that runs; nothing reads those above it.
+        highest_layer: number of the highest layer of the backbone that runs.
     """
 
     feature_dim: int
@@ -120,11 +117,11 @@ class Encoder(nn.Module, ABC):
     def extract(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tuple[Tensor, Tensor]:
         """First half: audio (N, S), lens (N,) samples -> features (N, T, F), lens (N,) frames.
 
-        Audio is float32 at 16 kHz in [-1, 1]. ``chunks``: each frame sees its chunk and the left context alone, as in
-        streaming; None for full context (options of full context are not taken).
+        Audio is float32 at 16 kHz in [-1, 1]. ``chunks``: each frame sees only its chunk and the left context, as in
+        streaming; None: full context (never options of full context).
 
         Raises:
-            UserError: an utterance is too short for one frame, or longer than the model can take.
+            UserError: an utterance is too short for one frame, or too long for the model.
         """
 
     @abstractmethod
@@ -133,38 +130,35 @@ class Encoder(nn.Module, ABC):
     ) -> Tuple[Tensor, Tensor]:
         """Second half: features (N, T, F), lens (N,) -> output (N, ceil(T / stack), C), lens (N,).
 
-        ``features`` is not changed, and what it holds on padded frames does not matter. ``chunks``: see `extract`.
+        ``features`` is not changed; its padded frames may hold anything. ``chunks``: see `extract`.
         """
 
     def grid(self, chunks: ChunkOptions) -> ChunkGrid:
         """The chunks at the seam.
 
         Raises:
-            UserError: the chunk is no whole number of frames, or the encoder cannot be run in chunks.
+            UserError: the chunk is no whole number of frames, or the encoder cannot run in chunks.
         """
         return self.backbone.grid(chunks, self.stack)
 
     @abstractmethod
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """The maximum look-ahead beyond a chunk's end: 0 if ``chunks.strict``.
-
-        Otherwise whole chunks: what sees one frame of a chunk sees, through statistics and attention, all of it.
-        """
+        """The most that a frame sees beyond its chunk's end, in whole chunks; 0 if ``chunks.strict``."""
 
     def feature_lens(self, lens: Tensor) -> Tensor:
-        """Samples -> frames at the seam, without running anything."""
+        """Samples -> frames at the seam."""
         return self.backbone.frame_lens(lens)
 
     def output_lens(self, feature_lens: Tensor) -> Tensor:
-        """Frames at the seam -> frames of the output, ceil(frames / stack), without running anything."""
+        """Frames at the seam -> frames of the output, ceil(frames / stack)."""
         return stacked_lens(feature_lens, self.stack)
 
     def frozen_prefixes(self) -> Tuple[str, ...]:
-        """Prefixes of the ``state_dict`` keys that training never changes, so that checkpoints need not hold them."""
+        """Prefixes of the ``state_dict`` keys that training never changes; checkpoints leave them out."""
         return ()
 
     def unread_prefixes(self) -> Tuple[str, ...]:
-        """Prefixes of ``state_dict`` keys that older versions saved although nothing reads these weights."""
+        """Prefixes of the ``state_dict`` keys of unused weights, which older versions saved."""
         return ()
 
     def forward(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
@@ -173,12 +167,11 @@ class Encoder(nn.Module, ABC):
 
 
 class Backbone(nn.Module, ABC):
-    """A pretrained encoder of one family in two parts: ``embed`` (audio -> frames), ``transform`` (layers).
+    """A pretrained encoder of one family in two parts: ``embed`` (audio -> frames) and ``transform`` (layers).
 
-    transformers' own forward is not used: it zeroes padded frames of its input in place, applies SpecAugment
-    and layerdrop in training (the first is done at the seam here, the second breaks DDP), ignores the lengths
-    of group-norm models, and wants 30 s for Whisper. Only its modules run, so weights and their names are its
-    own.
+    Only the modules of transformers run, not its forward: that zeroes padded frames of its input in place, applies
+    SpecAugment (done at the seam here) and layerdrop (breaks DDP) in training, ignores the lengths for group-norm
+    models, and requires 30 s for Whisper.
     """
 
     hidden_size: int
@@ -186,14 +179,14 @@ class Backbone(nn.Module, ABC):
     frame_shift: float
     hop: int  # samples from one frame to the next
     receptive: int  # frame t of `embed` sees no sample from hop * t + receptive on
-    right_frames: int = 0  # that `transform` sees after a frame, beside attention
+    right_frames: int = 0  # frames that `transform` sees after a frame, apart from attention
     gradient_checkpointing: bool = False
 
     @abstractmethod
     def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
         """Audio (N, S), lens (N,) samples -> transformer input (N, T, hidden_size), zero on padding.
 
-        With ``chunks``, statistics of the utterance are those of what was heard up to the end of a frame's chunk.
+        With ``chunks``, statistics are those of the audio up to the end of a frame's chunk.
         """
 
     @abstractmethod
@@ -201,7 +194,7 @@ class Backbone(nn.Module, ABC):
         """Samples -> frames."""
 
     def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
-        """The chunks; see `tokenverse_pp.models.masks.chunk_grid`."""
+        """The chunks; see `chunk_grid`."""
         return chunk_grid(chunks, self.hop, self.receptive, stack)
 
     def transform(
@@ -209,7 +202,7 @@ class Backbone(nn.Module, ABC):
     ) -> List[Tensor]:
         """Frames (N, T, hidden_size), lens (N,) -> the wanted hidden states, each (N, T, hidden_size).
 
-        They are numbered as in ``EncoderConfig.layers``. ``grid``: the chunks; None for full context.
+        Numbers as in ``EncoderConfig.layers``. ``grid``: the chunks; None for full context.
         """
         mask = length_mask(lens, x.shape[1])
         x = self.add_positions(zero_padding(x, mask), grid)
@@ -266,109 +259,3 @@ class Backbone(nn.Module, ABC):
         if -1 in wanted:
             kept[-1] = x if self.final_norm is None else self.final_norm(x)
         return [kept[number] for number in wanted]
-
-
-def sides(conv: nn.Conv1d) -> Tuple[int, int]:
-    """Frames that a "same" convolution sees on the left and on the right; an even kernel sees one more on the left."""
-    kernel = int(conv.kernel_size[0])
-    return kernel // 2, kernel - 1 - kernel // 2
-
-
-def convolve(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """Run a convolution of stride 1 on x (N, C, T) without its padding -> (N, C', T - kernel + 1)."""
-    gains: Any = getattr(conv, "weight_g", None)
-    if gains is not None:
-        # torch.nn.utils.weight_norm (before torch 2) sets conv.weight in a hook of forward, which is not run here.
-        directions: Any = conv.weight_v
-        weight = torch._weight_norm(directions, gains, max(range(3), key=lambda dim: gains.shape[dim]))
-    else:
-        weight = conv.weight
-    return in_exact_type(conv, lambda x: F.conv1d(x, weight, conv.bias, groups=conv.groups), x)
-
-
-def chunked_convolution(conv: nn.Conv1d, x: Tensor, grid: ChunkGrid) -> Tensor:
-    """Run a "same" convolution whose right side is cut at the end of each frame's chunk.
-
-    Args:
-        conv: stride 1, any odd or even kernel, any groups.
-        x: (N, T, C), zero on padding.
-        grid: the chunks.
-
-    Returns:
-        (N, T, C').
-    """
-    left, right = sides(conv)
-    n, t, c = x.shape
-    chunks = -(-(t + grid.delay) // grid.size)
-    x = F.pad(x.transpose(1, 2), (left + grid.delay, chunks * grid.size - grid.delay - t))
-    windows = x.unfold(2, left + grid.size, grid.size).permute(0, 2, 1, 3)
-    y = convolve(conv, F.pad(windows.reshape(n * chunks, c, -1), (0, right)))
-    y = y.view(n, chunks, -1, grid.size).transpose(2, 3).reshape(n, chunks * grid.size, -1)
-    return y[:, grid.delay : grid.delay + t]
-
-
-class Moments(NamedTuple):
-    """Numbers, sums and sums of squares so far, float64, of shapes that broadcast."""
-
-    number: Tensor
-    total: Tensor
-    squares: Tensor
-
-    def mean_and_scale(self, eps: float) -> Tuple[Tensor, Tensor]:
-        """Mean, and one over the standard deviation, float32."""
-        count = self.number.clamp(min=1)
-        mean = self.total / count
-        variance = (self.squares / count - mean.square()).clamp(min=0)
-        return mean.float(), (variance + eps).rsqrt().float()
-
-
-def in_chunks(x: Tensor, grid: ChunkGrid) -> Tensor:
-    """Return x (.., T) as (.., chunks, size), with zeros in front (``delay`` of them) and behind."""
-    chunks = -(-(x.shape[-1] + grid.delay) // grid.size)
-    x = F.pad(x, (grid.delay, chunks * grid.size - grid.delay - x.shape[-1]))
-    return x.unflatten(-1, (chunks, grid.size))
-
-
-def from_chunks(x: Tensor, size: int, grid: ChunkGrid) -> Tensor:
-    """Undo `in_chunks`: (.., chunks, size of a chunk) -> (.., ``size``)."""
-    return x.flatten(-2)[..., grid.delay : grid.delay + size]
-
-
-def running_moments(chunks: Tensor, lens: Tensor, grid: ChunkGrid) -> Moments:
-    """Moments of all valid frames up to each chunk's end.
-
-    Args:
-        chunks: (N, .., chunks, size) of `in_chunks`, zero on padding.
-        lens: valid frames, (N,).
-        grid: the chunks.
-
-    Returns:
-        Moments, each (N, .., chunks).
-    """
-    total = chunks.sum(-1, dtype=torch.float64).cumsum(-1)
-    squares = chunks.square().sum(-1, dtype=torch.float64).cumsum(-1)
-    ends = torch.arange(1, chunks.shape[-2] + 1, device=lens.device) * grid.size - grid.delay
-    count = torch.minimum(ends.clamp(min=0), lens.unsqueeze(1)).to(torch.float64)
-    return Moments(count.view(len(lens), *[1] * (total.dim() - 2), -1), total, squares)
-
-
-def normalise_running(audio: Tensor, lens: Tensor, chunk_samples: int) -> Tensor:
-    """Zero mean and unit variance over the samples up to the end of each sample's chunk, (N, S) -> (N, S).
-
-    The causal form of `normalise_audio`; padding is zero.
-    """
-    grid = ChunkGrid(chunk_samples, 0)
-    mask = length_mask(lens, audio.shape[1])
-    chunks = in_chunks(audio.masked_fill(~mask, 0.0), grid)
-    mean, scale = running_moments(chunks, lens, grid).mean_and_scale(1e-7)
-    normalised = (chunks - mean.unsqueeze(-1)) * scale.unsqueeze(-1)
-    return from_chunks(normalised, audio.shape[1], grid).masked_fill(~mask, 0.0)
-
-
-def running_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm, grid: ChunkGrid) -> Tensor:
-    """Apply a GroupNorm of one channel a group to x (N, C, T), with statistics up to the end of each frame's chunk."""
-    mask = length_mask(lens, x.shape[2]).unsqueeze(1)
-    chunks = in_chunks(x.float().masked_fill(~mask, 0.0), grid)
-    mean, scale = running_moments(chunks, lens, grid).mean_and_scale(norm.eps)
-    normalised = from_chunks((chunks - mean.unsqueeze(-1)) * scale.unsqueeze(-1), x.shape[2], grid)
-    return (normalised * norm.weight.view(1, -1, 1) + norm.bias.view(1, -1, 1)).to(x.dtype)

@@ -9,18 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tokenverse_pp.base.config import EncoderConfig
 from tokenverse_pp.models.compat import scaled_dot_product_attention
-from tokenverse_pp.models.encoders.base import (
-    Backbone,
-    attention_bias,
-    chunked_convolution,
-    length_mask,
-    score_bias,
-    sides,
-    zero_padding,
-)
-from tokenverse_pp.models.masks import ChunkGrid, chunk_mask, sink_mask
+from tokenverse_pp.models.encoders.base import attention_bias, length_mask, score_bias, zero_padding
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask, chunked_convolution, sides, sink_mask
 
 
 def rotary_table(frames: int, dim: int, device: torch.device) -> Tuple[Tensor, Tensor]:
@@ -31,16 +22,16 @@ def rotary_table(frames: int, dim: int, device: torch.device) -> Tuple[Tensor, T
 
 
 def rotary_angles(places: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
-    """`rotary_table` of given places (..,), each (.., dim / 2); exact for the places of streams of hours."""
+    """`rotary_table` of given frame numbers (..,), each (.., dim / 2); exact for streams of hours."""
     rates = 10000.0 ** (-torch.arange(0, dim, 2, device=places.device, dtype=torch.float64) / dim)
     angles = places.to(torch.float64).unsqueeze(-1) * rates
     return angles.cos().float(), angles.sin().float()
 
 
 class Sinks(NamedTuple):
-    """The inputs of attention for sinks in addition to its window.
+    """Inputs of attention to sinks besides its window.
 
-    A sink that has left the window is seen as if it stood right before it, else its distance would grow for ever
+    A sink that has left the window gets the position right before it, or its distance would grow without limit
     (positions within the cache, StreamingLLM, Xiao et al. 2023).
     """
 
@@ -50,7 +41,7 @@ class Sinks(NamedTuple):
 
 
 def rotate(x: Tensor, table: Tuple[Tensor, Tensor]) -> Tensor:
-    """Turn channel pairs (i, i + D / 2) of x (N, H, T, D) by the frame's angle: scores then see distances only."""
+    """Rotate channel pairs (i, i + D / 2) of x (N, H, T, D) by the frame's angle."""
     cos, sin = (part.to(x.dtype) for part in table)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
@@ -93,7 +84,7 @@ class SelfAttention(nn.Module):
         return self.finish(attend_with_sinks(q, table, rotate(k, table), v, bias, first, sinks))
 
     def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """X (N, T, C) -> queries, keys and values (N, H, T, D), not turned yet."""
+        """X (N, T, C) -> queries, keys and values (N, H, T, D), not rotated."""
         n, t, c = x.shape
         q, k, v = self.qkv(self.norm(x)).view(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         return q, k, v
@@ -112,18 +103,18 @@ def attend_with_sinks(
     first: Tuple[Tensor, Tensor],
     sinks: Sinks,
 ) -> Tensor:
-    """Attention over sinks and a window, between which the places of the queries differ.
+    """Attention over sinks and a window, for which queries have different positions.
 
-    One attention over queries of twice the width, [turned for the window | turned for the sinks], and keys that are
-    zero in the half that is not theirs.
+    Queries are [rotated for the window | rotated for the sinks], of twice the width; keys are zero in the other half.
 
     Args:
-        q: queries (N, H, T, D), not turned; ``table``: their places in the window.
-        k: keys of the window (N, H, K, D), turned.
+        q: queries (N, H, T, D), not rotated.
+        table: rotary table of the queries in the window.
+        k: keys of the window (N, H, K, D), rotated.
         v: values of the window.
         bias: (N, 1, T, K).
-        first: keys (not turned) and values of the sinks, (N, H, sinks, D).
-        sinks: their places and bias.
+        first: keys (not rotated) and values of the sinks, (N, H, sinks, D).
+        sinks: their positions and bias.
     """
     # The scores are divided by the root of the doubled width.
     q = torch.cat([rotate(q, table), rotate(q, sinks.queries)], dim=-1) * 2.0**0.5
@@ -194,10 +185,7 @@ class ContextLayer(nn.Module):
 
 
 class ContextNetwork(nn.Module):
-    """LayerNorm and projection of the input, then conformer layers.
-
-    With ``gradient_checkpointing`` the layers' activations are computed again in the backward pass.
-    """
+    """LayerNorm and projection of the input, then conformer layers."""
 
     gradient_checkpointing: bool = False
 
@@ -244,9 +232,9 @@ class ContextNetwork(nn.Module):
         return bias, table, Sinks(keys, rotary_angles(places, self.head_dim), sink_bias)
 
     def lookahead(self, grid: ChunkGrid) -> int:
-        """Frames after its chunk's end on which a frame's output depends, at most; whole chunks.
+        """The most frames after its chunk's end on which a frame depends, in whole chunks.
 
-        A convolution that sees one frame of the next chunk sees, through the attention below it, that whole chunk.
+        A convolution that sees one frame of the next chunk sees all of it, through the attention below.
         """
         if grid.strict:
             return 0
@@ -258,33 +246,10 @@ class ContextNetwork(nn.Module):
 
 
 def sink_shift(window_start: Tensor, grid: ChunkGrid) -> Tensor:
-    """The number of frames by which the sinks move to be directly before a window that starts there."""
+    """The number of frames by which sinks move to be directly before a window."""
     return (window_start - grid.sinks).clamp(min=0)
-
-
-def context_network(config: EncoderConfig, input_dim: int) -> ContextNetwork:
-    """Build the configured context network for (stacked) frames of ``input_dim`` channels."""
-    network = ContextNetwork(
-        input_dim,
-        dim=config.context_dim,
-        num_layers=config.context_layers,
-        heads=config.context_heads,
-        ffn_dim=config.context_ffn,
-        kernel=config.context_kernel,
-        dropout=config.context_dropout,
-    )
-    network.gradient_checkpointing = config.gradient_checkpointing
-    return network
 
 
 def joined_states(states: Sequence[Tensor]) -> Tensor:
     """Hidden states (N, T, C), each normalised over its channels, side by side: (N, T, len(states) * C), float32."""
     return torch.cat([nn.functional.layer_norm(x.float(), x.shape[-1:]) for x in states], dim=-1)
-
-
-def context_lookahead_ms(context: ContextNetwork, backbone: Backbone, grid: ChunkGrid, stack: int) -> float:
-    """`Encoder.lookahead_ms` of a context network behind stacked frames of a backbone; grid: of the seam."""
-    if grid.strict:
-        return 0.0
-    frames = context.lookahead(grid.stacked(stack)) * stack + grid.rounded_up(backbone.right_frames)
-    return 1000 * frames * backbone.frame_shift

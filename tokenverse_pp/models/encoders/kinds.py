@@ -1,8 +1,6 @@
-"""Build encoders from an EncoderConfig: loading pretrained models and the kinds ``finetune``, ``frozen`` and ``split``.
+"""Build encoders from an EncoderConfig: load a pretrained model, make the kind ``finetune``, ``frozen`` or ``split``.
 
-Pretrained models are loaded with transformers' ``from_pretrained``. ``finetune`` trains both halves, optionally through
-low-rank adapters (LoRA, Hu et al., 2021; peft). ``frozen`` puts a small trainable network behind a frozen encoder.
-``split`` freezes the lower layers, trains the upper ones and puts a small network behind them.
+Also low-rank adapters (LoRA, Hu et al., 2021; peft).
 """
 
 from __future__ import annotations
@@ -25,7 +23,8 @@ from tokenverse_pp.base.config import ChunkOptions, EncoderConfig
 from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.models.compat import float32_argument, quiet_transformers
 from tokenverse_pp.models.encoders.base import Backbone, Encoder, length_mask, stack_frames, zero_padding
-from tokenverse_pp.models.encoders.context import context_lookahead_ms, context_network, joined_states
+from tokenverse_pp.models.encoders.chunks import ChunkGrid
+from tokenverse_pp.models.encoders.context import ContextNetwork, joined_states
 from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone, WavLMBackbone
 from tokenverse_pp.models.encoders.whisper import WhisperBackbone
 
@@ -43,17 +42,17 @@ LOADING_ERRORS = (ImportError, OSError, ValueError, KeyError, RuntimeError, Safe
 
 
 def load_backbone(options: EncoderConfig, foreign: bool = False) -> Backbone:
-    """Load the encoder that ``options.name`` names (or its sizes alone, with ``random_init``), in float32.
+    """Load the encoder ``options.name`` in float32; with ``random_init`` only its sizes are read.
 
     No code of its folder is run. Pickled weights are read by torch's restricted unpickler.
 
     Args:
         options: of the encoder.
-        foreign: not the user but a model folder names it. Then pickled weights are refused where torch is older than
-            2.6, whose restricted unpickler can be made to run code (CVE-2025-32434).
+        foreign: a model folder names it, not the user. Pickled weights are then refused before torch 2.6, whose
+            restricted unpickler can be made to run code (CVE-2025-32434).
 
     Raises:
-        UserError: in one line; does not wait for a hub that cannot be reached.
+        UserError: it cannot be loaded; without waiting for a hub that cannot be reached.
     """
     config = _from_pretrained(AutoConfig.from_pretrained, options.name, **NO_CODE)
     _check_attention(config, options.name)
@@ -74,7 +73,7 @@ def load_backbone(options: EncoderConfig, foreign: bool = False) -> Backbone:
 
 
 def _check_attention(config: Any, name: str) -> None:
-    """Check that no attention kernel is named: transformers would download compiled code (raises UserError)."""
+    """Refuse a named attention kernel, for which transformers would download compiled code (raises UserError)."""
     asked = getattr(config, "_attn_implementation", None)
     if isinstance(asked, str) and not re.fullmatch(r"\w+", asked):
         raise UserError(f"encoder.name: {name}: its config.json names {asked!r} as attention, which is not loaded")
@@ -89,7 +88,7 @@ def _random_model(config: Any, name: str) -> nn.Module:
 
 
 def _load_weights(loader: Callable[..., Any], name: str, foreign: bool, **arguments: Any) -> nn.Module:
-    """Load the weights; refuse a model of which some are not in the files (transformers draws them at random)."""
+    """Load the weights; refuse a model that lacks some of them (transformers would initialise them at random)."""
     arguments.update(float32_argument())
     if foreign and not UNPICKLES_SAFELY:
         arguments["use_safetensors"] = True
@@ -101,7 +100,7 @@ def _load_weights(loader: Callable[..., Any], name: str, foreign: bool, **argume
 
 
 def _normalises_audio(name: str) -> bool:
-    """Whether the model wants normalised audio, by its preprocessor_config.json; true where there is none."""
+    """Whether the model expects normalised audio, by its preprocessor_config.json; true without one."""
     try:
         return bool(_from_pretrained(Wav2Vec2FeatureExtractor.from_pretrained, name).do_normalize)
     except UserError:
@@ -151,9 +150,8 @@ def _why(error: BaseException) -> str:
 class FinetuneEncoder(Encoder):
     """First half: convolutions and feature projection. Second half: the transformer, then frame stacking.
 
-    Nothing follows the stacking: with ``stack=2`` the output has twice the transformer's width. The
-    pretrained model's dropouts act in training mode, in the first half too; its SpecAugment and layerdrop
-    never do.
+    With ``stack=2`` the output has twice the transformer's width. The pretrained model's dropouts act in training mode,
+    in the first half too; its SpecAugment and layerdrop never do.
     """
 
     def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
@@ -185,11 +183,10 @@ class FinetuneEncoder(Encoder):
         return 1000 * self.grid(chunks).rounded_up(self.backbone.right_frames) * self.frame_shift
 
 
-class FrozenEncoder(Encoder):
-    """First half: a complete pretrained encoder, not trained. Second half: stacking and a context network.
+class ContextEncoder(Encoder):
+    """A frozen first half, whose features can be stored; the second half ends in stacking and a context network.
 
-    The first half always runs in eval mode without gradients: its features can be computed once and stored.
-    Its weights come from ``EncoderConfig.name``: ``frozen_prefixes`` keeps them out of checkpoints.
+    The context network sees the hidden states ``EncoderConfig.layers``, each normalised over its channels.
     """
 
     def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
@@ -197,9 +194,46 @@ class FrozenEncoder(Encoder):
         backbone.requires_grad_(False).eval()
         self.layers = tuple(config.layers)
         self.highest_layer = backbone.highest(self.layers)
-        self.feature_dim = backbone.hidden_size * len(self.layers)
         self.output_dim = config.context_dim
-        self.context = context_network(config, self.feature_dim * config.stack)
+
+    def make_context(self, config: EncoderConfig) -> None:
+        """Make the context network; last in ``__init__``, so that adapters draw their random weights first."""
+        self.context = ContextNetwork(
+            self.backbone.hidden_size * len(self.layers) * config.stack,
+            dim=config.context_dim,
+            num_layers=config.context_layers,
+            heads=config.context_heads,
+            ffn_dim=config.context_ffn,
+            kernel=config.context_kernel,
+            dropout=config.context_dropout,
+        )
+        self.context.gradient_checkpointing = config.gradient_checkpointing
+
+    def add_context(self, states: Tensor, lens: Tensor, grid: Optional[ChunkGrid]) -> Tuple[Tensor, Tensor]:
+        """Joined hidden states (N, T, F), zero on padding, lens (N,) -> `contextualise`'s result; grid: of the seam."""
+        x, lens = stack_frames(states, lens, self.stack)
+        return self.context(x, lens, None if grid is None else grid.stacked(self.stack)), lens
+
+    def lookahead_ms(self, chunks: ChunkOptions) -> float:
+        """See Encoder; the right sides of the context network's convolutions and of the backbone's positional one."""
+        grid = self.grid(chunks)
+        if grid.strict:
+            return 0.0
+        frames = self.context.lookahead(grid.stacked(self.stack)) * self.stack
+        return 1000 * (frames + grid.rounded_up(self.backbone.right_frames)) * self.frame_shift
+
+
+class FrozenEncoder(ContextEncoder):
+    """First half: a complete pretrained encoder, not trained. Second half: stacking and a context network.
+
+    The first half always runs in eval mode without gradients. Its weights come from ``EncoderConfig.name``:
+    ``frozen_prefixes`` keeps them out of checkpoints.
+    """
+
+    def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
+        super().__init__(backbone, config)
+        self.feature_dim = backbone.hidden_size * len(self.layers)
+        self.make_context(config)
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Set the mode of the context network; the pretrained encoder stays in eval mode."""
@@ -221,45 +255,33 @@ class FrozenEncoder(Encoder):
     ) -> Tuple[Tensor, Tensor]:
         """See Encoder; frames are stacked before the context network."""
         features = zero_padding(features, length_mask(lens, features.shape[1]))
-        x, lens = stack_frames(features, lens, self.stack)
-        return self.context(x, lens, None if chunks is None else self.grid(chunks).stacked(self.stack)), lens
-
-    def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """See Encoder; the right sides of the context network's convolutions and of the backbone's positional one."""
-        return context_lookahead_ms(self.context, self.backbone, self.grid(chunks), self.stack)
+        return self.add_context(features, lens, None if chunks is None else self.grid(chunks))
 
     def frozen_prefixes(self) -> Tuple[str, ...]:
         """The pretrained encoder's weights."""
         return ("backbone.",)
 
 
-class SplitEncoder(Encoder):
+class SplitEncoder(ContextEncoder):
     """First half: the layers up to ``EncoderConfig.split_layer``, frozen. Second half: those above, a context network.
 
-    Trained are the layers up to the highest one that ``EncoderConfig.layers`` names, and the final norm only with -1:
-    nothing reads what lies above, and DDP does not take parameters without a gradient.
-
-    Between `FinetuneEncoder` and `FrozenEncoder`: the features at the seam can be stored, as the frozen kind's can, and
-    the upper layers are trained, as a whole or through adapters (``lora_rank``). The context network sees the hidden
-    states ``EncoderConfig.layers``, each normalised over its channels, as it does in the frozen kind: a model of that
-    kind with the same ``layers`` can be gone on from, and is the same function at the start.
+    The upper layers are trained, as a whole or through adapters (``lora_rank``), up to the highest one that
+    ``EncoderConfig.layers`` names, and the final norm only with -1: layers above are not used, and DDP does not accept
+    parameters without a gradient. A run can start from a `FrozenEncoder` with the same ``layers``: both are the same
+    function at first.
     """
 
     def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
-        super().__init__(backbone, config.stack)
+        super().__init__(backbone, config)
         self.split_layer = config.split_layer
-        self.layers = tuple(config.layers)
         self.feature_dim = backbone.hidden_size
-        self.output_dim = config.context_dim
         backbone.gradient_checkpointing = config.gradient_checkpointing
-        self.highest_layer = backbone.highest(self.layers)
-        backbone.requires_grad_(False)
         if config.lora_rank:
             add_lora(backbone, config, self.split_layer, self.highest_layer)
         else:
             for module in self._upper():
                 module.requires_grad_(True)
-        self.context = context_network(config, backbone.hidden_size * len(self.layers) * config.stack)
+        self.make_context(config)
 
     def _upper(self) -> List[nn.Module]:
         """The layers above the seam that run, and the final norm if it does."""
@@ -296,15 +318,10 @@ class SplitEncoder(Encoder):
         grid = None if chunks is None else self.grid(chunks)
         arguments = self.backbone.layer_arguments(features, mask, grid)
         states = self.backbone.run_layers(features, self.layers, arguments, first=self.split_layer)
-        x, lens = stack_frames(zero_padding(joined_states(states), mask), lens, self.stack)
-        return self.context(x, lens, None if grid is None else grid.stacked(self.stack)), lens
-
-    def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """See Encoder; the right sides of the context network's convolutions and of the backbone's positional one."""
-        return context_lookahead_ms(self.context, self.backbone, self.grid(chunks), self.stack)
+        return self.add_context(zero_padding(joined_states(states), mask), lens, grid)
 
     def frozen_prefixes(self) -> Tuple[str, ...]:
-        """The pretrained weights that training does not change: all but the upper layers, or all but the adapters."""
+        """The weights that training does not change: all but the upper layers, or all but the adapters."""
         trained = {name for name, parameter in self.backbone.named_parameters() if parameter.requires_grad}
         if not trained:  # adapters that have been merged: the upper layers are no longer the pretrained ones
             layers = self.backbone.layers[self.split_layer : self.highest_layer]
@@ -313,7 +330,7 @@ class SplitEncoder(Encoder):
         return tuple(f"backbone.{name}" for name in self.backbone.state_dict() if name not in trained)
 
     def unread_prefixes(self) -> Tuple[str, ...]:
-        """The layers above the highest wanted one, and the final norm without -1: they once counted as trained."""
+        """The layers above the highest one that runs, and the final norm without -1."""
         unread: List[nn.Module] = list(self.backbone.layers[self.highest_layer :])
         if -1 not in self.layers and self.backbone.final_norm is not None:
             unread.append(self.backbone.final_norm)
@@ -330,12 +347,13 @@ def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0, last: Op
     """Freeze a backbone and add adapters to its matrices (``config.lora_*``); initially they change nothing.
 
     Args:
-        first: the number of the lowest layer, counted from 0, that takes adapters.
-        last: the number of the first layer above it that takes none; None: all above do.
+        backbone: wav2vec2, HuBERT or Whisper; WavLM's attention uses the weights of its projections directly.
+        config: of the encoder.
+        first: index of the lowest layer with adapters.
+        last: index after that of the highest one; None: all layers from ``first`` on.
 
     Raises:
-        UserError: without peft, for WavLM, whose attention uses the weights of its projections directly, and where no
-            layer is left.
+        UserError: no peft, a WavLM model, or no layer is left.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -361,7 +379,7 @@ def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0, last: Op
 
 
 def merge_lora(backbone: nn.Module) -> None:
-    """Merge the adapters into the weights and remove them: a plain encoder with the same output."""
+    """Merge the adapters into the weights: a plain encoder with the same output."""
     from peft.tuners.lora import LoraLayer
 
     adapted = [(name, module) for name, module in backbone.named_modules() if isinstance(module, LoraLayer)]
@@ -375,11 +393,11 @@ def build_encoder(config: EncoderConfig, foreign: bool = False) -> Encoder:
     """Load the pretrained encoder and make both halves as ``config`` says.
 
     Args:
-        config: the options.
-        foreign: not the user but a model folder names the encoder (see `load_backbone`).
+        config: of the encoder.
+        foreign: a model folder names the encoder, not the user (see `load_backbone`).
 
     Raises:
-        UserError: an unknown name, folder or family, incomplete weights, or a value out of range.
+        UserError: unknown name, folder or family, incomplete weights, or a value out of range.
     """
     backbone = load_backbone(config, foreign)
     config.validate(len(backbone.layers))

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.compat import in_exact_type
-from tokenverse_pp.models.encoders.base import (
-    Backbone,
-    attention_bias,
+from tokenverse_pp.models.compat import in_exact_type, without_unused_frames
+from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, zero_padding
+from tokenverse_pp.models.encoders.chunks import (
+    ChunkGrid,
+    chunk_grid,
+    chunk_mask,
     chunked_convolution,
-    length_mask,
-    normalise_running,
-    running_group_norm,
+    from_chunks,
+    in_chunks,
+    running_moments,
     sides,
-    zero_padding,
 )
-from tokenverse_pp.models.masks import ChunkGrid, chunk_grid, chunk_mask
 
 
 def normalise_audio(audio: Tensor, lens: Tensor) -> Tensor:
@@ -34,6 +34,19 @@ def normalise_audio(audio: Tensor, lens: Tensor) -> Tensor:
     return centred / (centred.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
 
 
+def normalise_running(audio: Tensor, lens: Tensor, chunk_samples: int) -> Tensor:
+    """Zero mean and unit variance over the samples up to the end of each sample's chunk, (N, S) -> (N, S).
+
+    The causal form of `normalise_audio`; padding is zero.
+    """
+    grid = ChunkGrid(chunk_samples, 0)
+    mask = length_mask(lens, audio.shape[1])
+    chunks = in_chunks(audio.masked_fill(~mask, 0.0), grid)
+    mean, scale = running_moments(chunks, lens, grid).mean_and_scale(1e-7)
+    normalised = (chunks - mean.unsqueeze(-1)) * scale.unsqueeze(-1)
+    return from_chunks(normalised, audio.shape[1], grid).masked_fill(~mask, 0.0)
+
+
 def masked_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm) -> Tensor:
     """Apply a GroupNorm of one channel a group to x (N, C, T), with statistics over the valid frames only."""
     mask = length_mask(lens, x.shape[2]).unsqueeze(1)
@@ -44,6 +57,15 @@ def masked_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm) -> Tensor:
     variance = centred.masked_fill(~mask, 0.0).square().sum(2, keepdim=True) / count
     scale = norm.weight.view(1, -1, 1) * (variance + norm.eps).rsqrt()
     return (centred * scale + norm.bias.view(1, -1, 1)).to(x.dtype)
+
+
+def running_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm, grid: ChunkGrid) -> Tensor:
+    """Apply a GroupNorm of one channel a group to x (N, C, T), with statistics up to the end of each frame's chunk."""
+    mask = length_mask(lens, x.shape[2]).unsqueeze(1)
+    chunks = in_chunks(x.float().masked_fill(~mask, 0.0), grid)
+    mean, scale = running_moments(chunks, lens, grid).mean_and_scale(norm.eps)
+    normalised = from_chunks((chunks - mean.unsqueeze(-1)) * scale.unsqueeze(-1), x.shape[2], grid)
+    return (normalised * norm.weight.view(1, -1, 1) + norm.bias.view(1, -1, 1)).to(x.dtype)
 
 
 class Wav2Vec2Backbone(Backbone):
@@ -125,6 +147,7 @@ class Wav2Vec2Backbone(Backbone):
         """Audio (N, S) -> (N, C, T). No convolution pads, so only the group norm could let padding in."""
         x = audio.unsqueeze(1)
         for layer in self.convolutions:
+            x = without_unused_frames(layer.conv, x)
             if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
                 x, frames = layer.conv(x), self.conv_lens(lens, 1)
                 if chunks is None:

@@ -10,16 +10,8 @@ from transformers import WhisperFeatureExtractor
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.encoders.base import (
-    Backbone,
-    attention_bias,
-    from_chunks,
-    in_chunks,
-    length_mask,
-    stacked_lens,
-    zero_padding,
-)
-from tokenverse_pp.models.masks import ChunkGrid, chunk_grid, chunk_mask
+from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, stacked_lens, zero_padding
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid, chunk_mask, from_chunks, in_chunks
 
 LEAST = -10.0  # the logarithm of the least power that counts
 
@@ -27,11 +19,10 @@ LEAST = -10.0  # the logarithm of the least power that counts
 class LogMel(nn.Module):
     """What ``transformers.WhisperFeatureExtractor`` gives on the valid frames, without filling up to 30 s.
 
-    An utterance of S samples has ceil(S / 160) frames of 10 ms, frame t being centred on sample 160 t.
-    Silence follows it (and its mirror image precedes it), as in the extractor, which pads with zeros before
-    the spectrogram. The dynamic range is cut at 8 (80 dB) below the maximum over *all frames that see a
-    sample of the utterance*: the one or two centred after its end count although they are not returned, as in
-    the extractor.
+    An utterance of S samples has ceil(S / 160) frames of 10 ms; frame t is centred on sample 160 t. Silence follows the
+    utterance, and its mirror image precedes it, as in the extractor. The dynamic range is cut at 8 (80 dB) below the
+    maximum over all frames that see a sample of the utterance, including one or two that are centred after its end and
+    not returned.
     """
 
     max_samples = 480000
@@ -53,8 +44,7 @@ class LogMel(nn.Module):
     def forward(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
         """Audio (N, S), lens (N,) samples, at most 30 s -> (N, num_mel_bins, T), zero on padding; lens (N,)."""
         longest = int(lens.max())
-        # Room for the frames that still see the end, but never past 30 s, where the extractor mirrors its
-        # buffer.
+        # Room for the frames that still see the end, but not past 30 s, where the extractor mirrors its buffer.
         size = min(longest + self.n_fft, self.max_samples)
         audio = audio[:, :longest].float().masked_fill(~length_mask(lens, longest), 0.0)
         audio = nn.functional.pad(audio, (0, size - longest))
@@ -82,11 +72,11 @@ class LogMel(nn.Module):
         return mel.masked_fill(~valid.unsqueeze(1), 0.0), lens
 
     def grid(self, chunks: ChunkOptions) -> ChunkGrid:
-        """Where the chunks lie among the frames of 10 ms."""
+        """The chunks of frames of 10 ms."""
         return chunk_grid(chunks, self.hop, self.n_fft // 2)
 
     def mirrored_start(self, audio: Tensor) -> Tensor:
-        """What comes before audio (N, S), with S > 200: its first samples' mirror image, (N, 200)."""
+        """The mirror image of the first samples of audio (N, S), S > 200, that precedes it: (N, 200)."""
         return audio[:, 1 : self.n_fft // 2 + 1].flip(1)
 
     def log_power(self, audio: Tensor) -> Tensor:

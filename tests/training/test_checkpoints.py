@@ -1,14 +1,17 @@
-"""Checkpoints: whole or not there at all, few enough, readable, averaged, and exact for the optimiser."""
+"""Checkpoints: complete or absent, retained, averaged, and exact for the optimiser."""
 
 import json
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+from toy_runs import assert_one_line, call, toy_options
 
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.cli.main import cli
 from tokenverse_pp.models import checkpoint
-from tokenverse_pp.training.checkpoints import average, retain
+from tokenverse_pp.training.checkpoints import RunningAverage, average, average_between
 
 
 def write(exp_dir, step, value=0.0):
@@ -17,13 +20,6 @@ def write(exp_dir, step, value=0.0):
     weights = {"w": torch.full((2,), value), "seen": torch.tensor([value > 0.5])}
     checkpoint.write_folder(folder, {checkpoint.WEIGHTS: weights}, {checkpoint.STATE: json.dumps(state).encode()})
     return folder
-
-
-def test_newest_comes_last(tmp_path):
-    for step in (200, 5, 1000, 90000):
-        write(tmp_path, step)
-    assert [checkpoint.read_state(p)["step"] for p in checkpoint.list_checkpoints(tmp_path)] == [5, 200, 1000, 90000]
-    assert checkpoint.list_checkpoints(tmp_path / "nothing") == []
 
 
 def test_interrupted_writing_leaves_no_checkpoint(tmp_path, monkeypatch):
@@ -57,13 +53,6 @@ def test_folder_that_is_there_is_replaced(tmp_path):
     assert checkpoint.read_tensors(folder / checkpoint.WEIGHTS)["w"].tolist() == [2.0, 2.0]
 
 
-def test_only_the_last_are_kept(tmp_path):
-    for step in range(1, 8):
-        write(tmp_path, step)
-        retain(tmp_path, 3, 0, "loss")
-    assert [p.name[-1] for p in checkpoint.list_checkpoints(tmp_path)] == ["5", "6", "7"]
-
-
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 64, None])
 def test_damaged_or_missing_tensors_are_named(tmp_path, content):
     path = tmp_path / "model.safetensors"
@@ -72,14 +61,6 @@ def test_damaged_or_missing_tensors_are_named(tmp_path, content):
     with pytest.raises(UserError) as caught:
         checkpoint.read_tensors(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_truncated_tensors_are_named(tmp_path):
-    path = tmp_path / "model.safetensors"
-    save_file({"w": torch.randn(100)}, path)
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(UserError, match="damaged"):
-        checkpoint.read_tensors(path)
 
 
 def test_damaged_state_is_named(tmp_path):
@@ -149,3 +130,56 @@ def test_optimizer_goes_on_bit_by_bit(tmp_path):
     train_step(model, optimizer, 9)
     train_step(forgetful, empty, 9)
     assert not torch.equal(model[0].weight, forgetful[0].weight)
+
+
+PERIOD = 3
+
+
+def history(steps):
+    generator = torch.Generator().manual_seed(1)
+    return [{"w": torch.randn(5, generator=generator), "n": torch.tensor([i])} for i in range(1, steps + 1)]
+
+
+def write_running(exp_dir, step, weights, running):
+    state = {"step": step, "epoch": 0, "batch": step, "world_size": 1, "average_period": PERIOD}
+    folder = checkpoint.checkpoint_dir(exp_dir, step)
+    tensors = {checkpoint.WEIGHTS: weights, checkpoint.AVERAGE: running.tensors}
+    checkpoint.write_folder(folder, tensors, {checkpoint.STATE: json.dumps(state).encode()})
+    return folder
+
+
+def test_it_is_the_mean_of_every_period(tmp_path):
+    weights, running, folders = history(20), RunningAverage(PERIOD), {}
+    for step, entry in enumerate(weights, start=1):
+        running.update(entry, step)
+        if step in (7, 8, 19):
+            folders[step] = write_running(tmp_path, step, entry, running)
+    every = torch.stack([weights[i - 1]["w"] for i in range(3, 19, 3)]).double()
+    assert torch.allclose(running.tensors["w"], every.mean(0)) and "n" not in running.tensors
+    found = average_between(folders[7], folders[19])  # steps 9, 12, 15, 18
+    assert torch.allclose(found["w"], every[2:].mean(0).float(), atol=1e-6) and found["w"].dtype == torch.float32
+    assert found["n"].tolist() == [19]
+    with pytest.raises(UserError, match="no period"):
+        average_between(folders[7], folders[8])
+
+
+def test_run_with_a_running_average_resumes_exactly_and_its_model_is_that_average(train_script, tiny_corpus, tmp_path):
+    def train(name, **changes):
+        small = {"data__valid": [], "training__save_every": 2, "data__max_cuts": 4, "training__average_period": 1}
+        options = toy_options(tiny_corpus, tmp_path / name, **{**small, "training__max_steps": 6, **changes})
+        return call(train_script.main, *options)
+
+    assert train("whole").code == 0
+    assert train("parts", training__max_steps=4).code == 0 and train("parts").code == 0
+    for name in ("model/model.safetensors", "checkpoints/step-00000006/average.safetensors"):
+        ours, theirs = (load_file(tmp_path / run / name) for run in ("parts", "whole"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+    first, last = (checkpoint.checkpoint_dir(tmp_path / "whole", step) for step in (2, 6))
+    expected = average_between(first, last)
+    found = load_file(tmp_path / "whole" / "model" / checkpoint.WEIGHTS)
+    assert all(torch.equal(found[key], expected[key]) for key in found)
+    arguments = ["average", "--running", "--last", "3", str(tmp_path / "whole"), str(tmp_path / "model")]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    written = load_file(tmp_path / "model" / checkpoint.WEIGHTS)
+    assert all(torch.equal(written[key], expected[key]) for key in written)
+    assert_one_line(train("parts", training__average_period=2, training__max_steps=7), "average_period=1, not 2")
