@@ -15,7 +15,7 @@ from scripts import ROOT, load_script
 
 from tokenverse_pp.api.transcribing import TranscribeOptions
 from tokenverse_pp.base.config import Config, TasksConfig
-from tokenverse_pp.base.config_checks import check_languages
+from tokenverse_pp.base.config_files import check_languages
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import casefold, lower
 from tokenverse_pp.base.search_options import SearchOptions

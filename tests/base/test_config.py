@@ -6,8 +6,7 @@ import pytest
 import yaml
 
 from tokenverse_pp.base.config import Config
-from tokenverse_pp.base.config_checks import check_config
-from tokenverse_pp.base.config_files import from_dict, load_config, parse_config, save_config
+from tokenverse_pp.base.config_files import check_config, from_dict, load_config, parse_config, save_config
 from tokenverse_pp.base.errors import UserError
 
 
