@@ -24,18 +24,19 @@ from lhotse.cut import Cut
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import printable
 from tokenverse_pp.base.files import write_json, write_text
-from tokenverse_pp.base.search_options import JOINER_DTYPES, METHODS, SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, PageOptions
+from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.groups import EXIT_CODE, report_errors
-from tokenverse_pp.cli.options import chosen, options_from, plugin_options, source_options
+from tokenverse_pp.cli.options import chosen, names_of, options_from, plugin_options, source_options, threads_option
 from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.distributed import DistributedContext, start_distributed, stop_distributed
 from tokenverse_pp.data.labels import validate_cuts
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.data.samplers import load_cuts
 from tokenverse_pp.decoding.context_graph import read_hotwords
-from tokenverse_pp.decoding.recognizer import DecodeOptions, choose_tasks, read_scales
+from tokenverse_pp.decoding.recognizer import choose_tasks, read_scales
 from tokenverse_pp.decoding.run import Outcome, Parts, check_ids, decode_all
-from tokenverse_pp.evaluation.report import PageOptions, write_report
+from tokenverse_pp.evaluation.report import write_report
 from tokenverse_pp.evaluation.scoring import score_hypotheses, score_table
 from tokenverse_pp.models.bundle import ModelBundle, load_model
 from tokenverse_pp.models.stored_features import check_origin
@@ -43,7 +44,6 @@ from tokenverse_pp.tasks import TaskSet, transcript_of
 from tokenverse_pp.training.peers import join_watch, looking_after
 
 REPORT = "report.html"
-PRECISIONS = ("fp32", "bf16", "fp16")
 PATIENCE = 300.0  # seconds without a sign of life after which another process counts as dead
 
 
@@ -51,43 +51,33 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="Model folder, checkpoint or experiment.")
 @click.option("--cuts", "cut_files", required=True, multiple=True, help="CutSet to decode; may be given several times.")
 @click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="For hyps.jsonl, scores.json etc.")
-@click.option("--tasks", default="", help="Tasks to decode, e.g. asr,scd. [default: all that the model knows]")
+@options_from(DecodeOptions, "tasks", tasks={"type": str, "default": ""})
 @options_from(
     SearchOptions,
     *("method", "beam", "max_symbols", "nbest", "blank_penalty", "temperature", "length_bonus", "hotwords"),
     *("hotword_score", "lm", "lm_scale", "lm_bonus", "joiner_dtype", "languages", "force_language"),
-    method={"type": click.Choice(METHODS)},
     hotwords={"type": click.Path(dir_okay=False), "help": "File of phrases to prefer: 'phrase [TAB bonus]'."},
     lm={"type": click.Path()},
-    joiner_dtype={"type": click.Choice([name for name in JOINER_DTYPES if name])},
     languages={"type": str, "default": "", "help": "Languages that may be written, e.g. fr,nl. [default: all]"},
     force_language={"default": True},
 )
 @click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
 @options_from(
     DecodeOptions,
-    *("stored_features", "max_duration", "window", "overlap", "precision"),
-    window={"help": "Cuts longer than this many seconds are decoded in windows of this length."},
-    stored_features={"help": "Take stored features in place of audio."},
-    precision={"type": click.Choice(PRECISIONS), "help": "Number type of the encoder (autocast)."},
+    *("stored_features", "max_duration", "window", "overlap", "precision", "vector_scale"),
+    vector_scale={"type": str, "multiple": True, "metavar": "TASK=NUMBER"},
 )
 @options_from(
     ChunkOptions,
     *("chunk_ms", "left_chunks", "sinks"),
     chunk_ms={"default": 0, "help": "Decode in chunks of this many milliseconds, as in streaming; 0: full context."},
 )
-@click.option(
-    "--vector-scale",
-    multiple=True,
-    metavar="TASK=NUMBER",
-    help="Multiply the task's vector, e.g. ner=1.5; may be given again.",
-)
 @click.option("--first", type=int, help="Decode the first N cuts only.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run was.")
 @click.option("--report/--no-report", default=True, show_default=True, help="Write report.html into the output folder.")
 @click.option("--embed-audio", is_flag=True, help="Put the audio of the utterances in report.html into the page.")
 @click.option("--show", type=int, default=0, help="Print N hypotheses beside their references, those with most turns.")
-@click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")
+@threads_option
 @plugin_options
 @source_options
 def main(**given: Any) -> None:
@@ -110,13 +100,13 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
         SearchOptions,
         given,
         hotwords=read_hotwords(given["hotwords"]) if given["hotwords"] else None,
-        languages=split(given["languages"]) or None,
+        languages=names_of(given["languages"]) or None,
     )
     return chosen(
         DecodeOptions,
         given,
         search=search,
-        tasks=split(given["tasks"]),
+        tasks=names_of(given["tasks"]),
         chunks=chosen(ChunkOptions, given) if given["chunk_ms"] else None,
         vector_scale=read_scales(given["vector_scale"]),
     )
@@ -188,11 +178,6 @@ def check_cuts(cuts: Sequence[Cut], loaded: ModelBundle, options: DecodeOptions)
     validate_cuts([cut for cut in cuts if "tasks" in (cut.custom or {})])
     if options.stored_features and cuts:
         check_origin(cuts[0], loaded.config.model.encoder)
-
-
-def split(names: str) -> tuple[str, ...]:
-    """``asr,lid`` -> (asr, lid)."""
-    return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 def readable(given: Mapping[str, Any]) -> Dict[str, Any]:

@@ -13,11 +13,12 @@ from labelled_cuts import make_cut
 from lhotse import CutSet
 from scripts import ROOT, load_script
 
-from tokenverse_pp.api.transcribing import TranscribeOptions
+from tokenverse_pp.api.transcribing import decode_options
 from tokenverse_pp.base.config import Config, TasksConfig
 from tokenverse_pp.base.config_files import check_languages
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import casefold, lower
+from tokenverse_pp.base.options import TranscribeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.main import cli
 from tokenverse_pp.data.corpora.conversations import read_words
@@ -178,7 +179,7 @@ def tokenizers():
 @every_spelling
 def test_the_search(plain, code, tokenizers):
     tasks, tokenizer = model_of(OTHER, plain), tokenizers[plain]
-    options = TranscribeOptions(language=code).for_model(tasks).search
+    options = decode_options(TranscribeOptions(language=code), tasks).search
     assert options.languages == (code,) and languages_written(options, tasks) == [plain]
     assert default_options(None, code).languages == (code,)  # the ONNX runtime; its tables are these
     forced, expected = (tables_for(tasks, tasks.names, tokenizer, languages, True) for languages in ([code], [plain]))

@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 import tokenverse_pp
 from tokenverse_pp.api.folders import DEFAULT, PathLike, locate_encoder, locate_model, save_model
-from tokenverse_pp.api.transcribing import Hotword, Names, Result, TranscribeOptions, transcribe_in_order
+from tokenverse_pp.api.transcribing import Result, decode_options, transcribe_in_order
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import Hotword, Names, TranscribeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.audio.inputs import Heard, Refused, is_single, open_audio, open_or_refuse, several
 from tokenverse_pp.data.dataset import SAMPLING_RATE
@@ -233,7 +234,7 @@ ner, lid
     def _results(
         self, items: Iterable[Union[Heard, Refused]], options: TranscribeOptions, show: bool
     ) -> Iterator[Result]:
-        results = transcribe_in_order(self.loaded, items, options.for_model(self.loaded.tasks))
+        results = transcribe_in_order(self.loaded, items, decode_options(options, self.loaded.tasks))
         return iter(tqdm(results, unit=" files", desc="transcribing")) if show else results
 
     def save_pretrained(self, folder: PathLike, include_encoder: bool = False, half: bool = False) -> Path:

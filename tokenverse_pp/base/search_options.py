@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Optional, Tuple, Union
+from typing import Any, Literal, Optional, Tuple, Union, get_args
 
 from tokenverse_pp.base.errors import UserError
 
-METHODS = ("greedy", "beam", "full_beam", "k2_fast_beam")
-JOINER_DTYPES = (None, "float32", "bfloat16", "float16")
+Method = Literal["greedy", "beam", "full_beam", "k2_fast_beam"]
+JoinerDtype = Literal["float32", "bfloat16", "float16"]
+METHODS = get_args(Method)
+JOINER_DTYPES = (None, *get_args(JoinerDtype))
 MOST_HOTWORDS = 10000
 
 
@@ -21,7 +23,7 @@ class SearchOptions:
         UserError: for a value that no search can use.
     """
 
-    method: str = "beam"
+    method: Method = "beam"
     """Search method. greedy: the best symbol of each frame. beam: modified beam search. full_beam: beam search with up
     to max_symbols symbols a frame. k2_fast_beam: a lattice by k2, where k2 is installed. All but full_beam emit at most
     one symbol a frame."""
@@ -61,7 +63,7 @@ class SearchOptions:
     """Codes of the languages that may be written (BCP 47 or ISO 639); default: all that the model knows."""
     force_language: Optional[bool] = None
     """With the task lid: whether a language token must come first; default: yes."""
-    joiner_dtype: Optional[str] = None
+    joiner_dtype: Optional[JoinerDtype] = None
     """Number type of the joiner's matrix products; default: that of its weights. Softmax and scores are in float32 or
     better."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import logging
 import sys
 from typing import Any, Dict, Iterator, List, Optional
 
@@ -62,11 +63,41 @@ class Group(click.Group):
             raise click.exceptions.Exit(EXIT_CODE) from error
 
 
+class MessageHandler(logging.Handler):
+    """Writes messages to stderr as they are, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        from tqdm import tqdm
+
+        tqdm.write(printable(record.getMessage()), file=sys.stderr)
+
+
 @contextlib.contextmanager
-def report_errors() -> Iterator[None]:
-    """Turn what the user can mend into one line and exit code 2; Ctrl-C into exit code 130."""
+def messages_on_stderr() -> Iterator[None]:
+    """Show the package's log messages from level INFO on; `quieten` leaves warnings only."""
+    logger, handler = logging.getLogger("tokenverse_pp"), MessageHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def quieten() -> None:
+    """Show warnings only, for all processes of a run but the first."""
+    logging.getLogger("tokenverse_pp").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def report_errors() -> Iterator[None]:
+    """Turn what the user can mend into one line and exit code 2; Ctrl-C into exit code 130. Show log messages."""
+    try:
+        with messages_on_stderr():
+            yield
     except (UserError, OSError) as error:
         line = error_line(error)
         if line is None:

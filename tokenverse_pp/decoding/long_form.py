@@ -28,7 +28,7 @@ from typing import Callable, Collection, Iterable, Iterator, List, NamedTuple, O
 import torch
 from lhotse.cut import Cut
 
-from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.automaton import NEG_INF, Constraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
@@ -295,7 +295,7 @@ def decode_long(
     Raises:
         UserError: naming the file or option, for audio that cannot be read and windows that cannot be.
     """
-    from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer  # which merges windows by this module
+    from tokenverse_pp.decoding.recognizer import Recognizer  # which merges windows by this module
 
     decoding = DecodeOptions(
         options or SearchOptions(), active.names, precision=precision, window=window, overlap=overlap
@@ -331,16 +331,6 @@ def merge_windows(
         for (start, part), hypothesis in zip(group, found):
             merger.add(Window(start, start + round(part.duration / shift), hypothesis))
     return merger.result()
-
-
-def check_windows(window: float, overlap: float) -> None:
-    """See that windows of these lengths can be joined (raises UserError)."""
-    if not 0 < window < math.inf:
-        raise UserError(f"window: expected seconds above 0, got {window:g}")
-    if not 0 < 2 * overlap < window:
-        raise UserError(
-            f"overlap: expected seconds above 0, less than half the window of {window:g} s, got {overlap:g}"
-        )
 
 
 def cut_of(path: Union[str, Path]) -> Cut:

@@ -13,8 +13,8 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import logging
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +27,15 @@ from tqdm import tqdm
 import tokenverse_pp
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import feed
+from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.data.dataset import audio_files
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.decoding.language_models import lm_files
-from tokenverse_pp.decoding.recognizer import DecodeOptions, RecognizedBatch, Recognizer, Record, plan_batches
+from tokenverse_pp.decoding.recognizer import RecognizedBatch, Recognizer, Record, plan_batches
 from tokenverse_pp.models.bundle import ModelBundle
 
 Line = Dict[str, Any]
+LOG = logging.getLogger(__name__)
 
 
 def run_digest(loaded: ModelBundle, options: DecodeOptions) -> str:
@@ -223,9 +225,9 @@ def _name_refused(done: RecognizedBatch, before: int) -> int:
     """Tell of cuts that were refused, up to a number of lines; returns how many there are now."""
     for number, failure in enumerate(done.failures, start=before):
         if number < LINES:
-            tqdm.write(f"refused: {failure['reason']}", file=sys.stderr)
+            LOG.warning(f"refused: {failure['reason']}")
         elif number == LINES:
-            tqdm.write("refused: more cuts, see failures.jsonl", file=sys.stderr)
+            LOG.warning("refused: more cuts, see failures.jsonl")
     return before + len(done.failures)
 
 

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
@@ -24,6 +24,7 @@ import tokenverse_pp
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import check_links
+from tokenverse_pp.base.options import ExportOptions
 from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
 from tokenverse_pp.models.bundle import ModelBundle
@@ -67,29 +68,6 @@ if TYPE_CHECKING:
 # model, whose words have to be scored: their tolerance only finds graphs that are wrong.
 TOLERANCES = {"float32": 2e-3, "float16": 5e-2, "int8": 5.0}
 RMS_TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "int8": 0.5}
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Options of `export_onnx`.
-
-    Args:
-        precision: of the weights. ``float16``: stored in half the bytes, computed in float32. ``int8``: the encoder's
-            matrix products in 8 bits (dynamic quantisation: a scale for each output channel, activations as they come).
-        chunks: export the streaming form, in these chunks; None for whole utterances.
-        opset: of ONNX; 17 is the first with LayerNormalization.
-
-    Raises:
-        UserError: for a precision that there is not.
-    """
-
-    precision: str = "float32"
-    chunks: Optional[ChunkOptions] = None
-    opset: int = 17
-
-    def __post_init__(self) -> None:
-        if self.precision not in TOLERANCES:
-            raise UserError(f"precision: expected one of {', '.join(TOLERANCES)}, got {self.precision!r}")
 
 
 TEXT = """# An exported tokenverse_pp model

@@ -17,8 +17,9 @@ from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Protocol
 import numpy as np
 
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import StreamingOptions
 from tokenverse_pp.decoding.streaming.events import Event
-from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
+from tokenverse_pp.decoding.streaming.transcriber import StreamingTranscriber
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.serving.protocol import SAMPLE_RATE, SetTasks, Start
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import platform
 import shutil
 import subprocess
@@ -30,6 +31,8 @@ from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import check_vocabulary, load_weights
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.steps import Progress
+
+LOG = logging.getLogger(__name__)
 
 
 def versions() -> Dict[str, str]:
@@ -76,13 +79,12 @@ def changed_corpus(before: Sequence[Dict[str, Any]], now: Sequence[Dict[str, Any
 UNIMPORTANT = ("training.exp_dir", "training.resume", "training.max_steps", "training.epochs", "training.threads")
 
 
-def find_start(config: Config, say: Callable[[str], None]) -> Optional[Path]:
+def find_start(config: Config, say: Callable[[str], None] = LOG.warning) -> Optional[Path]:
     """The checkpoint that `training.resume` asks for, its files verified; None: start anew.
 
     Args:
         config: ``auto``: the latest intact checkpoint, if any; damaged ones are skipped. ``true``: the
             latest, which must exist and be intact. ``false``: none may be there. Else the folder of a checkpoint.
-        say: called with a line for each damaged one that is passed over.
 
     Raises:
         UserError: where there is no such checkpoint.

@@ -6,8 +6,8 @@ model to start from) is `Trainer.start`.
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -47,6 +47,8 @@ from tokenverse_pp.training.steps import (
 )
 from tokenverse_pp.training.transfer import Before, InitialModel, as_state, start_from
 from tokenverse_pp.training.validation import Validator, describe
+
+LOG = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -216,9 +218,9 @@ class Trainer:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def say(self, line: str) -> None:
-        """Print a message, on the first rank."""
+        """Log a message, on the first rank."""
         if self.world.is_first:
-            tqdm.write(line, file=sys.stderr)
+            LOG.info(line)
 
     def start(self, folder: Optional[Path] = None, source: Optional[InitialModel] = None) -> None:
         """Resume from a checkpoint (see `checkpoints.find_start`), or start from another model, or from scratch.
@@ -273,10 +275,9 @@ class Trainer:
         if result.bad_cuts or result.loss == result.loss:
             ids = ", ".join(result.bad_cuts or cut_ids(batches))
             folder = dump_batches(self.exp_dir, self.step, self.world.rank, batches, result.bad_cuts)
-            tqdm.write(
+            LOG.warning(
                 f"step {self.step} skipped: {'loss' if result.bad_cuts else 'gradient'} not finite "
-                f"(rank {self.world.rank}: {ids}); see {folder}",
-                file=sys.stderr,
+                f"(rank {self.world.rank}: {ids}); see {folder}"
             )
         if p.bad_in_a_row >= most:
             raise UserError(
