@@ -18,8 +18,8 @@ from tokenverse_pp.api.folders import DEFAULT, PathLike, locate_encoder, locate_
 from tokenverse_pp.api.transcribing import Result, decode_options, transcribe_in_order
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import Hotword, Names, TranscribeOptions
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import Autocast, Hotword, Names, TranscribeOptions
+from tokenverse_pp.base.search_options import Method, SearchOptions
 from tokenverse_pp.data.audio.inputs import Heard, Refused, is_single, open_audio, open_or_refuse, several
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.models.bundle import ModelBundle, load_model, tasks_of
@@ -49,7 +49,7 @@ class TokenVerse:
         precision: that `transcribe` takes unless it is told another one.
     """
 
-    def __init__(self, loaded: ModelBundle, encoder_name: Optional[str] = None, precision: str = "fp32"):
+    def __init__(self, loaded: ModelBundle, encoder_name: Optional[str] = None, precision: Autocast = "fp32"):
         self.loaded = loaded
         self.precision = precision
         self._encoder_name = encoder_name if encoder_name is not None else loaded.config.model.encoder.name
@@ -60,7 +60,7 @@ class TokenVerse:
         model: PathLike = DEFAULT,
         encoder: Optional[PathLike] = None,
         device: str = "auto",
-        precision: str = "fp32",
+        precision: Autocast = "fp32",
         revision: Optional[str] = None,
         plugins: Sequence[PathLike] = (),
         trust_plugins: bool = False,
@@ -155,7 +155,7 @@ be reached (nor is a model of that name in its local cache)
         hotwords: Optional[Union[PathLike, List[Hotword]]] = None,
         *,
         sample_rate: Optional[float] = None,
-        method: Optional[str] = None,
+        method: Optional[Method] = None,
         beam: Optional[int] = None,
         search: Optional[SearchOptions] = None,
         batch_seconds: float = 120.0,

@@ -82,7 +82,7 @@ def export(
     flags = [name for name in ("int8", "float16") if given[name]]
     if len({*flags, given["precision"]} - {None}) > 1:
         raise UserError(f"--{', --'.join(flags)}: expected one of them at most, and no other --precision")
-    precision = flags[0] if flags else given["precision"] or ExportOptions.precision
+    precision: Any = flags[0] if flags else given["precision"] or ExportOptions.precision
     options = ExportOptions(precision, chosen(ChunkOptions, given) if given["streaming"] else None)
     description = export_onnx(load_model(model, encoder, trust_plugins), output_dir, options)
     size = sum(entry["bytes"] for entry in description.files.values()) / 1e6

@@ -28,7 +28,7 @@ from typing import Callable, Collection, Iterable, Iterator, List, NamedTuple, O
 import torch
 from lhotse.cut import Cut
 
-from tokenverse_pp.base.options import DecodeOptions
+from tokenverse_pp.base.options import Autocast, DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.automaton import NEG_INF, Constraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
@@ -273,7 +273,7 @@ def decode_long(
     window: float = 28.0,
     overlap: float = 6.0,
     batch: int = 4,
-    precision: str = "fp32",
+    precision: Autocast = "fp32",
     weights: Optional[torch.Tensor] = None,
 ) -> Hypothesis:
     """Decode audio of any length in overlapping windows (see the module's docstring for how they are merged).
