@@ -108,7 +108,7 @@ def plugin_option(command: Command) -> Command:
         "plugins",
         multiple=True,
         metavar="FILE",
-        help="Python file, or module, with tasks of your own; may be given several times.",
+        help="Python file, or module, with tasks of your own (docs/new_task.md); may be given several times.",
     )
     @functools.wraps(command)
     def with_plugins(*arguments: Any, plugins: Tuple[str, ...], **options: Any) -> Any:

@@ -1,9 +1,4 @@
-"""A transcript for people at a terminal.
-
-What the command line names -> recordings: files, folders, manifests of cuts, standard input.
-
-Transcripts -> files, a pipe or a terminal.
-"""
+"""Inputs and outputs of `tokenverse-pp transcribe`: files, folders, manifests, standard input; files, a terminal."""
 
 from __future__ import annotations
 
@@ -12,21 +7,21 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 import click
+import numpy as np
 
 from tokenverse_pp.api.formats import FORMATS
 from tokenverse_pp.api.formats.html import to_html
 from tokenverse_pp.base.errors import CONTROL, UserError, printable
 from tokenverse_pp.base.files import write_text
 from tokenverse_pp.cli.groups import error_line
-from tokenverse_pp.data.audio.inputs import Heard, Refused
+from tokenverse_pp.data.audio import ENDINGS
+from tokenverse_pp.data.audio.inputs import Heard, Refused, open_audio, open_or_refuse
+from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.evaluation.report.utterance import source_of
 from tokenverse_pp.tasks.result import Transcript, Turn
-
-if TYPE_CHECKING:
-    from tokenverse_pp.data.audio.inputs import Heard, Refused
 
 UNSURE = 0.5  # words below this confidence are underlined
 
@@ -103,8 +98,6 @@ def sources(audio: Sequence[str], recursive: bool, raw_rate: Optional[int]) -> I
         recursive: whether folders of folders are looked into.
         raw_rate: of bare samples on standard input; None for a file there.
     """
-    from tokenverse_pp.data.audio.inputs import Refused, open_or_refuse
-
     seen = set()
     for name in audio:
         if name == STDIN:
@@ -128,23 +121,16 @@ def sources(audio: Sequence[str], recursive: bool, raw_rate: Optional[int]) -> I
 
 def _named(heard: Union[Heard, Refused], output: str) -> Union[Heard, Refused]:
     """A file with its path in the folder for a name: files in folders of the folder may have the same name."""
-    from tokenverse_pp.data.audio.inputs import Refused
-
     return heard if isinstance(heard, Refused) else dataclasses.replace(heard, name=output)
 
 
 def _files_in(folder: Path, recursive: bool) -> list[Path]:
-    from tokenverse_pp.data.audio import ENDINGS
-
     found = folder.rglob("*") if recursive else folder.glob("*")
     return sorted(path for path in found if path.suffix.lower() in ENDINGS and path.is_file())
 
 
 def _cuts(name: str) -> Iterator[NamedRecording]:
     """The cuts of a manifest; what is wrong with it ends it."""
-    from tokenverse_pp.data.audio.inputs import Refused, open_audio
-    from tokenverse_pp.data.manifests import read_cuts
-
     try:
         for cut in read_cuts(name):
             yield NamedRecording(cut.id, file_name(cut.id), open_audio(cut))
@@ -158,10 +144,6 @@ def file_name(cut_id: str) -> str:
 
 
 def _stdin(raw_rate: Optional[int]) -> Union[Heard, Refused]:
-    import numpy as np
-
-    from tokenverse_pp.data.audio.inputs import Refused, open_audio
-
     if sys.stdin.isatty():
         return Refused("stdin", "stdin: expected audio from a pipe or file, not a terminal")
     data = sys.stdin.buffer.read()
