@@ -54,7 +54,7 @@ def test_every_option_can_be_given_on_the_command_line():
         ("--tasks.activation=all", "labelled, subset, bernoulli"),
         ("--model.vectors.placement=middle", "none, features, encoder, both"),
         ("--model.vectors.strategy=product", "sum, combination"),
-        ("--model.encoder.kind=molten", "molten"),
+        ("--model.encoder.kind=molten", "--model.encoder.kind=molten: expected one of finetune, frozen, split"),
         ("--optim.decay=linear", "constant, inverse_sqrt, cosine"),
         ("--training.precision=fp8", "fp32, bf16, fp16"),
         ("--training.average_last=9", "--training.keep_last=5"),
@@ -93,6 +93,14 @@ def test_saved_configuration_that_was_spoilt_is_refused(tmp_path, text, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no such"):
         load_config(tmp_path / "d.yaml")
+
+
+@pytest.mark.parametrize("text", ["training: [1, 2", "training: {max_step: 3}", "- a"])
+def test_a_broken_file_on_the_command_line_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        parse_config(["--config", str(tmp_path / "c.yaml")])
+    assert "\n" not in str(caught.value)
 
 
 def test_from_dict_does_not_change_its_argument():
