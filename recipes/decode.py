@@ -6,7 +6,7 @@ python recipes/decode.py --model exp/toy --cuts data/toy/cuts_test.jsonl.gz --ou
 python recipes/decode.py --model exp/toy --cuts ... --tasks asr,lid      # no other task's token is written
 torchrun --nproc-per-node 4 recipes/decode.py --model exp/toy ...        # four processes, the same result
 
-A run that was stopped goes on where it was when the same command is given again.
+Run the same command again to resume a stopped run.
 Exit code 2: a wrong option, or cuts that could not be decoded (listed in failures.jsonl; all others are written).
 """
 
@@ -73,7 +73,7 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
     chunk_ms={"default": 0, "help": "Decode in chunks of this many milliseconds, as in streaming; 0: full context."},
 )
 @click.option("--first", type=int, help="Decode the first N cuts only.")
-@click.option("--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run was.")
+@click.option("--resume/--no-resume", default=True, show_default=True, help="Resume a stopped run.")
 @click.option("--report/--no-report", default=True, show_default=True, help="Write report.html into the output folder.")
 @click.option("--embed-audio", is_flag=True, help="Put the audio of the utterances in report.html into the page.")
 @click.option("--show", type=int, default=0, help="Print N hypotheses beside their references, those with most turns.")
@@ -95,7 +95,7 @@ def main(**given: Any) -> None:
 
 
 def options_of(given: Mapping[str, Any]) -> DecodeOptions:
-    """The options of the command line that decide the result."""
+    """The options of the command line that affect the result."""
     search = chosen(
         SearchOptions,
         given,
@@ -113,7 +113,7 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
 
 
 def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedContext) -> bool:
-    """Decode, score, write and print; returns whether nothing had to be refused (that the first process knows)."""
+    """Decode, score, write and print; returns whether all cuts were decoded (only the first process knows)."""
     loaded = load_model(given["model"], given["encoder"], given["trust_plugins"])
     choose_tasks(loaded.tasks, options.tasks)
     check_chunks(loaded, options)
@@ -164,7 +164,7 @@ def read_all(paths: Sequence[str], corpora: Dict[str, str]) -> List[Cut]:
 
 
 def check_chunks(loaded: ModelBundle, options: DecodeOptions) -> None:
-    """See that the encoder can be run in these chunks; say so where it was not trained for it."""
+    """Check that the encoder can run in these chunks; warn where it was not trained for that."""
     if options.chunks is None:
         return
     loaded.model.encoder.grid(options.chunks)
@@ -173,7 +173,7 @@ def check_chunks(loaded: ModelBundle, options: DecodeOptions) -> None:
 
 
 def check_cuts(cuts: Sequence[Cut], loaded: ModelBundle, options: DecodeOptions) -> None:
-    """See that ids, labels and the kind of features are as they should be: before an hour of decoding, not after."""
+    """Check ids, labels and the kind of features before decoding starts."""
     check_ids(cuts)
     validate_cuts([cut for cut in cuts if "tasks" in (cut.custom or {})])
     if options.stored_features and cuts:
@@ -186,7 +186,7 @@ def readable(given: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def write(folder: Path, outcome: Outcome, scores: Mapping[str, Any]) -> None:
-    """Write the result, each file whole or not at all."""
+    """Write the result files, each atomically."""
     for name, records in (("hyps.jsonl", outcome.records), ("failures.jsonl", outcome.failures)):
         write_text(folder / name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     write_json(folder / "scores.json", scores)

@@ -10,8 +10,8 @@ python recipes/human_speech/experiments.py tables                      # and fro
 python recipes/human_speech/experiments.py plots
 python recipes/human_speech/experiments.py worst tokenverse_pp
 
-Every run is defined in experiments/grid.yaml. What was stopped goes on where it was when the same command is given
-again; finished runs are passed over; two commands at once share the work.
+Every run is defined in experiments/grid.yaml. Run the same command again to resume; finished runs are skipped, and two
+commands at the same time share the work.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RECIPES = HERE.parent
 
 @dataclass
 class Setup:
-    """Where things are."""
+    """Paths of the grid, claims, data and results."""
 
     grid: Path
     claims: Path

@@ -9,12 +9,12 @@ from tokenverse_pp.base.errors import UserError
 
 
 def at_least(least: float, default: Any) -> Any:
-    """A field that may not be below ``least``; `config_files.check_config` sees to it."""
+    """A field whose value is at least ``least`` (checked by `config_files.check_config`)."""
     return field(default=default, metadata={"least": least})
 
 
 def share(default: float) -> Any:
-    """A field from 0 to 1."""
+    """A field whose value is from 0 to 1."""
     return field(default=default, metadata={"least": 0, "most": 1})
 
 

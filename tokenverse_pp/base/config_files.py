@@ -1,4 +1,4 @@
-"""Configurations from command lines and YAML, and back; which values they may have."""
+"""Read configurations from command lines and YAML, check them, and write them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parse_config(argv: Optional[Sequence[str]] = None, description: str = "") ->
     with type_errors():
         parsed = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
         config = check_config(from_dict(parser.dump(parsed, skip_none=False)))
-    # Of what is to be trained; a model that was so trained still loads.
+    # Only before training: models that were trained otherwise still load.
     check_activation(config)
     check_languages(config.tasks)
     return config
@@ -56,7 +56,7 @@ def make_parser(description: str = "") -> Any:
 
 @contextlib.contextmanager
 def type_errors() -> Iterator[None]:
-    """Values that are not of their option's type as a UserError of one line."""
+    """Turn jsonargparse's errors into a UserError of one line."""
     from jsonargparse import ArgumentError
 
     try:
@@ -100,10 +100,10 @@ def _build(cls: Any, data: Any, where: str) -> Any:
 
 
 def check_types(config: Config) -> None:
-    """See that values are of their options' types (raises UserError).
+    """Check the types of all values (raises UserError).
 
-    `tasks.settings` is looked at here alone: its values are of any type, and of a mapping with ``class_path`` in it
-    jsonargparse would import the module.
+    `tasks.settings` is checked only here: its values may have any type, and jsonargparse would import the module that a
+    ``class_path`` in them names.
     """
     for name, value, option in _options(config):
         # jsonargparse lets null pass.
@@ -153,7 +153,7 @@ def load_config(path: Union[str, Path]) -> Config:
 
 
 def check_config(config: Config) -> Config:
-    """See that values are possible, and fit each other (raises UserError naming the option)."""
+    """Check that values are in range and consistent (raises UserError naming the option)."""
     for name, value, option in _options(config):
         least, most = option.metadata.get("least"), option.metadata.get("most")
         if most is not None and not least <= value <= most:
@@ -183,10 +183,10 @@ def check_config(config: Config) -> Config:
 
 
 def check_activation(config: Config) -> None:
-    """See that a model that is not told which tasks are active is trained with all of them (raises UserError).
+    """Check that a model without task vectors is trained with all tasks active (raises UserError).
 
-    Without vectors, a task's tokens that are there in one cut and missing from the next are noise: a TokenVerse so
-    trained on recipes/human_speech, with a chance of 0.8, missed four speaker changes in ten.
+    Such a model cannot know which tasks are active, so task tokens that come and go are noise: with bernoulli
+    activation of 0.8 on recipes/human_speech, a TokenVerse missed four of ten speaker changes.
     """
     told = config.model.vectors.placement != "none" or set(config.tasks.names) == {"asr"}
     if not told and config.tasks.activation != "labelled":
@@ -197,7 +197,7 @@ def check_activation(config: Config) -> None:
 
 
 def check_languages(tasks: TasksConfig) -> None:
-    """See that the languages of what is to be trained are codes, of languages that differ (raises UserError)."""
+    """Check that the languages to train are codes of different languages (raises UserError)."""
     known: Dict[str, str] = {}
     for code in tasks.languages:
         problem = language_problem(code, registered=False)
@@ -209,7 +209,7 @@ def check_languages(tasks: TasksConfig) -> None:
 
 
 def check_settings(tasks: TasksConfig) -> None:
-    """See that options are of tasks that are listed, and not given twice (raises UserError)."""
+    """Check that options belong to listed tasks and are given once (raises UserError)."""
     for name, own in (("lid", "tasks.languages"), ("ner", "tasks.entity_types")):
         if name in tasks.settings:
             raise UserError(f"--tasks.settings: the option of {name} is --{own}")
@@ -219,7 +219,7 @@ def check_settings(tasks: TasksConfig) -> None:
 
 
 def check_weights(data: DataConfig) -> None:
-    """See that there is a positive weight for each file to train on, or none at all (raises UserError)."""
+    """Check that there is one positive weight per training file, or none at all (raises UserError)."""
     if data.weights and len(data.weights) != len(data.train):
         raise UserError(
             f"--data.weights: expected one for each of the {len(data.train)} files, got {len(data.weights)}"
@@ -232,7 +232,7 @@ def check_weights(data: DataConfig) -> None:
 
 
 def check_freeze(stages: List[List[int]]) -> None:
-    """See that the stages of a freeze schedule are pairs whose steps rise from 0 (raises UserError)."""
+    """Check that the stages of a freeze schedule are pairs whose steps rise from 0 (raises UserError)."""
     if any(len(stage) != 2 or stage[1] < -1 for stage in stages):
         raise UserError(f"--training.freeze={stages}: expected pairs [step, layers], layers from -1 on")
     steps = [stage[0] for stage in stages]
@@ -241,7 +241,7 @@ def check_freeze(stages: List[List[int]]) -> None:
 
 
 def check_streaming(streaming: StreamingConfig) -> None:
-    """See that there is something to draw from, and nothing impossible in it (raises UserError)."""
+    """Check the lists of chunk options to draw from (raises UserError)."""
     for name, least in (("chunk_ms", 0), ("left_chunks", -1), ("sinks", 0)):
         values = getattr(streaming, name)
         if name != "chunk_ms" and not values:

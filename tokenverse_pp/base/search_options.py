@@ -1,4 +1,4 @@
-"""How to search: one frozen set of options, checked when it is made."""
+"""Options of the search."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class SearchOptions:
 
     @property
     def earns(self) -> bool:
-        """Whether hypotheses earn more than their log-probability (`tokenverse_pp.decoding.scorer`)."""
+        """Whether hypotheses get bonuses besides their log-probability (`tokenverse_pp.decoding.scorer`)."""
         return bool(self.hotwords or self.length_bonus or self.lm)
 
     @property

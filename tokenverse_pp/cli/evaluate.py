@@ -1,4 +1,4 @@
-"""`tokenverse-pp score`, `compare`, `calibrate` and `report`: what is done with hypotheses."""
+"""`tokenverse-pp score`, `compare`, `calibrate` and `report`: commands on hypotheses."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Click groups: one line for errors that the user can mend, and commands imported when they are called.
-
-A user's error is one line on stderr and exit code 2, never a traceback.
-"""
+"""Click groups that import commands when they are called, and report user errors in one line with exit code 2."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ EXIT_CODE = 2
 
 
 def error_line(error: BaseException) -> Optional[str]:
-    """What to tell the user of an error in a file, option or label; None if it is a fault of ours."""
+    """The message for an error in a file, option or label; None for a bug in the program."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None and error.errno != errno.EPIPE:
@@ -30,7 +27,7 @@ def error_line(error: BaseException) -> Optional[str]:
 
 
 class Group(click.Group):
-    """A group whose commands report errors that the user can mend as one line on stderr, with exit code 2.
+    """A group whose commands report user errors in one line on stderr, with exit code 2.
 
     Args:
         lazy: command name -> ``module:attribute``, imported when the command is asked for.
@@ -64,7 +61,7 @@ class Group(click.Group):
 
 
 class MessageHandler(logging.Handler):
-    """Writes messages to stderr as they are, above a progress bar if there is one."""
+    """Writes messages to stderr, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message."""
@@ -94,7 +91,7 @@ def quieten() -> None:
 
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
-    """Turn what the user can mend into one line and exit code 2; Ctrl-C into exit code 130. Show log messages."""
+    """Report user errors in one line with exit code 2, and Ctrl-C with exit code 130; show log messages."""
     try:
         with messages_on_stderr():
             yield

@@ -26,7 +26,7 @@ OPTIONS = together(
         inline={"option": "--inline-entities"},
         widen={"option": "--widen-entities"},
     ),
-    click.option("--any-rate", is_flag=True, help="Leave audio that is not 16 kHz as it is; default: write it anew."),
+    click.option("--any-rate", is_flag=True, help="Keep audio that is not 16 kHz; default: write it again at 16 kHz."),
     options_from(ImportOptions, "allow_pipes"),
     click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column holds a field."),
     click.option("--set", "constants", multiple=True, metavar="FIELD=VALUE", help="A field of rows that lack it."),

@@ -48,7 +48,7 @@ from tokenverse_pp.serving.protocol import Limits
     stream_seconds={"option": "--max-seconds"},
     unsent_bytes={"option": "--max-unsent-bytes"},
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Of torch. [default: as many as there are cores]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch. [default: one per core]")
 @click.option("-v", "--verbose", is_flag=True, help="Log what the websockets library does too.")
 @plugin_options
 def serve(
@@ -110,7 +110,7 @@ def _engine(given: Mapping[str, Any]) -> Any:
 
 @click.command()
 @click.argument("audio", type=click.Path(dir_okay=False))
-@click.option("--url", default="ws://127.0.0.1:8765/stream", show_default=True, help="Of the server's streams.")
+@click.option("--url", default="ws://127.0.0.1:8765/stream", show_default=True, help="Address of the server's streams.")
 @click.option("--tasks", help="Tasks to decode, with commas. [default: all that the server offers]")
 @click.option("--real-time", is_flag=True, help="Send no faster than it was spoken.")
 @click.option(
@@ -120,12 +120,14 @@ def _engine(given: Mapping[str, Any]) -> Any:
     type=click.Choice(["pcm16", "float32"]),
     help="Number type of the samples sent.",
 )
-@click.option("--partials/--no-partials", default=True, show_default=True, help="Show what may still change.")
-@click.option("--reset-at-endpoint", is_flag=True, help="Let the search begin anew at each [ENDP].")
+@click.option(
+    "--partials/--no-partials", default=True, show_default=True, help="Show partial results, which may still change."
+)
+@click.option("--reset-at-endpoint", is_flag=True, help="Restart the search at each [ENDP].")
 @click.option("--token-file", type=click.Path(dir_okay=False), help="Token for the server; or $TOKENVERSE_TOKEN.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
 def stream(audio: str, token_file: Optional[str], tasks: Optional[str], as_json: bool, **given: Any) -> None:
-    """Send AUDIO to a streaming server (`tokenverse-pp serve`), and print what it says as it says it.
+    """Send AUDIO to a streaming server (`tokenverse-pp serve`), and print its events as they arrive.
 
     Any rate and number of channels: channels are averaged, then resampled to 16 kHz.
     """
@@ -152,5 +154,5 @@ def samples_of(path: str) -> Any:
 
 
 def line_of(event: Dict[str, Any]) -> str:
-    """An event for people."""
+    """An event as a line of text."""
     return printable(f"{event['time']:9.2f}  {event['kind']:7}  {event['text']}")

@@ -1,4 +1,4 @@
-"""``tokenverse-pp transcribe``: audio in, text with the tasks' answers out."""
+"""`tokenverse-pp transcribe`: audio to transcripts."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
 
 
 def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
-    """See that the options make sense together, before anything is loaded (raises UserError)."""
+    """Check the options before anything is loaded (raises UserError)."""
     from tokenverse_pp.cli.transcribing import are_several
 
     if not audio:
@@ -104,7 +104,7 @@ def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
 
 
 def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOptions) -> bool:
-    """Transcribe and write; returns whether nothing was refused."""
+    """Transcribe and write; returns whether all inputs were transcribed."""
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
     from tokenverse_pp.cli.transcribing import NamedRecording, Output, are_several, sources
@@ -136,7 +136,7 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
 
 
 def list_tasks(model: Optional[str], trust_plugins: bool = False) -> None:
-    """Print the tasks, languages and entity types of a model, which is not loaded."""
+    """Print the tasks and languages of a model, without loading it."""
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import known_tasks, options_of_task
 
