@@ -17,7 +17,7 @@ from tokenverse_pp.api.transcribing import decode_options
 from tokenverse_pp.base.config import Config, TasksConfig
 from tokenverse_pp.base.config_files import check_languages
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.languages import casefold, lower
+from tokenverse_pp.base.languages import casefold, lower, primary_language
 from tokenverse_pp.base.options import TranscribeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.corpora.conversations import read_words
@@ -88,6 +88,7 @@ def model_of(*languages):
 
 @every_spelling
 def test_rules_of_texts(plain, code):
+    assert primary_language(code) == plain
     for normaliser in NORMALISERS.values():
         assert normaliser(TEXT, code) == normaliser(TEXT, plain)
     assert lower(TEXT, code) == lower(TEXT, plain) and casefold(TEXT, code) == casefold(TEXT, plain)

@@ -57,10 +57,7 @@ ENCODER = {
 
 
 def prepare_toy(
-    output_dir: Path,
-    sizes: Mapping[str, int],
-    seed: int = 0,
-    label_share: Optional[Mapping[str, float]] = None,
+    output_dir: Path, sizes: Mapping[str, int], seed: int = 0, label_share: Optional[Mapping[str, float]] = None
 ) -> Dict[str, CutSet]:
     """Write the corpus below ``output_dir`` and return its cuts by split.
 

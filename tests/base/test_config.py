@@ -60,6 +60,7 @@ def test_every_option_can_be_given_on_the_command_line():
         ("--training.average_last=9", "--training.keep_last=5"),
         ("--training.average_last=0", "at least 1"),
         ("--data.max_cuts=0", "at least 1"),
+        ("--model.predictor_dropout=2", "expected 0 to 1"),
         ("--data.num_workers=-1", "at least 0"),
         ("--model.spec_augment.time_span=0", "at least 1"),
         ("--tokenizer.vocab_size=2", "at least 3"),

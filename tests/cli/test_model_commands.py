@@ -112,3 +112,9 @@ def test_half_precision_of_an_average_halves_the_file_and_loads(finished_run, tm
 def test_averages_that_cannot_be_are_refused(finished_run, tmp_path, words, said):
     result = average(finished_run, tmp_path / "model", *words)
     assert result.exit_code == 2 and said in result.stderr and not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("words", [["--int8", "--float16"], ["--precision", "float16", "--int8"]])
+def test_an_export_has_one_precision(tmp_path, words):
+    done = run("export", tmp_path, "--output-dir", tmp_path / "out", *words)
+    assert done.exit_code == 2 and "--int8" in done.stderr and "expected one of them at most" in done.stderr

@@ -83,11 +83,7 @@ class TeaOptions:
 
 
 @click.command()
-@options_from(
-    TeaOptions,
-    minutes={"option": "--steep"},
-    cups={"default": None, "type": click.IntRange(1)},
-)
+@options_from(TeaOptions, minutes={"option": "--steep"}, cups={"default": None, "type": click.IntRange(1)})
 def tea(**given):
     click.echo(repr(chosen(TeaOptions, given, cups=given["cups"] or 7)))
 

@@ -91,12 +91,7 @@ def _range(interval: tuple[float, float]) -> str:
 @click.option("--test", nargs=2, type=click.Path(path_type=Path), metavar="HYPS CUTS", help="Measure on these as well.")
 @plugin_options
 def calibrate(
-    model: Path,
-    hyps: Path,
-    cuts: Path,
-    output: Optional[Path],
-    test: Optional[Tuple[Path, Path]],
-    trust_plugins: bool,
+    model: Path, hyps: Path, cuts: Path, output: Optional[Path], test: Optional[Tuple[Path, Path]], trust_plugins: bool
 ) -> None:
     """Fit the model's confidences to which of its words and task tokens are right.
 

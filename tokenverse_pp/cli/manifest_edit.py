@@ -186,13 +186,7 @@ def _numbers(text: str, expected: int) -> List[float]:
     text_words={"type": click.IntRange(min=1)},
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Which groups go where.")
-def split(
-    cuts: str,
-    output_dir: Path,
-    shares: str,
-    seed: int,
-    **given: Any,
-) -> None:
+def split(cuts: str, output_dir: Path, shares: str, seed: int, **given: Any) -> None:
     """Split CUTS into OUTPUT_DIR/cuts_train.jsonl.gz, cuts_dev.jsonl.gz and so on, without leaks.
 
     \b

@@ -130,9 +130,7 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str) -> None:
     help="Training configuration whose model.encoder (kind: frozen or split) makes the features; later ones win.",
 )
 @click.option(
-    "--storage-dir",
-    type=click.Path(path_type=Path),
-    help="Folder of the arrays. [default: OUTPUT's name + .features]",
+    "--storage-dir", type=click.Path(path_type=Path), help="Folder of the arrays. [default: OUTPUT's name + .features]"
 )
 @click.option(
     "--speed",

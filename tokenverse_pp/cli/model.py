@@ -64,14 +64,7 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
 @click.option("--streaming", is_flag=True, help="The streaming form: the encoder in chunks, as the options below say.")
 @options_from(ChunkOptions, "chunk_ms", "left_chunks", "sinks", chunk_ms={"help": "Length of a chunk in milliseconds."})
 @plugin_options
-def export(
-    model: Path,
-    kind: str,
-    output_dir: Path,
-    encoder: str,
-    trust_plugins: bool,
-    **given: Any,
-) -> None:
+def export(model: Path, kind: str, output_dir: Path, encoder: str, trust_plugins: bool, **given: Any) -> None:
     """Export MODEL (folder, checkpoint or experiment) for tokenverse_pp.runtime.
 
     The folder is written once its graphs agree with torch on random audio.

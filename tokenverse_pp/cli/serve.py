@@ -52,12 +52,7 @@ from tokenverse_pp.serving.protocol import Limits
 @click.option("-v", "--verbose", is_flag=True, help="Log what the websockets library does too.")
 @plugin_options
 def serve(
-    host: str,
-    port: int,
-    token_file: Optional[Path],
-    allow_origin: Tuple[str, ...],
-    verbose: bool,
-    **given: Any,
+    host: str, port: int, token_file: Optional[Path], allow_origin: Tuple[str, ...], verbose: bool, **given: Any
 ) -> None:
     """Transcribe streams of audio while they are spoken.
 

@@ -40,12 +40,7 @@ FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
     hotwords={"type": click.Path(path_type=Path)},
     lm={"type": click.Path(path_type=Path)},
 )
-@options_from(
-    SearchOptions,
-    *("method", "beam"),
-    method={"default": None},
-    beam={"default": None},
-)
+@options_from(SearchOptions, *("method", "beam"), method={"default": None}, beam={"default": None})
 @click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, help="May be repeated. [default: text]")
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Write a file for each input and format into it.")
 @click.option("--recursive", is_flag=True, help="Look for audio in folders of folders too.")
