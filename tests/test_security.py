@@ -147,7 +147,9 @@ def test_a_models_file_is_run_where_it_is_trusted(hostile, canary):
     assert not canary.exists()
     assert "emo" in TokenVerse.from_pretrained(hostile, trust_plugins=True).tasks
     assert canary.exists()
-    canary.unlink()
+
+
+def test_a_trusting_command_runs_it(hostile, canary):
     done = run("transcribe", "--list-tasks", "--model", hostile, "--trust-plugins")
     assert done.exit_code == 0 and "[EMO]" in done.stdout and canary.exists()
 

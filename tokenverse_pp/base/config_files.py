@@ -105,16 +105,16 @@ def check_types(config: Config) -> None:
     `tasks.settings` is checked only here: its values may have any type, and jsonargparse would import the module that a
     ``class_path`` in them names.
     """
-    for name, value, option in _options(config):
-        # jsonargparse lets null pass.
-        if value is None and "Optional" not in str(option.type):
-            raise UserError(f"{name}: expected a value, found null")
     values = dataclasses.asdict(config)
     settings = values["tasks"].pop("settings")
     if not isinstance(settings, dict) or not all(isinstance(options, dict) for options in settings.values()):
         raise UserError(f"tasks.settings: expected mappings of options by task, found {repr(settings)[:200]}")
     if not all(isinstance(key, str) for options in [settings, *settings.values()] for key in options):
         raise UserError("tasks.settings: expected names of tasks and options")
+    for name, value, option in _options(config):
+        # jsonargparse lets null pass.
+        if value is None and "Optional" not in str(option.type):
+            raise UserError(f"{name}: expected a value, found null")
     with type_errors():
         make_parser().parse_object(values)
 
