@@ -1,4 +1,5 @@
 import json
+import logging
 
 import click
 import numpy as np
@@ -10,7 +11,7 @@ from lhotse import CutSet, Recording
 
 import tokenverse_pp
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.cli.groups import Group
+from tokenverse_pp.cli.groups import Group, quieten, report_errors
 
 
 def assert_one_line_and_exit_2(result, *said):
@@ -107,3 +108,14 @@ def test_errors_the_user_can_mend_are_a_line_and_others_keep_their_traceback(err
         assert result.exception is error
     else:
         assert_one_line_and_exit_2(result, said)
+
+
+def test_messages_of_the_package_go_to_stderr_while_a_script_runs(capsys):
+    log = logging.getLogger("tokenverse_pp.somewhere")
+    with report_errors():
+        log.info("a message \x1b[2J")
+        quieten()
+        log.info("another rank's message")
+        log.warning("a warning")
+    log.info("afterwards")
+    assert capsys.readouterr().err == "a message \\x1b[2J\na warning\n"
