@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import click
 import torch
@@ -165,7 +165,7 @@ def store_features(
     max_duration: float,
     sample: Optional[int],
     threads: int,
-    **given: int,
+    **given: Any,
 ) -> None:
     """Store the frozen encoder's features of CUTS and write the cuts that point at them to OUTPUT.
 
