@@ -6,7 +6,7 @@ python recipes/decode.py --model exp/toy --cuts data/toy/cuts_test.jsonl.gz --ou
 python recipes/decode.py --model exp/toy --cuts ... --tasks asr,lid      # no other task's token is written
 torchrun --nproc-per-node 4 recipes/decode.py --model exp/toy ...        # four processes, the same result
 
-A run that was stopped goes on where it was when the same command is given again.
+Run the same command again to resume a stopped run.
 Exit code 2: a wrong option, or cuts that could not be decoded (listed in failures.jsonl; all others are written).
 """
 
@@ -24,18 +24,19 @@ from lhotse.cut import Cut
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import printable
 from tokenverse_pp.base.files import write_json, write_text
-from tokenverse_pp.base.search_options import JOINER_DTYPES, METHODS, SearchOptions
+from tokenverse_pp.base.options import DecodeOptions, PageOptions
+from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.groups import EXIT_CODE, report_errors
-from tokenverse_pp.cli.options import chosen, options_from, plugin_options, source_options
+from tokenverse_pp.cli.options import chosen, names_of, options_from, plugin_options, source_options, threads_option
 from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.distributed import DistributedContext, start_distributed, stop_distributed
 from tokenverse_pp.data.labels import validate_cuts
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.data.samplers import load_cuts
 from tokenverse_pp.decoding.context_graph import read_hotwords
-from tokenverse_pp.decoding.recognizer import DecodeOptions, choose_tasks, read_scales
+from tokenverse_pp.decoding.recognizer import choose_tasks, read_scales
 from tokenverse_pp.decoding.run import Outcome, Parts, check_ids, decode_all
-from tokenverse_pp.evaluation.report import PageOptions, write_report
+from tokenverse_pp.evaluation.report import write_report
 from tokenverse_pp.evaluation.scoring import score_hypotheses, score_table
 from tokenverse_pp.models.bundle import ModelBundle, load_model
 from tokenverse_pp.models.stored_features import check_origin
@@ -43,7 +44,6 @@ from tokenverse_pp.tasks import TaskSet, transcript_of
 from tokenverse_pp.training.peers import join_watch, looking_after
 
 REPORT = "report.html"
-PRECISIONS = ("fp32", "bf16", "fp16")
 PATIENCE = 300.0  # seconds without a sign of life after which another process counts as dead
 
 
@@ -51,43 +51,33 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="Model folder, checkpoint or experiment.")
 @click.option("--cuts", "cut_files", required=True, multiple=True, help="CutSet to decode; may be given several times.")
 @click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="For hyps.jsonl, scores.json etc.")
-@click.option("--tasks", default="", help="Tasks to decode, e.g. asr,scd. [default: all that the model knows]")
+@options_from(DecodeOptions, "tasks", tasks={"type": str, "default": ""})
 @options_from(
     SearchOptions,
     *("method", "beam", "max_symbols", "nbest", "blank_penalty", "temperature", "length_bonus", "hotwords"),
     *("hotword_score", "lm", "lm_scale", "lm_bonus", "joiner_dtype", "languages", "force_language"),
-    method={"type": click.Choice(METHODS)},
     hotwords={"type": click.Path(dir_okay=False), "help": "File of phrases to prefer: 'phrase [TAB bonus]'."},
     lm={"type": click.Path()},
-    joiner_dtype={"type": click.Choice([name for name in JOINER_DTYPES if name])},
     languages={"type": str, "default": "", "help": "Languages that may be written, e.g. fr,nl. [default: all]"},
     force_language={"default": True},
 )
 @click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
 @options_from(
     DecodeOptions,
-    *("stored_features", "max_duration", "window", "overlap", "precision"),
-    window={"help": "Cuts longer than this many seconds are decoded in windows of this length."},
-    stored_features={"help": "Take stored features in place of audio."},
-    precision={"type": click.Choice(PRECISIONS), "help": "Number type of the encoder (autocast)."},
+    *("stored_features", "max_duration", "window", "overlap", "precision", "vector_scale"),
+    vector_scale={"type": str, "multiple": True, "metavar": "TASK=NUMBER"},
 )
 @options_from(
     ChunkOptions,
     *("chunk_ms", "left_chunks", "sinks"),
     chunk_ms={"default": 0, "help": "Decode in chunks of this many milliseconds, as in streaming; 0: full context."},
 )
-@click.option(
-    "--vector-scale",
-    multiple=True,
-    metavar="TASK=NUMBER",
-    help="Multiply the task's vector, e.g. ner=1.5; may be given again.",
-)
 @click.option("--first", type=int, help="Decode the first N cuts only.")
-@click.option("--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run was.")
+@click.option("--resume/--no-resume", default=True, show_default=True, help="Resume a stopped run.")
 @click.option("--report/--no-report", default=True, show_default=True, help="Write report.html into the output folder.")
 @click.option("--embed-audio", is_flag=True, help="Put the audio of the utterances in report.html into the page.")
 @click.option("--show", type=int, default=0, help="Print N hypotheses beside their references, those with most turns.")
-@click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")
+@threads_option
 @plugin_options
 @source_options
 def main(**given: Any) -> None:
@@ -105,25 +95,25 @@ def main(**given: Any) -> None:
 
 
 def options_of(given: Mapping[str, Any]) -> DecodeOptions:
-    """The options of the command line that decide the result."""
+    """The options of the command line that affect the result."""
     search = chosen(
         SearchOptions,
         given,
         hotwords=read_hotwords(given["hotwords"]) if given["hotwords"] else None,
-        languages=split(given["languages"]) or None,
+        languages=names_of(given["languages"]) or None,
     )
     return chosen(
         DecodeOptions,
         given,
         search=search,
-        tasks=split(given["tasks"]),
+        tasks=names_of(given["tasks"]),
         chunks=chosen(ChunkOptions, given) if given["chunk_ms"] else None,
         vector_scale=read_scales(given["vector_scale"]),
     )
 
 
 def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedContext) -> bool:
-    """Decode, score, write and print; returns whether nothing had to be refused (that the first process knows)."""
+    """Decode, score, write and print; returns whether all cuts were decoded (only the first process knows)."""
     loaded = load_model(given["model"], given["encoder"], given["trust_plugins"])
     choose_tasks(loaded.tasks, options.tasks)
     check_chunks(loaded, options)
@@ -174,7 +164,7 @@ def read_all(paths: Sequence[str], corpora: Dict[str, str]) -> List[Cut]:
 
 
 def check_chunks(loaded: ModelBundle, options: DecodeOptions) -> None:
-    """See that the encoder can be run in these chunks; say so where it was not trained for it."""
+    """Check that the encoder can run in these chunks; warn where it was not trained for that."""
     if options.chunks is None:
         return
     loaded.model.encoder.grid(options.chunks)
@@ -183,16 +173,11 @@ def check_chunks(loaded: ModelBundle, options: DecodeOptions) -> None:
 
 
 def check_cuts(cuts: Sequence[Cut], loaded: ModelBundle, options: DecodeOptions) -> None:
-    """See that ids, labels and the kind of features are as they should be: before an hour of decoding, not after."""
+    """Check ids, labels and the kind of features before decoding starts."""
     check_ids(cuts)
     validate_cuts([cut for cut in cuts if "tasks" in (cut.custom or {})])
     if options.stored_features and cuts:
         check_origin(cuts[0], loaded.config.model.encoder)
-
-
-def split(names: str) -> tuple[str, ...]:
-    """``asr,lid`` -> (asr, lid)."""
-    return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 def readable(given: Mapping[str, Any]) -> Dict[str, Any]:
@@ -201,7 +186,7 @@ def readable(given: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def write(folder: Path, outcome: Outcome, scores: Mapping[str, Any]) -> None:
-    """Write the result, each file whole or not at all."""
+    """Write the result files, each atomically."""
     for name, records in (("hyps.jsonl", outcome.records), ("failures.jsonl", outcome.failures)):
         write_text(folder / name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     write_json(folder / "scores.json", scores)

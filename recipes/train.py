@@ -9,7 +9,7 @@ Run the same command again to resume a stopped run from its latest checkpoint.
 
 from __future__ import annotations
 
-import sys
+import logging
 from pathlib import Path
 from typing import List, Optional, Sequence
 
@@ -17,8 +17,7 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import parse_config
-from tokenverse_pp.base.errors import printable
-from tokenverse_pp.cli.groups import report_errors
+from tokenverse_pp.cli.groups import quieten, report_errors
 from tokenverse_pp.data.access import allow_sources, check_access
 from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, Unknown, Usable, check_recording
 from tokenverse_pp.data.distributed import DistributedContext, start_distributed, stop_distributed
@@ -35,12 +34,16 @@ from tokenverse_pp.training.trainer import Trainer, set_threads
 from tokenverse_pp.training.transfer import before_of, read_source
 from tokenverse_pp.training.validation import Validator, training_chunks
 
+log = logging.getLogger("tokenverse_pp.recipes.train")
+
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Read the configuration, join the other ranks, train."""
     config = parse_config(argv, description=__doc__.splitlines()[0])
     set_threads(config.training.threads)
     world = start_distributed()
+    if not world.is_first:
+        quieten()
     watch = join_watch(world.rank, world.size, config.training.peer_timeout) if world.size > 1 else None
     with looking_after(watch), allow_sources(config.data.allow_commands, config.data.allow_urls):
         train(config, world)
@@ -53,10 +56,6 @@ def train(config: Config, world: DistributedContext) -> Path:
     All input is checked before the trainer writes anything.
     """
 
-    def say(line: str) -> None:
-        if world.is_first:
-            print(printable(line), file=sys.stderr)
-
     # Tasks and data.
     config.tasks.plugins = load_plugins(config.tasks.plugins)
     config.tasks.languages = spelled_as_before(config)
@@ -67,7 +66,7 @@ def train(config: Config, world: DistributedContext) -> Path:
         world.from_first(lambda: check_data(config, tasks))
 
     # What to start from: a checkpoint of this run, another model, or nothing.
-    start = world.from_first(lambda: find_start(config, lambda line: print(line, file=sys.stderr)))
+    start = world.from_first(lambda: find_start(config))
     source = read_source(config, tasks) if config.training.init_from and not start else None
     before = before_of(config, source, start)
 
@@ -84,7 +83,7 @@ def train(config: Config, world: DistributedContext) -> Path:
         make_frames_of(model.encoder),
         config.data.min_seconds,
         config.data.max_seconds,
-        say,
+        log.info,
         config.data.max_tokens,
     )
     held_out: List[Cut] = [cut for cut in valid if usable(cut)]
@@ -94,7 +93,7 @@ def train(config: Config, world: DistributedContext) -> Path:
         return usable(cut) and (not config.tasks.full_only or set(tasks.names) <= set(labelled_tasks(cut)))
 
     def looked() -> None:
-        usable.unknown.finish("data.train", say, config.data.max_unk_share)
+        usable.unknown.finish("data.train", log.info, config.data.max_unk_share)
 
     sampler = TrainSampler(rounds, config.data, config.training.seed, world, wanted, looked)
 
@@ -102,11 +101,11 @@ def train(config: Config, world: DistributedContext) -> Path:
     validator = Validator(held_out, dataset, config, world) if held_out else None
     trainer = Trainer(config, model, dataset, sampler, validator, world, before)
     trainer.start(start, source)
-    unknown_in_valid.finish("data.valid", say)
+    unknown_in_valid.finish("data.valid", log.info)
     size = f"{trainer.trained / 1e6:.2f} M" if trainer.trained >= 1e4 else str(trainer.trained)
-    say(f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {size} trained parameters")
+    log.info(f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {size} trained parameters")
     folder = trainer.run()
-    say(f"model: {folder}")
+    log.info(f"model: {folder}")
     return folder
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_lines import run
 from scripts import ROOT
+from tiny_models import write_model, write_speech
 from toy_runs import environment
 
 import tokenverse_pp
@@ -131,12 +133,12 @@ def test_the_source_distribution_holds_what_git_knows(release):
 
 
 @pytest.mark.slow
-def test_the_wheel_runs_outside_the_checkout(release, tmp_path):
+def test_the_wheel_runs_outside_the_checkout(release, tiny_corpus, tmp_path):
     (wheel,) = release.glob("*.whl")
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
-    surroundings = {**environment(), "PYTHONPATH": str(site)}
+    surroundings = {**environment(), "PYTHONPATH": str(site), "TOKENVERSE_PP_CACHE": str(tmp_path / "cache")}
 
     def outside(*command):
         done = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
@@ -146,5 +148,10 @@ def test_the_wheel_runs_outside_the_checkout(release, tmp_path):
     script = site / "bin" / "tokenverse-pp"
     assert os.access(script, os.X_OK)
     assert outside(str(script), "--version").split()[-1] == tokenverse_pp.__version__
+    model = write_model(tiny_corpus, tmp_path / "model")
+    write_speech(tiny_corpus, tmp_path, "one")
+    words = ("transcribe", "--model", str(model), "--method", "greedy", str(tmp_path / "one.wav"))
+    assert outside(str(script), *words) == run(*words).stdout
+    assert "languages: " in outside(str(script), "transcribe", "--list-tasks")
     commands = outside(sys.executable, "-c", INSPECTION, str(site)).splitlines()
     assert {"tokenverse-pp transcribe", "tokenverse-pp manifest prepare ami", "tokenverse-pp export"} <= set(commands)

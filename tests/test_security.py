@@ -92,10 +92,7 @@ def plain_model(tiny_corpus, tmp_path_factory):
 def hostile(emotion_model, tmp_path, canary, fresh_registry):
     """A copy of it whose file, in the model's folder, writes the canary when it is run."""
     folder = tmp_path / "hostile"
-    folder.mkdir()
-    for path in emotion_model.iterdir():
-        if path.name != "checksums.json":
-            (folder / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(emotion_model, folder, ignore=shutil.ignore_patterns("checksums.json"))
     (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()\n{TASK}")
     name_plugins(folder, [str(folder / "evil.py")])
     return folder
@@ -167,7 +164,6 @@ def test_modules_are_code_too(hostile, canary, tmp_path, monkeypatch):
 
 
 def test_a_file_of_no_task_that_is_needed_is_left_alone(plain_model, tmp_path, canary):
-    """Nothing to refuse: nobody needs it."""
     folder = shutil.copytree(plain_model, tmp_path / "plain")
     (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()")
     name_plugins(folder, [str(tmp_path / "evil.py")])
@@ -342,17 +338,10 @@ def test_members_of_a_package_stay_in_its_folder(tmp_path):
 
 def test_an_exported_model_names_files_of_its_folder(tmp_path):
     names = ("tokenizer.model", "encoder.onnx", "predictor.onnx", "joiner.onnx")
-    values = dict(
-        tokenverse_pp="1",
-        tasks=["asr"],
-        task_options={},
-        symbols=[],
-        vocab_size=3,
-        blank=0,
-        context_size=2,
-        joiner_dim=2,
+    values = dict(tokenverse_pp="1", tasks=["asr"], task_options={}, symbols=[], vocab_size=3, blank=0, joiner_dim=2)
+    values.update(
+        context_size=2, frame_shift=0.04, input="audio", min_samples=1, max_samples=None, normalise=True, vectors={}
     )
-    values.update(frame_shift=0.04, input="audio", min_samples=1, max_samples=None, normalise=True, vectors={})
     for outside in ("../secret", "/dev/zero", "a/b"):
         files = {name: {"bytes": 1, "sha256": ""} for name in (*names, outside)}
         export = {**values, "precision": "float32", "files": files, "format": 1}
@@ -407,12 +396,8 @@ class Elements(HTMLParser):
 
 def test_texts_in_pages_are_no_elements(tmp_path):
     said = EVIL.replace(" ", "_")
-    turn = {
-        "text": said,
-        "speaker": EVIL,
-        "language": "qaa",
-        "entities": [{"start": 0, "end": len(said), "type": EVIL}],
-    }
+    entity = {"start": 0, "end": len(said), "type": EVIL}
+    turn = {"text": said, "speaker": EVIL, "language": "qaa", "entities": [entity]}
     cut = make_cut(EVIL, [turn], ["asr"], corpus=EVIL)
     word = {"text": said, "start": 0.0, "end": 1.0, "confidence": 0.4}
     span = {"text": EVIL, "start": 0.0, "end": 1.0, "type": EVIL}

@@ -4,13 +4,12 @@ import gzip
 import json
 
 import pytest
-from click.testing import CliRunner
+from command_lines import run
 from grid.claims import read_claims
 from labelled_cuts import make_cut
 from lhotse import CutSet
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.cli.main import cli
 from tokenverse_pp.data.editing.conversations import read_tracks
 from tokenverse_pp.data.editing.entity_finders import read_gazetteer
 from tokenverse_pp.data.editing.split import read_ids
@@ -40,9 +39,8 @@ def test_a_byte_order_mark_is_passed_over_everywhere(tmp_path):
     assert read_gazetteer(with_bom(tmp_path / "places.tsv", "oui\tLOC\n")).find("oui")
     assert read_token(with_bom(tmp_path / "token", "abc\n")) == "abc"
     claim = {"id": "x", "says": "y", "run": "r", "is": "reaches", "metric": "m", "value": 1}
-    assert [claim.id for claim in read_claims(with_bom(tmp_path / "claims.yaml", json.dumps({"claims": [claim]})))] == [
-        "x"
-    ]
+    [found] = read_claims(with_bom(tmp_path / "claims.yaml", json.dumps({"claims": [claim]})))
+    assert found.id == "x"
     with_bom(tmp_path / "failures.jsonl", json.dumps({"id": "b", "reason": "c"}))
     with_bom(tmp_path / "scores.json", json.dumps({"speed": {"x": 1}}))
     assert read_beside(tmp_path / "hyps.jsonl") == ([{"id": "b", "reason": "c"}], {"speed": {"x": 1}})
@@ -59,14 +57,8 @@ def test_manifests_with_a_byte_order_mark(tmp_path, name):
 
 
 def test_supervisions_with_a_byte_order_mark(tmp_path):
-    recording = {
-        "id": "r",
-        "sources": [],
-        "sampling_rate": 16000,
-        "num_samples": 16000,
-        "duration": 1.0,
-        "channel_ids": [0],
-    }
+    recording = {"id": "r", "sources": [], "sampling_rate": 16000, "num_samples": 16000, "duration": 1.0}
+    recording["channel_ids"] = [0]
     turn = {"id": "t", "recording_id": "r", "start": 0.0, "duration": 1.0, "channel": 0, "text": "oui"}
     turns = with_bom(tmp_path / "turns.jsonl", json.dumps(turn) + "\n")
     [track] = read_tracks(turns, with_bom(tmp_path / "recordings.jsonl.gz", json.dumps(recording) + "\n"))
@@ -76,8 +68,8 @@ def test_supervisions_with_a_byte_order_mark(tmp_path):
 def test_score_takes_hypotheses_with_a_byte_order_mark(tmp_path):
     CutSet.from_cuts([make_cut("a", [{"text": "oui"}])]).to_file(tmp_path / "ref.jsonl")
     with_bom(tmp_path / "hyps.jsonl", json.dumps(HYP) + "\r\n\r\n")
-    arguments = ["score", "--ref", tmp_path / "ref.jsonl", "--hyp", tmp_path / "hyps.jsonl"]
-    result = CliRunner().invoke(cli, [*map(str, arguments), "--output", str(tmp_path / "scores.json")])
+    files = ["--ref", tmp_path / "ref.jsonl", "--hyp", tmp_path / "hyps.jsonl", "--output", tmp_path / "scores.json"]
+    result = run("score", *files)
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "scores.json").read_text())["wer"]["all"]["wer"] == 0
 

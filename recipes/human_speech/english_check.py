@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""English read by people whom no model of this recipe has heard: five LibriVox sentences of a Debian package.
+"""English by speakers outside the training data: five LibriVox sentences from a Debian package.
 
 \b
 python recipes/human_speech/english_check.py --model tokenverse_pp/pretrained/human_speech_small \\

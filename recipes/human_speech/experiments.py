@@ -10,8 +10,8 @@ python recipes/human_speech/experiments.py tables                      # and fro
 python recipes/human_speech/experiments.py plots
 python recipes/human_speech/experiments.py worst tokenverse_pp
 
-Every run is defined in experiments/grid.yaml. What was stopped goes on where it was when the same command is given
-again; finished runs are passed over; two commands at once share the work.
+Every run is defined in experiments/grid.yaml. Run the same command again to resume; finished runs are skipped, and two
+commands at the same time share the work.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from grid.worst import worst as worst_of
 
 from tokenverse_pp.base.files import aligned, write_text
 from tokenverse_pp.cli.groups import Group
+from tokenverse_pp.cli.options import options_from
 
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE.parent
@@ -43,12 +44,16 @@ RECIPES = HERE.parent
 
 @dataclass
 class Setup:
-    """Where things are."""
+    """Paths of the grid, claims, data and results."""
 
-    grid: Path
-    claims: Path
-    data: Path
-    exp_dir: Path
+    grid: Path = HERE / "experiments" / "grid.yaml"
+    """YAML file of the runs."""
+    claims: Path = HERE / "experiments" / "claims.yaml"
+    """YAML file of the claims to check."""
+    data: Path = Path("data/human_speech/features")
+    """Folder with the prepared cuts (their stored features)."""
+    exp_dir: Path = Path("exp/human_speech_experiments")
+    """Folder for all that the runs write."""
 
     def place(self, steps: Optional[int] = None) -> Place:
         """The grid with its data and results."""
@@ -57,29 +62,7 @@ class Setup:
 
 
 @click.group(cls=Group, help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--grid", type=click.Path(path_type=Path), default=HERE / "experiments" / "grid.yaml", help="YAML file of the runs."
-)
-@click.option(
-    "--claims",
-    type=click.Path(path_type=Path),
-    default=HERE / "experiments" / "claims.yaml",
-    help="YAML file of the claims to check.",
-)
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("data/human_speech/features"),
-    show_default=True,
-    help="Folder with the prepared cuts (their stored features).",
-)
-@click.option(
-    "--exp-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("exp/human_speech_experiments"),
-    show_default=True,
-    help="Folder for all that the runs write.",
-)
+@options_from(Setup, grid={"show_default": False}, claims={"show_default": False})
 @click.pass_context
 def cli(ctx: click.Context, **given: Path) -> None:
     """See the module's docstring."""

@@ -57,10 +57,7 @@ ENCODER = {
 
 
 def prepare_toy(
-    output_dir: Path,
-    sizes: Mapping[str, int],
-    seed: int = 0,
-    label_share: Optional[Mapping[str, float]] = None,
+    output_dir: Path, sizes: Mapping[str, int], seed: int = 0, label_share: Optional[Mapping[str, float]] = None
 ) -> Dict[str, CutSet]:
     """Write the corpus below ``output_dir`` and return its cuts by split.
 
@@ -86,7 +83,7 @@ def prepare_toy(
         cuts: List[MonoCut] = []
         for number in range(sizes[split]):
             cut_id = f"toy-{split}-{number:05d}"
-            # Languages in turn, so that no set is without one.
+            # Languages in turn, so that every set has all of them.
             language = LANGUAGES[number % len(LANGUAGES)]
             audio, turns = compose_utterance(language, rng, barred)
             soundfile.write(staging / "audio" / f"{cut_id}.flac", audio, SAMPLING_RATE, subtype="PCM_16")

@@ -6,8 +6,7 @@ import pytest
 import yaml
 
 from tokenverse_pp.base.config import Config
-from tokenverse_pp.base.config_checks import check_config
-from tokenverse_pp.base.config_files import from_dict, load_config, parse_config, save_config
+from tokenverse_pp.base.config_files import check_config, from_dict, load_config, parse_config, save_config
 from tokenverse_pp.base.errors import UserError
 
 
@@ -55,12 +54,13 @@ def test_every_option_can_be_given_on_the_command_line():
         ("--tasks.activation=all", "labelled, subset, bernoulli"),
         ("--model.vectors.placement=middle", "none, features, encoder, both"),
         ("--model.vectors.strategy=product", "sum, combination"),
-        ("--model.encoder.kind=molten", "molten"),
+        ("--model.encoder.kind=molten", "--model.encoder.kind=molten: expected one of finetune, frozen, split"),
         ("--optim.decay=linear", "constant, inverse_sqrt, cosine"),
         ("--training.precision=fp8", "fp32, bf16, fp16"),
         ("--training.average_last=9", "--training.keep_last=5"),
         ("--training.average_last=0", "at least 1"),
         ("--data.max_cuts=0", "at least 1"),
+        ("--model.predictor_dropout=2", "expected 0 to 1"),
         ("--data.num_workers=-1", "at least 0"),
         ("--model.spec_augment.time_span=0", "at least 1"),
         ("--tokenizer.vocab_size=2", "at least 3"),
@@ -94,6 +94,14 @@ def test_saved_configuration_that_was_spoilt_is_refused(tmp_path, text, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no such"):
         load_config(tmp_path / "d.yaml")
+
+
+@pytest.mark.parametrize("text", ["training: [1, 2", "training: {max_step: 3}", "- a"])
+def test_a_broken_file_on_the_command_line_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        parse_config(["--config", str(tmp_path / "c.yaml")])
+    assert "\n" not in str(caught.value)
 
 
 def test_from_dict_does_not_change_its_argument():

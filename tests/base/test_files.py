@@ -5,23 +5,16 @@ import pytest
 from tokenverse_pp.base.files import BLOCK, feed, replacing, write_json, write_text
 
 
-def test_folders_are_made_and_old_text_replaced(tmp_path):
-    path = tmp_path / "a" / "b.txt"
-    write_text(path, "eins")
-    write_text(path, "zwei é")
-    assert path.read_text(encoding="utf-8") == "zwei é"
-    assert [file.name for file in path.parent.iterdir()] == ["b.txt"]
-
-
-def test_nothing_half_written(tmp_path):
-    path = tmp_path / "scores.json"
+def test_folders_are_made_and_files_replaced_whole(tmp_path):
+    path = tmp_path / "a" / "scores.json"
+    write_text(path, "é")
     write_json(path, {"wer": 0.1})
     with pytest.raises(ValueError):
         write_json(path, {"wer": float("nan")})
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "x" * 10000 + "\ud800")
     assert path.read_text() == '{\n  "wer": 0.1\n}\n'
-    assert [file.name for file in tmp_path.iterdir()] == ["scores.json"]
+    assert [file.name for file in path.parent.iterdir()] == ["scores.json"]
 
 
 def test_replacing_keeps_the_ending_and_the_old_file_after_an_error(tmp_path):

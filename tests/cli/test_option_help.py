@@ -3,7 +3,8 @@
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Literal, Optional
+from pathlib import Path
+from typing import Literal, Optional, Tuple
 
 import click
 import pytest
@@ -62,13 +63,10 @@ def test_options_of_training_have_help():
 
 @dataclass
 class TeaOptions:
-    """Options of a command.
-
-    Args:
-        milk: whether there is milk in it.
-    """
+    """Options of a command."""
 
     milk: bool = False
+    """whether there is milk in it."""
     kind: Literal["black", "green"] = "black"
     """Kind of the tea, which
     decides the temperature."""
@@ -78,15 +76,14 @@ class TeaOptions:
     """Serve it while it is hot."""
     cups: int = 1
     """Number of cups."""
+    spices: Tuple[str, ...] = ()
+    """What else is in it."""
+    leaves: Optional[Path] = None
+    """File of leaves."""
 
 
 @click.command()
-@options_from(
-    TeaOptions,
-    *("milk", "kind", "minutes", "hot", "cups"),
-    minutes={"option": "--steep"},
-    cups={"default": None, "type": click.IntRange(1)},
-)
+@options_from(TeaOptions, minutes={"option": "--steep"}, cups={"default": None, "type": click.IntRange(1)})
 def tea(**given):
     click.echo(repr(chosen(TeaOptions, given, cups=given["cups"] or 7)))
 
@@ -96,6 +93,10 @@ def tea(**given):
     [
         ([], TeaOptions(cups=7)),
         (["--milk", "--kind=green", "--steep=2", "--no-hot", "--cups=3"], TeaOptions(True, "green", 2.0, False, 3)),
+        (
+            ["--spices", "mint", "--spices", "ginger", "--leaves=x.tea"],
+            TeaOptions(cups=7, spices=("mint", "ginger"), leaves=Path("x.tea")),
+        ),
     ],
 )
 def test_options_from_a_dataclass(words, options):

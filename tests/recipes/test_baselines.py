@@ -1,6 +1,4 @@
-"""The baselines of human_speech on made-up words, pauses and voices; none of their models is loaded."""
-
-from __future__ import annotations
+"""The baselines of human_speech on made-up words, pauses and voices, without their models; its other small scripts."""
 
 import json
 import shutil
@@ -21,6 +19,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.hypotheses import check_hypothesis
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.data.normalise import normalise
+from tokenverse_pp.decoding.ngram import read_words
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 from tokenverse_pp.metrics.f1 import score_positions
 from tokenverse_pp.tasks.result import Transcript
@@ -28,12 +27,12 @@ from tokenverse_pp.tasks.result import Transcript
 FOLDER = ROOT / "recipes" / "human_speech" / "baselines"
 baselines = load_script(FOLDER / "baselines.py", "baselines")  # brings its neighbours along
 english_check = load_script(FOLDER.parent / "english_check.py", "english_check")
-whisper_words, turns_pass, whisper_pass, cascade, cascade_tuning, baseline_scores, baseline_tables = (
-    sys.modules[name]
-    for name in (
-        *("whisper_words", "turns_pass", "whisper_pass", "cascade"),
-        *("cascade_tuning", "baseline_scores", "baseline_tables"),
-    )
+word_lists = load_script(FOLDER.parent / "word_lists.py", "word_lists")
+whisper_words, turns_pass, whisper_pass, cascade = map(
+    sys.modules.get, ("whisper_words", "turns_pass", "whisper_pass", "cascade")
+)
+cascade_tuning, baseline_scores, baseline_tables = map(
+    sys.modules.get, ("cascade_tuning", "baseline_scores", "baseline_tables")
 )
 ALL = ["asr", "scd", "endp", "ner", "lid"]
 
@@ -52,17 +51,8 @@ def spoken(text, mark_last=""):
 
 
 def place(position, pause=0.0, mark="", distance=0.0):
-    return {
-        **{
-            "position": position,
-            "time": position - 0.1,
-            "end": position - 0.2,
-            "pause": pause,
-            "gap": 0.2,
-            "mark": mark,
-        },
-        "distances": [distance] * len(turns_pass.WINDOWS),
-    }
+    times = {"time": position - 0.1, "end": position - 0.2, "pause": pause, "gap": 0.2}
+    return {"position": position, **times, "mark": mark, "distances": [distance] * len(turns_pass.WINDOWS)}
 
 
 class TestWords:
@@ -120,16 +110,10 @@ class TestCandidates:
         assert [(p["position"], p["pause"], p["end"]) for p in found] == [(1, 0.4, 1.0)]
 
     def test_punctuation_and_gaps_are_candidates_without_a_pause(self):
-        words = [
-            whisper_words.SpokenWord("a", 0.0, 1.0, 0.9, "."),
-            whisper_words.SpokenWord("b", 1.0, 2.0, 0.9),
-            whisper_words.SpokenWord("c", 2.2, 3.0, 0.9),
-            whisper_words.SpokenWord("d", 3.0, 4.0, 0.9),
-        ]
-        assert [(p["position"], p["pause"], p["mark"]) for p in turns_pass.candidates(words, [])] == [
-            (1, 0.0, "."),
-            (2, 0.0, ""),
-        ]
+        times = (("a", 0.0, 1.0), ("b", 1.0, 2.0), ("c", 2.2, 3.0), ("d", 3.0, 4.0))
+        words = [whisper_words.SpokenWord(t, start, end, 0.9, "." if t == "a" else "") for t, start, end in times]
+        found = [(p["position"], p["pause"], p["mark"]) for p in turns_pass.candidates(words, [])]
+        assert found == [(1, 0.0, "."), (2, 0.0, "")]
         assert turns_pass.candidates([], [(0.0, 1.0)]) == []
 
     def test_voices_are_compared_on_both_sides_of_the_pause(self):
@@ -139,12 +123,8 @@ class TestCandidates:
 
         mel = np.zeros((400, 2), dtype=np.float32)
         mel[:200, 0] = mel[200:, 1] = 1.0
-        change = {"end": 2.0, "pause": 0.0}
-        same = {"end": 1.0, "pause": 0.0}
-        early = {"end": 0.1, "pause": 0.0}
-        assert turns_pass.distances(Voice(), mel, change, (1.0,)) == [1.0]
-        assert turns_pass.distances(Voice(), mel, same, (1.0,)) == [0.0]
-        assert turns_pass.distances(Voice(), mel, early, (1.0,)) == [0.0]  # too little to compare
+        for end, distance in ((2.0, 1.0), (1.0, 0.0), (0.1, 0.0)):  # of the last there is too little to compare
+            assert turns_pass.distances(Voice(), mel, {"end": end, "pause": 0.0}, (1.0,)) == [distance]
 
 
 class TestRecords:
@@ -166,15 +146,11 @@ class TestRecords:
         assert [mark.time for mark in heard.marks] == [0.0, 0.8, 0.9, 2.7]
 
     def test_the_package_scores_it(self):
-        turns = [("ja", 0.0, 0.8), ("nee misschien", 1.0, 1.8)]
-        cut = make_cut(
-            "c",
-            [
-                {"text": text, "start": start, "duration": length, "speaker": text, "language": "nl", "endpoint": True}
-                for text, start, length in turns
-            ],
-            ["asr", "scd", "endp", "lid"],
-        )
+        turns = [
+            {"text": text, "start": start, "duration": length, "speaker": text, "language": "nl", "endpoint": True}
+            for text, start, length in (("ja", 0.0, 0.8), ("nee misschien", 1.0, 1.8))
+        ]
+        cut = make_cut("c", turns, ["asr", "scd", "endp", "lid"])
         scores = score_hypotheses([cut], [self.make()])
         assert scores["wer"]["all"]["errors"] == 0
         assert scores["scd"]["text"]["f1"] == scores["endp"]["text"]["f1"] == scores["lid"]["accuracy"] == 1.0
@@ -231,21 +207,13 @@ class TestTuning:
         worse = {key: (spoken("a x b c d"), turn) for key, (_, turn) in heard.items()}
         _, f1 = cascade_tuning.tune(cuts, worse, False)
         grid = cascade_tuning.end_grid(("",))
-        by_package = [
-            score_positions(
-                [
-                    (
-                        "a b c d".split(),
-                        (2, 4),
-                        "a x b c d".split(),
-                        [token[0] for token in cascade.end_tokens(turn, words, rule)],
-                    )
-                    for words, turn in worse.values()
-                ]
-            )["f1"]
-            for rule in grid
-        ]
-        assert f1["endp"] == max(by_package)
+        ref, hyp = "a b c d".split(), "a x b c d".split()
+
+        def by_package(rule):
+            ends = [[token[0] for token in cascade.end_tokens(turn, words, rule)] for words, turn in worse.values()]
+            return score_positions([(ref, (2, 4), hyp, found) for found in ends])["f1"]
+
+        assert f1["endp"] == max(map(by_package, grid))
 
 
 class TestFiles:
@@ -307,11 +275,9 @@ class TestFiles:
             assert text.count("| Whisper-base, language given | 0.0 |") == 2 and "old" not in text
             assert text.endswith("<!-- end -->\nend\n")
 
-    def test_an_unknown_table_is_named(self):
+    def test_what_is_not_measured_and_what_is_no_table_is_said(self):
         with pytest.raises(UserError, match="'nothing'"):
             baseline_tables.fill("<!-- table: nothing -->\n<!-- end -->\n", {})
-
-    def test_what_is_not_measured_is_said(self):
         for name in baseline_tables.TABLES:
             text = f"<!-- table: {name} -->\nstale\n<!-- end -->\n"
             filled = baseline_tables.fill(text, {})
@@ -354,11 +320,21 @@ class TestEnglishCheck:
         data = english_check.unpack(tmp_path / "english", package)
         with pytest.raises(UserError, match="cards"):
             english_check.read_part(data / "cards", "cards")
-        (data / "librivox" / "transcription").write_text("no markers\n")
-        with pytest.raises(UserError, match="line 1"):
-            english_check.read_part(data / "librivox", "librivox")
-        (data / "librivox" / "transcription").write_text("<s> x </s> (b)\n")
-        with pytest.raises(UserError, match=r"b\.wav is missing"):
-            english_check.read_part(data / "librivox", "librivox")
+        for text, said in (("no markers\n", "line 1"), ("<s> x </s> (b)\n", r"b\.wav is missing")):
+            (data / "librivox" / "transcription").write_text(text)
+            with pytest.raises(UserError, match=said):
+                english_check.read_part(data / "librivox", "librivox")
         with pytest.raises(UserError, match=r"no \.deb file"):
             english_check.unpack(tmp_path / "other", Path(tmp_path))
+
+
+def test_the_most_frequent_words_of_each_language(tmp_path):
+    wordfreq = pytest.importorskip("wordfreq")
+    done = CliRunner().invoke(word_lists.main, [str(tmp_path / "words"), "--languages", "nl,cs", "--most", "500"])
+    assert done.exit_code == 0, done.output
+    for code, known in (("nl", "het"), ("cs", "není")):
+        words = read_words(tmp_path / "words" / f"{code}.tsv")
+        assert 400 < len(words) <= 500 and not any(any(map(str.isdigit, word)) for word in words)
+        assert words[known] == pytest.approx(wordfreq.word_frequency(known, code, "best") * 1e6, rel=5e-3)
+    done = CliRunner().invoke(word_lists.main, [str(tmp_path), "--languages", "xx"])
+    assert done.exit_code == 1 and "wordfreq has no words of 'xx'" in done.output

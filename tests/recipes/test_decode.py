@@ -5,12 +5,15 @@ import re
 import shutil
 from collections import Counter
 
+import numpy as np
 import pytest
-from click.testing import CliRunner
+import soundfile
+from command_lines import run
 from lhotse import CutSet, Recording, RecordingSet
+from lhotse.audio import AudioSource
 from toy_runs import assert_one_line, call, finish, read_cuts, start
 
-from tokenverse_pp.cli.main import cli
+from tokenverse_pp.data.dataset import load_inputs
 
 # A model of ten steps says little but blanks; the penalty has it say all kinds of things.
 OPTIONS = ["--blank-penalty", 4, "--threads", 1]
@@ -39,8 +42,9 @@ def decoded(finished_run, tiny_corpus, tmp_path_factory):
     return folder, table
 
 
-def test_hypotheses_have_their_fields_in_the_order_of_the_cuts(decoded, tiny_corpus):
-    hyps, _ = read(decoded[0])
+def test_what_is_written_and_printed(decoded, tiny_corpus):
+    folder, table = decoded
+    hyps, scores = read(folder)
     cuts = read_cuts(tiny_corpus, "test")
     assert [hyp["id"] for hyp in hyps] == [cut.id for cut in cuts]
     for cut, hyp in zip(cuts, hyps):
@@ -49,10 +53,6 @@ def test_hypotheses_have_their_fields_in_the_order_of_the_cuts(decoded, tiny_cor
         assert hyp["times"] == sorted(hyp["times"]) and 0 <= hyp["times"][0] and hyp["times"][-1] < cut.duration
         assert " ".join(word["text"] for word in hyp["words"]) == hyp["text"]
         assert hyp["tasks"] == ["asr", "scd", "endp", "ner", "lid"]
-
-
-def test_scores_have_their_keys(decoded):
-    _, scores = read(decoded[0])
     assert set(scores["wer"]) == {"all", "qaa", "qab"}
     assert {"wer", "ins", "del", "sub", "words"} <= set(scores["wer"]["all"])
     for name in ("scd", "endp"):
@@ -64,11 +64,7 @@ def test_scores_have_their_keys(decoded):
     assert scores["speed"]["rtf"] > 0 and len(scores["speed"]["ranks"]) == 1
     assert scores["refused"] == scores["speed"]["cuts_decoded_before"] == 0
     assert scores["options"]["blank_penalty"] == 4
-    assert (decoded[0] / "failures.jsonl").read_text() == "" and not (decoded[0] / "parts").exists()
-
-
-def test_table_and_examples_are_printed(decoded):
-    folder, table = decoded
+    assert (folder / "failures.jsonl").read_text() == "" and not (folder / "parts").exists()
     assert "WER" in table.upper() and str(folder / "hyps.jsonl") in table
     assert table.count("reference:") == table.count("hypothesis:") == 2
 
@@ -100,7 +96,7 @@ def test_score_command_gives_the_same_scores(decoded, tiny_corpus, tmp_path):
     folder, _ = decoded
     reference, output = tiny_corpus / "cuts_test.jsonl.gz", tmp_path / "s.json"
     arguments = ["score", "--ref", reference, "--hyp", folder / "hyps.jsonl", "--output", output]
-    result = CliRunner().invoke(cli, list(map(str, arguments)))
+    result = run(*arguments)
     assert result.exit_code == 0, result.output
     scores = read(folder)[1]
     for key in ("speed", "options", "refused"):  # of the decoding, which the command knows nothing about
@@ -173,11 +169,16 @@ def refused(script, folder, arguments, *said):
         (["--lm", "/no/such/words.tsv"], ["/no/such/words.tsv"]),
         (["--window", 10, "--overlap", 5], ["overlap"]),
         (["--max-duration", 0], ["--max-duration"]),
+        (["--joiner-dtype", "int8"], None),
+        (["--loud"], None),
     ],
 )
 def test_bad_option_is_one_line(decode_script, finished_run, tiny_corpus, tmp_path, more, said):
-    cuts = tiny_corpus / "cuts_test.jsonl.gz"
-    refused(decode_script, tmp_path, options(finished_run, cuts, tmp_path / "out", *more), *said)
+    arguments = options(finished_run, tiny_corpus / "cuts_test.jsonl.gz", tmp_path / "out", *more)
+    if said is None:  # in the words of click
+        assert call(decode_script.main, *arguments).code == 2
+    else:
+        refused(decode_script, tmp_path, arguments, *said)
 
 
 def test_a_language_model_is_part_of_what_was_decoded(decode_script, finished_run, tiny_corpus, tmp_path):
@@ -211,15 +212,12 @@ def test_missing_and_damaged_models_are_one_line(decode_script, finished_run, ti
         refused(decode_script, tmp_path, options(model, cuts, tmp_path / "out"), model)
 
 
-def test_foreign_manifests_are_one_line(decode_script, finished_run, tmp_path):
+def test_foreign_and_damaged_manifests_are_one_line(decode_script, finished_run, tiny_corpus, tmp_path):
     RecordingSet.from_recordings([Recording("r", [], 16000, 16000, 1.0)]).to_file(tmp_path / "recordings.jsonl")
     (tmp_path / "text.jsonl").write_text("hello\n")
     for name in ("recordings.jsonl", "text.jsonl"):
         path = tmp_path / name
         refused(decode_script, tmp_path, options(finished_run, path, tmp_path / "out"), path)
-
-
-def test_a_manifest_that_ends_early_is_one_line(decode_script, finished_run, tiny_corpus, tmp_path):
     cuts = tmp_path / "cuts.jsonl"
     CutSet.from_cuts(read_cuts(tiny_corpus, "test")).to_file(cuts)
     cuts.write_bytes(cuts.read_bytes()[:-100])
@@ -258,10 +256,6 @@ def test_bad_cuts_are_one_line_before_decoding(decode_script, finished_run, tiny
     refused(decode_script, tmp_path, arguments, cuts[2].id)
 
 
-def test_unknown_option_exits_with_2(decode_script):
-    assert call(decode_script.main, "--loud").code == 2
-
-
 def test_several_files_are_corpora(decode_script, finished_run, tiny_corpus, tmp_path):
     files = [tmp_path / name for name in ("calls.jsonl", "prompts.jsonl.gz")]
     cuts = read_cuts(tiny_corpus, "test")
@@ -277,3 +271,127 @@ def test_several_files_are_corpora(decode_script, finished_run, tiny_corpus, tmp
     for corpus, languages in scores["wer_by_corpus_and_language"].items():
         for key in ("words", "errors", "utterances"):
             assert sum(rates[key] for rates in languages.values()) == scores["wer_by_corpus"][corpus][key]
+
+
+# Audio that is odd, damaged or none at all: what can be decoded is, what cannot is named.
+NOISE = np.random.default_rng(0).standard_normal((16000, 2)).astype(np.float32) * 0.1
+# name -> samples, rate and format; each is one second, but one.
+DECODED = {
+    "silence.wav": (np.zeros(16000), 16000, {}),
+    "ten-milliseconds.wav": (NOISE[:160, 0], 16000, {}),
+    "stereo-8k.wav": (NOISE[:8000], 8000, {}),
+    "music.mp3": (NOISE[:, 0], 16000, {"format": "MP3"}),
+    "clip.ogg": (NOISE[:, 0], 16000, {}),
+}
+REFUSED = {
+    "nan.wav": "NaN",
+    "empty.wav": "the file is empty",
+    "letter.wav": "not recognised",
+    "gone.wav": "no such file",
+    "half.wav": "truncated",
+}
+
+
+def write_audio(folder):
+    """All the files -> a cut of each."""
+    for name, (samples, rate, more) in DECODED.items():
+        soundfile.write(folder / name, samples, rate, **more)
+    cuts = [Recording.from_file(folder / name).to_cut() for name in DECODED]
+    soundfile.write(folder / "nan.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
+    soundfile.write(folder / "half.wav", NOISE[:8000, 0], 16000)
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "letter.wav").write_text("Dear reader,\n" * 50)
+    for name in REFUSED:
+        source = AudioSource("file", [0], str(folder / name))
+        cuts.append(Recording(name.split(".")[0], [source], 16000, 16000, 1.0).to_cut())
+    return cuts
+
+
+def decode(script, model, cuts, folder, *more):
+    path = folder / "cuts.jsonl"
+    CutSet.from_cuts(cuts).to_file(path)
+    done = call(script.main, *options(model, path, folder / "out", *more))
+    hyps, scores = read(folder / "out")
+    failures = (folder / "out" / "failures.jsonl").read_text(encoding="utf-8").splitlines()
+    return done, hyps, list(map(json.loads, failures)), scores
+
+
+@pytest.fixture(scope="module")
+def mixed(decode_script, finished_run, tiny_corpus, tmp_path_factory):
+    """Good cuts among odd and bad ones."""
+    folder = tmp_path_factory.mktemp("bad")
+    good, odd = read_cuts(tiny_corpus, "test"), write_audio(folder)
+    return decode(decode_script, finished_run, [*good[:2], *odd, *good[2:]], folder), odd
+
+
+def test_what_can_be_decoded_is(mixed):
+    (_, hyps, _, _), odd = mixed
+    found = {hyp["id"]: hyp for hyp in hyps}
+    assert [hyp["id"] for hyp in hyps if not hyp["id"].startswith("toy")] == [cut.id for cut in odd[: len(DECODED)]]
+    for cut in odd[: len(DECODED)]:
+        assert all(0 <= time < cut.duration for time in found[cut.id]["times"])
+    assert found[odd[list(DECODED).index("ten-milliseconds.wav")].id]["text"] == ""
+
+
+def test_what_cannot_is_refused_in_one_line_each(mixed):
+    (done, _, failures, scores), odd = mixed
+    assert done.code == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("refused: ")]
+    assert len(lines) == len(failures) == scores["refused"] == len(REFUSED)
+    assert done.stderr.splitlines()[-1].startswith(f"{len(REFUSED)} of 14 cuts could not be decoded: ")
+    assert "Traceback" not in done.stderr
+    for cut, failure, (name, reason) in zip(odd[len(DECODED) :], failures, REFUSED.items()):
+        assert failure["id"] == cut.id and failure["files"][0].endswith(name)
+        assert f"cut {cut.id}: " in failure["reason"] and name in failure["reason"] and reason in failure["reason"]
+        assert sum(failure["reason"] in line for line in lines) == 1
+
+
+def test_the_others_are_decoded_as_ever(mixed, decode_script, finished_run, tiny_corpus, tmp_path):
+    (_, hyps, _, scores), _ = mixed
+    done, expected, failures, alone = decode(decode_script, finished_run, read_cuts(tiny_corpus, "test"), tmp_path)
+    assert done.code == 0 and failures == []
+    found = [hyp for hyp in hyps if hyp["id"].startswith("toy")]
+    for hyp, other in zip(found, expected):
+        assert hyp.pop("score") == pytest.approx(other.pop("score"), rel=1e-4)
+        del hyp["words"], other["words"]  # confidences are rounded
+    assert found == expected
+    # They alone are labelled.
+    assert scores["wer"] == alone["wer"] and scores["utterances"] == len(hyps)
+
+
+def test_nothing_but_bad_files(decode_script, finished_run, tmp_path):
+    cuts = write_audio(tmp_path)[len(DECODED) :]
+    done, hyps, failures, scores = decode(decode_script, finished_run, cuts, tmp_path)
+    assert done.code == 2 and hyps == [] and len(failures) == scores["refused"] == len(REFUSED)
+    assert scores["utterances"] == 0 and "wer" not in scores
+
+
+def test_many_refused_cuts_do_not_flood_the_terminal(decode_script, finished_run, tmp_path):
+    source = AudioSource("file", [0], str(tmp_path / "gone.wav"))
+    cuts = [Recording(f"r{i}", [source], 16000, 16000, 1.0).to_cut() for i in range(30)]
+    done, _, failures, _ = decode(decode_script, finished_run, cuts, tmp_path)
+    assert done.code == 2 and len(failures) == 30
+    assert len(done.stderr.splitlines()) == 12
+    assert done.stderr.splitlines()[10] == "refused: more cuts, see failures.jsonl"
+
+
+@pytest.mark.slow
+def test_an_hour_of_audio(decode_script, finished_run, tiny_corpus, tmp_path):
+    """Synthetic speech over and over, at 8 kHz and in stereo; beside it a short file, which comes out as ever."""
+    cuts = read_cuts(tiny_corpus, "test")
+    speech = np.concatenate([load_inputs(cut).numpy() for cut in cuts])[::2]
+    with soundfile.SoundFile(tmp_path / "hour.flac", "w", 8000, 2) as file:
+        for _ in range(3600 * 8000 // len(speech) + 1):
+            file.write(np.stack([speech, speech], 1))
+    hour = Recording.from_file(tmp_path / "hour.flac").to_cut()
+    more = ["--method", "greedy", "--embed-audio"]
+    done, hyps, failures, scores = decode(decode_script, finished_run, [hour, cuts[0]], tmp_path, *more)
+    assert done.code == 0 and failures == [] and scores["utterances"] == 2
+    times = hyps[0]["times"]
+    assert times == sorted(times) and 3500 < times[-1] < hour.duration
+    # It is linked, not embedded.
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert 'src="../hour.flac"' in page
+    (tmp_path / "alone").mkdir()
+    _, alone, _, _ = decode(decode_script, finished_run, [cuts[0]], tmp_path / "alone", *more)
+    assert hyps[1]["tokens"] == alone[0]["tokens"]

@@ -1,44 +1,41 @@
 """recipes/toy/prepare.py: the corpus is repeatable, valid, unevenly labelled on request, and its sets are disjoint."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
-from typing import Dict, List
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from lhotse import CutSet, MonoCut
+from lhotse import CutSet
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.tasks import TaskSet, parse, render, transcript_of
+from tokenverse_pp.tasks import parse, render, transcript_of
 
 SIZES = {"train": 40, "dev": 6, "test": 24}
 SPLITS = tuple(SIZES)
 
 
 @pytest.fixture(scope="module")
-def toy_speech(toy_prepare: ModuleType) -> ModuleType:
+def toy_speech(toy_prepare):
     return sys.modules[toy_prepare.compose_utterance.__module__]
 
 
 @pytest.fixture(scope="module")
-def uneven(toy_prepare: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uneven(toy_prepare, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uneven")
     toy_prepare.prepare_toy(folder, SIZES, seed=3, label_share={"ner": 0.5, "scd": 0.25, "endp": 0.75, "lid": 0.0})
     return folder
 
 
-def read(folder: Path, split: str) -> List[MonoCut]:
+def read(folder, split):
     return list(CutSet.from_file(folder / f"cuts_{split}.jsonl.gz"))
 
 
-def manifest(folder: Path, split: str) -> List[Dict]:
+def manifest(folder, split):
     """The cuts as dictionaries, with file names in place of paths."""
     cuts = [cut.to_dict() for cut in read(folder, split)]
     for cut in cuts:
@@ -47,27 +44,25 @@ def manifest(folder: Path, split: str) -> List[Dict]:
     return cuts
 
 
-def digests(folder: Path) -> Dict[str, str]:
+def digests(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "audio").iterdir()}
 
 
-def test_same_options_give_the_same_corpus(toy_prepare: ModuleType, tmp_path: Path) -> None:
+def test_options_and_the_seed_decide_the_corpus(toy_prepare, tmp_path):
     for name in ("a", "b"):
         toy_prepare.prepare_toy(tmp_path / name, {"train": 4, "test": 2}, seed=5, label_share={"ner": 0.5})
     toy_prepare.prepare_toy(tmp_path / "other", {"train": 4, "test": 2}, seed=6)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     assert manifest(tmp_path / "a", "train") == manifest(tmp_path / "b", "train")
     assert digests(tmp_path / "a")["toy-test-00000.flac"] != digests(tmp_path / "other")["toy-test-00000.flac"]
-
-
-def test_test_set_does_not_depend_on_the_size_of_the_others(toy_prepare: ModuleType, tmp_path: Path) -> None:
+    # The test set does not depend on the size of the others.
     toy_prepare.prepare_toy(tmp_path / "small", {"train": 2, "test": 4})
     toy_prepare.prepare_toy(tmp_path / "large", {"train": 9, "dev": 3, "test": 4}, label_share={"scd": 0.1})
     assert manifest(tmp_path / "small", "test") == manifest(tmp_path / "large", "test")
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_labels_pass_every_task_and_survive_the_text(uneven: Path, toy_tasks: TaskSet, split: str) -> None:
+def test_labels_pass_every_task_and_survive_the_text(uneven, toy_tasks, split):
     for cut in read(uneven, split):
         labelled = toy_tasks.subset(cut.custom["tasks"])
         assert [problem for task in labelled.tasks for problem in task.check(cut)] == []
@@ -76,7 +71,7 @@ def test_labels_pass_every_task_and_survive_the_text(uneven: Path, toy_tasks: Ta
         assert cut.custom["corpus"] == "toy"
 
 
-def test_all_labels_occur_with_and_without_an_event(uneven: Path, toy_tasks: TaskSet) -> None:
+def test_all_labels_occur_with_and_without_an_event(uneven, toy_tasks):
     transcripts = [transcript_of(cut, toy_tasks) for cut in read(uneven, "test")]
     for found in ("entities", "endpoints", "speaker_changes"):
         assert {bool(getattr(transcript, found)) for transcript in transcripts} == {True, False}
@@ -84,7 +79,7 @@ def test_all_labels_occur_with_and_without_an_event(uneven: Path, toy_tasks: Tas
     assert {entity.end - entity.start for t in transcripts for entity in t.entities} == {1, 2}
 
 
-def test_label_share_withholds_task_and_labels(uneven: Path) -> None:
+def test_label_share_withholds_task_and_labels(uneven):
     cuts = read(uneven, "train")
     labelled = Counter(task for cut in cuts for task in cut.custom["tasks"])
     assert labelled == {"asr": 40, "ner": 20, "scd": 10, "endp": 30}
@@ -100,41 +95,22 @@ def test_label_share_withholds_task_and_labels(uneven: Path) -> None:
         assert all(len(cut.custom["tasks"]) == 5 for cut in read(uneven, split))
 
 
-def test_no_turn_is_said_in_two_sets(toy_prepare: ModuleType, tmp_path: Path) -> None:
+def test_no_turn_is_said_in_two_sets(toy_prepare, toy_speech, tmp_path):
     # A small language, so that the sets would meet if nothing kept them apart.
     sets = toy_prepare.prepare_toy(tmp_path, {"train": 250, "dev": 60, "test": 60})
     said = {split: {sup.text for cut in cuts for sup in cut.supervisions} for split, cuts in sets.items()}
-    assert not said["train"] & said["test"]
-    assert not said["train"] & said["dev"]
-    assert not said["dev"] & said["test"]
-
-
-def test_barred_turns_are_drawn_again(toy_speech: ModuleType) -> None:
-    language = toy_speech.LANGUAGES[0]
-    first, _ = toy_speech.compose_turn(language, 3, np.random.default_rng(0))
-    again, _ = toy_speech.compose_new_turn(language, (3, 3), np.random.default_rng(0), {first})
-    assert again != first
-
-
-def test_a_language_that_is_used_up_is_a_user_error(toy_speech: ModuleType) -> None:
+    assert not (said["train"] & said["test"] or said["train"] & said["dev"] or said["dev"] & said["test"])
     language = toy_speech.Language("qac", ("ba",), (("nik", "PER"),))
     barred = {"ba", "nik ba", "ba nik"}
     with pytest.raises(UserError, match="too small"):
         toy_speech.compose_new_turn(language, (1, 1), np.random.default_rng(0), barred)
 
 
-def test_audio_is_what_the_manifest_says(uneven: Path) -> None:
+def test_audio_is_what_the_manifest_says_and_pauses_hold_a_breath_where_the_speaker_changes(uneven):
     for cut in read(uneven, "test"):
-        audio = cut.load_audio()
-        assert cut.sampling_rate == 16000
-        assert audio.shape == (1, cut.recording.num_samples)
-        assert 0.7 < cut.duration < 6.0
-        assert 0.05 < np.abs(audio).max() < 1.0
-
-
-def test_pauses_hold_a_breath_where_someone_takes_the_floor(uneven: Path) -> None:
-    for cut in read(uneven, "test"):
+        assert cut.sampling_rate == 16000 and cut.load_audio().shape == (1, cut.recording.num_samples)
         audio = cut.load_audio()[0]
+        assert 0.7 < cut.duration < 6.0 and 0.05 < np.abs(audio).max() < 1.0
         starts = [round(sup.start * 16000) for sup in cut.supervisions]
         ends = [0] + [round(sup.end * 16000) for sup in cut.supervisions]
         loud = [np.abs(audio[end:start]).max() > 0.05 for end, start in zip(ends, starts)]
@@ -143,25 +119,21 @@ def test_pauses_hold_a_breath_where_someone_takes_the_floor(uneven: Path) -> Non
         assert np.abs(audio[ends[-1] :]).max() < 0.03
 
 
-def test_endpoint_can_be_heard_without_the_pause(toy_speech: ModuleType) -> None:
+def test_endpoint_can_be_heard_without_the_pause(toy_speech):
     speaker = toy_speech.SPEAKERS[2]
     sounds = {
         complete: toy_speech.voice_turn("ba di gu", speaker, complete, np.random.default_rng(1))
         for complete in (True, False)
     }
     assert len(sounds[True]) > len(sounds[False]) + 0.05 * 16000
-    lowest = {complete: lowest_peak(sound[-1600:]) for complete, sound in sounds.items()}
+    # Frequency in Hz of the strongest component under 350 Hz, at the end.
+    spectra = {key: np.abs(np.fft.rfft(sound[-1600:] * np.hanning(1600), n=16000)) for key, sound in sounds.items()}
+    lowest = {key: float(np.argmax(spectrum[:350])) for key, spectrum in spectra.items()}
     assert lowest[True] < 0.75 * lowest[False]
     assert lowest[False] == pytest.approx(speaker.pitch, rel=0.1)
 
 
-def lowest_peak(sound: np.ndarray) -> float:
-    """Frequency in Hz of the strongest component under 350 Hz."""
-    spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound)), n=16000))
-    return float(np.argmax(spectrum[:350]))
-
-
-def test_encoder_config_is_a_tiny_wav2vec2(tiny_corpus: Path) -> None:
+def test_encoder_config_is_a_tiny_wav2vec2(tiny_corpus):
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(tiny_corpus / "encoder"))
     assert type(model).__name__ == "Wav2Vec2Model"
@@ -169,7 +141,7 @@ def test_encoder_config_is_a_tiny_wav2vec2(tiny_corpus: Path) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) < 1e6
 
 
-def test_second_run_replaces_the_first_and_leaves_other_files(toy_prepare: ModuleType, tmp_path: Path) -> None:
+def test_second_run_replaces_the_first_and_leaves_other_files(toy_prepare, tmp_path):
     toy_prepare.prepare_toy(tmp_path, {"train": 4, "dev": 2, "test": 2})
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     toy_prepare.prepare_toy(tmp_path, {"train": 2, "test": 1})
@@ -179,43 +151,27 @@ def test_second_run_replaces_the_first_and_leaves_other_files(toy_prepare: Modul
     ]  # fmt: skip
 
 
-def test_failed_run_leaves_the_earlier_corpus(
-    toy_prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_run_leaves_the_earlier_corpus(toy_prepare, tmp_path, monkeypatch: pytest.MonkeyPatch):
     toy_prepare.prepare_toy(tmp_path, {"test": 2})
     before = digests(tmp_path), manifest(tmp_path, "test")
 
-    def full_disk(*args: object, **kwargs: object) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(toy_prepare.soundfile, "write", full_disk)
+    monkeypatch.setattr(toy_prepare.soundfile, "write", Mock(side_effect=OSError("no space left on device")))
     with pytest.raises(OSError, match="no space"):
         toy_prepare.prepare_toy(tmp_path, {"test": 2}, seed=1)
     assert (digests(tmp_path), manifest(tmp_path, "test")) == before
 
 
 @pytest.mark.parametrize("value", ["asr=0.5", "ner", "ner=half", "ner=1.5", "speakers=0.1"])
-def test_bad_label_share_is_one_line_and_exit_2(toy_prepare: ModuleType, tmp_path: Path, value: str) -> None:
+def test_bad_label_share_is_one_line_and_exit_2(toy_prepare, tmp_path, value):
     result = CliRunner().invoke(toy_prepare.main, ["--output-dir", str(tmp_path / "toy"), "--label-share", value])
     assert result.exit_code == 2
     assert result.output.count("\n") == 1 and f"--label-share {value}" in result.output
     assert not (tmp_path / "toy").exists()
 
 
-def test_command_line_writes_the_sets(toy_prepare: ModuleType, tmp_path: Path) -> None:
-    options = [
-        "--output-dir",
-        str(tmp_path),
-        "--train",
-        "4",
-        "--dev",
-        "1",
-        "--test",
-        "1",
-        "--label-share",
-        "ner=0.5,lid=0",
-    ]
-    result = CliRunner().invoke(toy_prepare.main, options)
+def test_command_line_writes_the_sets(toy_prepare, tmp_path):
+    options = f"--output-dir {tmp_path} --train 4 --dev 1 --test 1 --label-share ner=0.5,lid=0"
+    result = CliRunner().invoke(toy_prepare.main, options.split())
     assert result.exit_code == 0, result.output
     assert "train: 4 utterances" in result.output and "ner 2, lid 0" in result.output
     assert json.loads((tmp_path / "encoder" / "config.json").read_text(encoding="utf-8"))["model_type"] == "wav2vec2"

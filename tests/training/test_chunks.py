@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from toy_runs import assert_one_line, call, read_cuts, save_frozen_encoder, toy_options, toy_parts
 
 from tokenverse_pp.base.config import ChunkOptions, Config, StreamingConfig
-from tokenverse_pp.base.config_checks import check_config
-from tokenverse_pp.base.config_files import from_dict, save_config
+from tokenverse_pp.base.config_files import check_config, from_dict, save_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.main import cli
 from tokenverse_pp.data.dataset import FEATURES, features_key, load_inputs

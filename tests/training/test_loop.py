@@ -52,25 +52,26 @@ def test_run_without_cuts_is_refused(tiny_corpus, tmp_path):
         run(trainer(tiny_corpus, tmp_path, wanted=lambda cut: False))
 
 
-def test_too_many_steps_without_a_gradient_end_the_run(tiny_corpus, tmp_path, capsys):
+def test_too_many_steps_without_a_gradient_end_the_run(tiny_corpus, tmp_path, caplog):
     changes = {"data__max_cuts": 1, "training__max_steps": 100, "training__max_bad_steps": 3}
     started = trainer(tiny_corpus, tmp_path, **changes)
     with torch.no_grad():
         started.model.joiner.output.bias[3] = float("nan")
     with pytest.raises(UserError, match="3 steps in a row"):
         run(started)
-    lines = capsys.readouterr().err.splitlines()
+    lines = caplog.messages
     assert sum("skipped: loss not finite" in line and "toy-train-" in line for line in lines) == 3
 
 
-def test_resumed_run_with_another_number_of_ranks_says_so(tiny_corpus, tmp_path, capsys):
+def test_resumed_run_with_another_number_of_ranks_says_so(tiny_corpus, tmp_path, caplog):
+    caplog.set_level("INFO", "tokenverse_pp")
     run(trainer(tiny_corpus, tmp_path, training__max_steps=1, data__max_cuts=2))
     folder = checkpoint.list_checkpoints(tmp_path)[0]
     state = folder / checkpoint.STATE
     state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 3'))
     again = trainer(tiny_corpus, tmp_path, training__max_steps=1, data__max_cuts=2)
     again.start(folder)
-    assert again.step == 1 and "is of 3 ranks, now 1" in capsys.readouterr().err
+    assert again.step == 1 and "is of 3 ranks, now 1" in caplog.text
     assert again.progress.place.batch == 3  # a batch of each of three ranks
 
 
@@ -97,7 +98,7 @@ def test_mixed_precision_that_torch_does_not_have_is_refused(monkeypatch):
         autocast(torch.device("cpu"), "bf16")
 
 
-def test_bad_batch_is_written_down_and_training_goes_on(tiny_corpus, tmp_path, capsys):
+def test_bad_batch_is_written_down_and_training_goes_on(tiny_corpus, tmp_path, caplog):
     started = trainer(tiny_corpus, tmp_path, data__max_cuts=2, training__max_steps=4, training__log_every=1)
     load = started.dataset.__class__.__getitem__
     poisoned = read_cuts(tiny_corpus)[5].id
@@ -113,7 +114,7 @@ def test_bad_batch_is_written_down_and_training_goes_on(tiny_corpus, tmp_path, c
     started.config.training.max_steps = 8
     run(started)
     (folder,) = (tmp_path / "bad_batches").iterdir()
-    assert f"rank 0: {poisoned}" in capsys.readouterr().err
+    assert f"rank 0: {poisoned}" in caplog.text
     ids = (folder / "rank-0.txt").read_text().splitlines()
     assert [i[0] for i in ids].count("*") == 1 and f"* {poisoned}" in ids
     cuts = list(CutSet.from_file(folder / "rank-0.cuts.jsonl"))
@@ -126,13 +127,13 @@ def test_bad_batch_is_written_down_and_training_goes_on(tiny_corpus, tmp_path, c
     assert [r["bad_steps"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "train"][-1] == 1
 
 
-def test_gradient_that_is_not_finite_names_the_whole_batch(tiny_corpus, tmp_path, capsys):
+def test_gradient_that_is_not_finite_names_the_whole_batch(tiny_corpus, tmp_path, caplog):
     started = trainer(tiny_corpus, tmp_path, data__max_cuts=2, training__max_steps=1)
     started.model.joiner.output.weight.register_hook(lambda gradient: gradient * float("inf"))
     before = started.model.joiner.output.weight.detach().clone()
     run(started)
     assert torch.equal(started.model.joiner.output.weight, before)
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "gradient not finite" in said and said.count("toy-train-") >= 2
 
 

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 import tokenverse_pp
 from tokenverse_pp.api.folders import DEFAULT, PathLike, locate_encoder, locate_model, save_model
-from tokenverse_pp.api.transcribing import Hotword, Names, Result, TranscribeOptions, transcribe_in_order
+from tokenverse_pp.api.transcribing import Result, decode_options, transcribe_in_order
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import Autocast, Hotword, Names, TranscribeOptions
+from tokenverse_pp.base.search_options import Method, SearchOptions
 from tokenverse_pp.data.audio.inputs import Heard, Refused, is_single, open_audio, open_or_refuse, several
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.models.bundle import ModelBundle, load_model, tasks_of
@@ -48,7 +49,7 @@ class TokenVerse:
         precision: default precision of `transcribe`.
     """
 
-    def __init__(self, loaded: ModelBundle, encoder_name: Optional[str] = None, precision: str = "fp32"):
+    def __init__(self, loaded: ModelBundle, encoder_name: Optional[str] = None, precision: Autocast = "fp32"):
         self.loaded = loaded
         self.precision = precision
         self._encoder_name = encoder_name if encoder_name is not None else loaded.config.model.encoder.name
@@ -59,7 +60,7 @@ class TokenVerse:
         model: PathLike = DEFAULT,
         encoder: Optional[PathLike] = None,
         device: str = "auto",
-        precision: str = "fp32",
+        precision: Autocast = "fp32",
         revision: Optional[str] = None,
         plugins: Sequence[PathLike] = (),
         trust_plugins: bool = False,
@@ -154,7 +155,7 @@ be reached (nor is a model of that name in its local cache)
         hotwords: Optional[Union[PathLike, List[Hotword]]] = None,
         *,
         sample_rate: Optional[float] = None,
-        method: Optional[str] = None,
+        method: Optional[Method] = None,
         beam: Optional[int] = None,
         search: Optional[SearchOptions] = None,
         batch_seconds: float = 120.0,
@@ -233,7 +234,7 @@ ner, lid
     def _results(
         self, items: Iterable[Union[Heard, Refused]], options: TranscribeOptions, show: bool
     ) -> Iterator[Result]:
-        results = transcribe_in_order(self.loaded, items, options.for_model(self.loaded.tasks))
+        results = transcribe_in_order(self.loaded, items, decode_options(options, self.loaded.tasks))
         return iter(tqdm(results, unit=" files", desc="transcribing")) if show else results
 
     def save_pretrained(self, folder: PathLike, include_encoder: bool = False, half: bool = False) -> Path:

@@ -7,6 +7,17 @@ from typing import Any, Dict, List, Literal, Optional, Union
 
 from tokenverse_pp.base.errors import UserError
 
+
+def at_least(least: float, default: Any) -> Any:
+    """A field whose value is at least ``least`` (checked by `config_files.check_config`)."""
+    return field(default=default, metadata={"least": least})
+
+
+def share(default: float) -> Any:
+    """A field whose value is from 0 to 1."""
+    return field(default=default, metadata={"least": 0, "most": 1})
+
+
 MOST_RANK = 4096  # of LoRA: no matrix of a speech encoder has a larger one
 
 
@@ -63,7 +74,7 @@ class EncoderConfig:
     """Inner width of each of the two feed-forward modules of a context layer."""
     context_kernel: int = 15
     """Kernel size in frames of the depthwise convolution of a context layer; odd."""
-    context_dropout: float = 0.1
+    context_dropout: float = share(0.1)
     """Dropout after each module of a context layer."""
 
     def validate(self, num_layers: int) -> None:
@@ -114,13 +125,13 @@ class EncoderConfig:
 class SpecAugmentConfig:
     """SpecAugment on the features at the seam. They have zero mean, so masked values are set to zero."""
 
-    time_share: float = 0.15
+    time_share: float = share(0.15)
     """Share of the valid frames that is masked, on average."""
-    time_span: int = 20
+    time_span: int = at_least(1, 20)
     """Longest masked span of frames at the seam."""
-    channel_share: float = 0.1
+    channel_share: float = share(0.1)
     """Share of the channels that is masked, on average."""
-    channel_span: int = 32
+    channel_span: int = at_least(1, 32)
     """Longest masked span of channels."""
 
 
@@ -175,32 +186,32 @@ class DataConfig:
     """Cuts to validate on: files or folders as in data.train."""
     stored_features: bool = False
     """Train on features of the frozen encoder that the cuts carry (see `tokenverse-pp manifest store-features`)."""
-    max_duration: float = 120.0
+    max_duration: float = at_least(0.1, 120.0)
     """Seconds of audio in a batch, per rank."""
-    max_cuts: Optional[int] = None
+    max_cuts: Optional[int] = at_least(1, None)
     """Most cuts in a batch, per rank; null: no limit."""
-    num_buckets: int = 20
+    num_buckets: int = at_least(1, 20)
     """Buckets of cuts of similar duration in the dynamic bucketing sampler; 1: one shuffled stream."""
-    buffer_size: int = 20000
+    buffer_size: int = at_least(1, 20000)
     """Cuts that the sampler holds in memory."""
     shuffle: bool = True
     """Shuffle the training cuts in every epoch."""
     weights: List[float] = field(default_factory=list)
     """Sampling weights of the files of data.train: positive numbers, one a file. Cuts then repeat as needed. Empty:
     each cut is drawn once an epoch."""
-    epoch_cuts: Optional[int] = None
+    epoch_cuts: Optional[int] = at_least(1, None)
     """Cuts drawn in an epoch when data.weights is given; null: as many as the files hold."""
-    round_cuts: int = 50000
+    round_cuts: int = at_least(1, 50000)
     """An epoch is drawn in rounds of this many cuts; a resumed run draws one round again."""
-    num_workers: int = 1
+    num_workers: int = at_least(0, 1)
     """Processes that load batches; 0: load in the training process."""
     min_seconds: float = 0.1
     """Cuts shorter than this are left out, with a message that names them."""
     max_seconds: float = 30.0
     """Cuts longer than this are left out, with a message that names them."""
-    max_tokens: Optional[int] = None
+    max_tokens: Optional[int] = at_least(1, None)
     """Cuts whose target is longer than this, with the tokens of all their tasks, are left out; null: no limit."""
-    max_unk_share: float = 0.01
+    max_unk_share: float = share(0.01)
     """Largest share of target tokens that may be <unk>, because the vocabulary lacks their characters; above it the run
     stops. Checked before the first step (on the first 10,000 cuts) and after each round."""
     validate: bool = True
@@ -225,10 +236,10 @@ class TasksConfig:
     """Python files or modules that define tasks (docs/new_task.md)."""
     settings: Dict[str, Dict[str, Any]] = field(default_factory=dict)
     """Options of tasks that plugins define: {task: {option: value}}."""
-    activation: str = "labelled"
+    activation: Literal["labelled", "subset", "bernoulli"] = "labelled"
     """Which labelled tasks of an utterance are active in training. labelled: all of them. subset: a random subset.
     bernoulli: each with the probability tasks.activation_prob."""
-    activation_prob: float = 0.5
+    activation_prob: float = share(0.5)
     """Probability that a labelled task is active, with tasks.activation=bernoulli."""
     full_only: bool = False
     """Train only on cuts that are labelled for every task, as TokenVerse (v1) does."""
@@ -244,7 +255,7 @@ class TokenizerConfig:
 
     model: Optional[str] = None
     """An existing SentencePiece model file; null: train one on data.train."""
-    vocab_size: int = 500
+    vocab_size: int = at_least(3, 500)
     """Size of the vocabulary when a tokenizer is trained."""
 
 
@@ -252,10 +263,10 @@ class TokenizerConfig:
 class VectorsConfig:
     """The task vectors of TokenVerse++."""
 
-    placement: str = "features"
+    placement: Literal["none", "features", "encoder", "both"] = "features"
     """Where the task vector is added. none: no task vectors. features: to the features at the seam of the encoder.
     encoder: to the output of the encoder. both: to both."""
-    strategy: str = "sum"
+    strategy: Literal["sum", "combination"] = "sum"
     """How the vector of an utterance is made. sum: one learnable vector a task, summed over the active tasks.
     combination: one learnable vector a combination of tasks."""
 
@@ -264,16 +275,16 @@ class VectorsConfig:
 class LossConfig:
     """The pruned RNN-T loss (Kuang et al., 2022); defaults as in icefall's zipformer recipe."""
 
-    backend: str = "auto"
+    backend: Literal["auto", "k2", "native"] = "auto"
     """Implementation of the loss. native: Triton kernels on a GPU, PyTorch elsewhere. k2: the k2 package. auto: k2 on a
     GPU where k2 can be imported, native otherwise."""
-    prune_range: int = 5
+    prune_range: int = at_least(2, 5)
     """Symbols kept for each frame by the pruned loss."""
     lm_scale: float = 0.25
     """Weight of the predictor-only probabilities in the smoothed simple loss."""
     am_scale: float = 0.0
     """Weight of the encoder-only probabilities in the smoothed simple loss."""
-    rnnt_type: str = "regular"
+    rnnt_type: Literal["regular", "modified", "constrained"] = "regular"
     """Topology of the lattice: regular (several symbols a frame), modified (at most one symbol a frame) or constrained
     (as k2's)."""
     delay_penalty: float = 0.0
@@ -310,13 +321,13 @@ class ModelConfig:
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
-    predictor_dim: int = 512
+    predictor_dim: int = at_least(1, 512)
     """Embedding dimension of the stateless predictor."""
-    predictor_dropout: float = 0.0
+    predictor_dropout: float = share(0.0)
     """Dropout on the embedding of the predictor."""
-    context_size: int = 2
+    context_size: int = at_least(1, 2)
     """Previous tokens that the predictor sees."""
-    joiner_dim: int = 512
+    joiner_dim: int = at_least(1, 512)
     """Inner dimension of the joiner."""
 
 
@@ -338,7 +349,7 @@ class OptimConfig:
     """Weight decay, not applied to biases, norms and task vectors."""
     warmup_steps: int = 500
     """Steps over which the learning rates rise linearly to their values."""
-    decay: str = "cosine"
+    decay: Literal["constant", "inverse_sqrt", "cosine"] = "cosine"
     """Schedule after warm-up: constant, inverse_sqrt, or cosine (to zero at training.max_steps)."""
     clip: float = 5.0
     """Largest norm of the gradient."""
@@ -350,31 +361,31 @@ class TrainingConfig:
 
     exp_dir: str = "exp"
     """Folder of the run: checkpoints, logs and the final model."""
-    epochs: int = 1000000
+    epochs: int = at_least(1, 1000000)
     """Number of epochs; training ends at training.epochs or training.max_steps, whichever comes first."""
-    max_steps: int = 10000
+    max_steps: int = at_least(1, 10000)
     """Number of optimiser steps."""
-    accumulate: int = 1
+    accumulate: int = at_least(1, 1)
     """Batches per optimiser step and rank (gradient accumulation)."""
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number type of autocast: fp32 (no autocast), bf16 or fp16."""
     seed: int = 42
     """Seed of the data order, the initial weights and dropout."""
-    log_every: int = 50
+    log_every: int = at_least(1, 50)
     """Steps between two log lines."""
-    valid_every: int = 500
+    valid_every: int = at_least(1, 500)
     """Steps between two validations."""
-    save_every: int = 500
+    save_every: int = at_least(1, 500)
     """Steps between two checkpoints."""
-    keep_last: int = 5
+    keep_last: int = at_least(1, 5)
     """Number of latest checkpoints that are kept."""
-    keep_best: int = 0
+    keep_best: int = at_least(0, 0)
     """Number of best checkpoints (by training.best_by) kept besides the latest; each validation then writes one."""
-    best_by: str = "loss"
+    best_by: Literal["loss", "wer"] = "loss"
     """What the best checkpoints are chosen by: loss or wer, on the cuts of data.valid."""
-    average_last: int = 5
+    average_last: int = at_least(1, 5)
     """Latest checkpoints averaged into the final model; at most training.keep_last."""
-    average_period: int = 0
+    average_period: int = at_least(0, 0)
     """Steps between updates of a running average of the weights; 0: no running average."""
     resume: Union[bool, str] = "auto"
     """auto: resume from the latest intact checkpoint in training.exp_dir, or start anew if there is none. true: resume
@@ -382,11 +393,11 @@ class TrainingConfig:
     the checkpoint in this folder."""
     allow_changed_data: bool = False
     """Resume even if the files of data.train have changed."""
-    max_bad_steps: int = 20
+    max_bad_steps: int = at_least(1, 20)
     """Consecutive steps with a loss or gradient that is not finite before the run stops."""
     init_from: Optional[str] = None
     """Model folder to take initial weights from. Tasks and languages that it lacks are added (docs/transfer.md)."""
-    train_only: str = "all"
+    train_only: Literal["all", "new", "new_and_joiner"] = "all"
     """Which parameters are trained. all: all of them. new: only those that training.init_from lacked (rows of new
     tokens, new task vectors). new_and_joiner: those and the joiner."""
     freeze: List[List[int]] = field(default_factory=list)
@@ -394,7 +405,7 @@ class TrainingConfig:
     that model.encoder does not freeze). Empty: all from the start."""
     scan: bool = False
     """Run the largest batches before the first step, to find out whether memory suffices."""
-    peer_timeout: float = 60.0
+    peer_timeout: float = at_least(5, 60.0)
     """Seconds without a sign of life after which another rank counts as dead."""
     threads: int = 0
     """CPU threads of torch; 0: torch's default."""

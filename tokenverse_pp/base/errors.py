@@ -1,4 +1,4 @@
-"""The one exception that command lines turn into a single line and exit code 2."""
+"""`UserError`, which command lines report in one line with exit code 2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNPRINTABLE = re.compile("[\\x00-\\x09\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\u2
 
 
 class UserError(Exception):
-    """Something the user can mend: names the file, cut id or option, and says what was expected.
+    """An error that the user can fix: names the file, cut id or option, and says what was expected.
 
     Messages quote what files hold. Control characters in them, which could steer a terminal, are written as escapes:
 
@@ -33,7 +33,7 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """What an error says, or its type where it says nothing, in one line of at most ``limit`` characters.
+    """The message of an error, or its type if there is none, in one line of at most ``limit`` characters.
 
     >>> one_line(OSError("libcudart.so.11.0: cannot open\\n  shared object file")), one_line(RuntimeError())
     ('libcudart.so.11.0: cannot open shared object file', 'RuntimeError')

@@ -60,7 +60,7 @@ def write_json(path: PathLike, data: Any) -> None:
 
 
 def check_links(paths: Iterable[Path]) -> None:
-    """See that no file of a model's folder is a link to somewhere else: what it points at would be copied along.
+    """Check that no file of a model's folder links to a file outside of it, which would be copied along.
 
     Links inside the folder are followed, and those of the hub's cache (``snapshots/../blobs``).
 
@@ -125,8 +125,7 @@ def _count(data: Any, count: int) -> int:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value is a number that a float can hold: neither NaN, nor infinite, nor true, nor a whole number of
-    hundreds of digits, which JSON can hold."""
+    """Whether a value is a finite number that fits a float: no bool, and no integer of hundreds of digits."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Language codes: one module reads them, wherever a language chooses a rule.
+"""Language codes: parsing and comparing them.
 
 Codes are BCP 47 tags (``tr``, ``tr-TR``, ``zh-Hans-CN``), ISO 639-2 or 639-3 codes (``tur``, ``cmn``), or locale names
 (``ru_RU.UTF-8``). Case does not matter. The parsing is `langcodes`'s.

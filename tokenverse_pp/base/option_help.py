@@ -9,11 +9,7 @@ from typing import Any, Dict
 
 @functools.cache
 def option_help(cls: type) -> Dict[str, str]:
-    """Field name -> description, of a dataclass.
-
-    Descriptions come from attribute docstrings (a string literal under the field), or from the ``Args:`` section of
-    the class. Fields without a description are missing from the result.
-    """
+    """Field name -> its docstring (a string literal under the field); fields without one are missing."""
     from docstring_parser import parse_from_object
 
     found = {

@@ -1,16 +1,18 @@
-"""How to search: one frozen set of options, checked when it is made."""
+"""Options of the search."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Optional, Tuple, Union
+from typing import Any, Literal, Optional, Tuple, Union, get_args
 
 from tokenverse_pp.base.errors import UserError
 
-METHODS = ("greedy", "beam", "full_beam", "k2_fast_beam")
-JOINER_DTYPES = (None, "float32", "bfloat16", "float16")
+Method = Literal["greedy", "beam", "full_beam", "k2_fast_beam"]
+JoinerDtype = Literal["float32", "bfloat16", "float16"]
+METHODS = get_args(Method)
+JOINER_DTYPES = (None, *get_args(JoinerDtype))
 MOST_HOTWORDS = 10000
 
 
@@ -22,7 +24,7 @@ class SearchOptions:
         UserError: for a value that no search can use.
     """
 
-    method: str = "beam"
+    method: Method = "beam"
     """Search method. greedy: the best symbol of each frame. beam: modified beam search. full_beam: beam search with up
     to max_symbols symbols a frame. k2_fast_beam: a lattice by k2, where k2 is installed. All but full_beam emit at most
     one symbol a frame."""
@@ -62,7 +64,7 @@ class SearchOptions:
     """Codes of the languages that may be written (BCP 47 or ISO 639); default: all that the model knows."""
     force_language: Optional[bool] = None
     """With the task lid: whether a language token must come first; default: yes."""
-    joiner_dtype: Optional[str] = None
+    joiner_dtype: Optional[JoinerDtype] = None
     """Number type of the joiner's matrix products; default: that of its weights. Softmax and scores are in float32 or
     better."""
 
@@ -122,7 +124,7 @@ class SearchOptions:
 
     @cached_property
     def earns(self) -> bool:
-        """Whether hypotheses earn more than their log-probability (`tokenverse_pp.decoding.scorer`)."""
+        """Whether hypotheses get bonuses besides their log-probability (`tokenverse_pp.decoding.scorer`)."""
         return bool(self.hotwords or self.length_bonus or self.lm)
 
     @cached_property

@@ -1,11 +1,4 @@
-"""``tokenverse-pp score``: hypotheses against labelled cuts.
-
-``tokenverse-pp compare``: two decodings of the same cuts, with intervals.
-
-`tokenverse-pp calibrate`: confidences that mean what they say.
-
-``tokenverse-pp report``: hypotheses beside labelled cuts, as a page for a browser.
-"""
+"""`tokenverse-pp score`, `compare`, `calibrate` and `report`: commands on hypotheses."""
 
 from __future__ import annotations
 
@@ -14,7 +7,8 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import click
 
-from tokenverse_pp.cli.options import plugin_option, plugin_options, source_options
+from tokenverse_pp.base.options import PageOptions
+from tokenverse_pp.cli.options import options_from, plugin_option, plugin_options, source_options
 
 
 @click.command()
@@ -97,12 +91,7 @@ def _range(interval: tuple[float, float]) -> str:
 @click.option("--test", nargs=2, type=click.Path(path_type=Path), metavar="HYPS CUTS", help="Measure on these as well.")
 @plugin_options
 def calibrate(
-    model: Path,
-    hyps: Path,
-    cuts: Path,
-    output: Optional[Path],
-    test: Optional[Tuple[Path, Path]],
-    trust_plugins: bool,
+    model: Path, hyps: Path, cuts: Path, output: Optional[Path], test: Optional[Tuple[Path, Path]], trust_plugins: bool
 ) -> None:
     """Fit the model's confidences to which of its words and task tokens are right.
 
@@ -152,12 +141,10 @@ def table(effect: Dict[str, Dict[str, Any]]) -> str:
 @click.option("--hyps", required=True, type=click.Path(dir_okay=False), help="File of hypotheses (hyps.jsonl).")
 @click.option("--cuts", required=True, type=click.Path(dir_okay=False), help="Cut manifest with the labels.")
 @click.option("--output", required=True, type=click.Path(dir_okay=False), help="The page (report.html).")
-@click.option("--title", default="Decoding report", show_default=True, help="Heading of the page.")
-@click.option("--utterances", type=click.IntRange(min=0), default=30, show_default=True, help="How many are listed.")
-@click.option("--embed-audio", is_flag=True, help="Put the audio of the listed utterances into the page.")
+@options_from(PageOptions, utterances={"type": click.IntRange(min=0)})
 @plugin_option
 @source_options
-def report(hyps: str, cuts: str, output: str, title: str, utterances: int, embed_audio: bool) -> None:
+def report(hyps: str, cuts: str, output: str, **given: Any) -> None:
     """Write a page of scores and of the worst utterances.
 
     Cuts without a hypothesis are left out. failures.jsonl and scores.json beside the hypotheses (of decode.py) give
@@ -167,7 +154,7 @@ def report(hyps: str, cuts: str, output: str, title: str, utterances: int, embed
     from tokenverse_pp.data.hypotheses import read_hypotheses
     from tokenverse_pp.data.labels import validate_cuts
     from tokenverse_pp.data.manifests import read_cuts
-    from tokenverse_pp.evaluation.report import PageOptions, write_report
+    from tokenverse_pp.evaluation.report import write_report
     from tokenverse_pp.evaluation.report.page import read_beside
     from tokenverse_pp.evaluation.scoring import score_hypotheses
 
@@ -177,6 +164,5 @@ def report(hyps: str, cuts: str, output: str, title: str, utterances: int, embed
     known = {record["id"] for record in records}
     scores = score_hypotheses([cut for cut in found if cut.id in known], records)
     failures, about = read_beside(hyps)
-    options = PageOptions(title, utterances, embed_audio)
-    write_report(output, found, records, {**scores, **about}, failures, options=options)
+    write_report(output, found, records, {**scores, **about}, failures, options=PageOptions(**given))
     click.echo(f"{len(records)} hypotheses: {output}")

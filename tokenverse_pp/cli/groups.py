@@ -1,13 +1,11 @@
-"""Click groups: one line for errors that the user can mend, and commands imported when they are called.
-
-A user's error is one line on stderr and exit code 2, never a traceback.
-"""
+"""Click groups that import commands when they are called, and report user errors in one line with exit code 2."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import importlib
+import logging
 import sys
 from typing import Any, Dict, Iterator, List, Optional
 
@@ -19,7 +17,7 @@ EXIT_CODE = 2
 
 
 def error_line(error: BaseException) -> Optional[str]:
-    """What to tell the user of an error in a file, option or label; None if it is a fault of ours."""
+    """The message for an error in a file, option or label; None for a bug in the program."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None and error.errno != errno.EPIPE:
@@ -29,7 +27,7 @@ def error_line(error: BaseException) -> Optional[str]:
 
 
 class Group(click.Group):
-    """A group whose commands report errors that the user can mend as one line on stderr, with exit code 2.
+    """A group whose commands report user errors in one line on stderr, with exit code 2.
 
     Args:
         lazy: command name -> ``module:attribute``, imported when the command is asked for.
@@ -62,11 +60,41 @@ class Group(click.Group):
             raise click.exceptions.Exit(EXIT_CODE) from error
 
 
+class MessageHandler(logging.Handler):
+    """Writes messages to stderr, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        from tqdm import tqdm
+
+        tqdm.write(printable(record.getMessage()), file=sys.stderr)
+
+
 @contextlib.contextmanager
-def report_errors() -> Iterator[None]:
-    """Turn what the user can mend into one line and exit code 2; Ctrl-C into exit code 130."""
+def messages_on_stderr() -> Iterator[None]:
+    """Show the package's log messages from level INFO on; `quieten` leaves warnings only."""
+    logger, handler = logging.getLogger("tokenverse_pp"), MessageHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def quieten() -> None:
+    """Show warnings only, for all processes of a run but the first."""
+    logging.getLogger("tokenverse_pp").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def report_errors() -> Iterator[None]:
+    """Report user errors in one line with exit code 2, and Ctrl-C with exit code 130; show log messages."""
+    try:
+        with messages_on_stderr():
+            yield
     except (UserError, OSError) as error:
         line = error_line(error)
         if line is None:

@@ -1,16 +1,12 @@
-"""``tokenverse-pp manifest``: from corpora and tables to labelled cuts. One file a command in manifest_commands/.
-
-``tokenverse-pp``: the top of the command line.
-"""
+"""`tokenverse-pp`: the top of the command line; each command is imported when it is called."""
 
 from __future__ import annotations
-
-from typing import Tuple
 
 import click
 
 import tokenverse_pp
 from tokenverse_pp.cli.groups import Group
+from tokenverse_pp.cli.options import plugin_option
 
 HERE = "tokenverse_pp.cli"
 MANIFEST_COMMANDS = {
@@ -48,34 +44,24 @@ def prepare() -> None:
 
 
 COMMANDS = {
-    "average": "tokenverse_pp.cli.model:average",
-    "calibrate": "tokenverse_pp.cli.evaluate:calibrate",
-    "compare": "tokenverse_pp.cli.evaluate:compare",
-    "export": "tokenverse_pp.cli.model:export",
-    "manifest": "tokenverse_pp.cli.main:manifest",
-    "report": "tokenverse_pp.cli.evaluate:report",
-    "score": "tokenverse_pp.cli.evaluate:score",
-    "serve": "tokenverse_pp.cli.serve:serve",
-    "stream": "tokenverse_pp.cli.serve:stream",
-    "transcribe": "tokenverse_pp.cli.transcribe:transcribe",
+    "average": f"{HERE}.model:average",
+    "calibrate": f"{HERE}.evaluate:calibrate",
+    "compare": f"{HERE}.evaluate:compare",
+    "export": f"{HERE}.model:export",
+    "manifest": f"{HERE}.main:manifest",
+    "report": f"{HERE}.evaluate:report",
+    "score": f"{HERE}.evaluate:score",
+    "serve": f"{HERE}.serve:serve",
+    "stream": f"{HERE}.serve:stream",
+    "transcribe": f"{HERE}.transcribe:transcribe",
 }
 
 
 @click.group(cls=Group, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(tokenverse_pp.__version__, prog_name="tokenverse-pp")
-@click.option(
-    "--plugin",
-    "plugins",
-    multiple=True,
-    metavar="FILE",
-    help="A Python file, or module, that defines tasks of your own (docs/new_task.md); may be given several times.",
-)
-def cli(plugins: Tuple[str, ...]) -> None:
+@plugin_option
+def cli() -> None:
     """Speech recognition with speaker changes, endpoints, entities and language in one transcript."""
-    if plugins:
-        from tokenverse_pp.tasks import load_plugins
-
-        load_plugins(plugins)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,36 @@
-"""`tokenverse-pp manifest label`.
-
-`tokenverse-pp manifest mix`.
-
-`tokenverse-pp manifest split`.
-
-`tokenverse-pp manifest subset`.
-
-`tokenverse-pp manifest conversations`.
-"""
+"""`tokenverse-pp manifest label`, `mix`, `split`, `subset` and `conversations`."""
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import click
 
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import aligned, write_text
 from tokenverse_pp.cli.manifest_prepare import window_options
+from tokenverse_pp.cli.options import chosen, names_of, options_from
+from tokenverse_pp.data.editing import mix as mixing
 from tokenverse_pp.data.editing.conversations import ConversationOptions
+from tokenverse_pp.data.editing.entity_finders import SpacyEntities, read_gazetteer
+from tokenverse_pp.data.editing.label import EntityFinder, GazetteerEntities, LabelChange, label_rows
+from tokenverse_pp.data.editing.split import KeyRule, Wanted, read_ids, split_manifest, write_subset
+from tokenverse_pp.data.editing.stats import corpus_names
+from tokenverse_pp.data.manifests import read_rows, reading_bar, writing_rows
 from tokenverse_pp.data.normalise import NORMALISERS
-
-if TYPE_CHECKING:
-    from tokenverse_pp.data.editing.label import EntityFinder
 
 
 @click.command()
 @click.argument("cuts", type=click.Path(dir_okay=False))
 @click.argument("output", type=click.Path(dir_okay=False))
-@click.option("--add", help="Tasks to add, e.g. lid,scd. Their labels must be in the cuts (or come from --language).")
-@click.option("--drop", help="Tasks to drop, e.g. ner: off the list, and the fields that hold only their labels go.")
-@click.option("--only", help="Drop all tasks but these (and asr).")
-@click.option("--language", help="Write this code (e.g. fr) into the turns that have no language.")
+@options_from(
+    LabelChange,
+    *("add", "drop", "only", "language"),
+    **{name: {"type": str, "default": None} for name in ("add", "drop", "only")},
+)
 @click.option("--spacy", "pipeline", help="Label entities with this spaCy pipeline: an installed name, or a folder.")
 @click.option(
     "--gazetteer",
@@ -45,19 +45,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of entities whose finder gives none: gazetteer lines without one, spaCy's rules.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace languages and entities that are there already.")
+@options_from(LabelChange, "overwrite")
 def label(
     cuts: str,
     output: str,
-    add: Optional[str],
-    drop: Optional[str],
-    only: Optional[str],
-    language: Optional[str],
     pipeline: Optional[str],
     gazetteer: Optional[str],
     match_case: bool,
     confidence: float,
-    overwrite: bool,
+    **given: Any,
 ) -> None:
     """Change what CUTS are labelled for, and write them to OUTPUT (.jsonl or .jsonl.gz).
 
@@ -72,13 +68,10 @@ def label(
     its task ner was labelled by that machine. `manifest stats` counts them apart. A cut that has entities already is
     refused without --overwrite, so that labels of people and of machines never mix unseen.
     """
-    from tokenverse_pp.base.errors import UserError
-    from tokenverse_pp.data.editing.label import LabelChange, label_rows
-    from tokenverse_pp.data.manifests import read_rows, reading_bar, writing_rows
-
-    change = LabelChange(names(only) if only else None, names(drop), names(add), language, overwrite)
+    tasks = {name: names_of(given[name]) for name in ("add", "drop")}
+    change = chosen(LabelChange, given, only=names_of(given["only"]) or None, **tasks)
     finder = _finder(pipeline, gazetteer, match_case, confidence)
-    if finder is None and change == LabelChange(overwrite=overwrite):
+    if finder is None and change == LabelChange(overwrite=change.overwrite):
         raise UserError("nothing to do: expected --add, --drop, --only, --language, --spacy or --gazetteer")
     with writing_rows(output) as writer, reading_bar([cuts], "label") as bar:
         for data in label_rows(read_rows(cuts, bar), change, finder):
@@ -86,23 +79,13 @@ def label(
     click.echo(f"{writer.count} cuts: {output}")
 
 
-def names(text: Optional[str]) -> tuple[str, ...]:
-    """``asr,lid`` as a tuple."""
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
-
-
 def _finder(
     pipeline: Optional[str], gazetteer: Optional[str], match_case: bool, confidence: float
 ) -> Optional[EntityFinder]:
-    from tokenverse_pp.base.errors import UserError
-    from tokenverse_pp.data.editing.entity_finders import read_gazetteer
-    from tokenverse_pp.data.editing.label import GazetteerEntities
 
     if pipeline and gazetteer:
         raise UserError("--spacy and --gazetteer: expected one of them; a cut has one maker of its entities")
     if pipeline:
-        from tokenverse_pp.data.editing.entity_finders import SpacyEntities
-
         return SpacyEntities(pipeline, confidence)
     if gazetteer:
         return GazetteerEntities(read_gazetteer(gazetteer, match_case, confidence), Path(gazetteer).name)
@@ -148,11 +131,6 @@ def mix(
 
     Prints what share of the hours, and of each task's labels, to expect from each manifest.
     """
-    from tokenverse_pp.base.errors import UserError
-    from tokenverse_pp.base.files import write_text
-    from tokenverse_pp.data.editing import mix as mixing
-    from tokenverse_pp.data.editing.stats import corpus_names
-    from tokenverse_pp.data.manifests import reading_bar, writing_rows
 
     to_yaml = output.endswith((".yaml", ".yml"))
     if not to_yaml and not output.endswith((".jsonl", ".jsonl.gz")):
@@ -180,9 +158,6 @@ def mix(
 
 def _numbers(text: str, expected: int) -> List[float]:
     """``2,1,1`` as positive numbers, one a manifest."""
-    import math
-
-    from tokenverse_pp.base.errors import UserError
 
     try:
         numbers = [float(part) for part in text.split(",")]
@@ -204,33 +179,14 @@ def _numbers(text: str, expected: int) -> List[float]:
     show_default=True,
     help="Names of the sets and their shares of the hours.",
 )
-@click.option(
-    "--by",
-    multiple=True,
-    default=("speaker",),
-    show_default=True,
-    help="What no two sets may share: speaker, text, recording, or a custom field of the cuts. May be given again.",
-)
-@click.option(
-    "--text-words",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Texts of fewer words may be in several sets (everybody says yes).",
-)
-@click.option(
-    "--allow-missing", is_flag=True, help="Let cuts without a speaker (text, ..) through: they share nothing."
+@options_from(
+    KeyRule,
+    *("kinds", "text_words", "allow_missing"),
+    kinds={"option": "--by", "default": ("speaker",)},
+    text_words={"type": click.IntRange(min=1)},
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Which groups go where.")
-def split(
-    cuts: str,
-    output_dir: Path,
-    shares: str,
-    by: Tuple[str, ...],
-    text_words: int,
-    allow_missing: bool,
-    seed: int,
-) -> None:
+def split(cuts: str, output_dir: Path, shares: str, seed: int, **given: Any) -> None:
     """Split CUTS into OUTPUT_DIR/cuts_train.jsonl.gz, cuts_dev.jsonl.gz and so on, without leaks.
 
     \b
@@ -241,13 +197,10 @@ def split(
     Cuts that share a speaker (text, ..) go to one set, and so do those that hang together by others: with several
     --by the groups are connected components. Every cut is checked for leaks once more when it is written.
     """
-    from tokenverse_pp.base.files import aligned
-    from tokenverse_pp.data.editing.split import KeyRule, split_manifest
-    from tokenverse_pp.data.manifests import reading_bar
 
     wanted = parse_shares(shares)
     outputs = {name: output_dir / f"cuts_{name}.jsonl.gz" for name in wanted}
-    rule = KeyRule(tuple(dict.fromkeys(by)), text_words, allow_missing)
+    rule = chosen(KeyRule, given, kinds=tuple(dict.fromkeys(given["kinds"])))
     with reading_bar([cuts], "split", passes=2) as bar:
         counts = split_manifest(cuts, outputs, wanted, rule, seed, bar)
     hours = sum(count["hours"] for count in counts.values())
@@ -261,10 +214,6 @@ def split(
 
 def parse_shares(text: str) -> Dict[str, float]:
     """``train=0.9,dev=0.1`` as a mapping (raises UserError)."""
-    import math
-    import re
-
-    from tokenverse_pp.base.errors import UserError
 
     shares: Dict[str, float] = {}
     for part in text.split(","):
@@ -283,39 +232,22 @@ def parse_shares(text: str) -> Dict[str, float]:
 
 
 @click.command()
-@click.argument("cuts", type=click.Path(dir_okay=False))
+@click.argument("source", metavar="CUTS", type=click.Path(dir_okay=False))
 @click.argument("output", type=click.Path(dir_okay=False))
-@click.option("--cuts", "number", type=click.IntRange(min=1), help="Take the first N cuts (that fit what follows).")
-@click.option("--hours", type=click.FloatRange(0, min_open=True), help="Take the first cuts, up to so many hours.")
-@click.option("--random", "at_random", is_flag=True, help="Take not the first cuts but any; their order stays.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of --random and --keep-labels.")
-@click.option("--language", "languages", multiple=True, help="Only cuts in this language. May be given again.")
-@click.option(
-    "--corpus", "corpora", multiple=True, help="Only cuts whose custom field corpus is this. May be given again."
+@options_from(
+    Wanted,
+    *("cuts", "hours", "at_random", "seed", "languages", "corpora", "tasks", "without_tasks", "ids", "keep_labels"),
+    cuts={"type": click.IntRange(min=1)},
+    hours={"type": click.FloatRange(0, min_open=True)},
+    at_random={"option": "--random"},
+    languages={"option": "--language"},
+    corpora={"option": "--corpus"},
+    tasks={"option": "--task"},
+    without_tasks={"option": "--without-task"},
+    ids={"type": click.Path(dir_okay=False)},
+    keep_labels={"type": str, "multiple": True, "metavar": "TASK=SHARE"},
 )
-@click.option("--task", "tasks", multiple=True, help="Only cuts labelled for this task; given again, for all of them.")
-@click.option("--without-task", "without_tasks", multiple=True, help="Only cuts not labelled for this task, or these.")
-@click.option("--ids", type=click.Path(dir_okay=False), help="Only cuts whose id is in this file, one a line.")
-@click.option(
-    "--keep-labels",
-    multiple=True,
-    metavar="TASK=SHARE",
-    help="Keep a task's labels on this share of the cuts that have them, drop them from the others, e.g. ner=0.25.",
-)
-def subset(
-    cuts: str,
-    output: str,
-    number: Optional[int],
-    hours: Optional[float],
-    at_random: bool,
-    seed: int,
-    languages: Tuple[str, ...],
-    corpora: Tuple[str, ...],
-    tasks: Tuple[str, ...],
-    without_tasks: Tuple[str, ...],
-    ids: Optional[str],
-    keep_labels: Tuple[str, ...],
-) -> None:
+def subset(source: str, output: str, **given: Any) -> None:
     """Write a part of CUTS to OUTPUT, in their order.
 
     \b
@@ -325,23 +257,11 @@ def subset(
 
     The last is for experiments on partially labelled data: the labels of the other cuts are gone from OUTPUT.
     """
-    from tokenverse_pp.data.editing.split import Wanted, read_ids, write_subset
-    from tokenverse_pp.data.manifests import reading_bar
-
-    wanted = Wanted(
-        languages=frozenset(languages),
-        corpora=frozenset(corpora),
-        tasks=frozenset(tasks),
-        without_tasks=frozenset(without_tasks),
-        ids=read_ids(ids) if ids else None,
-        cuts=number,
-        hours=hours,
-        at_random=at_random,
-        keep_labels=parse_keep_labels(keep_labels),
-        seed=seed,
-    )
-    with reading_bar([cuts], "subset", passes=2) as bar:
-        report = write_subset(cuts, output, wanted, bar)
+    sets = {name: frozenset(given[name]) for name in ("languages", "corpora", "tasks", "without_tasks")}
+    ids = read_ids(given["ids"]) if given["ids"] else None
+    wanted = chosen(Wanted, given, ids=ids, keep_labels=parse_keep_labels(given["keep_labels"]), **sets)
+    with reading_bar([source], "subset", passes=2) as bar:
+        report = write_subset(source, output, wanted, bar)
     click.echo(f"{report.cuts} cuts, {report.hours:.2f} hours: {output}")
     for task, kept in report.kept.items():
         click.echo(f"{task}: kept on {kept} cuts, dropped from {report.lost[task]}")
@@ -349,7 +269,6 @@ def subset(
 
 def parse_keep_labels(items: Tuple[str, ...]) -> Dict[str, float]:
     """``ner=0.25`` as a mapping (raises UserError)."""
-    from tokenverse_pp.base.errors import UserError
 
     shares: Dict[str, float] = {}
     for item in items:
@@ -401,5 +320,13 @@ def conversations(
     """
     from tokenverse_pp.data.editing.conversations import write_conversations
 
-    names = [name.strip() for name in tasks.split(",")]
-    write_conversations(turns, output, recordings, names, options, normaliser, language, say=click.echo)
+    write_conversations(
+        turns,
+        output,
+        recordings,
+        [name.strip() for name in tasks.split(",")],
+        options,
+        normaliser,
+        language,
+        say=click.echo,
+    )

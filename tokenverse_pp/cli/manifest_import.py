@@ -3,102 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Dict, Tuple
 
 import click
 
-ANY = click.Path(path_type=Path)
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.cli.options import options_from, together
+from tokenverse_pp.data.dataset import SAMPLING_RATE
+from tokenverse_pp.data.importing.fields import TEXT_NORMALISERS, FieldMap, check_field, constants_of
+from tokenverse_pp.data.importing.sources import ImportOptions
+
 FILE = click.Path(path_type=Path, dir_okay=False)
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def together(*decorators: Decorator) -> Decorator:
-    """Several decorators as one."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
-
-
-TURNS = together(
-    click.option("--table", type=ANY, multiple=True, help="CSV, TSV or JSONL, one turn a row; may be given again."),
-    click.option("--kaldi", type=ANY, help="Kaldi data folder."),
-    click.option("--hf", type=ANY, help="Hugging Face datasets folder (save_to_disk, audiofolder, parquet)."),
-    click.option("--hf-split", help="Its split, where there are several."),
-    click.option("--stm", type=ANY, help="STM file, or a folder of them."),
-    click.option("--subtitles", type=ANY, help="SRT or WebVTT file named like its recording, or a folder of them."),
-    click.option("--transcripts", type=ANY, help="JSON of `transcribe`: a file, JSON lines, or a folder of them."),
-    click.option(
-        "--repeated-captions",
-        "repeats",
-        type=click.Choice(["auto", "drop", "keep"]),
-        default="auto",
-        show_default=True,
-        help="Cues and lines that repeat the cue before: auto drops them in live captions that echo or roll.",
+# Options in the order of `--help`: the turns, entities, audio, fields, and rows that cannot be mapped.
+OPTIONS = together(
+    options_from(
+        ImportOptions,
+        *("table", "kaldi", "hf", "hf_split", "stm", "subtitles", "transcripts", "repeats", "rttm", "ctm"),
+        *("nist_notation", "pause", "brat", "conll", "discontinuous", "inline", "widen"),
+        *("recordings", "audio_dir", "audio_out"),
+        repeats={"option": "--repeated-captions"},
+        pause={"type": click.FloatRange(min=0)},
+        inline={"option": "--inline-entities"},
+        widen={"option": "--widen-entities"},
     ),
-    click.option("--rttm", type=ANY, help="Alone: the turns. Beside another source: who speaks in its turns."),
-    click.option("--ctm", type=ANY, help="Words with times, for turns without text. Alone: turns made of them."),
-    click.option(
-        "--nist-notation",
-        type=click.Choice(["refuse", "resolve", "keep"]),
-        default="refuse",
-        show_default=True,
-        help="Marks in STM, CTM and RTTM such as { uh / um }, (%HESITATION), <unk>: refuse such turns, resolve the "
-        "marks (first alternative, no sounds), or keep them as words.",
-    ),
-    click.option("--pause", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds; --ctm alone."),
-)
-ENTITIES = together(
-    click.option("--brat", type=ANY, help="Folder of BRAT documents NAME.txt + NAME.ann."),
-    click.option("--conll", type=ANY, help="CoNLL file or folder: token .. BIO tag, a sentence a row."),
-    click.option(
-        "--discontinuous",
-        type=click.Choice(["refuse", "cover", "drop"]),
-        default="refuse",
-        show_default=True,
-        help="BRAT entities in several pieces: refuse the row, cover all from first to last, drop the entity.",
-    ),
-    click.option("--inline-entities", "inline", type=click.Choice(["brackets", "tags"]), help="Marks in the text."),
-    click.option("--widen-entities", "widen", is_flag=True, help="Entities that are a part of a word take all of it."),
-)
-AUDIO = together(
-    click.option("--recordings", type=ANY, help="Table (recording, audio, language, ..) or wav.scp: what audio it is."),
-    click.option("--audio-dir", type=ANY, help="Paths begin here, and may not lead out. Default: the data's folder."),
-    click.option("--audio-out", type=ANY, help="Folder to make for audio that must be written. Default: OUTPUT_audio."),
-    click.option("--any-rate", is_flag=True, help="Leave audio that is not 16 kHz as it is; default: write it anew."),
-    click.option("--allow-pipes", is_flag=True, help="Run a wav.scp's commands (later: --allow-commands)."),
-)
-FIELDS = together(
+    click.option("--any-rate", is_flag=True, help="Keep audio that is not 16 kHz; default: write it again at 16 kHz."),
+    options_from(ImportOptions, "allow_pipes"),
     click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column holds a field."),
     click.option("--set", "constants", multiple=True, metavar="FIELD=VALUE", help="A field of rows that lack it."),
     click.option("--times", type=click.Choice(["s", "ms"]), default="s", show_default=True, help="Unit in tables."),
-    click.option("--delimiter", help="Of tables that are not named .csv or .tsv, such as ';'."),
+    options_from(ImportOptions, "delimiter"),
     click.option("--tasks", help="Tasks that all rows are labelled for, e.g. asr,lid. Default: by the fields."),
-    click.option("--normaliser", default="keep", show_default=True, help="Text normaliser: keep, words, cased, none."),
-    click.option(
-        "--one-cut-per",
-        type=click.Choice(["row", "recording"]),
-        default="row",
-        show_default=True,
-        help="Make a cut of each row, or one of all rows of a recording.",
+    options_from(
+        ImportOptions,
+        *("normaliser", "per", "skip_bad", "rejected"),
+        per={"option": "--one-cut-per"},
+        rejected={"type": FILE},
     ),
-)
-BAD_ROWS = together(
-    click.option("--skip-bad", is_flag=True, help="Write the rest where rows cannot be mapped."),
-    click.option("--rejected", type=FILE, help="Write the rows that cannot be mapped to this TSV file."),
 )
 
 
 @click.command("import")
 @click.argument("output", type=FILE)
-@TURNS
-@ENTITIES
-@AUDIO
-@FIELDS
-@BAD_ROWS
+@OPTIONS
 def import_corpus(output: Path, **given: Any) -> None:
     """Turn tables and annotation files into labelled cuts, written to OUTPUT (.jsonl or .jsonl.gz).
 
@@ -128,13 +74,8 @@ def import_corpus(output: Path, **given: Any) -> None:
     import_manifest(output, options_of(given), say=click.echo)
 
 
-def options_of(given: Dict[str, Any]) -> Any:
-    """The command line's options, checked, as `ImportOptions`."""
-    from tokenverse_pp.base.errors import UserError
-    from tokenverse_pp.data.dataset import SAMPLING_RATE
-    from tokenverse_pp.data.importing.fields import TEXT_NORMALISERS, FieldMap, constants_of
-    from tokenverse_pp.data.importing.sources import ImportOptions
-
+def options_of(given: Dict[str, Any]) -> ImportOptions:
+    """The command line's options, checked."""
     normaliser = given.pop("normaliser")
     if normaliser not in TEXT_NORMALISERS:
         raise UserError(f"--normaliser {normaliser}: expected one of {', '.join(TEXT_NORMALISERS)}")
@@ -145,7 +86,6 @@ def options_of(given: Dict[str, Any]) -> Any:
         fields=fields,
         constants=constants,
         normaliser=normaliser,
-        per=given.pop("one_cut_per"),
         sampling_rate=None if given.pop("any_rate") else SAMPLING_RATE,
         **given,
     )
@@ -153,8 +93,6 @@ def options_of(given: Dict[str, Any]) -> Any:
 
 def pairs(values: Tuple[str, ...], option: str) -> Dict[str, str]:
     """``FIELD=VALUE`` options as a dictionary; the field is known, and given once."""
-    from tokenverse_pp.base.errors import UserError
-    from tokenverse_pp.data.importing.fields import check_field
 
     found: Dict[str, str] = {}
     for value in values:

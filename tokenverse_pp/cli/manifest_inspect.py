@@ -1,25 +1,34 @@
-"""`tokenverse-pp manifest validate`.
-
-`tokenverse-pp manifest stats`.
-
-`tokenverse-pp manifest show`.
-
-`tokenverse-pp manifest to-shar`.
-
-`tokenverse-pp manifest store-features`: run a frozen encoder once, and keep what it gave.
-"""
+"""`tokenverse-pp manifest validate`, `stats`, `show`, `to-shar` and `store-features`."""
 
 from __future__ import annotations
 
 import random
 import sys
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import click
 import torch
+from lhotse import CutSet
+from tqdm import tqdm
 
-from tokenverse_pp.cli.options import source_options
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config_files import parse_config
+from tokenverse_pp.base.errors import printable
+from tokenverse_pp.base.files import write_json
+from tokenverse_pp.cli.groups import EXIT_CODE
+from tokenverse_pp.cli.options import options_from, source_options, threads_option
+from tokenverse_pp.data.editing.shar import write_shar
+from tokenverse_pp.data.editing.stats import (
+    count_manifests,
+    find_cut,
+    first_problems,
+    plot_stats,
+    shares_table,
+    show_cut,
+    stats_table,
+)
+from tokenverse_pp.data.manifests import reading_bar, write_cuts
 
 
 @click.command()
@@ -34,13 +43,6 @@ def validate(cuts: Tuple[str, ...], audio: bool, list_all: bool, first: Optional
     Problems go to stderr, one a line, with the file, the line and the cut. All of a manifest is read in any case, so
     that the last line says how many more there are.
     """
-    from tqdm import tqdm
-
-    from tokenverse_pp.base.errors import printable
-    from tokenverse_pp.cli.groups import EXIT_CODE
-    from tokenverse_pp.data.editing.stats import first_problems
-    from tokenverse_pp.data.manifests import reading_bar
-
     valid = True
     with reading_bar(cuts, "validate") as bar:
         for path in cuts:
@@ -66,17 +68,11 @@ def stats(cuts: Tuple[str, ...], json_path: Optional[str], plot: Optional[str]) 
     "machine h" is the part of the labelled hours whose labels a machine made (`manifest label`). With several
     manifests, or cuts that name their corpus (custom field corpus), it also says what each gives to each task.
     """
-    from tokenverse_pp.base.files import write_json
-    from tokenverse_pp.data.editing.stats import count_manifests, shares_table, stats_table
-    from tokenverse_pp.data.manifests import reading_bar
-
     with reading_bar(cuts, "stats") as bar:
         counts = count_manifests(cuts, bar)
     if json_path is not None:
         write_json(json_path, counts)
     if plot is not None:
-        from tokenverse_pp.data.editing.stats import plot_stats
-
         plot_stats(counts, plot)
     click.echo(stats_table(counts["languages"]))
     if len(counts["corpora"]) > 1:
@@ -90,8 +86,6 @@ def stats(cuts: Tuple[str, ...], json_path: Optional[str], plot: Optional[str]) 
 @click.option("--tasks", help="Only the tokens of these, e.g. asr,ner. Default: of all that the cut is labelled for.")
 def show(cut_id: str, cuts: str, tasks: Optional[str]) -> None:
     """Print the cut ID as text with task tokens, its turns with times, and what it is not labelled for."""
-    from tokenverse_pp.data.editing.stats import find_cut, show_cut
-
     names = tasks.replace(",", " ").split() if tasks is not None else None
     click.echo(show_cut(find_cut(cuts, cut_id), names))
 
@@ -118,9 +112,6 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str) -> None:
     the order of CUTS: shuffle before (`manifest mix`), or let the training shuffle. data.train takes the folder in
     place of a manifest. Labels stay as they are: lhotse's CutSet.from_shar(in_dir=OUTPUT_DIR) gives them back.
     """
-    from tokenverse_pp.data.editing.shar import write_shar
-    from tokenverse_pp.data.manifests import reading_bar
-
     with reading_bar([cuts], "to-shar") as bar:
         report = write_shar(cuts, output_dir, shard_size, audio, bar)
     size = report["bytes"] / 1e6
@@ -139,9 +130,7 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str) -> None:
     help="Training configuration whose model.encoder (kind: frozen or split) makes the features; later ones win.",
 )
 @click.option(
-    "--storage-dir",
-    type=click.Path(path_type=Path),
-    help="Folder of the arrays. [default: OUTPUT's name + .features]",
+    "--storage-dir", type=click.Path(path_type=Path), help="Folder of the arrays. [default: OUTPUT's name + .features]"
 )
 @click.option(
     "--speed",
@@ -161,11 +150,9 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str) -> None:
 )
 @click.option("--bf16", is_flag=True, help="Run the encoder in bfloat16: faster, less exact.")
 @click.option("--max-duration", type=float, default=60.0, show_default=True, help="Seconds of audio encoded at once.")
-@click.option("--chunk-ms", type=int, default=0, show_default=True, help="What streaming would give; 0: full context.")
-@click.option("--left-chunks", type=int, default=-1, show_default=True, help="Chunks before its own; -1: all.")
-@click.option("--sinks", type=int, default=0, show_default=True, help="First frames that stay visible.")
+@options_from(ChunkOptions, "chunk_ms", "left_chunks", "sinks", chunk_ms={"default": 0}, left_chunks={"default": -1})
 @click.option("--sample", type=int, help="Take N cuts at random (seed 0), not all.")
-@click.option("--threads", type=int, default=0, help="CPU threads of torch; 0 = torch's choice.")
+@threads_option
 @source_options
 def store_features(
     cuts: Path,
@@ -176,28 +163,21 @@ def store_features(
     dtype: str,
     bf16: bool,
     max_duration: float,
-    chunk_ms: int,
-    left_chunks: int,
-    sinks: int,
     sample: Optional[int],
     threads: int,
+    **given: Any,
 ) -> None:
     """Store the frozen encoder's features of CUTS and write the cuts that point at them to OUTPUT.
 
     Training with data.stored_features=true then skips the encoder, whose cost is most of a step. Features of chunks
     are kept beside those that CUTS already have: run it once for each combination that model.streaming draws.
     """
-    from lhotse import CutSet
-
-    from tokenverse_pp.base.config import ChunkOptions
-    from tokenverse_pp.base.config_files import parse_config
-    from tokenverse_pp.data.manifests import write_cuts
     from tokenverse_pp.data.samplers import load_cuts
     from tokenverse_pp.models.encoders import build_encoder
     from tokenverse_pp.models.stored_features import perturbed
     from tokenverse_pp.models.stored_features import store_features as run
 
-    chunks = ChunkOptions(chunk_ms, left_chunks, sinks)
+    chunks = ChunkOptions(**given)
     if threads:
         torch.set_num_threads(threads)
     chosen = load_cuts([str(cuts)], "CUTS")

@@ -1,130 +1,67 @@
-"""Arguments and options that the `tokenverse-pp manifest prepare` commands share.
+"""`tokenverse-pp manifest prepare`: one command a corpus.
 
-`tokenverse-pp manifest prepare ami`.
-
-`tokenverse-pp manifest prepare callhome-english`.
-
-`tokenverse-pp manifest prepare commonvoice`.
-
-`tokenverse-pp manifest prepare eval2000`.
-
-`tokenverse-pp manifest prepare librispeech`.
-
-`tokenverse-pp manifest prepare mls`.
-
-`tokenverse-pp manifest prepare voxpopuli`.
+Each hands its options to the function ``prepare_<corpus>`` of `tokenverse_pp.data.corpora` under their names.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable
 
 import click
 
-from tokenverse_pp.data.editing.conversations import DEFAULT_OPTIONS, ENDPOINT_RULES, OVERLAP_RULES, ConversationOptions
+from tokenverse_pp.cli.options import options_from, together
+from tokenverse_pp.data.editing.conversations import ConversationOptions
 from tokenverse_pp.data.normalise import NORMALISERS
 
-Command = Callable[..., Any]
-
-
-def _together(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
-
-
-folders = _together(
+common = together(
     click.argument("corpus_dir", type=click.Path(file_okay=False, path_type=Path)),
     click.argument("output_dir", metavar="OUT", type=click.Path(file_okay=False, path_type=Path)),
+    click.option(
+        "--normaliser",
+        type=click.Choice(list(NORMALISERS)),
+        default="words",
+        show_default=True,
+        help="words: lower case, no punctuation, apostrophes and accents kept; cased: the same, case kept; none: as it "
+        "is, brackets apart. tokenverse_pp/data/normalise.py has the rules by language.",
+    ),
+    click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes that read and convert audio.",
+    ),
 )
-normaliser_option = click.option(
-    "--normaliser",
-    type=click.Choice(list(NORMALISERS)),
-    default="words",
-    show_default=True,
-    help="words: lower case, no punctuation, apostrophes and accents kept; cased: the same, case kept; none: as it is, "
-    "brackets apart. tokenverse_pp/data/normalise.py has the rules by language.",
-)
-jobs_option = click.option(
-    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that read and convert audio."
-)
-common = _together(folders, normaliser_option, jobs_option)
 languages_option = click.option(
     "--language",
     "languages",
     multiple=True,
     help="A language folder of the corpus; give it several times. [default: all that are there]",
 )
-transcripts_option = click.option(
-    "--transcripts",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the transcripts, where it is not in CORPUS_DIR.",
-)
-channels_option = click.option(
-    "--channels",
-    type=click.Choice(["mixed", "separate"]),
-    default="mixed",
-    show_default=True,
-    help="The two sides of a call as one channel (their mean), or each by itself (then not labelled for scd).",
-)
-names_option = click.option(
-    "--names",
-    is_flag=True,
-    help="Label ner too: proper names, type NAME, as far as the transcribers marked them (&Bob).",
-)
-_windows = _together(
+# Of telephone calls.
+call_options = together(
     click.option(
-        "--max-seconds",
-        type=click.FloatRange(min=0, min_open=True),
-        default=DEFAULT_OPTIONS.max_seconds,
-        show_default=True,
-        help="Longest window in seconds.",
+        "--transcripts",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder of the transcripts, where it is not in CORPUS_DIR.",
     ),
     click.option(
-        "--max-gap",
-        type=click.FloatRange(min=0),
-        default=DEFAULT_OPTIONS.max_gap,
+        "--channels",
+        type=click.Choice(["mixed", "separate"]),
+        default="mixed",
         show_default=True,
-        help="A longer silence (s) begins a new window.",
+        help="The two sides of a call as one channel (their mean), or each by itself (then not labelled for scd).",
     ),
     click.option(
-        "--margin",
-        type=click.FloatRange(min=0),
-        default=DEFAULT_OPTIONS.margin,
-        show_default=True,
-        help="Silence (s) kept before and after a window, half of what there is at most.",
-    ),
-    click.option(
-        "--endpoints",
-        type=click.Choice(ENDPOINT_RULES),
-        default=DEFAULT_OPTIONS.endpoints,
-        show_default=True,
-        help="punctuation: a turn ends in a semantic endpoint where its transcript ends in . ? !; pause: where the "
-        "speaker then says nothing for --pause seconds or somebody else begins before them; auto: by punctuation where "
-        "the transcript has any, else by pause.",
-    ),
-    click.option(
-        "--pause",
-        type=click.FloatRange(min=0),
-        default=DEFAULT_OPTIONS.pause,
-        show_default=True,
-        help="See --endpoints; seconds.",
-    ),
-    click.option(
-        "--overlaps",
-        type=click.Choice(OVERLAP_RULES),
-        default=DEFAULT_OPTIONS.overlaps,
-        show_default=True,
-        help="Where two speak at once: keep both, written one after the other by start time, or drop the stretch.",
+        "--names",
+        is_flag=True,
+        help="Label ner too: proper names, type NAME, as far as the transcribers marked them (&Bob).",
     ),
 )
 
 
-def window_options(command: Command) -> Command:
+def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `ConversationOptions`, handed to the command as one argument ``options``."""
 
     def gathered(*args: Any, **kwargs: Any) -> Any:
@@ -133,7 +70,9 @@ def window_options(command: Command) -> Command:
 
     gathered.__doc__ = command.__doc__
     gathered.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
-    return _windows(gathered)
+    bounds = {name: {"type": click.FloatRange(min=0)} for name in ("max_gap", "margin", "pause")}
+    bounds["max_seconds"] = {"type": click.FloatRange(min=0, min_open=True)}
+    return options_from(ConversationOptions, **bounds)(gathered)
 
 
 @click.command()
@@ -159,16 +98,7 @@ def window_options(command: Command) -> Command:
     help="Folder or zip of the annotations, where they are not in CORPUS_DIR.",
 )
 @window_options
-def ami(
-    corpus_dir: Path,
-    output_dir: Path,
-    normaliser: str,
-    jobs: int,
-    mic: str,
-    partition: str,
-    annotations: Optional[Path],
-    options: ConversationOptions,
-) -> None:
+def ami(**given: Any) -> None:
     """AMI meetings: asr, scd, endp and lid, windows of several turns.
 
     CORPUS_DIR holds <meeting>/audio/*.wav at any depth and ami_public_manual_1.6.2 (folder or zip). Written:
@@ -178,25 +108,14 @@ def ami(
     """
     from tokenverse_pp.data.corpora.conversations import prepare_ami
 
-    prepare_ami(corpus_dir, output_dir, mic, partition, annotations, options, normaliser, jobs, say=click.echo)
+    prepare_ami(**given, say=click.echo)
 
 
 @click.command("callhome-english")
 @common
-@transcripts_option
-@channels_option
-@names_option
+@call_options
 @window_options
-def callhome_english(
-    corpus_dir: Path,
-    output_dir: Path,
-    normaliser: str,
-    jobs: int,
-    transcripts: Optional[Path],
-    channels: str,
-    names: bool,
-    options: ConversationOptions,
-) -> None:
+def callhome_english(**given: Any) -> None:
     """CALLHOME American English: asr, scd, endp and lid, telephone calls within families.
 
     CORPUS_DIR holds LDC97S42 (speech) and LDC97T14 (transcripts), or is LDC97S42 and --transcripts is LDC97T14. Calls
@@ -206,15 +125,13 @@ def callhome_english(
     """
     from tokenverse_pp.data.corpora.conversations import prepare_callhome_english
 
-    prepare_callhome_english(
-        corpus_dir, output_dir, transcripts, channels, names, options, normaliser, jobs, say=click.echo
-    )
+    prepare_callhome_english(**given, say=click.echo)
 
 
 @click.command()
 @common
 @languages_option
-def commonvoice(corpus_dir: Path, output_dir: Path, normaliser: str, jobs: int, languages: Tuple[str, ...]) -> None:
+def commonvoice(**given: Any) -> None:
     """Common Voice: asr and lid, sentences read by volunteers.
 
     CORPUS_DIR is an unpacked release, cv-corpus-<version>, with <locale>/{train,dev,test}.tsv and <locale>/clips.
@@ -224,25 +141,14 @@ def commonvoice(corpus_dir: Path, output_dir: Path, normaliser: str, jobs: int, 
     """
     from tokenverse_pp.data.corpora.read_speech import prepare_commonvoice
 
-    prepare_commonvoice(corpus_dir, output_dir, languages, normaliser, jobs, say=click.echo)
+    prepare_commonvoice(**given, say=click.echo)
 
 
 @click.command()
 @common
-@transcripts_option
-@channels_option
-@names_option
+@call_options
 @window_options
-def eval2000(
-    corpus_dir: Path,
-    output_dir: Path,
-    normaliser: str,
-    jobs: int,
-    transcripts: Optional[Path],
-    channels: str,
-    names: bool,
-    options: ConversationOptions,
-) -> None:
+def eval2000(**given: Any) -> None:
     """Hub5 2000 evaluation: asr, scd, endp and lid, 40 telephone calls, a test set only.
 
     CORPUS_DIR holds LDC2002S09/hub5e_00/english and LDC2002T43/reference/english. Calls are written as 16 kHz FLAC in
@@ -251,12 +157,12 @@ def eval2000(
     """
     from tokenverse_pp.data.corpora.conversations import prepare_eval2000
 
-    prepare_eval2000(corpus_dir, output_dir, transcripts, channels, names, options, normaliser, jobs, say=click.echo)
+    prepare_eval2000(**given, say=click.echo)
 
 
 @click.command()
 @common
-def librispeech(corpus_dir: Path, output_dir: Path, normaliser: str, jobs: int) -> None:
+def librispeech(**given: Any) -> None:
     """LibriSpeech or Mini LibriSpeech: asr and lid, English read books.
 
     CORPUS_DIR is the unpacked folder LibriSpeech: <part>/<speaker>/<chapter>/. Every part that is there is prepared:
@@ -264,12 +170,12 @@ def librispeech(corpus_dir: Path, output_dir: Path, normaliser: str, jobs: int) 
     """
     from tokenverse_pp.data.corpora.read_speech import prepare_librispeech
 
-    prepare_librispeech(corpus_dir, output_dir, normaliser, jobs, say=click.echo)
+    prepare_librispeech(**given, say=click.echo)
 
 
 @click.command()
 @common
-def mls(corpus_dir: Path, output_dir: Path, normaliser: str, jobs: int) -> None:
+def mls(**given: Any) -> None:
     """Multilingual LibriSpeech: asr and lid, eight languages of read books.
 
     CORPUS_DIR holds mls_<language> or mls_<language>_opus, each with metainfo.txt and, for train, dev and test,
@@ -278,13 +184,13 @@ def mls(corpus_dir: Path, output_dir: Path, normaliser: str, jobs: int) -> None:
     """
     from tokenverse_pp.data.corpora.read_speech import prepare_mls
 
-    prepare_mls(corpus_dir, output_dir, normaliser, jobs, say=click.echo)
+    prepare_mls(**given, say=click.echo)
 
 
 @click.command()
 @common
 @languages_option
-def voxpopuli(corpus_dir: Path, output_dir: Path, normaliser: str, jobs: int, languages: Tuple[str, ...]) -> None:
+def voxpopuli(**given: Any) -> None:
     """VoxPopuli: asr and lid, speeches in the European Parliament.
 
     CORPUS_DIR holds raw_audios/<language>/<year>/*.ogg and the transcripts asr_<language>.tsv.gz; where those are
@@ -292,4 +198,4 @@ def voxpopuli(corpus_dir: Path, output_dir: Path, normaliser: str, jobs: int, la
     """
     from tokenverse_pp.data.corpora.read_speech import prepare_voxpopuli
 
-    prepare_voxpopuli(corpus_dir, output_dir, languages, normaliser, jobs, say=click.echo)
+    prepare_voxpopuli(**given, say=click.echo)

@@ -1,16 +1,16 @@
-"""`tokenverse-pp average`: the last checkpoints of a run as one model folder.
-
-``tokenverse-pp export``: a trained model for machines without torch.
-"""
+"""`tokenverse-pp average`: the last checkpoints of a run as one model folder; `export`: a model without torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from tokenverse_pp.base.config import ChunkOptions
-from tokenverse_pp.cli.options import options_from, plugin_options
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import ExportOptions
+from tokenverse_pp.cli.options import chosen, options_from, plugin_options
 
 
 @click.command("average")
@@ -34,7 +34,6 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
     """Average the last checkpoints in EXP_DIR into the model folder OUTPUT."""
     import torch
 
-    from tokenverse_pp.base.errors import UserError
     from tokenverse_pp.models import checkpoint
     from tokenverse_pp.training.checkpoints import average as mean_of
     from tokenverse_pp.training.checkpoints import average_between
@@ -59,36 +58,25 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
 @click.option("--format", "kind", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Of the export.")
 @click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="Folder for the exported model.")
 @click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
-@click.option("--int8", is_flag=True, help="The encoder's weights and products in 8 bits.")
-@click.option("--float16", is_flag=True, help="The encoder's weights in 16 bits, computed in float32.")
+@options_from(ExportOptions, "precision", precision={"default": None})
+@click.option("--int8", is_flag=True, help="Short for --precision int8.")
+@click.option("--float16", is_flag=True, help="Short for --precision float16.")
 @click.option("--streaming", is_flag=True, help="The streaming form: the encoder in chunks, as the options below say.")
 @options_from(ChunkOptions, "chunk_ms", "left_chunks", "sinks", chunk_ms={"help": "Length of a chunk in milliseconds."})
 @plugin_options
-def export(
-    model: Path,
-    kind: str,
-    output_dir: Path,
-    encoder: str,
-    int8: bool,
-    float16: bool,
-    streaming: bool,
-    chunk_ms: int,
-    left_chunks: int,
-    sinks: int,
-    trust_plugins: bool,
-) -> None:
+def export(model: Path, kind: str, output_dir: Path, encoder: str, trust_plugins: bool, **given: Any) -> None:
     """Export MODEL (folder, checkpoint or experiment) for tokenverse_pp.runtime.
 
     The folder is written once its graphs agree with torch on random audio.
     """
-    from tokenverse_pp.base.errors import UserError
     from tokenverse_pp.models.bundle import load_model
-    from tokenverse_pp.onnx.export import ExportOptions, export_onnx
+    from tokenverse_pp.onnx.export import export_onnx
 
-    if int8 and float16:
-        raise UserError("--int8, --float16: expected one of them at most")
-    chunks = ChunkOptions(chunk_ms, left_chunks, sinks) if streaming else None
-    options = ExportOptions("int8" if int8 else "float16" if float16 else "float32", chunks)
+    flags = [name for name in ("int8", "float16") if given[name]]
+    if len({*flags, given["precision"]} - {None}) > 1:
+        raise UserError(f"--{', --'.join(flags)}: expected one of them at most, and no other --precision")
+    precision: Any = flags[0] if flags else given["precision"] or ExportOptions.precision
+    options = ExportOptions(precision, chosen(ChunkOptions, given) if given["streaming"] else None)
     description = export_onnx(load_model(model, encoder, trust_plugins), output_dir, options)
     size = sum(entry["bytes"] for entry in description.files.values()) / 1e6
     for part in ("encoder", "logits"):

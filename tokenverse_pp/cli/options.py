@@ -4,44 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Callable, Dict, Literal, Mapping, Tuple, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Callable, Dict, Literal, Mapping, Optional, Tuple, Union, get_args, get_origin, get_type_hints
 
 import click
 
 from tokenverse_pp.base.option_help import option_help
 
 Command = Callable[..., Any]
+EMPTY: Tuple[Any, ...] = (None, "", (), frozenset())  # defaults that stand for "not given"
+
+
+def together(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several decorators as one; their options come in this order."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
 
 
 def options_from(cls: type, *names: str, **changes: Mapping[str, Any]) -> Callable[[Command], Command]:
     """Options of a command from fields of a dataclass: names, types, defaults and help.
 
-    The help is the docstring of the field. ``Literal`` fields take their choices, ``bool`` fields are flags, with a
-    ``--no-`` form where they are on by default.
+    The help is the docstring of the field. ``Literal`` fields take their choices, tuples and sets may be given several
+    times, ``bool`` fields are flags, with a ``--no-`` form where they are on by default.
 
     Args:
         cls: the dataclass.
-        names: the fields that get an option, in the order of ``--help``.
+        names: the fields that get an option, in the order of ``--help``; all of them if none is named.
         changes: field -> arguments of ``click.option`` that differ (``type``, ``default``, ``help``, ..); ``option`` is
             another name of the option, ``type=click.Choice(..)`` names the choices of a string. With ``default=None``
             the help names the default of the field, and None says that the option was not given.
     """
-    hints, texts, fields = (
-        get_type_hints(cls),
-        option_help(cls),
-        {field.name: field for field in dataclasses.fields(cls)},
-    )
-    made = [_option(name, hints[name], fields[name].default, texts.get(name), changes.get(name, {})) for name in names]
+    hints, texts = get_type_hints(cls), option_help(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    names = names or tuple(fields)
     unused = set(changes) - set(names)
     if unused:
         raise ValueError(f"changes of options that are not made: {', '.join(sorted(unused))}")
-
-    def add(command: Command) -> Command:
-        for option in reversed(made):
-            command = option(command)
-        return command
-
-    return add
+    made = [_option(name, hints[name], fields[name].default, texts.get(name), changes.get(name, {})) for name in names]
+    return together(*made)
 
 
 def _option(name: str, hint: Any, default: Any, text: Any, changes: Mapping[str, Any]) -> Callable[[Command], Command]:
@@ -49,22 +54,26 @@ def _option(name: str, hint: Any, default: Any, text: Any, changes: Mapping[str,
     if get_origin(hint) is Union:  # Optional[X]
         hint = next(part for part in get_args(hint) if part is not type(None))
     arguments: Dict[str, Any] = {"help": text[:1].upper() + text[1:] if text else None}
-    if changes.get("default", default) is None and default is not None:
+    given = default is not dataclasses.MISSING and default not in EMPTY
+    if given and changes.get("default", default) is None:
         arguments["help"] = f"{arguments['help']} [default: {default}]"
-    if default is not None and default is not dataclasses.MISSING:
+    if given:
         arguments["default"] = default
-    arguments.update({key: value for key, value in changes.items() if key != "option"})
-    if arguments.get("default") is None:
-        arguments.pop("default", None)
-    option = changes.get("option", f"--{name.replace('_', '-')}")
-    default = arguments.get("default")
+    if "type" not in changes and get_origin(hint) in (tuple, frozenset):
+        hint = get_args(hint)[0]
+        arguments["multiple"] = True
     if hint is bool:
-        arguments.update(is_flag=True)
-        if default:
-            option = f"{option}/--no-{option[2:]}"
-    elif "type" not in arguments:
+        arguments["is_flag"] = True
+    elif hint is Path:
+        arguments["type"] = click.Path(path_type=Path)
+    else:
         arguments["type"] = click.Choice(get_args(hint)) if get_origin(hint) is Literal else hint
-    if default is not False and default not in (None, ""):
+    arguments.update({key: value for key, value in changes.items() if key != "option"})
+    default = arguments.get("default")
+    option = changes.get("option", f"--{name.replace('_', '-')}")
+    if hint is bool and default:
+        option = f"{option}/--no-{option[2:]}"
+    if default is not False and default not in EMPTY:
         arguments.setdefault("show_default", True)
     return click.option(option, name, **arguments)
 
@@ -75,6 +84,22 @@ def chosen(cls: type, given: Mapping[str, Any], **others: Any) -> Any:
     return cls(**{**{name: value for name, value in given.items() if name in names}, **others})
 
 
+def names_of(text: Optional[str]) -> Tuple[str, ...]:
+    """``asr,lid`` -> (asr, lid)."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+# Of commands that load a model by its folder, name or hub id.
+model_options = together(
+    click.option("--model", help="Folder, name or hub id of a model. [default: human-speech-small, a small example]"),
+    click.option("--encoder", help="Folder of the model's pretrained encoder, if it is not found."),
+)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads of torch; 0 = torch's choice."
+)
+
+
 def plugin_option(command: Command) -> Command:
     """``--plugin``: files of tasks, which are run before the command."""
 
@@ -83,7 +108,7 @@ def plugin_option(command: Command) -> Command:
         "plugins",
         multiple=True,
         metavar="FILE",
-        help="Python file, or module, with tasks of your own; may be given several times.",
+        help="Python file, or module, with tasks of your own (docs/new_task.md); may be given several times.",
     )
     @functools.wraps(command)
     def with_plugins(*arguments: Any, plugins: Tuple[str, ...], **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""``tokenverse-pp transcribe``: audio in, text with the tasks' answers out."""
+"""`tokenverse-pp transcribe`: audio to transcripts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ from typing import Any, Deque, Mapping, Optional, Tuple
 
 import click
 
-from tokenverse_pp.base.search_options import METHODS, SearchOptions
+from tokenverse_pp.base.errors import UserError, printable
+from tokenverse_pp.base.options import TranscribeOptions
+from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.groups import EXIT_CODE
-from tokenverse_pp.cli.options import options_from, plugin_options, source_options
+from tokenverse_pp.cli.options import (
+    chosen,
+    device_option,
+    model_options,
+    names_of,
+    options_from,
+    plugin_options,
+    source_options,
+    threads_option,
+)
 
 # Names of formats are written here too, so that `--help` need not import torch (a test compares them).
 FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
@@ -20,33 +31,24 @@ FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
 
 @click.command(context_settings={"max_content_width": 100})
 @click.argument("audio", nargs=-1, metavar="AUDIO...")
-@click.option("--model", help="Folder, name or hub id of a model. [default: human-speech-small, a small example]")
-@click.option("--encoder", help="Folder of the model's pretrained encoder, if it is not found.")
-@click.option("--tasks", default="", help="Tasks to decode, e.g. asr,scd. [default: all that the model knows]")
-@click.option("--language", default="", help="What is spoken, if that is known, e.g. fr (or several: fr,nl).")
+@model_options
 @options_from(
-    SearchOptions,
-    *("hotwords", "lm", "method", "beam"),
-    hotwords={"type": click.Path(path_type=Path), "help": "File of phrases to prefer: 'phrase [TAB bonus]'."},
+    TranscribeOptions,
+    *("tasks", "language", "hotwords", "lm"),
+    tasks={"type": str},
+    language={"type": str},
+    hotwords={"type": click.Path(path_type=Path)},
     lm={"type": click.Path(path_type=Path)},
-    method={"type": click.Choice(METHODS), "default": None},
-    beam={"default": None},
 )
+@options_from(SearchOptions, *("method", "beam"), method={"default": None}, beam={"default": None})
 @click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, help="May be repeated. [default: text]")
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Write a file for each input and format into it.")
 @click.option("--recursive", is_flag=True, help="Look for audio in folders of folders too.")
 @click.option("--raw", is_flag=True, help="Standard input is bare samples: 16 bits, little-endian, one channel.")
 @click.option("--raw-rate", type=int, default=16000, show_default=True, help="Their rate in Hz.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    default="fp32",
-    show_default=True,
-    help="Number type of the encoder (autocast).",
-)
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads of torch; 0 = torch's choice.")
-@click.option("--batch-seconds", type=float, default=120.0, show_default=True, help="Seconds of audio in a batch.")
+@device_option
+@options_from(TranscribeOptions, "precision", "batch_seconds")
+@threads_option
 @click.option("--list-tasks", is_flag=True, help="Print what the model knows, and stop.")
 @plugin_options
 @source_options
@@ -70,27 +72,15 @@ def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
     # torch and lhotse take seconds to import: not for `--help`, nor for a wrong option.
     import torch
 
-    from tokenverse_pp.api.transcribing import TranscribeOptions
-
     if given["threads"]:
         torch.set_num_threads(given["threads"])
-    options = TranscribeOptions(
-        tasks=split(given["tasks"]),
-        language=split(given["language"]) or None,
-        hotwords=given["hotwords"],
-        method=given["method"],
-        beam=given["beam"],
-        batch_seconds=given["batch_seconds"],
-        precision=given["precision"],
-        lm=given["lm"],
-    )
-    if not run(audio, given, options):
+    tasks, language = names_of(given["tasks"]), names_of(given["language"]) or None
+    if not run(audio, given, chosen(TranscribeOptions, given, tasks=tasks, language=language)):
         sys.exit(EXIT_CODE)
 
 
 def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
-    """See that the options make sense together, before anything is loaded (raises UserError)."""
-    from tokenverse_pp.base.errors import UserError
+    """Check the options before anything is loaded (raises UserError)."""
     from tokenverse_pp.cli.transcribing import are_several
 
     if not audio:
@@ -108,8 +98,8 @@ def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
         raise UserError(f"--format {single[0]}: several inputs need --output-dir")
 
 
-def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: Any) -> bool:
-    """Transcribe and write; returns whether nothing was refused."""
+def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOptions) -> bool:
+    """Transcribe and write; returns whether all inputs were transcribed."""
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
     from tokenverse_pp.cli.transcribing import NamedRecording, Output, are_several, sources
@@ -141,10 +131,9 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: Any) -> bool:
 
 
 def list_tasks(model: Optional[str], trust_plugins: bool = False) -> None:
-    """Print the tasks, languages and entity types of a model, which is not loaded."""
+    """Print the tasks and languages of a model, without loading it."""
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import known_tasks, options_of_task
-    from tokenverse_pp.base.errors import printable
 
     if model is None:
         click.echo(f"model: {ABOUT_DEFAULT}", err=True)
@@ -155,8 +144,3 @@ def list_tasks(model: Optional[str], trust_plugins: bool = False) -> None:
     languages = options_of_task(tasks, "lid", "languages")
     if languages:
         click.echo(printable(f"languages: {', '.join(languages)}"))
-
-
-def split(names: str) -> Tuple[str, ...]:
-    """``asr,lid`` -> (asr, lid)."""
-    return tuple(name.strip() for name in names.split(",") if name.strip())

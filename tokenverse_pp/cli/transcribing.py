@@ -1,9 +1,4 @@
-"""A transcript for people at a terminal.
-
-What the command line names -> recordings: files, folders, manifests of cuts, standard input.
-
-Transcripts -> files, a pipe or a terminal.
-"""
+"""Inputs and outputs of `tokenverse-pp transcribe`: files, folders, manifests, standard input; files, a terminal."""
 
 from __future__ import annotations
 
@@ -12,27 +7,27 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 import click
+import numpy as np
 
 from tokenverse_pp.api.formats import FORMATS
 from tokenverse_pp.api.formats.html import to_html
 from tokenverse_pp.base.errors import CONTROL, UserError, printable
 from tokenverse_pp.base.files import write_text
 from tokenverse_pp.cli.groups import error_line
-from tokenverse_pp.data.audio.inputs import Heard, Refused
+from tokenverse_pp.data.audio import ENDINGS
+from tokenverse_pp.data.audio.inputs import Heard, Refused, open_audio, open_or_refuse
+from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.evaluation.report.utterance import source_of
 from tokenverse_pp.tasks.result import Transcript, Turn
-
-if TYPE_CHECKING:
-    from tokenverse_pp.data.audio.inputs import Heard, Refused
 
 UNSURE = 0.5  # words below this confidence are underlined
 
 
 def view(transcript: Transcript, label: str, colour: bool = True) -> str:
-    """A heading, and a line a turn.
+    """A transcript for a terminal: a heading, and a line per turn.
 
     >>> from tokenverse_pp.tasks.result import transcript_of_words
     >>> from tokenverse_pp.tasks.result import Word
@@ -73,7 +68,7 @@ def _line(transcript: Transcript, turn: Turn, colour: bool) -> str:
 
 
 def style(text: str, colour: bool, **looks: Any) -> str:
-    """Text with colours, or as it is."""
+    """Text with colours, or without."""
     text = printable(text)  # neither a file's name nor a model's vocabulary is to steer the terminal
     return click.style(text, **looks) if colour and any(looks.values()) else text
 
@@ -83,7 +78,7 @@ STDIN = "-"
 
 
 class NamedRecording(NamedTuple):
-    """A recording: its name for the user, of its output files (without ending), and what was opened."""
+    """A recording: its name for the user, the name of its output files without ending, and the opened audio."""
 
     label: str
     output: str
@@ -96,15 +91,13 @@ def are_several(audio: Sequence[str]) -> bool:
 
 
 def sources(audio: Sequence[str], recursive: bool, raw_rate: Optional[int]) -> Iterator[NamedRecording]:
-    """The recordings, in order, each opened when it is asked for; a file that is named twice comes once.
+    """The recordings in order, each opened when it is needed; a file that is named twice comes once.
 
     Args:
         audio: as the command line names them.
         recursive: whether folders of folders are looked into.
         raw_rate: of bare samples on standard input; None for a file there.
     """
-    from tokenverse_pp.data.audio.inputs import Refused, open_or_refuse
-
     seen = set()
     for name in audio:
         if name == STDIN:
@@ -127,24 +120,17 @@ def sources(audio: Sequence[str], recursive: bool, raw_rate: Optional[int]) -> I
 
 
 def _named(heard: Union[Heard, Refused], output: str) -> Union[Heard, Refused]:
-    """A file with its path in the folder for a name: files in folders of the folder may have the same name."""
-    from tokenverse_pp.data.audio.inputs import Refused
-
+    """The recording, named by its path in the folder: files in subfolders may have the same name."""
     return heard if isinstance(heard, Refused) else dataclasses.replace(heard, name=output)
 
 
 def _files_in(folder: Path, recursive: bool) -> list[Path]:
-    from tokenverse_pp.data.audio import ENDINGS
-
     found = folder.rglob("*") if recursive else folder.glob("*")
     return sorted(path for path in found if path.suffix.lower() in ENDINGS and path.is_file())
 
 
 def _cuts(name: str) -> Iterator[NamedRecording]:
-    """The cuts of a manifest; what is wrong with it ends it."""
-    from tokenverse_pp.data.audio.inputs import Refused, open_audio
-    from tokenverse_pp.data.manifests import read_cuts
-
+    """The cuts of a manifest, up to the first error in it."""
     try:
         for cut in read_cuts(name):
             yield NamedRecording(cut.id, file_name(cut.id), open_audio(cut))
@@ -153,15 +139,11 @@ def _cuts(name: str) -> Iterator[NamedRecording]:
 
 
 def file_name(cut_id: str) -> str:
-    """A cut's id as the name of a file: in one folder, and nothing that steers a terminal."""
+    """A cut's id as a file name: no path separators or control characters."""
     return re.sub(r"[/\\]|" + CONTROL.pattern, "-", cut_id)
 
 
 def _stdin(raw_rate: Optional[int]) -> Union[Heard, Refused]:
-    import numpy as np
-
-    from tokenverse_pp.data.audio.inputs import Refused, open_audio
-
     if sys.stdin.isatty():
         return Refused("stdin", "stdin: expected audio from a pipe or file, not a terminal")
     data = sys.stdin.buffer.read()
@@ -196,7 +178,7 @@ class Output:
         self._taken: Dict[str, str] = {}
 
     def reserve(self, source: NamedRecording) -> Union[Heard, Refused]:
-        """The recording, or why it cannot be written: two would have the same name."""
+        """The recording, or the reason why it cannot be written: another one has the same name."""
         if isinstance(source.heard, Refused) or (self.folder is None and self.formats[0] not in FIELDS):
             return source.heard
         name = source.output if self.folder is not None else source.heard.name
@@ -210,7 +192,7 @@ class Output:
         return Refused(source.label, f"{source.label}: {target} would be that of {other} too; left out")
 
     def write(self, source: NamedRecording, transcript: Transcript) -> str:
-        """Write one transcript; returns why that was not possible, or nothing."""
+        """Write one transcript; returns the reason if that failed, otherwise an empty string."""
         if self.folder is None:
             self._print(source, transcript)
             return ""
@@ -235,11 +217,11 @@ class Output:
             content = joined(transcript)
         if self.several and name in LINES:
             content = "".join(f"{source.label}: {line}\n" for line in content.splitlines() or [""])
-        # A file or pipe gets what was heard as it is.
+        # Only a terminal needs escapes.
         click.echo(printable(content) if self.is_terminal else content, nl=False)
 
     def _content(self, name: str, source: NamedRecording, transcript: Transcript, folder: Path) -> str:
-        """What a file of a format holds; a page has the audio in it, or, of a long recording, links to it."""
+        """The content of a file; an HTML page embeds the audio, or links to it if it is long."""
         if name == "html" and isinstance(source.heard, Heard):
             return to_html(transcript, source_of(source.heard.cut, folder.resolve(), embed=True))
         return FORMATS[name].write(transcript)

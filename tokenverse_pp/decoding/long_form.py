@@ -36,7 +36,7 @@ from typing import (
     Union,
 )
 
-from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import Autocast, DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import SPACE, Constraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
@@ -251,7 +251,7 @@ def decode_long(
     window: float = 28.0,
     overlap: float = 6.0,
     batch: int = 4,
-    precision: str = "fp32",
+    precision: Autocast = "fp32",
     weights: Optional[torch.Tensor] = None,
 ) -> Hypothesis:
     """Decode audio of any length in overlapping windows (see the module's docstring for how they are merged).
@@ -274,7 +274,7 @@ def decode_long(
         UserError: naming the file or option, for audio that cannot be read and windows that cannot be.
     """
     from tokenverse_pp.data.audio.inputs import open_audio
-    from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer  # which merges windows by this module
+    from tokenverse_pp.decoding.recognizer import Recognizer  # which merges windows by this module
 
     decoding = DecodeOptions(
         options or SearchOptions(), active.names, precision=precision, window=window, overlap=overlap
@@ -302,16 +302,6 @@ def merge_windows(
         for (start, part), hypothesis in zip(group, found):
             merger.add(start, start + round(part.duration / shift), hypothesis)
     return merger.result()
-
-
-def check_windows(window: float, overlap: float) -> None:
-    """See that windows of these lengths can be joined (raises UserError)."""
-    if not 0 < window < math.inf:
-        raise UserError(f"window: expected seconds above 0, got {window:g}")
-    if not 0 < 2 * overlap < window:
-        raise UserError(
-            f"overlap: expected seconds above 0, less than half the window of {window:g} s, got {overlap:g}"
-        )
 
 
 def windows_of(cut: Cut, window: float, overlap: float, shift: float) -> Iterator[Tuple[int, Cut]]:

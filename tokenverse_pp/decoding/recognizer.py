@@ -16,11 +16,11 @@ from torch import Tensor
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
-from tokenverse_pp.decoding.long_form import Merger, check_windows, merge_windows
+from tokenverse_pp.decoding.long_form import Merger, merge_windows
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.bundle import ModelBundle
@@ -81,44 +81,6 @@ def choose_tasks(tasks: TaskSet, names: Sequence[str]) -> TaskSet:
         if name not in tasks:
             raise UserError(f"--tasks: {name!r} is not a task of this model, which knows {', '.join(tasks.names)}")
     return tasks.subset(names or tasks.names)
-
-
-@dataclass(frozen=True)
-class DecodeOptions:
-    """Options of decoding.
-
-    Args:
-        search: options of the search.
-        tasks: names of the tasks to decode, none for all tasks of the model; the tokens of others are suppressed.
-        max_duration: seconds of padded audio in a batch.
-        stored_features: use the cuts' stored features instead of their audio.
-        precision: of the encoder: fp32, bf16 or fp16.
-        window: longer cuts (seconds) are decoded in windows of this length (`tokenverse_pp.decoding.long_form`).
-        overlap: of two windows, in seconds.
-        chunks: what each frame sees, as in streaming; None: full context. Cuts of any length are then decoded whole, in
-            memory that grows with the square of their length.
-        vector_scale: (task, factor) of task vectors that are scaled.
-    """
-
-    search: SearchOptions = field(default_factory=SearchOptions)
-    tasks: Tuple[str, ...] = ()
-    max_duration: float = 120.0
-    stored_features: bool = False
-    precision: str = "fp32"
-    window: float = 28.0
-    overlap: float = 6.0
-    chunks: Optional[ChunkOptions] = None
-    vector_scale: Tuple[Tuple[str, float], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 < self.max_duration < math.inf:
-            raise UserError(f"--max-duration: expected seconds above 0, got {self.max_duration:g}")
-        check_windows(self.window, self.overlap)
-
-    @property
-    def in_chunks(self) -> bool:
-        """Whether frames see less than the whole cut."""
-        return self.chunks is not None and not self.chunks.full
 
 
 Record = Dict[str, Any]

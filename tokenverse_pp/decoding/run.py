@@ -11,8 +11,8 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import logging
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +25,15 @@ from tqdm import tqdm
 import tokenverse_pp
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import feed
+from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.data.dataset import audio_files
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.decoding.language_models import lm_files
-from tokenverse_pp.decoding.recognizer import DecodeOptions, RecognizedBatch, Recognizer, Record, plan_batches
+from tokenverse_pp.decoding.recognizer import RecognizedBatch, Recognizer, Record, plan_batches
 from tokenverse_pp.models.bundle import ModelBundle
 
 Line = Dict[str, Any]
+LOG = logging.getLogger(__name__)
 # For the slowest process, which may get an hour-long file at the end; a process group waits 10 to 30 minutes.
 PATIENCE = datetime.timedelta(days=14)
 LINES = 10  # refused cuts that each process names on the terminal; failures.jsonl has all
@@ -204,9 +206,9 @@ def _decode_share(decoder: Recognizer, mine: Sequence[Keyed], parts: Parts, worl
             parts.append(world.rank, key, done)
             for failure in done.failures:
                 if refused < LINES:
-                    tqdm.write(f"refused: {failure['reason']}", file=sys.stderr)
+                    LOG.warning("refused: %s", failure["reason"])
                 elif refused == LINES:
-                    tqdm.write("refused: more cuts, see failures.jsonl", file=sys.stderr)
+                    LOG.warning("refused: more cuts, see failures.jsonl")
                 refused += 1
             audio += sum(cut.duration for cut in group)
             bar.update(len(group))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.beam import beam_search
 from tokenverse_pp.decoding.constraint_table import ConstraintTable
@@ -127,7 +128,7 @@ def search(
         UserError: for a task that the model does not know, a hotword that it cannot write, and, naming the input by its
             number, for one that is no such array, holds NaN or infinity, or is too short for one frame.
     """
-    from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer  # which searches by this module
+    from tokenverse_pp.decoding.recognizer import Recognizer  # which searches by this module
 
     network, known = model.model, model.tasks
     for name in tasks or ():

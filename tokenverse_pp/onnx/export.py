@@ -9,7 +9,7 @@ import io
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -20,6 +20,7 @@ import tokenverse_pp
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import check_links
+from tokenverse_pp.base.options import ExportOptions
 from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
 from tokenverse_pp.models.bundle import ModelBundle
@@ -98,29 +99,6 @@ states of the stream (names, shapes and types: `streaming.states` in {descriptio
 and return `frames` and the new states, under the same names with `.next`. They share `{weights}`. In Python:
 `tokenverse_pp.runtime.StreamingRuntime`, `open`, `push`, `close`.
 """
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Options of `export_onnx`.
-
-    Args:
-        precision: of the weights. ``float16``: stored in half the bytes, computed in float32. ``int8``: the encoder's
-            matrix products in 8 bits (dynamic quantisation, one scale per output channel).
-        chunks: export the streaming encoder, in these chunks; None for whole utterances.
-        opset: of ONNX; 17 is the first with LayerNormalization.
-
-    Raises:
-        UserError: for an unknown precision.
-    """
-
-    precision: str = "float32"
-    chunks: Optional[ChunkOptions] = None
-    opset: int = 17
-
-    def __post_init__(self) -> None:
-        if self.precision not in TOLERANCES:
-            raise UserError(f"precision: expected one of {', '.join(TOLERANCES)}, got {self.precision!r}")
 
 
 def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptions] = None) -> Description:

@@ -12,11 +12,12 @@ import numpy as np
 
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.base.options import check_windows
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
-from tokenverse_pp.decoding.long_form import Merger, check_windows, window_times
+from tokenverse_pp.decoding.long_form import Merger, window_times
 from tokenverse_pp.decoding.streaming.events import FINAL, TOKEN, Event, StreamWords, Token, WordReader
 from tokenverse_pp.onnx.folder import (
     ENCODER,

@@ -13,8 +13,9 @@ import numpy as np
 
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import StreamingOptions
 from tokenverse_pp.decoding.streaming.events import Event
-from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
+from tokenverse_pp.decoding.streaming.transcriber import StreamingTranscriber
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.serving.protocol import Control, End, SetTasks, Start
 

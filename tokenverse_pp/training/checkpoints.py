@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import platform
 import shutil
@@ -29,6 +30,8 @@ from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import PRETRAINED, check_vocabulary, load_weights
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.steps import Progress
+
+LOG = logging.getLogger(__name__)
 
 
 def versions() -> Dict[str, str]:
@@ -60,7 +63,7 @@ def git_commit() -> Optional[str]:
 UNIMPORTANT = ("training.exp_dir", "training.resume", "training.max_steps", "training.epochs", "training.threads")
 
 
-def find_start(config: Config, say: Callable[[str], None]) -> Optional[Path]:
+def find_start(config: Config, say: Callable[[str], None] = LOG.warning) -> Optional[Path]:
     """The checkpoint that ``training.resume`` asks for, verified; None: start a new run.
 
     Args:

@@ -5,7 +5,7 @@ One optimizer step (forward, backward, update) is `tokenverse_pp.training.steps.
 
 from __future__ import annotations
 
-import sys
+import logging
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,8 @@ from tokenverse_pp.training.optim import FreezeSchedule, TrainedRows, lr_factor,
 from tokenverse_pp.training.steps import BAD_BATCHES, Progress, Stepper, StepResult, cut_ids, dump_batches, scan
 from tokenverse_pp.training.transfer import Before, InitialModel, start_from
 from tokenverse_pp.training.validation import Validator, describe
+
+LOG = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -202,9 +204,9 @@ class Trainer:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def say(self, line: str) -> None:
-        """Print a message, on the first rank."""
+        """Log a message, on the first rank."""
         if self.world.is_first:
-            tqdm.write(line, file=sys.stderr)
+            LOG.info(line)
 
     def start(self, folder: Optional[Path] = None, source: Optional[InitialModel] = None) -> None:
         """Resume from a checkpoint (`checkpoints.find_start`), start from another model, or from scratch.
@@ -259,10 +261,9 @@ class Trainer:
         if result.bad_cuts or result.loss == result.loss:
             ids = ", ".join(result.bad_cuts or cut_ids(batches))
             folder = dump_batches(self.exp_dir, self.step, self.world.rank, batches, result.bad_cuts)
-            tqdm.write(
+            LOG.warning(
                 f"step {self.step} skipped: {'loss' if result.bad_cuts else 'gradient'} not finite "
-                f"(rank {self.world.rank}: {ids}); see {folder}",
-                file=sys.stderr,
+                f"(rank {self.world.rank}: {ids}); see {folder}"
             )
         if p.bad_in_a_row >= most:
             raise UserError(

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from tokenverse_pp.base.config import ChunkOptions, Config, StreamingConfig
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import Activation, Batch, TransducerDataset
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.samplers import shard
-from tokenverse_pp.decoding.recognizer import NOT_FINITE, DecodeOptions, Recognizer
+from tokenverse_pp.decoding.recognizer import NOT_FINITE, Recognizer
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.compat import autocast

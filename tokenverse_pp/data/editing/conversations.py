@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, Optional, Sequence, Set, Tuple, get_args
 
 from lhotse import RecordingSet, SupervisionSet
 from lhotse.audio import Recording
@@ -50,8 +50,8 @@ BESIDE_UNKNOWN = "it overlaps a turn whose words are not known"
 OVERLAP = "two speakers talk at once"
 TOO_LONG = "speech without a place to cut is longer than a window"
 OUTSIDE = "it does not lie inside its recording"
-ENDPOINT_RULES = ("auto", "punctuation", "pause")
-OVERLAP_RULES = ("keep", "drop")
+EndpointRule = Literal["auto", "punctuation", "pause"]
+OverlapRule = Literal["keep", "drop"]
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,30 @@ class ConversationOptions:
     """Options for making windows; times in seconds. See the module's docstring."""
 
     max_seconds: float = 30.0
+    """Longest window in seconds."""
     max_gap: float = 2.0
+    """A longer silence (s) begins a new window."""
     margin: float = 0.2
+    """Silence (s) kept before and after a window, at most half of what there is."""
+    endpoints: EndpointRule = "auto"
+    """Where a turn ends in a semantic endpoint. punctuation: where its transcript ends in . ? !; pause: where the
+    speaker then says nothing for --pause seconds or another speaker begins before that; auto: by punctuation where the
+    transcript has any, otherwise by pause."""
     pause: float = 0.5
-    endpoints: str = "auto"  # auto | punctuation (a turn without a mark is no endpoint) | pause
-    overlaps: str = "keep"  # keep | drop
+    """See --endpoints; seconds."""
+    overlaps: OverlapRule = "keep"
+    """Where two speak at once: keep both, written one after the other by start time, or drop the stretch."""
 
     def check(self) -> None:
         """Check the values (raises UserError naming the option)."""
         if not self.max_seconds > 2 * self.margin >= 0:
             raise UserError(f"--max-seconds {self.max_seconds:g}: expected more than two margins of {self.margin:g} s")
-        for name, allowed in (("endpoints", ENDPOINT_RULES), ("overlaps", OVERLAP_RULES)):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"--{name} {getattr(self, name)}: expected one of {', '.join(allowed)}")
+        for name, value, allowed in (
+            ("endpoints", self.endpoints, get_args(EndpointRule)),
+            ("overlaps", self.overlaps, get_args(OverlapRule)),
+        ):
+            if value not in allowed:
+                raise UserError(f"--{name} {value}: expected one of {', '.join(allowed)}")
 
 
 DEFAULT_OPTIONS = ConversationOptions()

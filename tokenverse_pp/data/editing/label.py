@@ -39,21 +39,18 @@ class GazetteerEntities:
 
 @dataclass(frozen=True)
 class LabelChange:
-    """The operations of `label_rows` on each cut, in this order.
-
-    Args:
-        only: drop all tasks but these (and ``asr``).
-        drop: tasks to drop, with the fields that hold only their labels.
-        add: tasks to add; their labels must exist already.
-        language: write this code, in its canonical form (``fr`` for ``FRA``), into turns without a language.
-        overwrite: replace languages and entities that differ.
-    """
+    """The operations of `label_rows` on each cut, in this order."""
 
     only: Optional[Tuple[str, ...]] = None
+    """Drop all tasks but these (and asr)."""
     drop: Tuple[str, ...] = ()
+    """Tasks to drop, e.g. ner, with the fields that hold only their labels."""
     add: Tuple[str, ...] = ()
+    """Tasks to add, e.g. lid,scd. Their labels must be in the cuts (or come from --language)."""
     language: Optional[str] = None
+    """Write this code (e.g. fr) into the turns that have no language, in its canonical form (fr for FRA)."""
     overwrite: bool = False
+    """Replace languages and entities that are there already."""
 
     def __post_init__(self) -> None:
         for task in (*(self.only or ()), *self.drop, *self.add):

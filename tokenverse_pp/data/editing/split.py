@@ -38,17 +38,14 @@ FREE = -1  # a key that no set has yet
 
 @dataclass(frozen=True)
 class KeyRule:
-    """The keys that sets must not share.
-
-    Args:
-        kinds: of ``speaker``, ``text``, ``recording``; any other name is a custom field of the cut.
-        text_words: texts of fewer words may be in several sets (everybody says yes).
-        allow_missing: a cut without a key of some kind shares nothing of that kind; otherwise it is an error.
-    """
+    """The keys that sets must not share."""
 
     kinds: Tuple[str, ...]
+    """What no two sets may share: speaker, text, recording, or a custom field of the cuts. May be given again."""
     text_words: int = 1
+    """Texts of fewer words may be in several sets (everybody says yes)."""
     allow_missing: bool = False
+    """Accept cuts without a speaker (text, ..): they share nothing. Otherwise they are an error."""
 
     def keys(self, row: ManifestRow) -> List[Tuple[str, str]]:
         """(kind, value) of every key that a cut must not share with other sets; its id if there is none.
@@ -197,29 +194,29 @@ def split_manifest(
 
 @dataclass(frozen=True)
 class Wanted:
-    """The cuts to select. Options that are not given do not restrict the selection.
+    """The cuts to select. Options that are not given do not restrict the selection."""
 
-    Args:
-        languages: of all turns: ``fr`` includes ``fr-CA`` and ``FRA``, ``pt-BR`` includes ``pt`` but not ``pt-PT``.
-        corpora: values of the custom field ``corpus``.
-        tasks: the cut is labelled for all of these.
-        without_tasks: the cut is labelled for none of these.
-        cuts: number of cuts.
-        hours: total duration; the cut that would exceed it is left out, and all after it.
-        at_random: not the first ones but a random choice by the seed, in the manifest's order.
-        keep_labels: task -> share of its labelled cuts that keep the label; the others lose it (`drop_tasks`).
-    """
-
-    languages: FrozenSet[str] = frozenset()
-    corpora: FrozenSet[str] = frozenset()
-    tasks: FrozenSet[str] = frozenset()
-    without_tasks: FrozenSet[str] = frozenset()
-    ids: Optional[FrozenSet[str]] = None
     cuts: Optional[int] = None
+    """Take the first N cuts (that fit what follows)."""
     hours: Optional[float] = None
+    """Take the first cuts, up to so many hours: the cut that would exceed them is left out, and all after it."""
     at_random: bool = False
-    keep_labels: Mapping[str, float] = field(default_factory=dict)
+    """Draw the cuts at random instead of taking the first ones; the order of the manifest stays."""
     seed: int = 0
+    """Seed of --random and --keep-labels."""
+    languages: FrozenSet[str] = frozenset()
+    """Only cuts all of whose turns are in this language: fr takes fr-CA and FRA, pt-BR takes pt but not pt-PT. May be
+    given again."""
+    corpora: FrozenSet[str] = frozenset()
+    """Only cuts whose custom field corpus is this. May be given again."""
+    tasks: FrozenSet[str] = frozenset()
+    """Only cuts labelled for this task; given again, for all of them."""
+    without_tasks: FrozenSet[str] = frozenset()
+    """Only cuts that are not labelled for this task; given again, for none of them."""
+    ids: Optional[FrozenSet[str]] = None
+    """Only cuts whose id is in this file, one a line."""
+    keep_labels: Mapping[str, float] = field(default_factory=dict)
+    """Keep a task's labels on this share of the cuts that have them, drop them from the others, e.g. ner=0.25."""
 
     def __post_init__(self) -> None:
         for task in (*self.tasks, *self.without_tasks, *self.keep_labels):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, Mapping, Optional, Tuple, Union
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.importing.audio import AudioOut, decoded_name
 from tokenverse_pp.data.importing.fields import AS_IT_IS, FieldMap, fill, read_inline
 from tokenverse_pp.data.importing.kaldi import read_kaldi, read_wav_scp
 from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
-from tokenverse_pp.data.importing.notation import REFUSE
 from tokenverse_pp.data.importing.rows import BadRow, ImportedWord, Rejected, Row, RowOrRejected, Speakers, Words
 from tokenverse_pp.data.importing.subtitles import read_subtitles
 from tokenverse_pp.data.importing.tables import read_dataset, read_recordings, read_table
@@ -23,48 +22,70 @@ TURN_SOURCES = ("table", "kaldi", "hf", "stm", "subtitles", "transcripts")
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """The options of `tokenverse-pp manifest import`, which has them documented.
+    """The options of `tokenverse-pp manifest import`.
 
     Exactly one of `TURN_SOURCES` gives the turns; without any, ``rttm`` does, or else ``ctm``.
-
-    Args:
-        constants: values of fields of rows that lack them.
-        nist_notation: one of `notation.NOTATIONS`.
-        per: one cut per ``row`` or per ``recording``.
-        discontinuous: what becomes of entities of BRAT in several pieces: ``refuse``, ``cover`` or ``drop``.
-        pause: seconds without a word after which a new turn begins, where words alone are given.
-        repeats: what to do with words that live captions repeat: see `read_subtitles`.
     """
 
     table: Tuple[Path, ...] = ()
+    """CSV, TSV or JSONL, one turn a row; may be given again."""
     kaldi: Optional[Path] = None
+    """Kaldi data folder."""
     hf: Optional[Path] = None
-    stm: Optional[Path] = None
-    subtitles: Optional[Path] = None
-    transcripts: Optional[Path] = None
-    rttm: Optional[Path] = None
-    ctm: Optional[Path] = None
-    recordings: Optional[Path] = None
-    brat: Optional[Path] = None
-    conll: Optional[Path] = None
-    audio_dir: Optional[Path] = None
-    audio_out: Optional[Path] = None
+    """Hugging Face datasets folder (save_to_disk, audiofolder, parquet)."""
     hf_split: Optional[str] = None
-    fields: FieldMap = field(default_factory=FieldMap)
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    delimiter: Optional[str] = None
-    inline: Optional[str] = None
-    nist_notation: str = REFUSE
-    normaliser: str = AS_IT_IS
-    widen: bool = False
-    discontinuous: str = REFUSE
-    per: str = ROW
+    """Split of the Hugging Face data set, where there are several."""
+    stm: Optional[Path] = None
+    """STM file, or a folder of them."""
+    subtitles: Optional[Path] = None
+    """SRT or WebVTT file named like its recording, or a folder of them."""
+    transcripts: Optional[Path] = None
+    """JSON of `transcribe`: a file, JSON lines, or a folder of them."""
+    repeats: Literal["auto", "drop", "keep"] = "auto"
+    """Cues and lines that repeat the cue before: auto drops them in live captions that echo or roll."""
+    rttm: Optional[Path] = None
+    """Alone: the turns. Beside another source: who speaks in its turns."""
+    ctm: Optional[Path] = None
+    """Words with times, for turns without text. Alone: turns made of them."""
+    nist_notation: Literal["refuse", "resolve", "keep"] = "refuse"
+    """Marks in STM, CTM and RTTM such as { uh / um }, (%HESITATION), <unk>: refuse such turns, resolve the marks (first
+    alternative, no sounds), or keep them as words."""
     pause: float = 1.0
-    repeats: str = "auto"
+    """With --ctm alone: seconds without a word after which a new turn begins."""
+    brat: Optional[Path] = None
+    """Folder of BRAT documents NAME.txt + NAME.ann."""
+    conll: Optional[Path] = None
+    """CoNLL file or folder: token .. BIO tag, a sentence a row."""
+    discontinuous: Literal["refuse", "cover", "drop"] = "refuse"
+    """BRAT entities in several pieces: refuse the row, cover all from first to last, drop the entity."""
+    inline: Optional[Literal["brackets", "tags"]] = None
+    """How entities are marked in the text."""
+    widen: bool = False
+    """Extend entities that are a part of a word to all of it."""
+    recordings: Optional[Path] = None
+    """Table (recording, audio, language, ..) or wav.scp: what audio it is."""
+    audio_dir: Optional[Path] = None
+    """Paths begin here, and may not lead out. Default: the data's folder."""
+    audio_out: Optional[Path] = None
+    """Folder to make for audio that must be written. Default: OUTPUT_audio."""
     sampling_rate: Optional[int] = 16000
+    """Audio of another rate is written anew at this one; None: audio stays as it is."""
     allow_pipes: bool = False
+    """Run a wav.scp's commands (later: --allow-commands)."""
+    fields: FieldMap = field(default_factory=FieldMap)
+    """Which columns hold which fields, and the unit of times."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Values of fields of rows that lack them."""
+    delimiter: Optional[str] = None
+    """Of tables that are not named .csv or .tsv, such as ';'."""
+    normaliser: str = AS_IT_IS
+    """Text normaliser: keep, words, cased, none."""
+    per: Literal["row", "recording"] = "row"
+    """Make a cut of each row, or one of all rows of a recording."""
     skip_bad: bool = False
+    """Write the rest where rows cannot be mapped."""
     rejected: Optional[Path] = None
+    """Write the rows that cannot be mapped to this TSV file."""
 
     @property
     def turns(self) -> str:

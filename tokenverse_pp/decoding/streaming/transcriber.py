@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
+from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.options import StreamingOptions
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import read_calibration
 from tokenverse_pp.decoding.scorer import bonus_for
@@ -74,34 +73,6 @@ class Stream:
         count = len(whole) // size
         self.waiting = whole[count * size :].clone()  # no view: it would keep all of the audio in memory
         return list(whole[: count * size].split(size)) if count else []
-
-
-@dataclass(frozen=True)
-class StreamingOptions:
-    """How to transcribe streams.
-
-    Args:
-        chunks: how much audio the encoder takes at a time, and how far it looks back.
-        tasks: names of the tasks that a stream decodes by default; none for all.
-        search: its method is ``greedy`` or ``beam``.
-        reset_at_endpoint: as soon as the best hypothesis has an ``[ENDP]`` it becomes final, and the search starts
-            afresh; the encoder keeps its context.
-        decide_after: seconds after which the best hypothesis of a beam decides what the others do not agree to. It
-            bounds memory; in practice they agree within a few words.
-
-    Raises:
-        UserError: for ``decide_after`` that is no number of seconds.
-    """
-
-    chunks: ChunkOptions = field(default_factory=ChunkOptions)
-    tasks: Tuple[str, ...] = ()
-    search: SearchOptions = field(default_factory=lambda: SearchOptions(method="greedy"))
-    reset_at_endpoint: bool = False
-    decide_after: float = 30.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.decide_after < math.inf:
-            raise UserError(f"streaming option 'decide_after': expected seconds above 0, got {self.decide_after!r}")
 
 
 class StreamingTranscriber:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
@@ -10,6 +9,7 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import PathLike, is_finite, json_of, write_text
+from tokenverse_pp.base.options import PageOptions
 from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.evaluation.report import tables
 from tokenverse_pp.evaluation.report.html import render
@@ -56,25 +56,6 @@ def _object(path: Path, content: str, keys: set) -> Dict[str, Any]:
         with_keys = f" with {' and '.join(sorted(keys))}" if keys else ""
         raise UserError(f"{path}: expected an object{with_keys}, as decode.py writes it")
     return found
-
-
-SHOWN = 30  # utterances in a list
-
-
-@dataclass(frozen=True)
-class PageOptions:
-    """What goes into the page.
-
-    Args:
-        title: its heading.
-        utterances: how many of the worst utterances are listed, and half as many conversations.
-        embed_audio: put the audio of the listed utterances into the page, so that it can be sent elsewhere; otherwise
-            it is linked by relative path.
-    """
-
-    title: str = "Decoding report"
-    utterances: int = SHOWN
-    embed_audio: bool = False
 
 
 def write_report(

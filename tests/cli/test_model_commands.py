@@ -1,16 +1,18 @@
-"""`tokenverse-pp calibrate`, from decoded cuts to a file in the model folder that decoding finds."""
+"""`tokenverse-pp average` on the checkpoints of a real run, and `calibrate` on made-up hypotheses of its model."""
 
 import json
 import random
 import shutil
 
 import pytest
-from click.testing import CliRunner
+import torch
+from command_lines import run
 from labelled_cuts import make_cut
 from lhotse import CutSet
 
-from tokenverse_pp.cli.main import cli
 from tokenverse_pp.decoding.hypothesis import read_calibration
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.models.bundle import load_model
 
 WORDS = "un deux trois quatre cinq six sept huit neuf dix".split()
 
@@ -37,8 +39,11 @@ def decoded(tmp_path):
 
 
 def calibrate(model, hyps, cuts, *more):
-    arguments = ["calibrate", "--model", model, "--hyps", hyps, "--cuts", cuts, *more]
-    return CliRunner().invoke(cli, list(map(str, arguments)))
+    return run("calibrate", "--model", model, "--hyps", hyps, "--cuts", cuts, *more)
+
+
+def average(*arguments):
+    return run("average", *arguments)
 
 
 def test_model_learns_how_sure_it_may_be(model, decoded):
@@ -61,11 +66,9 @@ def test_other_output(model, decoded, tmp_path):
 
 def test_bad_input_is_one_line_and_leaves_nothing(model, decoded, tmp_path):
     hyps, cuts = decoded
-    without = tmp_path / "without.jsonl"
+    without, foreign, silent = (tmp_path / f"{name}.jsonl" for name in ("without", "foreign", "silent"))
     without.write_text('{"id": "c0", "text": "un"}\n')
-    foreign = tmp_path / "foreign.jsonl"
     foreign.write_text('{"id": "x", "text": "un", "words": []}\n')
-    silent = tmp_path / "silent.jsonl"
     silent.write_text('{"id": "c0", "text": "", "words": []}\n')
     for arguments, said in (
         ((model, without, cuts), "hypothesis c0"),
@@ -76,5 +79,42 @@ def test_bad_input_is_one_line_and_leaves_nothing(model, decoded, tmp_path):
         ((tmp_path / "nomodel", hyps, cuts), "nomodel"),
     ):
         done = calibrate(*arguments)
-        assert done.exit_code == 2 and "error: " in done.output and said in done.output, done.output
+        assert done.exit_code == 2 and "error: " in done.stderr and said in done.stderr, done.output
         assert not (model / "calibration.json").exists()
+
+
+def test_the_average_of_one_checkpoint_is_that_checkpoint(finished_run, tmp_path):
+    assert average(finished_run, tmp_path / "model").exit_code == 0
+    newest = checkpoint.read_tensors(checkpoint.list_checkpoints(finished_run)[-1] / checkpoint.WEIGHTS)
+    found = checkpoint.read_tensors(tmp_path / "model" / checkpoint.WEIGHTS)
+    assert found.keys() == newest.keys()
+    assert all(torch.equal(found[key], newest[key]) for key in found)
+
+
+def test_half_precision_of_an_average_halves_the_file_and_loads(finished_run, tmp_path):
+    for dtype in ("float32", "float16"):
+        assert average(finished_run, tmp_path / dtype, "--dtype", dtype).exit_code == 0
+    sizes = [(tmp_path / dtype / checkpoint.WEIGHTS).stat().st_size for dtype in ("float16", "float32")]
+    assert sizes[0] < 0.55 * sizes[1]
+    half, whole = (dict(load_model(tmp_path / dtype).model.named_parameters()) for dtype in ("float16", "float32"))
+    assert all(half[key].dtype == torch.float32 for key in half)
+    assert all(torch.allclose(half[key], whole[key], rtol=1e-3, atol=1e-6) for key in half)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--last", 99], "99 checkpoints wanted"),
+        (["--running", "--last", 1], "--last 2"),
+        (["--running", "--last", 2], "no running average"),
+    ],
+)
+def test_averages_that_cannot_be_are_refused(finished_run, tmp_path, words, said):
+    result = average(finished_run, tmp_path / "model", *words)
+    assert result.exit_code == 2 and said in result.stderr and not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("words", [["--int8", "--float16"], ["--precision", "float16", "--int8"]])
+def test_an_export_has_one_precision(tmp_path, words):
+    done = run("export", tmp_path, "--output-dir", tmp_path / "out", *words)
+    assert done.exit_code == 2 and "--int8" in done.stderr and "expected one of them at most" in done.stderr

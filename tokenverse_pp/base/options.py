@@ -1,0 +1,164 @@
+"""Options of decoding, transcription, streaming, export and reports.
+
+The docstring under a field is also its help on command lines.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Optional, Sequence, Tuple, Union, get_args
+
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.search_options import Method, SearchOptions
+
+Hotword = Union[str, Tuple[str, float]]
+Names = Union[str, Sequence[str]]
+Autocast = Literal["fp32", "bf16", "fp16"]
+ExportPrecision = Literal["float32", "float16", "int8"]
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How to decode a CutSet.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    search: SearchOptions = field(default_factory=SearchOptions)
+    """Options of the search."""
+    tasks: Tuple[str, ...] = ()
+    """Tasks to decode, e.g. asr,scd; the tokens of all others are suppressed. Default: all that the model knows."""
+    max_duration: float = 120.0
+    """Seconds of padded audio in a batch."""
+    stored_features: bool = False
+    """Take the cuts' stored features in place of their audio."""
+    precision: Autocast = "fp32"
+    """Number type of the encoder (autocast)."""
+    window: float = 28.0
+    """Cuts longer than this many seconds are decoded in windows of this length."""
+    overlap: float = 6.0
+    """Seconds that two windows have in common."""
+    chunks: Optional[ChunkOptions] = None
+    """What each frame sees, as in streaming; None: full context. With chunks, cuts of any length are decoded without
+    windows, in memory that grows with the square of their length."""
+    vector_scale: Tuple[Tuple[str, float], ...] = ()
+    """Multiply the task's vector by a factor, e.g. ner=1.5; may be given again."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_duration < math.inf:
+            raise UserError(f"--max-duration: expected seconds above 0, got {self.max_duration:g}")
+        check_windows(self.window, self.overlap)
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether frames see less than the whole cut."""
+        return self.chunks is not None and not self.chunks.full
+
+
+def check_windows(window: float, overlap: float) -> None:
+    """See that windows of these lengths can be joined (raises UserError)."""
+    if not 0 < window < math.inf:
+        raise UserError(f"window: expected seconds above 0, got {window:g}")
+    if not 0 < 2 * overlap < window:
+        raise UserError(
+            f"overlap: expected seconds above 0, less than half the window of {window:g} s, got {overlap:g}"
+        )
+
+
+@dataclass(frozen=True)
+class TranscribeOptions:
+    """How to transcribe recordings."""
+
+    tasks: Optional[Names] = None
+    """Tasks to decode, e.g. asr,scd. Default: all that the model knows."""
+    language: Optional[Names] = None
+    """What is spoken, if that is known, e.g. fr, or several: fr,nl. The model writes no other. Needs the task lid."""
+    hotwords: Optional[Union[str, Path, Sequence[Hotword]]] = None
+    """Phrases to prefer, or a file of them: 'phrase [TAB bonus]'. Not with greedy search."""
+    method: Optional[Method] = None
+    """Search method; default: that of search."""
+    beam: Optional[int] = None
+    """Hypotheses kept per utterance; default: those of search."""
+    search: Optional[SearchOptions] = None
+    """All options of the search. language, hotwords, method, beam and lm replace theirs where they are given."""
+    batch_seconds: float = 120.0
+    """Seconds of padded audio in a batch."""
+    window: float = 28.0
+    """Longer recordings are decoded in windows of this many seconds (docs/long_audio.md)."""
+    overlap: float = 6.0
+    """Seconds that two windows have in common."""
+    precision: Autocast = "fp32"
+    """Number type of the encoder (autocast)."""
+    lm: Optional[Union[str, Path]] = None
+    """Language model for shallow fusion, or a folder with one per language (docs/language_model.md); its scale and
+    bonus are those of search. Not with greedy search."""
+
+    def check_precision(self) -> None:
+        """See that the encoder can be run in this precision (raises UserError)."""
+        if self.precision not in get_args(Autocast):
+            raise UserError(f"precision: expected fp32, bf16 or fp16, got {self.precision!r}")
+
+
+@dataclass(frozen=True)
+class StreamingOptions:
+    """How to transcribe streams.
+
+    Raises:
+        UserError: for ``decide_after`` that is no number of seconds.
+    """
+
+    chunks: ChunkOptions = field(default_factory=ChunkOptions)
+    """How much audio the encoder takes at a time, and how far it looks back."""
+    tasks: Tuple[str, ...] = ()
+    """Tasks that a stream decodes if it does not say otherwise. Default: all of the model."""
+    search: SearchOptions = field(default_factory=lambda: SearchOptions(method="greedy"))
+    """Options of the search; its method is greedy or beam."""
+    reset_at_endpoint: bool = False
+    """As soon as the best hypothesis has an [ENDP] it becomes final, and the search starts afresh. The encoder keeps
+    its context."""
+    decide_after: float = 30.0
+    """Seconds after which the best hypothesis of a beam decides where the hypotheses still differ. This bounds memory;
+    in practice they agree within a few words."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decide_after < math.inf:
+            raise UserError(f"streaming option 'decide_after': expected seconds above 0, got {self.decide_after!r}")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export a model to ONNX.
+
+    Raises:
+        UserError: for an unknown precision.
+    """
+
+    precision: ExportPrecision = "float32"
+    """Precision of the weights. float16: stored in half the bytes, computed in float32. int8: the encoder's matrix
+    products in 8 bits (dynamic quantisation, one scale per output channel)."""
+    chunks: Optional[ChunkOptions] = None
+    """Export the streaming form, with these chunks; None: for whole utterances."""
+    opset: int = 17
+    """ONNX opset; 17 is the first with LayerNormalization."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(ExportPrecision):
+            expected = ", ".join(get_args(ExportPrecision))
+            raise UserError(f"precision: expected one of {expected}, got {self.precision!r}")
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """What goes into the page of a report."""
+
+    title: str = "Decoding report"
+    """Heading of the page."""
+    utterances: int = 30
+    """How many of the worst utterances are listed, and half as many conversations."""
+    embed_audio: bool = False
+    """Put the audio of the listed utterances into the page, so that it can be sent elsewhere; otherwise the page links
+    to it."""
