@@ -45,7 +45,7 @@ SECTIONS: Dict[str, Tuple[str, str, float]] = {
     "step": ("gpu_model", "step", 35),
     "search": ("gpu_model", "search", 20),
     "decode": ("gpu_model", "decode", 25),
-    "peers": ("gpu_loss", "peers", 25),
+    "peers": ("gpu_loss", "peers", 35),
     "parts": ("gpu_loss", "parts", 15),
     "more_steps": ("gpu_model", "more_steps", 40),
     "toy": ("gpu_model", "toy", 40),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from functools import partial
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 from gpu_run import GpuRun, Record, launches, peak_mb, reason_of, relative_error, timed, waits
@@ -213,12 +213,13 @@ def speed(run: GpuRun) -> None:
     for size in [TINY] if run.dry else SPEED_SIZES:
         case = speed_case(run, size)
         for mode in MODES:
-            for budget in (None, 0):
-                speed_of(run, case, "tokenverse_pp pruned", mode, partial(case.pruned, memory_budget=budget), budget)
+            for budget in ("default", 0):
+                loss = partial(case.pruned, memory_budget=None if budget == "default" else budget)
+                speed_of(run, case, "tokenverse_pp pruned", mode, loss, budget)
         if size == SPEED_SIZES[0] or run.dry:
             for mode in MODES:
                 speed_of(run, case, "tokenverse_pp exact", mode, case.exact_joiner)
-        del case
+        del case, loss
 
 
 def speed_of(
@@ -227,7 +228,7 @@ def speed_of(
     peer: str,
     mode: str,
     loss: Callable[[], Tensor],
-    budget: Optional[int] = None,
+    budget: Union[int, str, None] = None,
     optional: bool = False,
 ) -> None:
     """Record the speed of one loss; its matrix products in one of `MODES`."""
@@ -236,7 +237,7 @@ def speed_of(
         with products(mode) as autocast:
             return measured(run, case, lambda: case.step(loss, autocast))
 
-    name = f"{peer}, {mode}, budget {'default' if budget is None else budget}"
+    name = f"{peer}, {mode}" + ("" if budget is None else f", budget {budget}")
     about = {"peer": peer, "mode": mode, "budget": budget, **case.about()}
     run.case("loss", name, measure, optional, **about)
 

@@ -187,7 +187,11 @@ def launches(run: Callable[[], Any], device: torch.device) -> Record:
     operations = sum(event.name.startswith("aten::") for event in events)
     if device.type != "cuda":
         return {"kernels": None, "copies": None, "operations": operations}
-    on_gpu = [event.name for event in events if event.device_type == DeviceType.CUDA]
+    on_gpu = [
+        event.name
+        for event in events
+        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
+    ]
     copies = sum(name.startswith(("Memcpy", "Memset")) for name in on_gpu)
     return {"kernels": len(on_gpu) - copies, "copies": copies, "operations": operations}
 

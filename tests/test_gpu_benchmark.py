@@ -133,8 +133,8 @@ def test_peers_compute_the_same_loss(monkeypatch):
 def test_a_killed_run_leaves_records_that_fill_a_page(tmp_path, script):
     first = {"section": "environment", "case": "all", "status": "ok", "device": "H1", "dry_run": False, "torch": "2.11"}
     first.update(cpus=16, tokenverse_pp="0.1.0", matmul_tflops=700.0)
-    second = {"section": "loss", "case": "x", "status": "ok", "peer": "k2", "mode": "bf16", "budget": None, "B": 8}
-    second.update(T=500, U=80, V=500, ms=4.5678, peak_mb=120.4, kernels=41, waits="no")
+    second = {"section": "loss", "case": "x", "status": "ok", "peer": "k2", "mode": "bf16", "budget": "default"}
+    second.update(B=8, T=500, U=80, V=500, ms=4.5678, peak_mb=120.4, kernels=41, waits="no")
     third = {"section": "toy", "case": "all", "status": "skipped", "reason": "needs about 40 s, 3 s are left"}
     path, page = tmp_path / "gpu.json", tmp_path / "page.md"
     path.write_text("".join(json.dumps(r) + "\n" for r in (first, second, third)) + '{"section": "lo')
@@ -143,7 +143,7 @@ def test_a_killed_run_leaves_records_that_fill_a_page(tmp_path, script):
         script.main(["--json", str(path), "--fill", str(page)])
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith(f"{script.MARKS[1]}\nafter\n") and "old" not in text
-    assert "| k2 | bf16 |  | 8 | 500 | 80 | 500 | 4.57 | 120 | 41 | no |" in text
+    assert "| k2 | bf16 | default | 8 | 500 | 80 | 500 | 4.57 | 120 | 41 | no |" in text
     assert "H1, torch 2.11" in text and "- toy, all: skipped: needs about 40 s, 3 s are left\n" in text
 
 
