@@ -4,7 +4,8 @@
     python benchmarks/gpu.py --json gpu.json --fill docs/performance.md    # the tables of gpu.json; runs nothing
     python benchmarks/gpu.py --json dry.json --dry-run                     # tiny sizes on a CPU
 
-One JSON record a line, written as soon as it is measured. An error becomes a record, and the run continues. What does
+One JSON record a line, written as soon as it is measured. An error becomes a record, and the run continues (in a new
+process after one that makes the GPU unusable, such as an illegal memory access). What does
 not fit into the time, or needs a package that is not installed, is recorded as skipped with the reason. The exit code
 is 1 if anything failed. The sections, the most important first:
 
@@ -29,6 +30,7 @@ import importlib.util
 import json
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -113,6 +115,13 @@ def environment(run: Any) -> Record:
     return about
 
 
+def restart(args: argparse.Namespace, sections: Sequence[str], seconds: float) -> None:
+    """Run the rest in a new process, since this one has lost its GPU."""
+    print(f"the GPU fails in this process; a new one runs {', '.join(sections)}", file=sys.stderr)
+    command = [sys.executable, __file__, "--json", str(args.json), "--append", "--sections", *sections]
+    subprocess.call([*command, "--minutes", str(max(seconds, 1) / 60)])
+
+
 def measure(args: argparse.Namespace) -> bool:
     """Run the sections; returns whether nothing failed."""
     if args.dry_run:
@@ -123,17 +132,22 @@ def measure(args: argparse.Namespace) -> bool:
         raise UserError("torch finds no NVIDIA GPU here; --dry-run runs all of it with tiny sizes on the CPU")
     from gpu_run import GpuRun
 
-    run = GpuRun(args.json, args.minutes, args.dry_run)
+    run = GpuRun(args.json, args.minutes, args.dry_run, args.append)
+    wanted = [name for name in SECTIONS if name in args.sections]
     try:
-        run.case("environment", "all", lambda: environment(run))
-        for name, (module, function, needs) in SECTIONS.items():
-            if name in args.sections:
+        if not args.append:
+            run.case("environment", "all", lambda: environment(run))
+        for number, name in enumerate(wanted):
+            module, function, needs = SECTIONS[name]
+            if not run.works():
+                restart(args, wanted[number:], run.left)
+                return False
 
-                def body(run: Any, module: str = module, function: str = function) -> None:
-                    # Imported here: a package that is missing costs the sections that need it.
-                    getattr(importlib.import_module(module), function)(run)
+            def body(run: Any, module: str = module, function: str = function) -> None:
+                # Imported here: a package that is missing costs the sections that need it.
+                getattr(importlib.import_module(module), function)(run)
 
-                run.section(name, needs * (DRY_SHARE if args.dry_run else 1), body)
+            run.section(name, needs * (DRY_SHARE if args.dry_run else 1), body)
     finally:
         run.close()
     count = {status: sum(r["status"] == status for r in run.records) for status in ("ok", "skipped", "failed")}
@@ -209,6 +223,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--minutes", type=float, default=5, help="time for everything (default: 5)")
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), metavar="NAME",
                         help="run these only")  # fmt: skip
+    parser.add_argument("--append", action="store_true", help="add the records to --json instead of replacing it")
     parser.add_argument("--dry-run", action="store_true", help="run all of it with tiny sizes on the CPU")
     parser.add_argument("--fill", type=Path, metavar="PAGE",
                         help="put the tables of --json between the marks of this page; measures nothing")  # fmt: skip

@@ -32,12 +32,13 @@ class GpuRun:
     `ok` have ``reason``.
 
     Args:
-        path: of the JSON file, which is replaced.
+        path: of the JSON file.
         minutes: time for everything.
         dry: tiny sizes on a CPU.
+        append: add to the file instead of replacing it.
     """
 
-    def __init__(self, path: Path, minutes: float, dry: bool):
+    def __init__(self, path: Path, minutes: float, dry: bool, append: bool = False):
         self.dry = dry
         self.device = torch.device("cpu" if dry else "cuda")
         self.repeats = 1 if dry else 10
@@ -45,7 +46,7 @@ class GpuRun:
         self.budget = 60 * minutes
         self.records: List[Record] = []
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
+        self._file = path.open("a" if append else "w", encoding="utf-8")
 
     @property
     def left(self) -> float:
@@ -108,8 +109,16 @@ class GpuRun:
     def free(self) -> None:
         """Give the memory of what is no longer used back to the GPU."""
         gc.collect()
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and self.works():
             torch.cuda.empty_cache()
+
+    def works(self) -> bool:
+        """Whether the device still does: after an illegal memory access, no call of this process on the GPU works."""
+        try:
+            wait(self.device)
+        except RuntimeError:
+            return False
+        return True
 
     def close(self) -> None:
         """Close the JSON file."""

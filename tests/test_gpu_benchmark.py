@@ -83,6 +83,24 @@ def test_sections_that_do_not_fit_are_skipped_with_the_reason(tmp_path, script):
     assert environment_["status"] == "ok"
     assert [r["section"] for r in skipped] == list(script.SECTIONS)
     assert all(r["status"] == "skipped" and "s are left" in r["reason"] for r in skipped)
+    added = dry_run(tmp_path / "gpu.json", "--minutes", 0.001, "--append", "--sections", "toy", "loss")
+    assert [r["section"] for r in added] == ["environment", *script.SECTIONS, "loss", "toy"]
+
+
+def test_a_lost_gpu_moves_the_rest_to_a_new_process(tmp_path, script, monkeypatch):
+    module = load_script(FOLDER / "gpu_run.py", "gpu_run")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(script, "environment", lambda run: {})
+    monkeypatch.setattr(module.GpuRun, "section", lambda self, name, *_: self.add(name, "all", "failed", 0, {}, {}))
+    monkeypatch.setattr(module.GpuRun, "works", lambda self: len(self.records) < 3)
+    commands = []
+    monkeypatch.setattr(script.subprocess, "call", commands.append)
+    path = tmp_path / "gpu.json"
+    failure = call(script.main, "--json", path, "--dry-run", "--sections", "equality", "loss", "search", "toy")
+    assert failure.code == 1 and "a new one runs search, toy" in failure.stderr
+    command = list(map(str, commands[0]))
+    assert command[2:8] == ["--json", str(path), "--append", "--sections", "search", "toy"]
+    assert 4 < 60 * float(command[-1]) <= 300
 
 
 def test_an_error_becomes_a_record_and_the_run_continues(gpu_run, tmp_path):
