@@ -74,7 +74,7 @@ def test_a_frame_is_in_the_chunk_where_its_last_sample_arrives(chunk_ms, recepti
 def test_rows_without_keys_give_no_nan():
     """Padded frames in chunks where nothing is valid: attention over nothing."""
     seen = chunk_mask(6, ChunkGrid(2, 0, 0))
-    bias = attention_bias(torch.tensor([[True, True, False, False, False, False]]), torch.float32, seen)
+    bias = attention_bias(torch.tensor([2]), 6, torch.device("cpu"), seen)
     q = torch.randn(1, 2, 6, 4)
     assert torch.isfinite(scaled_dot_product_attention(q, q, q, bias)).all()
     assert torch.isfinite((q @ q.transpose(-2, -1) + bias).softmax(-1)).all()

@@ -37,11 +37,11 @@ class DistributedContext:
         """The model, wrapped in DDP if there are several processes."""
         if self.size == 1:
             return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
+        # Without device_ids, inputs stay where they are: lengths on the CPU.
         # The one buffer (trained combinations) is merged by `any_` instead of broadcast.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # new torch renames the argument, torch 1.13 needs it
-            return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+            return DistributedDataParallel(model, broadcast_buffers=False)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all processes (float64)."""
@@ -50,6 +50,12 @@ class DistributedContext:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
+
+    def sum_tensor(self, values: Tensor) -> Tensor:
+        """Sums over all processes, in place; ``values`` are on this process's device."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
 
     def gather(self, item: T) -> List[T]:
         """The items of all processes, in order of rank; small ones only (they are pickled among trusted peers)."""

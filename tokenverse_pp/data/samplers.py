@@ -28,6 +28,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
@@ -435,6 +436,7 @@ def train_batches(
         sampler=batches,  # type: ignore[arg-type]
         batch_size=None,
         num_workers=config.num_workers,
+        pin_memory=torch.cuda.is_available(),  # so that copies to the GPU do not wait
         **({"prefetch_factor": 4} if config.num_workers else {}),  # type: ignore[arg-type]
     )
     for place, batch in loader:

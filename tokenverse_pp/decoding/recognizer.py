@@ -25,6 +25,7 @@ from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.compat import autocast
+from tokenverse_pp.models.encoders.base import length_mask
 from tokenverse_pp.models.stored_features import batches_of
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.result import Transcript, TranscriptReader
@@ -175,12 +176,10 @@ class Recognizer:
             chunks: what each frame sees, None for full context.
 
         Returns:
-            (N, T', C) and (N,) valid frames.
+            (N, T', C) and (N,) valid frames, where ``lens`` were.
         """
         with autocast(self.device, self.options.precision):
-            out, lens = self.loaded.model.encode(
-                inputs.to(self.device), lens.to(self.device), weights.to(self.device), stored, chunks
-            )
+            out, lens = self.loaded.model.encode(inputs.to(self.device), lens, weights.to(self.device), stored, chunks)
         return out, lens
 
     @torch.no_grad()
@@ -197,9 +196,8 @@ class Recognizer:
         Returns:
             For each utterance its n-best list, or None where its frames hold NaN or infinity.
         """
-        valid = torch.arange(out.size(1), device=out.device) < lens[:, None]
-        finite = (torch.isfinite(out).all(-1) | ~valid).all(-1)
-        lengths, is_finite = torch.stack([lens.long(), finite.long()]).tolist()  # one transfer for the batch
+        finite = (torch.isfinite(out).all(-1) | ~length_mask(lens, out.size(1), out.device)).all(-1)
+        lengths, is_finite = lens.tolist(), finite.tolist()
         found: List[Optional[NBest]] = [None] * len(lengths)
         good = [row for row, fine in enumerate(is_finite) if fine]
         if good:

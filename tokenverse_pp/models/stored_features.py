@@ -94,7 +94,7 @@ def store_features(
         for group in batches_of(sorted(cuts, key=lambda cut: cut.duration), max_duration):
             audio, lens = collate([load_inputs(cut) for cut in group])
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                features, frames = encoder.extract(audio.to(device), lens.to(device), chunks)
+                features, frames = encoder.extract(audio.to(device), lens, chunks)
             for cut, values, length in zip(group, features.float().cpu().numpy(), frames.tolist()):
                 array = writer.store_array(
                     _file_key(cut.id) + suffix, np.ascontiguousarray(values[:length].astype(dtype))

@@ -17,6 +17,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.losses import pruned_transducer_loss
 from tokenverse_pp.losses.entry import token_log_probs
 from tokenverse_pp.models.encoders import Encoder
+from tokenverse_pp.models.encoders.base import length_mask
 
 MAX_COMBINATION_TASKS = 10  # 2^10 rows; beyond that most rows would never be trained
 
@@ -81,21 +82,25 @@ class SpecAugment(nn.Module):
             return features
         c = self.config
         if c.time_share > 0:
-            features = features.masked_fill(_spans(lens, features.shape[1], c.time_share, c.time_span)[:, :, None], 0)
+            spans = _spans(lens, features.shape[1], c.time_share, c.time_span, features.device)
+            features = features.masked_fill(spans[:, :, None], 0)
         if c.channel_share > 0:
             size = features.shape[2]
             widths = torch.full_like(lens, size)
-            features = features.masked_fill(_spans(widths, size, c.channel_share, c.channel_span)[:, None, :], 0)
+            spans = _spans(widths, size, c.channel_share, c.channel_span, features.device)
+            features = features.masked_fill(spans[:, None, :], 0)
         return features
 
 
-def _spans(lens: Tensor, size: int, share: float, span: int) -> Tensor:
-    """Random spans of 0 to ``span`` places within lens (N,), covering about ``share`` -> mask (N, size)."""
-    device = lens.device
+def _spans(lens: Tensor, size: int, share: float, span: int, device: torch.device) -> Tensor:
+    """Random spans of 0 to ``span`` places within lens (N,), covering about ``share`` -> mask (N, size) on a device."""
     # A span has span / 2 places on average; the number of spans is rounded at random, to keep the mean.
-    count = lens.to(torch.float32) * share / (span / 2)
-    count = (count + torch.rand(lens.shape, device=device)).floor().long()
-    most = int(count.max()) if len(lens) else 0
+    mean = lens.to(torch.float32) * share / (span / 2)
+    longest = float(mean.max()) if len(lens) else 0.0
+    lens = lens.to(device, non_blocking=True)
+    count = (mean.to(device, non_blocking=True) + torch.rand(lens.shape, device=device)).floor().long()
+    # A GPU draws the most spans that there can be: to ask it how many there are would be to wait for it.
+    most = int(count.max()) if device.type == "cpu" and len(lens) else int(longest + 1)
     if most == 0:
         return torch.zeros(len(lens), size, dtype=torch.bool, device=device)
     width = torch.randint(0, span + 1, (len(lens), most), device=device)
@@ -213,13 +218,13 @@ class Transducer(nn.Module):
 
         Args:
             inputs: audio (N, S), or stored features at the seam (N, T, F) when ``stored``.
-            lens: valid samples or frames, (N,).
+            lens: valid samples or frames, (N,); best on the CPU, where looking at them does not wait for a GPU.
             active: (N, K + 1) of 0 and 1: the active tasks.
             stored: ``inputs`` are stored results of `Encoder.extract`, with the same ``chunks``.
             chunks: each frame sees only its chunk and the left context, as in streaming; None: full context.
 
         Returns:
-            (N, T', C) and the valid frames (N,).
+            (N, T', C) and the valid frames (N,), where ``lens`` were.
         """
         if chunks is not None and chunks.full:
             chunks = None
@@ -293,11 +298,11 @@ class Transducer(nn.Module):
         self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor
     ) -> Tuple[Tensor, Tensor, Tuple[Tensor, Tensor, Tensor, Tensor, nn.Linear]]:
         """Tokens (N, U) padded with blanks, boundary (N, 4), and the first five arguments of the loss."""
-        padding = torch.arange(tokens.shape[1], device=tokens.device) >= token_lens[:, None]
+        padding = ~length_mask(token_lens, tokens.shape[1], tokens.device)
         tokens = tokens.masked_fill(padding, self.predictor.blank_id)
-        boundary = torch.zeros(len(lens), 4, dtype=torch.int64, device=out.device)
-        boundary[:, 2] = token_lens
-        boundary[:, 3] = lens
+        nothing = torch.zeros_like(lens)
+        boundary = torch.stack([nothing, nothing, token_lens.to(lens.device), lens], 1).long()
+        boundary = boundary.to(out.device, non_blocking=True)
         state = self.predictor(tokens)
         am, lm = self.joiner.encoder_proj(out), self.joiner.predictor_proj(state)
         return tokens, boundary, (self.simple_am(out), self.simple_lm(state), am, lm, self.joiner.output)
@@ -308,7 +313,9 @@ class Transducer(nn.Module):
             return out.new_zeros(len(lens), dtype=torch.float32)
         log_probs = self.ctc(out).float().log_softmax(-1).transpose(0, 1)
         blank = self.predictor.blank_id
-        return F.ctc_loss(log_probs, tokens, lens, token_lens, blank, reduction="none", zero_infinity=True)
+        # Lengths on the CPU: with others, the loss of a GPU would copy them there first.
+        lengths = (lens.cpu(), token_lens.cpu())
+        return F.ctc_loss(log_probs, tokens, *lengths, blank, reduction="none", zero_infinity=True)
 
     def checkpoint_state(self) -> Dict[str, Tensor]:
         """The state dict without the weights of a frozen encoder, which are loaded from their source again."""

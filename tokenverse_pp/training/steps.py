@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 import torch
 from lhotse import CutSet
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.errors import UserError
@@ -31,6 +31,7 @@ from tokenverse_pp.models.transducer import Losses
 from tokenverse_pp.training.optim import TrainedRows, loss_scales, lr_factor, set_lr
 
 LEAST_SCALE = 1e-2  # of the loss in fp16; icefall's zipformer recipe warns below it
+LENGTHS = ("lens", "token_lens")  # of a batch
 NOT_LOGGED = ("skipped", "overflow", "bad_cuts")
 BAD_BATCHES = "bad_batches"  # folder in the experiment folder
 MOST = 2000  # batches that the scan considers: sampling all would take as long as an epoch
@@ -116,9 +117,10 @@ class Stepper:
         torch.manual_seed((c.training.seed * 1_000_003 + step) * 4096 + self.world.rank)
         simple_scale, pruned_scale = loss_scales(update, c.model.loss)
         ctc_scale = c.model.loss.ctc_scale
-        # Forward and backward.
-        sums = torch.zeros(4, dtype=torch.float64)
-        bad_cuts: List[str] = []
+        # Forward and backward. Nothing is read back from a GPU before the end of the step.
+        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        frames = tokens = seconds = 0.0
+        found: List[Tuple[Batch, Losses]] = []
         for i, batch in enumerate(batches):
             with naming_memory(batch), no_sync(self.model, wait=i + 1 < len(batches)):
                 batch = to_device(batch, self.world.device)
@@ -127,18 +129,23 @@ class Stepper:
                 simple, pruned, ctc = losses.simple.sum(), losses.pruned.sum(), losses.ctc.sum()
                 total = simple_scale * simple + pruned_scale * pruned + ctc_scale * ctc
                 self.scaler.scale(total).backward()
-            if not math.isfinite(total.item()):
-                bad_cuts += not_finite(losses, batch)
-            sums += torch.stack([simple.detach(), pruned.detach(), ctc.detach(), losses.frames.sum()]).double().cpu()
+            sums += torch.stack([simple, pruned, ctc]).detach().double()
+            frames += int(losses.frames.sum())
+            tokens += int(batch["token_lens"].sum())
+            seconds += batch["seconds"]
+            found.append((batch, Losses(*(x.detach() for x in losses))))
         # Means over all ranks.
-        tokens = float(sum(int(batch["token_lens"].sum()) for batch in batches))
-        seconds = sum(batch["seconds"] for batch in batches)
-        totals = self.world.sum([*sums.tolist(), tokens, seconds])
-        frames, tokens, seconds = totals[3:]
-        simple_mean, pruned_mean, ctc_mean = (value / frames for value in totals[:3])
+        counts = torch.tensor([frames, tokens, seconds], dtype=torch.float64).to(sums.device, non_blocking=True)
+        totals = self.world.sum_tensor(torch.cat([sums, counts]))
+        norm_tensor = self._scale_gradients(totals[3])
+        read = torch.cat([totals, sums, norm_tensor.double().reshape(1)]).tolist()
+        frames, tokens, seconds, *mine, norm = read[3:]
+        simple_mean, pruned_mean, ctc_mean = (value / frames for value in read[:3])
         loss = simple_scale * simple_mean + pruned_scale * pruned_mean + ctc_scale * ctc_mean
+        bad_cuts: List[str] = []
+        if not all(map(math.isfinite, mine)):
+            bad_cuts = [cut_id for batch, losses in found for cut_id in not_finite(losses, batch)]
         # Update.
-        norm = self._scale_gradients(frames)
         # The lattice has no gradient where no path has a finite score: a loss of NaN may come with finite gradients.
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
         loss_scale = float(self.scaler.get_scale())
@@ -152,8 +159,8 @@ class Stepper:
         means = (loss, simple_mean, pruned_mean, frames, tokens, seconds, norm, skipped, ctc_mean)
         return StepResult(*means, loss_scale, overflow, tuple(bad_cuts))
 
-    def _scale_gradients(self, frames: float) -> float:
-        """Divide the gradients by the frames and clip them; return their norm before clipping."""
+    def _scale_gradients(self, frames: Tensor) -> Tensor:
+        """Divide the gradients by the frames, a scalar, and clip them; return their norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         # DDP has averaged over ranks; the sum is wanted.
         scale = self.world.size / frames
@@ -162,12 +169,15 @@ class Stepper:
                 parameter.grad.mul_(scale)
         if self.rows is not None:
             self.rows.mask_gradients()
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip))
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Tensors of a batch on a device."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    """Tensors of a batch on a device, but for its lengths, which are looked at on the CPU."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) and key not in LENGTHS else value
+        for key, value in batch.items()
+    }
 
 
 def forward(model: nn.Module, batch: Batch, stored: bool) -> Losses:

@@ -27,6 +27,7 @@ from tokenverse_pp.decoding.recognizer import NOT_FINITE, Recognizer
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.compat import autocast
+from tokenverse_pp.models.encoders.base import length_mask
 from tokenverse_pp.models.stored_features import batches_of
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.steps import to_device
@@ -124,7 +125,7 @@ class Validator:
     def _by_task(self, batch: Batch, log_probs: Tensor) -> List[float]:
         """For each task in turn: sum of log-probabilities (N, U), and number of target tokens."""
         tokens: Tensor = batch["tokens"]
-        valid = torch.arange(tokens.shape[1], device=tokens.device) < batch["token_lens"][:, None]
+        valid = length_mask(batch["token_lens"], tokens.shape[1], tokens.device)
         is_task_token = torch.zeros_like(valid)
         found: Dict[str, List[float]] = {}
         for task in self.dataset.tasks.tasks:

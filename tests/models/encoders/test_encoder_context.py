@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tokenverse_pp.models.compat import scaled_dot_product_attention
-from tokenverse_pp.models.encoders.base import attention_bias, length_mask, stack_frames, zero_padding
+from tokenverse_pp.models.encoders.base import attention_bias, stack_frames, zero_padding
 from tokenverse_pp.models.encoders.context import ContextNetwork, rotary_table, rotate
 
 
@@ -19,7 +19,7 @@ def network(dropout=0.0):
 def test_padding_never_reaches_valid_frames(lens, training):
     net = network().train(training)
     x = torch.randn(len(lens), max(lens), 12)
-    output = net(zero_padding(x, length_mask(torch.tensor(lens), max(lens))), torch.tensor(lens))
+    output = net(zero_padding(x, torch.tensor(lens)), torch.tensor(lens))
     for row, n in enumerate(lens):
         one = net(x[row : row + 1, :n], torch.tensor([n]))
         torch.testing.assert_close(output[row, :n], one[0], atol=1e-5, rtol=1e-4)
@@ -49,14 +49,14 @@ def test_rotated_scores_depend_on_the_distance_only():
 @pytest.mark.skipif(not hasattr(nn.functional, "scaled_dot_product_attention"), reason="torch 2")
 def test_attention_is_torchs():
     q, k, v = torch.randn(3, 2, 2, 7, 4)
-    bias = attention_bias(length_mask(torch.tensor([7, 4]), 7), torch.float32)
+    bias = attention_bias(torch.tensor([7, 4]), 7, torch.device("cpu"))
     expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     torch.testing.assert_close(scaled_dot_product_attention(q, k, v, bias), expected)
 
 
 def test_masked_keys_get_no_weight_in_any_type():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        bias = attention_bias(length_mask(torch.tensor([2, 3]), 3), dtype)
+        bias = attention_bias(torch.tensor([2, 3]), 3, torch.device("cpu")).to(dtype)
         weights = (bias[0, 0, 0].float() + 60.0 * torch.tensor([0.0, 0.0, 1.0])).softmax(-1)
         assert weights[2] == 0 and bias.isfinite().all()
 
@@ -64,7 +64,7 @@ def test_masked_keys_get_no_weight_in_any_type():
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=3))
 def test_stacked_frames_are_neighbours(lens):
     lens = torch.tensor(lens)
-    x = zero_padding(torch.randn(len(lens), int(lens.max()), 3), length_mask(lens, int(lens.max())))
+    x = zero_padding(torch.randn(len(lens), int(lens.max()), 3), lens)
     y, y_lens = stack_frames(x, lens, 2)
     for row, n in enumerate(lens.tolist()):
         frames = y[row].reshape(-1, 3)

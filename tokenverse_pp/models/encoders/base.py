@@ -23,34 +23,45 @@ from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid
 MASKED_SCORE = -30000.0
 
 
-def length_mask(lens: Tensor, size: int) -> Tensor:
+def length_mask(lens: Tensor, size: int, device: Optional[torch.device] = None) -> Tensor:
     """Return (N, size) bool, true on the first ``lens[n]`` frames of row n.
 
     lens [3, 1], size 4 ->  [[1, 1, 1, 0],
                              [1, 0, 0, 0]]
+
+    The result is on ``device``, by default that of ``lens``. Lengths belong on the CPU: there they can be looked at
+    without waiting for a GPU.
     """
+    lens = lens.to(device or lens.device, non_blocking=True)
     return torch.arange(size, device=lens.device) < lens.unsqueeze(1)
 
 
-def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
-    """Return a copy of x (N, T, C) with zeros where mask (N, T) is false."""
-    return x.masked_fill(~mask.unsqueeze(-1), 0.0)
+def is_padded(lens: Tensor, size: int) -> bool:
+    """Whether any of the rows is shorter than ``size``."""
+    return bool((lens < size).any())
 
 
-def attention_bias(mask: Tensor, dtype: torch.dtype, seen: Optional[Tensor] = None) -> Optional[Tensor]:
-    """Return the additive attention bias (N, 1, T, T) that masks padding; None if nothing is masked.
+def zero_padding(x: Tensor, lens: Tensor) -> Tensor:
+    """Return x (N, T, C) with zeros behind the first ``lens`` (N,) frames; x itself where there is no padding."""
+    if not is_padded(lens, x.shape[1]):
+        return x
+    return x.masked_fill(~length_mask(lens, x.shape[1], x.device).unsqueeze(-1), 0.0)
+
+
+def attention_bias(lens: Tensor, size: int, device: torch.device, seen: Optional[Tensor] = None) -> Optional[Tensor]:
+    """Return the additive attention bias (N, 1, T, T) that masks padding, float32; None if nothing is masked.
 
     Args:
-        mask: (N, T), true on valid frames.
-        dtype: of the scores.
+        lens: valid frames, (N,).
+        size: T.
+        device: of the result.
         seen: (T, T), true on the frames that each frame sees (`chunks.chunk_mask`).
     """
     if seen is not None:
-        return score_bias(mask[:, None, None, :] & seen, dtype)
-    if bool(mask.all()):
-        return None
-    bias = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, MASKED_SCORE)
-    return bias[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+        return score_bias(length_mask(lens, size, device)[:, None, None, :] & seen, torch.float32)
+    if not is_padded(lens, size):
+        return None  # attention without a mask has the fastest kernels
+    return score_bias(length_mask(lens, size, device), torch.float32)[:, None, None, :].expand(-1, 1, size, -1)
 
 
 def score_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -204,9 +215,8 @@ class Backbone(nn.Module, ABC):
 
         Numbers as in ``EncoderConfig.layers``. ``grid``: the chunks; None for full context.
         """
-        mask = length_mask(lens, x.shape[1])
-        x = self.add_positions(zero_padding(x, mask), grid)
-        return self.run_layers(x, wanted, self.layer_arguments(x, mask, grid))
+        x = self.add_positions(zero_padding(x, lens), grid)
+        return self.run_layers(x, wanted, self.layer_arguments(x, lens, grid))
 
     @abstractmethod
     def add_positions(self, x: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
@@ -236,8 +246,8 @@ class Backbone(nn.Module, ABC):
             module.requires_grad_(False)
 
     @abstractmethod
-    def layer_arguments(self, x: Tensor, mask: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
-        """Keyword arguments of every layer, for x (N, T, C) and mask (N, T) true on valid frames."""
+    def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
+        """Keyword arguments of every layer, for x (N, T, C) with ``lens`` (N,) valid frames."""
 
     def highest(self, wanted: Sequence[int]) -> int:
         """The number of the highest layer that the ``wanted`` hidden states need (see ``EncoderConfig.layers``)."""

@@ -210,6 +210,7 @@ def running_moments(chunks: Tensor, lens: Tensor, grid: ChunkGrid) -> Moments:
     """
     total = chunks.sum(-1, dtype=torch.float64).cumsum(-1)
     squares = chunks.square().sum(-1, dtype=torch.float64).cumsum(-1)
+    lens = lens.to(chunks.device, non_blocking=True)
     ends = torch.arange(1, chunks.shape[-2] + 1, device=lens.device) * grid.size - grid.delay
     count = torch.minimum(ends.clamp(min=0), lens.unsqueeze(1)).to(torch.float64)
     return Moments(count.view(len(lens), *[1] * (total.dim() - 2), -1), total, squares)

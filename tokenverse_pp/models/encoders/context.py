@@ -142,7 +142,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
         """X (N, T, C), mask (N, T) true on valid frames -> (N, T, C); in strict chunks cut at their right ends."""
-        x = zero_padding(self.before(x), mask)
+        x = self.before(x).masked_fill(~mask.unsqueeze(-1), 0.0)
         if grid is not None and grid.strict:
             return self.after(chunked_convolution(self.depthwise, x, grid))
         return self.after(self.depthwise(x.transpose(1, 2)).transpose(1, 2))
@@ -199,27 +199,27 @@ class ContextNetwork(nn.Module):
 
     def forward(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
         """X (N, T, input_dim), lens (N,) -> (N, T, dim), zero on padding; grid: chunks of these (stacked) frames."""
-        mask = length_mask(lens, x.shape[1])
+        mask = length_mask(lens, x.shape[1], x.device)
         if grid is None:
-            bias, sinks = attention_bias(mask, torch.float32), None
+            bias, sinks = attention_bias(lens, x.shape[1], x.device), None
             table = rotary_table(x.shape[1], self.head_dim, x.device)
         else:
-            bias, table, sinks = self._in_chunks(mask, grid)
+            bias, table, sinks = self._in_chunks(lens, mask, grid)
         x = self.input(x)
         for layer in self.layers:
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, x, mask, bias, table, sinks, grid, use_reentrant=False)
             else:
                 x = layer(x, mask, bias, table, sinks, grid)
-        return zero_padding(x, mask)
+        return zero_padding(x, lens)
 
     def _in_chunks(
-        self, mask: Tensor, grid: ChunkGrid
+        self, lens: Tensor, mask: Tensor, grid: ChunkGrid
     ) -> Tuple[Optional[Tensor], Tuple[Tensor, Tensor], Optional[Sinks]]:
-        """Bias, rotary table and sinks of frames in chunks; mask (N, T) true on valid frames."""
+        """Bias, rotary table and sinks of frames in chunks; lens (N,), mask (N, T) true on valid frames."""
         size = mask.shape[1]
         seen = chunk_mask(size, replace(grid, sinks=0), mask.device)
-        bias = attention_bias(mask, torch.float32, seen)
+        bias = attention_bias(lens, size, mask.device, seen)
         frames = torch.arange(size, device=mask.device)
         table = rotary_angles(frames, self.head_dim)
         if grid.sinks == 0 or grid.left_chunks < 0:

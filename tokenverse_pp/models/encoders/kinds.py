@@ -22,7 +22,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from tokenverse_pp.base.config import ChunkOptions, EncoderConfig
 from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.models.compat import float32_argument, quiet_transformers
-from tokenverse_pp.models.encoders.base import Backbone, Encoder, length_mask, stack_frames, zero_padding
+from tokenverse_pp.models.encoders.base import Backbone, Encoder, stack_frames, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid
 from tokenverse_pp.models.encoders.context import ContextNetwork, joined_states
 from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone, WavLMBackbone
@@ -174,7 +174,7 @@ class FinetuneEncoder(Encoder):
     ) -> Tuple[Tensor, Tensor]:
         """See Encoder; the transformer's output after its final norm, frames stacked last."""
         (x,) = self.backbone.transform(features, lens, grid=None if chunks is None else self.grid(chunks))
-        return stack_frames(zero_padding(x, length_mask(lens, x.shape[1])), lens, self.stack)
+        return stack_frames(zero_padding(x, lens), lens, self.stack)
 
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
         """See Encoder; the right side of wav2vec2's positional convolution."""
@@ -248,13 +248,13 @@ class FrozenEncoder(ContextEncoder):
         grid = None if chunks is None else self.grid(chunks)
         states = self.backbone.transform(self.backbone.embed(audio, lens, chunks), frame_lens, self.layers, grid)
         features = joined_states(states)
-        return zero_padding(features, length_mask(frame_lens, features.shape[1])), frame_lens
+        return zero_padding(features, frame_lens), frame_lens
 
     def contextualise(
         self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None
     ) -> Tuple[Tensor, Tensor]:
         """See Encoder; frames are stacked before the context network."""
-        features = zero_padding(features, length_mask(lens, features.shape[1]))
+        features = zero_padding(features, lens)
         return self.add_context(features, lens, None if chunks is None else self.grid(chunks))
 
     def frozen_prefixes(self) -> Tuple[str, ...]:
@@ -307,18 +307,17 @@ class SplitEncoder(ContextEncoder):
         grid = None if chunks is None else self.grid(chunks)
         (x,) = self.backbone.transform(self.backbone.embed(audio, lens, chunks), frame_lens, (self.split_layer,), grid)
         self.backbone.training = mode
-        return zero_padding(x.float(), length_mask(frame_lens, x.shape[1])), frame_lens
+        return zero_padding(x.float(), frame_lens), frame_lens
 
     def contextualise(
         self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None
     ) -> Tuple[Tensor, Tensor]:
         """See Encoder; the upper layers, the chosen hidden states, stacking, the context network."""
-        mask = length_mask(lens, features.shape[1])
-        features = zero_padding(features, mask)
+        features = zero_padding(features, lens)
         grid = None if chunks is None else self.grid(chunks)
-        arguments = self.backbone.layer_arguments(features, mask, grid)
+        arguments = self.backbone.layer_arguments(features, lens, grid)
         states = self.backbone.run_layers(features, self.layers, arguments, first=self.split_layer)
-        return self.add_context(zero_padding(joined_states(states), mask), lens, grid)
+        return self.add_context(zero_padding(joined_states(states), lens), lens, grid)
 
     def frozen_prefixes(self) -> Tuple[str, ...]:
         """The weights that training does not change: all but the upper layers, or all but the adapters."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models.compat import in_exact_type, without_unused_frames
-from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, zero_padding
+from tokenverse_pp.models.encoders.base import Backbone, attention_bias, is_padded, length_mask, zero_padding
 from tokenverse_pp.models.encoders.chunks import (
     ChunkGrid,
     chunk_grid,
@@ -28,8 +28,8 @@ def normalise_audio(audio: Tensor, lens: Tensor) -> Tensor:
 
     The same as ``do_normalize`` of ``transformers.Wav2Vec2FeatureExtractor``.
     """
-    mask = length_mask(lens, audio.shape[1])
-    count = lens.unsqueeze(1).to(audio.dtype)
+    mask = length_mask(lens, audio.shape[1], audio.device)
+    count = lens.unsqueeze(1).to(audio.device, audio.dtype, non_blocking=True)
     centred = (audio - audio.masked_fill(~mask, 0.0).sum(1, keepdim=True) / count).masked_fill(~mask, 0.0)
     return centred / (centred.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
 
@@ -40,7 +40,7 @@ def normalise_running(audio: Tensor, lens: Tensor, chunk_samples: int) -> Tensor
     The causal form of `normalise_audio`; padding is zero.
     """
     grid = ChunkGrid(chunk_samples, 0)
-    mask = length_mask(lens, audio.shape[1])
+    mask = length_mask(lens, audio.shape[1], audio.device)
     chunks = in_chunks(audio.masked_fill(~mask, 0.0), grid)
     mean, scale = running_moments(chunks, lens, grid).mean_and_scale(1e-7)
     normalised = (chunks - mean.unsqueeze(-1)) * scale.unsqueeze(-1)
@@ -49,8 +49,8 @@ def normalise_running(audio: Tensor, lens: Tensor, chunk_samples: int) -> Tensor
 
 def masked_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm) -> Tensor:
     """Apply a GroupNorm of one channel a group to x (N, C, T), with statistics over the valid frames only."""
-    mask = length_mask(lens, x.shape[2]).unsqueeze(1)
-    count = lens.view(-1, 1, 1).to(torch.float32)
+    mask = length_mask(lens, x.shape[2], x.device).unsqueeze(1)
+    count = lens.view(-1, 1, 1).to(x.device, torch.float32, non_blocking=True)
     x32 = x.float()
     mean = x32.masked_fill(~mask, 0.0).sum(2, keepdim=True) / count
     centred = x32 - mean
@@ -61,7 +61,7 @@ def masked_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 def running_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm, grid: ChunkGrid) -> Tensor:
     """Apply a GroupNorm of one channel a group to x (N, C, T), with statistics up to the end of each frame's chunk."""
-    mask = length_mask(lens, x.shape[2]).unsqueeze(1)
+    mask = length_mask(lens, x.shape[2], x.device).unsqueeze(1)
     chunks = in_chunks(x.float().masked_fill(~mask, 0.0), grid)
     mean, scale = running_moments(chunks, lens, grid).mean_and_scale(norm.eps)
     normalised = from_chunks((chunks - mean.unsqueeze(-1)) * scale.unsqueeze(-1), x.shape[2], grid)
@@ -134,9 +134,9 @@ class Wav2Vec2Backbone(Backbone):
         elif self.normalise:
             audio = normalise_audio(audio, lens)
         else:
-            audio = audio.masked_fill(~length_mask(lens, audio.shape[1]), 0.0)
+            audio = audio.masked_fill(~length_mask(lens, audio.shape[1], audio.device), 0.0)
         x = self.project(self._convolve(audio, lens, chunks))
-        return zero_padding(x, length_mask(frame_lens, x.shape[1]))
+        return zero_padding(x, frame_lens)
 
     def project(self, x: Tensor) -> Tensor:
         """Output of the convolutions (N, C, T) -> (N, T, hidden_size)."""
@@ -176,10 +176,10 @@ class Wav2Vec2Backbone(Backbone):
             x = self.encoder.layer_norm(x)
         return self.encoder.dropout(x)
 
-    def layer_arguments(self, x: Tensor, mask: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
+    def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
         """See Backbone: the attention mask."""
         seen = None if grid is None else chunk_mask(x.shape[1], grid, x.device)
-        return {"attention_mask": attention_bias(mask, torch.float32, seen)}
+        return {"attention_mask": attention_bias(lens, x.shape[1], x.device, seen)}
 
     def freeze_embedding(self) -> None:
         """Stop training the convolutions (the projection stays trainable)."""
@@ -203,10 +203,10 @@ class WavLMBackbone(Wav2Vec2Backbone):
         """Refuse: the attention of WavLM takes no chunk mask beside its gated position bias."""
         raise UserError("--chunk-ms: WavLM cannot be run in chunks; use a wav2vec2, HuBERT or Whisper model")
 
-    def layer_arguments(self, x: Tensor, mask: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
+    def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
         """Bias (N * heads, T, T), the same for all layers; WavLM takes the mask (N, T) itself."""
-        n, t = mask.shape
+        n, t = x.shape[:2]
         first: Any = self.layers[0]
         bias = first.attention.compute_bias(t, t)
         bias = bias.unsqueeze(0).expand(n, -1, -1, -1).reshape(-1, t, t)
-        return {"position_bias": bias, "attention_mask": None if bool(mask.all()) else mask}
+        return {"position_bias": bias, "attention_mask": length_mask(lens, t, x.device) if is_padded(lens, t) else None}

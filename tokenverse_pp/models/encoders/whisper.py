@@ -46,7 +46,7 @@ class LogMel(nn.Module):
         longest = int(lens.max())
         # Room for the frames that still see the end, but not past 30 s, where the extractor mirrors its buffer.
         size = min(longest + self.n_fft, self.max_samples)
-        audio = audio[:, :longest].float().masked_fill(~length_mask(lens, longest), 0.0)
+        audio = audio[:, :longest].float().masked_fill(~length_mask(lens, longest, audio.device), 0.0)
         audio = nn.functional.pad(audio, (0, size - longest))
         frame_lens = self.frame_lens(lens)
         frames = self.max_samples // self.hop
@@ -56,17 +56,17 @@ class LogMel(nn.Module):
             mel = (self.filters @ power).clamp(min=1e-10).log10()
             mel = torch.maximum(mel, mel.amax(dim=(1, 2), keepdim=True) - 8.0)
             mel = (mel[:, :, : self.frame_lens(torch.tensor(longest))] + 4.0) / 4.0
-        return mel.masked_fill(~length_mask(frame_lens, mel.shape[2]).unsqueeze(1), 0.0), frame_lens
+        return mel.masked_fill(~length_mask(frame_lens, mel.shape[2], mel.device).unsqueeze(1), 0.0), frame_lens
 
     def running(self, audio: Tensor, lens: Tensor, chunks: ChunkOptions) -> Tuple[Tensor, Tensor]:
         """As `forward`, of any length, with the maximum over the frames up to the end of a frame's chunk."""
         longest = int(lens.max())
-        audio = audio[:, :longest].float().masked_fill(~length_mask(lens, longest), 0.0)
+        audio = audio[:, :longest].float().masked_fill(~length_mask(lens, longest, audio.device), 0.0)
         audio = nn.functional.pad(audio, (0, self.n_fft))
         mel = self.log_power(torch.cat([self.mirrored_start(audio), audio], dim=1))
         lens = self.frame_lens(lens)
         frames = int(lens.max())
-        valid = length_mask(lens, frames)
+        valid = length_mask(lens, frames, audio.device)
         peaks = mel[:, :, :frames].amax(dim=1).masked_fill(~valid, LEAST)
         mel = self.clip(mel[:, :, :frames], self.running_peaks(peaks, self.grid(chunks)))
         return mel.masked_fill(~valid.unsqueeze(1), 0.0), lens
@@ -149,9 +149,9 @@ class WhisperBackbone(Backbone):
             raise UserError("an utterance has no samples: expected at least one")
         mel, mel_lens = self.log_mel(audio, lens) if chunks is None else self.log_mel.running(audio, lens, chunks)
         x = nn.functional.gelu(self.encoder.conv1(mel))
-        x = x.masked_fill(~length_mask(mel_lens, x.shape[2]).unsqueeze(1), 0.0)
+        x = x.masked_fill(~length_mask(mel_lens, x.shape[2], x.device).unsqueeze(1), 0.0)
         x = nn.functional.gelu(self.encoder.conv2(x)).transpose(1, 2)
-        return zero_padding(x, length_mask(self.frame_lens(lens), x.shape[1]))
+        return zero_padding(x, self.frame_lens(lens))
 
     def add_positions(self, x: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
         """See Backbone: absolute positions, which in chunks start again before they run out."""
@@ -168,10 +168,10 @@ class WhisperBackbone(Backbone):
         late = frames + grid.delay
         return table[torch.where(late < period, frames, late % period)]
 
-    def layer_arguments(self, x: Tensor, mask: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
+    def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
         """See Backbone: the attention mask."""
         seen = None if grid is None else chunk_mask(x.shape[1], grid, x.device)
-        return {"attention_mask": attention_bias(mask, torch.float32, seen)}
+        return {"attention_mask": attention_bias(lens, x.shape[1], x.device, seen)}
 
     def freeze_embedding(self) -> None:
         """Stop training both convolutions."""
