@@ -275,9 +275,9 @@ class VectorsConfig:
 class LossConfig:
     """The pruned RNN-T loss (Kuang et al., 2022); defaults as in icefall's zipformer recipe."""
 
-    backend: Literal["auto", "k2", "native"] = "auto"
-    """Implementation of the loss. native: Triton kernels on a GPU, PyTorch elsewhere. k2: the k2 package. auto: k2 on a
-    GPU where k2 can be imported, native otherwise."""
+    backend: Literal["auto", "native", "triton", "torch", "k2"] = "auto"
+    """Implementation of the loss. auto: Triton kernels on an NVIDIA GPU, or k2 where Triton does not work there; PyTorch
+    elsewhere. native: the same without k2. triton, torch, k2: that one."""
     prune_range: int = at_least(2, 5)
     """Symbols kept for each frame by the pruned loss."""
     lm_scale: float = 0.25
