@@ -140,6 +140,11 @@ def peak_memory(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+def device_memory(device: torch.device) -> Optional[float]:
+    """Megabytes of a GPU's memory; None for a CPU, where the peak of a step cannot be measured."""
+    return torch.cuda.get_device_properties(device).total_memory / 2**20 if device.type == "cuda" else None
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Reset `peak_memory` on a GPU; that of a process cannot be reset."""
     if device.type == "cuda":
