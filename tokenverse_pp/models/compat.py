@@ -48,8 +48,13 @@ def compiled_layer(device: torch.device, backend: str = "inductor") -> Callable[
         torch.compile(lambda x: torch.relu(x) + 1, dynamic=True, backend=backend)(torch.ones(8, device=device))
     except Exception as error:  # whatever the compiler, or its absence, raises
         raise UserError(f"--training.compile: torch.compile does not work here: {one_line(error)}") from None
+    options: Any = torch._dynamo.config
     # Layers are compiled one by one: there is nothing to divide into the buckets of DDP.
-    torch._dynamo.config.optimize_ddp = False
+    options.optimize_ddp = False
+    # Two kinds of layers, with and without padding, of one and more utterances, frozen or not; before torch 2.5 each
+    # layer on its own. Beyond these numbers a layer would not be compiled.
+    for name, least in (("cache_size_limit", 64), ("accumulated_cache_size_limit", 4096)):
+        setattr(options, name, max(least, getattr(options, name, 0)))
     return torch.compile(_call_layer, dynamic=True, backend=backend)
 
 
