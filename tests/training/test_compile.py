@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from lhotse import CutSet
 from safetensors.torch import load_file
-from toy_runs import assert_one_line, call, toy_options, toy_parts
+from toy_runs import assert_one_line, call, finish, start, toy_options, toy_parts
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models import checkpoint
@@ -160,6 +160,17 @@ def test_generated_code_gives_the_same(tiny_corpus):
     parts.model.encoder.compile_layers(compiled_layer(CPU))
     assert_same(losses_and_gradients(parts, ROWS), expected)
     torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@needs_compile
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_two_ranks_train_with_generated_code(tiny_corpus, tmp_path):
+    changes = {"training__compile": "true", "model__encoder__checkpoint_layers": 1, "data__max_batch_tokens": 60}
+    limits = {"data__valid": [], "data__max_cuts": 2, "training__max_steps": 3}
+    done = finish(start("train.py", *toy_options(tiny_corpus, tmp_path / "exp", **changes, **limits), ranks=2))
+    assert done.code == 0, done.stderr
+    assert (tmp_path / "exp" / "model" / checkpoint.WEIGHTS).is_file()
 
 
 @pytest.mark.parametrize("broken", ["version", pytest.param("compiler", marks=needs_compile)])

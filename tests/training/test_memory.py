@@ -96,9 +96,10 @@ def test_batch_that_fits_in_no_way_is_named(tiny_corpus, monkeypatch):
         pick_recomputed(*arguments)
 
 
-def test_without_a_gpu_auto_leaves_what_is_asked_for(tiny_corpus, tmp_path, train_script, caplog):
+def test_without_a_gpu_auto_leaves_what_is_asked_for(tiny_corpus, tmp_path, train_script):
     parts, arguments = build(tiny_corpus, model__encoder__gradient_checkpointing="true")
     assert pick_recomputed(*arguments) == "" and parts.model.encoder.layer_stacks()[0][0].recomputed == 2
-    changes = {"model__encoder__checkpoint_layers": "auto", "training__max_steps": 1, "data__valid": []}
-    call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
+    changes = {"model__encoder__checkpoint_layers": "auto", "training__max_steps": 1, "data__max_batch_tokens": 50}
+    done = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", data__valid=[], **changes))
+    assert done.code == 0, done.stderr
     assert len([r for r in read_log(tmp_path / "exp" / "log.jsonl") if r["kind"] == "train"]) == 1
