@@ -95,7 +95,7 @@ def train(config: Config, world: DistributedContext) -> Path:
     def looked() -> None:
         usable.unknown.finish("data.train", log.info, config.data.max_unk_share)
 
-    sampler = TrainSampler(rounds, config.data, config.training.seed, world, wanted, looked)
+    sampler = TrainSampler(rounds, config.data, config.training.seed, world, wanted, looked, dataset.count_tokens)
 
     # Train.
     validator = Validator(held_out, dataset, config, world) if held_out else None

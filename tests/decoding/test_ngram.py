@@ -293,7 +293,12 @@ def test_a_line_that_is_no_word_is_named(tmp_path, line):
 
 @pytest.mark.parametrize(
     "name, content",
-    [("none", None), ("a.tsv", b"\xff\xfe\t1"), ("b.tsv", b""), ("c.tsv.gz", gzip.compress(b"the\t1\n" * 1000)[:20])],
+    [
+        ("none", None),
+        ("a.tsv", b"\xff\xfe\t1"),
+        ("b.tsv", b""),
+        ("c.tsv.gz", gzip.compress(b"the\t1\n" * 1000, mtime=0)[:20]),
+    ],
 )
 def test_a_file_without_words_is_refused(tmp_path, name, content):
     if content is not None:

@@ -15,6 +15,7 @@ from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.dataset import PASS, draw_id
 from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.samplers import (
     CutSource,
     Rounds,
@@ -114,6 +115,65 @@ def test_both_limits_hold_but_for_the_last_cut(buckets):
         assert len(batch) <= 3
         first = [cuts[i].duration for i in batch[:-1]]
         assert not first or (len(first) + 1) * max(first) <= 9.0
+
+
+def token_batches(lengths, config, world):
+    """The token counts of the cuts of each batch of an epoch, whose cut ``c<i>`` has ``lengths[i]`` tokens."""
+
+    def tokens_of(cut):
+        return lengths[int(cut.id.split("_dup")[0][1:])]
+
+    rounds = Rounds([InMemory(some_cuts(len(lengths)))], config, 1)
+    sampler = TrainSampler(rounds, config, 1, world, tokens_of=tokens_of)
+    places = list(sampler.batches(SamplerState()))
+    rest = [ids(cuts) for _, cuts in sampler.batches(places[len(places) // 2][0])]
+    assert rest == [ids(cuts) for _, cuts in places[len(places) // 2 + 1 :]]  # of a resumed run
+    return [(ids(cuts), [tokens_of(cut) for cut in cuts]) for _, cuts in places]
+
+
+def ids(cuts):
+    return [cut.id for cut in cuts]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=40),
+    st.integers(1, 60),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from([7, 50]),
+)
+@pytest.mark.filterwarnings("ignore:You are using", "ignore:We have exceeded")
+def test_no_batch_has_too_many_tokens_unless_it_is_one_cut(lengths, most, ranks, buckets, round_cuts):
+    config = DataConfig(max_batch_tokens=most, max_duration=20.0, num_buckets=buckets, round_cuts=round_cuts)
+    batches = [token_batches(lengths, config, DistributedContext(rank, ranks)) for rank in range(ranks)]
+    assert len({len(b) for b in batches}) == 1
+    for cuts, tokens in (batch for rank in batches for batch in rank):
+        assert len(cuts) == 1 or len(cuts) * max(tokens) <= most
+    seen = Counter(cut_id.split("_dup")[0] for rank in batches for cuts, _ in rank for cut_id in cuts)
+    assert set(seen) == {f"c{i}" for i in range(len(lengths))}
+    assert sum(seen.values()) - len(lengths) < ranks * -(-len(lengths) // round_cuts)
+
+
+@pytest.mark.filterwarnings("ignore:You are using")
+def test_loose_limit_of_tokens_changes_no_batch_and_needs_a_count():
+    config = DataConfig(max_cuts=4, num_buckets=2)
+    limited = DataConfig(max_cuts=4, num_buckets=2, max_batch_tokens=1000)
+    found = [cuts for cuts, _ in token_batches([5] * 32, limited, DistributedContext())]
+    assert found == epoch_of(sampler_of(32, config), 0)
+    with pytest.raises(ValueError, match="counts the tokens"):
+        epoch_of(sampler_of(32, limited), 0)
+
+
+def test_tokens_of_a_cut_are_those_of_its_target_with_all_tasks(tiny_corpus):
+    parts = toy_parts(tiny_corpus, data__max_batch_tokens=40)
+    config, dataset = parts.config.data, parts.dataset
+    cut = read_cuts(tiny_corpus)[0]
+    assert dataset.count_tokens(cut) == dataset.count_tokens(cut) == len(dataset.target(cut, labelled_tasks(cut)))
+    sampler = TrainSampler(open_rounds(config, 3), config, 3, DistributedContext(), tokens_of=dataset.count_tokens)
+    sizes = [batch["tokens"].shape for _, batch in train_batches(sampler, dataset, config, SamplerState())]
+    assert all(n == 1 or n * longest <= 40 for n, longest in sizes) and any(n > 1 for n, _ in sizes)
+    assert sum(n for n, _ in sizes) == 16
 
 
 @pytest.mark.filterwarnings("ignore:You are using")

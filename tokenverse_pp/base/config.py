@@ -55,6 +55,10 @@ class EncoderConfig:
     """Start from random weights; only sizes are read from config.json (training from scratch, toy models)."""
     gradient_checkpointing: bool = False
     """Recompute the activations of the trained layers in the backward pass instead of keeping them, to save memory."""
+    checkpoint_layers: Optional[Union[int, Literal["auto"]]] = None
+    """How many of the trained layers are recomputed, counted from the lowest. auto: on a GPU as few as
+    training.memory_gb allows, measured on the largest batches before the first step; elsewhere as
+    gradient_checkpointing says. null: all with gradient_checkpointing, or none."""
     lora_rank: int = 0
     """kind finetune or split: freeze the encoder and train LoRA adapters of this rank (needs peft) on the attention
     projections (split: of the upper layers); 0: no adapters. The adapters use optim.lr."""
@@ -93,6 +97,9 @@ class EncoderConfig:
             raise UserError(
                 f"encoder.lora_rank: expected 0 or, with kind finetune or split, a rank; got {self.lora_rank}"
             )
+        count = self.checkpoint_layers
+        if count is not None and count != "auto" and (not isinstance(count, int) or count < 0):
+            raise UserError(f"encoder.checkpoint_layers: expected auto or a number of layers from 0 on, got {count!r}")
         if self.kind == "split":
             self._validate_split(num_layers)
         if self.kind != "finetune":
@@ -190,6 +197,9 @@ class DataConfig:
     """Seconds of audio in a batch, per rank."""
     max_cuts: Optional[int] = at_least(1, None)
     """Most cuts in a batch, per rank; null: no limit."""
+    max_batch_tokens: Optional[int] = at_least(1, None)
+    """Most target tokens in a batch, per rank: the longest target, with all its tasks, times the number of cuts. Only a
+    batch of one cut may have more. The pruned loss needs memory for frames and tokens. null: no limit."""
     num_buckets: int = at_least(1, 20)
     """Buckets of cuts of similar duration in the dynamic bucketing sampler; 1: one shuffled stream."""
     buffer_size: int = at_least(1, 20000)
@@ -403,6 +413,11 @@ class TrainingConfig:
     freeze: List[List[int]] = field(default_factory=list)
     """Schedule of [step, n] pairs: from that step on, the top n layers of the encoder are trained (0: none; -1: all
     that model.encoder does not freeze). Empty: all from the start."""
+    compile: bool = False
+    """Compile the encoder's layers with torch.compile (torch 2.1 or later, and a compiler: Triton on a GPU, g++ on a
+    CPU). The first steps take longer. The random numbers of dropout differ from those without."""
+    memory_gb: Optional[float] = at_least(0.1, None)
+    """GPU memory in GB (2**30 bytes) per rank that model.encoder.checkpoint_layers=auto may fill; null: 90% of it."""
     scan: bool = False
     """Run the largest batches before the first step, to find out whether memory suffices."""
     peer_timeout: float = at_least(5, 60.0)

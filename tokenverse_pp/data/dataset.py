@@ -162,6 +162,15 @@ class TransducerDataset(Dataset):
             ids = self.tokenizer.encode(self.target_text(cut, active))
         return torch.tensor(ids, dtype=torch.int64)
 
+    def count_tokens(self, cut: Cut) -> int:
+        """The number of target tokens of a cut with all tasks it is labelled for; they are kept as by `keep`."""
+        tasks = labelled_tasks(cut)
+        key, kept, ids = vars(cut).get(TARGET, (None, (), ()))
+        if (key, kept) != (self.key, tuple(tasks)):
+            ids = self.tokenizer.encode(self.target_text(cut, tasks))
+            self.keep(cut, tasks, ids)
+        return len(ids)
+
     def keep(self, cut: Cut, active: Sequence[str], ids: Sequence[int]) -> None:
         """Attach token ids to their cut, so that `target` does not tokenise it again, in this or a worker process."""
         vars(cut)[TARGET] = (self.key, tuple(active), tuple(ids))

@@ -23,10 +23,12 @@ import inspect
 import re
 import zlib
 from abc import ABC, abstractmethod
+from collections import deque
+from contextlib import suppress
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from lhotse import CutSet
@@ -298,11 +300,93 @@ class SamplerBase(Sampler):
         super().__init__(*arguments, **options)
 
 
-class StreamSampler(DynamicCutSampler, SamplerBase):
+class BatchLimits(TimeConstraint):
+    """lhotse's limit of seconds and cuts, and a limit of target tokens: the longest target times the number of cuts.
+
+    `exceeded` stays that of the seconds: lhotse only warns by it.
+
+    Args:
+        config: the limits.
+        tokens_of: the number of target tokens of a cut.
+    """
+
+    def __init__(self, config: DataConfig, tokens_of: Callable[[Cut], int]):
+        super().__init__(max_duration=config.max_duration, max_cuts=config.max_cuts)
+        self.max_tokens = config.max_batch_tokens or 0
+        self.tokens_of = tokens_of
+        self.longest_target = 0
+
+    def add(self, example: Cut) -> None:
+        """Count a cut."""
+        super().add(example)
+        self.longest_target = max(self.longest_target, self.tokens_of(example))
+
+    def close_to_exceeding(self) -> bool:
+        """Whether another cut like the longest would be too much."""
+        return super().close_to_exceeding() or (self.num_cuts + 1) * self.longest_target > self.max_tokens
+
+    def reset(self) -> None:
+        """Start a new batch."""
+        super().reset()
+        self.longest_target = 0
+
+    def split(self, cuts: CutSet) -> List[CutSet]:
+        """Split a batch that has too many tokens; its longest targets come first."""
+        rest, batches = sorted(cuts, key=self.tokens_of, reverse=True), []
+        if len(rest) * self.tokens_of(rest[0]) <= self.max_tokens:
+            return [cuts]
+        while rest:
+            count = max(1, self.max_tokens // max(1, self.tokens_of(rest[0])))
+            batches.append(CutSet.from_cuts(rest[:count]))
+            rest = rest[count:]
+        return batches
+
+
+class TokenLimited:
+    """Mixed into a lhotse sampler: with `BatchLimits`, no batch has too many tokens unless it is a single cut.
+
+    lhotse adds the cut that exceeds a limit, and at the end of the data mixes the last batches to have one for each
+    rank. Both could exceed the limit, so batches are split instead. Every rank draws and splits the same batches.
+    """
+
+    constraint: Any
+    world_size: int
+
+    def __iter__(self) -> Any:
+        """Start an epoch."""
+        self._ready: Deque[CutSet] = deque()
+        self._given = 0
+        return super().__iter__()  # type: ignore[misc]
+
+    def _next_batch(self) -> Any:
+        if not isinstance(self.constraint, BatchLimits):
+            return super()._next_batch()  # type: ignore[misc]
+        if self._given % self.world_size == 0:
+            self._fill()
+        if not self._ready:
+            raise StopIteration
+        self._given += 1
+        return self._ready.popleft()
+
+    def _fill(self) -> None:
+        """Have a batch ready for each rank; at the end of the data fewer, if as many cuts are not left."""
+        with suppress(StopIteration):
+            while len(self._ready) < self.world_size:
+                self._ready.extend(self.constraint.split(super()._next_batch()))  # type: ignore[misc]
+        while 0 < len(self._ready) < self.world_size:
+            number = max(range(len(self._ready)), key=lambda n: len(self._ready[n]))
+            cuts = list(self._ready[number])
+            if len(cuts) == 1:
+                return
+            self._ready[number] = CutSet.from_cuts(cuts[: len(cuts) // 2])
+            self._ready.append(CutSet.from_cuts(cuts[len(cuts) // 2 :]))
+
+
+class StreamSampler(TokenLimited, DynamicCutSampler, SamplerBase):
     """Batches of a shuffled stream."""
 
 
-class BucketSampler(DynamicBucketingSampler, SamplerBase):
+class BucketSampler(TokenLimited, DynamicBucketingSampler, SamplerBase):
     """Batches of cuts of similar duration."""
 
 
@@ -327,6 +411,7 @@ class TrainSampler:
         world: this process among its peers.
         wanted: a predicate for cuts that can be used.
         looked: called after ``wanted`` has seen the first cuts (`look`), and after each round.
+        tokens_of: the number of target tokens of a cut; needed with ``config.max_batch_tokens``.
     """
 
     def __init__(
@@ -337,6 +422,7 @@ class TrainSampler:
         world: DistributedContext,
         wanted: Callable[[Cut], bool] = bool,
         looked: Callable[[], None] = lambda: None,
+        tokens_of: Optional[Callable[[Cut], int]] = None,
     ):
         self.rounds = rounds
         self.config = config
@@ -344,6 +430,7 @@ class TrainSampler:
         self.world = world
         self.wanted = wanted
         self.looked = looked
+        self.tokens_of = tokens_of
         self._bins: Optional[List[float]] = None
 
     def batches(self, start: SamplerState) -> Iterator[Tuple[SamplerState, CutSet]]:
@@ -378,9 +465,13 @@ class TrainSampler:
         A batch is full once another cut like its longest would be too much, so that in a mixed stream its last cut may
         exceed the duration.
         """
+        limits: Dict[str, Any] = {"max_duration": self.config.max_duration, "max_cuts": self.config.max_cuts}
+        if self.config.max_batch_tokens:
+            if self.tokens_of is None:
+                raise ValueError("max_batch_tokens: expected a function that counts the tokens of a cut")
+            limits = {"constraint": BatchLimits(self.config, self.tokens_of)}
         options: Dict[str, Any] = {
-            "max_duration": self.config.max_duration,
-            "max_cuts": self.config.max_cuts,
+            **limits,
             "shuffle": self.config.shuffle,
             "seed": self.seed,
             "rank": self.world.rank,

@@ -7,28 +7,59 @@ import inspect
 import resource
 import sys
 from contextlib import contextmanager
-from typing import Any, Callable, ContextManager, Dict, Iterator, Optional
+from typing import Any, Callable, ContextManager, Dict, Iterator, Optional, Sequence
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.errors import UserError, one_line
 
 FIRST_SCALE = 1.0  # of the loss in fp16
 GROWTH_INTERVAL = 500  # steps
 
 
-def transformer_layer(layer: nn.Module, x: Tensor, arguments: Dict[str, Any]) -> Tensor:
-    """Run one encoder layer of transformers and return its hidden states (N, T, C).
+def transformer_layer(
+    layer: nn.Module, x: Tensor, arguments: Dict[str, Any], compiled: Optional[Callable[..., Any]] = None
+) -> Tensor:
+    """Run one encoder layer of transformers, ``compiled`` or not, and return its hidden states (N, T, C).
 
     In transformers 4 (and for WavLM in 5) they are the first of a tuple, and Whisper requires ``layer_head_mask``.
     """
     if "layer_head_mask" in inspect.signature(layer.forward).parameters:
         arguments = dict(arguments, layer_head_mask=None)
-    output = layer(x, **arguments)
+    output = compiled(layer, x, (), arguments) if compiled else layer(x, **arguments)
     return output[0] if isinstance(output, tuple) else output
+
+
+def compiled_layer(device: torch.device, backend: str = "inductor") -> Callable[[nn.Module, Tensor, Any, Any], Any]:
+    """torch.compile of a call ``layer(x, *args, **kwargs)``, for shapes of any size.
+
+    Layers that differ only in their weights share a compilation (from torch 2.5 on). The module itself stays as it is.
+
+    Raises:
+        UserError: torch is older than 2.1, or has no compiler for this device.
+    """
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < (2, 1):
+        raise UserError(f"--training.compile: expected torch 2.1 or later, found {torch.__version__}")
+    try:
+        torch.compile(lambda x: torch.relu(x) + 1, dynamic=True, backend=backend)(torch.ones(8, device=device))
+    except Exception as error:  # whatever the compiler, or its absence, raises
+        raise UserError(f"--training.compile: torch.compile does not work here: {one_line(error)}") from None
+    options: Any = torch._dynamo.config
+    # Layers are compiled one by one: there is nothing to divide into the buckets of DDP.
+    options.optimize_ddp = False
+    # Two kinds of layers, with and without padding, of one and more utterances, frozen or not; before torch 2.5 each
+    # layer on its own. Beyond these numbers a layer would not be compiled.
+    for name, least in (("cache_size_limit", 64), ("accumulated_cache_size_limit", 4096)):
+        setattr(options, name, max(least, getattr(options, name, 0)))
+    return torch.compile(_call_layer, dynamic=True, backend=backend)
+
+
+def _call_layer(layer: nn.Module, x: Tensor, args: Sequence[Any], options: Dict[str, Any]) -> Any:
+    return layer(x, *args, **options)
 
 
 def float32_argument() -> Dict[str, torch.dtype]:
@@ -112,6 +143,11 @@ def peak_memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def device_memory(device: torch.device) -> Optional[float]:
+    """Megabytes of a GPU's memory; None for a CPU, where the peak of a step cannot be measured."""
+    return torch.cuda.get_device_properties(device).total_memory / 2**20 if device.type == "cuda" else None
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -197,7 +197,8 @@ def naming_memory(batch: Batch) -> Iterator[None]:
         ids, longest = batch["cut_ids"], int(batch["token_lens"].max())
         raise UserError(
             f"out of memory on a batch of {len(ids)} cuts, {batch['seconds']:.1f} s, targets of up to {longest} tokens "
-            f"({', '.join(ids)}): lower --data.max_duration or --data.max_cuts, or see docs/training.md on memory"
+            f"({', '.join(ids)}): lower --data.max_duration, --data.max_cuts or --data.max_batch_tokens, or see "
+            "docs/training.md on memory"
         ) from None
 
 
@@ -270,27 +271,44 @@ def scan(
     Raises:
         UserError: naming the cuts of the first batch that does not fit into memory.
     """
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    lines = []
+    with unchanged_buffers(model):
+        for name, cuts in different_batches(worst_batches(sampler, dataset)):
+            batch = dataset[cuts]
+            reset_peak_memory(world.device)
+            with naming_memory(batch):
+                run_largest(model, batch, config, world)
+            model.zero_grad(set_to_none=True)
+            longest = int(batch["token_lens"].max())
+            lines.append(
+                f"scan, {name}: {len(cuts)} cuts, {batch['seconds']:.1f} s, up to {longest} tokens: "
+                f"peak {peak_memory(world.device):.0f} MB"
+            )
+    return lines
+
+
+def different_batches(worst: Dict[str, CutSet]) -> List[Tuple[str, CutSet]]:
+    """The `worst_batches` without those of the same cuts as an earlier one."""
+    found: Dict[Tuple[str, ...], Tuple[str, CutSet]] = {}
+    for name, cuts in worst.items():
+        found.setdefault(tuple(cut.id for cut in cuts), (name, cuts))
+    return list(found.values())
+
+
+def run_largest(model: nn.Module, batch: Batch, config: Config, world: DistributedContext) -> None:
+    """Run a batch forward and backward."""
     scaler = grad_scaler(world.device, config.training.precision)
-    lines, done = [], set()
-    for name, cuts in worst_batches(sampler, dataset).items():
-        ids = tuple(cut.id for cut in cuts)
-        if ids in done:
-            continue
-        done.add(ids)
-        batch = dataset[cuts]
-        reset_peak_memory(world.device)
-        with naming_memory(batch):
-            moved = to_device(batch, world.device)
-            with autocast(world.device, config.training.precision):
-                losses = forward(model, moved, config.data.stored_features)
-            scaler.scale((losses.simple + losses.pruned + losses.ctc).sum()).backward()
-        model.zero_grad(set_to_none=True)
-        lines.append(
-            f"scan, {name}: {len(ids)} cuts, {batch['seconds']:.1f} s, up to {int(batch['token_lens'].max())} tokens: "
-            f"peak {peak_memory(world.device):.0f} MB"
-        )
+    moved = to_device(batch, world.device)
+    with autocast(world.device, config.training.precision):
+        losses = forward(model, moved, config.data.stored_features)
+    scaler.scale((losses.simple + losses.pruned + losses.ctc).sum()).backward()
+
+
+@contextlib.contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers of a model at the end."""
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    yield
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    return lines

@@ -20,7 +20,7 @@ from tokenverse_pp.data.dataset import Batch, TransducerDataset
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import SamplerState, TrainSampler, train_batches
 from tokenverse_pp.models.bundle import load_weights, pretrained_prefixes
-from tokenverse_pp.models.compat import grad_scaler
+from tokenverse_pp.models.compat import compiled_layer, grad_scaler
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.checkpoints import (
     Saver,
@@ -29,6 +29,7 @@ from tokenverse_pp.training.checkpoints import (
     set_later_aside,
 )
 from tokenverse_pp.training.log import Meter, RunLog, add_drawn, drawn_table, plot_curves, read_log
+from tokenverse_pp.training.memory import pick_recomputed
 from tokenverse_pp.training.optim import FreezeSchedule, TrainedRows, lr_factor, make_optimizer
 from tokenverse_pp.training.steps import BAD_BATCHES, Progress, Stepper, StepResult, cut_ids, dump_batches, scan
 from tokenverse_pp.training.transfer import Before, InitialModel, start_from
@@ -72,6 +73,8 @@ class Trainer:
         undecayed = self.rows.partly if self.rows else ()
         self.optimizer = make_optimizer(model, config.optim, pretrained_prefixes(config), undecayed)
         self.scaler = grad_scaler(world.device, config.training.precision)
+        if config.training.compile:
+            model.encoder.compile_layers(compiled_layer(world.device))
         self.freezing = FreezeSchedule(model, config.training.freeze)
         self.saver = Saver(config, model, self.optimizer, self.scaler, dataset.tokenizer, world.size)
         self.saver.origin["before"] = before and asdict(before)
@@ -84,6 +87,9 @@ class Trainer:
         t = self.config.training
         self.stepper = Stepper(self.model, self.optimizer, self.config, self.world, self.scaler, self.rows)
         self.model.train()
+        if self.config.model.encoder.checkpoint_layers == "auto":
+            picked = pick_recomputed(self.model, self.optimizer, self.sampler, self.dataset, self.config, self.world)
+            self.say(picked or "checkpoint_layers auto: memory is not measured on a CPU")
         if t.scan:
             for line in scan(self.model, self.sampler, self.dataset, self.config, self.world):
                 self.say(line)

@@ -87,6 +87,7 @@ def test_pretraining_checkpoint_with_old_names(wav2vec2_folder, tmp_path, batch)
         dict(kind="thawed"),
         dict(stack=3),
         dict(freeze_layers=4),
+        dict(checkpoint_layers=-1),
         dict(kind="frozen", layers=[4]),
         dict(kind="frozen", layers=[]),
         dict(kind="frozen", context_dim=30),

@@ -72,16 +72,21 @@ def test_bfloat16_autocast_runs_and_is_near(folder, batch, kind):
 def test_gradient_checkpointing_changes_nothing_and_no_parameter_is_unused(folder, batch, kind):
     """Or DDP would stop at an unused one."""
     grads, changes = [], {"context_dropout": 0.0} if kind == "split" else {}
-    for checkpointing in (False, True):
+    depth = {"finetune": 3, "split": 5}[kind]  # split: two layers and three of the context network
+    recomputing = [{"checkpoint_layers": count} for count in (1, depth - 1, depth + 9)]
+    for options in ({}, {"gradient_checkpointing": True}, *recomputing):
         torch.manual_seed(0)
-        encoder = build(folder, kind, gradient_checkpointing=checkpointing, **changes)
+        encoder = build(folder, kind, **options, **changes)
+        count = min(depth, options.get("checkpoint_layers", depth if options else 0))
+        assert encoder.trained_depth == depth and sum(s.recomputed for s, _ in encoder.layer_stacks()) == count
         torch.manual_seed(0)
         encoder(*batch)[0].square().sum().backward()
         assert all((p.grad is not None) == p.requires_grad for p in encoder.parameters())
         grads.append({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
-    assert grads[0].keys() == grads[1].keys()
-    for name, grad in grads[0].items():
-        torch.testing.assert_close(grads[1][name], grad, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    for found in grads[1:]:
+        assert grads[0].keys() == found.keys()
+        for name, grad in grads[0].items():
+            torch.testing.assert_close(found[name], grad, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("family", ["wav2vec2", "hubert", "wavlm"])

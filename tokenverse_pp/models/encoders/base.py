@@ -6,7 +6,6 @@ Before them the tensor functions that families share: masks from lengths, and fr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -96,6 +95,37 @@ def make_frames_of(encoder: Encoder) -> Callable[[float], int]:
     return frames_of
 
 
+class TrainedLayers:
+    """How a stack of layers is run in training: which of them are recomputed in backward, and whether compiled.
+
+    Attributes:
+        recomputed: number of layers, from the lowest one that has activations to keep, that are recomputed.
+        compiled: runs ``(layer, x, args, kwargs)`` compiled (`compat.compiled_layer`); None: not compiled.
+    """
+
+    def __init__(self) -> None:
+        self.recomputed = 0
+        self.compiled: Optional[Callable[..., Any]] = None
+
+    def runner(self, training: bool) -> Callable[..., Tensor]:
+        """A function ``run(layer, call, x)`` for the layers of one forward pass, from the lowest one on.
+
+        ``call(layer, x, compiled)`` runs a layer; in evaluation it is neither compiled nor recomputed.
+        """
+        training = training and torch.is_grad_enabled()
+        compiled = self.compiled if training else None
+        left = self.recomputed if training else 0
+
+        def run(layer: nn.Module, call: Callable[..., Tensor], x: Tensor) -> Tensor:
+            nonlocal left
+            if left > 0 and (x.requires_grad or any(p.requires_grad for p in layer.parameters())):
+                left -= 1
+                return checkpoint(call, layer, x, compiled, use_reentrant=False)
+            return call(layer, x, compiled)
+
+        return run
+
+
 class Encoder(nn.Module, ABC):
     """A speech encoder in two halves; task vectors are added at the seam between them.
 
@@ -164,6 +194,26 @@ class Encoder(nn.Module, ABC):
         """Frames at the seam -> frames of the output, ceil(frames / stack)."""
         return stacked_lens(feature_lens, self.stack)
 
+    def layer_stacks(self) -> List[Tuple[TrainedLayers, int]]:
+        """The stacks of layers that are trained, and the number of layers in each, from the lowest on."""
+        return [(self.backbone.trained_layers, self.highest_layer)]
+
+    @property
+    def trained_depth(self) -> int:
+        """The number of layers in `layer_stacks`."""
+        return sum(size for _, size in self.layer_stacks())
+
+    def recompute(self, count: int) -> None:
+        """Recompute the lowest ``count`` trained layers in the backward pass instead of keeping their activations."""
+        for stack, size in self.layer_stacks():
+            stack.recomputed = min(count, size)
+            count -= stack.recomputed
+
+    def compile_layers(self, compiled: Optional[Callable[..., Any]]) -> None:
+        """Run the trained layers compiled (`compat.compiled_layer`) in training; None: not compiled."""
+        for stack, _ in self.layer_stacks():
+            stack.compiled = compiled
+
     def frozen_prefixes(self) -> Tuple[str, ...]:
         """Prefixes of the ``state_dict`` keys that training never changes; checkpoints leave them out."""
         return ()
@@ -191,7 +241,10 @@ class Backbone(nn.Module, ABC):
     hop: int  # samples from one frame to the next
     receptive: int  # frame t of `embed` sees no sample from hop * t + receptive on
     right_frames: int = 0  # frames that `transform` sees after a frame, apart from attention
-    gradient_checkpointing: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained_layers = TrainedLayers()
 
     @abstractmethod
     def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
@@ -258,14 +311,13 @@ class Backbone(nn.Module, ABC):
 
         ``first``: x is the hidden state of this number, and only the layers above it are run.
         """
-        kept = {first: x}
+
+        def call(layer: nn.Module, x: Tensor, compiled: Optional[Callable[..., Any]]) -> Tensor:
+            return transformer_layer(layer, x, arguments, compiled)
+
+        kept, run = {first: x}, self.trained_layers.runner(self.training)
         for number, layer in enumerate(self.layers[first : self.highest(wanted)], start=first + 1):
-            run = partial(transformer_layer, layer, arguments=arguments)
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(run, x, use_reentrant=False)
-            else:
-                x = run(x)
-            kept[number] = x
+            x = kept[number] = run(layer, call, x)
         if -1 in wanted:
             kept[-1] = x if self.final_norm is None else self.final_norm(x)
         return [kept[number] for number in wanted]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tokenverse_pp.models.compat import scaled_dot_product_attention
-from tokenverse_pp.models.encoders.base import attention_bias, length_mask, score_bias, zero_padding
+from tokenverse_pp.models.encoders.base import TrainedLayers, attention_bias, length_mask, score_bias, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask, chunked_convolution, sides, sink_mask
 
 
@@ -187,12 +186,11 @@ class ContextLayer(nn.Module):
 class ContextNetwork(nn.Module):
     """LayerNorm and projection of the input, then conformer layers."""
 
-    gradient_checkpointing: bool = False
-
     def __init__(
         self, input_dim: int, dim: int, num_layers: int, heads: int, ffn_dim: int, kernel: int, dropout: float
     ) -> None:
         super().__init__()
+        self.trained_layers = TrainedLayers()
         self.head_dim = dim // heads
         self.input = nn.Sequential(nn.LayerNorm(input_dim), nn.Linear(input_dim, dim), nn.Dropout(dropout))
         self.layers = nn.ModuleList(ContextLayer(dim, heads, ffn_dim, kernel, dropout) for _ in range(num_layers))
@@ -205,12 +203,15 @@ class ContextNetwork(nn.Module):
             table = rotary_table(x.shape[1], self.head_dim, x.device)
         else:
             bias, table, sinks = self._in_chunks(lens, mask, grid)
-        x = self.input(x)
+        arguments = (mask, bias, table, sinks, grid)
+
+        def call(layer: nn.Module, x: Tensor, compiled: Optional[Callable[..., Tensor]]) -> Tensor:
+            # Each size of chunks would be compiled anew.
+            return layer(x, *arguments) if compiled is None or grid is not None else compiled(layer, x, arguments, {})
+
+        x, run = self.input(x), self.trained_layers.runner(self.training)
         for layer in self.layers:
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, mask, bias, table, sinks, grid, use_reentrant=False)
-            else:
-                x = layer(x, mask, bias, table, sinks, grid)
+            x = run(layer, call, x)
         return zero_padding(x, lens)
 
     def _in_chunks(

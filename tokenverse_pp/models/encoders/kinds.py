@@ -22,7 +22,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from tokenverse_pp.base.config import ChunkOptions, EncoderConfig
 from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.models.compat import float32_argument, quiet_transformers
-from tokenverse_pp.models.encoders.base import Backbone, Encoder, stack_frames, zero_padding
+from tokenverse_pp.models.encoders.base import Backbone, Encoder, TrainedLayers, stack_frames, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid
 from tokenverse_pp.models.encoders.context import ContextNetwork, joined_states
 from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone, WavLMBackbone
@@ -158,7 +158,6 @@ class FinetuneEncoder(Encoder):
         super().__init__(backbone, config.stack)
         self.feature_dim = backbone.hidden_size
         self.output_dim = backbone.hidden_size * config.stack
-        backbone.gradient_checkpointing = config.gradient_checkpointing
         if config.freeze_feature_encoder:
             backbone.freeze_embedding()
         backbone.freeze_layers(config.freeze_layers)
@@ -207,7 +206,10 @@ class ContextEncoder(Encoder):
             kernel=config.context_kernel,
             dropout=config.context_dropout,
         )
-        self.context.gradient_checkpointing = config.gradient_checkpointing
+
+    def layer_stacks(self) -> List[Tuple[TrainedLayers, int]]:
+        """See Encoder; the context network is above the layers of the backbone."""
+        return [(self.context.trained_layers, len(self.context.layers))]
 
     def add_context(self, states: Tensor, lens: Tensor, grid: Optional[ChunkGrid]) -> Tuple[Tensor, Tensor]:
         """Joined hidden states (N, T, F), zero on padding, lens (N,) -> `contextualise`'s result; grid: of the seam."""
@@ -275,7 +277,6 @@ class SplitEncoder(ContextEncoder):
         super().__init__(backbone, config)
         self.split_layer = config.split_layer
         self.feature_dim = backbone.hidden_size
-        backbone.gradient_checkpointing = config.gradient_checkpointing
         if config.lora_rank:
             add_lora(backbone, config, self.split_layer, self.highest_layer)
         else:
@@ -289,6 +290,10 @@ class SplitEncoder(ContextEncoder):
         if -1 in self.layers and self.backbone.final_norm is not None:
             upper.append(self.backbone.final_norm)
         return upper
+
+    def layer_stacks(self) -> List[Tuple[TrainedLayers, int]]:
+        """See Encoder."""
+        return [(self.backbone.trained_layers, self.highest_layer - self.split_layer), *super().layer_stacks()]
 
     def train(self, mode: bool = True) -> SplitEncoder:
         """Set the mode of the second half; the frozen layers, position embedding and convolutions stay in eval mode."""
@@ -403,4 +408,9 @@ def build_encoder(config: EncoderConfig, foreign: bool = False) -> Encoder:
     # from_pretrained leaves its models in eval mode; train() is where every new module starts.
     kinds: Dict[str, Callable[[Backbone, EncoderConfig], Encoder]]
     kinds = {"finetune": FinetuneEncoder, "frozen": FrozenEncoder, "split": SplitEncoder}
-    return kinds[config.kind](backbone, config).train()
+    encoder = kinds[config.kind](backbone, config).train()
+    count = config.checkpoint_layers
+    if not isinstance(count, int):
+        count = encoder.trained_depth if config.gradient_checkpointing else 0
+    encoder.recompute(count)
+    return encoder

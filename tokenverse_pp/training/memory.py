@@ -1,0 +1,108 @@
+"""Picks how many of the encoder's layers are recomputed, so that the largest batches fit into a GPU's memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Callable, Optional
+
+import torch
+from torch import nn
+
+from tokenverse_pp.base.config import Config
+from tokenverse_pp.data.dataset import TransducerDataset
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.samplers import TrainSampler
+from tokenverse_pp.models.compat import device_memory, is_out_of_memory, peak_memory, reset_peak_memory
+from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.training.steps import different_batches, naming_memory, run_largest, unchanged_buffers, worst_batches
+
+SHARE = 0.9  # of a GPU's memory that may be filled: the allocator cannot use all of it
+
+
+def pick_recomputed(
+    model: Transducer,
+    optimizer: torch.optim.Optimizer,
+    sampler: TrainSampler,
+    dataset: TransducerDataset,
+    config: Config,
+    world: DistributedContext,
+) -> str:
+    """Recompute as few layers as fit into memory, the same number on all ranks; return a line for the log.
+
+    Runs the largest batches forward and backward with none, all and, by bisection, other numbers of layers recomputed.
+    Where memory cannot be measured (CPUs) nothing changes, and the line is empty.
+
+    Raises:
+        UserError: naming the cuts of a batch that does not fit with all layers recomputed.
+    """
+    limit = memory_limit(world.device, config)
+    if limit is None:
+        return ""
+    encoder, most = model.encoder, model.encoder.trained_depth
+    batches = [dataset[cuts] for _, cuts in different_batches(worst_batches(sampler, dataset))]
+    later = memory_of_updates(model, optimizer, config, world)
+    peaks = {}
+
+    def peak(count: int) -> float:
+        encoder.recompute(count)
+        reset_peak_memory(world.device)
+        for batch in batches:
+            with naming_memory(batch):
+                try:
+                    run_largest(model, batch, config, world)
+                except (RuntimeError, MemoryError) as error:
+                    if count == most or not is_out_of_memory(error):
+                        raise
+                    full = True
+                else:
+                    full = False
+            model.zero_grad(set_to_none=True)
+            if full:
+                return math.inf
+        return peak_memory(world.device) + later
+
+    def fits(count: int) -> bool:
+        peaks[count] = peak(count)
+        return world.all_(peaks[count] <= limit)
+
+    with unchanged_buffers(model):
+        count = fewest(fits, most)
+    encoder.recompute(count)
+    reset_peak_memory(world.device)
+    verdict = "of" if peaks[count] <= limit else "more than"
+    return f"recomputing {count} of {most} encoder layers: peak {peaks[count]:.0f} MB {verdict} {limit:.0f} MB"
+
+
+def fewest(fits: Callable[[int], bool], most: int) -> int:
+    """The least number from 0 to ``most`` that fits, if all above it do; ``most`` if none does."""
+    if fits(0) or most == 0:
+        return 0
+    if not fits(most):
+        return most
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def memory_limit(device: torch.device, config: Config) -> Optional[float]:
+    """The megabytes that a step may fill; None where memory cannot be measured."""
+    total = device_memory(device)
+    if total is None:
+        return None
+    wanted = config.training.memory_gb
+    return SHARE * total if wanted is None else 1024 * wanted
+
+
+def memory_of_updates(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: Config, world: DistributedContext
+) -> float:
+    """Megabytes that a step needs beside those of one forward and backward pass.
+
+    AdamW's moments, which are made in its first step; the buckets of DDP; and gradients that are there while the next
+    batch of the step runs.
+    """
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    times = 2 * (not optimizer.state) + (world.size > 1) + (config.training.accumulate > 1)
+    return times * trained / 2**20
