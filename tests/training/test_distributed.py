@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from toy_runs import finish, read_cuts, start, toy_options, toy_parts
 
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.models import checkpoint
+from tokenverse_pp.training.log import read_log
 from tokenverse_pp.training.optim import FreezeSchedule, make_optimizer
 from tokenverse_pp.training.steps import Stepper
 
@@ -122,3 +124,67 @@ def test_two_ranks_train_every_kind_of_encoder(tiny_corpus, tmp_path, kind):
     done = finish(start("train.py", *toy_options(tiny_corpus, tmp_path / "exp", **changes), ranks=2))
     assert done.code == 0, done.stderr
     assert (tmp_path / "exp" / "model" / checkpoint.WEIGHTS).is_file()
+
+
+def tensors_of(folder):
+    """The tensors of a checkpoint, by file and name."""
+    return {
+        (file, name): tensor
+        for file in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.AVERAGE)
+        for name, tensor in checkpoint.read_tensors(folder / file).items()
+    }
+
+
+def losses_of(exp_dir):
+    return [record["loss"] for record in read_log(exp_dir / "log.jsonl") if record["kind"] == "train"]
+
+
+@pytest.mark.slow
+def test_fsdp_of_two_ranks_is_ddp(tiny_corpus, tmp_path):
+    """Losses and checkpoints, with accumulation, frozen layers, recomputed layers and uneven validation."""
+    changes = {
+        "data__max_cuts": 2,
+        "data__max_duration": 8,
+        "data__valid": [f"{tmp_path}/three.jsonl.gz"],
+        "model__encoder__gradient_checkpointing": "true",
+        "model__vectors__placement": "both",
+        "model__loss__ctc_scale": 0.3,
+        "training__accumulate": 2,
+        "training__freeze": [[0, 0], [1, 1], [3, -1]],
+        "training__scan": "true",
+        "training__valid_every": 2,
+        "training__save_every": 2,
+        "training__average_period": 2,
+        "training__max_steps": 4,
+    }
+    CutSet.from_cuts(read_cuts(tiny_corpus, "dev")[:3]).to_file(tmp_path / "three.jsonl.gz")
+
+    def run(name, strategy, ranks=2, **more):
+        options = toy_options(tiny_corpus, tmp_path / name, training__strategy=strategy, **{**changes, **more})
+        done = finish(start("train.py", *options, ranks=ranks))
+        assert done.code == 0, done.stderr
+        return done
+
+    def same(name, step):
+        ours, theirs = (tensors_of(tmp_path / n / "checkpoints" / f"step-{step:08d}") for n in (name, "ddp"))
+        assert list(ours) == list(theirs)
+        for key, tensor in theirs.items():
+            torch.testing.assert_close(ours[key], tensor, atol=1e-5, rtol=1e-5, msg=f"{name}, {key}")
+
+    run("ddp", "ddp")
+    said = run("fsdp", "fsdp").stderr
+    assert said.count("scan, ") == 4  # as many on each rank
+    assert losses_of(tmp_path / "fsdp") == pytest.approx(losses_of(tmp_path / "ddp"), rel=1e-5)
+    for step in (2, 4):
+        same("fsdp", step)
+    for name, first, second in (("there", "ddp", "fsdp"), ("back", "fsdp", "ddp")):
+        shutil.copytree(tmp_path / first, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step-00000004")
+        assert f"training.strategy: {first} -> {second}" in run(name, second).stderr
+        same(name, 4)
+    before = checkpoint.read_tensors(tmp_path / "fsdp" / "model" / checkpoint.WEIGHTS)
+    again = run("fsdp", "fsdp").stderr  # nothing left to train: the average alone is validated
+    assert "average of the last checkpoints: " in again
+    after = checkpoint.read_tensors(tmp_path / "fsdp" / "model" / checkpoint.WEIGHTS)
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    run("fsdp", "fsdp", ranks=1, training__max_steps=5)

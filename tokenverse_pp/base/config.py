@@ -369,6 +369,9 @@ class TrainingConfig:
     """Batches per optimiser step and rank (gradient accumulation)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number type of autocast: fp32 (no autocast), bf16 or fp16."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What several ranks share. ddp: each holds the whole model. fsdp: each holds a part of the weights, gradients and
+    moments."""
     seed: int = 42
     """Seed of the data order, the initial weights and dropout."""
     log_every: int = at_least(1, 50)

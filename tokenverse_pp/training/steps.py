@@ -22,7 +22,7 @@ from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import replacing, write_text
 from tokenverse_pp.data.dataset import Batch, TransducerDataset
-from tokenverse_pp.data.distributed import DistributedContext, no_sync
+from tokenverse_pp.data.distributed import DistributedContext, is_sharded, no_sync, whole
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.manifests import write_cuts
 from tokenverse_pp.data.samplers import SamplerState, TrainSampler
@@ -155,14 +155,14 @@ class Stepper:
     def _scale_gradients(self, frames: float) -> float:
         """Divide the gradients by the frames and clip them; return their norm before clipping."""
         self.scaler.unscale_(self.optimizer)
-        # DDP has averaged over ranks; the sum is wanted.
+        # DDP and FSDP have averaged over ranks; the sum is wanted.
         scale = self.world.size / frames
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
         if self.rows is not None:
             self.rows.mask_gradients()
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip))
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip)))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -265,7 +265,7 @@ def scan(
     lines, done = [], set()
     for name, cuts in worst_batches(sampler, dataset).items():
         ids = tuple(cut.id for cut in cuts)
-        if ids in done:
+        if ids in done and not is_sharded(model):  # else all ranks run the same number of batches
             continue
         done.add(ids)
         batch = dataset[cuts]

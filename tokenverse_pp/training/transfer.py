@@ -16,6 +16,7 @@ from torch import Tensor
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.distributed import gathered
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import PRETRAINED, find_model, tasks_of
@@ -246,7 +247,7 @@ def extended_state(
 
     Tensors of another width stay as they are: they do not fit.
     """
-    wanted = model.checkpoint_state()
+    wanted = gathered(model.checkpoint_state())
     out = dict(state)
     fits = {name for name in state if name in wanted and state[name].shape[1:] == wanted[name].shape[1:]}
     for name in VOCABULARY_ROWS:
