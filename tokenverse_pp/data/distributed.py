@@ -1,6 +1,6 @@
 """DistributedContext: the process group, rank, device and reductions; the same code runs in one process.
 
-Also the sharded models of ``training.strategy: fsdp`` (`DistributedContext.shard`): gathering and sharding their tensors.
+Also the sharded models of ``training.strategy: fsdp`` (`DistributedContext.shard`), and their tensors.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ def is_sharded(model: nn.Module) -> bool:
 def unsharded(model: nn.Module) -> Iterator[None]:
     """Gather all parameters of a sharded model; until the end its forward calls no collective operation.
 
-    All processes must enter and leave together. Other models stay as they are.
+    All processes must enter and leave together. Before the first forward of the whole model only if none follows: FSDP
+    takes the first module that runs for the root. A model that is not sharded stays as it is.
     """
     modules: List[Any] = [module for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
     for module in modules:
@@ -206,4 +207,5 @@ def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    target: Any = like
+    return distribute_tensor(tensor.to(like.device), target.device_mesh, target.placements)
