@@ -147,7 +147,7 @@ def assert_same(ours, theirs):
         if file == checkpoint.OPTIMIZER:
             assert apart.max() <= 1e-4 * tensor.abs().max() + 1e-7, name
         else:
-            assert (apart > 1e-5).sum() <= 10 and apart.mean() < 1e-7, name
+            assert (apart > 1e-5).sum() <= 10 and apart.max() < 4e-3, name
 
 
 def losses_of(exp_dir):
