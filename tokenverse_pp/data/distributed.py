@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, Sequence, TypeVar, Union
@@ -65,11 +66,9 @@ class DistributedContext:
             return
         try:
             from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import FSDPModule, fully_shard
-
-            FSDPModule.set_reshard_after_forward  # noqa: B018
-        except (ImportError, AttributeError):
-            raise UserError(f"--training.strategy=fsdp: needs a newer torch, not {torch.__version__}") from None
+            from torch.distributed.fsdp import fully_shard
+        except ImportError:
+            raise UserError(f"--training.strategy=fsdp: needs torch 2.6 or later, not {torch.__version__}") from None
         mesh = init_device_mesh(self.device.type, (self.size,))
         for module in groups:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
@@ -152,25 +151,27 @@ def no_sync(model: nn.Module, wait: bool) -> ContextManager[Any]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether `DistributedContext.shard` has sharded the model."""
-    return any(hasattr(module, "set_reshard_after_forward") for module in model.modules())
+    return any(hasattr(module, "unshard") for module in model.modules())
 
 
 @contextlib.contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
     """Gather all parameters of a sharded model; until the end its forward calls no collective operation.
 
-    All processes must enter and leave together. Before the first forward of the whole model only if none follows: FSDP
-    takes the first module that runs for the root. A model that is not sharded stays as it is.
+    All processes must enter and leave together. FSDP's hooks do not run meanwhile: they would record each forward for
+    the prefetching of the next backward, which must be the same in all processes. A model that is not sharded stays as
+    it is.
     """
-    modules: List[Any] = [module for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
+    modules: List[Any] = [module for module in model.modules() if hasattr(module, "unshard")]
+    hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
     for module in modules:
-        module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
+        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
     try:
         yield
     finally:
-        for module in modules:
-            module.set_reshard_after_forward(module is not model, recurse=False)
+        for module, (before, after) in zip(modules, hooks):
+            module._forward_pre_hooks, module._forward_hooks = before, after
             module.reshard()
 
 
