@@ -73,7 +73,9 @@ def train(config: Config, world: DistributedContext) -> Path:
     # Tokenizer and model.
     base = source.tokenizer if source else None
     tokenizer = Tokenizer(world.from_first(lambda: get_tokenizer(config, tasks, start, base).model))
-    model = build_model(config, tasks, tokenizer).to(world.device)
+    model = build_model(config, tasks, tokenizer)
+    if config.training.strategy == "ddp" or world.size == 1:  # FSDP moves only shards to the device
+        model = model.to(world.device)
 
     # Batches: which cuts are used, and in which order.
     activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)

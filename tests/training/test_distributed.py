@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,8 +10,11 @@ import torch.distributed as dist
 from lhotse import CutSet
 from toy_runs import finish, read_cuts, start, toy_options, toy_parts
 
-from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.base.config_files import parse_config
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.distributed import DistributedContext, gathered, unsharded
 from tokenverse_pp.models import checkpoint
+from tokenverse_pp.training.log import read_log
 from tokenverse_pp.training.optim import FreezeSchedule, make_optimizer
 from tokenverse_pp.training.steps import Stepper
 
@@ -122,3 +126,144 @@ def test_two_ranks_train_every_kind_of_encoder(tiny_corpus, tmp_path, kind):
     done = finish(start("train.py", *toy_options(tiny_corpus, tmp_path / "exp", **changes), ranks=2))
     assert done.code == 0, done.stderr
     assert (tmp_path / "exp" / "model" / checkpoint.WEIGHTS).is_file()
+
+
+def tensors_of(folder):
+    """The tensors of a checkpoint, by file and name."""
+    return {
+        (file, name): tensor
+        for file in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.AVERAGE)
+        if (folder / file).is_file()
+        for name, tensor in checkpoint.read_tensors(folder / file).items()
+    }
+
+
+def assert_same(ours, theirs):
+    """Equal but for rounding, which AdamW turns into steps where a gradient is zero: in a few single weights."""
+    assert list(ours) == list(theirs)
+    for (file, name), tensor in theirs.items():
+        assert ours[file, name].shape == tensor.shape and ours[file, name].dtype == tensor.dtype
+        apart = (ours[file, name].double() - tensor.double()).abs()
+        if file == checkpoint.OPTIMIZER:
+            assert apart.max() <= 1e-4 * tensor.abs().max() + 1e-7, name
+        else:
+            assert (apart > 1e-5).sum() <= 10 and apart.max() < 4e-3, name
+
+
+def losses_of(exp_dir):
+    return [record["loss"] for record in read_log(exp_dir / "log.jsonl") if record["kind"] == "train"]
+
+
+def save_wavlm(folder):
+    """Sizes of a tiny WavLM: its lowest layer has a table that is read outside of that layer."""
+    config = json.loads((save_sizes(folder, stable=True) / "config.json").read_text())
+    config.update(model_type="wavlm", architectures=["WavLMModel"])
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["finetune", "finetune, adapters", "frozen", "split, inner layers", "wavlm"])
+def test_sharded_steps_are_plain_steps(tiny_corpus, tmp_path, alone, kind):
+    """In a process group of one, whatever the encoder: losses, norms, weights, moments, and the gathered forward."""
+    cuts = sorted(read_cuts(tiny_corpus), key=lambda cut: cut.duration)[:2]
+    if kind == "wavlm":
+        options = {"model__encoder__name": save_wavlm(tmp_path)}
+    else:
+        options = options_of(kind, save_sizes(tmp_path, stable=True))
+    runs = []
+    for strategy in ("ddp", "fsdp"):
+        parts = toy_parts(tiny_corpus, **options, model__vectors__placement="both", training__precision="bf16")
+        world, model = DistributedContext(), parts.model
+        if strategy == "fsdp":
+            world.shard(model, model.encoder.backbone.shardable_layers)
+            assert all(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+        batch = parts.dataset[CutSet.from_cuts(cuts)]
+        optimizer = make_optimizer(model, parts.config.optim, ())
+        stepper = Stepper(model.train(), optimizer, parts.config, world)
+        results = []
+        for step in range(3):
+            with unsharded(model), torch.no_grad():  # also before the first step
+                out, _ = model.eval().encode(batch["inputs"], batch["lens"], batch["active"], chunks=batch["chunks"])
+            model.train()
+            results.append(stepper([batch] * (1 + step % 2), step))
+        tensors = {(checkpoint.WEIGHTS, k): v for k, v in gathered(model.checkpoint_state()).items()}
+        moments = gathered(checkpoint.optimizer_tensors(optimizer))
+        tensors.update({(checkpoint.OPTIMIZER, k): v for k, v in moments.items()})
+        runs.append((out, [(r.loss, r.grad_norm) for r in results], tensors))
+    (out, numbers, tensors), (sharded_out, sharded_numbers, sharded_tensors) = runs
+    torch.testing.assert_close(sharded_out, out, atol=1e-4, rtol=1e-4)
+    assert torch.tensor(sharded_numbers).allclose(torch.tensor(numbers), rtol=1e-5)
+    assert_same(sharded_tensors, tensors)
+
+
+def test_fsdp_that_cannot_be_is_refused(alone, monkeypatch):
+    with pytest.raises(UserError, match=r"training\.precision=fp16"):
+        parse_config(["--training.strategy", "fsdp", "--training.precision", "fp16"])
+    monkeypatch.delattr(torch.distributed.fsdp, "fully_shard")
+    with pytest.raises(UserError, match=r"training\.strategy=fsdp: needs torch 2"):
+        DistributedContext().shard(torch.nn.Linear(2, 2), [])
+
+
+@pytest.mark.slow
+def test_fsdp_trains_rows_of_new_tokens_as_ddp(tiny_corpus, tmp_path):
+    small = {"data__valid": [], "data__max_cuts": 2, "training__max_steps": 2}
+    before = {"tasks__names": ["asr", "lid"], "tasks__full_only": "false"}
+    done = finish(start("train.py", *toy_options(tiny_corpus, tmp_path / "before", **small, **before)))
+    assert done.code == 0, done.stderr
+    small.update(training__init_from=tmp_path / "before", training__train_only="new")
+    for strategy in ("ddp", "fsdp"):
+        options = toy_options(tiny_corpus, tmp_path / strategy, **small, training__strategy=strategy)
+        done = finish(start("train.py", *options, ranks=2))
+        assert done.code == 0, done.stderr
+    assert losses_of(tmp_path / "fsdp") == pytest.approx(losses_of(tmp_path / "ddp"), rel=1e-5)
+    ours, theirs = (tensors_of(tmp_path / name / "checkpoints" / "step-00000002") for name in ("fsdp", "ddp"))
+    assert_same(ours, theirs)
+
+
+@pytest.mark.slow
+def test_fsdp_of_two_ranks_is_ddp(tiny_corpus, tmp_path):
+    """Losses and checkpoints, with accumulation, frozen layers, recomputed layers and uneven validation."""
+    changes = {
+        "data__max_cuts": 2,
+        "data__valid": [f"{tmp_path}/one.jsonl.gz"],
+        "model__encoder__gradient_checkpointing": "true",
+        "model__vectors__placement": "both",
+        "model__loss__ctc_scale": 0.3,
+        "training__accumulate": 2,
+        "training__freeze": [[0, 0], [1, 1], [3, -1]],
+        "training__scan": "true",
+        "training__valid_every": 2,
+        "training__save_every": 2,
+        "training__average_period": 2,
+        "training__max_steps": 4,
+    }
+    CutSet.from_cuts(read_cuts(tiny_corpus, "dev")[:1]).to_file(tmp_path / "one.jsonl.gz")  # none for rank 1
+
+    def run(name, strategy, ranks=2, **more):
+        options = toy_options(tiny_corpus, tmp_path / name, training__strategy=strategy, **{**changes, **more})
+        done = finish(start("train.py", *options, ranks=ranks))
+        assert done.code == 0, done.stderr
+        return done
+
+    def same(name, step):
+        ours, theirs = (tensors_of(tmp_path / n / "checkpoints" / f"step-{step:08d}") for n in (name, "ddp"))
+        assert_same(ours, theirs)
+
+    run("ddp", "ddp")
+    said = run("fsdp", "fsdp").stderr
+    assert said.count("scan, ") == 4  # as many on each rank
+    assert losses_of(tmp_path / "fsdp") == pytest.approx(losses_of(tmp_path / "ddp"), rel=1e-5)
+    for step in (2, 4):
+        same("fsdp", step)
+    for name, first, second in (("there", "ddp", "fsdp"), ("back", "fsdp", "ddp")):
+        shutil.copytree(tmp_path / first, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step-00000004")
+        assert f"training.strategy: {first} -> {second}" in run(name, second).stderr
+        same(name, 4)
+        assert losses_of(tmp_path / name) == pytest.approx(losses_of(tmp_path / "ddp"), rel=1e-5)
+    before = checkpoint.read_tensors(tmp_path / "fsdp" / "model" / checkpoint.WEIGHTS)
+    again = run("fsdp", "fsdp", training__scan="false").stderr  # no forward of training: the average is validated
+    assert "average of the last checkpoints: " in again
+    after = checkpoint.read_tensors(tmp_path / "fsdp" / "model" / checkpoint.WEIGHTS)
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    run("fsdp", "fsdp", ranks=1, training__max_steps=5)

@@ -237,8 +237,8 @@ def stop_after(started, steps):
     """Run a trainer, and stop it as a signal would after a step's checkpoint."""
     save = started.saver.save
 
-    def saving(progress):
-        save(progress)
+    def saving(progress, write):
+        save(progress, write)
         if progress.step == steps:
             raise KeyboardInterrupt
 

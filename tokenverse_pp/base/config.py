@@ -286,8 +286,8 @@ class LossConfig:
     """The pruned RNN-T loss (Kuang et al., 2022); defaults as in icefall's zipformer recipe."""
 
     backend: Literal["auto", "native", "triton", "torch", "k2"] = "auto"
-    """Implementation of the loss. auto: Triton kernels on an NVIDIA GPU, or k2 where Triton does not work there; PyTorch
-    elsewhere. native: the same without k2. triton, torch, k2: that one."""
+    """Implementation of the loss. auto: Triton kernels on an NVIDIA GPU, or k2 where Triton does not work there;
+    PyTorch elsewhere. native: the same without k2. triton, torch, k2: that one."""
     prune_range: int = at_least(2, 5)
     """Symbols kept for each frame by the pruned loss."""
     lm_scale: float = 0.25
@@ -379,6 +379,9 @@ class TrainingConfig:
     """Batches per optimiser step and rank (gradient accumulation)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number type of autocast: fp32 (no autocast), bf16 or fp16."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What several ranks share. ddp: each holds the whole model. fsdp: each holds a part of the weights, gradients and
+    moments."""
     seed: int = 42
     """Seed of the data order, the initial weights and dropout."""
     log_every: int = at_least(1, 50)

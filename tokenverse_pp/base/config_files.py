@@ -171,6 +171,8 @@ def check_config(config: Config) -> Config:
         raise UserError(f"--training.keep_best={config.training.keep_best}: needs --data.valid, to know the best by")
     check_weights(config.data)
     check_freeze(config.training.freeze)
+    if config.training.strategy == "fsdp" and config.training.precision == "fp16":
+        raise UserError("--training.precision=fp16: expected fp32 or bf16 with --training.strategy=fsdp")
     check_streaming(config.model.streaming)
     check_settings(config.tasks)
     if "lid" in config.tasks.names and not config.tasks.languages:

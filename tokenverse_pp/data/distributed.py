@@ -1,13 +1,17 @@
-"""DistributedContext: the process group, rank, device and reductions; the same code runs in one process."""
+"""DistributedContext: the process group, rank, device and reductions; the same code runs in one process.
+
+Also the sharded models of ``training.strategy: fsdp`` (`DistributedContext.shard`), and their tensors.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import warnings
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Callable, ContextManager, List, Sequence, TypeVar, Union
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Sequence, TypeVar, Union
 
 import torch
 import torch.distributed as dist
@@ -34,14 +38,41 @@ class DistributedContext:
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model, wrapped in DDP if there are several processes."""
-        if self.size == 1:
+        """The model, wrapped in DDP if there are several processes and it is not sharded."""
+        if self.size == 1 or is_sharded(model):
             return model
         # Without device_ids, inputs stay where they are: lengths on the CPU.
         # The one buffer (trained combinations) is merged by `any_` instead of broadcast.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # new torch renames the argument, torch 1.13 needs it
-            return DistributedDataParallel(model, broadcast_buffers=False)
+            return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def shard(self, model: nn.Module, groups: Sequence[nn.Module]) -> None:
+        """Shard the parameters of a model over all processes, in place (FSDP2); without a process group do nothing.
+
+        The parameters become DTensors, sharded along their first dimension, on the device of this process. Forward and
+        backward gather those of one group at a time. Gradients are averaged over processes after each backward, as with
+        DDP, but into shards: gradients that wait for a later batch would be as large as the model.
+
+        Args:
+            model: on any device; with the same weights in all processes.
+            groups: modules whose parameters are gathered together, while they run. The other parameters are gathered
+                while the model runs.
+
+        Raises:
+            UserError: this version of torch does not have it.
+        """
+        if not dist.is_initialized():
+            return
+        try:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+        except ImportError:
+            raise UserError(f"--training.strategy=fsdp: needs torch 2.6 or later, not {torch.__version__}") from None
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for module in groups:
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all processes (float64)."""
@@ -122,3 +153,66 @@ def stop_distributed() -> None:
 def no_sync(model: nn.Module, wait: bool) -> ContextManager[Any]:
     """Under DDP and ``wait``: keep gradients local, for all but the last batch of a step."""
     return model.no_sync() if wait and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `DistributedContext.shard` has sharded the model."""
+    return any(hasattr(module, "unshard") for module in model.modules())
+
+
+@contextlib.contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Gather all parameters of a sharded model; until the end its forward calls no collective operation.
+
+    All processes must enter and leave together. FSDP's hooks do not run meanwhile: they would record each forward for
+    the prefetching of the next backward, which must be the same in all processes. A model that is not sharded stays as
+    it is.
+    """
+    modules: List[Any] = [module for module in model.modules() if hasattr(module, "unshard")]
+    hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
+    for module in modules:
+        module.unshard()
+        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for module, (before, after) in zip(modules, hooks):
+            module._forward_pre_hooks, module._forward_hooks = before, after
+            module.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be sharded, gathered; all processes must call this together."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds: all of it, if it is not sharded."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def gathered(tensors: Dict[str, Tensor], keep: bool = True) -> Dict[str, Tensor]:
+    """Tensors that may be sharded, gathered one by one and moved to the CPU; all processes must call this together.
+
+    Args:
+        tensors: those that are not sharded stay as they are.
+        keep: whether this process wants them.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        if hasattr(tensor, "full_tensor"):
+            full = whole(tensor.detach())
+            tensor = full.cpu() if keep else full
+        if keep:
+            found[name] = tensor
+    return found
+
+
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, sharded as ``like`` is, if that is sharded; all processes must call this together."""
+    if not hasattr(like, "full_tensor") or hasattr(tensor, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    target: Any = like
+    return distribute_tensor(tensor.to(like.device), target.device_mesh, target.placements)

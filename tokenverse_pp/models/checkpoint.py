@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.base.files import feed
+from tokenverse_pp.data.distributed import sharded_like
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -222,7 +223,7 @@ def load_optimizer(
         expected = parameters[int(index)].shape
         if value.ndim and value.shape != expected:
             raise UserError(f"{path}: tensor {key} has shape {tuple(value.shape)}, expected {tuple(expected)}")
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = sharded_like(value, parameters[int(index)]) if value.ndim else value
     names = {frozenset(entry) for entry in state.values()}
     if len(names) > 1:
         raise UserError(f"{path}: not the state of one optimiser: some parameters have other tensors than the rest")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenverse_pp.base.config import ChunkOptions, ModelConfig, SpecAugmentConfig
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.distributed import sharded_like
 from tokenverse_pp.losses import pruned_transducer_loss
 from tokenverse_pp.losses.entry import token_log_probs
 from tokenverse_pp.models.encoders import Encoder
@@ -341,5 +342,5 @@ class Transducer(nn.Module):
         if shapes:
             key = shapes[0]
             return f"tensor {key} has shape {tuple(state[key].shape)}, the model wants {tuple(expected[key].shape)}"
-        self.load_state_dict(state, strict=False)
+        self.load_state_dict({k: sharded_like(v, expected[k]) for k, v in state.items()}, strict=False)
         return None

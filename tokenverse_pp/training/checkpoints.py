@@ -24,6 +24,7 @@ import tokenverse_pp
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import load_config, save_config
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.distributed import gathered
 from tokenverse_pp.data.samplers import SamplerState
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models import checkpoint
@@ -206,8 +207,17 @@ class Saver:
             for left in (self.exp_dir / "checkpoints").glob(f"step-*.{end}"):
                 shutil.rmtree(left, ignore_errors=True)
 
-    def save(self, progress: Progress) -> None:
-        """Write a checkpoint and delete those that are no longer needed."""
+    def save(self, progress: Progress, write: bool = True) -> None:
+        """Write a checkpoint and delete those that are no longer needed.
+
+        All ranks call this, as a sharded model is gathered; ``write``: on the first one.
+        """
+        tensors = {
+            checkpoint.WEIGHTS: gathered(self.model.checkpoint_state(), write),
+            checkpoint.OPTIMIZER: gathered(checkpoint.optimizer_tensors(self.optimizer), write),
+        }
+        if not write:
+            return
         valid = progress.valid and {key: value for key, value in progress.valid.items() if math.isfinite(value)}
         state = {
             **self.origin,
@@ -218,10 +228,6 @@ class Saver:
             "bad_in_a_row": progress.bad_in_a_row,
             "valid": valid,  # JSON has no NaN
             "scaler": self.scaler.state_dict(),
-        }
-        tensors = {
-            checkpoint.WEIGHTS: self.model.checkpoint_state(),
-            checkpoint.OPTIMIZER: checkpoint.optimizer_tensors(self.optimizer),
         }
         if self.average is not None and self.average.tensors:
             tensors[checkpoint.AVERAGE] = self.average.tensors

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenverse_pp.base.config import LossConfig, OptimConfig
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.distributed import local, sharded_like
 from tokenverse_pp.models.encoders.base import Backbone
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.transfer import VOCABULARY_ROWS, Before, old_row_of_each
@@ -170,6 +171,7 @@ class TrainedRows:
     def __init__(self, model: Transducer, before: Before, tasks: Sequence[str], mode: str):
         self.frozen: Dict[str, Tensor] = {}  # parameters trained in part: True for frozen rows
         self.parameters: Dict[str, nn.Parameter] = {}
+        self._masks: Dict[str, Tensor] = {}  # `frozen` on the device, of the rows that this rank holds
         for name, parameter in model.named_parameters():
             frozen = _frozen_rows(model, name, parameter, before, tasks)
             if mode == "new_and_joiner" and name.startswith("joiner."):
@@ -189,9 +191,12 @@ class TrainedRows:
     def mask_gradients(self) -> None:
         """Set the gradients of frozen rows to zero, also where they are not finite."""
         for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                self.frozen[name] = frozen = self.frozen[name].to(parameter.grad.device)
-                parameter.grad.masked_fill_(frozen.view(-1, *[1] * (parameter.grad.dim() - 1)), 0.0)
+            grad = parameter.grad
+            if grad is not None:
+                if name not in self._masks:
+                    self._masks[name] = local(sharded_like(self.frozen[name].to(grad.device), grad))
+                part = local(grad)
+                part.masked_fill_(self._masks[name].view(-1, *[1] * (part.dim() - 1)), 0.0)
 
     def count(self, model: nn.Module) -> int:
         """The number of trained scalars of a model."""

@@ -22,7 +22,7 @@ from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import replacing, write_text
 from tokenverse_pp.data.dataset import Batch, TransducerDataset
-from tokenverse_pp.data.distributed import DistributedContext, no_sync
+from tokenverse_pp.data.distributed import DistributedContext, is_sharded, local, no_sync, whole
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.manifests import write_cuts
 from tokenverse_pp.data.samplers import SamplerState, TrainSampler
@@ -162,14 +162,14 @@ class Stepper:
     def _scale_gradients(self, frames: Tensor) -> Tensor:
         """Divide the gradients by the frames, a scalar, and clip them; return their norm before clipping."""
         self.scaler.unscale_(self.optimizer)
-        # DDP has averaged over ranks; the sum is wanted.
+        # DDP and FSDP have averaged over ranks; the sum is wanted.
         scale = self.world.size / frames
         for parameter in self.parameters:
             if parameter.grad is not None:
-                parameter.grad.mul_(scale)
+                local(parameter.grad).mul_(scale)
         if self.rows is not None:
             self.rows.mask_gradients()
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip)
+        return whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -273,7 +273,9 @@ def scan(
     """
     lines = []
     with unchanged_buffers(model):
-        for name, cuts in different_batches(worst_batches(sampler, dataset)):
+        worst = worst_batches(sampler, dataset)
+        # Sharded, all ranks run the same number of batches.
+        for name, cuts in worst.items() if is_sharded(model) else different_batches(worst):
             batch = dataset[cuts]
             reset_peak_memory(world.device)
             with naming_memory(batch):

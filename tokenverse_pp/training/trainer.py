@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.dataset import Batch, TransducerDataset
-from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.distributed import DistributedContext, gathered, unsharded
 from tokenverse_pp.data.samplers import SamplerState, TrainSampler, train_batches
 from tokenverse_pp.models.bundle import load_weights, pretrained_prefixes
 from tokenverse_pp.models.compat import compiled_layer, grad_scaler
@@ -43,7 +43,7 @@ class Trainer:
 
     Args:
         config: the resolved configuration.
-        model: not wrapped for DDP, on the device of ``world``.
+        model: not wrapped for DDP, on the device of ``world``; with ``training.strategy: fsdp`` it is sharded in place.
         dataset: makes the training batches.
         sampler: draws this rank's cuts.
         validator: scores the model; None: no validation.
@@ -68,6 +68,8 @@ class Trainer:
         self.validator = validator
         self.world = world
         self.exp_dir = Path(config.training.exp_dir)
+        if config.training.strategy == "fsdp":
+            world.shard(model, model.encoder.backbone.shardable_layers)
         mode, names = config.training.train_only, dataset.tasks.names
         self.rows = TrainedRows(model, before, names, mode) if before and mode != "all" else None
         undecayed = self.rows.partly if self.rows else ()
@@ -151,8 +153,11 @@ class Trainer:
         p.skipped_steps += result.skipped
         self._check(result, batches)
         self.meter.add(result, batches)
-        if self.saver.average is not None and self.world.is_first:
-            self.saver.average.update(self.model.checkpoint_state(), self.step)
+        average = self.saver.average
+        if average is not None and self.step % average.period == 0:
+            weights = gathered(self.model.checkpoint_state(), keep=self.world.is_first)
+            if self.world.is_first:
+                average.update(weights, self.step)
         return result
 
     def log(self, log: Optional[RunLog], bar: tqdm) -> None:
@@ -172,16 +177,15 @@ class Trainer:
     def validate(self, log: Optional[RunLog]) -> None:
         """Score the model on the validation cuts."""
         self._share_trained()
-        self.progress.valid = scores = self.validator(self.model)  # type: ignore[misc]
+        self.progress.valid = scores = self._scores()
         if log:
             log.write("valid", self.step, scores)
         self.say(f"step {self.step}: {describe(scores)}")
 
     def save(self) -> None:
-        """Write a checkpoint and delete those that are no longer needed (first rank)."""
+        """Write a checkpoint and delete those that are no longer needed (the first rank writes)."""
         self._share_trained()
-        if self.world.is_first:
-            self.saver.save(self.progress)
+        self.saver.save(self.progress, write=self.world.is_first)
         self.saved = self.step
         self.world.barrier()
 
@@ -194,7 +198,7 @@ class Trainer:
         self.world.barrier()
         load_weights(self.model, folder)
         if self.validator:
-            self.say(f"average of the last checkpoints: {describe(self.validator(self.model))}")
+            self.say(f"average of the last checkpoints: {describe(self._scores())}")
         return folder
 
     @property
@@ -247,6 +251,11 @@ class Trainer:
             self.progress.place = place._replace(batch=place.batch * ranks // self.world.size)
             self.say(f"{folder.name} is of {ranks} ranks, now {self.world.size}: the rest of the round is drawn anew")
         self.say(f"resuming from {folder.name}: {self.progress.place}")
+
+    def _scores(self) -> Dict[str, float]:
+        """Run the validator; a sharded model is gathered for it, as ranks have different numbers of batches."""
+        with unsharded(self.model):
+            return self.validator(self.model)  # type: ignore[misc]
 
     def _share_trained(self) -> None:
         """Share which combinations of tasks any rank has trained."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.distributed import gathered
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import PRETRAINED, find_model, tasks_of
@@ -162,7 +163,7 @@ def matched_parts(state: State, model: Transducer) -> Tuple[State, List[str], Li
     A part that the source lacks stays as the model was built: a CTC head random, task vectors zero. A part of which
     the source has only some tensors is not completed.
     """
-    wanted, out = model.checkpoint_state(), dict(state)
+    wanted, out = gathered(model.checkpoint_state()), dict(state)
     new, left_out = [], []
     for part in AUXILIARY:
         prefix = f"{part}."
@@ -182,7 +183,7 @@ def matched_encoder(state: State, source: InitialModel, model: Transducer) -> Tu
     Adapters that the source did not have start new. If the features at the seam differ, the vectors that are added to
     them start at zero.
     """
-    wanted, out, new, lines = model.checkpoint_state(), dict(state), [], []
+    wanted, out, new, lines = gathered(model.checkpoint_state()), dict(state), [], []
     ours = {name: value for name, value in wanted.items() if name.startswith(PRETRAINED)}
     for name in ours:  # peft moves a matrix that gets adapters
         plain = name.replace(".base_layer.", ".")
@@ -246,7 +247,7 @@ def extended_state(
 
     Tensors of another width stay as they are: they do not fit.
     """
-    wanted = model.checkpoint_state()
+    wanted = gathered(model.checkpoint_state())
     out = dict(state)
     fits = {name for name in state if name in wanted and state[name].shape[1:] == wanted[name].shape[1:]}
     for name in VOCABULARY_ROWS:

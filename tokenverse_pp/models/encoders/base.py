@@ -288,6 +288,11 @@ class Backbone(nn.Module, ABC):
     def final_norm(self) -> Optional[nn.Module]:
         """The norm after the highest layer, if the model has one."""
 
+    @property
+    def shardable_layers(self) -> List[nn.Module]:
+        """The layers whose parameters nothing but their own forward reads; FSDP gathers each of them on its own."""
+        return list(self.layers)
+
     def freeze_layers(self, count: int) -> None:
         """Stop training the position embedding and the lowest ``count`` layers; -1: all, and the final norm."""
         if count == 0:

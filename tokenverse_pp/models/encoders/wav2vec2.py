@@ -203,6 +203,11 @@ class WavLMBackbone(Wav2Vec2Backbone):
         """Refuse: the attention of WavLM takes no chunk mask beside its gated position bias."""
         raise UserError("--chunk-ms: WavLM cannot be run in chunks; use a wav2vec2, HuBERT or Whisper model")
 
+    @property
+    def shardable_layers(self) -> List[nn.Module]:
+        """All but the lowest, whose table `layer_arguments` reads."""
+        return list(self.layers)[1:]
+
     def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
         """Bias (N * heads, T, T), the same for all layers; WavLM takes the mask (N, T) itself."""
         n, t = x.shape[:2]
