@@ -80,6 +80,20 @@ def test_log_probabilities_clamping_and_reductions(which):
     assert torch.allclose(clamped, free.clamp(-0.01, 0.01))
 
 
+@pytest.mark.parametrize("which", KERNELS)
+@pytest.mark.parametrize("padding", [-100, -1, 10**6])
+def test_padding_may_be_any_id(which, padding):
+    case, targets, (frames, lengths) = problem(4)
+    lengths[1] = 1
+    padded = targets.masked_fill(torch.arange(3) >= lengths[:, None], padding)
+    with use_kernels(which):
+        for loss in (
+            lambda ids: rnnt_loss(logits_of(case), ids, frames, lengths),
+            lambda ids: rnnt_loss_joiner(case.am, case.lm, case.linear(), ids, frames, lengths),
+        ):
+            assert loss(padded).item() == pytest.approx(loss(targets).item(), abs=1e-12)
+
+
 def test_arguments_that_do_not_fit_are_named():
     case, targets, lengths = problem(3)
     with pytest.raises(ValueError, match=r"need targets \(2, 3\)"):

@@ -226,3 +226,19 @@ def test_launches_do_not_grow_and_nothing_waits(monkeypatch):
     few = launches(monkeypatch, batch=2, frames=10, symbols=6)
     assert few == launches(monkeypatch, batch=5, frames=60, symbols=40)
     assert few < 60
+
+
+def test_tensors_in_any_layout():
+    """Slices, transposed and expanded tensors give what their copies give."""
+    case = on_device(make_case(16, batch=2, frames=4, symbols=2, vocab=5))
+    logits = torch.randn(2, 4, 3, 5, device=DEVICE)
+    wide = torch.randint(1, 5, (2, 6), device=DEVICE)
+    boundary = torch.tensor([[0, 0, 2, 4]], device=DEVICE).expand(2, 4)
+    with use_kernels("triton"):
+        for symbols in (wide[:, 2:4], wide[:, 2:4].t().contiguous().t()):
+            loss = native.rnnt_loss(logits, symbols, 0, boundary, reduction="none")
+            expected = native.rnnt_loss(logits, symbols.contiguous(), 0, boundary.contiguous(), reduction="none")
+            assert torch.equal(loss, expected)
+        simple = native.rnnt_loss_simple(case.lm_simple, case.am_simple, wide[:, 2:4], 0, boundary, reduction="none")
+    expected = native.rnnt_loss_simple(case.lm_simple, case.am_simple, wide[:, 2:4], 0, boundary, reduction="none")
+    assert torch.allclose(simple, expected)

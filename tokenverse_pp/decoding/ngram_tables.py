@@ -154,7 +154,7 @@ def ngram_after(
     return tl.where(known, tl.where(idle != 0, states, after), unknown)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def ngram_gains_kernel(
     states, gains, clock, slots, vocab, start, contexts, back_off, over, tokens, log_prob, models, lowest, first_row,
     kinds, SCALE: tl.constexpr, BONUS: tl.constexpr, DEPTH: tl.constexpr, BISECTIONS: tl.constexpr,

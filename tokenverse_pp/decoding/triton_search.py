@@ -11,12 +11,12 @@ Where scores are equal, the order is that of slots, and of symbols within a slot
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -33,7 +33,7 @@ LOG = logging.getLogger(__name__)
 FRAMES_OF_A_GRAPH = 8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def _predictor_kernel(contexts, taps, hidden, clock, slots, vocab, size, CONTEXT: tl.constexpr, BLOCK: tl.constexpr):
     """relu of the predictor's convolution over the last tokens of one hypothesis."""
     slot = tl.program_id(0).to(tl.int64)
@@ -50,7 +50,7 @@ def _predictor_kernel(contexts, taps, hidden, clock, slots, vocab, size, CONTEXT
     tl.store(hidden + slot * size + column, tl.maximum(total, 0.0).to(hidden.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_frames", "utterances"])
 def _hidden_kernel(
     frames, projected, hidden, clock, num_frames, utterances, beam, size, LARGEST: tl.constexpr, HALF: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -68,7 +68,7 @@ def _hidden_kernel(
     tl.store(hidden + slot * size + column, r.to(hidden.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def _candidates_kernel(
     logits, states, weights, phrases, gains, ngram_gains, values, symbols, clock, slots, vocab, blank,
     PENALTY: tl.constexpr, TEMPERATURE: tl.constexpr, CONSTRAINED: tl.constexpr, PHRASES: tl.constexpr,
@@ -103,7 +103,7 @@ def _candidates_kernel(
         taken = taken | here
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_frames", "utterances"])
 def _advance_kernel(
     values, symbols, scores, contexts, states, following, phrases, phrase_after, ngrams, ngram_tokens, ngram_target,
     ngram_contexts, ngram_models, ngram_kinds, keys, symbol_keys_, lengths, clock, trace_index, trace_value,
@@ -170,9 +170,7 @@ def _advance_kernel(
     if BEAM > 1:
         # At most two agree (`BeamSearch._merge`). Rows are the better ones, columns the worse.
         better = (slot[:, None] < slot[None, :]) & (slot[None, :] < BEAM)
-        tl.debug_barrier()
-        column_key = tl.load(keys + new + slot, mask=real, other=0)
-        same = (key[:, None] == column_key[None, :]) & better
+        same = (key[:, None] == key[None, :]) & better
         twin = tl.max(tl.where(same, value[None, :], float("-inf")), 1)
         worse = tl.max(tl.where(same, 1, 0), 0) > 0
         top = tl.maximum(value, twin)
@@ -186,6 +184,17 @@ def _advance_kernel(
     tl.store(trace_index + out, parent * vocab + token, mask=write)
     tl.store(trace_value + out, value, mask=write)
     tl.store(trace_score + out, tl.where(going, merged, 0.0), mask=write)
+
+
+_streams = threading.local()
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of this thread for searches on a device; cuBLAS keeps a workspace for every stream that it meets."""
+    key = str(device)
+    if not hasattr(_streams, key):
+        setattr(_streams, key, torch.cuda.Stream(device))
+    return getattr(_streams, key)
 
 
 class Fusion(NamedTuple):
@@ -258,6 +267,10 @@ class TritonSearch:
         self.taps = torch.stack(table.taps)  # (C, V, D)
         self.predicted = torch.empty((self.slots, self.taps.shape[2]), dtype=table.weight.dtype, device=device)
         self.hidden = torch.empty((self.slots, self.size), dtype=scorer.reduced or torch.float32, device=device)
+        # A step allocates nothing, so that captured graphs hold no memory of their own.
+        self.projected = torch.empty((self.slots, self.size), dtype=table.weight.dtype, device=device)
+        self.logits = torch.empty((self.slots, scorer.vocab_size), dtype=scorer.weight.dtype, device=device)
+        self.graph: Optional[torch.cuda.CUDAGraph] = None
         self.best = torch.empty((self.slots, self.count), dtype=torch.float32, device=device)
         self.symbols = torch.empty((self.slots, self.count), dtype=torch.int32, device=device)
         if self.fusion.ngrams is not None:
@@ -286,26 +299,28 @@ class TritonSearch:
 
     def _replay(self) -> int:
         """Go through all frames but a few by a CUDA graph -> how many were done."""
-        stream = torch.cuda.Stream(self.device)
+        stream, graph, done = _stream(self.device), torch.cuda.CUDAGraph(), 2
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
-            for _ in range(2):  # compiles, and lets libraries allocate what they need
+            for _ in range(done):  # compiles, and lets libraries allocate what they need
                 self._step()
             stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
+            # Not `torch.cuda.graph`, which empties the caches of the whole process at each capture.
             try:
-                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
                     for _ in range(FRAMES_OF_A_GRAPH):
                         self._step()
+                finally:
+                    graph.capture_end()
+                for _ in range((self.num_frames - done) // FRAMES_OF_A_GRAPH):
+                    graph.replay()
+                    done += FRAMES_OF_A_GRAPH
+                self.graph = graph  # kept until its work is done
             except RuntimeError as error:
                 LOG.debug("search: no CUDA graph (%s); launching frame by frame", one_line(error))
-                torch.cuda.current_stream(self.device).wait_stream(stream)
-                return 2
-            replays = (self.num_frames - 2) // FRAMES_OF_A_GRAPH
-            for _ in range(replays):
-                graph.replay()
         torch.cuda.current_stream(self.device).wait_stream(stream)
-        return 2 + replays * FRAMES_OF_A_GRAPH
+        return done
 
     def _step(self) -> None:
         scorer, table, vocab = self.scorer, self.scorer.contexts, self.scorer.vocab_size
@@ -315,13 +330,13 @@ class TritonSearch:
             self.context, self.taps, self.predicted, self.clock, self.slots, vocab, size,
             CONTEXT=table.size, BLOCK=block, num_warps=max(block // 128, 1),
         )  # fmt: skip
-        projected = F.linear(self.predicted, table.weight, table.bias)
+        torch.addmm(table.bias, self.predicted, table.weight.t(), out=self.projected)
         block = min(triton.next_power_of_2(self.size), 512)
         _hidden_kernel[(self.slots, triton.cdiv(self.size, block))](
-            self.frames, projected, self.hidden, self.clock, self.num_frames, self.utterances, self.beam, self.size,
-            LARGEST=LARGEST_EXPONENT, HALF=scorer.reduced is not None, BLOCK=block, num_warps=max(block // 128, 1),
+            self.frames, self.projected, self.hidden, self.clock, self.num_frames, self.utterances, self.beam,
+            self.size, LARGEST=LARGEST_EXPONENT, HALF=scorer.reduced is not None, BLOCK=block, num_warps=max(block // 128, 1),
         )  # fmt: skip
-        logits = F.linear(self.hidden, scorer.weight, scorer.bias)
+        torch.addmm(scorer.bias, self.hidden, scorer.weight.t(), out=self.logits)
         # What is not there is not read; something has to be named.
         weights, following = self.constraints[:2] if self.constraints is not None else (self.best, self.symbols)
         gains, after = self.fusion.phrases or (self.best, self.symbols)
@@ -339,9 +354,9 @@ class TritonSearch:
                 n.log_prob, n.models, n.lowest, n.first_row, n.kinds, SCALE=n.scale, BONUS=n.bonus, **sizes, BLOCK=256,
                 num_warps=4,
             )  # fmt: skip
-        block = triton.next_power_of_2(vocab)
+        block, pairs = triton.next_power_of_2(vocab), triton.next_power_of_2(self.beam * self.count)
         _candidates_kernel[(self.slots,)](
-            logits, self.state, weights, self.phrase, gains, ngram_gains, self.best, self.symbols, self.clock,
+            self.logits, self.state, weights, self.phrase, gains, ngram_gains, self.best, self.symbols, self.clock,
             self.slots, vocab, scorer.blank_id, PENALTY=scorer.options.blank_penalty,
             TEMPERATURE=scorer.options.temperature, BLOCK=block, num_warps=min(max(block // 256, 1), 16), **use,
         )  # fmt: skip
@@ -350,6 +365,6 @@ class TritonSearch:
             *moves, self.key, self.symbol_keys, self.lengths, self.clock, self.index, self.value, self.traced,
             self.num_frames, self.utterances, vocab, table.modulus, scorer.blank_id, start, FACTOR=HASH_FACTOR,
             BEAM=self.beam, SLOTS=triton.next_power_of_2(self.beam),
-            BLOCK=triton.next_power_of_2(self.beam * self.count), num_warps=1, **use, **sizes,
+            BLOCK=pairs, num_warps=min(max(pairs // 512, 1), 8), **use, **sizes,
         )  # fmt: skip
         self.clock.add_(1)

@@ -39,6 +39,12 @@ def _boundary(logit_lengths: Tensor, target_lengths: Tensor) -> Tensor:
     return torch.stack([zeros, zeros, target_lengths, logit_lengths.to(zeros.dtype)], 1).long()
 
 
+def _padded_with(blank: int, targets: Tensor, boundary: Tensor) -> Tensor:
+    """Targets (B, U) as int64 whose padding, which may be any id, is blank."""
+    inside = torch.arange(targets.shape[1], device=targets.device) < boundary[:, 2:3]
+    return torch.where(inside, targets.long(), torch.full_like(targets, blank, dtype=torch.int64))
+
+
 def _check_shapes(batch: int, frames: int, positions: int, targets: Tensor, lengths: Tuple[Tensor, Tensor]) -> None:
     if targets.shape != (batch, positions - 1) or any(x.shape != (batch,) for x in lengths):
         raise ValueError(
@@ -77,7 +83,8 @@ def rnnt_loss(
     batch, frames, positions, vocab = logits.shape
     _check_shapes(batch, frames, positions, targets, (logit_lengths, target_lengths))
     blank %= vocab
-    targets, boundary = targets.to(logits.device).long(), _boundary(logit_lengths.to(logits.device), target_lengths)
+    boundary = _boundary(logit_lengths.to(logits.device), target_lengths)
+    targets = _padded_with(blank, targets.to(logits.device), boundary)
     if clamp > 0:
         logits = _ClampGrad.apply(logits, clamp)
     if fused_log_softmax:
@@ -126,7 +133,8 @@ def rnnt_loss_joiner(
     weight = linear.weight
     assert isinstance(weight, Tensor)
     blank %= len(weight)
-    targets, boundary = targets.to(am.device).long(), _boundary(logit_lengths.to(am.device), target_lengths)
+    boundary = _boundary(logit_lengths.to(am.device), target_lengths)
+    targets = _padded_with(blank, targets.to(am.device), boundary)
     ranges = torch.arange(positions, device=am.device).expand(batch, frames, -1)
     px, py = band_log_probs(am, lm, linear, targets, ranges, boundary, blank, memory_budget or 0, activation)
     with torch.autocast(am.device.type, enabled=False):

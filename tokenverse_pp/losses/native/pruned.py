@@ -107,14 +107,14 @@ def rnnt_loss(
         raise ValueError(f"logits {tuple(logits.shape)} need symbols (B, S), given {tuple(symbols.shape)}")
     boundary = checked_boundary(boundary, batch, num_symbols, num_frames, logits.device)
     with torch.autocast(logits.device.type, enabled=False):
-        logits = at_least_float32(logits)
         kernels = triton_kernels(logits)
         if kernels is not None:
             begins = symbols.new_zeros((batch, num_frames))
-            plan = kernels.BandPlan(begins, positions, symbols, boundary, termination_symbol)
+            plan = kernels.BandPlan(begins, positions, symbols.contiguous(), boundary.contiguous(), termination_symbol)
             px, py = kernels.gather_log_probs(logits, plan)
             loss = band_loss(px, py, begins.unsqueeze(2), boundary, num_symbols, rnnt_type, delay_penalty)
             return reduce_loss(loss, reduction)
+        logits = at_least_float32(logits)
         index = symbols.reshape(batch, 1, num_symbols, 1).expand(-1, num_frames, -1, -1)
         normaliser = logits.logsumexp(3)
         px = logits[:, :, :num_symbols].gather(3, index).squeeze(3) - normaliser[:, :, :num_symbols]
@@ -176,13 +176,15 @@ def rnnt_loss_pruned(
         raise ValueError(f"ranges {tuple(ranges.shape)} should be the first axes of logits {tuple(logits.shape)}")
     boundary = checked_boundary(boundary, batch, num_symbols, num_frames, logits.device)
     with torch.autocast(logits.device.type, enabled=False):
-        logits, kernels = at_least_float32(logits), triton_kernels(logits)
+        kernels = triton_kernels(logits)
         if kernels is not None:
             begins = ranges[:, :, 0].contiguous()
-            plan = kernels.BandPlan(begins, ranges.shape[2], symbols, boundary, termination_symbol)
+            plan = kernels.BandPlan(
+                begins, ranges.shape[2], symbols.contiguous(), boundary.contiguous(), termination_symbol
+            )
             px, py = kernels.gather_log_probs(logits, plan)
         else:
             targets = targets_in_band(symbols, ranges, termination_symbol)
-            px, py = _band_from_logits(logits, targets, termination_symbol)
+            px, py = _band_from_logits(at_least_float32(logits), targets, termination_symbol)
         loss = band_loss(px, py, ranges, boundary, num_symbols, rnnt_type, delay_penalty)
     return reduce_loss(loss, reduction)

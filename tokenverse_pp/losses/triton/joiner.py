@@ -59,7 +59,7 @@ def _slope(value, RELU: tl.constexpr):
     return 1.0 - value * value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "frames", "positions"])
 def _hidden_kernel(
     am, lm, begins, boundary, hidden, first, frames, positions, width, size,
     ACC: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr,
@@ -85,12 +85,13 @@ def _hidden_kernel(
 
 
 @triton.jit
-def _target(symbols, b, position, num_symbols, blank):
-    """The symbol to be taken next at a position; past the last one, blank."""
-    return tl.load(symbols + b * num_symbols + position, mask=position < num_symbols, other=blank)
+def _target(symbols, b, position, num_symbols, vocab, blank):
+    """The symbol to be taken next at a position; past the last one, or where it is no symbol, blank."""
+    symbol = tl.load(symbols + b * num_symbols + position, mask=position < num_symbols, other=blank)
+    return tl.where((symbol >= 0) & (symbol < vocab), symbol, blank)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "frames", "num_symbols"])
 def _log_probs_kernel(
     logits, begins, boundary, symbols, px, py, normalisers, first, frames, width, num_symbols, vocab, blank,
     BLOCK: tl.constexpr,
@@ -115,7 +116,7 @@ def _log_probs_kernel(
         highest = tl.max(top, 0)
         total = tl.where(total == 0.0, 0.0, total * tl.exp(top - highest))
         normaliser = highest + tl.log(tl.sum(total, 0))
-        target = _target(symbols, b, begin + r, num_symbols, blank)
+        target = _target(symbols, b, begin + r, num_symbols, vocab, blank)
         tl.store(px + out, tl.load(row + target).to(dtype) - normaliser)
         tl.store(py + out, tl.load(row + blank).to(dtype) - normaliser)
         tl.store(normalisers + out, normaliser)
@@ -126,7 +127,7 @@ def _log_probs_kernel(
         tl.store(normalisers + out, zero)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "frames", "num_symbols"])
 def _logit_grad_kernel(
     logits, grad, begins, boundary, symbols, px_grad, py_grad, normalisers, first, frames, width, num_symbols, vocab,
     blank, BLOCK: tl.constexpr,
@@ -137,7 +138,7 @@ def _logit_grad_kernel(
     row = (tl.program_id(0).to(tl.int64) * width + r) * vocab
     out = at * width + r
     normaliser, move, stay = tl.load(normalisers + out), tl.load(px_grad + out), tl.load(py_grad + out)
-    target = _target(symbols, b, begin + r, num_symbols, blank)
+    target = _target(symbols, b, begin + r, num_symbols, vocab, blank)
     column = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     inside = column < vocab
     value = tl.load(logits + row + column, mask=inside, other=0.0).to(normaliser.dtype)
@@ -146,7 +147,7 @@ def _logit_grad_kernel(
     tl.store(grad + row + column, tl.where(used, value, 0.0).to(grad.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first"])
 def _am_grad_kernel(hidden, hidden_grad, am_grad, first, width, size, RELU: tl.constexpr, BLOCK: tl.constexpr):
     """Through the activation, summed over the positions of one frame."""
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -171,7 +172,7 @@ def _first_frame(begins, low, high, position):
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "last", "frames", "positions"])
 def _lm_grad_kernel(
     hidden, hidden_grad, lm_grad, begins, first, last, frames, positions, width, size,
     RELU: tl.constexpr, FRAMES: tl.constexpr, BLOCK: tl.constexpr,
@@ -307,8 +308,11 @@ class _JoinerLogProbs(torch.autograd.Function):
                 hidden = band.hidden(am, lm, first, last)
                 logits = torch.addmm(offset, hidden, kernel.t())
             band.logit_grad(logits, logits, px_grad, py_grad, norm, first)
-            bias_grad += logits.sum(0, dtype=norm.dtype)
-            if logits.dtype == norm.dtype:
+            if ctx.needs_input_grad[3]:
+                bias_grad += logits.sum(0, dtype=norm.dtype)
+            if not ctx.needs_input_grad[2]:
+                pass
+            elif logits.dtype == norm.dtype:
                 weight_grad.addmm_(logits.t(), hidden)
             else:
                 weight_grad += torch.mm(logits.t(), hidden)
@@ -342,7 +346,8 @@ class _GatherLogProbs(torch.autograd.Function):
     def forward(ctx, logits: Tensor, plan: BandPlan):
         band = _Band(plan, logits[..., 0], logits.shape[3])
         logits = logits.contiguous()
-        px, py, norm = logits.new_empty((3, *logits.shape[:3])).unbind(0)
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        px, py, norm = logits.new_empty((3, *logits.shape[:3]), dtype=dtype).unbind(0)
         band.log_probs(logits, (px, py, norm), 0, band.batch * band.frames)
         ctx.save_for_backward(logits, norm)
         ctx.plan = plan

@@ -70,7 +70,21 @@ def _lengths(boundary, b, max_symbols, max_frames):
     return begin_symbol, begin_frame, tl.maximum(symbols, 0), tl.maximum(frames, 0)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "max_symbols",
+        "max_frames",
+        "px_b",
+        "px_s",
+        "px_t",
+        "py_b",
+        "py_s",
+        "py_t",
+        "begins_b",
+        "width",
+        "difference_b",
+    ]
+)
 def _score_kernel(
     px, py, begins, boundary, scores, differences, max_symbols, max_frames,
     px_b, px_s, px_t, py_b, py_s, py_t, begins_b, width, difference_b,
@@ -117,7 +131,21 @@ def _score_kernel(
     tl.store(scores + b, last)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "max_symbols",
+        "max_frames",
+        "px_b",
+        "px_s",
+        "px_t",
+        "py_b",
+        "py_s",
+        "py_t",
+        "begins_b",
+        "width",
+        "difference_b",
+    ]
+)
 def _occupation_kernel(
     scale, begins, boundary, scores, differences, px_grad, py_grad, max_symbols, max_frames,
     px_b, px_s, px_t, py_b, py_s, py_t, begins_b, width, difference_b,
@@ -238,6 +266,7 @@ class _DenseLattice(torch.autograd.Function):
     @staticmethod
     @on_its_device
     def forward(ctx, px: Tensor, py: Tensor, boundary: Tensor, return_grad: bool):
+        ctx.set_materialize_grads(False)  # only scores bring a gradient
         diagonal = px.shape[2] == py.shape[2] + 1
         lattice = Lattice(boundary.contiguous(), px.shape[1], py.shape[2], diagonal, diagonal, None)
         with_grad = return_grad or any(ctx.needs_input_grad[:2])

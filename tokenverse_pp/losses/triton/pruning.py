@@ -10,7 +10,7 @@ from torch import Tensor
 _FRAMES = 128  # frames whose windows a program compares
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_symbols", "frames", "columns"])
 def _best_window_kernel(
     px_grad, py_grad, begins, num_symbols, frames, columns, width, BLOCK: tl.constexpr, WIDTH: tl.constexpr
 ):
@@ -39,7 +39,7 @@ def _lesser(a, b):
     return tl.minimum(a, b)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_symbols", "frames"])
 def _reachable_kernel(
     begins, boundary, ranges, num_symbols, frames, width, MAX_STEP: tl.constexpr, BLOCK: tl.constexpr
 ):

@@ -54,7 +54,8 @@ def _blank_scores(
     am_blank = tl.load(am + t * vocab + blank, mask=valid, other=0.0)
     lm_blank = tl.load(lm + s * vocab + blank)
     score = (am_blank + lm_blank - normaliser) * BOTH
-    score += (lm_blank - tl.log(tl.load(lm_only + s)) - tl.load(lm_top + s)) * LM_ONLY
+    if LM_ONLY != 0.0:
+        score += (lm_blank - tl.log(tl.load(lm_only + s)) - tl.load(lm_top + s)) * LM_ONLY
     if AM_ONLY != 0.0:
         top = tl.load(am_top + t, mask=valid, other=0.0)
         only = tl.log(tl.load(am_only + t, mask=valid, other=1.0)) + top
@@ -62,7 +63,7 @@ def _blank_scores(
     return score, normaliser
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_symbols", "frames", "arc_b", "arc_s", "arc_t"])
 def _arcs_kernel(
     am, am_top, am_only, lm, lm_top, lm_only, overlap, unigram, symbols, boundary, px, py,
     num_symbols, frames, vocab, blank, arc_b, arc_s, arc_t,
@@ -87,10 +88,12 @@ def _arcs_kernel(
     tl.store(py + b * arc_b + s * arc_s + t * arc_t, score, mask=valid)
     if s < num_symbols:
         symbol = tl.load(symbols + b * num_symbols + s)
+        symbol = tl.where((symbol >= 0) & (symbol < vocab), symbol, blank)  # padding may be anything
         am_symbol = tl.load(am + t * vocab + symbol, mask=valid, other=0.0)
         lm_symbol = tl.load(lm + s * vocab + symbol)
         arc = (am_symbol + lm_symbol - normaliser) * BOTH
-        arc += (lm_symbol - tl.log(tl.load(lm_only + s)) - tl.load(lm_top + s)) * LM_ONLY
+        if LM_ONLY != 0.0:
+            arc += (lm_symbol - tl.log(tl.load(lm_only + s)) - tl.load(lm_top + s)) * LM_ONLY
         if AM_ONLY != 0.0:
             top = tl.load(am_top + t, mask=valid, other=0.0)
             only = tl.log(tl.load(am_only + t, mask=valid, other=1.0)) + top
@@ -107,7 +110,7 @@ def _arcs_kernel(
         tl.store(px + b * arc_b + s * arc_s + t * arc_t, arc, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_symbols", "frames", "columns"])
 def _visits_kernel(
     px_grad, py_grad, scale, overlap, ratio, px_sum, py_sum, num_symbols, frames, columns,
     TINY: tl.constexpr, LIMIT: tl.constexpr, BOTH: tl.constexpr, CONSTRAINED: tl.constexpr, BLOCK: tl.constexpr,
@@ -140,7 +143,7 @@ def _visits_kernel(
     tl.store(py_sum + row, tl.sum(py_total, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_symbols"])
 def _lm_grad_kernel(
     grad, probs, symbols, lm_only, px_sum, py_sum, per_row, dots, num_symbols, vocab, blank,
     BOTH: tl.constexpr, LM_ONLY: tl.constexpr, AM_ONLY: tl.constexpr, BLOCK: tl.constexpr,
@@ -168,17 +171,9 @@ def _lm_grad_kernel(
 
 
 @triton.jit
-def _am_grad_kernel(
-    grad, probs, symbols, px_grad, py_grad, scale, part, unigram, num_symbols, frames, columns, vocab, blank,
-    BOTH: tl.constexpr, AM_ONLY: tl.constexpr, CONSTRAINED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Finish the gradient of frame t of am, in place."""
-    b, t = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    row = b * frames + t
-    weight = tl.load(scale + b) * (BOTH + AM_ONLY)
-    px_grad += b * num_symbols * columns + t
-    py_grad += b * (num_symbols + 1) * frames + t
-    symbols += b * num_symbols
+def _am_grad_kernel(grad, probs, part, unigram, vocab, AM_ONLY: tl.constexpr, BLOCK: tl.constexpr):
+    """The gradient of one frame of am through the exponential, in place."""
+    row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     for start in range(0, vocab, BLOCK):
         v = start + column
@@ -187,16 +182,33 @@ def _am_grad_kernel(
         if AM_ONLY != 0.0:
             value += tl.load(part + row) * tl.load(unigram + v, mask=inside, other=0.0)
         value *= tl.load(probs + row * vocab + v, mask=inside, other=0.0)
-        taken = tl.zeros((BLOCK,), value.dtype)
-        blanks = tl.load(py_grad + num_symbols * frames)
-        for s in range(0, num_symbols):
-            move = tl.load(px_grad + s * columns)
-            taken += tl.where(v == tl.load(symbols + s), move, 0.0)
-            blanks += tl.load(py_grad + s * frames)
-            if CONSTRAINED:
-                blanks += move
-        value += (taken + tl.where(v == blank, blanks, 0.0)) * weight
         tl.store(grad + row * vocab + v, value, mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_symbols", "frames", "columns"])
+def _taken_kernel(
+    grad, symbols, px_grad, py_grad, scale, num_symbols, frames, columns, vocab, blank,
+    BOTH: tl.constexpr, AM_ONLY: tl.constexpr, CONSTRAINED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add the gradient of am's scores that are taken directly: one frame a thread, hence in one order."""
+    b = tl.program_id(0).to(tl.int64)
+    t = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    valid = t < frames
+    weight = tl.load(scale + b) * (BOTH + AM_ONLY)
+    grad += (b * frames + t) * vocab
+    px_grad += b * num_symbols * columns + t
+    py_grad += b * (num_symbols + 1) * frames + t
+    blanks = tl.load(py_grad + num_symbols * frames, mask=valid, other=0.0)
+    for s in range(0, num_symbols):
+        move = tl.load(px_grad + s * columns, mask=valid, other=0.0)
+        blanks += tl.load(py_grad + s * frames, mask=valid, other=0.0)
+        if CONSTRAINED:
+            blanks += move
+        symbol = tl.load(symbols + b * num_symbols + s)
+        at = grad + tl.where((symbol >= 0) & (symbol < vocab), symbol, blank)
+        tl.store(at, tl.load(at, mask=valid, other=0.0) + move * weight, mask=valid)
+    at = grad + blank
+    tl.store(at, tl.load(at, mask=valid, other=0.0) + blanks * weight, mask=valid)
 
 
 def _exp_rows(x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
@@ -221,6 +233,7 @@ class _SimpleLoss(torch.autograd.Function):
         ctx, lm: Tensor, am: Tensor, symbols: Tensor, boundary: Tensor, blank: int, lm_scale: float, am_scale: float,
         rnnt_type: str, delay_penalty: float, with_grad: bool,
     ):  # fmt: skip
+        ctx.set_materialize_grads(False)  # only scores bring a gradient
         batch, frames, vocab = am.shape
         num_symbols, rows = symbols.shape[1], lm.shape[1]
         regular, constrained = rnnt_type == "regular", rnnt_type == "constrained"
@@ -290,14 +303,16 @@ class _SimpleLoss(torch.autograd.Function):
             per_row = unigram_grad / (batch * rows)
             dots = torch.matmul(lm_probs, per_row)
         block = min(triton.next_power_of_2(vocab), _ROW)
-        options = {"BOTH": both_scale, "AM_ONLY": am_scale, "BLOCK": block, "num_warps": _warps(block)}
         _lm_grad_kernel[(batch, rows)](
             lm_grad, lm_probs, symbols, lm_total, px_sum, py_sum, per_row, dots, num_symbols, vocab, ctx.blank,
-            LM_ONLY=lm_scale, **options,
+            BOTH=both_scale, LM_ONLY=lm_scale, AM_ONLY=am_scale, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
-        _am_grad_kernel[(batch, frames)](
-            am_grad, am_probs, symbols, px_grad, py_grad, scale, part, unigram, num_symbols, frames, columns, vocab,
-            ctx.blank, CONSTRAINED=ctx.constrained, **options,
+        _am_grad_kernel[(batch * frames,)](
+            am_grad, am_probs, part, unigram, vocab, AM_ONLY=am_scale, BLOCK=block, num_warps=_warps(block)
+        )
+        _taken_kernel[(batch, triton.cdiv(frames, _FRAMES))](
+            am_grad, symbols, px_grad, py_grad, scale, num_symbols, frames, columns, vocab, ctx.blank,
+            BOTH=both_scale, AM_ONLY=am_scale, CONSTRAINED=ctx.constrained, BLOCK=_FRAMES, num_warps=4,
         )  # fmt: skip
         return lm_grad, am_grad, *[None] * 8
 
