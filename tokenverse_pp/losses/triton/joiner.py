@@ -308,14 +308,12 @@ class _JoinerLogProbs(torch.autograd.Function):
                 hidden = band.hidden(am, lm, first, last)
                 logits = torch.addmm(offset, hidden, kernel.t())
             band.logit_grad(logits, logits, px_grad, py_grad, norm, first)
-            if ctx.needs_input_grad[3]:
+            if any(ctx.needs_input_grad[2:4]):  # else the layer is frozen
                 bias_grad += logits.sum(0, dtype=norm.dtype)
-            if not ctx.needs_input_grad[2]:
-                pass
-            elif logits.dtype == norm.dtype:
-                weight_grad.addmm_(logits.t(), hidden)
-            else:
-                weight_grad += torch.mm(logits.t(), hidden)
+                if logits.dtype == norm.dtype:
+                    weight_grad.addmm_(logits.t(), hidden)
+                else:
+                    weight_grad += torch.mm(logits.t(), hidden)
             band.input_grads(hidden, torch.mm(logits, kernel), am_grad, lm_grad, first, last)
         return (
             am_grad.to(am.dtype), lm_grad.to(lm.dtype), weight_grad.to(weight.dtype), bias_grad.to(bias.dtype), None,

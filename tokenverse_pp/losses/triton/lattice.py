@@ -25,6 +25,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# Sizes that change from batch to batch: Triton would compile a kernel anew where one becomes 1 or a multiple of 16.
+SIZES = (
+    "max_symbols", "max_frames", "px_b", "px_s", "px_t", "py_b", "py_s", "py_t", "begins_b", "width", "difference_b",
+)  # fmt: skip
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -70,21 +74,7 @@ def _lengths(boundary, b, max_symbols, max_frames):
     return begin_symbol, begin_frame, tl.maximum(symbols, 0), tl.maximum(frames, 0)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "max_symbols",
-        "max_frames",
-        "px_b",
-        "px_s",
-        "px_t",
-        "py_b",
-        "py_s",
-        "py_t",
-        "begins_b",
-        "width",
-        "difference_b",
-    ]
-)
+@triton.jit(do_not_specialize=SIZES)
 def _score_kernel(
     px, py, begins, boundary, scores, differences, max_symbols, max_frames,
     px_b, px_s, px_t, py_b, py_s, py_t, begins_b, width, difference_b,
@@ -131,21 +121,7 @@ def _score_kernel(
     tl.store(scores + b, last)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "max_symbols",
-        "max_frames",
-        "px_b",
-        "px_s",
-        "px_t",
-        "py_b",
-        "py_s",
-        "py_t",
-        "begins_b",
-        "width",
-        "difference_b",
-    ]
-)
+@triton.jit(do_not_specialize=SIZES)
 def _occupation_kernel(
     scale, begins, boundary, scores, differences, px_grad, py_grad, max_symbols, max_frames,
     px_b, px_s, px_t, py_b, py_s, py_t, begins_b, width, difference_b,
