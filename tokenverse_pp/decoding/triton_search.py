@@ -334,7 +334,8 @@ class TritonSearch:
         block = min(triton.next_power_of_2(self.size), 512)
         _hidden_kernel[(self.slots, triton.cdiv(self.size, block))](
             self.frames, self.projected, self.hidden, self.clock, self.num_frames, self.utterances, self.beam,
-            self.size, LARGEST=LARGEST_EXPONENT, HALF=scorer.reduced is not None, BLOCK=block, num_warps=max(block // 128, 1),
+            self.size, LARGEST=LARGEST_EXPONENT, HALF=scorer.reduced is not None, BLOCK=block,
+            num_warps=max(block // 128, 1),
         )  # fmt: skip
         torch.addmm(scorer.bias, self.hidden, scorer.weight.t(), out=self.logits)
         # What is not there is not read; something has to be named.
