@@ -199,6 +199,8 @@ def test_sharded_steps_are_plain_steps(tiny_corpus, tmp_path, alone, kind):
 def test_fsdp_that_cannot_be_is_refused(alone, monkeypatch):
     with pytest.raises(UserError, match=r"training\.precision=fp16"):
         parse_config(["--training.strategy", "fsdp", "--training.precision", "fp16"])
+    with pytest.raises(UserError, match=r"checkpoint_layers=auto"):
+        parse_config(["--training.strategy", "fsdp", "--model.encoder.checkpoint_layers", "auto"])
     monkeypatch.delattr(torch.distributed.fsdp, "fully_shard")
     with pytest.raises(UserError, match=r"training\.strategy=fsdp: needs torch 2"):
         DistributedContext().shard(torch.nn.Linear(2, 2), [])

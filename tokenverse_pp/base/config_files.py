@@ -173,6 +173,8 @@ def check_config(config: Config) -> Config:
     check_freeze(config.training.freeze)
     if config.training.strategy == "fsdp" and config.training.precision == "fp16":
         raise UserError("--training.precision=fp16: expected fp32 or bf16 with --training.strategy=fsdp")
+    if config.training.strategy == "fsdp" and config.model.encoder.checkpoint_layers == "auto":
+        raise UserError("--model.encoder.checkpoint_layers=auto: expected a number with --training.strategy=fsdp")
     check_streaming(config.model.streaming)
     check_settings(config.tasks)
     if "lid" in config.tasks.names and not config.tasks.languages:
