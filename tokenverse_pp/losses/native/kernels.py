@@ -72,8 +72,8 @@ def _find_problem(device: torch.device) -> Optional[str]:
         if not hasattr(language, "gather"):
             return "Triton 3.3 or later is needed (torch 2.7)"
         kernels = importlib.import_module("tokenverse_pp.losses.triton")
-        one = torch.zeros((1, 1, 2), device=device)
-        kernels.dense_scores(one, one, torch.tensor([[0, 0, 1, 2]], device=device)[:, :], False)
+        arcs, boundary = torch.zeros((1, 2, 2), device=device), torch.tensor([[0, 0, 1, 2]], device=device)
+        kernels.dense_scores(arcs[:, :1], arcs, boundary, False)
     except torch.cuda.OutOfMemoryError:  # says nothing of the kernels
         raise
     except Exception as error:  # a compiler that is missing, a GPU that is too old: the messages vary
