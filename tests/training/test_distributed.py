@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lhotse import CutSet
+from torch.distributed import fsdp
 from toy_runs import finish, read_cuts, start, toy_options, toy_parts
 
 from tokenverse_pp.base.config_files import parse_config
@@ -162,6 +163,7 @@ def save_wavlm(folder):
     return folder
 
 
+@pytest.mark.skipif(not hasattr(fsdp, "fully_shard"), reason="torch 2.6")
 @pytest.mark.parametrize("kind", ["finetune", "finetune, adapters", "frozen", "split, inner layers", "wavlm"])
 def test_sharded_steps_are_plain_steps(tiny_corpus, tmp_path, alone, kind):
     """In a process group of one, whatever the encoder: losses, norms, weights, moments, and the gathered forward."""
@@ -201,7 +203,7 @@ def test_fsdp_that_cannot_be_is_refused(alone, monkeypatch):
         parse_config(["--training.strategy", "fsdp", "--training.precision", "fp16"])
     with pytest.raises(UserError, match=r"checkpoint_layers=auto"):
         parse_config(["--training.strategy", "fsdp", "--model.encoder.checkpoint_layers", "auto"])
-    monkeypatch.delattr(torch.distributed.fsdp, "fully_shard")
+    monkeypatch.delattr(fsdp, "fully_shard", raising=False)
     with pytest.raises(UserError, match=r"training\.strategy=fsdp: needs torch 2"):
         DistributedContext().shard(torch.nn.Linear(2, 2), [])
 
