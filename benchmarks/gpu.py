@@ -35,8 +35,9 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from include import fill
+
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import write_text
 from tokenverse_pp.cli.groups import report_errors
 
 Record = Dict[str, Any]
@@ -206,16 +207,6 @@ def tables(records: Sequence[Record]) -> str:
     return text
 
 
-def fill(path: Path, text: str) -> None:
-    """Put a text between the marks of a file (raises UserError where it has none)."""
-    page = path.read_text(encoding="utf-8") if path.is_file() else ""
-    before, begin, rest = page.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not begin or not end:
-        raise UserError(f"--fill {path}: expected a file with {MARKS[0]} and {MARKS[1]}")
-    write_text(path, f"{before}{begin}\n\n{text}\n{end}{after}")
-
-
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Measure, or fill a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -231,7 +222,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     if not 0 < args.minutes <= 1440:
         raise UserError(f"--minutes: expected more than 0, at most 1440, got {args.minutes:g}")
     if args.fill:
-        fill(args.fill, tables(read_records(args.json)))
+        fill(args.fill, MARKS, f"\n{tables(read_records(args.json))}\n")
     elif not measure(args):
         sys.exit(1)
 

@@ -10,6 +10,10 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Tuple
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = re.compile(r"<!-- include: (\S+) -->\n(?:(?:(?!<!--).*\n)*<!-- end -->\n)?")
@@ -23,6 +27,16 @@ def filled(text: str) -> str:
         return f"<!-- include: {match[1]} -->\n\n{content}\n\n<!-- end -->\n"
 
     return MARK.sub(table, text)
+
+
+def fill(path: Path, marks: Tuple[str, str], text: str) -> None:
+    """Put a text between two marks of a file, for the option --fill (raises UserError where it has none)."""
+    page = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, begin, rest = page.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not begin or not end:
+        raise UserError(f"--fill {path}: expected a file with {marks[0]} and {marks[1]}")
+    write_text(path, f"{before}{begin}\n{text}{end}{after}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
+from include import fill
 from search_cases import Case, timed, versions
 
 from tokenverse_pp.base.errors import UserError
@@ -213,16 +214,6 @@ def table(records: Sequence[Record]) -> str:
     return text
 
 
-def fill(path: Path, text: str) -> None:
-    """Put the table between the marks in a file (raises UserError where it has none)."""
-    page = path.read_text(encoding="utf-8") if path.is_file() else ""
-    before, begin, rest = page.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not begin or not end:
-        raise UserError(f"--fill {path}: expected a file with {MARKS[0]} and {MARKS[1]}")
-    write_text(path, f"{before}{begin}\n{text}{end}{after}")
-
-
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Run the grid."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -256,7 +247,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     if args.json:
         write_text(args.json, lines)
     if args.fill:
-        fill(args.fill, table(run.records))
+        fill(args.fill, MARKS, table(run.records))
     if args.markdown:
         sys.stdout.write(table(run.records))
     elif not args.json:

@@ -120,7 +120,7 @@ class Stepper:
         # Forward and backward. Nothing is read back from a GPU before the end of the step.
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         frames = tokens = seconds = 0.0
-        found: List[Tuple[Batch, Losses]] = []
+        found: List[Losses] = []
         for i, batch in enumerate(batches):
             with naming_memory(batch), no_sync(self.model, wait=i + 1 < len(batches)):
                 batch = to_device(batch, self.world.device)
@@ -133,7 +133,7 @@ class Stepper:
             frames += int(losses.frames.sum())
             tokens += int(batch["token_lens"].sum())
             seconds += batch["seconds"]
-            found.append((batch, Losses(*(x.detach() for x in losses))))
+            found.append(Losses(*(x.detach() for x in losses)))
         # Means over all ranks.
         counts = torch.tensor([frames, tokens, seconds], dtype=torch.float64).to(sums.device, non_blocking=True)
         totals = self.world.sum_tensor(torch.cat([sums, counts]))
@@ -144,7 +144,7 @@ class Stepper:
         loss = simple_scale * simple_mean + pruned_scale * pruned_mean + ctc_scale * ctc_mean
         bad_cuts: List[str] = []
         if not all(map(math.isfinite, mine)):
-            bad_cuts = [cut_id for batch, losses in found for cut_id in not_finite(losses, batch)]
+            bad_cuts = [cut_id for batch, losses in zip(batches, found) for cut_id in not_finite(losses, batch)]
         # Update.
         # The lattice has no gradient where no path has a finite score: a loss of NaN may come with finite gradients.
         skipped = not (math.isfinite(loss) and math.isfinite(norm))
