@@ -123,7 +123,7 @@ def search(beam: int, vocab: int, dtype: str) -> None:
         fusion = Fusion(phrases, NgramTables.of(model, torch.device("cpu")), model.states)
         memory = BeamMemory.start(scorer, 3, beam, constraints)
         memory = memory._replace(state=memory.state.astype("int64"))
-        TritonSearch(scorer, [2, 2, 1], memory, constraints, fusion)._all_frames()
+        TritonSearch(scorer, [2, 2, 1], memory, constraints, fusion).run().follow(memory.score, vocab)
 
 
 if __name__ == "__main__":

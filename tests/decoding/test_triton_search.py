@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 
@@ -36,7 +37,7 @@ def quiet_interpreter():
 
 def on_device(model, *arguments):
     """`search_frames` by the kernels."""
-    predictor, joiner, encoder_out, lens = (x.to(DEVICE) for x in model)
+    predictor, joiner, encoder_out, lens = (copy.deepcopy(x).to(DEVICE) for x in model)
     with use_kernels("triton"):
         return search_frames(predictor, joiner, encoder_out, lens, *arguments)
 
@@ -144,7 +145,7 @@ def test_gains_of_ngrams_are_the_rows_of_the_language_model(language_models, whi
     states = torch.arange(model.states, device=DEVICE)
     gains = torch.empty(model.states, model.vocab_size, device=DEVICE)
     ngram_gains_kernel[(model.states, 1)](
-        states, gains, torch.zeros((), dtype=torch.int32, device=DEVICE), model.states, model.vocab_size, tables.start,
+        states, gains, torch.zeros((), dtype=torch.int32, device=DEVICE), 0, model.states, model.vocab_size, tables.start,
         tables.contexts, tables.back_off, tables.over, tables.token, tables.log_prob, tables.models, tables.lowest,
         tables.first_row, tables.kinds, SCALE=tables.scale, BONUS=tables.bonus, DEPTH=tables.depth,
         BISECTIONS=tables.bisections, BLOCK=16,

@@ -20,7 +20,7 @@ from tokenverse_pp.losses import native
 from tokenverse_pp.losses.native.kernels import use_kernels
 
 triton = pytest.importorskip("triton")
-from tokenverse_pp.losses.triton import joiner  # noqa: E402  (needs triton)
+from tokenverse_pp.losses.triton import joiner, simple  # noqa: E402  (they need triton)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # What only looks at a tensor, or makes one without writing to it.
@@ -84,7 +84,8 @@ def test_losses_and_gradients_are_those_of_pytorch(rnnt_type):
 @given(cases(), st.sampled_from([1, 30, 2**25]), st.sampled_from([RECOMPUTE, 3000, KEEP_ALL]))
 def test_losses_and_gradients_are_those_of_pytorch_always(case, numbers, budget):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joiner, "CHUNK_NUMBERS", numbers)  # one frame a chunk, a few, all
+        patch.setattr(joiner, "MOST_NUMBERS", numbers)  # one frame a chunk, a few, all
+        patch.setattr(simple, "_PROBS", numbers)
         check_equal(case, memory_budget=budget)
 
 
@@ -99,11 +100,9 @@ def test_sizes_at_which_blocks_begin_and_end(batch, frames, symbols):
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", [RECOMPUTE, KEEP_ALL])
 def test_rows_wider_than_a_block(budget, monkeypatch):
-    from tokenverse_pp.losses.triton import simple
-
     monkeypatch.setattr(joiner, "_ROW", 4)
     monkeypatch.setattr(simple, "_ROW", 4)
-    monkeypatch.setattr(joiner, "CHUNK_NUMBERS", 60)
+    monkeypatch.setattr(joiner, "MOST_NUMBERS", 60)
     check_equal(make_case(2, batch=2, frames=5, symbols=3, vocab=11, scale=0.5), memory_budget=budget)
 
 

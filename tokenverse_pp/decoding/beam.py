@@ -129,9 +129,10 @@ def triton_search(
 ) -> Any:
     """The search on the device of the frames, as `BeamSearch` gives it; None where the host has to run it.
 
-    That is on a CPU, where Triton does not work, and with a bonus whose tables would be too large.
+    That is on a CPU, where Triton does not work, with a joiner in float64, and with a bonus whose tables would be too
+    large.
     """
-    if triton_kernels(scorer.frames) is None:
+    if triton_kernels(scorer.frames) is None or scorer.reduced is torch.float64:
         return None
     from tokenverse_pp.decoding.triton_search import TritonSearch, fusion_tables  # which need Triton
 
@@ -262,15 +263,21 @@ class BeamSearch:
 
 
 def _read_back(trace: BeamTrace, final: np.ndarray, scorer: Scorer, lengths: Sequence[int]) -> List[List[Hypothesis]]:
-    """The hypotheses that are left at the end, by their scores ``final`` (N, B)."""
+    """The hypotheses that are left at the end, by their scores ``final`` (N, B); without those below the n-best."""
     # At the start only the first slots hold a hypothesis, of score 0.
     tokens, log_probs, _ = trace.follow(np.zeros_like(final), scorer.vocab_size)
-    found = []
-    for i in range(len(lengths)):
-        hypotheses = []
-        for k in np.flatnonzero(final[i] > NEG_INF):
-            at = np.flatnonzero(tokens[: lengths[i], i, k] != scorer.blank_id)
-            written = (tokens[at, i, k].tolist(), at.tolist(), log_probs[at, i, k].tolist())
-            hypotheses.append(scorer.hypothesis(*written, float(final[i, k])))
-        found.append(hypotheses)
+    kept = final > NEG_INF
+    options = scorer.options
+    if scorer.bonus is None and not options.length_norm and options.nbest < final.shape[1]:
+        kept &= final >= -np.partition(-final, options.nbest - 1, axis=1)[:, options.nbest - 1 : options.nbest]
+    utterance, slot = np.nonzero(kept)
+    tokens, log_probs = tokens[:, utterance, slot].T, log_probs[:, utterance, slot].T  # (M, T)
+    inside = np.arange(tokens.shape[1]) < np.asarray(lengths)[utterance, None]
+    row, frame = np.nonzero((tokens != scorer.blank_id) & inside)
+    ends = np.searchsorted(row, np.arange(len(utterance)), side="right").tolist()
+    symbols, frames, values = tokens[row, frame].tolist(), frame.tolist(), log_probs[row, frame].tolist()
+    found: List[List[Hypothesis]] = [[] for _ in lengths]
+    for i, score, start, end in zip(utterance.tolist(), final[kept].tolist(), [0, *ends], ends):
+        written = symbols[start:end], frames[start:end], values[start:end]
+        found[i].append(scorer.hypothesis(*written, score))
     return found

@@ -81,9 +81,8 @@ class GreedySearch:
         search = triton_search(self.scorer, self.lengths.tolist(), memory, self.constraints)
         if search is None:
             return False
-        trace = search.run()
-        self.tokens[:] = trace.index[:, :, 0].T % vocab
-        self.log_probs[:] = np.diff(trace.score[:, :, 0], axis=0, prepend=0.0).T
+        tokens, log_probs, _ = search.run().follow(memory.score, vocab)
+        self.tokens[:], self.log_probs[:] = tokens[:, :, 0].T, log_probs[:, :, 0].T
         self.last = search.memory.context // digits % vocab
         self.state = search.memory.state[:, 0]
         return True

@@ -156,7 +156,7 @@ def ngram_after(
 
 @triton.jit(do_not_specialize=["slots"])
 def ngram_gains_kernel(
-    states, gains, clock, slots, vocab, start, contexts, back_off, over, tokens, log_prob, models, lowest, first_row,
+    states, gains, clock, offset, slots, vocab, start, contexts, back_off, over, tokens, log_prob, models, lowest, first_row,
     kinds, SCALE: tl.constexpr, BONUS: tl.constexpr, DEPTH: tl.constexpr, BISECTIONS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -164,7 +164,7 @@ def ngram_gains_kernel(
     slot = tl.program_id(0).to(tl.int64)
     token = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = token < vocab
-    state = tl.load(states + (tl.load(clock) % 2) * slots + slot)
+    state = tl.load(states + ((tl.load(clock) + offset) % 2) * slots + slot)
     state = tl.where(state == 0, start, state)
     model = tl.load(contexts + 5 * state + 3)
     value = tl.zeros((BLOCK,), tl.float64) + tl.load(lowest + model)

@@ -1,9 +1,11 @@
 """Greedy and modified beam search on a GPU: the algorithm of `decoding.beam`, with all state on the device.
 
-A frame is four kernels (five with n-grams) and two matrix products, for any batch. Nothing is read back before the last
-frame: which utterances still have frames, what hypotheses remember, and what is written down for each frame all stay on
-the device.
-On a GPU a few frames are captured as a CUDA graph and replayed, so that the host does not have to keep up.
+A frame is four kernels (five with n-grams) for any batch: the two matrix products, the best symbols of each hypothesis,
+and the best extensions of each utterance. Nothing is read back before the last frame: which utterances still have frames,
+what hypotheses remember, and what is written down for each frame all stay on the device, and one more kernel follows the
+hypotheses back to their first frames.
+On a GPU a few frames are captured as a CUDA graph and replayed, so that the host does not have to keep up. ``clock`` is
+the number of frames before the graph's first one, and each kernel adds its frame's ``offset`` to it.
 
 Where scores are equal, the order is that of slots, and of symbols within a slot, as on a CPU.
 """
@@ -33,44 +35,77 @@ LOG = logging.getLogger(__name__)
 FRAMES_OF_A_GRAPH = 8
 
 
-@triton.jit(do_not_specialize=["slots"])
-def _predictor_kernel(contexts, taps, hidden, clock, slots, vocab, size, CONTEXT: tl.constexpr, BLOCK: tl.constexpr):
-    """relu of the predictor's convolution over the last tokens of one hypothesis."""
-    slot = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < size
-    parity = tl.load(clock) % 2
-    context = tl.load(contexts + parity * slots + slot)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for i in tl.static_range(CONTEXT):  # the last token is the last digit
-        token = context % vocab
-        context = context // vocab
-        row = ((CONTEXT - 1 - i) * vocab + token) * size
-        total += tl.load(taps + row + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(hidden + slot * size + column, tl.maximum(total, 0.0).to(hidden.dtype.element_ty), mask=inside)
+@triton.jit
+def _dot(a, b, total):
+    """``total + a @ b``; float32 by three products of TF32, which are as exact as one of float32."""
+    if a.dtype == tl.float32:
+        return tl.dot(a, b, total, input_precision="tf32x3")
+    return tl.dot(a, b, total)
 
 
-@triton.jit(do_not_specialize=["num_frames", "utterances"])
+@triton.jit(do_not_specialize=["offset", "slots", "num_frames", "utterances"])
 def _hidden_kernel(
-    frames, projected, hidden, clock, num_frames, utterances, beam, size, LARGEST: tl.constexpr, HALF: tl.constexpr,
-    BLOCK: tl.constexpr,
+    contexts, taps, weight, bias, frames, hidden, clock, offset, slots, num_frames, utterances, beam, vocab, depth, size,
+    CONTEXT: tl.constexpr, LARGEST: tl.constexpr, HALF: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """1 / (1 + exp(2a) exp(2b)) of one hypothesis (see `Scorer`), or 1/2 less that."""
-    slot = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < size
-    t = tl.minimum(tl.load(clock), num_frames - 1).to(tl.int64)
-    a = tl.load(frames + (t * utterances + slot // beam) * size + column, mask=inside, other=0.0)
-    b = tl.load(projected + slot * size + column, mask=inside, other=0.0).to(tl.float32)
+    """1 / (1 + exp(2a) exp(2b)) of hypotheses (see `Scorer`), or 1/2 less that.
+
+    b is the projection of the predictor's output, which is the relu of a convolution over the last tokens.
+    """
+    slot = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    real, inside = slot < slots, column < size
+    t = tl.load(clock) + offset
+    context = tl.load(contexts + (t % 2) * slots + slot, mask=real, other=0)
+    b = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, depth, DEPTH):
+        at = first + tl.arange(0, DEPTH)
+        predicted = tl.zeros((ROWS, DEPTH), tl.float32)
+        rest = context
+        for i in tl.static_range(CONTEXT):  # the last token is the last digit
+            row = ((CONTEXT - 1 - i) * vocab + rest % vocab) * depth
+            rest = rest // vocab
+            some = real[:, None] & (at < depth)[None, :]
+            predicted += tl.load(taps + row[:, None] + at[None, :], mask=some, other=0.0).to(tl.float32)
+        some = (at < depth)[:, None] & inside[None, :]
+        w = tl.load(weight + column[None, :] * depth + at[:, None], mask=some, other=0.0)
+        b = _dot(tl.maximum(predicted, 0.0).to(w.dtype), w, b)
+    b += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+    b = b.to(bias.dtype.element_ty).to(tl.float32)
+    row = tl.minimum(t, num_frames - 1).to(tl.int64) * utterances + slot // beam
+    some = real[:, None] & inside[None, :]
+    a = tl.load(frames + row[:, None] * size + column[None, :], mask=some, other=0.0)
     r = 1.0 / (1.0 + a * tl.exp(tl.minimum(tl.maximum(b, -LARGEST), LARGEST)))
     if HALF:
         r = 0.5 - r
-    tl.store(hidden + slot * size + column, r.to(hidden.dtype.element_ty), mask=inside)
+    tl.store(hidden + slot[:, None] * size + column[None, :], r.to(hidden.dtype.element_ty), mask=some)
 
 
 @triton.jit(do_not_specialize=["slots"])
+def _logits_kernel(
+    hidden, weight, bias, logits, slots, vocab, size, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr
+):
+    """The joiner's last layer."""
+    slot = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    real, inside = slot < slots, column < vocab
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, size, DEPTH):
+        at = first + tl.arange(0, DEPTH)
+        some = real[:, None] & (at < size)[None, :]
+        r = tl.load(hidden + slot[:, None] * size + at[None, :], mask=some, other=0.0)
+        some = (at < size)[:, None] & inside[None, :]
+        w = tl.load(weight + column[None, :].to(tl.int64) * size + at[:, None], mask=some, other=0.0)
+        total = _dot(r, w, total)
+    total += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+    some = real[:, None] & inside[None, :]
+    tl.store(logits + slot[:, None] * vocab + column[None, :], total.to(logits.dtype.element_ty), mask=some)
+
+
+@triton.jit(do_not_specialize=["offset", "slots"])
 def _candidates_kernel(
-    logits, states, weights, phrases, gains, ngram_gains, values, symbols, clock, slots, vocab, blank,
+    logits, states, weights, phrases, gains, ngram_gains, values, symbols, clock, offset, slots, vocab, blank,
     PENALTY: tl.constexpr, TEMPERATURE: tl.constexpr, CONSTRAINED: tl.constexpr, PHRASES: tl.constexpr,
     NGRAMS: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -78,7 +113,7 @@ def _candidates_kernel(
     slot = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < vocab
-    parity = tl.load(clock) % 2
+    parity = (tl.load(clock) + offset) % 2
     x = tl.load(logits + slot * vocab + column, mask=inside, other=float("-inf")).to(tl.float32)
     x -= tl.where(column == blank, PENALTY, 0.0)
     x /= TEMPERATURE
@@ -103,18 +138,18 @@ def _candidates_kernel(
         taken = taken | here
 
 
-@triton.jit(do_not_specialize=["num_frames", "utterances"])
+@triton.jit(do_not_specialize=["offset", "num_frames", "utterances"])
 def _advance_kernel(
     values, symbols, scores, contexts, states, following, phrases, phrase_after, ngrams, ngram_tokens, ngram_target,
-    ngram_contexts, ngram_models, ngram_kinds, keys, symbol_keys_, lengths, clock, trace_index, trace_value,
-    trace_score, num_frames, utterances, vocab, modulus, blank, ngram_start,
+    ngram_contexts, ngram_models, ngram_kinds, keys, symbol_keys_, lengths, clock, offset, trace_index,
+    trace_value, trace_score, num_frames, utterances, vocab, modulus, blank, ngram_start,
     FACTOR: tl.constexpr, CONSTRAINED: tl.constexpr, PHRASES: tl.constexpr, NGRAMS: tl.constexpr,
     DEPTH: tl.constexpr, BISECTIONS: tl.constexpr, BEAM: tl.constexpr, COUNT: tl.constexpr,
     SLOTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Keep the best extensions of one utterance's hypotheses, and merge those with the same tokens."""
     n = tl.program_id(0).to(tl.int64)
-    t = tl.load(clock).to(tl.int64)
+    t = (tl.load(clock) + offset).to(tl.int64)
     slots = utterances * BEAM
     old = (t % 2) * slots + n * BEAM
     new = ((t + 1) % 2) * slots + n * BEAM
@@ -184,6 +219,58 @@ def _advance_kernel(
     tl.store(trace_index + out, parent * vocab + token, mask=write)
     tl.store(trace_value + out, value, mask=write)
     tl.store(trace_score + out, tl.where(going, merged, 0.0), mask=write)
+
+
+@triton.jit(do_not_specialize=["num_frames", "utterances"])
+def _follow_kernel(
+    index, value, score, before, tokens, added, first, num_frames, utterances, vocab, BEAM: tl.constexpr,
+    SLOTS: tl.constexpr,
+):  # fmt: skip
+    """`BeamTrace.follow` for one utterance."""
+    n = tl.program_id(0).to(tl.int64)
+    slot = tl.arange(0, SLOTS)
+    real = slot < BEAM
+    at = slot.to(tl.int64)
+    for back in range(num_frames):
+        t = (num_frames - 1 - back).to(tl.int64)
+        row = (t * utterances + n) * BEAM
+        extension = tl.load(index + row + at, mask=real, other=0)
+        reached = tl.load(value + row + at, mask=real, other=0.0)
+        at = extension // vocab
+        parents = score + row - utterances * BEAM
+        if t == 0:
+            parents = before + n * BEAM
+        parent = tl.load(parents + at, mask=real, other=0.0)
+        tl.store(tokens + row + slot, (extension % vocab).to(tl.int32), mask=real)
+        tl.store(added + row + slot, (reached - parent).to(tl.float32), mask=real)
+    tl.store(first + n * BEAM + slot, at, mask=real)
+
+
+class DeviceTrace(BeamTrace):
+    """A `BeamTrace` on a device. Its arrays are copied to the host only where they are read."""
+
+    def __init__(self, index: Tensor, value: Tensor, score: Tensor):
+        self._tensors = {"index": index, "value": value, "score": score}
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name not in ("index", "value", "score"):
+            raise AttributeError(name)
+        array: np.ndarray = self._tensors[name].cpu().numpy()
+        setattr(self, name, array)
+        return array
+
+    def follow(self, before: np.ndarray, vocab_size: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `BeamTrace`; on the device."""
+        index, value, score = self._tensors.values()
+        frames, utterances, beam = index.shape
+        tokens, added = torch.empty_like(index, dtype=torch.int32), torch.empty_like(index, dtype=torch.float32)
+        first = torch.empty_like(index[0])
+        with torch.cuda.device_of(index):
+            _follow_kernel[(utterances,)](
+                index, value, score, torch.from_numpy(before).to(index.device), tokens, added, first, frames, utterances,
+                vocab_size, BEAM=beam, SLOTS=triton.next_power_of_2(beam), num_warps=1,
+            )  # fmt: skip
+        return tokens.cpu().numpy(), added.cpu().numpy(), first.cpu().numpy()
 
 
 _streams = threading.local()
@@ -265,10 +352,8 @@ class TritonSearch:
         self.value, self.traced = torch.empty((2, *trace), dtype=torch.float64, device=device).unbind(0)
         table = scorer.contexts
         self.taps = torch.stack(table.taps)  # (C, V, D)
-        self.predicted = torch.empty((self.slots, self.taps.shape[2]), dtype=table.weight.dtype, device=device)
-        self.hidden = torch.empty((self.slots, self.size), dtype=scorer.reduced or torch.float32, device=device)
         # A step allocates nothing, so that captured graphs hold no memory of their own.
-        self.projected = torch.empty((self.slots, self.size), dtype=table.weight.dtype, device=device)
+        self.hidden = torch.empty((self.slots, self.size), dtype=scorer.reduced or torch.float32, device=device)
         self.logits = torch.empty((self.slots, scorer.vocab_size), dtype=scorer.weight.dtype, device=device)
         self.graph: Optional[torch.cuda.CUDAGraph] = None
         self.best = torch.empty((self.slots, self.count), dtype=torch.float32, device=device)
@@ -288,29 +373,26 @@ class TritonSearch:
             x[last].cpu().numpy() for x in (self.score, self.context, self.state, self.phrase, self.ngram, self.key)
         )
         self.memory = BeamMemory(score, context, state, phrase * self.fusion.ngram_states + ngram, key)
-        return BeamTrace(*(x.cpu().numpy() for x in (self.index, self.value, self.traced)))
+        return DeviceTrace(self.index, self.value, self.traced)
 
     def _all_frames(self) -> None:
         done = 0
         if self.frames.is_cuda and self.num_frames > 2 * FRAMES_OF_A_GRAPH:
             done = self._replay()
-        for _ in range(done, self.num_frames):
-            self._step()
+        self._steps(self.num_frames - done)
 
     def _replay(self) -> int:
         """Go through all frames but a few by a CUDA graph -> how many were done."""
         stream, graph, done = _stream(self.device), torch.cuda.CUDAGraph(), 2
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
-            for _ in range(done):  # compiles, and lets libraries allocate what they need
-                self._step()
+            self._steps(done)  # compiles
             stream.synchronize()
             # Not `torch.cuda.graph`, which empties the caches of the whole process at each capture.
             try:
                 graph.capture_begin(capture_error_mode="thread_local")
                 try:
-                    for _ in range(FRAMES_OF_A_GRAPH):
-                        self._step()
+                    self._steps(FRAMES_OF_A_GRAPH)
                 finally:
                     graph.capture_end()
                 for _ in range((self.num_frames - done) // FRAMES_OF_A_GRAPH):
@@ -322,22 +404,27 @@ class TritonSearch:
         torch.cuda.current_stream(self.device).wait_stream(stream)
         return done
 
-    def _step(self) -> None:
+    def _steps(self, count: int) -> None:
+        """Go through the next frames."""
+        for offset in range(count):
+            self._step(offset)
+        self.clock.add_(count)
+
+    def _step(self, offset: int) -> None:
         scorer, table, vocab = self.scorer, self.scorer.contexts, self.scorer.vocab_size
-        size = self.taps.shape[2]
-        block = min(triton.next_power_of_2(size), 512)
-        _predictor_kernel[(self.slots, triton.cdiv(size, block))](
-            self.context, self.taps, self.predicted, self.clock, self.slots, vocab, size,
-            CONTEXT=table.size, BLOCK=block, num_warps=max(block // 128, 1),
+        # Small tiles, since rows are few: all of a GPU's processors get some.
+        rows, depth = (16 if self.slots <= 16 else 32 if self.slots <= 128 else 64), self.taps.shape[2]
+        tiles: Dict[str, int] = {"ROWS": rows, "COLUMNS": 16, "num_warps": 4, "num_stages": 4}
+        tiled = triton.cdiv(self.slots, rows)
+        _hidden_kernel[(tiled, triton.cdiv(self.size, 16))](
+            self.context, self.taps, table.weight, table.bias, self.frames, self.hidden, self.clock, offset, self.slots,
+            self.num_frames, self.utterances, self.beam, vocab, depth, self.size, CONTEXT=table.size,
+            LARGEST=LARGEST_EXPONENT, HALF=scorer.reduced is not None, DEPTH=_block_of(depth), **tiles,
         )  # fmt: skip
-        torch.addmm(table.bias, self.predicted, table.weight.t(), out=self.projected)
-        block = min(triton.next_power_of_2(self.size), 512)
-        _hidden_kernel[(self.slots, triton.cdiv(self.size, block))](
-            self.frames, self.projected, self.hidden, self.clock, self.num_frames, self.utterances, self.beam,
-            self.size, LARGEST=LARGEST_EXPONENT, HALF=scorer.reduced is not None, BLOCK=block,
-            num_warps=max(block // 128, 1),
+        _logits_kernel[(tiled, triton.cdiv(vocab, 16))](
+            self.hidden, scorer.weight, scorer.bias, self.logits, self.slots, vocab, self.size,
+            DEPTH=_block_of(self.size), **tiles,
         )  # fmt: skip
-        torch.addmm(scorer.bias, self.hidden, scorer.weight.t(), out=self.logits)
         # What is not there is not read; something has to be named.
         weights, following = self.constraints[:2] if self.constraints is not None else (self.best, self.symbols)
         gains, after = self.fusion.phrases or (self.best, self.symbols)
@@ -351,21 +438,25 @@ class TritonSearch:
             ngram_gains, moves, start = self.ngram_gains, [n.token, n.target, n.contexts, n.models, n.kinds], n.start
             sizes = {"DEPTH": n.depth, "BISECTIONS": n.bisections}
             ngram_gains_kernel[(self.slots, triton.cdiv(vocab, 256))](
-                self.ngram, ngram_gains, self.clock, self.slots, vocab, start, n.contexts, n.back_off, n.over, n.token,
+                self.ngram, ngram_gains, self.clock, offset, self.slots, vocab, start, n.contexts, n.back_off, n.over, n.token,
                 n.log_prob, n.models, n.lowest, n.first_row, n.kinds, SCALE=n.scale, BONUS=n.bonus, **sizes, BLOCK=256,
                 num_warps=4,
             )  # fmt: skip
         block, pairs = triton.next_power_of_2(vocab), triton.next_power_of_2(self.beam * self.count)
         _candidates_kernel[(self.slots,)](
             self.logits, self.state, weights, self.phrase, gains, ngram_gains, self.best, self.symbols, self.clock,
-            self.slots, vocab, scorer.blank_id, PENALTY=scorer.options.blank_penalty,
+            offset, self.slots, vocab, scorer.blank_id, PENALTY=scorer.options.blank_penalty,
             TEMPERATURE=scorer.options.temperature, BLOCK=block, num_warps=min(max(block // 256, 1), 16), **use,
         )  # fmt: skip
         _advance_kernel[(self.utterances,)](
             self.best, self.symbols, self.score, self.context, self.state, following, self.phrase, after, self.ngram,
-            *moves, self.key, self.symbol_keys, self.lengths, self.clock, self.index, self.value, self.traced,
+            *moves, self.key, self.symbol_keys, self.lengths, self.clock, offset, self.index, self.value, self.traced,
             self.num_frames, self.utterances, vocab, table.modulus, scorer.blank_id, start, FACTOR=HASH_FACTOR,
             BEAM=self.beam, SLOTS=triton.next_power_of_2(self.beam),
             BLOCK=pairs, num_warps=min(max(pairs // 512, 1), 8), **use, **sizes,
         )  # fmt: skip
-        self.clock.add_(1)
+
+
+def _block_of(depth: int) -> int:
+    """How much of the sums of a matrix product is loaded at once."""
+    return min(max(triton.next_power_of_2(depth), 16), 64)

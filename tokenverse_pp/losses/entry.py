@@ -24,7 +24,7 @@ BACKENDS = ("auto", "native", "triton", "torch", "k2")
 # Bytes that the native backend keeps between forward and backward by default; see `pruned_transducer_loss`. A GPU has
 # better uses for its memory: there, computing a chunk again costs less than the batch it makes room for.
 DEFAULT_MEMORY_BUDGET = 512 * 2**20
-DEFAULT_MEMORY_BUDGET_GPU = 128 * 2**20
+DEFAULT_MEMORY_BUDGET_GPU = 32 * 2**20
 
 
 class TransducerLoss(NamedTuple):
@@ -120,7 +120,7 @@ def pruned_transducer_loss(
       memory_budget: bytes the native backend may keep between forward and backward for the joiner: hidden
         rows and exponentials of the logits, (J + V) numbers for each of the sum(frames) * prune_range rows.
         Chunks beyond it are computed again in the backward pass: one more matrix product for them, and
-        memory that does not grow with them. 0: always recompute. Default: 512 MiB on a CPU, 128 MiB on a GPU.
+        memory that does not grow with them. 0: always recompute. Default: 512 MiB on a CPU, 32 MiB on a GPU.
         k2 has no such choice: it holds all logits.
       reduction: `none`: (N,), or `mean`, `sum` over the batch.
 

@@ -2,8 +2,8 @@
 
 The matrix products are the library's. Around them, each number of the (rows, V) logits is read once and written never
 in the forward pass (beyond the product's own output), and read and written once in the backward pass, where it turns
-into its gradient. Rows are computed in chunks; the hidden rows and logits of as many chunks as the memory budget allows
-are kept, those of the others are computed again.
+into its gradient. Rows are computed in chunks; the logits of as many chunks as the memory budget allows are kept, those
+of the others are computed again, and so are the hidden rows, which cost little.
 
 No row count depends on the data, so nothing is read back to the host: rows outside of an utterance take part in the
 products as zeros, which bucketed batches keep few.
@@ -22,8 +22,9 @@ from torch.autograd.function import once_differentiable
 from tokenverse_pp.losses.native.lattice import without_autocast
 from tokenverse_pp.losses.triton.lattice import on_its_device
 
-# Numbers in the larger tensor of a chunk: 128 MiB in float32. Products of fewer rows leave a large GPU idle.
-CHUNK_NUMBERS = 2**25
+# Numbers in the larger tensor of a chunk: at most 128 MiB in float32. Half of a smaller band is as fast and needs less;
+# products of fewer numbers than the least leave a large GPU idle.
+MOST_NUMBERS, LEAST_NUMBERS = 2**25, 2**22
 _ROW = 4096  # numbers of a row of logits that a program has in registers at a time
 _FRAMES = 16  # frames that a program adds up at a time in the gradient of lm
 
@@ -209,11 +210,13 @@ class _Band:
         self.plan = plan
         (self.batch, self.frames), self.width = plan.begins.shape, plan.width
         self.positions, self.size, self.vocab = lm.shape[1], lm.shape[2], vocab
-        self.step = max(1, CHUNK_NUMBERS // (self.width * max(self.size, vocab)))
 
     def chunks(self) -> List[Tuple[int, int]]:
-        total = self.batch * self.frames
-        return [(first, min(first + self.step, total)) for first in range(0, total, self.step)]
+        """First and last frame of each chunk; all are about equally long."""
+        total, numbers = self.batch * self.frames, self.width * max(self.size, self.vocab)
+        count = max(-(-total * numbers // MOST_NUMBERS), min(2, -(-total * numbers // LEAST_NUMBERS)), 1)
+        step = max(1, -(-total // count))
+        return [(first, min(first + step, total)) for first in range(0, total, step)]
 
     def hidden(self, am: Tensor, lm: Tensor, first: int, last: int) -> Tensor:
         """tanh(am + lm), or relu, (rows, J) in the computing type; zeros in rows that are not used."""
@@ -271,7 +274,7 @@ class _JoinerLogProbs(torch.autograd.Function):
         am, lm = am.contiguous(), lm.contiguous()
         kernel, offset = weight.detach().to(plan.compute_dtype), bias.detach().to(plan.compute_dtype)
         px, py, norm = am.new_empty((3, *plan.begins.shape, plan.width), dtype=dtype).unbind(0)
-        bytes_per_frame = band.width * sum(weight.shape) * kernel.element_size()
+        bytes_per_frame = band.width * len(weight) * kernel.element_size()
         frames_to_keep = plan.memory_budget // bytes_per_frame if any(ctx.needs_input_grad) else 0
         kept = []
         for first, last in band.chunks():
@@ -279,7 +282,7 @@ class _JoinerLogProbs(torch.autograd.Function):
             logits = torch.addmm(offset, hidden, kernel.t())
             band.log_probs(logits, (px, py, norm), first, last)
             if last <= frames_to_keep:
-                kept.append((hidden, logits))
+                kept.append(logits)
         ctx.save_for_backward(am, lm, weight, bias, norm)
         ctx.plan, ctx.kept = plan, kept
         return px, py
@@ -301,18 +304,18 @@ class _JoinerLogProbs(torch.autograd.Function):
         # Kept logits are overwritten by their gradient, so they serve once; a second backward pass computes them again.
         kept, ctx.kept = ctx.kept, []
         kept.reverse()
-        for first, last in band.chunks():
-            if kept:
-                hidden, logits = kept.pop()
-            else:
-                hidden = band.hidden(am, lm, first, last)
-                logits = torch.addmm(offset, hidden, kernel.t())
+        chunks = band.chunks()
+        ones = norm.new_ones((chunks[0][1] - chunks[0][0]) * band.width)
+        for first, last in chunks:
+            hidden = band.hidden(am, lm, first, last)
+            logits = kept.pop() if kept else torch.addmm(offset, hidden, kernel.t())
             band.logit_grad(logits, logits, px_grad, py_grad, norm, first)
             if any(ctx.needs_input_grad[2:4]):  # else the layer is frozen
-                bias_grad += logits.sum(0, dtype=norm.dtype)
                 if logits.dtype == norm.dtype:
+                    bias_grad.addmv_(logits.t(), ones[: len(logits)])
                     weight_grad.addmm_(logits.t(), hidden)
                 else:
+                    bias_grad += logits.sum(0, dtype=norm.dtype)
                     weight_grad += torch.mm(logits.t(), hidden)
             band.input_grads(hidden, torch.mm(logits, kernel), am_grad, lm_grad, first, last)
         return (

@@ -7,7 +7,7 @@ products, and one kernel for the gradient of each input.
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 import triton
@@ -20,6 +20,7 @@ from tokenverse_pp.losses.triton.lattice import Lattice, on_its_device
 
 _ROW = 1024  # numbers of a row that a program has in registers at a time
 _FRAMES = 128  # frames of a symbol position that a program of the arcs computes
+_PROBS = 2**23  # numbers of exponentials of am that are held at a time: 32 MiB in float32
 
 
 @triton.jit
@@ -211,13 +212,19 @@ def _taken_kernel(
     tl.store(at, tl.load(at, mask=valid, other=0.0) + blanks * weight, mask=valid)
 
 
-def _exp_rows(x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-    """exp(x - max) (B, N, V), max (B, N) and the sum (B, N)."""
+def _exp_rows(x: Tensor, tops: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
+    """exp(x - max) (B, N, V), max (B, N), written to ``tops`` if that is given, and the sum (B, N)."""
     probs = torch.empty_like(x)
-    tops, totals = x.new_empty((2, *x.shape[:2])).unbind(0)
+    tops, totals = x.new_empty(x.shape[:2]) if tops is None else tops, x.new_empty(x.shape[:2])
     block = min(triton.next_power_of_2(x.shape[2]), _ROW)
     _exp_rows_kernel[(tops.numel(),)](x, probs, tops, totals, x.shape[2], BLOCK=block, num_warps=_warps(block))
     return probs, tops, totals
+
+
+def _groups(am: Tensor) -> List[slice]:
+    """Utterances of am (B, T, V) whose exponentials are held at the same time."""
+    size = max(1, _PROBS // max(1, am.shape[1] * am.shape[2]))
+    return [slice(first, first + size) for first in range(0, len(am), size)]
 
 
 def _warps(block: int) -> int:
@@ -238,15 +245,19 @@ class _SimpleLoss(torch.autograd.Function):
         num_symbols, rows = symbols.shape[1], lm.shape[1]
         regular, constrained = rnnt_type == "regular", rnnt_type == "constrained"
         lm, am, symbols, boundary = lm.contiguous(), am.contiguous(), symbols.contiguous(), boundary.contiguous()
-        am_probs, am_top, _ = _exp_rows(am)
         lm_probs, lm_top, lm_total = _exp_rows(lm)
-        overlap = torch.matmul(lm_probs, am_probs.transpose(1, 2))
+        am_top, overlap = am.new_empty((batch, frames)), am.new_empty((batch, rows, frames))
         unigram, am_total = lm_total, lm_total  # read only if am_scale is not 0
         if am_scale != 0.0:
             # k2's unigram is the mean over all rows of the batch, padding included.
             unigram = torch.mv(lm_probs.view(-1, vocab).t(), lm_total.reciprocal().view(-1)).div_(batch * rows)
             unigram.add_(torch.finfo(am.dtype).tiny)
-            am_total = torch.matmul(am_probs, unigram)
+            am_total = torch.empty_like(am_top)
+        for some in _groups(am):
+            am_probs = _exp_rows(am[some], am_top[some])[0]
+            torch.matmul(lm_probs[some], am_probs.transpose(1, 2), out=overlap[some])
+            if am_scale != 0.0:
+                torch.matmul(am_probs, unigram, out=am_total[some])
         del am_probs, lm_probs
         # Arcs lie so that those of one step stand side by side: element (s, t) in row t, or row s + t of the buffer.
         lattice = Lattice(boundary, num_symbols, frames, regular, False, None)
@@ -280,7 +291,7 @@ class _SimpleLoss(torch.autograd.Function):
         batch, frames, vocab = am.shape
         num_symbols, rows, columns = symbols.shape[1], lm.shape[1], px_grad.shape[2]
         scale = scores_grad.contiguous()
-        am_probs, lm_probs = _exp_rows(am)[0], _exp_rows(lm)[0]
+        lm_probs = _exp_rows(lm)[0]
         ratio = torch.empty_like(overlap)
         px_sum, py_sum = am.new_empty((2, batch, rows)).unbind(0)
         limit = torch.finfo(am.dtype).max * 1e-6
@@ -290,26 +301,32 @@ class _SimpleLoss(torch.autograd.Function):
             px_grad, py_grad, scale, overlap, ratio, px_sum, py_sum, num_symbols, frames, columns,
             TINY=tiny, LIMIT=limit, BOTH=both_scale, CONSTRAINED=ctx.constrained, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
-        am_grad = torch.matmul(ratio.transpose(1, 2), lm_probs)
-        lm_grad = torch.matmul(ratio, am_probs)
         part = per_row = dots = scale  # read only if am_scale is not 0
         if am_scale != 0.0:
             visits = (py_grad.sum(1) + px_grad[:, :, :frames].sum(1) * (1 + ctx.constrained)) * scale[:, None]
             part = (visits * -am_scale / am_total).clamp_(-limit, limit)
             counts = torch.zeros_like(unigram).index_add_(0, symbols.view(-1), px_sum[:, :num_symbols].reshape(-1))
             counts[ctx.blank] += py_sum.sum()
-            unigram_grad = torch.mv(am_probs.view(-1, vocab).t(), part.view(-1))
-            unigram_grad += (counts * am_scale / unigram).clamp_(-limit, limit)
+            unigram_grad = (counts * am_scale / unigram).clamp_(-limit, limit)
+        am_grad, lm_grad = torch.empty_like(am), torch.empty_like(lm)
+        block = min(triton.next_power_of_2(vocab), _ROW)
+        for some in _groups(am):
+            am_probs = _exp_rows(am[some])[0]
+            torch.matmul(ratio[some].transpose(1, 2), lm_probs[some], out=am_grad[some])
+            torch.matmul(ratio[some], am_probs, out=lm_grad[some])
+            if am_scale != 0.0:
+                unigram_grad.addmv_(am_probs.view(-1, vocab).t(), part[some].view(-1))
+            _am_grad_kernel[(len(am_probs) * frames,)](
+                am_grad[some], am_probs, part[some], unigram, vocab, AM_ONLY=am_scale, BLOCK=block,
+                num_warps=_warps(block),
+            )  # fmt: skip
+        if am_scale != 0.0:
             per_row = unigram_grad / (batch * rows)
             dots = torch.matmul(lm_probs, per_row)
-        block = min(triton.next_power_of_2(vocab), _ROW)
         _lm_grad_kernel[(batch, rows)](
             lm_grad, lm_probs, symbols, lm_total, px_sum, py_sum, per_row, dots, num_symbols, vocab, ctx.blank,
             BOTH=both_scale, LM_ONLY=lm_scale, AM_ONLY=am_scale, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
-        _am_grad_kernel[(batch * frames,)](
-            am_grad, am_probs, part, unigram, vocab, AM_ONLY=am_scale, BLOCK=block, num_warps=_warps(block)
-        )
         _taken_kernel[(batch, triton.cdiv(frames, _FRAMES))](
             am_grad, symbols, px_grad, py_grad, scale, num_symbols, frames, columns, vocab, ctx.blank,
             BOTH=both_scale, AM_ONLY=am_scale, CONSTRAINED=ctx.constrained, BLOCK=_FRAMES, num_warps=4,
