@@ -45,7 +45,7 @@ Record = Dict[str, Any]
 SECTIONS: Dict[str, Tuple[str, str, float]] = {
     "equality": ("gpu_loss", "equality", 25),
     "loss": ("gpu_loss", "speed", 40),
-    "step": ("gpu_model", "step", 35),
+    "step": ("gpu_model", "step", 60),
     "search": ("gpu_model", "search", 20),
     "decode": ("gpu_model", "decode", 25),
     "peers": ("gpu_loss", "peers", 35),

@@ -29,7 +29,7 @@ from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer
 from tokenverse_pp.decoding.run import decode_all
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.models.compat import autocast
+from tokenverse_pp.models.compat import autocast, compiled_layer
 from tokenverse_pp.models.encoders import build_encoder
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.tasks import build_tasks
@@ -99,10 +99,12 @@ def make_bundle(run: GpuRun, checkpointing: bool = False) -> ModelBundle:
 class TrainStep:
     """A model, a batch of full utterances of noise, and a training step in parts."""
 
-    def __init__(self, run: GpuRun, batch: int, seconds: float, checkpointing: bool):
+    def __init__(self, run: GpuRun, batch: int, seconds: float, checkpointing: bool, compiled: bool = False):
         self.run, self.batch, self.seconds = run, batch, seconds
         self.bundle = make_bundle(run, checkpointing)
         self.model = self.bundle.model.train()
+        if compiled:
+            self.model.encoder.compile_layers(compiled_layer(run.device, "eager" if run.dry else "inductor"))
         self.optimizer = make_optimizer(self.model, self.bundle.config.optim, ("encoder.backbone.",))
         samples, targets = round(seconds * SAMPLES_A_SECOND), round(seconds * TOKENS_A_SECOND)
         torch.manual_seed(1)
@@ -185,21 +187,24 @@ class TrainStep:
         return {**times, "audio_s_per_s": round(1000 * self.batch * self.seconds / times["ms"], 1)}
 
 
-def step_of(run: GpuRun, batch: int, checkpointing: bool = False, trainer: bool = False) -> None:
+def step_of(
+    run: GpuRun, batch: int, checkpointing: bool = False, trainer: bool = False, compiled: bool = False
+) -> None:
     """Record one size of training step."""
     seconds = 0.4 if run.dry else 15.0
     batch = 2 if run.dry else batch
-    about = {"batch": batch, "audio_seconds": seconds, "checkpointing": checkpointing}
-    name = f"{batch} x {seconds:g} s{', checkpointing' if checkpointing else ''}"
-    step = TrainStep(run, batch, seconds, checkpointing)
+    about = {"batch": batch, "audio_seconds": seconds, "checkpointing": checkpointing, "compiled": compiled}
+    name = f"{batch} x {seconds:g} s{', checkpointing' * checkpointing}{', compiled' * compiled}"
+    step = TrainStep(run, batch, seconds, checkpointing, compiled)
     run.case("step", name, step.measure, kind="plain", **about)
     if trainer:
         run.case("step", f"{name}, trainer", step.by_trainer, kind="trainer", **about)
 
 
 def step(run: GpuRun) -> None:
-    """A training step of XLSR-53's size, 16 x 15 s."""
+    """A training step of XLSR-53's size, 16 x 15 s, and with compiled layers (``training.compile``)."""
     step_of(run, 16, trainer=True)
+    step_of(run, 16, compiled=True)
 
 
 def more_steps(run: GpuRun) -> None:

@@ -30,6 +30,7 @@ from tokenverse_pp.decoding.scorer import Scorer, inference
 from tokenverse_pp.decoding.triton_search import Fusion, TritonSearch
 from tokenverse_pp.losses import pruned_transducer_loss
 from tokenverse_pp.losses.native import kernels
+from tokenverse_pp.models.encoders.grouped_convolution import grouped_convolution
 from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
 
 TYPES = {
@@ -79,7 +80,14 @@ def caught(capability: int, found: dict):
             [self.fn.__name__, {k: str(v) for k, v in constants.items()}, options, list(signature.values())]
         )
         if name not in found:
-            source = ASTSource(fn=self, signature=signature, constexprs=constants)
+            # As at a launch: what is a multiple of 16 is known to be one, which decides how numbers are loaded.
+            specialized = [not p.do_not_specialize for p in self.params]
+            attributes = {
+                (i,): [["tt.divisibility", 16]]
+                for i, (key, kind) in enumerate(signature.items())
+                if kind.startswith("*") or (kind != "constexpr" and specialized[i] and arguments[key] % 16 == 0)
+            }
+            source = ASTSource(fn=self, signature=signature, constexprs=constants, attrs=attributes)
             compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
             found[name] = {
                 "kernel": self.fn.__name__,
@@ -126,6 +134,13 @@ def search(beam: int, vocab: int, dtype: str) -> None:
         TritonSearch(scorer, [2, 2, 1], memory, constraints, fusion).run().follow(memory.score, vocab)
 
 
+def positions(width: int) -> None:
+    """Forward and backward of the positional convolution of wav2vec2, of 16 groups of so many channels."""
+    conv = torch.nn.Conv1d(16 * width, 16 * width, 128, padding=64, groups=16)
+    x = torch.zeros(1, 200, 16 * width, requires_grad=True)
+    grouped_convolution(x, conv, torch.bfloat16).sum().backward()
+
+
 if __name__ == "__main__":
     kernels._problems["cpu"] = None
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
@@ -135,6 +150,8 @@ if __name__ == "__main__":
         loss(300, 600, 5000, torch.float32, rnnt_type="constrained", delay_penalty=0.1, am_scale=0.1)
         loss(3000, 600, 50, torch.float32)
         loss(500, 100, 500, torch.bfloat16, rnnt_type="modified")
+        positions(48)
+        positions(64)
         search(1, 500, "float32")
         search(4, 500, "bfloat16")
         search(8, 5000, "float32")

@@ -154,10 +154,10 @@ def ngram_after(
     return tl.where(known, tl.where(idle != 0, states, after), unknown)
 
 
-@triton.jit(do_not_specialize=["slots"])
+@triton.jit(do_not_specialize=["offset", "slots"])
 def ngram_gains_kernel(
-    states, gains, clock, offset, slots, vocab, start, contexts, back_off, over, tokens, log_prob, models, lowest, first_row,
-    kinds, SCALE: tl.constexpr, BONUS: tl.constexpr, DEPTH: tl.constexpr, BISECTIONS: tl.constexpr,
+    states, gains, clock, offset, slots, vocab, start, contexts, back_off, over, tokens, log_prob, models, lowest,
+    first_row, kinds, SCALE: tl.constexpr, BONUS: tl.constexpr, DEPTH: tl.constexpr, BISECTIONS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """`LanguageModel.row` of one hypothesis."""

@@ -130,6 +130,17 @@ def without_unused_frames(conv: nn.Conv1d, x: Tensor) -> Tensor:
     return x[..., : x.shape[-1] - unused]
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The type in which autocast would compute a matrix product of x; that of x where it is off."""
+    kind = x.device.type
+    try:
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    except (AttributeError, TypeError):  # before torch 2.4
+        if kind == "cpu":
+            return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
+
+
 def _autocast_on_cpu() -> bool:
     try:
         return torch.is_autocast_enabled("cpu")

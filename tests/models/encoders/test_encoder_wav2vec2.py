@@ -1,9 +1,9 @@
 import pytest
 import torch
-from transformers import AutoModel, Wav2Vec2FeatureExtractor
+from transformers import AutoModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor
 
 from tokenverse_pp.models.encoders import EncoderConfig, build_encoder
-from tokenverse_pp.models.encoders.wav2vec2 import normalise_audio
+from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone, normalise_audio, time_major_convolution
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
 MODELS = [(family, style) for family in ("wav2vec2", "hubert", "wavlm") for style in ("layer", "group")]
@@ -120,3 +120,36 @@ def test_convolutions_get_no_frames_in_bfloat16_that_they_do_not_use(folder, bat
         found = backbone.embed(audio, lens)
     assert len(unused) == 3 and not any(unused)
     assert found.shape == exact.shape
+
+
+@pytest.mark.parametrize(
+    "kernel, stride, channels", [(10, 5, 1), (3, 2, 8), (2, 2, 8), (4, 3, 5), (5, 1, 3), (1, 2, 4)]
+)
+def test_convolution_by_matrix_products(kernel, stride, channels):
+    for bias in (True, False):
+        conv = torch.nn.Conv1d(channels, 6, kernel, stride, bias=bias)
+        for length in (kernel, kernel + 1, 47):
+            x = torch.randn(2, channels, length)
+            found = time_major_convolution(conv, x.transpose(1, 2), torch.float32).transpose(1, 2)
+            torch.testing.assert_close(found, conv(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_convolutions_time_first_are_those_of_transformers(norm):
+    config = Wav2Vec2Config(
+        conv_dim=(16, 16, 24), conv_kernel=(10, 3, 2), conv_stride=(5, 2, 2), conv_bias=norm == "layer",
+        feat_extract_norm=norm, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    backbone = Wav2Vec2Backbone(AutoModel.from_config(config))
+    first = int(norm == "group")  # which stays as it is
+    x = torch.randn(2, 16 if first else 1, 900)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.03)):
+        expected = x
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            for layer in backbone.convolutions[first:]:
+                expected = layer(expected)
+            found = backbone._convolve_time_major(x.transpose(1, 2), first)
+        assert found.dtype == dtype and found.is_contiguous()
+        error = (found.transpose(1, 2).float() - expected.float()).norm() / expected.float().norm()
+        assert error < tolerance

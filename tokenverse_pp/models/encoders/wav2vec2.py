@@ -6,10 +6,12 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.compat import in_exact_type, without_unused_frames
+from tokenverse_pp.losses.native.kernels import triton_kernels
+from tokenverse_pp.models.compat import autocast_dtype, in_exact_type, without_unused_frames
 from tokenverse_pp.models.encoders.base import Backbone, attention_bias, is_padded, length_mask, zero_padding
 from tokenverse_pp.models.encoders.chunks import (
     ChunkGrid,
@@ -66,6 +68,31 @@ def running_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm, grid: ChunkG
     mean, scale = running_moments(chunks, lens, grid).mean_and_scale(norm.eps)
     normalised = from_chunks((chunks - mean.unsqueeze(-1)) * scale.unsqueeze(-1), x.shape[2], grid)
     return (normalised * norm.weight.view(1, -1, 1) + norm.bias.view(1, -1, 1)).to(x.dtype)
+
+
+def time_major_convolution(conv: nn.Conv1d, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An unpadded convolution of x (N, T, C) by matrix products -> (N, T', C'), both in ``dtype``.
+
+    As many taps as the stride is long are one product over a view of x, in which no number stands twice. For tensors
+    that are time first, cuDNN would have to move all numbers before and after it.
+    """
+    (kernel,), (stride,) = conv.kernel_size, conv.stride
+    n, length, channels = x.shape
+    frames = (length - kernel) // stride + 1
+    weight = conv.weight.to(dtype).permute(2, 1, 0)  # (taps, C, C')
+    x = x.to(dtype)
+    if channels == 1:  # rows of a few samples would be too short for tensor cores
+        pad = -kernel % 8
+        out = F.pad(x[:, :, 0].unfold(1, kernel, stride), (0, pad)) @ F.pad(weight[:, 0], (0, 0, 0, pad))
+        return out if conv.bias is None else out.add_(conv.bias.to(dtype))
+    x = x.contiguous()
+    out = x.new_zeros(()) if conv.bias is None else conv.bias.to(dtype)
+    out = out.expand(n, frames, conv.out_channels)
+    for tap in range(0, kernel, stride):
+        taps = weight[tap : tap + stride].flatten(0, 1)
+        rows = x.as_strided((n, frames, len(taps)), (length * channels, stride * channels, 1), tap * channels)
+        out = torch.baddbmm(out, rows, taps.expand(n, -1, -1))
+    return out
 
 
 class Wav2Vec2Backbone(Backbone):
@@ -146,9 +173,13 @@ class Wav2Vec2Backbone(Backbone):
     def _convolve(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions]) -> Tensor:
         """Audio (N, S) -> (N, C, T). No convolution pads, so only the group norm could let padding in."""
         x = audio.unsqueeze(1)
-        for layer in self.convolutions:
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.convolutions.parameters())
+        for number, layer in enumerate(self.convolutions):
+            grouped = isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm)
+            if x.is_cuda and not trained and not grouped:
+                return self._convolve_time_major(x.transpose(1, 2), number).transpose(1, 2)
             x = without_unused_frames(layer.conv, x)
-            if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
+            if grouped:
                 x, frames = layer.conv(x), self.conv_lens(lens, 1)
                 if chunks is None:
                     x = masked_group_norm(x, frames, layer.layer_norm)
@@ -159,6 +190,18 @@ class Wav2Vec2Backbone(Backbone):
                 x = layer(x)
         return x
 
+    @torch.no_grad()
+    def _convolve_time_major(self, x: Tensor, first: int) -> Tensor:
+        """The convolutions from the ``first`` on, without a graph and in autocast's type, (N, T, C) -> (N, T', C')."""
+        dtype = autocast_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):  # or norms would be in float32, and everything moved twice
+            for layer in self.convolutions[first:]:
+                x, norm = time_major_convolution(layer.conv, x, dtype), getattr(layer, "layer_norm", None)
+                if norm is not None:
+                    x = F.layer_norm(x, norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
+                x = layer.activation(x)
+        return x
+
     def add_positions(self, x: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
         """See Backbone: the positional convolution, and the norm and dropout after it.
 
@@ -167,7 +210,18 @@ class Wav2Vec2Backbone(Backbone):
         embed = self.encoder.pos_conv_embed
         if grid is not None and grid.strict:
             return self.after_positions(x, embed.activation(chunked_convolution(embed.conv, x, grid)))
+        if self._has_kernel(x):
+            from tokenverse_pp.models.encoders.grouped_convolution import grouped_convolution  # which needs Triton
+
+            return self.after_positions(x, embed.activation(grouped_convolution(x, embed.conv, autocast_dtype(x))))
         return self.after_positions(x, in_exact_type(embed.conv, embed, x))
+
+    def _has_kernel(self, x: Tensor) -> bool:
+        """Whether the positional convolution of x is computed by `grouped_convolution`."""
+        embed = self.encoder.pos_conv_embed
+        plain = getattr(embed, "batch_norm", None) is None and embed.conv.padding[0] == embed.conv.kernel_size[0] // 2
+        half = x.is_cuda and autocast_dtype(x) in (torch.bfloat16, torch.float16)
+        return plain and half and triton_kernels(x) is not None
 
     def after_positions(self, x: Tensor, positions: Tensor) -> Tensor:
         """Frames and what the positional convolution gave, both (N, T, C) -> input of the lowest layer."""
