@@ -146,8 +146,8 @@ def test_gains_of_ngrams_are_the_rows_of_the_language_model(language_models, whi
     gains = torch.empty(model.states, model.vocab_size, device=DEVICE)
     ngram_gains_kernel[(model.states, 1)](
         states, gains, torch.zeros((), dtype=torch.int32, device=DEVICE), 0, model.states, model.vocab_size,
-        tables.start, tables.contexts, tables.back_off, tables.over, tables.token, tables.log_prob, tables.models, tables.lowest,
-        tables.first_row, tables.kinds, SCALE=tables.scale, BONUS=tables.bonus, DEPTH=tables.depth,
+        tables.start, tables.contexts, tables.back_off, tables.over, tables.token, tables.log_prob, tables.models,
+        tables.lowest, tables.first_row, tables.kinds, SCALE=tables.scale, BONUS=tables.bonus, DEPTH=tables.depth,
         BISECTIONS=tables.bisections, BLOCK=16,
     )  # fmt: skip
     expected = torch.stack([model.row(state) for state in range(model.states)])

@@ -233,8 +233,8 @@ class TritonSearch:
             sizes = {"DEPTH": n.depth, "BISECTIONS": n.bisections}
             ngram_gains_kernel[(self.slots, triton.cdiv(vocab, 256))](
                 self.ngram, ngram_gains, self.clock, offset, self.slots, vocab, start, n.contexts, n.back_off, n.over,
-                n.token, n.log_prob, n.models, n.lowest, n.first_row, n.kinds, SCALE=n.scale, BONUS=n.bonus, **sizes, BLOCK=256,
-                num_warps=4,
+                n.token, n.log_prob, n.models, n.lowest, n.first_row, n.kinds, SCALE=n.scale, BONUS=n.bonus, **sizes,
+                BLOCK=256, num_warps=4,
             )  # fmt: skip
         block, pairs = triton.next_power_of_2(vocab), triton.next_power_of_2(self.beam * self.count)
         candidates_kernel[(self.slots,)](
