@@ -31,7 +31,7 @@ from tokenverse_pp.tasks import TaskSet, build_tasks, load_plugins
 from tokenverse_pp.training.checkpoints import find_start
 from tokenverse_pp.training.peers import join_watch, looking_after
 from tokenverse_pp.training.trainer import Trainer, set_threads
-from tokenverse_pp.training.transfer import before_of, read_source
+from tokenverse_pp.training.transfer import before_of, continue_vectors, read_source
 from tokenverse_pp.training.validation import Validator, training_chunks
 
 log = logging.getLogger("tokenverse_pp.recipes.train")
@@ -69,6 +69,7 @@ def train(config: Config, world: DistributedContext) -> Path:
     start = world.from_first(lambda: find_start(config))
     source = read_source(config, tasks) if config.training.init_from and not start else None
     before = before_of(config, source, start)
+    continue_vectors(config, source, start)
 
     # Tokenizer and model.
     base = source.tokenizer if source else None

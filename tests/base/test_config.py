@@ -54,6 +54,9 @@ def test_every_option_can_be_given_on_the_command_line():
         ("--tasks.activation=all", "labelled, subset, bernoulli"),
         ("--model.vectors.placement=middle", "none, features, encoder, both"),
         ("--model.vectors.strategy=product", "sum, combination"),
+        ("--model.vectors.code=gray", "binary, centred"),
+        ("--model.vectors.scale=0", "--model.vectors.scale=0: expected a number above 0"),
+        ("--model.vectors.scale=-1", "above 0"),
         ("--model.encoder.kind=molten", "--model.encoder.kind=molten: expected one of finetune, frozen, split"),
         ("--optim.decay=linear", "constant, inverse_sqrt, cosine"),
         ("--training.precision=fp8", "fp32, bf16, fp16"),
@@ -117,6 +120,10 @@ def test_from_dict_does_not_change_its_argument():
         (["--data.train=[a]", "--data.weights=[0]"], "positive numbers, got 0"),
         (["--data.train=[a]", "--data.epoch_cuts=5"], "without --data.weights"),
         (["--training.keep_best=2"], "needs --data.valid"),
+        (
+            ["--model.vectors.code=centred", "--model.vectors.strategy=combination"],
+            "--model.vectors.code=centred: expected --model.vectors.strategy=sum",
+        ),
         (
             ["--tasks.names=[asr, scd]", "--model.vectors.placement=none", "--tasks.activation=subset"],
             "expected labelled",

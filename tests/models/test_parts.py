@@ -10,9 +10,16 @@ from hypothesis import strategies as st
 from lhotse import CutSet
 from toy_runs import read_cuts, toy_parts
 
-from tokenverse_pp.base.config import SpecAugmentConfig
+from tokenverse_pp.base.config import SpecAugmentConfig, VectorsConfig
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.transducer import MAX_COMBINATION_TASKS, Joiner, SpecAugment, StatelessPredictor, TaskVectors
+from tokenverse_pp.models.transducer import (
+    MAX_COMBINATION_TASKS,
+    Joiner,
+    SpecAugment,
+    StatelessPredictor,
+    TaskVectors,
+    recoded,
+)
 from tokenverse_pp.training.steps import forward
 
 
@@ -24,8 +31,8 @@ def active_tasks(tasks):
     )
 
 
-def random_vectors(strategy, tasks=4, dim=3):
-    vectors = TaskVectors(tasks, dim, strategy)
+def random_vectors(strategy, tasks=4, dim=3, **form):
+    vectors = TaskVectors(tasks, dim, strategy, **form)
     torch.nn.init.normal_(vectors.table)
     return vectors
 
@@ -35,6 +42,28 @@ def test_sum_adds_the_rows_of_the_active_tasks(active):
     vectors = random_vectors("sum")
     expected = [sum(vectors.table[i] for i in range(4) if mask[i]) for mask in active]
     assert torch.allclose(vectors(torch.tensor(active, dtype=torch.float32)), torch.stack(expected), atol=1e-6)
+
+
+@given(active_tasks(4), st.floats(0.1, 10))
+def test_centred_subtracts_the_rows_of_inactive_tasks(active, scale):
+    vectors = random_vectors("sum", code="centred", scale=scale)
+    expected = [scale * sum(vectors.table[i] * (1 if mask[i] else -1) for i in range(4)) for mask in active]
+    assert torch.allclose(vectors(torch.tensor(active, dtype=torch.float32)), torch.stack(expected), atol=1e-4)
+
+
+FORMS = [VectorsConfig(code=code, scale=scale) for code in ("binary", "centred") for scale in (1.0, 5.0)]
+
+
+@pytest.mark.parametrize("old, new", list(itertools.product(FORMS, FORMS)))
+def test_a_recoded_table_gives_the_same_vectors(old, new):
+    before, after = (TaskVectors(4, 3, code=form.code, scale=form.scale) for form in (old, new))
+    torch.nn.init.normal_(before.table)
+    kept = before.table.detach().clone()
+    with torch.no_grad():
+        after.table.copy_(recoded(before.table, old, new))
+    active = torch.tensor([[1.0, *bits] for bits in itertools.product((0, 1), repeat=3)])
+    assert torch.allclose(before(active), after(active), atol=1e-5)
+    assert torch.equal(before.table, kept)
 
 
 @given(active_tasks(4))
@@ -66,6 +95,9 @@ def test_impossible_strategies_are_refused():
     TaskVectors(MAX_COMBINATION_TASKS + 1, 2, "combination")
     with pytest.raises(UserError, match="at most"):
         TaskVectors(MAX_COMBINATION_TASKS + 2, 2, "combination")
+    for strategy, code in (("sum", "gray"), ("combination", "centred")):
+        with pytest.raises(UserError, match=f"code='{code}'"):
+            TaskVectors(3, 2, strategy, code)
 
 
 def masked(config, lens, frames, channels=64, seed=0):
@@ -115,6 +147,17 @@ def test_short_utterances_are_masked_in_proportion_to_their_own_length():
 def test_spans_longer_than_the_utterance_are_no_error():
     config = SpecAugmentConfig(time_share=0.9, time_span=100, channel_share=0.9, channel_span=500)
     assert masked(config, [3, 1, 0], 3, channels=4).shape == (3, 3, 4)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 60), st.floats(0, 1), st.integers(0, 999))
+def test_no_utterance_is_masked_whole(lens, span, share, seed):
+    """A valid frame and a channel are left: part of the task vector is in each utterance."""
+    config = SpecAugmentConfig(time_share=share, time_span=span, channel_share=share, channel_span=span)
+    found = masked(config, lens, max(lens), channels=12, seed=seed)
+    for row, length in zip(found, lens):
+        assert not row[:length].all()
+    spans = SpecAugmentConfig(time_share=share, time_span=span, channel_share=0.0)
+    assert not any(row[:length].all() for row, length in zip(masked(spans, lens, max(lens), seed=seed), lens))
 
 
 def test_same_seed_same_masks():

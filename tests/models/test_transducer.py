@@ -3,8 +3,9 @@
 import pytest
 import torch
 from lhotse import CutSet
-from toy_runs import read_cuts, toy_parts
+from toy_runs import read_cuts, save_frozen_encoder, toy_parts
 
+from tokenverse_pp.models.encoders.base import length_mask
 from tokenverse_pp.training.steps import forward
 
 PLACES = [(place, strategy) for place in ("features", "encoder", "both") for strategy in ("sum", "combination")]
@@ -75,6 +76,68 @@ def test_vectors_are_added_where_they_should_be(tiny_corpus, batch):
         out, _ = model.encoder.contextualise(features + shift[:, None], lens)
         expected = out + (batch["active"] @ model.encoder_vectors.table)[:, None]
     assert torch.allclose(encode(model, batch), expected, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def kinds(tiny_corpus, tmp_path_factory):
+    """Options for each kind of encoder."""
+    frozen = save_frozen_encoder(tiny_corpus, tmp_path_factory.mktemp("kinds") / "encoder")
+    split = {
+        **frozen,
+        "model__encoder__kind": "split",
+        "model__encoder__split_layer": 1,
+        "model__encoder__layers": [-1],
+    }
+    return {"finetune": {}, "frozen": frozen, "split": split}
+
+
+def gradients_at_the_seam(model, batch, monkeypatch):
+    """One training pass -> where the features behind masks and vectors are all zero or the bare vector, (N, T); and
+    the norm of the gradient of the vector from each frame (N, T)."""
+    seen, contextualise = [], model.encoder.contextualise
+
+    def spy(features, lens, chunks=None):
+        shift = (features - model.feature_vectors(batch["active"])[:, None]).abs().amax(2)
+        seen.append((features, (features.abs().amax(2) == 0) | (shift < 1e-7), lens))
+        features.retain_grad()
+        return contextualise(features, lens, chunks)
+
+    monkeypatch.setattr(model.encoder, "contextualise", spy)
+    torch.manual_seed(3)
+    forward(model, batch, stored=False).simple.sum().backward()
+    ((features, masked, lens),) = seen
+    masked &= length_mask(lens, features.shape[1], features.device)
+    return features, masked, features.grad.norm(dim=2)
+
+
+@pytest.mark.parametrize("kind", ["finetune", "frozen", "split"])
+def test_masked_frames_neither_hold_nor_train_the_vector(tiny_corpus, kinds, batch, kind, monkeypatch):
+    """Behind the masks, a frame of nothing but a small vector is blown up by a layer norm, and so is its gradient."""
+    masks = {"model__spec_augment__time_share": 0.3, "model__spec_augment__time_span": 10}
+    ratio, share = {}, {}
+    for is_masked in (True, False):
+        model = build(tiny_corpus, "features", model__vectors__masked=is_masked, **masks, **kinds[kind]).model.train()
+        torch.nn.init.normal_(model.feature_vectors.table, std=1e-4)
+        features, masked, norms = gradients_at_the_seam(model, batch, monkeypatch)
+        assert masked.any()
+        assert (features[masked].abs().amax() == 0) == is_masked
+        # The gradient of masked frames is large in both orders; masks keep it from what was added before them.
+        ratio[is_masked] = float(norms[masked].mean() / norms[~masked].mean())
+        share[is_masked] = float(model.feature_vectors.table.grad.norm())
+    assert ratio[False] > 3
+    # wav2vec2's layer norm comes behind a convolution, which brings in frames that are not masked.
+    assert share[True] < share[False] / (1.5 if kind == "finetune" else 10)
+
+
+def test_without_masks_the_order_changes_nothing(tiny_corpus, batch):
+    losses = []
+    for is_masked in ("true", "false"):
+        model = build(tiny_corpus, "both", model__vectors__masked=is_masked).model.train()
+        for table in tables(model):
+            torch.nn.init.constant_(table, 0.1)
+        torch.manual_seed(0)
+        losses.append(forward(model, batch, stored=False).simple)
+    assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize("placement, strategy", PLACES)

@@ -6,6 +6,8 @@ import oracles
 import pytest
 from scripts import ROOT
 
+from tokenverse_pp.base.config_files import load_config
+
 for _folder in ("data", "data/corpora"):  # the helpers of their tests make the small corpora
     if str(ROOT / "tests" / _folder) not in sys.path:
         sys.path.append(str(ROOT / "tests" / _folder))
@@ -40,6 +42,8 @@ def test_ten_training_steps(corpus, tmp_path):
 
 def test_a_run_of_the_last_release_resumes(corpus, tmp_path):
     assert_as_frozen(oracles.resumed(corpus, tmp_path), "train", GRADIENTS)
+    # Its vectors go on being added after the masks, as they were.
+    assert load_config(tmp_path / "exp" / "config.yaml").model.vectors.masked is False
 
 
 @pytest.mark.slow

@@ -29,10 +29,12 @@ FOR_XLSR = sorted(
 AFTER = {
     "streaming.yaml": "tokenverse_pp.yaml",
     "split.yaml": "tokenverse_pp.yaml",
+    "whole.yaml": "tokenverse_pp.yaml",
     "from_audio.yaml": "tokenverse_pp.yaml",
     "transfer_ner_new.yaml": "transfer_ner.yaml",
 }
-KINDS = {"split.yaml": "split", "from_audio.yaml": "finetune"}
+KINDS = {"split.yaml": "split", "whole.yaml": "split", "from_audio.yaml": "finetune"}
+ON_AUDIO = ("from_audio.yaml", "whole.yaml")
 OVER_BASE = sorted(path.name for path in (HUMAN / "conf").glob("*.yaml") if path.name != "base.yaml")
 
 
@@ -53,7 +55,7 @@ def test_human_speech(name):
         # Labels are checked before cuts are chosen, so every language of the files must be known.
         assert config.tasks.languages == ["cs", "en", "es", "fr", "it", "nl", "ru"]
     assert config.model.encoder.kind == KINDS.get(name, "frozen")
-    assert config.data.stored_features == (name != "from_audio.yaml")
+    assert config.data.stored_features == (name not in ON_AUDIO)
     assert config.training.exp_dir.endswith(name[: -len(".yaml")])
     # The papers' two older models have no vectors.
     assert (config.model.vectors.placement == "none") == (name in ("xlsr_transducer.yaml", "tokenverse.yaml"))
@@ -137,6 +139,7 @@ def test_described_runs_can_start(command, whisper_base, monkeypatch):
 def test_runs_from_the_packaged_model_are_among_them():
     assert {command.document for command in described_runs() if STARTED in command.words} == {
         "recipes/human_speech/conf/split.yaml",
+        "recipes/human_speech/conf/whole.yaml",
         "recipes/human_speech/demo.sh",
     }
 

@@ -60,6 +60,12 @@ def test_damaged_newest_is_passed_over_and_written_again(train_script, tiny_corp
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
 
 
+def test_vectors_keep_their_code_and_scale(train_script, tiny_corpus, exp_dir):
+    for name, value, old in (("code", "centred", "binary"), ("scale", 2.0, "1.0")):
+        failure = resume(train_script, tiny_corpus, exp_dir, **{f"model__vectors__{name}": value})
+        assert_one_line(failure, f"--model.vectors.{name}={old}", "init_from")
+
+
 def test_modes_of_resume(exp_dir, tmp_path):
     newest = exp_dir / "checkpoints" / "step-00000006"
     older = exp_dir / "checkpoints" / "step-00000004"

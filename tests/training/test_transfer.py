@@ -20,7 +20,7 @@ from tokenverse_pp.decoding.search import search
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import ModelBundle, build_model, load_model
 from tokenverse_pp.tasks import build_tasks
-from tokenverse_pp.training.transfer import VOCABULARY_ROWS, old_row_of_each, read_source, start_from
+from tokenverse_pp.training.transfer import VOCABULARY_ROWS, continue_vectors, old_row_of_each, read_source, start_from
 
 OLD = {"tasks__names": ["asr", "scd", "lid"], "tasks__languages": ["qaa"], "tokenizer__vocab_size": 24}
 NEW = {"tasks__names": ["asr", "scd", "endp", "ner", "lid"], "tasks__languages": ["qaa", "qab"]}
@@ -168,6 +168,41 @@ def test_combinations_keep_their_rows(others, chosen):
         names = [name for i, name in enumerate(others) if combination >> i & 1]
         assert rows[combination] == row(names, old)
         assert bool(is_new[combination]) == any(name not in old for name in names)
+
+
+@pytest.mark.parametrize("forms", [("binary", "centred"), ("centred", "binary"), ("centred", "centred")])
+def test_vectors_of_another_code_and_scale_are_converted(corpus, tmp_path, forms):
+    old_code, new_code = ({"model__vectors__code": code, "model__vectors__placement": "both"} for code in forms)
+    old = save_old(corpus, tmp_path / "old", **old_code, model__vectors__scale=2.0)
+    new, _ = extend(corpus, tmp_path / "old", **new_code, model__vectors__scale=0.5)
+    for names in (["asr"], ["asr", "lid"], ["asr", "scd", "lid"]):
+        for table in ("feature_vectors", "encoder_vectors"):
+            ours, theirs = (
+                getattr(m.model, table)(torch.tensor([m.tasks.mask(names)], dtype=torch.float32)) for m in (new, old)
+            )
+            assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def settled(corpus, folder, **changes):
+    """``model.vectors.masked`` of a run that starts from a model folder."""
+    parts = toy_parts(corpus, **{**NEW, "model__loss__ctc_scale": 1, **changes}, training__init_from=folder)
+    continue_vectors(parts.config, read_source(parts.config, parts.tasks), None)
+    return parts.config.model.vectors.masked
+
+
+def test_vectors_stay_where_they_were_added(corpus, tmp_path):
+    """In a model folder from before `model.vectors.masked` existed they were added after the masks."""
+    save_old(corpus, tmp_path / "new")
+    assert settled(corpus, tmp_path / "new") is True
+    save_old(corpus, tmp_path / "old")
+    path = tmp_path / "old" / checkpoint.CONFIG
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(line for line in lines if not line.strip().startswith("masked:")), encoding="utf-8")
+    assert load_model(tmp_path / "old").config.model.vectors.masked is False
+    assert settled(corpus, tmp_path / "old") is False
+    assert settled(corpus, tmp_path / "old", model__vectors__masked="true") is True
+    # The run has no vectors at the seam, so there is nothing to go on with.
+    assert settled(corpus, tmp_path / "old", model__vectors__placement="encoder") is True
 
 
 @pytest.mark.parametrize("strategy", ["sum", "combination"])

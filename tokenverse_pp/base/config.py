@@ -130,7 +130,10 @@ class EncoderConfig:
 
 @dataclass
 class SpecAugmentConfig:
-    """SpecAugment on the features at the seam. They have zero mean, so masked values are set to zero."""
+    """SpecAugment on the features at the seam. They have zero mean, so masked values are set to zero.
+
+    An utterance of which all frames, or all channels, would be masked is left without such masks.
+    """
 
     time_share: float = share(0.15)
     """Share of the valid frames that is masked, on average."""
@@ -279,6 +282,18 @@ class VectorsConfig:
     strategy: Literal["sum", "combination"] = "sum"
     """How the vector of an utterance is made. sum: one learnable vector a task, summed over the active tasks.
     combination: one learnable vector a combination of tasks."""
+    code: Literal["binary", "centred"] = "binary"
+    """strategy sum: how a task's vector enters the sum, a being 1 for an active task and 0 for any other. binary (the
+    paper's form): a times the vector, so an inactive task adds nothing. centred: 2 a - 1 times the vector, so an
+    inactive task subtracts it."""
+    scale: float = 1.0
+    """Factor on the task vectors, in training and decoding alike; the weights that are saved are without it. It
+    multiplies the effect of optim.vector_lr."""
+    masked: Optional[bool] = None
+    """placement features or both: true: the task vector is added before SpecAugment, whose masks cover it too. false:
+    it is added after SpecAugment, as in releases without this option; a masked frame then holds nothing but the vector,
+    and the model learns to read the active tasks from such frames, which decoding does not have. null: true, or in a
+    run that continues from a model (training.resume, training.init_from), as that model was trained."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import yaml
 
-from tokenverse_pp.base.config import Config, DataConfig, StreamingConfig, TasksConfig
+from tokenverse_pp.base.config import Config, DataConfig, StreamingConfig, TasksConfig, VectorsConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import yaml_of
 from tokenverse_pp.base.languages import canonical_tag, language_problem
@@ -20,6 +20,9 @@ from tokenverse_pp.base.option_help import nested_option_help
 
 # jsonargparse on a value that is none of the choices of a `Literal`.
 _NO_CHOICE = re.compile(r'Parser key "(?P<name>[\w.]+)":.*?Literal\[(?P<choices>.*?)\]\. Got value: (?P<value>.*)')
+
+# Options whose defaults differ from what was done before they existed, and what was done.
+BEFORE: Dict[str, Any] = {"model.vectors.masked": False}
 
 
 def parse_config(argv: Optional[Sequence[str]] = None, description: str = "") -> Config:
@@ -137,11 +140,15 @@ def save_config(config: Config, path: Union[str, Path]) -> None:
 def load_config(path: Union[str, Path]) -> Config:
     """Read what `save_config` wrote, and may have been edited since.
 
+    Options that it lacks did not exist when it was written: they have their defaults, or the values of `BEFORE`.
+
     Raises:
         UserError: naming the file, where it is missing, no YAML, or holds an unknown key or a value of the wrong type.
     """
     try:
-        config = from_dict(Path(path).read_text(encoding="utf-8"))
+        data = yaml_of(Path(path).read_text(encoding="utf-8"))
+        config = from_dict(data)
+        _set_before(config, data)
         check_types(config)
         return check_config(config)
     except FileNotFoundError:
@@ -150,6 +157,18 @@ def load_config(path: Union[str, Path]) -> Config:
         raise UserError(f"{path}: not YAML: {error}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _set_before(config: Config, data: Dict[str, Any]) -> None:
+    """Set the options of `BEFORE` that a saved configuration (``data``, read as ``config``) does not have."""
+    for name, value in BEFORE.items():
+        *path, last = name.split(".")
+        section: Any = config
+        given: Any = data
+        for part in path:
+            section, given = getattr(section, part), given.get(part, {})
+        if last not in given:
+            setattr(section, last, value)
 
 
 def check_config(config: Config) -> Config:
@@ -175,6 +194,7 @@ def check_config(config: Config) -> Config:
         raise UserError("--training.precision=fp16: expected fp32 or bf16 with --training.strategy=fsdp")
     if config.training.strategy == "fsdp" and config.model.encoder.checkpoint_layers == "auto":
         raise UserError("--model.encoder.checkpoint_layers=auto: expected a number with --training.strategy=fsdp")
+    check_vectors(config.model.vectors)
     check_streaming(config.model.streaming)
     check_settings(config.tasks)
     if "lid" in config.tasks.names and not config.tasks.languages:
@@ -242,6 +262,14 @@ def check_freeze(stages: List[List[int]]) -> None:
     steps = [stage[0] for stage in stages]
     if stages and (steps[0] != 0 or steps != sorted(set(steps))):
         raise UserError(f"--training.freeze={stages}: expected steps that rise from 0")
+
+
+def check_vectors(vectors: VectorsConfig) -> None:
+    """Check the scale and code of the task vectors (raises UserError)."""
+    if not (math.isfinite(vectors.scale) and vectors.scale > 0):
+        raise UserError(f"--model.vectors.scale={vectors.scale:g}: expected a number above 0")
+    if vectors.code == "centred" and vectors.strategy != "sum":
+        raise UserError(f"--model.vectors.code=centred: expected --model.vectors.strategy=sum, got {vectors.strategy}")
 
 
 def check_streaming(streaming: StreamingConfig) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenverse_pp.base.config import ChunkOptions, ModelConfig, SpecAugmentConfig
+from tokenverse_pp.base.config import ChunkOptions, ModelConfig, SpecAugmentConfig, VectorsConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import sharded_like
 from tokenverse_pp.losses import pruned_transducer_loss
@@ -26,24 +26,33 @@ MAX_COMBINATION_TASKS = 10  # 2^10 rows; beyond that most rows would never be tr
 class TaskVectors(nn.Module):
     """One vector per task, summed over the active tasks, or one vector per combination of active tasks.
 
-    Both are ``weights @ table``: every row is in the graph of every step, so an absent task is no unused parameter
-    under DDP, and its gradient is exactly zero. Rows are initialised to zero: a new model equals one without vectors.
+    Both are ``scale * weights @ table``: every row is in the graph of every step, so an absent task is no unused
+    parameter under DDP. Rows are initialised to zero: a new model equals one without vectors.
+
+    With ``code`` ``binary`` a task's weight is 1 if it is active and 0 if not (the form of TokenVerse++), with
+    ``centred`` it is 1 or -1: v = sum of (2 a_k - 1) v_k. There the states "on" and "off" of a task are equally far
+    from the features, and each utterance trains the vectors of all tasks, not only of its active ones. Both codes
+    can represent the same vectors, as ``asr`` is always active (see `recoded`).
 
     Args:
         num_tasks: K + 1, the first being ``asr``, which is always active.
         dim: d of the embeddings.
         strategy: ``sum`` (K + 1 rows) or ``combination`` (2^K rows).
+        code: ``binary`` or, with ``sum``, ``centred``.
+        scale: factor on the vectors, in training and decoding; it is not part of ``table``.
     """
 
     trained: Tensor
 
-    def __init__(self, num_tasks: int, dim: int, strategy: str = "sum"):
+    def __init__(self, num_tasks: int, dim: int, strategy: str = "sum", code: str = "binary", scale: float = 1.0):
         super().__init__()
         if strategy not in ("sum", "combination"):
             raise UserError(f"vectors.strategy={strategy!r}: expected sum or combination")
         if strategy == "combination" and num_tasks - 1 > MAX_COMBINATION_TASKS:
             raise UserError(f"vectors.strategy=combination takes at most {MAX_COMBINATION_TASKS} tasks beside asr")
-        self.strategy = strategy
+        if code not in ("binary", "centred") or (code == "centred" and strategy != "sum"):
+            raise UserError(f"vectors.code={code!r}: expected binary, or with strategy sum also centred")
+        self.strategy, self.code, self.scale = strategy, code, scale
         rows = num_tasks if strategy == "sum" else 2 ** (num_tasks - 1)
         self.table = nn.Parameter(torch.zeros(rows, dim))
         # Combinations seen in training; decoding refuses others. Bytes: before torch 2, gloo cannot send bools.
@@ -52,11 +61,14 @@ class TaskVectors(nn.Module):
     def forward(self, active: Tensor) -> Tensor:
         """active (N, K + 1) of 0 and 1 -> v (N, d).
 
+        With strategy ``sum`` a value may lie between or beyond (``--vector-scale``): v is linear in it.
+
         Raises:
             UserError: in eval mode, a combination that was never trained (strategy ``combination``).
         """
         if self.strategy == "sum":
-            return active.to(self.table.dtype) @ self.table
+            weights = active.to(self.table.dtype)
+            return self._scaled((2 * weights - 1 if self.code == "centred" else weights) @ self.table)
         bits = 2 ** torch.arange(active.shape[1] - 1, device=active.device)
         rows = (active[:, 1:].long() * bits).sum(dim=1)
         if self.training:
@@ -67,11 +79,37 @@ class TaskVectors(nn.Module):
                 "was, or train with tasks.activation=subset"
             )
         weights = torch.nn.functional.one_hot(rows, self.table.shape[0]).to(self.table.dtype)
-        return weights @ self.table
+        return self._scaled(weights @ self.table)
+
+    def _scaled(self, v: Tensor) -> Tensor:
+        return v if self.scale == 1 else v * self.scale
+
+
+def recoded(table: Tensor, old: VectorsConfig, new: VectorsConfig) -> Tensor:
+    """The table (rows, d) of the form ``new`` that gives the same vectors as ``table`` does in the form ``old``.
+
+    From binary to centred each task's vector is halved and the other halves are added to the vector of ``asr``, which
+    is always active: v_0 + sum a_k v_k = (v_0 + sum v_k / 2) + sum (2 a_k - 1) v_k / 2. And the reverse.
+    """
+    table = table.clone()
+    if (old.code, new.code) == ("binary", "centred"):
+        table[1:] /= 2
+        table[0] += table[1:].sum(0)
+    elif (old.code, new.code) == ("centred", "binary"):
+        table[0] -= table[1:].sum(0)
+        table[1:] *= 2
+    return table if old.scale == new.scale else table * (old.scale / new.scale)
 
 
 class SpecAugment(nn.Module):
-    """Masks the features of each utterance in training (Park et al., 2019); the identity in eval mode."""
+    """Masks the features of each utterance in training (Park et al., 2019); the identity in eval mode.
+
+    Masked values become zero: whole frames, in spans of at most ``time_span``, and whole channels. What was added to
+    the features before, such as the task vector, is masked with them. Each utterance keeps at least one valid frame
+    and one channel, and so a part of the vector: where the spans would cover all of its valid frames, its time masks
+    are left out, and so are its channel masks where they would cover all channels. (A span may be longer than a short
+    utterance; elsewhere the masked share is ``time_share`` on average.)
+    """
 
     def __init__(self, config: SpecAugmentConfig):
         super().__init__()
@@ -94,7 +132,10 @@ class SpecAugment(nn.Module):
 
 
 def _spans(lens: Tensor, size: int, share: float, span: int, device: torch.device) -> Tensor:
-    """Random spans of 0 to ``span`` places within lens (N,), covering about ``share`` -> mask (N, size) on a device."""
+    """Random spans of 0 to ``span`` places within lens (N,), covering about ``share`` -> mask (N, size) on a device.
+
+    A row whose spans would cover all of its places has none.
+    """
     # A span has span / 2 places on average; the number of spans is rounded at random, to keep the mean.
     mean = lens.to(torch.float32) * share / (span / 2)
     longest = float(mean.max()) if len(lens) else 0.0
@@ -109,8 +150,9 @@ def _spans(lens: Tensor, size: int, share: float, span: int, device: torch.devic
     start = (torch.rand(len(lens), most, device=device) * (room + 1)).long()
     width = torch.where(torch.arange(most, device=device) < count[:, None], width, torch.zeros_like(width))
     places = torch.arange(size, device=device)
-    inside = (places >= start[:, :, None]) & (places < (start + width)[:, :, None])
-    return inside.any(dim=1)
+    inside = ((places >= start[:, :, None]) & (places < (start + width)[:, :, None])).any(dim=1)
+    whole = (inside | (places >= lens[:, None])).all(dim=1)
+    return inside & ~whole[:, None]
 
 
 class StatelessPredictor(nn.Module):
@@ -191,11 +233,11 @@ class Transducer(nn.Module):
         self.config = config
         self.encoder = encoder
         c, place = encoder.output_dim, config.vectors.placement
-        strategy = config.vectors.strategy
+        form = (config.vectors.strategy, config.vectors.code, config.vectors.scale)
         self.feature_vectors = (
-            TaskVectors(num_tasks, encoder.feature_dim, strategy) if place in ("features", "both") else None
+            TaskVectors(num_tasks, encoder.feature_dim, *form) if place in ("features", "both") else None
         )
-        self.encoder_vectors = TaskVectors(num_tasks, c, strategy) if place in ("encoder", "both") else None
+        self.encoder_vectors = TaskVectors(num_tasks, c, *form) if place in ("encoder", "both") else None
         self.spec_augment = SpecAugment(config.spec_augment)
         self.predictor = StatelessPredictor(
             vocab_size, config.predictor_dim, config.context_size, dropout=config.predictor_dropout
@@ -230,9 +272,16 @@ class Transducer(nn.Module):
         if chunks is not None and chunks.full:
             chunks = None
         features, lens = (inputs, lens) if stored else self.encoder.extract(inputs, lens, chunks)
-        features = self.spec_augment(features.to(self.joiner.output.weight.dtype), lens)
+        features = features.to(self.joiner.output.weight.dtype)
+        # Masks must cover the vector too: in a frame of zeros and the vector, the layer norm behind the seam would
+        # scale the vector to full size, and its gradient with it.
+        masks_vector = self.config.vectors.masked is not False
+        if not masks_vector:
+            features = self.spec_augment(features, lens)
         if self.feature_vectors is not None:
             features = features + self.feature_vectors(active)[:, None, :]
+        if masks_vector:
+            features = self.spec_augment(features, lens)
         out, lens = self.encoder.contextualise(features, lens, chunks)
         if self.encoder_vectors is not None:
             out = out + self.encoder_vectors(active)[:, None, :]

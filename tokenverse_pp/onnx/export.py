@@ -185,7 +185,8 @@ def _described(loaded: ModelBundle, options: ExportOptions) -> Description:
     model, log_mel = loaded.model, log_mel_of(loaded.model)
     backbone: Any = model.encoder.backbone
     lens = torch.arange(1, SAMPLE_RATE)
-    about: Dict[str, Any] = {"placement": model.config.vectors.placement, "strategy": model.config.vectors.strategy}
+    config = model.config.vectors
+    about: Dict[str, Any] = {key: getattr(config, key) for key in ("placement", "strategy", "code", "scale")}
     vectors = model.feature_vectors or model.encoder_vectors
     if vectors is not None and vectors.strategy == "combination":
         tasks = (len(vectors.trained) - 1).bit_length()

@@ -43,8 +43,8 @@ class Description:
         min_samples: of an utterance; fewer give no frame.
         max_samples: of an utterance, or None.
         normalise: the encoder normalises each utterance to zero mean and unit variance itself.
-        vectors: placement and strategy of the task vectors; with ``combination``, the combinations that were trained
-            (each a row of ``active``).
+        vectors: placement, strategy, code and scale of the task vectors, which the graphs apply to ``active``; with
+            ``combination``, the combinations that were trained (each a row of ``active``).
         precision: of the weights: float32, float16 or int8.
         streaming: None for whole utterances. ``chunk_ms``, ``left_chunks`` and ``sinks``: options of the export;
             ``chunk_samples``: samples of a chunk; ``framing``: kernel and stride of each step from samples to frames,

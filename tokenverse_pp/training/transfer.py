@@ -13,7 +13,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from tokenverse_pp.base.config import Config
+from tokenverse_pp.base.config import Config, VectorsConfig
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import gathered
@@ -22,7 +22,7 @@ from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import PRETRAINED, find_model, tasks_of
 from tokenverse_pp.models.encoders import EncoderConfig
 from tokenverse_pp.models.encoders.base import Backbone
-from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.models.transducer import Transducer, recoded
 from tokenverse_pp.tasks import TaskSet
 
 State = Dict[str, Tensor]
@@ -57,6 +57,7 @@ class InitialModel:
     tokenizer: Tokenizer
     before: Before
     encoder: EncoderConfig
+    vectors: VectorsConfig
 
 
 def read_source(config: Config, tasks: TaskSet) -> InitialModel:
@@ -87,7 +88,31 @@ def read_source(config: Config, tasks: TaskSet) -> InitialModel:
     if strategy != ours.strategy and set(tables) & set(PLACES[ours.placement]):
         raise UserError(f"--training.init_from={folder}: the model has --model.vectors.strategy={strategy}")
     before = Before(tokenizer.vocab_size, list(known.names), tables, "ctc.weight" in weights)
-    return InitialModel(folder, known, tokenizer, before, theirs.model.encoder)
+    return InitialModel(folder, known, tokenizer, before, theirs.model.encoder, theirs.model.vectors)
+
+
+def continue_vectors(config: Config, source: Optional[InitialModel], start: Optional[Path]) -> None:
+    """Set ``model.vectors.masked``, if it is null, as the model was trained that the run continues from, else to true.
+
+    Args:
+        config: of the run, changed in place.
+        source: see `read_source`; None without ``training.init_from``.
+        start: the checkpoint that the run resumes from.
+
+    Raises:
+        UserError: the run resumes with vectors of another form than the checkpoint's. (`start_from` converts them.)
+    """
+    ours = config.model.vectors
+    theirs = load_config(start / checkpoint.CONFIG).model.vectors if start else source.vectors if source else None
+    shared = set(PLACES[theirs.placement]) & set(PLACES[ours.placement]) if theirs else set()
+    for name in ("code", "scale") if start and shared else ():
+        if getattr(ours, name) != getattr(theirs, name):
+            had = f"--model.vectors.{name}={getattr(theirs, name)}"
+            raise UserError(f"{start}: the run has {had}: to change it, start a new run with --training.init_from")
+    # Vectors that are added to other features start at zero (`matched_encoder`): there is nothing to keep.
+    same_seam = source is None or seam_of(source.encoder) == seam_of(config.model.encoder)
+    if ours.masked is None:
+        ours.masked = theirs.masked is not False if theirs and TABLES[0] in shared and same_seam else True
 
 
 def before_of(config: Config, source: Optional[InitialModel], start: Optional[Path]) -> Optional[Before]:
@@ -146,6 +171,8 @@ def start_from(
     if left_out:
         lines.append(f"its {', '.join(left_out)} is left out: this run's model has none")
     before = source.before
+    for name in (f"{table}.table" for table in before.tables if f"{table}.table" in state):
+        state[name] = recoded(state[name], source.vectors, model.config.vectors)
     if (before.vocabulary, before.tasks) != (tokenizer.vocab_size, list(tasks.names)):
         state = extended_state(state, before, model, tasks.names)
     problem = model.load_checkpoint_state(state)
