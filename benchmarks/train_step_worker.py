@@ -44,6 +44,7 @@ XLSR = {
     "feat_extract_norm": "layer",
     "do_stable_layer_norm": True,
     "conv_bias": True,
+    "activation_dropout": 0.0,  # as in its config.json; transformers' default is 0.1
 }
 TINY = {
     "hidden_size": 32,

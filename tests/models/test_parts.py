@@ -18,6 +18,7 @@ from tokenverse_pp.models.transducer import (
     SpecAugment,
     StatelessPredictor,
     TaskVectors,
+    grouped_by_product,
     recoded,
 )
 from tokenverse_pp.training.steps import forward
@@ -257,3 +258,11 @@ def test_a_target_without_room_counts_nothing(tiny_corpus):
     loss = model._ctc_loss(out, torch.tensor([2]), torch.tensor([[5, 5]]), torch.tensor([2]))
     loss.sum().backward()
     assert loss.item() == 0 and not out.grad.any()
+
+
+@pytest.mark.parametrize("context", [1, 2, 3])
+def test_grouped_convolution_by_one_product(context):
+    predictor = StatelessPredictor(9, 16, context)
+    embedded = torch.randn(3, 7, 16)
+    expected = predictor.conv(embedded.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(grouped_by_product(embedded, predictor.conv), expected)

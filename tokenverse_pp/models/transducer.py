@@ -189,7 +189,18 @@ class StatelessPredictor(nn.Module):
     def _run(self, history: Tensor) -> Tensor:
         """(N, U + context_size) -> (N, U + 1, D), or (N, 1, D) for a history of exactly context_size."""
         embedded = self.dropout(self.embedding(history))
+        if embedded.is_cuda and self.conv.groups > 1:
+            return torch.relu(grouped_by_product(embedded, self.conv))
         return torch.relu(self.conv(embedded.transpose(1, 2)).transpose(1, 2))
+
+
+def grouped_by_product(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """A convolution without bias and padding as one batched product, (N, T, C) -> (N, T', C').
+
+    cuDNN runs each group on its own: three launches for each four channels of a predictor.
+    """
+    windows = x.unfold(1, conv.kernel_size[0], 1).unflatten(2, (conv.groups, -1))  # (N, T', G, I, taps)
+    return torch.einsum("ntgik,goik->ntgo", windows, conv.weight.unflatten(0, (conv.groups, -1))).flatten(2)
 
 
 class Joiner(nn.Module):

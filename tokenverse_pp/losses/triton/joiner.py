@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tokenverse_pp.losses.native.lattice import without_autocast
-from tokenverse_pp.losses.triton.lattice import on_its_device
+from tokenverse_pp.losses.triton.lattice import on_its_device, zeros_of_shapes
 
 # Numbers in the larger tensor of a chunk: at most 128 MiB in float32. Half of a smaller band is as fast and needs less;
 # products of fewer numbers than the least leave a large GPU idle.
@@ -297,9 +297,7 @@ class _JoinerLogProbs(torch.autograd.Function):
         band = _Band(plan, lm, len(weight))
         kernel, offset = weight.detach().to(plan.compute_dtype), bias.detach().to(plan.compute_dtype)
         am_grad = torch.empty(am.shape, dtype=norm.dtype, device=am.device)
-        lm_grad, weight_grad, bias_grad = (
-            torch.zeros(x.shape, dtype=norm.dtype, device=am.device) for x in (lm, weight, bias)
-        )
+        lm_grad, weight_grad, bias_grad = zeros_of_shapes(norm, lm.shape, weight.shape, bias.shape)
         px_grad, py_grad = px_grad.contiguous(), py_grad.contiguous()
         # Kept logits are overwritten by their gradient, so they serve once; a second backward pass computes them again.
         kept, ctx.kept = ctx.kept, []

@@ -17,7 +17,8 @@ with shares that add up to exactly one, so that no occupation is lost over thous
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, NamedTuple, Optional, Tuple, TypeVar, cast
+import math
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, TypeVar, cast
 
 import torch
 import triton
@@ -180,6 +181,12 @@ def on_its_device(function: Method) -> Method:
     return cast(Method, wrapped)
 
 
+def zeros_of_shapes(like: Tensor, *shapes: Sequence[int]) -> List[Tensor]:
+    """Zeros of several shapes by one launch, on the device and in the type of ``like``."""
+    sizes = [math.prod(shape) for shape in shapes]
+    return [x.view(*shape) for x, shape in zip(like.new_zeros(sum(sizes)).split(sizes), shapes)]
+
+
 class Lattice(NamedTuple):
     """A batch of lattices: where the arcs lie, and which lead on.
 
@@ -249,8 +256,7 @@ class _DenseLattice(torch.autograd.Function):
         scores, differences = lattice.scores(px, py, with_grad)
         if not with_grad:
             return scores.to(px.dtype), None, None
-        px_grad = torch.zeros(px.shape, dtype=px.dtype, device=px.device)
-        py_grad = torch.zeros(py.shape, dtype=py.dtype, device=py.device)
+        px_grad, py_grad = zeros_of_shapes(px, px.shape, py.shape)
         lattice.occupation(scores, differences, px_grad, py_grad)
         ctx.save_for_backward(px_grad, py_grad)
         ctx.mark_non_differentiable(px_grad, py_grad)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tokenverse_pp.losses.native.lattice import without_autocast
-from tokenverse_pp.losses.triton.lattice import Lattice, on_its_device
+from tokenverse_pp.losses.triton.lattice import Lattice, on_its_device, zeros_of_shapes
 
 _ROW = 1024  # numbers of a row that a program has in registers at a time
 _FRAMES = 128  # frames of a symbol position that a program of the arcs computes
@@ -273,8 +273,7 @@ class _SimpleLoss(torch.autograd.Function):
         scores, differences = lattice.scores(px, py, with_grad)
         if not with_grad:
             return scores.to(am.dtype), None, None
-        px_grad = am.new_zeros((batch, num_symbols, frames + regular))
-        py_grad = am.new_zeros((batch, rows, frames))
+        px_grad, py_grad = zeros_of_shapes(am, (batch, num_symbols, frames + regular), (batch, rows, frames))
         lattice.occupation(scores, differences, px_grad, py_grad)
         ctx.save_for_backward(lm, am, symbols, overlap, lm_total, unigram, am_total, px_grad, py_grad)
         ctx.blank, ctx.scales, ctx.constrained = blank, scales, constrained
@@ -291,7 +290,6 @@ class _SimpleLoss(torch.autograd.Function):
         batch, frames, vocab = am.shape
         num_symbols, rows, columns = symbols.shape[1], lm.shape[1], px_grad.shape[2]
         scale = scores_grad.contiguous()
-        lm_probs = _exp_rows(lm)[0]
         ratio = torch.empty_like(overlap)
         px_sum, py_sum = am.new_empty((2, batch, rows)).unbind(0)
         limit = torch.finfo(am.dtype).max * 1e-6
@@ -311,8 +309,8 @@ class _SimpleLoss(torch.autograd.Function):
         am_grad, lm_grad = torch.empty_like(am), torch.empty_like(lm)
         block = min(triton.next_power_of_2(vocab), _ROW)
         for some in _groups(am):
-            am_probs = _exp_rows(am[some])[0]
-            torch.matmul(ratio[some].transpose(1, 2), lm_probs[some], out=am_grad[some])
+            am_probs, lm_probs = _exp_rows(am[some])[0], _exp_rows(lm[some])[0]
+            torch.matmul(ratio[some].transpose(1, 2), lm_probs, out=am_grad[some])
             torch.matmul(ratio[some], am_probs, out=lm_grad[some])
             if am_scale != 0.0:
                 unigram_grad.addmv_(am_probs.view(-1, vocab).t(), part[some].view(-1))
@@ -320,6 +318,8 @@ class _SimpleLoss(torch.autograd.Function):
                 am_grad[some], am_probs, part[some], unigram, vocab, AM_ONLY=am_scale, BLOCK=block,
                 num_warps=_warps(block),
             )  # fmt: skip
+        del am_probs, lm_probs
+        lm_probs = _exp_rows(lm)[0]
         if am_scale != 0.0:
             per_row = unigram_grad / (batch * rows)
             dots = torch.matmul(lm_probs, per_row)

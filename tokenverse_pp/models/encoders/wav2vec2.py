@@ -82,9 +82,10 @@ def time_major_convolution(conv: nn.Conv1d, x: Tensor, dtype: torch.dtype) -> Te
     weight = conv.weight.to(dtype).permute(2, 1, 0)  # (taps, C, C')
     x = x.to(dtype)
     if channels == 1:  # rows of a few samples would be too short for tensor cores
-        pad = -kernel % 8
-        out = F.pad(x[:, :, 0].unfold(1, kernel, stride), (0, pad)) @ F.pad(weight[:, 0], (0, 0, 0, pad))
-        return out if conv.bias is None else out.add_(conv.bias.to(dtype))
+        pad = 7 - kernel % 8  # and one row for the bias, or a pass over the largest of all tensors
+        bias = weight.new_zeros(1, conv.out_channels) if conv.bias is None else conv.bias.to(dtype)[None]
+        rows = F.pad(F.pad(x[:, :, 0].unfold(1, kernel, stride), (0, 1), value=1.0), (0, pad))
+        return rows @ F.pad(torch.cat([weight[:, 0], bias]), (0, 0, 0, pad))
     x = x.contiguous()
     out = x.new_zeros(()) if conv.bias is None else conv.bias.to(dtype)
     out = out.expand(n, frames, conv.out_channels)
