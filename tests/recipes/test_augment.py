@@ -23,7 +23,7 @@ def augment():
 
 
 def test_copies_keep_words_and_labels_and_change_the_sound(augment, tiny_corpus, tmp_path):
-    cuts = list(read_cuts(tiny_corpus))[:6]
+    cuts = list(read_cuts(tiny_corpus / "cuts_train.jsonl.gz"))[:6]
     manifests = augment.write_copies(cuts, tmp_path, copies=2, workers=1, seed=3)
     copies = [list(read_cuts(path)) for path in manifests]
     assert [len(copy) for copy in copies] == [6, 6]
