@@ -69,7 +69,9 @@ def train(config: Config, world: DistributedContext) -> Path:
     start = world.from_first(lambda: find_start(config))
     source = read_source(config, tasks) if config.training.init_from and not start else None
     before = before_of(config, source, start)
-    continue_vectors(config, source, start)
+    as_before = continue_vectors(config, source, start)
+    if as_before:
+        log.info(as_before)
 
     # Tokenizer and model.
     base = source.tokenizer if source else None

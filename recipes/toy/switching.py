@@ -99,13 +99,15 @@ class Toy:
                 speaker = 1 - speaker
             said = random.choice(self.words[language], int(random.integers(2, 5))).tolist()
             for word in said:
-                frames += [self.sounds[word] + self.sounds[f"speaker {speaker}"]] * 4 + [self.sounds["pause"]]
+                frames += [1.5 * self.sounds[word] + 0.7 * self.sounds[f"speaker {speaker}"]] * 4 + [
+                    self.sounds["pause"]
+                ]
             words += said
             if random.random() < 0.6:
                 ends.append(len(words))
                 frames += [self.sounds["end"]] * 3
         noisy = (
-            np.stack(frames) + 0.3 * self.sounds[f"corpus {corpus}"] + 0.7 * random.standard_normal((len(frames), DIM))
+            np.stack(frames) + 0.3 * self.sounds[f"corpus {corpus}"] + 0.5 * random.standard_normal((len(frames), DIM))
         )
         features = torch.nn.functional.layer_norm(torch.from_numpy(noisy).float(), (DIM,))  # as at the seam
         transcript = Answers(tuple(words), {"scd": tuple(changes), "endp": tuple(ends), "lid": language})
@@ -132,10 +134,10 @@ def conf(encoder: Path, steps: int, seed: int, changes: Dict[str, Dict[str, Any]
             },
             "vectors": {"placement": "features", **changes.get("vectors", {})},
             "spec_augment": {"time_share": 0.2, "time_span": 8, "channel_share": 0.1, "channel_span": 8},
-            "loss": {"warm_steps": steps // 4, "ctc_scale": 1.0},
+            "loss": {"warm_steps": 100, "ctc_scale": 4.0},
             **{"predictor_dim": 64, "predictor_dropout": 0.2, "joiner_dim": 64},
         },
-        "optim": {"lr": 4e-3, "warmup_steps": steps // 10},
+        "optim": {"lr": 6e-3, "warmup_steps": 50},
         "training": {"max_steps": steps, "seed": seed},
     }
     return from_dict(data)
@@ -218,7 +220,7 @@ def run(name: str, seed: int, steps: int) -> Row:
 @click.command(help=__doc__, context_settings={"max_content_width": 100})
 @click.option("--rows", multiple=True, type=click.Choice(list(ROWS)), help="What to compare. [default: all]")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Trainings of each row.")
-@click.option("--steps", default=400, show_default=True, type=click.IntRange(10), help="Steps of each training.")
+@click.option("--steps", default=300, show_default=True, type=click.IntRange(10), help="Steps of each training.")
 def main(rows: Tuple[str, ...], seeds: int, steps: int) -> None:
     """See the module's docstring."""
     torch.set_num_threads(1)

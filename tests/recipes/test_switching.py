@@ -36,7 +36,7 @@ def test_a_row_is_trained_and_measured(switching):
 @pytest.mark.slow
 def test_a_trained_model_writes_the_tokens_of_active_tasks_only(switching):
     """Nothing is suppressed: the vectors alone tell the model which tasks are active."""
-    row = switching.run("centred, paired", 1, 400)
+    row = switching.run("centred, paired", 1, 300)
     assert row.wer < 0.2 and row.wer_alone < 0.2, row
     assert row.on["lid"] > 0.9 and row.on["endp"] > 0.5, row
     for task in row.on:
