@@ -5,7 +5,7 @@
 
 Trains TokenVerse++ on made-up features, as of a frozen encoder: a word is a vector for some frames, a speaker and a
 corpus are offsets, noise is added. As in the recipes for speech, whole corpora lack labels: one of three has no
-``lid``, another neither ``scd`` nor ``endp``. Then utterances of another seed are decoded with all tasks active and
+``lid``, another no ``endp``. Then utterances of another seed are decoded with all tasks active and
 with ``asr`` alone, greedily, and the search may write the tokens of any task. The table has the WER of both, and for
 each task the tokens that were written with it and without it, as shares of those in the reference.
 """
@@ -41,10 +41,10 @@ from tokenverse_pp.tasks.transcript import Answers
 from tokenverse_pp.training.optim import make_optimizer
 from tokenverse_pp.training.steps import Stepper
 
-TASKS = ("asr", "scd", "endp", "lid")
+TASKS = ("asr", "endp", "lid")
 SWITCHED = TASKS[1:]
 LANGUAGES = ("qaa", "qab")
-CORPORA = (TASKS, ("asr", "lid"), ("asr", "scd", "endp"))  # what each corpus is labelled for
+CORPORA = (TASKS, ("asr", "lid"), ("asr", "endp"))  # what each corpus is labelled for
 DIM = 64
 LETTERS = ("b", "d", "g", "k", "m", "n", "p", "t"), ("a", "e", "i", "o", "u")
 UTTERANCES, TEST, BATCH = 1500, 100, 16
@@ -91,12 +91,9 @@ class Toy:
         """One or two turns of two to four words in one language."""
         corpus, language = number % len(CORPORA), LANGUAGES[number // len(CORPORA) % 2]
         words: List[str] = []
-        changes, ends, frames = [], [], [self.sounds["pause"]] * 2
-        speaker = int(random.integers(2))
-        for turn in range(int(random.integers(1, 3))):
-            if turn and random.random() < 0.6:
-                changes.append(len(words))
-                speaker = 1 - speaker
+        ends, frames = [], [self.sounds["pause"]] * 2
+        for _ in range(int(random.integers(1, 3))):
+            speaker = int(random.integers(2))
             said = random.choice(self.words[language], int(random.integers(2, 5))).tolist()
             for word in said:
                 frames += [1.5 * self.sounds[word] + 0.7 * self.sounds[f"speaker {speaker}"]] * 4 + [
@@ -110,7 +107,7 @@ class Toy:
             np.stack(frames) + 0.3 * self.sounds[f"corpus {corpus}"] + 0.5 * random.standard_normal((len(frames), DIM))
         )
         features = torch.nn.functional.layer_norm(torch.from_numpy(noisy).float(), (DIM,))  # as at the seam
-        transcript = Answers(tuple(words), {"scd": tuple(changes), "endp": tuple(ends), "lid": language})
+        transcript = Answers(tuple(words), {"endp": tuple(ends), "lid": language})
         return Utterance(f"u{number}", features, transcript, CORPORA[corpus])
 
     def utterances(self, count: int, seed: int) -> List[Utterance]:

@@ -29,15 +29,15 @@ def test_rows_are_what_they_say(switching, tmp_path):
 
 def test_a_row_is_trained_and_measured(switching):
     row = switching.run("centred, paired", 1, 10)
-    assert set(row.on) == set(row.off) == {"scd", "endp", "lid"}
+    assert set(row.on) == set(row.off) == {"endp", "lid"}
     assert row.wer > 0 and all(share >= 0 for share in (*row.on.values(), *row.off.values()))
 
 
 @pytest.mark.slow
 def test_a_trained_model_writes_the_tokens_of_active_tasks_only(switching):
     """Nothing is suppressed: the vectors alone tell the model which tasks are active."""
-    row = switching.run("centred, paired", 1, 300)
-    assert row.wer < 0.2 and row.wer_alone < 0.2, row
-    assert row.on["lid"] > 0.9 and row.on["endp"] > 0.5, row
+    row = switching.run("vectors first, centred", 1, 300)
+    assert row.wer < 0.3 and row.wer_alone < 0.3, row
+    assert row.on["lid"] > 0.9 and row.on["endp"] > 0.7, row
     for task in row.on:
-        assert row.off[task] <= 0.05 * row.on[task] or row.off[task] == 0, (task, row)
+        assert row.off[task] <= 0.05 * row.on[task], (task, row)

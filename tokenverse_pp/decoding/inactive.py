@@ -11,7 +11,7 @@ what it wrote (``strip``). Neither torch nor lhotse is imported.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
 
 from tokenverse_pp.base.options import Inactive
 from tokenverse_pp.decoding.constraints import check_known, check_language_task
@@ -90,10 +90,14 @@ def stripped(found: Sequence[Hypothesis], removed: FrozenSet[int]) -> List[Hypot
     """
     if not removed:
         return list(found)
-    kept = {}
+    kept: Dict[Tuple[int, ...], Hypothesis] = {}
     for one in found:
         left = [i for i, token in enumerate(one.tokens) if token not in removed]
-        columns = (tuple(column[i] for i in left) for column in (one.tokens, one.frames, one.log_probs))
-        bare = replace(one, **dict(zip(("tokens", "frames", "log_probs"), columns)))
+        bare = replace(
+            one,
+            tokens=tuple(one.tokens[i] for i in left),
+            frames=tuple(one.frames[i] for i in left),
+            log_probs=tuple(one.log_probs[i] for i in left),
+        )
         kept.setdefault(bare.tokens, bare)
     return list(kept.values())
