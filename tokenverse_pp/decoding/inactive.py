@@ -3,9 +3,9 @@
 A model that was trained with some of the labelled tasks inactive writes the words alone when a task is inactive:
 its tokens are suppressed, in case that it writes one all the same (``suppress``). A model that was trained with all
 tasks active, or that has no task vectors, does not know any other state: its predictor expects the tokens, and where
-the search may not write them it errs in the words too. On the toy corpus, suppressing all task tokens of such a model
-raised its WER from 0.7 to 9%. It decodes all tasks, and the tokens of those that were not asked for are removed from
-what it wrote (``strip``). Neither torch nor lhotse is imported.
+the search may not write them it errs in the words too: recipes/toy's model, trained as its README says, has a WER of
+40% with ``asr`` alone where all task tokens are suppressed, and of 5% where all tasks are decoded and the tokens of
+those that were not asked for are removed from the result (``strip``). Neither torch nor lhotse is imported.
 """
 
 from __future__ import annotations
