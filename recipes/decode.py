@@ -34,6 +34,7 @@ from tokenverse_pp.data.labels import validate_cuts
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.data.samplers import load_cuts
 from tokenverse_pp.decoding.context_graph import read_hotwords
+from tokenverse_pp.decoding.inactive import inactive_of
 from tokenverse_pp.decoding.recognizer import choose_tasks, read_scales
 from tokenverse_pp.decoding.run import Outcome, Parts, check_ids, decode_all
 from tokenverse_pp.evaluation.report import write_report
@@ -51,7 +52,7 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="Model folder, checkpoint or experiment.")
 @click.option("--cuts", "cut_files", required=True, multiple=True, help="CutSet to decode; may be given several times.")
 @click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="For hyps.jsonl, scores.json etc.")
-@options_from(DecodeOptions, "tasks", tasks={"type": str, "default": ""})
+@options_from(DecodeOptions, "tasks", "inactive", tasks={"type": str, "default": ""})
 @options_from(
     SearchOptions,
     *("method", "beam", "max_symbols", "nbest", "blank_penalty", "temperature", "length_bonus", "hotwords"),
@@ -132,7 +133,11 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedCont
     hyps = {record["id"]: record for record in outcome.records}
     decoded = [cut for cut in cuts if cut.id in hyps]
     scores = score_hypotheses(decoded, outcome.records, loaded.tasks, corpora)
-    scores.update(refused=len(outcome.failures), speed=outcome.speed, options=readable(given))
+    scores.update(
+        refused=len(outcome.failures),
+        speed=outcome.speed,
+        options=readable({**given, "inactive": inactive_of(loaded, options.inactive)}),
+    )
     write(folder, outcome, scores)
     if given["report"]:
         page = PageOptions(f"Decoding report: {given['model']}", embed_audio=given["embed_audio"])

@@ -22,7 +22,7 @@ from tokenverse_pp.data.access import allow_sources, check_access
 from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, Unknown, Usable, check_recording
 from tokenverse_pp.data.distributed import DistributedContext, start_distributed, stop_distributed
 from tokenverse_pp.data.labels import labelled_tasks, validate_cuts
-from tokenverse_pp.data.samplers import TrainSampler, load_cuts, open_rounds, open_source
+from tokenverse_pp.data.samplers import TrainSampler, load_cuts, open_rounds, open_source, paired_limits
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models.bundle import build_model, get_tokenizer, spelled_as_before
 from tokenverse_pp.models.encoders.base import make_frames_of
@@ -69,7 +69,9 @@ def train(config: Config, world: DistributedContext) -> Path:
     start = world.from_first(lambda: find_start(config))
     source = read_source(config, tasks) if config.training.init_from and not start else None
     before = before_of(config, source, start)
-    continue_vectors(config, source, start)
+    as_before = continue_vectors(config, source, start)
+    if as_before:
+        log.info(as_before)
 
     # Tokenizer and model.
     base = source.tokenizer if source else None
@@ -79,7 +81,8 @@ def train(config: Config, world: DistributedContext) -> Path:
         model = model.to(world.device)
 
     # Batches: which cuts are used, and in which order.
-    activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)
+    t = config.tasks
+    activation = Activation(t.activation, t.activation_prob, config.training.seed, t.paired)
     dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features, training_chunks(config))
     usable = Usable(
         dataset,
@@ -98,7 +101,8 @@ def train(config: Config, world: DistributedContext) -> Path:
     def looked() -> None:
         usable.unknown.finish("data.train", log.info, config.data.max_unk_share)
 
-    sampler = TrainSampler(rounds, config.data, config.training.seed, world, wanted, looked, dataset.count_tokens)
+    limits = paired_limits(config.data) if t.paired else config.data
+    sampler = TrainSampler(rounds, limits, config.training.seed, world, wanted, looked, dataset.count_tokens)
 
     # Train.
     validator = Validator(held_out, dataset, config, world) if held_out else None

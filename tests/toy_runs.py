@@ -67,7 +67,8 @@ def toy_parts(corpus, **changes):
     texts = [sup.text for cut in read_cuts(corpus) for sup in cut.supervisions]
     tokenizer = train_tokenizer(texts, tasks, config.tokenizer.vocab_size)
     model = build_model(config, tasks, tokenizer).eval()
-    activation = Activation(config.tasks.activation, config.tasks.activation_prob, config.training.seed)
+    t = config.tasks
+    activation = Activation(t.activation, t.activation_prob, config.training.seed, t.paired)
     dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features, training_chunks(config))
     return Parts(config, tasks, tokenizer, model, dataset)
 

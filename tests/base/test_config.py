@@ -128,6 +128,11 @@ def test_from_dict_does_not_change_its_argument():
             ["--tasks.names=[asr, scd]", "--model.vectors.placement=none", "--tasks.activation=subset"],
             "expected labelled",
         ),
+        (
+            ["--tasks.names=[asr, scd]", "--model.vectors.placement=none", "--tasks.paired=true"],
+            "tasks.paired=true: .* expected false",
+        ),
+        (["--tasks.paired=true", "--data.max_cuts=1"], "expected at least 2"),
     ],
 )
 def test_options_that_do_not_fit_each_other_are_refused(options, said):

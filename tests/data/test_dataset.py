@@ -122,6 +122,34 @@ def test_subset_is_uniform_and_bernoulli_has_its_share():
     assert abs(active - 800) < 127  # five standard deviations
 
 
+@given(NAMES, st.text(max_size=5), st.integers(0, 9), st.sampled_from(["labelled", "subset", "bernoulli"]))
+def test_pairs_are_complementary(names, cut_id, epoch, mode):
+    one, two = (Activation(mode, 0.8, 3, paired) for paired in (False, True))
+    first, second = two.sets(names, cut_id, epoch)
+    assert [first] == one.sets(names, cut_id, epoch) == [one(names, cut_id, epoch)]
+    assert set(first) | set(second) == set(names) and set(first) & set(second) <= {"asr"} <= set(second)
+    for task, *both in zip(TASKS.names, TASKS.mask(first), TASKS.mask(second)):
+        assert both == [True, True] if task == "asr" else sum(both) == (task in names)
+
+
+def test_paired_batch_has_each_cut_twice(tiny_corpus):
+    one, two = (toy_parts(tiny_corpus, tasks__activation="subset", tasks__paired=paired) for paired in (False, True))
+    cuts = read_cuts(tiny_corpus)[:3]
+    cuts[1].custom["tasks"] = ["asr"]
+    single, batch = (parts.dataset[CutSet.from_cuts(cuts)] for parts in (one, two))
+    assert batch["cut_ids"] == [cut.id for cut in cuts for _ in range(2)]
+    assert batch["seconds"] == pytest.approx(2 * single["seconds"]) and len(batch["durations"]) == 6
+    for key in ("inputs", "lens"):
+        assert torch.equal(batch[key][::2], single[key]) and torch.equal(batch[key][1::2], single[key])
+    assert torch.equal(batch["active"][::2], single["active"])
+    labelled = torch.tensor([[1.0] * 5, [1.0, 0, 0, 0, 0], [1.0] * 5])
+    assert torch.equal(batch["active"][::2] + batch["active"][1::2], labelled + torch.tensor([1.0, 0, 0, 0, 0]))
+    for row in range(6):
+        names = [name for name, is_active in zip(two.tasks.names, batch["active"][row]) if is_active]
+        target = two.dataset.target(cuts[row // 2], names)
+        assert batch["tokens"][row, : batch["token_lens"][row]].tolist() == target.tolist()
+
+
 def test_marks_of_passes_are_kept_in_custom_fields():
     cut = make_cut("c", TURNS[1:], TASKS.names, duration=2.0)
     assert marked(cut, 0, 0) is cut and draw_id(cut) == "c"

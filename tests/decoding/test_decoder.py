@@ -65,7 +65,8 @@ def test_tasks_are_chosen_by_name_and_bad_options_named(loaded):
 @pytest.mark.parametrize("names", [["asr"], ["lid"], ["scd", "ner"], ["asr", "scd", "endp", "ner", "lid"]])
 @pytest.mark.parametrize("method", ["greedy", "beam"])
 def test_tokens_of_other_tasks_are_barred(tiny_corpus, loaded, names, method):
-    found = run(loaded, read_cuts(tiny_corpus)[:6], names, SearchOptions(method, blank_penalty=2.0))
+    options = SearchOptions(method, blank_penalty=2.0)
+    found = run(loaded, read_cuts(tiny_corpus)[:6], names, options, inactive="suppress")
     said = {token for record in found.values() for token in record["tokens"] if token.startswith("[")}
     assert said <= set(loaded.tasks.subset(names).symbols)
     assert all(record["tasks"] == list(loaded.tasks.subset(names).names) for record in found.values())
@@ -89,8 +90,9 @@ def test_results_depend_neither_on_batches_nor_on_order(tiny_corpus, loaded, met
 
 def test_active_tasks_reach_the_model(tiny_corpus, loaded):
     cuts = read_cuts(tiny_corpus)[:4]
+    greedy = SearchOptions("greedy")
     scores = [
-        [record["score"] for record in run(loaded, cuts, names, SearchOptions("greedy")).values()]
+        [record["score"] for record in run(loaded, cuts, names, greedy, inactive="suppress").values()]
         for names in (["asr"], ["asr", "lid"])
     ]
     # Blanks only, in both cases: what differs is the vectors.
@@ -123,7 +125,7 @@ def test_combination_that_was_never_trained_is_refused(tiny_corpus):
     loaded.model.eval()
     assert len(run(loaded, cuts)) == 2
     with pytest.raises(UserError, match="never active in training"):
-        run(loaded, cuts, ["asr"])
+        run(loaded, cuts, ["asr"], inactive="suppress")
 
 
 def test_long_cuts_are_decoded_in_windows(tiny_corpus, loaded, tmp_path):

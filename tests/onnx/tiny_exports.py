@@ -24,9 +24,13 @@ TEXTS = ["the cat sat on the mat", "a dog and a bird sang loudly", "john met mar
 # name -> (encoder family, options of the encoder, options of the vectors)
 CASES = {
     "whisper-frozen": ("whisper", {"kind": "frozen", "stack": 2, "layers": [1, -1]}, {"placement": "features"}),
-    "whisper-split": ("whisper", {"kind": "split", "split_layer": 1, "stack": 2}, {"placement": "both"}),
+    "whisper-split": (
+        "whisper",
+        {"kind": "split", "split_layer": 1, "stack": 2},
+        {"placement": "both", "code": "centred", "scale": 0.5},
+    ),
     "whisper-finetune": ("whisper", {}, {"placement": "both"}),
-    "wav2vec2-layer": ("layer", {"stack": 2}, {"placement": "features"}),
+    "wav2vec2-layer": ("layer", {"stack": 2}, {"placement": "features", "code": "centred", "scale": 0.7}),
     "wav2vec2-group": ("group", {}, {"placement": "encoder"}),
     "hubert-frozen": ("hubert", {"kind": "frozen", "layers": [-1]}, {"placement": "both"}),
     "combination": ("layer", {"normalise_audio": False}, {"placement": "features", "strategy": "combination"}),
@@ -66,6 +70,7 @@ def build(case: str, folder: Path) -> ModelBundle:
     family, encoder, vectors = CASES.get(case) or (case, {}, {"placement": "features"})
     config = Config()
     config.tasks.names, config.tasks.languages = ["asr", "scd", "endp", "ner", "lid"], ["en", "fr"]
+    config.tasks.activation = "subset"  # tasks that are not asked for are inactive, not stripped
     options = config.model.encoder
     options.name = str(save_encoder(family, folder / "encoder"))
     options.context_layers, options.context_dim, options.context_heads = 2, 16, 2

@@ -44,7 +44,8 @@ TINY_ENCODER = {
 DECODINGS = {
     "beam": [],
     "greedy": ["--method", "greedy"],
-    "words_and_language": ["--tasks", "asr,lid", "--beam", "2"],
+    "words_and_language": ["--tasks", "asr,lid", "--beam", "2", "--inactive", "suppress"],
+    "words_and_language_stripped": ["--tasks", "asr,lid", "--beam", "2"],
     "not_forced": ["--no-force-language", "--blank-penalty", "1.5"],
     "nbest_hotwords_lm": ["--nbest", "3", "--hotwords", "HOTWORDS", "--lm", "WORDS", "--length-bonus", "0.1"],
     "full_beam": ["--method", "full_beam", "--beam", "3", "--max-symbols", "2"],

@@ -24,6 +24,7 @@ from tokenverse_pp.data.samplers import (
     load_cuts,
     open_rounds,
     open_source,
+    paired_limits,
     shard,
     train_batches,
 )
@@ -245,6 +246,24 @@ def test_each_repeat_of_a_cut_in_an_epoch_has_its_own_active_tasks(tiny_corpus, 
     assert Counter(ranks) == Counter(found)
     parts.config.data.num_workers = 2
     assert active_by_cut(parts, DistributedContext(), SamplerState(2)) == whole
+
+
+def test_pairs_keep_the_limits_of_a_batch_and_are_drawn_again_on_resume(tiny_corpus):
+    options = {"tasks__activation": "subset", "tasks__paired": "true", "data__max_cuts": 5, "data__max_duration": 20}
+    parts = toy_parts(tiny_corpus, **options)
+    config = parts.config.data
+
+    def batches(start):
+        sampler = TrainSampler(open_rounds(config, 3), paired_limits(config), 3, DistributedContext())
+        return list(train_batches(sampler, parts.dataset, config, start))
+
+    whole = batches(SamplerState(1))
+    ids = [cut_id for _, batch in whole for cut_id in batch["cut_ids"]]
+    assert Counter(ids) == Counter({cut.id: 2 for cut in read_cuts(tiny_corpus)})
+    assert max(len(batch["cut_ids"]) for _, batch in whole) == 4  # of five rows, as cuts come whole
+    for (_, found), (_, expected) in zip(batches(whole[1][0]), whole[2:]):
+        assert torch.equal(found["active"], expected["active"]) and torch.equal(found["tokens"], expected["tokens"])
+    assert paired_limits(DataConfig(max_batch_tokens=7)) == DataConfig(max_duration=60.0, max_batch_tokens=3)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

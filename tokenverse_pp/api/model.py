@@ -18,7 +18,7 @@ from tokenverse_pp.api.folders import DEFAULT, PathLike, locate_encoder, locate_
 from tokenverse_pp.api.transcribing import Result, decode_options, transcribe_in_order
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import Autocast, Hotword, Names, TranscribeOptions
+from tokenverse_pp.base.options import Autocast, Hotword, Inactive, Names, TranscribeOptions
 from tokenverse_pp.base.search_options import Method, SearchOptions
 from tokenverse_pp.data.audio.inputs import Heard, Refused, is_single, open_audio, open_or_refuse, several
 from tokenverse_pp.data.dataset import SAMPLING_RATE
@@ -159,6 +159,7 @@ be reached (nor is a model of that name in its local cache)
         beam: Optional[int] = None,
         search: Optional[SearchOptions] = None,
         batch_seconds: float = 120.0,
+        inactive: Optional[Inactive] = None,
         progress: bool = False,
     ) -> Union[Transcript, List[Transcript]]:
         """Transcribe one recording, or several.
@@ -179,7 +180,7 @@ ner, lid
         Args:
             audio: a path; samples (an array or tensor; ``(samples, rate)``; what Hugging Face's datasets give); bytes
                 of a file; a lhotse cut or recording. Or a list, an iterator or a CutSet of these.
-            tasks: names of the tasks to decode (default: all); the tokens of other tasks are suppressed.
+            tasks: names of the tasks to decode (default: all); no tokens of other tasks are written.
             language: the spoken language, if it is known.
             hotwords: phrases to prefer.
             sample_rate: of samples that come without one; None for 16 kHz.
@@ -187,6 +188,7 @@ ner, lid
             beam: hypotheses kept.
             search: all options of the search.
             batch_seconds: of audio in a batch.
+            inactive: how other tasks are kept out, ``suppress`` or ``strip``: see `TranscribeOptions`.
             progress: show a progress bar on stderr.
 
         Returns:
@@ -197,7 +199,9 @@ ner, lid
                 (`transcribe_each` continues after it).
         """
         options = TranscribeOptions(
-            tasks, language, hotwords, method, beam, search, batch_seconds, precision=self.precision
+            *(tasks, language, hotwords, method, beam, search, batch_seconds),
+            precision=self.precision,
+            inactive=inactive,
         )
         if is_single(audio):
             return _whole(next(iter(self._results([open_audio(audio, sample_rate)], options, progress))))

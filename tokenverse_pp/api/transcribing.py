@@ -33,6 +33,7 @@ def decode_options(options: TranscribeOptions, known: TaskSet) -> DecodeOptions:
         precision=options.precision,
         window=options.window,
         overlap=options.overlap,
+        inactive=options.inactive,
     )
 
 

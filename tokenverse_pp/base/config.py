@@ -251,9 +251,14 @@ class TasksConfig:
     """Options of tasks that plugins define: {task: {option: value}}."""
     activation: Literal["labelled", "subset", "bernoulli"] = "labelled"
     """Which labelled tasks of an utterance are active in training. labelled: all of them. subset: a random subset.
-    bernoulli: each with the probability tasks.activation_prob."""
+    bernoulli: each with the probability tasks.activation_prob. They are drawn anew in each epoch, and each time that an
+    epoch repeats a cut (data.weights)."""
     activation_prob: float = share(0.5)
     """Probability that a labelled task is active, with tasks.activation=bernoulli."""
+    paired: bool = False
+    """Train each cut twice in its batch: once with the tasks that tasks.activation gives, and once with its other
+    labelled tasks (with labelled: once with all, once with asr alone). Both count towards data.max_duration,
+    data.max_cuts and data.max_batch_tokens, so a batch has half as many cuts and an epoch twice as many batches."""
     full_only: bool = False
     """Train only on cuts that are labelled for every task, as TokenVerse (v1) does."""
 

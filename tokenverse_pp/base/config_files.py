@@ -189,6 +189,8 @@ def check_config(config: Config) -> Config:
     if config.training.keep_best and not config.data.valid:
         raise UserError(f"--training.keep_best={config.training.keep_best}: needs --data.valid, to know the best by")
     check_weights(config.data)
+    if config.tasks.paired and config.data.max_cuts == 1:
+        raise UserError("--data.max_cuts=1: expected at least 2 with --tasks.paired=true, where each cut counts twice")
     check_freeze(config.training.freeze)
     if config.training.strategy == "fsdp" and config.training.precision == "fp16":
         raise UserError("--training.precision=fp16: expected fp32 or bf16 with --training.strategy=fsdp")
@@ -213,11 +215,13 @@ def check_activation(config: Config) -> None:
     activation of 0.8 on recipes/human_speech, a TokenVerse missed four of ten speaker changes.
     """
     told = config.model.vectors.placement != "none" or set(config.tasks.names) == {"asr"}
-    if not told and config.tasks.activation != "labelled":
-        raise UserError(
-            f"--tasks.activation={config.tasks.activation}: with --model.vectors.placement=none nothing tells the "
-            "model which tasks are active; expected labelled"
-        )
+    wrong = {"paired": config.tasks.paired, "activation": config.tasks.activation}
+    for name, fine in (("activation", "labelled"), ("paired", False)):
+        if not told and wrong[name] != fine:
+            raise UserError(
+                f"--tasks.{name}={str(wrong[name]).lower()}: with --model.vectors.placement=none nothing tells the "
+                f"model which tasks are active; expected {str(fine).lower()}"
+            )
 
 
 def check_languages(tasks: TasksConfig) -> None:

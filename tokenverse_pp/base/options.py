@@ -18,6 +18,7 @@ Hotword = Union[str, Tuple[str, float]]
 Names = Union[str, Sequence[str]]
 Autocast = Literal["fp32", "bf16", "fp16"]
 ExportPrecision = Literal["float32", "float16", "int8"]
+Inactive = Literal["suppress", "strip"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class DecodeOptions:
     search: SearchOptions = field(default_factory=SearchOptions)
     """Options of the search."""
     tasks: Tuple[str, ...] = ()
-    """Tasks to decode, e.g. asr,scd; the tokens of all others are suppressed. Default: all that the model knows."""
+    """Tasks to decode, e.g. asr,scd; the tokens of no others are written. Default: all that the model knows."""
     max_duration: float = 120.0
     """Seconds of padded audio in a batch."""
     stored_features: bool = False
@@ -46,7 +47,12 @@ class DecodeOptions:
     """What each frame sees, as in streaming; None: full context. With chunks, cuts of any length are decoded without
     windows, in memory that grows with the square of their length."""
     vector_scale: Tuple[Tuple[str, float], ...] = ()
-    """Multiply the task's vector by a factor, e.g. ner=1.5; may be given again."""
+    """Scale the task's vector between its inactive (0) and active (1) state or beyond, e.g. ner=1.5; may be given
+    again."""
+    inactive: Optional[Inactive] = None
+    """What is done with tasks that are not asked for. suppress: they are inactive, and the search may not write their
+    tokens. strip: all tasks are decoded, and the tokens of those that are not asked for are removed from the result.
+    Default: strip if the model was trained with all labelled tasks active or has no task vectors, else suppress."""
 
     def __post_init__(self) -> None:
         if not 0 < self.max_duration < math.inf:
@@ -96,6 +102,10 @@ class TranscribeOptions:
     lm: Optional[Union[str, Path]] = None
     """Language model for shallow fusion, or a folder with one per language (docs/language_model.md); its scale and
     bonus are those of search. Not with greedy search."""
+    inactive: Optional[Inactive] = None
+    """What is done with tasks that are not asked for. suppress: they are inactive, and the search may not write their
+    tokens. strip: all tasks are decoded, and the tokens of those that are not asked for are removed from the result.
+    Default: strip if the model was trained with all labelled tasks active or has no task vectors, else suppress."""
 
     def check_precision(self) -> None:
         """See that the encoder can be run in this precision (raises UserError)."""
@@ -123,6 +133,11 @@ class StreamingOptions:
     decide_after: float = 30.0
     """Seconds after which the best hypothesis of a beam decides where the hypotheses still differ. This bounds memory;
     in practice they agree within a few words."""
+    inactive: Optional[Inactive] = None
+    """What is done with tasks that a stream does not ask for. suppress: they are inactive, and the search may not write
+    their tokens. strip: all tasks are decoded, and the tokens of those that are not asked for are removed from its
+    events. Default: strip if the model was trained with all labelled tasks active or has no task vectors, else
+    suppress."""
 
     def __post_init__(self) -> None:
         if not 0 < self.decide_after < math.inf:

@@ -22,6 +22,7 @@ from tokenverse_pp.serving.protocol import Limits
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all of them.")
 @click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0: one that is free.")
 @click.option("--tasks", help="Tasks that clients may ask for, with commas. [default: all of the model]")
+@options_from(StreamingOptions, "inactive")
 @options_from(
     SearchOptions,
     *("method", "beam"),
@@ -100,7 +101,8 @@ def _engine(given: Mapping[str, Any]) -> Any:
     for name in tasks:
         if name not in loaded.tasks:
             raise UserError(f"--tasks {given['tasks']}: {model} knows {', '.join(loaded.tasks.names)}, not {name!r}")
-    return build_engine(loaded, StreamingOptions(chosen(ChunkOptions, given), tasks, chosen(SearchOptions, given)))
+    chunks, search = chosen(ChunkOptions, given), chosen(SearchOptions, given)
+    return build_engine(loaded, StreamingOptions(chunks, tasks, search, inactive=given["inactive"]))
 
 
 @click.command()

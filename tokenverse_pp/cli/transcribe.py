@@ -34,7 +34,7 @@ FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
 @model_options
 @options_from(
     TranscribeOptions,
-    *("tasks", "language", "hotwords", "lm"),
+    *("tasks", "inactive", "language", "hotwords", "lm"),
     tasks={"type": str},
     language={"type": str},
     hotwords={"type": click.Path(path_type=Path)},

@@ -82,10 +82,12 @@ class Activation:
         mode: ``labelled`` (all), ``subset`` (a uniformly random subset) or ``bernoulli`` (each with ``prob``).
         prob: of each task, for ``bernoulli``.
         seed: the choice depends on seed, epoch and cut (`draw_id`), not on rank, batch or worker.
+        paired: see `sets`.
     """
 
-    def __init__(self, mode: str = "labelled", prob: float = 0.5, seed: int = 0):
+    def __init__(self, mode: str = "labelled", prob: float = 0.5, seed: int = 0, paired: bool = False):
         self.mode = mode
+        self.paired = paired
         self.prob = {"labelled": 1.0, "subset": 0.5, "bernoulli": prob}[mode]  # 0.5 for each task: a uniform subset
         self.seed = seed
 
@@ -96,9 +98,23 @@ class Activation:
         rng = random.Random(hashlib.sha256(f"{self.seed}/{epoch}/{cut_id}".encode()).digest())
         return [task for task in tasks if rng.random() < self.prob]
 
+    def sets(self, tasks: Sequence[str], cut_id: str, epoch: int) -> List[List[str]]:
+        """The active tasks of each time that the utterance is in its batch.
+
+        That is once; ``paired``: twice, the second time with those of ``tasks`` that are not active the first time. So
+        the model hears the same audio with each task on and off, and nothing but the vectors tells it which. (``asr``
+        is active both times.) A cut labelled for ``asr`` alone comes twice too: the corpora keep their shares.
+        """
+        first = self(tasks, cut_id, epoch)
+        if not self.paired:
+            return [first]
+        return [first, [task for task in tasks if task == "asr" or task not in first]]
+
 
 class TransducerDataset(Dataset):
     """Maps a CutSet (a batch drawn by a lhotse sampler) to tensors.
+
+    With paired activation each cut gives two rows, one after the other (`Activation.sets`).
 
     Args:
         tasks: all tasks of the model.
@@ -129,15 +145,18 @@ class TransducerDataset(Dataset):
     def __getitem__(self, cuts: CutSet) -> Batch:
         """Inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,); of each cut
         id, corpus and seconds, and their sum; the batch's chunks (ChunkOptions or None)."""
-        items = list(cuts)
-        chunks = self.chunks([draw_id(cut) for cut in items], self.epoch) if self.chunks else None
+        chunks = self.chunks([draw_id(cut) for cut in cuts], self.epoch) if self.chunks else None
+        items: List[Cut] = []
+        loaded, targets, active = [], [], []
         with allow_sources(self.access.commands, self.access.urls):
-            inputs, lens = collate([load_inputs(cut, self.stored_features, chunks=chunks) for cut in items])
-        targets, active = [], []
-        for cut in items:
-            names = self.activation(labelled_tasks(cut), draw_id(cut), self.epoch)
-            targets.append(self.target(cut, names))
-            active.append(self.tasks.mask(names))
+            for cut in cuts:
+                audio = load_inputs(cut, self.stored_features, chunks=chunks)
+                for names in self.activation.sets(labelled_tasks(cut), draw_id(cut), self.epoch):
+                    items.append(cut)
+                    loaded.append(audio)
+                    targets.append(self.target(cut, names))
+                    active.append(self.tasks.mask(names))
+        inputs, lens = collate(loaded)
         tokens, token_lens = collate(targets)
         return {
             "inputs": inputs,

@@ -18,6 +18,7 @@ ranks and workers, and after a resume.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import re
@@ -289,6 +290,16 @@ def open_rounds(config: DataConfig, seed: int) -> Rounds:
     if not config.train:
         raise UserError("--data.train: expected at least one CutSet file")
     return Rounds([open_source(path) for path in config.train], config, seed)
+
+
+def paired_limits(config: DataConfig) -> DataConfig:
+    """The configuration with half the seconds, cuts and tokens in a batch, each cut of which will be there twice."""
+    return dataclasses.replace(
+        config,
+        max_duration=config.max_duration / 2,
+        max_cuts=config.max_cuts and config.max_cuts // 2,
+        max_batch_tokens=config.max_batch_tokens and max(1, config.max_batch_tokens // 2),
+    )
 
 
 class SamplerBase(Sampler):

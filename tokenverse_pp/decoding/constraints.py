@@ -215,9 +215,7 @@ def constraints_for(
     Raises:
         UserError: for a task or language that the model does not know, or languages without the task ``lid``.
     """
-    for name in active:
-        if name not in tasks:
-            raise UserError(f"task {name!r}: this model knows {', '.join(tasks.names)}")
+    check_known(tasks, active)
     active_tasks = tasks.subset(active)
     suppressed = [s for task in tasks.tasks if task.name not in active_tasks for s in task.symbols]
     places = {symbol: (rank, i) for i, task in enumerate(tasks.tasks) for symbol, rank in task.ranks.items()}
@@ -234,6 +232,13 @@ def constraints_for(
     return compile_constraints(each, ids, tokenizer.vocab_size, blank_id)
 
 
+def check_known(tasks: TaskSet, names: Sequence[str]) -> None:
+    """Check that the model knows these tasks (raises UserError)."""
+    for name in names:
+        if name not in tasks:
+            raise UserError(f"task {name!r}: this model knows {', '.join(tasks.names)}")
+
+
 def languages_written(options: SearchOptions, tasks: Optional[TaskSet]) -> List[str]:
     """The languages of the model that may be written, as it spells them; none without the task ``lid``."""
     if tasks is None or "lid" not in tasks:
@@ -245,12 +250,17 @@ def languages_written(options: SearchOptions, tasks: Optional[TaskSet]) -> List[
     return list(dict.fromkeys(meant))
 
 
+def check_language_task(active: TaskSet, languages: Optional[Sequence[str]]) -> None:
+    """Check that languages are restricted with the task ``lid`` only (raises UserError)."""
+    if languages is not None and "lid" not in active:
+        raise UserError("search option 'languages': the task 'lid' is not active, so no language is written")
+
+
 def _language_constraints(
     active: TaskSet, languages: Optional[Sequence[str]], force_language: Optional[bool]
 ) -> List[Constraint]:
+    check_language_task(active, languages)
     if "lid" not in active:
-        if languages is not None:
-            raise UserError("search option 'languages': the task 'lid' is not active, so no language is written")
         return []
     known = active["lid"].symbols
     own = active["lid"].options().get("languages", ())

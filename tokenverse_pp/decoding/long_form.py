@@ -36,7 +36,7 @@ from typing import (
     Union,
 )
 
-from tokenverse_pp.base.options import Autocast, DecodeOptions
+from tokenverse_pp.base.options import Autocast, DecodeOptions, Inactive
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import SPACE, Constraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
@@ -253,6 +253,7 @@ def decode_long(
     batch: int = 4,
     precision: Autocast = "fp32",
     weights: Optional[torch.Tensor] = None,
+    inactive: Optional[Inactive] = None,
 ) -> Hypothesis:
     """Decode audio of any length in overlapping windows (see the module's docstring for how they are merged).
 
@@ -268,7 +269,8 @@ def decode_long(
         overlap: seconds that two windows have in common, less than half a window.
         batch: windows that are decoded at once.
         precision: of the encoder: fp32, bf16 or fp16.
-        weights: (K + 1,) of the task vectors; by default 1 for the active tasks, 0 for the others.
+        weights: (K + 1,) of the task vectors; by default 1 for the tasks that are decoded, 0 for the others.
+        inactive: what is done with other tasks: see `DecodeOptions.inactive`.
 
     Raises:
         UserError: naming the file or option, for audio that cannot be read and windows that cannot be.
@@ -277,7 +279,12 @@ def decode_long(
     from tokenverse_pp.decoding.recognizer import Recognizer  # which merges windows by this module
 
     decoding = DecodeOptions(
-        options or SearchOptions(), active.names, precision=precision, window=window, overlap=overlap
+        options or SearchOptions(),
+        active.names,
+        precision=precision,
+        window=window,
+        overlap=overlap,
+        inactive=inactive,
     )
     cut = open_audio(audio).cut if isinstance(audio, (str, Path)) else audio
     return Recognizer(loaded, decoding, weights).recognize_long(cut, batch)

@@ -20,6 +20,7 @@ from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
+from tokenverse_pp.decoding.inactive import Selection, inactive_of, select, stripped
 from tokenverse_pp.decoding.long_form import Merger, merge_windows
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
@@ -142,21 +143,32 @@ class Recognizer:
         self.loaded = loaded
         self.options = options
         self.active = choose_tasks(loaded.tasks, options.tasks)
+        self.inactive = inactive_of(loaded, options.inactive)
+        self._selections: Dict[Tuple[str, ...], Selection] = {}
+        self.decoded = loaded.tasks.subset(self.selection_of(self.active.names).decoded)
         self.device = next(loaded.model.parameters()).device
         self.shift = loaded.model.encoder.output_frame_shift
         self._constraints: Dict[Tuple[str, ...], Constraints] = {}
         self.constraints = self.constraints_of(self.active.names)
-        self.bonus = bonus_for(options.search, loaded.tokenizer, self.active)
+        self.bonus = bonus_for(options.search, loaded.tokenizer, self.decoded)
         self.calibration = read_calibration(loaded.folder)
         self.reader = self.active.reader
         self.pieces = loaded.tokenizer.pieces(range(loaded.tokenizer.vocab_size))
         if weights is None:
-            weights = vector_weights(loaded, self.active, options.vector_scale)
+            weights = vector_weights(loaded, self.decoded, options.vector_scale)
         self.weights = weights.to(self.device)
 
-    def constraints_of(self, names: Sequence[str]) -> Constraints:
-        """The constraints of the search while these tasks are active; compiled once."""
+    def selection_of(self, names: Sequence[str]) -> Selection:
+        """What is decoded where these tasks are asked for."""
         key = tuple(names)
+        if key not in self._selections:
+            loaded, languages = self.loaded, self.options.search.languages
+            self._selections[key] = select(loaded.tasks, key, loaded.tokenizer, self.inactive, languages)
+        return self._selections[key]
+
+    def constraints_of(self, names: Sequence[str]) -> Constraints:
+        """The constraints of the search where these tasks are asked for; compiled once."""
+        key = self.selection_of(names).decoded
         if key not in self._constraints:
             o, loaded = self.options.search, self.loaded
             self._constraints[key] = constraints_for(loaded.tasks, key, loaded.tokenizer, o.languages, o.force_language)
@@ -184,14 +196,15 @@ class Recognizer:
 
     @torch.no_grad()
     def search(
-        self, out: Tensor, lens: Tensor, active: Optional[Sequence[Sequence[str]]] = None
+        self, out: Tensor, lens: Tensor, active: Optional[Sequence[Sequence[str]]] = None, strip: bool = True
     ) -> List[Optional[NBest]]:
         """Search a batch of encoder output.
 
         Args:
-            out: (N, T', C), padded.
+            out: (N, T', C), padded; encoded with the tasks of `selection_of`.
             lens: (N,) valid frames.
-            active: for each utterance the names of its active tasks; None for those of the options.
+            active: for each utterance the names of the tasks that are asked for; None for those of the options.
+            strip: remove the tokens of other tasks, if they were decoded (``DecodeOptions.inactive``).
 
         Returns:
             For each utterance its n-best list, or None where its frames hold NaN or infinity.
@@ -213,14 +226,16 @@ class Recognizer:
                 self.bonus,
             )
             for row, hypotheses in zip(good, best):
-                found[row] = hypotheses
+                removed = self.selection_of(self.active.names if active is None else active[row]).removed
+                found[row] = stripped(hypotheses, removed) if strip else hypotheses
         return found
 
-    def recognize(self, items: Sequence[Tensor]) -> List[Optional[NBest]]:
+    def recognize(self, items: Sequence[Tensor], strip: bool = True) -> List[Optional[NBest]]:
         """Recognize utterances as one batch.
 
         Args:
             items: audio (S,), or features (T, F) under ``DecodeOptions.stored_features``.
+            strip: see `search`.
 
         Returns:
             For each its n-best list: one empty hypothesis if it is shorter than a frame, and None if the encoder's
@@ -234,27 +249,29 @@ class Recognizer:
             weights = self.weights.expand(len(rows), -1)
             o = self.options
             out, out_lens = self.encode(inputs, lens, weights, o.stored_features, o.chunks)
-            for row, best in zip(rows, self.search(out, out_lens)):
+            for row, best in zip(rows, self.search(out, out_lens, strip=strip)):
                 found[row] = best
         return found
 
     def recognize_long(self, cut: Cut, at_once: int) -> Hypothesis:
         """The best hypothesis of a cut of any length, ``at_once`` windows in a batch (raises UserError)."""
 
+        # Windows are merged with all that the search wrote: task tokens say where sentences end.
         def best_of(parts: Sequence[Cut]) -> List[Hypothesis]:
-            found = self.recognize([load_inputs(part, convert=True) for part in parts])
+            found = self.recognize([load_inputs(part, convert=True) for part in parts], strip=False)
             if None in found:
                 raise UserError(f"cut {cut.id}: {NOT_FINITE}")
             return [best[0] for best in found if best is not None]
 
         o, loaded = self.options, self.loaded
+        removed = self.selection_of(self.active.names).removed
         if cut.duration <= o.window:
-            return best_of([cut])[0]
-        merger = Merger(self.pieces, self.active, self.shift, self.constraints)
+            return stripped(best_of([cut]), removed)[0]
+        merger = Merger(self.pieces, self.decoded, self.shift, self.constraints)
         tokens, frames, log_probs = merge_windows(cut, o.window, o.overlap, at_once, merger, best_of)
         log_prob = sum(log_probs)
         scale = len(tokens) + loaded.model.predictor.context_size if o.search.length_norm else 1
-        return Hypothesis(tokens, frames, log_probs, log_prob, log_prob / scale)
+        return stripped([Hypothesis(tokens, frames, log_probs, log_prob, log_prob / scale)], removed)[0]
 
     def __call__(self, group: Sequence[Cut]) -> RecognizedBatch:
         """Decode a batch of `plan_batches`. An error of one cut does not affect the others."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import DecodeOptions
+from tokenverse_pp.base.options import DecodeOptions, Inactive
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.beam import beam_search
 from tokenverse_pp.decoding.constraint_table import ConstraintTable
@@ -110,6 +110,7 @@ def search(
     inputs: Sequence[Any],
     tasks: Optional[Sequence[str]] = None,
     options: Optional[SearchOptions] = None,
+    inactive: Optional[Inactive] = None,
 ) -> List[List[Hypothesis]]:
     """Decode utterances, as one padded batch, which gives what each gives alone.
 
@@ -117,8 +118,9 @@ def search(
         model: such as `tokenverse_pp.models.bundle.load_model` gives.
         inputs: arrays or tensors of floats: all 1-D (audio at 16 kHz in [-1, 1]), or all 2-D (frames, F), features at
             the encoder's seam that were stored before (`Encoder.extract`). They are one batch in memory.
-        tasks: names of the tasks to decode, None for all that the model knows; the tokens of others are suppressed.
+        tasks: names of the tasks to decode, None for all that the model knows; no tokens of others are written.
         options: how to search.
+        inactive: what is done with other tasks: see `DecodeOptions.inactive`.
 
     Returns:
         For each input 1 to ``options.nbest`` hypotheses, the best score first. Their frames are those of the encoder's
@@ -139,7 +141,8 @@ def search(
         raise UserError("inputs: expected all audio (1-D) or all stored features (2-D), got both")
     stored = any(item.dim() == 2 for item in items)
     active = known.subset(known.names if tasks is None else tasks).names
-    recognizer = Recognizer(model, DecodeOptions(options or SearchOptions(), active, stored_features=stored))
+    decoding = DecodeOptions(options or SearchOptions(), active, stored_features=stored, inactive=inactive)
+    recognizer = Recognizer(model, decoding)
     training = network.training
     network.eval()
     try:

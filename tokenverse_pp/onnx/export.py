@@ -22,6 +22,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import check_links
 from tokenverse_pp.base.options import ExportOptions
 from tokenverse_pp.decoding.hypothesis import CALIBRATION
+from tokenverse_pp.decoding.inactive import inactive_of
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.checkpoint import checksum
@@ -188,6 +189,7 @@ def _described(loaded: ModelBundle, options: ExportOptions) -> Description:
     config = model.config.vectors
     about: Dict[str, Any] = {key: getattr(config, key) for key in ("placement", "strategy", "code", "scale")}
     vectors = model.feature_vectors or model.encoder_vectors
+    about["inactive"] = inactive_of(loaded)
     if vectors is not None and vectors.strategy == "combination":
         tasks = (len(vectors.trained) - 1).bit_length()
         rows = [i for i, seen in enumerate(vectors.trained.tolist()) if seen]
@@ -257,6 +259,7 @@ def compare(loaded: ModelBundle, folder: Path, precision: str, chunks: Optional[
             pairs.append((offline.encode(audio, tasks), torch_frames(loaded, audio, tasks)))
     else:
         runtime = streaming = StreamingRuntime(folder)
+        streaming.inactive = "suppress"  # a stream's tasks are then those that are active for the graphs
         for count in CHUNKS:
             audio = list((0.1 * random.standard_normal((count, streaming.chunk_samples))).astype(np.float32))
             tasks = _random_tasks(loaded, random)

@@ -44,7 +44,8 @@ class Description:
         max_samples: of an utterance, or None.
         normalise: the encoder normalises each utterance to zero mean and unit variance itself.
         vectors: placement, strategy, code and scale of the task vectors, which the graphs apply to ``active``; with
-            ``combination``, the combinations that were trained (each a row of ``active``).
+            ``combination``, the combinations that were trained (each a row of ``active``). ``inactive``: what is done
+            by default with tasks that are not asked for (`tokenverse_pp.decoding.inactive`).
         precision: of the weights: float32, float16 or int8.
         streaming: None for whole utterances. ``chunk_ms``, ``left_chunks`` and ``sinks``: options of the export;
             ``chunk_samples``: samples of a chunk; ``framing``: kernel and stride of each step from samples to frames,

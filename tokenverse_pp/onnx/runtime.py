@@ -6,17 +6,18 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError, one_line
-from tokenverse_pp.base.options import check_windows
+from tokenverse_pp.base.options import Inactive, check_windows
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
+from tokenverse_pp.decoding.inactive import Selection, select, stripped
 from tokenverse_pp.decoding.long_form import Merger, window_times
 from tokenverse_pp.decoding.streaming.events import FINAL, TOKEN, Event, StreamWords, Token, WordReader
 from tokenverse_pp.onnx.folder import (
@@ -80,6 +81,8 @@ class Exported:
         tasks: the model's tasks.
         tokenizer: its vocabulary.
         frame_shift: seconds per encoder frame.
+        inactive: what is done with tasks that are not asked for: ``suppress`` or ``strip``
+            (`tokenverse_pp.decoding.inactive`). By default as decoding does with the model; may be set.
 
     Raises:
         UserError: for a folder that is not an export, of another version or damaged; and without onnxruntime.
@@ -95,6 +98,7 @@ class Exported:
         self.pieces = self.tokenizer.pieces(range(self.tokenizer.vocab_size))
         self.frame_shift = d.frame_shift
         self.calibration = read_calibration(self.folder)
+        self.inactive: Inactive = d.vectors.get("inactive", "suppress")  # older exports do not say
         self._predictor = open_graph(self.folder / PREDICTOR, threads)
         self._joiner = open_graph(self.folder / JOINER, threads)
         self.log_mel: Optional[NumpyLogMel] = None
@@ -122,8 +126,12 @@ class Exported:
         """Frames (M, J) and states (M, J) -> logits (M, V)."""
         return self._joiner.run(None, {"frame": frames, "state": states})[0]
 
+    def selection(self, tasks: Sequence[str], options: SearchOptions) -> Selection:
+        """The tasks to decode where these are asked for, and tokens to strip (raises UserError as `constraints`)."""
+        return select(self.tasks, tasks, self.tokenizer, self.inactive, options.languages)
+
     def constraints(self, tasks: Sequence[str], options: SearchOptions) -> Constraints:
-        """The constraints of a search (raises UserError for unknown tasks and languages)."""
+        """The constraints of a search of these tasks (raises UserError for unknown tasks and languages)."""
         key = (tuple(tasks), options.languages, options.force_language)
         if key not in self._constraints:
             self._constraints[key] = constraints_for(
@@ -173,7 +181,7 @@ class Runtime(Exported):
         Args:
             audio: samples (S,) of floats at 16 kHz in [-1, 1], a file, or its bytes. Audio shorter than a frame gives
                 an empty transcript.
-            tasks: names of the tasks to decode, None for all of the model's; the tokens of other tasks are suppressed.
+            tasks: names of the tasks to decode, None for all of the model's; no tokens of others are written.
             language: code of the language that is spoken, if known; needs the task ``lid``.
             options: of the search; by default beam search, with a language token first if ``lid`` is decoded.
             name: of the recording, for the transcript; default: the file's name without extension.
@@ -189,7 +197,7 @@ class Runtime(Exported):
         samples = read_audio(audio)
         name = name or _name(audio)
         options = default_options(options, language)
-        self.start_search(active, options)
+        self.start_search(self.selection(active, options).decoded, options)
         if len(samples) < self.description.min_samples:
             seconds = len(samples) / SAMPLE_RATE
             log.warning("warning: %s: %.4f s are less than a frame: nothing to hear", name, seconds)
@@ -213,16 +221,17 @@ class Runtime(Exported):
             short = len(samples) < self.description.min_samples
             return NOTHING if short else self.search([samples], tasks, options)[0][0]
         shift = self.frame_shift
-        merger = Merger(self.pieces, self.tasks.subset(tasks), shift, self.constraints(tasks, options))
+        decoded, removed = self.selection(tasks, options)
+        merger = Merger(self.pieces, self.tasks.subset(decoded), shift, self.constraints(decoded, options))
         for frame, offset, seconds in window_times(duration, window, overlap, shift):
             first = round(offset * SAMPLE_RATE)
             part = samples[first : first + round(seconds * SAMPLE_RATE)]
-            best = self.recognize(part, tasks, options, math.inf)
+            best = self.recognize(part, decoded, options, math.inf)
             merger.add(frame, frame + round(seconds / shift), best)
         tokens, frames, log_probs = merger.result()
         log_prob = sum(log_probs)
         scale = len(tokens) + self.description.context_size if options.length_norm else 1
-        return Hypothesis(tokens, frames, log_probs, log_prob, log_prob / scale)
+        return stripped([Hypothesis(tokens, frames, log_probs, log_prob, log_prob / scale)], removed)[0]
 
     def search(
         self,
@@ -243,12 +252,13 @@ class Runtime(Exported):
         options = options or SearchOptions()
         check_options(options)
         active = self.tasks.names if tasks is None else tuple(tasks)
-        self.constraints(active, options)  # raises before the encoder runs
+        decoded, removed = self.selection(active, options)
+        self.constraints(decoded, options)  # raises before the encoder runs
         found = []
-        for frames in self.encode(inputs, active):
-            search = self.start_search(active, options)
+        for frames in self.encode(inputs, decoded):
+            search = self.start_search(decoded, options)
             search.advance(frames)
-            found.append(search.best())
+            found.append(stripped(search.best(), removed))
         return found
 
     def encode(self, inputs: Sequence[np.ndarray], tasks: Sequence[str]) -> List[np.ndarray]:
@@ -280,12 +290,25 @@ class Runtime(Exported):
 class RuntimeStream:
     """One stream of a `StreamingRuntime`: a handle to pass back to it."""
 
-    def __init__(self, states: Dict[str, np.ndarray], active: np.ndarray, search: Search, words: StreamWords):
+    def __init__(
+        self,
+        states: Dict[str, np.ndarray],
+        active: np.ndarray,
+        search: Search,
+        words: StreamWords,
+        removed: FrozenSet[int] = frozenset(),
+    ):
         self.states, self.active, self.search, self.words = states, active, search, words
+        self.removed = removed  # tokens that are stripped from its events
         self.log_mel: Optional[RunningLogMel] = None
         self.waiting = np.zeros(0, dtype=np.float32)  # samples that do not fill a chunk
         self.heard, self.chunks, self.frames = 0, 0, 0  # samples pushed, chunks and frames encoded
         self.closed = False
+
+    def tokens(self, hypothesis: Hypothesis) -> List[Token]:
+        """The tokens of a hypothesis that its events have."""
+        columns = zip(hypothesis.tokens, hypothesis.frames, hypothesis.log_probs)
+        return [Token(*item) for item in columns if item[0] not in self.removed]
 
 
 class StreamingRuntime(Exported):
@@ -317,8 +340,10 @@ class StreamingRuntime(Exported):
         """
         active = self.tasks.names if tasks is None else tuple(tasks)
         states = {item["name"]: np.zeros((1, *item["shape"]), dtype=item["type"]) for item in self.about["states"]}
-        search = self.start_search(active, options or SearchOptions("greedy"))
-        stream = RuntimeStream(states, self.mask(active)[None], search, StreamWords(self.reader))
+        options = options or SearchOptions("greedy")
+        decoded, removed = self.selection(active, options)
+        search = self.start_search(decoded, options)
+        stream = RuntimeStream(states, self.mask(decoded)[None], search, StreamWords(self.reader), removed)
         if self.log_mel is not None:
             stream.log_mel = RunningLogMel(self.log_mel)
         return stream
@@ -338,7 +363,7 @@ class StreamingRuntime(Exported):
         while len(stream.waiting) >= self.chunk_samples:
             chunk, stream.waiting = np.split(stream.waiting, [self.chunk_samples])
             stream.search.advance(self.encode_chunk(stream, chunk))
-            settled, best = _tokens(stream.search.settle()), _tokens(stream.search.best()[0])
+            settled, best = stream.tokens(stream.search.settle()), stream.tokens(stream.search.best()[0])
             events.extend(stream.words.hear(settled, best, stream.chunks * self.chunk_samples / SAMPLE_RATE))
         return events
 
@@ -354,7 +379,7 @@ class StreamingRuntime(Exported):
             stream.waiting = stream.waiting[:0]
             missing = total - stream.frames
             stream.search.advance(self.encode_chunk(stream, chunk)[:missing])
-        return stream.words.end(_tokens(stream.search.best()[0]), stream.heard / SAMPLE_RATE)
+        return stream.words.end(stream.tokens(stream.search.best()[0]), stream.heard / SAMPLE_RATE)
 
     def encode_chunk(self, stream: RuntimeStream, chunk: np.ndarray) -> np.ndarray:
         """A whole chunk (S,) of a stream -> its projected frames (T, J)."""
@@ -396,7 +421,3 @@ def _run(graph: Any, inputs: Dict[str, np.ndarray]) -> List[np.ndarray]:
 
 def _name(audio: Audio) -> str:
     return Path(audio).stem if isinstance(audio, (str, Path)) else "audio"
-
-
-def _tokens(hypothesis: Hypothesis) -> List[Token]:
-    return [Token(*item) for item in zip(hypothesis.tokens, hypothesis.frames, hypothesis.log_probs)]

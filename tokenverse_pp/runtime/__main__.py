@@ -23,6 +23,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         load_plugins(args.plugin)
         is_offline = read_folder(args.folder, check_files=False).streaming is None
         runtime = (Runtime if is_offline else StreamingRuntime)(args.folder, args.threads)
+        runtime.inactive = args.inactive or runtime.inactive
         tasks = args.tasks.split(",") if args.tasks else list(runtime.tasks.names)
         options = SearchOptions(args.method, args.beam)
     except UserError as error:
@@ -52,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", help="what `tokenverse-pp export` wrote")
     parser.add_argument("audio", nargs="+", help="audio files")
     parser.add_argument("--tasks", help="names with commas, such as asr,lid [all of the model's]")
+    about = "tasks not asked for: suppressed, or decoded with the others and stripped [as the model was trained]"
+    parser.add_argument("--inactive", choices=["suppress", "strip"], help=about)
     parser.add_argument("--language", help="code of the language that is spoken, if known")
     parser.add_argument("--method", choices=["greedy", "beam"], default="beam", help="how to search [beam]")
     parser.add_argument("--beam", type=int, default=4, help="hypotheses kept [4]")

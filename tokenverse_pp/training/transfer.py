@@ -91,8 +91,10 @@ def read_source(config: Config, tasks: TaskSet) -> InitialModel:
     return InitialModel(folder, known, tokenizer, before, theirs.model.encoder, theirs.model.vectors)
 
 
-def continue_vectors(config: Config, source: Optional[InitialModel], start: Optional[Path]) -> None:
+def continue_vectors(config: Config, source: Optional[InitialModel], start: Optional[Path]) -> str:
     """Set ``model.vectors.masked``, if it is null, as the model was trained that the run continues from, else to true.
+
+    Returns a line for the log where it is set to false; otherwise it is empty.
 
     Args:
         config: of the run, changed in place.
@@ -111,8 +113,12 @@ def continue_vectors(config: Config, source: Optional[InitialModel], start: Opti
             raise UserError(f"{start}: the run has {had}: to change it, start a new run with --training.init_from")
     # Vectors that are added to other features start at zero (`matched_encoder`): there is nothing to keep.
     same_seam = source is None or seam_of(source.encoder) == seam_of(config.model.encoder)
-    if ours.masked is None:
-        ours.masked = theirs.masked is not False if theirs and TABLES[0] in shared and same_seam else True
+    if ours.masked is not None:
+        return ""
+    ours.masked = theirs.masked is not False if theirs and TABLES[0] in shared and same_seam else True
+    where = start or (source.folder if source else "")
+    said = "SpecAugment does not mask its task vectors, nor does this run: --model.vectors.masked=true does"
+    return "" if ours.masked else f"{where}: {said} (docs/concepts.md)"
 
 
 def before_of(config: Config, source: Optional[InitialModel], start: Optional[Path]) -> Optional[Before]:

@@ -1,5 +1,7 @@
 """Validation: losses with all labelled tasks active, and a greedy search scored for every task.
 
+The search treats other tasks as decoding does by default (`tokenverse_pp.decoding.inactive`).
+
 Also the chunks that multi-chunk training draws for each batch (XLSR-Transducer, arXiv 2407.04439).
 """
 
@@ -108,6 +110,11 @@ class Validator:
                 log_probs = model.token_log_probs(out, lens, batch["tokens"], batch["token_lens"])
             values = [losses.pruned.sum().item(), losses.frames.sum().item(), batch["token_lens"].sum().item()]
             sums = [a + b for a, b in zip(sums, [*values, *self._by_task(batch, log_probs)])]
+            if recognizer.inactive == "strip" and not bool(batch["active"].all()):
+                everything = torch.ones_like(batch["active"])
+                out, lens = recognizer.encode(
+                    batch["inputs"], batch["lens"], everything, self.dataset.stored_features, batch["chunks"]
+                )
             records += self._search(recognizer, list(cuts), out, lens)
         model.train()
         pruned, frames, tokens, *by_task = self.world.sum(sums)

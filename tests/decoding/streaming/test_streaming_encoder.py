@@ -164,6 +164,30 @@ def test_stored_features_of_chunks_continue_as_audio_does():
     close(stored[0], masked_pass(model, audio, mask_of(3), options))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_centred_and_scaled_vectors_are_those_of_the_table_that_says_the_same(kind):
+    """From audio and stored features, in full context, chunks and streams."""
+    model, plain = tiny_transducer("whisper", kind, 2, code="centred", scale=3.0), tiny_transducer("whisper", kind, 2)
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for ours, theirs in (
+            (model.feature_vectors, plain.feature_vectors),
+            (model.encoder_vectors, plain.encoder_vectors),
+        ):
+            # 3 (v_0 + (2 a_1 - 1) v_1 + (2 a_2 - 1) v_2) = 3 (v_0 - v_1 - v_2) + 6 a_1 v_1 + 6 a_2 v_2
+            v = ours.table
+            theirs.table.copy_(torch.stack([3 * (v[0] - v[1] - v[2]), 6 * v[1], 6 * v[2]]))
+    audio, chunks = noise(9000), ChunkOptions(160, 2, 3)
+    for seed in range(4):
+        for options in (None, chunks):
+            close(masked_pass(model, audio, mask_of(seed), options), masked_pass(plain, audio, mask_of(seed), options))
+        close(stream(model, audio, mask_of(seed), chunks)[0], masked_pass(plain, audio, mask_of(seed), chunks))
+        with torch.no_grad():
+            features, frames = model.encoder.extract(audio[None], torch.tensor([len(audio)]))
+            stored, _ = model.encode(features, frames, mask_of(seed)[None], stored=True)
+        close(stored[0], masked_pass(plain, audio, mask_of(seed), None))
+
+
 def test_what_cannot_be_streamed_is_refused():
     model = transducer("whisper", "frozen", 2)
     for options, message in [

@@ -17,7 +17,7 @@ from tiny_encoders import masked_pass, noise, tiny_transducer
 from toy_runs import read_cuts
 from vocabulary import Vocabulary, know
 
-from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config import ChunkOptions, Config, TasksConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import load_inputs
@@ -44,7 +44,7 @@ def loaded_of(encoder="wav2vec2"):
         model.joiner.output.weight.mul_(8)
         model.joiner.encoder_proj.weight.mul_(3)
         model.joiner.output.bias.zero_()[0] = 2.0
-    return ModelBundle(None, TASKS, VOCABULARY, model)
+    return ModelBundle(Config(tasks=TasksConfig(activation="subset")), TASKS, VOCABULARY, model)
 
 
 def transcriber_of(encoder="wav2vec2", search=GREEDY, chunks=CHUNKS, **options):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import StreamingOptions
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import read_calibration
+from tokenverse_pp.decoding.inactive import inactive_of, select
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder, StreamState
 from tokenverse_pp.decoding.streaming.events import Event, StreamWords, WordReader
@@ -29,6 +30,7 @@ class Stream:
     def __init__(self, owner: Any, name: str, encoder: StreamState, search: SearchState, words: StreamWords):
         self.owner, self.name = owner, name
         self.encoder, self.search, self.words = encoder, search, words
+        self.removed: FrozenSet[int] = frozenset()  # tokens that are stripped from its events
         self.waiting = torch.zeros(0)
         self.samples = 0  # decoded
         self.closed = False
@@ -107,7 +109,9 @@ class StreamingTranscriber:
                 raise UserError("streaming option 'reset_at_endpoint': the model does not know the task 'endp'")
             endpoint = tokenizer.id_of(Endpoint.token)
         frames = self.options.decide_after / self.encoder.frame_shift
-        bonus = bonus_for(search, tokenizer, loaded.tasks.subset(self.options.tasks or loaded.tasks.names))
+        self.inactive = inactive_of(loaded, self.options.inactive)
+        decoded = () if self.inactive == "strip" else self.options.tasks
+        bonus = bonus_for(search, tokenizer, loaded.tasks.subset(decoded or loaded.tasks.names))
         self.search = StreamingSearch(model.predictor, model.joiner, search, bonus, frames, endpoint)
         pieces = tokenizer.pieces(range(tokenizer.vocab_size))
         self.reader = WordReader(pieces, self.encoder.frame_shift, read_calibration(loaded.folder))
@@ -128,9 +132,11 @@ class StreamingTranscriber:
         wanted = (self.options.tasks or self.loaded.tasks.names) if tasks is None else tasks
         self.opened += 1
         name = name or f"stream {self.opened}"
-        active, constraints = self._activate(wanted, name)
+        active, constraints, removed = self._activate(wanted, name)
         search = self.search.start(constraints)
-        return Stream(self, name, self.encoder.start(active), search, StreamWords(self.reader))
+        stream = Stream(self, name, self.encoder.start(active), search, StreamWords(self.reader))
+        stream.removed = removed
+        return stream
 
     def push(self, stream: Stream, audio: Any) -> List[Event]:
         """Transcribe more audio of a stream.
@@ -173,13 +179,14 @@ class StreamingTranscriber:
         The constraints of the search continue from what was written: an ``[NE]`` that is open when ``ner`` is switched
         off is given up (it is never closed, and `parse` drops it); where ``ner`` stays on it stays open. A language
         token comes first at the stream's start and after ``lid`` was switched on; with ``force_language=False`` it is
-        optional at the start, and never written later.
+        optional at the start, and never written later. With ``inactive=strip`` all tasks are decoded all the time: what
+        changes is which tokens the events have, from the first token on that is not final yet.
 
         Raises:
             UserError: naming the stream, if it is closed, or for a task that the model does not know.
         """
         stream.check_open(self)
-        active, constraints = self._activate(tasks, stream.name)
+        active, constraints, stream.removed = self._activate(tasks, stream.name)
         stream.encoder = replace(stream.encoder, active=active)
         stream.search = self.search.change(stream.search, constraints)
 
@@ -195,13 +202,14 @@ class StreamingTranscriber:
         stream.closed = True
         return stream.words.end([*found.settled, *found.open], stream.seconds)
 
-    def _activate(self, tasks: Sequence[str], name: str = "streaming option 'tasks'") -> Tuple[Tensor, Constraints]:
-        """Tasks as the encoder wants them (K + 1,), and as the search wants them (raises UserError)."""
-        known = self.loaded.tasks
+    def _activate(
+        self, tasks: Sequence[str], name: str = "streaming option 'tasks'"
+    ) -> Tuple[Tensor, Constraints, FrozenSet[int]]:
+        """Tasks for the encoder (K + 1,), constraints of the search, tokens to strip (raises UserError)."""
+        known, tokenizer, o = self.loaded.tasks, self.loaded.tokenizer, self.options.search
         try:
-            names = known.subset(tasks).names if all(task in known for task in tasks) else tuple(tasks)
+            names, removed = select(known, tasks, tokenizer, self.inactive, o.languages)
             if names not in self._constraints:
-                o, tokenizer = self.options.search, self.loaded.tokenizer
                 self._constraints[names] = constraints_for(known, names, tokenizer, o.languages, o.force_language)
             active = torch.tensor(known.mask(names), dtype=torch.float32, device=self.encoder.device)
             for vectors in (self.loaded.model.feature_vectors, self.loaded.model.encoder_vectors):
@@ -209,7 +217,7 @@ class StreamingTranscriber:
                     vectors(active[None])  # refuses a combination that was never trained
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
-        return active, self._constraints[names]
+        return active, self._constraints[names], removed
 
     def _step(self, streams: Sequence[Stream], chunks: Sequence[Tensor], last: bool) -> List[Found]:
         """One chunk of each stream through encoder and search."""
@@ -221,4 +229,7 @@ class StreamingTranscriber:
         for stream, chunk, encoder, search in zip(streams, chunks, encoders, searches):
             stream.encoder, stream.search = encoder, search
             stream.samples += len(chunk)
-        return found
+        return [
+            Found(*([token for token in tokens if token.id not in stream.removed] for tokens in one))
+            for stream, one in zip(streams, found)
+        ]

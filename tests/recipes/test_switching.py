@@ -1,0 +1,43 @@
+"""recipes/toy/switching.py: forms of the task vectors, and that the best of them switches tasks."""
+
+import pytest
+from scripts import ROOT, load_script
+
+from tokenverse_pp.base.config_files import check_activation, check_config
+
+
+@pytest.fixture(scope="module")
+def switching():
+    return load_script(ROOT / "recipes" / "toy" / "switching.py", "toy_switching")
+
+
+def test_rows_are_what_they_say(switching, tmp_path):
+    said = {}
+    for name, changes in switching.ROWS.items():
+        config = check_config(switching.conf(tmp_path, 100, 1, changes))
+        check_activation(config)
+        v = config.model.vectors
+        said[name] = (v.masked is not False, v.code, v.scale, config.tasks.paired)
+    assert said == {
+        "masks first, binary": (False, "binary", 1.0, False),
+        "vectors first, binary": (True, "binary", 1.0, False),
+        "vectors first, centred": (True, "centred", 1.0, False),
+        "vectors x 5": (True, "binary", 5.0, False),
+        "centred, paired": (True, "centred", 1.0, True),
+    }
+
+
+def test_a_row_is_trained_and_measured(switching):
+    row = switching.run("centred, paired", 1, 10)
+    assert set(row.on) == set(row.off) == {"endp", "lid"}
+    assert row.wer > 0 and all(share >= 0 for share in (*row.on.values(), *row.off.values()))
+
+
+@pytest.mark.slow
+def test_a_trained_model_writes_the_tokens_of_active_tasks_only(switching):
+    """Nothing is suppressed: the vectors alone tell the model which tasks are active."""
+    row = switching.run("vectors first, centred", 1, 300)
+    assert row.wer < 0.3 and row.wer_alone < 0.3, row
+    assert row.on["lid"] > 0.9 and row.on["endp"] > 0.7, row
+    for task in row.on:
+        assert row.off[task] <= 0.05 * row.on[task], (task, row)

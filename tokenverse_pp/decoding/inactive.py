@@ -1,0 +1,103 @@
+"""Tasks that are not asked for: suppressed in the search, or decoded with the others and stripped from the result.
+
+A model that was trained with some of the labelled tasks inactive writes the words alone when a task is inactive:
+its tokens are suppressed, in case that it writes one all the same (``suppress``). A model that was trained with all
+tasks active, or that has no task vectors, does not know any other state: its predictor expects the tokens, and where
+the search may not write them it errs in the words too: recipes/toy's model, trained as its README says, has a WER of
+40% with ``asr`` alone where all task tokens are suppressed, and of 5% where all tasks are decoded and the tokens of
+those that were not asked for are removed from the result (``strip``). Neither torch nor lhotse is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
+
+from tokenverse_pp.base.options import Inactive
+from tokenverse_pp.decoding.constraints import check_known, check_language_task
+from tokenverse_pp.decoding.hypothesis import Hypothesis
+from tokenverse_pp.tasks.base import TaskSet
+
+if TYPE_CHECKING:
+    from tokenverse_pp.data.tokenizer import Tokenizer
+    from tokenverse_pp.models.bundle import ModelBundle
+
+
+class Selection(NamedTuple):
+    """What is decoded where some tasks are asked for.
+
+    Args:
+        decoded: the tasks that are active in encoder and search.
+        removed: ids of the tokens that are removed from what the search wrote.
+    """
+
+    decoded: Tuple[str, ...]
+    removed: FrozenSet[int]
+
+
+def inactive_of(loaded: ModelBundle, wanted: Optional[Inactive] = None) -> Inactive:
+    """What is done with inactive tasks: as ``wanted``, or by default as the model was trained.
+
+    ``strip`` for a model without task vectors, and for one whose utterances all had all their labelled tasks active
+    (``tasks.activation=labelled``, not paired); ``suppress`` for any other. A model with a vector for each combination
+    of tasks that was never trained with all of them is no such model: they cannot be decoded together.
+    """
+    if wanted is not None:
+        return wanted
+    config, model = loaded.config, loaded.model
+    vectors = model.feature_vectors or model.encoder_vectors
+    if vectors is None:
+        return "strip"
+    if config.tasks.activation != "labelled" or config.tasks.paired:
+        return "suppress"
+    if vectors.strategy == "combination" and bool(vectors.trained.any()) and not bool(vectors.trained[-1]):
+        return "suppress"
+    return "strip"
+
+
+def select(
+    tasks: TaskSet,
+    names: Sequence[str],
+    tokenizer: Tokenizer,
+    inactive: Inactive,
+    languages: Optional[Sequence[str]] = None,
+) -> Selection:
+    """What is decoded for the tasks that are asked for.
+
+    Args:
+        tasks: of the model.
+        names: of the tasks that are asked for.
+        tokenizer: gives the ids of their symbols.
+        inactive: see `inactive_of`.
+        languages: those that may be written, if they are restricted.
+
+    Raises:
+        UserError: for a task that the model does not know, and for languages without the task ``lid``.
+    """
+    check_known(tasks, names)
+    active = tasks.subset(names)
+    if inactive == "suppress":
+        return Selection(active.names, frozenset())
+    check_language_task(active, languages)
+    others = [symbol for task in tasks.tasks if task.name not in active for symbol in task.symbols]
+    return Selection(tasks.names, frozenset(tokenizer.id_of(symbol) for symbol in others))
+
+
+def stripped(found: Sequence[Hypothesis], removed: FrozenSet[int]) -> List[Hypothesis]:
+    """An n-best list without the tokens ``removed``; those that then have the same tokens are one, with the best score.
+
+    ``log_prob`` and ``score`` stay those of the hypothesis as it was written.
+    """
+    if not removed:
+        return list(found)
+    kept: Dict[Tuple[int, ...], Hypothesis] = {}
+    for one in found:
+        left = [i for i, token in enumerate(one.tokens) if token not in removed]
+        bare = replace(
+            one,
+            tokens=tuple(one.tokens[i] for i in left),
+            frames=tuple(one.frames[i] for i in left),
+            log_probs=tuple(one.log_probs[i] for i in left),
+        )
+        kept.setdefault(bare.tokens, bare)
+    return list(kept.values())
