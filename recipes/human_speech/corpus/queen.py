@@ -71,8 +71,11 @@ class Line:
 
 
 def segments(text: str) -> List[Tuple[int, str]]:
-    """The segments of a text that hold words, with their numbers from 1; every mark ends a segment."""
-    parts = [part.strip() for part in _MARK.split(text)]
+    """The segments of a text that hold words, with their numbers from 1; every mark ends a segment.
+
+    The text `0` stands for none.
+    """
+    parts = [part.strip() for part in _MARK.split(text)] if text != "0" else []
     return [(number, part) for number, part in enumerate(parts, start=1) if normalise(part)]
 
 

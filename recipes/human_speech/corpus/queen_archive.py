@@ -44,9 +44,7 @@ class QueenArchive:
         with open(path, "rb") as file:
             head = file.read(_TABLE)
             if len(head) < _TABLE or head[:4] != MAGIC:
-                raise UserError(
-                    f"{path}: expected the data of Flight of the Amazon Queen ({MAGIC.decode()} at its start)"
-                )
+                raise UserError(f"{path}: expected a data file of Flight of the Amazon Queen, which begins with QTBL")
             if head[12] != MP3:
                 raise UserError(f"{path}: expected sounds compressed as MP3 (1 at byte 12), found {head[12]}")
             count = struct.unpack(">H", head[13:])[0]
