@@ -191,6 +191,17 @@ def test_command_reports_what_is_missing(packages_dir, tmp_path):
         prepare_english(tmp_path / "o", packages_dir, jobs=0)
 
 
+def test_check_lists_what_is_not_heard(packages_dir, tmp_path, monkeypatch):
+    check = load_script(ROOT / "recipes" / "human_speech" / "check_english.py", "check_english_script")
+    monkeypatch.setattr(check, "whisper_folder", lambda folder: folder)
+    monkeypatch.setattr(check, "Listener", lambda folder, compute_type: lambda samples: "bzz")
+    done = CliRunner().invoke(check.main, ["--work", str(tmp_path), "--packages-dir", str(packages_dir)])
+    assert done.exit_code == 0, done.output
+    assert "sky: 40 of 40 recordings are bad" in done.output
+    found = read_ids(tmp_path / "bad.txt")
+    assert found == sorted(found) and len(found) == 103 and (tmp_path / "heard.jsonl").is_file()
+
+
 def clip(name, text, speaker="queen-joe", group="g"):
     return Clip(name, "queen", "en", speaker, f"{name}.mp3", text, name, group, closed=" " not in text, endpoint=True)
 
