@@ -65,7 +65,7 @@ TABLES: Dict[str, Tuple[str, Sequence[Column]]] = {
     "loss": (
         "Loss, forward and backward",
         [(name, name) for name in ("peer", "mode", "budget", "B", "T", "U", "V", "ms")]
-        + [("MB", "peak_mb"), ("kernels", "kernels"), ("waits", "waits")],
+        + [("MB", "peak_mb"), ("kernels", "kernels"), ("waits", "waits"), ("card", "card")],
     ),
     "loss parts": (
         "Parts of the pruned loss, forward and backward, float32",
@@ -74,19 +74,19 @@ TABLES: Dict[str, Tuple[str, Sequence[Column]]] = {
     "search": (
         "Search",
         [(name, name) for name in ("method", "batch", "device", "ms")]
-        + [("utterances a second", "utt_per_s"), ("same as the CPU's", "agreement")],
+        + [("utterances a second", "utt_per_s"), ("same as the CPU's", "agreement"), ("card", "card")],
     ),
     "step": (
         "Training step of XLSR-53's size, bf16",
         [("case", "case"), ("ms", "ms"), ("encoder forward", "encoder_forward_ms"), ("loss forward", "loss_forward_ms")]
         + [("loss backward", "loss_backward_ms"), ("encoder backward", "encoder_backward_ms")]
         + [("optimiser", "optimiser_ms"), ("loss share", "loss_share"), ("peak GB", "peak_gb")]
-        + [("s of audio / s", "audio_s_per_s"), ("TFLOP/s", "tflops")],
+        + [("s of audio / s", "audio_s_per_s"), ("TFLOP/s", "tflops"), ("card", "card")],
     ),
     "decode": (
         "Decoding with an encoder of XLSR-53's size, beam 4",
         [("case", "case"), ("s of audio / s", "audio_s_per_s"), ("read ms", "read_ms"), ("encoder ms", "encoder_ms")]
-        + [("search ms", "search_ms"), ("tokens / s of audio", "tokens_per_s")],
+        + [("search ms", "search_ms"), ("tokens / s of audio", "tokens_per_s"), ("card", "card")],
     ),
     "toy": ("Toy training", [("steps", "steps"), ("losses", "losses"), ("s of audio / s", "audio_s_per_s")]),
 }

@@ -28,8 +28,8 @@ class OutOfTimeError(BaseException):
 class GpuRun:
     """One run: writes each record to the JSON file at once, one a line.
 
-    Every record has ``section``, ``case``, ``status`` (`ok`, `skipped` or `failed`) and ``seconds``; those that are not
-    `ok` have ``reason``.
+    Every record has ``section``, ``case``, ``status`` (`ok`, `skipped` or `failed`), ``seconds`` and ``card``, so that
+    records of several runs can be joined; those that are not `ok` have ``reason``.
 
     Args:
         path: of the JSON file.
@@ -41,6 +41,7 @@ class GpuRun:
     def __init__(self, path: Path, minutes: float, dry: bool, append: bool = False):
         self.dry = dry
         self.device = torch.device("cpu" if dry else "cuda")
+        self.card = "CPU" if dry else torch.cuda.get_device_name()
         self.repeats = 1 if dry else 10
         self.started = time.monotonic()
         self.budget = 60 * minutes
@@ -55,7 +56,8 @@ class GpuRun:
 
     def add(self, section: str, case: str, status: str, seconds: float, about: Record, found: Record) -> None:
         """Write a record of what was measured (``about``) and what was found; show the latter on stderr."""
-        record = {"section": section, "case": case, "status": status, "seconds": round(seconds, 2), **about, **found}
+        head = {"section": section, "case": case, "status": status, "seconds": round(seconds, 2), "card": self.card}
+        record = {**head, **about, **found}
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()

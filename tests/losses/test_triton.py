@@ -85,6 +85,7 @@ def test_losses_and_gradients_are_those_of_pytorch(rnnt_type):
 def test_losses_and_gradients_are_those_of_pytorch_always(case, numbers, budget):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(joiner, "MOST_NUMBERS", numbers)  # one frame a chunk, a few, all
+        patch.setattr(simple, "_WHOLE", 1)
         patch.setattr(simple, "_PROBS", numbers)
         check_equal(case, memory_budget=budget)
 

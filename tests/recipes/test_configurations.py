@@ -30,6 +30,7 @@ AFTER = {
     "streaming.yaml": "tokenverse_pp.yaml",
     "split.yaml": "tokenverse_pp.yaml",
     "whole.yaml": "tokenverse_pp.yaml",
+    "english.yaml": "tokenverse_pp.yaml",
     "from_audio.yaml": "tokenverse_pp.yaml",
     "transfer_ner_new.yaml": "transfer_ner.yaml",
 }

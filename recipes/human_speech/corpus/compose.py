@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from corpus.asterisk import phrase_words
 from corpus.clips import MAX_SECONDS, Clip, Example, Turn, example_seconds, turn_of
@@ -239,10 +239,21 @@ def order_lines(level: Level, allowed: Dict[str, Clip], composition: int, rng: r
     return sequences + [rest] if rest else sequences
 
 
+def _may_follow(before: Clip, after: Clip) -> bool:
+    """Two lines in one minor font may come from one character or from two: never side by side, where it would
+    matter."""
+    return before.speaker != after.speaker or is_lead(before.speaker)
+
+
 def cut_conversations(
-    sequence: Sequence[Clip], durations: Dict[str, float], speed: float, rng: random.Random
+    sequence: Sequence[Clip],
+    durations: Dict[str, float],
+    speed: float,
+    rng: random.Random,
+    may_follow: Callable[[Clip, Clip], bool] = _may_follow,
 ) -> List[Tuple[List[Clip], List[float]]]:
-    """Cuts a sequence into conversations `(clips, gaps)`; a single line over 20 s is left out."""
+    """Cuts a sequence into conversations `(clips, gaps)`; a single line over 20 s is left out. `may_follow`: whether
+    two lines can stand side by side."""
     result = []
     clips: List[Clip] = []
     gaps: List[float] = []
@@ -251,7 +262,7 @@ def cut_conversations(
         gap = draw_gap(rng)
         turns = [turn_of(c) for c in clips + [clip]]
         too_long = example_seconds(turns, gaps + [gap] * bool(clips), durations, speed) > MAX_SECONDS
-        if clips and (too_long or len(clips) >= planned or not _may_follow(clips[-1], clip)):
+        if clips and (too_long or len(clips) >= planned or not may_follow(clips[-1], clip)):
             result.append((clips, gaps))
             clips, gaps = [], []
             planned = rng.choices(_TURNS, _TURN_WEIGHTS)[0]
@@ -263,12 +274,6 @@ def cut_conversations(
     if clips:
         result.append((clips, gaps))
     return result
-
-
-def _may_follow(before: Clip, after: Clip) -> bool:
-    """Two lines in one minor font may come from one character or from two: never side by side, where it would
-    matter."""
-    return before.speaker != after.speaker or is_lead(before.speaker)
 
 
 def compose_level(

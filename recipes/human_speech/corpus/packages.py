@@ -14,13 +14,18 @@ from tokenverse_pp.base.errors import UserError
 ASTERISK_LANGUAGES = ("en", "es", "fr", "it", "ru")
 FILLETS_LANGUAGES = ("cs", "nl")
 
+ENGLISH_PACKAGES = {"queen": "flight-of-the-amazon-queen", "sky": "beneath-a-steel-sky"}
+"""Package by corpus."""
+
 LICENCES = {
     "asterisk": "CC-BY-SA-3.0 (ru: CC-BY-3.0)",
     "fillets": "GPL-2",
+    "queen": "Flight-of-the-Amazon-Queen-License (free to share and to modify, not to be sold by itself)",
+    "sky": "Beneath-a-Steel-Sky-License (free to share and to modify, not to be sold by itself)",
     "tuxpaint": "GPL-2",
 }
 
-_NEEDED_SUFFIXES = (".g722", ".ogg", ".lua", ".txt", ".txt.gz")
+_NEEDED_SUFFIXES = (".g722", ".ogg", ".lua", ".txt", ".txt.gz", ".1c", ".dnr", ".dsk")
 
 
 def package_names() -> List[str]:
@@ -104,8 +109,8 @@ def check_package(name: str, path: Path) -> Tuple[str, str]:
 
 
 def extract_package(path: Path, folder: Path) -> None:
-    """Unpacks sounds, texts, scripts and licences (no images) of a package into `folder`, which appears only when
-    complete.
+    """Unpacks sounds, texts, scripts, game data and licences (no images) of a package into `folder`, which appears
+    only when complete.
 
     Raises:
         UserError: the package is truncated or damaged.

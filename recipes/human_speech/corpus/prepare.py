@@ -75,30 +75,30 @@ def prepare_human_speech(
     manifests = {split: output_dir / f"cuts_{split}.jsonl.gz" for split in SPLITS}
     manifests.update({f"test_{corpus}": output_dir / f"cuts_test_{corpus}.jsonl.gz" for corpus in CORPORA})
     stamp = output_dir / "prepared.json"
-    if _read_json(stamp) == options and all(file.is_file() for file in manifests.values()):
+    if read_json(stamp) == options and all(file.is_file() for file in manifests.values()):
         say(f"{output_dir}: already prepared with these options")
         return manifests
     stamp.unlink(missing_ok=True)
 
-    roots = _unpack(files, output_dir / "work" / "unpacked", say)
+    roots = unpack(files, output_dir / "work" / "unpacked", say)
     clips, levels = read_all_clips(roots, tuxpaint_languages, say)
     clips_dir = output_dir / "work" / "clips"
     clips_dir.mkdir(parents=True, exist_ok=True)
     lengths = run_all(Call(decode_clip, clips_dir), clips, jobs, "decode")
     durations = {clip.id: length for clip, length in zip(clips, lengths)}
-    clips = _without_outliers(clips, durations, say)
+    clips = without_outliers(clips, durations, say)
     splits = split_clips(clips, lambda clip: SHARES[clip.corpus], number_words, seed)
-    say(f"left out of the lesser set, as a near-duplicate is in another: {_count_dropped(clips, splits)} clips")
+    say(f"left out of the lesser set, as a near-duplicate is in another: {count_dropped(clips, splits)} clips")
 
     examples = compose(clips, levels, splits, durations, seed, speed, compositions)
-    audio_dir = _fresh_audio_dir(output_dir, options)
+    audio_dir = fresh_audio_dir(output_dir, options)
     rendered = run_all(Call(render_example, clips_dir, audio_dir), examples, jobs, "write")
     cuts = {split: [to_cut(r) for r in rendered if r.example.split == split] for split in SPLITS}
-    _write_manifests(cuts, manifests)
-    licences = _keep_licences(roots, output_dir / "licences")
+    write_manifests(cuts, manifests, CORPORA)
+    licences = keep_licences(roots, output_dir / "licences")
     write_json(stamp, options)
     shutil.rmtree(output_dir / "work")
-    for line in report.licence_lines(licences) + report.hour_lines(cuts):
+    for line in report.licence_lines(licences, CORPORA) + report.hour_lines(cuts):
         say(line)
     return manifests
 
@@ -108,7 +108,8 @@ def number_words(language: str) -> FrozenSet[str]:
     return load_rules(language).number_words if language in packages.ASTERISK_LANGUAGES else frozenset()
 
 
-def _unpack(files: Dict[str, Path], folder: Path, say: Callable[[str], None]) -> Dict[str, Path]:
+def unpack(files: Dict[str, Path], folder: Path, say: Callable[[str], None]) -> Dict[str, Path]:
+    """Unpacks package files under `folder` and returns the root of each."""
     folder.mkdir(parents=True, exist_ok=True)
     roots = {}
     for name, file in files.items():
@@ -142,7 +143,8 @@ def read_all_clips(
     return clips, levels
 
 
-def _without_outliers(clips: List[Clip], durations: Dict[str, float], say: Callable[[str], None]) -> List[Clip]:
+def without_outliers(clips: List[Clip], durations: Dict[str, float], say: Callable[[str], None]) -> List[Clip]:
+    """The clips whose length fits their text (`find_outliers`); says how many of each corpus do not."""
     reasons = find_outliers(clips, durations)
     counts = Counter(f"{clip.corpus} {clip.language} {reasons[clip.id]}" for clip in clips if clip.id in reasons)
     for what, count in sorted(counts.items()):
@@ -150,7 +152,8 @@ def _without_outliers(clips: List[Clip], durations: Dict[str, float], say: Calla
     return [clip for clip in clips if clip.id not in reasons]
 
 
-def _count_dropped(clips: Sequence[Clip], splits: Dict[str, str]) -> int:
+def count_dropped(clips: Sequence[Clip], splits: Dict[str, str]) -> int:
+    """Sentences that the split left out."""
     return sum(not clip.closed and clip.id not in splits for clip in clips)
 
 
@@ -192,23 +195,28 @@ def compose(
     return examples
 
 
-def _fresh_audio_dir(output_dir: Path, options: dict) -> Path:
+def fresh_audio_dir(output_dir: Path, options: dict) -> Path:
     """The audio folder, emptied unless it was begun with the same options (its files are then written over one by
     one)."""
     audio_dir = output_dir / "audio"
     marker = audio_dir / "options.json"
-    if audio_dir.is_dir() and _read_json(marker) != options:
+    if audio_dir.is_dir() and read_json(marker) != options:
         shutil.rmtree(audio_dir)
     audio_dir.mkdir(parents=True, exist_ok=True)
     write_json(marker, options)
     return audio_dir
 
 
-def _write_manifests(cuts: Dict[str, list], manifests: Dict[str, Path]) -> None:
+def write_manifests(cuts: Dict[str, list], manifests: Dict[str, Path], corpora: Sequence[str]) -> None:
+    """Writes the cuts of each set, and those of `test` by corpus, to the files of `manifests`.
+
+    Raises:
+        UserError: one of them would be empty.
+    """
     from lhotse import CutSet
 
     sets = dict(cuts)
-    for corpus in CORPORA:
+    for corpus in corpora:
         sets[f"test_{corpus}"] = [cut for cut in cuts["test"] if cut.custom["corpus"] == corpus]
     empty = [name for name, found in sets.items() if not found]
     if empty:
@@ -217,7 +225,7 @@ def _write_manifests(cuts: Dict[str, list], manifests: Dict[str, Path]) -> None:
         write_cuts(CutSet.from_cuts(sets[name]), file)
 
 
-def _keep_licences(roots: Dict[str, Path], folder: Path) -> List[str]:
+def keep_licences(roots: Dict[str, Path], folder: Path) -> List[str]:
     """Copies the packages' licence texts to `folder` and returns the copies' paths."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = []
@@ -229,5 +237,6 @@ def _keep_licences(roots: Dict[str, Path], folder: Path) -> List[str]:
     return kept
 
 
-def _read_json(file: Path) -> Optional[dict]:
+def read_json(file: Path) -> Optional[dict]:
+    """The parsed file; None if there is none."""
     return json.loads(file.read_text()) if file.is_file() else None

@@ -9,9 +9,9 @@ from corpus.packages import LICENCES
 from corpus.split import SPLITS
 
 
-def licence_lines(licence_files: Sequence[str]) -> List[str]:
+def licence_lines(licence_files: Sequence[str], corpora: Sequence[str]) -> List[str]:
     """One line per corpus with its licence, then where the packages' own licence texts are."""
-    lines = [f"licence of {corpus}: {licence}" for corpus, licence in sorted(LICENCES.items())]
+    lines = [f"licence of {corpus}: {LICENCES[corpus]}" for corpus in sorted(corpora)]
     return lines + [f"licence text: {file}" for file in licence_files]
 
 

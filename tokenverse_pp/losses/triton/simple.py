@@ -20,7 +20,8 @@ from tokenverse_pp.losses.triton.lattice import Lattice, on_its_device, zeros_of
 
 _ROW = 1024  # numbers of a row that a program has in registers at a time
 _FRAMES = 128  # frames of a symbol position that a program of the arcs computes
-_PROBS = 2**23  # numbers of exponentials of am that are held at a time: 32 MiB in float32
+# Numbers of exponentials of am that are held at a time: all up to 64 MiB in float32, and 16 MiB of larger ones.
+_WHOLE, _PROBS = 2**24, 2**22
 
 
 @triton.jit
@@ -223,7 +224,7 @@ def _exp_rows(x: Tensor, tops: Optional[Tensor] = None) -> Tuple[Tensor, Tensor,
 
 def _groups(am: Tensor) -> List[slice]:
     """Utterances of am (B, T, V) whose exponentials are held at the same time."""
-    size = max(1, _PROBS // max(1, am.shape[1] * am.shape[2]))
+    size = len(am) if am.numel() <= _WHOLE else max(1, _PROBS // (am.shape[1] * am.shape[2]))
     return [slice(first, first + size) for first in range(0, len(am), size)]
 
 
