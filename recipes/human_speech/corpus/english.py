@@ -76,7 +76,7 @@ def prepare_english(
     output_dir = Path(output_dir).absolute()
     names = list(packages.ENGLISH_PACKAGES.values())
     files = packages.get_packages(names, output_dir / "packages", packages_dir)
-    bad = read_ids(bad_pairs)
+    bad = set(read_ids(bad_pairs))
     others = read_other_texts(beside) if beside is not None else {}
     options = {
         "format": FORMAT,
@@ -100,16 +100,17 @@ def prepare_english(
     work = output_dir / "work"
     roots = unpack(files, work / "unpacked", say)
     clips, scenes = read_all_clips(roots, work / "sounds", say)
-    found_bad = [clip for clip in clips if clip.id in bad]
-    for corpus, count in sorted(Counter(clip.corpus for clip in found_bad).items()):
-        say(f"{corpus}: left out, the recording was heard not to hold its text: {count}")
-    clips = [clip for clip in clips if clip.id not in bad]
     clips_dir = work / "clips"
     clips_dir.mkdir(parents=True, exist_ok=True)
     lengths = run_all(Call(decode_clip, clips_dir), clips, jobs, "decode")
     durations = {clip.id: length for clip, length in zip(clips, lengths)}
     clips = without_outliers(clips, durations, say)
     splits = split_english(clips, others, seed, say)
+    # After the split, so that a set does not depend on the list of bad pairs but for these.
+    found_bad = [clip for clip in clips if clip.id in bad]
+    for corpus, count in sorted(Counter(clip.corpus for clip in found_bad).items()):
+        say(f"{corpus}: left out, the recording was heard not to hold its text: {count}")
+    clips = [clip for clip in clips if clip.id not in bad]
 
     examples = compose(clips, scenes, splits, durations, seed, speed, compositions)
     audio_dir = fresh_audio_dir(output_dir, options)
