@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from corpus import packages, queen, sky
 from corpus.clips import Clip
-from corpus.english import compose_queen, prepare_english, read_ids, read_other_texts, split_english
+from corpus.english import BAD_PAIRS, compose_queen, prepare_english, read_ids, read_other_texts, split_english
 from corpus.split import near_duplicates
 from game_archives import cutaway, dialogue, hum, jas, mp3, queen_archive, sky_archive, sky_files, speech
 from labelled_cuts import make_cut
@@ -67,6 +67,7 @@ def packages_dir(tmp_path_factory):
             f"Package: {name}\nVersion: 1.0\nArchitecture: all\nMaintainer: t <t@example.org>\nDescription: test\n"
         )
         subprocess.run(["dpkg-deb", "--build", "-Znone", str(root), str(folder)], check=True, capture_output=True)
+    (folder / "none.txt").write_text("# the recipe's own list names recordings of the real games\n")
     return folder
 
 
@@ -74,7 +75,9 @@ def packages_dir(tmp_path_factory):
 def prepared(packages_dir, tmp_path_factory):
     said = []
     folder = tmp_path_factory.mktemp("out")
-    manifests = prepare_english(folder, packages_dir, jobs=1, seed=4, say=said.append)
+    manifests = prepare_english(
+        folder, packages_dir, bad_pairs=packages_dir / "none.txt", jobs=1, seed=4, say=said.append
+    )
     return folder, {name: list(CutSet.from_file(file)) for name, file in manifests.items()}, said
 
 
@@ -143,7 +146,15 @@ def test_sentences_of_other_sets_beside_it_are_left_out(prepared, packages_dir, 
         CutSet.from_cuts(made).to_file(tmp_path / f"cuts_{split}.jsonl.gz")
     assert ("en", "yes") not in read_other_texts(tmp_path)
     said = []
-    again = prepare_english(tmp_path / "out", packages_dir, beside=tmp_path, jobs=1, seed=4, say=said.append)
+    again = prepare_english(
+        tmp_path / "out",
+        packages_dir,
+        beside=tmp_path,
+        bad_pairs=packages_dir / "none.txt",
+        jobs=1,
+        seed=4,
+        say=said.append,
+    )
     found = {name: {s.text for c in CutSet.from_file(file) for s in c.supervisions} for name, file in again.items()}
     assert seen not in found["test"] and same in found["train"]
     assert "left out, as a near-duplicate is in another set of the other corpora: 1 clips" in said
@@ -165,6 +176,11 @@ def test_bad_pairs_are_left_out_and_counted(prepared, packages_dir, tmp_path):
         read_ids(tmp_path / "none.txt")
 
 
+def test_the_recipes_own_list_holds_ids():
+    ids = read_ids(BAD_PAIRS)
+    assert ids == sorted(set(ids)) and all(name.startswith(("queen-en-", "sky-en-")) for name in ids)
+
+
 def test_report_names_licences_and_what_was_left_out(prepared):
     folder, _, said = prepared
     report = "\n".join(said)
@@ -176,9 +192,11 @@ def test_report_names_licences_and_what_was_left_out(prepared):
 def test_second_run_does_nothing_and_jobs_change_nothing(prepared, packages_dir, tmp_path):
     folder, cuts, _ = prepared
     said = []
-    prepare_english(folder, packages_dir, jobs=1, seed=4, say=said.append)
+    prepare_english(folder, packages_dir, bad_pairs=packages_dir / "none.txt", jobs=1, seed=4, say=said.append)
     assert "already prepared" in said[-1]
-    same = prepare_english(tmp_path, packages_dir, jobs=2, seed=4, say=lambda line: None)
+    same = prepare_english(
+        tmp_path, packages_dir, bad_pairs=packages_dir / "none.txt", jobs=2, seed=4, say=lambda line: None
+    )
     assert [c.supervisions for c in CutSet.from_file(same["train"])] == [c.supervisions for c in cuts["train"]]
 
 

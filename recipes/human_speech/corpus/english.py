@@ -30,6 +30,7 @@ from corpus.render import Call, decode_clip, render_example, run_all, to_cut
 from corpus.split import SPLITS, near_duplicates, split_clips
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import write_json
+from tokenverse_pp.base.languages import same_language
 from tokenverse_pp.data.manifests import read_cuts
 
 CORPORA = ("queen", "sky")
@@ -205,7 +206,7 @@ def _seen_elsewhere(clips: Sequence[Clip], splits: Dict[str, str], others: Texts
     for clip in clips:
         if anywhere.get(clip.text, set()) - {splits[clip.id]}:
             leaks.add(clip.id)
-    english = [(text, found) for (language, text), found in others.items() if language == "en"]
+    english = [(text, found) for (language, text), found in others.items() if same_language(language, "en")]
     texts = [clip.text for clip in clips] + [text for text, _ in english]
     for a, b in near_duplicates(texts, number_words("en")):
         if a < len(clips) <= b and english[b - len(clips)][1] - {splits[clips[a].id]}:
