@@ -15,6 +15,7 @@ from lhotse import Recording
 from toy_runs import read_cuts, toy_parts
 from vocabulary import ALL, Vocabulary, know
 
+from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import load_inputs
@@ -187,7 +188,7 @@ DEAF = 12  # frames at each edge
 def talker(monkeypatch):
     """A `ModelBundle` whose recognizer hears which token each frame of audio stands for, but nothing near its edges."""
 
-    def recognize(self, items):
+    def recognize(self, items, strip):
         loaded.heard.append([len(audio) for audio in items])
         found = []
         for audio in items:
@@ -203,7 +204,8 @@ def talker(monkeypatch):
 
     model = torch.nn.Linear(1, 1)
     model.encoder, model.predictor = SimpleNamespace(output_frame_shift=SHIFT), SimpleNamespace(context_size=1)
-    loaded = SimpleNamespace(model=model, tasks=TASKS, tokenizer=VOCABULARY, folder=None, heard=[])
+    model.feature_vectors = model.encoder_vectors = None
+    loaded = SimpleNamespace(model=model, config=Config(), tasks=TASKS, tokenizer=VOCABULARY, folder=None, heard=[])
     monkeypatch.setattr(Recognizer, "recognize", recognize)
     return loaded
 
