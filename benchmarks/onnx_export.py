@@ -1,6 +1,6 @@
 """An exported model beside torch: hypotheses, word error rate, speed and size.
 
-    OMP_NUM_THREADS=1 python benchmarks/onnx_export.py --model tokenverse_pp/pretrained/human_speech_small \\
+    OMP_NUM_THREADS=1 python benchmarks/onnx_export.py --model tokenverse_pp/pretrained/human_speech \\
         --encoder data/whisper-base --cuts data/human_speech_v2/cuts_test.jsonl.gz \\
         --json benchmarks/results/onnx.json --markdown benchmarks/results/onnx.md
 

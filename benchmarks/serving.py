@@ -219,7 +219,7 @@ def utterances(cuts: Path, count: int) -> List[np.ndarray]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="human-speech-small")
+    parser.add_argument("--model", default="human-speech")
     parser.add_argument("--encoder", default="data/whisper-base")
     parser.add_argument("--cuts", type=Path, default=Path("data/human_speech_v2/cuts_test.jsonl.gz"))
     parser.add_argument("--streams", type=int, default=50)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Streaming: time of a chunk, real-time factor, memory, hours of audio, delay of what is told.
 
-    OMP_NUM_THREADS=1 python benchmarks/streaming.py --model tokenverse_pp/pretrained/human_speech_small \\
+    OMP_NUM_THREADS=1 python benchmarks/streaming.py --model tokenverse_pp/pretrained/human_speech \\
         --encoder data/whisper-base --cuts CUTS --json benchmarks/results/streaming.json \\
         --table benchmarks/results/streaming.md
 

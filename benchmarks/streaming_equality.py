@@ -2,7 +2,7 @@
 """How far the encoder's output in streaming is from that of the masked full pass, on real cuts and a trained model.
 
 \b
-python benchmarks/streaming_equality.py --model tokenverse_pp/pretrained/human_speech_small \\
+python benchmarks/streaming_equality.py --model tokenverse_pp/pretrained/human_speech \\
     --encoder data/whisper-base --cuts CUTS --first 5 --json equality.json
 """
 

@@ -41,7 +41,7 @@ def walk(command, context):
 
 walk(cli, click.Context(cli, info_name="tokenverse-pp"))
 
-from tokenverse_pp.api.locate import DEFAULT, locate_model
+from tokenverse_pp.api.folders import DEFAULT, locate_model
 from tokenverse_pp.evaluation.report.html import asset, environment
 from tokenverse_pp.serving.access import PAGE
 

@@ -2,7 +2,7 @@
 
     from tokenverse_pp import TokenVerse
 
-    model = TokenVerse.from_pretrained("human-speech-small")
+    model = TokenVerse.from_pretrained("human-speech")
     print(model.transcribe("call.wav").text)
 
 The names below are imported when they are first used: torch takes seconds to import.

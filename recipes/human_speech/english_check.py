@@ -2,7 +2,7 @@
 """English by speakers outside the training data: five LibriVox sentences from a Debian package.
 
 \b
-python recipes/human_speech/english_check.py --model tokenverse_pp/pretrained/human_speech_small \\
+python recipes/human_speech/english_check.py --model tokenverse_pp/pretrained/human_speech \\
     --encoder data/whisper-base
 
 Gets pocketsphinx-testdata (BSD; 1.8 MB) by `apt-get download`, writes a CutSet beside it, decodes that with

@@ -339,3 +339,8 @@ def test_the_hub_gets_what_is_saved(model, monkeypatch):
     assert model.push_to_hub("me/model", private=True) == "address"
     assert calls[0] == ("me/model", {"private": True, "exist_ok": True})
     assert {"config.yaml", "model.safetensors", "README.md"} <= set(calls[1][1])
+
+
+def test_the_model_of_the_package_has_its_former_name_too():
+    assert locate.locate_model("human-speech-small") == locate.locate_model("human-speech")
+    assert set(locate.RENAMED.values()) <= set(locate.PACKAGED) and not set(locate.RENAMED) & set(locate.PACKAGED)

@@ -257,7 +257,7 @@ def test_what_models_know(model):
     # The model of the package says what it is.
     done = run("transcribe", "--list-tasks")
     assert done.exit_code == 0 and "languages: " in done.stdout
-    assert done.stderr.startswith("model: human-speech-small: a small example model")
+    assert done.stderr.startswith("model: human-speech: an example model")
 
 
 def test_a_frozen_encoder_by_option(tiny_corpus, calls, tmp_path):

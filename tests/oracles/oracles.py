@@ -22,7 +22,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 EXPECTED = FIXTURES / "expected"
 TOY_MODEL = FIXTURES / "toy_model"
 RESUMABLE = FIXTURES / "resumable"
-PACKAGED = ROOT / "tokenverse_pp" / "pretrained" / "human_speech_small"
+PACKAGED = ROOT / "tokenverse_pp" / "pretrained" / "human_speech"
 LOSSES = ("loss", "simple", "pruned", "ctc", "frames", "tokens", "grad_norm", "lr")
 TINY = {  # a model whose checkpoint, with the optimiser's state, is small enough to be kept
     "tokenizer__vocab_size": 38,

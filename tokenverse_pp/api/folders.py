@@ -24,12 +24,13 @@ from tokenverse_pp.models.encoders.kinds import hub_reachable
 from tokenverse_pp.models.encoders.whisper_base import convert_whisper_base
 
 PathLike = Union[str, Path]
-# Models that are part of the package: name -> folder, and what a user should know of it.
-PACKAGED = {"human-speech-small": Path(__file__).parents[1] / "pretrained" / "human_speech_small"}
-DEFAULT = "human-speech-small"
+# Models that are part of the package: name -> folder, older names for them, and what a user should know of the default.
+PACKAGED = {"human-speech": Path(__file__).parents[1] / "pretrained" / "human_speech"}
+RENAMED = {"human-speech-small": "human-speech"}
+DEFAULT = "human-speech"
 ABOUT_DEFAULT = (
-    f"{DEFAULT}: a small example model (cs, en, es, fr, it, nl, ru; about every second word is wrong); "
-    "--model names another"
+    f"{DEFAULT}: an example model (cs, en, es, fr, it, nl, ru; over four words in ten are wrong, with word lists one "
+    "in three); --model names another"
 )
 WHISPER_BASE = "whisper-base"  # the last part of an encoder's name that stands for Whisper-base's
 ENCODER_FOLDER = "encoder"  # of a model folder that holds its own
@@ -53,8 +54,9 @@ def locate_model(model: PathLike, revision: Optional[str] = None) -> Path:
         return find_model(path)
     if path.exists():
         raise UserError(f"{path}: is a file, expected a model folder")
-    if str(model) in PACKAGED:
-        folder = PACKAGED[str(model)]
+    name = RENAMED.get(str(model), str(model))
+    if name in PACKAGED:
+        folder = PACKAGED[name]
         if not (folder / WEIGHTS).is_file():
             raise UserError(f"{model}: {folder / WEIGHTS} is missing from this installation of tokenverse_pp")
         return folder

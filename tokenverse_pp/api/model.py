@@ -74,7 +74,7 @@ be reached (nor is a model of that name in its local cache)
 
         Args:
             model: a folder (of a model, a checkpoint or an experiment), the name of a model that is part of the
-                package (``human-speech-small``), or the id of one on the Hugging Face hub.
+                package (``human-speech``), or the id of one on the Hugging Face hub.
             encoder: the folder of its pretrained encoder, where the model does not hold it and it lies neither in the
                 model's folder nor in the working directory under its name. Whisper-base is made of the packages of
                 the extra ``human-speech`` when it is first needed (docs/api.md).

@@ -38,7 +38,7 @@ from tokenverse_pp.training.checkpoints import git_commit, versions
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
-MODEL = HERE.parents[2] / "tokenverse_pp" / "pretrained" / "human_speech_small"
+MODEL = HERE.parents[2] / "tokenverse_pp" / "pretrained" / "human_speech"
 LANGUAGES = ("cs", "en", "es", "fr", "it", "nl", "ru")
 PACKAGES = ("faster-whisper", "ctranslate2", "silero-vad", "onnxruntime", "Resemblyzer", "num2words")
 
