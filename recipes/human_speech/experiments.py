@@ -3,8 +3,10 @@
 
 \b
 python recipes/human_speech/experiments.py list
-python recipes/human_speech/experiments.py run                         # all of them, seed by seed
-python recipes/human_speech/experiments.py run tokenverse 'share_*' --seeds 1
+python recipes/human_speech/experiments.py run --dry-run               # what it would run, and how long that takes
+python recipes/human_speech/experiments.py run --hours 6               # the most important of them, as many as fit
+python recipes/human_speech/experiments.py run                         # all of them
+python recipes/human_speech/experiments.py run main tokenverse 'share_*' --seeds 1
 python recipes/human_speech/experiments.py gather                      # scores and claims into experiments.json
 python recipes/human_speech/experiments.py tables                      # and from there into EXPERIMENTS.md
 python recipes/human_speech/experiments.py plots
@@ -27,8 +29,8 @@ import click
 from grid.claims import judge_all, read_claims
 from grid.grid import load_grid, read_yaml
 from grid.plots import NothingToDraw, draw, read_panels
+from grid.results import carried, read_results, rounded, utterances_of_run
 from grid.results import gather as gather_results
-from grid.results import read_results, rounded, utterances_of_run
 from grid.runs import Place, Runner
 from grid.tables import claims_table, fill
 from grid.worst import as_rows, cause_rows, without_texts
@@ -99,14 +101,28 @@ def list_runs(setup: Setup, steps: Optional[int]) -> None:
 @click.argument("names", nargs=-1)
 @click.option("--seeds", default="", callback=parse_seeds, help="Only these, e.g. 1,2. [default: those of the grid]")
 @steps_option
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of torch.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads of torch.")
+@click.option("--hours", type=click.FloatRange(min=0), help="Start no run that would probably not be finished by then.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be run, in order, with estimated times.")
 @click.pass_obj
-def run(setup: Setup, names: Tuple[str, ...], seeds: Tuple[int, ...], steps: Optional[int], threads: int) -> None:
-    """Train and decode the runs NAMES (such as 'share_*'; all if none is named) as far as they are not finished."""
+def run(
+    setup: Setup, names: Tuple[str, ...], seeds: Tuple[int, ...], steps: Optional[int], threads: int,
+    hours: Optional[float], dry_run: bool,
+) -> None:  # fmt: skip
+    """Train and decode the runs NAMES as far as they are not finished.
+
+    A name is one of a part of the grid (main), of a run, or a pattern ('share_*'). If none is named, all parts are done
+    in the order of the grid, the most important first.
+    """
+    place = setup.place(steps)
+    runner = Runner(place, RECIPES, threads, click.echo, hours)
+    folders = runner.todo(place.grid.plan(names), seeds)
+    if dry_run:
+        click.echo(aligned(runner.forecast(folders), left=3))
+        return
     # As Ctrl-C: the command that a run is at ends with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    place = setup.place(steps)
-    Runner(place, RECIPES, threads, click.echo).run_all(place.grid.chosen(names), seeds)
+    runner.run_all(folders)
 
 
 results_option = click.option(
@@ -115,6 +131,12 @@ results_option = click.option(
     default=HERE / "experiments.json",
     show_default=True,
     help="The file of results.",
+)
+before_option = click.option(
+    "--before",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=HERE / "experiments_before.json",
+    help="Results from before the fix of the task vectors; unused where there is no such file.",
 )
 resamples_option = click.option(
     "--resamples",
@@ -129,14 +151,20 @@ resamples_option = click.option(
 @steps_option
 @resamples_option
 @results_option
+@before_option
 @click.pass_obj
-def gather(setup: Setup, steps: Optional[int], resamples: int, results: Path) -> None:
-    """Put scores, intervals, seconds and commits of all finished runs, and the claims, into the file of results."""
+def gather(setup: Setup, steps: Optional[int], resamples: int, results: Path, before: Path) -> None:
+    """Put scores, intervals, seconds and commits of all finished runs, and the claims, into the file of results.
+
+    Runs of the grid that are not finished stay as the file --before has them, and are marked.
+    """
     place = setup.place(steps)
     found = gather_results(place, resamples, click.echo)
     found["claims"] = judge_all(read_claims(setup.claims), place, resamples)
     shown = [name for name in read_yaml(setup.grid).get("worst") or () if "scores" in found["runs"].get(name, {})]
     found["failures"] = {name: without_texts(utterances_of_run(place, name)) for name in shown}
+    if before.is_file():
+        found = carried(found, read_results(before))
     write_text(results, json.dumps(rounded(found), indent=1, ensure_ascii=False) + "\n")
     click.echo(f"results: {results}")
 
@@ -159,9 +187,11 @@ def claims(setup: Setup, steps: Optional[int], resamples: int) -> None:
     default=HERE / "EXPERIMENTS.md",
     help="Markdown file whose tables are filled in.",
 )
-def tables(results: Path, document: Path) -> None:
+@before_option
+def tables(results: Path, document: Path, before: Path) -> None:
     """Put the tables of the results between the markers of EXPERIMENTS.md."""
-    write_text(document, fill(document.read_text(encoding="utf-8"), read_results(results)))
+    older = read_results(before) if before.is_file() else None
+    write_text(document, fill(document.read_text(encoding="utf-8"), read_results(results), older))
     click.echo(f"document: {document}")
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from experiment_grids import ROOT, SCRIPT, finish, place_of, write_grid
 from grid.claims import Claim, judge, read_claims
-from grid.grid import Derivation, claim_tasks, derive, flatten, load_grid, nested
+from grid.grid import Derivation, claim_tasks, derive, divided, flatten, load_grid, nested
 from grid.runs import as_options
 from grid.tables import claims_table, fill
 from grid.worst import Utterance, cause, repeated, without_texts, worst
@@ -21,6 +21,7 @@ from toy_runs import read_cuts
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.labels import validate_cuts
+from tokenverse_pp.data.manifests import ManifestRow
 from tokenverse_pp.data.manifests import read_cuts as read_manifest
 from tokenverse_pp.metrics.bootstrap import RatioCounts
 from tokenverse_pp.tasks import transcript_of
@@ -318,3 +319,128 @@ def test_failures_are_shown_without_texts():
     assert len([row for row in rows if row.startswith("| u |")]) == 20 and "100" in rows[2]
     assert "drie" not in filled and "zes" not in filled
     assert rows[-1] == f"| {cause(wrong)} | 2 | 6 |" and filled.count("Nothing has been run yet.") == 1
+
+
+def fillets(language, number, seconds):
+    turns = [
+        {"text": "een twee", "speaker": who, "language": language, "endpoint": who == "b", "duration": seconds / 2}
+        for who in "ab"
+    ]
+    return make_cut(f"{language}-{number}", turns, ["asr", "scd", "endp", "lid"], seconds, corpus="fillets")
+
+
+@given(st.integers(0, 9), st.integers(2, 3), st.lists(st.floats(1, 30), min_size=1, max_size=20))
+def test_parts_are_alike_and_drawn_by_the_seed(seed, parts, lengths):
+    cuts = [fillets(language, i, x) for language in ("nl", "cs") for i, x in enumerate(lengths)]
+    rows = [ManifestRow("here", b"", cut.to_dict()) for cut in cuts]
+    found = divided(rows, parts, seed)
+    assert divided(rows[::-1], parts, seed) == found and set(found) == {cut.id for cut in cuts}
+    for language in ("nl", "cs"):
+        ids = [[cut for cut in cuts if found[cut.id] == n and cut.id.startswith(language)] for n in range(parts)]
+        sizes, seconds = [len(part) for part in ids], [sum(cut.duration for cut in part) for part in ids]
+        assert max(sizes) - min(sizes) <= 1 and max(seconds) - min(seconds) <= max(lengths) + 1e-6
+
+
+def test_halves_lose_the_labels_of_the_other_half(tmp_path):
+    cuts = [fillets(language, i, 2.0 + i) for language in ("nl", "cs") for i in range(8)]
+    cuts.append(make_cut("other", [{"text": "tres", "language": "es"}], ["asr", "lid"], corpus="asterisk"))
+    source, output = tmp_path / "cuts.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(cut.to_dict()) + "\n" for cut in cuts))
+    how = load_grid(GRID, ROOT).manifests["halves"]
+    drawn = {}
+    for seed in (1, 2):
+        derive(source, output, how, seed)
+        found = list(read_manifest(output))
+        validate_cuts(found)
+        drawn[seed] = {cut.id: tuple(cut.custom["tasks"]) for cut in found}
+        assert sorted(drawn[seed].values()) == [("asr", "endp", "lid")] * 8 + [("asr", "scd", "lid")] * 8
+        with_endpoint = {cut.id for cut in found if any("endpoint" in turn.custom for turn in cut.supervisions)}
+        assert with_endpoint == {name for name, tasks in drawn[seed].items() if "endp" in tasks}
+    assert drawn[1] != drawn[2] and how.is_drawn
+
+    # Claimed empty: the same halves, and what a cut lost is said not to be there.
+    derive(source, output, load_grid(GRID, ROOT).manifests["halves_claimed"], 2)
+    for cut in read_manifest(output):
+        assert cut.custom["tasks"] == ["asr", "scd", "endp", "lid"]
+        speakers, ends = (
+            {turn.speaker for turn in cut.supervisions},
+            [turn.custom["endpoint"] for turn in cut.supervisions],
+        )
+        assert (speakers, ends) == (
+            ({"a", "b"}, [False] * 2) if "scd" in drawn[2][cut.id] else ({"unknown"}, [False, True])
+        )
+    with pytest.raises(UserError, match="only and divide"):
+        Derivation.of({"only": ["scd"], "divide": [["scd"], ["endp"]]})
+
+
+def test_parts_are_planned_in_order_and_each_run_once(place, tiny_corpus, tmp_path):
+    grid = load_grid(GRID, ROOT)
+    parts = [[run.name for run in part] for part in grid.plan(())]
+    assert parts[0][:2] == ["start", "tokenverse_pp"] and "halves_claimed" in parts[1] and "tokenverse" not in parts[1]
+    names = [name for part in parts for name in part]
+    assert len(set(names)) == len(names) and set(names) == {name for name, run in grid.runs.items() if not run.hyps}
+    assert [run.name for run in grid.plan(["forms"])[0]][:3] == ["start", "form_masks_first", "form_centred"]
+    with pytest.raises(UserError, match="no run 'nobody'"):
+        load_grid(write_grid(tiny_corpus, tmp_path / "other.yaml", parts={"main": ["nobody"]}), ROOT)
+
+
+def test_a_dry_run_says_what_would_be_done(script, place, tiny_corpus, toy_tasks, tmp_path):
+    write_grid(tiny_corpus, tmp_path / "grid.yaml", parts={"main": ["asr"]})
+    finish(place.folder(place.grid.runs["pp"], 1), perfect(tiny_corpus, toy_tasks))
+    before = sorted(place.exp_dir.rglob("*"))
+    said = invoke(script, place, tmp_path, "run", "--dry-run")
+    rows = [line.split() for line in said.output.splitlines()]
+    assert [row[:2] for row in rows[1:]] == [["asr", "1"], ["pp", "1"], ["sets", "1"], ["pp", "2"]]
+    assert rows[2][2] == "finished" and rows[2][-3:-1] == ["0.0", "0.0"] and rows[3][2] == "trained"
+    hours = [float(row[-1]) for row in rows[1:]]
+    assert hours == sorted(hours) and hours[0] == hours[1] > 0
+    said = invoke(script, place, tmp_path, "run", "--dry-run", "--hours", (hours[1] + hours[2]) / 2)
+    assert "not within" in said.output and "sets seed 1 and what follows" in said.output and "pp   2" not in said.output
+    # Nothing fits, so nothing is started.
+    said = invoke(script, place, tmp_path, "run", "--hours", 0)
+    assert said.exit_code == 0 and "asr seed 1: would not be finished within 0 h" in said.output
+    assert sorted(place.exp_dir.rglob("*")) == before
+
+
+def test_results_from_before_are_kept_until_there_are_new_ones(script, place, tiny_corpus, toy_tasks, tmp_path):
+    finish(place.folder(place.grid.runs["pp"], 1), perfect(tiny_corpus, toy_tasks))
+    finish(place.folder(place.grid.runs["asr"], 1), perfect(tiny_corpus, toy_tasks, ["asr"]))
+    (tmp_path / "claims.yaml").write_text(
+        "claims: [{id: w, says: words, run: pp, is: better, than: asr, metric: wer}, "
+        "{id: n, says: names, run: pp, is: reaches, value: 0.9, metric: ner exact}]"
+    )
+    old, new, document = tmp_path / "old.json", tmp_path / "new.json", tmp_path / "page.md"
+    document.write_text("<!-- table: runs pp asr | wer -->\n<!-- table: claims -->\n<!-- table: before asr | wer -->\n")
+
+    def page(results):
+        claims = ["--claims", tmp_path / "claims.yaml"]
+        given = ["--results", results, "--before", old]
+        done = [
+            invoke(script, place, tmp_path, *claims, "gather", "--resamples", 100, *given),
+            invoke(script, place, tmp_path, "tables", *given, "--document", document),
+        ]
+        assert [x.exit_code for x in done] == [0, 0], [x.output for x in done]
+        return document.read_text().splitlines()
+
+    rows = page(old)
+    assert not any("†" in row for row in rows)
+    # Run again, pp alone is finished: asr is that of before, and so is the claim about both.
+    place.folder(place.grid.runs["asr"], 1).output(place.grid.runs["asr"].decodings[0]).rename(tmp_path / "gone")
+    rows = page(new)
+    found = json.loads(new.read_text())
+    assert found["runs"]["asr"]["before"] and "before" not in found["runs"]["pp"]
+    assert [claim.get("before", False) for claim in found["claims"]] == [True, False]
+    assert any(row.startswith("| `asr` † |") for row in rows) and any(row.startswith("| `pp` | all") for row in rows)
+    first, second = (row for row in rows if row.startswith("| `asr` | "))
+    assert "| before | 1 | 0.0 (" in first and second == "| `asr` | after | - | - |"
+
+
+def test_fewer_tokens_of_tasks_switched_off_are_better():
+    assert (
+        verdict("better", HALF, MORE, "switched off scd")
+        == verdict("better", MORE, HALF, "switched on scd")
+        == "supported"
+    )
+    assert verdict("not worse", MORE, HALF, "switched wer alone") == "not supported"
+    nothing = RatioCounts.of([[(0, 1) for _ in range(200)]])
+    assert verdict("not worse", nothing, nothing, "switched off scd") == "supported"

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from grid.grid import read_yaml
-from grid.results import ALL, TestSet, decoded_by
+from grid.results import ALL, OPEN, TestSet, decoded_by, is_error
 from grid.runs import Place
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.evaluation.comparison import WER, Counted, common_ids, counts_of
+from tokenverse_pp.evaluation.comparison import Counted, common_ids, counts_of
 from tokenverse_pp.metrics.bootstrap import RESAMPLES, RatioCounts, bootstrap, compare
 
-SUPPORTED, NOT_SUPPORTED, UNDECIDED, OPEN = "supported", "not supported", "undecided", "not run"
+SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 RELATIONS = ("better", "not worse", "reaches")
 KEYS = {"id", "says", "run", "is", "than", "metric", "corpus", "value"}
 
@@ -27,7 +27,7 @@ class Claim:
         says: in words.
         run: the run that it is about.
         relation: ``better`` or ``not worse`` (than another run), or ``reaches`` (a value).
-        metric: of `comparison.Counted`.
+        metric: of `comparison.Counted`, or of switching.py (`switching.count_switching`).
         corpus: of the test cuts; ``all``.
         than: the other run.
         value: a fraction.
@@ -78,7 +78,7 @@ def judge(
     record.update(run=claim.run, relation=claim.relation, than=claim.than, value=claim.value)
     if a is None or (claim.relation != "reaches" and b is None):
         return {**record, "verdict": OPEN}
-    sign = -1.0 if claim.metric == WER else 1.0  # so that more is better
+    sign = -1.0 if is_error(claim.metric) else 1.0  # so that more is better
     if claim.relation == "reaches":
         low, high = bootstrap(a, resamples)
         record.update(a=a.score(), interval=[low, high], cuts=a.utterances)
@@ -90,7 +90,7 @@ def judge(
     record["cuts"] = found.utterances
     worst, best = sorted(sign * x for x in found.interval)
     if claim.relation == "not worse":
-        nothing = claim.metric != WER and found.a == found.b == 0  # neither can do it: that says nothing
+        nothing = not is_error(claim.metric) and found.a == found.b == 0  # neither can do it: that says nothing
         return {**record, "verdict": NOT_SUPPORTED if best < 0 else UNDECIDED if nothing else SUPPORTED}
     return {**record, "verdict": SUPPORTED if worst > 0 else NOT_SUPPORTED if best < 0 else UNDECIDED}
 

@@ -1,6 +1,7 @@
 """A grid of experiments as YAML: what runs there are, and what defines each.
 
-Training manifests made from one manifest: parts of it, labels for a share of the cuts, labels claimed but empty.
+Training manifests made from one manifest: parts of it, labels for a share of the cuts, other labels for each half of
+the cuts, labels claimed but empty.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
@@ -19,11 +21,19 @@ import yaml
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.editing.label import LabelChange, in_order, label_rows
 from tokenverse_pp.data.editing.split import Wanted, write_subset
-from tokenverse_pp.data.manifests import custom_of, read_rows, supervision_custom, supervisions_of, writing_rows
+from tokenverse_pp.data.manifests import (
+    ManifestRow,
+    custom_of,
+    duration_of,
+    read_rows,
+    supervision_custom,
+    supervisions_of,
+    writing_rows,
+)
 
 Settings = Dict[str, Any]  # dotted option of recipes/train.py -> value
 RUN_KEYS = {"about", "configs", "settings", "train", "seeds", "decode", "decodings", "sweep", "of", "init_from",
-            "hyps"}  # fmt: skip
+            "hyps", "switching"}  # fmt: skip
 COMMON_KEYS = {"configs", "settings", "train", "seeds", "decode", "init_from", "tokenizer"}
 
 
@@ -45,6 +55,7 @@ class Run:
         of: the run whose model is decoded; nothing is trained.
         init_from: the run from whose model the training starts: of the same seed, or the only one of a run of one seed.
         hyps: hypotheses that another program wrote, to compare with; nothing is run.
+        switching: options of switching.py, where that measures the model too.
     """
 
     name: str
@@ -56,6 +67,7 @@ class Run:
     of: Optional[str] = None
     init_from: Optional[str] = None
     hyps: Optional[str] = None
+    switching: Optional[Decoding] = None
 
     @property
     def needs(self) -> Optional[str]:
@@ -71,12 +83,30 @@ class Grid:
         corpora: file names of the sets ``train``, ``dev`` and ``test`` in the data folder.
         manifests: name -> how a training manifest is made from the ``train`` set.
         tokenizer: ``tasks``, ``languages`` and ``vocab_size`` of the one tokenizer that all runs share.
+        parts: name -> patterns of runs that are done together, the most important part first.
     """
 
     corpora: Mapping[str, str]
     manifests: Mapping[str, Derivation]
     tokenizer: Mapping[str, Any]
     runs: Mapping[str, Run]
+    parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def plan(self, names: Sequence[str]) -> List[List[Run]]:
+        """The runs to do, part by part: a name is one of a part or of runs (`chosen`).
+
+        None named: all parts, then the rest.
+
+        Raises:
+            UserError: for a name that is neither.
+        """
+        patterns = [self.parts.get(name, [name]) for name in names] or [*self.parts.values(), list(self.runs)]
+        done: Dict[str, Run] = {}
+        parts = []
+        for part in patterns:
+            parts.append([run for run in self.chosen(part) if run.name not in done])
+            done.update((run.name, run) for run in parts[-1])
+        return parts
 
     def chosen(self, patterns: Sequence[str]) -> List[Run]:
         """The runs named, ``transfer_*`` for all that begin so; none named: all. What a run needs comes before it.
@@ -124,7 +154,9 @@ def load_grid(path: Path, root: Path, changes: Optional[Mapping[str, Any]] = Non
         }
         for run in runs.values():
             _check(run, runs, manifests)
-        return Grid(data["corpora"], manifests, common.get("tokenizer") or {}, runs)
+        grid = Grid(data["corpora"], manifests, common.get("tokenizer") or {}, runs, data.get("parts") or {})
+        grid.plan(())  # its parts name runs
+        return grid
     except KeyError as error:
         raise UserError(f"{path}: expected a key {error}") from None
     except UserError as error:
@@ -148,6 +180,7 @@ def _run(name: str, spec: Mapping[str, Any], common: Mapping[str, Any], root: Pa
         spec.get("of"),
         None if spec.get("of") or spec.get("hyps") else spec.get("init_from", common.get("init_from")),
         spec.get("hyps"),
+        _switching(common.get("decode") or {}) if spec.get("switching") else None,
     )
 
 
@@ -162,6 +195,11 @@ def _decodings(options: Mapping[str, Any], spec: Mapping[str, Any]) -> Iterable[
             yield Decoding(" ".join(f"{option}={value}" for option, value in swept.items()), {**options, **swept})
     else:
         yield Decoding("test", options)
+
+
+def _switching(options: Mapping[str, Any]) -> Decoding:
+    """How switching.py decodes: greedily, of the options for decode.py only what the inputs need."""
+    return Decoding("switching", {name: options[name] for name in ("stored-features", "encoder") if name in options})
 
 
 def _check(run: Run, runs: Mapping[str, Run], manifests: Mapping[str, Derivation]) -> None:
@@ -234,6 +272,8 @@ class Derivation:
         tasks: only cuts that are labelled for all of these.
         keep_labels: task -> share of its labelled cuts that keep the label, drawn anew for each seed of a run.
         only: drop the labels of all tasks but these.
+        divide: for each part of the cuts the tasks whose labels it keeps (in place of ``only``); which cut is in which
+            part is drawn anew for each seed of a run (`divided`).
         claim: say of every cut that it is labelled for these: where a label is missing, that there is nothing
             (`claim_tasks`).
     """
@@ -242,6 +282,7 @@ class Derivation:
     tasks: Tuple[str, ...] = ()
     keep_labels: Mapping[str, float] = field(default_factory=dict)
     only: Tuple[str, ...] = ()
+    divide: Tuple[Sequence[str], ...] = ()
     claim: Tuple[str, ...] = ()
 
     @classmethod
@@ -252,12 +293,14 @@ class Derivation:
             if key not in names:
                 raise UserError(f"manifests: unknown key {key!r}; expected some of {', '.join(sorted(names))}")
         given: Dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        if given.get("only") and given.get("divide"):
+            raise UserError("manifests: only and divide both say which labels stay; expected one of them")
         return cls(**given)
 
     @property
     def is_drawn(self) -> bool:
         """Whether it depends on a seed."""
-        return bool(self.keep_labels)
+        return bool(self.keep_labels or self.divide)
 
     def as_dict(self, seed: int) -> Dict[str, Any]:
         """What defines the manifest that comes of it, beside the one it is made from; empty: that one itself."""
@@ -273,21 +316,42 @@ def derive(source: Path, output: Path, how: Derivation, seed: int) -> None:
     """
     wanted = Wanted(tasks=frozenset(how.tasks), corpora=frozenset(how.corpora), keep_labels=how.keep_labels, seed=seed)
     part = output.with_name(f".part{os.getpid()}.{output.name}")
-    change = LabelChange(only=how.only or None)
     try:
         write_subset(source, part, wanted)
         with writing_rows(output) as writer:
-            for data in _changed(part, change, how):
+            for data in _changed(part, how, seed):
                 writer.write(data)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _changed(path: Path, change: LabelChange, how: Derivation) -> Iterator[Dict[str, Any]]:
-    for data in label_rows(read_rows(path), change):
-        if how.claim:
-            claim_tasks(data, how.claim)
-        yield data
+def _changed(path: Path, how: Derivation, seed: int) -> Iterator[Dict[str, Any]]:
+    kept = [LabelChange(only=tuple(tasks)) for tasks in how.divide]
+    part_of = divided(read_rows(path), len(kept), seed) if kept else {}
+    for row in read_rows(path):
+        change = kept[part_of[row.id]] if kept else LabelChange(only=how.only or None)
+        for data in label_rows([row], change):
+            if how.claim:
+                claim_tasks(data, how.claim)
+            yield data
+
+
+def divided(rows: Iterable[ManifestRow], parts: int, seed: int) -> Dict[str, int]:
+    """Cut id -> number of its part, drawn at random; the parts are alike in languages and lengths.
+
+    Of the cuts of a language in order of length each ``parts`` neighbours go to different parts.
+    """
+    by_language: Dict[Tuple[str, ...], List[Tuple[float, str]]] = {}
+    for row in rows:
+        languages = sorted({str(turn.get("language")) for turn in supervisions_of(row.data)})
+        by_language.setdefault(tuple(languages), []).append((duration_of(row), row.id))
+    found: Dict[str, int] = {}
+    for languages, cuts in by_language.items():
+        draw, cuts = random.Random(f"{seed}/{languages}"), sorted(cuts)
+        for first in range(0, len(cuts), parts):
+            numbers = draw.sample(range(parts), parts)
+            found.update((cut_id, number) for (_, cut_id), number in zip(cuts[first : first + parts], numbers))
+    return found
 
 
 def claim_tasks(data: Dict[str, Any], tasks: Tuple[str, ...]) -> None:

@@ -17,13 +17,24 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import write_text
 from tokenverse_pp.data.hypotheses import read_hypotheses
 from tokenverse_pp.data.manifests import read_cuts
-from tokenverse_pp.evaluation.comparison import Counted, common_ids, count_utterances, counts_of
+from tokenverse_pp.evaluation.comparison import WER, Counted, common_ids, count_utterances, counts_of
 from tokenverse_pp.metrics.bootstrap import RESAMPLES, bootstrap
 
 ALL = "all"
 # What is kept of the scores: with all the variants the file would have megabytes.
-KEPT = ("wer", "scd text", "scd time 0.5", "endp text", "endp time 0.5", "ner exact", "ner soft", "lid accuracy")
+KEPT = (
+    "wer",
+    "scd text",
+    "scd time 0.5",
+    "endp text",
+    "endp time 0.5",
+    "ner exact",
+    "ner soft",
+    "lid accuracy",
+    "switched",
+)
 KEPT_BY_CORPUS = ("wer", "lid accuracy")
+OPEN = "not run"  # the verdict on a claim about runs that are not finished
 COUNTS = "counts.json"  # beside hyps.jsonl: what each utterance adds to each score
 
 
@@ -71,6 +82,10 @@ def decoded_by(place: Place, run: Run, tests: TestSet, decoding: Optional[Decodi
             output = folder.output(each)
             for metric, ratios in _counted(output / "hyps.jsonl", output / COUNTS, tests).metrics.items():
                 merged.metrics.setdefault(metric, ratios)
+        if run.switching and not decoding:
+            merged.metrics.update(
+                (read_json(folder.output(run.switching) / "switching.json") or {"counts": {}})["counts"]
+            )
         found.append(merged)
     return found
 
@@ -123,6 +138,29 @@ def gather(place: Place, resamples: int = RESAMPLES, tell: Callable[[str], None]
         "data": {part: place.sha256(part) for part in ("train", "test")},
         "runs": runs,
     }
+
+
+def carried(found: Dict[str, Any], before: Dict[str, Any]) -> Dict[str, Any]:
+    """Results, with those of an older file for what they lack: its runs, claims and failures are marked ``before``.
+
+    A claim is taken from the older file while its runs are not finished, if it has the same words, runs and metric.
+    """
+    runs = {name: {**run, "before": True} for name, run in before["runs"].items() if name not in found["runs"]}
+    of_old = {name: rows for name, rows in before.get("failures", {}).items() if name in runs}
+    same = lambda a, b: all(a[key] == b[key] for key in ("says", "run", "than", "metric", "corpus", "relation"))
+    older = {claim["id"]: claim for claim in before.get("claims", ())}
+    claims = [
+        {**older[claim["id"]], "before": True}
+        if claim["verdict"] == OPEN and claim["id"] in older and same(claim, older[claim["id"]])
+        else claim
+        for claim in found["claims"]
+    ]
+    return {**found, "runs": {**found["runs"], **runs}, "claims": claims, "failures": {**of_old, **found["failures"]}}
+
+
+def is_error(metric: str) -> bool:
+    """Whether a metric is better when it is lower: WER, and tokens of tasks that are switched off."""
+    return metric == WER or metric.startswith(("switched wer", "switched off"))
 
 
 def _listed(folders: Sequence[RunFolder]) -> str:

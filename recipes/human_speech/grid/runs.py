@@ -150,7 +150,8 @@ class RunFolder:
 
     def left(self) -> List[Decoding]:
         """The decodings that are still to be done."""
-        return [decoding for decoding in self.run.decodings if self.decoded(decoding) is None]
+        wanted = [*self.run.decodings, *([self.run.switching] if self.run.switching else ())]
+        return [decoding for decoding in wanted if self.decoded(decoding) is None]
 
     def write_config(self) -> Path:
         """The configuration file for train.py, with all that the grid says."""
@@ -201,7 +202,8 @@ def read_json(path: Path) -> Optional[Dict[str, Any]]:
 
 POLL = 2.0  # seconds between looks at a child
 SAY_EVERY = 60.0  # seconds between lines of progress
-GUESS = {"step": 0.7, "decoding": 40.0}  # seconds, until a run has shown what they take
+# Until a run has shown what they are: seconds of speech that are trained on in a second, seconds of a decoding.
+GUESS = {"rate": 150.0, "decoding": 40.0}
 
 
 class Failed(Exception):
@@ -216,16 +218,50 @@ class Runner:
         recipes: the folder of train.py and decode.py.
         threads: of torch, in each of them.
         say: takes the lines of progress.
+        hours: no run is started that would probably not be finished so many hours after the first.
     """
 
     place: Place
     recipes: Path
     threads: int
     say: Callable[[str], None]
-    seconds: Dict[str, float] = field(default_factory=dict)  # of a step and of a decoding, as far as seen
+    hours: Optional[float] = None
+    seen: Dict[str, float] = field(default_factory=dict)  # what `GUESS` guesses, as far as runs have shown it
 
-    def run_all(self, runs: Sequence[Run], seeds: Sequence[int]) -> None:
-        """Do every run for every seed: the first seed of all of them first, so that a stopped grid is whole for it.
+    def todo(self, parts: Sequence[Sequence[Run]], seeds: Sequence[int]) -> List[RunFolder]:
+        """Every run of every seed, part by part; in a part the first seed of all runs first, so that a part that is
+        stopped is whole for it."""
+        folders = [
+            self.place.folder(run, seed)
+            for part in parts
+            for seed in sorted({seed for run in part for seed in run.seeds})
+            for run in part
+            if seed in run.seeds and (not seeds or seed in seeds)
+        ]
+        self._learn(folders)
+        return folders
+
+    def forecast(self, folders: Sequence[RunFolder]) -> List[List[str]]:
+        """A table of what would be run: for each run its state, its minutes, and the hours until it is finished."""
+        rows = [["run", "seed", "state", "training, min", "decoding, min", "finished after, h"]]
+        total = 0.0
+        for folder in folders:
+            training, decoding = self._seconds(folder)
+            total += training + decoding
+            state = "finished" if folder.finished else "trained" if folder.trained else "not started"
+            if state == "not started" and (step := last_step(folder.model / "log.jsonl")):
+                state = f"step {step}"
+            if self.hours is not None and total > 3600 * self.hours:
+                rows.append(
+                    [f"not within {self.hours:g} h: {folder.run.name} seed {folder.seed} and what follows", *[""] * 5]
+                )
+                break
+            numbers = [f"{training / 60:.1f}", f"{decoding / 60:.1f}", f"{total / 3600:.2f}"]
+            rows.append([folder.run.name, str(folder.seed), state, *numbers])
+        return rows
+
+    def run_all(self, folders: Sequence[RunFolder]) -> None:
+        """Do the runs in this order.
 
         A run that another process does is passed over. One that fails is told and passed over, with those that need
         it.
@@ -233,27 +269,26 @@ class Runner:
         Raises:
             UserError: at the end, where any failed.
         """
-        todo = [
-            self.place.folder(run, seed)
-            for seed in sorted({seed for run in runs for seed in run.seeds})
-            for run in runs
-            if seed in run.seeds and (not seeds or seed in seeds)
-        ]
-        self._learn(todo)
+        started = time.monotonic()
         failed: List[str] = []
-        for number, folder in enumerate(todo):
+        for number, folder in enumerate(folders):
             name = f"{folder.run.name} seed {folder.seed}"
             if folder.finished:
                 self.say(f"{name}: finished before")
                 continue
-            self.say(f"{name}: about {_minutes(self._expected(todo[number:]))} left for this and all that follow")
+            expected = time.monotonic() - started + sum(self._seconds(folder))
+            if self.hours is not None and expected > 3600 * self.hours:
+                self.say(f"{name}: would not be finished within {self.hours:g} h; the same command goes on from here")
+                break
+            left = sum(sum(self._seconds(each)) for each in folders[number:])
+            self.say(f"{name}: about {_minutes(left)} left for this and all that follow")
             try:
                 self._run(folder, name)
             except Failed as error:
                 failed.append(name)
                 self.say(f"{name}: failed: {error}")
         if failed:
-            raise UserError(f"{len(failed)} of {len(todo)} runs failed: {', '.join(failed)}")
+            raise UserError(f"{len(failed)} of {len(folders)} runs failed: {', '.join(failed)}")
 
     def _run(self, folder: RunFolder, name: str) -> None:
         with folder.locked() as lock:
@@ -279,7 +314,7 @@ class Runner:
             return f"step {step} of {steps}", step
 
         seconds = self._watch(command, folder, "train", f"{name}: training", lock, progress, steps)
-        self.seconds["step"] = seconds / steps
+        self.seen["rate"] = _speech(folder.run, steps) / seconds
         folder.note(
             "trained.json",
             {"digest": folder.trained_digest, "steps": steps, "seconds": round(seconds, 1), "commit": git_commit()},
@@ -290,11 +325,21 @@ class Runner:
         output = folder.output(decoding)
         if (output / "decoded.json").exists():
             shutil.rmtree(output)  # of other options
-        command: List[Any] = [self.recipes / "decode.py", "--model", folder.model, "--cuts", self.place.corpus("test")]
-        command += ["--output-dir", output, "--no-report", "--threads", self.threads, *as_options(decoding.options)]
+        script, more = ("decode.py", ["--no-report"])
+        if decoding is folder.run.switching:
+            script, more = ("human_speech/switching.py", [])
+        command: List[Any] = [
+            self.recipes / script,
+            "--model",
+            folder.model,
+            "--cuts",
+            self.place.corpus("test"),
+            *more,
+        ]
+        command += ["--output-dir", output, "--threads", self.threads, *as_options(decoding.options)]
         title = f"{name}: decoding {decoding.name}"
         seconds = self._watch(command, folder, output.name, title, lock, lambda: ("", 0.0), 0)
-        self.seconds["decoding"] = seconds
+        self.seen["decoding"] = seconds
         record = {"digest": folder.decoding_digest(decoding), "seconds": round(seconds, 1), "commit": git_commit()}
         write = folder.output(decoding).relative_to(folder.path) / "decoded.json"
         folder.note(str(write), {**record, "options": dict(decoding.options)})
@@ -342,24 +387,29 @@ class Runner:
         return seconds
 
     def _environment(self) -> Dict[str, str]:
-        return {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        # Threads that spin while they wait for others slow each other down where two share a core.
+        return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(self.threads)}
 
     def _learn(self, folders: Sequence[RunFolder]) -> None:
-        """How long a step and a decoding took in the runs that are finished."""
-        records = [folder.trained for folder in folders]
-        steps = [record["seconds"] / record["steps"] for record in records if record]
-        if steps:
-            self.seconds["step"] = sum(steps) / len(steps)
+        """How fast training was in the runs that are finished."""
+        trained = [(folder.run, record) for folder in folders if not folder.run.of and (record := folder.trained)]
+        if trained:
+            speech = sum(_speech(run, record["steps"]) for run, record in trained)
+            self.seen["rate"] = speech / sum(record["seconds"] for _, record in trained)
 
-    def _expected(self, folders: Sequence[RunFolder]) -> float:
-        """Seconds that unfinished runs are likely to take."""
-        seconds = {**GUESS, **self.seconds}
-        total = 0.0
-        for folder in folders:
-            if folder.trained is None and not folder.run.of:
-                total += seconds["step"] * float(folder.run.settings.get("training.max_steps", 0))
-            total += seconds["decoding"] * len(folder.left())
-        return total
+    def _seconds(self, folder: RunFolder) -> Tuple[float, float]:
+        """Seconds that the training of a run and its decodings are likely to take, as far as they are not done."""
+        known = {**GUESS, **self.seen}
+        training = 0.0
+        if folder.trained is None and not folder.run.of:
+            steps = int(folder.run.settings.get("training.max_steps", 0)) - last_step(folder.model / "log.jsonl")
+            training = _speech(folder.run, max(steps, 0)) / known["rate"]
+        return training, known["decoding"] * len(folder.left())
+
+
+def _speech(run: Run, steps: int) -> float:
+    """Seconds of speech in so many steps, if all batches were full."""
+    return steps * float(run.settings.get("data.max_duration", 100.0))
 
 
 def as_options(options: Mapping[str, Any]) -> List[str]:

@@ -4,29 +4,36 @@ A document says what it wants, and gets it between its marker and ``<!-- end -->
 
     <!-- table: runs tokenverse_pp share_* | wer, wer@fillets, scd text -->   a row a run
     <!-- table: sweep task_sets | wer, ner exact -->                          a row a decoding
+    <!-- table: before tokenverse_pp half | wer, scd text -->                 a row a run of the older file, one of this
     <!-- table: cost tokenverse_pp share_* -->                                seeds, steps, minutes, commits
     <!-- table: claims -->
     <!-- table: worst tokenverse_pp -->, <!-- table: causes tokenverse_pp -->      what went wrong, by `worst`
 
-A metric is one of `comparison.Counted`, of all test cuts or (``@fillets``) of a corpus.
+A metric is one of `comparison.Counted` or of switching.py, of all test cuts or (``@fillets``) of a corpus. What is
+carried over from the older file (`results.carried`) is marked with `OLD`.
 """
 
 from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
-from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from tokenverse_pp.base.errors import UserError
 
 MARK = re.compile(r"<!-- table: (?P<what>\w+) *(?P<args>[^>]*?) *-->\n(?:(?:(?!<!--).*\n)*<!-- end -->\n)?")
 ALL = "all"
 MISSING = "-"
-TITLES = {"wer": "WER", "scd text": "SCD F1", "endp text": "ENDP F1", "ner exact": "NER F1", "lid accuracy": "LID"}
+TITLES = {"wer": "WER", "scd text": "SCD F1", "endp text": "ENDP F1", "ner exact": "NER F1", "lid accuracy": "LID",
+          "switched wer all": "WER, all tasks", "switched wer alone": "WER, asr alone"}  # fmt: skip
+OLD = " †"  # of a run or claim that is from before the fix
 
 
-def fill(document: str, results: Mapping[str, Any]) -> str:
+def fill(document: str, results: Mapping[str, Any], before: Optional[Mapping[str, Any]] = None) -> str:
     """The document with all its tables as the results have them.
+
+    Args:
+        before: results of an older file, for the tables ``before``.
 
     Raises:
         UserError: for a marker that asks for what there is not.
@@ -38,7 +45,8 @@ def fill(document: str, results: Mapping[str, Any]) -> str:
             raise UserError(f"table {what!r}: expected one of {', '.join(TABLES)}")
         names, _, metrics = match["args"].partition("|")
         wanted = [metric.strip() for metric in metrics.split(",") if metric.strip()]
-        rows = TABLES[what](results, names.split(), wanted)
+        given = {**results, "older": (before or {}).get("runs", {})}
+        rows = TABLES[what](given, names.split(), wanted)
         mark = match[0].split("\n", 1)[0]
         return f"{mark}\n\n{markdown(rows)}\n\n<!-- end -->\n"
 
@@ -60,7 +68,19 @@ def runs_table(results: Mapping[str, Any], names: Sequence[str], metrics: Sequen
     for name, run in chosen(results, names):
         if "scores" in run:
             cells = [score_cell(run["scores"], metric) for metric in metrics]
-            rows.append([f"`{name}`", run["about"], str(len(run["seeds"]) or MISSING), *cells])
+            rows.append([named(name, run), run["about"], str(len(run["seeds"]) or MISSING), *cells])
+    return rows
+
+
+def before_table(results: Mapping[str, Any], names: Sequence[str], metrics: Sequence[str]) -> List[List[str]]:
+    """Two rows a run: what the older file has of it, and what these results have, if it was run again."""
+    rows = [["run", "", "seeds", *map(_title, metrics)]]
+    for name, old in chosen({"runs": results["older"]}, names):
+        new = results["runs"].get(name, {})
+        for when, run in (("before", old), ("after", {} if new.get("before") else new)):
+            scores = run.get("scores", {})
+            seeds = str(len(run["seeds"])) if run else MISSING
+            rows.append([f"`{name}`", when, seeds, *(score_cell(scores, metric) for metric in metrics)])
     return rows
 
 
@@ -70,7 +90,7 @@ def sweep_table(results: Mapping[str, Any], names: Sequence[str], metrics: Seque
     for _, run in chosen(results, names):
         for decoding in run.get("sweep", ()):
             cells = [score_cell(decoding["scores"], metric) for metric in metrics]
-            rows.append([f"`{decoding['name']}`", *cells])
+            rows.append([named(decoding["name"], run), *cells])
     return rows
 
 
@@ -82,7 +102,7 @@ def cost_table(results: Mapping[str, Any], names: Sequence[str], metrics: Sequen
             commit = str(seed.get("commit") or MISSING)
             short = commit[:8] + ("+" if commit.endswith("+") else "")
             minutes = f"{seed['seconds'] / 60:.1f}" if "seconds" in seed else MISSING
-            rows.append([f"`{name}`", str(seed["seed"]), str(seed.get("steps", MISSING)), minutes, short])
+            rows.append([named(name, run), str(seed["seed"]), str(seed.get("steps", MISSING)), minutes, short])
     return rows
 
 
@@ -100,7 +120,7 @@ def claims_table(results: Mapping[str, Any], names: Sequence[str], metrics: Sequ
             scores = f"{_percent(claim['a'])}, {other}"
         versus = f"`{claim['run']}`" + (f" / `{claim['than']}`" if claim["than"] else "")
         says = f"{claim['says']} ({_title(claim['metric'])}{where}; {versus})"
-        rows.append([says, scores, found, claim["verdict"]])
+        rows.append([says, scores, found, claim["verdict"] + (OLD if claim.get("before") else "")])
     return rows
 
 
@@ -121,6 +141,7 @@ def _failures(results: Mapping[str, Any], names: Sequence[str], which: str) -> L
 
 TABLES = {
     "runs": runs_table,
+    "before": before_table,
     "sweep": sweep_table,
     "cost": cost_table,
     "claims": claims_table,
@@ -135,6 +156,11 @@ def chosen(results: Mapping[str, Any], names: Sequence[str]) -> Iterator[Tuple[s
         for name, run in results["runs"].items():
             if fnmatchcase(name, pattern):
                 yield name, run
+
+
+def named(name: str, run: Mapping[str, Any]) -> str:
+    """The name of a run, or of a decoding of it, for a row."""
+    return f"`{name}`" + (OLD if run.get("before") else "")
 
 
 def score_cell(scores: Mapping[str, Any], metric: str) -> str:

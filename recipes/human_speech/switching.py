@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Does a model stop writing a task's tokens when the task is switched off?
+
+\b
+python recipes/human_speech/switching.py --model exp/pp --cuts data/human_speech/features/cuts_test.jsonl.gz \\
+  --stored-features --output-dir exp/pp/switching
+
+Decodes greedily, with the vectors of all tasks and with that of asr alone. Nothing is suppressed: the search may write
+the tokens of any task both times, so the vectors alone tell the model what is wanted. The table has, for each task, the
+share of the cuts labelled for it in which its tokens were written with all tasks on and with asr alone, and the WER of
+both. Cuts without a list of tasks are not counted for any task.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict, List, Sequence, Tuple
+
+import click
+import kaldialign
+import torch
+from lhotse.cut import Cut
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import aligned, write_json
+from tokenverse_pp.base.options import DecodeOptions
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.cli.groups import report_errors
+from tokenverse_pp.cli.options import options_from, threads_option
+from tokenverse_pp.data.dataset import load_inputs
+from tokenverse_pp.data.labels import labelled_tasks
+from tokenverse_pp.data.manifests import read_cuts
+from tokenverse_pp.decoding.recognizer import Recognizer, plan_batches, vector_weights
+from tokenverse_pp.models.bundle import ModelBundle, load_model
+from tokenverse_pp.tasks import transcript_of
+
+RESULT = "switching.json"
+Counts = Dict[str, Dict[str, Tuple[float, float]]]  # metric -> cut id -> (numerator, denominator)
+
+
+def words_and_tokens(
+    loaded: ModelBundle, cuts: Sequence[Cut], active: Sequence[str], options: DecodeOptions
+) -> Dict[str, List[str]]:
+    """Cut id -> words and task tokens that were written with the vectors of the active tasks; no token is suppressed.
+
+    Raises:
+        UserError: for a cut from which the encoder makes NaN or infinity.
+    """
+    recognizer = Recognizer(loaded, options, vector_weights(loaded, loaded.tasks.subset(active)))
+    texts: Dict[str, List[str]] = {}
+    for batch in plan_batches(cuts, options):
+        inputs = [load_inputs(cut, options.stored_features, convert=not options.stored_features) for cut in batch]
+        for cut, best in zip(batch, recognizer.recognize(inputs)):
+            if best is None:
+                raise UserError(f"cut {cut.id}: the encoder gave NaN or infinity")
+            texts[cut.id] = loaded.tokenizer.decode(best[0].tokens).split()
+    return texts
+
+
+def count_switching(loaded: ModelBundle, cuts: Sequence[Cut], options: DecodeOptions) -> Counts:
+    """What each cut adds to each score, as `evaluation.comparison.Counted` has it.
+
+    ``switched on scd``, ``switched off scd``: whether its token was written with all tasks and with ``asr`` alone, of
+    cuts labelled for it. ``switched wer all``, ``switched wer alone``: word errors of both.
+
+    Raises:
+        UserError: for a model that has no task vectors, or no task but ``asr``.
+    """
+    tasks = loaded.tasks
+    if loaded.config.model.vectors.placement == "none" or len(tasks.names) < 2:
+        raise UserError(
+            f"{loaded.folder}: expected a model with task vectors and more tasks than asr, to switch between"
+        )
+    counts: Counts = {}
+    for active, state, which in ((tasks.names, "on", "all"), (("asr",), "off", "alone")):
+        texts = words_and_tokens(loaded, cuts, active, options)
+        for cut in cuts:
+            labelled = labelled_tasks(cut) if "tasks" in (cut.custom or {}) else []
+            for name in tasks.names:
+                if name != "asr" and name in labelled:
+                    written = any(word in tasks[name].symbols for word in texts[cut.id])
+                    counts.setdefault(f"switched {state} {name}", {})[cut.id] = (float(written), 1.0)
+            ref = list(transcript_of(cut, tasks).words)
+            hyp = [word for word in texts[cut.id] if word not in tasks.symbols]
+            errors = kaldialign.edit_distance(ref, hyp)["total"]
+            counts.setdefault(f"switched wer {which}", {})[cut.id] = (float(errors), float(len(ref)))
+    return counts
+
+
+def table(counts: Counts) -> List[List[str]]:
+    """A row a score: its name, its value in percent, the cuts that it is counted over."""
+    rows = [["score", "%", "cuts"]]
+    for metric, ratios in counts.items():
+        above, below = (sum(column) for column in zip(*ratios.values()))
+        rows.append([metric, f"{100 * above / max(below, 1.0):.1f}", str(len(ratios))])
+    return rows
+
+
+@click.command(help=__doc__, context_settings={"max_content_width": 100})
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="Model folder, checkpoint or experiment.")
+@click.option("--cuts", required=True, help="CutSet to decode.")
+@click.option("--output-dir", required=True, type=click.Path(path_type=Path), help=f"For {RESULT}.")
+@click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
+@options_from(DecodeOptions, "stored_features", "max_duration", "precision")
+@threads_option
+def main(
+    model: Path, cuts: str, output_dir: Path, encoder: str, stored_features: bool, max_duration: float, precision: str,
+    threads: int,
+) -> None:  # fmt: skip
+    """See the module's docstring."""
+    if threads:
+        torch.set_num_threads(threads)
+    options = DecodeOptions(
+        SearchOptions("greedy", force_language=False),
+        stored_features=stored_features,
+        max_duration=max_duration,
+        precision=precision,  # type: ignore[arg-type]  # click has checked it
+    )
+    counts = count_switching(load_model(model, encoder), list(read_cuts(cuts)), options)
+    write_json(output_dir / RESULT, {"counts": counts})
+    click.echo(aligned(table(counts)))
+
+
+if __name__ == "__main__":
+    with report_errors():
+        main(standalone_mode=True)
