@@ -338,7 +338,7 @@ def test_parts_are_alike_and_drawn_by_the_seed(seed, parts, lengths):
     for language in ("nl", "cs"):
         ids = [[cut for cut in cuts if found[cut.id] == n and cut.id.startswith(language)] for n in range(parts)]
         sizes, seconds = [len(part) for part in ids], [sum(cut.duration for cut in part) for part in ids]
-        assert max(sizes) - min(sizes) <= 1 and max(seconds) - min(seconds) <= max(lengths) + 1e-6
+        assert max(sizes) - min(sizes) <= 1 and max(seconds) - min(seconds) <= 2 * max(lengths) + 1e-6
 
 
 def test_halves_lose_the_labels_of_the_other_half(tmp_path):
