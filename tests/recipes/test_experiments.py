@@ -18,7 +18,7 @@ from labelled_cuts import make_cut
 from scripts import load_script
 from toy_runs import read_cuts
 
-from tokenverse_pp.base.config_files import load_config
+from tokenverse_pp.base.config_files import check_activation, check_config, from_dict, load_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.labels import validate_cuts
 from tokenverse_pp.data.manifests import ManifestRow
@@ -443,3 +443,11 @@ def test_fewer_tokens_of_tasks_switched_off_are_better():
     assert verdict("not worse", MORE, HALF, "switched wer alone") == "not supported"
     nothing = RatioCounts.of([[(0, 1) for _ in range(200)]])
     assert verdict("not worse", nothing, nothing, "switched off scd") == "supported"
+
+
+def test_every_run_of_the_recipe_has_settings_that_training_takes():
+    for run in load_grid(GRID, ROOT).runs.values():
+        if not run.hyps and not run.of:
+            config = check_config(from_dict(nested(run.settings)))
+            check_activation(config)
+            assert config.model.vectors.masked is (run.name != "form_masks_first"), run.name
