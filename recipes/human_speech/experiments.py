@@ -164,7 +164,7 @@ def gather(setup: Setup, steps: Optional[int], resamples: int, results: Path, be
     shown = [name for name in read_yaml(setup.grid).get("worst") or () if "scores" in found["runs"].get(name, {})]
     found["failures"] = {name: without_texts(utterances_of_run(place, name)) for name in shown}
     if before.is_file():
-        found = carried(found, read_results(before))
+        found = carried(found, read_results(before), place.grid.runs)
     write_text(results, json.dumps(rounded(found), indent=1, ensure_ascii=False) + "\n")
     click.echo(f"results: {results}")
 

@@ -34,7 +34,7 @@ def write_grid(corpus, path, steps=6, **changes):
         },
         "manifests": {"all": None, "half": {"keep_labels": {"ner": 0.5}}},
         "runs": {
-            "pp": {"about": "all of it"},
+            "pp": {"about": "all of it", "switching": True},
             "asr": {
                 "about": "words",
                 "settings": {"tasks.names": ["asr"], "model.vectors.placement": "none"},
@@ -55,7 +55,10 @@ def place_of(grid, corpus, exp_dir):
 
 
 def finish(folder, hyps):
-    """Make a run's folder look finished: ``hyps`` are the hypotheses of all its decodings."""
+    """Make a run's folder look finished: ``hyps`` are the hypotheses of all its decodings.
+
+    Switching is counted as if every cut had its speaker changes written with asr alone.
+    """
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.note("trained.json", {"digest": folder.trained_digest, "steps": 6, "seconds": 60.0, "commit": "c0ffee"})
     for decoding in folder.run.decodings:
@@ -63,3 +66,9 @@ def finish(folder, hyps):
         output.mkdir(parents=True)
         (output / "hyps.jsonl").write_text("".join(json.dumps(hyp) + "\n" for hyp in hyps))
         (output / "decoded.json").write_text(json.dumps({"digest": folder.decoding_digest(decoding), "seconds": 3.0}))
+    if folder.run.switching:
+        output = folder.output(folder.run.switching)
+        output.mkdir(parents=True)
+        counts = {"switched off scd": {hyp["id"]: (1.0, 1.0) for hyp in hyps}}
+        (output / "switching.json").write_text(json.dumps({"counts": counts}))
+        (output / "decoded.json").write_text(json.dumps({"digest": folder.decoding_digest(folder.run.switching)}))

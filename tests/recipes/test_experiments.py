@@ -18,7 +18,7 @@ from labelled_cuts import make_cut
 from scripts import load_script
 from toy_runs import read_cuts
 
-from tokenverse_pp.base.config_files import load_config
+from tokenverse_pp.base.config_files import check_activation, check_config, from_dict, load_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.labels import validate_cuts
 from tokenverse_pp.data.manifests import ManifestRow
@@ -322,10 +322,9 @@ def test_failures_are_shown_without_texts():
 
 
 def fillets(language, number, seconds):
-    turns = [
-        {"text": "een twee", "speaker": who, "language": language, "endpoint": who == "b", "duration": seconds / 2}
-        for who in "ab"
-    ]
+    half = {"text": "een twee", "language": language, "duration": seconds / 2}
+    turns = [{**half, "speaker": "a", "endpoint": False, "start": 0.0},
+             {**half, "speaker": "b", "endpoint": True, "start": seconds / 2}]  # fmt: skip
     return make_cut(f"{language}-{number}", turns, ["asr", "scd", "endp", "lid"], seconds, corpus="fillets")
 
 
@@ -338,7 +337,7 @@ def test_parts_are_alike_and_drawn_by_the_seed(seed, parts, lengths):
     for language in ("nl", "cs"):
         ids = [[cut for cut in cuts if found[cut.id] == n and cut.id.startswith(language)] for n in range(parts)]
         sizes, seconds = [len(part) for part in ids], [sum(cut.duration for cut in part) for part in ids]
-        assert max(sizes) - min(sizes) <= 1 and max(seconds) - min(seconds) <= 2 * max(lengths) + 1e-6
+        assert max(sizes) - min(sizes) <= 1 and max(seconds) - min(seconds) <= 2 * max(lengths)
 
 
 def test_halves_lose_the_labels_of_the_other_half(tmp_path):
@@ -444,3 +443,11 @@ def test_fewer_tokens_of_tasks_switched_off_are_better():
     assert verdict("not worse", MORE, HALF, "switched wer alone") == "not supported"
     nothing = RatioCounts.of([[(0, 1) for _ in range(200)]])
     assert verdict("not worse", nothing, nothing, "switched off scd") == "supported"
+
+
+def test_every_run_of_the_recipe_has_settings_that_training_takes():
+    for run in load_grid(GRID, ROOT).runs.values():
+        if not run.hyps and not run.of:
+            config = check_config(from_dict(nested(run.settings)))
+            check_activation(config)
+            assert config.model.vectors.masked is (run.name != "form_masks_first"), run.name

@@ -109,6 +109,10 @@ def test_a_killed_grid_goes_on_and_what_is_finished_is_not_done_again(places):
     ):
         assert found["runs"]["pp"]["scores"]["all"][metric]["mean"] == pytest.approx(theirs, abs=1e-5)
     assert found["claims"][0]["verdict"] in ("supported", "not supported")
+    switched = json.loads((folder.output(folder.run.switching) / "switching.json").read_text())["counts"]
+    alone = list(switched["switched wer alone"].values())
+    of_all = found["runs"]["pp"]["scores"]["all"]["switched wer alone"]["mean"]
+    assert of_all == pytest.approx(sum(n for n, _ in alone) / sum(d for _, d in alone), abs=1e-5)
     listed = call(places, "worst", "pp", "--number", 3, "--min-words", 1)
     assert listed.splitlines()[0].startswith("id") and "cause, all with errors" in listed
     assert list(found["failures"]) == ["pp"] and found["failures"]["pp"]["worst"][0][-1] == "cause"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 from lhotse.cut import Cut
@@ -140,12 +140,19 @@ def gather(place: Place, resamples: int = RESAMPLES, tell: Callable[[str], None]
     }
 
 
-def carried(found: Dict[str, Any], before: Dict[str, Any]) -> Dict[str, Any]:
+def carried(found: Dict[str, Any], before: Dict[str, Any], names: Collection[str]) -> Dict[str, Any]:
     """Results, with those of an older file for what they lack: its runs, claims and failures are marked ``before``.
 
     A claim is taken from the older file while its runs are not finished, if it has the same words, runs and metric.
+
+    Args:
+        names: the runs of the grid; others are left out.
     """
-    runs = {name: {**run, "before": True} for name, run in before["runs"].items() if name not in found["runs"]}
+    runs = {
+        name: {**run, "before": True}
+        for name, run in before["runs"].items()
+        if name in names and name not in found["runs"]
+    }
     of_old = {name: rows for name, rows in before.get("failures", {}).items() if name in runs}
     same = lambda a, b: all(a[key] == b[key] for key in ("says", "run", "than", "metric", "corpus", "relation"))
     older = {claim["id"]: claim for claim in before.get("claims", ())}
