@@ -99,7 +99,13 @@ def write_copies(cuts: List[MonoCut], folder: Path, copies: int, workers: int, s
 @click.argument("cuts", type=click.Path(exists=True, dir_okay=False))
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--copies", type=click.IntRange(min=1), default=3, show_default=True, help="Copies of each cut.")
-@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Processes that write copies at the same time.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Processes that write files at the same time.",
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="Of all that is drawn.")
 def main(cuts: str, folder: Path, copies: int, workers: int, seed: int) -> None:
     """Write the copies of the cuts in a manifest."""

@@ -224,6 +224,23 @@ def test_a_frozen_encoder_is_named_or_put_in(frozen, speech, tmp_path, include):
     )
 
 
+@pytest.mark.parametrize("include", [False, True])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_encoder_that_is_partly_frozen_is_named_or_put_in(tiny_corpus, speech, tmp_path, rank, include):
+    if rank:
+        pytest.importorskip("peft")
+    changes = save_frozen_encoder(tiny_corpus, tmp_path / "pretrained")
+    changes.update(model__encoder__kind="split", model__encoder__split_layer=1, model__encoder__lora_rank=rank)
+    model = TokenVerse.from_pretrained(write_model(tiny_corpus, tmp_path / "model", **changes))
+    saved = model.save_pretrained(tmp_path / "saved", include_encoder=include)
+    assert bool(list((saved / "encoder").glob("*.safetensors"))) == include
+    again = TokenVerse.from_pretrained(saved)
+    for name, weights in model.loaded.model.state_dict().items():
+        assert torch.equal(again.loaded.model.state_dict()[name], weights), name
+    heard = model.transcribe(speech[0], method="greedy")
+    assert again.transcribe(speech[0], method="greedy") == heard
+
+
 def test_a_trained_encoder_needs_no_weights_beside_it(model, speech, tmp_path):
     saved = model.save_pretrained(tmp_path / "saved", half=True)
     assert [path.name for path in (saved / "encoder").glob("*.safetensors")] == []

@@ -163,8 +163,9 @@ def save_model(
 ) -> None:
     """Write a model folder.
 
-    The weights of a trained encoder are part of the model's weights: of its folder only config.json is needed, and is
-    always copied. A frozen encoder's folder is copied with ``include_encoder``; otherwise the model names it.
+    If the model's weights hold all of the encoder's, only config.json of its folder is needed, and is always copied.
+    The folder of an encoder that is frozen, if only in part (``kind: split``), is copied with ``include_encoder``;
+    otherwise the model names it.
 
     Args:
         loaded: the model.
@@ -180,7 +181,7 @@ def save_model(
     """
     _check_target(folder)
     config = loaded.config
-    frozen = config.model.encoder.kind == "frozen"
+    frozen = bool(loaded.model.encoder.frozen_prefixes())
     if encoder_folder is None and (include_encoder or not frozen):
         raise UserError(
             f"{folder}: the encoder {encoder_name} is not in a folder, so that it cannot be put in; save it "

@@ -254,8 +254,8 @@ ner, lid
         Args:
             folder: a new or empty folder, or a model folder, which is replaced. It is written completely or not at
                 all.
-            include_encoder: also copy a frozen encoder's folder, so that nothing else is needed. A trained encoder is
-                always included.
+            include_encoder: also copy the folder of an encoder that is frozen, if only in part (``kind: split``), so
+                that nothing else is needed. An encoder that is trained as a whole is always included.
             half: write the weights in float16.
 
         Raises:

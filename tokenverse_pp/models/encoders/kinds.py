@@ -328,8 +328,7 @@ class SplitEncoder(ContextEncoder):
         """The weights that training does not change: all but the upper layers, or all but the adapters."""
         trained = {name for name, parameter in self.backbone.named_parameters() if parameter.requires_grad}
         if not trained:  # adapters that have been merged: the upper layers are no longer the pretrained ones
-            layers = self.backbone.layers[self.split_layer : self.highest_layer]
-            upper = {id(p) for layer in layers for p in layer.parameters()}
+            upper = {id(p) for module in self._upper() for p in module.parameters()}
             trained = {name for name, parameter in self.backbone.named_parameters() if id(parameter) in upper}
         return tuple(f"backbone.{name}" for name in self.backbone.state_dict() if name not in trained)
 
