@@ -99,7 +99,9 @@ def table(counts: Counts) -> List[List[str]]:
 @click.command(help=__doc__, context_settings={"max_content_width": 100})
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="Model folder, checkpoint or experiment.")
 @click.option("--cuts", required=True, help="CutSet that is decoded twice: with all tasks and with asr alone.")
-@click.option("--output-dir", required=True, type=click.Path(path_type=Path), help=f"Folder that {RESULT} is written to.")
+@click.option(
+    "--output-dir", required=True, type=click.Path(path_type=Path), help=f"Folder that {RESULT} is written to."
+)
 @click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
 @options_from(DecodeOptions, "stored_features", "max_duration", "precision")
 @threads_option
