@@ -66,7 +66,7 @@ def test_dry_run_of_everything(tmp_path, script):
     assert {r["part"] for r in found["loss parts"]} >= {"simple loss", "pruning", "joiner", "band lattice"}
     assert all(r["agreement"] == 1 for r in found["search"])
     plain = [r for r in found["step"] if r["kind"] == "plain"]
-    assert len(plain) == 3 and sum(r["checkpointing"] for r in plain) == 1
+    assert len(plain) == 4 and sum(r["checkpointing"] for r in plain) == sum(r["compiled"] for r in plain) == 1
     parts = ("encoder_forward_ms", "loss_forward_ms", "loss_backward_ms", "encoder_backward_ms", "optimiser_ms")
     assert all(r[part] > 0 for r in plain for part in parts) and all(0 < r["loss_share"] < 1 for r in plain)
     assert {r["kind"] for r in found["decode"]} == {"parts", "whole"}
