@@ -17,6 +17,7 @@ from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, 
 import kaldialign
 import numpy as np
 from corpus.clips import Clip
+from whisper_pass import load_whisper
 from whisper_words import spell_numbers
 
 from tokenverse_pp.base.errors import UserError
@@ -121,11 +122,7 @@ class Listener:
     """
 
     def __init__(self, folder: Path, compute_type: str):
-        try:
-            from faster_whisper import WhisperModel
-        except ImportError as error:
-            raise UserError(f"{error.name} is not installed: pip install 'tokenverse_pp[baselines]'") from error
-        self.model = WhisperModel(str(folder), device="cpu", compute_type=compute_type, cpu_threads=1)
+        self.model = load_whisper(folder, compute_type)
 
     def __call__(self, samples: np.ndarray) -> str:
         """What is heard in ``(T,)`` samples of at most 30 seconds."""

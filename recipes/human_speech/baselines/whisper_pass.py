@@ -23,6 +23,15 @@ SEED = 42  # of the order, and of the sampling at temperatures above 0 (Whisper'
 DIGITS = 3  # of seconds and probabilities
 
 
+def load_whisper(folder: Path, compute_type: str) -> Any:
+    """faster-whisper's model on one CPU thread (raises UserError if it is not installed)."""
+    try:
+        from faster_whisper import WhisperModel
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'tokenverse_pp[baselines]'") from error
+    return WhisperModel(str(folder), device="cpu", compute_type=compute_type, cpu_threads=1)
+
+
 class Whisper:
     """faster-whisper on one CPU thread, each piece of audio through the encoder once.
 
@@ -35,13 +44,10 @@ class Whisper:
     """
 
     def __init__(self, folder: Path, compute_type: str):
-        try:
-            import ctranslate2
-            from faster_whisper import WhisperModel
-        except ImportError as error:
-            raise UserError(f"{error.name} is not installed: pip install 'tokenverse_pp[baselines]'") from error
+        self.model = load_whisper(folder, compute_type)
+        import ctranslate2  # which faster-whisper needs
+
         self.set_seed = ctranslate2.set_random_seed
-        self.model = WhisperModel(str(folder), device="cpu", compute_type=compute_type, cpu_threads=1)
         self.encode = self.model.encode
         self.model.encode = self._encode_once
         self.seen: Optional[Tuple[np.ndarray, Any]] = None

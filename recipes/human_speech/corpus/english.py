@@ -18,15 +18,18 @@ from corpus import packages, queen, report, sky
 from corpus.clips import Clip, Example, turn_of
 from corpus.compose import chain_turns, cut_conversations, draw_speed
 from corpus.prepare import (
+    STAMP,
+    decode_clips,
     fresh_audio_dir,
+    is_prepared,
     keep_licences,
+    manifest_files,
     number_words,
-    read_json,
     unpack,
     without_outliers,
     write_manifests,
 )
-from corpus.render import Call, decode_clip, render_example, run_all, to_cut
+from corpus.render import Call, render_example, run_all, to_cut
 from corpus.split import SPLITS, near_duplicates, split_clips
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import write_json
@@ -90,21 +93,15 @@ def prepare_english(
         "compositions": compositions,
         "folder": str(output_dir),
     }
-    manifests = {split: output_dir / f"cuts_{split}.jsonl.gz" for split in SPLITS}
-    manifests.update({f"test_{corpus}": output_dir / f"cuts_test_{corpus}.jsonl.gz" for corpus in CORPORA})
-    stamp = output_dir / "prepared.json"
-    if read_json(stamp) == options and all(file.is_file() for file in manifests.values()):
-        say(f"{output_dir}: already prepared with these options")
+    manifests = manifest_files(output_dir, CORPORA)
+    if is_prepared(output_dir, options, manifests, say):
         return manifests
-    stamp.unlink(missing_ok=True)
 
     work = output_dir / "work"
     roots = unpack(files, work / "unpacked", say)
     clips, scenes = read_all_clips(roots, work / "sounds", say)
     clips_dir = work / "clips"
-    clips_dir.mkdir(parents=True, exist_ok=True)
-    lengths = run_all(Call(decode_clip, clips_dir), clips, jobs, "decode")
-    durations = {clip.id: length for clip, length in zip(clips, lengths)}
+    durations = decode_clips(clips, clips_dir, jobs)
     clips = without_outliers(clips, durations, say)
     splits = split_english(clips, others, seed, say)
     # After the split, so that a set does not depend on the list of bad pairs but for these.
@@ -119,7 +116,7 @@ def prepare_english(
     cuts: Dict[str, List[Any]] = {split: [to_cut(r) for r in rendered if r.example.split == split] for split in SPLITS}
     write_manifests(cuts, manifests, CORPORA)
     licences = keep_licences(roots, output_dir / "licences")
-    write_json(stamp, options)
+    write_json(output_dir / STAMP, options)
     shutil.rmtree(work)
     for line in report.licence_lines(licences, CORPORA) + report.hour_lines(cuts):
         say(line)

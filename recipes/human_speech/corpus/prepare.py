@@ -6,7 +6,7 @@ import json
 import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 from corpus import asterisk, fillets, packages, report, tuxpaint
 from corpus import compose as chains
@@ -22,6 +22,7 @@ from tokenverse_pp.data.manifests import write_cuts
 CORPORA = ("fillets", "asterisk", "tuxpaint")
 TUXPAINT_LANGUAGES = ("es", "fr", "ru")
 SHARES = {"fillets": (0.85, 0.05, 0.10), "asterisk": (0.85, 0.05, 0.10), "tuxpaint": (0.70, 0.05, 0.25)}
+STAMP = "prepared.json"
 FORMAT = 3
 """Raised whenever the same options would give other manifests, so that old ones are not taken for new ones."""
 
@@ -72,20 +73,14 @@ def prepare_human_speech(
         "tuxpaint_languages": list(tuxpaint_languages),
         "folder": str(output_dir),
     }
-    manifests = {split: output_dir / f"cuts_{split}.jsonl.gz" for split in SPLITS}
-    manifests.update({f"test_{corpus}": output_dir / f"cuts_test_{corpus}.jsonl.gz" for corpus in CORPORA})
-    stamp = output_dir / "prepared.json"
-    if read_json(stamp) == options and all(file.is_file() for file in manifests.values()):
-        say(f"{output_dir}: already prepared with these options")
+    manifests = manifest_files(output_dir, CORPORA)
+    if is_prepared(output_dir, options, manifests, say):
         return manifests
-    stamp.unlink(missing_ok=True)
 
     roots = unpack(files, output_dir / "work" / "unpacked", say)
     clips, levels = read_all_clips(roots, tuxpaint_languages, say)
     clips_dir = output_dir / "work" / "clips"
-    clips_dir.mkdir(parents=True, exist_ok=True)
-    lengths = run_all(Call(decode_clip, clips_dir), clips, jobs, "decode")
-    durations = {clip.id: length for clip, length in zip(clips, lengths)}
+    durations = decode_clips(clips, clips_dir, jobs)
     clips = without_outliers(clips, durations, say)
     splits = split_clips(clips, lambda clip: SHARES[clip.corpus], number_words, seed)
     say(f"left out of the lesser set, as a near-duplicate is in another: {count_dropped(clips, splits)} clips")
@@ -96,11 +91,36 @@ def prepare_human_speech(
     cuts = {split: [to_cut(r) for r in rendered if r.example.split == split] for split in SPLITS}
     write_manifests(cuts, manifests, CORPORA)
     licences = keep_licences(roots, output_dir / "licences")
-    write_json(stamp, options)
+    write_json(output_dir / STAMP, options)
     shutil.rmtree(output_dir / "work")
     for line in report.licence_lines(licences, CORPORA) + report.hour_lines(cuts):
         say(line)
     return manifests
+
+
+def manifest_files(output_dir: Path, corpora: Sequence[str]) -> Dict[str, Path]:
+    """The manifests of the sets, and of the test set of each corpus, by name."""
+    names = [*SPLITS, *(f"test_{corpus}" for corpus in corpora)]
+    return {name: output_dir / f"cuts_{name}.jsonl.gz" for name in names}
+
+
+def is_prepared(
+    output_dir: Path, options: Dict[str, Any], manifests: Dict[str, Path], say: Callable[[str], None]
+) -> bool:
+    """Whether the folder is whole and was made with the same options; if not, its stamp is removed."""
+    stamp = output_dir / STAMP
+    if read_json(stamp) == options and all(file.is_file() for file in manifests.values()):
+        say(f"{output_dir}: already prepared with these options")
+        return True
+    stamp.unlink(missing_ok=True)
+    return False
+
+
+def decode_clips(clips: Sequence[Clip], folder: Path, jobs: int) -> Dict[str, float]:
+    """Decode the clips into a folder; their lengths in seconds by id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lengths = run_all(Call(decode_clip, folder), clips, jobs, "decode")
+    return {clip.id: length for clip, length in zip(clips, lengths)}
 
 
 def number_words(language: str) -> FrozenSet[str]:
