@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -105,8 +106,9 @@ def test_stripped_results_are_those_of_all_tasks_without_their_tokens(loaded, cu
         assert record["tokens"] == kept(everything[cut_id]["tokens"], *names)
         assert record["tasks"] == list(loaded.tasks.subset(names).names)
         assert ("language" in record, "entities" in record) == ("lid" in names, False)
-        times = dict(zip(everything[cut_id]["times"], everything[cut_id]["tokens"]))
-        assert [times[time] for time in record["times"]] == record["tokens"]
+        # Two tokens may have the same time.
+        found_at, written_at = (Counter(zip(r["times"], r["tokens"])) for r in (record, everything[cut_id]))
+        assert not found_at - written_at
     removed = {t for record in everything.values() for t in record["tokens"]}
     assert len(removed & set(loaded.tasks.symbols)) >= 3
     assert run(loaded, cuts, names, inactive="suppress", **more) != found
