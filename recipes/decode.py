@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence
 
 import click
-import torch
 from lhotse.cut import Cut
 
 from tokenverse_pp.base.config import ChunkOptions
@@ -29,7 +28,7 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.groups import EXIT_CODE, report_errors
 from tokenverse_pp.cli.options import chosen, names_of, options_from, plugin_options, source_options, threads_option
 from tokenverse_pp.data.access import check_access
-from tokenverse_pp.data.distributed import DistributedContext, start_distributed, stop_distributed
+from tokenverse_pp.data.distributed import DistributedContext, set_threads, start_distributed, stop_distributed
 from tokenverse_pp.data.labels import validate_cuts
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.data.samplers import load_cuts
@@ -83,8 +82,6 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @source_options
 def main(**given: Any) -> None:
     """See the module's docstring."""
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
     options = options_of(given)
     world = start_distributed()
     watch = join_watch(world.rank, world.size, PATIENCE) if world.size > 1 else None
@@ -116,6 +113,9 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
 def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedContext) -> bool:
     """Decode, score, write and print; returns whether all cuts were decoded (only the first process knows)."""
     loaded = load_model(given["model"], given["encoder"], given["trust_plugins"])
+    threads = set_threads(given["threads"], loaded.model)
+    if world.is_first:
+        click.echo(threads)
     choose_tasks(loaded.tasks, options.tasks)
     check_chunks(loaded, options)
     corpora: Dict[str, str] = {}

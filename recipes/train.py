@@ -20,7 +20,7 @@ from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.cli.groups import quieten, report_errors
 from tokenverse_pp.data.access import allow_sources, check_access
 from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, Unknown, Usable, check_recording
-from tokenverse_pp.data.distributed import DistributedContext, start_distributed, stop_distributed
+from tokenverse_pp.data.distributed import DistributedContext, set_threads, start_distributed, stop_distributed
 from tokenverse_pp.data.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.data.samplers import TrainSampler, load_cuts, open_rounds, open_source, paired_limits
 from tokenverse_pp.data.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ from tokenverse_pp.models.stored_features import check_origin
 from tokenverse_pp.tasks import TaskSet, build_tasks, load_plugins
 from tokenverse_pp.training.checkpoints import find_start
 from tokenverse_pp.training.peers import join_watch, looking_after
-from tokenverse_pp.training.trainer import Trainer, set_threads
+from tokenverse_pp.training.trainer import Trainer
 from tokenverse_pp.training.transfer import before_of, continue_vectors, read_source
 from tokenverse_pp.training.validation import Validator, training_chunks
 
@@ -40,7 +40,6 @@ log = logging.getLogger("tokenverse_pp.recipes.train")
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Read the configuration, join the other ranks, train."""
     config = parse_config(argv, description=__doc__.splitlines()[0])
-    set_threads(config.training.threads)
     world = start_distributed()
     if not world.is_first:
         quieten()
@@ -77,6 +76,7 @@ def train(config: Config, world: DistributedContext) -> Path:
     base = source.tokenizer if source else None
     tokenizer = Tokenizer(world.from_first(lambda: get_tokenizer(config, tasks, start, base).model))
     model = build_model(config, tasks, tokenizer)
+    log.info(set_threads(config.training.threads, model))
     if config.training.strategy == "ddp" or world.size == 1:  # FSDP moves only shards to the device
         model = model.to(world.device)
 

@@ -18,7 +18,6 @@ from typing import Dict, List, Sequence, Tuple
 
 import click
 import kaldialign
-import torch
 from lhotse.cut import Cut
 
 from tokenverse_pp.base.errors import UserError
@@ -28,6 +27,7 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.cli.options import options_from, threads_option
 from tokenverse_pp.data.dataset import load_inputs
+from tokenverse_pp.data.distributed import set_threads
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.decoding.recognizer import Recognizer, plan_batches, vector_weights
@@ -110,15 +110,15 @@ def main(
     threads: int,
 ) -> None:  # fmt: skip
     """See the module's docstring."""
-    if threads:
-        torch.set_num_threads(threads)
     options = DecodeOptions(
         SearchOptions("greedy", force_language=False),
         stored_features=stored_features,
         max_duration=max_duration,
         precision=precision,  # type: ignore[arg-type]  # click has checked it
     )
-    counts = count_switching(load_model(model, encoder), list(read_cuts(cuts)), options)
+    loaded = load_model(model, encoder)
+    click.echo(set_threads(threads, loaded.model))
+    counts = count_switching(loaded, list(read_cuts(cuts)), options)
     write_json(output_dir / RESULT, {"counts": counts})
     click.echo(aligned(table(counts)))
 

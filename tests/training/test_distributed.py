@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from toy_runs import finish, read_cuts, start, toy_options, toy_parts
 
 from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data import distributed
 from tokenverse_pp.data.distributed import DistributedContext, gathered, unsharded
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.training.log import read_log
@@ -271,3 +273,40 @@ def test_fsdp_of_two_ranks_is_ddp(tiny_corpus, tmp_path):
     after = checkpoint.read_tensors(tmp_path / "fsdp" / "model" / checkpoint.WEIGHTS)
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
     run("fsdp", "fsdp", ranks=1, training__max_steps=5)
+
+
+@pytest.fixture
+def threads_of(monkeypatch):
+    """``set_threads`` in a process with these environment variables on four cores -> (torch's number, line)."""
+    monkeypatch.setattr(distributed, "cpu_cores", lambda: 4)
+    before = torch.get_num_threads()
+
+    def run(parameters, given=0, **environment):
+        for name in ("OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        torch.set_num_threads(3)  # as torch may have chosen
+        line = distributed.set_threads(given, torch.nn.Linear(parameters, 1, bias=False, device="meta"))
+        return torch.get_num_threads(), line
+
+    yield run
+    torch.set_num_threads(before)
+
+
+def test_threads_fit_the_model_and_the_processes(threads_of):
+    large, small = distributed.LARGE, distributed.LARGE - 1
+    assert threads_of(small) == (1, "CPU threads: 1 (more would slow down a model of this size)")
+    assert threads_of(large) == (4, "CPU threads: 4 (4 cores)")
+    torchrun = {"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1"}
+    assert threads_of(large, **torchrun, LOCAL_WORLD_SIZE="2") == (2, "CPU threads: 2 (4 cores, 2 processes)")
+    assert threads_of(large, **torchrun, LOCAL_WORLD_SIZE="8")[0] == 1
+
+
+def test_a_given_number_of_threads_wins(threads_of):
+    assert threads_of(distributed.LARGE, OMP_NUM_THREADS="1") == (3, "CPU threads: 3 (OMP_NUM_THREADS)")
+    assert threads_of(1, given=2, OMP_NUM_THREADS="1") == (2, "CPU threads: 2 (as given)")
+
+
+def test_cores_are_at_most_the_processors():
+    assert 1 <= distributed.cpu_cores() <= os.cpu_count()

@@ -445,8 +445,9 @@ class TrainingConfig:
     """Run the largest batches before the first step, to find out whether memory suffices."""
     peer_timeout: float = at_least(5, 60.0)
     """Seconds without a sign of life after which another rank counts as dead."""
-    threads: int = 0
-    """CPU threads of torch; 0: torch's default."""
+    threads: int = at_least(0, 0)
+    """CPU threads of each process; 0: as OMP_NUM_THREADS says (except the 1 that torchrun sets), else 1 for models of
+    less than 50 M parameters and the physical cores, shared by the ranks of a machine, for larger ones."""
 
 
 @dataclass

@@ -172,17 +172,17 @@ def store_features(
     Training with data.stored_features=true then skips the encoder, whose cost is most of a step. Features of chunks
     are kept beside those that CUTS already have: run it once for each combination that model.streaming draws.
     """
+    from tokenverse_pp.data.distributed import set_threads
     from tokenverse_pp.data.samplers import load_cuts
     from tokenverse_pp.models.encoders import build_encoder
     from tokenverse_pp.models.stored_features import perturbed
     from tokenverse_pp.models.stored_features import store_features as run
 
     chunks = ChunkOptions(**given)
-    if threads:
-        torch.set_num_threads(threads)
     chosen = load_cuts([str(cuts)], "CUTS")
     config = parse_config([word for path in config_files for word in ("--config", str(path))]).model.encoder
     encoder = build_encoder(config).eval()
+    click.echo(set_threads(threads, encoder), err=True)
     if torch.cuda.is_available():
         encoder = encoder.cuda()
     wanted = list(chosen)

@@ -96,7 +96,10 @@ model_options = together(
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads of torch; 0 = torch's choice."
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    help="CPU threads; 0: as OMP_NUM_THREADS says, else by the size of the model and the number of cores.",
 )
 
 

@@ -12,7 +12,15 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.options import StreamingOptions
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.cli.options import chosen, device_option, model_options, names_of, options_from, plugin_options
+from tokenverse_pp.cli.options import (
+    chosen,
+    device_option,
+    model_options,
+    names_of,
+    options_from,
+    plugin_options,
+    threads_option,
+)
 from tokenverse_pp.serving.protocol import Limits
 
 
@@ -49,7 +57,7 @@ from tokenverse_pp.serving.protocol import Limits
     stream_seconds={"option": "--max-seconds"},
     unsent_bytes={"option": "--max-unsent-bytes"},
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch. [default: one per core]")
+@threads_option
 @click.option("-v", "--verbose", is_flag=True, help="Log what the websockets library does too.")
 @plugin_options
 def serve(
@@ -85,18 +93,18 @@ def serve(
 
 def _engine(given: Mapping[str, Any]) -> Any:
     """The model, loaded and ready to stream (raises UserError)."""
-    import torch
+    import logging
 
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
+    from tokenverse_pp.data.distributed import set_threads
     from tokenverse_pp.serving.worker import build_engine
 
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
     if given["model"] is None:
         click.echo(f"model: {ABOUT_DEFAULT}", err=True)
     model, trust = given["model"] or DEFAULT, given["trust_plugins"]
     loaded = TokenVerse.from_pretrained(model, given["encoder"], given["device"], trust_plugins=trust).loaded
+    logging.getLogger("tokenverse_pp.serving").info(set_threads(given["threads"], loaded.model))
     tasks = names_of(given["tasks"])
     for name in tasks:
         if name not in loaded.tasks:

@@ -69,11 +69,6 @@ def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
         list_tasks(given["model"], given["trust_plugins"])
         return
     check(audio, given)
-    # torch and lhotse take seconds to import: not for `--help`, nor for a wrong option.
-    import torch
-
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
     tasks, language = names_of(given["tasks"]), names_of(given["language"]) or None
     if not run(audio, given, chosen(TranscribeOptions, given, tasks=tasks, language=language)):
         sys.exit(EXIT_CODE)
@@ -100,16 +95,21 @@ def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
 
 def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOptions) -> bool:
     """Transcribe and write; returns whether all inputs were transcribed."""
+    # torch and lhotse take seconds to import: not for `--help`, nor for a wrong option.
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
     from tokenverse_pp.cli.transcribing import NamedRecording, Output, are_several, sources
     from tokenverse_pp.data.audio.inputs import Refused
+    from tokenverse_pp.data.distributed import set_threads
 
     if given["model"] is None:
         click.echo(f"model: {ABOUT_DEFAULT}", err=True)
     model = TokenVerse.from_pretrained(
         given["model"] or DEFAULT, given["encoder"], given["device"], trust_plugins=given["trust_plugins"]
     )
+    threads = set_threads(given["threads"], model.loaded.model)
+    if sys.stderr.isatty():
+        click.echo(threads, err=True)
     folder: Optional[Path] = given["output_dir"]
     output = Output(given["formats"], folder, are_several(audio))
     pending: Deque[NamedRecording] = deque()

@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-import torch
 from tqdm import tqdm
 
 from tokenverse_pp.base.config import Config
@@ -285,9 +284,3 @@ class Trainer:
                 f"{most} steps in a row had no finite loss and gradient, the last one step {self.step}: "
                 f"see {self.exp_dir / BAD_BATCHES}; lower --optim.lr?"
             )
-
-
-def set_threads(count: int) -> None:
-    """Limit torch's CPU threads; 0: no limit."""
-    if count:
-        torch.set_num_threads(count)
