@@ -20,13 +20,22 @@ from typing import Any, Dict, List, Mapping, Sequence
 import click
 from lhotse.cut import Cut
 
+from tokenverse_pp.api.model import load_named
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import printable
 from tokenverse_pp.base.files import write_json, write_text
 from tokenverse_pp.base.options import DecodeOptions, PageOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.groups import EXIT_CODE, report_errors
-from tokenverse_pp.cli.options import chosen, names_of, options_from, plugin_options, source_options, threads_option
+from tokenverse_pp.cli.options import (
+    chosen,
+    model_option,
+    names_of,
+    options_from,
+    plugin_options,
+    source_options,
+    threads_option,
+)
 from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.distributed import DistributedContext, set_threads, start_distributed, stop_distributed
 from tokenverse_pp.data.labels import validate_cuts
@@ -38,7 +47,7 @@ from tokenverse_pp.decoding.recognizer import choose_tasks, read_scales
 from tokenverse_pp.decoding.run import Outcome, Parts, check_ids, decode_all
 from tokenverse_pp.evaluation.report import write_report
 from tokenverse_pp.evaluation.scoring import score_hypotheses, score_table
-from tokenverse_pp.models.bundle import ModelBundle, load_model
+from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.stored_features import check_origin
 from tokenverse_pp.tasks import TaskSet, transcript_of
 from tokenverse_pp.training.peers import join_watch, looking_after
@@ -48,7 +57,7 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 
 
 @click.command(help=__doc__, context_settings={"max_content_width": 100})
-@click.option("--model", required=True, type=click.Path(path_type=Path), help="Model folder, checkpoint or experiment.")
+@model_option
 @click.option("--cuts", "cut_files", required=True, multiple=True, help="CutSet to decode; may be given several times.")
 @click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="For hyps.jsonl, scores.json etc.")
 @options_from(DecodeOptions, "tasks", "inactive", tasks={"type": str, "default": ""})
@@ -112,7 +121,7 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
 
 def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedContext) -> bool:
     """Decode, score, write and print; returns whether all cuts were decoded (only the first process knows)."""
-    loaded = load_model(given["model"], given["encoder"], given["trust_plugins"])
+    loaded, _ = load_named(given["model"], given["encoder"], given["trust_plugins"])
     threads = set_threads(given["threads"], loaded.model)
     if world.is_first:
         click.echo(threads)

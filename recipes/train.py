@@ -15,18 +15,22 @@ from typing import List, Optional, Sequence
 
 from lhotse.cut import Cut
 
+from tokenverse_pp.api.folders import locate_encoder, locate_model
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import parse_config
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.groups import quieten, report_errors
 from tokenverse_pp.data.access import allow_sources, check_access
+from tokenverse_pp.data.augment import Augmentation
 from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, Unknown, Usable, check_recording
 from tokenverse_pp.data.distributed import DistributedContext, set_threads, start_distributed, stop_distributed
 from tokenverse_pp.data.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.data.samplers import TrainSampler, load_cuts, open_rounds, open_source, paired_limits
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models.bundle import build_model, get_tokenizer, spelled_as_before
+from tokenverse_pp.models.checkpoint import list_checkpoints
 from tokenverse_pp.models.encoders.base import make_frames_of
-from tokenverse_pp.models.stored_features import check_origin
+from tokenverse_pp.models.stored_features import carry_features, check_origin
 from tokenverse_pp.tasks import TaskSet, build_tasks, load_plugins
 from tokenverse_pp.training.checkpoints import find_start
 from tokenverse_pp.training.peers import join_watch, looking_after
@@ -39,7 +43,7 @@ log = logging.getLogger("tokenverse_pp.recipes.train")
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Read the configuration, join the other ranks, train."""
-    config = parse_config(argv, description=__doc__.splitlines()[0])
+    config = parse_config(argv, description=__doc__.splitlines()[0], find_model=model_to_continue)
     world = start_distributed()
     if not world.is_first:
         quieten()
@@ -55,12 +59,24 @@ def train(config: Config, world: DistributedContext) -> Path:
     All input is checked before the trainer writes anything.
     """
 
+    # Names become folders.
+    folder, init_from = Path(), config.training.init_from
+    if init_from:
+        folder = model_to_continue(config)
+        if not Path(init_from).is_dir() and str(folder) != config.training.exp_dir:
+            config.training.init_from = str(folder)
+    config.model.encoder.name = world.from_first(lambda: locate_encoder(config.model.encoder.name, folder))
+
     # Tasks and data.
     config.tasks.plugins = load_plugins(config.tasks.plugins)
     config.tasks.languages = spelled_as_before(config)
     tasks = build_tasks(config.tasks.names, config.tasks.options())
     rounds = open_rounds(config.data, config.training.seed)
     valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else []
+    if config.data.stored_features is None:
+        first = [next(open_source(path).open_at(0)) for path in [*config.data.train, *config.data.valid]]
+        config.data.stored_features = not config.data.augment.enabled and carry_features(first, config.model)
+        log.info(f"input: {'stored features' if config.data.stored_features else 'audio'}")
     if config.data.validate:
         world.from_first(lambda: check_data(config, tasks))
 
@@ -83,7 +99,10 @@ def train(config: Config, world: DistributedContext) -> Path:
     # Batches: which cuts are used, and in which order.
     t = config.tasks
     activation = Activation(t.activation, t.activation_prob, config.training.seed, t.paired)
-    dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features, training_chunks(config))
+    augmentation = Augmentation(config.data.augment, config.training.seed) if config.data.augment.enabled else None
+    sound, speed = (augmentation.load, augmentation.change_speed) if augmentation else (None, None)
+    chunks = training_chunks(config)
+    dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features, chunks, sound)
     usable = Usable(
         dataset,
         make_frames_of(model.encoder),
@@ -102,7 +121,7 @@ def train(config: Config, world: DistributedContext) -> Path:
         usable.unknown.finish("data.train", log.info, config.data.max_unk_share)
 
     limits = paired_limits(config.data) if t.paired else config.data
-    sampler = TrainSampler(rounds, limits, config.training.seed, world, wanted, looked, dataset.count_tokens)
+    sampler = TrainSampler(rounds, limits, config.training.seed, world, wanted, looked, dataset.count_tokens, speed)
 
     # Train.
     validator = Validator(held_out, dataset, config, world) if held_out else None
@@ -114,6 +133,17 @@ def train(config: Config, world: DistributedContext) -> Path:
     folder = trainer.run()
     log.info(f"model: {folder}")
     return folder
+
+
+def model_to_continue(config: Config) -> Path:
+    """The folder of the model that ``training.init_from`` names; of the run itself if that model has gone since."""
+    exp_dir = Path(config.training.exp_dir)
+    try:
+        return locate_model(str(config.training.init_from))
+    except UserError:
+        if not list_checkpoints(exp_dir):
+            raise
+        return exp_dir
 
 
 def check_data(config: Config, tasks: TaskSet) -> None:

@@ -20,18 +20,19 @@ import click
 import kaldialign
 from lhotse.cut import Cut
 
+from tokenverse_pp.api.model import load_named
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned, write_json
 from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.groups import report_errors
-from tokenverse_pp.cli.options import options_from, threads_option
+from tokenverse_pp.cli.options import model_option, options_from, threads_option
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.data.distributed import set_threads
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.decoding.recognizer import Recognizer, plan_batches, vector_weights
-from tokenverse_pp.models.bundle import ModelBundle, load_model
+from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks import transcript_of
 
 RESULT = "switching.json"
@@ -97,7 +98,7 @@ def table(counts: Counts) -> List[List[str]]:
 
 
 @click.command(help=__doc__, context_settings={"max_content_width": 100})
-@click.option("--model", required=True, type=click.Path(path_type=Path), help="Model folder, checkpoint or experiment.")
+@model_option
 @click.option("--cuts", required=True, help="CutSet that is decoded twice: with all tasks and with asr alone.")
 @click.option(
     "--output-dir", required=True, type=click.Path(path_type=Path), help=f"Folder that {RESULT} is written to."
@@ -106,7 +107,7 @@ def table(counts: Counts) -> List[List[str]]:
 @options_from(DecodeOptions, "stored_features", "max_duration", "precision")
 @threads_option
 def main(
-    model: Path, cuts: str, output_dir: Path, encoder: str, stored_features: bool, max_duration: float, precision: str,
+    model: str, cuts: str, output_dir: Path, encoder: str, stored_features: bool, max_duration: float, precision: str,
     threads: int,
 ) -> None:  # fmt: skip
     """See the module's docstring."""
@@ -116,7 +117,7 @@ def main(
         max_duration=max_duration,
         precision=precision,  # type: ignore[arg-type]  # click has checked it
     )
-    loaded = load_model(model, encoder)
+    loaded, _ = load_named(model, encoder)
     click.echo(set_threads(threads, loaded.model))
     counts = count_switching(loaded, list(read_cuts(cuts)), options)
     write_json(output_dir / RESULT, {"counts": counts})

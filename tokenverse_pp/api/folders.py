@@ -91,7 +91,8 @@ def locate_encoder(name: str, folder: Path, given: Optional[PathLike] = None) ->
     """The folder (or hub name) of a model's pretrained encoder.
 
     It is ``given``, else the folder of its name in the model's folder, then in the working directory. Otherwise
-    Whisper-base is built once from the packages of the extra ``human-speech``, in `cache_folder`.
+    Whisper-base is built once from the packages of the extra ``human-speech``, in `cache_folder` (openai/whisper-base
+    only where the hub cannot be reached).
 
     Args:
         name: the encoder's name in the model's configuration.
@@ -110,7 +111,7 @@ def locate_encoder(name: str, folder: Path, given: Optional[PathLike] = None) ->
         held = own_encoder(holder, name)
         if held is not None:
             return str(held)
-    if Path(name).name == WHISPER_BASE:
+    if Path(name).name == WHISPER_BASE and not (name == f"openai/{WHISPER_BASE}" and hub_reachable()):
         return str(whisper_base())
     return name
 

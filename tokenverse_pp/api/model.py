@@ -90,16 +90,7 @@ be reached (nor is a model of that name in its local cache)
         """
         where = device_of(device)
         load_plugins([str(plugin) for plugin in plugins])
-        folder = locate_model(model, revision)
-        name = read_config(folder).model.encoder.name
-        found = locate_encoder(name, folder, encoder)
-        try:
-            with torch.random.fork_rng(devices=[]):  # a model is built from a seed
-                loaded = load_model(folder, found, trust_plugins, foreign=not encoder)
-        except UserError as error:
-            if not str(error).startswith("encoder.name"):
-                raise
-            raise UserError(f"{folder}: {error}; say where its encoder is: encoder= (--encoder)") from error
+        loaded, name = load_named(model, encoder, trust_plugins, revision)
         loaded.model.to(where)
         return cls(loaded, name, precision)
 
@@ -292,6 +283,22 @@ ner, lid
             except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
                 raise UserError(f"{repository}: the hub refused: {' '.join(str(error).split())[:200]}") from error
         return str(done)
+
+
+def load_named(
+    model: PathLike, encoder: Optional[PathLike] = None, trust_plugins: bool = False, revision: Optional[str] = None
+) -> Tuple[ModelBundle, str]:
+    """Load a model on the CPU, and the name of its encoder; arguments, errors: `TokenVerse.from_pretrained`."""
+    folder = locate_model(model, revision)
+    name = read_config(folder).model.encoder.name
+    found = locate_encoder(name, folder, encoder)
+    try:
+        with torch.random.fork_rng(devices=[]):  # a model is built from a seed
+            return load_model(folder, found, trust_plugins, foreign=not encoder), name
+    except UserError as error:
+        if not str(error).startswith("encoder.name"):
+            raise
+        raise UserError(f"{folder}: {error}; say where its encoder is: encoder= (--encoder)") from error
 
 
 def device_of(name: str) -> torch.device:

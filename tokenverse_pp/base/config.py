@@ -187,6 +187,38 @@ SAMPLE_RATE = 16000
 
 
 @dataclass
+class AugmentConfig:
+    """Changes of the audio of training cuts, drawn anew in each epoch; all off by default.
+
+    They are made in the order of these options. Validation hears the audio as it is.
+    """
+
+    speed: List[float] = field(default_factory=list)
+    """Factors of the speed to draw from, for example [0.9, 1.0, 1.1]; pitch and tempo change together. Empty: none."""
+    rooms: List[str] = field(default_factory=list)
+    """Room impulse responses to draw from: files of cuts at 16 kHz, or the word generated for 40 synthetic ones. Empty:
+    none."""
+    room_prob: float = share(0.3)
+    """Share of the cuts that are put into a room, with data.augment.rooms."""
+    noise: List[str] = field(default_factory=list)
+    """Noise to draw from: files of cuts at 16 kHz, or the word generated for white, pink and brown noise. Empty:
+    none."""
+    noise_prob: float = share(0.5)
+    """Share of the cuts that noise is added to, with data.augment.noise."""
+    noise_snr: List[float] = field(default_factory=lambda: [5.0, 25.0])
+    """Lowest and highest ratio of speech to noise in dB."""
+    telephone_prob: float = share(0.0)
+    """Share of the cuts that lose all above 4 kHz, as on a telephone."""
+    volume_db: List[float] = field(default_factory=list)
+    """Lowest and highest gain in dB, for example [-12, 3]. Empty: none."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is changed."""
+        return bool(self.speed or self.rooms or self.noise or self.telephone_prob or self.volume_db)
+
+
+@dataclass
 class DataConfig:
     """The training and validation data."""
 
@@ -194,8 +226,9 @@ class DataConfig:
     """Cuts to train on: lhotse CutSets (JSONL, plain or gzipped) or lhotse Shar folders."""
     valid: List[str] = field(default_factory=list)
     """Cuts to validate on: files or folders as in data.train."""
-    stored_features: bool = False
-    """Train on features of the frozen encoder that the cuts carry (see `tokenverse-pp manifest store-features`)."""
+    stored_features: Optional[bool] = None
+    """Train on features of the frozen encoder that the cuts carry (see `tokenverse-pp manifest store-features`). null:
+    if the cuts of data.train and data.valid carry those of this encoder, and data.augment is off."""
     max_duration: float = at_least(0.1, 120.0)
     """Seconds of audio in a batch, per rank."""
     max_cuts: Optional[int] = at_least(1, None)
@@ -209,6 +242,7 @@ class DataConfig:
     """Cuts that the sampler holds in memory."""
     shuffle: bool = True
     """Shuffle the training cuts in every epoch."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     weights: List[float] = field(default_factory=list)
     """Sampling weights of the files of data.train: positive numbers, one a file. Cuts then repeat as needed. Empty:
     each cut is drawn once an epoch."""
@@ -324,8 +358,8 @@ class LossConfig:
     ctc_scale: float = 0.0
     """Weight of an auxiliary CTC loss on the encoder output; helps encoders with random weights."""
     warm_steps: int = 2000
-    """Warm-up steps: the weight of the simple loss goes from 1 to simple_scale, that of the pruned loss from 0.1 to
-    1."""
+    """Warm-up steps: the weight of the simple loss goes from 1 to simple_scale, that of the pruned loss from 0.1 to 1.
+    With training.init_from the default is 1."""
 
 
 @dataclass
@@ -366,19 +400,19 @@ class OptimConfig:
     """AdamW with three learning rates and one schedule."""
 
     lr: float = 1e-3
-    """Learning rate of all parameters without a rate of their own."""
+    """Learning rate of all parameters without a rate of their own; with training.init_from the default is 3e-4."""
     encoder_lr: float = 1e-4
-    """Learning rate of the pretrained encoder."""
+    """Learning rate of the pretrained encoder; with training.init_from the default is 3e-5."""
     # Task vectors. They start at zero beside frames of norm sqrt(dimension): at 1e-3 they reached 3% of it in 4500
     # steps of recipes/human_speech, and the model did not heed them.
     vector_lr: float = 1e-2
-    """Learning rate of the task vectors."""
+    """Learning rate of the task vectors; with training.init_from the default is 3e-3."""
     layer_decay: float = 1.0
     """Factor on the encoder's learning rate for each layer below the top layer."""
     weight_decay: float = 0.01
     """Weight decay, not applied to biases, norms and task vectors."""
     warmup_steps: int = 500
-    """Steps over which the learning rates rise linearly to their values."""
+    """Steps over which the learning rates rise linearly to their values; with training.init_from the default is 20."""
     decay: Literal["constant", "inverse_sqrt", "cosine"] = "cosine"
     """Schedule after warm-up: constant, inverse_sqrt, or cosine (to zero at training.max_steps)."""
     clip: float = 5.0
@@ -416,6 +450,10 @@ class TrainingConfig:
     """Number of best checkpoints (by training.best_by) kept besides the latest; each validation then writes one."""
     best_by: Literal["loss", "wer"] = "loss"
     """What the best checkpoints are chosen by: loss or wer, on the cuts of data.valid."""
+    patience: int = at_least(0, 0)
+    """Stop early after this many validations in a row that are no better (by training.best_by) than the best before
+    them. Each validation then writes a checkpoint, and the final model is the best one, or the mean of the
+    training.keep_best best ones. 0: never."""
     average_last: int = at_least(1, 5)
     """Latest checkpoints averaged into the final model; at most training.keep_last."""
     average_period: int = at_least(0, 0)
@@ -429,7 +467,9 @@ class TrainingConfig:
     max_bad_steps: int = at_least(1, 20)
     """Consecutive steps with a loss or gradient that is not finite before the run stops."""
     init_from: Optional[str] = None
-    """Model folder to take initial weights from. Tasks and languages that it lacks are added (docs/transfer.md)."""
+    """Model to take initial weights from: a folder, the name of a packaged model or an id on the Hugging Face hub.
+    Options of model, and the tasks, that are not given are then the model's, and the learning rates a third of their
+    usual defaults (optim). Tasks and languages that it lacks are added (docs/transfer.md)."""
     train_only: Literal["all", "new", "new_and_joiner"] = "all"
     """Which parameters are trained. all: all of them. new: only those that training.init_from lacked (rows of new
     tokens, new task vectors). new_and_joiner: those and the joiner."""

@@ -8,7 +8,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import yaml
 
@@ -24,21 +24,72 @@ _NO_CHOICE = re.compile(r'Parser key "(?P<name>[\w.]+)":.*?Literal\[(?P<choices>
 # Options whose defaults differ from what was done before they existed, and what was done.
 BEFORE: Dict[str, Any] = {"model.vectors.masked": False}
 
+# Defaults of a run that continues from a model (`training.init_from`). Options of these sections are the model's, ..
+CONTINUED_SECTIONS = ("model", "tasks.names", "tasks.languages", "tasks.entity_types", "tasks.settings")
+# .. but for these, which are of the machine, or follow from the model otherwise (`transfer.continue_vectors`) ..
+NOT_CONTINUED = (
+    *("model.vectors.masked", "model.loss.backend", "model.loss.warm_steps"),
+    *("model.encoder.gradient_checkpointing", "model.encoder.checkpoint_layers"),
+)
+# .. and rates that rise quickly to a third of those of a new model: its weights are near a good place already.
+CONTINUED = {
+    "model.loss.warm_steps": 1,
+    "optim.lr": 3e-4,
+    "optim.encoder_lr": 3e-5,
+    "optim.vector_lr": 3e-3,
+    "optim.warmup_steps": 20,
+}
 
-def parse_config(argv: Optional[Sequence[str]] = None, description: str = "") -> Config:
+
+def parse_config(
+    argv: Optional[Sequence[str]] = None,
+    description: str = "",
+    find_model: Optional[Callable[[Config], Path]] = None,
+) -> Config:
     """Command line -> configuration: ``--config FILE`` and overrides.
+
+    Args:
+        argv: the words; None: those of the command line.
+        description: for ``--help``.
+        find_model: finds the folder of the model that ``training.init_from`` names, whose configuration then gives
+            defaults (`CONTINUED_SECTIONS`); None: the defaults are those of the dataclasses.
 
     Raises:
         UserError: for an unknown option or a value of the wrong type.
     """
     parser = make_parser(description)
+    words = list(sys.argv[1:] if argv is None else argv)
     with type_errors():
-        parsed = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
+        if find_model:
+            first = parser.parse_args([word for word in words if not word.startswith("--print_config")])
+            config = from_dict(parser.dump(first, skip_none=False))
+            if config.training.init_from:
+                parser.set_defaults(continued_defaults(find_model(config), config.training.train_only == "all"))
+        parsed = parser.parse_args(words)
         config = check_config(from_dict(parser.dump(parsed, skip_none=False)))
     # Only before training: models that were trained otherwise still load.
     check_activation(config)
     check_languages(config.tasks)
     return config
+
+
+def continued_defaults(folder: Path, whole: bool) -> Dict[str, Any]:
+    """Defaults of a run that continues from the model in a folder, by dotted name.
+
+    Args:
+        folder: with its configuration.
+        whole: whether the run trains all parameters; new ones alone keep the rates of a new model.
+
+    Raises:
+        UserError: the configuration cannot be read.
+    """
+    values = {name: value for name, value, _ in _options(load_config(folder / "config.yaml"))}
+    taken = {
+        name: value
+        for name, value in values.items()
+        if any(f"{name}.".startswith(f"{section}.") for section in CONTINUED_SECTIONS) and name not in NOT_CONTINUED
+    }
+    return {**taken, **(CONTINUED if whole else {})}
 
 
 def make_parser(description: str = "") -> Any:
@@ -186,8 +237,10 @@ def check_config(config: Config) -> Config:
             f"--training.average_last={config.training.average_last}: only the last "
             f"--training.keep_last={config.training.keep_last} checkpoints are there to average"
         )
-    if config.training.keep_best and not config.data.valid:
-        raise UserError(f"--training.keep_best={config.training.keep_best}: needs --data.valid, to know the best by")
+    for name in ("keep_best", "patience"):
+        if getattr(config.training, name) and not config.data.valid:
+            value = getattr(config.training, name)
+            raise UserError(f"--training.{name}={value}: needs --data.valid, to know the best by")
     check_weights(config.data)
     if config.tasks.paired and config.data.max_cuts == 1:
         raise UserError("--data.max_cuts=1: expected at least 2 with --tasks.paired=true, where each cut counts twice")
@@ -205,7 +258,24 @@ def check_config(config: Config) -> Config:
         raise UserError(
             "--data.stored_features=true needs --model.encoder.kind=frozen or split: only frozen features can be stored"
         )
+    check_augment(config.data)
     return config
+
+
+def check_augment(data: DataConfig) -> None:
+    """Check the options of data.augment, and that there is audio to change (raises UserError)."""
+    a = data.augment
+    for speed in a.speed:
+        if not 0.5 <= speed <= 2:
+            raise UserError(f"--data.augment.speed={a.speed}: expected factors from 0.5 to 2, such as [0.9, 1.0, 1.1]")
+    for name, values in (("noise_snr", a.noise_snr), ("volume_db", a.volume_db)):
+        if (values or name == "noise_snr") and not (len(values) == 2 and -100 <= values[0] <= values[1] <= 100):
+            raise UserError(f"--data.augment.{name}={values}: expected the lowest and the highest dB")
+    if a.enabled and data.stored_features:
+        raise UserError(
+            "--data.augment: changes audio, but --data.stored_features=true reads features that were stored before: "
+            "expected false, or `tokenverse-pp manifest store-features --speed`"
+        )
 
 
 def check_activation(config: Config) -> None:

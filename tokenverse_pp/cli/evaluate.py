@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import click
 
 from tokenverse_pp.base.options import PageOptions
-from tokenverse_pp.cli.options import options_from, plugin_option, plugin_options, source_options
+from tokenverse_pp.cli.options import model_option, options_from, plugin_option, plugin_options, source_options
 
 
 @click.command()
@@ -84,14 +84,14 @@ def _range(interval: tuple[float, float]) -> str:
 
 
 @click.command()
-@click.option("--model", required=True, type=click.Path(path_type=Path), help="Model folder, checkpoint or experiment.")
+@model_option
 @click.option("--hyps", required=True, type=click.Path(path_type=Path), help="Its hypotheses of --cuts (hyps.jsonl).")
 @click.option("--cuts", required=True, type=click.Path(path_type=Path), help="Cut manifest with labels: a dev set.")
 @click.option("--output", type=click.Path(path_type=Path), help="[default: calibration.json in the model's folder]")
 @click.option("--test", nargs=2, type=click.Path(path_type=Path), metavar="HYPS CUTS", help="Measure on these as well.")
 @plugin_options
 def calibrate(
-    model: Path, hyps: Path, cuts: Path, output: Optional[Path], test: Optional[Tuple[Path, Path]], trust_plugins: bool
+    model: str, hyps: Path, cuts: Path, output: Optional[Path], test: Optional[Tuple[Path, Path]], trust_plugins: bool
 ) -> None:
     """Fit the model's confidences to which of its words and task tokens are right.
 
@@ -99,6 +99,7 @@ def calibrate(
     (ECE) and the Brier score before and after, each half of the utterances calibrated by a fit on the other half.
     --test measures the fit itself, on other speech.
     """
+    from tokenverse_pp.api.folders import locate_model
     from tokenverse_pp.base.config_files import load_config
     from tokenverse_pp.base.errors import UserError
     from tokenverse_pp.data.hypotheses import read_hypotheses
@@ -106,10 +107,10 @@ def calibrate(
     from tokenverse_pp.data.manifests import read_cuts
     from tokenverse_pp.decoding.hypothesis import CALIBRATION
     from tokenverse_pp.evaluation.calibration import fit, judge_all, measure
-    from tokenverse_pp.models.bundle import find_model, tasks_of
+    from tokenverse_pp.models.bundle import tasks_of
     from tokenverse_pp.models.checkpoint import CONFIG
 
-    folder = find_model(model)
+    folder = locate_model(model)
     tasks = tasks_of(load_config(folder / CONFIG).tasks, trust_plugins, folder)
     judged = []
     for hyp_file, cut_file in [(hyps, cuts), test] if test else [(hyps, cuts)]:

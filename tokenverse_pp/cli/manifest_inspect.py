@@ -172,6 +172,7 @@ def store_features(
     Training with data.stored_features=true then skips the encoder, whose cost is most of a step. Features of chunks
     are kept beside those that CUTS already have: run it once for each combination that model.streaming draws.
     """
+    from tokenverse_pp.api.folders import locate_encoder
     from tokenverse_pp.data.distributed import set_threads
     from tokenverse_pp.data.samplers import load_cuts
     from tokenverse_pp.models.encoders import build_encoder
@@ -181,6 +182,7 @@ def store_features(
     chunks = ChunkOptions(**given)
     chosen = load_cuts([str(cuts)], "CUTS")
     config = parse_config([word for path in config_files for word in ("--config", str(path))]).model.encoder
+    config.name = locate_encoder(config.name, Path())
     encoder = build_encoder(config).eval()
     click.echo(set_threads(threads, encoder), err=True)
     if torch.cuda.is_available():

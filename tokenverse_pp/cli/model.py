@@ -54,7 +54,7 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
 
 
 @click.command("export")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.option("--format", "kind", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Of the export.")
 @click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="Folder for the exported model.")
 @click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
@@ -64,12 +64,12 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
 @click.option("--streaming", is_flag=True, help="The streaming form: the encoder in chunks, as the options below say.")
 @options_from(ChunkOptions, "chunk_ms", "left_chunks", "sinks", chunk_ms={"help": "Length of a chunk in milliseconds."})
 @plugin_options
-def export(model: Path, kind: str, output_dir: Path, encoder: str, trust_plugins: bool, **given: Any) -> None:
-    """Export MODEL (folder, checkpoint or experiment) for tokenverse_pp.runtime.
+def export(model: str, kind: str, output_dir: Path, encoder: str, trust_plugins: bool, **given: Any) -> None:
+    """Export MODEL (folder, checkpoint, experiment, name or hub id) for tokenverse_pp.runtime.
 
     The folder is written once its graphs agree with torch on random audio.
     """
-    from tokenverse_pp.models.bundle import load_model
+    from tokenverse_pp.api.model import load_named
     from tokenverse_pp.onnx.export import export_onnx
 
     flags = [name for name in ("int8", "float16") if given[name]]
@@ -77,7 +77,7 @@ def export(model: Path, kind: str, output_dir: Path, encoder: str, trust_plugins
         raise UserError(f"--{', --'.join(flags)}: expected one of them at most, and no other --precision")
     precision: Any = flags[0] if flags else given["precision"] or ExportOptions.precision
     options = ExportOptions(precision, chosen(ChunkOptions, given) if given["streaming"] else None)
-    description = export_onnx(load_model(model, encoder, trust_plugins), output_dir, options)
+    description = export_onnx(load_named(model, encoder, trust_plugins)[0], output_dir, options)
     size = sum(entry["bytes"] for entry in description.files.values()) / 1e6
     for part in ("encoder", "logits"):
         errors = description.check[part]

@@ -90,6 +90,7 @@ def names_of(text: Optional[str]) -> Tuple[str, ...]:
 
 
 # Of commands that load a model by its folder, name or hub id.
+model_option = click.option("--model", required=True, help="Model folder, checkpoint, experiment, name or hub id.")
 model_options = together(
     click.option("--model", help="Folder, name or hub id of a model. [default: human-speech, an example]"),
     click.option("--encoder", help="Folder of the model's pretrained encoder, if it is not found."),

@@ -123,6 +123,7 @@ class TransducerDataset(Dataset):
         stored_features: read the features stored with each cut instead of its audio.
         chunks: draws the chunks of a batch, and of its stored features, from its cut ids and the epoch
             (`tokenverse_pp.training.validation`). None: full context.
+        augment: loads the audio of a cut, changed, in an epoch (`tokenverse_pp.data.augment`); None: as it is.
     """
 
     def __init__(
@@ -132,12 +133,14 @@ class TransducerDataset(Dataset):
         activation: Activation,
         stored_features: bool = False,
         chunks: Optional[Callable[[Sequence[str], int], Optional[ChunkOptions]]] = None,
+        augment: Optional[Callable[[Cut, int], torch.Tensor]] = None,
     ):
         self.tasks = tasks
         self.tokenizer = tokenizer
         self.activation = activation
         self.stored_features = stored_features
         self.chunks = chunks
+        self.augment = augment
         self.epoch = 0
         self.access = current_access()  # of sources, for worker processes
         self.key = uuid.uuid4().hex  # the same in worker processes
@@ -150,7 +153,10 @@ class TransducerDataset(Dataset):
         loaded, targets, active = [], [], []
         with allow_sources(self.access.commands, self.access.urls):
             for cut in cuts:
-                audio = load_inputs(cut, self.stored_features, chunks=chunks)
+                if self.augment is not None:
+                    audio = self.augment(cut, self.epoch)
+                else:
+                    audio = load_inputs(cut, self.stored_features, chunks=chunks)
                 for names in self.activation.sets(labelled_tasks(cut), draw_id(cut), self.epoch):
                     items.append(cut)
                     loaded.append(audio)

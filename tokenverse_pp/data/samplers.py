@@ -27,6 +27,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import suppress
 from fractions import Fraction
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -423,6 +424,7 @@ class TrainSampler:
         wanted: a predicate for cuts that can be used.
         looked: called after ``wanted`` has seen the first cuts (`look`), and after each round.
         tokens_of: the number of target tokens of a cut; needed with ``config.max_batch_tokens``.
+        change: changes a cut in an epoch, before ``wanted`` sees it; None: cuts stay as they are.
     """
 
     def __init__(
@@ -434,6 +436,7 @@ class TrainSampler:
         wanted: Callable[[Cut], bool] = bool,
         looked: Callable[[], None] = lambda: None,
         tokens_of: Optional[Callable[[Cut], int]] = None,
+        change: Optional[Callable[[Cut, int], Cut]] = None,
     ):
         self.rounds = rounds
         self.config = config
@@ -442,6 +445,7 @@ class TrainSampler:
         self.wanted = wanted
         self.looked = looked
         self.tokens_of = tokens_of
+        self.change = change
         self._bins: Optional[List[float]] = None
 
     def batches(self, start: SamplerState) -> Iterator[Tuple[SamplerState, CutSet]]:
@@ -451,7 +455,7 @@ class TrainSampler:
         """
         epoch, first, skip = start
         for number in range(first, self.rounds.per_epoch):
-            sampler = self._sampler(self.rounds.cuts(epoch, number).filter(self.wanted))
+            sampler = self._sampler(self._cuts(epoch, number))
             sampler.set_epoch(epoch * self.rounds.per_epoch + number)
             for batch, cuts in enumerate(sampler, start=1):
                 if batch > skip:
@@ -463,12 +467,19 @@ class TrainSampler:
         """The bounds of the buckets in seconds, from the first cuts; none for one bucket, or for too few cuts."""
         if self._bins is None:
             config = self.config
-            first = list(islice(self.rounds.cuts(0, 0).filter(self.wanted), BINS_FROM))
+            first = list(islice(self._cuts(0, 0), BINS_FROM))
             number = min(config.num_buckets, len(first))
             limits = TimeConstraint(max_duration=config.max_duration, max_cuts=config.max_cuts)
             self._bins = estimate_duration_buckets(first, num_buckets=number, constraint=limits) if number > 1 else []
             self.looked()
         return self._bins
+
+    def _cuts(self, epoch: int, number: int) -> CutSet:
+        """The cuts of a round that can be used, lazily."""
+        cuts = self.rounds.cuts(epoch, number)
+        if self.change is not None:
+            cuts = cuts.map(partial(self.change, epoch=epoch))
+        return cuts.filter(self.wanted)
 
     def _sampler(self, cuts: CutSet) -> Any:
         """lhotse's dynamic bucketing sampler, or without bins its plain one.

@@ -114,8 +114,12 @@ def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer, foreign: b
 
 
 def pretrained_prefixes(config: Config) -> Tuple[str, ...]:
-    """Name prefixes of pretrained parameters, which take the lower learning rate."""
-    return (PRETRAINED,) if not config.model.encoder.random_init else ()
+    """Name prefixes of pretrained parameters, which take the lower learning rate.
+
+    A model that holds all weights of its encoder has ``random_init`` set; a run that continues from it does not start
+    from random weights.
+    """
+    return (PRETRAINED,) if not config.model.encoder.random_init or config.training.init_from else ()
 
 
 def load_weights(model: Transducer, folder: Path) -> None:

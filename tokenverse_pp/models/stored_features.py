@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+from itertools import product
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence
 
@@ -15,7 +16,7 @@ from lhotse.cut import Cut
 from lhotse.features.io import NumpyFilesWriter
 from tqdm import tqdm
 
-from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config import ChunkOptions, ModelConfig
 from tokenverse_pp.base.errors import CONTROL, UserError
 from tokenverse_pp.data.dataset import FEATURES, collate, features_key, load_inputs
 from tokenverse_pp.models.encoders import Encoder, EncoderConfig
@@ -40,6 +41,24 @@ def check_origin(cut: Cut, config: EncoderConfig) -> None:
         raise UserError(
             f"cut {cut.id}: its features were stored by {found}, but the configuration's encoder is {expected}"
         )
+
+
+def carry_features(cuts: Iterable[Cut], config: ModelConfig) -> bool:
+    """Whether all these cuts have stored features of a model's encoder, in all chunks that its training draws."""
+    if config.encoder.kind == "finetune":
+        return False
+    s, keys = config.streaming, {FEATURES}
+    if s.chunk_ms:
+        every = product(s.chunk_ms, s.left_chunks, s.sinks)
+        keys = {features_key(ChunkOptions(ms, left, sinks, s.strict)) for ms, left, sinks in every}
+    origin = features_origin(config.encoder)
+    for cut in cuts:
+        custom = cut.custom or {}
+        if custom.get(ORIGIN) != origin or not keys <= set(custom):
+            return False
+        if not all(Path(custom[key].storage_path, custom[key].storage_key).exists() for key in keys):
+            return False
+    return True
 
 
 def perturbed(cuts: CutSet, speeds: Sequence[float]) -> CutSet:

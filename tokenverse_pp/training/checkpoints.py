@@ -227,6 +227,8 @@ class Saver:
             "bad_steps": progress.bad_steps,
             "bad_in_a_row": progress.bad_in_a_row,
             "valid": valid,  # JSON has no NaN
+            "best": progress.best,
+            "worse": progress.worse,
             "scaler": self.scaler.state_dict(),
         }
         if self.average is not None and self.average.tensors:
@@ -234,7 +236,7 @@ class Saver:
         texts = {**self._texts(), checkpoint.STATE: json.dumps(state, indent=1).encode()}
         checkpoint.write_folder(checkpoint.checkpoint_dir(self.exp_dir, progress.step), tensors, texts)
         t = self.config.training
-        retain(self.exp_dir, t.keep_last, t.keep_best, t.best_by)
+        retain(self.exp_dir, t.keep_last, max(t.keep_best, bool(t.patience)), t.best_by)
 
     def load(self, folder: Path) -> Tuple[Progress, Dict[str, Any]]:
         """Load weights, optimiser, loss scale and running average from a verified checkpoint; return its state."""
@@ -263,20 +265,27 @@ class Saver:
             state.get("bad_steps", 0),
             state.get("bad_in_a_row", 0),
             state.get("valid"),
+            state.get("best"),
+            state.get("worse", 0),
         )
         return progress, state
 
-    def write_model(self) -> Path:
-        """Average the last checkpoints into ``model/``."""
-        last = checkpoint.list_checkpoints(self.exp_dir)[-self.config.training.average_last :]
-        period = self.config.training.average_period
-        if period and period <= checkpoint.step_of(last[0]) <= checkpoint.step_of(last[-1]) - period:
+    def write_model(self) -> str:
+        """Write the mean of the last (``training.patience``: best) checkpoints to ``model/``; say which they are."""
+        t = self.config.training
+        best = best_checkpoints(self.exp_dir, t.best_by)[: max(1, t.keep_best)] if t.patience else []
+        last = sorted(best) or checkpoint.list_checkpoints(self.exp_dir)[-t.average_last :]
+        period = t.average_period
+        if not best and period and period <= checkpoint.step_of(last[0]) <= checkpoint.step_of(last[-1]) - period:
             weights = average_between(last[0], last[-1])
         else:
             weights = average(last)
-        folder = self.exp_dir / "model"
-        checkpoint.write_folder(folder, {checkpoint.WEIGHTS: weights}, self._texts())
-        return folder
+        checkpoint.write_folder(self.exp_dir / "model", {checkpoint.WEIGHTS: weights}, self._texts())
+        return (
+            f"best by {t.best_by}: {', '.join(path.name for path in last)}"
+            if best
+            else "average of the last checkpoints"
+        )
 
     def _texts(self) -> Dict[str, bytes]:
         """The other files of a model folder."""
@@ -287,15 +296,20 @@ class Saver:
 def retain(exp_dir: Path, last: int, best: int, by: str) -> None:
     """Delete all checkpoints except the ``last`` ones and the ``best`` by a validation score (lower is better)."""
     found = checkpoint.list_checkpoints(exp_dir)
-    scored = []
-    for folder in found if best else []:
-        valid = checkpoint.read_state(folder).get("valid") or {}
-        if by in valid:
-            scored.append((valid[by], folder))
-    kept = {*found[-last:], *(folder for _, folder in sorted(scored)[:best])}
+    kept = {*found[-last:], *(best_checkpoints(exp_dir, by)[:best] if best else ())}
     for folder in found:
         if folder not in kept:
             shutil.rmtree(folder)
+
+
+def best_checkpoints(exp_dir: Path, by: str) -> List[Path]:
+    """The checkpoints that have a validation score, the best (lowest) first."""
+    scored = []
+    for folder in checkpoint.list_checkpoints(exp_dir):
+        valid = checkpoint.read_state(folder).get("valid") or {}
+        if by in valid:
+            scored.append((valid[by], folder))
+    return [folder for _, folder in sorted(scored)]
 
 
 def average(folders: Sequence[Path]) -> Dict[str, Tensor]:

@@ -47,11 +47,18 @@ class Progress:
     bad_steps: int = 0  # skipped because a loss or gradient was not finite
     bad_in_a_row: int = 0
     valid: Optional[Dict[str, float]] = None  # scores of this step
+    best: Optional[float] = None  # score of the best validation, by ``training.best_by``
+    worse: int = 0  # validations since then
 
     @property
     def updates(self) -> int:
         """Steps that changed the weights; the schedules count these."""
         return self.step - self.skipped_steps
+
+    def judge(self, score: float) -> None:
+        """Compare the score of a validation with the best one before it; lower is better."""
+        better = math.isfinite(score) and (self.best is None or score < self.best)
+        self.best, self.worse = (score, 0) if better else (self.best, self.worse + 1)
 
 
 class StepResult(NamedTuple):

@@ -106,7 +106,10 @@ class Trainer:
             validated = bool(self.validator) and (self.step % t.valid_every == 0 or last)
             if validated:
                 self.validate(log)
-            if self.step % t.save_every == 0 or (validated and t.keep_best):
+                if self.exhausted:
+                    self.say(f"no better for {t.patience} validations: stopping")
+                    last = True
+            if self.step % t.save_every == 0 or (validated and (t.keep_best or t.patience)):
                 self.save()
             self.meter.restart()  # validation and saving are not training time
             if last:
@@ -127,7 +130,7 @@ class Trainer:
         """
         t = self.config.training
         start = self.progress.place
-        for epoch in range(start.epoch, t.epochs if self.step < t.max_steps else 0):
+        for epoch in range(start.epoch, t.epochs if self.step < t.max_steps and not self.exhausted else 0):
             batches = self.meter.waiting(train_batches(self.sampler, self.dataset, self.config.data, start))
             steps = 0
             while True:
@@ -177,6 +180,7 @@ class Trainer:
         """Score the model on the validation cuts."""
         self._share_trained()
         self.progress.valid = scores = self._scores()
+        self.progress.judge(scores[self.config.training.best_by])
         if log:
             log.write("valid", self.step, scores)
         self.say(f"step {self.step}: {describe(scores)}")
@@ -190,20 +194,26 @@ class Trainer:
 
     def finish(self) -> Path:
         """Average the last checkpoints into ``model/``, and validate that model."""
-        folder = self.exp_dir / "model"
+        folder, made_of = self.exp_dir / "model", ""
         if self.world.is_first:
-            self.saver.write_model()
+            made_of = self.saver.write_model()
             plot_curves(self.exp_dir)
         self.world.barrier()
         load_weights(self.model, folder)
         if self.validator:
-            self.say(f"average of the last checkpoints: {describe(self._scores())}")
+            self.say(f"{made_of}: {describe(self._scores())}")
         return folder
 
     @property
     def step(self) -> int:
         """Steps since the run began, including those before it was resumed."""
         return self.progress.step
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether ``training.patience`` is at its end."""
+        patience = self.config.training.patience
+        return bool(patience) and self.progress.worse >= patience
 
     @property
     def trained(self) -> int:
