@@ -169,7 +169,8 @@ def start_from(
             f"{tokenizer.vocab_size}); leave --tokenizer.model out, and its own is taken and extended"
         )
     path = source.folder / checkpoint.WEIGHTS
-    state = checkpoint.read_tensors(path)
+    # Packaged models are in float16: rows are added, and vectors converted, in float32.
+    state = {k: v.float() if v.dtype == torch.float16 else v for k, v in checkpoint.read_tensors(path).items()}
     state, new, left_out = matched_parts(state, model)
     state, new_layers, lines = matched_encoder(state, source, model)
     if new + new_layers:

@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""Fine-tune a model on your own recordings: import them, split them, train, and score before and after.
+
+\b
+python recipes/finetune.py --table clips.csv --output-dir exp/mine --set language=en
+python recipes/finetune.py --table clips.tsv --column audio=path --column text=sentence --output-dir exp/mine \\
+    --training.max_steps 500 --optim.lr 1e-4       # options of recipes/train.py come last
+
+clips.csv has a row for each recording, with columns audio (a path beside the table) and text; language, speaker and
+others may follow (docs/import.md: all sources and options of `tokenverse-pp manifest import` work here). The model is
+OUTPUT_DIR/model. Run the same command again to resume a stopped run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+from pathlib import Path
+from typing import Any, Dict, List
+
+import click
+import decode
+import torch
+import train
+from lhotse.cut import Cut
+
+from tokenverse_pp.api.folders import locate_model
+from tokenverse_pp.api.model import read_config
+from tokenverse_pp.base.config import Config
+from tokenverse_pp.base.config_files import parse_config
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.languages import compatible_languages
+from tokenverse_pp.cli.evaluate import compare
+from tokenverse_pp.cli.groups import report_errors
+from tokenverse_pp.cli.manifest_import import OPTIONS, options_of
+from tokenverse_pp.data.editing.split import KeyRule, split_manifest
+from tokenverse_pp.data.importing.run import import_manifest
+from tokenverse_pp.data.manifests import read_cuts
+
+log = logging.getLogger("tokenverse_pp.recipes.finetune")
+SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}
+PASSES, STEPS = 12, (60, 3000)  # passes through the training set, within these numbers of steps
+VALIDATIONS = 12
+# Seconds of audio in a batch: few, so that some minutes of speech give some steps a pass.
+BATCH = {"cpu": 40, "cuda": 160}
+AUGMENT = [
+    *("--data.augment.speed", "[0.9, 1.0, 1.1]", "--data.augment.noise", "[generated]"),
+    *("--data.augment.rooms", "[generated]", "--data.augment.telephone_prob", "0.1"),
+]
+
+
+@click.command(
+    help=__doc__, context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "max_content_width": 100}
+)
+@click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="For cuts, checkpoints and model.")
+@click.option("--model", default="human-speech", show_default=True, help="Folder, name or hub id to start from.")
+@click.option(
+    "--by",
+    default="text",
+    show_default=True,
+    help="What training, dev and test set do not share: text, speaker, recording or a custom field; with commas.",
+)
+@OPTIONS
+@click.pass_context
+def main(context: click.Context, output_dir: Path, model: str, by: str, **given: Any) -> None:
+    """See the module's docstring."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("one process: for several GPUs import the data, and start recipes/train.py by torchrun")
+    if context.get_parameter_source("normaliser") is click.core.ParameterSource.DEFAULT:
+        given["normaliser"] = "words"  # as what the packaged model was trained on
+    files = {name: output_dir / f"cuts_{name}.jsonl.gz" for name in SHARES}
+    source = read_config(locate_model(model))
+    options = [*training_options(output_dir, model), *AUGMENT, *context.args]
+    parse_config(options, find_model=train.model_to_continue)  # a wrong one is seen before anything is written
+    if not all(path.exists() for path in files.values()):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        import_manifest(output_dir / "cuts.jsonl.gz", options_of(given), say=click.echo)
+        split_manifest(output_dir / "cuts.jsonl.gz", files, SHARES, KeyRule(tuple(by.split(","))), seed=0)
+    cuts = {name: list(read_cuts(path)) for name, path in files.items()}
+    for name, found in cuts.items():
+        click.echo(f"{name}: {len(found)} cuts, {sum(cut.duration for cut in found) / 60:.1f} minutes")
+    click.echo("\nscores before, on the test set:")
+    test, device = str(files["test"]), "cuda" if torch.cuda.is_available() else "cpu"
+    decoding = ["--cuts", test, "--precision", precision_of(device)]
+    decode_into(output_dir / "before", ["--model", model, *decoding])
+    options = [*options[: -len(context.args) or None], *run_options(source, cuts, device), *context.args]
+    click.echo(f"\ntraining, as by: python recipes/train.py {shlex.join(options)}\n")
+    train.main(options)
+    click.echo("\nscores after, on the test set:")
+    decode_into(output_dir / "after", ["--model", str(output_dir), *decoding])
+    click.echo("\nbefore (A) and after (B), on the test set:")
+    hyps = [str(output_dir / name / "hyps.jsonl") for name in ("before", "after")]
+    compare.main([*hyps, "--cuts", test], standalone_mode=False)
+    click.echo(f"\nmodel: {output_dir}\n    tokenverse-pp transcribe FILE --model {output_dir}")
+
+
+def training_options(folder: Path, model: str) -> List[str]:
+    """Options of recipes/train.py that depend on the command line alone."""
+    return [
+        *("--training.init_from", model, "--training.exp_dir", str(folder), "--training.patience", "4"),
+        *("--training.keep_best", "2", "--training.keep_last", "1", "--training.average_last", "1"),
+        *("--data.train", f"[{folder / 'cuts_train.jsonl.gz'}]", "--data.valid", f"[{folder / 'cuts_dev.jsonl.gz'}]"),
+    ]
+
+
+def run_options(source: Config, cuts: Dict[str, List[Cut]], device: str) -> List[str]:
+    """Options that depend on the model, the data and the machine."""
+    seconds = sum(cut.duration for cut in cuts["train"])
+    steps = int(min(STEPS[1], max(STEPS[0], PASSES * seconds / BATCH[device])))
+    tasks = source.tasks
+    found = sorted(
+        {str(turn.language) for part in cuts.values() for cut in part for turn in cut.supervisions if turn.language}
+    )
+    new = [code for code in found if not any(compatible_languages(code, known) for known in tasks.languages)]
+    languages = [*tasks.languages, *new] if "lid" in tasks.names else []
+    values = {
+        "tasks.languages": f"[{', '.join(languages)}]",
+        "tasks.activation": tasks.activation,
+        "tasks.activation_prob": tasks.activation_prob,
+        "data.max_duration": BATCH[device],
+        # With as many buckets as usual, each would hold too few cuts for a batch.
+        "data.num_buckets": int(min(20, max(1, seconds / BATCH[device] / 10))),
+        "training.max_steps": steps,
+        "training.valid_every": steps // VALIDATIONS,
+        "training.log_every": max(1, steps // VALIDATIONS // 2),
+        "training.save_every": steps,
+        "training.precision": precision_of(device),
+    }
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def precision_of(device: str) -> str:
+    """bf16 where the processor multiplies it natively, else fp32 (on old GPUs fp16)."""
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    described = Path("/proc/cpuinfo")
+    return "bf16" if described.exists() and "avx512_bf16" in described.read_text(errors="replace") else "fp32"
+
+
+def decode_into(folder: Path, options: List[str]) -> None:
+    """Decode and score, by recipes/decode.py."""
+    decode.main([*options, "--output-dir", str(folder)], standalone_mode=False)
+
+
+if __name__ == "__main__":
+    with report_errors():
+        main(standalone_mode=True)

@@ -1,0 +1,75 @@
+"""recipes/finetune.py: from a table of clips to a model that is better on them, in one command."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from scripts import ROOT, load_script
+from toy_runs import assert_one_line, call, read_cuts
+
+from tokenverse_pp.base.config_files import load_config
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.training.log import read_log
+
+
+@pytest.fixture(scope="module")
+def finetune():
+    return load_script(ROOT / "recipes" / "finetune.py", "finetune_script")
+
+
+@pytest.fixture(scope="module")
+def table(tiny_corpus, tmp_path_factory):
+    """A table of the corpus's first turns, with capitals and punctuation."""
+    path = tmp_path_factory.mktemp("clips") / "clips.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "start", "end", "text"])
+        for cut in read_cuts(tiny_corpus) + read_cuts(tiny_corpus, "dev") + read_cuts(tiny_corpus, "test"):
+            turn, source = cut.supervisions[0], Path(cut.recording.sources[0].source).name
+            writer.writerow([source, turn.start, turn.end, f"{turn.text.capitalize()}!"])
+    return path
+
+
+def words(table, corpus, model, folder, *others):
+    importing = ["--table", table, "--audio-dir", corpus / "audio", "--column", "audio=file", "--set", "language=qaa"]
+    return [*importing, "--model", model, "--output-dir", folder, *others]
+
+
+def test_a_table_becomes_a_better_model_and_the_command_resumes(finetune, tiny_corpus, finished_run, table, tmp_path):
+    folder = tmp_path / "mine"
+    given = words(table, tiny_corpus, finished_run, folder, "--optim.encoder_lr", "3e-4", "--training.valid_every", "3")
+    done = call(finetune.main, *given, "--training.max_steps", "3", standalone_mode=False)
+    assert done.code == 0, done.stderr
+    config = load_config(folder / "config.yaml")
+    assert config.optim.lr == 3e-4 and config.optim.encoder_lr == 3e-4 and config.model.loss.warm_steps == 1
+    assert config.model.joiner_dim == 32 and config.tasks.languages == ["qaa", "qab"]  # the model's
+    assert config.data.augment.enabled and config.data.stored_features is False
+    cuts = {name: read_cuts(folder, name) for name in ("train", "dev", "test")}
+    assert sum(map(len, cuts.values())) == 24 and all(cuts.values())
+    texts = {name: {cut.supervisions[0].text for cut in found} for name, found in cuts.items()}
+    assert not texts["train"] & (texts["dev"] | texts["test"])
+    assert all(text == text.lower() and "!" not in text for found in texts.values() for text in found)
+    manifest = (folder / "cuts_train.jsonl.gz").stat().st_mtime_ns
+    done = call(finetune.main, *given, "--training.max_steps", "12", standalone_mode=False)
+    assert done.code == 0 and "resuming from step-00000003" in done.stderr, done.stderr
+    assert (folder / "cuts_train.jsonl.gz").stat().st_mtime_ns == manifest
+    losses = [record["loss"] for record in read_log(folder / "log.jsonl") if record["kind"] == "valid"]
+    assert len(losses) == 4 and losses[-1] < 0.9 * losses[0]
+    before, after = (json.loads((folder / name / "scores.json").read_text()) for name in ("before", "after"))
+    assert before["options"]["model"] == str(finished_run) and after["options"]["model"] == str(folder)
+    assert before["wer"]["all"]["cuts"] == after["wer"]["all"]["cuts"] == len(cuts["test"])
+    assert (folder / "model" / checkpoint.WEIGHTS).is_file()
+
+
+def test_wrong_options_are_seen_first(finetune, tiny_corpus, finished_run, table, tmp_path):
+    folder = tmp_path / "mine"
+    for more, said in {
+        ("--training.max_step", "3"): ["training.max_step"],
+        ("--data.augment.speed", "[9]"): ["--data.augment.speed"],
+    }.items():
+        failure = call(finetune.main, *words(table, tiny_corpus, finished_run, folder, *more), standalone_mode=False)
+        assert_one_line(failure, *said)
+        assert not folder.exists()
+    failure = call(finetune.main, *words(table, tiny_corpus, "no-such", folder), standalone_mode=False)
+    assert_one_line(failure, "no-such", "human-speech")
