@@ -1,11 +1,12 @@
 """The configuration: files, overrides, and what is refused."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
 
-from tokenverse_pp.base.config import Config
+from tokenverse_pp.base.config import Config, DataConfig, OptimConfig
 from tokenverse_pp.base.config_files import check_config, from_dict, load_config, parse_config, save_config
 from tokenverse_pp.base.errors import UserError
 
@@ -105,6 +106,28 @@ def test_a_broken_file_on_the_command_line_is_refused_in_one_line(tmp_path, text
     with pytest.raises(UserError) as caught:
         parse_config(["--config", str(tmp_path / "c.yaml")])
     assert "\n" not in str(caught.value)
+
+
+PACKAGED = Path(__file__).resolve().parents[2] / "tokenverse_pp" / "pretrained" / "human_speech"
+
+
+def continued(*words):
+    return parse_config(["--training.init_from", "human-speech", *words], find_model=lambda config: PACKAGED)
+
+
+def test_a_continued_run_has_the_options_of_its_model():
+    theirs = load_config(PACKAGED / "config.yaml")
+    config = continued("--model.spec_augment.time_share", "0.5", "--optim.vector_lr", "1e-5")
+    assert config.tasks.names == theirs.tasks.names and config.tasks.languages == theirs.tasks.languages
+    assert config.model.encoder == theirs.model.encoder and config.model.streaming == theirs.model.streaming
+    assert config.model.spec_augment.time_share == 0.5 and config.model.spec_augment.channel_share == 0.1
+    assert config.model.vectors.masked is None and config.model.loss.warm_steps == 1
+    assert (config.optim.lr, config.optim.encoder_lr, config.optim.vector_lr) == (3e-4, 3e-5, 1e-5)
+    assert config.data == DataConfig() and config.tasks.activation == "labelled" and config.tasks.plugins == []
+    # New parameters alone start from nothing, and need the rates of a new model.
+    assert continued("--training.train_only", "new").optim == OptimConfig()
+    # Other runs have the usual defaults.
+    assert parse_config([], find_model=lambda config: PACKAGED) == Config()
 
 
 def test_from_dict_does_not_change_its_argument():

@@ -1,5 +1,6 @@
 """Stored features of a frozen encoder: the numbers of training from audio, from the right encoder, or refused."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -13,7 +14,14 @@ from tokenverse_pp.base.config_files import save_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.main import cli
 from tokenverse_pp.data.dataset import FEATURES, load_inputs
-from tokenverse_pp.models.stored_features import batches_of, check_origin, perturbed, store_features
+from tokenverse_pp.models.stored_features import (
+    ORIGIN,
+    batches_of,
+    carry_features,
+    check_origin,
+    perturbed,
+    store_features,
+)
 from tokenverse_pp.training.log import read_log
 
 
@@ -122,7 +130,6 @@ def test_command_line_and_a_whole_run_give_the_losses_of_audio(train_script, tin
     for name, changes in {
         "audio": {},
         "stored": {
-            "data__stored_features": "true",
             "data__train": [tmp_path / "out" / "cuts_train.jsonl.gz"],
             "data__valid": [tmp_path / "out" / "cuts_dev.jsonl.gz"],
         },
@@ -131,6 +138,7 @@ def test_command_line_and_a_whole_run_give_the_losses_of_audio(train_script, tin
         options = toy_options(tiny_corpus, exp_dir, **frozen, training__max_steps=4, training__valid_every=4, **changes)
         done = call(train_script.main, *options)
         assert done.code == 0, done.stderr
+        assert f"input: {'audio' if name == 'audio' else 'stored features'}" in done.stderr  # data.stored_features: null
         numbers = [r for r in read_log(exp_dir / "log.jsonl") if r["kind"] in ("train", "valid")]
         runs[name] = [{k: r[k] for k in r if k not in ("kind", "speed", "data_wait")} for r in numbers]
     assert len(runs["audio"]) == 5
@@ -138,6 +146,18 @@ def test_command_line_and_a_whole_run_give_the_losses_of_audio(train_script, tin
         assert found == pytest.approx(expected, rel=1e-4)
     # The frozen encoder's weights stay where they came from.
     assert (tmp_path / "audio" / "model" / "model.safetensors").stat().st_size < 300_000
+
+
+def test_features_are_found_only_where_all_that_training_reads_are_there(parts, stored):
+    cuts, config = list(stored), copy.deepcopy(parts.config.model)
+    assert carry_features(cuts, config)
+    assert not carry_features([cuts[0].with_custom(ORIGIN, None), *cuts[1:]], config)
+    config.streaming.chunk_ms = [0, 640]
+    assert not carry_features(cuts, config)  # none are of chunks
+    config.streaming.chunk_ms, config.encoder.layers = [], [0, 1]
+    assert not carry_features(cuts, config)
+    config.encoder.kind = "finetune"
+    assert not carry_features(cuts, config)
 
 
 def test_training_on_features_of_another_encoder_is_refused(train_script, tiny_corpus, frozen, stored, tmp_path):

@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lhotse import CutSet
 from toy_runs import read_cuts, toy_parts
 
@@ -16,6 +18,7 @@ from tokenverse_pp.models.bundle import load_model
 from tokenverse_pp.models.compat import autocast, grad_scaler
 from tokenverse_pp.training.checkpoints import find_start, retain
 from tokenverse_pp.training.log import read_log
+from tokenverse_pp.training.steps import Progress
 from tokenverse_pp.training.trainer import Trainer
 
 
@@ -301,3 +304,33 @@ def test_epoch_ends_for_all_when_it_ends_for_one(tiny_corpus, tmp_path):
     run(started)
     places = [checkpoint.read_state(p) for p in checkpoint.list_checkpoints(tmp_path)]
     assert [(place["step"], place["epoch"], place["batch"]) for place in places] == [(4, 1, 2)]
+
+
+@given(scores=st.lists(st.sampled_from([1.0, 2.0, 3.0, math.nan]), max_size=12))
+def test_worse_validations_are_counted_from_the_best_one(scores):
+    progress = Progress()
+    for score in scores:
+        progress.judge(score)
+    finite = [score for score in scores if math.isfinite(score)]
+    assert progress.best == min(finite, default=None)
+    assert progress.worse == (len(scores) - 1 - scores.index(min(finite)) if finite else len(scores))
+
+
+def test_run_stops_when_it_gets_no_better_and_the_best_checkpoint_is_the_model(tiny_corpus, tmp_path, caplog):
+    caplog.set_level("INFO", "tokenverse_pp")
+    changes = {"training__patience": 2, "training__valid_every": 1, "training__keep_last": 1, "training__max_steps": 9}
+    losses = iter([3.0, 2.0, 2.5, 2.0])
+
+    def start():
+        started = trainer(tiny_corpus, tmp_path, **changes, training__average_last=1, data__max_cuts=4)
+        started.validator = lambda model: {"loss": next(losses, 9.0), "wer": 1.0}
+        return started
+
+    folder = run(start())
+    assert "no better for 2 validations: stopping" in caplog.text and "best by loss: step-00000002" in caplog.text
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000002", "step-00000004"]
+    best = checkpoint.read_tensors(tmp_path / "checkpoints" / "step-00000002" / checkpoint.WEIGHTS)
+    model = checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
+    assert all(torch.equal(model[name], value) for name, value in best.items())
+    run(start())  # the same command again
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000002", "step-00000004"]

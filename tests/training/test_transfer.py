@@ -183,6 +183,18 @@ def test_vectors_of_another_code_and_scale_are_converted(corpus, tmp_path, forms
             assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+def test_model_in_half_precision_is_extended(corpus, tmp_path):
+    old = save_old(corpus, tmp_path / "old")
+    path = tmp_path / "old"
+    half = {k: v.half() if v.dtype == torch.float32 else v for k, v in old.model.checkpoint_state().items()}
+    texts = {name: (path / name).read_bytes() for name in (checkpoint.CONFIG, checkpoint.TOKENIZER)}
+    checkpoint.write_folder(path, {checkpoint.WEIGHTS: half}, texts)
+    new, added = extend(corpus, path)
+    assert added and {value.dtype for value in new.model.parameters()} == {torch.float32}
+    table = new.model.feature_vectors.table[: len(OLD["tasks__names"])]
+    assert torch.allclose(table, old.model.feature_vectors.table, rtol=1e-3)
+
+
 def settled(corpus, folder, **changes):
     """``model.vectors.masked`` of a run that starts from a model folder."""
     parts = toy_parts(corpus, **{**NEW, "model__loss__ctc_scale": 1, **changes}, training__init_from=folder)
