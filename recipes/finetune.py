@@ -42,8 +42,8 @@ log = logging.getLogger("tokenverse_pp.recipes.finetune")
 SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}
 PASSES, STEPS = 12, (60, 3000)  # passes through the training set, within these numbers of steps
 VALIDATIONS = 12
-# Seconds of audio in a batch: few, so that some minutes of speech give some steps a pass.
-BATCH = {"cpu": 40, "cuda": 160}
+# Seconds of audio in a batch: some minutes of speech give some steps a pass, and XLSR-53 takes about 8 GB of a GPU.
+BATCH = {"cpu": 40, "cuda": 80}
 AUGMENT = [
     *("--data.augment.speed", "[0.9, 1.0, 1.1]", "--data.augment.noise", "[generated]"),
     *("--data.augment.rooms", "[generated]", "--data.augment.telephone_prob", "0.1"),

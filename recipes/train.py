@@ -76,7 +76,6 @@ def train(config: Config, world: DistributedContext) -> Path:
     if config.data.stored_features is None:
         first = [next(open_source(path).open_at(0)) for path in [*config.data.train, *config.data.valid]]
         config.data.stored_features = not config.data.augment.enabled and carry_features(first, config.model)
-        log.info(f"input: {'stored features' if config.data.stored_features else 'audio'}")
     if config.data.validate:
         world.from_first(lambda: check_data(config, tasks))
 
@@ -92,7 +91,7 @@ def train(config: Config, world: DistributedContext) -> Path:
     base = source.tokenizer if source else None
     tokenizer = Tokenizer(world.from_first(lambda: get_tokenizer(config, tasks, start, base).model))
     model = build_model(config, tasks, tokenizer)
-    log.info(set_threads(config.training.threads, model))
+    threads = set_threads(config.training.threads, model)
     if config.training.strategy == "ddp" or world.size == 1:  # FSDP moves only shards to the device
         model = model.to(world.device)
 
@@ -128,6 +127,7 @@ def train(config: Config, world: DistributedContext) -> Path:
     trainer = Trainer(config, model, dataset, sampler, validator, world, before)
     trainer.start(start, source)
     unknown_in_valid.finish("data.valid", log.info)
+    log.info(f"input: {'stored features' if config.data.stored_features else 'audio'}; {threads}")
     size = f"{trainer.trained / 1e6:.2f} M" if trainer.trained >= 1e4 else str(trainer.trained)
     log.info(f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {size} trained parameters")
     folder = trainer.run()

@@ -201,8 +201,8 @@ class AugmentConfig:
     room_prob: float = share(0.3)
     """Share of the cuts that are put into a room, with data.augment.rooms."""
     noise: List[str] = field(default_factory=list)
-    """Noise to draw from: files of cuts at 16 kHz, or the word generated for white, pink and brown noise. Empty:
-    none."""
+    """Noise to draw from: files of cuts at 16 kHz, or the word generated for white, pink and brown noise. What is
+    shorter than the speech sounds once, somewhere. Empty: none."""
     noise_prob: float = share(0.5)
     """Share of the cuts that noise is added to, with data.augment.noise."""
     noise_snr: List[float] = field(default_factory=lambda: [5.0, 25.0])
