@@ -180,6 +180,7 @@ class Trainer:
         self.progress.valid = scores = self._scores()
         if log:
             log.write("valid", self.step, scores)
+            plot_curves(self.exp_dir)
         self.say(f"step {self.step}: {describe(scores)}")
 
     def save(self) -> None:
