@@ -7,6 +7,14 @@ set -eu
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
 
+# PyTorch's own index has the builds without CUDA; pip prefers `2.13.0+cpu` there to the `2.13.0` of PyPI. Where the index
+# cannot be reached, pip says so and takes what it finds.
+case ${TORCH:-cpu} in
+    cpu) index="--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu" ;;
+    cuda) index= ;;
+    *) echo "error: TORCH=$TORCH: expected cpu or cuda" >&2; exit 2 ;;
+esac
+
 usable() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1; }
 
 find_python() {
@@ -51,13 +59,6 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 export PIP_PROGRESS_BAR=off PIP_ROOT_USER_ACTION=ignore
 pip install --upgrade pip
 
-# PyTorch's own index has the builds without CUDA; pip prefers `2.13.0+cpu` there to the `2.13.0` of PyPI. Where the index
-# cannot be reached, pip says so and takes what it finds.
-case ${TORCH:-cpu} in
-    cpu) index="--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu" ;;
-    cuda) index= ;;
-    *) echo "error: TORCH=$TORCH: expected cpu or cuda" >&2; exit 2 ;;
-esac
 install_torch() {
     echo "installing torch $1 for ${TORCH:-cpu} (TORCH=cuda: with CUDA)" >&2
     # shellcheck disable=SC2086  # several words
