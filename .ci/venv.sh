@@ -1,10 +1,19 @@
 #!/bin/sh
 # Make (or complete) the virtual environment of the project: .ci/venv.sh [FOLDER]
 #   PYTHON   the interpreter to use; by default the newest python3.x on the PATH that is 3.9 or newer
+#   TORCH    cpu (default), or cuda: the build for NVIDIA GPUs, whose libraries take 6 GB
 # Debian and Ubuntu split venv off python3: as root this installs what is missing, otherwise it says what to install.
 set -eu
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
+
+# PyTorch's own index has the builds without CUDA; pip prefers `2.13.0+cpu` there to the `2.13.0` of PyPI. Where the index
+# cannot be reached, pip says so and takes what it finds.
+case ${TORCH:-cpu} in
+    cpu) index="--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu" ;;
+    cuda) index= ;;
+    *) echo "error: TORCH=$TORCH: expected cpu or cuda" >&2; exit 2 ;;
+esac
 
 usable() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1; }
 
@@ -49,11 +58,22 @@ fi
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 export PIP_PROGRESS_BAR=off PIP_ROOT_USER_ACTION=ignore
 pip install --upgrade pip
+
+install_torch() {
+    echo "installing torch $1 for ${TORCH:-cpu} (TORCH=cuda: with CUDA)" >&2
+    # shellcheck disable=SC2086  # several words
+    pip install $index "torch==$1"
+}
+
 if "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    install_torch "$(sed -n 's/^torch==//p' requirements.txt)"
+    echo "installing the other packages" >&2
     pip install -r requirements.txt
     pip install --no-deps --editable .
 else
     echo "Python older than 3.11: the ranges of pyproject.toml in place of the tested pins" >&2
     torch=$("$venv/bin/python" -c 'import sys; print("2.13.0" if sys.version_info >= (3, 10) else "2.8.0")')
+    install_torch "$torch"
+    echo "installing the other packages" >&2
     pip install "torch==$torch" --editable '.[human-speech,plots,dev]'
 fi

@@ -33,6 +33,8 @@ BLOCK = re.compile(r"^```\w*[^\n]*\n(.*?)^```|((?:^    [^\n]*\n(?:\n(?=    ))?)+
 INLINE = re.compile(r"`([^`\n]+)`")
 PROGRAM = re.compile(r"(?:\S+/)?(tokenverse-pp|make|pip)$|(?:recipes|benchmarks)/[a-z0-9_/]+\.(?:py|sh)$")
 MENTION = re.compile(r"tokenverse|recipes/|benchmarks/|make|pip")
+# How a line begins that is a command.
+PROGRAM_LINE = re.compile(r"(?:[A-Z_]+=\S+ )*(?:tokenverse-pp|make|pip|git|python3?|torchrun|ffmpeg) ")
 SEPARATORS = {"|", "||", "&&", ";", "&"}
 LAUNCHERS = {"python", "python3", "torchrun"}
 KEYWORDS = {"do", "then", "else", "{", "(", "!", "exec", "time", "if", "while"}

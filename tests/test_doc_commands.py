@@ -30,6 +30,8 @@ FOREIGN = {
     "--max-restarts",
     "--mic",
     "--no-deps",
+    "--index-url",
+    "--force-reinstall",
 }
 CONFIG_KEY = re.compile(r"(?<![\w./-])((?:data|tasks|tokenizer|model|optim|training)(?:\.[a-z_]+)+)(?![\w./(*<{])")
 FILE_TYPES = (".safetensors", ".yaml", ".json", ".model", ".md", ".py", ".onnx", ".jsonl", ".bin", ".png")

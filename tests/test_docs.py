@@ -7,6 +7,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from browser import chromium
 from scripts import ROOT, load_script
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/*.md")])
@@ -58,13 +59,35 @@ def test_pictures_are_svg_that_says_what_it_shows(picture):
     assert root.find(f"{svg}title").text.strip() and root.find(f"{svg}desc").text.strip()
 
 
-def test_the_pages_build_without_a_warning_and_load_nothing_from_elsewhere(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built pages."""
     pytest.importorskip("material")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    pages = list((tmp_path / "site").rglob("*.html"))
+    return folder
+
+
+@pytest.mark.browser
+def test_search_works_in_pages_that_are_opened_as_files(site, tmp_path):
+    with chromium(tmp_path / "profile") as page:
+        page.set_window_size(1300, 900)
+        page.get((site / "recipes" / "toy" / "index.html").as_uri())
+        box = page.find_element("css selector", "input.md-search__input")
+        box.click()
+        box.send_keys("hotwords")
+        page.implicitly_wait(60)
+        first = page.find_element("css selector", ".md-search-result__item a")
+        assert "hotwords.html" in first.get_attribute("href")
+        first.click()
+        assert "names.txt" in page.find_element("css selector", "article").text
+
+
+def test_the_pages_build_without_a_warning_and_load_nothing_from_elsewhere(site):
+    pages = list(site.rglob("*.html"))
     assert len(pages) > 25
     for page in pages:
         text = page.read_text(encoding="utf-8")

@@ -3,7 +3,9 @@
 
     pip install -e '.[words]'
     python recipes/human_speech/word_lists.py data/words
-    python recipes/decode.py ... --beam 16 --lm data/words --lm-scale 0.5 --lm-bonus 2
+    python recipes/decode.py ... --beam 16 --lm data/words
+
+Beside them it writes lm.json, with the scale and bonus of RESULTS.md, which are then the defaults.
 
 The numbers are those of the package wordfreq (Robyn Speer, 3.1.1: Apache licence, its data CC BY-SA 4.0), from
 subtitles, news, books and the web until 2021: no running text, and none of this recipe's.
@@ -16,10 +18,12 @@ from typing import Dict, Tuple
 
 import click
 
+from tokenverse_pp.base.files import write_json
 from tokenverse_pp.base.languages import match_language
 
 LANGUAGES = ("cs", "en", "es", "fr", "it", "nl", "ru")
 PER_MILLION = 1e6
+FUSION = {"lm_scale": 0.5, "lm_bonus": 2.0}
 
 
 @click.command(help=__doc__, context_settings={"max_content_width": 100})
@@ -35,6 +39,7 @@ def main(folder: Path, languages: str, most: int) -> None:
         text = "".join(f"{word}\t{frequency * PER_MILLION:.4g}\n" for word, frequency in words.items())
         path.write_text(text, encoding="utf-8")
         click.echo(f"{path}: {len(words)} words")
+    write_json(folder / "lm.json", FUSION)
 
 
 def code_of_words(language: str) -> str:

@@ -15,6 +15,7 @@ from toy_runs import read_cuts, save_frozen_encoder
 from tokenverse_pp.api import folders as locate
 from tokenverse_pp.api.model import TokenVerse, device_of, known_tasks
 from tokenverse_pp.api.transcribing import TranscribeOptions
+from tokenverse_pp.base import files
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.audio.inputs import Refused
@@ -190,11 +191,11 @@ def test_the_cache_is_the_platforms_own(monkeypatch):
         monkeypatch.delenv(key, raising=False)
     home = Path.home()
     for system, expected in (("linux", ".cache"), ("darwin", "Library/Caches"), ("win32", "AppData/Local")):
-        monkeypatch.setattr(locate, "sys", types.SimpleNamespace(platform=system))
-        assert locate.cache_folder() == home / expected / "tokenverse_pp"
+        monkeypatch.setattr(files, "sys", types.SimpleNamespace(platform=system))
+        assert files.cache_folder() == home / expected / "tokenverse_pp"
     monkeypatch.setenv("XDG_CACHE_HOME", "elsewhere")
-    monkeypatch.setattr(locate, "sys", types.SimpleNamespace(platform="linux"))
-    assert locate.cache_folder() == Path("elsewhere/tokenverse_pp")
+    monkeypatch.setattr(files, "sys", types.SimpleNamespace(platform="linux"))
+    assert files.cache_folder() == Path("elsewhere/tokenverse_pp")
 
 
 def test_the_model_of_the_package_is_there():

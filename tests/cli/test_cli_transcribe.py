@@ -168,8 +168,9 @@ def test_odd_audio_is_refused_in_a_line_and_the_rest_is_done(model, odd, tmp_pat
         os.path.splitext(name)[0] + ".txt" for name in (*FINE, "one.wav")
     )
     expected = {**ODD, "gone.wav": "no such file"}
-    assert len(lines_of(done)) == len(expected)
-    for line, (name, reason) in zip(lines_of(done), expected.items()):
+    refused = [line for line in lines_of(done) if not line.startswith("warning: ")]
+    assert len(refused) == len(expected)
+    for line, (name, reason) in zip(refused, expected.items()):
         assert line.startswith(f"error: {odd / name}: ") and reason in line, line
     short, blink = caplog.messages
     assert short.startswith(f"warning: {odd / 'cut-short.flac'}: truncated: ") and short.endswith(" s of 1.000 s")
@@ -180,9 +181,30 @@ def test_two_inputs_of_one_name(model, calls, tmp_path):
     shutil.copy(calls / "one.wav", calls / "late" / "one.wav")
     files = [calls / "one.wav", calls / "late" / "one.wav", calls / "one.wav"]
     done = transcribe(model, *files, "--output-dir", tmp_path / "out")
-    assert done.exit_code == 2 and os.listdir(tmp_path / "out") == ["one.txt"]
-    (line,) = lines_of(done)
-    assert line == (f"error: {files[1]}: {tmp_path / 'out' / 'one.txt'} would be that of {files[0]} too; left out")
+    assert done.exit_code == 0 and sorted(os.listdir(tmp_path / "out")) == ["one-2.txt", "one.txt"]
+    assert lines_of(done) == [f"{files[1]}: named one-2, since {files[0]} is one"]
+    (calls / "one.flac").write_bytes((calls / "one.wav").read_bytes())
+    done = transcribe(model, calls, "--recursive", "--output-dir", tmp_path / "folder")
+    assert sorted(os.listdir(tmp_path / "folder")) == ["late", "one-2.txt", "one.txt"]
+
+
+def test_channels_are_averaged_or_transcribed_each(model, calls, tiny_corpus, tmp_path):
+    left, rate = soundfile.read(calls / "one.wav", dtype="float32")
+    right = np.zeros_like(left)
+    soundfile.write(calls / "both.wav", np.stack([left, right], 1), rate)
+    alone = transcribe(model, calls / "one.wav", "--format", "raw").stdout
+    done = transcribe(model, calls / "both.wav", "--format", "raw", "--channels", "each")
+    assert done.exit_code == 0, done.output
+    first, second = done.stdout.splitlines()
+    assert first == f"{calls / 'both.wav'}, channel 1: {alone.strip()}"
+    assert second.startswith(f"{calls / 'both.wav'}, channel 2:") and alone.strip() not in second
+    options = ["--output-dir", tmp_path / "out", "--format", "json", "--channels", "each"]
+    assert transcribe(model, calls / "both.wav", calls / "one.wav", *options).exit_code == 0
+    assert sorted(os.listdir(tmp_path / "out")) == ["both-1.json", "both-2.json", "one.json"]
+    names = [Transcript.from_json((tmp_path / "out" / f"both-{n}.json").read_text()).name for n in (1, 2)]
+    assert names == ["both-1", "both-2"]
+    told = transcribe(model, calls / "both.wav", "--format", "srt", "--channels", "each")
+    assert told.exit_code == 2 and "--format srt: --channels each needs --output-dir" in told.stderr
 
 
 def test_recordings_have_names_of_their_own(model, calls):
@@ -191,9 +213,8 @@ def test_recordings_have_names_of_their_own(model, calls):
     assert [Transcript.from_json(line).name for line in done.stdout.splitlines()] == ["late/one", "late/two", "one"]
     # Words of two recordings under one name could not be told apart.
     done = transcribe(model, calls / "one.wav", calls / "late" / "one.wav", "--tasks", "asr", "--format", "ctm")
-    assert done.exit_code == 2 and {line.split()[0] for line in done.stdout.splitlines()} == {"one"}
-    said = f"error: {calls / 'late' / 'one.wav'}: recording 'one' would be that of {calls / 'one.wav'} too; left out"
-    assert lines_of(done) == [said]
+    assert done.exit_code == 0 and {line.split()[0] for line in done.stdout.splitlines()} == {"one", "one-2"}
+    assert lines_of(done) == [f"{calls / 'late' / 'one.wav'}: named one-2, since {calls / 'one.wav'} is one"]
 
 
 def test_what_cannot_be_written_is_named_and_the_rest_is_done(model, calls, tmp_path):
@@ -220,7 +241,9 @@ def test_wrong_options_are_one_line(model, calls, tmp_path):
         ((one, one, "--format", "srt"), "--format srt: several inputs need --output-dir"),
         ((one, "--output-dir", tmp_path / "file"), "file: File exists"),
         ((one, "--hotwords", tmp_path / "hotwords.txt"), "hotwords.txt"),
-        ((one, "--hotwords", tmp_path / "gone.txt"), "gone.txt"),
+        ((one, "--hotwords", tmp_path / "gone.txt"), "gone.txt: no such file"),
+        ((one, "--lm", tmp_path / "gone"), f"--lm: {tmp_path / 'gone'}: no such file or folder"),
+        ((one, "--lm-scale", "0"), "'lm_scale': expected a number above 0"),
         ((one, "--method", "beam", "--beam", "0"), "'beam': expected a whole number"),
         ((one, "--batch-seconds", "0"), "expected seconds above 0"),
         ((one, "--device", "abacus"), "device 'abacus'"),
@@ -247,7 +270,7 @@ def test_hotwords_and_a_language_model(model, calls, tmp_path):
     fused = run("transcribe", "--model", model, calls / "one.wav", "--lm", tmp_path / "words.tsv")
     assert fused.exit_code == 0 and fused.stdout
     told = run("transcribe", "--model", model, calls / "one.wav", "--lm", tmp_path / "none.tsv")
-    assert told.exit_code == 2 and "none.tsv: cannot read a language model: no such file" in told.stderr
+    assert told.exit_code == 2 and "none.tsv: no such file or folder" in told.stderr
 
 
 def test_what_models_know(model):

@@ -1,5 +1,6 @@
 """`manifest import`: what may be opened, what is told of rows that cannot be mapped, and how texts carry entities."""
 
+import json
 import re
 from pathlib import Path
 
@@ -115,6 +116,8 @@ def test_times(audio_dir, tmp_path, out, start, end, said):
         (("--stm", "T", "--table", "T"), "both give turns"),
         (("--table", "T", "--column", "words=text"), "--column words: no such field"),
         (("--table", "T", "--column", "text=sentence"), "no column 'sentence' (--column); found audio, text"),
+        (("--table", "T", "--column", "text="), "no column text; found audio, text: name it, --column text=COLUMN"),
+        (("--table", "T", "--column", "audio="), "no column audio (a path) or recording (a name); found audio, text"),
         (("--table", "T", "--column", "text"), "expected FIELD=..."),
         (("--table", "T", "--set", "text=oui"), "differs from row to row"),
         (("--table", "T", "--set", "endpoint=perhaps"), "--set endpoint: field 'endpoint': expected true or false"),
@@ -204,3 +207,16 @@ def test_the_documentation_names_options_that_exist():
     known = {name for option in import_corpus.params for name in option.opts} | {"--cuts"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     assert named <= known and {name for name in known if name.startswith("--")} - named <= {"--help"}
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_table_with_other_columns_is_one_error(tmp_path, out, ending):
+    names = ("path", "sentence")
+    if ending == "csv":
+        table = table_of(tmp_path, [(f"{n}.wav", "oui") for n in range(30)], names)
+    else:
+        table = tmp_path / "t.jsonl"
+        table.write_text("".join(json.dumps({"path": f"{n}.wav", "sentence": "oui"}) + "\n" for n in range(30)))
+    code, _, err = run("import", out, "--table", table)
+    assert code == 2 and len(err.splitlines()) == 1 and not out.exists()
+    assert "no column audio (a path) or recording (a name); found path, sentence" in err

@@ -13,6 +13,7 @@ from vocabulary import know
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import MOST_HOTWORDS, SearchOptions
 from tokenverse_pp.data.tokenizer import train_tokenizer
+from tokenverse_pp.decoding import language_models
 from tokenverse_pp.decoding.context_graph import ContextGraph, FusedScorers, read_hotwords
 from tokenverse_pp.decoding.language_models import LanguageModel
 from tokenverse_pp.decoding.ngram import ngrams_of_words
@@ -324,6 +325,74 @@ def test_a_folder_holds_a_file_a_language(tmp_path, tasks, tokenizer):
     assert isinstance(bonus_for(SearchOptions(lm=str(tmp_path), length_bonus=0.5), tokenizer, tasks), FusedScorers)
 
 
+def test_only_the_languages_that_may_be_written_are_read(tmp_path, tasks, tokenizer):
+    write(tmp_path / "fr.tsv", "bonjour")
+    (tmp_path / "nl.tsv").write_text("no table of words")
+    with pytest.raises(UserError, match=r"nl\.tsv, line 1"):
+        bonus_for(SearchOptions(lm=str(tmp_path)), tokenizer, tasks)
+    assert len(bonus_for(SearchOptions(lm=str(tmp_path), languages=("fr",)), tokenizer, tasks).models) == 1
+
+
+def test_scale_and_bonus_are_stored_with_the_lists(tmp_path, tasks, tokenizer):
+    def both(**options):
+        model = bonus_for(SearchOptions(lm=str(path), **options), tokenizer, tasks)
+        return model.scale, model.bonus
+
+    path = write(tmp_path / "all.tsv", "bonjour")
+    assert both() == (0.4, 1.5)
+    (tmp_path / "lm.json").write_text('{"lm_scale": 0.25}')
+    assert both() == (0.25, 1.5) and both(lm_bonus=1.0) == (0.25, 1.0)
+    (tmp_path / "lm.json").write_text('{"lm_scale": 0.25, "lm_bonus": 2}')
+    assert both() == (0.25, 2.0) and both(lm_scale=0.5) == (0.5, 2.0)
+    for wrong, said in [
+        ("{", "not JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"scale": 1}', "expected a JSON object"),
+    ]:
+        (tmp_path / "lm.json").write_text(wrong)
+        with pytest.raises(UserError, match=f"lm.json: {said}"):
+            both()
+    (tmp_path / "lm.json").write_text('{"lm_scale": 0}')
+    with pytest.raises(UserError, match="lm_scale: expected a number above 0"):
+        both()
+
+
+def test_large_files_are_kept_in_the_cache(tmp_path, tasks, tokenizer, monkeypatch, caplog):
+    """The model is the same; a changed file, a damaged cache and a full one are noticed."""
+    monkeypatch.setenv("TOKENVERSE_PP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(language_models, "SMALLEST", 1)
+    caplog.set_level("INFO", "tokenverse_pp")
+    path, kept = write(tmp_path / "all.tsv", "bonjour", "oui", "écoute"), tmp_path / "cache" / "ngrams"
+
+    def read():
+        caplog.clear()
+        language_models._read.cache_clear()
+        (model,) = bonus_for(SearchOptions(lm=str(path)), tokenizer, tasks).models
+        return model[0], "reading the language model" in caplog.text
+
+    made, told = read()
+    (file,) = kept.iterdir()
+    assert told
+    loaded, told = read()
+    assert not told and loaded.states == made.states and loaded.start == made.start
+    for state in range(made.states):
+        np.testing.assert_array_equal(made.row(state), loaded.row(state))
+        assert [made.advance(state, t) for t in range(made.size)] == [
+            loaded.advance(state, t) for t in range(made.size)
+        ]
+    file.write_bytes(file.read_bytes()[:-40])
+    mended, told = read()
+    assert told and mended.states == made.states
+    write(path, "bonjour", "oui", "écoute", "vous")
+    changed, told = read()
+    assert told and changed.states > made.states and len(list(kept.iterdir())) == 2
+    monkeypatch.setattr(language_models, "MOST_CACHED", 0)
+    write(path, "oui")
+    assert read()[1] and not list(kept.iterdir())
+    (kept.rmdir(), kept.write_text("a file"))
+    assert read()[1] and "cannot be written" in caplog.text
+
+
 def test_files_that_do_not_fit_are_refused_by_name(tmp_path, tasks, tokenizer):
     def refuse(path, said, for_tasks=tasks):
         with pytest.raises(UserError, match=said):
@@ -332,6 +401,7 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path, tasks, tokenizer):
     refuse(tmp_path, "holds no language model")
     refuse(write(tmp_path / "words.txt", "a"), "expected a language model named")
     refuse(tmp_path / "none.tsv", "none.tsv: cannot read a language model: no such file")
+    refuse(tmp_path / "gone", "gone: cannot read a language model: no such file or folder")
     refuse(write(tmp_path / "greek.tsv", "Ω", "ψ"), "greek.tsv: the model's vocabulary can write none")
     folder = tmp_path / "lms"
     folder.mkdir()

@@ -2,6 +2,7 @@
 
 import warnings
 from fnmatch import fnmatchcase
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from tokenverse_pp.training import log as meter_module
 from tokenverse_pp.training.log import PANELS, Meter, RunLog, add_drawn, drawn_table, plot_curves, read_log
 from tokenverse_pp.training.steps import StepResult
+from tokenverse_pp.training.trainer import Trainer
 
 
 def steps(exp_dir):
@@ -54,6 +56,17 @@ def test_curves_are_drawn_without_complaint(tmp_path, kinds):
         warnings.simplefilter("error")
         assert plot_curves(tmp_path) == tmp_path / "curves.png"
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_are_drawn_after_each_validation(tmp_path):
+    pytest.importorskip("matplotlib")
+    log = RunLog(tmp_path, 0)
+    run = SimpleNamespace(exp_dir=tmp_path, step=3, progress=SimpleNamespace(valid=None))
+    run._share_trained, run._scores, run.say = (lambda: None), (lambda: {"loss": 1.0, "wer": 0.5}), (lambda line: None)
+    Trainer.validate(run, log)
+    log.close()
+    assert run.progress.valid == {"loss": 1.0, "wer": 0.5} and steps(tmp_path) == [("valid", 3)]
+    assert (tmp_path / "curves.png").is_file()
 
 
 def test_every_panel_is_filled_by_a_real_run(finished_run):

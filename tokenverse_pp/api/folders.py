@@ -6,7 +6,6 @@ import dataclasses
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any, Dict, Iterable, Optional, Sequence, Union
 
@@ -16,7 +15,7 @@ import yaml
 import tokenverse_pp
 from tokenverse_pp.base.config import Config, TokenizerConfig
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import check_links, temporary_folder
+from tokenverse_pp.base.files import cache_folder, check_links, temporary_folder
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import ModelBundle, find_model, own_encoder
 from tokenverse_pp.models.checkpoint import CONFIG, TOKENIZER, WEIGHTS
@@ -125,20 +124,6 @@ def whisper_base() -> Path:
         raise UserError(
             f"the model's encoder, {WHISPER_BASE}: {error}; or say where it is: encoder (--encoder)"
         ) from None
-
-
-def cache_folder() -> Path:
-    """The cache folder: ``TOKENVERSE_PP_CACHE``, else a folder in the user's cache."""
-    own = os.environ.get("TOKENVERSE_PP_CACHE")
-    if own:
-        return Path(own).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tokenverse_pp"
 
 
 OWN = {

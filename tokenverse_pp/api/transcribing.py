@@ -43,7 +43,9 @@ def _search_options(options: TranscribeOptions, has_language: bool) -> SearchOpt
     changes.update({name: x for name in ("method", "beam") if (x := getattr(options, name)) is not None})
     if options.language is not None:
         if not has_language:
-            raise UserError(f"language: {options.language!r} can be forced with the task lid only")
+            raise UserError(
+                f"language: {', '.join(map(repr, _tuple(options.language)))} can be forced with the task lid only"
+            )
         changes.update(languages=_tuple(options.language), force_language=True)
     if options.hotwords is not None:
         words = options.hotwords

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Sequence, Union
@@ -46,6 +47,20 @@ def temporary_folder(path: PathLike) -> Path:
         return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+def cache_folder() -> Path:
+    """The cache folder: ``TOKENVERSE_PP_CACHE``, else a folder in the user's cache."""
+    own = os.environ.get("TOKENVERSE_PP_CACHE")
+    if own:
+        return Path(own).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tokenverse_pp"
 
 
 def write_text(path: PathLike, text: str) -> None:

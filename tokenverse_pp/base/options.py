@@ -101,7 +101,7 @@ class TranscribeOptions:
     """Number type of the encoder (autocast)."""
     lm: Optional[Union[str, Path]] = None
     """Language model for shallow fusion, or a folder with one per language (docs/language_model.md); its scale and
-    bonus are those of search. Not with greedy search."""
+    bonus are those of search, or of the file lm.json beside it. Not with greedy search."""
     inactive: Optional[Inactive] = None
     """What is done with tasks that are not asked for. suppress: they are inactive, and the search may not write their
     tokens. strip: all tasks are decoded, and the tokens of those that are not asked for are removed from the result.

@@ -14,6 +14,7 @@ JoinerDtype = Literal["float32", "bfloat16", "float16"]
 METHODS = get_args(Method)
 JOINER_DTYPES = (None, *get_args(JoinerDtype))
 MOST_HOTWORDS = 10000
+LM_SCALE, LM_BONUS = 0.4, 1.5  # of a language model that brings none of its own
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,12 @@ class SearchOptions:
     """Bonus in nats for each token of a phrase without a bonus of its own."""
     lm: Optional[str] = None
     """Language model for shallow fusion (.tsv of words or .arpa), or a folder with one per language."""
-    lm_scale: float = 0.4
-    """Scale of the language model's log-probabilities; 0.2 to 0.5 is usual."""
-    lm_bonus: float = 1.5
-    """Added for each token that the language model scores, against too short hypotheses; 3 to 4 times lm_scale."""
+    lm_scale: Optional[float] = None
+    """Scale of the language model's log-probabilities; 0.2 to 0.5 is usual. Default: that of the file lm.json beside
+    the language model, else 0.4."""
+    lm_bonus: Optional[float] = None
+    """Added for each token that the language model scores, against too short hypotheses; 3 to 4 times lm_scale.
+    Default: that of lm.json, else 1.5."""
     languages: Optional[Tuple[str, ...]] = None
     """Codes of the languages that may be written (BCP 47 or ISO 639); default: all that the model knows."""
     force_language: Optional[bool] = None
@@ -78,13 +81,14 @@ class SearchOptions:
         if self.nbest > self.width:
             kept = "greedy search, which keeps one hypothesis" if self.method == "greedy" else f"beam={self.beam}"
             raise UserError(f"search option 'nbest': {self.nbest} hypotheses cannot come from {kept}")
+        optional = [name for name in ("lm_scale", "lm_bonus") if getattr(self, name) is None]
         for name in ("temperature", "lattice_beam", "lm_scale"):
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            if name not in optional and not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise UserError(f"search option {name!r}: expected a number above 0, got {value!r}")
         for name in ("blank_penalty", "length_bonus", "lm_bonus"):
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value)):
+            if name not in optional and not (isinstance(value, (int, float)) and math.isfinite(value)):
                 raise UserError(f"search option {name!r}: expected a finite number, got {value!r}")
         if self.joiner_dtype not in JOINER_DTYPES:
             expected = ", ".join(str(dtype) for dtype in JOINER_DTYPES)

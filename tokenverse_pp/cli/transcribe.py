@@ -13,7 +13,7 @@ import click
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.options import TranscribeOptions
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.cli.groups import EXIT_CODE
+from tokenverse_pp.cli.groups import EXIT_CODE, messages_on_stderr
 from tokenverse_pp.cli.options import (
     chosen,
     device_option,
@@ -40,10 +40,22 @@ FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
     hotwords={"type": click.Path(path_type=Path)},
     lm={"type": click.Path(path_type=Path)},
 )
-@options_from(SearchOptions, *("method", "beam"), method={"default": None}, beam={"default": None})
+@options_from(
+    SearchOptions,
+    *("lm_scale", "lm_bonus", "method", "beam"),
+    method={"default": None},
+    beam={"default": None},
+)
 @click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, help="May be repeated. [default: text]")
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Write a file for each input and format into it.")
 @click.option("--recursive", is_flag=True, help="Look for audio in folders of folders too.")
+@click.option(
+    "--channels",
+    type=click.Choice(["mix", "each"]),
+    default="mix",
+    show_default=True,
+    help="Of stereo and more: average them, or transcribe each as a recording of its own (NAME-1, NAME-2, ..).",
+)
 @click.option("--raw", is_flag=True, help="Standard input is bare samples: 16 bits, little-endian, one channel.")
 @click.option("--raw-rate", type=int, default=16000, show_default=True, help="Their rate in Hz.")
 @device_option
@@ -70,7 +82,10 @@ def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
         return
     check(audio, given)
     tasks, language = names_of(given["tasks"]), names_of(given["language"]) or None
-    if not run(audio, given, chosen(TranscribeOptions, given, tasks=tasks, language=language)):
+    search = SearchOptions(lm_scale=given["lm_scale"], lm_bonus=given["lm_bonus"])
+    with messages_on_stderr():
+        done = run(audio, given, chosen(TranscribeOptions, given, tasks=tasks, language=language, search=search))
+    if not done:
         sys.exit(EXIT_CODE)
 
 
@@ -78,6 +93,9 @@ def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
     """Check the options before anything is loaded (raises UserError)."""
     from tokenverse_pp.cli.transcribing import are_several
 
+    for name in ("lm", "hotwords"):
+        if given[name] is not None and not given[name].exists():
+            raise UserError(f"--{name}: {given[name]}: no such file{' or folder' if name == 'lm' else ''}")
     if not audio:
         raise UserError("AUDIO: expected files, folders, manifests of cuts, or - for standard input")
     folder: Optional[Path] = given["output_dir"]
@@ -89,8 +107,9 @@ def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
     if len(given["formats"]) > 1:
         raise UserError("--format: several formats need --output-dir")
     single = [name for name in given["formats"] if name in ("srt", "vtt", "html")]
-    if single and are_several(audio):
-        raise UserError(f"--format {single[0]}: several inputs need --output-dir")
+    if single and (are_several(audio) or given["channels"] == "each"):
+        several = "several inputs" if are_several(audio) else "--channels each"
+        raise UserError(f"--format {single[0]}: {several} need{'' if are_several(audio) else 's'} --output-dir")
 
 
 def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOptions) -> bool:
@@ -111,13 +130,15 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
     if sys.stderr.isatty():
         click.echo(threads, err=True)
     folder: Optional[Path] = given["output_dir"]
-    output = Output(given["formats"], folder, are_several(audio))
+    output = Output(given["formats"], folder, are_several(audio) or given["channels"] == "each")
     pending: Deque[NamedRecording] = deque()
 
     def opened() -> Any:
-        for source in sources(audio, given["recursive"], given["raw_rate"] if given["raw"] else None):
+        raw_rate, mix = given["raw_rate"] if given["raw"] else None, given["channels"] == "mix"
+        for source in sources(audio, given["recursive"], raw_rate, mix):
+            source = output.reserve(source)
             pending.append(source)
-            yield output.reserve(source)
+            yield source.heard
 
     refused = 0
     show = sys.stderr.isatty() and not output.is_terminal

@@ -18,7 +18,7 @@ from tokenverse_pp.base.errors import CONTROL, UserError, printable
 from tokenverse_pp.base.files import write_text
 from tokenverse_pp.cli.groups import error_line
 from tokenverse_pp.data.audio import ENDINGS
-from tokenverse_pp.data.audio.inputs import Heard, Refused, open_audio, open_or_refuse
+from tokenverse_pp.data.audio.inputs import Heard, Refused, channels_of, open_audio
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.evaluation.report.utterance import source_of
 from tokenverse_pp.tasks.result import Transcript, Turn
@@ -90,18 +90,33 @@ def are_several(audio: Sequence[str]) -> bool:
     return len(audio) > 1 or any(os.path.isdir(name) or name.endswith(MANIFESTS) for name in audio)
 
 
-def sources(audio: Sequence[str], recursive: bool, raw_rate: Optional[int]) -> Iterator[NamedRecording]:
+def sources(
+    audio: Sequence[str], recursive: bool, raw_rate: Optional[int], mix: bool = True
+) -> Iterator[NamedRecording]:
     """The recordings in order, each opened when it is needed; a file that is named twice comes once.
 
     Args:
         audio: as the command line names them.
         recursive: whether folders of folders are looked into.
         raw_rate: of bare samples on standard input; None for a file there.
+        mix: average the channels; without it each channel is a recording.
     """
+    for source in _whole_sources(audio, recursive, raw_rate, mix):
+        if mix or isinstance(source.heard, Refused):
+            yield source
+            continue
+        for part in channels_of(source.heard):
+            number = part.name[len(source.heard.name) :]  # "-1", "-2", ..; empty where there is one channel
+            yield NamedRecording(part.label if number else source.label, source.output + number, part)
+
+
+def _whole_sources(
+    audio: Sequence[str], recursive: bool, raw_rate: Optional[int], mix: bool
+) -> Iterator[NamedRecording]:
     seen = set()
     for name in audio:
         if name == STDIN:
-            yield NamedRecording("stdin", "stdin", _stdin(raw_rate))
+            yield NamedRecording("stdin", "stdin", _stdin(raw_rate, mix))
         elif os.path.isdir(name):
             found = _files_in(Path(name), recursive)
             if not found:
@@ -111,12 +126,19 @@ def sources(audio: Sequence[str], recursive: bool, raw_rate: Optional[int]) -> I
                 if path.resolve() not in seen:
                     seen.add(path.resolve())
                     output = str(path.relative_to(name).with_suffix(""))
-                    yield NamedRecording(str(path), output, _named(open_or_refuse(path), output))
+                    yield NamedRecording(str(path), output, _named(_open(str(path), mix), output))
         elif name.endswith(MANIFESTS):
             yield from _cuts(name)
         elif Path(name).resolve() not in seen:
             seen.add(Path(name).resolve())
-            yield NamedRecording(name, Path(name).stem, open_or_refuse(name))
+            yield NamedRecording(name, Path(name).stem, _open(name, mix))
+
+
+def _open(name: str, mix: bool) -> Union[Heard, Refused]:
+    try:
+        return open_audio(name, mix=mix)
+    except UserError as error:
+        return Refused(name, str(error))
 
 
 def _named(heard: Union[Heard, Refused], output: str) -> Union[Heard, Refused]:
@@ -143,13 +165,13 @@ def file_name(cut_id: str) -> str:
     return re.sub(r"[/\\]|" + CONTROL.pattern, "-", cut_id)
 
 
-def _stdin(raw_rate: Optional[int]) -> Union[Heard, Refused]:
+def _stdin(raw_rate: Optional[int], mix: bool = True) -> Union[Heard, Refused]:
     if sys.stdin.isatty():
         return Refused("stdin", "stdin: expected audio from a pipe or file, not a terminal")
     data = sys.stdin.buffer.read()
     try:
         if raw_rate is None:
-            return open_audio(data, label="stdin")
+            return open_audio(data, label="stdin", mix=mix)
         if len(data) % 2:
             raise UserError(f"stdin: --raw: expected samples of 2 bytes, got {len(data)} bytes")
         return open_audio((np.frombuffer(data, "<i2"), raw_rate), label="stdin")
@@ -177,19 +199,20 @@ class Output:
         self.folder, self.several = folder, several
         self._taken: Dict[str, str] = {}
 
-    def reserve(self, source: NamedRecording) -> Union[Heard, Refused]:
-        """The recording, or the reason why it cannot be written: another one has the same name."""
+    def reserve(self, source: NamedRecording) -> NamedRecording:
+        """The recording under a name of its own: with a number where another one has the same name (told on stderr)."""
         if isinstance(source.heard, Refused) or (self.folder is None and self.formats[0] not in FIELDS):
-            return source.heard
-        name = source.output if self.folder is not None else source.heard.name
-        other = self._taken.get(name)
-        if other is None:
-            self._taken[name] = source.label
-            return source.heard
-        target = f"recording {name!r}"
-        if self.folder is not None:
-            target = str(self.folder / (name + FORMATS[self.formats[0]].ending))
-        return Refused(source.label, f"{source.label}: {target} would be that of {other} too; left out")
+            return source
+        name = wanted = source.output if self.folder is not None else source.heard.name
+        number = 2
+        while name in self._taken:
+            name, number = f"{wanted}-{number}", number + 1
+        if name != wanted:
+            click.echo(f"{source.label}: named {name}, since {self._taken[wanted]} is {wanted}", err=True)
+        self._taken[name] = source.label
+        tail = name[len(wanted) :]
+        heard = dataclasses.replace(source.heard, name=source.heard.name + tail)
+        return source._replace(output=source.output + tail, heard=heard)
 
     def write(self, source: NamedRecording, transcript: Transcript) -> str:
         """Write one transcript; returns the reason if that failed, otherwise an empty string."""

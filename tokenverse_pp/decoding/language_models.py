@@ -15,11 +15,19 @@ The file name says which of two kinds a model is:
 One file serves all languages, or a folder has one for each: ``cs.tsv``, ``nl.arpa``. Then the first language token of a
 hypothesis chooses. The names are codes in any spelling (``fr-FR.tsv``, ``FRA.tsv``; see
 `tokenverse_pp.base.languages`), and choose the rules by which the words of a list are normalised.
+
+A file ``lm.json`` beside them holds the scale and bonus that suit them, ``{"lm_scale": 0.5, "lm_bonus": 2.0}``; options
+that are given come first. What is read is also kept in the cache folder, since large files take seconds to read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import logging
+import math
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
@@ -29,6 +37,7 @@ import torch
 from torch import Tensor
 
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import cache_folder, json_of
 from tokenverse_pp.base.languages import (
     compatible_languages,
     language_group,
@@ -36,9 +45,11 @@ from tokenverse_pp.base.languages import (
     matching_languages,
     same_language,
 )
-from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.search_options import LM_BONUS, LM_SCALE, SearchOptions
+from tokenverse_pp.data import normalise as normalising
 from tokenverse_pp.data.normalise import normalise
 from tokenverse_pp.data.tokenizer import Tokenizer
+from tokenverse_pp.decoding import ngram
 from tokenverse_pp.decoding.constraints import SPACE, UNKNOWN, languages_written
 from tokenverse_pp.decoding.context_graph import FusionScorer
 from tokenverse_pp.decoding.ngram import Ngrams, ngrams_of_words, read_arpa, read_words
@@ -47,6 +58,10 @@ from tokenverse_pp.tasks.lid import CODE, language_code, language_token
 from tokenverse_pp.tasks.transcript import is_task_token
 
 WORDS, TEXT = (".tsv", ".tsv.gz"), (".arpa", ".arpa.gz")
+DEFAULTS = "lm.json"  # beside the files
+SMALLEST = 200_000  # bytes of a file that is worth a place in the cache
+MOST_CACHED = 2 << 30  # bytes of the cache
+log = logging.getLogger(__name__)
 
 
 class LanguageModel(FusionScorer):
@@ -139,23 +154,42 @@ def language_model_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Opti
     path = Path(options.lm or "")
     files = lm_files(path)
     pieces = tuple(tokenizer.pieces(range(tokenizer.vocab_size)))
+    written = languages_written(options, tasks)
     if path.is_dir():
         chosen = _files_of_languages(path, files, _languages(pieces, tasks))
         if tasks is not None and "lid" not in tasks:
             raise UserError(
                 f"{path}: one of its language models is chosen by the task lid, which is not decoded; name a file"
             )
-        missing = sorted(set(languages_written(options, tasks)) - set(chosen))
+        missing = sorted(set(written) - set(chosen))
         if missing:
             raise UserError(f"{path}: has no language model for {', '.join(missing)}; add one, or choose the languages")
-        used = {language_token(language): (files[code], code) for language, code in chosen.items()}
+        needed = {language: chosen[language] for language in written} or chosen
+        used = {language_token(language): (files[code], code) for language, code in needed.items()}
     else:
         # The words of a file for all are normalised by the rules of the only language that can be written.
-        groups = {language_group(code) for code in languages_written(options, tasks)}
+        groups = {language_group(code) for code in written}
         used = {"": (path, (groups.pop() or "") if len(groups) == 1 else "")}
+    scale, bonus = _scale_and_bonus(options, path)
     encoder = _Encoder(tokenizer, pieces)
     models = {token: _read(str(file), file.stat().st_mtime_ns, code, encoder) for token, (file, code) in used.items()}
-    return LanguageModel(models, pieces, options.lm_scale, options.lm_bonus)
+    return LanguageModel(models, pieces, scale, bonus)
+
+
+def _scale_and_bonus(options: SearchOptions, path: Path) -> Tuple[float, float]:
+    """What the options say, else the file `DEFAULTS` beside the model, else `LM_SCALE` and `LM_BONUS`."""
+    file = (path if path.is_dir() else path.parent) / DEFAULTS
+    stored = json_of(file.read_text(encoding="utf-8", errors="replace"), str(file)) if file.is_file() else {}
+    names = {"lm_scale": options.lm_scale, "lm_bonus": options.lm_bonus}
+    if not isinstance(stored, dict) or set(stored) - set(names):
+        raise UserError(f"{file}: expected a JSON object with {' and '.join(names)}")
+    for name, value in stored.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or (name == "lm_scale" and value <= 0):
+            raise UserError(f"{file}: {name}: expected a number{' above 0' if name == 'lm_scale' else ''}")
+    scale = stored.get("lm_scale", LM_SCALE) if options.lm_scale is None else options.lm_scale
+    bonus = stored.get("lm_bonus", LM_BONUS) if options.lm_bonus is None else options.lm_bonus
+    return float(scale), float(bonus)
 
 
 def lm_files(path: Path) -> Dict[str, Path]:
@@ -170,12 +204,12 @@ def lm_files(path: Path) -> Dict[str, Path]:
         if not found:
             raise UserError(f"{path}: holds no language model: expected files such as en.tsv, fr.arpa.gz")
         return found
+    if not path.exists():
+        raise UserError(f"{path}: cannot read a language model: no such file or folder")
     if not path.name.endswith(WORDS + TEXT):
         raise UserError(
             f"{path}: expected a language model named {', '.join('*' + x for x in WORDS + TEXT)}, or a folder"
         )
-    if not path.is_file():
-        raise UserError(f"{path}: cannot read a language model: no such file")
     return {"": path}
 
 
@@ -223,9 +257,35 @@ class _Encoder:
 
 @functools.lru_cache(maxsize=16)  # `search` asks anew for each batch
 def _read(path: str, changed: int, code: str, encoder: _Encoder) -> Tuple[Ngrams, bool]:
-    """A file's model, and whether it is one of words."""
+    """A file's model, from the cache if it is there, and whether it is one of words."""
+    words = path.endswith(WORDS)
+    if Path(path).stat().st_size < SMALLEST:
+        return _made(path, code, encoder), words
+    # Everything that the model depends on: the file, the vocabulary, the rules of the language, the code.
+    digest = hashlib.sha256(repr((code, encoder.pieces, words)).encode())
+    for part in (Path(path), Path(normalising.__file__), Path(ngram.__file__)):
+        digest.update(part.read_bytes())
+    digest.update(encoder.tokenizer.model)
+    kept = cache_folder() / "ngrams" / f"{digest.hexdigest()[:32]}.npz"
+    try:
+        model = Ngrams.load(kept)
+        kept.touch()  # `_tidy` removes what was not used for longest
+        return model, words
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
+        log.info(f"{path}: reading the language model (once; then it is kept in {kept.parent})")
+    model = _made(path, code, encoder)
+    try:
+        model.save(kept)
+        _tidy(kept.parent)
+    except OSError as error:
+        log.warning(f"warning: {kept}: cannot be written ({error.strerror}): {path} is read anew each time")
+    return model, words
+
+
+def _made(path: str, code: str, encoder: _Encoder) -> Ngrams:
+    """The model of a file."""
     if path.endswith(TEXT):
-        return read_arpa(Path(path), encoder.pieces), False
+        return read_arpa(Path(path), encoder.pieces)
     words, unknown = [], encoder.pieces.index(UNKNOWN)
     for word, frequency in read_words(Path(path)).items():
         for text in normalise(word, None if language_problem(code) else code).split():
@@ -234,4 +294,15 @@ def _read(path: str, changed: int, code: str, encoder: _Encoder) -> Tuple[Ngrams
                 words.append((ids, frequency))
     if not words:
         raise UserError(f"{path}: the model's vocabulary can write none of its words")
-    return ngrams_of_words(words, len(encoder.pieces)), True
+    return ngrams_of_words(words, len(encoder.pieces))
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the files that were not used for longest, until the others are at most `MOST_CACHED` bytes."""
+    files = sorted(folder.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
+    total = 0
+    for file in files:
+        total += file.stat().st_size
+        if total > MOST_CACHED:
+            with contextlib.suppress(OSError):
+                file.unlink()

@@ -29,12 +29,14 @@ from typing import Dict, Iterator, List, NoReturn, Optional, Sequence, Set, Tupl
 import numpy as np
 
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import replacing
 from tokenverse_pp.data.lines import BLANKS, fields, number_of, stray_control, text_lines
 
 Gram = Tuple[int, ...]
 Grams = Dict[Gram, Tuple[float, float]]  # n-grams of one length with log-probability and back-off weight, in nats
 NEVER = -99.0  # what files write for log10(0)
 LN_10 = math.log(10)
+ARRAYS = ("suffix", "back_off", "token", "log_prob", "first")  # of `Ngrams`
 ORDER = 6  # eight scored no better than six on human_speech
 _COUNT = re.compile(r"ngram[ \t]+([0-9]{1,3})[ \t]*=[ \t]*([0-9]{1,18})")
 _WEIGHT = re.compile(r"-?[0-9]*\.[0-9]+")
@@ -66,21 +68,52 @@ class Ngrams:
     """
 
     def __init__(self, levels: Sequence[Level], size: int):
-        self.size, self.begin, self.end = size, size - 2, size - 1
         starts = np.cumsum([1] + [len(level.token) for level in levels])
-        self.suffix = np.concatenate([[0], *(level.suffix for level in levels)])
-        self.states = len(self.suffix)
-        self.back_off = np.concatenate([[0.0], *(level.back_off for level in levels)])
         # The n-grams that go on from a state are rows first[state] to first[state + 1] of these, each a state itself.
         parent = np.concatenate(
             [np.zeros(len(levels[0].token), dtype=np.int64)]
             + [before + level.context for before, level in zip(starts, levels[1:])]
         )
-        self.token = np.concatenate([level.token for level in levels])
-        self.log_prob = np.concatenate([level.log_prob for level in levels])
-        self.first = np.searchsorted(parent, np.arange(starts[-1] + 1))
+        self._set(
+            size,
+            suffix=np.concatenate([[0], *(level.suffix for level in levels)]),
+            back_off=np.concatenate([[0.0], *(level.back_off for level in levels)]),
+            token=np.concatenate([level.token for level in levels]),
+            log_prob=np.concatenate([level.log_prob for level in levels]),
+            first=np.searchsorted(parent, np.arange(starts[-1] + 1)),
+        )
+
+    def _set(self, size: int, **arrays: np.ndarray) -> None:
+        self.size, self.begin, self.end = size, size - 2, size - 1
+        self.suffix, self.back_off, self.token, self.log_prob, self.first = (arrays[name] for name in ARRAYS)
+        self.states = len(self.suffix)
         self.lowest = float(self.log_prob[np.isfinite(self.log_prob)].min())
         self.start = self.advance(0, self.begin)
+
+    def save(self, path: Path) -> None:
+        """Write the model as an ``.npz`` file, which `load` reads in a fraction of the time that making it took."""
+        with replacing(path) as temporary:
+            arrays = {name: getattr(self, name) for name in ARRAYS}
+            np.savez(
+                temporary,
+                size=self.size,
+                **{k: x.astype(np.int32) if x.dtype.kind == "i" else x for k, x in arrays.items()},
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> Ngrams:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError, ValueError, KeyError, zipfile.BadZipFile: if the file is not there or not whole.
+        """
+        model = cls.__new__(cls)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ARRAYS}
+            model._set(
+                int(file["size"]), **{k: x.astype(np.int64) if x.dtype.kind == "i" else x for k, x in arrays.items()}
+            )
+        return model
 
     def advance(self, state: int, token: int) -> int:
         """The longest context that is a suffix of a state's tokens and one more."""

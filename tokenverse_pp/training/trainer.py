@@ -183,6 +183,7 @@ class Trainer:
         self.progress.judge(scores[self.config.training.best_by])
         if log:
             log.write("valid", self.step, scores)
+            plot_curves(self.exp_dir)
         self.say(f"step {self.step}: {describe(scores)}")
 
     def save(self) -> None:
@@ -259,7 +260,8 @@ class Trainer:
             place = self.progress.place
             self.progress.place = place._replace(batch=place.batch * ranks // self.world.size)
             self.say(f"{folder.name} is of {ranks} ranks, now {self.world.size}: the rest of the round is drawn anew")
-        self.say(f"resuming from {folder.name}: {self.progress.place}")
+        place = self.progress.place
+        self.say(f"resuming from {folder.name}: epoch {place.epoch}, round {place.round}, batch {place.batch}")
 
     def _scores(self) -> Dict[str, float]:
         """Run the validator; a sharded model is gathered for it, as ranks have different numbers of batches."""

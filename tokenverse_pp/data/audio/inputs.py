@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Union
+from typing import Any, Iterable, List, Mapping, Optional, Union
 
 import numpy as np
 import soundfile
 import torch
 from lhotse import CutSet, Recording
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MonoCut
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.access import file_problem, recording_of
@@ -56,37 +56,53 @@ def _is_pair(audio: Any) -> bool:
     return isinstance(audio[1], (int, float, np.integer, np.floating))
 
 
-def open_audio(audio: Any, sample_rate: Optional[float] = None, label: str = "audio") -> Heard:
+def open_audio(audio: Any, sample_rate: Optional[float] = None, label: str = "audio", mix: bool = True) -> Heard:
     """Open one recording.
 
     Args:
         audio: a path, the bytes of a file, or an open binary file; an array or tensor of samples, alone, in a pair with
-            their rate, or in a mapping (``array``, ``sampling_rate``); a lhotse cut or recording. Channels are
-            averaged, and any rate is accepted.
+            their rate, or in a mapping (``array``, ``sampling_rate``); a lhotse cut or recording. Any rate is accepted.
         sample_rate: of samples that come without one; None for 16 kHz.
         label: the name of audio without one.
+        mix: average the channels; without it the cut has all of them, for `channels_of`.
 
     Raises:
         UserError: naming the file, if it is missing, empty, no audio, or damaged in the middle; also for invalid
             samples. A missing end of a file, and gaps of its time stamps, are logged as warnings.
     """
     if isinstance(audio, (str, Path)):
-        return _open_file(Path(audio))
+        return _open_file(Path(audio), mix)
     if isinstance(audio, Cut):
         return Heard(f"cut {audio.id}", audio.id, audio)
     if isinstance(audio, Recording):
         return Heard(f"recording {audio.id}", audio.id, audio.to_cut())
     if isinstance(audio, Mapping):
-        return _open_mapping(audio, sample_rate, label)
+        return _open_mapping(audio, sample_rate, label, mix)
     if _is_pair(audio):
-        return Heard(label, label, cut_of_samples(audio[0], float(audio[1]), label))
+        return Heard(label, label, cut_of_samples(audio[0], float(audio[1]), label, mix))
     if isinstance(audio, (np.ndarray, torch.Tensor)):
-        return Heard(label, label, cut_of_samples(audio, sample_rate or SAMPLING_RATE, label))
+        return Heard(label, label, cut_of_samples(audio, sample_rate or SAMPLING_RATE, label, mix))
     if hasattr(audio, "read"):
         audio = audio.read()
     if isinstance(audio, (bytes, bytearray, memoryview)):
-        return Heard(label, label, _cut_of_source(bytes(audio), label, label))
+        return Heard(label, label, _cut_of_source(bytes(audio), label, label, mix))
     raise UserError(f"{label}: expected a file, samples, bytes or a cut, got {type(audio).__name__}")
+
+
+def channels_of(heard: Heard) -> List[Heard]:
+    """A recording that was opened without ``mix`` as one for each channel, named ``NAME-1``, ``NAME-2``, ..
+
+    >>> [item.name for item in channels_of(open_audio((np.zeros((2, 800)), 8000), label="call", mix=False))]
+    ['call-1', 'call-2']
+    """
+    cut = heard.cut
+    if cut.num_channels == 1:
+        return [heard]
+    found = []
+    for channel in cut.channel:
+        part = MonoCut(cut.id, cut.start, cut.duration, channel, recording=cut.recording)
+        found.append(Heard(f"{heard.label}, channel {channel + 1}", f"{heard.name}-{channel + 1}", part))
+    return found
 
 
 def open_or_refuse(audio: Any, sample_rate: Optional[float] = None, number: int = 1) -> Union[Heard, Refused]:
@@ -107,7 +123,7 @@ def several(audio: Any) -> Iterable[Any]:
     raise UserError(f"audio: expected a file, samples, bytes, a cut, or several of these, got {type(audio).__name__}")
 
 
-def _open_file(path: Path) -> Heard:
+def _open_file(path: Path, mix: bool = True) -> Heard:
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected an audio file")
     if not path.exists():
@@ -119,45 +135,47 @@ def _open_file(path: Path) -> Heard:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     if file_problem(str(path)):
         raise UserError(file_problem(str(path)))
-    return Heard(str(path), path.stem, _cut_of_source(source, str(path), path.stem))
+    return Heard(str(path), path.stem, _cut_of_source(source, str(path), path.stem, mix))
 
 
-def _cut_of_source(source: Union[Path, bytes], label: str, name: str) -> Cut:
+def _cut_of_source(source: Union[Path, bytes], label: str, name: str, mix: bool = True) -> Cut:
     """A file or its bytes as a cut, of the length that can be read.
 
     A source in which libsndfile can seek is decoded later, a window at a time. One that only PyAV reads, or whose
     truncated end stops the decoder, is decoded into memory here.
     """
-    with AudioInput(source, label, thorough=True, rate=SAMPLING_RATE) as audio:
+    with AudioInput(source, label, thorough=True, rate=SAMPLING_RATE if mix else None) as audio:
         samples = None
         if not audio.by_pyav:
             audio.measure()
         if audio.by_pyav or (audio.problems and audio.container == "flac"):
-            samples = audio.samples()
+            samples = audio.samples(mix)
         check_whole(audio)
         if not audio.frames:
             raise UserError(f"{label}: {audio.problems[0] if audio.problems else 'holds no samples'}")
         audio.tell()
         if samples is not None:
-            return cut_of_samples(samples, audio.rate, label)
+            return cut_of_samples(samples, audio.rate, label, mix)
         return recording_of(audio, source, name).to_cut()
 
 
-def _open_mapping(audio: Mapping[str, Any], sample_rate: Optional[float], label: str) -> Heard:
+def _open_mapping(audio: Mapping[str, Any], sample_rate: Optional[float], label: str, mix: bool) -> Heard:
     """An entry of an audio column of Hugging Face's ``datasets``."""
     if audio.get("array") is None and audio.get("path") is not None:
-        return _open_file(Path(audio["path"]))
+        return _open_file(Path(audio["path"]), mix)
     if audio.get("array") is None:
         raise UserError(
             f"{label}: expected 'array' and 'sampling_rate', found {', '.join(map(str, audio)) or 'nothing'}"
         )
     rate = audio.get("sampling_rate") or sample_rate or SAMPLING_RATE
     name = Path(audio["path"]).stem if audio.get("path") else label
-    return Heard(label, name, cut_of_samples(np.asarray(audio["array"]), float(rate), label))
+    return Heard(label, name, cut_of_samples(np.asarray(audio["array"]), float(rate), label, mix))
 
 
-def cut_of_samples(samples: Any, rate: float, label: str) -> Cut:
+def cut_of_samples(samples: Any, rate: float, label: str, mix: bool = True) -> Cut:
     """Samples (S,), (C, S) or (S, C) as a cut in memory; whole numbers are scaled to [-1, 1].
+
+    With ``mix`` the channels are averaged.
 
     Raises:
         UserError: for samples that are NaN, far from [-1, 1], none at all, or of another shape.
@@ -174,7 +192,10 @@ def cut_of_samples(samples: Any, rate: float, label: str) -> Cut:
         raise UserError(f"{label}: expected samples (S,), (channels, S) or (S, channels), got {shape}")
     if array.size == 0:
         raise UserError(f"{label}: holds no samples")
-    array = (array.mean(axis=int(np.argmin(array.shape))) if array.ndim == 2 else array).astype(np.float32)
+    if array.ndim == 2:
+        shorter = int(np.argmin(array.shape))
+        array = array.mean(axis=shorter) if mix else np.moveaxis(array, shorter, 1)
+    array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise UserError(f"{label}: holds samples of NaN or infinity")
     if np.abs(array).max() > LOUDEST:

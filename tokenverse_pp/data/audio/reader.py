@@ -475,10 +475,12 @@ class AudioInput:
         self.broken_at = None
         return found
 
-    def samples(self) -> np.ndarray:
-        """All samples with the channels averaged, (S,) float32. Completes problems and notes."""
+    def samples(self, mix: bool = True) -> np.ndarray:
+        """All samples with the channels averaged, (S,) float32, or without ``mix`` (C, S). Completes problems and notes."""
         if not self.by_pyav:
             self.measure()
+        if not mix:
+            return self.read()
         found = [np.zeros(0, np.float32), *(block.mean(axis=0) for block in self.blocks())]
         return np.concatenate(found)
 

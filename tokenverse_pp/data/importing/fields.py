@@ -171,10 +171,12 @@ class FieldMap:
         columns: field -> column. A column with a field's name is used for it by default; an empty column name prevents
             it.
         time_scale: seconds in a unit of start, end and duration.
+        needs_text: the words of the rows come from nowhere else.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     time_scale: float = 1.0
+    needs_text: bool = False
 
     def over(self, header: Iterable[str]) -> Dict[str, str]:
         """The mapping for a table with these columns; columns that it lacks are in it as well."""
@@ -182,11 +184,22 @@ class FieldMap:
         return {name: column for name, column in {**same, **self.columns}.items() if column}
 
     def check(self, columns: Iterable[str], file: str) -> None:
-        """Check that a table has the named columns (raises UserError naming the file and its columns)."""
+        """Check that a table has the named columns, and those without which no row can be read.
+
+        Raises:
+            UserError: naming the file, its columns and the option that maps them.
+        """
         found = list(columns)
         missing = [column for column in self.columns.values() if column and column not in found]
         if missing:
             raise UserError(f"{file}: no column {missing[0]!r} (--column); found {', '.join(found) or 'none'}")
+        fields = self.over(found)
+        for name, said in (("audio", "audio (a path) or recording (a name)"), ("text", "text")):
+            needed = "recording" not in fields if name == "audio" else self.needs_text
+            if needed and name not in fields:
+                raise UserError(
+                    f"{file}: no column {said}; found {', '.join(found) or 'none'}: name it, --column {name}=COLUMN"
+                )
 
     def row(self, place: Place, default_id: str, cells: Mapping[str, Any]) -> RowOrRejected:
         """A row of a table. None and empty cells count as missing, an empty list does not."""

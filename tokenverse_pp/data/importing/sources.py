@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, Mapping, Optional, Tuple, Union
 
@@ -170,12 +170,13 @@ def _turns(
     name: str, options: ImportOptions, audio_out: AudioOut, speaker_turns: List[Row], words: Optional[Words]
 ) -> Iterable[RowOrRejected]:
     path = options.source
+    fields = replace(options.fields, needs_text=words is None)
     readers: Dict[str, Callable[[], Iterable[RowOrRejected]]] = {
         "table": lambda: (
-            row for table in options.table for row in read_table(table, options.fields, options.delimiter)
+            row for table in options.table for row in read_table(table, fields, options.delimiter)
         ),
         "kaldi": lambda: read_kaldi(path),
-        "hf": lambda: read_dataset(path, options.fields, options.hf_split, audio_out),
+        "hf": lambda: read_dataset(path, fields, options.hf_split, audio_out),
         "stm": lambda: read_stm(path, options.nist_notation),
         "subtitles": lambda: read_subtitles(path, options.repeats),
         "transcripts": lambda: read_transcripts(path),

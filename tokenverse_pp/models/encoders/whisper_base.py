@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import struct
@@ -30,6 +31,7 @@ PARTS = (
 )
 MODEL_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 BINARY_VERSION = 6
+log = logging.getLogger(__name__)
 # The order of CTranslate2's DataType enum; bfloat16 has no NumPy type, and no Whisper package uses it.
 DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 
@@ -228,6 +230,7 @@ def convert_whisper_base(output_dir: Path) -> Tuple[Path, bool]:
         return output_dir, False
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise UserError(f"{output_dir} exists and is not a finished encoder folder: expected a new or empty folder")
+    log.info(f"{output_dir}: making the encoder, Whisper-base, from the installed packages (once, some seconds, 40 MB)")
     blob = joined_model_bin()
     temporary = temporary_folder(output_dir)
     try:
