@@ -42,6 +42,7 @@ log = logging.getLogger("tokenverse_pp.recipes.finetune")
 SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}
 PASSES, STEPS = 12, (60, 3000)  # passes through the training set, within these numbers of steps
 VALIDATIONS = 12
+EPOCH = 2000  # cuts drawn in an epoch, at least
 # Seconds of audio in a batch: some minutes of speech give some steps a pass, and XLSR-53 takes about 8 GB of a GPU.
 BATCH = {"cpu": 40, "cuda": 80}
 AUGMENT = [
@@ -120,6 +121,10 @@ def run_options(source: Config, cuts: Dict[str, List[Cut]], device: str) -> List
         "tasks.activation_prob": tasks.activation_prob,
         "data.max_duration": BATCH[device],
         # With as many buckets as usual, each would hold too few cuts for a batch.
+        # Loaders start anew in each epoch: with few cuts, one epoch is many passes.
+        "data.weights": "[1.0]",
+        "data.epoch_cuts": max(len(cuts["train"]), EPOCH),
+        "data.num_workers": 0 if device == "cpu" else 4,  # a step of a CPU takes much longer than its audio
         "data.num_buckets": int(min(20, max(1, seconds / BATCH[device] / 10))),
         "training.max_steps": steps,
         "training.valid_every": steps // VALIDATIONS,

@@ -122,7 +122,7 @@ def test_a_continued_run_has_the_options_of_its_model():
     assert config.model.encoder == theirs.model.encoder and config.model.streaming == theirs.model.streaming
     assert config.model.spec_augment.time_share == 0.5 and config.model.spec_augment.channel_share == 0.1
     assert config.model.vectors.masked is None and config.model.loss.warm_steps == 1
-    assert (config.optim.lr, config.optim.encoder_lr, config.optim.vector_lr) == (3e-4, 3e-5, 1e-5)
+    assert (config.optim.lr, config.optim.encoder_lr, config.optim.vector_lr) == (5e-4, 5e-5, 1e-5)
     assert config.data == DataConfig() and config.tasks.activation == "labelled" and config.tasks.plugins == []
     # New parameters alone start from nothing, and need the rates of a new model.
     assert continued("--training.train_only", "new").optim == OptimConfig()

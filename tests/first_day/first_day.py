@@ -136,7 +136,7 @@ def run(item: Done, folder: Path, env: Dict[str, str]) -> None:
         command = command.replace(said, changed)
     begun = time.monotonic()
     process = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", command],
+        [shutil.which("bash") or "bash", "-euo", "pipefail", "-c", command],
         cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     timer = threading.Timer(PATIENCE, os.killpg, (process.pid, signal.SIGKILL))

@@ -42,7 +42,7 @@ def test_a_table_becomes_a_better_model_and_the_command_resumes(finetune, tiny_c
     done = call(finetune.main, *given, "--training.max_steps", "3", standalone_mode=False)
     assert done.code == 0, done.stderr
     config = load_config(folder / "config.yaml")
-    assert config.optim.lr == 3e-4 and config.optim.encoder_lr == 3e-4 and config.model.loss.warm_steps == 1
+    assert config.optim.lr == 5e-4 and config.optim.encoder_lr == 3e-4 and config.model.loss.warm_steps == 1
     assert config.model.joiner_dim == 32 and config.tasks.languages == ["qaa", "qab"]  # the model's
     assert config.data.augment.enabled and config.data.stored_features is False
     cuts = {name: read_cuts(folder, name) for name in ("train", "dev", "test")}

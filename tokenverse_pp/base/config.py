@@ -400,13 +400,13 @@ class OptimConfig:
     """AdamW with three learning rates and one schedule."""
 
     lr: float = 1e-3
-    """Learning rate of all parameters without a rate of their own; with training.init_from the default is 3e-4."""
+    """Learning rate of all parameters without a rate of their own; with training.init_from the default is 5e-4."""
     encoder_lr: float = 1e-4
-    """Learning rate of the pretrained encoder; with training.init_from the default is 3e-5."""
+    """Learning rate of the pretrained encoder; with training.init_from the default is 5e-5."""
     # Task vectors. They start at zero beside frames of norm sqrt(dimension): at 1e-3 they reached 3% of it in 4500
     # steps of recipes/human_speech, and the model did not heed them.
     vector_lr: float = 1e-2
-    """Learning rate of the task vectors; with training.init_from the default is 3e-3."""
+    """Learning rate of the task vectors; with training.init_from the default is 5e-3."""
     layer_decay: float = 1.0
     """Factor on the encoder's learning rate for each layer below the top layer."""
     weight_decay: float = 0.01
@@ -468,7 +468,7 @@ class TrainingConfig:
     """Consecutive steps with a loss or gradient that is not finite before the run stops."""
     init_from: Optional[str] = None
     """Model to take initial weights from: a folder, the name of a packaged model or an id on the Hugging Face hub.
-    Options of model, and the tasks, that are not given are then the model's, and the learning rates a third of their
+    Options of model, and the tasks, that are not given are then the model's, and the learning rates half of their
     usual defaults (optim). Tasks and languages that it lacks are added (docs/transfer.md)."""
     train_only: Literal["all", "new", "new_and_joiner"] = "all"
     """Which parameters are trained. all: all of them. new: only those that training.init_from lacked (rows of new

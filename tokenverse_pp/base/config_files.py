@@ -31,12 +31,12 @@ NOT_CONTINUED = (
     *("model.vectors.masked", "model.loss.backend", "model.loss.warm_steps"),
     *("model.encoder.gradient_checkpointing", "model.encoder.checkpoint_layers"),
 )
-# .. and rates that rise quickly to a third of those of a new model: its weights are near a good place already.
+# .. and rates that rise quickly to half of those of a new model: its weights are near a good place already.
 CONTINUED = {
     "model.loss.warm_steps": 1,
-    "optim.lr": 3e-4,
-    "optim.encoder_lr": 3e-5,
-    "optim.vector_lr": 3e-3,
+    "optim.lr": 5e-4,
+    "optim.encoder_lr": 5e-5,
+    "optim.vector_lr": 5e-3,
     "optim.warmup_steps": 20,
 }
 

@@ -269,7 +269,8 @@ def _read(path: str, changed: int, code: str, encoder: _Encoder) -> Tuple[Ngrams
     kept = cache_folder() / "ngrams" / f"{digest.hexdigest()[:32]}.npz"
     try:
         model = Ngrams.load(kept)
-        kept.touch()  # `_tidy` removes what was not used for longest
+        with contextlib.suppress(OSError):  # a folder that is only read
+            kept.touch()  # `_tidy` removes what was not used for longest
         return model, words
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
         log.info(f"{path}: reading the language model (once; then it is kept in {kept.parent})")

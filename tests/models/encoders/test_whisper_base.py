@@ -136,11 +136,14 @@ def fake_packages(encoder, tmp_path, monkeypatch):
     return tmp_path / "packages"
 
 
-def test_folder_is_complete_and_kept(fake_packages, tmp_path):
+def test_folder_is_complete_and_kept(fake_packages, tmp_path, caplog):
+    caplog.set_level("INFO", "tokenverse_pp")
     folder, written = whisper_base.convert_whisper_base(tmp_path / "data" / "encoder")
     assert written and {"LICENSE", "ORIGIN", "config.json", "model.safetensors"} <= {p.name for p in folder.iterdir()}
     assert "not a self-supervised" in " ".join((folder / "ORIGIN").read_text().split())
     assert [p.name for p in folder.parent.iterdir()] == ["encoder"]
+    (told,) = caplog.messages
+    assert told.startswith(f"{folder}: making the encoder")
     assert whisper_base.convert_whisper_base(folder) == (folder, False)
 
 
