@@ -27,7 +27,7 @@ def decode_options(options: TranscribeOptions, known: TaskSet) -> DecodeOptions:
     options.check_precision()
     tasks = known.subset(names or known.names).names
     return DecodeOptions(
-        _search_options(options, "lid" in tasks),
+        search_options(options, "lid" in tasks),
         tasks,
         max_duration=options.batch_seconds,
         precision=options.precision,
@@ -37,7 +37,8 @@ def decode_options(options: TranscribeOptions, known: TaskSet) -> DecodeOptions:
     )
 
 
-def _search_options(options: TranscribeOptions, has_language: bool) -> SearchOptions:
+def search_options(options: TranscribeOptions, has_language: bool) -> SearchOptions:
+    """The options of the search; ``has_language``: whether the task lid is decoded (raises UserError)."""
     search = options.search if options.search is not None else SearchOptions()
     changes: Dict[str, Any] = {} if options.lm is None else {"lm": str(options.lm)}
     changes.update({name: x for name in ("method", "beam") if (x := getattr(options, name)) is not None})
