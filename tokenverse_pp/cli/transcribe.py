@@ -42,6 +42,11 @@ FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
 )
 @options_from(SearchOptions, *("method", "beam"), method={"default": None}, beam={"default": None})
 @click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, help="May be repeated. [default: text]")
+@click.option(
+    "--times/--no-times",
+    default=None,
+    help="Begin the paragraphs of text and html with their times. [default: text of one paragraph without]",
+)
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Write a file for each input and format into it.")
 @click.option("--recursive", is_flag=True, help="Look for audio in folders of folders too.")
 @click.option("--raw", is_flag=True, help="Standard input is bare samples: 16 bits, little-endian, one channel.")
@@ -100,6 +105,8 @@ def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
 
 def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOptions) -> bool:
     """Transcribe and write; returns whether all inputs were transcribed."""
+    from tqdm import tqdm
+
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
     from tokenverse_pp.cli.transcribing import NamedRecording, Output, are_several, sources
@@ -111,7 +118,7 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
         given["model"] or DEFAULT, given["encoder"], given["device"], trust_plugins=given["trust_plugins"]
     )
     folder: Optional[Path] = given["output_dir"]
-    output = Output(given["formats"], folder, are_several(audio))
+    output = Output(given["formats"], folder, are_several(audio), given["times"])
     pending: Deque[NamedRecording] = deque()
 
     def opened() -> Any:
@@ -120,13 +127,13 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
             yield output.reserve(source)
 
     refused = 0
-    show = sys.stderr.isatty() and not output.is_terminal
-    for result in model.transcribe_each(opened(), options, progress=show):
+    for result in model.transcribe_each(opened(), options, progress=sys.stderr.isatty()):
         source = pending.popleft()
-        reason = result.reason if isinstance(result, Refused) else output.write(source, result)
-        if reason:
-            refused += 1
-            click.echo(f"error: {' '.join(reason.split())}", err=True)
+        with tqdm.external_write_mode():  # the bars are redrawn below what is written
+            reason = result.reason if isinstance(result, Refused) else output.write(source, result)
+            if reason:
+                refused += 1
+                click.echo(f"error: {' '.join(reason.split())}", err=True)
     return not refused
 
 
