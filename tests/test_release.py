@@ -6,10 +6,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import textwrap
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 from command_lines import run
 from scripts import ROOT
@@ -17,7 +20,9 @@ from tiny_models import write_model, write_speech
 from toy_runs import environment
 
 import tokenverse_pp
+from tokenverse_pp import Transcript
 
+TOY_MODEL = ROOT / "tests" / "oracles" / "fixtures" / "toy_model"
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PAPERS = ["2508.19856", "2407.04444", "2407.04439"]
 # Run where only the wheel's package can be imported: every module, every command's help, every kind of file it opens.
@@ -155,3 +160,35 @@ def test_the_wheel_runs_outside_the_checkout(release, tiny_corpus, tmp_path):
     assert "languages: " in outside(str(script), "transcribe", "--list-tasks")
     commands = outside(sys.executable, "-c", INSPECTION, str(site)).splitlines()
     assert {"tokenverse-pp transcribe", "tokenverse-pp manifest prepare ami", "tokenverse-pp export"} <= set(commands)
+
+
+@pytest.mark.slow
+def test_an_export_runs_in_a_bare_environment_by_the_commands_of_its_readme(release, tmp_path):
+    """Nothing is installed but the wheel and the packages that the README names, from the package registry."""
+    for name in ("onnx", "onnxruntime"):
+        pytest.importorskip(name)
+    exported = tmp_path / "THIS_FOLDER"
+    done = run("export", TOY_MODEL, "--output-dir", exported)
+    assert done.exit_code == 0, done.stderr
+    samples = np.random.default_rng(0).normal(0, 0.1, 3 * 16000).astype(np.float32)
+    soundfile.write(tmp_path / "recording.wav", samples, 16000, subtype="FLOAT")
+    (wheel,) = release.glob("*.whl")
+    shutil.copy(wheel, tmp_path)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "bare"], check=True, capture_output=True)
+    path = f"{tmp_path / 'bare' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    surroundings = {**os.environ, "PATH": path, "PYTHONPATH": "", "PYTHONNOUSERSITE": "1"}
+
+    def bare(*command):
+        done = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", (exported / "README.md").read_text(encoding="utf-8"), flags=re.M)
+    command, script, install = (textwrap.dedent(block).strip() for block in blocks)
+    bare("bash", "-c", install)
+    assert "torch" not in bare("pip", "list")
+    with_torch = run("transcribe", tmp_path / "recording.wav", "--model", TOY_MODEL, "--format", "json")
+    expected = Transcript.from_json(with_torch.stdout)
+    assert expected.words
+    assert bare("bash", "-c", command) == expected.raw + "\n"
+    assert bare("python", "-c", script) == expected.text + "\n"

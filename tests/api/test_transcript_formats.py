@@ -10,8 +10,10 @@ from lhotse import SupervisionSet
 from spoken import transcripts
 
 from tokenverse_pp.api.formats import FORMATS, render
+from tokenverse_pp.api.formats.html import to_html
 from tokenverse_pp.api.formats.subtitles import CHARACTERS, LINES, LONGEST, cues_of
-from tokenverse_pp.api.formats.text import recording_id
+from tokenverse_pp.api.formats.text import CHARACTERS as PARAGRAPH
+from tokenverse_pp.api.formats.text import SILENCE, clock_time, paragraphs, recording_id, to_text
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.importing.nist import read_stm
 from tokenverse_pp.data.importing.rows import Row
@@ -58,6 +60,49 @@ def test_a_cue_ends_before_a_pause_and_after_seven_seconds():
 def test_lines_are_of_about_the_same_length():
     heard = Transcript("a", 9.0, words=said(*(["word"] * 10), step=0.1, length=0.1))
     assert cues_of(heard)[0].lines == (" ".join(["word"] * 5),) * 2
+
+
+@given(transcripts())
+def test_paragraphs_are_whole_turns_or_parts_of_long_ones(heard):
+    parts = paragraphs(heard)
+    assert [at for part in parts for at in range(part.first, part.stop)] == list(range(len(heard.words)))
+    assert {turn.first for turn in heard.spans()} <= {part.first for part in parts}
+    inside = {at for entity in heard.entities for at in range(entity.first + 1, entity.stop)}
+    gaps = [0.0, *(after.start - before.end for before, after in zip(heard.words, heard.words[1:]))]
+    for part in parts:
+        assert part.text == " ".join(word.text for word in heard.words[part.first : part.stop])
+        within = set(range(part.first + 1, part.stop))
+        assert len(part.text) < PARAGRAPH or within <= inside
+        assert all(gaps[at] < SILENCE for at in within - inside) and part.first not in inside
+    bare = render(heard, "text").splitlines() if len(parts) < 2 else to_text(heard, times=False).splitlines()
+    assert bare == [part.text for part in parts]
+    lines = to_text(heard, times=True).splitlines()
+    assert lines == [f"{clock_time(part.start)}  {part.text}" for part in parts]
+    assert len(parts) < 2 or render(heard, "text").splitlines() == lines
+
+
+def test_long_turns_are_divided_at_endpoints_else_at_pauses():
+    """Twenty minutes without a speaker change are not one line."""
+    words = tuple(Word("word", i * 0.5 + (i // 30), i * 0.5 + (i // 30) + 0.3, 0.9) for i in range(2400))
+    ends = tuple(Mark("[ENDP]", at, 0.0, 1.0) for at in (50, 60, 110, 115))
+    heard = Transcript("a", 1300.0, ("asr", "scd", "endp"), words, ends, (Turn(1, "", 0.0, 1.0, 0, 2400),))
+    parts = paragraphs(heard)
+    assert [part.first for part in parts[:3]] == [0, 60, 115]  # as many sentences as there is room for
+    assert all(part.first % 30 == 0 for part in parts[3:])  # a second without a word
+    assert max(len(part.text) for part in parts) < PARAGRAPH and min(len(part.text) for part in parts) > 100
+    assert render(heard, "text").splitlines()[1].startswith("0:32.0  word word")
+    silent = (*said("one"), Word("two", 15.0, 15.3, 0.9))
+    assert render(Transcript("a", 16.0, words=silent), "text") == "0:00.0  one\n0:15.0  two\n"
+
+
+@pytest.mark.parametrize("times", [None, False, True])
+def test_the_page_has_paragraphs_with_their_times(times):
+    heard = Transcript("a", 400.0, words=said(*(["word"] * 200), step=1.0))
+    page = to_html(heard, times=times)
+    shown = re.findall(r'<span class="at">([^<]*)</span>', page)
+    expected = [clock_time(part.start) for part in paragraphs(heard)]
+    assert len(expected) > 2 and shown == ([] if times is False else expected)
+    assert page.count('<p title="turn 1">') == len(expected)
 
 
 @given(transcripts())

@@ -317,6 +317,30 @@ def test_the_progress_bar_is_for_terminals_only(model, calls, tmp_path, monkeypa
     assert "transcribing: 1 files" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("output", [[], ["--format", "json"], ["--format", "html", "--output-dir", "{out}"]])
+def test_windows_of_a_long_file_are_counted_whatever_is_written(model, tmp_path, monkeypatch, capsys, output):
+    noise = np.random.default_rng(0).normal(0, 0.1, 29 * 16000).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", noise, 16000)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    output = [word.format(out=tmp_path / "out") for word in output]
+    options = ["--model", model, "--method", "greedy", "--tasks", "asr", "--batch-seconds", "30", tmp_path / "long.wav"]
+    command.transcribe.main([*map(str, options), *output], standalone_mode=False)
+    heard = capsys.readouterr()
+    assert re.search(r"long\.wav: +0%.* 0/2 .* windows", heard.err) and "transcribing: 1 files" in heard.err
+    assert heard.out
+
+
+def test_times_of_paragraphs(model, tmp_path):
+    noise = np.random.default_rng(0).normal(0, 0.1, 15 * 16000).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", noise, 16000)
+    whole = transcribe(model, tmp_path / "long.wav", "--tasks", "asr")
+    lines = whole.stdout.splitlines()
+    assert len(lines) > 1 and all(re.match(r"0:\d\d\.\d  \S", line) for line in lines)
+    bare = transcribe(model, tmp_path / "long.wav", "--tasks", "asr", "--no-times").stdout.splitlines()
+    assert bare == [line.split("  ", 1)[1] for line in lines]
+
+
 def test_standard_input_that_is_a_terminal(monkeypatch):
     monkeypatch.setattr(inputs, "sys", types.SimpleNamespace(stdin=types.SimpleNamespace(isatty=lambda: True)))
     (source,) = inputs.sources(["-"], False, None)

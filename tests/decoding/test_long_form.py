@@ -17,6 +17,7 @@ from vocabulary import ALL, Vocabulary, know
 
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.decoding.constraints import constraints_for
@@ -230,6 +231,10 @@ def test_a_recording_through_windows_is_what_was_said(talker, tmp_path, batch):
     assert list(found.frames) == [frame for frame, _ in said]
     assert found.log_prob == pytest.approx(-0.1 * len(said))
     assert max(map(len, talker.heard)) <= batch
+    recognizer, told = Recognizer(talker, DecodeOptions(FREE, TASKS.names)), []
+    recognizer.on_windows = lambda part, *counts: told.append((part.id, *counts))
+    assert recognizer.recognize_long(cut, batch) == found
+    assert told == [(cut.id, done, 5) for done in (*range(0, 5, batch), 5)]
     assert decode_long(talker, tmp_path / "a.flac", TASKS, FREE).tokens == found.tokens
     # A part of the recording has its own clock.
     found = decode_long(talker, cut.truncate(offset=10 * SHIFT * SECOND, duration=60), TASKS, FREE)

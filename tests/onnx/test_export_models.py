@@ -61,13 +61,23 @@ def test_hypotheses_are_those_of_torch(exported, case, method):
 
 @pytest.mark.parametrize("case", ["whisper-frozen", "wav2vec2-group"])
 @pytest.mark.parametrize(
-    ("seconds", "options"), [(28.0, {}), (28.01, {}), (67.3, {}), (3.7, {"window": 1.5, "overlap": 0.5})]
+    ("seconds", "inactive", "options"),
+    [
+        (28.0, "suppress", {}),
+        (28.01, "suppress", {}),
+        (67.3, "suppress", {}),
+        (3.7, "suppress", {"window": 1.5, "overlap": 0.5}),
+        (3.7, "strip", {"window": 1.5, "overlap": 0.5}),
+    ],
 )
-def test_recordings_of_any_length_are_decoded_in_windows_as_in_torch(exported, tmp_path, case, seconds, options):
+def test_recordings_of_any_length_are_decoded_in_windows_as_in_torch(
+    exported, tmp_path, case, seconds, inactive, options
+):
     loaded, folder = exported(case)
     runtime, tasks = Runtime(folder), loaded.tasks.subset(["asr", "scd", "ner", "lid"])
     soundfile.write(tmp_path / "long.wav", noise(int(seconds * 16000))[0], 16000, subtype="FLOAT")
-    expected = decode_long(loaded, tmp_path / "long.wav", tasks, **options)
+    expected = decode_long(loaded, tmp_path / "long.wav", tasks, inactive=inactive, **options)
+    runtime.inactive = inactive
     found = runtime.recognize(
         soundfile.read(tmp_path / "long.wav", dtype="float32")[0], tasks.names, SearchOptions(), **options
     )

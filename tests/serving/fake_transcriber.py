@@ -30,10 +30,11 @@ class FakeTranscriber:
     def __init__(self):
         self.gate = threading.Event()
         self.gate.set()
-        self.batches, self.threads, self.words_a_chunk = [], set(), 1
+        self.batches, self.threads, self.searches, self.words_a_chunk = [], set(), [], 1
 
-    def open(self, tasks=None, name=None):
+    def open(self, tasks=None, name=None, search=None):
         self.threads.add(threading.current_thread().name)
+        self.searches.append(search)
         tasks = TASKS if tasks is None else tuple(tasks)
         return SimpleNamespace(tasks=tasks, buffer=np.zeros(0, np.float32), heard=0, partial="", said=[], closed=False)
 

@@ -5,17 +5,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from fake_transcriber import serving
+from scripts import ROOT
 from test_streams import spoken
 from toy_runs import read_cuts, toy_parts
 
 from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
-from tokenverse_pp.models.bundle import ModelBundle
+from tokenverse_pp.models.bundle import ModelBundle, load_model
 from tokenverse_pp.serving.client import StreamClient
+from tokenverse_pp.serving.protocol import NEVER_IN_CHUNKS, Start
 from tokenverse_pp.serving.worker import build_engine
 
+TOY_MODEL = ROOT / "tests" / "oracles" / "fixtures" / "toy_model"
 STREAMS = 8
 # A random model emits next to nothing by itself.
 OPTIONS = StreamingOptions(
@@ -42,3 +48,32 @@ async def test_each_stream_says_what_it_says_alone(tiny_corpus):
     assert len({events[-1]["text"] for events in found}) == STREAMS  # no two say the same
     engine = build_engine(loaded, replace(OPTIONS, tasks=("asr", "ner")))
     assert engine.tasks == ("asr", "ner") and engine.chunk_samples == 5120
+
+
+async def test_each_stream_is_searched_as_it_asks(tiny_corpus, tmp_path, caplog):
+    """Languages, hotwords and the language model: of the server, of the connection; as the recognizer has them."""
+    (tmp_path / "words.tsv").write_text("dun\t30\nibi\t12\nmab\t7\nuda\t5\nkalo\t2\n")
+    loaded = load_model(TOY_MODEL)
+    default = SearchOptions(lm=str(tmp_path / "words.tsv"), hotwords=("uda",))
+    options = StreamingOptions(ChunkOptions(640, 2, 4), search=default)
+    asked = [
+        ({}, {}),
+        ({"lm": False, "hotwords": []}, {"lm": None, "hotwords": None}),
+        ({"language": "QAB"}, {"languages": ("QAB",), "force_language": True}),
+        ({"hotwords": ["dun ibi", ("mab", 4.0)]}, {"hotwords": ("dun ibi", ("mab", 4.0))}),
+        ({"hotwords": ["kalo"], "hotword_score": 5}, {"hotwords": ("kalo",), "hotword_score": 5}),
+        ({"lm_scale": 0.9, "lm_bonus": 3.0}, {"lm_scale": 0.9, "lm_bonus": 3.0}),
+    ]
+    audio = np.concatenate([cut.load_audio()[0] for cut in read_cuts(tiny_corpus, "test")[:2]]).astype(np.float32)
+    async with serving(build_engine(loaded, options), closing_seconds=20.0) as server:
+        clients = [StreamClient(server.url, format="float32", **fields) for fields, _ in asked]
+        found = await asyncio.gather(*(spoken(client, audio, i) for i, client in enumerate(clients)))
+    for (_, changes), events in zip(asked, found):
+        recognizer = Recognizer(loaded, DecodeOptions(replace(default, **changes), chunks=options.chunks))
+        ((best,),) = recognizer.recognize([torch.from_numpy(audio)])
+        assert events[-1]["text"] == loaded.tokenizer.decode(best.tokens)
+    assert len({events[-1]["text"] for events in found}) == len(asked)
+    # The toy was trained with full context.
+    assert caplog.messages == [NEVER_IN_CHUNKS] and not clients[0].ready["trained_in_chunks"]
+    greedy = Start(hotwords=("a",)).search(SearchOptions("greedy"))
+    assert (greedy.method, greedy.hotwords) == ("beam", ("a",)) and Start().search(default) is None

@@ -33,9 +33,14 @@ FIELDS = {
     "partials": st.booleans() | JSON,
     "reset_at_endpoint": st.booleans() | JSON,
     "token": st.text(max_size=5) | JSON,
+    "language": st.sampled_from(["fr", ["fr", "nl"], []]) | JSON,
+    "hotwords": st.lists(st.text(max_size=5) | st.tuples(st.text(max_size=5), st.floats(0.1, 9)), max_size=3) | JSON,
+    "hotword_score": st.floats(0.1, 9) | JSON,
+    "lm": st.booleans() | JSON,
 }
 MESSAGES = st.fixed_dictionaries({}, optional=FIELDS).map(json.dumps) | JSON.map(json.dumps) | st.text(max_size=50)
-GOOD = [START, start_message(Start(format="float32", tasks=("scd",))), END]
+OTHER = Start(format="float32", tasks=("scd",), language=("fr",), hotwords=("a b", ("c", 2.0)), hotword_score=3.0)
+GOOD = [START, start_message(OTHER), END]
 ANYTHING = st.sampled_from(GOOD) | MESSAGES | st.binary(max_size=400)
 
 

@@ -32,9 +32,9 @@ class Scripted(FakeTranscriber):
         super().__init__()
         self.tasks, self.loudness = [], []
 
-    def open(self, tasks=None, name=None):
+    def open(self, tasks=None, name=None, search=None):
         self.tasks.append(tuple(tasks))
-        return super().open(tasks)
+        return super().open(tasks, name, search)
 
     def set_tasks(self, stream, tasks):
         self.tasks.append(tuple(tasks))
@@ -183,16 +183,21 @@ def test_tasks_are_switched_and_a_server_that_stops_is_told_of(page):
         assert by_id(page, "microphone").is_enabled() and page.execute_script(f"return {TURNS}")[0] == WHOLE[0]
 
 
-def test_a_token(page):
+def test_a_token_and_the_other_options(page):
     with running(page, token="abc") as server:
         by_id(page, "microphone").click()
         wait_for(page, "document.getElementById('error').textContent === 'token missing (unauthorised)'")
         by_id(page, "token").send_keys("abc")
+        by_id(page, "spoken").send_keys("fr, nl,")
+        by_id(page, "hotwords").send_keys("amélie poulain\n\n oui ")
         by_id(page, "microphone").click()
         wait_for(page, f"{SAYS}.includes('heard')")
         assert not by_id(page, "error").is_displayed()
+        assert not by_id(page, "untrained").is_displayed()
         by_id(page, "stop").click()
         wait_for(page, f"{SAYS}.startsWith('Microphone: done')")
+        (search,) = server.scripted.searches
+        assert (search.languages, search.hotwords) == (("fr", "nl"), ("amélie poulain", "oui"))
         health = json.loads(urllib.request.urlopen(f"{server.url}health").read())
         assert health["ended"] == {"unauthorised": 1, "end": 1}
 

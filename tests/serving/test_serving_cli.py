@@ -14,6 +14,7 @@ from toy_runs import environment, read_cuts, toy_parts
 
 from tokenverse_pp.api.model import TokenVerse
 from tokenverse_pp.models.bundle import ModelBundle
+from tokenverse_pp.serving.protocol import NEVER_IN_CHUNKS
 
 
 def assert_refused(result, *said):
@@ -74,21 +75,38 @@ def test_a_model_is_served(tiny_corpus, tmp_path):
     loaded = ModelBundle(parts.config, parts.tasks, parts.tokenizer, parts.model)
     model = TokenVerse(loaded).save_pretrained(tmp_path / "model")
     audio = read_cuts(tiny_corpus)[0].recording.sources[0].source
+    (tmp_path / "words.txt").write_text("ba\nba ba\t2.5\n")
+    (tmp_path / "lm.tsv").write_text("ba\t3\n")
     command = [sys.executable, "-m", "tokenverse_pp.cli.main", "serve", "--model", str(model), "--threads", "1"]
+    command += ["--language", "qab", "--lm", str(tmp_path / "lm.tsv"), "--lm-scale", "0.3"]
     process = subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment())
     try:
-        url = process.stderr.readline().split("streams: ")[1].strip()
+        began = []
+        while not began or "streams: " not in began[-1]:
+            began.append(process.stderr.readline())
+            assert began[-1], began
+        url = began[-1].split("streams: ")[1].strip()
+        assert sum(NEVER_IN_CHUNKS in line for line in began) == 1
         result = run("stream", audio, "--url", url, "--json", "--tasks", "asr,lid", "--reset-at-endpoint")
-        assert result.exit_code == 0, result.stderr
+        assert result.exit_code == 0 and result.stderr == f"warning: {NEVER_IN_CHUNKS}\n", result.stderr
+        words = ("--hotwords", tmp_path / "words.txt", "--hotword-score", "2", "--no-lm")
+        other = run("stream", audio, "--url", url, "--language", "qaa", *words)
+        assert other.exit_code == 0, other.stderr
+        assert other.stdout.splitlines()[-1].split()[1:3] == ["end", "[QAA]"]
+        assert_refused(run("stream", audio, "--url", url, "--language", "xx"), "does not write [XX]")
         events = [json.loads(line) for line in result.stdout.splitlines()]
         assert events[-1]["kind"] == "end"
         assert events[-1]["time"] == pytest.approx(soundfile.info(audio).duration, abs=1e-3)
         said = " ".join(event["text"] for event in events if event["kind"] in ("final", "token"))
-        assert said == events[-1]["text"] and "[SCD]" not in said
+        assert said == events[-1]["text"] and "[SCD]" not in said and said.startswith("[QAB] ")
         taken = run("serve", "--model", model, "--port", url.split(":")[2].split("/")[0])
         assert_refused(taken, "cannot listen on 127.0.0.1 port")
         assert_refused(run("serve", "--model", model, "--tasks", "asr,sing"), "--tasks asr,sing", "'sing'")
         assert_refused(run("serve", "--model", model, "--chunk-ms", 0), "chunk")
+        assert_refused(run("serve", "--model", model, "--hotwords", tmp_path / "no"), tmp_path / "no")
+        assert_refused(run("serve", "--model", model, "--language", "xx"), "does not write [XX]")
+        hotwords = ("--hotwords", tmp_path / "words.txt", "--method", "greedy")
+        assert_refused(run("serve", "--model", model, *hotwords), "greedy search knows no bonuses")
         process.terminate()
         _, rest = process.communicate(timeout=300)
     finally:

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from lhotse import Recording
 from lhotse.cut import Cut
-from tqdm import tqdm
 
 import tokenverse_pp
 from tokenverse_pp.api.folders import DEFAULT, PathLike, locate_encoder, locate_model, save_model
-from tokenverse_pp.api.transcribing import Result, decode_options, transcribe_in_order
+from tokenverse_pp.api.transcribing import ProgressBars, Result, decode_options, transcribe_in_order
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import Autocast, Hotword, Inactive, Names, TranscribeOptions
@@ -180,7 +179,7 @@ ner, lid
             search: all options of the search.
             batch_seconds: of audio in a batch.
             inactive: how other tasks are kept out, ``suppress`` or ``strip``: see `TranscribeOptions`.
-            progress: show a progress bar on stderr.
+            progress: show progress bars on stderr: recordings, and windows of a long one.
 
         Returns:
             A `Transcript`, or a list of them in order.
@@ -213,7 +212,7 @@ ner, lid
             audios: as for `transcribe`, or already opened (`inputs.open_audio`).
             options: of the transcription.
             sample_rate: of samples that come without one; None for 16 kHz.
-            progress: show a progress bar on stderr.
+            progress: show progress bars on stderr: recordings, and windows of a long one.
 
         Returns:
             An iterator with one `Transcript` per recording, in order, or a `Refused` with the reason for a recording
@@ -229,8 +228,11 @@ ner, lid
     def _results(
         self, items: Iterable[Union[Heard, Refused]], options: TranscribeOptions, show: bool
     ) -> Iterator[Result]:
-        results = transcribe_in_order(self.loaded, items, decode_options(options, self.loaded.tasks))
-        return iter(tqdm(results, unit=" files", desc="transcribing")) if show else results
+        decoding = decode_options(options, self.loaded.tasks)
+        if not show:
+            return transcribe_in_order(self.loaded, items, decoding)
+        bars = ProgressBars()
+        return bars.over(transcribe_in_order(self.loaded, items, decoding, bars.on_windows))
 
     def save_pretrained(self, folder: PathLike, include_encoder: bool = False, half: bool = False) -> Path:
         """Write the model as a folder: config.yaml, tokenizer.model, model.safetensors, README.md, calibration.json.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
-from tokenverse_pp.base.errors import UserError
+from tqdm import tqdm
+
+from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.options import DecodeOptions, Names, TranscribeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.audio.inputs import Heard, Refused
@@ -27,7 +29,7 @@ def decode_options(options: TranscribeOptions, known: TaskSet) -> DecodeOptions:
     options.check_precision()
     tasks = known.subset(names or known.names).names
     return DecodeOptions(
-        _search_options(options, "lid" in tasks),
+        search_options(options, "lid" in tasks),
         tasks,
         max_duration=options.batch_seconds,
         precision=options.precision,
@@ -37,7 +39,8 @@ def decode_options(options: TranscribeOptions, known: TaskSet) -> DecodeOptions:
     )
 
 
-def _search_options(options: TranscribeOptions, has_language: bool) -> SearchOptions:
+def search_options(options: TranscribeOptions, has_language: bool) -> SearchOptions:
+    """The options of the search; ``has_language``: whether the task lid is decoded (raises UserError)."""
     search = options.search if options.search is not None else SearchOptions()
     changes: Dict[str, Any] = {} if options.lm is None else {"lm": str(options.lm)}
     changes.update({name: x for name in ("method", "beam") if (x := getattr(options, name)) is not None})
@@ -63,8 +66,44 @@ MOST_AHEAD = 256  # recordings
 log = logging.getLogger(__name__)
 
 
+class ProgressBars:
+    """Bars on stderr: one counts the recordings, another one the windows of a long one while it is decoded."""
+
+    def __init__(self) -> None:
+        self.files = tqdm(unit=" files", desc="transcribing", leave=False)
+        self.windows: Optional[tqdm] = None
+
+    def on_windows(self, label: str, done: int, total: int) -> None:
+        """Of the recording ``label`` so many windows are done."""
+        if done == 0 or self.windows is None:
+            self.close_windows()
+            self.windows = tqdm(total=total, unit=" windows", desc=printable(Path(label).name), leave=False)
+        self.windows.update(done - self.windows.n)
+        if done == total:
+            self.close_windows()
+
+    def close_windows(self) -> None:
+        """Remove the bar of a recording."""
+        if self.windows is not None:
+            self.windows.close()
+            self.windows = None
+
+    def over(self, results: Iterable[Result]) -> Iterator[Result]:
+        """The results, which are counted."""
+        try:
+            for result in results:
+                self.files.update()
+                yield result
+        finally:
+            self.close_windows()
+            self.files.close()
+
+
 def transcribe_in_order(
-    loaded: ModelBundle, items: Iterable[Union[Heard, Refused]], options: DecodeOptions
+    loaded: ModelBundle,
+    items: Iterable[Union[Heard, Refused]],
+    options: DecodeOptions,
+    on_windows: Optional[Callable[[str, int, int], None]] = None,
 ) -> Iterator[Result]:
     """One result per item, in order; only a few batches of items are read ahead.
 
@@ -72,6 +111,8 @@ def transcribe_in_order(
         loaded: the model, on the device that it is to run on.
         items: recordings, and inputs that could not be opened, which are passed through.
         options: how to decode.
+        on_windows: called while a long recording is decoded, with its label, its windows that are done, and all of
+            them.
     """
     decoder = Recognizer(loaded, options)
     waiting: List[Union[Heard, Refused]] = []
@@ -80,14 +121,20 @@ def transcribe_in_order(
         waiting.append(item)
         seconds += item.cut.duration if isinstance(item, Heard) else 0.0
         if seconds >= BATCHES_AHEAD * options.max_duration or len(waiting) >= MOST_AHEAD:
-            yield from _decode(decoder, waiting)
+            yield from _decode(decoder, waiting, on_windows)
             waiting, seconds = [], 0.0
-    yield from _decode(decoder, waiting)
+    yield from _decode(decoder, waiting, on_windows)
 
 
-def _decode(decoder: Recognizer, items: List[Union[Heard, Refused]]) -> Iterator[Result]:
+def _decode(
+    decoder: Recognizer,
+    items: List[Union[Heard, Refused]],
+    on_windows: Optional[Callable[[str, int, int], None]],
+) -> Iterator[Result]:
     """The results of some items, in order."""
     heard = {str(number): item for number, item in enumerate(items) if isinstance(item, Heard)}
+    if on_windows is not None:
+        decoder.on_windows = lambda cut, done, total: on_windows(heard[cut.id].label, done, total)
     results: Dict[str, Result] = {str(n): item for n, item in enumerate(items) if isinstance(item, Refused)}
     for group in plan_batches([item.cut.with_id(key) for key, item in heard.items()], decoder.options):
         done = decoder(group)

@@ -10,7 +10,7 @@ import click
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError, printable
-from tokenverse_pp.base.options import StreamingOptions
+from tokenverse_pp.base.options import StreamingOptions, TranscribeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.options import (
     chosen,
@@ -32,9 +32,27 @@ from tokenverse_pp.serving.protocol import Limits
 @click.option("--tasks", help="Tasks that clients may ask for, with commas. [default: all of the model]")
 @options_from(StreamingOptions, "inactive")
 @options_from(
+    TranscribeOptions,
+    *("language", "hotwords", "lm"),
+    language={"type": str, "help": "What is spoken, e.g. fr or fr,nl, in streams that do not say. Needs the task lid."},
+    hotwords={
+        "type": click.Path(path_type=Path),
+        "help": "File of phrases to prefer: 'phrase [TAB bonus]', for streams that bring none.",
+    },
+    lm={
+        "type": click.Path(path_type=Path),
+        "help": "Language model for shallow fusion, or a folder with one per language, for streams that do not refuse "
+        "it.",
+    },
+)
+@options_from(
     SearchOptions,
-    *("method", "beam"),
-    method={"type": click.Choice(["greedy", "beam"]), "default": "greedy", "help": "Search method of the streams."},
+    *("hotword_score", "lm_scale", "lm_bonus", "method", "beam"),
+    method={
+        "type": click.Choice(["greedy", "beam"]),
+        "default": None,
+        "help": "Search method of the streams. [default: greedy; beam with hotwords or a language model]",
+    },
     beam={"type": click.IntRange(min=1)},
 )
 @options_from(
@@ -109,8 +127,21 @@ def _engine(given: Mapping[str, Any]) -> Any:
     for name in tasks:
         if name not in loaded.tasks:
             raise UserError(f"--tasks {given['tasks']}: {model} knows {', '.join(loaded.tasks.names)}, not {name!r}")
-    chunks, search = chosen(ChunkOptions, given), chosen(SearchOptions, given)
-    return build_engine(loaded, StreamingOptions(chunks, tasks, search, inactive=given["inactive"]))
+    chosen_chunks, search = chosen(ChunkOptions, given), _search(given, "lid" in (tasks or loaded.tasks))
+    return build_engine(loaded, StreamingOptions(chosen_chunks, tasks, search, inactive=given["inactive"]))
+
+
+def _search(given: Mapping[str, Any], has_language: bool) -> SearchOptions:
+    """How streams are searched that do not say otherwise, by the rules of `transcribe` (raises UserError)."""
+    from tokenverse_pp.api.transcribing import search_options
+
+    needs_beam = given["hotwords"] is not None or given["lm"] is not None
+    scales = {name: given[name] for name in ("hotword_score", "lm_scale", "lm_bonus", "beam")}
+    search = SearchOptions(method=given["method"] or ("beam" if needs_beam else "greedy"), **scales)
+    options = TranscribeOptions(
+        language=names_of(given["language"]) or None, hotwords=given["hotwords"], lm=given["lm"], search=search
+    )
+    return search_options(options, has_language)
 
 
 @click.command()
@@ -129,25 +160,57 @@ def _engine(given: Mapping[str, Any]) -> Any:
     "--partials/--no-partials", default=True, show_default=True, help="Show partial results, which may still change."
 )
 @click.option("--reset-at-endpoint", is_flag=True, help="Restart the search at each [ENDP].")
+@click.option("--language", help="What is spoken, e.g. fr, or several: fr,nl. [default: as the server was started]")
+@click.option(
+    "--hotwords",
+    type=click.Path(path_type=Path),
+    help="File of phrases to prefer: 'phrase [TAB bonus]'. [default: those of the server]",
+)
+@click.option("--lm/--no-lm", default=None, help="The server's language model (serve --lm). [default: if it has one]")
+@options_from(
+    SearchOptions,
+    *("hotword_score", "lm_scale", "lm_bonus"),
+    hotword_score={
+        "default": None,
+        "help": "Bonus in nats for each token of a phrase that has none. [default: as the server was started]",
+    },
+    lm_scale={"default": None, "help": "Scale of the server's language model. [default: as the server was started]"},
+    lm_bonus={"default": None, "help": "Added for each token that it scores. [default: as the server was started]"},
+)
 @click.option("--token-file", type=click.Path(dir_okay=False), help="Token for the server; or $TOKENVERSE_TOKEN.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
-def stream(audio: str, token_file: Optional[str], tasks: Optional[str], as_json: bool, **given: Any) -> None:
+def stream(
+    audio: str,
+    token_file: Optional[str],
+    tasks: Optional[str],
+    language: Optional[str],
+    hotwords: Optional[Path],
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Send AUDIO to a streaming server (`tokenverse-pp serve`), and print its events as they arrive.
 
     Any rate and number of channels: channels are averaged, then resampled to 16 kHz.
     """
     # torch and lhotse take seconds to import: not for `--help`.
+    from tokenverse_pp.decoding.context_graph import read_hotwords
     from tokenverse_pp.serving.access import read_token
     from tokenverse_pp.serving.client import need_websockets, transcribe
+    from tokenverse_pp.serving.protocol import NEVER_IN_CHUNKS
 
     need_websockets()
-    token = read_token(Path(token_file) if token_file else None)
+    given["token"] = read_token(Path(token_file) if token_file else None)
+    given["tasks"], given["language"] = names_of(tasks) or None, names_of(language) or None
+    given["hotwords"] = None if hotwords is None else read_hotwords(hotwords)
+
+    def begin(ready: Dict[str, Any]) -> None:
+        if not ready.get("trained_in_chunks", True):  # older servers do not say
+            click.echo(f"warning: {NEVER_IN_CHUNKS}", err=True)
 
     def show(event: Dict[str, Any]) -> None:
         click.echo(json.dumps(event, ensure_ascii=False) if as_json else line_of(event))
 
-    asked = list(names_of(tasks)) or None
-    transcribe(audio=samples_of(audio), on_event=show, tasks=asked, token=token, **given)
+    transcribe(audio=samples_of(audio), on_event=show, on_ready=begin, **given)
 
 
 def samples_of(path: str) -> Any:

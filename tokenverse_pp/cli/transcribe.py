@@ -47,6 +47,11 @@ FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
     beam={"default": None},
 )
 @click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, help="May be repeated. [default: text]")
+@click.option(
+    "--times/--no-times",
+    default=None,
+    help="Begin the paragraphs of text and html with their times. [default: text of one paragraph without]",
+)
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Write a file for each input and format into it.")
 @click.option("--recursive", is_flag=True, help="Look for audio in folders of folders too.")
 @click.option(
@@ -115,6 +120,8 @@ def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
 def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOptions) -> bool:
     """Transcribe and write; returns whether all inputs were transcribed."""
     # torch and lhotse take seconds to import: not for `--help`, nor for a wrong option.
+    from tqdm import tqdm
+
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
     from tokenverse_pp.cli.transcribing import NamedRecording, Output, are_several, sources
@@ -130,7 +137,7 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
     if sys.stderr.isatty():
         click.echo(threads, err=True)
     folder: Optional[Path] = given["output_dir"]
-    output = Output(given["formats"], folder, are_several(audio) or given["channels"] == "each")
+    output = Output(given["formats"], folder, are_several(audio) or given["channels"] == "each", given["times"])
     pending: Deque[NamedRecording] = deque()
 
     def opened() -> Any:
@@ -141,13 +148,13 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
             yield source.heard
 
     refused = 0
-    show = sys.stderr.isatty() and not output.is_terminal
-    for result in model.transcribe_each(opened(), options, progress=show):
+    for result in model.transcribe_each(opened(), options, progress=sys.stderr.isatty()):
         source = pending.popleft()
-        reason = result.reason if isinstance(result, Refused) else output.write(source, result)
-        if reason:
-            refused += 1
-            click.echo(f"error: {' '.join(reason.split())}", err=True)
+        with tqdm.external_write_mode():  # the bars are redrawn below what is written
+            reason = result.reason if isinstance(result, Refused) else output.write(source, result)
+            if reason:
+                refused += 1
+                click.echo(f"error: {' '.join(reason.split())}", err=True)
     return not refused
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from tokenverse_pp.api.formats import FORMATS
 from tokenverse_pp.api.formats.html import to_html
+from tokenverse_pp.api.formats.text import clock_time, paragraphs, to_text
 from tokenverse_pp.base.errors import CONTROL, UserError, printable
 from tokenverse_pp.base.files import write_text
 from tokenverse_pp.cli.groups import error_line
@@ -26,8 +27,8 @@ from tokenverse_pp.tasks.result import Transcript, Turn
 UNSURE = 0.5  # words below this confidence are underlined
 
 
-def view(transcript: Transcript, label: str, colour: bool = True) -> str:
-    """A transcript for a terminal: a heading, and a line per turn.
+def view(transcript: Transcript, label: str, colour: bool = True, times: Optional[bool] = None) -> str:
+    """A transcript for a terminal: a heading, and a line per paragraph, with its time unless ``times`` is False.
 
     >>> from tokenverse_pp.tasks.result import transcript_of_words
     >>> from tokenverse_pp.tasks.result import Word
@@ -42,11 +43,11 @@ def view(transcript: Transcript, label: str, colour: bool = True) -> str:
     if transcript.language is not None:
         about.append(f"{transcript.language} {transcript.language_confidence or 0:.0%}")
     heading = style(CONTROL.sub("?", label), colour, bold=True) + "  " + style(", ".join(about), colour, dim=True)
-    turns = [_line(transcript, turn, colour) for turn in transcript.spans()]
+    turns = [_line(transcript, turn, colour, times is not False) for turn in paragraphs(transcript)]
     return "\n".join([heading, *(turns or [style("  (nothing was heard)", colour, dim=True)])])
 
 
-def _line(transcript: Transcript, turn: Turn, colour: bool) -> str:
+def _line(transcript: Transcript, turn: Turn, colour: bool, has_time: bool) -> str:
     ends = {mark.position for mark in transcript.marks if mark.text == "[ENDP]"}
     opened = {entity.first: entity for entity in transcript.entities}
     parts: List[str] = []
@@ -63,8 +64,8 @@ def _line(transcript: Transcript, turn: Turn, colour: bool) -> str:
             words = f"[{words}]" if entity.type is None else f"[{words} {style(entity.type, colour, dim=True)}]"
         parts.append(words + (" " + style("◆", colour, fg="green") if stop in ends else ""))
         at = stop
-    time = style(f"{int(turn.start) // 60}:{turn.start % 60:04.1f}", colour, fg="cyan")
-    return f"  {time}  {' '.join(parts)}"
+    time = f"{style(clock_time(turn.start), colour, fg='cyan')}  " if has_time else ""
+    return f"  {time}{' '.join(parts)}"
 
 
 def style(text: str, colour: bool, **looks: Any) -> str:
@@ -190,13 +191,14 @@ class Output:
         formats: as the command line names them; none for text (on a terminal: for people).
         folder: for files; None for standard output.
         several: whether there may be more than one recording.
+        times: whether paragraphs begin with their times; None: as `to_text` and `to_html` do.
     """
 
-    def __init__(self, formats: Sequence[str], folder: Optional[Path], several: bool):
+    def __init__(self, formats: Sequence[str], folder: Optional[Path], several: bool, times: Optional[bool] = None):
         self.is_terminal = folder is None and sys.stdout.isatty()
         self.for_people = self.is_terminal and not formats
         self.formats = list(dict.fromkeys(formats)) or ["text"]
-        self.folder, self.several = folder, several
+        self.folder, self.several, self.times = folder, several, times
         self._taken: Dict[str, str] = {}
 
     def reserve(self, source: NamedRecording) -> NamedRecording:
@@ -230,11 +232,11 @@ class Output:
 
     def _print(self, source: NamedRecording, transcript: Transcript) -> None:
         if self.for_people:
-            click.echo(view(transcript, source.label, colour=not os.environ.get("NO_COLOR")), color=True)
+            click.echo(view(transcript, source.label, not os.environ.get("NO_COLOR"), self.times), color=True)
             return
         name = self.formats[0]
         joined = FORMATS[name].joined
-        if joined is None:
+        if joined is None or name == "text":
             content = self._content(name, source, transcript, Path())
         else:
             content = joined(transcript)
@@ -246,5 +248,7 @@ class Output:
     def _content(self, name: str, source: NamedRecording, transcript: Transcript, folder: Path) -> str:
         """The content of a file; an HTML page embeds the audio, or links to it if it is long."""
         if name == "html" and isinstance(source.heard, Heard):
-            return to_html(transcript, source_of(source.heard.cut, folder.resolve(), embed=True))
+            return to_html(transcript, source_of(source.heard.cut, folder.resolve(), embed=True), self.times)
+        if name == "text":
+            return to_text(transcript, self.times)
         return FORMATS[name].write(transcript)

@@ -297,17 +297,23 @@ def merge_windows(
     batch: int,
     merger: Merger,
     recognize: Callable[[Sequence[Cut]], Sequence[Hypothesis]],
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tuple[Tuple[int, ...], Tuple[int, ...], Tuple[float, ...]]:
     """Recognize a cut that is longer than one window, ``batch`` windows at a time -> `Merger.result`.
 
-    ``merger`` is a new one; ``recognize`` gives the best hypothesis of each part of the cut.
+    ``merger`` is a new one; ``recognize`` gives the best hypothesis of each part of the cut; ``progress`` is told the
+    windows that are done, and all of them.
     """
     shift = merger.frame_shift
     windows = windows_of(cut, window, overlap, shift)
+    done, total = 0, sum(1 for _ in window_times(cut.duration, window, overlap, shift))
+    progress(done, total)
     while group := list(islice(windows, batch)):
         found = recognize([part for _, part in group])
         for (start, part), hypothesis in zip(group, found):
             merger.add(start, start + round(part.duration / shift), hypothesis)
+        done += len(group)
+        progress(done, total)
     return merger.result()
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from functools import partial
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from lhotse.cut import Cut
@@ -135,6 +136,9 @@ class Recognizer:
         options: how to decode.
         weights: (K + 1,) of the task vectors; by default `vector_weights`.
 
+    Attributes:
+        on_windows: called while a long cut is decoded, with the cut, its windows that are done, and all of them.
+
     Raises:
         UserError: for tasks, languages, characters of hotwords or a language model that the model cannot use.
     """
@@ -157,6 +161,7 @@ class Recognizer:
         if weights is None:
             weights = vector_weights(loaded, self.decoded, options.vector_scale)
         self.weights = weights.to(self.device)
+        self.on_windows: Callable[[Cut, int, int], None] = lambda cut, done, total: None
 
     def selection_of(self, names: Sequence[str]) -> Selection:
         """What is decoded where these tasks are asked for."""
@@ -268,7 +273,8 @@ class Recognizer:
         if cut.duration <= o.window:
             return stripped(best_of([cut]), removed)[0]
         merger = Merger(self.pieces, self.decoded, self.shift, self.constraints)
-        tokens, frames, log_probs = merge_windows(cut, o.window, o.overlap, at_once, merger, best_of)
+        progress = partial(self.on_windows, cut)
+        tokens, frames, log_probs = merge_windows(cut, o.window, o.overlap, at_once, merger, best_of, progress)
         log_prob = sum(log_probs)
         scale = len(tokens) + loaded.model.predictor.context_size if o.search.length_norm else 1
         return stripped([Hypothesis(tokens, frames, log_probs, log_prob, log_prob / scale)], removed)[0]

@@ -78,9 +78,10 @@ or
 
     print(Runtime("THIS_FOLDER").transcribe("recording.wav", tasks={tasks}).text)
 
-torch, lhotse and transformers are not needed. Install (soundfile reads files; add soxr for other rates than 16 kHz):
+torch, lhotse and transformers are not needed. Install a wheel of tokenverse_pp (`make wheel` in a checkout writes it to
+`dist/`) without its requirements, and what it needs here (soundfile reads files; add soxr for other rates than 16 kHz):
 
-    pip install --no-deps tokenverse_pp && pip install {packages}
+    pip install --no-deps tokenverse_pp-*.whl && pip install {packages}
 
 | file | contents | inputs | outputs |
 |---|---|---|---|

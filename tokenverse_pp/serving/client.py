@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from typing import Any, AsyncIterator, Callable, Dict, Iterable, List, Optional, Sequence, Union
+from typing import Any, AsyncIterator, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -57,6 +57,12 @@ class StreamClient:
         partials: whether the server sends partial results, which may still change.
         reset_at_endpoint: restart the server's search at each ``[ENDP]``.
         token: if the server requires one.
+        language: code of the language that is spoken, or several; needs the task ``lid``.
+        hotwords: phrases to prefer, each alone or with its bonus, in place of the server's.
+        hotword_score: bonus in nats for each token of a phrase without a bonus of its own.
+        lm: False: without the language model that the server was started with.
+        lm_scale: of that language model.
+        lm_bonus: for each token that it scores.
 
     Raises:
         UserError: (on entering) if the server cannot be reached.
@@ -71,9 +77,28 @@ class StreamClient:
         partials: bool = True,
         reset_at_endpoint: bool = False,
         token: Optional[str] = None,
+        language: Optional[Union[str, Sequence[str]]] = None,
+        hotwords: Optional[Sequence[Union[str, Tuple[str, float]]]] = None,
+        hotword_score: Optional[float] = None,
+        lm: Optional[bool] = None,
+        lm_scale: Optional[float] = None,
+        lm_bonus: Optional[float] = None,
     ):
         self.url = url
-        self.start = Start(format, None if tasks is None else tuple(tasks), partials, reset_at_endpoint, token)
+        codes = (language,) if isinstance(language, str) else language
+        self.start = Start(
+            format,
+            None if tasks is None else tuple(tasks),
+            partials,
+            reset_at_endpoint,
+            token,
+            None if codes is None else tuple(codes),
+            None if hotwords is None else tuple(x if isinstance(x, str) else (x[0], x[1]) for x in hotwords),
+            hotword_score,
+            lm,
+            lm_scale,
+            lm_bonus,
+        )
         self.ready: Event = {}  # the server's answer to the start
         self._connection: Any = None
 
@@ -145,6 +170,7 @@ def transcribe(
     audio: Union[np.ndarray, Iterable[np.ndarray]],
     on_event: Optional[Callable[[Event], None]] = None,
     real_time: bool = False,
+    on_ready: Optional[Callable[[Event], None]] = None,
     **options: Any,
 ) -> List[Event]:
     """Send audio, and collect all events.
@@ -154,6 +180,7 @@ def transcribe(
         audio: samples ``(S,)`` at 16 kHz in -1 .. 1, or pieces of them.
         on_event: called with each event as it comes.
         real_time: send no faster than real time.
+        on_ready: called with the server's answer to the start, before the events.
         options: of `StreamClient`.
 
     Returns:
@@ -167,6 +194,8 @@ def transcribe(
     async def talk() -> List[Event]:
         events = []
         async with StreamClient(url, **options) as stream:
+            if on_ready is not None:
+                on_ready(stream.ready)
             sending = asyncio.ensure_future(_send_all(stream, pieces, real_time))
             try:
                 async for event in stream:

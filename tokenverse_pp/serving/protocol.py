@@ -6,19 +6,27 @@ Text messages are JSON objects with a field ``kind``; binary messages are audio.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
+from dataclasses import dataclass, replace
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import is_finite
+from tokenverse_pp.base.search_options import SearchOptions
 
 VERSION = 1
 MOST_CONTROL = 16384  # bytes of a control message
 LOUDEST = 8.0  # float32 samples are in -1 .. 1; resampling exceeds that a little, unscaled 16-bit numbers by far
 MOST_REASON = 120  # bytes of a close frame's reason (RFC 6455 allows 123)
 FORMATS: Dict[str, Tuple[str, int]] = {"pcm16": ("<i2", 2), "float32": ("<f4", 4)}
+
+# What server and clients say of a model for which `ready` has "trained_in_chunks": false.
+NEVER_IN_CHUNKS = (
+    "this model was never trained in chunks (model.streaming.chunk_ms): streamed, it makes more errors than "
+    "`tokenverse-pp transcribe` with the same model"
+)
 
 NORMAL, GOING_AWAY, TOO_BIG = 1000, 1001, 1009
 # Errors, and the codes that the connection is closed with (RFC 6455, section 7.4.1, and IANA's list).
@@ -94,15 +102,65 @@ class StreamError(Exception):
         return f"{self.code}: {self.message}".encode("ascii", "replace")[:MOST_REASON].decode("ascii")
 
 
+Phrases = Tuple[Union[str, Tuple[str, float]], ...]
+
+
 @dataclass(frozen=True)
 class Start:
-    """The first message of a stream; ``tasks`` None: all that the server offers."""
+    """The first message of a stream; None: what the server has been started with.
+
+    Args:
+        format: of the audio.
+        tasks: to decode.
+        partials: send events that may still change.
+        reset_at_endpoint: restart the search at each endpoint.
+        token: that the server requires.
+        language: codes of the languages that are spoken.
+        hotwords: phrases to prefer, in place of the server's; none for none.
+        hotword_score: bonus of a phrase that has none.
+        lm: False: without the server's language model.
+        lm_scale: of the server's language model.
+        lm_bonus: for each token that it scores.
+    """
 
     format: str = "pcm16"
     tasks: Optional[Tuple[str, ...]] = None
     partials: bool = True
     reset_at_endpoint: bool = False
     token: Optional[str] = None
+    language: Optional[Tuple[str, ...]] = None
+    hotwords: Optional[Phrases] = None
+    hotword_score: Optional[float] = None
+    lm: Optional[bool] = None
+    lm_scale: Optional[float] = None
+    lm_bonus: Optional[float] = None
+
+    def search(self, default: SearchOptions) -> Optional[SearchOptions]:
+        """The options of the stream's search, None for those of the server.
+
+        Hotwords and language models need a beam: a stream that has some is searched with the server's number of
+        hypotheses, also where the server's other streams are searched greedily.
+
+        Raises:
+            UserError: for options that no search can use, and a language model where the server has none.
+        """
+        changes: Dict[str, Any] = {}
+        if self.language is not None:
+            changes.update(languages=self.language, force_language=True)
+        if self.hotwords is not None:
+            changes["hotwords"] = self.hotwords or None
+        for name in ("hotword_score", "lm_scale", "lm_bonus"):
+            if getattr(self, name) is not None:
+                changes[name] = getattr(self, name)
+        if default.lm is None and (self.lm or self.lm_scale is not None or self.lm_bonus is not None):
+            raise UserError("field 'lm': this server has no language model (`tokenverse-pp serve --lm`)")
+        if self.lm is False:
+            changes["lm"] = None
+        if not changes:
+            return None
+        if changes.get("hotwords"):
+            changes["method"] = "beam"
+        return replace(default, **changes)
 
 
 @dataclass(frozen=True)
@@ -119,7 +177,10 @@ class End:
 
 Control = Union[Start, SetTasks, End]
 FIELDS = {
-    "start": {"version", "sample_rate", "format", "tasks", "partials", "reset_at_endpoint", "token"},
+    "start": {
+        *("version", "sample_rate", "format", "tasks", "partials", "reset_at_endpoint", "token"),
+        *("language", "hotwords", "hotword_score", "lm", "lm_scale", "lm_bonus"),
+    },
     "set_tasks": {"tasks"},
     "end": set(),
 }
@@ -169,14 +230,49 @@ def _read_start(message: Mapping[str, Any], known_tasks: Sequence[str]) -> Start
         raise _bad(f"field 'sample_rate': expected {SAMPLE_RATE} (resample before sending), found {shown(rate)}")
     if not isinstance(name, str) or name not in FORMATS:
         raise _bad(f"field 'format': expected one of {', '.join(FORMATS)}, found {shown(name)}")
-    partials, reset = message.get("partials", True), message.get("reset_at_endpoint", False)
-    for field, value in (("partials", partials), ("reset_at_endpoint", reset)):
+    given = {key: message[key] for key in ("hotword_score", "lm_scale", "lm_bonus") if message.get(key) is not None}
+    for field, value in given.items():
+        if not is_finite(value):
+            raise _bad(f"field '{field}': expected a number, found {shown(value)}")
+    for field in ("partials", "reset_at_endpoint", "lm"):
+        value = message.get(field)
+        if value is None and (field == "lm" or field not in message):
+            continue
         if not isinstance(value, bool):
             raise _bad(f"field '{field}': expected true or false, found {shown(value)}")
+        given[field] = value
     token = message.get("token")
     if token is not None and not isinstance(token, str):
         raise _bad("field 'token': expected a text")
-    return Start(name, _read_tasks(message, known_tasks), partials, reset, token)
+    tasks, language, hotwords = _read_tasks(message, known_tasks), _read_language(message), _read_hotwords(message)
+    return Start(name, tasks, token=token, language=language, hotwords=hotwords, **given)
+
+
+def _read_language(message: Mapping[str, Any]) -> Optional[Tuple[str, ...]]:
+    """The field ``language``: a code, or a list of codes."""
+    language = message.get("language")
+    codes = [language] if isinstance(language, str) else language
+    if language is None:
+        return None
+    if not isinstance(codes, list) or not codes or not all(isinstance(code, str) for code in codes):
+        raise _bad(f"field 'language': expected a code such as 'fr', or a list of codes, found {shown(language)}")
+    return tuple(codes)
+
+
+def _read_hotwords(message: Mapping[str, Any]) -> Optional[Phrases]:
+    """The field ``hotwords``: a list of phrases, each alone or in a list with its bonus."""
+    hotwords = message.get("hotwords")
+    if hotwords is None:
+        return None
+    if not isinstance(hotwords, list):
+        raise _bad(f"field 'hotwords': expected a list of phrases, found {shown(hotwords)}")
+    found: List[Union[str, Tuple[str, float]]] = []
+    for item in hotwords:
+        phrase, bonus = item if isinstance(item, list) and len(item) == 2 else (item, 1.0)
+        if not isinstance(phrase, str) or not phrase.strip() or not (is_finite(bonus) and bonus > 0):
+            raise _bad(f"field 'hotwords': expected a phrase or [phrase, number above 0], found {shown(item)}")
+        found.append(phrase if item is phrase else (phrase, float(bonus)))
+    return tuple(found)
 
 
 def _read_tasks(message: Mapping[str, Any], known_tasks: Sequence[str]) -> Optional[Tuple[str, ...]]:

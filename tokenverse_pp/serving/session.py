@@ -265,6 +265,7 @@ class Session:
                 "tasks": list(engine.tasks if done.work.tasks is None else done.work.tasks),
                 "known_tasks": list(engine.tasks),
                 "chunk_seconds": engine.chunk_samples / SAMPLE_RATE,
+                "trained_in_chunks": engine.trained_in_chunks,
             }
             names = ("message_bytes", "stream_seconds", "idle_seconds")
             self._send({**message, "limits": {name: getattr(limits, name) for name in names}})

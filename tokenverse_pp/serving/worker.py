@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import OrderedDict, deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
@@ -14,10 +14,11 @@ import numpy as np
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import StreamingOptions
+from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.streaming.events import Event
-from tokenverse_pp.decoding.streaming.transcriber import StreamingTranscriber
+from tokenverse_pp.decoding.streaming.transcriber import StreamingTranscriber, trained_in_chunks
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.serving.protocol import Control, End, SetTasks, Start
+from tokenverse_pp.serving.protocol import NEVER_IN_CHUNKS, Control, End, SetTasks, Start
 
 log = logging.getLogger(__name__)
 Work = Union[Control, np.ndarray]  # audio is (S,) float32
@@ -54,11 +55,15 @@ class Engine:
             does not.
         tasks: names of the tasks that are offered.
         chunk_samples: samples of a chunk.
+        search: how streams are searched that do not say otherwise.
+        trained_in_chunks: whether the model was (`tokenverse_pp.decoding.streaming.transcriber`).
     """
 
     transcribers: Mapping[bool, StreamingTranscriber]
     tasks: Tuple[str, ...]
     chunk_samples: int
+    search: SearchOptions = field(default_factory=lambda: SearchOptions("greedy"))
+    trained_in_chunks: bool = True
 
 
 def build_engine(loaded: ModelBundle, options: StreamingOptions) -> Engine:
@@ -67,10 +72,13 @@ def build_engine(loaded: ModelBundle, options: StreamingOptions) -> Engine:
     Raises:
         UserError: for options that the model cannot be streamed with.
     """
+    chunked = trained_in_chunks(loaded)
+    if not chunked:
+        log.warning(NEVER_IN_CHUNKS)
     resets = (False, True) if "endp" in loaded.tasks else (False,)
     transcribers = {reset: StreamingTranscriber(loaded, replace(options, reset_at_endpoint=reset)) for reset in resets}
     tasks = loaded.tasks.subset(options.tasks).names if options.tasks else loaded.tasks.names
-    return Engine(transcribers, tasks, transcribers[False].encoder.chunk_samples)
+    return Engine(transcribers, tasks, transcribers[False].encoder.chunk_samples, options.search, chunked)
 
 
 class Feed:
@@ -218,7 +226,7 @@ class Worker:
                 if work.reset_at_endpoint not in self.engine.transcribers:
                     raise UserError("field 'reset_at_endpoint': the model does not know the task 'endp'")
                 feed.transcriber = self.engine.transcribers[work.reset_at_endpoint]
-                feed.stream = feed.transcriber.open(work.tasks, feed.name)
+                feed.stream = feed.transcriber.open(work.tasks, feed.name, work.search(self.engine.search))
             elif isinstance(work, SetTasks):
                 feed.transcriber.set_tasks(feed.stream, work.tasks)
             elif isinstance(work, End):

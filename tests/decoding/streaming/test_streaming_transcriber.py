@@ -13,21 +13,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import ROOT
 from tiny_encoders import masked_pass, noise, tiny_transducer
 from toy_runs import read_cuts
 from vocabulary import Vocabulary, know
 
 from tokenverse_pp.base.config import ChunkOptions, Config, TasksConfig
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.hypothesis import Calibration, Curve
+from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
 from tokenverse_pp.models.bundle import ModelBundle, load_model
 
+TOY_MODEL = ROOT / "tests" / "oracles" / "fixtures" / "toy_model"
 TASKS = know("asr", "scd", "endp")
 VOCABULARY = Vocabulary(TASKS)
 ENCODERS = {"wav2vec2": ("wav2vec2-layer", "finetune", 1), "whisper": ("whisper", "frozen", 2)}
@@ -147,6 +151,66 @@ def test_a_trained_model_with_all_tasks(finished_run, tiny_corpus, options):
         assert events[0].text.startswith("[QA")
         said += len(best.tokens)
     assert said > 10
+
+
+@pytest.fixture
+def searches(tmp_path):
+    """Options of the search as people give them: languages, hotwords, language models and their scales."""
+    (tmp_path / "words.tsv").write_text("dun\t30\nibi\t12\nmab\t7\nuda\t5\nkalo\t2\n")
+    (tmp_path / "lists").mkdir()
+    for code in ("qaa", "qab"):
+        (tmp_path / "lists" / f"{code}.tsv").write_text("mab\t9\nkalo\t4\n" if code == "qab" else "dun\t3\n")
+    words, lists = str(tmp_path / "words.tsv"), str(tmp_path / "lists")
+    return [
+        SearchOptions(),
+        SearchOptions("greedy", languages=("qab",), force_language=True),
+        SearchOptions(languages=("qab",), force_language=True, hotwords=("dun ibi", ("uda", 2.5))),
+        SearchOptions(hotwords=("mabkalo",), hotword_score=6.0),
+        SearchOptions(lm=words, lm_scale=0.7, lm_bonus=2.0),
+        SearchOptions(lm=lists, languages=("qaa", "qab"), hotwords=("dun",)),
+    ]
+
+
+def test_streams_with_their_own_options_say_what_the_recognizer_says(searches, tiny_corpus):
+    """All at once, in one transcriber; the recognizer has the same options and chunks (decode.py --chunk-ms)."""
+    loaded = load_model(TOY_MODEL)
+    chunks = ChunkOptions(640, 2, 4)
+    transcriber = StreamingTranscriber(loaded, StreamingOptions(chunks))
+    audio = torch.cat([load_inputs(cut) for cut in read_cuts(tiny_corpus, "test")])
+    streams = [transcriber.open(search=search) for search in searches]
+    assert len({id(stream.searcher) for stream in streams}) == len(searches)
+    assert transcriber.open(search=searches[3]).searcher is streams[3].searcher
+    for piece in audio.split(7001):
+        transcriber.push_many([(stream, piece) for stream in streams])
+    said = [transcriber.close(stream)[-1].text for stream in streams]
+    for search, text in zip(searches, said):
+        recognizer = Recognizer(loaded, DecodeOptions(search, chunks=chunks))
+        ((best,),) = recognizer.recognize([audio])
+        assert text == loaded.tokenizer.decode(best.tokens) and len(best.tokens) > 20
+    assert len(set(said)) == len(said)  # every option changes something
+    del streams
+    gc.collect()
+    assert len(transcriber._searchers) == 1  # the default's
+
+
+def test_languages_and_their_models_need_the_task_lid(searches):
+    loaded = load_model(TOY_MODEL)
+    default = dataclasses.replace(searches[-1], hotwords=("dun",))
+    options = StreamingOptions(ChunkOptions(640, 2, 4), search=default, inactive="suppress")
+    transcriber = StreamingTranscriber(loaded, options)
+    plain = transcriber.open(["asr"]).searcher.options  # what needs lid among the defaults is left out
+    assert plain == dataclasses.replace(default, languages=None, lm=None)
+    with pytest.raises(UserError, match=r"^a: .*the task 'lid' is not active"):
+        transcriber.open(["asr"], "a", searches[1])
+    with pytest.raises(UserError, match=r"^a: .*is chosen by the task lid"):
+        transcriber.open(["asr"], "a", dataclasses.replace(searches[-1], languages=None))
+    with pytest.raises(UserError, match=r"^a: hotword 'ÿ': the model's vocabulary lacks"):
+        transcriber.open(None, "a", SearchOptions(hotwords=("ÿ",)))
+    with pytest.raises(UserError, match=r"^search option 'languages': the task 'lid' is not active"):
+        StreamingTranscriber(loaded, dataclasses.replace(options, tasks=("asr",)))
+    stream = transcriber.open()
+    transcriber.set_tasks(stream, ["asr"])
+    assert stream.searcher.options == default
 
 
 @pytest.mark.parametrize("search", [GREEDY, BEAM])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
+from tokenverse_pp.api.formats.text import clock_time, paragraphs
 from tokenverse_pp.tasks.result import Entity, Transcript, Turn, Word
 
 if TYPE_CHECKING:
@@ -12,12 +13,13 @@ if TYPE_CHECKING:
 UNSURE = 0.5  # words below this confidence are underlined
 
 
-def to_html(transcript: Transcript, source: Optional[PlayerSource] = None) -> str:
+def to_html(transcript: Transcript, source: Optional[PlayerSource] = None, times: Optional[bool] = None) -> str:
     """A page that asks for nothing from anywhere else.
 
     Args:
         transcript: what was heard.
         source: its audio (`evaluation.report.utterance.source_of`), put into the page or linked.
+        times: False: paragraphs without their times.
     """
     # lhotse and torch come along: the other formats need neither.
     from tokenverse_pp.evaluation.report.html import render
@@ -32,14 +34,15 @@ def to_html(transcript: Transcript, source: Optional[PlayerSource] = None) -> st
         "api/formats/transcript.html.j2",
         title=transcript.name,
         about=about,
-        turns=[_turn(transcript, turn) for turn in transcript.spans()],
+        turns=[_turn(transcript, turn) for turn in paragraphs(transcript)],
+        timed=times is not False,
         unsure=UNSURE,
         utterance=_card(transcript, source),
     )
 
 
 def _turn(transcript: Transcript, turn: Turn) -> Dict[str, Any]:
-    """Number and time of a turn, and its parts: words, their entity or None, and whether an endpoint follows."""
+    """Number and time of a paragraph, and its parts: words, their entity or None, and whether an endpoint follows."""
     ends = {mark.position for mark in transcript.marks if mark.text == "[ENDP]"}
     opened = {entity.first: entity for entity in transcript.entities}
     parts: List[Tuple[Sequence[Word], Optional[Entity], bool]] = []
@@ -49,7 +52,7 @@ def _turn(transcript: Transcript, turn: Turn) -> Dict[str, Any]:
         stop = min(entity.stop, turn.stop) if entity is not None else at + 1
         parts.append((transcript.words[at:stop], entity, stop in ends))
         at = stop
-    return {"number": turn.number, "at": f"{int(turn.start) // 60}:{turn.start % 60:04.1f}", "parts": parts}
+    return {"number": turn.number, "at": clock_time(turn.start), "parts": parts}
 
 
 def _card(transcript: Transcript, source: Optional[PlayerSource]) -> Dict[str, Any]:

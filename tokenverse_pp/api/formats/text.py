@@ -11,14 +11,87 @@ a word with other blanks is written as several words. The formats have no escape
 from __future__ import annotations
 
 import re
-from typing import Iterator, List, Tuple
+from bisect import bisect_left
+from itertools import accumulate
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 from tokenverse_pp.tasks.result import Transcript, Turn
 
+CHARACTERS = 400  # of a paragraph
+SILENCE = 10.0  # seconds without a word that end a paragraph
 
-def to_text(transcript: Transcript) -> str:
-    """The words, a line a turn."""
-    return "".join(f"{turn.text}\n" for turn in transcript.spans())
+
+def to_text(transcript: Transcript, times: Optional[bool] = None) -> str:
+    """The words, a line a paragraph (`paragraphs`).
+
+    Args:
+        transcript: what was heard.
+        times: begin each line with its time. None: where there are several, so that a short recording is its words.
+    """
+    parts = paragraphs(transcript)
+    if times is None:
+        times = len(parts) > 1
+    return "".join(f"{clock_time(part.start)}  {part.text}\n" if times else f"{part.text}\n" for part in parts)
+
+
+def paragraphs(transcript: Transcript) -> List[Turn]:
+    """The turns, those of more than 400 characters in parts; a part has the number of its turn.
+
+    A turn is divided at silences of 10 s and more. What is still too long is divided at endpoints, and where these are
+    too far apart at the widest pause in its middle half. No entity is divided.
+    """
+    words = transcript.words
+    inside = {at for entity in transcript.entities for at in range(entity.first + 1, entity.stop)}
+    ends = [mark.position for mark in transcript.marks if mark.text == "[ENDP]" and mark.position not in inside]
+    gaps = [0.0, *(after.start - before.end for before, after in zip(words, words[1:]))]  # before each word
+    silent = [at for at, gap in enumerate(gaps) if gap >= SILENCE and at not in inside]
+    size = [0, *accumulate(len(word.text) + 1 for word in words)]  # characters before each word
+
+    def divided(first: int, stop: int) -> Iterator[int]:
+        """Where a stretch without endpoints is divided: at its widest pause, and so on."""
+        if size[stop] - size[first] <= CHARACTERS:
+            return
+        quarter, middle = (size[stop] - size[first]) / 4, (size[stop] + size[first]) / 2
+        inner = [at for at in range(first + 1, stop) if at not in inside]
+        central = [at for at in inner if abs(size[at] - middle) <= quarter] or inner
+        if central:
+            best = min(central, key=lambda at: (-gaps[at], abs(size[at] - middle)))
+            yield from (*divided(first, best), best, *divided(best, stop))
+
+    found: List[Turn] = []
+    for turn in transcript.spans():
+        for first, stop in _pairs(_between(silent, turn.first, turn.stop)):
+            sentences = _between(ends, first, stop)
+            kept = [first]
+            for before, after in zip(sentences, sentences[1:]):  # as many sentences as have room
+                if before > kept[-1] and size[after] - size[kept[-1]] > CHARACTERS:
+                    kept.append(before)
+                kept.extend(divided(kept[-1], after))
+            for a, b in _pairs([*kept, stop]):
+                text = " ".join(word.text for word in words[a:b])
+                found.append(Turn(turn.number, text, words[a].start, words[b - 1].end, a, b))
+    return found
+
+
+def _between(places: Sequence[int], first: int, stop: int) -> List[int]:
+    """``first``, the places (in order) between it and ``stop``, ``stop``."""
+    return list(dict.fromkeys([first, *places[bisect_left(places, first + 1) : bisect_left(places, stop)], stop]))
+
+
+def _pairs(places: Sequence[int]) -> List[Tuple[int, int]]:
+    return list(zip(places, places[1:]))
+
+
+def clock_time(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any.
+
+    >>> clock_time(2.74), clock_time(59.96), clock_time(3723)
+    ('0:02.7', '1:00.0', '1:02:03.0')
+    """
+    minutes, tenths = divmod(round(10 * seconds), 600)
+    hours, minutes = divmod(minutes, 60)
+    clock = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
+    return f"{clock}:{tenths // 10:02d}.{tenths % 10}"
 
 
 def to_raw(transcript: Transcript) -> str:

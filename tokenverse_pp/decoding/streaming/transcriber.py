@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple
+from pathlib import Path
+from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -11,7 +14,8 @@ from torch import Tensor
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import StreamingOptions
-from tokenverse_pp.decoding.constraints import Constraints, constraints_for
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.constraints import Constraints, check_language_task, constraints_for
 from tokenverse_pp.decoding.hypothesis import read_calibration
 from tokenverse_pp.decoding.inactive import inactive_of, select
 from tokenverse_pp.decoding.scorer import bonus_for
@@ -21,14 +25,75 @@ from tokenverse_pp.decoding.streaming.search import Found, SearchState, Streamin
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks.endp import Endpoint
 
+OPTION = "streaming option 'tasks'"  # in errors of the options
 LARGEST = 64.0  # of a sample: far out of [-1, 1], where recordings that are too loud may go
+
+
+def trained_in_chunks(loaded: ModelBundle) -> bool:
+    """Whether a model saw chunks in training (``model.streaming``): others lose words where they are streamed."""
+    return any(loaded.config.model.streaming.chunk_ms)
+
+
+@contextmanager
+def _prefix(name: Optional[str]) -> Iterator[None]:
+    """Errors of the user begin with a name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}" if name else str(error)) from None
+
+
+class Searcher:
+    """The search of all streams that have the same options: one batch, and one set of bonuses.
+
+    Args:
+        loaded: the model.
+        search: its options.
+        decoded: names of the tasks that are decoded at the start of the streams: they say in which languages hotwords
+            and language models are written.
+        frames: see ``decide_after`` of `StreamingSearch`.
+        endpoint: see `StreamingSearch`.
+
+    Raises:
+        UserError: for hotwords, languages or a language model that the model cannot use, and options of another search.
+    """
+
+    def __init__(
+        self,
+        loaded: ModelBundle,
+        search: SearchOptions,
+        decoded: Sequence[str],
+        frames: float,
+        endpoint: Optional[int],
+    ):
+        self.loaded, self.options = loaded, search
+        bonus = bonus_for(search, loaded.tokenizer, loaded.tasks.subset(decoded))
+        self.search = StreamingSearch(loaded.model.predictor, loaded.model.joiner, search, bonus, frames, endpoint)
+        self._constraints: Dict[Tuple[str, ...], Constraints] = {}
+
+    def constraints(self, decoded: Tuple[str, ...]) -> Constraints:
+        """What may be written where these tasks are decoded; the languages need ``lid``."""
+        if decoded not in self._constraints:
+            languages = self.options.languages if "lid" in decoded else None
+            self._constraints[decoded] = constraints_for(
+                self.loaded.tasks, decoded, self.loaded.tokenizer, languages, self.options.force_language
+            )
+        return self._constraints[decoded]
 
 
 class Stream:
     """One stream: audio that waits for its chunk to be full, the states of encoder and search, the words so far."""
 
-    def __init__(self, owner: Any, name: str, encoder: StreamState, search: SearchState, words: StreamWords):
-        self.owner, self.name = owner, name
+    def __init__(
+        self,
+        owner: Any,
+        name: str,
+        encoder: StreamState,
+        searcher: Searcher,
+        search: SearchState,
+        words: StreamWords,
+    ):
+        self.owner, self.name, self.searcher = owner, name, searcher
         self.encoder, self.search, self.words = encoder, search, words
         self.removed: FrozenSet[int] = frozenset()  # tokens that are stripped from its events
         self.waiting = torch.zeros(0)
@@ -101,40 +166,48 @@ class StreamingTranscriber:
 
     def __init__(self, loaded: ModelBundle, options: Optional[StreamingOptions] = None):
         self.loaded, self.options = loaded, options or StreamingOptions()
-        model, tokenizer, search = loaded.model.eval(), loaded.tokenizer, self.options.search
+        model, tokenizer = loaded.model.eval(), loaded.tokenizer
         self.encoder = StreamingEncoder(model, self.options.chunks)
-        endpoint = None
+        self._endpoint: Optional[int] = None
         if self.options.reset_at_endpoint:
             if "endp" not in loaded.tasks:
                 raise UserError("streaming option 'reset_at_endpoint': the model does not know the task 'endp'")
-            endpoint = tokenizer.id_of(Endpoint.token)
-        frames = self.options.decide_after / self.encoder.frame_shift
+            self._endpoint = tokenizer.id_of(Endpoint.token)
         self.inactive = inactive_of(loaded, self.options.inactive)
-        decoded = () if self.inactive == "strip" else self.options.tasks
-        bonus = bonus_for(search, tokenizer, loaded.tasks.subset(decoded or loaded.tasks.names))
-        self.search = StreamingSearch(model.predictor, model.joiner, search, bonus, frames, endpoint)
         pieces = tokenizer.pieces(range(tokenizer.vocab_size))
         self.reader = WordReader(pieces, self.encoder.frame_shift, read_calibration(loaded.folder))
         self.opened = 0
-        self._constraints: Dict[Tuple[str, ...], Constraints] = {}
-        self._activate(self.options.tasks or loaded.tasks.names)
+        # Of options that no stream has any more, nothing stays.
+        self._searchers: WeakValueDictionary[Tuple[Any, ...], Searcher] = WeakValueDictionary()
+        names = self.options.tasks or loaded.tasks.names
+        self._default = self._searcher(self.options.search, names)  # kept, also while no stream has it
+        self._activate(names, self._default)
 
-    def open(self, tasks: Optional[Sequence[str]] = None, name: Optional[str] = None) -> Stream:
+    def open(
+        self,
+        tasks: Optional[Sequence[str]] = None,
+        name: Optional[str] = None,
+        search: Optional[SearchOptions] = None,
+    ) -> Stream:
         """A new stream.
 
         Args:
             tasks: names of the tasks to decode; None for those of the options.
             name: for errors; None for a number.
+            search: how to search: other languages, hotwords or another language model, say. Streams of all options
+                share the batches of the encoder. None for those of the options; their languages, and their folder of
+                language models, are left out where the stream does not decode ``lid``.
 
         Raises:
-            UserError: for a task that the model does not know.
+            UserError: for a task that the model does not know, and options of the search that it cannot use.
         """
-        wanted = (self.options.tasks or self.loaded.tasks.names) if tasks is None else tasks
+        wanted = tuple((self.options.tasks or self.loaded.tasks.names) if tasks is None else tasks)
         self.opened += 1
         name = name or f"stream {self.opened}"
-        active, constraints, removed = self._activate(wanted, name)
-        search = self.search.start(constraints)
-        stream = Stream(self, name, self.encoder.start(active), search, StreamWords(self.reader))
+        searcher = self._searcher(search or self._search_without_lid(wanted), wanted, name)
+        active, constraints, removed = self._activate(wanted, searcher, name)
+        state = searcher.search.start(constraints)
+        stream = Stream(self, name, self.encoder.start(active), searcher, state, StreamWords(self.reader))
         stream.removed = removed
         return stream
 
@@ -186,9 +259,9 @@ class StreamingTranscriber:
             UserError: naming the stream, if it is closed, or for a task that the model does not know.
         """
         stream.check_open(self)
-        active, constraints, stream.removed = self._activate(tasks, stream.name)
+        active, constraints, stream.removed = self._activate(tasks, stream.searcher, stream.name)
         stream.encoder = replace(stream.encoder, active=active)
-        stream.search = self.search.change(stream.search, constraints)
+        stream.search = stream.searcher.search.change(stream.search, constraints)
 
     def close(self, stream: Stream) -> List[Event]:
         """End a stream: the rest of its audio is transcribed, all that is left becomes final, then comes ``end``.
@@ -202,22 +275,41 @@ class StreamingTranscriber:
         stream.closed = True
         return stream.words.end([*found.settled, *found.open], stream.seconds)
 
+    def _search_without_lid(self, tasks: Sequence[str]) -> SearchOptions:
+        """The options of the search, for tasks without ``lid`` less those that need it."""
+        search = self.options.search
+        if "lid" in tasks:
+            return search
+        by_language = search.lm is not None and Path(search.lm).is_dir() and self.inactive == "suppress"
+        return replace(search, languages=None, lm=None if by_language else search.lm)
+
+    def _searcher(self, search: SearchOptions, tasks: Sequence[str], name: Optional[str] = None) -> Searcher:
+        """The search of streams with these options that begin with these tasks (raises UserError)."""
+        with _prefix(name or OPTION):
+            decoded = select(self.loaded.tasks, tasks, self.loaded.tokenizer, self.inactive).decoded
+        with _prefix(name):
+            check_language_task(self.loaded.tasks.subset(tasks), search.languages)
+            key = (search, decoded if search.earns else ())
+            found = self._searchers.get(key)
+            if found is None:
+                frames = self.options.decide_after / self.encoder.frame_shift
+                found = self._searchers[key] = Searcher(self.loaded, search, decoded, frames, self._endpoint)
+            found.constraints(decoded)
+        return found
+
     def _activate(
-        self, tasks: Sequence[str], name: str = "streaming option 'tasks'"
+        self, tasks: Sequence[str], searcher: Searcher, name: str = OPTION
     ) -> Tuple[Tensor, Constraints, FrozenSet[int]]:
         """Tasks for the encoder (K + 1,), constraints of the search, tokens to strip (raises UserError)."""
-        known, tokenizer, o = self.loaded.tasks, self.loaded.tokenizer, self.options.search
-        try:
-            names, removed = select(known, tasks, tokenizer, self.inactive, o.languages)
-            if names not in self._constraints:
-                self._constraints[names] = constraints_for(known, names, tokenizer, o.languages, o.force_language)
+        known = self.loaded.tasks
+        with _prefix(name):
+            names, removed = select(known, tasks, self.loaded.tokenizer, self.inactive)
+            constraints = searcher.constraints(names)
             active = torch.tensor(known.mask(names), dtype=torch.float32, device=self.encoder.device)
             for vectors in (self.loaded.model.feature_vectors, self.loaded.model.encoder_vectors):
                 if vectors is not None:
                     vectors(active[None])  # refuses a combination that was never trained
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
-        return active, self._constraints[names], removed
+        return active, constraints, removed
 
     def _step(self, streams: Sequence[Stream], chunks: Sequence[Tensor], last: bool) -> List[Found]:
         """One chunk of each stream through encoder and search."""
@@ -225,11 +317,19 @@ class StreamingTranscriber:
         bad = [stream.name for stream, out in zip(streams, outs) if not torch.isfinite(out).all()]
         if bad:
             raise UserError(f"{', '.join(bad)}: the encoder gave NaN or infinity; does the model hold any?")
-        found, searches = self.search.step([out.float() for out in outs], [stream.search for stream in streams])
-        for stream, chunk, encoder, search in zip(streams, chunks, encoders, searches):
-            stream.encoder, stream.search = encoder, search
+        together: Dict[Searcher, List[int]] = {}
+        for row, stream in enumerate(streams):
+            together.setdefault(stream.searcher, []).append(row)
+        found: Dict[int, Found] = {}
+        for searcher, rows in together.items():
+            states = [streams[row].search for row in rows]
+            some, after = searcher.search.step([outs[row].float() for row in rows], states)
+            for row, one, state in zip(rows, some, after):
+                found[row], streams[row].search = one, state
+        for stream, chunk, encoder in zip(streams, chunks, encoders):
+            stream.encoder = encoder
             stream.samples += len(chunk)
         return [
-            Found(*([token for token in tokens if token.id not in stream.removed] for tokens in one))
-            for stream, one in zip(streams, found)
+            Found(*([token for token in tokens if token.id not in stream.removed] for tokens in found[row]))
+            for row, stream in enumerate(streams)
         ]

@@ -19,6 +19,12 @@ const complain = (text) => {
   $("error").hidden = !text;
 };
 
+// A field of the start: the texts that are not empty, nothing where there are none.
+const given = (field, texts) => {
+  const found = texts.map((text) => text.trim()).filter(Boolean);
+  return found.length ? { [field]: found } : {};
+};
+
 // One stream: a websocket, and what ends its audio.
 class Stream {
   constructor(name) {
@@ -36,6 +42,7 @@ class Stream {
       kind: "start", version: 1, sample_rate: RATE, format: "pcm16", tasks: chosenTasks(),
       partials: $("partials").checked, reset_at_endpoint: $("reset").checked,
       ...($("token").value ? { token: $("token").value } : {}),
+      ...given("language", $("spoken").value.split(",")), ...given("hotwords", $("hotwords").value.split("\n")),
     });
     this.socket.onmessage = (message) => this.hear(JSON.parse(message.data));
     this.socket.onclose = (event) => this.closed(event);
@@ -47,6 +54,7 @@ class Stream {
 
   hear(event) {
     if (event.kind === "ready") {
+      $("untrained").hidden = event.trained_in_chunks;
       this.resolve();
     } else if (event.kind === "error") {
       this.finish(`${event.message} (${event.code})`);
