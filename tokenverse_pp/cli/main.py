@@ -15,6 +15,7 @@ MANIFEST_COMMANDS = {
     "label": f"{HERE}.manifest_edit:label",
     "mix": f"{HERE}.manifest_edit:mix",
     "show": f"{HERE}.manifest_inspect:show",
+    "shuffle": f"{HERE}.manifest_edit:shuffle",
     "split": f"{HERE}.manifest_edit:split",
     "stats": f"{HERE}.manifest_inspect:stats",
     "subset": f"{HERE}.manifest_edit:subset",

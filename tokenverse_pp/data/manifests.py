@@ -214,6 +214,11 @@ class RowWriter:
         self.file.write(line if line.endswith(b"\n") else line + b"\n")
         self.count += 1
 
+    def write_lines(self, lines: Sequence[bytes]) -> None:
+        """Write rows that are lines already, without their newlines."""
+        self.file.writelines(line + b"\n" for line in lines)
+        self.count += len(lines)
+
 
 @contextlib.contextmanager
 def writing_rows(path: PathLike) -> Iterator[RowWriter]:
