@@ -54,6 +54,7 @@ COMMANDS = {
     "score": f"{HERE}.evaluate:score",
     "serve": f"{HERE}.serve:serve",
     "stream": f"{HERE}.serve:stream",
+    "tokenizer": f"{HERE}.model:tokenizer",
     "transcribe": f"{HERE}.transcribe:transcribe",
 }
 
