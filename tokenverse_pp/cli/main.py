@@ -48,6 +48,8 @@ COMMANDS = {
     "average": f"{HERE}.model:average",
     "calibrate": f"{HERE}.evaluate:calibrate",
     "compare": f"{HERE}.evaluate:compare",
+    "doctor": f"{HERE}.doctor:doctor",
+    "estimate": f"{HERE}.doctor:estimate",
     "export": f"{HERE}.model:export",
     "manifest": f"{HERE}.main:manifest",
     "report": f"{HERE}.evaluate:report",
