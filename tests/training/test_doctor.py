@@ -1,5 +1,6 @@
 """doctor: a finding for everything a run needs, exit code 1 where something fails; estimate: hours with units."""
 
+import re
 from collections import namedtuple
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from command_lines import run
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts import ROOT, load_script
 from toy_runs import toy_options
 
 from tokenverse_pp.base.config import Config
@@ -14,7 +16,7 @@ from tokenverse_pp.base.config_files import parse_config, save_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.training import doctor
 from tokenverse_pp.training.doctor import Finding, check_loader, check_loss, check_memory, examine, make_parts
-from tokenverse_pp.training.estimate import MEASURED_RATE, PEAK, RECOMPUTING, estimate
+from tokenverse_pp.training.estimate import LEAST_MS, MEASURED_RATE, PEAK, RECOMPUTING, estimate
 
 CPU = torch.device("cpu")
 
@@ -140,10 +142,24 @@ def test_estimate_is_audio_by_rate(gpus, steps, seconds, card):
     assert found.audio_hours == pytest.approx(gpus * steps * seconds / 3600)
     assert found.hours == pytest.approx(steps * seconds / found.rate / 3600)
     assert found.gpu_hours == pytest.approx(gpus * found.hours)
-    assert found.rate == pytest.approx(MEASURED_RATE * PEAK[card] / PEAK["h200"])
+    by_card, least = MEASURED_RATE * PEAK[card] / PEAK["h200"], 1000 * seconds / LEAST_MS
+    assert found.rate == pytest.approx(min(by_card, least))
     config.model.encoder.gradient_checkpointing = True
-    assert estimate(config, gpus, card).rate == pytest.approx(found.rate / RECOMPUTING)
+    assert estimate(config, gpus, card).rate == pytest.approx(min(by_card / RECOMPUTING, least))
     assert estimate(config, gpus, rate=100.0).rate == 100.0
+
+
+def test_times_in_the_documents_are_the_commands():
+    scaling = load_script(ROOT / "benchmarks" / "scaling.py", "scaling")
+    table = (ROOT / "benchmarks" / "results" / "training_time.md").read_text(encoding="utf-8")
+    assert scaling.time_table() == table, "run python benchmarks/scaling.py --times benchmarks/results/training_time.md"
+    for recipe, gpus in scaling.RECIPES.items():
+        files = [ROOT / "recipes" / recipe / "README.md", *(ROOT / "recipes" / recipe / "conf").glob("*.yaml")]
+        found = {n for file in files for n in re.findall(r"--nproc-per-node (\d+)", file.read_text(encoding="utf-8"))}
+        assert found == {str(gpus)}  # the number of processes for which the time is given
+    counts = (ROOT / "benchmarks" / "results" / "scaling.md").read_text(encoding="utf-8")
+    step, again = (float(re.search(rf"{name}.*\| ([\d.]+) \|", counts)[1]) for name in ("training step", "the same"))
+    assert again / step == pytest.approx(RECOMPUTING)
 
 
 def test_estimate_command():

@@ -108,6 +108,15 @@ model_options = together(
     click.option("--encoder", help="Folder of the model's pretrained encoder, if it is not found."),
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
+jobs_option = click.option(
+    "--num-jobs",
+    "--jobs",
+    "jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that read, convert and write audio.",
+)
 threads_option = click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads of torch; 0 = torch's choice."
 )

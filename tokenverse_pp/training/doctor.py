@@ -10,6 +10,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Literal, Optional, Tuple
@@ -34,7 +35,7 @@ from tokenverse_pp.models.encoders import build_encoder
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.tasks import build_tasks, load_plugins
 from tokenverse_pp.training.estimate import estimate
-from tokenverse_pp.training.inputs import Inputs, check_sample, make_inputs
+from tokenverse_pp.training.inputs import ALONE, Inputs, check_sample, make_inputs
 from tokenverse_pp.training.memory import memory_limit, memory_of_updates, pick_recomputed
 from tokenverse_pp.training.optim import make_optimizer
 from tokenverse_pp.training.steps import Stepper, different_batches, naming_memory, scan, worst_batches
@@ -223,15 +224,17 @@ def _small_loss(device: torch.device, backend: str) -> torch.Tensor:
     """Pruned loss of two utterances, and the norm of a gradient: (3,)."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 20, 30), (2, 6, 30), (2, 20, 16), (2, 6, 16))
-    inputs = [torch.randn(*shape, generator=generator).to(device).requires_grad_() for shape in shapes]
+    am_simple, lm_simple, am, lm = (
+        torch.randn(*shape, generator=generator).to(device).requires_grad_() for shape in shapes
+    )
     output = torch.nn.Linear(16, 30)
     with torch.no_grad():
         output.weight.copy_(torch.randn(30, 16, generator=generator) / 4)
         output.bias.zero_()
     symbols = torch.randint(1, 30, (2, 5), generator=generator).to(device)
-    loss = pruned_transducer_loss(*inputs, output.to(device), symbols, backend=backend)
+    loss = pruned_transducer_loss(am_simple, lm_simple, am, lm, output.to(device), symbols, backend=backend)
     (loss.simple + loss.pruned).sum().backward()
-    return torch.cat([loss.pruned.detach().cpu(), inputs[2].grad.norm().cpu()[None]])  # type: ignore[union-attr]
+    return torch.cat([loss.pruned.detach().cpu(), am.grad.norm().cpu()[None]])  # type: ignore[union-attr]
 
 
 def check_audio() -> Iterator[Finding]:
@@ -252,9 +255,9 @@ def check_audio() -> Iterator[Finding]:
                 if kind not in formats or subtype not in soundfile.available_subtypes(kind):
                     raise UserError("libsndfile is too old")
                 soundfile.write(path, samples, 16000, format=kind, subtype=subtype)
-                found, rate = read_audio(path)
-                if rate not in (16000, 48000) or abs(found.size / rate - 1) > 0.1:
-                    raise UserError(f"{found.size} samples at {rate} Hz, expected 1 s")
+                heard, rate = read_audio(path)
+                if rate not in (16000, 48000) or abs(heard.size / rate - 1) > 0.1:
+                    raise UserError(f"{heard.size} samples at {rate} Hz, expected 1 s")
                 works.append(name)
             except Exception as error:  # decoders raise errors of any type
                 fails.append(f"{name} ({one_line(error)})")
@@ -325,7 +328,7 @@ def check_files(config: Config) -> Iterator[Finding]:
             if problem:
                 raise UserError(f"{path}: cut {problem[0]}: {problem[1]}")
             if not Path(path).is_dir():
-                check_sample(path, config, DistributedContext(), SAMPLE)
+                check_sample(path, config, ALONE, SAMPLE)
             yield Finding("data", "ok", f"{path}: {source.count} cuts, {min(SAMPLE, source.count)} looked at")
         except UserError as error:
             yield Finding("data", "failed", str(error), "see docs/manifests.md; `manifest validate` lists all problems")
@@ -403,7 +406,7 @@ def check_memory(
     with naming_memory(batch):
         stepper([batch], 0)  # makes AdamW's moments; compiles kernels
         stepper([batch], 1)
-        times = [_milliseconds(lambda number=number: stepper([batch], number), device) for number in (2, 3)]
+        times = [_milliseconds(partial(stepper, [batch], number), device) for number in (2, 3)]
     seconds = len(batch["cut_ids"]) * max(cut.duration for cut in cuts)
     rates.append(1000 * seconds / min(times))
     limit = memory_limit(device, config)

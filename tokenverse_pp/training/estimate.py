@@ -13,6 +13,10 @@ SECONDS_PER_HOUR = 3600.0
 MEASURED_CARD = "h200"
 MEASURED_RATE = 2122.0
 COMPILED_RATE = 2588.0  # with training.compile
+# Milliseconds of those steps. Smaller batches were not measured, and kernels may start no faster for them: they are
+# taken to need as long on any card, so that estimates err on the long side.
+LEAST_MS = 113.0
+COMPILED_LEAST_MS = 92.7
 # Operations of a step with and without gradient checkpointing, counted (benchmarks/results/scaling.md).
 RECOMPUTING = 129.7 / 98.7
 # Dense bf16 rates in TFLOP/s by NVIDIA's data sheets (V100: fp16). The rate of a card that was not measured is taken as
@@ -92,4 +96,8 @@ def estimate(config: Config, gpus: int, card: str = MEASURED_CARD, rate: Optiona
         if config.model.encoder.gradient_checkpointing:
             rate /= RECOMPUTING
             basis += f"; 1/{RECOMPUTING:.2f} with gradient checkpointing"
+        least = COMPILED_LEAST_MS if config.training.compile else LEAST_MS
+        if 1000 * config.data.max_duration / rate < least:
+            rate = 1000 * config.data.max_duration / least
+            basis += f"; at least {least:g} ms a batch, so larger batches would be faster"
     return Estimate(steps, seconds / SECONDS_PER_HOUR, rate, gpus, basis)

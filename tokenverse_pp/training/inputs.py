@@ -6,7 +6,7 @@ import contextlib
 import logging
 from itertools import islice
 from pathlib import Path
-from typing import Any, Iterator, List, NamedTuple, Sequence
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 from lhotse.cut import Cut
@@ -158,14 +158,17 @@ def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar:
         )
 
 
-def check_sample(path: str, config: Config, world: DistributedContext) -> None:
+def check_sample(path: str, config: Config, world: DistributedContext, most: Optional[int] = None) -> None:
     """Look up the audio files, or the stored features, of this rank's part of a sample of a file's cuts.
+
+    Args:
+        most: size of the sample; None: ``data.validate_audio``.
 
     Raises:
         UserError: naming the first cut whose audio is missing.
     """
     source = open_source(path)
-    most = config.data.validate_audio
+    most = config.data.validate_audio if most is None else most
     count = source.count if most is None else min(most, source.count)
     cuts = islice(source.spread(count), world.rank, None, world.size)
     total = len(range(world.rank, count, world.size))
