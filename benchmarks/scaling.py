@@ -1,17 +1,15 @@
 #!/usr/bin/env python3
-"""What a corpus would take on so many GPUs: operations counted on the real model, time by a stated rate.
+"""Operations of a training step, counted on XLSR-53's real shape, and the time of the recipes by what was measured.
 
-    python benchmarks/scaling.py --hours 6000,1500 --names MLS,"Common Voice" --epochs 20 --table scaling.md
+    python benchmarks/scaling.py --counts benchmarks/results/scaling.md --times benchmarks/results/training_time.md
 
 Operations are counted by torch's FlopCounterMode in one forward pass of 20 s through XLSR-53 with random weights; a
-backward pass is taken as twice the forward pass of what is trained. Nothing else is measured: --tflops and
---utilisation say what a GPU gives, --load-ms what benchmarks/train_step.py found for the data, and are yours to set.
+backward pass is taken as twice the forward pass of what is trained. Times are those of `tokenverse-pp estimate`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
@@ -21,11 +19,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_step_worker import XLSR
 
 from tokenverse_pp.base.config import EncoderConfig
+from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.models.encoders import build_encoder
+from tokenverse_pp.training.estimate import estimate
 
 SECONDS = 20.0  # of audio in the counted pass: about the mean of MLS
 RATE = 16000
-DAY = 86400.0
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = {"mls": 8, "commonvoice": 8, "ami": 8, "own_data": 8, "callhome": 1}  # and the GPUs of their commands
+CARDS = ("h200", "a100")
 
 
 def flop_count(function: Any, *inputs: Any) -> float:
@@ -59,41 +61,39 @@ def loss_flop(vocabulary: int, dim: int = 512, s_range: int = 5, width: int = 10
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """Count, divide, print a table."""
+    """Write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hours", default="6000,1500", help="of each corpus")
-    parser.add_argument("--names", default="MLS without English,Common Voice (5 languages x 300 h)")
-    parser.add_argument("--epochs", type=float, default=20)
-    parser.add_argument("--gpus", default="1,8,64")
-    parser.add_argument("--tflops", type=float, default=312, help="a GPU's bf16 rate on paper [312: A100]")
-    parser.add_argument("--utilisation", type=float, default=0.35, help="share of it that training reaches [0.35]")
     parser.add_argument("--vocabulary", type=int, default=500)
-    parser.add_argument("--load-ms", type=float, default=2.0, help="of one core, to load a second of audio [2]")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--table", metavar="FILE", help="write the table here (default: standard output)")
+    parser.add_argument("--counts", metavar="FILE", help="count operations, and write their table here")
+    parser.add_argument("--times", metavar="FILE", help="write the times of the recipes here")
     args = parser.parse_args(arguments)
-    counted = encoder_flop()
-    loss = loss_flop(args.vocabulary)
-    # The convolutions are frozen: forward only. All else: forward, and twice that backward.
-    step = counted["convolutions"] + 3 * (counted["transformer"] + loss)
-    again = step + counted["transformer"]  # with gradient checkpointing
-    records = []
-    hours = [float(value) for value in args.hours.split(",")]
-    for name, amount in [*zip(args.names.split(","), hours), ("together", sum(hours))]:
-        for gpus in map(int, args.gpus.split(",")):
-            seconds = amount * 3600 * args.epochs
-            rate = gpus * args.tflops * 1e12 * args.utilisation
-            days = seconds * step / rate / DAY
-            workers = args.load_ms / 1000 * (rate / gpus / step)
-            record = {"corpus": name, "hours": amount, "gpus": gpus, "exaflop": seconds * step / 1e18, "days": days}
-            records.append({**record, "checkpointing_days": days * again / step, "workers_a_gpu": workers})
-    if args.json:
-        Path(args.json).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    text = "\n".join([*_counted(counted, loss, step, again), "", *_table(records, args.epochs)]) + "\n"
-    if args.table:
-        Path(args.table).write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+    if args.counts:
+        counted = encoder_flop()
+        loss = loss_flop(args.vocabulary)
+        # The convolutions are frozen: forward only. All else: forward, and twice that backward.
+        step = counted["convolutions"] + 3 * (counted["transformer"] + loss)
+        again = step + counted["transformer"]  # with gradient checkpointing
+        Path(args.counts).write_text("\n".join(_counted(counted, loss, step, again)) + "\n", encoding="utf-8")
+    if args.times:
+        Path(args.times).write_text(time_table(), encoding="utf-8")
+
+
+def time_table() -> str:
+    """The time of every configuration of the recipes for XLSR-53, by `tokenverse_pp.training.estimate`."""
+    names = ["configuration", "GPUs", "steps", "s a GPU and step", "speech, h"]
+    names += [f"{card.upper()}: {unit}" for card in CARDS for unit in ("h", "GPU-hours")]
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    for recipe, gpus in RECIPES.items():
+        for path in sorted((ROOT / "recipes" / recipe / "conf").glob("*.yaml")):
+            if path.name == "streaming.yaml":  # given after another one, and as long
+                continue
+            config = load_config(path)
+            found = [estimate(config, gpus, card) for card in CARDS]
+            seconds = config.data.max_duration * config.training.accumulate
+            row = [f"{recipe}/conf/{path.name}", gpus, found[0].steps, f"{seconds:g}", f"{found[0].audio_hours:.0f}"]
+            row += [f"{number:.1f}" for each in found for number in (each.hours, each.gpu_hours)]
+            lines.append(f"| {' | '.join(map(str, row))} |")
+    return "\n".join(lines) + "\n"
 
 
 def _counted(counted: Dict[str, float], loss: float, step: float, again: float) -> List[str]:
@@ -106,24 +106,6 @@ def _counted(counted: Dict[str, float], loss: float, step: float, again: float) 
     ]
     head = [f"| XLSR-53, {counted['parameters'] / 1e6:.0f} M parameters | GFLOP a second of audio |", "|---|---|"]
     return head + [f"| {name} | {value / 1e9:.1f} |" for name, value in rows]
-
-
-def _table(records: Sequence[Dict[str, Any]], epochs: float) -> List[str]:
-    names = ["corpus", "hours", "GPUs", f"EFLOP, {epochs:g} epochs", "time", "with checkpointing", "loader cores a GPU"]
-    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
-    for r in records:
-        numbers = [
-            f"{r['exaflop']:.0f}",
-            f"{r['days']:.1f}",
-            f"{r['checkpointing_days']:.1f}",
-            f"{r['workers_a_gpu']:.1f}",
-        ]
-        lines.append(f"| {' | '.join([r['corpus'], format(r['hours'], 'g'), str(r['gpus']), *numbers])} |")
-    return lines
-
-
-def _time(days: float) -> str:
-    return f"{days:.1f} days" if days >= 1 else f"{24 * days:.1f} h"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 \b
 python recipes/decode.py --model exp/toy --cuts data/toy/cuts_test.jsonl.gz --output-dir exp/toy/decode
 python recipes/decode.py --model exp/toy --cuts ... --tasks asr,lid      # no other task's token is written
-torchrun --nproc-per-node 4 recipes/decode.py --model exp/toy ...        # four processes, the same result
+torchrun --nproc-per-node 8 recipes/decode.py --model exp/toy ...        # eight processes, the same result
 
 Run the same command again to resume a stopped run.
 Exit code 2: a wrong option, or cuts that could not be decoded (listed in failures.jsonl; all others are written).

@@ -11,32 +11,26 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import List, Optional, Sequence
-
-from lhotse.cut import Cut
+from typing import Optional, Sequence
 
 from tokenverse_pp.api.folders import locate_encoder, locate_model
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.groups import quieten, report_errors
-from tokenverse_pp.data.access import allow_sources, check_access
-from tokenverse_pp.data.augment import Augmentation
-from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, Unknown, Usable, check_recording
+from tokenverse_pp.data.access import allow_sources
 from tokenverse_pp.data.distributed import DistributedContext, set_threads, start_distributed, stop_distributed
-from tokenverse_pp.data.labels import labelled_tasks, validate_cuts
-from tokenverse_pp.data.samplers import TrainSampler, load_cuts, open_rounds, open_source, paired_limits
+from tokenverse_pp.data.samplers import load_cuts, open_rounds
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models.bundle import build_model, get_tokenizer, spelled_as_before
 from tokenverse_pp.models.checkpoint import list_checkpoints
-from tokenverse_pp.models.encoders.base import make_frames_of
-from tokenverse_pp.models.stored_features import carry_features, check_origin
-from tokenverse_pp.tasks import TaskSet, build_tasks, load_plugins
+from tokenverse_pp.tasks import build_tasks, load_plugins
 from tokenverse_pp.training.checkpoints import find_start
+from tokenverse_pp.training.inputs import check_data, has_features, make_inputs
 from tokenverse_pp.training.peers import join_watch, looking_after
 from tokenverse_pp.training.trainer import Trainer
 from tokenverse_pp.training.transfer import before_of, continue_vectors, read_source
-from tokenverse_pp.training.validation import Validator, training_chunks
+from tokenverse_pp.training.validation import Validator
 
 log = logging.getLogger("tokenverse_pp.recipes.train")
 
@@ -74,13 +68,12 @@ def train(config: Config, world: DistributedContext) -> Path:
     rounds = open_rounds(config.data, config.training.seed)
     valid = load_cuts(config.data.valid, "data.valid") if config.data.valid else []
     if config.data.stored_features is None:
-        first = [next(open_source(path).open_at(0)) for path in [*config.data.train, *config.data.valid]]
-        config.data.stored_features = not config.data.augment.enabled and carry_features(first, config.model)
-    if config.data.validate:
-        world.from_first(lambda: check_data(config, tasks))
+        config.data.stored_features = has_features(config)
 
     # What to start from: a checkpoint of this run, another model, or nothing.
     start = world.from_first(lambda: find_start(config))
+    if config.data.validate:
+        check_data(config, tasks, world, resumed=start is not None)
     source = read_source(config, tasks) if config.training.init_from and not start else None
     before = before_of(config, source, start)
     as_before = continue_vectors(config, source, start)
@@ -96,37 +89,14 @@ def train(config: Config, world: DistributedContext) -> Path:
         model = model.to(world.device)
 
     # Batches: which cuts are used, and in which order.
-    t = config.tasks
-    activation = Activation(t.activation, t.activation_prob, config.training.seed, t.paired)
-    augmentation = Augmentation(config.data.augment, config.training.seed) if config.data.augment.enabled else None
-    sound, speed = (augmentation.load, augmentation.change_speed) if augmentation else (None, None)
-    chunks = training_chunks(config)
-    dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features, chunks, sound)
-    usable = Usable(
-        dataset,
-        make_frames_of(model.encoder),
-        config.data.min_seconds,
-        config.data.max_seconds,
-        log.info,
-        config.data.max_tokens,
-    )
-    held_out: List[Cut] = [cut for cut in valid if usable(cut)]
-    unknown_in_valid, usable.unknown = usable.unknown, Unknown(tokenizer)
-
-    def wanted(cut: Cut) -> bool:
-        return usable(cut) and (not config.tasks.full_only or set(tasks.names) <= set(labelled_tasks(cut)))
-
-    def looked() -> None:
-        usable.unknown.finish("data.train", log.info, config.data.max_unk_share)
-
-    limits = paired_limits(config.data) if t.paired else config.data
-    sampler = TrainSampler(rounds, limits, config.training.seed, world, wanted, looked, dataset.count_tokens, speed)
+    inputs = make_inputs(config, world, tasks, tokenizer, model.encoder, rounds, valid)
 
     # Train.
-    validator = Validator(held_out, dataset, config, world) if held_out else None
-    trainer = Trainer(config, model, dataset, sampler, validator, world, before)
+    dataset = inputs.dataset
+    validator = Validator(inputs.held_out, dataset, config, world) if inputs.held_out else None
+    trainer = Trainer(config, model, dataset, inputs.sampler, validator, world, before)
     trainer.start(start, source)
-    unknown_in_valid.finish("data.valid", log.info)
+    inputs.unknown_in_valid.finish("data.valid", log.info)
     log.info(f"input: {'stored features' if config.data.stored_features else 'audio'}; {threads}")
     size = f"{trainer.trained / 1e6:.2f} M" if trainer.trained >= 1e4 else str(trainer.trained)
     log.info(f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {size} trained parameters")
@@ -144,22 +114,6 @@ def model_to_continue(config: Config) -> Path:
         if not list_checkpoints(exp_dir):
             raise
         return exp_dir
-
-
-def check_data(config: Config, tasks: TaskSet) -> None:
-    """Check the labels of all cuts, and that their audio or stored features exist."""
-    for path in [*config.data.train, *config.data.valid]:
-        for manifest in open_source(path).manifests():
-            validate_cuts(manifest, tasks)
-        if Path(path).is_dir():
-            continue  # a Shar folder: audio is in its tar files
-        for cut in load_cuts([path]):
-            if config.data.stored_features:
-                check_origin(cut, config.model.encoder)
-                stored = [value for key, value in (cut.custom or {}).items() if key.startswith(FEATURES)]
-                check_access(stored, f"cut {cut.id}")
-            else:
-                check_recording(cut)
 
 
 if __name__ == "__main__":

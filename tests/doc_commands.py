@@ -189,6 +189,8 @@ def options_of(command: click.Command) -> Dict[str, Tuple[str, ...]]:
     for parameter in command.params:
         choices = tuple(map(str, parameter.type.choices)) if isinstance(parameter.type, click.Choice) else ()
         options.update((name, choices) for name in [*parameter.opts, *parameter.secondary_opts] if name[0] == "-")
+    if command.context_settings.get("ignore_unknown_options"):  # takes those of training too
+        options.update(options_of_script("recipes/train.py"))
     return options
 
 

@@ -6,8 +6,8 @@ set -euo pipefail
 ldc=${1:?expected the folder that holds LDC97S42 and LDC97T14}
 data=${2:-data}
 
-tokenverse-pp manifest prepare callhome-english "$ldc" "$data/callhome" --jobs 4
+tokenverse-pp manifest prepare callhome-english "$ldc" "$data/callhome" --num-jobs 4
 if [ -d "$ldc/LDC2002S09" ]; then
-    tokenverse-pp manifest prepare eval2000 "$ldc" "$data/eval2000" --jobs 4
+    tokenverse-pp manifest prepare eval2000 "$ldc" "$data/eval2000" --num-jobs 4
 fi
 tokenverse-pp manifest validate "$data"/callhome/cuts_{train,dev,test}.jsonl.gz

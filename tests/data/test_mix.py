@@ -9,6 +9,7 @@ from labelled_cuts import make_cut
 from lhotse import CutSet
 
 from tokenverse_pp.base.config_files import parse_config
+from tokenverse_pp.data.editing import mix as mixing
 from tokenverse_pp.data.editing.mix import (
     MixCounts,
     count_each,
@@ -17,6 +18,7 @@ from tokenverse_pp.data.editing.mix import (
     shares_by_hours,
     shares_by_language,
     shares_of,
+    shuffle_manifest,
     weights_for,
 )
 from tokenverse_pp.data.editing.stats import count_cuts
@@ -141,3 +143,51 @@ def test_manifest_without_cuts(corpora, tmp_path):
     empty.write_text("")
     result = run("manifest", "mix", corpora[0], empty, tmp_path / "m.yaml")
     assert result.exit_code == 2 and "empty.jsonl: expected cuts, found none" in result.stderr
+
+
+def ids_of(path):
+    return [json.loads(line)["id"] for line in open(path)]
+
+
+@given(st.integers(0, 30), st.integers(1, 7), st.integers())
+def test_shuffled_manifest_has_each_line_once_in_an_order_of_the_seed(tmp_path_factory, count, parts, seed):
+    folder = tmp_path_factory.mktemp("shuffled")
+    lines = [json.dumps({"id": f"c{i}", "type": "MonoCut", "text": "é\u2028"}, ensure_ascii=i % 2 == 0) for i in range(count)]
+    (folder / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixing, "PART_BYTES", max(1, (folder / "a.jsonl").stat().st_size // parts))
+        assert shuffle_manifest(folder / "a.jsonl", folder / "b.jsonl", seed) == count
+        shuffle_manifest(folder / "a.jsonl", folder / "c.jsonl", seed)
+        shuffle_manifest(folder / "a.jsonl", folder / "a.jsonl", seed)  # in place
+    found = (folder / "b.jsonl").read_text(encoding="utf-8").split("\n")
+    assert sorted(found[:-1]) == sorted(lines) and found[-1] == ""
+    assert (folder / "b.jsonl").read_bytes() == (folder / "c.jsonl").read_bytes() == (folder / "a.jsonl").read_bytes()
+    assert sorted(path.name for path in folder.iterdir()) == ["a.jsonl", "b.jsonl", "c.jsonl"]
+
+
+def test_every_order_is_equally_likely(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": name, "type": "MonoCut"}) + "\n" for name in "abc"))
+    monkeypatch.setattr(mixing, "PART_BYTES", 40)  # three parts
+    found = {}
+    for seed in range(600):
+        shuffle_manifest(tmp_path / "a.jsonl", tmp_path / "b.jsonl", seed)
+        order = "".join(ids_of(tmp_path / "b.jsonl"))
+        found[order] = found.get(order, 0) + 1
+    assert len(found) == 6 and all(70 < count < 130 for count in found.values()), found  # 100 expected, s.d. 9
+
+
+def test_shuffle_command(tmp_path, corpora):
+    result = run("manifest", "shuffle", corpora[1], tmp_path / "out.jsonl.gz", "--seed", 3)
+    assert result.exit_code == 0 and result.stdout == f"720 cuts: {tmp_path / 'out.jsonl.gz'}\n"
+    before, after = (list(CutSet.from_file(path)) for path in (corpora[1], tmp_path / "out.jsonl.gz"))
+    assert before != after and sorted(before, key=lambda c: c.id) == sorted(after, key=lambda c: c.id)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"id": "a", "type": "MonoCut"}\n{"id": 7}\n')
+    for source, target, said in (
+        (bad, tmp_path / "no.jsonl", "bad.jsonl, line 2"),
+        (tmp_path / "none.jsonl", tmp_path / "no.jsonl", "no such file"),
+        (corpora[1], tmp_path / "no.txt", ".jsonl or .jsonl.gz"),
+    ):
+        result = run("manifest", "shuffle", source, target)
+        assert result.exit_code == 2 and said in result.stderr and not target.exists()
+    assert not list(tmp_path.glob(".*"))

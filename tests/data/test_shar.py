@@ -102,3 +102,19 @@ def test_what_cannot_be_stored(manifest, tmp_path, tiny_corpus):
     folder.mkdir()
     (folder / "mine").write_text("")
     assert "exists already" in refused(manifest, folder)
+
+
+def test_several_processes_write_the_same_files(manifest, tmp_path):
+    for folder, jobs in (("one", 1), ("two", 2)):
+        result = run("manifest", "to-shar", manifest, tmp_path / folder, "--shard-size", 3, "--num-jobs", jobs)
+        assert result.exit_code == 0, result.stderr
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir()) and len(names) == 6
+    one, two = (list(CutSet.from_shar(in_dir=tmp_path / folder)) for folder in ("one", "two"))
+    assert [cut.id for cut in one] == [cut.id for cut in two] and len(one) == 8
+    assert all(np.array_equal(a.load_audio(), b.load_audio()) for a, b in zip(one, two))
+    cuts = list(CutSet.from_file(manifest))
+    cuts[5].recording.sources[0].source = str(tmp_path / "gone.wav")
+    CutSet.from_cuts(cuts).to_file(tmp_path / "bad.jsonl")
+    result = run("manifest", "to-shar", tmp_path / "bad.jsonl", tmp_path / "x", "--shard-size", 2, "--num-jobs", 2)
+    assert result.exit_code == 2 and f"cut {cuts[5].id}" in result.stderr and not (tmp_path / "x").exists()

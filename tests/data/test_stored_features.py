@@ -167,3 +167,12 @@ def test_training_on_features_of_another_encoder_is_refused(train_script, tiny_c
     failure = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
     assert_one_line(failure, "features were stored by", next(iter(stored)).id)
     assert not (tmp_path / "exp").exists()
+
+
+@pytest.mark.slow
+def test_several_processes_store_the_same_numbers(tiny_corpus, parts, stored, tmp_path):
+    cuts = read_cuts(tiny_corpus)
+    found = store(parts, cuts, tmp_path, dtype="float32", max_duration=9.0, jobs=2)
+    assert [cut.id for cut in found] == [cut.id for cut in cuts]
+    for ours, theirs in zip(found, stored):
+        assert torch.allclose(load_inputs(ours, True), load_inputs(theirs, True), atol=1e-6)

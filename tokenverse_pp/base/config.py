@@ -262,7 +262,12 @@ class DataConfig:
     """Largest share of target tokens that may be <unk>, because the vocabulary lacks their characters; above it the run
     stops. Checked before the first step (on the first 10,000 cuts) and after each round."""
     validate: bool = True
-    """Check the labels and audio files of all cuts before training starts."""
+    """Check the labels of all cuts, and the audio of data.validate_audio of them, before training starts. The ranks
+    share this work. A run that is resumed does not check the labels of data.train, whose content must be the same,
+    again."""
+    validate_audio: Optional[int] = at_least(0, 20000)
+    """Cuts of each file whose audio files (or stored features) are looked up by data.validate, evenly spread over the
+    file; null: all. `tokenverse-pp manifest validate --audio` decodes all of them."""
     allow_commands: bool = False
     """Run shell commands that manifests name as sources of audio (docs/security.md)."""
     allow_urls: bool = False
@@ -309,6 +314,9 @@ class TokenizerConfig:
     """An existing SentencePiece model file; null: train one on data.train."""
     vocab_size: int = at_least(3, 500)
     """Size of the vocabulary when a tokenizer is trained."""
+    sentences: Optional[int] = at_least(1, None)
+    """Cuts whose texts a tokenizer is trained on, as many of each file of data.train as training draws (data.weights),
+    spread over the file; those of a small file are repeated. null: all texts, each once, whatever the weights."""
 
 
 @dataclass

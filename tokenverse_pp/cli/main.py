@@ -15,6 +15,7 @@ MANIFEST_COMMANDS = {
     "label": f"{HERE}.manifest_edit:label",
     "mix": f"{HERE}.manifest_edit:mix",
     "show": f"{HERE}.manifest_inspect:show",
+    "shuffle": f"{HERE}.manifest_edit:shuffle",
     "split": f"{HERE}.manifest_edit:split",
     "stats": f"{HERE}.manifest_inspect:stats",
     "subset": f"{HERE}.manifest_edit:subset",
@@ -47,12 +48,15 @@ COMMANDS = {
     "average": f"{HERE}.model:average",
     "calibrate": f"{HERE}.evaluate:calibrate",
     "compare": f"{HERE}.evaluate:compare",
+    "doctor": f"{HERE}.doctor:doctor",
+    "estimate": f"{HERE}.doctor:estimate",
     "export": f"{HERE}.model:export",
     "manifest": f"{HERE}.main:manifest",
     "report": f"{HERE}.evaluate:report",
     "score": f"{HERE}.evaluate:score",
     "serve": f"{HERE}.serve:serve",
     "stream": f"{HERE}.serve:stream",
+    "tokenizer": f"{HERE}.model:tokenizer",
     "transcribe": f"{HERE}.transcribe:transcribe",
 }
 

@@ -1,4 +1,4 @@
-"""`tokenverse-pp manifest label`, `mix`, `split`, `subset` and `conversations`."""
+"""`tokenverse-pp manifest label`, `mix`, `shuffle`, `split`, `subset` and `conversations`."""
 
 from __future__ import annotations
 
@@ -154,6 +154,24 @@ def mix(
         click.echo(f"{writer.count} cuts: {output}\n")
     click.echo(mixing.mix_table(corpus_names(cuts), chosen, counts))
     click.echo("\n" + mixing.languages_table(chosen, counts))
+
+
+@click.command()
+@click.argument("cuts", type=click.Path(dir_okay=False))
+@click.argument("output", type=click.Path(dir_okay=False))
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order.")
+def shuffle(cuts: str, output: str, seed: int) -> None:
+    """Write CUTS to OUTPUT in random order, for training, which shuffles only within a buffer (data.buffer_size).
+
+    \b
+      manifest shuffle cuts_train.jsonl.gz cuts_train.jsonl.gz
+
+    OUTPUT may be CUTS. Memory does not grow with the number of cuts; beside OUTPUT there must be room for all of them
+    uncompressed. `manifest prepare` shuffles the training parts that it writes.
+    """
+    with reading_bar([cuts], "shuffle") as bar:
+        count = mixing.shuffle_manifest(cuts, output, seed, bar)
+    click.echo(f"{count} cuts: {output}")
 
 
 def _numbers(text: str, expected: int) -> List[float]:

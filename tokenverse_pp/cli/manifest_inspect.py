@@ -17,7 +17,7 @@ from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.errors import printable
 from tokenverse_pp.base.files import write_json
 from tokenverse_pp.cli.groups import EXIT_CODE
-from tokenverse_pp.cli.options import options_from, source_options, threads_option
+from tokenverse_pp.cli.options import jobs_option, options_from, source_options, threads_option
 from tokenverse_pp.data.editing.shar import write_shar
 from tokenverse_pp.data.editing.stats import (
     count_manifests,
@@ -101,19 +101,20 @@ def show(cut_id: str, cuts: str, tasks: Optional[str]) -> None:
     show_default=True,
     help="Format of the audio; none stores features only.",
 )
+@jobs_option
 @source_options
-def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str) -> None:
+def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str, jobs: int) -> None:
     """Write CUTS with their audio (and stored features) to OUTPUT_DIR as lhotse Shar, for large runs.
 
     \b
-      manifest to-shar cuts_train.jsonl.gz shar/train --shard-size 2000
+      manifest to-shar cuts_train.jsonl.gz shar/train --shard-size 2000 --num-jobs 16
 
     Shards are read from start to end, which disks and network file systems are good at. The cuts stand in them in
-    the order of CUTS: shuffle before (`manifest mix`), or let the training shuffle. data.train takes the folder in
+    the order of CUTS: shuffle before (`manifest shuffle`). data.train takes the folder in
     place of a manifest. Labels stay as they are: lhotse's CutSet.from_shar(in_dir=OUTPUT_DIR) gives them back.
     """
     with reading_bar([cuts], "to-shar") as bar:
-        report = write_shar(cuts, output_dir, shard_size, audio, bar)
+        report = write_shar(cuts, output_dir, shard_size, audio, bar, jobs)
     size = report["bytes"] / 1e6
     click.echo(f"{report['cuts']} cuts in {report['shards']} shards, {size:.1f} MB: {output_dir}")
 
@@ -152,6 +153,7 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str) -> None:
 @click.option("--max-duration", type=float, default=60.0, show_default=True, help="Seconds of audio encoded at once.")
 @options_from(ChunkOptions, "chunk_ms", "left_chunks", "sinks", chunk_ms={"default": 0}, left_chunks={"default": -1})
 @click.option("--sample", type=int, help="Take N cuts at random (seed 0), not all.")
+@jobs_option
 @threads_option
 @source_options
 def store_features(
@@ -164,13 +166,15 @@ def store_features(
     bf16: bool,
     max_duration: float,
     sample: Optional[int],
+    jobs: int,
     threads: int,
     **given: Any,
 ) -> None:
     """Store the frozen encoder's features of CUTS and write the cuts that point at them to OUTPUT.
 
     Training with data.stored_features=true then skips the encoder, whose cost is most of a step. Features of chunks
-    are kept beside those that CUTS already have: run it once for each combination that model.streaming draws.
+    are kept beside those that CUTS already have: run it once for each combination that model.streaming draws. With
+    --num-jobs the processes share the GPUs, or without GPUs the cores.
     """
     from tokenverse_pp.api.folders import locate_encoder
     from tokenverse_pp.data.distributed import set_threads
@@ -192,6 +196,6 @@ def store_features(
         wanted = random.Random(0).sample(wanted, sample)
     folder = storage_dir or output.with_name(output.name.split(".")[0] + ".features")
     every = perturbed(CutSet.from_cuts(wanted), speeds)
-    stored = run(every, encoder, config, folder, dtype, max_duration, bf16, chunks)
+    stored = run(every, encoder, config, folder, dtype, max_duration, bf16, chunks, jobs)
     write_cuts(stored, output)
     click.echo(f"{len(stored)} cuts with features of {encoder.feature_dim} channels: {output}")

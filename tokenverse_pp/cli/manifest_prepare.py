@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 import click
 
-from tokenverse_pp.cli.options import options_from, together
+from tokenverse_pp.cli.options import jobs_option, options_from, together
 from tokenverse_pp.data.editing.conversations import ConversationOptions
 from tokenverse_pp.data.normalise import NORMALISERS
 
@@ -25,13 +25,7 @@ common = together(
         help="words: lower case, no punctuation, apostrophes and accents kept; cased: the same, case kept; none: as it "
         "is, brackets apart. tokenverse_pp/data/normalise.py has the rules by language.",
     ),
-    click.option(
-        "--jobs",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Processes that read and convert audio.",
-    ),
+    jobs_option,
 )
 languages_option = click.option(
     "--language",

@@ -1,16 +1,46 @@
-"""`tokenverse-pp average`: the last checkpoints of a run as one model folder; `export`: a model without torch."""
+"""`tokenverse-pp tokenizer`: a run's vocabulary; `average`: its last checkpoints; `export`: a model without torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Tuple
 
 import click
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import replacing
 from tokenverse_pp.base.options import ExportOptions
-from tokenverse_pp.cli.options import chosen, options_from, plugin_options
+from tokenverse_pp.cli.options import chosen, config_options, options_from, plugin_options, read_config
+
+
+@click.command("tokenizer", context_settings={"ignore_unknown_options": True})
+@config_options
+@click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The model file.")
+def tokenizer(config_files: Tuple[Path, ...], overrides: Tuple[str, ...], output: Path) -> None:
+    """Train the SentencePiece tokenizer of a run on data.train, before the run and without its GPUs.
+
+    \b
+      tokenizer --config my.yaml --tokenizer.sentences 1000000 --output data/tokenizer.model
+      python recipes/train.py --config my.yaml --tokenizer.model data/tokenizer.model
+
+    It is the one that training would make. tokenizer.sentences draws the texts as data.weights draws the cuts, so
+    that a large corpus has no larger share of the vocabulary than of training; without it every text counts once.
+    """
+    from tokenverse_pp.data.access import allow_sources
+    from tokenverse_pp.models.bundle import get_tokenizer
+    from tokenverse_pp.tasks import build_tasks, load_plugins
+
+    config = read_config(config_files, overrides)
+    if config.tokenizer.model:
+        raise UserError(f"--tokenizer.model={config.tokenizer.model}: there is a tokenizer already; expected null")
+    load_plugins(config.tasks.plugins)
+    tasks = build_tasks(config.tasks.names, config.tasks.options())
+    with allow_sources(config.data.allow_commands, config.data.allow_urls):
+        found = get_tokenizer(config, tasks)
+    with replacing(output) as temporary:
+        found.save(temporary)
+    click.echo(f"{found.vocab_size} tokens: {output}")
 
 
 @click.command("average")

@@ -5,7 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, Callable, Dict, Literal, Mapping, Optional, Tuple, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Literal,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import click
 
@@ -96,12 +109,41 @@ model_options = together(
     click.option("--encoder", help="Folder of the model's pretrained encoder, if it is not found."),
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
+jobs_option = click.option(
+    "--num-jobs",
+    "--jobs",
+    "jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that read, convert and write audio.",
+)
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=0),
     default=0,
     help="CPU threads; 0: as OMP_NUM_THREADS says, else by the size of the model and the number of cores.",
 )
+
+
+# Of commands that read a training configuration; their context needs ``ignore_unknown_options``.
+config_options = together(
+    click.option(
+        "--config",
+        "config_files",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="Training configuration; given again, later ones win. Single values as in training: --section.key value.",
+    ),
+    click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[--SECTION.KEY VALUE]..."),
+)
+
+
+def read_config(config_files: Sequence[Path], overrides: Sequence[str]) -> Any:
+    """The `Config` of `config_options`."""
+    from tokenverse_pp.base.config_files import parse_config
+
+    return parse_config([*(word for path in config_files for word in ("--config", str(path))), *overrides])
 
 
 def plugin_option(command: Command) -> Command:

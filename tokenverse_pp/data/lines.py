@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import re
 import zlib
 from array import array
@@ -130,6 +131,11 @@ def stray_control(text: str) -> Optional[str]:
 
 
 _HASH_BITS = (1 << 64) - 1
+
+
+def name_hash(name: str) -> int:
+    """64 bits of a name that are the same in every process, unlike Python's own hash."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 class NameSet:

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Dict, Iterable, Iterator, List, Sequence, Union
+from typing import IO, Any, Dict, Iterable, Iterator, List, Sequence, Tuple, Union
 
 from lhotse import CutSet, load_manifest
 from lhotse.cut import Cut, MixedCut
@@ -144,22 +144,23 @@ class ManifestRow:
         return self.data["id"]
 
 
-def read_rows(path: PathLike, bar: Any = None) -> Iterator[ManifestRow]:
+def read_rows(path: PathLike, bar: Any = None, part: Tuple[int, int] = (0, 1)) -> Iterator[ManifestRow]:
     """The cuts of a manifest, one at a time.
 
     Args:
         bar: a progress bar of the bytes read (see `reading_bar`).
+        part: (r, n): every n-th line from line r + 1 on; the others are not parsed.
 
     Raises:
         UserError: if the file is missing, or a line is no cut with an id, naming the line.
     """
-    for row in scan_rows(path, bar):
+    for row in scan_rows(path, bar, part):
         if row.problem:
             raise UserError(f"{row.where}: {row.problem}")
         yield row
 
 
-def scan_rows(path: PathLike, bar: Any = None) -> Iterator[ManifestRow]:
+def scan_rows(path: PathLike, bar: Any = None, part: Tuple[int, int] = (0, 1)) -> Iterator[ManifestRow]:
     """`read_rows` that also yields lines that are no cuts, each with its problem.
 
     Raises:
@@ -168,10 +169,12 @@ def scan_rows(path: PathLike, bar: Any = None) -> Iterator[ManifestRow]:
     name = _manifest_name(path)
     if name.endswith(LINES):
         for number, line in raw_lines(name, None if bar is None else bar.update):
-            if line and not line.isspace():
+            if (number - 1) % part[1] == part[0] and line and not line.isspace():
                 yield _row_of(line, f"{name}, line {number}")
         return
     for number, cut in enumerate(read_cuts(name), start=1):
+        if (number - 1) % part[1] != part[0]:
+            continue
         data, where = cut.to_dict(), f"{name}, cut number {number}"
         try:
             yield ManifestRow(where, row_bytes(data), data)
@@ -213,6 +216,11 @@ class RowWriter:
         line = row.line if isinstance(row, ManifestRow) else row_bytes(row)
         self.file.write(line if line.endswith(b"\n") else line + b"\n")
         self.count += 1
+
+    def write_lines(self, lines: Sequence[bytes]) -> None:
+        """Write rows that are lines already, without their newlines."""
+        self.file.writelines(line + b"\n" for line in lines)
+        self.count += len(lines)
 
 
 @contextlib.contextmanager

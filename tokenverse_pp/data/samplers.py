@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import random
 import re
 import zlib
 from abc import ABC, abstractmethod
@@ -47,6 +48,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import BLOCK, feed
 from tokenverse_pp.data.dataset import Batch, TransducerDataset, marked
 from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.lines import raw_lines, text_of
 from tokenverse_pp.data.manifests import cut_of_line, load_whole
 
 BINS_FROM = 10000  # cuts from which the bounds of the buckets are estimated, lhotse's default
@@ -94,6 +96,19 @@ class CutSource(ABC):
             self._place += 1
             yield next(self._reader)
 
+    def spread(self, count: int) -> Iterator[Cut]:
+        """So many cuts, evenly spread over the source; all of them where there are not more."""
+        reader, at = self.open_at(0), 0
+        for place in self._spread_places(count):
+            yield next(islice(reader, place - at, None))
+            at = place + 1
+
+    def _spread_places(self, count: int) -> Iterator[int]:
+        """One place of each of ``count`` equal parts, always the same: drawn, since a manifest may repeat a pattern."""
+        count, rng = min(count, self.count), random.Random(0)
+        for number in range(count):
+            yield rng.randrange(number * self.count // count, (number + 1) * self.count // count)
+
     def __getstate__(self) -> Dict[str, Any]:
         """For other processes: they open it anew."""
         return {**self.__dict__, "_reader": iter(()), "_place": -1}
@@ -117,6 +132,18 @@ class LinesSource(CutSource):
         with open_best(self.path, "r") as file:
             for number, line in enumerate(islice(file, place, None), start=place + 1):
                 yield cut_of_line(line, f"{self.path}, line {number}")
+
+    def spread(self, count: int) -> Iterator[Cut]:
+        """See CutSource; the lines between are not parsed."""
+        places = self._spread_places(count)
+        place = next(places, None)
+        for number, line in raw_lines(self.path):
+            if place is None:
+                return
+            if number == place + 1:
+                where = f"{self.path}, line {number}"
+                yield cut_of_line(text_of(line, where), where)
+                place = next(places, None)
 
 
 class WholeSource(CutSource):
@@ -269,6 +296,19 @@ class Rounds:
         """For each corpus the first cut of a round and the one after its last, counted from the start of the run."""
         bounds = [epoch * self.epoch_cuts + n * self.epoch_cuts // self.per_epoch for n in (number, number + 1)]
         return [(int(bounds[0] * share), int(bounds[1] * share)) for share in self.shares]
+
+    def sample(self, count: int) -> Iterator[Cut]:
+        """About so many cuts, of each source as many as its share says, evenly spread over it.
+
+        A source that has fewer gives each of them several times.
+        """
+        for source, share in zip(self.sources, self.shares):
+            wanted = round(count * share)
+            times, rest = divmod(wanted, source.count)
+            for _ in range(times):
+                yield from source.open_at(0)
+            if rest:
+                yield from source.spread(rest)
 
     def cuts(self, epoch: int, number: int) -> CutSet:
         """The cuts of a round, lazily."""

@@ -13,7 +13,7 @@ from tokenverse_pp.base.config import Config, TasksConfig
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import canonical_tag
-from tokenverse_pp.data.samplers import load_cuts
+from tokenverse_pp.data.samplers import load_cuts, open_rounds
 from tokenverse_pp.data.tokenizer import Tokenizer, train_tokenizer
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.encoders import build_encoder
@@ -87,14 +87,17 @@ def get_tokenizer(
     """The tokenizer of a run, with all tokens of ``tasks``.
 
     In this order: the file that the configuration names, that of the checkpoint ``start`` to resume from, ``base``
-    extended by missing tokens and characters of ``data.train``, or a new one trained on these texts.
+    extended by missing tokens and characters of ``data.train``, or a new one trained on these texts (of
+    ``tokenizer.sentences`` cuts).
     """
     if config.tokenizer.model:
         tokenizer = Tokenizer.load(config.tokenizer.model)
     elif start:
         tokenizer = Tokenizer.load(start / checkpoint.TOKENIZER)
     else:
-        texts = (turn.text for cut in load_cuts(config.data.train) for turn in turns_of(cut))
+        count = config.tokenizer.sentences
+        cuts = load_cuts(config.data.train) if count is None else open_rounds(config.data, 0).sample(count)
+        texts = (turn.text for cut in cuts for turn in turns_of(cut))
         if base:
             return base.extended(tasks.symbols, texts)
         tokenizer = train_tokenizer(texts, tasks, config.tokenizer.vocab_size)

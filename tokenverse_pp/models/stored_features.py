@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import multiprocessing
 import re
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
 from lhotse import CutSet
+from lhotse.array import Array
 from lhotse.cut import Cut
 from lhotse.features.io import NumpyFilesWriter
 from tqdm import tqdm
 
 from tokenverse_pp.base.config import ChunkOptions, ModelConfig
 from tokenverse_pp.base.errors import CONTROL, UserError
+from tokenverse_pp.data.access import SourceAccess, allow_sources, current_access
 from tokenverse_pp.data.dataset import FEATURES, collate, features_key, load_inputs
-from tokenverse_pp.models.encoders import Encoder, EncoderConfig
+from tokenverse_pp.models.encoders import Encoder, EncoderConfig, build_encoder
 
 ORIGIN = "encoder_features_of"  # cut.custom key: which encoder and layers made the features
 LONGEST_NAME = 150  # characters of a cut's id in the name of its file
@@ -69,7 +76,6 @@ def perturbed(cuts: CutSet, speeds: Sequence[float]) -> CutSet:
     return CutSet.from_cuts(every)
 
 
-@torch.no_grad()
 def store_features(
     cuts: CutSet,
     encoder: Encoder,
@@ -79,6 +85,7 @@ def store_features(
     max_duration: float = 60.0,
     bf16: bool = False,
     chunks: Optional[ChunkOptions] = None,
+    jobs: int = 1,
 ) -> CutSet:
     """Run the frozen half over every cut and store its output with lhotse.
 
@@ -92,6 +99,8 @@ def store_features(
         bf16: autocast the encoder to bfloat16 (relative error about 1e-2).
         chunks: features as in streaming with these chunks, stored beside those of other chunks and of full context
             (None); multi-chunk training reads those of the chunks that it draws.
+        jobs: processes. Several load the encoder of ``config`` themselves, each on one of the GPUs in turn, or on a
+            share of the CPU's threads.
 
     Returns:
         The cuts, in their order, with the array's manifest in ``custom``.
@@ -99,29 +108,77 @@ def store_features(
     if not encoder.frozen_prefixes():
         raise UserError("only the features of a frozen half can be stored (encoder.kind=frozen or split)")
     storage_dir.mkdir(parents=True, exist_ok=True)
-    device = next(encoder.parameters()).device
-    origin = features_origin(config)
     key = features_key(chunks)
-    suffix = key[len(FEATURES) :]
     if chunks is not None and chunks.full:
         chunks = None
+    origin = features_origin(config)
+    work = StoringJob(str(storage_dir), key[len(FEATURES) :], dtype, bf16, chunks, current_access())
+    groups = list(batches_of(sorted(cuts, key=lambda cut: cut.duration), max_duration))
     done: Dict[str, Cut] = {}
-    with (
-        NumpyFilesWriter(storage_dir) as writer,
-        tqdm(total=len(cuts), unit="cut", desc="features", disable=None) as bar,
-    ):
-        for group in batches_of(sorted(cuts, key=lambda cut: cut.duration), max_duration):
-            audio, lens = collate([load_inputs(cut) for cut in group])
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                features, frames = encoder.extract(audio.to(device), lens, chunks)
-            for cut, values, length in zip(group, features.float().cpu().numpy(), frames.tolist()):
-                array = writer.store_array(
-                    _file_key(cut.id) + suffix, np.ascontiguousarray(values[:length].astype(dtype))
-                )
+    with contextlib.ExitStack() as stack:
+        arrays: Iterator[List[Array]] = (work.store(encoder, group) for group in groups)
+        if jobs > 1:
+            context = multiprocessing.get_context("spawn")  # CUDA cannot be used in forked processes
+            places = context.Queue()
+            for number in range(jobs):
+                places.put(number)
+            threads = max(1, torch.get_num_threads() // jobs)
+            start = partial(_load_encoder, config, places, threads)
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, context, initializer=start))
+            arrays = pool.map(work, groups)
+        bar = stack.enter_context(tqdm(total=len(cuts), unit="cut", desc="features", disable=None))
+        for group, stored in zip(groups, arrays):
+            for cut, array in zip(group, stored):
                 custom = {**(cut.custom or {}), key: array, ORIGIN: origin}
                 done[cut.id] = dataclasses.replace(cut, custom=custom)
             bar.update(len(group))
     return CutSet.from_cuts(done[cut.id] for cut in cuts)
+
+
+@dataclass(frozen=True)
+class StoringJob:
+    """Computes and stores the features of batches; sent to other processes. The fields are as in `store_features`."""
+
+    storage_dir: str
+    suffix: str
+    """Of the files' names: that of the chunks."""
+    dtype: str
+    bf16: bool
+    chunks: Optional[ChunkOptions]
+    access: SourceAccess
+
+    @torch.no_grad()
+    def store(self, encoder: Encoder, group: Sequence[Cut]) -> List[Array]:
+        """The manifests of the stored arrays of a batch."""
+        device = next(encoder.parameters()).device
+        with allow_sources(self.access.commands, self.access.urls):
+            audio, lens = collate([load_inputs(cut) for cut in group])
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            features, frames = encoder.extract(audio.to(device), lens, self.chunks)
+        with NumpyFilesWriter(self.storage_dir) as writer:
+            return [
+                writer.store_array(
+                    _file_key(cut.id) + self.suffix, np.ascontiguousarray(values[:length].astype(self.dtype))
+                )
+                for cut, values, length in zip(group, features.float().cpu().numpy(), frames.tolist())
+            ]
+
+    def __call__(self, group: Sequence[Cut]) -> List[Array]:
+        """`store` in a process that `_load_encoder` has started."""
+        return self.store(_encoder[0], group)
+
+
+_encoder: List[Encoder] = []  # of this process, if `store_features` has started it
+
+
+def _load_encoder(config: EncoderConfig, places: Any, threads: int) -> None:
+    """Start a process of `store_features`: load the encoder on the GPU of its place."""
+    place = places.get()
+    torch.set_num_threads(threads)
+    encoder = build_encoder(config).eval()
+    if torch.cuda.is_available():
+        encoder = encoder.to(torch.device("cuda", place % torch.cuda.device_count()))
+    _encoder.append(encoder)
 
 
 def batches_of(cuts: Iterable[Cut], max_duration: float) -> Iterator[List[Cut]]:

@@ -126,8 +126,9 @@ Prepared = namedtuple("Prepared", "corpus_dir out stdout")
 
 
 def cuts_of(out: Path, part: str):
-    """The cuts of a part, in a list."""
-    return list(CutSet.from_file(out / f"cuts_{part}.jsonl.gz"))
+    """The cuts of a part, in a list; those of training parts, which are shuffled, by id."""
+    cuts = list(CutSet.from_file(out / f"cuts_{part}.jsonl.gz"))
+    return sorted(cuts, key=lambda cut: cut.id) if part.startswith("train") else cuts
 
 
 def lhotse_manifests(name: str, corpus_dir: Path, folder: Path):

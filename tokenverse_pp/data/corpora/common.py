@@ -34,6 +34,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned, replacing
 from tokenverse_pp.data.access import check_access, use_backend
 from tokenverse_pp.data.dataset import SAMPLING_RATE
+from tokenverse_pp.data.editing.mix import shuffle_manifest
 from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR, Statistics
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.lines import BOM, fields, number_of, raw_lines, stray_control
@@ -327,10 +328,11 @@ def write_parts(
 ) -> Dict[str, Path]:
     """Write the cuts of all parts, or of none, checked against the label schema; print what is in them.
 
+    The cuts of training parts (``train..``) are written in random order: training shuffles within a buffer only.
     ``left_out.jsonl`` lists the supervisions that are in no cut (``part``, ``id``, ``seconds``, ``reason``).
 
     Args:
-        to_cuts: the cuts of a part, in the order in which they are written; notes what it leaves out.
+        to_cuts: the cuts of a part; notes what it leaves out.
 
     Raises:
         UserError: for a part without cuts, and for a cut that breaks the schema. Nothing is written then.
@@ -340,23 +342,30 @@ def write_parts(
     for part in parts:
         left_out = LeftOut(list(part.unread))
         files[paths[part.name]] = (to_cuts(part, left_out), left_out)
-    write_checked_files(files, output_dir / "left_out.jsonl", say)
+    shuffled = [paths[part.name] for part in parts if part.name.startswith("train")]
+    write_checked_files(files, output_dir / "left_out.jsonl", say, shuffled)
     return paths
 
 
-def write_checked_files(files: Dict[Path, Tuple[Iterable[Cut], LeftOut]], list_file: Path, say: Say = print) -> None:
+def write_checked_files(
+    files: Dict[Path, Tuple[Iterable[Cut], LeftOut]], list_file: Path, say: Say = print, shuffled: Sequence[Path] = ()
+) -> None:
     """Write cuts to their files, all of the files or none; see `write_parts`.
 
     Args:
         files: cuts, not yet made, and the list that fills while they are made.
         list_file: for what was left out, as JSON lines.
+        shuffled: the files whose cuts are put into random order.
     """
     statistics = Statistics()
     with contextlib.ExitStack() as stack:
         for path, (cuts, left_out) in files.items():
-            if not _write_checked(cuts, stack.enter_context(replacing(path)), path, statistics):
+            temporary = stack.enter_context(replacing(path))
+            if not _write_checked(cuts, temporary, path, statistics):
                 why = "; ".join(f"{len(turns)} turns: {reason}" for reason, turns in left_out.by_reason().items())
                 raise UserError(f"{path}: no cut is left for it ({why or 'no turns'})")
+            if path in shuffled:
+                shuffle_manifest(temporary, temporary)
         with open(stack.enter_context(replacing(list_file)), "w", encoding="utf-8") as file:
             for path, (_, left_out) in files.items():
                 for item in left_out.items:

@@ -1,4 +1,4 @@
-"""Mix corpora: sampling weights, the resulting shares, and one interleaved manifest.
+"""Mix corpora: sampling weights, the resulting shares, and one interleaved manifest; shuffle a manifest.
 
 Weights are relative numbers of *cuts* drawn from each manifest, as in ``data.weights`` of the training configuration
 and lhotse's ``CutSet.mux``. Shares are relative hours of speech, so a corpus of long cuts has a smaller weight than
@@ -7,7 +7,12 @@ share.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import random
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import yaml
@@ -19,14 +24,19 @@ from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR, corpus_names
 from tokenverse_pp.data.lines import NameSet
 from tokenverse_pp.data.manifests import (
     ManifestRow,
+    check_output,
     duration_of,
     language_of,
     read_rows,
     row_bytes,
     supervisions_of,
     tasks_of,
+    writing_rows,
 )
 from tokenverse_pp.tasks.registry import REGISTRY
+
+PART_BYTES = 4 << 20  # of a manifest's file for each part of a shuffle; gzip makes it about ten times as small
+MOST_PARTS = 512  # files that are open at once
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,36 @@ def mixed_rows(
         if not seen.add(row.id):
             raise UserError(f"{row.where}: cut {row.id}: another cut has this id already; --prefix keeps ids apart")
         yield row
+
+
+def shuffle_manifest(path: PathLike, output: PathLike, seed: int = 0, bar: Any = None) -> int:
+    """Write the cuts of a manifest in random order; return their number. ``output`` may be ``path``.
+
+    Each row goes to one of several temporary files at random, which are then shuffled in memory one after another: every
+    order is equally likely. At most 1/512 of a large manifest is in memory; its rows stand on the disk of ``output``,
+    uncompressed, until the end. The same file and seed give the same order.
+
+    Raises:
+        UserError: where a row is no cut, or the output cannot be written. Then nothing is written.
+    """
+    check_output(output)
+    count = max(1, min(MOST_PARTS, os.path.getsize(path) // PART_BYTES)) if os.path.isfile(path) else 1
+    rng = random.Random(seed)
+    folder = Path(output).absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".shuffle-", dir=folder) as temporary:
+        names = [Path(temporary, str(number)) for number in range(count)]
+        with contextlib.ExitStack() as stack:
+            parts = [stack.enter_context(open(name, "wb")) for name in names]
+            for row in read_rows(path, bar):
+                parts[rng.randrange(count)].write(row.line.rstrip(b"\n") + b"\n")
+        with writing_rows(output) as writer:
+            for name in names:
+                lines = name.read_bytes().split(b"\n")[:-1]
+                name.unlink()
+                rng.shuffle(lines)
+                writer.write_lines(lines)
+    return writer.count
 
 
 def _named_rows(path: PathLike, prefix: Optional[str], bar: Any) -> Iterator[ManifestRow]:

@@ -6,21 +6,34 @@ import dataclasses
 import os
 import shutil
 import warnings
-from itertools import chain
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Deque, Dict, List
 
+import torch
 from lhotse.array import Array, TemporalArray
 from lhotse.cut import Cut, MixedCut
 from lhotse.shar import SharWriter
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import PathLike
-from tokenverse_pp.data.access import access_problems, check_files, undecodable
-from tokenverse_pp.data.manifests import cut_of, read_rows
+from tokenverse_pp.data.access import (
+    SourceAccess,
+    access_problems,
+    allow_sources,
+    check_files,
+    current_access,
+    undecodable,
+)
+from tokenverse_pp.data.manifests import ManifestRow, cut_of, read_rows
 
 
-def write_shar(path: PathLike, folder: Path, shard_size: int, audio: str = "flac", bar: Any = None) -> Dict[str, int]:
+def write_shar(
+    path: PathLike, folder: Path, shard_size: int, audio: str = "flac", bar: Any = None, jobs: int = 1
+) -> Dict[str, int]:
     """Write the cuts of a manifest, their audio and their stored features to a new or empty folder, atomically.
 
     Each cut's audio is stored alone, from its start to its end; arrays in custom fields (stored features) and all other
@@ -29,6 +42,7 @@ def write_shar(path: PathLike, folder: Path, shard_size: int, audio: str = "flac
     Args:
         shard_size: cuts in a shard.
         audio: format, or ``none`` to store features only.
+        jobs: processes, each of which writes shards; the files are the same for any number.
 
     Returns:
         ``cuts``, ``shards`` and ``bytes``.
@@ -41,7 +55,7 @@ def write_shar(path: PathLike, folder: Path, shard_size: int, audio: str = "flac
     temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
     try:
         temporary.mkdir(parents=True)
-        count = _write_cuts(read_cuts_checked(path, bar), temporary, shard_size, audio, str(path))
+        count = _write_shards(path, temporary, shard_size, audio, bar, jobs)
         if folder.exists():
             folder.rmdir()
         os.replace(temporary, folder)
@@ -52,35 +66,61 @@ def write_shar(path: PathLike, folder: Path, shard_size: int, audio: str = "flac
     return {"cuts": count, "shards": shards, "bytes": sum(file.stat().st_size for file in files)}
 
 
-def read_cuts_checked(path: PathLike, bar: Any = None) -> Iterator[Cut]:
-    """The cuts of a manifest, each checked to consist of one existing piece of audio."""
-    for row in read_rows(path, bar):
-        cut = cut_of(row.data, row.where)
-        if isinstance(cut, MixedCut):
-            raise UserError(f"{row.where}: cut {cut.id}: Shar holds no mixed cuts; store the mixed audio first")
-        yield cut
-
-
-def _write_cuts(cuts: Iterator[Cut], folder: Path, shard_size: int, audio: str, path: str) -> int:
-    first = next(cuts, None)
+def _write_shards(path: PathLike, folder: Path, shard_size: int, audio: str, bar: Any, jobs: int) -> int:
+    """Write all shards; return the number of cuts. A few shards' rows are in memory."""
+    rows = read_rows(path, bar)
+    first = next(rows, None)
     if first is None:
         raise UserError(f"{path}: expected cuts, found none")
-    fields = {name: "numpy" for name in array_fields(first)}
+    cut = cut_of(first.data, first.where)
+    arrays = [] if isinstance(cut, MixedCut) else array_fields(cut)
+    if audio == "none" and not arrays:
+        raise UserError(f"{path}: cut {cut.id}: nothing to store: no audio (--audio none) and no features")
+    rows = chain([first], rows)
+    shards = iter(lambda: list(islice(rows, shard_size)), [])
+    write = partial(
+        _write_shard, folder=folder, arrays=arrays, audio=audio, path=str(path), access=current_access()
+    )
+    count = 0
+    if jobs == 1:
+        for number, shard in enumerate(shards):
+            count += write(number, shard)
+        return count
+    with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting: Deque[Any] = deque()
+        try:
+            for number, shard in enumerate(shards):
+                waiting.append(pool.submit(write, number, shard))
+                if len(waiting) > 2 * jobs:
+                    count += waiting.popleft().result()
+            count += sum(future.result() for future in waiting)
+        except BaseException:
+            for future in waiting:
+                future.cancel()
+            raise
+    return count
+
+
+def _write_shard(
+    number: int, rows: List[ManifestRow], folder: Path, arrays: List[str], audio: str, path: str, access: SourceAccess
+) -> int:
+    """Write the shard of a number with these cuts, in this process or another; return the number of cuts."""
+    fields = {name: "numpy" for name in arrays}
     if audio != "none":
         fields["recording"] = audio
-    if not fields:
-        raise UserError(f"{path}: cut {first.id}: nothing to store: no audio (--audio none) and no features")
-    count = 0
-    with SharWriter(str(folder), fields=fields, shard_size=shard_size, warn_unused_fields=False) as writer:
-        for cut in chain([first], cuts):
-            if array_fields(cut) != array_fields(first):
+    options: Any = {"fields": fields, "shard_size": len(rows), "shard_offset": number, "warn_unused_fields": False}
+    with allow_sources(access.commands, access.urls), SharWriter(str(folder), **options) as writer:
+        for row in rows:
+            cut = cut_of(row.data, row.where)
+            if isinstance(cut, MixedCut):
+                raise UserError(f"{row.where}: cut {cut.id}: Shar holds no mixed cuts; store the mixed audio first")
+            if array_fields(cut) != arrays:
                 raise UserError(
-                    f"{path}: cut {cut.id}: has arrays {array_fields(cut)}, the first cut {array_fields(first)}; "
+                    f"{path}: cut {cut.id}: has arrays {array_fields(cut)}, the first cut {arrays}; "
                     "all cuts of a Shar hold the same"
                 )
             _write_cut(writer, cut, audio, path)
-            count += 1
-    return count
+    return len(rows)
 
 
 def _write_cut(writer: SharWriter, cut: Cut, audio: str, path: str) -> None:

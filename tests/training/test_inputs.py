@@ -1,0 +1,153 @@
+"""The checks before the first step: shared by the ranks, the same verdict on all of them; texts for the tokenizer."""
+
+import dataclasses
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from command_lines import run
+from hypothesis import given
+from hypothesis import strategies as st
+from labelled_cuts import make_cut
+from lhotse import CutSet
+from toy_runs import call, finish, read_cuts, start, toy_options
+
+from tokenverse_pp.base.config import Config, DataConfig
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.samplers import open_rounds, open_source
+from tokenverse_pp.data.tokenizer import Tokenizer
+from tokenverse_pp.tasks import build_tasks
+from tokenverse_pp.training.inputs import check_data
+
+TASKS = build_tasks(["asr", "lid"], {"lid": {"languages": ["fr"]}})
+
+
+def on_ranks(count, function):
+    """The outcomes (a UserError's text, or None) of ``function(world)`` on ranks that are threads."""
+    barrier, items = threading.Barrier(count), [None] * count
+
+    @dataclasses.dataclass(frozen=True)
+    class World(DistributedContext):
+        def gather(self, item):
+            barrier.wait(60)
+            items[self.rank] = item
+            barrier.wait(60)
+            return list(items)
+
+    def outcome(rank):
+        try:
+            function(World(rank, count))
+        except UserError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(outcome, range(count)))
+
+
+def write_cuts(path, names, wrong=()):
+    cuts = []
+    for name in names:
+        cut = make_cut(name, [{"text": "oui", "language": "fr", "speaker": "s"}], ["asr", "lid"])
+        if len(cuts) in wrong:
+            cut.custom["tasks"] = ["lid"]
+        cuts.append(cut.to_dict())
+    path.write_text("".join(json.dumps(cut) + "\n" for cut in cuts))
+    return path
+
+
+@given(st.integers(1, 4), st.integers(2, 12), st.integers(0, 23), st.integers(0, 23))
+def test_any_number_of_ranks_finds_a_bad_cut_and_an_id_that_is_there_twice(tmp_path_factory, ranks, count, wrong, twin):
+    names = [f"c{number}" for number in range(count)]
+    if twin < count - 1:
+        names[-1] = names[twin]
+    path = write_cuts(tmp_path_factory.mktemp("cuts") / "a.jsonl", names, [wrong])
+    config = Config(data=DataConfig(train=[str(path)], validate_audio=0))
+    found = on_ranks(ranks, lambda world: check_data(config, TASKS, world))
+    assert len(set(found)) == 1  # the same on all ranks
+    if wrong < count:
+        assert found[0].startswith(f"{path}: cut ") and ("custom.tasks" in found[0] or "another cut" in found[0])
+    elif twin < count - 1:
+        assert "another cut has it already" in found[0] or "1 cuts have the id of another one" in found[0]
+    else:
+        assert found[0] is None
+
+
+def test_resumed_run_checks_the_labels_of_other_files_only(tmp_path):
+    good, bad = write_cuts(tmp_path / "good.jsonl", "ab"), write_cuts(tmp_path / "bad.jsonl", "ab", [1])
+    config = Config(data=DataConfig(train=[str(bad)], valid=[str(good)], validate_audio=0))
+    check_data(config, TASKS, resumed=True)
+    config.training.allow_changed_data = True
+    with pytest.raises(UserError, match=r"bad\.jsonl: cut b"):
+        check_data(config, TASKS, resumed=True)
+    config.data.valid.append(str(bad))
+    config.training.allow_changed_data = False
+    with pytest.raises(UserError, match=r"bad\.jsonl: cut b"):
+        check_data(dataclasses.replace(config, data=DataConfig(train=[], valid=[str(bad)])), TASKS, resumed=True)
+
+
+def test_audio_is_looked_up_for_a_sample_spread_over_the_file(tiny_corpus, tmp_path, toy_tasks):
+    cuts = read_cuts(tiny_corpus)
+    cuts[8].recording.sources[0].source = str(tmp_path / "gone.wav")
+    path = tmp_path / "cuts.jsonl"
+    CutSet.from_cuts(cuts).to_file(path)
+    for most, ranks, seen in ((None, 1, True), (16, 2, True), (16, 3, True), (0, 1, False), (0, 2, False)):
+        config = Config(data=DataConfig(train=[str(path)], validate_audio=most))
+        found = on_ranks(ranks, lambda world, config=config: check_data(config, toy_tasks, world))
+        assert len(set(found)) == 1 and (found[0] is not None) == seen
+        assert not seen or ("gone.wav" in found[0] and cuts[8].id in found[0])
+
+
+@pytest.mark.slow
+def test_two_real_ranks_stop_with_the_same_line(tiny_corpus, tmp_path):
+    cuts = read_cuts(tiny_corpus)
+    cuts[3].custom["tasks"] = ["lid"]
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
+    options = toy_options(tiny_corpus, tmp_path / "exp", data__train=[tmp_path / "cuts.jsonl"])
+    failure = finish(start("train.py", *options, ranks=2))
+    assert failure.code != 0 and f"error: {tmp_path / 'cuts.jsonl'}: cut {cuts[3].id}" in failure.stderr
+    assert not (tmp_path / "exp").exists()
+
+
+@given(st.integers(1, 30), st.integers(0, 40))
+def test_spread_is_even_and_the_same_for_lines_and_other_files(tmp_path_factory, count, wanted):
+    folder = tmp_path_factory.mktemp("spread")
+    lines = open_source(str(write_cuts(folder / "a.jsonl", [f"c{n}" for n in range(count)])))
+    CutSet.from_file(folder / "a.jsonl").to_file(folder / "b.json")
+    for source in (lines, open_source(str(folder / "b.json"))):
+        places = [int(cut.id[1:]) for cut in source.spread(wanted)]
+        assert len(places) == min(wanted, count) and places == sorted(set(places))
+        for number, place in enumerate(places):
+            assert number * count // len(places) <= place < (number + 1) * count // len(places)
+        assert places == [int(cut.id[1:]) for cut in source.spread(wanted)]
+
+
+def test_texts_are_drawn_by_the_weights(tmp_path):
+    large, small = (
+        write_cuts(tmp_path / "l.jsonl", [f"l{n}" for n in range(90)]),
+        write_cuts(tmp_path / "s.jsonl", "st"),
+    )
+    config = DataConfig(train=[str(large), str(small)], weights=[0.5, 0.5])
+    drawn = [cut.id for cut in open_rounds(config, 0).sample(20)]
+    assert len(set(drawn[:10])) == 10 and [name[0] for name in drawn] == ["l"] * 10 + ["s", "t"] * 5
+    config = DataConfig(train=[str(large), str(small)])
+    assert [cut.id[0] for cut in open_rounds(config, 0).sample(92)] == ["l"] * 90 + ["s", "t"]
+
+
+def test_tokenizer_command_makes_that_of_the_run(tiny_corpus, tmp_path, train_script):
+    options = toy_options(tiny_corpus, tmp_path / "exp", tokenizer__sentences=12, training__max_steps=1)
+    output = tmp_path / "folder" / "bpe.model"
+    result = run("tokenizer", "--output", output, *options)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"50 tokens: {output}\n"
+    done = call(train_script.main, *options)
+    assert done.code == 0, done.stderr
+    assert (tmp_path / "exp" / "model" / "tokenizer.model").read_bytes() == output.read_bytes()
+    # Another tokenizer than that of all texts, and a given one is refused.
+    assert run("tokenizer", "--output", tmp_path / "all", *toy_options(tiny_corpus, "exp")).exit_code == 0
+    assert (tmp_path / "all").read_bytes() != output.read_bytes()
+    again = run("tokenizer", "--output", output, *options, "--tokenizer.model", output)
+    assert again.exit_code == 2 and "there is a tokenizer already" in again.stderr
+    assert Tokenizer.load(output).vocab_size == 50

@@ -1,0 +1,76 @@
+"""`tokenverse-pp doctor`: what a machine and a configuration need; `estimate`: how long a run takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional, Tuple
+
+import click
+
+from tokenverse_pp.base.errors import UserError, printable
+from tokenverse_pp.cli.options import config_options, read_config
+
+FAILED = 1  # exit code
+
+
+@click.command("doctor", context_settings={"ignore_unknown_options": True})
+@config_options
+@click.option("--encoder", default="", help="Without --config: name or folder of an encoder that must load.")
+@click.option("--gpus", type=click.IntRange(min=0), default=0, help="Ranks of the run. [default: this machine's GPUs]")
+def doctor(config_files: Tuple[Path, ...], overrides: Tuple[str, ...], encoder: str, gpus: int) -> None:
+    """Check this machine, and with --config whether a run would work here; exit code 1 if something needed fails.
+
+    \b
+      doctor --encoder facebook/wav2vec2-large-xlsr-53
+      doctor --config my.yaml --data.max_duration 60
+
+    A line for each: torch, GPUs, all-reduce between processes (NCCL, on a CPU gloo), loss (Triton, k2), audio formats.
+    With --config also: data, encoder, tokenizer, disk, memory of the largest batches, speed of the loader, time of the
+    run. What follows -> is what to do. Nothing is written; the steps that are measured take a minute or two.
+    """
+    if not config_files and overrides:
+        raise UserError(f"{overrides[0]}: expected it behind a --config")
+    if config_files and encoder:
+        raise UserError("--encoder: expected --model.encoder.name, which replaces the one of --config")
+    config = read_config(config_files, overrides) if config_files else None
+    from tokenverse_pp.api.folders import locate_encoder
+    from tokenverse_pp.data.access import allow_sources
+    from tokenverse_pp.training.doctor import examine
+
+    access = (False, False)
+    if config:
+        config.model.encoder.name = locate_encoder(config.model.encoder.name, Path())
+        access = (config.data.allow_commands, config.data.allow_urls)
+    failed = []
+    with allow_sources(*access):
+        for finding in examine(config, encoder, gpus):
+            click.echo(printable(finding.line()))
+            failed += [finding.name] if finding.verdict == "failed" else []
+    if failed:
+        click.echo(f"failed: {', '.join(dict.fromkeys(failed))}")
+        raise click.exceptions.Exit(FAILED)
+
+
+@click.command("estimate", context_settings={"ignore_unknown_options": True})
+@config_options
+@click.option("--gpus", type=click.IntRange(min=1), default=8, show_default=True, help="Ranks of the run.")
+@click.option("--card", default="h200", show_default=True, help="h200 (measured), h100, a100, l40s, rtx4090, ..")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Measured seconds of audio a second and GPU, in place of --card: `speed` in log.jsonl divided by the GPUs.",
+)
+def estimate(
+    config_files: Tuple[Path, ...], overrides: Tuple[str, ...], gpus: int, card: str, rate: Optional[float]
+) -> None:
+    """Estimate the time of a run from the rate that was measured (docs/performance.md), or from --rate.
+
+    \b
+      estimate --config recipes/mls/conf/tokenverse_pp.yaml --gpus 8 --card a100
+      estimate --config my.yaml --gpus 4 --rate 1500
+
+    Of training.max_steps steps with full batches (data.max_duration) of an encoder of XLSR-53's size.
+    """
+    from tokenverse_pp.training.estimate import estimate as estimated
+
+    click.echo(estimated(read_config(config_files, overrides), gpus, card.lower(), rate).describe())

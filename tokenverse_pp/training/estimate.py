@@ -1,0 +1,103 @@
+"""How long a run takes: its audio by the configuration, its rate from what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, Optional
+
+from tokenverse_pp.base.config import Config
+from tokenverse_pp.base.errors import UserError
+
+SECONDS_PER_HOUR = 3600.0
+# Seconds of audio a second of training steps of XLSR-53's size, 16 x 15 s, bf16, on one H200 (docs/performance.md).
+MEASURED_CARD = "h200"
+MEASURED_RATE = 2122.0
+COMPILED_RATE = 2588.0  # with training.compile
+# Milliseconds of those steps. Smaller batches were not measured, and kernels may start no faster for them: they are
+# taken to need as long on any card, so that estimates err on the long side.
+LEAST_MS = 113.0
+COMPILED_LEAST_MS = 92.7
+# Operations of a step with and without gradient checkpointing, counted (benchmarks/results/scaling.md).
+RECOMPUTING = 129.7 / 98.7
+# Dense bf16 rates in TFLOP/s by NVIDIA's data sheets (V100: fp16). The rate of a card that was not measured is taken as
+# proportional; a card whose memory does not hold a batch is slower.
+PEAK: Dict[str, float] = {
+    "h200": 989.0,
+    "h100": 989.0,
+    "a100": 312.0,
+    "l40s": 362.0,
+    "rtx4090": 165.0,
+    "rtx3090": 71.0,
+    "v100": 125.0,
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The time of a run's steps. Validation, checkpoints, and waiting for data or the network come on top.
+
+    Attributes:
+        steps: optimiser steps.
+        audio_hours: of the batches, padding included, repeated cuts counted each time.
+        rate: seconds of audio a second on one GPU.
+        gpus: their number.
+        basis: where the rate is from, for the user.
+    """
+
+    steps: int
+    audio_hours: float
+    rate: float
+    gpus: int
+    basis: str
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours of one GPU, times their number."""
+        return self.audio_hours / self.rate
+
+    @property
+    def hours(self) -> float:
+        """Hours on the clock."""
+        return self.gpu_hours / self.gpus
+
+    def describe(self) -> str:
+        """A line for the terminal, with units."""
+        return (
+            f"{self.steps} steps see {self.audio_hours:.0f} h of audio; at {self.rate:.0f} s of audio a second and GPU "
+            f"({self.basis}) they take {self.hours:.1f} h on {self.gpus} GPU{'s' * (self.gpus > 1)}, "
+            f"{self.gpu_hours:.1f} GPU-hours, without validation, checkpoints and waiting"
+        )
+
+
+def estimate(config: Config, gpus: int, card: str = MEASURED_CARD, rate: Optional[float] = None) -> Estimate:
+    """The time of a run of `training.max_steps` steps with full batches.
+
+    Args:
+        config: with ``data.max_duration``, ``training.accumulate``, ``training.max_steps``.
+        gpus: ranks of the run.
+        card: kind of GPU, a key of `PEAK`; for an encoder of XLSR-53's size that is trained whole.
+        rate: seconds of audio a second and GPU, measured with this configuration, in place of ``card``: the number
+            ``speed`` of log.jsonl, divided by the number of GPUs.
+
+    Raises:
+        UserError: for a card that is not known.
+    """
+    steps = config.training.max_steps
+    seconds = float(steps) * config.training.accumulate * gpus * config.data.max_duration
+    basis = "as given"
+    if rate is None:
+        if card not in PEAK:
+            raise UserError(f"--card {card}: expected one of {', '.join(PEAK)}, or --rate as measured there")
+        rate = COMPILED_RATE if config.training.compile else MEASURED_RATE
+        basis = "XLSR-53's size on one H200, measured"
+        if card != MEASURED_CARD:
+            rate *= PEAK[card] / PEAK[MEASURED_CARD]
+            basis += f"; {card} by {PEAK[card]:g} of {PEAK[MEASURED_CARD]:g} TFLOP/s"
+        if config.model.encoder.gradient_checkpointing:
+            rate /= RECOMPUTING
+            basis += f"; 1/{RECOMPUTING:.2f} with gradient checkpointing"
+        least = COMPILED_LEAST_MS if config.training.compile else LEAST_MS
+        if 1000 * config.data.max_duration / rate < least:
+            rate = 1000 * config.data.max_duration / least
+            basis += f"; at least {least:g} ms a batch, so larger batches would be faster"
+    return Estimate(steps, seconds / SECONDS_PER_HOUR, rate, gpus, basis)

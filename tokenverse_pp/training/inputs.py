@@ -1,0 +1,191 @@
+"""What a run trains on: the checks of its data before the first step, its dataset and its sampler."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from itertools import islice
+from pathlib import Path
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence
+
+import numpy as np
+from lhotse.cut import Cut
+from tqdm import tqdm
+
+from tokenverse_pp.base.config import Config
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.access import check_access
+from tokenverse_pp.data.augment import Augmentation
+from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, Unknown, Usable, check_recording
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.labels import find_problems, labelled_cut, labelled_tasks
+from tokenverse_pp.data.lines import name_hash
+from tokenverse_pp.data.manifests import ManifestRow, read_rows, reading_bar
+from tokenverse_pp.data.samplers import Rounds, TrainSampler, open_source, paired_limits
+from tokenverse_pp.data.tokenizer import Tokenizer
+from tokenverse_pp.models.encoders import Encoder
+from tokenverse_pp.models.encoders.base import make_frames_of
+from tokenverse_pp.models.stored_features import carry_features, check_origin
+from tokenverse_pp.tasks import TaskSet
+from tokenverse_pp.training.validation import training_chunks
+
+LOG = logging.getLogger(__name__)
+ALONE = DistributedContext()
+SAID_FROM = 20  # megabytes of manifests from which the check takes minutes: 200,000 cuts, if gzipped
+
+
+class Inputs(NamedTuple):
+    """What a run draws its batches from."""
+
+    dataset: TransducerDataset
+    sampler: TrainSampler
+    held_out: List[Cut]
+    """The cuts of ``data.valid`` that can be used."""
+    unknown_in_valid: Unknown
+    """Counts their ``<unk>`` tokens."""
+
+
+def make_inputs(
+    config: Config,
+    world: DistributedContext,
+    tasks: TaskSet,
+    tokenizer: Tokenizer,
+    encoder: Encoder,
+    rounds: Rounds,
+    valid: Sequence[Cut],
+) -> Inputs:
+    """The dataset, the sampler of this rank and the validation cuts of a run.
+
+    Args:
+        encoder: says how many frames a cut has.
+        rounds: of ``data.train``.
+        valid: the cuts of ``data.valid``.
+    """
+    t = config.tasks
+    activation = Activation(t.activation, t.activation_prob, config.training.seed, t.paired)
+    augmentation = Augmentation(config.data.augment, config.training.seed) if config.data.augment.enabled else None
+    sound, speed = (augmentation.load, augmentation.change_speed) if augmentation else (None, None)
+    chunks = training_chunks(config)
+    dataset = TransducerDataset(tasks, tokenizer, activation, bool(config.data.stored_features), chunks, sound)
+    usable = Usable(
+        dataset,
+        make_frames_of(encoder),
+        config.data.min_seconds,
+        config.data.max_seconds,
+        LOG.info,
+        config.data.max_tokens,
+    )
+    held_out = [cut for cut in valid if usable(cut)]
+    unknown_in_valid, usable.unknown = usable.unknown, Unknown(tokenizer)
+
+    def wanted(cut: Cut) -> bool:
+        return usable(cut) and (not t.full_only or set(tasks.names) <= set(labelled_tasks(cut)))
+
+    def looked() -> None:
+        usable.unknown.finish("data.train", LOG.info, config.data.max_unk_share)
+
+    limits = paired_limits(config.data) if t.paired else config.data
+    sampler = TrainSampler(rounds, limits, config.training.seed, world, wanted, looked, dataset.count_tokens, speed)
+    return Inputs(dataset, sampler, held_out, unknown_in_valid)
+
+
+def has_features(config: Config) -> bool:
+    """Whether a run, where its configuration leaves it open, reads stored features: all files have its encoder's."""
+    first = [next(open_source(path).open_at(0)) for path in [*config.data.train, *config.data.valid]]
+    return not config.data.augment.enabled and carry_features(first, config.model)
+
+
+def check_data(config: Config, tasks: TaskSet, world: DistributedContext = ALONE, resumed: bool = False) -> None:
+    """Check the labels of all cuts, and that the audio (or the stored features) of a sample of them exists.
+
+    Each rank checks its part of the lines of each manifest and of the sample, so that eight ranks are eight times as
+    fast as one.
+
+    Args:
+        config: ``data.validate_audio`` is the size of the sample.
+        tasks: of the model.
+        resumed: leave out the labels of ``data.train``, which were checked when the run began: a run is not resumed
+            with other content of these files. With ``training.allow_changed_data`` they are checked again.
+
+    Raises:
+        UserError: the same on all ranks, naming the first problem.
+    """
+    d = config.data
+    known = d.train if resumed and not config.training.allow_changed_data else []
+    manifests = [
+        manifest for path in (*d.train, *d.valid) if path not in known for manifest in open_source(path).manifests()
+    ]
+    size = sum(path.stat().st_size for path in manifests) / 1e6
+    if size > SAID_FROM:
+        LOG.info(f"checking the labels of {size:.0f} MB of manifests on {world.size} ranks (--data.validate)")
+    with reading_bar(manifests, "labels") if world.is_first else contextlib.nullcontext() as bar:
+        for manifest in manifests:
+            check_labels(manifest, tasks, world, bar)
+    for path in (*d.train, *d.valid):
+        if not Path(path).is_dir():  # a Shar folder holds its audio
+            with failing_together(world):
+                check_sample(path, config, world)
+
+
+@contextlib.contextmanager
+def failing_together(world: DistributedContext) -> Iterator[None]:
+    """Raise the first UserError that a rank raises in the block on all ranks."""
+    problem = ""
+    try:
+        yield
+    except UserError as error:
+        problem = str(error)
+    for found in world.gather(problem):
+        if found:
+            raise UserError(found)
+
+
+def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar: Any = None) -> None:
+    """Check a manifest against the label schema, each rank its part, and that no id is there twice.
+
+    Raises:
+        UserError: on all ranks, naming the first problem and the number of others in that rank's part.
+    """
+    hashes: List[int] = []  # of ids
+
+    def noted(row: ManifestRow) -> Cut:
+        hashes.append(name_hash(row.id))
+        return labelled_cut(row)
+
+    with failing_together(world):
+        rows = read_rows(manifest, bar, (world.rank, world.size))
+        problems = [f"cut {cut_id}: {text}" for cut_id, text in find_problems(map(noted, rows), tasks)]
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise UserError(f"{manifest}: {problems[0]}{more}")
+    # An id that is twice in one part was found above; the ranks compare the others.
+    ids = np.concatenate(world.gather(np.array(hashes, dtype=np.uint64)))
+    repeated = len(ids) - len(np.unique(ids))
+    if repeated:
+        raise UserError(
+            f"{manifest}: {repeated} cuts have the id of another one: `tokenverse-pp manifest validate {manifest}` "
+            "names them"
+        )
+
+
+def check_sample(path: str, config: Config, world: DistributedContext, most: Optional[int] = None) -> None:
+    """Look up the audio files, or the stored features, of this rank's part of a sample of a file's cuts.
+
+    Args:
+        most: size of the sample; None: ``data.validate_audio``.
+
+    Raises:
+        UserError: naming the first cut whose audio is missing.
+    """
+    source = open_source(path)
+    most = config.data.validate_audio if most is None else most
+    count = source.count if most is None else min(most, source.count)
+    cuts = islice(source.spread(count), world.rank, None, world.size)
+    total = len(range(world.rank, count, world.size))
+    for cut in tqdm(cuts, "audio", total, leave=False, disable=None if world.is_first else True):
+        if config.data.stored_features:
+            check_origin(cut, config.model.encoder)
+            stored = [value for key, value in (cut.custom or {}).items() if key.startswith(FEATURES)]
+            check_access(stored, f"cut {cut.id}")
+        else:
+            check_recording(cut)
