@@ -4,9 +4,9 @@
         --encoder data/whisper-base --cuts data/human_speech/cuts_test.jsonl.gz --every 4 \\
         --json benchmarks/results/sherpa.json --markdown benchmarks/results/sherpa.md
 
-Every cut on its own, on one thread, all tasks. Audio is read before the clock starts, and the ways take turns at each
-cut, so that whatever else the machine does slows all of them alike. One record a way: share of cuts with the very
-tokens of ``beside`` (which is given the samples that sherpa-onnx gives the graph), WER, F1 of speaker changes,
+Every cut on its own, on one thread, all tasks, greedy search; streams in chunks of 640 ms with 4 chunks to their left.
+Audio is read before the clock starts, and the ways take turns at each cut, so that whatever else the machine does slows
+all of them alike. One record a way: share of cuts with the very tokens of ``beside``, WER, F1 of speaker changes,
 endpoints and entities, accuracy of languages, and real-time factor (seconds of decoding a second of audio).
 """
 
@@ -22,20 +22,22 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 import numpy as np
 import torch
 
-from tokenverse_pp.base.config import SAMPLE_RATE
+from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import write_text
+from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.data.manifests import read_cuts
+from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.decoding.search import search
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 from tokenverse_pp.models.bundle import ModelBundle, load_model
 from tokenverse_pp.onnx import from_sherpa
 from tokenverse_pp.onnx.export import ExportOptions, export_onnx
 from tokenverse_pp.onnx.sherpa_export import LEVEL, CtcGraph, chosen_sets, normalised
-from tokenverse_pp.runtime import Runtime
+from tokenverse_pp.runtime import Runtime, StreamingRuntime
 from tokenverse_pp.tasks.result import Transcript
 
 Record = Dict[str, Any]
@@ -101,6 +103,54 @@ def transducer_ways(loaded: ModelBundle, folder: Path) -> List[Way]:
     ]
 
 
+def online_ways(loaded: ModelBundle, folder: Path) -> List[Way]:
+    """The form ``online``: streams in torch (one pass with the masks of streaming), in our runtime, in sherpa-onnx."""
+    import sherpa_onnx
+
+    greedy, chunks, shift = SearchOptions("greedy"), ChunkOptions(), loaded.model.encoder.output_frame_shift
+    export_onnx(loaded, folder / "streaming", ExportOptions(chunks=chunks))
+    export_onnx(loaded, folder / "online", ExportOptions(form="online", chunks=chunks))
+    recognizer = Recognizer(loaded, DecodeOptions(greedy, tasks=tuple(loaded.tasks.names), chunks=chunks))
+    runtime = StreamingRuntime(folder / "streaming")
+    online = sherpa_onnx.OnlineRecognizer.from_transducer(
+        **{part: str(folder / "online" / f"{part}.onnx") for part in ("encoder", "decoder", "joiner")},
+        tokens=str(folder / "online" / "tokens.txt"),
+        num_threads=1,
+    )
+
+    def found(best: Any) -> Found:
+        return loaded.tokenizer.pieces(best.tokens), [frame * shift for frame in best.frames]
+
+    def in_torch(audio: np.ndarray) -> Found:
+        (best,) = recognizer.recognize([torch.from_numpy(audio)])
+        assert best is not None
+        return found(best[0])
+
+    def ours(audio: np.ndarray) -> Found:
+        stream, total, size = runtime.open(options=greedy), runtime.frames_of(len(audio)), runtime.chunk_samples
+        padded = np.concatenate([audio, np.zeros(2 * size, np.float32)])
+        while stream.frames < total:
+            chunk, missing = padded[stream.chunks * size :][:size], total - stream.frames
+            stream.search.advance(runtime.encode_chunk(stream, chunk)[:missing])
+        return found(stream.search.best()[0])
+
+    def sherpa(audio: np.ndarray) -> Found:
+        stream = online.create_stream()
+        stream.accept_waveform(SAMPLE_RATE, audio)
+        stream.accept_waveform(SAMPLE_RATE, np.zeros(chunks.chunk_samples + SAMPLE_RATE // 25, np.float32))
+        stream.input_finished()
+        while online.is_ready(stream):
+            online.decode_stream(stream)
+        result = online.get_result_all(stream)
+        return [token.replace(" ", "▁") for token in result.tokens], [max(0.0, t - shift) for t in result.timestamps]
+
+    return [
+        Way("torch, streaming", in_torch),
+        Way("runtime, streaming", ours, "torch, streaming"),
+        Way("sherpa-onnx, online", sherpa, "torch, streaming"),
+    ]
+
+
 def measure(args: argparse.Namespace) -> List[Record]:
     """Decode every cut in every way."""
     loaded = load_model(args.model, args.encoder)
@@ -110,7 +160,8 @@ def measure(args: argparse.Namespace) -> List[Record]:
     found: Dict[str, List[Found]] = {}
     seconds: Dict[str, float] = {}
     with TemporaryDirectory() as folder:
-        ways = [*transducer_ways(loaded, Path(folder)), *ctc_ways(loaded, Path(folder))]
+        made = (transducer_ways, ctc_ways, online_ways)
+        ways = [way for ways_of in made for way in ways_of(loaded, Path(folder))]
         for number, cut in enumerate([cuts[0], *cuts]):  # the first one warms up
             audio = load_inputs(cut, convert=True).numpy()
             for way in ways[number % len(ways) :] + ways[: number % len(ways)]:

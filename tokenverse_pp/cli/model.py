@@ -75,7 +75,10 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
     ExportOptions,
     "form",
     "task_sets",
-    form={"help": "For sherpa-onnx. ctc: whole utterances, by the model's CTC head. [default: ctc]"},
+    form={
+        "help": "For sherpa-onnx. ctc: whole utterances, by the model's CTC head; online: streams of a Whisper "
+        "encoder, by the transducer, in chunks as the options above say. [default: ctc]"
+    },
     task_sets={"option": "--tasks", "type": str, "multiple": True},
 )
 @plugin_options
@@ -93,10 +96,11 @@ def export(
     if len({*flags, given["precision"]} - {None}) > 1:
         raise UserError(f"--{', --'.join(flags)}: expected one of them at most, and no other --precision")
     precision: Any = flags[0] if flags else given["precision"] or ExportOptions.precision
+    form = _sherpa_form(target, given["form"], given["streaming"])
     options = ExportOptions(
         precision,
-        chosen(ChunkOptions, given) if given["streaming"] else None,
-        _sherpa_form(target, given["form"], given["streaming"]),
+        chosen(ChunkOptions, given) if given["streaming"] or form == "online" else None,
+        form,
         tuple(names_of(text) for text in given["task_sets"]),
     )
     description = export_onnx(load_model(model, encoder, trust_plugins), output_dir, options)
@@ -116,5 +120,5 @@ def _sherpa_form(target: str, form: Any, streaming: bool) -> Any:
             raise UserError(f"--form {form}: only with --for sherpa-onnx")
         return None
     if streaming:
-        raise UserError("--streaming: not with --for sherpa-onnx, where --form says it")
+        raise UserError("--streaming: not with --for sherpa-onnx, where --form online says it")
     return form or "ctc"

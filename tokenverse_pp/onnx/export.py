@@ -22,7 +22,6 @@ from tokenverse_pp.base.files import check_links
 from tokenverse_pp.base.options import ExportOptions
 from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.decoding.inactive import inactive_of
-from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.checkpoint import checksum
 from tokenverse_pp.onnx.folder import (
@@ -51,6 +50,7 @@ from tokenverse_pp.onnx.graphs import (
     reduce_precision,
     require_onnx,
     share_weights,
+    torch_stream,
     trace_chunks,
     trace_encoder,
     trace_search,
@@ -306,17 +306,3 @@ def torch_frames(loaded: ModelBundle, audio: Sequence[np.ndarray], names: Sequen
         out, lens = loaded.model.encode(padded, lens, active)
         frames = loaded.model.joiner.encoder_proj(out)
     return [row[:length].numpy() for row, length in zip(frames, lens.tolist())]
-
-
-def torch_stream(
-    loaded: ModelBundle, chunks: ChunkOptions, audio: Sequence[np.ndarray], names: Sequence[str]
-) -> List[np.ndarray]:
-    """`StreamingRuntime.encode_chunk` in torch, for the chunks of one stream."""
-    encoder = StreamingEncoder(loaded.model, chunks)
-    state = encoder.start(torch.tensor(loaded.tasks.mask(names), dtype=torch.float32))
-    found = []
-    for chunk in audio:
-        (out,), (state,) = encoder.step([torch.from_numpy(chunk)], [state], [False])
-        with torch.no_grad():
-            found.append(loaded.model.joiner.encoder_proj(out).numpy())
-    return found

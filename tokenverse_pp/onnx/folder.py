@@ -52,8 +52,8 @@ class Description:
         streaming: None for whole utterances. ``chunk_ms``, ``left_chunks`` and ``sinks``: options of the export;
             ``chunk_samples``: samples of a chunk; ``framing``: kernel and stride of each step from samples to frames,
             (n - kernel) // stride + 1 each; ``states``: name, shape and type of each state, zeros at the start.
-        sherpa: None for `tokenverse_pp.runtime`. Of an export for sherpa-onnx its ``form``, and the tasks of each
-            encoder (``sets``).
+        sherpa: None for `tokenverse_pp.runtime`. Of an export for sherpa-onnx its ``form``, the tasks of each
+            encoder (``sets``), and with ``online`` how many frames late times are (``delay``), and its chunks.
         mel: of ``log_mel``: bins, n_fft and hop.
         files: bytes and SHA-256 of each file.
         check: result of the comparison with torch, and the tolerance.

@@ -34,6 +34,7 @@ from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
 from tokenverse_pp.decoding.streaming.fronts import WhisperFront
 from tokenverse_pp.decoding.streaming.stages import ChunkPlace, Stage, State
+from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.encoders.wav2vec2 import WavLMBackbone
 from tokenverse_pp.models.encoders.whisper import LogMel, WhisperBackbone
 from tokenverse_pp.models.transducer import Transducer
@@ -323,6 +324,20 @@ def share_weights(folder: Path, graphs: Sequence[str], weights: str) -> None:
                 tensor.ClearField("raw_data")
                 tensor.ClearField("float_data")
             onnx.save(model, folder / name)
+
+
+def torch_stream(
+    loaded: ModelBundle, chunks: ChunkOptions, audio: Sequence[np.ndarray], names: Sequence[str]
+) -> List[np.ndarray]:
+    """`StreamingRuntime.encode_chunk` in torch, for the chunks of one stream."""
+    encoder = StreamingEncoder(loaded.model, chunks)
+    state = encoder.start(torch.tensor(loaded.tasks.mask(names), dtype=torch.float32))
+    found = []
+    for chunk in audio:
+        (out,), (state,) = encoder.step([torch.from_numpy(chunk)], [state], [False])
+        with torch.no_grad():
+            found.append(loaded.model.joiner.encoder_proj(out).numpy())
+    return found
 
 
 def errors_of(found: np.ndarray, expected: np.ndarray) -> Dict[str, float]:

@@ -41,23 +41,25 @@ def from_sherpa(
         name: of the recording, for the transcript.
 
     Returns:
-        The transcript. Where sherpa-onnx gives no probabilities (form ``ctc``), its confidences are None.
+        The transcript. Where sherpa-onnx gives no probabilities (form ``ctc``), its confidences are None. Those of the
+        form ``online`` are sherpa-onnx's, which by default divides logits by a temperature of 2.
 
     Raises:
         UserError: for something else than a result, tasks that the export did not decode, and a folder that is no
             export for sherpa-onnx.
     """
     pieces, times, log_probs = read_result(result)
-    known, frame_shift = None, FRAME_SHIFT
+    known, frame_shift, delay = None, FRAME_SHIFT, 0
     if folder is not None:
         about = read_folder(folder, check_files=False, sherpa=True)
         known, frame_shift = build_tasks(about.tasks, about.task_options), about.frame_shift
+        delay = (about.sherpa or {}).get("delay", 0)
         tasks = decoded_tasks(about, tasks, str(folder))
         symbols = known.subset(tasks).symbols
         kept = [i for i, piece in enumerate(pieces) if not is_task_token(piece) or piece in symbols]
         pieces, times = [pieces[i] for i in kept], [times[i] for i in kept]
         log_probs = log_probs and [log_probs[i] for i in kept]
-    frames = [round(time / frame_shift) for time in times]
+    frames = [max(0, round(time / frame_shift) - delay) for time in times]
     written = words_of_tokens(pieces, frames, log_probs or [0.0] * len(pieces), frame_shift)
     words = [word.rounded() for word in written]
     if not log_probs:

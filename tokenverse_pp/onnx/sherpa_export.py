@@ -4,7 +4,8 @@ sherpa-onnx has no input for tasks, so a set of tasks is a constant of its encod
 in the logits: the tokens of other tasks and ``<unk>`` are at -inf.
 
 ``ctc`` takes sherpa-onnx's slot for Omnilingual ASR: one graph from audio (1, S), which sherpa-onnx normalises to zero
-mean and unit variance, to logits (1, T, V). Its frames last 20 ms and its blank is id 0.
+mean and unit variance, to logits (1, T, V). Its frames last 20 ms and its blank is id 0. ``online``:
+`tokenverse_pp.onnx.sherpa_online`.
 
 Written for sherpa-onnx 2.0.1, whose slots are those of 1.13.4
 (sherpa-onnx/csrc/offline-recognizer-ctc-impl.h and offline-omnilingual-asr-ctc-model.cc).
@@ -58,7 +59,8 @@ class SherpaSet(NamedTuple):
     """A set of tasks and its graph.
 
     Attributes:
-        file: name of the graph (of the encoder).
+        file: name of the graph; with ``online`` of the encoder's.
+        joiner: name of the joiner's graph (``online``).
         tasks: those that are asked for.
         active: (1, K + 1) of 0 and 1, those that are decoded.
         removed: ids of the tokens that are decoded, but not asked for (`tokenverse_pp.decoding.inactive`).
@@ -66,6 +68,7 @@ class SherpaSet(NamedTuple):
     """
 
     file: str
+    joiner: str
     tasks: Tuple[str, ...]
     active: Tensor
     removed: List[int]
@@ -152,13 +155,21 @@ def write_sherpa(loaded: ModelBundle, folder: Path, description: Description, op
     Raises:
         UserError: for a model that the form cannot carry, with the reason; and for graphs that differ from torch.
     """
-    check_ctc(loaded, description.frame_shift)
+    from tokenverse_pp.onnx.sherpa_online import DELAY, check_online, write_online  # which imports this module
+
+    about: Dict[str, Any] = {"form": options.form}
+    if options.chunks is None:
+        check_ctc(loaded, description.frame_shift)
+    else:
+        check_online(loaded, description, options.chunks)
+        about.update(delay=DELAY, **{key: getattr(options.chunks, key) for key in ("chunk_ms", "left_chunks", "sinks")})
     sets = chosen_sets(loaded, options, description.vectors["inactive"])
     pieces = loaded.tokenizer.pieces(range(loaded.tokenizer.vocab_size))
     (folder / TOKENS).write_text(tokens_text(pieces), encoding="utf-8")
-    errors = write_ctc(loaded, folder, sets, description, options)
-    about: Dict[str, Any] = {"form": options.form, "sets": {item.file: list(item.tasks) for item in sets}}
-    check = {"precision": options.precision, "logits": {key: max(one[key] for one in errors) for key in errors[0]}}
+    write, part = (write_ctc, "logits") if options.chunks is None else (write_online, "encoder")
+    errors = write(loaded, folder, sets, description, options)
+    about["sets"] = {item.file: list(item.tasks) for item in sets}
+    check = {"precision": options.precision, part: {key: max(one[key] for one in errors) for key in errors[0]}}
     return replace(description, sherpa=about, check=check)
 
 
@@ -195,8 +206,10 @@ def chosen_sets(loaded: ModelBundle, options: ExportOptions, inactive: Inactive)
                 vectors(active)  # refuses combinations that were not trained
         others = [symbol for task in tasks.tasks if task.name not in selection.decoded for symbol in task.symbols]
         suppressed = [UNK_ID, *(tokenizer.id_of(symbol) for symbol in others)]
-        name = "model" if len(set(named)) < 2 else f"model-{'-'.join(names)}"
-        sets.append(SherpaSet(f"{name}.onnx", names, active, sorted(selection.removed), sorted(suppressed)))
+        end = ".onnx" if len(set(named)) < 2 else f"-{'-'.join(names)}.onnx"
+        file = f"{'encoder' if options.form == 'online' else 'model'}{end}"
+        removed = sorted(selection.removed)
+        sets.append(SherpaSet(file, f"joiner{end}", names, active, removed, sorted(suppressed)))
     return sets
 
 
@@ -301,6 +314,38 @@ Android (Kotlin):
         tokens = "tokens.txt",
     )
 """
+ONLINE_USE = """Python:
+
+    import numpy, sherpa_onnx, soundfile
+    from tokenverse_pp.onnx import from_sherpa
+
+    recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(
+        encoder="{file}", decoder="decoder.onnx", joiner="{joiner}", tokens="tokens.txt", feature_dim={bins}
+    )
+    samples, rate = soundfile.read("call.wav", dtype="float32")  # one channel
+    stream = recognizer.create_stream()
+    stream.accept_waveform(rate, samples)  # or piece by piece
+    stream.accept_waveform(rate, numpy.zeros(rate * {flush} // 1000, numpy.float32))  # or the last chunk is not heard
+    stream.input_finished()
+    while recognizer.is_ready(stream):
+        recognizer.decode_stream(stream)
+    print(recognizer.get_result(stream))
+    print(from_sherpa(recognizer.get_result_all(stream), "THIS_FOLDER"{tasks}).to_json())
+
+C++ (which appends half a second of silence itself):
+
+    sherpa-onnx --encoder={file} --decoder=decoder.onnx --joiner={joiner} --tokens=tokens.txt \\
+        --feat-dim={bins} call.wav
+
+Android (Kotlin):
+
+    OnlineModelConfig(
+        transducer = OnlineTransducerModelConfig(
+            encoder = "{file}", decoder = "decoder.onnx", joiner = "{joiner}",
+        ),
+        tokens = "tokens.txt",
+    )
+"""
 SETS = """- Choose tasks while it runs: a set of tasks is a constant of its graph. {several}
 """
 SEVERAL = """The graphs share `{weights}`,
@@ -311,6 +356,14 @@ CTC_LIMITS = """\
 - Keep `[NE]` and `[/NE]` in pairs, one language token, or a language that is known: nothing constrains the order of
   tokens. `from_sherpa` reads what is well-formed, and drops the rest.
 {longest}"""
+ONLINE_LIMITS = """\
+{sets}- Hear exactly what the model was trained with: its frames are 5 ms later than Whisper's. Times are late by a
+  frame of 40 ms besides, which `from_sherpa` subtracts.
+- Keep `[NE]` and `[/NE]` in pairs, one language token, or a language that is known: nothing constrains the order of
+  tokens. `from_sherpa` reads what is well-formed, and drops the rest{strip}.
+"""
+STRIP = """. This model decodes all of its tasks:
+  `text` also has the tokens of those that were not asked for, and `from_sherpa` removes them"""
 LONGEST = """- Audio of more than {seconds:g} s: cut it first, for example by sherpa-onnx's voice activity detection.
 """
 
@@ -322,12 +375,22 @@ def sherpa_readme(d: Description) -> str:
     file = next(iter(sets))
     languages = f", languages {', '.join(d.languages)}" if d.languages else ""
     several = SEVERAL.format(weights=WEIGHTS) if len(sets) > 1 else "Export with several `--tasks` for several graphs."
-    seconds = LONGEST.format(seconds=d.max_samples / SAMPLE_RATE) if d.max_samples else ""
+    values: Dict[str, Any] = {"file": file, "tasks": f", {sets[file]}" if len(sets) > 1 else ""}
+    use, limits, chunks = CTC_USE, CTC_LIMITS, ""
+    if d.sherpa["form"] == "online":
+        use, limits, chunks = ONLINE_USE, ONLINE_LIMITS, f"; chunks of {d.sherpa['chunk_ms']} ms"
+        values.update(joiner=file.replace("encoder", "joiner"), bins=(d.mel or {})["bins"])
+        values["flush"] = d.sherpa["chunk_ms"] + 40
+    strips = d.vectors["inactive"] == "strip" and any(set(names) != set(d.tasks) for names in sets.values())
     return README.format(
         about=f"Tasks {', '.join(d.tasks)}{languages}; weights in {d.precision}; tokenverse_pp {d.tokenverse_pp}; "
-        f"a token is timed to {1000 * d.frame_shift:g} ms.",
+        f"a token is timed to {1000 * d.frame_shift:g} ms{chunks}.",
         files="\n".join(f"| {name} | {', '.join(names)} |" for name, names in sets.items()),
-        use=CTC_USE.format(file=file, tasks=f", {sets[file]}" if len(sets) > 1 else ""),
+        use=use.format(**values),
         packages=" ".join(PACKAGES[1:]),
-        limits=CTC_LIMITS.format(sets=SETS.format(several=several), longest=seconds),
+        limits=limits.format(
+            sets=SETS.format(several=several),
+            longest=LONGEST.format(seconds=d.max_samples / SAMPLE_RATE) if d.max_samples else "",
+            strip=STRIP if strips else "",
+        ),
     )
