@@ -44,6 +44,15 @@ def noise(*sizes, seed=0):
     return [(0.1 * random.standard_normal(size)).astype(np.float32) for size in sizes]
 
 
+def tones(size, seed=0):
+    """Audio that changes every 50 ms, so that frames differ."""
+    random = np.random.default_rng(seed)
+    pitch, loud = random.uniform(100, 4000, size // 800 + 1), random.uniform(0.01, 0.5, size // 800 + 1)
+    time = np.arange(size)
+    sound = np.sin(2 * np.pi * pitch[time // 800] * time / 16000) * loud[time // 800]
+    return (sound + 0.01 * random.standard_normal(size)).astype(np.float32)
+
+
 def save_encoder(family: str, folder: Path) -> Path:
     """A tiny pretrained encoder of random weights, far from their initial values."""
     torch.manual_seed(1)
@@ -65,9 +74,10 @@ def save_encoder(family: str, folder: Path) -> Path:
     return folder
 
 
-def build(case: str, folder: Path) -> ModelBundle:
-    """A whole model, written as a model folder and read back."""
+def build(case: str, folder: Path, ctc_scale: float = 0.0, **changes) -> ModelBundle:
+    """A whole model, written as a model folder and read back; ``changes`` of the options of its encoder."""
     family, encoder, vectors = CASES.get(case) or (case, {}, {"placement": "features"})
+    encoder = {**encoder, **changes}
     config = Config()
     config.tasks.names, config.tasks.languages = ["asr", "scd", "endp", "ner", "lid"], ["en", "fr"]
     config.tasks.activation = "subset"  # tasks that are not asked for are inactive, not stripped
@@ -79,6 +89,7 @@ def build(case: str, folder: Path) -> ModelBundle:
         for name, value in changes.items():
             assert hasattr(target, name), name
             setattr(target, name, value)
+    config.model.loss.ctc_scale = ctc_scale
     config.model.predictor_dim, config.model.joiner_dim = 12, 20
     tasks = tasks_of(config.tasks)
     tokenizer = train_tokenizer(TEXTS, tasks, 48)
@@ -89,6 +100,12 @@ def build(case: str, folder: Path) -> ModelBundle:
             table.trained[::2] = 1
         model.joiner.output.weight.mul_(8)
         model.joiner.output.bias[0] += 1
+        if model.ctc is not None:
+            sound = torch.from_numpy(tones(16000))[None]
+            active = torch.eye(1, len(tasks.names))  # asr
+            mean = model.eval().encode(sound, torch.tensor([16000]), active)[0].mean((0, 1))
+            model.ctc.weight.mul_(8)
+            model.ctc.bias.copy_(-model.ctc.weight @ mean)
     save_config(config, folder / "config.yaml")
     texts = {checkpoint.CONFIG: (folder / "config.yaml").read_bytes(), checkpoint.TOKENIZER: tokenizer.model}
     checkpoint.write_folder(folder / "model", {checkpoint.WEIGHTS: model.checkpoint_state()}, texts)

@@ -11,7 +11,7 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import replacing
 from tokenverse_pp.base.options import ExportOptions
-from tokenverse_pp.cli.options import chosen, config_options, options_from, plugin_options, read_config
+from tokenverse_pp.cli.options import chosen, config_options, names_of, options_from, plugin_options, read_config
 
 
 @click.command("tokenizer", context_settings={"ignore_unknown_options": True})
@@ -93,9 +93,29 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
 @click.option("--float16", is_flag=True, help="Short for --precision float16.")
 @click.option("--streaming", is_flag=True, help="The streaming form: the encoder in chunks, as the options below say.")
 @options_from(ChunkOptions, "chunk_ms", "left_chunks", "sinks", chunk_ms={"help": "Length of a chunk in milliseconds."})
+@click.option(
+    "--for",
+    "target",
+    type=click.Choice(["runtime", "sherpa-onnx"]),
+    default="runtime",
+    show_default=True,
+    help="What runs the model: tokenverse_pp.runtime, or sherpa-onnx (C++, phones, the browser).",
+)
+@options_from(
+    ExportOptions,
+    "form",
+    "task_sets",
+    form={
+        "help": "For sherpa-onnx. ctc: whole utterances, by the model's CTC head; online: streams of a Whisper "
+        "encoder, by the transducer, in chunks as the options above say. [default: ctc]"
+    },
+    task_sets={"option": "--tasks", "type": str, "multiple": True},
+)
 @plugin_options
-def export(model: str, kind: str, output_dir: Path, encoder: str, trust_plugins: bool, **given: Any) -> None:
-    """Export MODEL (folder, checkpoint, experiment, name or hub id) for tokenverse_pp.runtime.
+def export(
+    model: str, kind: str, output_dir: Path, encoder: str, trust_plugins: bool, target: str, **given: Any
+) -> None:
+    """Export MODEL (folder, checkpoint, experiment, name or hub id) for tokenverse_pp.runtime or for sherpa-onnx.
 
     The folder is written once its graphs agree with torch on random audio.
     """
@@ -106,10 +126,29 @@ def export(model: str, kind: str, output_dir: Path, encoder: str, trust_plugins:
     if len({*flags, given["precision"]} - {None}) > 1:
         raise UserError(f"--{', --'.join(flags)}: expected one of them at most, and no other --precision")
     precision: Any = flags[0] if flags else given["precision"] or ExportOptions.precision
-    options = ExportOptions(precision, chosen(ChunkOptions, given) if given["streaming"] else None)
+    form = _sherpa_form(target, given["form"], given["streaming"])
+    options = ExportOptions(
+        precision,
+        chosen(ChunkOptions, given) if given["streaming"] or form == "online" else None,
+        form,
+        tuple(names_of(text) for text in given["task_sets"]),
+    )
     description = export_onnx(load_named(model, encoder, trust_plugins)[0], output_dir, options)
     size = sum(entry["bytes"] for entry in description.files.values()) / 1e6
     for part in ("encoder", "logits"):
-        errors = description.check[part]
+        errors = description.check.get(part)
+        if errors is None:
+            continue
         click.echo(f"{part}: differs from torch by {errors['rms']:.2g} (root mean square), {errors['max']:.2g} at most")
     click.echo(f"{kind}, {description.precision}, {size:.1f} MB: {output_dir}")
+
+
+def _sherpa_form(target: str, form: Any, streaming: bool) -> Any:
+    """The form of an export for sherpa-onnx, None for the runtime (raises UserError for options of the other)."""
+    if target == "runtime":
+        if form is not None:
+            raise UserError(f"--form {form}: only with --for sherpa-onnx")
+        return None
+    if streaming:
+        raise UserError("--streaming: not with --for sherpa-onnx, where --form online says it")
+    return form or "ctc"

@@ -6,7 +6,6 @@ The graphs are compared with torch on random audio first. The folder appears onl
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 from dataclasses import replace
@@ -23,7 +22,6 @@ from tokenverse_pp.base.files import check_links
 from tokenverse_pp.base.options import ExportOptions
 from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.decoding.inactive import inactive_of
-from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.checkpoint import checksum
 from tokenverse_pp.onnx.folder import (
@@ -41,24 +39,25 @@ from tokenverse_pp.onnx.folder import (
     Description,
 )
 from tokenverse_pp.onnx.graphs import (
+    RMS_TOLERANCES,
+    TOLERANCES,
+    check_agreement,
+    check_frames,
     describe,
+    errors_of,
     log_mel_of,
     prepared,
+    reduce_precision,
     require_onnx,
     share_weights,
-    to_float16,
-    to_int8,
+    torch_stream,
     trace_chunks,
     trace_encoder,
     trace_search,
 )
 from tokenverse_pp.onnx.runtime import Exported, Runtime, StreamingRuntime
+from tokenverse_pp.onnx.sherpa_export import sherpa_readme, write_sherpa
 from tokenverse_pp.tasks import task_options
-
-# Largest and RMS error of the encoder's output, relative to the RMS of torch's. Quantised weights are another model,
-# whose words have to be scored: the tolerance of int8 only detects wrong graphs.
-TOLERANCES = {"float32": 2e-3, "float16": 5e-2, "int8": 5.0}
-RMS_TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "int8": 0.5}
 
 # What is compared: seconds of each utterance of a batch (single ones, odd numbers of samples, very different lengths,
 # more and less padding than the traced example has), chunks of a stream, and pairs of a frame and a context.
@@ -104,7 +103,7 @@ and return `frames` and the new states, under the same names with `.next`. They 
 
 
 def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptions] = None) -> Description:
-    """Write a model as a folder for `tokenverse_pp.runtime.Runtime`.
+    """Write a model as a folder for `tokenverse_pp.runtime.Runtime`, or with ``options.form`` for sherpa-onnx.
 
     Args:
         loaded: the model (`tokenverse_pp.models.bundle.load_model`), in eval mode on the CPU.
@@ -141,6 +140,20 @@ def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptio
 def _write(loaded: ModelBundle, folder: Path, options: ExportOptions) -> Description:
     """Fill a folder, and compare it with torch."""
     description = _described(loaded, options)
+    write = _write_runtime if options.form is None else write_sherpa
+    description = write(loaded, folder, description, options)
+    description = replace(description, files={path.name: checksum(path) for path in sorted(folder.iterdir())})
+    if options.form is None:
+        description.save(folder)  # the comparison reads the folder as users do
+        description = replace(description, check=compare(loaded, folder, options.precision, options.chunks))
+    description.save(folder)
+    text = readme(description) if options.form is None else sherpa_readme(description)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return description
+
+
+def _write_runtime(loaded: ModelBundle, folder: Path, description: Description, options: ExportOptions) -> Description:
+    """Write what `tokenverse_pp.runtime` reads, but for the description."""
     model = prepared(loaded.model, given_mel=options.chunks is None)
     encoders = [ENCODER]
     if options.chunks is None:
@@ -151,10 +164,7 @@ def _write(loaded: ModelBundle, folder: Path, options: ExportOptions) -> Descrip
         description = replace(description, streaming=streaming, max_samples=None)
     trace_search(model, description, folder, options.opset)
     for name in encoders:
-        if options.precision == "int8":
-            to_int8(folder / name)
-        elif options.precision == "float16":
-            to_float16(folder / name)
+        reduce_precision(folder / name, options.precision)
     if options.chunks is not None:
         share_weights(folder, encoders, WEIGHTS)
     for name in (*encoders, PREDICTOR, JOINER):
@@ -169,16 +179,6 @@ def _write(loaded: ModelBundle, folder: Path, options: ExportOptions) -> Descrip
     if loaded.folder is not None and (loaded.folder / CALIBRATION).is_file():
         check_links([loaded.folder / CALIBRATION])
         shutil.copyfile(loaded.folder / CALIBRATION, folder / CALIBRATION)
-
-    def save() -> None:
-        text = json.dumps(description.as_dict(), indent=2, ensure_ascii=False) + "\n"
-        (folder / DESCRIPTION).write_text(text, encoding="utf-8")
-
-    description = replace(description, files={path.name: checksum(path) for path in sorted(folder.iterdir())})
-    save()  # the comparison reads the folder as users do
-    description = replace(description, check=compare(loaded, folder, options.precision, options.chunks))
-    save()
-    (folder / "README.md").write_text(readme(description), encoding="utf-8")
     return description
 
 
@@ -267,19 +267,14 @@ def compare(loaded: ModelBundle, folder: Path, precision: str, chunks: Optional[
             stream = streaming.open(tasks)
             found = [streaming.encode_chunk(stream, chunk) for chunk in audio]
             pairs.append((found, torch_stream(loaded, chunks, audio, tasks)))
-    if any(len(a) != len(b) for found, expected in pairs for a, b in zip(found, expected)):
-        raise UserError("export: the graphs give another number of frames than torch: nothing was written")
-    cases = [_errors(np.concatenate(found), np.concatenate(expected)) for found, expected in pairs]
+    for found, expected in pairs:
+        check_frames(found, expected)
+    cases = [errors_of(np.concatenate(found), np.concatenate(expected)) for found, expected in pairs]
     encoder = {key: max(case[key] for case in cases) for key in ("max", "rms")}
     logits = _joiner_errors(loaded, runtime, random)
     tolerance = {"max": TOLERANCES[precision], "rms": RMS_TOLERANCES[precision]}
     for part, errors in (("encoder", encoder), ("logits", logits)):
-        for kind, most in tolerance.items():
-            if not errors[kind] <= most:
-                raise UserError(
-                    f"export: {part} of the graphs and of torch differ by {errors[kind]:.2g} ({kind}), "
-                    f"more than {most:g}: nothing was written"
-                )
+        check_agreement(part, errors, precision)
     return {"precision": precision, "tolerance": tolerance, "encoder": encoder, "logits": logits}
 
 
@@ -300,13 +295,7 @@ def _joiner_errors(loaded: ModelBundle, runtime: Exported, random: np.random.Gen
     found = runtime.join(frames, runtime.predict([tuple(context) for context in contexts.tolist()]))
     with torch.inference_mode():
         state = model.joiner.predictor_proj(model.predictor.step(torch.from_numpy(contexts)))
-        return _errors(found, model.joiner(torch.from_numpy(frames), state).numpy())
-
-
-def _errors(found: np.ndarray, expected: np.ndarray) -> Dict[str, float]:
-    scale = float(np.sqrt(np.mean(expected.astype(np.float64) ** 2))) or 1.0
-    difference = np.abs(found - expected).astype(np.float64)
-    return {"max": float(difference.max()) / scale, "rms": float(np.sqrt(np.mean(difference**2))) / scale}
+        return errors_of(found, model.joiner(torch.from_numpy(frames), state).numpy())
 
 
 def torch_frames(loaded: ModelBundle, audio: Sequence[np.ndarray], names: Sequence[str]) -> List[np.ndarray]:
@@ -318,17 +307,3 @@ def torch_frames(loaded: ModelBundle, audio: Sequence[np.ndarray], names: Sequen
         out, lens = loaded.model.encode(padded, lens, active)
         frames = loaded.model.joiner.encoder_proj(out)
     return [row[:length].numpy() for row, length in zip(frames, lens.tolist())]
-
-
-def torch_stream(
-    loaded: ModelBundle, chunks: ChunkOptions, audio: Sequence[np.ndarray], names: Sequence[str]
-) -> List[np.ndarray]:
-    """`StreamingRuntime.encode_chunk` in torch, for the chunks of one stream."""
-    encoder = StreamingEncoder(loaded.model, chunks)
-    state = encoder.start(torch.tensor(loaded.tasks.mask(names), dtype=torch.float32))
-    found = []
-    for chunk in audio:
-        (out,), (state,) = encoder.step([torch.from_numpy(chunk)], [state], [False])
-        with torch.no_grad():
-            found.append(loaded.model.joiner.encoder_proj(out).numpy())
-    return found

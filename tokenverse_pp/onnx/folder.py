@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
@@ -17,9 +18,10 @@ from tokenverse_pp.base.files import feed, json_of
 PACKAGES = ("onnxruntime", "numpy", "sentencepiece", "soundfile", "langcodes")
 DESCRIPTION = "export.json"
 TOKENIZER = "tokenizer.model"
+TOKENS = "tokens.txt"  # sherpa-onnx: the vocabulary
 ENCODER, PREDICTOR, JOINER = "encoder.onnx", "predictor.onnx", "joiner.onnx"
 FIRST = "encoder_first.onnx"  # streaming: the encoder of a stream's first chunk
-WEIGHTS = "encoder.weights"  # streaming: the weights of both encoders
+WEIGHTS = "encoder.weights"  # the weights of several encoders
 MEL_FILTERS = "mel_filters.npy"
 FORMAT = 1  # raised when an older runtime would misread a folder
 LOG_MEL, AUDIO = "log_mel", "audio"
@@ -50,6 +52,8 @@ class Description:
         streaming: None for whole utterances. ``chunk_ms``, ``left_chunks`` and ``sinks``: options of the export;
             ``chunk_samples``: samples of a chunk; ``framing``: kernel and stride of each step from samples to frames,
             (n - kernel) // stride + 1 each; ``states``: name, shape and type of each state, zeros at the start.
+        sherpa: None for `tokenverse_pp.runtime`. Of an export for sherpa-onnx its ``form``, the tasks of each
+            encoder (``sets``), and with ``online`` how many frames late times are (``delay``), and its chunks.
         mel: of ``log_mel``: bins, n_fft and hop.
         files: bytes and SHA-256 of each file.
         check: result of the comparison with torch, and the tolerance.
@@ -72,6 +76,7 @@ class Description:
     vectors: Dict[str, Any]
     precision: str
     streaming: Optional[Dict[str, Any]] = None
+    sherpa: Optional[Dict[str, Any]] = None
     mel: Optional[Dict[str, int]] = None
     files: Dict[str, Dict[str, Any]] = field(default_factory=dict)
     check: Dict[str, Any] = field(default_factory=dict)
@@ -87,12 +92,22 @@ class Description:
         values = asdict(self)
         return {"format": values.pop("format"), "languages": self.languages, **values}
 
+    def save(self, folder: Path) -> None:
+        """Write ``export.json``."""
+        text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
+        (folder / DESCRIPTION).write_text(text, encoding="utf-8")
 
-def read_folder(folder: Union[str, Path], check_files: bool = True) -> Description:
+
+def read_folder(folder: Union[str, Path], check_files: bool = True, sherpa: bool = False) -> Description:
     """Read ``export.json``, and verify the checksums of the folder's files.
 
+    Args:
+        folder: that `tokenverse-pp export` wrote.
+        check_files: verify them.
+        sherpa: expect an export for sherpa-onnx, not one for `tokenverse_pp.runtime`.
+
     Raises:
-        UserError: for a folder that is not an export or of another version, and for missing or damaged files.
+        UserError: for a folder that is not such an export or of another version, and for missing or damaged files.
     """
     path = Path(folder) / DESCRIPTION
     try:
@@ -112,12 +127,16 @@ def read_folder(folder: Union[str, Path], check_files: bool = True) -> Descripti
         description = Description(**{name: value for name, value in data.items() if name in names})
         if description.input not in (LOG_MEL, AUDIO) or (description.input == LOG_MEL) != bool(description.mel):
             raise ValueError("input")
-        if not {TOKENIZER, ENCODER, PREDICTOR, JOINER} <= set(description.files):
+        if bool(description.sherpa) != sherpa:
+            made = ("tokenverse_pp.runtime", "sherpa-onnx")
+            raise UserError(f"{path.parent}: exported for {made[not sherpa]}, not for {made[sherpa]}: export it again")
+        needed = {TOKENIZER, ENCODER, PREDICTOR, JOINER} if description.sherpa is None else description.sherpa["sets"]
+        if not {*needed} <= set(description.files):
             raise ValueError("files")
         for name in description.files:
             if Path(name).name != name:
                 raise ValueError(f"files: {name!r} is not the name of a file in the folder")
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"{path}: damaged: {error}") from None
     if check_files:
         for name, entry in description.files.items():

@@ -19,6 +19,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, cast
@@ -33,6 +34,7 @@ from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
 from tokenverse_pp.decoding.streaming.fronts import WhisperFront
 from tokenverse_pp.decoding.streaming.stages import ChunkPlace, Stage, State
+from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.encoders.wav2vec2 import WavLMBackbone
 from tokenverse_pp.models.encoders.whisper import LogMel, WhisperBackbone
 from tokenverse_pp.models.transducer import Transducer
@@ -42,6 +44,10 @@ TYPES = {torch.float32: "float32", torch.float64: "float64", torch.int64: "int64
 LARGEST = 1_900_000_000  # bytes: an ONNX file that holds its weights cannot exceed 2 GiB
 SMALLEST_FLOAT16 = 1024  # numbers in a tensor that is stored in float16
 SMALLEST_SHARED = 256  # bytes of a tensor that goes into the shared file
+# Largest and RMS error of what a graph gives, relative to the RMS of torch's. Quantised weights are another model,
+# whose words have to be scored: the tolerance of int8 only detects wrong graphs.
+TOLERANCES = {"float32": 2e-3, "float16": 5e-2, "int8": 5.0}
+RMS_TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "int8": 0.5}
 
 
 class GivenMel(nn.Module):
@@ -200,7 +206,7 @@ def trace(
         outputs: names of the results.
         opset: of ONNX.
         axes: dimensions of inputs and outputs that may have any size, besides the first of each, and their names.
-        rows: name of the first dimension.
+        rows: name of the first dimension; empty: it is fixed.
 
     Raises:
         UserError: for a module that cannot be exported.
@@ -208,6 +214,7 @@ def trace(
     size = sum(p.numel() * p.element_size() for p in module.parameters())
     if size > LARGEST:
         raise UserError(f"export: the encoder has {size / 1e9:.1f} GB of weights, an ONNX file holds 2 GB at most")
+    first = {0: rows} if rows else {}
     try:
         with traceable():
             torch.onnx.export(
@@ -216,7 +223,7 @@ def trace(
                 str(path),
                 input_names=list(inputs),
                 output_names=list(outputs),
-                dynamic_axes={name: {0: rows, **(axes or {}).get(name, {})} for name in (*inputs, *outputs)},
+                dynamic_axes={name: {**first, **(axes or {}).get(name, {})} for name in (*inputs, *outputs)},
                 opset_version=opset,
                 dynamo=False,
             )
@@ -317,6 +324,54 @@ def share_weights(folder: Path, graphs: Sequence[str], weights: str) -> None:
                 tensor.ClearField("raw_data")
                 tensor.ClearField("float_data")
             onnx.save(model, folder / name)
+
+
+def torch_stream(
+    loaded: ModelBundle, chunks: ChunkOptions, audio: Sequence[np.ndarray], names: Sequence[str]
+) -> List[np.ndarray]:
+    """`StreamingRuntime.encode_chunk` in torch, for the chunks of one stream."""
+    encoder = StreamingEncoder(loaded.model, chunks)
+    state = encoder.start(torch.tensor(loaded.tasks.mask(names), dtype=torch.float32))
+    found = []
+    for chunk in audio:
+        (out,), (state,) = encoder.step([torch.from_numpy(chunk)], [state], [False])
+        with torch.no_grad():
+            found.append(loaded.model.joiner.encoder_proj(out).numpy())
+    return found
+
+
+def errors_of(found: np.ndarray, expected: np.ndarray) -> Dict[str, float]:
+    """Largest and RMS error, relative to the RMS of what is expected; where that is -inf, so must be what was found."""
+    known = np.isfinite(expected)
+    if not np.array_equal(found[~known], expected[~known]):
+        return {"max": math.inf, "rms": math.inf}
+    scale = float(np.sqrt(np.mean(expected[known].astype(np.float64) ** 2))) or 1.0
+    difference = np.abs(found[known] - expected[known]).astype(np.float64)
+    return {"max": float(difference.max()) / scale, "rms": float(np.sqrt(np.mean(difference**2))) / scale}
+
+
+def check_agreement(part: str, errors: Dict[str, float], precision: str) -> None:
+    """See that the errors of a part are within the tolerance of a precision (raises UserError)."""
+    for kind, most in (("max", TOLERANCES[precision]), ("rms", RMS_TOLERANCES[precision])):
+        if not errors[kind] <= most:
+            raise UserError(
+                f"export: {part} of the graphs and of torch differ by {errors[kind]:.2g} ({kind}), "
+                f"more than {most:g}: nothing was written"
+            )
+
+
+def check_frames(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+    """See that graphs give as many frames as torch (raises UserError)."""
+    if any(len(a) != len(b) for a, b in zip(found, expected)):
+        raise UserError("export: the graphs give another number of frames than torch: nothing was written")
+
+
+def reduce_precision(path: Path, precision: str) -> None:
+    """Store the weights of a graph in this precision, in place."""
+    if precision == "int8":
+        to_int8(path)
+    elif precision == "float16":
+        to_float16(path)
 
 
 def to_int8(path: Path) -> None:

@@ -5,10 +5,12 @@
     runtime = Runtime("exported")
     print(runtime.transcribe("call.wav", tasks=["asr", "scd"]).text)
 
-`StreamingRuntime` opens what was exported with ``--streaming``.
+`StreamingRuntime` opens what was exported with ``--streaming``; `from_sherpa` reads what sherpa-onnx wrote with an
+export for it.
 """
 
+from tokenverse_pp.onnx import from_sherpa
 from tokenverse_pp.onnx.folder import Description, read_folder
 from tokenverse_pp.onnx.runtime import Runtime, StreamingRuntime
 
-__all__ = ["Description", "Runtime", "StreamingRuntime", "read_folder"]
+__all__ = ["Description", "Runtime", "StreamingRuntime", "from_sherpa", "read_folder"]

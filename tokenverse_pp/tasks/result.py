@@ -176,8 +176,9 @@ class Transcript:
 
     @property
     def confidence(self) -> Optional[float]:
-        """The mean over the words; None where there are none."""
-        return sum(word.confidence for word in self.words) / len(self.words) if self.words else None
+        """The mean over the words; None where there are none, or none with a confidence."""
+        known = [word.confidence for word in self.words if word.confidence is not None]
+        return sum(known) / len(known) if known else None
 
     def spans(self) -> Tuple[Turn, ...]:
         """The turns; all words as one turn if speaker changes were not requested."""
@@ -501,8 +502,13 @@ def _checked(key: str, value: Any, annotation: str) -> Any:
 def _object(key: str, item: Any, cls: Any) -> Any:
     if not isinstance(item, Mapping):
         raise UserError(f"transcript, field {key!r}: expected objects, found {item!r:.60}")
-    parts = [part for part in dataclasses.fields(cls) if part.compare]
-    return cls(**{part.name: _checked(f"{key}.{part.name}", item.get(part.name), str(part.type)) for part in parts})
+    values = {}
+    for part in dataclasses.fields(cls):
+        is_unknown = part.name == "confidence" and item.get("confidence", 0) is None  # sherpa-onnx may not give any
+        if part.compare:
+            name = f"{key}.{part.name}"
+            values[part.name] = UNKNOWN if is_unknown else _checked(name, item.get(part.name), str(part.type))
+    return cls(**values)
 
 
 def _check_ranges(made: Transcript) -> None:

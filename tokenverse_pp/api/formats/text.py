@@ -137,14 +137,15 @@ def to_stm(transcript: Transcript) -> str:
 
 
 def to_ctm(transcript: Transcript) -> str:
-    """``recording 1 start duration word confidence``, a line a word."""
+    """``recording 1 start duration word confidence``, a line a word; without confidences that are not known."""
     name = recording_id(transcript.name)
     lines = []
     for word, (start, end) in zip(transcript.words, word_spans(transcript)):
         parts = [part for part in _BLANKS.split(word.text) if part]
+        sure = "" if word.confidence is None else f" {word.confidence:.6f}"
         for i, part in enumerate(parts):
             a, b = (start + (end - start) * k // len(parts) for k in (i, i + 1))
-            lines.append(f"{name} 1 {_seconds(a)} {_seconds(max(b - a, 1))} {part} {word.confidence:.6f}\n")
+            lines.append(f"{name} 1 {_seconds(a)} {_seconds(max(b - a, 1))} {part}{sure}\n")
     return "".join(lines)
 
 

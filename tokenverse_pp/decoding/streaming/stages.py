@@ -364,11 +364,18 @@ class Context(GridStage):
             x = x + 0.5 * layer.first_ffn(x)
             x = x + self._attend(layer.attention, x, window, state, sight, table, sinks)
             y = convolve_onwards(
-                layer.convolution.depthwise, layer.convolution.before(x), state, f"context{number}.history"
+                layer.convolution.depthwise,
+                self.before_convolution(layer, x, frames),
+                state,
+                f"context{number}.history",
             )
             x = x + layer.convolution.after(y)
             x = layer.norm(x + 0.5 * layer.second_ffn(x))
         return x
+
+    def before_convolution(self, layer: Any, x: Tensor, frames: Tensor) -> Tensor:
+        """What a layer's convolution sees of a chunk (N, T, C), ``frames`` (N,) being those before it."""
+        return layer.convolution.before(x)
 
     def _attend(
         self, attention: Any, x: Tensor, window: AttentionWindow, state: State, sight: Sight, table: Any, sinks: Any

@@ -273,7 +273,8 @@ def utterance_of(cut: Cut, hyp: Hypothesis, corpus: Optional[str], apart: Sequen
     turns = turns_of(cut)
     words = [word.text for word in written_words(hyp) if not word.is_task_token]
     rates = error_rates([([word for turn in turns for word in turn.words], words)]) if labelled else None
-    confidences = [word["confidence"] for word in hyp.get("words") or () if not is_task_token(word["text"])]
+    plain = [word for word in hyp.get("words") or () if not is_task_token(word["text"])]
+    confidences = [word["confidence"] for word in plain if word["confidence"] is not None]
     mean = sum(confidences) / len(confidences) if confidences else None
     languages = {language_group(turn.language, apart) for turn in turns if turn.language}
     language = languages.pop() if len(languages) == 1 else hyp.get("language")

@@ -1,0 +1,174 @@
+"""Exports for sherpa-onnx, form online: streams through its stock release, beside the streaming encoder in torch."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from command_lines import run
+from tiny_exports import build, tones
+
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.onnx import from_sherpa
+from tokenverse_pp.onnx.export import ExportOptions, export_onnx, torch_stream
+
+sherpa_onnx = pytest.importorskip("sherpa_onnx")
+ALL = ("asr", "scd", "endp", "ner", "lid")
+CHUNKS = ChunkOptions(chunk_ms=320, left_chunks=2, sinks=3)
+SAMPLES = 5120
+LATE = 80  # samples: frames of Kaldi's log-mel are so much later than Whisper's
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """``models(case)`` -> the model in torch, and the folder of its export for all tasks and for speaker changes."""
+    made = {}
+
+    def get(case):
+        if case not in made:
+            folder = tmp_path_factory.mktemp(case)
+            loaded = build(case, folder)
+            export_onnx(loaded, folder / "out", ExportOptions(form="online", chunks=CHUNKS, task_sets=(ALL, ("scd",))))
+            made[case] = loaded, folder / "out"
+        return made[case]
+
+    return get
+
+
+def recognizer(folder, names, **options):
+    files = {part: str(folder / f"{part}-{'-'.join(names)}.onnx") for part in ("encoder", "joiner")}
+    return sherpa_onnx.OnlineRecognizer.from_transducer(
+        **files, decoder=str(folder / "decoder.onnx"), tokens=str(folder / "tokens.txt"), num_threads=1, **options
+    )
+
+
+def sound(size, seed):
+    """Silence, so that no mirror image is heard at the start, then tones, then silence that flushes the last chunk."""
+    return np.concatenate([np.zeros(1600, np.float32), tones(size, seed), np.zeros(SAMPLES + 640, np.float32)])
+
+
+def greedy(loaded, frames, names):
+    """One symbol a frame of torch's encoder, of the tasks of a set -> pieces and frames."""
+    tokenizer, model, context = loaded.tokenizer, loaded.model, [0] * loaded.model.predictor.context_size
+    others = [s for task in loaded.tasks.tasks if task.name not in names for s in task.symbols]
+    found, at = [], []
+    for number, frame in enumerate(torch.from_numpy(frames)):
+        with torch.inference_mode():
+            state = model.joiner.predictor_proj(model.predictor.step(torch.tensor([context])))
+            logits = model.joiner(frame[None], state)[0].numpy().copy()
+        logits[[1, *(tokenizer.id_of(symbol) for symbol in others)]] = -np.inf
+        token = int(logits.argmax())
+        if token:
+            context = [*context[1:], token]
+            found.append(token)
+            at.append(number)
+    return tokenizer.pieces(found), at
+
+
+@pytest.mark.parametrize("case", ["whisper-split", "whisper-frozen"])
+@pytest.mark.parametrize("names", [ALL, ("asr", "scd")])
+def test_sherpa_streams_have_the_tokens_of_torch(models, case, names):
+    loaded, folder = models(case)
+    sherpa, written = recognizer(folder, names), 0
+    for seed, size in enumerate((16000, 30000, 41234)):
+        audio, stream, calls = sound(size, seed), sherpa.create_stream(), 0
+        for piece in np.array_split(audio, [100, 7000, 7001, 9000]):
+            stream.accept_waveform(16000, piece)
+            while sherpa.is_ready(stream):
+                sherpa.decode_stream(stream)
+                calls += 1
+        assert calls == (len(audio) // 160 - 1) // 32 or calls == (len(audio) // 160) // 32
+        chunks = np.concatenate([audio[LATE:], np.zeros(SAMPLES, np.float32)])[: calls * SAMPLES].reshape(
+            calls, SAMPLES
+        )
+        frames = np.concatenate(torch_stream(loaded, CHUNKS, list(chunks), names))
+        pieces, at = greedy(loaded, frames, names)
+        result = sherpa.get_result_all(stream)
+        assert [token.replace(" ", "▁") for token in result.tokens] == pieces
+        assert result.timestamps == pytest.approx([0.04 * (frame + 1) for frame in at], abs=1e-4)
+        heard = from_sherpa(result, folder, names, len(audio) / 16000)
+        assert (heard.raw, heard.tasks) == (loaded.tokenizer.decode(loaded_ids(loaded, pieces)), names)
+        assert heard.written[0].start == pytest.approx(0.04 * at[0]) and 0 < heard.written[0].confidence <= 1
+        written += len(pieces)
+    assert written > 10
+
+
+def loaded_ids(loaded, pieces):
+    return [loaded.tokenizer.processor.PieceToId(piece) for piece in pieces]
+
+
+def test_sherpa_decodes_streams_of_any_age_together(models):
+    _, folder = models("whisper-split")
+    sherpa = recognizer(folder, ALL)
+
+    def alone(audio):
+        stream = sherpa.create_stream()
+        stream.accept_waveform(16000, audio)
+        while sherpa.is_ready(stream):
+            sherpa.decode_stream(stream)
+        return sherpa.get_result_all(stream)
+
+    audio = [sound(20000, 1), sound(30000, 2)]
+    expected = [alone(item) for item in audio]
+    old, young = sherpa.create_stream(), sherpa.create_stream()
+    old.accept_waveform(16000, audio[0][: 2 * SAMPLES])
+    while sherpa.is_ready(old):
+        sherpa.decode_stream(old)
+    old.accept_waveform(16000, audio[0][2 * SAMPLES :])
+    young.accept_waveform(16000, audio[1])
+    while any(ready := [stream for stream in (old, young) if sherpa.is_ready(stream)]):
+        sherpa.decode_streams(ready)
+    for stream, other in zip((old, young), expected):
+        result = sherpa.get_result_all(stream)
+        assert result.tokens and (result.tokens, result.timestamps) == (other.tokens, other.timestamps)
+
+
+def test_sherpa_searches_with_a_beam(models):
+    sherpa = recognizer(models("whisper-split")[1], ("asr", "scd"), decoding_method="modified_beam_search")
+    stream = sherpa.create_stream()
+    stream.accept_waveform(16000, sound(20000, 3))
+    while sherpa.is_ready(stream):
+        sherpa.decode_stream(stream)
+    tokens = sherpa.get_result_all(stream).tokens
+    assert tokens and {token for token in tokens if token.startswith("[")} <= {"[SCD]"}
+
+
+def test_sherpa_online_readme_can_be_followed(models, tmp_path, monkeypatch, capsys):
+    soundfile.write(tmp_path / "call.wav", tones(20000), 16000)
+    loaded, _ = models("whisper-split")
+    done = run(
+        *("export", loaded.folder, "--output-dir", tmp_path / "out", "--for", "sherpa-onnx", "--form", "online"),
+        *("--chunk-ms", "320", "--left-chunks", "1", "--tasks", "asr,endp", "--float16"),
+    )
+    assert done.exit_code == 0 and "encoder: differs from torch by" in done.stdout, done.stderr
+    text = (tmp_path / "out" / "README.md").read_text()
+    code = re.search(r"Python:\n\n((?:    .*\n|\n)+)", text).group(1).replace("\n    ", "\n").strip()
+    monkeypatch.chdir(tmp_path / "out")
+    monkeypatch.setattr(soundfile, "read", lambda name, dtype, read=soundfile.read: read(tmp_path / name, dtype=dtype))
+    exec(code.replace("THIS_FOLDER", os.fspath(tmp_path / "out")), {})
+    assert '"tasks": ["asr", "endp"]' in capsys.readouterr().out and "chunks of 320 ms" in text
+
+
+@pytest.mark.parametrize(
+    ("case", "chunks", "reason"),
+    [
+        ("wav2vec2-layer", CHUNKS, "sherpa-onnx computes the log-mel of Whisper, and this encoder takes audio"),
+        ("whisper-finetune", CHUNKS, "a frame of the encoder lasts 20 ms, and in sherpa-onnx 40 ms"),
+        ("whisper-split", ChunkOptions(chunk_ms=330), "--chunk-ms=330: expected a multiple of 40 ms"),
+        ("whisper-split", ChunkOptions(left_chunks=-1), "--left-chunks=-1: a graph's caches cannot grow"),
+        ("whisper-split", ChunkOptions(chunk_ms=0), "--chunk-ms=0: streaming needs chunks"),
+    ],
+)
+def test_sherpa_refuses_streams_that_it_cannot_carry(exported, tmp_path, case, chunks, reason):
+    with pytest.raises(UserError, match=re.escape(reason)):
+        export_onnx(exported(case)[0], tmp_path / "out", ExportOptions(form="online", chunks=chunks))
+    assert not list(tmp_path.iterdir())
+
+
+def test_sherpa_online_needs_chunks():
+    for options in ({"form": "online"}, {"form": "ctc", "chunks": CHUNKS}):
+        with pytest.raises(UserError, match="chunks: for sherpa-onnx, needed with form online"):
+            ExportOptions(**options)
