@@ -21,6 +21,7 @@ from tokenverse_pp.cli.groups import quieten, report_errors
 from tokenverse_pp.data.access import allow_sources, check_access
 from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, Unknown, Usable, check_recording
 from tokenverse_pp.data.distributed import DistributedContext, start_distributed, stop_distributed
+from tokenverse_pp.data.editing.stats import corpus_names
 from tokenverse_pp.data.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.data.samplers import TrainSampler, load_cuts, open_rounds, open_source, paired_limits
 from tokenverse_pp.data.tokenizer import Tokenizer
@@ -83,7 +84,10 @@ def train(config: Config, world: DistributedContext) -> Path:
     # Batches: which cuts are used, and in which order.
     t = config.tasks
     activation = Activation(t.activation, t.activation_prob, config.training.seed, t.paired)
-    dataset = TransducerDataset(tasks, tokenizer, activation, config.data.stored_features, training_chunks(config))
+    files = corpus_names(config.data.train)
+    dataset = TransducerDataset(
+        tasks, tokenizer, activation, config.data.stored_features, training_chunks(config), files
+    )
     usable = Usable(
         dataset,
         make_frames_of(model.encoder),
