@@ -16,7 +16,6 @@ from typing import Dict, Tuple
 
 import click
 
-from tokenverse_pp.base.files import write_text
 from tokenverse_pp.base.languages import match_language
 
 LANGUAGES = ("cs", "en", "es", "fr", "it", "nl", "ru")
@@ -29,12 +28,12 @@ PER_MILLION = 1e6
 @click.option("--most", type=click.IntRange(min=1), default=100_000, show_default=True, help="Words of a language.")
 def main(folder: Path, languages: str, most: int) -> None:
     """See the module's docstring."""
-    # Each list is whole or not there: a folder of lists that was cut short would be used without a word.
+    folder.mkdir(parents=True, exist_ok=True)
     for code in dict.fromkeys(map(code_of_words, languages.split(","))):
         path = folder / f"{code}.tsv"
         words = frequent_words(code, most)
         text = "".join(f"{word}\t{frequency * PER_MILLION:.4g}\n" for word, frequency in words.items())
-        write_text(path, text)
+        path.write_text(text, encoding="utf-8")
         click.echo(f"{path}: {len(words)} words")
 
 
