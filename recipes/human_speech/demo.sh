@@ -41,7 +41,8 @@ step "3/5 training: words and languages are known, three tasks are new; no corpu
 rm -rf $exp
 mkdir -p $exp
 python $here/without_tasks.py $packaged $exp/start --keep asr,lid
-tokenverse-pp manifest subset $data/cuts_dev.jsonl.gz $exp/cuts_dev.jsonl.gz --cuts 120 --random
+# tuxpaint is labelled for none of the new tasks.
+tokenverse-pp manifest subset $data/cuts_dev.jsonl.gz $exp/cuts_dev.jsonl.gz --corpus asterisk --corpus fillets --cuts 60 --random
 python recipes/train.py --config $here/conf/base.yaml --config $here/conf/tokenverse_pp.yaml --config $here/conf/whole.yaml \
     --training.init_from $exp/start --data.train "[$data/cuts_train.jsonl.gz]" --data.valid "[$exp/cuts_dev.jsonl.gz]" \
     --tasks.activation labelled --model.streaming.chunk_ms "[]" --data.max_duration 30 --data.num_workers 1 \

@@ -97,7 +97,7 @@ def test_last_screen_has_every_number_from_a_file(demo, tmp_path):
 
 
 @pytest.mark.parametrize("code", ["binary", "centred"])
-def test_a_model_without_tasks_hears_what_it_heard_with_them_off(without_tasks, tiny_corpus, tmp_path, code):
+def test_a_model_without_tasks_hears_what_it_heard_with_them_on(without_tasks, tiny_corpus, tmp_path, code):
     old = write_model(tiny_corpus, tmp_path / "old", model__vectors__code=code)
     weights = load_file(old / "model.safetensors")
     weights["feature_vectors.table"] = torch.randn(weights["feature_vectors.table"].shape)
@@ -111,7 +111,7 @@ def test_a_model_without_tasks_hears_what_it_heard_with_them_off(without_tasks, 
     audio = load_inputs(read_cuts(tiny_corpus, "test")[0])[None]
     lens = torch.tensor([audio.shape[1]])
     for lid in (0.0, 1.0):
-        masks = [[1.0, 0.0, 0.0, 0.0, lid], [1.0, lid]]
+        masks = [[1.0, 1.0, 1.0, 1.0, lid], [1.0, lid]]
         heard = [
             Recognizer(bundle, DecodeOptions()).encode(audio, lens, torch.tensor([mask]), False, None)[0]
             for bundle, mask in zip((before, after), masks)
