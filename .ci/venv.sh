@@ -55,8 +55,17 @@ if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/nu
     "$python" -m venv "$venv"
 fi
 
-pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
-export PIP_PROGRESS_BAR=off PIP_ROOT_USER_ACTION=ignore
+# One line a package, as it is fetched; errors and warnings as they are. (sh has no pipefail: the status goes by a file.)
+pip() {
+    failed=$(mktemp)
+    { "$venv/bin/python" -m pip --disable-pip-version-check "$@" || echo "$?" >"$failed"; } |
+        sed -n 's/^Collecting \([^ ]*\).*/  \1/p; /^Installing collected/s/:.*/ .../p; /^Building wheel/p'
+    code=$(cat "$failed")
+    rm -f "$failed"
+    return "${code:-0}"
+}
+export PIP_PROGRESS_BAR=off PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
+echo "installing the packages of requirements.txt in $venv: 1 to 3 minutes, 2.5 GB" >&2
 pip install --upgrade pip
 
 install_torch() {

@@ -153,7 +153,7 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedCont
         write_report(folder / REPORT, cuts, outcome.records, scores, outcome.failures, loaded.tasks, corpora, page)
     parts.remove()
     click.echo(score_table(scores))
-    print_speed(outcome.speed)
+    print_speed(outcome.speed, options.stored_features)
     # Conversations say more than single turns.
     show_examples(sorted(decoded, key=lambda cut: -len(cut.supervisions))[: given["show"]], hyps, loaded.tasks)
     click.echo(f"hypotheses: {folder / 'hyps.jsonl'}\nscores: {folder / 'scores.json'}")
@@ -206,14 +206,15 @@ def write(folder: Path, outcome: Outcome, scores: Mapping[str, Any]) -> None:
     write_json(folder / "scores.json", scores)
 
 
-def print_speed(speed: Mapping[str, Any]) -> None:
-    """Real-time factor by the clock, and of each process."""
+def print_speed(speed: Mapping[str, Any], stored_features: bool) -> None:
+    """Real-time factor by the clock, and of each process; with stored features it is without the pretrained encoder."""
     lines = [("", speed)]
     if len(speed["ranks"]) > 1:
         lines += [(f"  process {rank}: ", part) for rank, part in enumerate(speed["ranks"])]
     for name, part in lines:
         took = f"{part['audio_seconds']:.0f} s of audio in {part['wall_seconds']:.1f} s"
-        click.echo(f"{name}{took} (real-time factor {part['rtf']:.4f})")
+        without = ", without the encoder of the stored features" if stored_features else ""
+        click.echo(f"{name}{took} (real-time factor {part['rtf']:.4f}{without})")
 
 
 def show_examples(cuts: Sequence[Cut], hyps: Mapping[str, Any], tasks: TaskSet) -> None:

@@ -164,6 +164,16 @@ def test_marks_of_passes_are_kept_in_custom_fields():
     assert draw_id(padded) == padded.id
 
 
+def test_cuts_that_name_no_corpus_are_counted_by_their_file(tokenizer):
+    named, other = (make_cut(name, TURNS[1:], TASKS.names, duration=2.0) for name in "ab")
+    named.custom["corpus"] = "mine"
+    files = TransducerDataset(TASKS, tokenizer, Activation(), files=["calls", "sentences"])
+    found = [files.corpus_of(marked(cut, file, 3)) for cut in (named, other) for file in (0, 1)]
+    assert found == ["mine", "mine", "calls", "sentences"]
+    assert files.corpus_of(marked(other, 0, 0)) == "calls"
+    assert TransducerDataset(TASKS, tokenizer, Activation()).corpus_of(marked(other, 1, 0)) == "-"
+
+
 def test_repeats_draw_their_own_chunks_too(tokenizer, monkeypatch):
     monkeypatch.setattr("tokenverse_pp.data.dataset.load_inputs", lambda *arguments, **options: torch.zeros(8))
     asked = []

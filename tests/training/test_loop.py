@@ -50,6 +50,19 @@ def test_final_model_is_the_mean_of_the_last_checkpoints(tiny_corpus, tmp_path):
         assert torch.allclose(found[key], (last[0][key] + last[1][key]) / 2)
 
 
+def test_what_a_run_starts_from_is_scored_once(tiny_corpus, tmp_path):
+    def validated(steps):
+        started = trainer(tiny_corpus, tmp_path, training__max_steps=steps, training__valid_first=True)
+        asked = []
+        started.validator = lambda model: asked.append(started.step) or {"loss": 1.0, "wer": 1.0}
+        run(started)
+        assert asked[-1] == steps  # of the final model
+        return [record["step"] for record in read_log(tmp_path / "log.jsonl") if record["kind"] == "valid"]
+
+    assert validated(2) == [0, 2]
+    assert validated(3) == [0, 2, 3]  # not again after a resume
+
+
 def test_run_without_cuts_is_refused(tiny_corpus, tmp_path):
     with pytest.raises(UserError, match="no cut is left"):
         run(trainer(tiny_corpus, tmp_path, wanted=lambda cut: False))

@@ -156,6 +156,18 @@ def test_rows_of_the_extended_model(corpus, tmp_path):
         assert torch.equal(after[table][[0, 1, 4]], before[table]) and not after[table][2:4].any()
 
 
+def test_weights_of_half_precision_are_extended(corpus, tmp_path):
+    save_old(corpus, tmp_path / "old", model__vectors__placement="both")
+    path = tmp_path / "old" / "model.safetensors"
+    halved = {name: value.half() if value.is_floating_point() else value for name, value in load_file(path).items()}
+    save_file(halved, path)
+    (tmp_path / "old" / "checksums.json").unlink(missing_ok=True)
+    new, added = extend(corpus, tmp_path / "old", model__vectors__placement="both")
+    found = new.model.state_dict()["feature_vectors.table"]
+    assert added == ["task endp", "task ner", *ADDED] and found.dtype == torch.float32
+    assert torch.equal(found[[0, 1, 4]], halved["feature_vectors.table"].float())
+
+
 @given(st.lists(st.sampled_from("abcdefg"), unique=True, max_size=6), st.integers(0, 2**6 - 1))
 def test_combinations_keep_their_rows(others, chosen):
     old = ["asr", *(name for i, name in enumerate(others) if chosen >> i & 1)]

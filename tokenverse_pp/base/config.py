@@ -450,6 +450,8 @@ class TrainingConfig:
     """Steps between two log lines."""
     valid_every: int = at_least(1, 500)
     """Steps between two validations."""
+    valid_first: bool = False
+    """Validate before the first step too: the scores of what the run starts from."""
     save_every: int = at_least(1, 500)
     """Steps between two checkpoints."""
     keep_last: int = at_least(1, 5)

@@ -37,7 +37,7 @@ FEATURES = "encoder_features"  # cut.custom key of the stored features at the se
 NAMED = 5  # characters and cut ids that a message lists
 # cut.custom key: file of data.train, and earlier passes through it in this epoch; absent where both are 0
 PASS = "pass_of_epoch"
-NO_CORPUS = "-"  # for cuts without a custom field "corpus"
+NO_CORPUS = "-"  # for cuts without a custom field "corpus" where their file is not known either
 TARGET = "_tokenverse_target"  # attribute of a cut (no field: not written to manifests), see `TransducerDataset.keep`
 Batch = Dict[str, Any]
 
@@ -124,6 +124,7 @@ class TransducerDataset(Dataset):
         chunks: draws the chunks of a batch, and of its stored features, from its cut ids and the epoch
             (`tokenverse_pp.training.validation`). None: full context.
         augment: loads the audio of a cut, changed, in an epoch (`tokenverse_pp.data.augment`); None: as it is.
+        files: a name for each file of data.train, by which the log counts cuts without a custom field ``corpus``.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class TransducerDataset(Dataset):
         stored_features: bool = False,
         chunks: Optional[Callable[[Sequence[str], int], Optional[ChunkOptions]]] = None,
         augment: Optional[Callable[[Cut, int], torch.Tensor]] = None,
+        files: Sequence[str] = (),
     ):
         self.tasks = tasks
         self.tokenizer = tokenizer
@@ -141,6 +143,7 @@ class TransducerDataset(Dataset):
         self.stored_features = stored_features
         self.chunks = chunks
         self.augment = augment
+        self.files = list(files)
         self.epoch = 0
         self.access = current_access()  # of sources, for worker processes
         self.key = uuid.uuid4().hex  # the same in worker processes
@@ -171,11 +174,17 @@ class TransducerDataset(Dataset):
             "tokens": tokens,
             "token_lens": token_lens,
             "cut_ids": [cut.id for cut in items],
-            "corpora": [str((cut.custom or {}).get("corpus", NO_CORPUS)) for cut in items],
+            "corpora": [self.corpus_of(cut) for cut in items],
             "durations": [float(cut.duration) for cut in items],
             "seconds": float(sum(cut.duration for cut in items)),
             "chunks": chunks,
         }
+
+    def corpus_of(self, cut: Cut) -> str:
+        """The corpus that a cut names, or else the name of its file (`marked` says which one that is)."""
+        custom = cut.custom or {}
+        file = int(str(custom.get(PASS, "0")).partition(".")[0])
+        return str(custom.get("corpus", self.files[file] if self.files else NO_CORPUS))
 
     def target(self, cut: Cut, active: Sequence[str]) -> torch.Tensor:
         """Token ids (U,) of a cut with the tokens of the active tasks only.

@@ -18,6 +18,7 @@ from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.augment import Augmentation
 from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, Unknown, Usable, check_recording
 from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.editing.stats import corpus_names
 from tokenverse_pp.data.labels import find_problems, labelled_cut, labelled_tasks
 from tokenverse_pp.data.lines import name_hash
 from tokenverse_pp.data.manifests import ManifestRow, read_rows, reading_bar
@@ -66,7 +67,9 @@ def make_inputs(
     augmentation = Augmentation(config.data.augment, config.training.seed) if config.data.augment.enabled else None
     sound, speed = (augmentation.load, augmentation.change_speed) if augmentation else (None, None)
     chunks = training_chunks(config)
-    dataset = TransducerDataset(tasks, tokenizer, activation, bool(config.data.stored_features), chunks, sound)
+    files = corpus_names(config.data.train)
+    stored = bool(config.data.stored_features)
+    dataset = TransducerDataset(tasks, tokenizer, activation, stored, chunks, sound, files)
     usable = Usable(
         dataset,
         make_frames_of(encoder),

@@ -96,6 +96,8 @@ class Trainer:
                 self.say(line)
         log = RunLog(self.exp_dir, self.step) if self.world.is_first else None
         bar = tqdm(total=t.max_steps, initial=self.step, unit="step", disable=None if self.world.is_first else True)
+        if t.valid_first and self.validator and self.step == 0:
+            self.validate(log)
         self.meter.start_over()
         for place, batches in self.draw():
             self.train_step(place, batches)

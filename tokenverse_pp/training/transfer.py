@@ -298,7 +298,7 @@ def extended_state(
                 if key not in fits:
                     continue
                 kept = old_rows >= 0 if keep_new else (old_rows >= 0) & ~is_new
-                rows[kept] = state[key][old_rows[kept]]
+                rows[kept] = state[key][old_rows[kept]].to(rows.dtype)  # packaged weights are fp16
             out[key] = rows
     return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from corpus.packages import LICENCES
@@ -10,9 +11,10 @@ from corpus.split import SPLITS
 
 
 def licence_lines(licence_files: Sequence[str], corpora: Sequence[str]) -> List[str]:
-    """One line per corpus with its licence, then where the packages' own licence texts are."""
-    lines = [f"licence of {corpus}: {LICENCES[corpus]}" for corpus in sorted(corpora)]
-    return lines + [f"licence text: {file}" for file in licence_files]
+    """One line: the licence of each corpus, and the folder of the packages' own licence texts."""
+    folders = sorted({str(Path(file).parent) for file in licence_files})
+    named = ", ".join(f"{corpus} {LICENCES[corpus]}" for corpus in sorted(corpora))
+    return [f"licences: {named}; texts: {', '.join(folders)}"]
 
 
 def hour_lines(cuts: Mapping[str, Sequence[Any]]) -> List[str]:

@@ -1,0 +1,136 @@
+"""recipes/human_speech/demo.py and without_tasks.py: what `make demo` starts from, and what it shows."""
+
+import doctest
+import json
+import os
+import re
+
+import click.testing
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from scripts import ROOT, load_script
+from tiny_models import write_model
+from toy_runs import read_cuts
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import DecodeOptions
+from tokenverse_pp.data.dataset import load_inputs
+from tokenverse_pp.decoding.recognizer import Recognizer
+from tokenverse_pp.models.bundle import load_model
+
+FOLDER = ROOT / "recipes" / "human_speech"
+PACKAGED = ROOT / "tokenverse_pp" / "pretrained" / "human_speech"
+STARTED = {"kind": "valid", "step": 0, "loss": 1.0, "wer": 0.5, "scd_f1": 0.0, "lid_accuracy": 0.99}
+LATER = {**STARTED, "step": 20, "wer": 0.45, "scd_f1": 0.75}
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_script(FOLDER / "demo.py", "human_speech_demo")
+
+
+@pytest.fixture(scope="module")
+def without_tasks():
+    return load_script(FOLDER / "without_tasks.py", "human_speech_without_tasks")
+
+
+def write_log(folder, *records):
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def watched(demo, folder, output):
+    """What `watch` prints for a run that has written ``output`` and ended."""
+    source, sink = os.pipe()
+    os.write(sink, output)
+    os.close(sink)
+    runner = click.testing.CliRunner()
+    with runner.isolation() as streams:
+        try:
+            demo.draw_run(folder, source)
+        finally:
+            os.close(source)
+        return streams[0].getvalue().decode()
+
+
+def test_each_validation_is_a_line_of_bars(demo, tmp_path):
+    write_log(tmp_path, STARTED, {"kind": "train", "step": 5, "pruned": 0.5, "speed": 20.0}, LATER)
+    (tmp_path / "model").mkdir()
+    head, first, last = watched(demo, tmp_path, b"tasks asr, scd\n").splitlines()
+    assert "words" in head and "speaker changes" in head
+    assert first.split()[1:] == ["0", "█████", "50.0%", "0.0%", "█████████▉", "99.0%"]
+    assert last.split()[1:] == ["20", "█████▌", "55.0%", "███████▌", "75.0%", "█████████▉", "99.0%"]
+    assert first.index("99.0%") == last.index("99.0%") and head.index("language") == last.rindex("█████████▉")
+    assert (tmp_path / "train.log").read_bytes() == b"tasks asr, scd\n"
+
+
+def test_a_run_that_stops_says_why(demo, tmp_path):
+    with pytest.raises(UserError, match=r"error: --optim\.lr: no"):
+        watched(demo, tmp_path, b"error: --optim.lr: no\n")
+
+
+def test_helpers_do_what_their_examples_say(demo):
+    assert doctest.testmod(demo).failed == 0
+
+
+def test_last_screen_has_every_number_from_a_file(demo, tmp_path):
+    runner = click.testing.CliRunner()
+    missing = runner.invoke(demo.main, ["scores", str(tmp_path)])
+    assert missing.exit_code == 2 and "holds no validation" in missing.output
+    write_log(tmp_path, STARTED, LATER)
+    speed = {"audio_seconds": 100.0, "wall_seconds": 6.0, "rtf": 0.06}
+    for name, wer in (("decode", 0.441), ("decode_words", 0.335)):
+        (tmp_path / name).mkdir()
+        found = {"wer": {"all": {"wer": wer}}, "scd": {"text": {"f1": 0.918}}, "utterances": 608, "speed": speed}
+        (tmp_path / name / "scores.json").write_text(json.dumps(found), encoding="utf-8")
+    done = runner.invoke(demo.main, ["scores", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    table = [re.split(r" {2,}", line) for line in done.output.splitlines() if line]
+    lines = {name: cells for name, *cells in table}
+    assert lines["before training"][:2] == ["50.0", "0.0"] and lines["after 20 steps"][:2] == ["45.0", "75.0"]
+    assert lines["this model"][:2] == ["44.1", "91.8"] and lines["this model and lists of words"][0] == "33.5"
+    recorded = json.loads((FOLDER / "baselines" / "results.json").read_text(encoding="utf-8"))["scores"]["systems"]
+    known = f"{100 * recorded['whisper_given']['wer']['all']['wer']:.1f}"
+    assert lines["Whisper-base, told the language *"] == [known, "-", "-", "-", "-"]
+    assert "real-time factor 0.060" in done.output and str(tmp_path / "decode_words" / "report.html") in done.output
+    assert len([line for line in done.output.partition("Next:")[2].splitlines() if line.startswith("  ")]) == 3
+
+
+@pytest.mark.parametrize("code", ["binary", "centred"])
+def test_a_model_without_tasks_hears_what_it_heard_with_them_on(without_tasks, tiny_corpus, tmp_path, code):
+    old = write_model(tiny_corpus, tmp_path / "old", model__vectors__code=code)
+    weights = load_file(old / "model.safetensors")
+    weights["feature_vectors.table"] = torch.randn(weights["feature_vectors.table"].shape)
+    save_file(weights, old / "model.safetensors")
+    (old / "checksums.json").unlink()
+    assert without_tasks.write_without_tasks(old, tmp_path / "new", ["asr", "lid"]) == ["scd", "endp", "ner"]
+    before, after = (load_model(folder) for folder in (old, tmp_path / "new"))
+    pieces = [bundle.tokenizer.pieces(range(bundle.tokenizer.vocab_size)) for bundle in (before, after)]
+    kept = [number for number, piece in enumerate(pieces[0]) if piece not in ("[SCD]", "[ENDP]", "[NE]", "[/NE]")]
+    assert list(after.tasks.names) == ["asr", "lid"] and [pieces[0][number] for number in kept] == pieces[1]
+    audio = load_inputs(read_cuts(tiny_corpus, "test")[0])[None]
+    lens = torch.tensor([audio.shape[1]])
+    for lid in (0.0, 1.0):
+        masks = [[1.0, 1.0, 1.0, 1.0, lid], [1.0, lid]]
+        heard = [
+            Recognizer(bundle, DecodeOptions()).encode(audio, lens, torch.tensor([mask]), False, None)[0]
+            for bundle, mask in zip((before, after), masks)
+        ]
+        assert torch.allclose(*heard, atol=1e-4)
+    for name in ("joiner.output.weight", "predictor.embedding.weight", "simple_lm.bias"):
+        assert torch.equal(after.model.state_dict()[name], before.model.state_dict()[name][kept])
+
+
+def test_the_packaged_model_can_lose_tasks(without_tasks, tmp_path):
+    without_tasks.write_without_tasks(PACKAGED, tmp_path / "start", ["asr", "lid"])
+    weights = load_file(tmp_path / "start" / "model.safetensors")
+    assert weights["joiner.output.weight"].shape == (496, 256) and weights["feature_vectors.table"].shape == (2, 512)
+    old = load_file(PACKAGED / "model.safetensors")
+    assert torch.equal(weights["predictor.conv.weight"], old["predictor.conv.weight"])
+
+
+@pytest.mark.parametrize("keep", [["lid"], ["asr", "no"], ["asr", "scd", "endp", "ner", "lid"]])
+def test_what_cannot_be_taken_out_is_refused(without_tasks, tmp_path, keep):
+    with pytest.raises(UserError, match="expected asr and some of the tasks"):
+        without_tasks.write_without_tasks(PACKAGED, tmp_path / "start", keep)
+    assert not (tmp_path / "start").exists()
