@@ -25,7 +25,7 @@ from tokenverse_pp.base.errors import UserError
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 # Parameters from which a model gets more than one CPU thread. In smaller ones an operation is so short that threads
-# wait for each other most of the time: on two cores that others used too, the toy took 4.5 to 5.6 times as long with two.
+# wait for each other most of the time: on two busy cores the toy took 4.5 to 5.6 times as long with two threads.
 LARGE = 50_000_000
 
 
