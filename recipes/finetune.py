@@ -36,6 +36,7 @@ from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.cli.manifest_import import OPTIONS, options_of
 from tokenverse_pp.data.editing.split import KeyRule, split_manifest
 from tokenverse_pp.data.importing.run import import_manifest
+from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.manifests import read_cuts
 
 log = logging.getLogger("tokenverse_pp.recipes.finetune")
@@ -81,9 +82,12 @@ def main(context: click.Context, output_dir: Path, model: str, by: str, **given:
     cuts = {name: list(read_cuts(path)) for name, path in files.items()}
     for name, found in cuts.items():
         click.echo(f"{name}: {len(found)} cuts, {sum(cut.duration for cut in found) / 60:.1f} minutes")
-    click.echo("\nscores before, on the test set:")
+    # A model with task vectors learns for the tasks that are active: with others beside them it is nearly as it was.
+    labelled = {name for part in cuts.values() for cut in part for name in labelled_tasks(cut)}
+    tasks = ",".join(name for name in source.tasks.names if name in labelled)
+    click.echo(f"\nscores before, on the test set, tasks {tasks}:")
     test, device = str(files["test"]), "cuda" if torch.cuda.is_available() else "cpu"
-    decoding = ["--cuts", test, "--precision", precision_of(device)]
+    decoding = ["--cuts", test, "--precision", precision_of(device), "--tasks", tasks]
     decode_into(output_dir / "before", ["--model", model, *decoding])
     options = [*options[: -len(context.args) or None], *run_options(source, cuts, device), *context.args]
     click.echo(f"\ntraining, as by: python recipes/train.py {shlex.join(options)}\n")
@@ -93,7 +97,7 @@ def main(context: click.Context, output_dir: Path, model: str, by: str, **given:
     click.echo("\nbefore (A) and after (B), on the test set:")
     hyps = [str(output_dir / name / "hyps.jsonl") for name in ("before", "after")]
     compare.main([*hyps, "--cuts", test], standalone_mode=False)
-    click.echo(f"\nmodel: {output_dir}\n    tokenverse-pp transcribe FILE --model {output_dir}")
+    click.echo(f"\nmodel: {output_dir}\n    tokenverse-pp transcribe FILE --model {output_dir} --tasks {tasks}")
 
 
 def training_options(folder: Path, model: str) -> List[str]:

@@ -97,9 +97,12 @@ def train(config: Config, world: DistributedContext) -> Path:
     trainer = Trainer(config, model, dataset, inputs.sampler, validator, world, before)
     trainer.start(start, source)
     inputs.unknown_in_valid.finish("data.valid", log.info)
-    log.info(f"input: {'stored features' if config.data.stored_features else 'audio'}; {threads}")
     size = f"{trainer.trained / 1e6:.2f} M" if trainer.trained >= 1e4 else str(trainer.trained)
-    log.info(f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {size} trained parameters")
+    read = "stored features" if config.data.stored_features else "audio"
+    log.info(
+        f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {size} trained parameters; "
+        f"input: {read}; {threads}"
+    )
     folder = trainer.run()
     log.info(f"model: {folder}")
     return folder

@@ -138,7 +138,8 @@ def test_command_line_and_a_whole_run_give_the_losses_of_audio(train_script, tin
         options = toy_options(tiny_corpus, exp_dir, **frozen, training__max_steps=4, training__valid_every=4, **changes)
         done = call(train_script.main, *options)
         assert done.code == 0, done.stderr
-        assert f"input: {'audio' if name == 'audio' else 'stored features'}" in done.stderr  # data.stored_features: null
+        found = "stored features" if name == "stored" else "audio"  # data.stored_features: null
+        assert f"input: {found}" in done.stderr
         numbers = [r for r in read_log(exp_dir / "log.jsonl") if r["kind"] in ("train", "valid")]
         runs[name] = [{k: r[k] for k in r if k not in ("kind", "speed", "data_wait")} for r in numbers]
     assert len(runs["audio"]) == 5

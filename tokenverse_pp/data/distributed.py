@@ -1,7 +1,7 @@
 """DistributedContext: the process group, rank, device and reductions; the same code runs in one process.
 
-Also the sharded models of ``training.strategy: fsdp`` (`DistributedContext.shard`), and their tensors; and the number of
-CPU threads of a process (`set_threads`).
+Also the sharded models of ``training.strategy: fsdp`` (`DistributedContext.shard`), and their tensors; and the number
+of CPU threads of a process (`set_threads`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tokenverse_pp.base.errors import UserError
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
-# Parameters from which a model gets more than one CPU thread. In smaller ones an operation is so short that threads wait
-# for each other most of the time: on two cores that others use too, the toy trains 5 to 8 times slower with two threads.
+# Parameters from which a model gets more than one CPU thread. In smaller ones an operation is so short that threads
+# wait for each other most of the time: on two busy cores the toy took 4.5 to 5.6 times as long with two threads.
 LARGE = 50_000_000
 
 

@@ -464,7 +464,7 @@ class TrainSampler:
         wanted: a predicate for cuts that can be used.
         looked: called after ``wanted`` has seen the first cuts (`look`), and after each round.
         tokens_of: the number of target tokens of a cut; needed with ``config.max_batch_tokens``.
-        change: changes a cut in an epoch, before ``wanted`` sees it; None: cuts stay as they are.
+        change: called with a cut and its ``epoch``, gives the cut that ``wanted`` sees; None: cuts stay as they are.
     """
 
     def __init__(
@@ -476,7 +476,7 @@ class TrainSampler:
         wanted: Callable[[Cut], bool] = bool,
         looked: Callable[[], None] = lambda: None,
         tokens_of: Optional[Callable[[Cut], int]] = None,
-        change: Optional[Callable[[Cut, int], Cut]] = None,
+        change: Optional[Callable[..., Cut]] = None,
     ):
         self.rounds = rounds
         self.config = config

@@ -132,7 +132,7 @@ class Stepper:
             with naming_memory(batch), no_sync(self.model, wait=i + 1 < len(batches)):
                 batch = to_device(batch, self.world.device)
                 with autocast(self.world.device, c.training.precision):
-                    losses = forward(self.model, batch, c.data.stored_features)
+                    losses = forward(self.model, batch, bool(c.data.stored_features))
                 simple, pruned, ctc = losses.simple.sum(), losses.pruned.sum(), losses.ctc.sum()
                 total = simple_scale * simple + pruned_scale * pruned + ctc_scale * ctc
                 self.scaler.scale(total).backward()
@@ -309,7 +309,7 @@ def run_largest(model: nn.Module, batch: Batch, config: Config, world: Distribut
     scaler = grad_scaler(world.device, config.training.precision)
     moved = to_device(batch, world.device)
     with autocast(world.device, config.training.precision):
-        losses = forward(model, moved, config.data.stored_features)
+        losses = forward(model, moved, bool(config.data.stored_features))
     scaler.scale((losses.simple + losses.pruned + losses.ctc).sum()).backward()
 
 

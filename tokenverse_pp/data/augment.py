@@ -1,0 +1,133 @@
+"""Augmentation of the audio of training cuts (``data.augment``) with lhotse's transforms.
+
+What a cut gets depends on the seed, the epoch and the cut (`draw_id`) alone: it is the same for any number of ranks and
+workers, and after a resume. The speed is changed before the sampler sees the cut, since batches are made by durations;
+the rest when the audio is loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import random
+from functools import cache
+from typing import Callable, List
+
+import numpy as np
+import soundfile
+import torch
+from lhotse import Recording
+from lhotse.augmentation import get_or_create_resampler
+from lhotse.cut import Cut
+
+from tokenverse_pp.base.config import AugmentConfig
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.dataset import SAMPLING_RATE, TARGET, check_recording, draw_id, load_inputs
+from tokenverse_pp.data.samplers import load_cuts
+
+GENERATED = "generated"  # stands for a manifest
+COLOURS = {"white": 0.0, "pink": 1.0, "brown": 2.0}  # power falls with frequency to this power
+NOISE_SECONDS = 60
+ROOMS = 40
+T60 = (0.2, 0.8)  # seconds in which the sound of a generated room falls by 60 dB
+DIRECT = (-3.0, 12.0)  # dB of the direct sound over the reverberation
+TELEPHONE = 8000  # Hz
+
+
+class Augmentation:
+    """Changes cuts.
+
+    Args:
+        config: which changes; their order is that of its fields.
+        seed: of all that is drawn.
+
+    Raises:
+        UserError: naming the option and the manifest or cut that cannot be used.
+    """
+
+    def __init__(self, config: AugmentConfig, seed: int):
+        self.config = config
+        self.seed = seed
+        self.rooms = [cut.recording for cut in _sounds(config.rooms, "rooms", generated_rooms)]
+        self.noise = _sounds(config.noise, "noise", generated_noise)
+
+    def change_speed(self, cut: Cut, epoch: int) -> Cut:
+        """The cut at a speed that is drawn, with another duration and the same id."""
+        speed = self._draws("speed", cut, epoch).choice(self.config.speed) if self.config.speed else 1.0
+        return cut if speed == 1.0 else cut.perturb_speed(speed, affix_id=False)
+
+    def load(self, cut: Cut, epoch: int) -> torch.Tensor:
+        """The audio (S,) of a cut with the other changes; raises UserError as `load_inputs` does."""
+        c, rng, length = self.config, self._draws("sound", cut, epoch), cut.num_samples
+        cut = copy.copy(cut)
+        vars(cut).pop(TARGET, None)  # lhotse would take it for a field of the cut
+        if self.rooms and rng.random() < c.room_prob:
+            cut = cut.reverb_rir(rng.choice(self.rooms), affix_id=False)
+        if self.noise and rng.random() < c.noise_prob:
+            noise = rng.choice(self.noise)
+            spare = cut.duration - noise.duration
+            if spare < 0:
+                noise = noise.truncate(offset=rng.uniform(0, -spare), duration=cut.duration)
+            at = rng.uniform(0, max(0.0, spare))
+            cut = cut.mix(noise, offset_other_by=at, snr=rng.uniform(*c.noise_snr), preserve_id="left")
+        samples = load_inputs(cut)[:length]  # noise may end a sample later
+        if rng.random() < c.telephone_prob:  # not by `Cut.resample`, which needs torchaudio or scipy
+            low = get_or_create_resampler(SAMPLING_RATE, TELEPHONE)(samples[None])
+            samples = get_or_create_resampler(TELEPHONE, SAMPLING_RATE)(low)[0, :length]
+        return samples * 10 ** (rng.uniform(*c.volume_db) / 20) if c.volume_db else samples
+
+    def _draws(self, what: str, cut: Cut, epoch: int) -> random.Random:
+        return random.Random(hashlib.sha256(f"{what}/{self.seed}/{epoch}/{draw_id(cut)}".encode()).digest())
+
+
+def _sounds(paths: List[str], option: str, generate: Callable[[], List[Cut]]) -> List[Cut]:
+    """The cuts of manifests, without their supervisions; raises UserError."""
+    found: List[Cut] = []
+    for path in paths:
+        if path == GENERATED:
+            found += generate()
+            continue
+        for cut in load_cuts([path], f"data.augment.{option}"):
+            try:
+                check_recording(cut)
+            except UserError as error:
+                raise UserError(f"--data.augment.{option}: {path}: {error}") from None
+            if option == "rooms" and not hasattr(cut, "recording"):
+                raise UserError(f"--data.augment.rooms: {path}: cut {cut.id}: expected one recording, found a mix")
+            found.append(cut.drop_supervisions())
+    return found
+
+
+@cache
+def generated_noise() -> List[Cut]:
+    """A minute each of white, pink and brown noise: spectral density proportional to f ** -exponent above 20 Hz."""
+    size, found = NOISE_SECONDS * SAMPLING_RATE, []
+    for name, exponent in COLOURS.items():
+        spectrum = np.fft.rfft(np.random.default_rng(int(exponent)).standard_normal(size))
+        spectrum *= np.maximum(np.fft.rfftfreq(size, 1 / SAMPLING_RATE), 20.0) ** (-exponent / 2)
+        found.append(_in_memory(name, np.fft.irfft(spectrum, size)))
+    return found
+
+
+@cache
+def generated_rooms() -> List[Cut]:
+    """Impulse responses after Polack's model: the direct sound, then noise that decays exponentially."""
+    found = []
+    for number in range(ROOMS):
+        rng = np.random.default_rng(number)
+        t60 = rng.uniform(*T60)
+        times = np.arange(int(t60 * SAMPLING_RATE)) / SAMPLING_RATE
+        tail = rng.standard_normal(len(times)) * 10 ** (-3 * times / t60)
+        tail[: int(0.002 * SAMPLING_RATE)] = 0.0  # no wall is nearer
+        tail *= np.sqrt(10 ** (-rng.uniform(*DIRECT) / 10) / np.sum(tail**2))
+        tail[0] = 1.0
+        found.append(_in_memory(f"room{number}", tail))
+    return found
+
+
+def _in_memory(name: str, samples: np.ndarray) -> Cut:
+    """Samples (S,) at 16 kHz as a cut whose recording is in memory."""
+    file = io.BytesIO()
+    soundfile.write(file, samples / np.abs(samples).max(), SAMPLING_RATE, format="WAV", subtype="FLOAT")
+    return Recording.from_bytes(file.getvalue(), recording_id=name).to_cut()
