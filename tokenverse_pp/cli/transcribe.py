@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Deque, Mapping, Optional, Tuple
 
 import click
+from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.options import TranscribeOptions
@@ -120,8 +121,6 @@ def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
 def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOptions) -> bool:
     """Transcribe and write; returns whether all inputs were transcribed."""
     # torch and lhotse take seconds to import: not for `--help`, nor for a wrong option.
-    from tqdm import tqdm
-
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
     from tokenverse_pp.cli.transcribing import NamedRecording, Output, are_several, sources
