@@ -60,7 +60,12 @@ def test_imports(tmp_path):
 
 
 def test_corpora_in_miniature(tmp_path):
-    assert_as_frozen(oracles.corpora(tmp_path), "corpora")
+    found, expected = oracles.corpora(tmp_path), oracles.read_expected("corpora")
+    for manifests in (found, expected):  # the release did not shuffle training parts
+        for name, rows in manifests.items():
+            if "/cuts_train" in name:
+                rows.sort(key=lambda row: row["id"])
+    assert oracles.differences(found, expected, FLOATS) == []
 
 
 @pytest.mark.slow

@@ -287,8 +287,8 @@ def check_encoder(config: EncoderConfig) -> Iterator[Finding]:
 
 def check_run(config: Config, device: torch.device, gpus: int) -> Iterator[Finding]:
     """What a configuration needs: its data, encoder, tokenizer and disk; memory and time of its batches."""
-    outcome = yield from _tracked(_guarded("data", lambda: check_files(config)))
     load_plugins(config.tasks.plugins)
+    outcome = yield from _tracked(_guarded("data", lambda: check_files(config)))
     if outcome and config.data.stored_features is None:
         config = replace(config, data=replace(config.data, stored_features=has_features(config)))
     fine = yield from _tracked(_guarded("encoder", lambda: check_encoder(config.model.encoder), ENCODER_ADVICE))
