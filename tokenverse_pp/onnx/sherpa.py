@@ -74,10 +74,11 @@ def read_result(result: Any) -> Tuple[List[str], List[float], List[float]]:
     Raises:
         UserError: for something else.
     """
-    if isinstance(result, (str, bytes)):
+    if isinstance(result, str):
         result = json_of(result, "result of sherpa-onnx")
     values: Mapping[str, Any] = result if isinstance(result, Mapping) else _Attributes(result)
-    tokens, times = values.get("tokens"), values.get("timestamps")
+    tokens: Any = values.get("tokens")
+    times: Any = values.get("timestamps")
     if not _list_of(tokens, str) or not _list_of(times, float) or len(tokens) != len(times):
         raise UserError("result of sherpa-onnx: expected tokens and as many timestamps")
     start, log_probs = values.get("start_time") or 0.0, values.get("ys_probs") or values.get("ys_log_probs")
