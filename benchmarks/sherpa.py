@@ -1,7 +1,7 @@
 """Exports for sherpa-onnx, run by its stock wheel, beside torch and the runtime: tokens, scores and speed.
 
     OMP_NUM_THREADS=1 python benchmarks/sherpa.py --model tokenverse_pp/pretrained/human_speech \\
-        --encoder data/whisper-base --cuts data/human_speech/cuts_test.jsonl.gz --every 4 \\
+        --encoder data/whisper-base --cuts data/human_speech/cuts_test.jsonl.gz --every 16 \\
         --json benchmarks/results/sherpa.json --markdown benchmarks/results/sherpa.md
 
 Every cut on its own, on one thread, all tasks, greedy search; streams in chunks of 640 ms with 4 chunks to their left.

@@ -74,13 +74,15 @@ def read_result(result: Any) -> Tuple[List[str], List[float], List[float]]:
     Raises:
         UserError: for something else.
     """
-    if isinstance(result, (str, bytes)):
+    if isinstance(result, str):
         result = json_of(result, "result of sherpa-onnx")
     values: Mapping[str, Any] = result if isinstance(result, Mapping) else _Attributes(result)
-    tokens, times = values.get("tokens"), values.get("timestamps")
+    tokens: Any = values.get("tokens")
+    times: Any = values.get("timestamps")
     if not _list_of(tokens, str) or not _list_of(times, float) or len(tokens) != len(times):
         raise UserError("result of sherpa-onnx: expected tokens and as many timestamps")
-    start, log_probs = values.get("start_time") or 0.0, values.get("ys_probs") or values.get("ys_log_probs")
+    start: Any = values.get("start_time") or 0.0
+    log_probs: Any = values.get("ys_probs") or values.get("ys_log_probs")
     if not is_finite(start):
         raise UserError(f"result of sherpa-onnx: start_time: expected seconds, found {start!r:.60}")
     pieces = [SPACE + token[1:] if token.startswith(" ") else token for token in tokens]

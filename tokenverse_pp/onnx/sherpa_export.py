@@ -81,6 +81,9 @@ class ProductLogMel(nn.Module):
     An utterance that ends within 25 ms of 30 s is followed by silence here, and by its mirror image in `LogMel`.
     """
 
+    filters: Tensor
+    waves: Tensor
+
     def __init__(self, log_mel: LogMel):
         super().__init__()
         self.hop, self.n_fft = log_mel.hop, log_mel.n_fft
@@ -196,7 +199,9 @@ def write_ctc(
 def chosen_sets(loaded: ModelBundle, options: ExportOptions, inactive: Inactive) -> List[SherpaSet]:
     """The sets of tasks, each with its file (raises UserError for unknown tasks and untrained combinations)."""
     tasks, tokenizer = loaded.tasks, loaded.tokenizer
-    named = [tasks.subset(check_known(tasks, names) or names).names for names in options.task_sets]
+    for names in options.task_sets:
+        check_known(tasks, names)
+    named = [tasks.subset(names).names for names in options.task_sets]
     sets = []
     for names in dict.fromkeys(named or [tasks.names]):
         selection = select(tasks, names, tokenizer, inactive)

@@ -44,6 +44,15 @@ def test_steps_equal_the_masked_pass(family, kind, options, samples, stack, seed
         close(found, masked_pass(model, audio, active, options))
 
 
+@pytest.mark.parametrize("family", ["whisper", "wav2vec2-layer"])
+@pytest.mark.parametrize("sinks", [0, 4])
+def test_a_seam_before_all_layers(family, sinks):
+    """As in the example model: no layer is below the seam, and frames are counted once all the same."""
+    model, audio = transducer(family, "split", 2, split_layer=0), noise(9000, 1)
+    for options in (ChunkOptions(80, 1, sinks), ChunkOptions(160, 4, sinks)):
+        close(stream(model, audio, mask_of(1), options)[0], masked_pass(model, audio, mask_of(1), options))
+
+
 @pytest.mark.parametrize("family, kind", [("wav2vec2-group", "finetune"), ("whisper", "frozen"), ("whisper", "split")])
 @settings(max_examples=8)
 @given(OPTIONS, st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 4)), min_size=1, max_size=5))

@@ -49,11 +49,13 @@ def backbone_of(family):
     return backbone
 
 
-def tiny_transducer(family, kind, stack=1, placement="both", seed=1, code="binary", scale=1.0):
+def tiny_transducer(family, kind, stack=1, placement="both", seed=1, code="binary", scale=1.0, split_layer=1):
     """A transducer in eval mode with three tasks and random task vectors."""
     torch.manual_seed(seed)
     layers = [1, -1] if kind != "finetune" else [-1]
-    config = EncoderConfig(kind=kind, stack=stack, layers=layers, split_layer=1 if kind == "split" else 0, **OUTSIDE)
+    config = EncoderConfig(
+        kind=kind, stack=stack, layers=layers, split_layer=split_layer if kind == "split" else 0, **OUTSIDE
+    )
     encoder = KINDS[kind](backbone_of(family), config)
     vectors = VectorsConfig(placement=placement, code=code, scale=scale)
     model = Transducer(ModelConfig(vectors=vectors), encoder, 3, 8)

@@ -170,8 +170,9 @@ def stages_of(transducer: Transducer, options: ChunkOptions) -> List[Stage]:
         seam = [Layers(backbone, encoder.layers, grid), *before]
     else:
         split = encoder.split_layer
-        lower = Layers(backbone, (split,), grid, normalise=False)
-        seam = [lower, *before, Layers(backbone, encoder.layers, grid, first=split)]
+        # Without layers before the seam there is no such stage: it would count each frame a second time.
+        lower = [Layers(backbone, (split,), grid, normalise=False)] if split else []
+        seam = [*lower, *before, Layers(backbone, encoder.layers, grid, first=split)]
     stack = Stack(encoder.stack, backbone.hidden_size * len(encoder.layers), like)
     context = Context(encoder.context, grid.stacked(encoder.stack))
     return [front, Positions(backbone, grid), *seam, stack, context, *after]
