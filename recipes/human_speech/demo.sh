@@ -16,10 +16,10 @@ step() { printf '\n== %s (%d:%02d)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); 
 
 if [ "${1:-}" = plan ]; then
     cat <<'PLAN'
-The demo takes up to 15 minutes on two cores, about five of them training, and no GPU:
+The demo takes up to 15 minutes on two cores and no GPU:
   install   1 to 3 minutes, 2.5 GB in .venv
   prepare   2 to 3 minutes, 1.7 GB in data/ (360 MB are downloaded from Debian, 140 MB from PyPI)
-  train     5 minutes;  decode the test set twice: 3 minutes;  100 MB in exp/demo
+  train     3 minutes;  decode the test set twice: 3 minutes;  100 MB in exp/demo
 PLAN
     free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1e6)}')
     if [ "$free" -lt 5 ] && [ ! -e $data/prepared.json ]; then
