@@ -213,7 +213,7 @@ def test_commands_in_the_heads_of_files_are_found():
         "recipes/human_speech/conf/whole.yaml": 2,
         "recipes/human_speech/conf/transfer_ner.yaml": 2,
         "recipes/toy/conf/toy.yaml": 2,
-        "recipes/human_speech/demo.sh": 10,
+        "recipes/human_speech/demo.sh": 9,
         "benchmarks/search.py": 2,
         "recipes/human_speech/baselines/baselines.py": 5,
     }

@@ -1,4 +1,4 @@
-"""recipes/human_speech/demo.py and without_tasks.py: what `make demo` starts from, and what it shows."""
+"""recipes/human_speech/demo.py: what `make demo` shows."""
 
 import doctest
 import json
@@ -7,20 +7,11 @@ import re
 
 import click.testing
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 from scripts import ROOT, load_script
-from tiny_models import write_model
-from toy_runs import read_cuts
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import DecodeOptions
-from tokenverse_pp.data.dataset import load_inputs
-from tokenverse_pp.decoding.recognizer import Recognizer
-from tokenverse_pp.models.bundle import load_model
 
 FOLDER = ROOT / "recipes" / "human_speech"
-PACKAGED = ROOT / "tokenverse_pp" / "pretrained" / "human_speech"
 STARTED = {"kind": "valid", "step": 0, "loss": 1.0, "wer": 0.5, "scd_f1": 0.0, "lid_accuracy": 0.99}
 LATER = {**STARTED, "step": 20, "wer": 0.45, "scd_f1": 0.75}
 
@@ -28,11 +19,6 @@ LATER = {**STARTED, "step": 20, "wer": 0.45, "scd_f1": 0.75}
 @pytest.fixture(scope="module")
 def demo():
     return load_script(FOLDER / "demo.py", "human_speech_demo")
-
-
-@pytest.fixture(scope="module")
-def without_tasks():
-    return load_script(FOLDER / "without_tasks.py", "human_speech_without_tasks")
 
 
 def write_log(folder, *records):
@@ -94,43 +80,3 @@ def test_last_screen_has_every_number_from_a_file(demo, tmp_path):
     assert lines["Whisper-base, told the language *"] == [known, "-", "-", "-", "-"]
     assert "real-time factor 0.060" in done.output and str(tmp_path / "decode_words" / "report.html") in done.output
     assert len([line for line in done.output.partition("Next:")[2].splitlines() if line.startswith("  ")]) == 3
-
-
-@pytest.mark.parametrize("code", ["binary", "centred"])
-def test_a_model_without_tasks_hears_what_it_heard_with_them_on(without_tasks, tiny_corpus, tmp_path, code):
-    old = write_model(tiny_corpus, tmp_path / "old", model__vectors__code=code)
-    weights = load_file(old / "model.safetensors")
-    weights["feature_vectors.table"] = torch.randn(weights["feature_vectors.table"].shape)
-    save_file(weights, old / "model.safetensors")
-    (old / "checksums.json").unlink()
-    assert without_tasks.write_without_tasks(old, tmp_path / "new", ["asr", "lid"]) == ["scd", "endp", "ner"]
-    before, after = (load_model(folder) for folder in (old, tmp_path / "new"))
-    pieces = [bundle.tokenizer.pieces(range(bundle.tokenizer.vocab_size)) for bundle in (before, after)]
-    kept = [number for number, piece in enumerate(pieces[0]) if piece not in ("[SCD]", "[ENDP]", "[NE]", "[/NE]")]
-    assert list(after.tasks.names) == ["asr", "lid"] and [pieces[0][number] for number in kept] == pieces[1]
-    audio = load_inputs(read_cuts(tiny_corpus, "test")[0])[None]
-    lens = torch.tensor([audio.shape[1]])
-    for lid in (0.0, 1.0):
-        masks = [[1.0, 1.0, 1.0, 1.0, lid], [1.0, lid]]
-        heard = [
-            Recognizer(bundle, DecodeOptions()).encode(audio, lens, torch.tensor([mask]), False, None)[0]
-            for bundle, mask in zip((before, after), masks)
-        ]
-        assert torch.allclose(*heard, atol=1e-4)
-    for name in ("joiner.output.weight", "predictor.embedding.weight", "simple_lm.bias"):
-        assert torch.equal(after.model.state_dict()[name], before.model.state_dict()[name][kept])
-
-
-def test_the_packaged_model_can_lose_tasks(without_tasks, tmp_path):
-    without_tasks.write_without_tasks(PACKAGED, tmp_path / "start", ["asr", "lid"])
-    weights = load_file(tmp_path / "start" / "model.safetensors")
-    assert weights["joiner.output.weight"].shape == (496, 256) and weights["feature_vectors.table"].shape == (2, 512)
-    old = load_file(PACKAGED / "model.safetensors")
-    assert torch.equal(weights["predictor.conv.weight"], old["predictor.conv.weight"])
-
-
-@pytest.mark.parametrize("keep", [["lid"], ["asr", "no"], ["asr", "scd", "endp", "ner", "lid"]])
-def test_what_cannot_be_taken_out_is_refused(without_tasks, tmp_path, keep):
-    with pytest.raises(UserError, match="expected asr and some of the tasks"):
-        without_tasks.write_without_tasks(PACKAGED, tmp_path / "start", keep)
-    assert not (tmp_path / "start").exists()
