@@ -1,6 +1,6 @@
 # tokenverse_pp: `make` lists what there is. Every target does its own set-up on a fresh Debian or Ubuntu machine.
 #   PYTHON=python3.12   interpreter for the virtual environment (default: one from 3.9 on, 3.11 preferred)
-#   TORCH=cuda          torch with CUDA (6 GB) in it (default: cpu)
+#   TORCH_INDEX=URL     package index that torch comes from, e.g. PyTorch's one without CUDA (default: pip's own)
 #   VENV=.venv          the virtual environment
 #   WORKERS=2           processes that share the tests
 #   ARGS=...            further arguments for pytest, e.g. ARGS='tests/tasks -x'
@@ -25,7 +25,7 @@ venv: $(STAMP) ## the virtual environment with the tested versions
 
 # Also completes a virtual environment that was made by hand.
 $(STAMP): requirements.txt pyproject.toml .ci/venv.sh
-	@PYTHON='$(PYTHON)' TORCH='$(TORCH)' .ci/venv.sh $(VENV)
+	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' .ci/venv.sh $(VENV)
 	@touch $@
 
 test: $(STAMP) ## the tests, but for the slow ones

@@ -1,19 +1,12 @@
 #!/bin/sh
 # Make (or complete) the virtual environment of the project: .ci/venv.sh [FOLDER]
 #   PYTHON   the interpreter to use; by default the newest python3.x on the PATH that is 3.9 or newer
-#   TORCH    cpu (default), or cuda: the build for NVIDIA GPUs, whose libraries take 6 GB
+#   TORCH_INDEX   URL of the package index that torch comes from (default: that of pip). PyTorch names its indexes on its page;
+#                 the one for CPU saves 6 GB
 # Debian and Ubuntu split venv off python3: as root this installs what is missing, otherwise it says what to install.
 set -eu
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
-
-# PyTorch's own index has the builds without CUDA; pip prefers `2.13.0+cpu` there to the `2.13.0` of PyPI. Where the index
-# cannot be reached, pip says so and takes what it finds.
-case ${TORCH:-cpu} in
-    cpu) index="--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu" ;;
-    cuda) index= ;;
-    *) echo "error: TORCH=$TORCH: expected cpu or cuda" >&2; exit 2 ;;
-esac
 
 usable() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1; }
 
@@ -69,9 +62,8 @@ echo "installing the packages of requirements.txt in $venv: 1 to 3 minutes, 2.5 
 pip install --upgrade pip
 
 install_torch() {
-    echo "installing torch $1 for ${TORCH:-cpu} (TORCH=cuda: with CUDA)" >&2
-    # shellcheck disable=SC2086  # several words
-    pip install $index "torch==$1"
+    echo "installing torch $1${TORCH_INDEX:+ from $TORCH_INDEX}" >&2
+    pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$1"
 }
 
 if "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
