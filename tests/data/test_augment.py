@@ -157,7 +157,7 @@ def test_a_resumed_run_ends_with_the_same_weights(train_script, tiny_corpus, tmp
     start = tmp_path / "a" / "checkpoints" / "step-00000002"
     done = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "b", **changes, training__resume=start))
     assert done.code == 0, done.stderr
-    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ba")
+    ours, theirs = (load_file(tmp_path / name / "checkpoints" / "step-00000004" / "model.safetensors") for name in "ba")
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 

@@ -58,14 +58,14 @@ def test_a_table_becomes_a_better_model_and_the_command_resumes(finetune, tiny_c
     assert len(losses) == 4 and losses[-1] < 0.9 * losses[0]
     before, after = (json.loads((folder / name / "scores.json").read_text()) for name in ("before", "after"))
     assert before["options"]["model"] == str(finished_run) and after["options"]["model"] == str(folder)
-    assert before["wer"]["all"]["cuts"] == after["wer"]["all"]["cuts"] == len(cuts["test"])
+    assert before["wer"]["all"]["wer"] > 0 and before["options"]["tasks"] == after["options"]["tasks"] == "asr,lid"
     assert (folder / "model" / checkpoint.WEIGHTS).is_file()
 
 
 def test_wrong_options_are_seen_first(finetune, tiny_corpus, finished_run, table, tmp_path):
     folder = tmp_path / "mine"
     for more, said in {
-        ("--training.max_step", "3"): ["training.max_step"],
+        ("--training.no_such", "3"): ["training.no_such"],
         ("--data.augment.speed", "[9]"): ["--data.augment.speed"],
     }.items():
         failure = call(finetune.main, *words(table, tiny_corpus, finished_run, folder, *more), standalone_mode=False)
