@@ -77,7 +77,7 @@ def test_a_model_is_served(tiny_corpus, tmp_path):
     command = [sys.executable, "-m", "tokenverse_pp.cli.main", "serve", "--model", str(model), "--threads", "1"]
     process = subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True, env=environment())
     try:
-        url = process.stderr.readline().split("streams: ")[1].strip()
+        url = next(line for line in process.stderr if "streams: " in line).split("streams: ")[1].strip()
         result = run("stream", audio, "--url", url, "--json", "--tasks", "asr,lid", "--reset-at-endpoint")
         assert result.exit_code == 0, result.stderr
         events = [json.loads(line) for line in result.stdout.splitlines()]
