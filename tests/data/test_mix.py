@@ -152,7 +152,9 @@ def ids_of(path):
 @given(st.integers(0, 30), st.integers(1, 7), st.integers())
 def test_shuffled_manifest_has_each_line_once_in_an_order_of_the_seed(tmp_path_factory, count, parts, seed):
     folder = tmp_path_factory.mktemp("shuffled")
-    lines = [json.dumps({"id": f"c{i}", "type": "MonoCut", "text": "é\u2028"}, ensure_ascii=i % 2 == 0) for i in range(count)]
+    lines = [
+        json.dumps({"id": f"c{i}", "type": "MonoCut", "text": "é\u2028"}, ensure_ascii=i % 2 == 0) for i in range(count)
+    ]
     (folder / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mixing, "PART_BYTES", max(1, (folder / "a.jsonl").stat().st_size // parts))

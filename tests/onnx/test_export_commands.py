@@ -119,7 +119,7 @@ def test_export_and_use(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["{tmp}/nothing", "--output-dir", "{tmp}/out"], "no model here"),
+        (["{tmp}/nothing", "--output-dir", "{tmp}/out"], "no such folder, nor a model of the package"),
         (["{model}", "--output-dir", "{tmp}/out", "--int8", "--float16"], "--int8, --float16: expected one of them"),
         (["{model}", "--output-dir", "{tmp}/file"], "there is something else"),
         (["{model}", "--output-dir", "{tmp}"], "there is something else"),

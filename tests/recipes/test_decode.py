@@ -198,7 +198,7 @@ def test_a_language_model_is_part_of_what_was_decoded(decode_script, finished_ru
 
 def test_missing_and_damaged_models_are_one_line(decode_script, finished_run, tiny_corpus, tmp_path):
     cuts = tiny_corpus / "cuts_test.jsonl.gz"
-    refused(decode_script, tmp_path, options(tmp_path / "none", cuts, tmp_path / "out"), "none: no model here")
+    refused(decode_script, tmp_path, options(tmp_path / "none", cuts, tmp_path / "out"), "none: no such folder")
     for name, content in {
         "model.safetensors": b"damaged",
         "tokenizer.model": b"damaged",

@@ -124,6 +124,7 @@ def test_only_the_same_run_is_gone_on_with(
     assert call(decode_script.main, *options(finished_run, cuts, tmp_path, *more)).code == 2
     files, _, speed = results(tmp_path)
     assert speed["cuts_decoded_before"] == before
+    assert lines.pop(0).startswith("CPU threads: ")
     if before:
         assert lines[0].startswith("going on: 20 of 20 cuts")
         assert files == expected[0] and speed["rtf"] == 0

@@ -25,7 +25,6 @@ from tokenverse_pp.data.samplers import (
     open_rounds,
     open_source,
     paired_limits,
-    shard,
     train_batches,
 )
 from tokenverse_pp.models.encoders.base import make_frames_of
@@ -306,11 +305,6 @@ def test_frames_are_what_the_encoder_gives(tiny_corpus):
         with torch.no_grad():
             out, lens = parts.model.encoder(audio, torch.tensor([audio.shape[1]]))
         assert out.shape[1] == int(lens) == frames_of(cut.duration)
-
-
-def test_shards_hold_everything_once():
-    parts = [shard(list(range(10)), DistributedContext(rank, 3)) for rank in range(3)]
-    assert sorted(item for part in parts for item in part) == list(range(10))
 
 
 def corpus(folder, name, count, end="jsonl"):

@@ -61,7 +61,8 @@ def test_curves_are_drawn_without_complaint(tmp_path, kinds):
 def test_curves_are_drawn_after_each_validation(tmp_path):
     pytest.importorskip("matplotlib")
     log = RunLog(tmp_path, 0)
-    run = SimpleNamespace(exp_dir=tmp_path, step=3, progress=SimpleNamespace(valid=None))
+    run = SimpleNamespace(exp_dir=tmp_path, step=3, progress=SimpleNamespace(valid=None, judge=str))
+    run.config = SimpleNamespace(training=SimpleNamespace(best_by="wer"))
     run._share_trained, run._scores, run.say = (lambda: None), (lambda: {"loss": 1.0, "wer": 0.5}), (lambda line: None)
     Trainer.validate(run, log)
     log.close()

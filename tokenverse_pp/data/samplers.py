@@ -596,8 +596,3 @@ def train_batches(
         if isinstance(batch, UserError):
             raise batch
         yield place, {**batch, "cuts": batches.drawn.pop(place)}
-
-
-def shard(cuts: Sequence[Cut], world: DistributedContext) -> List[Cut]:
-    """This process's part of a list."""
-    return list(cuts)[world.rank :: world.size]

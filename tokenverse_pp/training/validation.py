@@ -24,7 +24,6 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import Activation, Batch, TransducerDataset
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.labels import labelled_tasks
-from tokenverse_pp.data.samplers import shard
 from tokenverse_pp.decoding.recognizer import NOT_FINITE, Recognizer
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 from tokenverse_pp.models.bundle import ModelBundle
@@ -82,7 +81,7 @@ class Validator:
             dataset.tasks, dataset.tokenizer, Activation(), dataset.stored_features, chunks
         )
         self.cuts = list(cuts)
-        mine = sorted(shard(cuts, world), key=lambda cut: cut.duration)
+        mine = sorted(self.cuts[world.rank :: world.size], key=lambda cut: cut.duration)
         self.batches: List[CutSet] = [CutSet.from_cuts(b) for b in batches_of(mine, config.data.max_duration)]
         self.config = config
         self.world = world

@@ -78,9 +78,7 @@ def _write_shards(path: PathLike, folder: Path, shard_size: int, audio: str, bar
         raise UserError(f"{path}: cut {cut.id}: nothing to store: no audio (--audio none) and no features")
     rows = chain([first], rows)
     shards = iter(lambda: list(islice(rows, shard_size)), [])
-    write = partial(
-        _write_shard, folder=folder, arrays=arrays, audio=audio, path=str(path), access=current_access()
-    )
+    write = partial(_write_shard, folder=folder, arrays=arrays, audio=audio, path=str(path), access=current_access())
     count = 0
     if jobs == 1:
         for number, shard in enumerate(shards):

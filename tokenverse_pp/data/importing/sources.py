@@ -172,9 +172,7 @@ def _turns(
     path = options.source
     fields = replace(options.fields, needs_text=words is None)
     readers: Dict[str, Callable[[], Iterable[RowOrRejected]]] = {
-        "table": lambda: (
-            row for table in options.table for row in read_table(table, fields, options.delimiter)
-        ),
+        "table": lambda: (row for table in options.table for row in read_table(table, fields, options.delimiter)),
         "kaldi": lambda: read_kaldi(path),
         "hf": lambda: read_dataset(path, fields, options.hf_split, audio_out),
         "stm": lambda: read_stm(path, options.nist_notation),
