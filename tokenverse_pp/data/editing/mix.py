@@ -158,7 +158,7 @@ def mixed_rows(
 def shuffle_manifest(path: PathLike, output: PathLike, seed: int = 0, bar: Any = None) -> int:
     """Write the cuts of a manifest in random order; return their number. ``output`` may be ``path``.
 
-    Each row goes to one of several temporary files at random, which are then shuffled in memory one after another: every
+    Each row goes to one of several temporary files at random, which are then shuffled in memory one by one: every
     order is equally likely. At most 1/512 of a large manifest is in memory; its rows stand on the disk of ``output``,
     uncompressed, until the end. The same file and seed give the same order.
 
