@@ -476,7 +476,7 @@ class AudioInput:
         return found
 
     def samples(self, mix: bool = True) -> np.ndarray:
-        """All samples, float32: with the channels averaged (S,), or without ``mix`` (C, S). Completes problems, notes."""
+        """All samples, float32: channels averaged (S,), or without ``mix`` (C, S). Completes problems and notes."""
         if not self.by_pyav:
             self.measure()
         if not mix:
