@@ -155,7 +155,7 @@ def carried(found: Dict[str, Any], before: Dict[str, Any], names: Collection[str
     }
     of_old = {name: rows for name, rows in before.get("failures", {}).items() if name in runs}
     same = lambda a, b: all(a[key] == b[key] for key in ("says", "run", "than", "metric", "corpus", "relation"))
-    older = {claim["id"]: claim for claim in before.get("claims", ())}
+    older = {claim["id"]: claim for claim in before.get("claims", ()) if claim["verdict"] != OPEN}
     claims = [
         {**older[claim["id"]], "before": True}
         if claim["verdict"] == OPEN and claim["id"] in older and same(claim, older[claim["id"]])
