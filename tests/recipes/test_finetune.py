@@ -36,6 +36,7 @@ def words(table, corpus, model, folder, *others):
     return [*importing, "--model", model, "--output-dir", folder, *others]
 
 
+@pytest.mark.slow
 def test_a_table_becomes_a_better_model_and_the_command_resumes(finetune, tiny_corpus, finished_run, table, tmp_path):
     folder = tmp_path / "mine"
     given = words(table, tiny_corpus, finished_run, folder, "--optim.encoder_lr", "3e-4", "--training.valid_every", "3")

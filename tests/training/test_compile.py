@@ -36,6 +36,7 @@ ENCODERS = {
     "frozen": {"kind": "frozen", **CONTEXT},
     "split": {"kind": "split", "split_layer": 1, "checkpoint_layers": 2, **CONTEXT},
 }
+FAST = ("finetune", "one layer recomputed", "adapters")  # the others run with the slow tests
 CPU = torch.device("cpu")
 
 
@@ -90,7 +91,9 @@ OTHERS = [(7, 9, 11), (2,), (12, 13, 14, 15)]  # other sizes
 
 
 @needs_compile
-@pytest.mark.parametrize("encoder", [*list(ENCODERS)[:-1], pytest.param("split", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "encoder", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in ENCODERS]
+)
 def test_losses_and_gradients_are_the_same_with_few_compilations(tiny_corpus, counted, encoder):
     if "lora_rank" in ENCODERS[encoder] and importlib.util.find_spec("peft") is None:
         pytest.skip("needs peft")
