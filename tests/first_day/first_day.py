@@ -36,6 +36,7 @@ SKIPPED = (
     (r"^make (demo|docs)", "takes minutes, has a test of its own"),
     (r"[A-Z]+_FOLDER", "needs a corpus that is not free to download"),
     (r"--nproc-per-node 8", "needs eight GPUs"),
+    (r"recipes/finetune\.py", "takes minutes, has a test of its own"),
 )
 CHANGED = {"--language fr": "--language qaa"}  # a language of the toy model
 MODEL = "exp/my"
@@ -124,6 +125,7 @@ def make_files(folder: Path, env: Dict[str, str]) -> None:
         soundfile.write(target, samples, rate, format="WAV", subtype="PCM_16")
     (folder / "calls.csv").write_text("audio,transcript\nx.wav,one two\ny.wav,three\n", encoding="utf-8")
     shutil.copy(made / "cuts_test.jsonl.gz", folder / "cuts.jsonl.gz")
+    shutil.copy(folder / "recipes" / "toy" / "conf" / "toy.yaml", folder / "my.yaml")
     (folder / "exp").mkdir()
     (folder / MODEL).symlink_to("toy")
 
