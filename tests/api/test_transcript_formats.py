@@ -67,7 +67,8 @@ def test_paragraphs_are_whole_turns_or_parts_of_long_ones(heard):
     parts = paragraphs(heard)
     assert [at for part in parts for at in range(part.first, part.stop)] == list(range(len(heard.words)))
     assert {turn.first for turn in heard.spans()} <= {part.first for part in parts}
-    inside = {at for entity in heard.entities for at in range(entity.first + 1, entity.stop)}
+    entities = {at for entity in heard.entities for at in range(entity.first + 1, entity.stop)}
+    inside = entities - {turn.first for turn in heard.spans()}  # a model may write a speaker change inside an entity
     gaps = [0.0, *(after.start - before.end for before, after in zip(heard.words, heard.words[1:]))]
     for part in parts:
         assert part.text == " ".join(word.text for word in heard.words[part.first : part.stop])
@@ -156,7 +157,7 @@ def test_lhotse_reads_rttm(tmp_path_factory, heard):
 def test_our_importer_reads_stm(tmp_path_factory, heard):
     path = tmp_path_factory.mktemp("stm") / "a.stm"
     path.write_text(render(heard, "stm"), encoding="utf-8")
-    rows = list(read_stm(path))
+    rows = list(read_stm(path, "keep"))
     texts = [turn.text for turn in heard.spans()]
     assert all(isinstance(row, Row) for row in rows)
     assert [row.text or "" for row in rows] == texts
