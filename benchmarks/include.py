@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Tuple
+from typing import Any, Iterable, List, Mapping, Tuple
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import write_text
@@ -27,6 +27,12 @@ def filled(text: str) -> str:
         return f"<!-- include: {match[1]} -->\n\n{content}\n\n<!-- end -->\n"
 
     return MARK.sub(table, text)
+
+
+def markdown_table(columns: Mapping[str, str], records: Iterable[Mapping[str, Any]]) -> List[str]:
+    """The lines of a Markdown table: a row a record, a column a heading and the format string of its cells."""
+    rows = [" | ".join(text.format(**record) for text in columns.values()) for record in records]
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {row} |" for row in rows)]
 
 
 def fill(path: Path, marks: Tuple[str, str], text: str) -> None:

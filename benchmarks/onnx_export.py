@@ -22,6 +22,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
+from include import markdown_table
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import write_text
@@ -151,13 +152,11 @@ COLUMNS = {
 def table(records: Sequence[Record]) -> str:
     """Markdown, a row a record."""
     first = records[0]
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    lines += ["| " + " | ".join(text.format(**item) for text in COLUMNS.values()) + " |" for item in records]
     about = (
         f"{first['cuts']} cuts, {first['audio_seconds'] / 60:.1f} minutes; batches of 1, one thread; torch "
         f"{first['torch']}, onnxruntime {first['onnxruntime']}."
     )
-    return "\n".join([*lines, "", about]) + "\n"
+    return "\n".join([*markdown_table(COLUMNS, records), "", about]) + "\n"
 
 
 def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:

@@ -21,6 +21,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 import numpy as np
 import torch
+from include import markdown_table
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
@@ -214,15 +215,12 @@ COLUMNS = {
 def table(records: Sequence[Record]) -> str:
     """Markdown, a row a record."""
     first = records[0]
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    for item in records:
-        same = f"{item['equal']:.1%} of {item['beside']}" if item["beside"] else ""
-        lines.append("| " + " | ".join(text.format(**item, same=same) for text in COLUMNS.values()) + " |")
+    rows = [{**item, "same": f"{item['equal']:.1%} of {item['beside']}" if item["beside"] else ""} for item in records]
     about = (
         f"{first['cuts']} cuts, {first['audio_seconds'] / 60:.1f} minutes; one cut at a time, one thread; torch "
         f"{first['torch']}, sherpa-onnx {first['sherpa_onnx']}."
     )
-    return "\n".join([*lines, "", about]) + "\n"
+    return "\n".join([*markdown_table(COLUMNS, rows), "", about]) + "\n"
 
 
 def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:

@@ -52,8 +52,7 @@ def train(config: Config, world: DistributedContext) -> Path:
 
     All input is checked before the trainer writes anything.
     """
-
-    # Names become folders.
+    # The model to continue and the encoder: names become folders.
     folder, init_from = Path(), config.training.init_from
     if init_from:
         folder = model_to_continue(config)
