@@ -58,7 +58,7 @@ pip() {
     return "${code:-0}"
 }
 export PIP_PROGRESS_BAR=off PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
-echo "installing the packages of requirements.txt in $venv: 1 to 3 minutes, 2.5 GB" >&2
+echo "installing the packages of requirements.txt in $venv: 1 to 3 minutes, 3.6 GB" >&2
 pip install --upgrade pip
 
 install_torch() {

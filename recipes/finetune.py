@@ -17,7 +17,7 @@ import logging
 import os
 import shlex
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import click
 import decode
@@ -35,14 +35,19 @@ from tokenverse_pp.cli.evaluate import compare
 from tokenverse_pp.cli.groups import report_errors
 from tokenverse_pp.cli.manifest_import import OPTIONS, options_of
 from tokenverse_pp.data.editing.split import KeyRule, split_manifest
+from tokenverse_pp.data.hypotheses import read_hypotheses
 from tokenverse_pp.data.importing.run import import_manifest
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.manifests import read_cuts
+from tokenverse_pp.evaluation.comparison import Counted, compare_decodings, count_utterances
+from tokenverse_pp.metrics.bootstrap import Comparison
 
 log = logging.getLogger("tokenverse_pp.recipes.finetune")
 SHARES = {"train": 0.7, "dev": 0.15, "test": 0.15}
 PASSES, STEPS = 12, (60, 3000)  # passes through the training set, within these numbers of steps
 VALIDATIONS = 12
+OTHER_SPEECH = 1.2  # errors for a word of the transcripts; a model that does not know the language makes about 1
+FEW = 30  # test recordings
 EPOCH = 2000  # cuts drawn in an epoch, at least
 # Seconds of audio in a batch: some minutes of speech give some steps a pass, and XLSR-53 takes about 8 GB of a GPU.
 BATCH = {"cpu": 40, "cuda": 80}
@@ -89,6 +94,8 @@ def main(context: click.Context, output_dir: Path, model: str, by: str, **given:
     test, device = str(files["test"]), "cuda" if torch.cuda.is_available() else "cpu"
     decoding = ["--cuts", test, "--precision", precision_of(device), "--tasks", tasks]
     decode_into(output_dir / "before", ["--model", model, *decoding])
+    before = count_utterances(cuts["test"], read_hypotheses(output_dir / "before" / "hyps.jsonl"))
+    warn_of_other_speech(before)
     options = [*options[: -len(context.args) or None], *run_options(source, cuts, device), *context.args]
     click.echo(f"\ntraining, as by: python recipes/train.py {shlex.join(options)}\n")
     train.main(options)
@@ -97,13 +104,49 @@ def main(context: click.Context, output_dir: Path, model: str, by: str, **given:
     click.echo("\nbefore (A) and after (B), on the test set:")
     hyps = [str(output_dir / name / "hyps.jsonl") for name in ("before", "after")]
     compare.main([*hyps, "--cuts", test], standalone_mode=False)
-    click.echo(f"\nmodel: {output_dir}\n    tokenverse-pp transcribe FILE --model {output_dir} --tasks {tasks}")
+    after = count_utterances(cuts["test"], read_hypotheses(output_dir / "after" / "hyps.jsonl"))
+    click.echo(f"\n{verdict(compare_decodings([before], [after]).get('wer'), model)}")
+    click.echo(f"model: {output_dir}\n    tokenverse-pp transcribe FILE --model {output_dir} --tasks {tasks}")
+
+
+def warn_of_other_speech(before: Counted) -> None:
+    """Warn where the model writes many more words than the transcripts have: training would teach it to leave them out.
+
+    Words that are written in their place cannot be told from those, so only errors far above the number of words count.
+    """
+    ratios = before.metrics.get("wer", {}).values()
+    errors, words = (sum(column) for column in zip(*ratios)) if ratios else (0, 0)
+    if errors > OTHER_SPEECH * words:
+        log.warning(
+            "the model makes %.1f errors for each word of the transcripts: do the recordings hold speech that is not "
+            "transcribed? Training would teach the model to leave such speech out. Give the start and end of what is "
+            "transcribed as columns start and end, or transcribe all of it",
+            errors / words,
+        )
+
+
+def verdict(wer: Optional[Comparison], model: str) -> str:
+    """Whether the new model is better, in a sentence."""
+    if wer is None:
+        return "no test recording has a transcript: whether the model became better is unknown"
+    said = f"WER {wer.a:.1%} before, {wer.b:.1%} after, on {wer.utterances} recordings"
+    low, high = wer.interval
+    if low > 0:
+        said = f"better: {said}"
+    elif high < 0:
+        said = f"WORSE: {said}. Keep {model}, or try a lower rate (--optim.lr 1e-4) and more recordings"
+    else:
+        said = f"undecided: {said}; the difference may be chance"
+    if wer.utterances < FEW:
+        said += f". {wer.utterances} are few: look at the results on other recordings too"
+    return f"{said}. What it knew of other speech may have suffered."
 
 
 def training_options(folder: Path, model: str) -> List[str]:
     """Options of recipes/train.py that depend on the command line alone."""
     return [
         *("--training.init_from", model, "--training.exp_dir", str(folder), "--training.patience", "4"),
+        *("--training.valid_first", "true"),  # the start may be among the best
         *("--training.keep_best", "2", "--training.keep_last", "1", "--training.average_last", "1"),
         *("--data.train", f"[{folder / 'cuts_train.jsonl.gz'}]", "--data.valid", f"[{folder / 'cuts_dev.jsonl.gz'}]"),
     ]

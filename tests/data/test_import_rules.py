@@ -219,4 +219,4 @@ def test_a_table_with_other_columns_is_one_error(tmp_path, out, ending):
         table.write_text("".join(json.dumps({"path": f"{n}.wav", "sentence": "oui"}) + "\n" for n in range(30)))
     code, _, err = run("import", out, "--table", table)
     assert code == 2 and len(err.splitlines()) == 1 and not out.exists()
-    assert "no column audio (a path) or recording (a name); found path, sentence" in err
+    assert "no column audio (a path) or recording (a name) and no column text; found path, sentence: name it, " in err

@@ -151,6 +151,12 @@ def window(start, text):
             "▁c 575 ▁d 600 ▁j 640 [NE] 690 ▁e 691 ▁f 720 [/NE] 725",
             "▁a [NE] ▁b ▁c [/NE] ▁d ▁j [NE] ▁e ▁f [/NE]",
         ),
+        # The left window opens an entity that it never closes: what the right one closes is its own.
+        (
+            "▁a 540 [NE] 545 ▁b 560 ▁c 600 ▁d 640 ▁e 680",
+            "▁b 560 ▁c 600 ▁d 640 ▁e 680 [NE] 900 ▁f 905 [/NE] 910 ▁j 950",
+            "▁a ▁b ▁c ▁d ▁e [NE] ▁f [/NE] ▁j",
+        ),
         # An entity covers nearly all of the overlap: the left window has it whole.
         (
             "▁a 540 [NE] 545 ▁b 560 ▁c 600 ▁d 660 [/NE] 670 ▁e 680 ▁j 690",

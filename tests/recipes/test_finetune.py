@@ -9,6 +9,7 @@ from scripts import ROOT, load_script
 from toy_runs import assert_one_line, call, read_cuts
 
 from tokenverse_pp.base.config_files import load_config
+from tokenverse_pp.evaluation.comparison import Counted, compare_decodings
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.training.log import read_log
 
@@ -56,7 +57,7 @@ def test_a_table_becomes_a_better_model_and_the_command_resumes(finetune, tiny_c
     assert done.code == 0 and "resuming from step-00000003" in done.stderr, done.stderr
     assert (folder / "cuts_train.jsonl.gz").stat().st_mtime_ns == manifest
     losses = [record["loss"] for record in read_log(folder / "log.jsonl") if record["kind"] == "valid"]
-    assert len(losses) == 4 and losses[-1] < 0.9 * losses[0]
+    assert len(losses) == 5 and losses[-1] < 0.9 * losses[0]
     before, after = (json.loads((folder / name / "scores.json").read_text()) for name in ("before", "after"))
     assert before["options"]["model"] == str(finished_run) and after["options"]["model"] == str(folder)
     assert before["wer"]["all"]["wer"] > 0 and before["options"]["tasks"] == after["options"]["tasks"] == "asr,lid"
@@ -74,3 +75,26 @@ def test_wrong_options_are_seen_first(finetune, tiny_corpus, finished_run, table
         assert not folder.exists()
     failure = call(finetune.main, *words(table, tiny_corpus, "no-such", folder), standalone_mode=False)
     assert_one_line(failure, "no-such", "human-speech")
+
+
+def counted(*ratios):
+    return Counted({"wer": {str(i): ratio for i, ratio in enumerate(ratios)}})
+
+
+def test_the_last_lines_say_whether_the_model_is_better(finetune):
+    good, bad = counted(*[(1, 10)] * 40), counted(*[(5, 10)] * 40)
+    for before, after, said in [(bad, good, "better: WER 50.0% before, 10.0% after, on 40"), (good, bad, "WORSE: WER")]:
+        sentence = finetune.verdict(compare_decodings([before], [after])["wer"], "theirs")
+        assert sentence.startswith(said) and "few" not in sentence and ("Keep theirs" in sentence) == (after is bad)
+    few = finetune.verdict(compare_decodings([good], [good])["wer"], "theirs")
+    assert few.startswith("undecided: WER 10.0%")
+    few = finetune.verdict(compare_decodings([counted((5, 10))], [counted((1, 10))])["wer"], "theirs")
+    assert few.startswith("better") and "1 are few" in few
+    assert "unknown" in finetune.verdict(None, "theirs")
+
+
+@pytest.mark.parametrize("errors, warned", [(30, True), (10, False)])
+def test_speech_that_is_not_transcribed_is_warned_of(finetune, caplog, errors, warned):
+    finetune.warn_of_other_speech(counted((errors, 10), (errors, 10)))
+    assert ("speech that is not transcribed" in caplog.text) == warned
+    finetune.warn_of_other_speech(Counted())

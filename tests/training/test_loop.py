@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -347,3 +348,22 @@ def test_run_stops_when_it_gets_no_better_and_the_best_checkpoint_is_the_model(t
     assert all(torch.equal(model[name], value) for name, value in best.items())
     run(start())  # the same command again
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000002", "step-00000004"]
+
+
+def test_what_a_run_starts_from_can_be_the_best_one(tiny_corpus, tmp_path):
+    changes = {"training__patience": 1, "training__valid_every": 1, "training__keep_last": 1, "training__max_steps": 9}
+
+    def start(losses):
+        started = trainer(tiny_corpus, tmp_path, **changes, training__average_last=1, training__valid_first=True)
+        before = {name: value.clone() for name, value in started.model.checkpoint_state().items()}
+        started.validator = lambda model: {"loss": next(losses, 9.0), "wer": 1.0}
+        return started, before
+
+    started, before = start(iter([1.0, 2.0]))
+    model = checkpoint.read_tensors(run(started) / checkpoint.WEIGHTS)
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000000", "step-00000001"]
+    assert all(torch.equal(model[name], value) for name, value in before.items())
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000001")
+    started, before = start(iter([0.5, 2.0]))  # resumed: step 0 is not validated again
+    run(started)
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]

@@ -451,7 +451,8 @@ class TrainingConfig:
     valid_every: int = at_least(1, 500)
     """Steps between two validations."""
     valid_first: bool = False
-    """Validate before the first step too: the scores of what the run starts from."""
+    """Validate before the first step too: the scores of what the run starts from, which then counts among the
+    checkpoints of training.keep_best."""
     save_every: int = at_least(1, 500)
     """Steps between two checkpoints."""
     keep_last: int = at_least(1, 5)

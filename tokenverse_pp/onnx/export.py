@@ -80,7 +80,7 @@ or
 torch, lhotse and transformers are not needed. Install a wheel of tokenverse_pp (`make wheel` in a checkout writes it to
 `dist/`) without its requirements, and what it needs here (soundfile reads files; add soxr for other rates than 16 kHz):
 
-    pip install --no-deps tokenverse_pp-*.whl && pip install {packages}
+    pip install {packages} && pip install --no-deps tokenverse_pp-*.whl
 
 | file | contents | inputs | outputs |
 |---|---|---|---|

@@ -96,8 +96,10 @@ class Trainer:
                 self.say(line)
         log = RunLog(self.exp_dir, self.step) if self.world.is_first else None
         bar = tqdm(total=t.max_steps, initial=self.step, unit="step", disable=None if self.world.is_first else True)
-        if t.valid_first and self.validator and self.step == 0:
+        if t.valid_first and self.validator and self.step == 0 and self.progress.valid is None:
             self.validate(log)
+            if t.keep_best or t.patience:
+                self.save()
         self.meter.start_over()
         for place, batches in self.draw():
             self.train_step(place, batches)

@@ -122,7 +122,7 @@ class AudioFinder:
         if audio is not None:
             path = self._inside(audio)
             if not os.path.isfile(path):
-                raise BadRow(f"field 'audio': {path}: no such file")
+                raise BadRow(f"field 'audio': {path}: no such file (--audio-dir FOLDER: where relative paths start)")
         elif recording is not None:
             path, recording = self._named(recording)
         else:

@@ -194,12 +194,15 @@ class FieldMap:
         if missing:
             raise UserError(f"{file}: no column {missing[0]!r} (--column); found {', '.join(found) or 'none'}")
         fields = self.over(found)
-        for name, said in (("audio", "audio (a path) or recording (a name)"), ("text", "text")):
-            needed = "recording" not in fields if name == "audio" else self.needs_text
-            if needed and name not in fields:
-                raise UserError(
-                    f"{file}: no column {said}; found {', '.join(found) or 'none'}: name it, --column {name}=COLUMN"
-                )
+        needed = {}
+        if "audio" not in fields and "recording" not in fields:
+            needed["audio"] = "audio (a path) or recording (a name)"
+        if "text" not in fields and self.needs_text:
+            needed["text"] = "text"
+        if needed:
+            way = " ".join(f"--column {name}=COLUMN" for name in needed)
+            said = " and no column ".join(needed.values())
+            raise UserError(f"{file}: no column {said}; found {', '.join(found) or 'none'}: name it, {way}")
 
     def row(self, place: Place, default_id: str, cells: Mapping[str, Any]) -> RowOrRejected:
         """A row of a table. None and empty cells count as missing, an empty list does not."""
