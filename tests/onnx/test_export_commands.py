@@ -87,7 +87,9 @@ def test_documents_name_exactly_the_packages_that_the_runtime_imports(exported, 
     # The packages first: pip reports those that a wheel names and that are missing as errors.
     install, then = "pip install ", " && pip install --no-deps tokenverse_pp-*.whl"
     for document in (ROOT / "docs" / "onnx.md", folder / "README.md"):
-        (named,) = re.findall(rf"^    {re.escape(install)}(.*){re.escape(then)}$", document.read_text(encoding="utf-8"), re.MULTILINE)
+        (named,) = re.findall(
+            rf"^    {re.escape(install)}(.*){re.escape(then)}$", document.read_text(encoding="utf-8"), re.MULTILINE
+        )
         assert named.split() == list(PACKAGES)
     assert not importable(PACKAGES) & {"torch", "lhotse", "transformers", "kaldialign", "click", "yaml"}
     done = without_torch(folder, speak(tmp_path / "a.wav"), "--language", "fra", report=tmp_path / "imported")
