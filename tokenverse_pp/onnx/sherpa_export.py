@@ -1,7 +1,7 @@
 """Export for sherpa-onnx: folders that its stock releases run (C++, Android, iOS, the browser, Python).
 
-sherpa-onnx has no input for tasks, so a set of tasks is a constant of its encoder. What its searches cannot be told is
-in the logits: the tokens of other tasks and ``<unk>`` are at -inf.
+Most slots of sherpa-onnx have no input for tasks, so a set of tasks is a constant of its encoder. What its searches
+cannot be told is in the logits: the tokens of other tasks and ``<unk>`` are at -inf.
 
 ``ctc`` takes sherpa-onnx's slot for Omnilingual ASR: one graph from audio (1, S), which sherpa-onnx normalises to zero
 mean and unit variance, to logits (1, T, V). Its frames last 20 ms and its blank is id 0. ``online``:
@@ -30,7 +30,7 @@ from tokenverse_pp.decoding.constraints import check_known
 from tokenverse_pp.decoding.inactive import select
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.encoders.whisper import LogMel
-from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.models.transducer import StatelessPredictor, Transducer
 from tokenverse_pp.onnx.folder import PACKAGES, TOKENS, WEIGHTS, Description
 from tokenverse_pp.onnx.graphs import (
     check_agreement,
@@ -59,7 +59,7 @@ class SherpaSet(NamedTuple):
     """A set of tasks and its graph.
 
     Attributes:
-        file: name of the graph; with ``online`` of the encoder's.
+        file: name of the graph; with ``online`` and ``prompt`` of the encoder's.
         joiner: name of the joiner's graph (``online``).
         tasks: those that are asked for.
         active: (1, K + 1) of 0 and 1, those that are decoded.
@@ -158,20 +158,31 @@ def write_sherpa(loaded: ModelBundle, folder: Path, description: Description, op
     Raises:
         UserError: for a model that the form cannot carry, with the reason; and for graphs that differ from torch.
     """
-    from tokenverse_pp.onnx.sherpa_online import DELAY, check_online, write_online  # which imports this module
+    from tokenverse_pp.onnx.sherpa_online import DELAY, check_online, write_online  # these import this module
+    from tokenverse_pp.onnx.sherpa_prompt import prompt_sets, prompt_tokens, write_prompt
 
+    if not isinstance(loaded.model.predictor, StatelessPredictor):
+        said = "its predictor remembers more than the last few tokens, which a graph here cannot"
+        raise UserError(f"export for sherpa-onnx, form {options.form}: {said}")
     about: Dict[str, Any] = {"form": options.form}
     if options.chunks is None:
         check_ctc(loaded, description.frame_shift)
     else:
-        check_online(loaded, description, options.chunks)
+        check_online(loaded, description, options)
         about.update(delay=DELAY, **{key: getattr(options.chunks, key) for key in ("chunk_ms", "left_chunks", "sinks")})
-    sets = chosen_sets(loaded, options, description.vectors["inactive"])
     pieces = loaded.tokenizer.pieces(range(loaded.tokenizer.vocab_size))
+    choose = chosen_sets
+    if options.form == "prompt":
+        choose, pieces = prompt_sets, prompt_tokens(pieces)
+    sets = choose(loaded, options, description.vectors["inactive"])
     (folder / TOKENS).write_text(tokens_text(pieces), encoding="utf-8")
-    write, part = (write_ctc, "logits") if options.chunks is None else (write_online, "encoder")
+    write = {"ctc": write_ctc, "online": write_online, "prompt": write_prompt}[str(options.form)]
     errors = write(loaded, folder, sets, description, options)
     about["sets"] = {item.file: list(item.tasks) for item in sets}
+    if options.form == "prompt":
+        about["prompts"] = {",".join(item.tasks): list(item.tasks) for item in sets}
+        about["sets"] = {sets[0].file: list(sets[0].tasks)}
+    part = "logits" if options.chunks is None else "encoder"
     check = {"precision": options.precision, part: {key: max(one[key] for one in errors) for key in errors[0]}}
     return replace(description, sherpa=about, check=check)
 
@@ -212,7 +223,7 @@ def chosen_sets(loaded: ModelBundle, options: ExportOptions, inactive: Inactive)
         others = [symbol for task in tasks.tasks if task.name not in selection.decoded for symbol in task.symbols]
         suppressed = [UNK_ID, *(tokenizer.id_of(symbol) for symbol in others)]
         end = ".onnx" if len(set(named)) < 2 else f"-{'-'.join(names)}.onnx"
-        file = f"{'encoder' if options.form == 'online' else 'model'}{end}"
+        file = f"{'model' if options.form == 'ctc' else 'encoder'}{end}"
         removed = sorted(selection.removed)
         sets.append(SherpaSet(file, f"joiner{end}", names, active, removed, sorted(suppressed)))
     return sets
