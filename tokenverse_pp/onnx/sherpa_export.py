@@ -292,7 +292,7 @@ README = """# A tokenverse_pp model for sherpa-onnx
 
 Written for the stock sherpa-onnx 2.0.1 (`pip install sherpa-onnx`, or its releases for C++, Android, iOS, the browser).
 
-| file | tasks |
+| {named} | tasks |
 |---|---|
 {files}
 
@@ -336,11 +336,11 @@ ONLINE_USE = """Python:
     from tokenverse_pp.onnx import from_sherpa
 
     recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(
-        encoder="{file}", decoder="decoder.onnx", joiner="{joiner}", tokens="tokens.txt", feature_dim={bins}
+        encoder="{file}", decoder="decoder.onnx", joiner="{joiner}", tokens="tokens.txt"{feature_dim}
     )
     samples, rate = soundfile.read("call.wav", dtype="float32")  # one channel
     stream = recognizer.create_stream()
-    stream.accept_waveform(rate, samples)  # or piece by piece
+{choose}    stream.accept_waveform(rate, samples)  # or piece by piece
     stream.accept_waveform(rate, numpy.zeros(rate * {flush} // 1000, numpy.float32))  # or the last chunk is not heard
     stream.input_finished()
     while recognizer.is_ready(stream):
@@ -348,10 +348,10 @@ ONLINE_USE = """Python:
     print(recognizer.get_result(stream))
     print(from_sherpa(recognizer.get_result_all(stream), "THIS_FOLDER"{tasks}).to_json())
 
-C++ (which appends half a second of silence itself):
+C++ (by default, half a second of silence precedes the audio, and times count it):
 
     sherpa-onnx --encoder={file} --decoder=decoder.onnx --joiner={joiner} --tokens=tokens.txt \\
-        --feat-dim={bins} call.wav
+        {option} --left-padding=0 --right-padding={padding:g} call.wav
 
 Android (Kotlin):
 
@@ -361,6 +361,9 @@ Android (Kotlin):
         ),
         tokens = "tokens.txt",
     )
+{kotlin}"""
+KOTLIN = """    // in an OnlineRecognizerConfig with decodingMethod = "greedy_search"; then, for each stream:
+    stream.setOption("language", "{prompt}")
 """
 SETS = """- Choose tasks while it runs: a set of tasks is a constant of its graph. {several}
 """
@@ -378,6 +381,20 @@ ONLINE_LIMITS = """\
 - Keep `[NE]` and `[/NE]` in pairs, one language token, or a language that is known: nothing constrains the order of
   tokens. `from_sherpa` reads what is well-formed, and drops the rest{strip}.
 """
+PROMPT_LIMITS = """\
+- Hear exactly what the model was trained with: its log-mel is another one, 5 ms later and with pre-emphasis, of which
+  the encoder makes Whisper's but for frequencies below 100 Hz. Times are late by a frame of 40 ms besides, which
+  `from_sherpa` subtracts.
+- Search with a beam, hotwords or a language model.
+- Say that a set of tasks is unknown, but for a line on stderr: the stream then decodes the default.
+- Keep `[NE]` and `[/NE]` in pairs, one language token, or a language that is known: nothing constrains the order of
+  tokens. `from_sherpa` reads what is well-formed, and drops the rest{strip}.
+"""
+PROMPTS = """A stream chooses its tasks by its option `language`, in which sherpa-onnx's own models take languages: one of
+the sets above, in this order; `asr,` may be left out. Without it, the first set is decoded. A change counts from the
+next chunk on.
+
+"""
 STRIP = """. This model decodes all of its tasks:
   `text` also has the tokens of those that were not asked for, and `from_sherpa` removes them"""
 LONGEST = """- Audio of more than {seconds:g} s: cut it first, for example by sherpa-onnx's voice activity detection.
@@ -389,20 +406,28 @@ def sherpa_readme(d: Description) -> str:
     assert d.sherpa is not None
     sets: Dict[str, List[str]] = d.sherpa["sets"]
     file = next(iter(sets))
+    form, prompts = d.sherpa["form"], d.sherpa.get("prompts")
     languages = f", languages {', '.join(d.languages)}" if d.languages else ""
     several = SEVERAL.format(weights=WEIGHTS) if len(sets) > 1 else "Export with several `--tasks` for several graphs."
     values: Dict[str, Any] = {"file": file, "tasks": f", {sets[file]}" if len(sets) > 1 else ""}
     use, limits, chunks = CTC_USE, CTC_LIMITS, ""
-    if d.sherpa["form"] == "online":
+    if form != "ctc":
         use, limits, chunks = ONLINE_USE, ONLINE_LIMITS, f"; chunks of {d.sherpa['chunk_ms']} ms"
-        values.update(joiner=file.replace("encoder", "joiner"), bins=(d.mel or {})["bins"])
-        values["flush"] = d.sherpa["chunk_ms"] + 40
-    strips = d.vectors["inactive"] == "strip" and any(set(names) != set(d.tasks) for names in sets.values())
+        bins, flush = (d.mel or {})["bins"], d.sherpa["chunk_ms"] + 40
+        values.update(joiner=file.replace("encoder", "joiner"), flush=flush, padding=flush / 1000)
+        values.update(feature_dim=f", feature_dim={bins}", option=f"--feat-dim={bins}", choose="", kotlin="")
+    if prompts:
+        limits, chosen = PROMPT_LIMITS, list(prompts)[-1]
+        values.update(feature_dim="", option=f"--language={chosen}", kotlin=KOTLIN.format(prompt=chosen))
+        values.update(choose=f'    stream.set_option("language", "{chosen}")\n', tasks=f", {prompts[chosen]}")
+    named = prompts or sets
+    strips = d.vectors["inactive"] == "strip" and any(set(names) != set(d.tasks) for names in named.values())
     return README.format(
         about=f"Tasks {', '.join(d.tasks)}{languages}; weights in {d.precision}; tokenverse_pp {d.tokenverse_pp}; "
         f"a token is timed to {1000 * d.frame_shift:g} ms{chunks}.",
-        files="\n".join(f"| {name} | {', '.join(names)} |" for name, names in sets.items()),
-        use=use.format(**values),
+        named="set" if prompts else "file",
+        files="\n".join(f"| {name} | {', '.join(names)} |" for name, names in named.items()),
+        use=(PROMPTS if prompts else "") + use.format(**values),
         packages=" ".join(PACKAGES[1:]),
         limits=limits.format(
             sets=SETS.format(several=several),
