@@ -390,8 +390,8 @@ PROMPT_LIMITS = """\
 - Keep `[NE]` and `[/NE]` in pairs, one language token, or a language that is known: nothing constrains the order of
   tokens. `from_sherpa` reads what is well-formed, and drops the rest{strip}.
 """
-PROMPTS = """A stream chooses its tasks by its option `language`, in which sherpa-onnx's own models take languages: one of
-the sets above, in this order; `asr,` may be left out. Without it, the first set is decoded. A change counts from the
+PROMPTS = """A stream chooses its tasks by its option `language`, in which sherpa-onnx's own models take languages: one
+of the sets above, in this order; `asr,` may be left out. Without it, the first set is decoded. A change counts from the
 next chunk on.
 
 """
