@@ -1,20 +1,25 @@
 """Exports for sherpa-onnx, run by its stock wheel, beside torch and the runtime: tokens, scores and speed.
 
     OMP_NUM_THREADS=1 python benchmarks/sherpa.py --model tokenverse_pp/pretrained/human_speech \\
-        --encoder data/whisper-base --cuts data/human_speech/cuts_test.jsonl.gz --every 16 \\
+        --encoder data/whisper-base --cuts data/human_speech/cuts_test.jsonl.gz --decoded exp/sherpa.jsonl \\
         --json benchmarks/results/sherpa.json --markdown benchmarks/results/sherpa.md
 
 Every cut on its own, on one thread, all tasks, greedy search; streams in chunks of 640 ms with 4 chunks to their left.
 Audio is read before the clock starts, and the ways take turns at each cut, so that whatever else the machine does slows
 all of them alike. One record a way: share of cuts with the very tokens of ``beside``, WER, F1 of speaker changes,
 endpoints and entities, accuracy of languages, and real-time factor (seconds of decoding a second of audio).
+
+Cuts are decoded in a random order (seed 0). What ``--decoded`` holds is not decoded again, and with ``--minutes`` the
+run stops there: the records are those of the cuts that every way has decoded, a random sample of the manifest.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -105,19 +110,21 @@ def transducer_ways(loaded: ModelBundle, folder: Path) -> List[Way]:
 
 
 def online_ways(loaded: ModelBundle, folder: Path) -> List[Way]:
-    """The form ``online``: streams in torch (one pass with the masks of streaming), in our runtime, in sherpa-onnx."""
+    """Forms ``online`` and ``prompt``: streams in torch (one pass with masks), in our runtime, in sherpa-onnx."""
     import sherpa_onnx
 
     greedy, chunks, shift = SearchOptions("greedy"), ChunkOptions(), loaded.model.encoder.output_frame_shift
     export_onnx(loaded, folder / "streaming", ExportOptions(chunks=chunks))
-    export_onnx(loaded, folder / "online", ExportOptions(form="online", chunks=chunks))
+    recognizers = {}
+    for form in ("online", "prompt"):
+        export_onnx(loaded, folder / form, ExportOptions(form=form, chunks=chunks))
+        recognizers[form] = sherpa_onnx.OnlineRecognizer.from_transducer(
+            **{part: str(folder / form / f"{part}.onnx") for part in ("encoder", "decoder", "joiner")},
+            tokens=str(folder / form / "tokens.txt"),
+            num_threads=1,
+        )
     recognizer = Recognizer(loaded, DecodeOptions(greedy, tasks=tuple(loaded.tasks.names), chunks=chunks))
     runtime = StreamingRuntime(folder / "streaming")
-    online = sherpa_onnx.OnlineRecognizer.from_transducer(
-        **{part: str(folder / "online" / f"{part}.onnx") for part in ("encoder", "decoder", "joiner")},
-        tokens=str(folder / "online" / "tokens.txt"),
-        num_threads=1,
-    )
 
     def found(best: Any) -> Found:
         return loaded.tokenizer.pieces(best.tokens), [frame * shift for frame in best.frames]
@@ -135,7 +142,8 @@ def online_ways(loaded: ModelBundle, folder: Path) -> List[Way]:
             stream.search.advance(runtime.encode_chunk(stream, chunk)[:missing])
         return found(stream.search.best()[0])
 
-    def sherpa(audio: np.ndarray) -> Found:
+    def sherpa(form: str, audio: np.ndarray) -> Found:
+        online = recognizers[form]
         stream = online.create_stream()
         stream.accept_waveform(SAMPLE_RATE, audio)
         stream.accept_waveform(SAMPLE_RATE, np.zeros(chunks.chunk_samples + SAMPLE_RATE // 25, np.float32))
@@ -148,7 +156,8 @@ def online_ways(loaded: ModelBundle, folder: Path) -> List[Way]:
     return [
         Way("torch, streaming", in_torch),
         Way("runtime, streaming", ours, "torch, streaming"),
-        Way("sherpa-onnx, online", sherpa, "torch, streaming"),
+        Way("sherpa-onnx, online", partial(sherpa, "online"), "torch, streaming"),
+        Way("sherpa-onnx, prompt", partial(sherpa, "prompt"), "torch, streaming"),
     ]
 
 
@@ -158,43 +167,60 @@ def measure(args: argparse.Namespace) -> List[Record]:
     cuts = [cut for cut in read_cuts(args.cuts) if cut.duration <= args.longest][:: args.every]
     if not cuts:
         raise UserError(f"{args.cuts}: no cuts of up to {args.longest:g} s")
-    found: Dict[str, List[Found]] = {}
-    seconds: Dict[str, float] = {}
+    random.Random(0).shuffle(cuts)
+    done: Dict[Tuple[str, str], Record] = {}  # way and cut -> what was decoded
+    if args.decoded and args.decoded.exists():
+        lines = args.decoded.read_text(encoding="utf-8").splitlines()
+        done = {(item["way"], item["cut"]): item for item in map(json.loads, lines)}
+    end = time.monotonic() + 60 * args.minutes
     with TemporaryDirectory() as folder:
         made = (transducer_ways, ctc_ways, online_ways)
         ways = [way for ways_of in made for way in ways_of(loaded, Path(folder))]
-        for number, cut in enumerate([cuts[0], *cuts]):  # the first one warms up
+        warm = set()
+        for number, cut in enumerate(cuts):
+            left = [way for way in ways if (way.name, cut.id) not in done]
+            if not left or time.monotonic() > end:
+                continue
             audio = load_inputs(cut, convert=True).numpy()
-            for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
+            for way in left[number % len(left) :] + left[: number % len(left)]:
+                if way.name not in warm:
+                    way.decode(audio)
+                    warm.add(way.name)
                 started = time.perf_counter()
-                heard = way.decode(audio)
-                if number:
-                    seconds[way.name] = seconds.get(way.name, 0.0) + time.perf_counter() - started
-                    found.setdefault(way.name, []).append(heard)
-    return [record(way, found, seconds[way.name], cuts, loaded) for way in ways]
+                pieces, times = way.decode(audio)
+                item = {"way": way.name, "cut": cut.id, "seconds": time.perf_counter() - started}
+                done[way.name, cut.id] = {**item, "pieces": pieces, "times": times}
+                if args.decoded:
+                    with open(args.decoded, "a", encoding="utf-8") as file:
+                        file.write(json.dumps(done[way.name, cut.id], ensure_ascii=False) + "\n")
+    cuts = [cut for cut in cuts if all((way.name, cut.id) in done for way in ways)]
+    if not cuts:
+        raise UserError(f"--minutes {args.minutes:g}: not enough for a cut")
+    return [record(way, done, cuts, loaded) for way in ways]
 
 
-def record(way: Way, found: Dict[str, List[Found]], seconds: float, cuts: Sequence[Any], loaded: ModelBundle) -> Record:
+def record(way: Way, done: Dict[Tuple[str, str], Record], cuts: Sequence[Any], loaded: ModelBundle) -> Record:
     """What is told of one way."""
     transcripts: List[Transcript] = []
-    for cut, (pieces, times) in zip(cuts, found[way.name]):
+    mine, theirs = ([done[name, cut.id] for cut in cuts] for name in (way.name, way.beside or way.name))
+    for cut, item in zip(cuts, mine):
+        pieces, times = item["pieces"], item["times"]
         result = {"tokens": [piece.replace("▁", " ") for piece in pieces], "timestamps": times}
         transcripts.append(from_sherpa(result, duration=cut.duration, name=cut.id))
     scores = score_hypotheses(cuts, [transcript.to_record() for transcript in transcripts], loaded.tasks)
-    pairs = zip(found[way.name], found[way.beside or way.name])
     total = sum(cut.duration for cut in cuts)
     return {
         "way": way.name,
         "beside": way.beside,
         "cuts": len(cuts),
         "audio_seconds": round(total, 1),
-        "equal": sum(ours[0] == theirs[0] for ours, theirs in pairs) / len(cuts),
+        "equal": sum(a["pieces"] == b["pieces"] for a, b in zip(mine, theirs)) / len(cuts),
         "wer": scores["wer"]["all"]["wer"],
         "scd": scores["scd"]["text"]["f1"],
         "endp": scores["endp"]["text"]["f1"],
         "ner": scores["ner"]["exact"]["f1"],
         "lid": scores["lid"]["accuracy"],
-        "rtf": seconds / total,
+        "rtf": sum(item["seconds"] for item in mine) / total,
         "torch": torch.__version__,
         "sherpa_onnx": __import__("sherpa_onnx").__version__,
     }
@@ -233,6 +259,8 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--cuts", required=True, help="cut manifest with audio and labels of all tasks")
     parser.add_argument("--every", type=int, default=1, help="take every so many-th cut [1]")
     parser.add_argument("--longest", type=float, default=30.0, help="leave out cuts of more seconds than this [30]")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no cut after so long [no limit]")
+    parser.add_argument("--decoded", type=Path, help="keep what was decoded here, and take from here what was before")
     parser.add_argument("--json", type=Path, help="write the records here")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     return parser.parse_args(arguments)

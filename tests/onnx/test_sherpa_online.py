@@ -169,6 +169,6 @@ def test_sherpa_refuses_streams_that_it_cannot_carry(exported, tmp_path, case, c
 
 
 def test_sherpa_online_needs_chunks():
-    for options in ({"form": "online"}, {"form": "ctc", "chunks": CHUNKS}):
-        with pytest.raises(UserError, match="chunks: for sherpa-onnx, needed with form online"):
+    for options in ({"form": "online"}, {"form": "prompt"}, {"form": "ctc", "chunks": CHUNKS}):
+        with pytest.raises(UserError, match="chunks: for sherpa-onnx, needed with form online and prompt"):
             ExportOptions(**options)

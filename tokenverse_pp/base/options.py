@@ -18,7 +18,7 @@ Hotword = Union[str, Tuple[str, float]]
 Names = Union[str, Sequence[str]]
 Autocast = Literal["fp32", "bf16", "fp16"]
 ExportPrecision = Literal["float32", "float16", "int8"]
-SherpaForm = Literal["ctc", "online"]
+SherpaForm = Literal["ctc", "online", "prompt"]
 Inactive = Literal["suppress", "strip"]
 
 
@@ -160,10 +160,12 @@ class ExportOptions:
     """Export the streaming form, with these chunks; None: for whole utterances."""
     form: Optional[SherpaForm] = None
     """Export for sherpa-onnx, in this form; None: for tokenverse_pp.runtime. ctc: whole utterances, decoded by the
-    model's auxiliary CTC head. online: streams, decoded by the transducer, in these chunks; Whisper encoders."""
+    model's auxiliary CTC head. online: streams, decoded by the transducer, in these chunks; Whisper encoders. prompt:
+    the same, with tasks that are chosen for each stream."""
     task_sets: Tuple[Tuple[str, ...], ...] = ()
     """For sherpa-onnx: the tasks to decode, e.g. asr,scd; may be given again. A set is a constant of its graph, so each
-    has an encoder of its own; they share their weights. Default: one set, of all tasks that the model knows."""
+    has an encoder of its own; they share their weights. Default: one set, of all tasks that the model knows. With form
+    prompt the sets that a stream can choose from, the first if it chooses none. Default: all sets."""
     opset: int = 17
     """ONNX opset; 17 is the first with LayerNormalization."""
 
@@ -171,8 +173,8 @@ class ExportOptions:
         for name, value, kind in (("precision", self.precision, ExportPrecision), ("form", self.form, SherpaForm)):
             if value not in (*get_args(kind), *((None,) if name == "form" else ())):
                 raise UserError(f"{name}: expected one of {', '.join(get_args(kind))}, got {value!r}")
-        if self.form is not None and (self.form == "online") != (self.chunks is not None):
-            raise UserError("chunks: for sherpa-onnx, needed with form online, and with no other")
+        if self.form is not None and (self.form != "ctc") != (self.chunks is not None):
+            raise UserError("chunks: for sherpa-onnx, needed with form online and prompt, and with no other")
         if self.form is None and self.task_sets:
             raise UserError("--tasks: only for sherpa-onnx: an export for tokenverse_pp.runtime can switch its tasks")
 

@@ -107,7 +107,8 @@ def average(exp_dir: Path, output: Path, last: int, dtype: str, running: bool) -
     "task_sets",
     form={
         "help": "For sherpa-onnx. ctc: whole utterances, by the model's CTC head; online: streams of a Whisper "
-        "encoder, by the transducer, in chunks as the options above say. [default: ctc]"
+        "encoder, by the transducer, in chunks as the options above say; prompt: the same, with tasks that are chosen "
+        "for each stream. [default: ctc]"
     },
     task_sets={"option": "--tasks", "type": str, "multiple": True},
 )
@@ -129,7 +130,7 @@ def export(
     form = _sherpa_form(target, given["form"], given["streaming"])
     options = ExportOptions(
         precision,
-        chosen(ChunkOptions, given) if given["streaming"] or form == "online" else None,
+        chosen(ChunkOptions, given) if given["streaming"] or form in ("online", "prompt") else None,
         form,
         tuple(names_of(text) for text in given["task_sets"]),
     )
@@ -150,5 +151,5 @@ def _sherpa_form(target: str, form: Any, streaming: bool) -> Any:
             raise UserError(f"--form {form}: only with --for sherpa-onnx")
         return None
     if streaming:
-        raise UserError("--streaming: not with --for sherpa-onnx, where --form online says it")
+        raise UserError("--streaming: not with --for sherpa-onnx, where --form online or prompt says it")
     return form or "ctc"

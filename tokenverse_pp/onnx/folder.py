@@ -53,7 +53,8 @@ class Description:
             ``chunk_samples``: samples of a chunk; ``framing``: kernel and stride of each step from samples to frames,
             (n - kernel) // stride + 1 each; ``states``: name, shape and type of each state, zeros at the start.
         sherpa: None for `tokenverse_pp.runtime`. Of an export for sherpa-onnx its ``form``, the tasks of each
-            encoder (``sets``), and with ``online`` how many frames late times are (``delay``), and its chunks.
+            encoder (``sets``), and with ``online`` and ``prompt`` how many frames late times are (``delay``), and its
+            chunks. With ``prompt`` the sets of tasks by the names that streams choose them by (``prompts``).
         mel: of ``log_mel``: bins, n_fft and hop.
         files: bytes and SHA-256 of each file.
         check: result of the comparison with torch, and the tolerance.

@@ -107,7 +107,8 @@ def _list_of(values: Any, kind: type) -> bool:
 
 def decoded_tasks(about: Description, tasks: Optional[Sequence[str]], folder: str) -> Sequence[str]:
     """The set of tasks of an export for sherpa-onnx that is meant (raises UserError if it is not clear)."""
-    sets = [tuple(names) for names in (about.sherpa or {})["sets"].values()]
+    sherpa = about.sherpa or {}
+    sets = [tuple(names) for names in (sherpa.get("prompts") or sherpa["sets"]).values()]
     if tasks is None:
         if len(sets) > 1:
             told = " or ".join(",".join(names) for names in sets)

@@ -1,7 +1,7 @@
 """Export for sherpa-onnx: folders that its stock releases run (C++, Android, iOS, the browser, Python).
 
-sherpa-onnx has no input for tasks, so a set of tasks is a constant of its encoder. What its searches cannot be told is
-in the logits: the tokens of other tasks and ``<unk>`` are at -inf.
+Most slots of sherpa-onnx have no input for tasks, so a set of tasks is a constant of its encoder. What its searches
+cannot be told is in the logits: the tokens of other tasks and ``<unk>`` are at -inf.
 
 ``ctc`` takes sherpa-onnx's slot for Omnilingual ASR: one graph from audio (1, S), which sherpa-onnx normalises to zero
 mean and unit variance, to logits (1, T, V). Its frames last 20 ms and its blank is id 0. ``online``:
@@ -30,7 +30,7 @@ from tokenverse_pp.decoding.constraints import check_known
 from tokenverse_pp.decoding.inactive import select
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.encoders.whisper import LogMel
-from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.models.transducer import StatelessPredictor, Transducer
 from tokenverse_pp.onnx.folder import PACKAGES, TOKENS, WEIGHTS, Description
 from tokenverse_pp.onnx.graphs import (
     check_agreement,
@@ -59,7 +59,7 @@ class SherpaSet(NamedTuple):
     """A set of tasks and its graph.
 
     Attributes:
-        file: name of the graph; with ``online`` of the encoder's.
+        file: name of the graph; with ``online`` and ``prompt`` of the encoder's.
         joiner: name of the joiner's graph (``online``).
         tasks: those that are asked for.
         active: (1, K + 1) of 0 and 1, those that are decoded.
@@ -158,20 +158,31 @@ def write_sherpa(loaded: ModelBundle, folder: Path, description: Description, op
     Raises:
         UserError: for a model that the form cannot carry, with the reason; and for graphs that differ from torch.
     """
-    from tokenverse_pp.onnx.sherpa_online import DELAY, check_online, write_online  # which imports this module
+    from tokenverse_pp.onnx.sherpa_online import DELAY, check_online, write_online  # these import this module
+    from tokenverse_pp.onnx.sherpa_prompt import prompt_sets, prompt_tokens, write_prompt
 
+    if not isinstance(loaded.model.predictor, StatelessPredictor):
+        said = "its predictor remembers more than the last few tokens, which a graph here cannot"
+        raise UserError(f"export for sherpa-onnx, form {options.form}: {said}")
     about: Dict[str, Any] = {"form": options.form}
     if options.chunks is None:
         check_ctc(loaded, description.frame_shift)
     else:
-        check_online(loaded, description, options.chunks)
+        check_online(loaded, description, options)
         about.update(delay=DELAY, **{key: getattr(options.chunks, key) for key in ("chunk_ms", "left_chunks", "sinks")})
-    sets = chosen_sets(loaded, options, description.vectors["inactive"])
     pieces = loaded.tokenizer.pieces(range(loaded.tokenizer.vocab_size))
+    choose = chosen_sets
+    if options.form == "prompt":
+        choose, pieces = prompt_sets, prompt_tokens(pieces)
+    sets = choose(loaded, options, description.vectors["inactive"])
     (folder / TOKENS).write_text(tokens_text(pieces), encoding="utf-8")
-    write, part = (write_ctc, "logits") if options.chunks is None else (write_online, "encoder")
+    write = {"ctc": write_ctc, "online": write_online, "prompt": write_prompt}[str(options.form)]
     errors = write(loaded, folder, sets, description, options)
     about["sets"] = {item.file: list(item.tasks) for item in sets}
+    if options.form == "prompt":
+        about["prompts"] = {",".join(item.tasks): list(item.tasks) for item in sets}
+        about["sets"] = {sets[0].file: list(sets[0].tasks)}
+    part = "logits" if options.chunks is None else "encoder"
     check = {"precision": options.precision, part: {key: max(one[key] for one in errors) for key in errors[0]}}
     return replace(description, sherpa=about, check=check)
 
@@ -212,7 +223,7 @@ def chosen_sets(loaded: ModelBundle, options: ExportOptions, inactive: Inactive)
         others = [symbol for task in tasks.tasks if task.name not in selection.decoded for symbol in task.symbols]
         suppressed = [UNK_ID, *(tokenizer.id_of(symbol) for symbol in others)]
         end = ".onnx" if len(set(named)) < 2 else f"-{'-'.join(names)}.onnx"
-        file = f"{'encoder' if options.form == 'online' else 'model'}{end}"
+        file = f"{'model' if options.form == 'ctc' else 'encoder'}{end}"
         removed = sorted(selection.removed)
         sets.append(SherpaSet(file, f"joiner{end}", names, active, removed, sorted(suppressed)))
     return sets
@@ -281,7 +292,7 @@ README = """# A tokenverse_pp model for sherpa-onnx
 
 Written for the stock sherpa-onnx 2.0.1 (`pip install sherpa-onnx`, or its releases for C++, Android, iOS, the browser).
 
-| file | tasks |
+| {named} | tasks |
 |---|---|
 {files}
 
@@ -325,11 +336,11 @@ ONLINE_USE = """Python:
     from tokenverse_pp.onnx import from_sherpa
 
     recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(
-        encoder="{file}", decoder="decoder.onnx", joiner="{joiner}", tokens="tokens.txt", feature_dim={bins}
+        encoder="{file}", decoder="decoder.onnx", joiner="{joiner}", tokens="tokens.txt"{feature_dim}
     )
     samples, rate = soundfile.read("call.wav", dtype="float32")  # one channel
     stream = recognizer.create_stream()
-    stream.accept_waveform(rate, samples)  # or piece by piece
+{choose}    stream.accept_waveform(rate, samples)  # or piece by piece
     stream.accept_waveform(rate, numpy.zeros(rate * {flush} // 1000, numpy.float32))  # or the last chunk is not heard
     stream.input_finished()
     while recognizer.is_ready(stream):
@@ -337,10 +348,10 @@ ONLINE_USE = """Python:
     print(recognizer.get_result(stream))
     print(from_sherpa(recognizer.get_result_all(stream), "THIS_FOLDER"{tasks}).to_json())
 
-C++ (which appends half a second of silence itself):
+C++ (by default, half a second of silence precedes the audio, and times count it):
 
     sherpa-onnx --encoder={file} --decoder=decoder.onnx --joiner={joiner} --tokens=tokens.txt \\
-        --feat-dim={bins} call.wav
+        {option} --left-padding=0 --right-padding={padding:g} call.wav
 
 Android (Kotlin):
 
@@ -350,6 +361,9 @@ Android (Kotlin):
         ),
         tokens = "tokens.txt",
     )
+{kotlin}"""
+KOTLIN = """    // in an OnlineRecognizerConfig with decodingMethod = "greedy_search"; then, for each stream:
+    stream.setOption("language", "{prompt}")
 """
 SETS = """- Choose tasks while it runs: a set of tasks is a constant of its graph. {several}
 """
@@ -367,6 +381,20 @@ ONLINE_LIMITS = """\
 - Keep `[NE]` and `[/NE]` in pairs, one language token, or a language that is known: nothing constrains the order of
   tokens. `from_sherpa` reads what is well-formed, and drops the rest{strip}.
 """
+PROMPT_LIMITS = """\
+- Hear exactly what the model was trained with: its log-mel is another one, 5 ms later and with pre-emphasis, of which
+  the encoder makes Whisper's but for frequencies below 100 Hz. Times are late by a frame of 40 ms besides, which
+  `from_sherpa` subtracts.
+- Search with a beam, hotwords or a language model.
+- Say that a set of tasks is unknown, but for a line on stderr: the stream then decodes the default.
+- Keep `[NE]` and `[/NE]` in pairs, one language token, or a language that is known: nothing constrains the order of
+  tokens. `from_sherpa` reads what is well-formed, and drops the rest{strip}.
+"""
+PROMPTS = """A stream chooses its tasks by its option `language`, in which sherpa-onnx's own models take languages: one
+of the sets above, in this order; `asr,` may be left out. Without it, the first set is decoded. A change counts from the
+next chunk on.
+
+"""
 STRIP = """. This model decodes all of its tasks:
   `text` also has the tokens of those that were not asked for, and `from_sherpa` removes them"""
 LONGEST = """- Audio of more than {seconds:g} s: cut it first, for example by sherpa-onnx's voice activity detection.
@@ -378,20 +406,28 @@ def sherpa_readme(d: Description) -> str:
     assert d.sherpa is not None
     sets: Dict[str, List[str]] = d.sherpa["sets"]
     file = next(iter(sets))
+    form, prompts = d.sherpa["form"], d.sherpa.get("prompts")
     languages = f", languages {', '.join(d.languages)}" if d.languages else ""
     several = SEVERAL.format(weights=WEIGHTS) if len(sets) > 1 else "Export with several `--tasks` for several graphs."
     values: Dict[str, Any] = {"file": file, "tasks": f", {sets[file]}" if len(sets) > 1 else ""}
     use, limits, chunks = CTC_USE, CTC_LIMITS, ""
-    if d.sherpa["form"] == "online":
+    if form != "ctc":
         use, limits, chunks = ONLINE_USE, ONLINE_LIMITS, f"; chunks of {d.sherpa['chunk_ms']} ms"
-        values.update(joiner=file.replace("encoder", "joiner"), bins=(d.mel or {})["bins"])
-        values["flush"] = d.sherpa["chunk_ms"] + 40
-    strips = d.vectors["inactive"] == "strip" and any(set(names) != set(d.tasks) for names in sets.values())
+        bins, flush = (d.mel or {})["bins"], d.sherpa["chunk_ms"] + 40
+        values.update(joiner=file.replace("encoder", "joiner"), flush=flush, padding=flush / 1000)
+        values.update(feature_dim=f", feature_dim={bins}", option=f"--feat-dim={bins}", choose="", kotlin="")
+    if prompts:
+        limits, chosen = PROMPT_LIMITS, list(prompts)[-1]
+        values.update(feature_dim="", option=f"--language={chosen}", kotlin=KOTLIN.format(prompt=chosen))
+        values.update(choose=f'    stream.set_option("language", "{chosen}")\n', tasks=f", {prompts[chosen]}")
+    named = prompts or sets
+    strips = d.vectors["inactive"] == "strip" and any(set(names) != set(d.tasks) for names in named.values())
     return README.format(
         about=f"Tasks {', '.join(d.tasks)}{languages}; weights in {d.precision}; tokenverse_pp {d.tokenverse_pp}; "
         f"a token is timed to {1000 * d.frame_shift:g} ms{chunks}.",
-        files="\n".join(f"| {name} | {', '.join(names)} |" for name, names in sets.items()),
-        use=use.format(**values),
+        named="set" if prompts else "file",
+        files="\n".join(f"| {name} | {', '.join(names)} |" for name, names in named.items()),
+        use=(PROMPTS if prompts else "") + use.format(**values),
         packages=" ".join(PACKAGES[1:]),
         limits=limits.format(
             sets=SETS.format(several=several),

@@ -78,9 +78,13 @@ class SherpaFront(Stage):
             "front.hidden": like.new_zeros(self.backbone.hidden_size, 2),
         }
 
+    def mel(self, x: Tensor) -> Tensor:
+        """What sherpa-onnx gives -> logarithm of the mel powers, base 10, (N, bins, T)."""
+        return 4.0 * x.transpose(1, 2) - 4.0
+
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
         """See Stage."""
-        mel = 4.0 * x.transpose(1, 2) - 4.0
+        mel = self.mel(x)
         peak = torch.maximum(state["front.peak"] + LEAST, mel.amax(dim=(1, 2)).unsqueeze(1))
         state["front.peak"] = peak - LEAST
         mel = torch.cat([state["front.mel"], LogMel.clip(mel, peak)], dim=-1)
@@ -161,23 +165,28 @@ class OnlineGraph(nn.Module):
         }
 
     def forward(self, x: Tensor, caches: Tensor, *others: Tensor) -> Tuple[Tensor, ...]:
-        """x (N, T, bins), caches (1, N, size), unused states, chunks (N,) -> frames (N, T', J + 1), new states.
+        """x (N, T, bins), caches (1, N, size), unused states, chunks (N,) -> frames (N, T', J + 1), new states."""
+        frames, caches = self.encode(x, caches[0], others[-1], self.active)
+        return (frames, caches[None], *others[:-1], others[-1] + 1)
 
-        The last number of a frame is 1 for the dummy, else 0.
+    def encode(self, x: Tensor, caches: Tensor, chunks: Tensor, active: Tensor) -> Tuple[Tensor, Tensor]:
+        """x as sherpa-onnx gives it, caches (N, size), chunks (N,) that were, active (N, K + 1) or (1, K + 1).
+
+        Returns:
+            Frames (N, T', J + 1), whose last number is 1 for the dummy, else 0; and the new caches (N, size).
         """
-        chunks = others[-1]
-        parts = caches[0].split([math.prod(shape) for shape in self.shapes.values()], dim=1)
+        parts = caches.split([math.prod(shape) for shape in self.shapes.values()], dim=1)
         state = {name: part.reshape(-1, *shape) for (name, shape), part in zip(self.shapes.items(), parts)}
         state["chunks"] = chunks
         for name, size in self.counters.items():
             state[name] = chunks * size - 1
-        place = ChunkPlace(False, False, self.active)
+        place = ChunkPlace(False, False, active)
         for stage in self.stages:
             x = stage.step(x, state, place)
         frames = self.model.joiner.encoder_proj(x)
         mark = torch.cat([(chunks == 0).to(x.dtype)[:, None], torch.zeros_like(frames[:, 1:, 0])], dim=1)
         caches = torch.cat([state[name].flatten(1) for name in self.shapes], dim=1)
-        return (torch.cat([frames, mark[:, :, None]], dim=2), caches[None], *others[:-1], chunks + 1)
+        return torch.cat([frames, mark[:, :, None]], dim=2), caches
 
 
 class OnlinePredictor(PredictorGraph):
@@ -205,9 +214,10 @@ class OnlineJoiner(nn.Module):
         return logits - encoder_out[:, -1:] * self.others + self.mask
 
 
-def check_online(loaded: ModelBundle, description: Description, chunks: ChunkOptions) -> None:
-    """See that the form ``online`` can carry a model (raises UserError)."""
-    form = "export for sherpa-onnx, form online"
+def check_online(loaded: ModelBundle, description: Description, options: ExportOptions) -> None:
+    """See that the form ``online`` or ``prompt`` can carry a model (raises UserError)."""
+    form, chunks = f"export for sherpa-onnx, form {options.form}", options.chunks
+    assert chunks is not None
     if not isinstance(getattr(loaded.model.encoder, "backbone", None), WhisperBackbone):
         raise UserError(f"{form}: sherpa-onnx computes the log-mel of Whisper, and this encoder takes audio")
     if abs(description.frame_shift - ONLINE_FRAME) > 1e-6:
