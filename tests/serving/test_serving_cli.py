@@ -37,11 +37,11 @@ def test_bad_options_and_models(tmp_path):
     assert_refused(run("serve", "--model", tmp_path, "--token-file", tmp_path / "no"), tmp_path / "no")
 
 
-@pytest.mark.parametrize("args", [("serve", "--model", "x"), ("stream", "x.wav")])
-def test_without_websockets(args, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "websockets"]:
+@pytest.mark.parametrize("package, args", [("aiohttp", ("serve", "--model", "x")), ("websockets", ("stream", "x.wav"))])
+def test_without_the_packages(package, args, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "websockets", None)
+    monkeypatch.setitem(sys.modules, package, None)
     assert_refused(run(*args), "pip install 'tokenverse_pp[serve]'")
 
 
