@@ -15,7 +15,7 @@ from tokenverse_pp.serving.protocol import Limits
 from tokenverse_pp.serving.server import StreamingServer
 from tokenverse_pp.serving.uploads import UploadModel
 from tokenverse_pp.serving.worker import Engine
-from tokenverse_pp.tasks import default_tasks
+from tokenverse_pp.tasks import build_tasks
 from tokenverse_pp.tasks.result import transcript_of_words
 from tokenverse_pp.tasks.transcript import Word
 
@@ -133,9 +133,9 @@ class FakeRecognizer:
                     if self.on_settled is not None:
                         self.on_settled(cut, transcript_of_words(words[:i], self.options.tasks, cut.duration, cut.id))
             self.gate.wait()
-            if REFUSED in audio:
+            if f"v{REFUSED}" in said:
                 done.refuse(cut, UserError("refused audio"))
-            elif BROKEN in audio:
+            elif f"v{BROKEN}" in said:
                 raise RuntimeError("the model broke")
             else:
                 done.transcripts.append(transcript_of_words(words, self.options.tasks, cut.duration, cut.id))
@@ -145,7 +145,7 @@ class FakeRecognizer:
 def fake_model(**options):
     """A model for uploads, with the `FakeRecognizer` that it is; its name is ``fake``."""
     recognizer = FakeRecognizer()
-    return UploadModel("fake", default_tasks(), TranscribeOptions(**options), recognizer.of), recognizer
+    return UploadModel("fake", build_tasks(TASKS), TranscribeOptions(**options), recognizer.of), recognizer
 
 
 def fake_engine():
@@ -155,7 +155,7 @@ def fake_engine():
 
 @asynccontextmanager
 async def serving(engine=None, access=None, model=None, **limits):
-    """A server on a free port of this machine; its ``url`` is that of the streams, its ``base`` that of OpenAI's API."""
+    """A server on a free port of this machine; ``url`` is that of the streams, ``base`` that of OpenAI's API."""
     options = {"closing_seconds": 2.0, **limits}
     server = StreamingServer(engine or fake_engine(), Limits(**options), access or Access(), model)
     await server.start("127.0.0.1")
@@ -167,6 +167,8 @@ async def serving(engine=None, access=None, model=None, **limits):
         for transcriber in server.engine.transcribers.values():
             if isinstance(transcriber, FakeTranscriber):
                 transcriber.gate.set()
+        if model is not None and isinstance(getattr(model.recognizer_for, "__self__", None), FakeRecognizer):
+            model.recognizer_for.__self__.gate.set()
         await server.stop()
 
 

@@ -57,7 +57,7 @@ from tokenverse_pp.serving.protocol import Limits
     method={
         "type": click.Choice(["greedy", "beam"]),
         "default": None,
-        "help": "Search method. [default: beam for uploads; greedy for streams, beam with hotwords or a language model]",
+        "help": "Search method. [default: for uploads beam; for streams greedy, beam with hotwords or an LM]",
     },
     beam={"type": click.IntRange(min=1)},
 )
