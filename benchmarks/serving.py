@@ -6,8 +6,8 @@
 
 starts `tokenverse-pp serve` in a process of its own, and plays a different utterance, again and again, into each of
 --streams streams at the speed of speech. All the while other clients read nothing, drop their connection, send garbage,
-or messages that are too long; what they are told is counted. Each of --uploads clients uploads utterance after utterance
-(/v1/audio/transcriptions); one in twenty is no audio. Printed as JSON:
+or messages that are too long; what they are told is counted. --uploads clients upload utterance after utterance
+(/v1/audio/transcriptions); one upload in twenty is no audio. Printed as JSON:
 
     streams, minutes          what was played
     audio_minutes, real_time  heard in all; whether sending kept the speed of speech (1: yes, 2: took twice as long)
