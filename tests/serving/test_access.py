@@ -18,8 +18,8 @@ from websockets.exceptions import InvalidStatus
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.serving.access import Access, check_origin, read_token
 from tokenverse_pp.serving.client import ServerError, StreamClient, transcribe
+from tokenverse_pp.serving.http import FILES, PAGE
 from tokenverse_pp.serving.protocol import Start, start_message
-from tokenverse_pp.serving.web import FILES, PAGE
 
 TOKEN = "s3cret-é"
 

@@ -20,9 +20,9 @@ from tokenverse_pp.api.formats.text import paragraphs, to_text
 from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.base.options import TranscribeOptions
 from tokenverse_pp.serving.access import bearer
+from tokenverse_pp.serving.http import answer
 from tokenverse_pp.serving.protocol import Limits, shown
 from tokenverse_pp.serving.uploads import UploadError, UploadJob, UploadModel
-from tokenverse_pp.serving.web import answer
 from tokenverse_pp.tasks.result import Transcript, Turn
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _wrong(param: str, message: str, code: str = "invalid_value") -> NoReturn:
 
 
 @dataclass(frozen=True)
-class Form:
+class UploadForm:
     """The fields of a request, each with its values, and the file."""
 
     fields: Dict[str, List[str]]
@@ -106,7 +106,7 @@ class Form:
         return [*self.fields.get(f"{name}[]", []), *self.fields.get(name, [])]
 
 
-async def read_form(request: web.Request, limits: Limits) -> Form:
+async def read_form(request: web.Request, limits: Limits) -> UploadForm:
     """Read ``multipart/form-data`` (raises ApiError, whatever comes)."""
     too_large = ApiError(413, f"the file exceeds the limit of {limits.upload_bytes} bytes", "file", "file_too_large")
     if request.content_type != "multipart/form-data":
@@ -154,7 +154,7 @@ async def read_form(request: web.Request, limits: Limits) -> Form:
     except Exception as error:
         # aiohttp's reader raises ValueError, AssertionError, RuntimeError, HttpProcessingError, .. for what is none.
         raise ApiError(400, f"not multipart/form-data: {one_line(error)}") from None
-    return Form(fields, file, file_name)
+    return UploadForm(fields, file, file_name)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class TranscriptionRequest:
     options: TranscribeOptions
 
 
-def read_request(form: Form, model: UploadModel) -> TranscriptionRequest:
+def read_request(form: UploadForm, model: UploadModel) -> TranscriptionRequest:
     """Check the fields of a form (raises ApiError)."""
     if form.file is None:
         _wrong("file", "field 'file' is missing: the audio", "missing_required_parameter")
@@ -219,7 +219,7 @@ def _check_temperature(text: Optional[str]) -> None:
         _wrong("temperature", f"expected a number in 0 .. 1, found {shown(text)}")
 
 
-def _options(form: Form, model: UploadModel, is_stream: bool) -> TranscribeOptions:
+def _options(form: UploadForm, model: UploadModel, is_stream: bool) -> TranscribeOptions:
     """How to transcribe: the server's options, with those of the request in their place."""
     changes: Dict[str, Any] = {}
     language, prompt, tasks = form.one("language"), form.one("prompt"), form.one("tasks")
@@ -456,7 +456,7 @@ class OpenAIApi:
         return response
 
 
-def _param(form: Form) -> Optional[str]:
+def _param(form: UploadForm) -> Optional[str]:
     """The field that a model could not use, where there is but one that it may be."""
     given = [name for name in ("language", "prompt") if form.one(name) is not None]
     return given[0] if len(given) == 1 else None

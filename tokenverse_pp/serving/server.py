@@ -16,11 +16,20 @@ from aiohttp import web
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.serving.access import Access, bearer, is_loopback
+from tokenverse_pp.serving.http import (
+    ALIVE_PATH,
+    FILES,
+    HEALTH_PATH,
+    METRICS_PATH,
+    STREAM_PATH,
+    Monitor,
+    plain,
+    respond,
+)
 from tokenverse_pp.serving.openai_api import PREFIX, OpenAIApi
 from tokenverse_pp.serving.protocol import VERSION, Limits, StreamError, shown
 from tokenverse_pp.serving.session import Session, StreamSocket
 from tokenverse_pp.serving.uploads import UploadModel, Uploads
-from tokenverse_pp.serving.web import ALIVE_PATH, FILES, HEALTH_PATH, METRICS_PATH, STREAM_PATH, Monitor, plain, respond
 from tokenverse_pp.serving.worker import Engine, Worker
 
 log = logging.getLogger(__name__)
