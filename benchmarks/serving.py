@@ -1,11 +1,13 @@
 """A streaming server under load, with clients beside it that misbehave.
 
     python benchmarks/serving.py --streams 50 --minutes 10 --json FILE
+    python benchmarks/serving.py --streams 4 --uploads 8 --minutes 10 --json FILE
     python benchmarks/serving.py --quick
 
 starts `tokenverse-pp serve` in a process of its own, and plays a different utterance, again and again, into each of
 --streams streams at the speed of speech. All the while other clients read nothing, drop their connection, send garbage,
-or messages that are too long; what they are told is counted. Printed as JSON:
+or messages that are too long; what they are told is counted. --uploads clients upload utterance after utterance
+(/v1/audio/transcriptions); one upload in twenty is no audio. Printed as JSON:
 
     streams, minutes          what was played
     audio_minutes, real_time  heard in all; whether sending kept the speed of speech (1: yes, 2: took twice as long)
@@ -15,6 +17,8 @@ or messages that are too long; what they are told is counted. Printed as JSON:
     ended                     streams that were heard to their end
     same_as_alone, mixed_up   streams whose first half minute reads as when it is the only stream; as another stream's
     errors                    what misbehaving clients were told, by code
+    uploads                   answers by status; seconds of audio a second; seconds until the answer: median, p99, most;
+                              those whose text is that of the utterance alone, and of another one
     server                    /health at the end
 
 The streams' utterances are the longest of --cuts.
@@ -24,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import itertools
 import json
 import os
@@ -39,7 +44,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Optional
 
+import aiohttp
 import numpy as np
+import soundfile
 from kaldialign import edit_distance
 
 from tokenverse_pp.base.files import write_json
@@ -141,6 +148,77 @@ async def early_gone(url: str, errors: Counter, until: float) -> None:
         await asyncio.sleep(0.5)
 
 
+@dataclass
+class Uploaded:
+    """What the uploads of all clients came to; ``alone``: the text of each utterance, uploaded alone."""
+
+    files: List[bytes]
+    seconds: List[float]
+    alone: List[str] = field(default_factory=list)
+    status: Counter = field(default_factory=Counter)
+    latencies: List[float] = field(default_factory=list)
+    heard: float = 0.0
+    same: int = 0
+    mixed_up: int = 0
+
+    def summary(self, took: float) -> Dict[str, object]:
+        """For the JSON."""
+        times = np.array(self.latencies or [0.0])
+        return {
+            "status": dict(self.status),
+            "audio_seconds_a_second": round(self.heard / took, 2),
+            "seconds": {
+                "median": round(float(np.median(times)), 2),
+                "p99": round(float(np.percentile(times, 99)), 2),
+                "most": round(float(times.max()), 2),
+            },
+            "same_as_alone": self.same,
+            "mixed_up": self.mixed_up,
+        }
+
+
+async def upload(url: str, client: aiohttp.ClientSession, content: bytes) -> aiohttp.ClientResponse:
+    """The answer to one file, read whole."""
+    data = aiohttp.FormData({"model": "whisper-1"})
+    data.add_field("file", content, filename="a.wav", content_type="audio/wav")
+    address = url.replace("ws:", "http:").replace("/stream", "/v1/audio/transcriptions")
+    async with client.post(address, data=data, timeout=aiohttp.ClientTimeout(600)) as answer:
+        await answer.read()
+        return answer
+
+
+async def upload_all(url: str, name: int, found: Uploaded, until: float) -> None:
+    """Upload an utterance after the other; what is refused for a while comes again."""
+    rng = random.Random(name)
+    async with aiohttp.ClientSession() as client:
+        while time.monotonic() < until:
+            number = rng.randrange(len(found.files))
+            is_bad = rng.random() < 0.05
+            began = time.monotonic()
+            answer = await upload(url, client, rng.randbytes(20000) if is_bad else found.files[number])
+            found.status[f"{answer.status}{' (no audio)' if is_bad else ''}"] += 1
+            if answer.status == 429:
+                await asyncio.sleep(int(answer.headers["Retry-After"]))
+            elif answer.status == 200:
+                found.latencies.append(time.monotonic() - began)
+                found.heard += found.seconds[number]
+                text = (await answer.json())["text"]
+                found.same += text == found.alone[number]
+                found.mixed_up += nearest(text.split(), {i: x.split() for i, x in enumerate(found.alone)}) != number
+
+
+async def upload_alone(url: str, audio: List[np.ndarray]) -> Uploaded:
+    """The utterances as files, and the text of each."""
+    found = Uploaded([], [len(samples) / SAMPLE_RATE for samples in audio])
+    async with aiohttp.ClientSession() as client:
+        for samples in audio:
+            memory = io.BytesIO()
+            soundfile.write(memory, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+            found.files.append(memory.getvalue())
+            found.alone.append((await (await upload(url, client, found.files[-1])).json())["text"])
+    return found
+
+
 def rss_mb(process: int) -> float:
     """Memory of a process that is in RAM."""
     status = Path(f"/proc/{process}/status").read_text()
@@ -161,7 +239,8 @@ async def load(url: str, process: int, audio: List[np.ndarray], args: argparse.N
         single = Played(name, audio[name])
         await play(url, single, min(ALONE_SECONDS, args.minutes * 60), 0)
         alone[name] = single.early
-    streams = [Played(name, samples) for name, samples in enumerate(audio)]
+    uploaded = await upload_alone(url, audio[: max(args.compared, 2)] if args.uploads else [])
+    streams = [Played(name, samples) for name, samples in enumerate(audio[: args.streams])]
     errors: Counter = Counter()
     memory: List[float] = []
     began = time.monotonic()
@@ -170,6 +249,7 @@ async def load(url: str, process: int, audio: List[np.ndarray], args: argparse.N
     await asyncio.gather(
         *(play(url, played, args.minutes * 60, args.speed) for played in streams),
         *others,
+        *(upload_all(url, name, uploaded, until) for name in range(args.uploads)),
         early_gone(url, errors, until),
         watch(process, memory, until),
     )
@@ -195,6 +275,7 @@ async def load(url: str, process: int, audio: List[np.ndarray], args: argparse.N
         "same_as_alone": sum(alone[name] == streams[name].early for name in alone),
         "mixed_up": sum(nearest(streams[name].early, alone) != name for name in alone),
         "errors": dict(errors),
+        **({"uploads": uploaded.summary(time.monotonic() - began)} if args.uploads else {}),
         "server": health,
     }
 
@@ -223,6 +304,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="data/whisper-base")
     parser.add_argument("--cuts", type=Path, default=Path("data/human_speech_v2/cuts_test.jsonl.gz"))
     parser.add_argument("--streams", type=int, default=50)
+    parser.add_argument("--uploads", type=int, default=0, help="clients that upload files beside the streams")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--speed", type=float, default=1.0, help="times that of speech; 0: as fast as it goes")
     parser.add_argument("--compared", type=int, default=20, help="streams that are also run alone")
@@ -231,8 +313,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.quick:
-        args.streams, args.minutes, args.compared = 3, 0.2, 2
-    audio = utterances(args.cuts, args.streams)
+        args.streams, args.uploads, args.minutes, args.compared = 3, 2, 0.2, 2
+    audio = utterances(args.cuts, max(args.streams, args.compared if args.uploads else 0))
     options = f"--encoder {args.encoder} --port 0 --max-streams {args.streams + 8} {args.server}".split()
     command = [sys.executable, "-m", "tokenverse_pp.cli.main", "serve", "--model", args.model, *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)

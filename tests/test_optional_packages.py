@@ -12,7 +12,7 @@ from tokenverse_pp.data.editing.stats import plot_stats
 from tokenverse_pp.models.encoders.kinds import add_lora
 from tokenverse_pp.onnx.graphs import require_onnx
 from tokenverse_pp.onnx.runtime import open_graph
-from tokenverse_pp.serving.client import need_websockets
+from tokenverse_pp.serving.client import need_server, need_websockets
 from tokenverse_pp.training.log import RunLog, plot_curves, read_log
 
 NEEDED = {
@@ -20,6 +20,8 @@ NEEDED = {
     "peft": lambda folder: add_lora(None, None),
     "spacy": lambda folder: SpacyEntities("fr_core_news_sm", 0.5),
     "websockets": lambda folder: need_websockets(),
+    "aiohttp": lambda folder: need_server(),
+    "prometheus_client": lambda folder: need_server(),
     "onnx": lambda folder: require_onnx(),
     "onnxruntime": lambda folder: open_graph(folder / "encoder.onnx", 1),
 }

@@ -116,7 +116,7 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_do_not_run_a_models_file(command, hostile, canary, tiny_corpus, tmp_path):
     if command == "serve":
-        pytest.importorskip("websockets")
+        pytest.importorskip("aiohttp")
     audio = next((tiny_corpus / "audio").glob("*.flac"))
     words = COMMANDS[command].format(model=hostile, audio=audio, out=tmp_path / "out").split()
     refused = run(*words)

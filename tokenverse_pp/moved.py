@@ -232,7 +232,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     "serving.limits": ("serving.protocol",),
     "serving.outbox": ("serving.session",),
     "serving.run": ("serving.server",),
-    "serving.web": ("serving.access",),
+    "serving.web": ("serving.access", "serving.http"),
     "streaming": ("decoding.streaming.transcriber", "decoding.streaming.encoder", "base.config"),
     "streaming.context": ("decoding.streaming.stages",),
     "streaming.encoder": ("decoding.streaming.encoder",),

@@ -1,4 +1,4 @@
-"""Runs tests that are coroutines. Serving needs websockets, which the oldest supported stack does without."""
+"""Runs tests that are coroutines. Serving needs packages that the oldest supported stack does without."""
 
 import asyncio
 import inspect
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-if find_spec("websockets") is None:
+if any(find_spec(name) is None for name in ("aiohttp", "prometheus_client", "websockets")):
     collect_ignore_glob = ["test_*.py"]
 
 

@@ -1,4 +1,4 @@
-"""A transcriber without a model, whose words say what it heard: for tests of the server's own logic."""
+"""A transcriber and a recognizer without a model, whose words say what they heard: for tests of the server's logic."""
 
 import threading
 from contextlib import asynccontextmanager
@@ -7,11 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import TranscribeOptions
+from tokenverse_pp.decoding.recognizer import RecognizedBatch
 from tokenverse_pp.decoding.streaming.events import Event
 from tokenverse_pp.serving.access import Access
 from tokenverse_pp.serving.protocol import Limits
 from tokenverse_pp.serving.server import StreamingServer
+from tokenverse_pp.serving.uploads import UploadModel
 from tokenverse_pp.serving.worker import Engine
+from tokenverse_pp.tasks import build_tasks
+from tokenverse_pp.tasks.result import transcript_of_words
 from tokenverse_pp.tasks.transcript import Word
 
 RATE = 16000
@@ -92,17 +97,69 @@ class FakeTranscriber:
         return [*events, Event("end", stream.heard / RATE, " ".join(stream.said))]
 
 
+class FakeRecognizer:
+    """A word for each tenth of a second, as `FakeTranscriber` has them; one of a long recording at a time.
+
+    ``gate``: the model waits until it is set; ``batches``: names of the recordings of each batch.
+    """
+
+    def __init__(self):
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches, self.asked = [], []
+        self.on_windows, self.on_settled = lambda cut, done, total: None, None
+
+    def of(self, options):
+        self.asked.append(options)
+        self.options = options
+        if "xx" in (options.search.languages or ()):
+            raise UserError("the model does not write [XX]")
+        return self
+
+    def frames(self, cut):
+        return round(100 * cut.duration)
+
+    def __call__(self, group):
+        self.batches.append(len(group))
+        done = RecognizedBatch()
+        for cut in group:
+            audio = np.rint(cut.load_audio()[0] * 32768).astype(int)
+            chunks = [np.unique(audio[i : i + CHUNK]) for i in range(0, len(audio), CHUNK)]
+            said = [f"v{values[0]}" if len(values) == 1 else "mixed" for values in chunks]
+            words = [Word(text, i / 10, i / 10 + 0.1, 0.9) for i, text in enumerate(said)]
+            if cut.duration > self.options.window:
+                for i in range(1, len(words)):
+                    self.on_windows(cut, i, len(words))
+                    if self.on_settled is not None:
+                        self.on_settled(cut, transcript_of_words(words[:i], self.options.tasks, cut.duration, cut.id))
+            self.gate.wait()
+            if f"v{REFUSED}" in said:
+                done.refuse(cut, UserError("refused audio"))
+            elif f"v{BROKEN}" in said:
+                raise RuntimeError("the model broke")
+            else:
+                done.transcripts.append(transcript_of_words(words, self.options.tasks, cut.duration, cut.id))
+        return done
+
+
+def fake_model(**options):
+    """A model for uploads, with the `FakeRecognizer` that it is; its name is ``fake``."""
+    recognizer = FakeRecognizer()
+    return UploadModel("fake", build_tasks(TASKS), TranscribeOptions(**options), recognizer.of), recognizer
+
+
 def fake_engine():
     """An engine of two fakes."""
     return Engine({reset: FakeTranscriber() for reset in (False, True)}, TASKS, CHUNK)
 
 
 @asynccontextmanager
-async def serving(engine=None, access=None, **limits):
-    """A server on a free port of this machine; its ``url`` is that of the streams."""
+async def serving(engine=None, access=None, model=None, **limits):
+    """A server on a free port of this machine; ``url`` is that of the streams, ``base`` that of OpenAI's API."""
     options = {"closing_seconds": 2.0, **limits}
-    server = StreamingServer(engine or fake_engine(), Limits(**options), access or Access())
+    server = StreamingServer(engine or fake_engine(), Limits(**options), access or Access(), model)
     await server.start("127.0.0.1")
+    server.base = f"http://127.0.0.1:{server.port}/v1"
     server.url = f"ws://127.0.0.1:{server.port}/stream"
     try:
         yield server
@@ -110,6 +167,8 @@ async def serving(engine=None, access=None, **limits):
         for transcriber in server.engine.transcribers.values():
             if isinstance(transcriber, FakeTranscriber):
                 transcriber.gate.set()
+        if model is not None and isinstance(getattr(model.recognizer_for, "__self__", None), FakeRecognizer):
+            model.recognizer_for.__self__.gate.set()
         await server.stop()
 
 

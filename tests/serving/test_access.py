@@ -16,8 +16,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.serving.access import FILES, PAGE, Access, check_origin, read_token
+from tokenverse_pp.serving.access import Access, check_origin, read_token
 from tokenverse_pp.serving.client import ServerError, StreamClient, transcribe
+from tokenverse_pp.serving.http import FILES, PAGE
 from tokenverse_pp.serving.protocol import Start, start_message
 
 TOKEN = "s3cret-é"
@@ -136,7 +137,7 @@ async def test_http():
     assert health["status"] == "ok" and health["streams"] == 1 and health["audio_seconds"] == 0.5
     assert answers["/?x=1"][0] == 200
     assert [answers[path][0] for path in ("/../page.css", "/no", "/stream")] == [404] * 3
-    assert posted[0] in (400, 405)  # websockets before 16 takes GET only
+    assert posted[0] == 405
 
 
 SCRIPT = """

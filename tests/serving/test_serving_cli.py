@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,9 +11,11 @@ import pytest
 import soundfile
 from command_lines import run
 from fake_transcriber import serving
+from scripts import ROOT
 from toy_runs import environment, read_cuts, toy_parts
 
 from tokenverse_pp.api.model import TokenVerse
+from tokenverse_pp.cli.serve import serve
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.serving.protocol import NEVER_IN_CHUNKS
 
@@ -37,11 +40,11 @@ def test_bad_options_and_models(tmp_path):
     assert_refused(run("serve", "--model", tmp_path, "--token-file", tmp_path / "no"), tmp_path / "no")
 
 
-@pytest.mark.parametrize("args", [("serve", "--model", "x"), ("stream", "x.wav")])
-def test_without_websockets(args, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "websockets"]:
+@pytest.mark.parametrize("package, args", [("aiohttp", ("serve", "--model", "x")), ("websockets", ("stream", "x.wav"))])
+def test_without_the_packages(package, args, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "websockets", None)
+    monkeypatch.setitem(sys.modules, package, None)
     assert_refused(run(*args), "pip install 'tokenverse_pp[serve]'")
 
 
@@ -112,3 +115,19 @@ def test_a_model_is_served(tiny_corpus, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 0 and "ended: end" in rest and "Traceback" not in rest, rest
+
+
+def test_the_unit_of_the_deployment_page(tmp_path):
+    """systemd takes the unit, and the command in it has the options that `serve` has."""
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    unit = page.split("```ini\n")[1].split("```")[0]
+    (command,) = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
+    words = command.partition("=")[2].split()
+    known = {option for parameter in serve.params for option in parameter.opts}
+    assert words[1] == "serve" and {word for word in words if word.startswith("--")} <= known
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    file = tmp_path / "tokenverse.service"
+    file.write_text(unit.replace(words[0], sys.executable))  # the program must exist
+    checked = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, text=True)
+    assert checked.returncode == 0 and "tokenverse" not in checked.stderr, checked.stderr

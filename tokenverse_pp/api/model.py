@@ -21,6 +21,7 @@ from tokenverse_pp.base.options import Autocast, Hotword, Inactive, Names, Trans
 from tokenverse_pp.base.search_options import Method, SearchOptions
 from tokenverse_pp.data.audio.inputs import Heard, Refused, is_single, open_audio, open_or_refuse, several
 from tokenverse_pp.data.dataset import SAMPLING_RATE
+from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.models.bundle import ModelBundle, load_model, tasks_of
 from tokenverse_pp.models.checkpoint import CONFIG
 from tokenverse_pp.tasks import load_plugins
@@ -228,11 +229,11 @@ ner, lid
     def _results(
         self, items: Iterable[Union[Heard, Refused]], options: TranscribeOptions, show: bool
     ) -> Iterator[Result]:
-        decoding = decode_options(options, self.loaded.tasks)
+        decoder = Recognizer(self.loaded, decode_options(options, self.loaded.tasks))
         if not show:
-            return transcribe_in_order(self.loaded, items, decoding)
+            return transcribe_in_order(decoder, items)
         bars = ProgressBars()
-        return bars.over(transcribe_in_order(self.loaded, items, decoding, bars.on_windows))
+        return bars.over(transcribe_in_order(decoder, items, bars.on_windows))
 
     def save_pretrained(self, folder: PathLike, include_encoder: bool = False, half: bool = False) -> Path:
         """Write the model as a folder: config.yaml, tokenizer.model, model.safetensors, README.md, calibration.json.

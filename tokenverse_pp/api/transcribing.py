@@ -15,7 +15,6 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.audio.inputs import Heard, Refused
 from tokenverse_pp.decoding.context_graph import read_hotwords
 from tokenverse_pp.decoding.recognizer import Recognizer, plan_batches
-from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.result import Transcript
 
@@ -100,41 +99,43 @@ class ProgressBars:
 
 
 def transcribe_in_order(
-    loaded: ModelBundle,
+    decoder: Recognizer,
     items: Iterable[Union[Heard, Refused]],
-    options: DecodeOptions,
     on_windows: Optional[Callable[[str, int, int], None]] = None,
+    on_settled: Optional[Callable[[str, Transcript], None]] = None,
 ) -> Iterator[Result]:
     """One result per item, in order; only a few batches of items are read ahead.
 
     Args:
-        loaded: the model, on the device that it is to run on.
+        decoder: the model with its options.
         items: recordings, and inputs that could not be opened, which are passed through.
-        options: how to decode.
         on_windows: called while a long recording is decoded, with its label, its windows that are done, and all of
             them.
+        on_settled: called then with its label and its transcript so far (`Recognizer.on_settled`).
     """
-    decoder = Recognizer(loaded, options)
     waiting: List[Union[Heard, Refused]] = []
     seconds = 0.0
     for item in items:
         waiting.append(item)
         seconds += item.cut.duration if isinstance(item, Heard) else 0.0
-        if seconds >= BATCHES_AHEAD * options.max_duration or len(waiting) >= MOST_AHEAD:
-            yield from _decode(decoder, waiting, on_windows)
+        if seconds >= BATCHES_AHEAD * decoder.options.max_duration or len(waiting) >= MOST_AHEAD:
+            yield from _decode(decoder, waiting, on_windows, on_settled)
             waiting, seconds = [], 0.0
-    yield from _decode(decoder, waiting, on_windows)
+    yield from _decode(decoder, waiting, on_windows, on_settled)
 
 
 def _decode(
     decoder: Recognizer,
     items: List[Union[Heard, Refused]],
     on_windows: Optional[Callable[[str, int, int], None]],
+    on_settled: Optional[Callable[[str, Transcript], None]],
 ) -> Iterator[Result]:
     """The results of some items, in order."""
     heard = {str(number): item for number, item in enumerate(items) if isinstance(item, Heard)}
-    if on_windows is not None:
-        decoder.on_windows = lambda cut, done, total: on_windows(heard[cut.id].label, done, total)
+    # A recognizer may be kept for the next recordings, of another caller.
+    told, settled = on_windows or (lambda label, done, total: None), on_settled
+    decoder.on_windows = lambda cut, done, total: told(heard[cut.id].label, done, total)
+    decoder.on_settled = None if settled is None else lambda cut, so_far: settled(heard[cut.id].label, so_far)
     results: Dict[str, Result] = {str(n): item for n, item in enumerate(items) if isinstance(item, Refused)}
     for group in plan_batches([item.cut.with_id(key) for key, item in heard.items()], decoder.options):
         done = decoder(group)

@@ -1,4 +1,4 @@
-"""`tokenverse-pp serve`: a model for many streams at once, over websockets, and a web page; `stream`: its client."""
+"""`tokenverse-pp serve`: a model for streams (websockets), uploads (OpenAI's API) and a page; `stream`: a client."""
 
 from __future__ import annotations
 
@@ -29,20 +29,26 @@ from tokenverse_pp.serving.protocol import Limits
 @device_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all of them.")
 @click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0: one that is free.")
+@click.option(
+    "--model-name", help="Name of the model for /v1/models and uploads. [default: that of its folder, or its id]"
+)
 @click.option("--tasks", help="Tasks that clients may ask for, with commas. [default: all of the model]")
 @options_from(StreamingOptions, "inactive")
 @options_from(
     TranscribeOptions,
     *("language", "hotwords", "lm"),
-    language={"type": str, "help": "What is spoken, e.g. fr or fr,nl, in streams that do not say. Needs the task lid."},
+    language={
+        "type": str,
+        "help": "What is spoken, e.g. fr or fr,nl, in streams and uploads that do not say. Needs the task lid.",
+    },
     hotwords={
         "type": click.Path(path_type=Path),
-        "help": "File of phrases to prefer: 'phrase [TAB bonus]', for streams that bring none.",
+        "help": "File of phrases to prefer: 'phrase [TAB bonus]', for streams and uploads that bring none.",
     },
     lm={
         "type": click.Path(path_type=Path),
-        "help": "Language model for shallow fusion, or a folder with one per language, for streams that do not refuse "
-        "it.",
+        "help": "Language model for shallow fusion, or a folder with one per language, for uploads, and for streams "
+        "that do not refuse it.",
     },
 )
 @options_from(
@@ -51,7 +57,7 @@ from tokenverse_pp.serving.protocol import Limits
     method={
         "type": click.Choice(["greedy", "beam"]),
         "default": None,
-        "help": "Search method of the streams. [default: greedy; beam with hotwords or a language model]",
+        "help": "Search method. [default: for uploads beam; for streams greedy, beam with hotwords or an LM]",
     },
     beam={"type": click.IntRange(min=1)},
 )
@@ -69,22 +75,27 @@ from tokenverse_pp.serving.protocol import Limits
 @options_from(
     Limits,
     *("streams", "message_bytes", "waiting_seconds", "stream_seconds", "idle_seconds", "unsent_bytes", "batch"),
+    *("uploads", "upload_bytes"),
     streams={"option": "--max-streams"},
     message_bytes={"option": "--max-message-bytes"},
     waiting_seconds={"option": "--max-waiting"},
     stream_seconds={"option": "--max-seconds"},
     unsent_bytes={"option": "--max-unsent-bytes"},
+    uploads={"option": "--max-uploads"},
+    upload_bytes={"option": "--max-upload-bytes"},
 )
 @threads_option
-@click.option("-v", "--verbose", is_flag=True, help="Log what the websockets library does too.")
+@click.option("-v", "--verbose", is_flag=True, help="Log what the HTTP library does too.")
 @plugin_options
 def serve(
     host: str, port: int, token_file: Optional[Path], allow_origin: Tuple[str, ...], verbose: bool, **given: Any
 ) -> None:
-    """Transcribe streams of audio while they are spoken.
+    """Transcribe streams of audio while they are spoken, and uploaded files.
 
     The page at http://HOST:PORT/ takes a microphone or a file; programs connect to ws://HOST:PORT/stream, as
-    docs/streaming_protocol.md says (in Python: tokenverse_pp.serving.client). /health tells the state as JSON.
+    docs/streaming_protocol.md says (in Python: tokenverse_pp.serving.client). Clients of OpenAI's audio API take
+    http://HOST:PORT/v1 as their base URL and upload files (docs/openai_api.md). /health tells the state as JSON,
+    /healthz for supervisors, /metrics for Prometheus (docs/deployment.md).
 
     SIGINT (Ctrl-C) and SIGTERM close all streams with code 1001 and end the server with exit code 0.
 
@@ -92,9 +103,9 @@ def serve(
     """
     import logging
 
-    from tokenverse_pp.serving.client import need_websockets
+    from tokenverse_pp.serving.client import need_server
 
-    need_websockets()
+    need_server()
     from tokenverse_pp.serving.access import Access, check_origin, read_token
 
     access = Access(read_token(token_file), tuple(map(check_origin, allow_origin)))
@@ -102,20 +113,21 @@ def serve(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("tokenverse_pp.serving").setLevel(logging.INFO)
     if verbose:
-        logging.getLogger("tokenverse_pp.serving.websockets").setLevel(logging.DEBUG)
-    engine = _engine(given)
+        logging.getLogger("tokenverse_pp.serving.http").setLevel(logging.DEBUG)
+    engine, uploads = _models(given)
     from tokenverse_pp.serving.server import run_server
 
-    run_server(engine, allowed, access, host, port)
+    run_server(engine, allowed, access, host, port, uploads)
 
 
-def _engine(given: Mapping[str, Any]) -> Any:
-    """The model, loaded and ready to stream (raises UserError)."""
+def _models(given: Mapping[str, Any]) -> Tuple[Any, Any]:
+    """The model, loaded: ready to stream, and for uploads (raises UserError)."""
     import logging
 
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
     from tokenverse_pp.data.distributed import set_threads
+    from tokenverse_pp.serving.uploads import build_upload_model
     from tokenverse_pp.serving.worker import build_engine
 
     if given["model"] is None:
@@ -127,8 +139,27 @@ def _engine(given: Mapping[str, Any]) -> Any:
     for name in tasks:
         if name not in loaded.tasks:
             raise UserError(f"--tasks {given['tasks']}: {model} knows {', '.join(loaded.tasks.names)}, not {name!r}")
-    chosen_chunks, search = chosen(ChunkOptions, given), _search(given, "lid" in (tasks or loaded.tasks))
-    return build_engine(loaded, StreamingOptions(chosen_chunks, tasks, search, inactive=given["inactive"]))
+    has_language = "lid" in (tasks or loaded.tasks)
+    options = StreamingOptions(
+        chosen(ChunkOptions, given), tasks, _search(given, has_language), inactive=given["inactive"]
+    )
+    engine = build_engine(loaded, options)
+    folder = Path(model).expanduser()
+    name = given["model_name"] or (folder.resolve().name if folder.is_dir() else str(model))
+    return engine, build_upload_model(loaded, name, _transcription(given, given["method"] or SearchOptions().method))
+
+
+def _transcription(given: Mapping[str, Any], method: Any) -> TranscribeOptions:
+    """How recordings are transcribed, with this method of search (raises UserError)."""
+    scales = {name: given[name] for name in ("hotword_score", "lm_scale", "lm_bonus", "beam")}
+    return TranscribeOptions(
+        names_of(given["tasks"]) or None,
+        names_of(given["language"]) or None,
+        given["hotwords"],
+        search=SearchOptions(method, **scales),
+        lm=given["lm"],
+        inactive=given["inactive"],
+    )
 
 
 def _search(given: Mapping[str, Any], has_language: bool) -> SearchOptions:
@@ -136,12 +167,8 @@ def _search(given: Mapping[str, Any], has_language: bool) -> SearchOptions:
     from tokenverse_pp.api.transcribing import search_options
 
     needs_beam = given["hotwords"] is not None or given["lm"] is not None
-    scales = {name: given[name] for name in ("hotword_score", "lm_scale", "lm_bonus", "beam")}
-    search = SearchOptions(method=given["method"] or ("beam" if needs_beam else "greedy"), **scales)
-    options = TranscribeOptions(
-        language=names_of(given["language"]) or None, hotwords=given["hotwords"], lm=given["lm"], search=search
-    )
-    return search_options(options, has_language)
+    method = given["method"] or ("beam" if needs_beam else "greedy")
+    return search_options(_transcription(given, method), has_language)
 
 
 @click.command()

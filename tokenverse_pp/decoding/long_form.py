@@ -186,11 +186,18 @@ class Merger:
             state.append(unit.tokens[0] in self.opening or (state[-1] and unit.tokens[0] not in self.closing))
         return state
 
-    def result(self) -> Tuple[Tuple[int, ...], Tuple[int, ...], Tuple[float, ...]]:
-        """Tokens, frames and log-probabilities of the whole recording."""
+    def result(self, before: float = math.inf) -> Tuple[Tuple[int, ...], Tuple[int, ...], Tuple[float, ...]]:
+        """Tokens, frames and log-probabilities of the whole recording.
+
+        Args:
+            before: only units that end before this frame. Where it is the start of the next window, that window and
+                later ones do not change them.
+        """
         kept: List[Unit] = []
         state = 0
         for unit in self.units or self.language:
+            if unit.frames[-1] >= before:
+                break
             after = self.constraints.after(unit.tokens, state)
             if after is not None:
                 kept.append(unit)

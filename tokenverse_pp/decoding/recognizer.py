@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
@@ -22,7 +21,7 @@ from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
 from tokenverse_pp.decoding.inactive import Selection, inactive_of, select, stripped
-from tokenverse_pp.decoding.long_form import Merger, merge_windows
+from tokenverse_pp.decoding.long_form import Merger, merge_windows, window_times
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.bundle import ModelBundle
@@ -138,6 +137,8 @@ class Recognizer:
 
     Attributes:
         on_windows: called while a long cut is decoded, with the cut, its windows that are done, and all of them.
+        on_settled: called then with the cut and its transcript so far, up to where the next window starts: later ones
+            begin with the same words. None: it is not asked for.
 
     Raises:
         UserError: for tasks, languages, characters of hotwords or a language model that the model cannot use.
@@ -162,6 +163,7 @@ class Recognizer:
             weights = vector_weights(loaded, self.decoded, options.vector_scale)
         self.weights = weights.to(self.device)
         self.on_windows: Callable[[Cut, int, int], None] = lambda cut, done, total: None
+        self.on_settled: Optional[Callable[[Cut, Transcript], None]] = None
 
     def selection_of(self, names: Sequence[str]) -> Selection:
         """What is decoded where these tasks are asked for."""
@@ -273,7 +275,14 @@ class Recognizer:
         if cut.duration <= o.window:
             return stripped(best_of([cut]), removed)[0]
         merger = Merger(self.pieces, self.decoded, self.shift, self.constraints)
-        progress = partial(self.on_windows, cut)
+        starts = [first for first, _, _ in window_times(cut.duration, o.window, o.overlap, self.shift)]
+
+        def progress(done: int, total: int) -> None:
+            self.on_windows(cut, done, total)
+            if self.on_settled is not None and 0 < done < total:
+                settled = stripped([Hypothesis(*merger.result(starts[done]), 0.0, 0.0)], removed)[0]
+                self.on_settled(cut, self.transcript(cut, settled))
+
         tokens, frames, log_probs = merge_windows(cut, o.window, o.overlap, at_once, merger, best_of, progress)
         log_prob = sum(log_probs)
         scale = len(tokens) + loaded.model.predictor.context_size if o.search.length_norm else 1

@@ -13,6 +13,7 @@ in another asyncio task at the same time. `transcribe` does that, for programs w
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import json
 from typing import Any, AsyncIterator, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
@@ -31,12 +32,21 @@ PIECE_SECONDS = 0.5  # of audio in a message
 
 
 def need_websockets() -> None:
-    """Check that the package websockets is installed and new enough (raises UserError)."""
+    """Check that the package websockets, of the client, is installed and new enough (raises UserError)."""
+    _need("websockets.asyncio.client", "streaming needs websockets >= 13")
+
+
+def need_server() -> None:
+    """Check that the packages of the server are installed (raises UserError)."""
+    for name, least in (("aiohttp", "3.10"), ("prometheus_client", "0.17")):
+        _need(name, f"the server needs {name} >= {least}")
+
+
+def _need(module: str, what: str) -> None:
     try:
-        import websockets.asyncio.server  # noqa: F401
+        importlib.import_module(module)
     except Exception as error:  # a broken installation may raise other errors than ImportError
-        said = f"streaming needs websockets >= 13 ({one_line(error)}): pip install 'tokenverse_pp[serve]'"
-        raise UserError(said) from error
+        raise UserError(f"{what} ({one_line(error)}): pip install 'tokenverse_pp[serve]'") from error
 
 
 class ServerError(UserError):

@@ -59,18 +59,23 @@ class Limits:
     """Seconds of a stream's audio that may wait for the model. Above it, no more is read from the connection until the
     model has caught up, and TCP slows the client down."""
     stream_seconds: float = 4 * 3600.0
-    """Seconds of audio in one stream."""
+    """Seconds of audio in one stream, and in one uploaded file."""
     idle_seconds: float = 30.0
-    """Seconds without a message before a stream is closed, before ``start`` and between messages."""
+    """Seconds without a message before a stream is closed, before ``start`` and between messages; and without data
+    before an upload is given up."""
     unsent_bytes: int = 1 << 18
     """Bytes of events that may wait for a client to read them. Partials do not count: only the newest waits."""
     closing_seconds: float = 5.0
     """Seconds for a client to take the remaining events and to close its side."""
     batch: int = 32
     """Streams that run through the model together."""
+    uploads: int = 32
+    """Files received, waiting and decoded at once (/v1/audio/transcriptions); further ones are refused with 429."""
+    upload_bytes: int = 25 << 20
+    """Largest uploaded file in bytes. Uploads are kept in memory."""
 
     def __post_init__(self) -> None:
-        lowest = {"message_bytes": MOST_CONTROL, "unsent_bytes": 1024, "streams": 1, "batch": 1}
+        lowest = {"message_bytes": MOST_CONTROL, "unsent_bytes": 1024, "streams": 1, "batch": 1, "uploads": 1}
         for name, value in vars(self).items():
             least = lowest.get(name, 0)
             if value < least or value == 0:

@@ -9,93 +9,126 @@ import socket
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Dict, Optional, Set
+from typing import Any, Dict, Optional, Set
 
-from websockets.asyncio.server import serve
+from aiohttp import web
 
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.serving.access import STREAM_PATH, Access, bearer, is_loopback, plain, respond
+from tokenverse_pp.serving.access import Access, bearer, is_loopback
+from tokenverse_pp.serving.http import (
+    ALIVE_PATH,
+    FILES,
+    HEALTH_PATH,
+    METRICS_PATH,
+    STREAM_PATH,
+    Monitor,
+    plain,
+    respond,
+)
+from tokenverse_pp.serving.openai_api import PREFIX, OpenAIApi
 from tokenverse_pp.serving.protocol import VERSION, Limits, StreamError, shown
-from tokenverse_pp.serving.session import Session
+from tokenverse_pp.serving.session import Session, StreamSocket
+from tokenverse_pp.serving.uploads import UploadModel, Uploads
 from tokenverse_pp.serving.worker import Engine, Worker
 
-if TYPE_CHECKING:
-    from websockets.asyncio.server import Server, ServerConnection
-    from websockets.http11 import Request, Response
-
 log = logging.getLogger(__name__)
-library_log = logging.getLogger("tokenverse_pp.serving.websockets")
+library_log = logging.getLogger("tokenverse_pp.serving.http")
 library_log.setLevel(logging.CRITICAL)  # invalid requests are no errors of the server; sessions log their own
 
 KERNEL_BYTES = 1 << 17  # of the kernel's buffers, so that back-pressure and slow readers show within seconds
-OPEN_SECONDS = 5.0  # for the handshake
+OPEN_SECONDS = 5.0  # for the head of a request
 FREE_PORT = 0
+COUNTED = {STREAM_PATH, HEALTH_PATH, ALIVE_PATH, METRICS_PATH, *FILES}  # paths with a number of their own in /metrics
 
 
 @dataclass
 class StreamingServer:
-    """Serves a model to many clients, on one port with the web page."""
+    """Serves a model to many clients, on one port: streams, uploads, the web page.
+
+    Args:
+        engine: the model, for streams.
+        limits: of all streams and uploads.
+        access: who may connect.
+        model: the model, for uploads; None: there are none.
+    """
 
     engine: Engine
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
+    model: Optional[UploadModel] = None
 
     def __post_init__(self) -> None:
         self.heard_seconds = 0.0
         self.streams: Set[Session] = set()
         self.ended: Counter[str] = Counter()  # streams and refused connections, by reason
         self._sessions: Set[Session] = set()
+        self._silent: Set[Any] = set()  # connections that have not sent a whole request
         self._names = 0
-        self._server: Optional[Server] = None
-        self._loopback = True
+        self._runner: Optional[web.AppRunner] = None
+        self._server: Optional[asyncio.AbstractServer] = None
+        self.is_loopback = True
         self.port = FREE_PORT
         self._began = time.monotonic()
+        self.uploads = Uploads(self.model, self.limits)
+        self.monitor = Monitor(self)
+        self._api = OpenAIApi(self)
 
     async def start(self, host: str, port: int = FREE_PORT) -> None:
         """Listen; with ``port`` 0 on a free port, which is stored in the attribute ``port`` (raises UserError)."""
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", self._handle)
+        application.on_response_prepare.append(_without_server)
+        # A connection that has been idle for so long between two requests is closed.
+        runner = self._runner = web.AppRunner(
+            application,
+            access_log=None,
+            logger=library_log,
+            keepalive_timeout=max(OPEN_SECONDS, self.limits.idle_seconds),
+            shutdown_timeout=self.limits.closing_seconds + 1,
+        )
+        await runner.setup()
+        loop = asyncio.get_running_loop()
+
+        def connection() -> Any:
+            assert runner.server is not None
+            handler = runner.server()
+            self._silent.add(handler)
+            loop.call_later(OPEN_SECONDS, self._check_silent, handler)
+            return handler
+
         self.worker = Worker(self.engine, self.limits.batch)
+        self.uploads.start()
         try:
-            self._server = await serve(
-                self._handle,
-                host,
-                port,
-                process_request=self._answer,
-                server_header=None,
-                compression=None,  # audio does not compress, and decompression allows attacks
-                open_timeout=OPEN_SECONDS,
-                # A ping would wait behind audio that is not read while the model is behind; `Session` has its own
-                # timer for idle clients.
-                ping_interval=None,
-                close_timeout=self.limits.closing_seconds,
-                max_size=self.limits.message_bytes,
-                max_queue=1,
-                logger=library_log,
-            )
+            self._server = await loop.create_server(connection, host, port)
         except (OSError, OverflowError) as error:
             await self.worker.stop()
+            await self.uploads.stop()
+            await runner.cleanup()
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise UserError(f"cannot listen on {host} port {port}: {reason}") from error
         for listening in self._server.sockets:
             # Connections inherit these.
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
-        self._loopback = is_loopback(host)
+        self.is_loopback = is_loopback(host)
         self.port = self._server.sockets[0].getsockname()[1]
         self._began = time.monotonic()
 
     async def stop(self) -> None:
-        """Refuse new connections, close the streams with an error, and end the model's thread."""
-        assert self._server is not None
-        self._server.close(close_connections=False)
+        """Refuse new connections, end streams and uploads with an error, and end the model's threads."""
+        assert self._server is not None and self._runner is not None
+        self._server.close()
         for session in list(self._sessions):
             session.fail(StreamError("going_away", "the server is shutting down"))
-        try:
-            # Sessions abort connections whose clients do not close; handshakes have their own timeout.
-            await asyncio.wait_for(self._server.wait_closed(), self.limits.closing_seconds + OPEN_SECONDS + 1)
-        except asyncio.TimeoutError:
-            log.warning("some connections did not close in time")
+        await self.uploads.stop()
+        # Sessions abort connections whose clients do not close.
+        await self._runner.cleanup()
         await self.worker.stop()
+
+    def is_alive(self) -> bool:
+        """Whether the model can be reached."""
+        return self.worker.is_alive() and self.uploads.is_alive()
 
     def health(self) -> Dict[str, Any]:
         """The contents of /health."""
@@ -119,24 +152,44 @@ class StreamingServer:
             raise StreamError("too_many_streams", f"{most} streams are open, as many as may be; try later")
         self.streams.add(session)
 
-    def _answer(self, connection: ServerConnection, request: Request) -> Optional[Response]:
-        """Answer plain HTTP requests, and refuse websocket handshakes; None accepts one."""
-        if "websocket" not in request.headers.get("Upgrade", "").lower():
-            return respond(request, self.health())
-        refusal = self._refuse(request)
-        if refusal is not None:
-            self.ended[f"http_{refusal.status_code}"] += 1
-        return refusal
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request, whatever its path."""
+        self._silent.discard(request.protocol)
+        path = request.path
+        if "websocket" in request.headers.get("Upgrade", "").lower():
+            refusal = self._refuse(request)
+            response = await self._stream(request) if refusal is None else refusal
+            if refusal is not None:
+                self.ended[f"http_{refusal.status}"] += 1
+        elif path.startswith(PREFIX):
+            return await self._api.respond(request)  # counts its requests itself
+        else:
+            response = respond(request, self)
+        self.monitor.requests.labels(path if path in COUNTED else "other", response.status).inc()
+        return response
 
-    def _refuse(self, request: Request) -> Optional[Response]:
-        path = request.path.partition("?")[0]
-        if path != STREAM_PATH:
-            return plain(404, f"no streams at {shown(path)}: they are at {STREAM_PATH}")
-        origins, hosts = request.headers.get_all("Origin"), request.headers.get_all("Host")
+    def _check_silent(self, handler: Any) -> None:
+        """Cut off a connection that is slow to say what it wants."""
+        if handler in self._silent:
+            self._silent.discard(handler)
+            if handler.transport is not None:
+                handler.transport.abort()
+
+    def foreign_origin(self, request: web.Request) -> Optional[str]:
+        """The origin of a web page that may not use this server; None: the request is fine."""
+        origins, hosts = request.headers.getall("Origin", []), request.headers.getall("Host", [])
         if origins and not (
-            len(origins) == len(hosts) == 1 and self.access.allows_origin(origins[0], hosts[0], self._loopback)
+            len(origins) == len(hosts) == 1 and self.access.allows_origin(origins[0], hosts[0], self.is_loopback)
         ):
-            return plain(403, f"pages of {shown(origins[0])} may not connect: see --allow-origin")
+            return f"pages of {shown(origins[0])} may not connect: see --allow-origin"
+        return None
+
+    def _refuse(self, request: web.Request) -> Optional[web.Response]:
+        if request.path != STREAM_PATH:
+            return plain(404, f"no streams at {shown(request.path)}: they are at {STREAM_PATH}")
+        foreign = self.foreign_origin(request)
+        if foreign is not None:
+            return plain(403, foreign)
         given = bearer(request.headers.get("Authorization"))
         if given is not None and not self.access.allows_token(given):
             return plain(401, "wrong token")
@@ -144,10 +197,13 @@ class StreamingServer:
             return plain(503, "too many connections; try later")
         return None
 
-    async def _handle(self, connection: ServerConnection) -> None:
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        connection = StreamSocket(request, self.limits.message_bytes, self.limits.closing_seconds)
+        await connection.prepare(request)
         self._names += 1
-        session = Session(self, connection, f"s{self._names}")
+        session = Session(self, request, connection, f"s{self._names}")
         self._sessions.add(session)
+        peer = request.remote or "unknown"
         try:
             await session.run()
         except Exception as error:
@@ -157,14 +213,24 @@ class StreamingServer:
             self.streams.discard(session)
             how = session.ending.how if session.ending else "gone"
             self.ended[how] += 1
-            peer = connection.remote_address[0] if connection.remote_address else "unknown"
+            self.monitor.ended.labels(how).inc()
+            if how not in ("end", "gone"):
+                self.monitor.errors.labels("stream", how).inc()
             said = "stream %s from %s: %.1f s of audio, %d messages sent, ended: %s"
             log.info(said, session.name, peer, session.seconds, session.messages, how)
+        return connection
 
 
-def run_server(engine: Engine, limits: Limits, access: Access, host: str, port: int) -> None:
+async def _without_server(request: web.Request, response: web.StreamResponse) -> None:
+    """Do not tell the versions of Python and aiohttp."""
+    response.headers.popall("Server", None)
+
+
+def run_server(
+    engine: Engine, limits: Limits, access: Access, host: str, port: int, model: Optional[UploadModel] = None
+) -> None:
     """Serve until SIGINT or SIGTERM; a second signal kills the process (raises UserError if it cannot listen)."""
-    asyncio.run(_run(StreamingServer(engine, limits, access), host, port))
+    asyncio.run(_run(StreamingServer(engine, limits, access, model), host, port))
 
 
 async def _run(server: StreamingServer, host: str, port: int) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import struct
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Deque, Dict, Optional, Tuple, Union
 
 import numpy as np
-from websockets.exceptions import ConnectionClosed
+from aiohttp import WSMsgType, web
 
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.decoding.streaming.events import END, PARTIAL
 from tokenverse_pp.serving.access import bearer
 from tokenverse_pp.serving.protocol import (
     NORMAL,
+    TOO_BIG,
     VERSION,
     End,
     SetTasks,
@@ -28,11 +30,55 @@ from tokenverse_pp.serving.protocol import (
 from tokenverse_pp.serving.worker import Done, Feed, Work, weight
 
 if TYPE_CHECKING:
-    from websockets.asyncio.server import ServerConnection
-
     from tokenverse_pp.serving.server import StreamingServer
 
 log = logging.getLogger(__name__)
+POLL_SECONDS = 0.05
+
+
+class StreamSocket(web.WebSocketResponse):
+    """A websocket that says why it refuses what a client sends, and lets the client read that.
+
+    aiohttp itself ends connections on messages that are too large, frames that are none and text that is not UTF-8
+    (codes 1009, 1002, 1007). It closes the socket at once: a client that still sends would be told of a broken
+    connection instead of the code. So the close frame is sent first, and what the client sends is read and dropped
+    until it hangs up.
+
+    Attributes:
+        refused: the code, if aiohttp has ended the connection.
+    """
+
+    def __init__(self, request: web.Request, message_bytes: int, closing_seconds: float):
+        # Audio does not compress, and decompression allows attacks. aiohttp refuses messages of its limit.
+        super().__init__(timeout=closing_seconds, compress=False, max_msg_size=message_bytes + 1)
+        self.refused: Optional[int] = None
+        self._request, self._closing_seconds = request, closing_seconds
+        self._reasons = {
+            1002: "not a websocket frame",
+            1007: "text that is not UTF-8",
+            TOO_BIG: f"message exceeds the limit of {message_bytes} bytes",
+        }
+
+    def abort(self) -> None:
+        """Cut the connection off."""
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+    async def close(self, *, code: int = NORMAL, message: bytes = b"", drain: bool = True) -> bool:
+        """Close the connection; without a message the code is aiohttp's (`Session` always gives its reason)."""
+        if not self.closed and not message and code in self._reasons:
+            self.refused, message = int(code), self._reasons[code].encode()
+            try:
+                await self.send_frame(struct.pack("!H", code) + message, WSMsgType.CLOSE)
+                if self._request.transport is not None:
+                    self._request.transport.write_eof()
+                for _ in range(int(self._closing_seconds / POLL_SECONDS)):
+                    if self._request.transport is None:
+                        break
+                    await asyncio.sleep(POLL_SECONDS)
+            except ConnectionError:
+                pass  # the client has left
+        return await super().close(code=code, message=message, drain=drain)
 
 
 class Outbox:
@@ -108,12 +154,14 @@ class Session:
 
     Args:
         server: provides limits, access rules, worker and counters.
+        request: of the handshake.
         connection: open.
         name: of the stream in events and logs.
     """
 
-    def __init__(self, server: StreamingServer, connection: ServerConnection, name: str):
+    def __init__(self, server: StreamingServer, request: web.Request, connection: StreamSocket, name: str):
         self.server = server
+        self.request = request
         self.limits = server.limits
         # With less than a chunk the model would never run.
         self._most_waiting = max(self.limits.waiting_seconds, 2 * server.engine.chunk_samples / SAMPLE_RATE)
@@ -129,6 +177,8 @@ class Session:
         self._room = asyncio.Event()
         self._room.set()
         self._no_more_audio = False
+        self._samples = [0, 0]  # received; processed by the model
+        self._complete: Deque[float] = deque()  # when the last sample of each chunk that waits came
         self._loop = asyncio.get_running_loop()
         self._last_heard = self._loop.time()
         self._idle_timer = self._loop.call_later(self.limits.idle_seconds, self._check_idle)
@@ -139,8 +189,8 @@ class Session:
         reading = asyncio.ensure_future(self._read())
         try:
             while (message := await self._outbox.get()) is not None:
-                await self.connection.send(message)
-        except ConnectionClosed:
+                await self.connection.send_str(message)
+        except ConnectionError:
             self.finish(self._left())
         except Exception as error:
             log.error("stream %s: cannot send", self.name, exc_info=error)
@@ -149,7 +199,7 @@ class Session:
             self.server.worker.drop(self._feed)
             ending = self.ending or self._left()  # None while the event loop is closing
             # `_read` continues, and drops what the client still sends: its close frame comes behind that.
-            await self.connection.close(ending.close_code, ending.reason)
+            await self.connection.close(code=ending.close_code, message=ending.reason.encode(), drain=False)
             reading.cancel()
             self._idle_timer.cancel()
             if self._abort_timer is not None:
@@ -167,7 +217,7 @@ class Session:
         self._outbox.end(message, clear)
         self._room.set()
         self.server.worker.drop(self._feed)
-        self._abort_timer = self._loop.call_later(self.limits.closing_seconds, self.connection.transport.abort)
+        self._abort_timer = self._loop.call_later(self.limits.closing_seconds, self.connection.abort)
 
     def fail(self, error: StreamError) -> None:
         """Send an error to the client, and end the stream."""
@@ -178,16 +228,14 @@ class Session:
     async def _read(self) -> None:
         """Receive messages until the connection is closed."""
         try:
-            while True:
-                message = await self.connection.recv()
+            while (message := await self.connection.receive()).type in (WSMsgType.TEXT, WSMsgType.BINARY):
                 self._last_heard = self._loop.time()
                 if self.ending is None:
                     try:
-                        self._take(message)
+                        self._take(message.data)
                     except StreamError as error:
                         self.fail(error)
                 await self._room.wait()
-        except ConnectionClosed:
             self.finish(self._left())
         except Exception as error:
             log.error("stream %s: cannot read", self.name, exc_info=error)
@@ -207,6 +255,9 @@ class Session:
         self._check_open("audio")
         assert self.start is not None
         samples = read_audio(message, self.start.format)
+        chunk = self.server.engine.chunk_samples
+        before, self._samples[0] = self._samples[0], self._samples[0] + len(samples)
+        self._complete.extend([self._loop.time()] * (self._samples[0] // chunk - before // chunk))
         self.seconds += len(samples) / SAMPLE_RATE
         if self.seconds > self.limits.stream_seconds:
             raise StreamError("too_long", f"a stream has at most {self.limits.stream_seconds:g} s of audio")
@@ -222,8 +273,7 @@ class Session:
     def _begin(self, start: Start) -> None:
         if self.start is not None:
             raise StreamError("bad_message", "a second 'start': a connection is one stream")
-        request = self.connection.request
-        given = start.token or bearer(request.headers.get("Authorization") if request else None)
+        given = start.token or bearer(self.request.headers.get("Authorization"))
         if not self.server.access.allows_token(given):
             raise StreamError("unauthorised", "token missing" if given is None else "wrong token")
         self.server.count_in(self)
@@ -273,11 +323,20 @@ class Session:
             self._send({"kind": "tasks", "tasks": list(done.work.tasks)})
         elif isinstance(done.work, np.ndarray):
             self.server.heard_seconds += weight(done.work)
+            self._measure(len(done.work))
         for event in done.events:
             if event.kind == END:
                 self.finish(Ending("end"), self._text(event.as_dict()))
             elif event.kind != PARTIAL or (self.start and self.start.partials):
                 self._send(event.as_dict(), partial=event.kind == PARTIAL)
+
+    def _measure(self, samples: int) -> None:
+        """Count audio that the model has processed, and the time since its chunk was complete."""
+        monitor, chunk = self.server.monitor, self.server.engine.chunk_samples
+        monitor.audio.labels("stream").inc(samples / SAMPLE_RATE)
+        before, self._samples[1] = self._samples[1], self._samples[1] + samples
+        for _ in range(self._samples[1] // chunk - before // chunk):
+            monitor.stream_latency.observe(self._loop.time() - self._complete.popleft())
 
     def _send(self, message: Dict[str, Any], partial: bool = False) -> None:
         self.messages += 1
@@ -288,12 +347,9 @@ class Session:
         return json.dumps({"stream": self.name, **message}, ensure_ascii=False, allow_nan=False)
 
     def _left(self) -> Ending:
-        """The ending of a connection that the client closed, or websockets itself (for a message that is too large)."""
-        protocol = self.connection.protocol
-        sent = protocol.close_sent
-        if sent is not None and protocol.close_rcvd is None:
-            return Ending(f"refused_{sent.code}", sent.code, sent.reason)
-        return Ending("gone")
+        """The ending of a connection that the client closed, or aiohttp itself (for a message that is too large)."""
+        refused = self.connection.refused
+        return Ending("gone") if refused is None else Ending(f"refused_{refused}", refused)
 
     def _check_idle(self) -> None:
         """End an idle stream. Time in which the server did not read does not count."""

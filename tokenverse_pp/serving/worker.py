@@ -178,6 +178,10 @@ class Worker:
         with self._changed:
             self._feeds.pop(feed, None)
 
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     async def stop(self) -> None:
         """End the thread, after its current batch."""
         with self._changed:
