@@ -1,7 +1,7 @@
 """Add the written texts to manifests of this recipe that were prepared without them, also to those of stored features.
 
-python recipes/human_speech/written.py data/human_speech/features/cuts_*.jsonl.gz --output-dir data/human_speech/written \
-    --packages-dir data/human_speech/packages --corpora fillets,tuxpaint
+python recipes/human_speech/written.py data/human_speech/features/cuts_*.jsonl.gz \
+    --output-dir data/human_speech/written --packages-dir data/human_speech/packages --corpora fillets,tuxpaint
 
 Turns get `custom["written"]`, cuts of which every turn has one the task `punct`. Audio and features are not touched.
 """

@@ -11,7 +11,13 @@ from lhotse.cut import Cut
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.data.labels import labelled_tasks
-from tokenverse_pp.evaluation.scoring import find_accuracies, find_prf, has_confusion, scored_example, tasks_of_hypotheses
+from tokenverse_pp.evaluation.scoring import (
+    find_accuracies,
+    find_prf,
+    has_confusion,
+    scored_example,
+    tasks_of_hypotheses,
+)
 from tokenverse_pp.metrics.bootstrap import RESAMPLES, Comparison, RatioCounts, compare
 
 Ratio = Tuple[float, float]

@@ -2,17 +2,17 @@
 
 | token | stands | is read from | is written |
 |---|---|---|---|
-| ``[.]`` | after a word | ``.`` ``…`` ``。`` ``।`` ``۔`` | ``.``; ``。`` and ``।`` after words of these scripts |
-| ``[,]`` | after a word | ``,`` ``;`` ``、`` ``，`` ``；`` ``،`` ``؛`` | ``,``; ``，`` after Chinese and Japanese, ``،`` after Arabic script |
-| ``[?]`` | after a word | ``?`` ``？`` ``؟`` ``;`` (U+037E) | ``?``; ``？`` and ``؟`` likewise |
-| ``[!]`` | after a word | ``!`` ``！`` | ``!``; ``！`` likewise |
-| ``[:]`` | after a word | ``:`` ``：`` | ``:``; ``：`` likewise |
+| ``[.]`` | after a word | ``.`` ``…`` ``。`` ``।`` ``۔`` | ``.``; ``。`` or ``।`` by script |
+| ``[,]`` | after a word | ``,`` ``;`` ``、`` ``，`` ``；`` ``،`` ``؛`` | ``,``; ``，`` or ``،`` |
+| ``[?]`` | after a word | ``?`` ``？`` ``؟`` | ``?``; ``？`` or ``؟`` |
+| ``[!]`` | after a word | ``!`` ``！`` | ``!``; ``！`` |
+| ``[:]`` | after a word | ``:`` ``：`` | ``:``; ``：`` |
 | ``[CAP]`` | before a word | a word whose first letter alone is a capital | that letter as a capital |
 | ``[ALLCAPS]`` | before a word | a word of two or more letters, all capitals | all letters as capitals |
 
-Of several signs between two words (``?!``, ``...``) the strongest is kept: ``?``, ``!``, ``.``, ``:``, ``,``. A sign within
-a word or number (``3,5``, ``A.M.``) is no mark. Other signs (quotes, brackets, dashes, ``¿``) and capitals in the middle of
-a word are not written back. Nothing here needs torch or lhotse.
+Of several signs between two words (``?!``, ``...``) the strongest is kept: ``?``, ``!``, ``.``, ``:``, ``,``. A sign
+within a word or number (``3,5``, ``A.M.``) is no mark. Other signs (quotes, brackets, dashes, ``¿``) and capitals in
+the middle of a word are not written back. Nothing here needs torch or lhotse.
 """
 
 from __future__ import annotations
@@ -106,10 +106,9 @@ class Punctuation(Task):
         """Precision, recall and F1 of each mark and each kind of capital, of all marks, and the accuracy of case.
 
         A mark is right after the same (aligned) word, see `metrics.f1.count_aligned`. Where the words are the
-        reference's, that is the F1 of each class over the slots between words: what the scorers of the IWSLT 2011
-        punctuation task and scikit-learn's ``classification_report`` give. A wrong mark counts as one missed and one too
-        many. ``case`` is the share of the words that both texts have (in an alignment with the fewest errors) that are
-        written with the same capitals.
+        reference's, that is the F1 of each class over the slots behind the words, as scikit-learn's
+        ``classification_report`` gives it: a wrong mark is one missed and one too many. ``case`` is the share of the
+        words that both texts have (in an alignment with the fewest errors) that are written with the same capitals.
         """
         scores: Dict[str, Any] = {
             symbol.strip("[]"): score_positions([self._positions(e, symbol) for e in examples])
@@ -169,6 +168,7 @@ def _pieces(written: str, words: Sequence[str]) -> Tuple[List[str], List[str]]:
     for char in written:
         if unicodedata.category(char)[0] == "M":
             continue
+        added = -1
         for key in _key(char):
             while at < len(words) and done == len(keys[at]):
                 # One that is followed by a letter or digit at once stands within a word or number (A.M., 3,5).
@@ -179,9 +179,9 @@ def _pieces(written: str, words: Sequence[str]) -> Tuple[List[str], List[str]]:
                 where = " ".join(words[max(at - 2, 0) : at + 1])
                 raise ValueError(f"does not fit the plain words at {where!r}: found {written!r:.80}")
             done += 1
-            if done == 1 or pieces[at][-1] != char:
+            if added != at:  # a ligature once, though it is several letters
                 pieces[at] += char
-            gap = ""
+            gap, added = "", at
         if not _key(char):
             gap += char
     while at < len(words) and done == len(keys[at]):
@@ -195,10 +195,10 @@ def _pieces(written: str, words: Sequence[str]) -> Tuple[List[str], List[str]]:
 @lru_cache(maxsize=10_000)
 def _key(char: str) -> str:
     """What must be the same in both texts: letters and digits, without case, accents and the dot of an i."""
-    if unicodedata.category(char)[0] not in "LN" or char in APOSTROPHES:  # signs that NFKD would spell, too
+    if unicodedata.category(char)[0] not in "LN":  # also signs that NFKD would spell
         return ""
     folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", char).casefold()).replace("ı", "i")
-    return "".join(part for part in folded if unicodedata.category(part)[0] in "LN")
+    return "".join(part for part in folded if unicodedata.category(part)[0] in "LN" and part not in APOSTROPHES)
 
 
 def _case(piece: str) -> Optional[str]:

@@ -42,7 +42,7 @@ def to_html(transcript: Transcript, source: Optional[PlayerSource] = None, times
 
 
 def _turn(transcript: Transcript, turn: Turn) -> Dict[str, Any]:
-    """Number and time of a paragraph, and its parts: words as spelled, their entity or None, and whether an endpoint follows."""
+    """Number and time of a paragraph, and its parts: words as spelled, entity or None, whether an endpoint follows."""
     ends = {mark.position for mark in transcript.marks if mark.text == "[ENDP]"}
     opened = {entity.first: entity for entity in transcript.entities}
     parts: List[Tuple[Sequence[Tuple[Word, str]], Optional[Entity], bool]] = []
