@@ -29,6 +29,7 @@ from typing import (
     Collection,
     Iterator,
     List,
+    Mapping,
     NamedTuple,
     Optional,
     Sequence,

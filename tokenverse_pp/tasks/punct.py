@@ -197,8 +197,10 @@ def _key(char: str) -> str:
     """What must be the same in both texts: letters and digits, without case, accents and the dot of an i."""
     if unicodedata.category(char)[0] not in "LN":  # also signs that NFKD would spell
         return ""
-    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", char).casefold()).replace("ı", "i")
-    return "".join(part for part in folded if unicodedata.category(part)[0] in "LN" and part not in APOSTROPHES)
+    for fold in (str, str.casefold):
+        spelt = unicodedata.normalize("NFKD", fold(char)).replace("ı", "i")
+        char = "".join(part for part in spelt if unicodedata.category(part)[0] in "LN" and part not in APOSTROPHES)
+    return char
 
 
 def _case(piece: str) -> Optional[str]:
