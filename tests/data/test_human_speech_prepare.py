@@ -14,6 +14,8 @@ from mini_packages import write_packages
 from scripts import ROOT, load_script
 
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.cli.main import cli
+from tokenverse_pp.data.labels import check_cut
 
 if shutil.which("dpkg-deb") is None:
     pytest.skip("dpkg-deb is not installed", allow_module_level=True)
@@ -53,7 +55,7 @@ def test_cuts_follow_the_label_schema(prepared):
     _, cuts, _ = prepared
     for cut in cuts["train"] + cuts["dev"] + cuts["test"]:
         tasks = cut.custom["tasks"]
-        assert tasks == TASKS[cut.custom["corpus"]]
+        assert [task for task in tasks if task != "punct"] == TASKS[cut.custom["corpus"]]
         assert cut.start == 0 and cut.duration == cut.recording.duration <= 20.0
         assert cut.recording.sampling_rate == 16000 and 1 <= len(cut.supervisions) <= 6
         info = soundfile.info(cut.recording.sources[0].source)
@@ -65,6 +67,26 @@ def test_cuts_follow_the_label_schema(prepared):
             assert supervision.text == " ".join(supervision.text.split()) and supervision.speaker
             assert ("entities" in supervision.custom) == ("ner" in tasks)
             assert ("endpoint" in supervision.custom) == ("endp" in tasks)
+            assert ("written" in supervision.custom) == ("punct" in tasks)
+        assert not check_cut(cut)
+    assert {cut.custom["corpus"] for cut in cuts["train"] if "punct" in cut.custom["tasks"]} >= {"fillets", "tuxpaint"}
+
+
+def test_written_texts_come_to_manifests_without_them(prepared, packages_dir, tmp_path):
+    folder, cuts, _ = prepared
+    before = tmp_path / "cuts_train.jsonl.gz"
+    words = ["manifest", "label", str(folder / "cuts_train.jsonl.gz"), str(before), "--drop", "punct"]
+    assert CliRunner().invoke(cli, words, catch_exceptions=False).exit_code == 0
+    assert not any("written" in s.custom for cut in CutSet.from_file(before) for s in cut.supervisions)
+    written = load_script(ROOT / "recipes" / "human_speech" / "written.py", "written").main
+    options = ["--output-dir", str(tmp_path / "out"), "--packages-dir", str(packages_dir)]
+    run = CliRunner().invoke(written, [str(before), *options], catch_exceptions=False)
+    assert run.exit_code == 0 and "labelled for punct: fillets" in run.output
+    out = tmp_path / "out" / before.name
+    assert [cut.to_dict() for cut in CutSet.from_file(out)] == [cut.to_dict() for cut in cuts["train"]]
+    run = CliRunner().invoke(written, [str(before), *options, "--corpora", "fillets"], catch_exceptions=False)
+    labelled = {cut.custom["corpus"]: "punct" in cut.custom["tasks"] for cut in CutSet.from_file(out)}
+    assert labelled == {"fillets": True, "asterisk": False, "tuxpaint": False}
 
 
 def test_gaps_are_in_range_and_audible(prepared):

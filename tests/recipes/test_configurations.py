@@ -30,6 +30,7 @@ AFTER = {
     "streaming.yaml": "tokenverse_pp.yaml",
     "whole.yaml": "tokenverse_pp.yaml",
     "english.yaml": "tokenverse_pp.yaml",
+    "punct.yaml": "tokenverse_pp.yaml",
     "from_audio.yaml": "tokenverse_pp.yaml",
     "transfer_ner_new.yaml": "transfer_ner.yaml",
 }
@@ -131,6 +132,8 @@ def test_described_runs_can_start(command, whisper_base, monkeypatch):
         source = read_source(config, tasks)
     theirs = config.tokenizer.model and Path(config.tokenizer.model).is_file()
     tokenizer = Tokenizer.load(config.tokenizer.model if theirs else PACKAGED / "tokenizer.model")
+    if config.training.init_from:  # whose vocabulary gains what is new
+        tokenizer = tokenizer.extended(tasks.symbols)
     tokenizer.check(tasks)
     model = build_model(config, tasks, tokenizer)
     if source is not None:

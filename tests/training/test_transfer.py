@@ -53,7 +53,8 @@ def started(corpus, folder, **changes):
     source, said = read_source(parts.config, parts.tasks), []
     tokenizer = source.tokenizer.extended(parts.tasks.symbols)
     model = build_model(parts.config, parts.tasks, tokenizer)
-    added = start_from(source, model, parts.tasks, tokenizer, said.append)
+    lowered = parts.config.training.new_below_mean
+    added = start_from(source, model, parts.tasks, tokenizer, said.append, lowered)
     return ModelBundle(parts.config, parts.tasks, tokenizer, model.eval()), added, said
 
 
@@ -117,6 +118,16 @@ def test_vocabulary_with_nothing_new_stays_the_very_same():
     old = train_tokenizer(["ba di"], build_tasks(["scd"]), vocab_size=8)
     assert old.extended(["[SCD]"], ["di ba"]) is old
     assert not train_tokenizer(["ba di do"], build_tasks(["scd"]), vocab_size=9).extends(old)
+
+
+def test_how_low_new_tokens_start_is_an_option(corpus, tmp_path):
+    old = save_old(corpus, tmp_path / "old")
+    low, zero = (extend(corpus, tmp_path / "old", **c)[0].model for c in ({}, {"training__new_below_mean": 0.0}))
+    known = old.tokenizer.vocab_size
+    torch.testing.assert_close(low.joiner.output.bias[known:], zero.joiner.output.bias[known:] - 10)
+    torch.testing.assert_close(zero.joiner.output.bias[known], old.model.joiner.output.bias[1:].mean())
+    for (name, a), b in zip(low.named_parameters(), zero.parameters()):
+        assert torch.equal(a[:known], b[:known]) if name == "joiner.output.bias" else torch.equal(a, b)
 
 
 @pytest.mark.parametrize("strategy", ["sum", "combination"])

@@ -35,7 +35,7 @@ OPTIONS = together(
     click.option("--tasks", help="Tasks that all rows are labelled for, e.g. asr,lid. Default: by the fields."),
     options_from(
         ImportOptions,
-        *("normaliser", "per", "skip_bad", "rejected"),
+        *("normaliser", "written", "per", "skip_bad", "rejected"),
         per={"option": "--one-cut-per"},
         rejected={"type": FILE},
     ),
@@ -65,7 +65,8 @@ def import_corpus(output: Path, **given: Any) -> None:
     start, end, duration, text, speaker, language, entities, endpoint, tasks, custom.NAME.
     A column with a field's name is that field. An empty cell is missing: the cut is then not
     labelled for the task of that field. No entity is [] (or a marked text without marks).
-    Tasks by fields: asr text, scd speaker, endp endpoint, ner entities, lid language.
+    Tasks by fields: asr text, scd speaker, endp endpoint, ner entities, lid language,
+    punct custom.written (or the text, by --written).
 
     Rows that cannot be mapped are listed with file and line, and nothing is written unless --skip-bad.
     """
@@ -80,6 +81,8 @@ def options_of(given: Dict[str, Any]) -> ImportOptions:
     if normaliser not in TEXT_NORMALISERS:
         raise UserError(f"--normaliser {normaliser}: expected one of {', '.join(TEXT_NORMALISERS)}")
     columns = pairs(given.pop("columns"), "--column")
+    if given["written"] and normaliser != "words":
+        raise UserError("--written: needs --normaliser words, which makes plain words of the written texts")
     constants = constants_of(pairs(given.pop("constants"), "--set"), given.pop("tasks"))
     fields = FieldMap(columns, 0.001 if given.pop("times") == "ms" else 1.0)
     return ImportOptions(

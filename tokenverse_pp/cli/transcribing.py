@@ -57,8 +57,8 @@ def _line(transcript: Transcript, turn: Turn, colour: bool, has_time: bool) -> s
         stop = min(entity.stop, turn.stop) if entity is not None else at + 1
         looks = {"fg": "magenta", "bold": True} if entity is not None else {}
         words = " ".join(
-            style(word.text, colour, **looks, underline=True if word.confidence < UNSURE else None)
-            for word in transcript.words[at:stop]
+            style(spelled, colour, **looks, underline=True if word.confidence < UNSURE else None)
+            for word, spelled in zip(transcript.words[at:stop], transcript.spelled[at:stop])
         )
         if entity is not None:
             words = f"[{words}]" if entity.type is None else f"[{words} {style(entity.type, colour, dim=True)}]"

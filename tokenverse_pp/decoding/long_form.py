@@ -31,6 +31,7 @@ from typing import (
     Collection,
     Iterator,
     List,
+    Mapping,
     NamedTuple,
     Optional,
     Sequence,
@@ -140,10 +141,14 @@ class Merger:
     language: List[Unit] = field(default_factory=list)  # of a first window without words
 
     def __post_init__(self) -> None:
-        self.front, self.opening, self.closing = (self._ids(rank) for rank in (RANK_FRONT, RANK_OPEN, RANK_CLOSE))
+        self.front = self._ids(RANK_FRONT)
+        # A token before a word that nothing closes (a capital) is no span.
+        spans = [task.ranks for task in self.tasks.tasks if {RANK_OPEN, RANK_CLOSE} <= set(task.ranks.values())]
+        self.opening, self.closing = (self._ids(rank, spans) for rank in (RANK_OPEN, RANK_CLOSE))
 
-    def _ids(self, rank: int) -> Collection[int]:
-        symbols = {s for task in self.tasks.tasks for s, r in task.ranks.items() if r == rank}
+    def _ids(self, rank: int, among: Optional[Sequence[Mapping[str, int]]] = None) -> Collection[int]:
+        ranks = among if among is not None else [task.ranks for task in self.tasks.tasks]
+        symbols = {s for each in ranks for s, r in each.items() if r == rank}
         return {i for i, piece in enumerate(self.pieces) if piece in symbols}
 
     def add(self, start: int, end: int, hypothesis: Hypothesis) -> None:

@@ -11,7 +11,13 @@ from lhotse.cut import Cut
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.data.labels import labelled_tasks
-from tokenverse_pp.evaluation.scoring import find_prf, has_confusion, scored_example, tasks_of_hypotheses
+from tokenverse_pp.evaluation.scoring import (
+    find_accuracies,
+    find_prf,
+    has_confusion,
+    scored_example,
+    tasks_of_hypotheses,
+)
 from tokenverse_pp.metrics.bootstrap import RESAMPLES, Comparison, RatioCounts, compare
 
 Ratio = Tuple[float, float]
@@ -78,6 +84,8 @@ def _ratios(task: str, scores: Mapping[str, Any]) -> Iterator[Tuple[str, Ratio]]
             yield name, (2 * tp, 2 * tp + fp + fn)
             yield f"{name} precision", (tp, tp + fp)
             yield f"{name} recall", (tp, tp + fn)
+        for name, found in find_accuracies(scores):
+            yield f"{task} {name} accuracy", (found["right"], found["words"])
 
 
 def counts_of(decodings: Sequence[Counted], metric: str, ids: Sequence[str]) -> RatioCounts:

@@ -159,6 +159,11 @@ def score_table(scores: Mapping[str, Any]) -> str:
         _prf_table(scores),
         *(_classes_table(task, result) for task, result in scores.items() if has_confusion(result)),
         *(
+            f"{task} {name}: accuracy {_percent(result['accuracy'])} % of {result['words']} words"
+            for task in scores
+            for name, result in find_accuracies(scores[task])
+        ),
+        *(
             f"{task}: {count} of {scores['utterances']} cuts are labelled for it but were decoded without it"
             for task, count in scores.get("not_decoded", {}).items()
         ),
@@ -193,6 +198,12 @@ def find_prf(name: str, result: Mapping[str, Any]) -> Iterator[Tuple[str, Mappin
     for key, value in result.items():
         if isinstance(value, Mapping):
             yield from find_prf(f"{name} {key}", value)
+
+
+def find_accuracies(result: Any) -> List[Tuple[str, Mapping[str, Any]]]:
+    """The scores of a task that are an accuracy over words (``right`` of ``words``), by name."""
+    parts = result.items() if isinstance(result, Mapping) else ()
+    return [(k, v) for k, v in parts if isinstance(v, Mapping) and {"accuracy", "right", "words"} <= set(v)]
 
 
 def has_confusion(result: Any) -> bool:

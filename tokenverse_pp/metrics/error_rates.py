@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from tokenverse_pp.base.languages import language_group, languages_told_apart
 
@@ -44,6 +44,23 @@ def error_rates(pairs: Sequence[WordPair]) -> Dict[str, Union[int, float]]:
         "errors": errors,
         "utterances": len(pairs),
     }
+
+
+def words_in_common(ref: Sequence[str], hyp: Sequence[str]) -> List[Tuple[int, int]]:
+    """Indices of the words that an alignment with the fewest errors (kaldialign) pairs with their like.
+
+    >>> words_in_common("a b c".split(), "a x c".split())
+    [(0, 0), (2, 2)]
+    """
+    import kaldialign  # as above
+
+    none = "\0"  # no word
+    found, i, j = [], 0, 0
+    for a, b in kaldialign.align(list(ref), list(hyp), none):
+        if a == b:
+            found.append((i, j))
+        i, j = i + (a != none), j + (b != none)
+    return found
 
 
 NO_LANGUAGE = "none"

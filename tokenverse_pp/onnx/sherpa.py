@@ -13,6 +13,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import is_finite, json_of
 from tokenverse_pp.onnx.folder import Description, read_folder
 from tokenverse_pp.tasks import build_tasks
+from tokenverse_pp.tasks.punct import Punctuation
 from tokenverse_pp.tasks.result import Transcript, transcript_of_words, words_of_tokens
 from tokenverse_pp.tasks.transcript import UNKNOWN, Word, is_task_token
 
@@ -65,7 +66,9 @@ def from_sherpa(
     if not log_probs:
         words = [Word(word.text, word.start, word.end, UNKNOWN) for word in words]
     end = max((word.end for word in words), default=0.0)
-    return transcript_of_words(words, tasks or BUILT_IN, end if duration is None else duration, name, known)
+    if not tasks:  # nothing says what was decoded; most models write no punctuation
+        tasks = (*BUILT_IN, *(["punct"] if set(pieces) & set(Punctuation.symbols) else []))
+    return transcript_of_words(words, tasks, end if duration is None else duration, name, known)
 
 
 def read_result(result: Any) -> Tuple[List[str], List[float], List[float]]:

@@ -22,9 +22,9 @@ __all__ = ["PositionTask", "ScoredExample", "Task", "TaskSet", "seconds", "span_
 
 T = TypeVar("T", bound="Task")
 
-# The order of task tokens at one position (DESIGN 3.2): language, closing tokens, endpoint, speaker change, opening
-# tokens of the next word.
-RANK_FRONT, RANK_CLOSE, RANK_END, RANK_CHANGE, RANK_OPEN = range(5)
+# The order of task tokens at one position (DESIGN 3.2): language, closing tokens, punctuation, endpoint, speaker
+# change, opening tokens of the next word.
+RANK_FRONT, RANK_CLOSE, RANK_MARK, RANK_END, RANK_CHANGE, RANK_OPEN = range(6)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tokenverse_pp.tasks.base import Task, TaskSet
 from tokenverse_pp.tasks.endp import Endpoint
 from tokenverse_pp.tasks.lid import CODE, LanguageId, language_code, language_token
 from tokenverse_pp.tasks.ner import NamedEntities
+from tokenverse_pp.tasks.punct import Punctuation
 from tokenverse_pp.tasks.scd import SpeakerChange
 from tokenverse_pp.tasks.transcript import Answers, is_task_token, split_marks
 
@@ -120,14 +121,14 @@ def origin(task: Type[Task]) -> str:
 
 
 BUILT_IN: Dict[str, Type[Task]] = {
-    task.name: task for task in (Asr, SpeakerChange, Endpoint, NamedEntities, LanguageId)
+    task.name: task for task in (Asr, SpeakerChange, Endpoint, NamedEntities, LanguageId, Punctuation)
 }
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Keys of scores.json and hyps.jsonl that are no task's name.
 RESERVED = {
     *("wer", "wer_by_corpus", "wer_by_corpus_and_language", "utterances", "not_decoded", "refused", "speed", "options"),
     *("id", "text", "tokens", "times", "words", "score", "tasks", "language", "turns", "speaker_changes"),
-    *("endpoints", "entities"),
+    *("endpoints", "entities", "written"),
 }
 
 

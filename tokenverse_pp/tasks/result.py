@@ -20,6 +20,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from tokenverse_pp.base.errors import UserError
@@ -162,6 +163,22 @@ class Transcript:
         """Words and task tokens as the model wrote them."""
         return _text(self._sequence())
 
+    @cached_property
+    def spelled(self) -> Tuple[str, ...]:
+        """Each word with its capitals and the mark behind it (task ``punct``; without it the plain words)."""
+        from tokenverse_pp.tasks.punct import spelled  # which imports this module
+
+        plain = [word.text for word in self.words]
+        found = ((mark.position, mark.text) for mark in self.marks)
+        return tuple(spelled(plain, found, self.language) if "punct" in self.tasks else plain)
+
+    def written_text(self, first: int = 0, stop: Optional[int] = None) -> str:
+        """Words ``first`` to before ``stop`` as one prints them: with punctuation and case where these were decoded."""
+        from tokenverse_pp.tasks.punct import joined  # which imports this module
+
+        pieces = self.spelled[first:stop]
+        return joined(pieces) if "punct" in self.tasks else " ".join(pieces)
+
     def _sequence(self) -> Sequence[Word]:
         """Words and task tokens: as they were written, or put together from ``words`` and ``marks``."""
         if self.written:
@@ -205,6 +222,8 @@ class Transcript:
             found["endpoints"] = list(self.endpoints)
         if "lid" in self.tasks:
             found.update(language=self.language, language_confidence=self.language_confidence)
+        if "punct" in self.tasks:
+            found["written"] = self.written_text()
         return {**found, "others": dict(self.others)} if self.others else found
 
     def to_json(self, indent: Optional[int] = None) -> str:
@@ -273,6 +292,8 @@ class Transcript:
             record["entities"] = [{**span, "type": kind} for span, kind in spans]
         if "lid" in self.tasks:
             record["language"] = self.language
+        if "punct" in self.tasks:
+            record["written"] = self.written_text()
         return {**record, **self.others}
 
     @classmethod
@@ -303,7 +324,7 @@ class Transcript:
 OBJECTS = (("words", Word, None), ("marks", Mark, None), ("turns", Turn, "scd"), ("entities", Entity, "ner"))
 RECORD_KEYS = {
     *("id", "text", "tokens", "times", "words", "score", "tasks", "turns", "speaker_changes"),
-    *("endpoints", "entities", "language"),
+    *("endpoints", "entities", "language", "written"),
 }
 
 
@@ -317,7 +338,7 @@ class TranscriptReader:
         self.names = tasks.names
         self.symbols = {task.name: frozenset(task.symbols) for task in tasks.tasks if task.name != "asr"}
         self.readers: Dict[str, MarkReader] = {name: tasks[name].reader for name in self.symbols}
-        self.outside = [task for task in tasks.tasks if task.name not in ("asr", "scd", "endp", "ner", "lid")]
+        self.outside = [task for task in tasks.tasks if task.name not in ("asr", "scd", "endp", "ner", "lid", "punct")]
 
     def answers(self, words: Sequence[str], marks: Sequence[Mark]) -> Answers:
         """Words and task tokens -> an answer for each of the tasks, and no other."""

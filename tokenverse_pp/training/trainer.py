@@ -241,7 +241,8 @@ class Trainer:
         if folder:
             self._resume(folder, corpora)
         elif source:
-            added = start_from(source, self.model, self.dataset.tasks, self.dataset.tokenizer, self.say)
+            lowered = self.config.training.new_below_mean
+            added = start_from(source, self.model, self.dataset.tasks, self.dataset.tokenizer, self.say, lowered)
             self.say(f"starting from the weights of {source.folder}{'; new: ' if added else ''}{', '.join(added)}")
         self.sampler.look()
         self.world.barrier()  # all ranks have read before the first one writes

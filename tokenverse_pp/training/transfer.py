@@ -33,9 +33,6 @@ VOCABULARY_ROWS = tuple(
 TABLES = ("feature_vectors", "encoder_vectors")
 AUXILIARY = ("ctc", *TABLES)  # parts that one model may have and another not
 PLACES = {"none": (), "features": TABLES[:1], "encoder": TABLES[1:], "both": TABLES}
-# A new token's logit in the joiner starts this much (nats) below the mean of the old ones: its probability is at most
-# exp(-10) / (V - 1), about 1e-7, so old hypotheses keep their scores. Some hundred steps make up for it.
-BELOW_MEAN = 10.0
 
 
 @dataclass(frozen=True)
@@ -150,6 +147,7 @@ def start_from(
     tasks: TaskSet,
     tokenizer: Tokenizer,
     say: Callable[[str], None] = lambda line: None,
+    below_mean: float = 10.0,
 ) -> List[str]:
     """Load the weights of a source into a model; return the added tasks and tokens.
 
@@ -159,6 +157,7 @@ def start_from(
         tasks: of the run.
         tokenizer: of the run.
         say: called with lines about parts that start new and parts that are left out.
+        below_mean: see `extended_state`.
 
     Raises:
         UserError: the vocabulary does not extend the source's, or the model has another shape.
@@ -181,7 +180,7 @@ def start_from(
     for name in (f"{table}.table" for table in before.tables if f"{table}.table" in state):
         state[name] = recoded(state[name], source.vectors, model.config.vectors)
     if (before.vocabulary, before.tasks) != (tokenizer.vocab_size, list(tasks.names)):
-        state = extended_state(state, before, model, tasks.names)
+        state = extended_state(state, before, model, tasks.names, below_mean)
     problem = model.load_checkpoint_state(state)
     if problem:
         raise UserError(f"{path}: does not fit the model: {problem}")
@@ -269,12 +268,13 @@ def tables_of(model: Transducer) -> List[str]:
 
 
 def extended_state(
-    state: Dict[str, Tensor], before: Before, model: Transducer, tasks: Sequence[str]
+    state: Dict[str, Tensor], before: Before, model: Transducer, tasks: Sequence[str], below_mean: float = 10.0
 ) -> Dict[str, Tensor]:
     """The weights of a smaller model, with added rows for the tokens and tasks of ``model``.
 
     - Rows of new tokens are the mean of the old ones, without the blank's: a new token's logit is the mean of the old
-      logits. In the joiner it is lowered by `BELOW_MEAN`.
+      logits. In the joiner it is lowered by ``below_mean`` nats: by 10, its probability is at most exp(-10) / (V - 1),
+      about 1e-7, so that old hypotheses keep their scores.
     - Rows of new task vectors are zero (``sum``), or those of the same combination without the new tasks
       (``combination``): switching a new task on changes nothing at first.
     - Tables that the smaller model did not have are zero; a CTC head that it did not have is the model's.
@@ -288,7 +288,7 @@ def extended_state(
         if name in fits and len(wanted[name]) > len(state[name]):
             out[name] = _with_mean_rows(state[name], len(wanted[name]), model.predictor.blank_id)
     if "joiner.output.bias" in out:
-        out["joiner.output.bias"][before.vocabulary :] -= BELOW_MEAN
+        out["joiner.output.bias"][before.vocabulary :] -= below_mean
     for table in tables_of(model):
         vectors = getattr(model, table)
         old_rows, is_new = old_row_of_each(vectors.strategy, before.tasks, tasks)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
-from corpus.clips import Clip
+from corpus.clips import Clip, written_of
 from corpus.entities import Word, expand, find_entities, load_rules
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.normalise import normalise
@@ -74,6 +74,12 @@ def is_closed(key: str, text: str) -> bool:
     return key.startswith(("digits/", "letters/", "phonetic/")) or len(text.split()) == 1
 
 
+def is_sentence(original: str) -> bool:
+    """Whether a text was written as a sentence: a capital first, a mark last (many prompts have neither)."""
+    original = original.strip().strip("“”\"'")
+    return original[:1].isupper() and original.endswith((".", "!", "?"))
+
+
 def words_of(key: str, original: str, language: str) -> Optional[List[Word]]:
     """Words of a prompt with what is known of their type; None when it is unsure what was read aloud."""
     original = _SPOKEN_SYMBOL.sub(" ", original).strip().strip("“”\"'")
@@ -124,6 +130,7 @@ def read_clips(text_root: Path, sound_root: Path, language: str) -> Tuple[List[C
                 key=key,
                 closed=is_closed(key, text),
                 entities=find_entities(words, rules),
+                written=written_of(texts[key], text) if is_sentence(texts[key]) else None,
             )
         )
     return clips, left_out

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Dict, List, Optional, Sequence, Tuple
 
+from tokenverse_pp.tasks.punct import read_written
+
 Entity = Tuple[int, int, str]
 """`(start, end, type)`: characters `start` to `end` (exclusive) of a normalised text, at word boundaries."""
 
@@ -24,7 +26,8 @@ class Clip:
 
     `group` is what the split keeps together (a game level); empty means "by text alone". `closed` marks a closed-
     class prompt (a digit, a letter, a weekday, a lone word), which may serve in every split inside of longer chains.
-    `endpoint` and `entities` are None when the corpus is not labelled for them.
+    `endpoint` and `entities` are None when the corpus is not labelled for them; `written`, the text with its marks and
+    capitals, where it is not known or not that of `text`.
     """
 
     id: str
@@ -38,6 +41,7 @@ class Clip:
     closed: bool = False
     endpoint: Optional[bool] = None
     entities: Optional[Tuple[Entity, ...]] = None
+    written: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class Turn:
         """Whether the turn ends in a semantic endpoint; None: not labelled."""
         return self.clips[-1].endpoint
 
+    @property
+    def written(self) -> Optional[str]:
+        """The text with its marks and capitals; None where it is not known, as that of phrases."""
+        return self.clips[0].written if len(self.clips) == 1 else None
+
 
 @dataclass(frozen=True)
 class Example:
@@ -81,6 +90,20 @@ class Example:
     def language(self) -> str:
         """Two-letter code; the same for every turn."""
         return self.turns[0].clips[0].language
+
+
+def written_of(original: str, text: str) -> Optional[str]:
+    """An original text on one line, where it has a capital or a mark and its words are those of the plain text."""
+    written = " ".join(original.split())
+    try:
+        return written if read_written(written, text.split()) else None
+    except ValueError:  # digits that were spelled out, words that were left out
+        return None
+
+
+def with_punctuation(turns: Sequence[Turn], tasks: Sequence[str]) -> Tuple[str, ...]:
+    """What an example of these turns is labelled for: `punct` too where all of them have a written text."""
+    return (*tasks, *(["punct"] if all(turn.written for turn in turns) else []))
 
 
 def turn_of(clip: Clip) -> Turn:

@@ -15,7 +15,7 @@ from collections import Counter
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from corpus.asterisk import phrase_words
-from corpus.clips import MAX_SECONDS, Clip, Example, Turn, example_seconds, turn_of
+from corpus.clips import MAX_SECONDS, Clip, Example, Turn, example_seconds, turn_of, with_punctuation
 from corpus.entities import find_entities, load_rules
 from corpus.fillets import Level, is_lead
 
@@ -151,9 +151,8 @@ def chain_turns(
                 queue.pop(0)
             parts, gaps = parts + [turn], gaps + gap
         if parts:
-            examples.append(
-                Example(f"{name}-{len(examples):04d}", split, tuple(parts), tuple(gaps), speed, tuple(tasks))
-            )
+            labelled = with_punctuation(parts, tasks)
+            examples.append(Example(f"{name}-{len(examples):04d}", split, tuple(parts), tuple(gaps), speed, labelled))
     return examples
 
 
@@ -294,7 +293,8 @@ def compose_level(
         for clips, gaps in cut_conversations(sequence, durations, speed, rng):
             name = f"fillets-{level.language}-{level.name}-c{composition}-{len(examples):03d}"
             turns = tuple(turn_of(clip) for clip in clips)
-            examples.append(Example(name, split, turns, tuple(gaps), speed, TASKS))
+            labelled = with_punctuation(turns, TASKS)
+            examples.append(Example(name, split, turns, tuple(gaps), speed, labelled))
     return examples
 
 

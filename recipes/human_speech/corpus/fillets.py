@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from corpus.clips import Clip
+from corpus.clips import Clip, written_of
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.normalise import has_digits, normalise
 
@@ -137,6 +137,7 @@ def read_level(script_dir: Path, sound_dir: Path, language: str) -> Optional[Lev
             key=line.id,
             group=name,
             endpoint=is_endpoint(line.text),
+            written=written_of(line.text, text),
         )
     code = script_dir / "code.lua"
     runs = parse_runs(_read(code), list(clips)) if code.is_file() else []

@@ -23,7 +23,7 @@ CORPORA = ("fillets", "asterisk", "tuxpaint")
 TUXPAINT_LANGUAGES = ("es", "fr", "ru")
 SHARES = {"fillets": (0.85, 0.05, 0.10), "asterisk": (0.85, 0.05, 0.10), "tuxpaint": (0.70, 0.05, 0.25)}
 STAMP = "prepared.json"
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the same options would give other manifests, so that old ones are not taken for new ones."""
 
 

@@ -198,6 +198,8 @@ def to_cut(rendered: Rendered) -> Any:
             custom["entities"] = [{"start": s, "end": e, "type": kind} for s, e, kind in turn.entities or ()]
         if "endp" in example.tasks:
             custom["endpoint"] = bool(turn.endpoint)
+        if "punct" in example.tasks:
+            custom["written"] = turn.written
         supervisions.append(
             SupervisionSegment(
                 id=f"{example.id}-{number}",

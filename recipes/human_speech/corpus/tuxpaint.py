@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Dict, List, Tuple
 
-from corpus.clips import Clip
+from corpus.clips import Clip, written_of
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.normalise import has_digits, normalise
 
@@ -50,6 +50,7 @@ def read_clips(root: Path, language: str) -> List[Clip]:
             path=str(sound),
             text=text,
             key=key,
+            written=written_of(original, text),
         )
         # Mirrored and recoloured stamps carry copies of one recording.
         clips.setdefault((text, hashlib.sha256(sound.read_bytes()).hexdigest()), clip)

@@ -42,15 +42,16 @@ def to_html(transcript: Transcript, source: Optional[PlayerSource] = None, times
 
 
 def _turn(transcript: Transcript, turn: Turn) -> Dict[str, Any]:
-    """Number and time of a paragraph, and its parts: words, their entity or None, and whether an endpoint follows."""
+    """Number and time of a paragraph, and its parts: words as spelled, entity or None, whether an endpoint follows."""
     ends = {mark.position for mark in transcript.marks if mark.text == "[ENDP]"}
     opened = {entity.first: entity for entity in transcript.entities}
-    parts: List[Tuple[Sequence[Word], Optional[Entity], bool]] = []
+    parts: List[Tuple[Sequence[Tuple[Word, str]], Optional[Entity], bool]] = []
+    words = list(zip(transcript.words, transcript.spelled))
     at = turn.first
     while at < turn.stop:
         entity = opened.get(at)
         stop = min(entity.stop, turn.stop) if entity is not None else at + 1
-        parts.append((transcript.words[at:stop], entity, stop in ends))
+        parts.append((words[at:stop], entity, stop in ends))
         at = stop
     return {"number": turn.number, "at": clock_time(turn.start), "parts": parts}
 

@@ -86,11 +86,11 @@ def _pieces(transcript: Transcript) -> Iterator[_Piece]:
     ends = {mark.position for mark in transcript.marks if mark.text == "[ENDP]"}
     turn: Optional[int] = None
     must_break = has_dash = False
-    for i, word in enumerate(transcript.words):
+    for i, (word, spelled) in enumerate(zip(transcript.words, transcript.spelled)):
         if i in turns:
             turn, must_break, has_dash = turns[i], True, len(turns) > 1
         must_break = must_break or i in ends
-        text = _BLANKS.sub(" ", word.text).strip(" ")
+        text = _BLANKS.sub(" ", spelled).strip(" ")
         if text:
             text = f"- {text}" if has_dash else text
             yield _Piece(text, round(1000 * word.start), round(1000 * word.end), must_break, turn, has_dash)

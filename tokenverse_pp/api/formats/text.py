@@ -22,7 +22,7 @@ SILENCE = 10.0  # seconds without a word that end a paragraph
 
 
 def to_text(transcript: Transcript, times: Optional[bool] = None) -> str:
-    """The words, a line a paragraph (`paragraphs`).
+    """The words, a line a paragraph (`paragraphs`), with punctuation and case where these were decoded.
 
     Args:
         transcript: what was heard.
@@ -31,7 +31,8 @@ def to_text(transcript: Transcript, times: Optional[bool] = None) -> str:
     parts = paragraphs(transcript)
     if times is None:
         times = len(parts) > 1
-    return "".join(f"{clock_time(part.start)}  {part.text}\n" if times else f"{part.text}\n" for part in parts)
+    texts = [transcript.written_text(part.first, part.stop) for part in parts]
+    return "".join(f"{clock_time(p.start)}  {text}\n" if times else f"{text}\n" for p, text in zip(parts, texts))
 
 
 def paragraphs(transcript: Transcript) -> List[Turn]:

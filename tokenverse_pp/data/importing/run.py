@@ -77,7 +77,8 @@ def tasks_of(rows: Sequence[Row]) -> List[str]:
     if named:
         first = named[0] if len(named) == len(rows) else ["asr"]
         return [name for name in first if all(name in tasks for tasks in named)]
-    return ["asr"] + [name for name, field in NEEDS.items() if all(getattr(row, field) is not None for row in rows)]
+    found = ["asr"] + [name for name, field in NEEDS.items() if all(getattr(row, field) is not None for row in rows)]
+    return [*found, "punct"] if all(isinstance(row.custom.get("written"), str) for row in rows) else found
 
 
 def reject_group(rows: Sequence[Row], error: BadRow) -> List[Rejected]:
@@ -307,6 +308,8 @@ class _Import:
                 raise BadRow(f"field 'language': {problem}")
             language = canonical_tag(row.language)  # fr for FRA, pt-BR for pt_br
         text, entities = finish_text(row.text, row.entities, self.options.normaliser, language, self.options.widen)
+        if self.options.written:
+            row.custom["written"] = " ".join(row.text.split())
         custom: Dict[str, Any] = dict(row.custom)
         if entities is not None:
             custom["entities"] = entities

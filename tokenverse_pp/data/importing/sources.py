@@ -80,6 +80,9 @@ class ImportOptions:
     """Of tables that are not named .csv or .tsv, such as ';'."""
     normaliser: str = AS_IT_IS
     """Text normaliser: keep, words, cased, none."""
+    written: bool = False
+    """The texts have punctuation and capitals: label them for punct, from the texts as they are. Needs --normaliser
+    words."""
     per: Literal["row", "recording"] = "row"
     """Make a cut of each row, or one of all rows of a recording."""
     skip_bad: bool = False

@@ -128,6 +128,8 @@ def _fill(row: Row, transcript: Transcript, first: int, stop: int) -> None:
         row.entities = _entities(transcript, first, stop, bounds)
     if "endp" in transcript.tasks:
         row.endpoint = stop in _endpoints(transcript)
+    if "punct" in transcript.tasks:
+        row.custom["written"] = transcript.written_text(first, stop)
     row.language = transcript.language
 
 

@@ -20,6 +20,7 @@ def tiles(scores: Scores, refused: int) -> List[Tuple[str, str]]:
         ("language right", _percent_of(scores, "lid", "accuracy")),
         *((f"{name} F1", _percent_of(scores, task, "text", "f1")) for task, name in EVENTS.items()),
         ("entity F1", _percent_of(scores, "ner", "exact", "f1")),
+        ("punctuation F1", _percent_of(scores, "punct", "all", "f1")),
         *_outside(scores),
         ("cuts", str(scores.get("utterances", 0))),
         ("refused", str(refused) if refused else ""),
