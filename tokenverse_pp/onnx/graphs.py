@@ -35,6 +35,7 @@ from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
 from tokenverse_pp.decoding.streaming.fronts import WhisperFront
 from tokenverse_pp.decoding.streaming.stages import ChunkPlace, Stage, State
 from tokenverse_pp.models.bundle import ModelBundle
+from tokenverse_pp.models.encoders.fbank import PowerSpectrum
 from tokenverse_pp.models.encoders.wav2vec2 import WavLMBackbone
 from tokenverse_pp.models.encoders.whisper import LogMel, WhisperBackbone
 from tokenverse_pp.models.transducer import Transducer
@@ -168,6 +169,9 @@ def prepared(model: Transducer, given_mel: bool = True) -> Transducer:
         for name, child in list(parent.named_children()):
             if given_mel and isinstance(child, LogMel):
                 setattr(parent, name, GivenMel(child))
+    for module in model.modules():
+        if isinstance(module, PowerSpectrum):
+            module.by_products = True
     for vectors in (model.feature_vectors, model.encoder_vectors):
         if vectors is not None:  # the runtime refuses combinations that were not trained; a graph cannot
             vectors.trained.fill_(1)
