@@ -30,7 +30,7 @@ BERT = dict(**SMALL, feature_projection_input_dim=32, conv_depthwise_kernel_size
 TEXT = dict(model_type="qwen3", hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
 AUDIO = dict(
     model_type="qwen3_asr_encoder", num_mel_bins=16, encoder_layers=3, encoder_attention_heads=2, encoder_ffn_dim=24,
-    d_model=16, output_dim=16, downsample_hidden_size=4, n_window=5, n_window_infer=20,
+    d_model=16, output_dim=16, downsample_hidden_size=4, n_window=50, n_window_infer=100,
 )  # fmt: skip
 REL, ROT = dict(position_embeddings_type="relative"), dict(position_embeddings_type="rotary")
 KEY = dict(position_embeddings_type="relative_key")

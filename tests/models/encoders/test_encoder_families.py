@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from encoder_families import FAMILIES, extractor_of, save_family
+from toy_runs import call, toy_options
 from transformers import AutoModel
 
 from tokenverse_pp.base.config import ChunkOptions
@@ -21,9 +22,12 @@ KINDS = {
     "frozen": dict(kind="frozen", layers=[1, -1], **CONTEXT),
     "split": dict(kind="split", split_layer=1, layers=[1, -1], stack=2, **CONTEXT),
 }
-each_family = pytest.mark.parametrize("family", FAMILIES)
-# Samples: no whole frames, and for Qwen3-ASR more than one window of 0.2 s.
-LENS = [9600, 8137, 4000]
+FAST = ("parakeet-tdt", "w2v-bert")  # the others are slow tests
+each_family = pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in FAMILIES]
+)
+LENS = [9600, 7037, 4000]  # samples
+SECONDS = [38400, 28150, 16000]  # of Qwen3-ASR, whose windows are seconds
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +43,10 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def speech():
-    """Audio (3, 9600) with rubbish in the padding, and its lengths."""
-    generator = torch.Generator().manual_seed(0)
-    return 0.1 * torch.randn(3, LENS[0], generator=generator), torch.tensor(LENS)
+def speech(family):
+    """Audio (3, S) with rubbish in the padding, and its lengths."""
+    lens = SECONDS if family == "qwen3-asr" else LENS
+    return 0.1 * torch.randn(3, lens[0], generator=torch.Generator().manual_seed(0)), torch.tensor(lens)
 
 
 def build(folder, kind="finetune", **changes):
@@ -63,9 +67,11 @@ def of_transformers(family, folder, audio):
     model = getattr(importlib.import_module(f"transformers.models.{module}"), model_class)
     model = model.from_pretrained(folder).eval().get_submodule(PARTS.get(module, ""))
     if module == "qwen3_asr":
-        extractor = transformers.Qwen3ASRFeatureExtractor(feature_size=16, n_window=5, min_length=0)
-        inputs = extractor(audio.numpy(), sampling_rate=16000, padding="longest", return_tensors="pt")
-        return model(**inputs).last_hidden_state.unsqueeze(0)
+        extractor = transformers.Qwen3ASRFeatureExtractor(feature_size=16, min_length=0)
+        options = dict(sampling_rate=16000, padding="longest", return_attention_mask=True, return_tensors="pt")
+        inputs = extractor(audio.numpy(), **options)
+        mask = next(value for key, value in inputs.items() if key.endswith("mask"))
+        return model(inputs["input_features"], mask).last_hidden_state.unsqueeze(0)
     if module == "moonshine_streaming":
         return model(audio.unsqueeze(0), torch.ones(1, len(audio), dtype=torch.long)).last_hidden_state
     extractor = extractor_of(family)
@@ -76,9 +82,9 @@ def of_transformers(family, folder, audio):
     return model(inputs["input_features"][:, :count], inputs["attention_mask"][:, :count]).last_hidden_state
 
 
-@each_family
+@pytest.mark.parametrize("family", FAMILIES)
 def test_one_utterance_equals_transformers(family, saved, speech):
-    samples = {"qwen3-asr": 8000, "moonshine": 8000}.get(family, LENS[1])
+    samples = {"qwen3-asr": 35200, "moonshine": 8000}.get(family, LENS[1])
     audio = speech[0][0, :samples]
     with torch.no_grad():
         expected = of_transformers(family, saved(family), audio)
@@ -110,7 +116,7 @@ def test_padded_batches_equal_single_utterances(family, kind, stack, saved, spee
         assert output[row, out_lens[0] :].abs().sum() == 0
 
 
-CHUNK_MS = {"parakeet": 160, "nemotron_asr_streaming": 160, "qwen3_asr": 200}
+CHUNK_MS = {"parakeet": 160, "nemotron_asr_streaming": 160, "qwen3_asr": 1000}
 
 
 @each_family
@@ -137,7 +143,7 @@ def test_chunks_see_nothing_after_their_end_and_batches_equal_single_utterances(
         again = run(changed, lens)[0]
     assert not strict or encoder.lookahead_ms(chunks) == 0
     torch.testing.assert_close(again[0, :known], output[0, :known], atol=5e-4, rtol=2e-3)
-    assert cut >= audio.shape[1] or not torch.allclose(again[0], output[0], atol=1e-3)
+    assert cut >= audio.shape[1] or not torch.equal(again[0], output[0])
 
 
 @pytest.mark.skipif(torch.__version__ < "2", reason="torch 1.13 has no LayerNorm for autocast on CPU")
@@ -216,13 +222,11 @@ def test_random_weights_need_sizes_only(family, saved, tmp_path):
     assert encoder.state_dict().keys() == build(saved(family)).state_dict().keys()
 
 
-def test_encoders_alone_load_as_well(saved, tmp_path, speech):
-    for family in ("parakeet-tdt", "nemotron"):
-        folder = tmp_path / family
-        model = AutoModel.from_pretrained(saved(family))
-        model.encoder.save_pretrained(folder)
-        extractor_of(family).save_pretrained(folder)
-        torch.testing.assert_close(build(str(folder)).eval()(*speech)[0], build(saved(family)).eval()(*speech)[0])
+@pytest.mark.parametrize("family", ["parakeet-tdt", "nemotron"])
+def test_encoders_alone_load_as_well(family, saved, tmp_path, speech):
+    AutoModel.from_pretrained(saved(family)).encoder.save_pretrained(tmp_path)
+    extractor_of(family).save_pretrained(tmp_path)
+    torch.testing.assert_close(build(str(tmp_path)).eval()(*speech)[0], build(saved(family)).eval()(*speech)[0])
 
 
 def test_missing_weights_of_a_part_are_refused(saved, tmp_path):
@@ -252,6 +256,38 @@ def test_an_older_transformers_says_which_version_is_needed(tmp_path, monkeypatc
         UserError, match=rf"parakeet_tdt needs transformers 5\.\d+ or later, here is {transformers.__version__}"
     ):
         build(str(tmp_path))
+
+
+@pytest.mark.slow
+@each_family
+def test_trains_decodes_and_exports(family, saved, tmp_path, tiny_corpus, train_script, decode_script):
+    """20 steps on toy audio lower the loss; decode.py writes hypotheses; the ONNX graphs agree with torch."""
+    changes = dict(model__encoder__name=saved(family), model__encoder__random_init="false", training__max_steps=20)
+    if family.startswith("parakeet"):
+        changes["model__encoder__gradient_checkpointing"] = "true"
+    options = toy_options(tiny_corpus, tmp_path / "exp", optim__lr=3e-3, optim__encoder_lr=3e-3, **changes)
+    done = call(train_script.main, *options)
+    assert done.code == 0, done.stderr
+    records = [json.loads(line) for line in (tmp_path / "exp" / "log.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in records if record["kind"] == "train"]
+    assert len(losses) == 20 and sum(losses[-5:]) < sum(losses[:5])
+    words = [
+        "--model",
+        tmp_path / "exp",
+        "--cuts",
+        f"{tiny_corpus}/cuts_test.jsonl.gz",
+        "--output-dir",
+        tmp_path / "dec",
+    ]
+    done = call(decode_script.main, *words, standalone_mode=True)
+    assert done.code == 0, done.stderr
+    assert len((tmp_path / "dec" / "hyps.jsonl").read_text().splitlines()) == 4
+    if torch.__version__ >= "2.5":
+        pytest.importorskip("onnxruntime")
+        from tokenverse_pp.models.bundle import load_model
+        from tokenverse_pp.onnx.export import export_onnx
+
+        assert export_onnx(load_model(tmp_path / "exp"), tmp_path / "onnx").check["encoder"]["max"] < 2e-3
 
 
 def test_too_short_utterances_are_refused(saved):
