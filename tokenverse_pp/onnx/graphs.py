@@ -35,7 +35,6 @@ from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
 from tokenverse_pp.decoding.streaming.fronts import WhisperFront
 from tokenverse_pp.decoding.streaming.stages import ChunkPlace, Stage, State
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.models.encoders.fbank import PowerSpectrum
 from tokenverse_pp.models.encoders.wav2vec2 import WavLMBackbone
 from tokenverse_pp.models.encoders.whisper import LogMel, WhisperBackbone
 from tokenverse_pp.models.transducer import Transducer
@@ -165,13 +164,14 @@ def prepared(model: Transducer, given_mel: bool = True) -> Transducer:
     model.requires_grad_(False)
     if any(isinstance(module, WavLMBackbone) for module in model.modules()):
         raise UserError("export: WavLM encoders cannot be exported: their attention is no plain sum of products")
+    backbone: Any = getattr(model.encoder, "backbone", None)
+    if backbone is not None and not backbone.exports:
+        name = type(backbone).__name__.replace("Backbone", "")
+        raise UserError(f"export: {name} encoders cannot be exported; use a Whisper or wav2vec2 model")
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if given_mel and isinstance(child, LogMel):
                 setattr(parent, name, GivenMel(child))
-    for module in model.modules():
-        if isinstance(module, PowerSpectrum):
-            module.by_products = True
     for vectors in (model.feature_vectors, model.encoder_vectors):
         if vectors is not None:  # the runtime refuses combinations that were not trained; a graph cannot
             vectors.trained.fill_(1)

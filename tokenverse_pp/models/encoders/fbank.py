@@ -1,12 +1,10 @@
 """Mel filter banks of padded batches in torch: NeMo's (Parakeet, Nemotron) and Kaldi's (w2v-BERT).
 
-Both give what transformers' feature extractors give for each utterance alone. The spectrum is an FFT, or for export
-products with sines and cosines, as no ONNX runtime computes an STFT fast.
+Both give what transformers' feature extractors give for each utterance alone.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, Optional, Tuple
 
 import torch
@@ -29,36 +27,23 @@ class PowerSpectrum(nn.Module):
     Args:
         window: (400,).
         dc_and_preemphasis: as in Kaldi: subtract each window's mean, then 0.97 times the sample before.
-
-    Attributes:
-        by_products: multiply by sines and cosines instead of an FFT.
     """
 
     window: Tensor
 
     def __init__(self, window: Tensor, dc_and_preemphasis: bool = False) -> None:
         super().__init__()
-        self.dc_and_preemphasis, self.by_products = dc_and_preemphasis, False
+        self.dc_and_preemphasis = dc_and_preemphasis
         self.register_buffer("window", window.float(), persistent=False)
-
-    def shaped(self, frames: Tensor) -> Tensor:
-        """What is done to the samples of a window, (.., 400) -> (.., 400)."""
-        if self.dc_and_preemphasis:
-            frames = frames - frames.mean(-1, keepdim=True)
-            frames = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-        return frames * self.window.to(frames.dtype)
 
     def forward(self, audio: Tensor) -> Tensor:
         """See the class; float32."""
-        if not self.by_products:
-            spectrum = torch.fft.rfft(self.shaped(audio.unfold(1, WINDOW, HOP)), n=N_FFT)
-            return spectrum.real.square() + spectrum.imag.square()
-        bins, samples = torch.arange(N_FFT // 2 + 1.0).double(), torch.arange(WINDOW).double()
-        angles = 2 * math.pi / N_FFT * torch.outer(samples, bins)
-        shaped = self.shaped(torch.eye(WINDOW, dtype=torch.float64))  # what a single sample becomes
-        waves = torch.cat([shaped @ angles.cos(), shaped @ angles.sin()], dim=1)
-        spectrum = F.conv1d(audio.unsqueeze(1), waves.T.float().unsqueeze(1), stride=HOP)
-        return spectrum.square().unflatten(1, (2, -1)).sum(1).transpose(1, 2)
+        frames = audio.unfold(1, WINDOW, HOP)
+        if self.dc_and_preemphasis:
+            frames = frames - frames.mean(-1, keepdim=True)
+            frames = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+        spectrum = torch.fft.rfft(frames * self.window, n=N_FFT)
+        return spectrum.real.square() + spectrum.imag.square()
 
 
 class NemoMel(nn.Module):

@@ -22,7 +22,6 @@ class MoonshineBackbone(Backbone):
     utterance has the frames that it has alone. With chunks, a window is cut at the end of a frame's chunk.
     """
 
-    streams = False
     encoder: Any
 
     def __init__(self, encoder: Any) -> None:

@@ -105,7 +105,7 @@ class Wav2Vec2Backbone(Backbone):
 
     convolutions: Any
     encoder: Any
-    streams = True
+    streams = exports = True
 
     def __init__(self, model: Any, normalise: bool = True) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class Data2VecBackbone(Wav2Vec2Backbone):
     transformers lets what a convolution writes on padded frames into the next one; here they are zero for each.
     """
 
-    streams = False
+    streams = exports = False
 
     @staticmethod
     def has_final_norm(config: Any) -> bool:
@@ -294,7 +294,7 @@ class Data2VecBackbone(Wav2Vec2Backbone):
 class WavLMBackbone(Wav2Vec2Backbone):
     """``WavLMModel``: every layer gates the relative position bias that the lowest layer's table gives."""
 
-    streams = False
+    streams = exports = False
 
     def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
         """Refuse: the attention of WavLM takes no chunk mask beside its gated position bias."""
