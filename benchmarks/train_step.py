@@ -3,11 +3,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/train_step.py --json train_step.json --table train_step.md
     python benchmarks/train_step.py --encoders tiny --vary tasks --repeats 1        # seconds
+    python benchmarks/train_step.py --encoders data2vec,moonshine,qwen3-asr --vary none --batch 1 --phases step
     python benchmarks/train_step.py --encoders xlsr --vary checkpoint --batch 1 --duration 20 --phases step --repeats 1
 
 Encoders have random weights and the shape of a known model (``base``: wav2vec2-base, 95 M; ``xlsr``: XLSR-53, 317 M;
-``tiny``: for trying this script); audio is noise. Each case runs in a process of its own, with --threads threads; the
-default is bf16 autocast, as a run on this CPU would use. A case is the default one with one thing changed (--vary):
+``tiny``: for trying this script; the others of --encoders: docs/encoders.md); audio is noise. Each case runs in a
+process of its own, with --threads threads; the default is bf16 autocast, as a run on this CPU would use. A case is the
+default one with one thing changed (--vary):
 
     duration     seconds of an utterance
     tokens       target tokens U an utterance
@@ -33,7 +35,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from train_step_worker import PHASES, measure
+from train_step_worker import ENCODERS, PHASES, measure
 
 DEFAULT = {
     "encoder": "base",
@@ -122,7 +124,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="FILE", help="write the records here, one a line (default: standard output)")
     parser.add_argument("--table", metavar="FILE", help="write a Markdown table too")
-    parser.add_argument("--encoders", default="base", help="comma-separated: base, xlsr, tiny [base]")
+    parser.add_argument("--encoders", default="base", help=f"comma-separated: {', '.join(ENCODERS)} [base]")
     parser.add_argument("--vary", default=",".join(VARY), help="comma-separated, or none [all]")
     for name in ("batch", "duration", "tokens", "vocabulary"):
         value = DEFAULT[name]

@@ -55,7 +55,23 @@ TINY = {
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
 }
-ENCODERS = {"base": BASE, "xlsr": XLSR, "tiny": TINY}
+LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+# Name -> ``model_type`` of transformers, and what differs from its defaults. For the last ones, the defaults are the
+# sizes of data2vec-audio-base, unispeech-sat-base, w2v-bert-2.0, Parakeet and Nemotron 0.6B, Moonshine streaming tiny
+# and Qwen3-ASR-1.7B's encoder.
+ENCODERS: Dict[str, Tuple[str, Dict[str, Any]]] = {
+    "base": ("wav2vec2", BASE),
+    "xlsr": ("wav2vec2", XLSR),
+    "tiny": ("wav2vec2", TINY),
+    "data2vec": ("data2vec-audio", {}),
+    "unispeech-sat": ("unispeech-sat", {}),
+    "conformer": ("wav2vec2-conformer", {**LARGE, "feat_extract_norm": "layer", "conv_bias": True}),
+    "w2v-bert": ("wav2vec2-bert", {}),
+    "parakeet": ("parakeet_encoder", {"num_mel_bins": 128}),
+    "nemotron": ("nemotron_asr_streaming_encoder", {"num_mel_bins": 128}),
+    "moonshine": ("moonshine_streaming", {}),
+    "qwen3-asr": ("qwen3_asr_encoder", {}),
+}
 TASKS = ["asr", "scd", "endp", "ner", "lid"]
 WORD = "abcdefghijklmnopqrstuvwxyz"
 
@@ -130,10 +146,11 @@ class Step:
         self.loss = float("nan")
 
     def _config(self, folder: Path) -> Config:
-        from transformers import Wav2Vec2Config
+        from transformers import AutoConfig
 
         job, config = self.job, Config()
-        Wav2Vec2Config(**ENCODERS[job["encoder"]]).save_pretrained(folder)
+        model_type, changes = ENCODERS[job["encoder"]]
+        AutoConfig.for_model(model_type, **changes).save_pretrained(folder)
         encoder = config.model.encoder
         encoder.name, encoder.random_init = str(folder), True
         encoder.gradient_checkpointing = job["checkpoint"]

@@ -26,7 +26,8 @@ class EncoderConfig:
     """Which pretrained encoder to use, and how its two halves are made."""
 
     name: str = ""
-    """Hub name or folder of a wav2vec2 (XLSR, XLS-R, MMS), HuBERT, WavLM or Whisper model."""
+    """Hub name or folder of a model of transformers: wav2vec2 (XLSR, XLS-R, MMS), HuBERT, WavLM, UniSpeech, data2vec,
+    wav2vec2-conformer, w2v-BERT, Whisper, Parakeet, Nemotron, Moonshine (streaming) or Qwen3-ASR."""
     kind: Literal["finetune", "frozen", "split"] = "finetune"
     """finetune: the first half is the pretrained encoder's convolutions and feature projection, the second its
     transformer. frozen: the first half is the complete pretrained encoder, which is not trained and whose output can be

@@ -55,6 +55,7 @@ from tokenverse_pp.onnx.graphs import (
     trace_encoder,
     trace_search,
 )
+from tokenverse_pp.onnx.inputs import MAX_SAMPLES
 from tokenverse_pp.onnx.runtime import Exported, Runtime, StreamingRuntime
 from tokenverse_pp.onnx.sherpa_export import sherpa_readme, write_sherpa
 from tokenverse_pp.tasks import task_options
@@ -195,7 +196,7 @@ def _described(loaded: ModelBundle, options: ExportOptions) -> Description:
         tasks = (len(vectors.trained) - 1).bit_length()
         rows = [i for i, seen in enumerate(vectors.trained.tolist()) if seen]
         about["trained"] = [[1, *(row >> bit & 1 for bit in range(tasks))] for row in rows]
-    limit = None if log_mel is None else 2 * log_mel.hop * int(backbone.encoder.config.max_source_positions)
+    limit = None if log_mel is None else backbone.max_samples or MAX_SAMPLES
     return Description(
         tokenverse_pp=tokenverse_pp.__version__,
         tasks=list(loaded.tasks.names),

@@ -164,6 +164,10 @@ def prepared(model: Transducer, given_mel: bool = True) -> Transducer:
     model.requires_grad_(False)
     if any(isinstance(module, WavLMBackbone) for module in model.modules()):
         raise UserError("export: WavLM encoders cannot be exported: their attention is no plain sum of products")
+    backbone: Any = getattr(model.encoder, "backbone", None)
+    if backbone is not None and not backbone.exports:
+        name = type(backbone).__name__.replace("Backbone", "")
+        raise UserError(f"export: {name} encoders cannot be exported; use a Whisper or wav2vec2 model")
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if given_mel and isinstance(child, LogMel):

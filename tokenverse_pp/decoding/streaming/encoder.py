@@ -155,13 +155,14 @@ def stages_of(transducer: Transducer, options: ChunkOptions) -> List[Stage]:
     backbone, grid, like = encoder.backbone, encoder.grid(options), next(transducer.parameters())
     before = [] if transducer.feature_vectors is None else [Vectors(transducer.feature_vectors)]
     after = [] if transducer.encoder_vectors is None else [Vectors(transducer.encoder_vectors)]
+    if not backbone.streams:
+        raise UserError(f"streaming: {type(backbone).__name__} cannot be streamed; use a Whisper or wav2vec2 model")
     front: Stage
     if isinstance(backbone, WhisperBackbone):
         front = WhisperFront(backbone, options)
-    elif isinstance(backbone, Wav2Vec2Backbone):
-        front = Wav2Vec2Front(backbone)
     else:
-        raise UserError(f"streaming: {type(backbone).__name__} cannot be streamed")
+        assert isinstance(backbone, Wav2Vec2Backbone)
+        front = Wav2Vec2Front(backbone)
     if isinstance(encoder, FinetuneEncoder):
         layers = Layers(backbone, (-1,), grid, normalise=False)
         stack = Stack(encoder.stack, backbone.hidden_size, like)

@@ -6,6 +6,7 @@ Before them the tensor functions that families share: masks from lengths, and fr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -241,6 +242,9 @@ class Backbone(nn.Module, ABC):
     hop: int  # samples from one frame to the next
     receptive: int  # frame t of `embed` sees no sample from hop * t + receptive on
     right_frames: int = 0  # frames that `transform` sees after a frame, apart from attention
+    streams: bool = False  # whether `decoding.streaming` can run it chunk by chunk, with what it keeps between them
+    exports: bool = False  # whether `onnx` can write it as a graph
+    max_samples: Optional[int] = None  # of an utterance without chunks
 
     def __init__(self) -> None:
         super().__init__()
@@ -268,12 +272,19 @@ class Backbone(nn.Module, ABC):
 
         Numbers as in ``EncoderConfig.layers``. ``grid``: the chunks; None for full context.
         """
-        x = self.add_positions(zero_padding(x, lens), grid)
+        x = self.add_positions(zero_padding(x, lens), lens, grid)
         return self.run_layers(x, wanted, self.layer_arguments(x, lens, grid))
 
     @abstractmethod
-    def add_positions(self, x: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
-        """Frames (N, T, hidden_size), zero on padding -> input of the lowest layer, of the same shape."""
+    def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
+        """Frames (N, T, hidden_size), zero on padding, lens (N,) -> input of the lowest layer, of the same shape."""
+
+    def lookahead(self, grid: ChunkGrid, layers: int) -> int:
+        """The most frames after its chunk's end that a frame at the output of layer ``layers`` sees, in whole chunks.
+
+        Attention is cut at the chunk's end; what convolutions see is not, unless ``grid.strict``.
+        """
+        return 0 if grid.strict else grid.rounded_up(self.right_frames)
 
     @abstractmethod
     def freeze_embedding(self) -> None:
@@ -307,6 +318,10 @@ class Backbone(nn.Module, ABC):
     def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
         """Keyword arguments of every layer, for x (N, T, C) with ``lens`` (N,) valid frames."""
 
+    def arguments_of(self, number: int, arguments: Dict[str, Any]) -> Dict[str, Any]:
+        """The keyword arguments of the layer with index ``number``, from what `layer_arguments` gave."""
+        return arguments
+
     def highest(self, wanted: Sequence[int]) -> int:
         """The number of the highest layer that the ``wanted`` hidden states need (see ``EncoderConfig.layers``)."""
         return len(self.layers) if -1 in wanted else max(wanted)
@@ -317,12 +332,12 @@ class Backbone(nn.Module, ABC):
         ``first``: x is the hidden state of this number, and only the layers above it are run.
         """
 
-        def call(layer: nn.Module, x: Tensor, compiled: Optional[Callable[..., Any]]) -> Tensor:
-            return transformer_layer(layer, x, arguments, compiled)
+        def call(own: Dict[str, Any], layer: nn.Module, x: Tensor, compiled: Optional[Callable[..., Any]]) -> Tensor:
+            return transformer_layer(layer, x, own, compiled)
 
         kept, run = {first: x}, self.trained_layers.runner(self.training)
         for number, layer in enumerate(self.layers[first : self.highest(wanted)], start=first + 1):
-            x = kept[number] = run(layer, call, x)
+            x = kept[number] = run(layer, partial(call, self.arguments_of(number - 1, arguments)), x)
         if -1 in wanted:
             kept[-1] = x if self.final_norm is None else self.final_norm(x)
         return [kept[number] for number in wanted]

@@ -5,15 +5,18 @@ Also low-rank adapters (LoRA, Hu et al., 2021; peft).
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import socket
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from urllib.parse import urlparse
 
 import huggingface_hub
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
@@ -24,16 +27,56 @@ from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.models.compat import float32_argument, quiet_transformers
 from tokenverse_pp.models.encoders.base import Backbone, Encoder, TrainedLayers, stack_frames, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid
+from tokenverse_pp.models.encoders.conformer import Wav2Vec2BertBackbone, Wav2Vec2ConformerBackbone
 from tokenverse_pp.models.encoders.context import ContextNetwork, joined_states
-from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone, WavLMBackbone
+from tokenverse_pp.models.encoders.moonshine import MoonshineBackbone
+from tokenverse_pp.models.encoders.parakeet import NemotronBackbone, ParakeetBackbone
+from tokenverse_pp.models.encoders.qwen3_asr import Qwen3AsrBackbone
+from tokenverse_pp.models.encoders.wav2vec2 import Data2VecBackbone, Wav2Vec2Backbone, WavLMBackbone
 from tokenverse_pp.models.encoders.whisper import WhisperBackbone
 
-# ``model_type`` of config.json -> the Backbone class.
-FAMILIES: Dict[str, Callable[..., Backbone]] = {
-    "wav2vec2": Wav2Vec2Backbone,  # also XLSR-53, XLS-R, MMS
-    "hubert": Wav2Vec2Backbone,
-    "wavlm": WavLMBackbone,
-    "whisper": WhisperBackbone,
+
+class Family(NamedTuple):
+    """How the encoders of one ``model_type`` are loaded."""
+
+    backbone: Callable[..., Backbone]
+    encoder: str = ""
+    """The encoder's class in transformers; empty: the whole model, by AutoModel."""
+    part: str = ""
+    """Its configuration within that of a larger model."""
+    prefix: str = ""
+    """Of its weights there, as a regular expression."""
+    extractor: str = ""
+    """Its feature extractor's class; the backbone takes one."""
+    since: str = "4.40"
+    """The first version of transformers that has it."""
+
+
+PARAKEET = ("ParakeetEncoder", "encoder_config", r"^encoder\.", "ParakeetFeatureExtractor")
+NEMOTRON = ("NemotronAsrStreamingEncoder", "encoder_config", r"^encoder\.", "NemotronAsrStreamingFeatureExtractor")
+MOONSHINE = ("MoonshineStreamingEncoder", "encoder_config", r"^model\.encoder\.")
+QWEN3 = ("Qwen3ASREncoder", "audio_config", r"^model\.audio_tower\.")
+# ``model_type`` of config.json -> how it is loaded.
+FAMILIES: Dict[str, Family] = {
+    "wav2vec2": Family(Wav2Vec2Backbone),  # also XLSR-53, XLS-R, MMS
+    "hubert": Family(Wav2Vec2Backbone),
+    "unispeech": Family(Wav2Vec2Backbone),
+    "unispeech-sat": Family(Wav2Vec2Backbone),
+    "data2vec-audio": Family(Data2VecBackbone),
+    "wavlm": Family(WavLMBackbone),
+    "wav2vec2-conformer": Family(Wav2Vec2ConformerBackbone),
+    "wav2vec2-bert": Family(Wav2Vec2BertBackbone),
+    "whisper": Family(WhisperBackbone),
+    "parakeet_encoder": Family(ParakeetBackbone, *PARAKEET, since="4.57"),
+    "parakeet_ctc": Family(ParakeetBackbone, *PARAKEET, since="4.57"),
+    "parakeet_rnnt": Family(ParakeetBackbone, *PARAKEET, since="5.12"),
+    "parakeet_tdt": Family(ParakeetBackbone, *PARAKEET, since="5.9"),
+    "nemotron_asr_streaming_encoder": Family(NemotronBackbone, *NEMOTRON, since="5.13"),
+    "nemotron_asr_streaming": Family(NemotronBackbone, *NEMOTRON, since="5.13"),
+    "moonshine_streaming_encoder": Family(MoonshineBackbone, *MOONSHINE, since="5.2"),
+    "moonshine_streaming": Family(MoonshineBackbone, *MOONSHINE, since="5.2"),
+    "qwen3_asr_encoder": Family(Qwen3AsrBackbone, *QWEN3, since="5.13"),
+    "qwen3_asr": Family(Qwen3AsrBackbone, *QWEN3, since="5.13"),
 }
 # Otherwise transformers asks on the terminal and reads the answer from standard input.
 NO_CODE = {"trust_remote_code": False}
@@ -60,6 +103,9 @@ def load_backbone(options: EncoderConfig, foreign: bool = False) -> Backbone:
         raise UserError(
             f"encoder.name: {options.name} has type {config.model_type}, expected one of {', '.join(FAMILIES)}"
         )
+    family = FAMILIES[config.model_type]
+    if family.encoder:
+        return _load_part(options, family, config, foreign)
     if options.random_init:
         model = _random_model(config, options.name)
     elif "WhisperEncoder" in (config.architectures or []):
@@ -69,7 +115,35 @@ def load_backbone(options: EncoderConfig, foreign: bool = False) -> Backbone:
     if config.model_type == "whisper":
         return WhisperBackbone(model.encoder if hasattr(model, "encoder") else model)
     normalise = options.normalise_audio
-    return FAMILIES[config.model_type](model, _normalises_audio(options.name) if normalise is None else normalise)
+    return family.backbone(model, _normalises_audio(options.name) if normalise is None else normalise)
+
+
+def _load_part(options: EncoderConfig, family: Family, config: Any, foreign: bool) -> Backbone:
+    """The encoder within a larger model, of which nothing else is read."""
+    module = importlib.import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
+    encoder_class: Any = getattr(module, family.encoder, None)
+    if encoder_class is None:
+        raise UserError(f"encoder.name: {options.name}: {_too_old(config.model_type)}")
+    part = getattr(config, family.part, None)
+    sizes = config if part is None else part
+    _check_attention(sizes, options.name)
+    if options.random_init:
+        model = _random_model(sizes, options.name, encoder_class._from_config)
+    else:
+        mapping = {} if part is None else {"key_mapping": {family.prefix: ""}, "config": part}
+        model = _load_weights(encoder_class.from_pretrained, options.name, foreign, **mapping)
+    if not family.extractor:
+        return family.backbone(model)
+    extractor_class: Any = getattr(transformers, family.extractor)
+    try:
+        extractor = _from_pretrained(extractor_class.from_pretrained, options.name)
+    except UserError:  # no such file: those of the published models are the class's defaults
+        extractor = extractor_class(feature_size=sizes.num_mel_bins)
+    return family.backbone(model, extractor)
+
+
+def _too_old(model_type: str) -> str:
+    return f"{model_type} needs transformers {FAMILIES[model_type].since} or later, here is {transformers.__version__}"
 
 
 def _check_attention(config: Any, name: str) -> None:
@@ -79,9 +153,11 @@ def _check_attention(config: Any, name: str) -> None:
         raise UserError(f"encoder.name: {name}: its config.json names {asked!r} as attention, which is not loaded")
 
 
-def _random_model(config: Any, name: str) -> nn.Module:
+def _random_model(config: Any, name: str, make: Optional[Callable[[Any], Any]] = None) -> nn.Module:
+    if make is None:
+        make = WhisperEncoder if config.model_type == "whisper" else partial(AutoModel.from_config, **NO_CODE)
     try:
-        model = WhisperEncoder(config) if config.model_type == "whisper" else AutoModel.from_config(config, **NO_CODE)
+        model = make(config)
     except Exception as error:  # config.json may hold anything
         raise UserError(f"encoder.name: {name}: no model can be made by its config.json: {_why(error)}") from error
     return model.float()
@@ -144,6 +220,9 @@ def hub_reachable() -> bool:
 def _why(error: BaseException) -> str:
     if "trust_remote_code" in str(error):
         return "its config.json names code of its own (auto_map), which is not run"
+    unknown = re.search(r"model type `([\w-]+)` but", str(error))
+    if unknown and unknown.group(1) in FAMILIES:
+        return _too_old(unknown.group(1))
     return one_line(error)
 
 
@@ -176,10 +255,8 @@ class FinetuneEncoder(Encoder):
         return stack_frames(zero_padding(x, lens), lens, self.stack)
 
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """See Encoder; the right side of wav2vec2's positional convolution."""
-        if chunks.strict:
-            return 0.0
-        return 1000 * self.grid(chunks).rounded_up(self.backbone.right_frames) * self.frame_shift
+        """See Encoder; the right sides of the backbone's convolutions."""
+        return 1000 * self.backbone.lookahead(self.grid(chunks), self.highest_layer) * self.frame_shift
 
 
 class ContextEncoder(Encoder):
@@ -217,12 +294,10 @@ class ContextEncoder(Encoder):
         return self.context(x, lens, None if grid is None else grid.stacked(self.stack)), lens
 
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """See Encoder; the right sides of the context network's convolutions and of the backbone's positional one."""
+        """See Encoder; the right sides of the context network's convolutions and of the backbone's."""
         grid = self.grid(chunks)
-        if grid.strict:
-            return 0.0
         frames = self.context.lookahead(grid.stacked(self.stack)) * self.stack
-        return 1000 * (frames + grid.rounded_up(self.backbone.right_frames)) * self.frame_shift
+        return 1000 * (frames + self.backbone.lookahead(grid, self.highest_layer)) * self.frame_shift
 
 
 class FrozenEncoder(ContextEncoder):
@@ -341,9 +416,12 @@ class SplitEncoder(ContextEncoder):
         return tuple(f"backbone.{name}." for name, module in self.backbone.named_modules() if id(module) in ids)
 
 
-# Names in transformers' wav2vec2, HuBERT (`attention`, `feed_forward`) and Whisper (`self_attn`, `fc1`, `fc2`) layers.
-PROJECTIONS = r".*layers\.({})\.(attention|self_attn)\.(q_proj|k_proj|v_proj|out_proj)"
-FEED_FORWARD = r".*layers\.({})\.(fc1|fc2|feed_forward\.(intermediate|output)_dense)"
+# Names in the layers of transformers: wav2vec2 and its kin (`attention`, `feed_forward`), Whisper, Qwen3-ASR (`fc1`),
+# Moonshine (`mlp`), Parakeet (`linear1`), and w2v-BERT and wav2vec2-conformer (`linear_q`, `ffn1`).
+PROJECTIONS = r".*layers\.({})\.(attention|self_attn)\.([qkvo]_proj|out_proj|linear_(q|k|v|out))"
+FEED_FORWARD = (
+    r".*layers\.({})\.((mlp\.)?fc[12]|(feed_forward|ffn[12])\.(intermediate|output)_dense|feed_forward[12]\.linear[12])"
+)
 
 
 def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0, last: Optional[int] = None) -> None:

@@ -1,4 +1,4 @@
-"""The wav2vec2 family: wav2vec2 (XLSR, XLS-R, MMS), HuBERT, and WavLM with its relative position bias."""
+"""The wav2vec2 family: wav2vec2 (XLSR, XLS-R, MMS), HuBERT, UniSpeech(-SAT), data2vec, and WavLM."""
 
 from __future__ import annotations
 
@@ -105,6 +105,7 @@ class Wav2Vec2Backbone(Backbone):
 
     convolutions: Any
     encoder: Any
+    streams = exports = True
 
     def __init__(self, model: Any, normalise: bool = True) -> None:
         super().__init__()
@@ -117,10 +118,19 @@ class Wav2Vec2Backbone(Backbone):
         self.normalise = normalise
         self.hidden_size = config.hidden_size
         self.kernels, self.strides = list(config.conv_kernel), list(config.conv_stride)
-        self.stable_layer_norm = config.do_stable_layer_norm
+        self.stable_layer_norm = self.has_final_norm(config)
         self.hop, self.receptive = self.front_sizes(len(self.kernels))
-        self.right_frames = sides(self.encoder.pos_conv_embed.conv)[1]
+        self.right_frames = self.positional_right()
         self.frame_shift = self.hop / 16000
+
+    @staticmethod
+    def has_final_norm(config: Any) -> bool:
+        """Whether the encoder's norm follows the layers ("stable layer norm") rather than precedes them."""
+        return bool(config.do_stable_layer_norm)
+
+    def positional_right(self) -> int:
+        """Frames after a frame that the positional convolution sees."""
+        return sides(self.encoder.pos_conv_embed.conv)[1]
 
     @property
     def layers(self) -> nn.ModuleList:  # type: ignore[override]
@@ -203,7 +213,7 @@ class Wav2Vec2Backbone(Backbone):
                 x = layer.activation(x)
         return x
 
-    def add_positions(self, x: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
+    def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
         """See Backbone: the positional convolution, and the norm and dropout after it.
 
         In strict chunks its right side is cut at the chunk's end.
@@ -251,8 +261,40 @@ class Wav2Vec2Backbone(Backbone):
         return self.encoder.layer_norm if self.stable_layer_norm else None
 
 
+class Data2VecBackbone(Wav2Vec2Backbone):
+    """``Data2VecAudioModel``: as wav2vec2 with several positional convolutions, one on the output of the other.
+
+    transformers lets what a convolution writes on padded frames into the next one; here they are zero for each.
+    """
+
+    streams = exports = False
+
+    @staticmethod
+    def has_final_norm(config: Any) -> bool:
+        """See `Wav2Vec2Backbone`: the norm precedes the layers."""
+        return False
+
+    def positional_right(self) -> int:
+        """See `Wav2Vec2Backbone`: of all convolutions together."""
+        return sum(sides(layer.conv)[1] for layer in self.encoder.pos_conv_embed.layers)
+
+    def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
+        """See Backbone: the positional convolutions, each with a norm, and the norm and dropout after them."""
+        y = x
+        for layer in self.encoder.pos_conv_embed.layers:
+            if grid is not None and grid.strict:
+                y = chunked_convolution(layer.conv, y, grid)
+            else:
+                y = in_exact_type(layer.conv, lambda y, layer=layer: layer.padding(layer.conv(y)), y.transpose(1, 2))
+                y = y.transpose(1, 2)
+            y = zero_padding(layer.activation(layer.layer_norm(y)), lens)
+        return self.after_positions(x, y)
+
+
 class WavLMBackbone(Wav2Vec2Backbone):
     """``WavLMModel``: every layer gates the relative position bias that the lowest layer's table gives."""
+
+    streams = exports = False
 
     def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
         """Refuse: the attention of WavLM takes no chunk mask beside its gated position bias."""

@@ -116,12 +116,14 @@ class WhisperBackbone(Backbone):
     # The second convolution sees mel frames 2t - 2 to 2t + 2, and mel frame m samples 160 m - 200 to 160 m + 199.
     receptive = 520
     encoder: Any
+    streams = exports = True
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
         self.encoder = encoder
         self.log_mel = LogMel(encoder.config.num_mel_bins)
         self.hidden_size = encoder.config.d_model
+        self.max_samples = self.hop * int(encoder.config.max_source_positions)
 
     @property
     def layers(self) -> nn.ModuleList:  # type: ignore[override]
@@ -142,7 +144,7 @@ class WhisperBackbone(Backbone):
 
     def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
         """See Backbone: the output of the second convolution, before positions are added."""
-        longest, limit = int(lens.max()), 320 * self.encoder.config.max_source_positions
+        longest, limit = int(lens.max()), self.max_samples or 0
         if longest > limit and chunks is None:
             raise UserError(f"an utterance has {longest / 16000:.2f} s: Whisper takes {limit / 16000:g} s at most")
         if int(lens.min()) < 1:
@@ -153,7 +155,7 @@ class WhisperBackbone(Backbone):
         x = nn.functional.gelu(self.encoder.conv2(x)).transpose(1, 2)
         return zero_padding(x, self.frame_lens(lens))
 
-    def add_positions(self, x: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
+    def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
         """See Backbone: absolute positions, which in chunks start again before they run out."""
         if grid is None:
             x = x + self.encoder.embed_positions.weight[: x.shape[1]]

@@ -1,0 +1,245 @@
+"""Conformer layers of transformers in padded batches and in chunks.
+
+The modules are transformers'; its forward lets padded frames into the convolutions of some families, and knows no
+chunks. Batch norms keep the statistics of the checkpoint, in training too (their gain and bias are trained): those of a
+batch would depend on its padding.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.models.encoders.base import Backbone, attention_bias, is_padded, length_mask, zero_padding
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask, chunked_convolution, sides
+from tokenverse_pp.models.encoders.fbank import KaldiFbank
+from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone
+
+
+def visible_keys(lens: Tensor, size: int, device: torch.device, seen: Optional[Tensor] = None) -> Optional[Tensor]:
+    """The keys that each frame sees, (N, 1, T, T) bool; None: all.
+
+    Padded frames see all valid ones: no row is empty, of which a softmax would make NaN.
+
+    Args:
+        lens: valid frames, (N,).
+        size: T.
+        device: of the result.
+        seen: (T, T) bool, the frames that each frame sees.
+    """
+    if seen is None and not is_padded(lens, size):
+        return None
+    valid = length_mask(lens, size, device)
+    keys = valid[:, None, None, :].expand(-1, 1, size, -1)
+    return keys if seen is None else keys & (seen | ~valid[:, None, :, None])
+
+
+class ConformerLayer(nn.Module):
+    """A layer of transformers, with its modules under their names.
+
+    Args:
+        block: the layer.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        for name, child in block.named_children():
+            setattr(self, name, child)
+
+    @staticmethod
+    def convolve(conv: Any, norm: Any, x: Tensor, mask: Optional[Tensor], grid: Optional[ChunkGrid]) -> Tensor:
+        """The convolution part behind its first norm, (N, T, C) -> (N, T, C).
+
+        Args:
+            conv: transformers' module, with a depthwise convolution whose frames are centred, or which looks back only.
+            norm: behind the depthwise convolution.
+            x: normalised frames.
+            mask: (N, T), true on valid frames; None: all are.
+            grid: the chunks; a centred convolution is cut at their ends if they are strict.
+        """
+        x = F.glu(conv.pointwise_conv1(x.transpose(1, 2)), dim=1)
+        if mask is not None:
+            x = x.masked_fill(~mask.unsqueeze(1), 0.0)
+        depthwise = conv.depthwise_conv
+        if is_causal(depthwise):
+            x = F.pad(x, (depthwise.kernel_size[0] - 1, 0))
+            x = F.conv1d(x, depthwise.weight, depthwise.bias, groups=depthwise.groups)
+        elif grid is not None and grid.strict:
+            x = chunked_convolution(depthwise, x.transpose(1, 2), grid).transpose(1, 2)
+        else:
+            x = depthwise(x)
+        if isinstance(norm, nn.BatchNorm1d):
+            x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+        else:
+            x = norm(x.transpose(1, 2)).transpose(1, 2)
+        return conv.pointwise_conv2(conv.activation(x)).transpose(1, 2)
+
+
+def is_causal(depthwise: nn.Conv1d) -> bool:
+    """Whether a layer's depthwise convolution looks back only; transformers then pads before it, not in it."""
+    return depthwise.padding[0] == 0
+
+
+def layers_right(layer: Any) -> int:
+    """Frames after a frame that the convolution of a layer sees."""
+    depthwise = (layer.conv if hasattr(layer, "conv") else layer.conv_module).depthwise_conv
+    return 0 if is_causal(depthwise) else sides(depthwise)[1]
+
+
+def layers_lookahead(layers: Any, grid: ChunkGrid, count: int) -> int:
+    """See `Backbone.lookahead`: a layer that sees one frame of the next chunk sees all of it, by attention below."""
+    return 0 if grid.strict else sum(grid.rounded_up(layers_right(layer)) for layer in layers[:count])
+
+
+class SelfSupervisedLayer(ConformerLayer):
+    """A layer of ``Wav2Vec2ConformerModel`` or ``Wav2Vec2BertModel``."""
+
+    def forward(
+        self,
+        x: Tensor,
+        bias: Optional[Tensor],
+        positions: Optional[Tensor],
+        mask: Optional[Tensor],
+        grid: Optional[ChunkGrid],
+    ) -> Tensor:
+        """X (N, T, C) -> (N, T, C).
+
+        Args:
+            x: frames.
+            bias: of attention, (N, 1, T, T).
+            positions: of the encoder's ``embed_positions``, if it has any.
+            mask: see `ConformerLayer.convolve`.
+            grid: the chunks.
+        """
+        modules: Any = self
+        x = modules.ffn1(modules.ffn1_layer_norm(x)) * 0.5 + x
+        attention = {"attention_mask": bias, "relative_position_embeddings": positions}
+        x = modules.self_attn_dropout(modules.self_attn(modules.self_attn_layer_norm(x), **attention)[0]) + x
+        conv = modules.conv_module
+        norm = conv.batch_norm if hasattr(conv, "batch_norm") else conv.depthwise_layer_norm
+        x = x + conv.dropout(self.convolve(conv, norm, conv.layer_norm(x), mask, grid))
+        x = modules.ffn2(modules.ffn2_layer_norm(x)) * 0.5 + x
+        return modules.final_layer_norm(x)
+
+
+def self_supervised_arguments(
+    encoder: Any, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None
+) -> Dict[str, Any]:
+    """See `Backbone.layer_arguments`, of a `SelfSupervisedLayer`; ``encoder`` is that of transformers."""
+    size, positions = x.shape[1], None
+    if encoder.embed_positions is not None:
+        # Rotary positions of the last length are kept there, in whatever mode they were made.
+        encoder.embed_positions.cached_sequence_length = None
+        positions = encoder.embed_positions(x)
+    return {
+        "bias": attention_bias(lens, size, x.device, None if grid is None else chunk_mask(size, grid, x.device)),
+        "positions": positions,
+        "mask": length_mask(lens, size, x.device) if is_padded(lens, size) else None,
+        "grid": grid,
+    }
+
+
+class Wav2Vec2ConformerBackbone(Wav2Vec2Backbone):
+    """``Wav2Vec2ConformerModel``: wav2vec2's convolutions on raw audio | conformer layers, final norm."""
+
+    streams = exports = False
+
+    def __init__(self, model: Any, normalise: bool = True) -> None:
+        model.encoder.layers = nn.ModuleList(SelfSupervisedLayer(layer) for layer in model.encoder.layers)
+        if hasattr(model.encoder, "pos_conv_embed"):
+            del model.encoder.pos_conv_embed  # transformers does not run it either
+        super().__init__(model, normalise)
+
+    @staticmethod
+    def has_final_norm(config: Any) -> bool:
+        """See `Wav2Vec2Backbone`: always."""
+        return True
+
+    def positional_right(self) -> int:
+        """See `Wav2Vec2Backbone`: of one layer's convolution."""
+        return layers_right(self.layers[0])
+
+    def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
+        """See Backbone."""
+        return Backbone.grid(self, chunks, stack)
+
+    def lookahead(self, grid: ChunkGrid, layers: int) -> int:
+        """See Backbone."""
+        return layers_lookahead(self.layers, grid, layers)
+
+    def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
+        """See Backbone: dropout; positions are relative, in every layer."""
+        return self.encoder.dropout(x)
+
+    def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
+        """See Backbone."""
+        return self_supervised_arguments(self.encoder, x, lens, grid)
+
+    def position_modules(self) -> List[nn.Module]:
+        """None."""
+        return []
+
+
+class Wav2Vec2BertBackbone(Backbone):
+    """``Wav2Vec2BertModel`` (w2v-BERT 2.0): filter bank, projection | conformer layers that look back only."""
+
+    hop = 320
+    receptive = 560  # frame t joins the filter bank's 2t and 2t + 1, which sees 400 samples from 160 (2t + 1) on
+    frame_shift = hop / 16000
+    encoder: Any
+
+    def __init__(self, model: Any, normalise: bool = True) -> None:
+        super().__init__()
+        if getattr(model, "adapter", None) is not None or getattr(model, "intermediate_ffn", None) is not None:
+            raise UserError("encoder.name: w2v-BERT models with a downsampling adapter (add_adapter) are not supported")
+        self.fbank = KaldiFbank(model.config.feature_projection_input_dim // 2)
+        self.projection = model.feature_projection
+        self.encoder = model.encoder
+        self.encoder.layers = nn.ModuleList(SelfSupervisedLayer(layer) for layer in self.encoder.layers)
+        self.hidden_size = model.config.hidden_size
+
+    @property
+    def layers(self) -> nn.ModuleList:  # type: ignore[override]
+        """The layers; not registered again, or their weights would be in the state dict twice."""
+        return self.encoder.layers
+
+    def frame_lens(self, lens: Tensor) -> Tensor:
+        """Samples -> frames of 20 ms."""
+        return torch.div(self.fbank.frame_lens(lens), 2, rounding_mode="floor")
+
+    def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
+        """See Backbone: the output of the feature projection."""
+        check_length(lens, self.frame_lens(lens))
+        fbank, frames = self.fbank(audio, lens, chunks)
+        return zero_padding(self.projection(fbank)[0], frames)
+
+    def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
+        """See Backbone: dropout; positions are relative, in every layer."""
+        return self.encoder.dropout(x)
+
+    def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
+        """See Backbone."""
+        return self_supervised_arguments(self.encoder, x, lens, grid)
+
+    def freeze_embedding(self) -> None:
+        """Nothing: there are no convolutions before the layers (the projection stays trainable)."""
+
+    def position_modules(self) -> List[nn.Module]:
+        """None."""
+        return []
+
+    @property
+    def final_norm(self) -> Optional[nn.Module]:
+        """None: each layer ends in a norm."""
+        return None
+
+
+def check_length(lens: Tensor, frames: Tensor) -> None:
+    """Refuse utterances (lens (N,) samples) without a frame (raises UserError)."""
+    if int(frames.min()) < 1:
+        raise UserError(f"an utterance has {int(lens.min())} samples: too few for one frame of the encoder")

@@ -1,0 +1,96 @@
+"""Moonshine's streaming encoder: raw audio, causal convolutions, attention within sliding windows, no positions."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, stacked_lens, zero_padding
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask
+from tokenverse_pp.models.encoders.conformer import check_length
+
+
+class MoonshineBackbone(Backbone):
+    """``MoonshineStreamingEncoder``: frames of 5 ms, two convolutions | layers, final norm.
+
+    Each layer sees a window of frames: ``sliding_windows`` of its configuration, (frames back with its own, frames
+    ahead and one). transformers' convolutions count more valid frames in a padded batch than without padding; here an
+    utterance has the frames that it has alone. With chunks, a window is cut at the end of a frame's chunk.
+    """
+
+    encoder: Any
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.frame_len = int(encoder.embedder.frame_len)
+        self.hop, self.receptive = 4 * self.frame_len, self.frame_len
+        self.frame_shift = self.hop / 16000
+        self.hidden_size = encoder.config.hidden_size
+        self.windows: List[Tuple[int, int]] = [tuple(window) for window in encoder.config.sliding_windows]  # type: ignore[misc]
+
+    @property
+    def layers(self) -> nn.ModuleList:  # type: ignore[override]
+        """The transformer layers; not registered again, or their weights would be in the state dict twice."""
+        return self.encoder.layers
+
+    def frame_lens(self, lens: Tensor) -> Tensor:
+        """Samples -> frames of 20 ms."""
+        return stacked_lens(torch.div(lens, self.frame_len, rounding_mode="floor"), 4)
+
+    def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
+        """See Backbone: the output of the second convolution. No statistics go beyond frames of 5 ms."""
+        frame_lens = self.frame_lens(lens)
+        check_length(lens, frame_lens)
+        embedder = self.encoder.embedder
+        frames = audio.float()[:, : audio.shape[1] // self.frame_len * self.frame_len]
+        frames = frames.reshape(audio.shape[0], -1, self.frame_len)
+        x = F.silu(embedder.linear(embedder.comp(embedder.cmvn(frames))))
+        valid = length_mask(torch.div(lens, self.frame_len, rounding_mode="floor"), x.shape[1], x.device)
+        x = x.masked_fill(~valid.unsqueeze(-1), 0.0).transpose(1, 2)
+        x = embedder.conv2(F.silu(embedder.conv1(x)[0]))[0].transpose(1, 2)
+        return zero_padding(x, frame_lens)
+
+    def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
+        """See Backbone: the model has none."""
+        return x
+
+    def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
+        """See Backbone: an attention mask for each size of window."""
+        size = x.shape[1]
+        frames = torch.arange(size, device=x.device)
+        ahead = frames - frames.unsqueeze(1)
+        allowed = None if grid is None else chunk_mask(size, grid, x.device)
+        masks = {}
+        for back, forward in set(self.windows):
+            seen = (ahead > -back) & (ahead < max(forward, 1))
+            if allowed is not None:
+                seen = seen & (allowed if grid is None or grid.strict else allowed | (ahead > 0))
+            masks[back, forward] = attention_bias(lens, size, x.device, seen)
+        return {"masks": masks}
+
+    def arguments_of(self, number: int, arguments: Dict[str, Any]) -> Dict[str, Any]:
+        """See Backbone: the mask of the layer's window."""
+        return {"attention_mask": arguments["masks"][self.windows[number]]}
+
+    def lookahead(self, grid: ChunkGrid, layers: int) -> int:
+        """See Backbone: what the windows see ahead, layer upon layer."""
+        ahead = sum(max(forward - 1, 0) for _, forward in self.windows[:layers])
+        return 0 if grid.strict else grid.rounded_up(ahead)
+
+    def freeze_embedding(self) -> None:
+        """Stop training what is before the layers."""
+        self.encoder.embedder.requires_grad_(False)
+
+    def position_modules(self) -> List[nn.Module]:
+        """None."""
+        return []
+
+    @property
+    def final_norm(self) -> Optional[nn.Module]:
+        """The norm after the highest layer."""
+        return self.encoder.final_norm
