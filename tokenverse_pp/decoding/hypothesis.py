@@ -36,6 +36,8 @@ class Hypothesis:
             search merged.
         score: what the n-best list is sorted by: ``log_prob`` with the bonuses for hotwords and length (which the other
             numbers leave out); under ``SearchOptions.length_norm`` divided by (tokens + context size).
+        pauses: for each token the probability of an endpoint before the next word piece (0 for task tokens), where that
+            was asked for; see `tokenverse_pp.decoding.pauses`.
     """
 
     tokens: Tuple[int, ...]
@@ -43,6 +45,7 @@ class Hypothesis:
     log_probs: Tuple[float, ...]
     log_prob: float
     score: float
+    pauses: Optional[Tuple[float, ...]] = None
 
     def times(self, frame_shift: float) -> List[float]:
         """The start of each token's frame in seconds; ``frame_shift`` is the model's ``output_frame_shift``."""

@@ -54,12 +54,16 @@ PAUSE = 0.2  # seconds without a token before and after a seam
 
 
 class Unit(NamedTuple):
-    """A word or a task token: its tokens, the frame of each on the recording's clock, and their log-probabilities."""
+    """A word or a task token: its tokens, the frame of each on the recording's clock, their log-probabilities.
+
+    ``pauses``: of each token, as in a `Hypothesis`; empty where they were not asked for.
+    """
 
     tokens: Tuple[int, ...]
     frames: Tuple[int, ...]
     log_probs: Tuple[float, ...]
     is_word: bool
+    pauses: Tuple[float, ...] = ()
 
     @property
     def start(self) -> int:
@@ -81,7 +85,8 @@ def units_of(hypothesis: Hypothesis, pieces: Sequence[str], first_frame: int) ->
     units = []
     for first, end in zip(starts, [*starts[1:], len(tokens)]):
         frames = tuple(frame + first_frame for frame in hypothesis.frames[first:end])
-        units.append(Unit(tokens[first:end], frames, hypothesis.log_probs[first:end], not marks[first]))
+        pauses = (hypothesis.pauses or ())[first:end]
+        units.append(Unit(tokens[first:end], frames, hypothesis.log_probs[first:end], not marks[first], pauses))
     return units
 
 
@@ -183,6 +188,19 @@ class Merger:
 
     def result(self) -> Tuple[Tuple[int, ...], Tuple[int, ...], Tuple[float, ...]]:
         """Tokens, frames and log-probabilities of the whole recording."""
+        kept = self._kept()
+        return (
+            tuple(token for unit in kept for token in unit.tokens),
+            tuple(frame for unit in kept for frame in unit.frames),
+            tuple(log_prob for unit in kept for log_prob in unit.log_probs),
+        )
+
+    def pauses(self) -> Tuple[float, ...]:
+        """`Hypothesis.pauses` of the whole recording, from windows whose hypotheses have them."""
+        return tuple(pause for unit in self._kept() for pause in unit.pauses)
+
+    def _kept(self) -> List[Unit]:
+        """The units that the constraints of the search allow behind each other."""
         kept: List[Unit] = []
         state = 0
         for unit in self.units or self.language:
@@ -190,11 +208,7 @@ class Merger:
             if after is not None:
                 kept.append(unit)
                 state = after
-        return (
-            tuple(token for unit in kept for token in unit.tokens),
-            tuple(frame for unit in kept for frame in unit.frames),
-            tuple(log_prob for unit in kept for log_prob in unit.log_probs),
-        )
+        return kept
 
 
 def _later(units: Sequence[Unit], frame: int) -> List[Unit]:
