@@ -84,10 +84,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Calibration:
-    """One curve for words, one for task tokens."""
+    """One curve for words, one for task tokens; thresholds of endpoint probabilities.
+
+    ``endpoints``: by milliseconds of median latency the threshold of the probability of an endpoint with the fewest
+    false cut-offs (`tokenverse-pp endpoints --store`). ``endpoint_chunk_ms``: the chunks for which they hold, 0 for
+    full context.
+    """
 
     words: Curve = field(default_factory=Curve)
     tasks: Curve = field(default_factory=Curve)
+    endpoints: Mapping[int, float] = field(default_factory=dict, hash=False)
+    endpoint_chunk_ms: Optional[int] = None
 
     def __call__(self, text: str, confidence: float) -> float:
         """The calibrated confidence of a word or task token."""
@@ -95,7 +102,17 @@ class Calibration:
 
     def write(self, path: Union[str, Path], more: Optional[Mapping[str, Any]] = None) -> None:
         """Write as JSON, with whatever else should be known of it."""
-        write_json(path, {**asdict(self), **(more or {})})
+        found = {"words": asdict(self.words), "tasks": asdict(self.tasks)}
+        if self.endpoints:
+            thresholds = {str(latency): threshold for latency, threshold in self.endpoints.items()}
+            found["endpoints"] = {"chunk_ms": self.endpoint_chunk_ms, "thresholds": thresholds}
+        write_json(path, {**found, **(more or {})})
+
+    def update(self, path: Union[str, Path]) -> None:
+        """Write as JSON, and keep what else the file says."""
+        target = Path(path)
+        said = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
+        self.write(target, {key: value for key, value in said.items() if key not in ("words", "tasks", "endpoints")})
 
 
 def read_calibration(folder: Optional[Path]) -> Optional[Calibration]:
@@ -109,6 +126,9 @@ def read_calibration(folder: Optional[Path]) -> Optional[Calibration]:
     try:
         data = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
         curves = [Curve(*(float(data[name][key]) for key in "abc")) for name in ("words", "tasks")]
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        stored = data.get("endpoints") or {"chunk_ms": None, "thresholds": {}}
+        endpoints = {int(latency): float(threshold) for latency, threshold in stored["thresholds"].items()}
+        chunk_ms = None if stored["chunk_ms"] is None else int(stored["chunk_ms"])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{folder / CALIBRATION}: no calibration: expected a, b, c of 'words' and of 'tasks'") from None
-    return Calibration(*curves)
+    return Calibration(*curves, endpoints, chunk_ms)

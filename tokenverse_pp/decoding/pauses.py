@@ -6,9 +6,9 @@ was written at frame s. Then
 
     P_t = 1 - (1 - h_{s+1}) (1 - h_{s+2}) .. (1 - h_t)
 
-is the probability that the model writes ``[ENDP]`` by frame t if no word comes: it grows while a pause lasts, and starts
-at 0 with each word piece. Bonuses of word lists and language models are no part of h_t. They do delay the ``[ENDP]``
-that a search writes, since hypotheses that write one later are kept for longer beside those that earn a bonus now;
+is the probability that the model writes ``[ENDP]`` by frame t if no word comes: it grows while a pause lasts, and
+starts at 0 with each word piece. Bonuses of word lists and language models are no part of h_t. They do delay the
+``[ENDP]`` that a search writes: hypotheses that earn a bonus for more words crowd out the one that ends early.
 `retimed` puts it where the model alone would.
 """
 
@@ -45,8 +45,8 @@ class Written(NamedTuple):
 class PauseMemory(NamedTuple):
     """What is kept of a stream between two chunks.
 
-    history: its last final tokens, as many as the predictor sees. last: id and frame of the last word piece, None before
-    the first. log_silence: the sum of log(1 - h) since then.
+    history: its last final tokens, as many as the predictor sees. last: id and frame of the last word piece, None
+    before the first. log_silence: the sum of log(1 - h) since then.
     """
 
     history: Tuple[int, ...] = ()
@@ -74,7 +74,7 @@ class PauseReader:
         endpoint: int,
     ):
         self.predictor, self.joiner, self.options, self.endpoint = predictor, joiner, options, endpoint
-        self.is_word = np.array([not is_task_token(piece) and i != predictor.blank_id for i, piece in enumerate(pieces)])
+        self.is_word = [not is_task_token(piece) and i != predictor.blank_id for i, piece in enumerate(pieces)]
 
     def contexts(self, written: Written, frames: int, history: Sequence[int] = ()) -> np.ndarray:
         """The predictor's context at each frame: the last tokens written before it, without ``[ENDP]``.
@@ -192,19 +192,18 @@ class PauseReader:
             P at the last frame of each, None where no pause lasts: before the first word piece, and where the last
             frame wrote one. And the new memories.
         """
-        contexts, lines = [], []
+        contexts = []
         for out, first, one, memory in zip(outs, first_frames, found, memories):
             line = Written(
                 [token.id for token in (*one.settled, *one.open)],
                 [max(token.frame - first, BEFORE) for token in (*one.settled, *one.open)],
             )
             contexts.append(self.contexts(line, len(out), memory.history))
-            lines.append(line)
         remaining = self.log_remaining(torch.cat(list(outs)), np.concatenate(contexts))
         parts = np.split(remaining, np.cumsum([len(out) for out in outs])[:-1])
         pauses: List[Optional[float]] = []
         after: List[PauseMemory] = []
-        for part, first, one, memory, line in zip(parts, first_frames, found, memories, lines):
+        for part, first, one, memory in zip(parts, first_frames, found, memories):
             last = memory.last
             for token in (*one.settled, *one.open):
                 if self.is_word[token.id]:

@@ -49,7 +49,7 @@ class Event:
     endpoint: Optional[float] = None
 
     def as_dict(self) -> Dict[str, Any]:
-        """For JSON: kind, time, text, words as a list of {text, start, end, confidence}; ``endpoint`` if there is one."""
+        """For JSON: kind, time, text, words as a list of {text, start, end, confidence}; of a pause endpoint."""
         words = [{k: v if k == "text" else round(v, DIGITS) for k, v in word.to_dict().items()} for word in self.words]
         found = {"kind": self.kind, "time": round(self.time, DIGITS), "text": self.text, "words": words}
         return found if self.endpoint is None else {**found, "endpoint": round(self.endpoint, DIGITS)}
