@@ -125,10 +125,10 @@ def read_calibration(folder: Optional[Path]) -> Optional[Calibration]:
         return None
     try:
         data = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
-        curves = [Curve(*(float(data[name][key]) for key in "abc")) for name in ("words", "tasks")]
+        words, tasks = (Curve(*(float(data[name][key]) for key in "abc")) for name in ("words", "tasks"))
         stored = data.get("endpoints") or {"chunk_ms": None, "thresholds": {}}
         endpoints = {int(latency): float(threshold) for latency, threshold in stored["thresholds"].items()}
         chunk_ms = None if stored["chunk_ms"] is None else int(stored["chunk_ms"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{folder / CALIBRATION}: no calibration: expected a, b, c of 'words' and of 'tasks'") from None
-    return Calibration(*curves, endpoints, chunk_ms)
+    return Calibration(words, tasks, endpoints, chunk_ms)
