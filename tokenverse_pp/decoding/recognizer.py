@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
@@ -23,7 +23,7 @@ from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
 from tokenverse_pp.decoding.inactive import Selection, inactive_of, select, stripped
 from tokenverse_pp.decoding.long_form import Merger, merge_windows
-from tokenverse_pp.decoding.pauses import pause_reader_of
+from tokenverse_pp.decoding.pauses import PauseReader, pause_reader_of
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.bundle import ModelBundle
@@ -162,10 +162,14 @@ class Recognizer:
         if weights is None:
             weights = vector_weights(loaded, self.decoded, options.vector_scale)
         self.weights = weights.to(self.device)
-        self.pause_reader = pause_reader_of(loaded, options.search)
         if options.pauses and "endp" not in self.active:
             raise UserError("--pauses: the probabilities of endpoints need the task endp, which is not decoded")
         self.on_windows: Callable[[Cut, int, int], None] = lambda cut, done, total: None
+
+    @cached_property
+    def pause_reader(self) -> Optional[PauseReader]:
+        """The reader of the model's pauses; None where it does not know the task ``endp``."""
+        return pause_reader_of(self.loaded, self.options.search)
 
     def selection_of(self, names: Sequence[str]) -> Selection:
         """What is decoded where these tasks are asked for."""
@@ -253,10 +257,11 @@ class Recognizer:
         With bonuses of word lists or language models, their endpoints are first moved to where the model alone writes
         them. Only rows where ``endp`` is asked for change.
         """
-        o, reader = self.options, self.pause_reader
+        o = self.options
         named = [self.active.names if active is None else active[row] for row in rows]
         chosen = [i for i, names in enumerate(named) if "endp" in names and lengths[rows[i]] > 0]
-        if reader is None or not chosen or not (o.pauses or o.search.earns):
+        reader = self.pause_reader if chosen and (o.pauses or o.search.earns) else None
+        if reader is None:
             return
         found = [best[i][0] for i in chosen]
         if not o.pauses and not any(reader.endpoint in one.tokens for one in found):
