@@ -60,7 +60,7 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @model_option
 @click.option("--cuts", "cut_files", required=True, multiple=True, help="CutSet to decode; may be given several times.")
 @click.option("--output-dir", required=True, type=click.Path(path_type=Path), help="For hyps.jsonl, scores.json etc.")
-@options_from(DecodeOptions, "tasks", "inactive", tasks={"type": str, "default": ""})
+@options_from(DecodeOptions, "tasks", "inactive", "pauses", tasks={"type": str, "default": ""})
 @options_from(
     SearchOptions,
     *("method", "beam", "max_symbols", "nbest", "blank_penalty", "temperature", "length_bonus", "hotwords"),

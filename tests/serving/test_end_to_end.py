@@ -1,6 +1,7 @@
 """A real model, tiny and random, behind the server: each stream says what it says alone."""
 
 import asyncio
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from toy_runs import read_cuts, toy_parts
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.hypothesis import Calibration
 from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
 from tokenverse_pp.models.bundle import ModelBundle, load_model
@@ -77,3 +79,27 @@ async def test_each_stream_is_searched_as_it_asks(tiny_corpus, tmp_path, caplog)
     assert caplog.messages == [NEVER_IN_CHUNKS] and not clients[0].ready["trained_in_chunks"]
     greedy = Start(hotwords=("a",)).search(SearchOptions("greedy"))
     assert (greedy.method, greedy.hotwords) == ("beam", ("a",)) and Start().search(default) is None
+
+
+async def test_pauses_are_sent_to_who_asks_with_the_thresholds_of_the_model(tiny_corpus, tmp_path):
+    shutil.copytree(TOY_MODEL, tmp_path / "model")
+    Calibration(endpoints={300: 0.25}, endpoint_chunk_ms=320).write(tmp_path / "model" / "calibration.json")
+    loaded = load_model(tmp_path / "model")
+    options = StreamingOptions(ChunkOptions(320, 4, 4), search=SearchOptions("greedy"))
+    audio = np.concatenate([cut.load_audio()[0] for cut in read_cuts(tiny_corpus, "test")[:2]]).astype(np.float32)
+    async with serving(build_engine(loaded, options), closing_seconds=20.0) as server:
+        clients = [StreamClient(server.url, format="float32", **fields) for fields in ({}, {"pauses": True})]
+        silent, told = await asyncio.gather(*(spoken(client, audio, i) for i, client in enumerate(clients)))
+    assert [client.ready.get("endpoint_thresholds") for client in clients] == [None, {"300": 0.25}]
+    transcriber = StreamingTranscriber(loaded, options)
+    stream = transcriber.open(pauses=True)
+    alone = [*transcriber.push(stream, audio), *transcriber.close(stream)]
+    expected = [(event.time, event.endpoint) for event in alone if event.kind == "pause"]
+    found = [(event["time"], event["endpoint"]) for event in told if event["kind"] == "pause"]
+    assert np.array(found) == pytest.approx(np.array(expected), abs=1e-4) and np.max(found) > 0.5
+    assert not any(event["kind"] == "pause" for event in silent)
+    assert [e["text"] for e in silent if e["kind"] != "partial"] == [
+        e["text"] for e in told if e["kind"] not in ("partial", "pause")
+    ]
+    # For chunks of another length the thresholds were not fitted.
+    assert not build_engine(loaded, replace(options, chunks=ChunkOptions(640, 4, 4))).endpoint_thresholds

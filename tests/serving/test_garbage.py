@@ -31,6 +31,7 @@ FIELDS = {
     "format": st.sampled_from(["pcm16", "float32", "mp3"]) | JSON,
     "tasks": st.lists(st.sampled_from([*TASKS, "x"]), max_size=3) | JSON,
     "partials": st.booleans() | JSON,
+    "pauses": st.booleans() | JSON,
     "reset_at_endpoint": st.booleans() | JSON,
     "token": st.text(max_size=5) | JSON,
     "language": st.sampled_from(["fr", ["fr", "nl"], []]) | JSON,

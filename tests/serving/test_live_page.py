@@ -32,7 +32,7 @@ class Scripted(FakeTranscriber):
         super().__init__()
         self.tasks, self.loudness = [], []
 
-    def open(self, tasks=None, name=None, search=None):
+    def open(self, tasks=None, name=None, search=None, pauses=None):
         self.tasks.append(tuple(tasks))
         return super().open(tasks, name, search)
 

@@ -35,6 +35,7 @@ def decode_options(options: TranscribeOptions, known: TaskSet) -> DecodeOptions:
         window=options.window,
         overlap=options.overlap,
         inactive=options.inactive,
+        pauses=options.pauses,
     )
 
 

@@ -54,6 +54,9 @@ class DecodeOptions:
     """What is done with tasks that are not asked for. suppress: they are inactive, and the search may not write their
     tokens. strip: all tasks are decoded, and the tokens of those that are not asked for are removed from the result.
     Default: strip if the model was trained with all labelled tasks active or has no task vectors, else suppress."""
+    pauses: bool = False
+    """Also give the probability of an endpoint after each word, whether [ENDP] was written or not. Needs the task
+    endp."""
 
     def __post_init__(self) -> None:
         if not 0 < self.max_duration < math.inf:
@@ -107,6 +110,9 @@ class TranscribeOptions:
     """What is done with tasks that are not asked for. suppress: they are inactive, and the search may not write their
     tokens. strip: all tasks are decoded, and the tokens of those that are not asked for are removed from the result.
     Default: strip if the model was trained with all labelled tasks active or has no task vectors, else suppress."""
+    pauses: bool = False
+    """Also give the probability of an endpoint after each word, whether [ENDP] was written or not. Needs the task
+    endp."""
 
     def check_precision(self) -> None:
         """See that the encoder can be run in this precision (raises UserError)."""
@@ -139,6 +145,9 @@ class StreamingOptions:
     their tokens. strip: all tasks are decoded, and the tokens of those that are not asked for are removed from its
     events. Default: strip if the model was trained with all labelled tasks active or has no task vectors, else
     suppress."""
+    pauses: bool = False
+    """While a pause lasts, tell the probability of an endpoint after each chunk (events of kind pause), in streams that
+    decode the task endp and do not say otherwise."""
 
     def __post_init__(self) -> None:
         if not 0 < self.decide_after < math.inf:

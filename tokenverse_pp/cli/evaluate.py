@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -105,7 +106,7 @@ def calibrate(
     from tokenverse_pp.data.hypotheses import read_hypotheses
     from tokenverse_pp.data.labels import validate_cuts
     from tokenverse_pp.data.manifests import read_cuts
-    from tokenverse_pp.decoding.hypothesis import CALIBRATION
+    from tokenverse_pp.decoding.hypothesis import CALIBRATION, read_calibration
     from tokenverse_pp.evaluation.calibration import fit, judge_all, measure
     from tokenverse_pp.models.bundle import tasks_of
     from tokenverse_pp.models.checkpoint import CONFIG
@@ -119,6 +120,10 @@ def calibrate(
     if not any(item.words or item.tasks for item in judged[0]):
         raise UserError(f"{hyps}: no word or task token of a labelled cut to fit confidences to")
     calibration, effect = fit(judged[0])
+    before = read_calibration(folder)
+    if before is not None:  # the thresholds of `tokenverse-pp endpoints` stay
+        endpoints, chunk_ms = before.endpoints, before.endpoint_chunk_ms
+        calibration = replace(calibration, endpoints=endpoints, endpoint_chunk_ms=chunk_ms)
     target = output or folder / CALIBRATION
     calibration.write(target, {"fitted_on": cuts.name, "effect": effect})
     click.echo(table(effect))

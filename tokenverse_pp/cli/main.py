@@ -49,6 +49,7 @@ COMMANDS = {
     "calibrate": f"{HERE}.evaluate:calibrate",
     "compare": f"{HERE}.evaluate:compare",
     "doctor": f"{HERE}.doctor:doctor",
+    "endpoints": f"{HERE}.endpoints:endpoints",
     "estimate": f"{HERE}.doctor:estimate",
     "export": f"{HERE}.model:export",
     "manifest": f"{HERE}.main:manifest",

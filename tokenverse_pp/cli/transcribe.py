@@ -35,7 +35,7 @@ FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
 @model_options
 @options_from(
     TranscribeOptions,
-    *("tasks", "inactive", "language", "hotwords", "lm"),
+    *("tasks", "inactive", "pauses", "language", "hotwords", "lm"),
     tasks={"type": str},
     language={"type": str},
     hotwords={"type": click.Path(path_type=Path)},

@@ -36,6 +36,8 @@ class Hypothesis:
             search merged.
         score: what the n-best list is sorted by: ``log_prob`` with the bonuses for hotwords and length (which the other
             numbers leave out); under ``SearchOptions.length_norm`` divided by (tokens + context size).
+        pauses: for each token the probability of an endpoint before the next word piece (0 for task tokens), where that
+            was asked for; see `tokenverse_pp.decoding.pauses`.
     """
 
     tokens: Tuple[int, ...]
@@ -43,6 +45,7 @@ class Hypothesis:
     log_probs: Tuple[float, ...]
     log_prob: float
     score: float
+    pauses: Optional[Tuple[float, ...]] = None
 
     def times(self, frame_shift: float) -> List[float]:
         """The start of each token's frame in seconds; ``frame_shift`` is the model's ``output_frame_shift``."""
@@ -81,10 +84,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Calibration:
-    """One curve for words, one for task tokens."""
+    """One curve for words, one for task tokens; thresholds of endpoint probabilities.
+
+    ``endpoints``: by milliseconds of median latency the threshold of the probability of an endpoint with the fewest
+    false cut-offs (`tokenverse-pp endpoints --store`). ``endpoint_chunk_ms``: the chunks for which they hold, 0 for
+    full context.
+    """
 
     words: Curve = field(default_factory=Curve)
     tasks: Curve = field(default_factory=Curve)
+    endpoints: Mapping[int, float] = field(default_factory=dict, hash=False)
+    endpoint_chunk_ms: Optional[int] = None
 
     def __call__(self, text: str, confidence: float) -> float:
         """The calibrated confidence of a word or task token."""
@@ -92,7 +102,17 @@ class Calibration:
 
     def write(self, path: Union[str, Path], more: Optional[Mapping[str, Any]] = None) -> None:
         """Write as JSON, with whatever else should be known of it."""
-        write_json(path, {**asdict(self), **(more or {})})
+        found = {"words": asdict(self.words), "tasks": asdict(self.tasks)}
+        if self.endpoints:
+            thresholds = {str(latency): threshold for latency, threshold in self.endpoints.items()}
+            found["endpoints"] = {"chunk_ms": self.endpoint_chunk_ms, "thresholds": thresholds}
+        write_json(path, {**found, **(more or {})})
+
+    def update(self, path: Union[str, Path]) -> None:
+        """Write as JSON, and keep what else the file says."""
+        target = Path(path)
+        said = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
+        self.write(target, {key: value for key, value in said.items() if key not in ("words", "tasks", "endpoints")})
 
 
 def read_calibration(folder: Optional[Path]) -> Optional[Calibration]:
@@ -105,7 +125,10 @@ def read_calibration(folder: Optional[Path]) -> Optional[Calibration]:
         return None
     try:
         data = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
-        curves = [Curve(*(float(data[name][key]) for key in "abc")) for name in ("words", "tasks")]
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        words, tasks = (Curve(*(float(data[name][key]) for key in "abc")) for name in ("words", "tasks"))
+        stored = data.get("endpoints") or {"chunk_ms": None, "thresholds": {}}
+        endpoints = {int(latency): float(threshold) for latency, threshold in stored["thresholds"].items()}
+        chunk_ms = None if stored["chunk_ms"] is None else int(stored["chunk_ms"])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{folder / CALIBRATION}: no calibration: expected a, b, c of 'words' and of 'tasks'") from None
-    return Calibration(*curves)
+    return Calibration(words, tasks, endpoints, chunk_ms)

@@ -98,6 +98,7 @@ def stripped(found: Sequence[Hypothesis], removed: FrozenSet[int]) -> List[Hypot
             tokens=tuple(one.tokens[i] for i in left),
             frames=tuple(one.frames[i] for i in left),
             log_probs=tuple(one.log_probs[i] for i in left),
+            pauses=None if one.pauses is None else tuple(one.pauses[i] for i in left),
         )
         kept.setdefault(bare.tokens, bare)
     return list(kept.values())

@@ -57,12 +57,16 @@ PAUSE = 0.2  # seconds without a token before and after a seam
 
 
 class Unit(NamedTuple):
-    """A word or a task token: its tokens, the frame of each on the recording's clock, and their log-probabilities."""
+    """A word or a task token: its tokens, the frame of each on the recording's clock, their log-probabilities.
+
+    ``pauses``: of each token, as in a `Hypothesis`; empty where they were not asked for.
+    """
 
     tokens: Tuple[int, ...]
     frames: Tuple[int, ...]
     log_probs: Tuple[float, ...]
     is_word: bool
+    pauses: Tuple[float, ...] = ()
 
     @property
     def start(self) -> int:
@@ -84,7 +88,8 @@ def units_of(hypothesis: Hypothesis, pieces: Sequence[str], first_frame: int) ->
     units = []
     for first, end in zip(starts, [*starts[1:], len(tokens)]):
         frames = tuple(frame + first_frame for frame in hypothesis.frames[first:end])
-        units.append(Unit(tokens[first:end], frames, hypothesis.log_probs[first:end], not marks[first]))
+        pauses = (hypothesis.pauses or ())[first:end]
+        units.append(Unit(tokens[first:end], frames, hypothesis.log_probs[first:end], not marks[first], pauses))
     return units
 
 
@@ -198,6 +203,19 @@ class Merger:
             before: only units that end before this frame. Where it is the start of the next window, that window and
                 later ones do not change them.
         """
+        kept = self._kept(before)
+        return (
+            tuple(token for unit in kept for token in unit.tokens),
+            tuple(frame for unit in kept for frame in unit.frames),
+            tuple(log_prob for unit in kept for log_prob in unit.log_probs),
+        )
+
+    def pauses(self) -> Tuple[float, ...]:
+        """`Hypothesis.pauses` of the whole recording, from windows whose hypotheses have them."""
+        return tuple(pause for unit in self._kept(math.inf) for pause in unit.pauses)
+
+    def _kept(self, before: float) -> List[Unit]:
+        """The units before a frame that the constraints of the search allow behind each other."""
         kept: List[Unit] = []
         state = 0
         for unit in self.units or self.language:
@@ -207,11 +225,7 @@ class Merger:
             if after is not None:
                 kept.append(unit)
                 state = after
-        return (
-            tuple(token for unit in kept for token in unit.tokens),
-            tuple(frame for unit in kept for frame in unit.frames),
-            tuple(log_prob for unit in kept for log_prob in unit.log_probs),
-        )
+        return kept
 
 
 def _later(units: Sequence[Unit], frame: int) -> List[Unit]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
@@ -22,6 +23,7 @@ from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
 from tokenverse_pp.decoding.inactive import Selection, inactive_of, select, stripped
 from tokenverse_pp.decoding.long_form import Merger, merge_windows, window_times
+from tokenverse_pp.decoding.pauses import PauseReader, pause_reader_of
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.bundle import ModelBundle
@@ -162,8 +164,15 @@ class Recognizer:
         if weights is None:
             weights = vector_weights(loaded, self.decoded, options.vector_scale)
         self.weights = weights.to(self.device)
+        if options.pauses and "endp" not in self.active:
+            raise UserError("--pauses: the probabilities of endpoints need the task endp, which is not decoded")
         self.on_windows: Callable[[Cut, int, int], None] = lambda cut, done, total: None
         self.on_settled: Optional[Callable[[Cut, Transcript], None]] = None
+
+    @cached_property
+    def pause_reader(self) -> Optional[PauseReader]:
+        """The reader of the model's pauses; None where it does not know the task ``endp``."""
+        return pause_reader_of(self.loaded, self.options.search)
 
     def selection_of(self, names: Sequence[str]) -> Selection:
         """What is decoded where these tasks are asked for."""
@@ -232,10 +241,39 @@ class Recognizer:
                 constraints,
                 self.bonus,
             )
+            self._read_pauses(out, lengths, good, best, active)
             for row, hypotheses in zip(good, best):
                 removed = self.selection_of(self.active.names if active is None else active[row]).removed
                 found[row] = stripped(hypotheses, removed) if strip else hypotheses
         return found
+
+    def _read_pauses(
+        self,
+        out: Tensor,
+        lengths: Sequence[int],
+        rows: Sequence[int],
+        best: Sequence[NBest],
+        active: Optional[Sequence[Sequence[str]]],
+    ) -> None:
+        """Add `Hypothesis.pauses` to the best hypotheses of rows of ``out``, if they are asked for.
+
+        With bonuses of word lists or language models, their endpoints are first moved to where the model alone writes
+        them. Only rows where ``endp`` is asked for change.
+        """
+        o = self.options
+        named = [self.active.names if active is None else active[row] for row in rows]
+        chosen = [i for i, names in enumerate(named) if "endp" in names and lengths[rows[i]] > 0]
+        reader = self.pause_reader if chosen and (o.pauses or o.search.earns) else None
+        if reader is None:
+            return
+        found = [best[i][0] for i in chosen]
+        if not o.pauses and not any(reader.endpoint in one.tokens for one in found):
+            return
+        lens = [lengths[rows[i]] for i in chosen]
+        parts = reader.remaining(out[[rows[i] for i in chosen]].float(), lens, found)
+        for i, one, part in zip(chosen, found, parts):
+            one = reader.retimed(one, part) if o.search.earns else one
+            best[i][0] = reader.with_pauses(one, part) if o.pauses else one
 
     def recognize(self, items: Sequence[Tensor], strip: bool = True) -> List[Optional[NBest]]:
         """Recognize utterances as one batch.
@@ -286,7 +324,8 @@ class Recognizer:
         tokens, frames, log_probs = merge_windows(cut, o.window, o.overlap, at_once, merger, best_of, progress)
         log_prob = sum(log_probs)
         scale = len(tokens) + loaded.model.predictor.context_size if o.search.length_norm else 1
-        return stripped([Hypothesis(tokens, frames, log_probs, log_prob, log_prob / scale)], removed)[0]
+        pauses = merger.pauses() if o.pauses else None
+        return stripped([Hypothesis(tokens, frames, log_probs, log_prob, log_prob / scale, pauses)], removed)[0]
 
     def __call__(self, group: Sequence[Cut]) -> RecognizedBatch:
         """Decode a batch of `plan_batches`. An error of one cut does not affect the others."""
@@ -326,7 +365,15 @@ class Recognizer:
         """
         pieces = [self.pieces[token] for token in best.tokens]
         return (reader or self.reader).read_tokens(
-            pieces, best.frames, best.log_probs, self.shift, self.calibration, best.score, cut.duration, cut.id
+            pieces,
+            best.frames,
+            best.log_probs,
+            self.shift,
+            self.calibration,
+            best.score,
+            cut.duration,
+            cut.id,
+            best.pauses if self.options.pauses else None,
         )
 
     def _add(self, done: RecognizedBatch, cut: Cut, found: Sequence[Hypothesis]) -> None:

@@ -89,7 +89,8 @@ def fit(judged: Sequence[Judged]) -> Tuple[Calibration, Effect]:
     """A calibration from all utterances, and its effect on one half of them when it is fitted on the other."""
     columns = {name: [getattr(item, name) for item in judged] for name in Judged._fields}
     curves = {name: fit_curve([e for examples in column for e in examples]) for name, column in columns.items()}
-    return Calibration(**curves), {name: cross_validate(column) for name, column in columns.items()}
+    effect = {name: cross_validate(column) for name, column in columns.items()}
+    return Calibration(curves["words"], curves["tasks"]), effect
 
 
 def measure(judged: Sequence[Judged], calibration: Calibration) -> Effect:

@@ -73,6 +73,7 @@ class StreamClient:
         lm: False: without the language model that the server was started with.
         lm_scale: of that language model.
         lm_bonus: for each token that it scores.
+        pauses: whether the server sends the probability of an endpoint while a pause lasts (events of kind ``pause``).
 
     Raises:
         UserError: (on entering) if the server cannot be reached.
@@ -93,6 +94,7 @@ class StreamClient:
         lm: Optional[bool] = None,
         lm_scale: Optional[float] = None,
         lm_bonus: Optional[float] = None,
+        pauses: Optional[bool] = None,
     ):
         self.url = url
         codes = (language,) if isinstance(language, str) else language
@@ -108,6 +110,7 @@ class StreamClient:
             lm,
             lm_scale,
             lm_bonus,
+            pauses,
         )
         self.ready: Event = {}  # the server's answer to the start
         self._connection: Any = None

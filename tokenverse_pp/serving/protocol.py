@@ -126,6 +126,7 @@ class Start:
         lm: False: without the server's language model.
         lm_scale: of the server's language model.
         lm_bonus: for each token that it scores.
+        pauses: send the probability of an endpoint after each chunk while a pause lasts.
     """
 
     format: str = "pcm16"
@@ -139,6 +140,7 @@ class Start:
     lm: Optional[bool] = None
     lm_scale: Optional[float] = None
     lm_bonus: Optional[float] = None
+    pauses: Optional[bool] = None
 
     def search(self, default: SearchOptions) -> Optional[SearchOptions]:
         """The options of the stream's search, None for those of the server.
@@ -184,7 +186,7 @@ Control = Union[Start, SetTasks, End]
 FIELDS = {
     "start": {
         *("version", "sample_rate", "format", "tasks", "partials", "reset_at_endpoint", "token"),
-        *("language", "hotwords", "hotword_score", "lm", "lm_scale", "lm_bonus"),
+        *("language", "hotwords", "hotword_score", "lm", "lm_scale", "lm_bonus", "pauses"),
     },
     "set_tasks": {"tasks"},
     "end": set(),
@@ -239,9 +241,9 @@ def _read_start(message: Mapping[str, Any], known_tasks: Sequence[str]) -> Start
     for field, value in given.items():
         if not is_finite(value):
             raise _bad(f"field '{field}': expected a number, found {shown(value)}")
-    for field in ("partials", "reset_at_endpoint", "lm"):
+    for field in ("partials", "reset_at_endpoint", "lm", "pauses"):
         value = message.get(field)
-        if value is None and (field == "lm" or field not in message):
+        if value is None and (field in ("lm", "pauses") or field not in message):
             continue
         if not isinstance(value, bool):
             raise _bad(f"field '{field}': expected true or false, found {shown(value)}")

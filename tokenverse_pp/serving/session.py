@@ -317,6 +317,8 @@ class Session:
                 "chunk_seconds": engine.chunk_samples / SAMPLE_RATE,
                 "trained_in_chunks": engine.trained_in_chunks,
             }
+            if done.work.pauses and engine.endpoint_thresholds:
+                message["endpoint_thresholds"] = dict(engine.endpoint_thresholds)
             names = ("message_bytes", "stream_seconds", "idle_seconds")
             self._send({**message, "limits": {name: getattr(limits, name) for name in names}})
         elif isinstance(done.work, SetTasks):

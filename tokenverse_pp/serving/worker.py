@@ -15,6 +15,7 @@ from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import StreamingOptions
 from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.hypothesis import read_calibration
 from tokenverse_pp.decoding.streaming.events import Event
 from tokenverse_pp.decoding.streaming.transcriber import StreamingTranscriber, trained_in_chunks
 from tokenverse_pp.models.bundle import ModelBundle
@@ -57,6 +58,7 @@ class Engine:
         chunk_samples: samples of a chunk.
         search: how streams are searched that do not say otherwise.
         trained_in_chunks: whether the model was (`tokenverse_pp.decoding.streaming.transcriber`).
+        endpoint_thresholds: of the model's calibration, if they hold for these chunks.
     """
 
     transcribers: Mapping[bool, StreamingTranscriber]
@@ -64,6 +66,7 @@ class Engine:
     chunk_samples: int
     search: SearchOptions = field(default_factory=lambda: SearchOptions("greedy"))
     trained_in_chunks: bool = True
+    endpoint_thresholds: Mapping[int, float] = field(default_factory=dict)
 
 
 def build_engine(loaded: ModelBundle, options: StreamingOptions) -> Engine:
@@ -78,7 +81,11 @@ def build_engine(loaded: ModelBundle, options: StreamingOptions) -> Engine:
     resets = (False, True) if "endp" in loaded.tasks else (False,)
     transcribers = {reset: StreamingTranscriber(loaded, replace(options, reset_at_endpoint=reset)) for reset in resets}
     tasks = loaded.tasks.subset(options.tasks).names if options.tasks else loaded.tasks.names
-    return Engine(transcribers, tasks, transcribers[False].encoder.chunk_samples, options.search, chunked)
+    found = read_calibration(loaded.folder)
+    fits = found is not None and found.endpoint_chunk_ms == options.chunks.chunk_ms
+    thresholds = found.endpoints if found is not None and fits else {}
+    samples = transcribers[False].encoder.chunk_samples
+    return Engine(transcribers, tasks, samples, options.search, chunked, thresholds)
 
 
 class Feed:
@@ -230,7 +237,8 @@ class Worker:
                 if work.reset_at_endpoint not in self.engine.transcribers:
                     raise UserError("field 'reset_at_endpoint': the model does not know the task 'endp'")
                 feed.transcriber = self.engine.transcribers[work.reset_at_endpoint]
-                feed.stream = feed.transcriber.open(work.tasks, feed.name, work.search(self.engine.search))
+                search = work.search(self.engine.search)
+                feed.stream = feed.transcriber.open(work.tasks, feed.name, search, pauses=bool(work.pauses))
             elif isinstance(work, SetTasks):
                 feed.transcriber.set_tasks(feed.stream, work.tasks)
             elif isinstance(work, End):

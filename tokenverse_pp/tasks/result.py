@@ -26,12 +26,14 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import is_finite, json_of
 from tokenverse_pp.tasks.transcript import (
+    CONFIDENCE_DIGITS,
     SECONDS_DIGITS,
     UNKNOWN,
     Answers,
     Mark,
     MarkReader,
     Word,
+    is_task_token,
     split_marks,
     word_spans,
 )
@@ -104,6 +106,21 @@ class Entity:
 
 
 @dataclass(frozen=True)
+class Pause:
+    """What comes between two words, or after the last: the probability that an utterance is complete there.
+
+    ``position``: how many words are before it. It lasts from ``start``, where the model had written the word before it,
+    to ``end``, where it wrote the next one or the audio ended. ``probability``: of an endpoint by then, whether the
+    model wrote ``[ENDP]`` or not (docs/streaming.md).
+    """
+
+    position: int
+    start: float
+    end: float
+    probability: float
+
+
+@dataclass(frozen=True)
 class Transcript:
     """The result of recognition for one recording.
 
@@ -121,6 +138,7 @@ class Transcript:
         turns: see `Turn` (task ``scd``).
         entities: see `Entity` (task ``ner``).
         endpoints: times in seconds at which the speaker had completed an utterance (task ``endp``).
+        pauses: one after each word, where they were asked for (option ``pauses``), else None; see `Pause`.
         language: a code such as ``fr``, or None where none was written (task ``lid``).
         language_confidence: of the language token.
         others: fields of tasks from outside the package, as given by their ``Task.record``.
@@ -140,6 +158,7 @@ class Transcript:
     turns: Tuple[Turn, ...] = ()
     entities: Tuple[Entity, ...] = ()
     endpoints: Tuple[float, ...] = ()
+    pauses: Optional[Tuple[Pause, ...]] = None
     language: Optional[str] = None
     language_confidence: Optional[float] = None
     others: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -220,6 +239,8 @@ class Transcript:
             found["entities"] = [dataclasses.asdict(entity) for entity in self.entities]
         if "endp" in self.tasks:
             found["endpoints"] = list(self.endpoints)
+            if self.pauses is not None:
+                found["pauses"] = [dataclasses.asdict(pause) for pause in self.pauses]
         if "lid" in self.tasks:
             found.update(language=self.language, language_confidence=self.language_confidence)
         if "punct" in self.tasks:
@@ -255,6 +276,8 @@ class Transcript:
                 values[key] = tuple(_object(key, item, kind) for item in items(key))
         if "endp" in tasks:
             values["endpoints"] = tuple(_checked("endpoints", item, "float") for item in items("endpoints"))
+            if data.get("pauses") is not None:
+                values["pauses"] = tuple(_object("pauses", item, Pause) for item in items("pauses"))
         if "lid" in tasks and data.get("language") is not None:
             values["language"] = _checked("language", data["language"], "str")
             values["language_confidence"] = _checked(
@@ -287,6 +310,8 @@ class Transcript:
             record["speaker_changes"] = [word.start for word in written if word.text == "[SCD]"]
         if "endp" in self.tasks:
             record["endpoints"] = [word.start for word in written if word.text == "[ENDP]"]
+            if self.pauses is not None:
+                record["pauses"] = [dataclasses.asdict(pause) for pause in self.pauses]
         if "ner" in self.tasks:
             spans = [(span_record(plain[entity.first : entity.stop]), entity.type) for entity in self.entities]
             record["entities"] = [{**span, "type": kind} for span, kind in spans]
@@ -308,6 +333,7 @@ class Transcript:
             tasks: those to read; by default all registered tasks.
         """
         written = written_words(record)
+        pauses = record.get("pauses")
         known = tasks if tasks is not None else _tasks_of(written)
         active = known if record.get("tasks") is None else known.subset(record["tasks"])
         return active.reader.read(
@@ -316,6 +342,7 @@ class Transcript:
             tokens=None if record.get("tokens") is None else tuple(record["tokens"]),
             times=tuple(record.get("times") or ()),
             score=record.get("score"),
+            pauses=None if pauses is None else tuple(_object("pauses", pause, Pause) for pause in pauses),
             others={key: value for key, value in record.items() if key not in RECORD_KEYS},
         )
 
@@ -324,7 +351,7 @@ class Transcript:
 OBJECTS = (("words", Word, None), ("marks", Mark, None), ("turns", Turn, "scd"), ("entities", Entity, "ner"))
 RECORD_KEYS = {
     *("id", "text", "tokens", "times", "words", "score", "tasks", "turns", "speaker_changes"),
-    *("endpoints", "entities", "language", "written"),
+    *("endpoints", "pauses", "entities", "language", "written"),
 }
 
 
@@ -357,6 +384,7 @@ class TranscriptReader:
         score: float,
         duration: float,
         name: str,
+        pauses: Optional[Sequence[float]] = None,
     ) -> Transcript:
         """Tokens of a search, as `words_of_tokens` takes them -> transcript, with numbers rounded as in hyps.jsonl.
 
@@ -364,10 +392,12 @@ class TranscriptReader:
             score: of the hypothesis.
             duration: of the audio in seconds.
             name: of the recording.
+            pauses: of each token, the probability of an endpoint before the next word piece.
         """
         words = [word.rounded() for word in words_of_tokens(pieces, frames, log_probs, frame_shift, calibration)]
         times = tuple(round(frame * frame_shift, SECONDS_DIGITS) for frame in frames)
-        return self.read(words, duration, name=name, tokens=tuple(pieces), times=times, score=score)
+        more: Dict[str, Any] = {} if pauses is None else {"pauses": pauses_of_tokens(pieces, words, pauses, duration)}
+        return self.read(words, duration, name=name, tokens=tuple(pieces), times=times, score=score, **more)
 
     def read(
         self,
@@ -419,6 +449,29 @@ class TranscriptReader:
             for task in self.outside:
                 found.update(task.record(answers, words, [m for m in marks if m.text in self.symbols[task.name]]))
         return found
+
+
+def pauses_of_tokens(
+    pieces: Sequence[str], words: Sequence[Word], probabilities: Sequence[float], duration: float
+) -> Tuple[Pause, ...]:
+    """The pause after each plain word.
+
+    Args:
+        pieces: of each token.
+        words: words and task tokens of the pieces.
+        probabilities: of each token (`Hypothesis.pauses`).
+        duration: of the audio in seconds, where the last pause ends.
+    """
+    plain = [
+        (word.within(duration), probabilities[stop - 1])
+        for word, (text, _, stop) in zip(words, word_spans(pieces))
+        if not is_task_token(text)
+    ]
+    ends = [max(a.end, b.start) for (a, _), (b, _) in zip(plain, plain[1:])] + [round(duration, SECONDS_DIGITS)]
+    return tuple(
+        Pause(i, word.end, max(word.end, end), round(probability, CONFIDENCE_DIGITS))
+        for i, ((word, probability), end) in enumerate(zip(plain, ends), start=1)
+    )
 
 
 def transcript_of_words(

@@ -10,19 +10,18 @@ import json
 import sys
 import types
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
 
 import numpy as np
 from lhotse.cut import Cut
 from whisper_pass import Clock, read_records
 from whisper_words import SpokenWord, spoken_words
 
+from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.access import check_access
+from tokenverse_pp.evaluation.endpoints import VAD_SAMPLES, VAD_THRESHOLD, SileroVad, silences
 
-SAMPLE_RATE = 16000
-VAD_SAMPLES = 512  # a window of silero-vad at 16 kHz: 32 ms
-VAD_THRESHOLD = 0.5  # its default
 MIN_GAP = 0.1  # seconds between two words of Whisper, from which on the place between them is looked at
 NEAR = 0.3  # seconds that a pause may be away from the word boundary that it belongs to
 WINDOWS = (1.0, 1.6, 2.4)  # seconds of speech on either side whose voices are compared; Resemblyzer learnt on 1.6
@@ -30,30 +29,6 @@ MIN_VOICE = 0.3  # with less speech on a side no voice is compared
 MEL_STEP = 0.01  # seconds
 
 Span = Tuple[float, float]
-
-
-class SileroVad:
-    """silero-vad through onnxruntime.
-
-    Raises:
-        UserError: silero-vad is not installed.
-    """
-
-    def __init__(self) -> None:
-        try:
-            from silero_vad import load_silero_vad
-        except ImportError as error:
-            raise UserError(f"{error.name} is not installed: pip install 'tokenverse_pp[baselines]'") from error
-        self.model = load_silero_vad(onnx=True)
-
-    def probabilities(self, audio: np.ndarray) -> np.ndarray:
-        """``(S,)`` 16 kHz -> ``(ceil(S / 512),)``: of speech in each 32 ms."""
-        import torch
-
-        padded = np.pad(audio, (0, -len(audio) % VAD_SAMPLES))
-        self.model.reset_states()
-        windows = torch.from_numpy(padded).view(-1, VAD_SAMPLES)
-        return np.array([self.model(window, SAMPLE_RATE).item() for window in windows])
 
 
 class Voice:
@@ -102,17 +77,6 @@ def import_resemblyzer() -> Any:
             if module is not None:
                 sys.modules[name] = module
     return resemblyzer
-
-
-def silences(probabilities: Union[Sequence[float], np.ndarray], threshold: float = VAD_THRESHOLD) -> List[Span]:
-    """Stretches without speech between stretches with some, in seconds.
-
-    >>> silences([0.1, 0.9, 0.2, 0.3, 0.8, 0.1])
-    [(0.064, 0.128)]
-    """
-    speech = np.flatnonzero(np.asarray(probabilities) >= threshold)
-    step = VAD_SAMPLES / SAMPLE_RATE
-    return [(round((a + 1) * step, 3), round(b * step, 3)) for a, b in zip(speech, speech[1:]) if b > a + 1]
 
 
 def candidates(words: Sequence[SpokenWord], pauses: Sequence[Span]) -> List[Dict[str, Any]]:

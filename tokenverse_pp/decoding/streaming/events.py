@@ -14,7 +14,7 @@ from tokenverse_pp.tasks.result import words_of_tokens
 from tokenverse_pp.tasks.transcript import Word, is_task_token, word_spans
 
 DIGITS = 6  # of seconds and confidences in JSON
-PARTIAL, FINAL, TOKEN, END = "partial", "final", "token", "end"
+PARTIAL, FINAL, TOKEN, PAUSE, END = "partial", "final", "token", "pause", "end"
 
 
 class Token(NamedTuple):
@@ -32,23 +32,27 @@ class Event:
     Args:
         kind: ``final``: plain words that will not change any more, each told once; ``token``: one task token that will
             not change any more; ``partial``: what follows them for now, task tokens included (it replaces the previous
-            partial, and is told whenever it changes, also when it becomes empty); ``end``: the stream is closed.
+            partial, and is told whenever it changes, also when it becomes empty); ``pause``: no word has been written
+            since the last one, told after each chunk where it was asked for; ``end``: the stream is closed.
         time: seconds of audio decoded when it was told. The words start at ``words[0].start``; the difference is the
             emission delay.
         text: of the words, joined by spaces. The texts of all ``final`` and ``token`` events in order, joined by
             spaces, are the whole hypothesis, which is the text of ``end``.
-        words: with times from the stream's start, and confidences; one for ``token``, none for ``end``.
+        words: with times from the stream's start, and confidences; one for ``token``, none for ``pause`` and ``end``.
+        endpoint: of ``pause``: the probability that the utterance is complete (`tokenverse_pp.decoding.pauses`).
     """
 
     kind: str
     time: float
     text: str
     words: Tuple[Word, ...] = ()
+    endpoint: Optional[float] = None
 
     def as_dict(self) -> Dict[str, Any]:
-        """For JSON: kind, time, text, and words as a list of {text, start, end, confidence}."""
+        """For JSON: kind, time, text, words as a list of {text, start, end, confidence}; of a pause endpoint."""
         words = [{k: v if k == "text" else round(v, DIGITS) for k, v in word.to_dict().items()} for word in self.words]
-        return {"kind": self.kind, "time": round(self.time, DIGITS), "text": self.text, "words": words}
+        found = {"kind": self.kind, "time": round(self.time, DIGITS), "text": self.text, "words": words}
+        return found if self.endpoint is None else {**found, "endpoint": round(self.endpoint, DIGITS)}
 
 
 def text_of(words: Iterable[Word]) -> str:

@@ -18,9 +18,10 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import Constraints, check_language_task, constraints_for
 from tokenverse_pp.decoding.hypothesis import read_calibration
 from tokenverse_pp.decoding.inactive import inactive_of, select
+from tokenverse_pp.decoding.pauses import PauseMemory, pause_reader_of
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder, StreamState
-from tokenverse_pp.decoding.streaming.events import Event, StreamWords, WordReader
+from tokenverse_pp.decoding.streaming.events import PAUSE, Event, StreamWords, WordReader
 from tokenverse_pp.decoding.streaming.search import Found, SearchState, StreamingSearch
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks.endp import Endpoint
@@ -69,6 +70,7 @@ class Searcher:
         self.loaded, self.options = loaded, search
         bonus = bonus_for(search, loaded.tokenizer, loaded.tasks.subset(decoded))
         self.search = StreamingSearch(loaded.model.predictor, loaded.model.joiner, search, bonus, frames, endpoint)
+        self.pauses = pause_reader_of(loaded, search)
         self._constraints: Dict[Tuple[str, ...], Constraints] = {}
 
     def constraints(self, decoded: Tuple[str, ...]) -> Constraints:
@@ -96,6 +98,9 @@ class Stream:
         self.owner, self.name, self.searcher = owner, name, searcher
         self.encoder, self.search, self.words = encoder, search, words
         self.removed: FrozenSet[int] = frozenset()  # tokens that are stripped from its events
+        self.tells_pauses = self.has_endpoints = False  # has_endpoints: the task endp is asked for
+        self.pause: Optional[float] = None  # the probability of an endpoint after the last chunk, while a pause lasts
+        self.pause_memory = PauseMemory()
         self.waiting = torch.zeros(0)
         self.samples = 0  # decoded
         self.closed = False
@@ -133,6 +138,10 @@ class Stream:
                 "divide 16-bit samples by 32768"
             )
         return samples
+
+    def pause_events(self) -> List[Event]:
+        """The event of a pause that lasts after the last chunk, where it was asked for."""
+        return [] if self.pause is None else [Event(PAUSE, self.seconds, "", endpoint=self.pause)]
 
     def chunks(self, audio: Tensor, size: int) -> List[Tensor]:
         """The chunks that are full with this audio; what is left waits."""
@@ -188,6 +197,7 @@ class StreamingTranscriber:
         tasks: Optional[Sequence[str]] = None,
         name: Optional[str] = None,
         search: Optional[SearchOptions] = None,
+        pauses: Optional[bool] = None,
     ) -> Stream:
         """A new stream.
 
@@ -197,6 +207,8 @@ class StreamingTranscriber:
             search: how to search: other languages, hotwords or another language model, say. Streams of all options
                 share the batches of the encoder. None for those of the options; their languages, and their folder of
                 language models, are left out where the stream does not decode ``lid``.
+            pauses: tell the probability of an endpoint while a pause lasts, and ``endp`` is decoded; None for what the
+                options say.
 
         Raises:
             UserError: for a task that the model does not know, and options of the search that it cannot use.
@@ -209,6 +221,8 @@ class StreamingTranscriber:
         state = searcher.search.start(constraints)
         stream = Stream(self, name, self.encoder.start(active), searcher, state, StreamWords(self.reader))
         stream.removed = removed
+        stream.tells_pauses = self.options.pauses if pauses is None else pauses
+        stream.has_endpoints = "endp" in wanted
         return stream
 
     def push(self, stream: Stream, audio: Any) -> List[Event]:
@@ -244,6 +258,7 @@ class StreamingTranscriber:
             found = self._step([streams[row] for row in rows], [waiting[row][turn] for row in rows], last=False)
             for row, one in zip(rows, found):
                 events[row].extend(streams[row].words.hear(one.settled, one.open, streams[row].seconds))
+                events[row].extend(streams[row].pause_events())
         return events
 
     def set_tasks(self, stream: Stream, tasks: Sequence[str]) -> None:
@@ -260,6 +275,8 @@ class StreamingTranscriber:
         """
         stream.check_open(self)
         active, constraints, stream.removed = self._activate(tasks, stream.searcher, stream.name)
+        stream.has_endpoints = "endp" in tasks
+        stream.pause, stream.pause_memory = None, PauseMemory()
         stream.encoder = replace(stream.encoder, active=active)
         stream.search = stream.searcher.search.change(stream.search, constraints)
 
@@ -273,7 +290,8 @@ class StreamingTranscriber:
         rest, stream.waiting = stream.waiting, torch.zeros(0)
         found = self._step([stream], [rest], last=True)[0]
         stream.closed = True
-        return stream.words.end([*found.settled, *found.open], stream.seconds)
+        *events, end = stream.words.end([*found.settled, *found.open], stream.seconds)
+        return [*events, *stream.pause_events(), end]
 
     def _search_without_lid(self, tasks: Sequence[str]) -> SearchOptions:
         """The options of the search, for tasks without ``lid`` less those that need it."""
@@ -326,6 +344,16 @@ class StreamingTranscriber:
             some, after = searcher.search.step([outs[row].float() for row in rows], states)
             for row, one, state in zip(rows, some, after):
                 found[row], streams[row].search = one, state
+            told = [i for i, row in enumerate(rows) if streams[row].tells_pauses and streams[row].has_endpoints]
+            if told and searcher.pauses is not None:
+                pauses, memories = searcher.pauses.step(
+                    [outs[rows[i]].float() for i in told],
+                    [states[i].frames for i in told],
+                    [some[i] for i in told],
+                    [streams[rows[i]].pause_memory for i in told],
+                )
+                for i, pause, memory in zip(told, pauses, memories):
+                    streams[rows[i]].pause, streams[rows[i]].pause_memory = pause, memory
         for stream, chunk, encoder in zip(streams, chunks, encoders):
             stream.encoder = encoder
             stream.samples += len(chunk)

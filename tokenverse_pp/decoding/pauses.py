@@ -1,0 +1,225 @@
+"""The probability of an endpoint at a pause, whether the search wrote ``[ENDP]`` there or not.
+
+Of each encoder frame t the model gives h_t, the probability of ``[ENDP]`` at that frame after the tokens that were
+written before it (``[ENDP]`` itself left out, so that the question stays open once it was written). The last word piece
+was written at frame s. Then
+
+    P_t = 1 - (1 - h_{s+1}) (1 - h_{s+2}) .. (1 - h_t)
+
+is the probability that the model writes ``[ENDP]`` by frame t if no word comes: it grows while a pause lasts, and
+starts at 0 with each word piece. Bonuses of word lists and language models are no part of h_t. They do delay the
+``[ENDP]`` that a search writes: hypotheses that earn a bonus for more words crowd out the one that ends early.
+`retimed` puts it where the model alone would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.decoding.hypothesis import Hypothesis
+from tokenverse_pp.decoding.scorer import inference, project
+from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
+from tokenverse_pp.tasks.endp import Endpoint
+from tokenverse_pp.tasks.transcript import is_task_token
+
+if TYPE_CHECKING:
+    from tokenverse_pp.models.bundle import ModelBundle
+
+ROWS = 4096  # frames whose logits are in memory at once
+BEFORE = -1  # the frame of what was written before all frames at hand
+
+
+class Written(NamedTuple):
+    """Some tokens of a hypothesis, in order, and the frame of each."""
+
+    tokens: Sequence[int]
+    frames: Sequence[int]
+
+
+class PauseMemory(NamedTuple):
+    """What is kept of a stream between two chunks.
+
+    history: its last final tokens, as many as the predictor sees. last: id and frame of the last word piece, None
+    before the first. log_silence: the sum of log(1 - h) since then.
+    """
+
+    history: Tuple[int, ...] = ()
+    last: Optional[Tuple[int, int]] = None
+    log_silence: float = 0.0
+
+
+class PauseReader:
+    """Finds the probabilities of endpoints in encoder output.
+
+    Args:
+        predictor: the stateless predictor.
+        joiner: the joiner.
+        options: of the search, whose ``temperature``, ``blank_penalty`` and ``joiner_dtype`` hold here too.
+        pieces: of the whole vocabulary.
+        endpoint: the id of ``[ENDP]``.
+    """
+
+    def __init__(
+        self,
+        predictor: StatelessPredictor,
+        joiner: Joiner,
+        options: SearchOptions,
+        pieces: Sequence[str],
+        endpoint: int,
+    ):
+        self.predictor, self.joiner, self.options, self.endpoint = predictor, joiner, options, endpoint
+        self.is_word = [not is_task_token(piece) and i != predictor.blank_id for i, piece in enumerate(pieces)]
+
+    def contexts(self, written: Written, frames: int, history: Sequence[int] = ()) -> np.ndarray:
+        """The predictor's context at each frame: the last tokens written before it, without ``[ENDP]``.
+
+        Args:
+            written: tokens and their frames.
+            frames: T.
+            history: tokens before ``written``.
+
+        Returns:
+            (T, context size) int64, the newest token last.
+        """
+        size = self.predictor.context_size
+        kept = [(i, t) for i, t in zip(written.tokens, written.frames) if i != self.endpoint]
+        earlier = [i for i in history if i != self.endpoint][-size:]
+        tokens = np.array([*[self.predictor.blank_id] * size, *earlier, *(i for i, _ in kept)], dtype=np.int64)
+        before = np.searchsorted([t for _, t in kept], np.arange(frames), side="left") + size + len(earlier)
+        return tokens[before[:, None] + np.arange(-size, 0)]
+
+    def log_remaining(self, encoder_out: Tensor, contexts: np.ndarray) -> np.ndarray:
+        """log(1 - h) of frames, all in one call.
+
+        Args:
+            encoder_out: (T, C), of one utterance or of several behind each other.
+            contexts: (T, context size).
+
+        Returns:
+            (T,) float64, of which none is above 0.
+        """
+        device = self.joiner.output.weight.device
+        found = [np.zeros(0)]
+        if not len(contexts):
+            return found[0]
+        with inference(device):
+            distinct, which = torch.from_numpy(contexts).to(device).unique(dim=0, return_inverse=True)
+            states = self.joiner.predictor_proj(self.predictor.step(distinct))
+            for frames, index in zip(project(self.joiner, encoder_out, self.options).split(ROWS), which.split(ROWS)):
+                logits = self.joiner(frames.to(states.dtype), states[index]).double()
+                logits[:, self.predictor.blank_id] -= self.options.blank_penalty
+                log_probs = (logits / self.options.temperature).log_softmax(-1)[:, self.endpoint]
+                found.append(torch.log1p(-log_probs.exp().clamp(max=1 - 1e-12)).cpu().numpy())
+        return np.concatenate(found)
+
+    def curve(self, written: Written, log_remaining: np.ndarray) -> np.ndarray:
+        """P_t of each frame, (T,): 0 before the first word piece, and at each frame that writes one."""
+        words = [t for i, t in zip(written.tokens, written.frames) if self.is_word[i]]
+        total = np.cumsum(log_remaining)
+        number = np.searchsorted(words, np.arange(len(total)), side="right")
+        last = np.array([0, *words], dtype=np.int64)[number]
+        return np.where(number > 0, -np.expm1(total - total[last]) if len(total) else total, 0.0)
+
+    def read(self, encoder_out: Tensor, lens: Sequence[int], found: Sequence[Hypothesis]) -> List[np.ndarray]:
+        """`curve` of the best hypothesis of each utterance.
+
+        Args:
+            encoder_out: (N, T, C), padded.
+            lens: valid frames of each.
+            found: of each.
+        """
+        parts = self.remaining(encoder_out, lens, found)
+        return [self.curve(Written(best.tokens, best.frames), part) for best, part in zip(found, parts)]
+
+    def remaining(self, encoder_out: Tensor, lens: Sequence[int], found: Sequence[Hypothesis]) -> List[np.ndarray]:
+        """`log_remaining` of each utterance's frames, (T_i,) each; see `read`."""
+        contexts = [self.contexts(Written(best.tokens, best.frames), n) for n, best in zip(lens, found)]
+        frames = torch.cat([out[:n] for out, n in zip(encoder_out, lens)])
+        return np.split(self.log_remaining(frames, np.concatenate(contexts)), np.cumsum(lens)[:-1])
+
+    def with_pauses(self, best: Hypothesis, log_remaining: np.ndarray) -> Hypothesis:
+        """The hypothesis with its ``pauses``: of each word piece P at the last frame before the next one."""
+        curve = self.curve(Written(best.tokens, best.frames), log_remaining)
+        words = [t for i, t in zip(best.tokens, best.frames) if self.is_word[i]]
+        ends = iter([t - 1 for t in words[1:]] + [len(curve) - 1])
+        # Two pieces at one frame (full_beam) have no frame between them.
+        pauses = [
+            float(curve[end]) if self.is_word[i] and (end := next(ends)) > t else 0.0
+            for i, t in zip(best.tokens, best.frames)
+        ]
+        return replace(best, pauses=tuple(pauses))
+
+    def retimed(self, best: Hypothesis, log_remaining: np.ndarray) -> Hypothesis:
+        """The hypothesis with each ``[ENDP]`` at the most probable frame between the tokens around it."""
+        frames, log_probs = list(best.frames), list(best.log_probs)
+        for k, token in enumerate(best.tokens):
+            if token != self.endpoint:
+                continue
+            first = frames[k - 1] + 1 if k else 0
+            stop = frames[k + 1] if k + 1 < len(frames) else len(log_remaining)
+            inside = log_remaining[first:stop]
+            if len(inside):
+                at_frame = np.log(np.maximum(-np.expm1(inside), np.finfo(float).tiny))
+                at = int(np.argmax(at_frame + np.cumsum(inside) - inside))  # the first [ENDP] is written at this frame
+                frames[k], log_probs[k] = first + at, float(at_frame[at])
+        return replace(best, frames=tuple(frames), log_probs=tuple(log_probs))
+
+    def step(
+        self,
+        outs: Sequence[Tensor],
+        first_frames: Sequence[int],
+        found: Sequence[Any],
+        memories: Sequence[PauseMemory],
+    ) -> Tuple[List[Optional[float]], List[PauseMemory]]:
+        """The pauses of streams after their next chunks.
+
+        A beam's best hypothesis may change its last word after the chunk in which that was written. Frames of earlier
+        chunks then no longer count, since their probabilities were those after another word.
+
+        Args:
+            outs: encoder output of each, (T_i, C).
+            first_frames: the number of its first frame.
+            found: what the search found in it (`tokenverse_pp.decoding.streaming.search.Found`).
+            memories: of each.
+
+        Returns:
+            P at the last frame of each, None where no pause lasts: before the first word piece, and where the last
+            frame wrote one. And the new memories.
+        """
+        contexts = []
+        for out, first, one, memory in zip(outs, first_frames, found, memories):
+            line = Written(
+                [token.id for token in (*one.settled, *one.open)],
+                [max(token.frame - first, BEFORE) for token in (*one.settled, *one.open)],
+            )
+            contexts.append(self.contexts(line, len(out), memory.history))
+        remaining = self.log_remaining(torch.cat(list(outs)), np.concatenate(contexts))
+        parts = np.split(remaining, np.cumsum([len(out) for out in outs])[:-1])
+        pauses: List[Optional[float]] = []
+        after: List[PauseMemory] = []
+        for part, first, one, memory in zip(parts, first_frames, found, memories):
+            last = memory.last
+            for token in (*one.settled, *one.open):
+                if self.is_word[token.id]:
+                    last = (token.id, token.frame)
+            begin = 0 if last is None else max(0, last[1] + 1 - first)
+            silence = float(part[begin:].sum()) + (memory.log_silence if last == memory.last else 0.0)
+            settled = [*memory.history, *(token.id for token in one.settled if token.id != self.endpoint)]
+            after.append(PauseMemory(tuple(settled[-self.predictor.context_size :]), last, silence))
+            pauses.append(None if last is None or last[1] >= first + len(part) - 1 else float(-np.expm1(silence)))
+        return pauses, after
+
+
+def pause_reader_of(loaded: ModelBundle, search: SearchOptions) -> Optional[PauseReader]:
+    """The reader of a model's pauses; None where it does not know the task ``endp``."""
+    if "endp" not in loaded.tasks:
+        return None
+    model, tokenizer = loaded.model, loaded.tokenizer
+    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+    return PauseReader(model.predictor, model.joiner, search, pieces, tokenizer.id_of(Endpoint.token))

@@ -1,0 +1,276 @@
+"""How well a model's endpoint probabilities tell the end of a turn from a pause inside it, and how soon.
+
+Each turn that is labelled as complete is a clip of its own, followed by `SILENCE` seconds of silence, as the rows of
+eot-bench are (`tokenverse_pp.metrics.endpoints`). The pauses inside are those between the words of the corpus, where it
+has their times (``alignment["word"]`` of the supervision), else what silero-vad hears.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Protocol, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+from lhotse.cut import Cut
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import aligned
+from tokenverse_pp.base.options import DecodeOptions, StreamingOptions
+from tokenverse_pp.data.access import check_access
+from tokenverse_pp.data.dataset import SAMPLING_RATE, collate, load_inputs
+from tokenverse_pp.data.labels import labelled_tasks
+from tokenverse_pp.decoding.recognizer import NOT_FINITE, Recognizer
+from tokenverse_pp.decoding.streaming.transcriber import StreamingTranscriber
+from tokenverse_pp.metrics.endpoints import (
+    BUDGETS,
+    THRESHOLDS,
+    OperatingPoint,
+    ScoredPause,
+    best_within,
+    operating_points,
+    silence_points,
+)
+from tokenverse_pp.models.bundle import ModelBundle
+
+SILENCE = 2.0  # seconds behind each turn
+SHORTEST, LONGEST = 0.2, 5.0  # seconds of the pauses inside turns that count, as in eot-bench
+VAD_SAMPLES = 512  # a window of silero-vad at 16 kHz: 32 ms
+VAD_THRESHOLD = 0.5  # its default
+TOGETHER = 16  # turns that are decoded at once
+Span = Tuple[float, float]
+
+
+class Vad(Protocol):
+    """What `turns_of` asks of a voice activity detector."""
+
+    def probabilities(self, audio: np.ndarray) -> np.ndarray:
+        """``(S,)`` 16 kHz -> ``(ceil(S / 512),)``: of speech in each 32 ms."""
+
+
+class SileroVad:
+    """silero-vad through onnxruntime.
+
+    Raises:
+        UserError: silero-vad is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from silero_vad import load_silero_vad
+        except ImportError as error:
+            raise UserError(f"{error.name} is not installed: pip install 'tokenverse_pp[endpoints]'") from error
+        self.model = load_silero_vad(onnx=True)
+
+    def probabilities(self, audio: np.ndarray) -> np.ndarray:
+        """See `Vad`."""
+        padded = np.pad(audio, (0, -len(audio) % VAD_SAMPLES))
+        self.model.reset_states()
+        windows = torch.from_numpy(padded).view(-1, VAD_SAMPLES)
+        return np.array([self.model(window, SAMPLING_RATE).item() for window in windows])
+
+
+def silences(probabilities: Union[Sequence[float], np.ndarray], threshold: float = VAD_THRESHOLD) -> List[Span]:
+    """Stretches without speech between stretches with some, in seconds.
+
+    >>> silences([0.1, 0.9, 0.2, 0.3, 0.8, 0.1])
+    [(0.064, 0.128)]
+    """
+    speech = np.flatnonzero(np.asarray(probabilities) >= threshold)
+    step = VAD_SAMPLES / SAMPLING_RATE
+    return [(round((a + 1) * step, 3), round(b * step, 3)) for a, b in zip(speech, speech[1:]) if b > a + 1]
+
+
+@dataclass(frozen=True)
+class TurnClip:
+    """A complete turn with the silence behind it.
+
+    Args:
+        name: of the supervision.
+        audio: (S,) float32 at 16 kHz.
+        speech_end: seconds; where the last pause begins.
+        inner: the pauses before it, start and end in seconds.
+    """
+
+    name: str
+    audio: torch.Tensor
+    speech_end: float
+    inner: Tuple[Span, ...]
+
+
+def turns_of(cuts: Iterable[Cut], vad: Optional[Vad] = None) -> List[TurnClip]:
+    """The complete turns of cuts that are labelled for ``endp``.
+
+    Args:
+        cuts: labelled cuts; a turn is a supervision whose custom field ``endpoint`` is true.
+        vad: for turns without times of words; None: silero-vad.
+
+    Raises:
+        UserError: for audio that cannot be read, and where silero-vad is needed but not installed.
+    """
+    turns = []
+    for cut in cuts:
+        if "endp" not in labelled_tasks(cut):
+            continue
+        check_access(cut)
+        for turn in cut.supervisions:
+            if not (turn.custom or {}).get("endpoint"):
+                continue
+            first, duration = max(0.0, turn.start), min(turn.end, cut.duration) - max(0.0, turn.start)
+            part = cut.truncate(offset=first, duration=duration, preserve_id=True)
+            audio = load_inputs(part, convert=True)
+            words = (turn.alignment or {}).get("word")
+            if words:
+                times = [(word.start - first, word.end - first) for word in words]
+                pauses = [(a[1], b[0]) for a, b in zip(times, times[1:])]
+                end = times[-1][1]
+            else:
+                vad = vad or SileroVad()
+                speech = vad.probabilities(audio.numpy())
+                pauses = silences(speech)
+                heard = np.flatnonzero(speech >= VAD_THRESHOLD)
+                if not len(heard):
+                    continue
+                end = min((int(heard[-1]) + 1) * VAD_SAMPLES / SAMPLING_RATE, duration)
+            inner = tuple(span for span in pauses if SHORTEST - 1e-6 <= span[1] - span[0] <= LONGEST)
+            silent = torch.nn.functional.pad(audio, (0, round(SILENCE * SAMPLING_RATE)))
+            turns.append(TurnClip(turn.id, silent, end, inner))
+    return turns
+
+
+Track = Tuple[List[float], List[float]]  # times at which a probability became known, and the probabilities
+
+
+def stream_tracks(loaded: ModelBundle, turns: Sequence[TurnClip], options: StreamingOptions) -> List[Track]:
+    """What streaming decoding says of each turn after each chunk; 0 where no pause lasts."""
+    transcriber = StreamingTranscriber(loaded, options)
+    size = transcriber.encoder.chunk_samples
+    tracks: List[Track] = []
+    for first in range(0, len(turns), TOGETHER):
+        group = turns[first : first + TOGETHER]
+        streams = [transcriber.open(pauses=True) for _ in group]
+        told: List[Track] = [([], []) for _ in group]
+        for start in range(0, max(len(turn.audio) for turn in group), size):
+            going = [i for i, turn in enumerate(group) if start + size <= len(turn.audio)]
+            transcriber.push_many([(streams[i], group[i].audio[start : start + size]) for i in going])
+            for i in going:
+                told[i][0].append(streams[i].seconds)
+                told[i][1].append(streams[i].pause or 0.0)
+        tracks += told
+    return tracks
+
+
+def batch_tracks(loaded: ModelBundle, turns: Sequence[TurnClip], options: DecodeOptions) -> List[Track]:
+    """What batch decoding says of each frame. With full context it has heard the rest of the clip: it is not causal."""
+    recognizer = Recognizer(loaded, options)
+    reader = recognizer.pause_reader
+    if reader is None:
+        raise UserError("the model does not know the task 'endp'")
+    tracks: List[Track] = []
+    for first in range(0, len(turns), TOGETHER):
+        inputs, lens = collate([turn.audio for turn in turns[first : first + TOGETHER]])
+        weights = recognizer.weights.expand(len(inputs), -1)
+        out, lens = recognizer.encode(inputs, lens, weights, False, options.chunks)
+        found = recognizer.search(out, lens)
+        if None in found:
+            raise UserError(NOT_FINITE)
+        for curve in reader.read(out.float(), lens.tolist(), [best[0] for best in found if best is not None]):
+            tracks.append((((np.arange(len(curve)) + 1) * recognizer.shift).tolist(), curve.tolist()))
+    return tracks
+
+
+def scored_pauses(turns: Sequence[TurnClip], tracks: Sequence[Track]) -> List[ScoredPause]:
+    """The pauses of all turns, each with what was said while it lasted, and the last word before it."""
+    found = []
+    for turn, (times, scores) in zip(turns, tracks):
+        end = len(turn.audio) / SAMPLING_RATE
+        spans = [(a, b, False) for a, b in turn.inner] + [(turn.speech_end, end, True)]
+        for start, stop, is_end in spans:
+            first = max(0, int(np.searchsorted(times, start, side="right")) - 1)
+            last = int(np.searchsorted(times, stop, side="right"))
+            shifted = tuple(time - start for time in times[first:last])
+            found.append(
+                ScoredPause(shifted, tuple(scores[first:last]), is_end, float("inf") if is_end else stop - start)
+            )
+    return found
+
+
+def share_cut_off(turns: Sequence[TurnClip], tracks: Sequence[Track], threshold: float) -> float:
+    """The share of turns in which the probability reaches the threshold anywhere before speech ends.
+
+    Beside the pauses that count, this sees short ones, and words that the model wrote late.
+    """
+    early = [
+        any(score >= threshold and time < turn.speech_end for time, score in zip(*track))
+        for turn, track in zip(turns, tracks)
+    ]
+    return sum(early) / len(early)
+
+
+@dataclass(frozen=True)
+class EndpointScores:
+    """The curves of a model and of silence of a fixed length on the same pauses.
+
+    Args:
+        alone: points of the policies "the probability is at least a threshold".
+        gated: "and the pause has lasted so many seconds", which needs a voice activity detector.
+        silence: "the pause has lasted so many seconds".
+        ends: true ends of turns. inner: pauses inside.
+    """
+
+    alone: List[OperatingPoint]
+    gated: List[OperatingPoint]
+    silence: List[OperatingPoint]
+    ends: int
+    inner: int
+
+    def as_dict(self) -> Dict[str, Any]:
+        """For JSON: by milliseconds of median latency the least rate of false cut-offs of each."""
+        columns = {"probability": self.alone, "probability_and_silence": self.gated, "silence": self.silence}
+        rows: Dict[str, Dict[str, float]] = {}
+        for budget in BUDGETS:
+            rates = {name: best_within(points, budget).false_cutoffs for name, points in columns.items()}
+            rows[f"{1000 * budget:.0f}"] = rates
+        return {"ends": self.ends, "inner_pauses": self.inner, "false_cutoffs_at_ms": rows}
+
+
+def endpoint_scores(pauses: Sequence[ScoredPause]) -> EndpointScores:
+    """The curves of some pauses (raises UserError where there are none of either kind)."""
+    ends = sum(pause.is_end for pause in pauses)
+    if not 0 < ends < len(pauses):
+        raise UserError(
+            f"expected complete turns (endpoint: true) with pauses of {SHORTEST:g} s or more inside some of them; "
+            f"found {ends} ends and {len(pauses) - ends} pauses"
+        )
+    return EndpointScores(
+        operating_points(pauses, THRESHOLDS, (0.0,)),
+        operating_points(pauses),
+        silence_points(pauses),
+        ends,
+        len(pauses) - ends,
+    )
+
+
+def endpoint_table(scores: EndpointScores) -> str:
+    """The least rate of false cut-offs at each median latency."""
+    rows = [["median latency", "probability", "threshold", "with silence", "silence alone"]]
+    for budget in BUDGETS:
+        best = best_within(scores.alone, budget)
+        rates = [f"{100 * best_within(p, budget).false_cutoffs:.1f}" for p in (scores.gated, scores.silence)]
+        rows.append([f"{1000 * budget:.0f} ms", f"{100 * best.false_cutoffs:.1f}", f"{best.threshold:.2f}", *rates])
+    head = f"false cut-offs in % of {scores.inner} pauses inside turns; {scores.ends} ends of turns"
+    return f"{head}\n{aligned(rows)}"
+
+
+def fitted_table(
+    fitted: Mapping[int, float], scores: EndpointScores, turns: Sequence[TurnClip], tracks: Sequence[Track]
+) -> str:
+    """What thresholds that were fitted on other speech do here; the last column is `share_cut_off`."""
+    rows = [["fitted for", "threshold", "false cut-offs %", "median latency", "turns cut off %"]]
+    for latency, threshold in fitted.items():
+        point = min(scores.alone, key=lambda p: abs(p.threshold - threshold))
+        middle, early = f"{1000 * point.median_latency:.0f} ms", share_cut_off(turns, tracks, threshold)
+        rows.append(
+            [f"{latency} ms", f"{threshold:.2f}", f"{100 * point.false_cutoffs:.1f}", middle, f"{100 * early:.1f}"]
+        )
+    return aligned(rows)
