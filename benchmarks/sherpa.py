@@ -172,11 +172,10 @@ def measure(args: argparse.Namespace) -> List[Record]:
     if args.decoded and args.decoded.exists():
         lines = args.decoded.read_text(encoding="utf-8").splitlines()
         done = {(item["way"], item["cut"]): item for item in map(json.loads, lines)}
-    end = time.monotonic() + 60 * args.minutes
     with TemporaryDirectory() as folder:
         made = (transducer_ways, ctc_ways, online_ways)
         ways = [way for ways_of in made for way in ways_of(loaded, Path(folder))]
-        warm = set()
+        warm, end = set(), time.monotonic() + 60 * args.minutes
         for number, cut in enumerate(cuts):
             left = [way for way in ways if (way.name, cut.id) not in done]
             if not left or time.monotonic() > end:
@@ -259,7 +258,7 @@ def parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--cuts", required=True, help="cut manifest with audio and labels of all tasks")
     parser.add_argument("--every", type=int, default=1, help="take every so many-th cut [1]")
     parser.add_argument("--longest", type=float, default=30.0, help="leave out cuts of more seconds than this [30]")
-    parser.add_argument("--minutes", type=float, default=1e9, help="start no cut after so long [no limit]")
+    parser.add_argument("--minutes", type=float, default=1e9, help="of decoding; then no cut is started [no limit]")
     parser.add_argument("--decoded", type=Path, help="keep what was decoded here, and take from here what was before")
     parser.add_argument("--json", type=Path, help="write the records here")
     parser.add_argument("--markdown", type=Path, help="write the table here")
