@@ -239,7 +239,8 @@ class Trainer:
         if folder:
             self._resume(folder, corpora)
         elif source:
-            added = start_from(source, self.model, self.dataset.tasks, self.dataset.tokenizer, self.say)
+            train_only = self.config.training.train_only
+            added = start_from(source, self.model, self.dataset.tasks, self.dataset.tokenizer, self.say, train_only)
             self.say(f"starting from the weights of {source.folder}{'; new: ' if added else ''}{', '.join(added)}")
         self.sampler.look()
         self.world.barrier()  # all ranks have read before the first one writes

@@ -6,6 +6,7 @@ wrote before as long as the new tasks are inactive.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
@@ -36,6 +37,8 @@ PLACES = {"none": (), "features": TABLES[:1], "encoder": TABLES[1:], "both": TAB
 # A new token's logit in the joiner starts this much (nats) below the mean of the old ones: its probability is at most
 # exp(-10) / (V - 1), about 1e-7, so old hypotheses keep their scores. Some hundred steps make up for it.
 BELOW_MEAN = 10.0
+# The same where all weights are trained, so that old scores need not be kept: never the best token at first, but soon.
+BELOW_PEERS = 1.0
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ def start_from(
     tasks: TaskSet,
     tokenizer: Tokenizer,
     say: Callable[[str], None] = lambda line: None,
+    train_only: str = "new",
 ) -> List[str]:
     """Load the weights of a source into a model; return the added tasks and tokens.
 
@@ -159,6 +163,7 @@ def start_from(
         tasks: of the run.
         tokenizer: of the run.
         say: called with lines about parts that start new and parts that are left out.
+        train_only: ``training.train_only``; with ``all`` new tokens start like their `peers`.
 
     Raises:
         UserError: the vocabulary does not extend the source's, or the model has another shape.
@@ -181,7 +186,8 @@ def start_from(
     for name in (f"{table}.table" for table in before.tables if f"{table}.table" in state):
         state[name] = recoded(state[name], source.vectors, model.config.vectors)
     if (before.vocabulary, before.tasks) != (tokenizer.vocab_size, list(tasks.names)):
-        state = extended_state(state, before, model, tasks.names)
+        like = peers(source.tokenizer, tokenizer, tasks) if train_only == "all" else None
+        state = extended_state(state, before, model, tasks.names, like)
     problem = model.load_checkpoint_state(state)
     if problem:
         raise UserError(f"{path}: does not fit the model: {problem}")
@@ -269,12 +275,17 @@ def tables_of(model: Transducer) -> List[str]:
 
 
 def extended_state(
-    state: Dict[str, Tensor], before: Before, model: Transducer, tasks: Sequence[str]
+    state: Dict[str, Tensor],
+    before: Before,
+    model: Transducer,
+    tasks: Sequence[str],
+    like: Optional[Dict[int, List[int]]] = None,
 ) -> Dict[str, Tensor]:
     """The weights of a smaller model, with added rows for the tokens and tasks of ``model``.
 
     - Rows of new tokens are the mean of the old ones, without the blank's: a new token's logit is the mean of the old
-      logits. In the joiner it is lowered by `BELOW_MEAN`.
+      logits. In the joiner it is lowered by `BELOW_MEAN`. With ``like`` (see `peers`) they are the mean of the rows
+      that it names, if any, and the joiner's is lowered by `BELOW_PEERS`.
     - Rows of new task vectors are zero (``sum``), or those of the same combination without the new tasks
       (``combination``): switching a new task on changes nothing at first.
     - Tables that the smaller model did not have are zero; a CTC head that it did not have is the model's.
@@ -287,8 +298,10 @@ def extended_state(
     for name in VOCABULARY_ROWS:
         if name in fits and len(wanted[name]) > len(state[name]):
             out[name] = _with_mean_rows(state[name], len(wanted[name]), model.predictor.blank_id)
+            for token, old in (like or {}).items():
+                out[name][token] = state[name][old].double().mean(0).to(out[name].dtype)
     if "joiner.output.bias" in out:
-        out["joiner.output.bias"][before.vocabulary :] -= BELOW_MEAN
+        out["joiner.output.bias"][before.vocabulary :] -= BELOW_MEAN if like is None else BELOW_PEERS
     for table in tables_of(model):
         vectors = getattr(model, table)
         old_rows, is_new = old_row_of_each(vectors.strategy, before.tasks, tasks)
@@ -301,6 +314,26 @@ def extended_state(
                 rows[kept] = state[key][old_rows[kept]].to(rows.dtype)  # packaged weights are fp16
             out[key] = rows
     return out
+
+
+def peers(old: Tokenizer, new: Tokenizer, tasks: TaskSet) -> Dict[int, List[int]]:
+    """The old tokens that a new one is most like, by id: a language's are the languages, those of ``ă`` are ``a``.
+
+    A mean of rows gives the mean of their logits, which is never above the highest of them: before the first step,
+    greedy search writes what it wrote.
+    """
+    languages = tasks["lid"].symbols if "lid" in tasks else ()
+    known = {piece: i for i, piece in enumerate(old.pieces(range(old.vocab_size)))}
+    found = {}
+    for token in range(old.vocab_size, new.vocab_size):
+        piece = new.pieces([token])[0]
+        letter = unicodedata.normalize("NFD", piece)[0]
+        like = [known[code] for code in languages if code in known] if piece in languages else []
+        if len(piece) == 1 and letter in known:
+            like = [known[letter]]
+        if like:
+            found[token] = like
+    return found
 
 
 def _with_mean_rows(old: Tensor, rows: int, blank: int) -> Tensor:
