@@ -209,6 +209,7 @@ def last_screen(exp_dir: Path) -> str:
             f"Romanian, test, {after['utterances']} cuts",
             [("before: human-speech", headline(before)), (steps, headline(after))],
         ),
+        FORGETS,
         score_table(f"the seven languages that human-speech was trained on, test, {plain['utterances']} cuts", old),
         f"* of record: {WHISPER.relative_to(HERE.parents[1])}; it was not run here. Words: errors, less is better.",
         f"human-speech: {speed_line(plain)}; with lists of words: {speed_line(words)}",
@@ -219,6 +220,8 @@ def last_screen(exp_dir: Path) -> str:
     return "\n\n".join(blocks)
 
 
+FORGETS = """The price (of record): on the seven languages below the fine-tuned model has forgotten: WER 83%, not 45.
+A model for both needs the old corpora in its training as well (docs/transfer.md)."""
 NEXT = """Next:
   .venv/bin/tokenverse-pp transcribe YOUR.wav       # all tasks; in Romanian: --model {exp_dir} --tasks asr,lid
   .venv/bin/tokenverse-pp serve                     # streaming, with a web page
