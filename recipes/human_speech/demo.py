@@ -1,20 +1,29 @@
-"""What `demo.sh` shows: scores on dev while it trains, and scores side by side at the end.
+"""Parts of `demo.sh`: files to fine-tune on, scores on dev while it trains, and scores side by side at the end.
 
-python recipes/train.py --training.exp_dir exp/demo ... 2>&1 | python recipes/human_speech/demo.py watch exp/demo
+\b
+python recipes/human_speech/demo.py clips data/human_speech/packages data/romanian
+python recipes/finetune.py --output-dir exp/demo ... 2>&1 | python recipes/human_speech/demo.py watch exp/demo
 python recipes/human_speech/demo.py scores exp/demo
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import select
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import click
+import soundfile
+from corpus import packages, tuxpaint
+from corpus.clips import find_outliers
+from corpus.split import connected, near_duplicates
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned
@@ -23,6 +32,7 @@ from tokenverse_pp.training.log import read_log
 from tokenverse_pp.training.validation import headline
 
 HERE = Path(__file__).resolve().parent
+DONE = "after/scores.json"  # what `recipes/finetune.py` writes last
 WHISPER = HERE / "baselines" / "results.json"
 # Name on the terminal by the name in log.jsonl. Of words, 100% less the errors: all bars grow as the model learns.
 CURVES = {
@@ -32,6 +42,8 @@ CURVES = {
     "ner_f1": "entities",
     "lid_accuracy": "language",
 }
+STAMPS = "tuxpaint-stamps-default"
+LANGUAGE = "ro"  # `prepare.py` takes the es, fr and ru of this package
 WIDTH = 10  # characters of a bar
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 POLL = 0.5  # seconds
@@ -40,6 +52,43 @@ POLL = 0.5  # seconds
 @click.group(help=__doc__)
 def main() -> None:
     """See the module's docstring."""
+
+
+@main.command()
+@click.argument("packages_dir", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+def clips(packages_dir: Path, folder: Path) -> None:
+    """Put Tux Paint's recordings in Romanian from PACKAGES_DIR into FOLDER, with a table, as own files would be."""
+    with report_errors():
+        click.echo(write_clips(packages_dir, folder))
+
+
+def write_clips(packages_dir: Path, folder: Path) -> str:
+    """Write `audio/*.ogg`, `licence.txt` and, last, `clips.csv`: audio, text, and a number shared by near-duplicates.
+
+    Raises:
+        UserError: the package is not in the folder, or is damaged.
+    """
+    table = folder / "clips.csv"
+    if table.is_file():
+        return f"{table}: already there"
+    file = packages.get_packages([STAMPS], packages_dir, packages_dir)[STAMPS]
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    rows: List[Tuple[str, str, int]] = []
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        root = Path(work) / "unpacked"
+        packages.extract_package(file, root)
+        found = tuxpaint.read_clips(root, LANGUAGE)
+        wrong = find_outliers(found, {clip.id: soundfile.info(clip.path).duration for clip in found})
+        found = [clip for clip in found if clip.id not in wrong]
+        for clip, alike in zip(found, connected(len(found), near_duplicates([clip.text for clip in found]))):
+            rows.append((f"audio/{clip.id}.ogg", clip.text, alike))
+            shutil.move(clip.path, folder / rows[-1][0])
+        shutil.move(str(root / "usr/share/doc" / STAMPS / "copyright"), folder / "licence.txt")
+        with open(Path(work) / "clips.csv", "w", encoding="utf-8", newline="") as sink:
+            csv.writer(sink).writerows([("audio", "text", "alike"), *rows])
+        os.replace(Path(work) / "clips.csv", table)
+    return f"{table}: {len(rows)} recordings of one speaker; licence ({packages.LICENCES['tuxpaint']}): licence.txt"
 
 
 @main.command()
@@ -57,7 +106,6 @@ def draw_run(exp_dir: Path, source: int) -> None:
         UserError: it ended without a model; with the end of its output.
     """
     exp_dir.mkdir(parents=True, exist_ok=True)
-    click.echo(curve_head())
     shown, started, running = 0, time.monotonic(), True
     with open(exp_dir / "train.log", "wb") as log:
         while running:
@@ -69,28 +117,27 @@ def draw_run(exp_dir: Path, source: int) -> None:
             records = read_log(exp_dir / "log.jsonl")
             valid = [record for record in records if record["kind"] == "valid"]
             seconds = time.monotonic() - started
-            for record in valid[shown:]:
+            for number, record in enumerate(valid[shown:], start=shown):
                 status("")
+                if number == 0:
+                    click.echo(curve_head(record))
                 click.echo(curve_line(record, seconds))
             shown = len(valid)
             status(progress(records, seconds) if running else "")
-    if not (exp_dir / "model").is_dir():
+    if not (exp_dir / DONE).is_file():
         last = (exp_dir / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
         raise UserError("\n".join([f"training has stopped: {exp_dir / 'train.log'} ends with", *last]))
 
 
-def curve_head() -> str:
+def curve_head(scores: Mapping[str, float]) -> str:
     """The head of the lines of `curve_line`."""
-    return "   time  step  " + "  ".join(f"{name:{WIDTH + 6}}" for name in CURVES.values())
+    return "   time  step  " + "  ".join(f"{name:{WIDTH + 7}}" for task, name in CURVES.items() if task in scores)
 
 
 def curve_line(scores: Mapping[str, float], seconds: float) -> str:
     """A validation as a line of bars: each curve runs down the screen."""
-    cells = []
-    for name in CURVES:
-        value = scores.get(name)
-        share = None if value is None else 1 - value if name == "wer" else value
-        cells.append(f"{'':{WIDTH + 6}}" if share is None else f"{bar(share)} {share:5.1%}")
+    shares = [1 - scores[name] if name == "wer" else scores[name] for name in CURVES if name in scores]
+    cells = [f"{bar(share)} {share:6.1%}" for share in shares]
     return f"{clock(seconds)}  {scores['step']:4}  " + "  ".join(cells)
 
 
@@ -146,38 +193,47 @@ def last_screen(exp_dir: Path) -> str:
     valid = [record for record in read_log(exp_dir / "log.jsonl") if record["kind"] == "valid"]
     if not valid:
         raise UserError(f"{exp_dir / 'log.jsonl'}: holds no validation: run demo.sh first")
-    plain, words = (read_scores(exp_dir / name / "scores.json") for name in ("decode", "decode_words"))
+    names = ("before", "after", "decode", "decode_words")
+    before, after, plain, words = (read_scores(exp_dir / name / "scores.json") for name in names)
     peers = read_scores(WHISPER)["scores"]["systems"]
-    dev = [("before training", valid[0]), (f"after {valid[-1]['step']} steps", valid[-1])]
-    test = [
-        ("this model", headline(plain)),
-        ("this model and lists of words", headline(words)),
+    steps = f"after {valid[-1]['step']} steps"
+    old = [
+        ("human-speech", headline(plain)),
+        ("human-speech and lists of words", headline(words)),
         ("Whisper-base, told the language *", headline({"wer": peers["whisper_given"]["wer"]})),
         ("Whisper-base and a part a task *", headline(peers["cascade"])),
     ]
     blocks = [
-        score_table("dev, greedy search", dev),
-        score_table(f"test, {plain['utterances']} cuts", test),
+        score_table("Romanian, dev, greedy search", [("before: human-speech", valid[0]), (steps, valid[-1])]),
+        score_table(
+            f"Romanian, test, {after['utterances']} cuts",
+            [("before: human-speech", headline(before)), (steps, headline(after))],
+        ),
+        FORGETS,
+        score_table(f"the seven languages that human-speech was trained on, test, {plain['utterances']} cuts", old),
         f"* of record: {WHISPER.relative_to(HERE.parents[1])}; it was not run here. Words: errors, less is better.",
-        f"this model: {speed_line(plain)}; with lists of words: {speed_line(words)}",
-        f"report: {exp_dir / 'decode_words' / 'report.html'}   (without lists: {exp_dir / 'decode' / 'report.html'})\n"
-        f"curves: {exp_dir / 'curves.png'}",
+        f"human-speech: {speed_line(plain)}; with lists of words: {speed_line(words)}",
+        f"reports: {', '.join(str(exp_dir / name / 'report.html') for name in names)}",
+        f"curves: {exp_dir / 'curves.png'}   model: {exp_dir}   output of the training: {exp_dir / 'train.log'}",
         NEXT.format(exp_dir=exp_dir),
     ]
     return "\n\n".join(blocks)
 
 
+FORGETS = """The price (of record): on the seven languages below the fine-tuned model has forgotten: WER 83%, not 45.
+A model for both needs the old corpora in its training as well (docs/transfer.md)."""
 NEXT = """Next:
-  .venv/bin/tokenverse-pp transcribe --model {exp_dir} YOUR.wav      # other speech, with all tasks
-  .venv/bin/tokenverse-pp serve --model {exp_dir}                    # streaming, with a web page
-  DEMO_STEPS=600 make demo                                         # train longer; your own speech: docs/tutorial.md"""
+  .venv/bin/tokenverse-pp transcribe YOUR.wav       # all tasks; in Romanian: --model {exp_dir} --tasks asr,lid
+  .venv/bin/tokenverse-pp serve                     # streaming, with a web page
+  .venv/bin/python recipes/finetune.py --table YOUR.csv --output-dir exp/mine --set language=en   # recipes/own_data"""
 
 
 def score_table(title: str, rows: Sequence[Tuple[str, Mapping[str, float]]]) -> str:
-    """A plain-text table of scores in percent; '-' where a system has no such task."""
-    tasks = [f"{name} %" if task == "lid_accuracy" else f"{name} F1 %" for task, name in CURVES.items()]
-    head = [title, "WER %", *tasks[1:]]
-    cells = [[name, *(percent(found.get(task)) for task in CURVES)] for name, found in rows]
+    """A plain-text table of scores in percent, of the tasks that a row has; '-' where a system has no such task."""
+    scored = [task for task in CURVES if any(task in found for _, found in rows)]
+    units = {"wer": "WER %", "lid_accuracy": f"{CURVES['lid_accuracy']} %"}
+    head = [title, *(units.get(task, f"{CURVES[task]} F1 %") for task in scored)]
+    cells = [[name, *(percent(found.get(task)) for task in scored)] for name, found in rows]
     return aligned([head, *cells])
 
 

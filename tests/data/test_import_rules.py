@@ -41,7 +41,8 @@ def test_every_row_is_kept_or_listed(audio_dir, tmp_path, out):
     code, said, err = run("import", out, *options)
     assert code == 2 and said == "" and not out.exists()
     assert err.splitlines() == [
-        f"error: {table}, line 2: field 'audio': {audio_dir}/none.wav: no such file (--audio-dir FOLDER: where relative paths start)",
+        f"error: {table}, line 2: field 'audio': {audio_dir}/none.wav: no such file "
+        "(--audio-dir FOLDER: where relative paths start)",
         f"{table}, line 3: field 'text': brackets are for task tokens only, found '[b'",
         f"{table}, line 5: field 'text': expected words, found nothing",
         "3 of 5 rows cannot be mapped; nothing was written (--skip-bad leaves them out)",

@@ -101,6 +101,9 @@ def test_missing_keys():
     with pytest.raises(UserError, match="x, line 1: cut c: no speaker, so that nobody can tell"):
         KeyRule(("speaker",)).keys(row_of())
     assert KeyRule(("speaker",), allow_missing=True).keys(row_of()) == [("id", "c")]
+    of_turn = row_of()  # as `manifest import --column custom.session=..` writes it
+    of_turn.data["supervisions"][0]["custom"] = {"session": "s1"}
+    assert KeyRule(("session",)).keys(of_turn) == [("session", "s1")]
     with pytest.raises(UserError, match="cut c: no session"):
         KeyRule(("session",)).keys(row_of())
 

@@ -145,7 +145,6 @@ def test_runs_from_the_packaged_model_are_among_them():
     assert {command.document for command in described_runs() if STARTED in command.words} == {
         "recipes/human_speech/RESULTS.md",
         "recipes/human_speech/conf/whole.yaml",
-        "recipes/human_speech/demo.sh",
     }
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+import unicodedata
 
 import pytest
 import torch
@@ -20,7 +21,14 @@ from tokenverse_pp.decoding.search import search
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import ModelBundle, build_model, load_model
 from tokenverse_pp.tasks import build_tasks
-from tokenverse_pp.training.transfer import VOCABULARY_ROWS, continue_vectors, old_row_of_each, read_source, start_from
+from tokenverse_pp.training.transfer import (
+    VOCABULARY_ROWS,
+    continue_vectors,
+    new_below_mean,
+    old_row_of_each,
+    read_source,
+    start_from,
+)
 
 OLD = {"tasks__names": ["asr", "scd", "lid"], "tasks__languages": ["qaa"], "tokenizer__vocab_size": 24}
 NEW = {"tasks__names": ["asr", "scd", "endp", "ner", "lid"], "tasks__languages": ["qaa", "qab"]}
@@ -47,14 +55,15 @@ def extend(corpus, folder, **changes):
     return started(corpus, folder, **{**NEW, **changes})[:2]
 
 
-def started(corpus, folder, **changes):
-    """What `extend` gives, and the lines that were told."""
+def started(corpus, folder, texts=(), train_only="new", **changes):
+    """What `extend` gives, and the lines that were told. Characters of texts become tokens."""
     parts = toy_parts(corpus, **{"model__loss__ctc_scale": 1, **changes}, training__init_from=folder)
     source, said = read_source(parts.config, parts.tasks), []
-    tokenizer = source.tokenizer.extended(parts.tasks.symbols)
+    tokenizer = source.tokenizer.extended(parts.tasks.symbols, texts)
     model = build_model(parts.config, parts.tasks, tokenizer)
-    lowered = parts.config.training.new_below_mean
-    added = start_from(source, model, parts.tasks, tokenizer, said.append, lowered)
+    parts.config.training.train_only = train_only
+    lowered = new_below_mean(parts.config.training)
+    added = start_from(source, model, parts.tasks, tokenizer, said.append, lowered, train_only == "all")
     return ModelBundle(parts.config, parts.tasks, tokenizer, model.eval()), added, said
 
 
@@ -165,6 +174,35 @@ def test_rows_of_the_extended_model(corpus, tmp_path):
             assert torch.equal(after[name], before[name]), name
     for table in ("feature_vectors.table", "encoder_vectors.table"):  # asr scd lid -> asr scd endp ner lid
         assert torch.equal(after[table][[0, 1, 4]], before[table]) and not after[table][2:4].any()
+
+
+def test_new_tokens_start_like_their_peers_where_all_is_trained(corpus, tmp_path):
+    old = save_old(corpus, tmp_path / "old", tasks__languages=["qaa", "qab"], model__vectors__placement="both")
+    letters = [piece for piece in old.tokenizer.pieces(range(old.tokenizer.vocab_size)) if piece in "aeiou"]
+    texts = [
+        unicodedata.normalize("NFC", letters[0] + "\u0302"),
+        unicodedata.normalize("NFC", letters[1] + "\u0300"),
+        "ш",
+    ]
+    changes = {**NEW, "tasks__languages": ["qaa", "qab", "qac"], "model__vectors__placement": "both"}
+    new, added, _ = started(corpus, tmp_path / "old", texts, "all", **changes)
+    before, after = old.model.state_dict(), new.model.state_dict()
+    others = [i for i in range(old.tokenizer.vocab_size) if i != BLANK_ID]
+    like = {piece: others for piece in ("[ENDP]", "[NE]", "[/NE]", "ш")}
+    like["[QAC]"] = [old.tokenizer.id_of("[QAA]"), old.tokenizer.id_of("[QAB]")]
+    like.update((ours, [old.tokenizer.id_of(letter)]) for ours, letter in zip(texts[:2], letters))
+    assert set(like) == set(added[2:])  # two tasks before
+    for name in set(before) & set(VOCABULARY_ROWS):
+        assert torch.equal(after[name][: len(before[name])], before[name])
+        for piece, peers in like.items():
+            expected = before[name][peers].double().mean(0) - int(name == "joiner.output.bias")
+            found = after[name][new.tokenizer.id_of(piece)].double()
+            assert torch.allclose(found, expected, atol=1e-5), (name, piece)
+    audio = [load_inputs(cut) for cut in read_cuts(corpus)[:3]]
+    options = SearchOptions(method="greedy", languages=("qaa", "qab"))
+    found = [search(model, audio, ["asr", "scd", "lid"], options) for model in (old, new)]
+    assert sum(len(best[0].tokens) for best in found[0]) > 10
+    assert [best[0].tokens for best in found[0]] == [best[0].tokens for best in found[1]]
 
 
 def test_weights_of_half_precision_are_extended(corpus, tmp_path):

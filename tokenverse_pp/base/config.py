@@ -485,10 +485,10 @@ class TrainingConfig:
     train_only: Literal["all", "new", "new_and_joiner"] = "all"
     """Which parameters are trained. all: all of them. new: only those that training.init_from lacked (rows of new
     tokens, new task vectors). new_and_joiner: those and the joiner."""
-    new_below_mean: float = 10.0
+    new_below_mean: Optional[float] = None
     """With training.init_from: the nats by which the logit of a new token starts below the mean of the old ones. 10
     leaves the scores of old tokens as they were, and takes some hundred steps to make up for. 0 for tokens that are
-    frequent (punctuation) and for short runs."""
+    frequent (punctuation). Default: 1 with train_only all, else 10."""
     freeze: List[List[int]] = field(default_factory=list)
     """Schedule of [step, n] pairs: from that step on, the top n layers of the encoder are trained (0: none; -1: all
     that model.encoder does not freeze). Empty: all from the start."""

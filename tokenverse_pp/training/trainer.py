@@ -31,7 +31,7 @@ from tokenverse_pp.training.log import Meter, RunLog, add_drawn, drawn_table, pl
 from tokenverse_pp.training.memory import pick_recomputed
 from tokenverse_pp.training.optim import FreezeSchedule, TrainedRows, lr_factor, make_optimizer
 from tokenverse_pp.training.steps import BAD_BATCHES, Progress, Stepper, StepResult, cut_ids, dump_batches, scan
-from tokenverse_pp.training.transfer import Before, InitialModel, start_from
+from tokenverse_pp.training.transfer import Before, InitialModel, new_below_mean, start_from
 from tokenverse_pp.training.validation import Validator, describe
 
 LOG = logging.getLogger(__name__)
@@ -241,8 +241,10 @@ class Trainer:
         if folder:
             self._resume(folder, corpora)
         elif source:
-            lowered = self.config.training.new_below_mean
-            added = start_from(source, self.model, self.dataset.tasks, self.dataset.tokenizer, self.say, lowered)
+            t = self.config.training
+            lowered, all_trained = new_below_mean(t), t.train_only == "all"
+            tokenizer = self.dataset.tokenizer
+            added = start_from(source, self.model, self.dataset.tasks, tokenizer, self.say, lowered, all_trained)
             self.say(f"starting from the weights of {source.folder}{'; new: ' if added else ''}{', '.join(added)}")
         self.sampler.look()
         self.world.barrier()  # all ranks have read before the first one writes

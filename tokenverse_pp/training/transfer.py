@@ -6,6 +6,7 @@ wrote before as long as the new tasks are inactive.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
@@ -13,7 +14,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from tokenverse_pp.base.config import Config, VectorsConfig
+from tokenverse_pp.base.config import Config, TrainingConfig, VectorsConfig
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import gathered
@@ -141,6 +142,13 @@ def before_of(config: Config, source: Optional[InitialModel], start: Optional[Pa
     return before
 
 
+def new_below_mean(training: TrainingConfig) -> float:
+    """``training.new_below_mean``, or its default: old scores need not be kept where all weights are trained."""
+    if training.new_below_mean is None:
+        return 1.0 if training.train_only == "all" else 10.0
+    return training.new_below_mean
+
+
 def start_from(
     source: InitialModel,
     model: Transducer,
@@ -148,6 +156,7 @@ def start_from(
     tokenizer: Tokenizer,
     say: Callable[[str], None] = lambda line: None,
     below_mean: float = 10.0,
+    like_peers: bool = False,
 ) -> List[str]:
     """Load the weights of a source into a model; return the added tasks and tokens.
 
@@ -158,6 +167,7 @@ def start_from(
         tokenizer: of the run.
         say: called with lines about parts that start new and parts that are left out.
         below_mean: see `extended_state`.
+        like_peers: new tokens start like their `peers`.
 
     Raises:
         UserError: the vocabulary does not extend the source's, or the model has another shape.
@@ -180,7 +190,8 @@ def start_from(
     for name in (f"{table}.table" for table in before.tables if f"{table}.table" in state):
         state[name] = recoded(state[name], source.vectors, model.config.vectors)
     if (before.vocabulary, before.tasks) != (tokenizer.vocab_size, list(tasks.names)):
-        state = extended_state(state, before, model, tasks.names, below_mean)
+        like = peers(source.tokenizer, tokenizer, tasks) if like_peers else {}
+        state = extended_state(state, before, model, tasks.names, below_mean, like)
     problem = model.load_checkpoint_state(state)
     if problem:
         raise UserError(f"{path}: does not fit the model: {problem}")
@@ -268,13 +279,19 @@ def tables_of(model: Transducer) -> List[str]:
 
 
 def extended_state(
-    state: Dict[str, Tensor], before: Before, model: Transducer, tasks: Sequence[str], below_mean: float = 10.0
+    state: Dict[str, Tensor],
+    before: Before,
+    model: Transducer,
+    tasks: Sequence[str],
+    below_mean: float = 10.0,
+    like: Optional[Dict[int, List[int]]] = None,
 ) -> Dict[str, Tensor]:
     """The weights of a smaller model, with added rows for the tokens and tasks of ``model``.
 
     - Rows of new tokens are the mean of the old ones, without the blank's: a new token's logit is the mean of the old
-      logits. In the joiner it is lowered by ``below_mean`` nats: by 10, its probability is at most exp(-10) / (V - 1),
-      about 1e-7, so that old hypotheses keep their scores.
+      logits. With ``like`` (see `peers`) they are the mean of the rows that it names, if any. In the joiner they are
+      lowered by ``below_mean`` nats: by 10, a new token's probability is at most exp(-10) / (V - 1), about 1e-7, so
+      that old hypotheses keep their scores; by 1, greedy search writes what it wrote.
     - Rows of new task vectors are zero (``sum``), or those of the same combination without the new tasks
       (``combination``): switching a new task on changes nothing at first.
     - Tables that the smaller model did not have are zero; a CTC head that it did not have is the model's.
@@ -287,6 +304,8 @@ def extended_state(
     for name in VOCABULARY_ROWS:
         if name in fits and len(wanted[name]) > len(state[name]):
             out[name] = _with_mean_rows(state[name], len(wanted[name]), model.predictor.blank_id)
+            for token, old in (like or {}).items():
+                out[name][token] = state[name][old].double().mean(0).to(out[name].dtype)
     if "joiner.output.bias" in out:
         out["joiner.output.bias"][before.vocabulary :] -= below_mean
     for table in tables_of(model):
@@ -301,6 +320,26 @@ def extended_state(
                 rows[kept] = state[key][old_rows[kept]].to(rows.dtype)  # packaged weights are fp16
             out[key] = rows
     return out
+
+
+def peers(old: Tokenizer, new: Tokenizer, tasks: TaskSet) -> Dict[int, List[int]]:
+    """The old tokens that a new one is most like, by id: a language's are the languages, those of ``ă`` are ``a``.
+
+    A mean of rows gives the mean of their logits, which is never above the highest of them: before the first step,
+    greedy search writes what it wrote.
+    """
+    languages = tasks["lid"].symbols if "lid" in tasks else ()
+    known = {piece: i for i, piece in enumerate(old.pieces(range(old.vocab_size)))}
+    found = {}
+    for token in range(old.vocab_size, new.vocab_size):
+        piece = new.pieces([token])[0]
+        letter = unicodedata.normalize("NFD", piece)[0]
+        like = [known[code] for code in languages if code in known] if piece in languages else []
+        if len(piece) == 1 and letter in known:
+            like = [known[letter]]
+        if like:
+            found[token] = like
+    return found
 
 
 def _with_mean_rows(old: Tensor, rows: int, blank: int) -> Tensor:

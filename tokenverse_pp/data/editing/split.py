@@ -41,7 +41,7 @@ class KeyRule:
     """The keys that sets must not share."""
 
     kinds: Tuple[str, ...]
-    """What no two sets may share: speaker, text, recording, or a custom field of the cuts. May be given again."""
+    """What no two sets may share: speaker, text, recording, or a custom field of cuts or turns. May be given again."""
     text_words: int = 1
     """Texts of fewer words may be in several sets (everybody says yes)."""
     allow_missing: bool = False
@@ -72,7 +72,9 @@ class KeyRule:
             return (plain_text(supervision.get("text")) for supervision in supervisions_of(row.data))
         if kind == "recording":
             return recordings_of(row.data)
-        return [custom_of(row.data).get(kind)]
+        # `manifest import --column custom.NAME=..` puts what a row of a table says into its turn.
+        turns = ((supervision.get("custom") or {}).get(kind) for supervision in supervisions_of(row.data))
+        return [custom_of(row.data).get(kind), *turns]
 
 
 def plain_text(text: Any) -> str:
