@@ -22,7 +22,7 @@ KINDS = {
     "frozen": dict(kind="frozen", layers=[1, -1], **CONTEXT),
     "split": dict(kind="split", split_layer=1, layers=[1, -1], stack=2, **CONTEXT),
 }
-FAST = ("parakeet-tdt", "w2v-bert")  # the others are slow tests
+FAST = ("parakeet-tdt",)  # the others are slow tests
 each_family = pytest.mark.parametrize(
     "family", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in FAMILIES]
 )
@@ -147,6 +147,7 @@ def test_chunks_see_nothing_after_their_end_and_batches_equal_single_utterances(
 
 
 @pytest.mark.skipif(torch.__version__ < "2", reason="torch 1.13 has no LayerNorm for autocast on CPU")
+@pytest.mark.slow
 @each_family
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_near(family, dtype, saved, speech):
@@ -160,6 +161,7 @@ def test_half_precision_is_near(family, dtype, saved, speech):
     assert (output.float() - expected).norm() < (0.15 if dtype == torch.bfloat16 else 0.05) * expected.norm()
 
 
+@pytest.mark.slow
 @each_family
 def test_gradient_checkpointing_changes_nothing_and_no_parameter_is_unused(family, saved, speech):
     """In training mode, with the checkpoint's dropouts; DDP would stop at an unused parameter."""
@@ -197,6 +199,7 @@ def test_freezing_and_what_is_saved(family, saved, speech):
     assert moved == kept
 
 
+@pytest.mark.slow
 @each_family
 def test_adapters_change_nothing_at_first_are_all_that_learns_and_can_be_merged(family, saved, speech):
     pytest.importorskip("peft")
@@ -215,6 +218,7 @@ def test_adapters_change_nothing_at_first_are_all_that_learns_and_can_be_merged(
     assert set(adapted.state_dict()) == set(plain.state_dict())
 
 
+@pytest.mark.slow
 @each_family
 def test_random_weights_need_sizes_only(family, saved, tmp_path):
     (tmp_path / "config.json").write_text(Path(saved(family), "config.json").read_text())
