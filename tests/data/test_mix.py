@@ -76,9 +76,9 @@ def test_table_says_who_gives_what(corpora):
         for line in mix_table(["ami", "cv", "web"], weights_for([0.5, 0.2, 0.3], counts), counts).split("\n")
     ]
     assert rows[0][:3] == ["corpus", "cuts", "hours"]
-    assert rows[1] == ["ami", "360", "10.00", *rows[1][3:4], "50.0", "%", "50.0", "%", "100.0", "%", "-", "-", "-"]
-    assert rows[2][4:] == ["20.0", "%", "20.0", "%", "-", "-", "-", "100.0", "%"]
-    assert rows[4] == ["labelled", "100.0", "%", "50.0", "%", "0.0", "%", "0.0", "%", "20.0", "%"]
+    assert rows[1] == ["ami", "360", "10.00", *rows[1][3:4], "50.0", "%", "50.0", "%", "100.0", "%", "-", "-", "-", "-"]
+    assert rows[2][4:] == ["20.0", "%", "20.0", "%", "-", "-", "-", "100.0", "%", "-"]
+    assert rows[4] == ["labelled", "100.0", "%", "50.0", "%", "0.0", "%", "0.0", "%", "20.0", "%", "0.0", "%"]
 
 
 def test_yaml_is_a_configuration(corpora, tmp_path):

@@ -33,7 +33,7 @@ def test_counts():
         "tokens": 2,
     }
     assert {name: counts["tokens"] for name, counts in french["tasks"].items()} == {
-        "asr": 9, "scd": 1, "endp": 2, "ner": 2, "lid": 1,
+        "asr": 9, "scd": 1, "endp": 2, "ner": 2, "lid": 1, "punct": 0,
     }  # fmt: skip
 
 
@@ -87,8 +87,8 @@ def test_corpora_are_files_or_what_the_cuts_say(manifests):
     assert stats["corpora"]["a"] == count_cuts(CUTS)["all"]
     assert stats["languages"]["all"]["speakers"] == 2  # a and b, each once
     shares = [line.split() for line in shares_table(stats["corpora"]).split("\n")]
-    assert shares[0] == ["gives", "to", "asr", "scd", "endp", "ner", "lid"]
-    assert shares[2] == ["b", "0.50", "h", "23", "%", "-", "-", "0.50", "h", "50", "%", "-"]
+    assert shares[0] == ["gives", "to", "asr", "scd", "endp", "ner", "lid", "punct"]
+    assert shares[2] == ["b", "0.50", "h", "23", "%", "-", "-", "0.50", "h", "50", "%", "-", "-"]
 
 
 def test_what_is_not_valid_is_not_counted(manifests):
@@ -135,7 +135,8 @@ def test_a_cut_with_tokens_turns_and_times(manifest):
     lines = said.splitlines()
     assert code == 0 and lines[0] == "cut all: 3.00 s, labelled for asr, scd, endp, ner, lid"
     assert "[FR] bonjour [NE] amélie [/NE] [ENDP] [SCD] oui" in lines
-    assert [line.split() for line in lines[-2:]] == [
+    assert lines[-1].startswith("not labelled for punct: ") and not lines[-2]
+    assert [line.split() for line in lines[-4:-2]] == [
         ["0.00", "1.00", "a", "fr", "yes", "amélie", "(PER)", "bonjour", "amélie"],
         ["1.50", "2.50", "b", "fr", "no", "none", "oui"],
     ]
@@ -153,6 +154,7 @@ def test_what_is_missing_and_which_field_it_needs(manifest):
         "not labelled for endp: supervision 0, field 'custom.endpoint': expected true or false",
         "not labelled for ner: supervision 0, field 'custom.entities': expected a list (empty if no entity is spoken)",
         "not labelled for lid: supervision 1, field 'language': expected a code such as 'fr'",
+        "not labelled for punct: supervision 0, field 'custom.written': expected a text",
     ]
     _, said, _ = run("show", "plain", "--cuts", manifest, "--tasks", "asr,scd")
     assert said.count("not labelled") == 1

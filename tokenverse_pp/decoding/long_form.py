@@ -13,8 +13,8 @@ the left one is taken up to a seam near the middle, and the right one from there
 
 Task tokens between the seam's word and the one before it are those of the left window, so no ``[SCD]`` or ``[ENDP]``
 is doubled; an entity of which the right window hears only the end is whole in the left one, and vice versa. An
-``[NE]`` that is still open at the seam is left out where the right window has no entity there, so that no ``[/NE]`` of
-a later window closes it. What the constraints of the search do not allow (after 4: an ``[/NE]`` without its ``[NE]``,
+``[NE]`` that is still open at the seam is left out where the right window does not close it, so that no later window
+does. What the constraints of the search do not allow (after 4: an ``[/NE]`` without its ``[NE]``,
 say) is left out. The language is
 that of the first window with words, and its token stays in front; later ones are left out.
 """
@@ -166,7 +166,8 @@ class Merger:
             units = [unit for unit in units if unit.tokens[0] not in self.front]
             i, j = self._seam(units, start)
             left = self.units[:i]
-            if self._open(left)[-1] and not self._open(units)[j]:
+            marks = (unit.tokens[0] for unit in units[j:] if unit.tokens[0] in (*self.opening, *self.closing))
+            if self._open(left)[-1] and next(marks, None) not in self.closing:
                 del left[max(k for k, unit in enumerate(left) if unit.tokens[0] in self.opening)]
             units = left + _later(units[j:], self.units[i - 1].frames[-1] if i else 0)
         self.units = units

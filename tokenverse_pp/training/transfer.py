@@ -328,13 +328,13 @@ def peers(old: Tokenizer, new: Tokenizer, tasks: TaskSet) -> Dict[int, List[int]
     A mean of rows gives the mean of their logits, which is never above the highest of them: before the first step,
     greedy search writes what it wrote.
     """
-    languages = tasks["lid"].symbols if "lid" in tasks else ()
+    codes = tasks["lid"].symbols if "lid" in tasks else ()
     known = {piece: i for i, piece in enumerate(old.pieces(range(old.vocab_size)))}
     found = {}
     for token in range(old.vocab_size, new.vocab_size):
         piece = new.pieces([token])[0]
         letter = unicodedata.normalize("NFD", piece)[0]
-        like = [known[code] for code in languages if code in known] if piece in languages else []
+        like = [known[code] for code in codes if code in known] if piece in codes else []
         if len(piece) == 1 and letter in known:
             like = [known[letter]]
         if like:

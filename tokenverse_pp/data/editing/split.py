@@ -73,8 +73,8 @@ class KeyRule:
         if kind == "recording":
             return recordings_of(row.data)
         # `manifest import --column custom.NAME=..` puts what a row of a table says into its turn.
-        turns = ((supervision.get("custom") or {}).get(kind) for supervision in supervisions_of(row.data))
-        return [custom_of(row.data).get(kind), *turns]
+        turns = (supervision.get("custom") for supervision in supervisions_of(row.data))
+        return [custom_of(row.data).get(kind), *(custom.get(kind) for custom in turns if isinstance(custom, dict))]
 
 
 def plain_text(text: Any) -> str:
