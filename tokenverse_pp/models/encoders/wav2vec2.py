@@ -285,7 +285,7 @@ class Data2VecBackbone(Wav2Vec2Backbone):
             if grid is not None and grid.strict:
                 y = chunked_convolution(layer.conv, y, grid)
             else:
-                y = in_exact_type(layer.conv, lambda y, layer=layer: layer.padding(layer.conv(y)), y.transpose(1, 2))
+                y = in_exact_type(layer.conv, nn.Sequential(layer.conv, layer.padding), y.transpose(1, 2))
                 y = y.transpose(1, 2)
             y = zero_padding(layer.activation(layer.layer_norm(y)), lens)
         return self.after_positions(x, y)
