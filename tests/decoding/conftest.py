@@ -4,39 +4,13 @@ import math
 from collections import namedtuple
 
 import pytest
-import torch
-
-from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
-
-Tiny = namedtuple("Tiny", "predictor joiner encoder_out lens")
-
-
-def build_tiny(seed, V=9, lens=(12, 7, 1), dim=8, context=2, blank_bias=1.0, sharpness=3.0):
-    """Predictor, joiner and encoder output, sharp enough for near ties to be rare."""
-    torch.manual_seed(seed)
-    predictor = StatelessPredictor(V, dim, context)
-    joiner = Joiner(6, dim, 16, V)
-    with torch.no_grad():
-        joiner.output.weight.mul_(sharpness)
-        joiner.output.bias[0] += blank_bias
-    out = torch.randn(len(lens), max(lens), 6) * 2
-    return Tiny(predictor, joiner, out, torch.tensor(lens))
+from tiny_transducers import build_tiny, log_probs_at
 
 
 @pytest.fixture(scope="session")
 def tiny():
     """``tiny(seed, V=.., lens=[..])``: a model and a batch."""
     return build_tiny
-
-
-@torch.no_grad()
-def log_probs_at(model, utterance, t, tokens, temperature=1.0, blank_penalty=0.0):
-    """(V,) log-probabilities of the next symbol, straight through the modules."""
-    state = model.predictor(torch.tensor([list(tokens)], dtype=torch.int64))[0, -1]
-    am = model.joiner.encoder_proj(model.encoder_out[utterance, t])
-    logits = model.joiner(am, model.joiner.predictor_proj(state)).double()
-    logits[0] -= blank_penalty
-    return (logits / temperature).log_softmax(-1)
 
 
 def reference_greedy(model, utterance):

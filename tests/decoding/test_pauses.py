@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from conftest import build_tiny, log_probs_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_transducers import build_tiny, log_probs_at
 from vocabulary import Vocabulary, know
 
 from tokenverse_pp.base.search_options import SearchOptions
