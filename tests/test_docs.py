@@ -71,6 +71,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_search_works_in_pages_that_are_opened_as_files(site, tmp_path):
     with chromium(tmp_path / "profile") as page:

@@ -13,6 +13,8 @@ from toy_runs import assert_one_line, call, environment
 
 from tokenverse_pp.losses import rnnt_loss
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ROOT / "benchmarks"
 
 

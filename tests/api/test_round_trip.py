@@ -196,7 +196,9 @@ def test_any_transcript(tmp_path_factory, case):
     transcript, duration = case
     folder = tmp_path_factory.mktemp("any")
     for format in ("srt", "vtt", "stm", "ctm", "json"):
-        code, turns, said = import_back(folder, transcript, format, seconds=duration)
+        # One word again and again in no time looks like rolling captions.
+        keep = ("--repeated-captions", "keep") if format in ("srt", "vtt") else ()
+        code, turns, said = import_back(folder, transcript, format, *keep, seconds=duration)
         assert words_of(turns) == transcript.text.split(), said
         assert (code == 0) == bool(transcript.words)
         if format in ("vtt", "stm", "json"):

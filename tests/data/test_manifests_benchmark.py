@@ -13,6 +13,8 @@ import pytest
 
 from tokenverse_pp.data.editing.stats import count_manifests
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "manifests.py"
 
 

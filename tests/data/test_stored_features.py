@@ -119,6 +119,7 @@ def test_batches_hold_as_much_as_fits(tiny_corpus):
     assert len(list(batches_of(cuts, 1000.0))) == 1 and len(list(batches_of(cuts, 0.1))) == len(cuts)
 
 
+@pytest.mark.slow
 def test_command_line_and_a_whole_run_give_the_losses_of_audio(train_script, tiny_corpus, frozen, parts, tmp_path):
     save_config(parts.config, tmp_path / "c.yaml")
     for split in ("train", "dev"):

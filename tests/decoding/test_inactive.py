@@ -110,7 +110,7 @@ def test_stripped_results_are_those_of_all_tasks_without_their_tokens(loaded, cu
         found_at, written_at = (Counter(zip(r["times"], r["tokens"])) for r in (record, everything[cut_id]))
         assert not found_at - written_at
     removed = {t for record in everything.values() for t in record["tokens"]}
-    assert len(removed & set(loaded.tasks.symbols)) >= 3
+    assert len(removed & set(loaded.tasks.symbols)) >= 2  # an [NE] that no window closes is not among them
     assert run(loaded, cuts, names, inactive="suppress", **more) != found
 
 

@@ -43,6 +43,7 @@ def test_records_and_table(benchmark, tmp_path, capsys):
     assert page.read_text() == f"Speed:\n{benchmark.MARKS[0]}\n{table}{benchmark.MARKS[1]}\nMore.\n"
 
 
+@pytest.mark.slow
 def test_icefall_that_does_not_run_is_said_in_one_line(benchmark, tmp_path):
     failure = call(benchmark.main, *SMALL, "--icefall", tmp_path)
     assert failure.code == 2 and f"--icefall {tmp_path}: its search did not run" in failure.stderr

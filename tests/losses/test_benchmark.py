@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from toy_runs import environment
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 FIELDS = {
     "peer", "B", "T", "U", "V", "D", "s_range", "dtype", "threads", "best_ms", "median_ms", "peak_mb", "torch",

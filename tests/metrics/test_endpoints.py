@@ -77,9 +77,9 @@ def test_the_best_point_within_a_latency_is_on_the_frontier_and_no_other_beats_i
     points = operating_points(some, [0.1, 0.5, 0.9], [0.0, 0.2, 0.5])
     for budget in (0.1, 0.3, 1.0):
         best = best_within(points, budget)
-        quick = [p for p in points if p.median_latency <= budget]
+        quick = [p for p in points if p.median_latency <= budget + 1e-9]
         assert best.false_cutoffs == min((p.false_cutoffs for p in quick), default=1.0)
-        on_frontier = [p.false_cutoffs for p in frontier(points) if p.median_latency <= budget]
+        on_frontier = [p.false_cutoffs for p in frontier(points) if p.median_latency <= budget + 1e-9]
         assert min(on_frontier, default=1.0) == best.false_cutoffs
 
 

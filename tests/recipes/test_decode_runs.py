@@ -10,6 +10,8 @@ import pytest
 from lhotse import CutSet
 from toy_runs import call, finish, read_cuts, start
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ["--blank-penalty", 4, "--threads", 1, "--max-duration", 12]
 RESULTS = ("hyps.jsonl", "failures.jsonl")
 

@@ -179,6 +179,7 @@ def test_bad_cut_is_one_line_before_anything_is_written(train_script, tiny_corpu
     assert not (tmp_path / "exp").exists()
 
 
+@pytest.mark.slow
 def test_bad_audio_in_a_worker_process_is_one_line(tiny_corpus, tmp_path):
     # A truncated FLAC file has a whole header: only decoding shows it.
     manifest, said = bad_cuts(tmp_path, tiny_corpus, "truncated flac")
@@ -312,6 +313,7 @@ def test_a_bad_cut_is_one_line_without_validation_too(train_script, tiny_corpus,
     assert not (tmp_path / "exp" / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_mixture_of_unequally_labelled_corpora(train_script, tiny_corpus, tmp_path):
     """As `tokenverse-pp manifest mix` writes it: a second --config."""
     labels = {"talks": ["asr", "scd", "endp"], "sentences": ["asr", "lid"], "names": ["asr", "ner"]}

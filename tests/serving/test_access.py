@@ -151,6 +151,7 @@ run_server(fake_engine(), Limits(closing_seconds=2), Access(), "127.0.0.1", 0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_is_told_to_stop(number):
     """Streams are told, the exit code is 0, and the log has one line per stream, without any transcript."""

@@ -74,6 +74,7 @@ def test_right_hypotheses_score_one_and_empty_ones_nothing(tasks, labelled):
     assert scores["emo"]["accuracy"] == scores["num"]["exact"]["recall"] == 0
 
 
+@pytest.mark.slow
 def test_command_line_knows_the_tasks_of_a_plugin(plugin, labelled, tmp_path):
     """In processes of their own: nothing that this one has registered helps."""
 

@@ -9,6 +9,8 @@ import sys
 import pytest
 from toy_runs import ROOT, environment
 
+pytestmark = pytest.mark.slow
+
 
 def records_of(tmp_path, script, *options):
     """What a benchmark writes to its JSON file, and what it says."""

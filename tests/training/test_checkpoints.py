@@ -163,6 +163,7 @@ def test_it_is_the_mean_of_every_period(tmp_path):
         average_between(folders[7], folders[8])
 
 
+@pytest.mark.slow
 def test_run_with_a_running_average_resumes_exactly_and_its_model_is_that_average(train_script, tiny_corpus, tmp_path):
     def train(name, **changes):
         small = {"data__valid": [], "training__save_every": 2, "data__max_cuts": 4, "training__average_period": 1}

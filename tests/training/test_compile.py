@@ -17,6 +17,8 @@ from tokenverse_pp.models.compat import compiled_layer
 from tokenverse_pp.training.optim import FreezeSchedule
 from tokenverse_pp.training.steps import forward
 
+pytestmark = pytest.mark.slow
+
 NEW = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 1)
 needs_compile = pytest.mark.skipif(not NEW, reason="layers are compiled from torch 2.1 on")
 CONTEXT = {
