@@ -134,7 +134,8 @@ def _models(given: Mapping[str, Any]) -> Tuple[Any, Any]:
         click.echo(f"model: {ABOUT_DEFAULT}", err=True)
     model, trust = given["model"] or DEFAULT, given["trust_plugins"]
     loaded = TokenVerse.from_pretrained(model, given["encoder"], given["device"], trust_plugins=trust).loaded
-    logging.getLogger("tokenverse_pp.serving").info(set_threads(given["threads"], loaded.model))
+    log = logging.getLogger("tokenverse_pp.serving")
+    log.info(set_threads(given["threads"], loaded.model))
     tasks = names_of(given["tasks"])
     for name in tasks:
         if name not in loaded.tasks:
@@ -146,6 +147,7 @@ def _models(given: Mapping[str, Any]) -> Tuple[Any, Any]:
     engine = build_engine(loaded, options)
     folder = Path(model).expanduser()
     name = given["model_name"] or (folder.resolve().name if folder.is_dir() else str(model))
+    log.info("model: %s, as %r to clients; tasks: %s", model, name, ", ".join(tasks or loaded.tasks.names))
     return engine, build_upload_model(loaded, name, _transcription(given, given["method"] or SearchOptions().method))
 
 
