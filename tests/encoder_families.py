@@ -22,6 +22,7 @@ RAW = dict(
     num_conv_pos_embeddings=8,
     num_conv_pos_embedding_groups=2,
 )
+FRAMES_OF_20_MS = dict(conv_kernel=[10, 8, 8], conv_stride=[5, 8, 8])  # as real models have; `RAW` has 1.25 ms
 LAYER = dict(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
 FAST = dict(**SMALL, subsampling_conv_channels=4, num_mel_bins=16, conv_kernel_size=5, attention_dropout=0.0)
 RNNT = dict(vocab_size=11, blank_token_id=10, pad_token_id=2, decoder_hidden_size=12, num_decoder_layers=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from encoder_families import FAMILIES, extractor_of, save_family
+from encoder_families import FAMILIES, FRAMES_OF_20_MS, extractor_of, save_family
 from toy_runs import call, toy_options
 from transformers import AutoModel
 
@@ -264,9 +264,11 @@ def test_an_older_transformers_says_which_version_is_needed(tmp_path, monkeypatc
 
 @pytest.mark.slow
 @each_family
-def test_trains_decodes_and_exports(family, saved, tmp_path, tiny_corpus, train_script, decode_script):
+def test_trains_decodes_and_exports(family, tmp_path, tiny_corpus, train_script, decode_script):
     """20 steps on toy audio lower the loss; decode.py writes hypotheses; export agrees with torch or is refused."""
-    changes = dict(model__encoder__name=saved(family), model__encoder__random_init="false", training__max_steps=20)
+    frames = FRAMES_OF_20_MS if "conv_stride" in FAMILIES[family][-1] else {}
+    folder = save_family(family, tmp_path / "encoder", **frames)
+    changes = dict(model__encoder__name=folder, model__encoder__random_init="false", training__max_steps=20)
     if family.startswith("parakeet"):
         changes["model__encoder__gradient_checkpointing"] = "true"
     options = toy_options(tiny_corpus, tmp_path / "exp", optim__lr=3e-3, optim__encoder_lr=3e-3, **changes)
