@@ -110,13 +110,13 @@ def main(context: click.Context, output_dir: Path, model: str, by: str, **given:
 
 
 def warn_of_other_speech(before: Counted) -> None:
-    """Warn where the model writes many more words than the transcripts have: training would teach it to leave them out.
+    """Warn where the model makes far more errors than the transcripts have words.
 
-    Words that are written in their place cannot be told from those, so only errors far above the number of words count.
+    Most of them are then insertions: speech that nobody transcribed, which training would teach the model to leave out.
     """
     ratios = before.metrics.get("wer", {}).values()
     errors, words = (sum(column) for column in zip(*ratios)) if ratios else (0, 0)
-    if errors > OTHER_SPEECH * words:
+    if words and errors > OTHER_SPEECH * words:
         log.warning(
             "the model makes %.1f errors for each word of the transcripts: do the recordings hold speech that is not "
             "transcribed? Training would teach the model to leave such speech out. Give the start and end of what is "

@@ -83,16 +83,8 @@ def extractor_of(family):
     return None
 
 
-def save_family(family, folder, **changes):
-    """Save a tiny checkpoint of a family -> the folder; skip the test where transformers does not have it."""
-    module, config_class, model_class, options = FAMILIES[family]
-    try:
-        config_module = importlib.import_module(f"transformers.models.{module}")
-        make, config_class = getattr(config_module, model_class), getattr(config_module, config_class)
-    except (ImportError, AttributeError):
-        pytest.skip(f"this transformers has no {model_class}")
-    torch.manual_seed(1)
-    model = make(config_class(**{**options, **changes}))
+def perturb(model):
+    """Move every weight away from its initial value: zero biases and unit gains would hide mistakes."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -102,7 +94,19 @@ def save_family(family, folder, **changes):
                 buffer.add_(0.1 * torch.randn(buffer.shape, generator=generator))
             elif name.endswith("running_var"):
                 buffer.mul_(1 + torch.rand(buffer.shape, generator=generator))
-    model.eval().save_pretrained(folder)
+    return model.eval()
+
+
+def save_family(family, folder, **changes):
+    """Save a tiny checkpoint of a family -> the folder; skip the test where transformers does not have it."""
+    module, config_class, model_class, options = FAMILIES[family]
+    try:
+        config_module = importlib.import_module(f"transformers.models.{module}")
+        make, config_class = getattr(config_module, model_class), getattr(config_module, config_class)
+    except (ImportError, AttributeError):
+        pytest.skip(f"this transformers has no {model_class}")
+    torch.manual_seed(1)
+    perturb(make(config_class(**{**options, **changes}))).save_pretrained(folder)
     extractor = extractor_of(family) or Wav2Vec2FeatureExtractor(do_normalize=False)
     extractor.save_pretrained(folder)
     return str(folder)

@@ -1,16 +1,13 @@
 """Exports for sherpa-onnx, form ctc: what its stock release writes, beside the CTC head in torch."""
 
 import itertools
-import os
-import re
 
 import numpy as np
 import onnx
 import pytest
-import soundfile
 import torch
 from command_lines import run
-from tiny_exports import build, noise, tones
+from tiny_exports import build, follow_readme, noise, tones
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.onnx import from_sherpa
@@ -131,12 +128,7 @@ def test_sherpa_runs_smaller_weights(models, tmp_path, precision):
 
 def test_sherpa_readme_can_be_followed(models, tmp_path, monkeypatch, capsys):
     _, folder = models("wav2vec2-layer")
-    soundfile.write(tmp_path / "call.wav", tones(20000), 16000)
-    text = (folder / "README.md").read_text()
-    code = re.search(r"Python:\n\n((?:    .*\n|\n)+)", text).group(1).replace("\n    ", "\n")
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(soundfile, "read", lambda name, dtype, read=soundfile.read: read(tmp_path / name, dtype=dtype))
-    exec(code.replace("THIS_FOLDER", os.fspath(folder)).strip(), {})
+    text = follow_readme(folder, tmp_path, monkeypatch)
     assert '"tasks": ["asr", "scd", "endp", "ner", "lid"]' in capsys.readouterr().out
     assert "| model-asr.onnx | asr |" in text and "share `encoder.weights`" in text
 

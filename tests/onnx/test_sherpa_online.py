@@ -1,14 +1,12 @@
 """Exports for sherpa-onnx, form online: streams through its stock release, beside the streaming encoder in torch."""
 
-import os
 import re
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from command_lines import run
-from tiny_exports import build, tones
+from tiny_exports import build, follow_readme, tones
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
@@ -137,18 +135,13 @@ def test_sherpa_searches_with_a_beam(models):
 
 
 def test_sherpa_online_readme_can_be_followed(models, tmp_path, monkeypatch, capsys):
-    soundfile.write(tmp_path / "call.wav", tones(20000), 16000)
     loaded, _ = models("whisper-split")
     done = run(
         *("export", loaded.folder, "--output-dir", tmp_path / "out", "--for", "sherpa-onnx", "--form", "online"),
         *("--chunk-ms", "320", "--left-chunks", "1", "--tasks", "asr,endp", "--float16"),
     )
     assert done.exit_code == 0 and "encoder: differs from torch by" in done.stdout, done.stderr
-    text = (tmp_path / "out" / "README.md").read_text()
-    code = re.search(r"Python:\n\n((?:    .*\n|\n)+)", text).group(1).replace("\n    ", "\n").strip()
-    monkeypatch.chdir(tmp_path / "out")
-    monkeypatch.setattr(soundfile, "read", lambda name, dtype, read=soundfile.read: read(tmp_path / name, dtype=dtype))
-    exec(code.replace("THIS_FOLDER", os.fspath(tmp_path / "out")), {})
+    text = follow_readme(tmp_path / "out", tmp_path, monkeypatch)
     assert '"tasks": ["asr", "endp"]' in capsys.readouterr().out and "chunks of 320 ms" in text
 
 

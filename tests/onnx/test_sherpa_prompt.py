@@ -1,17 +1,15 @@
 """Exports for sherpa-onnx, form prompt: streams that choose their tasks, through its stock release."""
 
 import json
-import os
 import re
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import soundfile
 import torch
 from command_lines import run
-from tiny_exports import build, noise, tones
+from tiny_exports import build, follow_readme, noise, tones
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
@@ -210,18 +208,13 @@ def test_sherpa_prompt_keeps_one_symbol_a_frame_and_hides_its_own(models):
 
 @pytest.mark.parametrize("precision", ["float16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_sherpa_prompt_readme_can_be_followed(models, tmp_path, monkeypatch, capsys, precision):
-    soundfile.write(tmp_path / "call.wav", tones(20000), 16000)
     loaded, _ = models("whisper-split")
     done = run(
         *("export", loaded.folder, "--output-dir", tmp_path / "out", "--for", "sherpa-onnx", "--form", "prompt"),
         *("--chunk-ms", "320", "--left-chunks", "1", "--tasks", "asr,scd,endp", "--tasks", "endp", f"--{precision}"),
     )
     assert done.exit_code == 0 and "encoder: differs from torch by" in done.stdout, done.stderr
-    text = (tmp_path / "out" / "README.md").read_text()
-    code = re.search(r"Python:\n\n((?:    .*\n|\n)+)", text).group(1).replace("\n    ", "\n").strip()
-    monkeypatch.chdir(tmp_path / "out")
-    monkeypatch.setattr(soundfile, "read", lambda name, dtype, read=soundfile.read: read(tmp_path / name, dtype=dtype))
-    exec(code.replace("THIS_FOLDER", os.fspath(tmp_path / "out")), {})
+    text = follow_readme(tmp_path / "out", tmp_path, monkeypatch)
     assert '"tasks": ["asr", "endp"]' in capsys.readouterr().out
     assert "--language=asr,endp --left-padding=0 --right-padding=0.36" in text
     assert 'setOption("language", "asr,endp")' in text and "| asr,scd,endp | asr, scd, endp |" in text

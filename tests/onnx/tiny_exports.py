@@ -1,8 +1,11 @@
 """Tiny random models of every kind that is exported (pytest puts this folder on the path)."""
 
+import os
+import re
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 import transformers
 from wav2vec2_styles import STYLES
@@ -110,3 +113,14 @@ def build(case: str, folder: Path, ctc_scale: float = 0.0, **changes) -> ModelBu
     texts = {checkpoint.CONFIG: (folder / "config.yaml").read_bytes(), checkpoint.TOKENIZER: tokenizer.model}
     checkpoint.write_folder(folder / "model", {checkpoint.WEIGHTS: model.checkpoint_state()}, texts)
     return load_model(folder / "model")
+
+
+def follow_readme(folder, tmp_path, monkeypatch):
+    """Run the Python example of the README of an export for sherpa-onnx, as printed, on tones -> the README."""
+    soundfile.write(tmp_path / "call.wav", tones(20000), 16000)
+    text = (folder / "README.md").read_text()
+    code = re.search(r"Python:\n\n((?:    .*\n|\n)+)", text).group(1).replace("\n    ", "\n").strip()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(soundfile, "read", lambda name, dtype, read=soundfile.read: read(tmp_path / name, dtype=dtype))
+    exec(code.replace("THIS_FOLDER", os.fspath(folder)), {})
+    return text

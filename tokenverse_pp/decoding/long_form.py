@@ -14,9 +14,8 @@ the left one is taken up to a seam near the middle, and the right one from there
 Task tokens between the seam's word and the one before it are those of the left window, so no ``[SCD]`` or ``[ENDP]``
 is doubled; an entity of which the right window hears only the end is whole in the left one, and vice versa. An
 ``[NE]`` that is still open at the seam is left out where the right window does not close it, so that no later window
-does. What the constraints of the search do not allow (after 4: an ``[/NE]`` without its ``[NE]``,
-say) is left out. The language is
-that of the first window with words, and its token stays in front; later ones are left out.
+does. What the constraints of the search do not allow (after 4: an ``[/NE]`` without its ``[NE]``, say) is left out. The
+language is that of the first window with words, and its token stays in front; later ones are left out.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class PauseReader:
         return tokens[before[:, None] + np.arange(-size, 0)]
 
     def log_remaining(self, encoder_out: Tensor, contexts: np.ndarray) -> np.ndarray:
-        """log(1 - h) of frames, all in one call.
+        """log(1 - h) of frames, all in one call, with one wait for the device.
 
         Args:
             encoder_out: (T, C), of one utterance or of several behind each other.
@@ -104,19 +104,20 @@ class PauseReader:
         Returns:
             (T,) float64, of which none is above 0.
         """
-        device = self.joiner.output.weight.device
-        found = [np.zeros(0)]
         if not len(contexts):
-            return found[0]
+            return np.zeros(0)
+        device = self.joiner.output.weight.device
+        distinct, numbers = np.unique(contexts, axis=0, return_inverse=True)
+        found = []
         with inference(device):
-            distinct, which = torch.from_numpy(contexts).to(device).unique(dim=0, return_inverse=True)
-            states = self.joiner.predictor_proj(self.predictor.step(distinct))
+            states = self.joiner.predictor_proj(self.predictor.step(torch.from_numpy(distinct).to(device)))
+            which = torch.from_numpy(numbers.reshape(-1)).to(device)
             for frames, index in zip(project(self.joiner, encoder_out, self.options).split(ROWS), which.split(ROWS)):
                 logits = self.joiner(frames.to(states.dtype), states[index]).double()
                 logits[:, self.predictor.blank_id] -= self.options.blank_penalty
                 log_probs = (logits / self.options.temperature).log_softmax(-1)[:, self.endpoint]
-                found.append(torch.log1p(-log_probs.exp().clamp(max=1 - 1e-12)).cpu().numpy())
-        return np.concatenate(found)
+                found.append(torch.log1p(-log_probs.exp().clamp(max=1 - 1e-12)))
+            return torch.cat(found).cpu().numpy()
 
     def curve(self, written: Written, log_remaining: np.ndarray) -> np.ndarray:
         """P_t of each frame, (T,): 0 before the first word piece, and at each frame that writes one."""

@@ -14,12 +14,11 @@ from tokenverse_pp.base.files import is_finite, json_of
 from tokenverse_pp.onnx.folder import Description, read_folder
 from tokenverse_pp.tasks import build_tasks
 from tokenverse_pp.tasks.punct import Punctuation
-from tokenverse_pp.tasks.result import Transcript, transcript_of_words, words_of_tokens
+from tokenverse_pp.tasks.result import WITH_FIELDS, Transcript, transcript_of_words, words_of_tokens
 from tokenverse_pp.tasks.transcript import UNKNOWN, Word, is_task_token
 
 SPACE = "▁"  # of SentencePiece; sherpa-onnx writes a space for it at the start of a piece
 FRAME_SHIFT = 0.04  # seconds that a piece lasts where nothing else is known
-BUILT_IN = ("asr", "scd", "endp", "ner", "lid")
 
 
 def from_sherpa(
@@ -67,7 +66,8 @@ def from_sherpa(
         words = [Word(word.text, word.start, word.end, UNKNOWN) for word in words]
     end = max((word.end for word in words), default=0.0)
     if not tasks:  # nothing says what was decoded; most models write no punctuation
-        tasks = (*BUILT_IN, *(["punct"] if set(pieces) & set(Punctuation.symbols) else []))
+        has_marks = not set(pieces).isdisjoint(Punctuation.symbols)
+        tasks = [name for name in WITH_FIELDS if has_marks or name != Punctuation.name]
     return transcript_of_words(words, tasks, end if duration is None else duration, name, known)
 
 

@@ -200,10 +200,10 @@ class Uploads:
             heard = await self._loop.run_in_executor(self._opening, open_audio, data, None, name)
         except UserError as error:
             raise UploadError("audio", str(error)) from None
-        except RuntimeError as error:  # the pool is shut down
+        except RuntimeError:  # the pool is shut down
             if self._stopping:
                 raise _closing() from None
-            raise error
+            raise
         if heard.cut.duration > self.limits.stream_seconds:
             said = f"{name}: {heard.cut.duration:.0f} s of audio, at most {self.limits.stream_seconds:g} s are taken"
             raise UploadError("audio", said)

@@ -349,6 +349,7 @@ class Transcript:
 
 # Fields of `Transcript` that are tuples of objects, and the task without which they are absent from JSON.
 OBJECTS = (("words", Word, None), ("marks", Mark, None), ("turns", Turn, "scd"), ("entities", Entity, "ner"))
+WITH_FIELDS = ("asr", "scd", "endp", "ner", "lid", "punct")  # tasks whose answers are fields of `Transcript`
 RECORD_KEYS = {
     *("id", "text", "tokens", "times", "words", "score", "tasks", "turns", "speaker_changes"),
     *("endpoints", "pauses", "entities", "language", "written"),
@@ -365,7 +366,7 @@ class TranscriptReader:
         self.names = tasks.names
         self.symbols = {task.name: frozenset(task.symbols) for task in tasks.tasks if task.name != "asr"}
         self.readers: Dict[str, MarkReader] = {name: tasks[name].reader for name in self.symbols}
-        self.outside = [task for task in tasks.tasks if task.name not in ("asr", "scd", "endp", "ner", "lid", "punct")]
+        self.outside = [task for task in tasks.tasks if task.name not in WITH_FIELDS]
 
     def answers(self, words: Sequence[str], marks: Sequence[Mark]) -> Answers:
         """Words and task tokens -> an answer for each of the tasks, and no other."""

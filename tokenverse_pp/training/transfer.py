@@ -283,8 +283,8 @@ def extended_state(
     before: Before,
     model: Transducer,
     tasks: Sequence[str],
-    below_mean: float = 10.0,
-    like: Optional[Dict[int, List[int]]] = None,
+    below_mean: float,
+    like: Dict[int, List[int]],
 ) -> Dict[str, Tensor]:
     """The weights of a smaller model, with added rows for the tokens and tasks of ``model``.
 
@@ -304,7 +304,7 @@ def extended_state(
     for name in VOCABULARY_ROWS:
         if name in fits and len(wanted[name]) > len(state[name]):
             out[name] = _with_mean_rows(state[name], len(wanted[name]), model.predictor.blank_id)
-            for token, old in (like or {}).items():
+            for token, old in like.items():
                 out[name][token] = state[name][old].double().mean(0).to(out[name].dtype)
     if "joiner.output.bias" in out:
         out["joiner.output.bias"][before.vocabulary :] -= below_mean

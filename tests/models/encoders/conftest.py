@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from encoder_families import RAW, perturb
 from transformers import (
     HubertConfig,
     HubertModel,
@@ -15,32 +16,11 @@ from transformers import (
 )
 from wav2vec2_styles import STYLES
 
-SMALL = dict(
-    hidden_size=16,
-    num_hidden_layers=3,
-    num_attention_heads=2,
-    intermediate_size=24,
-    conv_dim=[8, 8, 8],
-    conv_kernel=[10, 3, 2],
-    conv_stride=[5, 2, 2],
-    num_feat_extract_layers=3,
-    num_conv_pos_embeddings=8,
-    num_conv_pos_embedding_groups=2,
-)
 FAMILIES = {
     "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model),
     "hubert": (HubertConfig, HubertModel),
     "wavlm": (WavLMConfig, WavLMModel),
 }
-
-
-def perturb(model):
-    """Move every weight away from its initial value: zero biases and unit gains would hide mistakes."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +31,7 @@ def wav2vec2_folder(tmp_path_factory):
         folder = tmp_path_factory.mktemp(f"{family}-{style}")
         torch.manual_seed(1)
         config_class, model_class = FAMILIES[family]
-        config = config_class(**{**SMALL, **STYLES[style], **changes})
+        config = config_class(**{**RAW, **STYLES[style], **changes})
         perturb(model_class(config)).save_pretrained(folder)
         Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
         return str(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 from weakref import WeakValueDictionary
@@ -18,7 +19,7 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import Constraints, check_language_task, constraints_for
 from tokenverse_pp.decoding.hypothesis import read_calibration
 from tokenverse_pp.decoding.inactive import inactive_of, select
-from tokenverse_pp.decoding.pauses import PauseMemory, pause_reader_of
+from tokenverse_pp.decoding.pauses import PauseMemory, PauseReader, pause_reader_of
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder, StreamState
 from tokenverse_pp.decoding.streaming.events import PAUSE, Event, StreamWords, WordReader
@@ -70,8 +71,12 @@ class Searcher:
         self.loaded, self.options = loaded, search
         bonus = bonus_for(search, loaded.tokenizer, loaded.tasks.subset(decoded))
         self.search = StreamingSearch(loaded.model.predictor, loaded.model.joiner, search, bonus, frames, endpoint)
-        self.pauses = pause_reader_of(loaded, search)
         self._constraints: Dict[Tuple[str, ...], Constraints] = {}
+
+    @cached_property
+    def pauses(self) -> Optional[PauseReader]:
+        """The reader of pauses, made when a stream first asks for them; None where the model does not know ``endp``."""
+        return pause_reader_of(self.loaded, self.options)
 
     def constraints(self, decoded: Tuple[str, ...]) -> Constraints:
         """What may be written where these tasks are decoded; the languages need ``lid``."""

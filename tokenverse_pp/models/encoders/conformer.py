@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models.encoders.base import Backbone, attention_bias, is_padded, length_mask, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask, chunked_convolution, sides
@@ -190,7 +190,7 @@ class Wav2Vec2BertBackbone(Backbone):
 
     hop = 320
     receptive = 560  # frame t joins the filter bank's 2t and 2t + 1, which sees 400 samples from 160 (2t + 1) on
-    frame_shift = hop / 16000
+    frame_shift = hop / SAMPLE_RATE
     encoder: Any
 
     def __init__(self, model: Any, normalise: bool = True) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, stacked_lens, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask
 from tokenverse_pp.models.encoders.conformer import check_length
@@ -29,7 +29,7 @@ class MoonshineBackbone(Backbone):
         self.encoder = encoder
         self.frame_len = int(encoder.embedder.frame_len)
         self.hop, self.receptive = 4 * self.frame_len, self.frame_len
-        self.frame_shift = self.hop / 16000
+        self.frame_shift = self.hop / SAMPLE_RATE
         self.hidden_size = encoder.config.hidden_size
         self.windows: List[Tuple[int, int]] = [tuple(window) for window in encoder.config.sliding_windows]  # type: ignore[misc]
 

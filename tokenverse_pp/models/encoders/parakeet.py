@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models.encoders.base import Backbone, length_mask, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask
@@ -68,7 +68,7 @@ class ParakeetBackbone(Backbone):
             )
         self.input_scale, self.dropout = float(encoder.input_scale), float(config.dropout)
         self.hop = HOP * self.factor
-        self.frame_shift = self.hop / 16000
+        self.frame_shift = self.hop / SAMPLE_RATE
         self.receptive = HOP * self.mel_right + WINDOW // 2
 
     @property
@@ -155,7 +155,9 @@ class NemotronBackbone(ParakeetBackbone):
         """See Backbone."""
         if int(self.frame_lens(lens).max()) > self.longest:
             limit = self.longest * self.frame_shift
-            raise UserError(f"an utterance has {int(lens.max()) / 16000:.2f} s: Nemotron takes {limit:g} s at most")
+            raise UserError(
+                f"an utterance has {int(lens.max()) / SAMPLE_RATE:.2f} s: Nemotron takes {limit:g} s at most"
+            )
         return super().embed(audio, lens, chunks)
 
     def seen(self, size: int, grid: Optional[ChunkGrid], device: torch.device) -> Optional[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.losses.native.kernels import triton_kernels
 from tokenverse_pp.models.compat import autocast_dtype, in_exact_type, without_unused_frames
@@ -121,7 +121,7 @@ class Wav2Vec2Backbone(Backbone):
         self.stable_layer_norm = self.has_final_norm(config)
         self.hop, self.receptive = self.front_sizes(len(self.kernels))
         self.right_frames = self.positional_right()
-        self.frame_shift = self.hop / 16000
+        self.frame_shift = self.hop / SAMPLE_RATE
 
     @staticmethod
     def has_final_norm(config: Any) -> bool:

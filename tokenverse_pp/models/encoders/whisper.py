@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
-from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, stacked_lens, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid, chunk_mask, from_chunks, in_chunks
@@ -146,7 +146,9 @@ class WhisperBackbone(Backbone):
         """See Backbone: the output of the second convolution, before positions are added."""
         longest, limit = int(lens.max()), self.max_samples or 0
         if longest > limit and chunks is None:
-            raise UserError(f"an utterance has {longest / 16000:.2f} s: Whisper takes {limit / 16000:g} s at most")
+            raise UserError(
+                f"an utterance has {longest / SAMPLE_RATE:.2f} s: Whisper takes {limit / SAMPLE_RATE:g} s at most"
+            )
         if int(lens.min()) < 1:
             raise UserError("an utterance has no samples: expected at least one")
         mel, mel_lens = self.log_mel(audio, lens) if chunks is None else self.log_mel.running(audio, lens, chunks)
