@@ -48,7 +48,7 @@ walk(cli, click.Context(cli, info_name="tokenverse-pp"))
 
 from tokenverse_pp.api.folders import DEFAULT, locate_model
 from tokenverse_pp.evaluation.report.html import asset, environment
-from tokenverse_pp.serving.access import PAGE
+from tokenverse_pp.serving.http import PAGE
 
 model = {file.name for file in locate_model(DEFAULT).iterdir()}
 assert model >= {"config.yaml", "model.safetensors", "tokenizer.model", "calibration.json"}
