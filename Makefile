@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 
 # Small tensors on few cores: threads only get into each other's way. No test may reach for a model hub.
 export OMP_NUM_THREADS ?= 1
-TEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
+TEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help venv test test-slow lint format demo demo-plan docs wheel k2-env bench-peers clean

@@ -73,7 +73,7 @@ def problem_of_click(command: click.Command, words: Sequence[str]) -> Optional[s
                 if not rest:
                     return None
                 _, command, rest = command.resolve_command(context, rest)
-                context = command.make_context(command.name, rest)
+                context = command.make_context(command.name, rest, parent=context)
             if command is import_corpus.import_corpus and not has_plugin:
                 import_corpus.options_of({k: v for k, v in context.params.items() if k != "output"}).turns  # noqa: B018
         except click.exceptions.Exit:

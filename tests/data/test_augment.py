@@ -150,6 +150,7 @@ def test_batches_are_the_same_after_a_resume_and_in_workers(tiny_corpus, everyth
     assert all(b["inputs"].shape[1] == round(16000 * max(b["durations"])) for _, b in whole)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(train_script, tiny_corpus, tmp_path):
     changes = {**OPTIONS, "data__valid": [], "training__max_steps": 4, "training__save_every": 2, "data__max_cuts": 4}
     done = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "a", **changes))

@@ -65,7 +65,7 @@ def test_hypotheses_are_those_of_torch(exported, case, method):
     [
         (28.0, "suppress", {}),
         (28.01, "suppress", {}),
-        (67.3, "suppress", {}),
+        pytest.param(67.3, "suppress", {}, marks=pytest.mark.slow),
         (3.7, "suppress", {"window": 1.5, "overlap": 0.5}),
         (3.7, "strip", {"window": 1.5, "overlap": 0.5}),
     ],

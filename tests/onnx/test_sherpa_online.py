@@ -66,7 +66,7 @@ def greedy(loaded, frames, names):
     return tokenizer.pieces(found), at
 
 
-@pytest.mark.parametrize("case", ["whisper-split", "whisper-frozen"])
+@pytest.mark.parametrize("case", ["whisper-split", pytest.param("whisper-frozen", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("names", [ALL, ("asr", "scd")])
 def test_sherpa_streams_have_the_tokens_of_torch(models, case, names):
     loaded, folder = models(case)

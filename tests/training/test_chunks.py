@@ -71,6 +71,7 @@ def test_impossible_lists_are_refused(section, said):
         check_config(from_dict({"model": {"streaming": section}}))
 
 
+@pytest.mark.slow
 def test_full_context_alone_trains_as_before(train_script, tiny_corpus, tmp_path):
     steps = {"training__max_steps": 2}
     off = train(train_script, tiny_corpus, tmp_path / "off", **steps)
@@ -79,6 +80,7 @@ def test_full_context_alone_trains_as_before(train_script, tiny_corpus, tmp_path
     assert same(full, off) and not same(chunked, off)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_the_same_chunks(train_script, tiny_corpus, tmp_path):
     whole = train(train_script, tiny_corpus, tmp_path / "exp", **MULTI, training__max_steps=6)
     for name in ("model", "checkpoints/step-00000006", "checkpoints/step-00000004"):

@@ -43,7 +43,7 @@ def test_epochs_end_the_run_and_the_last_step_is_saved(tiny_corpus, tmp_path):
 
 
 def test_final_model_is_the_mean_of_the_last_checkpoints(tiny_corpus, tmp_path):
-    changes = {"training__max_steps": 3, "training__save_every": 1, "training__average_last": 2}
+    changes = {"training__max_steps": 3, "training__save_every": 1, "training__average_last": 2, "data__max_cuts": 4}
     folder = run(trainer(tiny_corpus, tmp_path, **changes))
     last = [checkpoint.read_tensors(p / checkpoint.WEIGHTS) for p in checkpoint.list_checkpoints(tmp_path)[-2:]]
     found = checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
@@ -53,7 +53,9 @@ def test_final_model_is_the_mean_of_the_last_checkpoints(tiny_corpus, tmp_path):
 
 def test_what_a_run_starts_from_is_scored_once(tiny_corpus, tmp_path):
     def validated(steps):
-        started = trainer(tiny_corpus, tmp_path, training__max_steps=steps, training__valid_first=True)
+        started = trainer(
+            tiny_corpus, tmp_path, training__max_steps=steps, training__valid_first=True, data__max_cuts=4
+        )
         asked = []
         started.validator = lambda model: asked.append(started.step) or {"loss": 1.0, "wer": 1.0}
         run(started)
@@ -352,6 +354,7 @@ def test_run_stops_when_it_gets_no_better_and_the_best_checkpoint_is_the_model(t
 
 def test_what_a_run_starts_from_can_be_the_best_one(tiny_corpus, tmp_path):
     changes = {"training__patience": 1, "training__valid_every": 1, "training__keep_last": 1, "training__max_steps": 9}
+    changes |= {"data__max_cuts": 4}
 
     def start(losses):
         started = trainer(tiny_corpus, tmp_path, **changes, training__average_last=1, training__valid_first=True)

@@ -137,6 +137,7 @@ def test_impossible_schedules_are_refused(tiny_corpus, tmp_path):
             parse_config([f"--training.freeze={bad}"])
 
 
+@pytest.mark.slow
 def test_frozen_weights_stand_still_until_their_stage_and_a_resume_keeps_it(train_script, tiny_corpus, tmp_path):
     changes = {
         "data__valid": [],

@@ -164,6 +164,7 @@ def test_batch_that_does_not_fit_is_named_before_the_first_step(tiny_corpus, mon
     assert most.id in str(caught.value)
 
 
+@pytest.mark.slow
 def test_run_is_the_same_with_a_scan(train_script, tiny_corpus, tmp_path):
     logs = []
     for wanted in ("true", "false"):

@@ -316,7 +316,7 @@ def test_new_and_joiner_moves_the_joiner_too(train_script, corpus, tmp_path, old
     assert size < len(after["joiner.output.bias"])
 
 
-@pytest.mark.parametrize("mode", ["all", "new"])
+@pytest.mark.parametrize("mode", ["all", pytest.param("new", marks=pytest.mark.slow)])
 def test_transfer_resumes_without_the_model_it_came_from(train_script, corpus, tmp_path, old_run, mode):
     changes = {"training__train_only": mode, "optim__decay": "constant"}
     assert transfer(train_script, corpus, tmp_path / "whole", old_run, steps=3, **changes).code == 0
