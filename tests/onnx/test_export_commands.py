@@ -16,11 +16,13 @@ from command_lines import run
 from scripts import ROOT
 from tiny_exports import build, noise
 
+from tokenverse_pp.api.formats import render
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.search import search
 from tokenverse_pp.onnx.folder import PACKAGES
 from tokenverse_pp.runtime import Runtime
+from tokenverse_pp.runtime.__main__ import main as runtime_command
 
 # A machine where only the documented packages and their own requirements are installed: other imports fail.
 # Arguments: the names that may be imported, a file for those that were imported, then those of the command.
@@ -109,6 +111,18 @@ def test_files_are_transcribed_without_torch(exported, tmp_path, case):
         assert item["raw"] == loaded.tokenizer.decode(best.tokens)
         assert (item["path"], item["name"], item["tasks"]) == (path, Path(path).stem, ["asr", "endp", "lid"])
         assert item["duration"] == 1.2 and "endpoints" in item and "entities" not in item
+
+
+def test_formats_are_those_of_transcribe(exported, tmp_path, capsys):
+    folder = exported("wav2vec2-group")[1]
+    names = [speak(tmp_path / f"{i}.wav", seed=i) for i in range(2)]
+    heard = [Runtime(folder).transcribe(name) for name in names]
+    assert runtime_command([str(folder), names[0], "--format", "srt"]) == 0
+    assert capsys.readouterr().out == render(heard[0], "srt") != ""
+    assert runtime_command([str(folder), *names, "--format", "ctm"]) == 0
+    assert capsys.readouterr().out == "".join(render(each, "ctm") for each in heard)
+    assert runtime_command([str(folder), *names, "--format", "vtt"]) == 2
+    assert capsys.readouterr().err == "error: --format vtt: expected one audio file, got 2\n"
 
 
 def test_export_and_use(tmp_path):

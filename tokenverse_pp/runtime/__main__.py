@@ -7,6 +7,7 @@ import json
 import sys
 from typing import List, Optional
 
+from tokenverse_pp.api.formats import FORMATS
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.onnx.folder import read_folder
@@ -14,12 +15,16 @@ from tokenverse_pp.onnx.runtime import Runtime, StreamingRuntime
 from tokenverse_pp.tasks import load_plugins
 
 EXIT_CODE = 2
+SHOWN = [name for name in FORMATS if name not in ("raw", "html")]  # text is raw here, html needs jinja2
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    """Print one line per file, text or JSON; for a file that cannot be decoded, one line on stderr and exit code 2."""
+    """Print each file in the format asked for; for one that cannot be decoded, a line on stderr and exit code 2."""
     args = _parser().parse_args(arguments)
+    form = FORMATS[args.format]
     try:
+        if form.joined is None and len(args.audio) > 1:
+            raise UserError(f"--format {args.format}: expected one audio file, got {len(args.audio)}")
         load_plugins(args.plugin)
         is_offline = read_folder(args.folder, check_files=False).streaming is None
         runtime = (Runtime if is_offline else StreamingRuntime)(args.folder, args.threads)
@@ -36,10 +41,15 @@ def main(arguments: Optional[List[str]] = None) -> int:
             reason = str(error)
             code = _refuse(error if path in reason else UserError(f"{path}: {reason}"))
             continue
-        line = transcript.raw
-        if args.format == "json":
-            line = json.dumps({"path": path, **transcript.to_dict()}, ensure_ascii=False)
-        print(printable(line) if sys.stdout.isatty() else line, flush=True)
+        if args.format == "text":
+            said = transcript.raw + "\n"
+        elif args.format == "json":
+            said = json.dumps({"path": path, **transcript.to_dict()}, ensure_ascii=False) + "\n"
+        else:
+            said = (form.joined or form.write)(transcript)
+        if sys.stdout.isatty():
+            said = "".join(printable(line) + "\n" for line in said.splitlines())
+        print(said, end="", flush=True)
     return code
 
 
@@ -58,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--language", help="code of the language that is spoken, if known")
     parser.add_argument("--method", choices=["greedy", "beam"], default="beam", help="how to search [beam]")
     parser.add_argument("--beam", type=int, default=4, help="hypotheses kept [4]")
-    parser.add_argument("--format", choices=["text", "json"], default="text", help="of a line [text]")
+    parser.add_argument("--format", choices=SHOWN, default="text", help="text: with task tokens [text]")
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE", help="Python file with tasks of your own; repeatable"
     )
