@@ -93,9 +93,11 @@ def test_hypotheses_are_those_of_the_cpu(tiny, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(125))
+@pytest.mark.parametrize("seed", range(0, 125, 1 if DEVICE == "cuda" else 5))  # 5: prime to all that `compare` varies
 def test_hypotheses_are_those_of_the_cpu_always(tiny, seed):
-    """With `compare`'s batches, 500 made-up utterances and more, each in four ways."""
+    """With `compare`'s batches, made-up utterances, each in four ways: more than 300 on a GPU, and in the interpreter,
+    which is slow, a fifth of these.
+    """
     compare(tiny, seed, method="greedy", constrained=seed % 2 == 1)
     compare(tiny, seed, width=1 + seed % 7)
     compare(tiny, seed, width=4, constrained=True)
