@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 from browser import chromium
-from fake_transcriber import CHUNK, TASKS, FakeTranscriber
+from fake_transcriber import CHUNK, RATE, TASKS, FakeTranscriber
 
+from tokenverse_pp.decoding.streaming.events import Event
 from tokenverse_pp.serving.access import Access
 from tokenverse_pp.serving.protocol import Limits
 from tokenverse_pp.serving.server import StreamingServer
@@ -34,7 +35,9 @@ class Scripted(FakeTranscriber):
 
     def open(self, tasks=None, name=None, search=None, pauses=None):
         self.tasks.append(tuple(tasks))
-        return super().open(tasks, name, search)
+        stream = super().open(tasks, name, search)
+        stream.pauses = pauses
+        return stream
 
     def set_tasks(self, stream, tasks):
         self.tasks.append(tuple(tasks))
@@ -46,7 +49,7 @@ class Scripted(FakeTranscriber):
         self.loudness.append(loud)
         done = len(stream.said)
         if loud < 0.01 or done >= len(SPEECH):
-            return []
+            return [Event("pause", stream.heard / RATE, "", endpoint=0.834)] if stream.pauses else []
         stream.said.append(SPEECH[done][1])
         partial = "peut-être [ENDP]" if done < len(SPEECH) - 1 else ""
         return [self._event(stream, *SPEECH[done]), self._event(stream, "partial", partial)]
@@ -154,12 +157,17 @@ def test_a_file_by_keyboard_with_tasks(page, tmp_path):
         ner = page.find_element("css selector", "#tasks input[value=ner]")
         assert not page.find_element("css selector", "#tasks input[value=asr]").is_enabled()
         ner.send_keys(Keys.SPACE)
+        assert not by_id(page, "complete").is_displayed()
+        page.find_element("css selector", "#more summary").click()
+        by_id(page, "pauses").click()
         by_id(page, "microphone").send_keys(Keys.TAB)
         assert page.switch_to.active_element.get_attribute("id") == "file"
         by_id(page, "file").send_keys(str(tmp_path / "talk.flac"))
         wait_for(page, f"{SAYS}.startsWith('talk.flac: done')")
         scripted = server.scripted
         assert scripted.tasks == [("asr", "scd", "endp", "lid")]
+        assert by_id(page, "complete").is_displayed() and by_id(page, "percent").text == "83%"
+        assert by_id(page, "endpoint").get_property("value") == 0.834
         assert page.execute_script(f"return {TURNS}") == WHOLE
         # Two channels became one of half the loudness, 32 kHz became 16.
         assert len(scripted.loudness) in (22, 23) and abs(np.median(scripted.loudness) - 0.25 / np.sqrt(2)) < 0.01

@@ -15,7 +15,7 @@ from scripts import ROOT
 from toy_runs import environment, read_cuts, toy_parts
 
 from tokenverse_pp.api.model import TokenVerse
-from tokenverse_pp.cli.serve import serve
+from tokenverse_pp.cli.serve import line_of, serve
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.serving.protocol import NEVER_IN_CHUNKS
 
@@ -72,6 +72,11 @@ async def test_a_file_is_streamed(tmp_path):
     assert_refused(await stream("talk.wav"), "cannot connect")
 
 
+def test_pauses_are_lines_with_their_probability():
+    event = {"kind": "pause", "time": 2.56, "text": "", "endpoint": 0.834}
+    assert line_of(event) == "     2.56  pause    complete 0.83"
+
+
 def test_a_model_is_served(tiny_corpus, tmp_path):
     """The real command line from a model folder to words; its port is its own, SIGTERM ends it with exit code 0."""
     parts = toy_parts(tiny_corpus)
@@ -92,7 +97,7 @@ def test_a_model_is_served(tiny_corpus, tmp_path):
         assert sum(NEVER_IN_CHUNKS in line for line in began) == 1
         result = run("stream", audio, "--url", url, "--json", "--tasks", "asr,lid", "--reset-at-endpoint")
         assert result.exit_code == 0 and result.stderr == f"warning: {NEVER_IN_CHUNKS}\n", result.stderr
-        words = ("--hotwords", tmp_path / "words.txt", "--hotword-score", "2", "--no-lm")
+        words = ("--hotwords", tmp_path / "words.txt", "--hotword-score", "2", "--no-lm", "--pauses")
         other = run("stream", audio, "--url", url, "--language", "qaa", *words)
         assert other.exit_code == 0, other.stderr
         assert other.stdout.splitlines()[-1].split()[1:3] == ["end", "[QAA]"]

@@ -188,6 +188,7 @@ def _search(given: Mapping[str, Any], has_language: bool) -> SearchOptions:
 @click.option(
     "--partials/--no-partials", default=True, show_default=True, help="Show partial results, which may still change."
 )
+@click.option("--pauses", is_flag=True, help="Show how probable it is, in a pause, that the utterance is complete.")
 @click.option("--reset-at-endpoint", is_flag=True, help="Restart the search at each [ENDP].")
 @click.option("--language", help="What is spoken, e.g. fr, or several: fr,nl. [default: as the server was started]")
 @click.option(
@@ -252,4 +253,5 @@ def samples_of(path: str) -> Any:
 
 def line_of(event: Dict[str, Any]) -> str:
     """An event as a line of text."""
-    return printable(f"{event['time']:9.2f}  {event['kind']:7}  {event['text']}")
+    text = f"complete {event['endpoint']:.2f}" if event["kind"] == "pause" else event["text"]
+    return printable(f"{event['time']:9.2f}  {event['kind']:7}  {text}")

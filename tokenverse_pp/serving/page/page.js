@@ -25,6 +25,12 @@ const given = (field, texts) => {
   return found.length ? { [field]: found } : {};
 };
 
+// The probability that the utterance is complete, in a pause; 0 while words come.
+const showEndpoint = (probability) => {
+  $("endpoint").value = probability;
+  $("percent").value = `${Math.round(100 * probability)}%`;
+};
+
 // One stream: a websocket, and what ends its audio.
 class Stream {
   constructor(name) {
@@ -40,7 +46,7 @@ class Stream {
     this.ready.catch(() => {});
     this.socket.onopen = () => this.tell({
       kind: "start", version: 1, sample_rate: RATE, format: "pcm16", tasks: chosenTasks(),
-      partials: $("partials").checked, reset_at_endpoint: $("reset").checked,
+      partials: $("partials").checked, reset_at_endpoint: $("reset").checked, pauses: $("pauses").checked,
       ...($("token").value ? { token: $("token").value } : {}),
       ...given("language", $("spoken").value.split(",")), ...given("hotwords", $("hotwords").value.split("\n")),
     });
@@ -55,10 +61,15 @@ class Stream {
   hear(event) {
     if (event.kind === "ready") {
       $("untrained").hidden = event.trained_in_chunks;
+      $("complete").hidden = !$("pauses").checked;
+      showEndpoint(0);
       this.resolve();
     } else if (event.kind === "error") {
       this.finish(`${event.message} (${event.code})`);
+    } else if (event.kind === "pause") {
+      showEndpoint(event.endpoint);
     } else if (event.kind !== "tasks") {
+      if (event.kind === "final") showEndpoint(0);
       transcript.show(event);
       say(`${this.name}: ${event.time.toFixed(1)} s heard`);
       if (event.kind === "end") {
