@@ -15,7 +15,7 @@ differs.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Tuple
 
 import click
 import eot_bench
@@ -80,7 +80,9 @@ def word_part(found: Decoded, by: Mapping[str, Normaliser]) -> Tuple[Dict[str, A
 
 @main.command(context_settings=FURTHER)
 @board_options
-@click.option("--speakers/--no-speakers", default=True, show_default=True, help="cpWER, DI-cpWER and ORC-WER, by meeteval.")
+@click.option(
+    "--speakers/--no-speakers", default=True, show_default=True, help="cpWER, DI-cpWER and ORC-WER, by meeteval."
+)
 def ami(speakers: bool, **given: Any) -> None:
     """Meetings: WER, F1 of speaker changes and endpoints, cpWER.
 
@@ -284,6 +286,12 @@ def stream_silences(given: Mapping[str, Any]) -> Tuple[List[eot_bench.Silence], 
     languages: Dict[str, str] = {}
     if given["data"]:
         turns, languages = eot_bench.turns_of_data(given["data"])
+        spoken = sorted(set(languages.values()))
+        if len(spoken) > 1:
+            found = ", ".join(spoken)
+            raise UserError(
+                f"--data: turns in {found}; the board scores each language by itself: give the files of one"
+            )
     else:
         validate_cuts(str(given["cuts"]))
         turns = turns_of(read_cuts(given["cuts"]))

@@ -5,11 +5,12 @@ import json
 import os
 import sys
 from collections import Counter
+from pathlib import Path
 
 import kaldialign
 import pytest
 from command_lines import run
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
@@ -17,7 +18,6 @@ from scripts import ROOT, load_script
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.evaluation.scoring import scored_example, tasks_of_hypotheses
-
 
 
 def needed(name):
@@ -32,9 +32,9 @@ needed("pyarrow")
 score = load_script(ROOT / "recipes" / "scoreboards" / "score.py", "score")  # brings its neighbours along
 word_errors, meetings, slue, eot_bench = map(sys.modules.get, ("word_errors", "meetings", "slue", "eot_bench"))
 
-texts = st.lists(st.sampled_from(["a", "bb", "it's", "colour", "twenty", "two", "won't", "uh", "élan"]), max_size=8).map(
-    " ".join
-)
+texts = st.lists(
+    st.sampled_from(["a", "bb", "it's", "colour", "twenty", "two", "won't", "uh", "élan"]), max_size=8
+).map(" ".join)
 
 
 def utterance(ref, hyp, language="en", original=None):
@@ -42,12 +42,14 @@ def utterance(ref, hyp, language="en", original=None):
 
 
 class TestWords:
+    @settings(max_examples=50)
     @given(st.lists(st.tuples(texts.filter(bool), texts), min_size=1, max_size=5), st.sampled_from(["ours", "whisper"]))
     def test_rates_are_those_of_jiwer(self, pairs, name):
         by = word_errors.normalisers(None)[name]
         found = word_errors.word_scores([utterance(*pair) for pair in pairs], by)
-        normalised = [(ref, hyp) if by.text is None else (by.text(ref, "en"), by.text(hyp, "en")) for ref, hyp in pairs]
-        refs, hyps = (list(side) for side in zip(*((r.strip(), h.strip()) for r, h in normalised if r.strip())) or ((), ()))
+        text = by.text or (lambda words, language: words)
+        both = [(text(ref, "en").strip(), text(hyp, "en").strip()) for ref, hyp in pairs]
+        refs, hyps = [ref for ref, _ in both if ref], [hyp for ref, hyp in both if ref]
         assert found["utterances"] == len(refs)
         if refs:
             theirs = jiwer.process_words(refs, hyps)
@@ -56,7 +58,9 @@ class TestWords:
             low, high = found["wer_interval"]
             assert low <= found["wer"] + 1e-6 and found["wer"] <= high + 1e-6
 
-    @given(st.lists(st.sampled_from("Mr. it's twenty-two £5 colour uh won't [noise] 1,000 Sept 2nd".split()), max_size=9))
+    @given(
+        st.lists(st.sampled_from("Mr. it's twenty-two £5 colour uh won't [noise] 1,000 Sept 2nd".split()), max_size=9)
+    )
     def test_whisper_package_normalises_as_transformers(self, words):
         from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
@@ -68,7 +72,9 @@ class TestWords:
 
     def test_boards_normalise_what_the_corpus_wrote(self):
         both = {"ref": "it is twenty two", "hyp": "it's 22", "original": "It's 22."}
-        scores = {name: word_errors.word_scores([utterance(**both)], by) for name, by in word_errors.normalisers(None).items()}
+        scores = {
+            name: word_errors.word_scores([utterance(**both)], by) for name, by in word_errors.normalisers(None).items()
+        }
         assert scores["ours"]["errors"] == 4 and scores["ours"]["words"] == 4
         assert scores["whisper"]["errors"] == 0 and scores["whisper"]["words"] == 3  # it is 22
 
@@ -87,7 +93,8 @@ class TestWords:
             "ml_normalizer = lambda text, lang: f'{lang} {text}'\n"
         )
         (folder / "eval_utils.py").write_text(
-            "def normalize_compound_pairs(refs, preds):\n    return [r + ' x' for r in refs], [p + ' y' for p in preds]\n"
+            "def normalize_compound_pairs(refs, preds):\n"
+            "    return [r + ' x' for r in refs], [p + ' y' for p in preds]\n"
         )
         try:
             by = word_errors.open_asr_normaliser(tmp_path)
@@ -154,7 +161,7 @@ class TestMeetings:
         ]
 
     def test_turns_without_speakers_are_clustered_at_best(self):
-        """Of a hypothesis that lacks one change: "c d e f" would do, "a b c d" as one turn costs B two words and A two."""
+        """A change is missing: "a b c d" as one turn costs one speaker two words and the other two."""
         hyps = [hypothesis("a", [(0.0, "a b c d")]), hypothesis("b", [(0.5, "e f"), (3.0, "g")])]
         hypothesised = self.segments(hyps)
         assert not meetings.speakers_known(hypothesised)
@@ -226,7 +233,9 @@ class TestEntities:
         bare = [([("phrase", kind) for _, kind in ref], [("phrase", kind) for _, kind in hyp]) for ref, hyp in pairs]
         assert found["label_f1"]["f1"] == pytest.approx(slue_f1(bare))
         kinds = {kind for both in pairs for side in both for _, kind in side}
-        by_kind = [slue_f1([tuple([p for p in side if p[1] == kind] for side in both) for both in pairs]) for kind in kinds]
+        by_kind = [
+            slue_f1([tuple([p for p in side if p[1] == kind] for side in both) for both in pairs]) for kind in kinds
+        ]
         assert found["f1"]["macro_f1"] == pytest.approx(sum(by_kind) / max(len(kinds), 1))
         assert set(found["f1"]["types"]) == kinds
 
@@ -258,6 +267,14 @@ class TestEntities:
         assert slue.entity_scores(slue.entities_of(examples, combined=False))["f1"]["f1"] == 0
         table = slue.entity_table(slue.entity_scores(slue.entities_of(examples)), True)
         assert "PLACE" in table and "100.0" in table
+
+    def test_a_possessive_at_the_end_does_not_count(self):
+        entities = [{"start": 0, "end": 8, "type": "GPE"}]
+        cut = make_cut("a", [{"text": "europe's borders", "language": "en", "entities": entities}], ["asr", "ner"])
+        for heard in ("europe", "europe's"):
+            hyp = {"id": "a", "text": f"[NE:GPE] {heard} [/NE] borders", "tasks": ["asr", "ner"]}
+            [(ref, hyp)] = slue.entities_of([scored_example(cut, hyp, tasks_of_hypotheses([(cut, hyp)]))])
+            assert ref == hyp == [("europe", "PLACE")]
 
     def test_unknown_types(self):
         with pytest.raises(UserError, match="cut a: entity type NAME"):
@@ -294,7 +311,9 @@ class TestEotBench:
         assert self.at(policies, 0.7, 0.5, 1.0) == (0.5, 0.5)
 
     def test_the_score_of_one_time(self):
-        holds = [silence(str(i), "hold", (0.0, 0.0), (0.5, 0.1 if i else 0.6), (1.0, 0.1 if i else 0.6)) for i in range(10)]
+        holds = [
+            silence(str(i), "hold", (0.0, 0.0), (0.5, 0.1 if i else 0.6), (1.0, 0.1 if i else 0.6)) for i in range(10)
+        ]
         ends = [
             silence("fast", "eot", (0.0, 0.0), (0.5, 0.7), (1.0, 0.7)),
             silence("slow", "eot", (0.0, 0.0), (0.5, 0.4), (1.0, 0.8)),
@@ -310,8 +329,40 @@ class TestEotBench:
 
     def test_the_score_may_have_fallen_before_the_delay(self):
         falling = [(0.0, 0.0), (0.2, 0.8), (0.5, 0.1), (1.0, 0.1)]
-        policies = eot_bench.sweep([silence("a", "hold", *falling), silence("b", "eot", *falling)], 0.2, [0.7], [0.5], [1.5])
+        policies = eot_bench.sweep(
+            [silence("a", "hold", *falling), silence("b", "eot", *falling)], 0.2, [0.7], [0.5], [1.5]
+        )
         assert self.at(policies, 0.7, 0.5, 1.5) == (1.0, 0.5)
+
+    @given(
+        st.lists(
+            st.tuples(st.booleans(), st.lists(st.sampled_from([0.0, 0.3, 0.5, 0.7]), min_size=3, max_size=12)),
+            min_size=2,
+        )
+    )
+    def test_policies_one_by_one(self, told):
+        """The sweep beside the definition in words, for each policy and each silence by itself."""
+        silences = [
+            eot_bench.Silence(
+                str(n), 0, "eot" if is_end else "hold", tuple(0.1 * i for i in range(len(scores))), tuple(scores)
+            )
+            for n, (is_end, scores) in enumerate(told)
+        ]
+        if len({s.label for s in silences}) < 2:
+            return
+        policies = eot_bench.sweep(silences, None, [0.0, 0.3, 0.5], [0.2, 0.5], [0.4, 1.0])
+        assert len(policies.settings) == 9  # a timeout of 0.4 s is before a delay of 0.5 s
+        for (threshold, delay, timeout), cutoffs, latency in zip(
+            policies.settings, policies.cutoffs, policies.latencies
+        ):
+            fires, cut, waited = [], [], []
+            for s in silences:
+                crossing = next((t for t, score in zip(s.times, s.scores) if score > threshold), None)
+                fires.append(timeout if crossing is None else min(timeout, max(delay, crossing)))
+                (waited if s.label == "eot" else cut).append(
+                    fires[-1] if s.label == "eot" else s.times[-1] > fires[-1] + 1e-9
+                )
+            assert cutoffs == pytest.approx(sum(cut) / len(cut)) and latency == pytest.approx(sum(waited) / len(waited))
 
     def test_what_no_policy_reaches_is_told(self):
         silences = [silence("a", "hold", (0.0, 0.9), length=0.4), silence("b", "eot", (0.0, 0.0), length=2.0)]
@@ -320,9 +371,7 @@ class TestEotBench:
         assert scores["detector"]["latency_at_5_percent"]["mean_latency"] == 1.0  # the timeout
         assert scores["silence"]["false_cutoffs_at_600_ms"]["false_cutoffs"] == 0
         assert (scores["turns"], scores["pauses"]) == (1, 1)
-        assert [line.split()[-4:] for line in eot_bench.bench_table(scores, "x").splitlines()[1:2]] == [["-", "-", "1000", "ms"]] or (
-            "-" in eot_bench.bench_table(scores, "x")
-        )
+        assert eot_bench.bench_table(scores, "x").splitlines()[1].split()[:2] == ["x", "-"]
 
     def test_short_and_long_pauses_do_not_count(self):
         end = silence("b", "eot", (0.0, 0.0), length=0.1)
@@ -341,13 +390,15 @@ class TestEotBench:
         assert pause.times == (0.0, 0.1, 0.2, 0.25) and pause.scores == (0.0, 0.0, 0.2, 0.2)
         assert end.times[-1] == 0.6 and end.scores == (0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.6)
         rows = list(eot_bench.rows_of([pause, end], {"t": "en"}))
-        assert rows[2] == {
-            "id": "t", "language": "en", "span_index": 0, "timestamp": 0.7, "silence_dur": 0.2, "p_eot": 0.2, "label": "hold",
-        }  # fmt: skip
+        assert list(rows[2]) == ["id", "language", *eot_bench.COLUMNS[1:]]
+        assert list(rows[2].values()) == ["t", "en", 0, 0.7, 0.2, 0.2, "hold"]
 
     @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
     def test_predictions_of_others(self, tmp_path, ending):
-        silences = [silence("a", "hold", (0.0, 0.25), length=0.4), silence("b", "eot", (0.0, 0.0), (0.1, 0.5), length=2.0)]
+        silences = [
+            silence("a", "hold", (0.0, 0.25), length=0.4),
+            silence("b", "eot", (0.0, 0.0), (0.1, 0.5), length=2.0),
+        ]
         path = tmp_path / f"predictions.{ending}"
         if ending == "parquet":
             eot_bench.write_predictions(path, silences, {})
@@ -391,10 +442,19 @@ class TestCommands:
         done, found = board(tmp_path, "ami", TestMeetings.CUTS, hyps)
         assert done.exit_code == 0, done.stderr
         assert found["cuts"] == 2 and found["words"] == 7 and found["turns"] == 4
-        assert found["wer"]["ours"]["errors"] == 1 and found["scd"]["text"]["tp"] == 1 and found["scd"]["text"]["fn"] == 1
+        assert (
+            found["wer"]["ours"]["errors"] == 1 and found["scd"]["text"]["tp"] == 1 and found["scd"]["text"]["fn"] == 1
+        )
         assert found["label_sources"] == {"asr": {"people": 2}, "scd": {"people": 2}}
         assert found["speakers"]["ours"]["orc_wer"]["errors"] == 1
-        for words in ("AMI: 2 cuts", "4 as plain words", "scd by people (2 cuts)", "Whisper's normaliser", "scd text", "DI-cpWER"):
+        for words in (
+            "AMI: 2 cuts",
+            "4 as plain words",
+            "scd by people (2 cuts)",
+            "Whisper's normaliser",
+            "scd text",
+            "DI-cpWER",
+        ):
             assert words in done.stdout
         assert "cpWER: not counted" in done.stdout
 
@@ -408,7 +468,9 @@ class TestCommands:
         assert done.exit_code == 0, done.stderr
         assert found["ner"]["f1"]["f1"] == 1 and found["labels"] == "combined" and found["wer"]["ours"]["wer"] == 0.5
         assert "1 turns as the corpus writes them" in done.stdout and "ner by machine:x (1 cuts)" in done.stdout
-        done, _ = board(tmp_path, "slue", [make_cut("a", [{"text": "a", "language": "en"}], ["asr"])], [{"id": "a", "text": "a"}])
+        done, _ = board(
+            tmp_path, "slue", [make_cut("a", [{"text": "a", "language": "en"}], ["asr"])], [{"id": "a", "text": "a"}]
+        )
         assert done.exit_code == 2 and "1 of 1 cuts are not labelled for ner" in done.stderr
 
     @pytest.mark.parametrize("name", ["fleurs", "commonvoice", "mls"])
@@ -427,6 +489,57 @@ class TestCommands:
         assert by["mean"]["ours"]["wer"] == pytest.approx(1 / 6) and by["all"]["ours"]["wer"] == 0.25
         assert by["mean"]["lid"] == 0.5 and by["all"]["lid"] == pytest.approx(2 / 3)
         assert "mean of 2" in done.stdout
+
+    @pytest.mark.slow
+    def test_decoding_first(self, finished_run, tiny_corpus, tmp_path):
+        """A model of ten steps; options that score.py does not know go to decode.py."""
+        cuts = tiny_corpus / "cuts_test.jsonl.gz"
+        options = [
+            "--cuts",
+            cuts,
+            "--model",
+            finished_run,
+            "--output-dir",
+            tmp_path,
+            "--blank-penalty",
+            4,
+            "--no-report",
+        ]
+        done = run("ami", *options, "--method", "greedy", group=score.main)
+        assert done.exit_code == 0, done.stderr
+        found, scores = (json.loads((tmp_path / name).read_text()) for name in ("ami.json", "scores.json"))
+        assert found["wer"]["ours"]["wer"] == scores["wer"]["all"]["wer"] and found["scd"] == scores["scd"]
+        assert scores["options"]["method"] == "greedy" and found["model"] == str(finished_run)
+        done = run("ami", *options, "--no-such-option", group=score.main)
+        assert done.exit_code == 2 and "No such option" in done.stderr
+
+    @pytest.mark.slow
+    def test_a_stream_over_the_data_of_eot_bench(self, finished_run, tiny_corpus, tmp_path):
+        import pyarrow.parquet
+
+        rows = []
+        for cut in CutSet.from_file(tiny_corpus / "cuts_test.jsonl.gz"):
+            source = cut.recording.sources[0].source
+            spans = [{"start": 0.5, "end": 0.8}, {"start": cut.duration - 0.4, "end": cut.duration}]
+            audio = {"bytes": Path(source).read_bytes(), "path": None}
+            rows.append({"id": cut.id, "language": "en", "audio": audio, "silence_spans": spans, "messages": []})
+        data = tmp_path / "data"
+        data.mkdir()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), data / "validation-0.parquet")
+        options = ["--data", data, "--model", finished_run, "--output-dir", tmp_path / "out", "--chunk-ms", 320]
+        done = run("eot-bench", *options, group=score.main)
+        assert done.exit_code == 0, done.stderr
+        found = json.loads((tmp_path / "out" / "eot-bench.json").read_text())
+        assert (found["turns"], found["pauses"], found["chunk_ms"]) == (4, 4, 320)
+        assert "eot-bench: 4 ends of turns, 4 pauses" in done.stdout
+        told = eot_bench.read_predictions(tmp_path / "out" / "predictions.parquet")
+        assert [silence.label for silence in told] == ["hold", "eot"] * 4
+        assert eot_bench.bench_scores(told)["detector"] == found["detector"]
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist([{**rows[0], "language": "de", "id": "x"}]), data / "b.parquet"
+        )
+        done = run("eot-bench", *options, group=score.main)
+        assert done.exit_code == 2 and "turns in de, en" in done.stderr
 
     def test_what_is_missing_or_too_much(self, tmp_path):
         cuts, hyps = TestMeetings.CUTS, [hypothesis("a", [(0.0, "a b")])]
