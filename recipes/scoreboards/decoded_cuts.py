@@ -20,6 +20,7 @@ from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.evaluation.scoring import score_hypotheses, scored_example, tasks_of_hypotheses
 from tokenverse_pp.tasks.base import ScoredExample, TaskSet
 
+RECIPES = str(Path(__file__).resolve().parents[1])
 PACKAGES = ("tokenverse-pp", "meeteval", "whisper-normalizer", "kaldialign")
 
 
@@ -105,9 +106,11 @@ def decoded(given: Mapping[str, Any]) -> Decoded:
     if hyps and further:
         raise UserError(f"--hyps: nothing is decoded, so {further[0]} has no effect")
     if model:
-        sys.path.append(str(Path(__file__).resolve().parents[1]))
-        from decode import main as decode
-
+        sys.path.insert(0, RECIPES)
+        try:
+            from decode import main as decode
+        finally:
+            sys.path.remove(RECIPES)
         cuts = [word for path in given["cut_files"] for word in ("--cuts", path)]
         command = ["--model", model, *cuts, "--output-dir", str(folder), *further]
         try:

@@ -46,7 +46,7 @@ def reference_segments(cuts: Sequence[Cut], text: Callable[[str], str]) -> List[
     for cut in cuts:
         for turn in cut.supervisions:
             if not turn.speaker:
-                raise UserError(f"cut {cut.id}: supervision {turn.id} has no speaker; cpWER needs one for every turn")
+                raise UserError(f"cut {cut.id}: supervision {turn.id} has no speaker (--no-speakers: no cpWER)")
             segments.append(_segment(cut, turn.start, turn.end, turn.speaker, text(turn.text or "")))
     return segments
 

@@ -44,6 +44,11 @@ from tokenverse_pp.data.labels import labelled_tasks, validate_cuts
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.evaluation.scoring import score_table
 
+SILENCES = {  # where those of eot-bench are from
+    "data": "silence_spans of the data",
+    "cuts": "by the times of words, where the cuts have them, else by silero-vad; two seconds behind each turn",
+    "predictions": "those of the predictions",
+}
 FURTHER = {"ignore_unknown_options": True, "max_content_width": 100}
 
 board_options = together(
@@ -61,7 +66,6 @@ board_options = together(
         help="A checkout of github.com/huggingface/open_asr_leaderboard: count words by the board's own code as well. "
         "Code of its folder normalizer is run.",
     ),
-    source_options,
     click.argument("further", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF decode.py]..."),
 )
 
@@ -268,6 +272,7 @@ def endpoints(**given: Any) -> None:
     if given["model"] or not given["predictions"]:
         result.update(model=title, chunk_ms=given["chunk_ms"], left_chunks=given["left_chunks"], sinks=given["sinks"])
     head = f"eot-bench: {scores['turns']} ends of turns, {scores['pauses']} pauses of 0.2 to 5 s inside turns"
+    head += f"\nsilences: {SILENCES[sources[0]]}"
     finish(given, "eot-bench", result, [head, eot_bench.bench_table(scores, title)])
 
 

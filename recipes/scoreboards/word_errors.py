@@ -15,6 +15,7 @@ it differs from the plain words (``supervision.custom["original_text"]``).
 from __future__ import annotations
 
 import importlib
+import inspect
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -102,8 +103,11 @@ def open_asr_normaliser(checkout: Path) -> Normaliser:
     """The Open ASR board's own code: runs ``normalizer/`` of a checkout of huggingface/open_asr_leaderboard.
 
     Raises:
-        UserError: for a folder that is none, or packages that it needs and that are missing.
+        UserError: for a folder that is none, packages that it needs and that are missing, and a kaldialign that cannot
+            merge compounds.
     """
+    if "merge_compounds" not in inspect.signature(kaldialign.edit_distance).parameters:
+        raise UserError("--open-asr: expected kaldialign 0.12 or newer, for Python 3.10 or newer")
     if not (checkout / "normalizer" / "data_utils.py").is_file():
         raise UserError(f"--open-asr {checkout}: expected a checkout of github.com/huggingface/open_asr_leaderboard")
     sys.path.insert(0, str(checkout))
@@ -170,7 +174,8 @@ def word_scores(utterances: Sequence[Utterance], by: Normaliser, interval: bool 
     """
     pairs = texts_of(utterances, by)
     scores: Dict[str, Any] = dict(error_rates(pairs))
-    edits = [kaldialign.edit_distance(ref, hyp, merge_compounds=by.merges) for ref, hyp in pairs]
+    merged = {"merge_compounds": True} if by.merges else {}
+    edits = [kaldialign.edit_distance(ref, hyp, **merged) for ref, hyp in pairs]
     if by.merges:
         words = max(scores["words"], 1)
         for ours, kind in (("ins", "ins"), ("del", "del"), ("sub", "sub"), ("wer", "total")):
