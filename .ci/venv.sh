@@ -58,7 +58,7 @@ pip() {
     return "${code:-0}"
 }
 export PIP_PROGRESS_BAR=off PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
-echo "installing the packages of requirements.txt in $venv: 1 to 3 minutes, 3.6 GB" >&2
+echo "installing the packages of requirements.txt in $venv: 1 to 4 minutes, 3.8 GB" >&2
 pip install --upgrade pip
 
 install_torch() {
@@ -72,7 +72,7 @@ can_compile() {
     if ! command -v g++ >/dev/null || [ ! -f "$headers/Python.h" ]; then
         version=$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
         if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-            echo "without meeteval (cpWER), which takes g++ and python$version-dev: install them, then make venv" >&2
+            echo "meeteval (cpWER) is left out: compiling it takes g++ and python$version-dev" >&2
             return 1
         fi
         need_packages g++ "python$version-dev" || return 1

@@ -9,11 +9,10 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import click
 from lhotse.cut import Cut
-from word_errors import ORIGINAL, Utterance
+from word_errors import ORIGINAL, Utterance, language_of
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import write_json
-from tokenverse_pp.base.languages import primary_language
 from tokenverse_pp.data.hypotheses import Hypothesis, read_hypotheses
 from tokenverse_pp.data.labels import LABEL_SOURCE, labelled_tasks, validate_cuts
 from tokenverse_pp.data.manifests import read_cuts
@@ -75,12 +74,6 @@ class Decoded:
             "model": self.model,
             "versions": versions(),
         }
-
-
-def language_of(cut: Cut) -> Optional[str]:
-    """The language of a cut without its region; None where it has none, or several."""
-    found = {primary_language(turn.language) for turn in cut.supervisions if turn.language}
-    return found.pop() if len(found) == 1 else None
 
 
 def versions() -> Dict[str, str]:

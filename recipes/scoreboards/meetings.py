@@ -16,9 +16,10 @@ reference's turns stand in the order of their starts.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence, Set
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set
 
 from lhotse.cut import Cut
+from word_errors import language_of
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned
@@ -26,6 +27,7 @@ from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.result import Transcript
 
+NormaliseText = Callable[[str, Optional[str]], str]
 Segment = Dict[str, Any]  # as meeteval's SegLST has them
 UNKNOWN = "unknown"
 
@@ -36,7 +38,7 @@ def recording_of(cut: Cut) -> str:
     return str(cut.id if recording is None else recording.id)
 
 
-def reference_segments(cuts: Sequence[Cut], text: Callable[[str], str]) -> List[Segment]:
+def reference_segments(cuts: Sequence[Cut], text: NormaliseText) -> List[Segment]:
     """A segment for each supervision, times from the start of the recording.
 
     Raises:
@@ -47,19 +49,19 @@ def reference_segments(cuts: Sequence[Cut], text: Callable[[str], str]) -> List[
         for turn in cut.supervisions:
             if not turn.speaker:
                 raise UserError(f"cut {cut.id}: supervision {turn.id} has no speaker (--no-speakers: no cpWER)")
-            segments.append(_segment(cut, turn.start, turn.end, turn.speaker, text(turn.text or "")))
+            segments.append(_segment(cut, turn.start, turn.end, turn.speaker, text(turn.text or "", language_of(cut))))
     return segments
 
 
 def hypothesis_segments(
-    cuts: Sequence[Cut], hyps: Mapping[str, Hypothesis], tasks: TaskSet, text: Callable[[str], str]
+    cuts: Sequence[Cut], hyps: Mapping[str, Hypothesis], tasks: TaskSet, text: NormaliseText
 ) -> List[Segment]:
     """A segment for each written turn; its speaker is `UNKNOWN` where nothing tells. See the module's docstring.
 
     Args:
         hyps: by cut id.
         tasks: to read them with.
-        text: what is done to the words of a turn, as to those of the reference.
+        text: words and their language -> the words that count, as of the reference.
     """
     channels: Dict[str, Set[Any]] = {}
     for cut in cuts:
@@ -69,7 +71,7 @@ def hypothesis_segments(
         channel = getattr(cut, "channel", 0)
         by_channel = f"channel {channel}" if len(channels[recording_of(cut)]) > 1 else UNKNOWN
         for turn in _turns(hyps[cut.id], tasks):
-            words = text(turn["text"])
+            words = text(turn["text"], language_of(cut))
             if words:
                 speaker = turn.get("speaker") or by_channel
                 segments.append(_segment(cut, turn["start"], turn["end"], speaker, words))

@@ -15,7 +15,7 @@ differs.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import click
 import eot_bench
@@ -114,8 +114,8 @@ def ami(speakers: bool, **given: Any) -> None:
 def speaker_part(found: Decoded, by: Normaliser) -> Dict[str, Dict[str, Any]]:
     """cpWER and DI-cpWER of words as a normaliser writes them."""
 
-    def text(words: str) -> str:
-        return words if by.text is None else by.text(words, "en").strip()
+    def text(words: str, language: Optional[str]) -> str:
+        return words if by.text is None else by.text(words, language).strip()
 
     reference = meetings.reference_segments(found.cuts, text)
     return meetings.speaker_scores(reference, meetings.hypothesis_segments(found.cuts, found.hyps, found.tasks, text))

@@ -27,6 +27,7 @@ from lhotse.cut import Cut
 
 from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.base.files import aligned
+from tokenverse_pp.base.languages import primary_language
 from tokenverse_pp.metrics.bootstrap import RatioCounts, bootstrap
 from tokenverse_pp.metrics.error_rates import error_rates
 from tokenverse_pp.tasks.base import ScoredExample
@@ -35,6 +36,12 @@ ORIGINAL = "original_text"  # custom field of a supervision: its text before nor
 OURS = "ours"
 BY_LETTER = ("zh", "yue", "ja", "th", "lo", "my")  # the Whisper paper counts characters there (section 4.4)
 NOT_SCORED = "ignore time segment in scoring"  # a reference of TED-LIUM that the Open ASR board leaves out
+
+
+def language_of(cut: Cut) -> Optional[str]:
+    """The language of a cut without its region; None where it has none, or several."""
+    found = {primary_language(turn.language) for turn in cut.supervisions if turn.language}
+    return found.pop() if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
