@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import replacing
-from tokenverse_pp.data.corpora.common import CorpusPart, LeftOut, Say, at_16_khz, is_written, write_parts
+from tokenverse_pp.data.corpora.common import CorpusPart, LeftOut, Say, Table, at_16_khz, is_written, write_parts
 from tokenverse_pp.data.editing.conversations import NO_WORDS, with_original
 from tokenverse_pp.data.importing.fields import finish_text
 from tokenverse_pp.data.importing.rows import BadRow, Span
@@ -35,6 +35,11 @@ SPANS = "spans"  # key of a supervision's custom fields: its entities, before th
 
 WrittenOf = Callable[[SupervisionSegment], Optional[str]]
 LeftOutRow = Tuple[str, str]  # an id (or a line, where there is none) and the reason
+
+
+def left_out_rows(table: Table) -> List[LeftOutRow]:
+    """The rows of a table that cannot be read."""
+    return [(str(item["id"]), str(item["reason"])) for item in table.left_out()]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lhotse.audio import Recording
 from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.corpora.clips import LeftOutRow, Utterance, open_clip
+from tokenverse_pp.data.corpora.clips import LeftOutRow, Utterance, left_out_rows, open_clip
 from tokenverse_pp.data.corpora.common import CorpusPart, Form, Say, check_table, check_written, is_written, require
 from tokenverse_pp.data.corpora.conversations import MIXED_TASKS, mixed_tracks, write_dialogues
 from tokenverse_pp.data.corpora.resume import in_groups
@@ -136,7 +136,7 @@ def _words(path: Path) -> Tuple[List[Word], List[LeftOutRow]]:
         else:
             token, speaker, start, end, mark = (cells[place[name]].strip() for name in COLUMNS)
             words.append((token, mark, speaker, number_of(start), number_of(end)))
-    return words, [(item["id"], item["reason"]) for item in table.left_out()]
+    return words, left_out_rows(table)
 
 
 def turns_of(call: str, words: Sequence[Word], duration: float) -> Iterator[SupervisionSegment]:

@@ -18,7 +18,15 @@ from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import primary_language
-from tokenverse_pp.data.corpora.clips import LeftOutRow, Utterance, keep, part_of, unpack_all, write_utterances
+from tokenverse_pp.data.corpora.clips import (
+    LeftOutRow,
+    Utterance,
+    keep,
+    left_out_rows,
+    part_of,
+    unpack_all,
+    write_utterances,
+)
 from tokenverse_pp.data.corpora.common import Form, Say, check_table, check_written, require
 from tokenverse_pp.data.corpora.read_speech import folders_of
 from tokenverse_pp.data.corpora.resume import in_groups
@@ -124,7 +132,7 @@ def _fleurs_folder(corpus_dir: Path, table: Path) -> Path:
 
 def _fleurs_rows(path: Path, folder: Path, locale: str) -> Rows:
     table = check_table(path, FLEURS_FORM)
-    yield from ((item["id"], item["reason"]) for item in table.left_out())
+    yield from left_out_rows(table)
     for number, line in raw_lines(path):
         if number in table.bad or not line.strip():
             continue
@@ -219,7 +227,7 @@ Cells = Tuple[str, Dict[str, Any], Optional[Path]]  # the place, the cells, and 
 def _slue_table(path: Path) -> Iterator[Union[Cells, LeftOutRow]]:
     """The rows of a table, which pandas has written."""
     table = check_table(path, SLUE_FORM)
-    yield from ((item["id"], item["reason"]) for item in table.left_out())
+    yield from left_out_rows(table)
     header: List[str] = []
     for number, line in raw_lines(path):
         if number in table.bad or not line.strip():
