@@ -137,8 +137,9 @@ def ami(**given: Any) -> None:
 def callhome_english(**given: Any) -> None:
     """CALLHOME American English: asr, scd, endp and lid, telephone calls within families.
 
-    CORPUS_DIR holds LDC97S42 (speech) and LDC97T14 (transcripts), or is LDC97S42 and --transcripts is LDC97T14. Calls
-    are written as 16 kHz FLAC in OUT/audio; compressed SPHERE files need sph2pipe for that (lhotse install-sph2pipe).
+    CORPUS_DIR holds LDC97S42 (speech) and LDC97T14 (transcripts), as their archives unpack, or is LDC97S42 and
+    --transcripts is LDC97T14. Calls are written as 16 kHz FLAC in OUT/audio; compressed SPHERE files need sph2pipe for
+    that (lhotse install-sph2pipe).
     Written: OUT/cuts_{train,dev,test}.jsonl.gz. A window holds both sides of the call, and never a turn whose words are
     not known ((( )), speech in another language).
     """
@@ -189,9 +190,9 @@ def earnings22(**given: Any) -> None:
 def eval2000(**given: Any) -> None:
     """Hub5 2000 evaluation: asr, scd, endp and lid, 40 telephone calls, a test set only.
 
-    CORPUS_DIR holds LDC2002S09/hub5e_00/english and LDC2002T43/reference/english. Calls are written as 16 kHz FLAC in
-    OUT/audio; compressed SPHERE files need sph2pipe for that (lhotse install-sph2pipe). Written:
-    OUT/cuts_test.jsonl.gz.
+    CORPUS_DIR holds LDC2002S09/hub5e_00/english and LDC2002T43/[2000_hub5_eng_eval_tr/]reference/english. Calls are
+    written as 16 kHz FLAC in OUT/audio; compressed SPHERE files need sph2pipe for that (lhotse install-sph2pipe).
+    Written: OUT/cuts_test.jsonl.gz.
     """
     from tokenverse_pp.data.corpora.conversations import prepare_eval2000
 
@@ -210,7 +211,7 @@ def fleurs(**given: Any) -> None:
     OUT/cuts_<split>_<code>.jsonl.gz, one cut a reading. Archives are unpacked into OUT/audio. The id of a cut is
     <locale>-<clip>, such as fr_fr-10004088536354799741.
     """
-    from tokenverse_pp.data.corpora.evaluation_sets import prepare_fleurs
+    from tokenverse_pp.data.corpora.fleurs import prepare_fleurs
 
     prepare_fleurs(**given, say=click.echo)
 
@@ -293,7 +294,7 @@ def slue_voxpopuli(**given: Any) -> None:
     Every split that is there is prepared: OUT/cuts_{train,dev,test}.jsonl.gz, one cut an utterance, under its id in the
     corpus. The blind test set has no entities, and is labelled for asr and lid.
     """
-    from tokenverse_pp.data.corpora.evaluation_sets import prepare_slue_voxpopuli
+    from tokenverse_pp.data.corpora.voxpopuli import prepare_slue_voxpopuli
 
     prepare_slue_voxpopuli(**given, say=click.echo)
 
@@ -305,9 +306,12 @@ def slue_voxpopuli(**given: Any) -> None:
 def voxpopuli(**given: Any) -> None:
     """VoxPopuli: asr and lid, speeches in the European Parliament.
 
-    CORPUS_DIR holds raw_audios/<language>/<year>/*.ogg and the transcripts asr_<language>.tsv.gz; where those are
-    missing lhotse downloads them. Written: OUT/cuts_<split>_<language>.jsonl.gz, one cut a segment.
+    CORPUS_DIR holds whole sessions, raw_audios/<language>/<year>/*.ogg or raw_audios/original/<year>/*.ogg, and the
+    transcripts asr_<language>.tsv.gz (where those are missing lhotse downloads them); or clips,
+    transcribed_data/<language>/asr_<split>.tsv as VoxPopuli's get_asr_data writes them, or data/<language>/ of
+    facebook/voxpopuli on the hub, whose archives are unpacked into OUT/audio. Written:
+    OUT/cuts_<split>_<language>.jsonl.gz, one cut a segment.
     """
-    from tokenverse_pp.data.corpora.read_speech import prepare_voxpopuli
+    from tokenverse_pp.data.corpora.voxpopuli import prepare_voxpopuli
 
     prepare_voxpopuli(**given, say=click.echo)

@@ -12,7 +12,7 @@ from mini_corpora import make_earnings, make_fleurs, make_slue, slue_rows
 from mini_runs import cuts_of
 
 from tokenverse_pp.data.corpora.earnings22 import turns_of
-from tokenverse_pp.data.corpora.evaluation_sets import slue_entities
+from tokenverse_pp.data.corpora.voxpopuli import slue_entities
 
 MAKERS = {"earnings22": make_earnings, "fleurs": make_fleurs, "slue-voxpopuli": make_slue}
 

@@ -31,6 +31,8 @@ from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.manifests import reason_of
 
 TASKS = ("asr", "lid")  # not scd and endp: as "no change" they would teach the model to recognise the corpus
+ORIGINAL = "orig_text"  # key of a supervision's custom fields: the text before the corpus normalised it, as in lhotse
+CLIP_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # of files in archives
 SPANS = "spans"  # key of a supervision's custom fields: its entities, before the text is normalised
 
 WrittenOf = Callable[[SupervisionSegment], Optional[str]]
@@ -60,6 +62,9 @@ class Utterance:
     gender: Optional[str] = None
     entities: Optional[Sequence[Span]] = None
     custom: Dict[str, Any] = field(default_factory=dict)
+
+
+Rows = Iterator[Union[Utterance, LeftOutRow]]
 
 
 def part_of(name: str, language: str, rows: Iterable[Union[Utterance, LeftOutRow]], jobs: int = 1) -> CorpusPart:
@@ -112,6 +117,11 @@ def part_of(name: str, language: str, rows: Iterable[Union[Utterance, LeftOutRow
         language,
         [{"id": name, "seconds": 0.0, "reason": reason} for name, reason in left_out],
     )
+
+
+def original_of(turn: SupervisionSegment) -> Optional[str]:
+    """The text before the corpus normalised it, where it is there: punctuated, with capitals and digits."""
+    return (turn.custom or {}).get(ORIGINAL)
 
 
 def open_clip(row: Utterance) -> Union[Recording, str]:
@@ -196,7 +206,7 @@ def keep(path: Path, data: bytes) -> Path:
     return path
 
 
-def unpack(archive: Path, folder: Path, ending: str = ".wav") -> Path:
+def unpack(archive: Path, folder: Path) -> Path:
     """Write the audio files of a tar archive into one folder, as far as they are not there; returns the folder.
 
     Raises:
@@ -206,7 +216,7 @@ def unpack(archive: Path, folder: Path, ending: str = ".wav") -> Path:
         with tarfile.open(archive, "r|*") as tar:
             for member in tqdm(tar, desc=archive.name, unit=" files", mininterval=1.0):
                 name = PurePosixPath(member.name).name
-                file = tar.extractfile(member) if member.isfile() and name.endswith(ending) else None
+                file = tar.extractfile(member) if member.isfile() and name.endswith(CLIP_ENDINGS) else None
                 path = folder / name
                 if file is not None and not (path.is_file() and path.stat().st_size == member.size):
                     keep(path, file.read())

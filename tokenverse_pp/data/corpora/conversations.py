@@ -213,19 +213,21 @@ def read_ami_words(turn: SupervisionSegment, marks: Marks, normaliser: Normalise
     last_marks = [mark for _, mark in here[first:last]]
     complete = any(mark in (".", "?", "!") for mark in last_marks)
     text = normaliser(turn.text or "", turn.language)
-    # lhotse drops the full stop that ends a turn. Of several marks the strongest counts, so that none is one too many.
-    shown = " ".join([turn.text or "", *last_marks])
+    shown = (turn.text or "").rstrip()
+    shown += "".join(mark for mark in last_marks if not shown.endswith(mark))  # lhotse drops full stops
     return TurnWords(text, complete, written=shown if written and is_written(shown, text) else None)
 
 
 CALLHOME_SPLITS = {"train": "train", "dev": "devtest", "test": "evaltest"}
 COMPRESSED = "compressed SPHERE files need sph2pipe (lhotse install-sph2pipe)"
 CALLHOME_LAYOUT = (
-    "LDC97S42/data/{train,devtest,evltest}/*.sph and LDC97T14/transcrpt/{train,devtest,evaltest}/*.txt in one folder "
+    "LDC97S42/[callhome_eng/]data/{train,devtest,evltest}/*.sph and "
+    "LDC97T14/[callhome_english_trans_970711/]transcrpt/{train,devtest,evaltest}/*.txt in one folder "
     f"(or --transcripts for the second); {COMPRESSED}"
 )
 EVAL2000_LAYOUT = (
-    f"LDC2002S09/hub5e_00/english/*.sph and LDC2002T43/reference/english/*.txt in one folder; {COMPRESSED}"
+    "LDC2002S09/hub5e_00/english/*.sph and LDC2002T43/[2000_hub5_eng_eval_tr/]reference/english/*.txt in one folder "
+    f"(or --transcripts for the second); {COMPRESSED}"
 )
 
 # An attribute's value may hold a ">": e_form="[we=>we]['re=>are]".
@@ -369,7 +371,8 @@ def _callhome(corpus_dir: Path, transcripts: Optional[Path]) -> List[CorpusPart]
     from lhotse.recipes.callhome_english import prepare_callhome_english as recipe
 
     speech = corpus_dir / "LDC97S42" if (corpus_dir / "LDC97S42").is_dir() else corpus_dir
-    texts = transcripts if transcripts is not None else corpus_dir / "LDC97T14"
+    speech = _holding(speech, "data")
+    texts = _holding(transcripts if transcripts is not None else corpus_dir / "LDC97T14", "transcrpt")
     require(speech, ["data/train", "data/devtest", "data/evltest"], CALLHOME_LAYOUT)
     require(texts, ["transcrpt/train", "transcrpt/devtest", "transcrpt/evaltest"], CALLHOME_LAYOUT)
     _check_names(speech)
@@ -381,12 +384,22 @@ def _callhome(corpus_dir: Path, transcripts: Optional[Path]) -> List[CorpusPart]
 def _eval2000(corpus_dir: Path, transcripts: Optional[Path]) -> List[CorpusPart]:
     from lhotse.recipes.eval2000 import prepare_eval2000 as recipe
 
-    wanted = ["LDC2002S09/hub5e_00/english"] + ([] if transcripts else ["LDC2002T43/reference/english"])
-    require(corpus_dir, wanted, EVAL2000_LAYOUT)
+    require(corpus_dir, ["LDC2002S09/hub5e_00/english"], EVAL2000_LAYOUT)
+    texts = _holding(transcripts if transcripts is not None else corpus_dir / "LDC2002T43", "reference/english")
+    if transcripts is None:
+        require(texts, ["reference/english"], EVAL2000_LAYOUT)
+    if (texts / "reference" / "english").is_dir():
+        texts = texts / "reference" / "english"
     _check_names(corpus_dir)
     with tempfile.TemporaryDirectory() as folder, lhotse_recipe("eval2000", corpus_dir, EVAL2000_LAYOUT):
-        manifests = recipe(corpus_dir, folder, transcript_path=transcripts, absolute_paths=True)
+        manifests = recipe(corpus_dir, folder, transcript_path=texts, absolute_paths=True)
     return [CorpusPart("test", **manifests, language="en")]
+
+
+def _holding(folder: Path, part: str) -> Path:
+    """The folder, or the one in it that holds ``part``: the LDC's archives unpack into a folder of their own."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return next((path for path in [folder, *inside] if (path / part).is_dir()), folder)
 
 
 def side_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:

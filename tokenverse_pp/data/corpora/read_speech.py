@@ -3,7 +3,6 @@
 - LibriSpeech and Mini LibriSpeech: English audiobooks.
 - Multilingual LibriSpeech: audiobooks in eight languages.
 - Common Voice: sentences read by volunteers in over a hundred languages.
-- VoxPopuli: speeches in the European Parliament, 16 languages with transcripts.
 
 Languages are written as ISO 639-1 codes (639-3 for languages without a two-letter code). Common Voice's tables are read
 here, because lhotse's recipe needs the columns of release 13 or later. Releases before 13 lack ``variant``, those
@@ -13,11 +12,8 @@ before 7 name ``accents`` ``accent``, those before 5 lack ``locale`` and ``segme
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Union
-
-from lhotse.supervision import SupervisionSegment
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Union
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import canonical_tag, matching_languages
@@ -322,71 +318,3 @@ def _read_part(folder: Path, split: str, clip_of: Callable[[str], Optional[Path]
     if not rows:
         raise UserError(f"{folder / split}.tsv: holds no rows (--language names the locales to prepare)")
     return part_of(f"{split}_{code}", code, rows, jobs)
-
-
-VOXPOPULI_SPLITS = ("train", "dev", "test")
-VOXPOPULI_FORM = Form(delimiter="|", quoting=True, numbers=("start_time", "end_time"))
-VOXPOPULI_LAYOUT = (
-    "raw_audios/<language>/<year>/*_<language>.ogg and the transcripts asr_<language>.tsv.gz (lhotse downloads them "
-    "where they are missing)"
-)
-
-
-def prepare_voxpopuli(
-    corpus_dir: Path,
-    output_dir: Path,
-    languages: Sequence[str] = (),
-    normaliser: str = "words",
-    written: bool = False,
-    jobs: int = 1,
-    force: bool = False,
-    say: Say = print,
-) -> Dict[str, Path]:
-    """``cuts_<split>_<language>.jsonl.gz``: one cut a segment, pointing into the recording of its session.
-
-    Args:
-        languages: ISO 639-1 codes; none: all folders of ``raw_audios`` that have transcripts in lhotse's list.
-        written: label punct too, by the transcripts before their normalisation.
-        force: see `in_groups`; a language is a group.
-
-    Raises:
-        UserError: where the folder is no VoxPopuli, and where transcripts are neither there nor can be downloaded.
-    """
-    from lhotse.recipes.voxpopuli import ASR_LANGUAGES
-    from lhotse.recipes.voxpopuli import prepare_voxpopuli as recipe
-
-    check_written(written, normaliser)
-    require(corpus_dir, ["raw_audios/*"], VOXPOPULI_LAYOUT)
-    there = sorted(path.name for path in (corpus_dir / "raw_audios").iterdir() if path.name in ASR_LANGUAGES)
-    wanted = folders_of(languages, there, f"{corpus_dir}/raw_audios") or there
-    if not wanted:
-        raise UserError(f"{corpus_dir}/raw_audios: no language with transcripts; expected {VOXPOPULI_LAYOUT}")
-    for language in wanted:
-        require(corpus_dir, [f"raw_audios/{language}/**/*.ogg"], VOXPOPULI_LAYOUT)
-
-    def prepare(language: str) -> Dict[str, Path]:
-        # lhotse reads the transcripts from its output folder, and downloads them if they are missing.
-        with tempfile.TemporaryDirectory() as folder, lhotse_recipe("voxpopuli", corpus_dir, VOXPOPULI_LAYOUT):
-            transcripts = corpus_dir / f"asr_{language}.tsv.gz"
-            unread: List[Dict[str, Any]] = []
-            if transcripts.is_file():
-                table = check_table(transcripts, VOXPOPULI_FORM)
-                table.write(Path(folder) / transcripts.name)
-                unread = table.left_out()
-            manifests = recipe(corpus_dir, folder, task="asr", lang=language, num_jobs=jobs)
-        # Which split a bad row is of is not known: the first lists them.
-        parts = [
-            CorpusPart(f"{split}_{language}", **manifests[split], language=language, unread=() if i else unread)
-            for i, split in enumerate(VOXPOPULI_SPLITS)
-        ]
-        return write_utterances(
-            parts, output_dir, "voxpopuli", normaliser, jobs, say, _original_text if written else None
-        )
-
-    given = {"corpus_dir": corpus_dir, "normaliser": normaliser, "written": written}
-    return in_groups("voxpopuli", output_dir, given, {language: {} for language in wanted}, prepare, force, say)
-
-
-def _original_text(turn: SupervisionSegment) -> Optional[str]:
-    """What VoxPopuli was transcribed as; its normalised text has numbers in words."""
-    return (turn.custom or {}).get("orig_text")

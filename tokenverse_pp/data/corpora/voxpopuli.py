@@ -1,51 +1,59 @@
-"""FLEURS and SLUE-VoxPopuli: clips with a table, often downloaded for their test sets alone.
+"""VoxPopuli, speeches in the European Parliament, and SLUE-VoxPopuli, a part of it in English with named entities.
 
-- FLEURS: sentences of Wikipedia read in 102 languages, labelled for asr and lid. lhotse's recipe reads only what its
-  own download writes; the files of the hub's repository, of Google's archives and of lhotse are all read here.
-- SLUE-VoxPopuli: a part of VoxPopuli (English) with named entities, labelled for asr, lid and ner; lhotse has no recipe
-  for it.
-
-Both name their clips, so that the ids of cuts are the same in every run.
+VoxPopuli comes as recordings of whole sessions, whose segments lhotse's recipe reads, or as clips with a table, which
+its own tool cuts and the hub has. SLUE-VoxPopuli comes as clips with a table; lhotse has no recipe for it. Labelled are
+asr and lid, of SLUE ner too. The ids of cuts are those of the corpora.
 """
 
 from __future__ import annotations
 
 import ast
+import os
+import tempfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
-
-from lhotse.supervision import SupervisionSegment
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.languages import primary_language
 from tokenverse_pp.data.corpora.clips import (
+    ORIGINAL,
     LeftOutRow,
+    Rows,
     Utterance,
     keep,
     left_out_rows,
+    original_of,
     part_of,
     unpack_all,
     write_utterances,
 )
-from tokenverse_pp.data.corpora.common import Form, Say, check_table, check_written, require
+from tokenverse_pp.data.corpora.common import (
+    CorpusPart,
+    Form,
+    Say,
+    check_table,
+    check_written,
+    in_corpus,
+    lhotse_recipe,
+    require,
+)
 from tokenverse_pp.data.corpora.read_speech import folders_of
 from tokenverse_pp.data.corpora.resume import in_groups
 from tokenverse_pp.data.importing.rows import Span
 from tokenverse_pp.data.lines import raw_lines
 from tokenverse_pp.data.manifests import reason_of
 
-Rows = Iterator[Union[Utterance, LeftOutRow]]
-WRITTEN_TEXT = "written_text"  # key of a supervision's custom fields: the text before the corpus normalised it
-
-FLEURS_SPLITS = ("train", "dev", "test")
-FLEURS_FORM = Form(cells=7)  # id, file, raw transcription, transcription, characters, samples, gender; no header
-FLEURS_LAYOUT = (
-    "[data/]<locale>/{train,dev,test}.tsv beside audio/<split>.tar.gz or audio/<split>/*.wav (google/fleurs of the "
-    "hub), or metadata/<locale>/<split>.tsv and <locale>/<split>/*.wav (lhotse download fleurs)"
+VOXPOPULI_SPLITS = ("train", "dev", "test")
+VOXPOPULI_FORM = Form(delimiter="|", quoting=True, numbers=("start_time", "end_time"))
+VOXPOPULI_CLIPS_FORM = Form()
+VOXPOPULI_COLUMNS = ("id", "raw_text", "normalized_text", "speaker_id", "gender")
+VOXPOPULI_LAYOUT = (
+    "raw_audios/{<language>,original}/<year>/*.ogg and asr_<language>.tsv.gz (downloaded by lhotse if it is missing), "
+    "transcribed_data/<language>/asr_<split>.tsv and <year>/*.ogg (its get_asr_data), or the hub's "
+    "data/<language>/asr_<split>.tsv and <split>/*.tar.gz"
 )
 
 
-def prepare_fleurs(
+def prepare_voxpopuli(
     corpus_dir: Path,
     output_dir: Path,
     languages: Sequence[str] = (),
@@ -55,98 +63,133 @@ def prepare_fleurs(
     force: bool = False,
     say: Say = print,
 ) -> Dict[str, Path]:
-    """``cuts_<split>_<code>.jsonl.gz`` of the splits that are there; the id of a cut is ``<locale>-<clip>``.
-
-    The text is FLEURS's own transcription (lower case, without punctuation), normalised. Archives are unpacked into
-    ``OUT/audio``.
+    """``cuts_<split>_<language>.jsonl.gz``: one cut a segment: a clip, or a part of the recording of its session.
 
     Args:
-        languages: locales as FLEURS names them (``fr_fr``), or their languages (``fr``); none: all that are there.
-        written: label punct too, by the raw transcriptions.
-        force: see `in_groups`; a locale is a group.
+        languages: ISO 639-1 codes; none: all that are there with transcripts.
+        written: label punct too, by the transcripts before their normalisation.
+        force: see `in_groups`; a language is a group.
 
     Raises:
-        UserError: where the folder is no FLEURS.
+        UserError: where the folder is no VoxPopuli, and where transcripts are neither there nor can be downloaded.
     """
     check_written(written, normaliser)
-    require(corpus_dir, [], FLEURS_LAYOUT)
-    tables = _fleurs_tables(corpus_dir)
-    if not tables:
-        raise UserError(f"{corpus_dir}: found no <locale>/<split>.tsv; expected {FLEURS_LAYOUT}")
-    locales = folders_of(languages, sorted(tables), str(corpus_dir)) or sorted(tables)
-    for locale in locales:
-        if locale not in tables:
-            raise UserError(f"{corpus_dir}: --language {locale}: expected one of {', '.join(sorted(tables))}")
+    require(corpus_dir, [], VOXPOPULI_LAYOUT)
+    tables, sessions = _clip_tables(corpus_dir), _session_folders(corpus_dir)
+    there = sorted({*tables, *sessions})
+    original = corpus_dir / "raw_audios" / "original"
+    if not there and not (languages and original.is_dir()):
+        hint = "; --language names one whose transcripts lhotse downloads" if original.is_dir() else ""
+        raise UserError(f"{corpus_dir}: no language with transcripts; expected {VOXPOPULI_LAYOUT}{hint}")
+    wanted = folders_of(languages, there, str(corpus_dir)) or there
+    for language in wanted:
+        if language not in there and not original.is_dir():
+            raise UserError(f"{corpus_dir}: found no raw_audios/{language}; expected {VOXPOPULI_LAYOUT}")
 
-    def prepare(locale: str) -> Dict[str, Path]:
-        code = fleurs_code(locale)
-        folders, archives = {}, []
-        for split, table in tables[locale].items():
-            folders[split] = _fleurs_folder(corpus_dir, table)
-            if folders[split].is_file():
-                archives.append((folders[split], output_dir / "audio" / f"{split}_{code}"))
-                folders[split] = archives[-1][1]
-        unpack_all(archives, jobs)
-        parts = [
-            part_of(f"{split}_{code}", code, _fleurs_rows(table, folders[split], locale), jobs)
-            for split, table in tables[locale].items()
-        ]
-        return write_utterances(parts, output_dir, "fleurs", normaliser, jobs, say, _written_text if written else None)
+    def prepare(language: str) -> Dict[str, Path]:
+        if language in tables:
+            parts = _clips(tables[language], language, output_dir, jobs)
+        else:
+            folder = sessions.get(language, original)
+            parts = _sessions(corpus_dir, folder, language, jobs)
+        return write_utterances(parts, output_dir, "voxpopuli", normaliser, jobs, say, original_of if written else None)
 
     given = {"corpus_dir": corpus_dir, "normaliser": normaliser, "written": written}
-    groups = {locale: {"splits": list(tables[locale])} for locale in locales}
-    return in_groups("fleurs", output_dir, given, groups, prepare, force, say)
+    groups = {language: {"splits": list(tables.get(language, VOXPOPULI_SPLITS))} for language in wanted}
+    return in_groups("voxpopuli", output_dir, given, groups, prepare, force, say)
 
 
-def fleurs_code(locale: str) -> str:
-    """The language of one of FLEURS's locales.
+def _session_folders(corpus_dir: Path) -> Dict[str, Path]:
+    """language -> folder of its sessions; ``original`` holds those of all languages whose transcripts are there."""
+    from lhotse.recipes.voxpopuli import ASR_LANGUAGES
 
-    >>> fleurs_code("fr_fr"), fleurs_code("cmn_hans_cn"), fleurs_code("yue_hant_hk"), fleurs_code("ceb_ph")
-    ('fr', 'zh', 'yue', 'ceb')
-    """
-    return primary_language(locale.replace("_", "-")) or locale
+    root = corpus_dir / "raw_audios"
+    own = {path.name: path for path in root.glob("*") if path.name in ASR_LANGUAGES and path.is_dir()}
+    told = [path.name.split(".")[0].split("_")[1] for path in corpus_dir.glob("asr_*.tsv.gz")]
+    shared = {language: root / "original" for language in told if (root / "original").is_dir()}
+    return {**shared, **own}
 
 
-def _fleurs_tables(corpus_dir: Path) -> Dict[str, Dict[str, Path]]:
-    """locale -> split -> table, of what is there."""
+def _sessions(corpus_dir: Path, folder: Path, language: str, jobs: int) -> List[CorpusPart]:
+    """Segments of the recordings of whole sessions."""
+    from lhotse.recipes.voxpopuli import prepare_voxpopuli as recipe
+
+    if next(folder.rglob("*.ogg"), None) is None:
+        raise UserError(f"{folder}: found no *.ogg; expected {VOXPOPULI_LAYOUT}")
+    with tempfile.TemporaryDirectory() as place, lhotse_recipe("voxpopuli", corpus_dir, VOXPOPULI_LAYOUT):
+        # The recipe wants a folder of the language's name, and the transcripts, which it else downloads, in its output.
+        (Path(place) / "raw_audios").mkdir()
+        os.symlink(os.path.abspath(folder), Path(place) / "raw_audios" / language)
+        transcripts = corpus_dir / f"asr_{language}.tsv.gz"
+        unread: List[Dict[str, Any]] = []
+        if transcripts.is_file():
+            table = check_table(transcripts, VOXPOPULI_FORM)
+            table.write(Path(place) / transcripts.name)
+            unread = table.left_out()
+        manifests = recipe(place, place, task="asr", lang=language, num_jobs=jobs)
+        for split in VOXPOPULI_SPLITS:
+            in_corpus(manifests[split]["recordings"], Path(place) / "raw_audios" / language, folder)
+    # Which split a bad row is of is not known: the first lists them.
+    return [
+        CorpusPart(f"{split}_{language}", **manifests[split], language=language, unread=() if i else unread)
+        for i, split in enumerate(VOXPOPULI_SPLITS)
+    ]
+
+
+def _clip_tables(corpus_dir: Path) -> Dict[str, Dict[str, Path]]:
+    """language -> split -> table of clips, of what is there."""
     tables: Dict[str, Dict[str, Path]] = {}
-    for folder in ("metadata", "data", "."):
-        for split in FLEURS_SPLITS:
-            for path in sorted(corpus_dir.glob(f"{folder}/*_*/{split}.tsv")):
+    for folder in ("transcribed_data", "data", "."):
+        for split in VOXPOPULI_SPLITS:
+            for path in sorted(corpus_dir.glob(f"{folder}/*/asr_{split}.tsv")):
                 tables.setdefault(path.parent.name, {}).setdefault(split, path)
     return tables
 
 
-def _fleurs_folder(corpus_dir: Path, table: Path) -> Path:
-    """The folder of a table's clips, or the archive that holds them."""
-    beside, split = table.parent, table.stem
-    places = [beside / "audio" / split, beside / split, corpus_dir / beside.name / split]
-    found = [path for path in places if path.is_dir()]
-    found += [path for path in [beside / "audio" / f"{split}.tar.gz"] if path.is_file()]
-    if not found:
-        raise UserError(
-            f"{table}: found neither audio/{split}.tar.gz nor audio/{split} beside it; expected {FLEURS_LAYOUT}"
-        )
-    return found[0]
+def _clips(tables: Mapping[str, Path], language: str, output_dir: Path, jobs: int) -> List[CorpusPart]:
+    """Clips that the corpus's tool has cut, beside their tables or packed in archives."""
+    archives = []
+    for split, path in tables.items():
+        target = output_dir / "audio" / f"{split}_{language}"
+        archives += [(archive, target) for archive in sorted((path.parent / split).glob("*.tar.gz"))]
+    unpack_all(archives, jobs)
+    clips = {clip.stem: clip for path in {path.parent for path in tables.values()} for clip in path.rglob("*.ogg")}
+    for folder in {folder for _, folder in archives} | {path.parent for path in tables.values()}:
+        clips.update((clip.stem, clip) for clip in folder.rglob("*.wav"))
+    return [
+        part_of(f"{split}_{language}", language, _clip_rows(path, clips, language), jobs)
+        for split, path in tables.items()
+    ]
 
 
-def _fleurs_rows(path: Path, folder: Path, locale: str) -> Rows:
-    table = check_table(path, FLEURS_FORM)
+def _clip_rows(path: Path, clips: Mapping[str, Path], language: str) -> Rows:
+    table = check_table(path, VOXPOPULI_CLIPS_FORM)
     yield from left_out_rows(table)
+    header: List[str] = []
     for number, line in raw_lines(path):
         if number in table.bad or not line.strip():
             continue
-        prompt, file, raw, text, _, _, gender = line.decode("utf-8").split("\t")
-        clip = folder / Path(file).name
-        if not clip.is_file():
-            yield f"{path}, line {number}", f"its clip {clip.name} is not there"
+        cells = line.decode("utf-8").split("\t")
+        if not header:
+            header = cells
+            missing = [name for name in VOXPOPULI_COLUMNS if name not in header]
+            if missing:
+                raise UserError(f"{path}, line {number}: no column {missing[0]!r}; expected {VOXPOPULI_LAYOUT}")
             continue
-        custom = {"prompt": prompt, WRITTEN_TEXT: raw}
-        yield Utterance(f"{locale}-{clip.stem}", clip, text, locale, gender=gender.lower() or None, custom=custom)
-
-
-def _written_text(turn: SupervisionSegment) -> Optional[str]:
-    return (turn.custom or {}).get(WRITTEN_TEXT)
+        row = dict(zip(header, cells))
+        clip = clips.get(row["id"])
+        if clip is None:
+            yield row["id"], "its clip is not there"
+        else:
+            yield Utterance(
+                row["id"],
+                clip,
+                row["normalized_text"],
+                language,
+                speaker=row["speaker_id"] if row["speaker_id"] not in ("", "None") else None,
+                gender=row["gender"] or None,
+                custom={ORIGINAL: row["raw_text"]},
+            )
 
 
 SLUE_SPLITS = {"train": ("fine-tune", "train"), "dev": ("dev", "validation"), "test": ("test", "test")}
@@ -202,7 +245,7 @@ def prepare_slue_voxpopuli(
             folder = corpus_dir / SLUE_SPLITS[part][0]
             parts.append(part_of(part, "en", _slue_rows(cells, folder, entities), jobs))
         return write_utterances(
-            parts, output_dir, "slue-voxpopuli", normaliser, jobs, say, _written_text if written else None
+            parts, output_dir, "slue-voxpopuli", normaliser, jobs, say, original_of if written else None
         )
 
     given = {"corpus_dir": corpus_dir, "entities": entities, "normaliser": normaliser, "written": written}
@@ -288,7 +331,7 @@ def _slue_rows(rows: Iterator[Union[Cells, LeftOutRow]], folder: Path, entities:
             "en",
             speaker=None if speaker in (None, "", "None") else str(speaker),
             entities=spans,
-            custom={WRITTEN_TEXT: raw} if raw.strip() not in ("", "None") else {},
+            custom={ORIGINAL: raw} if raw.strip() not in ("", "None") else {},
         )
 
 
