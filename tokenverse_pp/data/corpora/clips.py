@@ -45,7 +45,7 @@ def left_out_rows(table: Table) -> List[LeftOutRow]:
 
 
 @dataclass(frozen=True)
-class Utterance:
+class Clip:
     """A row of a table of clips.
 
     Attributes:
@@ -64,10 +64,10 @@ class Utterance:
     custom: Dict[str, Any] = field(default_factory=dict)
 
 
-Rows = Iterator[Union[Utterance, LeftOutRow]]
+Rows = Iterator[Union[Clip, LeftOutRow]]
 
 
-def part_of(name: str, language: str, rows: Iterable[Union[Utterance, LeftOutRow]], jobs: int = 1) -> CorpusPart:
+def part_of(name: str, language: str, rows: Iterable[Union[Clip, LeftOutRow]], jobs: int = 1) -> CorpusPart:
     """A part of a corpus from the rows of its table; clips that cannot be opened, or come twice, are left out.
 
     Args:
@@ -76,7 +76,7 @@ def part_of(name: str, language: str, rows: Iterable[Union[Utterance, LeftOutRow
         jobs: processes that open clips.
     """
     left_out: List[LeftOutRow] = []
-    utterances: List[Utterance] = []
+    clips: List[Clip] = []
     seen: Set[str] = set()
     for row in rows:
         if isinstance(row, tuple):
@@ -85,14 +85,14 @@ def part_of(name: str, language: str, rows: Iterable[Union[Utterance, LeftOutRow
             left_out.append((f"{row.id} again", "its clip has a row already"))
         else:
             seen.add(row.id)
-            utterances.append(row)
+            clips.append(row)
     recordings, supervisions = [], []
     with contextlib.ExitStack() as stack:
-        opened: Iterator[Union[Recording, str]] = map(open_clip, utterances)
+        opened: Iterator[Union[Recording, str]] = map(open_clip, clips)
         if jobs > 1:
-            opened = stack.enter_context(ProcessPoolExecutor(jobs)).map(open_clip, utterances, chunksize=64)
-        bar = tqdm(opened, total=len(utterances), desc=name, mininterval=1.0)
-        for row, recording in zip(utterances, bar):
+            opened = stack.enter_context(ProcessPoolExecutor(jobs)).map(open_clip, clips, chunksize=64)
+        bar = tqdm(opened, total=len(clips), desc=name, mininterval=1.0)
+        for row, recording in zip(clips, bar):
             if isinstance(recording, str):
                 left_out.append((row.id, recording))
                 continue
@@ -124,7 +124,7 @@ def original_of(turn: SupervisionSegment) -> Optional[str]:
     return (turn.custom or {}).get(ORIGINAL)
 
 
-def open_clip(row: Utterance) -> Union[Recording, str]:
+def open_clip(row: Clip) -> Union[Recording, str]:
     """The recording of a clip, or the reason why there is none."""
     try:
         with disable_ffmpeg_torchaudio_info():

@@ -21,7 +21,7 @@ from lhotse.audio import Recording
 from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.corpora.clips import LeftOutRow, Utterance, left_out_rows, open_clip
+from tokenverse_pp.data.corpora.clips import Clip, LeftOutRow, left_out_rows, open_clip
 from tokenverse_pp.data.corpora.common import CorpusPart, Form, Say, check_table, check_written, is_written, require
 from tokenverse_pp.data.corpora.conversations import MIXED_TASKS, mixed_tracks, write_dialogues
 from tokenverse_pp.data.corpora.resume import in_groups
@@ -100,7 +100,7 @@ def _read(corpus_dir: Path, tables: Sequence[Path]) -> CorpusPart:
         with open(audio, "rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 raise UserError(f"{audio}: a pointer of Git LFS; fetch the audio with `git lfs pull`")
-        recording = open_clip(Utterance(call, audio, "", "en"))
+        recording = open_clip(Clip(call, audio, "", "en"))
         if isinstance(recording, str):
             left_out.append((call, recording))
             continue

@@ -13,8 +13,8 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import primary_language
 from tokenverse_pp.data.corpora.clips import (
     ORIGINAL,
+    Clip,
     Rows,
-    Utterance,
     left_out_rows,
     original_of,
     part_of,
@@ -129,4 +129,4 @@ def _rows(path: Path, folder: Path, locale: str) -> Rows:
             yield f"{path}, line {number}", f"its clip {clip.name} is not there"
             continue
         custom = {"prompt": prompt, ORIGINAL: raw}
-        yield Utterance(f"{locale}-{clip.stem}", clip, text, locale, gender=gender.lower() or None, custom=custom)
+        yield Clip(f"{locale}-{clip.stem}", clip, text, locale, gender=gender.lower() or None, custom=custom)

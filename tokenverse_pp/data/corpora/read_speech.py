@@ -17,7 +17,7 @@ from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, 
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import canonical_tag, matching_languages
-from tokenverse_pp.data.corpora.clips import LeftOutRow, Utterance, part_of, write_utterances
+from tokenverse_pp.data.corpora.clips import Clip, LeftOutRow, part_of, write_utterances
 from tokenverse_pp.data.corpora.common import (
     CorpusPart,
     Form,
@@ -296,7 +296,7 @@ def _clip_finder(folder: Path) -> Callable[[str], Optional[Path]]:
 
 def _read_part(folder: Path, split: str, clip_of: Callable[[str], Optional[Path]], jobs: int) -> CorpusPart:
     locale, code = folder.name, common_voice_code(folder.name)
-    rows: List[Union[Utterance, LeftOutRow]] = []
+    rows: List[Union[Clip, LeftOutRow]] = []
     for row in _rows(folder / f"{split}.tsv"):
         clip = None if isinstance(row, tuple) else clip_of(row["path"])
         if isinstance(row, tuple):
@@ -305,7 +305,7 @@ def _read_part(folder: Path, split: str, clip_of: Callable[[str], Optional[Path]
             rows.append((row["path"] or "no path", "its clip is not in the folder clips"))
         else:
             rows.append(
-                Utterance(
+                Clip(
                     id=clip.stem,
                     audio=clip,
                     text=row["sentence"].strip(),

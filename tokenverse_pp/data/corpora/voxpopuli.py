@@ -16,9 +16,9 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.corpora.clips import (
     ORIGINAL,
+    Clip,
     LeftOutRow,
     Rows,
-    Utterance,
     keep,
     left_out_rows,
     original_of,
@@ -82,20 +82,19 @@ def prepare_voxpopuli(
         hint = "; --language names one whose transcripts lhotse downloads" if original.is_dir() else ""
         raise UserError(f"{corpus_dir}: no language with transcripts; expected {VOXPOPULI_LAYOUT}{hint}")
     wanted = folders_of(languages, there, str(corpus_dir)) or there
-    for language in wanted:
-        if language not in there and not original.is_dir():
-            raise UserError(f"{corpus_dir}: found no raw_audios/{language}; expected {VOXPOPULI_LAYOUT}")
+    for name in wanted:
+        if name not in there and not original.is_dir():
+            raise UserError(f"{corpus_dir}: found no raw_audios/{name}; expected {VOXPOPULI_LAYOUT}")
 
-    def prepare(language: str) -> Dict[str, Path]:
-        if language in tables:
-            parts = _clips(tables[language], language, output_dir, jobs)
+    def prepare(name: str) -> Dict[str, Path]:
+        if name in tables:
+            parts = _clips(tables[name], name, output_dir, jobs)
         else:
-            folder = sessions.get(language, original)
-            parts = _sessions(corpus_dir, folder, language, jobs)
+            parts = _sessions(corpus_dir, sessions.get(name, original), name, jobs)
         return write_utterances(parts, output_dir, "voxpopuli", normaliser, jobs, say, original_of if written else None)
 
     given = {"corpus_dir": corpus_dir, "normaliser": normaliser, "written": written}
-    groups = {language: {"splits": list(tables.get(language, VOXPOPULI_SPLITS))} for language in wanted}
+    groups = {name: {"splits": list(tables.get(name, VOXPOPULI_SPLITS))} for name in wanted}
     return in_groups("voxpopuli", output_dir, given, groups, prepare, force, say)
 
 
@@ -181,7 +180,7 @@ def _clip_rows(path: Path, clips: Mapping[str, Path], language: str) -> Rows:
         if clip is None:
             yield row["id"], "its clip is not there"
         else:
-            yield Utterance(
+            yield Clip(
                 row["id"],
                 clip,
                 row["normalized_text"],
@@ -324,7 +323,7 @@ def _slue_rows(rows: Iterator[Union[Cells, LeftOutRow]], folder: Path, entities:
             yield name, str(error)
             continue
         speaker, raw = cells.get("speaker_id"), cells.get("raw_text") or ""
-        yield Utterance(
+        yield Clip(
             name,
             clip,
             str(cells.get("normalized_text") or ""),
