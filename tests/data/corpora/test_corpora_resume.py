@@ -1,6 +1,7 @@
 """Reruns of `manifest prepare`, licences, and the label punct from the texts that corpora have."""
 
 import json
+import os
 import re
 import shutil
 
@@ -106,6 +107,18 @@ def test_an_interrupted_conversion_leaves_no_half_file(tmp_path, monkeypatch):
     after = times(out)
     assert len(list(out.rglob("*.flac"))) == 8 and all(after[path] == time for path, time in first.items())
     assert run("manifest", "validate", "--audio", *out.glob("cuts_*")).exit_code == 0
+
+
+def test_a_clip_that_was_replaced_is_converted_again(tmp_path):
+    corpus, out = make_commonvoice(tmp_path / "cv", ("fr",)), tmp_path / "out"
+    prepare("commonvoice", corpus, out)
+    before = times(out / "audio")
+    clip = next((corpus / "fr" / "clips").glob("*dev*.mp3"))
+    newer = max(before.values()) + 10**9
+    os.utime(clip, ns=(newer, newer))
+    prepare("commonvoice", corpus, out, "--force")
+    after = times(out / "audio")
+    assert [path.stem for path in before if after[path] != before[path]] == [clip.stem]
 
 
 def test_licences_are_said_in_runs_help_and_docs(corpora):

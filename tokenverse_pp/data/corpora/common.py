@@ -234,6 +234,8 @@ def write_16_khz(
 ) -> Recording:
     """Write a recording as 16-bit FLAC; return the recording of that file, with the same id (``-A``, ..: a channel).
 
+    A file that is there is kept, unless the recording's own file is newer.
+
     Args:
         channel: from 0; None: the mean of all.
         rate: of the file, in Hz.
@@ -243,7 +245,7 @@ def write_16_khz(
     """
     suffix = "" if channel is None else f"-{channel_name(channel)}"
     path = folder / f"{recording.id}{suffix}.flac"
-    if not path.is_file():
+    if not _is_current(path, recording):
         with torch.inference_mode():
             samples = torch.from_numpy(_decode(recording, channel))
             if recording.sampling_rate != rate:
@@ -251,6 +253,15 @@ def write_16_khz(
         with replacing(path) as temporary:
             soundfile.write(temporary, samples.clamp(-1.0, 1.0).numpy(), rate, format="FLAC", subtype="PCM_16")
     return Recording.from_file(path, recording_id=f"{recording.id}{suffix}")
+
+
+def _is_current(path: Path, recording: Recording) -> bool:
+    """Whether a file is there, and no older than what it was made of."""
+    if not path.is_file():
+        return False
+    written = path.stat().st_mtime
+    files = (Path(str(source.source)) for source in recording.sources if source.type == "file")
+    return all(file.stat().st_mtime <= written for file in files if file.is_file())
 
 
 def _decode(recording: Recording, channel: Optional[int]) -> np.ndarray:

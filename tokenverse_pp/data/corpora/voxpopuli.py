@@ -301,7 +301,8 @@ def _slue_parquet(files: Sequence[Path], folder: Path) -> Iterator[Union[Cells, 
                     if not audio.get("bytes") or not name:
                         yield place, "has no id or no audio"
                     else:
-                        yield place, row, keep(folder / f"{name}.ogg", audio["bytes"])
+                        ending = Path(str(audio.get("path") or ".ogg")).suffix or ".ogg"
+                        yield place, row, keep(folder / f"{name}{ending}", audio["bytes"])
         except (ArrowException, OSError) as error:
             raise UserError(f"{path}: not a whole parquet file ({reason_of(error)}): download it again") from error
 
