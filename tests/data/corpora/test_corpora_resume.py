@@ -38,7 +38,7 @@ def test_second_run_writes_nothing_and_says_so(corpora, name, tmp_path):
         assert re.search(rf"^{THERE}.*{re.escape(str(path))}", stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("damage", ["cut short", "gone", "no record", "--force", "other options"])
+@pytest.mark.parametrize("damage", ["cut short", "gone", "no record", "odd record", "--force", "other options"])
 def test_what_is_not_whole_or_not_as_asked_is_prepared_again(tmp_path, damage):
     corpus = make_librispeech(tmp_path / "LibriSpeech")
     prepare("librispeech", corpus, tmp_path / "out")
@@ -51,6 +51,11 @@ def test_what_is_not_whole_or_not_as_asked_is_prepared_again(tmp_path, damage):
         path.unlink()
     elif damage == "no record":
         record.write_text("{")
+    elif damage == "odd record":
+        groups = json.loads(record.read_text())["librispeech"]
+        for entry, files in zip(groups.values(), ([], {}, {"dev_clean": 7})):
+            entry["files"] = files
+        record.write_text(json.dumps({"librispeech": groups, "mls": 3}))
     stdout = prepare("librispeech", corpus, tmp_path / "out", *options)
     others = stdout.count(THERE)
     assert others == (2 if damage in ("cut short", "gone") else 0)

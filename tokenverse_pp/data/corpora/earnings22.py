@@ -11,17 +11,16 @@ words, from the word before it to the word after it: no window holds it.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from lhotse import RecordingSet, SupervisionSet
-from lhotse.audio import Recording
+from lhotse import SupervisionSet
 from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.corpora.clips import Clip, LeftOutRow, left_out_rows, open_clip
+from tokenverse_pp.data.corpora.clips import Clip, LeftOutRow, Rows, left_out_rows, part_of
 from tokenverse_pp.data.corpora.common import CorpusPart, Form, Say, check_table, check_written, is_written, require
 from tokenverse_pp.data.corpora.conversations import MIXED_TASKS, mixed_tracks, write_dialogues
 from tokenverse_pp.data.corpora.resume import in_groups
@@ -68,11 +67,12 @@ def prepare_earnings22(
     corpus_dir = corpus_dir / "earnings22" if (corpus_dir / "earnings22").is_dir() else corpus_dir
     require(corpus_dir, ["media/*.mp3", f"{ALIGNED}/*.aligned.nlp"], LAYOUT)
     given = {"corpus_dir": corpus_dir, "windows": asdict(options), "normaliser": normaliser, "written": written}
-    tables = sorted(corpus_dir.glob(f"{ALIGNED}/*.aligned.nlp"))
+    files = sorted(corpus_dir.glob(f"{ALIGNED}/*.aligned.nlp"))
+    tables = {path.name[: -len(".aligned.nlp")]: path for path in files}
 
     def prepare(_: str) -> Dict[str, Path]:
         return write_dialogues(
-            [_read(corpus_dir, tables)],
+            [_read(corpus_dir, tables, jobs)],
             output_dir,
             "earnings22",
             MIXED_TASKS,
@@ -82,36 +82,32 @@ def prepare_earnings22(
             say,
         )
 
-    groups = {"all": {"calls": [path.name for path in tables]}}
+    groups = {"all": {"calls": list(tables)}}
     return in_groups("earnings22", output_dir, given, groups, prepare, force, say)
 
 
-def _read(corpus_dir: Path, tables: Sequence[Path]) -> CorpusPart:
+def _read(corpus_dir: Path, tables: Mapping[str, Path], jobs: int) -> CorpusPart:
     """The turns of all calls; a call without audio, and rows that cannot be read, are left out."""
-    recordings: List[Recording] = []
+    part = part_of("test", "en", _calls(corpus_dir, tables), jobs)
     turns: List[SupervisionSegment] = []
-    left_out: List[LeftOutRow] = []
-    for path in tables:
-        call = path.name[: -len(".aligned.nlp")]
+    unread = list(part.unread)
+    for recording in part.recordings:
+        words, bad = _words(tables[recording.id])
+        turns += turns_of(recording.id, words, recording.duration)
+        unread += [{"id": name, "seconds": 0.0, "reason": reason} for name, reason in bad]
+    return replace(part, supervisions=SupervisionSet.from_segments(turns), unread=unread)
+
+
+def _calls(corpus_dir: Path, tables: Mapping[str, Path]) -> Rows:
+    for call in tables:
         audio = corpus_dir / "media" / f"{call}.mp3"
         if not audio.is_file():
-            left_out.append((call, f"its audio media/{audio.name} is not there"))
+            yield call, f"its audio media/{audio.name} is not there"
             continue
         with open(audio, "rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 raise UserError(f"{audio}: a pointer of Git LFS; fetch the audio with `git lfs pull`")
-        recording = open_clip(Clip(call, audio, "", "en"))
-        if isinstance(recording, str):
-            left_out.append((call, recording))
-            continue
-        words, bad = _words(path)
-        left_out += bad
-        recordings.append(recording)
-        turns += turns_of(call, words, recording.duration)
-    unread = [{"id": name, "seconds": 0.0, "reason": reason} for name, reason in left_out]
-    return CorpusPart(
-        "test", RecordingSet.from_recordings(recordings), SupervisionSet.from_segments(turns), "en", unread
-    )
+        yield Clip(call, audio, "", "en")
 
 
 Word = Tuple[str, str, str, Optional[float], Optional[float]]  # token, punctuation, speaker, start and end in seconds

@@ -84,8 +84,10 @@ def _whole(output_dir: Path, entry: Any, wanted: Mapping[str, Any]) -> Optional[
         return None
     paths: Paths = {}
     for part, about in entry["files"].items():
-        path = output_dir / Path(str(about["file"])).name
-        if not path.is_file() or path.stat().st_size != about["bytes"]:
+        if not isinstance(about, dict) or not isinstance(about.get("file"), str):
+            return None
+        path = output_dir / Path(about["file"]).name
+        if not path.is_file() or path.stat().st_size != about.get("bytes"):
             return None
         paths[part] = path
     return paths if paths and (output_dir / "left_out.jsonl").is_file() else None
