@@ -175,7 +175,7 @@ def earnings22(**given: Any) -> None:
     CORPUS_DIR is earnings22 of github.com/revdotcom/speech-datasets with its audio (git lfs pull): media/*.mp3 and
     transcripts/force_aligned_nlp_references/*.aligned.nlp, since the other transcripts have no times. Calls are written
     as 16 kHz FLAC in OUT/audio. Written: OUT/cuts_test.jsonl.gz, windows of several turns, a turn a sentence. No window
-    holds a sentence with a word that the aligner did not find: about half of the 119 hours are left.
+    holds a sentence with a word that the aligner did not find: 63 of the 119 hours are left.
     """
     from tokenverse_pp.data.corpora.earnings22 import prepare_earnings22
 
