@@ -8,8 +8,8 @@ from hypothesis import given
 from importing_cases import examples, imported, run
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.importing.fields import FieldMap
-from tokenverse_pp.data.importing.rows import Rejected, Row
+from tokenverse_pp.data.importing.fields import FieldMap, entities_of
+from tokenverse_pp.data.importing.rows import BadRow, Rejected, Row
 from tokenverse_pp.data.importing.tables import read_table
 
 
@@ -164,3 +164,12 @@ def test_a_hugging_face_row_that_cannot_be_read(audio_dir, tmp_path):
     assert code == 2 and "row 1: cannot be read" in err and "row 2: field 'text': holds the control" in err
     cuts = imported(tmp_path / "o.jsonl", *options, "--skip-bad")
     assert [cut["supervisions"][0]["text"] for cut in cuts] == ["oui", "a b"]
+
+
+def test_entities_as_hugging_face_datasets_have_them():
+    spans = {"type": ["LOC", None], "start": [0, 9], "length": [5, 3]}
+    assert entities_of(spans, "Paris is far") == [(0, 5, "LOC"), (9, 12, None)]
+    assert entities_of({"type": [], "start": [], "end": []}, "far") == []
+    for odd in ({"type": ["LOC"], "start": [0, 1], "end": [1]}, {"type": ["LOC"], "start": ["0"], "length": [1]}, {}):
+        with pytest.raises(BadRow, match="field 'entities'"):
+            entities_of(odd, "Paris")

@@ -27,9 +27,13 @@ PREPARE = {
     "ami": f"{HERE}.manifest_prepare:ami",
     "callhome-english": f"{HERE}.manifest_prepare:callhome_english",
     "commonvoice": f"{HERE}.manifest_prepare:commonvoice",
+    "earnings22": f"{HERE}.manifest_prepare:earnings22",
     "eval2000": f"{HERE}.manifest_prepare:eval2000",
+    "fleurs": f"{HERE}.manifest_prepare:fleurs",
+    "huggingface": f"{HERE}.manifest_prepare:huggingface",
     "librispeech": f"{HERE}.manifest_prepare:librispeech",
     "mls": f"{HERE}.manifest_prepare:mls",
+    "slue-voxpopuli": f"{HERE}.manifest_prepare:slue_voxpopuli",
     "voxpopuli": f"{HERE}.manifest_prepare:voxpopuli",
 }
 

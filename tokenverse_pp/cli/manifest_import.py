@@ -18,7 +18,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 OPTIONS = together(
     options_from(
         ImportOptions,
-        *("table", "kaldi", "hf", "hf_split", "stm", "subtitles", "transcripts", "repeats", "rttm", "ctm"),
+        *("table", "kaldi", "hf", "hf_config", "hf_split", "stm", "subtitles", "transcripts", "repeats", "rttm", "ctm"),
         *("nist_notation", "pause", "brat", "conll", "discontinuous", "inline", "widen"),
         *("recordings", "audio_dir", "audio_out"),
         repeats={"option": "--repeated-captions"},

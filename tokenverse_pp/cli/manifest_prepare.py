@@ -1,6 +1,7 @@
 """`tokenverse-pp manifest prepare`: one command a corpus.
 
-Each hands its options to the function ``prepare_<corpus>`` of `tokenverse_pp.data.corpora` under their names.
+Each hands its options to the function ``prepare_<corpus>`` of `tokenverse_pp.data.corpora` under their names. The help
+ends with the corpus's licence and with what a rerun does, which is the same for all.
 """
 
 from __future__ import annotations
@@ -10,12 +11,18 @@ from typing import Any, Callable
 
 import click
 
+from tokenverse_pp.cli.manifest_import import pairs
 from tokenverse_pp.cli.options import jobs_option, options_from, together
+from tokenverse_pp.data.corpora import LICENCES
 from tokenverse_pp.data.editing.conversations import ConversationOptions
 from tokenverse_pp.data.normalise import NORMALISERS
 
-common = together(
-    click.argument("corpus_dir", type=click.Path(file_okay=False, path_type=Path)),
+RERUN = (
+    "A rerun keeps what is whole, and prepares what is missing or was prepared with other options (OUT/prepared.json). "
+    "OUT/left_out.jsonl lists all that is in no cut, and why."
+)
+corpus_argument = click.argument("corpus_dir", type=click.Path(file_okay=False, path_type=Path))
+common_options = together(
     click.argument("output_dir", metavar="OUT", type=click.Path(file_okay=False, path_type=Path)),
     click.option(
         "--normaliser",
@@ -26,6 +33,13 @@ common = together(
         "is, brackets apart. tokenverse_pp/data/normalise.py has the rules by language.",
     ),
     jobs_option,
+    click.option("--force", is_flag=True, help="Prepare all again; only audio that was converted is kept."),
+)
+common = together(corpus_argument, common_options)
+written_option = click.option(
+    "--written",
+    is_flag=True,
+    help="Label punct too: punctuation and capitals, where the written text has the words of the plain one.",
 )
 languages_option = click.option(
     "--language",
@@ -55,6 +69,16 @@ call_options = together(
 )
 
 
+def corpus_command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command for a corpus; its help ends with the licence and with what a rerun does."""
+
+    def made(command: Callable[..., Any]) -> click.Command:
+        command.__doc__ = f"{(command.__doc__ or '').rstrip()}\n\n    {RERUN}\n\n    Licence: {LICENCES[name]}.\n    "
+        return click.command(name)(command)
+
+    return made
+
+
 def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `ConversationOptions`, handed to the command as one argument ``options``."""
 
@@ -69,8 +93,9 @@ def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return options_from(ConversationOptions, **bounds)(gathered)
 
 
-@click.command()
+@corpus_command("ami")
 @common
+@written_option
 @click.option(
     "--mic",
     type=click.Choice(["ihm-mix", "sdm", "mdm8-bf", "ihm"]),
@@ -97,33 +122,35 @@ def ami(**given: Any) -> None:
 
     CORPUS_DIR holds <meeting>/audio/*.wav at any depth and ami_public_manual_1.6.2 (folder or zip). Written:
     OUT/cuts_{train,dev,test}.jsonl.gz. A turn is what lhotse gives: a sentence, or a segment without a full stop; it
-    ends in a semantic endpoint where the annotators wrote . ? or !. OUT/left_out.jsonl lists every turn that is in no
-    window, and why.
+    ends in a semantic endpoint where the annotators wrote . ? or !.
     """
     from tokenverse_pp.data.corpora.conversations import prepare_ami
 
     prepare_ami(**given, say=click.echo)
 
 
-@click.command("callhome-english")
+@corpus_command("callhome-english")
 @common
+@written_option
 @call_options
 @window_options
 def callhome_english(**given: Any) -> None:
     """CALLHOME American English: asr, scd, endp and lid, telephone calls within families.
 
-    CORPUS_DIR holds LDC97S42 (speech) and LDC97T14 (transcripts), or is LDC97S42 and --transcripts is LDC97T14. Calls
-    are written as 16 kHz FLAC in OUT/audio; compressed SPHERE files need sph2pipe for that (lhotse install-sph2pipe).
-    Written: OUT/cuts_{train,dev,test}.jsonl.gz. A window never holds a turn whose words are not known ((( )), speech in
-    another language); OUT/left_out.jsonl lists them.
+    CORPUS_DIR holds LDC97S42 (speech) and LDC97T14 (transcripts), as their archives unpack, or is LDC97S42 and
+    --transcripts is LDC97T14. Calls are written as 16 kHz FLAC in OUT/audio; compressed SPHERE files need sph2pipe for
+    that (lhotse install-sph2pipe).
+    Written: OUT/cuts_{train,dev,test}.jsonl.gz. A window holds both sides of the call, and never a turn whose words are
+    not known ((( )), speech in another language).
     """
     from tokenverse_pp.data.corpora.conversations import prepare_callhome_english
 
     prepare_callhome_english(**given, say=click.echo)
 
 
-@click.command()
+@corpus_command("commonvoice")
 @common
+@written_option
 @languages_option
 def commonvoice(**given: Any) -> None:
     """Common Voice: asr and lid, sentences read by volunteers.
@@ -138,23 +165,91 @@ def commonvoice(**given: Any) -> None:
     prepare_commonvoice(**given, say=click.echo)
 
 
-@click.command()
+@corpus_command("earnings22")
 @common
+@written_option
+@window_options
+def earnings22(**given: Any) -> None:
+    """Earnings-22: asr, scd, endp and lid, earnings calls in English from all over the world, a test set only.
+
+    CORPUS_DIR is earnings22 of github.com/revdotcom/speech-datasets with its audio (git lfs pull): media/*.mp3 and
+    transcripts/force_aligned_nlp_references/*.aligned.nlp, since the other transcripts have no times. Calls are written
+    as 16 kHz FLAC in OUT/audio. Written: OUT/cuts_test.jsonl.gz, windows of several turns, a turn a sentence. No window
+    holds a sentence with a word that the aligner did not find: 63 of the 119 hours are left.
+    """
+    from tokenverse_pp.data.corpora.earnings22 import prepare_earnings22
+
+    prepare_earnings22(**given, say=click.echo)
+
+
+@corpus_command("eval2000")
+@common
+@written_option
 @call_options
 @window_options
 def eval2000(**given: Any) -> None:
     """Hub5 2000 evaluation: asr, scd, endp and lid, 40 telephone calls, a test set only.
 
-    CORPUS_DIR holds LDC2002S09/hub5e_00/english and LDC2002T43/reference/english. Calls are written as 16 kHz FLAC in
-    OUT/audio; compressed SPHERE files need sph2pipe for that (lhotse install-sph2pipe). Written:
-    OUT/cuts_test.jsonl.gz.
+    CORPUS_DIR holds LDC2002S09/hub5e_00/english and LDC2002T43/[2000_hub5_eng_eval_tr/]reference/english. Calls are
+    written as 16 kHz FLAC in OUT/audio; compressed SPHERE files need sph2pipe for that (lhotse install-sph2pipe).
+    Written: OUT/cuts_test.jsonl.gz.
     """
     from tokenverse_pp.data.corpora.conversations import prepare_eval2000
 
     prepare_eval2000(**given, say=click.echo)
 
 
-@click.command()
+@corpus_command("fleurs")
+@common
+@written_option
+@languages_option
+def fleurs(**given: Any) -> None:
+    """FLEURS: asr and lid, sentences of Wikipedia read in 102 languages.
+
+    CORPUS_DIR is a copy of google/fleurs of the hub, [data/]<locale>/<split>.tsv and audio/<split>.tar.gz (packed, or
+    unpacked to audio/<split>/), or what `lhotse download fleurs` wrote. Every split that is there is prepared:
+    OUT/cuts_<split>_<code>.jsonl.gz, one cut a reading. Archives are unpacked into OUT/audio. The id of a cut is
+    <locale>-<clip>, such as fr_fr-10004088536354799741.
+    """
+    from tokenverse_pp.data.corpora.fleurs import prepare_fleurs
+
+    prepare_fleurs(**given, say=click.echo)
+
+
+@corpus_command("huggingface")
+@click.argument("dataset", type=click.Path(path_type=Path))
+@common_options
+@written_option
+@click.option("--config", help="Configuration, where there are several.")
+@click.option("--split", "splits", multiple=True, help="A split; give it several times. [default: all]")
+@click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column holds a field.")
+@click.option("--set", "constants", multiple=True, metavar="FIELD=VALUE", help="A field of rows that lack it.")
+@click.option("--tasks", help="Tasks that all rows are labelled for, e.g. asr,lid. Default: by the fields.")
+@click.option("--widen-entities", "widen", is_flag=True, help="Extend entities that are a part of a word to all of it.")
+def huggingface(**given: Any) -> None:
+    """A data set of Hugging Face's library: what its columns have labels for.
+
+    DATASET is a folder (save_to_disk, audiofolder, parquet) or a name on the hub, owner/name, which is downloaded. Its
+    splits become OUT/cuts_<split>.jsonl.gz, validation as dev, one cut a row; audio within the rows is written to
+    OUT/audio. Needs pip install 'tokenverse_pp[datasets]'.
+
+    \b
+      tokenverse-pp manifest prepare huggingface owner/name data/name --config fr \\
+          --column text=sentence --set language=fr --num-jobs 8
+
+    Fields and columns are those of `manifest import --help`: audio (a path, bytes or samples) and text are needed;
+    speaker, language, entities (BIO tags, or objects of start, end or length, and type) and endpoint are labels where
+    they are there. Columns with a field's name are found without --column.
+    """
+    from tokenverse_pp.data.corpora.huggingface import prepare_huggingface
+    from tokenverse_pp.data.importing.fields import constants_of
+
+    columns = pairs(given.pop("columns"), "--column")
+    constants = constants_of(pairs(given.pop("constants"), "--set"), given.pop("tasks"))
+    prepare_huggingface(**given, columns=columns, constants=constants, say=click.echo)
+
+
+@corpus_command("librispeech")
 @common
 def librispeech(**given: Any) -> None:
     """LibriSpeech or Mini LibriSpeech: asr and lid, English read books.
@@ -167,29 +262,56 @@ def librispeech(**given: Any) -> None:
     prepare_librispeech(**given, say=click.echo)
 
 
-@click.command()
+@corpus_command("mls")
 @common
 def mls(**given: Any) -> None:
     """Multilingual LibriSpeech: asr and lid, eight languages of read books.
 
     CORPUS_DIR holds mls_<language> or mls_<language>_opus, each with metainfo.txt and, for train, dev and test,
     transcripts.txt and audio/. Every language that is there is prepared: OUT/cuts_<split>_<code>.jsonl.gz, one cut a
-    segment, OUT/left_out.jsonl with what has no words.
+    segment.
     """
     from tokenverse_pp.data.corpora.read_speech import prepare_mls
 
     prepare_mls(**given, say=click.echo)
 
 
-@click.command()
+@corpus_command("slue-voxpopuli")
 @common
+@written_option
+@click.option(
+    "--entities",
+    type=click.Choice(["combined", "raw"]),
+    default="combined",
+    show_default=True,
+    help="The 7 types that the benchmark scores, or the 18 that were annotated.",
+)
+def slue_voxpopuli(**given: Any) -> None:
+    """SLUE-VoxPopuli: asr, lid and ner, speeches in the European Parliament in English.
+
+    CORPUS_DIR is the unpacked archive, slue-voxpopuli_{fine-tune,dev,test}.tsv and {fine-tune,dev,test}/*.ogg, or a
+    copy of asapp/slue of the hub, voxpopuli/{train,validation,test}-*.parquet (its clips are written to OUT/audio).
+    Every split that is there is prepared: OUT/cuts_{train,dev,test}.jsonl.gz, one cut an utterance, under its id in the
+    corpus. The blind test set has no entities, and is labelled for asr and lid.
+    """
+    from tokenverse_pp.data.corpora.voxpopuli import prepare_slue_voxpopuli
+
+    prepare_slue_voxpopuli(**given, say=click.echo)
+
+
+@corpus_command("voxpopuli")
+@common
+@written_option
 @languages_option
 def voxpopuli(**given: Any) -> None:
     """VoxPopuli: asr and lid, speeches in the European Parliament.
 
-    CORPUS_DIR holds raw_audios/<language>/<year>/*.ogg and the transcripts asr_<language>.tsv.gz; where those are
-    missing lhotse downloads them. Written: OUT/cuts_<split>_<language>.jsonl.gz, one cut a segment.
+    CORPUS_DIR holds whole sessions, raw_audios/<language>/<year>/*.ogg or raw_audios/original/<year>/*.ogg, and the
+    transcripts asr_<language>.tsv.gz (where those are missing lhotse downloads them); or clips,
+    transcribed_data/<language>/asr_<split>.tsv as VoxPopuli's get_asr_data writes them, or data/<language>/ of
+    facebook/voxpopuli on the hub, whose archives are unpacked into OUT/audio. Written:
+    OUT/cuts_<split>_<language>.jsonl.gz, one cut a segment.
     """
-    from tokenverse_pp.data.corpora.read_speech import prepare_voxpopuli
+    from tokenverse_pp.data.corpora.voxpopuli import prepare_voxpopuli
 
     prepare_voxpopuli(**given, say=click.echo)

@@ -6,6 +6,7 @@ import csv
 import gzip
 import hashlib
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -189,4 +190,99 @@ def make_eval2000(root: Path) -> Path:
         if "Spanish" not in text
     ]
     write_text(root / "LDC2002T43/reference/english/en_4156.txt", "\n".join(lines))
+    return root
+
+
+def make_fleurs(root: Path, splits=(("fr_fr", ("train", "dev", "test")), ("cmn_hans_cn", ("test",)))) -> Path:
+    """The hub's repository: tables without header, clips packed in archives; Chinese has only its test set."""
+    for locale, parts in splits:
+        for split in parts:
+            lines = []
+            archive = root / "data" / locale / "audio" / f"{split}.tar.gz"
+            archive.parent.mkdir(parents=True, exist_ok=True)
+            with tarfile.open(archive, "w:gz") as tar:
+                for number in range(3 if split == "train" else 2):
+                    text = "你好世界" if locale.startswith("cmn") else sentence("fr", number + len(split))
+                    raw = "你好，世界。" if locale.startswith("cmn") else f"{text.capitalize()}."
+                    clip = io.BytesIO()
+                    soundfile.write(clip, speech(" ".join(text.split()), 16000), 16000, format="WAV")
+                    name = f"1000408853635479{len(split)}{number}.wav"
+                    member = tarfile.TarInfo(f"{split}/{name}")
+                    member.size = len(clip.getvalue())
+                    tar.addfile(member, io.BytesIO(clip.getvalue()))
+                    spelled = " ".join("|".join(text.split())) + " |"
+                    samples = str(len(text.split()) * 4000)
+                    lines.append("\t".join([f"{number + 7}", name, raw, text, spelled, samples, "FEMALE"]))
+            write_text(archive.parent.parent / f"{split}.tsv", "\n".join(lines) + "\n")
+    return root
+
+
+SLUE_ROWS = [  # raw text, normalised text, entities of it as (type, words)
+    ("", "the dog runs through brussels in two days", [("GPE", "brussels"), ("DATE", "two days")]),
+    ("", "a forest sees the council's house", [("ORG", "council"), ("FAC", "house")]),
+    ("That house runs.", "that house runs", []),
+]
+SLUE_HEADER = ["id", "raw_text", "normalized_text", "speaker_id", "split", "raw_ner", "normalized_ner"]
+
+
+def slue_rows(split: str):
+    """(cells of a row by name, with the entities as triples; samples of its clip)."""
+    for number, (raw, text, entities) in enumerate(SLUE_ROWS):
+        name = f"20131007-0900-PLENARY-19-en_20131007-21:26:0{len(split)}_{number}"
+        found = [[kind, text.index(words), len(words)] for kind, words in entities]
+        cells = [name, raw, text, "None" if number else "28115", split, [], found]
+        yield dict(zip(SLUE_HEADER, cells)), speech(text, 16000)
+
+
+def make_slue(root: Path, blind: bool = False) -> Path:
+    """The unpacked archive; its test set with entities, or blind."""
+    for split in ("fine-tune", "dev", "test"):
+        hidden = 2 * (blind and split == "test")
+        rows = []
+        for cells, samples in slue_rows(split):
+            write(root / split / f"{cells['id']}.ogg", samples, 16000, format="OGG", subtype="VORBIS")
+            rows.append(list(cells.values())[: len(SLUE_HEADER) - hidden])
+        out = io.StringIO()  # as pandas writes it
+        csv.writer(out, delimiter="\t", lineterminator="\n").writerows(
+            [SLUE_HEADER[: len(SLUE_HEADER) - hidden], *rows]
+        )
+        write_text(root / f"slue-voxpopuli_{split}{'_blind' if hidden else ''}.tsv", out.getvalue())
+    return root
+
+
+# One earnings call: (speaker, start, words; "-" before a word that the aligner did not find).
+EARNINGS = [
+    ("0", 0.5, "Good day , Mr. Brown ."),
+    ("1", 2.0, "Thank you ."),
+    ("1", 3.0, "Twenty two percent , Inc. and more ?"),
+    ("0", 6.0, "We <laugh> -cannot -hear you ."),
+    ("1", 8.0, "Oh <inaudible> yes ."),
+    ("1", 10.0, "The end …"),
+    ("0", 11.5, "Bye"),
+]
+EARNINGS_HEADER = "token|speaker|ts|endTs|punctuation|prepunctuation|case|tags|oldTs|oldEndTs|ali_comment"
+
+
+def make_earnings(root: Path, calls=("4320211", "MP3-A")) -> Path:
+    """The repository's folder with calls as MP3 of 24 kHz, and the aligned transcripts."""
+    for call in calls:
+        samples, lines = np.random.default_rng(5).normal(0, 0.002, 13 * 24000).astype(np.float32), [EARNINGS_HEADER]
+        for speaker, start, text in EARNINGS:
+            time = start
+            for token in text.split():
+                if token in ",?…" or token == ".":
+                    cells = lines[-1].split("|")
+                    lines[-1] = "|".join([*cells[:4], token, *cells[5:]])
+                    continue
+                found, token, mark = token[0] != "-", token.lstrip("-"), "." * token.endswith(".")
+                end = round(time + 0.25, 4)
+                if token[0] != "<":
+                    samples[round(time * 24000) : round(time * 24000) + 6000] += tone(token.rstrip("."), 24000)
+                times = [f"{time:.4f}", f"{end:.4f}"] if found else ["", ""]
+                case = "UC" if token[0].isupper() else "LC"
+                comment = "" if found else "del"
+                lines.append("|".join([token.rstrip("."), speaker, *times, mark, "", case, "[]", "", "", comment]))
+                time = end
+        write(root / "media" / f"{call}.mp3", samples, 24000, format="MP3")
+        write_text(root / f"transcripts/force_aligned_nlp_references/{call}.aligned.nlp", "\n".join(lines) + "\n")
     return root

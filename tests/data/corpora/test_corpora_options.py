@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -10,7 +11,17 @@ import numpy as np
 import pytest
 import soundfile
 from command_lines import run
-from mini_corpora import call_audio, make_commonvoice, make_librispeech, make_mls, make_voxpopuli
+from mini_corpora import (
+    call_audio,
+    make_commonvoice,
+    make_librispeech,
+    make_mls,
+    make_voxpopuli,
+    sentence,
+    speech,
+    write,
+    write_text,
+)
 from mini_runs import cuts_of
 
 from tokenverse_pp.data.corpora.common import Form, check_table
@@ -104,6 +115,70 @@ def test_callhome_transcripts_elsewhere(corpora, tmp_path):
     speech, texts = (corpora["callhome-english"].corpus_dir / name for name in ("LDC97S42", "LDC97T14"))
     prepare("callhome-english", speech, tmp_path / "out", "--transcripts", texts)
     assert cuts_of(tmp_path / "out", "train")[0].id == "en_4065-0000"
+
+
+def test_folders_of_ldc_archives_are_found(corpora, tmp_path):
+    """As LDC97S42, LDC97T14 and LDC2002T43 unpack."""
+    for name, inside in (
+        ("callhome-english", {"LDC97S42": "callhome_eng", "LDC97T14": "callhome_english_trans_970711"}),
+        ("eval2000", {"LDC2002S09": "", "LDC2002T43": "2000_hub5_eng_eval_tr"}),
+    ):
+        for package, folder in inside.items():
+            shutil.copytree(corpora[name].corpus_dir / package, tmp_path / name / package / folder)
+        prepare(name, tmp_path / name, tmp_path / "out" / name)
+        found = {path.name: [cut.id for cut in cuts_of(path.parent, path.name[5:-9])] for path in
+                 (tmp_path / "out" / name).glob("cuts_*")}  # fmt: skip
+        assert found == {name_: [cut.id for cut in cuts_of(corpora[name].out, name_[5:-9])] for name_ in found}
+        assert found
+
+
+def test_voxpopuli_sessions_of_all_languages_in_one_folder(corpora, tmp_path):
+    """As `download_audios --subset asr` of VoxPopuli writes them."""
+    source = corpora["voxpopuli"].corpus_dir
+    shutil.copy(source / "asr_en.tsv.gz", tmp_path)
+    for path in (source / "raw_audios" / "en" / "2019").glob("*.ogg"):
+        target = tmp_path / "raw_audios" / "original" / "2019" / path.name.replace("-en_en.ogg", "-en_original.ogg")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    prepare("voxpopuli", tmp_path, tmp_path / "out")
+    for part in ("train_en", "dev_en", "test_en"):
+        here, there = cuts_of(tmp_path / "out", part), cuts_of(corpora["voxpopuli"].out, part)
+        assert [(c.id, c.start, c.supervisions[0].text) for c in here] == [
+            (c.id, c.start, c.supervisions[0].text) for c in there
+        ]
+        assert here[0].recording.sources[0].source.startswith(str(tmp_path / "raw_audios" / "original"))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_voxpopuli_clips_of_its_tool_and_of_the_hub(corpora, tmp_path, packed):
+    root = tmp_path / "corpus" / ("data" if packed else "transcribed_data") / "en"
+    for split in ("train", "test"):
+        rows = ["id\traw_text\tnormalized_text\tspeaker_id\tsplit\tgender\tis_gold_transcript\taccent"]
+        for number in range(2):
+            name, text = f"20190101-0900-PLENARY-3-en_20190101-09:00:0{len(split)}_{number}", sentence("en", number)
+            rows.append(f'{name}\t"{text.capitalize()}.\t{text}\tNone\t{split}\tfemale\tTrue\tNone')
+            path = root / (f"{split}_part_0" if packed else "2019") / f"{name}.{'wav' if packed else 'ogg'}"
+            write(path, speech(text, 16000), 16000)
+        rows.append("20190101-gone\tGone.\tgone\t7\t" + split + "\tmale\tTrue\tNone")
+        write_text(root / f"asr_{split}.tsv", "\n".join(rows) + "\n")
+        if packed:
+            (root / split).mkdir()
+            with tarfile.open(root / split / f"{split}_part_0.tar.gz", "w:gz") as tar:
+                tar.add(root / f"{split}_part_0", arcname=f"{split}_part_0")
+            shutil.rmtree(root / f"{split}_part_0")
+    out = tmp_path / "out"
+    prepare("voxpopuli", tmp_path / "corpus", out, "--written")
+    assert {path.name[5:-9] for path in out.glob("cuts_*")} == {"train_en", "test_en"}
+    for cut in cuts_of(out, "test_en"):
+        (turn,) = cut.supervisions
+        assert (
+            cut.custom["tasks"] == ["asr", "lid", "punct"] and turn.custom["written"] == f'"{turn.text.capitalize()}.'
+        )
+        assert turn.speaker is None and turn.gender == "female"
+        within = out / "audio" / "test_en" if packed else root / "2019"
+        assert Path(cut.recording.sources[0].source).parent == within
+    lines = (out / "left_out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in lines] == ["its clip is not there"] * 2
 
 
 def test_call_is_cut_at_what_was_not_understood(corpora):

@@ -7,15 +7,17 @@ import pytest
 import yaml
 from command_lines import run
 from lhotse import CutSet
-from mini_corpora import sentence, speech, write
-from mini_runs import CORPORA
+from mini_corpora import make_earnings, make_fleurs, make_slue, sentence, speech, write
+from mini_runs import CORPORA, Prepared
 from safetensors.torch import load_file
 from toy_runs import ROOT, call, toy_options
 
 LANGUAGES = ["de", "en", "fr", "pl", "sv"]
 FILES = {
     "commonvoice": ("train_sv", "dev_sv", "test_sv"),
+    "earnings22": ("test", "test", "test"),
     "eval2000": ("test", "test", "test"),
+    "fleurs": ("train_fr", "dev_fr", "test_fr"),
     "librispeech": ("train_clean_100", "dev_clean", "test_other"),
     "mls": ("train_de", "dev_de", "test_de"),
     "voxpopuli": ("train_en", "dev_en", "test_en"),
@@ -62,6 +64,17 @@ def check_chain(name, corpora, train_script, decode_script, encoder_corpus, tmp_
 @pytest.mark.parametrize("name", CORPORA)
 def test_from_corpus_to_scores(name, corpora, train_script, decode_script, tiny_corpus, tmp_path):
     check_chain(name, corpora, train_script, decode_script, tiny_corpus, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [make_earnings, make_fleurs, make_slue])
+def test_from_evaluation_set_to_scores(make, train_script, decode_script, tiny_corpus, tmp_path):
+    name = {make_earnings: "earnings22", make_fleurs: "fleurs", make_slue: "slue-voxpopuli"}[make]
+    source, out = make(tmp_path / "corpus"), tmp_path / "cuts"
+    result = run("manifest", "prepare", name, source, out)
+    assert result.exit_code == 0, result.stderr
+    prepared = {name: Prepared(source, out, result.stdout)}
+    check_chain(name, prepared, train_script, decode_script, tiny_corpus, tmp_path)
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR, Statistics
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.lines import BOM, fields, number_of, raw_lines, stray_control
 from tokenverse_pp.data.manifests import reason_of
+from tokenverse_pp.tasks.punct import read_written
 from tokenverse_pp.tasks.registry import REGISTRY
 
 LINE_SEPARATORS = str.maketrans("\u2028\u2029", "  ")  # at which str.splitlines() splits
@@ -159,6 +160,14 @@ def readable(corpus_dir: Path, tables: Sequence[Table], linked: Sequence[str] = 
         yield Path(folder)
 
 
+@contextlib.contextmanager
+def one_folder(corpus_dir: Path, name: str, tables: Sequence[Table]) -> Iterator[Path]:
+    """`readable` for one of the folders in a corpus: the recipe then prepares no other."""
+    with readable(corpus_dir / name, tables) as whole, tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
+        os.symlink(os.path.abspath(whole), os.path.join(folder, name))
+        yield Path(folder)
+
+
 def in_corpus(recordings: RecordingSet, folder: Path, corpus_dir: Path) -> RecordingSet:
     """Recordings whose files lie in the corpus, not in the copy that the recipe read."""
     if folder != corpus_dir:
@@ -187,7 +196,8 @@ def at_16_khz(
 ) -> Dict[str, Recording]:
     """Recordings by id, each 16 kHz and one channel: as they are, or written to ``folder`` (existing files are kept).
 
-    Resampling at every training step would cost more than the disk, and SPHERE files may need another program.
+    Resampling at every training step would cost more than the disk, SPHERE files may need another program, and a place
+    in an MP3 file is found by decoding what is before it.
 
     Args:
         jobs: processes.
@@ -201,8 +211,8 @@ def at_16_khz(
     others = []
     for recording in recordings:
         kept[recording.id] = recording
-        sphere = any(str(source.source).lower().endswith((".sph", ".wv1")) for source in recording.sources)
-        if recording.sampling_rate != SAMPLING_RATE or recording.num_channels != 1 or sphere:
+        slow = any(str(source.source).lower().endswith((".sph", ".wv1", ".mp3")) for source in recording.sources)
+        if recording.sampling_rate != SAMPLING_RATE or recording.num_channels != 1 or slow:
             others.append(recording)
     if not others:
         return kept
@@ -224,6 +234,8 @@ def write_16_khz(
 ) -> Recording:
     """Write a recording as 16-bit FLAC; return the recording of that file, with the same id (``-A``, ..: a channel).
 
+    A file that is there is kept, unless the recording's own file is newer.
+
     Args:
         channel: from 0; None: the mean of all.
         rate: of the file, in Hz.
@@ -233,7 +245,7 @@ def write_16_khz(
     """
     suffix = "" if channel is None else f"-{channel_name(channel)}"
     path = folder / f"{recording.id}{suffix}.flac"
-    if not path.is_file():
+    if not _is_current(path, recording):
         with torch.inference_mode():
             samples = torch.from_numpy(_decode(recording, channel))
             if recording.sampling_rate != rate:
@@ -241,6 +253,15 @@ def write_16_khz(
         with replacing(path) as temporary:
             soundfile.write(temporary, samples.clamp(-1.0, 1.0).numpy(), rate, format="FLAC", subtype="PCM_16")
     return Recording.from_file(path, recording_id=f"{recording.id}{suffix}")
+
+
+def _is_current(path: Path, recording: Recording) -> bool:
+    """Whether a file is there, and no older than what it was made of."""
+    if not path.is_file():
+        return False
+    written = path.stat().st_mtime
+    files = (Path(str(source.source)) for source in recording.sources if source.type == "file")
+    return all(file.stat().st_mtime <= written for file in files if file.is_file())
 
 
 def _decode(recording: Recording, channel: Optional[int]) -> np.ndarray:
@@ -255,6 +276,27 @@ def _decode(recording: Recording, channel: Optional[int]) -> np.ndarray:
 
 
 Say = Callable[[str], None]
+
+
+def check_written(written: bool, normaliser: str) -> None:
+    """Check that written texts can be labelled beside plain words (raises UserError)."""
+    if written and normaliser != "words":
+        raise UserError("--written: needs --normaliser words, which makes plain words of the written texts")
+
+
+def is_written(written: Optional[str], text: str) -> bool:
+    """Whether a text has the words of a plain one, so that it can label them for punct.
+
+    >>> is_written("Bonjour, Amélie!", "bonjour amélie"), is_written("21", "twenty one"), is_written(None, "yes")
+    (True, False, False)
+    """
+    if not written:
+        return False
+    try:
+        read_written(written, text.split())
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -337,18 +379,36 @@ def write_parts(
     Raises:
         UserError: for a part without cuts, and for a cut that breaks the schema. Nothing is written then.
     """
-    paths = {part.name: output_dir / f"cuts_{part.name}.jsonl.gz" for part in parts}
-    files: Dict[Path, Tuple[Iterable[Cut], LeftOut]] = {}
+    files: Dict[str, Tuple[Iterable[Cut], LeftOut]] = {}
     for part in parts:
         left_out = LeftOut(list(part.unread))
-        files[paths[part.name]] = (to_cuts(part, left_out), left_out)
-    shuffled = [paths[part.name] for part in parts if part.name.startswith("train")]
-    write_checked_files(files, output_dir / "left_out.jsonl", say, shuffled)
+        files[part.name] = (to_cuts(part, left_out), left_out)
+    return write_files(files, output_dir, say)
+
+
+def write_files(files: Dict[str, Tuple[Iterable[Cut], LeftOut]], output_dir: Path, say: Say = print) -> Dict[str, Path]:
+    """`write_parts` for cuts by the name of their part. ``left_out.jsonl`` keeps the lines of other parts."""
+    list_file = output_dir / "left_out.jsonl"
+    paths = {name: output_dir / f"cuts_{name}.jsonl.gz" for name in files}
+    shuffled = [path for name, path in paths.items() if name.startswith("train")]
+    by_path = {paths[name]: pair for name, pair in files.items()}
+    write_checked_files(by_path, list_file, say, shuffled, _lines_of_others(list_file, files))
     return paths
 
 
+def _lines_of_others(list_file: Path, parts: Iterable[str]) -> List[str]:
+    """The lines of ``left_out.jsonl`` about parts that an earlier run wrote and this one does not."""
+    lines = list_file.read_text(encoding="utf-8").splitlines() if list_file.is_file() else []
+    here = tuple(f'{{"part": {json.dumps(part, ensure_ascii=False)}, ' for part in parts)
+    return [line for line in lines if not line.startswith(here)]
+
+
 def write_checked_files(
-    files: Dict[Path, Tuple[Iterable[Cut], LeftOut]], list_file: Path, say: Say = print, shuffled: Sequence[Path] = ()
+    files: Dict[Path, Tuple[Iterable[Cut], LeftOut]],
+    list_file: Path,
+    say: Say = print,
+    shuffled: Sequence[Path] = (),
+    kept: Sequence[str] = (),
 ) -> None:
     """Write cuts to their files, all of the files or none; see `write_parts`.
 
@@ -356,6 +416,7 @@ def write_checked_files(
         files: cuts, not yet made, and the list that fills while they are made.
         list_file: for what was left out, as JSON lines.
         shuffled: the files whose cuts are put into random order.
+        kept: lines for ``list_file`` about other files.
     """
     statistics = Statistics()
     with contextlib.ExitStack() as stack:
@@ -367,6 +428,7 @@ def write_checked_files(
             if path in shuffled:
                 shuffle_manifest(temporary, temporary)
         with open(stack.enter_context(replacing(list_file)), "w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in kept)
             for path, (_, left_out) in files.items():
                 for item in left_out.items:
                     file.write(json.dumps({"part": stem(path), **item}, ensure_ascii=False) + "\n")

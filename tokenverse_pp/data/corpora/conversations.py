@@ -15,6 +15,7 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from collections import defaultdict
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
@@ -25,7 +26,18 @@ from lhotse.utils import fastcopy
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.access import file_problem
-from tokenverse_pp.data.corpora.common import CorpusPart, LeftOut, Say, at_16_khz, lhotse_recipe, require, write_parts
+from tokenverse_pp.data.corpora.common import (
+    CorpusPart,
+    LeftOut,
+    Say,
+    at_16_khz,
+    check_written,
+    is_written,
+    lhotse_recipe,
+    require,
+    write_parts,
+)
+from tokenverse_pp.data.corpora.resume import in_groups
 from tokenverse_pp.data.editing.conversations import (
     DEFAULT_OPTIONS,
     ConversationOptions,
@@ -66,7 +78,6 @@ def write_dialogues(
     say: Say = print,
 ) -> Dict[str, Path]:
     """Write the windows of all tracks (see `tokenverse_pp.data.editing.conversations`) and return the files by part."""
-    options.check()
     custom = {"tasks": list(tasks), "corpus": corpus}
 
     def to_cuts(part: CorpusPart, left_out: LeftOut) -> Iterator[MonoCut]:
@@ -95,7 +106,9 @@ def prepare_ami(
     annotations: Optional[Path] = None,
     options: ConversationOptions = DEFAULT_OPTIONS,
     normaliser: str = "words",
+    written: bool = False,
     jobs: int = 1,
+    force: bool = False,
     say: Say = print,
 ) -> Dict[str, Path]:
     """Meetings -> ``cuts_{train,dev,test}.jsonl.gz`` of windows of turns. A turn is a sentence or a segment.
@@ -105,10 +118,32 @@ def prepare_ami(
             each headset by itself, not labelled for scd.
         partition: how AMI's own page splits the meetings.
         annotations: folder or zip of the annotations, where they are not in ``corpus_dir``.
+        written: label punct too, by the annotators' punctuation and capitals.
+        force: see `in_groups`.
 
     Raises:
         UserError: where the folder is no AMI.
     """
+    options.check()
+    check_written(written, normaliser)
+    given = {"corpus_dir": corpus_dir, "mic": mic, "partition": partition, "annotations": annotations,
+             "windows": asdict(options), "normaliser": normaliser, "written": written}  # fmt: skip
+
+    def prepare(_: str) -> Dict[str, Path]:
+        parts, marks = _read_ami(corpus_dir, mic, partition, annotations)
+        words = partial(read_ami_words, marks=marks, normaliser=NORMALISERS[normaliser], written=written)
+        if mic == "ihm":
+            return write_dialogues(parts, output_dir, "ami-ihm", ONE_SPEAKER_TASKS, headset_tracks, words, options, say)
+        tracks = partial(mixed_tracks, folder=output_dir / "audio", jobs=jobs)
+        return write_dialogues(parts, output_dir, f"ami-{mic}", MIXED_TASKS, tracks, words, options, say)
+
+    return in_groups("ami", output_dir, given, {"all": {}}, prepare, force, say)
+
+
+def _read_ami(
+    corpus_dir: Path, mic: str, partition: str, annotations: Optional[Path]
+) -> Tuple[List[CorpusPart], Marks]:
+    """The turns of the splits, and the punctuation."""
     from lhotse.recipes.ami import prepare_ami as recipe
 
     require(corpus_dir, [f"**/{MICS[mic]}"], AMI_LAYOUT)
@@ -120,12 +155,7 @@ def prepare_ami(
                 corpus_dir, place, mic=mic, partition=partition, normalize_text="none", keep_punctuation=True
             )
             marks = sentence_marks(place)
-    parts = [CorpusPart(split, **manifests[split], language="en") for split in AMI_SPLITS]
-    words = partial(read_ami_words, marks=marks, normaliser=NORMALISERS[normaliser])
-    if mic == "ihm":
-        return write_dialogues(parts, output_dir, "ami-ihm", ONE_SPEAKER_TASKS, headset_tracks, words, options, say)
-    tracks = partial(mixed_tracks, folder=output_dir / "audio", jobs=jobs)
-    return write_dialogues(parts, output_dir, f"ami-{mic}", MIXED_TASKS, tracks, words, options, say)
+    return [CorpusPart(split, **manifests[split], language="en") for split in AMI_SPLITS], marks
 
 
 def headset_tracks(part: CorpusPart) -> Iterator[Track]:
@@ -171,23 +201,33 @@ def sentence_marks(annotations: Path) -> Marks:
     return {key: sorted(found) for key, found in marks.items()}
 
 
-def read_ami_words(turn: SupervisionSegment, marks: Marks, normaliser: Normaliser) -> TurnWords:
-    """The words of a turn; it is complete where ``. ? !`` stands at its end, and only there."""
+def read_ami_words(turn: SupervisionSegment, marks: Marks, normaliser: Normaliser, written: bool = False) -> TurnWords:
+    """The words of a turn; it is complete where ``. ? !`` stands at its end, and only there.
+
+    Args:
+        written: give the written text too.
+    """
     here = marks.get((turn.recording_id, turn.speaker), [])
     first = bisect.bisect_left(here, (turn.end - COLLAR, ""))
     last = bisect.bisect_right(here, (turn.end + COLLAR, "\uffff"))
-    complete = any(mark in (".", "?", "!") for _, mark in here[first:last])
-    return TurnWords(normaliser(turn.text or "", turn.language), complete)
+    last_marks = [mark for _, mark in here[first:last]]
+    complete = any(mark in (".", "?", "!") for mark in last_marks)
+    text = normaliser(turn.text or "", turn.language)
+    shown = (turn.text or "").rstrip()
+    shown += "".join(mark for mark in last_marks if not shown.endswith(mark))  # lhotse drops full stops
+    return TurnWords(text, complete, written=shown if written and is_written(shown, text) else None)
 
 
 CALLHOME_SPLITS = {"train": "train", "dev": "devtest", "test": "evaltest"}
 COMPRESSED = "compressed SPHERE files need sph2pipe (lhotse install-sph2pipe)"
 CALLHOME_LAYOUT = (
-    "LDC97S42/data/{train,devtest,evltest}/*.sph and LDC97T14/transcrpt/{train,devtest,evaltest}/*.txt in one folder "
+    "LDC97S42/[callhome_eng/]data/{train,devtest,evltest}/*.sph and "
+    "LDC97T14/[callhome_english_trans_970711/]transcrpt/{train,devtest,evaltest}/*.txt in one folder "
     f"(or --transcripts for the second); {COMPRESSED}"
 )
 EVAL2000_LAYOUT = (
-    f"LDC2002S09/hub5e_00/english/*.sph and LDC2002T43/reference/english/*.txt in one folder; {COMPRESSED}"
+    "LDC2002S09/hub5e_00/english/*.sph and LDC2002T43/[2000_hub5_eng_eval_tr/]reference/english/*.txt in one folder "
+    f"(or --transcripts for the second); {COMPRESSED}"
 )
 
 # An attribute's value may hold a ">": e_form="[we=>we]['re=>are]".
@@ -218,20 +258,24 @@ def clean(text: str, keep_names: bool = False) -> Optional[str]:
     return " ".join((text if keep_names else text.replace(_NAME, "")).split())
 
 
-def read_call_words(turn: SupervisionSegment, normaliser: Normaliser, names: bool = False) -> TurnWords:
+def read_call_words(
+    turn: SupervisionSegment, normaliser: Normaliser, names: bool = False, written: bool = False
+) -> TurnWords:
     """Words of a turn; a last sign ``. ? !`` makes it complete, ``, -`` (also ``--``: broken off) not complete.
 
     Args:
         names: label what the transcribers marked as proper names as entities.
+        written: give the written text too.
     """
     text = clean(turn.text or "", keep_names=names)
     if text is None:
         return TurnWords(None)
     complete = {".": True, "?": True, "!": True, ",": False, "-": False}.get(text[-1:])
+    entities: Optional[List[Dict[str, Any]]] = None
+    plain, shown = normaliser(text, turn.language), text.replace(_NAME, "")
     if names:
         plain, entities = find_names(text, lambda token: normaliser(token, turn.language))
-        return TurnWords(plain, complete, entities)
-    return TurnWords(normaliser(text, turn.language), complete)
+    return TurnWords(plain, complete, entities, shown if written and is_written(shown, plain) else None)
 
 
 def find_names(text: str, normalise: Callable[[str], str]) -> Tuple[str, List[Dict[str, Any]]]:
@@ -277,7 +321,9 @@ def prepare_calls(
     names: bool = False,
     options: ConversationOptions = DEFAULT_OPTIONS,
     normaliser: str = "words",
+    written: bool = False,
     jobs: int = 1,
+    force: bool = False,
     say: Say = print,
 ) -> Dict[str, Path]:
     """Prepare telephone calls of the LDC.
@@ -290,22 +336,31 @@ def prepare_calls(
         transcripts: folder of the transcripts (LDC97T14), where it is elsewhere.
         channels: ``mixed``: the two sides of a call as one channel; ``separate``: each side, not labelled for scd.
         names: label proper names, as far as the transcribers marked them, as entities (ner).
+        written: label punct too, by the transcribers' punctuation and capitals.
+        force: see `in_groups`.
 
     Raises:
         UserError: where the folders are not these corpora.
     """
-    parts = (_callhome if corpus == "callhome-english" else _eval2000)(corpus_dir, transcripts)
-    tasks = ONE_SPEAKER_TASKS if channels == "separate" else MIXED_TASKS
-    return write_dialogues(
-        parts,
-        output_dir,
-        corpus,
-        [*tasks, *(["ner"] * names)],
-        partial(side_tracks if channels == "separate" else mixed_tracks, folder=output_dir / "audio", jobs=jobs),
-        partial(read_call_words, normaliser=NORMALISERS[normaliser], names=names),
-        options,
-        say,
-    )
+    options.check()
+    check_written(written, normaliser)
+    given = {"corpus_dir": corpus_dir, "transcripts": transcripts, "channels": channels, "names": names,
+             "windows": asdict(options), "normaliser": normaliser, "written": written}  # fmt: skip
+    separate = channels == "separate"
+
+    def prepare(_: str) -> Dict[str, Path]:
+        return write_dialogues(
+            (_callhome if corpus == "callhome-english" else _eval2000)(corpus_dir, transcripts),
+            output_dir,
+            corpus,
+            [*(ONE_SPEAKER_TASKS if separate else MIXED_TASKS), *(["ner"] * names)],
+            partial(side_tracks if separate else mixed_tracks, folder=output_dir / "audio", jobs=jobs),
+            partial(read_call_words, normaliser=NORMALISERS[normaliser], names=names, written=written),
+            options,
+            say,
+        )
+
+    return in_groups(corpus, output_dir, given, {"all": {}}, prepare, force, say)
 
 
 prepare_callhome_english = partial(prepare_calls, "callhome-english")
@@ -316,7 +371,8 @@ def _callhome(corpus_dir: Path, transcripts: Optional[Path]) -> List[CorpusPart]
     from lhotse.recipes.callhome_english import prepare_callhome_english as recipe
 
     speech = corpus_dir / "LDC97S42" if (corpus_dir / "LDC97S42").is_dir() else corpus_dir
-    texts = transcripts if transcripts is not None else corpus_dir / "LDC97T14"
+    speech = _holding(speech, "data")
+    texts = _holding(transcripts if transcripts is not None else corpus_dir / "LDC97T14", "transcrpt")
     require(speech, ["data/train", "data/devtest", "data/evltest"], CALLHOME_LAYOUT)
     require(texts, ["transcrpt/train", "transcrpt/devtest", "transcrpt/evaltest"], CALLHOME_LAYOUT)
     _check_names(speech)
@@ -328,12 +384,22 @@ def _callhome(corpus_dir: Path, transcripts: Optional[Path]) -> List[CorpusPart]
 def _eval2000(corpus_dir: Path, transcripts: Optional[Path]) -> List[CorpusPart]:
     from lhotse.recipes.eval2000 import prepare_eval2000 as recipe
 
-    wanted = ["LDC2002S09/hub5e_00/english"] + ([] if transcripts else ["LDC2002T43/reference/english"])
-    require(corpus_dir, wanted, EVAL2000_LAYOUT)
+    require(corpus_dir, ["LDC2002S09/hub5e_00/english"], EVAL2000_LAYOUT)
+    texts = _holding(transcripts if transcripts is not None else corpus_dir / "LDC2002T43", "reference/english")
+    if transcripts is None:
+        require(texts, ["reference/english"], EVAL2000_LAYOUT)
+    if (texts / "reference" / "english").is_dir():
+        texts = texts / "reference" / "english"
     _check_names(corpus_dir)
     with tempfile.TemporaryDirectory() as folder, lhotse_recipe("eval2000", corpus_dir, EVAL2000_LAYOUT):
-        manifests = recipe(corpus_dir, folder, transcript_path=transcripts, absolute_paths=True)
+        manifests = recipe(corpus_dir, folder, transcript_path=texts, absolute_paths=True)
     return [CorpusPart("test", **manifests, language="en")]
+
+
+def _holding(folder: Path, part: str) -> Path:
+    """The folder, or the one in it that holds ``part``: the LDC's archives unpack into a folder of their own."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return next((path for path in [folder, *inside] if (path / part).is_dir()), folder)
 
 
 def side_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:

@@ -112,11 +112,13 @@ class TurnWords:
         text: its plain words; None: not known.
         complete: whether its transcript marks a complete sentence; None: it has no sign, so that nothing is known.
         entities: spans in ``text``, as in the label schema; None: not labelled.
+        written: the words with punctuation and capitals, to label them for punct; None: not known.
     """
 
     text: Optional[str]
     complete: Optional[bool] = None
     entities: Optional[Sequence[Dict[str, Any]]] = None
+    written: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ def conversation_cuts(
         track: its turns need a speaker each.
         read_words: the words of a turn.
         leave_out: called with each turn that is in no window, and the reason.
-        custom: custom fields of every cut, ``tasks`` among them.
+        custom: custom fields of every cut, ``tasks`` among them; punct is added to a cut whose turns all have a
+            written text.
     """
     recording, custom = track.recording, {**track.custom, **custom}
     turns = join_same_speaker(spoken_turns(recording, track.turns, read_words, leave_out))
@@ -178,6 +181,8 @@ def conversation_cuts(
         members = [turn for block in blocks[first : last + 1] for turn in block.turns]
         start, end = _with_margins(blocks, first, last, options.margin, recording.duration)
         own = dict(custom)
+        if all(turn.words.written is not None for turn in members) and "punct" not in own["tasks"]:
+            own["tasks"] = [*own["tasks"], "punct"]
         if "endp" in custom["tasks"] and any(turn.turn.id in by_pause for turn in members):
             own[LABEL_SOURCE] = {**custom.get(LABEL_SOURCE, {}), "endp": BY_PAUSE}
         yield MonoCut(
@@ -237,13 +242,19 @@ def _joined(first: SpokenTurn, second: SpokenTurn) -> SpokenTurn:
         shift = len(first.words.text or "") + 1
         moved = [{**e, "start": e["start"] + shift, "end": e["end"] + shift} for e in second.words.entities]
         entities = [*first.words.entities, *moved]
+    custom = {**(second.turn.custom or {}), **(first.turn.custom or {})}
+    if all("written" in (turn.custom or {}) for turn in (first.turn, second.turn)):
+        custom["written"] = f"{first.turn.custom['written']} {second.turn.custom['written']}"
     turn = fastcopy(
         first.turn,
         duration=round(max(first.end, second.end) - first.start, 8),
         text=f"{first.turn.text} {second.turn.text}",
-        custom={**(second.turn.custom or {}), **(first.turn.custom or {})},
+        custom=custom,
     )
-    words = TurnWords(text, (second if second.end >= first.end else first).words.complete, entities)
+    written: Optional[str] = None
+    if first.words.written is not None and second.words.written is not None:
+        written = f"{first.words.written} {second.words.written}"
+    words = TurnWords(text, (second if second.end >= first.end else first).words.complete, entities, written)
     return replace(first, turn=turn, words=words, joined=(*first.joined, second.turn.id, *second.joined))
 
 
@@ -342,6 +353,8 @@ def _supervision(
     custom = {**with_original(turn.custom, turn.text, spoken.words.text), "endpoint": endpoint}
     if spoken.words.entities is not None:
         custom["entities"] = list(spoken.words.entities)
+    if spoken.words.written is not None:
+        custom["written"] = spoken.words.written
     if spoken.joined:
         custom["joined"] = list(spoken.joined)
     offset = max(0.0, turn.start - start)

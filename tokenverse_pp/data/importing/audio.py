@@ -24,18 +24,23 @@ from tokenverse_pp.data.lines import CONTROL
 
 
 class AudioOut:
-    """A folder, not there yet, that is created on first use and can be removed again."""
+    """A folder, not there yet, that is created on first use and can be removed again.
 
-    def __init__(self, path: Path):
+    Args:
+        kept: it may be there from an earlier run, and stays; files with the same content are not written again.
+    """
+
+    def __init__(self, path: Path, kept: bool = False):
         self.path = Path(os.path.abspath(path))
+        self.kept = kept
         self._made = False
 
     def folder(self) -> Path:
         """The folder, created if necessary (raises UserError where something of that name was there before)."""
         if not self._made:
-            if os.path.lexists(self.path):
+            if os.path.lexists(self.path) and not self.kept:
                 raise UserError(f"--audio-out: {self.path} is there already; expected the name of a folder to make")
-            self.path.mkdir(parents=True)
+            self.path.mkdir(parents=True, exist_ok=self.kept)
             self._made = True
         return self.path
 
@@ -46,7 +51,7 @@ class AudioOut:
 
     def remove(self) -> None:
         """Remove what a failed import has written."""
-        if self._made:
+        if self._made and not self.kept:
             shutil.rmtree(self.path, ignore_errors=True)
 
 

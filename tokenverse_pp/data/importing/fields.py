@@ -329,9 +329,16 @@ def task_names(value: Any, name: str) -> List[str]:
 
 
 def entities_of(value: Any, text: Optional[str]) -> List[Span]:
-    """Entities from JSON objects of start, end and type, or one BIO tag per word (raises BadRow otherwise)."""
+    """Entities from JSON objects of start, end (or length) and type, or one BIO tag per word; otherwise raises BadRow.
+
+    A list of objects may be an object of lists, as `datasets` has it.
+    """
     if isinstance(value, str):
         value = json_of(value, "field 'entities'") if value.lstrip()[:1] in ("[", "{") else value.split()
+    if isinstance(value, dict) and value and all(isinstance(items, list) for items in value.values()):
+        if len({len(items) for items in value.values()}) > 1:
+            raise BadRow(f"field 'entities': expected lists of one length, found {shown(value)}")
+        value = [dict(zip(value, items)) for items in zip(*value.values())]
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         words = (text or "").split()
         if len(words) != len(value):
@@ -378,6 +385,8 @@ def _span(item: Any) -> Span:
     if not isinstance(item, dict):
         raise BadRow(f"field 'entities': expected {{'start': int, 'end': int, 'type': str}}, found {shown(item)}")
     start, end, kind = item.get("start"), item.get("end"), item.get("type")
+    if "end" not in item and type(start) is int and type(item.get("length")) is int:
+        end = start + item["length"]
     if type(start) is not int or type(end) is not int or not isinstance(kind, (str, type(None))):
         raise BadRow(f"field 'entities': expected {{'start': int, 'end': int, 'type': str}}, found {shown(item)}")
     return start, end, kind

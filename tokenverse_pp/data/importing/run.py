@@ -5,13 +5,15 @@ Rows pass through a temporary SQLite file, so a table need not be sorted or fit 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
 import sqlite3
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -111,13 +113,13 @@ def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> L
             rejected rows, if one is wanted.
     """
     check_output(output)
-    check_paths(options)
+    check_paths(options)  # before anything is opened
     audio_out = AudioOut(options.audio_out or output.parent / f"{output.name.split('.')[0]}_audio")
     ledger = Ledger()
     done = False
     try:
         with writing_rows(output) as writer:
-            for cut, rows in _Import(options, ledger, audio_out).cuts():
+            for cut, rows in import_cuts(options, ledger, audio_out):
                 writer.write(cut.to_dict())
                 ledger.kept += len(rows)
                 ledger.repeated_words += sum(row.repeated for row in rows)
@@ -133,6 +135,12 @@ def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> L
             audio_out.remove()
     ledger.report(output, say)
     return ledger
+
+
+def import_cuts(options: ImportOptions, ledger: Ledger, audio_out: AudioOut) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
+    """The cuts of an import, not yet written, each with its rows; all other rows go to the ledger."""
+    check_paths(options)
+    return _Import(options, ledger, audio_out).cuts()
 
 
 @dataclass
@@ -167,7 +175,7 @@ class _Import:
         """Every row, counted; with a known audio file and an id of its own."""
         read = rows_of(self.options, self.audio_out)
         rows = self.documents.attach(read) if isinstance(self.documents, SentencesInOrder) else read
-        for item in tqdm(rows, desc="import", unit=" rows", disable=None, leave=False):
+        for item in tqdm(self._ahead(rows), desc="import", unit=" rows", disable=None, leave=False):
             self.ledger.read += 1
             if isinstance(item, Row):
                 item = self._opened(item)
@@ -176,6 +184,26 @@ class _Import:
             if isinstance(self.documents, NamedDocuments):
                 self.documents.note(item)
             yield item
+
+    def _ahead(self, rows: Iterable[RowOrRejected]) -> Iterator[RowOrRejected]:
+        """The rows; threads open, and convert, the audio of the next ones, which the finder then has in its caches."""
+        if self.options.jobs == 1:
+            yield from rows
+            return
+        rows = iter(rows)
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            while True:
+                batch = list(islice(rows, 16 * self.options.jobs))
+                if not batch:
+                    return
+                # One row of a file: two threads must not write the same one.
+                files = {(item.audio, item.recording): item for item in batch if isinstance(item, Row)}
+                list(pool.map(self._open_ahead, files.values()))
+                yield from batch
+
+    def _open_ahead(self, row: Row) -> None:
+        with contextlib.suppress(BadRow):  # it comes again where the row is read
+            self.finder.recording(row)
 
     def _opened(self, row: Row) -> RowOrRejected:
         try:

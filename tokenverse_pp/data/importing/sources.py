@@ -13,7 +13,7 @@ from tokenverse_pp.data.importing.kaldi import read_kaldi, read_wav_scp
 from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
 from tokenverse_pp.data.importing.rows import BadRow, ImportedWord, Rejected, Row, RowOrRejected, Speakers, Words
 from tokenverse_pp.data.importing.subtitles import read_subtitles
-from tokenverse_pp.data.importing.tables import read_dataset, read_recordings, read_table
+from tokenverse_pp.data.importing.tables import is_hub_name, read_dataset, read_recordings, read_table
 from tokenverse_pp.data.importing.transcripts import read_transcripts
 
 ROW, RECORDING = "row", "recording"
@@ -32,9 +32,14 @@ class ImportOptions:
     kaldi: Optional[Path] = None
     """Kaldi data folder."""
     hf: Optional[Path] = None
-    """Hugging Face datasets folder (save_to_disk, audiofolder, parquet)."""
+    """Hugging Face data set: a folder (save_to_disk, audiofolder, parquet), or a name on the hub, owner/name, which is
+    downloaded."""
+    hf_config: Optional[str] = None
+    """Configuration of the Hugging Face data set, where there are several."""
     hf_split: Optional[str] = None
     """Split of the Hugging Face data set, where there are several."""
+    hf_cache: Optional[Path] = None
+    """Folder for the library's copy of the data set's folder. Default: a temporary one."""
     stm: Optional[Path] = None
     """STM file, or a folder of them."""
     subtitles: Optional[Path] = None
@@ -83,6 +88,8 @@ class ImportOptions:
     written: bool = False
     """The texts have punctuation and capitals: label them for punct, from the texts as they are. Needs --normaliser
     words."""
+    jobs: int = 1
+    """Threads that read, convert and write audio."""
     per: Literal["row", "recording"] = "row"
     """Make a cut of each row, or one of all rows of a recording."""
     skip_bad: bool = False
@@ -177,7 +184,7 @@ def _turns(
     readers: Dict[str, Callable[[], Iterable[RowOrRejected]]] = {
         "table": lambda: (row for table in options.table for row in read_table(table, fields, options.delimiter)),
         "kaldi": lambda: read_kaldi(path),
-        "hf": lambda: read_dataset(path, fields, options.hf_split, audio_out),
+        "hf": lambda: read_dataset(path, fields, options.hf_split, audio_out, options.hf_config, options.hf_cache),
         "stm": lambda: read_stm(path, options.nist_notation),
         "subtitles": lambda: read_subtitles(path, options.repeats),
         "transcripts": lambda: read_transcripts(path),
@@ -212,7 +219,7 @@ def check_paths(options: ImportOptions) -> None:
     sources = ("kaldi", "hf", "stm", "subtitles", "transcripts", "rttm", "ctm")
     for name in (*sources, "recordings", "brat", "conll", "audio_dir"):
         path = getattr(options, name)
-        if path is not None and not path.exists():
+        if path is not None and not path.exists() and not (name == "hf" and is_hub_name(path)):
             raise UserError(f"--{name.replace('_', '-')}: {path}: no such file or folder")
     if options.fields.columns and not (options.table or options.hf or options.recordings):
         raise UserError("--column: expected a table as well (--table, --hf or --recordings)")

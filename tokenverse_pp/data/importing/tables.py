@@ -1,6 +1,7 @@
 """Import tables: CSV, TSV and JSON Lines with one row per line, and Hugging Face `datasets`.
 
-`datasets` are folders written by `save_to_disk`, or folders of parquet files that `load_dataset` reads.
+`datasets` are folders written by `save_to_disk`, folders of parquet files that `load_dataset` reads, or names on the
+hub.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import csv
+import hashlib
+import io
 import re
 import sys
 import tempfile
@@ -16,8 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
+import numpy as np
+import soundfile
+
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import json_of, yaml_of
+from tokenverse_pp.base.files import json_of, replacing, yaml_of
 from tokenverse_pp.data.audio.source import container_of
 from tokenverse_pp.data.importing.audio import AudioOut
 from tokenverse_pp.data.importing.fields import FieldMap
@@ -28,6 +34,7 @@ from tokenverse_pp.data.manifests import reason_of
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 _ENDING = re.compile(r"\.[A-Za-z0-9]{2,5}$")  # of a file's name
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 MOST_LINES = 1000  # of one row of a CSV file, whose quoted cells may have line ends
 
 
@@ -269,18 +276,44 @@ def read_recordings(
     return found, bad
 
 
-def read_dataset(folder: Path, fields: FieldMap, split: Optional[str], audio_out: AudioOut) -> Iterator[RowOrRejected]:
+def read_dataset(
+    source: Path,
+    fields: FieldMap,
+    split: Optional[str],
+    audio_out: AudioOut,
+    config: Optional[str] = None,
+    cache: Optional[Path] = None,
+) -> Iterator[RowOrRejected]:
     """The rows of a data set. Class labels become their names; embedded audio is written to ``audio_out`` as it is.
 
     Args:
+        source: a folder, or a name on the hub.
         split: which part; needed where there are several.
+        config: which configuration; likewise.
+        cache: for the library's copy of a folder; None: a temporary one.
 
     Raises:
-        UserError: where `datasets` is not installed, cannot read the folder, or has no such split or column.
+        UserError: where `datasets` is not installed, cannot read the data set, or it has no such split or column.
     """
-    with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as cache:
-        data = _load(folder, split, cache)
-        yield from _rows(data, folder, fields, audio_out)
+    with loaded(source, config, cache) as splits:
+        if split is None and len(splits) == 1:
+            split = next(iter(splits))
+        if split not in splits:
+            raise UserError(f"{source}: --hf-split: expected one of {', '.join(splits)}, found {split}")
+        yield from _rows(splits[split], source, fields, audio_out)
+
+
+@contextlib.contextmanager
+def loaded(source: Path, config: Optional[str] = None, cache: Optional[Path] = None) -> Iterator[Dict[str, Any]]:
+    """The splits of a data set by name, audio not decoded; see `read_dataset`."""
+    with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
+        splits = _load(source, config, str(cache or folder))
+        yield {name: _undecoded(data) for name, data in splits.items()}
+
+
+def is_hub_name(source: Path) -> bool:
+    """Whether a path that is not there may be the name of a data set on the hub, ``owner/name``."""
+    return bool(_HUB_NAME.fullmatch(str(source))) and not source.exists()
 
 
 def _rows(data: Any, folder: Path, fields: FieldMap, audio_out: AudioOut) -> Iterator[RowOrRejected]:
@@ -288,6 +321,7 @@ def _rows(data: Any, folder: Path, fields: FieldMap, audio_out: AudioOut) -> Ite
     fields.check(list(features), str(folder))
     columns = fields.over(features)
     names = {column: features[column] for column in columns.values() if column in features}
+    downloaded = is_hub_name(folder)
     for number, cells in _each(data):
         place = Place(str(folder), number, "row")
         if isinstance(cells, str):
@@ -296,7 +330,7 @@ def _rows(data: Any, folder: Path, fields: FieldMap, audio_out: AudioOut) -> Ite
         try:
             values = {column: _plain(cells[column], feature) for column, feature in names.items()}
             if isinstance(values.get(columns.get("audio", "")), dict):
-                values[columns["audio"]] = _audio(values[columns["audio"]], audio_out, number)
+                values[columns["audio"]] = _audio(values[columns["audio"]], audio_out, number, downloaded)
         except BadRow as error:
             yield Rejected(place, str(error))
             continue
@@ -319,28 +353,38 @@ def _each(data: Any) -> Iterator[Tuple[int, Union[Dict[str, Any], str]]]:
             yield later, f"cannot be read: {reason_of(error)}"
 
 
-def _load(folder: Path, split: Optional[str], cache: str) -> Any:
+def _load(source: Path, config: Optional[str], cache: str) -> Dict[str, Any]:
     try:
         import datasets
     except ImportError:
         raise UserError("--hf: needs the package datasets: pip install 'tokenverse_pp[datasets]'") from None
-    if not folder.is_dir():
-        raise UserError(f"{folder}: expected a folder of Hugging Face datasets")
-    _check_folder(folder)
-    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    options: Dict[str, Any] = {"cache_dir": cache}
+    if is_hub_name(source):
+        # What was downloaded stays in the library's own cache. Versions before 4 can run code of the data set.
+        options = {"trust_remote_code": False} if int(datasets.__version__.split(".")[0]) < 4 else {}
+    elif not source.is_dir():
+        raise UserError(f"{source}: expected a folder of Hugging Face datasets, or a name on the hub (owner/name)")
+    else:
+        _check_folder(source)
+    saved = any((source / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
-        data = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder), cache_dir=cache)
+        if saved:
+            data = datasets.load_from_disk(str(source))
+        else:
+            data = datasets.load_dataset(str(source), config, **options)
     except Exception as error:  # the library has no common type for what it throws
         cause = error.__cause__ or error
         reason = (str(cause).splitlines() or [repr(cause)])[0]
-        hint = "; an audiofolder's metadata.csv is a table: --table" if (folder / "metadata.csv").is_file() else ""
-        raise UserError(f"{folder}: datasets cannot read it: {reason}{hint}") from None
-    if hasattr(data, "keys"):
-        if split is None and len(data) == 1:
-            split = next(iter(data))
-        if split not in data:
-            raise UserError(f"{folder}: --hf-split: expected one of {', '.join(data)}, found {split}")
-        data = data[split]
+        hint = "; an audiofolder's metadata.csv is a table: --table" if (source / "metadata.csv").is_file() else ""
+        hint = "; it is no folder here, and was looked for on the hub" if is_hub_name(source) else hint
+        raise UserError(f"{source}: datasets cannot read it: {reason}{hint}") from None
+    return dict(data) if hasattr(data, "keys") else {str(data.split or "train"): data}
+
+
+def _undecoded(data: Any) -> Any:
+    """A split whose audio, images and videos stay files or bytes."""
+    import datasets
+
     for name, feature in dict(data.features or {}).items():
         if isinstance(feature, datasets.Audio):
             data = data.cast_column(name, datasets.Audio(decode=False))
@@ -360,6 +404,12 @@ def _check_folder(folder: Path) -> None:
         script = folder / f"{name}.py"
         if script.is_file():
             raise UserError(f"{script}: a loading script, which is not run; export the data as parquet")
+    if "://" in str(_card(folder).get("configs")):
+        raise UserError(f"{folder / 'README.md'}: 'configs' names data files on other machines, which are not fetched")
+
+
+def _card(folder: Path) -> Dict[str, Any]:
+    """The metadata at the head of a folder's README.md."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     head = re.match(r"---\r?\n(.*?\n)---", text, re.DOTALL)
@@ -367,9 +417,23 @@ def _check_folder(folder: Path) -> None:
         about = yaml_of(head[1]) if head else None
     except UserError as error:
         raise UserError(f"{card}: {error}") from None
-    configs = about.get("configs") if isinstance(about, dict) else None
-    if "://" in str(configs):
-        raise UserError(f"{card}: 'configs' names data files on other machines, which are not fetched")
+    return about if isinstance(about, dict) else {}
+
+
+def licence_of(source: Path) -> str:
+    """The licence that a data set's card names, in a folder or on the hub."""
+    licence: Any = None
+    if source.is_dir():
+        licence = _card(source).get("license")
+    elif is_hub_name(source):
+        try:
+            from huggingface_hub import dataset_info
+
+            licence = getattr(dataset_info(str(source)).card_data, "license", None)
+        except Exception:  # not reached, or another version: the user is sent to the card
+            pass
+    names = ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+    return str(names) if names else "none is named; see the data set's card"
 
 
 def _plain(value: Any, feature: Any) -> Any:
@@ -382,9 +446,19 @@ def _plain(value: Any, feature: Any) -> Any:
     return value
 
 
-def _audio(value: Dict[str, Any], audio_out: AudioOut, number: int) -> str:
-    """A path: that of the data, or of a file with the bytes that the data hold."""
+def _audio(value: Dict[str, Any], audio_out: AudioOut, number: int, downloaded: bool = False) -> str:
+    """A path: that of the data, or of a file with the bytes that the data hold.
+
+    In a folder that is kept from run to run, files are named by their content: a later run finds them, and only them.
+
+    Args:
+        downloaded: the data's paths are those of the library's cache; such files are copied.
+    """
     data, path = value.get("bytes"), value.get("path")
+    if data is None and path and downloaded:
+        data = Path(path).read_bytes()
+    if data is None and value.get("array") is not None:
+        data = _wave(value)
     if data is None:
         if not path:
             raise BadRow("field 'audio': neither a path nor audio")
@@ -392,9 +466,23 @@ def _audio(value: Dict[str, Any], audio_out: AudioOut, number: int) -> str:
     ending = Path(str(path or "")).suffix.lower()
     if not re.fullmatch(r"\.[a-z0-9]{1,5}", ending):
         ending = _ending_of(data)
-    target = audio_out.folder() / f"{number:08d}{ending}"
-    target.write_bytes(data)
+    name = hashlib.sha256(data).hexdigest()[:32] if audio_out.kept else f"{number:08d}"
+    target = audio_out.folder() / f"{name}{ending}"
+    if not (audio_out.kept and target.is_file()):
+        with replacing(target) as temporary:
+            temporary.write_bytes(data)
     return str(target)
+
+
+def _wave(value: Dict[str, Any]) -> bytes:
+    """A WAV file of the samples of a row, ``array``, (S,) or (C, S), and ``sampling_rate`` in Hz."""
+    file = io.BytesIO()
+    try:
+        samples = np.asarray(value["array"], dtype=np.float32)
+        soundfile.write(file, samples.T, int(value["sampling_rate"]), format="WAV", subtype="FLOAT")
+    except (KeyError, TypeError, ValueError, soundfile.SoundFileError) as error:
+        raise BadRow(f"field 'audio': expected 'array' and 'sampling_rate': {reason_of(error)}") from None
+    return file.getvalue()
 
 
 def _ending_of(data: bytes) -> str:

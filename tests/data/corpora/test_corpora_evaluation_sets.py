@@ -1,0 +1,225 @@
+"""FLEURS, SLUE-VoxPopuli and Earnings-22 in the layouts of their downloads."""
+
+import json
+import shutil
+import tarfile
+
+import pytest
+import soundfile
+from command_lines import run
+from lhotse.recipes import prepare_fleurs
+from mini_corpora import make_earnings, make_fleurs, make_slue, slue_rows
+from mini_runs import cuts_of
+
+from tokenverse_pp.data.corpora.earnings22 import turns_of
+from tokenverse_pp.data.corpora.voxpopuli import slue_entities
+
+MAKERS = {"earnings22": make_earnings, "fleurs": make_fleurs, "slue-voxpopuli": make_slue}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """name -> the miniature."""
+    return {name: make(tmp_path_factory.mktemp(name) / "corpus") for name, make in MAKERS.items()}
+
+
+@pytest.fixture(scope="module")
+def prepared(sources, tmp_path_factory):
+    """name -> (folder of the cuts, with punct, by two processes; what was printed)."""
+    found = {}
+    for name, source in sources.items():
+        out = tmp_path_factory.mktemp(f"{name}-out")
+        result = run("manifest", "prepare", name, source, out, "--written", "--num-jobs", 2)
+        assert result.exit_code == 0, (name, result.stderr, result.exception)
+        found[name] = out, result.stdout
+    return found
+
+
+def left_out(out):
+    lines = (out / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
+    return {item["id"]: item["reason"] for item in map(json.loads, lines)}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_cuts_are_valid_with_their_audio(prepared, name):
+    paths = sorted(prepared[name][0].glob("cuts_*.jsonl.gz"))
+    result = run("manifest", "validate", "--audio", *paths)
+    assert result.exit_code == 0 and paths, result.stderr
+    for path in paths:
+        for cut in cuts_of(path.parent, path.name[5:-9]):
+            assert (cut.sampling_rate, cut.num_channels, cut.custom["corpus"]) == (16000, 1, name)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_foreign_folders_are_one_line(name, tmp_path):
+    (tmp_path / "foreign" / "wav").mkdir(parents=True)
+    for folder in ("missing", "foreign"):
+        result = run("manifest", "prepare", name, tmp_path / folder, tmp_path / "out")
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1
+        assert str(tmp_path / folder) in result.stderr and "expected" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_fleurs_texts_ids_and_languages(prepared):
+    out, _ = prepared["fleurs"]
+    assert {path.name[5:-9] for path in out.glob("cuts_*")} == {"train_fr", "dev_fr", "test_fr", "test_zh"}
+    for cut in cuts_of(out, "dev_fr"):
+        (turn,) = cut.supervisions
+        assert cut.id == turn.id == f"fr_fr-10004088536354793{cut.id[-1]}"
+        assert cut.custom["tasks"] == ["asr", "lid", "punct"] and turn.language == "fr" and turn.gender == "female"
+        assert turn.custom["written"] == f"{turn.text.capitalize()}." and turn.custom["prompt"] in "789"
+    (turn,) = cuts_of(out, "test_zh")[0].supervisions
+    assert (turn.text, turn.language, turn.custom["written"]) == ("你 好 世 界", "zh", "你好，世界。")
+
+
+def test_fleurs_unpacked_and_as_lhotse_downloads_it(sources, prepared, tmp_path):
+    """Three layouts give the same cuts; the last is read by lhotse's recipe too."""
+    hub, lhotse_dir = tmp_path / "hub", tmp_path / "lhotse"
+    for split in ("train", "dev", "test"):
+        data = sources["fleurs"] / "data" / "fr_fr"
+        for audio in (hub / "fr_fr" / "audio", lhotse_dir / "fr_fr"):
+            with tarfile.open(data / "audio" / f"{split}.tar.gz") as tar:
+                tar.extractall(audio, filter="data") if hasattr(tarfile, "data_filter") else tar.extractall(audio)
+        for folder in (hub / "fr_fr", lhotse_dir / "metadata" / "fr_fr"):
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(data / f"{split}.tsv", folder)
+    for name in ("hub", "lhotse"):
+        result = run("manifest", "prepare", "fleurs", tmp_path / name, tmp_path / f"{name}-out", "--language", "fr")
+        assert result.exit_code == 0, result.stderr
+        for split in ("train", "dev", "test"):
+            here, there = (cuts_of(out, f"{split}_fr") for out in (tmp_path / f"{name}-out", prepared["fleurs"][0]))
+            assert [(c.id, c.duration, c.supervisions[0].text) for c in here] == [
+                (c.id, c.duration, c.supervisions[0].text) for c in there
+            ]
+            assert str(here[0].recording.sources[0].source).startswith(str(tmp_path / name))  # not copied
+    theirs = prepare_fleurs(lhotse_dir, tmp_path / "manifests", languages=["fr_fr"])["fr_fr"]["test"]["supervisions"]
+    ours = [cut.supervisions[0] for cut in cuts_of(tmp_path / "lhotse-out", "test_fr")]
+    assert [(f"fr_fr-{t.recording_id}", t.text, t.duration, t.gender.lower()) for t in theirs] == [
+        (t.id, t.text, t.duration, t.gender) for t in ours
+    ]
+
+
+def test_fleurs_rows_and_archives_that_are_not_whole(sources, tmp_path):
+    root = tmp_path / "fleurs"
+    shutil.copytree(sources["fleurs"] / "data" / "fr_fr", root / "fr_fr")
+    table, archive = root / "fr_fr" / "test.tsv", root / "fr_fr" / "audio" / "test.tar.gz"
+    line = table.read_text(encoding="utf-8").splitlines()[0]
+    with open(table, "a", encoding="utf-8") as file:
+        file.write(line.replace(".wav", "0.wav") + f"\n{line}\ntorn\trow\n")
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) * 2 // 3])
+    result = run("manifest", "prepare", "fleurs", root, tmp_path / "out")
+    assert result.exit_code == 2 and f"{archive}: not a whole tar archive" in result.stderr.splitlines()[-1]
+    assert not list((tmp_path / "out").glob("cuts_*"))
+    archive.write_bytes(whole)
+    assert run("manifest", "prepare", "fleurs", root, tmp_path / "out").exit_code == 0
+    assert len(cuts_of(tmp_path / "out", "test_fr")) == 2
+    reasons = left_out(tmp_path / "out")
+    assert sorted(reason.split(",")[0] for reason in reasons.values()) == [
+        "expected 7 cells",
+        "its clip 1000408853635479400.wav is not there",
+        "its clip has a row already",
+    ]
+    missing = run("manifest", "prepare", "fleurs", root, tmp_path / "out", "--language", "eo")
+    assert missing.exit_code == 2 and "expected one of fr_fr" in missing.stderr
+
+
+def entities_of(cut):
+    (turn,) = cut.supervisions
+    return [(turn.text[e["start"] : e["end"]], e["type"]) for e in turn.custom["entities"]]
+
+
+def test_slue_entities_are_those_that_are_scored(prepared, sources, tmp_path):
+    out, _ = prepared["slue-voxpopuli"]
+    for part, split in (("train", "fine-tune"), ("dev", "dev"), ("test", "test")):
+        cuts = cuts_of(out, part)
+        assert [cut.id for cut in cuts] == [cells["id"] for cells, _ in slue_rows(split)]
+        assert [cut.supervisions[0].speaker for cut in cuts] == ["28115", None, None]
+        # Part of a word: the whole of it. FAC is not scored.
+        assert [entities_of(cut) for cut in cuts] == [
+            [("brussels", "PLACE"), ("two days", "WHEN")],
+            [("council's", "ORG")],
+            [],
+        ]
+        assert [cut.custom["tasks"] for cut in cuts] == [["asr", "lid", "ner"]] * 2 + [["asr", "lid", "ner", "punct"]]
+    raw = run("manifest", "prepare", "slue-voxpopuli", sources["slue-voxpopuli"], tmp_path, "--entities", "raw")
+    assert raw.exit_code == 0, raw.stderr
+    assert [kind for cut in cuts_of(tmp_path, "test") for _, kind in entities_of(cut)] == ["GPE", "DATE", "ORG", "FAC"]
+
+
+def test_slue_blind_test_set_is_not_labelled_for_entities(tmp_path):
+    source = make_slue(tmp_path / "slue", blind=True)
+    for split in ("fine-tune", "dev"):
+        (source / f"slue-voxpopuli_{split}.tsv").unlink()
+    result = run("manifest", "prepare", "slue-voxpopuli", source, tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert {path.name for path in (tmp_path / "out").glob("cuts_*")} == {"cuts_test.jsonl.gz"}
+    assert all(cut.custom["tasks"] == ["asr", "lid"] for cut in cuts_of(tmp_path / "out", "test"))
+
+
+def test_slue_of_the_hub_has_the_same_cuts(prepared, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = []
+    for cells, samples in slue_rows("test"):
+        soundfile.write(tmp_path / "clip.ogg", samples, 16000, format="OGG", subtype="VORBIS")
+        kinds, starts, lengths = zip(*cells["normalized_ner"]) if cells["normalized_ner"] else ((), (), ())
+        spans = {"type": list(kinds), "start": list(starts), "length": list(lengths)}
+        audio = {"bytes": (tmp_path / "clip.ogg").read_bytes(), "path": f"{cells['id']}.ogg"}
+        rows.append({**cells, "audio": audio, "normalized_ner": spans})
+    (tmp_path / "slue" / "voxpopuli").mkdir(parents=True)
+    data = datasets.Dataset.from_list([{key: value for key, value in row.items() if key != "raw_ner"} for row in rows])
+    path = tmp_path / "slue" / "voxpopuli" / "test-00000-of-00001.parquet"
+    data.to_parquet(path)
+    result = run("manifest", "prepare", "slue-voxpopuli", tmp_path / "slue", tmp_path / "out", "--written")
+    assert result.exit_code == 0, result.stderr
+    here, there = cuts_of(tmp_path / "out", "test"), cuts_of(prepared["slue-voxpopuli"][0], "test")
+    assert [(c.id, c.duration, c.custom["tasks"], entities_of(c)) for c in here] == [
+        (c.id, c.duration, c.custom["tasks"], entities_of(c)) for c in there
+    ]
+    path.write_bytes(path.read_bytes()[:-100])
+    torn = run("manifest", "prepare", "slue-voxpopuli", tmp_path / "slue", tmp_path / "out2")
+    assert torn.exit_code == 2 and "not a whole parquet file" in torn.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("value", ["[['LAW', 1]]", "[[", "[['XYZ', 1, 2]]", "7", [["LAW", None, 3]], {"type": ["LAW"]}])
+def test_slue_entities_in_another_form_are_refused(value):
+    with pytest.raises(ValueError, match="normalized_ner"):
+        slue_entities(value)
+    assert slue_entities("None") == slue_entities("[]") == [] and slue_entities(None) is None
+
+
+def test_earnings_windows_have_turns_of_known_words_only(prepared):
+    out, _ = prepared["earnings22"]
+    cuts = [cut for cut in cuts_of(out, "test") if cut.id.startswith("4320211")]
+    assert all(cut.custom["tasks"] == ["asr", "scd", "endp", "lid", "punct"] for cut in cuts)
+    said = [[(s.speaker, s.custom["written"], s.custom["endpoint"]) for s in cut.supervisions] for cut in cuts]
+    assert said == [
+        [
+            ("4320211-0", "Good day, Mr. Brown.", True),  # one sentence: Mr. ends none
+            ("4320211-1", "Thank you.", True),
+            ("4320211-1", "Twenty two percent, Inc. and more?", True),
+        ],
+        [("4320211-1", "The end…", False), ("4320211-0", "Bye", False)],
+    ]
+    first = cuts[0].supervisions[0]
+    assert (first.text, cuts[0].start + first.start) == ("good day mr brown", pytest.approx(0.5))
+    # "We cannot hear you." lies between the words before and after; so does what nobody understood.
+    assert cuts[0].end <= 4.8 and cuts[1].start >= 9
+    assert list(left_out(out).values()) == ["its words are not known"] * 4
+    assert cuts[0].recording.sources[0].source.endswith("audio/test/4320211.flac")
+
+
+def test_earnings_words_without_times_at_the_end_reach_to_the_end_of_the_call():
+    words = [("Yes", ".", "0", 1.0, 1.5), ("No", "", "0", None, None)]
+    known, unknown = turns_of("call", words, 9.0)
+    assert (known.text, known.start, known.end) == ("Yes.", 1.0, 1.5)
+    assert (unknown.text, unknown.start, unknown.end) == (None, 1.5, 9.0)
+
+
+def test_earnings_audio_that_git_lfs_has_not_fetched(sources, tmp_path):
+    shutil.copytree(sources["earnings22"], tmp_path / "earnings22")
+    (tmp_path / "earnings22" / "media" / "4320211.mp3").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid 1\n"
+    )
+    result = run("manifest", "prepare", "earnings22", tmp_path / "earnings22", tmp_path / "out")
+    assert result.exit_code == 2 and "git lfs pull" in result.stderr and result.stderr.count("\n") == 1

@@ -1,0 +1,263 @@
+"""Reruns of `manifest prepare`, licences, and the label punct from the texts that corpora have."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+from command_lines import run
+from mini_corpora import make_commonvoice, make_librispeech
+from mini_runs import CORPORA, cuts_of
+from toy_runs import ROOT
+
+from tokenverse_pp.cli.main import PREPARE
+from tokenverse_pp.data.corpora import LICENCES
+
+THERE = "there from an earlier run with the same options"
+
+
+def prepare(name, corpus_dir, out, *options):
+    result = run("manifest", "prepare", name, corpus_dir, out, *options)
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    return result.stdout
+
+
+def times(out):
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_second_run_writes_nothing_and_says_so(corpora, name, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(corpora[name].out, out)
+    before = times(out)
+    stdout = prepare(name, corpora[name].corpus_dir, out, "--num-jobs", 2)
+    assert times(out) == before
+    for path in out.glob("cuts_*"):
+        assert re.search(rf"^{THERE}.*{re.escape(str(path))}", stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "gone", "no record", "odd record", "--force", "other options"])
+def test_what_is_not_whole_or_not_as_asked_is_prepared_again(tmp_path, damage):
+    corpus = make_librispeech(tmp_path / "LibriSpeech")
+    prepare("librispeech", corpus, tmp_path / "out")
+    path, record = tmp_path / "out" / "cuts_dev_clean.jsonl.gz", tmp_path / "out" / "prepared.json"
+    before, expected = times(tmp_path / "out"), [cut.to_dict() for cut in cuts_of(tmp_path / "out", "dev_clean")]
+    options = {"--force": ["--force"], "other options": ["--normaliser", "none"]}.get(damage, [])
+    if damage == "cut short":
+        path.write_bytes(path.read_bytes()[:-20])
+    elif damage == "gone":
+        path.unlink()
+    elif damage == "no record":
+        record.write_text("{")
+    elif damage == "odd record":
+        groups = json.loads(record.read_text())["librispeech"]
+        for entry, files in zip(groups.values(), ([], {}, {"dev_clean": 7})):
+            entry["files"] = files
+        record.write_text(json.dumps({"librispeech": groups, "mls": 3}))
+    stdout = prepare("librispeech", corpus, tmp_path / "out", *options)
+    others = stdout.count(THERE)
+    assert others == (2 if damage in ("cut short", "gone") else 0)
+    found = [cut.to_dict() for cut in cuts_of(tmp_path / "out", "dev_clean")]
+    if damage == "other options":
+        assert [cut["supervisions"][0]["text"].isupper() for cut in found] == [True, True]
+    else:
+        assert found == expected
+    kept = {file for file, time in times(tmp_path / "out").items() if before.get(file) == time}
+    assert len([file for file in kept if file.name.startswith("cuts_")]) == others
+
+
+def test_parts_and_languages_that_come_later_are_added(tmp_path):
+    corpus = make_commonvoice(tmp_path / "cv", ("fr", "sv-SE"))
+    table = corpus / "fr" / "dev.tsv"
+    table.write_text(
+        table.read_text(encoding="utf-8") + "client\tnone.mp3\tRien.\t2\t0\t\t\t\t\tfr\t\n", encoding="utf-8"
+    )
+    good = (corpus / "sv-SE" / "test.tsv").read_text(encoding="utf-8")
+    (corpus / "sv-SE" / "test.tsv").write_text(good.splitlines()[0] + "\n", encoding="utf-8")
+    # The second language fails: what is whole of the first stays.
+    failed = run("manifest", "prepare", "commonvoice", corpus, tmp_path / "out")
+    assert failed.exit_code == 2 and "holds no rows" in failed.stderr
+    assert {path.name for path in (tmp_path / "out").glob("cuts_*")} == {
+        f"cuts_{split}_fr.jsonl.gz" for split in ("train", "dev", "test")
+    }
+    (corpus / "sv-SE" / "test.tsv").write_text(good, encoding="utf-8")
+    stdout = prepare("commonvoice", corpus, tmp_path / "out")
+    assert stdout.count(THERE) == 1 and len(list((tmp_path / "out").glob("cuts_*"))) == 6
+    # The list keeps what it says of the parts of the first run.
+    [line] = (tmp_path / "out" / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["id"] == "none.mp3" and json.loads(line)["part"] == "dev_fr"
+
+
+def test_an_interrupted_conversion_leaves_no_half_file(tmp_path, monkeypatch):
+    corpus, out = make_commonvoice(tmp_path / "cv", ("fr",)), tmp_path / "out"
+    import tokenverse_pp.data.corpora.common as common
+
+    written, write = [], common.soundfile.write
+
+    def killed(file, *args, **options):
+        if len(written) == 3:
+            open(file, "wb").write(b"fLaC")  # half a file, and then the machine stops
+            raise KeyboardInterrupt
+        written.append(file)
+        write(file, *args, **options)
+
+    monkeypatch.setattr(common.soundfile, "write", killed)
+    assert run("manifest", "prepare", "commonvoice", corpus, out).exit_code != 0
+    first = times(out)
+    assert len(first) == 3 and all(path.suffix == ".flac" for path in first)
+    monkeypatch.setattr(common.soundfile, "write", write)
+    prepare("commonvoice", corpus, out)
+    after = times(out)
+    assert len(list(out.rglob("*.flac"))) == 8 and all(after[path] == time for path, time in first.items())
+    assert run("manifest", "validate", "--audio", *out.glob("cuts_*")).exit_code == 0
+
+
+def test_a_clip_that_was_replaced_is_converted_again(tmp_path):
+    corpus, out = make_commonvoice(tmp_path / "cv", ("fr",)), tmp_path / "out"
+    prepare("commonvoice", corpus, out)
+    before = times(out / "audio")
+    clip = next((corpus / "fr" / "clips").glob("*dev*.mp3"))
+    newer = max(before.values()) + 10**9
+    os.utime(clip, ns=(newer, newer))
+    prepare("commonvoice", corpus, out, "--force")
+    after = times(out / "audio")
+    assert [path.stem for path in before if after[path] != before[path]] == [clip.stem]
+
+
+def test_licences_are_said_in_runs_help_and_docs(corpora):
+    page = (ROOT / "docs" / "corpora.md").read_text(encoding="utf-8")
+    assert set(PREPARE) == set(LICENCES)
+    for name, licence in LICENCES.items():
+        shown = " ".join(run("manifest", "prepare", name, "--help").stdout.split())
+        assert f"Licence: {licence}." in shown and "--num-jobs" in shown and "--force" in shown
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |") and licence in line)
+        assert row
+        if name in corpora:
+            assert corpora[name].stdout.splitlines()[-1] == f"licence of {name}: {licence}"
+
+
+WRITTEN = {  # a part, how many cuts of it, and the first texts
+    "ami": ("train", 2, ["the dog runs.", "that house sees,", "a forest?", "the house runs."]),
+    "callhome-english": ("train", 4, ["um the dog runs.", "that house sees --"]),
+    "commonvoice": ("dev_fr", 2, ["« Voit maison de forêt ! »"]),
+    "eval2000": ("test", 2, ["um the dog runs.", "that house sees --"]),
+    "voxpopuli": ("dev_en", 2, ["House dog through forest."]),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_punct_by_the_texts_as_they_are(corpora, name, tmp_path):
+    prepare(name, corpora[name].corpus_dir, tmp_path, "--written")
+    part, count, texts = WRITTEN[name]
+    cuts = [cut for cut in cuts_of(tmp_path, part) if "punct" in cut.custom["tasks"]]
+    assert len(cuts) == count
+    assert run("manifest", "validate", *tmp_path.glob("cuts_*")).exit_code == 0
+    assert [sup.custom["written"] for cut in cuts for sup in cut.supervisions][: len(texts)] == texts
+    # All else is as without.
+    plain = cuts_of(corpora[name].out, part)
+    assert [[s.text for s in cut.supervisions] for cut in cuts_of(tmp_path, part)] == [
+        [s.text for s in cut.supervisions] for cut in plain
+    ]
+    assert not any("punct" in cut.custom["tasks"] for cut in plain)
+    refused = run("manifest", "prepare", name, corpora[name].corpus_dir, tmp_path, "--written", "--normaliser", "none")
+    assert refused.exit_code == 2 and "--written: needs --normaliser words" in refused.stderr
+
+
+def test_librispeech_utterances_without_audio_are_listed(tmp_path):
+    corpus = make_librispeech(tmp_path / "LibriSpeech")
+    next((corpus / "dev-clean").rglob("*-0001.flac")).unlink()
+    prepare("librispeech", corpus, tmp_path / "out")
+    [line] = (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "part": "dev_clean",
+        "id": "84-198-0001",
+        "seconds": 0.0,
+        "reason": "its audio is not there",
+    }
+
+
+def hub_rows(clip, count=3):
+    """Rows with embedded audio, names of speakers and entities; the last has no text."""
+    entities = {"type": ["LOC"], "start": [3], "length": [8]}
+    return {
+        "clip": [{"bytes": clip, "path": None}] * count,
+        "sentence": ["In New York!"] * (count - 1) + [""],
+        "speaker": [f"s{i}" for i in range(count)],
+        "entities": [entities] * count,
+    }
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    """A saved data set with two splits."""
+    import numpy as np
+    import soundfile
+
+    datasets = pytest.importorskip("datasets")
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(8000) / 9).astype("float32"), 8000)
+    data = datasets.Dataset.from_dict(hub_rows((tmp_path / "a.wav").read_bytes())).cast_column("clip", datasets.Audio())
+    return datasets.DatasetDict({"train": data, "validation": data.select([0, 1])})
+
+
+COLUMNS = ("--column", "audio=clip", "--column", "text=sentence", "--set", "language=en")
+
+
+def test_hugging_face_folder(data_set, tmp_path):
+    data_set.save_to_disk(tmp_path / "set")
+    (tmp_path / "set" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    stdout = prepare("huggingface", tmp_path / "set", tmp_path / "out", *COLUMNS, "--written", "--num-jobs", 2)
+    assert stdout.splitlines()[-1] == "licence of huggingface: cc-by-4.0"
+    cuts = cuts_of(tmp_path / "out", "train")
+    assert [cut.id for cut in cuts] == ["set-0", "set-1"] and len(cuts_of(tmp_path / "out", "dev")) == 2
+    for cut in cuts:
+        (turn,) = cut.supervisions
+        assert set(cut.custom["tasks"]) == {"asr", "scd", "ner", "lid", "punct"} and cut.custom["corpus"] == "set"
+        assert (turn.text, turn.custom["written"], turn.language) == ("in new york", "In New York!", "en")
+        assert turn.custom["entities"] == [{"start": 3, "end": 11, "type": "LOC"}]
+        assert cut.sampling_rate == 16000 and cut.load_audio().shape == (1, 16000)
+    [line] = (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()
+    assert "field 'text'" in json.loads(line)["reason"] and json.loads(line)["part"] == "train"
+    before = times(tmp_path / "out")
+    assert prepare("huggingface", tmp_path / "set", tmp_path / "out", *COLUMNS, "--written").count(THERE) == 2
+    prepare("huggingface", tmp_path / "set", tmp_path / "out", *COLUMNS, "--split", "train")
+    after = times(tmp_path / "out")
+    assert {path for path in before if after[path] != before[path]} == {
+        tmp_path / "out" / name for name in ("cuts_train.jsonl.gz", "left_out.jsonl", "prepared.json")
+    }
+    wrong = run("manifest", "prepare", "huggingface", tmp_path / "set", tmp_path / "out", "--split", "test")
+    assert wrong.exit_code == 2 and "expected one of train, validation" in wrong.stderr
+    column = run("manifest", "prepare", "huggingface", tmp_path / "set", tmp_path / "other")
+    assert column.exit_code == 2 and "no column audio" in column.stderr and "clip" in column.stderr
+
+
+def test_hugging_face_name_on_the_hub(data_set, tmp_path, monkeypatch):
+    import datasets
+
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: asked.append((args, options)) or data_set)
+    monkeypatch.setattr("tokenverse_pp.data.corpora.huggingface.licence_of", lambda source: "mit")
+    monkeypatch.chdir(tmp_path)
+    options = (*COLUMNS, "--config", "fr", "--split", "validation")
+    stdout = prepare("huggingface", "owner/name", tmp_path / "out", *options)
+    assert stdout.splitlines()[-1] == "licence of huggingface: mit"
+    assert [cut.id for cut in cuts_of(tmp_path / "out", "dev")] == ["name-0", "name-1"]
+    # Never code of a data set: where the library can run it, it is told not to.
+    allowed = {} if int(datasets.__version__.split(".")[0]) >= 4 else {"trust_remote_code": False}
+    assert asked and all(call == (("owner/name", "fr"), allowed) for call in asked)
+    result = run(
+        "manifest", "import", tmp_path / "cuts.jsonl", "--hf", "owner/name", "--hf-split", "validation", *COLUMNS
+    )
+    assert result.exit_code == 0 and len((tmp_path / "cuts.jsonl").read_text().splitlines()) == 2
+    missing = run("manifest", "import", tmp_path / "c.jsonl", "--hf", "no/such/folder")
+    assert missing.exit_code == 2 and "no such file or folder" in missing.stderr
+
+
+def test_hugging_face_arrays(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = {"audio": [{"array": [0.0, 0.5] * 8000, "sampling_rate": 16000}], "text": ["yes"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "set")
+    prepare("huggingface", tmp_path / "set", tmp_path / "out")
+    [cut] = cuts_of(tmp_path / "out", "train")
+    assert cut.duration == 1.0 and abs(cut.load_audio()).max() == pytest.approx(0.5, abs=1e-3)

@@ -1,0 +1,190 @@
+"""Earnings-22: 125 earnings calls (119 hours of English from all over the world), written as windows of turns.
+
+A test set: its authors made no splits. Read is the repository as it is: ``media/<call>.mp3`` (Git LFS) and
+``transcripts/force_aligned_nlp_references/<call>.aligned.nlp``, tables of one word a row. The transcripts in
+``nlp_references`` have no times, and lhotse's recipe makes one supervision of each call of them, an hour long.
+
+The aligned words are spelled as they were said (``twenty nineteen``). The aligner did not find a quarter of them, in
+about thirty calls almost none. A sentence with such a word, or with one that nobody understood, is a turn of unknown
+words, from the word before it to the word after it: no window holds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from lhotse import SupervisionSet
+from lhotse.supervision import SupervisionSegment
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.corpora.clips import Clip, LeftOutRow, Rows, left_out_rows, part_of
+from tokenverse_pp.data.corpora.common import CorpusPart, Form, Say, check_table, check_written, is_written, require
+from tokenverse_pp.data.corpora.conversations import MIXED_TASKS, mixed_tracks, write_dialogues
+from tokenverse_pp.data.corpora.resume import in_groups
+from tokenverse_pp.data.editing.conversations import DEFAULT_OPTIONS, ConversationOptions, TurnWords
+from tokenverse_pp.data.lines import number_of, raw_lines
+from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
+
+FORM = Form(delimiter="|")
+COLUMNS = ("token", "speaker", "ts", "endTs", "punctuation")
+ALIGNED = "transcripts/force_aligned_nlp_references"
+LAYOUT = (
+    f"the folder earnings22 of github.com/revdotcom/speech-datasets: media/<call>.mp3 and {ALIGNED}/<call>.aligned.nlp"
+)
+POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
+SOUNDS = {"<laugh>", "<cough>", "<clear_throat>", "<silence>", "<phonetic>"}  # the last marks a guess at a spelling
+# Any other <mark> is for words that are not known. The aligner has dropped the brackets of most.
+UNKNOWN = {"inaudible", "crosstalk", "unk"}
+TITLES = {"mr", "mrs", "ms", "dr", "prof", "st"}  # before a name: their full stop ends no sentence
+ENDS = (".", "?", "!")
+SHORTEST = 0.01  # seconds of unknown words between two others; they then overlap what follows
+
+
+def prepare_earnings22(
+    corpus_dir: Path,
+    output_dir: Path,
+    options: ConversationOptions = DEFAULT_OPTIONS,
+    normaliser: str = "words",
+    written: bool = False,
+    jobs: int = 1,
+    force: bool = False,
+    say: Say = print,
+) -> Dict[str, Path]:
+    """Calls -> ``cuts_test.jsonl.gz``, windows of turns. A turn is a sentence, or what a speaker says of one.
+
+    Args:
+        written: label punct too, by the punctuation and case of the transcripts.
+        force: see `in_groups`.
+
+    Raises:
+        UserError: where the folder is no Earnings-22, or its audio was not fetched.
+    """
+    options.check()
+    check_written(written, normaliser)
+    corpus_dir = corpus_dir / "earnings22" if (corpus_dir / "earnings22").is_dir() else corpus_dir
+    require(corpus_dir, ["media/*.mp3", f"{ALIGNED}/*.aligned.nlp"], LAYOUT)
+    given = {"corpus_dir": corpus_dir, "windows": asdict(options), "normaliser": normaliser, "written": written}
+    files = sorted(corpus_dir.glob(f"{ALIGNED}/*.aligned.nlp"))
+    tables = {path.name[: -len(".aligned.nlp")]: path for path in files}
+
+    def prepare(_: str) -> Dict[str, Path]:
+        return write_dialogues(
+            [_read(corpus_dir, tables, jobs)],
+            output_dir,
+            "earnings22",
+            MIXED_TASKS,
+            partial(mixed_tracks, folder=output_dir / "audio", jobs=jobs),
+            partial(read_words, normaliser=NORMALISERS[normaliser], written=written),
+            options,
+            say,
+        )
+
+    groups = {"all": {"calls": list(tables)}}
+    return in_groups("earnings22", output_dir, given, groups, prepare, force, say)
+
+
+def _read(corpus_dir: Path, tables: Mapping[str, Path], jobs: int) -> CorpusPart:
+    """The turns of all calls; a call without audio, and rows that cannot be read, are left out."""
+    part = part_of("test", "en", _calls(corpus_dir, tables), jobs)
+    turns: List[SupervisionSegment] = []
+    unread = list(part.unread)
+    for recording in part.recordings:
+        words, bad = _words(tables[recording.id])
+        turns += turns_of(recording.id, words, recording.duration)
+        unread += [{"id": name, "seconds": 0.0, "reason": reason} for name, reason in bad]
+    return replace(part, supervisions=SupervisionSet.from_segments(turns), unread=unread)
+
+
+def _calls(corpus_dir: Path, tables: Mapping[str, Path]) -> Rows:
+    for call in tables:
+        audio = corpus_dir / "media" / f"{call}.mp3"
+        if not audio.is_file():
+            yield call, f"its audio media/{audio.name} is not there"
+            continue
+        with open(audio, "rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise UserError(f"{audio}: a pointer of Git LFS; fetch the audio with `git lfs pull`")
+        yield Clip(call, audio, "", "en")
+
+
+Word = Tuple[str, str, str, Optional[float], Optional[float]]  # token, punctuation, speaker, start and end in seconds
+
+
+def _words(path: Path) -> Tuple[List[Word], List[LeftOutRow]]:
+    """The words of a call, and the rows that cannot be read. Such a row stands for a word that is not known."""
+    table = check_table(path, FORM)
+    words: List[Word] = []
+    place: Dict[str, int] = {}
+    for number, line in raw_lines(path):
+        if not line.strip():
+            continue
+        cells = None if number in table.bad else FORM.split(line.decode("utf-8"))
+        if not place:
+            missing = [name for name in COLUMNS if name not in (cells or [])]
+            if missing:
+                raise UserError(f"{path}, line {number}: no column {missing[0]!r}; expected {LAYOUT}")
+            place = {name: (cells or []).index(name) for name in COLUMNS}
+        elif cells is None:
+            words.append(("<unread>", "", words[-1][2] if words else "0", None, None))
+        else:
+            token, speaker, start, end, mark = (cells[place[name]].strip() for name in COLUMNS)
+            words.append((token, mark, speaker, number_of(start), number_of(end)))
+    return words, left_out_rows(table)
+
+
+def turns_of(call: str, words: Sequence[Word], duration: float) -> Iterator[SupervisionSegment]:
+    """One turn per sentence of a speaker, with times; its text is None where not all its words are known, with times.
+
+    Args:
+        duration: of the call, in seconds.
+    """
+    sentences: List[List[Word]] = []
+    for i, word in enumerate(words):
+        if not sentences or word[2] != sentences[-1][-1][2] or _ends(words, i - 1):
+            sentences.append([])
+        sentences[-1].append(word)
+    ends = [max((word[4] for word in sentence if word[4] is not None), default=None) for sentence in sentences]
+    starts = [min((word[3] for word in sentence if word[3] is not None), default=None) for sentence in sentences]
+    before = 0.0
+    for number, sentence in enumerate(sentences):
+        spoken = [word for word in sentence if word[0] not in SOUNDS]
+        known = all(
+            word[3] is not None and word[4] is not None and word[0] not in UNKNOWN and word[0][:1] != "<"
+            for word in spoken
+        )
+        start, end = starts[number], ends[number]
+        if not known:  # its first or last words may lie anywhere between its neighbours
+            start = before
+            end = next((time for time in starts[number + 1 :] if time is not None), duration)
+            end = max(end, start + SHORTEST)
+        if spoken and start is not None and end is not None:
+            yield SupervisionSegment(
+                id=f"{call}-{number:05d}",
+                recording_id=call,
+                start=start,
+                duration=round(end - start, 8),
+                channel=0,
+                language="en",
+                speaker=f"{call}-{sentence[0][2]}",
+                text=" ".join(token + mark for token, mark, *_ in spoken) if known else None,
+            )
+        before = max(before, ends[number] or 0.0)
+
+
+def _ends(words: Sequence[Word], i: int) -> bool:
+    """Whether a sentence ends with word ``i``: not with ``Mr.``, and not before a small letter (``Inc. and``)."""
+    token, mark = words[i][:2]
+    if not mark.endswith(ENDS) or token.lower() in TITLES:
+        return mark.endswith("…")
+    return not words[i + 1][0][:1].islower() if mark == "." and i + 1 < len(words) else True
+
+
+def read_words(turn: SupervisionSegment, normaliser: Normaliser, written: bool = False) -> TurnWords:
+    """The words of a turn; it is complete where ``. ? !`` stands at its end."""
+    if turn.text is None:
+        return TurnWords(None)
+    plain, shown = normaliser(turn.text, turn.language), turn.text if written else None
+    return TurnWords(plain, turn.text.endswith(ENDS), written=shown if is_written(shown, plain) else None)

@@ -1,0 +1,132 @@
+"""FLEURS: sentences of Wikipedia read in 102 languages, labelled for asr and lid.
+
+lhotse's recipe reads only what its own download writes; the files of the hub's repository and of lhotse are both read
+here. The ids of cuts name locale and clip, so that they are the same in every run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict, Sequence
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.languages import primary_language
+from tokenverse_pp.data.corpora.clips import (
+    ORIGINAL,
+    Clip,
+    Rows,
+    left_out_rows,
+    original_of,
+    part_of,
+    unpack_all,
+    write_utterances,
+)
+from tokenverse_pp.data.corpora.common import Form, Say, check_table, check_written, require
+from tokenverse_pp.data.corpora.read_speech import folders_of
+from tokenverse_pp.data.corpora.resume import in_groups
+from tokenverse_pp.data.lines import raw_lines
+
+SPLITS = ("train", "dev", "test")
+FORM = Form(cells=7)  # id, file, raw transcription, transcription, characters, samples, gender; no header
+LAYOUT = (
+    "[data/]<locale>/{train,dev,test}.tsv beside audio/<split>.tar.gz or audio/<split>/*.wav (google/fleurs of the "
+    "hub), or metadata/<locale>/<split>.tsv and <locale>/<split>/*.wav (lhotse download fleurs)"
+)
+
+
+def prepare_fleurs(
+    corpus_dir: Path,
+    output_dir: Path,
+    languages: Sequence[str] = (),
+    normaliser: str = "words",
+    written: bool = False,
+    jobs: int = 1,
+    force: bool = False,
+    say: Say = print,
+) -> Dict[str, Path]:
+    """``cuts_<split>_<code>.jsonl.gz`` of the splits that are there; the id of a cut is ``<locale>-<clip>``.
+
+    The text is FLEURS's own transcription (lower case, without punctuation), normalised. Archives are unpacked into
+    ``OUT/audio``.
+
+    Args:
+        languages: locales as FLEURS names them (``fr_fr``), or their languages (``fr``); none: all that are there.
+        written: label punct too, by the raw transcriptions.
+        force: see `in_groups`; a locale is a group.
+
+    Raises:
+        UserError: where the folder is no FLEURS.
+    """
+    check_written(written, normaliser)
+    require(corpus_dir, [], LAYOUT)
+    tables = _tables(corpus_dir)
+    if not tables:
+        raise UserError(f"{corpus_dir}: found no <locale>/<split>.tsv; expected {LAYOUT}")
+    locales = folders_of(languages, sorted(tables), str(corpus_dir)) or sorted(tables)
+    for locale in locales:
+        if locale not in tables:
+            raise UserError(f"{corpus_dir}: --language {locale}: expected one of {', '.join(sorted(tables))}")
+
+    def prepare(locale: str) -> Dict[str, Path]:
+        code = fleurs_code(locale)
+        folders, archives = {}, []
+        for split, table in tables[locale].items():
+            folders[split] = _folder(corpus_dir, table)
+            if folders[split].is_file():
+                archives.append((folders[split], output_dir / "audio" / f"{split}_{code}"))
+                folders[split] = archives[-1][1]
+        unpack_all(archives, jobs)
+        parts = [
+            part_of(f"{split}_{code}", code, _rows(table, folders[split], locale), jobs)
+            for split, table in tables[locale].items()
+        ]
+        return write_utterances(parts, output_dir, "fleurs", normaliser, jobs, say, original_of if written else None)
+
+    given = {"corpus_dir": corpus_dir, "normaliser": normaliser, "written": written}
+    groups = {locale: {"splits": list(tables[locale])} for locale in locales}
+    return in_groups("fleurs", output_dir, given, groups, prepare, force, say)
+
+
+def fleurs_code(locale: str) -> str:
+    """The language of one of FLEURS's locales.
+
+    >>> fleurs_code("fr_fr"), fleurs_code("cmn_hans_cn"), fleurs_code("yue_hant_hk"), fleurs_code("ceb_ph")
+    ('fr', 'zh', 'yue', 'ceb')
+    """
+    return primary_language(locale.replace("_", "-")) or locale
+
+
+def _tables(corpus_dir: Path) -> Dict[str, Dict[str, Path]]:
+    """locale -> split -> table, of what is there."""
+    tables: Dict[str, Dict[str, Path]] = {}
+    for folder in ("metadata", "data", "."):
+        for split in SPLITS:
+            for path in sorted(corpus_dir.glob(f"{folder}/*_*/{split}.tsv")):
+                tables.setdefault(path.parent.name, {}).setdefault(split, path)
+    return tables
+
+
+def _folder(corpus_dir: Path, table: Path) -> Path:
+    """The folder of a table's clips, or the archive that holds them."""
+    beside, split = table.parent, table.stem
+    places = [beside / "audio" / split, beside / split, corpus_dir / beside.name / split]
+    found = [path for path in places if path.is_dir()]
+    found += [path for path in [beside / "audio" / f"{split}.tar.gz"] if path.is_file()]
+    if not found:
+        raise UserError(f"{table}: found neither audio/{split}.tar.gz nor audio/{split} beside it; expected {LAYOUT}")
+    return found[0]
+
+
+def _rows(path: Path, folder: Path, locale: str) -> Rows:
+    table = check_table(path, FORM)
+    yield from left_out_rows(table)
+    for number, line in raw_lines(path):
+        if number in table.bad or not line.strip():
+            continue
+        prompt, file, raw, text, _, _, gender = line.decode("utf-8").split("\t")
+        clip = folder / Path(file).name
+        if not clip.is_file():
+            yield f"{path}, line {number}", f"its clip {clip.name} is not there"
+            continue
+        custom = {"prompt": prompt, ORIGINAL: raw}
+        yield Clip(f"{locale}-{clip.stem}", clip, text, locale, gender=gender.lower() or None, custom=custom)

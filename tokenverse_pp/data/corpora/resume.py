@@ -1,0 +1,99 @@
+"""Reruns of `tokenverse-pp manifest prepare`: what is there is kept, what is missing or not whole is prepared.
+
+A corpus is prepared in groups, each of the parts that belong together (a language, a part of LibriSpeech, all of AMI).
+A group's manifests are renamed into place when all of them are whole; then ``OUT/prepared.json`` gets its entry under
+the corpus's name: the options, and the size of each file. A rerun skips a group whose entry has the same options and
+whose files have these sizes. Whatever else it finds is prepared again, but for audio in ``OUT/audio``, which is kept
+file by file: such a file is there only if it was written to its end.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Callable, Dict, Mapping, Optional
+
+from tokenverse_pp import __version__
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import json_of, write_json
+from tokenverse_pp.data.corpora import LICENCES
+
+RECORD = "prepared.json"
+Paths = Dict[str, Path]
+Say = Callable[[str], None]
+
+
+def in_groups(
+    corpus: str,
+    output_dir: Path,
+    options: Mapping[str, Any],
+    groups: Mapping[str, Mapping[str, Any]],
+    prepare: Callable[[str], Paths],
+    force: bool = False,
+    say: Say = print,
+    licence: Optional[str] = None,
+) -> Paths:
+    """Prepare the groups that are not there from a run with the same options; say the corpus's licence at the end.
+
+    Args:
+        options: of the command; the cuts depend on all of them. The number of processes is none of them.
+        groups: name -> what the cuts of that group depend on besides, such as the splits that are there.
+        prepare: writes the manifests of a group, all or none; returns them by part.
+        force: prepare all groups again.
+        licence: where it is not that of `LICENCES`.
+
+    Returns:
+        The manifests by part, those of earlier runs included.
+
+    Raises:
+        UserError: as ``prepare`` does. Groups that are whole by then stay.
+    """
+    path = output_dir / RECORD
+    record = _read(path)
+    entries = record.setdefault(corpus, {})
+    found: Paths = {}
+    for group, more in groups.items():
+        wanted = _plain({**options, **more, "version": __version__})
+        paths = None if force else _whole(output_dir, entries.get(group, {}), wanted)
+        if paths is not None:
+            names = ", ".join(sorted(str(file) for file in paths.values()))
+            say(f"there from an earlier run with the same options (--force prepares them again): {names}")
+        else:
+            paths = prepare(group)
+            files = {part: {"file": file.name, "bytes": file.stat().st_size} for part, file in paths.items()}
+            entries[group] = {"options": wanted, "files": files}
+            write_json(path, record)
+        found.update(paths)
+    say(f"licence of {corpus}: {licence or LICENCES[corpus]}")
+    return found
+
+
+def _read(path: Path) -> Dict[str, Dict[str, Any]]:
+    """The record of earlier runs, corpus -> group -> entry; empty where there is none, or it cannot be read."""
+    try:
+        record = json_of(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, UserError):
+        return {}
+    items = record.items() if isinstance(record, dict) else ()
+    return {name: groups for name, groups in items if isinstance(groups, dict)}
+
+
+def _whole(output_dir: Path, entry: Any, wanted: Mapping[str, Any]) -> Optional[Paths]:
+    """The files of a group if it was prepared with these options and all of them are whole."""
+    if not isinstance(entry, dict) or entry.get("options") != wanted or not isinstance(entry.get("files"), dict):
+        return None
+    paths: Paths = {}
+    for part, about in entry["files"].items():
+        if not isinstance(about, dict) or not isinstance(about.get("file"), str):
+            return None
+        path = output_dir / Path(about["file"]).name
+        if not path.is_file() or path.stat().st_size != about.get("bytes"):
+            return None
+        paths[part] = path
+    return paths if paths and (output_dir / "left_out.jsonl").is_file() else None
+
+
+def _plain(options: Mapping[str, Any]) -> Dict[str, Any]:
+    """Options as JSON has them, paths absolute."""
+    plain = {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in options.items()}
+    return json.loads(json.dumps(plain, sort_keys=True, default=str))

@@ -1,0 +1,364 @@
+"""VoxPopuli, speeches in the European Parliament, and SLUE-VoxPopuli, a part of it in English with named entities.
+
+VoxPopuli comes as recordings of whole sessions, whose segments lhotse's recipe reads, or as clips with a table, which
+its own tool cuts and the hub has. SLUE-VoxPopuli comes as clips with a table; lhotse has no recipe for it. Labelled are
+asr and lid, of SLUE ner too. The ids of cuts are those of the corpora.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.corpora.clips import (
+    ORIGINAL,
+    Clip,
+    LeftOutRow,
+    Rows,
+    keep,
+    left_out_rows,
+    original_of,
+    part_of,
+    unpack_all,
+    write_utterances,
+)
+from tokenverse_pp.data.corpora.common import (
+    CorpusPart,
+    Form,
+    Say,
+    check_table,
+    check_written,
+    in_corpus,
+    lhotse_recipe,
+    require,
+)
+from tokenverse_pp.data.corpora.read_speech import folders_of
+from tokenverse_pp.data.corpora.resume import in_groups
+from tokenverse_pp.data.importing.rows import Span
+from tokenverse_pp.data.lines import raw_lines
+from tokenverse_pp.data.manifests import reason_of
+
+VOXPOPULI_SPLITS = ("train", "dev", "test")
+VOXPOPULI_FORM = Form(delimiter="|", quoting=True, numbers=("start_time", "end_time"))
+VOXPOPULI_CLIPS_FORM = Form()
+VOXPOPULI_COLUMNS = ("id", "raw_text", "normalized_text", "speaker_id", "gender")
+VOXPOPULI_LAYOUT = (
+    "raw_audios/{<language>,original}/<year>/*.ogg and asr_<language>.tsv.gz (downloaded by lhotse if it is missing), "
+    "transcribed_data/<language>/asr_<split>.tsv and <year>/*.ogg (its get_asr_data), or the hub's "
+    "data/<language>/asr_<split>.tsv and <split>/*.tar.gz"
+)
+
+
+def prepare_voxpopuli(
+    corpus_dir: Path,
+    output_dir: Path,
+    languages: Sequence[str] = (),
+    normaliser: str = "words",
+    written: bool = False,
+    jobs: int = 1,
+    force: bool = False,
+    say: Say = print,
+) -> Dict[str, Path]:
+    """``cuts_<split>_<language>.jsonl.gz``: one cut a segment: a clip, or a part of the recording of its session.
+
+    Args:
+        languages: ISO 639-1 codes; none: all that are there with transcripts.
+        written: label punct too, by the transcripts before their normalisation.
+        force: see `in_groups`; a language is a group.
+
+    Raises:
+        UserError: where the folder is no VoxPopuli, and where transcripts are neither there nor can be downloaded.
+    """
+    check_written(written, normaliser)
+    require(corpus_dir, [], VOXPOPULI_LAYOUT)
+    tables, sessions = _clip_tables(corpus_dir), _session_folders(corpus_dir)
+    there = sorted({*tables, *sessions})
+    original = corpus_dir / "raw_audios" / "original"
+    if not there and not (languages and original.is_dir()):
+        hint = "; --language names one whose transcripts lhotse downloads" if original.is_dir() else ""
+        raise UserError(f"{corpus_dir}: no language with transcripts; expected {VOXPOPULI_LAYOUT}{hint}")
+    wanted = folders_of(languages, there, str(corpus_dir)) or there
+    for name in wanted:
+        if name not in there and not original.is_dir():
+            raise UserError(f"{corpus_dir}: found no raw_audios/{name}; expected {VOXPOPULI_LAYOUT}")
+
+    def prepare(name: str) -> Dict[str, Path]:
+        if name in tables:
+            parts = _clips(tables[name], name, output_dir, jobs)
+        else:
+            parts = _sessions(corpus_dir, sessions.get(name, original), name, jobs)
+        return write_utterances(parts, output_dir, "voxpopuli", normaliser, jobs, say, original_of if written else None)
+
+    given = {"corpus_dir": corpus_dir, "normaliser": normaliser, "written": written}
+    groups = {name: {"splits": list(tables.get(name, VOXPOPULI_SPLITS))} for name in wanted}
+    return in_groups("voxpopuli", output_dir, given, groups, prepare, force, say)
+
+
+def _session_folders(corpus_dir: Path) -> Dict[str, Path]:
+    """language -> folder of its sessions; ``original`` holds those of all languages whose transcripts are there."""
+    from lhotse.recipes.voxpopuli import ASR_LANGUAGES
+
+    root = corpus_dir / "raw_audios"
+    own = {path.name: path for path in root.glob("*") if path.name in ASR_LANGUAGES and path.is_dir()}
+    told = [path.name.split(".")[0].split("_")[1] for path in corpus_dir.glob("asr_*.tsv.gz")]
+    shared = {language: root / "original" for language in told if (root / "original").is_dir()}
+    return {**shared, **own}
+
+
+def _sessions(corpus_dir: Path, folder: Path, language: str, jobs: int) -> List[CorpusPart]:
+    """Segments of the recordings of whole sessions."""
+    from lhotse.recipes.voxpopuli import prepare_voxpopuli as recipe
+
+    if next(folder.rglob("*.ogg"), None) is None:
+        raise UserError(f"{folder}: found no *.ogg; expected {VOXPOPULI_LAYOUT}")
+    with tempfile.TemporaryDirectory() as place, lhotse_recipe("voxpopuli", corpus_dir, VOXPOPULI_LAYOUT):
+        # The recipe wants a folder of the language's name, and the transcripts, which it else downloads, in its output.
+        (Path(place) / "raw_audios").mkdir()
+        os.symlink(os.path.abspath(folder), Path(place) / "raw_audios" / language)
+        transcripts = corpus_dir / f"asr_{language}.tsv.gz"
+        unread: List[Dict[str, Any]] = []
+        if transcripts.is_file():
+            table = check_table(transcripts, VOXPOPULI_FORM)
+            table.write(Path(place) / transcripts.name)
+            unread = table.left_out()
+        manifests = recipe(place, place, task="asr", lang=language, num_jobs=jobs)
+        for split in VOXPOPULI_SPLITS:
+            in_corpus(manifests[split]["recordings"], Path(place) / "raw_audios" / language, folder)
+    # Which split a bad row is of is not known: the first lists them.
+    return [
+        CorpusPart(f"{split}_{language}", **manifests[split], language=language, unread=() if i else unread)
+        for i, split in enumerate(VOXPOPULI_SPLITS)
+    ]
+
+
+def _clip_tables(corpus_dir: Path) -> Dict[str, Dict[str, Path]]:
+    """language -> split -> table of clips, of what is there."""
+    tables: Dict[str, Dict[str, Path]] = {}
+    for folder in ("transcribed_data", "data", "."):
+        for split in VOXPOPULI_SPLITS:
+            for path in sorted(corpus_dir.glob(f"{folder}/*/asr_{split}.tsv")):
+                tables.setdefault(path.parent.name, {}).setdefault(split, path)
+    return tables
+
+
+def _clips(tables: Mapping[str, Path], language: str, output_dir: Path, jobs: int) -> List[CorpusPart]:
+    """Clips that the corpus's tool has cut, beside their tables or packed in archives."""
+    archives = []
+    for split, path in tables.items():
+        target = output_dir / "audio" / f"{split}_{language}"
+        archives += [(archive, target) for archive in sorted((path.parent / split).glob("*.tar.gz"))]
+    unpack_all(archives, jobs)
+    clips = {clip.stem: clip for path in {path.parent for path in tables.values()} for clip in path.rglob("*.ogg")}
+    for folder in {folder for _, folder in archives} | {path.parent for path in tables.values()}:
+        clips.update((clip.stem, clip) for clip in folder.rglob("*.wav"))
+    return [
+        part_of(f"{split}_{language}", language, _clip_rows(path, clips, language), jobs)
+        for split, path in tables.items()
+    ]
+
+
+def _clip_rows(path: Path, clips: Mapping[str, Path], language: str) -> Rows:
+    table = check_table(path, VOXPOPULI_CLIPS_FORM)
+    yield from left_out_rows(table)
+    header: List[str] = []
+    for number, line in raw_lines(path):
+        if number in table.bad or not line.strip():
+            continue
+        cells = line.decode("utf-8").split("\t")
+        if not header:
+            header = cells
+            missing = [name for name in VOXPOPULI_COLUMNS if name not in header]
+            if missing:
+                raise UserError(f"{path}, line {number}: no column {missing[0]!r}; expected {VOXPOPULI_LAYOUT}")
+            continue
+        row = dict(zip(header, cells))
+        clip = clips.get(row["id"])
+        if clip is None:
+            yield row["id"], "its clip is not there"
+        else:
+            yield Clip(
+                row["id"],
+                clip,
+                row["normalized_text"],
+                language,
+                speaker=row["speaker_id"] if row["speaker_id"] not in ("", "None") else None,
+                gender=row["gender"] or None,
+                custom={ORIGINAL: row["raw_text"]},
+            )
+
+
+SLUE_SPLITS = {"train": ("fine-tune", "train"), "dev": ("dev", "validation"), "test": ("test", "test")}
+SLUE_FORM = Form(quoting=True)
+SLUE_LAYOUT = (
+    "slue-voxpopuli_{fine-tune,dev,test}.tsv and {fine-tune,dev,test}/*.ogg (its archive, unpacked), or the hub's "
+    "asapp/slue: voxpopuli/{train,validation,test}-*.parquet"
+)
+SLUE_COMBINED: Dict[str, Optional[str]] = {
+    **dict.fromkeys(("DATE", "TIME"), "WHEN"),
+    **dict.fromkeys(("CARDINAL", "ORDINAL", "QUANTITY", "MONEY", "PERCENT"), "QUANT"),
+    **dict.fromkeys(("GPE", "LOC"), "PLACE"),
+    **{name: name for name in ("NORP", "ORG", "LAW", "PERSON")},
+    **dict.fromkeys(("FAC", "EVENT", "WORK_OF_ART", "PRODUCT", "LANGUAGE")),
+}
+"""The 18 types of OntoNotes -> the 7 that the benchmark scores, None: not scored (SLUE, ICASSP 2022, table 2)."""
+
+
+def prepare_slue_voxpopuli(
+    corpus_dir: Path,
+    output_dir: Path,
+    entities: str = "combined",
+    normaliser: str = "words",
+    written: bool = False,
+    jobs: int = 1,
+    force: bool = False,
+    say: Say = print,
+) -> Dict[str, Path]:
+    """``cuts_{train,dev,test}.jsonl.gz`` of the splits that are there; the id of a cut is that of the corpus.
+
+    A split without entities (the blind test set) is labelled for asr and lid only. An entity that is a part of a word
+    of the normalised text takes all of it.
+
+    Args:
+        entities: ``combined``: the 7 types that are scored; ``raw``: the 18 that were annotated.
+        written: label punct too, by ``raw_text``, where there is any.
+        force: see `in_groups`.
+
+    Raises:
+        UserError: where the folder is no SLUE-VoxPopuli.
+    """
+    check_written(written, normaliser)
+    require(corpus_dir, [], SLUE_LAYOUT)
+    sources = {part: files for part in SLUE_SPLITS for files in [_slue_files(corpus_dir, part)] if files}
+    if not sources:
+        raise UserError(f"{corpus_dir}: found no table and no parquet file; expected {SLUE_LAYOUT}")
+
+    def prepare(_: str) -> Dict[str, Path]:
+        parts = []
+        for part, files in sources.items():
+            tsv = files[0].suffix == ".tsv"
+            cells = _slue_table(files[0]) if tsv else _slue_parquet(files, output_dir / "audio" / part)
+            folder = corpus_dir / SLUE_SPLITS[part][0]
+            parts.append(part_of(part, "en", _slue_rows(cells, folder, entities), jobs))
+        return write_utterances(
+            parts, output_dir, "slue-voxpopuli", normaliser, jobs, say, original_of if written else None
+        )
+
+    given = {"corpus_dir": corpus_dir, "entities": entities, "normaliser": normaliser, "written": written}
+    groups = {"all": {"splits": {part: [file.name for file in files] for part, files in sources.items()}}}
+    return in_groups("slue-voxpopuli", output_dir, given, groups, prepare, force, say)
+
+
+def _slue_files(corpus_dir: Path, part: str) -> List[Path]:
+    """The table of a split, rather with labels than without; or its parquet files."""
+    split, name = SLUE_SPLITS[part]
+    for ending in ("", "_blind"):
+        path = corpus_dir / f"slue-voxpopuli_{split}{ending}.tsv"
+        if path.is_file():
+            require(corpus_dir, [split], SLUE_LAYOUT)
+            return [path]
+    return sorted([*corpus_dir.glob(f"voxpopuli/{name}-*.parquet"), *corpus_dir.glob(f"{name}-*.parquet")])
+
+
+Cells = Tuple[str, Dict[str, Any], Optional[Path]]  # the place, the cells, and the clip if it was unpacked
+
+
+def _slue_table(path: Path) -> Iterator[Union[Cells, LeftOutRow]]:
+    """The rows of a table, which pandas has written."""
+    table = check_table(path, SLUE_FORM)
+    yield from left_out_rows(table)
+    header: List[str] = []
+    for number, line in raw_lines(path):
+        if number in table.bad or not line.strip():
+            continue
+        cells = SLUE_FORM.split(line.decode("utf-8")) or []
+        if header:
+            yield f"{path}, line {number}", dict(zip(header, cells)), None
+            continue
+        header = cells
+        missing = [name for name in ("id", "normalized_text") if name not in header]
+        if missing:
+            raise UserError(f"{path}, line {number}: no column {missing[0]!r}; expected {SLUE_LAYOUT}")
+
+
+def _slue_parquet(files: Sequence[Path], folder: Path) -> Iterator[Union[Cells, LeftOutRow]]:
+    """The rows of parquet files; their clips are written to ``folder``."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise UserError(f"{files[0]}: needs the package pyarrow: pip install 'tokenverse_pp[datasets]'") from None
+    for path in files:
+        number = 0
+        try:
+            for batch in parquet.ParquetFile(path).iter_batches(batch_size=64):
+                for row in batch.to_pylist():
+                    place = f"{path}, row {number}"
+                    number += 1
+                    audio, name = row.pop("audio", None) or {}, str(row.get("id") or "").replace("/", "-")
+                    if not audio.get("bytes") or not name:
+                        yield place, "has no id or no audio"
+                    else:
+                        ending = Path(str(audio.get("path") or ".ogg")).suffix or ".ogg"
+                        yield place, row, keep(folder / f"{name}{ending}", audio["bytes"])
+        except (ArrowException, OSError) as error:
+            raise UserError(f"{path}: not a whole parquet file ({reason_of(error)}): download it again") from error
+
+
+def _slue_rows(rows: Iterator[Union[Cells, LeftOutRow]], folder: Path, entities: str) -> Rows:
+    for row in rows:
+        if len(row) == 2:
+            yield row
+            continue
+        place, cells, clip = row
+        name = str(cells.get("id") or "")
+        clip = clip or folder / f"{Path(name).name}.ogg"
+        if not clip.is_file():
+            yield name or place, f"its clip {clip.name} is not there"
+            continue
+        try:
+            spans = slue_entities(cells.get("normalized_ner"), entities)
+        except ValueError as error:
+            yield name, str(error)
+            continue
+        speaker, raw = cells.get("speaker_id"), cells.get("raw_text") or ""
+        yield Clip(
+            name,
+            clip,
+            str(cells.get("normalized_text") or ""),
+            "en",
+            speaker=None if speaker in (None, "", "None") else str(speaker),
+            entities=spans,
+            custom={ORIGINAL: raw} if raw.strip() not in ("", "None") else {},
+        )
+
+
+def slue_entities(value: Any, entities: str = "combined") -> Optional[List[Span]]:
+    """The column ``normalized_ner`` as spans of the normalised text; None where nothing was annotated.
+
+    In a table it is a list of ``[type, start, length]`` in Python's notation, and ``None`` for no entity, as the
+    benchmark's toolkit reads it; in parquet files it is lists of types, starts and lengths, or a list of such triples.
+
+    >>> slue_entities("[['LAW', 86, 18], ['FAC', 3, 4]]"), slue_entities({"type": ["GPE"], "start": [0], "length": [6]})
+    ([(86, 104, 'LAW')], [(0, 6, 'PLACE')])
+
+    Raises:
+        ValueError: for another form, and for an unknown type.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        found = ast.literal_eval(value) or [] if isinstance(value, str) else value
+        if isinstance(found, dict):
+            found = list(zip(found["type"], found["start"], found["length"]))
+        triples = [(item["type"], item["start"], item["length"]) if isinstance(item, dict) else item for item in found]
+        spans = [(str(kind), int(start), int(start) + int(length)) for kind, start, length in triples]
+    except (ValueError, TypeError, KeyError, SyntaxError, MemoryError, RecursionError):
+        raise ValueError(f"normalized_ner: expected [[type, start, length], ..], found {str(value)[:60]!r}") from None
+    unknown = [kind for kind, _, _ in spans if kind not in SLUE_COMBINED]
+    if unknown:
+        raise ValueError(f"normalized_ner: unknown type {unknown[0]!r}; expected one of {', '.join(SLUE_COMBINED)}")
+    named = [(start, end, SLUE_COMBINED[kind] if entities == "combined" else kind) for kind, start, end in spans]
+    return sorted((start, end, kind) for start, end, kind in named if kind is not None)
