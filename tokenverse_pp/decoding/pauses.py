@@ -21,10 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import inference, project
-from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
+from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.transducer import Joiner
 from tokenverse_pp.tasks.endp import Endpoint
 from tokenverse_pp.tasks.transcript import is_task_token
 
@@ -217,10 +219,16 @@ class PauseReader:
         return pauses, after
 
 
+def check_pauses(loaded: ModelBundle) -> None:
+    """See that a model's pauses can be read (raises UserError)."""
+    if not isinstance(loaded.model.predictor, StatelessPredictor):
+        raise UserError("--pauses: the probabilities of endpoints need a stateless predictor, this model's is an LSTM")
+
+
 def pause_reader_of(loaded: ModelBundle, search: SearchOptions) -> Optional[PauseReader]:
-    """The reader of a model's pauses; None where it does not know the task ``endp``."""
-    if "endp" not in loaded.tasks:
-        return None
+    """The reader of a model's pauses; None where it does not know the task ``endp``, or its predictor is an LSTM."""
     model, tokenizer = loaded.model, loaded.tokenizer
+    if "endp" not in loaded.tasks or not isinstance(model.predictor, StatelessPredictor):
+        return None
     pieces = tokenizer.pieces(range(tokenizer.vocab_size))
     return PauseReader(model.predictor, model.joiner, search, pieces, tokenizer.id_of(Endpoint.token))
