@@ -107,7 +107,8 @@ def generated(family, folder, audio):
     count = int(inputs["attention_mask"].sum())  # some give one frame more, of padding
     model = theirs_of(family, folder)
     out = model.generate(
-        input_features=inputs["input_features"][:, :count], attention_mask=inputs["attention_mask"][:, :count],
+        input_features=inputs["input_features"][:, :count],
+        attention_mask=inputs["attention_mask"][:, :count],
         max_new_tokens=1000,
     )
     return [token for token in out.sequences[0].tolist() if token != PIECES]
@@ -238,13 +239,15 @@ def test_trains_decodes_and_loads(family, saved, tiny_corpus, tmp_path, train_sc
 def test_new_rows_alone_can_be_trained_and_the_run_is_a_start_for_others(saved, tiny_corpus, tmp_path, train_script):
     folder = saved("parakeet-rnnt")
     known, order = read_vocabulary(folder)
-    losses = run(train_script, tiny_corpus, folder, tmp_path / "exp", training__train_only="new")
+    rates = dict(optim__lr=1e-2, optim__encoder_lr=1e-2, model__loss__warm_steps=1)
+    losses = run(train_script, tiny_corpus, folder, tmp_path / "exp", training__train_only="new", **rates)
     assert sum(losses[-5:]) < sum(losses[:5])
     trained, theirs = read_tensors(tmp_path / "exp" / "model" / WEIGHTS), read_weights(folder, order)
     for name, value in theirs.items():
         torch.testing.assert_close(trained[name][: len(value)], value)
     assert len(trained["joiner.output.weight"]) > known.vocab_size
     more = dict(tasks__names=["asr", "scd", "endp", "ner", "lid", "punct"], training__init_from=tmp_path / "exp")
+    more.update(model__predictor_dim=12, model__joiner_dim=12)  # as given, and not as in the model: those of the toy
     run(train_script, tiny_corpus, folder, tmp_path / "more", **more)
     before, after = load_model(tmp_path / "exp"), load_model(tmp_path / "more")
     assert after.tokenizer.extends(before.tokenizer) and after.config.model.symbols_per_frame == 3

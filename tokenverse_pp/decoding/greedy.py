@@ -32,16 +32,17 @@ def greedy_search(
     scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
     """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
-    found = []
     if by_symbol(scorer):
-        by_symbols = SymbolGreedySearch(scorer, lengths, constraints)
-        by_symbols.run()
-        for written, score in zip(by_symbols.written, by_symbols.score.tolist()):
-            columns = [list(column) for column in zip(*written)] or [[], [], []]
-            found.append([scorer.hypothesis(*columns, score)])
-        return found
+        symbols = SymbolGreedySearch(scorer, lengths, constraints)
+        symbols.run()
+        best = []
+        for written, score in zip(symbols.written, symbols.score.tolist()):
+            ids, frames = [token for token, _, _ in written], [t for _, t, _ in written]
+            best.append([scorer.hypothesis(ids, frames, [value for _, _, value in written], score)])
+        return best
     search = GreedySearch(scorer, lengths, constraints)
     search.run()
+    found = []
     for length, tokens, log_probs in zip(lengths, search.tokens, search.log_probs):
         at = np.flatnonzero(tokens[:length] != scorer.blank_id)
         total = float(log_probs[:length].sum(dtype=np.float64))
