@@ -23,7 +23,7 @@ from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
 from tokenverse_pp.decoding.inactive import Selection, inactive_of, select, stripped
 from tokenverse_pp.decoding.long_form import Merger, merge_windows, window_times
-from tokenverse_pp.decoding.pauses import PauseReader, check_pauses, pause_reader_of
+from tokenverse_pp.decoding.pauses import PauseReader, pause_reader_of
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.bundle import ModelBundle
@@ -166,8 +166,6 @@ class Recognizer:
         self.weights = weights.to(self.device)
         if options.pauses and "endp" not in self.active:
             raise UserError("--pauses: the probabilities of endpoints need the task endp, which is not decoded")
-        if options.pauses:
-            check_pauses(loaded)
         self.on_windows: Callable[[Cut, int, int], None] = lambda cut, done, total: None
         self.on_settled: Optional[Callable[[Cut, Transcript], None]] = None
 

@@ -20,7 +20,6 @@ from tokenverse_pp.base.options import DecodeOptions, StreamingOptions
 from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.dataset import SAMPLING_RATE, collate, load_inputs
 from tokenverse_pp.data.labels import labelled_tasks
-from tokenverse_pp.decoding.pauses import check_pauses
 from tokenverse_pp.decoding.recognizer import NOT_FINITE, Recognizer
 from tokenverse_pp.decoding.streaming.transcriber import StreamingTranscriber
 from tokenverse_pp.metrics.endpoints import (
@@ -163,7 +162,6 @@ def stream_tracks(loaded: ModelBundle, turns: Sequence[TurnClip], options: Strea
 
 def batch_tracks(loaded: ModelBundle, turns: Sequence[TurnClip], options: DecodeOptions) -> List[Track]:
     """What batch decoding says of each frame. With full context it has heard the rest of the clip: it is not causal."""
-    check_pauses(loaded)
     recognizer = Recognizer(loaded, options)
     reader = recognizer.pause_reader
     if reader is None:

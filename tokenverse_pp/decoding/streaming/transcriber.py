@@ -19,7 +19,7 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import Constraints, check_language_task, constraints_for
 from tokenverse_pp.decoding.hypothesis import read_calibration
 from tokenverse_pp.decoding.inactive import inactive_of, select
-from tokenverse_pp.decoding.pauses import PauseMemory, PauseReader, check_pauses, pause_reader_of
+from tokenverse_pp.decoding.pauses import PauseMemory, PauseReader, pause_reader_of
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder, StreamState
 from tokenverse_pp.decoding.streaming.events import PAUSE, Event, StreamWords, WordReader
@@ -227,8 +227,6 @@ class StreamingTranscriber:
         stream = Stream(self, name, self.encoder.start(active), searcher, state, StreamWords(self.reader))
         stream.removed = removed
         stream.tells_pauses = self.options.pauses if pauses is None else pauses
-        if stream.tells_pauses:
-            check_pauses(self.loaded)
         stream.has_endpoints = "endp" in wanted
         return stream
 
