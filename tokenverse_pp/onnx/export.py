@@ -24,7 +24,7 @@ from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.decoding.inactive import inactive_of
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.checkpoint import checksum
-from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.predictor import LstmPredictor
 from tokenverse_pp.onnx.folder import (
     AUDIO,
     DESCRIPTION,
@@ -121,7 +121,7 @@ def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptio
     """
     options = options or ExportOptions()
     require_onnx()
-    if not isinstance(loaded.model.predictor, StatelessPredictor):
+    if isinstance(loaded.model.predictor, LstmPredictor):
         raise UserError("export: an LSTM predictor (--model.predictor_layers) cannot be exported; a stateless one can")
     if output.exists() and not (output / DESCRIPTION).is_file():
         if not output.is_dir() or any(output.iterdir()):
