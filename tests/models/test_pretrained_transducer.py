@@ -129,6 +129,29 @@ def test_the_vocabulary_is_theirs_with_our_blank_in_front(family, saved, tiny_co
     assert more.extends(ours) and more.pieces([PIECES + 1, PIECES + 2]) == ["[SCD]", "ю"]
 
 
+def test_a_unigram_vocabulary_with_special_tokens_and_one_that_is_not_of_sentencepiece(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoTokenizer, ParakeetTokenizer
+
+    pieces = ["<unk>", "<|en|>", "▁", "a", "b", "▁a", "ab", "▁ab", "ba"]
+    made = Tokenizer(models.Unigram([(piece, -float(i % 5)) for i, piece in enumerate(pieces)], unk_id=0))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    save_family("parakeet-rnnt", tmp_path, vocab_size=12, blank_token_id=11)
+    ParakeetTokenizer(
+        tokenizer_object=made, unk_token="<unk>", additional_special_tokens=["<|en|>"], pad_token=None
+    ).save_pretrained(tmp_path)
+    ours, order = read_vocabulary(str(tmp_path))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.pieces(range(12)) == ["<blk>", "<unk>", *pieces[1:], "<unused9>", "<unused10>"]
+    for text in ("ab", "abba ba", "a b", "aab c"):
+        assert [order[i] for i in ours.encode(text)] == theirs(text, add_special_tokens=False)["input_ids"]
+    assert ours.id_of("<|en|>") not in ours.encode("<|en|> ab")  # special tokens are not read from texts
+    other = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    ParakeetTokenizer(tokenizer_object=other, unk_token="<unk>", pad_token=None).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="tokenizer"):
+        read_vocabulary(str(tmp_path))
+
+
 @pytest.mark.parametrize("family", RNNT)
 def test_before_training_the_words_are_those_of_transformers(family, saved, tiny_corpus, speech):
     """Greedy, token for token, in a batch, with the tokens of all tasks in the vocabulary and all tasks active."""
