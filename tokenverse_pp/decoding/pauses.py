@@ -24,7 +24,7 @@ from torch import Tensor
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import History, PredictorStates, inference, joiner_dtype, project
-from tokenverse_pp.models.predictor import LstmPredictor, Predictor
+from tokenverse_pp.models.predictor import LstmPredictor, Predictor, StatelessPredictor
 from tokenverse_pp.models.transducer import Joiner
 from tokenverse_pp.tasks.endp import Endpoint
 from tokenverse_pp.tasks.transcript import is_task_token
@@ -115,7 +115,7 @@ class PauseReader:
 
     def _distinct(self, contexts: np.ndarray, device: torch.device) -> Tuple[Tensor, np.ndarray]:
         """The predictor's outputs (M, D) in contexts that differ, and for each of ``contexts`` its row of them (T,)."""
-        if self.states is None:
+        if isinstance(self.predictor, StatelessPredictor):
             distinct, numbers = np.unique(contexts, axis=0, return_inverse=True)
             return self.predictor.step(torch.from_numpy(distinct).to(device)), numbers.reshape(-1)
         number: Dict[History, int] = {}
