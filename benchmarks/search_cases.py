@@ -9,7 +9,8 @@ from typing import Any, Callable, Dict
 import torch
 from torch import Tensor
 
-from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
+from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.transducer import Joiner
 
 TOKENS_A_FRAME = 0.28
 

@@ -31,7 +31,8 @@ from tokenverse_pp.decoding.triton_search import Fusion, TritonSearch
 from tokenverse_pp.losses import pruned_transducer_loss
 from tokenverse_pp.losses.native import kernels
 from tokenverse_pp.models.encoders.grouped_convolution import grouped_convolution
-from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
+from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.transducer import Joiner
 
 TYPES = {
     torch.float32: "*fp32",

@@ -169,7 +169,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     "model.encoder.whisper_base": ("models.encoders.whisper_base",),
     "model.joiner": ("models.transducer",),
     "model.masks": ("models.encoders.chunks", "base.config"),
-    "model.predictor": ("models.transducer",),
+    "model.predictor": ("models.predictor",),
     "model.spec_augment": ("models.transducer", "base.config"),
     "model.task_vectors": ("models.transducer",),
     "model.transducer": ("models.transducer",),

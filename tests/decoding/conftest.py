@@ -14,13 +14,15 @@ def tiny():
 
 
 def reference_greedy(model, utterance):
-    """The best symbol of each frame. -> tokens, frames, total log-probability."""
+    """The best symbols of each frame, up to a blank. -> tokens, frames, total log-probability."""
     tokens, frames, total = [], [], 0.0
     for t in range(int(model.lens[utterance])):
-        log_probs = log_probs_at(model, utterance, t, tokens)
-        best = int(log_probs.argmax())
-        total += float(log_probs[best])
-        if best != 0:
+        for _ in range(model.predictor.symbols_per_frame):
+            log_probs = log_probs_at(model, utterance, t, tokens)
+            best = int(log_probs.argmax())
+            total += float(log_probs[best])
+            if best == 0:
+                break
             tokens.append(best)
             frames.append(t)
     return tuple(tokens), tuple(frames), total

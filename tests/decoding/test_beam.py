@@ -16,8 +16,9 @@ def run(model, **options):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_greedy_is_the_textbook_greedy_search(tiny, reference, seed):
-    model = tiny(seed, blank_bias=seed % 4)
+@pytest.mark.parametrize("context, most", [(2, 1), (2, 3), (0, 1), (0, 3)])
+def test_greedy_is_the_textbook_greedy_search(tiny, reference, seed, context, most):
+    model = tiny(seed, blank_bias=seed % 4, context=context, most=most)
     for utterance, (found,) in enumerate(run(model, method="greedy")):
         tokens, frames, total = reference.greedy(model, utterance)
         assert (found.tokens, found.frames) == (tokens, frames)
@@ -27,7 +28,7 @@ def test_greedy_is_the_textbook_greedy_search(tiny, reference, seed):
 @pytest.mark.parametrize("seed", range(30))
 @pytest.mark.parametrize("beam", [2, 4, 7])
 def test_beam_is_icefalls_modified_beam_search(tiny, reference, seed, beam):
-    model = tiny(seed, context=1 + seed % 3, lens=[10, 6, 1], blank_bias=seed % 3)
+    model = tiny(seed, context=seed % 4, lens=[10, 6, 1], blank_bias=seed % 3)
     for utterance, found in enumerate(run(model, beam=beam, nbest=beam)):
         expected = reference.beam(model, utterance, beam)
         assert {h.tokens for h in found} == set(expected)
@@ -66,7 +67,7 @@ def every_sequence(model, reference, utterance):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_merging_sums_all_alignments_when_nothing_is_pruned(tiny, reference, seed):
-    model = tiny(seed, V=3, lens=[5, 3])
+    model = tiny(seed, V=3, lens=[5, 3], context=2 * (seed % 2))
     for utterance, found in enumerate(run(model, beam=200, nbest=200, length_norm=False)):
         expected = every_sequence(model, reference, utterance)
         assert {h.tokens for h in found} == set(expected)
@@ -87,8 +88,9 @@ def test_no_beam_beats_the_full_search_and_a_wide_one_finds_it(tiny, reference, 
 
 
 @pytest.mark.parametrize("options", [{"method": "greedy"}, {"nbest": 4}, {"method": "full_beam", "nbest": 4}])
-def test_a_batch_gives_what_each_utterance_gives_alone(tiny, options):
-    model = tiny(5, lens=[3, 14, 14, 1, 9])
+@pytest.mark.parametrize("context, most", [(2, 1), (0, 3)])
+def test_a_batch_gives_what_each_utterance_gives_alone(tiny, options, context, most):
+    model = tiny(5, lens=[3, 14, 14, 1, 9], context=context, most=most)
     model.encoder_out[torch.arange(14)[None] >= model.lens[:, None]] = math.nan  # padding must never be read
     together = run(model, **options)
     for i, n in enumerate(model.lens.tolist()):

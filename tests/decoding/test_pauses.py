@@ -23,7 +23,7 @@ TASKS = know("asr", "scd", "endp")
 VOCABULARY = Vocabulary(TASKS)
 ENDP = VOCABULARY.id_of("[ENDP]")
 WORDS = {VOCABULARY.id_of(piece) for piece in ("▁", "▁a", "▁b", "c")}
-MODELS = [build_tiny(seed, V=VOCABULARY.vocab_size, lens=(14,)) for seed in range(3)]
+MODELS = [build_tiny(seed, V=VOCABULARY.vocab_size, lens=(14,), context=2 * (seed % 2)) for seed in range(4)]
 
 
 def reader_of(model, **options):

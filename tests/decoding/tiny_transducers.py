@@ -4,17 +4,25 @@ from collections import namedtuple
 
 import torch
 
-from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
+from tokenverse_pp.models.predictor import LstmPredictor, StatelessPredictor
+from tokenverse_pp.models.transducer import Joiner
 
 Tiny = namedtuple("Tiny", "predictor joiner encoder_out lens")
 
 
-def build_tiny(seed, V=9, lens=(12, 7, 1), dim=8, context=2, blank_bias=1.0, sharpness=3.0):
-    """Predictor, joiner and encoder output, sharp enough for near ties to be rare."""
+def build_tiny(seed, V=9, lens=(12, 7, 1), dim=8, context=2, blank_bias=1.0, sharpness=3.0, most=1):
+    """Predictor, joiner and encoder output, sharp enough for near ties to be rare.
+
+    With ``context`` 0 the predictor is an LSTM and the joiner has ReLU, as Parakeet's; ``most``: symbols of a frame.
+    """
     torch.manual_seed(seed)
-    predictor = StatelessPredictor(V, dim, context)
-    joiner = Joiner(6, dim, 16, V)
+    predictor = StatelessPredictor(V, dim, context) if context else LstmPredictor(V, dim, 2)
+    predictor.symbols_per_frame = most
+    joiner = Joiner(6, dim, 16, V, "tanh" if context else "relu")
     with torch.no_grad():
+        if not context:
+            predictor.lstm.weight_hh_l0.mul_(3)
+            joiner.predictor_proj.weight.mul_(4)
         joiner.output.weight.mul_(sharpness)
         joiner.output.bias[0] += blank_bias
     out = torch.randn(len(lens), max(lens), 6) * 2

@@ -12,13 +12,12 @@ from toy_runs import read_cuts, toy_parts
 
 from tokenverse_pp.base.config import SpecAugmentConfig, VectorsConfig
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.models.predictor import StatelessPredictor, grouped_by_product
 from tokenverse_pp.models.transducer import (
     MAX_COMBINATION_TASKS,
     Joiner,
     SpecAugment,
-    StatelessPredictor,
     TaskVectors,
-    grouped_by_product,
     recoded,
 )
 from tokenverse_pp.training.steps import forward

@@ -13,7 +13,8 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.encoders.whisper import LogMel
-from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
+from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.transducer import Joiner
 from tokenverse_pp.onnx.inputs import NumpyLogMel
 from tokenverse_pp.onnx.search import Search
 from tokenverse_pp.tasks import build_tasks

@@ -394,14 +394,26 @@ class ModelConfig:
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
+    transducer: Literal["new", "pretrained"] = "new"
+    """Predictor, joiner and vocabulary. new: new weights, and a vocabulary as tokenizer says. pretrained: those of the
+    checkpoint encoder.name (Parakeet RNN-T or TDT, Nemotron), with rows added for the tokens of the tasks and for
+    characters of data.train that its vocabulary lacks. Needs encoder.kind=finetune. Of the options below, all but
+    context_size and predictor_dropout are then the checkpoint's (docs/encoders.md)."""
+    predictor_layers: int = at_least(0, 0)
+    """Layers of an LSTM predictor, which remembers all tokens. 0: the predictor is stateless."""
     predictor_dim: int = at_least(1, 512)
-    """Embedding dimension of the stateless predictor."""
-    predictor_dropout: float = share(0.0)
-    """Dropout on the embedding of the predictor."""
+    """Embedding dimension of the predictor, and width of an LSTM."""
     context_size: int = at_least(1, 2)
-    """Previous tokens that the predictor sees."""
+    """Previous tokens that the stateless predictor sees."""
     joiner_dim: int = at_least(1, 512)
     """Inner dimension of the joiner."""
+    joiner_activation: Literal["tanh", "relu"] = "tanh"
+    """Non-linearity of the joiner."""
+    symbols_per_frame: int = at_least(1, 1)
+    """Most symbols that greedy search writes at a frame. Beam search writes at most one, full_beam as its option
+    says."""
+    predictor_dropout: float = share(0.0)
+    """Dropout on the embedding of the predictor."""
 
 
 @dataclass

@@ -249,6 +249,7 @@ def check_config(config: Config) -> Config:
         raise UserError("--training.precision=fp16: expected fp32 or bf16 with --training.strategy=fsdp")
     if config.training.strategy == "fsdp" and config.model.encoder.checkpoint_layers == "auto":
         raise UserError("--model.encoder.checkpoint_layers=auto: expected a number with --training.strategy=fsdp")
+    check_transducer(config)
     check_vectors(config.model.vectors)
     check_streaming(config.model.streaming)
     check_settings(config.tasks)
@@ -260,6 +261,20 @@ def check_config(config: Config) -> Config:
         )
     check_augment(config.data)
     return config
+
+
+def check_transducer(config: Config) -> None:
+    """Check that a pretrained predictor and joiner get the encoder's output as it was trained (raises UserError)."""
+    encoder = config.model.encoder
+    if config.model.transducer != "pretrained":
+        return
+    wrong = {"kind": encoder.kind != "finetune", "stack": encoder.stack != 1}
+    wrong["random_init"] = encoder.random_init and not config.training.init_from
+    for name in (name for name, is_wrong in wrong.items() if is_wrong):
+        raise UserError(
+            f"--model.encoder.{name}={str(getattr(encoder, name)).lower()}: --model.transducer=pretrained takes the "
+            "whole checkpoint over: expected kind finetune, stack 1 and no random_init"
+        )
 
 
 def check_augment(data: DataConfig) -> None:

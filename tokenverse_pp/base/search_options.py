@@ -28,7 +28,7 @@ class SearchOptions:
     method: Method = "beam"
     """Search method. greedy: the best symbol of each frame. beam: modified beam search. full_beam: beam search with up
     to max_symbols symbols a frame. k2_fast_beam: a lattice by k2, where k2 is installed. All but full_beam emit at most
-    one symbol a frame."""
+    one symbol a frame; greedy as many as model.symbols_per_frame says, 1 by default."""
     beam: int = 4
     """Hypotheses kept per utterance; greedy search keeps one."""
     nbest: int = 1

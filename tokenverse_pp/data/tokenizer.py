@@ -6,17 +6,26 @@ import hashlib
 import importlib
 import io
 from pathlib import Path
-from typing import Any, Iterable, List, Sequence, Tuple, Union
+from typing import Any, Iterable, List, NamedTuple, Sequence, Tuple, Union
 
 import sentencepiece as spm
 
-from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.transcript import is_task_token, word_spans
 
 BLANK = "<blk>"
 BLANK_ID = 0
+UNK = "<unk>"
 UNK_ID = 1
+
+
+class Piece(NamedTuple):
+    """An entry of a SentencePiece model; ``kind``: NORMAL, UNKNOWN, CONTROL or USER_DEFINED."""
+
+    text: str
+    score: float
+    kind: str
 
 
 class Tokenizer:
@@ -45,6 +54,36 @@ class Tokenizer:
         if tokenizer.processor.IdToPiece(BLANK_ID) != BLANK:
             raise UserError(f"{path}: id 0 must be the blank {BLANK}; was it trained by tokenverse_pp?")
         return tokenizer
+
+    @classmethod
+    def of_pieces(cls, pieces: Sequence[Piece], kind: str) -> Tokenizer:
+        """A SentencePiece model of known pieces: the blank, ``<unk>``, then any.
+
+        Args:
+            pieces: their ids are their places.
+            kind: ``bpe`` or ``unigram``.
+
+        Raises:
+            UserError: if protobuf is not installed, or the pieces are no model.
+        """
+        schema = _schema()
+        proto = schema.ModelProto()
+        for piece in pieces:
+            kinds = schema.ModelProto.SentencePiece
+            proto.pieces.add(piece=piece.text, score=piece.score, type=getattr(kinds, piece.kind))
+        spec = proto.trainer_spec
+        spec.model_type = getattr(schema.TrainerSpec, kind.upper())
+        spec.vocab_size = len(pieces)
+        spec.pad_id, spec.pad_piece, spec.unk_id, spec.unk_piece = BLANK_ID, BLANK, UNK_ID, UNK
+        spec.bos_id = spec.eos_id = -1
+        proto.normalizer_spec.name = "identity"
+        proto.normalizer_spec.add_dummy_prefix = True
+        proto.normalizer_spec.remove_extra_whitespaces = True
+        proto.normalizer_spec.escape_whitespaces = True
+        try:
+            return cls(proto.SerializeToString())
+        except RuntimeError as error:
+            raise UserError(f"these pieces are no SentencePiece model: {one_line(error)}") from None
 
     def save(self, path: Union[str, Path]) -> None:
         """Write the SentencePiece model file."""
@@ -112,10 +151,7 @@ class Tokenizer:
         characters = sorted({c for text in texts for word in text.split() for c in word}.difference(known))
         if not new_symbols and not characters:
             return self
-        try:
-            schema: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
-        except ImportError as error:
-            raise UserError(f"to add to a vocabulary: pip install protobuf ({error})") from None
+        schema = _schema()
         proto = schema.ModelProto.FromString(self.model)
         lowest = min(piece.score for piece in proto.pieces)
         kinds = schema.ModelProto.SentencePiece
@@ -131,6 +167,14 @@ class Tokenizer:
         """Check that every token of ``tasks`` is in the vocabulary (raises UserError)."""
         for symbol in tasks.symbols:
             self.id_of(symbol)
+
+
+def _schema() -> Any:
+    """The classes of a SentencePiece model's protocol buffer (raises UserError)."""
+    try:
+        return importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+    except ImportError as error:
+        raise UserError(f"to add to a vocabulary: pip install protobuf ({error})") from None
 
 
 def _entries(processor: spm.SentencePieceProcessor) -> List[Tuple[str, float, bool]]:

@@ -57,8 +57,8 @@ def beam_search(
 class BeamMemory(NamedTuple):
     """The state of the hypotheses of a batch, (N, B) each; slots with a score of -inf are empty.
 
-    score: log-probability, float64 (exact enough for any length). context: of the predictor (`PredictorTable`). state:
-    of the constraints. earning: of the bonus. key: hash of the tokens.
+    score: log-probability, float64 (exact enough for any length). context: of the predictor: numbers (`PredictorTable`)
+    or objects (`PredictorStates`). state: of the constraints. earning: of the bonus. key: hash of the tokens.
     """
 
     score: np.ndarray
@@ -129,10 +129,12 @@ def triton_search(
 ) -> Any:
     """The search on the device of the frames, as `BeamSearch` gives it; None where the host has to run it.
 
-    That is on a CPU, where Triton does not work, with a joiner in float64, and with a bonus whose tables would be too
-    large.
+    That is on a CPU, where Triton does not work, with a joiner in float64 or with ReLU, with an LSTM predictor, and
+    with a bonus whose tables would be too large.
     """
     if triton_kernels(scorer.frames) is None or scorer.reduced is torch.float64:
+        return None
+    if not scorer.stateless or scorer.activation != "tanh":
         return None
     from tokenverse_pp.decoding.triton_search import TritonSearch, fusion_tables  # which need Triton
 
@@ -236,9 +238,7 @@ class BeamSearch:
     def _advance(self, slot: np.ndarray, token: np.ndarray) -> None:
         """Move what a hypothesis remembers to its extensions: ``slot`` (n, B) of the parent, ``token`` (n, B)."""
         vocab_size, blank = self.scorer.vocab_size, token == self.scorer.blank_id
-        context = self.context.take(slot)
-        longer = context % (self.scorer.contexts.modulus // vocab_size) * vocab_size + token
-        self.context = np.where(blank, context, longer)
+        self.context = self.scorer.contexts.longer(self.context.take(slot), token)
         if self.constraints is not None:
             self.state = self.following.take(self.state.take(slot) * vocab_size + token)
         if self.bonus is not None:

@@ -24,7 +24,7 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.beam import longer_keys, symbol_keys
 from tokenverse_pp.decoding.constraint_table import BatchConstraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.scorer import Scorer
+from tokenverse_pp.decoding.scorer import NumberedStates, PredictorStates, Scorer
 
 NEG_INF = -float("inf")
 
@@ -88,6 +88,8 @@ class _Search:
         self.beam, self.most = options.beam, options.max_symbols
         self.device = scorer.frames.device
         self.symbol_key = symbol_keys(scorer.vocab_size).to(self.device)
+        found = scorer.contexts
+        self.contexts = NumberedStates(found) if isinstance(found, PredictorStates) else found
 
     def _start(self) -> _Set:
         shape = (len(self.lengths), self.beam)
@@ -95,7 +97,7 @@ class _Search:
         score = torch.full(shape, NEG_INF, device=self.device)
         score[:, 0] = 0
         state = zeros if self.constraints is None else self.constraints.start.expand(shape)
-        context = torch.full(shape, self.scorer.contexts.start, device=self.device)
+        context = torch.full(shape, self.contexts.start, device=self.device)
         tokens = torch.full((*shape, self.most), self.scorer.blank_id, device=self.device)
         return _Set(score, context, zeros, state, zeros, zeros, tokens, torch.zeros(tokens.shape, device=self.device))
 
@@ -116,6 +118,8 @@ class _Search:
                 final[n : len(kept.score)] = (kept.score + offset)[n:].cpu().numpy()
                 kept, offset = _Set(*(x[:n] for x in kept)), offset[:n]
             kept = self._frame(t, kept)
+            if isinstance(self.contexts, NumberedStates):
+                self.contexts.keep(kept.context)
             for array, found in ((parent, kept.parent), (tokens, kept.tokens), (values, kept.values)):
                 array[t, :n] = found.cpu().numpy()
             top = kept.score.amax(1, keepdim=True)
@@ -166,7 +170,7 @@ class _Search:
         row = torch.tensor([0 if w is None else number[w] for w in wanted], device=self.device).view(n, width)
         utterances, contexts, states, earning = zip(*number)
         frames = self.scorer.frames[t].index_select(0, torch.tensor(utterances, device=self.device))
-        log_probs = self.scorer.log_probs(frames, self.scorer.contexts.look_up(contexts))
+        log_probs = self.scorer.log_probs(frames, self.contexts.look_up(contexts))
         if self.constraints is not None:
             log_probs += self.constraints.weights.index_select(0, torch.tensor(states, device=self.device))
         if self.scorer.bonus is not None:
@@ -176,7 +180,7 @@ class _Search:
     def _write(self, hypotheses: _Set, token: Tensor) -> _Set:
         """What the hypotheses remember after one more token each, (n, K)."""
         vocab_size = self.scorer.vocab_size
-        context = (hypotheses.context * vocab_size + token).remainder_(self.scorer.contexts.modulus)
+        context = self.contexts.after(hypotheses.context, token)
         key = longer_keys(hypotheses.key, self.symbol_key.take(token))
         state, earning = hypotheses.state, hypotheses.earning
         if self.constraints is not None:

@@ -6,6 +6,9 @@ in the block. The result gives each frame its context, and the frames whose cont
 none changes. That is the greedy result: each round corrects at least the first wrong frame (a fixed-point, or Jacobi,
 iteration; Song et al., 2021, "Accelerating feedforward computation via parallel nonlinear equation solving"). A
 stateless predictor depends on its last tokens only, so a correction affects few frames, and few rounds are needed.
+
+An LSTM predictor depends on all tokens, so that a correction would affect all frames behind it, and a frame with
+several symbols has no one context: these are searched symbol by symbol (`SymbolGreedySearch`).
 """
 
 from __future__ import annotations
@@ -29,6 +32,14 @@ def greedy_search(
     scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
     """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
+    if by_symbol(scorer):
+        symbols = SymbolGreedySearch(scorer, lengths, constraints)
+        symbols.run()
+        best = []
+        for written, score in zip(symbols.written, symbols.score.tolist()):
+            ids, frames = [token for token, _, _ in written], [t for _, t, _ in written]
+            best.append([scorer.hypothesis(ids, frames, [value for _, _, value in written], score)])
+        return best
     search = GreedySearch(scorer, lengths, constraints)
     search.run()
     found = []
@@ -146,3 +157,71 @@ class GreedySearch:
         found = scores.numpy()  # NumPy's argmax is several times as fast as torch's on a processor
         tokens = found.argmax(1)
         return found[np.arange(len(found)), tokens], tokens
+
+
+def by_symbol(scorer: Scorer) -> bool:
+    """Whether greedy search goes symbol by symbol: with an LSTM predictor, or several symbols at a frame."""
+    return not scorer.stateless or scorer.symbols_per_frame > 1
+
+
+class SymbolGreedySearch:
+    """Greedy search for any predictor: a frame is over at a blank, or with ``scorer.symbols_per_frame`` symbols.
+
+    That is the greedy search of NeMo and transformers. ``context`` (N,) and ``state`` (N,) are those of predictor and
+    constraints, as in `GreedySearch`. ``written`` has for each utterance its tokens, their frames and
+    log-probabilities, ``score`` (N,) the log-probability with blanks, ``used`` (N,) the frames up to an endpoint or the
+    end.
+
+    Args:
+        scorer: of the batch.
+        lengths: frames of each utterance, the longest first.
+        constraints: of the batch.
+        endpoint: the token behind which an utterance is not decoded any more; None: none.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        lengths: Sequence[int],
+        constraints: Optional[BatchConstraints],
+        endpoint: Optional[int] = None,
+    ):
+        self.scorer, self.constraints, self.endpoint = scorer, constraints, endpoint
+        self.context = np.full(len(lengths), scorer.contexts.start)
+        self.state = np.zeros(len(lengths), dtype=np.int64)
+        if constraints is not None:
+            self.state = constraints.start.flatten().cpu().numpy()
+            self.following = constraints.following.view(-1, scorer.vocab_size).cpu().numpy()
+        self.written: List[List[Tuple[int, int, float]]] = [[] for _ in lengths]
+        self.score, self.used = np.zeros(len(lengths)), np.array(lengths)
+
+    def run(self) -> None:
+        """Decode all frames."""
+        for t in range(int(self.used.max())):
+            going = np.flatnonzero(self.used > t)
+            for _ in range(self.scorer.symbols_per_frame):
+                if not len(going):
+                    break
+                log_probs, tokens = self._best(t, going)
+                self.score[going] += log_probs
+                wrote = tokens != self.scorer.blank_id
+                going, tokens, log_probs = going[wrote], tokens[wrote], log_probs[wrote]
+                for i, token, log_prob in zip(going.tolist(), tokens.tolist(), log_probs.tolist()):
+                    self.written[i].append((token, t, log_prob))
+                self.context[going] = self.scorer.contexts.longer(self.context[going], tokens)
+                if self.constraints is not None:
+                    self.state[going] = self.following[self.state[going], tokens]
+                ended = tokens == self.endpoint
+                self.used[going[ended]] = t + 1
+                going = going[~ended]
+
+    def _best(self, t: int, going: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """Log-probability and id of the best symbol of these utterances at frame t, (n,) each."""
+        scorer = self.scorer
+        rows, states = torch.from_numpy(np.stack([going, self.state[going]])).to(scorer.frames.device)
+        contexts = scorer.contexts.look_up(self.context[going].tolist())
+        scores = scorer.log_probs(scorer.frames[t].index_select(0, rows), contexts)
+        if self.constraints is not None:
+            scores += self.constraints.weights.index_select(0, states)
+        log_probs, tokens = scores.max(-1)
+        return log_probs.cpu().numpy(), tokens.cpu().numpy()

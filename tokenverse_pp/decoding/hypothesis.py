@@ -30,7 +30,8 @@ class Hypothesis:
 
     Args:
         tokens: vocabulary ids, without blanks.
-        frames: for each token the encoder frame at which it was written (only ``full_beam`` writes several at one).
+        frames: for each token the encoder frame at which it was written (only ``full_beam``, and greedy
+            search of models with ``symbols_per_frame``, write several at one).
         log_probs: for each token its log-probability (natural logarithm) at that frame, given the tokens before it.
         log_prob: of the token sequence: summed over frames, blanks included, and over those alignments that the
             search merged.

@@ -32,6 +32,8 @@ def k2_fast_beam_search(
     scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
     """Decode utterances that are ordered by length, the longest first; UserError where k2 cannot be used."""
+    if not scorer.stateless:
+        raise UserError("search option 'method': k2_fast_beam needs a stateless predictor, this model's is an LSTM")
     problem = k2_problem(scorer.frames.device)
     if problem is not None:
         raise UserError(

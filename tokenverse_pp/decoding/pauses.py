@@ -15,7 +15,7 @@ starts at 0 with each word piece. Bonuses of word lists and language models are 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from torch import Tensor
 
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.scorer import inference, project
-from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
+from tokenverse_pp.decoding.scorer import History, PredictorStates, inference, joiner_dtype, project
+from tokenverse_pp.models.predictor import LstmPredictor, Predictor, StatelessPredictor
+from tokenverse_pp.models.transducer import Joiner
 from tokenverse_pp.tasks.endp import Endpoint
 from tokenverse_pp.tasks.transcript import is_task_token
 
@@ -45,11 +46,11 @@ class Written(NamedTuple):
 class PauseMemory(NamedTuple):
     """What is kept of a stream between two chunks.
 
-    history: its last final tokens, as many as the predictor sees. last: id and frame of the last word piece, None
-    before the first. log_silence: the sum of log(1 - h) since then.
+    history: its last final tokens, as many as a stateless predictor sees, or one `History` of them all. last: id and
+    frame of the last word piece, None before the first. log_silence: the sum of log(1 - h) since then.
     """
 
-    history: Tuple[int, ...] = ()
+    history: Tuple[Any, ...] = ()
     last: Optional[Tuple[int, int]] = None
     log_silence: float = 0.0
 
@@ -58,7 +59,7 @@ class PauseReader:
     """Finds the probabilities of endpoints in encoder output.
 
     Args:
-        predictor: the stateless predictor.
+        predictor: the predictor.
         joiner: the joiner.
         options: of the search, whose ``temperature``, ``blank_penalty`` and ``joiner_dtype`` hold here too.
         pieces: of the whole vocabulary.
@@ -67,26 +68,34 @@ class PauseReader:
 
     def __init__(
         self,
-        predictor: StatelessPredictor,
+        predictor: Predictor,
         joiner: Joiner,
         options: SearchOptions,
         pieces: Sequence[str],
         endpoint: int,
     ):
         self.predictor, self.joiner, self.options, self.endpoint = predictor, joiner, options, endpoint
+        self.states: Optional[PredictorStates] = None
+        if isinstance(predictor, LstmPredictor):
+            with inference(joiner.output.weight.device):
+                self.states = PredictorStates(predictor, joiner, joiner_dtype(joiner, options))
         self.is_word = [not is_task_token(piece) and i != predictor.blank_id for i, piece in enumerate(pieces)]
 
-    def contexts(self, written: Written, frames: int, history: Sequence[int] = ()) -> np.ndarray:
+    def contexts(self, written: Written, frames: int, history: Sequence[Any] = ()) -> np.ndarray:
         """The predictor's context at each frame: the last tokens written before it, without ``[ENDP]``.
 
         Args:
             written: tokens and their frames.
             frames: T.
-            history: tokens before ``written``.
+            history: tokens before ``written`` (`PauseMemory`).
 
         Returns:
-            (T, context size) int64, the newest token last.
+            (T, context size) int64, the newest token last; of an LSTM (T,), the `History` of all tokens.
         """
+        if self.states is not None:
+            kept = [(i, t) for i, t in zip(written.tokens, written.frames) if i != self.endpoint]
+            found = np.array(self._histories([i for i, _ in kept], history), dtype=object)
+            return found[np.searchsorted([t for _, t in kept], np.arange(frames), side="left")]
         size = self.predictor.context_size
         kept = [(i, t) for i, t in zip(written.tokens, written.frames) if i != self.endpoint]
         earlier = [i for i in history if i != self.endpoint][-size:]
@@ -94,12 +103,33 @@ class PauseReader:
         before = np.searchsorted([t for _, t in kept], np.arange(frames), side="left") + size + len(earlier)
         return tokens[before[:, None] + np.arange(-size, 0)]
 
+    def _histories(self, tokens: Sequence[int], history: Sequence[Any]) -> List[History]:
+        """What an LSTM predictor knows before each of U tokens and after them all, U + 1, with their states."""
+        assert self.states is not None
+        found: List[History] = [history[0] if history else self.states.start]
+        with inference(self.joiner.output.weight.device):
+            for token in tokens:
+                found.append(self.states.after(found[-1], token))
+                self.states.look_up(found[-1:])
+        return found
+
+    def _distinct(self, contexts: np.ndarray, device: torch.device) -> Tuple[Tensor, np.ndarray]:
+        """The predictor's outputs (M, D) in contexts that differ, and for each of ``contexts`` its row of them (T,)."""
+        if isinstance(self.predictor, StatelessPredictor):
+            distinct, numbers = np.unique(contexts, axis=0, return_inverse=True)
+            return self.predictor.step(torch.from_numpy(distinct).to(device)), numbers.reshape(-1)
+        number: Dict[History, int] = {}
+        rows = np.array([number.setdefault(one, len(number)) for one in contexts.tolist()])
+        # An LSTM's output is the hidden state of its highest layer.
+        states: List[Any] = [one.state for one in number]
+        return torch.stack([state[0, -1] for state in states]), rows
+
     def log_remaining(self, encoder_out: Tensor, contexts: np.ndarray) -> np.ndarray:
         """log(1 - h) of frames, all in one call, with one wait for the device.
 
         Args:
             encoder_out: (T, C), of one utterance or of several behind each other.
-            contexts: (T, context size).
+            contexts: (T, ..), see `contexts`.
 
         Returns:
             (T,) float64, of which none is above 0.
@@ -107,11 +137,11 @@ class PauseReader:
         if not len(contexts):
             return np.zeros(0)
         device = self.joiner.output.weight.device
-        distinct, numbers = np.unique(contexts, axis=0, return_inverse=True)
         found = []
         with inference(device):
-            states = self.joiner.predictor_proj(self.predictor.step(torch.from_numpy(distinct).to(device)))
-            which = torch.from_numpy(numbers.reshape(-1)).to(device)
+            outputs, numbers = self._distinct(contexts, device)
+            states = self.joiner.predictor_proj(outputs)
+            which = torch.from_numpy(numbers).to(device)
             for frames, index in zip(project(self.joiner, encoder_out, self.options).split(ROWS), which.split(ROWS)):
                 logits = self.joiner(frames.to(states.dtype), states[index]).double()
                 logits[:, self.predictor.blank_id] -= self.options.blank_penalty
@@ -211,8 +241,9 @@ class PauseReader:
                     last = (token.id, token.frame)
             begin = 0 if last is None else max(0, last[1] + 1 - first)
             silence = float(part[begin:].sum()) + (memory.log_silence if last == memory.last else 0.0)
-            settled = [*memory.history, *(token.id for token in one.settled if token.id != self.endpoint)]
-            after.append(PauseMemory(tuple(settled[-self.predictor.context_size :]), last, silence))
+            settled = [token.id for token in one.settled if token.id != self.endpoint]
+            history = [*memory.history, *settled] if self.states is None else self._histories(settled, memory.history)
+            after.append(PauseMemory(tuple(history[-self.predictor.context_size :]), last, silence))
             pauses.append(None if last is None or last[1] >= first + len(part) - 1 else float(-np.expm1(silence)))
         return pauses, after
 

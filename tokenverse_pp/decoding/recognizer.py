@@ -171,7 +171,7 @@ class Recognizer:
 
     @cached_property
     def pause_reader(self) -> Optional[PauseReader]:
-        """The reader of the model's pauses; None where it does not know the task ``endp``."""
+        """The reader of the model's pauses; see `pause_reader_of`."""
         return pause_reader_of(self.loaded, self.options.search)
 
     def selection_of(self, names: Sequence[str]) -> Selection:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
-from typing import Iterator, Optional, Sequence
+from typing import Any, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -30,9 +31,11 @@ from tokenverse_pp.decoding.context_graph import (
 )
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.language_models import language_model_for
-from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
+from tokenverse_pp.models.predictor import LstmPredictor, Predictor, StatelessPredictor
+from tokenverse_pp.models.transducer import Joiner
 from tokenverse_pp.tasks.base import TaskSet
 
+Array = TypeVar("Array", Tensor, np.ndarray)
 LARGEST_EXPONENT = 80.0  # of twice a joiner input: float32 holds exp(-80) to exp(80), and tanh is +-1 long before 40
 FEWEST_ROWS = 4096
 
@@ -86,7 +89,7 @@ def joiner_dtype(joiner: Joiner, options: SearchOptions) -> torch.dtype:
 
 
 class PredictorTable:
-    """exp(2 x projected predictor output), computed once for each context that a search meets.
+    """The projected outputs of a stateless predictor (`Scorer.prepared`), computed once for each context.
 
     A stateless predictor depends on the last ``context_size`` tokens alone, and a beam meets the same contexts
     again and again: in neighbouring frames, hypotheses and utterances. A context is one integer, its tokens read
@@ -94,12 +97,14 @@ class PredictorTable:
     """
 
     def __init__(self, predictor: StatelessPredictor, joiner: Joiner, rows_at_once: int, dtype: torch.dtype):
+        self.blank_id, self.activation = predictor.blank_id, joiner.activation
         self.base, self.size = predictor.embedding.num_embeddings, predictor.context_size
         if self.base**self.size >= 2**63:
             raise ValueError(f"a context of {self.size} tokens out of {self.base} does not fit 64 bits")
         self.modulus = self.base**self.size
         self.start = sum(predictor.blank_id * self.base**i for i in range(self.size))
-        self.weight, self.bias = ((2 * x.detach()).to(dtype) for x in joiner.predictor_proj.parameters())
+        factor = 2 if joiner.activation == "tanh" else 1
+        self.weight, self.bias = ((factor * x.detach()).to(dtype) for x in joiner.predictor_proj.parameters())
         # The convolution of a context is a sum over its tokens: one table (V, D) for each place in the context, instead
         # of a grouped Conv1d on a few rows a frame, which is slow.
         embedding = predictor.embedding.weight.t().unsqueeze(0)
@@ -117,6 +122,14 @@ class PredictorTable:
         """M contexts -> (M, J) float32."""
         return self.cache.look_up(contexts, self.weight.device)
 
+    def after(self, contexts: Array, tokens: Array) -> Array:
+        """The contexts (..) after a token each, (..), which is no blank."""
+        return contexts % (self.modulus // self.base) * self.base + tokens
+
+    def longer(self, contexts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+        """The contexts (..) after a symbol each, (..): a blank changes nothing."""
+        return np.where(symbols == self.blank_id, contexts, self.after(contexts, symbols))
+
     def _rows(self, contexts: Sequence[int]) -> Tensor:
         tokens = [[context // self.base**i % self.base for context in contexts] for i in range(self.size)]
         state, *others = (
@@ -125,7 +138,106 @@ class PredictorTable:
         )
         for other in others:
             state += other
-        return bounded_exp(F.linear(state.relu_().to(self.weight.dtype), self.weight, self.bias))
+        rows = F.linear(state.relu_().to(self.weight.dtype), self.weight, self.bias)
+        return bounded_exp(rows) if self.activation == "tanh" else rows.float()
+
+
+class History:
+    """The tokens that were written, as an LSTM predictor knows them: a context of the search.
+
+    before, token: the history that is shorter by a token, and that token, until ``row`` is known. row: the projected
+    output (J,), state: of the LSTM (2, layers, D).
+    """
+
+    __slots__ = ("__weakref__", "before", "number", "row", "state", "token")
+
+    def __init__(self, before: Optional[History], token: int, number: int):
+        self.before, self.token, self.number = before, token, number
+        self.row: Optional[Tensor] = None
+        self.state: Optional[Tensor] = None
+
+
+class PredictorStates:
+    """What an LSTM predictor remembers of each `History` that a search meets; to the search, what `PredictorTable` is.
+
+    A history lives as long as a hypothesis has it: the states of a stream are freed with the stream's memory. Those of
+    the same tokens are one, so that hypotheses that meet again share a row.
+    """
+
+    size = LstmPredictor.context_size
+
+    def __init__(self, predictor: LstmPredictor, joiner: Joiner, dtype: torch.dtype):
+        self.predictor, self.blank_id, self.activation = predictor, predictor.blank_id, joiner.activation
+        factor = 2 if joiner.activation == "tanh" else 1
+        self.weight, self.bias = ((factor * x.detach()).to(dtype) for x in joiner.predictor_proj.parameters())
+        self._known: WeakValueDictionary[Tuple[int, int], History] = WeakValueDictionary()
+        self._count = 0
+        self.start = History(None, self.blank_id, 0)
+        tokens = torch.tensor([self.blank_id], device=self.weight.device)
+        self._run([self.start], *predictor.step(tokens))
+
+    def __len__(self) -> int:
+        """Histories that live, but for the start."""
+        return len(self._known)
+
+    def make_room(self, rows_at_once: int) -> None:
+        """Nothing to do: there is no bound."""
+
+    def after(self, history: History, token: int) -> History:
+        """The history after one more token, which is no blank."""
+        key = (history.number, token)
+        found = self._known.get(key)
+        if found is None:
+            self._count += 1
+            found = self._known[key] = History(history, token, self._count)
+        return found
+
+    def longer(self, contexts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+        """The histories (..) after a symbol each, (..): a blank changes nothing."""
+        longer = contexts.copy()
+        for at in zip(*np.nonzero(symbols != self.blank_id)):
+            longer[at] = self.after(contexts[at], int(symbols[at]))
+        return longer
+
+    def look_up(self, contexts: Sequence[History]) -> Tensor:
+        """M histories -> (M, J) float32. Each was looked up before, or the one that is a token shorter was."""
+        new = [history for history in dict.fromkeys(contexts) if history.row is None]
+        if new:
+            tokens = torch.tensor([history.token for history in new], device=self.weight.device)
+            states: List[Any] = [history.before.state for history in new if history.before is not None]
+            self._run(new, *self.predictor.step(tokens, torch.stack(states, 2)))
+        rows: List[Any] = [history.row for history in contexts]
+        return torch.stack(rows)
+
+    def _run(self, histories: Sequence[History], out: Tensor, state: Tensor) -> None:
+        """Keep outputs (M, D) and states (2, layers, M, D), in memory of their own: others of a batch go earlier."""
+        rows = F.linear(out.to(self.weight.dtype), self.weight, self.bias)
+        rows = bounded_exp(rows) if self.activation == "tanh" else rows.float()
+        for history, row, after in zip(histories, rows, state.unbind(2)):
+            history.row, history.state, history.before = row.clone(), after.clone(), None
+
+
+class NumberedStates:
+    """`PredictorStates` for a search that keeps its contexts in tensors, as numbers."""
+
+    def __init__(self, states: PredictorStates):
+        self.states, self.start = states, states.start.number
+        self._history = {self.start: states.start}
+
+    def look_up(self, numbers: Sequence[int]) -> Tensor:
+        """See `PredictorStates`."""
+        return self.states.look_up([self._history[number] for number in numbers])
+
+    def after(self, numbers: Tensor, tokens: Tensor) -> Tensor:
+        """The numbers (..) of the histories after a token each, (..)."""
+        pairs = zip(numbers.flatten().tolist(), tokens.flatten().tolist())
+        found = [self.states.after(self._history[number], token) for number, token in pairs]
+        self._history.update((history.number, history) for history in found)
+        return torch.tensor([history.number for history in found], device=numbers.device).view(numbers.shape)
+
+    def keep(self, numbers: Tensor) -> None:
+        """Forget all histories but these."""
+        self._history = {number: self._history[number] for number in {self.start, *numbers.flatten().tolist()}}
 
 
 class Scorer:
@@ -133,12 +245,13 @@ class Scorer:
 
     ``logits = W tanh(a + b) + bias`` as in `Joiner.forward`, rewritten so that a frame costs one product and one
     reciprocal in place of a tanh: with r = 1 / (1 + exp(2a) exp(2b)), tanh(a + b) = 1 - 2r, hence
-    ``logits = -2 W r + (bias + W 1)``. exp(2a) is computed once for all frames and exp(2b) once a context.
+    ``logits = -2 W r + (bias + W 1)``. exp(2a) is computed once for all frames and exp(2b) once a context. A joiner
+    with ReLU is computed as it is written.
     """
 
     def __init__(
         self,
-        predictor: StatelessPredictor,
+        predictor: Predictor,
         joiner: Joiner,
         frames: Tensor,
         options: SearchOptions,
@@ -146,15 +259,24 @@ class Scorer:
     ):
         """frames (T, N, J): the projected encoder output, time first. It is overwritten."""
         rows = frames.size(1) * options.width
-        self.frames = bounded_exp(frames.float().mul_(2))
+        self.activation = joiner.activation
+        self.frames = self.prepared(frames)
         dtype = joiner_dtype(joiner, options)
-        self.contexts = PredictorTable(predictor, joiner, rows, dtype)
+        self.contexts: Union[PredictorTable, PredictorStates]
+        if isinstance(predictor, LstmPredictor):
+            self.contexts = PredictorStates(predictor, joiner, dtype)
+        else:
+            self.contexts = PredictorTable(predictor, joiner, rows, dtype)
+        self.symbols_per_frame = predictor.symbols_per_frame
         self.blank_id, self.vocab_size = predictor.blank_id, joiner.output.out_features
         self.options, self.bonus = options, bonus
         self.one = torch.ones((), device=frames.device)
         weight, bias = joiner.output.weight.detach(), joiner.output.bias.detach()
         self.reduced: Optional[torch.dtype] = None if dtype == torch.float32 else dtype
-        if self.reduced is None:
+        if self.activation == "relu":
+            reduced = self.reduced or torch.float32
+            self.weight, self.bias = weight.to(reduced), bias.to(reduced)
+        elif self.reduced is None:
             self.weight = -2 * weight.float()
             self.bias = (bias.double() + weight.double().sum(1)).float()
         else:  # 1/2 - r is formed in float32: r itself is near 1/2 where tanh is small, and would lose digits
@@ -164,16 +286,27 @@ class Scorer:
     def over(self, frames: Tensor) -> Scorer:
         """The same over other frames (T, N, J), which are overwritten; contexts that either meets are known to both."""
         other = copy.copy(self)
-        other.frames = bounded_exp(frames.float().mul_(2))
+        other.frames = self.prepared(frames)
         self.contexts.make_room(frames.size(1) * self.options.width)
         return other
 
+    def prepared(self, frames: Tensor) -> Tensor:
+        """Projected encoder output as `log_probs` takes it; it may be overwritten."""
+        return bounded_exp(frames.float().mul_(2)) if self.activation == "tanh" else frames.float()
+
+    @property
+    def stateless(self) -> bool:
+        """Whether a context is a number that its last tokens give (`PredictorTable`)."""
+        return isinstance(self.contexts, PredictorTable)
+
     def log_probs(self, frames: Tensor, contexts: Tensor) -> Tensor:
         """Rows of ``self.frames`` and of ``self.contexts``, (..., J) -> log-probabilities (..., V), float32."""
-        product = torch.addcmul(self.one, frames, contexts)
-        r = product.reciprocal_()
-        if self.reduced is not None:
-            r = torch.sub(self.half, r, out=r).to(self.reduced)
+        if self.activation == "relu":
+            r = torch.add(frames, contexts).relu_().to(self.weight.dtype)
+        else:
+            r = torch.addcmul(self.one, frames, contexts).reciprocal_()
+            if self.reduced is not None:
+                r = torch.sub(self.half, r, out=r).to(self.reduced)
         logits = F.linear(r, self.weight, self.bias).float()
         if self.options.blank_penalty:
             logits[..., self.blank_id] -= self.options.blank_penalty

@@ -20,7 +20,8 @@ from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.k2_fast_beam import k2_fast_beam_search
 from tokenverse_pp.decoding.scorer import Scorer, check_bonus, inference, project
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.models.transducer import Joiner, StatelessPredictor, Transducer
+from tokenverse_pp.models.predictor import Predictor
+from tokenverse_pp.models.transducer import Joiner, Transducer
 
 METHODS = {
     "greedy": greedy_search,
@@ -31,7 +32,7 @@ METHODS = {
 
 
 def search_frames(
-    predictor: StatelessPredictor,
+    predictor: Predictor,
     joiner: Joiner,
     encoder_out: Tensor,
     lens: Tensor,
@@ -42,7 +43,7 @@ def search_frames(
     """Decode a batch.
 
     Args:
-        predictor: the stateless predictor, on the device of ``encoder_out``.
+        predictor: the predictor, on the device of ``encoder_out``.
         joiner: the joiner.
         encoder_out: (N, T, C), padded.
         lens: (N,) valid frames; 0 gives one empty hypothesis.
@@ -64,7 +65,7 @@ def search_frames(
 
 
 def _search(
-    predictor: StatelessPredictor,
+    predictor: Predictor,
     joiner: Joiner,
     encoder_out: Tensor,
     lens: Tensor,

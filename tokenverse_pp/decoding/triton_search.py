@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -144,7 +144,7 @@ class TritonSearch:
         trace = (self.num_frames, *shape)
         self.index = torch.empty(trace, dtype=torch.int64, device=device)
         self.value, self.traced = torch.empty((2, *trace), dtype=torch.float64, device=device).unbind(0)
-        table = scorer.contexts
+        table: Any = scorer.contexts  # a `PredictorTable` (`triton_search`)
         self.taps = torch.stack(table.taps)  # (C, V, D)
         # A step allocates nothing, so that captured graphs hold no memory of their own.
         self.hidden = torch.empty((self.slots, self.size), dtype=scorer.reduced or torch.float32, device=device)
@@ -205,7 +205,8 @@ class TritonSearch:
         self.clock.add_(count)
 
     def _step(self, offset: int) -> None:
-        scorer, table, vocab = self.scorer, self.scorer.contexts, self.scorer.vocab_size
+        scorer, vocab = self.scorer, self.scorer.vocab_size
+        table: Any = scorer.contexts
         # Small tiles, since rows are few: all of a GPU's processors get some.
         rows, depth = (16 if self.slots <= 16 else 32 if self.slots <= 128 else 64), self.taps.shape[2]
         tiles: Dict[str, int] = {"ROWS": rows, "COLUMNS": 16, "num_warps": 4, "num_stages": 4}

@@ -95,12 +95,13 @@ def pruned_transducer_loss(
     backend: str = "auto",
     memory_budget: Optional[int] = None,
     reduction: str = "none",
+    activation: str = "tanh",
 ) -> TransducerLoss:
     """Simple and pruned transducer loss (Kuang et al. 2022), the recipe of icefall's transducer models.
 
     1. the smoothed loss of the simple joiner am_simple + lm_simple, with occupation probabilities;
     2. from these, `prune_range` symbol positions a frame;
-    3. the loss of the real joiner, `joiner_output(tanh(am + lm))`, at these positions only.
+    3. the loss of the real joiner, `joiner_output(activation(am + lm))`, at these positions only.
 
     Under autocast the joiner's matrix products run in autocast's type; everything else in float32 (float64
     for float64 inputs), the lattice in float64.
@@ -123,6 +124,7 @@ def pruned_transducer_loss(
         memory that does not grow with them. 0: always recompute. Default: 512 MiB on a CPU, 32 MiB on a GPU.
         k2 has no such choice: it holds all logits.
       reduction: `none`: (N,), or `mean`, `sum` over the batch.
+      activation: the joiner's, `tanh` or `relu`.
 
     Returns:
       (simple, pruned) losses. An utterance too long for its frames (`max_target_length`) has loss +inf and
@@ -143,12 +145,12 @@ def pruned_transducer_loss(
             am_scale=am_scale, rnnt_type=rnnt_type, delay_penalty=delay_penalty, reduction=reduction,
         )  # fmt: skip
         if chosen != "k2":
-            px, py = band_log_probs(am, lm, joiner_output, symbols, ranges, boundary, blank, memory_budget)
+            px, py = band_log_probs(am, lm, joiner_output, symbols, ranges, boundary, blank, memory_budget, activation)
             with torch.autocast(am.device.type, enabled=False):
                 losses = band_loss(px, py, ranges, boundary, symbols.shape[1], rnnt_type, delay_penalty)
             return TransducerLoss(simple, reduce_loss(losses, reduction))
     am_band, lm_band = library.do_rnnt_pruning(am, lm, ranges)
-    logits = joiner_output(torch.tanh(am_band + lm_band))
+    logits = joiner_output(getattr(torch, activation)(am_band + lm_band))
     with torch.autocast(am.device.type, enabled=False):
         pruned = library.rnnt_loss_pruned(
             logits=at_least_float32(logits),
@@ -249,6 +251,7 @@ def token_log_probs(
     blank: int = 0,
     prune_range: int = 5,
     rnnt_type: str = "regular",
+    activation: str = "tanh",
 ) -> Tensor:
     """Expected log-probability of each target token, (N, U), in nats; 0 at padding.
 
@@ -267,7 +270,7 @@ def token_log_probs(
             am_scale=0.0, rnnt_type=rnnt_type,
         )  # fmt: skip
         am, lm = at_least_float32(am), at_least_float32(lm)
-        px, py = band_log_probs(am, lm, joiner_output, symbols, ranges, boundary, blank, memory_budget=0)
+        px, py = band_log_probs(am, lm, joiner_output, symbols, ranges, boundary, blank, 0, activation)
         with torch.enable_grad():
             arcs = px.detach().requires_grad_()
             loss = band_loss(arcs, py, ranges, boundary, num_symbols, rnnt_type, 0.0)

@@ -18,6 +18,7 @@ from tokenverse_pp.data.tokenizer import Tokenizer, train_tokenizer
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.encoders import build_encoder
 from tokenverse_pp.models.encoders.kinds import merge_lora
+from tokenverse_pp.models.pretrained_transducer import read_vocabulary, set_sizes
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.tasks import TaskSet, build_tasks
 from tokenverse_pp.tasks.lid import language_code, language_token
@@ -87,11 +88,18 @@ def get_tokenizer(
     """The tokenizer of a run, with all tokens of ``tasks``.
 
     In this order: the file that the configuration names, that of the checkpoint ``start`` to resume from, ``base``
-    extended by missing tokens and characters of ``data.train``, or a new one trained on these texts (of
-    ``tokenizer.sentences`` cuts).
+    (or the vocabulary of a pretrained transducer) extended by missing tokens and characters of ``data.train``, or a new
+    one trained on these texts (of ``tokenizer.sentences`` cuts).
     """
+    if base is None and start is None and config.model.transducer == "pretrained":
+        base = read_vocabulary(config.model.encoder.name).tokenizer
     if config.tokenizer.model:
         tokenizer = Tokenizer.load(config.tokenizer.model)
+        if base and not tokenizer.extends(base) and config.model.transducer == "pretrained":
+            raise UserError(
+                f"--tokenizer.model={config.tokenizer.model}: it does not extend the vocabulary of "
+                f"{config.model.encoder.name}, which --model.transducer=pretrained takes over: leave it out"
+            )
     elif start:
         tokenizer = Tokenizer.load(start / checkpoint.TOKENIZER)
     else:
@@ -108,8 +116,12 @@ def get_tokenizer(
 def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer, foreign: bool = False) -> Transducer:
     """A new model; parameters that are not pretrained are initialised from the seed.
 
+    Predictor and joiner of a pretrained transducer get their sizes here, which the configuration then holds, and their
+    weights by `tokenverse_pp.training.transfer.start_from_pretrained`.
+
     ``foreign``: see `tokenverse_pp.models.encoders.kinds.load_backbone`.
     """
+    set_sizes(config.model)
     torch.manual_seed(config.training.seed)
     return Transducer(
         config.model, build_encoder(config.model.encoder, foreign), len(tasks.tasks), tokenizer.vocab_size
@@ -117,12 +129,15 @@ def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer, foreign: b
 
 
 def pretrained_prefixes(config: Config) -> Tuple[str, ...]:
-    """Name prefixes of pretrained parameters, which take the lower learning rate.
+    """Name prefixes of pretrained parameters, which take the lower learning rate: of the encoder, and where they were
+    taken over (``model.transducer``), of predictor and joiner.
 
     A model that holds all weights of its encoder has ``random_init`` set; a run that continues from it does not start
     from random weights.
     """
-    return (PRETRAINED,) if not config.model.encoder.random_init or config.training.init_from else ()
+    taken_over = ("predictor.", "joiner.") if config.model.transducer == "pretrained" else ()
+    encoder = (PRETRAINED,) if not config.model.encoder.random_init or config.training.init_from else ()
+    return (*encoder, *taken_over)
 
 
 def load_weights(model: Transducer, folder: Path) -> None:

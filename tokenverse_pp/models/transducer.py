@@ -1,4 +1,4 @@
-"""XLSR-Transducer, TokenVerse and TokenVerse++: encoder, task vectors, stateless predictor, joiner and loss.
+"""XLSR-Transducer, TokenVerse and TokenVerse++: encoder, task vectors, predictor, joiner and loss.
 
 The task vectors of TokenVerse++ (arXiv 2508.19856) are added to the acoustic embeddings: X~ = X + v, where v encodes
 which tasks are active.
@@ -19,6 +19,7 @@ from tokenverse_pp.losses import pruned_transducer_loss
 from tokenverse_pp.losses.entry import token_log_probs
 from tokenverse_pp.models.encoders import Encoder
 from tokenverse_pp.models.encoders.base import length_mask
+from tokenverse_pp.models.predictor import make_predictor
 
 MAX_COMBINATION_TASKS = 10  # 2^10 rows; beyond that most rows would never be trained
 
@@ -155,69 +156,25 @@ def _spans(lens: Tensor, size: int, share: float, span: int, device: torch.devic
     return inside & ~whole[:, None]
 
 
-class StatelessPredictor(nn.Module):
-    """Embeds the last ``context_size`` tokens with one Conv1d (Ghodsi et al., 2020; as in icefall's decoder.py).
-
-    Args:
-        vocab_size: V, blank included.
-        dim: D, the dimension of embedding and output.
-        context_size: tokens of history, at least 1.
-        blank_id: fills the history before the first token; embeds to zero.
-        dropout: of the embedding.
-    """
-
-    def __init__(self, vocab_size: int, dim: int, context_size: int = 2, blank_id: int = 0, dropout: float = 0.0):
-        super().__init__()
-        if context_size < 1:
-            raise ValueError(f"context_size must be at least 1, got {context_size}")
-        self.context_size = context_size
-        self.blank_id = blank_id
-        self.dim = dim
-        self.embedding = nn.Embedding(vocab_size, dim, padding_idx=blank_id)
-        self.dropout = nn.Dropout(dropout)
-        groups = dim // 4 if dim % 4 == 0 else 1  # groups of four channels, as icefall's
-        self.conv = nn.Conv1d(dim, dim, context_size, groups=groups, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (N, U) int64 without blanks -> (N, U + 1, D): the state before each token, and after the last."""
-        return self._run(F.pad(tokens, (self.context_size, 0), value=self.blank_id))
-
-    def step(self, history: Tensor) -> Tensor:
-        """history (N, context_size), the newest token last -> (N, D)."""
-        return self._run(history).squeeze(1)
-
-    def _run(self, history: Tensor) -> Tensor:
-        """(N, U + context_size) -> (N, U + 1, D), or (N, 1, D) for a history of exactly context_size."""
-        embedded = self.dropout(self.embedding(history))
-        if embedded.is_cuda and self.conv.groups > 1:
-            return torch.relu(grouped_by_product(embedded, self.conv))
-        return torch.relu(self.conv(embedded.transpose(1, 2)).transpose(1, 2))
-
-
-def grouped_by_product(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """A convolution without bias and padding as one batched product, (N, T, C) -> (N, T', C').
-
-    cuDNN runs each group on its own: three launches for each four channels of a predictor.
-    """
-    windows = x.unfold(1, conv.kernel_size[0], 1).unflatten(2, (conv.groups, -1))  # (N, T', G, I, taps)
-    return torch.einsum("ntgik,goik->ntgo", windows, conv.weight.unflatten(0, (conv.groups, -1))).flatten(2)
-
-
 class Joiner(nn.Module):
     """Joins encoder frames (C) and predictor states (D): logits = Linear(tanh(W_e enc + W_d dec)), as in icefall.
 
-    The pruned loss and the search apply the two projections themselves: they project once and join often.
+    The pruned loss and the search apply the two projections themselves: they project once and join often. With
+    ``activation`` ``relu`` in place of ``tanh`` it is the joiner of Parakeet and Nemotron.
     """
 
-    def __init__(self, encoder_dim: int, predictor_dim: int, joiner_dim: int, vocab_size: int):
+    def __init__(
+        self, encoder_dim: int, predictor_dim: int, joiner_dim: int, vocab_size: int, activation: str = "tanh"
+    ):
         super().__init__()
+        self.activation = activation
         self.encoder_proj = nn.Linear(encoder_dim, joiner_dim)
         self.predictor_proj = nn.Linear(predictor_dim, joiner_dim)
         self.output = nn.Linear(joiner_dim, vocab_size)
 
     def forward(self, am: Tensor, lm: Tensor) -> Tensor:
         """am and lm (..., J), already projected and broadcastable -> logits (..., V)."""
-        return self.output(torch.tanh(am + lm))
+        return self.output(getattr(torch, self.activation)(am + lm))
 
 
 class Losses(NamedTuple):
@@ -250,10 +207,8 @@ class Transducer(nn.Module):
         )
         self.encoder_vectors = TaskVectors(num_tasks, c, *form) if place in ("encoder", "both") else None
         self.spec_augment = SpecAugment(config.spec_augment)
-        self.predictor = StatelessPredictor(
-            vocab_size, config.predictor_dim, config.context_size, dropout=config.predictor_dropout
-        )
-        self.joiner = Joiner(c, config.predictor_dim, config.joiner_dim, vocab_size)
+        self.predictor = make_predictor(config, vocab_size)
+        self.joiner = Joiner(c, config.predictor_dim, config.joiner_dim, vocab_size, config.joiner_activation)
         # The "trivial joiner" that finds the pruning bounds: log-probabilities as a sum of two terms.
         self.simple_am = nn.Linear(c, vocab_size)
         self.simple_lm = nn.Linear(config.predictor_dim, vocab_size)
@@ -334,6 +289,7 @@ class Transducer(nn.Module):
             delay_penalty=c.delay_penalty,
             backend=c.backend,
             reduction="none",
+            activation=self.joiner.activation,
         )
         return Losses(simple, pruned, self._ctc_loss(out, lens, tokens, token_lens), lens)
 
@@ -353,6 +309,7 @@ class Transducer(nn.Module):
             blank=self.predictor.blank_id,
             prune_range=c.prune_range,
             rnnt_type=c.rnnt_type,
+            activation=self.joiner.activation,
         )
 
     def _loss_arguments(

@@ -24,6 +24,7 @@ from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.decoding.inactive import inactive_of
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.checkpoint import checksum
+from tokenverse_pp.models.predictor import LstmPredictor
 from tokenverse_pp.onnx.folder import (
     AUDIO,
     DESCRIPTION,
@@ -115,11 +116,13 @@ def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptio
         What ``export.json`` holds; ``check`` is the comparison with torch.
 
     Raises:
-        UserError: for an encoder that cannot be exported, graphs that do not agree with torch (nothing is left then),
-            a folder that holds something else, and missing packages.
+        UserError: for an encoder or predictor that cannot be exported, graphs that do not agree with torch (nothing is
+            left then), a folder that holds something else, and missing packages.
     """
     options = options or ExportOptions()
     require_onnx()
+    if isinstance(loaded.model.predictor, LstmPredictor):
+        raise UserError("export: an LSTM predictor (--model.predictor_layers) cannot be exported; a stateless one can")
     if output.exists() and not (output / DESCRIPTION).is_file():
         if not output.is_dir() or any(output.iterdir()):
             raise UserError(f"--output-dir {output}: there is something else; expected a new folder, or an export")

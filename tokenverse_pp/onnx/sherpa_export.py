@@ -30,7 +30,8 @@ from tokenverse_pp.decoding.constraints import check_known
 from tokenverse_pp.decoding.inactive import select
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.encoders.whisper import LogMel
-from tokenverse_pp.models.transducer import StatelessPredictor, Transducer
+from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.onnx.folder import PACKAGES, TOKENS, WEIGHTS, Description
 from tokenverse_pp.onnx.graphs import (
     check_agreement,

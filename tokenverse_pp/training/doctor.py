@@ -342,8 +342,8 @@ def make_parts(config: Config, device: torch.device, parts: List[Tuple[Transduce
     rounds = open_rounds(config.data, config.training.seed)
     cuts = sum(source.count for source in rounds.sources)
     wanted = config.tokenizer.sentences or cuts
-    found = "given"
-    if not config.tokenizer.model:
+    found = "given" if config.tokenizer.model else f"that of {config.model.encoder.name}, extended"
+    if not config.tokenizer.model and config.model.transducer == "new":
         sentences = min(wanted, SENTENCES) if wanted > SENTENCES else config.tokenizer.sentences
         config = replace(config, tokenizer=replace(config.tokenizer, sentences=sentences))
         found = f"trained on {min(wanted, SENTENCES)} cuts for these checks"
@@ -351,7 +351,7 @@ def make_parts(config: Config, device: torch.device, parts: List[Tuple[Transduce
             config = replace(config, data=replace(config.data, max_unk_share=1.0))
     tokenizer = get_tokenizer(config, tasks)
     found = f"{tokenizer.vocab_size} tokens, {found}"
-    if not config.tokenizer.model and wanted > MANY_SENTENCES:
+    if not config.tokenizer.model and wanted > MANY_SENTENCES and config.model.transducer == "new":
         advice = "set tokenizer.sentences, and make it once with `tokenverse-pp tokenizer`"
         yield Finding("tokenizer", "warning", f"{found}; the run's is trained on {wanted}", advice)
     else:

@@ -31,7 +31,7 @@ from tokenverse_pp.training.log import Meter, RunLog, add_drawn, drawn_table, pl
 from tokenverse_pp.training.memory import pick_recomputed
 from tokenverse_pp.training.optim import FreezeSchedule, TrainedRows, lr_factor, make_optimizer
 from tokenverse_pp.training.steps import BAD_BATCHES, Progress, Stepper, StepResult, cut_ids, dump_batches, scan
-from tokenverse_pp.training.transfer import Before, InitialModel, new_below_mean, start_from
+from tokenverse_pp.training.transfer import Before, InitialModel, new_below_mean, start_from, start_from_pretrained
 from tokenverse_pp.training.validation import Validator, describe
 
 LOG = logging.getLogger(__name__)
@@ -246,6 +246,11 @@ class Trainer:
             tokenizer = self.dataset.tokenizer
             added = start_from(source, self.model, self.dataset.tasks, tokenizer, self.say, lowered, all_trained)
             self.say(f"starting from the weights of {source.folder}{'; new: ' if added else ''}{', '.join(added)}")
+        elif self.config.model.transducer == "pretrained":
+            name, tokenizer = self.config.model.encoder.name, self.dataset.tokenizer
+            known = start_from_pretrained(name, self.model, new_below_mean(self.config.training))
+            added = tokenizer.pieces(range(known, tokenizer.vocab_size))
+            self.say(f"predictor, joiner and {known} tokens are those of {name}; new: {', '.join(added)}")
         self.sampler.look()
         self.world.barrier()  # all ranks have read before the first one writes
         if self.world.is_first:

@@ -23,6 +23,7 @@ from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import PRETRAINED, find_model, tasks_of
 from tokenverse_pp.models.encoders import EncoderConfig
 from tokenverse_pp.models.encoders.base import Backbone
+from tokenverse_pp.models.pretrained_transducer import read_vocabulary, read_weights
 from tokenverse_pp.models.transducer import Transducer, recoded
 from tokenverse_pp.tasks import TaskSet
 
@@ -120,7 +121,7 @@ def continue_vectors(config: Config, source: Optional[InitialModel], start: Opti
 
 
 def before_of(config: Config, source: Optional[InitialModel], start: Optional[Path]) -> Optional[Before]:
-    """The model as it was before the run began; None for a run from scratch.
+    """The model as it was before the run began (a pretrained transducer too); None for a run from scratch.
 
     Args:
         config: of the run.
@@ -131,6 +132,8 @@ def before_of(config: Config, source: Optional[InitialModel], start: Optional[Pa
         UserError: ``training.train_only`` asks for what is new in a run from scratch.
     """
     before = source.before if source else None
+    if not source and not start and config.model.transducer == "pretrained":
+        before = Before(read_vocabulary(config.model.encoder.name).tokenizer.vocab_size, ["asr"], [], False)
     if start:
         stored = checkpoint.read_state(start).get("before")
         try:
@@ -138,7 +141,10 @@ def before_of(config: Config, source: Optional[InitialModel], start: Optional[Pa
         except TypeError:
             raise UserError(f"{start / checkpoint.STATE}: 'before': not as it was written") from None
     if before is None and config.training.train_only != "all":
-        raise UserError(f"--training.train_only={config.training.train_only}: needs --training.init_from")
+        raise UserError(
+            f"--training.train_only={config.training.train_only}: needs --training.init_from or "
+            "--model.transducer=pretrained"
+        )
     return before
 
 
@@ -199,6 +205,37 @@ def start_from(
         say(f"{source.folder}: {line}")
     new_tasks = [f"task {name}" for name in tasks.names if name not in source.tasks]
     return new_tasks + tokenizer.pieces(range(source.tokenizer.vocab_size, tokenizer.vocab_size))
+
+
+def start_from_pretrained(name: str, model: Transducer, below_mean: float) -> int:
+    """Load predictor and joiner of a pretrained transducer into a model whose vocabulary extends its; return its size.
+
+    Rows of new tokens start as in `extended_state`. The simple joiner, which finds the pruning bounds and which the
+    checkpoint does not have, starts as the joiner's best linear likeness: relu(a + b) and tanh(a + b) of spread values
+    are about (a + b) / 2, so its logits are half of W (a + b), plus the bias.
+
+    Args:
+        name: of the checkpoint.
+        model: with the sizes of `tokenverse_pp.models.pretrained_transducer.set_sizes`.
+        below_mean: see `extended_state`.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or does not fit.
+    """
+    vocabulary = read_vocabulary(name)
+    state = read_weights(name, vocabulary.order)
+    rows = model.joiner.output.out_features
+    for key in set(VOCABULARY_ROWS) & set(state):
+        state[key] = _with_mean_rows(state[key], rows, model.predictor.blank_id)
+    state["joiner.output.bias"][vocabulary.tokenizer.vocab_size :] -= below_mean
+    output, bias = 0.5 * state["joiner.output.weight"], state["joiner.output.bias"]
+    for simple, side, constant in (("simple_am", "encoder_proj", 0), ("simple_lm", "predictor_proj", bias)):
+        state[f"{simple}.weight"] = output @ state[f"joiner.{side}.weight"]
+        state[f"{simple}.bias"] = output @ state[f"joiner.{side}.bias"] + constant
+    problem = model.load_checkpoint_state({**gathered(model.checkpoint_state()), **state})
+    if problem:
+        raise UserError(f"{name}: does not fit the model: {problem}")
+    return vocabulary.tokenizer.vocab_size
 
 
 def matched_parts(state: State, model: Transducer) -> Tuple[State, List[str], List[str]]:

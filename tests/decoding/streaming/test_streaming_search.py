@@ -27,7 +27,9 @@ VOCABULARY = Vocabulary(TASKS)
 
 @pytest.fixture(scope="session")
 def model_of(tiny):
-    return lambda seed, lens: tiny(seed, VOCABULARY.vocab_size, lens, blank_bias=seed % 4, sharpness=2.0)
+    return lambda seed, lens, **more: tiny(
+        seed, VOCABULARY.vocab_size, lens, blank_bias=seed % 4, sharpness=2.0, **more
+    )
 
 
 @functools.lru_cache(None)
@@ -65,10 +67,11 @@ def assert_same(tokens, hypothesis):
     method=st.sampled_from(["greedy", "beam", "hotwords"]),
     length_norm=st.booleans(),
     active=st.lists(st.sets(st.sampled_from(ALL[1:])), min_size=1, max_size=4),
+    kind=st.sampled_from([dict(context=2), dict(context=0), dict(context=0, most=3), dict(context=2, most=2)]),
 )
-def test_chunk_by_chunk_gives_what_the_whole_gives(model_of, seed, method, length_norm, active):
+def test_chunk_by_chunk_gives_what_the_whole_gives(model_of, seed, method, length_norm, active, kind):
     random_ = random.Random(seed)
-    model = model_of(seed, [random_.randint(1, 40) for _ in active])
+    model = model_of(seed, [random_.randint(1, 40) for _ in active], **kind)
     constraints = [constraints_of(*sorted(names)) for names in active]
     bonus, options = None, SearchOptions("greedy" if method == "greedy" else "beam", 3, length_norm=length_norm)
     if method == "hotwords":
@@ -140,12 +143,25 @@ def test_hypotheses_that_never_agree_do_not_let_memory_grow(tiny):
     assert longest[math.inf] == 120 and longest[50] <= 12
 
 
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_the_states_of_an_lstm_are_freed_as_the_stream_goes_on(model_of, method):
+    model = model_of(5, [400], context=0)
+    search = StreamingSearch(model.predictor, model.joiner, SearchOptions(method, 3))
+    state, most, settled = search.start(constraints_of(*ALL)), 0, 0
+    for out in outputs(model)[0].split(8):
+        (one,), (state,) = search.step([out], [state])
+        most, settled = max(most, len(search.scorer.contexts)), settled + len(one.settled)
+    assert settled > 40 and most <= 2 * 3  # a slot's, and the one that it is a token longer than
+    state = None
+    assert len(search.scorer.contexts) == 0
+
+
 @settings(max_examples=5, deadline=None)
-@given(seed=st.integers(0, 10**6), method=st.sampled_from(["greedy", "beam"]))
-def test_at_an_endpoint_the_search_starts_anew(model_of, seed, method):
+@given(seed=st.integers(0, 10**6), method=st.sampled_from(["greedy", "beam"]), context=st.sampled_from([2, 0]))
+def test_at_an_endpoint_the_search_starts_anew(model_of, seed, method, context):
     """With reset, what follows each endpoint is what it would be as an utterance of its own."""
     random_ = random.Random(seed)
-    model, constraints = model_of(seed, [24, 9]), constraints_of(*ALL)
+    model, constraints = model_of(seed, [24, 9], context=context), constraints_of(*ALL)
     options, endpoint = SearchOptions(method, 3), VOCABULARY.id_of("[ENDP]")
     search = StreamingSearch(model.predictor, model.joiner, options, endpoint=endpoint)
     found = streamed(search, outputs(model), [search.start(constraints)] * 2, random_)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type
 
 import numpy as np
 import torch
@@ -27,10 +27,11 @@ from tokenverse_pp.decoding.beam import BeamMemory, BeamSearch, BeamTrace
 from tokenverse_pp.decoding.constraint_table import BatchConstraints, ConstraintTable
 from tokenverse_pp.decoding.constraints import NEG_INF, Constraints
 from tokenverse_pp.decoding.context_graph import FusionScorer
-from tokenverse_pp.decoding.greedy import GreedySearch
+from tokenverse_pp.decoding.greedy import GreedySearch, SymbolGreedySearch, by_symbol
 from tokenverse_pp.decoding.scorer import Scorer, check_bonus, inference, project
 from tokenverse_pp.decoding.streaming.events import Token
-from tokenverse_pp.models.transducer import Joiner, StatelessPredictor
+from tokenverse_pp.models.predictor import Predictor
+from tokenverse_pp.models.transducer import Joiner
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class StreamingSearch:
     """The search of any number of streams. It keeps nothing of them: their states are the caller's.
 
     Args:
-        predictor: the stateless predictor.
+        predictor: the predictor.
         joiner: the joiner. The weights of both are copied, and must not change afterwards.
         options: how to search: by ``greedy`` or ``beam``, for one hypothesis.
         bonus: for hotwords, length, a language model (`bonus_for`): where the options ask for one, and not otherwise.
@@ -81,15 +82,15 @@ class StreamingSearch:
 
     def __init__(
         self,
-        predictor: StatelessPredictor,
+        predictor: Predictor,
         joiner: Joiner,
         options: SearchOptions,
         bonus: Optional[FusionScorer] = None,
         decide_after: float = math.inf,
         endpoint: Optional[int] = None,
     ):
-        if options.method not in METHODS:
-            raise UserError(f"search option 'method': streams are searched by {' or '.join(METHODS)}")
+        if options.method not in ("greedy", "beam"):
+            raise UserError("search option 'method': streams are searched by greedy or beam")
         if options.nbest > 1:
             raise UserError(f"search option 'nbest': a stream has one hypothesis, not {options.nbest}")
         check_bonus(options, bonus)
@@ -99,7 +100,10 @@ class StreamingSearch:
         with torch.inference_mode():
             nothing = torch.zeros(0, 1, joiner.output.in_features).to(self.device)
             self.scorer = Scorer(predictor, joiner, nothing, options, bonus)
-        self.method: Method = METHODS[options.method](self.scorer, decide_after, endpoint)
+        methods: Dict[str, Type[Method]] = {"greedy": GreedyMethod, "beam": BeamMethod}
+        if by_symbol(self.scorer):
+            methods["greedy"] = SymbolGreedyMethod
+        self.method = methods[options.method](self.scorer, decide_after, endpoint)
 
     def start(self, constraints: Constraints) -> SearchState:
         """The state of a new stream under these constraints."""
@@ -174,7 +178,7 @@ class Method(ABC):
 
 
 class GreedyMemory(NamedTuple):
-    """The tokens written last (context size,), and the state of the constraints."""
+    """The tokens written last (context size,) or the predictor's context (1,), and the state of the constraints."""
 
     last: np.ndarray
     state: int
@@ -212,6 +216,29 @@ class GreedyMethod(Method):
     def translate(self, memory: GreedyMemory, translation: Callable[[int], int]) -> GreedyMemory:
         """See `Method`."""
         return memory._replace(state=translation(memory.state))
+
+
+class SymbolGreedyMethod(GreedyMethod):
+    """Greedy search symbol by symbol."""
+
+    def start(self, state: int) -> GreedyMemory:
+        """See `Method`."""
+        return GreedyMemory(np.full(1, self.scorer.contexts.start), state)
+
+    def run(self, scorer: Scorer, lengths: Sequence[int], constraints: BatchConstraints, states: States) -> List[Ran]:
+        """See `Method`. What would follow an endpoint at its frame is not asked for."""
+        search = SymbolGreedySearch(scorer, lengths, constraints, self.endpoint)
+        search.context = np.concatenate([state.memory.last for state in states])
+        search.state = np.array([state.memory.state for state in states])
+        search.run()
+        done = []
+        for i, (written, state, first) in enumerate(zip(search.written, states, constraints.start.flatten().tolist())):
+            memory = GreedyMemory(search.context[i : i + 1].copy(), int(search.state[i]))
+            if written and written[-1][0] == self.endpoint:
+                memory = self.start(first)
+            tokens = [Token(token, frame + state.frames, log_prob) for token, frame, log_prob in written]
+            done.append(Ran(memory, tokens, int(search.used[i])))
+        return done
 
 
 Tail = Tuple[Token, ...]  # of a hypothesis: what is not final
@@ -263,7 +290,8 @@ class BeamMethod(Method):
                 last = self._longer(memory, int(slots), written, values, first)
                 done.append(Ran(self.start(starts[i]), list(last), end + 1))
                 continue
-            rows = BeamMemory(*(x[i : i + 1] for x in search.memory))
+            # Copies: a view of the whole batch would keep the predictor's states of all its streams.
+            rows = BeamMemory(*(x[i : i + 1].copy() for x in search.memory))
             tails = [
                 self._longer(memory, int(origin[i, k]), tokens[:length, i, k], log_probs[:length, i, k], first)
                 if rows.score[0, k] > NEG_INF
@@ -356,6 +384,3 @@ def _common(tails: Sequence[Tail]) -> int:
             break
         count += 1
     return count
-
-
-METHODS = {"greedy": GreedyMethod, "beam": BeamMethod}

@@ -75,7 +75,7 @@ class Searcher:
 
     @cached_property
     def pauses(self) -> Optional[PauseReader]:
-        """The reader of pauses, made when a stream first asks for them; None where the model does not know ``endp``."""
+        """The reader of pauses (`pause_reader_of`), made when a stream first asks for them."""
         return pause_reader_of(self.loaded, self.options)
 
     def constraints(self, decoded: Tuple[str, ...]) -> Constraints:

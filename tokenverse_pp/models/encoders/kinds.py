@@ -97,7 +97,7 @@ def load_backbone(options: EncoderConfig, foreign: bool = False) -> Backbone:
     Raises:
         UserError: it cannot be loaded; without waiting for a hub that cannot be reached.
     """
-    config = _from_pretrained(AutoConfig.from_pretrained, options.name, **NO_CODE)
+    config = from_pretrained(AutoConfig.from_pretrained, options.name, **NO_CODE)
     _check_attention(config, options.name)
     if config.model_type not in FAMILIES:
         raise UserError(
@@ -109,9 +109,9 @@ def load_backbone(options: EncoderConfig, foreign: bool = False) -> Backbone:
     if options.random_init:
         model = _random_model(config, options.name)
     elif "WhisperEncoder" in (config.architectures or []):
-        model = _load_weights(WhisperEncoder.from_pretrained, options.name, foreign)
+        model = load_weights(WhisperEncoder.from_pretrained, options.name, foreign)
     else:
-        model = _load_weights(AutoModel.from_pretrained, options.name, foreign, **NO_CODE)
+        model = load_weights(AutoModel.from_pretrained, options.name, foreign, **NO_CODE)
     if config.model_type == "whisper":
         return WhisperBackbone(model.encoder if hasattr(model, "encoder") else model)
     normalise = options.normalise_audio
@@ -131,12 +131,12 @@ def _load_part(options: EncoderConfig, family: Family, config: Any, foreign: boo
         model = _random_model(sizes, options.name, encoder_class._from_config)
     else:
         mapping = {} if part is None else {"key_mapping": {family.prefix: ""}, "config": part}
-        model = _load_weights(encoder_class.from_pretrained, options.name, foreign, **mapping)
+        model = load_weights(encoder_class.from_pretrained, options.name, foreign, **mapping)
     if not family.extractor:
         return family.backbone(model)
     extractor_class: Any = getattr(transformers, family.extractor)
     try:
-        extractor = _from_pretrained(extractor_class.from_pretrained, options.name)
+        extractor = from_pretrained(extractor_class.from_pretrained, options.name)
     except UserError:  # no such file: those of the published models are the class's defaults
         extractor = extractor_class(feature_size=sizes.num_mel_bins)
     return family.backbone(model, extractor)
@@ -163,12 +163,12 @@ def _random_model(config: Any, name: str, make: Optional[Callable[[Any], Any]] =
     return model.float()
 
 
-def _load_weights(loader: Callable[..., Any], name: str, foreign: bool, **arguments: Any) -> nn.Module:
+def load_weights(loader: Callable[..., Any], name: str, foreign: bool, **arguments: Any) -> nn.Module:
     """Load the weights; refuse a model that lacks some of them (transformers would initialise them at random)."""
     arguments.update(float32_argument())
     if foreign and not UNPICKLES_SAFELY:
         arguments["use_safetensors"] = True
-    model, info = _from_pretrained(loader, name, output_loading_info=True, **arguments)
+    model, info = from_pretrained(loader, name, output_loading_info=True, **arguments)
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("masked_spec_embed"))
     if missing:
         raise UserError(f"encoder.name: {name} has no weights for {missing[0]} ({len(missing)} missing in all)")
@@ -178,12 +178,12 @@ def _load_weights(loader: Callable[..., Any], name: str, foreign: bool, **argume
 def _normalises_audio(name: str) -> bool:
     """Whether the model expects normalised audio, by its preprocessor_config.json; true without one."""
     try:
-        return bool(_from_pretrained(Wav2Vec2FeatureExtractor.from_pretrained, name).do_normalize)
+        return bool(from_pretrained(Wav2Vec2FeatureExtractor.from_pretrained, name).do_normalize)
     except UserError:
         return True
 
 
-def _from_pretrained(loader: Callable[..., Any], name: str, **arguments: Any) -> Any:
+def from_pretrained(loader: Callable[..., Any], name: str, **arguments: Any) -> Any:
     """Call ``loader(name)`` on a folder or the local cache first, then on the hub if it can be reached."""
     if not name:
         raise UserError("encoder.name: expected a Hugging Face hub name or a folder, got nothing")

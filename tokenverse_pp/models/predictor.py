@@ -1,0 +1,117 @@
+"""Predictors of the transducer: stateless (the last tokens) and LSTM (all tokens)."""
+
+from __future__ import annotations
+
+from typing import Optional, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenverse_pp.base.config import ModelConfig
+
+
+class StatelessPredictor(nn.Module):
+    """Embeds the last ``context_size`` tokens with one Conv1d (Ghodsi et al., 2020; as in icefall's decoder.py).
+
+    Args:
+        vocab_size: V, blank included.
+        dim: D, the dimension of embedding and output.
+        context_size: tokens of history, at least 1.
+        blank_id: fills the history before the first token; embeds to zero.
+        dropout: of the embedding.
+    """
+
+    symbols_per_frame = 1  # of greedy search
+
+    def __init__(self, vocab_size: int, dim: int, context_size: int = 2, blank_id: int = 0, dropout: float = 0.0):
+        super().__init__()
+        if context_size < 1:
+            raise ValueError(f"context_size must be at least 1, got {context_size}")
+        self.context_size = context_size
+        self.blank_id = blank_id
+        self.dim = dim
+        self.embedding = nn.Embedding(vocab_size, dim, padding_idx=blank_id)
+        self.dropout = nn.Dropout(dropout)
+        groups = dim // 4 if dim % 4 == 0 else 1  # groups of four channels, as icefall's
+        self.conv = nn.Conv1d(dim, dim, context_size, groups=groups, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (N, U) int64 without blanks -> (N, U + 1, D): the state before each token, and after the last."""
+        return self._run(F.pad(tokens, (self.context_size, 0), value=self.blank_id))
+
+    def step(self, history: Tensor) -> Tensor:
+        """history (N, context_size), the newest token last -> (N, D)."""
+        return self._run(history).squeeze(1)
+
+    def _run(self, history: Tensor) -> Tensor:
+        """(N, U + context_size) -> (N, U + 1, D), or (N, 1, D) for a history of exactly context_size."""
+        embedded = self.dropout(self.embedding(history))
+        if embedded.is_cuda and self.conv.groups > 1:
+            return torch.relu(grouped_by_product(embedded, self.conv))
+        return torch.relu(self.conv(embedded.transpose(1, 2)).transpose(1, 2))
+
+
+def grouped_by_product(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """A convolution without bias and padding as one batched product, (N, T, C) -> (N, T', C').
+
+    cuDNN runs each group on its own: three launches for each four channels of a predictor.
+    """
+    windows = x.unfold(1, conv.kernel_size[0], 1).unflatten(2, (conv.groups, -1))  # (N, T', G, I, taps)
+    return torch.einsum("ntgik,goik->ntgo", windows, conv.weight.unflatten(0, (conv.groups, -1))).flatten(2)
+
+
+class LstmPredictor(nn.Module):
+    """An embedding and LSTM layers, as the decoder of Parakeet's and Nemotron's RNN-T in transformers.
+
+    Their decoder's projection is that of the joiner here. At the start the LSTM reads a blank.
+
+    Args:
+        vocab_size: V, blank included.
+        dim: D, the dimension of embedding and output.
+        layers: of the LSTM.
+        blank_id: what stands before the first token.
+        dropout: of the embedding.
+    """
+
+    context_size = 1  # what the normalisation by length adds to the number of tokens (`SearchOptions.length_norm`)
+    symbols_per_frame = 1  # of greedy search
+
+    def __init__(self, vocab_size: int, dim: int, layers: int, blank_id: int = 0, dropout: float = 0.0):
+        super().__init__()
+        self.blank_id = blank_id
+        self.dim = dim
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.lstm = nn.LSTM(dim, dim, layers, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (N, U) int64 without blanks -> (N, U + 1, D): the state before each token, and after the last."""
+        return self.lstm(self.dropout(self.embedding(F.pad(tokens, (1, 0), value=self.blank_id))))[0]
+
+    def step(self, tokens: Tensor, state: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
+        """One token each, (N,), after a state (2, layers, N, D) -> output (N, D) and the state after it.
+
+        Without a state the tokens are to be blanks: the start.
+        """
+        before = None if state is None else (state[0].contiguous(), state[1].contiguous())
+        out, (hidden, cell) = self.lstm(self.embedding(tokens).unsqueeze(1), before)
+        return out.squeeze(1), torch.stack([hidden, cell])
+
+
+Predictor = Union[StatelessPredictor, LstmPredictor]
+
+
+def make_predictor(config: ModelConfig, vocab_size: int) -> Predictor:
+    """The predictor that a configuration asks for."""
+    predictor: Predictor
+    if config.predictor_layers:
+        predictor = LstmPredictor(
+            vocab_size, config.predictor_dim, config.predictor_layers, dropout=config.predictor_dropout
+        )
+    else:
+        predictor = StatelessPredictor(
+            vocab_size, config.predictor_dim, config.context_size, dropout=config.predictor_dropout
+        )
+    predictor.symbols_per_frame = config.symbols_per_frame
+    return predictor
