@@ -15,22 +15,14 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned
+from tokenverse_pp.data.corpora.voxpopuli import SLUE_COMBINED
 from tokenverse_pp.data.normalise import normalise
 from tokenverse_pp.metrics.f1 import Phrase, Prf, f1_score, score_entities
 from tokenverse_pp.tasks.base import ScoredExample
 
-# Group -> types of OntoNotes 5 in it (raw_to_combined_tag_map of slue_toolkit/generic_utils.py).
-COMBINED = {
-    "LAW": ("LAW",),
-    "NORP": ("NORP",),
-    "ORG": ("ORG",),
-    "PERSON": ("PERSON",),
-    "PLACE": ("GPE", "LOC"),
-    "QUANT": ("CARDINAL", "MONEY", "ORDINAL", "PERCENT", "QUANTITY"),
-    "WHEN": ("DATE", "TIME"),
-}
-DISCARDED = ("EVENT", "FAC", "LANGUAGE", "PRODUCT", "WORK_OF_ART")
-GROUP_OF = {kind: group for group, kinds in COMBINED.items() for kind in (group, *kinds)}
+# Types that are scored, and groups themselves (raw_to_combined_tag_map of slue_toolkit/generic_utils.py).
+GROUP_OF = {name: group for kind, group in SLUE_COMBINED.items() if group is not None for name in (kind, group)}
+DISCARDED = [kind for kind, group in SLUE_COMBINED.items() if group is None]
 
 Entities = Tuple[List[Phrase], List[Phrase]]  # of the reference, of the hypothesis
 
@@ -65,7 +57,7 @@ def entities_of(examples: Sequence[ScoredExample], combined: bool = True) -> Lis
             )
         unknown = sorted({str(kind) for _, kind in sides[0]} - {*GROUP_OF, *DISCARDED})
         if unknown:
-            known = ", ".join([*COMBINED, *DISCARDED])
+            known = ", ".join(sorted({*GROUP_OF, *DISCARDED}))
             raise UserError(f"cut {example.id}: entity type {unknown[0]}: expected those of SLUE ({known}, ..)")
         found.append((sides[0], sides[1]))
     return found
