@@ -61,7 +61,9 @@ def check_chain(name, corpora, train_script, decode_script, encoder_corpus, tmp_
     assert {task for task in ("scd", "endp", "ner", "lid") if scores.get(task)} == set(tasks) - {"asr"}
 
 
-@pytest.mark.parametrize("name", CORPORA)
+@pytest.mark.parametrize(
+    "name", [name if name in ("ami", "commonvoice") else pytest.param(name, marks=pytest.mark.slow) for name in CORPORA]
+)
 def test_from_corpus_to_scores(name, corpora, train_script, decode_script, tiny_corpus, tmp_path):
     check_chain(name, corpora, train_script, decode_script, tiny_corpus, tmp_path)
 
