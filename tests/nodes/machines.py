@@ -19,6 +19,8 @@ from toy_runs import ROOT, environment
 
 NEEDED = ("ip", "unshare", "nsenter", "mount", "hostname")
 RELAY = Path(__file__).with_name("relay.py")
+# Otherwise torchrun 2.4 to 2.13 keeps the addresses of a first rank that may have moved (docs/cluster.md).
+SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
@@ -139,7 +141,7 @@ class Run:
         self.output = output
         with output.open("a") as sink:
             self.process = subprocess.Popen(
-                machine.enter(*command), env=environment(), stdout=sink, stderr=subprocess.STDOUT
+                machine.enter(*command), env={**environment(), **SETTINGS}, stdout=sink, stderr=subprocess.STDOUT
             )
 
     def said(self):

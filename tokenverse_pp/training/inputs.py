@@ -7,7 +7,7 @@ import logging
 import socket
 from itertools import islice
 from pathlib import Path
-from typing import Any, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 from lhotse.cut import Cut

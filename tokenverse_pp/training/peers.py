@@ -74,13 +74,16 @@ class Watch:
     def announce(self, message: str) -> None:
         """Tell the others why this rank fails, and wait until they have read it (this rank may hold the store)."""
         self.ended.set()
+        self._tell(f"rank {self.rank} failed: {message}", self.size - 1)
+
+    def _tell(self, message: str, listeners: int) -> None:
         with contextlib.suppress(RuntimeError):
             with self.lock:
                 if self.store.add("claimed", 1) == 1:
-                    self.store.set("message", f"rank {self.rank} failed: {message}")
+                    self.store.set("message", message)
                     self.store.add("failed", 1)
             until = time.monotonic() + URGENT
-            while self._read("heard") < self.size - 1 and time.monotonic() < until:
+            while self._read("heard") < listeners and time.monotonic() < until:
                 time.sleep(BEAT / 5)
 
     def explain(self) -> None:
@@ -104,6 +107,8 @@ class Watch:
             try:
                 reason = self._look(urgent, now)
                 lost = now
+                if reason and not self._read("failed"):
+                    self._tell(reason, self.size - 2)  # neither this rank nor the dead one
             except RuntimeError:  # no answer
                 patient = now - lost < (URGENT if urgent else self.patience)
                 reason = None if patient else "the rank or node that holds the store of the process group is gone"
@@ -160,9 +165,10 @@ def join_watch(world: DistributedContext, patience: float) -> Optional[Watch]:
 class StopRequest:
     """Whether SIGTERM or SIGUSR1 has asked this process to stop.
 
-    The signals only ask while this is entered, as a context; before and after they do what they did. SLURM, Kubernetes
-    and spot machines announce the end with SIGTERM, SLURM's ``--signal`` with any signal. torchrun also sends SIGTERM
-    to start the ranks again: because one has failed, or with those of another machine.
+    The signals only ask while this is entered, as a context; before and after they do what they did, but once a request
+    was made they have no other effect. SLURM, Kubernetes and spot machines announce the end with SIGTERM, SLURM's
+    ``--signal`` with any signal. torchrun also sends SIGTERM to start the ranks again: because one has failed, or with
+    those of another machine.
     """
 
     def __init__(self, watch: Optional[Watch] = None):
@@ -178,7 +184,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.before.items() if not self.made else ():
             signal.signal(number, handler)
 
     def _on_signal(self, signum: int, frame: Optional[FrameType]) -> None:
