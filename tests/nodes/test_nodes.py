@@ -9,6 +9,8 @@ import pytest
 from machines import Network, wait_until, why_not
 from toy_runs import finish, start, toy_options
 
+from tokenverse_pp.training.log import read_log
+
 REASON = why_not()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
 DELAY, LOSS = 0.05, 0.05  # of the bad link: seconds in each direction, share of the packets
@@ -38,6 +40,10 @@ def steps_on(machine, exp_dir):
     return sorted(losses(machine.read(exp_dir / "log.jsonl")))
 
 
+def trained(exp_dir):
+    return [record for record in read_log(exp_dir / "log.jsonl") if record["kind"] == "train"]
+
+
 @pytest.fixture(scope="module")
 def alone(tiny_corpus, tmp_path_factory):
     """Experiment folder of six steps in one process; each has the batches of two ranks."""
@@ -59,6 +65,7 @@ def test_two_machines_train_and_decode_as_one_process(network, tiny_corpus, alon
     assert [run.wait() for run in runs] == [0, 0], runs[0].said()
     expected = losses((alone / "log.jsonl").read_text())
     assert losses((exp_dir / "log.jsonl").read_text()) == pytest.approx(expected, rel=1e-6) and len(expected) == 6
+    print("steps took", ", ".join(f"{record['seconds'] / record['speed']:.2f}" for record in trained(exp_dir)), "s")
     # Decoding: no machine sees what the other writes.
     given = ["--model", exp_dir, "--cuts", f"{tiny_corpus}/cuts_train.jsonl.gz", "--no-report", "--max-duration", 10]
     done = finish(start("decode.py", *given, "--output-dir", tmp_path / "one"))
@@ -178,3 +185,4 @@ def test_bad_link_slows_and_changes_nothing(network, tiny_corpus, alone, tmp_pat
     assert [run.wait(300) for run in runs] == [0, 0], runs[0].said()
     expected = {step: loss for step, loss in losses((alone / "log.jsonl").read_text()).items() if step <= 4}
     assert losses((exp_dir / "log.jsonl").read_text()) == pytest.approx(expected, rel=1e-6)
+    print("steps took", ", ".join(f"{record['seconds'] / record['speed']:.1f}" for record in trained(exp_dir)), "s")
