@@ -75,7 +75,7 @@ def _seen(marks: List[Path], world: DistributedContext) -> Set[int]:
 def share_checkpoints(exp_dir: Path, world: DistributedContext) -> None:
     """Give all machines the checkpoints and the log of the one that has the latest intact checkpoint.
 
-    Checkpoints that it does not have, up to its latest one, are renamed to ``.aside``.
+    Other checkpoints are renamed to ``.aside``.
 
     Raises:
         UserError: on all processes, where a machine cannot write them.
@@ -94,8 +94,9 @@ def share_checkpoints(exp_dir: Path, world: DistributedContext) -> None:
         with world.failing_together():
             if problem:
                 raise UserError(problem)
-        for name in sorted(set(mine or ()) - set(offered)) if receives else ():
-            LOG.warning(f"set aside: {set_aside(exp_dir / 'checkpoints' / name)}")
+        for folder in checkpoint.list_checkpoints(exp_dir) if receives else ():
+            if folder.name not in offered:
+                LOG.warning(f"set aside: {set_aside(folder)}")
 
 
 def _offer(exp_dir: Path) -> Offer:
