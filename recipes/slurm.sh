@@ -31,10 +31,10 @@ trap 'ending=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 # On the first machine, before all GPUs start; stops here if something needed fails.
 srun --nodes 1 --ntasks 1 tokenverse-pp doctor "$@" --gpus $((gpus * SLURM_JOB_NUM_NODES))
 
-host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs may share a machine
 srun torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$gpus" --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d \
-    --rdzv-endpoint "$host:$port" recipes/train.py "$@" &
+    --rdzv-endpoint "${hosts%%$'\n'*}:$port" recipes/train.py "$@" &
 code=0
 wait $! || code=$?
 if [ -n "$ending" ]; then # the trap has ended the first `wait`

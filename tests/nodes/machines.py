@@ -19,7 +19,7 @@ from toy_runs import ROOT, environment
 
 NEEDED = ("ip", "unshare", "nsenter", "mount", "hostname")
 RELAY = Path(__file__).with_name("relay.py")
-# Otherwise torchrun 2.4 to 2.13 keeps the addresses of a first rank that may have moved (docs/cluster.md).
+# Otherwise a machine that comes late makes all of them fail (docs/cluster.md).
 SETTINGS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
@@ -120,15 +120,15 @@ class Machine(Namespace):
         """The names in a folder as this machine sees it."""
         return subprocess.run(self.enter("ls", folder), capture_output=True, text=True).stdout.split()
 
-    def start(self, output, script, *options, nodes, restarts=0, conf=(), torchrun=()):
-        """Start torchrun with one rank here; its output is added to a file -> Run."""
+    def start(self, output, script, *options, nodes, ranks=1, restarts=0, conf=()):
+        """Start torchrun here; its output is added to a file -> Run."""
         settings = {"join_timeout": 120, "last_call_timeout": 1, **dict(conf)}
         command = [
             *TORCHRUN,
-            *("--nnodes", nodes, "--nproc-per-node", 1, "--max-restarts", restarts),
+            *("--nnodes", nodes, "--nproc-per-node", ranks, "--max-restarts", restarts),
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", "node1:29500", "--rdzv-id", "test"),
             *("--rdzv-conf", ",".join(f"{name}={value}" for name, value in settings.items())),
-            *(*torchrun, ROOT / "recipes" / script, *options),
+            *(ROOT / "recipes" / script, *options),
         ]
         return Run(self, command, output)
 

@@ -160,7 +160,7 @@ def test_disk_of_one_machine_is_full(network, tiny_corpus, tmp_path):
     assert [machine.names(exp_dir / "checkpoints") for machine in machines] == [["step-00000002"], []]
     machines[1].call("umount", exp_dir)
     machines[1].own(exp_dir)
-    runs = start_all(machines, tmp_path, "train.py", *given, nodes=2)
+    runs = start_all(machines, tmp_path, "train.py", *given, nodes=2, ranks=2)
     assert [run.wait() for run in runs] == [0, 0], runs[0].said()
     assert "step-00000002 received from rank" in runs[1].said()
     sums = [json.loads(machine.read(exp_dir / "model" / "checksums.json")) for machine in machines]
