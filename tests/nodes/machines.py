@@ -74,7 +74,7 @@ class Namespace:
             "--kill-child",
             "sh",
             "-c",
-            f"{setup} && echo ready && exec sleep 86400",
+            f"{setup} && echo ready && exec sleep 3600",
         ]
         self.keeper = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.keeper.stdout.readline() == "ready\n"
