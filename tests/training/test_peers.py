@@ -86,6 +86,15 @@ def test_store_that_does_not_answer_ends_the_rank(ranks, monkeypatch):
     assert all("holds the store" in message for message in wait_for(left, 2).values()) and len(left) == 2
 
 
+def test_store_that_neither_answers_nor_fails_ends_the_rank(ranks, monkeypatch):
+    """As the store of a machine whose power has failed: requests to it wait."""
+    watches, left, _ = ranks(2, patience=0.3)
+    waiting = threading.Event()
+    monkeypatch.setattr(watches[1], "_look", lambda *arguments: waiting.wait(20) and None)
+    assert "holds the store" in wait_for(left, 1)[1]
+    waiting.set()
+
+
 def test_alone_nothing_is_watched():
     with pytest.raises(UserError), looking_after(None):
         raise UserError("x")

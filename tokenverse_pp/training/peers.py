@@ -58,23 +58,33 @@ class Watch:
         self.ended = threading.Event()
         self.lock = threading.Lock()  # a store's connection is not for two threads at once
         self.seen: Dict[int, Tuple[int, float]] = {}
+        self.limit = patience  # `URGENT` while all watch all
+        self.answered = time.monotonic()  # by the store
         self.thread = threading.Thread(target=self._run, name="peers", daemon=True)
+        # Where the machine of the store has lost its power, a request to it waits for a quarter of an hour.
+        self.guard = threading.Thread(target=self._guard, name="peers-guard", daemon=True)
 
     def start(self) -> None:
         """Start watching."""
+        self.answered = time.monotonic()
         self.thread.start()
+        self.guard.start()
 
     def stop(self) -> None:
         """Stop watching and tell the others that this rank has finished."""
         self.ended.set()
         self.thread.join(timeout=URGENT)
-        with self.lock, contextlib.suppress(RuntimeError):
-            self.store.add(f"done/{self.rank}", 1)
+
+        def say() -> None:
+            with self.lock, contextlib.suppress(RuntimeError):
+                self.store.add(f"done/{self.rank}", 1)
+
+        _within(URGENT, say)
 
     def announce(self, message: str) -> None:
         """Tell the others why this rank fails, and wait until they have read it (this rank may hold the store)."""
         self.ended.set()
-        self._tell(f"rank {self.rank} failed: {message}", self.size - 1)
+        _within(2 * URGENT, lambda: self._tell(f"rank {self.rank} failed: {message}", self.size - 1))
 
     def _tell(self, message: str, listeners: int) -> None:
         with contextlib.suppress(RuntimeError):
@@ -97,28 +107,36 @@ class Watch:
             return self.store.add(key, 0)
 
     def _run(self) -> None:
-        lost = since = time.monotonic()
+        since = time.monotonic()
         urgent = False
         while not self.ended.wait(BEAT):
             now = time.monotonic()
             if self.urgent.is_set():
                 self.urgent.clear()
                 urgent, since = True, now
-            try:
+            self.limit = URGENT if urgent else self.patience
+            reason = None
+            with contextlib.suppress(RuntimeError):  # no answer: `_guard` sees for how long
                 reason = self._look(urgent, now)
-                lost = now
+                self.answered = time.monotonic()
                 if reason and not self._read("failed"):
                     self._tell(reason, self.size - 2)  # neither this rank nor the dead one
-            except RuntimeError:  # no answer
-                patient = now - lost < (URGENT if urgent else self.patience)
-                reason = None if patient else "the rank or node that holds the store of the process group is gone"
             if reason:
                 self.leave(f"rank {self.rank} stops: {reason}")
                 return
-            if urgent and now - since > URGENT + 4 * BEAT:
+            if urgent and now - since > URGENT + 4 * BEAT and self.answered >= now:
                 if self.failing.is_set():
                     return  # all others are alive: this rank is the cause
                 urgent = False
+
+    def _guard(self) -> None:
+        while self.thread.is_alive() and not self.ended.wait(BEAT):
+            limit = URGENT if self.urgent.is_set() else self.limit
+            if time.monotonic() - self.answered > limit:
+                self.leave(
+                    f"rank {self.rank} stops: the rank or machine that holds the store of the process group is gone"
+                )
+                return
 
     def _look(self, urgent: bool, now: float) -> Optional[str]:
         """Send a heartbeat; return the reason to stop, if there is one."""
@@ -191,6 +209,13 @@ class StopRequest:
         self.made = True
         if self.watch is not None:
             self.watch.urgent.set()  # if a rank is gone, the step never ends
+
+
+def _within(seconds: float, act: Callable[[], None]) -> None:
+    """Do something that may wait for a machine that is gone, and go on after so long."""
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(timeout=seconds)
 
 
 def _leave(message: str, code: int = EXIT_CODE) -> None:
