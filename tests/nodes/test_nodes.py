@@ -25,7 +25,7 @@ def network(tmp_path):
 
 def options(corpus, exp_dir, **changes):
     """Options of train.py, without anything random that depends on the number of ranks."""
-    small = {"data__valid": [], "data__max_cuts": 2, "training__peer_timeout": 5, "model__predictor_dropout": 0}
+    small = {"data__valid": [], "data__max_cuts": 2, "training__peer_timeout": 10, "model__predictor_dropout": 0}
     return toy_options(corpus, exp_dir, **{**small, **changes})
 
 
