@@ -93,7 +93,7 @@ def main(**given: Any) -> None:
     """See the module's docstring."""
     options = options_of(given)
     world = start_distributed()
-    watch = join_watch(world.rank, world.size, PATIENCE) if world.size > 1 else None
+    watch = join_watch(world, PATIENCE)
     with looking_after(watch):
         whole = run(given, options, world)
     stop_distributed()
@@ -138,6 +138,9 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedCont
     parts = Parts(folder / "parts")
     outcome = decode_all(loaded, cuts, options, parts.folder, world, given["resume"], click.echo)
     if outcome is None:
+        world.barrier()  # the first process has written the results
+        if world.leads:
+            parts.remove()
         return True
     hyps = {record["id"]: record for record in outcome.records}
     decoded = [cut for cut in cuts if cut.id in hyps]
@@ -152,6 +155,7 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedCont
         page = PageOptions(f"Decoding report: {given['model']}", embed_audio=given["embed_audio"])
         write_report(folder / REPORT, cuts, outcome.records, scores, outcome.failures, loaded.tasks, corpora, page)
     parts.remove()
+    world.barrier()
     click.echo(score_table(scores))
     print_speed(outcome.speed, options.stored_features)
     # Conversations say more than single turns.

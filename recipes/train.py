@@ -5,11 +5,13 @@
     torchrun --nproc-per-node 2 recipes/train.py --config ...     # DDP, the same code path
 
 Run the same command again to resume a stopped run from its latest checkpoint.
+SIGTERM and SIGUSR1 stop a run after its step, with a checkpoint; the exit code is then 143.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -27,7 +29,8 @@ from tokenverse_pp.models.checkpoint import list_checkpoints
 from tokenverse_pp.tasks import build_tasks, load_plugins
 from tokenverse_pp.training.checkpoints import find_start
 from tokenverse_pp.training.inputs import check_data, has_features, make_inputs
-from tokenverse_pp.training.peers import join_watch, looking_after
+from tokenverse_pp.training.peers import STOPPED, StopRequest, join_watch, looking_after
+from tokenverse_pp.training.storage import check_storage, share_checkpoints
 from tokenverse_pp.training.trainer import Trainer
 from tokenverse_pp.training.transfer import before_of, continue_vectors, read_source
 from tokenverse_pp.training.validation import Validator
@@ -38,27 +41,34 @@ log = logging.getLogger("tokenverse_pp.recipes.train")
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Read the configuration, join the other ranks, train."""
     config = parse_config(argv, description=__doc__.splitlines()[0], find_model=model_to_continue)
-    world = start_distributed()
+    world = start_distributed(config.training.storage == "shared")
     if not world.is_first:
         quieten()
-    watch = join_watch(world.rank, world.size, config.training.peer_timeout) if world.size > 1 else None
+    watch = join_watch(world, config.training.peer_timeout)
     with looking_after(watch), allow_sources(config.data.allow_commands, config.data.allow_urls):
-        train(config, world)
+        folder = train(config, world, StopRequest(watch))
     stop_distributed()
+    if folder is None:
+        sys.exit(STOPPED)
 
 
-def train(config: Config, world: DistributedContext) -> Path:
-    """Train as the configuration says; return the folder of the final model.
+def train(config: Config, world: DistributedContext, stop: Optional[StopRequest] = None) -> Optional[Path]:
+    """Train as the configuration says; return the folder of the final model, None if ``stop`` was requested before.
 
     All input is checked before the trainer writes anything.
     """
+    exp_dir = Path(config.training.exp_dir)
+    check_storage(exp_dir, world)
+    if not world.shared and str(config.training.resume).lower() != "false":
+        share_checkpoints(exp_dir, world)
+
     # The model to continue and the encoder: names become folders.
     folder, init_from = Path(), config.training.init_from
     if init_from:
         folder = model_to_continue(config)
         if not Path(init_from).is_dir() and str(folder) != config.training.exp_dir:
             config.training.init_from = str(folder)
-    config.model.encoder.name = world.from_first(lambda: locate_encoder(config.model.encoder.name, folder))
+    config.model.encoder.name = world.from_writer(lambda: locate_encoder(config.model.encoder.name, folder))
 
     # Tasks and data.
     config.tasks.plugins = load_plugins(config.tasks.plugins)
@@ -70,7 +80,7 @@ def train(config: Config, world: DistributedContext) -> Path:
         config.data.stored_features = has_features(config)
 
     # What to start from: a checkpoint of this run, another model, or nothing.
-    start = world.from_first(lambda: find_start(config))
+    start = world.from_writer(lambda: find_start(config))
     if config.data.validate:
         check_data(config, tasks, world, resumed=start is not None)
     source = read_source(config, tasks) if config.training.init_from and not start else None
@@ -102,9 +112,10 @@ def train(config: Config, world: DistributedContext) -> Path:
         f"tasks {', '.join(tasks.names)}; vocabulary {tokenizer.vocab_size}; {size} trained parameters; "
         f"input: {read}; {threads}"
     )
-    folder = trainer.run()
-    log.info(f"model: {folder}")
-    return folder
+    model_folder = trainer.run(stop)
+    if model_folder:
+        log.info(f"model: {model_folder}")
+    return model_folder
 
 
 def model_to_continue(config: Config) -> Path:

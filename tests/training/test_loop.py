@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -64,6 +66,30 @@ def test_what_a_run_starts_from_is_scored_once(tiny_corpus, tmp_path):
 
     assert validated(2) == [0, 2]
     assert validated(3) == [0, 2, 3]  # not again after a resume
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_ends_a_run_after_its_step_and_it_resumes(tiny_corpus, tmp_path, number):
+    """The final model is that of a run without the signal."""
+    changes = {"training__max_steps": 4, "training__average_last": 1, "data__max_cuts": 4}
+    whole = run(trainer(tiny_corpus, tmp_path / "whole", **changes))
+    before = signal.getsignal(number)
+    started = trainer(tiny_corpus, tmp_path / "exp", **changes)
+    step = started.train_step
+
+    def train_step(*arguments):
+        if started.step == 1:
+            os.kill(os.getpid(), number)
+        return step(*arguments)
+
+    started.train_step = train_step
+    assert run(started) is None
+    os.kill(os.getpid(), number)  # the process is about to end anyway
+    signal.signal(number, before)
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "exp")] == ["step-00000002"]
+    again = run(trainer(tiny_corpus, tmp_path / "exp", **changes))
+    assert signal.getsignal(number) == before
+    assert (again / checkpoint.WEIGHTS).read_bytes() == (whole / checkpoint.WEIGHTS).read_bytes()
 
 
 def test_run_without_cuts_is_refused(tiny_corpus, tmp_path):
@@ -311,9 +337,9 @@ def test_epoch_ends_for_all_when_it_ends_for_one(tiny_corpus, tmp_path):
 
         asked = 0
 
-        def all_(self, flag):
+        def sum(self, values):
             OtherEndsAfterTwo.asked += 1
-            return flag and OtherEndsAfterTwo.asked != 3
+            return [values[0] and OtherEndsAfterTwo.asked != 3, values[1]]
 
     started = trainer(tiny_corpus, tmp_path, data__max_cuts=4, training__max_steps=4)
     started.world = OtherEndsAfterTwo()

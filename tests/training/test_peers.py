@@ -56,9 +56,9 @@ def test_message_of_the_first_rank_that_fails_reaches_all(ranks):
 def test_rank_that_died_is_named_by_all(ranks):
     watches, left, _ = ranks(3)
     watches[2].ended.set()  # as a killed process: no word, no beat
-    assert wait_for(left, 1)[0].startswith("rank 0 stops: rank 2 has given no sign of life")
-    watches[1].explain()  # torchrun's SIGTERM
-    assert wait_for(left, 2)[1].startswith("rank 1 stops: rank ")
+    for rank, message in wait_for(left, 2).items():  # rank 0, which watches all, tells the others
+        assert message.startswith(f"rank {rank} stops: rank 2 has given no sign of life")
+    assert set(left) == {0, 1}
 
 
 def test_rank_that_is_done_is_not_missed(ranks):
@@ -84,6 +84,15 @@ def test_store_that_does_not_answer_ends_the_rank(ranks, monkeypatch):
     for watch in watches:
         monkeypatch.setattr(watch, "_look", gone)
     assert all("holds the store" in message for message in wait_for(left, 2).values()) and len(left) == 2
+
+
+def test_store_that_neither_answers_nor_fails_ends_the_rank(ranks, monkeypatch):
+    """As the store of a machine whose power has failed: requests to it wait."""
+    watches, left, _ = ranks(2, patience=0.3)
+    waiting = threading.Event()
+    monkeypatch.setattr(watches[1], "_look", lambda *arguments: waiting.wait(20) and None)
+    assert "holds the store" in wait_for(left, 1)[1]
+    waiting.set()
 
 
 def test_alone_nothing_is_watched():

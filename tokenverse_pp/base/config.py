@@ -446,6 +446,10 @@ class TrainingConfig:
 
     exp_dir: str = "exp"
     """Folder of the run: checkpoints, logs and the final model."""
+    storage: Literal["shared", "local"] = "shared"
+    """Where training.exp_dir is when several machines train (docs/cluster.md). shared: all of them see the same folder,
+    which rank 0 writes. local: each has a folder of its own, to which its first process writes all that rank 0 would;
+    a machine that comes without the latest checkpoint gets it from the others."""
     epochs: int = at_least(1, 1000000)
     """Number of epochs; training ends at training.epochs or training.max_steps, whichever comes first."""
     max_steps: int = at_least(1, 10000)

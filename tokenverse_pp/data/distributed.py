@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Sequence, TypeVar, Union
+from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, List, Sequence, TypeVar, Union
 
 import torch
 import torch.distributed as dist
@@ -36,11 +37,22 @@ class DistributedContext:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    machine: int = 0
+    """Number of this machine among those of the group."""
+    leads: bool = True
+    """Whether this is the first process of its machine."""
+    shared: bool = True
+    """Whether all machines see the same experiment folder (``training.storage``)."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this process logs and writes (rank 0)."""
+        """Whether this process talks to the user (rank 0)."""
         return self.rank == 0
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the experiment folder: rank 0, or the first process of each machine."""
+        return self.is_first if self.shared else self.leads
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model, wrapped in DDP if there are several processes and it is not sharded."""
@@ -127,26 +139,80 @@ class DistributedContext:
             raise outcome[0]
         return outcome[0]  # type: ignore[return-value]
 
+    def from_writer(self, make: Callable[[], T]) -> T:
+        """The result of ``make`` on the process that writes for this machine (`writes`).
+
+        With ``shared`` this is `from_first`. A UserError of any machine is raised on all of them.
+        """
+        if self.shared:
+            return self.from_first(make)
+        made: List[T] = []
+        with self.failing_together():
+            if self.writes:
+                made = [make()]
+        found = self.gather((self.machine, made))
+        return next(item for machine, items in found if machine == self.machine for item in items)
+
+    @contextlib.contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Raise the first UserError that a process raises in the block on all processes, after all have left it.
+
+        Where machines have folders of their own, it starts with the name of the machine.
+        """
+        problem = ""
+        try:
+            yield
+        except UserError as error:
+            problem = str(error) if self.shared else f"{socket.gethostname()}: {error}"
+        for found in self.gather(problem):
+            if found:
+                raise UserError(found)
+
+    def send_from(self, source: int, blocks: Iterable[bytes] = ()) -> Iterator[bytes]:
+        """Broadcast blocks of bytes from one process to all; all must exhaust this together.
+
+        Args:
+            source: rank of the sender.
+            blocks: the sender's.
+        """
+        sent = iter(blocks)
+        while True:
+            block = next(sent, b"") if self.rank == source else b""
+            length = torch.tensor([len(block)], dtype=torch.int64, device=self.device)
+            dist.broadcast(length, source)
+            if not int(length):
+                return
+            if self.rank == source:
+                data = torch.frombuffer(bytearray(block), dtype=torch.uint8).to(self.device)
+            else:
+                data = torch.empty(int(length), dtype=torch.uint8, device=self.device)
+            dist.broadcast(data, source)
+            yield block if self.rank == source else data.cpu().numpy().tobytes()
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
 
-def start_distributed() -> DistributedContext:
+def start_distributed(shared: bool = True) -> DistributedContext:
     """Join the process group of torchrun, or run alone without it. NCCL with GPUs, otherwise gloo.
 
     A collective operation may wait for `COLLECTIVE_TIMEOUT`, because the first rank may have to look at a million cuts.
     `peers.Watch` finds dead ranks much earlier.
+
+    Args:
+        shared: see `DistributedContext.shared`.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    names = ("WORLD_SIZE", "RANK", "GROUP_RANK", "LOCAL_RANK")  # GROUP_RANK: torchrun's number of the machine
+    size, rank, machine, local_rank = (int(os.environ.get(name, int(name == "WORLD_SIZE"))) for name in names)
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
-    return DistributedContext(rank, size, device)
+    return DistributedContext(rank, size, device, machine, local_rank == 0, shared or size == 1)
 
 
 def set_threads(given: int, model: nn.Module) -> str:

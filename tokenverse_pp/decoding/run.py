@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import shutil
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ Line = Dict[str, Any]
 LOG = logging.getLogger(__name__)
 # For the slowest process, which may get an hour-long file at the end; a process group waits 10 to 30 minutes.
 PATIENCE = datetime.timedelta(days=14)
-LINES = 10  # refused cuts that each process names on the terminal; failures.jsonl has all
+NAMED = 10  # refused cuts that each process names on the terminal; failures.jsonl has all
+LINES = 100  # batches that are sent at once
 Keyed = Tuple[str, List[Cut]]
 
 
@@ -140,18 +142,26 @@ def decode_all(
         loaded: the model, on this process's device.
         cuts: the same in every process, ids unique.
         options: how to decode.
-        folder: for part files, visible to all processes; the caller removes it once it has written its results.
+        folder: for part files; machines need not share it. The callers (the first process of each machine) remove it
+            once the results are written.
         resume: reuse batches that a stopped run left in ``folder``.
         tell: prints a line for the user.
 
     Returns:
         The merged result in the first process, None in all others.
+
+    Raises:
+        UserError: in all processes, if machines have other cuts or another model.
     """
     parts = Parts(folder)
     decoder = Recognizer(loaded, options)
     digest = run_digest(loaded, options)
-    batches = [(batch_digest(digest, group, options.stored_features), group) for group in plan_batches(cuts, options)]
-    done = world.from_first(lambda: prepare(parts, batches, resume, tell))
+    check_same(world, digest, cuts)
+    groups = plan_batches(cuts, options)
+    # Copies of an audio file may differ in their time of change.
+    keys = world.from_first(lambda: [batch_digest(digest, group, options.stored_features) for group in groups])
+    batches = list(zip(keys, groups))
+    done = prepare(parts, batches, resume, tell, world)
     mine = share([item for item in batches if item[0] not in done], world)
     started = time.monotonic()
     try:
@@ -160,27 +170,68 @@ def decode_all(
         parts.close()
     audio = sum(cut.duration for _, group in mine for cut in group)
     speed = measure(world, audio, time.monotonic() - started)
+    lines = gather_lines(parts, keys, world)
     if not world.is_first:
         return None
-    merged = collect(parts.read(), [key for key, _ in batches])
+    merged = collect(lines, keys)
     order = {cut.id: number for number, cut in enumerate(cuts)}
     speed["cuts_decoded_before"] = sum(len(group) for key, group in batches if key in done)
     by_order: Callable[[Record], int] = lambda record: order[record["id"]]
     return Outcome(sorted(merged.records, key=by_order), sorted(merged.failures, key=by_order), speed)
 
 
-def prepare(parts: Parts, batches: Sequence[Keyed], resume: bool, tell: Callable[[str], None]) -> Set[str]:
-    """The keys of batches that need not be decoded again. Part files of another run are removed, and the user told."""
-    found = parts.read()
+def check_same(world: DistributedContext, run: str, cuts: Sequence[Cut]) -> None:
+    """Check that all processes have the same cuts, and by `run_digest` the same model and options.
+
+    Raises:
+        UserError: in all processes, naming a machine that differs.
+    """
+    ids = hashlib.sha256(json.dumps([cut.id for cut in cuts]).encode()).hexdigest()
+    (first, *expected), *others = world.gather((socket.gethostname(), run, ids))
+    for host, *found in others:
+        if found != expected:
+            what = "model, encoder or options" if found[0] != expected[0] else "--cuts"
+            raise UserError(f"{what}: on {host} they differ from those on {first}")
+
+
+def prepare(
+    parts: Parts, batches: Sequence[Keyed], resume: bool, tell: Callable[[str], None], world: DistributedContext
+) -> Set[str]:
+    """The keys of batches that a machine has decoded before. Part files of another run are removed, and the user told.
+
+    On each machine the first process reads its part files.
+    """
+    found = set().union(*world.gather(set(parts.read()) if world.leads else set()))
     done = {key for key, _ in batches if key in found} if resume else set()
-    if done:
-        before, total = (sum(len(g) for k, g in batches if every or k in done) for every in (False, True))
+    before, total = (sum(len(g) for k, g in batches if every or k in done) for every in (False, True))
+    if done and world.is_first:
         tell(f"going on: {before} of {total} cuts were decoded before ({parts.folder})")
-    elif found:
+    elif found and not done:
         why = "the model, the options or the cuts are others" if resume else "--no-resume"
-        tell(f"starting anew: {parts.folder} holds {len(found)} batches of a run that was stopped, but {why}")
-        parts.remove()
+        if world.is_first:
+            tell(f"starting anew: {parts.folder} holds {len(found)} batches of a run that was stopped, but {why}")
+        if world.leads:
+            parts.remove()
+        world.barrier()
     return done
+
+
+def gather_lines(parts: Parts, keys: Sequence[str], world: DistributedContext) -> Dict[str, Line]:
+    """The lines of these batches from the part files of all machines, in the first process (others: some of them).
+
+    Where machines share the folder, the first process finds all of them there, and nothing is sent.
+    """
+    wanted = set(keys)
+    lines = {key: line for key, line in parts.read().items() if key in wanted} if world.leads else {}
+    held = world.gather(set(lines))
+    for rank in range(1, world.size):
+        wanting = sorted(held[rank].difference(*held[:rank]))
+        if not wanting:
+            continue
+        texts = (json.dumps([lines[key] for key in wanting[at : at + LINES]]) for at in range(0, len(wanting), LINES))
+        for block in world.send_from(rank, (text.encode() for text in texts)):
+            lines.update((line["key"], line) for line in json.loads(block) if world.is_first)
+    return lines
 
 
 def share(batches: Sequence[Keyed], world: DistributedContext) -> List[Keyed]:
@@ -205,9 +256,9 @@ def _decode_share(decoder: Recognizer, mine: Sequence[Keyed], parts: Parts, worl
             done = decoder(group)
             parts.append(world.rank, key, done)
             for failure in done.failures:
-                if refused < LINES:
+                if refused < NAMED:
                     LOG.warning("refused: %s", failure["reason"])
-                elif refused == LINES:
+                elif refused == NAMED:
                     LOG.warning("refused: more cuts, see failures.jsonl")
                 refused += 1
             audio += sum(cut.duration for cut in group)

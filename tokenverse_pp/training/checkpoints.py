@@ -61,7 +61,9 @@ def git_commit() -> Optional[str]:
 
 
 # Options that a resume may change without a note: where and how long, not what is computed.
-UNIMPORTANT = ("training.exp_dir", "training.resume", "training.max_steps", "training.epochs", "training.threads")
+UNIMPORTANT = tuple(
+    f"training.{name}" for name in ("exp_dir", "storage", "resume", "max_steps", "epochs", "threads", "peer_timeout")
+)
 
 
 def find_start(config: Config, say: Callable[[str], None] = LOG.warning) -> Optional[Path]:
@@ -102,17 +104,18 @@ def find_start(config: Config, say: Callable[[str], None] = LOG.warning) -> Opti
 
 def set_later_aside(exp_dir: Path, step: int) -> List[Path]:
     """Rename checkpoints after ``step`` to ``.aside``: the run will write them again. Returns the new names."""
-    aside = []
-    for folder in checkpoint.list_checkpoints(exp_dir):
-        if checkpoint.step_of(folder) > step:
-            target = folder.with_name(folder.name + ".aside")
-            number = 2
-            while target.exists():
-                target = folder.with_name(f"{folder.name}.aside{number}")
-                number += 1
-            folder.rename(target)
-            aside.append(target)
-    return aside
+    later = [folder for folder in checkpoint.list_checkpoints(exp_dir) if checkpoint.step_of(folder) > step]
+    return [set_aside(folder) for folder in later]
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a checkpoint to ``.aside`` (or ``.aside2``, ..); return the new name."""
+    target = folder.with_name(folder.name + ".aside")
+    number = 2
+    while target.exists():
+        target = folder.with_name(f"{folder.name}.aside{number}")
+        number += 1
+    return folder.rename(target)
 
 
 def check_unchanged(folder: Path, state: Dict[str, Any], corpora: Sequence[Dict[str, Any]], config: Config) -> None:

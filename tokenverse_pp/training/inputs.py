@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from itertools import islice
 from pathlib import Path
-from typing import Any, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 from lhotse.cut import Cut
@@ -126,21 +127,25 @@ def check_data(config: Config, tasks: TaskSet, world: DistributedContext = ALONE
             check_labels(manifest, tasks, world, bar)
     for path in (*d.train, *d.valid):
         if not Path(path).is_dir():  # a Shar folder holds its audio
-            with failing_together(world):
+            with world.failing_together():
                 check_sample(path, config, world)
 
 
-@contextlib.contextmanager
-def failing_together(world: DistributedContext) -> Iterator[None]:
-    """Raise the first UserError that a rank raises in the block on all ranks."""
-    problem = ""
-    try:
-        yield
-    except UserError as error:
-        problem = str(error)
-    for found in world.gather(problem):
-        if found:
-            raise UserError(found)
+def same_corpora(rounds: Rounds, world: DistributedContext) -> List[Dict[str, Any]]:
+    """Bytes and SHA-256 of each corpus; on each machine the first process reads them.
+
+    Raises:
+        UserError: on all ranks, if machines have copies that differ: each rank draws all batches and takes its own.
+    """
+    mine = [source.fingerprint() for source in rounds.sources] if world.leads else None
+    found = world.gather((socket.gethostname(), mine))
+    (first, corpora), *others = [(host, each) for host, each in found if each is not None]
+    for host, each in others:
+        for ours, theirs in zip(corpora, each):
+            if ours["sha256"] != theirs["sha256"]:
+                sizes = f"{theirs['bytes']} bytes, not {ours['bytes']}" if theirs["bytes"] != ours["bytes"] else "other"
+                raise UserError(f"--data.train: {theirs['path']} on {host} differs from that on {first} ({sizes})")
+    return corpora
 
 
 def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar: Any = None) -> None:
@@ -155,7 +160,7 @@ def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar:
         hashes.append(name_hash(row.id))
         return labelled_cut(row)
 
-    with failing_together(world):
+    with world.failing_together():
         rows = read_rows(manifest, bar, (world.rank, world.size))
         problems = [f"cut {cut_id}: {text}" for cut_id, text in find_problems(map(noted, rows), tasks)]
         if problems:

@@ -15,16 +15,17 @@ from tokenverse_pp.data.dataset import Batch
 from tokenverse_pp.training.steps import StepResult, as_record
 
 LOG = logging.getLogger(__name__)
+LOG_FILE = "log.jsonl"
 
 
 class RunLog:
-    """Appends records to ``log.jsonl`` and scalars to tensorboard; for the first rank.
+    """Appends records to ``log.jsonl`` and scalars to tensorboard; for the rank that writes.
 
     Without tensorboard, or with one that cannot be imported, the run continues with a warning.
     """
 
     def __init__(self, exp_dir: Path, step: int):
-        self.path = exp_dir / "log.jsonl"
+        self.path = exp_dir / LOG_FILE
         # A resumed run starts at its checkpoint: it writes the later records of the killed run again.
         kept = [record for record in read_log(self.path) if record["step"] <= step]
         self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
@@ -86,7 +87,7 @@ def plot_curves(exp_dir: Path) -> Optional[Path]:
         if not (isinstance(error, ModuleNotFoundError) and error.name == "matplotlib"):
             LOG.warning("no curves.png: matplotlib cannot be imported (%s)", one_line(error))
         return None
-    records = read_log(exp_dir / "log.jsonl")
+    records = read_log(exp_dir / LOG_FILE)
     figure = Figure(figsize=(12, 7))
     for number, (title, sources) in enumerate(PANELS, start=1):
         axis = figure.add_subplot(2, 3, number)

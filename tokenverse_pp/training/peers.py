@@ -8,6 +8,8 @@ while the main thread is blocked in a collective operation:
   whose counter stands still for ``patience`` seconds has died (SIGKILL, power, network);
 - on SIGTERM (which torchrun sends when any rank is gone) or an error in a collective operation, all watch all for
   `URGENT` seconds.
+
+Also `StopRequest`: SIGTERM and SIGUSR1 while a model is trained ask for an end after the step, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from datetime import timedelta
 from types import FrameType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
@@ -25,10 +28,12 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 import torch.distributed as dist
 
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.distributed import DistributedContext
 
 BEAT = 0.5  # seconds
 URGENT = 5.0  # seconds without a sign of life, once something is known to be wrong
 EXIT_CODE = 2
+STOPPED = 128 + signal.SIGTERM  # exit code of a run that was asked to stop, and can be resumed
 
 
 class Watch:
@@ -48,37 +53,52 @@ class Watch:
         self.size = size
         self.patience = patience
         self.leave = leave
-        self.urgent = threading.Event()
+        self.urgent = threading.Event()  # watch all, for a while
+        self.failing = threading.Event()  # this rank has an error: stop once the others are known to be alive
         self.ended = threading.Event()
         self.lock = threading.Lock()  # a store's connection is not for two threads at once
         self.seen: Dict[int, Tuple[int, float]] = {}
+        self.limit = patience  # `URGENT` while all watch all
+        self.answered = time.monotonic()  # by the store
         self.thread = threading.Thread(target=self._run, name="peers", daemon=True)
+        # Where the machine of the store has lost its power, a request to it waits for a quarter of an hour.
+        self.guard = threading.Thread(target=self._guard, name="peers-guard", daemon=True)
 
     def start(self) -> None:
         """Start watching."""
+        self.answered = time.monotonic()
         self.thread.start()
+        self.guard.start()
 
     def stop(self) -> None:
         """Stop watching and tell the others that this rank has finished."""
         self.ended.set()
         self.thread.join(timeout=URGENT)
-        with self.lock, contextlib.suppress(RuntimeError):
-            self.store.add(f"done/{self.rank}", 1)
+
+        def say() -> None:
+            with self.lock, contextlib.suppress(RuntimeError):
+                self.store.add(f"done/{self.rank}", 1)
+
+        _within(URGENT, say)
 
     def announce(self, message: str) -> None:
         """Tell the others why this rank fails, and wait until they have read it (this rank may hold the store)."""
         self.ended.set()
+        _within(2 * URGENT, lambda: self._tell(f"rank {self.rank} failed: {message}", self.size - 1))
+
+    def _tell(self, message: str, listeners: int) -> None:
         with contextlib.suppress(RuntimeError):
             with self.lock:
                 if self.store.add("claimed", 1) == 1:
-                    self.store.set("message", f"rank {self.rank} failed: {message}")
+                    self.store.set("message", message)
                     self.store.add("failed", 1)
             until = time.monotonic() + URGENT
-            while self._read("heard") < self.size - 1 and time.monotonic() < until:
+            while self._read("heard") < listeners and time.monotonic() < until:
                 time.sleep(BEAT / 5)
 
     def explain(self) -> None:
         """After an error: end this process if another rank is the cause."""
+        self.failing.set()
         self.urgent.set()
         self.thread.join(timeout=2 * URGENT)
 
@@ -87,23 +107,36 @@ class Watch:
             return self.store.add(key, 0)
 
     def _run(self) -> None:
-        lost = since = time.monotonic()
+        since = time.monotonic()
         urgent = False
         while not self.ended.wait(BEAT):
             now = time.monotonic()
-            if self.urgent.is_set() and not urgent:
+            if self.urgent.is_set():
+                self.urgent.clear()
                 urgent, since = True, now
-            try:
+            self.limit = URGENT if urgent else self.patience
+            reason = None
+            with contextlib.suppress(RuntimeError):  # no answer: `_guard` sees for how long
                 reason = self._look(urgent, now)
-                lost = now
-            except RuntimeError:  # no answer
-                patient = now - lost < (URGENT if urgent else self.patience)
-                reason = None if patient else "the rank or node that holds the store of the process group is gone"
+                self.answered = time.monotonic()
+                if reason and not self._read("failed"):
+                    self._tell(reason, self.size - 2)  # neither this rank nor the dead one
             if reason:
                 self.leave(f"rank {self.rank} stops: {reason}")
                 return
-            if urgent and now - since > URGENT + 4 * BEAT:
-                return  # all others are alive: this rank is the cause
+            if urgent and now - since > URGENT + 4 * BEAT and self.answered >= now:
+                if self.failing.is_set():
+                    return  # all others are alive: this rank is the cause
+                urgent = False
+
+    def _guard(self) -> None:
+        while self.thread.is_alive() and not self.ended.wait(BEAT):
+            limit = URGENT if self.urgent.is_set() else self.limit
+            if time.monotonic() - self.answered > limit:
+                self.leave(
+                    f"rank {self.rank} stops: the rank or machine that holds the store of the process group is gone"
+                )
+                return
 
     def _look(self, urgent: bool, now: float) -> Optional[str]:
         """Send a heartbeat; return the reason to stop, if there is one."""
@@ -128,21 +161,61 @@ class Watch:
         return [peer for peer in peers if peer != self.rank]
 
 
-def join_watch(rank: int, size: int, patience: float) -> Watch:
-    """Watch the ranks of the process group that this process has joined."""
+def join_watch(world: DistributedContext, patience: float) -> Optional[Watch]:
+    """Watch the ranks of the process group that this process has joined; None: it has no others."""
+    if world.size == 1:
+        return None
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    client = dist.TCPStore(host, port, size, False, timedelta(seconds=max(patience, URGENT)))
-    # torchrun keeps its store when it restarts the ranks.
-    store = dist.PrefixStore(f"tokenverse/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", client)
-    watch = Watch(store, rank, size, patience, _leave)
+    client = dist.TCPStore(host, port, world.size, False, timedelta(seconds=max(patience, URGENT)))
+    # torchrun keeps its store when it starts the ranks again, after a failure or when a machine has come.
+    store = dist.PrefixStore(f"tokenverse/{world.from_first(lambda: uuid.uuid4().hex)}", client)
+    watch = Watch(store, world.rank, world.size, patience, _leave)
     watch.start()
 
     def on_term(signum: int, frame: Optional[FrameType]) -> None:
         watch.explain()
-        _leave(f"rank {rank} stops: SIGTERM", 128 + signum)
+        _leave(f"rank {world.rank} stops: SIGTERM", 128 + signum)
 
     signal.signal(signal.SIGTERM, on_term)
     return watch
+
+
+class StopRequest:
+    """Whether SIGTERM or SIGUSR1 has asked this process to stop.
+
+    The signals only ask while this is entered, as a context; before and after they do what they did, but once a request
+    was made they have no other effect. SLURM, Kubernetes and spot machines announce the end with SIGTERM, SLURM's
+    ``--signal`` with any signal. torchrun also sends SIGTERM to start the ranks again: because one has failed, or with
+    those of another machine.
+    """
+
+    def __init__(self, watch: Optional[Watch] = None):
+        self.watch = watch
+        self.made = False
+        self.before: Dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for name in ("SIGTERM", "SIGUSR1"):  # Windows has no SIGUSR1
+            if hasattr(signal, name) and threading.current_thread() is threading.main_thread():
+                number = getattr(signal, name)
+                self.before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.before.items() if not self.made else ():
+            signal.signal(number, handler)
+
+    def _on_signal(self, signum: int, frame: Optional[FrameType]) -> None:
+        self.made = True
+        if self.watch is not None:
+            self.watch.urgent.set()  # if a rank is gone, the step never ends
+
+
+def _within(seconds: float, act: Callable[[], None]) -> None:
+    """Do something that may wait for a machine that is gone, and go on after so long."""
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(timeout=seconds)
 
 
 def _leave(message: str, code: int = EXIT_CODE) -> None:

@@ -27,9 +27,11 @@ from tokenverse_pp.training.checkpoints import (
     check_unchanged,
     set_later_aside,
 )
+from tokenverse_pp.training.inputs import same_corpora
 from tokenverse_pp.training.log import Meter, RunLog, add_drawn, drawn_table, plot_curves, read_log
 from tokenverse_pp.training.memory import pick_recomputed
 from tokenverse_pp.training.optim import FreezeSchedule, TrainedRows, lr_factor, make_optimizer
+from tokenverse_pp.training.peers import StopRequest
 from tokenverse_pp.training.steps import BAD_BATCHES, Progress, Stepper, StepResult, cut_ids, dump_batches, scan
 from tokenverse_pp.training.transfer import Before, InitialModel, new_below_mean, start_from, start_from_pretrained
 from tokenverse_pp.training.validation import Validator, describe
@@ -81,10 +83,22 @@ class Trainer:
         self.saver.origin["before"] = before and asdict(before)
         self.progress = Progress()
         self.saved = 0  # step of the latest checkpoint
+        self.stop = StopRequest()
+        self.stopped = False
         self.meter = Meter(dataset.tasks.names)
 
-    def run(self) -> Path:
-        """Train until the last step or epoch; return the folder of the averaged model."""
+    def run(self, stop: Optional[StopRequest] = None) -> Optional[Path]:
+        """Train until the last step or epoch; return the folder of the averaged model.
+
+        Args:
+            stop: if any rank is asked to stop, all of them save a checkpoint after the step, and return None.
+        """
+        with stop or StopRequest() as self.stop:
+            self._train()
+        return None if self.stopped else self.finish()
+
+    def _train(self) -> None:
+        """The loop of `run`."""
         t = self.config.training
         self.stepper = Stepper(self.model, self.optimizer, self.config, self.world, self.scaler, self.rows)
         self.model.train()
@@ -94,7 +108,7 @@ class Trainer:
         if t.scan:
             for line in scan(self.model, self.sampler, self.dataset, self.config, self.world):
                 self.say(line)
-        log = RunLog(self.exp_dir, self.step) if self.world.is_first else None
+        log = RunLog(self.exp_dir, self.step) if self.world.writes else None
         bar = tqdm(total=t.max_steps, initial=self.step, unit="step", disable=None if self.world.is_first else True)
         if t.valid_first and self.validator and self.step == 0 and self.progress.valid is None:
             self.validate(log)
@@ -121,16 +135,17 @@ class Trainer:
         bar.close()
         if self.saved < self.step:
             self.save()
+        if self.stopped:
+            self.say(f"stopped by a signal after step {self.step}: run the same command again to resume")
         if log:
             log.close()
             self.say(drawn_table(add_drawn(r["corpora"] for r in read_log(log.path) if r["kind"] == "drawn")))
-        return self.finish()
 
     def draw(self) -> Iterator[Tuple[SamplerState, List[Batch]]]:
         """Yield the batches of each step and the sampler's state after them.
 
         A step has ``training.accumulate`` batches; the last step of an epoch may have fewer. An epoch ends on all ranks
-        as soon as one rank has no batch left.
+        as soon as one rank has no batch left, and the run as soon as one is asked to stop.
         """
         t = self.config.training
         start = self.progress.place
@@ -139,7 +154,11 @@ class Trainer:
             steps = 0
             while True:
                 drawn = list(islice(batches, t.accumulate))
-                if not self.world.all_(bool(drawn)):
+                ready, stops = self.world.sum([bool(drawn), self.stop.made])
+                if stops:
+                    self.stop.made = self.stopped = True
+                    return
+                if ready < self.world.size:
                     break
                 steps += 1
                 yield drawn[-1][0], [batch for _, batch in drawn]
@@ -161,8 +180,8 @@ class Trainer:
         self.meter.add(result, batches)
         average = self.saver.average
         if average is not None and self.step % average.period == 0:
-            weights = gathered(self.model.checkpoint_state(), keep=self.world.is_first)
-            if self.world.is_first:
+            weights = gathered(self.model.checkpoint_state(), keep=self.world.writes)
+            if self.world.writes:
                 average.update(weights, self.step)
         return result
 
@@ -191,19 +210,19 @@ class Trainer:
         self.say(f"step {self.step}: {describe(scores)}")
 
     def save(self) -> None:
-        """Write a checkpoint and delete those that are no longer needed (the first rank writes)."""
+        """Write a checkpoint and delete those that are no longer needed (on the ranks that write)."""
         self._share_trained()
-        self.saver.save(self.progress, write=self.world.is_first)
+        with self.world.failing_together():  # after a full disk of one machine the others have theirs
+            self.saver.save(self.progress, write=self.world.writes)
         self.saved = self.step
-        self.world.barrier()
 
     def finish(self) -> Path:
         """Average the last checkpoints into ``model/``, and validate that model."""
         folder, made_of = self.exp_dir / "model", ""
-        if self.world.is_first:
-            made_of = self.saver.write_model()
-            plot_curves(self.exp_dir)
-        self.world.barrier()
+        with self.world.failing_together():
+            if self.world.writes:
+                made_of = self.saver.write_model()
+                plot_curves(self.exp_dir)
         load_weights(self.model, folder)
         if self.validator:
             self.say(f"{made_of}: {describe(self._scores())}")
@@ -237,7 +256,7 @@ class Trainer:
 
         All input is checked before anything is written to the experiment folder.
         """
-        corpora = self.world.from_first(lambda: [source.fingerprint() for source in self.sampler.rounds.sources])
+        corpora = same_corpora(self.sampler.rounds, self.world)
         if folder:
             self._resume(folder, corpora)
         elif source:
@@ -252,11 +271,12 @@ class Trainer:
             added = tokenizer.pieces(range(known, tokenizer.vocab_size))
             self.say(f"predictor, joiner and {known} tokens are those of {name}; new: {', '.join(added)}")
         self.sampler.look()
-        self.world.barrier()  # all ranks have read before the first one writes
-        if self.world.is_first:
-            self.saver.prepare(corpora)
-            for aside in set_later_aside(self.exp_dir, self.step):
-                self.say(f"set aside: {aside}")
+        self.world.barrier()  # all ranks have read before one writes
+        with self.world.failing_together():
+            if self.world.writes:
+                self.saver.prepare(corpora)
+                for aside in set_later_aside(self.exp_dir, self.step):
+                    self.say(f"set aside: {aside}")
 
     def _resume(self, folder: Path, corpora: List[Dict[str, Any]]) -> None:
         """Load weights, optimiser and sampler state from a checkpoint."""

@@ -1,0 +1,142 @@
+"""Experiment folders of several machines: each process here is one, with a folder of its own or a shared one."""
+
+import json
+import multiprocessing
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+from lhotse import MonoCut
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.decoding.recognizer import RecognizedBatch
+from tokenverse_pp.decoding.run import Parts, check_same, gather_lines, prepare
+from tokenverse_pp.models import checkpoint
+from tokenverse_pp.training import storage
+from tokenverse_pp.training.storage import check_storage, share_checkpoints
+
+HOST = socket.gethostname()
+
+
+@pytest.fixture
+def on_machines(tmp_path):
+    """Runs a function of a world on so many machines of one process -> results, or the messages of their errors."""
+
+    def rank(function, number, count, shared, pipe):
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group-{count}", rank=number, world_size=count)
+        try:
+            pipe.send(function(DistributedContext(number, count, machine=number, shared=shared)))
+        except UserError as error:
+            pipe.send(str(error))
+        dist.destroy_process_group()
+
+    def run(count, function, shared=False):
+        context = multiprocessing.get_context("fork")
+        pipes = [context.Pipe() for _ in range(count)]
+        processes = [
+            context.Process(target=rank, args=(function, n, count, shared, pipes[n][1]), daemon=True)
+            for n in range(count)
+        ]
+        for process in processes:
+            process.start()
+        assert all(pipe.poll(60) for pipe, _ in pipes)
+        found = [pipe.recv() for pipe, _ in pipes]
+        for process in processes:
+            process.join(20)
+        (tmp_path / f"group-{count}").unlink(missing_ok=True)
+        return found
+
+    return run
+
+
+def save(exp_dir, step, value=0.0):
+    """A checkpoint with all its files."""
+    tensors = {name: {"x": torch.full((3,), value)} for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER)}
+    state = json.dumps({"step": step, "epoch": 0, "batch": 0, "world_size": 1})
+    texts = {checkpoint.STATE: state.encode(), checkpoint.CONFIG: b"", checkpoint.TOKENIZER: b""}
+    checkpoint.write_folder(checkpoint.checkpoint_dir(exp_dir, step), tensors, texts)
+    (exp_dir / "log.jsonl").write_text(f"to step {step}\n")
+
+
+def names(exp_dir):
+    return sorted(path.name for path in (exp_dir / "checkpoints").iterdir())
+
+
+def test_machines_start_from_the_latest_intact_checkpoint_of_any(on_machines, tmp_path):
+    dirs = [tmp_path / f"machine-{number}" for number in range(3)]
+    save(dirs[0], 2)
+    save(dirs[0], 8)
+    (checkpoint.checkpoint_dir(dirs[0], 8) / checkpoint.WEIGHTS).write_bytes(b"damaged")
+    save(dirs[1], 2)
+    save(dirs[1], 4, value=0.5)
+    save(dirs[2], 4, value=0.1)  # of another run
+    on_machines(3, lambda world: share_checkpoints(dirs[world.rank], world))
+    aside = [["step-00000008.aside"], [], ["step-00000004.aside"]]
+    for exp_dir, others in zip(dirs, aside):
+        assert names(exp_dir) == sorted(["step-00000002", "step-00000004", *others])
+        folder = checkpoint.list_checkpoints(exp_dir)[-1]
+        assert checkpoint.damage(folder) is None
+        assert checkpoint.read_tensors(folder / checkpoint.WEIGHTS)["x"].tolist() == [0.5] * 3
+        assert (exp_dir / "log.jsonl").read_text() == "to step 4\n"
+
+
+def test_machines_without_checkpoints_or_with_the_same_change_nothing(on_machines, tmp_path):
+    dirs = [tmp_path / "a", tmp_path / "b"]
+    on_machines(2, lambda world: share_checkpoints(dirs[world.rank], world))
+    assert not any(path.exists() for path in dirs)
+    for exp_dir in dirs:
+        save(exp_dir, 2)
+    (dirs[1] / "log.jsonl").write_text("of b\n")
+    on_machines(2, lambda world: share_checkpoints(dirs[world.rank], world))
+    assert (dirs[1] / "log.jsonl").read_text() == "of b\n"
+
+
+def test_machine_that_cannot_write_a_checkpoint_is_named_by_all(on_machines, tmp_path):
+    dirs = [tmp_path / "a", tmp_path / "b"]
+    save(dirs[0], 2)
+    dirs[1].write_text("a file")
+    found = on_machines(2, lambda world: share_checkpoints(dirs[world.rank], world))
+    assert found[0] == found[1] and found[0].startswith(f"{HOST}: {dirs[1]}/") and "cannot be written" in found[0]
+
+
+def test_storage_must_be_as_it_is_said(on_machines, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "SEEN_WITHIN", 0.2)
+    dirs = [tmp_path / "a", tmp_path / "b"]
+    assert on_machines(2, lambda world: check_storage(dirs[0], world), shared=True) == [None] * 2
+    assert on_machines(2, lambda world: check_storage(dirs[world.rank], world)) == [None] * 2
+    assert not any(list(path.iterdir()) for path in dirs)
+    apart = on_machines(2, lambda world: check_storage(dirs[world.rank], world), shared=True)
+    assert all("is not that of" in text and "--training.storage local" in text for text in apart)
+    same = on_machines(2, lambda world: check_storage(dirs[0], world))
+    assert same[0] == same[1] and same[0].startswith("--training.storage=local: ") and "the same folder" in same[0]
+
+
+def test_decoded_batches_come_from_all_machines(on_machines, tmp_path):
+    """Each decodes one batch of its own, and has one from a run that was stopped."""
+
+    def decode(world):
+        parts = Parts(tmp_path / f"parts-{world.rank}")
+        batches = [(key, []) for key in "abcdef"]
+        done = prepare(parts, batches, True, lambda line: None, world)
+        mine = [key for key, _ in batches if key not in done][world.rank]
+        parts.append(world.rank, mine, RecognizedBatch([{"id": mine}]))
+        parts.close()
+        lines = gather_lines(parts, [key for key, _ in batches], world)
+        return done, sorted(lines)
+
+    for number, key in enumerate("fed"):
+        parts = Parts(tmp_path / f"parts-{number}")
+        parts.append(number, key, RecognizedBatch([{"id": key}]))
+        parts.close()
+    found = on_machines(3, decode)
+    assert [done for done, _ in found] == [{"d", "e", "f"}] * 3
+    assert found[0][1] == list("abcdef")
+
+
+def test_machine_with_other_cuts_is_named(on_machines):
+    cuts = [MonoCut(f"c{number}", 0, 1, 0) for number in range(2)]
+    assert on_machines(2, lambda world: check_same(world, "run", cuts)) == [None, None]
+    found = on_machines(2, lambda world: check_same(world, "run", cuts[world.rank :]))
+    assert found == [f"--cuts: on {HOST} they differ from those on {HOST}"] * 2
