@@ -369,6 +369,9 @@ NO_CODES = {
     "language in packages.ASTERISK_LANGUAGES",  # names of Debian packages
     "(language, key) in _WRONG_TEXTS",
     "path.name in ASR_LANGUAGES",  # names of folders, as lhotse has them
+    "language == 'en'",  # a primary language, as is the next
+    "language in BY_LETTER",
+    "silence.row in languages",  # rows of a table
     "code not in available_languages()",  # of wordfreq, by `code_of_words`
 }
 
