@@ -67,36 +67,31 @@ install_torch() {
 }
 
 # meeteval, of the extra scoreboards, has no wheels. Where it cannot be compiled all else works, and its tests are skipped.
-can_compile() {
+install_scoreboards() {
+    version=$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     headers=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
     if ! command -v g++ >/dev/null || [ ! -f "$headers/Python.h" ]; then
-        version=$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-        if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-            echo "meeteval (cpWER) is left out: compiling it takes g++ and python$version-dev" >&2
-            return 1
+        if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+            need_packages g++ "python$version-dev"
         fi
-        need_packages g++ "python$version-dev" || return 1
     fi
+    pip install "$@" || echo "meeteval (cpWER) is left out: compiling it takes g++ and python$version-dev" >&2
 }
-scoreboards=no
-if can_compile; then scoreboards=yes; fi
 
 if "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     install_torch "$(sed -n 's/^torch==//p' requirements.txt)"
     echo "installing the other packages" >&2
-    wanted=requirements.txt
-    if [ "$scoreboards" = no ]; then
-        wanted=$(mktemp)
-        grep -v '^meeteval==' requirements.txt >"$wanted"
-    fi
+    wanted=$(mktemp)
+    grep -v '^meeteval==' requirements.txt >"$wanted"
     pip install -r "$wanted"
+    rm -f "$wanted"
     pip install --no-deps --editable .
+    install_scoreboards "$(grep '^meeteval==' requirements.txt)" || true
 else
     echo "Python older than 3.11: the ranges of pyproject.toml in place of the tested pins" >&2
     torch=$("$venv/bin/python" -c 'import sys; print("2.13.0" if sys.version_info >= (3, 10) else "2.8.0")')
     install_torch "$torch"
     echo "installing the other packages" >&2
-    extras=human-speech,plots,dev
-    if [ "$scoreboards" = yes ]; then extras=$extras,scoreboards; fi
-    pip install "torch==$torch" --editable ".[$extras]"
+    pip install "torch==$torch" --editable '.[human-speech,plots,dev]'
+    install_scoreboards "torch==$torch" --editable '.[scoreboards]' || true
 fi

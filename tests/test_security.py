@@ -29,6 +29,8 @@ from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.files import aligned, check_links
 from tokenverse_pp.cli.transcribing import file_name
 from tokenverse_pp.data.hypotheses import read_hypotheses
+from tokenverse_pp.data.importing.rows import BadRow
+from tokenverse_pp.data.importing.tables import _downloaded
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.evaluation.report import write_report
 from tokenverse_pp.evaluation.scoring import score_hypotheses
@@ -468,3 +470,18 @@ def test_what_lies_beside_hypotheses_is_looked_at(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     refused = run("report", "--hyps", hyps, "--cuts", cuts, "--output", page)
     assert refused.exit_code == 2 and f"{tmp_path / name}: " in refused.stderr and not page.exists()
+
+
+def test_a_data_set_of_the_hub_names_only_files_that_were_downloaded(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "secret.wav").write_bytes(b"secret")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "a.wav").write_bytes(b"theirs")
+    (tmp_path / "cache" / "link.wav").symlink_to(tmp_path / "secret.wav")
+    assert _downloaded(tmp_path / "cache" / "a.wav") == b"theirs"
+    for name in ("secret.wav", "cache/link.wav", "cache/../secret.wav", "/dev/zero", "a.wav"):
+        with pytest.raises(BadRow, match="not among the downloaded files"):
+            _downloaded(tmp_path / name)
+    with pytest.raises(BadRow, match="No such file"):
+        _downloaded(tmp_path / "cache" / "none.wav")

@@ -456,7 +456,7 @@ def _audio(value: Dict[str, Any], audio_out: AudioOut, number: int, downloaded: 
     """
     data, path = value.get("bytes"), value.get("path")
     if data is None and path and downloaded:
-        data = Path(path).read_bytes()
+        data = _downloaded(Path(path))
     if data is None and value.get("array") is not None:
         data = _wave(value)
     if data is None:
@@ -472,6 +472,21 @@ def _audio(value: Dict[str, Any], audio_out: AudioOut, number: int, downloaded: 
         with replacing(target) as temporary:
             temporary.write_bytes(data)
     return str(target)
+
+
+def _downloaded(path: Path) -> bytes:
+    """A file of the library's caches; a data set from elsewhere may name no other file of this machine."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    real, config = path.resolve(), datasets.config
+    caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE)
+    if not any(Path(folder).resolve() in real.parents for folder in caches):
+        raise BadRow(f"field 'audio': {shown(str(path))} is not among the downloaded files")
+    try:
+        return real.read_bytes()
+    except OSError as error:
+        raise BadRow(f"field 'audio': {reason_of(error)}") from None
 
 
 def _wave(value: Dict[str, Any]) -> bytes:
