@@ -35,11 +35,13 @@ hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs may share a machine
 srun torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$gpus" --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d \
     --rdzv-endpoint "${hosts%%$'\n'*}:$port" recipes/train.py "$@" &
+job=$!
 code=0
-wait $! || code=$?
-if [ -n "$ending" ]; then # the trap has ended the first `wait`
+wait "$job" || code=$?
+if [ -n "$ending" ]; then # each signal ends a `wait`
+    while kill -0 "$job" 2>/dev/null; do wait "$job" || true; done
     code=0
-    wait $! || code=$?
+    wait "$job" || code=$? # which bash remembers
     [ "$code" = 0 ] || scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -9,6 +9,7 @@ import torch
 from encoder_families import FAMILIES, extractor_of, save_family
 from toy_runs import call, read_cuts, toy_options
 
+from tokenverse_pp.api.model import TokenVerse
 from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
@@ -213,6 +214,7 @@ def test_checkpoints_and_options_that_do_not_fit_are_refused(saved, tiny_corpus,
     for change, said in (
         (dict(model__encoder__kind="frozen"), "kind=frozen"),
         (dict(model__encoder__stack=2), "stack=2"),
+        (dict(model__predictor_layers=2, model__predictor_dim=16), "leave out"),
         (dict(tokenizer__model=f"{saved('parakeet-rnnt')}/theirs.model"), "id 0 must be the blank"),
     ):
         with pytest.raises(UserError, match=said):
@@ -231,6 +233,17 @@ def run(train_script, corpus, folder, exp_dir, **changes):
     assert done.code == 0, done.stderr
     records = [json.loads(line) for line in (exp_dir / "log.jsonl").read_text().splitlines()]
     return [record["loss"] for record in records if record["kind"] == "train"]
+
+
+def test_a_saved_model_is_loaded_without_the_checkpoint(saved, tiny_corpus, tmp_path, speech):
+    bundle = taken_over(tiny_corpus, saved("parakeet-rnnt"))
+    folder = TokenVerse(bundle).save_pretrained(tmp_path / "model")
+    assert saved("parakeet-rnnt") not in (folder / "config.yaml").read_text()
+    loaded = load_model(folder)
+    options = SearchOptions("greedy")
+    assert [best.tokens for (best,) in search(loaded, speech, options=options)] == [
+        best.tokens for (best,) in search(bundle, speech, options=options)
+    ]
 
 
 @pytest.mark.slow

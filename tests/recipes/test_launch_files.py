@@ -17,7 +17,10 @@ MANIFEST = ROOT / "recipes" / "kubernetes.yaml"
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >> calls
 case "$*" in
-  torchrun*) trap 'echo saved >> calls; exit 1' TERM; echo $$ > torchrun.pid; [ -z "$ENDS" ] || exit "$ENDS"
+  torchrun*) trap 'trap "" TERM; [ -z "$TWICE" ] || kill -USR1 "$PPID"
+     while [ "$(grep -c scancel calls)" -lt "${TWICE:-1}" ]; do sleep 0.05; done
+     echo saved >> calls; exit 1' TERM
+     echo $$ > torchrun.pid; [ -z "$ENDS" ] || exit "$ENDS"
      kill -USR1 "$PPID"; while :; do sleep 0.05; done;;
 esac
 """
@@ -59,6 +62,11 @@ def test_slurm_script_fails_as_training_does(submitted):
 def test_slurm_notice_saves_and_queues_the_job_again(submitted):
     code, calls = submitted()
     assert calls[3:] == ["scancel --signal=TERM 10042", "saved", "scontrol requeue 10042"] and code == 1
+
+
+def test_slurm_job_that_gets_a_second_notice_finishes_saving(submitted):
+    code, calls = submitted(TWICE="2")
+    assert calls[3:] == ["scancel --signal=TERM 10042"] * 2 + ["saved", "scontrol requeue 10042"] and code == 1
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.training import peers
-from tokenverse_pp.training.peers import Watch, looking_after
+from tokenverse_pp.training.peers import StopRequest, Watch, looking_after
 
 
 @pytest.fixture
@@ -93,6 +93,29 @@ def test_store_that_neither_answers_nor_fails_ends_the_rank(ranks, monkeypatch):
     monkeypatch.setattr(watches[1], "_look", lambda *arguments: waiting.wait(20) and None)
     assert "holds the store" in wait_for(left, 1)[1]
     waiting.set()
+
+
+def test_work_after_an_agreed_stop_may_take_its_time(ranks, monkeypatch):
+    """A signal makes all ranks look at each other at once; once they have agreed to stop, they are patient again."""
+    watches, left, someone = ranks(2, patience=30)
+    stops = [StopRequest(watch) for watch in watches]
+    silent = threading.Event()
+    for stop, watch in zip(stops, watches):
+        stop._on_signal(15, None)
+        stop.agreed()
+        monkeypatch.setattr(watch, "_look", lambda *arguments: silent.wait(20) and None)  # a checkpoint is written
+    assert not someone.wait(1.0) and not left
+    silent.set()
+
+
+def test_time_in_which_no_thread_ran_does_not_count(ranks, monkeypatch):
+    _, left, someone = ranks(1, patience=0.3)
+    clock, lost = time.monotonic, [0.0]
+    monkeypatch.setattr(peers.time, "monotonic", lambda: clock() + lost[0])
+    for _ in range(5):
+        lost[0] += 10.0
+        assert not someone.wait(0.1)
+    assert not left
 
 
 def test_alone_nothing_is_watched():

@@ -82,6 +82,18 @@ def test_machines_start_from_the_latest_intact_checkpoint_of_any(on_machines, tm
         assert (exp_dir / "log.jsonl").read_text() == "to step 4\n"
 
 
+def test_what_others_removed_is_removed_and_what_is_damaged_left_out(on_machines, tmp_path):
+    dirs = [tmp_path / "a", tmp_path / "b"]
+    for step in (4, 6, 8):
+        save(dirs[0], step)
+    (checkpoint.checkpoint_dir(dirs[0], 6) / checkpoint.WEIGHTS).write_bytes(b"damaged")
+    save(dirs[1], 2)
+    save(dirs[1], 5)  # of another run
+    on_machines(2, lambda world: share_checkpoints(dirs[world.rank], world))
+    assert names(dirs[0]) == ["step-00000004", "step-00000006", "step-00000008"]
+    assert names(dirs[1]) == ["step-00000004", "step-00000005.aside", "step-00000008"]
+
+
 def test_machines_without_checkpoints_or_with_the_same_change_nothing(on_machines, tmp_path):
     dirs = [tmp_path / "a", tmp_path / "b"]
     on_machines(2, lambda world: share_checkpoints(dirs[world.rank], world))

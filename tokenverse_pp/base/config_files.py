@@ -269,7 +269,9 @@ def check_transducer(config: Config) -> None:
     if config.model.transducer != "pretrained":
         return
     wrong = {"kind": encoder.kind != "finetune", "stack": encoder.stack != 1}
-    wrong["random_init"] = encoder.random_init and not config.training.init_from
+    # A model that was saved has its sizes, and all weights are in its folder.
+    is_saved = bool(config.training.init_from) or config.model.predictor_layers > 0
+    wrong["random_init"] = encoder.random_init and not is_saved
     for name in (name for name, is_wrong in wrong.items() if is_wrong):
         raise UserError(
             f"--model.encoder.{name}={str(getattr(encoder, name)).lower()}: --model.transducer=pretrained takes the "

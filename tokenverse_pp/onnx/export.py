@@ -123,6 +123,8 @@ def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptio
     require_onnx()
     if isinstance(loaded.model.predictor, LstmPredictor):
         raise UserError("export: an LSTM predictor (--model.predictor_layers) cannot be exported; a stateless one can")
+    if loaded.model.predictor.symbols_per_frame > 1:
+        raise UserError("export: --model.symbols_per_frame above 1 cannot be exported: the runtime writes one")
     if output.exists() and not (output / DESCRIPTION).is_file():
         if not output.is_dir() or any(output.iterdir()):
             raise UserError(f"--output-dir {output}: there is something else; expected a new folder, or an export")

@@ -53,7 +53,9 @@ class Watch:
         self.size = size
         self.patience = patience
         self.leave = leave
-        self.urgent = threading.Event()  # watch all, for a while
+        # Watch all, for a while. A plain flag: signal handlers set it, where the lock of an Event may be held.
+        self.urgent = False
+        self.relaxed = False  # all were seen alive: no more need to watch all
         self.failing = threading.Event()  # this rank has an error: stop once the others are known to be alive
         self.ended = threading.Event()
         self.lock = threading.Lock()  # a store's connection is not for two threads at once
@@ -99,26 +101,32 @@ class Watch:
     def explain(self) -> None:
         """After an error: end this process if another rank is the cause."""
         self.failing.set()
-        self.urgent.set()
+        self.urgent = True
         self.thread.join(timeout=2 * URGENT)
+
+    def relax(self) -> None:
+        """Watch as before a signal: all ranks have just taken part in a collective operation."""
+        self.urgent, self.relaxed, self.limit = False, True, self.patience
 
     def _read(self, key: str) -> int:
         with self.lock:
-            return self.store.add(key, 0)
+            value = self.store.add(key, 0)
+        self.answered = time.monotonic()
+        return value
 
     def _run(self) -> None:
         since = time.monotonic()
         urgent = False
         while not self.ended.wait(BEAT):
             now = time.monotonic()
-            if self.urgent.is_set():
-                self.urgent.clear()
-                urgent, since = True, now
+            if self.relaxed:
+                self.relaxed = urgent = False
+            if self.urgent:
+                self.urgent, urgent, since = False, True, now
             self.limit = URGENT if urgent else self.patience
             reason = None
             with contextlib.suppress(RuntimeError):  # no answer: `_guard` sees for how long
                 reason = self._look(urgent, now)
-                self.answered = time.monotonic()
                 if reason and not self._read("failed"):
                     self._tell(reason, self.size - 2)  # neither this rank nor the dead one
             if reason:
@@ -130,9 +138,13 @@ class Watch:
                 urgent = False
 
     def _guard(self) -> None:
+        last = time.monotonic()
         while self.thread.is_alive() and not self.ended.wait(BEAT):
-            limit = URGENT if self.urgent.is_set() else self.limit
-            if time.monotonic() - self.answered > limit:
+            now = time.monotonic()
+            if now - last > 2 * BEAT:  # no thread of this process ran: a library that writes a file may keep the GIL
+                self.answered += now - last - BEAT
+            last = now
+            if now - self.answered > (URGENT if self.urgent else self.limit):
                 self.leave(
                     f"rank {self.rank} stops: the rank or machine that holds the store of the process group is gone"
                 )
@@ -208,7 +220,13 @@ class StopRequest:
     def _on_signal(self, signum: int, frame: Optional[FrameType]) -> None:
         self.made = True
         if self.watch is not None:
-            self.watch.urgent.set()  # if a rank is gone, the step never ends
+            self.watch.urgent = True  # if a rank is gone, the step never ends
+
+    def agreed(self) -> None:
+        """All ranks have finished the step, and stop: what follows may take its time."""
+        self.made = True
+        if self.watch is not None:
+            self.watch.relax()
 
 
 def _within(seconds: float, act: Callable[[], None]) -> None:

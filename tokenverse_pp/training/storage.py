@@ -75,7 +75,8 @@ def _seen(marks: List[Path], world: DistributedContext) -> Set[int]:
 def share_checkpoints(exp_dir: Path, world: DistributedContext) -> None:
     """Give all machines the checkpoints and the log of the one that has the latest intact checkpoint.
 
-    Other checkpoints are renamed to ``.aside``.
+    Of its other checkpoints a machine that receives some removes those that the others have removed long since, and
+    renames the rest to ``.aside``.
 
     Raises:
         UserError: on all processes, where a machine cannot write them.
@@ -83,13 +84,16 @@ def share_checkpoints(exp_dir: Path, world: DistributedContext) -> None:
     offers = world.gather(_offer(exp_dir) if world.writes else None)
     source = max(range(world.size), key=lambda rank: (max(offers[rank] or {"": 0}), -rank))
     offered, mine = offers[source] or {}, offers[world.rank]
+    receives = mine is not None and mine != offered
+    for folder in checkpoint.list_checkpoints(exp_dir) if receives and offered else ():
+        if folder.name < min(offered):  # first, since a disk may not hold both
+            shutil.rmtree(folder, ignore_errors=True)
     for name, sums in offered.items():
         lacking = [rank for rank, offer in enumerate(offers) if offer is not None and offer.get(name) != sums]
         if lacking:
             folder = exp_dir / "checkpoints" / name
-            _send_folder(folder, source, world.rank in lacking, world)
+            _send_folder(folder, source, world.rank in lacking, world, needed=name == max(offered))
     if any(offer is not None and offer != offered for offer in offers):
-        receives = mine is not None and mine != offered
         problem = _send_file(exp_dir / LOG_FILE, source, exp_dir / LOG_FILE if receives else None, world)
         with world.failing_together():
             if problem:
@@ -115,8 +119,11 @@ def _offer(exp_dir: Path) -> Offer:
     return offer
 
 
-def _send_folder(folder: Path, source: int, receives: bool, world: DistributedContext) -> None:
-    """Copy a checkpoint from one process to those that receive it, and check it there."""
+def _send_folder(folder: Path, source: int, receives: bool, world: DistributedContext, needed: bool) -> None:
+    """Copy a checkpoint from one process to those that receive it, and check it there.
+
+    One that is not ``needed`` and damaged is left out, with a warning: it may be so where it comes from.
+    """
     files = world.gather(sorted(path.name for path in folder.iterdir()) if world.rank == source else [])[source]
     temporary = folder.with_name(folder.name + ".tmp")
     if receives:
@@ -125,10 +132,14 @@ def _send_folder(folder: Path, source: int, receives: bool, world: DistributedCo
     with world.failing_together():
         if not receives:
             return
-        problem = next(filter(None, problems), None) or checkpoint.damage(temporary)
+        unwritten = next(filter(None, problems), None)
+        problem = unwritten or checkpoint.damage(temporary)
         if problem:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise UserError(problem)
+            if unwritten or needed:
+                raise UserError(problem)
+            LOG.warning(f"{socket.gethostname()}: {folder.name} of rank {source} is left out: {problem}")
+            return
         if folder.exists():
             LOG.warning(f"set aside: {set_aside(folder)}")
         temporary.rename(folder)

@@ -156,7 +156,8 @@ class Trainer:
                 drawn = list(islice(batches, t.accumulate))
                 ready, stops = self.world.sum([bool(drawn), self.stop.made])
                 if stops:
-                    self.stop.made = self.stopped = True
+                    self.stop.agreed()
+                    self.stopped = True
                     return
                 if ready < self.world.size:
                     break

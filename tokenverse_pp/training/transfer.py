@@ -23,7 +23,7 @@ from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import PRETRAINED, find_model, tasks_of
 from tokenverse_pp.models.encoders import EncoderConfig
 from tokenverse_pp.models.encoders.base import Backbone
-from tokenverse_pp.models.pretrained_transducer import read_vocabulary, read_weights
+from tokenverse_pp.models.pretrained_transducer import config_of, read_vocabulary, read_weights
 from tokenverse_pp.models.transducer import Transducer, recoded
 from tokenverse_pp.tasks import TaskSet
 
@@ -223,6 +223,13 @@ def start_from_pretrained(name: str, model: Transducer, below_mean: float) -> in
         UserError: the checkpoint cannot be read, or does not fit.
     """
     vocabulary = read_vocabulary(name)
+    theirs = config_of(name)
+    ours = (model.joiner.activation, model.predictor.symbols_per_frame)
+    if ours != (theirs.hidden_act, theirs.max_symbols_per_step):
+        raise UserError(
+            "--model.transducer=pretrained: sizes, joiner_activation and symbols_per_frame are the checkpoint's: leave "
+            "out --model.predictor_layers"
+        )
     state = read_weights(name, vocabulary.order)
     rows = model.joiner.output.out_features
     for key in set(VOCABULARY_ROWS) & set(state):
