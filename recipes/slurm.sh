@@ -26,7 +26,7 @@ gpus="${SLURM_GPUS_ON_NODE:-8}"
 
 # SIGUSR1 is SLURM's notice. srun would answer SIGTERM by SIGKILL to its tasks: scancel signals the tasks themselves.
 ending=
-trap 'ending=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+trap 'ending=1; scancel --signal=TERM "$SLURM_JOB_ID" || true' USR1
 
 # On the first machine, before all GPUs start; stops here if something needed fails.
 srun --nodes 1 --ntasks 1 tokenverse-pp doctor "$@" --gpus $((gpus * SLURM_JOB_NUM_NODES))
