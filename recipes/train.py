@@ -28,7 +28,7 @@ from tokenverse_pp.models.bundle import build_model, get_tokenizer, spelled_as_b
 from tokenverse_pp.models.checkpoint import list_checkpoints
 from tokenverse_pp.tasks import build_tasks, load_plugins
 from tokenverse_pp.training.checkpoints import find_start
-from tokenverse_pp.training.inputs import check_data, has_features, make_inputs
+from tokenverse_pp.training.inputs import check_data, has_features, make_inputs, same_corpora
 from tokenverse_pp.training.peers import STOPPED, StopRequest, join_watch, looking_after
 from tokenverse_pp.training.storage import check_storage, share_checkpoints
 from tokenverse_pp.training.trainer import Trainer
@@ -79,6 +79,8 @@ def train(config: Config, world: DistributedContext, stop: Optional[StopRequest]
     if config.data.stored_features is None:
         config.data.stored_features = has_features(config)
 
+    corpora = same_corpora(rounds, world, config.data.valid)
+
     # What to start from: a checkpoint of this run, another model, or nothing.
     start = world.from_writer(lambda: find_start(config))
     if config.data.validate:
@@ -104,7 +106,7 @@ def train(config: Config, world: DistributedContext, stop: Optional[StopRequest]
     dataset = inputs.dataset
     validator = Validator(inputs.held_out, dataset, config, world) if inputs.held_out else None
     trainer = Trainer(config, model, dataset, inputs.sampler, validator, world, before)
-    trainer.start(start, source)
+    trainer.start(start, source, corpora)
     inputs.unknown_in_valid.finish("data.valid", log.info)
     size = f"{trainer.trained / 1e6:.2f} M" if trainer.trained >= 1e4 else str(trainer.trained)
     read = "stored features" if config.data.stored_features else "audio"

@@ -1,5 +1,6 @@
 """Experiment folders of several machines: each process here is one, with a folder of its own or a shared one."""
 
+import gzip
 import json
 import multiprocessing
 import socket
@@ -9,12 +10,15 @@ import torch
 import torch.distributed as dist
 from lhotse import MonoCut
 
+from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.samplers import open_rounds
 from tokenverse_pp.decoding.recognizer import RecognizedBatch
 from tokenverse_pp.decoding.run import Parts, check_same, gather_lines, prepare
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.training import storage
+from tokenverse_pp.training.inputs import same_corpora
 from tokenverse_pp.training.storage import check_storage, share_checkpoints
 
 HOST = socket.gethostname()
@@ -152,3 +156,27 @@ def test_machine_with_other_cuts_is_named(on_machines):
     assert on_machines(2, lambda world: check_same(world, "run", cuts)) == [None, None]
     found = on_machines(2, lambda world: check_same(world, "run", cuts[world.rank :]))
     assert found == [f"--cuts: on {HOST} they differ from those on {HOST}"] * 2
+
+
+def test_copies_of_manifests_that_differ_are_named(on_machines, tiny_corpus, tmp_path):
+    for number in range(2):
+        (tmp_path / f"{number}").mkdir()
+        for name in ("train", "dev"):
+            (tmp_path / f"{number}" / f"{name}.jsonl.gz").write_bytes(
+                (tiny_corpus / f"cuts_{name}.jsonl.gz").read_bytes()
+            )
+
+    def compare(world):
+        folder = tmp_path / str(world.rank)
+        rounds = open_rounds(DataConfig(train=[str(folder / "train.jsonl.gz")]), 0)
+        return same_corpora(rounds, world, [str(folder / "dev.jsonl.gz")])
+
+    first, second = on_machines(2, compare)
+    assert first == second and [corpus["path"] for corpus in first] == [str(tmp_path / "0" / "train.jsonl.gz")]
+    for name, option in (("dev", "--data.valid"), ("train", "--data.train")):
+        with gzip.open(tmp_path / "1" / f"{name}.jsonl.gz", "at") as file:
+            file.write(gzip.open(tiny_corpus / f"cuts_{name}.jsonl.gz", "rt").readline())
+        path = tmp_path / "1" / f"{name}.jsonl.gz"
+        assert all(
+            said.startswith(f"{option}: {path} on {HOST} differs from that on") for said in on_machines(2, compare)
+        )

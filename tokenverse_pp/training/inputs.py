@@ -131,21 +131,32 @@ def check_data(config: Config, tasks: TaskSet, world: DistributedContext = ALONE
                 check_sample(path, config, world)
 
 
-def same_corpora(rounds: Rounds, world: DistributedContext) -> List[Dict[str, Any]]:
-    """Bytes and SHA-256 of each corpus; on each machine the first process reads them.
+def same_corpora(rounds: Rounds, world: DistributedContext, valid: Sequence[str] = ()) -> List[Dict[str, Any]]:
+    """Bytes and SHA-256 of each training corpus; on each machine the first process reads them.
+
+    Args:
+        rounds: with the corpora.
+        world: the ranks.
+        valid: manifests that are compared as well.
 
     Raises:
-        UserError: on all ranks, if machines have copies that differ: each rank draws all batches and takes its own.
+        UserError: on all ranks, if machines have copies that differ: each rank draws all batches and takes its own, and
+            all are to come to the same scores.
     """
-    mine = [source.fingerprint() for source in rounds.sources] if world.leads else None
+    mine = None
+    with world.failing_together():
+        if world.leads:
+            sources = [*rounds.sources, *(open_source(path, "data.valid") for path in valid)]
+            mine = [source.fingerprint() for source in sources]
     found = world.gather((socket.gethostname(), mine))
     (first, corpora), *others = [(host, each) for host, each in found if each is not None]
     for host, each in others:
-        for ours, theirs in zip(corpora, each):
+        for number, (ours, theirs) in enumerate(zip(corpora, each)):
             if ours["sha256"] != theirs["sha256"]:
+                option = "data.train" if number < len(rounds.sources) else "data.valid"
                 sizes = f"{theirs['bytes']} bytes, not {ours['bytes']}" if theirs["bytes"] != ours["bytes"] else "other"
-                raise UserError(f"--data.train: {theirs['path']} on {host} differs from that on {first} ({sizes})")
-    return corpora
+                raise UserError(f"--{option}: {theirs['path']} on {host} differs from that on {first} ({sizes})")
+    return corpora[: len(rounds.sources)]
 
 
 def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar: Any = None) -> None:

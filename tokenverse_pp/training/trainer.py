@@ -252,12 +252,18 @@ class Trainer:
         if self.world.is_first:
             LOG.info(line)
 
-    def start(self, folder: Optional[Path] = None, source: Optional[InitialModel] = None) -> None:
+    def start(
+        self,
+        folder: Optional[Path] = None,
+        source: Optional[InitialModel] = None,
+        corpora: Optional[List[Dict[str, Any]]] = None,
+    ) -> None:
         """Resume from a checkpoint (`checkpoints.find_start`), start from another model, or from scratch.
 
-        All input is checked before anything is written to the experiment folder.
+        All input is checked before anything is written to the experiment folder. ``corpora``: `same_corpora`, if it was
+        called before.
         """
-        corpora = same_corpora(self.sampler.rounds, self.world)
+        corpora = corpora or same_corpora(self.sampler.rounds, self.world)
         if folder:
             self._resume(folder, corpora)
         elif source:
