@@ -11,8 +11,9 @@ from lhotse.recipes import prepare_fleurs
 from mini_corpora import make_earnings, make_fleurs, make_slue, slue_rows
 from mini_runs import cuts_of
 
-from tokenverse_pp.data.corpora.earnings22 import turns_of
+from tokenverse_pp.data.corpora.earnings22 import Word, read_words, turns_of
 from tokenverse_pp.data.corpora.voxpopuli import slue_entities
+from tokenverse_pp.data.normalise import normalise
 
 MAKERS = {"earnings22": make_earnings, "fleurs": make_fleurs, "slue-voxpopuli": make_slue}
 
@@ -210,10 +211,60 @@ def test_earnings_windows_have_turns_of_known_words_only(prepared):
 
 
 def test_earnings_words_without_times_at_the_end_reach_to_the_end_of_the_call():
-    words = [("Yes", ".", "0", 1.0, 1.5), ("No", "", "0", None, None)]
+    words = [Word("Yes", ".", "0", 1.0, 1.5), Word("No", "", "0")]
     known, unknown = turns_of("call", words, 9.0)
     assert (known.text, known.start, known.end) == ("Yes.", 1.0, 1.5)
     assert (unknown.text, unknown.start, unknown.end) == (None, 1.5, 9.0)
+
+
+def earnings_turns(text):
+    """The turns of words with times; ``we're/CONTRACTION``: spelled out by the aligner."""
+    words = []
+    for i, token in enumerate(text.split()):
+        token, _, tag = token.partition("/")
+        mark = token[-1] if token[-1] in ".?," else ""
+        words.append(Word(token.rstrip(".?,"), mark, "0", float(i), i + 0.5, f"['7:{tag}']" if tag else "[]"))
+    return list(turns_of("call", words, 100.0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Foreign language. Yes",
+        "a Foreign, langauge- ok",
+        "Inaudible",
+        "of phonetic Kim",
+        "so silence",
+        "<foreign>",
+    ],
+)
+def test_earnings_words_that_the_aligner_made_of_marks_are_unknown(text):
+    assert earnings_turns(text)[0].text is None
+    known = "Foreign exchange and a language of silent foreign lands"
+    assert [turn.text for turn in earnings_turns(known)] == [known]
+
+
+def test_earnings_sentences_begin_with_small_letters_where_the_aligner_spelled_out_a_word():
+    turns = earnings_turns("Thank you. we're/CONTRACTION fine, Inc. and more. lemme/CONTRACTION see")
+    assert [turn.text for turn in turns] == ["Thank you.", "we're fine, Inc. and more.", "lemme see"]
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("Yes we're/CONTRACTION up twenty/PERCENT percent./PERCENT", True),
+        ("The EBITDA/ABBREVIATION of Q1./ALPHANUMERIC", True),
+        ("we're/CONTRACTION fine.", False),
+        ("And i'll/CONTRACTION see.", False),
+        ("In q/ALPHANUMERIC one./ALPHANUMERIC", False),
+        ("It/CONTRACTION is./CONTRACTION", True),
+    ],
+)
+def test_earnings_turns_that_lost_a_capital_are_not_labelled_for_punct(text, written):
+    [turn] = earnings_turns(text)
+    words = read_words(turn, normalise, written=True)
+    assert words.text == normalise(turn.text) and words.complete
+    assert words.written == (turn.text if written else None)
 
 
 def test_earnings_audio_that_git_lfs_has_not_fetched(sources, tmp_path):
