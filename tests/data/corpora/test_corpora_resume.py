@@ -13,6 +13,7 @@ from toy_runs import ROOT
 
 from tokenverse_pp.cli.main import PREPARE
 from tokenverse_pp.data.corpora import LICENCES
+from tokenverse_pp.data.corpora.resume import contents
 
 THERE = "there from an earlier run with the same options"
 
@@ -66,6 +67,45 @@ def test_what_is_not_whole_or_not_as_asked_is_prepared_again(tmp_path, damage):
         assert found == expected
     kept = {file for file, time in times(tmp_path / "out").items() if before.get(file) == time}
     assert len([file for file in kept if file.name.startswith("cuts_")]) == others
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_what_came_by_half_is_prepared_again_once_it_is_there(corpora, name, tmp_path):
+    """A download that goes on: a file more, in the group that is not whole and in no other."""
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    shutil.copytree(corpora[name].corpus_dir, corpus)
+    late = sorted(path for path in corpus.rglob("*") if path.suffix in (".flac", ".mp3", ".wav", ".ogg", ".sph"))[0]
+    groups = 1 if name not in ("commonvoice", "librispeech", "mls") else 3 if name == "librispeech" else 2
+    whole = late.read_bytes()
+    prepare(name, corpus, out)
+    before = times(out)
+    assert prepare(name, corpus, out).count(THERE) == groups and times(out) == before
+    late.write_bytes(whole + b"\0" * 64)  # longer, and newer: as good as another file
+    assert prepare(name, corpus, out).count(THERE) == groups - 1
+    late.write_bytes(whole)
+    assert prepare(name, corpus, out).count(THERE) == groups - 1
+
+
+def test_utterances_and_rows_that_come_later_are_prepared(tmp_path):
+    corpus, out = make_librispeech(tmp_path / "LibriSpeech"), tmp_path / "out"
+    late = next((corpus / "dev-clean").rglob("*-0001.flac"))
+    data = late.read_bytes()
+    late.unlink()
+    prepare("librispeech", corpus, out)
+    assert len(cuts_of(out, "dev_clean")) == 1
+    late.write_bytes(data)
+    assert prepare("librispeech", corpus, out).count(THERE) == 2 and len(cuts_of(out, "dev_clean")) == 2
+    # A table of the same size.
+    table = next((corpus / "dev-clean").rglob("*.trans.txt"))
+    table.write_text(table.read_text().replace("DOG", "CAT"))
+    assert prepare("librispeech", corpus, out).count(THERE) == 2
+    assert any("cat" in cut.supervisions[0].text for cut in cuts_of(out, "dev_clean"))
+    # An output folder in the corpus is none of it; links that lead round are followed once.
+    (corpus / "dev-clean" / "round").symlink_to(corpus)
+    inside = corpus / "dev-clean" / "out"
+    found = contents([corpus], inside)
+    prepare("librispeech", corpus, inside)
+    assert contents([corpus], inside) == found and found["files"] == len(list(corpus.glob("*/*/198/*")))
 
 
 def test_parts_and_languages_that_come_later_are_added(tmp_path):

@@ -37,7 +37,7 @@ from tokenverse_pp.data.corpora.common import (
     require,
     write_parts,
 )
-from tokenverse_pp.data.corpora.resume import in_groups
+from tokenverse_pp.data.corpora.resume import contents, in_groups
 from tokenverse_pp.data.editing.conversations import (
     DEFAULT_OPTIONS,
     ConversationOptions,
@@ -137,7 +137,8 @@ def prepare_ami(
         tracks = partial(mixed_tracks, folder=output_dir / "audio", jobs=jobs)
         return write_dialogues(parts, output_dir, f"ami-{mic}", MIXED_TASKS, tracks, words, options, say)
 
-    return in_groups("ami", output_dir, given, {"all": {}}, prepare, force, say)
+    read = contents([corpus_dir, *([annotations] if annotations is not None else [])], output_dir)
+    return in_groups("ami", output_dir, given, {"all": {"read": read}}, prepare, force, say)
 
 
 def _read_ami(
@@ -360,7 +361,8 @@ def prepare_calls(
             say,
         )
 
-    return in_groups(corpus, output_dir, given, {"all": {}}, prepare, force, say)
+    read = contents([corpus_dir, *([transcripts] if transcripts is not None else [])], output_dir)
+    return in_groups(corpus, output_dir, given, {"all": {"read": read}}, prepare, force, say)
 
 
 prepare_callhome_english = partial(prepare_calls, "callhome-english")

@@ -26,7 +26,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.corpora.clips import Clip, LeftOutRow, Rows, left_out_rows, part_of
 from tokenverse_pp.data.corpora.common import CorpusPart, Form, Say, check_table, check_written, is_written, require
 from tokenverse_pp.data.corpora.conversations import MIXED_TASKS, mixed_tracks, write_dialogues
-from tokenverse_pp.data.corpora.resume import in_groups
+from tokenverse_pp.data.corpora.resume import contents, in_groups
 from tokenverse_pp.data.editing.conversations import DEFAULT_OPTIONS, ConversationOptions, TurnWords
 from tokenverse_pp.data.lines import number_of, raw_lines
 from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
@@ -89,7 +89,7 @@ def prepare_earnings22(
             say,
         )
 
-    groups = {"all": {"calls": list(tables)}}
+    groups = {"all": {"read": contents([corpus_dir / "media", *files], output_dir)}}
     return in_groups("earnings22", output_dir, given, groups, prepare, force, say)
 
 

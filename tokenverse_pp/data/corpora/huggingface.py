@@ -17,7 +17,7 @@ from lhotse.cut import MonoCut
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.corpora.common import LeftOut, Say, check_written, write_files
-from tokenverse_pp.data.corpora.resume import in_groups
+from tokenverse_pp.data.corpora.resume import contents, in_groups
 from tokenverse_pp.data.importing.audio import AudioOut
 from tokenverse_pp.data.importing.fields import FieldMap
 from tokenverse_pp.data.importing.rows import Ledger, Rejected
@@ -91,7 +91,8 @@ def prepare_huggingface(
         name = str(dataset.absolute() if dataset.is_dir() else dataset)
         given = {"dataset": name, "config": config, "columns": columns, "constants": constants,
                  "normaliser": normaliser, "written": written, "widen": widen}  # fmt: skip
-        groups = {split: {"rows": sizes[split]} for split in splits or sizes}
+        read = contents([dataset] if dataset.is_dir() else [], output_dir)
+        groups = {split: {"rows": sizes[split], "read": read} for split in splits or sizes}
         write = partial(_write_split, options=options, output_dir=output_dir, say=say)
         return in_groups("huggingface", output_dir, given, groups, write, force, say, licence_of(dataset))
 

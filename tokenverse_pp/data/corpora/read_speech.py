@@ -29,7 +29,7 @@ from tokenverse_pp.data.corpora.common import (
     one_folder,
     require,
 )
-from tokenverse_pp.data.corpora.resume import in_groups
+from tokenverse_pp.data.corpora.resume import contents, in_groups
 from tokenverse_pp.data.lines import raw_lines, stray_control, text_of
 
 MLS = {
@@ -120,7 +120,8 @@ def prepare_librispeech(
         return write_utterances([part], output_dir, "librispeech", normaliser, jobs, say)
 
     given = {"corpus_dir": corpus_dir, "normaliser": normaliser}
-    return in_groups("librispeech", output_dir, given, {name: {} for name in names}, prepare, force, say)
+    groups = {name: {"read": contents([corpus_dir / name], output_dir)} for name in names}
+    return in_groups("librispeech", output_dir, given, groups, prepare, force, say)
 
 
 MLS_SPLITS = ("train", "dev", "test")
@@ -178,7 +179,8 @@ def prepare_mls(
         return write_utterances(parts, output_dir, "mls", normaliser, jobs, say)
 
     given = {"corpus_dir": corpus_dir, "normaliser": normaliser}
-    return in_groups("mls", output_dir, given, {name: {} for name in folders}, prepare, force, say)
+    groups = {name: {"read": contents([corpus_dir / name], output_dir)} for name in folders}
+    return in_groups("mls", output_dir, given, groups, prepare, force, say)
 
 
 COMMONVOICE_SPLITS = ("train", "dev", "test")
@@ -236,7 +238,8 @@ def prepare_commonvoice(
         )
 
     given = {"corpus_dir": corpus_dir, "normaliser": normaliser, "written": written}
-    return in_groups("commonvoice", output_dir, given, {locale: {} for locale in locales}, prepare, force, say)
+    groups = {locale: {"read": contents([corpus_dir / locale], output_dir)} for locale in locales}
+    return in_groups("commonvoice", output_dir, given, groups, prepare, force, say)
 
 
 def _header(path: Path) -> List[str]:

@@ -37,7 +37,7 @@ from tokenverse_pp.data.corpora.common import (
     require,
 )
 from tokenverse_pp.data.corpora.read_speech import folders_of
-from tokenverse_pp.data.corpora.resume import in_groups
+from tokenverse_pp.data.corpora.resume import contents, in_groups
 from tokenverse_pp.data.importing.rows import Span
 from tokenverse_pp.data.lines import raw_lines
 from tokenverse_pp.data.manifests import reason_of
@@ -94,7 +94,11 @@ def prepare_voxpopuli(
         return write_utterances(parts, output_dir, "voxpopuli", normaliser, jobs, say, original_of if written else None)
 
     given = {"corpus_dir": corpus_dir, "normaliser": normaliser, "written": written}
-    groups = {name: {"splits": list(tables.get(name, VOXPOPULI_SPLITS))} for name in wanted}
+    groups = {}
+    for name in wanted:
+        read = [sessions.get(name, original), corpus_dir / f"asr_{name}.tsv.gz"]
+        read = [path.parent for path in tables[name].values()] if name in tables else read
+        groups[name] = {"splits": list(tables.get(name, VOXPOPULI_SPLITS)), "read": contents(read, output_dir)}
     return in_groups("voxpopuli", output_dir, given, groups, prepare, force, say)
 
 
@@ -248,7 +252,9 @@ def prepare_slue_voxpopuli(
         )
 
     given = {"corpus_dir": corpus_dir, "entities": entities, "normaliser": normaliser, "written": written}
-    groups = {"all": {"splits": {part: [file.name for file in files] for part, files in sources.items()}}}
+    folders = [corpus_dir / split for part, (split, _) in SLUE_SPLITS.items() if part in sources]
+    read = contents([*(file for files in sources.values() for file in files), *folders], output_dir)
+    groups = {"all": {"splits": {part: [file.name for file in files] for part, files in sources.items()}, "read": read}}
     return in_groups("slue-voxpopuli", output_dir, given, groups, prepare, force, say)
 
 
