@@ -19,7 +19,8 @@ from tokenverse_pp.data.normalise import NORMALISERS
 
 RERUN = (
     "A rerun keeps what is whole, and prepares what is missing, or was prepared with other options or from other files "
-    "(OUT/prepared.json has their number, bytes and newest time). OUT/left_out.jsonl lists all that is in no cut, and why."
+    "(OUT/prepared.json has their number, bytes and newest time). OUT/left_out.jsonl lists all that is in no cut, and "
+    "why."
 )
 corpus_argument = click.argument("corpus_dir", type=click.Path(file_okay=False, path_type=Path))
 common_options = together(

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import threading
 
 import pytest
 from command_lines import run
@@ -11,6 +12,7 @@ from mini_corpora import make_commonvoice, make_librispeech
 from mini_runs import CORPORA, cuts_of
 from toy_runs import ROOT
 
+from tokenverse_pp.base.files import locked
 from tokenverse_pp.cli.main import PREPARE
 from tokenverse_pp.data.corpora import LICENCES
 from tokenverse_pp.data.corpora.resume import contents
@@ -128,6 +130,80 @@ def test_parts_and_languages_that_come_later_are_added(tmp_path):
     # The list keeps what it says of the parts of the first run.
     [line] = (tmp_path / "out" / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["id"] == "none.mp3" and json.loads(line)["part"] == "dev_fr"
+
+
+def lines_out(out):
+    lines = (out / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
+    return sorted((item["part"], item["id"]) for item in map(json.loads, lines))
+
+
+def librispeech_with_gaps(root):
+    """An utterance of each part has no audio."""
+    corpus = make_librispeech(root)
+    for part in corpus.iterdir():
+        next(part.rglob("*-0001.flac")).unlink()
+    return corpus
+
+
+@pytest.mark.parametrize("damage", ["gone", "a line less"])
+def test_a_list_of_what_was_left_out_that_has_lost_lines_is_written_again(tmp_path, damage):
+    corpus, out = librispeech_with_gaps(tmp_path / "LibriSpeech"), tmp_path / "out"
+    prepare("librispeech", corpus, out)
+    listed, path = lines_out(out), out / "left_out.jsonl"
+    assert len(listed) == 3
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    assert prepare("librispeech", corpus, out).count(THERE) == (0 if damage == "gone" else 2)
+    assert lines_out(out) == listed
+    assert prepare("librispeech", corpus, out).count(THERE) == 3
+
+
+def test_runs_at_the_same_time_keep_each_others_groups(tmp_path, monkeypatch):
+    """While a first run makes its cuts, a second writes all of its own."""
+    corpus, out = librispeech_with_gaps(tmp_path / "LibriSpeech"), tmp_path / "out"
+    for part in ("dev-clean", "test-other"):
+        (tmp_path / part).mkdir()
+        (corpus / part).rename(tmp_path / part / part)
+    import tokenverse_pp.data.corpora.common as common
+
+    written = common._write_checked
+
+    def meanwhile(*args):
+        monkeypatch.setattr(common, "_write_checked", written)
+        prepare("librispeech", tmp_path / "dev-clean", out)
+        return written(*args)
+
+    prepare("librispeech", tmp_path / "test-other", out)
+    monkeypatch.setattr(common, "_write_checked", meanwhile)
+    prepare("librispeech", corpus, out)
+    assert set(json.loads((out / "prepared.json").read_text())["librispeech"]) == {
+        "dev-clean",
+        "test-other",
+        "train-clean-100",
+    }
+    assert [part for part, _ in lines_out(out)] == ["dev_clean", "test_other", "train_clean_100"]
+    for root in (corpus, tmp_path / "dev-clean", tmp_path / "test-other"):
+        assert prepare("librispeech", root, out).count(THERE) == 1
+
+
+def test_a_lock_is_held_until_its_block_ends(tmp_path):
+    waiting, done = threading.Event(), []
+
+    def second():
+        waiting.set()
+        with locked(tmp_path):
+            done.append("second")
+
+    thread = threading.Thread(target=second)
+    with locked(tmp_path):
+        thread.start()
+        waiting.wait(10)
+        thread.join(0.05)
+        done.append("first")
+    thread.join(10)
+    assert done == ["first", "second"]
 
 
 def test_an_interrupted_conversion_leaves_no_half_file(tmp_path, monkeypatch):

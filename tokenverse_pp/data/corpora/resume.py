@@ -2,10 +2,10 @@
 
 A corpus is prepared in groups, each of the parts that belong together (a language, a part of LibriSpeech, all of AMI).
 A group's manifests are renamed into place when all of them are whole; then ``OUT/prepared.json`` gets its entry under
-the corpus's name: the options, what the corpus held (`contents`), and the size of each file. A rerun skips a group
-whose entry has the same options and contents and whose files have these sizes. Whatever else it finds is prepared
-again, but for audio in ``OUT/audio``, which is kept file by file: such a file is there only if it was written to its
-end.
+the corpus's name: the options, what the corpus held (`contents`), the size of each file, and the number of its lines in
+``left_out.jsonl``. A rerun skips a group whose entry has the same options and contents and whose files and lines are
+there. Whatever else it finds is prepared again, but for audio in ``OUT/audio``, which is kept file by file: such a file
+is there only if it was written to its end. Several runs may write into one folder at once, each its own groups.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional
 
 from tokenverse_pp import __version__
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import json_of, write_json
+from tokenverse_pp.base.files import json_of, locked, write_json
 from tokenverse_pp.data.corpora import LICENCES
+from tokenverse_pp.data.corpora.common import LEFT_OUT, left_out_lines
 
 RECORD = "prepared.json"
 Paths = Dict[str, Path]
@@ -52,8 +53,7 @@ def in_groups(
         UserError: as ``prepare`` does. Groups that are whole by then stay.
     """
     path = output_dir / RECORD
-    record = _read(path)
-    entries = record.setdefault(corpus, {})
+    entries = _read(path).get(corpus, {})
     found: Paths = {}
     for group, more in groups.items():
         wanted = _plain({**options, **more, "version": __version__})
@@ -64,8 +64,12 @@ def in_groups(
         else:
             paths = prepare(group)
             files = {part: {"file": file.name, "bytes": file.stat().st_size} for part, file in paths.items()}
-            entries[group] = {"options": wanted, "files": files}
-            write_json(path, record)
+            left_out, _ = left_out_lines(output_dir, paths)
+            with locked(output_dir):  # another run may have added groups
+                record = _read(path)
+                entry = {"options": wanted, "files": files, "left_out": len(left_out)}
+                record.setdefault(corpus, {})[group] = entry
+                write_json(path, record)
         found.update(paths)
     say(f"licence of {corpus}: {licence or LICENCES[corpus]}")
     return found
@@ -120,7 +124,8 @@ def _whole(output_dir: Path, entry: Any, wanted: Mapping[str, Any]) -> Optional[
         if not path.is_file() or path.stat().st_size != about.get("bytes"):
             return None
         paths[part] = path
-    return paths if paths and (output_dir / "left_out.jsonl").is_file() else None
+    listed = (output_dir / LEFT_OUT).is_file() and len(left_out_lines(output_dir, paths)[0]) == entry.get("left_out")
+    return paths if paths and listed else None
 
 
 def _plain(options: Mapping[str, Any]) -> Dict[str, Any]:
