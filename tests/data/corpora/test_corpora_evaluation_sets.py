@@ -1,6 +1,9 @@
 """FLEURS, SLUE-VoxPopuli and Earnings-22 in the layouts of their downloads."""
 
+import gzip
+import io
 import json
+import os
 import shutil
 import tarfile
 
@@ -11,6 +14,8 @@ from lhotse.recipes import prepare_fleurs
 from mini_corpora import make_earnings, make_fleurs, make_slue, slue_rows
 from mini_runs import cuts_of
 
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.corpora.clips import unpack
 from tokenverse_pp.data.corpora.earnings22 import Word, read_words, turns_of
 from tokenverse_pp.data.corpora.voxpopuli import slue_entities
 from tokenverse_pp.data.normalise import normalise
@@ -124,6 +129,40 @@ def test_fleurs_rows_and_archives_that_are_not_whole(sources, tmp_path):
     ]
     missing = run("manifest", "prepare", "fleurs", root, tmp_path / "out", "--language", "eo")
     assert missing.exit_code == 2 and "expected one of fr_fr" in missing.stderr
+
+
+def stored_archive(path, clips):
+    """A ``.tar.gz`` that is not compressed, so that a flipped bit harms only the checksum."""
+    with gzip.open(path, "wb", compresslevel=0) as raw, tarfile.open(fileobj=raw, mode="w") as tar:
+        for name, data in clips.items():
+            member = tarfile.TarInfo(f"test/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def test_archives_are_checked_to_their_end_and_renewed(tmp_path):
+    archive, folder = tmp_path / "test.tar.gz", tmp_path / "clips"
+    stored_archive(archive, {"a.wav": b"a" * 3000, "b.wav": b"b" * 3000})
+    unpack(archive, folder)
+    before = (folder / "a.wav").stat().st_mtime_ns
+    unpack(archive, folder)
+    assert (folder / "a.wav").stat().st_mtime_ns == before
+    whole = archive.read_bytes()
+    archive.write_bytes(whole.replace(b"a" * 3000, b"a" * 1500 + b"c" + b"a" * 1499))
+    with pytest.raises(UserError, match=r"not a whole tar archive .*CRC"):
+        unpack(archive, folder)
+    assert not list(folder.iterdir())
+    archive.write_bytes(b"no gzip")
+    with pytest.raises(UserError, match="not a whole tar archive"):
+        unpack(archive, folder)
+    archive.write_bytes(whole)
+    unpack(archive, folder)
+    # Another release, of the same sizes.
+    stored_archive(archive, {"a.wav": b"A" * 3000, "b.wav": b"b" * 3000})
+    later = (folder / "a.wav").stat().st_mtime + 10
+    os.utime(archive, (later, later))
+    unpack(archive, folder)
+    assert (folder / "a.wav").read_bytes() == b"A" * 3000
 
 
 def entities_of(cut):
