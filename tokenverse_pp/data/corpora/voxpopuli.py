@@ -66,7 +66,8 @@ def prepare_voxpopuli(
     """``cuts_<split>_<language>.jsonl.gz``: one cut a segment: a clip, or a part of the recording of its session.
 
     Args:
-        languages: ISO 639-1 codes; none: all that are there with transcripts.
+        languages: ISO 639-1 codes, and ``en_accented``, English of speakers of other languages, which comes as clips;
+            none: all that are there with transcripts.
         written: label punct too, by the transcripts before their normalisation.
         force: see `in_groups`; a language is a group.
 
@@ -108,7 +109,8 @@ def _session_folders(corpus_dir: Path) -> Dict[str, Path]:
 
     root = corpus_dir / "raw_audios"
     own = {path.name: path for path in root.glob("*") if path.name in ASR_LANGUAGES and path.is_dir()}
-    told = [path.name.split(".")[0].split("_")[1] for path in corpus_dir.glob("asr_*.tsv.gz")]
+    told = [path.name[len("asr_") : -len(".tsv.gz")] for path in corpus_dir.glob("asr_*.tsv.gz")]
+    told = [name for name in told if name in ASR_LANGUAGES]  # the recipe does not read en_accented
     shared = {language: root / "original" for language in told if (root / "original").is_dir()}
     return {**shared, **own}
 
@@ -149,19 +151,22 @@ def _clip_tables(corpus_dir: Path) -> Dict[str, Dict[str, Path]]:
     return tables
 
 
-def _clips(tables: Mapping[str, Path], language: str, output_dir: Path, jobs: int) -> List[CorpusPart]:
-    """Clips that the corpus's tool has cut, beside their tables or packed in archives."""
-    archives = []
+def _clips(tables: Mapping[str, Path], name: str, output_dir: Path, jobs: int) -> List[CorpusPart]:
+    """Clips that the corpus's tool has cut, beside their tables or packed in archives.
+
+    Args:
+        name: a language, or ``en_accented``.
+    """
+    language, archives = name.split("_")[0], []
     for split, path in tables.items():
-        target = output_dir / "audio" / f"{split}_{language}"
+        target = output_dir / "audio" / f"{split}_{name}"
         archives += [(archive, target) for archive in sorted((path.parent / split).glob("*.tar.gz"))]
     unpack_all(archives, jobs)
     clips = {clip.stem: clip for path in {path.parent for path in tables.values()} for clip in path.rglob("*.ogg")}
     for folder in {folder for _, folder in archives} | {path.parent for path in tables.values()}:
         clips.update((clip.stem, clip) for clip in folder.rglob("*.wav"))
     return [
-        part_of(f"{split}_{language}", language, _clip_rows(path, clips, language), jobs)
-        for split, path in tables.items()
+        part_of(f"{split}_{name}", language, _clip_rows(path, clips, language), jobs) for split, path in tables.items()
     ]
 
 
