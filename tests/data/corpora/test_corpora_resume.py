@@ -1,5 +1,6 @@
 """Reruns of `manifest prepare`, licences, and the label punct from the texts that corpora have."""
 
+import gzip
 import json
 import os
 import re
@@ -292,6 +293,34 @@ def test_librispeech_utterances_without_audio_are_listed(tmp_path):
         "seconds": 0.0,
         "reason": "its audio is not there",
     }
+
+
+WITHOUT_AUDIO = {  # a file to remove, and the lines that tell so (part, id)
+    "ami": ("**/ES2011b.Mix-Headset.wav", [("dev", "ES2011b")]),
+    "callhome-english": ("**/en_4066.sph", [("train", "en_4066")]),
+    "voxpopuli": ("**/20190104*.ogg", [("dev_en", f"20190104-0900-PLENARY-6-en-s{i}") for i in (7, 5)]),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_AUDIO)
+def test_what_lhotse_drops_for_lack_of_audio_is_listed(corpora, name, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(corpora[name].corpus_dir, corpus)
+    if name == "ami":  # a meeting more
+        for path in [*corpus.rglob("ES2011a*")]:
+            if path.is_file():
+                shutil.copy(path, path.with_name(path.name.replace("ES2011a", "ES2011b")))
+    if name == "voxpopuli":  # segments of a session that comes last, in no order
+        with gzip.open(corpus / "asr_en.tsv.gz", "at", encoding="utf-8") as file:
+            for number in (7, 5):
+                file.write(f"20190104-0900-PLENARY-6-en|s{number}|A.|a|1|dev|female|True|{number}.0|{number}.5\n")
+    pattern, expected = WITHOUT_AUDIO[name]
+    for path in corpus.glob(pattern):
+        path.unlink()
+    prepare(name, corpus, tmp_path / "out")
+    lines = (tmp_path / "out" / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
+    missing = [item for item in map(json.loads, lines) if item["reason"] == "its audio is not there"]
+    assert [(item["part"], item["id"]) for item in missing] == expected
 
 
 def hub_rows(clip, count=3):

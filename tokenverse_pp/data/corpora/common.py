@@ -339,6 +339,15 @@ class LeftOut:
         return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
 
 
+NO_AUDIO = "its audio is not there"
+
+
+def without_audio(names: Iterable[str], found: Iterable[str]) -> List[Dict[str, Any]]:
+    """The names that are not among those found, as `LeftOut` lists them: lhotse drops what has no audio silently."""
+    there = set(found)
+    return [{"id": name, "seconds": 0.0, "reason": NO_AUDIO} for name in names if name not in there]
+
+
 @contextlib.contextmanager
 def lhotse_recipe(corpus: str, corpus_dir: Path, layout: str) -> Iterator[None]:
     """Run a recipe of lhotse; any exception becomes a one-line error that says what was expected."""

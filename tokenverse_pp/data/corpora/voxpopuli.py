@@ -8,10 +8,15 @@ asr and lid, of SLUE ner too. The ids of cuts are those of the corpora.
 from __future__ import annotations
 
 import ast
+import csv
+import gzip
 import os
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+
+from lhotse import SupervisionSet
+from lhotse.utils import fastcopy
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.corpora.clips import (
@@ -35,6 +40,7 @@ from tokenverse_pp.data.corpora.common import (
     in_corpus,
     lhotse_recipe,
     require,
+    without_audio,
 )
 from tokenverse_pp.data.corpora.read_speech import folders_of
 from tokenverse_pp.data.corpora.resume import contents, in_groups
@@ -132,13 +138,37 @@ def _sessions(corpus_dir: Path, folder: Path, language: str, jobs: int) -> List[
             table.write(Path(place) / transcripts.name)
             unread = table.left_out()
         manifests = recipe(place, place, task="asr", lang=language, num_jobs=jobs)
+        ids = _segment_ids(Path(place) / transcripts.name)
         for split in VOXPOPULI_SPLITS:
             in_corpus(manifests[split]["recordings"], Path(place) / "raw_audios" / language, folder)
-    # Which split a bad row is of is not known: the first lists them.
-    return [
-        CorpusPart(f"{split}_{language}", **manifests[split], language=language, unread=() if i else unread)
-        for i, split in enumerate(VOXPOPULI_SPLITS)
-    ]
+    parts = []
+    for i, split in enumerate(VOXPOPULI_SPLITS):
+        turns = [fastcopy(turn, id=ids[split][turn.id]) for turn in manifests[split]["supervisions"]]
+        missing = without_audio(ids[split].values(), (turn.id for turn in turns))
+        parts.append(
+            CorpusPart(
+                f"{split}_{language}",
+                manifests[split]["recordings"],
+                SupervisionSet.from_segments(turns),
+                language,
+                # Which split a bad row is of is not known: the first lists them.
+                unread=[*([] if i else unread), *missing],
+            )
+        )
+    return parts
+
+
+def _segment_ids(path: Path) -> Dict[str, Dict[str, str]]:
+    """split -> id in lhotse's recipe, which counts a session's segments -> ``<session>-<id_>``, as clips are named."""
+    ids: Dict[str, Dict[str, str]] = {split: {} for split in VOXPOPULI_SPLITS}
+    counts: Dict[str, int] = {}
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for row in csv.DictReader(file, delimiter="|"):
+            session = row["session_id"]
+            if row["split"] in ids:
+                counts[session] = counts.get(session, 0) + 1
+                ids[row["split"]][f"{session}-{counts[session]}"] = f"{session}-{row['id_']}"
+    return ids
 
 
 def _clip_tables(corpus_dir: Path) -> Dict[str, Dict[str, Path]]:
