@@ -16,7 +16,7 @@ from mini_runs import cuts_of
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.corpora.clips import unpack
-from tokenverse_pp.data.corpora.earnings22 import Word, read_words, turns_of
+from tokenverse_pp.data.corpora.earnings22 import AlignedWord, read_words, turns_of
 from tokenverse_pp.data.corpora.voxpopuli import slue_entities
 from tokenverse_pp.data.normalise import normalise
 
@@ -251,7 +251,7 @@ def test_earnings_windows_have_turns_of_known_words_only(prepared):
 
 
 def test_earnings_words_without_times_at_the_end_reach_to_the_end_of_the_call():
-    words = [Word("Yes", ".", "0", 1.0, 1.5), Word("No", "", "0")]
+    words = [AlignedWord("Yes", ".", "0", 1.0, 1.5), AlignedWord("No", "", "0")]
     known, unknown = turns_of("call", words, 9.0)
     assert (known.text, known.start, known.end) == ("Yes.", 1.0, 1.5)
     assert (unknown.text, unknown.start, unknown.end) == (None, 1.5, 9.0)
@@ -263,7 +263,7 @@ def earnings_turns(text):
     for i, token in enumerate(text.split()):
         token, _, tag = token.partition("/")
         mark = token[-1] if token[-1] in ".?," else ""
-        words.append(Word(token.rstrip(".?,"), mark, "0", float(i), i + 0.5, f"['7:{tag}']" if tag else "[]"))
+        words.append(AlignedWord(token.rstrip(".?,"), mark, "0", float(i), i + 0.5, f"['7:{tag}']" if tag else "[]"))
     return list(turns_of("call", words, 100.0))
 
 

@@ -117,7 +117,7 @@ def _calls(corpus_dir: Path, tables: Mapping[str, Path]) -> Rows:
         yield Clip(call, audio, "", "en")
 
 
-class Word(NamedTuple):
+class AlignedWord(NamedTuple):
     """A row of the aligned transcripts; start and end in seconds."""
 
     token: str
@@ -133,10 +133,10 @@ class Word(NamedTuple):
         return self.tags not in ("", "[]") and self.token.islower()
 
 
-def _words(path: Path) -> Tuple[List[Word], List[LeftOutRow]]:
+def _words(path: Path) -> Tuple[List[AlignedWord], List[LeftOutRow]]:
     """The words of a call, and the rows that cannot be read. Such a row stands for a word that is not known."""
     table = check_table(path, FORM)
-    words: List[Word] = []
+    words: List[AlignedWord] = []
     place: Dict[str, int] = {}
     for number, line in raw_lines(path):
         if not line.strip():
@@ -148,20 +148,20 @@ def _words(path: Path) -> Tuple[List[Word], List[LeftOutRow]]:
                 raise UserError(f"{path}, line {number}: no column {missing[0]!r}; expected {LAYOUT}")
             place = {name: (cells or []).index(name) for name in COLUMNS}
         elif cells is None:
-            words.append(Word("<unread>", "", words[-1].speaker if words else "0"))
+            words.append(AlignedWord("<unread>", "", words[-1].speaker if words else "0"))
         else:
             token, speaker, start, end, mark, tags = (cells[place[name]].strip() for name in COLUMNS)
-            words.append(Word(token, mark, speaker, number_of(start), number_of(end), tags))
+            words.append(AlignedWord(token, mark, speaker, number_of(start), number_of(end), tags))
     return words, left_out_rows(table)
 
 
-def turns_of(call: str, words: Sequence[Word], duration: float) -> Iterator[SupervisionSegment]:
+def turns_of(call: str, words: Sequence[AlignedWord], duration: float) -> Iterator[SupervisionSegment]:
     """One turn per sentence of a speaker, with times; its text is None where not all its words are known, with times.
 
     Args:
         duration: of the call, in seconds.
     """
-    sentences: List[List[Word]] = []
+    sentences: List[List[AlignedWord]] = []
     for i, word in enumerate(words):
         if not sentences or word.speaker != sentences[-1][-1].speaker or _ends(words, i - 1):
             sentences.append([])
@@ -192,7 +192,7 @@ def turns_of(call: str, words: Sequence[Word], duration: float) -> Iterator[Supe
         before = max(before, ends[number] or 0.0)
 
 
-def _known(spoken: Sequence[Word]) -> bool:
+def _known(spoken: Sequence[AlignedWord]) -> bool:
     """Whether all words of a sentence are known, with times."""
     tokens = [word.token.lower() for word in spoken]
     return (
@@ -202,7 +202,7 @@ def _known(spoken: Sequence[Word]) -> bool:
     )
 
 
-def _uncased(spoken: Sequence[Word]) -> bool:
+def _uncased(spoken: Sequence[AlignedWord]) -> bool:
     """Whether a sentence has lost a capital: that of its first word, of ``I`` or of a name.
 
     Contractions and numbers are written in small letters elsewhere.
@@ -213,7 +213,7 @@ def _uncased(spoken: Sequence[Word]) -> bool:
     )
 
 
-def _ends(words: Sequence[Word], i: int) -> bool:
+def _ends(words: Sequence[AlignedWord], i: int) -> bool:
     """Whether a sentence ends with word ``i``: not with ``Mr.``, and not before a small letter (``Inc. and``).
 
     A small letter of a word that the aligner spelled out says nothing: ``Yes. we're fine`` are two sentences.
