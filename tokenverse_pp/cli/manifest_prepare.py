@@ -222,7 +222,12 @@ def fleurs(**given: Any) -> None:
 @common_options
 @written_option
 @click.option("--config", help="Configuration, where there are several.")
-@click.option("--split", "splits", multiple=True, help="A split; give it several times. [default: all]")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    help="A split; give it several times. No others are downloaded. [default: all]",
+)
 @click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column holds a field.")
 @click.option("--set", "constants", multiple=True, metavar="FIELD=VALUE", help="A field of rows that lack it.")
 @click.option("--tasks", help="Tasks that all rows are labelled for, e.g. asr,lid. Default: by the fields.")

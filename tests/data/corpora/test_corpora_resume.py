@@ -384,7 +384,7 @@ def test_hugging_face_name_on_the_hub(data_set, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: asked.append((args, options)) or data_set)
     monkeypatch.setattr("tokenverse_pp.data.corpora.huggingface.licence_of", lambda source: "mit")
     monkeypatch.chdir(tmp_path)
-    options = (*COLUMNS, "--config", "fr", "--split", "validation")
+    options = (*COLUMNS, "--config", "fr")
     stdout = prepare("huggingface", "owner/name", tmp_path / "out", *options)
     assert stdout.splitlines()[-1] == "licence of huggingface: mit"
     assert [cut.id for cut in cuts_of(tmp_path / "out", "dev")] == ["name-0", "name-1"]
@@ -397,6 +397,38 @@ def test_hugging_face_name_on_the_hub(data_set, tmp_path, monkeypatch):
     assert result.exit_code == 0 and len((tmp_path / "cuts.jsonl").read_text().splitlines()) == 2
     missing = run("manifest", "import", tmp_path / "c.jsonl", "--hf", "no/such/folder")
     assert missing.exit_code == 2 and "no such file or folder" in missing.stderr
+
+
+def test_of_a_data_set_on_the_hub_only_the_wanted_split_is_read(data_set, tmp_path, monkeypatch):
+    """The library itself reads a folder laid out like a repository of the hub; the files of a split are torn."""
+    import datasets
+
+    from tokenverse_pp.data.importing import tables
+
+    hub = tmp_path / "hub"
+    (hub / "data").mkdir(parents=True)
+    for split, data in data_set.items():
+        data.to_parquet(hub / "data" / f"{split}-00000-of-00001.parquet")
+    (hub / "data" / "train-00000-of-00001.parquet").write_bytes(b"torn")
+    sizes = "".join(f"  - {{name: {split}, num_examples: {len(data)}}}\n" for split, data in data_set.items())
+    (hub / "README.md").write_text(f"---\ndataset_info:\n  splits:\n{sizes}---\n")
+    for name in ("load_dataset", "load_dataset_builder"):
+        call = getattr(datasets, name)
+
+        def local(path, *args, call=call, **options):
+            assert path == "owner/name"
+            options.pop("trust_remote_code", None)
+            return call(str(hub), *args, cache_dir=str(tmp_path / "cache"), **options)
+
+        monkeypatch.setattr(datasets, name, local)
+    monkeypatch.setattr(tables, "is_hub_name", lambda source: str(source) == "owner/name")
+    monkeypatch.setattr("tokenverse_pp.data.corpora.huggingface.licence_of", lambda source: "mit")
+    prepare("huggingface", "owner/name", tmp_path / "out", *COLUMNS, "--split", "validation")
+    assert [cut.id for cut in cuts_of(tmp_path / "out", "dev")] == ["name-0", "name-1"]
+    wrong = run("manifest", "prepare", "huggingface", "owner/name", tmp_path / "out", *COLUMNS, "--split", "test")
+    assert wrong.exit_code == 2 and "--split test: expected one of" in wrong.stderr and "train" in wrong.stderr
+    everything = run("manifest", "prepare", "huggingface", "owner/name", tmp_path / "all", *COLUMNS)
+    assert everything.exit_code == 2 and "datasets cannot read it" in everything.stderr
 
 
 def test_hugging_face_arrays(tmp_path):

@@ -60,7 +60,7 @@ def prepare_huggingface(
     Args:
         dataset: a folder (`save_to_disk`, audiofolder, parquet), or a name on the hub.
         config: the configuration, where there are several.
-        splits: none: all.
+        splits: of a data set on the hub no others are downloaded; none: all.
         columns: field -> column, as for `FieldMap`.
         constants: fields of all rows, as `constants_of` gives them.
         written: label punct too, by the texts as they are.
@@ -76,6 +76,7 @@ def prepare_huggingface(
             hf=dataset,
             hf_config=config,
             hf_cache=Path(cache),
+            hf_only=bool(splits),
             fields=FieldMap(columns, needs_text=True),
             constants=constants,
             normaliser=normaliser,
@@ -83,7 +84,7 @@ def prepare_huggingface(
             widen=widen,
             jobs=jobs,
         )
-        with loaded(dataset, config, Path(cache)) as found:
+        with loaded(dataset, config, Path(cache), splits) as found:
             sizes = {name: len(data) for name, data in found.items()}
         unknown = [name for name in splits if name not in sizes]
         if unknown:
