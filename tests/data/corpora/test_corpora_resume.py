@@ -410,8 +410,6 @@ def test_of_a_data_set_on_the_hub_only_the_wanted_split_is_read(data_set, tmp_pa
     for split, data in data_set.items():
         data.to_parquet(hub / "data" / f"{split}-00000-of-00001.parquet")
     (hub / "data" / "train-00000-of-00001.parquet").write_bytes(b"torn")
-    sizes = "".join(f"  - {{name: {split}, num_examples: {len(data)}}}\n" for split, data in data_set.items())
-    (hub / "README.md").write_text(f"---\ndataset_info:\n  splits:\n{sizes}---\n")
     for name in ("load_dataset", "load_dataset_builder"):
         call = getattr(datasets, name)
 
