@@ -151,12 +151,7 @@ def lhotse_manifests(name: str, corpus_dir: Path, folder: Path):
         return {part.replace("-", "_"): pair for part, pair in recipes.prepare_librispeech(corpus_dir).items()}
     if name == "voxpopuli":
         (folder / "asr_en.tsv.gz").write_bytes((corpus_dir / "asr_en.tsv.gz").read_bytes())
-        found = recipes.prepare_voxpopuli(corpus_dir, folder)
-        for pair in found.values():
-            for turn in pair["supervisions"]:  # lhotse counts from 1; the miniature's own ids are s0, s1, ..
-                session, number = turn.id.rsplit("-", 1)
-                turn.id = f"{session}-s{int(number) - 1}"
-        return {f"{split}_en": pair for split, pair in found.items()}
+        return {f"{split}_en": pair for split, pair in recipes.prepare_voxpopuli(corpus_dir, folder).items()}
     with audio_backend("LibsndfileBackend"):
         if name == "eval2000":
             return {"test": recipes.prepare_eval2000(corpus_dir, folder, absolute_paths=True)}

@@ -2,7 +2,8 @@
 
 VoxPopuli comes as recordings of whole sessions, whose segments lhotse's recipe reads, or as clips with a table, which
 its own tool cuts and the hub has. SLUE-VoxPopuli comes as clips with a table; lhotse has no recipe for it. Labelled are
-asr and lid, of SLUE ner too. The ids of cuts are those of the corpora.
+asr and lid, of SLUE ner too. The ids of cuts are those of the corpora, but for whole sessions: those of lhotse, which
+counts the segments of a session in the order of the table (``<session>-<number>``; a clip's is ``<session>-<id_>``).
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
-
-from lhotse import SupervisionSet
-from lhotse.utils import fastcopy
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.corpora.clips import (
@@ -143,31 +141,23 @@ def _sessions(corpus_dir: Path, folder: Path, language: str, jobs: int) -> List[
             in_corpus(manifests[split]["recordings"], Path(place) / "raw_audios" / language, folder)
     parts = []
     for i, split in enumerate(VOXPOPULI_SPLITS):
-        turns = [fastcopy(turn, id=ids[split][turn.id]) for turn in manifests[split]["supervisions"]]
-        missing = without_audio(ids[split].values(), (turn.id for turn in turns))
-        parts.append(
-            CorpusPart(
-                f"{split}_{language}",
-                manifests[split]["recordings"],
-                SupervisionSet.from_segments(turns),
-                language,
-                # Which split a bad row is of is not known: the first lists them.
-                unread=[*([] if i else unread), *missing],
-            )
-        )
+        missing = without_audio(ids[split], (turn.id for turn in manifests[split]["supervisions"]))
+        # Which split a bad row is of is not known: the first lists them.
+        listed = [*([] if i else unread), *missing]
+        parts.append(CorpusPart(f"{split}_{language}", **manifests[split], language=language, unread=listed))
     return parts
 
 
-def _segment_ids(path: Path) -> Dict[str, Dict[str, str]]:
-    """split -> id in lhotse's recipe, which counts a session's segments -> ``<session>-<id_>``, as clips are named."""
-    ids: Dict[str, Dict[str, str]] = {split: {} for split in VOXPOPULI_SPLITS}
+def _segment_ids(path: Path) -> Dict[str, List[str]]:
+    """split -> ids of its segments in lhotse's recipe, which counts those of a session in the order of the table."""
+    ids: Dict[str, List[str]] = {split: [] for split in VOXPOPULI_SPLITS}
     counts: Dict[str, int] = {}
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="|"):
             session = row["session_id"]
             if row["split"] in ids:
                 counts[session] = counts.get(session, 0) + 1
-                ids[row["split"]][f"{session}-{counts[session]}"] = f"{session}-{row['id_']}"
+                ids[row["split"]].append(f"{session}-{counts[session]}")
     return ids
 
 
