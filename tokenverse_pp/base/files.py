@@ -35,6 +35,20 @@ def replacing(path: PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(folder: PathLike) -> Iterator[None]:
+    """Hold the lock of a folder, its file ``.lock``; wait until no other process holds it.
+
+    Where there are no such locks (Windows, some network file systems) nothing is waited for.
+    """
+    with open(Path(folder) / ".lock", "ab") as file:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+        yield
+
+
 def temporary_folder(path: PathLike) -> Path:
     """A new empty folder beside ``path``, on the same disk, from which what is finished can be renamed to it.
 

@@ -18,8 +18,9 @@ from tokenverse_pp.data.editing.conversations import ConversationOptions
 from tokenverse_pp.data.normalise import NORMALISERS
 
 RERUN = (
-    "A rerun keeps what is whole, and prepares what is missing or was prepared with other options (OUT/prepared.json). "
-    "OUT/left_out.jsonl lists all that is in no cut, and why."
+    "A rerun keeps what is whole, and prepares what is missing, or was prepared with other options or from other files "
+    "(OUT/prepared.json has their number, bytes and newest time). OUT/left_out.jsonl lists all that is in no cut, and "
+    "why."
 )
 corpus_argument = click.argument("corpus_dir", type=click.Path(file_okay=False, path_type=Path))
 common_options = together(
@@ -221,7 +222,12 @@ def fleurs(**given: Any) -> None:
 @common_options
 @written_option
 @click.option("--config", help="Configuration, where there are several.")
-@click.option("--split", "splits", multiple=True, help="A split; give it several times. [default: all]")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    help="A split; give it several times. No others are downloaded. [default: all]",
+)
 @click.option("--column", "columns", multiple=True, metavar="FIELD=COLUMN", help="Which column holds a field.")
 @click.option("--set", "constants", multiple=True, metavar="FIELD=VALUE", help="A field of rows that lack it.")
 @click.option("--tasks", help="Tasks that all rows are labelled for, e.g. asr,lid. Default: by the fields.")

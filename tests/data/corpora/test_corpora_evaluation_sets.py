@@ -1,6 +1,9 @@
 """FLEURS, SLUE-VoxPopuli and Earnings-22 in the layouts of their downloads."""
 
+import gzip
+import io
 import json
+import os
 import shutil
 import tarfile
 
@@ -11,8 +14,11 @@ from lhotse.recipes import prepare_fleurs
 from mini_corpora import make_earnings, make_fleurs, make_slue, slue_rows
 from mini_runs import cuts_of
 
-from tokenverse_pp.data.corpora.earnings22 import turns_of
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.corpora.clips import unpack
+from tokenverse_pp.data.corpora.earnings22 import AlignedWord, read_words, turns_of
 from tokenverse_pp.data.corpora.voxpopuli import slue_entities
+from tokenverse_pp.data.normalise import normalise
 
 MAKERS = {"earnings22": make_earnings, "fleurs": make_fleurs, "slue-voxpopuli": make_slue}
 
@@ -112,6 +118,7 @@ def test_fleurs_rows_and_archives_that_are_not_whole(sources, tmp_path):
     assert result.exit_code == 2 and f"{archive}: not a whole tar archive" in result.stderr.splitlines()[-1]
     assert not list((tmp_path / "out").glob("cuts_*"))
     archive.write_bytes(whole)
+    (archive.parent / "test").mkdir()  # as a tar leaves it that was killed: the archive has all
     assert run("manifest", "prepare", "fleurs", root, tmp_path / "out").exit_code == 0
     assert len(cuts_of(tmp_path / "out", "test_fr")) == 2
     reasons = left_out(tmp_path / "out")
@@ -122,6 +129,40 @@ def test_fleurs_rows_and_archives_that_are_not_whole(sources, tmp_path):
     ]
     missing = run("manifest", "prepare", "fleurs", root, tmp_path / "out", "--language", "eo")
     assert missing.exit_code == 2 and "expected one of fr_fr" in missing.stderr
+
+
+def stored_archive(path, clips):
+    """A ``.tar.gz`` that is not compressed, so that a flipped bit harms only the checksum."""
+    with gzip.open(path, "wb", compresslevel=0) as raw, tarfile.open(fileobj=raw, mode="w") as tar:
+        for name, data in clips.items():
+            member = tarfile.TarInfo(f"test/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def test_archives_are_checked_to_their_end_and_renewed(tmp_path):
+    archive, folder = tmp_path / "test.tar.gz", tmp_path / "clips"
+    stored_archive(archive, {"a.wav": b"a" * 3000, "b.wav": b"b" * 3000})
+    unpack(archive, folder)
+    before = (folder / "a.wav").stat().st_mtime_ns
+    unpack(archive, folder)
+    assert (folder / "a.wav").stat().st_mtime_ns == before
+    whole = archive.read_bytes()
+    archive.write_bytes(whole.replace(b"a" * 3000, b"a" * 1500 + b"c" + b"a" * 1499))
+    with pytest.raises(UserError, match=r"not a whole tar archive .*CRC"):
+        unpack(archive, folder)
+    assert not list(folder.iterdir())
+    archive.write_bytes(b"no gzip")
+    with pytest.raises(UserError, match="not a whole tar archive"):
+        unpack(archive, folder)
+    archive.write_bytes(whole)
+    unpack(archive, folder)
+    # Another release, of the same sizes.
+    stored_archive(archive, {"a.wav": b"A" * 3000, "b.wav": b"b" * 3000})
+    later = (folder / "a.wav").stat().st_mtime + 10
+    os.utime(archive, (later, later))
+    unpack(archive, folder)
+    assert (folder / "a.wav").read_bytes() == b"A" * 3000
 
 
 def entities_of(cut):
@@ -210,10 +251,60 @@ def test_earnings_windows_have_turns_of_known_words_only(prepared):
 
 
 def test_earnings_words_without_times_at_the_end_reach_to_the_end_of_the_call():
-    words = [("Yes", ".", "0", 1.0, 1.5), ("No", "", "0", None, None)]
+    words = [AlignedWord("Yes", ".", "0", 1.0, 1.5), AlignedWord("No", "", "0")]
     known, unknown = turns_of("call", words, 9.0)
     assert (known.text, known.start, known.end) == ("Yes.", 1.0, 1.5)
     assert (unknown.text, unknown.start, unknown.end) == (None, 1.5, 9.0)
+
+
+def earnings_turns(text):
+    """The turns of words with times; ``we're/CONTRACTION``: spelled out by the aligner."""
+    words = []
+    for i, token in enumerate(text.split()):
+        token, _, tag = token.partition("/")
+        mark = token[-1] if token[-1] in ".?," else ""
+        words.append(AlignedWord(token.rstrip(".?,"), mark, "0", float(i), i + 0.5, f"['7:{tag}']" if tag else "[]"))
+    return list(turns_of("call", words, 100.0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Foreign language. Yes",
+        "a Foreign, langauge- ok",
+        "Inaudible",
+        "of phonetic Kim",
+        "so silence",
+        "<foreign>",
+    ],
+)
+def test_earnings_words_that_the_aligner_made_of_marks_are_unknown(text):
+    assert earnings_turns(text)[0].text is None
+    known = "Foreign exchange and a language of silent foreign lands"
+    assert [turn.text for turn in earnings_turns(known)] == [known]
+
+
+def test_earnings_sentences_begin_with_small_letters_where_the_aligner_spelled_out_a_word():
+    turns = earnings_turns("Thank you. we're/CONTRACTION fine, Inc. and more. lemme/CONTRACTION see")
+    assert [turn.text for turn in turns] == ["Thank you.", "we're fine, Inc. and more.", "lemme see"]
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("Yes we're/CONTRACTION up twenty/PERCENT percent./PERCENT", True),
+        ("The EBITDA/ABBREVIATION of Q1./ALPHANUMERIC", True),
+        ("we're/CONTRACTION fine.", False),
+        ("And i'll/CONTRACTION see.", False),
+        ("In q/ALPHANUMERIC one./ALPHANUMERIC", False),
+        ("It/CONTRACTION is./CONTRACTION", True),
+    ],
+)
+def test_earnings_turns_that_lost_a_capital_are_not_labelled_for_punct(text, written):
+    [turn] = earnings_turns(text)
+    words = read_words(turn, normalise, written=True)
+    assert words.text == normalise(turn.text) and words.complete
+    assert words.written == (turn.text if written else None)
 
 
 def test_earnings_audio_that_git_lfs_has_not_fetched(sources, tmp_path):

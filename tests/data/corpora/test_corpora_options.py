@@ -136,6 +136,7 @@ def test_voxpopuli_sessions_of_all_languages_in_one_folder(corpora, tmp_path):
     """As `download_audios --subset asr` of VoxPopuli writes them."""
     source = corpora["voxpopuli"].corpus_dir
     shutil.copy(source / "asr_en.tsv.gz", tmp_path)
+    shutil.copy(source / "asr_en.tsv.gz", tmp_path / "asr_en_accented.tsv.gz")  # which lhotse's recipe refuses
     for path in (source / "raw_audios" / "en" / "2019").glob("*.ogg"):
         target = tmp_path / "raw_audios" / "original" / "2019" / path.name.replace("-en_en.ogg", "-en_original.ogg")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -149,15 +150,15 @@ def test_voxpopuli_sessions_of_all_languages_in_one_folder(corpora, tmp_path):
         assert here[0].recording.sources[0].source.startswith(str(tmp_path / "raw_audios" / "original"))
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_voxpopuli_clips_of_its_tool_and_of_the_hub(corpora, tmp_path, packed):
-    root = tmp_path / "corpus" / ("data" if packed else "transcribed_data") / "en"
+@pytest.mark.parametrize(("packed", "name"), [(False, "en"), (True, "en"), (True, "en_accented")])
+def test_voxpopuli_clips_of_its_tool_and_of_the_hub(corpora, tmp_path, packed, name):
+    root = tmp_path / "corpus" / ("data" if packed else "transcribed_data") / name
     for split in ("train", "test"):
         rows = ["id\traw_text\tnormalized_text\tspeaker_id\tsplit\tgender\tis_gold_transcript\taccent"]
         for number in range(2):
-            name, text = f"20190101-0900-PLENARY-3-en_20190101-09:00:0{len(split)}_{number}", sentence("en", number)
-            rows.append(f'{name}\t"{text.capitalize()}.\t{text}\tNone\t{split}\tfemale\tTrue\tNone')
-            path = root / (f"{split}_part_0" if packed else "2019") / f"{name}.{'wav' if packed else 'ogg'}"
+            clip, text = f"20190101-0900-PLENARY-3-en_20190101-09:00:0{len(split)}_{number}", sentence("en", number)
+            rows.append(f'{clip}\t"{text.capitalize()}.\t{text}\tNone\t{split}\tfemale\tTrue\tNone')
+            path = root / (f"{split}_part_0" if packed else "2019") / f"{clip}.{'wav' if packed else 'ogg'}"
             write(path, speech(text, 16000), 16000)
         rows.append("20190101-gone\tGone.\tgone\t7\t" + split + "\tmale\tTrue\tNone")
         write_text(root / f"asr_{split}.tsv", "\n".join(rows) + "\n")
@@ -168,14 +169,14 @@ def test_voxpopuli_clips_of_its_tool_and_of_the_hub(corpora, tmp_path, packed):
             shutil.rmtree(root / f"{split}_part_0")
     out = tmp_path / "out"
     prepare("voxpopuli", tmp_path / "corpus", out, "--written")
-    assert {path.name[5:-9] for path in out.glob("cuts_*")} == {"train_en", "test_en"}
-    for cut in cuts_of(out, "test_en"):
+    assert {path.name[5:-9] for path in out.glob("cuts_*")} == {f"train_{name}", f"test_{name}"}
+    for cut in cuts_of(out, f"test_{name}"):
         (turn,) = cut.supervisions
         assert (
             cut.custom["tasks"] == ["asr", "lid", "punct"] and turn.custom["written"] == f'"{turn.text.capitalize()}.'
         )
-        assert turn.speaker is None and turn.gender == "female"
-        within = out / "audio" / "test_en" if packed else root / "2019"
+        assert (turn.speaker, turn.gender, turn.language) == (None, "female", "en")
+        within = out / "audio" / f"test_{name}" if packed else root / "2019"
         assert Path(cut.recording.sources[0].source).parent == within
     lines = (out / "left_out.jsonl").read_text().splitlines()
     assert [json.loads(line)["reason"] for line in lines] == ["its clip is not there"] * 2

@@ -1,9 +1,11 @@
 """Reruns of `manifest prepare`, licences, and the label punct from the texts that corpora have."""
 
+import gzip
 import json
 import os
 import re
 import shutil
+import threading
 
 import pytest
 from command_lines import run
@@ -11,8 +13,10 @@ from mini_corpora import make_commonvoice, make_librispeech
 from mini_runs import CORPORA, cuts_of
 from toy_runs import ROOT
 
+from tokenverse_pp.base.files import locked
 from tokenverse_pp.cli.main import PREPARE
 from tokenverse_pp.data.corpora import LICENCES
+from tokenverse_pp.data.corpora.resume import contents
 
 THERE = "there from an earlier run with the same options"
 
@@ -68,6 +72,45 @@ def test_what_is_not_whole_or_not_as_asked_is_prepared_again(tmp_path, damage):
     assert len([file for file in kept if file.name.startswith("cuts_")]) == others
 
 
+@pytest.mark.parametrize("name", CORPORA)
+def test_what_came_by_half_is_prepared_again_once_it_is_there(corpora, name, tmp_path):
+    """A download that goes on: a file more, in the group that is not whole and in no other."""
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    shutil.copytree(corpora[name].corpus_dir, corpus)
+    late = sorted(path for path in corpus.rglob("*") if path.suffix in (".flac", ".mp3", ".wav", ".ogg", ".sph"))[0]
+    groups = 1 if name not in ("commonvoice", "librispeech", "mls") else 3 if name == "librispeech" else 2
+    whole = late.read_bytes()
+    prepare(name, corpus, out)
+    before = times(out)
+    assert prepare(name, corpus, out).count(THERE) == groups and times(out) == before
+    late.write_bytes(whole + b"\0" * 64)  # longer, and newer: as good as another file
+    assert prepare(name, corpus, out).count(THERE) == groups - 1
+    late.write_bytes(whole)
+    assert prepare(name, corpus, out).count(THERE) == groups - 1
+
+
+def test_utterances_and_rows_that_come_later_are_prepared(tmp_path):
+    corpus, out = make_librispeech(tmp_path / "LibriSpeech"), tmp_path / "out"
+    late = next((corpus / "dev-clean").rglob("*-0001.flac"))
+    data = late.read_bytes()
+    late.unlink()
+    prepare("librispeech", corpus, out)
+    assert len(cuts_of(out, "dev_clean")) == 1
+    late.write_bytes(data)
+    assert prepare("librispeech", corpus, out).count(THERE) == 2 and len(cuts_of(out, "dev_clean")) == 2
+    # A table of the same size.
+    table = next((corpus / "dev-clean").rglob("*.trans.txt"))
+    table.write_text(table.read_text().replace("DOG", "CAT"))
+    assert prepare("librispeech", corpus, out).count(THERE) == 2
+    assert any("cat" in cut.supervisions[0].text for cut in cuts_of(out, "dev_clean"))
+    # An output folder in the corpus is none of it; links that lead round are followed once.
+    (corpus / "dev-clean" / "round").symlink_to(corpus)
+    inside = corpus / "dev-clean" / "out"
+    found = contents([corpus], inside)
+    prepare("librispeech", corpus, inside)
+    assert contents([corpus], inside) == found and found["files"] == len(list(corpus.glob("*/*/198/*")))
+
+
 def test_parts_and_languages_that_come_later_are_added(tmp_path):
     corpus = make_commonvoice(tmp_path / "cv", ("fr", "sv-SE"))
     table = corpus / "fr" / "dev.tsv"
@@ -88,6 +131,80 @@ def test_parts_and_languages_that_come_later_are_added(tmp_path):
     # The list keeps what it says of the parts of the first run.
     [line] = (tmp_path / "out" / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["id"] == "none.mp3" and json.loads(line)["part"] == "dev_fr"
+
+
+def lines_out(out):
+    lines = (out / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
+    return sorted((item["part"], item["id"]) for item in map(json.loads, lines))
+
+
+def librispeech_with_gaps(root):
+    """An utterance of each part has no audio."""
+    corpus = make_librispeech(root)
+    for part in corpus.iterdir():
+        next(part.rglob("*-0001.flac")).unlink()
+    return corpus
+
+
+@pytest.mark.parametrize("damage", ["gone", "a line less"])
+def test_a_list_of_what_was_left_out_that_has_lost_lines_is_written_again(tmp_path, damage):
+    corpus, out = librispeech_with_gaps(tmp_path / "LibriSpeech"), tmp_path / "out"
+    prepare("librispeech", corpus, out)
+    listed, path = lines_out(out), out / "left_out.jsonl"
+    assert len(listed) == 3
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    assert prepare("librispeech", corpus, out).count(THERE) == (0 if damage == "gone" else 2)
+    assert lines_out(out) == listed
+    assert prepare("librispeech", corpus, out).count(THERE) == 3
+
+
+def test_runs_at_the_same_time_keep_each_others_groups(tmp_path, monkeypatch):
+    """While a first run makes its cuts, a second writes all of its own."""
+    corpus, out = librispeech_with_gaps(tmp_path / "LibriSpeech"), tmp_path / "out"
+    for part in ("dev-clean", "test-other"):
+        (tmp_path / part).mkdir()
+        (corpus / part).rename(tmp_path / part / part)
+    import tokenverse_pp.data.corpora.common as common
+
+    written = common._write_checked
+
+    def meanwhile(*args):
+        monkeypatch.setattr(common, "_write_checked", written)
+        prepare("librispeech", tmp_path / "dev-clean", out)
+        return written(*args)
+
+    prepare("librispeech", tmp_path / "test-other", out)
+    monkeypatch.setattr(common, "_write_checked", meanwhile)
+    prepare("librispeech", corpus, out)
+    assert set(json.loads((out / "prepared.json").read_text())["librispeech"]) == {
+        "dev-clean",
+        "test-other",
+        "train-clean-100",
+    }
+    assert [part for part, _ in lines_out(out)] == ["dev_clean", "test_other", "train_clean_100"]
+    for root in (corpus, tmp_path / "dev-clean", tmp_path / "test-other"):
+        assert prepare("librispeech", root, out).count(THERE) == 1
+
+
+def test_a_lock_is_held_until_its_block_ends(tmp_path):
+    waiting, done = threading.Event(), []
+
+    def second():
+        waiting.set()
+        with locked(tmp_path):
+            done.append("second")
+
+    thread = threading.Thread(target=second)
+    with locked(tmp_path):
+        thread.start()
+        waiting.wait(10)
+        thread.join(0.05)
+        done.append("first")
+    thread.join(10)
+    assert done == ["first", "second"]
 
 
 def test_an_interrupted_conversion_leaves_no_half_file(tmp_path, monkeypatch):
@@ -178,6 +295,34 @@ def test_librispeech_utterances_without_audio_are_listed(tmp_path):
     }
 
 
+WITHOUT_AUDIO = {  # a file to remove, and the lines that tell so (part, id)
+    "ami": ("**/ES2011b.Mix-Headset.wav", [("dev", "ES2011b")]),
+    "callhome-english": ("**/en_4066.sph", [("train", "en_4066")]),
+    "voxpopuli": ("**/20190104*.ogg", [("dev_en", f"20190104-0900-PLENARY-6-en-{i}") for i in (1, 2)]),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_AUDIO)
+def test_what_lhotse_drops_for_lack_of_audio_is_listed(corpora, name, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(corpora[name].corpus_dir, corpus)
+    if name == "ami":  # a meeting more
+        for path in [*corpus.rglob("ES2011a*")]:
+            if path.is_file():
+                shutil.copy(path, path.with_name(path.name.replace("ES2011a", "ES2011b")))
+    if name == "voxpopuli":  # segments of a session that comes last, in no order
+        with gzip.open(corpus / "asr_en.tsv.gz", "at", encoding="utf-8") as file:
+            for number in (7, 5):
+                file.write(f"20190104-0900-PLENARY-6-en|s{number}|A.|a|1|dev|female|True|{number}.0|{number}.5\n")
+    pattern, expected = WITHOUT_AUDIO[name]
+    for path in corpus.glob(pattern):
+        path.unlink()
+    prepare(name, corpus, tmp_path / "out")
+    lines = (tmp_path / "out" / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
+    missing = [item for item in map(json.loads, lines) if item["reason"] == "its audio is not there"]
+    assert [(item["part"], item["id"]) for item in missing] == expected
+
+
 def hub_rows(clip, count=3):
     """Rows with embedded audio, names of speakers and entities; the last has no text."""
     entities = {"type": ["LOC"], "start": [3], "length": [8]}
@@ -239,7 +384,7 @@ def test_hugging_face_name_on_the_hub(data_set, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: asked.append((args, options)) or data_set)
     monkeypatch.setattr("tokenverse_pp.data.corpora.huggingface.licence_of", lambda source: "mit")
     monkeypatch.chdir(tmp_path)
-    options = (*COLUMNS, "--config", "fr", "--split", "validation")
+    options = (*COLUMNS, "--config", "fr")
     stdout = prepare("huggingface", "owner/name", tmp_path / "out", *options)
     assert stdout.splitlines()[-1] == "licence of huggingface: mit"
     assert [cut.id for cut in cuts_of(tmp_path / "out", "dev")] == ["name-0", "name-1"]
@@ -252,6 +397,36 @@ def test_hugging_face_name_on_the_hub(data_set, tmp_path, monkeypatch):
     assert result.exit_code == 0 and len((tmp_path / "cuts.jsonl").read_text().splitlines()) == 2
     missing = run("manifest", "import", tmp_path / "c.jsonl", "--hf", "no/such/folder")
     assert missing.exit_code == 2 and "no such file or folder" in missing.stderr
+
+
+def test_of_a_data_set_on_the_hub_only_the_wanted_split_is_read(data_set, tmp_path, monkeypatch):
+    """The library itself reads a folder laid out like a repository of the hub; the files of a split are torn."""
+    import datasets
+
+    from tokenverse_pp.data.importing import tables
+
+    hub = tmp_path / "hub"
+    (hub / "data").mkdir(parents=True)
+    for split, data in data_set.items():
+        data.to_parquet(hub / "data" / f"{split}-00000-of-00001.parquet")
+    (hub / "data" / "train-00000-of-00001.parquet").write_bytes(b"torn")
+    for name in ("load_dataset", "load_dataset_builder"):
+        call = getattr(datasets, name)
+
+        def local(path, *args, call=call, **options):
+            assert path == "owner/name"
+            options.pop("trust_remote_code", None)
+            return call(str(hub), *args, cache_dir=str(tmp_path / "cache"), **options)
+
+        monkeypatch.setattr(datasets, name, local)
+    monkeypatch.setattr(tables, "is_hub_name", lambda source: str(source) == "owner/name")
+    monkeypatch.setattr("tokenverse_pp.data.corpora.huggingface.licence_of", lambda source: "mit")
+    prepare("huggingface", "owner/name", tmp_path / "out", *COLUMNS, "--split", "validation")
+    assert [cut.id for cut in cuts_of(tmp_path / "out", "dev")] == ["name-0", "name-1"]
+    wrong = run("manifest", "prepare", "huggingface", "owner/name", tmp_path / "out", *COLUMNS, "--split", "test")
+    assert wrong.exit_code == 2 and "--split test: expected one of" in wrong.stderr and "train" in wrong.stderr
+    everything = run("manifest", "prepare", "huggingface", "owner/name", tmp_path / "all", *COLUMNS)
+    assert everything.exit_code == 2 and "datasets cannot read it" in everything.stderr
 
 
 def test_hugging_face_arrays(tmp_path):

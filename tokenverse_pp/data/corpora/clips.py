@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import shutil
 import tarfile
 import zlib
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +24,7 @@ from lhotse.utils import fastcopy
 from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import replacing
+from tokenverse_pp.base.files import BLOCK, replacing
 from tokenverse_pp.data.corpora.common import CorpusPart, LeftOut, Say, Table, at_16_khz, is_written, write_parts
 from tokenverse_pp.data.editing.conversations import NO_WORDS, with_original
 from tokenverse_pp.data.importing.fields import finish_text
@@ -207,20 +209,31 @@ def keep(path: Path, data: bytes) -> Path:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Write the audio files of a tar archive into one folder, as far as they are not there; returns the folder.
+    """Write the audio files of a ``.tar.gz`` into one folder; returns the folder.
+
+    A file that is there with its size is kept, unless the archive is newer.
 
     Raises:
-        UserError: where the archive is not whole.
+        UserError: where the archive is not whole, its checksum included. Its files are removed then.
     """
+    age, paths = archive.stat().st_mtime, []
     try:
-        with tarfile.open(archive, "r|*") as tar:
+        with gzip.open(archive) as raw, tarfile.open(fileobj=raw, mode="r|") as tar:
             for member in tqdm(tar, desc=archive.name, unit=" files", mininterval=1.0):
                 name = PurePosixPath(member.name).name
                 file = tar.extractfile(member) if member.isfile() and name.endswith(CLIP_ENDINGS) else None
-                path = folder / name
-                if file is not None and not (path.is_file() and path.stat().st_size == member.size):
-                    keep(path, file.read())
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+                if file is None:
+                    continue
+                paths.append(folder / name)
+                there = paths[-1].stat() if paths[-1].is_file() else None
+                if there is None or there.st_size != member.size or there.st_mtime < age:
+                    with replacing(paths[-1]) as temporary, open(temporary, "wb") as target:
+                        shutil.copyfileobj(file, target)
+            while raw.read(BLOCK):  # the checksum is at the end, which tarfile does not read
+                pass
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        for path in paths:
+            path.unlink(missing_ok=True)
         raise UserError(f"{archive}: not a whole tar archive ({error}): download it again") from error
     return folder
 

@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import soundfile
@@ -31,7 +31,7 @@ from lhotse.supervision import SupervisionSegment
 from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import aligned, replacing
+from tokenverse_pp.base.files import aligned, locked, replacing
 from tokenverse_pp.data.access import check_access, use_backend
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.data.editing.mix import shuffle_manifest
@@ -42,6 +42,7 @@ from tokenverse_pp.data.manifests import reason_of
 from tokenverse_pp.tasks.punct import read_written
 from tokenverse_pp.tasks.registry import REGISTRY
 
+LEFT_OUT = "left_out.jsonl"
 LINE_SEPARATORS = str.maketrans("\u2028\u2029", "  ")  # at which str.splitlines() splits
 
 
@@ -338,6 +339,15 @@ class LeftOut:
         return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
 
 
+NO_AUDIO = "its audio is not there"
+
+
+def without_audio(names: Iterable[str], found: Iterable[str]) -> List[Dict[str, Any]]:
+    """The names that are not among those found, as `LeftOut` lists them: lhotse drops what has no audio silently."""
+    there = set(found)
+    return [{"id": name, "seconds": 0.0, "reason": NO_AUDIO} for name in names if name not in there]
+
+
 @contextlib.contextmanager
 def lhotse_recipe(corpus: str, corpus_dir: Path, layout: str) -> Iterator[None]:
     """Run a recipe of lhotse; any exception becomes a one-line error that says what was expected."""
@@ -388,19 +398,27 @@ def write_parts(
 
 def write_files(files: Dict[str, Tuple[Iterable[Cut], LeftOut]], output_dir: Path, say: Say = print) -> Dict[str, Path]:
     """`write_parts` for cuts by the name of their part. ``left_out.jsonl`` keeps the lines of other parts."""
-    list_file = output_dir / "left_out.jsonl"
+    list_file = output_dir / LEFT_OUT
     paths = {name: output_dir / f"cuts_{name}.jsonl.gz" for name in files}
     shuffled = [path for name, path in paths.items() if name.startswith("train")]
     by_path = {paths[name]: pair for name, pair in files.items()}
-    write_checked_files(by_path, list_file, say, shuffled, _lines_of_others(list_file, files))
+    write_checked_files(by_path, list_file, say, shuffled, _lines_of_others(output_dir, files))
     return paths
 
 
-def _lines_of_others(list_file: Path, parts: Iterable[str]) -> List[str]:
-    """The lines of ``left_out.jsonl`` about parts that an earlier run wrote and this one does not."""
-    lines = list_file.read_text(encoding="utf-8").splitlines() if list_file.is_file() else []
+def left_out_lines(output_dir: Path, parts: Iterable[str]) -> Tuple[List[str], List[str]]:
+    """The lines of ``left_out.jsonl`` about these parts, and those about others."""
+    path = output_dir / LEFT_OUT
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     here = tuple(f'{{"part": {json.dumps(part, ensure_ascii=False)}, ' for part in parts)
-    return [line for line in lines if not line.startswith(here)]
+    return [line for line in lines if line.startswith(here)], [line for line in lines if not line.startswith(here)]
+
+
+@contextlib.contextmanager
+def _lines_of_others(output_dir: Path, parts: Iterable[str]) -> Iterator[List[str]]:
+    """The lines about other parts, which no other run changes meanwhile."""
+    with locked(output_dir):
+        yield left_out_lines(output_dir, parts)[1]
 
 
 def write_checked_files(
@@ -408,7 +426,7 @@ def write_checked_files(
     list_file: Path,
     say: Say = print,
     shuffled: Sequence[Path] = (),
-    kept: Sequence[str] = (),
+    kept: Optional[ContextManager[Sequence[str]]] = None,
 ) -> None:
     """Write cuts to their files, all of the files or none; see `write_parts`.
 
@@ -416,7 +434,7 @@ def write_checked_files(
         files: cuts, not yet made, and the list that fills while they are made.
         list_file: for what was left out, as JSON lines.
         shuffled: the files whose cuts are put into random order.
-        kept: lines for ``list_file`` about other files.
+        kept: gives the lines for ``list_file`` about other files; left when it is written.
     """
     statistics = Statistics()
     with contextlib.ExitStack() as stack:
@@ -427,8 +445,9 @@ def write_checked_files(
                 raise UserError(f"{path}: no cut is left for it ({why or 'no turns'})")
             if path in shuffled:
                 shuffle_manifest(temporary, temporary)
+        others = () if kept is None else stack.enter_context(kept)
         with open(stack.enter_context(replacing(list_file)), "w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in kept)
+            file.writelines(f"{line}\n" for line in others)
             for path, (_, left_out) in files.items():
                 for item in left_out.items:
                     file.write(json.dumps({"part": stem(path), **item}, ensure_ascii=False) + "\n")

@@ -35,9 +35,10 @@ from tokenverse_pp.data.corpora.common import (
     is_written,
     lhotse_recipe,
     require,
+    without_audio,
     write_parts,
 )
-from tokenverse_pp.data.corpora.resume import in_groups
+from tokenverse_pp.data.corpora.resume import contents, in_groups
 from tokenverse_pp.data.editing.conversations import (
     DEFAULT_OPTIONS,
     ConversationOptions,
@@ -137,13 +138,15 @@ def prepare_ami(
         tracks = partial(mixed_tracks, folder=output_dir / "audio", jobs=jobs)
         return write_dialogues(parts, output_dir, f"ami-{mic}", MIXED_TASKS, tracks, words, options, say)
 
-    return in_groups("ami", output_dir, given, {"all": {}}, prepare, force, say)
+    read = contents([corpus_dir, *([annotations] if annotations is not None else [])], output_dir)
+    return in_groups("ami", output_dir, given, {"all": {"read": read}}, prepare, force, say)
 
 
 def _read_ami(
     corpus_dir: Path, mic: str, partition: str, annotations: Optional[Path]
 ) -> Tuple[List[CorpusPart], Marks]:
     """The turns of the splits, and the punctuation."""
+    from lhotse.recipes.ami import PARTITIONS
     from lhotse.recipes.ami import prepare_ami as recipe
 
     require(corpus_dir, [f"**/{MICS[mic]}"], AMI_LAYOUT)
@@ -155,7 +158,15 @@ def _read_ami(
                 corpus_dir, place, mic=mic, partition=partition, normalize_text="none", keep_punctuation=True
             )
             marks = sentence_marks(place)
-    return [CorpusPart(split, **manifests[split], language="en") for split in AMI_SPLITS], marks
+        meetings = {path.name.split(".")[0] for path in (place / "segments").glob("*.segments.xml")}
+    names = {split: sorted(meetings & set(PARTITIONS[partition][split])) for split in AMI_SPLITS}
+    return [_part(split, manifests[split], names[split]) for split in AMI_SPLITS], marks
+
+
+def _part(name: str, manifests: Dict[str, Any], recordings: Iterable[str]) -> CorpusPart:
+    """A part; of the recordings that have a transcript, those without audio are listed."""
+    missing = without_audio(recordings, (recording.id for recording in manifests["recordings"]))
+    return CorpusPart(name, **manifests, language="en", unread=missing)
 
 
 def headset_tracks(part: CorpusPart) -> Iterator[Track]:
@@ -360,7 +371,8 @@ def prepare_calls(
             say,
         )
 
-    return in_groups(corpus, output_dir, given, {"all": {}}, prepare, force, say)
+    read = contents([corpus_dir, *([transcripts] if transcripts is not None else [])], output_dir)
+    return in_groups(corpus, output_dir, given, {"all": {"read": read}}, prepare, force, say)
 
 
 prepare_callhome_english = partial(prepare_calls, "callhome-english")
@@ -378,7 +390,10 @@ def _callhome(corpus_dir: Path, transcripts: Optional[Path]) -> List[CorpusPart]
     _check_names(speech)
     with lhotse_recipe("callhome-english", corpus_dir, CALLHOME_LAYOUT):
         manifests = recipe(speech, transcript_dir=texts, absolute_paths=True)
-    return [CorpusPart(split, **manifests[name], language="en") for split, name in CALLHOME_SPLITS.items()]
+    return [
+        _part(split, manifests[name], _transcribed(texts / "transcrpt" / name))
+        for split, name in CALLHOME_SPLITS.items()
+    ]
 
 
 def _eval2000(corpus_dir: Path, transcripts: Optional[Path]) -> List[CorpusPart]:
@@ -393,7 +408,12 @@ def _eval2000(corpus_dir: Path, transcripts: Optional[Path]) -> List[CorpusPart]
     _check_names(corpus_dir)
     with tempfile.TemporaryDirectory() as folder, lhotse_recipe("eval2000", corpus_dir, EVAL2000_LAYOUT):
         manifests = recipe(corpus_dir, folder, transcript_path=texts, absolute_paths=True)
-    return [CorpusPart("test", **manifests, language="en")]
+    return [_part("test", manifests, _transcribed(texts))]
+
+
+def _transcribed(folder: Path) -> List[str]:
+    """The calls of a folder of transcripts."""
+    return sorted(path.stem for path in folder.rglob("*.txt"))
 
 
 def _holding(folder: Path, part: str) -> Path:

@@ -4,17 +4,20 @@ A test set: its authors made no splits. Read is the repository as it is: ``media
 ``transcripts/force_aligned_nlp_references/<call>.aligned.nlp``, tables of one word a row. The transcripts in
 ``nlp_references`` have no times, and lhotse's recipe makes one supervision of each call of them, an hour long.
 
-The aligned words are spelled as they were said (``twenty nineteen``). The aligner did not find a quarter of them, in
-about thirty calls almost none. A sentence with such a word, or with one that nobody understood, is a turn of unknown
-words, from the word before it to the word after it: no window holds it.
+The aligned words are mostly spelled as they were said (``twenty nineteen``), some contractions as few would write them
+(``lemme``, ``cuz``). What the aligner spelled out has tags, and is in lower case, at the beginning of a sentence and in
+names too. The aligner did not find a quarter of the words, in about thirty calls almost none. A sentence with such a
+word, or with one that nobody understood, is a turn of unknown words, from the word before it to the word after it: no
+window holds it.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from lhotse import SupervisionSet
 from lhotse.supervision import SupervisionSegment
@@ -23,23 +26,27 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.corpora.clips import Clip, LeftOutRow, Rows, left_out_rows, part_of
 from tokenverse_pp.data.corpora.common import CorpusPart, Form, Say, check_table, check_written, is_written, require
 from tokenverse_pp.data.corpora.conversations import MIXED_TASKS, mixed_tracks, write_dialogues
-from tokenverse_pp.data.corpora.resume import in_groups
+from tokenverse_pp.data.corpora.resume import contents, in_groups
 from tokenverse_pp.data.editing.conversations import DEFAULT_OPTIONS, ConversationOptions, TurnWords
 from tokenverse_pp.data.lines import number_of, raw_lines
 from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
 
 FORM = Form(delimiter="|")
-COLUMNS = ("token", "speaker", "ts", "endTs", "punctuation")
+COLUMNS = ("token", "speaker", "ts", "endTs", "punctuation", "tags")
 ALIGNED = "transcripts/force_aligned_nlp_references"
 LAYOUT = (
     f"the folder earnings22 of github.com/revdotcom/speech-datasets: media/<call>.mp3 and {ALIGNED}/<call>.aligned.nlp"
 )
 POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
-SOUNDS = {"<laugh>", "<cough>", "<clear_throat>", "<silence>", "<phonetic>"}  # the last marks a guess at a spelling
-# Any other <mark> is for words that are not known. The aligner has dropped the brackets of most.
-UNKNOWN = {"inaudible", "crosstalk", "unk"}
+SOUNDS = {"<laugh>", "<cough>", "<clear_throat>", "<silence>"}
+# Any other <mark> is for words that are not known. The aligner has dropped the brackets of most; phonetic marks a guess
+# at how the word before is spelled. Many an <unk> has become "foreign language", also misspelled ("langauge").
+UNKNOWN = {"inaudible", "crosstalk", "phonetic", "silence", "unk"}
+FOREIGN_LANGUAGE = re.compile("foreign lan[gaue]+-?")
 TITLES = {"mr", "mrs", "ms", "dr", "prof", "st"}  # before a name: their full stop ends no sentence
 ENDS = (".", "?", "!")
+SMALL = re.compile("CONTRACTION|CARDINAL|ORDINAL|PERCENT|YEAR|MONEY|TIME|RANGE|PHONE")  # tags
+UNCASED = "uncased"  # key of a turn's custom fields: it has lost capitals
 SHORTEST = 0.01  # seconds of unknown words between two others; they then overlap what follows
 
 
@@ -82,7 +89,7 @@ def prepare_earnings22(
             say,
         )
 
-    groups = {"all": {"calls": list(tables)}}
+    groups = {"all": {"read": contents([corpus_dir / "media", *files], output_dir)}}
     return in_groups("earnings22", output_dir, given, groups, prepare, force, say)
 
 
@@ -110,13 +117,26 @@ def _calls(corpus_dir: Path, tables: Mapping[str, Path]) -> Rows:
         yield Clip(call, audio, "", "en")
 
 
-Word = Tuple[str, str, str, Optional[float], Optional[float]]  # token, punctuation, speaker, start and end in seconds
+class AlignedWord(NamedTuple):
+    """A row of the aligned transcripts; start and end in seconds."""
+
+    token: str
+    mark: str
+    speaker: str
+    start: Optional[float] = None
+    end: Optional[float] = None
+    tags: str = "[]"  # such as ['17:CONTRACTION']: the aligner has spelled it out
+
+    @property
+    def uncased(self) -> bool:
+        """Whether the aligner may have made it lower case."""
+        return self.tags not in ("", "[]") and self.token.islower()
 
 
-def _words(path: Path) -> Tuple[List[Word], List[LeftOutRow]]:
+def _words(path: Path) -> Tuple[List[AlignedWord], List[LeftOutRow]]:
     """The words of a call, and the rows that cannot be read. Such a row stands for a word that is not known."""
     table = check_table(path, FORM)
-    words: List[Word] = []
+    words: List[AlignedWord] = []
     place: Dict[str, int] = {}
     for number, line in raw_lines(path):
         if not line.strip():
@@ -128,33 +148,30 @@ def _words(path: Path) -> Tuple[List[Word], List[LeftOutRow]]:
                 raise UserError(f"{path}, line {number}: no column {missing[0]!r}; expected {LAYOUT}")
             place = {name: (cells or []).index(name) for name in COLUMNS}
         elif cells is None:
-            words.append(("<unread>", "", words[-1][2] if words else "0", None, None))
+            words.append(AlignedWord("<unread>", "", words[-1].speaker if words else "0"))
         else:
-            token, speaker, start, end, mark = (cells[place[name]].strip() for name in COLUMNS)
-            words.append((token, mark, speaker, number_of(start), number_of(end)))
+            token, speaker, start, end, mark, tags = (cells[place[name]].strip() for name in COLUMNS)
+            words.append(AlignedWord(token, mark, speaker, number_of(start), number_of(end), tags))
     return words, left_out_rows(table)
 
 
-def turns_of(call: str, words: Sequence[Word], duration: float) -> Iterator[SupervisionSegment]:
+def turns_of(call: str, words: Sequence[AlignedWord], duration: float) -> Iterator[SupervisionSegment]:
     """One turn per sentence of a speaker, with times; its text is None where not all its words are known, with times.
 
     Args:
         duration: of the call, in seconds.
     """
-    sentences: List[List[Word]] = []
+    sentences: List[List[AlignedWord]] = []
     for i, word in enumerate(words):
-        if not sentences or word[2] != sentences[-1][-1][2] or _ends(words, i - 1):
+        if not sentences or word.speaker != sentences[-1][-1].speaker or _ends(words, i - 1):
             sentences.append([])
         sentences[-1].append(word)
-    ends = [max((word[4] for word in sentence if word[4] is not None), default=None) for sentence in sentences]
-    starts = [min((word[3] for word in sentence if word[3] is not None), default=None) for sentence in sentences]
+    ends = [max((word.end for word in sentence if word.end is not None), default=None) for sentence in sentences]
+    starts = [min((word.start for word in sentence if word.start is not None), default=None) for sentence in sentences]
     before = 0.0
     for number, sentence in enumerate(sentences):
-        spoken = [word for word in sentence if word[0] not in SOUNDS]
-        known = all(
-            word[3] is not None and word[4] is not None and word[0] not in UNKNOWN and word[0][:1] != "<"
-            for word in spoken
-        )
+        spoken = [word for word in sentence if word.token not in SOUNDS]
+        known = _known(spoken)
         start, end = starts[number], ends[number]
         if not known:  # its first or last words may lie anywhere between its neighbours
             start = before
@@ -168,23 +185,51 @@ def turns_of(call: str, words: Sequence[Word], duration: float) -> Iterator[Supe
                 duration=round(end - start, 8),
                 channel=0,
                 language="en",
-                speaker=f"{call}-{sentence[0][2]}",
-                text=" ".join(token + mark for token, mark, *_ in spoken) if known else None,
+                speaker=f"{call}-{sentence[0].speaker}",
+                text=" ".join(word.token + word.mark for word in spoken) if known else None,
+                custom={UNCASED: True} if _uncased(spoken) else None,
             )
         before = max(before, ends[number] or 0.0)
 
 
-def _ends(words: Sequence[Word], i: int) -> bool:
-    """Whether a sentence ends with word ``i``: not with ``Mr.``, and not before a small letter (``Inc. and``)."""
-    token, mark = words[i][:2]
+def _known(spoken: Sequence[AlignedWord]) -> bool:
+    """Whether all words of a sentence are known, with times."""
+    tokens = [word.token.lower() for word in spoken]
+    return (
+        all(word.start is not None and word.end is not None for word in spoken)
+        and not any(token in UNKNOWN or token.startswith("<") for token in tokens)
+        and not any(FOREIGN_LANGUAGE.fullmatch(" ".join(pair)) for pair in zip(tokens, tokens[1:]))
+    )
+
+
+def _uncased(spoken: Sequence[AlignedWord]) -> bool:
+    """Whether a sentence has lost a capital: that of its first word, of ``I`` or of a name.
+
+    Contractions and numbers are written in small letters elsewhere.
+    """
+    return any(
+        word.uncased and (i == 0 or not SMALL.search(word.tags) or re.match("i\\b", word.token))
+        for i, word in enumerate(spoken)
+    )
+
+
+def _ends(words: Sequence[AlignedWord], i: int) -> bool:
+    """Whether a sentence ends with word ``i``: not with ``Mr.``, and not before a small letter (``Inc. and``).
+
+    A small letter of a word that the aligner spelled out says nothing: ``Yes. we're fine`` are two sentences.
+    """
+    token, mark = words[i].token, words[i].mark
     if not mark.endswith(ENDS) or token.lower() in TITLES:
         return mark.endswith("…")
-    return not words[i + 1][0][:1].islower() if mark == "." and i + 1 < len(words) else True
+    if mark != "." or i + 1 == len(words):
+        return True
+    return words[i + 1].uncased or not words[i + 1].token[:1].islower()
 
 
 def read_words(turn: SupervisionSegment, normaliser: Normaliser, written: bool = False) -> TurnWords:
-    """The words of a turn; it is complete where ``. ? !`` stands at its end."""
+    """The words of a turn; it is complete where ``. ? !`` stands at its end. Without its capitals it is not written."""
     if turn.text is None:
         return TurnWords(None)
-    plain, shown = normaliser(turn.text, turn.language), turn.text if written else None
+    cased = UNCASED not in (turn.custom or {})
+    plain, shown = normaliser(turn.text, turn.language), turn.text if written and cased else None
     return TurnWords(plain, turn.text.endswith(ENDS), written=shown if is_written(shown, plain) else None)

@@ -23,7 +23,7 @@ from tokenverse_pp.data.corpora.clips import (
 )
 from tokenverse_pp.data.corpora.common import Form, Say, check_table, check_written, require
 from tokenverse_pp.data.corpora.read_speech import folders_of
-from tokenverse_pp.data.corpora.resume import in_groups
+from tokenverse_pp.data.corpora.resume import contents, in_groups
 from tokenverse_pp.data.lines import raw_lines
 
 SPLITS = ("train", "dev", "test")
@@ -83,7 +83,10 @@ def prepare_fleurs(
         return write_utterances(parts, output_dir, "fleurs", normaliser, jobs, say, original_of if written else None)
 
     given = {"corpus_dir": corpus_dir, "normaliser": normaliser, "written": written}
-    groups = {locale: {"splits": list(tables[locale])} for locale in locales}
+    groups = {}
+    for locale in locales:
+        read = contents([*(table.parent for table in tables[locale].values()), corpus_dir / locale], output_dir)
+        groups[locale] = {"splits": list(tables[locale]), "read": read}
     return in_groups("fleurs", output_dir, given, groups, prepare, force, say)
 
 
@@ -107,11 +110,11 @@ def _tables(corpus_dir: Path) -> Dict[str, Dict[str, Path]]:
 
 
 def _folder(corpus_dir: Path, table: Path) -> Path:
-    """The folder of a table's clips, or the archive that holds them."""
+    """The archive of a table's clips, which is whole or refused; or, where there is none, their folder."""
     beside, split = table.parent, table.stem
     places = [beside / "audio" / split, beside / split, corpus_dir / beside.name / split]
-    found = [path for path in places if path.is_dir()]
-    found += [path for path in [beside / "audio" / f"{split}.tar.gz"] if path.is_file()]
+    found = [path for path in [beside / "audio" / f"{split}.tar.gz"] if path.is_file()]
+    found += [path for path in places if path.is_dir()]
     if not found:
         raise UserError(f"{table}: found neither audio/{split}.tar.gz nor audio/{split} beside it; expected {LAYOUT}")
     return found[0]

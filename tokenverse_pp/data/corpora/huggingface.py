@@ -17,7 +17,7 @@ from lhotse.cut import MonoCut
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.corpora.common import LeftOut, Say, check_written, write_files
-from tokenverse_pp.data.corpora.resume import in_groups
+from tokenverse_pp.data.corpora.resume import contents, in_groups
 from tokenverse_pp.data.importing.audio import AudioOut
 from tokenverse_pp.data.importing.fields import FieldMap
 from tokenverse_pp.data.importing.rows import Ledger, Rejected
@@ -60,7 +60,7 @@ def prepare_huggingface(
     Args:
         dataset: a folder (`save_to_disk`, audiofolder, parquet), or a name on the hub.
         config: the configuration, where there are several.
-        splits: none: all.
+        splits: of a data set on the hub no others are downloaded; none: all.
         columns: field -> column, as for `FieldMap`.
         constants: fields of all rows, as `constants_of` gives them.
         written: label punct too, by the texts as they are.
@@ -76,6 +76,7 @@ def prepare_huggingface(
             hf=dataset,
             hf_config=config,
             hf_cache=Path(cache),
+            hf_only=bool(splits),
             fields=FieldMap(columns, needs_text=True),
             constants=constants,
             normaliser=normaliser,
@@ -83,7 +84,7 @@ def prepare_huggingface(
             widen=widen,
             jobs=jobs,
         )
-        with loaded(dataset, config, Path(cache)) as found:
+        with loaded(dataset, config, Path(cache), splits) as found:
             sizes = {name: len(data) for name, data in found.items()}
         unknown = [name for name in splits if name not in sizes]
         if unknown:
@@ -91,7 +92,8 @@ def prepare_huggingface(
         name = str(dataset.absolute() if dataset.is_dir() else dataset)
         given = {"dataset": name, "config": config, "columns": columns, "constants": constants,
                  "normaliser": normaliser, "written": written, "widen": widen}  # fmt: skip
-        groups = {split: {"rows": sizes[split]} for split in splits or sizes}
+        read = contents([dataset] if dataset.is_dir() else [], output_dir)
+        groups = {split: {"rows": sizes[split], "read": read} for split in splits or sizes}
         write = partial(_write_split, options=options, output_dir=output_dir, say=say)
         return in_groups("huggingface", output_dir, given, groups, write, force, say, licence_of(dataset))
 

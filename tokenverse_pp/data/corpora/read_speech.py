@@ -28,8 +28,9 @@ from tokenverse_pp.data.corpora.common import (
     lhotse_recipe,
     one_folder,
     require,
+    without_audio,
 )
-from tokenverse_pp.data.corpora.resume import in_groups
+from tokenverse_pp.data.corpora.resume import contents, in_groups
 from tokenverse_pp.data.lines import raw_lines, stray_control, text_of
 
 MLS = {
@@ -111,16 +112,15 @@ def prepare_librispeech(
                 manifest = recipe(folder, dataset_parts=[name], num_jobs=jobs)[name]
             in_corpus(manifest["recordings"], folder, corpus_dir)
         unread = [item for table in tables for item in table.left_out()]
-        found = {turn.id for turn in manifest["supervisions"]}  # lhotse skips utterances without audio
-        for table in tables:
-            ids = (text_of(line, "").split()[:1] for number, line in raw_lines(table.path) if number not in table.bad)
-            missing = (cells[0] for cells in ids if cells and cells[0] not in found)
-            unread += [{"id": name, "seconds": 0.0, "reason": "its audio is not there"} for name in missing]
+        lines = (line for table in tables for n, line in raw_lines(table.path) if n not in table.bad)
+        names = (cells[0] for cells in (text_of(line, "").split() for line in lines) if cells)
+        unread += without_audio(names, (turn.id for turn in manifest["supervisions"]))
         part = CorpusPart(name.replace("-", "_"), **manifest, language="en", unread=unread)
         return write_utterances([part], output_dir, "librispeech", normaliser, jobs, say)
 
     given = {"corpus_dir": corpus_dir, "normaliser": normaliser}
-    return in_groups("librispeech", output_dir, given, {name: {} for name in names}, prepare, force, say)
+    groups = {name: {"read": contents([corpus_dir / name], output_dir)} for name in names}
+    return in_groups("librispeech", output_dir, given, groups, prepare, force, say)
 
 
 MLS_SPLITS = ("train", "dev", "test")
@@ -178,7 +178,8 @@ def prepare_mls(
         return write_utterances(parts, output_dir, "mls", normaliser, jobs, say)
 
     given = {"corpus_dir": corpus_dir, "normaliser": normaliser}
-    return in_groups("mls", output_dir, given, {name: {} for name in folders}, prepare, force, say)
+    groups = {name: {"read": contents([corpus_dir / name], output_dir)} for name in folders}
+    return in_groups("mls", output_dir, given, groups, prepare, force, say)
 
 
 COMMONVOICE_SPLITS = ("train", "dev", "test")
@@ -236,7 +237,8 @@ def prepare_commonvoice(
         )
 
     given = {"corpus_dir": corpus_dir, "normaliser": normaliser, "written": written}
-    return in_groups("commonvoice", output_dir, given, {locale: {} for locale in locales}, prepare, force, say)
+    groups = {locale: {"read": contents([corpus_dir / locale], output_dir)} for locale in locales}
+    return in_groups("commonvoice", output_dir, given, groups, prepare, force, say)
 
 
 def _header(path: Path) -> List[str]:

@@ -2,21 +2,25 @@
 
 A corpus is prepared in groups, each of the parts that belong together (a language, a part of LibriSpeech, all of AMI).
 A group's manifests are renamed into place when all of them are whole; then ``OUT/prepared.json`` gets its entry under
-the corpus's name: the options, and the size of each file. A rerun skips a group whose entry has the same options and
-whose files have these sizes. Whatever else it finds is prepared again, but for audio in ``OUT/audio``, which is kept
-file by file: such a file is there only if it was written to its end.
+the corpus's name: the options, what the corpus held (`contents`), the size of each file, and the number of its lines in
+``left_out.jsonl``. A rerun skips a group whose entry has the same options and contents and whose files and lines are
+there. Whatever else it finds is prepared again, but for audio in ``OUT/audio``, which is kept file by file: such a file
+is there only if it was written to its end. Several runs may write into one folder at once, each its own groups.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional
 
 from tokenverse_pp import __version__
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import json_of, write_json
+from tokenverse_pp.base.files import json_of, locked, write_json
 from tokenverse_pp.data.corpora import LICENCES
+from tokenverse_pp.data.corpora.common import LEFT_OUT, left_out_lines
 
 RECORD = "prepared.json"
 Paths = Dict[str, Path]
@@ -37,7 +41,7 @@ def in_groups(
 
     Args:
         options: of the command; the cuts depend on all of them. The number of processes is none of them.
-        groups: name -> what the cuts of that group depend on besides, such as the splits that are there.
+        groups: name -> what the cuts of that group depend on besides, such as the `contents` of its folders.
         prepare: writes the manifests of a group, all or none; returns them by part.
         force: prepare all groups again.
         licence: where it is not that of `LICENCES`.
@@ -49,8 +53,7 @@ def in_groups(
         UserError: as ``prepare`` does. Groups that are whole by then stay.
     """
     path = output_dir / RECORD
-    record = _read(path)
-    entries = record.setdefault(corpus, {})
+    entries = _read(path).get(corpus, {})
     found: Paths = {}
     for group, more in groups.items():
         wanted = _plain({**options, **more, "version": __version__})
@@ -61,10 +64,41 @@ def in_groups(
         else:
             paths = prepare(group)
             files = {part: {"file": file.name, "bytes": file.stat().st_size} for part, file in paths.items()}
-            entries[group] = {"options": wanted, "files": files}
-            write_json(path, record)
+            left_out, _ = left_out_lines(output_dir, paths)
+            with locked(output_dir):  # another run may have added groups
+                record = _read(path)
+                entry = {"options": wanted, "files": files, "left_out": len(left_out)}
+                record.setdefault(corpus, {})[group] = entry
+                write_json(path, record)
         found.update(paths)
     say(f"licence of {corpus}: {licence or LICENCES[corpus]}")
+    return found
+
+
+def contents(paths: Iterable[Path], output_dir: Path) -> Dict[str, int]:
+    """How many files there are in folders, their bytes and the time of the newest: a corpus has changed if these have.
+
+    Args:
+        paths: folders and files; those that are not there count as empty.
+        output_dir: not counted, where it lies in the corpus.
+    """
+    found = {"files": 0, "bytes": 0, "newest": 0}
+    seen = {(about.st_dev, about.st_ino) for about in [output_dir.stat()]} if output_dir.is_dir() else set()
+    rest: List[os.PathLike[str]] = [path for path in paths if path.exists()]
+    while rest:
+        path = rest.pop()
+        try:
+            about = path.stat() if isinstance(path, os.DirEntry) else os.stat(path)
+            inside = list(os.scandir(path)) if stat.S_ISDIR(about.st_mode) else None
+        except OSError:  # a link to nothing, or a folder that may not be read: the reader says so where it matters
+            continue
+        if inside is None:
+            found["files"] += 1
+            found["bytes"] += about.st_size
+            found["newest"] = max(found["newest"], about.st_mtime_ns)
+        elif (about.st_dev, about.st_ino) not in seen:  # links may lead round
+            seen.add((about.st_dev, about.st_ino))
+            rest += inside
     return found
 
 
@@ -90,7 +124,8 @@ def _whole(output_dir: Path, entry: Any, wanted: Mapping[str, Any]) -> Optional[
         if not path.is_file() or path.stat().st_size != about.get("bytes"):
             return None
         paths[part] = path
-    return paths if paths and (output_dir / "left_out.jsonl").is_file() else None
+    listed = (output_dir / LEFT_OUT).is_file() and len(left_out_lines(output_dir, paths)[0]) == entry.get("left_out")
+    return paths if paths and listed else None
 
 
 def _plain(options: Mapping[str, Any]) -> Dict[str, Any]:

@@ -2,12 +2,15 @@
 
 VoxPopuli comes as recordings of whole sessions, whose segments lhotse's recipe reads, or as clips with a table, which
 its own tool cuts and the hub has. SLUE-VoxPopuli comes as clips with a table; lhotse has no recipe for it. Labelled are
-asr and lid, of SLUE ner too. The ids of cuts are those of the corpora.
+asr and lid, of SLUE ner too. The ids of cuts are those of the corpora, but for whole sessions: those of lhotse, which
+counts the segments of a session in the order of the table (``<session>-<number>``; a clip's is ``<session>-<id_>``).
 """
 
 from __future__ import annotations
 
 import ast
+import csv
+import gzip
 import os
 import tempfile
 from pathlib import Path
@@ -35,9 +38,10 @@ from tokenverse_pp.data.corpora.common import (
     in_corpus,
     lhotse_recipe,
     require,
+    without_audio,
 )
 from tokenverse_pp.data.corpora.read_speech import folders_of
-from tokenverse_pp.data.corpora.resume import in_groups
+from tokenverse_pp.data.corpora.resume import contents, in_groups
 from tokenverse_pp.data.importing.rows import Span
 from tokenverse_pp.data.lines import raw_lines
 from tokenverse_pp.data.manifests import reason_of
@@ -66,7 +70,8 @@ def prepare_voxpopuli(
     """``cuts_<split>_<language>.jsonl.gz``: one cut a segment: a clip, or a part of the recording of its session.
 
     Args:
-        languages: ISO 639-1 codes; none: all that are there with transcripts.
+        languages: ISO 639-1 codes, and ``en_accented``, English of speakers of other languages, which comes as clips;
+            none: all that are there with transcripts.
         written: label punct too, by the transcripts before their normalisation.
         force: see `in_groups`; a language is a group.
 
@@ -94,7 +99,11 @@ def prepare_voxpopuli(
         return write_utterances(parts, output_dir, "voxpopuli", normaliser, jobs, say, original_of if written else None)
 
     given = {"corpus_dir": corpus_dir, "normaliser": normaliser, "written": written}
-    groups = {name: {"splits": list(tables.get(name, VOXPOPULI_SPLITS))} for name in wanted}
+    groups = {}
+    for name in wanted:
+        read = [sessions.get(name, original), corpus_dir / f"asr_{name}.tsv.gz"]
+        read = [path.parent for path in tables[name].values()] if name in tables else read
+        groups[name] = {"splits": list(tables.get(name, VOXPOPULI_SPLITS)), "read": contents(read, output_dir)}
     return in_groups("voxpopuli", output_dir, given, groups, prepare, force, say)
 
 
@@ -104,7 +113,8 @@ def _session_folders(corpus_dir: Path) -> Dict[str, Path]:
 
     root = corpus_dir / "raw_audios"
     own = {path.name: path for path in root.glob("*") if path.name in ASR_LANGUAGES and path.is_dir()}
-    told = [path.name.split(".")[0].split("_")[1] for path in corpus_dir.glob("asr_*.tsv.gz")]
+    told = [path.name[len("asr_") : -len(".tsv.gz")] for path in corpus_dir.glob("asr_*.tsv.gz")]
+    told = [name for name in told if name in ASR_LANGUAGES]  # the recipe does not read en_accented
     shared = {language: root / "original" for language in told if (root / "original").is_dir()}
     return {**shared, **own}
 
@@ -126,13 +136,29 @@ def _sessions(corpus_dir: Path, folder: Path, language: str, jobs: int) -> List[
             table.write(Path(place) / transcripts.name)
             unread = table.left_out()
         manifests = recipe(place, place, task="asr", lang=language, num_jobs=jobs)
+        ids = _segment_ids(Path(place) / transcripts.name)
         for split in VOXPOPULI_SPLITS:
             in_corpus(manifests[split]["recordings"], Path(place) / "raw_audios" / language, folder)
-    # Which split a bad row is of is not known: the first lists them.
-    return [
-        CorpusPart(f"{split}_{language}", **manifests[split], language=language, unread=() if i else unread)
-        for i, split in enumerate(VOXPOPULI_SPLITS)
-    ]
+    parts = []
+    for i, split in enumerate(VOXPOPULI_SPLITS):
+        missing = without_audio(ids[split], (turn.id for turn in manifests[split]["supervisions"]))
+        # Which split a bad row is of is not known: the first lists them.
+        listed = [*([] if i else unread), *missing]
+        parts.append(CorpusPart(f"{split}_{language}", **manifests[split], language=language, unread=listed))
+    return parts
+
+
+def _segment_ids(path: Path) -> Dict[str, List[str]]:
+    """split -> ids of its segments in lhotse's recipe, which counts those of a session in the order of the table."""
+    ids: Dict[str, List[str]] = {split: [] for split in VOXPOPULI_SPLITS}
+    counts: Dict[str, int] = {}
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for row in csv.DictReader(file, delimiter="|"):
+            session = row["session_id"]
+            if row["split"] in ids:
+                counts[session] = counts.get(session, 0) + 1
+                ids[row["split"]].append(f"{session}-{counts[session]}")
+    return ids
 
 
 def _clip_tables(corpus_dir: Path) -> Dict[str, Dict[str, Path]]:
@@ -145,19 +171,22 @@ def _clip_tables(corpus_dir: Path) -> Dict[str, Dict[str, Path]]:
     return tables
 
 
-def _clips(tables: Mapping[str, Path], language: str, output_dir: Path, jobs: int) -> List[CorpusPart]:
-    """Clips that the corpus's tool has cut, beside their tables or packed in archives."""
-    archives = []
+def _clips(tables: Mapping[str, Path], name: str, output_dir: Path, jobs: int) -> List[CorpusPart]:
+    """Clips that the corpus's tool has cut, beside their tables or packed in archives.
+
+    Args:
+        name: a language, or ``en_accented``.
+    """
+    language, archives = name.split("_")[0], []
     for split, path in tables.items():
-        target = output_dir / "audio" / f"{split}_{language}"
+        target = output_dir / "audio" / f"{split}_{name}"
         archives += [(archive, target) for archive in sorted((path.parent / split).glob("*.tar.gz"))]
     unpack_all(archives, jobs)
     clips = {clip.stem: clip for path in {path.parent for path in tables.values()} for clip in path.rglob("*.ogg")}
     for folder in {folder for _, folder in archives} | {path.parent for path in tables.values()}:
         clips.update((clip.stem, clip) for clip in folder.rglob("*.wav"))
     return [
-        part_of(f"{split}_{language}", language, _clip_rows(path, clips, language), jobs)
-        for split, path in tables.items()
+        part_of(f"{split}_{name}", language, _clip_rows(path, clips, language), jobs) for split, path in tables.items()
     ]
 
 
@@ -248,7 +277,9 @@ def prepare_slue_voxpopuli(
         )
 
     given = {"corpus_dir": corpus_dir, "entities": entities, "normaliser": normaliser, "written": written}
-    groups = {"all": {"splits": {part: [file.name for file in files] for part, files in sources.items()}}}
+    folders = [corpus_dir / split for part, (split, _) in SLUE_SPLITS.items() if part in sources]
+    read = contents([*(file for files in sources.values() for file in files), *folders], output_dir)
+    groups = {"all": {"splits": {part: [file.name for file in files] for part, files in sources.items()}, "read": read}}
     return in_groups("slue-voxpopuli", output_dir, given, groups, prepare, force, say)
 
 

@@ -38,6 +38,8 @@ class ImportOptions:
     """Configuration of the Hugging Face data set, where there are several."""
     hf_split: Optional[str] = None
     """Split of the Hugging Face data set, where there are several."""
+    hf_only: bool = False
+    """Of a data set on the hub only the split is downloaded; the library's cache has it apart from the whole set."""
     hf_cache: Optional[Path] = None
     """Folder for the library's copy of the data set's folder. Default: a temporary one."""
     stm: Optional[Path] = None
@@ -184,7 +186,9 @@ def _turns(
     readers: Dict[str, Callable[[], Iterable[RowOrRejected]]] = {
         "table": lambda: (row for table in options.table for row in read_table(table, fields, options.delimiter)),
         "kaldi": lambda: read_kaldi(path),
-        "hf": lambda: read_dataset(path, fields, options.hf_split, audio_out, options.hf_config, options.hf_cache),
+        "hf": lambda: read_dataset(
+            path, fields, options.hf_split, audio_out, options.hf_config, options.hf_cache, options.hf_only
+        ),
         "stm": lambda: read_stm(path, options.nist_notation),
         "subtitles": lambda: read_subtitles(path, options.repeats),
         "transcripts": lambda: read_transcripts(path),

@@ -283,6 +283,7 @@ def read_dataset(
     audio_out: AudioOut,
     config: Optional[str] = None,
     cache: Optional[Path] = None,
+    only: bool = False,
 ) -> Iterator[RowOrRejected]:
     """The rows of a data set. Class labels become their names; embedded audio is written to ``audio_out`` as it is.
 
@@ -291,11 +292,12 @@ def read_dataset(
         split: which part; needed where there are several.
         config: which configuration; likewise.
         cache: for the library's copy of a folder; None: a temporary one.
+        only: download no other split of a data set on the hub.
 
     Raises:
         UserError: where `datasets` is not installed, cannot read the data set, or it has no such split or column.
     """
-    with loaded(source, config, cache) as splits:
+    with loaded(source, config, cache, [split] if only and split is not None else []) as splits:
         if split is None and len(splits) == 1:
             split = next(iter(splits))
         if split not in splits:
@@ -304,10 +306,16 @@ def read_dataset(
 
 
 @contextlib.contextmanager
-def loaded(source: Path, config: Optional[str] = None, cache: Optional[Path] = None) -> Iterator[Dict[str, Any]]:
-    """The splits of a data set by name, audio not decoded; see `read_dataset`."""
+def loaded(
+    source: Path, config: Optional[str] = None, cache: Optional[Path] = None, only: Sequence[str] = ()
+) -> Iterator[Dict[str, Any]]:
+    """The splits of a data set by name, audio not decoded; see `read_dataset`.
+
+    Args:
+        only: splits that alone are downloaded, where the data set is on the hub; none: all.
+    """
     with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
-        splits = _load(source, config, str(cache or folder))
+        splits = _load(source, config, str(cache or folder), only)
         yield {name: _undecoded(data) for name, data in splits.items()}
 
 
@@ -353,7 +361,7 @@ def _each(data: Any) -> Iterator[Tuple[int, Union[Dict[str, Any], str]]]:
             yield later, f"cannot be read: {reason_of(error)}"
 
 
-def _load(source: Path, config: Optional[str], cache: str) -> Dict[str, Any]:
+def _load(source: Path, config: Optional[str], cache: str, only: Sequence[str]) -> Dict[str, Any]:
     try:
         import datasets
     except ImportError:
@@ -370,8 +378,12 @@ def _load(source: Path, config: Optional[str], cache: str) -> Dict[str, Any]:
     try:
         if saved:
             data = datasets.load_from_disk(str(source))
+        elif only and is_hub_name(source):
+            return _load_only(source, config, only, options)
         else:
             data = datasets.load_dataset(str(source), config, **options)
+    except UserError:
+        raise
     except Exception as error:  # the library has no common type for what it throws
         cause = error.__cause__ or error
         reason = (str(cause).splitlines() or [repr(cause)])[0]
@@ -379,6 +391,24 @@ def _load(source: Path, config: Optional[str], cache: str) -> Dict[str, Any]:
         hint = "; it is no folder here, and was looked for on the hub" if is_hub_name(source) else hint
         raise UserError(f"{source}: datasets cannot read it: {reason}{hint}") from None
     return dict(data) if hasattr(data, "keys") else {str(data.split or "train"): data}
+
+
+def _load_only(source: Path, config: Optional[str], only: Sequence[str], options: Dict[str, Any]) -> Dict[str, Any]:
+    """Splits of a data set on the hub, by their files: ``load_dataset(split=..)`` downloads those of all splits."""
+    import datasets
+
+    files = datasets.load_dataset_builder(str(source), config, **options).config.data_files
+    if not files:  # no connection: what an earlier run has downloaded
+        return dict(datasets.load_dataset(str(source), config, **options))
+    unknown = [name for name in only if name not in files]
+    if unknown:
+        raise UserError(f"{source}: --split {unknown[0]}: expected one of {', '.join(map(str, files))}")
+    # Some versions check for all splits of the card.
+    options = {**options, "verification_mode": "no_checks"}
+    return {
+        name: datasets.load_dataset(str(source), config, data_files={name: list(files[name])}, split=name, **options)
+        for name in only
+    }
 
 
 def _undecoded(data: Any) -> Any:
