@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 
 # Small tensors on few cores: threads only get into each other's way. No test may reach for a model hub.
 export OMP_NUM_THREADS ?= 1
-TEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+TEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv test test-slow lint format demo demo-plan docs wheel k2-env bench-peers clean
@@ -29,10 +29,10 @@ $(STAMP): requirements.txt pyproject.toml .ci/venv.sh
 	@touch $@
 
 test: $(STAMP) ## the tests, but for the slow ones
-	$(TEST) -m "not k2 and not slow" $(ARGS)
+	$(TEST) --dist loadfile -m "not k2 and not slow" $(ARGS)
 
 test-slow: $(STAMP) ## the slow ones: several processes, faults, whole chains, a model of 317 M parameters
-	$(TEST) -m "slow and not k2" $(ARGS)
+	$(TEST) --dist worksteal -m "slow and not k2" $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
