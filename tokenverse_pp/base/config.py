@@ -13,12 +13,18 @@ def at_least(least: float, default: Any) -> Any:
     return field(default=default, metadata={"least": least})
 
 
+def between(least: float, most: float, default: Any) -> Any:
+    """A field whose value is from ``least`` to ``most``."""
+    return field(default=default, metadata={"least": least, "most": most})
+
+
 def share(default: float) -> Any:
     """A field whose value is from 0 to 1."""
-    return field(default=default, metadata={"least": 0, "most": 1})
+    return between(0, 1, default)
 
 
 MOST_RANK = 4096  # of LoRA: no matrix of a speech encoder has a larger one
+MOST_PREDICTOR_LAYERS = 16  # published predictors have two
 
 
 @dataclass
@@ -399,7 +405,7 @@ class ModelConfig:
     checkpoint encoder.name (Parakeet RNN-T or TDT, Nemotron), with rows added for the tokens of the tasks and for
     characters of data.train that its vocabulary lacks. Needs encoder.kind=finetune. Of the options below, all but
     context_size and predictor_dropout are then the checkpoint's (docs/encoders.md)."""
-    predictor_layers: int = at_least(0, 0)
+    predictor_layers: int = between(0, MOST_PREDICTOR_LAYERS, 0)
     """Layers of an LSTM predictor, which remembers all tokens. 0: the predictor is stateless."""
     predictor_dim: int = at_least(1, 512)
     """Embedding dimension of the predictor, and width of an LSTM."""
@@ -409,7 +415,7 @@ class ModelConfig:
     """Inner dimension of the joiner."""
     joiner_activation: Literal["tanh", "relu"] = "tanh"
     """Non-linearity of the joiner."""
-    symbols_per_frame: int = at_least(1, 1)
+    symbols_per_frame: int = between(1, 100, 1)
     """Most symbols that greedy search writes at a frame. Beam search writes at most one, full_beam as its option
     says."""
     predictor_dropout: float = share(0.0)
