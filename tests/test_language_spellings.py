@@ -369,6 +369,7 @@ NO_CODES = {
     "language in packages.ASTERISK_LANGUAGES",  # names of Debian packages
     "(language, key) in _WRONG_TEXTS",
     "path.name in ASR_LANGUAGES",  # names of folders, as lhotse has them
+    "name in ASR_LANGUAGES",
     "language == 'en'",  # a primary language, as is the next
     "language in BY_LETTER",
     "silence.row in languages",  # rows of a table

@@ -159,3 +159,11 @@ def test_what_cannot_be_exported(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "1.13.1+cu117")
     with pytest.raises(UserError, match=r"export needs torch 2.5 or newer, here is 1.13.1"):
         require_onnx()
+
+
+def test_several_symbols_a_frame_are_refused(exported, tmp_path, monkeypatch):
+    loaded, _ = exported("whisper-frozen")
+    monkeypatch.setattr(loaded.model.predictor, "symbols_per_frame", 3)
+    with pytest.raises(UserError, match=r"--model\.symbols_per_frame above 1"):
+        export_onnx(loaded, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

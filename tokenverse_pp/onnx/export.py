@@ -24,7 +24,7 @@ from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.decoding.inactive import inactive_of
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.checkpoint import checksum
-from tokenverse_pp.models.predictor import LstmPredictor
+from tokenverse_pp.models.predictor import LstmPredictor, StatelessPredictor
 from tokenverse_pp.onnx.folder import (
     AUDIO,
     DESCRIPTION,
@@ -121,9 +121,10 @@ def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptio
     """
     options = options or ExportOptions()
     require_onnx()
-    if isinstance(loaded.model.predictor, LstmPredictor):
+    predictor = loaded.model.predictor
+    if isinstance(predictor, LstmPredictor):
         raise UserError("export: an LSTM predictor (--model.predictor_layers) cannot be exported; a stateless one can")
-    if loaded.model.predictor.symbols_per_frame > 1:
+    if isinstance(predictor, StatelessPredictor) and predictor.symbols_per_frame > 1:
         raise UserError("export: --model.symbols_per_frame above 1 cannot be exported: the runtime writes one")
     if output.exists() and not (output / DESCRIPTION).is_file():
         if not output.is_dir() or any(output.iterdir()):
