@@ -9,10 +9,12 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import click
 from lhotse.cut import Cut
-from word_errors import ORIGINAL, Utterance, language_of
+from word_errors import Utterance, language_of
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import write_json
+from tokenverse_pp.data.editing.conversations import ORIGINAL_TEXT
+from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR
 from tokenverse_pp.data.hypotheses import Hypothesis, read_hypotheses
 from tokenverse_pp.data.labels import LABEL_SOURCE, labelled_tasks, validate_cuts
 from tokenverse_pp.data.manifests import read_cuts
@@ -55,7 +57,7 @@ class Decoded:
     def about(self) -> Dict[str, Any]:
         """What was scored: counts, where the labels are from, versions."""
         turns = [turn for cut in self.cuts for turn in cut.supervisions]
-        kept = sum(ORIGINAL in (turn.custom or {}) for turn in turns)
+        kept = sum(ORIGINAL_TEXT in (turn.custom or {}) for turn in turns)
         sources: Dict[str, Dict[str, int]] = {}
         for cut in self.cuts:
             made = (cut.custom or {}).get(LABEL_SOURCE) or {}
@@ -64,7 +66,7 @@ class Decoded:
                 counts[made.get(task, "people")] = counts.get(made.get(task, "people"), 0) + 1
         return {
             "cuts": len(self.cuts),
-            "hours": sum(cut.duration for cut in self.cuts) / 3600,
+            "hours": sum(cut.duration for cut in self.cuts) / SECONDS_PER_HOUR,
             "words": sum(len(example.ref.words) for example, _ in self.pairs),
             "turns": len(turns),
             "turns_with_original_text": kept,

@@ -28,11 +28,11 @@ from lhotse.cut import Cut
 from tokenverse_pp.base.errors import UserError, one_line
 from tokenverse_pp.base.files import aligned
 from tokenverse_pp.base.languages import primary_language
+from tokenverse_pp.data.editing.conversations import ORIGINAL_TEXT
 from tokenverse_pp.metrics.bootstrap import RatioCounts, bootstrap
 from tokenverse_pp.metrics.error_rates import error_rates
 from tokenverse_pp.tasks.base import ScoredExample
 
-ORIGINAL = "original_text"  # custom field of a supervision: its text before normalisation
 OURS = "ours"
 BY_LETTER = ("zh", "yue", "ja", "th", "lo", "my")  # the Whisper paper counts characters there (section 4.4)
 NOT_SCORED = "ignore time segment in scoring"  # a reference of TED-LIUM that the Open ASR board leaves out
@@ -64,7 +64,7 @@ class Utterance:
     def of(cls, example: ScoredExample, cut: Cut, language: Optional[str]) -> Utterance:
         """From what the tasks are scored with."""
         turns = sorted(cut.supervisions, key=lambda turn: (turn.start, turn.end))  # as the words of the labels are
-        original = " ".join((turn.custom or {}).get(ORIGINAL) or turn.text or "" for turn in turns)
+        original = " ".join((turn.custom or {}).get(ORIGINAL_TEXT) or turn.text or "" for turn in turns)
         return cls(language, tuple(example.ref.words), original, tuple(example.hyp.words))
 
 
@@ -181,6 +181,8 @@ def word_scores(utterances: Sequence[Utterance], by: Normaliser, interval: bool 
     """
     pairs = texts_of(utterances, by)
     scores: Dict[str, Any] = dict(error_rates(pairs))
+    if not by.merges and not interval:
+        return scores
     merged = {"merge_compounds": True} if by.merges else {}
     edits = [kaldialign.edit_distance(ref, hyp, **merged) for ref, hyp in pairs]
     if by.merges:

@@ -204,8 +204,9 @@ def start_distributed(shared: bool = True) -> DistributedContext:
     Args:
         shared: see `DistributedContext.shared`.
     """
-    names = ("WORLD_SIZE", "RANK", "GROUP_RANK", "LOCAL_RANK")  # GROUP_RANK: torchrun's number of the machine
-    size, rank, machine, local_rank = (int(os.environ.get(name, int(name == "WORLD_SIZE"))) for name in names)
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    # GROUP_RANK: torchrun's number of the machine.
+    rank, machine, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "GROUP_RANK", "LOCAL_RANK"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)

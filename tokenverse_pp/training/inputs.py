@@ -137,16 +137,17 @@ def same_corpora(rounds: Rounds, world: DistributedContext, valid: Sequence[str]
     Args:
         rounds: with the corpora.
         world: the ranks.
-        valid: manifests that are compared as well.
+        valid: manifests that are compared as well, where there are several machines.
 
     Raises:
         UserError: on all ranks, if machines have copies that differ: each rank draws all batches and takes its own, and
             all are to come to the same scores.
     """
     mine = None
+    compared = valid if sum(world.gather(world.leads)) > 1 else ()
     with world.failing_together():
         if world.leads:
-            sources = [*rounds.sources, *(open_source(path, "data.valid") for path in valid)]
+            sources = [*rounds.sources, *(open_source(path, "data.valid") for path in compared)]
             mine = [source.fingerprint() for source in sources]
     found = world.gather((socket.gethostname(), mine))
     (first, corpora), *others = [(host, each) for host, each in found if each is not None]

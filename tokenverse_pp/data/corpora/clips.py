@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import BLOCK, replacing
-from tokenverse_pp.data.corpora.common import CorpusPart, LeftOut, Say, Table, at_16_khz, is_written, write_parts
+from tokenverse_pp.data.corpora.common import CorpusPart, LeftOut, LeftOutRow, Say, at_16_khz, is_written, write_parts
 from tokenverse_pp.data.editing.conversations import NO_WORDS, with_original
 from tokenverse_pp.data.importing.fields import finish_text
 from tokenverse_pp.data.importing.rows import BadRow, Span
@@ -38,12 +38,6 @@ CLIP_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # of files in archive
 SPANS = "spans"  # key of a supervision's custom fields: its entities, before the text is normalised
 
 WrittenOf = Callable[[SupervisionSegment], Optional[str]]
-LeftOutRow = Tuple[str, str]  # an id (or a line, where there is none) and the reason
-
-
-def left_out_rows(table: Table) -> List[LeftOutRow]:
-    """The rows of a table that cannot be read."""
-    return [(str(item["id"]), str(item["reason"])) for item in table.left_out()]
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ def part_of(name: str, language: str, rows: Iterable[Union[Clip, LeftOutRow]], j
         RecordingSet.from_recordings(recordings),
         SupervisionSet.from_segments(supervisions),
         language,
-        [{"id": name, "seconds": 0.0, "reason": reason} for name, reason in left_out],
+        left_out,
     )
 
 

@@ -43,6 +43,7 @@ from tokenverse_pp.tasks.punct import read_written
 from tokenverse_pp.tasks.registry import REGISTRY
 
 LEFT_OUT = "left_out.jsonl"
+LeftOutRow = Tuple[str, str]  # an id (or a line, where there is none), and why it is in no cut
 LINE_SEPARATORS = str.maketrans("\u2028\u2029", "  ")  # at which str.splitlines() splits
 
 
@@ -83,9 +84,24 @@ class Table:
     bad: Dict[int, str] = field(default_factory=dict)
     changed: bool = False  # it can be read, but not by the recipe
 
-    def left_out(self) -> List[Dict[str, object]]:
-        """The bad rows, as `LeftOut` lists turns."""
-        return [{"id": f"{self.path}, line {n}", "seconds": 0.0, "reason": why} for n, why in self.bad.items()]
+    def left_out(self) -> List[LeftOutRow]:
+        """The bad rows."""
+        return [(f"{self.path}, line {number}", why) for number, why in self.bad.items()]
+
+    def rows(self) -> Iterator[Tuple[int, List[str]]]:
+        """The number and the cells of each line that can be read and is not blank, a header included."""
+        for number, line in raw_lines(self.path):
+            if number not in self.bad and line.strip():
+                yield number, self.form.split(line.decode("utf-8")) or []
+
+    def records(self, columns: Sequence[str], layout: str) -> Iterator[Tuple[int, Dict[str, str]]]:
+        """`rows` below the header, by column (raises UserError with what was expected if one of ``columns`` lacks)."""
+        rows = self.rows()
+        for number, header in rows:
+            missing = [name for name in columns if name not in header]
+            if missing:
+                raise UserError(f"{self.path}, line {number}: no column {missing[0]!r}; expected {layout}")
+            yield from ((below, dict(zip(header, cells))) for below, cells in rows)
 
     def write(self, target: Path) -> None:
         """Write a copy without the bad rows."""
@@ -307,14 +323,14 @@ class CorpusPart:
     Attributes:
         name: the split, and what tells it from others of the split: ``train``, ``train_de``.
         language: ISO 639 code of all its supervisions.
-        unread: rows of its transcripts that cannot be read, as `LeftOut` lists them.
+        unread: rows of its transcripts that cannot be read, or have no audio.
     """
 
     name: str
     recordings: RecordingSet
     supervisions: SupervisionSet
     language: str
-    unread: Sequence[Dict[str, Any]] = ()
+    unread: Sequence[LeftOutRow] = ()
 
 
 @dataclass
@@ -342,10 +358,26 @@ class LeftOut:
 NO_AUDIO = "its audio is not there"
 
 
-def without_audio(names: Iterable[str], found: Iterable[str]) -> List[Dict[str, Any]]:
-    """The names that are not among those found, as `LeftOut` lists them: lhotse drops what has no audio silently."""
+def without_audio(names: Iterable[str], found: Iterable[str]) -> List[LeftOutRow]:
+    """The names that are not among those found: lhotse drops what has no audio silently."""
     there = set(found)
-    return [{"id": name, "seconds": 0.0, "reason": NO_AUDIO} for name in names if name not in there]
+    return [(name, NO_AUDIO) for name in names if name not in there]
+
+
+def split_tables(
+    corpus_dir: Path, folders: Sequence[str], splits: Sequence[str], pattern: str
+) -> Dict[str, Dict[str, Path]]:
+    """Name of a table's folder (a language) -> split -> table, of what is there; the first of ``folders`` has it.
+
+    Args:
+        pattern: glob in one of the folders, with ``{split}``: ``*/{split}.tsv``.
+    """
+    tables: Dict[str, Dict[str, Path]] = {}
+    for folder in folders:
+        for split in splits:
+            for path in sorted(corpus_dir.glob(f"{folder}/{pattern.format(split=split)}")):
+                tables.setdefault(path.parent.name, {}).setdefault(split, path)
+    return tables
 
 
 @contextlib.contextmanager
@@ -391,7 +423,9 @@ def write_parts(
     """
     files: Dict[str, Tuple[Iterable[Cut], LeftOut]] = {}
     for part in parts:
-        left_out = LeftOut(list(part.unread))
+        left_out = LeftOut()
+        for name, reason in part.unread:
+            left_out.note(name, 0.0, reason)
         files[part.name] = (to_cuts(part, left_out), left_out)
     return write_files(files, output_dir, say)
 

@@ -23,8 +23,17 @@ from lhotse import SupervisionSet
 from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.corpora.clips import Clip, LeftOutRow, Rows, left_out_rows, part_of
-from tokenverse_pp.data.corpora.common import CorpusPart, Form, Say, check_table, check_written, is_written, require
+from tokenverse_pp.data.corpora.clips import Clip, Rows, part_of
+from tokenverse_pp.data.corpora.common import (
+    CorpusPart,
+    Form,
+    LeftOutRow,
+    Say,
+    check_table,
+    check_written,
+    is_written,
+    require,
+)
 from tokenverse_pp.data.corpora.conversations import MIXED_TASKS, mixed_tracks, write_dialogues
 from tokenverse_pp.data.corpora.resume import contents, in_groups
 from tokenverse_pp.data.editing.conversations import DEFAULT_OPTIONS, ConversationOptions, TurnWords
@@ -101,7 +110,7 @@ def _read(corpus_dir: Path, tables: Mapping[str, Path], jobs: int) -> CorpusPart
     for recording in part.recordings:
         words, bad = _words(tables[recording.id])
         turns += turns_of(recording.id, words, recording.duration)
-        unread += [{"id": name, "seconds": 0.0, "reason": reason} for name, reason in bad]
+        unread += bad
     return replace(part, supervisions=SupervisionSet.from_segments(turns), unread=unread)
 
 
@@ -152,7 +161,7 @@ def _words(path: Path) -> Tuple[List[AlignedWord], List[LeftOutRow]]:
         else:
             token, speaker, start, end, mark, tags = (cells[place[name]].strip() for name in COLUMNS)
             words.append(AlignedWord(token, mark, speaker, number_of(start), number_of(end), tags))
-    return words, left_out_rows(table)
+    return words, table.left_out()
 
 
 def turns_of(call: str, words: Sequence[AlignedWord], duration: float) -> Iterator[SupervisionSegment]:

@@ -11,20 +11,10 @@ from typing import Dict, Sequence
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import primary_language
-from tokenverse_pp.data.corpora.clips import (
-    ORIGINAL,
-    Clip,
-    Rows,
-    left_out_rows,
-    original_of,
-    part_of,
-    unpack_all,
-    write_utterances,
-)
-from tokenverse_pp.data.corpora.common import Form, Say, check_table, check_written, require
+from tokenverse_pp.data.corpora.clips import ORIGINAL, Clip, Rows, original_of, part_of, unpack_all, write_utterances
+from tokenverse_pp.data.corpora.common import Form, Say, check_table, check_written, require, split_tables
 from tokenverse_pp.data.corpora.read_speech import folders_of
 from tokenverse_pp.data.corpora.resume import contents, in_groups
-from tokenverse_pp.data.lines import raw_lines
 
 SPLITS = ("train", "dev", "test")
 FORM = Form(cells=7)  # id, file, raw transcription, transcription, characters, samples, gender; no header
@@ -59,7 +49,7 @@ def prepare_fleurs(
     """
     check_written(written, normaliser)
     require(corpus_dir, [], LAYOUT)
-    tables = _tables(corpus_dir)
+    tables = split_tables(corpus_dir, ("metadata", "data", "."), SPLITS, "*_*/{split}.tsv")
     if not tables:
         raise UserError(f"{corpus_dir}: found no <locale>/<split>.tsv; expected {LAYOUT}")
     locales = folders_of(languages, sorted(tables), str(corpus_dir)) or sorted(tables)
@@ -99,16 +89,6 @@ def fleurs_code(locale: str) -> str:
     return primary_language(locale.replace("_", "-")) or locale
 
 
-def _tables(corpus_dir: Path) -> Dict[str, Dict[str, Path]]:
-    """locale -> split -> table, of what is there."""
-    tables: Dict[str, Dict[str, Path]] = {}
-    for folder in ("metadata", "data", "."):
-        for split in SPLITS:
-            for path in sorted(corpus_dir.glob(f"{folder}/*_*/{split}.tsv")):
-                tables.setdefault(path.parent.name, {}).setdefault(split, path)
-    return tables
-
-
 def _folder(corpus_dir: Path, table: Path) -> Path:
     """The archive of a table's clips, which is whole or refused; or, where there is none, their folder."""
     beside, split = table.parent, table.stem
@@ -122,11 +102,8 @@ def _folder(corpus_dir: Path, table: Path) -> Path:
 
 def _rows(path: Path, folder: Path, locale: str) -> Rows:
     table = check_table(path, FORM)
-    yield from left_out_rows(table)
-    for number, line in raw_lines(path):
-        if number in table.bad or not line.strip():
-            continue
-        prompt, file, raw, text, _, _, gender = line.decode("utf-8").split("\t")
+    yield from table.left_out()
+    for number, (prompt, file, raw, text, _, _, gender) in table.rows():
         clip = folder / Path(file).name
         if not clip.is_file():
             yield f"{path}, line {number}", f"its clip {clip.name} is not there"

@@ -17,10 +17,11 @@ from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, 
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import canonical_tag, matching_languages
-from tokenverse_pp.data.corpora.clips import Clip, LeftOutRow, part_of, write_utterances
+from tokenverse_pp.data.corpora.clips import Clip, part_of, write_utterances
 from tokenverse_pp.data.corpora.common import (
     CorpusPart,
     Form,
+    LeftOutRow,
     Say,
     check_table,
     check_written,
@@ -112,8 +113,7 @@ def prepare_librispeech(
                 manifest = recipe(folder, dataset_parts=[name], num_jobs=jobs)[name]
             in_corpus(manifest["recordings"], folder, corpus_dir)
         unread = [item for table in tables for item in table.left_out()]
-        lines = (line for table in tables for n, line in raw_lines(table.path) if n not in table.bad)
-        names = (cells[0] for cells in (text_of(line, "").split() for line in lines) if cells)
+        names = (cells[0] for table in tables for _, cells in table.rows())
         unread += without_audio(names, (turn.id for turn in manifest["supervisions"]))
         part = CorpusPart(name.replace("-", "_"), **manifest, language="en", unread=unread)
         return write_utterances([part], output_dir, "librispeech", normaliser, jobs, say)

@@ -20,10 +20,8 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.corpora.clips import (
     ORIGINAL,
     Clip,
-    LeftOutRow,
     Rows,
     keep,
-    left_out_rows,
     original_of,
     part_of,
     unpack_all,
@@ -32,18 +30,19 @@ from tokenverse_pp.data.corpora.clips import (
 from tokenverse_pp.data.corpora.common import (
     CorpusPart,
     Form,
+    LeftOutRow,
     Say,
     check_table,
     check_written,
     in_corpus,
     lhotse_recipe,
     require,
+    split_tables,
     without_audio,
 )
 from tokenverse_pp.data.corpora.read_speech import folders_of
 from tokenverse_pp.data.corpora.resume import contents, in_groups
 from tokenverse_pp.data.importing.rows import Span
-from tokenverse_pp.data.lines import raw_lines
 from tokenverse_pp.data.manifests import reason_of
 
 VOXPOPULI_SPLITS = ("train", "dev", "test")
@@ -80,7 +79,8 @@ def prepare_voxpopuli(
     """
     check_written(written, normaliser)
     require(corpus_dir, [], VOXPOPULI_LAYOUT)
-    tables, sessions = _clip_tables(corpus_dir), _session_folders(corpus_dir)
+    tables = split_tables(corpus_dir, ("transcribed_data", "data", "."), VOXPOPULI_SPLITS, "*/asr_{split}.tsv")
+    sessions = _session_folders(corpus_dir)
     there = sorted({*tables, *sessions})
     original = corpus_dir / "raw_audios" / "original"
     if not there and not (languages and original.is_dir()):
@@ -130,7 +130,7 @@ def _sessions(corpus_dir: Path, folder: Path, language: str, jobs: int) -> List[
         (Path(place) / "raw_audios").mkdir()
         os.symlink(os.path.abspath(folder), Path(place) / "raw_audios" / language)
         transcripts = corpus_dir / f"asr_{language}.tsv.gz"
-        unread: List[Dict[str, Any]] = []
+        unread: List[LeftOutRow] = []
         if transcripts.is_file():
             table = check_table(transcripts, VOXPOPULI_FORM)
             table.write(Path(place) / transcripts.name)
@@ -161,16 +161,6 @@ def _segment_ids(path: Path) -> Dict[str, List[str]]:
     return ids
 
 
-def _clip_tables(corpus_dir: Path) -> Dict[str, Dict[str, Path]]:
-    """language -> split -> table of clips, of what is there."""
-    tables: Dict[str, Dict[str, Path]] = {}
-    for folder in ("transcribed_data", "data", "."):
-        for split in VOXPOPULI_SPLITS:
-            for path in sorted(corpus_dir.glob(f"{folder}/*/asr_{split}.tsv")):
-                tables.setdefault(path.parent.name, {}).setdefault(split, path)
-    return tables
-
-
 def _clips(tables: Mapping[str, Path], name: str, output_dir: Path, jobs: int) -> List[CorpusPart]:
     """Clips that the corpus's tool has cut, beside their tables or packed in archives.
 
@@ -192,19 +182,8 @@ def _clips(tables: Mapping[str, Path], name: str, output_dir: Path, jobs: int) -
 
 def _clip_rows(path: Path, clips: Mapping[str, Path], language: str) -> Rows:
     table = check_table(path, VOXPOPULI_CLIPS_FORM)
-    yield from left_out_rows(table)
-    header: List[str] = []
-    for number, line in raw_lines(path):
-        if number in table.bad or not line.strip():
-            continue
-        cells = line.decode("utf-8").split("\t")
-        if not header:
-            header = cells
-            missing = [name for name in VOXPOPULI_COLUMNS if name not in header]
-            if missing:
-                raise UserError(f"{path}, line {number}: no column {missing[0]!r}; expected {VOXPOPULI_LAYOUT}")
-            continue
-        row = dict(zip(header, cells))
+    yield from table.left_out()
+    for _, row in table.records(VOXPOPULI_COLUMNS, VOXPOPULI_LAYOUT):
         clip = clips.get(row["id"])
         if clip is None:
             yield row["id"], "its clip is not there"
@@ -300,19 +279,9 @@ Cells = Tuple[str, Dict[str, Any], Optional[Path]]  # the place, the cells, and 
 def _slue_table(path: Path) -> Iterator[Union[Cells, LeftOutRow]]:
     """The rows of a table, which pandas has written."""
     table = check_table(path, SLUE_FORM)
-    yield from left_out_rows(table)
-    header: List[str] = []
-    for number, line in raw_lines(path):
-        if number in table.bad or not line.strip():
-            continue
-        cells = SLUE_FORM.split(line.decode("utf-8")) or []
-        if header:
-            yield f"{path}, line {number}", dict(zip(header, cells)), None
-            continue
-        header = cells
-        missing = [name for name in ("id", "normalized_text") if name not in header]
-        if missing:
-            raise UserError(f"{path}, line {number}: no column {missing[0]!r}; expected {SLUE_LAYOUT}")
+    yield from table.left_out()
+    for number, cells in table.records(("id", "normalized_text"), SLUE_LAYOUT):
+        yield f"{path}, line {number}", dict(cells), None
 
 
 def _slue_parquet(files: Sequence[Path], folder: Path) -> Iterator[Union[Cells, LeftOutRow]]:

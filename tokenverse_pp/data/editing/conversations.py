@@ -45,6 +45,7 @@ from tokenverse_pp.tasks.registry import REGISTRY
 MILLISECOND = 0.001  # windows begin and end on whole ones
 BY_PAUSE = f"{MACHINE}pause"  # the maker of endpoints that no transcript marks
 UNKNOWN_WORDS = "its words are not known"
+ORIGINAL_TEXT = "original_text"  # custom field of a supervision: its text before normalisation
 NO_WORDS = "no words are left of its text"
 BESIDE_UNKNOWN = "it overlaps a turn whose words are not known"
 OVERLAP = "two speakers talk at once"
@@ -371,8 +372,8 @@ def _supervision(
 
 
 def with_original(custom: Optional[Dict[str, Any]], text: Optional[str], normalised: Optional[str]) -> Dict[str, Any]:
-    """A supervision's custom fields, with the text before normalisation as ``original_text`` where it differs."""
-    return {**(custom or {}), **({} if text == normalised else {"original_text": text})}
+    """A supervision's custom fields, with the text before normalisation (`ORIGINAL_TEXT`) where it differs."""
+    return {**(custom or {}), **({} if text == normalised else {ORIGINAL_TEXT: text})}
 
 
 def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:

@@ -139,7 +139,6 @@ def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> L
 
 def import_cuts(options: ImportOptions, ledger: Ledger, audio_out: AudioOut) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
     """The cuts of an import, not yet written, each with its rows; all other rows go to the ledger."""
-    check_paths(options)
     return _Import(options, ledger, audio_out).cuts()
 
 
