@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Iterator
 
 # Modules of the recipe that tests import by name: `corpus`, `grid`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "recipes" / "human_speech"))
@@ -28,6 +30,17 @@ torch.set_num_threads(1)
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Handlers are after a test what they were: a process that is started inherits a signal that is ignored."""
+    numbers = (signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM))  # Windows has no SIGUSR1
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler and handler is not None:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
