@@ -12,6 +12,7 @@ HERE = "tokenverse_pp.cli"
 MANIFEST_COMMANDS = {
     "conversations": f"{HERE}.manifest_edit:conversations",
     "import": f"{HERE}.manifest_import:import_corpus",
+    "index": f"{HERE}.manifest_inspect:index",
     "label": f"{HERE}.manifest_edit:label",
     "mix": f"{HERE}.manifest_edit:mix",
     "show": f"{HERE}.manifest_inspect:show",

@@ -1,4 +1,4 @@
-"""`tokenverse-pp manifest validate`, `stats`, `show`, `to-shar` and `store-features`."""
+"""`tokenverse-pp manifest validate`, `stats`, `show`, `index`, `to-shar` and `store-features`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ from tokenverse_pp.data.editing.stats import (
     show_cut,
     stats_table,
 )
+from tokenverse_pp.data.lines import index_path
 from tokenverse_pp.data.manifests import reading_bar, write_cuts
+from tokenverse_pp.data.samplers import open_source
 
 
 @click.command()
@@ -88,6 +90,25 @@ def show(cut_id: str, cuts: str, tasks: Optional[str]) -> None:
     """Print the cut ID as text with task tokens, its turns with times, and what it is not labelled for."""
     names = tasks.replace(",", " ").split() if tasks is not None else None
     click.echo(show_cut(find_cut(cuts, cut_id), names))
+
+
+@click.command()
+@click.argument("cuts", nargs=-1, required=True, type=click.Path())
+def index(cuts: Tuple[str, ...]) -> None:
+    """Write the index of each of CUTS, manifests or Shar folders, beside it: its name and .index.
+
+    \b
+      manifest index cuts_train.jsonl shar/train
+
+    Training then counts and compares a manifest, and finds its place in it, without reading it. Of a plain .jsonl any
+    cut is found at once; a .jsonl.gz must still be unpacked from its start. Make it again when CUTS change: an index
+    of other content is refused.
+    """
+    for path in cuts:
+        index_path(path).unlink(missing_ok=True)
+        source = open_source(path, "cuts")
+        made = source.write_index()
+        click.echo(f"{index_path(path)}: {sum(made.counts)} cuts, {sum(made.bytes) / 1e6:.1f} MB, sha256 {made.sha256}")
 
 
 @click.command("to-shar")

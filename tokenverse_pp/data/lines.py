@@ -1,6 +1,7 @@
 """Read lines of untrusted text files, with limits and errors that name the line, and store large sets of names.
 
-`NameSet` needs little memory: a manifest of a million cuts has a million ids.
+`NameSet` needs little memory: a manifest of a million cuts has a million ids. `LineIndex` says where the lines of a
+file begin, so that a run that resumes at the end of a large manifest need not read it.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ import hashlib
 import re
 import zlib
 from array import array
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Callable, Iterator, List, Optional, Tuple, cast
+from typing import BinaryIO, Callable, Iterator, List, Optional, Sequence, Tuple, cast
 
 from tokenverse_pp.base.errors import CONTROL, UserError
-from tokenverse_pp.base.files import PathLike
+from tokenverse_pp.base.files import PathLike, feed, json_of, write_json
 
 MAX_LINE = 32 * 2**20  # bytes; a cut of some hours with an alignment of every word has about a tenth of it
 PROGRESS_STEP = 500  # lines between two reports of progress
 CONTROL_NO_SPACE = re.compile("[\\x00-\\x08\\x0e-\\x1f\\x7f-\\x84\\x86-\\x9f]")  # those that separate no words
 BLANKS = " \t"  # what separates the fields of ASCII formats
 BOM = b"\xef\xbb\xbf"  # byte order mark
+INDEX = ".index"  # ending of an index's name, after that of what it indexes
+EVERY = 1000  # lines from one offset of an index to the next
 _GAP = re.compile("[ \t]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
@@ -176,3 +180,93 @@ class NameSet:
             for old in filter(None, slots):
                 self._put(old)
         return True
+
+
+@dataclass
+class LineIndex:
+    """What is known of the files of a manifest without reading them; it lies beside them (`write_index`)."""
+
+    files: List[str]
+    """Their names, in the order in which they are read."""
+    bytes: List[int]
+    """Their sizes."""
+    counts: List[int]
+    """Their numbers of lines."""
+    offsets: List[int]
+    """Of a single file that is not compressed: where every `EVERY`-th line begins, from the first on."""
+    sha256: str
+    """Of all of them, one after another."""
+
+    def check(self, manifest: PathLike, files: Sequence[Path]) -> None:
+        """Check that no file has changed since it was indexed, by size and time (raises UserError)."""
+        made = index_path(manifest).stat().st_mtime_ns
+        for path, size in zip(files, self.bytes):
+            now = path.stat()
+            if now.st_size != size or now.st_mtime_ns > made:
+                raise UserError(f"{index_path(manifest)}: {path.name} has changed since; {_AGAIN.format(manifest)}")
+
+
+_AGAIN = "run `tokenverse-pp manifest index {}` again, or delete the index"
+
+
+def index_path(manifest: PathLike) -> Path:
+    """Where the index of a file or folder is: beside it."""
+    path = Path(manifest)
+    return path.with_name(path.name + INDEX)
+
+
+def read_index(manifest: PathLike, files: Sequence[Path]) -> Optional[LineIndex]:
+    """The index of a manifest, if it has one.
+
+    Args:
+        files: those of the manifest, in order. Their names are compared; `LineIndex.check` looks at the files.
+
+    Raises:
+        UserError: it is none, or one of other files.
+    """
+    path = index_path(manifest)
+    if not path.is_file():
+        return None
+    try:
+        index = LineIndex(**json_of(path.read_text(encoding="utf-8"), str(path)))
+        known = index.files == [file.name for file in files] and len(index.bytes) == len(index.counts) == len(files)
+    except (OSError, UnicodeDecodeError, TypeError) as error:
+        raise UserError(f"{path}: not an index: {error}; {_AGAIN.format(manifest)}") from None
+    if not known:
+        raise UserError(f"{path}: is of other files; {_AGAIN.format(manifest)}")
+    return index
+
+
+def write_index(manifest: PathLike, files: Sequence[Path], count: Callable[[Path], int]) -> LineIndex:
+    """Read the files of a manifest, and write its index.
+
+    Args:
+        manifest: the file itself, or the folder of the files.
+        count: the number of lines of a file that is compressed.
+
+    Raises:
+        UserError: a file cannot be read, or the index not be written.
+    """
+    offsets: List[int] = []
+    try:
+        plain = len(files) == 1 and files[0].suffix == ".jsonl"
+        counts = [_offsets(files[0], offsets)] if plain else [count(path) for path in files]
+        digest = hashlib.sha256()
+        sizes = [feed(digest, path) for path in files]
+        index = LineIndex([path.name for path in files], sizes, counts, offsets, digest.hexdigest())
+        write_json(index_path(manifest), asdict(index))
+    except OSError as error:
+        raise UserError(f"{index_path(manifest)}: cannot be made: {error}") from None
+    return index
+
+
+def _offsets(path: Path, offsets: List[int]) -> int:
+    """Append where every `EVERY`-th line begins; return the number of lines."""
+    number = at = 0
+    with open(path, "rb") as file:
+        for line in file:
+            if number % EVERY == 0:
+                offsets.append(at)
+            at += len(line)
+            number += 1
+    return number

@@ -1,6 +1,7 @@
 """Which cuts an epoch has, in which batches: the corpora of ``data.train``, rounds, samplers and loaders.
 
-A corpus can be read from any cut on without parsing the cuts before it.
+A corpus can be read from any cut on without parsing the cuts before it, and with an index (`lines.LineIndex`) without
+reading them.
 
 An epoch is `data.epoch_cuts` cuts (all that there are, without weights). It is drawn in rounds of at most
 `data.round_cuts`, each by a sampler of its own, so that a resumed run draws no more than one round again; the lines
@@ -20,37 +21,35 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import random
 import re
 import zlib
 from abc import ABC, abstractmethod
-from collections import deque
-from contextlib import suppress
 from fractions import Fraction
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
-from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
-from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 from lhotse.dataset.sampling.base import TimeConstraint
 from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 from lhotse.lazy import LazyIteratorChain
 from lhotse.serialization import open_best
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import BLOCK, feed
+from tokenverse_pp.data.batching import BatchLimits, BucketSampler, StreamSampler
 from tokenverse_pp.data.dataset import Batch, TransducerDataset, marked
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.lines import raw_lines, text_of
+from tokenverse_pp.data.lines import EVERY, LineIndex, raw_lines, read_index, text_of, write_index
 from tokenverse_pp.data.manifests import cut_of_line, load_whole
 
+AHEAD = 2  # batches of the next round that are drawn with each of this one, with data.rank_parts
 BINS_FROM = 10000  # cuts from which the bounds of the buckets are estimated, lhotse's default
 
 
@@ -62,6 +61,7 @@ class CutSource(ABC):
 
     def __init__(self, path: str):
         self.path = path
+        self.index: Optional[LineIndex] = None
         self._count: Optional[int] = None
         self._reader: Iterator[Cut] = iter(())
         self._place = -1  # of the reader
@@ -113,8 +113,15 @@ class CutSource(ABC):
         """For other processes: they open it anew."""
         return {**self.__dict__, "_reader": iter(()), "_place": -1}
 
+    def write_index(self) -> LineIndex:
+        """Write the index of the manifests beside them (raises UserError where they can have none)."""
+        return write_index(self.path, self.manifests(), _count_lines)
+
     def fingerprint(self) -> Dict[str, Any]:
-        """Bytes and SHA-256 of the manifests; audio is not read."""
+        """Bytes and SHA-256 of the manifests, read or by their index; audio is not read."""
+        if self.index:
+            self.index.check(self.path, self.manifests())
+            return {"path": self.path, "bytes": sum(self.index.bytes), "sha256": self.index.sha256}
         digest = hashlib.sha256()
         size = sum(feed(digest, path) for path in self.manifests())
         return {"path": self.path, "bytes": size, "sha256": digest.hexdigest()}
@@ -123,18 +130,31 @@ class CutSource(ABC):
 class LinesSource(CutSource):
     """Cuts as JSON lines, plain or gzipped."""
 
+    def __init__(self, path: str):
+        super().__init__(path)
+        self.index = read_index(path, self.manifests())
+        if self.index:
+            self.index.check(path, self.manifests())
+        self.offsets = self.index.offsets if self.index else []
+
     def count_cuts(self) -> int:
         """See CutSource; a blank line at the end is no cut."""
-        return _count_lines(Path(self.path))
+        return sum(self.index.counts) if self.index else _count_lines(Path(self.path))
 
     def open_at(self, place: int) -> Iterator[Cut]:
-        """See CutSource."""
+        """See CutSource; with an index of a plain file fewer than `EVERY` lines before ``place`` are read."""
         with open_best(self.path, "r") as file:
-            for number, line in enumerate(islice(file, place, None), start=place + 1):
+            known = min(place // EVERY, len(self.offsets) - 1) if self.offsets else 0
+            if known:
+                file.seek(self.offsets[known])  # a text file of UTF-8 can be sought by bytes where a line begins
+            for number, line in enumerate(islice(file, place - known * EVERY, None), start=place + 1):
                 yield cut_of_line(line, f"{self.path}, line {number}")
 
     def spread(self, count: int) -> Iterator[Cut]:
-        """See CutSource; the lines between are not parsed."""
+        """See CutSource; the lines between are not parsed, and of a large plain file with an index not read."""
+        if self.offsets and self.count > EVERY * count:
+            yield from (next(self.open_at(place)) for place in self._spread_places(count))
+            return
         places = self._spread_places(count)
         place = next(places, None)
         for number, line in raw_lines(self.path):
@@ -157,6 +177,10 @@ class WholeSource(CutSource):
         """See CutSource."""
         return len(self.cuts)
 
+    def write_index(self) -> LineIndex:
+        """See CutSource."""
+        raise UserError(f"{self.path}: has no lines to index; expected .jsonl, .jsonl.gz or a Shar folder")
+
     def open_at(self, place: int) -> Iterator[Cut]:
         """See CutSource."""
         return islice(iter(self.cuts), place, None)
@@ -170,15 +194,20 @@ class SharSource(CutSource):
         # Absolute, so that no file name (``pipe:..``) is taken for a command or a URL in the working directory.
         self.folder = Path(path).absolute()
         self.shards = sorted(self.folder.glob("cuts.*.jsonl*"))
-        self.fields = sorted({p.name.split(".")[0] for p in self.folder.glob("*.[0-9]*.*")} - {"cuts"})
-        for name in self.fields:
-            if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        # {number of a shard: {field: its files}}, from one look at the folder: it may have a hundred thousand files.
+        self.parts: Dict[str, Dict[str, List[str]]] = {}
+        for file in sorted(self.folder.glob("*.[0-9]*.*")):
+            name, number = file.name.split(".")[:2]
+            if name != "cuts" and not re.fullmatch(r"[A-Za-z][\w-]*", name):
                 raise UserError(f"{name!r} is not the name of a field: expected files such as recording.000000.tar")
+            self.parts.setdefault(number, {}).setdefault(name, []).append(str(file))
+        self.index = read_index(path, self.shards)
         self.shard_counts: List[int] = []
 
     def count_cuts(self) -> int:
         """See CutSource; manifests only."""
-        self.shard_counts = [_count_lines(path) for path in self.shards]
+        if not self.shard_counts:
+            self.shard_counts = self.index.counts if self.index else [_count_lines(path) for path in self.shards]
         return sum(self.shard_counts)
 
     def open_at(self, place: int) -> Iterator[Cut]:
@@ -188,15 +217,10 @@ class SharSource(CutSource):
         while place >= self.shard_counts[first]:
             place -= self.shard_counts[first]
             first += 1
-        shards = [self._open_shard(path) for path in self.shards[first:]]
-        return islice(chain.from_iterable(shards), place, None)
+        return islice(chain.from_iterable(map(self._open_shard, self.shards[first:])), place, None)
 
     def _open_shard(self, path: Path) -> CutSet:
-        number = path.name.split(".")[1]
-        fields: Dict[str, Any] = {"cuts": [str(path)]}
-        for name in self.fields:
-            fields[name] = [str(p) for p in path.parent.glob(f"{name}.{number}.*")]
-        return CutSet.from_shar(fields={name: paths for name, paths in fields.items() if paths})
+        return CutSet.from_shar(fields={**self.parts[path.name.split(".")[1]], "cuts": [str(path)]})
 
     def manifests(self) -> List[Path]:
         """See CutSource: those of the shards."""
@@ -310,9 +334,9 @@ class Rounds:
             if rest:
                 yield from source.spread(rest)
 
-    def cuts(self, epoch: int, number: int) -> CutSet:
-        """The cuts of a round, lazily."""
-        ranges = self.ranges(epoch, number)
+    def cuts(self, epoch: int, number: int, part: Tuple[int, int] = (0, 1)) -> CutSet:
+        """The cuts of a round, lazily; ``part`` (r, n): the r-th of n parts, each of as many cuts of each corpus."""
+        ranges = [_part(start, stop, *part) for start, stop in self.ranges(epoch, number)]
         firsts = [start for start, _ in self.ranges(epoch, 0)]
         parts = [
             CutSet(CorpusRange(source, *ranges[file], firsts[file], file))
@@ -324,6 +348,11 @@ class Rounds:
         sizes = [float(stop - start) for start, stop in ranges if stop > start]
         seed = (self.seed * 1_000_003 + epoch) * self.per_epoch + number
         return CutSet.mux(*parts, weights=sizes, stop_early=False, seed=seed)
+
+
+def _part(start: int, stop: int, rank: int, size: int) -> Tuple[int, int]:
+    """Where the part of a rank begins and ends."""
+    return start + (stop - start) * rank // size, start + (stop - start) * (rank + 1) // size
 
 
 def open_rounds(config: DataConfig, seed: int) -> Rounds:
@@ -343,105 +372,6 @@ def paired_limits(config: DataConfig) -> DataConfig:
     )
 
 
-class SamplerBase(Sampler):
-    """Mixed into a lhotse sampler: torch before 2.1 expects a data source, which lhotse no longer passes."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        if "data_source" in inspect.signature(Sampler.__init__).parameters:
-            options.setdefault("data_source", None)
-        super().__init__(*arguments, **options)
-
-
-class BatchLimits(TimeConstraint):
-    """lhotse's limit of seconds and cuts, and a limit of target tokens: the longest target times the number of cuts.
-
-    `exceeded` stays that of the seconds: lhotse only warns by it.
-
-    Args:
-        config: the limits.
-        tokens_of: the number of target tokens of a cut.
-    """
-
-    def __init__(self, config: DataConfig, tokens_of: Callable[[Cut], int]):
-        super().__init__(max_duration=config.max_duration, max_cuts=config.max_cuts)
-        self.max_tokens = config.max_batch_tokens or 0
-        self.tokens_of = tokens_of
-        self.longest_target = 0
-
-    def add(self, example: Cut) -> None:
-        """Count a cut."""
-        super().add(example)
-        self.longest_target = max(self.longest_target, self.tokens_of(example))
-
-    def close_to_exceeding(self) -> bool:
-        """Whether another cut like the longest would be too much."""
-        return super().close_to_exceeding() or (self.num_cuts + 1) * self.longest_target > self.max_tokens
-
-    def reset(self) -> None:
-        """Start a new batch."""
-        super().reset()
-        self.longest_target = 0
-
-    def split(self, cuts: CutSet) -> List[CutSet]:
-        """Split a batch that has too many tokens; its longest targets come first."""
-        rest, batches = sorted(cuts, key=self.tokens_of, reverse=True), []
-        if len(rest) * self.tokens_of(rest[0]) <= self.max_tokens:
-            return [cuts]
-        while rest:
-            count = max(1, self.max_tokens // max(1, self.tokens_of(rest[0])))
-            batches.append(CutSet.from_cuts(rest[:count]))
-            rest = rest[count:]
-        return batches
-
-
-class TokenLimited:
-    """Mixed into a lhotse sampler: with `BatchLimits`, no batch has too many tokens unless it is a single cut.
-
-    lhotse adds the cut that exceeds a limit, and at the end of the data mixes the last batches to have one for each
-    rank. Both could exceed the limit, so batches are split instead. Every rank draws and splits the same batches.
-    """
-
-    constraint: Any
-    world_size: int
-
-    def __iter__(self) -> Any:
-        """Start an epoch."""
-        self._ready: Deque[CutSet] = deque()
-        self._given = 0
-        return super().__iter__()  # type: ignore[misc]
-
-    def _next_batch(self) -> Any:
-        if not isinstance(self.constraint, BatchLimits):
-            return super()._next_batch()  # type: ignore[misc]
-        if self._given % self.world_size == 0:
-            self._fill()
-        if not self._ready:
-            raise StopIteration
-        self._given += 1
-        return self._ready.popleft()
-
-    def _fill(self) -> None:
-        """Have a batch ready for each rank; at the end of the data fewer, if as many cuts are not left."""
-        with suppress(StopIteration):
-            while len(self._ready) < self.world_size:
-                self._ready.extend(self.constraint.split(super()._next_batch()))  # type: ignore[misc]
-        while 0 < len(self._ready) < self.world_size:
-            number = max(range(len(self._ready)), key=lambda n: len(self._ready[n]))
-            cuts = list(self._ready[number])
-            if len(cuts) == 1:
-                return
-            self._ready[number] = CutSet.from_cuts(cuts[: len(cuts) // 2])
-            self._ready.append(CutSet.from_cuts(cuts[len(cuts) // 2 :]))
-
-
-class StreamSampler(TokenLimited, DynamicCutSampler, SamplerBase):
-    """Batches of a shuffled stream."""
-
-
-class BucketSampler(TokenLimited, DynamicBucketingSampler, SamplerBase):
-    """Batches of cuts of similar duration."""
-
-
 class SamplerState(NamedTuple):
     """The position of a rank in the data."""
 
@@ -455,6 +385,11 @@ class TrainSampler:
 
     All ranks get the same number of batches: lhotse draws a batch for each rank at once, and where the last draw of a
     round does not reach all ranks it splits what there is among them (fewer cuts than ranks: some come twice).
+
+    So each rank reads all cuts, and its work grows with the number of ranks. With ``rank_parts`` it reads its own part
+    of each round. It draws the next round's batches ahead, a few with each that is used. As a round begins the ranks
+    tell each other how many they have, and those that have fewer split some. Ranks choose the same bucket for the same
+    step, as lhotse's choice has a seed of its own.
 
     Args:
         rounds: the cuts of each round.
@@ -486,6 +421,7 @@ class TrainSampler:
         self.looked = looked
         self.tokens_of = tokens_of
         self.change = change
+        self.parted = config.rank_parts and world.size > 1
         self._bins: Optional[List[float]] = None
 
     def batches(self, start: SamplerState) -> Iterator[Tuple[SamplerState, CutSet]]:
@@ -494,14 +430,49 @@ class TrainSampler:
         The earlier batches of its round are drawn again, but their audio is not loaded.
         """
         epoch, first, skip = start
+        drawn: Iterable[CutSet] = self.draw(epoch, first)
         for number in range(first, self.rounds.per_epoch):
-            sampler = self._sampler(self._cuts(epoch, number))
-            sampler.set_epoch(epoch * self.rounds.per_epoch + number)
-            for batch, cuts in enumerate(sampler, start=1):
+            ahead: List[CutSet] = []
+            coming = self.draw(epoch, number + 1)
+            for batch, cuts in enumerate(self._levelled(list(drawn), number) if self.parted else drawn, start=1):
+                if self.parted:
+                    ahead.extend(islice(coming, AHEAD))
                 if batch > skip:
                     yield SamplerState(epoch, number, batch), cuts
+            drawn, skip = chain(ahead, coming), 0
+
+    def draw(self, epoch: int, number: int) -> Iterator[CutSet]:
+        """The batches of a round that lhotse makes for this rank; none after the last round of the epoch."""
+        if number < self.rounds.per_epoch:
+            part = (self.world.rank, self.world.size) if self.parted else (0, 1)
+            sampler = self._sampler(self._cuts(epoch, number, part))
+            sampler.set_epoch(epoch * self.rounds.per_epoch + number)
+            yield from sampler
             self.looked()
-            skip = 0
+
+    def _levelled(self, batches: List[CutSet], number: int) -> List[CutSet]:
+        """As many batches as the rank with the most has: the largest are split. All ranks call this together.
+
+        With fewer cuts than that some batches come twice, as lhotse does it.
+
+        Raises:
+            UserError: on all ranks, if one has no cut.
+        """
+        counts = self.world.gather(len(batches))
+        if not min(counts):
+            raise UserError(
+                f"--data.rank_parts: rank {counts.index(0)} has no cut in round {number}: raise --data.round_cuts, the "
+                "cuts of a round on all ranks together, or leave this option out"
+            )
+        first = list(batches)
+        while len(batches) < max(counts):
+            largest = max(range(len(batches)), key=lambda n: len(batches[n]))
+            cuts = list(batches[largest])
+            if len(cuts) == 1:
+                return [*batches, *islice(cycle(first), max(counts) - len(batches))]
+            halves = [CutSet.from_cuts(cuts[: len(cuts) // 2]), CutSet.from_cuts(cuts[len(cuts) // 2 :])]
+            batches[largest : largest + 1] = halves
+        return batches
 
     def look(self) -> List[float]:
         """The bounds of the buckets in seconds, from the first cuts; none for one bucket, or for too few cuts."""
@@ -514,9 +485,9 @@ class TrainSampler:
             self.looked()
         return self._bins
 
-    def _cuts(self, epoch: int, number: int) -> CutSet:
-        """The cuts of a round that can be used, lazily."""
-        cuts = self.rounds.cuts(epoch, number)
+    def _cuts(self, epoch: int, number: int, part: Tuple[int, int] = (0, 1)) -> CutSet:
+        """The cuts of (a part of) a round that can be used, lazily."""
+        cuts = self.rounds.cuts(epoch, number, part)
         if self.change is not None:
             cuts = cuts.map(partial(self.change, epoch=epoch))
         return cuts.filter(self.wanted)
@@ -536,8 +507,8 @@ class TrainSampler:
             **limits,
             "shuffle": self.config.shuffle,
             "seed": self.seed,
-            "rank": self.world.rank,
-            "world_size": self.world.size,
+            "rank": 0 if self.parted else self.world.rank,
+            "world_size": 1 if self.parted else self.world.size,
         }
         bins = self.look()
         if not bins:

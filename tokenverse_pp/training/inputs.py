@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+from array import array
 from itertools import islice
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
@@ -33,6 +34,9 @@ from tokenverse_pp.training.validation import training_chunks
 
 LOG = logging.getLogger(__name__)
 ALONE = DistributedContext()
+PARTS_FROM = 32  # ranks from which `data.rank_parts` is advised: drawing for 40 takes as long as a step
+PART = 5000  # cuts of a rank in a round that fill 20 buckets of 120 s
+MOST_HASHES = 20_000_000  # ids that ranks compare at once: 160 MB, and twice that to sort them
 SAID_FROM = 20  # megabytes of manifests from which the check takes minutes: 200,000 cuts, if gzipped
 
 
@@ -89,8 +93,24 @@ def make_inputs(
         usable.unknown.finish("data.train", LOG.info, config.data.max_unk_share)
 
     limits = paired_limits(config.data) if t.paired else config.data
+    _say_parts(config, world)
     sampler = TrainSampler(rounds, limits, config.training.seed, world, wanted, looked, dataset.count_tokens, speed)
     return Inputs(dataset, sampler, held_out, unknown_in_valid)
+
+
+def _say_parts(config: Config, world: DistributedContext) -> None:
+    """Say where ``data.rank_parts`` is missing, or its parts are too small for buckets to be full."""
+    part = config.data.round_cuts // world.size
+    if config.data.rank_parts and world.size > 1 and part < PART:
+        LOG.info(
+            f"--data.rank_parts: {part} cuts a rank and round leave buckets half empty; --data.round_cuts "
+            f"{PART * world.size} or more would fill them"
+        )
+    if not config.data.rank_parts and world.size >= PARTS_FROM:
+        LOG.info(
+            f"each of {world.size} ranks reads the cuts of all, which may take longer than a step: --data.rank_parts "
+            f"true --data.round_cuts {2 * PART * world.size} lets each read its own (docs/scaling.md)"
+        )
 
 
 def has_features(config: Config) -> bool:
@@ -166,7 +186,7 @@ def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar:
     Raises:
         UserError: on all ranks, naming the first problem and the number of others in that rank's part.
     """
-    hashes: List[int] = []  # of ids
+    hashes = array("Q")  # of ids
 
     def noted(row: ManifestRow) -> Cut:
         hashes.append(name_hash(row.id))
@@ -178,9 +198,12 @@ def check_labels(manifest: Path, tasks: TaskSet, world: DistributedContext, bar:
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise UserError(f"{manifest}: {problems[0]}{more}")
-    # An id that is twice in one part was found above; the ranks compare the others.
-    ids = np.concatenate(world.gather(np.array(hashes, dtype=np.uint64)))
-    repeated = len(ids) - len(np.unique(ids))
+    # An id that is twice in one part was found above; the ranks compare the others, some of them at a time.
+    mine, repeated = np.frombuffer(hashes, dtype=np.uint64), 0
+    times = -(-sum(world.gather(len(mine))) // MOST_HASHES)
+    for number in range(times):
+        ids = np.concatenate(world.gather(mine[mine % np.uint64(times) == number]))
+        repeated += len(ids) - len(np.unique(ids))
     if repeated:
         raise UserError(
             f"{manifest}: {repeated} cuts have the id of another one: `tokenverse-pp manifest validate {manifest}` "

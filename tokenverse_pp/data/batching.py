@@ -1,0 +1,115 @@
+"""Batches of a stream of cuts: lhotse's dynamic samplers, with a limit of target tokens besides seconds and cuts."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from contextlib import suppress
+from typing import Any, Callable, Deque, List
+
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
+from lhotse.dataset.sampling.base import TimeConstraint
+from torch.utils.data import Sampler
+
+from tokenverse_pp.base.config import DataConfig
+
+
+class SamplerBase(Sampler):
+    """Mixed into a lhotse sampler: torch before 2.1 expects a data source, which lhotse no longer passes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        if "data_source" in inspect.signature(Sampler.__init__).parameters:
+            options.setdefault("data_source", None)
+        super().__init__(*arguments, **options)
+
+
+class BatchLimits(TimeConstraint):
+    """lhotse's limit of seconds and cuts, and a limit of target tokens: the longest target times the number of cuts.
+
+    `exceeded` stays that of the seconds: lhotse only warns by it.
+
+    Args:
+        config: the limits.
+        tokens_of: the number of target tokens of a cut.
+    """
+
+    def __init__(self, config: DataConfig, tokens_of: Callable[[Cut], int]):
+        super().__init__(max_duration=config.max_duration, max_cuts=config.max_cuts)
+        self.max_tokens = config.max_batch_tokens or 0
+        self.tokens_of = tokens_of
+        self.longest_target = 0
+
+    def add(self, example: Cut) -> None:
+        """Count a cut."""
+        super().add(example)
+        self.longest_target = max(self.longest_target, self.tokens_of(example))
+
+    def close_to_exceeding(self) -> bool:
+        """Whether another cut like the longest would be too much."""
+        return super().close_to_exceeding() or (self.num_cuts + 1) * self.longest_target > self.max_tokens
+
+    def reset(self) -> None:
+        """Start a new batch."""
+        super().reset()
+        self.longest_target = 0
+
+    def split(self, cuts: CutSet) -> List[CutSet]:
+        """Split a batch that has too many tokens; its longest targets come first."""
+        rest, batches = sorted(cuts, key=self.tokens_of, reverse=True), []
+        if len(rest) * self.tokens_of(rest[0]) <= self.max_tokens:
+            return [cuts]
+        while rest:
+            count = max(1, self.max_tokens // max(1, self.tokens_of(rest[0])))
+            batches.append(CutSet.from_cuts(rest[:count]))
+            rest = rest[count:]
+        return batches
+
+
+class TokenLimited:
+    """Mixed into a lhotse sampler: with `BatchLimits`, no batch has too many tokens unless it is a single cut.
+
+    lhotse adds the cut that exceeds a limit, and at the end of the data mixes the last batches to have one for each
+    rank. Both could exceed the limit, so batches are split instead. Every rank draws and splits the same batches.
+    """
+
+    constraint: Any
+    world_size: int
+
+    def __iter__(self) -> Any:
+        """Start an epoch."""
+        self._ready: Deque[CutSet] = deque()
+        self._given = 0
+        return super().__iter__()  # type: ignore[misc]
+
+    def _next_batch(self) -> Any:
+        if not isinstance(self.constraint, BatchLimits):
+            return super()._next_batch()  # type: ignore[misc]
+        if self._given % self.world_size == 0:
+            self._fill()
+        if not self._ready:
+            raise StopIteration
+        self._given += 1
+        return self._ready.popleft()
+
+    def _fill(self) -> None:
+        """Have a batch ready for each rank; at the end of the data fewer, if as many cuts are not left."""
+        with suppress(StopIteration):
+            while len(self._ready) < self.world_size:
+                self._ready.extend(self.constraint.split(super()._next_batch()))  # type: ignore[misc]
+        while 0 < len(self._ready) < self.world_size:
+            number = max(range(len(self._ready)), key=lambda n: len(self._ready[n]))
+            cuts = list(self._ready[number])
+            if len(cuts) == 1:
+                return
+            self._ready[number] = CutSet.from_cuts(cuts[: len(cuts) // 2])
+            self._ready.append(CutSet.from_cuts(cuts[len(cuts) // 2 :]))
+
+
+class StreamSampler(TokenLimited, DynamicCutSampler, SamplerBase):
+    """Batches of a shuffled stream."""
+
+
+class BucketSampler(TokenLimited, DynamicBucketingSampler, SamplerBase):
+    """Batches of cuts of similar duration."""
