@@ -93,7 +93,7 @@ def show(cut_id: str, cuts: str, tasks: Optional[str]) -> None:
 
 
 @click.command()
-@click.argument("cuts", nargs=-1, required=True, type=click.Path())
+@click.argument("cuts", nargs=-1, required=True, type=click.Path(exists=True))
 def index(cuts: Tuple[str, ...]) -> None:
     """Write the index of each of CUTS, manifests or Shar folders, beside it: its name and .index.
 

@@ -182,6 +182,10 @@ class NameSet:
         return True
 
 
+class WrongIndex(UserError):
+    """An index does not fit its manifest."""
+
+
 @dataclass
 class LineIndex:
     """What is known of the files of a manifest without reading them; it lies beside them (`write_index`)."""
@@ -198,12 +202,12 @@ class LineIndex:
     """Of all of them, one after another."""
 
     def check(self, manifest: PathLike, files: Sequence[Path]) -> None:
-        """Check that no file has changed since it was indexed, by size and time (raises UserError)."""
+        """Check that no file has changed since it was indexed, by size and time (raises WrongIndex)."""
         made = index_path(manifest).stat().st_mtime_ns
         for path, size in zip(files, self.bytes):
             now = path.stat()
             if now.st_size != size or now.st_mtime_ns > made:
-                raise UserError(f"{index_path(manifest)}: {path.name} has changed since; {_AGAIN.format(manifest)}")
+                raise WrongIndex(f"{index_path(manifest)}: {path.name} has changed since; {_AGAIN.format(manifest)}")
 
 
 _AGAIN = "run `tokenverse-pp manifest index {}` again, or delete the index"
@@ -222,7 +226,7 @@ def read_index(manifest: PathLike, files: Sequence[Path]) -> Optional[LineIndex]
         files: those of the manifest, in order. Their names are compared; `LineIndex.check` looks at the files.
 
     Raises:
-        UserError: it is none, or one of other files.
+        WrongIndex: it is none, or one of other files.
     """
     path = index_path(manifest)
     if not path.is_file():
@@ -230,10 +234,10 @@ def read_index(manifest: PathLike, files: Sequence[Path]) -> Optional[LineIndex]
     try:
         index = LineIndex(**json_of(path.read_text(encoding="utf-8"), str(path)))
         known = index.files == [file.name for file in files] and len(index.bytes) == len(index.counts) == len(files)
-    except (OSError, UnicodeDecodeError, TypeError) as error:
-        raise UserError(f"{path}: not an index: {error}; {_AGAIN.format(manifest)}") from None
+    except (OSError, UnicodeDecodeError, TypeError, UserError) as error:
+        raise WrongIndex(f"{path}: not an index: {error}; {_AGAIN.format(manifest)}") from None
     if not known:
-        raise UserError(f"{path}: is of other files; {_AGAIN.format(manifest)}")
+        raise WrongIndex(f"{path}: is of other files; {_AGAIN.format(manifest)}")
     return index
 
 

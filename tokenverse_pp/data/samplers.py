@@ -46,7 +46,7 @@ from tokenverse_pp.base.files import BLOCK, feed
 from tokenverse_pp.data.batching import BatchLimits, BucketSampler, StreamSampler
 from tokenverse_pp.data.dataset import Batch, TransducerDataset, marked
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.lines import EVERY, LineIndex, raw_lines, read_index, text_of, write_index
+from tokenverse_pp.data.lines import EVERY, LineIndex, WrongIndex, raw_lines, read_index, text_of, write_index
 from tokenverse_pp.data.manifests import cut_of_line, load_whole
 
 AHEAD = 2  # batches of the next round that are drawn with each of this one, with data.rank_parts
@@ -241,6 +241,8 @@ def open_source(path: str, option: str = "data.train") -> CutSource:
     try:
         source = (SharSource if is_folder else LinesSource if ".jsonl" in Path(path).suffixes else WholeSource)(path)
         first = next(source.open_at(0), None) if not is_folder or source.count_cuts() else None
+    except WrongIndex:
+        raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"--{option}: {path}: not a lhotse CutSet: {reason}") from None
