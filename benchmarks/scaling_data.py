@@ -134,6 +134,13 @@ def rates(dry: bool) -> Iterator[Record]:
             )
             yield _rate(f"compare the content, {ending}", lambda source=source: source.fingerprint(), scale)
             yield _rate(f"manifest index, {ending}", lambda source=source: source.write_index(), scale)
+            if ending == "jsonl":
+                indexed, places = open_source(str(path)), range(EVERY // 2, count, EVERY)
+                yield _rate(
+                    "find a cut by the index",
+                    lambda source=indexed, places=places: [next(source.open_at(place)) for place in places],
+                    1e6 / len(places),
+                )
         yield _shar(Path(folder), 20 if dry else 300)
 
 
@@ -162,7 +169,7 @@ def _shar(folder: Path, count: int) -> Record:
 
 def resume(dry: bool) -> Iterator[Record]:
     """Time and memory of a rank of 512 until the first batch after a resume in 1e8 cuts, in a process of its own."""
-    total, ranks, per_rank = (200_000, 8, 500) if dry else (100_000_000, 512, 10_000)
+    total, ranks, per_rank = (200_000, 8, 500) if dry else (100_000_000, 512, 20_000)
     for share in (0.0, 0.5, 0.999):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "cuts.jsonl"
@@ -238,7 +245,7 @@ def drawing(dry: bool) -> Iterator[Record]:
     wanted = make_wanted(True)
     for ranks in (1, 8, 64, 512):
         for parts in (False, True) if ranks > 1 else (False,):
-            config = DataConfig(rank_parts=parts, round_cuts=(500 if dry else 10_000) * ranks if parts else 10_000_000)
+            config = DataConfig(rank_parts=parts, round_cuts=(500 if dry else 20_000) * ranks if parts else 10_000_000)
             rounds = Rounds([Lines(100_000_000)], config, SEED)
             sampler = TrainSampler(rounds, config, SEED, DistributedContext(ranks - 1, ranks), wanted)
             sampler.look()

@@ -29,9 +29,9 @@ DECODE_RATE = 2215.0  # seconds of audio a second of decode.py on one H200, beam
 CUT_S = 10.0  # of a cut, where hours become cuts
 FLAC_GB, OPUS_GB = 0.110, 0.015  # an hour at 16 kHz: recipes/commonvoice/README.md, recipes/mls/README.md
 FEATURES_GB = 50 * 1024 * 2 * 3600 / 1e9  # an hour of float16 features of XLSR-53: 50 frames a second
-LINE_BYTES, GZIP_BYTES = 440, 65  # of a cut of one turn of ten words in a manifest (section rates)
-SHAR_CORES = 0.4e-3  # core seconds a second of audio of `manifest to-shar` (section rates)
-MANIFEST_CORES = 200e-6  # core seconds a cut of `manifest validate` and `shuffle` (benchmarks/results/manifests.md)
+LINE_BYTES, GZIP_BYTES = 451, 66  # of a cut of one turn of ten words in a manifest (section rates)
+SHAR_CORES = 0.35e-3  # core seconds a second of audio of `manifest to-shar` (section rates)
+MANIFEST_CORES = 141e-6  # core seconds a cut of `manifest validate` and `label` (benchmarks/results/manifests.md)
 # Gigabytes a second in each direction, of one machine of 8 GPUs: NVIDIA's data sheets of H100 SXM (NVLink 4: 900 GB/s
 # both directions together) and ConnectX-7 (400 Gbit/s), and of Ethernet its name.
 LINKS = {
@@ -58,12 +58,13 @@ def step_ms(seconds: Sequence[float]) -> float:
 def stragglers(dry: bool) -> Iterator[Record]:
     """The share of time that ranks wait for the slowest one, by how batches are drawn.
 
-    Batches of 240 s as in the measured step: every rank draws for all, with rounds of 50,000 cuts (the default) or as
-    large as the part of a rank asks for; or its own part.
+    Batches of 240 s as in the measured step. Every rank draws for all, with rounds of 50,000 cuts (the default); or its
+    own part, of 5,000 or 20,000 cuts.
     """
     cases: List[Tuple[int, bool, int, int]] = []  # ranks, parts, buckets, cuts of a round
-    for ranks, part in ((8, 5000), (64, 5000), (512, 2000)):
-        cases += [(ranks, False, 20, 50_000), (ranks, False, 20, ranks * part), (ranks, True, 20, ranks * part)]
+    for ranks, parts in ((8, (5000, 20_000)), (64, (5000, 20_000)), (512, (5000,))):
+        cases.append((ranks, False, 20, 50_000))
+        cases += [(ranks, True, 20, ranks * part) for part in parts]
     cases.append((64, True, 1, 64 * 5000))
     if dry:
         cases = [(8, parts, 4, 1600) for parts in (False, True)]
@@ -156,7 +157,7 @@ def growth(dry: bool) -> Iterator[Record]:
     for hours in HOURS:
         for what, rate in (
             ("to FLAC shards, cores", 1 / SHAR_CORES),
-            ("check and shuffle, cores", CUT_S / MANIFEST_CORES),
+            ("validate and label, cores", CUT_S / MANIFEST_CORES),
             ("an epoch, GPUs", MEASURED_RATE),
             ("decoding, beam 4, GPUs", DECODE_RATE),
         ):

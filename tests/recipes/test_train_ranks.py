@@ -1,6 +1,7 @@
 """recipes/train.py on two ranks under torchrun: one is killed; another number of ranks goes on."""
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -63,3 +64,19 @@ def test_run_of_two_ranks_goes_on_with_one(train_script, tiny_corpus, tmp_path):
     assert "step-00000003 is of 2 ranks, now 1" in done.stderr
     log = [r for r in read_log(exp_dir / "log.jsonl") if r["kind"] == "train"]
     assert [(r["step"], r["epoch"]) for r in log] == [(1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 2), (7, 2)]
+
+
+def test_ranks_that_read_their_own_parts_resume_with_the_same_batches(tiny_corpus, tmp_path):
+    options = {**SMALL, "data__rank_parts": "true", "data__round_cuts": 7, "data__num_workers": 1}
+    options.update(training__max_steps=6, training__keep_last=9)
+    for folder in ("unbroken", "exp"):
+        done = finish(start("train.py", *toy_options(tiny_corpus, tmp_path / folder, **options), ranks=2))
+        assert done.code == 0, done.stderr
+        if folder == "unbroken":  # as a run that was lost after its first checkpoint
+            first = checkpoint.list_checkpoints(tmp_path / folder)[0]
+            shutil.copytree(first, tmp_path / "exp" / "checkpoints" / first.name)
+            assert checkpoint.read_state(first)["round"] > 0
+    assert "resuming from step-00000002" in done.stderr
+    ours, theirs = (load_file(tmp_path / folder / "model" / checkpoint.WEIGHTS) for folder in ("exp", "unbroken"))
+    for key, value in theirs.items():
+        assert torch.equal(ours[key], value), key

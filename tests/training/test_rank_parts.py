@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import random
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,15 @@ from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data import lines
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.samplers import CutSource, LinesSource, Rounds, SamplerState, TrainSampler, open_source
+from tokenverse_pp.data.samplers import (
+    CutSource,
+    LinesSource,
+    Rounds,
+    SamplerState,
+    TrainSampler,
+    level,
+    open_source,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using", "ignore:Your 'buffer_size'")
 
@@ -120,6 +129,24 @@ def test_rank_without_a_cut_is_refused_on_all():
         object.__setattr__(world, "sizes", [[0, 1, 1]])
         with pytest.raises(UserError, match=r"--data\.rank_parts: rank 0 has no cut in round 0"):
             list(sampler_of(2, config_of(100), world).batches(SamplerState()))
+
+
+@given(st.lists(st.lists(st.floats(0.5, 30), min_size=1, max_size=9), min_size=1, max_size=8), st.integers(0, 9))
+def test_levelled_batches_hold_each_cut_once_in_the_same_order_of_cost(durations, more):
+    batches = [
+        CutSet.from_cuts(MonoCut(f"{n}.{i}", 0.0, seconds, 0) for i, seconds in enumerate(batch))
+        for n, batch in enumerate(durations)
+    ]
+    cuts = sorted(cut.id for batch in batches for cut in batch)
+    count = min(len(batches) + more, len(cuts))
+    found = level(batches, count, random.Random(3))
+    assert len(found) == count and sorted(cut.id for batch in found for cut in batch) == cuts
+    order = list(range(count))
+    random.Random(3).shuffle(order)
+    costs = [
+        len(batch) * max(c.duration for c in batch) * (1 + max(c.duration for c in batch) / 123) for batch in found
+    ]
+    assert [cost for _, cost in sorted(zip(order, costs))] == sorted(costs)
 
 
 def test_part_of_fewer_cuts_than_batches_comes_twice():

@@ -257,7 +257,7 @@ class DataConfig:
     """Cuts drawn in an epoch when data.weights is given; null: as many as the files hold."""
     round_cuts: int = at_least(1, 50000)
     """An epoch is drawn in rounds of this many cuts; a resumed run draws one round again. With data.rank_parts the
-    ranks share them: set about 10,000 times the number of ranks."""
+    ranks share them: set about 20,000 times the number of ranks."""
     rank_parts: bool = False
     """Each rank reads a part of its own of each round, and draws its batches from it; for 32 ranks and more. Without it
     each rank reads and draws the batches of all, which then takes longer than a step (docs/scaling.md). Needs an index

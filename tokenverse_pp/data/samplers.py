@@ -49,6 +49,9 @@ from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.lines import EVERY, LineIndex, WrongIndex, raw_lines, read_index, text_of, write_index
 from tokenverse_pp.data.manifests import cut_of_line, load_whole
 
+# Seconds at which attention has as many operations as the rest of a layer, for 50 frames a second and 1024 channels:
+# 4 T d and 24 d^2 a frame.
+DOUBLED = 123.0
 AHEAD = 2  # batches of the next round that are drawn with each of this one, with data.rank_parts
 BINS_FROM = 10000  # cuts from which the bounds of the buckets are estimated, lhotse's default
 
@@ -382,6 +385,34 @@ class SamplerState(NamedTuple):
     batch: int = 0  # batches of the round that this rank has used
 
 
+def level(batches: Sequence[CutSet], count: int, rng: Optional[random.Random] = None) -> List[CutSet]:
+    """As many batches as asked for: the largest are split; with fewer cuts than that some come twice, as in lhotse.
+
+    Args:
+        rng: the same on all ranks. It draws one order for all: the batch that is the n-th dearest of a rank stands
+            where the others have their n-th dearest. None: the order stays.
+    """
+    found = list(batches)
+    while len(found) < count:
+        largest = max(range(len(found)), key=lambda n: len(found[n]))
+        cuts = list(found[largest])
+        if len(cuts) == 1:
+            found += islice(cycle(batches), count - len(found))
+        else:
+            halves = [CutSet.from_cuts(cuts[: len(cuts) // 2]), CutSet.from_cuts(cuts[len(cuts) // 2 :])]
+            found[largest : largest + 1] = halves
+    if rng is not None:
+        found.sort(key=_cost)
+        rng.shuffle(found)
+    return found
+
+
+def _cost(batch: CutSet) -> float:
+    """What a step takes, in seconds of padded audio: attention doubles it at `DOUBLED`."""
+    longest = max(cut.duration for cut in batch)
+    return len(batch) * longest * (1 + longest / DOUBLED)
+
+
 class TrainSampler:
     """Draws batches, round by round, each with lhotse's dynamic bucketing sampler.
 
@@ -390,8 +421,8 @@ class TrainSampler:
 
     So each rank reads all cuts, and its work grows with the number of ranks. With ``rank_parts`` it reads its own part
     of each round. It draws the next round's batches ahead, a few with each that is used. As a round begins the ranks
-    tell each other how many they have, and those that have fewer split some. Ranks choose the same bucket for the same
-    step, as lhotse's choice has a seed of its own.
+    tell each other how many they have, and those that have fewer split some; then all bring them into the same order of
+    cost, so that they need not wait for each other (`level`).
 
     Args:
         rounds: the cuts of each round.
@@ -436,7 +467,7 @@ class TrainSampler:
         for number in range(first, self.rounds.per_epoch):
             ahead: List[CutSet] = []
             coming = self.draw(epoch, number + 1)
-            for batch, cuts in enumerate(self._levelled(list(drawn), number) if self.parted else drawn, start=1):
+            for batch, cuts in enumerate(self._levelled(list(drawn), epoch, number) if self.parted else drawn, start=1):
                 if self.parted:
                     ahead.extend(islice(coming, AHEAD))
                 if batch > skip:
@@ -452,10 +483,8 @@ class TrainSampler:
             yield from sampler
             self.looked()
 
-    def _levelled(self, batches: List[CutSet], number: int) -> List[CutSet]:
-        """As many batches as the rank with the most has: the largest are split. All ranks call this together.
-
-        With fewer cuts than that some batches come twice, as lhotse does it.
+    def _levelled(self, batches: List[CutSet], epoch: int, number: int) -> List[CutSet]:
+        """`level` with as many batches as the rank with the most has. All ranks call this together.
 
         Raises:
             UserError: on all ranks, if one has no cut.
@@ -466,15 +495,8 @@ class TrainSampler:
                 f"--data.rank_parts: rank {counts.index(0)} has no cut in round {number}: raise --data.round_cuts, the "
                 "cuts of a round on all ranks together, or leave this option out"
             )
-        first = list(batches)
-        while len(batches) < max(counts):
-            largest = max(range(len(batches)), key=lambda n: len(batches[n]))
-            cuts = list(batches[largest])
-            if len(cuts) == 1:
-                return [*batches, *islice(cycle(first), max(counts) - len(batches))]
-            halves = [CutSet.from_cuts(cuts[: len(cuts) // 2]), CutSet.from_cuts(cuts[len(cuts) // 2 :])]
-            batches[largest : largest + 1] = halves
-        return batches
+        rng = random.Random(f"{self.seed}/{epoch}/{number}") if self.config.shuffle else None
+        return level(batches, max(counts), rng)
 
     def look(self) -> List[float]:
         """The bounds of the buckets in seconds, from the first cuts; none for one bucket, or for too few cuts."""

@@ -35,7 +35,7 @@ from tokenverse_pp.training.validation import training_chunks
 LOG = logging.getLogger(__name__)
 ALONE = DistributedContext()
 PARTS_FROM = 32  # ranks from which `data.rank_parts` is advised: drawing for 40 takes as long as a step
-PART = 5000  # cuts of a rank in a round that fill 20 buckets of 120 s
+PART = 10_000  # cuts of a rank in a round, from which few of its batches are remainders of the 20 buckets
 MOST_HASHES = 20_000_000  # ids that ranks compare at once: 160 MB, and twice that to sort them
 SAID_FROM = 20  # megabytes of manifests from which the check takes minutes: 200,000 cuts, if gzipped
 
