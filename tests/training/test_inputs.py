@@ -75,6 +75,17 @@ def test_any_number_of_ranks_finds_a_bad_cut_and_an_id_that_is_there_twice(tmp_p
         assert found[0] is None
 
 
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_ids_are_compared_some_at_a_time(tmp_path, monkeypatch, most):
+    monkeypatch.setattr("tokenverse_pp.training.inputs.MOST_HASHES", most)
+    names = [f"c{number}" for number in range(9)]
+    for path, repeated in ((tmp_path / "a.jsonl", 2), (tmp_path / "b.jsonl", 0)):
+        write_cuts(path, [*names, "c2", "c5"] if repeated else names)
+        config = Config(data=DataConfig(train=[str(path)], validate_audio=0))
+        found = on_ranks(2, lambda world, config=config: check_data(config, TASKS, world))
+        assert len(set(found)) == 1 and (f": {repeated} cuts have the id" in found[0] if repeated else not found[0])
+
+
 def test_resumed_run_checks_the_labels_of_other_files_only(tmp_path):
     good, bad = write_cuts(tmp_path / "good.jsonl", "ab"), write_cuts(tmp_path / "bad.jsonl", "ab", [1])
     config = Config(data=DataConfig(train=[str(bad)], valid=[str(good)], validate_audio=0))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from labelled_cuts import make_cut
 from lhotse import CutSet, MonoCut
 
-from tokenverse_pp.base.config import DataConfig
+from tokenverse_pp.base.config import Config, DataConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data import lines
 from tokenverse_pp.data.distributed import DistributedContext
@@ -29,6 +29,7 @@ from tokenverse_pp.data.samplers import (
     level,
     open_source,
 )
+from tokenverse_pp.training.inputs import growth_advice
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using", "ignore:Your 'buffer_size'")
 
@@ -246,6 +247,17 @@ def test_index_command(tmp_path, name):
     with pytest.raises(UserError, match=r"^[^:]*\.index: not an index"):
         open_source(str(path))
     assert run("manifest", "index", path).exit_code == 0 and open_source(str(path)).count == 7
+
+
+def test_advice_is_for_runs_that_need_it():
+    def advice(ranks, count, **data):
+        config = Config(data=DataConfig(**data))
+        return " ".join(growth_advice(config, ranks, Rounds([Lazy(count)], config.data, 1)))
+
+    assert advice(8, 10**6) == "" == advice(64, 10**6, rank_parts=True, round_cuts=1_280_000)
+    assert "--data.rank_parts true --data.round_cuts 1280000" in advice(64, 10**6)
+    assert "781 cuts a rank" in advice(64, 10**6, rank_parts=True)
+    assert "manifest index" in advice(1, 10**7)
 
 
 def test_document_has_no_index(tmp_path):

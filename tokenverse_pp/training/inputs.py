@@ -8,7 +8,7 @@ import socket
 from array import array
 from itertools import islice
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 from lhotse.cut import Cut
@@ -35,6 +35,7 @@ from tokenverse_pp.training.validation import training_chunks
 LOG = logging.getLogger(__name__)
 ALONE = DistributedContext()
 PARTS_FROM = 32  # ranks from which `data.rank_parts` is advised: drawing for 40 takes as long as a step
+INDEX_FROM = 5_000_000  # cuts from which an index is advised: without one they cost ten seconds and more
 PART = 10_000  # cuts of a rank in a round, from which few of its batches are remainders of the 20 buckets
 MOST_HASHES = 20_000_000  # ids that ranks compare at once: 160 MB, and twice that to sort them
 SAID_FROM = 20  # megabytes of manifests from which the check takes minutes: 200,000 cuts, if gzipped
@@ -93,24 +94,28 @@ def make_inputs(
         usable.unknown.finish("data.train", LOG.info, config.data.max_unk_share)
 
     limits = paired_limits(config.data) if t.paired else config.data
-    _say_parts(config, world)
+    for line in growth_advice(config, world.size, rounds):
+        LOG.info(line)
     sampler = TrainSampler(rounds, limits, config.training.seed, world, wanted, looked, dataset.count_tokens, speed)
     return Inputs(dataset, sampler, held_out, unknown_in_valid)
 
 
-def _say_parts(config: Config, world: DistributedContext) -> None:
-    """Say where ``data.rank_parts`` is missing, or its parts are too small for buckets to be full."""
-    part = config.data.round_cuts // world.size
-    if config.data.rank_parts and world.size > 1 and part < PART:
-        LOG.info(
-            f"--data.rank_parts: {part} cuts a rank and round leave buckets half empty; --data.round_cuts "
-            f"{PART * world.size} or more would fill them"
+def growth_advice(config: Config, ranks: int, rounds: Rounds) -> Iterator[str]:
+    """A line for each option that a run of so many ranks and cuts should have, and has not (docs/scaling.md)."""
+    part = config.data.round_cuts // ranks
+    if config.data.rank_parts and ranks > 1 and part < PART:
+        yield (
+            f"--data.rank_parts: {part} cuts a rank and round leave many batches half full; "
+            f"--data.round_cuts {2 * PART * ranks} would fill them"
         )
-    if not config.data.rank_parts and world.size >= PARTS_FROM:
-        LOG.info(
-            f"each of {world.size} ranks reads the cuts of all, which may take longer than a step: --data.rank_parts "
-            f"true --data.round_cuts {2 * PART * world.size} lets each read its own (docs/scaling.md)"
+    if not config.data.rank_parts and ranks >= PARTS_FROM:
+        yield (
+            f"each of {ranks} ranks reads the cuts of all, which may take longer than a step: --data.rank_parts true "
+            f"--data.round_cuts {2 * PART * ranks} lets each read its own"
         )
+    for source in rounds.sources:
+        if source.index is None and source.count >= INDEX_FROM:
+            yield f"{source.path}: {source.count} cuts are read to start: run `tokenverse-pp manifest index` on it once"
 
 
 def has_features(config: Config) -> bool:
