@@ -57,7 +57,7 @@ SECTIONS = {  # name -> its module
 }
 MARKS = "<!-- {}: begin -->", "<!-- {}: end -->"
 TABLES: Dict[str, Dict[str, str]] = {  # section -> headings and what is below them
-    "rates": {"for 1,000,000 cuts": "{what}", "core seconds": "{cpu_s:.3g}"},
+    "rates": {"for 1,000,000 cuts": "{what}", "core seconds": "{cpu_s:,.2f}"},
     "resume": {
         "cuts": "{cuts:.0e}", "ranks": "{ranks}", "place in the epoch": "{place:.1%}", "seconds": "{seconds:.1f}",
         "of a core": "{cpu_s:.1f}", "peak MB": "{peak_mb}", "of it imports, MB": "{imports_mb}",
@@ -82,7 +82,7 @@ TABLES: Dict[str, Dict[str, str]] = {  # section -> headings and what is below t
         "index, MB": "{index_mb:.2g}",
     },
     "growth": {
-        "hours of audio": "{hours:,}", "what": "{what}", **{f"h on {n}": f"{{on_{n}:.3g}}" for n in (1, 8, 64, 512)},
+        "hours of audio": "{hours:,}", "what": "{what}", **{f"on {n}": f"{{on_{n}}}" for n in (1, 8, 64, 512)},
     },
 }  # fmt: skip
 
@@ -175,7 +175,11 @@ def read_records(path: Path) -> List[Dict[str, Any]]:
 def fill_tables(page: Path, records: Sequence[Dict[str, Any]]) -> None:
     """Put the table of each section that was measured between its marks."""
     for name, columns in TABLES.items():
-        rows = [record for record in records if record["section"] == name]
+        rows = [
+            {key: str(value).lower() if isinstance(value, bool) else value for key, value in record.items()}
+            for record in records
+            if record["section"] == name
+        ]
         if rows:
             begin, end = (mark.format(name) for mark in MARKS)
             fill(page, (begin, end), "\n" + "\n".join(markdown_table(columns, rows)) + "\n\n")

@@ -28,9 +28,10 @@ HOURS = (1_000, 100_000, 1_000_000)
 DECODE_RATE = 2215.0  # seconds of audio a second of decode.py on one H200, beam 4 (docs/performance.md)
 CUT_S = 10.0  # of a cut, where hours become cuts
 FLAC_GB, OPUS_GB = 0.110, 0.015  # an hour at 16 kHz: recipes/commonvoice/README.md, recipes/mls/README.md
+INDEX_BYTES = 17  # of an offset in an index
 FEATURES_GB = 50 * 1024 * 2 * 3600 / 1e9  # an hour of float16 features of XLSR-53: 50 frames a second
 LINE_BYTES, GZIP_BYTES = 451, 66  # of a cut of one turn of ten words in a manifest (section rates)
-SHAR_CORES = 0.35e-3  # core seconds a second of audio of `manifest to-shar` (section rates)
+SHAR_CORES = 0.4e-3  # core seconds a second of audio of `manifest to-shar` (section rates)
 MANIFEST_CORES = 141e-6  # core seconds a cut of `manifest validate` and `label` (benchmarks/results/manifests.md)
 # Gigabytes a second in each direction, of one machine of 8 GPUs: NVIDIA's data sheets of H100 SXM (NVLink 4: 900 GB/s
 # both directions together) and ConnectX-7 (400 Gbit/s), and of Ethernet its name.
@@ -62,7 +63,7 @@ def stragglers(dry: bool) -> Iterator[Record]:
     own part, of 5,000 or 20,000 cuts.
     """
     cases: List[Tuple[int, bool, int, int]] = []  # ranks, parts, buckets, cuts of a round
-    for ranks, parts in ((8, (5000, 20_000)), (64, (5000, 20_000)), (512, (5000,))):
+    for ranks, parts in ((8, (5000, 20_000)), (64, (5000,)), (512, (5000,))):
         cases.append((ranks, False, 20, 50_000))
         cases += [(ranks, True, 20, ranks * part) for part in parts]
     cases.append((64, True, 1, 64 * 5000))
@@ -147,12 +148,12 @@ def storage(dry: bool) -> Iterator[Record]:
             "section": "storage", "hours": hours, "cuts": cuts, "flac_tb": hours * FLAC_GB / 1e3,
             "opus_tb": hours * OPUS_GB / 1e3, "features_tb": hours * FEATURES_GB / 1e3,
             "manifest_gb": cuts * LINE_BYTES / 1e9, "gzip_gb": cuts * GZIP_BYTES / 1e9,
-            "index_mb": cuts / EVERY * 13 / 1e6,
+            "index_mb": cuts / EVERY * INDEX_BYTES / 1e6,
         }  # fmt: skip
 
 
 def growth(dry: bool) -> Iterator[Record]:
-    """Hours on the clock of preparation on so many cores, and of an epoch and of decoding on so many GPUs."""
+    """Time on the clock of preparation on so many cores, and of an epoch and of decoding on so many GPUs."""
     del dry
     for hours in HOURS:
         for what, rate in (
@@ -161,4 +162,13 @@ def growth(dry: bool) -> Iterator[Record]:
             ("an epoch, GPUs", MEASURED_RATE),
             ("decoding, beam 4, GPUs", DECODE_RATE),
         ):
-            yield {"section": "growth", "hours": hours, "what": what, **{f"on_{n}": hours / rate / n for n in GPUS}}
+            taken = {f"on_{n}": _duration(hours / rate / n) for n in GPUS}
+            yield {"section": "growth", "hours": hours, "what": what, **taken}
+
+
+def _duration(hours: float) -> str:
+    """Hours with the unit that suits them."""
+    for unit, size in (("days", 24.0), ("h", 1.0), ("min", 1 / 60)):
+        if hours >= size:
+            return f"{hours / size:.2g} {unit}"
+    return f"{hours * 3600:.2g} s"
