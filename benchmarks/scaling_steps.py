@@ -60,10 +60,10 @@ def stragglers(dry: bool) -> Iterator[Record]:
     """The share of time that ranks wait for the slowest one, by how batches are drawn.
 
     Batches of 240 s as in the measured step. Every rank draws for all, with rounds of 50,000 cuts (the default); or its
-    own part, of 5,000 or 20,000 cuts.
+    own part, of 2,000 to 20,000 cuts.
     """
     cases: List[Tuple[int, bool, int, int]] = []  # ranks, parts, buckets, cuts of a round
-    for ranks, parts in ((8, (5000, 20_000)), (64, (5000,)), (512, (5000,))):
+    for ranks, parts in ((8, (5000, 20_000)), (64, (5000, 20_000)), (512, (2000,))):
         cases.append((ranks, False, 20, 50_000))
         cases += [(ranks, True, 20, ranks * part) for part in parts]
     cases.append((64, True, 1, 64 * 5000))

@@ -19,14 +19,16 @@ from lhotse import CutSet, MonoCut
 from tokenverse_pp.base.config import Config, DataConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data import lines
+from tokenverse_pp.data.batching import level
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import (
+    AHEAD,
+    READ,
     CutSource,
     LinesSource,
     Rounds,
     SamplerState,
     TrainSampler,
-    level,
     open_source,
 )
 from tokenverse_pp.training.inputs import growth_advice
@@ -181,6 +183,17 @@ def test_what_a_rank_holds_and_reads_does_not_grow_with_the_corpus(count):
     assert kept and source.made <= 2 * 51
     gc.collect()
     assert sum(isinstance(item, MonoCut) for item in gc.get_objects()) < 500
+
+
+def test_next_round_is_read_a_little_with_each_batch():
+    world = DistributedContext(1, 2)
+    object.__setattr__(world, "gather", lambda item: [item] * 2)
+    sampler = sampler_of(8000, config_of(2000), world)
+    source, read = sampler.rounds.sources[0], []
+    for place, _ in sampler.batches(SamplerState()):
+        read.append((place.round, source.made))
+    steps = [after - before for (_, before), (_, after) in zip(read, read[1:])]
+    assert max(steps) <= AHEAD * READ and read[-1] == (3, source.made)
 
 
 def corpus(path, count):

@@ -1,11 +1,16 @@
-"""Batches of a stream of cuts: lhotse's dynamic samplers, with a limit of target tokens besides seconds and cuts."""
+"""Batches of a stream of cuts: lhotse's dynamic samplers, with a limit of target tokens besides seconds and cuts.
+
+And the batches of ranks that draw apart, brought to the same number (`level`).
+"""
 
 from __future__ import annotations
 
 import inspect
+import random
 from collections import deque
 from contextlib import suppress
-from typing import Any, Callable, Deque, List
+from itertools import cycle, islice
+from typing import Any, Callable, Deque, List, Optional, Sequence
 
 from lhotse import CutSet
 from lhotse.cut import Cut
@@ -14,6 +19,10 @@ from lhotse.dataset.sampling.base import TimeConstraint
 from torch.utils.data import Sampler
 
 from tokenverse_pp.base.config import DataConfig
+
+# Seconds at which attention has as many operations as the rest of a layer, for 50 frames a second and 1024 channels:
+# 4 T d and 24 d^2 a frame.
+DOUBLED = 123.0
 
 
 class SamplerBase(Sampler):
@@ -113,3 +122,31 @@ class StreamSampler(TokenLimited, DynamicCutSampler, SamplerBase):
 
 class BucketSampler(TokenLimited, DynamicBucketingSampler, SamplerBase):
     """Batches of cuts of similar duration."""
+
+
+def level(batches: Sequence[CutSet], count: int, rng: Optional[random.Random] = None) -> List[CutSet]:
+    """As many batches as asked for: the largest are split; with fewer cuts than that some come twice, as in lhotse.
+
+    Args:
+        rng: the same on all ranks. It draws one order for all: the batch that is the n-th dearest of a rank stands
+            where the others have their n-th dearest. None: the order stays.
+    """
+    found = list(batches)
+    while len(found) < count:
+        largest = max(range(len(found)), key=lambda n: len(found[n]))
+        cuts = list(found[largest])
+        if len(cuts) == 1:
+            found += islice(cycle(batches), count - len(found))
+        else:
+            halves = [CutSet.from_cuts(cuts[: len(cuts) // 2]), CutSet.from_cuts(cuts[len(cuts) // 2 :])]
+            found[largest : largest + 1] = halves
+    if rng is not None:
+        found.sort(key=_cost)
+        rng.shuffle(found)
+    return found
+
+
+def _cost(batch: CutSet) -> float:
+    """What a step takes, in seconds of padded audio: attention doubles it at `DOUBLED`."""
+    longest = max(cut.duration for cut in batch)
+    return len(batch) * longest * (1 + longest / DOUBLED)

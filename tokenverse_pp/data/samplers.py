@@ -27,7 +27,7 @@ import zlib
 from abc import ABC, abstractmethod
 from fractions import Fraction
 from functools import partial
-from itertools import chain, cycle, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -43,16 +43,15 @@ from torch.utils.data import DataLoader, Dataset
 from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import BLOCK, feed
-from tokenverse_pp.data.batching import BatchLimits, BucketSampler, StreamSampler
+from tokenverse_pp.data.batching import BatchLimits, BucketSampler, StreamSampler, level
 from tokenverse_pp.data.dataset import Batch, TransducerDataset, marked
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.lines import EVERY, LineIndex, WrongIndex, raw_lines, read_index, text_of, write_index
 from tokenverse_pp.data.manifests import cut_of_line, load_whole
 
-# Seconds at which attention has as many operations as the rest of a layer, for 50 frames a second and 1024 channels:
-# 4 T d and 24 d^2 a frame.
-DOUBLED = 123.0
-AHEAD = 2  # batches of the next round that are drawn with each of this one, with data.rank_parts
+# With data.rank_parts: so many steps towards the next round with each batch of this one. A step draws a batch, or reads
+# so many cuts: about as many as a batch has.
+AHEAD, READ = 3, 32
 BINS_FROM = 10000  # cuts from which the bounds of the buckets are estimated, lhotse's default
 
 
@@ -385,34 +384,6 @@ class SamplerState(NamedTuple):
     batch: int = 0  # batches of the round that this rank has used
 
 
-def level(batches: Sequence[CutSet], count: int, rng: Optional[random.Random] = None) -> List[CutSet]:
-    """As many batches as asked for: the largest are split; with fewer cuts than that some come twice, as in lhotse.
-
-    Args:
-        rng: the same on all ranks. It draws one order for all: the batch that is the n-th dearest of a rank stands
-            where the others have their n-th dearest. None: the order stays.
-    """
-    found = list(batches)
-    while len(found) < count:
-        largest = max(range(len(found)), key=lambda n: len(found[n]))
-        cuts = list(found[largest])
-        if len(cuts) == 1:
-            found += islice(cycle(batches), count - len(found))
-        else:
-            halves = [CutSet.from_cuts(cuts[: len(cuts) // 2]), CutSet.from_cuts(cuts[len(cuts) // 2 :])]
-            found[largest : largest + 1] = halves
-    if rng is not None:
-        found.sort(key=_cost)
-        rng.shuffle(found)
-    return found
-
-
-def _cost(batch: CutSet) -> float:
-    """What a step takes, in seconds of padded audio: attention doubles it at `DOUBLED`."""
-    longest = max(cut.duration for cut in batch)
-    return len(batch) * longest * (1 + longest / DOUBLED)
-
-
 class TrainSampler:
     """Draws batches, round by round, each with lhotse's dynamic bucketing sampler.
 
@@ -420,9 +391,9 @@ class TrainSampler:
     round does not reach all ranks it splits what there is among them (fewer cuts than ranks: some come twice).
 
     So each rank reads all cuts, and its work grows with the number of ranks. With ``rank_parts`` it reads its own part
-    of each round. It draws the next round's batches ahead, a few with each that is used. As a round begins the ranks
-    tell each other how many they have, and those that have fewer split some; then all bring them into the same order of
-    cost, so that they need not wait for each other (`level`).
+    of each round. It reads and draws the next round ahead, a little with each batch that is used. As a round begins the
+    ranks tell each other how many they have, and those that have fewer split some; then all bring them into the same
+    order of cost, so that they need not wait for each other (`level`).
 
     Args:
         rounds: the cuts of each round.
@@ -455,6 +426,7 @@ class TrainSampler:
         self.tokens_of = tokens_of
         self.change = change
         self.parted = config.rank_parts and world.size > 1
+        self.part = (world.rank, world.size) if self.parted else (0, 1)
         self._bins: Optional[List[float]] = None
 
     def batches(self, start: SamplerState) -> Iterator[Tuple[SamplerState, CutSet]]:
@@ -465,23 +437,37 @@ class TrainSampler:
         epoch, first, skip = start
         drawn: Iterable[CutSet] = self.draw(epoch, first)
         for number in range(first, self.rounds.per_epoch):
-            ahead: List[CutSet] = []
-            coming = self.draw(epoch, number + 1)
+            ahead: List[Optional[CutSet]] = []
+            coming = self._towards(epoch, number + 1)
             for batch, cuts in enumerate(self._levelled(list(drawn), epoch, number) if self.parted else drawn, start=1):
                 if self.parted:
                     ahead.extend(islice(coming, AHEAD))
                 if batch > skip:
                     yield SamplerState(epoch, number, batch), cuts
-            drawn, skip = chain(ahead, coming), 0
+            drawn, skip = (cuts for cuts in chain(ahead, coming) if cuts is not None), 0
 
-    def draw(self, epoch: int, number: int) -> Iterator[CutSet]:
-        """The batches of a round that lhotse makes for this rank; none after the last round of the epoch."""
+    def draw(self, epoch: int, number: int, cuts: Optional[Sequence[Cut]] = None) -> Iterator[CutSet]:
+        """The batches of a round that lhotse makes for this rank; none after the last round of the epoch.
+
+        Args:
+            cuts: those of the round, if they have been read.
+        """
         if number < self.rounds.per_epoch:
-            part = (self.world.rank, self.world.size) if self.parted else (0, 1)
-            sampler = self._sampler(self._cuts(epoch, number, part))
+            sampler = self._sampler(self._cuts(epoch, number, self.part) if cuts is None else cuts)
             sampler.set_epoch(epoch * self.rounds.per_epoch + number)
             yield from sampler
             self.looked()
+
+    def _towards(self, epoch: int, number: int) -> Iterator[Optional[CutSet]]:
+        """`draw` in small steps: with parts, None after each `READ` cuts (lhotse would fill its buffer at once)."""
+        cuts: Optional[List[Cut]] = None
+        if self.parted and number < self.rounds.per_epoch:
+            cuts = []
+            for cut in self._cuts(epoch, number, self.part):
+                cuts.append(cut)
+                if len(cuts) % READ == 0:
+                    yield None
+        yield from self.draw(epoch, number, cuts)
 
     def _levelled(self, batches: List[CutSet], epoch: int, number: int) -> List[CutSet]:
         """`level` with as many batches as the rank with the most has. All ranks call this together.
@@ -516,7 +502,7 @@ class TrainSampler:
             cuts = cuts.map(partial(self.change, epoch=epoch))
         return cuts.filter(self.wanted)
 
-    def _sampler(self, cuts: CutSet) -> Any:
+    def _sampler(self, cuts: Iterable[Cut]) -> Any:
         """lhotse's dynamic bucketing sampler, or without bins its plain one.
 
         A batch is full once another cut like its longest would be too much, so that in a mixed stream its last cut may
