@@ -132,10 +132,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--counts", metavar="FILE", help="count operations, and write their table here")
     parser.add_argument("--times", metavar="FILE", help="write the times of the recipes here")
     args = parser.parse_args(arguments)
-    if not (args.json or args.counts or args.times):
-        raise UserError("expected --json, --counts or --times: where to write")
     if args.fill and not args.json:
         raise UserError("--fill: expected --json too: the records")
+    if not (args.json or args.counts or args.times):
+        raise UserError("expected --json, --counts or --times: where to write")
     if args.fill:
         fill_tables(args.fill, read_records(args.json))
     elif args.json:
