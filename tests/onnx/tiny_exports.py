@@ -38,7 +38,9 @@ CASES = {
     "hubert-frozen": ("hubert", {"kind": "frozen", "layers": [-1]}, {"placement": "both"}),
     "combination": ("layer", {"normalise_audio": False}, {"placement": "features", "strategy": "combination"}),
     "no-vectors": ("group", {}, {"placement": "none"}),
+    "lstm": ("group", {}, {"placement": "features"}),
 }
+PREDICTORS = {"lstm": {"predictor_layers": 2, "symbols_per_frame": 3, "joiner_activation": "relu"}}
 
 
 def noise(*sizes, seed=0):
@@ -88,7 +90,8 @@ def build(case: str, folder: Path, ctc_scale: float = 0.0, **changes) -> ModelBu
     options.name = str(save_encoder(family, folder / "encoder"))
     options.context_layers, options.context_dim, options.context_heads = 2, 16, 2
     options.context_ffn, options.context_kernel = 24, 5
-    for target, changes in ((options, encoder), (config.model.vectors, vectors)):
+    predictor = PREDICTORS.get(case, {})
+    for target, changes in ((options, encoder), (config.model.vectors, vectors), (config.model, predictor)):
         for name, value in changes.items():
             assert hasattr(target, name), name
             setattr(target, name, value)

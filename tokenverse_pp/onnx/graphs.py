@@ -94,6 +94,15 @@ class PredictorGraph(nn.Module):
         return self.projection(self.predictor.step(context))
 
 
+class LstmGraph(PredictorGraph):
+    """One step of an LSTM predictor, and the joiner's projection of its output."""
+
+    def forward(self, token: Tensor, hidden: Tensor, cell: Tensor) -> Tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        """Token (M,) int64, hidden and cell (M, layers, D) -> state (M, J), hidden and cell behind the token."""
+        out, (hidden, cell) = self.predictor.step(token, torch.stack([hidden, cell]).transpose(1, 2))
+        return self.projection(out), hidden.transpose(0, 1), cell.transpose(0, 1)
+
+
 class MelFront(WhisperFront):
     """`WhisperFront` without its log-mel, which the runtime computes in NumPy (`RunningLogMel`): (N, bins, T) in."""
 
@@ -249,8 +258,14 @@ def trace_encoder(model: Transducer, d: Description, folder: Path, opset: int) -
 
 def trace_search(model: Transducer, d: Description, folder: Path, opset: int) -> None:
     """Trace predictor and joiner into a folder."""
-    context = torch.ones(2, d.context_size, dtype=torch.int64)
-    trace(PredictorGraph(model), folder / PREDICTOR, {"context": context}, ["state"], opset, rows="M")
+    if d.lstm:
+        inputs = {"token": torch.ones(2, dtype=torch.int64), "hidden": torch.randn(2, *d.lstm)}
+        inputs["cell"] = torch.randn(2, *d.lstm)
+        outputs = ["state", "hidden.next", "cell.next"]
+        trace(LstmGraph(model), folder / PREDICTOR, inputs, outputs, opset, rows="M")
+    else:
+        context = torch.ones(2, d.context_size, dtype=torch.int64)
+        trace(PredictorGraph(model), folder / PREDICTOR, {"context": context}, ["state"], opset, rows="M")
     pair = {"frame": torch.randn(2, d.joiner_dim), "state": torch.randn(2, d.joiner_dim)}
     trace(model.joiner, folder / JOINER, pair, ["logits"], opset, rows="M")
 

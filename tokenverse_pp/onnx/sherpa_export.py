@@ -162,8 +162,12 @@ def write_sherpa(loaded: ModelBundle, folder: Path, description: Description, op
     from tokenverse_pp.onnx.sherpa_online import DELAY, check_online, write_online  # these import this module
     from tokenverse_pp.onnx.sherpa_prompt import prompt_sets, prompt_tokens, write_prompt
 
-    if not isinstance(loaded.model.predictor, StatelessPredictor):
+    predictor = loaded.model.predictor
+    if options.form != "ctc" and not isinstance(predictor, StatelessPredictor):
         said = "its predictor remembers more than the last few tokens, which a graph here cannot"
+        raise UserError(f"export for sherpa-onnx, form {options.form}: {said}")
+    if options.form != "ctc" and predictor.symbols_per_frame > 1:
+        said = "it writes several symbols a frame (model.symbols_per_frame), and a graph here one"
         raise UserError(f"export for sherpa-onnx, form {options.form}: {said}")
     about: Dict[str, Any] = {"form": options.form}
     if options.chunks is None:
