@@ -7,6 +7,7 @@ import onnx
 import pytest
 import soundfile
 import torch
+from encoder_families import FAMILIES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_exports import CASES, build, noise
@@ -57,6 +58,19 @@ def test_hypotheses_are_those_of_torch(exported, case, method):
         assert [h[0].tokens for h in found] == [h[0].tokens for h in expected]
         written += sum(len(h[0].tokens) for h in found)
     assert written > 20 and runtime.search([], ["asr"]) == []
+
+
+@pytest.mark.parametrize(
+    "family", [name if name == "parakeet-ctc" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
+def test_encoders_of_today(exported, family):
+    loaded, folder = exported(family)
+    runtime, audio = Runtime(folder), noise(16000, 9000, 23011, seed=5)
+    for tasks in choices(loaded):
+        for ours, theirs in zip(runtime.encode(audio, tasks), torch_frames(loaded, audio, tasks)):
+            np.testing.assert_allclose(ours, theirs, atol=2e-3 * np.abs(theirs).max())
+        found, expected = runtime.search(audio, tasks), search(loaded, audio, tasks)
+        assert [h[0].tokens for h in found] == [h[0].tokens for h in expected]
 
 
 def test_an_lstm_predictor_writes_several_symbols_at_a_frame(exported):

@@ -8,6 +8,7 @@ import numpy as np
 import soundfile
 import torch
 import transformers
+from encoder_families import FAMILIES, FRAMES_OF_20_MS, save_family
 from wav2vec2_styles import STYLES
 
 from tokenverse_pp.base.config import Config
@@ -60,6 +61,9 @@ def tones(size, seed=0):
 
 def save_encoder(family: str, folder: Path) -> Path:
     """A tiny pretrained encoder of random weights, far from their initial values."""
+    if family in FAMILIES:
+        folder.mkdir()
+        return Path(save_family(family, folder, **(FRAMES_OF_20_MS if "conv_kernel" in FAMILIES[family][3] else {})))
     torch.manual_seed(1)
     if family == "whisper":
         options = dict(encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=24)

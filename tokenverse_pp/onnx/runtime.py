@@ -114,7 +114,8 @@ class Exported:
         graph, d = open_graph(self.folder / PREDICTOR, self.threads), self.description
         if d.lstm:
             names = ("token", "hidden", "cell")
-            return AllTokens(lambda *given: graph.run(None, dict(zip(names, given))), *d.lstm, blank=d.blank)
+            layers, dim = d.lstm
+            return AllTokens(lambda *given: graph.run(None, dict(zip(names, given))), layers, dim, d.blank)
         return LastTokens(lambda contexts: graph.run(None, {"context": contexts})[0], d.context_size, d.blank)
 
     def join(self, frames: np.ndarray, states: np.ndarray) -> np.ndarray:

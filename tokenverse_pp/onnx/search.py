@@ -7,7 +7,7 @@ What the predictor has read is a context: the last tokens of a stateless one (`L
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union, cast
 
 import numpy as np
 
@@ -51,15 +51,13 @@ class LastTokens:
 
 
 class LstmContext:
-    """All tokens so far, as the last one and the context before it, until the LSTM has read it: then as its state."""
+    """All tokens so far: the last one and the LSTM's state before it, until it has read it; then the state after it."""
 
-    __slots__ = ("before", "cell", "hidden", "state", "token")
+    __slots__ = ("cell", "hidden", "state", "token")
 
-    def __init__(self, token: int, before: Optional[LstmContext] = None):
-        self.token, self.before = token, before
+    def __init__(self, token: int, hidden: np.ndarray, cell: np.ndarray):
+        self.token, self.hidden, self.cell = token, hidden, cell  # hidden and cell (layers, D)
         self.state: Optional[np.ndarray] = None  # (J,)
-        self.hidden: Optional[np.ndarray] = None  # (layers, D), as cell
-        self.cell: Optional[np.ndarray] = None
 
 
 class AllTokens:
@@ -76,25 +74,22 @@ class AllTokens:
     size = 1  # see `tokenverse_pp.models.predictor.LstmPredictor.context_size`
 
     def __init__(self, run: Callable[..., Sequence[np.ndarray]], layers: int, dim: int, blank: int = 0):
-        self.run = run
-        self.nothing = np.zeros((layers, dim), dtype=np.float32)
-        self.start = LstmContext(blank)
+        nothing = np.zeros((layers, dim), dtype=np.float32)
+        self.run, self.start = run, LstmContext(blank, nothing, nothing)
 
     def longer(self, context: LstmContext, token: int) -> LstmContext:
         """The context after one more token. The LSTM must have read the one before (`look_up`)."""
-        return LstmContext(token, context)
+        return LstmContext(token, context.hidden, context.cell)
 
     def look_up(self, contexts: Sequence[LstmContext]) -> np.ndarray:
         """Contexts -> states (M, J)."""
         missing = [context for context in dict.fromkeys(contexts) if context.state is None]
         if missing:
-            hidden = [self.nothing if context.before is None else context.before.hidden for context in missing]
-            cell = [self.nothing if context.before is None else context.before.cell for context in missing]
             tokens = np.array([context.token for context in missing], dtype=np.int64)
-            for context, *found in zip(missing, *self.run(tokens, np.stack(hidden), np.stack(cell))):
+            hidden, cell = np.stack([c.hidden for c in missing]), np.stack([c.cell for c in missing])
+            for context, *found in zip(missing, *self.run(tokens, hidden, cell)):
                 context.state, context.hidden, context.cell = found
-                context.before = None
-        return np.stack([context.state for context in contexts])
+        return np.stack([cast(np.ndarray, context.state) for context in contexts])
 
 
 Contexts = Union[LastTokens, AllTokens]
