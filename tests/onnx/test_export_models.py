@@ -7,6 +7,7 @@ import onnx
 import pytest
 import soundfile
 import torch
+from encoder_families import FAMILIES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_exports import CASES, build, noise
@@ -57,6 +58,33 @@ def test_hypotheses_are_those_of_torch(exported, case, method):
         assert [h[0].tokens for h in found] == [h[0].tokens for h in expected]
         written += sum(len(h[0].tokens) for h in found)
     assert written > 20 and runtime.search([], ["asr"]) == []
+
+
+@pytest.mark.parametrize(
+    "family", [name if name == "parakeet-ctc" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
+def test_encoders_of_today(exported, family):
+    loaded, folder = exported(family)
+    runtime, audio = Runtime(folder), noise(16000, 9000, 23011, seed=5)
+    for tasks in choices(loaded):
+        for ours, theirs in zip(runtime.encode(audio, tasks), torch_frames(loaded, audio, tasks)):
+            np.testing.assert_allclose(ours, theirs, atol=2e-3 * np.abs(theirs).max())
+        found, expected = runtime.search(audio, tasks), search(loaded, audio, tasks)
+        assert [h[0].tokens for h in found] == [h[0].tokens for h in expected]
+
+
+def test_an_lstm_predictor_writes_several_symbols_at_a_frame(exported):
+    loaded, folder = exported("lstm")
+    runtime, audio, options = Runtime(folder), noise(16000), SearchOptions("greedy", blank_penalty=6.0)
+    about = runtime.description
+    assert (about.lstm, about.symbols_per_frame, about.context_size) == ([2, 12], 3, 1)
+    (best,), (expected,) = (
+        runtime.search(audio, options=options)[0],
+        search(loaded, audio, loaded.tasks.names, options)[0],
+    )
+    assert (best.tokens, best.frames) == (expected.tokens, expected.frames)
+    assert max(map(best.frames.count, best.frames)) == 3
+    assert "`token` (M,) int64, `hidden` and `cell` (M, 2, 12)" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("case", ["whisper-frozen", "wav2vec2-group"])
@@ -159,11 +187,3 @@ def test_what_cannot_be_exported(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "1.13.1+cu117")
     with pytest.raises(UserError, match=r"export needs torch 2.5 or newer, here is 1.13.1"):
         require_onnx()
-
-
-def test_several_symbols_a_frame_are_refused(exported, tmp_path, monkeypatch):
-    loaded, _ = exported("whisper-frozen")
-    monkeypatch.setattr(loaded.model.predictor, "symbols_per_frame", 3)
-    with pytest.raises(UserError, match=r"--model\.symbols_per_frame above 1"):
-        export_onnx(loaded, tmp_path / "out")
-    assert not (tmp_path / "out").exists()

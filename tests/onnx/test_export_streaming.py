@@ -42,7 +42,7 @@ def test_chunks_are_those_of_torch(streamed, case):
         np.testing.assert_allclose(runtime.encode_chunk(stream, chunk), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("case", ["whisper-frozen", "wav2vec2-group"])
+@pytest.mark.parametrize("case", ["whisper-frozen", "wav2vec2-group", "lstm"])
 @pytest.mark.parametrize("method", ["greedy", "beam"])
 def test_events_are_those_of_torch(streamed, case, method):
     """Except at the end, where the runtime pads the last chunk with silence."""

@@ -13,10 +13,10 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import constraints_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.encoders.whisper import LogMel
-from tokenverse_pp.models.predictor import StatelessPredictor
+from tokenverse_pp.models.predictor import LstmPredictor, StatelessPredictor
 from tokenverse_pp.models.transducer import Joiner
 from tokenverse_pp.onnx.inputs import NumpyLogMel
-from tokenverse_pp.onnx.search import Search
+from tokenverse_pp.onnx.search import AllTokens, LastTokens, Search
 from tokenverse_pp.tasks import build_tasks
 
 TASKS = build_tasks(
@@ -29,12 +29,13 @@ VOCABULARY = SimpleNamespace(vocab_size=len(PIECES), id_of=PIECES.index, pieces=
 
 
 class Model:
-    """A sharp random model in torch, and as the runtime sees it."""
+    """A sharp random model in torch, and as the runtime sees it; its context is that of an LSTM with None."""
 
-    def __init__(self, seed, context):
+    def __init__(self, seed, context, symbols=1):
         torch.manual_seed(seed)
-        self.context = context
-        self.predictor = StatelessPredictor(len(PIECES), 8, context)
+        self.context, self.symbols = context, symbols
+        self.predictor = StatelessPredictor(len(PIECES), 8, context) if context else LstmPredictor(len(PIECES), 8, 2)
+        self.predictor.symbols_per_frame = symbols
         self.joiner = Joiner(6, 8, 16, len(PIECES))
         with torch.no_grad():
             self.joiner.output.weight.mul_(4)
@@ -46,7 +47,13 @@ class Model:
 
     @torch.no_grad()
     def predict(self, contexts):
-        return self.joiner.predictor_proj(self.predictor.step(torch.tensor(contexts))).numpy()
+        return self.joiner.predictor_proj(self.predictor.step(torch.from_numpy(contexts))).numpy()
+
+    @torch.no_grad()
+    def read(self, tokens, *states):
+        before = torch.stack([torch.from_numpy(state) for state in states]).transpose(1, 2)
+        out, after = self.predictor.step(torch.from_numpy(tokens), before)
+        return (self.joiner.predictor_proj(out).numpy(), *after.transpose(1, 2).numpy())
 
     @torch.no_grad()
     def join(self, frames, states):
@@ -54,7 +61,8 @@ class Model:
 
     def search(self, active, options):
         constraints = constraints_for(TASKS, active, VOCABULARY, options.languages, options.force_language)
-        return Search(self.predict, self.join, constraints, self.context, options)
+        contexts = LastTokens(self.predict, self.context) if self.context else AllTokens(self.read, 2, 8)
+        return Search(contexts, self.join, constraints, options, symbols=self.symbols)
 
     def reference(self, frames, active, options):
         constraints = constraints_for(TASKS, active, VOCABULARY, options.languages, options.force_language)
@@ -79,7 +87,8 @@ def all_options(draw):
 @settings(max_examples=120)
 @given(st.data())
 def test_hypotheses_are_those_of_torch(data):
-    model = Model(data.draw(st.integers(0, 999)), data.draw(st.integers(1, 3)))
+    context, symbols = data.draw(st.sampled_from([1, 2, 3, None])), data.draw(st.sampled_from([1, 1, 2, 5]))
+    model = Model(data.draw(st.integers(0, 999)), context, symbols)
     options = all_options(data.draw)
     active = ["lid", *data.draw(st.lists(st.sampled_from(["scd", "endp", "ner"]), unique=True))]
     frames = 2 * torch.randn(data.draw(st.integers(1, 40)), 6)

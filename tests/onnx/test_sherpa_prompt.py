@@ -14,6 +14,7 @@ from tiny_exports import build, follow_readme, noise, tones
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models.encoders.whisper import LogMel
+from tokenverse_pp.models.predictor import LstmPredictor
 from tokenverse_pp.onnx import from_sherpa
 from tokenverse_pp.onnx.export import ExportOptions, export_onnx
 from tokenverse_pp.onnx.sherpa_prompt import mel_from_fbank, prompt_tokens
@@ -247,14 +248,15 @@ def test_sherpa_refuses_prompts_that_it_cannot_carry(exported, tmp_path, case, c
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("form", ["ctc", "online", "prompt"])
+@pytest.mark.parametrize("form", ["online", "prompt"])
 def test_sherpa_refuses_other_predictors(exported, tmp_path, monkeypatch, form):
-    loaded = exported("whisper-frozen")[0]
-    other = torch.nn.LSTM(4, 4)
-    other.blank_id, other.context_size = 0, 2
-    monkeypatch.setitem(loaded.model._modules, "predictor", other)
+    loaded, options = exported("whisper-frozen")[0], ExportOptions(form=form, chunks=CHUNKS)
+    monkeypatch.setattr(loaded.model.predictor, "symbols_per_frame", 3)
+    with pytest.raises(UserError, match=f"form {form}: it writes several symbols a frame"):
+        export_onnx(loaded, tmp_path / "out", options)
+    monkeypatch.setitem(loaded.model._modules, "predictor", LstmPredictor(loaded.tokenizer.vocab_size, 4, 1))
     with pytest.raises(UserError, match=f"form {form}: its predictor remembers more than the last few tokens"):
-        export_onnx(loaded, tmp_path / "out", ExportOptions(form=form, chunks=None if form == "ctc" else CHUNKS))
+        export_onnx(loaded, tmp_path / "out", options)
     assert not list(tmp_path.iterdir())
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import soundfile
 import torch
 import transformers
+from encoder_families import FAMILIES, FRAMES_OF_20_MS, save_family
 from wav2vec2_styles import STYLES
 
 from tokenverse_pp.base.config import Config
@@ -38,7 +39,9 @@ CASES = {
     "hubert-frozen": ("hubert", {"kind": "frozen", "layers": [-1]}, {"placement": "both"}),
     "combination": ("layer", {"normalise_audio": False}, {"placement": "features", "strategy": "combination"}),
     "no-vectors": ("group", {}, {"placement": "none"}),
+    "lstm": ("group", {}, {"placement": "features"}),
 }
+PREDICTORS = {"lstm": {"predictor_layers": 2, "symbols_per_frame": 3, "joiner_activation": "relu"}}
 
 
 def noise(*sizes, seed=0):
@@ -58,6 +61,9 @@ def tones(size, seed=0):
 
 def save_encoder(family: str, folder: Path) -> Path:
     """A tiny pretrained encoder of random weights, far from their initial values."""
+    if family in FAMILIES:
+        folder.mkdir()
+        return Path(save_family(family, folder, **(FRAMES_OF_20_MS if "conv_kernel" in FAMILIES[family][3] else {})))
     torch.manual_seed(1)
     if family == "whisper":
         options = dict(encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=24)
@@ -88,7 +94,8 @@ def build(case: str, folder: Path, ctc_scale: float = 0.0, **changes) -> ModelBu
     options.name = str(save_encoder(family, folder / "encoder"))
     options.context_layers, options.context_dim, options.context_heads = 2, 16, 2
     options.context_ffn, options.context_kernel = 24, 5
-    for target, changes in ((options, encoder), (config.model.vectors, vectors)):
+    predictor = PREDICTORS.get(case, {})
+    for target, changes in ((options, encoder), (config.model.vectors, vectors), (config.model, predictor)):
         for name, value in changes.items():
             assert hasattr(target, name), name
             setattr(target, name, value)

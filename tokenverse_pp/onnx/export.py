@@ -24,7 +24,7 @@ from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.decoding.inactive import inactive_of
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.checkpoint import checksum
-from tokenverse_pp.models.predictor import LstmPredictor, StatelessPredictor
+from tokenverse_pp.models.predictor import LstmPredictor
 from tokenverse_pp.onnx.folder import (
     AUDIO,
     DESCRIPTION,
@@ -62,10 +62,10 @@ from tokenverse_pp.onnx.sherpa_export import sherpa_readme, write_sherpa
 from tokenverse_pp.tasks import task_options
 
 # What is compared: seconds of each utterance of a batch (single ones, odd numbers of samples, very different lengths,
-# more and less padding than the traced example has), chunks of a stream, and pairs of a frame and a context.
+# more and less padding than the traced example has), chunks of a stream, and pairs of a frame and some tokens.
 BATCHES = ((1.0,), (0.51, 3.017, 1.2343), (6.3,), (2.0, 2.0), (0.3, 0.9))
 CHUNKS = (1, 2, 9)
-PAIRS = 64
+PAIRS, TOKENS = 64, 5
 
 README = """# An exported tokenverse_pp model
 
@@ -88,7 +88,7 @@ torch, lhotse and transformers are not needed. Install a wheel of tokenverse_pp 
 |---|---|---|---|
 | {encoder} | encoder | {inputs}, `lens` (N,) int64 samples, `active` (N, {columns}) float32 \
 | `frames` (N, T, {dim}), `frame_lens` (N,) |
-| {predictor} | predictor | `context` (M, {context}) int64 | `state` (M, {dim}) |
+| {predictor} | predictor | {context} |
 | {joiner} | joiner | `frame` (M, {dim}), `state` (M, {dim}) | `logits` (M, {vocabulary}) |
 | tokenizer.model | SentencePiece vocabulary; id {blank} is the blank | | |
 | {description} | other data for decoding, checksums of the files, comparison with torch | | |
@@ -116,16 +116,11 @@ def export_onnx(loaded: ModelBundle, output: Path, options: Optional[ExportOptio
         What ``export.json`` holds; ``check`` is the comparison with torch.
 
     Raises:
-        UserError: for an encoder or predictor that cannot be exported, graphs that do not agree with torch (nothing is
+        UserError: for an encoder that cannot be exported, graphs that do not agree with torch (nothing is
             left then), a folder that holds something else, and missing packages.
     """
     options = options or ExportOptions()
     require_onnx()
-    predictor = loaded.model.predictor
-    if isinstance(predictor, LstmPredictor):
-        raise UserError("export: an LSTM predictor (--model.predictor_layers) cannot be exported; a stateless one can")
-    if isinstance(predictor, StatelessPredictor) and predictor.symbols_per_frame > 1:
-        raise UserError("export: --model.symbols_per_frame above 1 cannot be exported: the runtime writes one")
     if output.exists() and not (output / DESCRIPTION).is_file():
         if not output.is_dir() or any(output.iterdir()):
             raise UserError(f"--output-dir {output}: there is something else; expected a new folder, or an export")
@@ -191,7 +186,7 @@ def _write_runtime(loaded: ModelBundle, folder: Path, description: Description, 
 
 def _described(loaded: ModelBundle, options: ExportOptions) -> Description:
     """The description of a model, without files and comparison."""
-    model, log_mel = loaded.model, log_mel_of(loaded.model)
+    model, log_mel, predictor = loaded.model, log_mel_of(loaded.model), loaded.model.predictor
     backbone: Any = model.encoder.backbone
     lens = torch.arange(1, SAMPLE_RATE)
     config = model.config.vectors
@@ -209,8 +204,8 @@ def _described(loaded: ModelBundle, options: ExportOptions) -> Description:
         task_options=task_options(loaded.tasks),
         symbols=list(loaded.tasks.symbols),
         vocab_size=loaded.tokenizer.vocab_size,
-        blank=model.predictor.blank_id,
-        context_size=model.predictor.context_size,
+        blank=predictor.blank_id,
+        context_size=predictor.context_size,
         joiner_dim=model.joiner.output.in_features,
         frame_shift=model.encoder.output_frame_shift,
         input=AUDIO if log_mel is None else LOG_MEL,
@@ -219,6 +214,8 @@ def _described(loaded: ModelBundle, options: ExportOptions) -> Description:
         normalise=bool(getattr(backbone, "normalise", False)),
         vectors=about,
         precision=options.precision,
+        lstm=[predictor.lstm.num_layers, predictor.dim] if isinstance(predictor, LstmPredictor) else None,
+        symbols_per_frame=predictor.symbols_per_frame,
         mel=None if log_mel is None else {"bins": len(log_mel.filters), "n_fft": log_mel.n_fft, "hop": log_mel.hop},
     )
 
@@ -238,7 +235,7 @@ def readme(d: Description) -> str:
         columns=len(d.tasks),
         inputs=inputs,
         dim=d.joiner_dim,
-        context=d.context_size,
+        context=predictor_shapes(d),
         vocabulary=d.vocab_size,
         blank=d.blank,
         shift=d.frame_shift,
@@ -247,6 +244,15 @@ def readme(d: Description) -> str:
     if d.streaming is not None:
         text += STREAMING.format(samples=d.streaming["chunk_samples"], first=FIRST, weights=WEIGHTS, **files)
     return text
+
+
+def predictor_shapes(d: Description) -> str:
+    """Inputs and outputs of the predictor's graph, for `readme`."""
+    if d.lstm is None:
+        return f"`context` (M, {d.context_size}) int64 | `state` (M, {d.joiner_dim})"
+    layers, dim = d.lstm
+    states = f"`hidden` and `cell` (M, {layers}, {dim})"
+    return f"`token` (M,) int64, {states} | `state` (M, {d.joiner_dim}), `hidden.next`, `cell.next`"
 
 
 def compare(loaded: ModelBundle, folder: Path, precision: str, chunks: Optional[ChunkOptions] = None) -> Dict[str, Any]:
@@ -295,13 +301,17 @@ def _random_tasks(loaded: ModelBundle, random: np.random.Generator) -> List[str]
 
 
 def _joiner_errors(loaded: ModelBundle, runtime: Exported, random: np.random.Generator) -> Dict[str, float]:
-    """Errors of the logits of random frames and contexts."""
-    d, model = runtime.description, loaded.model
-    contexts = random.integers(0, d.vocab_size, (PAIRS, d.context_size))
+    """Errors of the logits of random frames behind random tokens."""
+    d, model, contexts = runtime.description, loaded.model, runtime.contexts
+    tokens = random.integers(1, d.vocab_size, (PAIRS, TOKENS))
     frames = random.standard_normal((PAIRS, d.joiner_dim)).astype(np.float32)
-    found = runtime.join(frames, runtime.predict([tuple(context) for context in contexts.tolist()]))
+    read: List[Any] = [contexts.start] * PAIRS
+    for column in tokens.T.tolist():
+        contexts.look_up(read)  # type: ignore[arg-type]
+        read = [contexts.longer(context, token) for context, token in zip(read, column)]
+    found = runtime.join(frames, contexts.look_up(read))
     with torch.inference_mode():
-        state = model.joiner.predictor_proj(model.predictor.step(torch.from_numpy(contexts)))
+        state = model.joiner.predictor_proj(model.predictor(torch.from_numpy(tokens))[:, -1])
         return errors_of(found, model.joiner(torch.from_numpy(frames), state).numpy())
 
 

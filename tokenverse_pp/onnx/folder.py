@@ -38,7 +38,7 @@ class Description:
         symbols: all task tokens.
         vocab_size: V, with the blank.
         blank: id of the blank.
-        context_size: tokens that the predictor sees.
+        context_size: tokens that the predictor sees; 1 with an LSTM.
         joiner_dim: J, the width of the joiner's inputs.
         frame_shift: seconds per encoder frame.
         input: input of the encoder: ``audio`` or ``log_mel``.
@@ -56,6 +56,8 @@ class Description:
             encoder (``sets``), and with ``online`` and ``prompt`` how many frames late times are (``delay``), and its
             chunks. With ``prompt`` the sets of tasks by the names that streams choose them by (``prompts``).
         mel: of ``log_mel``: bins, n_fft and hop.
+        lstm: layers and dimension of an LSTM predictor; None: it is stateless.
+        symbols_per_frame: that greedy search writes at most at a frame.
         files: bytes and SHA-256 of each file.
         check: result of the comparison with torch, and the tolerance.
         format: see `FORMAT`.
@@ -79,6 +81,8 @@ class Description:
     streaming: Optional[Dict[str, Any]] = None
     sherpa: Optional[Dict[str, Any]] = None
     mel: Optional[Dict[str, int]] = None
+    lstm: Optional[List[int]] = None
+    symbols_per_frame: int = 1
     files: Dict[str, Dict[str, Any]] = field(default_factory=dict)
     check: Dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT

@@ -35,8 +35,10 @@ from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder
 from tokenverse_pp.decoding.streaming.fronts import WhisperFront
 from tokenverse_pp.decoding.streaming.stages import ChunkPlace, Stage, State
 from tokenverse_pp.models.bundle import ModelBundle
-from tokenverse_pp.models.encoders.wav2vec2 import WavLMBackbone
+from tokenverse_pp.models.encoders.base import Backbone
+from tokenverse_pp.models.encoders.fbank import HOP, N_FFT, PREEMPHASIS, PowerSpectrum
 from tokenverse_pp.models.encoders.whisper import LogMel, WhisperBackbone
+from tokenverse_pp.models.predictor import LstmPredictor
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.onnx.folder import ENCODER, FIRST, JOINER, PREDICTOR, Description
 
@@ -69,6 +71,29 @@ class GivenMel(nn.Module):
         return mel, self.frame_lens(lens)
 
 
+class ProductSpectrum(nn.Module):
+    """`PowerSpectrum` by one convolution: ONNX has no FFT of overlapping windows."""
+
+    waves: Tensor
+
+    def __init__(self, spectrum: PowerSpectrum):
+        super().__init__()
+        window, bins = spectrum.window.double(), N_FFT // 2 + 1
+        angles = 2 * math.pi / N_FFT * torch.outer(torch.arange(float(bins)), torch.arange(float(len(window)))).double()
+        waves = torch.cat([angles.cos(), angles.sin()]) * window
+        if spectrum.dc_and_preemphasis:
+            same = torch.eye(len(window), dtype=torch.float64)
+            emphasis = same - PREEMPHASIS * torch.cat([same[:1], same[:-1]])
+            waves = waves @ emphasis @ (same - 1 / len(window))
+        self.bins = bins
+        self.register_buffer("waves", waves.float().unsqueeze(1))
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """As `PowerSpectrum.forward`: audio (N, S) -> (N, T, 257)."""
+        waves = nn.functional.conv1d(audio.unsqueeze(1), self.waves, stride=HOP).square()
+        return (waves[:, : self.bins] + waves[:, self.bins :]).transpose(1, 2)  # unflatten would fix T in a trace
+
+
 class EncoderGraph(nn.Module):
     """The encoder of whole utterances, and the joiner's projection of its output."""
 
@@ -92,6 +117,16 @@ class PredictorGraph(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         """Context (M, context_size) int64, the newest token last -> state (M, J)."""
         return self.projection(self.predictor.step(context))
+
+
+class LstmGraph(PredictorGraph):
+    """One step of an LSTM predictor, and the joiner's projection of its output."""
+
+    def forward(self, token: Tensor, hidden: Tensor, cell: Tensor) -> Tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        """Token (M,) int64, hidden and cell (M, layers, D) -> state (M, J), hidden and cell behind the token."""
+        predictor = cast(LstmPredictor, self.predictor)
+        out, (hidden, cell) = predictor.step(token, torch.stack([hidden, cell]).transpose(1, 2))
+        return self.projection(out), hidden.transpose(0, 1), cell.transpose(0, 1)
 
 
 class MelFront(WhisperFront):
@@ -162,16 +197,14 @@ def prepared(model: Transducer, given_mel: bool = True) -> Transducer:
     """
     model = copy.deepcopy(model).eval().cpu().float()
     model.requires_grad_(False)
-    if any(isinstance(module, WavLMBackbone) for module in model.modules()):
+    if any(isinstance(module, Backbone) and not module.exports for module in model.modules()):
         raise UserError("export: WavLM encoders cannot be exported: their attention is no plain sum of products")
-    backbone: Any = getattr(model.encoder, "backbone", None)
-    if backbone is not None and not backbone.exports:
-        name = type(backbone).__name__.replace("Backbone", "")
-        raise UserError(f"export: {name} encoders cannot be exported; use a Whisper or wav2vec2 model")
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if given_mel and isinstance(child, LogMel):
                 setattr(parent, name, GivenMel(child))
+            elif isinstance(child, PowerSpectrum):
+                setattr(parent, name, ProductSpectrum(child))
     for vectors in (model.feature_vectors, model.encoder_vectors):
         if vectors is not None:  # the runtime refuses combinations that were not trained; a graph cannot
             vectors.trained.fill_(1)
@@ -180,14 +213,20 @@ def prepared(model: Transducer, given_mel: bool = True) -> Transducer:
 
 @contextlib.contextmanager
 def traceable() -> Iterator[None]:
-    """Patch torch for tracing: shapes are plain numbers where ONNX accepts nothing else. Silences warnings."""
+    """Patch torch for tracing: shapes are plain numbers where ONNX accepts nothing else, and asinh (Moonshine) is
+    written out. Silences warnings."""
     layer_norm = torch.layer_norm  # both torch.nn.functional's and LayerNorm's call it
 
     def with_numbers(x: Tensor, shape: Sequence[Any], *more: Any, **options: Any) -> Tensor:
         """`layer_norm` with a shape that the tracer has turned into tensors."""
         return layer_norm(x, [int(size) for size in shape], *more, **options)
 
-    with warnings.catch_warnings(), mock.patch.object(torch, "layer_norm", with_numbers), torch.no_grad():
+    def asinh(x: Tensor) -> Tensor:
+        size = x.abs()
+        return x.sign() * torch.log(size + (size.square() + 1).sqrt())
+
+    layer_norms, asinhs = (mock.patch.object(torch, *of) for of in (("layer_norm", with_numbers), ("asinh", asinh)))
+    with warnings.catch_warnings(), layer_norms, asinhs, torch.no_grad():
         warnings.simplefilter("ignore")
         yield
 
@@ -249,8 +288,14 @@ def trace_encoder(model: Transducer, d: Description, folder: Path, opset: int) -
 
 def trace_search(model: Transducer, d: Description, folder: Path, opset: int) -> None:
     """Trace predictor and joiner into a folder."""
-    context = torch.ones(2, d.context_size, dtype=torch.int64)
-    trace(PredictorGraph(model), folder / PREDICTOR, {"context": context}, ["state"], opset, rows="M")
+    if d.lstm:
+        inputs = {"token": torch.ones(2, dtype=torch.int64), "hidden": torch.randn(2, *d.lstm)}
+        inputs["cell"] = torch.randn(2, *d.lstm)
+        outputs = ["state", "hidden.next", "cell.next"]
+        trace(LstmGraph(model), folder / PREDICTOR, inputs, outputs, opset, rows="M")
+    else:
+        context = torch.ones(2, d.context_size, dtype=torch.int64)
+        trace(PredictorGraph(model), folder / PREDICTOR, {"context": context}, ["state"], opset, rows="M")
     pair = {"frame": torch.randn(2, d.joiner_dim), "state": torch.randn(2, d.joiner_dim)}
     trace(model.joiner, folder / JOINER, pair, ["logits"], opset, rows="M")
 

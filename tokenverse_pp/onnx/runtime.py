@@ -31,13 +31,12 @@ from tokenverse_pp.onnx.folder import (
     read_folder,
 )
 from tokenverse_pp.onnx.inputs import Audio, NumpyLogMel, RunningLogMel, checked, read_audio
-from tokenverse_pp.onnx.search import Context, Search, check_options
+from tokenverse_pp.onnx.search import AllTokens, Contexts, LastTokens, Search, check_options
 from tokenverse_pp.tasks import TaskSet, build_tasks
 from tokenverse_pp.tasks.result import Transcript, words_of_tokens
 from tokenverse_pp.tasks.transcript import Word
 
 log = logging.getLogger(__name__)
-MOST_STATES = 4096  # predictor outputs in the cache
 NOTHING = Hypothesis((), (), (), 0.0, 0.0)
 
 
@@ -99,7 +98,7 @@ class Exported:
         self.frame_shift = d.frame_shift
         self.calibration = read_calibration(self.folder)
         self.inactive: Inactive = d.vectors.get("inactive", "suppress")  # older exports do not say
-        self._predictor = open_graph(self.folder / PREDICTOR, threads)
+        self.contexts = self._contexts()
         self._joiner = open_graph(self.folder / JOINER, threads)
         self.log_mel: Optional[NumpyLogMel] = None
         if d.mel is not None:
@@ -109,18 +108,15 @@ class Exported:
             except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
                 raise UserError(f"{self.folder / MEL_FILTERS}: damaged: {' '.join(str(error).split())}") from None
         self._constraints: Dict[Tuple[object, ...], Constraints] = {}
-        self._states: Dict[Context, np.ndarray] = {}
 
-    def predict(self, contexts: Sequence[Context]) -> np.ndarray:
-        """Contexts (tuples of ``context_size`` ids, the newest last) -> states (M, J), cached."""
-        missing = [context for context in dict.fromkeys(contexts) if context not in self._states]
-        if missing:
-            if len(self._states) > MOST_STATES:
-                self._states.clear()
-                missing = list(dict.fromkeys(contexts))
-            states = self._predictor.run(None, {"context": np.array(missing, dtype=np.int64)})[0]
-            self._states.update(zip(missing, states))
-        return np.stack([self._states[context] for context in contexts])
+    def _contexts(self) -> Contexts:
+        """The predictor's graph, for searches."""
+        graph, d = open_graph(self.folder / PREDICTOR, self.threads), self.description
+        if d.lstm:
+            names = ("token", "hidden", "cell")
+            layers, dim = d.lstm
+            return AllTokens(lambda *given: graph.run(None, dict(zip(names, given))), layers, dim, d.blank)
+        return LastTokens(lambda contexts: graph.run(None, {"context": contexts})[0], d.context_size, d.blank)
 
     def join(self, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
         """Frames (M, J) and states (M, J) -> logits (M, V)."""
@@ -142,7 +138,8 @@ class Exported:
     def start_search(self, tasks: Sequence[str], options: SearchOptions) -> Search:
         """The search of one utterance (raises UserError for unknown tasks, languages and options)."""
         constraints = self.constraints(tasks, options)
-        return Search(self.predict, self.join, constraints, self.description.context_size, options)
+        d = self.description
+        return Search(self.contexts, self.join, constraints, options, d.blank, d.symbols_per_frame)
 
     def mask(self, tasks: Sequence[str]) -> np.ndarray:
         """The encoder's input for these tasks, (K + 1,) (raises UserError for what was not trained together)."""

@@ -1,9 +1,13 @@
-"""Greedy and modified beam search in NumPy, one utterance at a time, with the results of `tokenverse_pp.decoding`."""
+"""Greedy and modified beam search in NumPy, one utterance at a time, with the results of `tokenverse_pp.decoding`.
+
+What the predictor has read is a context: the last tokens of a stateless one (`LastTokens`), all tokens of an LSTM
+(`AllTokens`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union, cast
 
 import numpy as np
 
@@ -12,17 +16,90 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import Constraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 
-Context = Tuple[int, ...]
-Predict = Callable[[Sequence[Context]], np.ndarray]
 Join = Callable[[np.ndarray, np.ndarray], np.ndarray]
 BLOCK = 8  # frames that greedy search scores at once
+MOST_STATES = 4096  # outputs of a stateless predictor that are kept
+
+
+class LastTokens:
+    """Contexts of a stateless predictor: tuples of the last tokens, the newest last.
+
+    Args:
+        run: the predictor and the joiner's projection, contexts (M, size) int64 -> states (M, J).
+        size: tokens of a context.
+        blank: what stands before the first token.
+    """
+
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray], size: int, blank: int = 0):
+        self.run, self.size = run, size
+        self.start = (blank,) * size
+        self._states: Dict[Tuple[int, ...], np.ndarray] = {}
+
+    def longer(self, context: Tuple[int, ...], token: int) -> Tuple[int, ...]:
+        """The context after one more token."""
+        return (*context[1:], token)
+
+    def look_up(self, contexts: Sequence[Tuple[int, ...]]) -> np.ndarray:
+        """Contexts -> states (M, J)."""
+        missing = [context for context in dict.fromkeys(contexts) if context not in self._states]
+        if missing:
+            if len(self._states) > MOST_STATES:
+                self._states.clear()
+                missing = list(dict.fromkeys(contexts))
+            self._states.update(zip(missing, self.run(np.array(missing, dtype=np.int64))))
+        return np.stack([self._states[context] for context in contexts])
+
+
+class LstmContext:
+    """All tokens so far: the last one and the LSTM's state before it, until it has read it; then the state after it."""
+
+    __slots__ = ("cell", "hidden", "state", "token")
+
+    def __init__(self, token: int, hidden: np.ndarray, cell: np.ndarray):
+        self.token, self.hidden, self.cell = token, hidden, cell  # hidden and cell (layers, D)
+        self.state: Optional[np.ndarray] = None  # (J,)
+
+
+class AllTokens:
+    """Contexts of an LSTM predictor.
+
+    Args:
+        run: the predictor and the joiner's projection, tokens (M,) int64, hidden and cell states (M, layers, D)
+            -> states (M, J), hidden and cell states behind the tokens.
+        layers: of the LSTM.
+        dim: D, its dimension.
+        blank: what it reads first.
+    """
+
+    size = 1  # see `tokenverse_pp.models.predictor.LstmPredictor.context_size`
+
+    def __init__(self, run: Callable[..., Sequence[np.ndarray]], layers: int, dim: int, blank: int = 0):
+        nothing = np.zeros((layers, dim), dtype=np.float32)
+        self.run, self.start = run, LstmContext(blank, nothing, nothing)
+
+    def longer(self, context: LstmContext, token: int) -> LstmContext:
+        """The context after one more token. The LSTM must have read the one before (`look_up`)."""
+        return LstmContext(token, context.hidden, context.cell)
+
+    def look_up(self, contexts: Sequence[LstmContext]) -> np.ndarray:
+        """Contexts -> states (M, J)."""
+        missing = [context for context in dict.fromkeys(contexts) if context.state is None]
+        if missing:
+            tokens = np.array([context.token for context in missing], dtype=np.int64)
+            hidden, cell = np.stack([c.hidden for c in missing]), np.stack([c.cell for c in missing])
+            for context, *found in zip(missing, *self.run(tokens, hidden, cell)):
+                context.state, context.hidden, context.cell = found
+        return np.stack([cast(np.ndarray, context.state) for context in contexts])
+
+
+Contexts = Union[LastTokens, AllTokens]
 
 
 @dataclass(frozen=True)
 class Path:
-    """A partial hypothesis. ``context``: input of the predictor; ``state``: of the constraints."""
+    """A partial hypothesis. ``context``: what the predictor has read; ``state``: of the constraints."""
 
-    context: Context
+    context: Any
     state: int = 0
     score: float = 0.0  # log-probability, float64
     tokens: Tuple[int, ...] = ()
@@ -34,12 +111,12 @@ class Search:
     """The search of one utterance: call `advance` for each piece of its frames, then `best`.
 
     Args:
-        predict: contexts -> states (M, J).
+        contexts: of the predictor.
         join: frames (M, J), states (M, J) -> logits (M, V).
         constraints: what may be written.
-        context_size: tokens that the predictor sees.
         options: ``method`` greedy or beam.
         blank: id of the blank.
+        symbols: that greedy search writes at most at a frame.
 
     Raises:
         UserError: for a method or an option that the runtime does not support.
@@ -47,17 +124,17 @@ class Search:
 
     def __init__(
         self,
-        predict: Predict,
+        contexts: Contexts,
         join: Join,
         constraints: Constraints,
-        context_size: int,
         options: SearchOptions,
         blank: int = 0,
+        symbols: int = 1,
     ):
         check_options(options)
-        self.predict, self.join, self.constraints = predict, join, constraints
-        self.options, self.context_size, self.blank = options, context_size, blank
-        self.paths = [Path((blank,) * context_size)]
+        self.contexts, self.join, self.constraints = contexts, join, constraints
+        self.options, self.blank, self.symbols = options, blank, symbols
+        self.paths = [Path(contexts.start)]
         self.frame, self.settled = 0, 0
 
     def advance(self, frames: np.ndarray) -> None:
@@ -89,27 +166,32 @@ class Search:
         """The ``nbest`` hypotheses so far, without settled tokens; the best score first."""
         found = []
         for p in self.paths:
-            scale = self.settled + len(p.tokens) + self.context_size if self.options.length_norm else 1
+            scale = self.settled + len(p.tokens) + self.contexts.size if self.options.length_norm else 1
             found.append(Hypothesis(p.tokens, p.frames, p.log_probs, p.score, p.score / scale))
         return sorted(found, key=lambda h: (-h.score, h.tokens))[: self.options.nbest]
 
     def _greedy(self, frames: np.ndarray) -> None:
         """Score blocks of frames with one context, which is right up to the first token that is emitted."""
-        first = 0
+        first, written_here = 0, 0
         while first < len(frames):
             path, block = self.paths[0], frames[first : first + BLOCK]
             scores = self._log_probs(block, [path.context] * len(block), [path.state] * len(block))
             best = scores.argmax(1)
             written = np.flatnonzero(best != self.blank)
             count = int(written[0]) if len(written) else len(block)  # blanks before it
+            if count:
+                written_here = 0
             total = float(scores[:count, self.blank].sum(dtype=np.float64))
             path = self._extend(path, self.blank, path.score + total, 0.0)
             self.frame += count
             if count < len(block):
                 log_prob = float(scores[count, best[count]])
                 path = self._extend(path, int(best[count]), path.score + log_prob, log_prob)
-                self.frame += 1
-                count += 1
+                written_here += 1
+                if written_here == self.symbols:  # else the frame is over at a blank
+                    written_here = 0
+                    self.frame += 1
+                    count += 1
             self.paths, first = [path], first + count
 
     def _step(self, frame: np.ndarray) -> None:
@@ -132,9 +214,9 @@ class Search:
                 merged[path.tokens] = replace(twin, score=float(np.logaddexp(twin.score, path.score)))
         self.paths = list(merged.values())
 
-    def _log_probs(self, frames: np.ndarray, contexts: Sequence[Context], states: Sequence[int]) -> np.ndarray:
+    def _log_probs(self, frames: np.ndarray, contexts: Sequence[Any], states: Sequence[int]) -> np.ndarray:
         """Log-probabilities (M, V) of the next symbol, -inf where the constraints forbid it."""
-        logits = self.join(frames, self.predict(contexts))
+        logits = self.join(frames, self.contexts.look_up(contexts))
         if self.options.blank_penalty:
             logits[:, self.blank] -= self.options.blank_penalty
         if self.options.temperature != 1:
@@ -147,7 +229,7 @@ class Search:
         if token == self.blank:
             return replace(path, score=score)
         return Path(
-            (*path.context[1:], token),
+            self.contexts.longer(path.context, token),
             int(self.constraints.following[path.state, token]),
             score,
             (*path.tokens, token),

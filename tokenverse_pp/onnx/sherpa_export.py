@@ -162,8 +162,12 @@ def write_sherpa(loaded: ModelBundle, folder: Path, description: Description, op
     from tokenverse_pp.onnx.sherpa_online import DELAY, check_online, write_online  # these import this module
     from tokenverse_pp.onnx.sherpa_prompt import prompt_sets, prompt_tokens, write_prompt
 
-    if not isinstance(loaded.model.predictor, StatelessPredictor):
+    predictor = loaded.model.predictor
+    if options.form != "ctc" and not isinstance(predictor, StatelessPredictor):
         said = "its predictor remembers more than the last few tokens, which a graph here cannot"
+        raise UserError(f"export for sherpa-onnx, form {options.form}: {said}")
+    if options.form != "ctc" and predictor.symbols_per_frame > 1:
+        said = "it writes several symbols a frame (model.symbols_per_frame), and a graph here one"
         raise UserError(f"export for sherpa-onnx, form {options.form}: {said}")
     about: Dict[str, Any] = {"form": options.form}
     if options.chunks is None:
@@ -291,7 +295,8 @@ README = """# A tokenverse_pp model for sherpa-onnx
 
 {about}
 
-Written for the stock sherpa-onnx 2.0.1 (`pip install sherpa-onnx`, or its releases for C++, Android, iOS, the browser).
+Written for the stock sherpa-onnx 2.0.1 (`pip install sherpa-onnx`, or its releases for C++, Android, iOS, the browser;
+C++ programs also by `pip install sherpa-onnx-bin`).
 
 | {named} | tasks |
 |---|---|
@@ -379,6 +384,8 @@ CTC_LIMITS = """\
 ONLINE_LIMITS = """\
 {sets}- Hear exactly what the model was trained with: its frames are 5 ms later than Whisper's. Times are late by a
   frame of 40 ms besides, which `from_sherpa` subtracts.
+- Write the whole of a task token at the start of `text`: streams leave out its bracket (`CS] to ..`), as they do with
+  punctuation. `tokens`, which `from_sherpa` reads, are whole.
 - Keep `[NE]` and `[/NE]` in pairs, one language token, or a language that is known: nothing constrains the order of
   tokens. `from_sherpa` reads what is well-formed, and drops the rest{strip}.
 """
@@ -386,6 +393,8 @@ PROMPT_LIMITS = """\
 - Hear exactly what the model was trained with: its log-mel is another one, 5 ms later and with pre-emphasis, of which
   the encoder makes Whisper's but for frequencies below 100 Hz. Times are late by a frame of 40 ms besides, which
   `from_sherpa` subtracts.
+- Write the whole of a task token at the start of `text`: streams leave out its bracket (`CS] to ..`), as they do with
+  punctuation. `tokens`, which `from_sherpa` reads, are whole.
 - Search with a beam, hotwords or a language model.
 - Say that a set of tasks is unknown, but for a line on stderr: the stream then decodes the default.
 - Keep `[NE]` and `[/NE]` in pairs, one language token, or a language that is known: nothing constrains the order of

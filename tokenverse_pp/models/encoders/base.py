@@ -243,7 +243,7 @@ class Backbone(nn.Module, ABC):
     receptive: int  # frame t of `embed` sees no sample from hop * t + receptive on
     right_frames: int = 0  # frames that `transform` sees after a frame, apart from attention
     streams: bool = False  # whether `decoding.streaming` can run it chunk by chunk, with what it keeps between them
-    exports: bool = False  # whether `onnx` can write it as a graph
+    exports: bool = True  # whether `onnx` can write it as a graph
     max_samples: Optional[int] = None  # of an utterance without chunks
 
     def __init__(self) -> None:

@@ -147,7 +147,7 @@ def self_supervised_arguments(
 class Wav2Vec2ConformerBackbone(Wav2Vec2Backbone):
     """``Wav2Vec2ConformerModel``: wav2vec2's convolutions on raw audio | conformer layers, final norm."""
 
-    streams = exports = False
+    streams = False
 
     def __init__(self, model: Any, normalise: bool = True) -> None:
         model.encoder.layers = nn.ModuleList(SelfSupervisedLayer(layer) for layer in model.encoder.layers)

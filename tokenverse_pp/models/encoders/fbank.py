@@ -19,6 +19,7 @@ from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid, from_chu
 HOP = SAMPLE_RATE // 100
 WINDOW = SAMPLE_RATE // 40
 N_FFT = 512
+PREEMPHASIS = 0.97  # of Kaldi
 
 
 class PowerSpectrum(nn.Module):
@@ -41,7 +42,7 @@ class PowerSpectrum(nn.Module):
         frames = audio.unfold(1, WINDOW, HOP)
         if self.dc_and_preemphasis:
             frames = frames - frames.mean(-1, keepdim=True)
-            frames = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+            frames = frames - PREEMPHASIS * torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
         spectrum = torch.fft.rfft(frames * self.window, n=N_FFT)
         return spectrum.real.square() + spectrum.imag.square()
 

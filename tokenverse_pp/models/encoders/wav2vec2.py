@@ -105,7 +105,7 @@ class Wav2Vec2Backbone(Backbone):
 
     convolutions: Any
     encoder: Any
-    streams = exports = True
+    streams = True
 
     def __init__(self, model: Any, normalise: bool = True) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class Data2VecBackbone(Wav2Vec2Backbone):
     transformers lets what a convolution writes on padded frames into the next one; here they are zero for each.
     """
 
-    streams = exports = False
+    streams = False
 
     @staticmethod
     def has_final_norm(config: Any) -> bool:

@@ -116,7 +116,7 @@ class WhisperBackbone(Backbone):
     # The second convolution sees mel frames 2t - 2 to 2t + 2, and mel frame m samples 160 m - 200 to 160 m + 199.
     receptive = 520
     encoder: Any
-    streams = exports = True
+    streams = True
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
