@@ -22,7 +22,6 @@ import dataclasses
 import hashlib
 import inspect
 import random
-import re
 import zlib
 from abc import ABC, abstractmethod
 from collections import deque
@@ -45,9 +44,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import BLOCK, feed
+from tokenverse_pp.base.files import BLOCK, feed, url_of
+from tokenverse_pp.base.storage import local_path
 from tokenverse_pp.data.dataset import Batch, TransducerDataset, marked
 from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.editing.shar import find_shar, is_shar
 from tokenverse_pp.data.lines import raw_lines, text_of
 from tokenverse_pp.data.manifests import cut_of_line, load_whole
 
@@ -62,6 +63,7 @@ class CutSource(ABC):
 
     def __init__(self, path: str):
         self.path = path
+        self.file = Path(path) if is_shar(path) else local_path(path)
         self._count: Optional[int] = None
         self._reader: Iterator[Cut] = iter(())
         self._place = -1  # of the reader
@@ -84,8 +86,8 @@ class CutSource(ABC):
         """The cuts from number ``place`` on."""
 
     def manifests(self) -> List[Path]:
-        """The files that list the cuts."""
-        return [Path(self.path)]
+        """The files that list the cuts; for a URL local copies."""
+        return [self.file]
 
     def read(self, start: int, stop: int) -> Iterator[Cut]:
         """Cuts ``start`` to ``stop - 1``, where number `count` is the first one again."""
@@ -125,11 +127,11 @@ class LinesSource(CutSource):
 
     def count_cuts(self) -> int:
         """See CutSource; a blank line at the end is no cut."""
-        return _count_lines(Path(self.path))
+        return _count_lines(self.file)
 
     def open_at(self, place: int) -> Iterator[Cut]:
         """See CutSource."""
-        with open_best(self.path, "r") as file:
+        with open_best(self.file, "r") as file:
             for number, line in enumerate(islice(file, place, None), start=place + 1):
                 yield cut_of_line(line, f"{self.path}, line {number}")
 
@@ -137,7 +139,7 @@ class LinesSource(CutSource):
         """See CutSource; the lines between are not parsed."""
         places = self._spread_places(count)
         place = next(places, None)
-        for number, line in raw_lines(self.path):
+        for number, line in raw_lines(self.file):
             if place is None:
                 return
             if number == place + 1:
@@ -151,7 +153,7 @@ class WholeSource(CutSource):
 
     def __init__(self, path: str):
         super().__init__(path)
-        self.cuts = list(load_whole(path))
+        self.cuts = list(load_whole(str(self.file)))
 
     def count_cuts(self) -> int:
         """See CutSource."""
@@ -167,18 +169,12 @@ class SharSource(CutSource):
 
     def __init__(self, path: str):
         super().__init__(path)
-        # Absolute, so that no file name (``pipe:..``) is taken for a command or a URL in the working directory.
-        self.folder = Path(path).absolute()
-        self.shards = sorted(self.folder.glob("cuts.*.jsonl*"))
-        self.fields = sorted({p.name.split(".")[0] for p in self.folder.glob("*.[0-9]*.*")} - {"cuts"})
-        for name in self.fields:
-            if not re.fullmatch(r"[A-Za-z][\w-]*", name):
-                raise UserError(f"{name!r} is not the name of a field: expected files such as recording.000000.tar")
+        self.files = find_shar(path)
         self.shard_counts: List[int] = []
 
     def count_cuts(self) -> int:
         """See CutSource; manifests only."""
-        self.shard_counts = [_count_lines(path) for path in self.shards]
+        self.shard_counts = [_count_lines(path) for path in self.files.cuts]
         return sum(self.shard_counts)
 
     def open_at(self, place: int) -> Iterator[Cut]:
@@ -188,19 +184,12 @@ class SharSource(CutSource):
         while place >= self.shard_counts[first]:
             place -= self.shard_counts[first]
             first += 1
-        shards = [self._open_shard(path) for path in self.shards[first:]]
+        shards = (CutSet.from_shar(fields=self.files.open(n)) for n in range(first, len(self.files.cuts)))
         return islice(chain.from_iterable(shards), place, None)
-
-    def _open_shard(self, path: Path) -> CutSet:
-        number = path.name.split(".")[1]
-        fields: Dict[str, Any] = {"cuts": [str(path)]}
-        for name in self.fields:
-            fields[name] = [str(p) for p in path.parent.glob(f"{name}.{number}.*")]
-        return CutSet.from_shar(fields={name: paths for name, paths in fields.items() if paths})
 
     def manifests(self) -> List[Path]:
         """See CutSource: those of the shards."""
-        return self.shards
+        return self.files.cuts
 
 
 def open_source(path: str, option: str = "data.train") -> CutSource:
@@ -209,16 +198,16 @@ def open_source(path: str, option: str = "data.train") -> CutSource:
     Raises:
         UserError: naming the option and the file that is missing, empty or no CutSet.
     """
-    is_folder = Path(path).is_dir()
-    if not Path(path).exists():
+    is_folder = is_shar(path)
+    if url_of(path) is None and not Path(path).exists():
         raise UserError(f"--{option}: {path}: no such file")
-    if is_folder and not any(Path(path).glob("cuts.*.jsonl*")):
-        raise UserError(f"--{option}: {path}: expected a file of cuts or a Shar folder with cuts.000000.jsonl.gz")
     try:
         source = (SharSource if is_folder else LinesSource if ".jsonl" in Path(path).suffixes else WholeSource)(path)
         first = next(source.open_at(0), None) if not is_folder or source.count_cuts() else None
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if reason.startswith(f"{path}: "):
+            raise UserError(f"--{option}: {reason}") from None
         raise UserError(f"--{option}: {path}: not a lhotse CutSet: {reason}") from None
     if not isinstance(first, Cut):
         found = "none" if first is None else type(first).__name__
