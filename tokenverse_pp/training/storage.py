@@ -268,6 +268,7 @@ class RemoteRun:
         problem = checkpoint.damage(temporary)
         if problem:
             LOG.warning(f"{self.url}/checkpoints/{name} is left out: {problem}")
+            shutil.rmtree(temporary, ignore_errors=True)
             return
         if target.exists():
             LOG.warning(f"set aside: {set_aside(target)}")
