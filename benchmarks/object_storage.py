@@ -4,8 +4,8 @@
 
 One JSON record a line. ``appetite``: shards are read for a machine that consumes 20,000 s of audio a second (8 GPUs);
 their tar files hold as many bytes as Opus at 24 kbit/s, which are read and not decoded. A step consumes 0.1 s' worth,
-and the next batch is drawn meanwhile, as it is while a GPU computes; ``wait`` is the share of the time in which the next
-batch was not there. ``blocked`` is the part of it in which the reader waited for an object. ``toy``: recipes/toy is
+and the next batch is drawn meanwhile, as it is while a GPU computes; ``wait`` is the share of the time in which the
+next batch was not there. ``blocked`` is the share in which the reader waited for an object. ``toy``: recipes/toy is
 trained as it is; ``wait`` is the mean of ``data_wait`` in its log. Each is measured with the same shards on disk, too.
 ``--latency`` is added to each request: seconds that a real store takes to answer.
 """

@@ -147,6 +147,15 @@ def test_the_cache_keeps_to_its_size(cache, monkeypatch):
         storage.fetch(f"{HOME}/1")
 
 
+def test_keys_that_lead_out_of_a_folder_are_left_out():
+    memory = fsspec.filesystem("memory")
+    for key in ("a.txt", "b/c.txt", "../out", "b/../../out", "/etc/out", "b//out", "./out", "d\\\\..\\\\out"):
+        memory.store[f"/bucket/folder/{key}"] = memory.store.get("/x") or fsspec.implementations.memory.MemoryFile(
+            memory, f"/bucket/folder/{key}", b"x"
+        )
+    assert list(storage.list_folder(f"{HOME}/folder")) == ["a.txt", "b/c.txt"]
+
+
 def test_files_are_written_whole_or_not_at_all():
     write_json(f"{HOME}/out/a.json", {"a": 1})
     assert json.loads(storage.read_bytes(f"{HOME}/out/a.json")) == {"a": 1}

@@ -42,8 +42,8 @@ def locate_model(model: PathLike, revision: Optional[str] = None) -> Path:
     """The folder of a model.
 
     Args:
-        model: a folder (of a model, a checkpoint or an experiment) or its URL in object storage, the name of a model that
-            is part of the package, or the id of one on the Hugging Face hub.
+        model: a folder (of a model, a checkpoint or an experiment) or its URL in object storage, the name of a model
+            that is part of the package, or the id of one on the Hugging Face hub.
         revision: on the hub: branch, tag or commit.
 
     Raises:

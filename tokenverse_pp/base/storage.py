@@ -114,7 +114,9 @@ def list_folder(url: str) -> Dict[str, Info]:
     _, path = _filesystem(url)
     prefix = path.rstrip("/") + "/"
     names = {name[len(prefix) :]: info for name, info in found.items() if name.startswith(prefix)}
-    return {name: names[name] for name in sorted(names) if not name.endswith("/") and ".." not in name.split("/")}
+    # A key may be anything: those that no file below a folder can have are left out.
+    plain = [name for name in names if "\\" not in name and not {"", ".", ".."} & set(name.split("/"))]
+    return {name: names[name] for name in sorted(plain)}
 
 
 def info_of(url: str) -> Info:
