@@ -5,9 +5,10 @@
 One JSON record a line. ``appetite``: shards are read for a machine that consumes 20,000 s of audio a second (8 GPUs);
 their tar files hold as many bytes as Opus at 24 kbit/s, which are read and not decoded. A step consumes 0.1 s' worth,
 and the next batch is drawn meanwhile, as it is while a GPU computes; ``wait`` is the share of the time in which the
-next batch was not there. ``blocked`` is the share in which the reader waited for an object. ``toy``: recipes/toy is
-trained as it is; ``wait`` is the mean of ``data_wait`` in its log. Each is measured with the same shards on disk, too.
-``--latency`` is added to each request: seconds that a real store takes to answer.
+next batch was not there, ``wait_for_objects`` the part of it in which the reader waited for an object, and not for a
+core. ``toy``: recipes/toy is trained, with a process that loads audio (the default); ``wait`` is the mean of
+``data_wait`` in its log. Each is measured with the same shards on disk, too. ``--latency`` is added to each request:
+seconds that a real store takes to answer.
 """
 
 from __future__ import annotations
@@ -87,35 +88,37 @@ def appetite(path: str) -> Dict[str, float]:
             if threading.current_thread() is threading.main_thread():  # and not one that reads ahead
                 blocked += time.perf_counter() - start
 
-    storage.open_cached, wait, steps, drawn, rates = timed, 0.0, 0, 0, []  # type: ignore[assignment]
+    storage.open_cached = timed  # type: ignore[assignment]
+    wait = wait_for_objects = 0.0
+    drawn, rates = 0, []
     source = open_source(path)
     cuts: Iterator[Any] = source.open_at(0)
     next(cuts)
-    blocked, start = 0.0, time.perf_counter()
+    start = time.perf_counter()
     while drawn + 1 < source.count:
-        begin = time.perf_counter()
+        blocked, begin = 0.0, time.perf_counter()
         for _ in zip(range(int(APPETITE * STEP / CUT)), cuts):
             drawn += 1
         took = time.perf_counter() - begin
         rates.append(took)
         wait += max(0.0, took - STEP)
-        steps += 1
+        wait_for_objects += min(max(0.0, took - STEP), blocked)
         time.sleep(max(0.0, STEP - took))
     storage.open_cached = real
     seconds = time.perf_counter() - start
     return {
         "wait": round(wait / seconds, 4),
-        "blocked": round(blocked / seconds, 4),
+        "wait_for_objects": round(wait_for_objects / seconds, 4),
         "audio_seconds_a_second": round(drawn * CUT / seconds),
         "draw_seconds_a_step": round(sorted(rates)[len(rates) // 2], 4),
-        "steps": steps,
+        "steps": len(rates),
     }
 
 
 def toy(train: str, corpus: Path, exp_dir: str, log: Path, steps: int) -> Dict[str, float]:
     """Train recipes/toy on shards."""
     words = ["--config", str(ROOT / "recipes/toy/conf/toy.yaml"), "--data.train", f"[{train}]", "--data.valid", "[]"]
-    words += ["--model.encoder.name", f"{corpus}/encoder", "--training.exp_dir", exp_dir]
+    words += ["--data.num_workers", "1", "--model.encoder.name", f"{corpus}/encoder", "--training.exp_dir", exp_dir]
     words += ["--training.max_steps", str(steps), "--training.log_every", "5", "--training.save_every", "20"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, str(ROOT / "recipes/train.py"), *words], check=True, env=environment)

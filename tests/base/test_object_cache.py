@@ -28,8 +28,12 @@ def cache(tmp_path, monkeypatch):
     """An empty cache and an empty store; what is held is let go."""
     monkeypatch.setenv("TOKENVERSE_PP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(storage, "_held", {})
+    monkeypatch.setattr(storage, "_known", {})
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
     yield tmp_path / "cache" / "objects"
+    for thread in threading.enumerate():
+        if thread.name == storage.READ_AHEAD:  # it would go on in the cache of the next test
+            thread.join()
     for handle in storage._held.values():
         os.close(handle)
     fsspec.filesystem("memory").store.clear()
@@ -147,6 +151,17 @@ def test_the_cache_keeps_to_its_size(cache, monkeypatch):
         storage.fetch(f"{HOME}/1")
 
 
+def test_an_object_that_is_replaced_in_use_is_an_error(monkeypatch):
+    storage.upload(b"one", f"{HOME}/a.bin")
+    real = MemoryFileSystem.info
+    etag = ["first"]
+    monkeypatch.setattr(MemoryFileSystem, "info", lambda self, *a, **k: {**real(self, *a, **k), "ETag": etag[0]})
+    storage.remember(HOME, {"a.bin": storage.info_of(f"{HOME}/a.bin")})
+    etag[0] = "second"
+    with pytest.raises(UserError, match="was replaced while it was in use"):
+        storage.fetch(f"{HOME}/a.bin")
+
+
 def test_keys_that_lead_out_of_a_folder_are_left_out():
     memory = fsspec.filesystem("memory")
     for key in ("a.txt", "b/c.txt", "../out", "b/../../out", "/etc/out", "b//out", "./out", "d\\\\..\\\\out"):
@@ -185,7 +200,7 @@ def test_manifest_commands_read_and_write_urls(manifest):
     assert done.exit_code == 2 and f"{HOME}/none.jsonl.gz: no such file" in done.output
 
 
-def test_a_shar_is_written_and_read_there(manifest):
+def test_a_shar_is_written_and_read_there(manifest, monkeypatch):
     url = f"{HOME}/shar"
     words = ["manifest", "to-shar", str(manifest), url, "--shard-size", "2"]
     assert CliRunner().invoke(cli, words).exit_code == 0
@@ -205,6 +220,12 @@ def test_a_shar_is_written_and_read_there(manifest):
         open_source(url)
     assert CliRunner().invoke(cli, words).exit_code == 0
     assert [name for name in storage.list_folder(url) if "000009" in name or name == UNFINISHED] == []
+    # Shards are those that were there when the Shar was opened.
+    files = open_source(url).files
+    assert files.is_remote and (storage.info_of(f"{url}/recording.000000.tar"))["size"] > 0
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryFileSystem, "info", lambda self, path, **kwargs: pytest.fail("asked again"))
+        assert len(list(CutSet.from_shar(fields=files.open(0)))) == 2
     with pytest.raises(UserError, match=f"{HOME}/nothing: expected a file of cuts or a Shar"):
         find_shar(f"{HOME}/nothing")
 

@@ -38,9 +38,11 @@ Info = Mapping[str, Any]
 SIZE, DEFAULT_SIZE = "TOKENVERSE_PP_CACHE_GB", 50.0
 TRIES = 10
 LONGEST_PAUSE = 20.0  # seconds between two tries; all of them take about one and a half minutes
+READ_AHEAD = "read-ahead"  # name of threads
 AT_ONCE = 8  # transfers of a process
 # What tells an object from the one before, in the words of different stores; the first that there is.
-VERSION = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified", "last_modified", "created")
+DIGESTS = ("ETag", "etag", "md5Hash", "blob_id")
+VERSION = (*DIGESTS, "mtime", "LastModified", "last_modified", "created")
 # Errors that another try does not mend. Some are named, since their libraries need not be installed.
 FINAL = (PermissionError, IsADirectoryError, NotADirectoryError, ImportError, TypeError)
 FINAL_NAMES = {
@@ -48,6 +50,7 @@ FINAL_NAMES = {
     *("RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "DefaultCredentialsError"),
 }
 _held: Dict[Path, int] = {}  # folders of the cache that this process reads from, with the handles that lock them
+_known: Dict[str, Info] = {}  # objects that this process has listed, and need not ask for again
 _ahead: Set[str] = set()  # what threads of this process are reading ahead
 _told: Set[str] = set()
 
@@ -105,7 +108,7 @@ def read_ahead(urls: Iterable[str]) -> None:
         if url not in _ahead:
             _ahead.add(url)
             # Daemons: a process that ends does not wait for what it no longer needs.
-            threading.Thread(target=fetched, args=(url,), daemon=True).start()
+            threading.Thread(target=fetched, args=(url,), name=READ_AHEAD, daemon=True).start()
 
 
 def list_folder(url: str) -> Dict[str, Info]:
@@ -120,11 +123,21 @@ def list_folder(url: str) -> Dict[str, Info]:
 
 
 def info_of(url: str) -> Info:
-    """Size and version of an object (raises UserError where there is none)."""
+    """Size and version of an object, as listed (`remember`) or asked for (raises UserError where there is none)."""
+    if url in _known:
+        return _known[url]
     info = _patiently(url, lambda fs, path: fs.info(path))
     if info.get("type") == "directory":
         raise UserError(f"{url}: a folder, expected a file")
     return info
+
+
+def remember(url: str, names: Mapping[str, Info]) -> None:
+    """Take what `list_folder` says of some objects for granted in this process: opening them takes no other request.
+
+    One that is replaced after that is an error when it is fetched.
+    """
+    _known.update({f"{url}/{name}": info for name, info in names.items()})
 
 
 def read_bytes(url: str) -> bytes:
@@ -134,7 +147,7 @@ def read_bytes(url: str) -> bytes:
 
 
 def download(url: str, target: Path, info: Info) -> None:
-    """Copy an object to a file, and compare its length (raises UserError)."""
+    """Copy an object to a file, and compare its length and version (raises UserError)."""
     target.parent.mkdir(parents=True, exist_ok=True)
 
     def copy(fs: Any, path: str) -> None:
@@ -142,6 +155,9 @@ def download(url: str, target: Path, info: Info) -> None:
         found = target.stat().st_size
         if found != info["size"]:
             raise OSError(f"{found} bytes of {info['size']} arrived")
+        now = fs.info(path)
+        if any(now.get(key) != info[key] for key in DIGESTS if info.get(key) and now.get(key)):
+            raise UserError(f"{url}: was replaced while it was in use")
 
     _patiently(url, copy)
 
@@ -249,9 +265,7 @@ def _entry(url: str, names: Mapping[str, Info]) -> Path:
     Of several processes that want the same one fetches it, and the others wait. It may be removed at any time unless it
     is locked.
     """
-    versions = [
-        (name, info["size"], *[str(info[key]) for key in VERSION if info.get(key)][:1]) for name, info in names.items()
-    ]
+    versions = [(name, info["size"], _version(info)) for name, info in names.items()]
     key = _digest(json.dumps([url, versions]))
     objects = cache_folder() / "objects"
     entry = objects / key
@@ -269,6 +283,11 @@ def _entry(url: str, names: Mapping[str, Info]) -> Path:
     with contextlib.suppress(FileNotFoundError):
         os.utime(entry)
     return entry
+
+
+def _version(info: Info) -> str:
+    """What tells an object from others under its name."""
+    return next((str(info[key]) for key in VERSION if info.get(key)), "")
 
 
 def _lock(folder: Path, shared: bool) -> Optional[int]:

@@ -80,6 +80,7 @@ def find_shar(path: PathLike) -> SharFiles:
         raise UserError(f"{url or path}: expected a file of cuts or a Shar folder with cuts.000000.jsonl.gz")
     if url is not None:
         folder = storage.fetch_folder(url, {name: infos[name] for name in cuts})
+        storage.remember(url, {name: info for name, info in infos.items() if name not in cuts})
     fields: Dict[str, Dict[str, str]] = {}  # number of the shard -> field -> path
     for name in names:
         parts = name.split(".")
