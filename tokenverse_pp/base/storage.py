@@ -243,7 +243,7 @@ def _patiently(url: str, action: Callable[[Any, str], T], missing: Any = MISSING
         except FileNotFoundError:
             if missing is not MISSING:
                 return missing
-            raise UserError(f"{url}: no such file or folder") from None
+            raise UserError(f"{url}: no such file, folder or bucket") from None
         except Exception as error:  # libraries raise errors of their own, and those of the HTTP client they use
             if isinstance(error, FINAL) or type(error).__name__ in FINAL_NAMES:
                 raise UserError(f"{url}: {one_line(error) or type(error).__name__}") from None
