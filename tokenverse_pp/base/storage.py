@@ -300,10 +300,14 @@ def _lock(folder: Path, shared: bool) -> Optional[int]:
         import fcntl
 
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except (ImportError, OSError):
+        pass  # no such locks here, as in `files.locked`
+    with contextlib.suppress(FileNotFoundError):
         if os.stat(folder).st_ino == os.fstat(handle).st_ino:
             return handle
-    except (ImportError, OSError):
-        pass
     os.close(handle)
     return None
 

@@ -289,7 +289,7 @@ class Trainer:
         self.world.barrier()  # all ranks have read before one writes
         with self.world.failing_together():
             if self.world.writes:
-                self.saver.prepare(corpora, self.remote and self.remote.url)
+                self.saver.prepare(corpora, self.remote.url if self.remote else None)
                 for aside in set_later_aside(self.exp_dir, self.step):
                     self.say(f"set aside: {aside}")
         if self.remote:

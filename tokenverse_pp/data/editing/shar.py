@@ -166,8 +166,8 @@ def _write_shards(
         raise UserError(f"{path}: cut {cut.id}: nothing to store: no audio (--audio none) and no features")
     rows = chain([first], rows)
     shards = iter(lambda: list(islice(rows, shard_size)), [])
-    given = {"folder": folder, "arrays": arrays, "audio": audio, "path": str(path), "access": current_access()}
-    write = partial(_write_shard, url=url, **given)
+    access = current_access()
+    write = partial(_write_shard, folder=folder, arrays=arrays, audio=audio, path=str(path), access=access, url=url)
     count = 0
     if jobs == 1:
         for number, shard in enumerate(shards):
