@@ -92,6 +92,6 @@ else
     torch=$("$venv/bin/python" -c 'import sys; print("2.13.0" if sys.version_info >= (3, 10) else "2.8.0")')
     install_torch "$torch"
     echo "installing the other packages" >&2
-    pip install "torch==$torch" --editable '.[human-speech,plots,dev]'
+    pip install "torch==$torch" --editable '.[human-speech,plots,storage,dev]'
     install_scoreboards "torch==$torch" --editable '.[scoreboards]' || true
 fi

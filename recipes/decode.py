@@ -23,9 +23,10 @@ from lhotse.cut import Cut
 from tokenverse_pp.api.model import load_named
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import printable
-from tokenverse_pp.base.files import write_json, write_text
+from tokenverse_pp.base.files import url_of, write_json, write_text
 from tokenverse_pp.base.options import DecodeOptions, PageOptions
 from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.base.storage import working_folder
 from tokenverse_pp.cli.groups import EXIT_CODE, report_errors
 from tokenverse_pp.cli.options import (
     chosen,
@@ -135,7 +136,7 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedCont
             check_access(cut)
     loaded.model.to(world.device)
     folder: Path = given["output_dir"]
-    parts = Parts(folder / "parts")
+    parts = Parts(working_folder(folder, "decoding") / "parts")
     outcome = decode_all(loaded, cuts, options, parts.folder, world, given["resume"], click.echo)
     if outcome is None:
         world.barrier()  # the first process has written the results
@@ -160,12 +161,13 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedCont
     print_speed(outcome.speed, options.stored_features)
     # Conversations say more than single turns.
     show_examples(sorted(decoded, key=lambda cut: -len(cut.supervisions))[: given["show"]], hyps, loaded.tasks)
-    click.echo(f"hypotheses: {folder / 'hyps.jsonl'}\nscores: {folder / 'scores.json'}")
+    shown = url_of(folder) or folder
+    click.echo(f"hypotheses: {shown}/hyps.jsonl\nscores: {shown}/scores.json")
     if given["report"]:
-        click.echo(f"report: {folder / REPORT}")
+        click.echo(f"report: {shown}/{REPORT}")
     if outcome.failures:
         refused = f"{len(outcome.failures)} of {len(cuts)} cuts could not be decoded"
-        click.echo(f"{refused}: {folder / 'failures.jsonl'}", err=True)
+        click.echo(f"{refused}: {shown}/failures.jsonl", err=True)
     return not outcome.failures
 
 

@@ -19,6 +19,7 @@ from tokenverse_pp.api.folders import locate_encoder, locate_model
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import url_of
 from tokenverse_pp.cli.groups import quieten, report_errors
 from tokenverse_pp.data.access import allow_sources
 from tokenverse_pp.data.distributed import DistributedContext, set_threads, start_distributed, stop_distributed
@@ -30,7 +31,7 @@ from tokenverse_pp.tasks import build_tasks, load_plugins
 from tokenverse_pp.training.checkpoints import find_start
 from tokenverse_pp.training.inputs import check_data, has_features, make_inputs, same_corpora
 from tokenverse_pp.training.peers import STOPPED, StopRequest, join_watch, looking_after
-from tokenverse_pp.training.storage import check_storage, share_checkpoints
+from tokenverse_pp.training.storage import check_storage, open_remote, share_checkpoints
 from tokenverse_pp.training.trainer import Trainer
 from tokenverse_pp.training.transfer import before_of, continue_vectors, read_source
 from tokenverse_pp.training.validation import Validator
@@ -41,7 +42,8 @@ log = logging.getLogger("tokenverse_pp.recipes.train")
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Read the configuration, join the other ranks, train."""
     config = parse_config(argv, description=__doc__.splitlines()[0], find_model=model_to_continue)
-    world = start_distributed(config.training.storage == "shared")
+    is_remote = url_of(config.training.exp_dir) is not None
+    world = start_distributed(config.training.storage == "shared" and not is_remote)
     if not world.is_first:
         quieten()
     watch = join_watch(world, config.training.peer_timeout)
@@ -57,6 +59,7 @@ def train(config: Config, world: DistributedContext, stop: Optional[StopRequest]
 
     All input is checked before the trainer writes anything.
     """
+    remote = open_remote(config, world)
     exp_dir = Path(config.training.exp_dir)
     check_storage(exp_dir, world)
     if not world.shared and str(config.training.resume).lower() != "false":
@@ -105,7 +108,7 @@ def train(config: Config, world: DistributedContext, stop: Optional[StopRequest]
     # Train.
     dataset = inputs.dataset
     validator = Validator(inputs.held_out, dataset, config, world) if inputs.held_out else None
-    trainer = Trainer(config, model, dataset, inputs.sampler, validator, world, before)
+    trainer = Trainer(config, model, dataset, inputs.sampler, validator, world, before, remote)
     trainer.start(start, source, corpora)
     inputs.unknown_in_valid.finish("data.valid", log.info)
     size = f"{trainer.trained / 1e6:.2f} M" if trainer.trained >= 1e4 else str(trainer.trained)
@@ -115,8 +118,12 @@ def train(config: Config, world: DistributedContext, stop: Optional[StopRequest]
         f"input: {read}; {threads}"
     )
     model_folder = trainer.run(stop)
+    with world.failing_together():
+        if remote:
+            remote.upload()
+            remote.wait(needed=True)
     if model_folder:
-        log.info(f"model: {model_folder}")
+        log.info(f"model: {f'{remote.url}/{model_folder.name}' if remote else model_folder}")
     return model_folder
 
 

@@ -3,14 +3,18 @@
 import gzip
 import json
 import multiprocessing
+import shutil
 import socket
+from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 import torch.distributed as dist
 from lhotse import MonoCut
 
-from tokenverse_pp.base.config import DataConfig
+from tokenverse_pp.base import storage as objects
+from tokenverse_pp.base.config import Config, DataConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import open_rounds
@@ -19,7 +23,7 @@ from tokenverse_pp.decoding.run import Parts, check_same, gather_lines, prepare
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.training import storage
 from tokenverse_pp.training.inputs import same_corpora
-from tokenverse_pp.training.storage import check_storage, share_checkpoints
+from tokenverse_pp.training.storage import RemoteRun, check_storage, open_remote, share_checkpoints
 
 HOST = socket.gethostname()
 
@@ -180,3 +184,85 @@ def test_copies_of_manifests_that_differ_are_named(on_machines, tiny_corpus, tmp
         assert all(
             said.startswith(f"{option}: {path} on {HOST} differs from that on") for said in on_machines(2, compare)
         )
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A URL in fsspec's file system in memory, and a cache of its own; what fails is not waited for."""
+    monkeypatch.setenv("TOKENVERSE_PP_CACHE", str(tmp_path / "cache"))
+    yield "memory://bucket/exp"
+    fsspec.filesystem("memory").store.clear()
+
+
+def remote_config(url):
+    config = Config()
+    config.training.exp_dir = url
+    return config
+
+
+def test_a_checkpoint_in_object_storage_counts_once_it_is_whole(bucket, tmp_path, monkeypatch, caplog):
+    config = remote_config(bucket)
+    run = open_remote(config, DistributedContext())
+    exp_dir = Path(config.training.exp_dir)
+    assert exp_dir == run.folder and config.training.storage == "local"
+    save(exp_dir, 2)
+    (exp_dir / "log.jsonl").write_text("two")
+    run.upload()
+    run.wait(needed=True)
+    # The process is killed before the checksums of the next one are there.
+    save(exp_dir, 4)
+    (exp_dir / "log.jsonl").write_text("four")
+    real = objects.upload
+
+    def upload(source, url):
+        if url.endswith(f"step-00000004/{checkpoint.CHECKSUMS}"):
+            raise UserError("no space")
+        real(source, url)
+
+    monkeypatch.setattr(objects, "upload", upload)
+    run.upload()
+    run.wait()
+    assert "not uploaded yet: no space" in caplog.text
+    run.upload()
+    with pytest.raises(UserError, match="no space"):
+        run.wait(needed=True)
+    assert f"checkpoints/step-00000004/{checkpoint.WEIGHTS}" in objects.list_folder(bucket)
+    monkeypatch.setattr(objects, "upload", real)
+    # Another machine has the latest whole one, this one its own.
+    other = RemoteRun(bucket, tmp_path / "other")
+    other.fetch()
+    assert names(other.folder) == ["step-00000002"]
+    here = open_remote(remote_config(bucket), DistributedContext())
+    assert names(here.folder) == ["step-00000002", "step-00000004"]
+    assert (here.folder / "log.jsonl").read_text() == "four"
+    # What is deleted here is deleted there, once the new one is whole.
+    shutil.rmtree(here.folder / "checkpoints" / "step-00000002")
+    here.upload()
+    here.wait(needed=True)
+    other.fetch()
+    assert names(other.folder) == ["step-00000004"] and (other.folder / "log.jsonl").read_text() == "four"
+    assert {name.split("/")[1] for name in objects.list_folder(bucket) if "/" in name} == {"step-00000004"}
+
+
+def test_a_damaged_checkpoint_in_object_storage_is_passed_over(bucket, tmp_path, caplog):
+    config = remote_config(bucket)
+    run = open_remote(config, DistributedContext())
+    for step in (2, 4):
+        save(run.folder, step)
+    run.upload()
+    run.wait(needed=True)
+    objects.upload(b"damaged", f"{bucket}/checkpoints/step-00000004/{checkpoint.WEIGHTS}")
+    other = RemoteRun(bucket, tmp_path / "other")
+    other.fetch()
+    assert names(other.folder) == ["step-00000002"] and "step-00000004 is left out" in caplog.text
+
+
+def test_an_experiment_that_was_deleted_does_not_come_back(bucket):
+    run = open_remote(remote_config(bucket), DistributedContext())
+    save(run.folder, 2)
+    run.upload()
+    run.wait(needed=True)
+    fsspec.filesystem("memory").store.clear()
+    new = open_remote(remote_config(bucket), DistributedContext())
+    assert new.folder != run.folder and not (new.folder / "checkpoints").exists()
+    assert open_remote(remote_config("exp/local"), DistributedContext()) is None

@@ -15,10 +15,11 @@ import yaml
 import tokenverse_pp
 from tokenverse_pp.base.config import Config, TokenizerConfig
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import cache_folder, check_links, temporary_folder
+from tokenverse_pp.base.files import cache_folder, check_links, temporary_folder, url_of
+from tokenverse_pp.base.storage import fetch_folder, list_folder
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import ModelBundle, find_model, own_encoder
-from tokenverse_pp.models.checkpoint import CONFIG, TOKENIZER, WEIGHTS
+from tokenverse_pp.models.checkpoint import CHECKSUMS, CONFIG, TOKENIZER, WEIGHTS
 from tokenverse_pp.models.encoders.kinds import hub_reachable
 from tokenverse_pp.models.encoders.whisper_base import convert_whisper_base
 
@@ -41,13 +42,16 @@ def locate_model(model: PathLike, revision: Optional[str] = None) -> Path:
     """The folder of a model.
 
     Args:
-        model: a folder (of a model, a checkpoint or an experiment), the name of a model that is part of the package,
-            or the id of one on the Hugging Face hub.
+        model: a folder (of a model, a checkpoint or an experiment) or its URL in object storage, the name of a model
+            that is part of the package, or the id of one on the Hugging Face hub.
         revision: on the hub: branch, tag or commit.
 
     Raises:
         UserError: if there is no such model, or the hub cannot be reached.
     """
+    url = url_of(model)
+    if url is not None:
+        return _fetch_model(url)
     path = Path(model).expanduser()
     if path.is_dir():
         return find_model(path)
@@ -62,6 +66,21 @@ def locate_model(model: PathLike, revision: Optional[str] = None) -> Path:
     if not HUB_ID.fullmatch(str(model)):
         raise UserError(f"{model}: no such folder, nor a model of the package ({', '.join(PACKAGED)})")
     return find_model(_download(str(model), revision))
+
+
+def _fetch_model(url: str) -> Path:
+    """A model folder in object storage, in the cache; of an experiment its final model or latest whole checkpoint."""
+    there = list_folder(url)
+    found = (name.rpartition("/") for name in there if name.rpartition("/")[2] == WEIGHTS)
+    folders = {holder for holder, _, _ in found if f"{holder}/{CHECKSUMS}".lstrip("/") in there or not holder}
+    steps = sorted(folder for folder in folders if re.fullmatch(r"checkpoints/step-\d{8}", folder))
+    holder = next((holder for holder in ("", "model", *reversed(steps)) if holder in folders), None)
+    if holder is None:
+        raise UserError(f"{url}: no model here: expected a folder with {WEIGHTS}, or an experiment folder")
+    prefix = f"{holder}/" if holder else ""
+    wanted = {name[len(prefix) :]: info for name, info in there.items() if name.startswith(prefix)}
+    own = {name: info for name, info in wanted.items() if name in OWN or name.startswith(f"{ENCODER_FOLDER}/")}
+    return find_model(fetch_folder(f"{url}/{holder}".rstrip("/"), own))
 
 
 def _download(repository: str, revision: Optional[str]) -> Path:

@@ -456,7 +456,8 @@ class TrainingConfig:
     """The training run: length, precision, checkpoints and validation."""
 
     exp_dir: str = "exp"
-    """Folder of the run: checkpoints, logs and the final model."""
+    """Folder of the run: checkpoints, logs and the final model. May be a URL (docs/object_storage.md): the run then
+    works in a local folder, which is uploaded after each checkpoint."""
     storage: Literal["shared", "local"] = "shared"
     """Where training.exp_dir is when several machines train (docs/cluster.md). shared: all of them see the same folder,
     which rank 0 writes. local: each has a folder of its own, to which its first process writes all that rank 0 would;

@@ -6,16 +6,32 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Sequence, Union
+from typing import Any, Iterable, Iterator, Optional, Sequence, Union
 
 from tokenverse_pp.base.errors import UserError, printable
 
 BLOCK = 1 << 20  # bytes read at once
 MOST_VALUES = 100_000  # of a YAML text
 PathLike = Union[str, "os.PathLike[str]"]
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)([^/].*)", re.DOTALL)  # two letters at least: C:/ is a drive
+
+
+def url_of(path: PathLike) -> Optional[str]:
+    """The URL that a path is, or None for one of the file system.
+
+    A `Path` makes one slash of the two in ``s3://``: for it they are put back, so that options may be paths.
+
+    >>> url_of("s3://bucket/cuts.jsonl.gz"), url_of(Path("s3://bucket") / "exp"), url_of("data/cuts.jsonl.gz")
+    ('s3://bucket/cuts.jsonl.gz', 's3://bucket/exp', None)
+    """
+    match = _URL.fullmatch(str(path))
+    if match is None or not (match[2] or isinstance(path, os.PathLike)):
+        return None
+    return f"{match[1]}://{match[3]}".rstrip("/")
 
 
 @contextlib.contextmanager
@@ -23,8 +39,17 @@ def replacing(path: PathLike) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; it takes that name when the block ends without an error.
 
     It keeps the endings (``.jsonl.gz``), since libraries go by them. Parent folders are made. After an error it is
-    removed, and what ``path`` held before stays.
+    removed, and what ``path`` held before stays. What is written for a URL is uploaded when the block ends.
     """
+    url = url_of(path)
+    if url is not None:
+        from tokenverse_pp.base.storage import upload  # which imports this module
+
+        with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
+            temporary = Path(folder) / url.rsplit("/", 1)[1]
+            yield temporary
+            upload(temporary, url)
+        return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{os.getpid()}.{target.name}")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.errors import printable
-from tokenverse_pp.base.files import write_json
+from tokenverse_pp.base.files import url_of, write_json
 from tokenverse_pp.cli.groups import EXIT_CODE
 from tokenverse_pp.cli.options import jobs_option, options_from, source_options, threads_option
 from tokenverse_pp.data.editing.shar import write_shar
@@ -129,6 +129,7 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str, jobs: int)
 
     \b
       manifest to-shar cuts_train.jsonl.gz shar/train --shard-size 2000 --num-jobs 16
+      manifest to-shar cuts_train.jsonl.gz s3://bucket/shar/train
 
     Shards are read from start to end, which disks and network file systems are good at. The cuts stand in them in
     the order of CUTS: shuffle before (`manifest shuffle`). data.train takes the folder in
@@ -137,7 +138,7 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str, jobs: int)
     with reading_bar([cuts], "to-shar") as bar:
         report = write_shar(cuts, output_dir, shard_size, audio, bar, jobs)
     size = report["bytes"] / 1e6
-    click.echo(f"{report['cuts']} cuts in {report['shards']} shards, {size:.1f} MB: {output_dir}")
+    click.echo(f"{report['cuts']} cuts in {report['shards']} shards, {size:.1f} MB: {url_of(output_dir) or output_dir}")
 
 
 @click.command("store-features")

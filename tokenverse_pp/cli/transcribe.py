@@ -12,6 +12,7 @@ import click
 from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError, printable
+from tokenverse_pp.base.files import url_of
 from tokenverse_pp.base.options import TranscribeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.groups import EXIT_CODE, messages_on_stderr
@@ -106,9 +107,10 @@ def check(audio: Tuple[str, ...], given: Mapping[str, Any]) -> None:
         raise UserError("AUDIO: expected files, folders, manifests of cuts, or - for standard input")
     folder: Optional[Path] = given["output_dir"]
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise UserError(f"--output-dir: {folder}: cannot be written")
+        if url_of(folder) is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise UserError(f"--output-dir: {folder}: cannot be written")
         return
     if len(given["formats"]) > 1:
         raise UserError("--format: several formats need --output-dir")

@@ -16,7 +16,7 @@ from tokenverse_pp.api.formats import FORMATS
 from tokenverse_pp.api.formats.html import to_html
 from tokenverse_pp.api.formats.text import clock_time, paragraphs, to_text
 from tokenverse_pp.base.errors import CONTROL, UserError, printable
-from tokenverse_pp.base.files import write_text
+from tokenverse_pp.base.files import url_of, write_text
 from tokenverse_pp.cli.groups import error_line
 from tokenverse_pp.data.audio import ENDINGS
 from tokenverse_pp.data.audio.inputs import Heard, Refused, channels_of, open_audio
@@ -227,7 +227,7 @@ class Output:
                 write_text(target, self._content(name, source, transcript, target.parent))
             except OSError as error:
                 return f"{source.label}: cannot write {error_line(error) or target}"
-            click.echo(printable(str(target)))
+            click.echo(printable(url_of(target) or str(target)))
         return ""
 
     def _print(self, source: NamedRecording, transcript: Transcript) -> None:

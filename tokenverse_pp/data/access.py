@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gzip
+import io
 import os
 import re
 import shutil
@@ -27,13 +29,16 @@ from typing import Any, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 from lhotse import AudioSource, Recording
+from lhotse import serialization as lhotse_files
 from lhotse.audio import backend as lhotse_backends
 from lhotse.audio.backend import LibsndfileBackend, LibsndfileCompatibleAudioInfo
 from lhotse.audio.utils import AudioLoadingError
 from lhotse.cut import Cut, MixedCut
 from lhotse.utils import compute_num_samples
 
+from tokenverse_pp.base import storage
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import url_of
 from tokenverse_pp.data.audio.pyav import TOLERANCE
 from tokenverse_pp.data.audio.reader import BAD_FRAMES, AudioInput
 from tokenverse_pp.data.manifests import shortened
@@ -266,6 +271,39 @@ def use_backend() -> None:
 
 
 use_backend()
+
+
+class StorageBackend(lhotse_files.IOBackend):
+    """Opens URLs of object storage by way of `tokenverse_pp.base.storage`, for lhotse: shards, audio with a URL.
+
+    lhotse would take smart_open, which reads on without a word where a body ends early, and keeps nothing.
+    """
+
+    def open(self, identifier: Any, mode: str) -> Any:
+        """A URL for reading, of bytes or of text; ``.gz`` is unpacked."""
+        if not mode.startswith("r"):
+            raise UserError(f"{identifier}: is written by lhotse, which expects a local path here")
+        file: Any = storage.open_cached(str(url_of(identifier)))
+        if str(identifier).endswith(".gz"):
+            file = gzip.GzipFile(fileobj=file)
+        return file if "b" in mode else io.TextIOWrapper(file, encoding="utf-8")
+
+    def handles_special_case(self, identifier: Any) -> bool:
+        """Whether it is a URL for which fsspec has a library; all others are opened as lhotse does."""
+        url = url_of(identifier) if isinstance(identifier, str) else None
+        return url is not None and storage.handles(url)
+
+    is_applicable = handles_special_case
+
+
+def use_storage() -> None:
+    """Make lhotse open URLs with `StorageBackend`, unless the user has chosen another backend."""
+    default = lhotse_files.get_default_io_backend()
+    if os.environ.get("LHOTSE_IO_BACKEND") is None and lhotse_files.CURRENT_IO_BACKEND in (None, default):
+        lhotse_files.set_current_io_backend(lhotse_files.CompositeIOBackend([StorageBackend(), default]))
+
+
+use_storage()
 
 
 def recording_of(audio: AudioInput, source: Any, name: str) -> Recording:

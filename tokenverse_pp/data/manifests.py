@@ -23,8 +23,9 @@ from lhotse.serialization import deserialize_item
 from tqdm import tqdm
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import PathLike, is_finite, json_of, replacing
+from tokenverse_pp.base.files import PathLike, is_finite, json_of, replacing, url_of
 from tokenverse_pp.base.languages import language_group
+from tokenverse_pp.base.storage import local_path
 from tokenverse_pp.data.lines import BOM, CONTROL, raw_lines, text_lines, text_of
 
 LINES = (".jsonl", ".jsonl.gz")
@@ -42,12 +43,12 @@ def read_cuts(path: PathLike) -> Iterator[Cut]:
     Raises:
         UserError: if the file is missing or is no manifest of cuts, naming the line.
     """
-    name = _manifest_name(path)
+    name, file = _manifest(path)
     if name.endswith(LINES):
-        lines = ((number, line) for number, line in text_lines(name) if line.strip())
+        lines = ((number, line) for number, line in text_lines(file) if line.strip())
         return (cut_of_line(line, f"{name}, line {number}") for number, line in lines)
     try:
-        cuts = load_whole(name)
+        cuts = load_whole(str(file))
     except Exception as error:
         raise UserError(f"{name}: not a lhotse manifest: {reason_of(error)}") from error
     if not isinstance(cuts, CutSet):
@@ -55,14 +56,15 @@ def read_cuts(path: PathLike) -> Iterator[Cut]:
     return iter(cuts)
 
 
-def _manifest_name(path: PathLike) -> str:
-    """The name of an existing manifest of a known format (raises UserError)."""
-    name = str(path)
+def _manifest(path: PathLike) -> Tuple[str, Path]:
+    """The name of an existing manifest of a known format, for messages, and its file (raises UserError)."""
+    name = url_of(path) or str(path)
     if not name.endswith(FORMATS):
         raise UserError(f"{name}: expected a cut manifest ({', '.join(FORMATS)})")
-    if not Path(path).is_file():
+    file = local_path(path)
+    if not file.is_file():
         raise UserError(f"{name}: no such file; expected a cut manifest")
-    return name
+    return name, file
 
 
 def cut_of_line(line: str, where: str) -> Cut:
@@ -166,13 +168,13 @@ def scan_rows(path: PathLike, bar: Any = None, part: Tuple[int, int] = (0, 1)) -
     Raises:
         UserError: if the file is missing or cannot be read on.
     """
-    name = _manifest_name(path)
+    name, file = _manifest(path)
     if name.endswith(LINES):
-        for number, line in raw_lines(name, None if bar is None else bar.update):
+        for number, line in raw_lines(file, None if bar is None else bar.update):
             if (number - 1) % part[1] == part[0] and line and not line.isspace():
                 yield _row_of(line, f"{name}, line {number}")
         return
-    for number, cut in enumerate(read_cuts(name), start=1):
+    for number, cut in enumerate(read_cuts(path), start=1):
         if (number - 1) % part[1] != part[0]:
             continue
         data, where = cut.to_dict(), f"{name}, cut number {number}"
@@ -341,5 +343,6 @@ def languages_joined(codes: Iterable[Any]) -> str:
 
 def reading_bar(paths: Sequence[PathLike], what: str, passes: int = 1) -> Any:
     """A progress bar for reading ``paths`` so many times; it is shown only if stderr is a terminal."""
-    total = passes * sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
+    files = [local_path(path) for path in paths]
+    total = passes * sum(file.stat().st_size for file in files if file.is_file())
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, leave=False)

@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
-import re
 import zlib
 from abc import ABC, abstractmethod
 from fractions import Fraction
@@ -42,10 +41,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import BLOCK, feed
+from tokenverse_pp.base.files import BLOCK, feed, url_of
+from tokenverse_pp.base.storage import local_path
 from tokenverse_pp.data.batching import BatchLimits, BucketSampler, StreamSampler, level
 from tokenverse_pp.data.dataset import Batch, TransducerDataset, marked
 from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.editing.shar import find_shar, is_shar
 from tokenverse_pp.data.lines import EVERY, LineIndex, WrongIndex, raw_lines, read_index, text_of, write_index
 from tokenverse_pp.data.manifests import cut_of_line, load_whole
 
@@ -63,6 +64,7 @@ class CutSource(ABC):
 
     def __init__(self, path: str):
         self.path = path
+        self.file = Path(path) if is_shar(path) else local_path(path)
         self.index: Optional[LineIndex] = None
         self._count: Optional[int] = None
         self._reader: Iterator[Cut] = iter(())
@@ -86,8 +88,8 @@ class CutSource(ABC):
         """The cuts from number ``place`` on."""
 
     def manifests(self) -> List[Path]:
-        """The files that list the cuts."""
-        return [Path(self.path)]
+        """The files that list the cuts; for a URL local copies."""
+        return [self.file]
 
     def read(self, start: int, stop: int) -> Iterator[Cut]:
         """Cuts ``start`` to ``stop - 1``, where number `count` is the first one again."""
@@ -117,6 +119,8 @@ class CutSource(ABC):
 
     def write_index(self) -> LineIndex:
         """Write the index of the manifests beside them (raises UserError where they can have none)."""
+        if url_of(self.path) is not None:
+            raise UserError(f"{self.path}: an index is for files, and manifests of object storage are copied first")
         return write_index(self.path, self.manifests(), _count_lines)
 
     def fingerprint(self) -> Dict[str, Any]:
@@ -141,11 +145,11 @@ class LinesSource(CutSource):
 
     def count_cuts(self) -> int:
         """See CutSource; a blank line at the end is no cut."""
-        return sum(self.index.counts) if self.index else _count_lines(Path(self.path))
+        return sum(self.index.counts) if self.index else _count_lines(self.file)
 
     def open_at(self, place: int) -> Iterator[Cut]:
         """See CutSource; with an index of a plain file fewer than `EVERY` lines before ``place`` are read."""
-        with open_best(self.path, "r") as file:
+        with open_best(self.file, "r") as file:
             known = min(place // EVERY, len(self.offsets) - 1) if self.offsets else 0
             if known:
                 file.seek(self.offsets[known])  # a text file of UTF-8 can be sought by bytes where a line begins
@@ -159,7 +163,7 @@ class LinesSource(CutSource):
             return
         places = self._spread_places(count)
         place = next(places, None)
-        for number, line in raw_lines(self.path):
+        for number, line in raw_lines(self.file):
             if place is None:
                 return
             if number == place + 1:
@@ -173,7 +177,7 @@ class WholeSource(CutSource):
 
     def __init__(self, path: str):
         super().__init__(path)
-        self.cuts = list(load_whole(path))
+        self.cuts = list(load_whole(str(self.file)))
 
     def count_cuts(self) -> int:
         """See CutSource."""
@@ -193,23 +197,14 @@ class SharSource(CutSource):
 
     def __init__(self, path: str):
         super().__init__(path)
-        # Absolute, so that no file name (``pipe:..``) is taken for a command or a URL in the working directory.
-        self.folder = Path(path).absolute()
-        self.shards = sorted(self.folder.glob("cuts.*.jsonl*"))
-        # {number of a shard: {field: its files}}, from one look at the folder: it may have a hundred thousand files.
-        self.parts: Dict[str, Dict[str, List[str]]] = {}
-        for file in sorted(self.folder.glob("*.[0-9]*.*")):
-            name, number = file.name.split(".")[:2]
-            if name != "cuts" and not re.fullmatch(r"[A-Za-z][\w-]*", name):
-                raise UserError(f"{name!r} is not the name of a field: expected files such as recording.000000.tar")
-            self.parts.setdefault(number, {}).setdefault(name, []).append(str(file))
-        self.index = read_index(path, self.shards)
+        self.files = find_shar(path)
+        self.index = read_index(path, self.files.cuts)
         self.shard_counts: List[int] = []
 
     def count_cuts(self) -> int:
         """See CutSource; manifests only."""
         if not self.shard_counts:
-            self.shard_counts = self.index.counts if self.index else [_count_lines(path) for path in self.shards]
+            self.shard_counts = self.index.counts if self.index else [_count_lines(path) for path in self.files.cuts]
         return sum(self.shard_counts)
 
     def open_at(self, place: int) -> Iterator[Cut]:
@@ -219,14 +214,12 @@ class SharSource(CutSource):
         while place >= self.shard_counts[first]:
             place -= self.shard_counts[first]
             first += 1
-        return islice(chain.from_iterable(map(self._open_shard, self.shards[first:])), place, None)
-
-    def _open_shard(self, path: Path) -> CutSet:
-        return CutSet.from_shar(fields={**self.parts[path.name.split(".")[1]], "cuts": [str(path)]})
+        shards = (CutSet.from_shar(fields=self.files.open(n)) for n in range(first, len(self.files.cuts)))
+        return islice(chain.from_iterable(shards), place, None)
 
     def manifests(self) -> List[Path]:
         """See CutSource: those of the shards."""
-        return self.shards
+        return self.files.cuts
 
 
 def open_source(path: str, option: str = "data.train") -> CutSource:
@@ -235,11 +228,9 @@ def open_source(path: str, option: str = "data.train") -> CutSource:
     Raises:
         UserError: naming the option and the file that is missing, empty or no CutSet.
     """
-    is_folder = Path(path).is_dir()
-    if not Path(path).exists():
+    is_folder = is_shar(path)
+    if url_of(path) is None and not Path(path).exists():
         raise UserError(f"--{option}: {path}: no such file")
-    if is_folder and not any(Path(path).glob("cuts.*.jsonl*")):
-        raise UserError(f"--{option}: {path}: expected a file of cuts or a Shar folder with cuts.000000.jsonl.gz")
     try:
         source = (SharSource if is_folder else LinesSource if ".jsonl" in Path(path).suffixes else WholeSource)(path)
         first = next(source.open_at(0), None) if not is_folder or source.count_cuts() else None
@@ -247,6 +238,8 @@ def open_source(path: str, option: str = "data.train") -> CutSource:
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if reason.startswith(f"{path}: "):
+            raise UserError(f"--{option}: {reason}") from None
         raise UserError(f"--{option}: {path}: not a lhotse CutSet: {reason}") from None
     if not isinstance(first, Cut):
         found = "none" if first is None else type(first).__name__

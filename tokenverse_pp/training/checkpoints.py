@@ -197,12 +197,16 @@ class Saver:
             "versions": versions(),
         }
 
-    def prepare(self, corpora: List[Dict[str, Any]]) -> None:
-        """Make the experiment folder with the resolved configuration and the tokenizer."""
+    def prepare(self, corpora: List[Dict[str, Any]], url: Optional[str] = None) -> None:
+        """Make the experiment folder with the resolved configuration and the tokenizer.
+
+        ``url``: where the folder is uploaded to, if it is.
+        """
         self.origin["corpora"] = corpora
+        named = dataclasses.replace(self.config.training, exp_dir=url or self.config.training.exp_dir)
         try:
             self.exp_dir.mkdir(parents=True, exist_ok=True)
-            save_config(self.config, self.exp_dir / checkpoint.CONFIG)
+            save_config(dataclasses.replace(self.config, training=named), self.exp_dir / checkpoint.CONFIG)
             self.tokenizer.save(self.exp_dir / checkpoint.TOKENIZER)
         except OSError as error:
             raise UserError(f"--training.exp_dir: {self.exp_dir}: cannot be written: {error.strerror}") from None

@@ -20,6 +20,7 @@ from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.augment import Augmentation
 from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, Unknown, Usable, check_recording
 from tokenverse_pp.data.distributed import DistributedContext
+from tokenverse_pp.data.editing.shar import is_shar
 from tokenverse_pp.data.editing.stats import corpus_names
 from tokenverse_pp.data.labels import find_problems, labelled_cut, labelled_tasks
 from tokenverse_pp.data.lines import name_hash
@@ -151,7 +152,7 @@ def check_data(config: Config, tasks: TaskSet, world: DistributedContext = ALONE
         for manifest in manifests:
             check_labels(manifest, tasks, world, bar)
     for path in (*d.train, *d.valid):
-        if not Path(path).is_dir():  # a Shar folder holds its audio
+        if not is_shar(path):  # a Shar folder holds its audio
             with world.failing_together():
                 check_sample(path, config, world)
 

@@ -1,22 +1,31 @@
-"""Experiment folders of several machines: that they are shared or not, as ``training.storage`` says, and equal.
+"""Experiment folders of several machines, shared or not, as ``training.storage`` says, and in object storage.
 
 With ``local`` each machine has a folder of its own. `share_checkpoints` makes them equal at the start of a run: a
 machine may be new, or may have been away while the others trained.
+
+A run whose ``training.exp_dir`` is a URL works in a local folder, which `RemoteRun` uploads. An object is there whole
+or not at all, and the checksums of a checkpoint are its last object: one without them is not finished, and is passed
+over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import re
 import shutil
 import socket
+import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Set
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
+from tokenverse_pp.base import storage
+from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import BLOCK
+from tokenverse_pp.base.files import BLOCK, url_of
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.training.checkpoints import set_aside
@@ -24,6 +33,8 @@ from tokenverse_pp.training.log import LOG_FILE
 
 LOG = logging.getLogger(__name__)
 SEEN_WITHIN = 10.0  # seconds until a new file must be visible on another machine: NFS caches folders
+RUN = "run.json"  # of an experiment in object storage: which run it is
+STEP = re.compile(r"checkpoints/(step-\d{8})/(.+)")
 Offer = Dict[str, Any]  # name of a checkpoint -> checksums of its tensors
 
 
@@ -166,3 +177,160 @@ def _blocks(path: Path) -> Iterator[bytes]:
     if path.is_file():
         with path.open("rb") as file:
             yield from iter(lambda: file.read(BLOCK * 16), b"")
+
+
+def open_remote(config: Config, world: DistributedContext) -> Optional[RemoteRun]:
+    """If ``training.exp_dir`` is a URL, make it a local folder that has what is there; the first rank uploads it.
+
+    The folder belongs to a run, not to a URL: where the objects were deleted, nothing of the run before comes back.
+
+    Raises:
+        UserError: on all ranks, where the storage cannot be read or written.
+    """
+    url = url_of(config.training.exp_dir)
+    if url is None:
+        return None
+    name = world.from_first(lambda: _run_id(url))
+    folder = storage.working_folder(url, "runs") / name
+    config.training.exp_dir, config.training.storage = str(folder), "local"
+    run = RemoteRun(url, folder)
+    with world.failing_together():
+        if world.is_first:
+            LOG.info(f"{url}: the run works in {folder}")
+            run.fetch()
+    return run if world.is_first else None
+
+
+def _run_id(url: str) -> str:
+    """The id of the run at a URL, which is written if there is none."""
+    if RUN not in storage.list_folder(url):
+        storage.upload(json.dumps({"id": uuid.uuid4().hex[:12]}).encode(), f"{url}/{RUN}")
+    try:
+        return str(json.loads(storage.read_bytes(f"{url}/{RUN}"))["id"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{url}/{RUN}: damaged: expected the id of a run") from None
+
+
+class RemoteRun:
+    """An experiment folder in object storage, and the local folder that a run works in.
+
+    Args:
+        url: of the experiment folder.
+        folder: the local one.
+    """
+
+    def __init__(self, url: str, folder: Path):
+        self.url = url
+        self.folder = folder
+        self._uploaded: Dict[str, Tuple[int, int]] = {}  # relative name -> size and time of change
+        self._thread: Optional[threading.Thread] = None
+        self._problem: Optional[UserError] = None
+
+    def fetch(self) -> None:
+        """Get the checkpoints that are there, and unless later ones are here, the log and all else.
+
+        Later checkpoints are here if the run was killed before they were uploaded. Earlier ones that are not there were
+        deleted by a run on another machine, and are deleted here.
+
+        Raises:
+            UserError: the storage cannot be read, or the disk not be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        there = storage.list_folder(self.url)
+        steps = sorted({m[1] for m in map(STEP.fullmatch, there) if m and m[2] == checkpoint.CHECKSUMS})
+        newest = steps[-1] if steps else ""
+        here = [path.name for path in checkpoint.list_checkpoints(self.folder)]
+        later = [name for name in here if name > newest]
+        for name in steps:
+            self._fetch_checkpoint(name, {n: info for n, info in there.items() if n.startswith(f"checkpoints/{name}/")})
+        for name in here:
+            if name < newest and name not in steps:
+                shutil.rmtree(self.folder / "checkpoints" / name, ignore_errors=True)
+        if later:
+            LOG.warning(f"{later[-1]} of this machine was not uploaded, and is later than those of {self.url}")
+            return
+        others = {n: info for n, info in there.items() if not n.startswith("checkpoints/") and n != RUN}
+        storage.in_parallel(lambda n: storage.download(f"{self.url}/{n}", self.folder / n, others[n]), others)
+
+    def _fetch_checkpoint(self, name: str, objects: Dict[str, Any]) -> None:
+        """Download a checkpoint unless it is here already; one that is damaged is left out, with a warning."""
+        target = self.folder / "checkpoints" / name
+        sums = storage.read_bytes(f"{self.url}/checkpoints/{name}/{checkpoint.CHECKSUMS}")
+        with contextlib.suppress(OSError):
+            if (target / checkpoint.CHECKSUMS).read_bytes() == sums and not checkpoint.damage(target):
+                self._uploaded.update((n, _state(self.folder / n)) for n in objects if (self.folder / n).is_file())
+                return
+        temporary = target.with_name(name + ".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        storage.in_parallel(
+            lambda n: storage.download(f"{self.url}/{n}", temporary / n.split("/", 2)[2], objects[n]), objects
+        )
+        problem = checkpoint.damage(temporary)
+        if problem:
+            LOG.warning(f"{self.url}/checkpoints/{name} is left out: {problem}")
+            shutil.rmtree(temporary, ignore_errors=True)
+            return
+        if target.exists():
+            LOG.warning(f"set aside: {set_aside(target)}")
+        temporary.rename(target)
+        self._uploaded.update((n, _state(self.folder / n)) for n in objects)
+
+    def upload(self) -> None:
+        """Upload in the background what has changed in the local folder; waits for the upload before."""
+        self.wait()
+        self._thread = threading.Thread(target=self._upload, daemon=True)
+        self._thread.start()
+
+    def wait(self, needed: bool = False) -> None:
+        """Wait for the upload. What failed is told, and goes with the next one.
+
+        Raises:
+            UserError: it failed, and is ``needed``.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        self._thread, problem, self._problem = None, self._problem, None
+        if problem and needed:
+            raise UserError(f"{problem}; {self.folder} has what is not uploaded: run the same command again")
+        if problem:
+            LOG.warning(f"not uploaded yet: {problem}")
+
+    def _upload(self) -> None:
+        try:
+            self._upload_changed()
+        except UserError as error:
+            self._problem = error
+        except OSError as error:
+            self._problem = UserError(f"{self.folder}: cannot be read: {error}")
+
+    def _upload_changed(self) -> None:
+        """Upload what is new, a folder's checksums last; then delete the checkpoints that are no longer here."""
+        paths = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
+        hidden = re.compile(r"(\A|/)\.|\.(tmp|old)/")
+        names = sorted(path.as_posix() for path in paths if not hidden.search(path.as_posix()))
+        changed = {name for name in names if self._uploaded.get(name) != _state(self.folder / name)}
+        there = storage.list_folder(self.url)
+        last = {name for name in names if name.endswith(f"/{checkpoint.CHECKSUMS}")}
+        for folder in {name.rpartition("/")[0] for name in last & changed}:
+            # What is there under this name is about to be replaced, object by object.
+            if f"{folder}/{checkpoint.CHECKSUMS}" in there:
+                storage.remove(f"{self.url}/{folder}/{checkpoint.CHECKSUMS}")
+        storage.in_parallel(self._upload_file, sorted(changed - last))
+        storage.in_parallel(self._upload_file, sorted(changed & last))
+        gone = [name for name in there if STEP.fullmatch(name) and name not in names]
+        for name in sorted(gone, key=lambda name: not name.endswith(f"/{checkpoint.CHECKSUMS}")):
+            storage.remove(f"{self.url}/{name}")
+
+    def _upload_file(self, name: str) -> None:
+        path = self.folder / name
+        state = _state(path)
+        # Logs grow meanwhile: they are taken as they are now. Checkpoints and models do not.
+        written = name.startswith(("checkpoints/", "model/"))
+        storage.upload(path if written else path.read_bytes(), f"{self.url}/{name}")
+        self._uploaded[name] = state
+
+
+def _state(path: Path) -> Tuple[int, int]:
+    """Size and time of change of a file."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns

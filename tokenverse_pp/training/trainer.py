@@ -33,6 +33,7 @@ from tokenverse_pp.training.memory import pick_recomputed
 from tokenverse_pp.training.optim import FreezeSchedule, TrainedRows, lr_factor, make_optimizer
 from tokenverse_pp.training.peers import StopRequest
 from tokenverse_pp.training.steps import BAD_BATCHES, Progress, Stepper, StepResult, cut_ids, dump_batches, scan
+from tokenverse_pp.training.storage import RemoteRun
 from tokenverse_pp.training.transfer import Before, InitialModel, new_below_mean, start_from, start_from_pretrained
 from tokenverse_pp.training.validation import Validator, describe
 
@@ -50,6 +51,7 @@ class Trainer:
         validator: scores the model; None: no validation.
         world: this rank.
         before: tasks and vocabulary of the model that the run starts from, if any.
+        remote: uploads the experiment folder, if it is in object storage and this is the first rank.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Trainer:
         validator: Optional[Validator],
         world: DistributedContext,
         before: Optional[Before] = None,
+        remote: Optional[RemoteRun] = None,
     ):
         self.config = config
         self.model = model
@@ -81,6 +84,7 @@ class Trainer:
         self.freezing = FreezeSchedule(model, config.training.freeze)
         self.saver = Saver(config, model, self.optimizer, self.scaler, dataset.tokenizer, world.size)
         self.saver.origin["before"] = before and asdict(before)
+        self.remote = remote
         self.progress = Progress()
         self.saved = 0  # step of the latest checkpoint
         self.stop = StopRequest()
@@ -213,8 +217,12 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint and delete those that are no longer needed (on the ranks that write)."""
         self._share_trained()
+        if self.remote:  # what is being uploaded may be deleted now
+            self.remote.wait()
         with self.world.failing_together():  # after a full disk of one machine the others have theirs
             self.saver.save(self.progress, write=self.world.writes)
+        if self.remote:
+            self.remote.upload()
         self.saved = self.step
 
     def finish(self) -> Path:
@@ -281,9 +289,11 @@ class Trainer:
         self.world.barrier()  # all ranks have read before one writes
         with self.world.failing_together():
             if self.world.writes:
-                self.saver.prepare(corpora)
+                self.saver.prepare(corpora, self.remote.url if self.remote else None)
                 for aside in set_later_aside(self.exp_dir, self.step):
                     self.say(f"set aside: {aside}")
+        if self.remote:
+            self.remote.upload()
 
     def _resume(self, folder: Path, corpora: List[Dict[str, Any]]) -> None:
         """Load weights, optimiser and sampler state from a checkpoint."""

@@ -19,7 +19,8 @@ import yaml
 from lhotse.lazy import LazyIteratorMultiplexer
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import PathLike, aligned
+from tokenverse_pp.base.files import PathLike, aligned, cache_folder, url_of
+from tokenverse_pp.base.storage import local_path
 from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR, corpus_names
 from tokenverse_pp.data.lines import NameSet
 from tokenverse_pp.data.manifests import (
@@ -166,9 +167,10 @@ def shuffle_manifest(path: PathLike, output: PathLike, seed: int = 0, bar: Any =
         UserError: where a row is no cut, or the output cannot be written. Then nothing is written.
     """
     check_output(output)
-    count = max(1, min(MOST_PARTS, os.path.getsize(path) // PART_BYTES)) if os.path.isfile(path) else 1
+    file = local_path(path)
+    count = max(1, min(MOST_PARTS, os.path.getsize(file) // PART_BYTES)) if file.is_file() else 1
     rng = random.Random(seed)
-    folder = Path(output).absolute().parent
+    folder = Path(output).absolute().parent if url_of(output) is None else cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".shuffle-", dir=folder) as temporary:
         names = [Path(temporary, str(number)) for number in range(count)]

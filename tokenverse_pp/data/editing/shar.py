@@ -1,25 +1,32 @@
-"""Write manifests as lhotse Shar: shards of cuts with tar files of their audio, read sequentially from disk."""
+"""Manifests as lhotse Shar: shards of cuts with tar files of their audio, read sequentially, written and found.
+
+A Shar may be in object storage. There its manifests (a hundredth of it) are fetched at once, and the tar files shard by
+shard, the next ones while one is read. A Shar that is being written has the object `UNFINISHED`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
+import tempfile
 import warnings
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Deque, Dict, List
+from typing import Any, Deque, Dict, List, NamedTuple, Optional
 
 import torch
 from lhotse.array import Array, TemporalArray
 from lhotse.cut import Cut, MixedCut
 from lhotse.shar import SharWriter
 
+from tokenverse_pp.base import storage
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import PathLike
+from tokenverse_pp.base.files import PathLike, cache_folder, url_of
 from tokenverse_pp.data.access import (
     SourceAccess,
     access_problems,
@@ -28,13 +35,68 @@ from tokenverse_pp.data.access import (
     current_access,
     undecodable,
 )
-from tokenverse_pp.data.manifests import ManifestRow, cut_of, read_rows
+from tokenverse_pp.data.manifests import FORMATS, ManifestRow, cut_of, read_rows
+
+CUTS = re.compile(r"cuts\..*\.jsonl.*")  # manifest of a shard
+FIELD = re.compile(r"[A-Za-z][\w-]*")
+UNFINISHED = "unfinished.txt"  # in a Shar in object storage, as long as `write_shar` is at work
+AHEAD = 2  # shards whose tar files are fetched before they are read
+
+
+def is_shar(path: PathLike) -> bool:
+    """Whether a path is a folder of shards and not a file of cuts; of a URL its ending tells."""
+    url = url_of(path)
+    return Path(path).is_dir() if url is None else not url.endswith(FORMATS)
+
+
+class SharFiles(NamedTuple):
+    """The files of a Shar."""
+
+    cuts: List[Path]
+    """The manifests of the shards in order; of a Shar in object storage copies of them."""
+    fields: List[Dict[str, str]]
+    """For each shard the path or URL of each field's tar file."""
+    is_remote: bool
+
+    def open(self, number: int) -> Dict[str, List[str]]:
+        """The files of a shard, as `CutSet.from_shar` takes them; the next shards are read ahead."""
+        if self.is_remote:  # after the last shard an epoch later the first one follows
+            following = [(number + step) % len(self.cuts) for step in range(1, AHEAD + 1)]
+            storage.read_ahead(url for other in following for url in self.fields[other].values())
+        return {"cuts": [str(self.cuts[number])], **{name: [path] for name, path in self.fields[number].items()}}
+
+
+def find_shar(path: PathLike) -> SharFiles:
+    """The files of a Shar folder (raises UserError where there are none, or it is not finished)."""
+    url = url_of(path)
+    infos = {} if url is None else {name: info for name, info in storage.list_folder(url).items() if "/" not in name}
+    # Absolute, so that no file name (``pipe:..``) is taken for a command or a URL in the working directory.
+    folder = Path(path).absolute()
+    names = sorted(infos if url is not None else (file.name for file in folder.iterdir()))
+    if UNFINISHED in infos:
+        raise UserError(f"{url}: not finished: {UNFINISHED} is in it; run `tokenverse-pp manifest to-shar` again")
+    cuts = [name for name in names if CUTS.fullmatch(name)]
+    if not cuts:
+        raise UserError(f"{url or path}: expected a file of cuts or a Shar folder with cuts.000000.jsonl.gz")
+    if url is not None:
+        folder = storage.fetch_folder(url, {name: infos[name] for name in cuts})
+        storage.remember(url, {name: info for name, info in infos.items() if name not in cuts})
+    fields: Dict[str, Dict[str, str]] = {}  # number of the shard -> field -> path
+    for name in names:
+        parts = name.split(".")
+        if len(parts) > 2 and parts[1][:1].isdecimal() and parts[0] != "cuts":
+            if not FIELD.fullmatch(parts[0]):
+                raise UserError(f"{parts[0]!r} is not the name of a field: expected files such as recording.000000.tar")
+            fields.setdefault(parts[1], {})[parts[0]] = f"{url or Path(path).absolute()}/{name}"
+    return SharFiles(
+        [folder / name for name in cuts], [fields.get(name.split(".")[1], {}) for name in cuts], url is not None
+    )
 
 
 def write_shar(
     path: PathLike, folder: Path, shard_size: int, audio: str = "flac", bar: Any = None, jobs: int = 1
 ) -> Dict[str, int]:
-    """Write the cuts of a manifest, their audio and their stored features to a new or empty folder, atomically.
+    """Write the cuts of a manifest, their audio and their stored features to a new or empty folder or URL, atomically.
 
     Each cut's audio is stored alone, from its start to its end; arrays in custom fields (stored features) and all other
     fields are unchanged, so `CutSet.from_shar` reads the same labels.
@@ -50,6 +112,9 @@ def write_shar(
     Raises:
         UserError: where the folder is not empty, or naming the cut that cannot be written.
     """
+    url = url_of(folder)
+    if url is not None:
+        return _write_remote(path, url, shard_size, audio, bar, jobs)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already; expected a new or empty folder")
     temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
@@ -61,13 +126,36 @@ def write_shar(
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    files = list(folder.iterdir())
-    shards = sum(file.name.startswith("cuts.") for file in files)
-    return {"cuts": count, "shards": shards, "bytes": sum(file.stat().st_size for file in files)}
+    return _report(count, {file.name: file.stat().st_size for file in folder.iterdir()})
 
 
-def _write_shards(path: PathLike, folder: Path, shard_size: int, audio: str, bar: Any, jobs: int) -> int:
-    """Write all shards; return the number of cuts. A few shards' rows are in memory."""
+def _write_remote(path: PathLike, url: str, shard_size: int, audio: str, bar: Any, jobs: int) -> Dict[str, int]:
+    """`write_shar` to object storage: each process holds one shard on disk until it is uploaded.
+
+    What a run that was stopped has left is replaced.
+    """
+    there = storage.list_folder(url)
+    if there and UNFINISHED not in there:
+        raise UserError(f"{url}: exists already; expected a new or empty folder")
+    storage.upload(b"tokenverse-pp manifest to-shar is at work here, or was stopped\n", f"{url}/{UNFINISHED}")
+    storage.in_parallel(lambda name: storage.remove(f"{url}/{name}"), [name for name in there if name != UNFINISHED])
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="shar-", dir=cache_folder()) as temporary:
+        count = _write_shards(path, Path(temporary), shard_size, audio, bar, jobs, url)
+    storage.remove(f"{url}/{UNFINISHED}")
+    return _report(count, {name: info["size"] for name, info in storage.list_folder(url).items()})
+
+
+def _report(count: int, sizes: Dict[str, int]) -> Dict[str, int]:
+    """What `write_shar` returns."""
+    shards = sum(name.startswith("cuts.") for name in sizes)
+    return {"cuts": count, "shards": shards, "bytes": sum(sizes.values())}
+
+
+def _write_shards(
+    path: PathLike, folder: Path, shard_size: int, audio: str, bar: Any, jobs: int, url: Optional[str] = None
+) -> int:
+    """Write all shards, to ``url`` if there is one; return the number of cuts. A few shards' rows are in memory."""
     rows = read_rows(path, bar)
     first = next(rows, None)
     if first is None:
@@ -78,7 +166,8 @@ def _write_shards(path: PathLike, folder: Path, shard_size: int, audio: str, bar
         raise UserError(f"{path}: cut {cut.id}: nothing to store: no audio (--audio none) and no features")
     rows = chain([first], rows)
     shards = iter(lambda: list(islice(rows, shard_size)), [])
-    write = partial(_write_shard, folder=folder, arrays=arrays, audio=audio, path=str(path), access=current_access())
+    access = current_access()
+    write = partial(_write_shard, folder=folder, arrays=arrays, audio=audio, path=str(path), access=access, url=url)
     count = 0
     if jobs == 1:
         for number, shard in enumerate(shards):
@@ -100,9 +189,19 @@ def _write_shards(path: PathLike, folder: Path, shard_size: int, audio: str, bar
 
 
 def _write_shard(
-    number: int, rows: List[ManifestRow], folder: Path, arrays: List[str], audio: str, path: str, access: SourceAccess
+    number: int,
+    rows: List[ManifestRow],
+    folder: Path,
+    arrays: List[str],
+    audio: str,
+    path: str,
+    access: SourceAccess,
+    url: Optional[str],
 ) -> int:
     """Write the shard of a number with these cuts, in this process or another; return the number of cuts."""
+    if url is not None:
+        folder = folder / str(number)
+        folder.mkdir()
     fields = {name: "numpy" for name in arrays}
     if audio != "none":
         fields["recording"] = audio
@@ -118,6 +217,10 @@ def _write_shard(
                     "all cuts of a Shar hold the same"
                 )
             _write_cut(writer, cut, audio, path)
+    if url is not None:
+        for file in sorted(folder.iterdir()):
+            storage.upload(file, f"{url}/{file.name}")
+        shutil.rmtree(folder)
     return len(rows)
 
 
