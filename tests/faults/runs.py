@@ -19,6 +19,10 @@ CONTEXT.set_forkserver_preload(["runs"])  # this very file, which imports what a
 
 sys.path[:0] = [str(TESTS)] if str(TESTS) not in sys.path else []
 import torch  # noqa: E402
+
+with contextlib.suppress(ImportError):  # the curves of a run
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
 from scripts import ROOT, load_script  # noqa: E402
 
 from tokenverse_pp.cli.groups import report_errors  # noqa: E402
