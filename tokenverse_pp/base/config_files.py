@@ -62,17 +62,22 @@ def parse_config(
     words = list(sys.argv[1:] if argv is None else argv)
     with type_errors():
         if find_model:
-            first = parser.parse_args([word for word in words if not word.startswith("--print_config")])
-            config = from_dict(parser.dump(first, skip_none=False))
+            plain = [word for word in words if not word.startswith("--print_config")]
+            config = _read(parser, plain)
             if config.training.init_from:
                 parser = make_parser(description)  # with defaults of its own
                 parser.set_defaults(continued_defaults(find_model(config), config.training.train_only == "all"))
-        parsed = parser.parse_args(words)
-        config = check_config(from_dict(parser.dump(parsed, skip_none=False)))
+        if not find_model or config.training.init_from or words != plain:
+            config = _read(parser, words)
+        check_config(config)
     # Only before training: models that were trained otherwise still load.
     check_activation(config)
     check_languages(config.tasks)
     return config
+
+
+def _read(parser: Any, words: Sequence[str]) -> Config:
+    return from_dict(parser.dump(parser.parse_args(words), skip_none=False))
 
 
 def continued_defaults(folder: Path, whole: bool) -> Dict[str, Any]:
