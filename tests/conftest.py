@@ -23,6 +23,7 @@ import pytest
 import torch
 from hypothesis import settings
 from scripts import ROOT, load_script
+from shared_folders import shared_folder
 
 from tokenverse_pp.tasks import TaskSet, build_tasks
 
@@ -43,6 +44,14 @@ def signal_handlers() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training in this process draws no curves.png, which takes longer than its steps; test_log.py tests that."""
+    trainer = sys.modules.get("tokenverse_pp.training.trainer")
+    if trainer is not None:
+        monkeypatch.setattr(trainer, "plot_curves", lambda exp_dir: None)
+
+
 @pytest.fixture(scope="session")
 def toy_prepare() -> ModuleType:
     """The script ``recipes/toy/prepare.py`` as a module."""
@@ -56,11 +65,14 @@ def toy_tasks() -> TaskSet:
 
 
 @pytest.fixture(scope="session")
-def tiny_corpus(toy_prepare: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_corpus(toy_prepare: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folder of a toy corpus: cuts_train (16, all labelled), cuts_dev (4), cuts_test (4), audio/, encoder/."""
-    folder = tmp_path_factory.mktemp("toy")
-    toy_prepare.prepare_toy(folder, {"train": 16, "dev": 4, "test": 4})
-    return folder
+
+    def make(folder: Path) -> None:
+        toy_prepare.prepare_toy(folder, {"train": 16, "dev": 4, "test": 4})
+
+    with shared_folder(tmp_path_factory, "toy", make) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -76,11 +88,13 @@ def decode_script() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Experiment folder of ten training steps on the tiny corpus, through the real command line."""
     from toy_runs import finish, start, toy_options
 
-    exp_dir = tmp_path_factory.mktemp("finished") / "exp"
-    done = finish(start("train.py", *toy_options(tiny_corpus, exp_dir)))
-    assert done.code == 0, done.stderr
-    return exp_dir
+    def make(folder: Path) -> None:
+        done = finish(start("train.py", *toy_options(tiny_corpus, folder)))
+        assert done.code == 0, done.stderr
+
+    with shared_folder(tmp_path_factory, "finished", make) as folder:
+        yield folder

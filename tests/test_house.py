@@ -4,6 +4,7 @@ import ast
 import importlib
 from collections import defaultdict
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,11 @@ ALIASES = {"runtime"}  # `tokenverse_pp.runtime` is `tokenverse_pp.onnx` for tho
 DATA = {"pretrained"}
 
 
+@cache
 def modules():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        yield path.relative_to(PACKAGE), ast.parse(path.read_text(encoding="utf-8"))
+    """Path and tree of every file, parsed once."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return tuple((path.relative_to(PACKAGE), ast.parse(path.read_text(encoding="utf-8"))) for path in paths)
 
 
 def imports(tree):

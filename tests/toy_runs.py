@@ -1,11 +1,13 @@
 """Training on the toy corpus, as small as it gets (pytest puts this folder on the path, because of its conftest.py)."""
 
 import contextlib
+import copy
 import io
 import os
 import subprocess
 import sys
 from collections import namedtuple
+from functools import cache
 from pathlib import Path
 
 from lhotse import CutSet
@@ -60,9 +62,14 @@ def _text(value):
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
+@cache
+def _parsed(*options):
+    return parse_config(options)
+
+
 def toy_parts(corpus, **changes):
     """Configuration, tasks, tokenizer, model (in eval mode) and dataset, without the command line."""
-    config = parse_config(toy_options(corpus, "unused", **changes))
+    config = copy.deepcopy(_parsed(*toy_options(corpus, "unused", **changes)))  # of the caller, who may change it
     tasks = tasks_of(config.tasks)
     texts = [sup.text for cut in read_cuts(corpus) for sup in cut.supervisions]
     tokenizer = train_tokenizer(texts, tasks, config.tokenizer.vocab_size)

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 from lhotse import CutSet
-from runs import Run, checkpoints, weights
+from runs import LIMIT, Run, checkpoints, weights
 from toy_runs import read_cuts, toy_options
-
-LIMIT = 300  # seconds that a run may take
 
 
 def assert_refused(run, *said):

@@ -5,11 +5,10 @@ import random
 import re
 
 import pytest
-from runs import Run, checkpoints, weights
+from runs import LIMIT, Run, checkpoints, weights
 from toy_runs import toy_options
 
 KILLS = int(os.environ.get("FAULT_KILLS", "10"))  # the long form: FAULT_KILLS=100
-LIMIT = 300  # seconds that a run may take
 
 
 def options(corpus, exp_dir):

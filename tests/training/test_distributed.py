@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from lhotse import CutSet
+from runs import train_on_ranks
 from torch.distributed import fsdp
-from toy_runs import finish, read_cuts, start, toy_options, toy_parts
+from toy_runs import read_cuts, toy_options, toy_parts
 
 from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.errors import UserError
@@ -126,7 +127,7 @@ def test_nothing_above_the_highest_wanted_layer_is_trained_or_saved(tiny_corpus,
 def test_two_ranks_train_every_kind_of_encoder(tiny_corpus, tmp_path, kind):
     folder = save_sizes(tmp_path, stable=True)
     changes = {"data__valid": [], "data__max_cuts": 2, "training__max_steps": 3, **options_of(kind, folder)}
-    done = finish(start("train.py", *toy_options(tiny_corpus, tmp_path / "exp", **changes), ranks=2))
+    done = train_on_ranks(toy_options(tiny_corpus, tmp_path / "exp", **changes))
     assert done.code == 0, done.stderr
     assert (tmp_path / "exp" / "model" / checkpoint.WEIGHTS).is_file()
 
@@ -214,12 +215,12 @@ def test_fsdp_that_cannot_be_is_refused(alone, monkeypatch):
 def test_fsdp_trains_rows_of_new_tokens_as_ddp(tiny_corpus, tmp_path):
     small = {"data__valid": [], "data__max_cuts": 2, "training__max_steps": 2}
     before = {"tasks__names": ["asr", "lid"], "tasks__full_only": "false"}
-    done = finish(start("train.py", *toy_options(tiny_corpus, tmp_path / "before", **small, **before)))
+    done = train_on_ranks(toy_options(tiny_corpus, tmp_path / "before", **small, **before), ranks=1)
     assert done.code == 0, done.stderr
     small.update(training__init_from=tmp_path / "before", training__train_only="new")
     for strategy in ("ddp", "fsdp"):
         options = toy_options(tiny_corpus, tmp_path / strategy, **small, training__strategy=strategy)
-        done = finish(start("train.py", *options, ranks=2))
+        done = train_on_ranks(options)
         assert done.code == 0, done.stderr
     assert losses_of(tmp_path / "fsdp") == pytest.approx(losses_of(tmp_path / "ddp"), rel=1e-5)
     ours, theirs = (tensors_of(tmp_path / name / "checkpoints" / "step-00000002") for name in ("fsdp", "ddp"))
@@ -247,7 +248,7 @@ def test_fsdp_of_two_ranks_is_ddp(tiny_corpus, tmp_path):
 
     def run(name, strategy, ranks=2, **more):
         options = toy_options(tiny_corpus, tmp_path / name, training__strategy=strategy, **{**changes, **more})
-        done = finish(start("train.py", *options, ranks=ranks))
+        done = train_on_ranks(options, ranks)
         assert done.code == 0, done.stderr
         return done
 

@@ -58,8 +58,9 @@ def test_curves_are_drawn_without_complaint(tmp_path, kinds):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_curves_are_drawn_after_each_validation(tmp_path):
+def test_curves_are_drawn_after_each_validation(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr("tokenverse_pp.training.trainer.plot_curves", plot_curves)  # not what conftest.py puts there
     log = RunLog(tmp_path, 0)
     run = SimpleNamespace(exp_dir=tmp_path, step=3, progress=SimpleNamespace(valid=None, judge=str))
     run.config = SimpleNamespace(training=SimpleNamespace(best_by="wer"))

@@ -68,6 +68,18 @@ def test_what_a_run_starts_from_is_scored_once(tiny_corpus, tmp_path):
     assert validated(3) == [0, 2, 3]  # not again after a resume
 
 
+@pytest.mark.parametrize("validated", [True, False])
+def test_curves_hold_the_last_step_and_are_drawn_once_for_it(tiny_corpus, tmp_path, monkeypatch, validated):
+    drawn = []
+    last = lambda folder: max(record["step"] for record in read_log(folder / "log.jsonl"))
+    monkeypatch.setattr("tokenverse_pp.training.trainer.plot_curves", lambda folder: drawn.append(last(folder)))
+    changes = {"training__max_steps": 2, "training__log_every": 1, "training__valid_every": 1, "data__max_cuts": 4}
+    started = trainer(tiny_corpus, tmp_path, **changes)
+    started.validator = (lambda model: {"loss": 1.0, "wer": 1.0}) if validated else None
+    run(started)
+    assert drawn == ([1, 2] if validated else [2])
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signal_ends_a_run_after_its_step_and_it_resumes(tiny_corpus, tmp_path, number):
     """The final model is that of a run without the signal."""

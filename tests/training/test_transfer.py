@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lhotse import CutSet
+from runs import train_on_ranks
 from safetensors.torch import load_file, save_file
-from toy_runs import assert_one_line, call, finish, read_cuts, start, toy_options, toy_parts
+from toy_runs import assert_one_line, call, read_cuts, toy_options, toy_parts
 
 from tokenverse_pp.base.config_files import save_config
 from tokenverse_pp.base.errors import UserError
@@ -334,9 +335,7 @@ def test_transfer_resumes_without_the_model_it_came_from(train_script, corpus, t
 @pytest.mark.slow
 def test_only_what_is_new_moves_on_two_ranks(corpus, tmp_path, old_run):
     options = {**NEW, **few(3), "data__valid": [], "training__train_only": "new"}
-    done = finish(
-        start("train.py", *toy_options(corpus, tmp_path / "exp", training__init_from=old_run, **options), ranks=2)
-    )
+    done = train_on_ranks(toy_options(corpus, tmp_path / "exp", training__init_from=old_run, **options))
     assert done.code == 0, done.stderr
     before, after = weights(old_run), weights(tmp_path / "exp")
     for name in VOCABULARY_ROWS[:-1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 import sys
@@ -57,20 +58,26 @@ def parse_config(
     Raises:
         UserError: for an unknown option or a value of the wrong type.
     """
-    parser = make_parser(description)
+    parser = _parser(description)
     words = list(sys.argv[1:] if argv is None else argv)
     with type_errors():
         if find_model:
-            first = parser.parse_args([word for word in words if not word.startswith("--print_config")])
-            config = from_dict(parser.dump(first, skip_none=False))
+            plain = [word for word in words if not word.startswith("--print_config")]
+            config = _read(parser, plain)
             if config.training.init_from:
+                parser = make_parser(description)  # with defaults of its own
                 parser.set_defaults(continued_defaults(find_model(config), config.training.train_only == "all"))
-        parsed = parser.parse_args(words)
-        config = check_config(from_dict(parser.dump(parsed, skip_none=False)))
+        if not find_model or config.training.init_from or words != plain:
+            config = _read(parser, words)
+        check_config(config)
     # Only before training: models that were trained otherwise still load.
     check_activation(config)
     check_languages(config.tasks)
     return config
+
+
+def _read(parser: Any, words: Sequence[str]) -> Config:
+    return from_dict(parser.dump(parser.parse_args(words), skip_none=False))
 
 
 def continued_defaults(folder: Path, whole: bool) -> Dict[str, Any]:
@@ -106,6 +113,9 @@ def make_parser(description: str = "") -> Any:
         if action.dest in help_of:
             action.help = help_of[action.dest].replace("%", "%%")
     return parser
+
+
+_parser = functools.lru_cache(maxsize=4)(make_parser)  # for who leaves its defaults as they are
 
 
 @contextlib.contextmanager
@@ -169,8 +179,22 @@ def check_types(config: Config) -> None:
         # jsonargparse lets null pass.
         if value is None and "Optional" not in str(option.type):
             raise UserError(f"{name}: expected a value, found null")
+    _parse_values(_Values(repr(values), values))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Values:
+    """The values of a configuration. Two are equal if they are written alike: 1, 1.0 and true differ."""
+
+    written: str
+    values: Dict[str, Any] = dataclasses.field(compare=False)
+
+
+# Making a parser and checking 130 options takes a tenth of a second, and a model's configuration is read by several.
+@functools.lru_cache(maxsize=64)
+def _parse_values(given: _Values) -> None:
     with type_errors():
-        make_parser().parse_object(values)
+        make_parser().parse_object(given.values)
 
 
 def _options(section: Any, where: str = "") -> Iterator[Tuple[str, Any, dataclasses.Field[Any]]]:

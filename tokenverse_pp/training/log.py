@@ -89,6 +89,8 @@ def plot_curves(exp_dir: Path) -> Optional[Path]:
         return None
     records = read_log(exp_dir / LOG_FILE)
     figure = Figure(figsize=(12, 7))
+    # Not by `tight_layout`, which draws all of it once more.
+    figure.subplots_adjust(left=0.06, right=0.985, bottom=0.08, top=0.95, wspace=0.23, hspace=0.32)
     for number, (title, sources) in enumerate(PANELS, start=1):
         axis = figure.add_subplot(2, 3, number)
         for kind, pattern in sources:
@@ -96,12 +98,11 @@ def plot_curves(exp_dir: Path) -> Optional[Path]:
             for name in sorted({key for record in mine for key in record if fnmatch(key, pattern)}):
                 points = [(record["step"], record[name]) for record in mine if name in record]
                 axis.plot(*zip(*points), label=name if "*" in pattern else kind, marker="." if kind == "valid" else "")
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title, fontsize=10, y=1.0)  # without y it is looked for
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=8)
-    figure.tight_layout()
     with replacing(exp_dir / "curves.png") as temporary:
         figure.savefig(temporary, dpi=100)
     return exp_dir / "curves.png"

