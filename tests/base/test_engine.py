@@ -91,6 +91,7 @@ def ray_engine(**options):
     fake = FakeRay(**options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "_import_ray", lambda address: fake)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # a worker without a GPU sets it
         yield RayEngine(EngineOptions(engine="ray")), fake
 
 

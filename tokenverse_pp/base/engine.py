@@ -17,7 +17,6 @@ import itertools
 import json
 import logging
 import os
-import shutil
 import socket
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
@@ -55,7 +54,7 @@ class EngineOptions:
     num_workers: int = 0
     """Workers of Ray at most; 0: as many as there is room for in the cluster at the start."""
     worker_cpus: float = 0
-    """CPUs of Ray for a worker; 0: as many as it uses threads."""
+    """CPUs of Ray for a worker; 0: one for a worker with a GPU, else as many as it uses threads."""
     worker_gpus: Optional[float] = None
     """GPUs of Ray for a worker, 0.5: two share one. Default: 1 for a job with a model if the cluster has GPUs, else
     0."""
@@ -119,9 +118,12 @@ class Parts:
             self._file = None
 
     def remove(self) -> None:
-        """Delete the folder."""
+        """Delete the part files, and the folder if it holds nothing else."""
         self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # several processes may do so at once
+            for path in self.folder.glob("part-*.jsonl"):
+                path.unlink()
+            self.folder.rmdir()
 
 
 class ShardEngine:
@@ -285,7 +287,7 @@ class RayEngine(ShardEngine):
         """What a worker takes, and how many workers the cluster has room for."""
         o, there = self.options, self.ray.cluster_resources()
         gpus = o.worker_gpus if o.worker_gpus is not None else float(uses_gpu and there.get("GPU", 0) > 0)
-        wanted = {"CPU": o.worker_cpus or float(threads), "GPU": gpus}
+        wanted = {"CPU": o.worker_cpus or float(1 if gpus else threads), "GPU": gpus}
         room = min(int(there.get(name, 0) / number) for name, number in wanted.items() if number)
         return wanted, o.num_workers or max(1, room)
 
@@ -317,7 +319,7 @@ class _Pool:
         starting = sum(task is None for _, task in self._busy.values())
         for _ in range(min(len(self.waiting) - starting, self.size - len(self._busy) - len(self._idle))):
             worker = self._worker.options(num_cpus=self.wanted["CPU"], num_gpus=self.wanted["GPU"]).remote()
-            self._busy[worker.begin.remote(self.start, os.getcwd(), _version())] = worker, None
+            self._busy[worker.begin.remote(self.start, os.getcwd(), _version(), self.wanted["GPU"] > 0)] = worker, None
         ready, _ = self.ray.wait(list(self._busy), timeout=PATIENCE)
         if not ready and not self._idle and all(task is None for _, task in self._busy.values()) and not self._is_told:
             self._is_told = True
@@ -371,12 +373,16 @@ class _Pool:
 class _Worker:
     """What runs in a worker. Each call also returns the messages that were logged in it."""
 
-    def begin(self, start: Callable[[], Compute], folder: str, version: str) -> Tuple[None, List[Tuple[int, str]]]:
+    def begin(
+        self, start: Callable[[], Compute], folder: str, version: str, has_gpu: bool
+    ) -> Tuple[None, List[Tuple[int, str]]]:
         """Load what the shards need, in the working directory of the command, to which relative paths refer."""
         if version != _version():
             raise UserError(f"{socket.gethostname()}: has tokenverse_pp {_version()}, the command is of {version}")
         if os.path.isdir(folder):
             os.chdir(folder)
+        if not has_gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of which Ray keeps no count
         with _messages() as messages:
             self._compute = start()
         return None, messages
@@ -394,12 +400,14 @@ def _messages() -> Iterator[List[Tuple[int, str]]]:
     handler = logging.Handler()
     handler.emit = lambda record: found.append((record.levelno, record.getMessage()))  # type: ignore[method-assign]
     logger = logging.getLogger("tokenverse_pp")
+    level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)  # the command decides what it shows
     try:
         yield found
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _work_on_each(work: Compute, prepare: Compute) -> Compute:

@@ -207,7 +207,7 @@ def _decode_share(start: Callable[[], Compute], mine: Sequence[Keyed], parts: Pa
     # disable=None: no bar where stderr is no terminal.
     with tqdm(total=total, unit="cut", desc=name, disable=None if world.is_first else True) as bar:
         results = current_engine().run(start, mine, parts, torch.get_num_threads(), uses_gpu=True)
-        for (_, group), line in zip(mine, results):
+        for line, (_, group) in zip(results, mine):
             for failure in line["failures"]:
                 if refused < NAMED:
                     LOG.warning("refused: %s", failure["reason"])

@@ -137,7 +137,7 @@ def store_features(
             pool = stack.enter_context(ProcessPoolExecutor(jobs, context, initializer=start))
             arrays = pool.map(work, groups)
         bar = stack.enter_context(tqdm(total=len(cuts), unit="cut", desc="features", disable=None))
-        for group, stored in zip(groups, arrays):
+        for stored, group in zip(arrays, groups):
             for cut, array in zip(group, stored):
                 custom = {**(cut.custom or {}), key: array, ORIGIN: origin}
                 done[cut.id] = dataclasses.replace(cut, custom=custom)
