@@ -426,6 +426,7 @@ def _import_ray(address: Optional[str]) -> Any:
     if not address and not os.environ.get("RAY_ADDRESS"):
         # Whoever reaches Ray's ports can run code. This is how Ray does it where it has no clusters (macOS).
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # the default of Ray 2.60, which warns unless it is set
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as later versions do; else a warning
     try:

@@ -22,6 +22,8 @@ def files_of(folder):
 def test_calls_are_converted_by_workers(tmp_path, monkeypatch):
     """Manifests hold absolute paths, so both runs write to the same folder."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray keeps the token of its clusters there
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     corpus, out = MAKERS["callhome-english"](tmp_path / "corpus"), tmp_path / "out"
     found = []
     for more in ([], ["--engine", "ray", "--num-workers", 2]):
