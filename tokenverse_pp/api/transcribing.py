@@ -21,7 +21,7 @@ from tokenverse_pp.decoding.context_graph import read_hotwords
 from tokenverse_pp.decoding.recognizer import Recognizer, plan_batches
 from tokenverse_pp.decoding.run import batch_digest
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.result import Transcript
+from tokenverse_pp.tasks.result import Transcript, Word
 
 
 def decode_options(options: TranscribeOptions, known: TaskSet) -> DecodeOptions:
@@ -153,7 +153,7 @@ def transcribe_by_cluster(
     for line in current_engine().run(start, shards, parts, torch.get_num_threads(), uses_gpu=True):
         for found in line["results"]:
             refused = found.get("refused")
-            yield Refused(**refused) if refused is not None else Transcript.from_dict(found)
+            yield Refused(**refused) if refused is not None else _transcript_of(found)
 
 
 def group_digest(run: str, group: Sequence[Item]) -> str:
@@ -166,8 +166,26 @@ def group_digest(run: str, group: Sequence[Item]) -> str:
 def group_line(decoder: Recognizer, group: List[Item]) -> Dict[str, Any]:
     """The results of a group as plain JSON."""
     found = _decode(decoder, group, None, None)
-    lines = [{"refused": vars(item)} if isinstance(item, Refused) else item.to_dict() for item in found]
-    return {"results": lines}
+    return {"results": [{"refused": vars(item)} if isinstance(item, Refused) else _line_of(item) for item in found]}
+
+
+def _line_of(transcript: Transcript) -> Dict[str, Any]:
+    """A transcript as plain JSON, with what `Transcript.to_dict` leaves out and formats need."""
+    search = {name: getattr(transcript, name) for name in ("tokens", "times", "score")}
+    written = [word.to_dict(raw=True) for word in transcript.written]
+    return {**transcript.to_dict(), "search": {**search, "written": written}}
+
+
+def _transcript_of(line: Dict[str, Any]) -> Transcript:
+    """The inverse of `_line_of`."""
+    search, tokens = line["search"], line["search"]["tokens"]
+    return dataclasses.replace(
+        Transcript.from_dict(line),
+        written=tuple(Word(**word) for word in search["written"]),
+        tokens=None if tokens is None else tuple(tokens),
+        times=tuple(search["times"]),
+        score=search["score"],
+    )
 
 
 def _decode(
