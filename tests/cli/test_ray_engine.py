@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -154,7 +155,8 @@ def test_transcribe(nodes, toy, tmp_path, after):
         words = ["--model", MODEL, "--batch-seconds", 3, "--threads", 1, *FORMATS, "--output-dir", output, *more]
         done = run("transcribe", calls, *words)
         files = {path.relative_to(output): path.read_bytes() for path in output.rglob("*") if path.is_file()}
-        return done, files
+        # libsndfile gives the audio in a page a random number.
+        return done, {path: re.sub(rb"base64,[^\"]+", b"", content) for path, content in files.items()}
 
     expected, files = transcribe(tmp_path / "one")
     assert expected.exit_code == 2 and len(files) == 6 * 23
