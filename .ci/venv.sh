@@ -58,7 +58,7 @@ pip() {
     return "${code:-0}"
 }
 export PIP_PROGRESS_BAR=off PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
-echo "installing the packages of requirements.txt in $venv: 1 to 4 minutes, 3.8 GB" >&2
+echo "installing the packages of requirements.txt in $venv: 1 to 4 minutes, 4.0 GB" >&2
 pip install --upgrade pip
 
 install_torch() {

@@ -5,6 +5,7 @@
 python recipes/decode.py --model exp/toy --cuts data/toy/cuts_test.jsonl.gz --output-dir exp/toy/decode
 python recipes/decode.py --model exp/toy --cuts ... --tasks asr,lid      # no other task's token is written
 torchrun --nproc-per-node 8 recipes/decode.py --model exp/toy ...        # eight processes, the same result
+python recipes/decode.py --model exp/toy ... --engine ray                # by a Ray cluster, the same result
 
 Run the same command again to resume a stopped run.
 Exit code 2: a wrong option, or cuts that could not be decoded (listed in failures.jsonl; all others are written).
@@ -20,9 +21,10 @@ from typing import Any, Dict, List, Mapping, Sequence
 import click
 from lhotse.cut import Cut
 
-from tokenverse_pp.api.model import load_named
+from tokenverse_pp.api.model import RecognizerJob, load_named
 from tokenverse_pp.base.config import ChunkOptions
-from tokenverse_pp.base.errors import printable
+from tokenverse_pp.base.engine import Parts, current_engine
+from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.files import url_of, write_json, write_text
 from tokenverse_pp.base.options import DecodeOptions, PageOptions
 from tokenverse_pp.base.search_options import SearchOptions
@@ -30,6 +32,7 @@ from tokenverse_pp.base.storage import working_folder
 from tokenverse_pp.cli.groups import EXIT_CODE, report_errors
 from tokenverse_pp.cli.options import (
     chosen,
+    engine_options,
     model_option,
     names_of,
     options_from,
@@ -45,7 +48,7 @@ from tokenverse_pp.data.samplers import load_cuts
 from tokenverse_pp.decoding.context_graph import read_hotwords
 from tokenverse_pp.decoding.inactive import inactive_of
 from tokenverse_pp.decoding.recognizer import choose_tasks, read_scales
-from tokenverse_pp.decoding.run import Outcome, Parts, check_ids, decode_all
+from tokenverse_pp.decoding.run import Outcome, batch_line, check_ids, decode_all, run_digest
 from tokenverse_pp.evaluation.report import write_report
 from tokenverse_pp.evaluation.scoring import score_hypotheses, score_table
 from tokenverse_pp.models.bundle import ModelBundle
@@ -90,10 +93,13 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @threads_option
 @plugin_options
 @source_options
+@engine_options
 def main(**given: Any) -> None:
     """See the module's docstring."""
     options = options_of(given)
     world = start_distributed()
+    if current_engine().is_cluster and world.size > 1:
+        raise UserError("--engine ray: has its own workers; expected one process, without torchrun")
     watch = join_watch(world, PATIENCE)
     with looking_after(watch):
         whole = run(given, options, world)
@@ -134,10 +140,14 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedCont
     if given["report"] and given["embed_audio"] and options.stored_features:
         for cut in cuts:
             check_access(cut)
-    loaded.model.to(world.device)
+    start = None
+    if current_engine().is_cluster:
+        start = job_of(given, options, run_digest(loaded, options))
+    else:
+        loaded.model.to(world.device)
     folder: Path = given["output_dir"]
     parts = Parts(working_folder(folder, "decoding") / "parts")
-    outcome = decode_all(loaded, cuts, options, parts.folder, world, given["resume"], click.echo)
+    outcome = decode_all(loaded, cuts, options, parts.folder, world, given["resume"], click.echo, start)
     if outcome is None:
         world.barrier()  # the first process has written the results
         if world.leads:
@@ -169,6 +179,12 @@ def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedCont
         refused = f"{len(outcome.failures)} of {len(cuts)} cuts could not be decoded"
         click.echo(f"{refused}: {shown}/failures.jsonl", err=True)
     return not outcome.failures
+
+
+def job_of(given: Mapping[str, Any], options: DecodeOptions, digest: str) -> RecognizerJob:
+    """What the workers of a cluster load and compute."""
+    plugins = click.get_current_context().params["plugins"]
+    return RecognizerJob(batch_line, given["model"], given["encoder"], options, digest, plugins, given["trust_plugins"])
 
 
 def read_all(paths: Sequence[str], corpora: Dict[str, str]) -> List[Cut]:

@@ -36,6 +36,7 @@ FOREIGN = {
     "--strict",
     "--mic",
     "--no-deps",
+    "--working-dir",
     "--index-url",
     "--force-reinstall",
 }

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from tokenverse_pp.base.engine import EngineOptions, RayEngine
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.editing.entity_finders import SpacyEntities
 from tokenverse_pp.data.editing.stats import plot_stats
@@ -22,6 +23,7 @@ NEEDED = {
     "websockets": lambda folder: need_websockets(),
     "aiohttp": lambda folder: need_server(),
     "prometheus_client": lambda folder: need_server(),
+    "ray": lambda folder: RayEngine(EngineOptions(engine="ray")),
     "onnx": lambda folder: require_onnx(),
     "onnxruntime": lambda folder: open_graph(folder / "encoder.onnx", 1),
 }

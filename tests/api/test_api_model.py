@@ -1,8 +1,10 @@
 """Loading, finding encoders, transcribing and saving: a tiny model with random weights, real files."""
 
+import dataclasses
 import json
 import shutil
 import types
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,17 @@ from tiny_models import write_model
 from toy_runs import read_cuts, save_frozen_encoder
 
 from tokenverse_pp.api import folders as locate
-from tokenverse_pp.api.model import TokenVerse, device_of, known_tasks
-from tokenverse_pp.api.transcribing import TranscribeOptions
+from tokenverse_pp.api.formats import FORMATS
+from tokenverse_pp.api.model import RecognizerJob, TokenVerse, device_of, known_tasks
+from tokenverse_pp.api.transcribing import TranscribeOptions, group_line, transcribe_by_cluster, transcribe_in_order
 from tokenverse_pp.base import files
+from tokenverse_pp.base.engine import Parts
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
-from tokenverse_pp.data.audio.inputs import Refused
+from tokenverse_pp.data.audio.inputs import Refused, open_audio
 from tokenverse_pp.decoding.long_form import decode_long
-from tokenverse_pp.decoding.recognizer import DecodeOptions, decode
+from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer, decode
+from tokenverse_pp.decoding.run import run_digest
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import load_model
 
@@ -40,6 +45,36 @@ def renamed(folder, target, name):
     old = next(line for line in config.read_text().splitlines() if line.startswith("    name: "))
     config.write_text(config.read_text().replace(old, f"    name: {name}"))
     return target
+
+
+def test_groups_are_shards_that_lose_nothing(model, tiny_corpus, tmp_path):
+    """Computed as a worker of a cluster does, and read from part files; every format writes the same."""
+    decoder = Recognizer(model.loaded, DecodeOptions(max_duration=2.0))
+    items = [open_audio(cut) for cut in read_cuts(tiny_corpus)] + [Refused("a.wav", "a.wav: no such file")]
+    parts, started = Parts(tmp_path / "parts"), []
+
+    def start():
+        started.append(True)
+        return partial(group_line, decoder)
+
+    expected = list(transcribe_in_order(decoder, items))
+    for _ in range(2):
+        found = list(transcribe_by_cluster(start, items, decoder.options, "run", parts))
+        assert found == expected
+        for one, other in zip(found[:-1], expected):
+            assert one.to_record() == other.to_record()
+            assert all(form.write(one) == form.write(other) for form in FORMATS.values())
+    parts.close()
+    assert len(started) == 1 and len(parts.read()) > 2
+
+
+def test_a_worker_with_another_model_is_refused(model, model_folder):
+    job = RecognizerJob(group_line, model_folder, None, DecodeOptions(), "another", threads=torch.get_num_threads())
+    with pytest.raises(UserError, match=r"model, encoder or options: on .* they differ from those on"):
+        job()
+    digest = run_digest(model.loaded, DecodeOptions())
+    found = dataclasses.replace(job, digest=digest, device="cpu")()([Refused("a.wav", "a.wav: none")])
+    assert found == {"results": [{"refused": {"label": "a.wav", "reason": "a.wav: none"}}]}
 
 
 def test_it_hears_what_decode_hears(model, tiny_corpus):

@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 from labelled_cuts import make_cut
 from lhotse import Recording
 
+from tokenverse_pp.base.engine import Parts
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.decoding.recognizer import RecognizedBatch
-from tokenverse_pp.decoding.run import Parts, batch_digest, collect, share
+from tokenverse_pp.decoding.run import batch_digest, collect, share
 
 
 def write(folder, rank, keys):
-    parts = Parts(folder)
+    parts = Parts(folder, rank)
     for key in keys:
-        parts.append(rank, key, RecognizedBatch([{"id": f"{key} é\u2028", "score": 0.1 + 0.2}], [{"id": f"no {key}"}]))
+        records, failures = [{"id": f"{key} é\u2028", "score": 0.1 + 0.2}], [{"id": f"no {key}"}]
+        parts.append(key, {"records": records, "failures": failures})
     parts.close()
 
 
@@ -33,6 +34,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines_and_goes_on(tmp_path_factory,
     write(folder, 0, "de")
     write(folder, 1, "f")
     found = Parts(folder).read()
+    assert {key: Parts(folder).line(place) for key, place in Parts(folder).places().items()} == found
     assert sorted(found) == sorted([*"abc"[: len(whole)], *"def"])
     done = collect(found, ["d", "f"])
     assert [record["id"] for record in done.records] == ["d é\u2028", "f é\u2028"]

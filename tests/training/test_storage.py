@@ -15,11 +15,11 @@ from lhotse import MonoCut
 
 from tokenverse_pp.base import storage as objects
 from tokenverse_pp.base.config import Config, DataConfig
+from tokenverse_pp.base.engine import Parts
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import open_rounds
-from tokenverse_pp.decoding.recognizer import RecognizedBatch
-from tokenverse_pp.decoding.run import Parts, check_same, gather_lines, prepare
+from tokenverse_pp.decoding.run import check_same, gather_lines, prepare
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.training import storage
 from tokenverse_pp.training.inputs import same_corpora
@@ -137,18 +137,18 @@ def test_decoded_batches_come_from_all_machines(on_machines, tmp_path):
     """Each decodes one batch of its own, and has one from a run that was stopped."""
 
     def decode(world):
-        parts = Parts(tmp_path / f"parts-{world.rank}")
+        parts = Parts(tmp_path / f"parts-{world.rank}", world.rank)
         batches = [(key, []) for key in "abcdef"]
         done = prepare(parts, batches, True, lambda line: None, world)
         mine = [key for key, _ in batches if key not in done][world.rank]
-        parts.append(world.rank, mine, RecognizedBatch([{"id": mine}]))
+        parts.append(mine, {"records": [{"id": mine}], "failures": []})
         parts.close()
         lines = gather_lines(parts, [key for key, _ in batches], world)
         return done, sorted(lines)
 
     for number, key in enumerate("fed"):
-        parts = Parts(tmp_path / f"parts-{number}")
-        parts.append(number, key, RecognizedBatch([{"id": key}]))
+        parts = Parts(tmp_path / f"parts-{number}", number)
+        parts.append(key, {"records": [{"id": key}], "failures": []})
         parts.close()
     found = on_machines(3, decode)
     assert [done for done, _ in found] == [{"d", "e", "f"}] * 3

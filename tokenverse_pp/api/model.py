@@ -1,11 +1,13 @@
-"""`TokenVerse`: a trained model, ready to transcribe."""
+"""`TokenVerse`: a trained model, ready to transcribe; `RecognizerJob`: the same in the workers of a cluster."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import socket
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union, overload
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union, overload
 
 import numpy as np
 import torch
@@ -17,11 +19,13 @@ from tokenverse_pp.api.folders import DEFAULT, PathLike, locate_encoder, locate_
 from tokenverse_pp.api.transcribing import ProgressBars, Result, decode_options, transcribe_in_order
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import Autocast, Hotword, Inactive, Names, TranscribeOptions
+from tokenverse_pp.base.options import Autocast, DecodeOptions, Hotword, Inactive, Names, TranscribeOptions
 from tokenverse_pp.base.search_options import Method, SearchOptions
+from tokenverse_pp.data.access import SourceAccess, allow_sources, current_access
 from tokenverse_pp.data.audio.inputs import Heard, Refused, is_single, open_audio, open_or_refuse, several
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.decoding.recognizer import Recognizer
+from tokenverse_pp.decoding.run import run_digest
 from tokenverse_pp.models.bundle import ModelBundle, load_model, tasks_of
 from tokenverse_pp.models.checkpoint import CONFIG
 from tokenverse_pp.tasks import load_plugins
@@ -302,6 +306,47 @@ def load_named(
         if not str(error).startswith("encoder.name"):
             raise
         raise UserError(f"{folder}: {error}; say where its encoder is: encoder= (--encoder)") from error
+
+
+@dataclass(frozen=True)
+class RecognizerJob:
+    """Loads a recognizer in the workers of a cluster, and computes its shards; what a `ShardEngine` starts.
+
+    Attributes:
+        compute: called with the recognizer and a shard; its result is plain JSON.
+        digest: of model and options where the command runs (`run_digest`).
+        threads: of the CPU; other numbers may round differently.
+    """
+
+    compute: Callable[[Recognizer, Any], Dict[str, Any]]
+    model: PathLike
+    encoder: Optional[PathLike]
+    options: DecodeOptions
+    digest: str
+    plugins: Tuple[str, ...] = ()
+    trust_plugins: bool = False
+    device: str = "auto"
+    threads: int = field(default_factory=torch.get_num_threads)
+    access: SourceAccess = field(default_factory=current_access)
+    host: str = field(default_factory=socket.gethostname)
+
+    def __call__(self) -> Callable[[Any], Dict[str, Any]]:
+        """Load the model; return what computes a shard (raises UserError, also where the model is another)."""
+        torch.set_num_threads(self.threads)
+        where = device_of(self.device)
+        load_plugins(self.plugins)
+        loaded, _ = load_named(self.model, self.encoder, self.trust_plugins)
+        if run_digest(loaded, self.options) != self.digest:
+            here = socket.gethostname()
+            raise UserError(f"model, encoder or options: on {here} they differ from those on {self.host}")
+        loaded.model.to(where)
+        decoder = Recognizer(loaded, self.options)
+
+        def compute(shard: Any) -> Dict[str, Any]:
+            with allow_sources(self.access.commands, self.access.urls):
+                return self.compute(decoder, shard)
+
+        return compute
 
 
 def device_of(name: str) -> torch.device:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
+import torch
 from tqdm import tqdm
 
+from tokenverse_pp.base.engine import Compute, Parts, current_engine
 from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.options import DecodeOptions, Names, TranscribeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.audio.inputs import Heard, Refused
 from tokenverse_pp.decoding.context_graph import read_hotwords
 from tokenverse_pp.decoding.recognizer import Recognizer, plan_batches
+from tokenverse_pp.decoding.run import batch_digest
 from tokenverse_pp.tasks.base import TaskSet
-from tokenverse_pp.tasks.result import Transcript
+from tokenverse_pp.tasks.result import Transcript, Word
 
 
 def decode_options(options: TranscribeOptions, known: TaskSet) -> DecodeOptions:
@@ -60,6 +65,7 @@ def _tuple(names: Optional[Names]) -> Tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())
 
 
+Item = Union[Heard, Refused]
 Result = Union[Transcript, Refused]
 BATCHES_AHEAD = 4  # so many batches' worth of audio is looked at before the first of it is decoded
 MOST_AHEAD = 256  # recordings
@@ -101,7 +107,7 @@ class ProgressBars:
 
 def transcribe_in_order(
     decoder: Recognizer,
-    items: Iterable[Union[Heard, Refused]],
+    items: Iterable[Item],
     on_windows: Optional[Callable[[str, int, int], None]] = None,
     on_settled: Optional[Callable[[str, Transcript], None]] = None,
 ) -> Iterator[Result]:
@@ -114,20 +120,77 @@ def transcribe_in_order(
             them.
         on_settled: called then with its label and its transcript so far (`Recognizer.on_settled`).
     """
-    waiting: List[Union[Heard, Refused]] = []
+    for group in grouped(items, decoder.options):
+        yield from _decode(decoder, group, on_windows, on_settled)
+
+
+def grouped(items: Iterable[Item], options: DecodeOptions) -> Iterator[List[Item]]:
+    """Items in the groups whose batches are planned together; they depend on nothing but items and options."""
+    waiting: List[Item] = []
     seconds = 0.0
     for item in items:
         waiting.append(item)
         seconds += item.cut.duration if isinstance(item, Heard) else 0.0
-        if seconds >= BATCHES_AHEAD * decoder.options.max_duration or len(waiting) >= MOST_AHEAD:
-            yield from _decode(decoder, waiting, on_windows, on_settled)
+        if seconds >= BATCHES_AHEAD * options.max_duration or len(waiting) >= MOST_AHEAD:
+            yield waiting
             waiting, seconds = [], 0.0
-    yield from _decode(decoder, waiting, on_windows, on_settled)
+    if waiting:
+        yield waiting
+
+
+def transcribe_by_cluster(
+    start: Callable[[], Compute], items: Iterable[Item], options: DecodeOptions, digest: str, parts: Optional[Parts]
+) -> Iterator[Result]:
+    """`transcribe_in_order` by the workers of the current engine; its groups are their shards.
+
+    Args:
+        start: loads the model, and returns `group_line` of its recognizer.
+        items: as there.
+        digest: of model and options.
+        parts: where the results of groups are kept.
+    """
+    shards = ((group_digest(digest, group), group) for group in grouped(items, options))
+    for line in current_engine().run(start, shards, parts, torch.get_num_threads(), uses_gpu=True):
+        for found in line["results"]:
+            refused = found.get("refused")
+            yield Refused(**refused) if refused is not None else _transcript_of(found)
+
+
+def group_digest(run: str, group: Sequence[Item]) -> str:
+    """A digest of a group: `batch_digest`, and the names of its items."""
+    digest = batch_digest(run, [item.cut for item in group if isinstance(item, Heard)], False)
+    names = [dataclasses.astuple(item)[:2] if isinstance(item, Refused) else (item.label, item.name) for item in group]
+    return hashlib.sha256(json.dumps([digest, names]).encode()).hexdigest()
+
+
+def group_line(decoder: Recognizer, group: List[Item]) -> Dict[str, Any]:
+    """The results of a group as plain JSON."""
+    found = _decode(decoder, group, None, None)
+    return {"results": [{"refused": vars(item)} if isinstance(item, Refused) else _line_of(item) for item in found]}
+
+
+def _line_of(transcript: Transcript) -> Dict[str, Any]:
+    """A transcript as plain JSON, with what `Transcript.to_dict` leaves out and formats need."""
+    search = {name: getattr(transcript, name) for name in ("tokens", "times", "score")}
+    written = [word.to_dict(raw=True) for word in transcript.written]
+    return {**transcript.to_dict(), "search": {**search, "written": written}}
+
+
+def _transcript_of(line: Dict[str, Any]) -> Transcript:
+    """The inverse of `_line_of`."""
+    search, tokens = line["search"], line["search"]["tokens"]
+    return dataclasses.replace(
+        Transcript.from_dict(line),
+        written=tuple(Word(**word) for word in search["written"]),
+        tokens=None if tokens is None else tuple(tokens),
+        times=tuple(search["times"]),
+        score=search["score"],
+    )
 
 
 def _decode(
     decoder: Recognizer,
-    items: List[Union[Heard, Refused]],
+    items: List[Item],
     on_windows: Optional[Callable[[str, int, int], None]],
     on_settled: Optional[Callable[[str, Transcript], None]],
 ) -> Iterator[Result]:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import click
 
+from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned, write_text
 from tokenverse_pp.cli.manifest_prepare import window_options
-from tokenverse_pp.cli.options import chosen, names_of, options_from
+from tokenverse_pp.cli.options import chosen, engine_options, names_of, options_from
 from tokenverse_pp.data.editing import mix as mixing
 from tokenverse_pp.data.editing.conversations import ConversationOptions
 from tokenverse_pp.data.editing.entity_finders import SpacyEntities, read_gazetteer
-from tokenverse_pp.data.editing.label import EntityFinder, GazetteerEntities, LabelChange, label_rows
+from tokenverse_pp.data.editing.label import (
+    EntityFinder,
+    GazetteerEntities,
+    LabelChange,
+    label_by_cluster,
+    label_rows,
+    labelling_digest,
+)
 from tokenverse_pp.data.editing.split import KeyRule, Wanted, read_ids, split_manifest, write_subset
 from tokenverse_pp.data.editing.stats import corpus_names
 from tokenverse_pp.data.manifests import read_rows, reading_bar, writing_rows
@@ -46,6 +55,7 @@ from tokenverse_pp.data.normalise import NORMALISERS
     help="Of entities whose finder gives none: gazetteer lines without one, spaCy's rules.",
 )
 @options_from(LabelChange, "overwrite")
+@engine_options
 def label(
     cuts: str,
     output: str,
@@ -67,15 +77,26 @@ def label(
     machine:spacy/fr_core_news_sm and a "confidence" from 0 to 1, and the cut's custom field label_source says that
     its task ner was labelled by that machine. `manifest stats` counts them apart. A cut that has entities already is
     refused without --overwrite, so that labels of people and of machines never mix unseen.
+
+    With --engine ray the same command continues a run that was stopped, from OUTPUT.parts.
     """
     tasks = {name: names_of(given[name]) for name in ("add", "drop")}
     change = chosen(LabelChange, given, only=names_of(given["only"]) or None, **tasks)
     finder = _finder(pipeline, gazetteer, match_case, confidence)
     if finder is None and change == LabelChange(overwrite=change.overwrite):
         raise UserError("nothing to do: expected --add, --drop, --only, --language, --spacy or --gazetteer")
+    parts = Parts(Path(f"{output}.parts")) if current_engine().is_cluster else None
     with writing_rows(output) as writer, reading_bar([cuts], "label") as bar:
-        for data in label_rows(read_rows(cuts, bar), change, finder):
-            writer.write(data)
+        if parts is None:
+            for data in label_rows(read_rows(cuts, bar), change, finder):
+                writer.write(data)
+        else:
+            found = (pipeline, gazetteer, match_case, confidence)
+            run = labelling_digest(change, found, getattr(getattr(finder, "pipeline", None), "meta", None), gazetteer)
+            for lines in label_by_cluster(read_rows(cuts, bar), change, partial(_finder, *found), run, parts):
+                writer.write_lines(lines)
+    if parts is not None:
+        parts.remove()
     click.echo(f"{writer.count} cuts: {output}")
 
 

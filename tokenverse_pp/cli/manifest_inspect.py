@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.config_files import parse_config
-from tokenverse_pp.base.errors import printable
+from tokenverse_pp.base.engine import Parts, current_engine
+from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.files import url_of, write_json
 from tokenverse_pp.cli.groups import EXIT_CODE
-from tokenverse_pp.cli.options import jobs_option, options_from, source_options, threads_option
+from tokenverse_pp.cli.options import engine_options, jobs_option, options_from, source_options, threads_option
 from tokenverse_pp.data.editing.shar import write_shar
 from tokenverse_pp.data.editing.stats import (
     count_manifests,
@@ -178,6 +179,7 @@ def to_shar(cuts: str, output_dir: Path, shard_size: int, audio: str, jobs: int)
 @jobs_option
 @threads_option
 @source_options
+@engine_options
 def store_features(
     cuts: Path,
     output: Path,
@@ -196,7 +198,8 @@ def store_features(
 
     Training with data.stored_features=true then skips the encoder, whose cost is most of a step. Features of chunks
     are kept beside those that CUTS already have: run it once for each combination that model.streaming draws. With
-    --num-jobs the processes share the GPUs, or without GPUs the cores.
+    --num-jobs the processes share the GPUs, or without GPUs the cores. With --engine ray the same command continues a
+    run that was stopped.
     """
     from tokenverse_pp.api.folders import locate_encoder
     from tokenverse_pp.data.distributed import set_threads
@@ -211,13 +214,19 @@ def store_features(
     config.name = locate_encoder(config.name, Path())
     encoder = build_encoder(config).eval()
     click.echo(set_threads(threads, encoder), err=True)
-    if torch.cuda.is_available():
+    by_cluster = current_engine().is_cluster
+    if by_cluster and jobs > 1:
+        raise UserError("--num-jobs: processes of this machine; with --engine ray it is --num-workers")
+    if torch.cuda.is_available() and not by_cluster:
         encoder = encoder.cuda()
     wanted = list(chosen)
     if sample and sample < len(wanted):
         wanted = random.Random(0).sample(wanted, sample)
     folder = storage_dir or output.with_name(output.name.split(".")[0] + ".features")
     every = perturbed(CutSet.from_cuts(wanted), speeds)
-    stored = run(every, encoder, config, folder, dtype, max_duration, bf16, chunks, jobs)
+    parts = Parts(folder / "parts") if by_cluster else None
+    stored = run(every, encoder, config, folder, dtype, max_duration, bf16, chunks, jobs, parts)
     write_cuts(stored, output)
+    if parts is not None:
+        parts.remove()
     click.echo(f"{len(stored)} cuts with features of {encoder.feature_dim} channels: {output}")

@@ -12,7 +12,7 @@ from typing import Any, Callable
 import click
 
 from tokenverse_pp.cli.manifest_import import pairs
-from tokenverse_pp.cli.options import jobs_option, options_from, together
+from tokenverse_pp.cli.options import engine_options, jobs_option, options_from, together
 from tokenverse_pp.data.corpora import LICENCES
 from tokenverse_pp.data.editing.conversations import ConversationOptions
 from tokenverse_pp.data.normalise import NORMALISERS
@@ -36,7 +36,7 @@ common_options = together(
     jobs_option,
     click.option("--force", is_flag=True, help="Prepare all again; only audio that was converted is kept."),
 )
-common = together(corpus_argument, common_options)
+common = together(corpus_argument, common_options, engine_options)
 written_option = click.option(
     "--written",
     is_flag=True,

@@ -22,6 +22,8 @@ from typing import (
 
 import click
 
+from tokenverse_pp.base.engine import EngineOptions, opened
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.option_help import option_help
 
 Command = Callable[..., Any]
@@ -124,6 +126,23 @@ threads_option = click.option(
     default=0,
     help="CPU threads; 0: as OMP_NUM_THREADS says, else by the size of the model and the number of cores.",
 )
+
+
+def engine_options(command: Command) -> Command:
+    """``--engine`` and its options, for a corpus job. The engine is the current one while the command runs."""
+
+    @options_from(EngineOptions, ray_address={"type": str}, worker_gpus={"type": float})
+    @functools.wraps(command)
+    def with_engine(*arguments: Any, **options: Any) -> Any:
+        own = {field.name: options.pop(field.name) for field in dataclasses.fields(EngineOptions)}
+        if own["engine"] == "process":
+            unused = [name for name, value in own.items() if value and name != "engine"]
+            if unused:
+                raise UserError(f"--{unused[0].replace('_', '-')}: only with --engine ray")
+        with opened(EngineOptions(**own)):
+            return command(*arguments, **options)
+
+    return with_engine
 
 
 # Of commands that read a training configuration; their context needs ``ignore_unknown_options``.

@@ -6,7 +6,7 @@ import os
 import sys
 from collections import deque
 from pathlib import Path
-from typing import Any, Deque, Mapping, Optional, Tuple
+from typing import Any, Deque, Iterator, Mapping, Optional, Tuple
 
 import click
 from tqdm import tqdm
@@ -19,6 +19,7 @@ from tokenverse_pp.cli.groups import EXIT_CODE, messages_on_stderr
 from tokenverse_pp.cli.options import (
     chosen,
     device_option,
+    engine_options,
     model_options,
     names_of,
     options_from,
@@ -71,6 +72,7 @@ FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
 @click.option("--list-tasks", is_flag=True, help="Print what the model knows, and stop.")
 @plugin_options
 @source_options
+@engine_options
 def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
     """Transcribe audio files, folders of them, lhotse manifests of cuts, or standard input (-).
 
@@ -125,14 +127,20 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
     # torch and lhotse take seconds to import: not for `--help`, nor for a wrong option.
     from tokenverse_pp.api.folders import ABOUT_DEFAULT, DEFAULT
     from tokenverse_pp.api.model import TokenVerse
+    from tokenverse_pp.api.transcribing import ProgressBars
+    from tokenverse_pp.base.engine import Parts, current_engine
     from tokenverse_pp.cli.transcribing import NamedRecording, Output, are_several, sources
     from tokenverse_pp.data.audio.inputs import Refused
     from tokenverse_pp.data.distributed import set_threads
 
     if given["model"] is None:
         click.echo(f"model: {ABOUT_DEFAULT}", err=True)
+    by_cluster = current_engine().is_cluster
     model = TokenVerse.from_pretrained(
-        given["model"] or DEFAULT, given["encoder"], given["device"], trust_plugins=given["trust_plugins"]
+        given["model"] or DEFAULT,
+        given["encoder"],
+        "cpu" if by_cluster else given["device"],
+        trust_plugins=given["trust_plugins"],
     )
     threads = set_threads(given["threads"], model.loaded.model)
     if sys.stderr.isatty():
@@ -149,14 +157,48 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
             yield source.heard
 
     refused = 0
-    for result in model.transcribe_each(opened(), options, progress=sys.stderr.isatty()):
+    parts = Parts(folder / "parts") if by_cluster and folder is not None else None
+    if by_cluster:
+        results = by_workers(model, opened(), options, given, parts)
+        results = ProgressBars().over(results) if sys.stderr.isatty() else results
+    else:
+        results = model.transcribe_each(opened(), options, progress=sys.stderr.isatty())
+    for result in results:
         source = pending.popleft()
         with tqdm.external_write_mode():  # the bars are redrawn below what is written
             reason = result.reason if isinstance(result, Refused) else output.write(source, result)
             if reason:
                 refused += 1
                 click.echo(f"error: {' '.join(reason.split())}", err=True)
+    if parts is not None:
+        parts.remove()
     return not refused
+
+
+def by_workers(
+    model: Any, items: Iterator[Any], options: TranscribeOptions, given: Mapping[str, Any], parts: Any
+) -> Iterator[Any]:
+    """`TokenVerse.transcribe_each` by the workers of a cluster (raises UserError for options that do not fit)."""
+    from tokenverse_pp.api.folders import DEFAULT
+    from tokenverse_pp.api.model import RecognizerJob
+    from tokenverse_pp.api.transcribing import decode_options, group_line, transcribe_by_cluster
+    from tokenverse_pp.decoding.recognizer import Recognizer
+    from tokenverse_pp.decoding.run import run_digest
+
+    decoding = decode_options(options, model.loaded.tasks)
+    Recognizer(model.loaded, decoding)  # checks the options
+    digest = run_digest(model.loaded, decoding)
+    start = RecognizerJob(
+        group_line,
+        given["model"] or DEFAULT,
+        given["encoder"],
+        decoding,
+        digest,
+        click.get_current_context().params["plugins"],
+        given["trust_plugins"],
+        given["device"],
+    )
+    return transcribe_by_cluster(start, items, decoding, digest, parts)
 
 
 def list_tasks(model: Optional[str], trust_plugins: bool = False) -> None:

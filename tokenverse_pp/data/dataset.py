@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import random
 import uuid
 from pathlib import Path
@@ -271,6 +272,18 @@ def _load_features(cut: Cut, key: str) -> torch.Tensor:
 def audio_files(cut: Cut) -> List[Path]:
     """The audio files of a cut; none for audio that is in memory, in an archive or behind a command or URL."""
     return [Path(str(s.source)) for recording in recordings(cut) for s in recording.sources if s.type == "file"]
+
+
+def batch_digest(run: str, group: Sequence[Cut], stored_features: bool) -> str:
+    """A digest of a batch: the run's, the cuts', and size and time of change of their audio files."""
+    digest = hashlib.sha256(run.encode())
+    for cut in group:
+        digest.update(json.dumps(cut.to_dict(), sort_keys=True, default=str).encode())
+        for path in () if stored_features else audio_files(cut):
+            if path.is_file():
+                stat = path.stat()
+                digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
 
 
 def check_recording(cut: Cut, convert: bool = False) -> None:

@@ -115,15 +115,15 @@ def shortened(text: str, limit: int = 600) -> str:
 
 
 def write_cuts(cuts: CutSet, path: Path) -> None:
-    """Write a CutSet under a temporary name, then rename it.
+    """Write a CutSet under a temporary name, then rename it. The same cuts give the same bytes.
 
     Raises:
         UserError: if the path cannot be written, or is not named ``.jsonl`` or ``.jsonl.gz``.
     """
     check_output(path)
     try:
-        with replacing(path) as temporary:
-            cuts.to_file(temporary)
+        with replacing(path) as temporary, _open_to_write(temporary) as file:
+            file.writelines(row_bytes(cut.to_dict()) for cut in cuts)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 

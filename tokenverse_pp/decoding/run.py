@@ -1,8 +1,7 @@
-"""Decoding a whole CutSet with one process or several, and part files from which a stopped run continues.
+"""Decoding a whole CutSet with one process, several, or a cluster, and part files from which a stopped run continues.
 
-A part file has one line of JSON a batch, which is flushed at once: a run that is killed leaves at most its last line
-incomplete, and that batch is decoded again. Batches are identified by a digest of model, options, cuts and audio files,
-so nothing is reused that another model, other options or other audio gave.
+Batches are identified in the part files (`Parts`) by a digest of model, options, cuts and audio files, so nothing is
+reused that another model, other options or other audio gave.
 """
 
 from __future__ import annotations
@@ -12,28 +11,29 @@ import datetime
 import hashlib
 import json
 import logging
-import shutil
 import socket
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
+import torch
 import torch.distributed as dist
 from lhotse.cut import Cut
 from tqdm import tqdm
 
 import tokenverse_pp
+from tokenverse_pp.base.engine import Compute, Line, Parts, current_engine
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import feed
 from tokenverse_pp.base.options import DecodeOptions
-from tokenverse_pp.data.dataset import audio_files
+from tokenverse_pp.data.dataset import batch_digest
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.decoding.language_models import lm_files
 from tokenverse_pp.decoding.recognizer import RecognizedBatch, Recognizer, Record, plan_batches
 from tokenverse_pp.models.bundle import ModelBundle
 
-Line = Dict[str, Any]
 LOG = logging.getLogger(__name__)
 # For the slowest process, which may get an hour-long file at the end; a process group waits 10 to 30 minutes.
 PATIENCE = datetime.timedelta(days=14)
@@ -53,60 +53,6 @@ def run_digest(loaded: ModelBundle, options: DecodeOptions) -> str:
         feed(digest, path)
     digest.update(json.dumps(dataclasses.asdict(options), sort_keys=True, default=str).encode())
     return digest.hexdigest()
-
-
-def batch_digest(run: str, group: Sequence[Cut], stored_features: bool) -> str:
-    """A digest of a batch: the run's, the cuts', and size and time of change of their audio files."""
-    digest = hashlib.sha256(run.encode())
-    for cut in group:
-        digest.update(json.dumps(cut.to_dict(), sort_keys=True, default=str).encode())
-        for path in () if stored_features else audio_files(cut):
-            if path.is_file():
-                stat = path.stat()
-                digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
-    return digest.hexdigest()
-
-
-class Parts:
-    """The part files of an output folder, one a process."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._file: Optional[IO[str]] = None
-
-    def read(self) -> Dict[str, Line]:
-        """All complete lines of all part files by the key of their batch."""
-        lines: Dict[str, Line] = {}
-        for path in sorted(self.folder.glob("part-*.jsonl")):
-            for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue
-                if isinstance(line, dict) and {"key", "records", "failures"} <= set(line):
-                    lines[line["key"]] = line
-        return lines
-
-    def append(self, rank: int, key: str, done: RecognizedBatch) -> None:
-        """Append a batch to a process's part file."""
-        if self._file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = (self.folder / f"part-{rank}.jsonl").open("a", encoding="utf-8")
-            if self._file.tell() > 0:
-                self._file.write("\n")  # the last line may be incomplete
-        line = {"key": key, "records": done.records, "failures": done.failures}
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the part file that `append` opened."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def collect(lines: Dict[str, Line], keys: Sequence[str]) -> RecognizedBatch:
@@ -135,8 +81,9 @@ def decode_all(
     world: DistributedContext,
     resume: bool = True,
     tell: Callable[[str], None] = print,
+    start: Optional[Callable[[], Compute]] = None,
 ) -> Optional[Outcome]:
-    """Decode cuts, with all the processes of ``world``.
+    """Decode cuts, with all the processes of ``world``, by the current engine.
 
     Args:
         loaded: the model, on this process's device.
@@ -146,6 +93,7 @@ def decode_all(
             once the results are written.
         resume: reuse batches that a stopped run left in ``folder``.
         tell: prints a line for the user.
+        start: for workers of a cluster: loads the model, and returns `batch_line` of its recognizer.
 
     Returns:
         The merged result in the first process, None in all others.
@@ -153,7 +101,7 @@ def decode_all(
     Raises:
         UserError: in all processes, if machines have other cuts or another model.
     """
-    parts = Parts(folder)
+    parts = Parts(folder, world.rank)
     decoder = Recognizer(loaded, options)
     digest = run_digest(loaded, options)
     check_same(world, digest, cuts)
@@ -165,7 +113,7 @@ def decode_all(
     mine = share([item for item in batches if item[0] not in done], world)
     started = time.monotonic()
     try:
-        _decode_share(decoder, mine, parts, world)
+        _decode_share(start or (lambda: partial(batch_line, decoder)), mine, parts, world)
     finally:
         parts.close()
     audio = sum(cut.duration for _, group in mine for cut in group)
@@ -246,16 +194,21 @@ def share(batches: Sequence[Keyed], world: DistributedContext) -> List[Keyed]:
     return mine
 
 
-def _decode_share(decoder: Recognizer, mine: Sequence[Keyed], parts: Parts, world: DistributedContext) -> None:
+def batch_line(decoder: Recognizer, group: Sequence[Cut]) -> Line:
+    """Decode a batch: what its line of the part file holds."""
+    done = decoder(group)
+    return {"records": done.records, "failures": done.failures}
+
+
+def _decode_share(start: Callable[[], Compute], mine: Sequence[Keyed], parts: Parts, world: DistributedContext) -> None:
     """Decode this process's batches into its part file, with a progress bar in the first process."""
     total, refused, audio, started = sum(len(group) for _, group in mine), 0, 0.0, time.monotonic()
     name = f"rank 0 of {world.size}" if world.size > 1 else "decoding"
     # disable=None: no bar where stderr is no terminal.
     with tqdm(total=total, unit="cut", desc=name, disable=None if world.is_first else True) as bar:
-        for key, group in mine:
-            done = decoder(group)
-            parts.append(world.rank, key, done)
-            for failure in done.failures:
+        results = current_engine().run(start, mine, parts, torch.get_num_threads(), uses_gpu=True)
+        for line, (_, group) in zip(results, mine):
+            for failure in line["failures"]:
                 if refused < NAMED:
                     LOG.warning("refused: %s", failure["reason"])
                 elif refused == NAMED:

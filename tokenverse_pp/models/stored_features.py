@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -22,10 +22,13 @@ from lhotse.cut import Cut
 from lhotse.features.io import NumpyFilesWriter
 from tqdm import tqdm
 
+import tokenverse_pp
 from tokenverse_pp.base.config import ChunkOptions, ModelConfig
+from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import CONTROL, UserError
+from tokenverse_pp.base.files import feed
 from tokenverse_pp.data.access import SourceAccess, allow_sources, current_access
-from tokenverse_pp.data.dataset import FEATURES, collate, features_key, load_inputs
+from tokenverse_pp.data.dataset import FEATURES, batch_digest, collate, features_key, load_inputs
 from tokenverse_pp.models.encoders import Encoder, EncoderConfig, build_encoder
 
 ORIGIN = "encoder_features_of"  # cut.custom key: which encoder and layers made the features
@@ -86,6 +89,7 @@ def store_features(
     bf16: bool = False,
     chunks: Optional[ChunkOptions] = None,
     jobs: int = 1,
+    parts: Optional[Parts] = None,
 ) -> CutSet:
     """Run the frozen half over every cut and store its output with lhotse.
 
@@ -100,7 +104,8 @@ def store_features(
         chunks: features as in streaming with these chunks, stored beside those of other chunks and of full context
             (None); multi-chunk training reads those of the chunks that it draws.
         jobs: processes. Several load the encoder of ``config`` themselves, each on one of the GPUs in turn, or on a
-            share of the CPU's threads.
+            share of the CPU's threads. A cluster (`current_engine`) has its own number of workers.
+        parts: of a cluster: where the manifests of stored batches are kept.
 
     Returns:
         The cuts, in their order, with the array's manifest in ``custom``.
@@ -117,7 +122,12 @@ def store_features(
     done: Dict[str, Cut] = {}
     with contextlib.ExitStack() as stack:
         arrays: Iterator[List[Array]] = (work.store(encoder, group) for group in groups)
-        if jobs > 1:
+        if current_engine().is_cluster:
+            threads = torch.get_num_threads()
+            shards = zip(map(partial(batch_digest, work.digest(config), stored_features=False), groups), groups)
+            lines = current_engine().run(partial(work.start, config, threads), shards, parts, threads, uses_gpu=True)
+            arrays = ([Array.from_dict(array) for array in line["arrays"]] for line in lines)
+        elif jobs > 1:
             context = multiprocessing.get_context("spawn")  # CUDA cannot be used in forked processes
             places = context.Queue()
             for number in range(jobs):
@@ -127,7 +137,7 @@ def store_features(
             pool = stack.enter_context(ProcessPoolExecutor(jobs, context, initializer=start))
             arrays = pool.map(work, groups)
         bar = stack.enter_context(tqdm(total=len(cuts), unit="cut", desc="features", disable=None))
-        for group, stored in zip(groups, arrays):
+        for stored, group in zip(arrays, groups):
             for cut, array in zip(group, stored):
                 custom = {**(cut.custom or {}), key: array, ORIGIN: origin}
                 done[cut.id] = dataclasses.replace(cut, custom=custom)
@@ -162,6 +172,23 @@ class StoringJob:
                 )
                 for cut, values, length in zip(group, features.float().cpu().numpy(), frames.tolist())
             ]
+
+    def digest(self, config: EncoderConfig) -> str:
+        """A digest of all that the features of a cut depend on: the job, and the encoder with its files."""
+        digest = hashlib.sha256(f"{tokenverse_pp.__version__} {self} {config}".encode())
+        for path in sorted(Path(config.name).iterdir()) if Path(config.name).is_dir() else ():
+            if path.is_file():
+                digest.update(f"\n{path.name}\n".encode())
+                feed(digest, path)
+        return digest.hexdigest()
+
+    def start(self, config: EncoderConfig, threads: int) -> Callable[[Sequence[Cut]], Dict[str, Any]]:
+        """Load the encoder in a worker of a cluster; return what computes a batch, as plain JSON."""
+        torch.set_num_threads(threads)
+        encoder = build_encoder(config).eval()
+        if torch.cuda.is_available():
+            encoder = encoder.cuda()
+        return lambda group: {"arrays": [array.to_dict() for array in self.store(encoder, group)]}
 
     def __call__(self, group: Sequence[Cut]) -> List[Array]:
         """`store` in a process that `_load_encoder` has started."""

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import shutil
 import tarfile
 import zlib
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
@@ -23,6 +21,7 @@ from lhotse.supervision import SupervisionSegment
 from lhotse.utils import fastcopy
 from tqdm import tqdm
 
+from tokenverse_pp.base.engine import current_engine
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import BLOCK, replacing
 from tokenverse_pp.data.corpora.common import CorpusPart, LeftOut, LeftOutRow, Say, at_16_khz, is_written, write_parts
@@ -83,29 +82,26 @@ def part_of(name: str, language: str, rows: Iterable[Union[Clip, LeftOutRow]], j
             seen.add(row.id)
             clips.append(row)
     recordings, supervisions = [], []
-    with contextlib.ExitStack() as stack:
-        opened: Iterator[Union[Recording, str]] = map(open_clip, clips)
-        if jobs > 1:
-            opened = stack.enter_context(ProcessPoolExecutor(jobs)).map(open_clip, clips, chunksize=64)
-        bar = tqdm(opened, total=len(clips), desc=name, mininterval=1.0)
-        for row, recording in zip(clips, bar):
-            if isinstance(recording, str):
-                left_out.append((row.id, recording))
-                continue
-            recordings.append(recording)
-            turn = SupervisionSegment(
-                id=row.id,
-                recording_id=row.id,
-                start=0.0,
-                duration=recording.duration,
-                channel=0,
-                language=row.language,
-                speaker=row.speaker,
-                text=row.text,
-                gender=row.gender,
-                custom={**row.custom, **({} if row.entities is None else {SPANS: list(row.entities)})},
-            )
-            supervisions.append(turn)
+    opened = current_engine().map(open_clip, clips, jobs, 64)
+    bar = tqdm(opened, total=len(clips), desc=name, mininterval=1.0)
+    for row, recording in zip(clips, bar):
+        if isinstance(recording, str):
+            left_out.append((row.id, recording))
+            continue
+        recordings.append(recording)
+        turn = SupervisionSegment(
+            id=row.id,
+            recording_id=row.id,
+            start=0.0,
+            duration=recording.duration,
+            channel=0,
+            language=row.language,
+            speaker=row.speaker,
+            text=row.text,
+            gender=row.gender,
+            custom={**row.custom, **({} if row.entities is None else {SPANS: list(row.entities)})},
+        )
+        supervisions.append(turn)
     return CorpusPart(
         name,
         RecordingSet.from_recordings(recordings),
@@ -234,9 +230,9 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 def unpack_all(archives: Sequence[Tuple[Path, Path]], jobs: int = 1) -> None:
     """`unpack` pairs of an archive and a folder, several at once."""
-    if jobs > 1 and len(archives) > 1:
-        with ProcessPoolExecutor(min(jobs, len(archives))) as pool:
-            list(pool.map(unpack, *zip(*archives)))
-    else:
-        for archive, folder in archives:
-            unpack(archive, folder)
+    for _ in current_engine().map(_unpack_to, archives, min(jobs, max(1, len(archives)))):
+        pass
+
+
+def _unpack_to(archive: Tuple[Path, Path]) -> Path:
+    return unpack(*archive)

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from lhotse.cut import Cut
 from lhotse.supervision import SupervisionSegment
 from tqdm import tqdm
 
+from tokenverse_pp.base.engine import current_engine
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned, locked, replacing
 from tokenverse_pp.data.access import check_access, use_backend
@@ -217,7 +217,7 @@ def at_16_khz(
     in an MP3 file is found by decoding what is before it.
 
     Args:
-        jobs: processes.
+        jobs: processes; a cluster (`current_engine`) has its own number of workers.
         channel: of a recording with several; None: their mean.
 
     Raises:
@@ -235,14 +235,10 @@ def at_16_khz(
         return kept
     folder.mkdir(parents=True, exist_ok=True)
     convert = partial(write_16_khz, folder=folder, channel=channel)
-    with contextlib.ExitStack() as stack:
-        written: Iterator[Recording] = map(convert, others)
-        if jobs > 1:
-            # One thread each: OpenMP's threads of this process do not exist in a forked one.
-            pool = stack.enter_context(ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)))
-            written = pool.map(convert, others, chunksize=8)
-        progress = tqdm(zip(others, written), total=len(others), desc=f"16 kHz {folder.name}", mininterval=1.0)
-        kept.update((recording.id, new) for recording, new in progress)
+    # One thread each: OpenMP's threads of this process do not exist in a forked one.
+    written = current_engine().map(convert, others, jobs, 8, torch.set_num_threads)
+    progress = tqdm(zip(others, written), total=len(others), desc=f"16 kHz {folder.name}", mininterval=1.0)
+    kept.update((recording.id, new) for recording, new in progress)
     return kept
 
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice, repeat
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
 
+from tokenverse_pp import __version__
+from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import feed
 from tokenverse_pp.base.languages import canonical_tag, compatible_languages, language_problem
 from tokenverse_pp.data.editing.entity_finders import Gazetteer, Span
 from tokenverse_pp.data.labels import LABEL_SOURCE, MACHINE, check_cut, labelled_cut
-from tokenverse_pp.data.manifests import ManifestRow, custom_of, supervision_custom, supervisions_of, tasks_of
+from tokenverse_pp.data.manifests import (
+    ManifestRow,
+    custom_of,
+    row_bytes,
+    supervision_custom,
+    supervisions_of,
+    tasks_of,
+)
 from tokenverse_pp.tasks.registry import REGISTRY, unknown_task
 
+CHUNKS = 32  # of a shard
 CHUNK = 32  # rows per call of a finder; with more, Python's garbage collector dominates the time
 
 
@@ -87,6 +101,50 @@ def label_rows(
                 if problems:
                     raise UserError(f"{row.where}: cut {row.id}: {problems[0]}")
             yield row.data
+
+
+def labelling_digest(*about: Any) -> str:
+    """A digest of what the labels depend on besides the rows; of files by their content.
+
+    Args:
+        about: values, and names of files.
+    """
+    digest = hashlib.sha256(__version__.encode())
+    for value in about:
+        digest.update(repr(value).encode())
+        if isinstance(value, str) and Path(value).is_file():
+            feed(digest, Path(value))
+    return digest.hexdigest()
+
+
+def label_by_cluster(
+    rows: Iterable[ManifestRow],
+    change: LabelChange,
+    make_finder: Callable[[], Optional[EntityFinder]],
+    run: str,
+    parts: Parts,
+) -> Iterator[List[bytes]]:
+    """`label_rows` by the workers of the current engine: some lines at a time.
+
+    Args:
+        make_finder: called in the workers.
+        run: `labelling_digest`.
+        parts: where the lines are kept.
+    """
+    rows = iter(rows)
+    groups = iter(lambda: list(islice(rows, CHUNKS * CHUNK)), [])  # whole chunks: a finder gets the same texts at once
+    shards = ((_digest(run, group), group) for group in groups)
+    for line in current_engine().run(partial(_start, change, make_finder), shards, parts):
+        yield [text.encode() for text in line["lines"]]
+
+
+def _start(change: LabelChange, make_finder: Callable[[], Optional[EntityFinder]]) -> Callable[[Any], Dict[str, Any]]:
+    finder = make_finder()
+    return lambda rows: {"lines": [row_bytes(data).decode().rstrip("\n") for data in label_rows(rows, change, finder)]}
+
+
+def _digest(run: str, rows: Sequence[ManifestRow]) -> str:
+    return hashlib.sha256(b"\n".join([run.encode(), *(row.line.rstrip(b"\r\n") for row in rows)])).hexdigest()
 
 
 def _change(row: ManifestRow, change: LabelChange) -> None:

@@ -1,0 +1,456 @@
+"""Corpus jobs in shards: computed in this process, or by workers of a Ray cluster; results come in order.
+
+A command opens its engine (`opened`), library code asks for it (`current_engine`) and hands it shards:
+
+>>> list(current_engine().run(lambda: str.upper, [("first", "a"), ("second", "b")]))
+['A', 'B']
+
+Ray is the extra ``ray``, and is imported only where it is asked for. Placing workers on machines and GPUs, and asking
+for more machines, is left to it. What is here: results in order, few shards in flight, shards of workers that died
+computed again, and `Parts`, in which results are kept so that a stopped run can be continued.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import socket
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Callable, Deque, Dict, Iterable, Iterator, List, Literal, Optional, Sequence, Tuple
+
+from tokenverse_pp.base.errors import UserError, one_line
+
+Line = Dict[str, Any]
+Compute = Callable[[Any], Any]
+Shards = Iterable[Tuple[str, Any]]  # key, shard
+LOG = logging.getLogger(__name__)
+AHEAD = 4  # shards a worker that are taken from the input before the oldest result has been fetched
+TRIES = 5  # workers that may die of a shard
+PATIENCE = 60.0  # seconds without a worker until the user is told
+STORE = 80 * 2**20  # bytes of shared memory of Ray's object store, where a cluster is started here
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Where the shards of a corpus job are computed.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    engine: Literal["process", "ray"] = "process"
+    """process: on this machine, as without this option. ray: by workers of a Ray cluster (docs/cluster.md); needs pip
+    install 'tokenverse_pp[ray]'."""
+    ray_address: Optional[str] = None
+    """Address of the Ray cluster. Default: RAY_ADDRESS, else a cluster of this machine is started for the command."""
+    num_workers: int = 0
+    """Workers of Ray at most; 0: as many as there is room for in the cluster at the start."""
+    worker_cpus: float = 0
+    """CPUs of Ray for a worker; 0: one for a worker with a GPU, else as many as it uses threads."""
+    worker_gpus: Optional[float] = None
+    """GPUs of Ray for a worker, 0.5: two share one. Default: 1 for a job with a model if the cluster has GPUs, else
+    0."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "worker_cpus", "worker_gpus"):
+            if (getattr(self, name) or 0) < 0:
+                raise UserError(f"--{name.replace('_', '-')}: expected 0 or more, got {getattr(self, name):g}")
+
+
+class Parts:
+    """Results of a run in part files of a folder, one file a process, one line of JSON a shard, flushed at once.
+
+    A run that is killed leaves at most its last line incomplete, and that shard is computed again.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0):
+        self.folder = folder
+        self.rank = rank
+        self._file: Optional[IO[str]] = None
+
+    def read(self) -> Dict[str, Line]:
+        """All complete lines of all part files by their keys."""
+        return {line["key"]: line for _, _, line in self._lines()}
+
+    def places(self) -> Dict[str, Tuple[Path, int]]:
+        """Where the lines of `read` are: file and byte. For `line`, where not all fit into memory."""
+        return {line["key"]: (path, at) for path, at, line in self._lines()}
+
+    def line(self, place: Tuple[Path, int]) -> Line:
+        """The line at a place of `places`."""
+        with place[0].open("rb") as file:
+            file.seek(place[1])
+            return json.loads(file.readline())
+
+    def _lines(self) -> Iterator[Tuple[Path, int, Line]]:
+        for path in sorted(self.folder.glob("part-*.jsonl")):
+            at = 0
+            with path.open("rb") as file:
+                for text in file:
+                    with contextlib.suppress(ValueError):
+                        line = json.loads(text)
+                        if isinstance(line, dict) and isinstance(line.get("key"), str):
+                            yield path, at, line
+                    at += len(text)
+
+    def append(self, key: str, result: Line) -> None:
+        """Append a shard's result to this process's part file."""
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = (self.folder / f"part-{self.rank}.jsonl").open("a", encoding="utf-8")
+            if self._file.tell() > 0:
+                self._file.write("\n")  # the last line may be incomplete
+        self._file.write(json.dumps({"key": key, **result}, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the part file that `append` opened."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Delete the part files, and the folder if it holds nothing else."""
+        self.close()
+        with contextlib.suppress(OSError):  # several processes may do so at once
+            for path in self.folder.glob("part-*.jsonl"):
+                path.unlink()
+            self.folder.rmdir()
+
+
+class ShardEngine:
+    """Computes shards in this process, one after another."""
+
+    is_cluster = False
+
+    def run(
+        self,
+        start: Callable[[], Compute],
+        shards: Shards,
+        parts: Optional[Parts] = None,
+        threads: int = 1,
+        uses_gpu: bool = False,
+    ) -> Iterator[Any]:
+        """The results of shards, in order.
+
+        Args:
+            start: called once in each worker, before its first shard; loads what is needed (a model), and returns the
+                function that computes a shard. With a cluster it is pickled, and so are shards and results.
+            shards: (key, shard), taken from the iterable as they are needed. The key names the shard in messages and in
+                ``parts``: a digest of all that the result depends on.
+            parts: where results are kept, which then are mappings of plain JSON. A shard whose key is there is not
+                computed.
+            threads: that a worker uses.
+            uses_gpu: whether a worker can use a GPU.
+
+        Raises:
+            UserError: naming the shard, where `TRIES` workers died of it. Errors of ``start`` and of the function are
+                raised as they are, as soon as they are known, and nothing is tried again.
+        """
+        done = parts.places() if parts is not None else {}
+        compute: Optional[Compute] = None
+        for key, shard in shards:
+            if parts is not None and key in done:
+                yield parts.line(done[key])
+                continue
+            compute = compute or start()
+            result = compute(shard)
+            if parts is not None:
+                parts.append(key, result)
+            yield result
+
+    def map(
+        self, work: Compute, items: Sequence[Any], jobs: int = 1, chunk: int = 1, prepare: Compute = bool
+    ) -> Iterator[Any]:
+        """``work`` of each item, in order, by so many processes; a cluster has its own number of workers.
+
+        Args:
+            work: pickled where it is called elsewhere.
+            chunk: items that are handed to a process at once.
+            prepare: called with 1 in each process that is started: it sets the number of threads.
+        """
+        if jobs == 1:
+            yield from map(work, items)
+            return
+        with ProcessPoolExecutor(jobs, initializer=prepare, initargs=(1,)) as pool:
+            yield from pool.map(work, items, chunksize=chunk)
+
+    def close(self) -> None:
+        """Release what the engine holds."""
+
+
+@dataclass
+class _Task:
+    """A shard, its place in the order, and how many workers have died of it."""
+
+    number: int
+    key: str
+    shard: Any
+    deaths: int = 0
+
+
+class RayEngine(ShardEngine):
+    """Computes shards by workers (actors) of a Ray cluster, which is joined or started at the first one.
+
+    Raises:
+        UserError: if Ray is not installed.
+    """
+
+    is_cluster = True
+
+    def __init__(self, options: EngineOptions):
+        self.options = options
+        self.ray = _import_ray(options.ray_address)
+        self._joined = False
+
+    def run(
+        self,
+        start: Callable[[], Compute],
+        shards: Shards,
+        parts: Optional[Parts] = None,
+        threads: int = 1,
+        uses_gpu: bool = False,
+    ) -> Iterator[Any]:
+        """See `ShardEngine.run`. At most `AHEAD` shards a worker are in flight, with results that were not fetched."""
+        done = parts.places() if parts is not None else {}
+        numbered = iter(enumerate(shards))
+        self._join()
+        pool = _Pool(self.ray, start, *self._room(threads, uses_gpu))
+        results: Dict[int, Any] = {}
+        taken, given, is_end = 0, 0, False
+        try:
+            while True:
+                while given in results:
+                    given += 1
+                    yield results.pop(given - 1)
+                while not is_end and taken - given < AHEAD * pool.size:
+                    number, (key, shard) = next(numbered, (0, (None, None)))
+                    if key is None:
+                        is_end = True
+                    elif parts is not None and key in done:
+                        results[number] = parts.line(done[key])
+                        taken += 1
+                    else:
+                        pool.waiting.append(_Task(number, key, shard))
+                        taken += 1
+                if given in results:
+                    continue
+                if is_end and given == taken:
+                    return
+                for task, result in pool.step():
+                    if parts is not None:
+                        parts.append(task.key, result)
+                    results[task.number] = result
+        finally:
+            pool.close()
+
+    def map(
+        self, work: Compute, items: Sequence[Any], jobs: int = 1, chunk: int = 1, prepare: Compute = bool
+    ) -> Iterator[Any]:
+        """See `ShardEngine.map`."""
+        rest = iter(items)
+        chunks = iter(lambda: list(itertools.islice(rest, chunk)), [])
+        shards = ((f"items {chunk * n + 1} to {chunk * n + len(part)}", part) for n, part in enumerate(chunks))
+        for results in self.run(partial(_work_on_each, work, prepare), shards):
+            yield from results
+
+    def close(self) -> None:
+        """Leave the cluster; end it if it was started here."""
+        if self._joined:
+            self.ray.shutdown()
+            self._joined = False
+
+    def _join(self) -> None:
+        """Join the cluster, or start one on this machine (raises UserError)."""
+        if self.ray.is_initialized():  # by the caller, who will leave it
+            return
+        address = self.options.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+        started = {"include_dashboard": False, "object_store_memory": STORE} if address == "local" else {}
+        try:
+            # Not what workers print: it would stand in the command's output. Their messages come with the results.
+            self.ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **started)
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            raise UserError(
+                f"--ray-address {address}: no cluster of Ray that can be joined: {one_line(error)}"
+            ) from None
+        self._joined = True
+
+    def _room(self, threads: int, uses_gpu: bool) -> Tuple[Dict[str, float], int]:
+        """What a worker takes, and how many workers the cluster has room for."""
+        o, there = self.options, self.ray.cluster_resources()
+        gpus = o.worker_gpus if o.worker_gpus is not None else float(uses_gpu and there.get("GPU", 0) > 0)
+        wanted = {"CPU": o.worker_cpus or float(1 if gpus else threads), "GPU": gpus}
+        room = min(int(there.get(name, 0) / number) for name, number in wanted.items() if number)
+        return wanted, o.num_workers or max(1, room)
+
+
+class _Pool:
+    """Workers of a cluster, at most ``size``: no more than there is work for.
+
+    A worker gets a shard when it has started, so that one for which there is no room (yet) holds nothing up.
+    """
+
+    def __init__(self, ray: Any, start: Callable[[], Compute], wanted: Dict[str, float], size: int):
+        self.ray, self.start, self.wanted, self.size = ray, start, wanted, size
+        self.waiting: Deque[_Task] = deque()
+        self._idle: List[Any] = []
+        self._busy: Dict[Any, Tuple[Any, Optional[_Task]]] = {}  # call -> worker and its shard; None: it starts
+        self._failed_starts = 0
+        self._is_told = False
+        self._worker = ray.remote(_Worker)
+
+    def step(self) -> List[Tuple[_Task, Any]]:
+        """Hand out shards, start workers for others, wait for a call to end -> the shards that it finished.
+
+        Raises:
+            UserError: where too many workers died; other errors are those of the function.
+        """
+        while self._idle and self.waiting:
+            worker, task = self._idle.pop(), self.waiting.popleft()
+            self._busy[worker.run.remote(task.shard)] = worker, task
+        starting = sum(task is None for _, task in self._busy.values())
+        for _ in range(min(len(self.waiting) - starting, self.size - len(self._busy) - len(self._idle))):
+            worker = self._worker.options(num_cpus=self.wanted["CPU"], num_gpus=self.wanted["GPU"]).remote()
+            self._busy[worker.begin.remote(self.start, os.getcwd(), _version(), self.wanted["GPU"] > 0)] = worker, None
+        ready, _ = self.ray.wait(list(self._busy), timeout=PATIENCE)
+        if not ready and not self._idle and all(task is None for _, task in self._busy.values()) and not self._is_told:
+            self._is_told = True
+            needs = ", ".join(f"{name}: {number:g}" for name, number in self.wanted.items() if number)
+            LOG.warning("no worker could start yet: the cluster has no room for one of %s (ray status)", needs)
+        return [found for call in ready for found in self._ended(call)]
+
+    def _ended(self, call: Any) -> List[Tuple[_Task, Any]]:
+        """What a call gave: a shard and its result, or nothing, if a worker has started, or died."""
+        worker, task = self._busy.pop(call)
+        try:
+            result, messages = self.ray.get(call)
+        except self.ray.exceptions.RayTaskError as error:  # raised by our code there
+            self._idle.append(worker)
+            if isinstance(error.cause, (UserError, OSError)):
+                raise error.cause from error
+            raise
+        except self.ray.exceptions.RayError as error:  # the worker died, or its machine, with the result
+            self.ray.kill(worker)
+            self._failed(task, one_line(error))
+            return []
+        for level, message in messages:
+            LOG.log(level, "%s", message)
+        self._idle.append(worker)
+        if task is not None:
+            return [(task, result)]
+        self._failed_starts = 0
+        return []
+
+    def _failed(self, task: Optional[_Task], reason: str) -> None:
+        """A worker died: its shard is the next to be computed."""
+        if task is None:
+            self._failed_starts += 1
+            if self._failed_starts >= TRIES:
+                raise UserError(f"{TRIES} workers in a row died when they started: {reason}")
+            LOG.warning("a worker died when it started; another one is started")
+            return
+        task.deaths += 1
+        if task.deaths >= TRIES:
+            raise UserError(f"shard {task.key}: {TRIES} workers died of it, the last one: {reason}")
+        LOG.warning("a worker died (%d of %d for this shard); its shard is computed again", task.deaths, TRIES)
+        self.waiting.appendleft(task)
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
+            self.ray.kill(worker)
+        self._idle, self._busy = [], {}
+
+
+class _Worker:
+    """What runs in a worker. Each call also returns the messages that were logged in it."""
+
+    def begin(
+        self, start: Callable[[], Compute], folder: str, version: str, has_gpu: bool
+    ) -> Tuple[None, List[Tuple[int, str]]]:
+        """Load what the shards need, in the working directory of the command, to which relative paths refer."""
+        if version != _version():
+            raise UserError(f"{socket.gethostname()}: has tokenverse_pp {_version()}, the command is of {version}")
+        if os.path.isdir(folder):
+            os.chdir(folder)
+        if not has_gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of which Ray keeps no count
+        with _messages() as messages:
+            self._compute = start()
+        return None, messages
+
+    def run(self, shard: Any) -> Tuple[Any, List[Tuple[int, str]]]:
+        """Compute a shard."""
+        with _messages() as messages:
+            return self._compute(shard), messages
+
+
+@contextlib.contextmanager
+def _messages() -> Iterator[List[Tuple[int, str]]]:
+    """The package's log messages in the block, with their levels."""
+    found: List[Tuple[int, str]] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append((record.levelno, record.getMessage()))  # type: ignore[method-assign]
+    logger = logging.getLogger("tokenverse_pp")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)  # the command decides what it shows
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _work_on_each(work: Compute, prepare: Compute) -> Compute:
+    prepare(1)
+    return lambda items: [work(item) for item in items]
+
+
+def _version() -> str:
+    import tokenverse_pp
+
+    return tokenverse_pp.__version__
+
+
+def _import_ray(address: Optional[str]) -> Any:
+    """Import Ray (raises UserError). A cluster that it starts itself listens on the loopback interface only."""
+    if not address and not os.environ.get("RAY_ADDRESS"):
+        # Whoever reaches Ray's ports can run code. This is how Ray does it where it has no clusters (macOS).
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # the default of Ray 2.60, which warns unless it is set
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as later versions do; else a warning
+    try:
+        import ray
+    except Exception as error:  # a broken installation may raise other errors than ImportError
+        raise UserError(f"--engine ray needs Ray ({one_line(error)}): pip install 'tokenverse_pp[ray]'") from None
+    return ray
+
+
+_CURRENT: ContextVar[ShardEngine] = ContextVar("engine", default=ShardEngine())  # noqa: B039 (it holds nothing)
+
+
+def current_engine() -> ShardEngine:
+    """The engine of `opened`; outside of it, this process."""
+    return _CURRENT.get()
+
+
+@contextlib.contextmanager
+def opened(options: EngineOptions) -> Iterator[ShardEngine]:
+    """The engine of these options, which is the current one within the block (raises UserError)."""
+    engine = RayEngine(options) if options.engine == "ray" else ShardEngine()
+    token = _CURRENT.set(engine)
+    try:
+        yield engine
+    finally:
+        _CURRENT.reset(token)
+        engine.close()
