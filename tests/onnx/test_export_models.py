@@ -16,7 +16,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.long_form import decode_long
 from tokenverse_pp.decoding.search import search
-from tokenverse_pp.onnx import export
+from tokenverse_pp.onnx import export, graphs
 from tokenverse_pp.onnx.export import ExportOptions, export_onnx, torch_frames
 from tokenverse_pp.onnx.graphs import require_onnx
 from tokenverse_pp.runtime import Runtime
@@ -143,6 +143,21 @@ def test_smaller_weights(exported, case, precision):
     types = {tensor.data_type for tensor in onnx.load(folder / "encoder.onnx").graph.initializer}
     assert {"int8": onnx.TensorProto.INT8, "float16": onnx.TensorProto.FLOAT16}[precision] in types
     assert runtime.search(audio)[0][0].tokens
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_weights_of_large_models_are_beside_the_graph(exported, tmp_path, monkeypatch, precision):
+    loaded, small = exported("whisper-frozen", precision)
+    monkeypatch.setattr(graphs, "LARGEST", 2000)  # bytes
+    export_onnx(loaded, tmp_path / "out", ExportOptions(precision))
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert "encoder.data" in files and set(files) == set(json.loads((tmp_path / "out/export.json").read_text())["files"]) | {
+        "README.md", "export.json",
+    }  # fmt: skip
+    assert (tmp_path / "out/encoder.onnx").stat().st_size < (small / "encoder.onnx").stat().st_size
+    audio = noise(16000, 9000)
+    for ours, theirs in zip(Runtime(tmp_path / "out").encode(audio, ["scd"]), Runtime(small).encode(audio, ["scd"])):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_description_is_in_the_folder_and_in_the_graphs(exported):

@@ -20,6 +20,7 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, cast
@@ -43,7 +44,7 @@ from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.onnx.folder import ENCODER, FIRST, JOINER, PREDICTOR, Description
 
 TYPES = {torch.float32: "float32", torch.float64: "float64", torch.int64: "int64"}
-LARGEST = 1_900_000_000  # bytes: an ONNX file that holds its weights cannot exceed 2 GiB
+LARGEST = 1_900_000_000  # bytes of weights: an ONNX file that holds them cannot exceed 2 GiB
 SMALLEST_FLOAT16 = 1024  # numbers in a tensor that is stored in float16
 SMALLEST_SHARED = 256  # bytes of a tensor that goes into the shared file
 # Largest and RMS error of what a graph gives, relative to the RMS of torch's. Quantised weights are another model,
@@ -255,15 +256,16 @@ def trace(
         UserError: for a module that cannot be exported.
     """
     size = sum(p.numel() * p.element_size() for p in module.parameters())
-    if size > LARGEST:
-        raise UserError(f"export: the encoder has {size / 1e9:.1f} GB of weights, an ONNX file holds 2 GB at most")
+    # torch writes a file for each tensor of a large module; `save_graph` joins them.
+    target = path.parent / f"{path.stem}.parts" / path.name if size > LARGEST else path
+    target.parent.mkdir(exist_ok=True)
     first = {0: rows} if rows else {}
     try:
         with traceable():
             torch.onnx.export(
                 module,
                 tuple(inputs.values()),
-                str(path),
+                str(target),
                 input_names=list(inputs),
                 output_names=list(outputs),
                 dynamic_axes={name: {**first, **(axes or {}).get(name, {})} for name in (*inputs, *outputs)},
@@ -273,6 +275,23 @@ def trace(
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"export: torch cannot write this encoder as ONNX: {reason}") from error
+    if target != path:
+        import onnx
+
+        save_graph(onnx.load(target), path)
+        shutil.rmtree(target.parent)
+
+
+def save_graph(model: Any, path: Path) -> None:
+    """Write a graph; the weights of a large one beside it, as ``NAME.data``."""
+    import onnx
+
+    (path.parent / f"{path.stem}.data").unlink(missing_ok=True)  # onnx would append
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST:
+        options = {"location": f"{path.stem}.data", "size_threshold": SMALLEST_SHARED}
+        onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=True, **options)
+    else:
+        onnx.save(model, path)
 
 
 def trace_encoder(model: Transducer, d: Description, folder: Path, opset: int) -> None:
@@ -373,6 +392,7 @@ def share_weights(folder: Path, graphs: Sequence[str], weights: str) -> None:
                 tensor.ClearField("raw_data")
                 tensor.ClearField("float_data")
             onnx.save(model, folder / name)
+            (folder / name).with_suffix(".data").unlink(missing_ok=True)
 
 
 def torch_stream(
@@ -425,17 +445,24 @@ def reduce_precision(path: Path, precision: str) -> None:
 
 def to_int8(path: Path) -> None:
     """Quantise the matrix products of a graph to 8 bits, in place (onnxruntime's dynamic quantisation)."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     def no_advice(record: logging.LogRecord) -> bool:
         """Hides the advice to infer shapes first, which changes nothing for products with weights."""
         return "pre-processing" not in record.getMessage()
 
+    data = path.with_suffix(".data")
+    options = {"per_channel": True, "weight_type": QuantType.QInt8, "use_external_data_format": data.exists()}
+    target = path.with_suffix(".int8.onnx")
     logging.getLogger().addFilter(no_advice)
     try:
-        quantize_dynamic(path, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(path, target, op_types_to_quantize=["MatMul"], **options)
     finally:
         logging.getLogger().removeFilter(no_advice)
+    save_graph(onnx.load(target), path)
+    target.unlink()
+    target.with_name(f"{target.name}.data").unlink(missing_ok=True)
 
 
 def to_float16(path: Path) -> None:
@@ -453,7 +480,7 @@ def to_float16(path: Path) -> None:
         casts.append(helper.make_node("Cast", [stored], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
     for node in reversed(casts):
         model.graph.node.insert(0, node)
-    onnx.save(model, path)
+    save_graph(model, path)
 
 
 def describe(path: Path, values: Dict[str, Any]) -> None:
