@@ -18,6 +18,7 @@ from tokenverse_pp.decoding.long_form import decode_long
 from tokenverse_pp.decoding.search import search
 from tokenverse_pp.onnx import export, graphs
 from tokenverse_pp.onnx.export import ExportOptions, export_onnx, torch_frames
+from tokenverse_pp.onnx.folder import DESCRIPTION
 from tokenverse_pp.onnx.graphs import require_onnx
 from tokenverse_pp.runtime import Runtime
 
@@ -150,10 +151,8 @@ def test_weights_of_large_models_are_beside_the_graph(exported, tmp_path, monkey
     loaded, small = exported("whisper-frozen", precision)
     monkeypatch.setattr(graphs, "LARGEST", 2000)  # bytes
     export_onnx(loaded, tmp_path / "out", ExportOptions(precision))
-    files = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert "encoder.data" in files and set(files) == set(json.loads((tmp_path / "out/export.json").read_text())["files"]) | {
-        "README.md", "export.json",
-    }  # fmt: skip
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "encoder.data" in files and files == {*Runtime(tmp_path / "out").description.files, "README.md", DESCRIPTION}
     assert (tmp_path / "out/encoder.onnx").stat().st_size < (small / "encoder.onnx").stat().st_size
     audio = noise(16000, 9000)
     for ours, theirs in zip(Runtime(tmp_path / "out").encode(audio, ["scd"]), Runtime(small).encode(audio, ["scd"])):

@@ -288,7 +288,7 @@ def save_graph(model: Any, path: Path) -> None:
 
     (path.parent / f"{path.stem}.data").unlink(missing_ok=True)  # onnx would append
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST:
-        options = {"location": f"{path.stem}.data", "size_threshold": SMALLEST_SHARED}
+        options: Dict[str, Any] = {"location": f"{path.stem}.data", "size_threshold": SMALLEST_SHARED}
         onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=True, **options)
     else:
         onnx.save(model, path)
@@ -453,7 +453,11 @@ def to_int8(path: Path) -> None:
         return "pre-processing" not in record.getMessage()
 
     data = path.with_suffix(".data")
-    options = {"per_channel": True, "weight_type": QuantType.QInt8, "use_external_data_format": data.exists()}
+    options: Dict[str, Any] = {
+        "per_channel": True,
+        "weight_type": QuantType.QInt8,
+        "use_external_data_format": data.exists(),
+    }
     target = path.with_suffix(".int8.onnx")
     logging.getLogger().addFilter(no_advice)
     try:
