@@ -23,7 +23,7 @@ from sampler_restore import made_up_cuts, make_wanted
 
 from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.lines import EVERY, LineIndex, index_path
+from tokenverse_pp.data.lines import EVERY, LineIndex, index_path, sample
 from tokenverse_pp.data.manifests import cut_of_line, row_bytes, writing_rows
 from tokenverse_pp.data.samplers import CutSource, Rounds, SamplerState, TrainSampler, open_rounds, open_source
 
@@ -200,7 +200,8 @@ def sparse_corpus(path: Path, total: int, config: DataConfig, number: int, ranks
             file.seek(start * width)
             for at in range(start, min(stop, total)):
                 file.write(source.line(at)[:-1].ljust(width - 1).encode() + b"\n")
-    index = LineIndex([path.name], [total * width], [total], [*range(0, total * width, EVERY * width)], "0" * 64)
+    offsets = [*range(0, total * width, EVERY * width)]
+    index = LineIndex([path.name], [total * width], [total], offsets, "0" * 64, [sample(path)])
     index_path(path).write_text(json.dumps(vars(index)), encoding="utf-8")
 
 

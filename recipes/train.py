@@ -103,7 +103,7 @@ def train(config: Config, world: DistributedContext, stop: Optional[StopRequest]
         model = model.to(world.device)
 
     # Batches: which cuts are used, and in which order.
-    inputs = make_inputs(config, world, tasks, tokenizer, model.encoder, rounds, valid)
+    inputs = make_inputs(config, world, tasks, tokenizer, model.encoder, rounds, valid, begins=start is None)
 
     # Train.
     dataset = inputs.dataset

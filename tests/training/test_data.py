@@ -60,7 +60,7 @@ def test_looks_at_the_first_cuts_and_ends_each_round():
     config = DataConfig(max_cuts=3, num_buckets=2, round_cuts=8)
     rounds = Rounds([InMemory(some_cuts(16))], config, 1)
     sampler = TrainSampler(
-        rounds, config, 1, DistributedContext(), lambda cut: not seen.append(cut.id), lambda: looks.append(len(seen))
+        rounds, config, 1, DistributedContext(), lambda cut: not seen.append(cut.id), lambda _: looks.append(len(seen))
     )
     sampler.look()
     sampler.look()

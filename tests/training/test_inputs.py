@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
 from lhotse import CutSet
-from toy_runs import call, finish, read_cuts, start, toy_options
+from toy_runs import call, finish, read_cuts, start, toy_options, toy_parts
 
 from tokenverse_pp.base.config import Config, DataConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.data.samplers import open_rounds, open_source
+from tokenverse_pp.data.samplers import SamplerState, open_rounds, open_source
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.tasks import build_tasks
-from tokenverse_pp.training.inputs import check_data
+from tokenverse_pp.training.inputs import check_data, make_inputs
 
 TASKS = build_tasks(["asr", "lid"], {"lid": {"languages": ["fr"]}})
 
@@ -109,6 +109,34 @@ def test_audio_is_looked_up_for_a_sample_spread_over_the_file(tiny_corpus, tmp_p
         found = on_ranks(ranks, lambda world, config=config: check_data(config, toy_tasks, world))
         assert len(set(found)) == 1 and (found[0] is not None) == seen
         assert not seen or ("gone.wav" in found[0] and cuts[8].id in found[0])
+
+
+@pytest.mark.parametrize("most, stops", [(0.0001, True), (1.0, False)])
+def test_unknown_tokens_and_cuts_left_out_of_any_rank_are_told(tiny_corpus, tmp_path, caplog, most, stops):
+    """Cuts of the second round, in the part of rank 1: with data.rank_parts no other rank reads them."""
+    caplog.set_level("INFO")
+    cuts = read_cuts(tiny_corpus)
+    for cut in cuts[13:15]:
+        cut.custom["tasks"] = ["asr"]  # other labels refer to places in the text
+    cuts[14].supervisions[0].text = "\u2603" + cuts[14].supervisions[0].text
+    cuts[13].supervisions[0].text *= 40  # too long for its frames
+    path = tmp_path / "cuts.jsonl"
+    CutSet.from_cuts(cuts).to_file(path)
+    options = {"data__train": [path], "data__rank_parts": "true", "data__round_cuts": 8, "data__max_unk_share": most}
+    parts = toy_parts(tiny_corpus, **options)
+
+    def epoch(world):
+        rounds = open_rounds(parts.config.data, 1)
+        dataset, tokenizer = parts.dataset, parts.dataset.tokenizer
+        inputs = make_inputs(parts.config, world, dataset.tasks, tokenizer, parts.model.encoder, rounds, [])
+        list(inputs.sampler.batches(SamplerState()))
+
+    found = on_ranks(2, epoch)
+    assert found[0] == found[1] and (found[0] is not None) == stops
+    said = [record.message for record in caplog.records]
+    assert sum(line.startswith(f"rank 1: cut {cuts[13].id} left out: its target") for line in said) == 1
+    unknown = found[:1] if stops else [line for line in said if line.startswith("data.train: ")][:1]
+    assert "(U+2603)" in unknown[0] and f"first in {cuts[14].id}" in unknown[0]
 
 
 @pytest.mark.slow

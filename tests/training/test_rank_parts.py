@@ -56,8 +56,9 @@ class Told(DistributedContext):
     """A rank that has been told what all ranks say."""
 
     def gather(self, item):
-        assert self.sizes[0][self.rank] == item
-        return self.sizes.pop(0)
+        count, counted = item
+        assert self.sizes[0][self.rank] == count
+        return [(size, counted) for size in self.sizes.pop(0)]
 
 
 def sampler_of(count, config, world):
@@ -105,9 +106,8 @@ def test_resume_at_any_place_has_the_batches_that_were_left(data, ranks, count, 
         assert left == [(after, ids) for after, ids in whole[rank] if after > place]
 
 
-def test_real_exchange_between_ranks_ends_rounds_together():
-    """Threads that wait for each other where ranks talk, as processes do: none hangs, none is left over."""
-    ranks, config = 8, config_of(160)
+def threads_of(ranks, function):
+    """``function(world)`` of each rank, in threads that wait for each other where ranks talk."""
     barrier, board = threading.Barrier(ranks, timeout=30), [None] * ranks
 
     class World(DistributedContext):
@@ -118,11 +118,18 @@ def test_real_exchange_between_ranks_ends_rounds_together():
             barrier.wait()
             return found
 
-    def epoch(rank):
-        return [place for place, _ in sampler_of(500, config, World(rank, ranks)).batches(SamplerState())]
-
     with ThreadPoolExecutor(ranks) as pool:
-        found = list(pool.map(epoch, range(ranks)))
+        return list(pool.map(lambda rank: function(World(rank, ranks)), range(ranks)))
+
+
+def test_real_exchange_between_ranks_ends_rounds_together():
+    """Threads that wait for each other where ranks talk, as processes do: none hangs, none is left over."""
+    ranks, config = 8, config_of(160)
+
+    def epoch(world):
+        return [place for place, _ in sampler_of(500, config, world).batches(SamplerState())]
+
+    found = threads_of(ranks, epoch)
     assert len(set(map(tuple, found))) == 1 and {place.round for place in found[0]} == {0, 1, 2, 3}
 
 
@@ -130,8 +137,49 @@ def test_rank_without_a_cut_is_refused_on_all():
     for rank in range(3):
         world = Told(rank, 3)
         object.__setattr__(world, "sizes", [[0, 1, 1]])
-        with pytest.raises(UserError, match=r"--data\.rank_parts: rank 0 has no cut in round 0"):
+        with pytest.raises(UserError, match=r"--data\.rank_parts: rank 0 has no cut that can be used in round 0"):
             list(sampler_of(2, config_of(100), world).batches(SamplerState()))
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_round_without_a_cut_that_can_be_used_is_passed_over(parts):
+    config = config_of(20)
+    config.rank_parts = parts
+    world = DistributedContext(0, 2)
+    object.__setattr__(world, "gather", lambda item: [item] * 2)
+    rounds = Rounds([Lazy(60)], config, 1)
+    sampler = TrainSampler(rounds, config, 1, world, lambda cut: not 20 <= int(cut.id[1:]) < 40)
+    assert {place.round for place, _ in sampler.batches(SamplerState())} == {0, 2}
+
+
+def test_what_any_rank_counts_is_told_to_all_after_each_round():
+    """What is said and judged is that of all ranks; before, the first cuts, which all have read alike."""
+    config, heard = config_of(40), {0: [], 1: []}
+
+    def epoch(world):
+        seen = []
+
+        def counted():
+            taken = (len(seen), [*seen])
+            seen.clear()
+            return taken
+
+        sampler = TrainSampler(
+            Rounds([Lazy(80)], config, 1),
+            config,
+            1,
+            world,
+            lambda cut: seen.append(cut.id) or True,
+            heard[world.rank].append,
+            counted=counted,
+        )
+        return list(sampler.batches(SamplerState()))
+
+    threads_of(2, epoch)
+    assert heard[0] == heard[1]
+    first, *rounds = heard[0]
+    assert [count for count, _ in first] == [40] and [[n for n, _ in told] for told in rounds] == [[20, 20]] * 2
+    assert sorted(cut for told in rounds for _, cuts in told for cut in cuts) == sorted(f"c{n}" for n in range(80))
 
 
 @given(st.lists(st.lists(st.floats(0.5, 30), min_size=1, max_size=9), min_size=1, max_size=8), st.integers(0, 9))
@@ -170,7 +218,7 @@ def test_one_rank_draws_as_without_parts():
 
 @pytest.mark.parametrize("count", [10_000, 100_000_000])
 def test_what_a_rank_holds_and_reads_does_not_grow_with_the_corpus(count):
-    """The cuts that it has made, and those that are alive, after 20 batches in the middle of the corpus."""
+    """The cuts that it has made, and those that are alive, after 8 batches in the middle of the corpus."""
     config = config_of(64 * 50, buffer_size=1000)
     world = DistributedContext(63, 64)
     object.__setattr__(world, "gather", lambda item: [item] * 64)
@@ -193,7 +241,8 @@ def test_next_round_is_read_a_little_with_each_batch():
     for place, _ in sampler.batches(SamplerState()):
         read.append((place.round, source.made))
     steps = [after - before for (_, before), (_, after) in zip(read, read[1:])]
-    assert max(steps) <= AHEAD * READ and read[-1] == (3, source.made)
+    assert max(steps) <= AHEAD * READ and read[-1][0] == 3
+    assert source.made == 2000 + 4 * 1000  # the first round to find the buckets, and this rank's half of each
 
 
 def corpus(path, count):
@@ -229,7 +278,7 @@ def test_indexed_manifest_is_not_read(tmp_path):
         file.seek(width * (total - 1000))
         file.write(last * 1000)
     offsets = [*range(0, width * total, width * lines.EVERY)]
-    index = lines.LineIndex([path.name], [width * total], [total], offsets, "ab")
+    index = lines.LineIndex([path.name], [width * total], [total], offsets, "ab", [lines.sample(path)])
     lines.index_path(path).write_text(json.dumps(vars(index)))
     source = open_source(str(path))
     assert source.count == total and source.fingerprint() == {"path": str(path), "bytes": width * total, "sha256": "ab"}
@@ -256,21 +305,84 @@ def test_index_command(tmp_path, name):
     os.utime(lines.index_path(path), ns=(changed - 10**9, changed - 10**9))
     with pytest.raises(UserError, match=r"^[^:]*\.index: .* has changed since; run `tokenverse-pp manifest index"):
         open_source(str(path)).fingerprint()
+    assert run("manifest", "index", path).exit_code == 0
+    # A file of the same size that is moved to this place keeps its older time.
+    manifest = source.manifests()[-1]
+    manifest.write_bytes(manifest.read_bytes()[::-1])
+    os.utime(manifest, ns=(changed - 10**9, changed - 10**9))
+    with pytest.raises(UserError, match=r"^[^:]*\.index: .* has changed since; run `tokenverse-pp manifest index"):
+        open_source(str(path)).fingerprint()
+    manifest.write_bytes(manifest.read_bytes()[::-1])
     lines.index_path(path).write_text('{"files": ["a"]}')
     with pytest.raises(UserError, match=r"^[^:]*\.index: not an index"):
         open_source(str(path))
     assert run("manifest", "index", path).exit_code == 0 and open_source(str(path)).count == 7
 
 
-def test_advice_is_for_runs_that_need_it():
-    def advice(ranks, count, **data):
+@pytest.mark.parametrize("size", [1, 3 * 4096, 2**20])
+def test_index_knows_a_shuffled_file_again(tmp_path, size):
+    path = tmp_path / "cuts.jsonl"
+    content = bytes(random.Random(1).choices(range(256), k=size))
+    path.write_bytes(content)
+    assert lines.sample(path) == lines.sample(path) and len(lines.sample(path)) == 16
+    known = lines.sample(path), lines.sample(path, 50_000)
+    for at in (0, size - 1):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        assert lines.sample(path) != known[0] and lines.sample(path, 50_000) != known[1]
+
+
+def test_file_that_changes_while_it_is_indexed_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "cuts.jsonl"
+    corpus(path, 3)
+    source, feed = LinesSource(str(path)), lines.feed
+
+    def slow(digest, file):
+        size = feed(digest, file)
+        with open(file, "ab") as other:
+            other.write(b"{}\n")
+        return size
+
+    monkeypatch.setattr(lines, "feed", slow)
+    with pytest.raises(UserError, match=r"cuts\.jsonl: has changed while it was indexed"):
+        source.write_index()
+    assert not lines.index_path(path).exists()
+
+
+def test_shar_folder_that_is_the_working_folder(tmp_path, monkeypatch):
+    """Also shards whose names have no number, and an index of one of them in the folder, which is no shard."""
+    cuts = CutSet.from_cuts(corpus(tmp_path / "all.jsonl", 6))
+    folder = tmp_path / "shar"
+    folder.mkdir()
+    cuts.to_shar(folder, fields={}, shard_size=3, warn_unused_fields=False)
+    for number, shard in enumerate(sorted(folder.iterdir())):
+        shard.rename(folder / f"cuts.part-{number}.jsonl.gz")
+    monkeypatch.chdir(folder)
+    shard = folder / "cuts.part-0.jsonl.gz"
+    assert run("manifest", "index", shard).exit_code == 0 and (folder / f"{shard.name}.index").is_file()
+    for indexed in (False, True):
+        source = open_source(".")
+        assert bool(source.index) == indexed and source.count == 6
+        assert [cut.id for cut in source.read(0, 7)] == ["c0", "c1", "c2", "c3", "c4", "c5", "c0"]
+        assert run("manifest", "index", ".").exit_code == 0 and (tmp_path / "shar.index").is_file()
+
+
+def test_advice_is_for_runs_that_need_it(tmp_path):
+    def advice(ranks, count, source=None, **data):
         config = Config(data=DataConfig(**data))
-        return " ".join(growth_advice(config, ranks, Rounds([Lazy(count)], config.data, 1)))
+        return " ".join(growth_advice(config, ranks, Rounds([source or Lazy(count)], config.data, 1)))
 
     assert advice(8, 10**6) == "" == advice(64, 10**6, rank_parts=True, round_cuts=1_280_000)
     assert "--data.rank_parts true --data.round_cuts 1280000" in advice(64, 10**6)
     assert "781 cuts a rank" in advice(64, 10**6, rank_parts=True)
     assert "manifest index" in advice(1, 10**7)
+    # No round is large enough: there are fewer cuts a rank.
+    assert advice(64, 600_000) == "" == advice(64, 600_000, rank_parts=True)
+    # What a rank gets counts, which may be less than round_cuts.
+    assert "7812 cuts a rank" in advice(64, 10**6, rank_parts=True, round_cuts=999_999)
+    CutSet.from_cuts(corpus(tmp_path / "all.jsonl", 1)).to_file(tmp_path / "cuts.json")
+    document = open_source(str(tmp_path / "cuts.json"))
+    document._count = 10**7
+    assert advice(1, 0, document) == ""
 
 
 def test_document_has_no_index(tmp_path):

@@ -119,6 +119,24 @@ def test_changed_corpus_is_refused_unless_allowed(train_script, tiny_corpus, exp
     assert allowed.code == 0 and "options changed since step-00000006: data.train" in allowed.stderr, allowed.stderr
 
 
+def test_other_rounds_are_gone_on_from_at_the_same_share_of_the_epoch(train_script, tiny_corpus, exp_dir, tmp_path):
+    def said(folder, round_cuts, steps):
+        done = resume(train_script, tiny_corpus, folder, data__round_cuts=round_cuts, training__max_steps=steps)
+        assert done.code == 0, done.stderr
+        return done.stderr
+
+    folder = tmp_path / "rounds"
+    said(folder, 4, 3)  # 16 cuts in rounds of 4: a batch each
+    newest = checkpoint.list_checkpoints(folder)[-1]
+    assert checkpoint.read_state(newest)["round"] == 2
+    text = said(folder, 8, 4)
+    assert (
+        "has 4 rounds an epoch, now 2: going on at the beginning of round 1; its cuts that were drawn come again"
+        in text
+    )
+    assert "resuming from step-00000003: epoch 0, round 1, batch 0" in text
+
+
 def test_moved_corpus_is_the_same(train_script, tiny_corpus, exp_dir, tmp_path):
     manifest = shutil.copy(tiny_corpus / "cuts_train.jsonl.gz", tmp_path / "moved.jsonl.gz")
     assert resume(train_script, tiny_corpus, exp_dir, data__train=[manifest], training__max_steps=7).code == 0

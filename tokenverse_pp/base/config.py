@@ -257,11 +257,13 @@ class DataConfig:
     """Cuts drawn in an epoch when data.weights is given; null: as many as the files hold."""
     round_cuts: int = at_least(1, 50000)
     """An epoch is drawn in rounds of this many cuts; a resumed run draws one round again. With data.rank_parts the
-    ranks share them: set about 20,000 times the number of ranks."""
+    ranks share them: set about 20,000 times the number of ranks. Set it for the whole run: resumed with another value,
+    it goes on at the beginning of a round, and repeats cuts."""
     rank_parts: bool = False
     """Each rank reads a part of its own of each round, and draws its batches from it; for 32 ranks and more. Without it
-    each rank reads and draws the batches of all, which then takes longer than a step (docs/scaling.md). Needs an index
-    (`tokenverse-pp manifest index`) or Shar folders to start a part quickly. Batches are other ones than without."""
+    each rank reads and draws the batches of all, which takes longer than a step from 33 GPUs with 240 s a batch on, 67
+    with 120 s (docs/scaling.md). Needs an index (`tokenverse-pp manifest index`) or Shar folders to start a part
+    quickly. Batches are other ones than without: set it for the whole run."""
     num_workers: int = at_least(0, 1)
     """Processes that load batches; 0: load in the training process."""
     min_seconds: float = 0.1

@@ -8,7 +8,7 @@ import json
 import random
 import uuid
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from tokenverse_pp.tasks.transcript import is_task_token, transcript_of
 SAMPLING_RATE = SAMPLE_RATE  # Hz
 FEATURES = "encoder_features"  # cut.custom key of the stored features at the seam
 NAMED = 5  # characters and cut ids that a message lists
+REPORTED = 100  # cuts left out by a rank of which the others are told by name, at once
 # cut.custom key: file of data.train, and earlier passes through it in this epoch; absent where both are 0
 PASS = "pass_of_epoch"
 NO_CORPUS = "-"  # for cuts without a custom field "corpus" where their file is not known either
@@ -304,6 +305,17 @@ def check_recording(cut: Cut, convert: bool = False) -> None:
         raise UserError(f"{source}: expected one channel, found {cut.num_channels}")
 
 
+class UnknownCounts(NamedTuple):
+    """What `Unknown` has counted."""
+
+    tokens: int
+    unknown: int
+    cuts: int
+    first: List[str]
+    """Ids of the first cuts."""
+    characters: Dict[str, int]
+
+
 class Unknown:
     """Counts the target tokens that are ``<unk>`` during a pass over cuts, which `finish` ends."""
 
@@ -317,6 +329,21 @@ class Unknown:
         self.tokens = self.unknown = self.cuts = 0
         self.first: List[str] = []  # ids of the first cuts
         self.characters: Dict[str, int] = {}
+
+    def take(self) -> UnknownCounts:
+        """What was counted since the last time; counting starts over."""
+        taken = UnknownCounts(self.tokens, self.unknown, self.cuts, self.first, self.characters)
+        self._start_over()
+        return taken
+
+    def put(self, taken: UnknownCounts) -> None:
+        """Add what this or another process has counted."""
+        self.tokens += taken.tokens
+        self.unknown += taken.unknown
+        self.cuts += taken.cuts
+        self.first = (self.first + taken.first)[:NAMED]
+        for char, count in taken.characters.items():
+            self.characters[char] = self.characters.get(char, 0) + count
 
     def add(self, cut_id: str, text: str, ids: Sequence[int]) -> None:
         """Count a target: its text with task tokens, and its token ids."""
@@ -405,13 +432,25 @@ class Usable:
         self.max_tokens = max_tokens
         self.left_out: Dict[str, str] = {}
         self.unknown = Unknown(dataset.tokenizer)
+        self._lines: List[str] = []  # reported since `take`, the first of them
+        self._reported = 0
+
+    def take(self) -> Tuple[UnknownCounts, List[str]]:
+        """What `unknown` has counted, and what was reported, since the last time; at most `REPORTED` lines."""
+        more = self._reported - len(self._lines)
+        lines = [*self._lines, f"{more} more cuts left out"] if more else self._lines
+        self._lines, self._reported = [], 0
+        return self.unknown.take(), lines
 
     def __call__(self, cut: Cut) -> bool:
         """Whether the cut can be trained on."""
         reason = self.reason(cut)
         if reason and cut.id not in self.left_out:
             self.left_out[cut.id] = reason
-            self.report(f"cut {cut.id} left out: {reason}")
+            line = f"cut {cut.id} left out: {reason}"
+            self._lines += [line] if len(self._lines) < REPORTED else []
+            self._reported += 1
+            self.report(line)
         return not reason
 
     def reason(self, cut: Cut) -> str:

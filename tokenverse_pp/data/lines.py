@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import re
 import zlib
 from array import array
@@ -25,6 +26,7 @@ BLANKS = " \t"  # what separates the fields of ASCII formats
 BOM = b"\xef\xbb\xbf"  # byte order mark
 INDEX = ".index"  # ending of an index's name, after that of what it indexes
 EVERY = 1000  # lines from one offset of an index to the next
+SAMPLES, SAMPLE = 64, 4096  # blocks of the files, and bytes of a block, by which an index knows them again
 _GAP = re.compile("[ \t]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
@@ -200,13 +202,18 @@ class LineIndex:
     """Of a single file that is not compressed: where every `EVERY`-th line begins, from the first on."""
     sha256: str
     """Of all of them, one after another."""
+    samples: List[str]
+    """For each file a hash of blocks that are spread over it (`sample`)."""
 
     def check(self, manifest: PathLike, files: Sequence[Path]) -> None:
-        """Check that no file has changed since it was indexed, by size and time (raises WrongIndex)."""
+        """Check that no file has changed since it was indexed: size, time and sample (raises WrongIndex).
+
+        The time alone does not tell: a file that is moved or copied to this place keeps its older one.
+        """
         made = index_path(manifest).stat().st_mtime_ns
-        for path, size in zip(files, self.bytes):
+        for path, size, known in zip(files, self.bytes, self.samples):
             now = path.stat()
-            if now.st_size != size or now.st_mtime_ns > made:
+            if now.st_size != size or now.st_mtime_ns > made or sample(path, len(files)) != known:
                 raise WrongIndex(f"{index_path(manifest)}: {path.name} has changed since; {_AGAIN.format(manifest)}")
 
 
@@ -215,8 +222,23 @@ _AGAIN = "run `tokenverse-pp manifest index {}` again, or delete the index"
 
 def index_path(manifest: PathLike) -> Path:
     """Where the index of a file or folder is: beside it."""
-    path = Path(manifest)
-    return path.with_name(path.name + INDEX)
+    return Path(os.path.abspath(manifest) + INDEX)  # of ``.`` too, which has no name
+
+
+def sample(path: Path, files: int = 1) -> str:
+    """64 bits that change with a file: a hash of its first and last block, and of some that are spread between them.
+
+    Args:
+        files: of the manifest; all of them together have about `SAMPLES` blocks, but each at least two. The last one
+            of a ``.gz`` holds the checksum of its content.
+    """
+    digest, count = hashlib.blake2b(digest_size=8), max(2, SAMPLES // files)
+    with open(path, "rb") as file:
+        room = max(0, file.seek(0, os.SEEK_END) - SAMPLE)
+        for number in range(count):
+            file.seek(room * number // (count - 1))
+            digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
 
 
 def read_index(manifest: PathLike, files: Sequence[Path]) -> Optional[LineIndex]:
@@ -233,7 +255,8 @@ def read_index(manifest: PathLike, files: Sequence[Path]) -> Optional[LineIndex]
         return None
     try:
         index = LineIndex(**json_of(path.read_text(encoding="utf-8"), str(path)))
-        known = index.files == [file.name for file in files] and len(index.bytes) == len(index.counts) == len(files)
+        known = index.files == [file.name for file in files]
+        known = known and len(index.bytes) == len(index.counts) == len(index.samples) == len(files)
     except (OSError, UnicodeDecodeError, TypeError, UserError) as error:
         raise WrongIndex(f"{path}: not an index: {error}; {_AGAIN.format(manifest)}") from None
     if not known:
@@ -249,15 +272,20 @@ def write_index(manifest: PathLike, files: Sequence[Path], count: Callable[[Path
         count: the number of lines of a file that is compressed.
 
     Raises:
-        UserError: a file cannot be read, or the index not be written.
+        UserError: a file cannot be read, or changes meanwhile, or the index cannot be written.
     """
     offsets: List[int] = []
     try:
+        before = [(path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         plain = len(files) == 1 and files[0].suffix == ".jsonl"
         counts = [_offsets(files[0], offsets)] if plain else [count(path) for path in files]
         digest = hashlib.sha256()
         sizes = [feed(digest, path) for path in files]
-        index = LineIndex([path.name for path in files], sizes, counts, offsets, digest.hexdigest())
+        samples = [sample(path, len(files)) for path in files]
+        index = LineIndex([path.name for path in files], sizes, counts, offsets, digest.hexdigest(), samples)
+        for path, (size, changed), read in zip(files, before, sizes):
+            if size != read or (size, changed) != (path.stat().st_size, path.stat().st_mtime_ns):
+                raise UserError(f"{path}: has changed while it was indexed; index it once it is complete")
         write_json(index_path(manifest), asdict(index))
     except OSError as error:
         raise UserError(f"{index_path(manifest)}: cannot be made: {error}") from None

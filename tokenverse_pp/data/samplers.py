@@ -394,9 +394,11 @@ class TrainSampler:
         seed: of the order.
         world: this process among its peers.
         wanted: a predicate for cuts that can be used.
-        looked: called after ``wanted`` has seen the first cuts (`look`), and after each round.
+        looked: called with what was ``counted`` after ``wanted`` has seen the first cuts (`look`), and after each
+            round; with ``rank_parts`` then with that of all ranks, in order, on each of them.
         tokens_of: the number of target tokens of a cut; needed with ``config.max_batch_tokens``.
         change: called with a cut and its ``epoch``, gives the cut that ``wanted`` sees; None: cuts stay as they are.
+        counted: what ``wanted`` has counted since the last call; small, for `DistributedContext.gather`.
     """
 
     def __init__(
@@ -406,15 +408,17 @@ class TrainSampler:
         seed: int,
         world: DistributedContext,
         wanted: Callable[[Cut], bool] = bool,
-        looked: Callable[[], None] = lambda: None,
+        looked: Callable[[Sequence[Any]], None] = lambda counts: None,
         tokens_of: Optional[Callable[[Cut], int]] = None,
         change: Optional[Callable[..., Cut]] = None,
+        counted: Callable[[], Any] = lambda: None,
     ):
         self.rounds = rounds
         self.config = config
         self.seed = seed
         self.world = world
         self.wanted = wanted
+        self.counted = counted
         self.looked = looked
         self.tokens_of = tokens_of
         self.change = change
@@ -449,7 +453,8 @@ class TrainSampler:
             sampler = self._sampler(self._cuts(epoch, number, self.part) if cuts is None else cuts)
             sampler.set_epoch(epoch * self.rounds.per_epoch + number)
             yield from sampler
-            self.looked()
+            if not self.parted:  # with parts `_levelled` does it: here a rank is alone
+                self.looked([self.counted()])
 
     def _towards(self, epoch: int, number: int) -> Iterator[Optional[CutSet]]:
         """`draw` in small steps: with parts, None after each `READ` cuts (lhotse would fill its buffer at once)."""
@@ -466,13 +471,17 @@ class TrainSampler:
         """`level` with as many batches as the rank with the most has. All ranks call this together.
 
         Raises:
-            UserError: on all ranks, if one has no cut.
+            UserError: on all ranks, if one has no cut and another has.
         """
-        counts = self.world.gather(len(batches))
+        told = self.world.gather((len(batches), self.counted()))
+        self.looked([counts for _, counts in told])
+        counts = [count for count, _ in told]
+        if not max(counts):
+            return []
         if not min(counts):
             raise UserError(
-                f"--data.rank_parts: rank {counts.index(0)} has no cut in round {number}: raise --data.round_cuts, the "
-                "cuts of a round on all ranks together, or leave this option out"
+                f"--data.rank_parts: rank {counts.index(0)} has no cut that can be used in round {number}: raise "
+                "--data.round_cuts, the cuts of a round on all ranks together, or leave this option out"
             )
         rng = random.Random(f"{self.seed}/{epoch}/{number}") if self.config.shuffle else None
         return level(batches, max(counts), rng)
@@ -485,7 +494,7 @@ class TrainSampler:
             number = min(config.num_buckets, len(first))
             limits = TimeConstraint(max_duration=config.max_duration, max_cuts=config.max_cuts)
             self._bins = estimate_duration_buckets(first, num_buckets=number, constraint=limits) if number > 1 else []
-            self.looked()
+            self.looked([self.counted()])  # all ranks have read the same cuts
         return self._bins
 
     def _cuts(self, epoch: int, number: int, part: Tuple[int, int] = (0, 1)) -> CutSet:

@@ -8,7 +8,7 @@ import socket
 from array import array
 from itertools import islice
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from lhotse.cut import Cut
@@ -16,16 +16,25 @@ from tqdm import tqdm
 
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import url_of
 from tokenverse_pp.data.access import check_access
 from tokenverse_pp.data.augment import Augmentation
-from tokenverse_pp.data.dataset import FEATURES, Activation, TransducerDataset, Unknown, Usable, check_recording
+from tokenverse_pp.data.dataset import (
+    FEATURES,
+    Activation,
+    TransducerDataset,
+    Unknown,
+    UnknownCounts,
+    Usable,
+    check_recording,
+)
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.editing.shar import is_shar
 from tokenverse_pp.data.editing.stats import corpus_names
 from tokenverse_pp.data.labels import find_problems, labelled_cut, labelled_tasks
 from tokenverse_pp.data.lines import name_hash
 from tokenverse_pp.data.manifests import ManifestRow, read_rows, reading_bar
-from tokenverse_pp.data.samplers import Rounds, TrainSampler, open_source, paired_limits
+from tokenverse_pp.data.samplers import Rounds, TrainSampler, WholeSource, open_source, paired_limits
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models.encoders import Encoder
 from tokenverse_pp.models.encoders.base import make_frames_of
@@ -35,7 +44,9 @@ from tokenverse_pp.training.validation import training_chunks
 
 LOG = logging.getLogger(__name__)
 ALONE = DistributedContext()
-PARTS_FROM = 32  # ranks from which `data.rank_parts` is advised: drawing for 40 takes as long as a step
+PARTS_FROM = (
+    32  # ranks from which `data.rank_parts` is advised: drawing for 33 of 240 s a batch takes as long as a step
+)
 INDEX_FROM = 5_000_000  # cuts from which an index is advised: without one they cost ten seconds and more
 PART = 10_000  # cuts of a rank in a round, from which few of its batches are remainders of the 20 buckets
 MOST_HASHES = 20_000_000  # ids that ranks compare at once: 160 MB, and twice that to sort them
@@ -61,6 +72,7 @@ def make_inputs(
     encoder: Encoder,
     rounds: Rounds,
     valid: Sequence[Cut],
+    begins: bool = True,
 ) -> Inputs:
     """The dataset, the sampler of this rank and the validation cuts of a run.
 
@@ -68,6 +80,7 @@ def make_inputs(
         encoder: says how many frames a cut has.
         rounds: of ``data.train``.
         valid: the cuts of ``data.valid``.
+        begins: whether the run is not a resumed one: log `growth_advice`, whose options hold from the start of a run.
     """
     t = config.tasks
     activation = Activation(t.activation, t.activation_prob, config.training.seed, t.paired)
@@ -91,31 +104,38 @@ def make_inputs(
     def wanted(cut: Cut) -> bool:
         return usable(cut) and (not t.full_only or set(tasks.names) <= set(labelled_tasks(cut)))
 
-    def looked() -> None:
+    def looked(found: Sequence[Tuple[UnknownCounts, List[str]]]) -> None:
+        for rank, (unknown, lines) in enumerate(found):
+            usable.unknown.put(unknown)
+            for line in lines if len(found) > 1 and rank != world.rank else ():  # its own it has reported
+                LOG.info(f"rank {rank}: {line}")
         usable.unknown.finish("data.train", LOG.info, config.data.max_unk_share)
 
     limits = paired_limits(config.data) if t.paired else config.data
-    for line in growth_advice(config, world.size, rounds):
+    for line in growth_advice(config, world.size, rounds) if begins else ():
         LOG.info(line)
-    sampler = TrainSampler(rounds, limits, config.training.seed, world, wanted, looked, dataset.count_tokens, speed)
+    seed, tokens_of = config.training.seed, dataset.count_tokens
+    sampler = TrainSampler(rounds, limits, seed, world, wanted, looked, tokens_of, speed, usable.take)
     return Inputs(dataset, sampler, held_out, unknown_in_valid)
 
 
 def growth_advice(config: Config, ranks: int, rounds: Rounds) -> Iterator[str]:
     """A line for each option that a run of so many ranks and cuts should have, and has not (docs/scaling.md)."""
-    part = config.data.round_cuts // ranks
-    if config.data.rank_parts and ranks > 1 and part < PART:
+    part = rounds.epoch_cuts // rounds.per_epoch // ranks
+    large = rounds.epoch_cuts // ranks >= PART  # with fewer cuts no round is large enough
+    if config.data.rank_parts and ranks > 1 and part < PART and large:
         yield (
             f"--data.rank_parts: {part} cuts a rank and round leave many batches half full; "
             f"--data.round_cuts {2 * PART * ranks} would fill them"
         )
-    if not config.data.rank_parts and ranks >= PARTS_FROM:
+    if not config.data.rank_parts and ranks >= PARTS_FROM and large:
         yield (
             f"each of {ranks} ranks reads the cuts of all, which may take longer than a step: --data.rank_parts true "
             f"--data.round_cuts {2 * PART * ranks} lets each read its own"
         )
     for source in rounds.sources:
-        if source.index is None and source.count >= INDEX_FROM:
+        has_lines = not isinstance(source, WholeSource) and url_of(source.path) is None
+        if has_lines and source.index is None and source.count >= INDEX_FROM:
             yield f"{source.path}: {source.count} cuts are read to start: run `tokenverse-pp manifest index` on it once"
 
 
@@ -158,7 +178,7 @@ def check_data(config: Config, tasks: TaskSet, world: DistributedContext = ALONE
 
 
 def same_corpora(rounds: Rounds, world: DistributedContext, valid: Sequence[str] = ()) -> List[Dict[str, Any]]:
-    """Bytes and SHA-256 of each training corpus; on each machine the first process reads them.
+    """Bytes and SHA-256 of each training corpus; on each machine the first process reads them, or their index.
 
     Args:
         rounds: with the corpora.
@@ -166,8 +186,8 @@ def same_corpora(rounds: Rounds, world: DistributedContext, valid: Sequence[str]
         valid: manifests that are compared as well, where there are several machines.
 
     Raises:
-        UserError: on all ranks, if machines have copies that differ: each rank draws all batches and takes its own, and
-            all are to come to the same scores.
+        UserError: on all ranks, if machines have copies that differ: each rank takes its own of the batches that all
+            draw, or with ``data.rank_parts`` its own part of the cuts, and all are to come to the same scores.
     """
     mine = None
     compared = valid if sum(world.gather(world.leads)) > 1 else ()

@@ -14,10 +14,12 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 from tqdm import tqdm
 
 from tokenverse_pp.base.config import Config
+from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.dataset import Batch, TransducerDataset
 from tokenverse_pp.data.distributed import DistributedContext, gathered, unsharded
 from tokenverse_pp.data.samplers import SamplerState, TrainSampler, train_batches
+from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import load_weights, pretrained_prefixes
 from tokenverse_pp.models.compat import compiled_layer, grad_scaler
 from tokenverse_pp.models.transducer import Transducer
@@ -306,14 +308,30 @@ class Trainer:
         changed = changed_options(folder, self.config)
         if changed:
             self.say(f"options changed since {folder.name}: {', '.join(changed)}")
-        ranks = state["world_size"]
-        if ranks != self.world.size:
-            # Batches are drawn for all ranks at once: as many cuts are skipped, though not exactly the same ones.
-            place = self.progress.place
-            self.progress.place = place._replace(batch=place.batch * ranks // self.world.size)
-            self.say(f"{folder.name} is of {ranks} ranks, now {self.world.size}: the rest of the round is drawn anew")
+        self._convert_place(folder, state["world_size"])
         place = self.progress.place
         self.say(f"resuming from {folder.name}: epoch {place.epoch}, round {place.round}, batch {place.batch}")
+
+    def _convert_place(self, folder: Path, ranks: int) -> None:
+        """Where to go on after a checkpoint of other rounds, of another number of ranks, or of other parts."""
+        place, rounds = self.progress.place, self.sampler.rounds
+        data = load_config(folder / checkpoint.CONFIG).data
+        cuts = data.epoch_cuts or sum(source.count for source in rounds.sources)
+        before, parts = -(-cuts // data.round_cuts), data.rank_parts != self.config.data.rank_parts
+        if before != rounds.per_epoch:
+            # The beginning of the round that holds the beginning of the old one: no cut of the epoch is left out.
+            self.progress.place = place._replace(round=place.round * rounds.per_epoch // before, batch=0)
+            self.say(
+                f"{folder.name} has {before} rounds an epoch, now {rounds.per_epoch}: going on at the beginning "
+                f"of round {self.progress.place.round}; its cuts that were drawn come again"
+            )
+        elif ranks != self.world.size or (parts and ranks > 1):
+            # About as many cuts are skipped, though not exactly the same ones.
+            self.progress.place = place._replace(batch=place.batch * ranks // self.world.size)
+            why = f"is of {ranks} ranks, now {self.world.size}"
+            if ranks == self.world.size:
+                why = f"is of --data.rank_parts {str(data.rank_parts).lower()}"
+            self.say(f"{folder.name} {why}: the rest of the round is drawn anew")
 
     def _scores(self) -> Dict[str, float]:
         """Run the validator; a sharded model is gathered for it, as ranks have different numbers of batches."""

@@ -35,6 +35,7 @@ from tokenverse_pp.data.access import (
     current_access,
     undecodable,
 )
+from tokenverse_pp.data.lines import INDEX
 from tokenverse_pp.data.manifests import FORMATS, ManifestRow, cut_of, read_rows
 
 CUTS = re.compile(r"cuts\..*\.jsonl.*")  # manifest of a shard
@@ -75,7 +76,7 @@ def find_shar(path: PathLike) -> SharFiles:
     names = sorted(infos if url is not None else (file.name for file in folder.iterdir()))
     if UNFINISHED in infos:
         raise UserError(f"{url}: not finished: {UNFINISHED} is in it; run `tokenverse-pp manifest to-shar` again")
-    cuts = [name for name in names if CUTS.fullmatch(name)]
+    cuts = [name for name in names if CUTS.fullmatch(name) and not name.endswith(INDEX)]
     if not cuts:
         raise UserError(f"{url or path}: expected a file of cuts or a Shar folder with cuts.000000.jsonl.gz")
     if url is not None:
