@@ -266,3 +266,54 @@ def test_an_experiment_that_was_deleted_does_not_come_back(bucket):
     new = open_remote(remote_config(bucket), DistributedContext())
     assert new.folder != run.folder and not (new.folder / "checkpoints").exists()
     assert open_remote(remote_config("exp/local"), DistributedContext()) is None
+
+
+def test_what_was_deleted_there_does_not_come_back(bucket):
+    run = open_remote(remote_config(bucket), DistributedContext())
+    for step in (2, 4):
+        save(run.folder, step)
+    run.upload()
+    run.wait(needed=True)
+    objects.upload(b"{}", f"{bucket}/test/hyps.jsonl")  # of a decoding
+    save(run.folder, 6)
+    for name in objects.list_folder(bucket):
+        if name.startswith("checkpoints/step-00000004/"):
+            objects.remove(f"{bucket}/{name}")
+    # In another process: step 4 was there, step 6 was not.
+    again = open_remote(remote_config(bucket), DistributedContext())
+    assert names(again.folder) == ["step-00000002", "step-00000006"] and again.deleted == ["step-00000004"]
+    again.upload()
+    again.wait(needed=True)
+    assert {name.split("/")[1] for name in objects.list_folder(bucket) if name.startswith("checkpoints/")} == {
+        "step-00000002",
+        "step-00000006",
+    }
+    # Without a later checkpoint the log goes, too, and what is not the run's stays where it is.
+    objects.remove(f"{bucket}/log.jsonl")
+    last = open_remote(remote_config(bucket), DistributedContext())
+    assert not (last.folder / "log.jsonl").exists() and not (last.folder / "test").exists()
+    before = objects.list_folder(bucket)
+    last.upload()
+    last.wait(needed=True)
+    assert objects.list_folder(bucket) == before
+
+
+def test_a_checkpoint_whose_upload_is_replaced_is_not_taken_for_deleted(bucket, monkeypatch):
+    run = open_remote(remote_config(bucket), DistributedContext())
+    save(run.folder, 2)
+    run.upload()
+    run.wait(needed=True)
+    save(run.folder, 2, value=0.5)
+    real = objects.upload
+
+    def upload(source, url):
+        if url.endswith(checkpoint.WEIGHTS):
+            raise RuntimeError("killed")  # the checksums are gone there by now
+        real(source, url)
+
+    monkeypatch.setattr(objects, "upload", upload)
+    run.upload()
+    with pytest.raises(UserError, match=f"{bucket}: killed"):
+        run.wait(needed=True)
+    again = open_remote(remote_config(bucket), DistributedContext())
+    assert names(again.folder) == ["step-00000002"] and again.deleted == []

@@ -39,6 +39,7 @@ from tokenverse_pp.training.inputs import ALONE, Inputs, check_sample, has_featu
 from tokenverse_pp.training.memory import memory_limit, memory_of_updates, pick_recomputed
 from tokenverse_pp.training.optim import make_optimizer
 from tokenverse_pp.training.steps import Stepper, different_batches, naming_memory, scan, worst_batches
+from tokenverse_pp.training.storage import RUNS
 
 Verdict = Literal["ok", "warning", "failed", "skipped"]
 SAMPLE = 1000  # cuts of each file whose labels and audio are looked at
