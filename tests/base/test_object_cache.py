@@ -238,6 +238,10 @@ def test_manifest_commands_read_and_write_urls(manifest):
     assert next(read_rows(Path(f"{HOME}/two.jsonl.gz"))).where == f"{HOME}/two.jsonl.gz, line 1"
     done = CliRunner().invoke(cli, ["manifest", "stats", f"{HOME}/none.jsonl.gz"])
     assert done.exit_code == 2 and f"{HOME}/none.jsonl.gz: no such file" in done.output
+    for output, more in ((f"{HOME}/new.jsonl.gz", ()), ("new.jsonl", ("--storage-dir", f"{HOME}/features"))):
+        words = ["manifest", "store-features", str(manifest), output, "--config", str(manifest), *more]
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 2 and "--storage-dir: expected a local folder" in done.output
 
 
 def test_a_shar_is_written_and_read_there(manifest, cache, monkeypatch):

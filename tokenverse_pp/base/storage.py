@@ -374,6 +374,5 @@ def _make_room(objects: Path, needed: int) -> None:
                 over -= size
     if over > 0 and "full" not in _told:
         _told.add("full")
-        LOG.warning(
-            f"{objects}: {over / 1e9:.1f} GB over the limit of {limit / 1e9:g} GB ({SIZE}), all of it in use or not to be locked"
-        )
+        held = "all of it in use, or not to be locked"
+        LOG.warning(f"{objects}: {over / 1e9:.1f} GB over the limit of {limit / 1e9:g} GB ({SIZE}), {held}")

@@ -74,9 +74,8 @@ def check_storage(exp_dir: Path, world: DistributedContext) -> None:
             advice = "name a local folder, or pass --training.storage shared"
             if cache_folder() / RUNS in exp_dir.parents:  # of a URL
                 advice = "set TOKENVERSE_PP_CACHE to a folder on a local disk"
-            raise UserError(
-                f"--training.storage=local: {exp_dir} is the same folder on {hosts[machine]} and {hosts[other]}: {advice}"
-            )
+            both = f"{hosts[machine]} and {hosts[other]}"
+            raise UserError(f"--training.storage=local: {exp_dir} is the same folder on {both}: {advice}")
 
 
 def _seen(marks: List[Path], world: DistributedContext) -> Set[int]:
@@ -252,9 +251,7 @@ class RemoteRun:
         newest = steps[-1] if steps else ""
         here = [path.name for path in checkpoint.list_checkpoints(self.folder)]
         self._read_uploaded()
-        whole = {
-            match[1] for match in map(STEP.fullmatch, self._uploaded) if match and match[2] == checkpoint.CHECKSUMS
-        }
+        whole = {name for name in here if f"checkpoints/{name}/{checkpoint.CHECKSUMS}" in self._uploaded}
         self.deleted = [name for name in here if name not in steps and (name < newest or name in whole)]
         for name in self.deleted:
             LOG.warning(f"{name} was deleted at {self.url}, and is deleted here")
