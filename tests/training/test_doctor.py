@@ -98,7 +98,7 @@ def test_disk_of_a_run_with_a_url_is_that_of_its_working_folder(tmp_path, monkey
     config.training.exp_dir = "s3://bucket/exp"
     model = SimpleNamespace(parameters=list, checkpoint_state=dict)
     (finding,) = doctor.check_disk(config, model)
-    assert asked == [tmp_path] and finding.text.startswith("s3://bucket/exp: ")
+    assert asked == [tmp_path] and finding.found.startswith("s3://bucket/exp: ")
 
 
 def test_slow_loader_gets_a_number_of_workers(tiny_corpus, tmp_path, monkeypatch):
