@@ -304,6 +304,9 @@ def _is_whole(entry: Path, names: Mapping[str, Info]) -> bool:
 def _drop(entry: Path, objects: Path) -> None:
     """Remove a folder of the cache, which no other process then takes for whole."""
     gone = objects / "staging" / f"gone-{os.getpid()}-{threading.get_ident()}"
+    handle = _held.pop(entry, None)
+    if handle is not None:
+        os.close(handle)
     with contextlib.suppress(FileNotFoundError):
         os.replace(entry, gone)
     shutil.rmtree(gone, ignore_errors=True)
