@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
-from tokenverse_pp.api.folders import locate_encoder, locate_model
+from tokenverse_pp.api.folders import ENCODER_FOLDER, keep_encoder, locate_encoder, locate_model
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.errors import UserError
@@ -71,7 +71,8 @@ def train(config: Config, world: DistributedContext, stop: Optional[StopRequest]
         folder = model_to_continue(config)
         if not Path(init_from).is_dir() and str(folder) != config.training.exp_dir:
             config.training.init_from = str(folder)
-    config.model.encoder.name = world.from_writer(lambda: locate_encoder(config.model.encoder.name, folder))
+    encoder = world.from_writer(lambda: locate_encoder(config.model.encoder.name, folder))
+    config.model.encoder.name = world.from_writer(lambda: keep_encoder(encoder, folder, exp_dir / ENCODER_FOLDER))
 
     # Tasks and data.
     config.tasks.plugins = load_plugins(config.tasks.plugins)

@@ -1,7 +1,10 @@
 """Reading and writing object storage, with fsspec's file system in memory as the store."""
 
+import errno
+import fcntl
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -31,12 +34,16 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "_known", {})
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
     yield tmp_path / "cache" / "objects"
-    for thread in threading.enumerate():
-        if thread.name == storage.READ_AHEAD:  # it would go on in the cache of the next test
-            thread.join()
+    join_readers()  # they would go on in the cache of the next test
     for handle in storage._held.values():
         os.close(handle)
     fsspec.filesystem("memory").store.clear()
+
+
+def join_readers():
+    for thread in threading.enumerate():
+        if thread.name == storage.READ_AHEAD:
+            thread.join()
 
 
 def entries(cache):
@@ -151,6 +158,39 @@ def test_the_cache_keeps_to_its_size(cache, monkeypatch):
         storage.fetch(f"{HOME}/1")
 
 
+def test_what_is_held_or_cannot_be_locked_stays(cache, monkeypatch, caplog):
+    monkeypatch.setenv(storage.SIZE, "0.000004")
+    monkeypatch.setattr(storage, "_told", set())
+    flock = fcntl.flock
+
+    def refuse(handle, operation):
+        if operation & fcntl.LOCK_NB:
+            raise OSError("no locks available")
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for number in range(2):
+        storage.upload(bytes(3000), f"{HOME}/{number}")
+    held = storage.fetch(f"{HOME}/0")
+    storage.read_bytes(f"{HOME}/1")
+    assert held.is_file() and "not to be locked" in caplog.text
+
+
+def test_a_file_in_the_cache_that_was_cut_off_is_fetched_again(cache):
+    storage.upload(b"whole", f"{HOME}/a.bin")
+    for read in (storage.read_bytes, lambda url: storage.fetch(url).read_bytes()):
+        assert read(f"{HOME}/a.bin") == b"whole"
+        next(entries(cache)[0].iterdir()).write_bytes(b"wh")
+        assert read(f"{HOME}/a.bin") == b"whole" and len(entries(cache)) == 1
+
+
+def test_a_full_disk_is_an_error_at_once(monkeypatch):
+    storage.upload(b"whole", f"{HOME}/a.bin")
+    failing(monkeypatch, "get_file", [OSError(errno.ENOSPC, "No space left on device"), OSError("never raised")])
+    with pytest.raises(UserError, match=r"a\.bin: .*No space left"):
+        storage.read_bytes(f"{HOME}/a.bin")
+
+
 def test_an_object_that_is_replaced_in_use_is_an_error(monkeypatch):
     storage.upload(b"one", f"{HOME}/a.bin")
     real = MemoryFileSystem.info
@@ -198,9 +238,13 @@ def test_manifest_commands_read_and_write_urls(manifest):
     assert next(read_rows(Path(f"{HOME}/two.jsonl.gz"))).where == f"{HOME}/two.jsonl.gz, line 1"
     done = CliRunner().invoke(cli, ["manifest", "stats", f"{HOME}/none.jsonl.gz"])
     assert done.exit_code == 2 and f"{HOME}/none.jsonl.gz: no such file" in done.output
+    for output, more in ((f"{HOME}/new.jsonl.gz", ()), ("new.jsonl", ("--storage-dir", f"{HOME}/features"))):
+        words = ["manifest", "store-features", str(manifest), output, "--config", str(manifest), *more]
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 2 and "--storage-dir: expected a local folder" in done.output
 
 
-def test_a_shar_is_written_and_read_there(manifest, monkeypatch):
+def test_a_shar_is_written_and_read_there(manifest, cache, monkeypatch):
     url = f"{HOME}/shar"
     words = ["manifest", "to-shar", str(manifest), url, "--shard-size", "2"]
     assert CliRunner().invoke(cli, words).exit_code == 0
@@ -223,9 +267,24 @@ def test_a_shar_is_written_and_read_there(manifest, monkeypatch):
     # Shards are those that were there when the Shar was opened.
     files = open_source(url).files
     assert files.is_remote and (storage.info_of(f"{url}/recording.000000.tar"))["size"] > 0
+    join_readers()
     with monkeypatch.context() as patched:
         patched.setattr(MemoryFileSystem, "info", lambda self, path, **kwargs: pytest.fail("asked again"))
         assert len(list(CutSet.from_shar(fields=files.open(0)))) == 2
+    # What cannot be read is told as such, and not as lhotse tells it.
+    storage.remove(f"{url}/recording.000001.tar")
+    join_readers()
+    for entry in entries(cache):
+        if next(entry.iterdir()).name == "recording.000001.tar":
+            shutil.rmtree(entry)
+    with pytest.raises(UserError, match=f"^{url}/recording.000001.tar: no such file"):
+        list(again.open_at(0))
+    # Nothing is deleted where there is anything that is no shard.
+    storage.upload(b"", f"{url}/{UNFINISHED}")
+    storage.upload(b"notes", f"{url}/more/notes.txt")
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 2 and "more/notes.txt is in it" in done.output
+    assert {"more/notes.txt", "recording.000000.tar"} <= storage.list_folder(url).keys()
     with pytest.raises(UserError, match=f"{HOME}/nothing: expected a file of cuts or a Shar"):
         find_shar(f"{HOME}/nothing")
 

@@ -223,6 +223,11 @@ def test_what_cannot_be_written_is_named_and_the_rest_is_done(model, calls, tmp_
     assert done.exit_code == 2 and (tmp_path / "out" / "late" / "two.txt").is_file()
     (line,) = lines_of(done)
     assert line.startswith(f"error: {calls / 'one.wav'}: cannot write ") and "one.txt" in line
+    done = transcribe(model, calls, "--recursive", "--output-dir", "nostore://bucket/out")  # each is named
+    assert done.exit_code == 2 and sorted(line.split(": ")[1] for line in lines_of(done)) == [
+        str(calls / "late" / "two.wav"),
+        str(calls / "one.wav"),
+    ]
     assert sorted(os.listdir(tmp_path / "out")) == ["late", "one.txt"]
 
 

@@ -4,13 +4,16 @@ import json
 import random
 import shutil
 
+import fsspec
 import pytest
 import torch
 from command_lines import run
 from labelled_cuts import make_cut
 from lhotse import CutSet
 
-from tokenverse_pp.decoding.hypothesis import read_calibration
+from tokenverse_pp.api.folders import locate_model
+from tokenverse_pp.base import storage
+from tokenverse_pp.decoding.hypothesis import Calibration, read_calibration
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import load_model
 
@@ -62,6 +65,23 @@ def test_model_learns_how_sure_it_may_be(model, decoded):
 def test_other_output(model, decoded, tmp_path):
     assert calibrate(model, *decoded, "--output", tmp_path / "new" / "c.json").exit_code == 0
     assert not (model / "calibration.json").exists() and (tmp_path / "new" / "c.json").is_file()
+
+
+def test_model_in_object_storage_is_written_there(model, decoded, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENVERSE_PP_CACHE", str(tmp_path / "cache"))
+    for path in model.iterdir():
+        storage.upload(path, f"memory://bucket/exp/model/{path.name}")
+    done = calibrate("memory://bucket/exp", *decoded)
+    assert done.exit_code == 0 and "calibration: memory://bucket/exp/model/calibration.json" in done.output
+    assert not list((tmp_path / "cache").rglob("calibration.json"))
+    found = locate_model("memory://bucket/exp")
+    assert read_calibration(found)("deux", 0.9) == pytest.approx(0.6, abs=0.06)
+    more = json.loads((found / "calibration.json").read_text())
+    Calibration(endpoints={300: 0.5}).update(found / "calibration.json", tmp_path / "copy.json")
+    copy = json.loads((tmp_path / "copy.json").read_text())
+    assert copy["effect"] == more["effect"] and "endpoints" in copy
+    assert json.loads((found / "calibration.json").read_text()) == more
+    fsspec.filesystem("memory").store.clear()
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(model, decoded, tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,6 +88,17 @@ def test_missing_audio_disk_and_memory(tiny_corpus, tmp_path, quick, monkeypatch
     monkeypatch.setattr(doctor, "scan", lambda *_: (_ for _ in ()).throw(UserError("out of memory on a batch")))
     result = run("doctor", "--config", config_file(tiny_corpus, tmp_path))
     assert "failed   memory     out of memory on a batch" in result.output and "loader" not in by_name(result.output)
+
+
+def test_disk_of_a_run_with_a_url_is_that_of_its_working_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENVERSE_PP_CACHE", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=0))
+    config = Config()
+    config.training.exp_dir = "s3://bucket/exp"
+    model = SimpleNamespace(parameters=list, checkpoint_state=dict)
+    (finding,) = doctor.check_disk(config, model)
+    assert asked == [tmp_path] and finding.found.startswith("s3://bucket/exp: ")
 
 
 def test_slow_loader_gets_a_number_of_workers(tiny_corpus, tmp_path, monkeypatch):

@@ -290,6 +290,27 @@ def test_skipped_steps_are_resumed(tiny_corpus, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_a_slow_upload_delays_no_checkpoint(tiny_corpus, tmp_path):
+    """One is written before the upload of the one before is waited for; only then that one is deleted."""
+
+    seen = []
+
+    class Remote:
+        url = "memory://bucket/exp"
+
+        def upload(self):
+            seen.append("upload")
+
+        def wait(self):
+            seen.append([checkpoint.step_of(folder) for folder in checkpoint.list_checkpoints(tmp_path)])
+
+    options = {"data__max_cuts": 1, "training__save_every": 1, "training__keep_last": 1, "training__average_last": 1}
+    started = trainer(tiny_corpus, tmp_path, training__max_steps=3, **options)
+    started.remote = Remote()
+    run(started)
+    assert seen == ["upload", [1], "upload", [1, 2], "upload", [2, 3], "upload"]
+
+
 def stop_after(started, steps):
     """Run a trainer, and stop it as a signal would after a step's checkpoint."""
     save = started.saver.save

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from lhotse import MonoCut
 
+from tokenverse_pp.api.folders import keep_encoder, locate_encoder, locate_model
 from tokenverse_pp.base import storage as objects
 from tokenverse_pp.base.config import Config, DataConfig
 from tokenverse_pp.base.engine import Parts
@@ -131,6 +132,9 @@ def test_storage_must_be_as_it_is_said(on_machines, tmp_path, monkeypatch):
     assert all("is not that of" in text and "--training.storage local" in text for text in apart)
     same = on_machines(2, lambda world: check_storage(dirs[0], world))
     assert same[0] == same[1] and same[0].startswith("--training.storage=local: ") and "the same folder" in same[0]
+    monkeypatch.setenv("TOKENVERSE_PP_CACHE", str(tmp_path))
+    same = on_machines(2, lambda world: check_storage(tmp_path / storage.RUNS / "exp", world))
+    assert all(text.endswith("set TOKENVERSE_PP_CACHE to a folder on a local disk") for text in same)
 
 
 def test_decoded_batches_come_from_all_machines(on_machines, tmp_path):
@@ -266,3 +270,70 @@ def test_an_experiment_that_was_deleted_does_not_come_back(bucket):
     new = open_remote(remote_config(bucket), DistributedContext())
     assert new.folder != run.folder and not (new.folder / "checkpoints").exists()
     assert open_remote(remote_config("exp/local"), DistributedContext()) is None
+
+
+def test_what_was_deleted_there_does_not_come_back(bucket):
+    run = open_remote(remote_config(bucket), DistributedContext())
+    for step in (2, 4):
+        save(run.folder, step)
+    run.upload()
+    run.wait(needed=True)
+    objects.upload(b"{}", f"{bucket}/test/hyps.jsonl")  # of a decoding
+    save(run.folder, 6)
+    for name in objects.list_folder(bucket):
+        if name.startswith("checkpoints/step-00000004/"):
+            objects.remove(f"{bucket}/{name}")
+    # In another process: step 4 was there, step 6 was not.
+    again = open_remote(remote_config(bucket), DistributedContext())
+    assert names(again.folder) == ["step-00000002", "step-00000006"] and again.deleted == ["step-00000004"]
+    again.upload()
+    again.wait(needed=True)
+    assert {name.split("/")[1] for name in objects.list_folder(bucket) if name.startswith("checkpoints/")} == {
+        "step-00000002",
+        "step-00000006",
+    }
+    # Without a later checkpoint the log goes, too, and what is not the run's stays where it is.
+    objects.remove(f"{bucket}/log.jsonl")
+    last = open_remote(remote_config(bucket), DistributedContext())
+    assert not (last.folder / "log.jsonl").exists() and not (last.folder / "test").exists()
+    before = objects.list_folder(bucket)
+    last.upload()
+    last.wait(needed=True)
+    assert objects.list_folder(bucket) == before
+
+
+def test_a_checkpoint_whose_upload_is_replaced_is_not_taken_for_deleted(bucket, monkeypatch):
+    run = open_remote(remote_config(bucket), DistributedContext())
+    save(run.folder, 2)
+    run.upload()
+    run.wait(needed=True)
+    save(run.folder, 2, value=0.5)
+    real = objects.upload
+
+    def upload(source, url):
+        if url.endswith(checkpoint.WEIGHTS):
+            raise RuntimeError("killed")  # the checksums are gone there by now
+        real(source, url)
+
+    monkeypatch.setattr(objects, "upload", upload)
+    run.upload()
+    with pytest.raises(UserError, match=f"{bucket}: killed"):
+        run.wait(needed=True)
+    again = open_remote(remote_config(bucket), DistributedContext())
+    assert names(again.folder) == ["step-00000002"] and again.deleted == []
+
+
+def test_the_encoder_of_a_model_in_object_storage_stays_with_the_experiment(bucket, tmp_path):
+    for name in (checkpoint.WEIGHTS, "encoder/config.json", "encoder/model.safetensors"):
+        objects.upload(name.encode(), f"{bucket}/{name}")
+    folder, target = locate_model(bucket), tmp_path / "exp" / "encoder"
+    found = locate_encoder("encoder", folder)
+    assert objects.cache_folder() in Path(found).parents
+    for _ in range(2):
+        assert keep_encoder(found, folder, target) == str(target)
+        assert (target / "model.safetensors").read_text() == "encoder/model.safetensors"
+    (target / "model.safetensors").write_text("encoder/model.other_tensors")
+    with pytest.raises(UserError, match=f"{target}: is not the encoder of {folder}"):
+        keep_encoder(found, folder, target)
+    assert keep_encoder("openai/whisper-base", folder, target) == "openai/whisper-base"
+    assert keep_encoder(str(target), target.parent, tmp_path / "other") == str(target)  # a local one stays where it is

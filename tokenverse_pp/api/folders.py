@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional, Sequence, Union
+from typing import Any, Dict, Iterable, Optional, Sequence, Tuple, Union
 
 import torch
 import yaml
@@ -68,8 +69,20 @@ def locate_model(model: PathLike, revision: Optional[str] = None) -> Path:
     return find_model(_download(str(model), revision))
 
 
+def place_of(model: PathLike, folder: Path) -> Path:
+    """Where to write what is to belong to a model: its ``folder`` (`locate_model`), or the URL that it is a copy of."""
+    url = url_of(model)
+    return folder if url is None else Path(_model_at(url)[0])
+
+
 def _fetch_model(url: str) -> Path:
-    """A model folder in object storage, in the cache; of an experiment its final model or latest whole checkpoint."""
+    """A model folder in object storage, in the cache."""
+    holder, own = _model_at(url)
+    return find_model(fetch_folder(holder, own))
+
+
+def _model_at(url: str) -> Tuple[str, Dict[str, Any]]:
+    """URL and objects of a model folder; of an experiment its final model or latest whole checkpoint."""
     there = list_folder(url)
     found = (name.rpartition("/") for name in there if name.rpartition("/")[2] == WEIGHTS)
     folders = {holder for holder, _, _ in found if f"{holder}/{CHECKSUMS}".lstrip("/") in there or not holder}
@@ -80,7 +93,7 @@ def _fetch_model(url: str) -> Path:
     prefix = f"{holder}/" if holder else ""
     wanted = {name[len(prefix) :]: info for name, info in there.items() if name.startswith(prefix)}
     own = {name: info for name, info in wanted.items() if name in OWN or name.startswith(f"{ENCODER_FOLDER}/")}
-    return find_model(fetch_folder(f"{url}/{holder}".rstrip("/"), own))
+    return f"{url}/{holder}".rstrip("/"), own
 
 
 def _download(repository: str, revision: Optional[str]) -> Path:
@@ -132,6 +145,35 @@ def locate_encoder(name: str, folder: Path, given: Optional[PathLike] = None) ->
     if Path(name).name == WHISPER_BASE and not (name == f"openai/{WHISPER_BASE}" and hub_reachable()):
         return str(whisper_base())
     return name
+
+
+def keep_encoder(name: str, folder: Path, target: Path) -> str:
+    """The folder of an encoder that stays: one inside a model folder in the cache is copied to ``target``.
+
+    Args:
+        name: of the encoder (`locate_encoder`).
+        folder: of the model.
+        target: of the copy; if it is there already, it is taken.
+
+    Raises:
+        UserError: it cannot be written, or holds another encoder.
+    """
+    if folder not in Path(name).parents or cache_folder() / "objects" not in folder.parents:
+        return name
+    if target.exists():
+        files = [path.relative_to(name) for path in Path(name).rglob("*") if path.is_file()]
+        if not all((target / f).is_file() and filecmp.cmp(name / f, target / f, shallow=False) for f in files):
+            raise UserError(f"{target}: is not the encoder of {folder}: take another --training.exp_dir")
+    else:
+        stage = temporary_folder(target)
+        try:
+            shutil.copytree(name, stage / "new")
+            os.replace(stage / "new", target)
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written: {error.strerror or error}") from None
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    return str(target)
 
 
 def whisper_base() -> Path:

@@ -16,6 +16,7 @@ those that were not used for longest go first; never those that a process holds.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -37,7 +38,7 @@ T = TypeVar("T")
 Info = Mapping[str, Any]
 SIZE, DEFAULT_SIZE = "TOKENVERSE_PP_CACHE_GB", 50.0
 TRIES = 10
-LONGEST_PAUSE = 20.0  # seconds between two tries; all of them take about one and a half minutes
+LONGEST_PAUSE = 20.0  # seconds between two tries; all pauses together are 33 to 65 s
 READ_AHEAD = "read-ahead"  # name of threads
 AT_ONCE = 8  # transfers of a process
 # What tells an object from the one before, in the words of different stores; the first that there is.
@@ -184,7 +185,11 @@ def remove(url: str) -> None:
 
 
 def in_parallel(function: Callable[[T], Any], items: Iterable[T]) -> None:
-    """Call a function for each item, several at once, and raise the first error."""
+    """Call a function for each item, several at once, and raise the first error. One alone is done in this thread."""
+    items = list(items)
+    if len(items) == 1:  # the threads of a pool hold up the end of the process, which `read_ahead` must not
+        function(items[0])
+        return
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for future in [pool.submit(function, item) for item in items]:
             future.result()
@@ -245,7 +250,8 @@ def _patiently(url: str, action: Callable[[Any, str], T], missing: Any = MISSING
                 return missing
             raise UserError(f"{url}: no such file, folder or bucket") from None
         except Exception as error:  # libraries raise errors of their own, and those of the HTTP client they use
-            if isinstance(error, FINAL) or type(error).__name__ in FINAL_NAMES:
+            is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            if is_full or isinstance(error, FINAL) or type(error).__name__ in FINAL_NAMES:
                 raise UserError(f"{url}: {one_line(error) or type(error).__name__}") from None
             reason = one_line(error) or type(error).__name__
             if number == TRIES:
@@ -269,11 +275,13 @@ def _entry(url: str, names: Mapping[str, Info]) -> Path:
     key = _digest(json.dumps([url, versions]))
     objects = cache_folder() / "objects"
     entry = objects / key
-    if not entry.is_dir():
+    if not _is_whole(entry, names):
         staging = objects / "staging" / key[:2]  # not one an object, as these are never removed
         staging.mkdir(parents=True, exist_ok=True)
         with locked(staging):
-            if not entry.is_dir():
+            if not _is_whole(entry, names):
+                if entry.is_dir():
+                    _drop(entry, objects)
                 _make_room(objects, sum(info["size"] for info in names.values()))
                 new = staging / "new"
                 shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
@@ -285,13 +293,35 @@ def _entry(url: str, names: Mapping[str, Info]) -> Path:
     return entry
 
 
+def _is_whole(entry: Path, names: Mapping[str, Info]) -> bool:
+    """Whether a folder of the cache is there, with files of the right size: a machine that lost power may cut them."""
+    try:
+        return all((entry / name).stat().st_size == info["size"] for name, info in names.items())
+    except OSError:
+        return False
+
+
+def _drop(entry: Path, objects: Path) -> None:
+    """Remove a folder of the cache, which no other process then takes for whole."""
+    gone = objects / "staging" / f"gone-{os.getpid()}-{threading.get_ident()}"
+    handle = _held.pop(entry, None)
+    if handle is not None:
+        os.close(handle)
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(entry, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def _version(info: Info) -> str:
     """What tells an object from others under its name."""
     return next((str(info[key]) for key in VERSION if info.get(key)), "")
 
 
 def _lock(folder: Path, shared: bool) -> Optional[int]:
-    """Lock a folder of the cache; returns the handle, None where it is gone or is locked by others."""
+    """Lock a folder of the cache; returns the handle, None where it is gone or is locked by others.
+
+    Where there are no such locks a shared one always succeeds, and one for removing it never does.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
@@ -303,8 +333,10 @@ def _lock(folder: Path, shared: bool) -> Optional[int]:
     except BlockingIOError:
         os.close(handle)
         return None
-    except (ImportError, OSError):
-        pass  # no such locks here, as in `files.locked`
+    except (ImportError, OSError):  # no such locks here, as in `files.locked`
+        if not shared:
+            os.close(handle)
+            return None
     with contextlib.suppress(FileNotFoundError):
         if os.stat(folder).st_ino == os.fstat(handle).st_ino:
             return handle
@@ -338,13 +370,12 @@ def _make_room(objects: Path, needed: int) -> None:
         for _, size, entry in sorted(entries):
             if over <= 0:
                 return
-            handle = _lock(entry, shared=False)
+            handle = None if entry in _held else _lock(entry, shared=False)
             if handle is not None:
-                gone = objects / "staging" / f"gone-{os.getpid()}-{threading.get_ident()}"
-                os.replace(entry, gone)
-                shutil.rmtree(gone, ignore_errors=True)
+                _drop(entry, objects)
                 os.close(handle)
                 over -= size
     if over > 0 and "full" not in _told:
         _told.add("full")
-        LOG.warning(f"{objects}: {over / 1e9:.1f} GB over the limit of {limit / 1e9:g} GB ({SIZE}), all of it in use")
+        held = "all of it in use, or not to be locked"
+        LOG.warning(f"{objects}: {over / 1e9:.1f} GB over the limit of {limit / 1e9:g} GB ({SIZE}), {held}")

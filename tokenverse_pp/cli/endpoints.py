@@ -58,9 +58,10 @@ def endpoints(cuts: Path, first: Optional[int], store: bool, **given: Any) -> No
     Decoding in full context (--chunk-ms 0) hears what comes later, so it is no measure of a live system.
     """
     # lhotse and torch take seconds to import: not for `--help`.
+    from tokenverse_pp.api.folders import place_of
     from tokenverse_pp.api.model import load_named
     from tokenverse_pp.base.errors import UserError
-    from tokenverse_pp.base.files import write_json
+    from tokenverse_pp.base.files import url_of, write_json
     from tokenverse_pp.base.options import DecodeOptions, StreamingOptions
     from tokenverse_pp.data.distributed import set_threads
     from tokenverse_pp.data.labels import validate_cuts
@@ -88,9 +89,9 @@ def endpoints(cuts: Path, first: Optional[int], store: bool, **given: Any) -> No
         if loaded.folder is None:
             raise UserError(f"--store: {given['model']} is no model folder")
         fitted = fit_thresholds(scores.alone)
-        file = loaded.folder / CALIBRATION
-        replace(before, endpoints=fitted, endpoint_chunk_ms=chunks.chunk_ms).update(file)
-        click.echo(f"thresholds: {file}")
+        file = place_of(given["model"], loaded.folder) / CALIBRATION
+        replace(before, endpoints=fitted, endpoint_chunk_ms=chunks.chunk_ms).update(loaded.folder / CALIBRATION, file)
+        click.echo(f"thresholds: {url_of(file) or file}")
     elif before.endpoints and before.endpoint_chunk_ms == chunks.chunk_ms:
         click.echo(f"\nstored thresholds:\n{measuring.fitted_table(before.endpoints, scores, turns, tracks)}")
     if given["output"]:

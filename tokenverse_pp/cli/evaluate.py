@@ -100,9 +100,10 @@ def calibrate(
     (ECE) and the Brier score before and after, each half of the utterances calibrated by a fit on the other half.
     --test measures the fit itself, on other speech.
     """
-    from tokenverse_pp.api.folders import locate_model
+    from tokenverse_pp.api.folders import locate_model, place_of
     from tokenverse_pp.base.config_files import load_config
     from tokenverse_pp.base.errors import UserError
+    from tokenverse_pp.base.files import url_of
     from tokenverse_pp.data.hypotheses import read_hypotheses
     from tokenverse_pp.data.labels import validate_cuts
     from tokenverse_pp.data.manifests import read_cuts
@@ -124,12 +125,12 @@ def calibrate(
     if before is not None:  # the thresholds of `tokenverse-pp endpoints` stay
         endpoints, chunk_ms = before.endpoints, before.endpoint_chunk_ms
         calibration = replace(calibration, endpoints=endpoints, endpoint_chunk_ms=chunk_ms)
-    target = output or folder / CALIBRATION
+    target = output or place_of(model, folder) / CALIBRATION
     calibration.write(target, {"fitted_on": cuts.name, "effect": effect})
     click.echo(table(effect))
     if test:
         click.echo(f"\n{test[0]}:\n{table(measure(judged[1], calibration))}")
-    click.echo(f"calibration: {target}")
+    click.echo(f"calibration: {url_of(target) or target}")
 
 
 def table(effect: Dict[str, Dict[str, Any]]) -> str:

@@ -209,6 +209,9 @@ def store_features(
     from tokenverse_pp.models.stored_features import store_features as run
 
     chunks = ChunkOptions(**given)
+    folder = storage_dir or output.with_name(output.name.split(".")[0] + ".features")
+    if url_of(folder) is not None:
+        raise UserError("--storage-dir: expected a local folder, also where OUTPUT is a URL: arrays are files")
     chosen = load_cuts([str(cuts)], "CUTS")
     config = parse_config([word for path in config_files for word in ("--config", str(path))]).model.encoder
     config.name = locate_encoder(config.name, Path())
@@ -222,7 +225,6 @@ def store_features(
     wanted = list(chosen)
     if sample and sample < len(wanted):
         wanted = random.Random(0).sample(wanted, sample)
-    folder = storage_dir or output.with_name(output.name.split(".")[0] + ".features")
     every = perturbed(CutSet.from_cuts(wanted), speeds)
     parts = Parts(folder / "parts") if by_cluster else None
     stored = run(every, encoder, config, folder, dtype, max_duration, bf16, chunks, jobs, parts)

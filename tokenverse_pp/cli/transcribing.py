@@ -225,6 +225,8 @@ class Output:
             target = self.folder / (source.output + FORMATS[name].ending)
             try:
                 write_text(target, self._content(name, source, transcript, target.parent))
+            except UserError as error:  # the upload to a URL
+                return f"{source.label}: {error}"
             except OSError as error:
                 return f"{source.label}: cannot write {error_line(error) or target}"
             click.echo(printable(url_of(target) or str(target)))

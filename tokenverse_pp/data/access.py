@@ -280,9 +280,9 @@ class StorageBackend(lhotse_files.IOBackend):
     """
 
     def open(self, identifier: Any, mode: str) -> Any:
-        """A URL for reading, of bytes or of text; ``.gz`` is unpacked."""
+        """A URL for reading, of bytes or of text, where ``.gz`` is unpacked; others write by what lhotse has for it."""
         if not mode.startswith("r"):
-            raise UserError(f"{identifier}: is written by lhotse, which expects a local path here")
+            return lhotse_files.get_default_io_backend().open(identifier, mode)
         file: Any = storage.open_cached(str(url_of(identifier)))
         if str(identifier).endswith(".gz"):
             file = gzip.GzipFile(fileobj=file)

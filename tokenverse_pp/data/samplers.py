@@ -215,11 +215,21 @@ class SharSource(CutSource):
             place -= self.shard_counts[first]
             first += 1
         shards = (CutSet.from_shar(fields=self.files.open(n)) for n in range(first, len(self.files.cuts)))
-        return islice(chain.from_iterable(shards), place, None)
+        return _plainly(islice(chain.from_iterable(shards), place, None))
 
     def manifests(self) -> List[Path]:
         """See CutSource: those of the shards."""
         return self.files.cuts
+
+
+def _plainly(cuts: Iterator[Cut]) -> Iterator[Cut]:
+    """The cuts; what lhotse makes of the error of an object that cannot be read becomes that error again."""
+    try:
+        yield from cuts
+    except ValueError as error:
+        if isinstance(error.__context__, UserError):
+            raise error.__context__ from None
+        raise
 
 
 def open_source(path: str, option: str = "data.train") -> CutSource:
@@ -238,7 +248,7 @@ def open_source(path: str, option: str = "data.train") -> CutSource:
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if reason.startswith(f"{path}: "):
+        if reason.startswith(f"{path}: ") or (isinstance(error, UserError) and reason.startswith(f"{path}/")):
             raise UserError(f"--{option}: {reason}") from None
         raise UserError(f"--{option}: {path}: not a lhotse CutSet: {reason}") from None
     if not isinstance(first, Cut):

@@ -109,11 +109,12 @@ class Calibration:
             found["endpoints"] = {"chunk_ms": self.endpoint_chunk_ms, "thresholds": thresholds}
         write_json(path, {**found, **(more or {})})
 
-    def update(self, path: Union[str, Path]) -> None:
-        """Write as JSON, and keep what else the file says."""
-        target = Path(path)
-        said = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
-        self.write(target, {key: value for key, value in said.items() if key not in ("words", "tasks", "endpoints")})
+    def update(self, path: Union[str, Path], target: Union[str, Path, None] = None) -> None:
+        """Write as JSON, to ``target`` if the file is a copy of that, and keep what else the file says."""
+        path = Path(path)
+        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        more = {key: value for key, value in said.items() if key not in ("words", "tasks", "endpoints")}
+        self.write(target or path, more)
 
 
 def read_calibration(folder: Optional[Path]) -> Optional[Calibration]:

@@ -215,7 +215,7 @@ class Saver:
                 shutil.rmtree(left, ignore_errors=True)
 
     def save(self, progress: Progress, write: bool = True) -> None:
-        """Write a checkpoint and delete those that are no longer needed.
+        """Write a checkpoint.
 
         All ranks call this, as a sharded model is gathered; ``write``: on the first one.
         """
@@ -242,6 +242,9 @@ class Saver:
             tensors[checkpoint.AVERAGE] = self.average.tensors
         texts = {**self._texts(), checkpoint.STATE: json.dumps(state, indent=1).encode()}
         checkpoint.write_folder(checkpoint.checkpoint_dir(self.exp_dir, progress.step), tensors, texts)
+
+    def retain(self) -> None:
+        """Delete the checkpoints that are no longer needed."""
         t = self.config.training
         retain(self.exp_dir, t.keep_last, max(t.keep_best, bool(t.patience)), t.best_by)
 

@@ -22,8 +22,10 @@ import torch.distributed as dist
 
 from tokenverse_pp.base.config import Config, EncoderConfig
 from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.base.storage import working_folder
 from tokenverse_pp.data.audio.reader import read_audio
 from tokenverse_pp.data.distributed import DistributedContext, set_threads
+from tokenverse_pp.data.editing.shar import is_shar
 from tokenverse_pp.data.labels import find_problems
 from tokenverse_pp.data.samplers import SamplerState, load_cuts, open_rounds, open_source, train_batches
 from tokenverse_pp.losses.entry import pruned_transducer_loss, resolve_backend
@@ -39,6 +41,7 @@ from tokenverse_pp.training.inputs import ALONE, Inputs, check_sample, has_featu
 from tokenverse_pp.training.memory import memory_limit, memory_of_updates, pick_recomputed
 from tokenverse_pp.training.optim import make_optimizer
 from tokenverse_pp.training.steps import Stepper, different_batches, naming_memory, scan, worst_batches
+from tokenverse_pp.training.storage import RUNS
 
 Verdict = Literal["ok", "warning", "failed", "skipped"]
 SAMPLE = 1000  # cuts of each file whose labels and audio are looked at
@@ -329,7 +332,7 @@ def check_files(config: Config) -> Iterator[Finding]:
             problem = next(iter(find_problems(source.spread(SAMPLE), tasks)), None)
             if problem:
                 raise UserError(f"{path}: cut {problem[0]}: {problem[1]}")
-            if not Path(path).is_dir():
+            if not is_shar(path):
                 check_sample(path, config, ALONE, SAMPLE)
             yield Finding("data", "ok", f"{path}: {source.count} cuts, {min(SAMPLE, source.count)} looked at")
         except UserError as error:
@@ -370,7 +373,7 @@ def check_disk(config: Config, model: Transducer) -> Iterator[Finding]:
     each = sum(v.numel() * v.element_size() for v in model.checkpoint_state().values()) + 8 * trained
     each += 8 * trained if t.average_period else 0
     needed = each * (t.keep_last + t.keep_best + 1)
-    folder = Path(t.exp_dir).absolute()
+    folder = working_folder(t.exp_dir, RUNS).absolute()
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):

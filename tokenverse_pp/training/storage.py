@@ -24,8 +24,8 @@ from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 from tokenverse_pp.base import storage
 from tokenverse_pp.base.config import Config
-from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import BLOCK, url_of
+from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.base.files import BLOCK, cache_folder, url_of, write_json
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.training.checkpoints import set_aside
@@ -34,6 +34,10 @@ from tokenverse_pp.training.log import LOG_FILE
 LOG = logging.getLogger(__name__)
 SEEN_WITHIN = 10.0  # seconds until a new file must be visible on another machine: NFS caches folders
 RUN = "run.json"  # of an experiment in object storage: which run it is
+UPLOADED = ".uploaded.json"  # in the local folder of such a run: what has been uploaded, or came from there
+# What a run goes on with. All else that may be at its URL (hypotheses, tensorboard) is written anew, or is not its own.
+RESUMED = {LOG_FILE, checkpoint.CONFIG, checkpoint.TOKENIZER}
+RUNS = "runs"  # folder in the cache folder where runs with a URL work
 STEP = re.compile(r"checkpoints/(step-\d{8})/(.+)")
 Offer = Dict[str, Any]  # name of a checkpoint -> checksums of its tensors
 
@@ -67,10 +71,11 @@ def check_storage(exp_dir: Path, world: DistributedContext) -> None:
                 "machines share, or pass --training.storage local"
             )
         for other in sorted(numbers - {machine}) if not world.shared else ():
-            raise UserError(
-                f"--training.storage=local: {exp_dir} is the same folder on {hosts[machine]} and {hosts[other]}: name "
-                "a local folder, or pass --training.storage shared"
-            )
+            advice = "name a local folder, or pass --training.storage shared"
+            if cache_folder() / RUNS in exp_dir.parents:  # of a URL
+                advice = "set TOKENVERSE_PP_CACHE to a folder on a local disk"
+            both = f"{hosts[machine]} and {hosts[other]}"
+            raise UserError(f"--training.storage=local: {exp_dir} is the same folder on {both}: {advice}")
 
 
 def _seen(marks: List[Path], world: DistributedContext) -> Set[int]:
@@ -191,13 +196,17 @@ def open_remote(config: Config, world: DistributedContext) -> Optional[RemoteRun
     if url is None:
         return None
     name = world.from_first(lambda: _run_id(url))
-    folder = storage.working_folder(url, "runs") / name
+    folder = storage.working_folder(url, RUNS) / name
     config.training.exp_dir, config.training.storage = str(folder), "local"
     run = RemoteRun(url, folder)
     with world.failing_together():
         if world.is_first:
             LOG.info(f"{url}: the run works in {folder}")
             run.fetch()
+    deleted = world.from_first(lambda: run.deleted)
+    if world.leads and not world.is_first:
+        for name in deleted:  # or this machine would offer them to the first
+            shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
     return run if world.is_first else None
 
 
@@ -222,15 +231,16 @@ class RemoteRun:
     def __init__(self, url: str, folder: Path):
         self.url = url
         self.folder = folder
+        self.deleted: List[str] = []  # checkpoints that `fetch` found here, and deleted at the URL
         self._uploaded: Dict[str, Tuple[int, int]] = {}  # relative name -> size and time of change
         self._thread: Optional[threading.Thread] = None
         self._problem: Optional[UserError] = None
 
     def fetch(self) -> None:
-        """Get the checkpoints that are there, and unless later ones are here, the log and all else.
+        """Get the checkpoints that are there, and unless later ones are here, the log.
 
-        Later checkpoints are here if the run was killed before they were uploaded. Earlier ones that are not there were
-        deleted by a run on another machine, and are deleted here.
+        Later checkpoints are here if the run was killed before they were uploaded. What was uploaded, or is earlier,
+        and is not there, was deleted there, and is deleted here.
 
         Raises:
             UserError: the storage cannot be read, or the disk not be written.
@@ -240,17 +250,36 @@ class RemoteRun:
         steps = sorted({m[1] for m in map(STEP.fullmatch, there) if m and m[2] == checkpoint.CHECKSUMS})
         newest = steps[-1] if steps else ""
         here = [path.name for path in checkpoint.list_checkpoints(self.folder)]
-        later = [name for name in here if name > newest]
+        self._read_uploaded()
+        whole = {name for name in here if f"checkpoints/{name}/{checkpoint.CHECKSUMS}" in self._uploaded}
+        self.deleted = [name for name in here if name not in steps and (name < newest or name in whole)]
+        for name in self.deleted:
+            LOG.warning(f"{name} was deleted at {self.url}, and is deleted here")
+            shutil.rmtree(self.folder / "checkpoints" / name, ignore_errors=True)
+        later = [name for name in here if name > newest and name not in self.deleted]
         for name in steps:
             self._fetch_checkpoint(name, {n: info for n, info in there.items() if n.startswith(f"checkpoints/{name}/")})
-        for name in here:
-            if name < newest and name not in steps:
-                shutil.rmtree(self.folder / "checkpoints" / name, ignore_errors=True)
         if later:
             LOG.warning(f"{later[-1]} of this machine was not uploaded, and is later than those of {self.url}")
-            return
-        others = {n: info for n, info in there.items() if not n.startswith("checkpoints/") and n != RUN}
-        storage.in_parallel(lambda n: storage.download(f"{self.url}/{n}", self.folder / n, others[n]), others)
+        kept = RESUMED if later else set()
+        for name in self._uploaded.keys() - there.keys() - kept:
+            if not STEP.fullmatch(name):  # one that is not whole there is whole here
+                (self.folder / name).unlink(missing_ok=True)
+        if not later:
+            others = sorted(RESUMED & there.keys())
+            storage.in_parallel(lambda n: storage.download(f"{self.url}/{n}", self.folder / n, there[n]), others)
+            self._uploaded.update((n, _state(self.folder / n)) for n in others)
+        self._uploaded = {name: state for name, state in self._uploaded.items() if name in there}
+        self._write_uploaded()
+
+    def _read_uploaded(self) -> None:
+        """Read what earlier processes have uploaded; nothing of it is known where the file is damaged."""
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            found = json.loads((self.folder / UPLOADED).read_text(encoding="utf-8"))
+            self._uploaded = {str(name): (int(size), int(time)) for name, (size, time) in found.items()}
+
+    def _write_uploaded(self) -> None:
+        write_json(self.folder / UPLOADED, dict(self._uploaded))
 
     def _fetch_checkpoint(self, name: str, objects: Dict[str, Any]) -> None:
         """Download a checkpoint unless it is here already; one that is damaged is left out, with a warning."""
@@ -278,7 +307,11 @@ class RemoteRun:
     def upload(self) -> None:
         """Upload in the background what has changed in the local folder; waits for the upload before."""
         self.wait()
-        self._thread = threading.Thread(target=self._upload, daemon=True)
+        # Listed here, as the caller may write the next checkpoint meanwhile.
+        paths = (path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
+        hidden = re.compile(r"(\A|/)\.|\.(tmp|old)/")
+        names = sorted(path for path in paths if not hidden.search(path))
+        self._thread = threading.Thread(target=self._upload, args=(names,), daemon=True)
         self._thread.start()
 
     def wait(self, needed: bool = False) -> None:
@@ -295,22 +328,28 @@ class RemoteRun:
         if problem:
             LOG.warning(f"not uploaded yet: {problem}")
 
-    def _upload(self) -> None:
+    def _upload(self, names: List[str]) -> None:
         try:
-            self._upload_changed()
+            try:
+                self._upload_changed(names)
+            finally:
+                self._write_uploaded()
         except UserError as error:
             self._problem = error
         except OSError as error:
             self._problem = UserError(f"{self.folder}: cannot be read: {error}")
+        except Exception as error:  # nobody else would tell what a library raises in this thread
+            self._problem = UserError(f"{self.url}: {one_line(error) or type(error).__name__}")
 
-    def _upload_changed(self) -> None:
+    def _upload_changed(self, names: List[str]) -> None:
         """Upload what is new, a folder's checksums last; then delete the checkpoints that are no longer here."""
-        paths = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
-        hidden = re.compile(r"(\A|/)\.|\.(tmp|old)/")
-        names = sorted(path.as_posix() for path in paths if not hidden.search(path.as_posix()))
         changed = {name for name in names if self._uploaded.get(name) != _state(self.folder / name)}
         there = storage.list_folder(self.url)
         last = {name for name in names if name.endswith(f"/{checkpoint.CHECKSUMS}")}
+        # First noted as not uploaded: a process that is killed here has not deleted them.
+        kept = set(names) - (last & changed)
+        self._uploaded = {name: state for name, state in self._uploaded.items() if name in kept}
+        self._write_uploaded()
         for folder in {name.rpartition("/")[0] for name in last & changed}:
             # What is there under this name is about to be replaced, object by object.
             if f"{folder}/{checkpoint.CHECKSUMS}" in there:

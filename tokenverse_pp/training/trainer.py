@@ -219,12 +219,15 @@ class Trainer:
         self.say(f"step {self.step}: {describe(scores)}")
 
     def save(self) -> None:
-        """Write a checkpoint and delete those that are no longer needed (on the ranks that write)."""
+        """Write a checkpoint, then delete those that are no longer needed (on the ranks that write)."""
         self._share_trained()
-        if self.remote:  # what is being uploaded may be deleted now
-            self.remote.wait()
         with self.world.failing_together():  # after a full disk of one machine the others have theirs
             self.saver.save(self.progress, write=self.world.writes)
+        if self.remote:  # may still read what is deleted now
+            self.remote.wait()
+        with self.world.failing_together():
+            if self.world.writes:
+                self.saver.retain()
         if self.remote:
             self.remote.upload()
         self.saved = self.step

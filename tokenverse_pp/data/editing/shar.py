@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 import warnings
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
@@ -39,6 +40,7 @@ from tokenverse_pp.data.lines import INDEX
 from tokenverse_pp.data.manifests import FORMATS, ManifestRow, cut_of, read_rows
 
 CUTS = re.compile(r"cuts\..*\.jsonl.*")  # manifest of a shard
+SHARD = re.compile(r"[A-Za-z][\w-]*\.\d{6,}\.(tar|jsonl(\.gz)?)")  # a file that `write_shar` makes
 FIELD = re.compile(r"[A-Za-z][\w-]*")
 UNFINISHED = "unfinished.txt"  # in a Shar in object storage, as long as `write_shar` is at work
 AHEAD = 2  # shards whose tar files are fetched before they are read
@@ -133,16 +135,23 @@ def write_shar(
 def _write_remote(path: PathLike, url: str, shard_size: int, audio: str, bar: Any, jobs: int) -> Dict[str, int]:
     """`write_shar` to object storage: each process holds one shard on disk until it is uploaded.
 
-    What a run that was stopped has left is replaced.
+    What a run that was stopped has left is replaced. Nothing is touched where there is anything else.
     """
     there = storage.list_folder(url)
     if there and UNFINISHED not in there:
         raise UserError(f"{url}: exists already; expected a new or empty folder")
-    storage.upload(b"tokenverse-pp manifest to-shar is at work here, or was stopped\n", f"{url}/{UNFINISHED}")
-    storage.in_parallel(lambda name: storage.remove(f"{url}/{name}"), [name for name in there if name != UNFINISHED])
+    shards = [name for name in there if name != UNFINISHED]
+    foreign = next((name for name in shards if not SHARD.fullmatch(name)), None)
+    if foreign is not None:
+        raise UserError(f"{url}: {foreign} is in it, which is no file of a shard: expected a new or empty folder")
+    mark = f"tokenverse-pp manifest to-shar is at work here, or was stopped ({uuid.uuid4().hex})\n".encode()
+    storage.upload(mark, f"{url}/{UNFINISHED}")
+    storage.in_parallel(lambda name: storage.remove(f"{url}/{name}"), shards)
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="shar-", dir=cache_folder()) as temporary:
         count = _write_shards(path, Path(temporary), shard_size, audio, bar, jobs, url)
+    if storage.read_bytes(f"{url}/{UNFINISHED}") != mark:
+        raise UserError(f"{url}: another `tokenverse-pp manifest to-shar` was started there meanwhile: run one again")
     storage.remove(f"{url}/{UNFINISHED}")
     return _report(count, {name: info["size"] for name, info in storage.list_folder(url).items()})
 
