@@ -166,11 +166,13 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
     for result in results:
         source = pending.popleft()
         with tqdm.external_write_mode():  # the bars are redrawn below what is written
-            is_refused = isinstance(result, Refused)
-            reason = result.reason if is_refused else output.write(source, result)
+            if isinstance(result, Refused):
+                reason = result.reason
+            else:
+                reason = output.write(source, result)
+                unwritten += bool(reason)
             if reason:
                 refused += 1
-                unwritten += not is_refused
                 click.echo(f"error: {' '.join(reason.split())}", err=True)
     if parts is not None:
         parts.close()
