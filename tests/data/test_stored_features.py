@@ -204,7 +204,7 @@ def current(cluster):
 
 def test_a_cluster_continues_its_own_run_only(tiny_corpus, parts, tmp_path, monkeypatch):
     """Whatever other run has replaced the arrays, which are named by their cuts only."""
-    cuts, compute, computed = read_cuts(tiny_corpus), StoringJob.store, []
+    cuts, compute, computed = read_cuts(tiny_corpus)[:12], StoringJob.store, []
 
     def counted(job, encoder, group):
         computed.append(group)

@@ -9,6 +9,8 @@ import pytest
 from command_lines import run
 from mini_runs import MAKERS
 
+from tokenverse_pp.base.engine import RayEngine
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: tokenverse_pp[ray]"),
@@ -26,6 +28,10 @@ def test_calls_are_converted_by_workers(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # Ray keeps the token of its clusters there
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    by_eight = RayEngine.map
+    # Several shards, though there are few calls.
+    one_by_one = lambda self, work, items, jobs=1, chunk=1, prepare=bool: by_eight(self, work, items, jobs, 1, prepare)
+    monkeypatch.setattr(RayEngine, "map", one_by_one)
     corpus, out = MAKERS["callhome-english"](tmp_path / "corpus"), tmp_path / "out"
     found = []
     for more in ([], ["--engine", "ray", "--num-workers", 2]):
