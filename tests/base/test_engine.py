@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import os
 import random
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenverse_pp.base import engine
-from tokenverse_pp.base.engine import AHEAD, TRIES, EngineOptions, Parts, RayEngine, ShardEngine, current_engine, opened
+from tokenverse_pp.base.engine import (
+    AHEAD,
+    LOCAL,
+    TRIES,
+    EngineOptions,
+    Parts,
+    RayEngine,
+    ShardEngine,
+    current_engine,
+    opened,
+)
 from tokenverse_pp.base.errors import UserError
 
 
@@ -47,6 +59,9 @@ class FakeRay:
 
     def cluster_resources(self):
         return {"CPU": float(self.cpus)}
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": {"CPU": float(self.cpus)}}, {"Alive": False, "Resources": {"CPU": 99.0}}]
 
     def remote(self, cls):
         return SimpleNamespace(options=lambda **wanted: SimpleNamespace(remote=lambda: self._actor(cls())))
@@ -201,6 +216,67 @@ def test_user_is_told_where_there_is_no_room_for_a_worker(caplog):
     assert [r.getMessage() for r in caplog.records] == [
         "no worker could start yet: the cluster has no room for one of CPU: 2 (ray status)"
     ]
+
+
+def test_a_worker_wants_no_more_than_a_machine_has(monkeypatch):
+    with ray_engine(cpus=2) as (cluster, _):
+        assert cluster._room(16, False) == ({"CPU": 2.0, "GPU": 0.0}, 1)  # 16 threads on one of 2 cores: slow, but done
+        cluster.options = EngineOptions("ray", worker_cpus=3)
+        assert cluster._room(1, False)[0]["CPU"] == 3  # a machine that has them may come
+        monkeypatch.setattr(cluster, "_joined", True)
+        cluster.address = LOCAL
+        with pytest.raises(UserError, match="--worker-cpus: this machine has 2, got 3"):
+            cluster._room(1, False)
+    with ray_engine(cpus=0) as (cluster, _):
+        assert cluster._room(4, False) == ({"CPU": 4.0, "GPU": 0.0}, 1)  # a head node that waits for others
+
+
+@pytest.mark.parametrize(("option", "variable"), [(None, None), ("local", None), (None, "local"), ("local", "node1:1")])
+def test_a_cluster_that_is_started_here_listens_on_loopback_with_a_token(monkeypatch, option, variable):
+    names = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED")
+    for name in (*names, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_ADDRESS"):
+        monkeypatch.setenv(name, "")  # so that what is set below is undone
+        monkeypatch.delenv(name)
+    if variable:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    assert RayEngine(EngineOptions("ray", option)).address == LOCAL
+    assert [os.environ.get(name) for name in names] == ["0", "token", "0"]
+    for name in names:
+        monkeypatch.delenv(name)
+    RayEngine(EngineOptions("ray", "node1:6379"))
+    assert [os.environ.get(name) for name in names] == [None, None, "0"]
+
+
+def test_a_cluster_that_cannot_be_joined_is_an_error_of_one_line(monkeypatch):
+    with ray_engine() as (cluster, fake):
+        fake.is_initialized = lambda: False
+        fake.init = lambda *args, **more: (_ for _ in ()).throw(Gone("wrong token\nfor node1"))
+        cluster.address = "node1:6379"
+        with pytest.raises(UserError) as caught:
+            list(cluster.run(double, numbered(1)))
+    assert str(caught.value) == "--ray-address node1:6379: no cluster of Ray that can be joined: wrong token for node1"
+
+
+def test_workers_end_before_the_engine_leaves_the_cluster():
+    """Also where results were not fetched, because of an error of whoever fetched them."""
+    with ray_engine() as (cluster, fake):
+        results = cluster.run(double, numbered(9))
+        next(results)
+        assert fake.alive == 2
+        cluster.close()
+        assert fake.alive == 0
+        fake.kill = lambda actor: pytest.fail("the cluster has been left")
+        results.close()
+
+
+def test_parts_of_another_run_are_deleted(tmp_path):
+    for run, left in (("a", {"run"}), ("a", {"run", "x"}), ("b", {"run"})):
+        parts = Parts(tmp_path)
+        parts.keep_of(run)
+        assert set(parts.read()) == left
+        parts.append("x", {"value": 1})
+        parts.close()
 
 
 def test_messages_of_workers_are_logged_here(caplog):

@@ -19,6 +19,9 @@ from toy_runs import read_cuts, save_frozen_encoder
 
 from tokenverse_pp import Transcript
 from tokenverse_pp.api.formats import FORMATS
+from tokenverse_pp.api.model import RecognizerJob
+from tokenverse_pp.base import engine
+from tokenverse_pp.base.engine import ShardEngine
 from tokenverse_pp.cli import transcribe as command
 from tokenverse_pp.cli import transcribing as inputs
 from tokenverse_pp.cli.main import cli
@@ -229,6 +232,31 @@ def test_what_cannot_be_written_is_named_and_the_rest_is_done(model, calls, tmp_
         str(calls / "one.wav"),
     ]
     assert sorted(os.listdir(tmp_path / "out")) == ["late", "one.txt"]
+
+
+def test_what_could_not_be_written_is_not_computed_again_by_a_cluster(model, calls, tmp_path, monkeypatch):
+    """Audio in memory has a key in each run too."""
+    packed(calls / "one.mkv", "flac")
+
+    class Cluster(ShardEngine):
+        is_cluster = True
+
+    def start(job):
+        starts.append(job)
+        return load(job)
+
+    load, starts = RecognizerJob.__call__, []
+    monkeypatch.setattr(engine, "RayEngine", lambda options: Cluster())
+    monkeypatch.setattr(RecognizerJob, "__call__", start)
+    output = tmp_path / "out"
+    (output / "one.txt").mkdir(parents=True)
+    for stderr, has_parts, number in (("cannot write", True, 1), ("", False, 1), ("", False, 2)):
+        done = transcribe(model, calls, "--recursive", "--output-dir", output, "--engine", "ray")
+        assert stderr in done.stderr and done.exit_code == (2 if stderr else 0), done.stderr
+        assert (output / "parts").exists() == has_parts and len(starts) == number
+        if has_parts:
+            (output / "one.txt").rmdir()
+    assert {path.name for path in output.iterdir()} == {"late", "one.txt", "one-2.txt"}
 
 
 def test_wrong_options_are_one_line(model, calls, tmp_path):

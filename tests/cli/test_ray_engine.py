@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from toy_runs import call, read_cuts, save_frozen_encoder, toy_options
 
 from tokenverse_pp.base.config_files import parse_config, save_config
 from tokenverse_pp.base.engine import Parts
+from tokenverse_pp.data.editing import label as labelling
 
 MODEL = ROOT / "tests" / "oracles" / "fixtures" / "toy_model"
 RECORDINGS = 200
@@ -36,6 +38,7 @@ class Nodes:
 
         about = {"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False}
         self.about = {**about, "node_ip_address": "127.0.0.1"}
+        self.seen = set()  # workers
         self.cluster = Cluster(initialize_head=True, head_node_args=self.about)
         self.add()
 
@@ -52,7 +55,9 @@ class Nodes:
     def workers(self):
         """Process ids of the workers that run."""
         raylets = {pid for pid, parent, name in processes() if name.endswith("/raylet") and parent == os.getpid()}
-        return sorted(pid for pid, parent, name in processes() if name.startswith("ray::_Worker") and parent in raylets)
+        found = [pid for pid, parent, name in processes() if name.startswith("ray::_Worker") and parent in raylets]
+        self.seen.update(found)
+        return sorted(found)
 
 
 def processes():
@@ -70,8 +75,12 @@ def processes():
 def nodes():
     nodes = Nodes()
     yield nodes
+    nodes.workers()
     nodes.cluster.shutdown()
-    assert nodes.workers() == []
+    left, deadline = nodes.seen, time.monotonic() + 60  # they end when they see that their node has
+    while left and time.monotonic() < deadline:
+        left = left & {pid for pid, _, name in processes() if name.startswith("ray::")}
+    assert not left
 
 
 @pytest.fixture
@@ -191,12 +200,15 @@ def test_store_features(nodes, toy, tmp_path, monkeypatch):
     assert found[0] == found[1] and len(found[0]) == 13
 
 
-def test_label(nodes, toy, tmp_path):
+def test_label(nodes, toy, tmp_path, after, monkeypatch):
+    monkeypatch.setattr(labelling, "CHUNKS", 2)
+    shards = after([], None)
     (tmp_path / "places.tsv").write_text("".join(f"{word}\tPLACE\n" for word in words_of(toy)[:5]))
     for name, more in (("one", []), ("two", nodes.options)):
         words = ["--gazetteer", tmp_path / "places.tsv", "--overwrite", *more]
         done = run("manifest", "label", toy / "cuts_test.jsonl.gz", tmp_path / f"{name}.jsonl.gz", *words)
         assert done.exit_code == 0, done.output
+    assert len(shards) == 4  # of 64 cuts
     assert (tmp_path / "one.jsonl.gz").read_bytes() == (tmp_path / "two.jsonl.gz").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl.gz", "places.tsv", "two.jsonl.gz"]
 
@@ -213,4 +225,6 @@ def test_what_is_wrong_is_said_in_one_line(nodes, toy, tmp_path):
     assert done.exit_code == 2 and done.stderr.startswith("error: --ray-address nowhere: no cluster of Ray that can")
     done = run(*label, "--drop", "scd", "--num-workers", 2)
     assert done.exit_code == 2 and done.stderr == "error: --num-workers: only with --engine ray\n"
+    done = run("manifest", "prepare", "mls", toy, tmp_path / "out", "--num-jobs", 2, "--engine", "ray")
+    assert done.exit_code == 2 and done.stderr.startswith("error: --num-jobs: processes of this machine; ")
     assert not list(tmp_path.iterdir())

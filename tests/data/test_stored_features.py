@@ -1,7 +1,9 @@
 """Stored features of a frozen encoder: the numbers of training from audio, from the right encoder, or refused."""
 
+import contextlib
 import copy
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +12,16 @@ from click.testing import CliRunner
 from lhotse import CutSet
 from toy_runs import assert_one_line, call, read_cuts, save_frozen_encoder, toy_options, toy_parts
 
+from tokenverse_pp.base import engine
 from tokenverse_pp.base.config_files import save_config
+from tokenverse_pp.base.engine import Parts, ShardEngine
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.cli.main import cli
+from tokenverse_pp.data.access import current_access
 from tokenverse_pp.data.dataset import FEATURES, load_inputs
 from tokenverse_pp.models.stored_features import (
     ORIGIN,
+    StoringJob,
     batches_of,
     carry_features,
     check_origin,
@@ -36,9 +42,9 @@ def parts(tiny_corpus, frozen):
     return toy_parts(tiny_corpus, **frozen)
 
 
-def store(parts, cuts, folder, **options):
-    config = parts.config.model.encoder
-    return store_features(CutSet.from_cuts(cuts), parts.model.encoder, config, folder, **options)
+def store(toy, cuts, folder, **options):
+    config = toy.config.model.encoder
+    return store_features(CutSet.from_cuts(cuts), toy.model.encoder, config, folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +175,83 @@ def test_training_on_features_of_another_encoder_is_refused(train_script, tiny_c
     failure = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp", **changes))
     assert_one_line(failure, "features were stored by", next(iter(stored)).id)
     assert not (tmp_path / "exp").exists()
+
+
+class Cluster(ShardEngine):
+    """A cluster, as far as `store_features` knows: this process."""
+
+    is_cluster = True
+
+
+class Elsewhere(Cluster):
+    """A cluster of machines with disks of their own: their files are not seen here."""
+
+    def run(self, *args, **options):
+        for line in super().run(*args, **options):
+            for array in line["arrays"]:
+                Path(array["storage_path"], array["storage_key"]).unlink()
+            yield line
+
+
+@contextlib.contextmanager
+def current(cluster):
+    token = engine._CURRENT.set(cluster)
+    try:
+        yield
+    finally:
+        engine._CURRENT.reset(token)
+
+
+def test_a_cluster_continues_its_own_run_only(tiny_corpus, parts, tmp_path, monkeypatch):
+    """Whatever other run has replaced the arrays, which are named by their cuts only."""
+    cuts, compute, computed = read_cuts(tiny_corpus)[:12], StoringJob.store, []
+
+    def counted(job, encoder, group):
+        computed.append(group)
+        if len(computed) == stop:
+            raise OSError(28, "No space left on device")
+        return compute(job, encoder, group)
+
+    def run(folder=tmp_path / "out", of=ShardEngine, **options):
+        computed.clear()
+        options = {"dtype": "float16", "max_duration": 9.0, **options}
+        with current(of()), contextlib.ExitStack() as stack:
+            if stop:
+                stack.enter_context(pytest.raises(OSError, match="No space"))
+            kept = Parts(folder / "parts")
+            stack.callback(kept.close)
+            return [cut.load_custom(FEATURES) for cut in store(parts, cuts, folder, parts=kept, **options)]
+
+    monkeypatch.setattr(StoringJob, "store", counted)
+    stop = 0
+    expected = run(tmp_path / "one")
+    total = len(computed)
+    assert total > 3
+    others = [(ShardEngine, {"dtype": "float32"}), (Cluster, {"dtype": "float32"}), (Cluster, {"max_duration": 8.0})]
+    for other, changes in [(None, {}), *others]:
+        for path in tmp_path.glob("out/parts/*"):
+            path.unlink()
+        stop = 3
+        run(of=Cluster)
+        stop = 0
+        if other is not None:
+            run(of=other, **changes)
+        found = run(of=Cluster)
+        assert len(computed) == (total - 2 if other is None else total)
+        assert all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(found, expected))
+
+
+def test_arrays_on_disks_of_workers_are_missed(tiny_corpus, parts, tmp_path):
+    with current(Elsewhere()), pytest.raises(UserError, match="file system that all machines share") as caught:
+        store(parts, read_cuts(tiny_corpus)[:2], tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
+
+
+def test_a_worker_with_another_encoder_is_named(parts, tmp_path):
+    job, config = StoringJob(str(tmp_path), "", "float16", False, None, current_access()), parts.config.model.encoder
+    job.start(config, torch.get_num_threads(), job.digest(config))
+    with pytest.raises(UserError, match=r"wav2vec2-tiny: on .* it differs from that of the command"):
+        job.start(config, 1, job.digest(dataclasses.replace(config, layers=[0])))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from labelled_cuts import make_cut
 from lhotse import Recording
 
 from tokenverse_pp.base.engine import Parts
+from tokenverse_pp.data.audio.inputs import cut_of_samples
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.decoding.run import batch_digest, collect, share
 
@@ -75,3 +77,17 @@ def test_every_batch_goes_to_one_process_and_loads_are_even(sizes, processes):
         assert keys == sorted(keys)
     loads = [sum(cut.duration for _, group in part for cut in group) for part in shares]
     assert max(loads) - min(loads) <= max(seconds, default=0)
+
+
+def test_samples_in_memory_have_the_same_digest_at_any_time():
+    samples = np.linspace(-1, 1, 1600, dtype=np.float32)
+    cut = cut_of_samples(samples, 16000, "samples")
+    source = cut.recording.sources[0].source
+    peak = source.index(b"PEAK")
+    assert source[peak + 12 : peak + 16] == bytes(4)  # the time of day, as libsndfile writes it
+    assert np.array_equal(cut.load_audio()[0], samples)
+    others = [cut_of_samples(array, 16000, "samples").with_id(cut.id) for array in (samples, -samples)]
+    for other in others:
+        other.recording.id = cut.recording.id
+    same, turned = (batch_digest("run", [other], False) for other in others)
+    assert same == batch_digest("run", [cut], False) != turned

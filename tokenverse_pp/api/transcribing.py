@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -139,7 +140,12 @@ def grouped(items: Iterable[Item], options: DecodeOptions) -> Iterator[List[Item
 
 
 def transcribe_by_cluster(
-    start: Callable[[], Compute], items: Iterable[Item], options: DecodeOptions, digest: str, parts: Optional[Parts]
+    start: Callable[[], Compute],
+    items: Iterable[Item],
+    options: DecodeOptions,
+    digest: str,
+    parts: Optional[Parts],
+    uses_gpu: bool = True,
 ) -> Iterator[Result]:
     """`transcribe_in_order` by the workers of the current engine; its groups are their shards.
 
@@ -148,9 +154,12 @@ def transcribe_by_cluster(
         items: as there.
         digest: of model and options.
         parts: where the results of groups are kept.
+        uses_gpu: whether a worker can use a GPU.
     """
-    shards = ((group_digest(digest, group), group) for group in grouped(items, options))
-    for line in current_engine().run(start, shards, parts, torch.get_num_threads(), uses_gpu=True):
+    # Without parts a key is only told, and audio in memory need not be read for it.
+    key: Callable[[List[Item]], str] = partial(group_digest, digest) if parts is not None else _named
+    shards = ((key(group), group) for group in grouped(items, options))
+    for line in current_engine().run(start, shards, parts, torch.get_num_threads(), uses_gpu):
         for found in line["results"]:
             refused = found.get("refused")
             yield Refused(**refused) if refused is not None else _transcript_of(found)
@@ -161,6 +170,10 @@ def group_digest(run: str, group: Sequence[Item]) -> str:
     digest = batch_digest(run, [item.cut for item in group if isinstance(item, Heard)], False)
     names = [dataclasses.astuple(item)[:2] if isinstance(item, Refused) else (item.label, item.name) for item in group]
     return hashlib.sha256(json.dumps([digest, names]).encode()).hexdigest()
+
+
+def _named(group: Sequence[Item]) -> str:
+    return group[0].label if len(group) == 1 else f"{group[0].label} to {group[-1].label}"
 
 
 def group_line(decoder: Recognizer, group: List[Item]) -> Dict[str, Any]:

@@ -34,7 +34,9 @@ Shards = Iterable[Tuple[str, Any]]  # key, shard
 LOG = logging.getLogger(__name__)
 AHEAD = 4  # shards a worker that are taken from the input before the oldest result has been fetched
 TRIES = 5  # workers that may die of a shard
+LOCAL = "local"  # Ray's address of a cluster that is started for the command
 PATIENCE = 60.0  # seconds without a worker until the user is told
+RUN = "run"  # key of the line of `Parts.keep_of`
 STORE = 80 * 2**20  # bytes of shared memory of Ray's object store, where a cluster is started here
 
 
@@ -54,7 +56,8 @@ class EngineOptions:
     num_workers: int = 0
     """Workers of Ray at most; 0: as many as there is room for in the cluster at the start."""
     worker_cpus: float = 0
-    """CPUs of Ray for a worker; 0: one for a worker with a GPU, else as many as it uses threads."""
+    """CPUs of Ray for a worker; 0: one for a worker with a GPU, else as many as it uses threads, or the largest machine
+    has."""
     worker_gpus: Optional[float] = None
     """GPUs of Ray for a worker, 0.5: two share one. Default: 1 for a job with a model if the cluster has GPUs, else
     0."""
@@ -100,6 +103,13 @@ class Parts:
                         if isinstance(line, dict) and isinstance(line.get("key"), str):
                             yield path, at, line
                     at += len(text)
+
+    def keep_of(self, run: str) -> None:
+        """Delete the part files unless this run has written them: where their lines point at files that runs share."""
+        places = self.places()
+        if RUN not in places or self.line(places[RUN]).get("run") != run:
+            self.remove()
+            self.append(RUN, {"run": run})
 
     def append(self, key: str, result: Line) -> None:
         """Append a shard's result to this process's part file."""
@@ -208,8 +218,10 @@ class RayEngine(ShardEngine):
 
     def __init__(self, options: EngineOptions):
         self.options = options
-        self.ray = _import_ray(options.ray_address)
+        self.address = options.ray_address or os.environ.get("RAY_ADDRESS") or LOCAL
+        self.ray = _import_ray(self.address)
         self._joined = False
+        self._pools: List[_Pool] = []
 
     def run(
         self,
@@ -224,6 +236,7 @@ class RayEngine(ShardEngine):
         numbered = iter(enumerate(shards))
         self._join()
         pool = _Pool(self.ray, start, *self._room(threads, uses_gpu))
+        self._pools.append(pool)
         results: Dict[int, Any] = {}
         taken, given, is_end = 0, 0, False
         try:
@@ -251,6 +264,7 @@ class RayEngine(ShardEngine):
                     results[task.number] = result
         finally:
             pool.close()
+            self._pools.remove(pool)
 
     def map(
         self, work: Compute, items: Sequence[Any], jobs: int = 1, chunk: int = 1, prepare: Compute = bool
@@ -264,6 +278,8 @@ class RayEngine(ShardEngine):
 
     def close(self) -> None:
         """Leave the cluster; end it if it was started here."""
+        for pool in self._pools:  # of a `run` whose results were not all fetched, because of an error
+            pool.close()
         if self._joined:
             self.ray.shutdown()
             self._joined = False
@@ -272,22 +288,32 @@ class RayEngine(ShardEngine):
         """Join the cluster, or start one on this machine (raises UserError)."""
         if self.ray.is_initialized():  # by the caller, who will leave it
             return
-        address = self.options.ray_address or os.environ.get("RAY_ADDRESS") or "local"
-        started = {"include_dashboard": False, "object_store_memory": STORE} if address == "local" else {}
+        started = {"include_dashboard": False, "object_store_memory": STORE} if self.address == LOCAL else {}
         try:
             # Not what workers print: it would stand in the command's output. Their messages come with the results.
-            self.ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **started)
-        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            self.ray.init(self.address, log_to_driver=False, logging_level=logging.WARNING, **started)
+        except (self.ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise UserError(
-                f"--ray-address {address}: no cluster of Ray that can be joined: {one_line(error)}"
+                f"--ray-address {self.address}: no cluster of Ray that can be joined: {one_line(error)}"
             ) from None
         self._joined = True
 
     def _room(self, threads: int, uses_gpu: bool) -> Tuple[Dict[str, float], int]:
-        """What a worker takes, and how many workers the cluster has room for."""
+        """What a worker takes, and how many workers the cluster has room for.
+
+        Raises:
+            UserError: where a worker wants more than a cluster that was started here has; others may still grow.
+        """
         o, there = self.options, self.ray.cluster_resources()
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        largest = {name: max([0.0, *(node.get(name, 0.0) for node in nodes)]) for name in ("CPU", "GPU")}
         gpus = o.worker_gpus if o.worker_gpus is not None else float(uses_gpu and there.get("GPU", 0) > 0)
-        wanted = {"CPU": o.worker_cpus or float(1 if gpus else threads), "GPU": gpus}
+        # No more than a node has, or no worker would ever start; a head node of no CPUs waits for others.
+        cpus = float(1 if gpus else min(threads, largest["CPU"] or threads))
+        wanted = {"CPU": o.worker_cpus or cpus, "GPU": gpus}
+        for name, number in wanted.items():
+            if self._joined and self.address == LOCAL and number > largest[name]:
+                raise UserError(f"--worker-{name.lower()}s: this machine has {largest[name]:g}, got {number:g}")
         room = min(int(there.get(name, 0) / number) for name, number in wanted.items() if number)
         return wanted, o.num_workers or max(1, room)
 
@@ -421,9 +447,9 @@ def _version() -> str:
     return tokenverse_pp.__version__
 
 
-def _import_ray(address: Optional[str]) -> Any:
+def _import_ray(address: str) -> Any:
     """Import Ray (raises UserError). A cluster that it starts itself listens on the loopback interface only."""
-    if not address and not os.environ.get("RAY_ADDRESS"):
+    if address == LOCAL:
         # Whoever reaches Ray's ports can run code. This is how Ray does it where it has no clusters (macOS).
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # the default of Ray 2.60, which warns unless it is set

@@ -186,6 +186,16 @@ def is_finite(value: Any) -> bool:
         return False
 
 
+def check_shared(paths: Iterable[PathLike]) -> None:
+    """Check that files which workers of a cluster have written are here too (raises UserError naming the folder)."""
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(
+                f"{path.parent}: a worker has written {path.name}, which is not there on this machine: the folder must "
+                "be on a file system that all machines share (or was the file deleted? then delete parts in it)"
+            )
+
+
 def feed(digest: Any, path: PathLike) -> int:
     """Put the bytes of a file through a `hashlib` digest, block by block; returns how many there were."""
     size = 0

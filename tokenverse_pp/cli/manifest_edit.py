@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import socket
 from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -92,8 +93,9 @@ def label(
                 writer.write(data)
         else:
             found = (pipeline, gazetteer, match_case, confidence)
-            run = labelling_digest(change, found, getattr(getattr(finder, "pipeline", None), "meta", None), gazetteer)
-            for lines in label_by_cluster(read_rows(cuts, bar), change, partial(_finder, *found), run, parts):
+            run = _digest_of(finder, change, found)
+            make = partial(_same_finder, change, found, run)
+            for lines in label_by_cluster(read_rows(cuts, bar), change, make, run, parts):
                 writer.write_lines(lines)
     if parts is not None:
         parts.remove()
@@ -111,6 +113,19 @@ def _finder(
     if gazetteer:
         return GazetteerEntities(read_gazetteer(gazetteer, match_case, confidence), Path(gazetteer).name)
     return None
+
+
+def _digest_of(finder: Optional[EntityFinder], change: LabelChange, found: Tuple[Any, ...]) -> str:
+    """`labelling_digest` of a change, and a finder with its options."""
+    return labelling_digest(change, found, getattr(getattr(finder, "pipeline", None), "meta", None), found[1])
+
+
+def _same_finder(change: LabelChange, found: Tuple[Any, ...], run: str) -> Optional[EntityFinder]:
+    """The finder in a worker of a cluster (raises UserError where it is not that of the command)."""
+    finder = _finder(*found)
+    if _digest_of(finder, change, found) != run:
+        raise UserError(f"{found[0] or found[1]}: on {socket.gethostname()} it differs from that of the command")
+    return finder
 
 
 @click.command()

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.engine import Parts, current_engine
-from tokenverse_pp.base.errors import UserError, printable
+from tokenverse_pp.base.errors import printable
 from tokenverse_pp.base.files import url_of, write_json
 from tokenverse_pp.cli.groups import EXIT_CODE
 from tokenverse_pp.cli.options import engine_options, jobs_option, options_from, source_options, threads_option
@@ -218,17 +218,14 @@ def store_features(
     encoder = build_encoder(config).eval()
     click.echo(set_threads(threads, encoder), err=True)
     by_cluster = current_engine().is_cluster
-    if by_cluster and jobs > 1:
-        raise UserError("--num-jobs: processes of this machine; with --engine ray it is --num-workers")
     if torch.cuda.is_available() and not by_cluster:
         encoder = encoder.cuda()
     wanted = list(chosen)
     if sample and sample < len(wanted):
         wanted = random.Random(0).sample(wanted, sample)
     every = perturbed(CutSet.from_cuts(wanted), speeds)
-    parts = Parts(folder / "parts") if by_cluster else None
+    parts = Parts(folder / "parts")
     stored = run(every, encoder, config, folder, dtype, max_duration, bf16, chunks, jobs, parts)
     write_cuts(stored, output)
-    if parts is not None:
-        parts.remove()
+    parts.remove()
     click.echo(f"{len(stored)} cuts with features of {encoder.feature_dim} channels: {output}")

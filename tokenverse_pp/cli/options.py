@@ -139,6 +139,8 @@ def engine_options(command: Command) -> Command:
             unused = [name for name, value in own.items() if value and name != "engine"]
             if unused:
                 raise UserError(f"--{unused[0].replace('_', '-')}: only with --engine ray")
+        elif options.get("jobs", 1) > 1:
+            raise UserError("--num-jobs: processes of this machine; with --engine ray it is --num-workers")
         with opened(EngineOptions(**own)):
             return command(*arguments, **options)
 

@@ -156,7 +156,7 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
             pending.append(source)
             yield source.heard
 
-    refused = 0
+    refused = unwritten = 0
     parts = Parts(folder / "parts") if by_cluster and folder is not None else None
     if by_cluster:
         results = by_workers(model, opened(), options, given, parts)
@@ -166,12 +166,18 @@ def run(audio: Tuple[str, ...], given: Mapping[str, Any], options: TranscribeOpt
     for result in results:
         source = pending.popleft()
         with tqdm.external_write_mode():  # the bars are redrawn below what is written
-            reason = result.reason if isinstance(result, Refused) else output.write(source, result)
+            if isinstance(result, Refused):
+                reason = result.reason
+            else:
+                reason = output.write(source, result)
+                unwritten += bool(reason)
             if reason:
                 refused += 1
                 click.echo(f"error: {' '.join(reason.split())}", err=True)
     if parts is not None:
-        parts.remove()
+        parts.close()
+        if not unwritten:  # else the next run writes what was computed
+            parts.remove()
     return not refused
 
 
@@ -198,7 +204,7 @@ def by_workers(
         given["trust_plugins"],
         given["device"],
     )
-    return transcribe_by_cluster(start, items, decoding, digest, parts)
+    return transcribe_by_cluster(start, items, decoding, digest, parts, uses_gpu=given["device"] != "cpu")
 
 
 def list_tasks(model: Optional[str], trust_plugins: bool = False) -> None:

@@ -279,12 +279,17 @@ def batch_digest(run: str, group: Sequence[Cut], stored_features: bool) -> str:
     """A digest of a batch: the run's, the cuts', and size and time of change of their audio files."""
     digest = hashlib.sha256(run.encode())
     for cut in group:
-        digest.update(json.dumps(cut.to_dict(), sort_keys=True, default=str).encode())
+        digest.update(json.dumps(cut.to_dict(), sort_keys=True, default=_described).encode())
         for path in () if stored_features else audio_files(cut):
             if path.is_file():
                 stat = path.stat()
                 digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()
+
+
+def _described(value: Any) -> str:
+    """What JSON does not know; audio in memory by a digest, since hours of it may be there."""
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
 
 
 def check_recording(cut: Cut, convert: bool = False) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import multiprocessing
 import re
+import socket
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +28,7 @@ import tokenverse_pp
 from tokenverse_pp.base.config import ChunkOptions, ModelConfig
 from tokenverse_pp.base.engine import Parts, current_engine
 from tokenverse_pp.base.errors import CONTROL, UserError
-from tokenverse_pp.base.files import feed
+from tokenverse_pp.base.files import check_shared, feed
 from tokenverse_pp.data.access import SourceAccess, allow_sources, current_access
 from tokenverse_pp.data.dataset import FEATURES, batch_digest, collate, features_key, load_inputs
 from tokenverse_pp.models.encoders import Encoder, EncoderConfig, build_encoder
@@ -105,7 +107,7 @@ def store_features(
             (None); multi-chunk training reads those of the chunks that it draws.
         jobs: processes. Several load the encoder of ``config`` themselves, each on one of the GPUs in turn, or on a
             share of the CPU's threads. A cluster (`current_engine`) has its own number of workers.
-        parts: of a cluster: where the manifests of stored batches are kept.
+        parts: where a cluster keeps the manifests of stored batches. Those of another run are deleted.
 
     Returns:
         The cuts, in their order, with the array's manifest in ``custom``.
@@ -119,22 +121,28 @@ def store_features(
     origin = features_origin(config)
     work = StoringJob(str(storage_dir), key[len(FEATURES) :], dtype, bf16, chunks, current_access())
     groups = list(batches_of(sorted(cuts, key=lambda cut: cut.duration), max_duration))
+    if parts is not None and not current_engine().is_cluster:
+        parts.remove()  # they point at arrays that are now written anew
     done: Dict[str, Cut] = {}
     with contextlib.ExitStack() as stack:
         arrays: Iterator[List[Array]] = (work.store(encoder, group) for group in groups)
         if current_engine().is_cluster:
-            threads = torch.get_num_threads()
-            shards = zip(map(partial(batch_digest, work.digest(config), stored_features=False), groups), groups)
-            lines = current_engine().run(partial(work.start, config, threads), shards, parts, threads, uses_gpu=True)
-            arrays = ([Array.from_dict(array) for array in line["arrays"]] for line in lines)
+            threads, run = torch.get_num_threads(), work.digest(config)
+            if parts is not None:
+                # Files of arrays are named by cuts only: a run of another encoder, or in other batches, replaces them.
+                names = json.dumps([[cut.id for cut in group] for group in groups])
+                parts.keep_of(hashlib.sha256(f"{run} {names}".encode("utf-8", "surrogatepass")).hexdigest())
+            shards = zip(map(partial(batch_digest, run, stored_features=False), groups), groups)
+            start = partial(work.start, config, threads, run)
+            arrays = map(_arrays_of, current_engine().run(start, shards, parts, threads, uses_gpu=True))
         elif jobs > 1:
             context = multiprocessing.get_context("spawn")  # CUDA cannot be used in forked processes
             places = context.Queue()
             for number in range(jobs):
                 places.put(number)
             threads = max(1, torch.get_num_threads() // jobs)
-            start = partial(_load_encoder, config, places, threads)
-            pool = stack.enter_context(ProcessPoolExecutor(jobs, context, initializer=start))
+            load = partial(_load_encoder, config, places, threads)
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, context, initializer=load))
             arrays = pool.map(work, groups)
         bar = stack.enter_context(tqdm(total=len(cuts), unit="cut", desc="features", disable=None))
         for stored, group in zip(arrays, groups):
@@ -182,8 +190,14 @@ class StoringJob:
                 feed(digest, path)
         return digest.hexdigest()
 
-    def start(self, config: EncoderConfig, threads: int) -> Callable[[Sequence[Cut]], Dict[str, Any]]:
-        """Load the encoder in a worker of a cluster; return what computes a batch, as plain JSON."""
+    def start(self, config: EncoderConfig, threads: int, run: str) -> Callable[[Sequence[Cut]], Dict[str, Any]]:
+        """Load the encoder in a worker of a cluster; return what computes a batch, as plain JSON.
+
+        Raises:
+            UserError: where `digest` is not ``run``, that of the command.
+        """
+        if self.digest(config) != run:
+            raise UserError(f"{config.name}: on {socket.gethostname()} it differs from that of the command")
         torch.set_num_threads(threads)
         encoder = build_encoder(config).eval()
         if torch.cuda.is_available():
@@ -193,6 +207,13 @@ class StoringJob:
     def __call__(self, group: Sequence[Cut]) -> List[Array]:
         """`store` in a process that `_load_encoder` has started."""
         return self.store(_encoder[0], group)
+
+
+def _arrays_of(line: Dict[str, Any]) -> List[Array]:
+    """The manifests of a batch that a worker of a cluster has stored (raises UserError if they are not here)."""
+    arrays = [Array.from_dict(array) for array in line["arrays"]]
+    check_shared(Path(array.storage_path, array.storage_key) for array in arrays)
+    return arrays
 
 
 _encoder: List[Encoder] = []  # of this process, if `store_features` has started it

@@ -7,15 +7,20 @@ import os
 import shutil
 import tarfile
 
+import numpy as np
 import pytest
 import soundfile
 from command_lines import run
+from lhotse import Recording
 from lhotse.recipes import prepare_fleurs
 from mini_corpora import make_earnings, make_fleurs, make_slue, slue_rows
 from mini_runs import cuts_of
 
+from tokenverse_pp.base import engine
+from tokenverse_pp.base.engine import ShardEngine
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.corpora.clips import unpack
+from tokenverse_pp.data.corpora.clips import unpack, unpack_all
+from tokenverse_pp.data.corpora.common import at_16_khz
 from tokenverse_pp.data.corpora.earnings22 import AlignedWord, read_words, turns_of
 from tokenverse_pp.data.corpora.voxpopuli import slue_entities
 from tokenverse_pp.data.normalise import normalise
@@ -163,6 +168,31 @@ def test_archives_are_checked_to_their_end_and_renewed(tmp_path):
     os.utime(archive, (later, later))
     unpack(archive, folder)
     assert (folder / "a.wav").read_bytes() == b"A" * 3000
+
+
+class Elsewhere(ShardEngine):
+    """A cluster of machines with disks of their own: what they write is not seen here."""
+
+    def map(self, work, items, *about):
+        for result in map(work, items):
+            for path in result if isinstance(result, list) else [result.sources[0].source]:
+                os.unlink(path)
+            yield result
+
+
+def test_audio_on_disks_of_workers_is_missed(tmp_path):
+    stored_archive(tmp_path / "test.tar.gz", {"a.wav": b"a" * 3000})
+    soundfile.write(tmp_path / "call.wav", np.zeros(8000), 8000)
+    token = engine._CURRENT.set(Elsewhere())
+    try:
+        for write, folder in (
+            (lambda folder: unpack_all([(tmp_path / "test.tar.gz", folder)]), tmp_path / "clips"),
+            (lambda folder: at_16_khz([Recording.from_file(tmp_path / "call.wav")], folder), tmp_path / "audio"),
+        ):
+            with pytest.raises(UserError, match=rf"^{folder}: a worker has written .*that all machines share"):
+                write(folder)
+    finally:
+        engine._CURRENT.reset(token)
 
 
 def entities_of(cut):

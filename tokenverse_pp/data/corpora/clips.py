@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tokenverse_pp.base.engine import current_engine
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import BLOCK, replacing
+from tokenverse_pp.base.files import BLOCK, check_shared, replacing
 from tokenverse_pp.data.corpora.common import CorpusPart, LeftOut, LeftOutRow, Say, at_16_khz, is_written, write_parts
 from tokenverse_pp.data.editing.conversations import NO_WORDS, with_original
 from tokenverse_pp.data.importing.fields import finish_text
@@ -198,15 +198,16 @@ def keep(path: Path, data: bytes) -> Path:
     return path
 
 
-def unpack(archive: Path, folder: Path) -> Path:
-    """Write the audio files of a ``.tar.gz`` into one folder; returns the folder.
+def unpack(archive: Path, folder: Path) -> List[Path]:
+    """Write the audio files of a ``.tar.gz`` into one folder; returns them.
 
     A file that is there with its size is kept, unless the archive is newer.
 
     Raises:
         UserError: where the archive is not whole, its checksum included. Its files are removed then.
     """
-    age, paths = archive.stat().st_mtime, []
+    age = archive.stat().st_mtime
+    paths: List[Path] = []
     try:
         with gzip.open(archive) as raw, tarfile.open(fileobj=raw, mode="r|") as tar:
             for member in tqdm(tar, desc=archive.name, unit=" files", mininterval=1.0):
@@ -225,14 +226,14 @@ def unpack(archive: Path, folder: Path) -> Path:
         for path in paths:
             path.unlink(missing_ok=True)
         raise UserError(f"{archive}: not a whole tar archive ({error}): download it again") from error
-    return folder
+    return paths
 
 
 def unpack_all(archives: Sequence[Tuple[Path, Path]], jobs: int = 1) -> None:
     """`unpack` pairs of an archive and a folder, several at once."""
-    for _ in current_engine().map(_unpack_to, archives, min(jobs, max(1, len(archives)))):
-        pass
+    for paths in current_engine().map(_unpack_to, archives, min(jobs, max(1, len(archives)))):
+        check_shared(paths)
 
 
-def _unpack_to(archive: Tuple[Path, Path]) -> Path:
+def _unpack_to(archive: Tuple[Path, Path]) -> List[Path]:
     return unpack(*archive)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from tokenverse_pp.base.engine import current_engine
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import aligned, locked, replacing
+from tokenverse_pp.base.files import aligned, check_shared, locked, replacing
 from tokenverse_pp.data.access import check_access, use_backend
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.data.editing.mix import shuffle_manifest
@@ -238,7 +238,9 @@ def at_16_khz(
     # One thread each: OpenMP's threads of this process do not exist in a forked one.
     written = current_engine().map(convert, others, jobs, 8, torch.set_num_threads)
     progress = tqdm(zip(others, written), total=len(others), desc=f"16 kHz {folder.name}", mininterval=1.0)
-    kept.update((recording.id, new) for recording, new in progress)
+    for recording, new in progress:
+        check_shared(source.source for source in new.sources)
+        kept[recording.id] = new
     return kept
 
 
