@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.config_files import parse_config
 from tokenverse_pp.base.engine import Parts, current_engine
-from tokenverse_pp.base.errors import printable
+from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.files import url_of, write_json
 from tokenverse_pp.cli.groups import EXIT_CODE
 from tokenverse_pp.cli.options import engine_options, jobs_option, options_from, source_options, threads_option
