@@ -10,7 +10,7 @@ import random
 from collections import deque
 from contextlib import suppress
 from itertools import cycle, islice
-from typing import Any, Callable, Deque, List, Optional, Sequence
+from typing import Any, Callable, Deque, List, Optional, Sequence, Tuple
 
 from lhotse import CutSet
 from lhotse.cut import Cut
@@ -108,12 +108,11 @@ class TokenLimited:
             while len(self._ready) < self.world_size:
                 self._ready.extend(self.constraint.split(super()._next_batch()))  # type: ignore[misc]
         while 0 < len(self._ready) < self.world_size:
-            number = max(range(len(self._ready)), key=lambda n: len(self._ready[n]))
-            cuts = list(self._ready[number])
-            if len(cuts) == 1:
+            number = _largest(self._ready)
+            if len(self._ready[number]) == 1:
                 return
-            self._ready[number] = CutSet.from_cuts(cuts[: len(cuts) // 2])
-            self._ready.append(CutSet.from_cuts(cuts[len(cuts) // 2 :]))
+            self._ready[number], other = _halves(self._ready[number])
+            self._ready.append(other)
 
 
 class StreamSampler(TokenLimited, DynamicCutSampler, SamplerBase):
@@ -133,17 +132,26 @@ def level(batches: Sequence[CutSet], count: int, rng: Optional[random.Random] = 
     """
     found = list(batches)
     while len(found) < count:
-        largest = max(range(len(found)), key=lambda n: len(found[n]))
-        cuts = list(found[largest])
-        if len(cuts) == 1:
+        number = _largest(found)
+        if len(found[number]) == 1:
             found += islice(cycle(batches), count - len(found))
         else:
-            halves = [CutSet.from_cuts(cuts[: len(cuts) // 2]), CutSet.from_cuts(cuts[len(cuts) // 2 :])]
-            found[largest : largest + 1] = halves
+            found[number : number + 1] = _halves(found[number])
     if rng is not None:
         found.sort(key=_cost)
         rng.shuffle(found)
     return found
+
+
+def _largest(batches: Sequence[CutSet]) -> int:
+    """The number of the first batch with most cuts."""
+    return max(range(len(batches)), key=lambda number: len(batches[number]))
+
+
+def _halves(batch: CutSet) -> Tuple[CutSet, CutSet]:
+    """The first half of a batch, rounded down, and the rest."""
+    cuts = list(batch)
+    return CutSet.from_cuts(cuts[: len(cuts) // 2]), CutSet.from_cuts(cuts[len(cuts) // 2 :])
 
 
 def _cost(batch: CutSet) -> float:

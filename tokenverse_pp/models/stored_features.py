@@ -141,7 +141,7 @@ def store_features(
             for number in range(jobs):
                 places.put(number)
             threads = max(1, torch.get_num_threads() // jobs)
-            load = partial(_load_encoder, config, places, threads)
+            load = partial(_start_process, config, places, threads)
             pool = stack.enter_context(ProcessPoolExecutor(jobs, context, initializer=load))
             arrays = pool.map(work, groups)
         bar = stack.enter_context(tqdm(total=len(cuts), unit="cut", desc="features", disable=None))
@@ -198,14 +198,11 @@ class StoringJob:
         """
         if self.digest(config) != run:
             raise UserError(f"{config.name}: on {socket.gethostname()} it differs from that of the command")
-        torch.set_num_threads(threads)
-        encoder = build_encoder(config).eval()
-        if torch.cuda.is_available():
-            encoder = encoder.cuda()
+        encoder = _load_encoder(config, threads)
         return lambda group: {"arrays": [array.to_dict() for array in self.store(encoder, group)]}
 
     def __call__(self, group: Sequence[Cut]) -> List[Array]:
-        """`store` in a process that `_load_encoder` has started."""
+        """`store` in a process that `_start_process` has started."""
         return self.store(_encoder[0], group)
 
 
@@ -219,14 +216,18 @@ def _arrays_of(line: Dict[str, Any]) -> List[Array]:
 _encoder: List[Encoder] = []  # of this process, if `store_features` has started it
 
 
-def _load_encoder(config: EncoderConfig, places: Any, threads: int) -> None:
+def _start_process(config: EncoderConfig, places: Any, threads: int) -> None:
     """Start a process of `store_features`: load the encoder on the GPU of its place."""
-    place = places.get()
+    _encoder.append(_load_encoder(config, threads, places.get()))
+
+
+def _load_encoder(config: EncoderConfig, threads: int, place: int = 0) -> Encoder:
+    """The encoder in a process of its own, on one of the GPUs it sees, by turns of the places."""
     torch.set_num_threads(threads)
     encoder = build_encoder(config).eval()
     if torch.cuda.is_available():
         encoder = encoder.to(torch.device("cuda", place % torch.cuda.device_count()))
-    _encoder.append(encoder)
+    return encoder
 
 
 def batches_of(cuts: Iterable[Cut], max_duration: float) -> Iterator[List[Cut]]:

@@ -72,6 +72,18 @@ class GivenMel(nn.Module):
         return mel, self.frame_lens(lens)
 
 
+def windowed_waves(window: Tensor, n_fft: int) -> Tensor:
+    """The discrete Fourier transform of windows as a matrix, (2 * bins, len(window)) float64: cosines, then sines.
+
+    Args:
+        window: multiplies the samples; at most ``n_fft`` values.
+        n_fft: length of the transform, which has n_fft // 2 + 1 bins.
+    """
+    bins, places = torch.arange(n_fft // 2 + 1, dtype=torch.float64), torch.arange(len(window), dtype=torch.float64)
+    angles = 2 * math.pi / n_fft * torch.outer(bins, places)
+    return torch.cat([angles.cos(), angles.sin()]) * window.double()
+
+
 class ProductSpectrum(nn.Module):
     """`PowerSpectrum` by one convolution: ONNX has no FFT of overlapping windows."""
 
@@ -79,14 +91,12 @@ class ProductSpectrum(nn.Module):
 
     def __init__(self, spectrum: PowerSpectrum):
         super().__init__()
-        window, bins = spectrum.window.double(), N_FFT // 2 + 1
-        angles = 2 * math.pi / N_FFT * torch.outer(torch.arange(float(bins)), torch.arange(float(len(window)))).double()
-        waves = torch.cat([angles.cos(), angles.sin()]) * window
+        waves = windowed_waves(spectrum.window, N_FFT)
         if spectrum.dc_and_preemphasis:
-            same = torch.eye(len(window), dtype=torch.float64)
+            same = torch.eye(waves.shape[1], dtype=torch.float64)
             emphasis = same - PREEMPHASIS * torch.cat([same[:1], same[:-1]])
-            waves = waves @ emphasis @ (same - 1 / len(window))
-        self.bins = bins
+            waves = waves @ emphasis @ (same - 1 / len(same))
+        self.bins = N_FFT // 2 + 1
         self.register_buffer("waves", waves.float().unsqueeze(1))
 
     def forward(self, audio: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ from tokenverse_pp.onnx.graphs import (
     reduce_precision,
     share_weights,
     trace,
+    windowed_waves,
 )
 from tokenverse_pp.onnx.runtime import open_graph
 
@@ -89,9 +90,7 @@ class ProductLogMel(nn.Module):
         super().__init__()
         self.hop, self.n_fft = log_mel.hop, log_mel.n_fft
         self.register_buffer("filters", log_mel.filters.clone())
-        angles = 2 * math.pi / self.n_fft * torch.outer(torch.arange(self.n_fft // 2 + 1.0), torch.arange(self.n_fft))
-        waves = torch.cat([angles.double().cos(), angles.double().sin()]) * log_mel.window.double()
-        self.register_buffer("waves", waves.float().unsqueeze(1))
+        self.register_buffer("waves", windowed_waves(log_mel.window, self.n_fft).float().unsqueeze(1))
 
     def frame_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames of 10 ms."""

@@ -44,9 +44,8 @@ from tokenverse_pp.training.validation import training_chunks
 
 LOG = logging.getLogger(__name__)
 ALONE = DistributedContext()
-PARTS_FROM = (
-    32  # ranks from which `data.rank_parts` is advised: drawing for 33 of 240 s a batch takes as long as a step
-)
+# Ranks from which `data.rank_parts` is advised: drawing for 33 of 240 s a batch takes as long as a step.
+PARTS_FROM = 32
 INDEX_FROM = 5_000_000  # cuts from which an index is advised: without one they cost ten seconds and more
 PART = 10_000  # cuts of a rank in a round, from which few of its batches are remainders of the 20 buckets
 MOST_HASHES = 20_000_000  # ids that ranks compare at once: 160 MB, and twice that to sort them
