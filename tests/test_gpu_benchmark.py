@@ -42,7 +42,7 @@ def gpu_run(tmp_path):
 @pytest.mark.slow
 def test_dry_run_of_everything(tmp_path, script):
     path, page = tmp_path / "gpu.json", tmp_path / "page.md"
-    records = dry_run(path)
+    records = dry_run(path, "--minutes", 15)
     wanted = {
         "equality": {"function", "backend", "dtype", "B", "T", "U", "V", "loss_error", "grad_error", "equal"},
         "loss": {"peer", "mode", "budget", "B", "T", "U", "V", "ms", "peak_mb", "kernels", "waits", "operations"},
