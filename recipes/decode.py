@@ -31,6 +31,8 @@ from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.base.storage import working_folder
 from tokenverse_pp.cli.groups import EXIT_CODE, report_errors
 from tokenverse_pp.cli.options import (
+    TOKEN_BIAS,
+    NamedNumber,
     chosen,
     engine_options,
     model_option,
@@ -47,7 +49,7 @@ from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.data.samplers import load_cuts
 from tokenverse_pp.decoding.context_graph import read_hotwords
 from tokenverse_pp.decoding.inactive import inactive_of
-from tokenverse_pp.decoding.recognizer import choose_tasks, read_scales
+from tokenverse_pp.decoding.recognizer import choose_tasks
 from tokenverse_pp.decoding.run import Outcome, batch_line, check_ids, decode_all, run_digest
 from tokenverse_pp.evaluation.report import write_report
 from tokenverse_pp.evaluation.scoring import score_hypotheses, score_table
@@ -67,8 +69,9 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @options_from(DecodeOptions, "tasks", "inactive", "pauses", tasks={"type": str, "default": ""})
 @options_from(
     SearchOptions,
-    *("method", "beam", "max_symbols", "nbest", "blank_penalty", "temperature", "length_bonus", "hotwords"),
-    *("hotword_score", "lm", "lm_scale", "lm_bonus", "joiner_dtype", "languages", "force_language"),
+    *("method", "beam", "max_symbols", "nbest", "blank_penalty", "token_bias", "temperature", "length_bonus"),
+    *("hotwords", "hotword_score", "lm", "lm_scale", "lm_bonus", "joiner_dtype", "languages", "force_language"),
+    token_bias=TOKEN_BIAS,
     hotwords={"type": click.Path(dir_okay=False), "help": "File of phrases to prefer: 'phrase [TAB bonus]'."},
     lm={"type": click.Path()},
     languages={"type": str, "default": "", "help": "Languages that may be written, e.g. fr,nl. [default: all]"},
@@ -78,7 +81,7 @@ PATIENCE = 300.0  # seconds without a sign of life after which another process c
 @options_from(
     DecodeOptions,
     *("stored_features", "max_duration", "window", "overlap", "precision", "vector_scale"),
-    vector_scale={"type": str, "multiple": True, "metavar": "TASK=NUMBER"},
+    vector_scale={"type": NamedNumber("TASK=NUMBER", "ner=1.5"), "multiple": True},
 )
 @options_from(
     ChunkOptions,
@@ -122,7 +125,6 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
         search=search,
         tasks=names_of(given["tasks"]),
         chunks=chosen(ChunkOptions, given) if given["chunk_ms"] else None,
-        vector_scale=read_scales(given["vector_scale"]),
     )
 
 

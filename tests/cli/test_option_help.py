@@ -13,9 +13,10 @@ from scripts import ROOT, load_script
 
 from tokenverse_pp.base.config import Config
 from tokenverse_pp.base.config_files import make_parser
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.option_help import nested_option_help
 from tokenverse_pp.cli.main import cli
-from tokenverse_pp.cli.options import chosen, options_from
+from tokenverse_pp.cli.options import NamedNumber, chosen, options_from
 
 FEWEST_WORDS = 3
 SCRIPTS = sorted(
@@ -124,3 +125,12 @@ def test_help_does_not_import_torch():
         [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_named_numbers_are_read_and_refused():
+    kind = NamedNumber("TOKEN=NUMBER", "[SCD]=0.7")
+    assert kind.convert("[SCD]=-1", None, None) == ("[SCD]", -1.0)
+    assert kind.convert("==2", None, None) == ("=", 2.0)
+    for bad in ("[SCD]", "[SCD]=", "[SCD]=loud", "[SCD]=inf", "[SCD]=nan", "=1"):
+        with pytest.raises(UserError, match=r"expected TOKEN=NUMBER such as \[SCD\]=0.7"):
+            kind.convert(bad, None, None)

@@ -8,7 +8,7 @@ from test_decoder import load, run
 from toy_runs import assert_one_line, call, read_cuts
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.decoding.recognizer import read_scales, vector_weights
+from tokenverse_pp.decoding.recognizer import vector_weights
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,6 @@ def test_scaling_is_another_row_in_the_table(tiny_corpus, loaded, scale):
     assert scaled != texts(loaded, cuts) == texts(loaded, cuts, ("ner", 1.0), ("lid", 1.0))
     # In windows too.
     assert texts(loaded, cuts, ("ner", scale), window=1.0, overlap=0.2) == texts(other, cuts, window=1.0, overlap=0.2)
-
-
-def test_scales_are_read_and_refused():
-    assert read_scales(["ner=-1"]) == (("ner", -1.0),)
-    for bad in ("ner", "ner=", "ner=loud", "ner=inf", "ner=nan"):
-        with pytest.raises(UserError, match="--vector-scale: expected TASK=NUMBER"):
-            read_scales([bad])
 
 
 def test_only_decoded_tasks_with_a_vector_have_a_scale(tiny_corpus, loaded):

@@ -74,6 +74,15 @@ def test_encoders_of_today(exported, family):
         assert [h[0].tokens for h in found] == [h[0].tokens for h in expected]
 
 
+def test_a_bias_of_tokens_is_that_of_torch(exported):
+    loaded, folder = exported("whisper-frozen")
+    audio, options = noise(16000, 23011, seed=5), SearchOptions(token_bias=(("[SCD]", 2.0), ("[ENDP]", -99.0)))
+    found, plain = (Runtime(folder).search(audio, None, o) for o in (options, SearchOptions()))
+    expected = search(loaded, audio, None, options)
+    assert [h[0].tokens for h in found] == [h[0].tokens for h in expected] != [h[0].tokens for h in plain]
+    assert found[0][0].log_prob == pytest.approx(expected[0][0].log_prob, abs=0.05)
+
+
 def test_an_lstm_predictor_writes_several_symbols_at_a_frame(exported):
     loaded, folder = exported("lstm")
     runtime, audio, options = Runtime(folder), noise(16000), SearchOptions("greedy", blank_penalty=6.0)

@@ -12,7 +12,7 @@ from typing import Literal, Optional, Sequence, Tuple, Union, get_args
 
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.search_options import Method, SearchOptions
+from tokenverse_pp.base.search_options import Method, Numbers, SearchOptions
 
 Hotword = Union[str, Tuple[str, float]]
 Names = Union[str, Sequence[str]]
@@ -47,7 +47,7 @@ class DecodeOptions:
     chunks: Optional[ChunkOptions] = None
     """What each frame sees, as in streaming; None: full context. With chunks, cuts of any length are decoded without
     windows, in memory that grows with the square of their length."""
-    vector_scale: Tuple[Tuple[str, float], ...] = ()
+    vector_scale: Numbers = ()
     """Scale the task's vector between its inactive (0) and active (1) state or beyond, e.g. ner=1.5; may be given
     again."""
     inactive: Optional[Inactive] = None

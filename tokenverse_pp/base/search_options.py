@@ -15,6 +15,7 @@ METHODS = get_args(Method)
 JOINER_DTYPES = (None, *get_args(JoinerDtype))
 MOST_HOTWORDS = 10000
 LM_SCALE, LM_BONUS = 0.4, 1.5  # of a language model that brings none of its own
+Numbers = Tuple[Tuple[str, float], ...]  # name, its number
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class SearchOptions:
     """Divides the logits before the softmax."""
     blank_penalty: float = 0.0
     """Subtracted from the logit of the blank before the softmax: positive values give more symbols, negative fewer."""
+    token_bias: Numbers = ()
+    """Added to the logit of a task token (or any other piece) before the softmax, e.g. [SCD]=0.7: positive values write
+    it more often (recall), negative less (precision). May be given again."""
     length_norm: bool = True
     """Rank finished hypotheses by log-probability / (tokens + context size of the predictor), as icefall does, instead
     of by log-probability."""
@@ -94,6 +98,7 @@ class SearchOptions:
             expected = ", ".join(str(dtype) for dtype in JOINER_DTYPES)
             raise UserError(f"search option 'joiner_dtype': expected one of {expected}, got {self.joiner_dtype!r}")
         self._check_languages()
+        self._check_token_bias()
         self._check_bonuses()
 
     def _check_languages(self) -> None:
@@ -104,6 +109,14 @@ class SearchOptions:
         if not self.languages:
             raise UserError("search option 'languages': expected at least one code, or none to allow all")
         object.__setattr__(self, "languages", tuple(self.languages))
+
+    def _check_token_bias(self) -> None:
+        for item in self.token_bias:
+            token, number = _pair(item)
+            is_number = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+            if not isinstance(token, str) or not is_number:
+                raise UserError(f"search option 'token_bias': expected (token, finite number), got {item!r}")
+        object.__setattr__(self, "token_bias", tuple((token, float(number)) for token, number in self.token_bias))
 
     def _check_bonuses(self) -> None:
         if not _is_bonus(self.hotword_score):

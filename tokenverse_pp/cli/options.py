@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import (
     Any,
@@ -39,6 +40,30 @@ def together(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
         return command
 
     return decorate
+
+
+class NamedNumber(click.ParamType):
+    """``NAME=NUMBER`` of a command line -> (NAME, NUMBER).
+
+    Args:
+        name: how the help names it.
+        example: for the error.
+    """
+
+    def __init__(self, name: str, example: str):
+        self.name, self.example = name, example
+
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> Tuple[str, float]:
+        """The pair (raises UserError)."""
+        name, _, text = value.rpartition("=")
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not name or not math.isfinite(number):
+            option = f"{param.opts[0]}: " if param else ""
+            raise UserError(f"{option}expected {self.name} such as {self.example}, got {value!r}")
+        return name, number
 
 
 def options_from(cls: type, *names: str, **changes: Mapping[str, Any]) -> Callable[[Command], Command]:
@@ -103,6 +128,9 @@ def names_of(text: Optional[str]) -> Tuple[str, ...]:
     """``asr,lid`` -> (asr, lid)."""
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
+
+# What `options_from` is to change for the field of that name.
+TOKEN_BIAS = {"type": NamedNumber("TOKEN=NUMBER", "[SCD]=0.7"), "multiple": True}
 
 # Of commands that load a model by its folder, name or hub id.
 model_option = click.option("--model", required=True, help="Model folder, checkpoint, experiment, name or hub id.")

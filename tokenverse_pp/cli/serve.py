@@ -13,6 +13,7 @@ from tokenverse_pp.base.errors import UserError, printable
 from tokenverse_pp.base.options import StreamingOptions, TranscribeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.options import (
+    TOKEN_BIAS,
     chosen,
     device_option,
     model_options,
@@ -53,7 +54,8 @@ from tokenverse_pp.serving.protocol import Limits
 )
 @options_from(
     SearchOptions,
-    *("hotword_score", "lm_scale", "lm_bonus", "method", "beam"),
+    *("hotword_score", "lm_scale", "lm_bonus", "token_bias", "method", "beam"),
+    token_bias=TOKEN_BIAS,
     method={
         "type": click.Choice(["greedy", "beam"]),
         "default": None,
@@ -153,7 +155,7 @@ def _models(given: Mapping[str, Any]) -> Tuple[Any, Any]:
 
 def _transcription(given: Mapping[str, Any], method: Any) -> TranscribeOptions:
     """How recordings are transcribed, with this method of search (raises UserError)."""
-    scales = {name: given[name] for name in ("hotword_score", "lm_scale", "lm_bonus", "beam")}
+    scales = {name: given[name] for name in ("hotword_score", "lm_scale", "lm_bonus", "token_bias", "beam")}
     return TranscribeOptions(
         names_of(given["tasks"]) or None,
         names_of(given["language"]) or None,

@@ -17,6 +17,7 @@ from tokenverse_pp.base.options import TranscribeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.groups import EXIT_CODE, messages_on_stderr
 from tokenverse_pp.cli.options import (
+    TOKEN_BIAS,
     chosen,
     device_option,
     engine_options,
@@ -45,7 +46,8 @@ FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
 )
 @options_from(
     SearchOptions,
-    *("lm_scale", "lm_bonus", "method", "beam"),
+    *("lm_scale", "lm_bonus", "token_bias", "method", "beam"),
+    token_bias=TOKEN_BIAS,
     method={"default": None},
     beam={"default": None},
 )
@@ -91,7 +93,7 @@ def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
         return
     check(audio, given)
     tasks, language = names_of(given["tasks"]), names_of(given["language"]) or None
-    search = SearchOptions(lm_scale=given["lm_scale"], lm_bonus=given["lm_bonus"])
+    search = SearchOptions(**{name: given[name] for name in ("lm_scale", "lm_bonus", "token_bias")})
     with messages_on_stderr():
         done = run(audio, given, chosen(TranscribeOptions, given, tasks=tasks, language=language, search=search))
     if not done:

@@ -8,9 +8,11 @@ import io
 from pathlib import Path
 from typing import Any, Iterable, List, NamedTuple, Sequence, Tuple, Union
 
+import numpy as np
 import sentencepiece as spm
 
 from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.transcript import is_task_token, word_spans
 
@@ -129,6 +131,16 @@ class Tokenizer:
         if index == UNK_ID:
             raise UserError(f"the tokenizer has no symbol {symbol}: it was trained for other tasks or languages")
         return index
+
+    def bias_of(self, options: SearchOptions) -> np.ndarray:
+        """What ``token_bias`` adds to the logits, (V,) float32 (raises UserError for a token that is not known)."""
+        added = np.zeros(self.vocab_size, dtype=np.float32)
+        for token, number in options.token_bias:
+            try:
+                added[self.id_of(token)] += number
+            except UserError as error:
+                raise UserError(f"search option 'token_bias': {error}") from None
+        return added
 
     def extends(self, other: Tokenizer) -> bool:
         """Whether this vocabulary is the other one, possibly with pieces appended."""

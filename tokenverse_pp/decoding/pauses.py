@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.hypothesis import Hypothesis
-from tokenverse_pp.decoding.scorer import History, PredictorStates, inference, joiner_dtype, project
+from tokenverse_pp.decoding.scorer import History, PredictorStates, biased_joiner, inference, joiner_dtype, project
 from tokenverse_pp.models.predictor import LstmPredictor, Predictor, StatelessPredictor
 from tokenverse_pp.models.transducer import Joiner
 from tokenverse_pp.tasks.endp import Endpoint
@@ -61,7 +61,8 @@ class PauseReader:
     Args:
         predictor: the predictor.
         joiner: the joiner.
-        options: of the search, whose ``temperature``, ``blank_penalty`` and ``joiner_dtype`` hold here too.
+        options: of the search, whose ``temperature``, ``blank_penalty`` and ``joiner_dtype`` hold here too;
+            ``token_bias`` is in the joiner (`tokenverse_pp.decoding.scorer.biased_joiner`).
         pieces: of the whole vocabulary.
         endpoint: the id of ``[ENDP]``.
     """
@@ -254,4 +255,5 @@ def pause_reader_of(loaded: ModelBundle, search: SearchOptions) -> Optional[Paus
         return None
     model, tokenizer = loaded.model, loaded.tokenizer
     pieces = tokenizer.pieces(range(tokenizer.vocab_size))
-    return PauseReader(model.predictor, model.joiner, search, pieces, tokenizer.id_of(Endpoint.token))
+    joiner = biased_joiner(model.joiner, search, tokenizer)
+    return PauseReader(model.predictor, joiner, search, pieces, tokenizer.id_of(Endpoint.token))

@@ -6,7 +6,6 @@ training and the Python API call it, so options and defaults mean the same every
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -18,13 +17,14 @@ from torch import Tensor
 from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import DecodeOptions
+from tokenverse_pp.base.search_options import Numbers
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
 from tokenverse_pp.decoding.inactive import Selection, inactive_of, select, stripped
 from tokenverse_pp.decoding.long_form import Merger, merge_windows, window_times
 from tokenverse_pp.decoding.pauses import PauseReader, pause_reader_of
-from tokenverse_pp.decoding.scorer import bonus_for
+from tokenverse_pp.decoding.scorer import biased_joiner, bonus_for
 from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.compat import autocast
@@ -33,29 +33,8 @@ from tokenverse_pp.models.stored_features import batches_of
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.result import Transcript, TranscriptReader
 
-Scales = Tuple[Tuple[str, float], ...]  # task, what its vector is multiplied by
 
-
-def read_scales(words: Sequence[str]) -> Scales:
-    """``ner=1.5`` -> (ner, 1.5) (raises UserError).
-
-    >>> read_scales(["ner=1.5", "scd=0"])
-    (('ner', 1.5), ('scd', 0.0))
-    """
-    scales = []
-    for word in words:
-        task, _, number = word.partition("=")
-        try:
-            scale = float(number)
-        except ValueError:
-            scale = math.nan
-        if not math.isfinite(scale):
-            raise UserError(f"--vector-scale: expected TASK=NUMBER such as ner=1.5, got {word!r}")
-        scales.append((task, scale))
-    return tuple(scales)
-
-
-def vector_weights(loaded: ModelBundle, active: TaskSet, scales: Scales = ()) -> Tensor:
+def vector_weights(loaded: ModelBundle, active: TaskSet, scales: Numbers = ()) -> Tensor:
     """The factor of each task's vector, (K + 1,): 1 for an active task, 0 for an inactive one, or its scale.
 
     The search allows the tokens of all active tasks, whatever their scale.
@@ -158,6 +137,7 @@ class Recognizer:
         self._constraints: Dict[Tuple[str, ...], Constraints] = {}
         self.constraints = self.constraints_of(self.active.names)
         self.bonus = bonus_for(options.search, loaded.tokenizer, self.decoded)
+        self.joiner = biased_joiner(loaded.model.joiner, options.search, loaded.tokenizer)
         self.calibration = read_calibration(loaded.folder)
         self.reader = self.active.reader
         self.pieces = loaded.tokenizer.pieces(range(loaded.tokenizer.vocab_size))
@@ -230,11 +210,10 @@ class Recognizer:
         found: List[Optional[NBest]] = [None] * len(lengths)
         good = [row for row, fine in enumerate(is_finite) if fine]
         if good:
-            model = self.loaded.model
             constraints = self.constraints if active is None else [self.constraints_of(active[row]) for row in good]
             best = search_frames(
-                model.predictor,
-                model.joiner,
+                self.loaded.model.predictor,
+                self.joiner,
                 (out if len(good) == len(found) else out[good]).float(),
                 torch.tensor([lengths[row] for row in good]),
                 self.options.search,

@@ -70,6 +70,22 @@ def check_bonus(options: SearchOptions, bonus: Optional[FusionScorer]) -> None:
         raise ValueError("hotwords, length_bonus and lm go together with their `bonus_for(options, tokenizer)`")
 
 
+def biased_joiner(joiner: Joiner, options: SearchOptions, tokenizer: Tokenizer) -> Joiner:
+    """A copy of the joiner whose output has ``token_bias`` in its bias; the joiner itself where there is none.
+
+    All methods of search take it as it is, on a GPU too.
+
+    Raises:
+        UserError: for a token that is not in the vocabulary.
+    """
+    if not options.token_bias:
+        return joiner
+    biased = copy.deepcopy(joiner)
+    with torch.no_grad():
+        biased.output.bias.add_(torch.from_numpy(tokenizer.bias_of(options)).to(biased.output.bias))
+    return biased
+
+
 @contextmanager
 def inference(device: torch.device) -> Iterator[None]:
     """Inference mode without autocast: the weights are cast once, to ``joiner_dtype``, and not again at each frame."""

@@ -138,8 +138,14 @@ class Exported:
     def start_search(self, tasks: Sequence[str], options: SearchOptions) -> Search:
         """The search of one utterance (raises UserError for unknown tasks, languages and options)."""
         constraints = self.constraints(tasks, options)
-        d = self.description
-        return Search(self.contexts, self.join, constraints, options, d.blank, d.symbols_per_frame)
+        d, join = self.description, self.join
+        if options.token_bias:
+            bias = self.tokenizer.bias_of(options)
+
+            def join(frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+                return self.join(frames, states) + bias
+
+        return Search(self.contexts, join, constraints, options, d.blank, d.symbols_per_frame)
 
     def mask(self, tasks: Sequence[str]) -> np.ndarray:
         """The encoder's input for these tasks, (K + 1,) (raises UserError for what was not trained together)."""

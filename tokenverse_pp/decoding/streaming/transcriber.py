@@ -20,7 +20,7 @@ from tokenverse_pp.decoding.constraints import Constraints, check_language_task,
 from tokenverse_pp.decoding.hypothesis import read_calibration
 from tokenverse_pp.decoding.inactive import inactive_of, select
 from tokenverse_pp.decoding.pauses import PauseMemory, PauseReader, pause_reader_of
-from tokenverse_pp.decoding.scorer import bonus_for
+from tokenverse_pp.decoding.scorer import biased_joiner, bonus_for
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder, StreamState
 from tokenverse_pp.decoding.streaming.events import PAUSE, Event, StreamWords, WordReader
 from tokenverse_pp.decoding.streaming.search import Found, SearchState, StreamingSearch
@@ -70,7 +70,8 @@ class Searcher:
     ):
         self.loaded, self.options = loaded, search
         bonus = bonus_for(search, loaded.tokenizer, loaded.tasks.subset(decoded))
-        self.search = StreamingSearch(loaded.model.predictor, loaded.model.joiner, search, bonus, frames, endpoint)
+        joiner = biased_joiner(loaded.model.joiner, search, loaded.tokenizer)
+        self.search = StreamingSearch(loaded.model.predictor, joiner, search, bonus, frames, endpoint)
         self._constraints: Dict[Tuple[str, ...], Constraints] = {}
 
     @cached_property
