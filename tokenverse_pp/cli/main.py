@@ -64,6 +64,7 @@ COMMANDS = {
     "stream": f"{HERE}.serve:stream",
     "tokenizer": f"{HERE}.model:tokenizer",
     "transcribe": f"{HERE}.transcribe:transcribe",
+    "tune": f"{HERE}.tune:tune",
 }
 
 

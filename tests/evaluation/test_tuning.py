@@ -1,0 +1,103 @@
+"""Tuning of the search: which value is chosen, that scores are those of decode.py, and the command line."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_runs import assert_one_line, call, read_cuts
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.options import DecodeOptions
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.cli.tune import tune as tune_command
+from tokenverse_pp.evaluation import tuning
+from tokenverse_pp.evaluation.tuning import HeldOut, best_value, measure_of, tokens_to_tune, tune, with_value
+from tokenverse_pp.models.bundle import load_model
+
+
+@pytest.fixture(scope="module")
+def held_out(finished_run, tiny_corpus):
+    return HeldOut(load_model(finished_run), read_cuts(tiny_corpus, "test"), DecodeOptions())
+
+
+def test_longer_cuts_than_the_window_are_refused(held_out, tiny_corpus):
+    with pytest.raises(UserError, match=r"cut toy-.*at most the window, 0.9 s"):
+        HeldOut(held_out.loaded, read_cuts(tiny_corpus, "test"), DecodeOptions(window=0.9, overlap=0.2))
+
+
+def test_scores_are_those_of_decode(held_out, finished_run, tiny_corpus, decode_script, tmp_path):
+    given_ = ["--model", finished_run, "--cuts", tiny_corpus / "cuts_test.jsonl.gz", "--no-report", "--threads", 1]
+    changes = ["--blank-penalty", 0.5, "--token-bias", "[SCD]=-1"]
+    assert call(decode_script.main, *given_, "--output-dir", tmp_path, *changes).code == 0
+    expected = json.loads((tmp_path / "scores.json").read_text())
+    found = held_out.scores(SearchOptions(blank_penalty=0.5, token_bias=(("[SCD]", -1.0),)))
+    for name in ("wer", "scd", "endp", "ner", "lid"):
+        assert json.loads(json.dumps(found[name])) == expected[name], name
+    assert measure_of("blank_penalty", found) == 1 - expected["wer"]["all"]["wer"]
+    assert measure_of("[SCD]", found) == expected["scd"]["text"]["f1"]
+
+
+def test_numbers_are_fitted_one_after_the_other(held_out, monkeypatch):
+    """Made-up measures with their tops at a blank_penalty of 1.1 and a bias of -0.8 of [SCD]."""
+
+    def scores(self, search):
+        bias = dict(search.token_bias).get("[SCD]", 0.0)
+        wer = 0.1 + (search.blank_penalty - 1.1) ** 2
+        f1 = 0.9 - (bias + 0.8) ** 2 - (search.blank_penalty - 0.75) ** 2
+        return {"wer": {"all": {"wer": wer}}, "scd": {"text": {"f1": f1, "tp": 3, "fn": 1}}}
+
+    monkeypatch.setattr(HeldOut, "scores", scores)
+    tried = []
+    start = SearchOptions(beam=3, blank_penalty=9.0, token_bias=(("[ENDP]", 4.0),))
+    found = tune(held_out, start, tell=tried.append)
+    assert found == SearchOptions(beam=3, blank_penalty=0.75, token_bias=(("[SCD]", -0.5),))
+    assert [(t.name, t.value) for t in tried] == [(n, v) for n in ("blank_penalty", "[SCD]") for v in tuning.VALUES]
+    table = tuning.table_of(tried, held_out.scores(found))
+    assert len(table.splitlines()) == 2 + len(tried) and table.splitlines()[-1].split() == [
+        "all",
+        "found",
+        "22.3",
+        "81.0",
+    ]
+
+
+def test_a_single_lucky_value_is_not_chosen():
+    values = [-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0]
+    assert best_value(values, [0.1, 0.99, 0.1, 0.7, 0.8, 0.7, 0.1]) == 1.0
+    assert best_value(values, [0.5] * 7) == 0.0
+    assert best_value(values, [0.1, 0.1, 0.1, 0.7, 0.8, 0.81, 0.8]) == 1.0  # nearly as much as 1.5
+
+
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=3))
+def test_a_value_has_most_of_the_best_gain(measures):
+    found = best_value([-1, 0, 1], measures)
+    rating = {-1: sum(measures[:2]) / 2, 0: sum(measures) / 3, 1: sum(measures[1:]) / 2}
+    assert rating[found] - rating[0] >= 0.75 * (max(rating.values()) - rating[0]) - 1e-8
+
+
+def test_tokens_are_those_with_references(held_out):
+    scores = {"scd": {"text": {"tp": 0, "fn": 2}}, "endp": {"text": {"tp": 0, "fn": 0, "fp": 5}}}
+    assert tokens_to_tune(held_out.tasks.symbols, scores, ()) == ["[SCD]"]
+    assert tokens_to_tune(["[ENDP]"], scores, ()) == []
+    for token in ("[ENDP]", "[XY]"):
+        with pytest.raises(UserError, match=r"--token: .*have references of \[SCD\]"):
+            tokens_to_tune(held_out.tasks.symbols, scores, (token,))
+
+
+def test_values_of_0_are_left_out():
+    search = with_value(with_value(SearchOptions(), "[SCD]", 1.0), "[ENDP]", -1.0)
+    assert dict(search.token_bias) == {"[SCD]": 1.0, "[ENDP]": -1.0}
+    assert with_value(search, "[SCD]", 0.0).token_bias == (("[ENDP]", -1.0),)
+
+
+def test_the_command_prints_options_for_decode(finished_run, tiny_corpus, monkeypatch):
+    monkeypatch.setattr(tuning, "VALUES", (-99.0, 0.0, 0.25))
+    cuts = tiny_corpus / "cuts_test.jsonl.gz"
+    arguments = ["--model", finished_run, "--cuts", cuts, "--token", "[SCD]", "--threads", 1, "--device", "cpu"]
+    done = CliRunner().invoke(tune_command, list(map(str, [*arguments, "--first", 4])))
+    assert done.exit_code == 0, done
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("[SCD]") for line in lines) == 3 and lines[-1].startswith("options: ")
+    assert_one_line(call(tune_command.main, *arguments, "--token", "[XY]"), "--token: '[XY]'", "[SCD]")

@@ -1,0 +1,191 @@
+"""Numbers of the search, fitted to held-out speech: the encoder runs once, the search once for each value.
+
+One number after the other: ``blank_penalty`` for the word error rate, then ``token_bias`` of each task token for the F1
+of its task. Neighbouring values of a number hardly differ in truth, so a value is rated by the mean of itself and its
+two neighbours: a single lucky value is not chosen. Of the values that gain nearly as much as the best one, the nearest to 0
+is taken, since a small development set likes larger changes than the next set does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+
+from lhotse.cut import Cut
+from torch import Tensor
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.base.files import aligned
+from tokenverse_pp.base.options import DecodeOptions
+from tokenverse_pp.base.search_options import SearchOptions
+from tokenverse_pp.data.dataset import collate, load_inputs
+from tokenverse_pp.decoding.recognizer import NOT_FINITE, Recognizer, is_long, plan_batches
+from tokenverse_pp.evaluation.scoring import score_hypotheses
+from tokenverse_pp.models.bundle import ModelBundle
+from tokenverse_pp.tasks.endp import Endpoint
+from tokenverse_pp.tasks.ner import OPEN
+from tokenverse_pp.tasks.punct import ALLCAPS, CAP, TOKENS
+from tokenverse_pp.tasks.scd import SpeakerChange
+
+Scores = Dict[str, Any]
+PENALTY = "blank_penalty"
+VALUES = tuple(i / 4 for i in range(-4, 9))  # nats
+GAIN, ROUNDING = 0.75, 1e-9
+# What is to rise with the bias of a token: where its F1 is in the scores.
+F1_OF = {
+    SpeakerChange.token: ("scd", "text"),
+    Endpoint.token: ("endp", "text"),
+    OPEN: ("ner", "exact"),
+    **{token: ("punct", token.strip("[]")) for token in (*TOKENS, CAP, ALLCAPS)},
+}
+
+
+class Tried(NamedTuple):
+    """The scores with a value of a number of the search (``blank_penalty`` or a token); ``measure`` is to rise."""
+
+    name: str
+    value: float
+    measure: float
+    scores: Scores
+
+
+class HeldOut:
+    """Labelled cuts and the encoder's output of each.
+
+    Args:
+        loaded: the model, on its device.
+        cuts: valid by `tokenverse_pp.data.labels.validate_cuts`; the encoder's output of all of them is kept on that
+            device: for Whisper-base 0.2 GB an hour.
+        options: how to decode; their search is not used.
+
+    Raises:
+        UserError: for a cut that cannot be read, or is longer than the window.
+    """
+
+    def __init__(self, loaded: ModelBundle, cuts: Sequence[Cut], options: DecodeOptions):
+        self.loaded, self.options = loaded, options
+        recognizer = Recognizer(loaded, options)
+        self.tasks = recognizer.active
+        self.encoded: List[Tuple[List[Cut], Tensor, Tensor]] = []
+        for group in plan_batches(cuts, options):
+            if is_long(group[0], options):
+                raise UserError(
+                    f"cut {group[0].id}: {group[0].duration:.1f} s; expected at most the window, {options.window:g} s"
+                )
+            items = [load_inputs(cut, options.stored_features, convert=True) for cut in group]
+            inputs, lens = collate(items)
+            weights = recognizer.weights.expand(len(group), -1)
+            out, lens = recognizer.encode(inputs, lens, weights, options.stored_features, options.chunks)
+            self.encoded.append((group, out, lens))
+
+    def scores(self, search: SearchOptions) -> Scores:
+        """Search all cuts, and score them (`score_hypotheses`)."""
+        recognizer = Recognizer(self.loaded, replace(self.options, search=search))
+        cuts: List[Cut] = []
+        records = []
+        for group, out, lens in self.encoded:
+            for cut, found in zip(group, recognizer.search(out, lens)):
+                if found is None:
+                    raise UserError(f"cut {cut.id}: {NOT_FINITE}")
+                cuts.append(cut)
+                records.append(recognizer.transcript(cut, found[0]).to_record())
+        return score_hypotheses(cuts, records, self.loaded.tasks)
+
+
+def measure_of(name: str, scores: Scores) -> float:
+    """What is to rise with a number of the search: 1 - WER, or an F1 (raises KeyError where it was not measured)."""
+    if name == PENALTY:
+        return 1 - float(scores["wer"]["all"]["wer"])
+    task, key = F1_OF[name]
+    return float(scores[task][key]["f1"])
+
+
+def tokens_to_tune(written: Sequence[str], scores: Scores, tokens: Sequence[str]) -> List[str]:
+    """The tokens to tune, of those that the decoded tasks write: those named, or all that the cuts are labelled with.
+
+    Raises:
+        UserError: for a token that has no score there.
+    """
+
+    def has_references(token: str) -> bool:
+        found = scores.get(F1_OF[token][0], {}).get(F1_OF[token][1], {})
+        return found.get("tp", 0) + found.get("fn", 0) > 0
+
+    known = [token for token in F1_OF if token in written and has_references(token)]
+    for token in tokens:
+        if token not in known:
+            raise UserError(f"--token: {token!r}: these cuts have references of {', '.join(known) or 'no token'}")
+    return list(tokens) or known
+
+
+def tune(
+    held_out: HeldOut, search: SearchOptions, tokens: Sequence[str] = (), tell: Callable[[Tried], None] = lambda _: None
+) -> SearchOptions:
+    """Fit ``blank_penalty``, then ``token_bias``.
+
+    Args:
+        held_out: what they are fitted to.
+        search: the options to begin with; other values of these numbers in it are replaced.
+        tokens: whose bias is fitted, in this order; by default those of all tasks that the cuts are labelled for.
+        tell: called with each value that was tried.
+
+    Returns:
+        The options with the values found: a number that helps nothing is 0.
+
+    Raises:
+        UserError: for cuts without labels of asr, and for a token that they are not labelled for.
+    """
+    search = replace(search, blank_penalty=0.0, token_bias=())
+    scores = held_out.scores(search)
+    if "wer" not in scores:
+        raise UserError("no cut is labelled for asr, so the word error rate cannot be measured")
+    for name in (PENALTY, *tokens_to_tune(held_out.tasks.symbols, scores, tokens)):
+        tried = list(_try(held_out, search, name, tell))
+        search = with_value(search, name, best_value([t.value for t in tried], [t.measure for t in tried]))
+    return search
+
+
+def _try(held_out: HeldOut, search: SearchOptions, name: str, tell: Callable[[Tried], None]) -> Iterator[Tried]:
+    for value in VALUES:
+        scores = held_out.scores(with_value(search, name, value))
+        tried = Tried(name, value, measure_of(name, scores), scores)
+        tell(tried)
+        yield tried
+
+
+def with_value(search: SearchOptions, name: str, value: float) -> SearchOptions:
+    """The options with ``blank_penalty``, or the bias of a token, set to a value; a bias of 0 is left out."""
+    if name == PENALTY:
+        return replace(search, blank_penalty=value)
+    others = tuple(pair for pair in search.token_bias if pair[0] != name)
+    return replace(search, token_bias=(*others, (name, value)) if value else others)
+
+
+def best_value(values: Sequence[float], measures: Sequence[float]) -> float:
+    """The value nearest to 0 that has `GAIN` of what the best value gains over 0, by the ratings of the module's docstring.
+
+    >>> best_value([-1, 0, 1, 2, 3], [0.1, 0.5, 0.6, 0.6, 0.5])
+    1
+    """
+
+    def rating(at: int) -> float:
+        around = measures[max(0, at - 1) : at + 2]
+        return sum(around) / len(around)
+
+    ratings = {value: rating(at) for at, value in enumerate(values)}
+    needed = ratings[0] + GAIN * (max(ratings.values()) - ratings[0]) - ROUNDING
+    return min((value for value in values if ratings[value] >= needed), key=abs)
+
+
+def table_of(tried: Sequence[Tried], found: Scores) -> str:
+    """What was tried, a block a number: value, WER and the F1 of each token; the scores with all values found last."""
+    names = list(dict.fromkeys(t.name for t in tried))
+    columns = [PENALTY, *(name for name in names if name != PENALTY)]
+
+    def cells(scores: Scores) -> List[str]:
+        numbers = [measure_of(name, scores) for name in columns]
+        return [f"{100 * (1 - numbers[0]):.1f}", *(f"{100 * number:.1f}" for number in numbers[1:])]
+
+    rows = [["", "value", "WER %", *(f"{name} F1" for name in columns[1:])]]
+    rows += [[t.name, f"{t.value:g}", *cells(t.scores)] for t in tried]
+    return aligned([*rows, ["all found", "", *cells(found)]])
