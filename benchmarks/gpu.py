@@ -18,6 +18,8 @@ is 1 if anything failed. The sections, the most important first:
     parts         the parts of the loss
     more_steps    8 x 15 s, and 32 x 15 s with activation checkpointing
     toy           a short training of recipes/toy
+    faults        trainings that run out of memory, lose their GPU, or start with a loss scale that is too high
+    lstm          the searches with an LSTM predictor and ReLU, of Parakeet's size
 
 Needs torch, triton and this package's dependencies; nothing is downloaded.
 """
@@ -46,12 +48,14 @@ SECTIONS: Dict[str, Tuple[str, str, float]] = {
     "equality": ("gpu_loss", "equality", 25),
     "loss": ("gpu_loss", "speed", 40),
     "step": ("gpu_model", "step", 60),
-    "search": ("gpu_model", "search", 20),
+    "search": ("gpu_search", "search", 20),
     "decode": ("gpu_model", "decode", 25),
     "peers": ("gpu_loss", "peers", 35),
     "parts": ("gpu_loss", "parts", 15),
     "more_steps": ("gpu_model", "more_steps", 40),
     "toy": ("gpu_model", "toy", 40),
+    "faults": ("gpu_faults", "faults", 75),
+    "lstm": ("gpu_search", "lstm", 60),
 }
 DRY_SHARE = 0.1  # of these seconds, in a dry run
 MARKS = "<!-- GPU tables: begin -->", "<!-- GPU tables: end -->"
@@ -76,6 +80,12 @@ TABLES: Dict[str, Tuple[str, Sequence[Column]]] = {
         [(name, name) for name in ("method", "batch", "device", "ms")]
         + [("utterances a second", "utt_per_s"), ("same as the CPU's", "agreement"), ("card", "card")],
     ),
+    "lstm": (
+        "Search with an LSTM predictor and a ReLU joiner of Parakeet's size",
+        [(name, name) for name in ("method", "batch", "device", "ms")]
+        + [("utterances a second", "utt_per_s"), ("same as the CPU's", "agreement")]
+        + [("without TF32", "agreement_float32"), ("tokens", "tokens"), ("card", "card")],
+    ),
     "step": (
         "Training step of XLSR-53's size, bf16",
         [("case", "case"), ("ms", "ms"), ("encoder forward", "encoder_forward_ms"), ("loss forward", "loss_forward_ms")]
@@ -89,6 +99,12 @@ TABLES: Dict[str, Tuple[str, Sequence[Column]]] = {
         + [("search ms", "search_ms"), ("tokens / s of audio", "tokens_per_s"), ("card", "card")],
     ),
     "toy": ("Toy training", [("steps", "steps"), ("losses", "losses"), ("s of audio / s", "audio_s_per_s")]),
+    "faults": (
+        "Faults in training",
+        [("case", "case"), ("status", "status"), ("exit code", "code"), ("one line", "one_line"), ("said", "said")]
+        + [("resumed from", "resumed_from"), ("losses differ by", "difference"), ("at most", "limit")]
+        + [("steps skipped", "skipped_steps"), ("loss scale", "scale_first"), ("at the end", "scale_last")],
+    ),
 }
 
 

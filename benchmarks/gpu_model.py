@@ -1,22 +1,18 @@
-"""The sections of benchmarks/gpu.py about whole models: search, training step, decoding rate, a toy training."""
+"""The sections of benchmarks/gpu.py about whole models: training step, decoding rate, a toy training."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
-import sys
 import tempfile
-from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List
 
 import numpy as np
 import soundfile
 import torch
-from gpu_run import GpuRun, Marks, Record, median_parts, peak_mb, timed
+from gpu_run import GpuRun, Marks, Record, import_script, median_parts, peak_mb, timed
 from lhotse import CutSet, Recording
-from search_cases import Case
 from torch import Tensor
 from train_step_worker import TASKS, TINY, WORD, XLSR
 
@@ -27,7 +23,6 @@ from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.tokenizer import train_tokenizer
 from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer
 from tokenverse_pp.decoding.run import decode_all
-from tokenverse_pp.decoding.search import search_frames
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.models.compat import autocast, compiled_layer
 from tokenverse_pp.models.encoders import build_encoder
@@ -40,39 +35,6 @@ from tokenverse_pp.training.trainer import Stepper
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES_A_SECOND = 16000
 TOKENS_A_SECOND = 5
-METHODS = {"greedy": SearchOptions("greedy"), "beam 4": SearchOptions("beam", 4)}
-Best = List[Tuple[int, ...]]
-
-
-def search(run: GpuRun) -> None:
-    """Greedy search and beam 4 on the CPU and on the GPU, and the share of utterances with the same hypothesis."""
-    case = Case(*((20, 2, 20, 16) if run.dry else (500, 64, 500, 512)), seed=1)
-    expected: Dict[Tuple[str, int], Best] = {}
-    for device in (torch.device("cpu"), run.device):  # the CPU first: it says what is expected
-        predictor, joiner = copy.deepcopy(case.predictor).to(device), copy.deepcopy(case.joiner).to(device)
-        frames, repeats = case.encoder_out.to(device), 1 if device.type == "cpu" else 5
-
-        def measure(method: str, batch: int) -> Record:
-            found: List[Best] = []
-
-            def once() -> None:
-                inputs = frames[:batch], case.lens(batch)  # noqa: B023 (called at once)
-                nbest = search_frames(predictor, joiner, *inputs, METHODS[method])  # noqa: B023
-                found.append([tuple(hypotheses[0].tokens) for hypotheses in nbest])
-
-            times = timed(once, device, repeats)  # noqa: B023
-            pairs = zip(found[-1], expected.setdefault((method, batch), found[-1]))
-            return {
-                **times,
-                "utt_per_s": round(1000 * batch / times["ms"], 1),
-                "agreement": sum(a == b for a, b in pairs) / batch,
-            }
-
-        for batch in (1, 2) if run.dry else (1, 16, 64):
-            for method in METHODS:
-                about = {"device": device.type, "method": method, "batch": batch, "frames": frames.size(1)}
-                name = f"{method}, batch {batch}, {device.type}"
-                run.case("search", name, partial(measure, method, batch), **about)
 
 
 def make_bundle(run: GpuRun, checkpointing: bool = False) -> ModelBundle:
@@ -310,12 +272,3 @@ def toy(run: GpuRun) -> None:
         return {"losses": losses, "falls": falls, "audio_s_per_s": round(speeds[len(speeds) // 2], 1), "ok": falls}
 
     run.case("toy", f"{steps} steps", measure, steps=steps)
-
-
-def import_script(path: Path) -> Any:
-    """A script of recipes/ as a module; it finds its neighbours, as when Python runs it."""
-    sys.path.insert(0, str(path.parent))
-    try:
-        return __import__(path.stem)
-    finally:
-        sys.path.pop(0)

@@ -263,3 +263,12 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
     error = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
     return error if math.isfinite(error) else math.inf
+
+
+def import_script(path: Path) -> Any:
+    """A script of recipes/ as a module; it finds its neighbours, as when Python runs it."""
+    sys.path.insert(0, str(path.parent))
+    try:
+        return __import__(path.stem)
+    finally:
+        sys.path.pop(0)

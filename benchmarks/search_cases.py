@@ -31,16 +31,7 @@ class Case:
         with torch.no_grad():
             self.joiner.encoder_proj.weight.copy_(torch.eye(dim))
             self.joiner.output.weight.copy_(codes * 30 / dim)
-        first = self._symbols(utterances, frames, vocab_size, TOKENS_A_FRAME)
-        second = self._symbols(utterances, frames, vocab_size, 0.5)
-        mixed = torch.rand(utterances, frames, 1) / 2
-        clean = (1 - mixed) * codes[first] + mixed * codes[second]
-        self.encoder_out = 0.7 * (clean + torch.randn_like(clean))
-
-    @staticmethod
-    def _symbols(utterances: int, frames: int, vocab_size: int, share: float) -> Tensor:
-        symbols = torch.randint(1, vocab_size, (utterances, frames))
-        return symbols * (torch.rand(utterances, frames) < share)
+        self.encoder_out = mixed_codes(codes, utterances, frames)
 
     def lens(self, batch: int) -> Tensor:
         """The frames of each of ``batch`` utterances: all."""
@@ -64,6 +55,21 @@ class Case:
         case.joiner.load_state_dict(state["joiner"])
         case.encoder_out = state["encoder_out"]
         return case
+
+
+def mixed_codes(codes: Tensor, utterances: int, frames: int) -> Tensor:
+    """Frames (N, T, D) of symbols with the codes (V, D), as `Case` describes them."""
+    first = random_symbols(utterances, frames, len(codes), TOKENS_A_FRAME)
+    second = random_symbols(utterances, frames, len(codes), 0.5)
+    mixed = torch.rand(utterances, frames, 1) / 2
+    clean = (1 - mixed) * codes[first] + mixed * codes[second]
+    return 0.7 * (clean + torch.randn_like(clean))
+
+
+def random_symbols(utterances: int, frames: int, vocab_size: int, share: float) -> Tensor:
+    """(N, T) symbols, blank (0) but for a share of them."""
+    symbols = torch.randint(1, vocab_size, (utterances, frames))
+    return symbols * (torch.rand(utterances, frames) < share)
 
 
 def timed(run: Callable[[], Any], repeats: int) -> Dict[str, float]:

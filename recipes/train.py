@@ -29,6 +29,7 @@ from tokenverse_pp.models.bundle import build_model, get_tokenizer, spelled_as_b
 from tokenverse_pp.models.checkpoint import list_checkpoints
 from tokenverse_pp.tasks import build_tasks, load_plugins
 from tokenverse_pp.training.checkpoints import find_start
+from tokenverse_pp.training.failures import explaining_device_errors
 from tokenverse_pp.training.inputs import check_data, has_features, make_inputs, same_corpora
 from tokenverse_pp.training.peers import STOPPED, StopRequest, join_watch, looking_after
 from tokenverse_pp.training.storage import check_storage, open_remote, share_checkpoints
@@ -47,7 +48,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if not world.is_first:
         quieten()
     watch = join_watch(world, config.training.peer_timeout)
-    with looking_after(watch), allow_sources(config.data.allow_commands, config.data.allow_urls):
+    sources = allow_sources(config.data.allow_commands, config.data.allow_urls)
+    with looking_after(watch), sources, explaining_device_errors(config.training):
         folder = train(config, world, StopRequest(watch))
     stop_distributed()
     if folder is None:

@@ -1,6 +1,7 @@
 """benchmarks/gpu.py: a dry run of everything, its time budget, what it does with errors, and the page it fills."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -48,9 +49,11 @@ def test_dry_run_of_everything(tmp_path, script):
         "loss": {"peer", "mode", "budget", "B", "T", "U", "V", "ms", "peak_mb", "kernels", "waits", "operations"},
         "loss parts": {"part", "B", "T", "U", "V", "ms", "peak_mb", "kernels", "waits"},
         "search": {"device", "method", "batch", "ms", "utt_per_s", "agreement"},
+        "lstm": {"device", "method", "batch", "ms", "utt_per_s", "agreement", "tokens"},
         "step": {"kind", "batch", "audio_seconds", "checkpointing", "ms", "audio_s_per_s"},
         "decode": {"kind", "cuts", "audio_seconds"},
         "toy": {"steps", "losses", "falls", "audio_s_per_s"},
+        "faults": {"fault"},
     }
     found = {section: [r for r in records if r["section"] == section and r["status"] == "ok"] for section in wanted}
     assert records[0]["section"] == "environment" and records[0]["dry_run"]
@@ -66,18 +69,73 @@ def test_dry_run_of_everything(tmp_path, script):
     assert {r["dtype"] for r in found["equality"]} == {"float64", "float32", "bf16", "fp16"}
     assert all(r["equal"] for r in found["equality"])
     assert {r["part"] for r in found["loss parts"]} >= {"simple loss", "pruning", "joiner", "band lattice"}
-    assert all(r["agreement"] == 1 for r in found["search"])
+    assert all(r["agreement"] == 1 for r in found["search"] + found["lstm"])
+    several, one = ([r["tokens"] for r in found["lstm"] if r["method"] == m] for m in ("greedy, 10 symbols", "greedy"))
+    assert all(a > b > 0 for a, b in zip(several, one))
     plain = [r for r in found["step"] if r["kind"] == "plain"]
     assert len(plain) == 4 and sum(r["checkpointing"] for r in plain) == sum(r["compiled"] for r in plain) == 1
     parts = ("encoder_forward_ms", "loss_forward_ms", "loss_backward_ms", "encoder_backward_ms", "optimiser_ms")
     assert all(r[part] > 0 for r in plain for part in parts) and all(0 < r["loss_share"] < 1 for r in plain)
     assert {r["kind"] for r in found["decode"]} == {"parts", "whole"}
     assert found["toy"][0]["falls"]
+    undisturbed, memory, lost, scaled_lost, overflow = found["faults"]
+    assert undisturbed["difference"] == lost["difference"] == scaled_lost["difference"] == 0
+    assert memory["names_cuts"] and all(r["code"] == 2 and r["one_line"] for r in (memory, lost, scaled_lost))
+    assert lost["resumed_from"] == scaled_lost["resumed_from"] == "step-00000003" and scaled_lost["same_scale"]
+    assert overflow["finite"] and 0 < overflow["skipped_steps"] < overflow["steps"]
 
     page.write_text(f"before\n{script.MARKS[0]}\nold\n{script.MARKS[1]}\nafter\n")
     script.main(["--json", str(path), "--fill", str(page)])
     text = page.read_text()
     assert all(f"**{title}**" in text for title, _ in script.TABLES.values()) and "dry run" in text
+
+
+def test_faults_that_are_not_handled_are_failures(tmp_path):
+    """The judgement of the section: a traceback, a damaged checkpoint, losses of another run, no step but overflows."""
+    faults = load_script(FOLDER / "gpu_faults.py", "gpu_faults")
+
+    def run(name, code, said, losses=(), scale=1.0, skipped=0):
+        made = object.__new__(faults.TrainRun)
+        made.exp_dir, made.stderr = tmp_path / name, tmp_path / f"{name}.stderr"
+        made.exp_dir.mkdir()
+        made.stderr.write_text(said)
+        made.wait = lambda: code
+        with (made.exp_dir / "log.jsonl").open("w") as log:
+            for step, loss in enumerate(losses, 1):
+                about = {"pruned": loss, "loss_scale": scale / step, "skipped_steps": skipped, "bad_steps": 0}
+                log.write(json.dumps({"kind": "train", "step": step, **about}) + "\n")
+        return made
+
+    line = "error: out of memory on a batch of 1 cuts (toy-train-00001): lower --data.max_duration\n"
+    assert faults.out_of_memory(run("a", 2, f"step 1\n{line}"))["ok"]
+    assert not faults.out_of_memory(run("b", 0, "model: exp/model\n"))["ok"]
+    assert not faults.out_of_memory(run("c", 2, "error: out of memory\n"))["ok"]
+    assert not faults.out_of_memory(run("d", 1, f"Traceback (most recent call last):\n{line}"))["ok"]
+    whole = run("e", 0, "", [3.0, 2.0])
+    assert faults.difference(run("f", 0, "", [3.0, 2.2]), whole) == (pytest.approx(0.1), 0)
+    assert faults.difference(run("g", 0, "", [3.0]), whole) == (math.inf, math.inf)
+    lost = faults.lost_and_resumed(run("h", 2, "error: lost\n"), lambda: whole, whole, 0.0, True)
+    assert lost["damage"] == "there is none" and not lost["ok"]
+    assert faults.overflowing(run("i", 0, "", [3.0, 2.0], scale=4.0, skipped=1))["ok"]
+    assert not faults.overflowing(run("j", 0, "", [3.0, 2.0], scale=4.0, skipped=2))["ok"]
+    assert not faults.overflowing(run("k", 0, "", [3.0, math.nan], scale=4.0, skipped=1))["ok"]
+
+
+def test_this_checkout_against_a_commit(tmp_path):
+    """The dry run, of this checkout beside its last commit."""
+    if subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True).returncode:
+        pytest.skip("no git repository")
+    script = load_script(FOLDER / "against.py", "against")
+    path, page = tmp_path / "against.json", tmp_path / "page.md"
+    page.write_text(f"before\n{script.MARKS[0]}\n{script.MARKS[1]}\nafter\n")
+    options = ("--dry-run", "--rounds", 1, "--seconds", 0, "--json", path, "--fill", page)
+    assert call(script.main, "HEAD", *options).code == 0
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(r["kind"], r["case"]) for r in records] == [(kind, name) for kind, name, _ in script.cases(True)]
+    assert all(r["same"] and r["ratio"] > 0 and r["before_ms"] > 0 for r in records)
+    assert page.read_text().count("\n| ") == len(records) + 1
+    assert_one_line(call(script.main, "no-such-commit"), "no-such-commit")
+    assert_one_line(call(script.main, "HEAD", "--cases", "nothing"), "nothing to compare")
 
 
 def test_sections_that_do_not_fit_are_skipped_with_the_reason(tmp_path, script):

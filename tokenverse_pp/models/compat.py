@@ -173,8 +173,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(
-        part in str(error).lower() for part in ("out of memory", "can't allocate memory", "not enough memory")
+        part in str(error).lower()
+        for part in ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
     )
+
+
+def is_lost_device(error: BaseException) -> bool:
+    """Whether an error means that a GPU has failed: no call of this process on it will work again, mostly.
+
+    That is an illegal memory access, a failed assertion in a kernel, a card that has fallen off the bus. Such an error
+    is raised by whichever call comes next.
+    """
+    if type(error).__name__ == "AcceleratorError":  # from torch 2.8 on
+        return True
+    parts = ("CUDA error:", "HIP error:", "Triton Error [CUDA]:")
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in parts)
 
 
 def grad_scaler(device: torch.device, precision: str) -> Any:

@@ -37,10 +37,11 @@ from tokenverse_pp.models.encoders import build_encoder
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.tasks import build_tasks, load_plugins
 from tokenverse_pp.training.estimate import estimate
+from tokenverse_pp.training.failures import naming_memory
 from tokenverse_pp.training.inputs import ALONE, Inputs, check_sample, has_features, make_inputs
 from tokenverse_pp.training.memory import memory_limit, memory_of_updates, pick_recomputed
 from tokenverse_pp.training.optim import make_optimizer
-from tokenverse_pp.training.steps import Stepper, different_batches, naming_memory, scan, worst_batches
+from tokenverse_pp.training.steps import Stepper, different_batches, scan, worst_batches
 from tokenverse_pp.training.storage import RUNS
 
 Verdict = Literal["ok", "warning", "failed", "skipped"]

@@ -14,7 +14,8 @@ from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import TrainSampler
 from tokenverse_pp.models.compat import device_memory, is_out_of_memory, peak_memory, reset_peak_memory
 from tokenverse_pp.models.transducer import Transducer
-from tokenverse_pp.training.steps import different_batches, naming_memory, run_largest, unchanged_buffers, worst_batches
+from tokenverse_pp.training.failures import naming_memory
+from tokenverse_pp.training.steps import different_batches, run_largest, unchanged_buffers, worst_batches
 
 SHARE = 0.9  # of a GPU's memory that may be filled: the allocator cannot use all of it
 

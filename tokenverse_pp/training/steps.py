@@ -19,15 +19,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tokenverse_pp.base.config import Config
-from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import replacing, write_text
 from tokenverse_pp.data.dataset import Batch, TransducerDataset
 from tokenverse_pp.data.distributed import DistributedContext, is_sharded, local, no_sync, whole
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.data.manifests import write_cuts
 from tokenverse_pp.data.samplers import SamplerState, TrainSampler
-from tokenverse_pp.models.compat import autocast, grad_scaler, is_out_of_memory, peak_memory, reset_peak_memory
+from tokenverse_pp.models.compat import autocast, grad_scaler, peak_memory, reset_peak_memory
 from tokenverse_pp.models.transducer import Losses
+from tokenverse_pp.training.failures import naming_memory
 from tokenverse_pp.training.optim import TrainedRows, loss_scales, lr_factor, set_lr
 
 LEAST_SCALE = 1e-2  # of the loss in fp16; icefall's zipformer recipe warns below it
@@ -191,22 +191,6 @@ def forward(model: nn.Module, batch: Batch, stored: bool) -> Losses:
     """Run the model on a batch."""
     inputs = (batch["inputs"], batch["lens"], batch["active"], batch["tokens"], batch["token_lens"])
     return model(*inputs, stored=stored, chunks=batch.get("chunks"))
-
-
-@contextlib.contextmanager
-def naming_memory(batch: Batch) -> Iterator[None]:
-    """Raise a UserError that names the cuts of a batch where it runs out of memory."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        ids, longest = batch["cut_ids"], int(batch["token_lens"].max())
-        raise UserError(
-            f"out of memory on a batch of {len(ids)} cuts, {batch['seconds']:.1f} s, targets of up to {longest} tokens "
-            f"({', '.join(ids)}): lower --data.max_duration, --data.max_cuts or --data.max_batch_tokens, or see "
-            "docs/training.md on memory"
-        ) from None
 
 
 def not_finite(losses: Losses, batch: Batch) -> List[str]:

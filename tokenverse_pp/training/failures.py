@@ -1,0 +1,69 @@
+"""What a run says in one line when its device fails: out of memory, or the GPU is lost.
+
+`naming_memory` is for the batches of a step, `explaining_device_errors` for all else of a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Iterator
+
+from tokenverse_pp.base.config import TrainingConfig
+from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.data.dataset import Batch
+from tokenverse_pp.models.checkpoint import list_checkpoints
+from tokenverse_pp.models.compat import is_lost_device, is_out_of_memory
+
+BLOCKING = "CUDA_LAUNCH_BLOCKING"  # CUDA then raises an error where its cause is; torch's own advice
+
+
+@contextlib.contextmanager
+def naming_memory(batch: Batch) -> Iterator[None]:
+    """Raise a UserError that names the cuts of a batch where it runs out of memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        ids, longest = batch["cut_ids"], int(batch["token_lens"].max())
+        raise UserError(
+            f"out of memory on a batch of {len(ids)} cuts, {batch['seconds']:.1f} s, targets of up to {longest} tokens "
+            f"({', '.join(ids)}): lower --data.max_duration, --data.max_cuts or --data.max_batch_tokens, or see "
+            "docs/training.md on memory"
+        ) from None
+
+
+@contextlib.contextmanager
+def explaining_device_errors(options: TrainingConfig) -> Iterator[None]:
+    """Raise a UserError for a lost GPU, and where memory runs out outside of a step's batches.
+
+    It says what to resume from: checkpoints are renamed into place once they are written, so the latest one is whole.
+    With CUDA_LAUNCH_BLOCKING=1, for looking for the cause, the error of a lost GPU stays as it is.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            # The weights, the optimiser's state of the first step, validation, averaging.
+            what, advice = "out of memory outside of a batch", "see docs/training.md on memory"
+        elif is_lost_device(error) and os.environ.get(BLOCKING) != "1":
+            what, advice = "the GPU has failed", f"if it fails again, {BLOCKING}=1 shows where"
+        else:
+            raise
+        raise UserError(f"{what} ({first_line(error)}): {rest_of(Path(options.exp_dir))}; {advice}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error; what CUDA writes below is the same each time."""
+    line = str(error).strip().partition("\n")[0]
+    return one_line(RuntimeError(line)) if line else type(error).__name__
+
+
+def rest_of(exp_dir: Path) -> str:
+    """What is left of a run that has failed."""
+    checkpoints = list_checkpoints(exp_dir)
+    if not checkpoints:
+        return "there is no checkpoint yet"
+    return f"{checkpoints[-1]} is whole, and the same command resumes from it"
