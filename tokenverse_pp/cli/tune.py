@@ -28,7 +28,7 @@ from tokenverse_pp.cli.options import (
     "--token",
     "tokens",
     multiple=True,
-    help="Task token whose bias is fitted, e.g. [SCD]; may be given again. [default: all that the cuts are labelled with]",
+    help="Task token whose bias is fitted, e.g. [SCD]; may be given again. [default: all with labels]",
 )
 @options_from(DecodeOptions, "tasks", tasks={"type": str, "default": ""})
 @options_from(SearchOptions, "method", "beam", "lm", "lm_scale", "lm_bonus", lm={"type": click.Path()})

@@ -2,8 +2,8 @@
 
 One number after the other: ``blank_penalty`` for the word error rate, then ``token_bias`` of each task token for the F1
 of its task. Neighbouring values of a number hardly differ in truth, so a value is rated by the mean of itself and its
-two neighbours: a single lucky value is not chosen. Of the values that gain nearly as much as the best one, the nearest to 0
-is taken, since a small development set likes larger changes than the next set does.
+two neighbours: a single lucky value is not chosen. Of the values that gain nearly as much as the best one, the nearest
+to 0 is taken, since a small development set likes larger changes than the next set does.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def with_value(search: SearchOptions, name: str, value: float) -> SearchOptions:
 
 
 def best_value(values: Sequence[float], measures: Sequence[float]) -> float:
-    """The value nearest to 0 that has `GAIN` of what the best value gains over 0, by the ratings of the module's docstring.
+    """The value nearest to 0 that has `GAIN` of what the best value gains over 0, rated as the module's docstring says.
 
     >>> best_value([-1, 0, 1, 2, 3], [0.1, 0.5, 0.6, 0.6, 0.5])
     1
