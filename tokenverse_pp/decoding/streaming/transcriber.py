@@ -248,7 +248,11 @@ class StreamingTranscriber:
         return self.push_many([(stream, audio)])[0]
 
     def push_many(self, pieces: Sequence[Tuple[Stream, Any]]) -> List[List[Event]]:
-        """`push` for several streams, each once, as one batch; after an error (see `push`) all are as before."""
+        """`push` for several streams, each once, as one batch.
+
+        After an error (see `push`) all are as before; also where the encoder gives NaN for one of them, in their first
+        chunks.
+        """
         streams = [stream for stream, _ in pieces]
         for stream in streams:
             stream.check_open(self)
@@ -256,11 +260,18 @@ class StreamingTranscriber:
             twice = next(stream.name for stream in streams if streams.count(stream) > 1)
             raise UserError(f"{twice}: the stream is there twice")
         checked = [stream.checked(audio) for stream, audio in pieces]
+        before = [stream.waiting for stream in streams]
         waiting = [stream.chunks(audio, self.encoder.chunk_samples) for stream, audio in zip(streams, checked)]
         events: List[List[Event]] = [[] for _ in pieces]
         for turn in range(max(map(len, waiting), default=0)):
             rows = [row for row, chunks in enumerate(waiting) if turn < len(chunks)]
-            found = self._step([streams[row] for row in rows], [waiting[row][turn] for row in rows], last=False)
+            try:
+                found = self._step([streams[row] for row in rows], [waiting[row][turn] for row in rows], last=False)
+            except UserError:
+                if turn == 0:
+                    for stream, audio in zip(streams, before):
+                        stream.waiting = audio
+                raise
             for row, one in zip(rows, found):
                 events[row].extend(streams[row].words.hear(one.settled, one.open, streams[row].seconds))
                 events[row].extend(streams[row].pause_events())
@@ -292,9 +303,8 @@ class StreamingTranscriber:
             UserError: if it is closed already.
         """
         stream.check_open(self)
-        rest, stream.waiting = stream.waiting, torch.zeros(0)
-        found = self._step([stream], [rest], last=True)[0]
-        stream.closed = True
+        found = self._step([stream], [stream.waiting], last=True)[0]
+        stream.closed, stream.waiting = True, torch.zeros(0)
         *events, end = stream.words.end([*found.settled, *found.open], stream.seconds)
         return [*events, *stream.pause_events(), end]
 
