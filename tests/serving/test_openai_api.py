@@ -482,3 +482,14 @@ def test_the_formats_are_all_there():
 
     assert {*KINDS, "json", "verbose_json"} == set(RESPONSE_FORMATS) and set(KINDS) <= set(FORMATS)
     assert CHUNK * 10 == RATE
+
+
+async def test_uploads_without_lid_are_not_bound_to_the_language_of_the_server(toy, talk, tmp_path):
+    (tmp_path / "qaa.tsv").write_text("dun\t30\n")
+    (tmp_path / "qab.tsv").write_text("dun\t30\n")
+    options = TranscribeOptions(language="qab", lm=tmp_path, inactive="suppress")
+    async with serving(model=build_upload_model(toy.loaded, "toy", options)) as server:
+        found = await transcribed(server, talk[1], model="toy", extra_body={"tasks": "asr"})
+        assert found.text == toy.transcribe(talk[0], tasks=["asr"], inactive="suppress").text
+        said = await refused(server, talk[1], model="toy", language="qab", extra_body={"tasks": "asr"})
+        assert said["param"] == "language"

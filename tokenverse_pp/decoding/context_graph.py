@@ -37,6 +37,7 @@ from tokenverse_pp.tasks.transcript import is_task_token
 
 ROWS_KEPT = 4096
 TABLE_NUMBERS = 2**26  # of a dense table on a GPU: 256 MiB each for gains and states
+LARGEST_BONUS = 1e6  # nats for a token: sums of them are exact in float32 to less than a nat
 Phrase = Tuple[Sequence[int], float]
 
 
@@ -293,16 +294,21 @@ def hotword_phrases(options: SearchOptions, tokenizer: Tokenizer, languages: Seq
         languages: codes of the languages that may be written; none where they are not known.
 
     Raises:
-        UserError: for a phrase that holds a task token, or characters that the vocabulary lacks in either form.
+        UserError: for a phrase that holds a task token, or characters that the vocabulary lacks in either form, and for
+            a bonus above `LARGEST_BONUS`.
     """
     phrases: List[Phrase] = []
     for item in options.hotwords or ():
         phrase, bonus = (item, options.hotword_score) if isinstance(item, str) else item
+        if bonus > LARGEST_BONUS:
+            raise UserError(f"hotword {phrase!r}: expected a bonus of at most {LARGEST_BONUS:g}, got {bonus:g}")
         phrases.extend((ids, bonus) for ids in _encode(phrase, tokenizer, languages))
     return phrases
 
 
 def _encode(phrase: str, tokenizer: Tokenizer, languages: Sequence[str]) -> List[List[int]]:
+    if any("\ud800" <= character <= "\udfff" for character in phrase):  # which JSON can hold, and no tokenizer takes
+        raise UserError(f"hotword {phrase!r}: expected a text, found half of a surrogate pair")
     if any(is_task_token(word) for word in phrase.split()):
         raise UserError(f"hotword {phrase!r}: expected plain words, found a task token")
     rules = [code for code in languages if not language_problem(code)]

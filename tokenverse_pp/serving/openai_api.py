@@ -222,23 +222,25 @@ def _check_temperature(text: Optional[str]) -> None:
 def _options(form: UploadForm, model: UploadModel, is_stream: bool) -> TranscribeOptions:
     """How to transcribe: the server's options, with those of the request in their place."""
     changes: Dict[str, Any] = {}
+    options = model.options
     language, prompt, tasks = form.one("language"), form.one("prompt"), form.one("tasks")
     if language is not None:
         changes["language"] = tuple(filter(None, (code.strip() for code in language.split(","))))
     if tasks is not None:
-        changes["tasks"] = tuple(filter(None, (name.strip() for name in tasks.split(","))))
-        for name in changes["tasks"]:
-            offered = model.options.tasks or model.known.names
+        wanted = tuple(filter(None, (name.strip() for name in tasks.split(","))))
+        offered = options.tasks or model.known.names
+        for name in wanted:
             if name not in offered:
                 _wrong("tasks", f"expected some of {', '.join(offered)}, found {shown(name)}")
+        options = model.options_for(wanted)
     if prompt is not None and hotwords_of(prompt):
         changes["hotwords"] = hotwords_of(prompt)
-        search = model.options.search
+        search = options.search
         if search is not None and search.method == "greedy":  # which knows no bonuses
             changes["search"] = dataclasses.replace(search, method="beam")
     if is_stream:  # a window at a time, so that text comes early
-        changes["batch_seconds"] = min(model.options.window, model.options.batch_seconds)
-    return dataclasses.replace(model.options, **changes)
+        changes["batch_seconds"] = min(options.window, options.batch_seconds)
+    return dataclasses.replace(options, **changes)
 
 
 def hotwords_of(prompt: str) -> Tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 from weakref import WeakValueDictionary
 
@@ -18,7 +17,7 @@ from tokenverse_pp.base.options import StreamingOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import Constraints, check_language_task, constraints_for
 from tokenverse_pp.decoding.hypothesis import read_calibration
-from tokenverse_pp.decoding.inactive import inactive_of, select
+from tokenverse_pp.decoding.inactive import inactive_of, search_for, select
 from tokenverse_pp.decoding.pauses import PauseMemory, PauseReader, pause_reader_of
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder, StreamState
@@ -221,7 +220,7 @@ class StreamingTranscriber:
         wanted = tuple((self.options.tasks or self.loaded.tasks.names) if tasks is None else tasks)
         self.opened += 1
         name = name or f"stream {self.opened}"
-        searcher = self._searcher(search or self._search_without_lid(wanted), wanted, name)
+        searcher = self._searcher(search or search_for(wanted, self.options.search, self.inactive), wanted, name)
         active, constraints, removed = self._activate(wanted, searcher, name)
         state = searcher.search.start(constraints)
         stream = Stream(self, name, self.encoder.start(active), searcher, state, StreamWords(self.reader))
@@ -307,14 +306,6 @@ class StreamingTranscriber:
         stream.closed, stream.waiting = True, torch.zeros(0)
         *events, end = stream.words.end([*found.settled, *found.open], stream.seconds)
         return [*events, *stream.pause_events(), end]
-
-    def _search_without_lid(self, tasks: Sequence[str]) -> SearchOptions:
-        """The options of the search, for tasks without ``lid`` less those that need it."""
-        search = self.options.search
-        if "lid" in tasks:
-            return search
-        by_language = search.lm is not None and Path(search.lm).is_dir() and self.inactive == "suppress"
-        return replace(search, languages=None, lm=None if by_language else search.lm)
 
     def _searcher(self, search: SearchOptions, tasks: Sequence[str], name: Optional[str] = None) -> Searcher:
         """The search of streams with these options that begin with these tasks (raises UserError)."""
