@@ -309,7 +309,8 @@ def model_card(loaded: ModelBundle, encoder: str, own_encoder: bool) -> str:
         "---",
         "library_name: tokenverse_pp",
         "pipeline_tag: automatic-speech-recognition",
-        *(["language:", *(f"- {code}" for code in languages)] if languages else []),
+        # YAML takes Norwegian, no, for false, unless it is quoted.
+        *([yaml.safe_dump({"language": list(languages)}).rstrip()] if languages else []),
         "---",
         "",
         "# A TokenVerse++ model",

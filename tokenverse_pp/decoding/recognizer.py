@@ -126,6 +126,10 @@ def is_long(cut: Cut, options: DecodeOptions) -> bool:
     return not options.stored_features and not options.in_chunks and cut.duration > options.window
 
 
+def untold(cut: Cut, done: int, total: int) -> None:
+    """`Recognizer.on_windows` where nobody is told."""
+
+
 class Recognizer:
     """A model with decoding options.
 
@@ -166,7 +170,7 @@ class Recognizer:
         self.weights = weights.to(self.device)
         if options.pauses and "endp" not in self.active:
             raise UserError("--pauses: the probabilities of endpoints need the task endp, which is not decoded")
-        self.on_windows: Callable[[Cut, int, int], None] = lambda cut, done, total: None
+        self.on_windows: Callable[[Cut, int, int], None] = untold
         self.on_settled: Optional[Callable[[Cut, Transcript], None]] = None
 
     @cached_property
