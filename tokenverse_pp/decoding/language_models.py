@@ -178,7 +178,7 @@ def language_model_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Opti
 
 def _scale_and_bonus(options: SearchOptions, path: Path) -> Tuple[float, float]:
     """What the options say, else the file `DEFAULTS` beside the model, else `LM_SCALE` and `LM_BONUS`."""
-    file = (path if path.is_dir() else path.parent) / DEFAULTS
+    file = _defaults_of(path)
     stored = json_of(file.read_text(encoding="utf-8", errors="replace"), str(file)) if file.is_file() else {}
     names = {"lm_scale": options.lm_scale, "lm_bonus": options.lm_bonus}
     if not isinstance(stored, dict) or set(stored) - set(names):
@@ -190,6 +190,16 @@ def _scale_and_bonus(options: SearchOptions, path: Path) -> Tuple[float, float]:
     scale = stored.get("lm_scale", LM_SCALE) if options.lm_scale is None else options.lm_scale
     bonus = stored.get("lm_bonus", LM_BONUS) if options.lm_bonus is None else options.lm_bonus
     return float(scale), float(bonus)
+
+
+def _defaults_of(path: Path) -> Path:
+    """Where the scale and bonus of a language model would be."""
+    return (path if path.is_dir() else path.parent) / DEFAULTS
+
+
+def lm_parts(path: Path) -> List[Path]:
+    """All files that a language model depends on (raises UserError)."""
+    return sorted([*lm_files(path).values(), *filter(Path.is_file, [_defaults_of(path)])])
 
 
 def lm_files(path: Path) -> Dict[str, Path]:
