@@ -151,7 +151,8 @@ class Exported:
 
     def transcript(self, words: Sequence[Word], tasks: Sequence[str], duration: float, name: str) -> Transcript:
         """Words and task tokens of a recording of ``duration`` seconds -> transcript."""
-        return self.tasks.subset(tasks).reader.read(words, duration, name=name)
+        rounded = [word.rounded() for word in words]
+        return self.tasks.subset(tasks).reader.read(rounded, duration, name=name)
 
 
 class Runtime(Exported):
