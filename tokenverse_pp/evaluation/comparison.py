@@ -8,13 +8,13 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 from lhotse.cut import Cut
 
-from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.hypotheses import Hypothesis
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.evaluation.scoring import (
     find_accuracies,
     find_prf,
     has_confusion,
+    paired,
     scored_example,
     tasks_of_hypotheses,
 )
@@ -46,14 +46,9 @@ def count_utterances(cuts: Iterable[Cut], hyps: Iterable[Hypothesis]) -> Counted
     """Score every utterance alone: the sums of what comes out are what `scoring.score_hypotheses` divides.
 
     Raises:
-        UserError: for a cut without a hypothesis.
+        UserError: for a cut without a hypothesis, and an id that occurs twice.
     """
-    by_id = {hyp["id"]: hyp for hyp in hyps}
-    pairs = []
-    for cut in cuts:
-        if cut.id not in by_id:
-            raise UserError(f"cuts without a hypothesis: {cut.id}")
-        pairs.append((cut, by_id[cut.id]))
+    pairs = paired(list(cuts), list(hyps))
     tasks = tasks_of_hypotheses(pairs)
     counted = Counted()
     of_task: Dict[str, int] = Counter()

@@ -49,7 +49,9 @@ def score_hypotheses(
     Raises:
         UserError: for a cut without a hypothesis, a hypothesis without a cut, or an id that occurs twice.
     """
-    pairs = _pair(list(cuts), list(hyps))
+    cuts, hyps = list(cuts), list(hyps)
+    pairs, known = paired(cuts, hyps), {cut.id for cut in cuts}
+    _refuse("hypotheses of cuts that are not in the reference", [hyp["id"] for hyp in hyps if hyp["id"] not in known])
     tasks = tasks_of_hypotheses(pairs, tasks)
     examples = [(scored_example(cut, hyp, tasks), _labelled(cut), hyp.get("tasks")) for cut, hyp in pairs]
     scores: Dict[str, Any] = {}
@@ -65,14 +67,16 @@ def score_hypotheses(
     return {**scores, "utterances": len(examples), "not_decoded": not_decoded}
 
 
-def _pair(cuts: Sequence[Cut], hyps: Sequence[Hypothesis]) -> List[Tuple[Cut, Hypothesis]]:
-    """Cuts with their hypotheses, in the order of the cuts."""
+def paired(cuts: Sequence[Cut], hyps: Sequence[Hypothesis]) -> List[Tuple[Cut, Hypothesis]]:
+    """Cuts with their hypotheses, in the order of the cuts.
+
+    Raises:
+        UserError: for a cut without a hypothesis, and an id that occurs twice.
+    """
     _refuse("cut ids that occur twice", [i for i, n in Counter(cut.id for cut in cuts).items() if n > 1])
     _refuse("hypotheses with the same id", [i for i, n in Counter(hyp["id"] for hyp in hyps).items() if n > 1])
     by_id = {hyp["id"]: hyp for hyp in hyps}
-    known = {cut.id for cut in cuts}
     _refuse("cuts without a hypothesis", [cut.id for cut in cuts if cut.id not in by_id])
-    _refuse("hypotheses of cuts that are not in the reference", [i for i in by_id if i not in known])
     return [(cut, by_id[cut.id]) for cut in cuts]
 
 
