@@ -31,7 +31,7 @@ from tokenverse_pp.base.languages import language_problem
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.lines import BLANKS, number_of, stray_control, text_lines
 from tokenverse_pp.data.normalise import normalise
-from tokenverse_pp.data.tokenizer import Tokenizer
+from tokenverse_pp.data.tokenizer import BLANK_ID, Tokenizer
 from tokenverse_pp.decoding.constraints import SPACE, UNKNOWN
 from tokenverse_pp.tasks.transcript import is_task_token
 
@@ -160,11 +160,10 @@ class ContextGraph(FusionScorer):
             it earns the largest of their bonuses.
         pieces: of the whole vocabulary.
         length_bonus: for each token that is written, task tokens included.
-        blank_id: the blank.
     """
 
-    def __init__(self, phrases: Sequence[Phrase], pieces: Sequence[str], length_bonus: float = 0.0, blank_id: int = 0):
-        self.length_bonus, self.blank_id = length_bonus, blank_id
+    def __init__(self, phrases: Sequence[Phrase], pieces: Sequence[str], length_bonus: float = 0.0):
+        self.length_bonus, self.blank_id = length_bonus, BLANK_ID
         self.starts_word = [piece.startswith(SPACE) for piece in pieces]
         self.idle = [is_task_token(piece) for piece in pieces]  # tokens that leave the state as it is
         self.children: List[Dict[int, int]] = [{}]

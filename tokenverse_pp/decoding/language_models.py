@@ -48,7 +48,7 @@ from tokenverse_pp.base.languages import (
 from tokenverse_pp.base.search_options import LM_BONUS, LM_SCALE, SearchOptions
 from tokenverse_pp.data import normalise as normalising
 from tokenverse_pp.data.normalise import normalise
-from tokenverse_pp.data.tokenizer import Tokenizer
+from tokenverse_pp.data.tokenizer import BLANK_ID, Tokenizer
 from tokenverse_pp.decoding import ngram
 from tokenverse_pp.decoding.constraints import SPACE, UNKNOWN, languages_written
 from tokenverse_pp.decoding.context_graph import FusionScorer
@@ -73,23 +73,15 @@ class LanguageModel(FusionScorer):
         pieces: of the whole vocabulary.
         scale: of the log-probabilities.
         bonus: for each token that a model scores.
-        blank_id: the blank.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, Tuple[Ngrams, bool]],
-        pieces: Sequence[str],
-        scale: float,
-        bonus: float,
-        blank_id: int = 0,
-    ):
+    def __init__(self, models: Mapping[str, Tuple[Ngrams, bool]], pieces: Sequence[str], scale: float, bonus: float):
         self.models = list(models.values())
         # State 1 + first[i] + s is state s of model i.
         self.first = np.cumsum([0] + [model.states for model, _ in self.models]).tolist()
         super().__init__(1 + self.first[-1], len(pieces))
         self.scale, self.bonus = scale, bonus
-        self.idle = np.array([is_task_token(piece) or i == blank_id for i, piece in enumerate(pieces)])
+        self.idle = np.array([is_task_token(piece) or i == BLANK_ID for i, piece in enumerate(pieces)])
         self.begins = np.array([piece.startswith(SPACE) for piece in pieces])
         starts = [1 + first + model.start for first, (model, _) in zip(self.first, self.models)]
         self.entry = {list(pieces).index(token): start for token, start in zip(models, starts) if token}

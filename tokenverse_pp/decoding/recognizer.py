@@ -22,7 +22,7 @@ from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
 from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
 from tokenverse_pp.decoding.inactive import Selection, inactive_of, select, stripped
-from tokenverse_pp.decoding.long_form import Merger, merge_windows, window_times
+from tokenverse_pp.decoding.long_form import Merger, windows_of
 from tokenverse_pp.decoding.pauses import PauseReader, pause_reader_of
 from tokenverse_pp.decoding.scorer import bonus_for
 from tokenverse_pp.decoding.search import search_frames
@@ -317,15 +317,18 @@ class Recognizer:
         if cut.duration <= o.window:
             return stripped(best_of([cut]), removed)[0]
         merger = Merger(self.pieces, self.decoded, self.shift, self.constraints)
-        starts = [first for first, _, _ in window_times(cut.duration, o.window, o.overlap, self.shift)]
-
-        def progress(done: int, total: int) -> None:
-            self.on_windows(cut, done, total)
-            if self.on_settled is not None and 0 < done < total:
-                settled = stripped([Hypothesis(*merger.result(starts[done]), 0.0, 0.0)], removed)[0]
+        windows = list(windows_of(cut, o.window, o.overlap, self.shift))  # without their audio
+        self.on_windows(cut, 0, len(windows))
+        for first in range(0, len(windows), at_once):
+            group = windows[first : first + at_once]
+            for (start, part), best in zip(group, best_of([part for _, part in group])):
+                merger.add(start, start + round(part.duration / self.shift), best)
+            done = first + len(group)
+            self.on_windows(cut, done, len(windows))
+            if self.on_settled is not None and done < len(windows):
+                settled = stripped([Hypothesis(*merger.result(windows[done][0]), 0.0, 0.0)], removed)[0]
                 self.on_settled(cut, self.transcript(cut, settled))
-
-        tokens, frames, log_probs = merge_windows(cut, o.window, o.overlap, at_once, merger, best_of, progress)
+        tokens, frames, log_probs = merger.result()
         log_prob = sum(log_probs)
         scale = len(tokens) + loaded.model.predictor.context_size if o.search.length_norm else 1
         pauses = merger.pauses() if o.pauses else None
