@@ -64,6 +64,7 @@ class Hypothesis:
         return words_of_tokens(pieces, self.frames, self.log_probs, frame_shift)
 
 
+NOTHING = Hypothesis((), (), (), 0.0, 0.0)
 CALIBRATION = "calibration.json"  # in a model folder
 LEAST = 1e-6  # p is kept this far from 0 and 1
 

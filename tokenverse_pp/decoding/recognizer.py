@@ -20,7 +20,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
-from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
+from tokenverse_pp.decoding.hypothesis import NOTHING, Hypothesis, read_calibration
 from tokenverse_pp.decoding.inactive import Selection, inactive_of, select, stripped
 from tokenverse_pp.decoding.long_form import Merger, windows_of
 from tokenverse_pp.decoding.pauses import PauseReader, pause_reader_of
@@ -90,7 +90,6 @@ def choose_tasks(tasks: TaskSet, names: Sequence[str]) -> TaskSet:
 Record = Dict[str, Any]
 NBest = List[Hypothesis]  # the best score first
 NOT_FINITE = "the encoder gave NaN or infinity; do its inputs or the model hold any?"
-NOTHING = Hypothesis(tokens=(), frames=(), log_probs=(), log_prob=0.0, score=0.0)
 
 
 @dataclass
