@@ -130,6 +130,8 @@ def options_of(given: Mapping[str, Any]) -> DecodeOptions:
 
 def run(given: Mapping[str, Any], options: DecodeOptions, world: DistributedContext) -> bool:
     """Decode, score, write and print; returns whether all cuts were decoded (only the first process knows)."""
+    if given["first"] is not None and given["first"] < 0:
+        raise UserError(f"--first: expected 0 or more, got {given['first']}")
     loaded, _ = load_named(given["model"], given["encoder"], given["trust_plugins"])
     threads = set_threads(given["threads"], loaded.model)
     if world.is_first:

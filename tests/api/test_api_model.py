@@ -1,9 +1,11 @@
 """Loading, finding encoders, transcribing and saving: a tiny model with random weights, real files."""
 
 import dataclasses
+import gc
 import json
 import shutil
 import types
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from tiny_models import write_model
 from toy_runs import read_cuts, save_frozen_encoder
 
@@ -28,6 +31,7 @@ from tokenverse_pp.decoding.recognizer import DecodeOptions, Recognizer, decode
 from tokenverse_pp.decoding.run import run_digest
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import load_model
+from tokenverse_pp.tasks import build_tasks
 
 
 @pytest.fixture(scope="module")
@@ -397,3 +401,19 @@ def test_the_hub_gets_what_is_saved(model, monkeypatch):
 def test_the_model_of_the_package_has_its_former_name_too():
     assert locate.locate_model("human-speech-small") == locate.locate_model("human-speech")
     assert set(locate.RENAMED.values()) <= set(locate.PACKAGED) and not set(locate.RENAMED) & set(locate.PACKAGED)
+
+
+def test_the_card_of_a_model_names_norwegian(model):
+    tasks = build_tasks(["asr", "lid"], {"lid": {"languages": ["no", "fr"]}})
+    card = locate.model_card(dataclasses.replace(model.loaded, tasks=tasks), "encoder", True)
+    assert yaml.safe_load(card.split("---")[1])["language"] == ["no", "fr"]
+
+
+def test_a_recognizer_that_is_kept_keeps_no_audio(model):
+    decoder = Recognizer(model.loaded, DecodeOptions(SearchOptions("greedy")))
+    items = [open_audio(np.zeros(16000, dtype=np.float32))]
+    audio = weakref.ref(items[0].cut)
+    assert len(list(transcribe_in_order(decoder, items, lambda *_: None, lambda *_: None))) == 1
+    items.clear()
+    gc.collect()
+    assert audio() is None

@@ -1,5 +1,6 @@
 """Batches are dealt out to processes, and part files survive a crash."""
 
+import json
 import os
 
 import numpy as np
@@ -8,11 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
 from lhotse import Recording
+from scripts import ROOT
 
 from tokenverse_pp.base.engine import Parts
+from tokenverse_pp.base.options import DecodeOptions
+from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.audio.inputs import cut_of_samples
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.decoding.run import batch_digest, collect, share
+from tokenverse_pp.decoding.run import batch_digest, collect, run_digest, share
+from tokenverse_pp.models.bundle import load_model
 
 
 def write(folder, rank, keys):
@@ -91,3 +96,14 @@ def test_samples_in_memory_have_the_same_digest_at_any_time():
         other.recording.id = cut.recording.id
     same, turned = (batch_digest("run", [other], False) for other in others)
     assert same == batch_digest("run", [cut], False) != turned
+
+
+def test_results_of_other_scales_of_a_language_model_are_not_reused(tmp_path):
+    (tmp_path / "words.tsv").write_text("dun\t30\n")
+    loaded = load_model(ROOT / "tests" / "oracles" / "fixtures" / "toy_model")
+    options = DecodeOptions(SearchOptions(lm=str(tmp_path / "words.tsv")))
+    digests = {run_digest(loaded, options)}
+    for scale in (0.3, 0.6):
+        (tmp_path / "lm.json").write_text(json.dumps({"lm_scale": scale}))
+        digests.add(run_digest(loaded, options))
+    assert len(digests) == 3

@@ -145,7 +145,11 @@ def test_calibration_is_kept_in_the_model_folder(tmp_path):
     made.write(tmp_path / "calibration.json", {"effect": effect})
     assert read_calibration(tmp_path) == made != Calibration()
     assert measure([judge(CUT, hyp(CUT.id, SAID), TASKS)], Calibration())["words"]["before"]["examples"] == 5
-    for text in ("{", "[]", '{"words": {"a": 1, "b": 1}}'):
+    curve, wrong = {"a": 1, "b": 1, "c": 0}, [{"a": math.nan}, {"a": math.inf}, {"a": -1}, {"b": 0}, {"c": math.inf}]
+    curves = [json.dumps({"words": {**curve, **changes}, "tasks": curve}) for changes in wrong]
+    thresholds = {"chunk_ms": 320, "thresholds": {"300": math.nan}}
+    curves.append(json.dumps({"words": curve, "tasks": curve, "endpoints": thresholds}))
+    for text in ("{", "[]", '{"words": {"a": 1, "b": 1}}', *curves):
         (tmp_path / "calibration.json").write_text(text)
         with pytest.raises(UserError, match=r"calibration\.json: no calibration"):
             read_calibration(tmp_path)

@@ -99,3 +99,13 @@ def test_the_command_compares_files(tmp_path):
     write(b, heard(cuts, 0.5)[1:])
     refused = run(*words)
     assert refused.exit_code == 2 and "c0" in refused.stderr
+
+
+def test_ids_that_come_twice_are_named():
+    cuts = made_up(4)
+    hyps = heard(cuts, 0.0)
+    for more, message in (((cuts[:1], []), "cut ids that occur twice: c0"), (([], hyps[:1]), "with the same id: c0")):
+        with pytest.raises(UserError, match=message):
+            count_utterances([*cuts, *more[0]], [*hyps, *more[1]])
+    counted = count_utterances(cuts[1:], hyps)
+    assert len(counted.metrics["wer"]) == 3  # a part of what was decoded

@@ -164,6 +164,7 @@ def refused(script, folder, arguments, *said):
         (["--stored-features"], ["no stored features"]),
         (["--cuts", "/no/such/cuts.jsonl"], ["--cuts", "/no/such/cuts.jsonl"]),
         (["--beam", 0], ["beam"]),
+        (["--first", -1], ["--first"]),
         (["--nbest", 9], ["nbest", "beam=4"]),
         (["--hotwords", "/no/such/words.txt"], ["/no/such/words.txt"]),
         (["--lm", "/no/such/words.tsv"], ["/no/such/words.tsv"]),

@@ -188,3 +188,15 @@ def test_no_server_there():
     for url, said in (("ws://127.0.0.1:1/stream", "cannot connect"), ("http//x", "expected an address")):
         with pytest.raises(UserError, match=said):
             transcribe(url, tone(1, 0.1))
+
+
+async def test_an_error_of_the_source_of_audio_ends_the_stream():
+    """The server would wait for more."""
+
+    def broken():
+        yield tone(5, 0.1)
+        raise OSError("the microphone is gone")
+
+    async with serving(idle_seconds=1.0) as server:
+        with pytest.raises(OSError, match="the microphone is gone"):
+            await asyncio.to_thread(transcribe, server.url, broken())

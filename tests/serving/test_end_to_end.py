@@ -19,7 +19,7 @@ from tokenverse_pp.decoding.hypothesis import Calibration
 from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.decoding.streaming.transcriber import StreamingOptions, StreamingTranscriber
 from tokenverse_pp.models.bundle import ModelBundle, load_model
-from tokenverse_pp.serving.client import StreamClient
+from tokenverse_pp.serving.client import ServerError, StreamClient
 from tokenverse_pp.serving.protocol import NEVER_IN_CHUNKS, Start
 from tokenverse_pp.serving.worker import build_engine
 
@@ -104,3 +104,17 @@ async def test_pauses_are_sent_to_who_asks_with_the_thresholds_of_the_model(tiny
     ]
     # For chunks of another length the thresholds were not fitted.
     assert not build_engine(loaded, replace(options, chunks=ChunkOptions(640, 4, 4))).endpoint_thresholds
+
+
+async def test_streams_without_lid_are_not_bound_to_the_languages_of_the_server():
+    loaded = load_model(TOY_MODEL)
+    options = replace(OPTIONS, search=SearchOptions("beam", languages=("qab",)))
+    hotwords = ["\ud800", ("mab", 1e30)]
+    async with serving(build_engine(loaded, options)) as server:
+        for fields in ({}, {"hotword_score": 3.0}, {"hotwords": ["mab"]}):
+            events = await spoken(StreamClient(server.url, tasks=["asr"], **fields), np.zeros(1600, np.float32), 0)
+            assert events[-1]["kind"] == "end"
+        for word in hotwords:
+            with pytest.raises(ServerError, match=r"bad_message: .*hotword") as caught:
+                await spoken(StreamClient(server.url, hotwords=[word]), np.zeros(1600, np.float32), 0)
+            assert caught.value.code == "bad_message"

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import soundfile
+from aiohttp import web
 from audio_files import packed, written
 from fake_transcriber import BROKEN, CHUNK, RATE, REFUSED, fake_model, serving, tone
 from scripts import ROOT
@@ -29,6 +30,7 @@ from tokenverse_pp.serving.openai_api import MOST_FIELD, hotwords_of
 from tokenverse_pp.serving.uploads import build_upload_model
 
 openai = pytest.importorskip("openai", reason="the client of the API: pip install 'tokenverse_pp[dev]'")
+httpx = pytest.importorskip("httpx")  # which it uses
 TOY_MODEL = ROOT / "tests" / "oracles" / "fixtures" / "toy_model"
 
 
@@ -482,3 +484,25 @@ def test_the_formats_are_all_there():
 
     assert {*KINDS, "json", "verbose_json"} == set(RESPONSE_FORMATS) and set(KINDS) <= set(FORMATS)
     assert CHUNK * 10 == RATE
+
+
+async def test_uploads_without_lid_are_not_bound_to_the_language_of_the_server(toy, talk, tmp_path):
+    (tmp_path / "qaa.tsv").write_text("dun\t30\n")
+    (tmp_path / "qab.tsv").write_text("dun\t30\n")
+    options = TranscribeOptions(language="qab", lm=tmp_path, inactive="suppress")
+    async with serving(model=build_upload_model(toy.loaded, "toy", options)) as server:
+        found = await transcribed(server, talk[1], model="toy", extra_body={"tasks": "asr"})
+        assert found.text == toy.transcribe(talk[0], tasks=["asr"], inactive="suppress").text
+        said = await refused(server, talk[1], model="toy", language="qab", extra_body={"tasks": "asr"})
+        assert said["param"] == "language"
+
+
+async def test_a_client_that_does_not_read_its_events_loses_its_place(monkeypatch):
+    async def stuck(self, data):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(web.StreamResponse, "write", stuck)
+    async with serving(model=fake_model()[0], idle_seconds=0.2) as server:
+        with pytest.raises((openai.APIConnectionError, httpx.TransportError)):
+            await streamed(server, wav(tone(5, 0.3)), model="fake")
+        assert server.uploads.entered == 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import socket as sockets
 
 import pytest
@@ -187,8 +188,9 @@ async def test_a_port_in_use_is_named():
 
 @pytest.mark.parametrize("name", ["streams", "waiting_seconds", "message_bytes", "unsent_bytes", "batch"])
 def test_limits_that_no_stream_could_live_with(name):
-    with pytest.raises(UserError, match=f"'{name}'"):
-        Limits(**{name: 0})
+    for value in (0, math.nan):
+        with pytest.raises(UserError, match=f"'{name}'"):
+            Limits(**{name: value})
 
 
 @settings(max_examples=50)

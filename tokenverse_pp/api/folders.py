@@ -18,6 +18,7 @@ from tokenverse_pp.base.config import Config, TokenizerConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import cache_folder, check_links, temporary_folder, url_of
 from tokenverse_pp.base.storage import fetch_folder, list_folder
+from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import ModelBundle, find_model, own_encoder
 from tokenverse_pp.models.checkpoint import CHECKSUMS, CONFIG, TOKENIZER, WEIGHTS
@@ -35,7 +36,7 @@ ABOUT_DEFAULT = (
 )
 WHISPER_BASE = "whisper-base"  # the last part of an encoder's name that stands for Whisper-base's
 ENCODER_FOLDER = "encoder"  # of a model folder that holds its own
-CALIBRATION, CARD = "calibration.json", "README.md"
+CARD = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -101,7 +102,7 @@ def _download(repository: str, revision: Optional[str]) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = [WEIGHTS, CONFIG, TOKENIZER, CALIBRATION, CARD, "checksums.json", f"{ENCODER_FOLDER}/*"]
+    wanted = [WEIGHTS, CONFIG, TOKENIZER, CALIBRATION, CARD, CHECKSUMS, f"{ENCODER_FOLDER}/*"]
     offline = not hub_reachable()
     try:
         return Path(
@@ -187,16 +188,7 @@ def whisper_base() -> Path:
         ) from None
 
 
-OWN = {
-    checkpoint.WEIGHTS,
-    checkpoint.CONFIG,
-    checkpoint.TOKENIZER,
-    checkpoint.CHECKSUMS,
-    CALIBRATION,
-    CARD,
-    ENCODER_FOLDER,
-    ".gitattributes",
-}
+OWN = {WEIGHTS, CONFIG, TOKENIZER, CHECKSUMS, CALIBRATION, CARD, ENCODER_FOLDER, ".gitattributes"}
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.json")
 
 
@@ -236,8 +228,8 @@ def save_model(
         )
     own_encoder = include_encoder or not frozen
     texts = {
-        checkpoint.CONFIG: _config_text(config, ENCODER_FOLDER if own_encoder else encoder_name, not frozen),
-        checkpoint.TOKENIZER: loaded.tokenizer.model,
+        CONFIG: _config_text(config, ENCODER_FOLDER if own_encoder else encoder_name, not frozen),
+        TOKENIZER: loaded.tokenizer.model,
         CARD: model_card(loaded, encoder_name, own_encoder).encode(),
     }
     calibration = loaded.folder / CALIBRATION if loaded.folder is not None else None
@@ -249,7 +241,7 @@ def save_model(
         weights = {k: v.half() if v.dtype == torch.float32 else v for k, v in weights.items()}
     stage = temporary_folder(folder)
     try:
-        checkpoint.write_folder(stage / "new", {checkpoint.WEIGHTS: weights}, texts)
+        checkpoint.write_folder(stage / "new", {WEIGHTS: weights}, texts)
         if own_encoder and encoder_folder is not None:
             skip = () if frozen else WEIGHT_FILES
             if loaded.folder is not None and loaded.folder in encoder_folder.parents:
@@ -309,7 +301,8 @@ def model_card(loaded: ModelBundle, encoder: str, own_encoder: bool) -> str:
         "---",
         "library_name: tokenverse_pp",
         "pipeline_tag: automatic-speech-recognition",
-        *(["language:", *(f"- {code}" for code in languages)] if languages else []),
+        # YAML takes Norwegian, no, for false, unless it is quoted.
+        *([yaml.safe_dump({"language": list(languages)}).rstrip()] if languages else []),
         "---",
         "",
         "# A TokenVerse++ model",

@@ -19,7 +19,7 @@ from tokenverse_pp.base.options import DecodeOptions, Names, TranscribeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.audio.inputs import Heard, Refused
 from tokenverse_pp.decoding.context_graph import read_hotwords
-from tokenverse_pp.decoding.recognizer import Recognizer, plan_batches
+from tokenverse_pp.decoding.recognizer import Recognizer, plan_batches, untold
 from tokenverse_pp.decoding.run import batch_digest
 from tokenverse_pp.tasks.base import TaskSet
 from tokenverse_pp.tasks.result import Transcript, Word
@@ -214,16 +214,20 @@ def _decode(
     decoder.on_windows = lambda cut, done, total: told(heard[cut.id].label, done, total)
     decoder.on_settled = None if settled is None else lambda cut, so_far: settled(heard[cut.id].label, so_far)
     results: Dict[str, Result] = {str(n): item for n, item in enumerate(items) if isinstance(item, Refused)}
-    for group in plan_batches([item.cut.with_id(key) for key, item in heard.items()], decoder.options):
-        done = decoder(group)
-        for transcript in done.transcripts:
-            item = heard[transcript.name]
-            if not decoder.frames(item.cut):
-                log.warning("warning: %s: %.4f s are less than a frame: nothing to hear", item.label, item.cut.duration)
-            results[transcript.name] = dataclasses.replace(transcript, name=item.name)
-        for failure in done.failures:
-            item = heard[failure["id"]]
-            results[failure["id"]] = Refused(item.label, _reason(item.label, failure))
+    try:
+        for group in plan_batches([item.cut.with_id(key) for key, item in heard.items()], decoder.options):
+            done = decoder(group)
+            for transcript in done.transcripts:
+                item = heard[transcript.name]
+                if not decoder.frames(item.cut):
+                    said = "warning: %s: %.4f s are less than a frame: nothing to hear"
+                    log.warning(said, item.label, item.cut.duration)
+                results[transcript.name] = dataclasses.replace(transcript, name=item.name)
+            for failure in done.failures:
+                item = heard[failure["id"]]
+                results[failure["id"]] = Refused(item.label, _reason(item.label, failure))
+    finally:  # or it would keep the audio until the next recordings come
+        decoder.on_windows, decoder.on_settled = untold, None
     for number in range(len(items)):
         yield results[str(number)]
 

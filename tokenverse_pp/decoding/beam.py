@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraint_table import BatchConstraints
+from tokenverse_pp.decoding.constraints import NEG_INF
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import Scorer
 from tokenverse_pp.losses.native.kernels import triton_kernels
@@ -38,9 +39,6 @@ def symbol_keys(vocab_size: int) -> Tensor:
 def longer_keys(keys: Array, of_symbols: Array) -> Array:
     """The hashes (..) of sequences ``keys`` (..), each with one more symbol, whose `symbol_keys` are given (..)."""
     return (keys ^ (keys >> 29)) * HASH_FACTOR + of_symbols
-
-
-NEG_INF = -float("inf")
 
 
 def beam_search(

@@ -194,7 +194,6 @@ def constraints_for(
     tokenizer: Tokenizer,
     languages: Optional[Sequence[str]] = None,
     force_language: Optional[bool] = None,
-    blank_id: int = 0,
 ) -> Constraints:
     """What a model may write.
 
@@ -210,7 +209,6 @@ def constraints_for(
             of the model, ``pt`` its ``pt-BR`` and ``pt-PT``; None for all.
         force_language: whether a language token must come first (if ``lid`` is active); None for the default, which is
             yes, see `SearchOptions`.
-        blank_id: the blank.
 
     Raises:
         UserError: for a task or language that the model does not know, or languages without the task ``lid``.
@@ -229,7 +227,7 @@ def constraints_for(
     ids = {symbol: tokenizer.id_of(symbol) for symbol in tasks.symbols}
     pieces = tokenizer.pieces(range(tokenizer.vocab_size))
     ids.update((piece, i) for i, piece in enumerate(pieces) if piece in (SPACE, UNKNOWN))
-    return compile_constraints(each, ids, tokenizer.vocab_size, blank_id)
+    return compile_constraints(each, ids, tokenizer.vocab_size)
 
 
 def check_known(tasks: TaskSet, names: Sequence[str]) -> None:

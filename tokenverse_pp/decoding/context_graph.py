@@ -31,12 +31,13 @@ from tokenverse_pp.base.languages import language_problem
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.lines import BLANKS, number_of, stray_control, text_lines
 from tokenverse_pp.data.normalise import normalise
-from tokenverse_pp.data.tokenizer import Tokenizer
+from tokenverse_pp.data.tokenizer import BLANK_ID, Tokenizer
 from tokenverse_pp.decoding.constraints import SPACE, UNKNOWN
 from tokenverse_pp.tasks.transcript import is_task_token
 
 ROWS_KEPT = 4096
 TABLE_NUMBERS = 2**26  # of a dense table on a GPU: 256 MiB each for gains and states
+LARGEST_BONUS = 1e6  # nats for a token: sums of them are exact in float32 to less than a nat
 Phrase = Tuple[Sequence[int], float]
 
 
@@ -159,11 +160,10 @@ class ContextGraph(FusionScorer):
             it earns the largest of their bonuses.
         pieces: of the whole vocabulary.
         length_bonus: for each token that is written, task tokens included.
-        blank_id: the blank.
     """
 
-    def __init__(self, phrases: Sequence[Phrase], pieces: Sequence[str], length_bonus: float = 0.0, blank_id: int = 0):
-        self.length_bonus, self.blank_id = length_bonus, blank_id
+    def __init__(self, phrases: Sequence[Phrase], pieces: Sequence[str], length_bonus: float = 0.0):
+        self.length_bonus, self.blank_id = length_bonus, BLANK_ID
         self.starts_word = [piece.startswith(SPACE) for piece in pieces]
         self.idle = [is_task_token(piece) for piece in pieces]  # tokens that leave the state as it is
         self.children: List[Dict[int, int]] = [{}]
@@ -293,16 +293,21 @@ def hotword_phrases(options: SearchOptions, tokenizer: Tokenizer, languages: Seq
         languages: codes of the languages that may be written; none where they are not known.
 
     Raises:
-        UserError: for a phrase that holds a task token, or characters that the vocabulary lacks in either form.
+        UserError: for a phrase that holds a task token, or characters that the vocabulary lacks in either form, and for
+            a bonus above `LARGEST_BONUS`.
     """
     phrases: List[Phrase] = []
     for item in options.hotwords or ():
         phrase, bonus = (item, options.hotword_score) if isinstance(item, str) else item
+        if bonus > LARGEST_BONUS:
+            raise UserError(f"hotword {phrase!r}: expected a bonus of at most {LARGEST_BONUS:g}, got {bonus:g}")
         phrases.extend((ids, bonus) for ids in _encode(phrase, tokenizer, languages))
     return phrases
 
 
 def _encode(phrase: str, tokenizer: Tokenizer, languages: Sequence[str]) -> List[List[int]]:
+    if any("\ud800" <= character <= "\udfff" for character in phrase):  # which JSON can hold, and no tokenizer takes
+        raise UserError(f"hotword {phrase!r}: expected a text, found half of a surrogate pair")
     if any(is_task_token(word) for word in phrase.split()):
         raise UserError(f"hotword {phrase!r}: expected plain words, found a task token")
     rules = [code for code in languages if not language_problem(code)]

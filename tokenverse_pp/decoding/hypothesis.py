@@ -64,6 +64,7 @@ class Hypothesis:
         return words_of_tokens(pieces, self.frames, self.log_probs, frame_shift)
 
 
+NOTHING = Hypothesis((), (), (), 0.0, 0.0)
 CALIBRATION = "calibration.json"  # in a model folder
 LEAST = 1e-6  # p is kept this far from 0 and 1
 
@@ -128,9 +129,15 @@ def read_calibration(folder: Optional[Path]) -> Optional[Calibration]:
     try:
         data = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
         words, tasks = (Curve(*(float(data[name][key]) for key in "abc")) for name in ("words", "tasks"))
+        for curve in (words, tasks):
+            if not all(map(math.isfinite, (curve.a, curve.b, curve.c))) or min(curve.a, curve.b) <= 0:
+                raise ValueError(curve)
         stored = data.get("endpoints") or {"chunk_ms": None, "thresholds": {}}
         endpoints = {int(latency): float(threshold) for latency, threshold in stored["thresholds"].items()}
+        if not all(0 <= threshold <= 1 for threshold in endpoints.values()):
+            raise ValueError(endpoints)
         chunk_ms = None if stored["chunk_ms"] is None else int(stored["chunk_ms"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        raise UserError(f"{folder / CALIBRATION}: no calibration: expected a, b, c of 'words' and of 'tasks'") from None
+        said = "no calibration: expected a, b (above 0) and c of 'words' and of 'tasks'"
+        raise UserError(f"{folder / CALIBRATION}: {said}") from None
     return Calibration(words, tasks, endpoints, chunk_ms)

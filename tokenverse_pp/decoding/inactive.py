@@ -11,9 +11,11 @@ those that were not asked for are removed from the result (``strip``). Neither t
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from tokenverse_pp.base.options import Inactive
+from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import check_known, check_language_task
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.tasks.base import TaskSet
@@ -53,6 +55,18 @@ def inactive_of(loaded: ModelBundle, wanted: Optional[Inactive] = None) -> Inact
     if vectors.strategy == "combination" and bool(vectors.trained.any()) and not bool(vectors.trained[-1]):
         return "suppress"
     return "strip"
+
+
+def chosen_by_language(lm: Union[str, Path, None], inactive: Inactive) -> bool:
+    """Whether a language model needs the task ``lid`` to be asked for: in a folder its token chooses one."""
+    return lm is not None and Path(lm).is_dir() and inactive == "suppress"
+
+
+def search_for(tasks: Sequence[str], search: SearchOptions, inactive: Inactive) -> SearchOptions:
+    """The options of a search where these tasks are asked for: without ``lid`` less those that need it."""
+    if "lid" in tasks:
+        return search
+    return replace(search, languages=None, lm=None if chosen_by_language(search.lm, inactive) else search.lm)
 
 
 def select(

@@ -48,7 +48,7 @@ from tokenverse_pp.base.languages import (
 from tokenverse_pp.base.search_options import LM_BONUS, LM_SCALE, SearchOptions
 from tokenverse_pp.data import normalise as normalising
 from tokenverse_pp.data.normalise import normalise
-from tokenverse_pp.data.tokenizer import Tokenizer
+from tokenverse_pp.data.tokenizer import BLANK_ID, Tokenizer
 from tokenverse_pp.decoding import ngram
 from tokenverse_pp.decoding.constraints import SPACE, UNKNOWN, languages_written
 from tokenverse_pp.decoding.context_graph import FusionScorer
@@ -73,23 +73,15 @@ class LanguageModel(FusionScorer):
         pieces: of the whole vocabulary.
         scale: of the log-probabilities.
         bonus: for each token that a model scores.
-        blank_id: the blank.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, Tuple[Ngrams, bool]],
-        pieces: Sequence[str],
-        scale: float,
-        bonus: float,
-        blank_id: int = 0,
-    ):
+    def __init__(self, models: Mapping[str, Tuple[Ngrams, bool]], pieces: Sequence[str], scale: float, bonus: float):
         self.models = list(models.values())
         # State 1 + first[i] + s is state s of model i.
         self.first = np.cumsum([0] + [model.states for model, _ in self.models]).tolist()
         super().__init__(1 + self.first[-1], len(pieces))
         self.scale, self.bonus = scale, bonus
-        self.idle = np.array([is_task_token(piece) or i == blank_id for i, piece in enumerate(pieces)])
+        self.idle = np.array([is_task_token(piece) or i == BLANK_ID for i, piece in enumerate(pieces)])
         self.begins = np.array([piece.startswith(SPACE) for piece in pieces])
         starts = [1 + first + model.start for first, (model, _) in zip(self.first, self.models)]
         self.entry = {list(pieces).index(token): start for token, start in zip(models, starts) if token}
@@ -178,7 +170,7 @@ def language_model_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Opti
 
 def _scale_and_bonus(options: SearchOptions, path: Path) -> Tuple[float, float]:
     """What the options say, else the file `DEFAULTS` beside the model, else `LM_SCALE` and `LM_BONUS`."""
-    file = (path if path.is_dir() else path.parent) / DEFAULTS
+    file = _defaults_of(path)
     stored = json_of(file.read_text(encoding="utf-8", errors="replace"), str(file)) if file.is_file() else {}
     names = {"lm_scale": options.lm_scale, "lm_bonus": options.lm_bonus}
     if not isinstance(stored, dict) or set(stored) - set(names):
@@ -190,6 +182,16 @@ def _scale_and_bonus(options: SearchOptions, path: Path) -> Tuple[float, float]:
     scale = stored.get("lm_scale", LM_SCALE) if options.lm_scale is None else options.lm_scale
     bonus = stored.get("lm_bonus", LM_BONUS) if options.lm_bonus is None else options.lm_bonus
     return float(scale), float(bonus)
+
+
+def _defaults_of(path: Path) -> Path:
+    """Where the scale and bonus of a language model would be."""
+    return (path if path.is_dir() else path.parent) / DEFAULTS
+
+
+def lm_parts(path: Path) -> List[Path]:
+    """All files that a language model depends on (raises UserError)."""
+    return sorted([*lm_files(path).values(), *filter(Path.is_file, [_defaults_of(path)])])
 
 
 def lm_files(path: Path) -> Dict[str, Path]:

@@ -22,21 +22,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Callable,
-    Collection,
-    Iterator,
-    List,
-    Mapping,
-    NamedTuple,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
+from typing import TYPE_CHECKING, Collection, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from tokenverse_pp.base.options import Autocast, DecodeOptions, Inactive
 from tokenverse_pp.base.search_options import SearchOptions
@@ -319,33 +306,6 @@ def decode_long(
     )
     cut = open_audio(audio).cut if isinstance(audio, (str, Path)) else audio
     return Recognizer(loaded, decoding, weights).recognize_long(cut, batch)
-
-
-def merge_windows(
-    cut: Cut,
-    window: float,
-    overlap: float,
-    batch: int,
-    merger: Merger,
-    recognize: Callable[[Sequence[Cut]], Sequence[Hypothesis]],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Tuple[Tuple[int, ...], Tuple[int, ...], Tuple[float, ...]]:
-    """Recognize a cut that is longer than one window, ``batch`` windows at a time -> `Merger.result`.
-
-    ``merger`` is a new one; ``recognize`` gives the best hypothesis of each part of the cut; ``progress`` is told the
-    windows that are done, and all of them.
-    """
-    shift = merger.frame_shift
-    windows = windows_of(cut, window, overlap, shift)
-    done, total = 0, sum(1 for _ in window_times(cut.duration, window, overlap, shift))
-    progress(done, total)
-    while group := list(islice(windows, batch)):
-        found = recognize([part for _, part in group])
-        for (start, part), hypothesis in zip(group, found):
-            merger.add(start, start + round(part.duration / shift), hypothesis)
-        done += len(group)
-        progress(done, total)
-    return merger.result()
 
 
 def windows_of(cut: Cut, window: float, overlap: float, shift: float) -> Iterator[Tuple[int, Cut]]:

@@ -20,9 +20,9 @@ from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import Numbers
 from tokenverse_pp.data.dataset import SAMPLING_RATE, audio_files, collate, load_inputs
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
-from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
+from tokenverse_pp.decoding.hypothesis import NOTHING, Hypothesis, read_calibration
 from tokenverse_pp.decoding.inactive import Selection, inactive_of, select, stripped
-from tokenverse_pp.decoding.long_form import Merger, merge_windows, window_times
+from tokenverse_pp.decoding.long_form import Merger, windows_of
 from tokenverse_pp.decoding.pauses import PauseReader, pause_reader_of
 from tokenverse_pp.decoding.scorer import biased_joiner, bonus_for
 from tokenverse_pp.decoding.search import search_frames
@@ -69,7 +69,6 @@ def choose_tasks(tasks: TaskSet, names: Sequence[str]) -> TaskSet:
 Record = Dict[str, Any]
 NBest = List[Hypothesis]  # the best score first
 NOT_FINITE = "the encoder gave NaN or infinity; do its inputs or the model hold any?"
-NOTHING = Hypothesis(tokens=(), frames=(), log_probs=(), log_prob=0.0, score=0.0)
 
 
 @dataclass
@@ -103,6 +102,10 @@ def plan_batches(cuts: Sequence[Cut], options: DecodeOptions) -> List[List[Cut]]
 def is_long(cut: Cut, options: DecodeOptions) -> bool:
     """Whether a cut is decoded in windows."""
     return not options.stored_features and not options.in_chunks and cut.duration > options.window
+
+
+def untold(cut: Cut, done: int, total: int) -> None:
+    """`Recognizer.on_windows` where nobody is told."""
 
 
 class Recognizer:
@@ -146,7 +149,7 @@ class Recognizer:
         self.weights = weights.to(self.device)
         if options.pauses and "endp" not in self.active:
             raise UserError("--pauses: the probabilities of endpoints need the task endp, which is not decoded")
-        self.on_windows: Callable[[Cut, int, int], None] = lambda cut, done, total: None
+        self.on_windows: Callable[[Cut, int, int], None] = untold
         self.on_settled: Optional[Callable[[Cut, Transcript], None]] = None
 
     @cached_property
@@ -292,15 +295,18 @@ class Recognizer:
         if cut.duration <= o.window:
             return stripped(best_of([cut]), removed)[0]
         merger = Merger(self.pieces, self.decoded, self.shift, self.constraints)
-        starts = [first for first, _, _ in window_times(cut.duration, o.window, o.overlap, self.shift)]
-
-        def progress(done: int, total: int) -> None:
-            self.on_windows(cut, done, total)
-            if self.on_settled is not None and 0 < done < total:
-                settled = stripped([Hypothesis(*merger.result(starts[done]), 0.0, 0.0)], removed)[0]
+        windows = list(windows_of(cut, o.window, o.overlap, self.shift))  # without their audio
+        self.on_windows(cut, 0, len(windows))
+        for first in range(0, len(windows), at_once):
+            group = windows[first : first + at_once]
+            for (start, part), best in zip(group, best_of([part for _, part in group])):
+                merger.add(start, start + round(part.duration / self.shift), best)
+            done = first + len(group)
+            self.on_windows(cut, done, len(windows))
+            if self.on_settled is not None and done < len(windows):
+                settled = stripped([Hypothesis(*merger.result(windows[done][0]), 0.0, 0.0)], removed)[0]
                 self.on_settled(cut, self.transcript(cut, settled))
-
-        tokens, frames, log_probs = merge_windows(cut, o.window, o.overlap, at_once, merger, best_of, progress)
+        tokens, frames, log_probs = merger.result()
         log_prob = sum(log_probs)
         scale = len(tokens) + loaded.model.predictor.context_size if o.search.length_norm else 1
         pauses = merger.pauses() if o.pauses else None

@@ -30,7 +30,7 @@ from tokenverse_pp.base.files import feed
 from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.data.dataset import batch_digest
 from tokenverse_pp.data.distributed import DistributedContext
-from tokenverse_pp.decoding.language_models import lm_files
+from tokenverse_pp.decoding.language_models import lm_parts
 from tokenverse_pp.decoding.recognizer import RecognizedBatch, Recognizer, Record, plan_batches
 from tokenverse_pp.models.bundle import ModelBundle
 
@@ -49,7 +49,7 @@ def run_digest(loaded: ModelBundle, options: DecodeOptions) -> str:
         if path.is_file():
             digest.update(f"\n{path.name}\n".encode())
             feed(digest, path)
-    for path in sorted(lm_files(Path(options.search.lm)).values()) if options.search.lm else ():
+    for path in lm_parts(Path(options.search.lm)) if options.search.lm else ():
         feed(digest, path)
     digest.update(json.dumps(dataclasses.asdict(options), sort_keys=True, default=str).encode())
     return digest.hexdigest()

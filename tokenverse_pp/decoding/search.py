@@ -61,36 +61,24 @@ def search_frames(
     options = options or SearchOptions()
     check_bonus(options, bonus)
     with inference(encoder_out.device):
-        return _search(predictor, joiner, encoder_out, lens, options, constraints, bonus)
-
-
-def _search(
-    predictor: Predictor,
-    joiner: Joiner,
-    encoder_out: Tensor,
-    lens: Tensor,
-    options: SearchOptions,
-    constraints: Union[Constraints, Sequence[Constraints], None],
-    bonus: Optional[FusionScorer],
-) -> List[List[Hypothesis]]:
-    lengths = [int(n) for n in lens.tolist()]
-    if not lengths:
-        return []
-    # The longest first: the utterances still going on are always the first n. The sort is stable.
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    longest = max(lengths)
-    rows = torch.tensor(order, device=encoder_out.device)
-    frames = project(joiner, encoder_out.transpose(0, 1)[:longest].index_select(1, rows), options)
-    ordered = [lengths[i] for i in order]
-    _refuse_nan(frames, ordered, order)
-    scorer = Scorer(predictor, joiner, frames, options, bonus)
-    batch = None
-    if constraints is not None:
-        each = [constraints] * len(order) if isinstance(constraints, Constraints) else [constraints[i] for i in order]
-        batch = ConstraintTable(scorer.vocab_size, encoder_out.device).batch(each)
-    found = dict(zip(order, METHODS[options.method](scorer, ordered, options, batch)))
-    ranked = [sorted(found[i], key=lambda h: (-h.score, h.tokens)) for i in range(len(lengths))]
-    return [hypotheses[: options.nbest] for hypotheses in ranked]
+        lengths = [int(n) for n in lens.tolist()]
+        if not lengths:
+            return []
+        # The longest first: the utterances still going on are always the first n. The sort is stable.
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        longest = max(lengths)
+        rows = torch.tensor(order, device=encoder_out.device)
+        frames = project(joiner, encoder_out.transpose(0, 1)[:longest].index_select(1, rows), options)
+        ordered = [lengths[i] for i in order]
+        _refuse_nan(frames, ordered, order)
+        scorer = Scorer(predictor, joiner, frames, options, bonus)
+        batch = None
+        if constraints is not None:
+            each = [constraints] * len(order) if isinstance(constraints, Constraints) else constraints
+            batch = ConstraintTable(scorer.vocab_size, encoder_out.device).batch([each[i] for i in order])
+        found = dict(zip(order, METHODS[options.method](scorer, ordered, options, batch)))
+        ranked = [sorted(found[i], key=lambda h: (-h.score, h.tokens)) for i in range(len(lengths))]
+        return [hypotheses[: options.nbest] for hypotheses in ranked]
 
 
 def _refuse_nan(frames: Tensor, lengths: Sequence[int], order: Sequence[int]) -> None:

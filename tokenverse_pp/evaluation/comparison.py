@@ -8,15 +8,16 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 from lhotse.cut import Cut
 
-from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.hypotheses import Hypothesis
-from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.evaluation.scoring import (
     find_accuracies,
     find_prf,
     has_confusion,
+    labelled_if_any,
+    paired,
     scored_example,
     tasks_of_hypotheses,
+    was_decoded,
 )
 from tokenverse_pp.metrics.bootstrap import RESAMPLES, Comparison, RatioCounts, compare
 
@@ -46,23 +47,17 @@ def count_utterances(cuts: Iterable[Cut], hyps: Iterable[Hypothesis]) -> Counted
     """Score every utterance alone: the sums of what comes out are what `scoring.score_hypotheses` divides.
 
     Raises:
-        UserError: for a cut without a hypothesis.
+        UserError: for a cut without a hypothesis, and an id that occurs twice.
     """
-    by_id = {hyp["id"]: hyp for hyp in hyps}
-    pairs = []
-    for cut in cuts:
-        if cut.id not in by_id:
-            raise UserError(f"cuts without a hypothesis: {cut.id}")
-        pairs.append((cut, by_id[cut.id]))
+    pairs = paired(list(cuts), list(hyps))
     tasks = tasks_of_hypotheses(pairs)
     counted = Counted()
     of_task: Dict[str, int] = Counter()
     for cut, hyp in pairs:
         example = scored_example(cut, hyp, tasks)
-        labelled = labelled_tasks(cut) if "tasks" in (cut.custom or {}) else []
-        active = hyp.get("tasks")
+        labelled = labelled_if_any(cut)
         for task in tasks.tasks:
-            if task.name in labelled and (task.name == "asr" or active is None or task.name in active):
+            if task.name in labelled and was_decoded(task.name, hyp):
                 of_task[task.name] += 1
                 for metric, ratio in _ratios(task.name, task.score([example])):
                     counted.metrics.setdefault(metric, {})[cut.id] = ratio

@@ -49,14 +49,16 @@ def score_hypotheses(
     Raises:
         UserError: for a cut without a hypothesis, a hypothesis without a cut, or an id that occurs twice.
     """
-    pairs = _pair(list(cuts), list(hyps))
+    cuts, hyps = list(cuts), list(hyps)
+    pairs, known = paired(cuts, hyps), {cut.id for cut in cuts}
+    _refuse("hypotheses of cuts that are not in the reference", [hyp["id"] for hyp in hyps if hyp["id"] not in known])
     tasks = tasks_of_hypotheses(pairs, tasks)
-    examples = [(scored_example(cut, hyp, tasks), _labelled(cut), hyp.get("tasks")) for cut, hyp in pairs]
+    examples = [(scored_example(cut, hyp, tasks), labelled_if_any(cut), hyp) for cut, hyp in pairs]
     scores: Dict[str, Any] = {}
     not_decoded: Dict[str, int] = {}
     for task in tasks.tasks:
-        labelled = [(e, active) for e, names, active in examples if task.name in names]
-        decoded = [e for e, active in labelled if task.name == "asr" or active is None or task.name in active]
+        labelled = [(e, hyp) for e, names, hyp in examples if task.name in names]
+        decoded = [e for e, hyp in labelled if was_decoded(task.name, hyp)]
         if len(decoded) < len(labelled):
             not_decoded[task.name] = len(labelled) - len(decoded)
         if decoded:
@@ -65,14 +67,16 @@ def score_hypotheses(
     return {**scores, "utterances": len(examples), "not_decoded": not_decoded}
 
 
-def _pair(cuts: Sequence[Cut], hyps: Sequence[Hypothesis]) -> List[Tuple[Cut, Hypothesis]]:
-    """Cuts with their hypotheses, in the order of the cuts."""
+def paired(cuts: Sequence[Cut], hyps: Sequence[Hypothesis]) -> List[Tuple[Cut, Hypothesis]]:
+    """Cuts with their hypotheses, in the order of the cuts.
+
+    Raises:
+        UserError: for a cut without a hypothesis, and an id that occurs twice.
+    """
     _refuse("cut ids that occur twice", [i for i, n in Counter(cut.id for cut in cuts).items() if n > 1])
     _refuse("hypotheses with the same id", [i for i, n in Counter(hyp["id"] for hyp in hyps).items() if n > 1])
     by_id = {hyp["id"]: hyp for hyp in hyps}
-    known = {cut.id for cut in cuts}
     _refuse("cuts without a hypothesis", [cut.id for cut in cuts if cut.id not in by_id])
-    _refuse("hypotheses of cuts that are not in the reference", [i for i in by_id if i not in known])
     return [(cut, by_id[cut.id]) for cut in cuts]
 
 
@@ -112,8 +116,14 @@ def _refuse(what: str, ids: Sequence[str]) -> None:
         raise UserError(f"{what}: {', '.join(ids[:NAMED])}{more}")
 
 
-def _labelled(cut: Cut) -> List[str]:
+def labelled_if_any(cut: Cut) -> List[str]:
+    """The tasks that a cut is labelled for; none where it does not say."""
     return labelled_tasks(cut) if "tasks" in (cut.custom or {}) else []
+
+
+def was_decoded(task: str, hyp: Hypothesis) -> bool:
+    """Whether a hypothesis has an answer of a task; one that does not name its tasks has all."""
+    return task == "asr" or hyp.get("tasks") is None or task in hyp["tasks"]
 
 
 def scored_example(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> ScoredExample:

@@ -108,18 +108,12 @@ def operating_points(
     return points
 
 
-def best_within(points: Sequence[OperatingPoint], latency: float, mean: bool = False) -> OperatingPoint:
-    """The point of fewest false cut-offs among those of at most this latency (of several the quickest).
+def best_within(points: Sequence[OperatingPoint], latency: float) -> OperatingPoint:
+    """The point of fewest false cut-offs among those of at most this median latency (of several the quickest).
 
-    Args:
-        points: of `operating_points`.
-        latency: seconds.
-        mean: take the mean latency, as eot-bench does, not the median.
-
-    Returns:
-        The point; if none is that quick, one that cuts off all and never answers (rate 1, latency infinite).
+    If none is that quick, one that cuts off all and never answers (rate 1, latency infinite).
     """
-    quick = [point for point in points if (point.mean_latency if mean else point.median_latency) <= latency + 1e-9]
+    quick = [point for point in points if point.median_latency <= latency + 1e-9]
     nothing = OperatingPoint(math.nan, math.nan, 1.0, math.inf, math.inf)
     return min(quick, key=lambda point: (point.false_cutoffs, point.median_latency), default=nothing)
 

@@ -9,10 +9,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Union, get_args, get_origin, get_type_hints
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import feed, json_of
+from tokenverse_pp.base.files import feed, is_finite, json_of
 
 # Third-party packages that the runtime imports; soundfile only to read files.
 PACKAGES = ("onnxruntime", "numpy", "sentencepiece", "soundfile", "langcodes")
@@ -130,6 +130,9 @@ def read_folder(folder: Union[str, Path], check_files: bool = True, sherpa: bool
     names = {item.name for item in fields(Description)}
     try:
         description = Description(**{name: value for name, value in data.items() if name in names})
+        for name, kind in get_type_hints(Description).items():
+            if not _is_of(kind, getattr(description, name)):
+                raise ValueError(f"{name}: {getattr(description, name)!r:.60}")
         if description.input not in (LOG_MEL, AUDIO) or (description.input == LOG_MEL) != bool(description.mel):
             raise ValueError("input")
         if bool(description.sherpa) != sherpa:
@@ -147,6 +150,20 @@ def read_folder(folder: Union[str, Path], check_files: bool = True, sherpa: bool
         for name, entry in description.files.items():
             _check_file(path.parent / name, entry)
     return description
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Whether a value of JSON fits the annotation of a field."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Union:
+        return any(_is_of(part, value) for part in parts)
+    if origin is list:
+        return isinstance(value, list) and all(_is_of(parts[0], item) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_of(parts[1], item) for item in value.values())
+    if kind is float:
+        return is_finite(value)
+    return kind is Any or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool)))
 
 
 def _check_file(path: Path, entry: Dict[str, Any]) -> None:

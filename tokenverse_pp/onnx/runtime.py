@@ -16,7 +16,7 @@ from tokenverse_pp.base.options import Inactive, check_windows
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.decoding.constraints import Constraints, constraints_for
-from tokenverse_pp.decoding.hypothesis import Hypothesis, read_calibration
+from tokenverse_pp.decoding.hypothesis import NOTHING, Hypothesis, read_calibration
 from tokenverse_pp.decoding.inactive import Selection, select, stripped
 from tokenverse_pp.decoding.long_form import Merger, window_times
 from tokenverse_pp.decoding.streaming.events import FINAL, TOKEN, Event, StreamWords, Token, WordReader
@@ -37,7 +37,6 @@ from tokenverse_pp.tasks.result import Transcript, words_of_tokens
 from tokenverse_pp.tasks.transcript import Word
 
 log = logging.getLogger(__name__)
-NOTHING = Hypothesis((), (), (), 0.0, 0.0)
 
 
 def open_graph(path: Path, threads: int) -> Any:
@@ -157,7 +156,8 @@ class Exported:
 
     def transcript(self, words: Sequence[Word], tasks: Sequence[str], duration: float, name: str) -> Transcript:
         """Words and task tokens of a recording of ``duration`` seconds -> transcript."""
-        return self.tasks.subset(tasks).reader.read(words, duration, name=name)
+        rounded = [word.rounded() for word in words]
+        return self.tasks.subset(tasks).reader.read(rounded, duration, name=name)
 
 
 class Runtime(Exported):

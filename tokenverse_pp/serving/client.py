@@ -205,21 +205,27 @@ def transcribe(
     pieces = [audio] if isinstance(audio, np.ndarray) else audio
 
     async def talk() -> List[Event]:
-        events = []
+        events: List[Event] = []
         async with StreamClient(url, **options) as stream:
             if on_ready is not None:
                 on_ready(stream.ready)
-            sending = asyncio.ensure_future(_send_all(stream, pieces, real_time))
-            try:
+
+            async def read() -> None:
                 async for event in stream:
                     events.append(event)
                     if on_event is not None:
                         on_event(event)
+
+            both = [asyncio.ensure_future(each) for each in (_send_all(stream, pieces, real_time), read())]
+            try:  # until the events end, or either fails: without all of the audio there is no end
+                await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
             finally:
-                sending.cancel()
-                problem = (await asyncio.gather(sending, return_exceptions=True))[0]
-            if isinstance(problem, Exception):
-                raise problem
+                for task in both:
+                    task.cancel()
+                problems = await asyncio.gather(*both, return_exceptions=True)
+            for problem in reversed(problems):
+                if isinstance(problem, Exception):
+                    raise problem
         return events
 
     return asyncio.run(talk())

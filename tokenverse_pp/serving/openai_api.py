@@ -10,7 +10,7 @@ import math
 import time
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple
 
 from aiohttp import BodyPartReader, web
 from aiohttp.web_exceptions import HTTPException
@@ -222,23 +222,25 @@ def _check_temperature(text: Optional[str]) -> None:
 def _options(form: UploadForm, model: UploadModel, is_stream: bool) -> TranscribeOptions:
     """How to transcribe: the server's options, with those of the request in their place."""
     changes: Dict[str, Any] = {}
+    options = model.options
     language, prompt, tasks = form.one("language"), form.one("prompt"), form.one("tasks")
     if language is not None:
         changes["language"] = tuple(filter(None, (code.strip() for code in language.split(","))))
     if tasks is not None:
-        changes["tasks"] = tuple(filter(None, (name.strip() for name in tasks.split(","))))
-        for name in changes["tasks"]:
-            offered = model.options.tasks or model.known.names
+        wanted = tuple(filter(None, (name.strip() for name in tasks.split(","))))
+        offered = options.tasks or model.known.names
+        for name in wanted:
             if name not in offered:
                 _wrong("tasks", f"expected some of {', '.join(offered)}, found {shown(name)}")
+        options = model.options_for(wanted)
     if prompt is not None and hotwords_of(prompt):
         changes["hotwords"] = hotwords_of(prompt)
-        search = model.options.search
+        search = options.search
         if search is not None and search.method == "greedy":  # which knows no bonuses
             changes["search"] = dataclasses.replace(search, method="beam")
     if is_stream:  # a window at a time, so that text comes early
-        changes["batch_seconds"] = min(model.options.window, model.options.batch_seconds)
-    return dataclasses.replace(model.options, **changes)
+        changes["batch_seconds"] = min(options.window, options.batch_seconds)
+    return dataclasses.replace(options, **changes)
 
 
 def hotwords_of(prompt: str) -> Tuple[str, ...]:
@@ -418,12 +420,21 @@ class OpenAIApi:
         response.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})  # nginx must not collect
         sent = ""
 
-        async def send(event: Dict[str, Any]) -> None:
+        async def taken(sending: Awaitable[None]) -> None:
+            try:  # a client that does not read must not keep its place
+                await asyncio.wait_for(sending, self.server.limits.idle_seconds)
+            except asyncio.TimeoutError:
+                if request.transport is not None:
+                    request.transport.abort()
+                raise ConnectionResetError("the client does not read") from None
+
+        async def write(text: str) -> None:
             if not response.prepared:
                 await response.prepare(request)
-            kind = event.get("type", "error")
-            text = json.dumps(event, ensure_ascii=False)
-            await response.write(f"event: {kind}\ndata: {text}\n\n".encode("utf-8", "backslashreplace"))
+            await taken(response.write(text.encode("utf-8", "backslashreplace")))
+
+        async def send(event: Dict[str, Any]) -> None:
+            await write(f"event: {event.get('type', 'error')}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n")
 
         async def send_new(text: str) -> None:
             nonlocal sent
@@ -436,9 +447,7 @@ class OpenAIApi:
                 try:
                     text = await asyncio.wait_for(texts.get(), PING_SECONDS)
                 except asyncio.TimeoutError:
-                    if not response.prepared:
-                        await response.prepare(request)
-                    await response.write(b": decoding\n\n")
+                    await write(": decoding\n\n")
                     continue
                 if text is None:
                     break
@@ -452,7 +461,7 @@ class OpenAIApi:
             failure = _api_error(error)
             self.server.monitor.errors.labels("http", failure.code).inc()
             await send(failure.body)
-        await response.write_eof()
+        await taken(response.write_eof())
         return response
 
 

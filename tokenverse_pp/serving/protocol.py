@@ -62,7 +62,7 @@ class Limits:
     """Seconds of audio in one stream, and in one uploaded file."""
     idle_seconds: float = 30.0
     """Seconds without a message before a stream is closed, before ``start`` and between messages; and without data
-    before an upload is given up."""
+    before an upload is given up, or a client that does not read the events of its upload."""
     unsent_bytes: int = 1 << 18
     """Bytes of events that may wait for a client to read them. Partials do not count: only the newest waits."""
     closing_seconds: float = 5.0
@@ -78,7 +78,7 @@ class Limits:
         lowest = {"message_bytes": MOST_CONTROL, "unsent_bytes": 1024, "streams": 1, "batch": 1, "uploads": 1}
         for name, value in vars(self).items():
             least = lowest.get(name, 0)
-            if value < least or value == 0:
+            if not value >= least or value == 0:  # neither is NaN
                 above = f"at least {least}" if least else "more than 0"
                 raise UserError(f"limit '{name}': expected {above}, got {value}")
 

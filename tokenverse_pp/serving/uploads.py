@@ -10,13 +10,14 @@ import time
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Callable, Deque, Iterator, List, Mapping, Optional, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Deque, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from tokenverse_pp.api.transcribing import decode_options, transcribe_in_order
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import DecodeOptions, TranscribeOptions
+from tokenverse_pp.base.options import DecodeOptions, Inactive, TranscribeOptions
 from tokenverse_pp.data.audio.inputs import Heard, Refused, open_audio
+from tokenverse_pp.decoding.inactive import chosen_by_language, inactive_of
 from tokenverse_pp.decoding.recognizer import Recognizer
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.serving.protocol import Limits
@@ -57,6 +58,7 @@ class UploadModel:
         options: how recordings are transcribed whose request does not say otherwise.
         recognizer_for: gives what decodes with these options (raises UserError).
         piece_ids: vocabulary id of each piece.
+        inactive: what is done with tasks that are not asked for (`tokenverse_pp.decoding.inactive`).
     """
 
     name: str
@@ -64,6 +66,14 @@ class UploadModel:
     options: TranscribeOptions
     recognizer_for: Callable[[DecodeOptions], Any]
     piece_ids: Mapping[str, int] = field(default_factory=dict)
+    inactive: Inactive = "suppress"
+
+    def options_for(self, tasks: Tuple[str, ...]) -> TranscribeOptions:
+        """The options of a request for these tasks: without ``lid`` less those that need it."""
+        o = replace(self.options, tasks=tasks)
+        if "lid" in tasks:
+            return o
+        return replace(o, language=None, lm=None if chosen_by_language(o.lm, self.inactive) else o.lm)
 
     def decoding(self, options: TranscribeOptions) -> DecodeOptions:
         """What a recognizer takes (raises UserError)."""
@@ -87,7 +97,7 @@ def build_upload_model(loaded: ModelBundle, name: str, options: TranscribeOption
 
     size = loaded.tokenizer.vocab_size
     ids = {piece: number for number, piece in enumerate(loaded.tokenizer.pieces(range(size)))}
-    model = UploadModel(name, loaded.tasks, options, recognizer_for, ids)
+    model = UploadModel(name, loaded.tasks, options, recognizer_for, ids, inactive_of(loaded, options.inactive))
     recognizer_for(model.decoding(options))
     return model
 
@@ -226,6 +236,7 @@ class Uploads:
             began = time.monotonic()
             self._decode(batch)
             each = (time.monotonic() - began) / len(batch)
+            del batch  # the audio, while this waits for the next upload
             self._seconds_each += 0.2 * (each - self._seconds_each)
 
     def _take(self) -> List[UploadJob]:

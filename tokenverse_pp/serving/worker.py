@@ -7,15 +7,16 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from tokenverse_pp.base.config import SAMPLE_RATE
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.options import StreamingOptions
+from tokenverse_pp.base.options import Inactive, StreamingOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.hypothesis import read_calibration
+from tokenverse_pp.decoding.inactive import search_for
 from tokenverse_pp.decoding.streaming.events import Event
 from tokenverse_pp.decoding.streaming.transcriber import StreamingTranscriber, trained_in_chunks
 from tokenverse_pp.models.bundle import ModelBundle
@@ -59,6 +60,7 @@ class Engine:
         search: how streams are searched that do not say otherwise.
         trained_in_chunks: whether the model was (`tokenverse_pp.decoding.streaming.transcriber`).
         endpoint_thresholds: of the model's calibration, if they hold for these chunks.
+        inactive: what is done with tasks that are not asked for (`tokenverse_pp.decoding.inactive`).
     """
 
     transcribers: Mapping[bool, StreamingTranscriber]
@@ -67,6 +69,11 @@ class Engine:
     search: SearchOptions = field(default_factory=lambda: SearchOptions("greedy"))
     trained_in_chunks: bool = True
     endpoint_thresholds: Mapping[int, float] = field(default_factory=dict)
+    inactive: Inactive = "suppress"
+
+    def search_for(self, tasks: Optional[Sequence[str]]) -> SearchOptions:
+        """How a stream of these tasks is searched that does not say otherwise; None for all that are offered."""
+        return search_for(self.tasks if tasks is None else tasks, self.search, self.inactive)
 
 
 def build_engine(loaded: ModelBundle, options: StreamingOptions) -> Engine:
@@ -85,7 +92,8 @@ def build_engine(loaded: ModelBundle, options: StreamingOptions) -> Engine:
     fits = found is not None and found.endpoint_chunk_ms == options.chunks.chunk_ms
     thresholds = found.endpoints if found is not None and fits else {}
     samples = transcribers[False].encoder.chunk_samples
-    return Engine(transcribers, tasks, samples, options.search, chunked, thresholds)
+    inactive = transcribers[False].inactive
+    return Engine(transcribers, tasks, samples, options.search, chunked, thresholds, inactive)
 
 
 class Feed:
@@ -237,7 +245,7 @@ class Worker:
                 if work.reset_at_endpoint not in self.engine.transcribers:
                     raise UserError("field 'reset_at_endpoint': the model does not know the task 'endp'")
                 feed.transcriber = self.engine.transcribers[work.reset_at_endpoint]
-                search = work.search(self.engine.search)
+                search = work.search(self.engine.search_for(work.tasks))
                 feed.stream = feed.transcriber.open(work.tasks, feed.name, search, pauses=bool(work.pauses))
             elif isinstance(work, SetTasks):
                 feed.transcriber.set_tasks(feed.stream, work.tasks)

@@ -375,3 +375,26 @@ def test_an_encoder_that_gives_nan_is_named_with_its_stream():
     stream = transcriber.open(name="line 4")
     with pytest.raises(UserError, match=r"^line 4: the encoder gave NaN"):
         transcriber.push(stream, noise(2560))
+
+
+def test_an_encoder_that_gives_nan_for_one_stream_leaves_the_others_as_they_were():
+    """Each has audio that waits for its chunk to be full."""
+    transcriber, good = transcriber_of(), noise(9000)
+    expected = heard(transcriber, good)
+    streams = [transcriber.open(name=name) for name in ("good", "bad")]
+    events = transcriber.push(streams[0], good[:1000])
+    transcriber.push(streams[1], good[:1500])
+    step = transcriber.encoder.step
+
+    def broken(chunks, states, last):
+        outs, after = step(chunks, states, last)
+        return [*outs[:-1], torch.full_like(outs[-1], float("nan"))], after
+
+    transcriber.encoder.step = broken
+    with pytest.raises(UserError, match=r"^bad: the encoder gave NaN"):
+        transcriber.push_many([(streams[0], good[1000:3000]), (streams[1], good[:2000])])
+    with pytest.raises(UserError, match=r"^bad: the encoder gave NaN"):
+        transcriber.close(streams[1])
+    transcriber.encoder.step = step
+    assert events + transcriber.push(streams[0], good[1000:]) + transcriber.close(streams[0]) == expected
+    assert transcriber.push(streams[1], good[1500:]) + transcriber.close(streams[1]) == expected

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 from weakref import WeakValueDictionary
 
@@ -18,7 +17,7 @@ from tokenverse_pp.base.options import StreamingOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.decoding.constraints import Constraints, check_language_task, constraints_for
 from tokenverse_pp.decoding.hypothesis import read_calibration
-from tokenverse_pp.decoding.inactive import inactive_of, select
+from tokenverse_pp.decoding.inactive import inactive_of, search_for, select
 from tokenverse_pp.decoding.pauses import PauseMemory, PauseReader, pause_reader_of
 from tokenverse_pp.decoding.scorer import biased_joiner, bonus_for
 from tokenverse_pp.decoding.streaming.encoder import StreamingEncoder, StreamState
@@ -222,7 +221,7 @@ class StreamingTranscriber:
         wanted = tuple((self.options.tasks or self.loaded.tasks.names) if tasks is None else tasks)
         self.opened += 1
         name = name or f"stream {self.opened}"
-        searcher = self._searcher(search or self._search_without_lid(wanted), wanted, name)
+        searcher = self._searcher(search or search_for(wanted, self.options.search, self.inactive), wanted, name)
         active, constraints, removed = self._activate(wanted, searcher, name)
         state = searcher.search.start(constraints)
         stream = Stream(self, name, self.encoder.start(active), searcher, state, StreamWords(self.reader))
@@ -249,7 +248,11 @@ class StreamingTranscriber:
         return self.push_many([(stream, audio)])[0]
 
     def push_many(self, pieces: Sequence[Tuple[Stream, Any]]) -> List[List[Event]]:
-        """`push` for several streams, each once, as one batch; after an error (see `push`) all are as before."""
+        """`push` for several streams, each once, as one batch.
+
+        After an error (see `push`) all are as before; also where the encoder gives NaN for one of them, in their first
+        chunks.
+        """
         streams = [stream for stream, _ in pieces]
         for stream in streams:
             stream.check_open(self)
@@ -257,11 +260,18 @@ class StreamingTranscriber:
             twice = next(stream.name for stream in streams if streams.count(stream) > 1)
             raise UserError(f"{twice}: the stream is there twice")
         checked = [stream.checked(audio) for stream, audio in pieces]
+        before = [stream.waiting for stream in streams]
         waiting = [stream.chunks(audio, self.encoder.chunk_samples) for stream, audio in zip(streams, checked)]
         events: List[List[Event]] = [[] for _ in pieces]
         for turn in range(max(map(len, waiting), default=0)):
             rows = [row for row, chunks in enumerate(waiting) if turn < len(chunks)]
-            found = self._step([streams[row] for row in rows], [waiting[row][turn] for row in rows], last=False)
+            try:
+                found = self._step([streams[row] for row in rows], [waiting[row][turn] for row in rows], last=False)
+            except UserError:
+                if turn == 0:
+                    for stream, audio in zip(streams, before):
+                        stream.waiting = audio
+                raise
             for row, one in zip(rows, found):
                 events[row].extend(streams[row].words.hear(one.settled, one.open, streams[row].seconds))
                 events[row].extend(streams[row].pause_events())
@@ -293,19 +303,10 @@ class StreamingTranscriber:
             UserError: if it is closed already.
         """
         stream.check_open(self)
-        rest, stream.waiting = stream.waiting, torch.zeros(0)
-        found = self._step([stream], [rest], last=True)[0]
-        stream.closed = True
+        found = self._step([stream], [stream.waiting], last=True)[0]
+        stream.closed, stream.waiting = True, torch.zeros(0)
         *events, end = stream.words.end([*found.settled, *found.open], stream.seconds)
         return [*events, *stream.pause_events(), end]
-
-    def _search_without_lid(self, tasks: Sequence[str]) -> SearchOptions:
-        """The options of the search, for tasks without ``lid`` less those that need it."""
-        search = self.options.search
-        if "lid" in tasks:
-            return search
-        by_language = search.lm is not None and Path(search.lm).is_dir() and self.inactive == "suppress"
-        return replace(search, languages=None, lm=None if by_language else search.lm)
 
     def _searcher(self, search: SearchOptions, tasks: Sequence[str], name: Optional[str] = None) -> Searcher:
         """The search of streams with these options that begin with these tasks (raises UserError)."""
