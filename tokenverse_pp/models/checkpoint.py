@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -198,6 +198,7 @@ def load_optimizer(
     tensors: Dict[str, Tensor],
     path: Path = Path(OPTIMIZER),
     had_unread: bool = False,
+    order: Optional[Sequence[Tensor]] = None,
 ) -> None:
     """Load the result of `optimizer_tensors`; parameter groups stay as configured.
 
@@ -207,11 +208,13 @@ def load_optimizer(
         path: their file, for messages.
         had_unread: the optimiser also had unused parameters (`Transducer.unread`). These have no state, as they never
             had a gradient; the others are renumbered.
+        order: the parameters as the tensors number them; None: as the optimiser does.
 
     Raises:
         UserError: the tensors are not those of the optimiser's parameters.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters, number_of = own if order is None else order, {id(parameter): i for i, parameter in enumerate(own)}
     if had_unread:
         tensors = _numbered_anew(tensors, len(parameters), path)
     whole = optimizer.state_dict()
@@ -220,10 +223,11 @@ def load_optimizer(
         index, _, name = key.partition(".")
         if not (index.isdecimal() and int(index) < len(parameters) and name):
             raise UserError(f"{path}: tensor {key} belongs to no parameter of the model")
-        expected = parameters[int(index)].shape
-        if value.ndim and value.shape != expected:
-            raise UserError(f"{path}: tensor {key} has shape {tuple(value.shape)}, expected {tuple(expected)}")
-        state.setdefault(int(index), {})[name] = sharded_like(value, parameters[int(index)]) if value.ndim else value
+        parameter = parameters[int(index)]
+        if value.ndim and value.shape != parameter.shape:
+            raise UserError(f"{path}: tensor {key} has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
+        entry = state.setdefault(number_of[id(parameter)], {})
+        entry[name] = sharded_like(value, parameter) if value.ndim else value
     names = {frozenset(entry) for entry in state.values()}
     if len(names) > 1:
         raise UserError(f"{path}: not the state of one optimiser: some parameters have other tensors than the rest")
