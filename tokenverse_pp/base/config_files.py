@@ -254,6 +254,8 @@ def check_config(config: Config) -> Config:
             raise UserError(f"--{name}={value}: expected {least} to {most}")
         if least is not None and value is not None and value < least:
             raise UserError(f"--{name}={value}: expected at least {least}")
+    if config.optim.clip <= 0:
+        raise UserError(f"--optim.clip={config.optim.clip}: expected more than 0; a large number for no clipping")
     if not 0 < config.optim.layer_decay <= 1:
         raise UserError(f"--optim.layer_decay={config.optim.layer_decay}: expected more than 0, at most 1")
     if config.training.average_last > config.training.keep_last:
