@@ -95,6 +95,9 @@ class Validator:
         it. ``wer``, ``<task>_f1``, ``<task>_accuracy``: scores of a greedy search with each cut's labelled tasks.
         """
         model.eval()
+        for vectors in (model.feature_vectors, model.encoder_vectors):
+            if vectors is not None:  # a combination of the cuts here may come later in training, or not at all
+                vectors.refuses = False
         names = self.dataset.tasks.names
         sums = [0.0] * (3 + 2 * len(names))  # pruned loss, frames, tokens; log-probabilities and tokens of each task
         records: List[Record] = []
