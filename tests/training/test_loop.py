@@ -174,6 +174,16 @@ def test_changed_settings_of_a_task_are_named():
     assert changed_options(before, now) == ["tasks.settings: {} -> {'topic': {'words': 3}}"]
 
 
+def test_running_average_is_held_where_it_is_written(tiny_corpus, tmp_path):
+    changes = {"training__max_steps": 1, "training__average_period": 1, "data__max_cuts": 2}
+    run(trainer(tiny_corpus, tmp_path, **changes))
+    folder = checkpoint.list_checkpoints(tmp_path)[0]
+    for writes in (True, False):
+        saver = trainer(tiny_corpus, tmp_path, **changes).saver
+        saver.load(folder, writes)
+        assert bool(saver.average.tensors) == writes
+
+
 def test_exp_dir_that_cannot_be_made_is_refused(tiny_corpus, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"--training\.exp_dir"):
@@ -414,6 +424,25 @@ def test_best_checkpoints_are_kept_besides_the_last(tmp_path):
         checkpoint.write_folder(folder, {}, {checkpoint.STATE: json.dumps(state).encode()})
         retain(tmp_path, 1, 2, "wer")
     assert [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(tmp_path)] == [2, 5, 6]
+
+
+def test_checkpoint_that_cannot_be_deleted_yet_ends_no_run(tmp_path, monkeypatch):
+    """NFS keeps the files that another program reads."""
+    for step in (1, 2):
+        state = {"step": step, "epoch": 0, "batch": 1, "world_size": 1}
+        checkpoint.write_folder(
+            checkpoint.checkpoint_dir(tmp_path, step), {}, {checkpoint.STATE: json.dumps(state).encode()}
+        )
+
+    def busy(*arguments, **options):
+        raise OSError(16, "Device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", busy)
+        patch.setattr(os, "unlink", busy)
+        retain(tmp_path, 1, 0, "loss")
+    retain(tmp_path, 1, 0, "loss")
+    assert [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(tmp_path)] == [2]
 
 
 def test_epoch_ends_for_all_when_it_ends_for_one(tiny_corpus, tmp_path):

@@ -218,14 +218,16 @@ def load_optimizer(
     if had_unread:
         tensors = _numbered_anew(tensors, len(parameters), path)
     whole = optimizer.state_dict()
+    advice = "where other parameters were trained, start a new run with --training.init_from"
     state: Dict[int, Dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         if not (index.isdecimal() and int(index) < len(parameters) and name):
-            raise UserError(f"{path}: tensor {key} belongs to no parameter of the model")
+            raise UserError(f"{path}: tensor {key} belongs to no parameter of the model; {advice}")
         parameter = parameters[int(index)]
         if value.ndim and value.shape != parameter.shape:
-            raise UserError(f"{path}: tensor {key} has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
+            shapes = f"{tuple(value.shape)}, expected {tuple(parameter.shape)}"
+            raise UserError(f"{path}: tensor {key} has shape {shapes}; {advice}")
         entry = state.setdefault(number_of[id(parameter)], {})
         entry[name] = sharded_like(value, parameter) if value.ndim else value
     names = {frozenset(entry) for entry in state.values()}

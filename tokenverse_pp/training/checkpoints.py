@@ -242,8 +242,11 @@ class Saver:
         t = self.config.training
         retain(self.exp_dir, t.keep_last, max(t.keep_best, bool(t.patience)), t.best_by)
 
-    def load(self, folder: Path) -> Tuple[Progress, Dict[str, Any]]:
-        """Load weights, optimiser, loss scale and running average from a verified checkpoint; return its state."""
+    def load(self, folder: Path, write: bool = True) -> Tuple[Progress, Dict[str, Any]]:
+        """Load weights, optimiser, loss scale and running average from a verified checkpoint; return its state.
+
+        ``write``: as in `save`; the others have no use for the running average, twice the size of the model.
+        """
         check_vocabulary(folder, self.tokenizer)
         state = checkpoint.read_state(folder)
         path = folder / checkpoint.OPTIMIZER
@@ -264,7 +267,7 @@ class Saver:
             if period != self.average.period:
                 mine = self.average.period
                 raise UserError(f"{folder}: its running average has --training.average_period={period}, not {mine}")
-            if state["step"] >= period:
+            if write and state["step"] >= period:
                 self.average.tensors = checkpoint.read_tensors(folder / checkpoint.AVERAGE)
         progress = Progress(
             state["step"],
@@ -307,7 +310,7 @@ def retain(exp_dir: Path, last: int, best: int, by: str) -> None:
     kept = {*found[-last:], *(best_checkpoints(exp_dir, by)[:best] if best else ())}
     for folder in found:
         if folder not in kept:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # where another program reads a file on NFS: the next time
 
 
 def best_checkpoints(exp_dir: Path, by: str) -> List[Path]:

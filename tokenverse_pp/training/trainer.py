@@ -313,7 +313,7 @@ class Trainer:
 
     def _resume(self, folder: Path, corpora: List[Dict[str, Any]]) -> None:
         """Load weights, optimiser and sampler state from a checkpoint."""
-        self.progress, state = self.saver.load(folder)
+        self.progress, state = self.saver.load(folder, self.world.writes)
         check_unchanged(folder, state, corpora, self.config)
         self.saved = self.step
         theirs = load_config(folder / checkpoint.CONFIG)
