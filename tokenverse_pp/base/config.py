@@ -269,7 +269,8 @@ class DataConfig:
     min_seconds: float = at_least(0, 0.1)
     """Cuts shorter than this are left out, with a message that names them."""
     max_seconds: float = 30.0
-    """Cuts longer than this are left out, with a message that names them."""
+    """Cuts longer than this are left out, with a message that names them; so are those longer than the encoder takes
+    (Whisper: 30 s)."""
     max_tokens: Optional[int] = at_least(1, None)
     """Cuts whose target is longer than this, with the tokens of all their tasks, are left out; null: no limit."""
     max_unk_share: float = share(0.01)
