@@ -6,12 +6,13 @@ its files. Nothing in it is unpickled. What a model folder means is `tokenverse_
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -152,21 +153,22 @@ def check_model(folder: Path) -> None:
 
 def read_tensors(path: Path) -> Dict[str, Tensor]:
     """The tensors of a safetensors file (raises UserError)."""
-    try:
+    with _reading(path):
         return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; is its folder a model or checkpoint?") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not safetensors: {one_line(error)}") from None
 
 
 def read_names(path: Path) -> List[str]:
     """The names of the tensors in a safetensors file (raises UserError)."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; is its folder a model or checkpoint?")
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; is its folder a model or checkpoint?") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged or not safetensors: {one_line(error)}") from None
 
