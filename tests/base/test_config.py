@@ -156,6 +156,10 @@ def test_from_dict_does_not_change_its_argument():
             "tasks.paired=true: .* expected false",
         ),
         (["--tasks.paired=true", "--data.max_cuts=1"], "expected at least 2"),
+        (["--optim.clip=0"], "--optim.clip=0.*: expected more than 0"),
+        (["--optim.encoder_lr=-1e-4"], "--optim.encoder_lr=-0.0001: expected at least 0"),
+        (["--model.loss.delay_penalty=-0.1"], "--model.loss.delay_penalty=-0.1: expected at least 0"),
+        (["--model.encoder.lora_dropout=1.5"], "--model.encoder.lora_dropout=1.5: expected 0 to 1"),
     ],
 )
 def test_options_that_do_not_fit_each_other_are_refused(options, said):

@@ -98,5 +98,12 @@ def test_missing_and_foreign_model_files_are_named(tmp_path):
         )
     with pytest.raises(UserError, match="id 0 must be the blank"):
         Tokenizer.load(foreign)
+    with foreign.open("wb") as file:  # as icefall's, where a task token would be <unk>
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(TEXTS), model_writer=file, model_type="bpe", vocab_size=100, minloglevel=2,
+            user_defined_symbols=["<blk>", "<sos/eos>"], unk_id=2, bos_id=-1, eos_id=-1,
+        )  # fmt: skip
+    with pytest.raises(UserError, match="id 1 must be <unk>"):
+        Tokenizer.load(foreign)
     with pytest.raises(UserError, match="directory"):
         Tokenizer.load(tmp_path)

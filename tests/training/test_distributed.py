@@ -201,6 +201,24 @@ def test_sharded_steps_are_plain_steps(tiny_corpus, tmp_path, alone, kind):
     assert_same(sharded_tensors, tensors)
 
 
+@pytest.mark.skipif(not hasattr(fsdp, "fully_shard"), reason="torch 2.6")
+def test_lengths_of_a_sharded_model_stay_on_the_cpu(alone, monkeypatch):
+    """On a GPU, FSDP moves all tensors that its root module is called with."""
+
+    def fully_shard(module, **options):
+        move = lambda module, inputs: tuple(x.to("meta") if isinstance(x, torch.Tensor) else x for x in inputs)
+        module.register_forward_pre_hook(move, prepend=True)
+
+    class Model(torch.nn.Module):
+        def forward(self, inputs, lens, stored):
+            return inputs.device.type, lens.device.type, stored
+
+    monkeypatch.setattr(fsdp, "fully_shard", fully_shard)
+    model = Model()
+    DistributedContext().shard(model, [])
+    assert model(torch.zeros(2, device="meta"), torch.ones(2), False) == ("meta", "cpu", False)
+
+
 def test_fsdp_that_cannot_be_is_refused(alone, monkeypatch):
     with pytest.raises(UserError, match=r"training\.precision=fp16"):
         parse_config(["--training.strategy", "fsdp", "--training.precision", "fp16"])

@@ -139,6 +139,26 @@ def test_unknown_tokens_and_cuts_left_out_of_any_rank_are_told(tiny_corpus, tmp_
     assert "(U+2603)" in unknown[0] and f"first in {cuts[14].id}" in unknown[0]
 
 
+def test_cuts_are_those_that_the_encoder_takes(tiny_corpus):
+    """Whisper takes 30 s; chunks are a whole number of frames."""
+    parts, cuts = toy_parts(tiny_corpus, data__max_seconds=100), read_cuts(tiny_corpus)
+    limit = sorted(cut.duration for cut in cuts)[5]
+    parts.model.encoder.backbone.max_samples = round(limit * 16000)
+    rounds = open_rounds(parts.config.data, 1)
+
+    def held_out():
+        world, encoder = DistributedContext(), parts.model.encoder
+        found = make_inputs(parts.config, world, parts.tasks, parts.tokenizer, encoder, rounds, cuts).held_out
+        return sorted(cut.duration for cut in found)
+
+    assert len(held_out()) < len(cuts) and held_out()[-1] == limit
+    parts.config.model.streaming.chunk_ms = [320]  # in chunks there is no limit
+    assert len(held_out()) == len(cuts)
+    parts.config.model.streaming.chunk_ms = [0, 320, 330]
+    with pytest.raises(UserError, match=r"--model\.streaming\.chunk_ms=\[0, 320, 330\]: .*multiple of 20 ms"):
+        held_out()
+
+
 @pytest.mark.slow
 def test_two_real_ranks_stop_with_the_same_line(tiny_corpus, tmp_path):
     cuts = read_cuts(tiny_corpus)

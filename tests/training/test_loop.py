@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from lhotse import CutSet
 from toy_runs import read_cuts, toy_parts
 
+from tokenverse_pp.base.config_files import from_dict
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import TrainSampler, open_rounds
 from tokenverse_pp.models import checkpoint
 from tokenverse_pp.models.bundle import load_model
 from tokenverse_pp.models.compat import autocast, grad_scaler
-from tokenverse_pp.training.checkpoints import find_start, retain
+from tokenverse_pp.training.checkpoints import changed_options, find_start, retain
 from tokenverse_pp.training.log import read_log
-from tokenverse_pp.training.steps import Progress
+from tokenverse_pp.training.steps import Progress, StepResult
 from tokenverse_pp.training.trainer import Trainer
 
 
@@ -42,6 +43,25 @@ def test_epochs_end_the_run_and_the_last_step_is_saved(tiny_corpus, tmp_path):
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000003"]
     assert checkpoint.read_state(checkpoint.list_checkpoints(tmp_path)[0])["batch"] == 3
     assert load_model(folder).model.training is False
+
+
+@pytest.mark.parametrize("saved_every", [3, 100])
+def test_epochs_end_a_run_as_its_last_step_does(tiny_corpus, tmp_path, saved_every):
+    """With a record, a validation, and its scores in the checkpoint."""
+    changes = {"training__epochs": 1, "training__max_steps": 100, "data__max_cuts": 6, "training__log_every": 2}
+    started = trainer(tiny_corpus, tmp_path, **changes, training__save_every=saved_every)
+    started.validator = lambda model: {"loss": 1.0, "wer": 0.5}
+    run(started)
+    records = read_log(tmp_path / "log.jsonl")
+    numbers = [(r["step"], r["kind"]) for r in records if r["kind"] != "drawn"]
+    assert numbers == [(2, "train"), (3, "train"), (3, "valid")]
+    assert sum(corpus["cuts"] for r in records if r["kind"] == "drawn" for corpus in r["corpora"].values()) == 16
+    (folder,) = checkpoint.list_checkpoints(tmp_path)
+    assert checkpoint.read_state(folder)["valid"] == {"loss": 1.0, "wer": 0.5}
+    again = trainer(tiny_corpus, tmp_path, **changes)
+    again.validator = started.validator
+    run(again)  # nothing is left to train, and nothing to score
+    assert read_log(tmp_path / "log.jsonl") == records
 
 
 def test_final_model_is_the_mean_of_the_last_checkpoints(tiny_corpus, tmp_path):
@@ -132,6 +152,38 @@ def test_resumed_run_with_another_number_of_ranks_says_so(tiny_corpus, tmp_path,
     assert again.progress.place.batch == 3  # a batch of each of three ranks
 
 
+def test_moments_stay_with_their_parameters_when_rates_change(tiny_corpus, tmp_path):
+    """The groups of the optimiser are sorted by rate, and parameters of the same rate are one group."""
+
+    def moments(started):
+        state = started.optimizer.state
+        return {name: state[p]["exp_avg"] for name, p in started.model.named_parameters()}
+
+    first = trainer(tiny_corpus, tmp_path, training__max_steps=1, data__max_cuts=2)
+    run(first)
+    folder = checkpoint.list_checkpoints(tmp_path)[0]
+    for rates in ({"optim__lr": 1e-5, "optim__layer_decay": 0.5}, {"optim__vector_lr": 1e-3, "optim__weight_decay": 0}):
+        again = trainer(tiny_corpus, tmp_path, **rates)
+        again.start(folder)
+        found, expected = moments(again), moments(first)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_changed_settings_of_a_task_are_named():
+    before, now = (from_dict({"tasks": {"settings": settings}}) for settings in ({}, {"topic": {"words": 3}}))
+    assert changed_options(before, now) == ["tasks.settings: {} -> {'topic': {'words': 3}}"]
+
+
+def test_running_average_is_held_where_it_is_written(tiny_corpus, tmp_path):
+    changes = {"training__max_steps": 1, "training__average_period": 1, "data__max_cuts": 2}
+    run(trainer(tiny_corpus, tmp_path, **changes))
+    folder = checkpoint.list_checkpoints(tmp_path)[0]
+    for writes in (True, False):
+        saver = trainer(tiny_corpus, tmp_path, **changes).saver
+        saver.load(folder, writes)
+        assert bool(saver.average.tensors) == writes
+
+
 def test_exp_dir_that_cannot_be_made_is_refused(tiny_corpus, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"--training\.exp_dir"):
@@ -192,6 +244,16 @@ def test_gradient_that_is_not_finite_names_the_whole_batch(tiny_corpus, tmp_path
     assert torch.equal(started.model.joiner.output.weight, before)
     said = caplog.text
     assert "gradient not finite" in said and said.count("toy-train-") >= 2
+
+
+def test_rank_reports_a_loss_of_infinity_only_for_its_own_cuts(tiny_corpus, tmp_path, caplog):
+    started = trainer(tiny_corpus, tmp_path, data__max_cuts=2)
+    batch = started.dataset[CutSet.from_cuts(read_cuts(tiny_corpus)[:2])]
+    numbers = dict.fromkeys(("simple", "pruned", "frames", "tokens", "seconds", "grad_norm"), 1.0)
+    for bad in ((), (batch["cut_ids"][1],)):
+        caplog.clear()
+        started._check(StepResult(loss=math.inf, skipped=True, bad_cuts=bad, **numbers), [batch])
+        assert [bad[0] in line for line in caplog.messages] == [True] * len(bad)
 
 
 def test_gradients_that_overflow_while_the_loss_scale_is_found_are_no_bad_steps(tiny_corpus, tmp_path):
@@ -364,6 +426,25 @@ def test_best_checkpoints_are_kept_besides_the_last(tmp_path):
     assert [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(tmp_path)] == [2, 5, 6]
 
 
+def test_checkpoint_that_cannot_be_deleted_yet_ends_no_run(tmp_path, monkeypatch):
+    """NFS keeps the files that another program reads."""
+    for step in (1, 2):
+        state = {"step": step, "epoch": 0, "batch": 1, "world_size": 1}
+        checkpoint.write_folder(
+            checkpoint.checkpoint_dir(tmp_path, step), {}, {checkpoint.STATE: json.dumps(state).encode()}
+        )
+
+    def busy(*arguments, **options):
+        raise OSError(16, "Device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", busy)
+        patch.setattr(os, "unlink", busy)
+        retain(tmp_path, 1, 0, "loss")
+    retain(tmp_path, 1, 0, "loss")
+    assert [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(tmp_path)] == [2]
+
+
 def test_epoch_ends_for_all_when_it_ends_for_one(tiny_corpus, tmp_path):
     class OtherEndsAfterTwo(DistributedContext):
         """The other rank has two batches in its first epoch, and more later."""
@@ -409,6 +490,20 @@ def test_run_stops_when_it_gets_no_better_and_the_best_checkpoint_is_the_model(t
     assert all(torch.equal(model[name], value) for name, value in best.items())
     run(start())  # the same command again
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000002", "step-00000004"]
+
+
+def test_best_score_is_forgotten_with_another_measure(tiny_corpus, tmp_path):
+    changes = {"training__patience": 2, "training__valid_every": 1, "training__average_last": 1, "data__max_cuts": 4}
+
+    def start(by, steps):
+        started = trainer(tiny_corpus, tmp_path, **changes, training__best_by=by, training__max_steps=steps)
+        started.validator = lambda model: {"loss": 0.1, "wer": 0.9 - started.step / 10}
+        run(started)
+        return started.progress
+
+    assert (start("loss", 2).best, start("loss", 2).worse) == (0.1, 1)
+    progress = start("wer", 4)
+    assert (progress.step, progress.worse) == (4, 0) and progress.best == pytest.approx(0.5)
 
 
 def test_what_a_run_starts_from_can_be_the_best_one(tiny_corpus, tmp_path):

@@ -182,6 +182,20 @@ def test_foreign_checkpoint_with_true_sums_is_refused(train_script, tiny_corpus,
     assert_one_line(resume(train_script, tiny_corpus, exp_dir, training__max_steps=7), folder)
 
 
+def test_other_trained_parameters_are_refused_with_what_to_do(train_script, tiny_corpus, exp_dir):
+    failure = resume(train_script, tiny_corpus, exp_dir, model__encoder__freeze_layers=1, training__max_steps=7)
+    assert_one_line(failure, "optimizer.safetensors", "--training.init_from")
+
+
+def test_another_language_is_refused_with_what_to_do(train_script, tiny_corpus, exp_dir, run_of_six):
+    more = {"tasks__languages": ["qaa", "qab", "fr"]}
+    failure = resume(train_script, tiny_corpus, exp_dir, **more)
+    assert_one_line(failure, exp_dir / "checkpoints" / "step-00000006", "[FR]", "--training.init_from")
+    given = run_of_six / "model" / checkpoint.TOKENIZER
+    failure = resume(train_script, tiny_corpus, exp_dir, **more, tokenizer__model=given)
+    assert_one_line(failure, f"--tokenizer.model={given}", "[FR]")
+
+
 def test_damaged_model_is_refused_but_an_edited_configuration_is_not(exp_dir):
     model = exp_dir / "model"
     (model / checkpoint.CONFIG).write_text((model / checkpoint.CONFIG).read_text() + "\n# mine\n")

@@ -12,8 +12,9 @@ from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import TrainSampler, open_rounds
 from tokenverse_pp.models.compat import is_out_of_memory
 from tokenverse_pp.training.log import read_log
-from tokenverse_pp.training.optim import make_optimizer
+from tokenverse_pp.training.optim import TrainedRows, make_optimizer
 from tokenverse_pp.training.steps import Stepper, as_record, cut_ids, scan, worst_batches
+from tokenverse_pp.training.transfer import Before
 
 
 def build(corpus, **changes):
@@ -95,6 +96,25 @@ def test_loss_of_nan_with_finite_gradients_is_passed_over(tiny_corpus):
     result = stepper([batch(0, 1)], 0)
     assert math.isfinite(result.grad_norm) and math.isnan(result.pruned)
     assert result.skipped and torch.equal(parts.model.simple_am.weight, before)
+
+
+def test_overflow_in_frozen_rows_costs_no_update(tiny_corpus):
+    if not hasattr(torch.amp, "GradScaler"):
+        pytest.skip("no GradScaler for CPUs before torch 2.3")
+    parts, stepper, batch = build(tiny_corpus)
+    model = parts.model
+    before = Before(parts.tokenizer.vocab_size - 1, list(parts.tasks.names), ["feature_vectors"], False)
+    rows = TrainedRows(model, before, parts.tasks.names, "new")
+    optimizer = make_optimizer(model, parts.config.optim, (), rows.partly)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    stepper = Stepper(model, optimizer, parts.config, DistributedContext(), scaler, rows)
+    weight = model.joiner.output.weight
+    frozen = torch.ones(len(weight), 1).index_fill_(0, torch.tensor([len(weight) - 1]), 0.0).bool()
+    weight.register_hook(lambda gradient: gradient.masked_fill(frozen, float("inf")))
+    old = weight.detach().clone()
+    result = stepper([batch(0, 1)], 0)
+    assert not result.skipped and scaler.get_scale() == 1.0
+    assert not torch.equal(weight[-1], old[-1]) and torch.equal(weight[:-1], old[:-1])
 
 
 @pytest.mark.skipif(torch.__version__.startswith("1."), reason="torch 2.0 brought LayerNorm in mixed types to CPUs")

@@ -40,6 +40,16 @@ def test_loss_is_that_of_all_labelled_tasks_in_any_batches(tiny_corpus, parts):
     assert parts.model.training  # as it was
 
 
+def test_combination_that_training_has_not_had_is_scored(tiny_corpus):
+    """It may come after the first validation; only users are refused what was never trained."""
+    parts = toy_parts(tiny_corpus, model__vectors__strategy="combination", model__vectors__placement="both")
+    cuts = read_cuts(tiny_corpus, "dev")[:1]
+    forward(parts.model.train(), parts.dataset[CutSet.from_cuts([cuts[0].with_custom("tasks", ["asr", "lid"])])], False)
+    assert parts.model.feature_vectors.trained.sum() == 1
+    scores = validate.Validator(cuts, parts.dataset, parts.config, DistributedContext())(parts.model)
+    assert math.isfinite(scores["loss"])
+
+
 def test_scores_are_those_of_each_cuts_labelled_tasks(tiny_corpus, parts, monkeypatch):
     cuts = read_cuts(tiny_corpus, "dev")
     unlabelled = cuts[0].with_custom("tasks", ["asr", "lid"])

@@ -71,7 +71,7 @@ class EncoderConfig:
     projections (split: of the upper layers); 0: no adapters. The adapters use optim.lr."""
     lora_alpha: float = 16.0
     """The output of the LoRA adapters is scaled by lora_alpha / lora_rank."""
-    lora_dropout: float = 0.0
+    lora_dropout: float = share(0.0)
     """Dropout before the LoRA adapters."""
     lora_feed_forward: bool = False
     """Add LoRA adapters to the two matrices of each feed-forward module as well."""
@@ -266,10 +266,11 @@ class DataConfig:
     quickly. Batches are other ones than without: set it for the whole run."""
     num_workers: int = at_least(0, 1)
     """Processes that load batches; 0: load in the training process."""
-    min_seconds: float = 0.1
+    min_seconds: float = at_least(0, 0.1)
     """Cuts shorter than this are left out, with a message that names them."""
     max_seconds: float = 30.0
-    """Cuts longer than this are left out, with a message that names them."""
+    """Cuts longer than this are left out, with a message that names them; so are those longer than the encoder takes
+    (Whisper: 30 s)."""
     max_tokens: Optional[int] = at_least(1, None)
     """Cuts whose target is longer than this, with the tokens of all their tasks, are left out; null: no limit."""
     max_unk_share: float = share(0.01)
@@ -366,18 +367,18 @@ class LossConfig:
     PyTorch elsewhere. native: the same without k2. triton, torch, k2: that one."""
     prune_range: int = at_least(2, 5)
     """Symbols kept for each frame by the pruned loss."""
-    lm_scale: float = 0.25
+    lm_scale: float = share(0.25)
     """Weight of the predictor-only probabilities in the smoothed simple loss."""
-    am_scale: float = 0.0
+    am_scale: float = share(0.0)
     """Weight of the encoder-only probabilities in the smoothed simple loss."""
     rnnt_type: Literal["regular", "modified", "constrained"] = "regular"
     """Topology of the lattice: regular (several symbols a frame), modified (at most one symbol a frame) or constrained
     (as k2's)."""
-    delay_penalty: float = 0.0
+    delay_penalty: float = at_least(0, 0.0)
     """Penalty on symbols that are emitted late, in both losses."""
-    simple_scale: float = 0.5
+    simple_scale: float = at_least(0, 0.5)
     """Weight of the simple loss after warm-up."""
-    ctc_scale: float = 0.0
+    ctc_scale: float = at_least(0, 0.0)
     """Weight of an auxiliary CTC loss on the encoder output; helps encoders with random weights."""
     warm_steps: int = 2000
     """Warm-up steps: the weight of the simple loss goes from 1 to simple_scale, that of the pruned loss from 0.1 to 1.
@@ -433,17 +434,17 @@ class ModelConfig:
 class OptimConfig:
     """AdamW with three learning rates and one schedule."""
 
-    lr: float = 1e-3
+    lr: float = at_least(0, 1e-3)
     """Learning rate of all parameters without a rate of their own; with training.init_from the default is 5e-4."""
-    encoder_lr: float = 1e-4
+    encoder_lr: float = at_least(0, 1e-4)
     """Learning rate of the pretrained encoder; with training.init_from the default is 5e-5."""
     # Task vectors. They start at zero beside frames of norm sqrt(dimension): at 1e-3 they reached 3% of it in 4500
     # steps of recipes/human_speech, and the model did not heed them.
-    vector_lr: float = 1e-2
+    vector_lr: float = at_least(0, 1e-2)
     """Learning rate of the task vectors; with training.init_from the default is 5e-3."""
     layer_decay: float = 1.0
     """Factor on the encoder's learning rate for each layer below the top layer."""
-    weight_decay: float = 0.01
+    weight_decay: float = at_least(0, 0.01)
     """Weight decay, not applied to biases, norms and task vectors."""
     warmup_steps: int = 500
     """Steps over which the learning rates rise linearly to their values; with training.init_from the default is 20."""

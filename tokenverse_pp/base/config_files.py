@@ -90,7 +90,7 @@ def continued_defaults(folder: Path, whole: bool) -> Dict[str, Any]:
     Raises:
         UserError: the configuration cannot be read.
     """
-    values = {name: value for name, value, _ in _options(load_config(folder / "config.yaml"))}
+    values = {name: value for name, value, _ in options_of(load_config(folder / "config.yaml"))}
     taken = {
         name: value
         for name, value in values.items()
@@ -175,7 +175,7 @@ def check_types(config: Config) -> None:
         raise UserError(f"tasks.settings: expected mappings of options by task, found {repr(settings)[:200]}")
     if not all(isinstance(key, str) for options in [settings, *settings.values()] for key in options):
         raise UserError("tasks.settings: expected names of tasks and options")
-    for name, value, option in _options(config):
+    for name, value, option in options_of(config):
         # jsonargparse lets null pass.
         if value is None and "Optional" not in str(option.type):
             raise UserError(f"{name}: expected a value, found null")
@@ -197,12 +197,12 @@ def _parse_values(given: _Values) -> None:
         make_parser().parse_object(given.values)
 
 
-def _options(section: Any, where: str = "") -> Iterator[Tuple[str, Any, dataclasses.Field[Any]]]:
+def options_of(section: Any, where: str = "") -> Iterator[Tuple[str, Any, dataclasses.Field[Any]]]:
     """Dotted name, value and field of every option."""
     for option in dataclasses.fields(section):
         value = getattr(section, option.name)
         if dataclasses.is_dataclass(value):
-            yield from _options(value, f"{where}{option.name}.")
+            yield from options_of(value, f"{where}{option.name}.")
         else:
             yield f"{where}{option.name}", value, option
 
@@ -248,12 +248,14 @@ def _set_before(config: Config, data: Dict[str, Any]) -> None:
 
 def check_config(config: Config) -> Config:
     """Check that values are in range and consistent (raises UserError naming the option)."""
-    for name, value, option in _options(config):
+    for name, value, option in options_of(config):
         least, most = option.metadata.get("least"), option.metadata.get("most")
         if most is not None and not least <= value <= most:
             raise UserError(f"--{name}={value}: expected {least} to {most}")
         if least is not None and value is not None and value < least:
             raise UserError(f"--{name}={value}: expected at least {least}")
+    if config.optim.clip <= 0:
+        raise UserError(f"--optim.clip={config.optim.clip}: expected more than 0; a large number for no clipping")
     if not 0 < config.optim.layer_decay <= 1:
         raise UserError(f"--optim.layer_decay={config.optim.layer_decay}: expected more than 0, at most 1")
     if config.training.average_last > config.training.keep_last:

@@ -90,6 +90,9 @@ class DistributedContext:
         for module in groups:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        # On a GPU its hook would move all tensors of a call there: lengths, which are looked at on the CPU, among them.
+        model.register_forward_pre_hook(_hide, prepend=True)
+        model.register_forward_pre_hook(_show)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all processes (float64)."""
@@ -285,6 +288,21 @@ def unsharded(model: nn.Module) -> Iterator[None]:
         for module, (before, after) in zip(modules, hooks):
             module._forward_pre_hooks, module._forward_hooks = before, after
             module.reshard()
+
+
+class _Hidden:
+    """A tensor that FSDP does not recognise."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+
+def _hide(model: nn.Module, inputs: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(_Hidden(x) if isinstance(x, Tensor) and x.device.type == "cpu" else x for x in inputs)
+
+
+def _show(model: nn.Module, inputs: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(x.tensor if isinstance(x, _Hidden) else x for x in inputs)
 
 
 def whole(tensor: Tensor) -> Tensor:

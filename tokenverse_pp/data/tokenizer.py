@@ -55,6 +55,8 @@ class Tokenizer:
             raise UserError(f"{path}: not a SentencePiece model") from None
         if tokenizer.processor.IdToPiece(BLANK_ID) != BLANK:
             raise UserError(f"{path}: id 0 must be the blank {BLANK}; was it trained by tokenverse_pp?")
+        if tokenizer.processor.unk_id() != UNK_ID:  # icefall's have <sos/eos> there
+            raise UserError(f"{path}: id {UNK_ID} must be {UNK}; was it trained by tokenverse_pp?")
         return tokenizer
 
     @classmethod

@@ -16,7 +16,13 @@ from tokenverse_pp.losses import native
 from tokenverse_pp.losses.k2 import load_k2, use_k2
 from tokenverse_pp.losses.native.joiner import joiner_log_probs, make_plan
 from tokenverse_pp.losses.native.kernels import triton_kernels, triton_problem, use_kernels
-from tokenverse_pp.losses.native.lattice import at_least_float32, check_rnnt_type, checked_boundary, reduce_loss
+from tokenverse_pp.losses.native.lattice import (
+    at_least_float32,
+    autocast_type,
+    check_rnnt_type,
+    checked_boundary,
+    reduce_loss,
+)
 from tokenverse_pp.losses.native.pruned import band_loss, targets_in_band
 
 BACKENDS = ("auto", "native", "triton", "torch", "k2")
@@ -64,17 +70,7 @@ def max_target_length(num_frames: int, prune_range: int = 5, rnnt_type: str = "r
 
 def joiner_dtype(x: Tensor) -> torch.dtype:
     """Type of the joiner's matrix products: autocast's if it is on for the device, else at least float32."""
-    if x.dtype == torch.float64:
-        return x.dtype
-    kind = x.device.type
-    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and later; the functions below are deprecated there
-        if torch.is_autocast_enabled(kind):
-            return torch.get_autocast_dtype(kind)
-    elif kind == "cpu" and torch.is_autocast_cpu_enabled():
-        return torch.get_autocast_cpu_dtype()
-    elif kind == "cuda" and torch.is_autocast_enabled():
-        return torch.get_autocast_gpu_dtype()
-    return torch.float32
+    return x.dtype if x.dtype == torch.float64 else autocast_type(x.device.type) or torch.float32
 
 
 def pruned_transducer_loss(

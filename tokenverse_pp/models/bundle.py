@@ -109,7 +109,11 @@ def get_tokenizer(
         if base:
             return base.extended(tasks.symbols, texts)
         tokenizer = train_tokenizer(texts, tasks, config.tokenizer.vocab_size)
-    tokenizer.check(tasks)
+    try:
+        tokenizer.check(tasks)
+    except UserError as error:
+        where = f"--tokenizer.model={config.tokenizer.model}" if config.tokenizer.model else start
+        raise UserError(f"{where}: {error}; --training.init_from a model adds what it lacks, in a new run") from None
     return tokenizer
 
 

@@ -6,12 +6,13 @@ its files. Nothing in it is unpickled. What a model folder means is `tokenverse_
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -152,21 +153,22 @@ def check_model(folder: Path) -> None:
 
 def read_tensors(path: Path) -> Dict[str, Tensor]:
     """The tensors of a safetensors file (raises UserError)."""
-    try:
+    with _reading(path):
         return load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; is its folder a model or checkpoint?") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not safetensors: {one_line(error)}") from None
 
 
 def read_names(path: Path) -> List[str]:
     """The names of the tensors in a safetensors file (raises UserError)."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; is its folder a model or checkpoint?")
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; is its folder a model or checkpoint?") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged or not safetensors: {one_line(error)}") from None
 
@@ -198,6 +200,7 @@ def load_optimizer(
     tensors: Dict[str, Tensor],
     path: Path = Path(OPTIMIZER),
     had_unread: bool = False,
+    order: Optional[Sequence[Tensor]] = None,
 ) -> None:
     """Load the result of `optimizer_tensors`; parameter groups stay as configured.
 
@@ -207,23 +210,28 @@ def load_optimizer(
         path: their file, for messages.
         had_unread: the optimiser also had unused parameters (`Transducer.unread`). These have no state, as they never
             had a gradient; the others are renumbered.
+        order: the parameters as the tensors number them; None: as the optimiser does.
 
     Raises:
         UserError: the tensors are not those of the optimiser's parameters.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters, number_of = own if order is None else order, {id(parameter): i for i, parameter in enumerate(own)}
     if had_unread:
         tensors = _numbered_anew(tensors, len(parameters), path)
     whole = optimizer.state_dict()
+    advice = "where other parameters were trained, start a new run with --training.init_from"
     state: Dict[int, Dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         if not (index.isdecimal() and int(index) < len(parameters) and name):
-            raise UserError(f"{path}: tensor {key} belongs to no parameter of the model")
-        expected = parameters[int(index)].shape
-        if value.ndim and value.shape != expected:
-            raise UserError(f"{path}: tensor {key} has shape {tuple(value.shape)}, expected {tuple(expected)}")
-        state.setdefault(int(index), {})[name] = sharded_like(value, parameters[int(index)]) if value.ndim else value
+            raise UserError(f"{path}: tensor {key} belongs to no parameter of the model; {advice}")
+        parameter = parameters[int(index)]
+        if value.ndim and value.shape != parameter.shape:
+            shapes = f"{tuple(value.shape)}, expected {tuple(parameter.shape)}"
+            raise UserError(f"{path}: tensor {key} has shape {shapes}; {advice}")
+        entry = state.setdefault(number_of[id(parameter)], {})
+        entry[name] = sharded_like(value, parameter) if value.ndim else value
     names = {frozenset(entry) for entry in state.values()}
     if len(names) > 1:
         raise UserError(f"{path}: not the state of one optimiser: some parameters have other tensors than the rest")

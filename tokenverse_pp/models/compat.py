@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenverse_pp.base.errors import UserError, one_line
+from tokenverse_pp.losses.native.lattice import autocast_type
 
 FIRST_SCALE = 1.0  # of the loss in fp16
 GROWTH_INTERVAL = 500  # steps
@@ -124,7 +125,7 @@ def without_unused_frames(conv: nn.Conv1d, x: Tensor) -> Tensor:
     gradient of the weights is NaN. It does so for kernels of 4 frames and more, which wav2vec2's own sizes do not
     have after the first convolution, but small encoders do.
     """
-    if x.device.type != "cpu" or not _autocast_on_cpu():
+    if x.device.type != "cpu" or autocast_type("cpu") is None:
         return x
     unused = (x.shape[-1] - conv.kernel_size[0]) % conv.stride[0]
     return x[..., : x.shape[-1] - unused]
@@ -132,20 +133,7 @@ def without_unused_frames(conv: nn.Conv1d, x: Tensor) -> Tensor:
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """The type in which autocast would compute a matrix product of x; that of x where it is off."""
-    kind = x.device.type
-    try:
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    except (AttributeError, TypeError):  # before torch 2.4
-        if kind == "cpu":
-            return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
-
-
-def _autocast_on_cpu() -> bool:
-    try:
-        return torch.is_autocast_enabled("cpu")
-    except TypeError:  # before torch 2.4
-        return torch.is_autocast_cpu_enabled()
+    return autocast_type(x.device.type) or x.dtype
 
 
 def peak_memory(device: torch.device) -> float:

@@ -115,7 +115,8 @@ def read_weights(name: str, order: List[int]) -> Dict[str, Tensor]:
     model_class: Optional[Any] = getattr(transformers, CLASSES[config.model_type], None)
     if model_class is None:
         raise UserError(f"{OPTION}: transformers {transformers.__version__} has no {CLASSES[config.model_type]}")
-    theirs = load_weights(model_class.from_pretrained, name, False).state_dict()
+    config.encoder_config.num_hidden_layers = 0  # of which `kinds.load_backbone` has read the weights
+    theirs = load_weights(model_class.from_pretrained, name, False, config=config).state_dict()
     parts = {
         "decoder.embedding.": "predictor.embedding.",
         "decoder.lstm.": "predictor.lstm.",

@@ -44,6 +44,7 @@ class TaskVectors(nn.Module):
     """
 
     trained: Tensor
+    refuses = True  # combinations that were never active in training, in eval mode
 
     def __init__(self, num_tasks: int, dim: int, strategy: str = "sum", code: str = "binary", scale: float = 1.0):
         super().__init__()
@@ -65,7 +66,7 @@ class TaskVectors(nn.Module):
         With strategy ``sum`` a value may lie between or beyond (``--vector-scale``): v is linear in it.
 
         Raises:
-            UserError: in eval mode, a combination that was never trained (strategy ``combination``).
+            UserError: in eval mode, a combination that was never trained (strategy ``combination``), if it ``refuses``.
         """
         if self.strategy == "sum":
             weights = active.to(self.table.dtype)
@@ -74,7 +75,7 @@ class TaskVectors(nn.Module):
         rows = (active[:, 1:].long() * bits).sum(dim=1)
         if self.training:
             self.trained[rows] = 1
-        elif not bool(self.trained[rows].all()) and bool(self.trained.any()):
+        elif self.refuses and not bool(self.trained[rows].all()) and bool(self.trained.any()):
             raise UserError(
                 "vectors.strategy=combination: this combination of tasks was never active in training; choose one that "
                 "was, or train with tasks.activation=subset"

@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, List, Optional, Sequence, Tuple
 
 import lhotse
 import torch
@@ -22,14 +22,15 @@ from torch import Tensor
 
 import tokenverse_pp
 from tokenverse_pp.base.config import Config
-from tokenverse_pp.base.config_files import load_config, save_config
+from tokenverse_pp.base.config_files import load_config, options_of, save_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.distributed import gathered
 from tokenverse_pp.data.samplers import SamplerState
 from tokenverse_pp.data.tokenizer import Tokenizer
 from tokenverse_pp.models import checkpoint
-from tokenverse_pp.models.bundle import PRETRAINED, check_vocabulary, load_weights
+from tokenverse_pp.models.bundle import PRETRAINED, check_vocabulary, load_weights, pretrained_prefixes
 from tokenverse_pp.models.transducer import Transducer
+from tokenverse_pp.training.optim import parameter_groups
 from tokenverse_pp.training.steps import Progress
 
 LOG = logging.getLogger(__name__)
@@ -137,22 +138,12 @@ def check_unchanged(folder: Path, state: Dict[str, Any], corpora: Sequence[Dict[
         raise UserError(f"{folder}: --data.train: {changed}; pass --training.allow_changed_data true to go on with it")
 
 
-def changed_options(folder: Path, config: Config) -> List[str]:
-    """``name: old -> new`` for each option that differs from the checkpoint's."""
-    old, new = (dict(_flat(dataclasses.asdict(c))) for c in (load_config(folder / checkpoint.CONFIG), config))
+def changed_options(before: Config, now: Config) -> List[str]:
+    """``name: old -> new`` for each option that has changed."""
+    pairs = zip(options_of(before), options_of(now))
     return [
-        f"{name}: {old[name]} -> {value}"
-        for name, value in new.items()
-        if old[name] != value and name not in UNIMPORTANT
+        f"{name}: {old} -> {new}" for (name, old, _), (_, new, _) in pairs if old != new and name not in UNIMPORTANT
     ]
-
-
-def _flat(options: Dict[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]:
-    for key, value in options.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 FORMAT = 2  # of state.json
@@ -168,6 +159,7 @@ class Saver:
         scaler: loss scaling; a disabled one has an empty state.
         tokenizer: of the model.
         world_size: number of ranks.
+        undecayed: see `parameter_groups`.
     """
 
     def __init__(
@@ -178,12 +170,14 @@ class Saver:
         scaler: Any,
         tokenizer: Tokenizer,
         world_size: int,
+        undecayed: Collection[str] = (),
     ):
         self.config = config
         self.model = model
         self.optimizer = optimizer
         self.scaler = scaler
         self.tokenizer = tokenizer
+        self.undecayed = undecayed
         self.exp_dir = Path(config.training.exp_dir)
         period = config.training.average_period
         self.average = RunningAverage(period) if period else None
@@ -248,14 +242,21 @@ class Saver:
         t = self.config.training
         retain(self.exp_dir, t.keep_last, max(t.keep_best, bool(t.patience)), t.best_by)
 
-    def load(self, folder: Path) -> Tuple[Progress, Dict[str, Any]]:
-        """Load weights, optimiser, loss scale and running average from a verified checkpoint; return its state."""
+    def load(self, folder: Path, write: bool = True) -> Tuple[Progress, Dict[str, Any]]:
+        """Load weights, optimiser, loss scale and running average from a verified checkpoint; return its state.
+
+        ``write``: as in `save`; the others have no use for the running average, twice the size of the model.
+        """
         check_vocabulary(folder, self.tokenizer)
         state = checkpoint.read_state(folder)
         path = folder / checkpoint.OPTIMIZER
         load_weights(self.model, folder)
         unread = self.model.unread(checkpoint.read_names(folder / checkpoint.WEIGHTS))
-        checkpoint.load_optimizer(self.optimizer, checkpoint.read_tensors(path), path, bool(unread))
+        # Groups, and so the numbers of parameters, follow from the rates, which may have changed.
+        theirs = load_config(folder / checkpoint.CONFIG)
+        groups = parameter_groups(self.model, theirs.optim, pretrained_prefixes(theirs), self.undecayed)
+        order = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
+        checkpoint.load_optimizer(self.optimizer, checkpoint.read_tensors(path), path, bool(unread), order)
         if self.scaler.is_enabled() and state.get("scaler"):
             try:
                 self.scaler.load_state_dict(state["scaler"])
@@ -266,7 +267,7 @@ class Saver:
             if period != self.average.period:
                 mine = self.average.period
                 raise UserError(f"{folder}: its running average has --training.average_period={period}, not {mine}")
-            if state["step"] >= period:
+            if write and state["step"] >= period:
                 self.average.tensors = checkpoint.read_tensors(folder / checkpoint.AVERAGE)
         progress = Progress(
             state["step"],
@@ -309,7 +310,7 @@ def retain(exp_dir: Path, last: int, best: int, by: str) -> None:
     kept = {*found[-last:], *(best_checkpoints(exp_dir, by)[:best] if best else ())}
     for folder in found:
         if folder not in kept:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # where another program reads a file on NFS: the next time
 
 
 def best_checkpoints(exp_dir: Path, by: str) -> List[Path]:

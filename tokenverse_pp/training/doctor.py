@@ -8,7 +8,7 @@ import platform
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -432,8 +432,8 @@ def check_memory(
 def check_loader(config: Config, inputs: Inputs, rate: float) -> Iterator[Finding]:
     """Batches are loaded as in training, for some seconds, and compared with the rate of the steps."""
     loaded = 0.0
-    batches = train_batches(inputs.sampler, inputs.dataset, config.data, SamplerState())
-    with _closing(batches):
+    batches: Any = train_batches(inputs.sampler, inputs.dataset, config.data, SamplerState())
+    with closing(batches):  # stops the workers
         first = next(batches, None)  # starts the workers
         if first is None:
             raise UserError("--data.train: no cut is left to train on")
@@ -460,12 +460,3 @@ def check_loader(config: Config, inputs: Inputs, rate: float) -> Iterator[Findin
     else:
         advice = "more workers than cores a rank: use shards (manifest to-shar) or FLAC in place of MP3 and Opus"
     yield Finding("loader", "warning", found, advice)
-
-
-@contextmanager
-def _closing(batches: Any) -> Iterator[None]:
-    """Stop the workers of a loader at the end."""
-    try:
-        yield
-    finally:
-        batches.close()

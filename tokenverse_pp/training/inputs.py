@@ -14,7 +14,7 @@ import numpy as np
 from lhotse.cut import Cut
 from tqdm import tqdm
 
-from tokenverse_pp.base.config import Config
+from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions, Config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import url_of
 from tokenverse_pp.data.access import check_access
@@ -93,7 +93,7 @@ def make_inputs(
         dataset,
         make_frames_of(encoder),
         config.data.min_seconds,
-        config.data.max_seconds,
+        longest_seconds(config, encoder),
         LOG.info,
         config.data.max_tokens,
     )
@@ -116,6 +116,23 @@ def make_inputs(
     seed, tokens_of = config.training.seed, dataset.count_tokens
     sampler = TrainSampler(rounds, limits, seed, world, wanted, looked, tokens_of, speed, usable.take)
     return Inputs(dataset, sampler, held_out, unknown_in_valid)
+
+
+def longest_seconds(config: Config, encoder: Encoder) -> float:
+    """The longest cut that a run takes: as ``data.max_seconds`` says, or where that is less, as its encoder does.
+
+    Raises:
+        UserError: the encoder cannot run in the chunks of ``model.streaming``.
+    """
+    s, limit = config.model.streaming, encoder.backbone.max_samples
+    for chunks in (ChunkOptions(ms, strict=s.strict) for ms in s.chunk_ms if ms):
+        try:
+            encoder.grid(chunks)
+        except UserError as error:
+            raise UserError(f"--model.streaming.chunk_ms={s.chunk_ms}: {error}") from None
+    if limit is None or config.data.stored_features or (s.chunk_ms and 0 not in s.chunk_ms):
+        return config.data.max_seconds
+    return min(config.data.max_seconds, limit / SAMPLE_RATE)
 
 
 def growth_advice(config: Config, ranks: int, rounds: Rounds) -> Iterator[str]:

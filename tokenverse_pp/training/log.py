@@ -36,7 +36,7 @@ class RunLog:
         except Exception as error:  # ImportError, TypeError of protobuf, AttributeError of NumPy, ..
             LOG.warning("tensorboard cannot be imported (%s): the run is logged to %s only", one_line(error), self.path)
         else:
-            self.board = SummaryWriter(str(exp_dir / "tensorboard"), purge_step=step)
+            self.board = SummaryWriter(str(exp_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: Dict[str, float]) -> None:
         """Write a record of numbers; ``kind``: train or valid."""

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from tokenverse_pp.base.config import Config
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.dataset import TransducerDataset
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.samplers import TrainSampler
-from tokenverse_pp.models.compat import device_memory, is_out_of_memory, peak_memory, reset_peak_memory
+from tokenverse_pp.models.compat import device_memory, peak_memory, reset_peak_memory
 from tokenverse_pp.models.transducer import Transducer
 from tokenverse_pp.training.failures import naming_memory
 from tokenverse_pp.training.steps import different_batches, run_largest, unchanged_buffers, worst_batches
@@ -48,18 +49,15 @@ def pick_recomputed(
         encoder.recompute(count)
         reset_peak_memory(world.device)
         for batch in batches:
-            with naming_memory(batch):
-                try:
+            try:
+                with naming_memory(batch):
                     run_largest(model, batch, config, world)
-                except (RuntimeError, MemoryError) as error:
-                    if count == most or not is_out_of_memory(error):
-                        raise
-                    full = True
-                else:
-                    full = False
-            model.zero_grad(set_to_none=True)
-            if full:
+            except UserError:  # out of memory
+                if count == most:
+                    raise
                 return math.inf
+            finally:
+                model.zero_grad(set_to_none=True)
         return peak_memory(world.device) + later
 
     def fits(count: int) -> bool:

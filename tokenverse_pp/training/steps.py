@@ -168,14 +168,14 @@ class Stepper:
 
     def _scale_gradients(self, frames: Tensor) -> Tensor:
         """Divide the gradients by the frames, a scalar, and clip them; return their norm before clipping."""
+        if self.rows is not None:  # first: for an overflow in frozen rows the scaler would leave out the update
+            self.rows.mask_gradients()
         self.scaler.unscale_(self.optimizer)
         # DDP and FSDP have averaged over ranks; the sum is wanted.
         scale = self.world.size / frames
         for parameter in self.parameters:
             if parameter.grad is not None:
                 local(parameter.grad).mul_(scale)
-        if self.rows is not None:
-            self.rows.mask_gradients()
         return whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip))
 
 

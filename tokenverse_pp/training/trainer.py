@@ -6,6 +6,7 @@ One optimizer step (forward, backward, update) is `tokenverse_pp.training.steps.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from tqdm import tqdm
 
-from tokenverse_pp.base.config import Config
+from tokenverse_pp.base.config import Config, DataConfig
 from tokenverse_pp.base.config_files import load_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.dataset import Batch, TransducerDataset
@@ -84,7 +85,7 @@ class Trainer:
         if config.training.compile:
             model.encoder.compile_layers(compiled_layer(world.device))
         self.freezing = FreezeSchedule(model, config.training.freeze)
-        self.saver = Saver(config, model, self.optimizer, self.scaler, dataset.tokenizer, world.size)
+        self.saver = Saver(config, model, self.optimizer, self.scaler, dataset.tokenizer, world.size, undecayed)
         self.saver.origin["before"] = before and asdict(before)
         self.remote = remote
         self.progress = Progress()
@@ -122,6 +123,7 @@ class Trainer:
             if t.keep_best or t.patience:
                 self.save()
         self.meter.start_over()
+        begun = self.step
         for place, batches in self.draw():
             self.train_step(place, batches)
             bar.update()
@@ -139,8 +141,14 @@ class Trainer:
             self.meter.restart()  # validation and saving are not training time
             if last:
                 break
+        # What the last of training.max_steps has had, where epochs or a signal end the run before.
+        if self.meter.results:
+            self.log(log, bar)
+        unscored = bool(self.validator) and self.progress.valid is None and self.step > begun and not self.stopped
+        if unscored:
+            self.validate(log)
         bar.close()
-        if self.saved < self.step:
+        if self.saved < self.step or unscored:
             self.save()
         if self.stopped:
             self.say(f"stopped by a signal after step {self.step}: run the same command again to resume")
@@ -305,27 +313,29 @@ class Trainer:
 
     def _resume(self, folder: Path, corpora: List[Dict[str, Any]]) -> None:
         """Load weights, optimiser and sampler state from a checkpoint."""
-        self.progress, state = self.saver.load(folder)
+        self.progress, state = self.saver.load(folder, self.world.writes)
         check_unchanged(folder, state, corpora, self.config)
         self.saved = self.step
-        changed = changed_options(folder, self.config)
+        theirs = load_config(folder / checkpoint.CONFIG)
+        changed = changed_options(theirs, self.config)
         if changed:
             self.say(f"options changed since {folder.name}: {', '.join(changed)}")
-        self._convert_place(folder, state["world_size"])
+        if theirs.training.best_by != self.config.training.best_by:
+            self.progress.best, self.progress.worse = None, 0  # scores of another kind
+        self._convert_place(folder.name, theirs.data, state["world_size"])
         place = self.progress.place
         self.say(f"resuming from {folder.name}: epoch {place.epoch}, round {place.round}, batch {place.batch}")
 
-    def _convert_place(self, folder: Path, ranks: int) -> None:
+    def _convert_place(self, name: str, data: DataConfig, ranks: int) -> None:
         """Where to go on after a checkpoint of other rounds, of another number of ranks, or of other parts."""
         place, rounds = self.progress.place, self.sampler.rounds
-        data = load_config(folder / checkpoint.CONFIG).data
         cuts = data.epoch_cuts or sum(source.count for source in rounds.sources)
         before, parts = -(-cuts // data.round_cuts), data.rank_parts != self.config.data.rank_parts
         if before != rounds.per_epoch:
             # The beginning of the round that holds the beginning of the old one: no cut of the epoch is left out.
             self.progress.place = place._replace(round=place.round * rounds.per_epoch // before, batch=0)
             self.say(
-                f"{folder.name} has {before} rounds an epoch, now {rounds.per_epoch}: going on at the beginning "
+                f"{name} has {before} rounds an epoch, now {rounds.per_epoch}: going on at the beginning "
                 f"of round {self.progress.place.round}; its cuts that were drawn come again"
             )
         elif ranks != self.world.size or (parts and ranks > 1):
@@ -334,7 +344,7 @@ class Trainer:
             why = f"is of {ranks} ranks, now {self.world.size}"
             if ranks == self.world.size:
                 why = f"is of --data.rank_parts {str(data.rank_parts).lower()}"
-            self.say(f"{folder.name} {why}: the rest of the round is drawn anew")
+            self.say(f"{name} {why}: the rest of the round is drawn anew")
 
     def _scores(self) -> Dict[str, float]:
         """Run the validator; a sharded model is gathered for it, as ranks have different numbers of batches."""
@@ -357,7 +367,7 @@ class Trainer:
             return
         p.bad_steps += 1
         # If the loss of a cut is not finite, that rank reports it; a gradient may be any rank's.
-        if result.bad_cuts or result.loss == result.loss:
+        if result.bad_cuts or math.isfinite(result.loss):
             ids = ", ".join(result.bad_cuts or cut_ids(batches))
             folder = dump_batches(self.exp_dir, self.step, self.world.rank, batches, result.bad_cuts)
             LOG.warning(

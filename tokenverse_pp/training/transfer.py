@@ -133,7 +133,7 @@ def before_of(config: Config, source: Optional[InitialModel], start: Optional[Pa
     """
     before = source.before if source else None
     if not source and not start and config.model.transducer == "pretrained":
-        before = Before(read_vocabulary(config.model.encoder.name).tokenizer.vocab_size, ["asr"], [], False)
+        before = Before(config_of(config.model.encoder.name).vocab_size, ["asr"], [], False)
     if start:
         stored = checkpoint.read_state(start).get("before")
         try:

@@ -95,6 +95,9 @@ class Validator:
         it. ``wer``, ``<task>_f1``, ``<task>_accuracy``: scores of a greedy search with each cut's labelled tasks.
         """
         model.eval()
+        for vectors in (model.feature_vectors, model.encoder_vectors):
+            if vectors is not None:  # a combination of the cuts here may come later in training, or not at all
+                vectors.refuses = False
         names = self.dataset.tasks.names
         sums = [0.0] * (3 + 2 * len(names))  # pruned loss, frames, tokens; log-probabilities and tokens of each task
         records: List[Record] = []
@@ -107,8 +110,9 @@ class Validator:
             with autocast(self.world.device, self.config.training.precision):
                 losses = model.losses(out, lens, batch["tokens"], batch["token_lens"])
                 log_probs = model.token_log_probs(out, lens, batch["tokens"], batch["token_lens"])
-            values = [losses.pruned.sum().item(), losses.frames.sum().item(), batch["token_lens"].sum().item()]
-            sums = [a + b for a, b in zip(sums, [*values, *self._by_task(batch, log_probs)])]
+            lengths = [float(losses.frames.sum()), float(batch["token_lens"].sum())]  # on the CPU
+            found = torch.stack([x.double() for x in (losses.pruned.sum(), *self._by_task(batch, log_probs))]).tolist()
+            sums = [a + b for a, b in zip(sums, [found[0], *lengths, *found[1:]])]
             if recognizer.inactive == "strip" and not bool(batch["active"].all()):
                 everything = torch.ones_like(batch["active"])
                 out, lens = recognizer.encode(
@@ -128,20 +132,19 @@ class Validator:
             **headline(score_hypotheses(self.cuts, everyone, self.dataset.tasks)),
         }
 
-    def _by_task(self, batch: Batch, log_probs: Tensor) -> List[float]:
-        """For each task in turn: sum of log-probabilities (N, U), and number of target tokens."""
+    def _by_task(self, batch: Batch, log_probs: Tensor) -> List[Tensor]:
+        """For each task in turn, as scalars: sum of log-probabilities (N, U), and number of target tokens."""
         tokens: Tensor = batch["tokens"]
         valid = length_mask(batch["token_lens"], tokens.shape[1], tokens.device)
         is_task_token = torch.zeros_like(valid)
-        found: Dict[str, List[float]] = {}
+        masks: Dict[str, Tensor] = {}
         for task in self.dataset.tasks.tasks:
             ids = torch.tensor([self.dataset.tokenizer.id_of(symbol) for symbol in task.symbols], device=tokens.device)
-            mine = valid & torch.isin(tokens, ids)
-            is_task_token |= mine
-            found[task.name] = [log_probs[mine].sum().item(), mine.sum().item()]
-        words = valid & ~is_task_token
-        found["asr"] = [log_probs[words].sum().item(), words.sum().item()]
-        return [value for pair in found.values() for value in pair]
+            masks[task.name] = valid & torch.isin(tokens, ids)
+            is_task_token |= masks[task.name]
+        masks["asr"] = valid & ~is_task_token
+        pairs = [(log_probs.masked_fill(~mask, 0.0).sum(), mask.sum()) for mask in masks.values()]
+        return [number for pair in pairs for number in pair]
 
     def _recognizer(self, model: Transducer) -> Recognizer:
         """The recognizer of batch decoding, with a greedy search."""

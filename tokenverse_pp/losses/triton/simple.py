@@ -106,7 +106,7 @@ def _arcs_kernel(
                 TINY, BOTH, LM_ONLY, AM_ONLY,
             )  # fmt: skip
             arc += after
-        if DELAY != 0.0:
+        if DELAY > 0.0:
             middle = (tl.load(boundary + 4 * b + 3) - 1).to(tl.float32) / 2
             arc += ((middle - t) * DELAY).to(arc.dtype)
         tl.store(px + b * arc_b + s * arc_s + t * arc_t, arc, mask=valid)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.models.compat import transformer_layer
-from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid, chunk_mask
 
 # Added to the attention scores of padded keys: exp() of it is exactly 0 in every float type, and unlike -inf it gives
 # no NaN in a row where everything is masked.
@@ -62,6 +63,17 @@ def attention_bias(lens: Tensor, size: int, device: torch.device, seen: Optional
     if not is_padded(lens, size):
         return None  # attention without a mask has the fastest kernels
     return score_bias(length_mask(lens, size, device), torch.float32)[:, None, None, :].expand(-1, 1, size, -1)
+
+
+def seen_frames(size: int, grid: Optional[ChunkGrid], device: torch.device) -> Optional[Tensor]:
+    """The frames that each frame sees in chunks, (T, T) bool; None: all."""
+    return None if grid is None else chunk_mask(size, grid, device)
+
+
+def check_length(lens: Tensor, frames: Tensor) -> None:
+    """Refuse utterances (lens (N,) samples) without a frame (raises UserError)."""
+    if int(frames.min()) < 1:
+        raise UserError(f"an utterance has {int(lens.min())} samples: too few for one frame of the encoder")
 
 
 def score_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -236,8 +248,8 @@ class Backbone(nn.Module, ABC):
     models, and requires 30 s for Whisper.
     """
 
+    encoder: Any
     hidden_size: int
-    layers: Any  # nn.ModuleList of transformers' layers
     frame_shift: float
     hop: int  # samples from one frame to the next
     receptive: int  # frame t of `embed` sees no sample from hop * t + receptive on
@@ -249,6 +261,11 @@ class Backbone(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.trained_layers = TrainedLayers()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The transformer layers; not registered again, or their weights would be in the state dict twice."""
+        return self.encoder.layers
 
     @abstractmethod
     def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
@@ -290,14 +307,14 @@ class Backbone(nn.Module, ABC):
     def freeze_embedding(self) -> None:
         """Stop training the convolutions of ``embed``."""
 
-    @abstractmethod
     def position_modules(self) -> List[nn.Module]:
-        """The modules before the lowest transformer layer in ``transform``."""
+        """The modules with parameters before the lowest transformer layer in ``transform``."""
+        return []
 
     @property
-    @abstractmethod
     def final_norm(self) -> Optional[nn.Module]:
         """The norm after the highest layer, if the model has one."""
+        return None
 
     @property
     def shardable_layers(self) -> List[nn.Module]:
@@ -314,9 +331,9 @@ class Backbone(nn.Module, ABC):
         for module in frozen:
             module.requires_grad_(False)
 
-    @abstractmethod
     def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
         """Keyword arguments of every layer, for x (N, T, C) with ``lens`` (N,) valid frames."""
+        return {"attention_mask": attention_bias(lens, x.shape[1], x.device, seen_frames(x.shape[1], grid, x.device))}
 
     def arguments_of(self, number: int, arguments: Dict[str, Any]) -> Dict[str, Any]:
         """The keyword arguments of the layer with index ``number``, from what `layer_arguments` gave."""

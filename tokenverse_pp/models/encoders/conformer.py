@@ -15,8 +15,16 @@ from torch.nn import functional as F
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.encoders.base import Backbone, attention_bias, is_padded, length_mask, zero_padding
-from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask, chunked_convolution, sides
+from tokenverse_pp.models.encoders.base import (
+    Backbone,
+    attention_bias,
+    check_length,
+    is_padded,
+    length_mask,
+    seen_frames,
+    zero_padding,
+)
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunked_convolution, sides
 from tokenverse_pp.models.encoders.fbank import KaldiFbank
 from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone
 
@@ -127,24 +135,33 @@ class SelfSupervisedLayer(ConformerLayer):
         return modules.final_layer_norm(x)
 
 
-def self_supervised_arguments(
-    encoder: Any, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None
-) -> Dict[str, Any]:
-    """See `Backbone.layer_arguments`, of a `SelfSupervisedLayer`; ``encoder`` is that of transformers."""
-    size, positions = x.shape[1], None
-    if encoder.embed_positions is not None:
-        # Rotary positions of the last length are kept there, in whatever mode they were made.
-        encoder.embed_positions.cached_sequence_length = None
-        positions = encoder.embed_positions(x)
-    return {
-        "bias": attention_bias(lens, size, x.device, None if grid is None else chunk_mask(size, grid, x.device)),
-        "positions": positions,
-        "mask": length_mask(lens, size, x.device) if is_padded(lens, size) else None,
-        "grid": grid,
-    }
+class SelfSupervisedConformer(Backbone):
+    """What ``Wav2Vec2ConformerModel`` and ``Wav2Vec2BertModel`` share: relative positions, in every layer."""
+
+    def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
+        """See Backbone: dropout."""
+        return self.encoder.dropout(x)
+
+    def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
+        """See Backbone."""
+        size, positions = x.shape[1], None
+        if self.encoder.embed_positions is not None:
+            # Rotary positions of the last length are kept there, in whatever mode they were made.
+            self.encoder.embed_positions.cached_sequence_length = None
+            positions = self.encoder.embed_positions(x)
+        return {
+            "bias": attention_bias(lens, size, x.device, seen_frames(size, grid, x.device)),
+            "positions": positions,
+            "mask": length_mask(lens, size, x.device) if is_padded(lens, size) else None,
+            "grid": grid,
+        }
+
+    def position_modules(self) -> List[nn.Module]:
+        """None."""
+        return []
 
 
-class Wav2Vec2ConformerBackbone(Wav2Vec2Backbone):
+class Wav2Vec2ConformerBackbone(SelfSupervisedConformer, Wav2Vec2Backbone):
     """``Wav2Vec2ConformerModel``: wav2vec2's convolutions on raw audio | conformer layers, final norm."""
 
     streams = False
@@ -172,26 +189,13 @@ class Wav2Vec2ConformerBackbone(Wav2Vec2Backbone):
         """See Backbone."""
         return layers_lookahead(self.layers, grid, layers)
 
-    def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
-        """See Backbone: dropout; positions are relative, in every layer."""
-        return self.encoder.dropout(x)
 
-    def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
-        """See Backbone."""
-        return self_supervised_arguments(self.encoder, x, lens, grid)
-
-    def position_modules(self) -> List[nn.Module]:
-        """None."""
-        return []
-
-
-class Wav2Vec2BertBackbone(Backbone):
+class Wav2Vec2BertBackbone(SelfSupervisedConformer):
     """``Wav2Vec2BertModel`` (w2v-BERT 2.0): filter bank, projection | conformer layers that look back only."""
 
     hop = 320
     receptive = 560  # frame t joins the filter bank's 2t and 2t + 1, which sees 400 samples from 160 (2t + 1) on
     frame_shift = hop / SAMPLE_RATE
-    encoder: Any
 
     def __init__(self, model: Any, normalise: bool = True) -> None:
         super().__init__()
@@ -203,11 +207,6 @@ class Wav2Vec2BertBackbone(Backbone):
         self.encoder.layers = nn.ModuleList(SelfSupervisedLayer(layer) for layer in self.encoder.layers)
         self.hidden_size = model.config.hidden_size
 
-    @property
-    def layers(self) -> nn.ModuleList:  # type: ignore[override]
-        """The layers; not registered again, or their weights would be in the state dict twice."""
-        return self.encoder.layers
-
     def frame_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames of 20 ms."""
         return torch.div(self.fbank.frame_lens(lens), 2, rounding_mode="floor")
@@ -218,28 +217,5 @@ class Wav2Vec2BertBackbone(Backbone):
         fbank, frames = self.fbank(audio, lens, chunks)
         return zero_padding(self.projection(fbank)[0], frames)
 
-    def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
-        """See Backbone: dropout; positions are relative, in every layer."""
-        return self.encoder.dropout(x)
-
-    def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
-        """See Backbone."""
-        return self_supervised_arguments(self.encoder, x, lens, grid)
-
     def freeze_embedding(self) -> None:
         """Nothing: there are no convolutions before the layers (the projection stays trainable)."""
-
-    def position_modules(self) -> List[nn.Module]:
-        """None."""
-        return []
-
-    @property
-    def final_norm(self) -> Optional[nn.Module]:
-        """None: each layer ends in a norm."""
-        return None
-
-
-def check_length(lens: Tensor, frames: Tensor) -> None:
-    """Refuse utterances (lens (N,) samples) without a frame (raises UserError)."""
-    if int(frames.min()) < 1:
-        raise UserError(f"an utterance has {int(lens.min())} samples: too few for one frame of the encoder")

@@ -9,9 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
-from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, stacked_lens, zero_padding
-from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask
-from tokenverse_pp.models.encoders.conformer import check_length
+from tokenverse_pp.models.encoders.base import (
+    Backbone,
+    attention_bias,
+    check_length,
+    length_mask,
+    seen_frames,
+    stacked_lens,
+    zero_padding,
+)
+from tokenverse_pp.models.encoders.chunks import ChunkGrid
 
 
 class MoonshineBackbone(Backbone):
@@ -22,8 +29,6 @@ class MoonshineBackbone(Backbone):
     utterance has the frames that it has alone. With chunks, a window is cut at the end of a frame's chunk.
     """
 
-    encoder: Any
-
     def __init__(self, encoder: Any) -> None:
         super().__init__()
         self.encoder = encoder
@@ -32,11 +37,6 @@ class MoonshineBackbone(Backbone):
         self.frame_shift = self.hop / SAMPLE_RATE
         self.hidden_size = encoder.config.hidden_size
         self.windows: List[Tuple[int, int]] = [tuple(window) for window in encoder.config.sliding_windows]  # type: ignore[misc]
-
-    @property
-    def layers(self) -> nn.ModuleList:  # type: ignore[override]
-        """The transformer layers; not registered again, or their weights would be in the state dict twice."""
-        return self.encoder.layers
 
     def frame_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames of 20 ms."""
@@ -64,7 +64,7 @@ class MoonshineBackbone(Backbone):
         size = x.shape[1]
         frames = torch.arange(size, device=x.device)
         ahead = frames - frames.unsqueeze(1)
-        allowed = None if grid is None else chunk_mask(size, grid, x.device)
+        allowed = seen_frames(size, grid, x.device)
         masks = {}
         for back, forward in set(self.windows):
             seen = (ahead > -back) & (ahead < max(forward, 1))
@@ -85,10 +85,6 @@ class MoonshineBackbone(Backbone):
     def freeze_embedding(self) -> None:
         """Stop training what is before the layers."""
         self.encoder.embedder.requires_grad_(False)
-
-    def position_modules(self) -> List[nn.Module]:
-        """None."""
-        return []
 
     @property
     def final_norm(self) -> Optional[nn.Module]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.encoders.base import Backbone, length_mask, zero_padding
+from tokenverse_pp.models.encoders.base import Backbone, check_length, length_mask, seen_frames, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask
-from tokenverse_pp.models.encoders.conformer import ConformerLayer, check_length, layers_lookahead, visible_keys
+from tokenverse_pp.models.encoders.conformer import ConformerLayer, layers_lookahead, visible_keys
 from tokenverse_pp.models.encoders.fbank import HOP, WINDOW, NemoMel
 
 
@@ -72,7 +72,7 @@ class ParakeetBackbone(Backbone):
         self.receptive = HOP * self.mel_right + WINDOW // 2
 
     @property
-    def layers(self) -> nn.ModuleList:  # type: ignore[override]
+    def layers(self) -> nn.ModuleList:
         """The conformer layers."""
         return self.encoder_layers
 
@@ -96,7 +96,7 @@ class ParakeetBackbone(Backbone):
 
     def seen(self, size: int, grid: Optional[ChunkGrid], device: torch.device) -> Optional[Tensor]:
         """The frames that each frame sees, (T, T) bool; None: all."""
-        return None if grid is None else chunk_mask(size, grid, device)
+        return seen_frames(size, grid, device)
 
     def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
         """See Backbone."""
@@ -116,15 +116,6 @@ class ParakeetBackbone(Backbone):
         """Stop training the strided convolutions (the projection stays trainable)."""
         self.subsampling.requires_grad_(False)
         self.subsampling.linear.requires_grad_(True)
-
-    def position_modules(self) -> List[nn.Module]:
-        """None that is trained."""
-        return []
-
-    @property
-    def final_norm(self) -> Optional[nn.Module]:
-        """None: each layer ends in a norm."""
-        return None
 
 
 class NemotronBackbone(ParakeetBackbone):

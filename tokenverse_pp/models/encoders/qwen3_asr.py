@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,8 @@ from torch.nn import functional as F
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models.compat import scaled_dot_product_attention
-from tokenverse_pp.models.encoders.base import Backbone, attention_bias, zero_padding
+from tokenverse_pp.models.encoders.base import Backbone, attention_bias, check_length, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_mask
-from tokenverse_pp.models.encoders.conformer import check_length
 from tokenverse_pp.models.encoders.whisper import LogMel
 
 
@@ -70,11 +69,6 @@ class Qwen3AsrBackbone(Backbone):
         self.frame_shift = self.window_samples / self.window_frames / SAMPLE_RATE
         self.hop, self.receptive = self.window_samples // self.window_frames, self.window_samples
 
-    @property
-    def layers(self) -> nn.ModuleList:  # type: ignore[override]
-        """The transformer layers; not registered again, or their weights would be in the state dict twice."""
-        return self.encoder.layers
-
     def frame_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames: 13 for each second, and those of the rest."""
         mel = self.log_mel.frame_lens(lens)
@@ -118,10 +112,6 @@ class Qwen3AsrBackbone(Backbone):
         """Stop training the convolutions (their projection stays trainable)."""
         for conv in (self.encoder.conv2d1, self.encoder.conv2d2, self.encoder.conv2d3):
             conv.requires_grad_(False)
-
-    def position_modules(self) -> List[nn.Module]:
-        """None that is trained."""
-        return []
 
     @property
     def final_norm(self) -> Optional[nn.Module]:

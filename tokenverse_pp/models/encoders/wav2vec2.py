@@ -12,11 +12,10 @@ from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.losses.native.kernels import triton_kernels
 from tokenverse_pp.models.compat import autocast_dtype, in_exact_type, without_unused_frames
-from tokenverse_pp.models.encoders.base import Backbone, attention_bias, is_padded, length_mask, zero_padding
+from tokenverse_pp.models.encoders.base import Backbone, check_length, is_padded, length_mask, zero_padding
 from tokenverse_pp.models.encoders.chunks import (
     ChunkGrid,
     chunk_grid,
-    chunk_mask,
     chunked_convolution,
     from_chunks,
     in_chunks,
@@ -104,7 +103,6 @@ class Wav2Vec2Backbone(Backbone):
     """
 
     convolutions: Any
-    encoder: Any
     streams = True
 
     def __init__(self, model: Any, normalise: bool = True) -> None:
@@ -131,11 +129,6 @@ class Wav2Vec2Backbone(Backbone):
     def positional_right(self) -> int:
         """Frames after a frame that the positional convolution sees."""
         return sides(self.encoder.pos_conv_embed.conv)[1]
-
-    @property
-    def layers(self) -> nn.ModuleList:  # type: ignore[override]
-        """The transformer layers; not registered again, or their weights would be in the state dict twice."""
-        return self.encoder.layers
 
     def conv_lens(self, lens: Tensor, num_layers: int) -> Tensor:
         """Samples -> frames after the first ``num_layers`` convolutions, never negative."""
@@ -164,8 +157,7 @@ class Wav2Vec2Backbone(Backbone):
     def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
         """See Backbone: the output of the feature projection."""
         frame_lens = self.frame_lens(lens)
-        if int(frame_lens.min()) < 1:
-            raise UserError(f"an utterance has {int(lens.min())} samples: too few for one frame of the encoder")
+        check_length(lens, frame_lens)
         audio = audio.float()
         if self.normalise and chunks is not None:
             audio = normalise_running(audio, lens, chunks.chunk_samples)
@@ -240,11 +232,6 @@ class Wav2Vec2Backbone(Backbone):
         if not self.stable_layer_norm:
             x = self.encoder.layer_norm(x)
         return self.encoder.dropout(x)
-
-    def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
-        """See Backbone: the attention mask."""
-        seen = None if grid is None else chunk_mask(x.shape[1], grid, x.device)
-        return {"attention_mask": attention_bias(lens, x.shape[1], x.device, seen)}
 
     def freeze_embedding(self) -> None:
         """Stop training the convolutions (the projection stays trainable)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,8 @@ from transformers import WhisperFeatureExtractor
 
 from tokenverse_pp.base.config import SAMPLE_RATE, ChunkOptions
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.models.encoders.base import Backbone, attention_bias, length_mask, stacked_lens, zero_padding
-from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid, chunk_mask, from_chunks, in_chunks
+from tokenverse_pp.models.encoders.base import Backbone, length_mask, stacked_lens, zero_padding
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid, from_chunks, in_chunks
 
 LEAST = -10.0  # the logarithm of the least power that counts
 
@@ -115,7 +115,6 @@ class WhisperBackbone(Backbone):
     hop = 320
     # The second convolution sees mel frames 2t - 2 to 2t + 2, and mel frame m samples 160 m - 200 to 160 m + 199.
     receptive = 520
-    encoder: Any
     streams = True
 
     def __init__(self, encoder: Any) -> None:
@@ -124,11 +123,6 @@ class WhisperBackbone(Backbone):
         self.log_mel = LogMel(encoder.config.num_mel_bins)
         self.hidden_size = encoder.config.d_model
         self.max_samples = self.hop * int(encoder.config.max_source_positions)
-
-    @property
-    def layers(self) -> nn.ModuleList:  # type: ignore[override]
-        """The transformer layers; not registered again, or their weights would be in the state dict twice."""
-        return self.encoder.layers
 
     def frame_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames of 20 ms, ceil(lens / 320)."""
@@ -171,11 +165,6 @@ class WhisperBackbone(Backbone):
         period = len(table) // grid.size * grid.size
         late = frames + grid.delay
         return table[torch.where(late < period, frames, late % period)]
-
-    def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
-        """See Backbone: the attention mask."""
-        seen = None if grid is None else chunk_mask(x.shape[1], grid, x.device)
-        return {"attention_mask": attention_bias(lens, x.shape[1], x.device, seen)}
 
     def freeze_embedding(self) -> None:
         """Stop training both convolutions."""
