@@ -35,6 +35,7 @@ from tokenverse_pp.data.lines import BLANKS, fields, number_of
 CTM_FORM = "recording channel start duration word [confidence [type [speaker]]]"
 ALT_BEGIN, ALT, ALT_END = "<ALT_BEGIN>", "<ALT>", "<ALT_END>"
 NO_CONFIDENCE = ("NA", "<NA>", "N/A", "-", "*")
+NOBODY = (*NO_CONFIDENCE, "NULL", "UNKNOWN")
 
 
 def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[ImportedWord, Rejected]]:
@@ -119,7 +120,8 @@ def _word(place: Place, line: str, cells: List[str], notation: str) -> Optional[
             raise BadRow(f"expected a confidence after the word, found {shown(cells[5])}: a word is one field")
         return read_word(cells[4], cells[6] if len(cells) > 6 else None, notation)
 
-    return _finished(ImportedWord(place, cells[0], cells[1], start, start, cells[4]), cells[3], text)
+    speaker = cells[7] if len(cells) == 8 and cells[7].upper() not in NOBODY else None
+    return _finished(ImportedWord(place, cells[0], cells[1], start, start, cells[4], speaker), cells[3], text)
 
 
 def _finished(word: ImportedWord, duration: str, read_text: Callable[[], Optional[str]]) -> Optional[ImportedWord]:

@@ -154,7 +154,7 @@ class _Import:
         options = self.options
         self.finder = AudioFinder(options.folder, options.sampling_rate, options.allow_pipes, self.audio_out)
         self.documents = open_documents(options.brat, options.conll, options.discontinuous)
-        self.row_ids, self.cut_ids = NameSet(), NameSet()
+        self.row_ids, self.cut_ids, self.stretches = NameSet(), NameSet(), NameSet()
         self.together = options.per == RECORDING
 
     def cuts(self) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
@@ -289,6 +289,9 @@ class _Import:
             cut = self._made(rows)
             if not self.cut_ids.add(cut.id):
                 raise BadRow(f"field 'recording': another recording has the name {cut.id!r} already")
+            source = cut.recording.sources[0].source
+            if not self.stretches.add(f"{source}\0{cut.channel}\0{cut.start}\0{cut.duration}"):
+                self.ledger.again.append(rows[0].place)
             return cut
         except BadRow as error:
             for item in reject_group(rows, error):
