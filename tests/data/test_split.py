@@ -108,6 +108,19 @@ def test_missing_keys():
         KeyRule(("session",)).keys(row_of())
 
 
+def test_no_turn_is_without_a_key():
+    data = make_cut("c", [{"text": "oui", "speaker": "a"}, {"text": "non"}]).to_dict()
+    row = ManifestRow("x, line 1", row_bytes(data), data)
+    with pytest.raises(UserError, match="x, line 1: cut c: no speaker, so that nobody can tell"):
+        KeyRule(("speaker",)).keys(row)
+    assert KeyRule(("speaker",), allow_missing=True).keys(row) == [("speaker", "a")]
+
+
+def test_a_key_is_the_same_in_every_form_of_unicode():
+    rule = KeyRule(("speaker",))
+    assert rule.keys(row_of(speaker="Jose\u0301")) == rule.keys(row_of(speaker="Jos\u00e9"))
+
+
 def test_short_texts_may_be_shared():
     assert KeyRule(("text",)).keys(row_of(text="Oui, MERCI")) == [("text", "oui, merci")]
     rule = KeyRule(("text", "speaker"), text_words=2)

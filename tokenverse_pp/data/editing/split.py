@@ -34,6 +34,7 @@ from tokenverse_pp.data.manifests import (
 from tokenverse_pp.tasks.registry import REGISTRY, unknown_task
 
 FREE = -1  # a key that no set has yet
+OF_TURNS = ("speaker", "text")  # keys of which every turn has one
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,15 @@ class KeyRule:
         """
         found = []
         for kind in self.kinds:
-            values = [value for value in self._values(row, kind) if isinstance(value, (str, int)) and value != ""]
-            if not values and not self.allow_missing:
+            all_values = list(self._values(row, kind))
+            values = [value for value in all_values if isinstance(value, (str, int)) and value != ""]
+            missing = not values or (kind in OF_TURNS and len(values) < len(all_values))
+            if missing and not self.allow_missing:
                 raise UserError(
                     f"{row.where}: cut {row.id}: no {kind}, so that nobody can tell what it shares; "
                     "--allow-missing lets it through"
                 )
-            found += [(kind, str(value)) for value in values]
+            found += [(kind, unicodedata.normalize("NFC", str(value))) for value in values]
         long_enough = [key for key in found if key[0] != "text" or len(key[1].split()) >= self.text_words]
         return sorted(set(long_enough)) or [("id", row.id)]
 
