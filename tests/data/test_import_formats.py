@@ -117,6 +117,17 @@ def test_kaldi_gives_what_lhotse_gives(audio_dir, data, out):
         ]
 
 
+def test_kaldi_segments_may_name_a_channel_from_0_on(data, out):
+    write_audio(data / "k/call.wav", channels=2)
+    write(data / "k/wav.scp", "call call.wav\n")
+    write(data / "k/segments", "u1 call 0 1 0\nu2 call 0 1 1\nu3 call 0 1 A\n")
+    write(data / "k/text", "u1 oui\nu2 non\nu3 si\n")
+    code, said, _ = run("import", out, "--kaldi", data / "k", "--skip-bad")
+    assert code == 0 and "line 3: expected `utterance recording start end [channel]`" in said
+    cuts = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(cut["id"], cut["channel"]) for cut in cuts] == [("u1", 0), ("u2", 1)]
+
+
 def test_kaldi_pipes_are_not_run_unless_allowed(audio_dir, data, out, tmp_path):
     trace = tmp_path / "trace"
     write(data / "wav.scp", f"u1 touch {trace}; cat {audio_dir}/a.wav |\n")
