@@ -22,6 +22,7 @@ from tokenverse_pp.base.files import replacing
 from tokenverse_pp.data.lines import BLANKS, CONTROL, fields, number_of, raw_lines, stray_control, text_of
 from tokenverse_pp.data.manifests import shortened
 
+OVERSHOOT = 0.1  # seconds by which annotators' turns may end after their recording
 Span = Tuple[int, int, Optional[str]]  # an entity: characters start and end (exclusive) of the text, type
 
 

@@ -25,7 +25,7 @@ from tokenverse_pp.base.languages import canonical_tag, language_problem
 from tokenverse_pp.data.importing.annotations import Attached, NamedDocuments, SentencesInOrder, open_documents
 from tokenverse_pp.data.importing.audio import AudioFinder, AudioOut
 from tokenverse_pp.data.importing.fields import finish_text
-from tokenverse_pp.data.importing.rows import BadRow, Ledger, Rejected, Row, RowOrRejected
+from tokenverse_pp.data.importing.rows import OVERSHOOT, BadRow, Ledger, Rejected, Row, RowOrRejected
 from tokenverse_pp.data.importing.sources import RECORDING, ImportOptions, check_paths, rows_of
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.lines import NameSet
@@ -57,7 +57,6 @@ def _bytes(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
 
-OVERSHOOT = 0.1  # seconds by which annotators' turns may end after their recording
 NEEDS = {"scd": "speaker", "endp": "endpoint", "ner": "entities", "lid": "language"}
 _TURN = re.compile(r"supervision (\d+), ")
 
