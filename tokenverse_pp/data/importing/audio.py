@@ -113,6 +113,13 @@ class AudioFinder:
             raise BadRow(written)
         return written, 0
 
+    def file(self, row: Row) -> Optional[str]:
+        """The file (or command) of a row, with all its channels; None where there is none."""
+        try:
+            return self._source(row.audio, row.recording, row.id)[0]
+        except BadRow:
+            return None
+
     def _find(self, audio: Optional[str], recording: Optional[str], row_id: str) -> Tuple[str, str]:
         """Path or command (which ends in ``|``) and recording id."""
         if audio is not None and audio.strip().endswith("|"):

@@ -113,4 +113,4 @@ def _segments(path: Path) -> Iterator[RowOrRejected]:
         channel = str(int(cells[4]) + 1) if len(cells) == 5 else None  # from 0 on, as in extract-segments
         return [Row(place, cells[0], cells[1], None, channel, seconds(cells[2], "start"), end)]
 
-    return read_records(path, "", 1, read)
+    return read_records(path, "", [1], read)

@@ -47,7 +47,7 @@ def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[ImportedWord,
     """
     for file in files_of(path, (".ctm",)):
         open_groups: Dict[Tuple[str, str], _Alternatives] = {}
-        yield from read_records(file, ";;", 0, partial(_items, notation=notation, open_groups=open_groups))
+        yield from read_records(file, ";;", [0, 1], partial(_items, notation=notation, open_groups=open_groups))
         for group in open_groups.values():
             yield from group.spoilt(f"<ALT_BEGIN> in line {group.place.line} without <ALT_END>")
 
@@ -149,7 +149,7 @@ def read_stm(path: Path, notation: str = REFUSE) -> Iterator[RowOrRejected]:
     resolved, it is left out as the option asks.
     """
     for file in files_of(path, (".stm",)):
-        yield from read_records(file, ";;", 0, lambda place, line: [_row(place, line, notation)])
+        yield from read_records(file, ";;", [0, 1], lambda place, line: [_row(place, line, notation)])
 
 
 def _row(place: Place, line: str, notation: str) -> RowOrRejected:
@@ -192,7 +192,7 @@ def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejecte
     `tokenverse_pp.data.importing.notation`.
     """
     for file in files_of(path, (".rttm",)):
-        for item in read_records(file, ";", 1, lambda place, line: [_item(place, line, notation)]):
+        for item in read_records(file, ";", [1, 2], lambda place, line: [_item(place, line, notation)]):
             if item is not None:
                 yield item
 

@@ -161,7 +161,7 @@ def lines_of(path: Path) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
 
 
 def records_of(
-    path: Path, comment: str = "", recording_at: Optional[int] = None
+    path: Path, comment: str = "", named_at: Sequence[int] = ()
 ) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
     """`lines_of` for files of ASCII fields (see `fields`), without blanks at the ends of the lines.
 
@@ -169,7 +169,7 @@ def records_of(
 
     Args:
         comment: lines that begin with it are skipped.
-        recording_at: the number of the field that names the recording, if any.
+        named_at: the numbers of the fields that name the recording, and its channel, if there are such.
     """
     for place, line in lines_of(path):
         if isinstance(line, Rejected):
@@ -182,31 +182,31 @@ def records_of(
         if stray is not None:
             error = BadRow(f"holds a {stray}; expected one record a line")
             # After a carriage return there may be a record of another recording.
-            at = recording_at if "\r" not in line else None
-            yield place, Rejected(place, str(error)) if at is None else rejected(place, error, line, at)
+            known = named_at and "\r" not in line
+            yield place, rejected(place, error, line, named_at) if known else Rejected(place, str(error))
         else:
             yield place, line
 
 
-def rejected(place: Place, error: BadRow, line: str, recording_at: int) -> Rejected:
-    """A line that cannot be mapped; its recording is the cell with this number, if there is one."""
+def rejected(place: Place, error: BadRow, line: str, named_at: Sequence[int]) -> Rejected:
+    """A line that cannot be mapped; its recording, and its channel, are the cells with these numbers, if there are."""
     cells = fields(line)
-    known = len(cells) > recording_at and not CONTROL.search(cells[recording_at])
-    return Rejected(place, str(error), Row(place, "", cells[recording_at]) if known else None)
+    named = [cells[at] for at in named_at if at < len(cells) and not CONTROL.search(cells[at])]
+    return Rejected(place, str(error), Row(place, "", named[0], channel=next(iter(named[1:]), None)) if named else None)
 
 
 def read_records(
-    path: Path, comment: str, recording_at: int, read: Callable[[Place, str], Iterable[Any]]
+    path: Path, comment: str, named_at: Sequence[int], read: Callable[[Place, str], Iterable[Any]]
 ) -> Iterator[Any]:
     """What ``read`` makes of each record of a file (see `records_of`); where it raises BadRow, the line is rejected."""
-    for place, line in records_of(path, comment, recording_at):
+    for place, line in records_of(path, comment, named_at):
         if isinstance(line, Rejected):
             yield line
             continue
         try:
             yield from read(place, line)
         except BadRow as error:
-            yield rejected(place, error, line, recording_at)
+            yield rejected(place, error, line, named_at)
 
 
 def safe_id(name: str) -> str:

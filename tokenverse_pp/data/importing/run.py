@@ -25,7 +25,7 @@ from tokenverse_pp.base.languages import canonical_tag, language_problem
 from tokenverse_pp.data.importing.annotations import Attached, NamedDocuments, SentencesInOrder, open_documents
 from tokenverse_pp.data.importing.audio import AudioFinder, AudioOut
 from tokenverse_pp.data.importing.fields import finish_text
-from tokenverse_pp.data.importing.rows import OVERSHOOT, BadRow, Ledger, Rejected, Row, RowOrRejected
+from tokenverse_pp.data.importing.rows import OVERSHOOT, BadRow, Ledger, Place, Rejected, Row, RowOrRejected
 from tokenverse_pp.data.importing.sources import RECORDING, ImportOptions, check_paths, rows_of
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.lines import NameSet
@@ -155,6 +155,7 @@ class _Import:
         self.documents = open_documents(options.brat, options.conll, options.discontinuous)
         self.row_ids, self.cut_ids, self.stretches = NameSet(), NameSet(), NameSet()
         self.together = options.per == RECORDING
+        self.spoilt: Dict[Optional[str], Place] = {}  # files of which a row of an unknown channel was rejected
 
     def cuts(self) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
         """Cuts with the rows they are made of; the others go to the ledger."""
@@ -229,6 +230,8 @@ class _Import:
                 key = os.path.normpath(row.audio) if row.audio else row.recording or key
             elif row is not None:
                 key = self._channel_of(row) or key
+            if isinstance(item, Rejected) and row is not None and not item.harmless and not self._channel_of(row):
+                self.spoilt.setdefault(self.finder.file(row), item.place)
             yield key, (row.start or 0.0) if row is not None else 0.0, item
 
     def _channel_of(self, row: Row) -> Optional[str]:
@@ -274,6 +277,8 @@ class _Import:
         for channel, part in parts.items():
             culprits = [item.place for item in bad if item.row is not None and self._channel_of(item.row) == channel]
             culprits += [row.place for row in part if id(row) in reasons]
+            spoilt = self.spoilt.get(self.finder.file(part[0]))
+            culprits += [spoilt] if spoilt is not None else []
             if not culprits:
                 cut = self._cut(part)
                 if cut is not None:
