@@ -246,6 +246,11 @@ def test_command_refuses_what_it_cannot_honour(call, tmp_path):
         CutSet.from_cuts(cuts).to_file(tmp_path / "in.jsonl.gz")
         result = run(tmp_path / "in.jsonl.gz", out, "--normaliser", "words")
         assert result.exit_code == 2 and said in result.stderr and result.stderr.count("\n") == 1, (said, result.stderr)
+    twice = [audio, Recording.from_file(second, recording_id="r")]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(item.to_dict()) + "\n" for item in twice))
+    SupervisionSet.from_segments(turns).to_file(tmp_path / "turns.jsonl")
+    result = run(tmp_path / "turns.jsonl", out, "--recordings", tmp_path / "twice.jsonl")
+    assert result.exit_code == 2 and "two recordings have the id r" in result.stderr, result.stderr
     for options, said in (
         (["--tasks", "asr,sing"], "unknown task 'sing'"),
         (["--max-seconds", 0.3], "--max-seconds 0.3"),

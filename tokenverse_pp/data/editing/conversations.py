@@ -438,7 +438,10 @@ def tracks_of_supervisions(recordings: RecordingSet, supervisions: SupervisionSe
         UserError: for a supervision of an unknown recording or of several channels, and for two of one id.
     """
     by_place: Dict[Tuple[str, int], List[SupervisionSegment]] = {}
-    known = {recording.id: recording for recording in recordings}
+    known: Dict[str, Recording] = {}
+    for recording in recordings:
+        if known.setdefault(recording.id, recording) is not recording:
+            raise UserError(f"{where}: two recordings have the id {recording.id}")
     for turn in supervisions:
         if turn.recording_id not in known:
             raise UserError(f"{where}: supervision {turn.id}: no recording {turn.recording_id!r}")
