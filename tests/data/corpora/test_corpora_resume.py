@@ -354,6 +354,7 @@ def test_hugging_face_folder(data_set, tmp_path):
     (tmp_path / "set" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
     stdout = prepare("huggingface", tmp_path / "set", tmp_path / "out", *COLUMNS, "--written", "--num-jobs", 2)
     assert stdout.splitlines()[-1] == "licence of huggingface: cc-by-4.0"
+    assert stdout.count("same audio from start to end as an earlier row: 1, the first: ") == 2  # in each split
     cuts = cuts_of(tmp_path / "out", "train")
     assert [cut.id for cut in cuts] == ["set-0", "set-1"] and len(cuts_of(tmp_path / "out", "dev")) == 2
     for cut in cuts:

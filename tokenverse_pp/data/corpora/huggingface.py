@@ -93,14 +93,17 @@ def prepare_huggingface(
 
 def _write_split(split: str, run: Preparation, options: ImportOptions) -> Dict[str, Path]:
     part, left_out = part_name(split), LeftOut()
+    ledger = _Listed(left_out)
 
     def cuts() -> Iterator[MonoCut]:
         audio_out = AudioOut(run.output_dir / "audio" / part, kept=True)
-        for cut, _ in import_cuts(replace(options, hf_split=split), _Listed(left_out), audio_out):
+        for cut, _ in import_cuts(replace(options, hf_split=split), ledger, audio_out):
             cut.custom = {**cut.custom, "corpus": options.source.name}
             yield cut
 
-    return write_files(run, {part: (cuts(), left_out)})
+    paths = write_files(run, {part: (cuts(), left_out)})
+    ledger.tell_again(run.say)
+    return paths
 
 
 def part_name(split: str) -> str:

@@ -116,7 +116,8 @@ def _session_folders(corpus_dir: Path) -> Dict[str, Path]:
 
 def _sessions(corpus_dir: Path, folder: Path, language: str, jobs: int) -> List[CorpusPart]:
     """Segments of the recordings of whole sessions, with the ids of lhotse's recipe."""
-    audio = {re.sub(f"_({language}|original)$", "", path.stem): path for path in sorted(folder.rglob("*.ogg"))}
+    ending = re.compile(f"(_original)?(_{language})?$")  # <session>_original.ogg, <session>_<language>.ogg
+    audio = {ending.sub("", path.stem, count=1): path for path in sorted(folder.rglob("*.ogg"))}
     if not audio:
         raise UserError(f"{folder}: found no *.ogg; expected {VOXPOPULI_LAYOUT}")
     turns: Dict[str, Dict[str, List[SupervisionSegment]]] = {split: {} for split in VOXPOPULI_SPLITS}

@@ -38,7 +38,7 @@ from tokenverse_pp.base.files import is_finite
 from tokenverse_pp.base.languages import checked_language
 from tokenverse_pp.data.corpora.common import LeftOut, Say, stem, write_checked_files
 from tokenverse_pp.data.labels import LABEL_SOURCE, MACHINE, TOLERANCE, type_problems
-from tokenverse_pp.data.manifests import load_whole, read_cuts, reason_of, shortened
+from tokenverse_pp.data.manifests import load_kind, read_cuts, shortened
 from tokenverse_pp.data.normalise import NORMALISERS
 from tokenverse_pp.tasks.registry import REGISTRY
 
@@ -514,13 +514,7 @@ def read_tracks(turns: Path, recordings: Optional[Path] = None) -> Iterator[Trac
 def _load(path: Path, kind: type):  # type: ignore[no-untyped-def]  # RecordingSet or SupervisionSet, as asked for
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a {kind.__name__}")
-    try:
-        manifest = load_whole(str(path))
-    except Exception as error:
-        raise UserError(f"{path}: not a lhotse manifest: {reason_of(error)}") from error
-    if not isinstance(manifest, kind):
-        raise UserError(f"{path}: expected a {kind.__name__}, found a {type(manifest).__name__}")
-    return manifest
+    return load_kind(path, kind, str(path), f"a {kind.__name__}")
 
 
 def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str]) -> TurnWords:

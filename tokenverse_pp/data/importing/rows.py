@@ -237,7 +237,8 @@ class Ledger:
         self.cuts = 0
         self.cuts_by_task: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()  # what an option changed without rejecting a row
-        self.again: List[Place] = []  # of rows with the audio and times of an earlier one
+        self.again = 0  # rows with the audio and times of an earlier one
+        self.first_again: Optional[Place] = None
         self._list = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
         print("file", "line", "reason", sep="\t", file=self._list)
 
@@ -270,6 +271,14 @@ class Ledger:
         summary = f"{self.bad} of {self.read} rows cannot be mapped{hint}; nothing was written{way}"
         return UserError("\n".join([*map(str, self.first), summary]))
 
+    def tell_again(self, say: Callable[[str], None]) -> None:
+        """Say how many rows have the audio and times of an earlier one, if any."""
+        if self.again:
+            say(
+                f"rows with the same audio from start to end as an earlier row: {self.again}, the first: "
+                f"{self.first_again} (--column start=COLUMN --column end=COLUMN, if they are parts of it)"
+            )
+
     def report(self, output: Path, say: Callable[[str], None]) -> None:
         """Print the counts of an import that was written."""
         for item in self.first:
@@ -284,11 +293,7 @@ class Ledger:
         say(f"rows: {self.read} read = {self.kept} kept + {self.rejected} left out")
         for note, count in sorted(self.notes.items()):
             say(f"{note}: {count}")
-        if self.again:
-            say(
-                f"rows with the same audio from start to end as an earlier row: {len(self.again)}, the first: "
-                f"{self.again[0]} (--column start=COLUMN --column end=COLUMN, if they are parts of it)"
-            )
+        self.tell_again(say)
         tasks = ", ".join(f"{name} {count}" for name, count in self.cuts_by_task.items())
         say(f"cuts: {self.cuts}, labelled for {tasks}: {output}")
 

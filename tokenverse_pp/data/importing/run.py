@@ -295,7 +295,8 @@ class _Import:
                 raise BadRow(f"field 'recording': another recording has the name {cut.id!r} already")
             source = cut.recording.sources[0].source
             if not self.stretches.add(f"{source}\0{cut.channel}\0{cut.start}\0{cut.duration}"):
-                self.ledger.again.append(rows[0].place)
+                self.ledger.again += 1
+                self.ledger.first_again = self.ledger.first_again or rows[0].place
             return cut
         except BadRow as error:
             for item in reject_group(rows, error):
