@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.editing.conversations import ConversationOptions, Track, TurnWords, conversation_cuts
+from tokenverse_pp.data.editing.conversations import (
+    BESIDE_UNKNOWN,
+    OUTSIDE,
+    ConversationOptions,
+    Track,
+    TurnWords,
+    conversation_cuts,
+)
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.tasks import build_tasks, render
 from tokenverse_pp.tasks.transcript import transcript_of
@@ -93,6 +100,14 @@ def test_overlapping_turns_of_one_speaker_are_joined():
     assert [first.text[e["start"] : e["end"]] for e in first.custom["entities"]] == ["one", "six"]
 
 
+def test_joined_turns_have_no_labels_that_one_of_them_lacks():
+    paris = [{"start": 0, "end": 5, "type": "X"}]
+    for here, there in (({"entities": paris, "written": "Paris"}, {}), ({}, {"entities": paris, "written": "Paris"})):
+        (cut,), _ = windows([turn(0, "a", 0, 2, "paris", **here), turn(1, "a", 1.5, 3, "paris", **there)])
+        assert cut.supervisions[0].text == "paris paris"
+        assert not {"entities", "written"} & cut.supervisions[0].custom.keys()
+
+
 def test_windows_end_at_long_silences_and_at_the_limit():
     turns = [turn(i, "ab"[i % 2], 4 * i, 4 * i + 3.5, f"w{i}") for i in range(6)] + [turn(9, "a", 60, 61, "late")]
     assert [len(cut.supervisions) for cut in windows(turns, max_seconds=12.5)[0]] == [3, 3, 1]
@@ -114,6 +129,13 @@ def test_what_cannot_be_in_a_window_is_listed():
         "t4": "speech without a place to cut is longer than a window",
         "t6": "it does not lie inside its recording",
     }
+
+
+def test_no_window_has_the_speech_of_a_turn_that_reaches_beyond_the_recording():
+    turns = [turn(0, "a", 190, 192, "one"), turn(1, "b", 197, 205, "two"), turn(2, "a", 198, 199, "three")]
+    cuts, left_out = windows(turns)
+    assert [cut.supervisions[0].text for cut in cuts] == ["one"]
+    assert left_out == {"t1": OUTSIDE, "t2": BESIDE_UNKNOWN}
 
 
 def test_turn_without_a_speaker_is_refused():
@@ -202,11 +224,18 @@ def test_command_refuses_what_it_cannot_honour(call, tmp_path):
     named = [turn(0, "a", 0, 1, "Bob", entities=[{"start": 0, "end": 3, "type": "X"}])]
     other = Recording("q", audio.sources, 16000, audio.num_samples, audio.duration)
     whole = MonoCut("1", 0, 10, 0, turns, None, audio)
+    second = tmp_path / "again" / "r.wav"
+    second.parent.mkdir()
+    soundfile.write(second, np.zeros(16000 * 10, np.float32), 16000)
     cases = {
         "do not follow one another": [
             MonoCut("1", 0, 5, 0, turns[:1], None, audio),
             MonoCut("2", 0, 5, 0, [], None, other),
             MonoCut("3", 0, 5, 0, turns[1:], None, audio),
+        ],
+        "cut 2: its recording 'r' is another one than": [
+            MonoCut("1", 0, 10, 0, turns[:1], None, audio),
+            MonoCut("2", 0, 10, 0, turns[1:], None, Recording.from_file(second, recording_id="r")),
         ],
         "two supervisions have the id t0": [MonoCut("1", 0, 10, 0, [turns[0], turns[0]], None, audio)],
         "would move its entities": [MonoCut("1", 0, 10, 0, named, None, audio)],
@@ -217,6 +246,11 @@ def test_command_refuses_what_it_cannot_honour(call, tmp_path):
         CutSet.from_cuts(cuts).to_file(tmp_path / "in.jsonl.gz")
         result = run(tmp_path / "in.jsonl.gz", out, "--normaliser", "words")
         assert result.exit_code == 2 and said in result.stderr and result.stderr.count("\n") == 1, (said, result.stderr)
+    twice = [audio, Recording.from_file(second, recording_id="r")]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(item.to_dict()) + "\n" for item in twice))
+    SupervisionSet.from_segments(turns).to_file(tmp_path / "turns.jsonl")
+    result = run(tmp_path / "turns.jsonl", out, "--recordings", tmp_path / "twice.jsonl")
+    assert result.exit_code == 2 and "two recordings have the id r" in result.stderr, result.stderr
     for options, said in (
         (["--tasks", "asr,sing"], "unknown task 'sing'"),
         (["--max-seconds", 0.3], "--max-seconds 0.3"),

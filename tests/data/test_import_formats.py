@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from importing_cases import imported, run, turns, write
+from importing_cases import imported, run, turns, write, write_audio
 from lhotse import CutSet, SupervisionSet
 from lhotse.kaldi import load_kaldi_data_dir
 
@@ -117,6 +117,17 @@ def test_kaldi_gives_what_lhotse_gives(audio_dir, data, out):
         ]
 
 
+def test_kaldi_segments_may_name_a_channel_from_0_on(data, out):
+    write_audio(data / "k/call.wav", channels=2)
+    write(data / "k/wav.scp", "call call.wav\n")
+    write(data / "k/segments", "u1 call 0 1 0\nu2 call 0 1 1\nu3 call 0 1 A\n")
+    write(data / "k/text", "u1 oui\nu2 non\nu3 si\n")
+    code, said, _ = run("import", out, "--kaldi", data / "k", "--skip-bad")
+    assert code == 0 and "line 3: expected `utterance recording start end [channel]`" in said
+    cuts = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(cut["id"], cut["channel"]) for cut in cuts] == [("u1", 0), ("u2", 1)]
+
+
 def test_kaldi_pipes_are_not_run_unless_allowed(audio_dir, data, out, tmp_path):
     trace = tmp_path / "trace"
     write(data / "wav.scp", f"u1 touch {trace}; cat {audio_dir}/a.wav |\n")
@@ -177,6 +188,50 @@ def test_ctm_alone_makes_turns_at_pauses(audio_dir, data, out):
     ctm = write(data / "x.ctm", CTM)
     cuts = imported(out, "--ctm", ctm, "--audio-dir", audio_dir, "--pause", "0.5", "--set", "speaker=one")
     assert [(c["start"], c["supervisions"][0]["text"]) for c in cuts] == [(0.1, "bon jour"), (1.7, "oui"), (0.6, "non")]
+
+
+def test_turns_of_a_ctm_end_where_its_speaker_changes(audio_dir, data, out):
+    lines = ["a 1 0.1 0.3 bon 1.0 lex anna", "a 1 0.5 0.4 jour NA lex anna", "a 1 1.0 0.2 oui NA lex ben",
+             "a 1 1.3 0.2 non NA lex unknown"]  # fmt: skip
+    ctm = write(data / "x.ctm", "\n".join(lines))
+    [cut] = imported(out, "--ctm", ctm, "--audio-dir", audio_dir, "--one-cut-per", "recording")
+    assert turns(cut) == [(0.1, 0.9, "anna", "bon jour"), (1.0, 1.2, "ben", "oui"), (1.3, 1.5, None, "non")]
+    # Beside turns its names of speakers count for nothing: they may be others.
+    table = write(data / "T.csv", "audio,start,end,speaker\na.wav,0,2,x\n")
+    [cut] = imported(out, "--table", table, "--ctm", ctm, "--audio-dir", audio_dir)
+    assert turns(cut) == [(0.0, 2.0, "x", "bon jour oui non")]
+
+
+def test_speakers_and_words_are_found_by_the_name_of_the_audio(audio_dir, data, out):
+    write_audio(data / "my call.wav")
+    table = write(data / "T.csv", "audio,start,end\nmy call.wav,0,1.5\n")
+    rttm = write(data / "x.rttm", RTTM.replace(" a 1", " my%20call 1"))
+    ctm = write(data / "x.ctm", "my%20call 1 0.1 0.3 bon\n")
+    [cut] = imported(out, "--table", table, "--rttm", rttm, "--ctm", ctm)
+    assert turns(cut) == [(0.0, 1.5, "anna", "bon")]
+
+
+def test_an_rttm_of_other_recordings_is_told(audio_dir, data, out):
+    stm = write(data / "m.stm", "a 1 x 0 1.5 bon jour\n")
+    rttm = write(data / "m.rttm", "SPEAKER a.Mix-Headset 1 0 1.5 <NA> <NA> anna <NA> <NA>\n")
+    code, _, err = run("import", out, "--stm", stm, "--rttm", rttm, "--audio-dir", audio_dir)
+    assert code == 2 and f"{rttm}, line 1: no turn is of recording 'a.Mix-Headset'" in err
+
+
+def test_a_turn_of_a_recording_that_the_recordings_lack_is_told(audio_dir, data, out):
+    recordings = write(data / "R.csv", "recording,audio,language\na.Mix,a.wav,fr\n")
+    stm = write(data / "m.stm", "a 1 x 0 1.5 bon jour\n")  # there is an a.wav, but its language is not known
+    code, _, err = run("import", out, "--recordings", recordings, "--stm", stm, "--audio-dir", audio_dir)
+    assert code == 2 and f"{stm}, line 1: recording 'a' is not in {recordings}" in err
+
+
+def test_rows_of_the_same_audio_are_told(audio_dir, data, out):
+    table = write(data / "T.csv", "audio,start_time,end_time,text\na.wav,0,1,bon\nb.wav,0,1,oui\na.wav,1,2,jour\n")
+    code, said, _ = run("import", out, "--table", table, "--audio-dir", audio_dir)
+    assert code == 0 and f"as an earlier row: 1, the first: {table}, line 4 (--column start=COLUMN" in said
+    columns = ("--column", "start=start_time", "--column", "end=end_time")
+    code, said, _ = run("import", out, "--table", table, "--audio-dir", audio_dir, *columns)
+    assert code == 0 and "earlier row" not in said
 
 
 def test_words_that_lie_in_no_turn_are_told(audio_dir, data, out):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from importing_cases import imported, run, table_of, turns, write_audio
+from importing_cases import imported, run, table_of, turns, write, write_audio
 
 from tokenverse_pp.cli.manifest_import import import_corpus
 from tokenverse_pp.data.importing.fields import bio_spans, finish_text
@@ -85,6 +85,21 @@ def test_a_bad_turn_takes_its_recording_along_but_no_other(audio_dir, tmp_path, 
     table.write_text(table.read_text() + "\n{")
     code, _, err = run("import", out, "--table", table, *options)
     assert code == 2 and "line 4: not JSON" in err and "its recording is not known" in err
+
+
+def test_a_bad_turn_takes_its_channel_along_or_if_that_is_not_known_all(tmp_path, out):
+    write_audio(tmp_path / "call.wav", channels=2)
+    write_audio(tmp_path / "mono.wav")
+    stm = "call A s1 0 1 one\ncall A s1 1 2 (( ))\ncall B s2 2 3 three\nmono 1 s 0 1 four\n"
+    options = ("--one-cut-per", "recording", "--skip-bad", "--audio-dir", tmp_path)
+    cuts = imported(out, "--stm", write(tmp_path / "x.stm", stm), "--nist-notation", "resolve", *options)
+    assert [(cut["id"], cut["supervisions"][0]["text"]) for cut in cuts] == [("call-2", "three"), ("mono", "four")]
+    rows = "call.wav,1,0,1,one\ncall.wav,left,1,2,two\ncall.wav,2,2,3,three\nmono.wav,,0,1,four\n"
+    table = write(tmp_path / "T.csv", "audio,channel,start,end,text\n" + rows)
+    [cut] = imported(out, "--table", table, *options)
+    assert cut["id"] == "mono"
+    code, said, _ = run("import", out, "--table", table, *options)
+    assert code == 0 and "rows: 4 read = 1 kept + 3 left out" in said
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Disjoint sets that share nothing, and subsets by criteria, number, hours and labels."""
 
+import gzip
 import json
 import tempfile
 from collections import defaultdict
@@ -106,6 +107,19 @@ def test_missing_keys():
     assert KeyRule(("session",)).keys(of_turn) == [("session", "s1")]
     with pytest.raises(UserError, match="cut c: no session"):
         KeyRule(("session",)).keys(row_of())
+
+
+def test_no_turn_is_without_a_key():
+    data = make_cut("c", [{"text": "oui", "speaker": "a"}, {"text": "non"}]).to_dict()
+    row = ManifestRow("x, line 1", row_bytes(data), data)
+    with pytest.raises(UserError, match="x, line 1: cut c: no speaker, so that nobody can tell"):
+        KeyRule(("speaker",)).keys(row)
+    assert KeyRule(("speaker",), allow_missing=True).keys(row) == [("speaker", "a")]
+
+
+def test_a_key_is_the_same_in_every_form_of_unicode():
+    rule = KeyRule(("speaker",))
+    assert rule.keys(row_of(speaker="Jose\u0301")) == rule.keys(row_of(speaker="Jos\u00e9"))
 
 
 def test_short_texts_may_be_shared():
@@ -216,6 +230,19 @@ def test_nothing_to_write(manifest, wanted, said):
     with pytest.raises(UserError, match=said):
         ids(manifest, **wanted)
     assert [path.name for path in manifest.parent.iterdir()] == ["all.jsonl.gz"]
+
+
+def test_ids_may_hold_spaces(manifest, tmp_path):
+    rows = [json.loads(line) for line in gzip.decompress(manifest.read_bytes()).splitlines()[:3]]
+    for row, name in zip(rows, ("my", "my call-1", "other")):
+        row["id"] = name
+    (tmp_path / "cuts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for asked, expected in ((" my call-1 \n", ["my call-1"]), ("other and a text\nmy\n", ["my", "other"])):
+        (tmp_path / "ids").write_text(asked)
+        result = run("manifest", "subset", tmp_path / "cuts.jsonl", tmp_path / "x.jsonl", "--ids", tmp_path / "ids")
+        assert result.exit_code == 0, result.stderr
+        found = [json.loads(line)["id"] for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+        assert found == expected
 
 
 def test_wrong_options(manifest, tmp_path):

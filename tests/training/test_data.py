@@ -1,5 +1,6 @@
 """Samplers and rounds: every cut once or by weight, the same again from any place, on any number of ranks."""
 
+import gzip
 from collections import Counter
 
 import numpy as np
@@ -16,6 +17,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.dataset import PASS, draw_id
 from tokenverse_pp.data.distributed import DistributedContext
 from tokenverse_pp.data.labels import labelled_tasks
+from tokenverse_pp.data.manifests import row_bytes
 from tokenverse_pp.data.samplers import (
     CutSource,
     Rounds,
@@ -49,6 +51,25 @@ class InMemory(CutSource):
 
 def some_cuts(count, name="c"):
     return [make_cut(f"{name}{i}", [{"text": "oui"}], duration=1.0 + i % 7 / 2) for i in range(count)]
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_cuts(tmp_path, monkeypatch):
+    """As for `manifest validate`, with and without an index."""
+    monkeypatch.setattr("tokenverse_pp.data.lines.EVERY", 2)
+    monkeypatch.setattr("tokenverse_pp.data.samplers.EVERY", 2)
+    lines = [row_bytes(cut.to_dict()) for cut in some_cuts(7)]
+    data = b"\xef\xbb\xbf" + b"".join(lines[:3]) + b"\n  \r\n" + b"".join(lines[3:]) + b"\n"
+    (tmp_path / "cuts.jsonl").write_bytes(data)
+    (tmp_path / "cuts.jsonl.gz").write_bytes(gzip.compress(data))
+    for name, indexed in (("cuts.jsonl", False), ("cuts.jsonl.gz", False), ("cuts.jsonl", True)):
+        if indexed:
+            open_source(str(tmp_path / name)).write_index()
+        source = open_source(str(tmp_path / name))
+        assert bool(source.offsets) == indexed
+        ids = [f"c{i}" for i in range(7)]
+        assert source.count == 7 and [cut.id for cut in source.spread(7)] == ids
+        for place in range(7):
+            assert [cut.id for cut in source.open_at(place)] == ids[place:]
 
 
 def sampler_of(count, config, seed=1, world=None):

@@ -312,7 +312,7 @@ def subset(source: str, output: str, **given: Any) -> None:
     The last is for experiments on partially labelled data: the labels of the other cuts are gone from OUTPUT.
     """
     sets = {name: frozenset(given[name]) for name in ("languages", "corpora", "tasks", "without_tasks")}
-    ids = read_ids(given["ids"]) if given["ids"] else None
+    ids = read_ids(given["ids"], source) if given["ids"] else None
     wanted = chosen(Wanted, given, ids=ids, keep_labels=parse_keep_labels(given["keep_labels"]), **sets)
     with reading_bar([source], "subset", passes=2) as bar:
         report = write_subset(source, output, wanted, bar)

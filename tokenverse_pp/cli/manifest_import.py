@@ -12,6 +12,7 @@ from tokenverse_pp.cli.options import options_from, together
 from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.data.importing.fields import TEXT_NORMALISERS, FieldMap, check_field, constants_of
 from tokenverse_pp.data.importing.sources import ImportOptions
+from tokenverse_pp.data.normalise import check_written
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 # Options in the order of `--help`: the turns, entities, audio, fields, and rows that cannot be mapped.
@@ -81,8 +82,7 @@ def options_of(given: Dict[str, Any]) -> ImportOptions:
     if normaliser not in TEXT_NORMALISERS:
         raise UserError(f"--normaliser {normaliser}: expected one of {', '.join(TEXT_NORMALISERS)}")
     columns = pairs(given.pop("columns"), "--column")
-    if given["written"] and normaliser != "words":
-        raise UserError("--written: needs --normaliser words, which makes plain words of the written texts")
+    check_written(given["written"], normaliser)
     constants = constants_of(pairs(given.pop("constants"), "--set"), given.pop("tasks"))
     fields = FieldMap(columns, 0.001 if given.pop("times") == "ms" else 1.0)
     return ImportOptions(

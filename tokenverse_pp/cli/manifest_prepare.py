@@ -1,11 +1,12 @@
 """`tokenverse-pp manifest prepare`: one command a corpus.
 
-Each hands its options to the function ``prepare_<corpus>`` of `tokenverse_pp.data.corpora` under their names. The help
-ends with the corpus's licence and with what a rerun does, which is the same for all.
+Each hands its options to the function ``prepare_<corpus>`` of `tokenverse_pp.data.corpora`, those of all corpora as one
+`Preparation`. The help ends with the corpus's licence and with what a rerun does, which is the same for all.
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, Callable
 
@@ -14,6 +15,7 @@ import click
 from tokenverse_pp.cli.manifest_import import pairs
 from tokenverse_pp.cli.options import engine_options, jobs_option, options_from, together
 from tokenverse_pp.data.corpora import LICENCES
+from tokenverse_pp.data.corpora.common import Preparation
 from tokenverse_pp.data.editing.conversations import ConversationOptions
 from tokenverse_pp.data.normalise import NORMALISERS
 
@@ -71,11 +73,16 @@ call_options = together(
 
 
 def corpus_command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command for a corpus; its help ends with the licence and with what a rerun does."""
+    """A command for a corpus, called with a `Preparation`; its help ends with licence and with what a rerun does."""
 
     def made(command: Callable[..., Any]) -> click.Command:
-        command.__doc__ = f"{(command.__doc__ or '').rstrip()}\n\n    {RERUN}\n\n    Licence: {LICENCES[name]}.\n    "
-        return click.command(name)(command)
+        @functools.wraps(command)
+        def called(**given: Any) -> None:
+            shared = {name: given.pop(name) for name in Preparation.__dataclass_fields__ if name in given}
+            command(Preparation(**shared, say=click.echo), **given)
+
+        called.__doc__ = f"{(command.__doc__ or '').rstrip()}\n\n    {RERUN}\n\n    Licence: {LICENCES[name]}.\n    "
+        return click.command(name)(called)
 
     return made
 
@@ -83,12 +90,11 @@ def corpus_command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
 def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `ConversationOptions`, handed to the command as one argument ``options``."""
 
+    @functools.wraps(command)
     def gathered(*args: Any, **kwargs: Any) -> Any:
         values = {name: kwargs.pop(name) for name in ConversationOptions.__dataclass_fields__}
         return command(*args, options=ConversationOptions(**values), **kwargs)
 
-    gathered.__doc__ = command.__doc__
-    gathered.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     bounds = {name: {"type": click.FloatRange(min=0)} for name in ("max_gap", "margin", "pause")}
     bounds["max_seconds"] = {"type": click.FloatRange(min=0, min_open=True)}
     return options_from(ConversationOptions, **bounds)(gathered)
@@ -118,7 +124,7 @@ def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Folder or zip of the annotations, where they are not in CORPUS_DIR.",
 )
 @window_options
-def ami(**given: Any) -> None:
+def ami(run: Preparation, **given: Any) -> None:
     """AMI meetings: asr, scd, endp and lid, windows of several turns.
 
     CORPUS_DIR holds <meeting>/audio/*.wav at any depth and ami_public_manual_1.6.2 (folder or zip). Written:
@@ -127,7 +133,7 @@ def ami(**given: Any) -> None:
     """
     from tokenverse_pp.data.corpora.conversations import prepare_ami
 
-    prepare_ami(**given, say=click.echo)
+    prepare_ami(run, **given)
 
 
 @corpus_command("callhome-english")
@@ -135,7 +141,7 @@ def ami(**given: Any) -> None:
 @written_option
 @call_options
 @window_options
-def callhome_english(**given: Any) -> None:
+def callhome_english(run: Preparation, **given: Any) -> None:
     """CALLHOME American English: asr, scd, endp and lid, telephone calls within families.
 
     CORPUS_DIR holds LDC97S42 (speech) and LDC97T14 (transcripts), as their archives unpack, or is LDC97S42 and
@@ -146,14 +152,14 @@ def callhome_english(**given: Any) -> None:
     """
     from tokenverse_pp.data.corpora.conversations import prepare_callhome_english
 
-    prepare_callhome_english(**given, say=click.echo)
+    prepare_callhome_english(run, **given)
 
 
 @corpus_command("commonvoice")
 @common
 @written_option
 @languages_option
-def commonvoice(**given: Any) -> None:
+def commonvoice(run: Preparation, **given: Any) -> None:
     """Common Voice: asr and lid, sentences read by volunteers.
 
     CORPUS_DIR is an unpacked release, cv-corpus-<version>, with <locale>/{train,dev,test}.tsv and <locale>/clips.
@@ -163,14 +169,14 @@ def commonvoice(**given: Any) -> None:
     """
     from tokenverse_pp.data.corpora.read_speech import prepare_commonvoice
 
-    prepare_commonvoice(**given, say=click.echo)
+    prepare_commonvoice(run, **given)
 
 
 @corpus_command("earnings22")
 @common
 @written_option
 @window_options
-def earnings22(**given: Any) -> None:
+def earnings22(run: Preparation, **given: Any) -> None:
     """Earnings-22: asr, scd, endp and lid, earnings calls in English from all over the world, a test set only.
 
     CORPUS_DIR is earnings22 of github.com/revdotcom/speech-datasets with its audio (git lfs pull): media/*.mp3 and
@@ -180,7 +186,7 @@ def earnings22(**given: Any) -> None:
     """
     from tokenverse_pp.data.corpora.earnings22 import prepare_earnings22
 
-    prepare_earnings22(**given, say=click.echo)
+    prepare_earnings22(run, **given)
 
 
 @corpus_command("eval2000")
@@ -188,7 +194,7 @@ def earnings22(**given: Any) -> None:
 @written_option
 @call_options
 @window_options
-def eval2000(**given: Any) -> None:
+def eval2000(run: Preparation, **given: Any) -> None:
     """Hub5 2000 evaluation: asr, scd, endp and lid, 40 telephone calls, a test set only.
 
     CORPUS_DIR holds LDC2002S09/hub5e_00/english and LDC2002T43/[2000_hub5_eng_eval_tr/]reference/english. Calls are
@@ -197,14 +203,14 @@ def eval2000(**given: Any) -> None:
     """
     from tokenverse_pp.data.corpora.conversations import prepare_eval2000
 
-    prepare_eval2000(**given, say=click.echo)
+    prepare_eval2000(run, **given)
 
 
 @corpus_command("fleurs")
 @common
 @written_option
 @languages_option
-def fleurs(**given: Any) -> None:
+def fleurs(run: Preparation, **given: Any) -> None:
     """FLEURS: asr and lid, sentences of Wikipedia read in 102 languages.
 
     CORPUS_DIR is a copy of google/fleurs of the hub, [data/]<locale>/<split>.tsv and audio/<split>.tar.gz (packed, or
@@ -214,11 +220,11 @@ def fleurs(**given: Any) -> None:
     """
     from tokenverse_pp.data.corpora.fleurs import prepare_fleurs
 
-    prepare_fleurs(**given, say=click.echo)
+    prepare_fleurs(run, **given)
 
 
 @corpus_command("huggingface")
-@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("corpus_dir", metavar="DATASET", type=click.Path(path_type=Path))
 @common_options
 @written_option
 @click.option("--config", help="Configuration, where there are several.")
@@ -232,7 +238,7 @@ def fleurs(**given: Any) -> None:
 @click.option("--set", "constants", multiple=True, metavar="FIELD=VALUE", help="A field of rows that lack it.")
 @click.option("--tasks", help="Tasks that all rows are labelled for, e.g. asr,lid. Default: by the fields.")
 @click.option("--widen-entities", "widen", is_flag=True, help="Extend entities that are a part of a word to all of it.")
-def huggingface(**given: Any) -> None:
+def huggingface(run: Preparation, **given: Any) -> None:
     """A data set of Hugging Face's library: what its columns have labels for.
 
     DATASET is a folder (save_to_disk, audiofolder, parquet) or a name on the hub, owner/name, which is downloaded. Its
@@ -252,12 +258,12 @@ def huggingface(**given: Any) -> None:
 
     columns = pairs(given.pop("columns"), "--column")
     constants = constants_of(pairs(given.pop("constants"), "--set"), given.pop("tasks"))
-    prepare_huggingface(**given, columns=columns, constants=constants, say=click.echo)
+    prepare_huggingface(run, **given, columns=columns, constants=constants)
 
 
 @corpus_command("librispeech")
 @common
-def librispeech(**given: Any) -> None:
+def librispeech(run: Preparation, **given: Any) -> None:
     """LibriSpeech or Mini LibriSpeech: asr and lid, English read books.
 
     CORPUS_DIR is the unpacked folder LibriSpeech: <part>/<speaker>/<chapter>/. Every part that is there is prepared:
@@ -265,12 +271,12 @@ def librispeech(**given: Any) -> None:
     """
     from tokenverse_pp.data.corpora.read_speech import prepare_librispeech
 
-    prepare_librispeech(**given, say=click.echo)
+    prepare_librispeech(run, **given)
 
 
 @corpus_command("mls")
 @common
-def mls(**given: Any) -> None:
+def mls(run: Preparation, **given: Any) -> None:
     """Multilingual LibriSpeech: asr and lid, eight languages of read books.
 
     CORPUS_DIR holds mls_<language> or mls_<language>_opus, each with metainfo.txt and, for train, dev and test,
@@ -279,7 +285,7 @@ def mls(**given: Any) -> None:
     """
     from tokenverse_pp.data.corpora.read_speech import prepare_mls
 
-    prepare_mls(**given, say=click.echo)
+    prepare_mls(run, **given)
 
 
 @corpus_command("slue-voxpopuli")
@@ -292,7 +298,7 @@ def mls(**given: Any) -> None:
     show_default=True,
     help="The 7 types that the benchmark scores, or the 18 that were annotated.",
 )
-def slue_voxpopuli(**given: Any) -> None:
+def slue_voxpopuli(run: Preparation, **given: Any) -> None:
     """SLUE-VoxPopuli: asr, lid and ner, speeches in the European Parliament in English.
 
     CORPUS_DIR is the unpacked archive, slue-voxpopuli_{fine-tune,dev,test}.tsv and {fine-tune,dev,test}/*.ogg, or a
@@ -302,14 +308,14 @@ def slue_voxpopuli(**given: Any) -> None:
     """
     from tokenverse_pp.data.corpora.voxpopuli import prepare_slue_voxpopuli
 
-    prepare_slue_voxpopuli(**given, say=click.echo)
+    prepare_slue_voxpopuli(run, **given)
 
 
 @corpus_command("voxpopuli")
 @common
 @written_option
 @languages_option
-def voxpopuli(**given: Any) -> None:
+def voxpopuli(run: Preparation, **given: Any) -> None:
     """VoxPopuli: asr and lid, speeches in the European Parliament.
 
     CORPUS_DIR holds whole sessions, raw_audios/<language>/<year>/*.ogg or raw_audios/original/<year>/*.ogg, and the
@@ -320,4 +326,4 @@ def voxpopuli(**given: Any) -> None:
     """
     from tokenverse_pp.data.corpora.voxpopuli import prepare_voxpopuli
 
-    prepare_voxpopuli(**given, say=click.echo)
+    prepare_voxpopuli(run, **given)

@@ -20,6 +20,7 @@ from tokenverse_pp.base.files import url_of, write_text
 from tokenverse_pp.cli.groups import error_line
 from tokenverse_pp.data.audio import ENDINGS
 from tokenverse_pp.data.audio.inputs import Heard, Refused, channels_of, open_audio
+from tokenverse_pp.data.manifests import FORMATS as MANIFESTS
 from tokenverse_pp.data.manifests import read_cuts
 from tokenverse_pp.evaluation.report.utterance import source_of
 from tokenverse_pp.tasks.result import Transcript, Turn
@@ -74,7 +75,6 @@ def style(text: str, colour: bool, **looks: Any) -> str:
     return click.style(text, **looks) if colour and any(looks.values()) else text
 
 
-MANIFESTS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz")  # of cuts
 STDIN = "-"
 
 

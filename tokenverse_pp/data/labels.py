@@ -135,16 +135,10 @@ def find_problems(
                 yield cut.id, problem
 
 
-def validate_cuts(
-    cuts: Union[PathLike, Iterable[Cut]],
-    tasks: Optional[TaskSet] = None,
-    check_audio: bool = False,
-    list_all: bool = False,
-) -> None:
+def validate_cuts(cuts: Union[PathLike, Iterable[Cut]], check_audio: bool = False, list_all: bool = False) -> None:
     """Check cuts, or the manifest at a path, against the label schema.
 
     Args:
-        tasks: see `check_cut`.
         check_audio: decode all the audio as well (slow).
         list_all: put every problem into the message, one per line; otherwise the first and the number of others.
 
@@ -156,7 +150,7 @@ def validate_cuts(
         prefix = f"{cuts}: "
         cuts = read_cuts(cuts) if check_audio else (labelled_cut(row) for row in read_rows(cuts))
     lines, count = [], 0
-    for cut_id, text in find_problems(cuts, tasks, check_audio):
+    for cut_id, text in find_problems(cuts, None, check_audio):
         count += 1
         if list_all or count == 1:
             lines.append(f"{prefix}cut {cut_id}: {text}")

@@ -31,13 +31,16 @@ _GAP = re.compile("[ \t]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
-def raw_lines(path: PathLike, progress: Optional[Callable[[int], None]] = None) -> Iterator[Tuple[int, bytes]]:
+def raw_lines(
+    path: PathLike, progress: Optional[Callable[[int], None]] = None, start: int = 0
+) -> Iterator[Tuple[int, bytes]]:
     """Line numbers (from 1) and lines of a file, without line ends (LF or CRLF) and byte order mark.
 
     A name that ends in ``.gz`` is unpacked. Only one line is in memory.
 
     Args:
         progress: called repeatedly with the bytes of the file (compressed, if it is) read since the last call.
+        start: the byte at which line 1 begins, of a file that is not compressed.
 
     Raises:
         UserError: naming file and line, if the file is missing, cannot be read (a truncated ``.gz``), or a line has
@@ -50,6 +53,8 @@ def raw_lines(path: PathLike, progress: Optional[Callable[[int], None]] = None) 
     try:
         with open(name, "rb") as raw:
             file = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if name.endswith(".gz") else raw)
+            if start:
+                file.seek(start)
             while True:
                 line = file.readline(MAX_LINE + 1)
                 if progress is not None and (not line or number % PROGRESS_STEP == 0):
@@ -293,12 +298,12 @@ def write_index(manifest: PathLike, files: Sequence[Path], count: Callable[[Path
 
 
 def _offsets(path: Path, offsets: List[int]) -> int:
-    """Append where every `EVERY`-th line begins; return the number of lines."""
+    """Append where every `EVERY`-th line that is not blank begins; return the number of these lines."""
     number = at = 0
     with open(path, "rb") as file:
         for line in file:
-            if number % EVERY == 0:
+            if number % EVERY == 0 and not line.isspace():
                 offsets.append(at)
             at += len(line)
-            number += 1
+            number += not line.isspace()
     return number

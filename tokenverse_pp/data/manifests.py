@@ -47,13 +47,7 @@ def read_cuts(path: PathLike) -> Iterator[Cut]:
     if name.endswith(LINES):
         lines = ((number, line) for number, line in text_lines(file) if line.strip())
         return (cut_of_line(line, f"{name}, line {number}") for number, line in lines)
-    try:
-        cuts = load_whole(str(file))
-    except Exception as error:
-        raise UserError(f"{name}: not a lhotse manifest: {reason_of(error)}") from error
-    if not isinstance(cuts, CutSet):
-        raise UserError(f"{name}: expected cuts, found a {type(cuts).__name__}")
-    return iter(cuts)
+    return iter(load_kind(file, CutSet, name, "cuts"))
 
 
 def _manifest(path: PathLike) -> Tuple[str, Path]:
@@ -101,6 +95,17 @@ def load_whole(name: str) -> Any:
             with gzip.open(path, "wb") if name.endswith(".gz") else open(path, "wb") as copy:
                 shutil.copyfileobj(file, copy)
             return load_manifest(path)
+
+
+def load_kind(file: PathLike, kind: Any, name: str, expected: str) -> Any:
+    """`load_whole` of a manifest of a kind (raises UserError with the file's ``name``, and what was ``expected``)."""
+    try:
+        manifest = load_whole(str(file))
+    except Exception as error:
+        raise UserError(f"{name}: not a lhotse manifest: {reason_of(error)}") from error
+    if not isinstance(manifest, kind):
+        raise UserError(f"{name}: expected {expected}, found a {type(manifest).__name__}")
+    return manifest
 
 
 def reason_of(error: Exception) -> str:

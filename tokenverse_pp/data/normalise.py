@@ -44,6 +44,7 @@ from typing import Callable, Dict, List, Optional
 
 import regex
 
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import lower as lower_case
 from tokenverse_pp.base.languages import rules_language
 
@@ -145,6 +146,12 @@ NORMALISERS: Dict[str, Normaliser] = {"words": normalise, "cased": cased, "none"
 def has_digits(text: str) -> bool:
     """True when a decimal digit of any script is left in `text`."""
     return any(char.isdigit() for char in text)
+
+
+def check_written(written: bool, normaliser: str) -> None:
+    """Check that written texts can be labelled beside plain words (raises UserError)."""
+    if written and normaliser != "words":
+        raise UserError("--written: needs --normaliser words, which makes plain words of the written texts")
 
 
 def _without_yo(text: str) -> str:

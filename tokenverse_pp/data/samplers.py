@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
-import zlib
 from abc import ABC, abstractmethod
 from fractions import Fraction
 from functools import partial
@@ -36,12 +35,11 @@ from lhotse.cut import Cut
 from lhotse.dataset.sampling.base import TimeConstraint
 from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 from lhotse.lazy import LazyIteratorChain
-from lhotse.serialization import open_best
 from torch.utils.data import DataLoader, Dataset
 
 from tokenverse_pp.base.config import DataConfig
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.base.files import BLOCK, feed, url_of
+from tokenverse_pp.base.files import feed, url_of
 from tokenverse_pp.base.storage import local_path
 from tokenverse_pp.data.batching import BatchLimits, BucketSampler, StreamSampler, level
 from tokenverse_pp.data.dataset import Batch, TransducerDataset, marked
@@ -144,32 +142,29 @@ class LinesSource(CutSource):
         self.offsets = self.index.offsets if self.index else []
 
     def count_cuts(self) -> int:
-        """See CutSource; a blank line at the end is no cut."""
+        """See CutSource; a blank line is no cut."""
         return sum(self.index.counts) if self.index else _count_lines(self.file)
 
     def open_at(self, place: int) -> Iterator[Cut]:
         """See CutSource; with an index of a plain file fewer than `EVERY` lines before ``place`` are read."""
-        with open_best(self.file, "r") as file:
-            known = min(place // EVERY, len(self.offsets) - 1) if self.offsets else 0
-            if known:
-                file.seek(self.offsets[known])  # a text file of UTF-8 can be sought by bytes where a line begins
-            for number, line in enumerate(islice(file, place - known * EVERY, None), start=place + 1):
-                yield cut_of_line(line, f"{self.path}, line {number}")
+        known = min(place // EVERY, len(self.offsets) - 1) if self.offsets else 0
+        lines = _cut_lines(self.file, self.offsets[known] if known else 0)
+        for number, line in islice(lines, place - known * EVERY, None):
+            yield self._cut(known * EVERY + number, line)
 
     def spread(self, count: int) -> Iterator[Cut]:
         """See CutSource; the lines between are not parsed, and of a large plain file with an index not read."""
         if self.offsets and self.count > EVERY * count:
             yield from (next(self.open_at(place)) for place in self._spread_places(count))
             return
-        places = self._spread_places(count)
-        place = next(places, None)
-        for number, line in raw_lines(self.file):
-            if place is None:
-                return
-            if number == place + 1:
-                where = f"{self.path}, line {number}"
-                yield cut_of_line(text_of(line, where), where)
-                place = next(places, None)
+        lines, at = _cut_lines(self.file), 0
+        for place in self._spread_places(count):
+            yield self._cut(*next(islice(lines, place - at, None)))
+            at = place + 1
+
+    def _cut(self, number: int, line: bytes) -> Cut:
+        where = f"{self.path}, line {number}"
+        return cut_of_line(text_of(line, where), where)
 
 
 class WholeSource(CutSource):
@@ -257,17 +252,14 @@ def open_source(path: str, option: str = "data.train") -> CutSource:
     return source
 
 
+def _cut_lines(path: Path, start: int = 0) -> Iterator[Tuple[int, bytes]]:
+    """The lines of a manifest, plain or gzipped, that are not blank, with their numbers (see `raw_lines`)."""
+    return ((number, line) for number, line in raw_lines(path, start=start) if line and not line.isspace())
+
+
 def _count_lines(path: Path) -> int:
-    """Lines of a file, plain or gzipped; the last one may lack its newline."""
-    count, last = 0, b"\n"
-    try:
-        with open_best(path, "rb") as file:
-            for block in iter(lambda: file.read(BLOCK), b""):
-                count += block.count(b"\n")
-                last = block[-1:]
-    except (OSError, EOFError, zlib.error) as error:  # a file that was cut off
-        raise UserError(f"{path}: cannot be read after line {count}: {error}") from None
-    return count + (last != b"\n")
+    """The number of cuts in a manifest."""
+    return sum(1 for _ in _cut_lines(path))
 
 
 class CorpusRange:

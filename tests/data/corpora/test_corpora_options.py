@@ -25,7 +25,7 @@ from mini_corpora import (
 from mini_runs import cuts_of
 
 from tokenverse_pp.data.corpora.common import Form, check_table
-from tokenverse_pp.data.corpora.conversations import clean, find_names
+from tokenverse_pp.data.corpora.conversations import CALLHOME_IDS, clean, find_names, read_call
 from tokenverse_pp.data.normalise import normalise
 
 
@@ -44,6 +44,30 @@ def test_ami_headsets_are_one_speaker_each_and_not_labelled_for_scd(corpora, tmp
         assert len({sup.speaker for sup in cut.supervisions}) == 1
         audio = cut.load_audio()
         assert audio.shape[0] == 1 and np.abs(audio).max() > 0.1  # its own headset hears it
+
+
+def test_ami_meeting_without_one_of_its_headsets_is_left_out(corpora, tmp_path):
+    """lhotse would give each speaker the audio of the next headset."""
+    corpus = tmp_path / "corpus"
+    shutil.copytree(corpora["ami"].corpus_dir, corpus)
+    for path in [*corpus.rglob("ES2002a*")]:  # a meeting more, in train too
+        if path.is_file():
+            shutil.copy(path, path.with_name(path.name.replace("ES2002a", "ES2002b")))
+    (corpus / "wav_db" / "ES2002a").rename(corpus / "wav_db" / "moved")
+    audio = corpus / "wav_db" / "ES2002b" / "audio"
+    audio.mkdir(parents=True)
+    for path in (corpus / "wav_db" / "moved" / "audio").glob("ES2002b.*"):
+        path.rename(audio / path.name)
+    (corpus / "wav_db" / "moved").rename(corpus / "wav_db" / "ES2002a")
+    (audio / "ES2002b.Headset-0.wav").unlink()
+    meetings = corpus / "ami_public_manual_1.6.2" / "corpusResources" / "meetings.xml"
+    text = meetings.read_text()
+    entry = text[text.index("<meeting ") : text.index("</meeting>") + len("</meeting>")]
+    meetings.write_text(text.replace(entry, entry + entry.replace("ES2002a", "ES2002b")))
+    prepare("ami", corpus, tmp_path / "out", "--mic", "ihm")
+    assert {cut.recording.id for cut in cuts_of(tmp_path / "out", "train")} == {"ES2002a"}
+    listed = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
+    assert ("ES2002b", "its audio of Headset-0 is not there") in [(item["id"], item["reason"]) for item in listed]
 
 
 def test_ami_annotations_in_a_zip_elsewhere(corpora, tmp_path):
@@ -117,6 +141,35 @@ def test_callhome_transcripts_elsewhere(corpora, tmp_path):
     assert cuts_of(tmp_path / "out", "train")[0].id == "en_4065-0000"
 
 
+def test_turns_of_calls_with_wrong_times_are_listed(tmp_path):
+    """lhotse drops them, and takes what follows for words of the turn before."""
+    lines = [
+        *("# a call", "0.5 1.5 A: one", "2.0 2.0 B: lost", "and gone", "3.0 4.0 A: two", "goes on", "5,0 6.0 B: comma"),
+        *("7.0 6.0 A1: turned", "8.0 9.0 B1: three"),
+    ]
+    path = tmp_path / "en_1.txt"
+    path.write_bytes("\n".join(lines).encode() + b"\n9.5 10 A: caf\xe9\nmore\n")
+    turns, bad = read_call(path, CALLHOME_IDS)
+    assert [(turn.id, turn.start, turn.end, turn.text) for turn in turns] == [
+        ("en_1_0A_00000", 0.5, 1.5, "one"),
+        ("en_1_0A_00001", 3.0, 4.0, "two goes on"),
+        ("en_1_B1_00002", 8.0, 9.0, "three"),
+    ]
+    assert [name for name, _ in bad] == [f"{path}, line {number}" for number in (3, 4, 7, 8, 10, 11)]
+    assert bad[4][1].startswith("not UTF-8") and all("expected `start end" in why for _, why in bad[:4])
+
+
+def test_a_turn_beyond_the_end_of_its_call_is_listed(corpora, tmp_path):
+    """lhotse would cut it off, with all its words."""
+    shutil.copytree(corpora["eval2000"].corpus_dir, tmp_path / "corpus")
+    path = next((tmp_path / "corpus").rglob("en_4156.txt"))
+    path.write_text(path.read_text() + "10.5 13.5 A: the dog runs away\n10.95 11.05 B: hm\n")
+    prepare("eval2000", tmp_path / "corpus", tmp_path / "out")
+    listed = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
+    assert "it does not lie inside its recording" in [item["reason"] for item in listed]
+    assert not any("away" in turn.text for cut in cuts_of(tmp_path / "out", "test") for turn in cut.supervisions)
+
+
 def test_folders_of_ldc_archives_are_found(corpora, tmp_path):
     """As LDC97S42, LDC97T14 and LDC2002T43 unpack."""
     for name, inside in (
@@ -130,6 +183,24 @@ def test_folders_of_ldc_archives_are_found(corpora, tmp_path):
                  (tmp_path / "out" / name).glob("cuts_*")}  # fmt: skip
         assert found == {name_: [cut.id for cut in cuts_of(corpora[name].out, name_[5:-9])] for name_ in found}
         assert found
+
+
+def test_voxpopuli_segments_beyond_their_session_are_listed(tmp_path):
+    """lhotse would cut them off, with all their words, or drop them silently."""
+    corpus = make_voxpopuli(tmp_path / "corpus")
+    prepare("voxpopuli", corpus, tmp_path / "whole")
+    session = "20190103-0900-PLENARY-5-en"
+    times = ((1.0, 99.0), (98.0, 99.0), (1.0, 1.0))
+    with gzip.open(corpus / "asr_en.tsv.gz", "at", encoding="utf-8") as file:
+        for number, (start, end) in enumerate(times):
+            file.write(f"{session}|x{number}|A b.|a b|1|test|female|True|{start}|{end}\n")
+    prepare("voxpopuli", corpus, tmp_path / "out")
+    assert [c.id for c in cuts_of(tmp_path / "out", "test_en")] == [
+        c.id for c in cuts_of(tmp_path / "whole", "test_en")
+    ]
+    listed = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
+    outside = [item["id"] for item in listed if item["reason"] == "it does not lie inside its recording"]
+    assert outside == [f"{session}-{number}" for number in (3, 4, 5)]
 
 
 def test_voxpopuli_sessions_of_all_languages_in_one_folder(corpora, tmp_path):
@@ -242,6 +313,19 @@ def test_common_voice_locales_of_one_language_are_refused(corpora, tmp_path):
     assert result.exit_code == 2 and "zh-CN and zh-TW are both zh" in result.stderr
     missing = run("manifest", "prepare", "commonvoice", root, tmp_path / "out", "--language", "eo")
     assert missing.exit_code == 2 and "eo/clips" in missing.stderr
+
+
+def test_mls_clips_that_are_not_there_cost_no_other(tmp_path):
+    corpus = make_mls(tmp_path / "corpus")
+    next((corpus / "mls_german" / "train").rglob("10_2961_000002.flac")).unlink()
+    info = corpus / "mls_german" / "metainfo.txt"
+    info.write_text("".join(line for line in info.read_text().splitlines(True) if "  11  |" not in line))
+    prepare("mls", corpus, tmp_path / "out")
+    cuts = cuts_of(tmp_path / "out", "train_de")
+    assert len(cuts) == 5
+    assert {(cut.supervisions[0].speaker, cut.supervisions[0].gender) for cut in cuts} == {("10", "F"), ("11", None)}
+    [line] = (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "10_2961_000002" and "its audio is not there" in line
 
 
 def test_mls_opus(tmp_path):
@@ -423,5 +507,8 @@ def test_what_is_wrong_with_a_row(tmp_path):
         9: "not UTF-8",
         10: "holds a NUL byte (U+0000)",
     }
-    table.write(tmp_path / "clean.tsv")
-    assert (tmp_path / "clean.tsv").read_text() == 'a|start\nx|1\n\n"x""y"|2\n'
+    assert [(number, cells) for number, cells in table.rows()] == [
+        (1, ["a", "start"]),
+        (2, ["x", "1"]),
+        (8, ['x"y', "2"]),
+    ]

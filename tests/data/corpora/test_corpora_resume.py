@@ -354,6 +354,7 @@ def test_hugging_face_folder(data_set, tmp_path):
     (tmp_path / "set" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
     stdout = prepare("huggingface", tmp_path / "set", tmp_path / "out", *COLUMNS, "--written", "--num-jobs", 2)
     assert stdout.splitlines()[-1] == "licence of huggingface: cc-by-4.0"
+    assert stdout.count("same audio from start to end as an earlier row: 1, the first: ") == 2  # in each split
     cuts = cuts_of(tmp_path / "out", "train")
     assert [cut.id for cut in cuts] == ["set-0", "set-1"] and len(cuts_of(tmp_path / "out", "dev")) == 2
     for cut in cuts:
@@ -375,6 +376,29 @@ def test_hugging_face_folder(data_set, tmp_path):
     assert wrong.exit_code == 2 and "expected one of train, validation" in wrong.stderr
     column = run("manifest", "prepare", "huggingface", tmp_path / "set", tmp_path / "other")
     assert column.exit_code == 2 and "no column audio" in column.stderr and "clip" in column.stderr
+
+
+def test_no_corpus_replaces_the_manifests_of_another(corpora, data_set, tmp_path):
+    out = tmp_path / "out"
+    prepare("eval2000", corpora["eval2000"].corpus_dir, out)
+    before = (out / "cuts_test.jsonl.gz").read_bytes()
+    for force in ((), ("--force",)):
+        result = run("manifest", "prepare", "ami", corpora["ami"].corpus_dir, out, *force)
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.stderr
+        assert f"{out}/cuts_test.jsonl.gz: is of eval2000; prepare ami into a folder of its own" in result.stderr
+    assert (out / "cuts_test.jsonl.gz").read_bytes() == before and not (out / "cuts_train.jsonl.gz").exists()
+    (out / "cuts_test.jsonl.gz").unlink()  # what is not there may be written
+    prepare("ami", corpora["ami"].corpus_dir, out)
+    # Data sets are corpora of their own; two splits may have one name.
+    data_set.save_to_disk(tmp_path / "one")
+    data_set.save_to_disk(tmp_path / "two")
+    prepare("huggingface", tmp_path / "one", tmp_path / "hf", *COLUMNS)
+    result = run("manifest", "prepare", "huggingface", tmp_path / "two", tmp_path / "hf", *COLUMNS)
+    assert result.exit_code == 2 and f"is of huggingface, train, {tmp_path / 'one'}; prepare" in result.stderr
+    data_set["dev"] = data_set["train"]
+    data_set.save_to_disk(tmp_path / "three")
+    result = run("manifest", "prepare", "huggingface", tmp_path / "three", tmp_path / "hf3", *COLUMNS)
+    assert result.exit_code == 2 and "cuts_dev.jsonl.gz: is of huggingface, validation" in result.stderr
 
 
 def test_hugging_face_name_on_the_hub(data_set, tmp_path, monkeypatch):

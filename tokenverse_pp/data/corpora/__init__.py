@@ -1,4 +1,4 @@
-"""Corpora turned into labelled cuts, through lhotse's recipes where there are any that fit."""
+"""Corpora turned into labelled cuts: by readers of their tables, and of AMI through lhotse's recipe."""
 
 from __future__ import annotations
 

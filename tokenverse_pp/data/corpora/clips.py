@@ -9,7 +9,7 @@ import gzip
 import shutil
 import tarfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
@@ -24,10 +24,19 @@ from tqdm import tqdm
 from tokenverse_pp.base.engine import current_engine
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import BLOCK, check_shared, replacing
-from tokenverse_pp.data.corpora.common import CorpusPart, LeftOut, LeftOutRow, Say, at_16_khz, is_written, write_parts
+from tokenverse_pp.data.corpora.common import (
+    NO_AUDIO,
+    CorpusPart,
+    LeftOut,
+    LeftOutRow,
+    Preparation,
+    at_16_khz,
+    is_written,
+    write_parts,
+)
 from tokenverse_pp.data.editing.conversations import NO_WORDS, with_original
 from tokenverse_pp.data.importing.fields import finish_text
-from tokenverse_pp.data.importing.rows import BadRow, Span
+from tokenverse_pp.data.importing.rows import OVERSHOOT, BadRow, Span
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.manifests import reason_of
 
@@ -60,6 +69,12 @@ class Clip:
 
 
 Rows = Iterator[Union[Clip, LeftOutRow]]
+
+
+def if_there(clip: Clip) -> Union[Clip, LeftOutRow]:
+    """A clip whose file is there, in the folder where it should be."""
+    inside = clip.id == PurePosixPath(clip.id).name and "\0" not in clip.id
+    return clip if inside and clip.audio.is_file() else (clip.id, NO_AUDIO)
 
 
 def part_of(name: str, language: str, rows: Iterable[Union[Clip, LeftOutRow]], jobs: int = 1) -> CorpusPart:
@@ -111,6 +126,24 @@ def part_of(name: str, language: str, rows: Iterable[Union[Clip, LeftOutRow]], j
     )
 
 
+def with_turns(
+    part: CorpusPart, read: Callable[[Recording], Tuple[Iterable[SupervisionSegment], Iterable[LeftOutRow]]]
+) -> CorpusPart:
+    """A part whose recordings have turns, which ``read`` gives with what it cannot read.
+
+    A turn that ends `OVERSHOOT` or less after its recording ends with it. Others are left as they are.
+    """
+    turns: List[SupervisionSegment] = []
+    unread = list(part.unread)
+    for recording in part.recordings:
+        found, bad = read(recording)
+        unread += bad
+        for turn in found:
+            over = turn.end - recording.duration
+            turns.append(turn.trim(recording.duration) if 0 < over <= OVERSHOOT else turn)
+    return replace(part, supervisions=SupervisionSet.from_segments(turns), unread=unread)
+
+
 def original_of(turn: SupervisionSegment) -> Optional[str]:
     """The text before the corpus normalised it, where it is there: punctuated, with capitals and digits."""
     return (turn.custom or {}).get(ORIGINAL)
@@ -127,41 +160,31 @@ def open_clip(row: Clip) -> Union[Recording, str]:
 
 
 def write_utterances(
-    parts: Sequence[CorpusPart],
-    output_dir: Path,
-    corpus: str,
-    normaliser: str = "words",
-    jobs: int = 1,
-    say: Say = print,
-    written_of: Optional[WrittenOf] = None,
+    run: Preparation, parts: Sequence[CorpusPart], corpus: str, written_of: Optional[WrittenOf] = None
 ) -> Dict[str, Path]:
     """Write a cut for each supervision, with its id, labelled for asr and lid; return the files by part.
 
     A cut is labelled for ner as well where its supervision has spans (`SPANS`), an empty list of them included.
 
     Args:
-        written_of: the written text of a supervision. Where it has the same words as the normalised text, the cut is
-            labelled for punct.
+        written_of: the written text of a supervision, with ``run.written``. Where it has the same words as the
+            normalised text, the cut is labelled for punct.
     """
 
     def to_cuts(part: CorpusPart, left_out: LeftOut) -> Iterator[MonoCut]:
-        recordings = at_16_khz(part.recordings, output_dir / "audio" / part.name, jobs)
+        recordings = at_16_khz(part.recordings, run.output_dir / "audio" / part.name, run.jobs)
         for turn in part.supervisions:
+            written = written_of(turn) if run.written and written_of is not None else None
             try:
-                yield _cut(turn, recordings[turn.recording_id], part.language, corpus, normaliser, written_of)
+                yield _cut(turn, recordings[turn.recording_id], part.language, corpus, run.normaliser, written)
             except BadRow as error:
                 left_out.add(turn, str(error))
 
-    return write_parts(parts, output_dir, to_cuts, say)
+    return write_parts(run, parts, to_cuts)
 
 
 def _cut(
-    turn: SupervisionSegment,
-    recording: Recording,
-    language: str,
-    corpus: str,
-    normaliser: str,
-    written_of: Optional[WrittenOf],
+    turn: SupervisionSegment, recording: Recording, language: str, corpus: str, normaliser: str, written: Optional[str]
 ) -> MonoCut:
     """The cut of a supervision (raises BadRow where it cannot be labelled)."""
     tasks, custom = list(TASKS), dict(turn.custom or {})
@@ -173,7 +196,6 @@ def _cut(
     if entities is not None:
         tasks.append("ner")
         custom["entities"] = entities
-    written = written_of(turn) if written_of is not None else None
     if is_written(written, text):
         tasks.append("punct")
         custom["written"] = written

@@ -1,19 +1,14 @@
-"""What corpora share: running lhotse's recipes, checking transcript tables, converting audio, writing labelled cuts.
+"""What corpora share: checking transcript tables, running lhotse's recipes, converting audio, writing labelled cuts.
 
-Audio that is not 16 kHz with one channel is written once as 16 kHz FLAC. A recipe fails completely where one row of a
-table is broken: a carriage return within a cell, a missing cell, invalid UTF-8. Such rows are found first; the recipe
-then reads a copy of the corpus (links, and tables without these rows), and the rows are reported as left out.
+Audio that is not 16 kHz with one channel is written once as 16 kHz FLAC. Rows of a table that cannot be read (a
+carriage return within a cell, a missing cell, invalid UTF-8) are listed as left out, and cost no other row.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import gzip
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,14 +32,14 @@ from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.data.editing.mix import shuffle_manifest
 from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR, Statistics
 from tokenverse_pp.data.labels import check_cut
-from tokenverse_pp.data.lines import BOM, fields, number_of, raw_lines, stray_control
+from tokenverse_pp.data.lines import fields, number_of, raw_lines, stray_control
 from tokenverse_pp.data.manifests import reason_of
+from tokenverse_pp.data.normalise import check_written
 from tokenverse_pp.tasks.punct import read_written
 from tokenverse_pp.tasks.registry import REGISTRY
 
 LEFT_OUT = "left_out.jsonl"
 LeftOutRow = Tuple[str, str]  # an id (or a line, where there is none), and why it is in no cut
-LINE_SEPARATORS = str.maketrans("\u2028\u2029", "  ")  # at which str.splitlines() splits
 
 
 @dataclass(frozen=True)
@@ -56,12 +51,15 @@ class Form:
         cells: their number; 0: as many as in the header.
         quoting: as the csv module reads it by default.
         numbers: columns of the header that hold decimal numbers.
+        proofs: empty cells at the end may be missing where these columns hold whole numbers: the others are in their
+            places then.
     """
 
     delimiter: Optional[str] = "\t"
     cells: int = 0
     quoting: bool = False
     numbers: Tuple[str, ...] = ()
+    proofs: Tuple[str, ...] = ()
 
     def split(self, text: str) -> Optional[List[str]]:
         """The cells of a row; None where its quoting is broken."""
@@ -82,7 +80,6 @@ class Table:
     path: Path
     form: Form
     bad: Dict[int, str] = field(default_factory=dict)
-    changed: bool = False  # it can be read, but not by the recipe
 
     def left_out(self) -> List[LeftOutRow]:
         """The bad rows."""
@@ -103,23 +100,10 @@ class Table:
                 raise UserError(f"{self.path}, line {number}: no column {missing[0]!r}; expected {layout}")
             yield from ((below, dict(zip(header, cells))) for below, cells in rows)
 
-    def write(self, target: Path) -> None:
-        """Write a copy without the bad rows."""
-        if not self.bad and not self.changed:
-            shutil.copy(self.path, target)
-            return
-        with gzip.open(target, "wb", compresslevel=1) if target.name.endswith(".gz") else open(target, "wb") as file:
-            for number, line in raw_lines(self.path):
-                if number not in self.bad:
-                    file.write(line.decode("utf-8").translate(LINE_SEPARATORS).encode("utf-8") + b"\n")
-
 
 def check_table(path: Path, form: Form) -> Table:
     """Check a table."""
     table = Table(path, form)
-    opened = gzip.open(path) if path.name.endswith(".gz") else open(path, "rb")
-    with opened as file:
-        table.changed = file.read(len(BOM)) == BOM
     header: List[str] = []
     for number, line in raw_lines(path):
         try:
@@ -132,7 +116,6 @@ def check_table(path: Path, form: Form) -> Table:
             table.bad[number] = problem
         elif not header and not form.cells:
             header = form.split(text) or []
-        table.changed = table.changed or text.translate(LINE_SEPARATORS) != text
     return table
 
 
@@ -144,56 +127,14 @@ def _problem(text: str, form: Form, header: Sequence[str]) -> Optional[str]:
     if cells is None:
         return "broken quoting"
     wanted = form.cells or len(header) or len(cells)
-    if len(cells) != wanted:
+    row = dict(zip(header, cells))
+    short = form.proofs and len(cells) < wanted and all(row.get(name, "").isdigit() for name in form.proofs)
+    if len(cells) != wanted and not short:
         return f"expected {wanted} cells, found {len(cells)}"
-    for name, cell in zip(header, cells):
+    for name, cell in row.items():
         if name in form.numbers and number_of(cell.strip()) is None:
             return f"column {name}: expected a number, found {cell[:60]!r}"
     return None
-
-
-@contextlib.contextmanager
-def readable(corpus_dir: Path, tables: Sequence[Table], linked: Sequence[str] = ()) -> Iterator[Path]:
-    """The folder for a recipe: the corpus itself if all rows are valid, otherwise a copy without the invalid ones.
-
-    Args:
-        linked: names of folders to link as a whole, since the recipe does not search them for files.
-    """
-    replaced = {os.path.abspath(table.path): table for table in tables if table.bad or table.changed}
-    if not replaced:
-        yield corpus_dir
-        return
-    with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
-        for root, names, files in os.walk(os.path.abspath(corpus_dir), followlinks=True):
-            here = Path(folder, os.path.relpath(root, os.path.abspath(corpus_dir)))
-            here.mkdir(exist_ok=True)
-            for name in [*files, *(name for name in names if name in linked)]:
-                path = os.path.join(root, name)
-                if path in replaced:
-                    replaced[path].write(here / name)
-                else:
-                    os.symlink(path, here / name)
-            names[:] = [name for name in names if name not in linked]
-        yield Path(folder)
-
-
-@contextlib.contextmanager
-def one_folder(corpus_dir: Path, name: str, tables: Sequence[Table]) -> Iterator[Path]:
-    """`readable` for one of the folders in a corpus: the recipe then prepares no other."""
-    with readable(corpus_dir / name, tables) as whole, tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
-        os.symlink(os.path.abspath(whole), os.path.join(folder, name))
-        yield Path(folder)
-
-
-def in_corpus(recordings: RecordingSet, folder: Path, corpus_dir: Path) -> RecordingSet:
-    """Recordings whose files lie in the corpus, not in the copy that the recipe read."""
-    if folder != corpus_dir:
-        for recording in recordings:
-            for source in recording.sources:
-                inside = os.path.relpath(source.source, folder)
-                if not inside.startswith(".."):
-                    source.source = str(corpus_dir / inside)
-    return recordings
 
 
 use_backend()
@@ -293,10 +234,33 @@ def _decode(recording: Recording, channel: Optional[int]) -> np.ndarray:
 Say = Callable[[str], None]
 
 
-def check_written(written: bool, normaliser: str) -> None:
-    """Check that written texts can be labelled beside plain words (raises UserError)."""
-    if written and normaliser != "words":
-        raise UserError("--written: needs --normaliser words, which makes plain words of the written texts")
+@dataclass(frozen=True)
+class Preparation:
+    """What is asked of each function ``prepare_<corpus>``, besides what that corpus has of its own.
+
+    Attributes:
+        corpus_dir: its folder; of Hugging Face's library a data set may also be a name on the hub.
+        output_dir: for the manifests, and for audio that must be written.
+        normaliser: one of `NORMALISERS`.
+        written: label punct too, by the texts as they are written, where these have the words of the plain ones.
+        jobs: processes.
+        force: prepare what is there from an earlier run again (see `in_groups`).
+        say: prints a line.
+
+    Raises:
+        UserError: for written texts beside another normaliser than ``words``.
+    """
+
+    corpus_dir: Path
+    output_dir: Path
+    normaliser: str = "words"
+    written: bool = False
+    jobs: int = 1
+    force: bool = False
+    say: Say = print
+
+    def __post_init__(self) -> None:
+        check_written(self.written, self.normaliser)
 
 
 def is_written(written: Optional[str], text: str) -> bool:
@@ -403,10 +367,7 @@ def require(corpus_dir: Path, patterns: Sequence[str], layout: str) -> None:
 
 
 def write_parts(
-    parts: Sequence[CorpusPart],
-    output_dir: Path,
-    to_cuts: Callable[[CorpusPart, LeftOut], Iterable[Cut]],
-    say: Say = print,
+    run: Preparation, parts: Sequence[CorpusPart], to_cuts: Callable[[CorpusPart, LeftOut], Iterable[Cut]]
 ) -> Dict[str, Path]:
     """Write the cuts of all parts, or of none, checked against the label schema; print what is in them.
 
@@ -425,16 +386,25 @@ def write_parts(
         for name, reason in part.unread:
             left_out.note(name, 0.0, reason)
         files[part.name] = (to_cuts(part, left_out), left_out)
-    return write_files(files, output_dir, say)
+    return write_files(run, files)
 
 
-def write_files(files: Dict[str, Tuple[Iterable[Cut], LeftOut]], output_dir: Path, say: Say = print) -> Dict[str, Path]:
+def file_of(part: str) -> str:
+    """The name of a part's manifest."""
+    return f"cuts_{part}.jsonl.gz"
+
+
+def write_files(run: Preparation, files: Dict[str, Tuple[Iterable[Cut], LeftOut]]) -> Dict[str, Path]:
     """`write_parts` for cuts by the name of their part. ``left_out.jsonl`` keeps the lines of other parts."""
-    list_file = output_dir / LEFT_OUT
-    paths = {name: output_dir / f"cuts_{name}.jsonl.gz" for name in files}
-    shuffled = [path for name, path in paths.items() if name.startswith("train")]
-    by_path = {paths[name]: pair for name, pair in files.items()}
-    write_checked_files(by_path, list_file, say, shuffled, _lines_of_others(output_dir, files))
+    paths = {name: run.output_dir / file_of(name) for name in files}
+    write_checked_files(
+        {paths[name]: pair for name, pair in files.items()},
+        run.output_dir / LEFT_OUT,
+        run.say,
+        [path for name, path in paths.items() if name.startswith("train")],
+        _lines_of_others(run.output_dir, files),
+        str(run.corpus_dir),
+    )
     return paths
 
 
@@ -459,6 +429,7 @@ def write_checked_files(
     say: Say = print,
     shuffled: Sequence[Path] = (),
     kept: Optional[ContextManager[Sequence[str]]] = None,
+    source: str = "",
 ) -> None:
     """Write cuts to their files, all of the files or none; see `write_parts`.
 
@@ -467,6 +438,7 @@ def write_checked_files(
         list_file: for what was left out, as JSON lines.
         shuffled: the files whose cuts are put into random order.
         kept: gives the lines for ``list_file`` about other files; left when it is written.
+        source: where the cuts come from, for messages.
     """
     statistics = Statistics()
     with contextlib.ExitStack() as stack:
@@ -474,7 +446,7 @@ def write_checked_files(
             temporary = stack.enter_context(replacing(path))
             if not _write_checked(cuts, temporary, path, statistics):
                 why = "; ".join(f"{len(turns)} turns: {reason}" for reason, turns in left_out.by_reason().items())
-                raise UserError(f"{path}: no cut is left for it ({why or 'no turns'})")
+                raise UserError(f"{source or path}: no cut is left for {path.name} ({why or 'no turns'})")
             if path in shuffled:
                 shuffle_manifest(temporary, temporary)
         others = () if kept is None else stack.enter_context(kept)

@@ -26,19 +26,21 @@ from lhotse.utils import fastcopy
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.access import file_problem
+from tokenverse_pp.data.corpora.clips import Clip, part_of, with_turns
 from tokenverse_pp.data.corpora.common import (
+    NO_AUDIO,
     CorpusPart,
     LeftOut,
-    Say,
+    LeftOutRow,
+    Preparation,
     at_16_khz,
-    check_written,
     is_written,
     lhotse_recipe,
     require,
     without_audio,
     write_parts,
 )
-from tokenverse_pp.data.corpora.resume import contents, in_groups
+from tokenverse_pp.data.corpora.resume import ALL, CorpusGroup, in_groups
 from tokenverse_pp.data.editing.conversations import (
     DEFAULT_OPTIONS,
     ConversationOptions,
@@ -47,6 +49,7 @@ from tokenverse_pp.data.editing.conversations import (
     TurnWords,
     conversation_cuts,
 )
+from tokenverse_pp.data.lines import number_of, raw_lines, text_of
 from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
 
 MIXED_TASKS = ("asr", "scd", "endp", "lid")
@@ -69,23 +72,26 @@ def mixed_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:
 
 
 def write_dialogues(
+    run: Preparation,
     parts: Sequence[CorpusPart],
-    output_dir: Path,
     corpus: str,
     tasks: Sequence[str],
-    tracks_of: Callable[[CorpusPart], Iterable[Track]],
+    tracks_of: Callable[[CorpusPart, Path, int], Iterable[Track]],
     read_words: ReadWords,
     options: ConversationOptions,
-    say: Say = print,
 ) -> Dict[str, Path]:
-    """Write the windows of all tracks (see `tokenverse_pp.data.editing.conversations`) and return the files by part."""
+    """Write the windows of all tracks (see `tokenverse_pp.data.editing.conversations`) and return the files by part.
+
+    Args:
+        tracks_of: called with a part, the folder of converted audio and the number of processes.
+    """
     custom = {"tasks": list(tasks), "corpus": corpus}
 
     def to_cuts(part: CorpusPart, left_out: LeftOut) -> Iterator[MonoCut]:
-        for track in tracks_of(part):
+        for track in tracks_of(part, run.output_dir / "audio", run.jobs):
             yield from conversation_cuts(track, options, read_words, left_out.add, custom)
 
-    return write_parts(parts, output_dir, to_cuts, say)
+    return write_parts(run, parts, to_cuts)
 
 
 MICS = {"ihm-mix": "*.Mix-Headset.wav", "sdm": "*.Array1-01.wav", "mdm8-bf": "*_MDM8.wav", "ihm": "*.Headset-?.wav"}
@@ -95,22 +101,17 @@ AMI_LAYOUT = (
     "<meeting>/audio/<meeting>.{Mix-Headset,Array1-01,Headset-<n>}.wav or beamformed/<meeting>/<meeting>_MDM8.wav, "
     f"at any depth, for meetings of train, dev and test, and the annotations {AMI_ANNOTATIONS} (folder or .zip)"
 )
+_HEADSET = re.compile(r"\.Headset-([0-9])\.wav$")
 COLLAR = 0.011  # seconds between the end of a word and the sign behind it; annotated to 10 ms
 Marks = Dict[Tuple[str, str], List[Tuple[float, str]]]
 
 
 def prepare_ami(
-    corpus_dir: Path,
-    output_dir: Path,
+    run: Preparation,
     mic: str = "ihm-mix",
     partition: str = "full-corpus-asr",
     annotations: Optional[Path] = None,
     options: ConversationOptions = DEFAULT_OPTIONS,
-    normaliser: str = "words",
-    written: bool = False,
-    jobs: int = 1,
-    force: bool = False,
-    say: Say = print,
 ) -> Dict[str, Path]:
     """Meetings -> ``cuts_{train,dev,test}.jsonl.gz`` of windows of turns. A turn is a sentence or a segment.
 
@@ -118,28 +119,22 @@ def prepare_ami(
         mic: ``ihm-mix`` (sum of the headsets), ``sdm`` (one distant microphone), ``mdm8-bf`` (beamformed), or ``ihm``:
             each headset by itself, not labelled for scd.
         partition: how AMI's own page splits the meetings.
-        annotations: folder or zip of the annotations, where they are not in ``corpus_dir``.
-        written: label punct too, by the annotators' punctuation and capitals.
-        force: see `in_groups`.
+        annotations: folder or zip of the annotations, where they are not in the corpus's folder.
 
     Raises:
         UserError: where the folder is no AMI.
     """
     options.check()
-    check_written(written, normaliser)
-    given = {"corpus_dir": corpus_dir, "mic": mic, "partition": partition, "annotations": annotations,
-             "windows": asdict(options), "normaliser": normaliser, "written": written}  # fmt: skip
+    tasks, tracks = (ONE_SPEAKER_TASKS, headset_tracks) if mic == "ihm" else (MIXED_TASKS, mixed_tracks)
 
     def prepare(_: str) -> Dict[str, Path]:
-        parts, marks = _read_ami(corpus_dir, mic, partition, annotations)
-        words = partial(read_ami_words, marks=marks, normaliser=NORMALISERS[normaliser], written=written)
-        if mic == "ihm":
-            return write_dialogues(parts, output_dir, "ami-ihm", ONE_SPEAKER_TASKS, headset_tracks, words, options, say)
-        tracks = partial(mixed_tracks, folder=output_dir / "audio", jobs=jobs)
-        return write_dialogues(parts, output_dir, f"ami-{mic}", MIXED_TASKS, tracks, words, options, say)
+        parts, marks = _read_ami(run.corpus_dir, mic, partition, annotations)
+        words = partial(read_ami_words, marks=marks, normaliser=NORMALISERS[run.normaliser], written=run.written)
+        return write_dialogues(run, parts, f"ami-{mic}", tasks, tracks, words, options)
 
-    read = contents([corpus_dir, *([annotations] if annotations is not None else [])], output_dir)
-    return in_groups("ami", output_dir, given, {"all": {"read": read}}, prepare, force, say)
+    given = {"mic": mic, "partition": partition, "annotations": annotations, "windows": asdict(options)}
+    read = [run.corpus_dir, *([annotations] if annotations is not None else [])]
+    return in_groups(run, "ami", {ALL: CorpusGroup(AMI_SPLITS, read)}, prepare, given)
 
 
 def _read_ami(
@@ -164,13 +159,29 @@ def _read_ami(
 
 
 def _part(name: str, manifests: Dict[str, Any], recordings: Iterable[str]) -> CorpusPart:
-    """A part; of the recordings that have a transcript, those without audio are listed."""
-    missing = without_audio(recordings, (recording.id for recording in manifests["recordings"]))
-    return CorpusPart(name, **manifests, language="en", unread=missing)
+    """A part; listed are the recordings that have a transcript and no audio, or not that of all headsets.
+
+    lhotse takes a headset's place among the files for its number, so that without one of them a speaker would get the
+    audio of another.
+    """
+    unread = without_audio(recordings, (recording.id for recording in manifests["recordings"]))
+    for recording in manifests["recordings"]:
+        places = [(source.channels[0], _HEADSET.search(str(source.source))) for source in recording.sources]
+        lacking = next((place for place, found in places if found is not None and int(found[1]) != place), None)
+        if lacking is not None:
+            unread.append((recording.id, f"its audio of Headset-{lacking} is not there"))
+    whole = {recording.id for recording in manifests["recordings"]} - {name for name, _ in unread}
+    return CorpusPart(
+        name,
+        manifests["recordings"].filter(lambda recording: recording.id in whole),
+        manifests["supervisions"].filter(lambda turn: turn.recording_id in whole),
+        "en",
+        unread,
+    )
 
 
-def headset_tracks(part: CorpusPart) -> Iterator[Track]:
-    """One track per channel of recordings with one file per channel."""
+def headset_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:
+    """One track per channel of recordings with one file per channel, as they are."""
     recordings = {recording.id: recording for recording in part.recordings}
     for name, turns in turns_by_recording(part).items():
         for channel in sorted({turn.channel for turn in turns}):
@@ -316,26 +327,17 @@ def find_names(text: str, normalise: Callable[[str], str]) -> Tuple[str, List[Di
 
 
 def side_of(turn: SupervisionSegment) -> int:
-    """0 for side A, 1 for B, by the speaker's name (``4077_0A``, ``4077_B1``, ``sw_4390-A``).
-
-    lhotse's recipe for eval2000 puts a second speaker on side A (``A1``) on channel 1.
-    """
+    """0 for side A, 1 for B, by the speaker's name (``4077_0A``, ``4077_B1``, ``sw_4390-A``)."""
     return 1 if "B" in re.split("[_-]", turn.speaker)[-1] else 0
 
 
 def prepare_calls(
     corpus: str,
-    corpus_dir: Path,
-    output_dir: Path,
+    run: Preparation,
     transcripts: Optional[Path] = None,
     channels: str = "mixed",
     names: bool = False,
     options: ConversationOptions = DEFAULT_OPTIONS,
-    normaliser: str = "words",
-    written: bool = False,
-    jobs: int = 1,
-    force: bool = False,
-    say: Say = print,
 ) -> Dict[str, Path]:
     """Prepare telephone calls of the LDC.
 
@@ -343,77 +345,107 @@ def prepare_calls(
     Hub5 2000 evaluation of Switchboard and CALLHOME calls, ``cuts_test.jsonl.gz``.
 
     Args:
-        corpus_dir: of CALLHOME, a folder with LDC97S42 and LDC97T14, or LDC97S42 itself.
+        run: of CALLHOME, its folder has LDC97S42 and LDC97T14, or is LDC97S42 itself.
         transcripts: folder of the transcripts (LDC97T14), where it is elsewhere.
         channels: ``mixed``: the two sides of a call as one channel; ``separate``: each side, not labelled for scd.
         names: label proper names, as far as the transcribers marked them, as entities (ner).
-        written: label punct too, by the transcribers' punctuation and capitals.
-        force: see `in_groups`.
 
     Raises:
         UserError: where the folders are not these corpora.
     """
     options.check()
-    check_written(written, normaliser)
-    given = {"corpus_dir": corpus_dir, "transcripts": transcripts, "channels": channels, "names": names,
-             "windows": asdict(options), "normaliser": normaliser, "written": written}  # fmt: skip
-    separate = channels == "separate"
+    separate, is_callhome = channels == "separate", corpus == "callhome-english"
 
     def prepare(_: str) -> Dict[str, Path]:
-        return write_dialogues(
-            (_callhome if corpus == "callhome-english" else _eval2000)(corpus_dir, transcripts),
-            output_dir,
-            corpus,
-            [*(ONE_SPEAKER_TASKS if separate else MIXED_TASKS), *(["ner"] * names)],
-            partial(side_tracks if separate else mixed_tracks, folder=output_dir / "audio", jobs=jobs),
-            partial(read_call_words, normaliser=NORMALISERS[normaliser], names=names, written=written),
-            options,
-            say,
-        )
+        words = partial(read_call_words, normaliser=NORMALISERS[run.normaliser], names=names, written=run.written)
+        parts = (_callhome if is_callhome else _eval2000)(run.corpus_dir, transcripts, run.jobs)
+        tasks = [*(ONE_SPEAKER_TASKS if separate else MIXED_TASKS), *(["ner"] * names)]
+        return write_dialogues(run, parts, corpus, tasks, side_tracks if separate else mixed_tracks, words, options)
 
-    read = contents([corpus_dir, *([transcripts] if transcripts is not None else [])], output_dir)
-    return in_groups(corpus, output_dir, given, {"all": {"read": read}}, prepare, force, say)
+    given = {"transcripts": transcripts, "channels": channels, "names": names, "windows": asdict(options)}
+    read = [run.corpus_dir, *([transcripts] if transcripts is not None else [])]
+    groups = {ALL: CorpusGroup(list(CALLHOME_SPLITS) if is_callhome else ["test"], read)}
+    return in_groups(run, corpus, groups, prepare, given)
 
 
 prepare_callhome_english = partial(prepare_calls, "callhome-english")
 prepare_eval2000 = partial(prepare_calls, "eval2000")
 
 
-def _callhome(corpus_dir: Path, transcripts: Optional[Path]) -> List[CorpusPart]:
-    from lhotse.recipes.callhome_english import prepare_callhome_english as recipe
-
+def _callhome(corpus_dir: Path, transcripts: Optional[Path], jobs: int) -> List[CorpusPart]:
     speech = corpus_dir / "LDC97S42" if (corpus_dir / "LDC97S42").is_dir() else corpus_dir
     speech = _holding(speech, "data")
     texts = _holding(transcripts if transcripts is not None else corpus_dir / "LDC97T14", "transcrpt")
     require(speech, ["data/train", "data/devtest", "data/evltest"], CALLHOME_LAYOUT)
-    require(texts, ["transcrpt/train", "transcrpt/devtest", "transcrpt/evaltest"], CALLHOME_LAYOUT)
+    require(texts, [f"transcrpt/{name}/**/*.txt" for name in CALLHOME_SPLITS.values()], CALLHOME_LAYOUT)
     _check_names(speech)
-    with lhotse_recipe("callhome-english", corpus_dir, CALLHOME_LAYOUT):
-        manifests = recipe(speech, transcript_dir=texts, absolute_paths=True)
-    return [
-        _part(split, manifests[name], _transcribed(texts / "transcrpt" / name))
-        for split, name in CALLHOME_SPLITS.items()
-    ]
+    parts = []
+    for split, name in CALLHOME_SPLITS.items():
+        audio = speech / "data" / name.replace("evaltest", "evltest")  # a typo of the LDC
+        parts.append(_calls(split, audio, texts / "transcrpt" / name, CALLHOME_IDS, jobs))
+    return parts
 
 
-def _eval2000(corpus_dir: Path, transcripts: Optional[Path]) -> List[CorpusPart]:
-    from lhotse.recipes.eval2000 import prepare_eval2000 as recipe
-
+def _eval2000(corpus_dir: Path, transcripts: Optional[Path], jobs: int) -> List[CorpusPart]:
     require(corpus_dir, ["LDC2002S09/hub5e_00/english"], EVAL2000_LAYOUT)
     texts = _holding(transcripts if transcripts is not None else corpus_dir / "LDC2002T43", "reference/english")
     if transcripts is None:
         require(texts, ["reference/english"], EVAL2000_LAYOUT)
     if (texts / "reference" / "english").is_dir():
         texts = texts / "reference" / "english"
+    require(texts, ["**/*.txt"], EVAL2000_LAYOUT)
     _check_names(corpus_dir)
-    with tempfile.TemporaryDirectory() as folder, lhotse_recipe("eval2000", corpus_dir, EVAL2000_LAYOUT):
-        manifests = recipe(corpus_dir, folder, transcript_path=texts, absolute_paths=True)
-    return [_part("test", manifests, _transcribed(texts))]
+    return [_calls("test", corpus_dir / "LDC2002S09" / "hub5e_00" / "english", texts, EVAL2000_IDS, jobs)]
 
 
-def _transcribed(folder: Path) -> List[str]:
-    """The calls of a folder of transcripts."""
-    return sorted(path.stem for path in folder.rglob("*.txt"))
+# Names of a speaker and a turn, as lhotse's recipes have them.
+CALLHOME_IDS = ("{call}_{side:0>2}", "{call}_{side:0>2}_{number:05}")
+EVAL2000_IDS = ("{call}-{side}", "{call}-{number}")
+_TURN = re.compile(r"([0-9.]+)\s+([0-9.]+)\s+([AB][0-9]*)\s*:(.*)", re.DOTALL)
+_LIKE_A_TURN = re.compile(r"[-+.,0-9]\S*\s+[-+.,0-9]\S*\s+[A-Za-z]\w*\s*:")
+
+
+def _calls(name: str, speech: Path, texts: Path, ids: Tuple[str, str], jobs: int) -> CorpusPart:
+    """The calls of a folder of transcripts with their turns; what has no audio or cannot be read is left out."""
+    audio = {path.stem: path for path in sorted(speech.rglob("*")) if path.suffix.lower() == ".sph"}
+    calls = {path.stem: path for path in sorted(texts.rglob("*.txt"))}
+    rows = (Clip(call, audio[call], "", "en") if call in audio else (call, NO_AUDIO) for call in calls)
+    return with_turns(part_of(name, "en", rows, jobs), lambda recording: read_call(calls[recording.id], ids))
+
+
+def read_call(path: Path, ids: Tuple[str, str]) -> Tuple[List[SupervisionSegment], List[LeftOutRow]]:
+    """The turns of a transcript, lines ``start end side: words``, and the lines that cannot be read.
+
+    A line without times goes on with the one before it. lhotse's recipes drop a turn whose times are wrong silently,
+    and take its further lines, or all of it, for words of the turn before it.
+    """
+    turns: List[SupervisionSegment] = []
+    bad: List[LeftOutRow] = []
+    open_turn: Optional[SupervisionSegment] = None
+    for number, raw in raw_lines(path):
+        where = f"{path}, line {number}"
+        try:
+            line = text_of(raw, "").strip()
+        except UserError as error:
+            bad.append((where, str(error).lstrip(": ")))
+            open_turn = None
+            continue
+        if not line or line.startswith("#"):
+            continue
+        match = _TURN.fullmatch(line)
+        start, end = (number_of(match[1]), number_of(match[2])) if match is not None else (None, None)
+        if match is not None and start is not None and end is not None and start < end:
+            about = {"call": path.stem, "side": match[3], "number": len(turns)}
+            speaker, name = (form.format(**about) for form in ids)
+            text = " ".join(match[4].split())
+            open_turn = SupervisionSegment(name, path.stem, start, round(end - start, 8), text=text, speaker=speaker)
+            turns.append(open_turn)
+        elif open_turn is not None and not _LIKE_A_TURN.match(line):
+            open_turn.text = " ".join([open_turn.text or "", *line.split()]).strip()
+        else:
+            bad.append((where, f"expected `start end side: words`, the end after the start, found {line[:60]!r}"))
+            open_turn = None
+    return turns, bad
 
 
 def _holding(folder: Path, part: str) -> Path:

@@ -14,28 +14,27 @@ window holds it.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from lhotse import SupervisionSet
+from lhotse.audio import Recording
 from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.corpora.clips import Clip, Rows, part_of
+from tokenverse_pp.data.corpora.clips import Clip, Rows, part_of, with_turns
 from tokenverse_pp.data.corpora.common import (
     CorpusPart,
     Form,
     LeftOutRow,
-    Say,
+    Preparation,
     check_table,
-    check_written,
     is_written,
     require,
 )
 from tokenverse_pp.data.corpora.conversations import MIXED_TASKS, mixed_tracks, write_dialogues
-from tokenverse_pp.data.corpora.resume import contents, in_groups
+from tokenverse_pp.data.corpora.resume import ALL, CorpusGroup, in_groups
 from tokenverse_pp.data.editing.conversations import DEFAULT_OPTIONS, ConversationOptions, TurnWords
 from tokenverse_pp.data.lines import number_of, raw_lines
 from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
@@ -59,59 +58,35 @@ UNCASED = "uncased"  # key of a turn's custom fields: it has lost capitals
 SHORTEST = 0.01  # seconds of unknown words between two others; they then overlap what follows
 
 
-def prepare_earnings22(
-    corpus_dir: Path,
-    output_dir: Path,
-    options: ConversationOptions = DEFAULT_OPTIONS,
-    normaliser: str = "words",
-    written: bool = False,
-    jobs: int = 1,
-    force: bool = False,
-    say: Say = print,
-) -> Dict[str, Path]:
+def prepare_earnings22(run: Preparation, options: ConversationOptions = DEFAULT_OPTIONS) -> Dict[str, Path]:
     """Calls -> ``cuts_test.jsonl.gz``, windows of turns. A turn is a sentence, or what a speaker says of one.
-
-    Args:
-        written: label punct too, by the punctuation and case of the transcripts.
-        force: see `in_groups`.
 
     Raises:
         UserError: where the folder is no Earnings-22, or its audio was not fetched.
     """
     options.check()
-    check_written(written, normaliser)
-    corpus_dir = corpus_dir / "earnings22" if (corpus_dir / "earnings22").is_dir() else corpus_dir
+    corpus_dir = run.corpus_dir / "earnings22" if (run.corpus_dir / "earnings22").is_dir() else run.corpus_dir
     require(corpus_dir, ["media/*.mp3", f"{ALIGNED}/*.aligned.nlp"], LAYOUT)
-    given = {"corpus_dir": corpus_dir, "windows": asdict(options), "normaliser": normaliser, "written": written}
     files = sorted(corpus_dir.glob(f"{ALIGNED}/*.aligned.nlp"))
     tables = {path.name[: -len(".aligned.nlp")]: path for path in files}
 
     def prepare(_: str) -> Dict[str, Path]:
-        return write_dialogues(
-            [_read(corpus_dir, tables, jobs)],
-            output_dir,
-            "earnings22",
-            MIXED_TASKS,
-            partial(mixed_tracks, folder=output_dir / "audio", jobs=jobs),
-            partial(read_words, normaliser=NORMALISERS[normaliser], written=written),
-            options,
-            say,
-        )
+        words = partial(read_words, normaliser=NORMALISERS[run.normaliser], written=run.written)
+        parts = [_read(corpus_dir, tables, run.jobs)]
+        return write_dialogues(run, parts, "earnings22", MIXED_TASKS, mixed_tracks, words, options)
 
-    groups = {"all": {"read": contents([corpus_dir / "media", *files], output_dir)}}
-    return in_groups("earnings22", output_dir, given, groups, prepare, force, say)
+    groups = {ALL: CorpusGroup(["test"], [corpus_dir / "media", *files])}
+    return in_groups(run, "earnings22", groups, prepare, {"windows": asdict(options)})
 
 
 def _read(corpus_dir: Path, tables: Mapping[str, Path], jobs: int) -> CorpusPart:
     """The turns of all calls; a call without audio, and rows that cannot be read, are left out."""
-    part = part_of("test", "en", _calls(corpus_dir, tables), jobs)
-    turns: List[SupervisionSegment] = []
-    unread = list(part.unread)
-    for recording in part.recordings:
-        words, bad = _words(tables[recording.id])
-        turns += turns_of(recording.id, words, recording.duration)
-        unread += bad
-    return replace(part, supervisions=SupervisionSet.from_segments(turns), unread=unread)
+
+    def read(call: Recording) -> Tuple[Iterable[SupervisionSegment], List[LeftOutRow]]:
+        words, bad = _words(tables[call.id])
+        return turns_of(call.id, words, call.duration), bad
+
+    return with_turns(part_of("test", "en", _calls(corpus_dir, tables), jobs), read)
 
 
 def _calls(corpus_dir: Path, tables: Mapping[str, Path]) -> Rows:

@@ -12,9 +12,9 @@ from typing import Dict, Sequence
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import primary_language
 from tokenverse_pp.data.corpora.clips import ORIGINAL, Clip, Rows, original_of, part_of, unpack_all, write_utterances
-from tokenverse_pp.data.corpora.common import Form, Say, check_table, check_written, require, split_tables
+from tokenverse_pp.data.corpora.common import Form, Preparation, check_table, require, split_tables
 from tokenverse_pp.data.corpora.read_speech import folders_of
-from tokenverse_pp.data.corpora.resume import contents, in_groups
+from tokenverse_pp.data.corpora.resume import CorpusGroup, in_groups
 
 SPLITS = ("train", "dev", "test")
 FORM = Form(cells=7)  # id, file, raw transcription, transcription, characters, samples, gender; no header
@@ -24,16 +24,7 @@ LAYOUT = (
 )
 
 
-def prepare_fleurs(
-    corpus_dir: Path,
-    output_dir: Path,
-    languages: Sequence[str] = (),
-    normaliser: str = "words",
-    written: bool = False,
-    jobs: int = 1,
-    force: bool = False,
-    say: Say = print,
-) -> Dict[str, Path]:
+def prepare_fleurs(run: Preparation, languages: Sequence[str] = ()) -> Dict[str, Path]:
     """``cuts_<split>_<code>.jsonl.gz`` of the splits that are there; the id of a cut is ``<locale>-<clip>``.
 
     The text is FLEURS's own transcription (lower case, without punctuation), normalised. Archives are unpacked into
@@ -41,13 +32,11 @@ def prepare_fleurs(
 
     Args:
         languages: locales as FLEURS names them (``fr_fr``), or their languages (``fr``); none: all that are there.
-        written: label punct too, by the raw transcriptions.
-        force: see `in_groups`; a locale is a group.
 
     Raises:
         UserError: where the folder is no FLEURS.
     """
-    check_written(written, normaliser)
+    corpus_dir, output_dir = run.corpus_dir, run.output_dir
     require(corpus_dir, [], LAYOUT)
     tables = split_tables(corpus_dir, ("metadata", "data", "."), SPLITS, "*_*/{split}.tsv")
     if not tables:
@@ -65,19 +54,21 @@ def prepare_fleurs(
             if folders[split].is_file():
                 archives.append((folders[split], output_dir / "audio" / f"{split}_{code}"))
                 folders[split] = archives[-1][1]
-        unpack_all(archives, jobs)
+        unpack_all(archives, run.jobs)
         parts = [
-            part_of(f"{split}_{code}", code, _rows(table, folders[split], locale), jobs)
+            part_of(f"{split}_{code}", code, _rows(table, folders[split], locale), run.jobs)
             for split, table in tables[locale].items()
         ]
-        return write_utterances(parts, output_dir, "fleurs", normaliser, jobs, say, original_of if written else None)
+        return write_utterances(run, parts, "fleurs", original_of)
 
-    given = {"corpus_dir": corpus_dir, "normaliser": normaliser, "written": written}
-    groups = {}
-    for locale in locales:
-        read = contents([*(table.parent for table in tables[locale].values()), corpus_dir / locale], output_dir)
-        groups[locale] = {"splits": list(tables[locale]), "read": read}
-    return in_groups("fleurs", output_dir, given, groups, prepare, force, say)
+    groups = {
+        locale: CorpusGroup(
+            [f"{split}_{fleurs_code(locale)}" for split in tables[locale]],
+            [*(table.parent for table in tables[locale].values()), corpus_dir / locale],
+        )
+        for locale in locales
+    }
+    return in_groups(run, "fleurs", groups, prepare)
 
 
 def fleurs_code(locale: str) -> str:

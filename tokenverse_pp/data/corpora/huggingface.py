@@ -16,8 +16,8 @@ from typing import Any, Dict, Iterator, Mapping, Optional, Sequence
 from lhotse.cut import MonoCut
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.corpora.common import LeftOut, Say, check_written, write_files
-from tokenverse_pp.data.corpora.resume import contents, in_groups
+from tokenverse_pp.data.corpora.common import LeftOut, Preparation, write_files
+from tokenverse_pp.data.corpora.resume import CorpusGroup, in_groups
 from tokenverse_pp.data.importing.audio import AudioOut
 from tokenverse_pp.data.importing.fields import FieldMap
 from tokenverse_pp.data.importing.rows import Ledger, Rejected
@@ -42,35 +42,27 @@ class _Listed(Ledger):
 
 
 def prepare_huggingface(
-    dataset: Path,
-    output_dir: Path,
+    run: Preparation,
     config: Optional[str] = None,
     splits: Sequence[str] = (),
     columns: Mapping[str, str] = {},
     constants: Mapping[str, Any] = {},
-    normaliser: str = "words",
-    written: bool = False,
     widen: bool = False,
-    jobs: int = 1,
-    force: bool = False,
-    say: Say = print,
 ) -> Dict[str, Path]:
     """``cuts_<part>.jsonl.gz`` of each split; the part of ``validation`` is ``dev``.
 
     Args:
-        dataset: a folder (`save_to_disk`, audiofolder, parquet), or a name on the hub.
+        run: its folder (`save_to_disk`, audiofolder, parquet) may be a name on the hub.
         config: the configuration, where there are several.
         splits: of a data set on the hub no others are downloaded; none: all.
         columns: field -> column, as for `FieldMap`.
         constants: fields of all rows, as `constants_of` gives them.
-        written: label punct too, by the texts as they are.
         widen: extend entities that are a part of a word to all of it.
-        force: see `in_groups`; a split is a group.
 
     Raises:
         UserError: where the data set cannot be read, or has no such split or column.
     """
-    check_written(written, normaliser)
+    dataset = run.corpus_dir
     with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as cache:
         options = ImportOptions(
             hf=dataset,
@@ -79,10 +71,10 @@ def prepare_huggingface(
             hf_only=bool(splits),
             fields=FieldMap(columns, needs_text=True),
             constants=constants,
-            normaliser=normaliser,
-            written=written,
+            normaliser=run.normaliser,
+            written=run.written,
             widen=widen,
-            jobs=jobs,
+            jobs=run.jobs,
         )
         with loaded(dataset, config, Path(cache), splits) as found:
             sizes = {name: len(data) for name, data in found.items()}
@@ -90,24 +82,28 @@ def prepare_huggingface(
         if unknown:
             raise UserError(f"{dataset}: --split {unknown[0]}: expected one of {', '.join(sizes)}")
         name = str(dataset.absolute() if dataset.is_dir() else dataset)
-        given = {"dataset": name, "config": config, "columns": columns, "constants": constants,
-                 "normaliser": normaliser, "written": written, "widen": widen}  # fmt: skip
-        read = contents([dataset] if dataset.is_dir() else [], output_dir)
-        groups = {split: {"rows": sizes[split], "read": read} for split in splits or sizes}
-        write = partial(_write_split, options=options, output_dir=output_dir, say=say)
-        return in_groups("huggingface", output_dir, given, groups, write, force, say, licence_of(dataset))
+        # A name on the hub is none of a folder here.
+        given = {"corpus_dir": name, "dataset": name, "config": config, "columns": columns, "constants": constants,
+                 "widen": widen}  # fmt: skip
+        read = [dataset] if dataset.is_dir() else []
+        groups = {split: CorpusGroup([part_name(split)], read, {"rows": sizes[split]}) for split in splits or sizes}
+        write = partial(_write_split, run=run, options=options)
+        return in_groups(run, "huggingface", groups, write, given, licence_of(dataset))
 
 
-def _write_split(split: str, options: ImportOptions, output_dir: Path, say: Say) -> Dict[str, Path]:
+def _write_split(split: str, run: Preparation, options: ImportOptions) -> Dict[str, Path]:
     part, left_out = part_name(split), LeftOut()
+    ledger = _Listed(left_out)
 
     def cuts() -> Iterator[MonoCut]:
-        audio_out = AudioOut(output_dir / "audio" / part, kept=True)
-        for cut, _ in import_cuts(replace(options, hf_split=split), _Listed(left_out), audio_out):
+        audio_out = AudioOut(run.output_dir / "audio" / part, kept=True)
+        for cut, _ in import_cuts(replace(options, hf_split=split), ledger, audio_out):
             cut.custom = {**cut.custom, "corpus": options.source.name}
             yield cut
 
-    return write_files({part: (cuts(), left_out)}, output_dir, say)
+    paths = write_files(run, {part: (cuts(), left_out)})
+    ledger.tell_again(run.say)
+    return paths
 
 
 def part_name(split: str) -> str:

@@ -4,8 +4,9 @@
 - Multilingual LibriSpeech: audiobooks in eight languages.
 - Common Voice: sentences read by volunteers in over a hundred languages.
 
-Languages are written as ISO 639-1 codes (639-3 for languages without a two-letter code). Common Voice's tables are read
-here, because lhotse's recipe needs the columns of release 13 or later. Releases before 13 lack ``variant``, those
+Languages are written as ISO 639-1 codes (639-3 for languages without a two-letter code). The tables are read here, not
+by lhotse's recipes: these fail completely where one row is broken or one clip is missing, and that for Common Voice
+needs the columns of release 13 or later. Releases before 13 lack ``variant``, those
 before 7 name ``accents`` ``accent``, those before 5 lack ``locale`` and ``segment``; releases from 17 on add
 ``sentence_id`` and ``sentence_domain``.
 """
@@ -13,26 +14,14 @@ before 7 name ``accents`` ``accent``, those before 5 lack ``locale`` and ``segme
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Union
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Union
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.languages import canonical_tag, matching_languages
-from tokenverse_pp.data.corpora.clips import Clip, part_of, write_utterances
-from tokenverse_pp.data.corpora.common import (
-    CorpusPart,
-    Form,
-    LeftOutRow,
-    Say,
-    check_table,
-    check_written,
-    in_corpus,
-    lhotse_recipe,
-    one_folder,
-    require,
-    without_audio,
-)
-from tokenverse_pp.data.corpora.resume import contents, in_groups
-from tokenverse_pp.data.lines import raw_lines, stray_control, text_of
+from tokenverse_pp.data.corpora.clips import Clip, Rows, if_there, part_of, write_utterances
+from tokenverse_pp.data.corpora.common import CorpusPart, Form, LeftOutRow, Preparation, check_table, require
+from tokenverse_pp.data.corpora.resume import CorpusGroup, in_groups
+from tokenverse_pp.data.lines import raw_lines, text_lines, text_of
 
 MLS = {
     "dutch": "nl",
@@ -81,46 +70,34 @@ LIBRISPEECH_LAYOUT = (
 )
 
 
-def prepare_librispeech(
-    corpus_dir: Path,
-    output_dir: Path,
-    normaliser: str = "words",
-    jobs: int = 1,
-    force: bool = False,
-    say: Say = print,
-) -> Dict[str, Path]:
+def prepare_librispeech(run: Preparation) -> Dict[str, Path]:
     """Every existing part -> ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100.jsonl.gz``), one cut per utterance.
-
-    Args:
-        force: see `in_groups`; a part is a group.
 
     Raises:
         UserError: where the folder is no LibriSpeech.
     """
     from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
-    from lhotse.recipes.librispeech import prepare_librispeech as recipe
 
-    require(corpus_dir, ["*/*/*/*.trans.txt"], LIBRISPEECH_LAYOUT)
+    require(run.corpus_dir, ["*/*/*/*.trans.txt"], LIBRISPEECH_LAYOUT)
+    tables = sorted(run.corpus_dir.glob("*/*/*/*.trans.txt"))
     known = {*LIBRISPEECH, *MINI_LIBRISPEECH}
-    names = sorted({path.relative_to(corpus_dir).parts[0] for path in corpus_dir.glob("*/*/*/*.trans.txt")} & known)
+    names = {name: name.replace("-", "_") for name in sorted({path.parts[-4] for path in tables} & known)}
     if not names:
-        raise UserError(f"{corpus_dir}: found none of {', '.join(sorted(known))}; expected {LIBRISPEECH_LAYOUT}")
+        raise UserError(f"{run.corpus_dir}: found none of {', '.join(sorted(known))}; expected {LIBRISPEECH_LAYOUT}")
 
     def prepare(name: str) -> Dict[str, Path]:
-        tables = [check_table(path, LIBRISPEECH_FORM) for path in sorted(corpus_dir.glob(f"{name}/*/*/*.trans.txt"))]
-        with one_folder(corpus_dir, name, tables) as folder:
-            with lhotse_recipe("librispeech", corpus_dir, LIBRISPEECH_LAYOUT):
-                manifest = recipe(folder, dataset_parts=[name], num_jobs=jobs)[name]
-            in_corpus(manifest["recordings"], folder, corpus_dir)
-        unread = [item for table in tables for item in table.left_out()]
-        names = (cells[0] for table in tables for _, cells in table.rows())
-        unread += without_audio(names, (turn.id for turn in manifest["supervisions"]))
-        part = CorpusPart(name.replace("-", "_"), **manifest, language="en", unread=unread)
-        return write_utterances([part], output_dir, "librispeech", normaliser, jobs, say)
+        rows = (row for path in tables if path.parts[-4] == name for row in _librispeech_rows(path))
+        return write_utterances(run, [part_of(names[name], "en", rows, run.jobs)], "librispeech")
 
-    given = {"corpus_dir": corpus_dir, "normaliser": normaliser}
-    groups = {name: {"read": contents([corpus_dir / name], output_dir)} for name in names}
-    return in_groups("librispeech", output_dir, given, groups, prepare, force, say)
+    groups = {name: CorpusGroup([part], [run.corpus_dir / name]) for name, part in names.items()}
+    return in_groups(run, "librispeech", groups, prepare)
+
+
+def _librispeech_rows(path: Path) -> Rows:
+    table = check_table(path, LIBRISPEECH_FORM)
+    yield from table.left_out()
+    for _, (name, text) in table.rows():
+        yield if_there(Clip(name, path.parent / f"{name}.flac", text.strip(), "en", speaker=name.split("-")[0]))
 
 
 MLS_SPLITS = ("train", "dev", "test")
@@ -131,24 +108,13 @@ MLS_LAYOUT = (
 )
 
 
-def prepare_mls(
-    corpus_dir: Path,
-    output_dir: Path,
-    normaliser: str = "words",
-    jobs: int = 1,
-    force: bool = False,
-    say: Say = print,
-) -> Dict[str, Path]:
+def prepare_mls(run: Preparation) -> Dict[str, Path]:
     """``mls_<language>`` folders (Opus if they end in ``_opus``, else FLAC) -> ``cuts_<split>_<code>.jsonl.gz``.
-
-    Args:
-        force: see `in_groups`; a language is a group.
 
     Raises:
         UserError: where the folder is no MLS.
     """
-    from lhotse.recipes.mls import prepare_mls as recipe
-
+    corpus_dir = run.corpus_dir
     require(corpus_dir, ["mls_*/metainfo.txt", "mls_*/train/transcripts.txt"], MLS_LAYOUT)
     folders = sorted(path.name for path in corpus_dir.glob("mls_*") if path.is_dir() and "_lm_" not in path.name)
     opus = [name for name in folders if name.endswith("_opus")]
@@ -164,55 +130,51 @@ def prepare_mls(
         require(corpus_dir, files, MLS_LAYOUT)
 
     def prepare(name: str) -> Dict[str, Path]:
-        tables = {split: check_table(corpus_dir / name / split / "transcripts.txt", MLS_FORM) for split in MLS_SPLITS}
-        with one_folder(corpus_dir, name, list(tables.values())) as folder:
-            with lhotse_recipe("mls", corpus_dir, MLS_LAYOUT):
-                manifests = recipe(folder, opus=bool(opus), num_jobs=jobs)[languages[name]]
-            for manifest in manifests.values():
-                in_corpus(manifest["recordings"], folder, corpus_dir)
-        code = MLS[languages[name]]
+        code, ending = MLS[languages[name]], "opus" if opus else "flac"
+        lines = (line.split("|") for _, line in text_lines(corpus_dir / name / "metainfo.txt"))
+        genders = {cells[0].strip(): cells[1].strip() for cells in lines if len(cells) > 1}
         parts = [
-            CorpusPart(f"{split}_{code}", **manifests[split], language=code, unread=tables[split].left_out())
+            part_of(f"{split}_{code}", code, _mls_rows(corpus_dir / name / split, ending, code, genders), run.jobs)
             for split in MLS_SPLITS
         ]
-        return write_utterances(parts, output_dir, "mls", normaliser, jobs, say)
+        return write_utterances(run, parts, "mls")
 
-    given = {"corpus_dir": corpus_dir, "normaliser": normaliser}
-    groups = {name: {"read": contents([corpus_dir / name], output_dir)} for name in folders}
-    return in_groups("mls", output_dir, given, groups, prepare, force, say)
+    codes = {name: MLS[language] for name, language in languages.items()}
+    groups = {
+        name: CorpusGroup([f"{split}_{code}" for split in MLS_SPLITS], [corpus_dir / name])
+        for name, code in codes.items()
+    }
+    return in_groups(run, "mls", groups, prepare)
+
+
+def _mls_rows(folder: Path, ending: str, code: str, genders: Mapping[str, str]) -> Rows:
+    table = check_table(folder / "transcripts.txt", MLS_FORM)
+    yield from table.left_out()
+    for _, (name, text) in table.rows():
+        speaker, book = [*name.split("_"), ""][:2]
+        audio = folder / "audio" / speaker / book / f"{name}.{ending}"
+        yield if_there(Clip(name, audio, text, code, speaker=speaker, gender=genders.get(speaker)))
 
 
 COMMONVOICE_SPLITS = ("train", "dev", "test")
+COMMONVOICE_FORM = Form(proofs=("up_votes", "down_votes"))
 COLUMNS = ("path", "sentence")  # required columns, which every release has
 CUSTOM = {"age": "age", "accents": "accents", "accent": "accents", "variant": "variant"}  # as lhotse's recipe has them
 COMMONVOICE_LAYOUT = (
     "the unpacked release (cv-corpus-<version>) with <locale>/{train,dev,test}.tsv and <locale>/clips/*.mp3"
 )
 
-Row = Mapping[str, str]
 
-
-def prepare_commonvoice(
-    corpus_dir: Path,
-    output_dir: Path,
-    languages: Sequence[str] = (),
-    normaliser: str = "words",
-    written: bool = False,
-    jobs: int = 1,
-    force: bool = False,
-    say: Say = print,
-) -> Dict[str, Path]:
+def prepare_commonvoice(run: Preparation, languages: Sequence[str] = ()) -> Dict[str, Path]:
     """``cuts_<split>_<code>.jsonl.gz``, one cut a sentence; the clips are rewritten at 16 kHz (``OUT/audio``).
 
     Args:
         languages: locales as Common Voice names them (``sv-SE``); none: all that are there.
-        written: label punct too, by the sentences as they are.
-        force: see `in_groups`; a locale is a group.
 
     Raises:
         UserError: where the folder is no Common Voice release, and where two locales have one language code.
     """
-    check_written(written, normaliser)
+    corpus_dir = run.corpus_dir
     require(corpus_dir, ["*/clips", "*/train.tsv"], COMMONVOICE_LAYOUT)
     there = sorted(path.parent.name for path in corpus_dir.glob("*/train.tsv"))
     locales = folders_of(languages, there, str(corpus_dir)) or there
@@ -231,14 +193,14 @@ def prepare_commonvoice(
 
     def prepare(locale: str) -> Dict[str, Path]:
         clip_of = _clip_finder(corpus_dir / locale / "clips")
-        parts = [_read_part(corpus_dir / locale, split, clip_of, jobs) for split in COMMONVOICE_SPLITS]
-        return write_utterances(
-            parts, output_dir, "commonvoice", normaliser, jobs, say, (lambda turn: turn.text) if written else None
-        )
+        parts = [_read_part(corpus_dir / locale, split, clip_of, run.jobs) for split in COMMONVOICE_SPLITS]
+        return write_utterances(run, parts, "commonvoice", lambda turn: turn.text)
 
-    given = {"corpus_dir": corpus_dir, "normaliser": normaliser, "written": written}
-    groups = {locale: {"read": contents([corpus_dir / locale], output_dir)} for locale in locales}
-    return in_groups("commonvoice", output_dir, given, groups, prepare, force, say)
+    groups = {
+        locale: CorpusGroup([f"{split}_{code}" for split in COMMONVOICE_SPLITS], [corpus_dir / locale])
+        for code, locale in by_code.items()
+    }
+    return in_groups(run, "commonvoice", groups, prepare)
 
 
 def _header(path: Path) -> List[str]:
@@ -250,32 +212,6 @@ def _header(path: Path) -> List[str]:
         wrong = f"no {missing[0]}" if missing else "a column is there twice"
         raise UserError(f"{path}, line 1: expected a header with the columns {', '.join(COLUMNS)}; {wrong}")
     raise UserError(f"{path}: empty; expected a header with the columns {', '.join(COLUMNS)}")
-
-
-def _rows(path: Path) -> Iterator[Union[Row, LeftOutRow]]:
-    """The rows of a table without quoting; or the line and what is wrong with it."""
-    header = _header(path)
-    for number, raw in raw_lines(path):
-        if number == 1 or not raw.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            line = text_of(raw, "")
-        except UserError as error:
-            yield where, str(error).lstrip(": ")
-            continue
-        stray = stray_control(line)
-        if stray is not None:
-            yield where, f"holds a {stray}"
-            continue
-        cells = line.split("\t")
-        row = dict(zip(header, cells))
-        # Empty cells at the end may be missing, if the votes show that the others are in their places.
-        short = len(cells) < len(header) and row.get("up_votes", "").isdigit() and row.get("down_votes", "").isdigit()
-        if len(cells) == len(header) or short:
-            yield row
-        else:
-            yield where, f"expected {len(header)} cells, found {len(cells)}"
 
 
 def _clip_finder(folder: Path) -> Callable[[str], Optional[Path]]:
@@ -298,12 +234,11 @@ def _clip_finder(folder: Path) -> Callable[[str], Optional[Path]]:
 
 def _read_part(folder: Path, split: str, clip_of: Callable[[str], Optional[Path]], jobs: int) -> CorpusPart:
     locale, code = folder.name, common_voice_code(folder.name)
-    rows: List[Union[Clip, LeftOutRow]] = []
-    for row in _rows(folder / f"{split}.tsv"):
-        clip = None if isinstance(row, tuple) else clip_of(row["path"])
-        if isinstance(row, tuple):
-            rows.append(row)
-        elif clip is None:
+    table = check_table(folder / f"{split}.tsv", COMMONVOICE_FORM)
+    rows: List[Union[Clip, LeftOutRow]] = [*table.left_out()]
+    for _, row in table.records(COLUMNS, COMMONVOICE_LAYOUT):
+        clip = clip_of(row["path"])
+        if clip is None:
             rows.append((row["path"] or "no path", "its clip is not in the folder clips"))
         else:
             rows.append(

@@ -5,7 +5,8 @@ A group's manifests are renamed into place when all of them are whole; then ``OU
 the corpus's name: the options, what the corpus held (`contents`), the size of each file, and the number of its lines in
 ``left_out.jsonl``. A rerun skips a group whose entry has the same options and contents and whose files and lines are
 there. Whatever else it finds is prepared again, but for audio in ``OUT/audio``, which is kept file by file: such a file
-is there only if it was written to its end. Several runs may write into one folder at once, each its own groups.
+is there only if it was written to its end. Several runs may write into one folder at once, each its own groups; none
+replaces the manifests of another.
 """
 
 from __future__ import annotations
@@ -13,51 +14,72 @@ from __future__ import annotations
 import json
 import os
 import stat
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence
 
 from tokenverse_pp import __version__
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import json_of, locked, write_json
 from tokenverse_pp.data.corpora import LICENCES
-from tokenverse_pp.data.corpora.common import LEFT_OUT, left_out_lines
+from tokenverse_pp.data.corpora.common import LEFT_OUT, Preparation, file_of, left_out_lines
 
 RECORD = "prepared.json"
+ALL = "all"  # the group of a corpus that has but one
+DATA_SET = ("dataset", "config")  # options that name a data set of Hugging Face's library
 Paths = Dict[str, Path]
-Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CorpusGroup:
+    """Parts of a corpus that are prepared together.
+
+    Attributes:
+        parts: their names.
+        read: the folders and files that they are made of; those that are not there count as empty.
+        more: what the cuts depend on besides.
+    """
+
+    parts: Sequence[str]
+    read: Sequence[Path]
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def in_groups(
+    run: Preparation,
     corpus: str,
-    output_dir: Path,
-    options: Mapping[str, Any],
-    groups: Mapping[str, Mapping[str, Any]],
+    groups: Mapping[str, CorpusGroup],
     prepare: Callable[[str], Paths],
-    force: bool = False,
-    say: Say = print,
+    options: Mapping[str, Any] = {},
     licence: Optional[str] = None,
 ) -> Paths:
     """Prepare the groups that are not there from a run with the same options; say the corpus's licence at the end.
 
     Args:
-        options: of the command; the cuts depend on all of them. The number of processes is none of them.
-        groups: name -> what the cuts of that group depend on besides, such as the `contents` of its folders.
+        run: its normaliser and ``written`` are options too.
+        groups: by name.
         prepare: writes the manifests of a group, all or none; returns them by part.
-        force: prepare all groups again.
+        options: further ones of the command; the cuts depend on all of them. The number of processes is none of them.
         licence: where it is not that of `LICENCES`.
 
     Returns:
         The manifests by part, those of earlier runs included.
 
     Raises:
-        UserError: as ``prepare`` does. Groups that are whole by then stay.
+        UserError: where a file that would be written is that of another corpus, group or data set, and as ``prepare``
+            does. Groups that are whole by then stay.
     """
+    output_dir, say = run.output_dir, run.say
     path = output_dir / RECORD
-    entries = _read(path).get(corpus, {})
+    record = _read(path)
+    _check_owners(record, output_dir, corpus, groups, options)
+    given = {"corpus_dir": run.corpus_dir, "normaliser": run.normaliser, "written": run.written, **options}
+    entries = record.get(corpus, {})
     found: Paths = {}
-    for group, more in groups.items():
-        wanted = _plain({**options, **more, "version": __version__})
-        paths = None if force else _whole(output_dir, entries.get(group, {}), wanted)
+    for group, about in groups.items():
+        read = contents(about.read, output_dir)
+        wanted = _plain({**given, "parts": about.parts, "read": read, **about.more, "version": __version__})
+        paths = None if run.force else _whole(output_dir, entries.get(group, {}), wanted)
         if paths is not None:
             names = ", ".join(sorted(str(file) for file in paths.values()))
             say(f"there from an earlier run with the same options (--force prepares them again): {names}")
@@ -73,6 +95,31 @@ def in_groups(
         found.update(paths)
     say(f"licence of {corpus}: {licence or LICENCES[corpus]}")
     return found
+
+
+def _check_owners(
+    record: Mapping[str, Mapping[str, Any]],
+    output_dir: Path,
+    corpus: str,
+    groups: Mapping[str, CorpusGroup],
+    options: Mapping[str, Any],
+) -> None:
+    """Check that no manifest would replace that of another group, corpus or data set (raises UserError)."""
+
+    def owner(name: str, group: str, options: Mapping[str, Any]) -> str:
+        return ", ".join(str(part) for part in (name, group, *map(options.get, DATA_SET)) if part not in (None, ALL))
+
+    owners: Dict[str, str] = {}
+    for name, entries in record.items():
+        for group, entry in entries.items():
+            for path in _files(output_dir, entry).values():
+                owners[path.name] = owner(name, group, entry["options"])
+    for group, about in groups.items():
+        mine = owner(corpus, group, options)
+        for file in map(file_of, about.parts):
+            other = owners.setdefault(file, mine)
+            if other != mine:
+                raise UserError(f"{output_dir / file}: is of {other}; prepare {mine} into a folder of its own")
 
 
 def contents(paths: Iterable[Path], output_dir: Path) -> Dict[str, int]:
@@ -114,18 +161,22 @@ def _read(path: Path) -> Dict[str, Dict[str, Any]]:
 
 def _whole(output_dir: Path, entry: Any, wanted: Mapping[str, Any]) -> Optional[Paths]:
     """The files of a group if it was prepared with these options and all of them are whole."""
-    if not isinstance(entry, dict) or entry.get("options") != wanted or not isinstance(entry.get("files"), dict):
+    paths = _files(output_dir, entry)
+    if not paths or entry["options"] != wanted or len(paths) < len(entry["files"]):
         return None
-    paths: Paths = {}
-    for part, about in entry["files"].items():
-        if not isinstance(about, dict) or not isinstance(about.get("file"), str):
-            return None
-        path = output_dir / Path(about["file"]).name
-        if not path.is_file() or path.stat().st_size != about.get("bytes"):
-            return None
-        paths[part] = path
     listed = (output_dir / LEFT_OUT).is_file() and len(left_out_lines(output_dir, paths)[0]) == entry.get("left_out")
-    return paths if paths and listed else None
+    return paths if listed else None
+
+
+def _files(output_dir: Path, entry: Any) -> Paths:
+    """The files of an entry that are as it says, by part."""
+    paths: Paths = {}
+    files, options = (entry.get("files"), entry.get("options")) if isinstance(entry, dict) else (None, None)
+    for part, about in files.items() if isinstance(files, dict) and isinstance(options, dict) else ():
+        path = output_dir / Path(str(about.get("file"))).name if isinstance(about, dict) else output_dir
+        if path.is_file() and path.stat().st_size == about.get("bytes"):
+            paths[part] = path
+    return paths
 
 
 def _plain(options: Mapping[str, Any]) -> Dict[str, Any]:

@@ -1,7 +1,7 @@
 """VoxPopuli, speeches in the European Parliament, and SLUE-VoxPopuli, a part of it in English with named entities.
 
-VoxPopuli comes as recordings of whole sessions, whose segments lhotse's recipe reads, or as clips with a table, which
-its own tool cuts and the hub has. SLUE-VoxPopuli comes as clips with a table; lhotse has no recipe for it. Labelled are
+VoxPopuli comes as recordings of whole sessions with a table of segments, or as clips with a table, which its own tool
+cuts and the hub has. SLUE-VoxPopuli comes as clips with a table; lhotse has no recipe for it. Labelled are
 asr and lid, of SLUE ner too. The ids of cuts are those of the corpora, but for whole sessions: those of lhotse, which
 counts the segments of a session in the order of the table (``<session>-<number>``; a clip's is ``<session>-<id_>``).
 """
@@ -9,12 +9,16 @@ counts the segments of a session in the order of the table (``<session>-<number>
 from __future__ import annotations
 
 import ast
-import csv
-import gzip
-import os
+import re
 import tempfile
+from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+
+from lhotse.audio import Recording
+from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.corpora.clips import (
@@ -25,29 +29,32 @@ from tokenverse_pp.data.corpora.clips import (
     original_of,
     part_of,
     unpack_all,
+    with_turns,
     write_utterances,
 )
 from tokenverse_pp.data.corpora.common import (
     CorpusPart,
     Form,
     LeftOutRow,
-    Say,
+    Preparation,
     check_table,
-    check_written,
-    in_corpus,
     lhotse_recipe,
     require,
     split_tables,
     without_audio,
 )
 from tokenverse_pp.data.corpora.read_speech import folders_of
-from tokenverse_pp.data.corpora.resume import contents, in_groups
-from tokenverse_pp.data.importing.rows import Span
+from tokenverse_pp.data.corpora.resume import ALL, CorpusGroup, in_groups
+from tokenverse_pp.data.editing.conversations import OUTSIDE
+from tokenverse_pp.data.importing.rows import OVERSHOOT, Span
 from tokenverse_pp.data.manifests import reason_of
 
 VOXPOPULI_SPLITS = ("train", "dev", "test")
 VOXPOPULI_FORM = Form(delimiter="|", quoting=True, numbers=("start_time", "end_time"))
 VOXPOPULI_CLIPS_FORM = Form()
+VOXPOPULI_SESSION_COLUMNS = (
+    *("session_id", "original_text", "normed_text", "speaker_id", "split", "gender", "start_time", "end_time"),
+)
 VOXPOPULI_COLUMNS = ("id", "raw_text", "normalized_text", "speaker_id", "gender")
 VOXPOPULI_LAYOUT = (
     "raw_audios/{<language>,original}/<year>/*.ogg and asr_<language>.tsv.gz (downloaded by lhotse if it is missing), "
@@ -56,28 +63,17 @@ VOXPOPULI_LAYOUT = (
 )
 
 
-def prepare_voxpopuli(
-    corpus_dir: Path,
-    output_dir: Path,
-    languages: Sequence[str] = (),
-    normaliser: str = "words",
-    written: bool = False,
-    jobs: int = 1,
-    force: bool = False,
-    say: Say = print,
-) -> Dict[str, Path]:
+def prepare_voxpopuli(run: Preparation, languages: Sequence[str] = ()) -> Dict[str, Path]:
     """``cuts_<split>_<language>.jsonl.gz``: one cut a segment: a clip, or a part of the recording of its session.
 
     Args:
         languages: ISO 639-1 codes, and ``en_accented``, English of speakers of other languages, which comes as clips;
             none: all that are there with transcripts.
-        written: label punct too, by the transcripts before their normalisation.
-        force: see `in_groups`; a language is a group.
 
     Raises:
         UserError: where the folder is no VoxPopuli, and where transcripts are neither there nor can be downloaded.
     """
-    check_written(written, normaliser)
+    corpus_dir = run.corpus_dir
     require(corpus_dir, [], VOXPOPULI_LAYOUT)
     tables = split_tables(corpus_dir, ("transcribed_data", "data", "."), VOXPOPULI_SPLITS, "*/asr_{split}.tsv")
     sessions = _session_folders(corpus_dir)
@@ -93,18 +89,17 @@ def prepare_voxpopuli(
 
     def prepare(name: str) -> Dict[str, Path]:
         if name in tables:
-            parts = _clips(tables[name], name, output_dir, jobs)
+            parts = _clips(tables[name], name, run.output_dir, run.jobs)
         else:
-            parts = _sessions(corpus_dir, sessions.get(name, original), name, jobs)
-        return write_utterances(parts, output_dir, "voxpopuli", normaliser, jobs, say, original_of if written else None)
+            parts = _sessions(corpus_dir, sessions.get(name, original), name, run.jobs)
+        return write_utterances(run, parts, "voxpopuli", original_of)
 
-    given = {"corpus_dir": corpus_dir, "normaliser": normaliser, "written": written}
     groups = {}
     for name in wanted:
         read = [sessions.get(name, original), corpus_dir / f"asr_{name}.tsv.gz"]
         read = [path.parent for path in tables[name].values()] if name in tables else read
-        groups[name] = {"splits": list(tables.get(name, VOXPOPULI_SPLITS)), "read": contents(read, output_dir)}
-    return in_groups("voxpopuli", output_dir, given, groups, prepare, force, say)
+        groups[name] = CorpusGroup([f"{split}_{name}" for split in tables.get(name, VOXPOPULI_SPLITS)], read)
+    return in_groups(run, "voxpopuli", groups, prepare)
 
 
 def _session_folders(corpus_dir: Path) -> Dict[str, Path]:
@@ -120,45 +115,62 @@ def _session_folders(corpus_dir: Path) -> Dict[str, Path]:
 
 
 def _sessions(corpus_dir: Path, folder: Path, language: str, jobs: int) -> List[CorpusPart]:
-    """Segments of the recordings of whole sessions."""
-    from lhotse.recipes.voxpopuli import prepare_voxpopuli as recipe
-
-    if next(folder.rglob("*.ogg"), None) is None:
+    """Segments of the recordings of whole sessions, with the ids of lhotse's recipe."""
+    ending = re.compile(f"(_original)?(_{language})?$")  # <session>_original.ogg, <session>_<language>.ogg
+    audio = {ending.sub("", path.stem, count=1): path for path in sorted(folder.rglob("*.ogg"))}
+    if not audio:
         raise UserError(f"{folder}: found no *.ogg; expected {VOXPOPULI_LAYOUT}")
-    with tempfile.TemporaryDirectory() as place, lhotse_recipe("voxpopuli", corpus_dir, VOXPOPULI_LAYOUT):
-        # The recipe wants a folder of the language's name, and the transcripts, which it else downloads, in its output.
-        (Path(place) / "raw_audios").mkdir()
-        os.symlink(os.path.abspath(folder), Path(place) / "raw_audios" / language)
-        transcripts = corpus_dir / f"asr_{language}.tsv.gz"
-        unread: List[LeftOutRow] = []
-        if transcripts.is_file():
-            table = check_table(transcripts, VOXPOPULI_FORM)
-            table.write(Path(place) / transcripts.name)
-            unread = table.left_out()
-        manifests = recipe(place, place, task="asr", lang=language, num_jobs=jobs)
-        ids = _segment_ids(Path(place) / transcripts.name)
-        for split in VOXPOPULI_SPLITS:
-            in_corpus(manifests[split]["recordings"], Path(place) / "raw_audios" / language, folder)
-    parts = []
-    for i, split in enumerate(VOXPOPULI_SPLITS):
-        missing = without_audio(ids[split], (turn.id for turn in manifests[split]["supervisions"]))
+    turns: Dict[str, Dict[str, List[SupervisionSegment]]] = {split: {} for split in VOXPOPULI_SPLITS}
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as place:
+        table = check_table(_transcripts(corpus_dir, language, Path(place)), VOXPOPULI_FORM)
+        for _, row in table.records(VOXPOPULI_SESSION_COLUMNS, VOXPOPULI_LAYOUT):
+            session, start = row["session_id"], float(row["start_time"])
+            if row["split"] in turns:
+                counts[session] += 1
+                turn = SupervisionSegment(
+                    f"{session}-{counts[session]}",
+                    session,
+                    round(start, 8),
+                    round(float(row["end_time"]) - start, 8),
+                    text=row["normed_text"],
+                    speaker=row["speaker_id"],
+                    gender=row["gender"],
+                    custom={ORIGINAL: row["original_text"]},
+                )
+                turns[row["split"]].setdefault(session, []).append(turn)
+    parts: List[CorpusPart] = []
+    for split, by_session in turns.items():
+        clips = (Clip(session, audio[session], "", language) for session in sorted(by_session) if session in audio)
+        part = part_of(f"{split}_{language}", language, clips, jobs)
+        missing = [turn.id for session, of in by_session.items() for turn in of if session not in audio]
         # Which split a bad row is of is not known: the first lists them.
-        listed = [*([] if i else unread), *missing]
-        parts.append(CorpusPart(f"{split}_{language}", **manifests[split], language=language, unread=listed))
+        unread = [*([] if parts else table.left_out()), *part.unread, *without_audio(missing, ())]
+        parts.append(with_turns(replace(part, unread=unread), partial(_segments_of, by_session)))
     return parts
 
 
-def _segment_ids(path: Path) -> Dict[str, List[str]]:
-    """split -> ids of its segments in lhotse's recipe, which counts those of a session in the order of the table."""
-    ids: Dict[str, List[str]] = {split: [] for split in VOXPOPULI_SPLITS}
-    counts: Dict[str, int] = {}
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for row in csv.DictReader(file, delimiter="|"):
-            session = row["session_id"]
-            if row["split"] in ids:
-                counts[session] = counts.get(session, 0) + 1
-                ids[row["split"]].append(f"{session}-{counts[session]}")
-    return ids
+def _segments_of(
+    by_session: Mapping[str, List[SupervisionSegment]], session: Recording
+) -> Tuple[List[SupervisionSegment], List[LeftOutRow]]:
+    """The segments that lie in the recording of their session, and the others."""
+    turns, length = by_session[session.id], session.duration
+    inside = [turn for turn in turns if 0 <= turn.start < min(turn.end, length) and turn.end <= length + OVERSHOOT]
+    kept = {turn.id for turn in inside}
+    return inside, [(turn.id, OUTSIDE) for turn in turns if turn.id not in kept]
+
+
+def _transcripts(corpus_dir: Path, name: str, place: Path) -> Path:
+    """The transcripts of a language's sessions, downloaded to a folder where they are not there."""
+    path = corpus_dir / f"asr_{name}.tsv.gz"
+    if path.is_file():
+        return path
+    from lhotse.recipes.voxpopuli import ASR_LANGUAGES, DOWNLOAD_BASE_URL, download_url_to_file
+
+    with lhotse_recipe("voxpopuli", corpus_dir, VOXPOPULI_LAYOUT):
+        assert name in ASR_LANGUAGES, f"Unsupported language: {name}"
+        download_url_to_file(f"{DOWNLOAD_BASE_URL}/annotations/asr/{path.name}", str(place / path.name))
+    return place / path.name
 
 
 def _clips(tables: Mapping[str, Path], name: str, output_dir: Path, jobs: int) -> List[CorpusPart]:
@@ -215,16 +227,7 @@ SLUE_COMBINED: Dict[str, Optional[str]] = {
 """The 18 types of OntoNotes -> the 7 that the benchmark scores, None: not scored (SLUE, ICASSP 2022, table 2)."""
 
 
-def prepare_slue_voxpopuli(
-    corpus_dir: Path,
-    output_dir: Path,
-    entities: str = "combined",
-    normaliser: str = "words",
-    written: bool = False,
-    jobs: int = 1,
-    force: bool = False,
-    say: Say = print,
-) -> Dict[str, Path]:
+def prepare_slue_voxpopuli(run: Preparation, entities: str = "combined") -> Dict[str, Path]:
     """``cuts_{train,dev,test}.jsonl.gz`` of the splits that are there; the id of a cut is that of the corpus.
 
     A split without entities (the blind test set) is labelled for asr and lid only. An entity that is a part of a word
@@ -232,13 +235,11 @@ def prepare_slue_voxpopuli(
 
     Args:
         entities: ``combined``: the 7 types that are scored; ``raw``: the 18 that were annotated.
-        written: label punct too, by ``raw_text``, where there is any.
-        force: see `in_groups`.
 
     Raises:
         UserError: where the folder is no SLUE-VoxPopuli.
     """
-    check_written(written, normaliser)
+    corpus_dir = run.corpus_dir
     require(corpus_dir, [], SLUE_LAYOUT)
     sources = {part: files for part in SLUE_SPLITS for files in [_slue_files(corpus_dir, part)] if files}
     if not sources:
@@ -248,18 +249,18 @@ def prepare_slue_voxpopuli(
         parts = []
         for part, files in sources.items():
             tsv = files[0].suffix == ".tsv"
-            cells = _slue_table(files[0]) if tsv else _slue_parquet(files, output_dir / "audio" / part)
+            cells = _slue_table(files[0]) if tsv else _slue_parquet(files, run.output_dir / "audio" / part)
             folder = corpus_dir / SLUE_SPLITS[part][0]
-            parts.append(part_of(part, "en", _slue_rows(cells, folder, entities), jobs))
-        return write_utterances(
-            parts, output_dir, "slue-voxpopuli", normaliser, jobs, say, original_of if written else None
-        )
+            parts.append(part_of(part, "en", _slue_rows(cells, folder, entities), run.jobs))
+        return write_utterances(run, parts, "slue-voxpopuli", original_of)
 
-    given = {"corpus_dir": corpus_dir, "entities": entities, "normaliser": normaliser, "written": written}
-    folders = [corpus_dir / split for part, (split, _) in SLUE_SPLITS.items() if part in sources]
-    read = contents([*(file for files in sources.values() for file in files), *folders], output_dir)
-    groups = {"all": {"splits": {part: [file.name for file in files] for part, files in sources.items()}, "read": read}}
-    return in_groups("slue-voxpopuli", output_dir, given, groups, prepare, force, say)
+    files = {part: [file.name for file in files] for part, files in sources.items()}
+    read = [
+        *(file for files in sources.values() for file in files),
+        *(corpus_dir / SLUE_SPLITS[part][0] for part in sources),
+    ]
+    groups = {ALL: CorpusGroup(list(sources), read, {"files": files})}
+    return in_groups(run, "slue-voxpopuli", groups, prepare, {"entities": entities})
 
 
 def _slue_files(corpus_dir: Path, part: str) -> List[Path]:

@@ -38,13 +38,14 @@ from tokenverse_pp.base.files import is_finite
 from tokenverse_pp.base.languages import checked_language
 from tokenverse_pp.data.corpora.common import LeftOut, Say, stem, write_checked_files
 from tokenverse_pp.data.labels import LABEL_SOURCE, MACHINE, TOLERANCE, type_problems
-from tokenverse_pp.data.manifests import load_whole, read_cuts, reason_of, shortened
+from tokenverse_pp.data.manifests import load_kind, read_cuts, shortened
 from tokenverse_pp.data.normalise import NORMALISERS
 from tokenverse_pp.tasks.registry import REGISTRY
 
 MILLISECOND = 0.001  # windows begin and end on whole ones
 BY_PAUSE = f"{MACHINE}pause"  # the maker of endpoints that no transcript marks
 UNKNOWN_WORDS = "its words are not known"
+OF_TEXT = ("entities", "written")  # custom fields of a supervision that label its text
 ORIGINAL_TEXT = "original_text"  # custom field of a supervision: its text before normalisation
 NO_WORDS = "no words are left of its text"
 BESIDE_UNKNOWN = "it overlaps a turn whose words are not known"
@@ -124,11 +125,17 @@ class TurnWords:
 
 @dataclass(frozen=True)
 class SpokenTurn:
-    """A supervision with its words; ``joined`` are the ids of further supervisions that it took in."""
+    """A supervision with its words.
+
+    Attributes:
+        joined: the ids of further supervisions that it took in.
+        unknown: why its words are not known, where they are not.
+    """
 
     turn: SupervisionSegment
     words: TurnWords
     joined: Tuple[str, ...] = ()
+    unknown: str = UNKNOWN_WORDS
 
     @property
     def start(self) -> float:
@@ -204,13 +211,21 @@ def conversation_cuts(
 def spoken_turns(
     recording: Recording, turns: Sequence[SupervisionSegment], read_words: ReadWords, leave_out: NoteLeftOut
 ) -> List[SpokenTurn]:
-    """Turns with their words, in time order. Those without words (a laugh) are left out; unknown words stay."""
+    """Turns with their words, in time order. Those without words (a laugh) are left out; unknown words stay.
+
+    A turn that reaches beyond the recording is heard in it, but not all its words: they count as unknown.
+    """
     spoken = []
     for turn in sorted(turns, key=lambda turn: (turn.start, turn.end, turn.id)):
         if not turn.speaker:
             raise UserError(f"supervision {turn.id}, field 'speaker': expected a name, found {turn.speaker!r}")
         if turn.duration <= 0 or turn.start < -TOLERANCE or turn.end > recording.duration + TOLERANCE:
-            leave_out(turn, OUTSIDE)
+            start, end = max(turn.start, 0.0), min(turn.end, recording.duration)
+            if start < end:
+                inside = fastcopy(turn, start=start, duration=round(end - start, 8))
+                spoken.append(SpokenTurn(inside, TurnWords(None), unknown=OUTSIDE))
+            else:
+                leave_out(turn, OUTSIDE)
             continue
         words = read_words(turn)
         if words.text == "":
@@ -243,9 +258,11 @@ def _joined(first: SpokenTurn, second: SpokenTurn) -> SpokenTurn:
         shift = len(first.words.text or "") + 1
         moved = [{**e, "start": e["start"] + shift, "end": e["end"] + shift} for e in second.words.entities]
         entities = [*first.words.entities, *moved]
-    custom = {**(second.turn.custom or {}), **(first.turn.custom or {})}
-    if all("written" in (turn.custom or {}) for turn in (first.turn, second.turn)):
-        custom["written"] = f"{first.turn.custom['written']} {second.turn.custom['written']}"
+    ours, theirs = first.turn.custom or {}, second.turn.custom or {}
+    # What only one of them has is not the label of both.
+    custom = {k: v for k, v in {**theirs, **ours}.items() if k not in OF_TEXT or (k in ours and k in theirs)}
+    if "written" in custom:
+        custom["written"] = f"{ours['written']} {theirs['written']}"
     turn = fastcopy(
         first.turn,
         duration=round(max(first.end, second.end) - first.start, 8),
@@ -309,7 +326,7 @@ def find_windows(
         reason = _why_not(block, longest, options)
         if reason:
             for spoken in block.turns:
-                why = UNKNOWN_WORDS if spoken.words.text is None else reason
+                why = spoken.unknown if spoken.words.text is None else reason
                 leave_out(spoken.turn, why)
                 for other in spoken.joined:  # its time is in that of the turn that took it in
                     leave_out(fastcopy(spoken.turn, id=other, duration=0.0), why)
@@ -392,6 +409,11 @@ def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
         recording: Optional[Recording] = None
         custom: Optional[Dict[str, Any]] = None
         for cut in group:
+            if recording is not None and recording.sources != cut.recording.sources:
+                raise UserError(
+                    f"{where}: cut {cut.id}: its recording {recording_id!r} is another one than the cut's before it, "
+                    "of the same id: give each recording an id of its own"
+                )
             recording = cut.recording
             custom = _shared(custom, cut, where)
             turns += [fastcopy(turn, start=round(cut.start + turn.start, 8)) for turn in cut.supervisions]
@@ -416,7 +438,10 @@ def tracks_of_supervisions(recordings: RecordingSet, supervisions: SupervisionSe
         UserError: for a supervision of an unknown recording or of several channels, and for two of one id.
     """
     by_place: Dict[Tuple[str, int], List[SupervisionSegment]] = {}
-    known = {recording.id: recording for recording in recordings}
+    known: Dict[str, Recording] = {}
+    for recording in recordings:
+        if known.setdefault(recording.id, recording) is not recording:
+            raise UserError(f"{where}: two recordings have the id {recording.id}")
     for turn in supervisions:
         if turn.recording_id not in known:
             raise UserError(f"{where}: supervision {turn.id}: no recording {turn.recording_id!r}")
@@ -489,13 +514,7 @@ def read_tracks(turns: Path, recordings: Optional[Path] = None) -> Iterator[Trac
 def _load(path: Path, kind: type):  # type: ignore[no-untyped-def]  # RecordingSet or SupervisionSet, as asked for
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a {kind.__name__}")
-    try:
-        manifest = load_whole(str(path))
-    except Exception as error:
-        raise UserError(f"{path}: not a lhotse manifest: {reason_of(error)}") from error
-    if not isinstance(manifest, kind):
-        raise UserError(f"{path}: expected a {kind.__name__}, found a {type(manifest).__name__}")
-    return manifest
+    return load_kind(path, kind, str(path), f"a {kind.__name__}")
 
 
 def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str]) -> TurnWords:

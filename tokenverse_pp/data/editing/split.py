@@ -20,7 +20,7 @@ from tokenverse_pp.base.files import PathLike
 from tokenverse_pp.base.languages import compatible_languages
 from tokenverse_pp.data.editing.label import drop_tasks
 from tokenverse_pp.data.editing.stats import SECONDS_PER_HOUR
-from tokenverse_pp.data.lines import fields, text_lines
+from tokenverse_pp.data.lines import BLANKS, fields, text_lines
 from tokenverse_pp.data.manifests import (
     ManifestRow,
     custom_of,
@@ -34,6 +34,7 @@ from tokenverse_pp.data.manifests import (
 from tokenverse_pp.tasks.registry import REGISTRY, unknown_task
 
 FREE = -1  # a key that no set has yet
+OF_TURNS = ("speaker", "text")  # keys of which every turn has one
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,15 @@ class KeyRule:
         """
         found = []
         for kind in self.kinds:
-            values = [value for value in self._values(row, kind) if isinstance(value, (str, int)) and value != ""]
-            if not values and not self.allow_missing:
+            all_values = list(self._values(row, kind))
+            values = [value for value in all_values if isinstance(value, (str, int)) and value != ""]
+            missing = not values or (kind in OF_TURNS and len(values) < len(all_values))
+            if missing and not self.allow_missing:
                 raise UserError(
                     f"{row.where}: cut {row.id}: no {kind}, so that nobody can tell what it shares; "
                     "--allow-missing lets it through"
                 )
-            found += [(kind, str(value)) for value in values]
+            found += [(kind, unicodedata.normalize("NFC", str(value))) for value in values]
         long_enough = [key for key in found if key[0] != "text" or len(key[1].split()) >= self.text_words]
         return sorted(set(long_enough)) or [("id", row.id)]
 
@@ -329,9 +332,18 @@ def _take(seconds: Sequence[float], wanted: Wanted) -> Set[int]:
     return taken
 
 
-def read_ids(path: PathLike) -> FrozenSet[str]:
-    """The first word of every line of a file (raises UserError where there is none)."""
-    ids = frozenset(fields(line)[0] for _, line in text_lines(Path(path)) if fields(line))
-    if not ids:
+def read_ids(path: PathLike, cuts: Optional[PathLike] = None) -> FrozenSet[str]:
+    """The ids in a file: every line's first word, or the whole line where a cut has that name.
+
+    Args:
+        cuts: the manifest of the cuts; it is read where a line has several words.
+
+    Raises:
+        UserError: where there is none.
+    """
+    lines = {line.strip(BLANKS) for _, line in text_lines(Path(path))} - {""}
+    longer = {line for line in lines if len(fields(line)) > 1}
+    known = {row.id for row in read_rows(cuts) if row.id in longer} if longer and cuts is not None else set()
+    if not lines:
         raise UserError(f"{path}: expected an id in every line, found none")
-    return ids
+    return frozenset(line if line in known else fields(line)[0] for line in lines)

@@ -5,6 +5,7 @@ Statistics count hours, turns, words and task tokens by task, language and corpu
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
@@ -124,16 +125,22 @@ def valid_cuts(path: PathLike, bar: Any = None) -> Iterator[Cut]:
 
 
 def corpus_names(paths: Sequence[PathLike]) -> List[str]:
-    """The names of manifest files without their endings, with their folder's where that alone tells them apart.
+    """The names of manifest files without their endings, with as many of their folders as tell them apart.
 
     >>> corpus_names(["ami/cuts.jsonl.gz", "cv/cuts.jsonl.gz", "own.jsonl"])
     ['ami-cuts', 'cv-cuts', 'own']
+    >>> corpus_names(["a/x/cuts.jsonl", "b/x/cuts.jsonl", "cuts.jsonl"])
+    ['a-x-cuts', 'b-x-cuts', 'cuts']
     """
-    stems = [Path(path).name.split(".")[0] for path in paths]
-    return [
-        f"{Path(path).parent.name}-{stem}" if stems.count(stem) > 1 and Path(path).parent.name else stem
-        for path, stem in zip(paths, stems)
-    ]
+    parts = [(*Path(path).parent.parts, Path(path).name.split(".")[0]) for path in paths]
+    different = set(parts)
+
+    def name(mine: Tuple[str, ...]) -> str:
+        depths = range(1, len(mine))
+        depth = next((n for n in depths if sum(other[-n:] == mine[-n:] for other in different) == 1), len(mine))
+        return "-".join(part for part in mine[-depth:] if part != os.sep)
+
+    return [name(mine) for mine in parts]
 
 
 def stats_table(stats: Dict[str, Any], what: str = "language") -> str:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Union
-from urllib.parse import unquote
 
 from lhotse import AudioSource, Recording
 from lhotse.utils import fastcopy
@@ -19,8 +18,7 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.access import allow_sources, file_problem, recording_of, use_backend
 from tokenverse_pp.data.audio import ENDINGS, AudioInput
 from tokenverse_pp.data.corpora.common import write_16_khz
-from tokenverse_pp.data.importing.rows import BadRow, Row, channel_number, safe_id, shown
-from tokenverse_pp.data.lines import CONTROL
+from tokenverse_pp.data.importing.rows import BadRow, Row, channel_number, decoded_name, safe_id, shown
 
 
 class AudioOut:
@@ -114,6 +112,13 @@ class AudioFinder:
         if isinstance(written, str):
             raise BadRow(written)
         return written, 0
+
+    def file(self, row: Row) -> Optional[str]:
+        """The file (or command) of a row, with all its channels; None where there is none."""
+        try:
+            return self._source(row.audio, row.recording, row.id)[0]
+        except BadRow:
+            return None
 
     def _find(self, audio: Optional[str], recording: Optional[str], row_id: str) -> Tuple[str, str]:
         """Path or command (which ends in ``|``) and recording id."""
@@ -257,19 +262,6 @@ def _piped(source: str, name: str) -> Tuple[Opened, Optional[str]]:
     channels = list(range(opened.recording.num_channels))
     recording = fastcopy(opened.recording, sources=[AudioSource("command", channels, command)])
     return Opened(recording, opened.plain), wrong
-
-
-def decoded_name(name: str) -> str:
-    """The name of a recording that CTM, STM and RTTM files have percent-encoded (`api.formats.nist.recording_id`).
-
-    >>> decoded_name("my%20call"), decoded_name("100%")
-    ('my call', '100%')
-    """
-    try:
-        decoded = unquote(name, errors="strict")
-    except UnicodeDecodeError:
-        return name
-    return name if CONTROL.search(decoded) else decoded
 
 
 def _channel(given: Optional[str], count: int) -> int:

@@ -19,7 +19,6 @@ from tokenverse_pp.data.lines import CONTROL, CONTROL_NO_SPACE
 from tokenverse_pp.data.normalise import NORMALISERS, ZERO_WIDTH_SPACE, visible_words
 from tokenverse_pp.tasks.registry import REGISTRY
 
-MARKUPS = ("brackets", "tags")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]\(([^()\[\]\s]*)\)")
 _TAGS = re.compile(r"<(/?)([^\s<>/]+)(?:\s+type=[\"']?([^\s<>\"']+)[\"']?)?\s*>")
 UNTYPED = ("NE", "ne")

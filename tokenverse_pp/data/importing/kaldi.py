@@ -106,9 +106,11 @@ def _get(table: Table, key: str) -> Optional[str]:
 def _segments(path: Path) -> Iterator[RowOrRejected]:
     def read(place: Place, line: str) -> List[Row]:
         cells = fields(line)
-        expect(len(cells) == 4, "utterance recording start end", line)
+        is_channel = len(cells) == 4 or (cells[4:5] and cells[4].isdecimal() and cells[4].isascii())
+        expect(len(cells) in (4, 5) and bool(is_channel), "utterance recording start end [channel]", line)
         # An end of -1 is the recording's (kaldi-asr.org, extract-segments).
         end = None if number_of(cells[3]) == -1 else seconds(cells[3], "end")
-        return [Row(place, cells[0], cells[1], start=seconds(cells[2], "start"), end=end)]
+        channel = str(int(cells[4]) + 1) if len(cells) == 5 else None  # from 0 on, as in extract-segments
+        return [Row(place, cells[0], cells[1], None, channel, seconds(cells[2], "start"), end)]
 
-    return read_records(path, "", 1, read)
+    return read_records(path, "", [1], read)

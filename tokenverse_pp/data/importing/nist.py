@@ -35,6 +35,7 @@ from tokenverse_pp.data.lines import BLANKS, fields, number_of
 CTM_FORM = "recording channel start duration word [confidence [type [speaker]]]"
 ALT_BEGIN, ALT, ALT_END = "<ALT_BEGIN>", "<ALT>", "<ALT_END>"
 NO_CONFIDENCE = ("NA", "<NA>", "N/A", "-", "*")
+NOBODY = (*NO_CONFIDENCE, "NULL", "UNKNOWN")
 
 
 def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[ImportedWord, Rejected]]:
@@ -46,7 +47,7 @@ def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[ImportedWord,
     """
     for file in files_of(path, (".ctm",)):
         open_groups: Dict[Tuple[str, str], _Alternatives] = {}
-        yield from read_records(file, ";;", 0, partial(_items, notation=notation, open_groups=open_groups))
+        yield from read_records(file, ";;", [0, 1], partial(_items, notation=notation, open_groups=open_groups))
         for group in open_groups.values():
             yield from group.spoilt(f"<ALT_BEGIN> in line {group.place.line} without <ALT_END>")
 
@@ -119,7 +120,8 @@ def _word(place: Place, line: str, cells: List[str], notation: str) -> Optional[
             raise BadRow(f"expected a confidence after the word, found {shown(cells[5])}: a word is one field")
         return read_word(cells[4], cells[6] if len(cells) > 6 else None, notation)
 
-    return _finished(ImportedWord(place, cells[0], cells[1], start, start, cells[4]), cells[3], text)
+    speaker = cells[7] if len(cells) == 8 and cells[7].upper() not in NOBODY else None
+    return _finished(ImportedWord(place, cells[0], cells[1], start, start, cells[4], speaker), cells[3], text)
 
 
 def _finished(word: ImportedWord, duration: str, read_text: Callable[[], Optional[str]]) -> Optional[ImportedWord]:
@@ -147,7 +149,7 @@ def read_stm(path: Path, notation: str = REFUSE) -> Iterator[RowOrRejected]:
     resolved, it is left out as the option asks.
     """
     for file in files_of(path, (".stm",)):
-        yield from read_records(file, ";;", 0, lambda place, line: [_row(place, line, notation)])
+        yield from read_records(file, ";;", [0, 1], lambda place, line: [_row(place, line, notation)])
 
 
 def _row(place: Place, line: str, notation: str) -> RowOrRejected:
@@ -190,7 +192,7 @@ def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejecte
     `tokenverse_pp.data.importing.notation`.
     """
     for file in files_of(path, (".rttm",)):
-        for item in read_records(file, ";", 1, lambda place, line: [_item(place, line, notation)]):
+        for item in read_records(file, ";", [1, 2], lambda place, line: [_item(place, line, notation)]):
             if item is not None:
                 yield item
 

@@ -36,7 +36,6 @@ from tokenverse_pp.data.lines import fields
 MOST_TOKENS = 500  # of one mark
 MOST_LEVELS = 20  # of marks within marks
 REFUSE, RESOLVE, KEEP = "refuse", "resolve", "keep"
-NOTATIONS = (REFUSE, RESOLVE, KEEP)
 OPTION = "--nist-notation"
 
 SOUNDS = frozenset(

@@ -14,13 +14,15 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from urllib.parse import unquote
 
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import replacing
 from tokenverse_pp.data.lines import BLANKS, CONTROL, fields, number_of, raw_lines, stray_control, text_of
 from tokenverse_pp.data.manifests import shortened
 
+OVERSHOOT = 0.1  # seconds by which annotators' turns may end after their recording
 Span = Tuple[int, int, Optional[str]]  # an entity: characters start and end (exclusive) of the text, type
 
 
@@ -159,7 +161,7 @@ def lines_of(path: Path) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
 
 
 def records_of(
-    path: Path, comment: str = "", recording_at: Optional[int] = None
+    path: Path, comment: str = "", named_at: Sequence[int] = ()
 ) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
     """`lines_of` for files of ASCII fields (see `fields`), without blanks at the ends of the lines.
 
@@ -167,7 +169,7 @@ def records_of(
 
     Args:
         comment: lines that begin with it are skipped.
-        recording_at: the number of the field that names the recording, if any.
+        named_at: the numbers of the fields that name the recording, and its channel, if there are such.
     """
     for place, line in lines_of(path):
         if isinstance(line, Rejected):
@@ -180,31 +182,31 @@ def records_of(
         if stray is not None:
             error = BadRow(f"holds a {stray}; expected one record a line")
             # After a carriage return there may be a record of another recording.
-            at = recording_at if "\r" not in line else None
-            yield place, Rejected(place, str(error)) if at is None else rejected(place, error, line, at)
+            known = named_at and "\r" not in line
+            yield place, rejected(place, error, line, named_at) if known else Rejected(place, str(error))
         else:
             yield place, line
 
 
-def rejected(place: Place, error: BadRow, line: str, recording_at: int) -> Rejected:
-    """A line that cannot be mapped; its recording is the cell with this number, if there is one."""
+def rejected(place: Place, error: BadRow, line: str, named_at: Sequence[int]) -> Rejected:
+    """A line that cannot be mapped; its recording, and its channel, are the cells with these numbers, if there are."""
     cells = fields(line)
-    known = len(cells) > recording_at and not CONTROL.search(cells[recording_at])
-    return Rejected(place, str(error), Row(place, "", cells[recording_at]) if known else None)
+    named = [cells[at] for at in named_at if at < len(cells) and not CONTROL.search(cells[at])]
+    return Rejected(place, str(error), Row(place, "", named[0], channel=next(iter(named[1:]), None)) if named else None)
 
 
 def read_records(
-    path: Path, comment: str, recording_at: int, read: Callable[[Place, str], Iterable[Any]]
+    path: Path, comment: str, named_at: Sequence[int], read: Callable[[Place, str], Iterable[Any]]
 ) -> Iterator[Any]:
     """What ``read`` makes of each record of a file (see `records_of`); where it raises BadRow, the line is rejected."""
-    for place, line in records_of(path, comment, recording_at):
+    for place, line in records_of(path, comment, named_at):
         if isinstance(line, Rejected):
             yield line
             continue
         try:
             yield from read(place, line)
         except BadRow as error:
-            yield rejected(place, error, line, recording_at)
+            yield rejected(place, error, line, named_at)
 
 
 def safe_id(name: str) -> str:
@@ -235,6 +237,8 @@ class Ledger:
         self.cuts = 0
         self.cuts_by_task: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()  # what an option changed without rejecting a row
+        self.again = 0  # rows with the audio and times of an earlier one
+        self.first_again: Optional[Place] = None
         self._list = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
         print("file", "line", "reason", sep="\t", file=self._list)
 
@@ -267,6 +271,14 @@ class Ledger:
         summary = f"{self.bad} of {self.read} rows cannot be mapped{hint}; nothing was written{way}"
         return UserError("\n".join([*map(str, self.first), summary]))
 
+    def tell_again(self, say: Callable[[str], None]) -> None:
+        """Say how many rows have the audio and times of an earlier one, if any."""
+        if self.again:
+            say(
+                f"rows with the same audio from start to end as an earlier row: {self.again}, the first: "
+                f"{self.first_again} (--column start=COLUMN --column end=COLUMN, if they are parts of it)"
+            )
+
     def report(self, output: Path, say: Callable[[str], None]) -> None:
         """Print the counts of an import that was written."""
         for item in self.first:
@@ -281,6 +293,7 @@ class Ledger:
         say(f"rows: {self.read} read = {self.kept} kept + {self.rejected} left out")
         for note, count in sorted(self.notes.items()):
             say(f"{note}: {count}")
+        self.tell_again(say)
         tasks = ", ".join(f"{name} {count}" for name, count in self.cuts_by_task.items())
         say(f"cuts: {self.cuts}, labelled for {tasks}: {output}")
 
@@ -319,13 +332,31 @@ def channel_key(label: str) -> Union[int, str]:
     return label if number is None else number
 
 
+def decoded_name(name: str) -> str:
+    """The name of a recording that CTM, STM and RTTM files have percent-encoded (`api.formats.nist.recording_id`).
+
+    >>> decoded_name("my%20call"), decoded_name("100%")
+    ('my call', '100%')
+    """
+    try:
+        decoded = unquote(name, errors="strict")
+    except UnicodeDecodeError:
+        return name
+    return name if CONTROL.search(decoded) else decoded
+
+
+def recording_key(row: Row) -> str:
+    """By what the words and speakers of a row are found: its recording's name, or that of its audio file."""
+    return decoded_name(row.recording or Path(row.audio or "").stem)
+
+
 class Words:
     """The words of recordings, in memory; each is given to one turn."""
 
     def __init__(self, words: Iterable[ImportedWord]):
         self.by_recording: Dict[str, List[ImportedWord]] = {}
         for word in words:
-            self.by_recording.setdefault(word.recording, []).append(word)
+            self.by_recording.setdefault(decoded_name(word.recording), []).append(word)
         for found in self.by_recording.values():
             found.sort(key=lambda word: word.middle)
         self._middles = {name: [word.middle for word in found] for name, found in self.by_recording.items()}
@@ -336,8 +367,8 @@ class Words:
         Raises:
             BadRow: where one of them cannot be used.
         """
-        words = self.by_recording.get(row.recording or "", [])
-        middles = self._middles.get(row.recording or "", [])
+        words = self.by_recording.get(recording_key(row), [])
+        middles = self._middles.get(recording_key(row), [])
         first = bisect_left(middles, row.start or 0.0)
         last = bisect_right(middles, row.end) if row.end is not None else len(words)
         mine = [
@@ -361,8 +392,11 @@ class Words:
                     yield Rejected(word.place, reason, harmless=True)
 
     def turns(self, pause: float) -> Iterator[RowOrRejected]:
-        """Turns of words alone, split at pauses of ``pause`` seconds on each channel; rejected where a word is bad."""
-        for name, words in self.by_recording.items():
+        """Turns of words alone; rejected where a word is bad.
+
+        On each channel they end at another speaker, and at pauses of ``pause`` seconds.
+        """
+        for words in self.by_recording.values():
             channels: Dict[Union[int, str], str] = {}
             for word in words:
                 channels.setdefault(channel_key(word.channel), word.channel)
@@ -370,17 +404,18 @@ class Words:
                 group: List[ImportedWord] = []
                 mine = (word for word in words if channel_key(word.channel) == key)
                 for word in sorted(mine, key=lambda word: word.start):
-                    if group and word.start - max(w.end for w in group[-8:]) > pause:
-                        yield _turn(name, channel, group)
+                    is_apart = group and word.start - max(w.end for w in group[-8:]) > pause
+                    if group and (is_apart or word.speaker != group[-1].speaker):
+                        yield _turn(channel, group)
                         group = []
                     group.append(word)
-                yield _turn(name, channel, group)
+                yield _turn(channel, group)
 
 
-def _turn(recording: str, channel: str, words: List[ImportedWord]) -> RowOrRejected:
+def _turn(channel: str, words: List[ImportedWord]) -> RowOrRejected:
     for word in words:
         word.used = True
-    place = words[0].place
+    place, recording = words[0].place, words[0].recording
     row = Row(
         place,
         f"{safe_id(recording)}-{place.line:06d}",
@@ -389,6 +424,7 @@ def _turn(recording: str, channel: str, words: List[ImportedWord]) -> RowOrRejec
         start=words[0].start,
         end=max(word.end for word in words),
         text=" ".join(word.text for word in words),
+        speaker=words[0].speaker,
     )
     bad = min((word for word in words if word.problem is not None), key=lambda word: word.place.line, default=None)
     if bad is None:
@@ -402,19 +438,30 @@ class Speakers:
     def __init__(self, turns: Iterable[Row]):
         self.by_recording: Dict[str, List[Row]] = {}
         for turn in turns:
-            self.by_recording.setdefault(turn.recording or "", []).append(turn)
+            self.by_recording.setdefault(recording_key(turn), []).append(turn)
+        self._asked: Set[str] = set()
 
     def give(self, row: Row) -> Row:
         """Set the speaker of a turn: the one who speaks longest in it, or None."""
         shares: Dict[str, float] = {}
-        for turn in self.by_recording.get(row.recording or "", ()):
+        self._asked.add(recording_key(row))
+        first, last = _bounds(row)
+        for turn in self.by_recording.get(recording_key(row), ()):
             start, end = _bounds(turn)
-            first, last = _bounds(row)
             shared = min(end, last) - max(start, first)
             if shared > 0 and turn.speaker is not None and same_channel(turn.channel, row.channel):
                 shares[turn.speaker] = shares.get(turn.speaker, 0.0) + shared
         row.speaker = max(shares, key=lambda name: shares[name]) if shares else None
         return row
+
+    def unused(self) -> Iterator[Rejected]:
+        """The first turn of each recording, where no turn without a speaker is of any of them.
+
+        Some may well be of others: an RTTM file may be that of a whole corpus.
+        """
+        for turns in () if self._asked & self.by_recording.keys() else self.by_recording.values():
+            reason = f"no turn is of recording {shown(turns[0].recording)}, whose speakers stand here"
+            yield Rejected(turns[0].place, reason, harmless=True)
 
 
 def _bounds(row: Row) -> Tuple[float, float]:

@@ -25,7 +25,7 @@ from tokenverse_pp.base.languages import canonical_tag, language_problem
 from tokenverse_pp.data.importing.annotations import Attached, NamedDocuments, SentencesInOrder, open_documents
 from tokenverse_pp.data.importing.audio import AudioFinder, AudioOut
 from tokenverse_pp.data.importing.fields import finish_text
-from tokenverse_pp.data.importing.rows import BadRow, Ledger, Rejected, Row, RowOrRejected
+from tokenverse_pp.data.importing.rows import OVERSHOOT, BadRow, Ledger, Place, Rejected, Row, RowOrRejected
 from tokenverse_pp.data.importing.sources import RECORDING, ImportOptions, check_paths, rows_of
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.lines import NameSet
@@ -57,7 +57,6 @@ def _bytes(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
 
-OVERSHOOT = 0.1  # seconds by which annotators' turns may end after their recording
 NEEDS = {"scd": "speaker", "endp": "endpoint", "ner": "entities", "lid": "language"}
 _TURN = re.compile(r"supervision (\d+), ")
 
@@ -154,8 +153,9 @@ class _Import:
         options = self.options
         self.finder = AudioFinder(options.folder, options.sampling_rate, options.allow_pipes, self.audio_out)
         self.documents = open_documents(options.brat, options.conll, options.discontinuous)
-        self.row_ids, self.cut_ids = NameSet(), NameSet()
+        self.row_ids, self.cut_ids, self.stretches = NameSet(), NameSet(), NameSet()
         self.together = options.per == RECORDING
+        self.spoilt: Dict[Optional[str], Place] = {}  # files of which a row of an unknown channel was rejected
 
     def cuts(self) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
         """Cuts with the rows they are made of; the others go to the ledger."""
@@ -230,6 +230,8 @@ class _Import:
                 key = os.path.normpath(row.audio) if row.audio else row.recording or key
             elif row is not None:
                 key = self._channel_of(row) or key
+            if isinstance(item, Rejected) and row is not None and not item.harmless and not self._channel_of(row):
+                self.spoilt.setdefault(self.finder.file(row), item.place)
             yield key, (row.start or 0.0) if row is not None else 0.0, item
 
     def _channel_of(self, row: Row) -> Optional[str]:
@@ -275,6 +277,8 @@ class _Import:
         for channel, part in parts.items():
             culprits = [item.place for item in bad if item.row is not None and self._channel_of(item.row) == channel]
             culprits += [row.place for row in part if id(row) in reasons]
+            spoilt = self.spoilt.get(self.finder.file(part[0]))
+            culprits += [spoilt] if spoilt is not None else []
             if not culprits:
                 cut = self._cut(part)
                 if cut is not None:
@@ -289,6 +293,10 @@ class _Import:
             cut = self._made(rows)
             if not self.cut_ids.add(cut.id):
                 raise BadRow(f"field 'recording': another recording has the name {cut.id!r} already")
+            source = cut.recording.sources[0].source
+            if not self.stretches.add(f"{source}\0{cut.channel}\0{cut.start}\0{cut.duration}"):
+                self.ledger.again += 1
+                self.ledger.first_again = self.ledger.first_again or rows[0].place
             return cut
         except BadRow as error:
             for item in reject_group(rows, error):

@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, Mapping, Optional, Tuple, Union
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.importing.audio import AudioOut, decoded_name
+from tokenverse_pp.data.importing.audio import AudioOut
 from tokenverse_pp.data.importing.fields import AS_IT_IS, FieldMap, fill, read_inline
 from tokenverse_pp.data.importing.kaldi import read_kaldi, read_wav_scp
 from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
-from tokenverse_pp.data.importing.rows import BadRow, ImportedWord, Rejected, Row, RowOrRejected, Speakers, Words
+from tokenverse_pp.data.importing.rows import (
+    BadRow,
+    ImportedWord,
+    Rejected,
+    Row,
+    RowOrRejected,
+    Speakers,
+    Words,
+    decoded_name,
+)
 from tokenverse_pp.data.importing.subtitles import read_subtitles
 from tokenverse_pp.data.importing.tables import is_hub_name, read_dataset, read_recordings, read_table
 from tokenverse_pp.data.importing.transcripts import read_transcripts
@@ -141,6 +150,10 @@ def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrReject
     ctm: List[object] = list(read_ctm(options.ctm, options.nist_notation)) if options.ctm is not None else []
     # LEXEME lines of an RTTM give words only where it gives the turns.
     timed = [item for item in [*(rttm if turns == "rttm" else ()), *ctm] if isinstance(item, ImportedWord)]
+    if turns != "ctm":
+        for item in ctm:  # another file's names of speakers may be others
+            if isinstance(item, ImportedWord):
+                item.speaker = None
     words = Words(timed) if timed or options.ctm is not None else None
     speaker_turns = [item for item in rttm if isinstance(item, Row)]
     speakers = Speakers(speaker_turns) if options.rttm is not None and turns != "rttm" else None
@@ -155,6 +168,8 @@ def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrReject
                 fill(row, {name: getattr(told, name) for name in names})
             elif told is not None and isinstance(item, Row):
                 item = Rejected(row.place, f"its recording cannot be read: {told}", row)
+            elif recordings and not bad and row.recording is not None and row.audio is None and isinstance(item, Row):
+                item = Rejected(row.place, f"recording {row.recording!r} is not in {options.recordings}", row)
             fill(row, options.constants)
         if isinstance(item, Row):
             if speakers is not None:
@@ -174,8 +189,9 @@ def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrReject
             # No cut lacks anything without an empty cue.
             item = Rejected(item.place, "field 'text': expected words, found nothing", item, harmless=True)
         yield item
-    if words is not None:
-        yield from words.unused()
+    for more in (words, speakers):
+        if more is not None:
+            yield from more.unused()
 
 
 def _turns(

@@ -130,7 +130,6 @@ def _speaker(raw: str) -> Optional[str]:
 
 
 AUTO, DROP, KEEP = "auto", "drop", "keep"
-REPEATS = (AUTO, DROP, KEEP)
 ECHO = 0.06  # seconds: too short for a word, so a cue that repeats words within it is an echo
 CLOSE = 0.5  # seconds between two cues within which a caption may be on the screen still
 
