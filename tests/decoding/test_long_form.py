@@ -212,7 +212,7 @@ def talker(monkeypatch):
 
     model = torch.nn.Linear(1, 1)
     model.encoder, model.predictor = SimpleNamespace(output_frame_shift=SHIFT), SimpleNamespace(context_size=1)
-    model.feature_vectors = model.encoder_vectors = None
+    model.feature_vectors = model.encoder_vectors = model.joiner = None
     loaded = SimpleNamespace(model=model, config=Config(), tasks=TASKS, tokenizer=VOCABULARY, folder=None, heard=[])
     monkeypatch.setattr(Recognizer, "recognize", recognize)
     return loaded

@@ -82,7 +82,7 @@ async def test_a_client_that_does_not_read(reads_at_last):
     """Its stream ends. It gets the error if it reads after all, and is cut off otherwise."""
     engine = fake_engine()
     engine.transcribers[False].words_a_chunk = 300
-    closing = 2.0 if reads_at_last else 0.2
+    closing = 20.0 if reads_at_last else 0.2
     async with serving(engine, unsent_bytes=40000, closing_seconds=closing) as server:
         client = await narrow(server)
         sending = asyncio.ensure_future(send_all(client, START, *[SECOND] * 20, END))
