@@ -100,7 +100,7 @@ def compared(
                 "tokens": round(sum(map(len, found[-1])) / batch, 1),
             }
             if device.type == "cuda" and isinstance(predictor, LstmPredictor):  # noqa: B023
-                with torch.backends.cudnn.flags(allow_tf32=False):  # TF32 is cuDNN's default for an LSTM
+                with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 is cuDNN's default for an LSTM
                     once()
                 record["agreement_float32"] = agreement(found[-1], wanted)
             return record

@@ -102,3 +102,11 @@ def test_the_command_prints_options_for_decode(finished_run, tiny_corpus, monkey
     assert sum(line.startswith("[SCD]") for line in lines) == 3 and lines[-1].startswith("options: ")
     failure = call(tune_command.main, *arguments, "--token", "[XY]")
     assert failure.code == 2 and "error: --token: '[XY]': these cuts have references of [SCD]" in failure.stderr
+
+
+def test_a_cut_shorter_than_a_frame_says_nothing(held_out, tiny_corpus):
+    cuts = read_cuts(tiny_corpus, "test")[:2]
+    short = cuts[0].truncate(duration=0.001).with_id("short")
+    found = HeldOut(held_out.loaded, [short, cuts[1]], DecodeOptions())
+    assert [cut.id for cut in found.silent] == ["short"]
+    assert found.scores(SearchOptions())["utterances"] == 2

@@ -7,6 +7,7 @@ from toy_runs import assert_one_line, call, toy_options
 from tokenverse_pp.base.config import TrainingConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models.compat import is_lost_device, is_out_of_memory
+from tokenverse_pp.training import failures
 from tokenverse_pp.training.failures import explaining_device_errors
 
 ASSERTED = (
@@ -24,6 +25,12 @@ def lost(text=ASSERTED):
 def test_what_counts_as_a_lost_device():
     for error in (lost(), RuntimeError(ASSERTED), RuntimeError("Triton Error [CUDA]: an illegal memory access")):
         assert is_lost_device(error) and not is_out_of_memory(error)
+    for text in (
+        "no kernel image is available",
+        "operation not permitted when stream is capturing",
+        "invalid argument",
+    ):
+        assert not is_lost_device(lost(f"CUDA error: {text}"))
     assert not is_lost_device(RuntimeError("shape mismatch")) and not is_lost_device(ValueError("CUDA error: x"))
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
 
@@ -51,6 +58,14 @@ def test_memory_that_the_model_does_not_fit_into_is_one_line(train_script, tiny_
     monkeypatch.setattr(train_script, "build_model", build)
     failure = call(train_script.main, *toy_options(tiny_corpus, tmp_path / "exp"))
     assert_one_line(failure, "out of memory outside of a batch", "no checkpoint yet", "docs/training.md")
+
+
+@pytest.mark.parametrize(
+    "resume, said", [("auto", "the same command"), (True, "the same command"), (False, "--training.resume auto")]
+)
+def test_how_to_resume_is_what_works(tmp_path, monkeypatch, resume, said):
+    monkeypatch.setattr(failures, "list_checkpoints", lambda folder: [folder / "step-00000004"])
+    assert said in failures.rest_of(TrainingConfig(exp_dir=str(tmp_path), resume=resume))
 
 
 def test_lost_gpu_is_one_line_that_names_the_checkpoint(train_script, tiny_corpus, tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ from tokenverse_pp.serving.protocol import Limits
 )
 @options_from(
     SearchOptions,
-    *("hotword_score", "lm_scale", "lm_bonus", "token_bias", "method", "beam"),
+    *("hotword_score", "lm_scale", "lm_bonus", "blank_penalty", "token_bias", "method", "beam"),
     token_bias=TOKEN_BIAS,
     method={
         "type": click.Choice(["greedy", "beam"]),
@@ -155,7 +155,8 @@ def _models(given: Mapping[str, Any]) -> Tuple[Any, Any]:
 
 def _transcription(given: Mapping[str, Any], method: Any) -> TranscribeOptions:
     """How recordings are transcribed, with this method of search (raises UserError)."""
-    scales = {name: given[name] for name in ("hotword_score", "lm_scale", "lm_bonus", "token_bias", "beam")}
+    names = ("hotword_score", "lm_scale", "lm_bonus", "blank_penalty", "token_bias", "beam")
+    scales = {name: given[name] for name in names}
     return TranscribeOptions(
         names_of(given["tasks"]) or None,
         names_of(given["language"]) or None,

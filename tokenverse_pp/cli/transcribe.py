@@ -46,7 +46,7 @@ FORMATS = ("text", "raw", "json", "srt", "vtt", "rttm", "stm", "ctm", "html")
 )
 @options_from(
     SearchOptions,
-    *("lm_scale", "lm_bonus", "token_bias", "method", "beam"),
+    *("lm_scale", "lm_bonus", "blank_penalty", "token_bias", "method", "beam"),
     token_bias=TOKEN_BIAS,
     method={"default": None},
     beam={"default": None},
@@ -93,7 +93,7 @@ def transcribe(audio: Tuple[str, ...], **given: Any) -> None:
         return
     check(audio, given)
     tasks, language = names_of(given["tasks"]), names_of(given["language"]) or None
-    search = SearchOptions(**{name: given[name] for name in ("lm_scale", "lm_bonus", "token_bias")})
+    search = SearchOptions(**{name: given[name] for name in ("lm_scale", "lm_bonus", "blank_penalty", "token_bias")})
     with messages_on_stderr():
         done = run(audio, given, chosen(TranscribeOptions, given, tasks=tasks, language=language, search=search))
     if not done:

@@ -270,7 +270,7 @@ class Recognizer:
         """
         found: List[Optional[NBest]] = [[NOTHING]] * len(items)
         # In some encoders an utterance shorter than a frame would be an error of its batch.
-        rows = [row for row, item in enumerate(items) if self._frames(item) > 0]
+        rows = [row for row, item in enumerate(items) if self.input_frames(item) > 0]
         if rows:
             inputs, lens = collate([items[row] for row in rows])
             weights = self.weights.expand(len(rows), -1)
@@ -378,7 +378,7 @@ class Recognizer:
         samples = torch.tensor([round(cut.duration * SAMPLING_RATE)])
         return max(0, int(self.loaded.model.encoder.feature_lens(samples)))
 
-    def _frames(self, item: Tensor) -> int:
+    def input_frames(self, item: Tensor) -> int:
         """Frames at the seam that audio (S,) or stored features (T, F) have."""
         if self.options.stored_features:
             return len(item)

@@ -73,6 +73,8 @@ def check_bonus(options: SearchOptions, bonus: Optional[FusionScorer]) -> None:
 def biased_joiner(joiner: Joiner, options: SearchOptions, tokenizer: Tokenizer) -> Joiner:
     """A copy of the joiner whose output has ``token_bias`` in its bias; the joiner itself where there is none.
 
+    The other parameters are the joiner's.
+
     All methods of search take it as it is, on a GPU too.
 
     Raises:
@@ -80,7 +82,8 @@ def biased_joiner(joiner: Joiner, options: SearchOptions, tokenizer: Tokenizer) 
     """
     if not options.token_bias:
         return joiner
-    biased = copy.deepcopy(joiner)
+    shared = {id(x): x for x in joiner.parameters() if x is not joiner.output.bias}
+    biased = copy.deepcopy(joiner, shared)
     with torch.no_grad():
         biased.output.bias.add_(torch.from_numpy(tokenizer.bias_of(options)).to(biased.output.bias))
     return biased

@@ -9,6 +9,7 @@ to 0 is taken, since a small development set likes larger changes than the next 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import compress
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 from lhotse.cut import Cut
@@ -19,6 +20,7 @@ from tokenverse_pp.base.files import aligned
 from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import collate, load_inputs
+from tokenverse_pp.decoding.hypothesis import NOTHING
 from tokenverse_pp.decoding.recognizer import NOT_FINITE, Recognizer, is_long, plan_batches
 from tokenverse_pp.evaluation.scoring import score_hypotheses
 from tokenverse_pp.models.bundle import ModelBundle
@@ -67,13 +69,19 @@ class HeldOut:
         recognizer = Recognizer(loaded, options)
         self.tasks = recognizer.active
         self.encoded: List[Tuple[List[Cut], Tensor, Tensor]] = []
+        self.silent: List[Cut] = []  # shorter than a frame
         for group in plan_batches(cuts, options):
             if is_long(group[0], options):
                 raise UserError(
                     f"cut {group[0].id}: {group[0].duration:.1f} s; expected at most the window, {options.window:g} s"
                 )
             items = [load_inputs(cut, options.stored_features, convert=True) for cut in group]
-            inputs, lens = collate(items)
+            long_enough = [recognizer.input_frames(item) > 0 for item in items]
+            self.silent += [cut for cut, is_long_enough in zip(group, long_enough) if not is_long_enough]
+            group = list(compress(group, long_enough))
+            if not group:
+                continue
+            inputs, lens = collate(list(compress(items, long_enough)))
             weights = recognizer.weights.expand(len(group), -1)
             out, lens = recognizer.encode(inputs, lens, weights, options.stored_features, options.chunks)
             self.encoded.append((group, out, lens))
@@ -81,8 +89,8 @@ class HeldOut:
     def scores(self, search: SearchOptions) -> Scores:
         """Search all cuts, and score them (`score_hypotheses`)."""
         recognizer = Recognizer(self.loaded, replace(self.options, search=search))
-        cuts: List[Cut] = []
-        records = []
+        cuts = list(self.silent)
+        records = [recognizer.transcript(cut, NOTHING).to_record() for cut in cuts]
         for group, out, lens in self.encoded:
             for cut, found in zip(group, recognizer.search(out, lens)):
                 if found is None:

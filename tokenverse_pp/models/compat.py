@@ -166,16 +166,36 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def is_lost_device(error: BaseException) -> bool:
-    """Whether an error means that a GPU has failed: no call of this process on it will work again, mostly.
+# Errors of the driver after which no call of the process on the GPU works (CUDA: cudaErrorIllegalAddress and its like).
+LOST = (
+    "illegal memory access",
+    "illegal address",
+    "illegal instruction",
+    "misaligned address",
+    "device-side assert",
+    "launch failure",
+    "launch timed out",
+    "uncorrectable ECC",
+    "hardware stack error",
+    "device lost",
+    "system not ready",
+    "unknown error",
+)
 
-    That is an illegal memory access, a failed assertion in a kernel, a card that has fallen off the bus. Such an error
-    is raised by whichever call comes next.
+
+def is_lost_device(error: BaseException) -> bool:
+    """Whether an error means that a GPU has failed, so that no call of this process on it will work again.
+
+    Such an error is raised by whichever call comes next. Others of CUDA, as of a torch that was built for another card,
+    are those of the call that raises them.
     """
-    if type(error).__name__ == "AcceleratorError":  # from torch 2.8 on
-        return True
-    parts = ("CUDA error:", "HIP error:", "Triton Error [CUDA]:")
-    return isinstance(error, RuntimeError) and any(part in str(error) for part in parts)
+    of_device = ("CUDA error:", "HIP error:", "Triton Error [CUDA]:")
+    text = str(error)
+    return (
+        isinstance(error, RuntimeError)
+        and any(part in text for part in of_device)
+        and any(part in text for part in LOST)
+    )
 
 
 def grad_scaler(device: torch.device, precision: str) -> Any:

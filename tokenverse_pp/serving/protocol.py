@@ -142,6 +142,11 @@ class Start:
     lm_bonus: Optional[float] = None
     pauses: Optional[bool] = None
 
+    @property
+    def asks_for_lm(self) -> bool:
+        """Whether the stream needs a language model of the server."""
+        return bool(self.lm) or self.lm_scale is not None or self.lm_bonus is not None
+
     def search(self, default: SearchOptions) -> Optional[SearchOptions]:
         """The options of the stream's search, None for those of the server.
 
@@ -159,7 +164,7 @@ class Start:
         for name in ("hotword_score", "lm_scale", "lm_bonus"):
             if getattr(self, name) is not None:
                 changes[name] = getattr(self, name)
-        if default.lm is None and (self.lm or self.lm_scale is not None or self.lm_bonus is not None):
+        if default.lm is None and self.asks_for_lm:
             raise UserError("field 'lm': this server has no language model (`tokenverse-pp serve --lm`)")
         if self.lm is False:
             changes["lm"] = None

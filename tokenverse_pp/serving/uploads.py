@@ -71,7 +71,7 @@ class UploadModel:
     def options_for(self, tasks: Tuple[str, ...]) -> TranscribeOptions:
         """The options of a request for these tasks: without ``lid`` less those that need it."""
         o = replace(self.options, tasks=tasks)
-        if "lid" in tasks:
+        if "lid" in tasks or not tasks:  # none: all of them
             return o
         return replace(o, language=None, lm=None if chosen_by_language(o.lm, self.inactive) else o.lm)
 

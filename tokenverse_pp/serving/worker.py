@@ -245,7 +245,12 @@ class Worker:
                 if work.reset_at_endpoint not in self.engine.transcribers:
                     raise UserError("field 'reset_at_endpoint': the model does not know the task 'endp'")
                 feed.transcriber = self.engine.transcribers[work.reset_at_endpoint]
-                search = work.search(self.engine.search_for(work.tasks))
+                own = self.engine.search_for(work.tasks)
+                if own.lm is None and self.engine.search.lm is not None and work.asks_for_lm:
+                    raise UserError(
+                        "field 'lm': the server's language models are one per language, and need the task 'lid'"
+                    )
+                search = work.search(own)
                 feed.stream = feed.transcriber.open(work.tasks, feed.name, search, pauses=bool(work.pauses))
             elif isinstance(work, SetTasks):
                 feed.transcriber.set_tasks(feed.stream, work.tasks)

@@ -5,10 +5,12 @@ A checkpoint records its code, libraries and corpora. On resume, changes since t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
+import os
 import platform
 import shutil
 import subprocess
@@ -310,7 +312,12 @@ def retain(exp_dir: Path, last: int, best: int, by: str) -> None:
     kept = {*found[-last:], *(best_checkpoints(exp_dir, by)[:best] if best else ())}
     for folder in found:
         if folder not in kept:
-            shutil.rmtree(folder, ignore_errors=True)  # where another program reads a file on NFS: the next time
+            # Where another program reads a file on NFS, a part of it stays until the next start (`prepare`).
+            old = folder.with_name(f"{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.replace(folder, old)
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def best_checkpoints(exp_dir: Path, by: str) -> List[Path]:

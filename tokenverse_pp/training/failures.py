@@ -52,7 +52,7 @@ def explaining_device_errors(options: TrainingConfig) -> Iterator[None]:
             what, advice = "the GPU has failed", f"if it fails again, {BLOCKING}=1 shows where"
         else:
             raise
-        raise UserError(f"{what} ({first_line(error)}): {rest_of(Path(options.exp_dir))}; {advice}") from None
+        raise UserError(f"{what} ({first_line(error)}): {rest_of(options)}; {advice}") from None
 
 
 def first_line(error: BaseException) -> str:
@@ -61,9 +61,11 @@ def first_line(error: BaseException) -> str:
     return one_line(RuntimeError(line)) if line else type(error).__name__
 
 
-def rest_of(exp_dir: Path) -> str:
+def rest_of(options: TrainingConfig) -> str:
     """What is left of a run that has failed."""
-    checkpoints = list_checkpoints(exp_dir)
+    checkpoints = list_checkpoints(Path(options.exp_dir))
     if not checkpoints:
         return "there is no checkpoint yet"
-    return f"{checkpoints[-1]} is whole, and the same command resumes from it"
+    resumes = options.resume is True or options.resume == "auto"
+    how = "the same command" if resumes else "the command with --training.resume auto"
+    return f"{checkpoints[-1]} is whole, and {how} resumes from it"

@@ -144,12 +144,12 @@ class Trainer:
         # What the last of training.max_steps has had, where epochs or a signal end the run before.
         if self.meter.results:
             self.log(log, bar)
-        unscored = bool(self.validator) and self.progress.valid is None and self.step > begun and not self.stopped
-        if unscored:
-            self.validate(log)
-        bar.close()
-        if self.saved < self.step or unscored:
+        if self.saved < self.step:
             self.save()
+        if self.validator and self.progress.valid is None and self.step > begun and not self.stopped:
+            self.validate(log)
+            self.save()  # again, with the scores
+        bar.close()
         if self.stopped:
             self.say(f"stopped by a signal after step {self.step}: run the same command again to resume")
         if log:
@@ -229,6 +229,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint, then delete those that are no longer needed (on the ranks that write)."""
         self._share_trained()
+        if self.remote and self.saved == self.step:  # may still read the folder that is replaced now
+            self.remote.wait()
         with self.world.failing_together():  # after a full disk of one machine the others have theirs
             self.saver.save(self.progress, write=self.world.writes)
         if self.remote:  # may still read what is deleted now
