@@ -159,6 +159,21 @@ def test_turns_of_calls_with_wrong_times_are_listed(tmp_path):
     assert bad[4][1].startswith("not UTF-8") and all("expected `start end" in why for _, why in bad[:4])
 
 
+def test_turns_of_calls_may_lack_the_colon(tmp_path):
+    """lhotse's recipes read them too. What else begins with two numbers is no words of the turn before."""
+    path = tmp_path / "en_1.txt"
+    lines = ["1.0 2.0 A: hi", "3.0 4.0 B yes: I do", "-- so", "5.0 6.0 B1"]
+    lines += ["7.0 8.0 Cyes", "9.0 8.0 A no", "9.0 9.5: no"]
+    path.write_text("\n".join(lines))
+    turns, bad = read_call(path, CALLHOME_IDS)
+    assert [(turn.speaker, turn.start, turn.end, turn.text) for turn in turns] == [
+        ("en_1_0A", 1.0, 2.0, "hi"),
+        ("en_1_0B", 3.0, 4.0, "yes: I do -- so"),
+        ("en_1_B1", 5.0, 6.0, ""),
+    ]
+    assert [name for name, _ in bad] == [f"{path}, line {number}" for number in (5, 6, 7)]
+
+
 def test_a_turn_beyond_the_end_of_its_call_is_listed(corpora, tmp_path):
     """lhotse would cut it off, with all its words."""
     shutil.copytree(corpora["eval2000"].corpus_dir, tmp_path / "corpus")

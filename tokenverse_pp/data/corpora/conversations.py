@@ -401,8 +401,10 @@ def _eval2000(corpus_dir: Path, transcripts: Optional[Path], jobs: int) -> List[
 # Names of a speaker and a turn, as lhotse's recipes have them.
 CALLHOME_IDS = ("{call}_{side:0>2}", "{call}_{side:0>2}_{number:05}")
 EVAL2000_IDS = ("{call}-{side}", "{call}-{number}")
-_TURN = re.compile(r"([0-9.]+)\s+([0-9.]+)\s+([AB][0-9]*)\s*:(.*)", re.DOTALL)
-_LIKE_A_TURN = re.compile(r"[-+.,0-9]\S*\s+[-+.,0-9]\S*\s+[A-Za-z]\w*\s*:")
+# Some transcripts have no colon behind the side.
+_TURN = re.compile(r"([0-9.]+)\s+([0-9.]+)\s+([AB][0-9]*)(?:\s*:|(?=\s|$))(.*)", re.DOTALL)
+_NUMBER = r"[-+.,]*[0-9][-+.,0-9]*"
+_LIKE_A_TURN = re.compile(rf"{_NUMBER}\s+{_NUMBER}(?![^\s:])|[-+.,0-9]\S*\s+[-+.,0-9]\S*\s+[A-Za-z]\w*\s*:")
 
 
 def _calls(name: str, speech: Path, texts: Path, ids: Tuple[str, str], jobs: int) -> CorpusPart:
@@ -416,8 +418,8 @@ def _calls(name: str, speech: Path, texts: Path, ids: Tuple[str, str], jobs: int
 def read_call(path: Path, ids: Tuple[str, str]) -> Tuple[List[SupervisionSegment], List[LeftOutRow]]:
     """The turns of a transcript, lines ``start end side: words``, and the lines that cannot be read.
 
-    A line without times goes on with the one before it. lhotse's recipes drop a turn whose times are wrong silently,
-    and take its further lines, or all of it, for words of the turn before it.
+    The colon may lack. A line without times goes on with the one before it. lhotse's recipes drop a turn whose times
+    are wrong silently, and take its further lines, or all of it, for words of the turn before it.
     """
     turns: List[SupervisionSegment] = []
     bad: List[LeftOutRow] = []
