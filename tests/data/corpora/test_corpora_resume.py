@@ -394,7 +394,12 @@ def test_no_corpus_replaces_the_manifests_of_another(corpora, data_set, tmp_path
     data_set.save_to_disk(tmp_path / "two")
     prepare("huggingface", tmp_path / "one", tmp_path / "hf", *COLUMNS)
     result = run("manifest", "prepare", "huggingface", tmp_path / "two", tmp_path / "hf", *COLUMNS)
-    assert result.exit_code == 2 and f"is of huggingface, train, {tmp_path / 'one'}; prepare" in result.stderr
+    said = f"is of huggingface, train, {tmp_path / 'one'}; --force replaces it, or prepare huggingface, train, "
+    assert result.exit_code == 2 and said in result.stderr
+    (tmp_path / "one").rename(tmp_path / "moved")  # it is known by its path
+    assert run("manifest", "prepare", "huggingface", tmp_path / "moved", tmp_path / "hf", *COLUMNS).exit_code == 2
+    prepare("huggingface", tmp_path / "moved", tmp_path / "hf", *COLUMNS, "--force")
+    assert prepare("huggingface", tmp_path / "moved", tmp_path / "hf", *COLUMNS).count(THERE) == 2
     data_set["dev"] = data_set["train"]
     data_set.save_to_disk(tmp_path / "three")
     result = run("manifest", "prepare", "huggingface", tmp_path / "three", tmp_path / "hf3", *COLUMNS)
