@@ -431,7 +431,7 @@ def _calls(name: str, speech: Path, texts: Path, ids: Tuple[str, str], jobs: int
     audio = {path.stem: path for path in sorted(speech.rglob("*")) if path.suffix.lower() == ".sph"}
     calls = {path.stem: path for path in sorted(texts.rglob("*.txt"))}
     rows = (Clip(call, audio[call], "", "en") if call in audio else (call, NO_AUDIO) for call in calls)
-    return with_turns(part_of(name, "en", rows, jobs), lambda recording: read_call(calls[recording.id], ids))
+    return with_turns(part_of(name, "en", rows, jobs), lambda call, _: read_call(calls[call], ids))
 
 
 def read_call(path: Path, ids: Tuple[str, str]) -> Tuple[List[SupervisionSegment], List[LeftOutRow]]:
