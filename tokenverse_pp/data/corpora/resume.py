@@ -5,8 +5,11 @@ A group's manifests are renamed into place when all of them are whole; then ``OU
 the corpus's name: the options, what the corpus held (`contents`), the size of each file, and the number of its lines in
 ``left_out.jsonl``. A rerun skips a group whose entry has the same options and contents and whose files and lines are
 there. Whatever else it finds is prepared again, but for audio in ``OUT/audio``, which is kept file by file: such a file
-is there only if it was written to its end. Several runs may write into one folder at once, each its own groups; none
-replaces the manifests of another.
+is there only if it was written to its end.
+
+Several runs may write into one folder at once if their files have other names (languages of a corpus). A run does not
+replace the manifests of another group or corpus that are recorded when it begins, those of another data set only with
+``--force``. Names are not reserved: of two runs at once that write a file of one name the last one's stays.
 """
 
 from __future__ import annotations
