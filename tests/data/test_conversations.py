@@ -13,6 +13,7 @@ from lhotse import CutSet, MonoCut, Recording, RecordingSet, SupervisionSegment,
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.editing.conversations import (
     BESIDE_UNKNOWN,
+    NO_WORDS,
     OUTSIDE,
     ConversationOptions,
     Track,
@@ -136,6 +137,19 @@ def test_no_window_has_the_speech_of_a_turn_that_reaches_beyond_the_recording():
     cuts, left_out = windows(turns)
     assert [cut.supervisions[0].text for cut in cuts] == ["one"]
     assert left_out == {"t1": OUTSIDE, "t2": BESIDE_UNKNOWN}
+
+
+def test_a_turn_that_was_joined_to_one_beyond_the_recording_is_listed_so():
+    for first, second in (("one", "two"), ("?", "two"), ("one", "?")):
+        assert windows([turn(0, "a", 190, 198, first), turn(1, "a", 197, 205, second)]) == (
+            [],
+            {"t0": OUTSIDE, "t1": OUTSIDE},
+        )
+
+
+def test_a_laugh_beyond_the_recording_takes_no_other_turn_along():
+    cuts, left_out = windows([turn(0, "b", 198.5, 199.5, "one"), turn(1, "a", 199, 202, ".")])
+    assert [cut.supervisions[0].text for cut in cuts] == ["one"] and left_out == {"t1": NO_WORDS}
 
 
 def test_turn_without_a_speaker_is_refused():

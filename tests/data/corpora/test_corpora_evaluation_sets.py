@@ -344,3 +344,13 @@ def test_earnings_audio_that_git_lfs_has_not_fetched(sources, tmp_path):
     )
     result = run("manifest", "prepare", "earnings22", tmp_path / "earnings22", tmp_path / "out")
     assert result.exit_code == 2 and "git lfs pull" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_earnings_turns_of_a_call_that_cannot_be_opened_are_listed(sources, prepared, tmp_path):
+    shutil.copytree(sources["earnings22"], tmp_path / "earnings22")
+    (tmp_path / "earnings22" / "media" / "MP3-A.mp3").write_bytes(b"ID3 torn")
+    result = run("manifest", "prepare", "earnings22", tmp_path / "earnings22", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    torn = [name for name, why in left_out(tmp_path / "out").items() if why.startswith("cannot be read as audio")]
+    turns = [turn.id for cut in cuts_of(prepared["earnings22"][0], "test") for turn in cut.supervisions]
+    assert torn[0] == "MP3-A" and {name for name in turns if name.startswith("MP3-A-")} < set(torn)

@@ -297,7 +297,10 @@ def test_librispeech_utterances_without_audio_are_listed(tmp_path):
 
 WITHOUT_AUDIO = {  # a file to remove, and the lines that tell so (part, id)
     "ami": ("**/ES2011b.Mix-Headset.wav", [("dev", "ES2011b")]),
-    "callhome-english": ("**/en_4066.sph", [("train", "en_4066")]),
+    "callhome-english": (
+        "**/en_4066.sph",
+        [("train", "en_4066"), *(("train", f"en_4066_0{side}_{i:05}") for i, side in enumerate("ABBAABABB"))],
+    ),
     "voxpopuli": ("**/20190104*.ogg", [("dev_en", f"20190104-0900-PLENARY-6-en-{i}") for i in (1, 2)]),
 }
 
@@ -321,6 +324,19 @@ def test_what_lhotse_drops_for_lack_of_audio_is_listed(corpora, name, tmp_path):
     lines = (tmp_path / "out" / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
     missing = [item for item in map(json.loads, lines) if item["reason"] == "its audio is not there"]
     assert [(item["part"], item["id"]) for item in missing] == expected
+
+
+def test_segments_of_a_session_that_cannot_be_opened_are_listed(corpora, tmp_path):
+    corpus, session = tmp_path / "corpus", "20190104-0900-PLENARY-6-en"
+    shutil.copytree(corpora["voxpopuli"].corpus_dir, corpus)
+    with gzip.open(corpus / "asr_en.tsv.gz", "at", encoding="utf-8") as file:
+        for number in (7, 5):
+            file.write(f"{session}|s{number}|A.|a|1|dev|female|True|{number}.0|{number}.5\n")
+    (corpus / "raw_audios" / "en" / "2019" / f"{session}_en.ogg").write_bytes(b"OggS torn")
+    prepare("voxpopuli", corpus, tmp_path / "out")
+    lines = (tmp_path / "out" / "left_out.jsonl").read_text(encoding="utf-8").splitlines()
+    torn = [item for item in map(json.loads, lines) if item["reason"].startswith("cannot be read as audio")]
+    assert [(item["part"], item["id"]) for item in torn] == [("dev_en", f"{session}-{i}") for i in (1, 2)]
 
 
 def hub_rows(clip, count=3):
@@ -394,7 +410,12 @@ def test_no_corpus_replaces_the_manifests_of_another(corpora, data_set, tmp_path
     data_set.save_to_disk(tmp_path / "two")
     prepare("huggingface", tmp_path / "one", tmp_path / "hf", *COLUMNS)
     result = run("manifest", "prepare", "huggingface", tmp_path / "two", tmp_path / "hf", *COLUMNS)
-    assert result.exit_code == 2 and f"is of huggingface, train, {tmp_path / 'one'}; prepare" in result.stderr
+    said = f"is of huggingface, train, {tmp_path / 'one'}; --force replaces it, or prepare huggingface, train, "
+    assert result.exit_code == 2 and said in result.stderr
+    (tmp_path / "one").rename(tmp_path / "moved")  # it is known by its path
+    assert run("manifest", "prepare", "huggingface", tmp_path / "moved", tmp_path / "hf", *COLUMNS).exit_code == 2
+    prepare("huggingface", tmp_path / "moved", tmp_path / "hf", *COLUMNS, "--force")
+    assert prepare("huggingface", tmp_path / "moved", tmp_path / "hf", *COLUMNS).count(THERE) == 2
     data_set["dev"] = data_set["train"]
     data_set.save_to_disk(tmp_path / "three")
     result = run("manifest", "prepare", "huggingface", tmp_path / "three", tmp_path / "hf3", *COLUMNS)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import shutil
 import tarfile
 import zlib
@@ -127,16 +128,24 @@ def part_of(name: str, language: str, rows: Iterable[Union[Clip, LeftOutRow]], j
 
 
 def with_turns(
-    part: CorpusPart, read: Callable[[Recording], Tuple[Iterable[SupervisionSegment], Iterable[LeftOutRow]]]
+    part: CorpusPart, read: Callable[[str, float], Tuple[Iterable[SupervisionSegment], Iterable[LeftOutRow]]]
 ) -> CorpusPart:
-    """A part whose recordings have turns, which ``read`` gives with what it cannot read.
+    """A part whose recordings have turns, also those that are not there or cannot be opened: these turns are left out.
 
     A turn that ends `OVERSHOOT` or less after its recording ends with it. Others are left as they are.
+
+    Args:
+        part: its ``unread`` are recordings.
+        read: called with the id and the seconds of a recording (infinite where it is not open), gives its turns and
+            what cannot be read.
     """
     turns: List[SupervisionSegment] = []
-    unread = list(part.unread)
+    unread: List[LeftOutRow] = []
+    for name, reason in part.unread:
+        found, bad = read(name, math.inf)
+        unread += [(name, reason), *bad, *((turn.id, reason) for turn in found)]
     for recording in part.recordings:
-        found, bad = read(recording)
+        found, bad = read(recording.id, recording.duration)
         unread += bad
         for turn in found:
             over = turn.end - recording.duration

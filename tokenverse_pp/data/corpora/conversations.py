@@ -18,7 +18,7 @@ from collections import defaultdict
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from lhotse.cut import MonoCut
 from lhotse.supervision import SupervisionSegment
@@ -153,23 +153,30 @@ def _read_ami(
                 corpus_dir, place, mic=mic, partition=partition, normalize_text="none", keep_punctuation=True
             )
             marks = sentence_marks(place)
+            channels = headsets_of(place) if mic == "ihm" else {}
         meetings = {path.name.split(".")[0] for path in (place / "segments").glob("*.segments.xml")}
     names = {split: sorted(meetings & set(PARTITIONS[partition][split])) for split in AMI_SPLITS}
-    return [_part(split, manifests[split], names[split]) for split in AMI_SPLITS], marks
+    return [_part(split, manifests[split], names[split], channels) for split in AMI_SPLITS], marks
 
 
-def _part(name: str, manifests: Dict[str, Any], recordings: Iterable[str]) -> CorpusPart:
+def _part(
+    name: str, manifests: Dict[str, Any], recordings: Iterable[str], headsets: Mapping[str, Set[int]]
+) -> CorpusPart:
     """A part; listed are the recordings that have a transcript and no audio, or not that of all headsets.
 
     lhotse takes a headset's place among the files for its number, so that without one of them a speaker would get the
-    audio of another.
+    audio of another, and drops the turns of the last silently.
+
+    Args:
+        headsets: meeting -> the numbers of its speakers' headsets, where each is a channel.
     """
     unread = without_audio(recordings, (recording.id for recording in manifests["recordings"]))
     for recording in manifests["recordings"]:
-        places = [(source.channels[0], _HEADSET.search(str(source.source))) for source in recording.sources]
-        lacking = next((place for place, found in places if found is not None and int(found[1]) != place), None)
-        if lacking is not None:
-            unread.append((recording.id, f"its audio of Headset-{lacking} is not there"))
+        files = [_HEADSET.search(str(source.source)) for source in recording.sources]
+        there = {int(found[1]) for found in files if found is not None}
+        lacking = (set(range(len(there))) | headsets.get(recording.id, set())) - there
+        if lacking:
+            unread.append((recording.id, f"its audio of Headset-{min(lacking)} is not there"))
     whole = {recording.id for recording in manifests["recordings"]} - {name for name, _ in unread}
     return CorpusPart(
         name,
@@ -202,15 +209,27 @@ def _annotations(corpus_dir: Path, given: Optional[Path], folder: Path) -> Path:
     raise UserError(f"{given or corpus_dir}: no annotations; expected {AMI_LAYOUT}")
 
 
+def _speakers(annotations: Path) -> Iterator[Tuple[str, Mapping[str, str]]]:
+    """The meeting and the attributes of each speaker of a meeting."""
+    for meeting in ElementTree.parse(annotations / "corpusResources" / "meetings.xml").getroot():
+        for speaker in meeting:
+            yield meeting.attrib["observation"], speaker.attrib
+
+
+def headsets_of(annotations: Path) -> Dict[str, Set[int]]:
+    """Meeting -> the numbers of its speakers' headsets."""
+    headsets: Dict[str, Set[int]] = defaultdict(set)
+    for meeting, speaker in _speakers(annotations):
+        headsets[meeting].add(int(speaker["channel"]))
+    return dict(headsets)
+
+
 def sentence_marks(annotations: Path) -> Marks:
     """Punctuation marks of the annotations by (meeting, speaker), as (seconds, mark) in time order.
 
     lhotse ends a supervision at each full stop and drops the stop.
     """
-    speakers = {}
-    for meeting in ElementTree.parse(annotations / "corpusResources" / "meetings.xml").getroot():
-        for speaker in meeting:
-            speakers[meeting.attrib["observation"], speaker.attrib["nxt_agent"]] = speaker.attrib["global_name"]
+    speakers = {(meeting, about["nxt_agent"]): about["global_name"] for meeting, about in _speakers(annotations)}
     marks: Marks = defaultdict(list)
     for path in sorted((annotations / "words").glob("*.words.xml")):
         meeting_id, agent, _ = path.stem.split(".")
@@ -401,8 +420,10 @@ def _eval2000(corpus_dir: Path, transcripts: Optional[Path], jobs: int) -> List[
 # Names of a speaker and a turn, as lhotse's recipes have them.
 CALLHOME_IDS = ("{call}_{side:0>2}", "{call}_{side:0>2}_{number:05}")
 EVAL2000_IDS = ("{call}-{side}", "{call}-{number}")
-_TURN = re.compile(r"([0-9.]+)\s+([0-9.]+)\s+([AB][0-9]*)\s*:(.*)", re.DOTALL)
-_LIKE_A_TURN = re.compile(r"[-+.,0-9]\S*\s+[-+.,0-9]\S*\s+[A-Za-z]\w*\s*:")
+# Some transcripts have no colon behind the side.
+_TURN = re.compile(r"([0-9.]+)\s+([0-9.]+)\s+([AB][0-9]*)(?:\s*:|(?=\s|$))(.*)", re.DOTALL)
+_NUMBER = r"[-+.,]*[0-9][-+.,0-9]*"
+_LIKE_A_TURN = re.compile(rf"{_NUMBER}\s+{_NUMBER}(?![^\s:])|[-+.,0-9]\S*\s+[-+.,0-9]\S*\s+[A-Za-z]\w*\s*:")
 
 
 def _calls(name: str, speech: Path, texts: Path, ids: Tuple[str, str], jobs: int) -> CorpusPart:
@@ -410,14 +431,14 @@ def _calls(name: str, speech: Path, texts: Path, ids: Tuple[str, str], jobs: int
     audio = {path.stem: path for path in sorted(speech.rglob("*")) if path.suffix.lower() == ".sph"}
     calls = {path.stem: path for path in sorted(texts.rglob("*.txt"))}
     rows = (Clip(call, audio[call], "", "en") if call in audio else (call, NO_AUDIO) for call in calls)
-    return with_turns(part_of(name, "en", rows, jobs), lambda recording: read_call(calls[recording.id], ids))
+    return with_turns(part_of(name, "en", rows, jobs), lambda call, _: read_call(calls[call], ids))
 
 
 def read_call(path: Path, ids: Tuple[str, str]) -> Tuple[List[SupervisionSegment], List[LeftOutRow]]:
     """The turns of a transcript, lines ``start end side: words``, and the lines that cannot be read.
 
-    A line without times goes on with the one before it. lhotse's recipes drop a turn whose times are wrong silently,
-    and take its further lines, or all of it, for words of the turn before it.
+    The colon may lack. A line without times goes on with the one before it. lhotse's recipes drop a turn whose times
+    are wrong silently, and take its further lines, or all of it, for words of the turn before it.
     """
     turns: List[SupervisionSegment] = []
     bad: List[LeftOutRow] = []

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from lhotse.audio import Recording
 from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
@@ -82,9 +81,9 @@ def prepare_earnings22(run: Preparation, options: ConversationOptions = DEFAULT_
 def _read(corpus_dir: Path, tables: Mapping[str, Path], jobs: int) -> CorpusPart:
     """The turns of all calls; a call without audio, and rows that cannot be read, are left out."""
 
-    def read(call: Recording) -> Tuple[Iterable[SupervisionSegment], List[LeftOutRow]]:
-        words, bad = _words(tables[call.id])
-        return turns_of(call.id, words, call.duration), bad
+    def read(call: str, duration: float) -> Tuple[Iterable[SupervisionSegment], List[LeftOutRow]]:
+        words, bad = _words(tables[call])
+        return turns_of(call, words, duration), bad
 
     return with_turns(part_of("test", "en", _calls(corpus_dir, tables), jobs), read)
 

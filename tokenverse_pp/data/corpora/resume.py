@@ -5,8 +5,11 @@ A group's manifests are renamed into place when all of them are whole; then ``OU
 the corpus's name: the options, what the corpus held (`contents`), the size of each file, and the number of its lines in
 ``left_out.jsonl``. A rerun skips a group whose entry has the same options and contents and whose files and lines are
 there. Whatever else it finds is prepared again, but for audio in ``OUT/audio``, which is kept file by file: such a file
-is there only if it was written to its end. Several runs may write into one folder at once, each its own groups; none
-replaces the manifests of another.
+is there only if it was written to its end.
+
+Several runs may write into one folder at once if their files have other names (languages of a corpus). A run does not
+replace the manifests of another group or corpus that are recorded when it begins, those of another data set only with
+``--force``. Names are not reserved: of two runs at once that write a file of one name the last one's stays.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from tokenverse_pp import __version__
 from tokenverse_pp.base.errors import UserError
@@ -66,13 +69,13 @@ def in_groups(
         The manifests by part, those of earlier runs included.
 
     Raises:
-        UserError: where a file that would be written is that of another corpus, group or data set, and as ``prepare``
-            does. Groups that are whole by then stay.
+        UserError: where a file that would be written is that of another corpus, group or data set (``run.force``
+            replaces that of a data set at another path), and as ``prepare`` does. Groups that are whole by then stay.
     """
     output_dir, say = run.output_dir, run.say
     path = output_dir / RECORD
     record = _read(path)
-    _check_owners(record, output_dir, corpus, groups, options)
+    _check_owners(record, run, corpus, groups, options)
     given = {"corpus_dir": run.corpus_dir, "normaliser": run.normaliser, "written": run.written, **options}
     entries = record.get(corpus, {})
     found: Paths = {}
@@ -99,27 +102,33 @@ def in_groups(
 
 def _check_owners(
     record: Mapping[str, Mapping[str, Any]],
-    output_dir: Path,
+    run: Preparation,
     corpus: str,
     groups: Mapping[str, CorpusGroup],
     options: Mapping[str, Any],
 ) -> None:
-    """Check that no manifest would replace that of another group, corpus or data set (raises UserError)."""
+    """Check that no manifest would replace that of another group, corpus or data set (raises UserError).
 
-    def owner(name: str, group: str, options: Mapping[str, Any]) -> str:
+    A data set is known by its path, which is another one once it was moved: ``run.force`` replaces its manifests.
+    """
+
+    def title(name: str, group: str, options: Mapping[str, Any]) -> str:
         return ", ".join(str(part) for part in (name, group, *map(options.get, DATA_SET)) if part not in (None, ALL))
 
-    owners: Dict[str, str] = {}
+    owners: Dict[str, Tuple[str, str, str]] = {}  # of files: corpus, group and title
     for name, entries in record.items():
         for group, entry in entries.items():
-            for path in _files(output_dir, entry).values():
-                owners[path.name] = owner(name, group, entry["options"])
+            for path in _files(run.output_dir, entry).values():
+                owners[path.name] = name, group, title(name, group, entry["options"])
     for group, about in groups.items():
-        mine = owner(corpus, group, options)
+        mine = corpus, group, title(corpus, group, options)
         for file in map(file_of, about.parts):
             other = owners.setdefault(file, mine)
-            if other != mine:
-                raise UserError(f"{output_dir / file}: is of {other}; prepare {mine} into a folder of its own")
+            same_group = other[:2] == mine[:2]
+            if other != mine and not (run.force and same_group):
+                way = "--force replaces it, or " if same_group else ""
+                where = run.output_dir / file
+                raise UserError(f"{where}: is of {other[2]}; {way}prepare {mine[2]} into a folder of its own")
 
 
 def contents(paths: Iterable[Path], output_dir: Path) -> Dict[str, int]:

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
-from lhotse.audio import Recording
 from lhotse.supervision import SupervisionSegment
 
 from tokenverse_pp.base.errors import UserError
@@ -33,6 +32,7 @@ from tokenverse_pp.data.corpora.clips import (
     write_utterances,
 )
 from tokenverse_pp.data.corpora.common import (
+    NO_AUDIO,
     CorpusPart,
     Form,
     LeftOutRow,
@@ -41,7 +41,6 @@ from tokenverse_pp.data.corpora.common import (
     lhotse_recipe,
     require,
     split_tables,
-    without_audio,
 )
 from tokenverse_pp.data.corpora.read_speech import folders_of
 from tokenverse_pp.data.corpora.resume import ALL, CorpusGroup, in_groups
@@ -143,18 +142,25 @@ def _sessions(corpus_dir: Path, folder: Path, language: str, jobs: int) -> List[
     for split, by_session in turns.items():
         clips = (Clip(session, audio[session], "", language) for session in sorted(by_session) if session in audio)
         part = part_of(f"{split}_{language}", language, clips, jobs)
-        missing = [turn.id for session, of in by_session.items() for turn in of if session not in audio]
+        opened, reasons = {recording.id for recording in part.recordings}, dict(part.unread)
+        lost = [
+            (turn.id, reasons.get(session, NO_AUDIO))
+            for session, segments in by_session.items()
+            if session not in opened
+            for turn in segments
+        ]
+        part = with_turns(replace(part, unread=()), partial(_segments_of, by_session))
         # Which split a bad row is of is not known: the first lists them.
-        unread = [*([] if parts else table.left_out()), *part.unread, *without_audio(missing, ())]
-        parts.append(with_turns(replace(part, unread=unread), partial(_segments_of, by_session)))
+        unread = [*([] if parts else table.left_out()), *lost, *part.unread]
+        parts.append(replace(part, unread=unread))
     return parts
 
 
 def _segments_of(
-    by_session: Mapping[str, List[SupervisionSegment]], session: Recording
+    by_session: Mapping[str, List[SupervisionSegment]], session: str, length: float
 ) -> Tuple[List[SupervisionSegment], List[LeftOutRow]]:
     """The segments that lie in the recording of their session, and the others."""
-    turns, length = by_session[session.id], session.duration
+    turns = by_session[session]
     inside = [turn for turn in turns if 0 <= turn.start < min(turn.end, length) and turn.end <= length + OVERSHOOT]
     kept = {turn.id for turn in inside}
     return inside, [(turn.id, OUTSIDE) for turn in turns if turn.id not in kept]

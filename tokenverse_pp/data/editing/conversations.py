@@ -219,17 +219,16 @@ def spoken_turns(
     for turn in sorted(turns, key=lambda turn: (turn.start, turn.end, turn.id)):
         if not turn.speaker:
             raise UserError(f"supervision {turn.id}, field 'speaker': expected a name, found {turn.speaker!r}")
-        if turn.duration <= 0 or turn.start < -TOLERANCE or turn.end > recording.duration + TOLERANCE:
+        words = read_words(turn)
+        if words.text == "":
+            leave_out(turn, NO_WORDS)
+        elif turn.duration <= 0 or turn.start < -TOLERANCE or turn.end > recording.duration + TOLERANCE:
             start, end = max(turn.start, 0.0), min(turn.end, recording.duration)
             if start < end:
                 inside = fastcopy(turn, start=start, duration=round(end - start, 8))
                 spoken.append(SpokenTurn(inside, TurnWords(None), unknown=OUTSIDE))
             else:
                 leave_out(turn, OUTSIDE)
-            continue
-        words = read_words(turn)
-        if words.text == "":
-            leave_out(turn, NO_WORDS)
         else:
             spoken.append(SpokenTurn(turn, words))
     return spoken
@@ -273,7 +272,10 @@ def _joined(first: SpokenTurn, second: SpokenTurn) -> SpokenTurn:
     if first.words.written is not None and second.words.written is not None:
         written = f"{first.words.written} {second.words.written}"
     words = TurnWords(text, (second if second.end >= first.end else first).words.complete, entities, written)
-    return replace(first, turn=turn, words=words, joined=(*first.joined, second.turn.id, *second.joined))
+    reasons = {spoken.unknown for spoken in (first, second) if spoken.words.text is None}
+    unknown = OUTSIDE if OUTSIDE in reasons else UNKNOWN_WORDS
+    ids = (*first.joined, second.turn.id, *second.joined)
+    return replace(first, turn=turn, words=words, joined=ids, unknown=unknown)
 
 
 def find_endpoints(turns: Sequence[SpokenTurn], options: ConversationOptions) -> Tuple[Dict[str, bool], Set[str]]:
