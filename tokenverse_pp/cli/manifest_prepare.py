@@ -38,7 +38,20 @@ common_options = together(
     jobs_option,
     click.option("--force", is_flag=True, help="Prepare all again; only audio that was converted is kept."),
 )
-common = together(corpus_argument, common_options, engine_options)
+
+
+def as_preparation(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of all corpora, handed to the command as a `Preparation`, its first argument."""
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        shared = {name: given.pop(name) for name in Preparation.__dataclass_fields__ if name in given}
+        command(Preparation(**shared, say=click.echo), **given)
+
+    return called
+
+
+common = together(corpus_argument, common_options, engine_options, as_preparation)
 written_option = click.option(
     "--written",
     is_flag=True,
@@ -73,16 +86,11 @@ call_options = together(
 
 
 def corpus_command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command for a corpus, called with a `Preparation`; its help ends with licence and with what a rerun does."""
+    """A command for a corpus; its help ends with the licence and with what a rerun does."""
 
     def made(command: Callable[..., Any]) -> click.Command:
-        @functools.wraps(command)
-        def called(**given: Any) -> None:
-            shared = {name: given.pop(name) for name in Preparation.__dataclass_fields__ if name in given}
-            command(Preparation(**shared, say=click.echo), **given)
-
-        called.__doc__ = f"{(command.__doc__ or '').rstrip()}\n\n    {RERUN}\n\n    Licence: {LICENCES[name]}.\n    "
-        return click.command(name)(called)
+        command.__doc__ = f"{(command.__doc__ or '').rstrip()}\n\n    {RERUN}\n\n    Licence: {LICENCES[name]}.\n    "
+        return click.command(name)(command)
 
     return made
 
@@ -226,6 +234,7 @@ def fleurs(run: Preparation, **given: Any) -> None:
 @corpus_command("huggingface")
 @click.argument("corpus_dir", metavar="DATASET", type=click.Path(path_type=Path))
 @common_options
+@as_preparation
 @written_option
 @click.option("--config", help="Configuration, where there are several.")
 @click.option(

@@ -30,7 +30,7 @@ from tokenverse_pp.base.engine import RayEngine
 from tokenverse_pp.cli.main import cli
 
 by_eight = RayEngine.map
-RayEngine.map = lambda self, work, items, jobs, chunk, prepare: by_eight(self, work, items, jobs, 1, prepare)
+RayEngine.map = lambda self, work, items, jobs, chunk, *more: by_eight(self, work, items, jobs, 1, *more)
 cli()
 """
 
