@@ -225,6 +225,17 @@ def test_a_turn_of_a_recording_that_the_recordings_lack_is_told(audio_dir, data,
     assert code == 2 and f"{stm}, line 1: recording 'a' is not in {recordings}" in err
 
 
+def test_recordings_may_list_some_of_those_that_are_found_by_name(audio_dir, data, out):
+    stm = write(data / "m.stm", "a 1 x 0 1 bon\nb 1 x 0 1 oui\n")
+    options = ("--stm", stm, "--audio-dir", audio_dir, "--recordings")
+    one, two = imported(out, *options, write(data / "R.csv", "recording,language\na,fr\n"))
+    assert [cut["supervisions"][0].get("language") for cut in (one, two)] == ["fr", None]
+    write(stm, "a 1 x 0 1 bon\nnone 1 x 0 1 oui\n")
+    recordings = write(data / "R.csv", "recording,language\na,fr\na,en\n")
+    code, _, err = run("import", out, *options, recordings)
+    assert code == 2 and f"{stm}, line 2: recording 'none' is not in {recordings}" in err
+
+
 def test_rows_of_the_same_audio_are_told(audio_dir, data, out):
     table = write(data / "T.csv", "audio,start_time,end_time,text\na.wav,0,1,bon\nb.wav,0,1,oui\na.wav,1,2,jour\n")
     code, said, _ = run("import", out, "--table", table, "--audio-dir", audio_dir)

@@ -172,7 +172,7 @@ class _Import:
 
     def _items(self) -> Iterator[RowOrRejected]:
         """Every row, counted; with a known audio file and an id of its own."""
-        read = rows_of(self.options, self.audio_out)
+        read = rows_of(self.options, self.audio_out, self.finder)
         rows = self.documents.attach(read) if isinstance(self.documents, SentencesInOrder) else read
         for item in tqdm(self._ahead(rows), desc="import", unit=" rows", disable=None, leave=False):
             self.ledger.read += 1
