@@ -191,8 +191,9 @@ def records_of(
 def rejected(place: Place, error: BadRow, line: str, named_at: Sequence[int]) -> Rejected:
     """A line that cannot be mapped; its recording, and its channel, are the cells with these numbers, if there are."""
     cells = fields(line)
-    named = [cells[at] for at in named_at if at < len(cells) and not CONTROL.search(cells[at])]
-    return Rejected(place, str(error), Row(place, "", named[0], channel=next(iter(named[1:]), None)) if named else None)
+    named = [cells[at] if at < len(cells) and not CONTROL.search(cells[at]) else None for at in named_at]
+    recording, channel = (*named, None, None)[:2]
+    return Rejected(place, str(error), None if recording is None else Row(place, "", recording, channel=channel))
 
 
 def read_records(
