@@ -176,10 +176,10 @@ class _Import:
         rows = self.documents.attach(read) if isinstance(self.documents, SentencesInOrder) else read
         for item in tqdm(self._ahead(rows), desc="import", unit=" rows", disable=None, leave=False):
             self.ledger.read += 1
-            if isinstance(item, Row):
-                item = self._opened(item)
-            if isinstance(item, Rejected) and item.row is None:
+            if isinstance(item, Rejected):
                 self._check_unknown(item)
+            else:
+                item = self._opened(item)
             if isinstance(self.documents, NamedDocuments):
                 self.documents.note(item)
             yield item
@@ -215,7 +215,10 @@ class _Import:
 
     def _check_unknown(self, item: Rejected) -> None:
         """A row of an unknown recording cannot be left out of a cut that may need it."""
-        if self.together and self.options.skip_bad and not item.harmless:
+        if not self.together or not self.options.skip_bad or item.harmless:
+            return
+        # A bad line that names no audio may name the recording wrongly too, where none of that name is found.
+        if item.row is None or (item.row.audio is None and self.finder.file(item.row) is None):
             raise UserError(
                 f"{item}: its recording is not known, so that --skip-bad cannot leave out the cut that it belongs to; "
                 "mend it, or use --one-cut-per row"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, Mapping, Optional, Set, Tuple, Union
 
@@ -159,16 +160,18 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
     speakers = Speakers(speaker_turns) if options.rttm is not None and turns != "rttm" else None
     listed: Optional[Set[Optional[str]]] = None  # the files of the recordings
     yield from bad
-    yield from (item for item in [*rttm, *ctm] if isinstance(item, Rejected))
-    for item in _turns(turns, options, audio_out, speaker_turns, words):
+    unread = (item for item in [*rttm, *ctm] if isinstance(item, Rejected))
+    for item in chain(unread, _turns(turns, options, audio_out, speaker_turns, words)):
         row = item.row if isinstance(item, Rejected) else item
         if row is not None:
             told = recordings.get(_name_in(recordings, row) or "")
             if isinstance(told, Row):
                 names = ("audio", "channel", "speaker", "language", "endpoint", "tasks", "custom")
                 fill(row, {name: getattr(told, name) for name in names})
-            elif told is not None and isinstance(item, Row):
-                item = Rejected(row.place, f"its recording cannot be read: {told}", row)
+            elif told is not None:
+                fill(row, {"audio": told.row.audio if told.row is not None else None})
+                if isinstance(item, Row):
+                    item = Rejected(row.place, f"its recording cannot be read: {told}", row)
             elif recordings and row.recording is not None and row.audio is None and isinstance(item, Row):
                 # The table may list some recordings only; the others are found by their names.
                 file = finder.file(row)
