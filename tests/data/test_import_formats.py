@@ -211,6 +211,25 @@ def test_speakers_and_words_are_found_by_the_name_of_the_audio(audio_dir, data, 
     assert turns(cut) == [(0.0, 1.5, "anna", "bon")]
 
 
+def test_words_and_speakers_of_two_files_of_one_name_are_not_mixed(data, out):
+    for folder in ("p", "q"):
+        write_audio(data / folder / "call.wav")
+    rows = "u1,p/call.wav,0,4\nu2,q/call.wav,0,1\nu3,q/call.wav,1,4\n"
+    table = write(data / "T.csv", "id,audio,start,end\n" + rows)
+    ctm = write(data / "x.ctm", "call 1 0.1 0.3 bon\ncall 1 2 0.3 jour\n")
+    rttm = write(data / "x.rttm", RTTM.replace(" a 1", " call 1"))
+    texts = write(data / "texts.csv", "id,audio,start,end,text\n" + rows.replace("\n", ",oui\n"))
+    for options in (("--table", table, "--ctm", ctm), ("--table", texts, "--rttm", rttm)):
+        code, said, _ = run("import", out, *options, "--skip-bad")
+        assert code == 0 and "rows: 3 read = 1 kept + 2 left out" in said
+        assert "line 3: field 'audio': 'q/call.wav' has the name of 'p/call.wav'" in said
+    # The field decides whose they are; of other names nothing is told.
+    named = rows.replace(",p/", ",call,p/").replace(",q/", ",other,q/").replace("\n", ",oui\n")
+    table = write(data / "T.csv", "id,recording,audio,start,end,text\n" + named)
+    cuts = imported(out, "--table", table, "--rttm", rttm)
+    assert [cut["supervisions"][0].get("speaker") for cut in cuts] == ["anna", None, None]
+
+
 def test_an_rttm_of_other_recordings_is_told(audio_dir, data, out):
     stm = write(data / "m.stm", "a 1 x 0 1.5 bon jour\n")
     rttm = write(data / "m.rttm", "SPEAKER a.Mix-Headset 1 0 1.5 <NA> <NA> anna <NA> <NA>\n")

@@ -7,6 +7,7 @@ turns of a recording.
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -351,10 +352,30 @@ def recording_key(row: Row) -> str:
     return decoded_name(row.recording or Path(row.audio or "").stem)
 
 
+class _Files:
+    """The audio files whose rows name no recording, by the name by which their words or speakers are found."""
+
+    def __init__(self) -> None:
+        self._first: Dict[str, str] = {}
+
+    def check(self, row: Row) -> None:
+        """Raise BadRow where another file has the name of a row's file: what is found may be of either."""
+        if row.audio is None:
+            return
+        audio = os.path.normpath(row.audio)
+        first = self._first.setdefault(recording_key(row), audio)
+        if row.recording is None and audio != first:
+            raise BadRow(
+                f"field 'audio': {shown(audio)} has the name of {shown(first)}, by which words and speakers are found: "
+                "give field 'recording'"
+            )
+
+
 class Words:
     """The words of recordings, in memory; each is given to one turn."""
 
     def __init__(self, words: Iterable[ImportedWord]):
+        self._files = _Files()
         self.by_recording: Dict[str, List[ImportedWord]] = {}
         for word in words:
             self.by_recording.setdefault(decoded_name(word.recording), []).append(word)
@@ -366,8 +387,10 @@ class Words:
         """Set the text of a turn from the unused words whose middle lies in it.
 
         Raises:
-            BadRow: where one of them cannot be used.
+            BadRow: where one of them cannot be used, or the words may be those of another file.
         """
+        if recording_key(row) in self.by_recording:
+            self._files.check(row)
         words = self.by_recording.get(recording_key(row), [])
         middles = self._middles.get(recording_key(row), [])
         first = bisect_left(middles, row.start or 0.0)
@@ -441,11 +464,18 @@ class Speakers:
         for turn in turns:
             self.by_recording.setdefault(recording_key(turn), []).append(turn)
         self._asked: Set[str] = set()
+        self._files = _Files()
 
     def give(self, row: Row) -> Row:
-        """Set the speaker of a turn: the one who speaks longest in it, or None."""
+        """Set the speaker of a turn: the one who speaks longest in it, or None.
+
+        Raises:
+            BadRow: where the speakers may be those of another file.
+        """
         shares: Dict[str, float] = {}
         self._asked.add(recording_key(row))
+        if recording_key(row) in self.by_recording:
+            self._files.check(row)
         first, last = _bounds(row)
         for turn in self.by_recording.get(recording_key(row), ()):
             start, end = _bounds(turn)

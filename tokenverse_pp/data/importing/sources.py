@@ -183,9 +183,9 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
                     item = Rejected(row.place, reason, row, harmless=file is None)
             fill(row, options.constants)
         if isinstance(item, Row):
-            if speakers is not None:
-                speakers.give(item)
             try:
+                if speakers is not None:
+                    speakers.give(item)
                 if words is not None and item.text is None:
                     words.give(item)
                 if options.inline is not None and item.text is not None:
