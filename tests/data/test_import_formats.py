@@ -202,6 +202,21 @@ def test_turns_of_a_ctm_end_where_its_speaker_changes(audio_dir, data, out):
     assert turns(cut) == [(0.0, 2.0, "x", "bon jour oui non")]
 
 
+def test_turns_of_speakers_who_overlap_are_not_single_words(audio_dir, data, out):
+    def lines(*words):
+        return "".join(f"a 1 {start} {end - start:.1f} {word} NA lex {who}\n" for word, who, start, end in words)
+
+    overlapping = [("eins", "A", 0, 0.5), ("zwei", "B", 0.3, 0.7), ("drei", "A", 0.6, 1.1), ("vier", "B", 0.9, 1.4)]
+    options = ("--ctm", data / "x.ctm", "--audio-dir", audio_dir, "--one-cut-per", "recording")
+    write(data / "x.ctm", lines(*overlapping, ("neun", "A", 3, 3.5)))
+    [cut] = imported(out, *options)
+    assert turns(cut) == [(0, 1.1, "A", "eins drei"), (0.3, 1.4, "B", "zwei vier"), (3, 3.5, "A", "neun")]
+    # What another says between two words is no part of their turn.
+    write(data / "x.ctm", lines(("eins", "A", 0, 0.5), ("zwei", "B", 0.5, 0.7), ("drei", "A", 0.8, 1.1)))
+    [cut] = imported(out, *options)
+    assert [turn[2:] for turn in turns(cut)] == [("A", "eins"), ("B", "zwei"), ("A", "drei")]
+
+
 def test_speakers_and_words_are_found_by_the_name_of_the_audio(audio_dir, data, out):
     write_audio(data / "my call.wav")
     table = write(data / "T.csv", "audio,start,end\nmy call.wav,0,1.5\n")

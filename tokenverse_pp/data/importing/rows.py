@@ -418,22 +418,34 @@ class Words:
     def turns(self, pause: float) -> Iterator[RowOrRejected]:
         """Turns of words alone; rejected where a word is bad.
 
-        On each channel they end at another speaker, and at pauses of ``pause`` seconds.
+        On each channel the words of a speaker are a turn up to a pause of ``pause`` seconds, or to words of another
+        speaker between them; words that overlap another's do not end it.
         """
         for words in self.by_recording.values():
             channels: Dict[Union[int, str], str] = {}
             for word in words:
                 channels.setdefault(channel_key(word.channel), word.channel)
             for key, channel in channels.items():
-                group: List[ImportedWord] = []
-                mine = (word for word in words if channel_key(word.channel) == key)
-                for word in sorted(mine, key=lambda word: word.start):
-                    is_apart = group and word.start - max(w.end for w in group[-8:]) > pause
-                    if group and (is_apart or word.speaker != group[-1].speaker):
-                        yield _turn(channel, group)
-                        group = []
-                    group.append(word)
-                yield _turn(channel, group)
+                mine = [word for word in words if channel_key(word.channel) == key]
+                for turn in _by_speaker(sorted(mine, key=lambda word: word.start), pause):
+                    yield _turn(channel, turn)
+
+
+def _by_speaker(words: Sequence[ImportedWord], pause: float) -> List[List[ImportedWord]]:
+    """Words of one channel, in order of their starts, as turns, which are in that order too (see `Words.turns`)."""
+    turns: List[List[ImportedWord]] = []
+    starts = [word.start for word in words]
+    last: Dict[Optional[str], List[ImportedWord]] = {}  # of each speaker
+    for number, word in enumerate(words):
+        turn = last.get(word.speaker, [])
+        end = max((w.end for w in turn[-8:]), default=word.start)
+        is_apart = not turn or word.start - end > pause
+        since = [] if is_apart else words[bisect_left(starts, end, 0, number) : number]
+        if is_apart or any(w.speaker != word.speaker and w.end <= word.start for w in since):
+            turn = last[word.speaker] = []
+            turns.append(turn)
+        turn.append(word)
+    return turns
 
 
 def _turn(channel: str, words: List[ImportedWord]) -> RowOrRejected:
