@@ -277,6 +277,13 @@ def test_rows_of_the_same_audio_are_told(audio_dir, data, out):
     columns = ("--column", "start=start_time", "--column", "end=end_time")
     code, said, _ = run("import", out, "--table", table, "--audio-dir", audio_dir, *columns)
     assert code == 0 and "earlier row" not in said
+    # Other rows have times, so that there is nothing to map.
+    stm = write(data / "x.stm", "a A s 0 1 bon\na B t 0 1 oui\na B t 0 1 oui\n")
+    code, said, _ = run("import", out, "--stm", stm, "--audio-dir", audio_dir)
+    assert f"earlier row: 2, the first: {stm}, line 2 (as {stm}, line 1, of channel 'A'; this one is of 'B')" in said
+    write(table, "audio,start,end,text\na.wav,0,1,bon\na.wav,0,1,jour\n")
+    code, said, _ = run("import", out, "--table", table, "--audio-dir", audio_dir)
+    assert f"earlier row: 1, the first: {table}, line 3 (as {table}, line 2)\n" in said
 
 
 def test_words_that_lie_in_no_turn_are_told(audio_dir, data, out):

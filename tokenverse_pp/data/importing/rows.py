@@ -240,7 +240,7 @@ class Ledger:
         self.cuts_by_task: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()  # what an option changed without rejecting a row
         self.again = 0  # rows with the audio and times of an earlier one
-        self.first_again: Optional[Place] = None
+        self.first_again = ""  # the first of them, and what it repeats or what to do
         self._list = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
         print("file", "line", "reason", sep="\t", file=self._list)
 
@@ -276,10 +276,8 @@ class Ledger:
     def tell_again(self, say: Callable[[str], None]) -> None:
         """Say how many rows have the audio and times of an earlier one, if any."""
         if self.again:
-            say(
-                f"rows with the same audio from start to end as an earlier row: {self.again}, the first: "
-                f"{self.first_again} (--column start=COLUMN --column end=COLUMN, if they are parts of it)"
-            )
+            told = f"{self.again}, the first: {self.first_again}"
+            say(f"rows with the same audio from start to end as an earlier row: {told}")
 
     def report(self, output: Path, say: Callable[[str], None]) -> None:
         """Print the counts of an import that was written."""
