@@ -202,6 +202,21 @@ def test_turns_of_a_ctm_end_where_its_speaker_changes(audio_dir, data, out):
     assert turns(cut) == [(0.0, 2.0, "x", "bon jour oui non")]
 
 
+def test_turns_of_speakers_who_overlap_are_not_single_words(audio_dir, data, out):
+    def lines(*words):
+        return "".join(f"a 1 {start} {end - start:.1f} {word} NA lex {who}\n" for word, who, start, end in words)
+
+    overlapping = [("eins", "A", 0, 0.5), ("zwei", "B", 0.3, 0.7), ("drei", "A", 0.6, 1.1), ("vier", "B", 0.9, 1.4)]
+    options = ("--ctm", data / "x.ctm", "--audio-dir", audio_dir, "--one-cut-per", "recording")
+    write(data / "x.ctm", lines(*overlapping, ("neun", "A", 3, 3.5)))
+    [cut] = imported(out, *options)
+    assert turns(cut) == [(0, 1.1, "A", "eins drei"), (0.3, 1.4, "B", "zwei vier"), (3, 3.5, "A", "neun")]
+    # What another says between two words is no part of their turn.
+    write(data / "x.ctm", lines(("eins", "A", 0, 0.5), ("zwei", "B", 0.5, 0.7), ("drei", "A", 0.8, 1.1)))
+    [cut] = imported(out, *options)
+    assert [turn[2:] for turn in turns(cut)] == [("A", "eins"), ("B", "zwei"), ("A", "drei")]
+
+
 def test_speakers_and_words_are_found_by_the_name_of_the_audio(audio_dir, data, out):
     write_audio(data / "my call.wav")
     table = write(data / "T.csv", "audio,start,end\nmy call.wav,0,1.5\n")
@@ -209,6 +224,25 @@ def test_speakers_and_words_are_found_by_the_name_of_the_audio(audio_dir, data, 
     ctm = write(data / "x.ctm", "my%20call 1 0.1 0.3 bon\n")
     [cut] = imported(out, "--table", table, "--rttm", rttm, "--ctm", ctm)
     assert turns(cut) == [(0.0, 1.5, "anna", "bon")]
+
+
+def test_words_and_speakers_of_two_files_of_one_name_are_not_mixed(data, out):
+    for folder in ("p", "q"):
+        write_audio(data / folder / "call.wav")
+    rows = "u1,p/call.wav,0,4\nu2,q/call.wav,0,1\nu3,q/call.wav,1,4\n"
+    table = write(data / "T.csv", "id,audio,start,end\n" + rows)
+    ctm = write(data / "x.ctm", "call 1 0.1 0.3 bon\ncall 1 2 0.3 jour\n")
+    rttm = write(data / "x.rttm", RTTM.replace(" a 1", " call 1"))
+    texts = write(data / "texts.csv", "id,audio,start,end,text\n" + rows.replace("\n", ",oui\n"))
+    for options in (("--table", table, "--ctm", ctm), ("--table", texts, "--rttm", rttm)):
+        code, said, _ = run("import", out, *options, "--skip-bad")
+        assert code == 0 and "rows: 3 read = 1 kept + 2 left out" in said
+        assert "line 3: field 'audio': 'q/call.wav' has the name of 'p/call.wav'" in said
+    # The field decides whose they are; of other names nothing is told.
+    named = rows.replace(",p/", ",call,p/").replace(",q/", ",other,q/").replace("\n", ",oui\n")
+    table = write(data / "T.csv", "id,recording,audio,start,end,text\n" + named)
+    cuts = imported(out, "--table", table, "--rttm", rttm)
+    assert [cut["supervisions"][0].get("speaker") for cut in cuts] == ["anna", None, None]
 
 
 def test_an_rttm_of_other_recordings_is_told(audio_dir, data, out):
@@ -225,6 +259,17 @@ def test_a_turn_of_a_recording_that_the_recordings_lack_is_told(audio_dir, data,
     assert code == 2 and f"{stm}, line 1: recording 'a' is not in {recordings}" in err
 
 
+def test_recordings_may_list_some_of_those_that_are_found_by_name(audio_dir, data, out):
+    stm = write(data / "m.stm", "a 1 x 0 1 bon\nb 1 x 0 1 oui\n")
+    options = ("--stm", stm, "--audio-dir", audio_dir, "--recordings")
+    one, two = imported(out, *options, write(data / "R.csv", "recording,language\na,fr\n"))
+    assert [cut["supervisions"][0].get("language") for cut in (one, two)] == ["fr", None]
+    write(stm, "a 1 x 0 1 bon\nnone 1 x 0 1 oui\n")
+    recordings = write(data / "R.csv", "recording,language\na,fr\na,en\n")
+    code, _, err = run("import", out, *options, recordings)
+    assert code == 2 and f"{stm}, line 2: recording 'none' is not in {recordings}" in err
+
+
 def test_rows_of_the_same_audio_are_told(audio_dir, data, out):
     table = write(data / "T.csv", "audio,start_time,end_time,text\na.wav,0,1,bon\nb.wav,0,1,oui\na.wav,1,2,jour\n")
     code, said, _ = run("import", out, "--table", table, "--audio-dir", audio_dir)
@@ -232,6 +277,13 @@ def test_rows_of_the_same_audio_are_told(audio_dir, data, out):
     columns = ("--column", "start=start_time", "--column", "end=end_time")
     code, said, _ = run("import", out, "--table", table, "--audio-dir", audio_dir, *columns)
     assert code == 0 and "earlier row" not in said
+    # Other rows have times, so that there is nothing to map.
+    stm = write(data / "x.stm", "a A s 0 1 bon\na B t 0 1 oui\na B t 0 1 oui\n")
+    code, said, _ = run("import", out, "--stm", stm, "--audio-dir", audio_dir)
+    assert f"earlier row: 2, the first: {stm}, line 2 (as {stm}, line 1, of channel 'A'; this one is of 'B')" in said
+    write(table, "audio,start,end,text\na.wav,0,1,bon\na.wav,0,1,jour\n")
+    code, said, _ = run("import", out, "--table", table, "--audio-dir", audio_dir)
+    assert f"earlier row: 1, the first: {table}, line 3 (as {table}, line 2)\n" in said
 
 
 def test_words_that_lie_in_no_turn_are_told(audio_dir, data, out):

@@ -4,7 +4,7 @@ import pytest
 from fuzzing import ctm_line, spoken, stm_line
 from hypothesis import given
 from hypothesis import strategies as st
-from importing_cases import examples, imported, run, turns, write
+from importing_cases import examples, imported, run, turns, write, write_audio
 
 from tokenverse_pp.data.importing.kaldi import read_kaldi
 from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
@@ -195,6 +195,10 @@ def test_a_bad_line_spoils_the_cut_of_its_recording_only(audio_dir, tmp_path):
     write(stm, "a 1 s 0 1 un\nb 1 s 0 1 deux\rb 1 s 1 2 trois\n")
     code, _, err = run("import", tmp_path / "p.jsonl", "--stm", stm, *options)
     assert code == 2 and f"{stm}, line 2: holds a carriage return" in err and "its recording is not known" in err
+    ctm = write(tmp_path / "x.ctm", "b 1 0 0.3 un\nb\x0b 1 1 0.3 deux\n1 1 0 0.3 trois\n")
+    write_audio(tmp_path / "1.wav")
+    code, _, err = run("import", tmp_path / "p.jsonl", "--ctm", ctm, *options)
+    assert code == 2 and f"{ctm}, line 2: holds a" in err and "its recording is not known" in err
     write(tmp_path / "k/wav.scp", f"a {audio_dir}/a.wav\nb {audio_dir}/b.wav\nx y\x0bz\n")
     write(tmp_path / "k/segments", "u1 a 0 1\nu2 b 0 1\n")
     write(tmp_path / "k/text", "u1 un\nu2 de\rux\n")

@@ -102,6 +102,30 @@ def test_a_bad_turn_takes_its_channel_along_or_if_that_is_not_known_all(tmp_path
     assert code == 0 and "rows: 4 read = 1 kept + 3 left out" in said
 
 
+def test_a_bad_line_takes_the_cut_of_its_recording_along_whatever_its_audio_is_called(tmp_path, out):
+    for name in ("abc", "def"):
+        write_audio(tmp_path / f"k/wav/{name}.wav")
+    scp = write(tmp_path / "k/wav.scp", "rec1 wav/abc.wav\nrec2 wav/def.wav\n")
+    write(tmp_path / "k/text", "u1 one\nu2 two\nu3 three\n")
+    segments = write(tmp_path / "k/segments", "u1 rec1 0 1\nu2 rec1 zz 3\nu3 rec2 0 1\n")
+    ctm = write(tmp_path / "x.ctm", "rec1 1 0 0.3 one\nrec1 1 1.0\nrec2 1 0 0.3 three\n")
+    line = "SPEAKER {} 1 {} 1 <NA> <NA> anna <NA> <NA>\n"
+    rttm = write(tmp_path / "x.rttm", line.format("rec1", 0) + line.format("rec1", "zz") + line.format("rec2", 0))
+    words = write(tmp_path / "words.ctm", "rec1 1 0 0.3 one\nrec2 1 0 0.3 three\n")
+    options = ("--one-cut-per", "recording", "--skip-bad")
+    for source in (
+        ("--kaldi", tmp_path / "k"),
+        ("--ctm", ctm, "--recordings", scp),
+        ("--rttm", rttm, "--ctm", words, "--recordings", scp),
+    ):
+        cuts = imported(out, *source, *options)
+        assert [(cut["id"], cut["supervisions"][0]["text"]) for cut in cuts] == [("rec2", "three")]
+    # A name of which there is no audio may be another's.
+    write(segments, "u1 rec1 0 1\nu2 zz 3\nu3 rec2 0 1\n")
+    code, _, err = run("import", out, "--kaldi", tmp_path / "k", *options)
+    assert code == 2 and "line 2: expected `utterance" in err and "its recording is not known" in err
+
+
 @pytest.mark.parametrize(
     ("start", "end", "said"),
     [

@@ -49,6 +49,9 @@ def read_kaldi(folder: Path) -> Iterator[RowOrRejected]:
     whole = (Row(place, name, name) for name, (place, _) in audio.items())
     utterances: Iterable[RowOrRejected] = _segments(segments) if segments.is_file() else whole
     for item in utterances:
+        row = item.row if isinstance(item, Rejected) else item
+        if row is not None and row.recording in audio:
+            row.audio = audio[row.recording][1]
         if isinstance(item, Rejected):
             yield item
             continue
@@ -57,9 +60,8 @@ def read_kaldi(folder: Path) -> Iterator[RowOrRejected]:
             continue
         seen.add(item.id)
         if item.recording not in audio:
-            yield Rejected(item.place, f"recording {item.recording!r} is not in wav.scp", item)
+            yield Rejected(item.place, f"recording {item.recording!r} is not in wav.scp", item, harmless=True)
             continue
-        item.audio = audio[item.recording][1]
         item.text = _get(text, item.id)
         item.speaker, item.language = _get(speakers, item.id), _get(languages, item.id)
         if item.id in text and item.text is None:

@@ -7,6 +7,7 @@ turns of a recording.
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -191,8 +192,9 @@ def records_of(
 def rejected(place: Place, error: BadRow, line: str, named_at: Sequence[int]) -> Rejected:
     """A line that cannot be mapped; its recording, and its channel, are the cells with these numbers, if there are."""
     cells = fields(line)
-    named = [cells[at] for at in named_at if at < len(cells) and not CONTROL.search(cells[at])]
-    return Rejected(place, str(error), Row(place, "", named[0], channel=next(iter(named[1:]), None)) if named else None)
+    named = [cells[at] if at < len(cells) and not CONTROL.search(cells[at]) else None for at in named_at]
+    recording, channel = (*named, None, None)[:2]
+    return Rejected(place, str(error), None if recording is None else Row(place, "", recording, channel=channel))
 
 
 def read_records(
@@ -238,7 +240,7 @@ class Ledger:
         self.cuts_by_task: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()  # what an option changed without rejecting a row
         self.again = 0  # rows with the audio and times of an earlier one
-        self.first_again: Optional[Place] = None
+        self.first_again = ""  # the first of them, and what it repeats or what to do
         self._list = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
         print("file", "line", "reason", sep="\t", file=self._list)
 
@@ -274,10 +276,8 @@ class Ledger:
     def tell_again(self, say: Callable[[str], None]) -> None:
         """Say how many rows have the audio and times of an earlier one, if any."""
         if self.again:
-            say(
-                f"rows with the same audio from start to end as an earlier row: {self.again}, the first: "
-                f"{self.first_again} (--column start=COLUMN --column end=COLUMN, if they are parts of it)"
-            )
+            told = f"{self.again}, the first: {self.first_again}"
+            say(f"rows with the same audio from start to end as an earlier row: {told}")
 
     def report(self, output: Path, say: Callable[[str], None]) -> None:
         """Print the counts of an import that was written."""
@@ -350,10 +350,30 @@ def recording_key(row: Row) -> str:
     return decoded_name(row.recording or Path(row.audio or "").stem)
 
 
+class _Files:
+    """The audio files whose rows name no recording, by the name by which their words or speakers are found."""
+
+    def __init__(self) -> None:
+        self._first: Dict[str, str] = {}
+
+    def check(self, row: Row) -> None:
+        """Raise BadRow where another file has the name of a row's file: what is found may be of either."""
+        if row.audio is None:
+            return
+        audio = os.path.normpath(row.audio)
+        first = self._first.setdefault(recording_key(row), audio)
+        if row.recording is None and audio != first:
+            raise BadRow(
+                f"field 'audio': {shown(audio)} has the name of {shown(first)}, by which words and speakers are found: "
+                "give field 'recording'"
+            )
+
+
 class Words:
     """The words of recordings, in memory; each is given to one turn."""
 
     def __init__(self, words: Iterable[ImportedWord]):
+        self._files = _Files()
         self.by_recording: Dict[str, List[ImportedWord]] = {}
         for word in words:
             self.by_recording.setdefault(decoded_name(word.recording), []).append(word)
@@ -365,8 +385,10 @@ class Words:
         """Set the text of a turn from the unused words whose middle lies in it.
 
         Raises:
-            BadRow: where one of them cannot be used.
+            BadRow: where one of them cannot be used, or the words may be those of another file.
         """
+        if recording_key(row) in self.by_recording:
+            self._files.check(row)
         words = self.by_recording.get(recording_key(row), [])
         middles = self._middles.get(recording_key(row), [])
         first = bisect_left(middles, row.start or 0.0)
@@ -394,22 +416,34 @@ class Words:
     def turns(self, pause: float) -> Iterator[RowOrRejected]:
         """Turns of words alone; rejected where a word is bad.
 
-        On each channel they end at another speaker, and at pauses of ``pause`` seconds.
+        On each channel the words of a speaker are a turn up to a pause of ``pause`` seconds, or to words of another
+        speaker between them; words that overlap another's do not end it.
         """
         for words in self.by_recording.values():
             channels: Dict[Union[int, str], str] = {}
             for word in words:
                 channels.setdefault(channel_key(word.channel), word.channel)
             for key, channel in channels.items():
-                group: List[ImportedWord] = []
-                mine = (word for word in words if channel_key(word.channel) == key)
-                for word in sorted(mine, key=lambda word: word.start):
-                    is_apart = group and word.start - max(w.end for w in group[-8:]) > pause
-                    if group and (is_apart or word.speaker != group[-1].speaker):
-                        yield _turn(channel, group)
-                        group = []
-                    group.append(word)
-                yield _turn(channel, group)
+                mine = [word for word in words if channel_key(word.channel) == key]
+                for turn in _by_speaker(sorted(mine, key=lambda word: word.start), pause):
+                    yield _turn(channel, turn)
+
+
+def _by_speaker(words: Sequence[ImportedWord], pause: float) -> List[List[ImportedWord]]:
+    """Words of one channel, in order of their starts, as turns, which are in that order too (see `Words.turns`)."""
+    turns: List[List[ImportedWord]] = []
+    starts = [word.start for word in words]
+    last: Dict[Optional[str], List[ImportedWord]] = {}  # of each speaker
+    for number, word in enumerate(words):
+        turn = last.get(word.speaker, [])
+        end = max((w.end for w in turn[-8:]), default=word.start)
+        is_apart = not turn or word.start - end > pause
+        since = [] if is_apart else words[bisect_left(starts, end, 0, number) : number]
+        if is_apart or any(w.speaker != word.speaker and w.end <= word.start for w in since):
+            turn = last[word.speaker] = []
+            turns.append(turn)
+        turn.append(word)
+    return turns
 
 
 def _turn(channel: str, words: List[ImportedWord]) -> RowOrRejected:
@@ -440,11 +474,18 @@ class Speakers:
         for turn in turns:
             self.by_recording.setdefault(recording_key(turn), []).append(turn)
         self._asked: Set[str] = set()
+        self._files = _Files()
 
     def give(self, row: Row) -> Row:
-        """Set the speaker of a turn: the one who speaks longest in it, or None."""
+        """Set the speaker of a turn: the one who speaks longest in it, or None.
+
+        Raises:
+            BadRow: where the speakers may be those of another file.
+        """
         shares: Dict[str, float] = {}
         self._asked.add(recording_key(row))
+        if recording_key(row) in self.by_recording:
+            self._files.check(row)
         first, last = _bounds(row)
         for turn in self.by_recording.get(recording_key(row), ()):
             start, end = _bounds(turn)

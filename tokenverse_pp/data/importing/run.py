@@ -25,7 +25,17 @@ from tokenverse_pp.base.languages import canonical_tag, language_problem
 from tokenverse_pp.data.importing.annotations import Attached, NamedDocuments, SentencesInOrder, open_documents
 from tokenverse_pp.data.importing.audio import AudioFinder, AudioOut
 from tokenverse_pp.data.importing.fields import finish_text
-from tokenverse_pp.data.importing.rows import OVERSHOOT, BadRow, Ledger, Place, Rejected, Row, RowOrRejected
+from tokenverse_pp.data.importing.rows import (
+    OVERSHOOT,
+    BadRow,
+    Ledger,
+    Place,
+    Rejected,
+    Row,
+    RowOrRejected,
+    same_channel,
+    shown,
+)
 from tokenverse_pp.data.importing.sources import RECORDING, ImportOptions, check_paths, rows_of
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.lines import NameSet
@@ -57,6 +67,7 @@ def _bytes(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
 
+MOST_FIRSTS = 100_000  # stretches of audio whose places are in memory, until one of them comes again
 NEEDS = {"scd": "speaker", "endp": "endpoint", "ner": "entities", "lid": "language"}
 _TURN = re.compile(r"supervision (\d+), ")
 
@@ -154,6 +165,7 @@ class _Import:
         self.finder = AudioFinder(options.folder, options.sampling_rate, options.allow_pipes, self.audio_out)
         self.documents = open_documents(options.brat, options.conll, options.discontinuous)
         self.row_ids, self.cut_ids, self.stretches = NameSet(), NameSet(), NameSet()
+        self.firsts: Dict[str, Tuple[Place, Optional[str]]] = {}  # where the first stretches stand, and their channels
         self.together = options.per == RECORDING
         self.spoilt: Dict[Optional[str], Place] = {}  # files of which a row of an unknown channel was rejected
 
@@ -172,14 +184,14 @@ class _Import:
 
     def _items(self) -> Iterator[RowOrRejected]:
         """Every row, counted; with a known audio file and an id of its own."""
-        read = rows_of(self.options, self.audio_out)
+        read = rows_of(self.options, self.audio_out, self.finder)
         rows = self.documents.attach(read) if isinstance(self.documents, SentencesInOrder) else read
         for item in tqdm(self._ahead(rows), desc="import", unit=" rows", disable=None, leave=False):
             self.ledger.read += 1
-            if isinstance(item, Row):
-                item = self._opened(item)
-            if isinstance(item, Rejected) and item.row is None:
+            if isinstance(item, Rejected):
                 self._check_unknown(item)
+            else:
+                item = self._opened(item)
             if isinstance(self.documents, NamedDocuments):
                 self.documents.note(item)
             yield item
@@ -215,7 +227,10 @@ class _Import:
 
     def _check_unknown(self, item: Rejected) -> None:
         """A row of an unknown recording cannot be left out of a cut that may need it."""
-        if self.together and self.options.skip_bad and not item.harmless:
+        if not self.together or not self.options.skip_bad or item.harmless:
+            return
+        # A bad line that names no audio may name the recording wrongly too, where none of that name is found.
+        if item.row is None or (item.row.audio is None and self.finder.file(item.row) is None):
             raise UserError(
                 f"{item}: its recording is not known, so that --skip-bad cannot leave out the cut that it belongs to; "
                 "mend it, or use --one-cut-per row"
@@ -294,14 +309,29 @@ class _Import:
             if not self.cut_ids.add(cut.id):
                 raise BadRow(f"field 'recording': another recording has the name {cut.id!r} already")
             source = cut.recording.sources[0].source
-            if not self.stretches.add(f"{source}\0{cut.channel}\0{cut.start}\0{cut.duration}"):
+            stretch = f"{source}\0{cut.channel}\0{cut.start}\0{cut.duration}"
+            if not self.stretches.add(stretch):
                 self.ledger.again += 1
-                self.ledger.first_again = self.ledger.first_again or rows[0].place
+                self.ledger.first_again = self.ledger.first_again or self._again(rows[0], self.firsts.get(stretch))
+                self.firsts.clear()
+            elif not self.ledger.again and len(self.firsts) < MOST_FIRSTS:
+                self.firsts[stretch] = rows[0].place, rows[0].channel
             return cut
         except BadRow as error:
             for item in reject_group(rows, error):
                 self.ledger.reject(item)
             return None
+
+    def _again(self, row: Row, first: Optional[Tuple[Place, Optional[str]]]) -> str:
+        """The place of a row with the audio of an earlier one, with what to do, or else the earlier one if known."""
+        if self.options.turns in ("table", "hf") and row.start is None and row.end is None:
+            return f"{row.place} (--column start=COLUMN --column end=COLUMN, if they are parts of it)"
+        if first is None:
+            return str(row.place)
+        place, channel = first
+        are_same = same_channel(channel, row.channel)
+        labels = "" if are_same else f", of channel {shown(channel)}; this one is of {shown(row.channel)}"
+        return f"{row.place} (as {place}{labels})"
 
     def _made(self, rows: Sequence[Row]) -> MonoCut:
         """A cut of a single turn, or of the complete recording with these turns in order of time.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Literal, Mapping, Optional, Set, Tuple, Union
 
 from tokenverse_pp.base.errors import UserError
-from tokenverse_pp.data.importing.audio import AudioOut
+from tokenverse_pp.data.importing.audio import AudioFinder, AudioOut
 from tokenverse_pp.data.importing.fields import AS_IT_IS, FieldMap, fill, read_inline
 from tokenverse_pp.data.importing.kaldi import read_kaldi, read_wav_scp
 from tokenverse_pp.data.importing.nist import read_ctm, read_rttm, read_stm
@@ -142,7 +143,7 @@ class ImportOptions:
         return Path()
 
 
-def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrRejected]:
+def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) -> Iterator[RowOrRejected]:
     """All rows, completed from recordings, constants, speaker turns, words and inline marks."""
     turns = options.turns
     recordings, bad = _recordings(options)
@@ -157,24 +158,34 @@ def rows_of(options: ImportOptions, audio_out: AudioOut) -> Iterator[RowOrReject
     words = Words(timed) if timed or options.ctm is not None else None
     speaker_turns = [item for item in rttm if isinstance(item, Row)]
     speakers = Speakers(speaker_turns) if options.rttm is not None and turns != "rttm" else None
+    listed: Optional[Set[Optional[str]]] = None  # the files of the recordings
     yield from bad
-    yield from (item for item in [*rttm, *ctm] if isinstance(item, Rejected))
-    for item in _turns(turns, options, audio_out, speaker_turns, words):
+    unread = (item for item in [*rttm, *ctm] if isinstance(item, Rejected))
+    for item in chain(unread, _turns(turns, options, audio_out, speaker_turns, words)):
         row = item.row if isinstance(item, Rejected) else item
         if row is not None:
             told = recordings.get(_name_in(recordings, row) or "")
             if isinstance(told, Row):
                 names = ("audio", "channel", "speaker", "language", "endpoint", "tasks", "custom")
                 fill(row, {name: getattr(told, name) for name in names})
-            elif told is not None and isinstance(item, Row):
-                item = Rejected(row.place, f"its recording cannot be read: {told}", row)
-            elif recordings and not bad and row.recording is not None and row.audio is None and isinstance(item, Row):
-                item = Rejected(row.place, f"recording {row.recording!r} is not in {options.recordings}", row)
+            elif told is not None:
+                fill(row, {"audio": told.row.audio if told.row is not None else None})
+                if isinstance(item, Row):
+                    item = Rejected(row.place, f"its recording cannot be read: {told}", row)
+            elif recordings and row.recording is not None and row.audio is None and isinstance(item, Row):
+                # The table may list some recordings only; the others are found by their names.
+                file = finder.file(row)
+                if listed is None:
+                    listed = {finder.file(told) for told in recordings.values() if isinstance(told, Row)}
+                if file is None or file in listed:
+                    reason = f"recording {row.recording!r} is not in {options.recordings}"
+                    reason += "" if file is None else f", which has {file} under another name"
+                    item = Rejected(row.place, reason, row, harmless=file is None)
             fill(row, options.constants)
         if isinstance(item, Row):
-            if speakers is not None:
-                speakers.give(item)
             try:
+                if speakers is not None:
+                    speakers.give(item)
                 if words is not None and item.text is None:
                     words.give(item)
                 if options.inline is not None and item.text is not None:
