@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from labelled_cuts import make_cut
 from lhotse import Recording
-from scripts import ROOT
 
 from tokenverse_pp.base.engine import Parts
 from tokenverse_pp.base.options import DecodeOptions
@@ -98,9 +97,9 @@ def test_samples_in_memory_have_the_same_digest_at_any_time():
     assert same == batch_digest("run", [cut], False) != turned
 
 
-def test_results_of_other_scales_of_a_language_model_are_not_reused(tmp_path):
+def test_results_of_other_scales_of_a_language_model_are_not_reused(finished_run, tmp_path):
     (tmp_path / "words.tsv").write_text("dun\t30\n")
-    loaded = load_model(ROOT / "tests" / "oracles" / "fixtures" / "toy_model")
+    loaded = load_model(finished_run)
     options = DecodeOptions(SearchOptions(lm=str(tmp_path / "words.tsv")))
     digests = {run_digest(loaded, options)}
     for scale in (0.3, 0.6):
