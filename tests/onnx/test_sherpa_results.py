@@ -81,19 +81,10 @@ def test_sherpa_results_name_the_tasks_of_their_set(tmp_path):
         "files": {"a": {}, "b": {}},
     }
     described.update({"tasks": ["asr", "scd", "lid"], "task_options": {"lid": {"languages": ["fr"]}}, "input": "audio"})
-    names = (
-        "tokenverse_pp",
-        "symbols",
-        "vocab_size",
-        "blank",
-        "context_size",
-        "joiner_dim",
-        "min_samples",
-        "max_samples",
-    )
-    described.update(
-        {"frame_shift": 0.02, "normalise": True, "vectors": {}, "precision": "float32", **dict.fromkeys(names)}
-    )
+    numbers = ("vocab_size", "blank", "context_size", "joiner_dim", "min_samples")
+    described.update({"tokenverse_pp": "0.1.0", "symbols": ["[SCD]", "[FR]"], "max_samples": None})
+    described.update({"frame_shift": 0.02, "normalise": True, "vectors": {}, "precision": "float32"})
+    described.update(dict.fromkeys(numbers, 1))
     (tmp_path / "export.json").write_text(json.dumps(described))
     heard = from_sherpa(RESULT, tmp_path, ["scd"])
     assert (heard.tasks, heard.raw, heard.words[-1].end) == (("asr", "scd"), "ab [SCD] c", 1.02)
