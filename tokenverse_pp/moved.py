@@ -93,7 +93,7 @@ MODULES: Dict[str, Tuple[str, ...]] = {
     "manifests.corpora.librispeech": ("data.corpora.read_speech",),
     "manifests.corpora.mls": ("data.corpora.read_speech",),
     "manifests.corpora.parts": ("data.corpora.common",),
-    "manifests.corpora.telephone": ("data.corpora.conversations",),
+    "manifests.corpora.telephone": ("data.corpora.telephone",),
     "manifests.corpora.turn_manifests": ("data.editing.conversations",),
     "manifests.corpora.utterances": ("data.corpora.clips",),
     "manifests.corpora.voxpopuli": ("data.corpora.voxpopuli",),

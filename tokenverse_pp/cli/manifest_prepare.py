@@ -158,7 +158,7 @@ def callhome_english(run: Preparation, **given: Any) -> None:
     Written: OUT/cuts_{train,dev,test}.jsonl.gz. A window holds both sides of the call, and never a turn whose words are
     not known ((( )), speech in another language).
     """
-    from tokenverse_pp.data.corpora.conversations import prepare_callhome_english
+    from tokenverse_pp.data.corpora.telephone import prepare_callhome_english
 
     prepare_callhome_english(run, **given)
 
@@ -209,7 +209,7 @@ def eval2000(run: Preparation, **given: Any) -> None:
     written as 16 kHz FLAC in OUT/audio; compressed SPHERE files need sph2pipe for that (lhotse install-sph2pipe).
     Written: OUT/cuts_test.jsonl.gz.
     """
-    from tokenverse_pp.data.corpora.conversations import prepare_eval2000
+    from tokenverse_pp.data.corpora.telephone import prepare_eval2000
 
     prepare_eval2000(run, **given)
 

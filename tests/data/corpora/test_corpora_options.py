@@ -25,7 +25,7 @@ from mini_corpora import (
 from mini_runs import cuts_of
 
 from tokenverse_pp.data.corpora.common import Form, check_table
-from tokenverse_pp.data.corpora.conversations import CALLHOME_IDS, clean, find_names, read_call
+from tokenverse_pp.data.corpora.telephone import CALLHOME_IDS, clean, find_names, read_call
 from tokenverse_pp.data.normalise import normalise
 
 

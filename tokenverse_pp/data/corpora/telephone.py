@@ -1,0 +1,276 @@
+"""Telephone calls of the LDC: CALLHOME American English and Hub5 2000 (eval2000), cuts of several turns.
+
+Both use the same transcription conventions, which `clean` turns into plain text. The transcripts are read here, not by
+lhotse's recipes: these drop, cut off or join turns whose lines or times are wrong, without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from lhotse.supervision import SupervisionSegment
+
+from tokenverse_pp.base.errors import UserError
+from tokenverse_pp.data.access import file_problem
+from tokenverse_pp.data.corpora.clips import Clip, part_of, with_turns
+from tokenverse_pp.data.corpora.common import (
+    NO_AUDIO,
+    CorpusPart,
+    LeftOutRow,
+    Preparation,
+    at_16_khz,
+    is_written,
+    require,
+)
+from tokenverse_pp.data.corpora.conversations import (
+    MIXED_TASKS,
+    ONE_SPEAKER_TASKS,
+    mixed_tracks,
+    turns_by_recording,
+    write_dialogues,
+)
+from tokenverse_pp.data.corpora.resume import ALL, CorpusGroup, in_groups
+from tokenverse_pp.data.editing.conversations import (
+    DEFAULT_OPTIONS,
+    ConversationOptions,
+    Track,
+    TurnWords,
+)
+from tokenverse_pp.data.lines import number_of, raw_lines, text_of
+from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
+
+CALLHOME_SPLITS = {"train": "train", "dev": "devtest", "test": "evaltest"}
+COMPRESSED = "compressed SPHERE files need sph2pipe (lhotse install-sph2pipe)"
+CALLHOME_LAYOUT = (
+    "LDC97S42/[callhome_eng/]data/{train,devtest,evltest}/*.sph and "
+    "LDC97T14/[callhome_english_trans_970711/]transcrpt/{train,devtest,evaltest}/*.txt in one folder "
+    f"(or --transcripts for the second); {COMPRESSED}"
+)
+EVAL2000_LAYOUT = (
+    "LDC2002S09/hub5e_00/english/*.sph and LDC2002T43/[2000_hub5_eng_eval_tr/]reference/english/*.txt in one folder "
+    f"(or --transcripts for the second); {COMPRESSED}"
+)
+
+# An attribute's value may hold a ">": e_form="[we=>we]['re=>are]".
+_TAG = re.compile(r"""</?(contraction|(b_|e_)?aside)\b("[^"]*"|'[^']*'|[^>"'])*>""", re.IGNORECASE)
+_SOUND = re.compile(r"\{[^}]*\}|\[\[.*?\]\]|\[[^\]]*\]")
+_FOREIGN = re.compile(r"<\s*[A-Za-z?][^>]*>?")
+_GUESS = re.compile(r"\(\(\s*(.*?)\s*\)\)")
+_SIGNS = re.compile(r"[%*+#/~^@]")
+_NAME = "&"
+NAME_TYPE = "NAME"
+
+
+def clean(text: str, keep_names: bool = False) -> Optional[str]:
+    """An LDC transcript without its marks but with punctuation; None where the words are unknown.
+
+    Sounds (``{breath}``, ``[distortion]``), comments (``[[..]]``) and tags (``<contraction ..>``) go, the signs of
+    hesitations, names, asides and mispronounced words (``% & // + ** #``) go and leave the word; a best guess
+    ``((like this))`` counts as heard. Not known: ``(( ))``, and speech in another language (``<Spanish ..>``).
+    ``keep_names`` leaves the sign of proper names, ``&``.
+
+    >>> clean("%um, &Bob {laugh} was <contraction e_form='x'>there --"), clean("I (( )) so"), clean("<Spanish hola>")
+    ('um, Bob was there --', None, None)
+    """
+    text = _SOUND.sub(" ", _TAG.sub(" ", text))
+    if _FOREIGN.search(text) or any(not guess for guess in _GUESS.findall(text)):
+        return None
+    text = _SIGNS.sub("", _GUESS.sub(r"\1", text))
+    return " ".join((text if keep_names else text.replace(_NAME, "")).split())
+
+
+def read_call_words(
+    turn: SupervisionSegment, normaliser: Normaliser, names: bool = False, written: bool = False
+) -> TurnWords:
+    """Words of a turn; a last sign ``. ? !`` makes it complete, ``, -`` (also ``--``: broken off) not complete.
+
+    Args:
+        names: label what the transcribers marked as proper names as entities.
+        written: give the written text too.
+    """
+    text = clean(turn.text or "", keep_names=names)
+    if text is None:
+        return TurnWords(None)
+    complete = {".": True, "?": True, "!": True, ",": False, "-": False}.get(text[-1:])
+    entities: Optional[List[Dict[str, Any]]] = None
+    plain, shown = normaliser(text, turn.language), text.replace(_NAME, "")
+    if names:
+        plain, entities = find_names(text, lambda token: normaliser(token, turn.language))
+    return TurnWords(plain, complete, entities, shown if written and is_written(shown, plain) else None)
+
+
+def find_names(text: str, normalise: Callable[[str], str]) -> Tuple[str, List[Dict[str, Any]]]:
+    """Text with names marked by ``&`` -> normalised text, and a span of type NAME for each run of marked words.
+
+    A run ends at punctuation: ``&Bob, &Ann`` are two, ``&New &York's`` is one.
+
+    >>> find_names("so &New &York, &Bob said", str.lower)[1][0]
+    {'start': 3, 'end': 12, 'type': 'NAME'}
+    """
+    words: List[str] = []
+    spans: List[Dict[str, Any]] = []
+    length, in_run = 0, False
+    for token in text.split():
+        word = normalise(token.replace(_NAME, ""))
+        if not word:
+            continue
+        start = length + bool(words)
+        words.append(word)
+        length = start + len(word)
+        if _NAME in token and in_run:
+            spans[-1]["end"] = length
+        elif _NAME in token:
+            spans.append({"start": start, "end": length, "type": NAME_TYPE})
+        in_run = _NAME in token and token[-1].isalnum()
+    return " ".join(words), spans
+
+
+def side_of(turn: SupervisionSegment) -> int:
+    """0 for side A, 1 for B, by the speaker's name (``4077_0A``, ``4077_B1``, ``sw_4390-A``)."""
+    return 1 if "B" in re.split("[_-]", turn.speaker)[-1] else 0
+
+
+def prepare_calls(
+    corpus: str,
+    run: Preparation,
+    transcripts: Optional[Path] = None,
+    channels: str = "mixed",
+    names: bool = False,
+    options: ConversationOptions = DEFAULT_OPTIONS,
+) -> Dict[str, Path]:
+    """Prepare telephone calls of the LDC.
+
+    ``callhome-english`` writes ``cuts_{train,dev,test}.jsonl.gz`` (dev: devtest, test: evaltest); ``eval2000``, the
+    Hub5 2000 evaluation of Switchboard and CALLHOME calls, ``cuts_test.jsonl.gz``.
+
+    Args:
+        run: of CALLHOME, its folder has LDC97S42 and LDC97T14, or is LDC97S42 itself.
+        transcripts: folder of the transcripts (LDC97T14), where it is elsewhere.
+        channels: ``mixed``: the two sides of a call as one channel; ``separate``: each side, not labelled for scd.
+        names: label proper names, as far as the transcribers marked them, as entities (ner).
+
+    Raises:
+        UserError: where the folders are not these corpora.
+    """
+    options.check()
+    separate, is_callhome = channels == "separate", corpus == "callhome-english"
+
+    def prepare(_: str) -> Dict[str, Path]:
+        words = partial(read_call_words, normaliser=NORMALISERS[run.normaliser], names=names, written=run.written)
+        parts = (_callhome if is_callhome else _eval2000)(run.corpus_dir, transcripts, run.jobs)
+        tasks = [*(ONE_SPEAKER_TASKS if separate else MIXED_TASKS), *(["ner"] * names)]
+        return write_dialogues(run, parts, corpus, tasks, side_tracks if separate else mixed_tracks, words, options)
+
+    given = {"transcripts": transcripts, "channels": channels, "names": names, "windows": asdict(options)}
+    read = [run.corpus_dir, *([transcripts] if transcripts is not None else [])]
+    groups = {ALL: CorpusGroup(list(CALLHOME_SPLITS) if is_callhome else ["test"], read)}
+    return in_groups(run, corpus, groups, prepare, given)
+
+
+prepare_callhome_english = partial(prepare_calls, "callhome-english")
+prepare_eval2000 = partial(prepare_calls, "eval2000")
+
+
+def _callhome(corpus_dir: Path, transcripts: Optional[Path], jobs: int) -> List[CorpusPart]:
+    speech = corpus_dir / "LDC97S42" if (corpus_dir / "LDC97S42").is_dir() else corpus_dir
+    speech = _holding(speech, "data")
+    texts = _holding(transcripts if transcripts is not None else corpus_dir / "LDC97T14", "transcrpt")
+    require(speech, ["data/train", "data/devtest", "data/evltest"], CALLHOME_LAYOUT)
+    require(texts, [f"transcrpt/{name}/**/*.txt" for name in CALLHOME_SPLITS.values()], CALLHOME_LAYOUT)
+    _check_names(speech)
+    parts = []
+    for split, name in CALLHOME_SPLITS.items():
+        audio = speech / "data" / name.replace("evaltest", "evltest")  # a typo of the LDC
+        parts.append(_calls(split, audio, texts / "transcrpt" / name, CALLHOME_IDS, jobs))
+    return parts
+
+
+def _eval2000(corpus_dir: Path, transcripts: Optional[Path], jobs: int) -> List[CorpusPart]:
+    require(corpus_dir, ["LDC2002S09/hub5e_00/english"], EVAL2000_LAYOUT)
+    texts = _holding(transcripts if transcripts is not None else corpus_dir / "LDC2002T43", "reference/english")
+    if transcripts is None:
+        require(texts, ["reference/english"], EVAL2000_LAYOUT)
+    if (texts / "reference" / "english").is_dir():
+        texts = texts / "reference" / "english"
+    require(texts, ["**/*.txt"], EVAL2000_LAYOUT)
+    _check_names(corpus_dir)
+    return [_calls("test", corpus_dir / "LDC2002S09" / "hub5e_00" / "english", texts, EVAL2000_IDS, jobs)]
+
+
+# Names of a speaker and a turn, as lhotse's recipes have them.
+CALLHOME_IDS = ("{call}_{side:0>2}", "{call}_{side:0>2}_{number:05}")
+EVAL2000_IDS = ("{call}-{side}", "{call}-{number}")
+# Some transcripts have no colon behind the side.
+_TURN = re.compile(r"([0-9.]+)\s+([0-9.]+)\s+([AB][0-9]*)(?:\s*:|(?=\s|$))(.*)", re.DOTALL)
+_NUMBER = r"[-+.,]*[0-9][-+.,0-9]*"
+_LIKE_A_TURN = re.compile(rf"{_NUMBER}\s+{_NUMBER}(?![^\s:])|[-+.,0-9]\S*\s+[-+.,0-9]\S*\s+[A-Za-z]\w*\s*:")
+
+
+def _calls(name: str, speech: Path, texts: Path, ids: Tuple[str, str], jobs: int) -> CorpusPart:
+    """The calls of a folder of transcripts with their turns; what has no audio or cannot be read is left out."""
+    audio = {path.stem: path for path in sorted(speech.rglob("*")) if path.suffix.lower() == ".sph"}
+    calls = {path.stem: path for path in sorted(texts.rglob("*.txt"))}
+    rows = (Clip(call, audio[call], "", "en") if call in audio else (call, NO_AUDIO) for call in calls)
+    return with_turns(part_of(name, "en", rows, jobs), lambda call, _: read_call(calls[call], ids))
+
+
+def read_call(path: Path, ids: Tuple[str, str]) -> Tuple[List[SupervisionSegment], List[LeftOutRow]]:
+    """The turns of a transcript, lines ``start end side: words``, and the lines that cannot be read.
+
+    The colon may lack. A line without times goes on with the one before it. lhotse's recipes drop a turn whose times
+    are wrong silently, and take its further lines, or all of it, for words of the turn before it.
+    """
+    turns: List[SupervisionSegment] = []
+    bad: List[LeftOutRow] = []
+    open_turn: Optional[SupervisionSegment] = None
+    for number, raw in raw_lines(path):
+        where = f"{path}, line {number}"
+        try:
+            line = text_of(raw, "").strip()
+        except UserError as error:
+            bad.append((where, str(error).lstrip(": ")))
+            open_turn = None
+            continue
+        if not line or line.startswith("#"):
+            continue
+        match = _TURN.fullmatch(line)
+        start, end = (number_of(match[1]), number_of(match[2])) if match is not None else (None, None)
+        if match is not None and start is not None and end is not None and start < end:
+            about = {"call": path.stem, "side": match[3], "number": len(turns)}
+            speaker, name = (form.format(**about) for form in ids)
+            text = " ".join(match[4].split())
+            open_turn = SupervisionSegment(name, path.stem, start, round(end - start, 8), text=text, speaker=speaker)
+            turns.append(open_turn)
+        elif open_turn is not None and not _LIKE_A_TURN.match(line):
+            open_turn.text = " ".join([open_turn.text or "", *line.split()]).strip()
+        else:
+            bad.append((where, f"expected `start end side: words`, the end after the start, found {line[:60]!r}"))
+            open_turn = None
+    return turns, bad
+
+
+def _holding(folder: Path, part: str) -> Path:
+    """The folder, or the one in it that holds ``part``: the LDC's archives unpack into a folder of their own."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return next((path for path in [folder, *inside] if (path / part).is_dir()), folder)
+
+
+def side_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:
+    """One track per side of a telephone call, written to a separate file."""
+    sides = [at_16_khz(part.recordings, folder / part.name, jobs, channel) for channel in (0, 1)]
+    for name, turns in turns_by_recording(part).items():
+        for channel, recordings in enumerate(sides):
+            recording = recordings[name]
+            yield Track(recording.id, recording, 0, [turn for turn in turns if side_of(turn) == channel])
+
+
+def _check_names(folder: Path) -> None:
+    """Check that lhotse can safely open each SPHERE file by its name (raises UserError)."""
+    problems = (file_problem(str(path)) for path in sorted(folder.rglob("*.[sS][pP][hH]")))
+    problem = next(filter(None, problems), None)
+    if problem:
+        raise UserError(problem)
