@@ -82,7 +82,8 @@ class TrainRun:
         code, said = self.wait(), self.stderr.read_text(encoding="utf-8", errors="replace")
         lines = said.strip().splitlines() or ["nothing"]
         errors = [line for line in lines if line.startswith("error: ")]
-        line = (errors or lines)[-1]
+        # Of an abort in compiled code the end is a list of frames.
+        line = (errors or [line for line in lines if "what():" in line] or lines)[-1]
         failed = {
             "said": line if len(line) < 400 else f"{line[:200]} .. {line[-200:]}",
             "one_line": len(errors) == 1 and errors[0] == lines[-1] and "Traceback" not in said,

@@ -1,6 +1,9 @@
 """Samplers and rounds: every cut once or by weight, the same again from any place, on any number of ranks."""
 
 import gzip
+import multiprocessing
+import os
+import signal
 from collections import Counter
 
 import numpy as np
@@ -284,6 +287,21 @@ def test_pairs_keep_the_limits_of_a_batch_and_are_drawn_again_on_resume(tiny_cor
     for (_, found), (_, expected) in zip(batches(whole[1][0]), whole[2:]):
         assert torch.equal(found["active"], expected["active"]) and torch.equal(found["tokens"], expected["tokens"])
     assert paired_limits(DataConfig(max_batch_tokens=7)) == DataConfig(max_duration=60.0, max_batch_tokens=3)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signals")
+def test_workers_outlive_signals_that_ask_the_run_to_stop(tiny_corpus, monkeypatch):
+    """scancel and timeout signal all processes: the step that then ends the run still needs the workers."""
+    monkeypatch.setattr("tokenverse_pp.data.dataset.load_inputs", lambda *arguments, **options: torch.zeros(8))
+    parts = toy_parts(tiny_corpus, data__num_workers=1, data__max_cuts=1)
+    sampler = TrainSampler(open_rounds(parts.config.data, 3), parts.config.data, 3, DistributedContext())
+    batches = train_batches(sampler, parts.dataset, parts.config.data, SamplerState())
+    found = [next(batches)]
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    found += batches
+    assert len(found) == len(read_cuts(tiny_corpus))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+import signal
 from abc import ABC, abstractmethod
 from fractions import Fraction
 from functools import partial
@@ -559,6 +560,17 @@ class Loading(Dataset):
             return place, error
 
 
+def outlive_stops(worker: int) -> None:
+    """Let this worker process outlive the signals that ask a run to stop: the last step needs its batches.
+
+    SLURM, systemd and ``timeout`` send them to all processes of a run, not to the one that trains alone. A second
+    SIGTERM ends the worker, so that torch can still end one that hangs.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "SIGUSR1"):  # Windows has none
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def train_batches(
     sampler: TrainSampler, dataset: TransducerDataset, config: DataConfig, start: SamplerState
 ) -> Iterator[Tuple[SamplerState, Batch]]:
@@ -575,6 +587,7 @@ def train_batches(
         batch_size=None,
         num_workers=config.num_workers,
         pin_memory=torch.cuda.is_available(),  # so that copies to the GPU do not wait
+        worker_init_fn=outlive_stops,
         **({"prefetch_factor": 4} if config.num_workers else {}),  # type: ignore[arg-type]
     )
     for place, batch in loader:
