@@ -164,6 +164,8 @@ def test_command_at_the_head_of_whole_yaml_trains_on_from_the_packaged_model(
     CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
     ours = {
         "data.train": f"[{tmp_path}/cuts.jsonl]",
+        "data.weights": "[1]",
+        "data.epoch_cuts": 4,
         "data.valid": "[]",
         "data.validate": "false",
         "data.num_workers": 0,
