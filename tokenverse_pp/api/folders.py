@@ -31,7 +31,7 @@ PACKAGED = {"human-speech": Path(__file__).parents[1] / "pretrained" / "human_sp
 RENAMED = {"human-speech-small": "human-speech"}
 DEFAULT = "human-speech"
 ABOUT_DEFAULT = (
-    f"{DEFAULT}: an example model (cs, en, es, fr, it, nl, ru; over four words in ten are wrong, with word lists one "
+    f"{DEFAULT}: an example model (cs, en, es, fr, it, nl, ru; four words in ten are wrong, with word lists three "
     "in three); --model names another"
 )
 WHISPER_BASE = "whisper-base"  # the last part of an encoder's name that stands for Whisper-base's
