@@ -149,17 +149,40 @@ FRAMES = st.lists(
 )
 
 
+async def upgraded(server):
+    """A websocket without a library: reader and writer of its TCP connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    key = base64.b64encode(os.urandom(16)).decode()
+    writer.write(
+        f"GET /stream HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    assert b"101 Switching Protocols" in await reader.readuntil(b"\r\n\r\n")
+    return reader, writer
+
+
+async def test_what_a_client_sends_after_the_close_frame_resets_nothing():
+    """The server reads on up to the client's own close frame: else the client may lose the reason."""
+    async with serving() as server:
+        reader, writer = await upgraded(server)
+        writer.write(frame(0x81, b"no control", True))
+        told = b""
+        while b"\x88" not in told:  # the close frame
+            told += await reader.read(1000)
+        assert b'"error"' in told
+        for _ in range(20):
+            writer.write(frame(0x82, bytes(1000), True))
+            await writer.drain()
+        writer.write(frame(0x88, struct.pack("!H", 1000), True))
+        await reader.read()  # raises ConnectionResetError if the socket was closed before
+        writer.close()
+
+
 def test_any_bytes():
     """Frames that are none, lengths that nobody has room for, reserved bits, text that is no UTF-8; then a cut."""
 
     async def send(server, frames):
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        key = base64.b64encode(os.urandom(16)).decode()
-        writer.write(
-            f"GET /stream HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        assert b"101 Switching Protocols" in await reader.readuntil(b"\r\n\r\n")
+        reader, writer = await upgraded(server)
         try:
             writer.write(b"".join(frames))
             writer.write_eof()

@@ -198,9 +198,11 @@ class Session:
         finally:
             self.server.worker.drop(self._feed)
             ending = self.ending or self._left()  # None while the event loop is closing
-            # `_read` continues, and drops what the client still sends: its close frame comes behind that.
-            await self.connection.close(code=ending.close_code, message=ending.reason.encode(), drain=False)
+            # aiohttp's `close` drops what the client still sends, up to its close frame. If another task waited for a
+            # message it would close the socket at once: a client that still sends would not see the close frame.
             reading.cancel()
+            await asyncio.wait([reading])
+            await self.connection.close(code=ending.close_code, message=ending.reason.encode(), drain=False)
             self._idle_timer.cancel()
             if self._abort_timer is not None:
                 self._abort_timer.cancel()
