@@ -31,8 +31,8 @@ PACKAGED = {"human-speech": Path(__file__).parents[1] / "pretrained" / "human_sp
 RENAMED = {"human-speech-small": "human-speech"}
 DEFAULT = "human-speech"
 ABOUT_DEFAULT = (
-    f"{DEFAULT}: an example model (cs, en, es, fr, it, nl, ru; four words in ten are wrong, with word lists three "
-    "in three); --model names another"
+    f"{DEFAULT}: an example model (cs, en, es, fr, it, nl, ru; four words in ten are wrong, with word lists three); "
+    "--model names another"
 )
 WHISPER_BASE = "whisper-base"  # the last part of an encoder's name that stands for Whisper-base's
 ENCODER_FOLDER = "encoder"  # of a model folder that holds its own

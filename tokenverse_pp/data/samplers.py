@@ -563,8 +563,8 @@ class Loading(Dataset):
 def outlive_stops(worker: int) -> None:
     """Let this worker process outlive the signals that ask a run to stop: the last step needs its batches.
 
-    SLURM, systemd and ``timeout`` send them to all processes of a run, not to the one that trains alone. A second
-    SIGTERM ends the worker, so that torch can still end one that hangs.
+    SLURM, systemd and ``timeout`` send them to all processes of a run, workers too. A second SIGTERM
+    ends the worker, so that torch can still end one that hangs.
     """
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     if hasattr(signal, "SIGUSR1"):  # Windows has none
