@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from toy_runs import call, read_cuts
 
 from tokenverse_pp.base.errors import UserError
@@ -15,6 +17,7 @@ from tokenverse_pp.cli.tune import tune as tune_command
 from tokenverse_pp.evaluation import tuning
 from tokenverse_pp.evaluation.tuning import HeldOut, best_value, measure_of, tokens_to_tune, tune, with_value
 from tokenverse_pp.models.bundle import load_model
+from tokenverse_pp.models.checkpoint import WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,25 @@ def test_the_command_prints_options_for_decode(finished_run, tiny_corpus, monkey
     assert sum(line.startswith("[SCD]") for line in lines) == 3 and lines[-1].startswith("options: ")
     failure = call(tune_command.main, *arguments, "--token", "[XY]")
     assert failure.code == 2 and "error: --token: '[XY]': these cuts have references of [SCD]" in failure.stderr
+
+
+def test_a_saved_model_decodes_without_options_as_with_them(held_out, tiny_corpus, monkeypatch, tmp_path):
+    folder, cuts = held_out.loaded.folder, tiny_corpus / "cuts_test.jsonl.gz"
+    monkeypatch.setattr(tuning, "tune", lambda *_: SearchOptions(blank_penalty=0.5, token_bias=(("[SCD]", 1.25),)))
+    arguments = ["--model", folder, "--cuts", cuts, "--threads", 1, "--device", "cpu", "--output-dir", tmp_path / "out"]
+    done = CliRunner().invoke(tune_command, list(map(str, arguments)))
+    assert done.exit_code == 0, done
+    assert done.stdout.splitlines()[-1] == (
+        f"model: {tmp_path / 'out'}, with these biases in its joiner; decode it with --blank-penalty 0.5"
+    )
+    saved = load_model(tmp_path / "out")
+    expected = held_out.scores(SearchOptions(token_bias=(("[SCD]", 1.25),)))
+    assert HeldOut(saved, read_cuts(tiny_corpus, "test"), DecodeOptions()).scores(SearchOptions()) == expected
+    old, new = (load_file(path / WEIGHTS) for path in (folder, tmp_path / "out"))
+    changed = [name for name in old if not torch.equal(old[name], new[name])]
+    assert changed == ["joiner.output.bias"] and (old[changed[0]] != new[changed[0]]).sum() == 1
+    again = call(tune_command.main, *arguments)
+    assert again.code == 2 and "expected a new or empty folder" in again.stderr
 
 
 def test_a_cut_shorter_than_a_frame_says_nothing(held_out, tiny_corpus):

@@ -536,6 +536,29 @@ def test_what_the_source_froze_is_as_it_was_pretrained(corpus, tmp_path, name):
         assert (a[0].tokens, a[0].frames) == (b[0].tokens, b[0].frames)
 
 
+@pytest.mark.parametrize("alpha", [4.0, 6.0])
+def test_adapters_are_widened_without_a_change_of_the_model(corpus, tmp_path, alpha):
+    pytest.importorskip("peft")
+    low, high = (
+        encoder(kind="split", split_layer=0, lora_rank=rank, lora_alpha=a) for rank, a in ((2, 4.0), (3, alpha))
+    )
+    save_old(corpus, tmp_path / "old", **low)
+    path = tmp_path / "old" / checkpoint.WEIGHTS
+    tensors = {k: torch.randn_like(v) if ".lora_B" in k else v for k, v in load_file(path).items()}
+    save_file(tensors, path)
+    (tmp_path / "old" / checkpoint.CHECKSUMS).unlink()
+    before, _, told = started(corpus, tmp_path / "old", **OLD, **low)
+    assert told == []
+    after, _, told = started(corpus, tmp_path / "old", **OLD, **high)
+    assert [line for line in told if "adapters of rank 2 are widened to 3" in line] == told
+    inputs, lens = torch.randn(2, 8000), torch.tensor([8000, 6000])
+    for model in (before.model, after.model):
+        model.eval()
+    torch.testing.assert_close(*(m.model.encoder(inputs, lens)[0] for m in (before, after)))
+    with pytest.raises(UserError, match=r"lora_rank=2; expected at least that, got 1"):
+        started(corpus, tmp_path / "old", **OLD, **{**low, "model__encoder__lora_rank": 1})
+
+
 def test_what_the_source_trained_is_never_taken_as_pretrained(corpus, tmp_path):
     save_old(corpus, tmp_path / "old", **encoder(kind="split", split_layer=0))
     ranks = [0, 2] if importlib.util.find_spec("peft") else [0]

@@ -17,6 +17,7 @@ import tokenverse_pp
 from tokenverse_pp.base.config import Config, TokenizerConfig
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import cache_folder, check_links, temporary_folder, url_of
+from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.base.storage import fetch_folder, list_folder
 from tokenverse_pp.decoding.hypothesis import CALIBRATION
 from tokenverse_pp.models import checkpoint
@@ -253,6 +254,42 @@ def save_model(
     except OSError as error:
         if (stage / "old").exists() and not folder.exists():
             os.replace(stage / "old", folder)
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def save_with_biases(loaded: ModelBundle, folder: Path, search: SearchOptions) -> None:
+    """Write a copy of a model's folder with ``search.token_bias`` in its joiner, so that it needs no option.
+
+    The calibration is left out: it was fitted to other scores.
+
+    Args:
+        loaded: the model; its folder is copied with the adapters, number types and encoder that it has.
+        folder: a new or empty folder.
+        search: its other options are not stored.
+
+    Raises:
+        UserError: the model has no folder, the target contains anything, or cannot be written.
+    """
+    if loaded.folder is None:
+        raise UserError(f"{folder}: the model has no folder that could be copied")
+    taken = folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir())))
+    if url_of(folder) is not None or taken:
+        raise UserError(f"{url_of(folder) or folder}: expected a new or empty folder of this machine")
+    weights = checkpoint.read_tensors(loaded.folder / WEIGHTS)
+    bias = weights["joiner.output.bias"]
+    weights["joiner.output.bias"] = (bias.float() + torch.from_numpy(loaded.tokenizer.bias_of(search))).to(bias.dtype)
+    check_links(path for path in loaded.folder.iterdir() if path.name in OWN)
+    files = [loaded.folder / name for name in (CONFIG, TOKENIZER, CARD)]
+    texts = {file.name: file.read_bytes() for file in files if file.is_file()}
+    stage = temporary_folder(folder)
+    try:
+        checkpoint.write_folder(stage / "new", {WEIGHTS: weights}, texts)
+        if (loaded.folder / ENCODER_FOLDER).is_dir():
+            shutil.copytree(loaded.folder / ENCODER_FOLDER, stage / "new" / ENCODER_FOLDER)
+        os.replace(stage / "new", folder)
+    except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(stage, ignore_errors=True)

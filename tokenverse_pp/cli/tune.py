@@ -34,16 +34,22 @@ from tokenverse_pp.cli.options import (
 @options_from(SearchOptions, "method", "beam", "lm", "lm_scale", "lm_bonus", lm={"type": click.Path()})
 @options_from(DecodeOptions, "stored_features", "precision", "max_duration", "window")
 @click.option("--first", type=click.IntRange(min=1), help="The first N cuts only.")
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    help="Save the model with the biases found in its joiner; the blank penalty stays an option.",
+)
 @device_option
 @threads_option
 @plugin_options
 @source_options
-def tune(cuts: Path, tokens: Tuple[str, ...], first: Optional[int], **given: Any) -> None:
+def tune(cuts: Path, tokens: Tuple[str, ...], first: Optional[int], output_dir: Optional[Path], **given: Any) -> None:
     """Fit --blank-penalty and --token-bias of the search to held-out speech, and print the options to decode with.
 
     \b
       tokenverse-pp tune --model exp/my --cuts cuts_dev.jsonl.gz
       tokenverse-pp tune --model exp/my --cuts cuts_dev.jsonl.gz --token '[SCD]' --beam 16 --lm words/
+      tokenverse-pp tune --model exp/my --cuts cuts_dev.jsonl.gz --output-dir exp/my_tuned
 
     The encoder runs once, the search once for each of 13 values (-1 to 2 nats) of each number: first the blank penalty,
     by the word error rate, then the bias of each token, by the F1 of its task. Fit them with the method, beam and
@@ -53,7 +59,7 @@ def tune(cuts: Path, tokens: Tuple[str, ...], first: Optional[int], **given: Any
     # lhotse and torch take seconds to import: not for `--help`.
     from tqdm import tqdm
 
-    from tokenverse_pp.api.folders import DEFAULT
+    from tokenverse_pp.api.folders import DEFAULT, save_with_biases
     from tokenverse_pp.api.model import TokenVerse
     from tokenverse_pp.data.distributed import set_threads
     from tokenverse_pp.data.labels import validate_cuts
@@ -79,3 +85,7 @@ def tune(cuts: Path, tokens: Tuple[str, ...], first: Optional[int], **given: Any
     words = [f"--blank-penalty {found.blank_penalty:g}"] if found.blank_penalty else []
     words += [f"--token-bias '{token}={number:g}'" for token, number in found.token_bias]
     click.echo(f"\noptions: {' '.join(words) or 'none helps'}")
+    if output_dir is not None:
+        save_with_biases(loaded, output_dir, found)
+        penalty = f"; decode it with {words[0]}" if found.blank_penalty else ""
+        click.echo(f"model: {output_dir}, with these biases in its joiner{penalty}")

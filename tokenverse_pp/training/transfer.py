@@ -268,8 +268,8 @@ def matched_parts(state: State, model: Transducer) -> Tuple[State, List[str], Li
 def matched_encoder(state: State, source: InitialModel, model: Transducer) -> Tuple[State, List[str], List[str]]:
     """Weights with those of the pretrained encoder that the source froze and did not save; new parts; messages.
 
-    Adapters that the source did not have start new. If the features at the seam differ, the vectors that are added to
-    them start at zero.
+    Adapters that the source did not have start new, those of a lower rank are widened (`widened_adapters`). If the
+    features at the seam differ, the vectors that are added to them start at zero.
     """
     wanted, out, new, lines = gathered(model.checkpoint_state()), dict(state), [], []
     ours = {name: value for name, value in wanted.items() if name.startswith(PRETRAINED)}
@@ -278,6 +278,12 @@ def matched_encoder(state: State, source: InitialModel, model: Transducer) -> Tu
         if name not in out and plain in out:
             out[name] = out.pop(plain)
     adapted = {name.partition(".lora_")[0] for name in out if ".lora_" in name}
+    if adapted and model.config.encoder.lora_rank:
+        wider = widened_adapters(out, ours, source, model.config.encoder)
+        out.update(wider)
+        if wider:
+            ranks = (source.encoder.lora_rank, model.config.encoder.lora_rank)
+            lines.append("its adapters of rank {} are widened to {}".format(*ranks))
     frozen = frozen_by(source.encoder, model.encoder.backbone)
     missing = {name: value for name, value in ours.items() if name not in out}
     adapters = {k: v for k, v in missing.items() if ".lora_" in k and k.partition(".lora_")[0] not in adapted}
@@ -292,6 +298,35 @@ def matched_encoder(state: State, source: InitialModel, model: Transducer) -> Tu
         lines.append(f"its {vectors} are left out and start at zero: the features that they are added to are others")
         out.update((name, torch.zeros_like(value)) for name, value in wanted.items() if name.startswith(f"{vectors}."))
     return {**layers, **adapters, **out}, new, lines
+
+
+def widened_adapters(state: State, ours: State, source: InitialModel, config: EncoderConfig) -> State:
+    """The adapters of a lower rank or of another scale (alpha / rank), with the shapes and the scale of ours.
+
+    The added rows of A start random, the added columns of B zero: the model's output stays.
+
+    Args:
+        state: the source's tensors.
+        ours: tensors of the model's encoder, with its initial adapters.
+        source: see `read_source`.
+        config: of the model's encoder.
+
+    Raises:
+        UserError: the source's rank is higher.
+    """
+    theirs, rank = source.encoder, config.lora_rank
+    if theirs.lora_rank > rank:
+        raise UserError(
+            f"{source.folder}: has --model.encoder.lora_rank={theirs.lora_rank}; expected at least that, got {rank}"
+        )
+    scale = (theirs.lora_alpha / theirs.lora_rank) / (config.lora_alpha / rank)
+    out = {}
+    for name in ours:
+        if name in state and ".lora_A." in name:
+            out[name] = torch.cat([state[name], ours[name][len(state[name]) :].to(state[name])])
+        elif name in state and ".lora_B." in name:
+            out[name] = scale * torch.nn.functional.pad(state[name], (0, rank - state[name].shape[1]))
+    return out if scale != 1 or theirs.lora_rank < rank else {}
 
 
 def seam_of(config: EncoderConfig) -> Tuple[object, ...]:
