@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_impossible_strategies_are_refused():
 def masked(config, lens, frames, channels=64, seed=0):
     """Where ones became zeros, (N, T, F)."""
     torch.manual_seed(seed)
-    return SpecAugment(config)(torch.ones(len(lens), frames, channels), torch.tensor(lens)) == 0
+    return SpecAugment(replace(config, fill="zero"))(torch.ones(len(lens), frames, channels), torch.tensor(lens)) == 0
 
 
 def test_nothing_in_eval_mode_or_without_shares():
@@ -115,8 +116,33 @@ def test_nothing_in_eval_mode_or_without_shares():
 def test_input_is_not_changed_in_place():
     x = torch.ones(2, 200, 64)
     torch.manual_seed(0)
-    out = SpecAugment(SpecAugmentConfig())(x, torch.tensor([200, 100]))
+    out = SpecAugment(SpecAugmentConfig(fill="zero"))(x, torch.tensor([200, 100]))
     assert (out == 0).any() and (x == 1).all()
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.floats(0, 1), st.integers(0, 999))
+def test_masked_values_are_the_mean_of_their_channel(lens, share, seed):
+    config = SpecAugmentConfig(time_share=share, time_span=8, channel_share=share, channel_span=3)
+    features = torch.randn(len(lens), max(lens), 12, generator=torch.Generator().manual_seed(seed))
+    torch.manual_seed(seed)
+    out = SpecAugment(config)(features, torch.tensor(lens))
+    places = masked(config, lens, max(lens), channels=12, seed=seed)
+    assert torch.equal(out[~places], features[~places])
+    for row, length in enumerate(lens):
+        mean = features[row, :length].mean(0).expand(max(lens), -1)
+        torch.testing.assert_close(out[row][places[row]], mean[places[row]])
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.floats(0, 1), st.integers(0, 999))
+def test_every_frame_carries_the_whole_task_vector(lens, share, seed):
+    """As in decoding: what was added to all frames is there in all of them, masked or not."""
+    augment = SpecAugment(SpecAugmentConfig(time_share=share, channel_share=share))
+    features, vector = torch.randn(len(lens), max(lens), 12), torch.randn(len(lens), 1, 12)
+    found = []
+    for x in (features, features + vector):
+        torch.manual_seed(seed)
+        found.append(augment(x, torch.tensor(lens)))
+    torch.testing.assert_close(found[1] - found[0], vector.expand_as(features), atol=1e-5, rtol=1e-5)
 
 
 def test_time_spans_cover_about_their_share_and_whole_frames():

@@ -281,6 +281,22 @@ def test_vectors_stay_where_they_were_added(corpus, tmp_path):
     assert settled(corpus, tmp_path / "old", model__vectors__placement="encoder") is True
 
 
+def test_a_resumed_run_masks_as_before_and_a_new_one_by_the_mean(corpus, tmp_path):
+    """A run from before `model.spec_augment.fill` existed masked with zeros."""
+    save_old(corpus, tmp_path / "old", model__spec_augment__fill="zero")
+    path = tmp_path / "old" / checkpoint.CONFIG
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(line for line in lines if not line.strip().startswith("fill:")), encoding="utf-8")
+
+    def fill(start, **changes):
+        parts = toy_parts(corpus, **NEW, **changes, training__init_from=tmp_path / "old")
+        continue_vectors(parts.config, None if start else read_source(parts.config, parts.tasks), start)
+        return parts.config.model.spec_augment.fill
+
+    assert fill(tmp_path / "old") == "zero" and fill(None) == "mean"
+    assert fill(tmp_path / "old", model__spec_augment__fill="mean") == "mean"
+
+
 @pytest.mark.parametrize("strategy", ["sum", "combination"])
 def test_only_what_is_new_moves(train_script, corpus, tmp_path, strategy):
     save_old(corpus, tmp_path / "old", model__vectors__strategy=strategy)

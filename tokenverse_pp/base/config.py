@@ -137,7 +137,7 @@ class EncoderConfig:
 
 @dataclass
 class SpecAugmentConfig:
-    """SpecAugment on the features at the seam. They have zero mean, so masked values are set to zero.
+    """SpecAugment on the features at the seam.
 
     An utterance of which all frames, or all channels, would be masked is left without such masks.
     """
@@ -150,6 +150,10 @@ class SpecAugmentConfig:
     """Share of the channels that is masked, on average."""
     channel_span: int = at_least(1, 32)
     """Longest masked span of channels."""
+    fill: Optional[Literal["mean", "zero"]] = None
+    """What masked values become. mean: the mean of their channel over the utterance. zero: as in releases without this
+    option; a layer norm enlarges what attention adds to a frame of zeros, so models read the active tasks there, and
+    decoding has no such frames. null: mean, or in a run that resumes as it was."""
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from tokenverse_pp.base.option_help import nested_option_help
 _NO_CHOICE = re.compile(r'Parser key "(?P<name>[\w.]+)":.*?Literal\[(?P<choices>.*?)\]\. Got value: (?P<value>.*)')
 
 # Options whose defaults differ from what was done before they existed, and what was done.
-BEFORE: Dict[str, Any] = {"model.vectors.masked": False}
+BEFORE: Dict[str, Any] = {"model.vectors.masked": False, "model.spec_augment.fill": "zero"}
 
 # Defaults of a run that continues from a model (`training.init_from`). Options of these sections are the model's, ..
 CONTINUED_SECTIONS = ("model", "tasks.names", "tasks.languages", "tasks.entity_types", "tasks.settings")
 # .. but for these, which are of the machine, or follow from the model otherwise (`transfer.continue_vectors`) ..
 NOT_CONTINUED = (
-    *("model.vectors.masked", "model.loss.backend", "model.loss.warm_steps"),
+    *("model.vectors.masked", "model.spec_augment.fill", "model.loss.backend", "model.loss.warm_steps"),
     *("model.encoder.gradient_checkpointing", "model.encoder.checkpoint_layers"),
 )
 # .. and rates that rise quickly to half of those of a new model: its weights are near a good place already.

@@ -106,11 +106,17 @@ def recoded(table: Tensor, old: VectorsConfig, new: VectorsConfig) -> Tensor:
 class SpecAugment(nn.Module):
     """Masks the features of each utterance in training (Park et al., 2019); the identity in eval mode.
 
-    Masked values become zero: whole frames, in spans of at most ``time_span``, and whole channels. What was added to
-    the features before, such as the task vector, is masked with them. Each utterance keeps at least one valid frame
-    and one channel, and so a part of the vector: where the spans would cover all of its valid frames, its time masks
-    are left out, and so are its channel masks where they would cover all channels. (A span may be longer than a short
-    utterance; elsewhere the masked share is ``time_share`` on average.)
+    Whole frames are masked, in spans of at most ``time_span``, and whole channels. Masked values become the mean of
+    their channel over the valid frames of the utterance, or zero (``fill``). What was added to the features before,
+    such as the task vector, is masked with them. Each utterance keeps at least one valid frame and one channel, and so
+    a part of the vector: where the spans would cover all of its valid frames, its time masks are left out, and so are
+    its channel masks where they would cover all channels. (A span may be longer than a short utterance; elsewhere the
+    masked share is ``time_share`` on average.)
+
+    Zeros are no neutral value where a layer norm follows: what attention adds to a frame of zeros is all that it
+    holds, and is scaled to full size. In a trained Whisper encoder such frames became the place where the task vectors
+    of the other frames were read, so that decoding, without masks, hardly heeded them. The mean has the size of the
+    features, as in ESPnet's and lhotse's SpecAugment.
     """
 
     def __init__(self, config: SpecAugmentConfig):
@@ -122,15 +128,23 @@ class SpecAugment(nn.Module):
         if not self.training:
             return features
         c = self.config
+        value = self._fill(features, lens)
         if c.time_share > 0:
             spans = _spans(lens, features.shape[1], c.time_share, c.time_span, features.device)
-            features = features.masked_fill(spans[:, :, None], 0)
+            features = torch.where(spans[:, :, None], value, features)
         if c.channel_share > 0:
             size = features.shape[2]
             widths = torch.full_like(lens, size)
             spans = _spans(widths, size, c.channel_share, c.channel_span, features.device)
-            features = features.masked_fill(spans[:, None, :], 0)
+            features = torch.where(spans[:, None, :], value, features)
         return features
+
+    def _fill(self, features: Tensor, lens: Tensor) -> Tensor:
+        """What masked values become, (N, 1, F) or a scalar; padding does not count."""
+        if self.config.fill == "zero":
+            return features.new_zeros(())
+        valid = length_mask(lens, features.shape[1], features.device)[:, :, None]
+        return (features * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)
 
 
 def _spans(lens: Tensor, size: int, share: float, span: int, device: torch.device) -> Tensor:

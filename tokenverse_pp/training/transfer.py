@@ -91,7 +91,10 @@ def read_source(config: Config, tasks: TaskSet) -> InitialModel:
 
 
 def continue_vectors(config: Config, source: Optional[InitialModel], start: Optional[Path]) -> str:
-    """Set ``model.vectors.masked``, if it is null, as the model was trained that the run continues from, else to true.
+    """Set what is null of ``model.vectors.masked`` and ``model.spec_augment.fill``.
+
+    ``masked`` is set as the model was trained that the run continues from, else to true; ``fill`` as the run did that
+    is resumed, else to mean.
 
     Returns a line for the log where it is set to false; otherwise it is empty.
 
@@ -103,8 +106,11 @@ def continue_vectors(config: Config, source: Optional[InitialModel], start: Opti
     Raises:
         UserError: the run resumes with vectors of another form than the checkpoint's. (`start_from` converts them.)
     """
-    ours = config.model.vectors
-    theirs = load_config(start / checkpoint.CONFIG).model.vectors if start else source.vectors if source else None
+    ours, augment = config.model.vectors, config.model.spec_augment
+    resumed = load_config(start / checkpoint.CONFIG).model if start else None
+    if augment.fill is None:
+        augment.fill = resumed.spec_augment.fill if resumed else "mean"
+    theirs = resumed.vectors if resumed else source.vectors if source else None
     shared = set(PLACES[theirs.placement]) & set(PLACES[ours.placement]) if theirs else set()
     for name in ("code", "scale") if start and shared else ():
         if getattr(ours, name) != getattr(theirs, name):
