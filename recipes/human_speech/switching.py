@@ -9,6 +9,9 @@ Decodes greedily, with the vectors of all tasks and with that of asr alone. Noth
 the tokens of any task both times, so the vectors alone tell the model what is wanted. The table has, for each task, the
 share of the cuts labelled for it in which its tokens were written with all tasks on and with asr alone, and the WER of
 both. Cuts without a list of tasks are not counted for any task.
+
+With --masked the features are masked as in training. A model that switches its tasks with masks, and not without, reads
+them from the masks (model.vectors.masked, model.spec_augment.fill).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Dict, List, Sequence, Tuple
 
 import click
 import kaldialign
+import torch
 from lhotse.cut import Cut
 
 from tokenverse_pp.api.model import load_named
@@ -104,11 +108,12 @@ def table(counts: Counts) -> List[List[str]]:
     "--output-dir", required=True, type=click.Path(path_type=Path), help=f"Folder that {RESULT} is written to."
 )
 @click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
+@click.option("--masked", is_flag=True, help="Decode with the model's SpecAugment.")
 @options_from(DecodeOptions, "stored_features", "max_duration", "precision")
 @threads_option
 def main(
-    model: str, cuts: str, output_dir: Path, encoder: str, stored_features: bool, max_duration: float, precision: str,
-    threads: int,
+    model: str, cuts: str, output_dir: Path, encoder: str, masked: bool, stored_features: bool, max_duration: float,
+    precision: str, threads: int,
 ) -> None:  # fmt: skip
     """See the module's docstring."""
     options = DecodeOptions(
@@ -119,6 +124,9 @@ def main(
     )
     loaded, _ = load_named(model, encoder)
     click.echo(set_threads(threads, loaded.model))
+    if masked:
+        torch.manual_seed(0)
+        loaded.model.spec_augment.train()
     counts = count_switching(loaded, list(read_cuts(cuts)), options)
     write_json(output_dir / RESULT, {"counts": counts})
     click.echo(aligned(table(counts)))

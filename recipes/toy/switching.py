@@ -50,9 +50,10 @@ LETTERS = ("b", "d", "g", "k", "m", "n", "p", "t"), ("a", "e", "i", "o", "u")
 UTTERANCES, TEST, BATCH = 1500, 100, 16
 # Options that differ from `conf`: what is compared.
 ROWS: Dict[str, Dict[str, Dict[str, Any]]] = {
-    "masks first, binary": {"vectors": {"masked": False}},
-    "vectors first, binary": {},
-    "vectors first, centred": {"vectors": {"code": "centred"}},
+    "masks first, zeros, binary": {"vectors": {"masked": False}, "spec_augment": {"fill": "zero"}},
+    "zeros, binary": {"spec_augment": {"fill": "zero"}},
+    "binary": {},
+    "centred": {"vectors": {"code": "centred"}},
     "vectors x 5": {"vectors": {"scale": 5.0}},
     "centred, paired": {"vectors": {"code": "centred"}, "tasks": {"paired": True}},
 }
@@ -130,7 +131,10 @@ def conf(encoder: Path, steps: int, seed: int, changes: Dict[str, Dict[str, Any]
                 **{"context_layers": 2, "context_dim": 64, "context_heads": 2, "context_ffn": 128, "context_kernel": 5},
             },
             "vectors": {"placement": "features", **changes.get("vectors", {})},
-            "spec_augment": {"time_share": 0.2, "time_span": 8, "channel_share": 0.1, "channel_span": 8},
+            "spec_augment": {
+                **{"time_share": 0.2, "time_span": 8, "channel_share": 0.1, "channel_span": 8},
+                **changes.get("spec_augment", {}),
+            },
             "loss": {"warm_steps": 100, "ctc_scale": 4.0},
             **{"predictor_dim": 64, "predictor_dropout": 0.2, "joiner_dim": 64},
         },

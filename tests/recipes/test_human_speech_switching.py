@@ -13,6 +13,7 @@ from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.labels import labelled_tasks
 from tokenverse_pp.models.bundle import load_model
+from tokenverse_pp.models.transducer import SpecAugment
 from tokenverse_pp.tasks import transcript_of
 
 OPTIONS = DecodeOptions(SearchOptions("greedy", force_language=False))
@@ -85,6 +86,15 @@ def test_the_command_writes_counts_of_every_cut(switching, model, tiny_corpus, t
         for task in ("scd", "endp", "ner", "lid"):
             assert set(counts[f"switched {state} {task}"]) == {cut.id for cut in cuts if task in labelled_tasks(cut)}
     assert set(counts["switched wer alone"]) == {cut.id for cut in cuts} and "switched wer alone" in done.output
+
+
+@pytest.mark.parametrize("words", [[], ["--masked"]])
+def test_features_are_masked_on_demand(switching, model, tiny_corpus, tmp_path, monkeypatch, words):
+    masks = []
+    monkeypatch.setattr(SpecAugment, "forward", lambda self, x, lens: masks.append(self.training) or x)
+    words = [*words, "--model", model, "--cuts", tiny_corpus / "cuts_test.jsonl.gz", "--output-dir", tmp_path]
+    done = click.testing.CliRunner().invoke(switching.main, [str(word) for word in words], catch_exceptions=False)
+    assert done.exit_code == 0 and set(masks) == {"--masked" in words}
 
 
 def test_a_model_without_vectors_has_nothing_to_switch(switching, tiny_corpus, tmp_path):
