@@ -5,6 +5,8 @@ import torch
 from lhotse import CutSet
 from toy_runs import read_cuts, save_frozen_encoder, toy_parts
 
+from tokenverse_pp.base.config import ChunkOptions
+from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models.encoders.base import length_mask
 from tokenverse_pp.training.steps import forward
 
@@ -91,6 +93,48 @@ def kinds(tiny_corpus, tmp_path_factory):
     return {"finetune": {}, "frozen": frozen, "split": split}
 
 
+@pytest.mark.parametrize("kind", ["frozen", "split"])
+def test_registers_are_frames_of_zeros_before_the_features(tiny_corpus, kinds, batch, kind):
+    sizes = {**kinds[kind], "model__encoder__stack": 2}
+    model = build(tiny_corpus, "features", **sizes, model__vectors__registers=6).model
+    bare = build(tiny_corpus, "features", **sizes).model
+    bare.load_state_dict(model.state_dict())
+    for table in tables(model) + tables(bare):
+        table.data.fill_(0.7)
+    with torch.no_grad():
+        features, lens = model.encoder.extract(batch["inputs"], batch["lens"])
+        shifted = features + model.feature_vectors(batch["active"])[:, None]
+        shifted = torch.cat([features.new_zeros(len(lens), 6, features.shape[2]), shifted], 1)
+        expected, frames = model.encoder.contextualise(shifted, lens + 6)
+        out, out_lens = model.encode(batch["inputs"], batch["lens"], batch["active"])
+        assert torch.equal(out_lens, frames - 3) and torch.equal(out, expected[:, 3:])
+        without, same = bare.encode(batch["inputs"], batch["lens"], batch["active"])
+        assert torch.equal(same, out_lens) and without.shape == out.shape and not torch.equal(without, out)
+        for row in range(2):  # padded as alone
+            size = batch["lens"][row : row + 1]
+            alone, _ = model.encode(batch["inputs"][row : row + 1, : int(size)], size, batch["active"][row : row + 1])
+            torch.testing.assert_close(out[row, : out_lens[row]], alone[0], atol=1e-4, rtol=1e-4)
+        # Passes in chunks have none.
+        chunks = ChunkOptions(320, 1)
+        both = [m.encode(batch["inputs"], batch["lens"], batch["active"], chunks=chunks)[0] for m in (model, bare)]
+        assert torch.equal(*both)
+
+
+@pytest.mark.parametrize(
+    "kind, changes, told",
+    [
+        ("split", {"registers": 3}, "expected a multiple of --model.encoder.stack=2"),
+        ("split", {"registers": 2, "placement": "encoder"}, "needs --model.vectors.placement"),
+        ("finetune", {"registers": 2}, "needs --model.vectors.placement"),
+    ],
+)
+def test_registers_that_do_not_fit_are_refused(tiny_corpus, kinds, kind, changes, told):
+    changes = {f"model__vectors__{name}": value for name, value in changes.items()}
+    placement = changes.pop("model__vectors__placement", "features")
+    with pytest.raises(UserError, match=told):
+        build(tiny_corpus, placement, **{**kinds[kind], "model__encoder__stack": 2}, **changes)
+
+
 def gradients_at_the_seam(model, batch, monkeypatch):
     """One training pass -> where the features behind masks and vectors are all zero or the bare vector, (N, T); and
     the norm of the gradient of the vector from each frame (N, T)."""
@@ -113,7 +157,7 @@ def gradients_at_the_seam(model, batch, monkeypatch):
 @pytest.mark.parametrize("kind", ["finetune", "frozen", "split"])
 def test_masked_frames_neither_hold_nor_train_the_vector(tiny_corpus, kinds, batch, kind, monkeypatch):
     """Behind the masks, a frame of nothing but a small vector is blown up by a layer norm, and so is its gradient."""
-    masks = {"model__spec_augment__time_share": 0.3, "model__spec_augment__time_span": 10}
+    masks = {f"model__spec_augment__{k}": v for k, v in {"time_share": 0.3, "time_span": 10, "fill": "zero"}.items()}
     ratio, share = {}, {}
     for is_masked in (True, False):
         model = build(tiny_corpus, "features", model__vectors__masked=is_masked, **masks, **kinds[kind]).model.train()

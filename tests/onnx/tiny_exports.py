@@ -31,7 +31,7 @@ CASES = {
     "whisper-split": (
         "whisper",
         {"kind": "split", "split_layer": 1, "stack": 2},
-        {"placement": "both", "code": "centred", "scale": 0.5},
+        {"placement": "both", "code": "centred", "scale": 0.5, "registers": 4},
     ),
     "whisper-finetune": ("whisper", {}, {"placement": "both"}),
     "wav2vec2-layer": ("layer", {"stack": 2}, {"placement": "features", "code": "centred", "scale": 0.7}),

@@ -360,6 +360,11 @@ class VectorsConfig:
     it is added after SpecAugment, as in releases without this option; a masked frame then holds nothing but the vector,
     and the model learns to read the active tasks from such frames, which decoding does not have. null: true, or in a
     run that continues from a model (training.resume, training.init_from), as that model was trained."""
+    registers: int = at_least(0, 0)
+    """placement features or both, encoder.kind split or frozen: frames of zeros before the features and their vectors,
+    in training and decoding, removed behind the encoder; a multiple of encoder.stack. Attention reads the vectors
+    there. A model that was trained with spec_augment.fill=zero heeds its vectors with 10 of them, also if they are
+    added later. Passes in chunks, and so streams, have none."""
 
 
 @dataclass

@@ -87,6 +87,19 @@ class TaskVectors(nn.Module):
         return v if self.scale == 1 else v * self.scale
 
 
+def check_registers(config: ModelConfig) -> None:
+    """See that ``vectors.registers`` fits the encoder (raises UserError)."""
+    count, place = config.vectors.registers, config.vectors.placement
+    if not count:
+        return
+    option = f"--model.vectors.registers={count}"
+    if place not in ("features", "both") or config.encoder.kind == "finetune":
+        needed = "--model.vectors.placement features or both, and --model.encoder.kind split or frozen"
+        raise UserError(f"{option}: needs {needed}")
+    if count % config.encoder.stack:
+        raise UserError(f"{option}: expected a multiple of --model.encoder.stack={config.encoder.stack}")
+
+
 def recoded(table: Tensor, old: VectorsConfig, new: VectorsConfig) -> Tensor:
     """The table (rows, d) of the form ``new`` that gives the same vectors as ``table`` does in the form ``old``.
 
@@ -221,6 +234,7 @@ class Transducer(nn.Module):
             TaskVectors(num_tasks, encoder.feature_dim, *form) if place in ("features", "both") else None
         )
         self.encoder_vectors = TaskVectors(num_tasks, c, *form) if place in ("encoder", "both") else None
+        check_registers(config)
         self.spec_augment = SpecAugment(config.spec_augment)
         self.predictor = make_predictor(config, vocab_size)
         self.joiner = Joiner(c, config.predictor_dim, config.joiner_dim, vocab_size, config.joiner_activation)
@@ -263,7 +277,13 @@ class Transducer(nn.Module):
             features = features + self.feature_vectors(active)[:, None, :]
         if masks_vector:
             features = self.spec_augment(features, lens)
+        registers = self.config.vectors.registers if chunks is None else 0
+        if registers:
+            features, lens = nn.functional.pad(features, (0, 0, registers, 0)), lens + registers
         out, lens = self.encoder.contextualise(features, lens, chunks)
+        if registers:
+            frames = registers // self.config.encoder.stack
+            out, lens = out[:, frames:], lens - frames
         if self.encoder_vectors is not None:
             out = out + self.encoder_vectors(active)[:, None, :]
         return out, lens
