@@ -31,12 +31,11 @@ AFTER = {
     "whole.yaml": "tokenverse_pp.yaml",
     "english.yaml": "tokenverse_pp.yaml",
     "punct.yaml": "tokenverse_pp.yaml",
-    "punct_whole.yaml": "tokenverse_pp.yaml whole.yaml",
     "from_audio.yaml": "tokenverse_pp.yaml",
     "transfer_ner_new.yaml": "transfer_ner.yaml",
 }
-KINDS = {"whole.yaml": "split", "punct_whole.yaml": "split", "from_audio.yaml": "finetune"}
-ON_AUDIO = ("from_audio.yaml", "punct_whole.yaml", "whole.yaml")
+KINDS = {"whole.yaml": "split", "from_audio.yaml": "finetune"}
+ON_AUDIO = ("from_audio.yaml", "whole.yaml")
 OVER_BASE = sorted(path.name for path in (HUMAN / "conf").glob("*.yaml") if path.name != "base.yaml")
 
 
