@@ -13,7 +13,7 @@ from runs import train_on_ranks
 from safetensors.torch import load_file, save_file
 from toy_runs import assert_one_line, call, read_cuts, toy_options, toy_parts
 
-from tokenverse_pp.base.config_files import save_config
+from tokenverse_pp.base.config_files import parse_config, save_config
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.data.dataset import load_inputs
@@ -281,20 +281,24 @@ def test_vectors_stay_where_they_were_added(corpus, tmp_path):
     assert settled(corpus, tmp_path / "old", model__vectors__placement="encoder") is True
 
 
-def test_a_resumed_run_masks_as_before_and_a_new_one_by_the_mean(corpus, tmp_path):
+def test_a_run_masks_as_the_model_did_that_it_continues_from(corpus, tmp_path):
     """A run from before `model.spec_augment.fill` existed masked with zeros."""
     save_old(corpus, tmp_path / "old", model__spec_augment__fill="zero")
     path = tmp_path / "old" / checkpoint.CONFIG
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join(line for line in lines if not line.strip().startswith("fill:")), encoding="utf-8")
 
-    def fill(start, **changes):
-        parts = toy_parts(corpus, **NEW, **changes, training__init_from=tmp_path / "old")
-        continue_vectors(parts.config, None if start else read_source(parts.config, parts.tasks), start)
-        return parts.config.model.spec_augment.fill
+    def fill(start=None, **changes):
+        config = toy_parts(corpus, **NEW, **changes).config
+        continue_vectors(config, None, start)
+        return config.model.spec_augment.fill
 
-    assert fill(tmp_path / "old") == "zero" and fill(None) == "mean"
+    assert fill() == "mean" and fill(tmp_path / "old") == "zero"
     assert fill(tmp_path / "old", model__spec_augment__fill="mean") == "mean"
+    words = [f"--training.init_from={tmp_path / 'old'}"]
+    for more, expected in (([], "zero"), (["--model.spec_augment.fill=mean"], "mean")):
+        config = parse_config([*words, *more], find_model=lambda config: tmp_path / "old")
+        assert config.model.spec_augment.fill == expected
 
 
 @pytest.mark.parametrize("strategy", ["sum", "combination"])

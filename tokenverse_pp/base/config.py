@@ -153,7 +153,8 @@ class SpecAugmentConfig:
     fill: Optional[Literal["mean", "zero"]] = None
     """What masked values become. mean: the mean of their channel over the utterance. zero: as in releases without this
     option; a layer norm enlarges what attention adds to a frame of zeros, so models read the active tasks there, and
-    decoding has no such frames. null: mean, or in a run that resumes as it was."""
+    decoding has no such frames (vectors.registers gives it some). null: mean, or in a run that continues from a model
+    (training.resume, training.init_from), as that model was trained."""
 
 
 @dataclass(frozen=True)

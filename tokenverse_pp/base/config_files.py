@@ -29,7 +29,7 @@ BEFORE: Dict[str, Any] = {"model.vectors.masked": False, "model.spec_augment.fil
 CONTINUED_SECTIONS = ("model", "tasks.names", "tasks.languages", "tasks.entity_types", "tasks.settings")
 # .. but for these, which are of the machine, or follow from the model otherwise (`transfer.continue_vectors`) ..
 NOT_CONTINUED = (
-    *("model.vectors.masked", "model.spec_augment.fill", "model.loss.backend", "model.loss.warm_steps"),
+    *("model.vectors.masked", "model.loss.backend", "model.loss.warm_steps"),
     *("model.encoder.gradient_checkpointing", "model.encoder.checkpoint_layers"),
 )
 # .. and rates that rise quickly to half of those of a new model: its weights are near a good place already.

@@ -93,8 +93,8 @@ def read_source(config: Config, tasks: TaskSet) -> InitialModel:
 def continue_vectors(config: Config, source: Optional[InitialModel], start: Optional[Path]) -> str:
     """Set what is null of ``model.vectors.masked`` and ``model.spec_augment.fill``.
 
-    ``masked`` is set as the model was trained that the run continues from, else to true; ``fill`` as the run did that
-    is resumed, else to mean.
+    Both are set as the model was trained that the run continues from, else to true and to mean. (With
+    ``training.init_from`` the model's ``fill`` is a default of the configuration: `config_files.continued_defaults`.)
 
     Returns a line for the log where it is set to false; otherwise it is empty.
 
