@@ -364,8 +364,8 @@ class VectorsConfig:
     registers: int = at_least(0, 0)
     """placement features or both, encoder.kind split or frozen: frames of zeros before the features and their vectors,
     in training and decoding, removed behind the encoder; a multiple of encoder.stack. Attention reads the vectors
-    there. A model that was trained with spec_augment.fill=zero heeds its vectors with 10 of them, also if they are
-    added later. Passes in chunks, and so streams, have none."""
+    there. The packaged model, trained with spec_augment.fill=zero, heeds its vectors since it got 10 of them, without
+    training. Passes in chunks, and so streams, have none."""
 
 
 @dataclass
