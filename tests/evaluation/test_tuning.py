@@ -1,6 +1,8 @@
 """Tuning of the search: which value is chosen, that scores are those of decode.py, and the command line."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from toy_runs import call, read_cuts
 
+from tokenverse_pp.api.folders import save_with_biases
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
@@ -124,6 +127,18 @@ def test_a_saved_model_decodes_without_options_as_with_them(held_out, tiny_corpu
     assert changed == ["joiner.output.bias"] and (old[changed[0]] != new[changed[0]]).sum() == 1
     again = call(tune_command.main, *arguments)
     assert again.code == 2 and "expected a new or empty folder" in again.stderr
+
+
+def test_links_in_a_models_own_encoder_are_not_followed(held_out, tmp_path):
+    """A folder from elsewhere must not bring files of this machine into the copy."""
+    shutil.copytree(held_out.loaded.folder, tmp_path / "model", ignore=shutil.ignore_patterns("encoder"))
+    (tmp_path / "model" / "encoder").mkdir()
+    (tmp_path / "secret").write_text("of this machine")
+    (tmp_path / "model" / "encoder" / "config.json").symlink_to(tmp_path / "secret")
+    loaded = replace(held_out.loaded, folder=tmp_path / "model")
+    with pytest.raises(UserError, match="link"):
+        save_with_biases(loaded, tmp_path / "out", SearchOptions(token_bias=(("[SCD]", 1.0),)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_cut_shorter_than_a_frame_says_nothing(held_out, tiny_corpus):

@@ -240,23 +240,8 @@ def save_model(
     weights = loaded.model.checkpoint_state()
     if half:
         weights = {k: v.half() if v.dtype == torch.float32 else v for k, v in weights.items()}
-    stage = temporary_folder(folder)
-    try:
-        checkpoint.write_folder(stage / "new", {WEIGHTS: weights}, texts)
-        if own_encoder and encoder_folder is not None:
-            skip = () if frozen else WEIGHT_FILES
-            if loaded.folder is not None and loaded.folder in encoder_folder.parents:
-                check_links(encoder_folder.iterdir())
-            shutil.copytree(encoder_folder, stage / "new" / ENCODER_FOLDER, ignore=_only_files(skip))
-        if folder.exists():
-            os.replace(folder, stage / "old")
-        os.replace(stage / "new", folder)
-    except OSError as error:
-        if (stage / "old").exists() and not folder.exists():
-            os.replace(stage / "old", folder)
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    copied = encoder_folder if own_encoder else None
+    _write_model(loaded, folder, weights, texts, copied, () if frozen else WEIGHT_FILES)
 
 
 def save_with_biases(loaded: ModelBundle, folder: Path, search: SearchOptions) -> None:
@@ -280,16 +265,45 @@ def save_with_biases(loaded: ModelBundle, folder: Path, search: SearchOptions) -
     weights = checkpoint.read_tensors(loaded.folder / WEIGHTS)
     bias = weights["joiner.output.bias"]
     weights["joiner.output.bias"] = (bias.float() + torch.from_numpy(loaded.tokenizer.bias_of(search))).to(bias.dtype)
-    check_links(path for path in loaded.folder.iterdir() if path.name in OWN)
-    files = [loaded.folder / name for name in (CONFIG, TOKENIZER, CARD)]
-    texts = {file.name: file.read_bytes() for file in files if file.is_file()}
+    files = [file for name in (CONFIG, TOKENIZER, CARD) if (file := loaded.folder / name).is_file()]
+    check_links(files)
+    encoder = loaded.folder / ENCODER_FOLDER
+    texts = {file.name: file.read_bytes() for file in files}
+    _write_model(loaded, folder, weights, texts, encoder if encoder.is_dir() else None)
+
+
+def _write_model(
+    loaded: ModelBundle,
+    folder: Path,
+    weights: Dict[str, torch.Tensor],
+    texts: Dict[str, bytes],
+    encoder_folder: Optional[Path],
+    skip: Sequence[str] = (),
+) -> None:
+    """Write a model folder completely or not at all; one that is there is replaced.
+
+    Args:
+        loaded: the model that is written; links in its own encoder folder are refused.
+        folder: where to.
+        weights, texts: tensors and files by name.
+        encoder_folder: is copied too, without the files that match ``skip``.
+
+    Raises:
+        UserError: it cannot be written. Existing files are kept then.
+    """
     stage = temporary_folder(folder)
     try:
         checkpoint.write_folder(stage / "new", {WEIGHTS: weights}, texts)
-        if (loaded.folder / ENCODER_FOLDER).is_dir():
-            shutil.copytree(loaded.folder / ENCODER_FOLDER, stage / "new" / ENCODER_FOLDER)
+        if encoder_folder is not None:
+            if loaded.folder is not None and loaded.folder in encoder_folder.parents:
+                check_links(encoder_folder.iterdir())
+            shutil.copytree(encoder_folder, stage / "new" / ENCODER_FOLDER, ignore=_only_files(skip))
+        if folder.exists():
+            os.replace(folder, stage / "old")
         os.replace(stage / "new", folder)
     except OSError as error:
+        if (stage / "old").exists() and not folder.exists():
+            os.replace(stage / "old", folder)
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(stage, ignore_errors=True)

@@ -151,10 +151,10 @@ class SpecAugmentConfig:
     channel_span: int = at_least(1, 32)
     """Longest masked span of channels."""
     fill: Optional[Literal["mean", "zero"]] = None
-    """What masked values become. mean: the mean of their channel over the utterance. zero: as in releases without this
-    option; a layer norm enlarges what attention adds to a frame of zeros, so models read the active tasks there, and
-    decoding has no such frames (vectors.registers gives it some). null: mean, or in a run that continues from a model
-    (training.resume, training.init_from), as that model was trained."""
+    """Value of masked frames and channels. mean: the mean of the channel over the utterance. zero: zeros, as in
+    releases without this option; a model may then learn to read the active tasks from frames of zeros, which decoding
+    has only with vectors.registers. null: mean, or in a run that continues from a model (training.resume,
+    training.init_from), that model's value."""
 
 
 @dataclass(frozen=True)
@@ -362,10 +362,10 @@ class VectorsConfig:
     and the model learns to read the active tasks from such frames, which decoding does not have. null: true, or in a
     run that continues from a model (training.resume, training.init_from), as that model was trained."""
     registers: int = at_least(0, 0)
-    """placement features or both, encoder.kind split or frozen: frames of zeros before the features and their vectors,
-    in training and decoding, removed behind the encoder; a multiple of encoder.stack. Attention reads the vectors
-    there. The packaged model, trained with spec_augment.fill=zero, heeds its vectors since it got 10 of them, without
-    training. Passes in chunks, and so streams, have none."""
+    """Number of frames of zeros before the features, in training and decoding. Attention reads the task vectors there;
+    their output is dropped. A multiple of encoder.stack; needs placement features or both, and encoder.kind split or
+    frozen. Passes in chunks, and so streams, have none. A model trained with spec_augment.fill=zero may use them
+    without further training, as the packaged model does with 10."""
 
 
 @dataclass

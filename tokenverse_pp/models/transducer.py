@@ -141,6 +141,8 @@ class SpecAugment(nn.Module):
         if not self.training:
             return features
         c = self.config
+        if c.time_share == c.channel_share == 0:
+            return features
         value = self._fill(features, lens)
         if c.time_share > 0:
             spans = _spans(lens, features.shape[1], c.time_share, c.time_span, features.device)
@@ -153,7 +155,7 @@ class SpecAugment(nn.Module):
         return features
 
     def _fill(self, features: Tensor, lens: Tensor) -> Tensor:
-        """What masked values become, (N, 1, F) or a scalar; padding does not count."""
+        """features (N, T, F), lens (N,) -> the value of masked places, (N, 1, F) or a scalar, without padding."""
         if self.config.fill == "zero":
             return features.new_zeros(())
         valid = length_mask(lens, features.shape[1], features.device)[:, :, None]
@@ -252,7 +254,7 @@ class Transducer(nn.Module):
         stored: bool = False,
         chunks: Optional[ChunkOptions] = None,
     ) -> Tuple[Tensor, Tensor]:
-        """Audio or stored features -> encoder output.
+        """Audio or stored features -> encoder output, without the frames of ``vectors.registers``.
 
         Args:
             inputs: audio (N, S), or stored features at the seam (N, T, F) when ``stored``.

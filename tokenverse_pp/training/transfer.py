@@ -288,8 +288,9 @@ def matched_encoder(state: State, source: InitialModel, model: Transducer) -> Tu
         wider = widened_adapters(out, ours, source, model.config.encoder)
         out.update(wider)
         if wider:
-            ranks = (source.encoder.lora_rank, model.config.encoder.lora_rank)
-            lines.append("its adapters of rank {} are widened to {}".format(*ranks))
+            before, now = source.encoder.lora_rank, model.config.encoder.lora_rank
+            change = f"widened to {now}" if now > before else "rescaled (model.encoder.lora_alpha)"
+            lines.append(f"its adapters of rank {before} are {change}")
     frozen = frozen_by(source.encoder, model.encoder.backbone)
     missing = {name: value for name, value in ours.items() if name not in out}
     adapters = {k: v for k, v in missing.items() if ".lora_" in k and k.partition(".lora_")[0] not in adapted}
