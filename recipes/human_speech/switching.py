@@ -17,7 +17,7 @@ them from the masks (model.vectors.masked, model.spec_augment.fill).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import click
 import kaldialign
@@ -25,12 +25,13 @@ import torch
 from lhotse.cut import Cut
 
 from tokenverse_pp.api.model import load_named
+from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.files import aligned, write_json
 from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
 from tokenverse_pp.cli.groups import report_errors
-from tokenverse_pp.cli.options import model_option, options_from, threads_option
+from tokenverse_pp.cli.options import chosen, model_option, options_from, threads_option
 from tokenverse_pp.data.dataset import load_inputs
 from tokenverse_pp.data.distributed import set_threads
 from tokenverse_pp.data.labels import labelled_tasks
@@ -109,19 +110,18 @@ def table(counts: Counts) -> List[List[str]]:
 )
 @click.option("--encoder", default="", help="Where the pretrained encoder is, if not where it was in training.")
 @click.option("--masked", is_flag=True, help="Decode with the model's SpecAugment.")
+@options_from(
+    ChunkOptions,
+    *("chunk_ms", "left_chunks", "sinks"),
+    chunk_ms={"default": 0, "help": "Decode in chunks of this many milliseconds, as in streaming; 0: full context."},
+)
 @options_from(DecodeOptions, "stored_features", "max_duration", "precision")
 @threads_option
-def main(
-    model: str, cuts: str, output_dir: Path, encoder: str, masked: bool, stored_features: bool, max_duration: float,
-    precision: str, threads: int,
-) -> None:  # fmt: skip
+def main(model: str, cuts: str, output_dir: Path, encoder: str, masked: bool, threads: int, **given: Any) -> None:
     """See the module's docstring."""
-    options = DecodeOptions(
-        SearchOptions("greedy", force_language=False),
-        stored_features=stored_features,
-        max_duration=max_duration,
-        precision=precision,  # type: ignore[arg-type]  # click has checked it
-    )
+    search = SearchOptions("greedy", force_language=False)
+    chunks = chosen(ChunkOptions, given) if given["chunk_ms"] else None
+    options = chosen(DecodeOptions, given, search=search, chunks=chunks)
     loaded, _ = load_named(model, encoder)
     click.echo(set_threads(threads, loaded.model))
     if masked:

@@ -1,5 +1,7 @@
 """Chunk masks against their definition, frame by frame."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,9 +11,16 @@ from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models.compat import scaled_dot_product_attention
 from tokenverse_pp.models.encoders.base import attention_bias
-from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid, chunk_mask, sink_mask
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid, chunk_mask, chunked_convolution, sink_mask
 
-GRIDS = st.builds(ChunkGrid, st.integers(1, 7), st.integers(0, 3), st.integers(-1, 4), st.integers(0, 9))
+GRIDS = st.builds(
+    lambda registers, *numbers: ChunkGrid(*numbers).behind(registers),
+    st.sampled_from([0, 0, 1, 4, 10]),
+    st.integers(1, 7),
+    st.integers(0, 3),
+    st.integers(-1, 4),
+    st.integers(0, 9),
+)
 
 
 def printed(mask):
@@ -20,18 +29,24 @@ def printed(mask):
 
 @given(st.integers(1, 25), GRIDS)
 def test_a_frame_sees_chunk_left_chunks_and_sinks(size, grid):
+    """Frames of audio by definition; register frames as the audio's first frames of all, and sinks."""
     mask = chunk_mask(size, grid)
+
+    def chunk(frame):
+        audio = frame - grid.registers
+        return 0 if audio < 0 else (audio + grid.delay) // grid.size
+
     for t in range(size):
-        mine = (t + grid.delay) // grid.size
+        mine = chunk(t)
         for u in range(size):
-            theirs = (u + grid.delay) // grid.size
+            theirs = chunk(u)
             near = grid.left_chunks < 0 or theirs >= mine - grid.left_chunks
             assert bool(mask[t, u]) == (theirs <= mine and (near or u < grid.sinks))
 
 
 @given(st.integers(1, 25), GRIDS)
 def test_sinks_are_what_the_window_lacks(size, grid):
-    window = chunk_mask(size, ChunkGrid(grid.size, grid.delay, grid.left_chunks))
+    window = chunk_mask(size, replace(grid, sinks=0))
     sinks = sink_mask(size, grid)
     assert not (window[:, : sinks.shape[1]] & sinks).any()
     window[:, : sinks.shape[1]] |= sinks
@@ -57,9 +72,25 @@ def test_segments_end_where_chunks_do(grid, start, count):
     assert len({c for chunk in chunks for c in chunk}) == len(chunks)
 
 
-@given(st.integers(1, 6), st.integers(0, 3), st.integers(1, 3), st.integers(1, 40))
-def test_stacked_frames_are_in_the_chunk_of_their_last(half, delay, stack, size):
-    grid = ChunkGrid(half * stack, delay)
+@given(GRIDS, st.integers(1, 40), st.integers(1, 3))
+def test_a_chunked_convolution_is_one_whose_next_chunks_are_zero(grid, size, right):
+    """Of the frames of audio, and of those before them as if chunks had gone on backwards."""
+    torch.manual_seed(0)
+    conv, x = torch.nn.Conv1d(2, 2, 2 * right + 1, padding=right), torch.randn(1, size, 2)
+    found = chunked_convolution(conv, x, grid)
+    for frame in range(size):
+        end = grid.registers - grid.delay
+        while end <= frame:
+            end += grid.size
+        while end - grid.size > frame:
+            end -= grid.size
+        expected = conv(torch.where(torch.arange(size)[:, None] < end, x, 0.0).transpose(1, 2))[0, :, frame]
+        torch.testing.assert_close(found[0, frame], expected, atol=1e-5, rtol=1e-5)
+
+
+@given(st.integers(1, 6), st.integers(0, 3), st.integers(1, 3), st.integers(1, 40), st.sampled_from([0, 1, 5]))
+def test_stacked_frames_are_in_the_chunk_of_their_last(half, delay, stack, size, registers):
+    grid = ChunkGrid(half * stack, delay).behind(registers * stack)
     frames = torch.arange(size)
     assert torch.equal(grid.stacked(stack).chunk_of(frames), grid.chunk_of(frames * stack + stack - 1))
 

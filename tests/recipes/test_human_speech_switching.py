@@ -8,6 +8,7 @@ from scripts import ROOT, load_script
 from tiny_models import write_model
 from toy_runs import read_cuts
 
+from tokenverse_pp.base.config import ChunkOptions
 from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.base.options import DecodeOptions
 from tokenverse_pp.base.search_options import SearchOptions
@@ -86,6 +87,16 @@ def test_the_command_writes_counts_of_every_cut(switching, model, tiny_corpus, t
         for task in ("scd", "endp", "ner", "lid"):
             assert set(counts[f"switched {state} {task}"]) == {cut.id for cut in cuts if task in labelled_tasks(cut)}
     assert set(counts["switched wer alone"]) == {cut.id for cut in cuts} and "switched wer alone" in done.output
+
+
+def test_chunks_are_those_of_the_command_line(switching, model, tiny_corpus, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(switching, "count_switching", lambda loaded, cuts, options: seen.append(options.chunks) or {})
+    words = ["--model", model, "--cuts", tiny_corpus / "cuts_test.jsonl.gz", "--output-dir", tmp_path]
+    for more in ([], ["--chunk-ms", 320, "--left-chunks", 4, "--sinks", 16]):
+        done = click.testing.CliRunner().invoke(switching.main, [str(word) for word in words + more])
+        assert done.exit_code == 0, done.output
+    assert seen == [None, ChunkOptions(320, 4, 16)]
 
 
 @pytest.mark.parametrize("words", [[], ["--masked"]])

@@ -363,9 +363,9 @@ class VectorsConfig:
     run that continues from a model (training.resume, training.init_from), as that model was trained."""
     registers: int = at_least(0, 0)
     """Number of frames of zeros before the features, in training and decoding. Attention reads the task vectors there;
-    their output is dropped. A multiple of encoder.stack; needs placement features or both, and encoder.kind split or
-    frozen. Passes in chunks, and so streams, have none. A model trained with spec_augment.fill=zero may use them
-    without further training, as the packaged model does with 10."""
+    their output is dropped. In chunks they belong to the first chunk and stay visible, as sinks do. A multiple of
+    encoder.stack; needs placement features or both, and encoder.kind split or frozen. A model trained with
+    spec_augment.fill=zero may use them without further training, as the packaged model does with 10."""
 
 
 @dataclass

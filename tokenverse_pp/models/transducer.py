@@ -279,10 +279,10 @@ class Transducer(nn.Module):
             features = features + self.feature_vectors(active)[:, None, :]
         if masks_vector:
             features = self.spec_augment(features, lens)
-        registers = self.config.vectors.registers if chunks is None else 0
+        registers = self.config.vectors.registers
         if registers:
             features, lens = nn.functional.pad(features, (0, 0, registers, 0)), lens + registers
-        out, lens = self.encoder.contextualise(features, lens, chunks)
+        out, lens = self.encoder.contextualise(features, lens, chunks, registers)
         if registers:
             frames = registers // self.config.encoder.stack
             out, lens = out[:, frames:], lens - frames

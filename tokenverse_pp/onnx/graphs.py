@@ -406,10 +406,14 @@ def share_weights(folder: Path, graphs: Sequence[str], weights: str) -> None:
 
 
 def torch_stream(
-    loaded: ModelBundle, chunks: ChunkOptions, audio: Sequence[np.ndarray], names: Sequence[str]
+    loaded: ModelBundle,
+    chunks: ChunkOptions,
+    audio: Sequence[np.ndarray],
+    names: Sequence[str],
+    registers: Optional[int] = None,
 ) -> List[np.ndarray]:
-    """`StreamingRuntime.encode_chunk` in torch, for the chunks of one stream."""
-    encoder = StreamingEncoder(loaded.model, chunks)
+    """`StreamingRuntime.encode_chunk` in torch, for the chunks of one stream; registers as in `StreamingEncoder`."""
+    encoder = StreamingEncoder(loaded.model, chunks, registers)
     state = encoder.start(torch.tensor(loaded.tasks.mask(names), dtype=torch.float32))
     found = []
     for chunk in audio:

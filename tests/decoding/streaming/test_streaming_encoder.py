@@ -53,12 +53,27 @@ def test_a_seam_before_all_layers(family, sinks):
         close(stream(model, audio, mask_of(1), options)[0], masked_pass(model, audio, mask_of(1), options))
 
 
-@pytest.mark.parametrize("family, kind", [("wav2vec2-group", "finetune"), ("whisper", "frozen"), ("whisper", "split")])
+@pytest.mark.parametrize(
+    "family, kind, split_layer", [("whisper", "frozen", 1), ("hubert-group", "split", 1), ("whisper", "split", 0)]
+)
+@settings(max_examples=20)
+@given(OPTIONS, st.integers(1, 16000), st.sampled_from([1, 2]), st.sampled_from([2, 10]))
+def test_register_frames_are_those_of_the_masked_pass(family, kind, split_layer, options, samples, stack, registers):
+    """They are more than the frames of a chunk, too."""
+    model, audio = transducer(family, kind, stack, split_layer=split_layer, registers=registers), noise(samples, 2)
+    if int(model.encoder.feature_lens(torch.tensor([samples]))):
+        close(stream(model, audio, mask_of(1), options)[0], masked_pass(model, audio, mask_of(1), options))
+
+
+@pytest.mark.parametrize(
+    "family, kind, registers",
+    [("wav2vec2-group", "finetune", 0), ("whisper", "frozen", 0), ("whisper", "split", 0), ("whisper", "split", 6)],
+)
 @settings(max_examples=8)
 @given(OPTIONS, st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 4)), min_size=1, max_size=5))
-def test_a_stream_in_any_batch_is_the_stream_alone(family, kind, options, drawn):
+def test_a_stream_in_any_batch_is_the_stream_alone(family, kind, registers, options, drawn):
     """Streams start at different steps, are of different lengths, and have tasks of their own."""
-    model = transducer(family, kind, 2)
+    model = transducer(family, kind, 2, registers=registers)
     encoder = StreamingEncoder(model, options)
     size = encoder.chunk_samples
     audios = [noise(samples, seed) for seed, (samples, _) in enumerate(drawn)]

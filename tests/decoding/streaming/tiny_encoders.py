@@ -49,7 +49,9 @@ def backbone_of(family):
     return backbone
 
 
-def tiny_transducer(family, kind, stack=1, placement="both", seed=1, code="binary", scale=1.0, split_layer=1):
+def tiny_transducer(
+    family, kind, stack=1, placement="both", seed=1, code="binary", scale=1.0, split_layer=1, registers=0
+):
     """A transducer in eval mode with three tasks and random task vectors."""
     torch.manual_seed(seed)
     layers = [1, -1] if kind != "finetune" else [-1]
@@ -57,8 +59,8 @@ def tiny_transducer(family, kind, stack=1, placement="both", seed=1, code="binar
         kind=kind, stack=stack, layers=layers, split_layer=split_layer if kind == "split" else 0, **OUTSIDE
     )
     encoder = KINDS[kind](backbone_of(family), config)
-    vectors = VectorsConfig(placement=placement, code=code, scale=scale)
-    model = Transducer(ModelConfig(vectors=vectors), encoder, 3, 8)
+    vectors = VectorsConfig(placement=placement, code=code, scale=scale, registers=registers)
+    model = Transducer(ModelConfig(encoder=config, vectors=vectors), encoder, 3, 8)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))

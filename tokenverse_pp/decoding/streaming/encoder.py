@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -14,12 +14,15 @@ from tokenverse_pp.decoding.streaming.fronts import Wav2Vec2Front, WhisperFront
 from tokenverse_pp.decoding.streaming.stages import (
     ChunkPlace,
     Context,
+    GridStage,
     Layers,
     Positions,
+    Registers,
     Stack,
     Stage,
     State,
     Vectors,
+    WithoutRegisters,
     batch_states,
     split_state,
 )
@@ -56,6 +59,7 @@ class StreamingEncoder:
     Args:
         transducer: the model, in eval mode.
         options: the chunks.
+        registers: the number of register frames before a stream; None: the model's.
 
     Attributes:
         chunk_samples: samples of a chunk.
@@ -67,7 +71,7 @@ class StreamingEncoder:
         UserError: options or an encoder that cannot be streamed.
     """
 
-    def __init__(self, transducer: Transducer, options: ChunkOptions) -> None:
+    def __init__(self, transducer: Transducer, options: ChunkOptions, registers: Optional[int] = None) -> None:
         encoder = transducer.encoder
         if transducer.training:
             raise ValueError("expected the transducer in eval mode: dropout would act in training mode")
@@ -77,7 +81,8 @@ class StreamingEncoder:
             ahead = encoder.lookahead_ms(options)
             raise UserError(f"streaming takes strict chunks only: in others this encoder looks {ahead:g} ms ahead")
         self.options = options
-        self.stages = stages_of(transducer, options)
+        registers = transducer.config.vectors.registers if registers is None else registers
+        self.stages = stages_of(transducer, options, registers)
         grid = encoder.grid(options)
         self.chunk_samples = options.chunk_samples
         self.chunk_frames = int(encoder.output_lens(torch.tensor(grid.size)))
@@ -125,26 +130,27 @@ class StreamingEncoder:
                 x = stage.step(x, batch, place)
             parts = split_state(batch, len(rows))
             if self.options.left_chunks < 0:
-                parts = [trim_windows(part) for part in parts]
+                parts = [trim_windows(part, self.stages) for part in parts]
             for row, frames, tensors in zip(rows, x, parts):
                 outs[row] = frames
                 following[row] = StreamState(states[row].active, states[row].samples + size, tensors)
         return outs, following
 
 
-def trim_windows(state: State) -> State:
+def trim_windows(state: State, stages: Sequence[Stage]) -> State:
     """Cut off the padding that younger streams in a batch got on their growing windows."""
-    seam, stacked = int(state["positions.frames"]), int(state.get("context.frames", torch.zeros(())))
     trimmed = dict(state)
-    for key, value in state.items():
-        if key.endswith(".window"):
-            frames = stacked if key.startswith("context") else seam
-            trimmed[key] = value[..., value.shape[-2] - frames :, :]
+    for stage in stages:
+        if isinstance(stage, GridStage):
+            frames = int(state[stage.frames])
+            for window in stage.windows:
+                value = state[window.window]
+                trimmed[window.window] = value[..., value.shape[-2] - frames :, :]
     return trimmed
 
 
-def stages_of(transducer: Transducer, options: ChunkOptions) -> List[Stage]:
-    """The encoder of a transducer as stages.
+def stages_of(transducer: Transducer, options: ChunkOptions, registers: int) -> List[Stage]:
+    """The encoder of a transducer as stages, with so many register frames.
 
     Raises:
         UserError: an encoder that cannot be streamed.
@@ -153,8 +159,8 @@ def stages_of(transducer: Transducer, options: ChunkOptions) -> List[Stage]:
     if not isinstance(encoder, (FinetuneEncoder, FrozenEncoder, SplitEncoder)):
         raise UserError(f"streaming: {type(encoder).__name__} cannot be streamed")
     backbone, grid, like = encoder.backbone, encoder.grid(options), next(transducer.parameters())
-    before = [] if transducer.feature_vectors is None else [Vectors(transducer.feature_vectors)]
-    after = [] if transducer.encoder_vectors is None else [Vectors(transducer.encoder_vectors)]
+    before: List[Stage] = [] if transducer.feature_vectors is None else [Vectors(transducer.feature_vectors)]
+    after: List[Stage] = [] if transducer.encoder_vectors is None else [Vectors(transducer.encoder_vectors)]
     if not backbone.streams:
         raise UserError(f"streaming: {type(backbone).__name__} cannot be streamed; use a Whisper or wav2vec2 model")
     front: Stage
@@ -167,13 +173,16 @@ def stages_of(transducer: Transducer, options: ChunkOptions) -> List[Stage]:
         layers = Layers(backbone, (-1,), grid, normalise=False)
         stack = Stack(encoder.stack, backbone.hidden_size, like)
         return [front, *before, Positions(backbone, grid), layers, stack, *after]
+    behind = grid.behind(registers)
+    if registers:
+        before, after = [*before, Registers(registers)], [WithoutRegisters(registers // encoder.stack), *after]
     if isinstance(encoder, FrozenEncoder):
         seam = [Layers(backbone, encoder.layers, grid), *before]
     else:
         split = encoder.split_layer
         # Without layers before the seam there is no such stage: it would count each frame a second time.
         lower = [Layers(backbone, (split,), grid, normalise=False)] if split else []
-        seam = [*lower, *before, Layers(backbone, encoder.layers, grid, first=split)]
+        seam = [*lower, *before, Layers(backbone, encoder.layers, behind, first=split)]
     stack = Stack(encoder.stack, backbone.hidden_size * len(encoder.layers), like)
-    context = Context(encoder.context, grid.stacked(encoder.stack))
+    context = Context(encoder.context, behind.stacked(encoder.stack))
     return [front, Positions(backbone, grid), *seam, stack, context, *after]

@@ -75,8 +75,13 @@ def split_state(state: State, count: int) -> List[State]:
     return [{key: tensor[row].clone() for key, tensor in state.items()} for row in range(count)]
 
 
-def convolve_onwards(conv: nn.Conv1d, x: Tensor, state: State, key: str) -> Tensor:
-    """A convolution over frames (N, T, C) behind those kept in ``state[key]``, zeros being what comes after."""
+def convolve_onwards(conv: nn.Conv1d, x: Tensor, state: State, key: str, pieces: Sequence[int] = ()) -> Tensor:
+    """A convolution over frames (N, T, C) behind those kept in ``state[key]``, zeros being what comes after.
+
+    ``pieces``: lengths of parts of x; each sees zeros in the place of those after it.
+    """
+    if len(pieces) > 1:
+        return torch.cat([convolve_onwards(conv, piece, state, key) for piece in x.split(pieces, dim=1)], dim=1)
     history = torch.cat([state[key], x], dim=1)
     left, right = sides(conv)
     state[key] = history[:, history.shape[1] - left :]
@@ -96,6 +101,29 @@ class Vectors(Stage):
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
         """See Stage."""
         return x + self.vectors(place.active)[:, None, :]
+
+
+class Registers(Stage):
+    """Puts ``count`` frames of zeros before a stream's first (``vectors.registers``), (N, T, C) -> (N, T', C)."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def start(self) -> State:
+        """Nothing to keep."""
+        return {}
+
+    def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
+        """See Stage."""
+        return F.pad(x, (0, 0, self.count, 0)) if place.first else x
+
+
+class WithoutRegisters(Registers):
+    """Takes ``count`` frames from a stream's first, (N, T', C) -> (N, T, C)."""
+
+    def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
+        """See Stage."""
+        return x[:, self.count :] if place.first else x
 
 
 class Stack(Stage):
@@ -123,6 +151,7 @@ class GridStage(Stage):
     def __init__(self, module: nn.Module, grid: ChunkGrid, name: str, output_dim: int) -> None:
         self.grid, self.frames, self.output_dim = grid, f"{name}.frames", output_dim
         self.like = next(module.parameters())
+        self.windows: List[AttentionWindow] = []
 
     def start(self) -> State:
         """See Stage."""
@@ -134,14 +163,19 @@ class GridStage(Stage):
             return x.new_zeros(x.shape[0], 0, self.output_dim)
         pieces = []
         # All streams of a batch have the edges of chunks at the same places.
-        for piece in x.split(self.grid.segments(int(state[self.frames][0]), x.shape[1]), dim=1):
-            pieces.append(self.run(piece, state))
+        start = int(state[self.frames][0])
+        for piece in x.split(self.grid.segments(start, x.shape[1]), dim=1):
+            pieces.append(self.run(piece, state, start))
             state[self.frames] = state[self.frames] + piece.shape[1]
+            start += piece.shape[1]
         return torch.cat(pieces, dim=1)
 
     @abstractmethod
-    def run(self, x: Tensor, state: State) -> Tensor:
-        """Frames (N, T, C) of one chunk, ``state[self.frames]`` (N,) being those before them."""
+    def run(self, x: Tensor, state: State, start: int) -> Tensor:
+        """Frames (N, T, C) of one chunk.
+
+        ``state[self.frames]`` (N,) are the frames before them, ``start`` those of the first stream.
+        """
 
 
 class Positions(GridStage):
@@ -159,7 +193,7 @@ class Positions(GridStage):
             state["positions.history"] = self.like.new_zeros(left, self.output_dim)
         return state
 
-    def run(self, x: Tensor, state: State) -> Tensor:
+    def run(self, x: Tensor, state: State, start: int) -> Tensor:
         """See GridStage."""
         if isinstance(self.backbone, WhisperBackbone):
             frames = state[self.frames].unsqueeze(1) + torch.arange(x.shape[1], device=x.device)
@@ -275,7 +309,7 @@ class Layers(GridStage):
             state.update(window.start(self.like))
         return state
 
-    def run(self, x: Tensor, state: State) -> Tensor:
+    def run(self, x: Tensor, state: State, start: int) -> Tensor:
         """See GridStage."""
         sight = look(state[self.frames], x.shape[1], self.grid)
         stable = getattr(self.backbone, "stable_layer_norm", True)
@@ -349,8 +383,9 @@ class Context(GridStage):
             state[f"context{number}.history"] = self.like.new_zeros(left, self.output_dim)
         return state
 
-    def run(self, x: Tensor, state: State) -> Tensor:
+    def run(self, x: Tensor, state: State, start: int) -> Tensor:
         """See GridStage."""
+        pieces = self.grid.even_segments(start, x.shape[1])
         x, frames, dim = self.network.input(x), state[self.frames], self.network.head_dim
         sight = look(frames, x.shape[1], self.grid)
         places = frames.unsqueeze(1) + torch.arange(x.shape[1], device=x.device)
@@ -368,6 +403,7 @@ class Context(GridStage):
                 self.before_convolution(layer, x, frames),
                 state,
                 f"context{number}.history",
+                pieces,
             )
             x = x + layer.convolution.after(y)
             x = layer.norm(x + 0.5 * layer.second_ffn(x))

@@ -180,11 +180,12 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def contextualise(
-        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None
+        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None, registers: int = 0
     ) -> Tuple[Tensor, Tensor]:
         """Second half: features (N, T, F), lens (N,) -> output (N, ceil(T / stack), C), lens (N,).
 
-        ``features`` is not changed; its padded frames may hold anything. ``chunks``: see `extract`.
+        ``features`` is not changed; its padded frames may hold anything. ``chunks``: see `extract`. ``registers``: how
+        many of the frames are register frames, which belong to the first chunk (`ChunkGrid`).
         """
 
     def grid(self, chunks: ChunkOptions) -> ChunkGrid:

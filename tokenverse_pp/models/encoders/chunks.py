@@ -8,7 +8,7 @@ Sums of statistics are float64: adding them chunk by chunk or all at once gives 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -22,14 +22,15 @@ from tokenverse_pp.models.compat import in_exact_type
 
 @dataclass(frozen=True)
 class ChunkGrid:
-    """The chunks at one frame rate: frame t is in chunk (t + delay) // size.
+    """The chunks at one frame rate: frame t is in chunk (t - registers + delay) // size, register frames in the first.
 
     Args:
-        size: frames per chunk; the first one has ``size - delay``.
+        size: frames per chunk; the first one has ``size - delay``, and the register frames before them.
         delay: frames that belong to the next chunk, because they see samples past the end of this one.
         left_chunks: see ChunkOptions.
-        sinks: in frames of this rate.
+        sinks: in frames of this rate, the register frames included.
         strict: see ChunkOptions.
+        registers: register frames (``vectors.registers``) before those of the audio.
     """
 
     size: int
@@ -37,16 +38,28 @@ class ChunkGrid:
     left_chunks: int = -1
     sinks: int = 0
     strict: bool = True
+    registers: int = 0
+
+    @property
+    def offset(self) -> int:
+        """The place of frame 0 within its chunk, were all of them ``size`` long."""
+        return (self.delay - self.registers) % self.size
+
+    def behind(self, registers: int) -> ChunkGrid:
+        """This grid behind register frames, which are sinks."""
+        return replace(self, registers=registers, sinks=self.sinks + registers)
 
     def chunk_of(self, frames: Tensor) -> Tensor:
         """Frame numbers -> numbers of their chunks, of any shape."""
-        return torch.div(frames + self.delay, self.size, rounding_mode="floor")
+        numbers = torch.div(frames - self.registers + self.delay, self.size, rounding_mode="floor")
+        return numbers.masked_fill(frames < self.registers, 0) if self.registers else numbers
 
     def window_start(self, frames: Tensor) -> Tensor:
         """Frame numbers -> the first frame that each sees, apart from sinks."""
         if self.left_chunks < 0:
             return torch.zeros_like(frames)
-        return ((self.chunk_of(frames) - self.left_chunks) * self.size - self.delay).clamp(min=0)
+        edges = (self.chunk_of(frames) - self.left_chunks) * self.size - self.delay + self.registers
+        return edges.clamp(min=0)
 
     def segments(self, start: int, count: int) -> List[int]:
         """Split ``count`` frames from ``start`` on at chunk boundaries -> lengths of the pieces.
@@ -54,8 +67,16 @@ class ChunkGrid:
         size 4, delay 1, frames 2 to 8:  2 | 3 4 5 6 | 7 8  ->  [1, 4, 2]
         """
         lengths = []
+        if self.registers and start < self.registers:
+            lengths.append(min(count, self.registers + max(0, self.size - self.delay) - start))
+            start, count = start + lengths[0], count - lengths[0]
+        return [*lengths, *self.even_segments(start, count)]
+
+    def even_segments(self, start: int, count: int) -> List[int]:
+        """`segments` as convolutions see them: register frames are cut at each ``size`` frames before the audio's."""
+        lengths = []
         while count > 0:
-            length = min(count, self.size - (start + self.delay) % self.size)
+            length = min(count, self.size - (start + self.offset) % self.size)
             lengths.append(length)
             start, count = start + length, count - length
         return lengths
@@ -67,9 +88,8 @@ class ChunkGrid:
     def stacked(self, stack: int) -> ChunkGrid:
         """The grid of frames that join ``stack`` of these; each is in the chunk of its last one."""
         sinks = -(-self.sinks // stack)
-        return ChunkGrid(
-            self.size // stack, (stack - 1 + self.delay) // stack, self.left_chunks, sinks, strict=self.strict
-        )
+        delay, registers = (stack - 1 + self.delay) // stack, self.registers // stack
+        return ChunkGrid(self.size // stack, delay, self.left_chunks, sinks, self.strict, registers)
 
 
 def chunk_grid(options: ChunkOptions, hop: int, receptive: int, stack: int = 1) -> ChunkGrid:
@@ -107,7 +127,8 @@ def chunk_mask(size: int, grid: ChunkGrid, device: Optional[torch.device] = None
         . . . 1 1 1 1 .        1 . . 1 1 1 1 .
         . . . . . 1 1 1        1 . . . . 1 1 1
 
-    With left_chunks -1 everything below the diagonal blocks is true. A sink is seen from its own chunk on.
+    With left_chunks -1 everything below the diagonal blocks is true. A sink is seen from its own chunk on. Register
+    frames are sinks of the first chunk.
     """
     frames = torch.arange(size, device=device)
     chunks = grid.chunk_of(frames)
@@ -150,7 +171,7 @@ def convolve(conv: nn.Conv1d, x: Tensor) -> Tensor:
 
 
 def chunked_convolution(conv: nn.Conv1d, x: Tensor, grid: ChunkGrid) -> Tensor:
-    """Run a "same" convolution whose right side is cut at the end of each frame's chunk.
+    """Run a "same" convolution whose right side is cut at the end of each frame's chunk (`ChunkGrid.even_segments`).
 
     Args:
         conv: stride 1, any odd or even kernel, any groups.
@@ -162,12 +183,12 @@ def chunked_convolution(conv: nn.Conv1d, x: Tensor, grid: ChunkGrid) -> Tensor:
     """
     left, right = sides(conv)
     n, t, c = x.shape
-    chunks = -(-(t + grid.delay) // grid.size)
-    x = F.pad(x.transpose(1, 2), (left + grid.delay, chunks * grid.size - grid.delay - t))
+    chunks = -(-(t + grid.offset) // grid.size)
+    x = F.pad(x.transpose(1, 2), (left + grid.offset, chunks * grid.size - grid.offset - t))
     windows = x.unfold(2, left + grid.size, grid.size).permute(0, 2, 1, 3)
     y = convolve(conv, F.pad(windows.reshape(n * chunks, c, -1), (0, right)))
     y = y.view(n, chunks, -1, grid.size).transpose(2, 3).reshape(n, chunks * grid.size, -1)
-    return y[:, grid.delay : grid.delay + t]
+    return y[:, grid.offset : grid.offset + t]
 
 
 def in_chunks(x: Tensor, grid: ChunkGrid) -> Tensor:

@@ -248,9 +248,9 @@ class FinetuneEncoder(Encoder):
         return self.backbone.embed(audio, lens, chunks), self.feature_lens(lens)
 
     def contextualise(
-        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None
+        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None, registers: int = 0
     ) -> Tuple[Tensor, Tensor]:
-        """See Encoder; the transformer's output after its final norm, frames stacked last."""
+        """See Encoder; the transformer's output after its final norm, frames stacked last. No register frames."""
         (x,) = self.backbone.transform(features, lens, grid=None if chunks is None else self.grid(chunks))
         return stack_frames(zero_padding(x, lens), lens, self.stack)
 
@@ -328,11 +328,11 @@ class FrozenEncoder(ContextEncoder):
         return zero_padding(features, frame_lens), frame_lens
 
     def contextualise(
-        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None
+        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None, registers: int = 0
     ) -> Tuple[Tensor, Tensor]:
         """See Encoder; frames are stacked before the context network."""
         features = zero_padding(features, lens)
-        return self.add_context(features, lens, None if chunks is None else self.grid(chunks))
+        return self.add_context(features, lens, None if chunks is None else self.grid(chunks).behind(registers))
 
     def frozen_prefixes(self) -> Tuple[str, ...]:
         """The pretrained encoder's weights."""
@@ -390,11 +390,11 @@ class SplitEncoder(ContextEncoder):
         return zero_padding(x.float(), frame_lens), frame_lens
 
     def contextualise(
-        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None
+        self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None, registers: int = 0
     ) -> Tuple[Tensor, Tensor]:
         """See Encoder; the upper layers, the chosen hidden states, stacking, the context network."""
         features = zero_padding(features, lens)
-        grid = None if chunks is None else self.grid(chunks)
+        grid = None if chunks is None else self.grid(chunks).behind(registers)
         arguments = self.backbone.layer_arguments(features, lens, grid)
         states = self.backbone.run_layers(features, self.layers, arguments, first=self.split_layer)
         return self.add_context(zero_padding(joined_states(states), lens), lens, grid)
