@@ -1,20 +1,20 @@
 """The stages of a streaming encoder behind its front: positions, layers, task vectors, stacking, context network.
 
-A stage keeps its state by name: convolutions keep their last inputs, attentions the keys and values of what a chunk
-sees before itself, that is its left context and the attention sinks.
+A stage keeps its state by name: convolutions keep their last inputs, attentions what `attention.py` describes.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenverse_pp.decoding.streaming.attention import AttentionWindow, Sight, State, look
 from tokenverse_pp.models.compat import scaled_dot_product_attention
-from tokenverse_pp.models.encoders.base import Backbone, score_bias, stack_frames
+from tokenverse_pp.models.encoders.base import Backbone, stack_frames
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, convolve, sides
 from tokenverse_pp.models.encoders.context import (
     ContextNetwork,
@@ -27,8 +27,6 @@ from tokenverse_pp.models.encoders.context import (
 )
 from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone
 from tokenverse_pp.models.encoders.whisper import WhisperBackbone
-
-State = Dict[str, Tensor]
 
 
 class ChunkPlace(NamedTuple):
@@ -202,82 +200,6 @@ class Positions(GridStage):
         embed: Any = self.backbone.encoder.pos_conv_embed
         y = convolve_onwards(embed.conv, x, state, "positions.history")
         return self.backbone.after_positions(x, embed.activation(y))
-
-
-class Sight(NamedTuple):
-    """What the new frames of N streams see; the same in every layer.
-
-    The window's slots are filled from the right. Streams that are younger than the window have empty slots on its left.
-    """
-
-    frames: Tensor  # (N,) before the new ones
-    window_start: Tensor  # (N,) the window's first frame
-    bias: Optional[Tensor]  # (N, 1, 1, slots + new); None where every slot is filled and there are no sinks
-    sink_bias: Optional[Tensor]  # (N, 1, 1, sinks); None without sinks
-
-
-def window_slots(grid: ChunkGrid) -> int:
-    """Frames that the window holds; 0 where it grows."""
-    return max(0, grid.left_chunks) * grid.size
-
-
-def sink_slots(grid: ChunkGrid) -> int:
-    """Frames kept beside the window: none where it holds every frame anyway."""
-    return grid.sinks if grid.left_chunks >= 0 else 0
-
-
-def look(frames: Tensor, new: int, grid: ChunkGrid) -> Sight:
-    """What ``new`` frames of one chunk see, in streams that had ``frames`` (N,) before."""
-    slots = int(frames.max()) if grid.left_chunks < 0 else window_slots(grid)
-    filled = frames if grid.left_chunks < 0 else frames.clamp(max=slots)
-    start = frames - filled
-    seen = torch.arange(slots + new, device=frames.device) >= (slots - filled).unsqueeze(1)
-    if not sink_slots(grid):
-        bias = None if bool(seen.all()) else score_bias(seen, torch.float32)[:, None, None, :]
-        return Sight(frames, start, bias, None)
-    sinks_seen = torch.arange(grid.sinks, device=frames.device) < start.unsqueeze(1)
-    bias, sink_bias = (score_bias(mask, torch.float32)[:, None, None, :] for mask in (seen, sinks_seen))
-    return Sight(frames, start, bias, sink_bias)
-
-
-class AttentionWindow:
-    """The window and the sinks of one attention layer, (2, H, frames, D) each: keys and values."""
-
-    def __init__(self, name: str, heads: int, head_dim: int, grid: ChunkGrid) -> None:
-        self.window, self.sinks = f"{name}.window", f"{name}.sinks"
-        self.heads, self.head_dim, self.grid = heads, head_dim, grid
-
-    def start(self, like: Tensor) -> State:
-        """Empty slots, on the device and of the type of ``like``."""
-        state = {self.window: like.new_zeros(2, self.heads, window_slots(self.grid), self.head_dim)}
-        if sink_slots(self.grid):
-            state[self.sinks] = like.new_zeros(2, self.heads, self.grid.sinks, self.head_dim)
-        return state
-
-    def push(
-        self, k: Tensor, v: Tensor, state: State, sight: Sight, sink_keys: Optional[Tensor] = None
-    ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
-        """Add a chunk's keys and values (N, H, new, D); the entries in ``state`` become what the next chunk will see.
-
-        ``sink_keys`` are the keys in the form in which sinks keep them, if not ``k``.
-
-        Returns:
-            Keys and values of window and chunk (N, H, slots + new, D), and those of the sinks (N, 2, H, sinks, D) as
-            this chunk sees them.
-        """
-        new = torch.stack([k, v], dim=1)
-        seen = torch.cat([state[self.window], new], dim=-2)
-        slots = window_slots(self.grid)
-        state[self.window] = seen if self.grid.left_chunks < 0 else seen[..., seen.shape[-2] - slots :, :]
-        sinks = state.get(self.sinks)
-        if sinks is not None and int(sight.frames.min()) < self.grid.sinks:
-            # Those of the new frames that are among the utterance's first go into the sinks.
-            kept = new if sink_keys is None else torch.stack([sink_keys, v], dim=1)
-            source = torch.arange(self.grid.sinks, device=k.device) - sight.frames.unsqueeze(1)
-            mine = (source >= 0) & (source < kept.shape[-2])
-            index = source.clamp(0, kept.shape[-2] - 1)[:, None, None, :, None].expand_as(sinks)
-            state[self.sinks] = torch.where(mine[:, None, None, :, None], kept.gather(-2, index), sinks)
-        return seen[:, 0], seen[:, 1], sinks
 
 
 class Layers(GridStage):
