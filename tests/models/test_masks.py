@@ -66,7 +66,7 @@ def test_docstrings_print_what_the_functions_give():
 def test_segments_end_where_chunks_do(grid, start, count):
     pieces = torch.arange(start, start + count).split(grid.segments(start, count)) if count else []
     assert sum(map(len, pieces)) == count
-    chunks = [set(grid.chunk_of(piece).tolist()) for piece in pieces]
+    chunks = [set(grid.chunk_of(grid.registers + piece).tolist()) for piece in pieces]
     assert all(len(chunk) == 1 for chunk in chunks)
     assert sorted(c for chunk in chunks for c in chunk) == [c for chunk in chunks for c in chunk]
     assert len({c for chunk in chunks for c in chunk}) == len(chunks)
@@ -74,17 +74,17 @@ def test_segments_end_where_chunks_do(grid, start, count):
 
 @given(GRIDS, st.integers(1, 40), st.integers(1, 3))
 def test_a_chunked_convolution_is_one_whose_next_chunks_are_zero(grid, size, right):
-    """Of the frames of audio, and of those before them as if chunks had gone on backwards."""
+    """Register frames are convolved alone."""
     torch.manual_seed(0)
-    conv, x = torch.nn.Conv1d(2, 2, 2 * right + 1, padding=right), torch.randn(1, size, 2)
-    found = chunked_convolution(conv, x, grid)
-    for frame in range(size):
-        end = grid.registers - grid.delay
-        while end <= frame:
-            end += grid.size
-        while end - grid.size > frame:
-            end -= grid.size
-        expected = conv(torch.where(torch.arange(size)[:, None] < end, x, 0.0).transpose(1, 2))[0, :, frame]
+    conv, x = torch.nn.Conv1d(2, 2, 2 * right + 1, padding=right), torch.randn(1, size + grid.registers, 2)
+    found, frames = chunked_convolution(conv, x, grid), torch.arange(size + grid.registers)
+    for frame in frames.tolist():
+        if frame < grid.registers:
+            seen = frames < grid.registers
+        else:
+            ends = (frame - grid.registers + grid.delay) // grid.size * grid.size + grid.size - grid.delay
+            seen = (frames >= grid.registers) & (frames < grid.registers + ends)
+        expected = conv(torch.where(seen[:, None], x, 0.0).transpose(1, 2))[0, :, frame]
         torch.testing.assert_close(found[0, frame], expected, atol=1e-5, rtol=1e-5)
 
 

@@ -109,10 +109,10 @@ def single_rotary_angles(places: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
 class SherpaContext(Context):
     """`Context` whose convolutions see zeros in the place of the dummy frame."""
 
-    def run(self, x: Tensor, state: State, start: int) -> Tensor:
+    def run(self, x: Tensor, state: State, registers: int) -> Tensor:
         """See Context."""
         with mock.patch.object(stages, "rotary_angles", single_rotary_angles):
-            return super().run(x, state, start)
+            return super().run(x, state, registers)
 
     def before_convolution(self, layer: Any, x: Tensor, frames: Tensor) -> Tensor:
         """See Context."""

@@ -65,6 +65,39 @@ def test_register_frames_are_those_of_the_masked_pass(family, kind, split_layer,
         close(stream(model, audio, mask_of(1), options)[0], masked_pass(model, audio, mask_of(1), options))
 
 
+@pytest.mark.parametrize("kind", ["frozen", "split"])
+@pytest.mark.parametrize("left_chunks, sinks", [(1, 3), (2, 0), (-1, 0)])
+def test_other_tasks_bring_their_own_register_frames(kind, left_chunks, sinks):
+    """From the next chunk on nothing depends on those of the tasks before."""
+    model = transducer("whisper", kind, 2, registers=6)
+    encoder = StreamingEncoder(model, ChunkOptions(80, left_chunks, sinks))
+    chunks = list(noise(encoder.chunk_samples * 7, 1).split(encoder.chunk_samples))
+
+    def rest(state):
+        outs = []
+        for chunk in chunks[4:]:
+            (out,), (state,) = encoder.step([chunk], [state], [False])
+            outs.append(out)
+        assert len(torch.cat(outs)) == 3 * encoder.chunk_frames
+        return torch.cat(outs)
+
+    state = encoder.start(mask_of(1))
+    for chunk in chunks[:4]:
+        _, (state,) = encoder.step([chunk], [state], [False])
+    spoilt = dict(state.tensors)
+    for stage in encoder.stages:
+        for window in getattr(stage, "windows", ()):
+            if stage.grid.registers:
+                spoilt[window.sinks] = spoilt[window.sinks].clone()
+                spoilt[window.sinks][..., : stage.grid.registers, :] += 1.0
+    spoilt = replace(state, tensors=spoilt)
+    assert state.switched(mask_of(1)) is state
+    assert (rest(spoilt) - rest(state)).abs().min() > 0
+    assert torch.equal(rest(spoilt.switched(mask_of(3))), rest(state.switched(mask_of(3))))
+    old = replace(state, active=mask_of(3))
+    assert (rest(state.switched(mask_of(3))) - rest(old)).abs().min() > 0
+
+
 @pytest.mark.parametrize(
     "family, kind, registers",
     [("wav2vec2-group", "finetune", 0), ("whisper", "frozen", 0), ("whisper", "split", 0), ("whisper", "split", 6)],
@@ -174,7 +207,7 @@ def test_tasks_may_change_between_chunks():
     model, options, audio = transducer("whisper", "frozen", 2, "encoder"), ChunkOptions(160, 2, 0), noise(5120)
     encoder = StreamingEncoder(model, options)
     (first,), (state,) = encoder.step([audio[:2560]], [encoder.start(mask_of(0))], [False])
-    (second,), _ = encoder.step([audio[2560:]], [replace(state, active=mask_of(3))], [True])
+    (second,), _ = encoder.step([audio[2560:]], [state.switched(mask_of(3))], [True])
     close(first, stream(model, audio, mask_of(0), options)[0][: len(first)])
     close(second, stream(model, audio, mask_of(3), options)[0][len(first) :])
 

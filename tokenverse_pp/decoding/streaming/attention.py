@@ -22,10 +22,11 @@ class Sight(NamedTuple):
     The window's slots are filled from the right. Streams that are younger than the window have empty slots on its left.
     """
 
-    frames: Tensor  # (N,) before the new ones
+    frames: Tensor  # (N,) of the audio before the new ones
+    registers: int  # the number of register frames before the new ones
     window_start: Tensor  # (N,) the window's first frame
     bias: Optional[Tensor]  # (N, 1, 1, slots + new); None where every slot is filled and there are no sinks
-    sink_bias: Optional[Tensor]  # (N, 1, 1, sinks); None without sinks
+    sink_bias: Optional[Tensor]  # (N, 1, 1, sinks), of register frames and sinks; None without either
 
 
 def window_slots(grid: ChunkGrid) -> int:
@@ -34,22 +35,26 @@ def window_slots(grid: ChunkGrid) -> int:
 
 
 def sink_slots(grid: ChunkGrid) -> int:
-    """Frames kept beside the window: none where it holds every frame anyway."""
-    return grid.sinks if grid.left_chunks >= 0 else 0
+    """Frames kept beside the window: register frames, and sinks unless it holds every frame anyway."""
+    return grid.sinks if grid.left_chunks >= 0 else grid.registers
 
 
-def look(frames: Tensor, new: int, grid: ChunkGrid) -> Sight:
-    """What ``new`` frames of one chunk see, in streams that had ``frames`` (N,) before."""
+def look(frames: Tensor, new: int, grid: ChunkGrid, registers: int = 0) -> Sight:
+    """What ``new`` frames of one chunk see, in streams that had ``frames`` (N,) of the audio before.
+
+    The first ``registers`` of the new ones are register frames.
+    """
+    new -= registers
     slots = int(frames.max()) if grid.left_chunks < 0 else window_slots(grid)
     filled = frames if grid.left_chunks < 0 else frames.clamp(max=slots)
     start = frames - filled
     seen = torch.arange(slots + new, device=frames.device) >= (slots - filled).unsqueeze(1)
     if not sink_slots(grid):
         bias = None if bool(seen.all()) else score_bias(seen, torch.float32)[:, None, None, :]
-        return Sight(frames, start, bias, None)
-    sinks_seen = torch.arange(grid.sinks, device=frames.device) < start.unsqueeze(1)
+        return Sight(frames, registers, start, bias, None)
+    sinks_seen = torch.arange(sink_slots(grid), device=frames.device) < grid.registers + start.unsqueeze(1)
     bias, sink_bias = (score_bias(mask, torch.float32)[:, None, None, :] for mask in (seen, sinks_seen))
-    return Sight(frames, start, bias, sink_bias)
+    return Sight(frames, registers, start, bias, sink_bias)
 
 
 class AttentionWindow:
@@ -63,29 +68,34 @@ class AttentionWindow:
         """Empty slots, on the device and of the type of ``like``."""
         state = {self.window: like.new_zeros(2, self.heads, window_slots(self.grid), self.head_dim)}
         if sink_slots(self.grid):
-            state[self.sinks] = like.new_zeros(2, self.heads, self.grid.sinks, self.head_dim)
+            state[self.sinks] = like.new_zeros(2, self.heads, sink_slots(self.grid), self.head_dim)
         return state
 
     def push(
         self, k: Tensor, v: Tensor, state: State, sight: Sight, sink_keys: Optional[Tensor] = None
     ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
-        """Add a chunk's keys and values (N, H, new, D); the entries in ``state`` become what the next chunk will see.
+        """Add a chunk's keys and values (N, H, T, D); the entries in ``state`` become what the next chunk will see.
 
         ``sink_keys`` are the keys in the form in which sinks keep them, if not ``k``.
 
         Returns:
-            Keys and values of window and chunk (N, H, slots + new, D), and those of the sinks (N, 2, H, sinks, D) as
-            this chunk sees them.
+            Keys and values of window and chunk (N, H, slots + new, D), and those of register frames and sinks
+            (N, 2, H, sinks, D) as this chunk sees them.
         """
-        new = torch.stack([k, v], dim=1)
-        seen = torch.cat([state[self.window], new], dim=-2)
+        new, registers = torch.stack([k, v], dim=1), sight.registers
+        seen = torch.cat([state[self.window], new[..., registers:, :]], dim=-2)
         slots = window_slots(self.grid)
         state[self.window] = seen if self.grid.left_chunks < 0 else seen[..., seen.shape[-2] - slots :, :]
         sinks = state.get(self.sinks)
-        if sinks is not None and int(sight.frames.min()) < self.grid.sinks:
+        if sinks is None:
+            return seen[:, 0], seen[:, 1], None
+        kept = new if sink_keys is None else torch.stack([sink_keys, v], dim=1)
+        if registers:
+            sinks = state[self.sinks] = torch.cat([kept[..., :registers, :], sinks[..., registers:, :]], dim=-2)
+            kept = kept[..., registers:, :]
+        if kept.shape[-2] and int(sight.frames.min()) < sinks.shape[-2] - self.grid.registers:
             # Those of the new frames that are among the utterance's first go into the sinks.
-            kept = new if sink_keys is None else torch.stack([sink_keys, v], dim=1)
-            source = torch.arange(self.grid.sinks, device=k.device) - sight.frames.unsqueeze(1)
+            source = torch.arange(sinks.shape[-2], device=k.device) - self.grid.registers - sight.frames.unsqueeze(1)
             mine = (source >= 0) & (source < kept.shape[-2])
             index = source.clamp(0, kept.shape[-2] - 1)[:, None, None, :, None].expand_as(sinks)
             state[self.sinks] = torch.where(mine[:, None, None, :, None], kept.gather(-2, index), sinks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -37,15 +37,22 @@ class StreamState:
     """What is kept of one stream between its chunks.
 
     Args:
-        active: (K + 1,) of 0 and 1, the tasks; may be replaced between chunks (`dataclasses.replace`).
+        active: (K + 1,) of 0 and 1, the tasks.
         samples: heard so far.
         tensors: histories of the convolutions and caches of the attentions, of constant size once the first chunk was
             heard (but for ``left_chunks=-1``).
+        registers: whether register frames, from which the model reads the tasks, come with the next chunk.
     """
 
     active: Tensor
     samples: int
     tensors: Dict[str, Tensor]
+    registers: bool = True
+
+    def switched(self, active: Tensor) -> StreamState:
+        """The state with the tasks ``active`` (K + 1,) from the next chunk on."""
+        same = torch.equal(self.active, active.to(self.active))
+        return self if same else replace(self, active=active.to(self.active), registers=True)
 
 
 class StreamingEncoder:
@@ -59,7 +66,7 @@ class StreamingEncoder:
     Args:
         transducer: the model, in eval mode.
         options: the chunks.
-        registers: the number of register frames before a stream; None: the model's.
+        registers: the number of register frames; None: the model's.
 
     Attributes:
         chunk_samples: samples of a chunk.
@@ -81,8 +88,8 @@ class StreamingEncoder:
             ahead = encoder.lookahead_ms(options)
             raise UserError(f"streaming takes strict chunks only: in others this encoder looks {ahead:g} ms ahead")
         self.options = options
-        registers = transducer.config.vectors.registers if registers is None else registers
-        self.stages = stages_of(transducer, options, registers)
+        self.registers = transducer.config.vectors.registers if registers is None else registers
+        self.stages = stages_of(transducer, options, self.registers)
         grid = encoder.grid(options)
         self.chunk_samples = options.chunk_samples
         self.chunk_frames = int(encoder.output_lens(torch.tensor(grid.size)))
@@ -114,17 +121,18 @@ class StreamingEncoder:
         Raises:
             ValueError: a chunk of another length.
         """
-        groups: Dict[Tuple[int, bool, bool], List[int]] = {}
+        groups: Dict[Tuple[int, bool, bool, bool], List[int]] = {}
         for row, (chunk, state, ends) in enumerate(zip(chunks, states, last)):
             size = len(chunk)
             if size > self.chunk_samples or (size < self.chunk_samples and not ends):
                 raise ValueError(f"a chunk of {size} samples: expected {self.chunk_samples}, or fewer in the last")
-            groups.setdefault((size, state.samples == 0, bool(ends)), []).append(row)
+            registers = state.registers and self.registers > 0
+            groups.setdefault((size, state.samples == 0, bool(ends), registers), []).append(row)
         outs: List[Tensor] = [torch.empty(0)] * len(chunks)
         following = list(states)
-        for (size, first, ends), rows in groups.items():
+        for (size, first, ends, registers), rows in groups.items():
             x = torch.stack([chunks[row] for row in rows]).to(self.device, torch.float32)
-            place = ChunkPlace(first, ends, torch.stack([states[row].active for row in rows]))
+            place = ChunkPlace(first, ends, torch.stack([states[row].active for row in rows]), registers)
             batch = batch_states([states[row].tensors for row in rows])
             for stage in self.stages:
                 x = stage.step(x, batch, place)
@@ -133,7 +141,7 @@ class StreamingEncoder:
                 parts = [trim_windows(part, self.stages) for part in parts]
             for row, frames, tensors in zip(rows, x, parts):
                 outs[row] = frames
-                following[row] = StreamState(states[row].active, states[row].samples + size, tensors)
+                following[row] = StreamState(states[row].active, states[row].samples + size, tensors, False)
         return outs, following
 
 
@@ -183,6 +191,6 @@ def stages_of(transducer: Transducer, options: ChunkOptions, registers: int) -> 
         # Without layers before the seam there is no such stage: it would count each frame a second time.
         lower = [Layers(backbone, (split,), grid, normalise=False)] if split else []
         seam = [*lower, *before, Layers(backbone, encoder.layers, behind, first=split)]
-    stack = Stack(encoder.stack, backbone.hidden_size * len(encoder.layers), like)
+    stack = Stack(encoder.stack, backbone.hidden_size * len(encoder.layers), like, registers)
     context = Context(encoder.context, behind.stacked(encoder.stack))
     return [front, Positions(backbone, grid), *seam, stack, context, *after]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenverse_pp.decoding.streaming.attention import AttentionWindow, Sight, State, look
+from tokenverse_pp.decoding.streaming.attention import AttentionWindow, Sight, State, look, sink_slots
 from tokenverse_pp.models.compat import scaled_dot_product_attention
 from tokenverse_pp.models.encoders.base import Backbone, stack_frames
-from tokenverse_pp.models.encoders.chunks import ChunkGrid, convolve, sides
+from tokenverse_pp.models.encoders.chunks import ChunkGrid, convolve, convolve_alone, sides
 from tokenverse_pp.models.encoders.context import (
     ContextNetwork,
     Sinks,
@@ -35,6 +35,7 @@ class ChunkPlace(NamedTuple):
     first: bool  # this is each stream's first chunk
     last: bool  # and this its last
     active: Tensor  # (N, K + 1)
+    registers: bool = False  # register frames come with this chunk: the first, or the first with other tasks
 
 
 class Stage(ABC):
@@ -73,13 +74,16 @@ def split_state(state: State, count: int) -> List[State]:
     return [{key: tensor[row].clone() for key, tensor in state.items()} for row in range(count)]
 
 
-def convolve_onwards(conv: nn.Conv1d, x: Tensor, state: State, key: str, pieces: Sequence[int] = ()) -> Tensor:
+def convolve_onwards(conv: nn.Conv1d, x: Tensor, state: State, key: str, registers: int = 0) -> Tensor:
     """A convolution over frames (N, T, C) behind those kept in ``state[key]``, zeros being what comes after.
 
-    ``pieces``: lengths of parts of x; each sees zeros in the place of those after it.
+    The first ``registers`` frames are convolved alone.
     """
-    if len(pieces) > 1:
-        return torch.cat([convolve_onwards(conv, piece, state, key) for piece in x.split(pieces, dim=1)], dim=1)
+    if registers:
+        alone = convolve_alone(conv, x[:, :registers])
+        if x.shape[1] == registers:
+            return alone
+        return torch.cat([alone, convolve_onwards(conv, x[:, registers:], state, key)], dim=1)
     history = torch.cat([state[key], x], dim=1)
     left, right = sides(conv)
     state[key] = history[:, history.shape[1] - left :]
@@ -102,7 +106,11 @@ class Vectors(Stage):
 
 
 class Registers(Stage):
-    """Puts ``count`` frames of zeros before a stream's first (``vectors.registers``), (N, T, C) -> (N, T', C)."""
+    """Puts ``count`` frames of zeros (``vectors.registers``) before a chunk's that has some, (N, T, C) -> (N, T', C).
+
+    The stages above take a chunk's register frames with its first frames, and keep their keys and values. Those of a
+    later chunk take their place.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -113,22 +121,22 @@ class Registers(Stage):
 
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
         """See Stage."""
-        return F.pad(x, (0, 0, self.count, 0)) if place.first else x
+        return F.pad(x, (0, 0, self.count, 0)) if place.registers else x
 
 
 class WithoutRegisters(Registers):
-    """Takes ``count`` frames from a stream's first, (N, T', C) -> (N, T, C)."""
+    """Takes them away again, (N, T', C) -> (N, T, C)."""
 
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
         """See Stage."""
-        return x[:, self.count :] if place.first else x
+        return x[:, self.count :] if place.registers else x
 
 
 class Stack(Stage):
     """Frame stacking: (N, T, C) -> (N, T', stack * C); frames that wait for a neighbour are kept."""
 
-    def __init__(self, stack: int, dim: int, like: Tensor) -> None:
-        self.stack, self.dim, self.like = stack, dim, like
+    def __init__(self, stack: int, dim: int, like: Tensor, registers: int = 0) -> None:
+        self.stack, self.dim, self.like, self.registers = stack, dim, like, registers
 
     def start(self) -> State:
         """See Stage."""
@@ -136,7 +144,8 @@ class Stack(Stage):
 
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
         """See Stage; in the last chunk zeros take the place of missing frames."""
-        x = torch.cat([state["stack.waiting"], x], dim=1)
+        count = self.registers if place.registers else 0
+        x = torch.cat([x[:, :count], state["stack.waiting"], x[:, count:]], dim=1)
         whole = x.shape[1] if place.last else x.shape[1] // self.stack * self.stack
         state["stack.waiting"] = x[:, whole:]
         stacked, _ = stack_frames(x[:, :whole], torch.tensor(whole), self.stack)
@@ -159,20 +168,23 @@ class GridStage(Stage):
         """See Stage."""
         if x.shape[1] == 0:
             return x.new_zeros(x.shape[0], 0, self.output_dim)
-        pieces = []
+        registers = self.grid.registers if place.registers else 0
         # All streams of a batch have the edges of chunks at the same places.
-        start = int(state[self.frames][0])
-        for piece in x.split(self.grid.segments(start, x.shape[1]), dim=1):
-            pieces.append(self.run(piece, state, start))
-            state[self.frames] = state[self.frames] + piece.shape[1]
-            start += piece.shape[1]
+        lengths = self.grid.segments(int(state[self.frames][0]), x.shape[1] - registers)
+        if registers and (not lengths or (place.first and self.grid.delay >= self.grid.size)):
+            lengths = [0, *lengths]  # the chunk has no frame of the audio: its register frames are alone
+        pieces = []
+        for piece in x.split([registers + lengths[0], *lengths[1:]], dim=1):
+            pieces.append(self.run(piece, state, registers))
+            state[self.frames] = state[self.frames] + (piece.shape[1] - registers)
+            registers = 0
         return torch.cat(pieces, dim=1)
 
     @abstractmethod
-    def run(self, x: Tensor, state: State, start: int) -> Tensor:
-        """Frames (N, T, C) of one chunk.
+    def run(self, x: Tensor, state: State, registers: int) -> Tensor:
+        """Frames (N, T, C) of one chunk, the first ``registers`` being register frames.
 
-        ``state[self.frames]`` (N,) are the frames before them, ``start`` those of the first stream.
+        ``state[self.frames]`` (N,) are the frames of the audio before them.
         """
 
 
@@ -191,8 +203,9 @@ class Positions(GridStage):
             state["positions.history"] = self.like.new_zeros(left, self.output_dim)
         return state
 
-    def run(self, x: Tensor, state: State, start: int) -> Tensor:
+    def run(self, x: Tensor, state: State, registers: int) -> Tensor:
         """See GridStage."""
+        assert not registers, "positions are added before there are register frames"
         if isinstance(self.backbone, WhisperBackbone):
             frames = state[self.frames].unsqueeze(1) + torch.arange(x.shape[1], device=x.device)
             return x + self.backbone.positions(frames, self.grid)
@@ -231,9 +244,9 @@ class Layers(GridStage):
             state.update(window.start(self.like))
         return state
 
-    def run(self, x: Tensor, state: State, start: int) -> Tensor:
+    def run(self, x: Tensor, state: State, registers: int) -> Tensor:
         """See GridStage."""
-        sight = look(state[self.frames], x.shape[1], self.grid)
+        sight = look(state[self.frames], x.shape[1], self.grid, registers)
         stable = getattr(self.backbone, "stable_layer_norm", True)
         kept: Dict[int, Tensor] = {self.first: x}
         for number, window in enumerate(self.windows, start=self.first):
@@ -305,18 +318,21 @@ class Context(GridStage):
             state[f"context{number}.history"] = self.like.new_zeros(left, self.output_dim)
         return state
 
-    def run(self, x: Tensor, state: State, start: int) -> Tensor:
+    def run(self, x: Tensor, state: State, registers: int) -> Tensor:
         """See GridStage."""
-        pieces = self.grid.even_segments(start, x.shape[1])
         x, frames, dim = self.network.input(x), state[self.frames], self.network.head_dim
-        sight = look(frames, x.shape[1], self.grid)
-        places = frames.unsqueeze(1) + torch.arange(x.shape[1], device=x.device)
+        sight = look(frames, x.shape[1], self.grid, registers)
+        # Register frames have the positions before the audio's, and move with the sinks.
+        shift = sink_shift(sight.window_start + self.grid.registers, self.grid).unsqueeze(1)
+        numbers = torch.arange(x.shape[1], device=x.device)
+        places = (frames + self.grid.registers).unsqueeze(1) + (numbers - registers)
+        if registers:
+            places = torch.where(numbers < registers, numbers + shift, places)
         table = rotary_angles(places.unsqueeze(1), dim)  # with an axis of heads, (N, 1, T, D / 2) each
         sinks = None
         if sight.sink_bias is not None:
-            shifted = places - sink_shift(sight.window_start, self.grid).unsqueeze(1)
-            keys = rotary_angles(torch.arange(self.grid.sinks, device=places.device), dim)
-            sinks = Sinks(keys, rotary_angles(shifted.unsqueeze(1), dim), sight.sink_bias)
+            keys = rotary_angles(torch.arange(sink_slots(self.grid), device=places.device), dim)
+            sinks = Sinks(keys, rotary_angles((places - shift).unsqueeze(1), dim), sight.sink_bias)
         for number, (layer, window) in enumerate(zip(self.layers, self.windows)):
             x = x + 0.5 * layer.first_ffn(x)
             x = x + self._attend(layer.attention, x, window, state, sight, table, sinks)
@@ -325,7 +341,7 @@ class Context(GridStage):
                 self.before_convolution(layer, x, frames),
                 state,
                 f"context{number}.history",
-                pieces,
+                registers,
             )
             x = x + layer.convolution.after(y)
             x = layer.norm(x + 0.5 * layer.second_ffn(x))

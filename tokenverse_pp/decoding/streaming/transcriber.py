@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 from weakref import WeakValueDictionary
@@ -293,7 +292,7 @@ class StreamingTranscriber:
         active, constraints, stream.removed = self._activate(tasks, stream.searcher, stream.name)
         stream.has_endpoints = "endp" in tasks
         stream.pause, stream.pause_memory = None, PauseMemory()
-        stream.encoder = replace(stream.encoder, active=active)
+        stream.encoder = stream.encoder.switched(active)
         stream.search = stream.searcher.search.change(stream.search, constraints)
 
     def close(self, stream: Stream) -> List[Event]:

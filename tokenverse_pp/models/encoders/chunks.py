@@ -22,15 +22,16 @@ from tokenverse_pp.models.compat import in_exact_type
 
 @dataclass(frozen=True)
 class ChunkGrid:
-    """The chunks at one frame rate: frame t is in chunk (t - registers + delay) // size, register frames in the first.
+    """The chunks at one frame rate: frame t of the audio is in chunk (t + delay) // size.
 
     Args:
-        size: frames per chunk; the first one has ``size - delay``, and the register frames before them.
+        size: frames per chunk; the first one has ``size - delay``.
         delay: frames that belong to the next chunk, because they see samples past the end of this one.
         left_chunks: see ChunkOptions.
         sinks: in frames of this rate, the register frames included.
         strict: see ChunkOptions.
-        registers: register frames (``vectors.registers``) before those of the audio.
+        registers: register frames (``vectors.registers``) before those of the audio. To attention they are frames of
+            the first chunk and sinks; convolutions do not join them with the audio.
     """
 
     size: int
@@ -40,17 +41,12 @@ class ChunkGrid:
     strict: bool = True
     registers: int = 0
 
-    @property
-    def offset(self) -> int:
-        """The place of frame 0 within its chunk, were all of them ``size`` long."""
-        return (self.delay - self.registers) % self.size
-
     def behind(self, registers: int) -> ChunkGrid:
         """This grid behind register frames, which are sinks."""
         return replace(self, registers=registers, sinks=self.sinks + registers)
 
     def chunk_of(self, frames: Tensor) -> Tensor:
-        """Frame numbers -> numbers of their chunks, of any shape."""
+        """Frame numbers, register frames counted -> numbers of their chunks, of any shape."""
         numbers = torch.div(frames - self.registers + self.delay, self.size, rounding_mode="floor")
         return numbers.masked_fill(frames < self.registers, 0) if self.registers else numbers
 
@@ -62,21 +58,13 @@ class ChunkGrid:
         return edges.clamp(min=0)
 
     def segments(self, start: int, count: int) -> List[int]:
-        """Split ``count`` frames from ``start`` on at chunk boundaries -> lengths of the pieces.
+        """Split ``count`` frames of the audio from ``start`` on at chunk boundaries -> lengths of the pieces.
 
         size 4, delay 1, frames 2 to 8:  2 | 3 4 5 6 | 7 8  ->  [1, 4, 2]
         """
         lengths = []
-        if self.registers and start < self.registers:
-            lengths.append(min(count, self.registers + max(0, self.size - self.delay) - start))
-            start, count = start + lengths[0], count - lengths[0]
-        return [*lengths, *self.even_segments(start, count)]
-
-    def even_segments(self, start: int, count: int) -> List[int]:
-        """`segments` as convolutions see them: register frames are cut at each ``size`` frames before the audio's."""
-        lengths = []
         while count > 0:
-            length = min(count, self.size - (start + self.offset) % self.size)
+            length = min(count, self.size - (start + self.delay) % self.size)
             lengths.append(length)
             start, count = start + length, count - length
         return lengths
@@ -171,7 +159,7 @@ def convolve(conv: nn.Conv1d, x: Tensor) -> Tensor:
 
 
 def chunked_convolution(conv: nn.Conv1d, x: Tensor, grid: ChunkGrid) -> Tensor:
-    """Run a "same" convolution whose right side is cut at the end of each frame's chunk (`ChunkGrid.even_segments`).
+    """Run a "same" convolution whose right side is cut at the end of each frame's chunk.
 
     Args:
         conv: stride 1, any odd or even kernel, any groups.
@@ -181,14 +169,23 @@ def chunked_convolution(conv: nn.Conv1d, x: Tensor, grid: ChunkGrid) -> Tensor:
     Returns:
         (N, T, C').
     """
+    if grid.registers:
+        registers, x = x.split([grid.registers, x.shape[1] - grid.registers], dim=1)
+        audio = chunked_convolution(conv, x, replace(grid, registers=0))
+        return torch.cat([convolve_alone(conv, registers), audio], dim=1)
     left, right = sides(conv)
     n, t, c = x.shape
-    chunks = -(-(t + grid.offset) // grid.size)
-    x = F.pad(x.transpose(1, 2), (left + grid.offset, chunks * grid.size - grid.offset - t))
+    chunks = -(-(t + grid.delay) // grid.size)
+    x = F.pad(x.transpose(1, 2), (left + grid.delay, chunks * grid.size - grid.delay - t))
     windows = x.unfold(2, left + grid.size, grid.size).permute(0, 2, 1, 3)
     y = convolve(conv, F.pad(windows.reshape(n * chunks, c, -1), (0, right)))
     y = y.view(n, chunks, -1, grid.size).transpose(2, 3).reshape(n, chunks * grid.size, -1)
-    return y[:, grid.offset : grid.offset + t]
+    return y[:, grid.delay : grid.delay + t]
+
+
+def convolve_alone(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """Run a "same" convolution of stride 1 on x (N, T, C) between zeros -> (N, T, C')."""
+    return convolve(conv, F.pad(x.transpose(1, 2), sides(conv))).transpose(1, 2)
 
 
 def in_chunks(x: Tensor, grid: ChunkGrid) -> Tensor:
