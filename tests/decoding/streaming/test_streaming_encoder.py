@@ -84,16 +84,22 @@ def test_other_tasks_bring_their_own_register_frames(kind, left_chunks, sinks):
     state = encoder.start(mask_of(1))
     for chunk in chunks[:4]:
         _, (state,) = encoder.step([chunk], [state], [False])
-    spoilt = dict(state.tensors)
-    for stage in encoder.stages:
-        for window in getattr(stage, "windows", ()):
-            if stage.grid.registers:
-                spoilt[window.sinks] = spoilt[window.sinks].clone()
-                spoilt[window.sinks][..., : stage.grid.registers, :] += 1.0
-    spoilt = replace(state, tensors=spoilt)
+    windows = [window for stage in encoder.stages[3:] for window in getattr(stage, "windows", ())]  # above the seam
+    spoilt = replace(state, tensors=dict(state.tensors))
+    for window in windows:
+        count = 3 if window.sinks.startswith("context") else 6
+        spoilt.tensors[window.sinks] = spoilt.tensors[window.sinks].clone()
+        spoilt.tensors[window.sinks][..., :count, :] += 1.0
     assert state.switched(mask_of(1)) is state
     assert (rest(spoilt) - rest(state)).abs().min() > 0
     assert torch.equal(rest(spoilt.switched(mask_of(3))), rest(state.switched(mask_of(3))))
+    # The new ones hear nothing that came before: in the second layer above the seam this is the whole difference.
+    for window in windows:
+        for name in (window.sinks, window.window):
+            spoilt.tensors[name] = spoilt.tensors[name] + 1.0
+    second, count = ("context1.sinks", 3) if kind == "frozen" else ("layer2.sinks", 6)
+    kept = [encoder.step([chunks[4]], [x.switched(mask_of(3))], [False])[1][0].tensors[second] for x in (spoilt, state)]
+    assert torch.equal(kept[0][..., :count, :], kept[1][..., :count, :])
     old = replace(state, active=mask_of(3))
     assert (rest(state.switched(mask_of(3))) - rest(old)).abs().min() > 0
 

@@ -25,8 +25,9 @@ class Sight(NamedTuple):
     frames: Tensor  # (N,) of the audio before the new ones
     registers: int  # the number of register frames before the new ones
     window_start: Tensor  # (N,) the window's first frame
-    bias: Optional[Tensor]  # (N, 1, 1, slots + new); None where every slot is filled and there are no sinks
-    sink_bias: Optional[Tensor]  # (N, 1, 1, sinks), of register frames and sinks; None without either
+    # (N, 1, 1 or registers + new, slots + new); None where every slot is filled and there is nothing beside the window
+    bias: Optional[Tensor]
+    sink_bias: Optional[Tensor]  # likewise, over register frames and sinks; None without either
 
 
 def window_slots(grid: ChunkGrid) -> int:
@@ -42,7 +43,7 @@ def sink_slots(grid: ChunkGrid) -> int:
 def look(frames: Tensor, new: int, grid: ChunkGrid, registers: int = 0) -> Sight:
     """What ``new`` frames of one chunk see, in streams that had ``frames`` (N,) of the audio before.
 
-    The first ``registers`` of the new ones are register frames.
+    The first ``registers`` of the new ones are register frames, which see nothing before the chunk.
     """
     new -= registers
     slots = int(frames.max()) if grid.left_chunks < 0 else window_slots(grid)
@@ -53,7 +54,13 @@ def look(frames: Tensor, new: int, grid: ChunkGrid, registers: int = 0) -> Sight
         bias = None if bool(seen.all()) else score_bias(seen, torch.float32)[:, None, None, :]
         return Sight(frames, registers, start, bias, None)
     sinks_seen = torch.arange(sink_slots(grid), device=frames.device) < grid.registers + start.unsqueeze(1)
-    bias, sink_bias = (score_bias(mask, torch.float32)[:, None, None, :] for mask in (seen, sinks_seen))
+    seen, sinks_seen = seen.unsqueeze(1), sinks_seen.unsqueeze(1)
+    if registers:
+        # They see each other and the chunk. The frames before it may have had other tasks.
+        audio = torch.arange(registers + new, device=frames.device).unsqueeze(1) >= registers
+        seen = seen & (audio | (torch.arange(slots + new, device=frames.device) >= slots))
+        sinks_seen = sinks_seen & (audio | (torch.arange(sink_slots(grid), device=frames.device) < registers))
+    bias, sink_bias = (score_bias(mask, torch.float32).unsqueeze(1) for mask in (seen, sinks_seen))
     return Sight(frames, registers, start, bias, sink_bias)
 
 
