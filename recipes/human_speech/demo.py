@@ -200,7 +200,7 @@ def last_screen(exp_dir: Path) -> str:
     old = [
         ("human-speech", headline(plain)),
         ("human-speech and lists of words", headline(words)),
-        ("Whisper-base, told the language *", headline({"wer": peers["whisper_given"]["wer"]})),
+        ("Whisper-base, language given *", headline({"wer": peers["whisper_given"]["wer"]})),
         ("Whisper-base and a part a task *", headline(peers["cascade"])),
     ]
     blocks = [

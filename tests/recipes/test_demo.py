@@ -122,6 +122,6 @@ def test_last_screen_has_every_number_from_a_file(demo, tmp_path):
     assert lines["human-speech"][:2] == ["44.1", "91.8"] and lines["human-speech and lists of words"][0] == "33.5"
     recorded = json.loads((FOLDER / "baselines" / "results.json").read_text(encoding="utf-8"))["scores"]["systems"]
     known = f"{100 * recorded['whisper_given']['wer']['all']['wer']:.1f}"
-    assert lines["Whisper-base, told the language *"] == [known, "-", "-", "-", "-"]
+    assert lines["Whisper-base, language given *"] == [known, "-", "-", "-", "-"]
     assert "real-time factor 0.060" in done.output and str(tmp_path / "decode_words" / "report.html") in done.output
     assert len([line for line in done.output.partition("Next:")[2].splitlines() if line.startswith("  ")]) == 3
