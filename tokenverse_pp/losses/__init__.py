@@ -1,6 +1,6 @@
 """The transducer loss: pruned (`pruned_transducer_loss`) and exact (`rnnt_loss`, `rnnt_loss_joiner`).
 
-`losses.native` computes both: by Triton kernels on an NVIDIA GPU, by PyTorch elsewhere. k2 does where it is asked for.
+`losses.native` computes both, with Triton kernels on an NVIDIA GPU and PyTorch elsewhere; k2 is optional (pruned only).
 """
 
 from tokenverse_pp.losses.entry import (

@@ -1,7 +1,7 @@
 """The transducer loss of a model: simple loss for the pruning bounds, pruned loss for the joiner.
 
-Backends are the native loss (Triton kernels on an NVIDIA GPU, PyTorch elsewhere) and k2. Also here: the log-probability
-of each target token, which validation reports per task.
+Backends are the native loss (Triton kernels on an NVIDIA GPU, PyTorch elsewhere) and k2. The module also has the
+log-probability of each target token, which validation reports per task.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tokenverse_pp.losses.native.pruned import band_loss, targets_in_band
 
 BACKENDS = ("auto", "native", "triton", "torch", "k2")
 
-# Bytes that the native backend keeps between forward and backward by default; see `pruned_transducer_loss`. A GPU has
-# better uses for its memory: there, computing a chunk again costs less than the batch it makes room for.
+# Bytes that the native backend keeps between forward and backward by default; see `pruned_transducer_loss`. On a GPU,
+# recomputing chunks costs less than a larger batch in the same memory gains.
 DEFAULT_MEMORY_BUDGET = 512 * 2**20
 DEFAULT_MEMORY_BUDGET_GPU = 32 * 2**20
 
@@ -41,13 +41,13 @@ class TransducerLoss(NamedTuple):
 
 
 def resolve_backend(backend: str, device: torch.device) -> str:
-    """What computes the loss on a device: `triton`, `torch` or `k2`.
+    """Return the backend that computes the loss on a device: `triton`, `torch` or `k2`.
 
     `native` is Triton on an NVIDIA GPU where it works, PyTorch elsewhere. `auto` is native, but k2 on a GPU where
-    Triton does not work and k2 does. Where something installed cannot be used, a warning says why, once.
+    k2 works and Triton does not. If an installed package cannot be used, a warning gives the reason, once.
 
     Raises:
-      UserError: on an unknown name.
+      UserError: the name is unknown.
     """
     if backend not in BACKENDS:
         raise UserError(f"loss backend should be one of {', '.join(BACKENDS)}, given {backend!r}")
@@ -61,8 +61,8 @@ def resolve_backend(backend: str, device: torch.device) -> str:
 def max_target_length(num_frames: int, prune_range: int = 5, rnnt_type: str = "regular") -> int:
     """The longest target whose pruned loss is finite for an utterance of `num_frames` frames.
 
-    `regular` allows several symbols a frame, of which a band of `prune_range` positions leaves
-    prune_range - 1; the other types allow one symbol a frame.
+    `regular` allows several symbols per frame, at most prune_range - 1 in a band of `prune_range`
+    positions; the other types allow one symbol per frame.
     """
     check_rnnt_type(rnnt_type)
     return num_frames * (prune_range - 1 if rnnt_type == "regular" else 1)
@@ -96,7 +96,7 @@ def pruned_transducer_loss(
     """Simple and pruned transducer loss (Kuang et al. 2022), the recipe of icefall's transducer models.
 
     1. the smoothed loss of the simple joiner am_simple + lm_simple, with occupation probabilities;
-    2. from these, `prune_range` symbol positions a frame;
+    2. from these, `prune_range` symbol positions per frame;
     3. the loss of the real joiner, `joiner_output(activation(am + lm))`, at these positions only.
 
     Under autocast the joiner's matrix products run in autocast's type; everything else in float32 (float64
@@ -107,7 +107,7 @@ def pruned_transducer_loss(
       am: (N, T, J) and lm: (N, U + 1, J): the joiner's projections of encoder and predictor.
       joiner_output: the joiner's last layer, a Linear from J to V with `weight` and `bias`.
       symbols: (N, U) int64, without blank; padding may be any valid symbol.
-      boundary: (N, 4) int64, rows [0, 0, number of symbols, number of frames]; None: all are full.
+      boundary: (N, 4) int64, rows [0, 0, number of symbols, number of frames]; None: all are full length.
       blank: id of the blank.
       prune_range: symbol positions kept per frame.
       lm_scale, am_scale: smoothing of the simple loss.
@@ -116,9 +116,9 @@ def pruned_transducer_loss(
       backend: `auto`, `native`, `triton`, `torch` or `k2`; see `resolve_backend`.
       memory_budget: bytes the native backend may keep between forward and backward for the joiner: hidden
         rows and exponentials of the logits, (J + V) numbers for each of the sum(frames) * prune_range rows.
-        Chunks beyond it are computed again in the backward pass: one more matrix product for them, and
-        memory that does not grow with them. 0: always recompute. Default: 512 MiB on a CPU, 32 MiB on a GPU.
-        k2 has no such choice: it holds all logits.
+        Chunks beyond it are recomputed in the backward pass, which costs one more matrix product and no
+        memory. 0: always recompute. Default: 512 MiB on a CPU, 32 MiB on a GPU. k2 ignores the budget and
+        holds all logits.
       reduction: `none`: (N,), or `mean`, `sum` over the batch.
       activation: the joiner's, `tanh` or `relu`.
 
@@ -127,7 +127,7 @@ def pruned_transducer_loss(
       zero gradients on the native backend.
 
     Raises:
-      UserError: for an unknown backend, or one asked for that is not installed or cannot be used.
+      UserError: the backend is unknown, or the requested one is not installed or cannot be used.
     """
     check_rnnt_type(rnnt_type)
     chosen = resolve_backend(backend, am.device)
@@ -251,12 +251,12 @@ def token_log_probs(
 ) -> Tensor:
     """Expected log-probability of each target token, (N, U), in nats; 0 at padding.
 
-    A transducer has no one probability of a token: it has one for each frame at which the token may be written.
-    Given audio and transcript, a token is written at frame t with the posterior probability that the arc of the token
-    is taken there; this is the mean of the arc's log-probability under that posterior. The posterior is the negative
+    A transducer has no single probability of a token, but one for each frame at which the token may be emitted.
+    Given audio and transcript, a token is emitted at frame t with the posterior probability of its arc there; the
+    result is the mean of the arc's log-probability under that posterior. The posterior is the negative
     gradient of the loss with respect to the arc's score (k2 calls it the occupation probability).
 
-    The arguments are those of `pruned_transducer_loss`; the native backend is used, without smoothing. No gradient.
+    The arguments are those of `pruned_transducer_loss`; the native backend is used, without smoothing or gradient.
     """
     n, num_symbols = symbols.shape
     boundary = checked_boundary(boundary, n, num_symbols, am.shape[1], am.device)

@@ -1,7 +1,7 @@
-"""The exact (unpruned) transducer loss: of given logits, or of a joiner whose logits are never held.
+"""The exact (unpruned) transducer loss: of given logits, or of a joiner whose logits are never stored.
 
-Both are the loss of Graves (2012) and run through `losses.native`: on an NVIDIA GPU, one kernel goes over the logits
-and one over the lattice.
+Both compute the loss of Graves (2012) with `losses.native`: on an NVIDIA GPU, one kernel processes the logits and one
+the lattice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tokenverse_pp.losses.native.pruned import band_loss
 
 
 class _ClampGrad(torch.autograd.Function):
-    """The identity, whose gradient is held within [-limit, limit]."""
+    """The identity, whose gradient is clamped to [-limit, limit]."""
 
     @staticmethod
     def forward(ctx, x: Tensor, limit: float):
@@ -40,7 +40,7 @@ def _boundary(logit_lengths: Tensor, target_lengths: Tensor) -> Tensor:
 
 
 def _padded_with(blank: int, targets: Tensor, boundary: Tensor) -> Tensor:
-    """Targets (B, U) as int64 whose padding, which may be any id, is blank."""
+    """Targets (B, U) as int64, with padding (any id) replaced by blank."""
     inside = torch.arange(targets.shape[1], device=targets.device) < boundary[:, 2:3]
     return torch.where(inside, targets.long(), torch.full_like(targets, blank, dtype=torch.int64))
 
@@ -73,7 +73,7 @@ def rnnt_loss(
       logit_lengths: (B,) frames of each utterance.
       target_lengths: (B,) targets of each utterance.
       blank: id of the blank; negative: counted from the end.
-      clamp: if positive, gradients of the logits are held within [-clamp, clamp].
+      clamp: if positive, gradients of the logits are clamped to [-clamp, clamp].
       reduction: `none`, `mean` (over the batch) or `sum`.
       fused_log_softmax: False: the logits are log-probabilities already.
 
@@ -110,17 +110,17 @@ def rnnt_loss_joiner(
     activation: str = "tanh",
     memory_budget: Optional[int] = None,
 ) -> Tensor:
-    """The transducer loss of the logits ``linear(activation(am[:, :, None] + lm[:, None]))``, which are never held.
+    """The transducer loss of the logits ``linear(activation(am[:, :, None] + lm[:, None]))``, which are never stored.
 
-    They are computed in chunks, and again in the backward pass. Under autocast the matrix products run in autocast's
-    type.
+    They are computed in chunks, and recomputed in the backward pass. Under autocast the matrix products run in
+    autocast's type.
 
     Args:
       am: (B, T, J) and lm: (B, U + 1, J): the joiner's projections of encoder and predictor.
       linear: the joiner's last layer, from J to V, with `weight` and `bias`.
       targets, logit_lengths, target_lengths, blank, reduction: see `rnnt_loss`.
       activation: `tanh` or `relu`.
-      memory_budget: bytes that may be kept between forward and backward, so that these chunks are not computed again.
+      memory_budget: bytes of chunks that may be kept between forward and backward instead of recomputing them.
         Default: none.
 
     Returns:

@@ -1,6 +1,6 @@
 """The exact loss for the RNN-T models of Hugging Face transformers (Parakeet), in place of torchaudio's.
 
-`use_rnnt_loss(model)` before training is all there is to do::
+Call `use_rnnt_loss(model)` before training::
 
     model = ParakeetForRNNT.from_pretrained("nvidia/parakeet-rnnt-0.6b")
     use_rnnt_loss(model)               # the loss and the joint: the logits (B, T, U + 1, V) are never held
@@ -23,7 +23,7 @@ REDUCTIONS = ("mean_volume", "mean_batch", "mean", "sum", "none")
 
 
 class JointInputs(NamedTuple):
-    """What the joint was given, in place of its logits."""
+    """The inputs of the joint, in place of its logits."""
 
     am: Tensor  # (B, T, J)
     lm: Tensor  # (B, U + 1, J)
@@ -32,17 +32,17 @@ class JointInputs(NamedTuple):
 
 
 class DeferredLogits:
-    """Stands for the logits (B, T, U + 1, V) between the joint and the loss, which computes them in chunks.
+    """Placeholder for the logits (B, T, U + 1, V) between the joint and the loss, which computes them in chunks.
 
-    It has what a model's ``forward`` does with logits on the way: ``squeeze`` of an axis that is longer than 1, and
-    cutting off frames that no utterance has.
+    It supports what a model's ``forward`` applies to logits: ``squeeze`` of an axis that is longer than 1, and cutting
+    off frames that no utterance has.
     """
 
     def __init__(self, inputs: JointInputs):
         self.inputs = inputs
 
     def squeeze(self, axis: int) -> DeferredLogits:
-        """The same: no axis of a training batch is squeezed."""
+        """Return self: no axis of a training batch is squeezed."""
         return self
 
     def __getitem__(self, index: Any) -> DeferredLogits:
@@ -61,7 +61,7 @@ class _Joint(nn.Module):
         self.name = activation
 
     def forward(self, decoder_hidden_states: Tensor, encoder_hidden_states: Tensor) -> Union[Tensor, DeferredLogits]:
-        """Logits (B, T, U + 1, V) of (B, 1, U + 1, J) and (B, T, 1, J); deferred where gradients are wanted."""
+        """Logits (B, T, U + 1, V) of (B, 1, U + 1, J) and (B, T, 1, J); deferred if gradients are enabled."""
         training = torch.is_grad_enabled() and decoder_hidden_states.dim() == 4 and decoder_hidden_states.shape[2] > 1
         if training:
             am, lm = encoder_hidden_states.squeeze(2), decoder_hidden_states.squeeze(1)
@@ -89,10 +89,10 @@ def loss_function(
     reduction: str = "mean_volume",
     **_: Any,
 ) -> Tensor:
-    """What transformers' ``ParakeetForRNNTLoss`` computes, by `rnnt_loss` or `rnnt_loss_joiner`.
+    """The loss of transformers' ``ParakeetForRNNTLoss``, by `rnnt_loss` or `rnnt_loss_joiner`.
 
     Raises:
-      UserError: on an unknown reduction.
+      UserError: the reduction is unknown.
     """
     if reduction not in REDUCTIONS:
         raise UserError(f"reduction should be one of {', '.join(REDUCTIONS)}, given {reduction!r}")
@@ -106,15 +106,15 @@ def loss_function(
 
 
 def use_rnnt_loss(model: nn.Module, joint: bool = True) -> nn.Module:
-    """Let a transformers RNN-T model train with the exact loss of this package; returns the model.
+    """Make a transformers RNN-T model train with the exact loss of this package; return the model.
 
     Args:
-      model: a model with `joint` and `loss_function`, as `ParakeetForRNNT`.
+      model: a model with `joint` and `loss_function`, such as `ParakeetForRNNT`.
       joint: also replace the joint, so that training never holds the logits. Its parameters keep their names, and
-        generation is as before. In training, the output's ``logits`` are a `DeferredLogits` then.
+        generation does not change. In training, the output's ``logits`` are then a `DeferredLogits`.
 
     Raises:
-      UserError: if the model has no such joint, or one with another activation than relu or tanh.
+      UserError: the model has no such joint, or its activation is not relu or tanh.
     """
     if joint:
         found: Any = getattr(model, "joint", None)

@@ -1,4 +1,4 @@
-"""The package k2, which is imported only when it is requested, and what to do where it cannot be."""
+"""Access to the package k2, which is imported only on request, and checks of why it cannot be used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenverse_pp.base.errors import UserError, one_line
 
 LOG = logging.getLogger(__name__)
 _failed: Dict[str, str] = {}  # file of a k2 that cannot be imported -> why; it is not imported again
-_told: Set[str] = set()  # reasons that `use_k2` has given
+_told: Set[str] = set()  # reasons that `use_k2` has logged
 
 
 def k2_available() -> bool:
@@ -45,7 +45,7 @@ def k2_problem(device: Optional[torch.device] = None) -> Optional[str]:
 
 
 def use_k2(device: torch.device) -> bool:
-    """Whether k2 works on a device, if that is a GPU. A warning is logged once if it is installed and does not."""
+    """Whether the device is a GPU on which k2 works. A warning is logged once if k2 is installed but fails."""
     if device.type != "cuda" or _place() is None:
         return False
     problem = k2_problem(device)
@@ -56,10 +56,10 @@ def use_k2(device: torch.device) -> bool:
 
 
 def load_k2(device: Optional[torch.device] = None) -> ModuleType:
-    """The module `k2`.
+    """Return the module `k2`.
 
     Raises:
-      UserError: if k2 is not installed, or was built for another torch, or cannot be used on the device.
+      UserError: k2 is not installed, was built for another torch, or cannot be used on the device.
     """
     problem = k2_problem(device)
     if problem is not None:
@@ -76,6 +76,6 @@ def _place() -> Optional[str]:
         return getattr(sys.modules["k2"], "__file__", None) or "k2"
     try:
         spec = importlib.util.find_spec("k2")
-    except (ImportError, ValueError):  # an entry of sys.modules that is no module
+    except (ImportError, ValueError):  # an entry of sys.modules that is not a module
         return None
-    return None if spec is None else spec.origin  # a folder `k2` that is no package has none
+    return None if spec is None else spec.origin  # a folder `k2` that is not a package has none

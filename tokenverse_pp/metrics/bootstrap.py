@@ -29,9 +29,9 @@ class RatioCounts:
     """Numerator and denominator of each utterance, for one or more seeds of a system.
 
     Args:
-        numerators: (S, N): of seed s, what utterance n adds.
+        numerators: (S, N), the contribution of utterance n for seed s.
         denominators: (S, N).
-        empty: the score where the denominators sum to 0: 1 for an F1 with nothing to find and nothing found, 0 for a
+        empty: the score if the denominators sum to 0: 1 for an F1 with nothing to find and nothing found, 0 for a
             WER without words.
     """
 
@@ -48,7 +48,7 @@ class RatioCounts:
 
     @classmethod
     def of(cls, seeds: Sequence[Sequence[Tuple[float, float]]], empty: float = 0.0) -> RatioCounts:
-        """From (numerator, denominator) of each utterance, for each seed."""
+        """Counts from (numerator, denominator) of each utterance, for each seed."""
         both = np.asarray(seeds, dtype=np.float64)  # (S, N, 2)
         if both.ndim != 3 or both.shape[2] != 2:
             raise ValueError(f"expected (seeds, utterances, 2), the same utterances of every seed; got {both.shape}")
@@ -60,16 +60,16 @@ class RatioCounts:
         return int(self.numerators.shape[1])
 
     def scores(self, weights: np.ndarray) -> np.ndarray:
-        """The mean score over the seeds where utterance n comes ``weights[r, n]`` times: (R, N) -> (R,)."""
+        """The mean score over the seeds if utterance n occurs ``weights[r, n]`` times: (R, N) -> (R,)."""
         return self.scores_by_seed(weights).mean(axis=1)
 
     def scores_by_seed(self, weights: np.ndarray) -> np.ndarray:
-        """The same for each seed: (R, N) -> (R, S)."""
+        """Like `scores`, for each seed: (R, N) -> (R, S)."""
         tops, bottoms = weights @ self.numerators.T, weights @ self.denominators.T
         return np.where(bottoms > 0, tops / np.where(bottoms > 0, bottoms, 1.0), self.empty)
 
     def score(self) -> float:
-        """The mean score over the seeds, each utterance once."""
+        """The mean score over the seeds, with each utterance once."""
         return float(self.scores(np.ones((1, self.utterances)))[0])
 
     def by_seed(self) -> List[float]:
@@ -79,7 +79,7 @@ class RatioCounts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two systems on the same utterances: scores, 95% intervals, and those of their difference ``a - b``."""
+    """Two systems on the same utterances: scores, difference ``a - b``, and (95%) intervals of all three."""
 
     a: float
     b: float
@@ -117,10 +117,10 @@ def bootstrap(counts: RatioCounts, resamples: int = RESAMPLES, seed: int = 0, le
 def compare(
     a: RatioCounts, b: RatioCounts, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
 ) -> Comparison:
-    """Two systems on the same utterances, in the same order (paired bootstrap).
+    """Compare two systems on the same utterances, in the same order (paired bootstrap).
 
     Raises:
-        ValueError: where they differ in the number of utterances.
+        ValueError: the numbers of utterances differ.
     """
     if a.utterances != b.utterances:
         raise ValueError(f"paired: both need the same utterances, got {a.utterances} and {b.utterances}")

@@ -1,14 +1,14 @@
 """False cut-offs against latency: how turn detectors for voice agents are scored.
 
 As in LiveKit's eot-bench (github.com/livekit/eot-bench, "Evaluation Model"): each pause of a turn is a decision. At the
-pauses inside it the detector should wait ("hold"), at the last one it should fire. A detector is a score that becomes
-known at some times of a pause; a policy fires at the first time at which the score is at least ``threshold`` and the
+pauses inside it the detector should wait ("hold"), at the last one it should fire. A detector gives scores at some
+times of a pause; a policy fires at the first time at which the score is at least ``threshold`` and the
 pause has lasted ``delay`` seconds, and at the latest after ``timeout`` seconds. Then
 
-- the false cut-off rate is the share of inner pauses at which it fired before speech went on;
+- the false cut-off rate is the share of inner pauses at which it fired before speech resumed;
 - the latency is the time from the end of speech to the firing at the true ends, computing time not counted.
 
-eot-bench gives the mean latency, which a timeout keeps finite. Here the median is given beside it: it is finite without
+eot-bench reports the mean latency, which a timeout keeps finite. Here the median is also reported: it is finite without
 a timeout, as long as the detector fires at more than half of the ends. Sweeping threshold and delay gives a curve.
 """
 
@@ -27,13 +27,13 @@ DELAYS = tuple(round(0.05 * i, 2) for i in range(21))
 
 @dataclass(frozen=True)
 class ScoredPause:
-    """A pause and what a detector said of it.
+    """A pause and the scores of a detector.
 
     Args:
-        times: seconds after the end of speech at which a score became known, in order; the score before 0 is that of 0.
-        scores: from then on.
-        is_end: the turn is complete; else it is a pause inside it.
-        length: seconds until speech goes on; infinite at a true end.
+        times: seconds after the end of speech at which a score became known, in order; one before 0 still holds at 0.
+        scores: the score from each of these times on.
+        is_end: whether the turn is complete; otherwise the pause is inside it.
+        length: seconds until speech resumes; infinite at a true end.
     """
 
     times: Tuple[float, ...]
@@ -48,7 +48,7 @@ class ScoredPause:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a policy does; rates are fractions, latencies seconds (infinite where it never fires)."""
+    """The results of a policy; rates are fractions, latencies seconds (infinite if it never fires)."""
 
     threshold: float
     delay: float
@@ -63,7 +63,7 @@ def firing_times(
     delay: float = 0.0,
     timeout: float = math.inf,
 ) -> np.ndarray:
-    """Seconds after the end of speech at which each policy fires, speech going on or not: (thresholds, pauses).
+    """Seconds after the end of speech at which each policy fires, even if speech has resumed: (thresholds, pauses).
 
     >>> pause = ScoredPause((-0.2, 0.1, 0.4), (0.2, 0.6, 0.9), True)
     >>> firing_times([pause], [0.1, 0.5, 0.9, 0.95], delay=0.2).tolist()
@@ -87,10 +87,10 @@ def operating_points(
     delays: Sequence[float] = DELAYS,
     timeout: float = math.inf,
 ) -> List[OperatingPoint]:
-    """What each policy of a grid does.
+    """The operating point of each policy of a grid.
 
     Raises:
-        ValueError: without a true end, or without an inner pause.
+        ValueError: there is no true end, or no inner pause.
     """
     is_end = np.array([pause.is_end for pause in pauses], dtype=bool)
     lengths = np.array([pause.length for pause in pauses])
@@ -102,16 +102,16 @@ def operating_points(
         cut = (at[:, ~is_end] < lengths[~is_end]).mean(1)
         latencies = np.sort(at[:, is_end], axis=1)
         count = latencies.shape[1]
-        middle = (latencies[:, (count - 1) // 2] + latencies[:, count // 2]) / 2  # np.median makes inf - inf of inf
+        middle = (latencies[:, (count - 1) // 2] + latencies[:, count // 2]) / 2  # np.median computes inf - inf
         rows = zip(thresholds, cut.tolist(), middle.tolist(), latencies.mean(1).tolist())
         points += [OperatingPoint(float(threshold), float(delay), *row) for threshold, *row in rows]
     return points
 
 
 def best_within(points: Sequence[OperatingPoint], latency: float) -> OperatingPoint:
-    """The point of fewest false cut-offs among those of at most this median latency (of several the quickest).
+    """The point with the fewest false cut-offs among those with at most this median latency (in ties, the fastest).
 
-    If none is that quick, one that cuts off all and never answers (rate 1, latency infinite).
+    If there is none, a point that always cuts off and never answers (rate 1, latency infinite).
     """
     quick = [point for point in points if point.median_latency <= latency + 1e-9]
     nothing = OperatingPoint(math.nan, math.nan, 1.0, math.inf, math.inf)
@@ -119,7 +119,7 @@ def best_within(points: Sequence[OperatingPoint], latency: float) -> OperatingPo
 
 
 def frontier(points: Sequence[OperatingPoint]) -> List[OperatingPoint]:
-    """The points to which no other is better in both rate and median latency, by latency."""
+    """The Pareto-optimal points in rate and (finite) median latency, sorted by latency."""
     kept: List[OperatingPoint] = []
     for point in sorted(points, key=lambda p: (p.median_latency, p.false_cutoffs)):
         if math.isfinite(point.median_latency) and (not kept or point.false_cutoffs < kept[-1].false_cutoffs):
@@ -134,11 +134,11 @@ def silence_points(pauses: Sequence[ScoredPause], lengths: Sequence[float] = DEL
 
 
 def fit_thresholds(points: Sequence[OperatingPoint], budgets: Sequence[float] = BUDGETS) -> Dict[int, float]:
-    """The threshold of the best point within each latency, by milliseconds; those that none reaches are left out.
+    """The threshold of the best point within each budget, by milliseconds; unreachable budgets are left out.
 
     Args:
-        points: of policies without a delay.
-        budgets: seconds.
+        points: points of policies without a delay.
+        budgets: median latencies in seconds.
 
     >>> pauses = [ScoredPause((0.1,), (0.9,), True), ScoredPause((0.1,), (0.4,), False, 0.6)]
     >>> fit_thresholds(operating_points(pauses, (0.3, 0.5), (0.0,)), (0.05, 0.1))

@@ -15,9 +15,9 @@ def error_rates(pairs: Sequence[WordPair]) -> Dict[str, Union[int, float]]:
 
     Errors are summed over all pairs before dividing (Levenshtein distance, kaldialign). ``wer``, ``ins``,
     ``del`` and ``sub`` are fractions of the reference words, so that the last three add up to the first; they
-    exceed 1 where much is inserted. ``cer`` is the fraction of the characters of the reference, single spaces
-    between words included. Where the reference is empty the number of errors itself stands for the rate (0 if
-    there are none), so that every value is a finite number.
+    exceed 1 with many insertions. ``cer`` is the fraction of the characters of the reference, single spaces
+    between words included. If the reference is empty, the rate is the number of errors itself (0 if there are
+    none), so that every value is finite.
 
     >>> rates = error_rates([(["a", "b", "c", "d"], ["a", "x", "d"])])
     >>> rates["wer"], rates["ins"], rates["del"], rates["sub"], rates["words"]
@@ -47,7 +47,7 @@ def error_rates(pairs: Sequence[WordPair]) -> Dict[str, Union[int, float]]:
 
 
 def words_in_common(ref: Sequence[str], hyp: Sequence[str]) -> List[Tuple[int, int]]:
-    """Indices of the words that an alignment with the fewest errors (kaldialign) pairs with their like.
+    """Index pairs of equal words in an alignment with the fewest errors (kaldialign).
 
     >>> words_in_common("a b c".split(), "a x c".split())
     [(0, 0), (2, 2)]
@@ -71,12 +71,12 @@ def score_languages(
 ) -> Dict[str, Any]:
     """Accuracy and confusion counts over (reference language, hypothesised language or None).
 
-    None, a hypothesis without a language token, is wrong and is counted under ``"none"``. Without any pair
+    None, a hypothesis without a language token, is wrong and is counted under ``"none"``. Without any pairs,
     the accuracy is 0.
 
     Args:
-        languages: those that the model writes; codes that mean the same one are equal, however they are spelt. Without
-            them, see `languages_told_apart`.
+        languages: languages that the model writes; codes of the same one are equal, however they are spelt. None: see
+            `languages_told_apart`.
 
     >>> score_languages([("fr-FR", "fr"), ("FR", None)])
     {'accuracy': 0.5, 'confusion': {'fr': {'fr': 1, 'none': 1}}, 'utterances': 2}

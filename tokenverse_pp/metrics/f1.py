@@ -45,7 +45,7 @@ def count_aligned(
 
 
 def _with_tokens(words: Sequence[int], positions: Sequence[int]) -> np.ndarray:
-    """Word numbers with TOKEN put in at the positions, (U + number of positions,)."""
+    """Word numbers with TOKEN inserted at the positions, (U + number of positions,)."""
     sequence: List[int] = []
     done = 0
     for position in sorted(positions):
@@ -57,12 +57,12 @@ def _with_tokens(words: Sequence[int], positions: Sequence[int]) -> np.ndarray:
 
 
 def _edit_cost(ref: np.ndarray, hyp: np.ndarray, weight: int) -> int:
-    """Least cost of turning ``ref`` into ``hyp``: ``weight`` a word error, 1 a token inserted or deleted.
+    """Least cost of turning ``ref`` into ``hyp``: ``weight`` per word error, 1 per token inserted or deleted.
 
-    A token never takes the place of a word. Rows are prefixes of ``ref``, columns prefixes of ``hyp``.
+    A token never replaces a word. Rows are prefixes of ``ref``, columns prefixes of ``hyp``.
     """
     insertions = np.where(hyp == TOKEN, 1, weight)
-    # Cost of inserting the first j symbols. Within a row, what enters at column k goes on by insertions:
+    # Cost of inserting the first j symbols. Within a row, a path that enters at column k continues by insertions:
     # row[j] = min over k <= j of entry[k] - inserted[k] + inserted[j].
     inserted = np.concatenate([[0], np.cumsum(insertions)])
     never = weight * (len(ref) + len(hyp) + 1)
@@ -80,9 +80,9 @@ Prf = Dict[str, Union[int, float]]
 
 
 def f1_score(tp: int, fp: int, fn: int) -> Prf:
-    """Precision, recall and F1 (fractions 0..1) beside the counts they come from.
+    """Precision, recall and F1 (fractions 0..1), with the counts they come from.
 
-    A ratio 0/0 is 0, except where there was nothing to find and nothing was found: then all three are 1.
+    A ratio 0/0 is 0, unless there was nothing to find and nothing was found: then all three are 1.
 
     >>> f1_score(tp=3, fp=1, fn=0)
     {'precision': 0.75, 'recall': 1.0, 'f1': 0.8571428571428571, 'tp': 3, 'fp': 1, 'fn': 0}
@@ -101,12 +101,12 @@ Positions = Tuple[Sequence[str], Sequence[int], Sequence[str], Sequence[int]]
 
 
 def score_positions(examples: Sequence[Positions]) -> Prf:
-    """Precision, recall and F1 of tokens by their place in the aligned words, micro-averaged.
+    """Precision, recall and F1 of tokens by their position in the aligned words, micro-averaged.
 
     Args:
         examples: (reference words, reference positions, hypothesis words, hypothesis positions) of each
-            utterance; position p is the gap before word p. What counts as the same place:
-            `align.count_aligned`.
+            utterance; position p is the gap before word p. `count_aligned` defines which
+            positions match.
 
     >>> score_positions([("ja nee".split(), [1, 2], "ja nou nee".split(), [2])])["recall"]
     0.5
@@ -121,9 +121,9 @@ def score_times(examples: Sequence[Tuple[Sequence[Interval], Sequence[float]]], 
     """Precision, recall and F1 of events by their time, micro-averaged.
 
     Args:
-        examples: (reference intervals, hypothesised times) of each utterance, in seconds. A time is right
-            within ``[start - collar, end + collar]`` of an interval; each time and each interval counts once,
-            and as many as possible are paired.
+        examples: (reference intervals, hypothesised times) of each utterance, in seconds. A time is correct
+            within ``[start - collar, end + collar]`` of an interval; times and intervals are paired one to one,
+            with as many pairs as possible.
         collar: seconds of tolerance at both ends.
 
     >>> score_times([([(1.0, 1.5), (3.0, 3.0)], [1.7, 2.0])], collar=0.25)["f1"]
@@ -138,8 +138,8 @@ def score_times(examples: Sequence[Tuple[Sequence[Interval], Sequence[float]]], 
 def _most_pairs(intervals: Sequence[Interval], times: Sequence[float], collar: float) -> int:
     """The size of a maximum one-to-one matching of times to intervals.
 
-    Times in order; each takes, of the free intervals that hold it, the one that ends first (the usual
-    exchange argument shows that no other choice pairs more).
+    Times are processed in order; each takes the free interval that contains it and ends first (by the usual
+    exchange argument, no other choice pairs more).
     """
     ahead = sorted((start - collar, end + collar) for start, end in intervals)
     open_ends: List[float] = []
@@ -161,15 +161,15 @@ SOFT_SIMILARITY = 0.5
 
 
 def score_entities(examples: Sequence[Tuple[Sequence[Phrase], Sequence[Phrase]]]) -> Dict[str, Prf]:
-    """Precision, recall and F1 of (phrase, type) pairs, micro-averaged; their place does not count.
+    """Precision, recall and F1 of (phrase, type) pairs, micro-averaged; positions are ignored.
 
     - ``exact``: F1 of SLUE (Shon et al., "SLUE: New Benchmark Tasks for Spoken Language Understanding",
-      2022): phrase and type are the same; compared as multisets, utterance by utterance. Of 0/0 see
-      `f1.f1_score` (SLUE: 0).
-    - ``soft``: forgives misheard words. Types are the same and phrases are alike (`similarity` >= 0.5); one
-      to one, as many pairs as possible. SLUE has no such score, and other work means other things by "soft":
-      compare it only with figures computed here.
-    - ``label``: label-F1 of SLUE: types alone, as multisets. Without types: whether their number is right.
+      2022): phrase and type are the same; compared as multisets, utterance by utterance. For 0/0 see
+      `f1_score` (SLUE: 0).
+    - ``soft``: tolerates misrecognised words. Types are the same and phrases are similar (`similarity` >= 0.5),
+      paired one to one, with as many pairs as possible. SLUE has no such score, and "soft" has other meanings
+      elsewhere: compare it only with figures computed here.
+    - ``label``: label-F1 of SLUE: types alone, as multisets. Without types, only the number of entities counts.
 
     Args:
         examples: (reference phrases, hypothesised phrases) of each utterance.
@@ -216,7 +216,7 @@ def maximum_matching(admissible: Sequence[Sequence[int]]) -> int:
 
 
 def _augment(root: int, admissible: Sequence[Sequence[int]], partner: Dict[int, int]) -> bool:
-    """Pair ``root``, moving others to another partner if need be; False if that cannot be done."""
+    """Pair ``root``, changing the partners of others if needed; return False if that is impossible."""
     reached_from: Dict[int, int] = {}  # right -> the left node from which it was reached
     own: Dict[int, int] = {left: right for right, left in partner.items()}
     queue = deque([root])

@@ -40,21 +40,21 @@ class ModelBundle:
 
 
 def tasks_of(config: TasksConfig, trust_plugins: bool = False, folder: Optional[Path] = None) -> TaskSet:
-    """The tasks of a model's configuration (raises UserError for an unknown one).
+    """The tasks of a model's configuration (raises UserError for an unknown task).
 
     Args:
-        config: of the model.
+        config: task options of the model.
         trust_plugins: run the files that it names for unregistered tasks (`load_plugins_for`).
-        folder: of the model.
+        folder: the model's folder.
     """
     load_plugins_for(config.names, config.plugins, trust_plugins, folder)
     return build_tasks(config.names, config.options())
 
 
 def spelled_as_before(config: Config) -> List[str]:
-    """``tasks.languages`` as spelt in the vocabulary that the run continues from; new ones as configured.
+    """``tasks.languages`` as spelt in the vocabulary that the run continues from; new languages as configured.
 
-    With ``[FR]`` in the vocabulary ``fra`` becomes ``fr``, so that no language gets a second token.
+    If ``[FR]`` is in the vocabulary, ``fra`` becomes ``fr``, so that no language gets a second token.
     """
     vocabulary = _vocabulary_before(config)
     if vocabulary is None:
@@ -77,7 +77,7 @@ def _vocabulary_before(config: Config) -> Optional[Tokenizer]:
     files = [Path(config.tokenizer.model)] if config.tokenizer.model else []
     for file in [*files, *(folder / checkpoint.TOKENIZER for folder in folders)]:
         if file.is_file():
-            with contextlib.suppress(UserError):  # whoever needs it reports the damage
+            with contextlib.suppress(UserError):  # reported by the code that needs the file
                 return Tokenizer.load(file)
     return None
 
@@ -87,9 +87,9 @@ def get_tokenizer(
 ) -> Tokenizer:
     """The tokenizer of a run, with all tokens of ``tasks``.
 
-    In this order: the file that the configuration names, that of the checkpoint ``start`` to resume from, ``base``
-    (or the vocabulary of a pretrained transducer) extended by missing tokens and characters of ``data.train``, or a new
-    one trained on these texts (of ``tokenizer.sentences`` cuts).
+    It is the first of: the file that the configuration names; that of the checkpoint ``start`` to resume from; ``base``
+    (or the vocabulary of a pretrained transducer), extended by missing tokens and characters of ``data.train``; a new
+    one, trained on these texts. The texts are those of ``tokenizer.sentences`` cuts (None: all).
     """
     if base is None and start is None and config.model.transducer == "pretrained":
         base = read_vocabulary(config.model.encoder.name).tokenizer
@@ -120,8 +120,8 @@ def get_tokenizer(
 def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer, foreign: bool = False) -> Transducer:
     """A new model; parameters that are not pretrained are initialised from the seed.
 
-    Predictor and joiner of a pretrained transducer get their sizes here, which the configuration then holds, and their
-    weights by `tokenverse_pp.training.transfer.start_from_pretrained`.
+    For a pretrained transducer, this function sets the sizes of predictor and joiner in ``config``; their weights are
+    loaded by `tokenverse_pp.training.transfer.start_from_pretrained`.
 
     ``foreign``: see `tokenverse_pp.models.encoders.kinds.load_backbone`.
     """
@@ -133,11 +133,11 @@ def build_model(config: Config, tasks: TaskSet, tokenizer: Tokenizer, foreign: b
 
 
 def pretrained_prefixes(config: Config) -> Tuple[str, ...]:
-    """Name prefixes of pretrained parameters, which take the lower learning rate: of the encoder, and where they were
-    taken over (``model.transducer``), of predictor and joiner.
+    """Name prefixes of pretrained parameters, which use the lower learning rate.
 
-    A model that holds all weights of its encoder has ``random_init`` set; a run that continues from it does not start
-    from random weights.
+    These are the encoder's, and with ``model.transducer=pretrained`` also those of predictor and joiner. A model that
+    stores all weights of its encoder has ``random_init`` set; a run that continues from it does not start from random
+    weights.
     """
     taken_over = ("predictor.", "joiner.") if config.model.transducer == "pretrained" else ()
     encoder = (PRETRAINED,) if not config.model.encoder.random_init or config.training.init_from else ()
@@ -170,7 +170,7 @@ def find_model(path: Path) -> Path:
 
 
 def own_encoder(folder: Path, name: str) -> Optional[Path]:
-    """The pretrained encoder within a model folder, if the configured name is one."""
+    """The pretrained encoder that a model folder contains under the configured name, or None."""
     path = folder / name
     return path if name and (path / "config.json").is_file() else None
 
@@ -182,12 +182,12 @@ def load_model(
 
     Args:
         path: see `find_model`.
-        encoder_name: the pretrained encoder, if it is not where it was in training.
-        trust_plugins: run the task files that the model names (your own: `tokenverse_pp.tasks.load_plugins`).
+        encoder_name: hub name or path of the pretrained encoder, if it is not the one in the configuration.
+        trust_plugins: run the task files that the model names (for your own: `tokenverse_pp.tasks.load_plugins`).
         foreign: see `build_model`; by default true without ``encoder_name``.
 
     Raises:
-        UserError: the folder is damaged or no model, or a task's code is not run.
+        UserError: the folder is damaged or not a model, or a task needs a file that is not trusted or cannot be run.
     """
     folder = find_model(path)
     checkpoint.check_model(folder)

@@ -1,7 +1,7 @@
-"""The files of model folders and checkpoints: tensors (safetensors) and text, written aside and renamed.
+"""The files of model folders and checkpoints (safetensors and text), written under a temporary name and renamed.
 
 A checkpoint is a model folder (weights, configuration, tokenizer) with the optimiser's state and the SHA-256 sums of
-its files. Nothing in it is unpickled. What a model folder means is `tokenverse_pp.models.bundle`.
+its files. Nothing in it is unpickled. `tokenverse_pp.models.bundle` loads model folders.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def write_folder(folder: Path, tensors: Dict[str, Dict[str, Tensor]], texts: Dic
         texts: file name -> content.
 
     Raises:
-        UserError: it cannot be written (disk full, no permission); an existing folder stays.
+        UserError: the folder cannot be written (disk full, no permission); an existing one is kept.
     """
     temporary, old = (folder.with_name(folder.name + end) for end in (".tmp", ".old"))
     try:
@@ -105,11 +105,11 @@ def write_checksums(folder: Path) -> None:
 
 
 def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
-    """What is damaged in a folder written by `write_folder`, in one line; None: nothing.
+    """Describe in one line what is damaged in a folder written by `write_folder`; None if intact.
 
     Args:
         folder: a checkpoint or model folder.
-        names: files that must be there; all files with a checksum are read.
+        names: files that must exist; all files with a checksum are verified.
     """
     try:
         text = (folder / CHECKSUMS).read_text(encoding="utf-8")
@@ -137,7 +137,7 @@ def damage(folder: Path, names: Iterable[str] = COMPLETE) -> Optional[str]:
 def check_model(folder: Path) -> None:
     """Verify the checksums, if any, of a model folder's weights and tokenizer (raises UserError).
 
-    The configuration may have been edited.
+    The configuration is not verified, as it may have been edited.
     """
     try:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
@@ -205,15 +205,15 @@ def load_optimizer(
     """Load the result of `optimizer_tensors`; parameter groups stay as configured.
 
     Args:
-        optimizer: of the model.
+        optimizer: the model's optimiser.
         tensors: see `optimizer_tensors`.
-        path: their file, for messages.
-        had_unread: the optimiser also had unused parameters (`Transducer.unread`). These have no state, as they never
-            had a gradient; the others are renumbered.
-        order: the parameters as the tensors number them; None: as the optimiser does.
+        path: the file of the tensors, for messages.
+        had_unread: the saved optimiser also had unused parameters (`Transducer.unread`). These have no state, as they
+            never had a gradient; the others are renumbered.
+        order: the parameters in the order of the tensors' numbers; None: the optimiser's order.
 
     Raises:
-        UserError: the tensors are not those of the optimiser's parameters.
+        UserError: the tensors do not match the optimiser's parameters.
     """
     own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     parameters, number_of = own if order is None else order, {id(parameter): i for i, parameter in enumerate(own)}

@@ -26,7 +26,7 @@ def transformer_layer(
 ) -> Tensor:
     """Run one encoder layer of transformers, ``compiled`` or not, and return its hidden states (N, T, C).
 
-    In transformers 4 (and for WavLM in 5) they are the first of a tuple, and Whisper requires ``layer_head_mask``.
+    In transformers 4 (and for WavLM in 5) a layer returns them first in a tuple; Whisper needs ``layer_head_mask``.
     """
     if "layer_head_mask" in inspect.signature(layer.forward).parameters:
         arguments = dict(arguments, layer_head_mask=None)
@@ -37,7 +37,7 @@ def transformer_layer(
 def compiled_layer(device: torch.device, backend: str = "inductor") -> Callable[[nn.Module, Tensor, Any, Any], Any]:
     """torch.compile of a call ``layer(x, *args, **kwargs)``, for shapes of any size.
 
-    Layers that differ only in their weights share a compilation (from torch 2.5 on). The module itself stays as it is.
+    Layers that differ only in their weights share a compilation (from torch 2.5 on). The module itself is not changed.
 
     Raises:
         UserError: torch is older than 2.1, or has no compiler for this device.
@@ -47,13 +47,13 @@ def compiled_layer(device: torch.device, backend: str = "inductor") -> Callable[
         raise UserError(f"--training.compile: expected torch 2.1 or later, found {torch.__version__}")
     try:
         torch.compile(lambda x: torch.relu(x) + 1, dynamic=True, backend=backend)(torch.ones(8, device=device))
-    except Exception as error:  # whatever the compiler, or its absence, raises
+    except Exception as error:  # a compiler that is missing or fails may raise anything
         raise UserError(f"--training.compile: torch.compile does not work here: {one_line(error)}") from None
     options: Any = torch._dynamo.config
-    # Layers are compiled one by one: there is nothing to divide into the buckets of DDP.
+    # Layers are compiled one by one: there is nothing to split into DDP buckets.
     options.optimize_ddp = False
-    # Two kinds of layers, with and without padding, of one and more utterances, frozen or not; before torch 2.5 each
-    # layer on its own. Beyond these numbers a layer would not be compiled.
+    # Two kinds of layers are each compiled with and without padding, for one or more utterances, frozen or not; before
+    # torch 2.5 each layer separately. Beyond these limits a layer would not be compiled.
     for name, least in (("cache_size_limit", 64), ("accumulated_cache_size_limit", 4096)):
         setattr(options, name, max(least, getattr(options, name, 0)))
     return torch.compile(_call_layer, dynamic=True, backend=backend)
@@ -64,7 +64,7 @@ def _call_layer(layer: nn.Module, x: Tensor, args: Sequence[Any], options: Dict[
 
 
 def float32_argument() -> Dict[str, torch.dtype]:
-    """The argument of ``from_pretrained`` for float32: ``torch_dtype``, since transformers 5 ``dtype``."""
+    """The argument of ``from_pretrained`` for float32: ``torch_dtype``, or ``dtype`` from transformers 5 on."""
     major = int(transformers.__version__.split(".")[0])
     return {"dtype" if major >= 5 else "torch_dtype": torch.float32}
 
@@ -88,7 +88,7 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional
     """Attention without dropout: q, k, v (N, H, T, D) -> (N, H, T, D).
 
     ``bias`` is additive and broadcasts to (N, H, T, T), or is None. GPUs use torch's fused kernel (torch 2.0); on CPUs
-    the plain products train at least 1.3 times as fast in bfloat16 (T 175 to 500).
+    plain matrix products train at least 1.3 times as fast in bfloat16 (T 175 to 500).
     """
     if q.device.type != "cpu" and hasattr(F, "scaled_dot_product_attention"):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
@@ -122,8 +122,8 @@ def without_unused_frames(conv: nn.Conv1d, x: Tensor) -> Tensor:
 
     This is done in bfloat16 on CPUs only. There oneDNN (torch 2.13, CPUs with AMX) reads past the end of its buffer if
     frames are left over, and multiplies what it finds by zero: where that memory happens to hold NaN or infinity, the
-    gradient of the weights is NaN. It does so for kernels of 4 frames and more, which wav2vec2's own sizes do not
-    have after the first convolution, but small encoders do.
+    gradient of the weights is NaN. This affects kernels of 4 frames and more: small encoders have them, wav2vec2
+    only in its first convolution.
     """
     if x.device.type != "cpu" or autocast_type("cpu") is None:
         return x
@@ -132,7 +132,7 @@ def without_unused_frames(conv: nn.Conv1d, x: Tensor) -> Tensor:
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The type in which autocast would compute a matrix product of x; that of x where it is off."""
+    """The type in which autocast would compute a matrix product of x; the type of x if autocast is off."""
     return autocast_type(x.device.type) or x.dtype
 
 
@@ -166,7 +166,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-# Errors of the driver after which no call of the process on the GPU works (CUDA: cudaErrorIllegalAddress and its like).
+# Errors of the driver after which no call of the process on the GPU works (such as cudaErrorIllegalAddress).
 LOST = (
     "illegal memory access",
     "illegal address",
@@ -186,8 +186,8 @@ LOST = (
 def is_lost_device(error: BaseException) -> bool:
     """Whether an error means that a GPU has failed, so that no call of this process on it will work again.
 
-    Such an error is raised by whichever call comes next. Others of CUDA, as of a torch that was built for another card,
-    are those of the call that raises them.
+    The next call raises such an error, whatever it does. Other CUDA errors, such as those of a torch built for another
+    card, concern only the call that raises them.
     """
     of_device = ("CUDA error:", "HIP error:", "Triton Error [CUDA]:")
     text = str(error)
@@ -205,7 +205,7 @@ def grad_scaler(device: torch.device, precision: str) -> Any:
     """
     enabled = precision == "fp16" and device.type == "cuda"
     options: Dict[str, Any] = {"init_scale": FIRST_SCALE, "growth_interval": GROWTH_INTERVAL, "enabled": enabled}
-    if hasattr(torch.amp, "GradScaler"):  # from torch 2.3 on, which warns about the other
+    if hasattr(torch.amp, "GradScaler"):  # torch 2.3 and later, where the other class is deprecated
         return torch.amp.GradScaler(device.type, **options)
     return torch.cuda.amp.GradScaler(**options)
 
@@ -214,7 +214,7 @@ def autocast(device: torch.device, precision: str) -> ContextManager[Any]:
     """Autocast for ``fp32`` (none), ``bf16`` or ``fp16``.
 
     Raises:
-        UserError: for CPUs before torch 2.0, whose LayerNorm takes no mixed types.
+        UserError: bf16 or fp16 on a CPU before torch 2.0, whose LayerNorm accepts no mixed types.
     """
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if dtype is not None and device.type == "cpu" and int(torch.__version__.split(".")[0]) < 2:

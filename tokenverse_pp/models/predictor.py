@@ -19,7 +19,7 @@ class StatelessPredictor(nn.Module):
         dim: D, the dimension of embedding and output.
         context_size: tokens of history, at least 1.
         blank_id: fills the history before the first token; embeds to zero.
-        dropout: of the embedding.
+        dropout: dropout rate of the embedding.
     """
 
     symbols_per_frame = 1  # of greedy search
@@ -55,26 +55,26 @@ class StatelessPredictor(nn.Module):
 def grouped_by_product(x: Tensor, conv: nn.Conv1d) -> Tensor:
     """A convolution without bias and padding as one batched product, (N, T, C) -> (N, T', C').
 
-    cuDNN runs each group on its own: three launches for each four channels of a predictor.
+    cuDNN runs each group separately: three launches for every four channels of a predictor.
     """
     windows = x.unfold(1, conv.kernel_size[0], 1).unflatten(2, (conv.groups, -1))  # (N, T', G, I, taps)
     return torch.einsum("ntgik,goik->ntgo", windows, conv.weight.unflatten(0, (conv.groups, -1))).flatten(2)
 
 
 class LstmPredictor(nn.Module):
-    """An embedding and LSTM layers, as the decoder of Parakeet's and Nemotron's RNN-T in transformers.
+    """An embedding and LSTM layers, like the decoder of Parakeet's and Nemotron's RNN-T in transformers.
 
-    Their decoder's projection is that of the joiner here. At the start the LSTM reads a blank.
+    The projection of their decoder is part of the joiner here. The LSTM starts by reading a blank.
 
     Args:
         vocab_size: V, blank included.
         dim: D, the dimension of embedding and output.
-        layers: of the LSTM.
-        blank_id: what stands before the first token.
-        dropout: of the embedding.
+        layers: number of LSTM layers.
+        blank_id: read before the first token.
+        dropout: dropout rate of the embedding.
     """
 
-    context_size = 1  # what the normalisation by length adds to the number of tokens (`SearchOptions.length_norm`)
+    context_size = 1  # added to the number of tokens in length normalisation (`SearchOptions.length_norm`)
     symbols_per_frame = 1  # of greedy search
 
     def __init__(self, vocab_size: int, dim: int, layers: int, blank_id: int = 0, dropout: float = 0.0):
@@ -90,9 +90,9 @@ class LstmPredictor(nn.Module):
         return self.lstm(self.dropout(self.embedding(F.pad(tokens, (1, 0), value=self.blank_id))))[0]
 
     def step(self, tokens: Tensor, state: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
-        """One token each, (N,), after a state (2, layers, N, D) -> output (N, D) and the state after it.
+        """Read one token per row (N,) after a state (2, layers, N, D) -> output (N, D) and the next state.
 
-        Without a state the tokens are to be blanks: the start.
+        Without a state (at the start), the tokens must be blanks.
         """
         before = None if state is None else (state[0].contiguous(), state[1].contiguous())
         out, (hidden, cell) = self.lstm(self.embedding(tokens).unsqueeze(1), before)
@@ -103,7 +103,7 @@ Predictor = Union[StatelessPredictor, LstmPredictor]
 
 
 def make_predictor(config: ModelConfig, vocab_size: int) -> Predictor:
-    """The predictor that a configuration asks for."""
+    """Build the predictor of a configuration."""
     predictor: Predictor
     if config.predictor_layers:
         predictor = LstmPredictor(

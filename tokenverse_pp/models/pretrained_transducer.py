@@ -1,7 +1,7 @@
 """Predictor, joiner and vocabulary of a pretrained transducer: Parakeet RNN-T and TDT, Nemotron (transformers).
 
-Their blank is the last token, ours the first, and ours has ``<unk>`` behind it: their tokens are put in this order
-(`Vocabulary.order`), and so are the rows of their weights. Of a TDT checkpoint the rows of the durations are left out.
+Their blank is the last token; ours is the first, followed by ``<unk>``. Their tokens and the rows of their weights are
+reordered accordingly (`Vocabulary.order`). The rows of the durations of a TDT checkpoint are left out.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ OPTION = "--model.transducer=pretrained"
 
 
 class Vocabulary(NamedTuple):
-    """The tokens of a checkpoint; ``order`` (V,): for each of ours the id in the checkpoint."""
+    """The tokens of a checkpoint; ``order`` (V,): the checkpoint's id of each of our tokens."""
 
     tokenizer: Tokenizer
     order: List[int]
 
 
 def config_of(name: str) -> Any:
-    """The configuration of a checkpoint (raises UserError for one that is no transducer)."""
+    """The configuration of a checkpoint (raises UserError if it is not a transducer)."""
     config = from_pretrained(AutoConfig.from_pretrained, name, **NO_CODE)
     if config.model_type not in CLASSES:
         raise UserError(
@@ -47,10 +47,10 @@ def config_of(name: str) -> Any:
 
 
 def set_sizes(model: ModelConfig) -> None:
-    """Set the sizes of predictor and joiner as the checkpoint ``model.encoder.name`` has them, if they are not set.
+    """Set the sizes of predictor and joiner to those of the checkpoint ``model.encoder.name``, unless they are set.
 
     Raises:
-        UserError: the checkpoint has no predictor and joiner, or of another form.
+        UserError: the checkpoint has no predictor and joiner, or a joiner activation other than relu and tanh.
     """
     if model.transducer != "pretrained" or model.predictor_layers:
         return
@@ -93,7 +93,7 @@ def read_vocabulary(name: str) -> Vocabulary:
 
 
 def _scores(model: Dict[str, Any]) -> Dict[str, float]:
-    """The score of each piece of a tokenizer.json: given (Unigram), or by the order of merges that make it (BPE)."""
+    """The score of each piece of a tokenizer.json: as given (Unigram), or by the rank of its merge (BPE)."""
     if model["type"] == "Unigram":
         return {piece: float(score) for piece, score in model["vocab"]}
     scores: Dict[str, float] = {}
@@ -115,7 +115,7 @@ def read_weights(name: str, order: List[int]) -> Dict[str, Tensor]:
     model_class: Optional[Any] = getattr(transformers, CLASSES[config.model_type], None)
     if model_class is None:
         raise UserError(f"{OPTION}: transformers {transformers.__version__} has no {CLASSES[config.model_type]}")
-    config.encoder_config.num_hidden_layers = 0  # of which `kinds.load_backbone` has read the weights
+    config.encoder_config.num_hidden_layers = 0  # `kinds.load_backbone` has read the encoder's weights
     theirs = load_weights(model_class.from_pretrained, name, False, config=config).state_dict()
     parts = {
         "decoder.embedding.": "predictor.embedding.",

@@ -56,7 +56,7 @@ def check_origin(cut: Cut, config: EncoderConfig) -> None:
 
 
 def carry_features(cuts: Iterable[Cut], config: ModelConfig) -> bool:
-    """Whether all these cuts have stored features of a model's encoder, in all chunks that its training draws."""
+    """Whether all cuts have stored features of the model's encoder, for every chunk setting that training draws."""
     if config.encoder.kind == "finetune":
         return False
     s, keys = config.streaming, {FEATURES}
@@ -93,21 +93,21 @@ def store_features(
     jobs: int = 1,
     parts: Optional[Parts] = None,
 ) -> CutSet:
-    """Run the frozen half over every cut and store its output with lhotse.
+    """Run the frozen half of an encoder over every cut and store its output with lhotse.
 
     Args:
         cuts: with audio; each is one utterance.
         encoder: of kind ``frozen`` or ``split``.
-        config: of the encoder.
+        config: options of the encoder.
         storage_dir: folder for one ``.npy`` file per cut, (T, F).
-        dtype: of the stored numbers; float16 halves the size at a relative error of 5e-4.
+        dtype: type of the stored numbers; float16 halves the size at a relative error of 5e-4.
         max_duration: seconds of audio in a batch.
         bf16: autocast the encoder to bfloat16 (relative error about 1e-2).
-        chunks: features as in streaming with these chunks, stored beside those of other chunks and of full context
-            (None); multi-chunk training reads those of the chunks that it draws.
-        jobs: processes. Several load the encoder of ``config`` themselves, each on one of the GPUs in turn, or on a
-            share of the CPU's threads. A cluster (`current_engine`) has its own number of workers.
-        parts: where a cluster keeps the manifests of stored batches. Those of another run are deleted.
+        chunks: compute the features as in streaming with these chunks; None: full context. Each setting is stored
+            separately; multi-chunk training reads the features of the chunks that it draws.
+        jobs: number of processes. If more than one, each loads the encoder of ``config``, on the GPUs in turn or with
+            a share of the CPU threads. A cluster (`current_engine`) sets its own number of workers.
+        parts: where a cluster keeps the manifests of stored batches. Manifests of another run are deleted.
 
     Returns:
         The cuts, in their order, with the array's manifest in ``custom``.
@@ -122,14 +122,14 @@ def store_features(
     work = StoringJob(str(storage_dir), key[len(FEATURES) :], dtype, bf16, chunks, current_access())
     groups = list(batches_of(sorted(cuts, key=lambda cut: cut.duration), max_duration))
     if parts is not None and not current_engine().is_cluster:
-        parts.remove()  # they point at arrays that are now written anew
+        parts.remove()  # they point to arrays that are overwritten now
     done: Dict[str, Cut] = {}
     with contextlib.ExitStack() as stack:
         arrays: Iterator[List[Array]] = (work.store(encoder, group) for group in groups)
         if current_engine().is_cluster:
             threads, run = torch.get_num_threads(), work.digest(config)
             if parts is not None:
-                # Files of arrays are named by cuts only: a run of another encoder, or in other batches, replaces them.
+                # Array files are named by cuts only: a run with another encoder, or other batches, overwrites them.
                 names = json.dumps([[cut.id for cut in group] for group in groups])
                 parts.keep_of(hashlib.sha256(f"{run} {names}".encode("utf-8", "surrogatepass")).hexdigest())
             shards = zip(map(partial(batch_digest, run, stored_features=False), groups), groups)
@@ -159,7 +159,7 @@ class StoringJob:
 
     storage_dir: str
     suffix: str
-    """Of the files' names: that of the chunks."""
+    """Suffix of the file names, by chunk setting."""
     dtype: str
     bf16: bool
     chunks: Optional[ChunkOptions]
@@ -167,7 +167,7 @@ class StoringJob:
 
     @torch.no_grad()
     def store(self, encoder: Encoder, group: Sequence[Cut]) -> List[Array]:
-        """The manifests of the stored arrays of a batch."""
+        """Store the features of a batch; return the arrays' manifests."""
         device = next(encoder.parameters()).device
         with allow_sources(self.access.commands, self.access.urls):
             audio, lens = collate([load_inputs(cut) for cut in group])
@@ -182,7 +182,7 @@ class StoringJob:
             ]
 
     def digest(self, config: EncoderConfig) -> str:
-        """A digest of all that the features of a cut depend on: the job, and the encoder with its files."""
+        """A digest of everything that a cut's features depend on: the job, and the encoder with its files."""
         digest = hashlib.sha256(f"{tokenverse_pp.__version__} {self} {config}".encode())
         for path in sorted(Path(config.name).iterdir()) if Path(config.name).is_dir() else ():
             if path.is_file():
@@ -191,10 +191,10 @@ class StoringJob:
         return digest.hexdigest()
 
     def start(self, config: EncoderConfig, threads: int, run: str) -> Callable[[Sequence[Cut]], Dict[str, Any]]:
-        """Load the encoder in a worker of a cluster; return what computes a batch, as plain JSON.
+        """Load the encoder in a cluster worker; return a function from a batch to its result as plain JSON.
 
         Raises:
-            UserError: where `digest` is not ``run``, that of the command.
+            UserError: `digest` differs from ``run``, the digest of the command.
         """
         if self.digest(config) != run:
             raise UserError(f"{config.name}: on {socket.gethostname()} it differs from that of the command")
@@ -207,7 +207,7 @@ class StoringJob:
 
 
 def _arrays_of(line: Dict[str, Any]) -> List[Array]:
-    """The manifests of a batch that a worker of a cluster has stored (raises UserError if they are not here)."""
+    """The manifests of a batch that a cluster worker has stored (raises UserError if an array is not found here)."""
     arrays = [Array.from_dict(array) for array in line["arrays"]]
     check_shared(Path(array.storage_path, array.storage_key) for array in arrays)
     return arrays
@@ -217,12 +217,12 @@ _encoder: List[Encoder] = []  # of this process, if `store_features` has started
 
 
 def _start_process(config: EncoderConfig, places: Any, threads: int) -> None:
-    """Start a process of `store_features`: load the encoder on the GPU of its place."""
+    """Start a process of `store_features`: load the encoder on a GPU, by its number from ``places``."""
     _encoder.append(_load_encoder(config, threads, places.get()))
 
 
 def _load_encoder(config: EncoderConfig, threads: int, place: int = 0) -> Encoder:
-    """The encoder in a process of its own, on one of the GPUs it sees, by turns of the places."""
+    """Load the encoder in a separate process, on GPU ``place`` modulo the number of visible GPUs."""
     torch.set_num_threads(threads)
     encoder = build_encoder(config).eval()
     if torch.cuda.is_available():
@@ -231,7 +231,7 @@ def _load_encoder(config: EncoderConfig, threads: int, place: int = 0) -> Encode
 
 
 def batches_of(cuts: Iterable[Cut], max_duration: float) -> Iterator[List[Cut]]:
-    """Consecutive cuts of at most ``max_duration`` seconds, padding included; at least one cut."""
+    """Batches of consecutive cuts: at most ``max_duration`` seconds with padding, or a single cut."""
     group: List[Cut] = []
     for cut in cuts:
         if group and (len(group) + 1) * max(cut.duration, max(c.duration for c in group)) > max_duration:

@@ -27,16 +27,16 @@ MAX_COMBINATION_TASKS = 10  # 2^10 rows; beyond that most rows would never be tr
 class TaskVectors(nn.Module):
     """One vector per task, summed over the active tasks, or one vector per combination of active tasks.
 
-    Both are ``scale * weights @ table``: every row is in the graph of every step, so an absent task is no unused
-    parameter under DDP. Rows are initialised to zero: a new model equals one without vectors.
+    Both are ``scale * weights @ table``: every row is in the graph of every step, so DDP finds no unused
+    parameters when a task is absent. Rows are initialised to zero: a new model equals one without vectors.
 
     With ``code`` ``binary`` a task's weight is 1 if it is active and 0 if not (the form of TokenVerse++), with
-    ``centred`` it is 1 or -1: v = sum of (2 a_k - 1) v_k. There the states "on" and "off" of a task are equally far
+    ``centred`` it is 1 or -1: v = sum of (2 a_k - 1) v_k. Then the states "on" and "off" of a task are equally far
     from the features, and each utterance trains the vectors of all tasks, not only of its active ones. Both codes
     can represent the same vectors, as ``asr`` is always active (see `recoded`).
 
     Args:
-        num_tasks: K + 1, the first being ``asr``, which is always active.
+        num_tasks: K + 1; the first is ``asr``, which is always active.
         dim: d of the embeddings.
         strategy: ``sum`` (K + 1 rows) or ``combination`` (2^K rows).
         code: ``binary`` or, with ``sum``, ``centred``.
@@ -44,7 +44,7 @@ class TaskVectors(nn.Module):
     """
 
     trained: Tensor
-    refuses = True  # combinations that were never active in training, in eval mode
+    refuses = True  # in eval mode, raise for combinations that were never active in training
 
     def __init__(self, num_tasks: int, dim: int, strategy: str = "sum", code: str = "binary", scale: float = 1.0):
         super().__init__()
@@ -63,10 +63,10 @@ class TaskVectors(nn.Module):
     def forward(self, active: Tensor) -> Tensor:
         """active (N, K + 1) of 0 and 1 -> v (N, d).
 
-        With strategy ``sum`` a value may lie between or beyond (``--vector-scale``): v is linear in it.
+        With strategy ``sum``, values may lie between 0 and 1 or beyond (``--vector-scale``): v is linear in them.
 
         Raises:
-            UserError: in eval mode, a combination that was never trained (strategy ``combination``), if it ``refuses``.
+            UserError: with strategy ``combination`` in eval mode, if a combination was never trained (see ``refuses``).
         """
         if self.strategy == "sum":
             weights = active.to(self.table.dtype)
@@ -88,7 +88,7 @@ class TaskVectors(nn.Module):
 
 
 def check_registers(config: ModelConfig) -> None:
-    """See that ``vectors.registers`` fits the encoder (raises UserError)."""
+    """Check that ``vectors.registers`` fits the encoder (raises UserError)."""
     count, place = config.vectors.registers, config.vectors.placement
     if not count:
         return
@@ -101,10 +101,10 @@ def check_registers(config: ModelConfig) -> None:
 
 
 def recoded(table: Tensor, old: VectorsConfig, new: VectorsConfig) -> Tensor:
-    """The table (rows, d) of the form ``new`` that gives the same vectors as ``table`` does in the form ``old``.
+    """Convert a table (rows, d) from the form ``old`` to the form ``new``, which gives the same vectors.
 
     From binary to centred each task's vector is halved and the other halves are added to the vector of ``asr``, which
-    is always active: v_0 + sum a_k v_k = (v_0 + sum v_k / 2) + sum (2 a_k - 1) v_k / 2. And the reverse.
+    is always active: v_0 + sum a_k v_k = (v_0 + sum v_k / 2) + sum (2 a_k - 1) v_k / 2. Centred to binary inverts this.
     """
     table = table.clone()
     if (old.code, new.code) == ("binary", "centred"):
@@ -120,16 +120,16 @@ class SpecAugment(nn.Module):
     """Masks the features of each utterance in training (Park et al., 2019); the identity in eval mode.
 
     Whole frames are masked, in spans of at most ``time_span``, and whole channels. Masked values become the mean of
-    their channel over the valid frames of the utterance, or zero (``fill``). What was added to the features before,
+    their channel over the valid frames of the utterance, or zero (``fill``). Anything added to the features before,
     such as the task vector, is masked with them. Each utterance keeps at least one valid frame and one channel, and so
-    a part of the vector: where the spans would cover all of its valid frames, its time masks are left out, and so are
-    its channel masks where they would cover all channels. (A span may be longer than a short utterance; elsewhere the
-    masked share is ``time_share`` on average.)
+    a part of the vector: time masks that would cover all of its valid frames are left out, as are channel masks that
+    would cover all channels. (A span may be longer than a short utterance; otherwise the masked share is
+    ``time_share`` on average.)
 
-    Zeros are no neutral value where a layer norm follows: what attention adds to a frame of zeros is all that it
-    holds, and is scaled to full size. In a trained Whisper encoder such frames became the place where the task vectors
-    of the other frames were read, so that decoding, without masks, hardly heeded them. The mean has the size of the
-    features, as in ESPnet's and lhotse's SpecAugment.
+    Zeros are not a neutral value before a layer norm: a frame of zeros then contains only what attention adds to it,
+    scaled to full size. A trained Whisper encoder learned to read the task vectors of the other frames in such frames,
+    so that in decoding, without masks, the vectors had hardly any effect. The mean has the magnitude of the features,
+    as in ESPnet's and lhotse's SpecAugment.
     """
 
     def __init__(self, config: SpecAugmentConfig):
@@ -165,14 +165,14 @@ class SpecAugment(nn.Module):
 def _spans(lens: Tensor, size: int, share: float, span: int, device: torch.device) -> Tensor:
     """Random spans of 0 to ``span`` places within lens (N,), covering about ``share`` -> mask (N, size) on a device.
 
-    A row whose spans would cover all of its places has none.
+    A row whose spans would cover all of its places gets no spans.
     """
     # A span has span / 2 places on average; the number of spans is rounded at random, to keep the mean.
     mean = lens.to(torch.float32) * share / (span / 2)
     longest = float(mean.max()) if len(lens) else 0.0
     lens = lens.to(device, non_blocking=True)
     count = (mean.to(device, non_blocking=True) + torch.rand(lens.shape, device=device)).floor().long()
-    # A GPU draws the most spans that there can be: to ask it how many there are would be to wait for it.
+    # On a GPU, draw the largest possible number of spans: reading the actual number would wait for the GPU.
     most = int(count.max()) if device.type == "cpu" and len(lens) else int(longest + 1)
     if most == 0:
         return torch.zeros(len(lens), size, dtype=torch.bool, device=device)
@@ -258,20 +258,20 @@ class Transducer(nn.Module):
 
         Args:
             inputs: audio (N, S), or stored features at the seam (N, T, F) when ``stored``.
-            lens: valid samples or frames, (N,); best on the CPU, where looking at them does not wait for a GPU.
+            lens: valid samples or frames, (N,); best on the CPU, where reading them does not wait for a GPU.
             active: (N, K + 1) of 0 and 1: the active tasks.
             stored: ``inputs`` are stored results of `Encoder.extract`, with the same ``chunks``.
             chunks: each frame sees only its chunk and the left context, as in streaming; None: full context.
 
         Returns:
-            (N, T', C) and the valid frames (N,), where ``lens`` were.
+            (N, T', C) and the valid frames (N,), on the device of ``lens``.
         """
         if chunks is not None and chunks.full:
             chunks = None
         features, lens = (inputs, lens) if stored else self.encoder.extract(inputs, lens, chunks)
         features = features.to(self.joiner.output.weight.dtype)
-        # Masks must cover the vector too: in a frame of zeros and the vector, the layer norm behind the seam would
-        # scale the vector to full size, and its gradient with it.
+        # Masks must cover the vector too: in a frame of zeros plus the vector, the layer norm after the seam would
+        # scale the vector and its gradient to full size.
         masks_vector = self.config.vectors.masked is not False
         if not masks_vector:
             features = self.spec_augment(features, lens)
@@ -300,18 +300,18 @@ class Transducer(nn.Module):
         stored: bool = False,
         chunks: Optional[ChunkOptions] = None,
     ) -> Losses:
-        """Simple, pruned and (if it is on) CTC loss of each utterance.
+        """Simple, pruned and (if enabled) CTC loss of each utterance.
 
         Args:
             inputs: see `encode`; so are lens, active, stored and chunks.
-            tokens: target ids (N, U), padded with anything.
+            tokens: target ids (N, U), padded with any id.
             token_lens: valid targets, (N,).
         """
         out, lens = self.encode(inputs, lens, active, stored, chunks)
         return self.losses(out, lens, tokens, token_lens)
 
     def losses(self, out: Tensor, lens: Tensor, tokens: Tensor, token_lens: Tensor) -> Losses:
-        """What `forward` gives, from what `encode` gave: out (N, T', C), lens (N,)."""
+        """The losses of `forward`, given the output of `encode`: out (N, T', C), lens (N,)."""
         tokens, boundary, arguments = self._loss_arguments(out, lens, tokens, token_lens)
         c = self.config.loss
         simple, pruned = pruned_transducer_loss(
@@ -334,7 +334,7 @@ class Transducer(nn.Module):
         """Expected log-probability (N, U) of each target token (`tokenverse_pp.losses.entry`), in nats.
 
         Args:
-            out, lens: what `encode` gave, (N, T', C) and (N,).
+            out, lens: output of `encode`, (N, T', C) and (N,).
             tokens, token_lens: see `forward`.
         """
         tokens, boundary, arguments = self._loss_arguments(out, lens, tokens, token_lens)
@@ -368,12 +368,12 @@ class Transducer(nn.Module):
             return out.new_zeros(len(lens), dtype=torch.float32)
         log_probs = self.ctc(out).float().log_softmax(-1).transpose(0, 1)
         blank = self.predictor.blank_id
-        # Lengths on the CPU: with others, the loss of a GPU would copy them there first.
+        # Pass lengths on the CPU: for lengths on a GPU, the loss would first copy them to the CPU.
         lengths = (lens.cpu(), token_lens.cpu())
         return F.ctc_loss(log_probs, tokens, *lengths, blank, reduction="none", zero_infinity=True)
 
     def checkpoint_state(self) -> Dict[str, Tensor]:
-        """The state dict without the weights of a frozen encoder, which are loaded from their source again."""
+        """The state dict without the weights of a frozen encoder, which are reloaded from their source."""
         frozen = tuple(f"encoder.{prefix}" for prefix in self.encoder.frozen_prefixes())
         return {k: v for k, v in self.state_dict().items() if not (frozen and k.startswith(frozen))}
 
@@ -383,7 +383,7 @@ class Transducer(nn.Module):
         return [name for name in state if unread and name.startswith(unread)]
 
     def load_checkpoint_state(self, state: Dict[str, Tensor]) -> Optional[str]:
-        """Load the result of `checkpoint_state`; return what does not fit in one line, or None."""
+        """Load the result of `checkpoint_state`; return a line on what does not fit, or None."""
         expected = self.checkpoint_state()
         unread = set(self.unread(state))
         state = {name: value for name, value in state.items() if name not in unread}

@@ -1,7 +1,7 @@
 """The pruned transducer loss in PyTorch, with k2's function and argument names.
 
-Needs no compilation; runs on any device with torch 1.13 and 2.x. float64 inputs stay float64, all others are computed
-in float32, the lattice in float64.
+It needs no compilation and runs on any device with torch 1.13 and 2.x. float64 inputs stay float64, all others are
+computed in float32, and the lattice in float64.
 """
 
 from tokenverse_pp.losses.native.lattice import mutual_information_recursion

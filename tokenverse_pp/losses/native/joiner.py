@@ -1,16 +1,16 @@
 """Joiner + log-softmax + gather over a pruned band, without ever holding the (B, T, R, V) logits.
 
-Of each logit row the loss needs two log-probabilities: of the next symbol and of blank. They are computed in
-chunks of frames small enough for the caches. A chunk keeps, if the memory budget allows, its hidden rows
-tanh(am + lm) and the exponentials of its logits; otherwise the backward pass computes both again (one more
+The loss needs two log-probabilities of each logit row: of the next symbol and of blank. They are computed in
+chunks of frames small enough for the caches. If the memory budget allows, a chunk keeps its hidden rows
+tanh(am + lm) and the exponentials of its logits; otherwise the backward pass recomputes both (one more
 matrix product).
 
 With e = exp(logits - max), the gradient of the logits is -(g_px + g_py) * e / sum(e), plus g_px at the symbol
 and g_py at blank; so the kept exponentials become the gradient in place, and these two entries are written
 from the exact log-probabilities.
 
-Frames outside of an utterance are not computed at all, and the backward pass leaves out rows whose occupation is
-lost in rounding (`_needed_rows`): in a trained model, most.
+Frames outside of an utterance are not computed at all, and the backward pass skips rows whose occupation is lost
+in rounding (`_needed_rows`), which are most rows of a trained model.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch.autograd.function import once_differentiable
 
 from tokenverse_pp.losses.native.lattice import without_autocast
 
-# Least and most numbers in a chunk's larger tensor. On a CPU 4 MB in float32 stay in the caches, where all but the
-# matrix products cost little; but a product of fewer than CHUNK_ROWS rows repacks the weights too often, so wide
-# layers get up to 16 MB. A GPU wants large launches.
+# Minimum and maximum number of elements of a chunk's larger tensor. On a CPU, 4 MB in float32 stay in the caches, where
+# all but the matrix products cost little; but a product of fewer than CHUNK_ROWS rows repacks the weights too often, so
+# wide layers get up to 16 MB. A GPU needs large launches.
 CHUNK_NUMBERS_CPU = (2**20, 2**22)
 CHUNK_NUMBERS_GPU = (2**25, 2**25)
 CHUNK_ROWS = 1024
@@ -86,7 +86,7 @@ def _pick(x: Tensor, frames: slice, picked: Optional[Tensor]) -> Tensor:
 def _through_sigmoid(x: Tensor) -> bool:
     """Whether to compute tanh(x) as 2 * sigmoid(2 x) - 1, in float32.
 
-    On CPUs torch's tanh takes four times as long. The difference is at most 2e-7: three roundings at 1.
+    On CPUs torch's tanh takes four times as long. The difference is at most 2e-7, three roundings near 1.
     """
     return x.device.type == "cpu" and x.dtype != torch.float64
 
@@ -125,14 +125,14 @@ class _Rows:
         return rows.sigmoid_().mul_(2).sub_(1).to(self.plan.compute_dtype)
 
     def _work(self, name: str, shape: Tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """Buffers reused by the next chunk: allocating pages costs more than the computation on them."""
+        """Return a buffer that the next chunk reuses: allocating pages costs more than the computation on them."""
         buffer = self.workspace.get(name)
         if buffer is None or buffer.shape[0] < shape[0]:
             buffer = self.workspace[name] = torch.empty(shape, dtype=dtype, device=self.am.device)
         return buffer[: shape[0]]
 
     def frame_rows(self, frames: slice, picked: Tensor) -> Tensor:
-        """Which frame each picked row belongs to."""
+        """The frame of each picked row."""
         return frames.start + torch.div(picked, self.plan.lm_rows.shape[1], rounding_mode="floor")
 
     def shifted_logits(self, hidden: Tensor, sum_dtype: torch.dtype) -> Tensor:
@@ -219,7 +219,7 @@ class _JoinerLogProbs(torch.autograd.Function):
         rows = _Rows(plan, am, lm, weight, bias)
         grads = _Gradients(rows, px.dtype)
         needed = _needed_rows(px_grad, py_grad, plan.compute_dtype)
-        # Kept chunks are overwritten, so they serve once; a second backward pass computes them again.
+        # Kept chunks are overwritten, so they can be used once; a second backward pass recomputes them.
         kept, ctx.kept = ctx.kept, []
         kept.reverse()
         for start in range(0, plan.lm_rows.shape[0], ctx.step):
@@ -247,19 +247,19 @@ class _JoinerLogProbs(torch.autograd.Function):
 
 
 def _needed_rows(px_grad: Tensor, py_grad: Tensor, compute_dtype: torch.dtype) -> Tensor:
-    """Which rows (M, R) the backward pass must visit.
+    """Mask (M, R) of the rows that the backward pass must visit.
 
-    The gradient of a row is at most its occupation, and a trained model's occupation lies on one or two positions
-    of a frame. Rows under a thousandth of the computing type's rounding error of their frame's largest are left out:
-    no sum over the frame's rows can tell.
+    The gradient of a row is at most its occupation, which in a trained model lies on one or two positions of a frame.
+    A row is skipped if its occupation is at most eps / 1024 (of the computing type) times the largest of its frame: no
+    sum over the frame's rows would change.
     """
     share = (px_grad + py_grad).abs()
     negligible = share <= share.amax(1, keepdim=True) * (torch.finfo(compute_dtype).eps / 1024)
-    return ~negligible  # so that NaN is kept, and seen
+    return ~negligible  # so that NaN is kept and shows
 
 
 def _worth_picking(needed: Tensor) -> Optional[Tensor]:
-    """Positions of the needed rows of a chunk; None if so many are needed that all are taken without copying."""
+    """Positions of the needed rows of a chunk; None if so many are needed that all are used without copying."""
     picked = needed.flatten().nonzero().squeeze(1)
     return picked if len(picked) < 0.8 * needed.numel() else None
 
@@ -279,7 +279,7 @@ def _logit_grad(
     grad = weights.mul_((-both_grad / total).unsqueeze(1)).to(plan.compute_dtype)
     at_symbol = px_grad - both_grad * px.exp()
     at_blank = py_grad - both_grad * py.exp()
-    # Where the target is itself blank, both gradients meet in one logit.
+    # If the target is itself blank, both gradients apply to the same logit.
     at_blank += torch.where(target == plan.blank, px_grad, torch.zeros_like(px_grad))
     grad.scatter_(1, target.unsqueeze(1), at_symbol.to(grad.dtype).unsqueeze(1))
     grad[:, plan.blank] = at_blank.to(grad.dtype)
@@ -297,7 +297,7 @@ def joiner_log_probs(am: Tensor, lm: Tensor, weight: Tensor, bias: Tensor, plan:
     Returns:
       px, py, each (B, T, R), float32 (float64 for float64 parameters); 0 in frames outside of the boundary.
     """
-    if not torch.is_grad_enabled():  # which `forward` of an autograd function cannot tell
+    if not torch.is_grad_enabled():  # `forward` of an autograd function cannot check this
         plan = plan._replace(memory_budget=0)
     px, py = _JoinerLogProbs.apply(am, lm, weight, bias, plan)
     shape = (am.shape[0], am.shape[1], px.shape[1])

@@ -1,4 +1,4 @@
-"""Whether a tensor's loss is computed by the Triton kernels of `losses.triton` or by PyTorch."""
+"""The choice between the Triton kernels of `losses.triton` and PyTorch for a tensor's loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _problems: Dict[str, Optional[str]] = {}  # device -> why the kernels cannot be 
 
 @contextlib.contextmanager
 def use_kernels(which: Optional[str]) -> Iterator[None]:
-    """Within the block, compute losses with ``triton`` or ``torch`` whatever the device; None: by the device.
+    """Within the block, compute losses with ``triton`` or ``torch`` on any device; None: depending on the device.
 
     Raises:
       UserError: at the first loss, if ``triton`` cannot be used.
@@ -35,9 +35,9 @@ def use_kernels(which: Optional[str]) -> Iterator[None]:
 
 
 def triton_kernels(x: Tensor) -> Any:
-    """The module `losses.triton` if it is to compute the loss of ``x``, else None.
+    """Return the module `losses.triton` if it computes the loss of ``x``, else None.
 
-    It is used for tensors on NVIDIA GPUs where Triton works. Where it does not, a warning says why, once.
+    It is used for tensors on NVIDIA GPUs where Triton works. Where it does not, a warning gives the reason, once.
     """
     wanted = _wanted.get()
     if wanted == "torch" or (wanted is None and not x.is_cuda):
@@ -51,7 +51,7 @@ def triton_kernels(x: Tensor) -> Any:
 
 
 def triton_problem(device: torch.device) -> Optional[str]:
-    """Why the Triton kernels cannot be used on a device, in one line; None if they can. Found out once a device."""
+    """Why the Triton kernels cannot be used on a device, in one line; None if they can. Checked once per device."""
     key = str(device)
     if key not in _problems:
         _problems[key] = _find_problem(device)
@@ -74,8 +74,8 @@ def _find_problem(device: torch.device) -> Optional[str]:
         kernels = importlib.import_module("tokenverse_pp.losses.triton")
         arcs, boundary = torch.zeros((1, 2, 2), device=device), torch.tensor([[0, 0, 1, 2]], device=device)
         kernels.dense_scores(arcs[:, :1], arcs, boundary, False)
-    except torch.cuda.OutOfMemoryError:  # says nothing of the kernels
+    except torch.cuda.OutOfMemoryError:  # not a problem of the kernels
         raise
-    except Exception as error:  # a compiler that is missing, a GPU that is too old: the messages vary
+    except Exception as error:  # e.g. a missing compiler or a GPU that is too old: the messages vary
         return one_line(error)
     return None

@@ -5,14 +5,14 @@ keeps `s` (a `stay` arc) or raises it by one (a `move` arc)::
 
     p[n + 1, s] = logaddexp(p[n, s] + stay[n, s],  p[n, s - 1] + move[n, s - 1])
 
-- `modified` and `constrained`: each arc uses a frame, a step is a frame.
-- `regular`: a symbol uses no frame. Along the anti-diagonal n = s + t every arc of k2's recursion leads from
-  diagonal n to n + 1, so the same recursion holds with a step for each diagonal.
+- `modified` and `constrained`: each arc uses a frame, so a step is a frame.
+- `regular`: a symbol uses no frame. On the anti-diagonals n = s + t, every arc of k2's recursion leads from
+  diagonal n to n + 1, so the same recursion holds with one step per diagonal.
 
 Each step is two vector operations over (S, B). The backward pass first turns all arcs into conditional
-probabilities P(arc | state it leads to) in one go, and then only multiplies and adds: no logarithms, and arcs
+probabilities P(arc | state it leads to) at once, and then only multiplies and adds: no logarithms, and arcs
 of -inf (outside of a pruned band, after the last frame) are plain zeros. The recursion runs in float64 where
-the device has it; its cost is that of launching the steps, and sums over thousands of frames stay exact.
+the device supports it; its cost is that of launching the steps, and sums over thousands of frames stay exact.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REDUCTIONS = ("none", "mean", "sum")
 
 
 def check_rnnt_type(rnnt_type: str) -> None:
-    """Refuse an unknown lattice topology."""
+    """Raise ValueError for an unknown lattice topology."""
     if rnnt_type not in RNNT_TYPES:
         raise ValueError(f"rnnt_type should be one of {RNNT_TYPES}, given {rnnt_type!r}")
 
@@ -50,9 +50,9 @@ def reduce_loss(loss: Tensor, reduction: Optional[str]) -> Tensor:
 
 
 def without_autocast(function: Method) -> Method:
-    """For a backward pass: autocast off on the device of the first gradient.
+    """Decorate a backward pass: autocast is off on the device of the first gradient.
 
-    Autograd does so by itself only if `backward` is called outside of the autocast context.
+    Autograd does this by itself only if `backward` is called outside of the autocast context.
     """
 
     @functools.wraps(function)
@@ -64,7 +64,7 @@ def without_autocast(function: Method) -> Method:
 
 
 def autocast_type(kind: str) -> Optional[torch.dtype]:
-    """The type in which autocast computes matrix products on a kind of device; None where it is off."""
+    """The type in which autocast computes matrix products on a kind of device; None if it is off."""
     if hasattr(torch, "get_autocast_dtype"):  # torch 2.4 and later; the functions below are deprecated there
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     if kind == "cpu":
@@ -73,25 +73,25 @@ def autocast_type(kind: str) -> Optional[torch.dtype]:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half-precision tensors as float32; float32 and float64 as they are."""
+    """Half-precision tensors as float32; float32 and float64 unchanged."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _full_boundary(batch: int, num_symbols: int, num_frames: int, device: torch.device) -> Tensor:
-    """The boundary meant by `None`: every sequence fills its row; shape (B, 4), int64."""
-    row = torch.zeros(batch, 4, dtype=torch.int64, device=device)  # filled there: copying would wait for a GPU
+    """The default boundary: every sequence fills its row; shape (B, 4), int64."""
+    row = torch.zeros(batch, 4, dtype=torch.int64, device=device)  # filled on the device: copying would wait for a GPU
     row[:, 2], row[:, 3] = num_symbols, num_frames
     return row
 
 
 def _check_boundary(boundary: Tensor, batch: int, num_symbols: int, num_frames: int) -> None:
-    """Refuse a boundary of a wrong shape or type, or one that leaves the tensors."""
+    """Raise ValueError for a boundary of a wrong shape or type, or outside of the tensors."""
     if boundary.dtype != torch.int64 or boundary.shape != (batch, 4):
         raise ValueError(
             f"boundary should be an int64 tensor of shape ({batch}, 4), "
             f"given {boundary.dtype} of shape {tuple(boundary.shape)}"
         )
-    if triton_kernels(boundary) is not None:  # to look would wait for the GPU; the kernels stay inside of the tensors
+    if triton_kernels(boundary) is not None:  # reading would wait for the GPU; the kernels stay inside of the tensors
         return
     begins, ends = boundary[:, :2], boundary[:, 2:]
     limit = torch.tensor([num_symbols, num_frames], device=boundary.device)
@@ -105,10 +105,10 @@ def _check_boundary(boundary: Tensor, batch: int, num_symbols: int, num_frames: 
 def checked_boundary(
     boundary: Optional[Tensor], batch: int, num_symbols: int, num_frames: int, device: torch.device
 ) -> Tensor:
-    """The boundary (B, 4) to work with: the given one if it fits, or that of sequences which fill their rows.
+    """Return the given boundary (B, 4) if it is valid; for None, that of sequences which fill their rows.
 
     Raises:
-      ValueError: on a wrong shape or type, or numbers outside of the tensors.
+      ValueError: shape or type is wrong, or numbers are outside of the tensors (not checked for Triton).
     """
     if boundary is None:
         return _full_boundary(batch, num_symbols, num_frames, device)
@@ -120,7 +120,7 @@ def delay_offsets(boundary: Tensor, num_frames: int, delay_penalty: float, dtype
     """What k2's `delay_penalty` adds to every symbol arc at frame t: penalty * ((T_b - 1) / 2 - t).
 
     Shape (B, num_frames). Positive for early frames and negative for late ones, so late symbols cost more
-    (k2 issue 955). Rounded to float32 on the way, as in k2, so that float64 losses agree to the last digits.
+    (k2 issue 955). Computed in float32, as in k2, so that float64 losses agree to the last digits.
     """
     middle = (boundary[:, 3:4] - 1) / 2
     frames = torch.arange(num_frames, device=boundary.device)
@@ -151,7 +151,7 @@ class _Layout(NamedTuple):
         return self.batch + (self.step_stride if self.diagonal else 0)
 
     def move_view(self, arcs: Tensor, columns: int) -> Tensor:
-        """Symbol arcs as (B, S, columns); kept one row further, in the row of the state they lead to."""
+        """Symbol arcs as (B, S, columns); stored one row further, in the row of the state they lead to."""
         return arcs.as_strided(
             (self.batch, self.num_symbols, columns),
             (1, self.symbol_stride, self.step_stride),
@@ -174,7 +174,7 @@ class _Layout(NamedTuple):
 
 
 def lattice_dtype(x: Tensor) -> torch.dtype:
-    """float64, except on devices that have none."""
+    """float64, except on devices without it."""
     return x.dtype if x.device.type == "mps" else torch.float64
 
 
@@ -196,7 +196,7 @@ def _forward_scores(arcs: Tensor, layout: _Layout) -> Tensor:
     rows, batch = layout.num_symbols + 1, layout.batch
     p = torch.full((layout.steps + 1, rows + 1, batch), NEG_INF, dtype=arcs.dtype, device=arcs.device)
     p[0, 1] = 0.0
-    # (steps + 1, 2, S + 1, B): [0] the state one symbol back, [1] the same state. Both lie in p itself.
+    # (steps + 1, 2, S + 1, B): [0] the state one symbol back, [1] the same state. Both are views of p.
     sources = p.as_strided((layout.steps + 1, 2, rows, batch), ((rows + 1) * batch, batch, batch, 1))
     arriving = torch.empty((2, rows, batch), dtype=arcs.dtype, device=arcs.device)
     moved, stayed = arriving.unbind(0)
@@ -211,7 +211,7 @@ def _occupation(arcs: Tensor, p: Tensor, ends: Tensor, scores: Tensor, layout: _
     rows, batch = layout.num_symbols + 1, layout.batch
     sources = p.as_strided((layout.steps, 2, rows, batch), ((rows + 1) * batch, batch, batch, 1))
     arcs.add_(sources).sub_(p[1:, 1:].unsqueeze(1)).exp_()
-    # -inf - -inf: states nothing leads to.
+    # -inf - -inf is NaN: no path leads to the state.
     arcs.nan_to_num_(nan=0.0, posinf=0.0)
     state = torch.zeros_like(p)
     state.view(-1)[ends] = torch.isfinite(scores).to(p.dtype)
@@ -225,7 +225,7 @@ def _occupation(arcs: Tensor, p: Tensor, ends: Tensor, scores: Tensor, layout: _
 
 
 def _solve(arcs: Tensor, layout: _Layout, lengths: Tensor, with_grad: bool) -> Tuple[Tensor, Optional[Tensor]]:
-    """Total scores (B,) and, if asked for, the buffer of occupation probabilities (which reuses `arcs`)."""
+    """Total scores (B,) and, if requested, the buffer of occupation probabilities (which reuses `arcs`)."""
     p = _forward_scores(arcs, layout)
     ends = _end_index(layout, lengths)
     scores = p.view(-1)[ends]
@@ -258,7 +258,7 @@ class _DenseLattice(torch.autograd.Function):
         scores, occupation = _solve(arcs, layout, lengths, with_grad)
         if occupation is None:
             return scores.to(px.dtype), None, None
-        # `contiguous` before leaving: the views are strided over a buffer twice their size.
+        # Return contiguous copies: the views are strided over a buffer twice their size.
         px_grad = layout.move_view(occupation, columns).to(px.dtype, memory_format=torch.contiguous_format)
         py_grad = layout.stay_view(occupation).to(py.dtype, memory_format=torch.contiguous_format)
         if shifted:
@@ -276,7 +276,7 @@ class _DenseLattice(torch.autograd.Function):
 
 
 class _BandLattice(torch.autograd.Function):
-    """The same over a band: px, py (B, T, R) are the arcs leaving the positions `ranges` (B, T, R)."""
+    """Like `_DenseLattice`, over a band: px, py (B, T, R) are the arcs leaving the positions `ranges` (B, T, R)."""
 
     @staticmethod
     def forward(ctx, px: Tensor, py: Tensor, ranges: Tensor, boundary: Tensor, num_symbols: int, diagonal: bool):
@@ -289,7 +289,7 @@ class _BandLattice(torch.autograd.Function):
         for values, move in ((px, True), (py, False)):
             keep = used & (ranges < num_symbols) if move else used
             index = layout.band_index(ranges - begin_symbol, frame - begin_frame, move)
-            # Element 0 is an arc out of state -1: always -inf, a safe place for what is left out.
+            # Element 0 is an arc out of state -1: always -inf, a safe place for arcs that are left out.
             index = torch.where(keep, index, torch.zeros_like(index))
             arcs.view(-1).scatter_(0, index.view(-1), values.to(arcs.dtype).masked_fill(~keep, NEG_INF).view(-1))
             places.append(index)
@@ -324,10 +324,10 @@ def mutual_information_recursion(
 
     Returns:
       scores (B,), or (scores, (px_grad, py_grad)) with the shapes of px and py. A sequence with no path at
-      all scores -inf, and its gradients are zero. Nothing changes the returned gradients later.
+      all scores -inf, and its gradients are zero. The returned gradients are never modified later.
 
     Raises:
-      ValueError: on shapes that do not belong together or a boundary outside of the tensors.
+      ValueError: the shapes do not match, or the boundary is invalid (`checked_boundary`).
     """
     batch, num_symbols, columns = px.shape
     num_frames = py.shape[2]
@@ -352,10 +352,10 @@ def band_recursion(
     Args:
       px, py: (B, T, R) arcs out of positions `ranges`; px at position `num_symbols` and all frames outside of
         `boundary` are not read.
-      ranges: (B, T, R) int64 symbol positions in 0..num_symbols, R consecutive ones in a frame.
+      ranges: (B, T, R) int64 symbol positions in 0..num_symbols, R consecutive ones per frame.
       boundary: (B, 4) as above.
       num_symbols: S, the length of the longest reference.
-      rnnt_type: `regular`, or `modified` / `constrained` (one frame an arc).
+      rnnt_type: `regular`, or `modified` / `constrained` (one frame per arc).
     """
     kernels = triton_kernels(px)
     if kernels is not None:

@@ -26,9 +26,9 @@ def _suffix_minimum(x: Tensor) -> Tensor:
 
 
 def _make_reachable(begin: Tensor, max_step: int) -> Tensor:
-    """Lower `begin` (B, T) until it starts at 0, never falls, and rises by at most `max_step` a frame.
+    """Lower `begin` (B, T) until it starts at 0, never falls, and rises by at most `max_step` per frame.
 
-    With c[t] = max_step * t - begin[t], "rises by at most max_step" is "c never falls".
+    With c[t] = max_step * t - begin[t], the last condition means that c never falls.
     """
     begin = _suffix_minimum(begin)
     ramp = max_step * torch.arange(begin.shape[1], device=begin.device)
@@ -36,22 +36,22 @@ def _make_reachable(begin: Tensor, max_step: int) -> Tensor:
 
 
 def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: int) -> Tensor:
-    """The `s_range` consecutive symbol positions that carry most of each frame's probability; as k2's.
+    """The `s_range` consecutive symbol positions that carry most of each frame's probability; as in k2.
 
-    Kuang et al. 2022, section 3.2: a frame's window that starts at s is worth the blanks' occupation inside
-    of it, less the symbol arc that would have to enter it from below at the same frame.
+    Kuang et al. 2022, section 3.2: the score of a window that starts at s is the occupation of the blanks
+    inside it, minus that of the symbol arc that enters it from below at the same frame.
 
     Args:
       px_grad: (B, S, T + 1) or (B, S, T), occupation of the symbol arcs.
       py_grad: (B, S + 1, T), occupation of the blank arcs.
       boundary: (B, 4) int64.
-      s_range: positions to keep, at least 2 for the regular topology and 1 for the others. More than S + 1
-        means S + 1.
+      s_range: positions to keep, at least 2 for the regular topology and 1 for the others. At most
+        S + 1 are kept.
 
     Returns:
-      (B, T, min(s_range, S + 1)) int64; the first column starts at 0, never falls, rises by less than s_range
-      a frame (by at most 1 for modified/constrained), and on the last frame the window holds the last symbol,
-      if the frames are enough for that: otherwise the pruned loss is +inf.
+      (B, T, min(s_range, S + 1)) int64; the first column starts at 0, never falls and rises by less than s_range
+      per frame (by at most 1 for modified/constrained). On the last frame the window contains the last symbol
+      if there are enough frames; otherwise the pruned loss is +inf.
     """
     _, num_symbols, columns = px_grad.shape
     num_frames = py_grad.shape[2]
@@ -76,7 +76,7 @@ def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_
 
 
 def do_rnnt_pruning(am: Tensor, lm: Tensor, ranges: Tensor) -> Tuple[Tensor, Tensor]:
-    """Both inputs of the joiner at the kept positions; as k2's.
+    """Both inputs of the joiner at the kept positions; as in k2.
 
     Args:
       am: (B, T, J), lm: (B, S + 1, K), ranges: (B, T, R) from `get_rnnt_prune_ranges`.
@@ -97,7 +97,7 @@ def rnnt_loss(
     delay_penalty: float = 0.0,
     reduction: Optional[str] = "mean",
 ) -> Tensor:
-    """The unpruned transducer loss of joiner outputs, logits (B, T, S + 1, V); as k2's.
+    """The unpruned transducer loss of joiner outputs, logits (B, T, S + 1, V); as in k2.
 
     The other arguments are those of `rnnt_loss_smoothed`. Returns (B,) or a scalar.
     """
@@ -126,7 +126,7 @@ def rnnt_loss(
 
 
 def targets_in_band(symbols: Tensor, ranges: Tensor, termination_symbol: int) -> Tensor:
-    """The symbol to be taken next at each kept position, (B, T, R); at position S, past the end, blank."""
+    """The next symbol at each kept position, (B, T, R); blank at position S, past the end."""
     padded = torch.nn.functional.pad(symbols, (0, 1), value=termination_symbol)
     return padded.gather(1, ranges.flatten(1)).view_as(ranges)
 
@@ -165,10 +165,10 @@ def rnnt_loss_pruned(
     delay_penalty: float = 0.0,
     reduction: Optional[str] = "mean",
 ) -> Tensor:
-    """The transducer loss of joiner outputs at the kept positions only, logits (B, T, R, V); as k2's.
+    """The transducer loss of joiner outputs at the kept positions only, logits (B, T, R, V); as in k2.
 
     `ranges` (B, T, R) come from `get_rnnt_prune_ranges`, the other arguments are those of `rnnt_loss_smoothed`.
-    This function is given all logits; `pruned_transducer_loss` never holds them.
+    This function needs all logits; `pruned_transducer_loss` never holds them.
     """
     batch, num_frames = logits.shape[:2]
     num_symbols = symbols.shape[1]

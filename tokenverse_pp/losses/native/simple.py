@@ -29,7 +29,7 @@ from tokenverse_pp.losses.native.lattice import (
 
 
 def _safe_divide(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, kept so small that sums over a million terms stay finite."""
+    """a / b, clamped so that sums over a million terms stay finite."""
     limit = torch.finfo(a.dtype).max * 1e-6
     return (a / b).clamp_(-limit, limit)
 
@@ -129,10 +129,10 @@ LossAndGrads = Union[Tensor, Tuple[Tensor, Tuple[Tensor, Tensor]]]
 def finish_arcs(
     px: Tensor, py: Tensor, boundary: Tensor, rnnt_type: str, delay_penalty: float
 ) -> Tuple[Tensor, Tensor]:
-    """Turn px (B, S, T), py (B, S + 1, T) into what k2's recursion takes for `rnnt_type`.
+    """Turn px (B, S, T), py (B, S + 1, T) into the input of k2's recursion for `rnnt_type`.
 
     regular: px gets a column T + 1, and is -inf at each sequence's end frame. constrained: a symbol's arc
-    also pays for the blank that follows it. Then the delay penalty.
+    includes the blank that follows it. The delay penalty is added last.
     """
     check_rnnt_type(rnnt_type)
     num_frames = px.shape[2]
@@ -149,7 +149,7 @@ def finish_arcs(
 
 
 def check_simple_shapes(lm: Tensor, am: Tensor, symbols: Tensor) -> None:
-    """Refuse lm, am and symbols that do not belong together."""
+    """Raise ValueError if lm, am and symbols do not match."""
     batch, num_symbols = symbols.shape
     if lm.shape != (batch, num_symbols + 1, am.shape[2]) or am.shape[0] != batch:
         raise ValueError(
@@ -171,17 +171,17 @@ def rnnt_loss_smoothed(
     reduction: Optional[str] = "mean",
     return_grad: bool = False,
 ) -> LossAndGrads:
-    """Transducer loss with joiner = am + lm, interpolated with LM-only and AM-only scores; as k2's.
+    """Transducer loss with joiner = am + lm, interpolated with LM-only and AM-only scores; as in k2.
 
     Each arc scores `(1 - lm_only_scale - am_only_scale) * both + lm_only_scale * lm + am_only_scale * am`,
-    all log-probabilities. The AM-only part uses the unigram of the whole batch, padding included, as in k2:
-    with it, losses depend a little on what else is in the batch.
+    all log-probabilities. The AM-only part uses the unigram of the whole batch, padding included, as in k2,
+    so losses depend slightly on the rest of the batch.
 
     Args:
       lm: (B, S + 1, V) unnormalised scores of the predictor's side.
       am: (B, T, V) unnormalised scores of the encoder's side.
       symbols: (B, S) int64.
-      termination_symbol: blank.
+      termination_symbol: id of the blank.
       lm_only_scale, am_only_scale: see above.
       boundary: (B, 4) int64, rows [begin_symbol, begin_frame, end_symbol, end_frame]; default [0, 0, S, T].
       rnnt_type: `regular`, `modified` (a symbol uses up its frame), `constrained` (a symbol is followed by a
@@ -226,7 +226,7 @@ def rnnt_loss_simple(
     reduction: Optional[str] = "mean",
     return_grad: bool = False,
 ) -> LossAndGrads:
-    """The transducer loss with joiner = am + lm: `rnnt_loss_smoothed` with both scales 0; as k2's."""
+    """The transducer loss with joiner = am + lm: `rnnt_loss_smoothed` with both scales 0; as in k2."""
     return rnnt_loss_smoothed(
         lm=lm,
         am=am,

@@ -1,6 +1,6 @@
 """The transducer loss as Triton kernels for NVIDIA GPUs; `losses.native` calls them for CUDA tensors.
 
-A package of its own because it cannot be imported without Triton. With ``TRITON_INTERPRET=1`` in the environment the
+A separate package because it cannot be imported without Triton. With ``TRITON_INTERPRET=1`` in the environment the
 kernels run on CPU tensors, for tests.
 """
 

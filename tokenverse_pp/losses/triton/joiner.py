@@ -1,12 +1,12 @@
 """Joiner + log-softmax + gather over a band on a GPU; the mathematics is that of `losses.native.joiner`.
 
-The matrix products are the library's. Around them, each number of the (rows, V) logits is read once and written never
-in the forward pass (beyond the product's own output), and read and written once in the backward pass, where it turns
-into its gradient. Rows are computed in chunks; the logits of as many chunks as the memory budget allows are kept, those
-of the others are computed again, and so are the hidden rows, which cost little.
+The matrix products are the library's. Besides them, the forward pass reads each of the (rows, V) logits once and writes
+none; the backward pass reads each once and overwrites it with its gradient. Rows are computed in chunks. The logits of
+as many chunks as the memory budget allows are kept; those of the others are recomputed, as are the hidden rows, which
+cost little.
 
-No row count depends on the data, so nothing is read back to the host: rows outside of an utterance take part in the
-products as zeros, which bucketed batches keep few.
+No row count depends on the data, so nothing is read back to the host: rows outside of an utterance enter the products
+as zeros. Bucketed batches have few of them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch.autograd.function import once_differentiable
 from tokenverse_pp.losses.native.lattice import without_autocast
 from tokenverse_pp.losses.triton.lattice import on_its_device, zeros_of_shapes
 
-# Numbers in the larger tensor of a chunk: at most 128 MiB in float32. Half of a smaller band is as fast and needs less;
-# products of fewer numbers than the least leave a large GPU idle.
+# Elements of the larger tensor of a chunk: at most 128 MiB in float32. A smaller band is halved, which is as fast and
+# needs less memory; products below the minimum leave a large GPU idle.
 MOST_NUMBERS, LEAST_NUMBERS = 2**25, 2**22
-_ROW = 4096  # numbers of a row of logits that a program has in registers at a time
-_FRAMES = 16  # frames that a program adds up at a time in the gradient of lm
+_ROW = 4096  # logits of a row that a program holds in registers at a time
+_FRAMES = 16  # frames that a program sums at a time in the gradient of lm
 
 
 class BandPlan(NamedTuple):
@@ -44,7 +44,7 @@ class BandPlan(NamedTuple):
 
 @triton.jit
 def _frame_of(first, boundary, begins, frames):
-    """The program's frame, from ``first`` on: utterance, place in the batch, first position, whether it is used."""
+    """The program's frame, counted from ``first``: utterance, index in (B * T), first position, whether it is used."""
     at = first + tl.program_id(0).to(tl.int64)
     b = at // frames
     t = at - b * frames
@@ -87,7 +87,7 @@ def _hidden_kernel(
 
 @triton.jit
 def _target(symbols, b, position, num_symbols, vocab, blank):
-    """The symbol to be taken next at a position; past the last one, or where it is no symbol, blank."""
+    """The next symbol at a position; blank past the last one, or if it is not a valid symbol."""
     symbol = tl.load(symbols + b * num_symbols + position, mask=position < num_symbols, other=blank)
     return tl.where((symbol >= 0) & (symbol < vocab), symbol, blank)
 
@@ -97,7 +97,7 @@ def _log_probs_kernel(
     logits, begins, boundary, symbols, px, py, normalisers, first, frames, width, num_symbols, vocab, blank,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Log-probabilities of the target and of blank in one row of logits, and the row's log-sum."""
+    """Log-probabilities of the target and of blank in one row of logits, and the row's log-sum-exp."""
     b, at, begin, used = _frame_of(first, boundary, begins, frames)
     r = tl.program_id(1)
     row = logits + (tl.program_id(0).to(tl.int64) * width + r) * vocab
@@ -133,7 +133,7 @@ def _logit_grad_kernel(
     logits, grad, begins, boundary, symbols, px_grad, py_grad, normalisers, first, frames, width, num_symbols, vocab,
     blank, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one row of logits, which may take the place of the logits."""
+    """The gradient of one row of logits, which may overwrite the logits."""
     b, at, begin, used = _frame_of(first, boundary, begins, frames)
     r = tl.program_id(1)
     row = (tl.program_id(0).to(tl.int64) * width + r) * vocab
@@ -150,7 +150,7 @@ def _logit_grad_kernel(
 
 @triton.jit(do_not_specialize=["first"])
 def _am_grad_kernel(hidden, hidden_grad, am_grad, first, width, size, RELU: tl.constexpr, BLOCK: tl.constexpr):
-    """Through the activation, summed over the positions of one frame."""
+    """Gradient of am: through the activation, summed over the positions of one frame."""
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < size
     at = tl.program_id(0).to(tl.int64)
@@ -178,9 +178,9 @@ def _lm_grad_kernel(
     hidden, hidden_grad, lm_grad, begins, first, last, frames, positions, width, size,
     RELU: tl.constexpr, FRAMES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Through the activation, added up over the frames whose windows hold one position.
+    """Gradient of lm: through the activation, summed over the frames whose windows contain one position.
 
-    Begins never fall, so these frames are neighbours: the sum needs no atomic additions and has one order.
+    Begins never fall, so these frames are contiguous: the sum needs no atomic additions, and its order is fixed.
     """
     b, position = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
@@ -212,7 +212,7 @@ class _Band:
         self.positions, self.size, self.vocab = lm.shape[1], lm.shape[2], vocab
 
     def chunks(self) -> List[Tuple[int, int]]:
-        """First and last frame of each chunk; all are about equally long."""
+        """First frame and end of each chunk; chunks are about equally long."""
         total, numbers = self.batch * self.frames, self.width * max(self.size, self.vocab)
         count = max(-(-total * numbers // MOST_NUMBERS), min(2, -(-total * numbers // LEAST_NUMBERS)), 1)
         step = max(1, -(-total // count))
@@ -299,7 +299,7 @@ class _JoinerLogProbs(torch.autograd.Function):
         am_grad = torch.empty(am.shape, dtype=norm.dtype, device=am.device)
         lm_grad, weight_grad, bias_grad = zeros_of_shapes(norm, lm.shape, weight.shape, bias.shape)
         px_grad, py_grad = px_grad.contiguous(), py_grad.contiguous()
-        # Kept logits are overwritten by their gradient, so they serve once; a second backward pass computes them again.
+        # Kept logits are overwritten by their gradient and can be used once; a second backward pass recomputes them.
         kept, ctx.kept = ctx.kept, []
         kept.reverse()
         chunks = band.chunks()
@@ -332,7 +332,7 @@ def joiner_log_probs(am: Tensor, lm: Tensor, weight: Tensor, bias: Tensor, plan:
     Returns:
       px, py, each (B, T, R), float32 (float64 for float64 parameters); 0 in frames outside of the boundary.
     """
-    if not torch.is_grad_enabled():  # which `forward` of an autograd function cannot tell
+    if not torch.is_grad_enabled():  # `forward` of an autograd function cannot check this
         plan = plan._replace(memory_budget=0)
     return _JoinerLogProbs.apply(am, lm, weight, bias, plan)
 

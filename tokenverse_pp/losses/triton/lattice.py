@@ -1,13 +1,13 @@
-"""The transducer lattice on a GPU: one kernel forward and one backward, one program an utterance.
+"""The transducer lattice on a GPU: one kernel forward and one backward, one program per utterance.
 
 The recursion is that of `losses.native.lattice`: at each step a state (a number of symbols) is reached by a `stay` arc
 from itself or a `move` arc from the state one symbol back. A program holds all states of its utterance in registers and
-runs through the steps; only arcs and one number a cell pass through memory.
+runs through the steps; only arcs and one number per cell pass through memory.
 
-Precision. State scores are float64: they grow to thousands, and float32 would lose the differences that gradients are
-made of. The cost is two additions, a subtraction and a maximum a cell, which GPUs with few float64 units carry as well.
-The correction log(1 + exp(-|difference|)), the dear part, is at most log 2 and is computed in the type of the arcs: in
-float32 its error is below 1e-7 a step, whatever the size of the scores.
+Precision. State scores are float64: they grow to thousands, and float32 would lose the differences that gradients
+depend on. The cost per cell is two additions, a subtraction and a maximum, affordable even with few float64 units.
+The correction log(1 + exp(-|difference|)), the costly part, is at most log 2 and is computed in the type of the arcs:
+in float32 its error is below 1e-7 per step, whatever the size of the scores.
 
 The forward pass keeps the difference of the two arriving scores for each cell. The backward pass needs nothing else:
 the share of the move arc is the sigmoid of the difference, and occupation only multiplies and adds. It runs in float64,
@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Sizes that change from batch to batch: Triton would compile a kernel anew where one becomes 1 or a multiple of 16.
+# Sizes that change from batch to batch: Triton would recompile a kernel if one becomes 1 or a multiple of 16.
 SIZES = (
     "max_symbols", "max_frames", "px_b", "px_s", "px_t", "py_b", "py_s", "py_t", "begins_b", "width", "difference_b",
 )  # fmt: skip
@@ -38,7 +38,7 @@ def _arcs_of_step(
     begins, n, state, begin_symbol, begin_frame, symbols, frames, px_frames,
     px_s, px_t, py_s, py_t, width, DIAGONAL: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
-    """Where the arcs of step n that lead to each state lie, and which there are: of move and of stay."""
+    """Offsets of the arcs of step n into each state, and which of them exist: for move and for stay."""
     move_symbol = state - 1
     if DIAGONAL:
         move_frame = n + 1 - state
@@ -67,7 +67,7 @@ def _arcs_of_step(
 
 @triton.jit
 def _lengths(boundary, b, max_symbols, max_frames):
-    """Begin and length of utterance b, held inside of the tensors whatever the boundary says."""
+    """Begin and length of utterance b, clamped to the tensors whatever the boundary says."""
     begin_symbol = tl.minimum(tl.maximum(tl.load(boundary + 4 * b).to(tl.int32), 0), max_symbols)
     begin_frame = tl.minimum(tl.maximum(tl.load(boundary + 4 * b + 1).to(tl.int32), 0), max_frames)
     symbols = tl.minimum(tl.load(boundary + 4 * b + 2).to(tl.int32), max_symbols) - begin_symbol
@@ -101,7 +101,7 @@ def _score_kernel(
     move = tl.load(px + at_move, mask=has_move, other=float("-inf"))
     stay = tl.load(py + at_stay, mask=has_stay, other=float("-inf"))
     for n in range(0, steps):
-        # The arcs of the next step are on their way while this one is computed.
+        # Load the arcs of the next step while this one is computed.
         at_move, has_move, at_stay, has_stay = _arcs_of_step(
             begins, n + 1, state, begin_symbol, begin_frame, symbols, frames, px_frames,
             px_s, px_t, py_s, py_t, width, DIAGONAL, BAND,
@@ -171,7 +171,7 @@ def _occupation_kernel(
 
 
 def on_its_device(function: Method) -> Method:
-    """For `forward` and `backward`: launch on the GPU of the first tensor, which need not be the current one."""
+    """Decorate `forward` or `backward`: launch on the GPU of the first tensor, which need not be the current one."""
 
     @functools.wraps(function)
     def wrapped(ctx: Any, first: Tensor, *others: Any) -> Any:
@@ -182,13 +182,13 @@ def on_its_device(function: Method) -> Method:
 
 
 def zeros_of_shapes(like: Tensor, *shapes: Sequence[int]) -> List[Tensor]:
-    """Zeros of several shapes by one launch, on the device and in the type of ``like``."""
+    """Zeros of several shapes in one launch, on the device and in the type of ``like``."""
     sizes = [math.prod(shape) for shape in shapes]
     return [x.view(*shape) for x, shape in zip(like.new_zeros(sum(sizes)).split(sizes), shapes)]
 
 
 class Lattice(NamedTuple):
-    """A batch of lattices: where the arcs lie, and which lead on.
+    """A batch of lattices: the layout of the arcs, and the topology.
 
     Arcs are dense, px (B, S, T or T + 1) and py (B, S + 1, T) with any strides, or a band: both (B, T, R), at R symbol
     positions from ``begins`` (B, T) on.
@@ -235,7 +235,7 @@ class Lattice(NamedTuple):
     def occupation(
         self, scores: Tensor, differences: Tensor, px_grad: Tensor, py_grad: Tensor, scale: Optional[Tensor] = None
     ) -> None:
-        """Write the occupation probability of each arc, times the utterance's ``scale`` (B,), over zeros."""
+        """Write the occupation probability of each arc, times the utterance's ``scale`` (B,), into zeros."""
         begins = self.boundary if self.begins is None else self.begins
         _occupation_kernel[(len(self.boundary),)](
             scores if scale is None else scale, begins, self.boundary, scores, differences, px_grad, py_grad,
@@ -244,12 +244,12 @@ class Lattice(NamedTuple):
 
 
 class _DenseLattice(torch.autograd.Function):
-    """(px, py, boundary, return_grad) -> scores (B,), occupations of px and py; as `native.lattice`'s function."""
+    """(px, py, boundary, return_grad) -> scores (B,), occupations of px and py; like `native.lattice`'s function."""
 
     @staticmethod
     @on_its_device
     def forward(ctx, px: Tensor, py: Tensor, boundary: Tensor, return_grad: bool):
-        ctx.set_materialize_grads(False)  # only scores bring a gradient
+        ctx.set_materialize_grads(False)  # only scores have a gradient
         diagonal = px.shape[2] == py.shape[2] + 1
         lattice = Lattice(boundary.contiguous(), px.shape[1], py.shape[2], diagonal, diagonal, None)
         with_grad = return_grad or any(ctx.needs_input_grad[:2])
@@ -272,7 +272,7 @@ class _DenseLattice(torch.autograd.Function):
 
 
 class _BandLattice(torch.autograd.Function):
-    """(px, py, begins, boundary, S, diagonal) -> scores (B,) of a pruned lattice; as `native.lattice`'s function."""
+    """(px, py, begins, boundary, S, diagonal) -> scores (B,) of a pruned lattice; like `native.lattice`'s function."""
 
     @staticmethod
     @on_its_device
@@ -298,7 +298,7 @@ class _BandLattice(torch.autograd.Function):
 def dense_scores(
     px: Tensor, py: Tensor, boundary: Tensor, return_grad: bool
 ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
-    """Log-scores (B,) of dense arcs, and their occupations if asked for; see `native.mutual_information_recursion`."""
+    """Log-scores (B,) of dense arcs, and their occupations if requested; see `native.mutual_information_recursion`."""
     return _DenseLattice.apply(px, py, boundary, return_grad)
 
 

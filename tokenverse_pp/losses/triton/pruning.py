@@ -43,7 +43,7 @@ def _lesser(a, b):
 def _reachable_kernel(
     begins, boundary, ranges, num_symbols, frames, width, MAX_STEP: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Lower the windows until they start at 0, never fall, rise by at most MAX_STEP a frame, and end at the end."""
+    """Lower the windows until they start at 0, never fall, rise by at most MAX_STEP per frame, and reach the end."""
     b = tl.program_id(0).to(tl.int64)
     t = tl.arange(0, BLOCK)
     valid = t < frames

@@ -18,9 +18,9 @@ from torch.autograd.function import once_differentiable
 from tokenverse_pp.losses.native.lattice import without_autocast
 from tokenverse_pp.losses.triton.lattice import Lattice, on_its_device, zeros_of_shapes
 
-_ROW = 1024  # numbers of a row that a program has in registers at a time
-_FRAMES = 128  # frames of a symbol position that a program of the arcs computes
-# Numbers of exponentials of am that are held at a time: all up to 64 MiB in float32, and 16 MiB of larger ones.
+_ROW = 1024  # numbers of a row that a program holds in registers at a time
+_FRAMES = 128  # frames of a symbol position that a program of `_arcs_kernel` computes
+# Exponentials of am that are held at a time: all if they fit in 64 MiB in float32, else 16 MiB.
 _WHOLE, _PROBS = 2**24, 2**22
 
 
@@ -90,7 +90,7 @@ def _arcs_kernel(
     tl.store(py + b * arc_b + s * arc_s + t * arc_t, score, mask=valid)
     if s < num_symbols:
         symbol = tl.load(symbols + b * num_symbols + s)
-        symbol = tl.where((symbol >= 0) & (symbol < vocab), symbol, blank)  # padding may be anything
+        symbol = tl.where((symbol >= 0) & (symbol < vocab), symbol, blank)  # padding may be any id
         am_symbol = tl.load(am + t * vocab + symbol, mask=valid, other=0.0)
         lm_symbol = tl.load(lm + s * vocab + symbol)
         arc = (am_symbol + lm_symbol - normaliser) * BOTH
@@ -130,7 +130,7 @@ def _visits_kernel(
         valid = frame < frames
         move = tl.load(px_grad + frame, mask=valid & (frame < tl.where(s < num_symbols, frames, 0)), other=0.0)
         stay = tl.load(py_grad + row * frames + frame, mask=valid, other=0.0)
-        if CONSTRAINED:  # the symbol arc one position back has paid for this position's blank
+        if CONSTRAINED:  # the symbol arc one position back includes this position's blank
             before = valid & (frame < tl.where(s > 0, frames, 0))
             stay += tl.load(px_grad - columns + frame, mask=before, other=0.0)
         move *= weight
@@ -192,7 +192,7 @@ def _taken_kernel(
     grad, symbols, px_grad, py_grad, scale, num_symbols, frames, columns, vocab, blank,
     BOTH: tl.constexpr, AM_ONLY: tl.constexpr, CONSTRAINED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradient of am's scores that are taken directly: one frame a thread, hence in one order."""
+    """Add the gradient of am's scores that are taken directly: one frame per thread, hence in a fixed order."""
     b = tl.program_id(0).to(tl.int64)
     t = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = t < frames
@@ -241,7 +241,7 @@ class _SimpleLoss(torch.autograd.Function):
         ctx, lm: Tensor, am: Tensor, symbols: Tensor, boundary: Tensor, blank: int, lm_scale: float, am_scale: float,
         rnnt_type: str, delay_penalty: float, with_grad: bool,
     ):  # fmt: skip
-        ctx.set_materialize_grads(False)  # only scores bring a gradient
+        ctx.set_materialize_grads(False)  # only scores have a gradient
         batch, frames, vocab = am.shape
         num_symbols, rows = symbols.shape[1], lm.shape[1]
         regular, constrained = rnnt_type == "regular", rnnt_type == "constrained"
@@ -260,7 +260,7 @@ class _SimpleLoss(torch.autograd.Function):
             if am_scale != 0.0:
                 torch.matmul(am_probs, unigram, out=am_total[some])
         del am_probs, lm_probs
-        # Arcs lie so that those of one step stand side by side: element (s, t) in row t, or row s + t of the buffer.
+        # The arcs of one step are contiguous: element (s, t) is in row t, or row s + t, of the buffer.
         lattice = Lattice(boundary, num_symbols, frames, regular, False, None)
         strides = (lattice.steps * rows, rows + 1 if regular else 1, rows)
         px, py = (am.new_empty(batch * strides[0]).as_strided((batch, n, frames), strides) for n in (rows, rows))
@@ -347,9 +347,9 @@ def simple_scores(
     delay_penalty: float,
     return_grad: bool,
 ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
-    """Log-scores (B,) of the smoothed simple joiner, and the occupations of its arcs if asked for.
+    """Log-scores (B,) of the smoothed simple joiner, and the occupations of its arcs if requested.
 
-    lm (B, S + 1, V), am (B, T, V), symbols (B, S), boundary (B, 4); the scales and types of `rnnt_loss_smoothed`.
+    lm (B, S + 1, V), am (B, T, V), symbols (B, S), boundary (B, 4); scales and types as in `rnnt_loss_smoothed`.
     """
     with_grad = return_grad or (torch.is_grad_enabled() and (lm.requires_grad or am.requires_grad))
     return _SimpleLoss.apply(

@@ -2,7 +2,7 @@
 
 ``build_encoder(EncoderConfig(...))`` builds any kind from a pretrained encoder of a known family:
 
-- ``finetune``: the halves of the pretrained encoder itself (convolutions + projection | transformer);
+- ``finetune``: the pretrained encoder, split in two (convolutions + projection | transformer);
 - ``frozen``: the complete pretrained encoder, not trained, whose output can be stored | a small network;
 - ``split``: frozen lower layers | trained upper layers and a small network.
 """

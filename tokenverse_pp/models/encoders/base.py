@@ -1,6 +1,6 @@
-"""`Encoder`, what the transducer uses, and `Backbone`, a pretrained encoder of one family.
+"""`Encoder`, which the transducer uses, and `Backbone`, a pretrained encoder of one family.
 
-Before them the tensor functions that families share: masks from lengths, and frame stacking.
+Also the tensor functions that all families share: masks from lengths, and frame stacking.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tokenverse_pp.data.dataset import SAMPLING_RATE
 from tokenverse_pp.models.compat import transformer_layer
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid, chunk_mask
 
-# Added to the attention scores of padded keys: exp() of it is exactly 0 in every float type, and unlike -inf it gives
-# no NaN in a row where everything is masked.
+# Added to the attention scores of padded keys: its exp() is exactly 0 in every float type, and unlike -inf it gives
+# no NaN in a fully masked row.
 MASKED_SCORE = -30000.0
 
 
@@ -30,8 +30,8 @@ def length_mask(lens: Tensor, size: int, device: Optional[torch.device] = None) 
     lens [3, 1], size 4 ->  [[1, 1, 1, 0],
                              [1, 0, 0, 0]]
 
-    The result is on ``device``, by default that of ``lens``. Lengths belong on the CPU: there they can be looked at
-    without waiting for a GPU.
+    The result is on ``device``, by default that of ``lens``. Keep lengths on the CPU, where reading them does not wait
+    for a GPU.
     """
     lens = lens.to(device or lens.device, non_blocking=True)
     return torch.arange(size, device=lens.device) < lens.unsqueeze(1)
@@ -43,7 +43,7 @@ def is_padded(lens: Tensor, size: int) -> bool:
 
 
 def zero_padding(x: Tensor, lens: Tensor) -> Tensor:
-    """Return x (N, T, C) with zeros behind the first ``lens`` (N,) frames; x itself where there is no padding."""
+    """Return x (N, T, C) with zeros after the first ``lens`` (N,) frames; x itself if there is no padding."""
     if not is_padded(lens, x.shape[1]):
         return x
     return x.masked_fill(~length_mask(lens, x.shape[1], x.device).unsqueeze(-1), 0.0)
@@ -55,7 +55,7 @@ def attention_bias(lens: Tensor, size: int, device: torch.device, seen: Optional
     Args:
         lens: valid frames, (N,).
         size: T.
-        device: of the result.
+        device: device of the result.
         seen: (T, T), true on the frames that each frame sees (`chunks.chunk_mask`).
     """
     if seen is not None:
@@ -71,7 +71,7 @@ def seen_frames(size: int, grid: Optional[ChunkGrid], device: torch.device) -> O
 
 
 def check_length(lens: Tensor, frames: Tensor) -> None:
-    """Refuse utterances (lens (N,) samples) without a frame (raises UserError)."""
+    """Raise UserError if an utterance (lens (N,) samples) has no frame."""
     if int(frames.min()) < 1:
         raise UserError(f"an utterance has {int(lens.min())} samples: too few for one frame of the encoder")
 
@@ -89,7 +89,7 @@ def stacked_lens(lens: Tensor, stack: int) -> Tensor:
 def stack_frames(x: Tensor, lens: Tensor, stack: int) -> Tuple[Tensor, Tensor]:
     """Join ``stack`` neighbouring frames: (N, T, C), lens -> (N, ceil(T / stack), stack * C), ceil(lens / stack).
 
-    The last group is filled with zeros; padded frames of x must be zero.
+    The last group is padded with zeros; padded frames of x must be zero.
     """
     if stack == 1:
         return x, lens
@@ -99,7 +99,7 @@ def stack_frames(x: Tensor, lens: Tensor, stack: int) -> Tuple[Tensor, Tensor]:
 
 
 def make_frames_of(encoder: Encoder) -> Callable[[float], int]:
-    """Seconds of audio -> encoder output frames."""
+    """Return a function: seconds of audio -> encoder output frames."""
 
     def frames_of(seconds: float) -> int:
         samples = torch.tensor([round(seconds * SAMPLING_RATE)])
@@ -109,10 +109,10 @@ def make_frames_of(encoder: Encoder) -> Callable[[float], int]:
 
 
 class TrainedLayers:
-    """How a stack of layers is run in training: which of them are recomputed in backward, and whether compiled.
+    """How a stack of layers runs in training: how many are recomputed in backward, and whether they are compiled.
 
     Attributes:
-        recomputed: number of layers, from the lowest one that has activations to keep, that are recomputed.
+        recomputed: number of layers to recompute, from the lowest one that has activations to keep.
         compiled: runs ``(layer, x, args, kwargs)`` compiled (`compat.compiled_layer`); None: not compiled.
     """
 
@@ -121,7 +121,7 @@ class TrainedLayers:
         self.compiled: Optional[Callable[..., Any]] = None
 
     def runner(self, training: bool) -> Callable[..., Tensor]:
-        """A function ``run(layer, call, x)`` for the layers of one forward pass, from the lowest one on.
+        """Return ``run(layer, call, x)``, to be called on the layers of one forward pass, lowest first.
 
         ``call(layer, x, compiled)`` runs a layer; in evaluation it is neither compiled nor recomputed.
         """
@@ -172,7 +172,7 @@ class Encoder(nn.Module, ABC):
         """First half: audio (N, S), lens (N,) samples -> features (N, T, F), lens (N,) frames.
 
         Audio is float32 at 16 kHz in [-1, 1]. ``chunks``: each frame sees only its chunk and the left context, as in
-        streaming; None: full context (never options of full context).
+        streaming; None: full context (do not pass options of full context).
 
         Raises:
             UserError: an utterance is too short for one frame, or too long for the model.
@@ -184,21 +184,21 @@ class Encoder(nn.Module, ABC):
     ) -> Tuple[Tensor, Tensor]:
         """Second half: features (N, T, F), lens (N,) -> output (N, ceil(T / stack), C), lens (N,).
 
-        ``features`` is not changed; its padded frames may hold anything. ``chunks``: see `extract`. ``registers``: how
-        many of the frames are register frames, which belong to the first chunk (`ChunkGrid`).
+        ``features`` is not changed; its padded frames may have any value. ``chunks``: see `extract`. ``registers``:
+        number of register frames among the frames, which belong to the first chunk (`ChunkGrid`).
         """
 
     def grid(self, chunks: ChunkOptions) -> ChunkGrid:
         """The chunks at the seam.
 
         Raises:
-            UserError: the chunk is no whole number of frames, or the encoder cannot run in chunks.
+            UserError: the chunk is not a whole number of frames, or the encoder cannot run in chunks.
         """
         return self.backbone.grid(chunks, self.stack)
 
     @abstractmethod
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """The most that a frame sees beyond its chunk's end, in whole chunks; 0 if ``chunks.strict``."""
+        """How far a frame can see beyond the end of its chunk, in whole chunks; 0 if ``chunks.strict``."""
 
     def feature_lens(self, lens: Tensor) -> Tensor:
         """Samples -> frames at the seam."""
@@ -209,7 +209,7 @@ class Encoder(nn.Module, ABC):
         return stacked_lens(feature_lens, self.stack)
 
     def layer_stacks(self) -> List[Tuple[TrainedLayers, int]]:
-        """The stacks of layers that are trained, and the number of layers in each, from the lowest on."""
+        """The trained stacks of layers, and the number of layers in each; lowest stack first."""
         return [(self.backbone.trained_layers, self.highest_layer)]
 
     @property
@@ -244,7 +244,7 @@ class Encoder(nn.Module, ABC):
 class Backbone(nn.Module, ABC):
     """A pretrained encoder of one family in two parts: ``embed`` (audio -> frames) and ``transform`` (layers).
 
-    Only the modules of transformers run, not its forward: that zeroes padded frames of its input in place, applies
+    It runs the modules of transformers but not its forward, which zeroes padded input frames in place, applies
     SpecAugment (done at the seam here) and layerdrop (breaks DDP) in training, ignores the lengths for group-norm
     models, and requires 30 s for Whisper.
     """
@@ -255,9 +255,9 @@ class Backbone(nn.Module, ABC):
     hop: int  # samples from one frame to the next
     receptive: int  # frame t of `embed` sees no sample from hop * t + receptive on
     right_frames: int = 0  # frames that `transform` sees after a frame, apart from attention
-    streams: bool = False  # whether `decoding.streaming` can run it chunk by chunk, with what it keeps between them
-    exports: bool = True  # whether `onnx` can write it as a graph
-    max_samples: Optional[int] = None  # of an utterance without chunks
+    streams: bool = False  # whether `decoding.streaming` can run it chunk by chunk, with state kept between them
+    exports: bool = True  # whether `onnx` can export it
+    max_samples: Optional[int] = None  # of an utterance in full context
 
     def __init__(self) -> None:
         super().__init__()
@@ -265,14 +265,14 @@ class Backbone(nn.Module, ABC):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The transformer layers; not registered again, or their weights would be in the state dict twice."""
+        """The transformer layers; a property, so that the state dict does not contain their weights twice."""
         return self.encoder.layers
 
     @abstractmethod
     def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
         """Audio (N, S), lens (N,) samples -> transformer input (N, T, hidden_size), zero on padding.
 
-        With ``chunks``, statistics are those of the audio up to the end of a frame's chunk.
+        With ``chunks``, statistics cover the audio up to the end of a frame's chunk.
         """
 
     @abstractmethod
@@ -288,7 +288,7 @@ class Backbone(nn.Module, ABC):
     ) -> List[Tensor]:
         """Frames (N, T, hidden_size), lens (N,) -> the wanted hidden states, each (N, T, hidden_size).
 
-        Numbers as in ``EncoderConfig.layers``. ``grid``: the chunks; None for full context.
+        ``wanted``: numbers as in ``EncoderConfig.layers``. ``grid``: the chunks; None for full context.
         """
         x = self.add_positions(zero_padding(x, lens), lens, grid)
         return self.run_layers(x, wanted, self.layer_arguments(x, lens, grid))
@@ -298,9 +298,9 @@ class Backbone(nn.Module, ABC):
         """Frames (N, T, hidden_size), zero on padding, lens (N,) -> input of the lowest layer, of the same shape."""
 
     def lookahead(self, grid: ChunkGrid, layers: int) -> int:
-        """The most frames after its chunk's end that a frame at the output of layer ``layers`` sees, in whole chunks.
+        """Frames after the end of its chunk that a frame can see at the output of layer ``layers``, in whole chunks.
 
-        Attention is cut at the chunk's end; what convolutions see is not, unless ``grid.strict``.
+        Attention stops at the end of the chunk; convolutions do so only if ``grid.strict``.
         """
         return 0 if grid.strict else grid.rounded_up(self.right_frames)
 
@@ -319,7 +319,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def shardable_layers(self) -> List[nn.Module]:
-        """The layers whose parameters nothing but their own forward reads; FSDP gathers each of them on its own."""
+        """The layers whose parameters are read only by their own forward; FSDP gathers each of them separately."""
         return list(self.layers)
 
     def freeze_layers(self, count: int) -> None:
@@ -337,7 +337,7 @@ class Backbone(nn.Module, ABC):
         return {"attention_mask": attention_bias(lens, x.shape[1], x.device, seen_frames(x.shape[1], grid, x.device))}
 
     def arguments_of(self, number: int, arguments: Dict[str, Any]) -> Dict[str, Any]:
-        """The keyword arguments of the layer with index ``number``, from what `layer_arguments` gave."""
+        """The keyword arguments of the layer with index ``number``, from the result of `layer_arguments`."""
         return arguments
 
     def highest(self, wanted: Sequence[int]) -> int:
@@ -347,7 +347,7 @@ class Backbone(nn.Module, ABC):
     def run_layers(self, x: Tensor, wanted: Sequence[int], arguments: Dict[str, Any], first: int = 0) -> List[Tensor]:
         """Run the layers up to the highest wanted one on x (N, T, C), each with the keyword ``arguments``.
 
-        ``first``: x is the hidden state of this number, and only the layers above it are run.
+        ``first``: number of the hidden state x; only the layers above it run.
         """
 
         def call(own: Dict[str, Any], layer: nn.Module, x: Tensor, compiled: Optional[Callable[..., Any]]) -> Tensor:

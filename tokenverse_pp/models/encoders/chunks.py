@@ -28,10 +28,10 @@ class ChunkGrid:
         size: frames per chunk; the first one has ``size - delay``.
         delay: frames that belong to the next chunk, because they see samples past the end of this one.
         left_chunks: see ChunkOptions.
-        sinks: in frames of this rate, the register frames included.
+        sinks: attention sinks in frames of this rate, register frames included.
         strict: see ChunkOptions.
-        registers: register frames (``vectors.registers``) before those of the audio. To attention they are frames of
-            the first chunk and sinks; convolutions do not join them with the audio.
+        registers: register frames (``vectors.registers``) before the audio frames. Attention treats them as sinks in
+            the first chunk; convolutions keep them apart from the audio.
     """
 
     size: int
@@ -42,11 +42,11 @@ class ChunkGrid:
     registers: int = 0
 
     def behind(self, registers: int) -> ChunkGrid:
-        """This grid behind register frames, which are sinks."""
+        """Return this grid preceded by register frames, which are sinks."""
         return replace(self, registers=registers, sinks=self.sinks + registers)
 
     def chunk_of(self, frames: Tensor) -> Tensor:
-        """Frame numbers, register frames counted -> numbers of their chunks, of any shape."""
+        """Frame numbers of any shape, register frames included -> numbers of their chunks."""
         numbers = torch.div(frames - self.registers + self.delay, self.size, rounding_mode="floor")
         return numbers.masked_fill(frames < self.registers, 0) if self.registers else numbers
 
@@ -58,7 +58,7 @@ class ChunkGrid:
         return edges.clamp(min=0)
 
     def segments(self, start: int, count: int) -> List[int]:
-        """Split ``count`` frames of the audio from ``start`` on at chunk boundaries -> lengths of the pieces.
+        """Split ``count`` audio frames from ``start`` on at chunk boundaries; return the lengths of the pieces.
 
         size 4, delay 1, frames 2 to 8:  2 | 3 4 5 6 | 7 8  ->  [1, 4, 2]
         """
@@ -74,23 +74,23 @@ class ChunkGrid:
         return -(-frames // self.size) * self.size
 
     def stacked(self, stack: int) -> ChunkGrid:
-        """The grid of frames that join ``stack`` of these; each is in the chunk of its last one."""
+        """The grid of stacked frames, ``stack`` in one; each is in the chunk of its last frame."""
         sinks = -(-self.sinks // stack)
         delay, registers = (stack - 1 + self.delay) // stack, self.registers // stack
         return ChunkGrid(self.size // stack, delay, self.left_chunks, sinks, self.strict, registers)
 
 
 def chunk_grid(options: ChunkOptions, hop: int, receptive: int, stack: int = 1) -> ChunkGrid:
-    """The grid of frames.
+    """Return the chunk grid of an encoder's frames.
 
     Args:
-        options: not of full context.
+        options: of chunks, not of full context.
         hop: samples from one frame to the next.
         receptive: frame t sees the samples before ``hop * t + receptive``.
         stack: a chunk must hold a whole number of ``stack`` joined frames.
 
     Raises:
-        UserError: the chunk is no whole number of (joined) frames.
+        UserError: the chunk is not a whole number of (joined) frames.
     """
     samples = options.chunk_samples
     if options.chunk_ms * SAMPLE_RATE % 1000 or samples % (hop * stack):
@@ -125,7 +125,7 @@ def chunk_mask(size: int, grid: ChunkGrid, device: Optional[torch.device] = None
 
 
 def sink_mask(size: int, grid: ChunkGrid, device: Optional[torch.device] = None) -> Tensor:
-    """Return (size, sinks) bool: row t is true on the sinks that frame t sees besides its window.
+    """Return (size, sinks) bool: row t is true on the sinks that frame t sees outside its window.
 
     size 6, chunks of 2 (delay 0), left_chunks 0, sinks 3 (but never more than size):
 
@@ -159,7 +159,7 @@ def convolve(conv: nn.Conv1d, x: Tensor) -> Tensor:
 
 
 def chunked_convolution(conv: nn.Conv1d, x: Tensor, grid: ChunkGrid) -> Tensor:
-    """Run a "same" convolution whose right side is cut at the end of each frame's chunk.
+    """Run a "same" convolution whose right context is cut at the end of each frame's chunk.
 
     Args:
         conv: stride 1, any odd or even kernel, any groups.
@@ -184,12 +184,12 @@ def chunked_convolution(conv: nn.Conv1d, x: Tensor, grid: ChunkGrid) -> Tensor:
 
 
 def convolve_alone(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """Run a "same" convolution of stride 1 on x (N, T, C) between zeros -> (N, T, C')."""
+    """Run a "same" convolution of stride 1 on zero-padded x (N, T, C) -> (N, T, C')."""
     return convolve(conv, F.pad(x.transpose(1, 2), sides(conv))).transpose(1, 2)
 
 
 def in_chunks(x: Tensor, grid: ChunkGrid) -> Tensor:
-    """Return x (.., T) as (.., chunks, size), with zeros in front (``delay`` of them) and behind."""
+    """Reshape x (.., T) to (.., chunks, size), padded with ``delay`` zeros in front and zeros at the end."""
     chunks = -(-(x.shape[-1] + grid.delay) // grid.size)
     x = F.pad(x, (grid.delay, chunks * grid.size - grid.delay - x.shape[-1]))
     return x.unflatten(-1, (chunks, grid.size))
@@ -201,7 +201,7 @@ def from_chunks(x: Tensor, size: int, grid: ChunkGrid) -> Tensor:
 
 
 class Moments(NamedTuple):
-    """Numbers, sums and sums of squares so far, float64, of shapes that broadcast."""
+    """Running counts, sums and sums of squares, float64, of broadcastable shapes."""
 
     number: Tensor
     total: Tensor
@@ -219,7 +219,7 @@ def running_moments(chunks: Tensor, lens: Tensor, grid: ChunkGrid) -> Moments:
     """Moments of all valid frames up to each chunk's end.
 
     Args:
-        chunks: (N, .., chunks, size) of `in_chunks`, zero on padding.
+        chunks: (N, .., chunks, size) from `in_chunks`, zero on padding.
         lens: valid frames, (N,).
         grid: the chunks.
 

@@ -1,8 +1,8 @@
 """Conformer layers of transformers in padded batches and in chunks.
 
-The modules are transformers'; its forward lets padded frames into the convolutions of some families, and knows no
-chunks. Batch norms keep the statistics of the checkpoint, in training too (their gain and bias are trained): those of a
-batch would depend on its padding.
+The modules are those of transformers; its forward lets padded frames into the convolutions of some families and does
+not support chunks. Batch norms keep the checkpoint's statistics, also in training (their gain and bias are trained):
+batch statistics would depend on padding.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from tokenverse_pp.models.encoders.wav2vec2 import Wav2Vec2Backbone
 def visible_keys(lens: Tensor, size: int, device: torch.device, seen: Optional[Tensor] = None) -> Optional[Tensor]:
     """The keys that each frame sees, (N, 1, T, T) bool; None: all.
 
-    Padded frames see all valid ones: no row is empty, of which a softmax would make NaN.
+    Padded frames see all valid frames, as the softmax of an empty row would be NaN.
 
     Args:
         lens: valid frames, (N,).
         size: T.
-        device: of the result.
+        device: device of the result.
         seen: (T, T) bool, the frames that each frame sees.
     """
     if seen is None and not is_padded(lens, size):
@@ -48,7 +48,7 @@ def visible_keys(lens: Tensor, size: int, device: torch.device, seen: Optional[T
 
 
 class ConformerLayer(nn.Module):
-    """A layer of transformers, with its modules under their names.
+    """A layer of transformers, whose modules keep their names.
 
     Args:
         block: the layer.
@@ -61,13 +61,13 @@ class ConformerLayer(nn.Module):
 
     @staticmethod
     def convolve(conv: Any, norm: Any, x: Tensor, mask: Optional[Tensor], grid: Optional[ChunkGrid]) -> Tensor:
-        """The convolution part behind its first norm, (N, T, C) -> (N, T, C).
+        """The convolution module after its first norm, (N, T, C) -> (N, T, C).
 
         Args:
-            conv: transformers' module, with a depthwise convolution whose frames are centred, or which looks back only.
-            norm: behind the depthwise convolution.
+            conv: transformers' module, with a centred or causal depthwise convolution.
+            norm: the norm after the depthwise convolution.
             x: normalised frames.
-            mask: (N, T), true on valid frames; None: all are.
+            mask: (N, T), true on valid frames; None: all frames are valid.
             grid: the chunks; a centred convolution is cut at their ends if they are strict.
         """
         x = F.glu(conv.pointwise_conv1(x.transpose(1, 2)), dim=1)
@@ -89,18 +89,18 @@ class ConformerLayer(nn.Module):
 
 
 def is_causal(depthwise: nn.Conv1d) -> bool:
-    """Whether a layer's depthwise convolution looks back only; transformers then pads before it, not in it."""
+    """Whether a layer's depthwise convolution is causal; transformers then pads before it, not in it."""
     return depthwise.padding[0] == 0
 
 
 def layers_right(layer: Any) -> int:
-    """Frames after a frame that the convolution of a layer sees."""
+    """Frames of right context of a layer's convolution."""
     depthwise = (layer.conv if hasattr(layer, "conv") else layer.conv_module).depthwise_conv
     return 0 if is_causal(depthwise) else sides(depthwise)[1]
 
 
 def layers_lookahead(layers: Any, grid: ChunkGrid, count: int) -> int:
-    """See `Backbone.lookahead`: a layer that sees one frame of the next chunk sees all of it, by attention below."""
+    """See `Backbone.lookahead`: a layer that sees one frame of the next chunk sees all of it, by attention below it."""
     return 0 if grid.strict else sum(grid.rounded_up(layers_right(layer)) for layer in layers[:count])
 
 
@@ -119,8 +119,8 @@ class SelfSupervisedLayer(ConformerLayer):
 
         Args:
             x: frames.
-            bias: of attention, (N, 1, T, T).
-            positions: of the encoder's ``embed_positions``, if it has any.
+            bias: additive attention bias, (N, 1, T, T).
+            positions: output of the encoder's ``embed_positions``, if any.
             mask: see `ConformerLayer.convolve`.
             grid: the chunks.
         """
@@ -136,17 +136,17 @@ class SelfSupervisedLayer(ConformerLayer):
 
 
 class SelfSupervisedConformer(Backbone):
-    """What ``Wav2Vec2ConformerModel`` and ``Wav2Vec2BertModel`` share: relative positions, in every layer."""
+    """Base of ``Wav2Vec2ConformerModel`` and ``Wav2Vec2BertModel``: relative positions in every layer."""
 
     def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
-        """See Backbone: dropout."""
+        """See Backbone: applies dropout only."""
         return self.encoder.dropout(x)
 
     def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
         """See Backbone."""
         size, positions = x.shape[1], None
         if self.encoder.embed_positions is not None:
-            # Rotary positions of the last length are kept there, in whatever mode they were made.
+            # Clear the cached rotary positions of the last length, which may have been made in another mode.
             self.encoder.embed_positions.cached_sequence_length = None
             positions = self.encoder.embed_positions(x)
         return {
@@ -157,7 +157,7 @@ class SelfSupervisedConformer(Backbone):
         }
 
     def position_modules(self) -> List[nn.Module]:
-        """None."""
+        """See Backbone: no modules."""
         return []
 
 
@@ -178,7 +178,7 @@ class Wav2Vec2ConformerBackbone(SelfSupervisedConformer, Wav2Vec2Backbone):
         return True
 
     def positional_right(self) -> int:
-        """See `Wav2Vec2Backbone`: of one layer's convolution."""
+        """See `Wav2Vec2Backbone`: the right context of one layer's convolution."""
         return layers_right(self.layers[0])
 
     def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
@@ -191,7 +191,7 @@ class Wav2Vec2ConformerBackbone(SelfSupervisedConformer, Wav2Vec2Backbone):
 
 
 class Wav2Vec2BertBackbone(SelfSupervisedConformer):
-    """``Wav2Vec2BertModel`` (w2v-BERT 2.0): filter bank, projection | conformer layers that look back only."""
+    """``Wav2Vec2BertModel`` (w2v-BERT 2.0): filter bank, projection | conformer layers with causal convolutions."""
 
     hop = 320
     receptive = 560  # frame t joins the filter bank's 2t and 2t + 1, which sees 400 samples from 160 (2t + 1) on
@@ -218,4 +218,4 @@ class Wav2Vec2BertBackbone(SelfSupervisedConformer):
         return zero_padding(self.projection(fbank)[0], frames)
 
     def freeze_embedding(self) -> None:
-        """Nothing: there are no convolutions before the layers (the projection stays trainable)."""
+        """Do nothing: there are no convolutions before the layers (the projection stays trainable)."""

@@ -21,21 +21,21 @@ def rotary_table(frames: int, dim: int, device: torch.device) -> Tuple[Tensor, T
 
 
 def rotary_angles(places: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
-    """`rotary_table` of given frame numbers (..,), each (.., dim / 2); exact for streams of hours."""
+    """`rotary_table` for given frame numbers (..,): (.., dim / 2) each; exact for streams of hours."""
     rates = 10000.0 ** (-torch.arange(0, dim, 2, device=places.device, dtype=torch.float64) / dim)
     angles = places.to(torch.float64).unsqueeze(-1) * rates
     return angles.cos().float(), angles.sin().float()
 
 
 class Sinks(NamedTuple):
-    """Inputs of attention to sinks besides its window.
+    """Inputs of attention for sinks outside its window.
 
-    A sink that has left the window gets the position right before it, or its distance would grow without limit
-    (positions within the cache, StreamingLLM, Xiao et al. 2023).
+    A sink that has left the window moves to a position right before the window; otherwise its distance would grow
+    without limit (positions within the cache, StreamingLLM, Xiao et al. 2023).
     """
 
     keys: Tuple[Tensor, Tensor]  # rotary table of the sinks, (sinks, D / 2) each
-    queries: Tuple[Tensor, Tensor]  # of the frames as the sinks see them, (.., T, D / 2) each
+    queries: Tuple[Tensor, Tensor]  # rotary table of the queries on sinks, (.., T, D / 2) each
     bias: Tensor  # (N, 1, T, sinks)
 
 
@@ -60,7 +60,7 @@ class FeedForward(nn.Sequential):
 
 
 class SelfAttention(nn.Module):
-    """Pre-norm multi-head self-attention with rotary positions, without dropout of the weights (for speed)."""
+    """Pre-norm multi-head self-attention with rotary positions, without dropout on the weights (for speed)."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -102,9 +102,9 @@ def attend_with_sinks(
     first: Tuple[Tensor, Tensor],
     sinks: Sinks,
 ) -> Tensor:
-    """Attention over sinks and a window, for which queries have different positions.
+    """Attention over sinks and a window, with different query positions for each.
 
-    Queries are [rotated for the window | rotated for the sinks], of twice the width; keys are zero in the other half.
+    Queries have twice the width, [rotated for the window | rotated for the sinks]; keys are zero in the other half.
 
     Args:
         q: queries (N, H, T, D), not rotated.
@@ -115,7 +115,7 @@ def attend_with_sinks(
         first: keys (not rotated) and values of the sinks, (N, H, sinks, D).
         sinks: their positions and bias.
     """
-    # The scores are divided by the root of the doubled width.
+    # The factor compensates for dividing the scores by the root of the doubled width.
     q = torch.cat([rotate(q, table), rotate(q, sinks.queries)], dim=-1) * 2.0**0.5
     sink_keys = rotate(first[0], sinks.keys)
     keys = torch.cat(
@@ -128,7 +128,7 @@ def attend_with_sinks(
 
 
 class Convolution(nn.Module):
-    """The conformer's convolution part; LayerNorm in place of BatchNorm, whose statistics would see padding."""
+    """The conformer's convolution module; LayerNorm replaces BatchNorm, whose statistics would include padding."""
 
     def __init__(self, dim: int, kernel: int, dropout: float) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Convolution(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
-        """X (N, T, C), mask (N, T) true on valid frames -> (N, T, C); in strict chunks cut at their right ends."""
+        """X (N, T, C), mask (N, T) true on valid frames -> (N, T, C); strict chunks cut its right context."""
         x = self.before(x).masked_fill(~mask.unsqueeze(-1), 0.0)
         if grid is not None and grid.strict:
             return self.after(chunked_convolution(self.depthwise, x, grid))
@@ -151,12 +151,12 @@ class Convolution(nn.Module):
         return nn.functional.glu(self.gate(self.norm(x)), dim=-1)
 
     def after(self, x: Tensor) -> Tensor:
-        """The part after it, (N, T, C) -> (N, T, C)."""
+        """The part after the depthwise convolution, (N, T, C) -> (N, T, C)."""
         return self.dropout(self.output(nn.functional.silu(self.middle_norm(x))))
 
 
 class ContextLayer(nn.Module):
-    """A conformer layer (Gulati et al. 2020): half feed-forward, attention, convolution, half again, norm."""
+    """A conformer layer (Gulati et al. 2020): half feed-forward, attention, convolution, half feed-forward, norm."""
 
     def __init__(self, dim: int, heads: int, ffn_dim: int, kernel: int, dropout: float) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class ContextNetwork(nn.Module):
         arguments = (mask, bias, table, sinks, grid)
 
         def call(layer: nn.Module, x: Tensor, compiled: Optional[Callable[..., Tensor]]) -> Tensor:
-            # Each size of chunks would be compiled anew.
+            # Each chunk size would need another compilation.
             return layer(x, *arguments) if compiled is None or grid is not None else compiled(layer, x, arguments, {})
 
         x, run = self.input(x), self.trained_layers.runner(self.training)
@@ -233,7 +233,7 @@ class ContextNetwork(nn.Module):
         return bias, table, Sinks(keys, rotary_angles(places, self.head_dim), sink_bias)
 
     def lookahead(self, grid: ChunkGrid) -> int:
-        """The most frames after its chunk's end on which a frame depends, in whole chunks.
+        """Frames after the end of its chunk on which a frame can depend, in whole chunks.
 
         A convolution that sees one frame of the next chunk sees all of it, through the attention below.
         """
@@ -247,10 +247,10 @@ class ContextNetwork(nn.Module):
 
 
 def sink_shift(window_start: Tensor, grid: ChunkGrid) -> Tensor:
-    """The number of frames by which sinks move to be directly before a window."""
+    """The number of frames by which sinks are moved to lie directly before a window."""
     return (window_start - grid.sinks).clamp(min=0)
 
 
 def joined_states(states: Sequence[Tensor]) -> Tensor:
-    """Hidden states (N, T, C), each normalised over its channels, side by side: (N, T, len(states) * C), float32."""
+    """Normalise hidden states (N, T, C) over channels and concatenate them: (N, T, len(states) * C), float32."""
     return torch.cat([nn.functional.layer_norm(x.float(), x.shape[-1:]) for x in states], dim=-1)

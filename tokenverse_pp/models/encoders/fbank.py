@@ -1,6 +1,6 @@
 """Mel filter banks of padded batches in torch: NeMo's (Parakeet, Nemotron) and Kaldi's (w2v-BERT).
 
-Both give what transformers' feature extractors give for each utterance alone.
+Both return what transformers' feature extractors return for each utterance alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PowerSpectrum(nn.Module):
 
     Args:
         window: (400,).
-        dc_and_preemphasis: as in Kaldi: subtract each window's mean, then 0.97 times the sample before.
+        dc_and_preemphasis: as in Kaldi: subtract each window's mean, then 0.97 times the previous sample.
     """
 
     window: Tensor
@@ -38,7 +38,7 @@ class PowerSpectrum(nn.Module):
         self.register_buffer("window", window.float(), persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
-        """See the class; float32."""
+        """Audio (N, S) -> power spectra (N, T, 257), float32."""
         frames = audio.unfold(1, WINDOW, HOP)
         if self.dc_and_preemphasis:
             frames = frames - frames.mean(-1, keepdim=True)
@@ -55,8 +55,8 @@ class NemoMel(nn.Module):
     frame's chunk), Nemotron does not.
 
     Args:
-        extractor: of transformers.
-        normalise: see above.
+        extractor: transformers' feature extractor.
+        normalise: normalise each bin.
     """
 
     filters: Tensor
@@ -92,10 +92,10 @@ class NemoMel(nn.Module):
 
 
 class KaldiFbank(nn.Module):
-    """``SeamlessM4TFeatureExtractor`` of transformers (w2v-BERT): Kaldi's filter bank, two frames in one.
+    """``SeamlessM4TFeatureExtractor`` of transformers (w2v-BERT): Kaldi's filter bank, two frames joined into one.
 
-    An utterance of S samples has T = (S - 400) // 160 + 1 frames, normalised for each bin over the utterance (with
-    chunks: up to the end of a frame's chunk), and T // 2 pairs of them.
+    An utterance of S samples has T = (S - 400) // 160 + 1 frames, joined into T // 2 pairs. Each bin is normalised over
+    the utterance (with chunks: up to the end of a frame's chunk).
     """
 
     filters: Tensor
@@ -127,13 +127,13 @@ class KaldiFbank(nn.Module):
 def normalise_bins(
     mel: Tensor, lens: Tensor, grid: Optional[ChunkGrid], added: float = 0.0, within: float = 0.0
 ) -> Tensor:
-    """Zero mean and unit variance (of T - 1) of each bin over the valid frames.
+    """Normalise each bin to zero mean and unit variance (divisor T - 1) over the valid frames.
 
     Args:
         mel: (N, T, bins), zero on padding.
         lens: valid frames, (N,).
-        grid: the chunks; a frame's statistics are then those up to its chunk's end. None: of all frames.
-        added: to the standard deviation.
+        grid: the chunks; statistics then cover the frames up to the end of a frame's chunk. None: all frames.
+        added: added to the standard deviation.
         within: added to the variance.
     """
     if grid is None:

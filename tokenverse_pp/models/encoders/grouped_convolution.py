@@ -1,7 +1,7 @@
-"""A convolution over time in groups of channels, as wav2vec2's positional one (128 taps, 16 groups), on a GPU.
+"""A grouped convolution over time, such as wav2vec2's positional convolution (128 taps, 16 groups), on a GPU.
 
-cuDNN computes each group on its own, by slow kernels, and moves all numbers before and after. Here each tap is one
-matrix product of a group's channels, accumulated in registers; tensors stay time first.
+cuDNN computes each group separately, with slow kernels, and transposes the data before and after. Here each tap is one
+matrix product of a group's channels, accumulated in registers; tensors stay time-major.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from tokenverse_pp.losses.triton.lattice import on_its_device
 
-FRAMES = 128  # that a program has at a time
+FRAMES = 128  # of one program at a time
 
 
 @triton.jit(do_not_specialize=["frames"])
@@ -114,10 +114,10 @@ class _GroupedConvolution(torch.autograd.Function):
 
 
 def grouped_convolution(x: Tensor, conv: torch.nn.Conv1d, dtype: torch.dtype) -> Tensor:
-    """``conv`` over frames, padded so that there are as many afterwards: (N, T, C) -> (N, T, C'), in ``dtype``.
+    """Apply ``conv`` over frames, padded to keep their number: (N, T, C) -> (N, T, C'), in ``dtype``.
 
     Output t sees input t + tap - taps // 2, as in ``Wav2Vec2PositionalConvEmbedding`` of transformers, which pads
-    both sides by taps // 2 and drops a frame at the end if taps are even.
+    both sides by taps // 2 and drops a frame at the end if taps is even.
     """
     groups, (taps,) = conv.groups, conv.kernel_size
     weight = conv.weight.to(dtype).view(groups, conv.out_channels // groups, -1, taps).permute(0, 3, 2, 1).contiguous()

@@ -41,13 +41,13 @@ class Family(NamedTuple):
 
     backbone: Callable[..., Backbone]
     encoder: str = ""
-    """The encoder's class in transformers; empty: the whole model, by AutoModel."""
+    """The encoder's class in transformers; empty: AutoModel loads the whole model."""
     part: str = ""
-    """Its configuration within that of a larger model."""
+    """Name of its configuration within that of a larger model."""
     prefix: str = ""
-    """Of its weights there, as a regular expression."""
+    """Prefix of its weights in that model, as a regular expression."""
     extractor: str = ""
-    """Its feature extractor's class; the backbone takes one."""
+    """Its feature extractor's class, if the backbone takes one."""
     since: str = "4.40"
     """The first version of transformers that has it."""
 
@@ -78,7 +78,7 @@ FAMILIES: Dict[str, Family] = {
     "qwen3_asr_encoder": Family(Qwen3AsrBackbone, *QWEN3, since="5.13"),
     "qwen3_asr": Family(Qwen3AsrBackbone, *QWEN3, since="5.13"),
 }
-# Otherwise transformers asks on the terminal and reads the answer from standard input.
+# Without it, transformers asks on the terminal and reads the answer from standard input.
 NO_CODE = {"trust_remote_code": False}
 UNPICKLES_SAFELY = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
 LOADING_ERRORS = (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError)
@@ -90,12 +90,12 @@ def load_backbone(options: EncoderConfig, foreign: bool = False) -> Backbone:
     No code of its folder is run. Pickled weights are read by torch's restricted unpickler.
 
     Args:
-        options: of the encoder.
-        foreign: a model folder names it, not the user. Pickled weights are then refused before torch 2.6, whose
-            restricted unpickler can be made to run code (CVE-2025-32434).
+        options: encoder options.
+        foreign: the name comes from a model folder, not from the user. Pickled weights are then refused with torch
+            before 2.6, whose restricted unpickler can be made to run code (CVE-2025-32434).
 
     Raises:
-        UserError: it cannot be loaded; without waiting for a hub that cannot be reached.
+        UserError: the encoder cannot be loaded; raised without delay if the hub cannot be reached.
     """
     config = from_pretrained(AutoConfig.from_pretrained, options.name, **NO_CODE)
     _check_attention(config, options.name)
@@ -119,7 +119,7 @@ def load_backbone(options: EncoderConfig, foreign: bool = False) -> Backbone:
 
 
 def _load_part(options: EncoderConfig, family: Family, config: Any, foreign: bool) -> Backbone:
-    """The encoder within a larger model, of which nothing else is read."""
+    """Load only the encoder of a larger model."""
     module = importlib.import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
     encoder_class: Any = getattr(module, family.encoder, None)
     if encoder_class is None:
@@ -137,7 +137,7 @@ def _load_part(options: EncoderConfig, family: Family, config: Any, foreign: boo
     extractor_class: Any = getattr(transformers, family.extractor)
     try:
         extractor = from_pretrained(extractor_class.from_pretrained, options.name)
-    except UserError:  # no such file: those of the published models are the class's defaults
+    except UserError:  # no such file: the published models use the class's defaults
         extractor = extractor_class(feature_size=sizes.num_mel_bins)
     return family.backbone(model, extractor)
 
@@ -147,7 +147,7 @@ def _too_old(model_type: str) -> str:
 
 
 def _check_attention(config: Any, name: str) -> None:
-    """Refuse a named attention kernel, for which transformers would download compiled code (raises UserError)."""
+    """Raise UserError for a named attention kernel, for which transformers would download compiled code."""
     asked = getattr(config, "_attn_implementation", None)
     if isinstance(asked, str) and not re.fullmatch(r"\w+", asked):
         raise UserError(f"encoder.name: {name}: its config.json names {asked!r} as attention, which is not loaded")
@@ -164,7 +164,7 @@ def _random_model(config: Any, name: str, make: Optional[Callable[[Any], Any]] =
 
 
 def load_weights(loader: Callable[..., Any], name: str, foreign: bool, **arguments: Any) -> nn.Module:
-    """Load the weights; refuse a model that lacks some of them (transformers would initialise them at random)."""
+    """Load the weights; raise UserError if some are missing (transformers would initialise them at random)."""
     arguments.update(float32_argument())
     if foreign and not UNPICKLES_SAFELY:
         arguments["use_safetensors"] = True
@@ -176,7 +176,7 @@ def load_weights(loader: Callable[..., Any], name: str, foreign: bool, **argumen
 
 
 def _normalises_audio(name: str) -> bool:
-    """Whether the model expects normalised audio, by its preprocessor_config.json; true without one."""
+    """Whether the model expects normalised audio by its preprocessor_config.json; true if it has none."""
     try:
         return bool(from_pretrained(Wav2Vec2FeatureExtractor.from_pretrained, name).do_normalize)
     except UserError:
@@ -205,7 +205,7 @@ def from_pretrained(loader: Callable[..., Any], name: str, **arguments: Any) -> 
 
 
 def hub_reachable() -> bool:
-    """Whether the hub's name resolves (huggingface_hub would retry for half a minute); proxies are trusted."""
+    """Whether the hub's name resolves (huggingface_hub would retry for half a minute); true with a proxy."""
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
         return False
     if any(os.environ.get(key) for key in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
@@ -229,8 +229,8 @@ def _why(error: BaseException) -> str:
 class FinetuneEncoder(Encoder):
     """First half: convolutions and feature projection. Second half: the transformer, then frame stacking.
 
-    With ``stack=2`` the output has twice the transformer's width. The pretrained model's dropouts act in training mode,
-    in the first half too; its SpecAugment and layerdrop never do.
+    With ``stack=2`` the output has twice the transformer's width. The pretrained model's dropout is active in
+    training mode, also in the first half; its SpecAugment and layerdrop are never used.
     """
 
     def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
@@ -244,18 +244,18 @@ class FinetuneEncoder(Encoder):
             add_lora(backbone, config)
 
     def extract(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tuple[Tensor, Tensor]:
-        """See Encoder; what enters the transformer."""
+        """See Encoder; returns the transformer's input."""
         return self.backbone.embed(audio, lens, chunks), self.feature_lens(lens)
 
     def contextualise(
         self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None, registers: int = 0
     ) -> Tuple[Tensor, Tensor]:
-        """See Encoder; the transformer's output after its final norm, frames stacked last. No register frames."""
+        """See Encoder; returns the stacked output of the transformer's final norm. No register frames."""
         (x,) = self.backbone.transform(features, lens, grid=None if chunks is None else self.grid(chunks))
         return stack_frames(zero_padding(x, lens), lens, self.stack)
 
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """See Encoder; the right sides of the backbone's convolutions."""
+        """See Encoder; the right context of the backbone's convolutions."""
         return 1000 * self.backbone.lookahead(self.grid(chunks), self.highest_layer) * self.frame_shift
 
 
@@ -273,7 +273,7 @@ class ContextEncoder(Encoder):
         self.output_dim = config.context_dim
 
     def make_context(self, config: EncoderConfig) -> None:
-        """Make the context network; last in ``__init__``, so that adapters draw their random weights first."""
+        """Make the context network; called last in ``__init__``, so that adapters draw their random weights first."""
         self.context = ContextNetwork(
             self.backbone.hidden_size * len(self.layers) * config.stack,
             dim=config.context_dim,
@@ -289,12 +289,12 @@ class ContextEncoder(Encoder):
         return [(self.context.trained_layers, len(self.context.layers))]
 
     def add_context(self, states: Tensor, lens: Tensor, grid: Optional[ChunkGrid]) -> Tuple[Tensor, Tensor]:
-        """Joined hidden states (N, T, F), zero on padding, lens (N,) -> `contextualise`'s result; grid: of the seam."""
+        """Joined hidden states (N, T, F), zero on padding, lens (N,) -> `contextualise`'s result; grid: at the seam."""
         x, lens = stack_frames(states, lens, self.stack)
         return self.context(x, lens, None if grid is None else grid.stacked(self.stack)), lens
 
     def lookahead_ms(self, chunks: ChunkOptions) -> float:
-        """See Encoder; the right sides of the context network's convolutions and of the backbone's."""
+        """See Encoder; the right context of the context network's and the backbone's convolutions."""
         grid = self.grid(chunks)
         frames = self.context.lookahead(grid.stacked(self.stack)) * self.stack
         return 1000 * (frames + self.backbone.lookahead(grid, self.highest_layer)) * self.frame_shift
@@ -340,12 +340,12 @@ class FrozenEncoder(ContextEncoder):
 
 
 class SplitEncoder(ContextEncoder):
-    """First half: the layers up to ``EncoderConfig.split_layer``, frozen. Second half: those above, a context network.
+    """First half: frozen layers up to ``EncoderConfig.split_layer``. Second half: the layers above, a context network.
 
-    The upper layers are trained, as a whole or through adapters (``lora_rank``), up to the highest one that
-    ``EncoderConfig.layers`` names, and the final norm only with -1: layers above are not used, and DDP does not accept
-    parameters without a gradient. A run can start from a `FrozenEncoder` with the same ``layers``: both are the same
-    function at first.
+    The upper layers are trained, fully or through adapters (``lora_rank``), up to the highest one in
+    ``EncoderConfig.layers``; the final norm is trained only with -1. Higher layers are not used, and DDP does not
+    accept parameters without a gradient. A run can start from a `FrozenEncoder` with the same ``layers``: both compute
+    the same function at first.
     """
 
     def __init__(self, backbone: Backbone, config: EncoderConfig) -> None:
@@ -360,7 +360,7 @@ class SplitEncoder(ContextEncoder):
         self.make_context(config)
 
     def _upper(self) -> List[nn.Module]:
-        """The layers above the seam that run, and the final norm if it does."""
+        """The layers above the seam that run, and the final norm if it runs."""
         upper: List[nn.Module] = list(self.backbone.layers[self.split_layer : self.highest_layer])
         if -1 in self.layers and self.backbone.final_norm is not None:
             upper.append(self.backbone.final_norm)
@@ -381,7 +381,7 @@ class SplitEncoder(ContextEncoder):
 
     @torch.no_grad()
     def extract(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tuple[Tensor, Tensor]:
-        """See Encoder; the hidden state of ``split_layer`` as it is, (N, T, F) float32."""
+        """See Encoder; the hidden state of ``split_layer``, not normalised, (N, T, F) float32."""
         frame_lens = self.feature_lens(lens)
         mode, self.backbone.training = self.backbone.training, False  # no dropout below the seam
         grid = None if chunks is None else self.grid(chunks)
@@ -392,7 +392,7 @@ class SplitEncoder(ContextEncoder):
     def contextualise(
         self, features: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None, registers: int = 0
     ) -> Tuple[Tensor, Tensor]:
-        """See Encoder; the upper layers, the chosen hidden states, stacking, the context network."""
+        """See Encoder; runs the upper layers, stacks the chosen hidden states, runs the context network."""
         features = zero_padding(features, lens)
         grid = None if chunks is None else self.grid(chunks).behind(registers)
         arguments = self.backbone.layer_arguments(features, lens, grid)
@@ -416,7 +416,7 @@ class SplitEncoder(ContextEncoder):
         return tuple(f"backbone.{name}." for name, module in self.backbone.named_modules() if id(module) in ids)
 
 
-# Names in the layers of transformers: wav2vec2 and its kin (`attention`, `feed_forward`), Whisper, Qwen3-ASR (`fc1`),
+# Names in the layers of transformers: wav2vec2's family (`attention`, `feed_forward`), Whisper, Qwen3-ASR (`fc1`),
 # Moonshine (`mlp`), Parakeet (`linear1`), and w2v-BERT and wav2vec2-conformer (`linear_q`, `ffn1`).
 PROJECTIONS = r".*layers\.({})\.(attention|self_attn)\.([qkvo]_proj|out_proj|linear_(q|k|v|out))"
 FEED_FORWARD = (
@@ -425,20 +425,20 @@ FEED_FORWARD = (
 
 
 def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0, last: Optional[int] = None) -> None:
-    """Freeze a backbone and add adapters to its matrices (``config.lora_*``); initially they change nothing.
+    """Freeze a backbone and add adapters to its matrices (``config.lora_*``); initially the output is unchanged.
 
     Args:
-        backbone: wav2vec2, HuBERT or Whisper; WavLM's attention uses the weights of its projections directly.
-        config: of the encoder.
+        backbone: any family but WavLM, whose attention uses the weights of its projections directly.
+        config: encoder options.
         first: index of the lowest layer with adapters.
-        last: index after that of the highest one; None: all layers from ``first`` on.
+        last: one more than the index of the highest; None: all layers from ``first`` on.
 
     Raises:
-        UserError: no peft, a WavLM model, or no layer is left.
+        UserError: peft is missing, the model is WavLM, or no layer is left.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
-    except Exception as error:  # a peft that is there may fail in other ways than ImportError
+    except Exception as error:  # an installed peft may fail with other errors than ImportError
         said = f"--model.encoder.lora_rank: needs peft ({one_line(error)}): pip install 'tokenverse_pp[lora]'"
         raise UserError(said) from None
     if type(backbone).__name__ == "WavLMBackbone":
@@ -460,7 +460,7 @@ def add_lora(backbone: Backbone, config: EncoderConfig, first: int = 0, last: Op
 
 
 def merge_lora(backbone: nn.Module) -> None:
-    """Merge the adapters into the weights: a plain encoder with the same output."""
+    """Merge the adapters into the weights; this leaves a plain encoder with the same output."""
     from peft.tuners.lora import LoraLayer
 
     adapted = [(name, module) for name, module in backbone.named_modules() if isinstance(module, LoraLayer)]
@@ -471,18 +471,18 @@ def merge_lora(backbone: nn.Module) -> None:
 
 
 def build_encoder(config: EncoderConfig, foreign: bool = False) -> Encoder:
-    """Load the pretrained encoder and make both halves as ``config`` says.
+    """Load the pretrained encoder and build both halves according to ``config``.
 
     Args:
-        config: of the encoder.
-        foreign: a model folder names the encoder, not the user (see `load_backbone`).
+        config: encoder options.
+        foreign: the name comes from a model folder, not from the user (see `load_backbone`).
 
     Raises:
         UserError: unknown name, folder or family, incomplete weights, or a value out of range.
     """
     backbone = load_backbone(config, foreign)
     config.validate(len(backbone.layers))
-    # from_pretrained leaves its models in eval mode; train() is where every new module starts.
+    # from_pretrained returns models in eval mode, but new modules start in train mode.
     kinds: Dict[str, Callable[[Backbone, EncoderConfig], Encoder]]
     kinds = {"finetune": FinetuneEncoder, "frozen": FrozenEncoder, "split": SplitEncoder}
     encoder = kinds[config.kind](backbone, config).train()

@@ -1,4 +1,4 @@
-"""Moonshine's streaming encoder: raw audio, causal convolutions, attention within sliding windows, no positions."""
+"""Moonshine's streaming encoder: raw audio, causal convolutions, sliding-window attention, no position embeddings."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tokenverse_pp.models.encoders.chunks import ChunkGrid
 class MoonshineBackbone(Backbone):
     """``MoonshineStreamingEncoder``: frames of 5 ms, two convolutions | layers, final norm.
 
-    Each layer sees a window of frames: ``sliding_windows`` of its configuration, (frames back with its own, frames
-    ahead and one). transformers' convolutions count more valid frames in a padded batch than without padding; here an
-    utterance has the frames that it has alone. With chunks, a window is cut at the end of a frame's chunk.
+    Each layer sees a window of frames, ``sliding_windows`` in its configuration: (past frames plus its own, future
+    frames plus one). transformers' convolutions count more valid frames in a padded batch than without padding; here
+    the number does not depend on padding. With chunks, a window is cut at the end of a frame's chunk.
     """
 
     def __init__(self, encoder: Any) -> None:
@@ -43,7 +43,7 @@ class MoonshineBackbone(Backbone):
         return stacked_lens(torch.div(lens, self.frame_len, rounding_mode="floor"), 4)
 
     def embed(self, audio: Tensor, lens: Tensor, chunks: Optional[ChunkOptions] = None) -> Tensor:
-        """See Backbone: the output of the second convolution. No statistics go beyond frames of 5 ms."""
+        """See Backbone: the output of the second convolution. Statistics cover single frames of 5 ms."""
         frame_lens = self.frame_lens(lens)
         check_length(lens, frame_lens)
         embedder = self.encoder.embedder
@@ -56,11 +56,11 @@ class MoonshineBackbone(Backbone):
         return zero_padding(x, frame_lens)
 
     def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
-        """See Backbone: the model has none."""
+        """See Backbone: the model has no positions."""
         return x
 
     def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:
-        """See Backbone: an attention mask for each size of window."""
+        """See Backbone: an attention mask for each window size."""
         size = x.shape[1]
         frames = torch.arange(size, device=x.device)
         ahead = frames - frames.unsqueeze(1)
@@ -78,12 +78,12 @@ class MoonshineBackbone(Backbone):
         return {"attention_mask": arguments["masks"][self.windows[number]]}
 
     def lookahead(self, grid: ChunkGrid, layers: int) -> int:
-        """See Backbone: what the windows see ahead, layer upon layer."""
+        """See Backbone: the windows' future frames, summed over layers."""
         ahead = sum(max(forward - 1, 0) for _, forward in self.windows[:layers])
         return 0 if grid.strict else grid.rounded_up(ahead)
 
     def freeze_embedding(self) -> None:
-        """Stop training what is before the layers."""
+        """Stop training the modules before the layers."""
         self.encoder.embedder.requires_grad_(False)
 
     @property

@@ -1,4 +1,4 @@
-"""NVIDIA's FastConformer: Parakeet (CTC, RNN-T, TDT) and Nemotron, whose layers look back only."""
+"""NVIDIA's FastConformer: Parakeet (CTC, RNN-T, TDT) and Nemotron, whose convolutions are causal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FastConformerLayer(ConformerLayer):
         Args:
             x: frames.
             seen: the keys that each frame sees, (N, 1, T, T) bool; None: all.
-            positions: relative ones, (N, 2T - 1, C).
+            positions: relative positions, (N, 2T - 1, C).
             mask: (N, T), true on valid frames.
             grid: the chunks.
         """
@@ -46,7 +46,7 @@ class ParakeetBackbone(Backbone):
     Frames of 80 ms. The seam is before the factor sqrt(hidden_size) of models with ``scale_input``.
 
     Args:
-        encoder: of transformers.
+        encoder: transformers' encoder.
         extractor: its feature extractor.
     """
 
@@ -77,7 +77,7 @@ class ParakeetBackbone(Backbone):
         return self.encoder_layers
 
     def frame_lens(self, lens: Tensor) -> Tensor:
-        """Samples -> frames of 80 ms; none for an utterance without a frame of 10 ms."""
+        """Samples -> frames of 80 ms; 0 for an utterance without a frame of 10 ms."""
         lens = self.mel.frame_lens(lens)
         for _ in range(3):
             lens = torch.div(lens + 1, 2, rounding_mode="floor")
@@ -91,7 +91,7 @@ class ParakeetBackbone(Backbone):
         return zero_padding(self.subsampling(mel, length_mask(mel_lens, mel.shape[1], mel.device)), frame_lens)
 
     def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
-        """See Backbone: the factor and dropout; positions are relative, in every layer."""
+        """See Backbone: applies the factor and dropout; positions are relative, in every layer."""
         return F.dropout(x * self.input_scale, p=self.dropout, training=self.training)
 
     def seen(self, size: int, grid: Optional[ChunkGrid], device: torch.device) -> Optional[Tensor]:
@@ -119,10 +119,10 @@ class ParakeetBackbone(Backbone):
 
 
 class NemotronBackbone(ParakeetBackbone):
-    """``NemotronAsrStreamingEncoder``: all convolutions look back only, and attention sees chunks.
+    """``NemotronAsrStreamingEncoder``: all convolutions are causal, and attention sees chunks.
 
-    Without ``--chunk-ms`` the chunks are the checkpoint's own: ``default_num_lookahead_tokens + 1`` frames, and
-    ``sliding_window - 1`` frames before them (1.12 s and 5.6 s). It was not trained with full context.
+    Without ``--chunk-ms`` it runs in the checkpoint's chunks: ``default_num_lookahead_tokens + 1`` frames, with left
+    context of ``sliding_window - 1`` frames (1.12 s and 5.6 s). It was not trained with full context.
     """
 
     normalises_bins = False
@@ -135,7 +135,7 @@ class NemotronBackbone(ParakeetBackbone):
         self.longest = int(encoder.config.max_position_embeddings)
 
     def frame_lens(self, lens: Tensor) -> Tensor:
-        """Samples -> frames of 80 ms; none for an utterance without a frame of 10 ms."""
+        """Samples -> frames of 80 ms; 0 for an utterance without a frame of 10 ms."""
         mel = self.mel.frame_lens(lens)
         lens = mel
         for _ in range(3):

@@ -17,17 +17,17 @@ from tokenverse_pp.models.encoders.whisper import LogMel
 
 
 def halved(lens: Tensor) -> Tensor:
-    """Mel frames of one window -> frames after three convolutions of stride 2; 0 of 0."""
+    """Mel frames of one window -> frames after three convolutions of stride 2; 0 for 0."""
     for _ in range(3):
         lens = torch.div(lens + 1, 2, rounding_mode="floor")
     return lens
 
 
 class Qwen3Layer(nn.Module):
-    """A layer of ``Qwen3ASREncoder`` for padded batches; transformers' takes packed frames.
+    """A layer of ``Qwen3ASREncoder`` for padded batches; transformers' layer takes packed frames.
 
     Args:
-        layer: of transformers; its modules keep their names.
+        layer: transformers' layer; its modules keep their names.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -50,9 +50,9 @@ class Qwen3Layer(nn.Module):
 class Qwen3AsrBackbone(Backbone):
     """``Qwen3ASREncoder``: log-mel, convolutions over windows of 1 s | layers, final norm.
 
-    A window of 1 s gives 13 frames, so they are 76.9 ms apart on average. Positions start again in each window.
-    Attention sees windows of 8 s (``n_window_infer``); with chunks, which are whole seconds, it sees those instead.
-    Utterances of less than 0.5 s are not filled up with silence, as Qwen's own code does.
+    A window of 1 s gives 13 frames, which are 76.9 ms apart on average. Positions restart in each window.
+    Attention sees windows of 8 s (``n_window_infer``); with chunks (of whole seconds), it sees those instead.
+    Unlike in Qwen's own code, utterances of less than 0.5 s are not padded with silence.
     """
 
     def __init__(self, encoder: Any) -> None:
@@ -70,7 +70,7 @@ class Qwen3AsrBackbone(Backbone):
         self.hop, self.receptive = self.window_samples // self.window_frames, self.window_samples
 
     def frame_lens(self, lens: Tensor) -> Tensor:
-        """Samples -> frames: 13 for each second, and those of the rest."""
+        """Samples -> frames: 13 for each full second, plus those of the rest."""
         mel = self.log_mel.frame_lens(lens)
         windows = torch.div(mel, self.window, rounding_mode="floor")
         return windows * self.window_frames + halved(mel - windows * self.window)
@@ -99,7 +99,7 @@ class Qwen3AsrBackbone(Backbone):
         return zero_padding(x[:, :count], self.frame_lens(lens))
 
     def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
-        """See Backbone: the sinusoids of each frame's place in its window."""
+        """See Backbone: the sinusoids of each frame's position in its window."""
         table = self.encoder.positional_embedding.positional_embedding
         return x + table[torch.arange(x.shape[1], device=x.device) % self.window_frames].to(x.dtype)
 

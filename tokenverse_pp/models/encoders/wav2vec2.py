@@ -25,7 +25,7 @@ from tokenverse_pp.models.encoders.chunks import (
 
 
 def normalise_audio(audio: Tensor, lens: Tensor) -> Tensor:
-    """Zero mean and unit variance over the valid samples of each row, (N, S) -> (N, S); padding is zero.
+    """Normalise the valid samples of each row to zero mean and unit variance, (N, S) -> (N, S); padding is zero.
 
     The same as ``do_normalize`` of ``transformers.Wav2Vec2FeatureExtractor``.
     """
@@ -36,7 +36,7 @@ def normalise_audio(audio: Tensor, lens: Tensor) -> Tensor:
 
 
 def normalise_running(audio: Tensor, lens: Tensor, chunk_samples: int) -> Tensor:
-    """Zero mean and unit variance over the samples up to the end of each sample's chunk, (N, S) -> (N, S).
+    """Normalise samples by mean and variance up to the end of each sample's chunk, (N, S) -> (N, S).
 
     The causal form of `normalise_audio`; padding is zero.
     """
@@ -49,7 +49,7 @@ def normalise_running(audio: Tensor, lens: Tensor, chunk_samples: int) -> Tensor
 
 
 def masked_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """Apply a GroupNorm of one channel a group to x (N, C, T), with statistics over the valid frames only."""
+    """Apply a GroupNorm of one channel per group to x (N, C, T), with statistics over the valid frames only."""
     mask = length_mask(lens, x.shape[2], x.device).unsqueeze(1)
     count = lens.view(-1, 1, 1).to(x.device, torch.float32, non_blocking=True)
     x32 = x.float()
@@ -61,7 +61,7 @@ def masked_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 
 def running_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm, grid: ChunkGrid) -> Tensor:
-    """Apply a GroupNorm of one channel a group to x (N, C, T), with statistics up to the end of each frame's chunk."""
+    """Apply a GroupNorm of one channel per group to x (N, C, T), with statistics up to the end of a frame's chunk."""
     mask = length_mask(lens, x.shape[2], x.device).unsqueeze(1)
     chunks = in_chunks(x.float().masked_fill(~mask, 0.0), grid)
     mean, scale = running_moments(chunks, lens, grid).mean_and_scale(norm.eps)
@@ -72,8 +72,8 @@ def running_group_norm(x: Tensor, lens: Tensor, norm: nn.GroupNorm, grid: ChunkG
 def time_major_convolution(conv: nn.Conv1d, x: Tensor, dtype: torch.dtype) -> Tensor:
     """An unpadded convolution of x (N, T, C) by matrix products -> (N, T', C'), both in ``dtype``.
 
-    As many taps as the stride is long are one product over a view of x, in which no number stands twice. For tensors
-    that are time first, cuDNN would have to move all numbers before and after it.
+    Each run of ``stride`` taps is one product over a view of x in which no number occurs twice. cuDNN would have to
+    transpose time-major tensors before and after it.
     """
     (kernel,), (stride,) = conv.kernel_size, conv.stride
     n, length, channels = x.shape
@@ -81,7 +81,7 @@ def time_major_convolution(conv: nn.Conv1d, x: Tensor, dtype: torch.dtype) -> Te
     weight = conv.weight.to(dtype).permute(2, 1, 0)  # (taps, C, C')
     x = x.to(dtype)
     if channels == 1:  # rows of a few samples would be too short for tensor cores
-        pad = 7 - kernel % 8  # and one row for the bias, or a pass over the largest of all tensors
+        pad = 7 - kernel % 8  # and one row for the bias, to avoid another pass over the largest tensor
         bias = weight.new_zeros(1, conv.out_channels) if conv.bias is None else conv.bias.to(dtype)[None]
         rows = F.pad(F.pad(x[:, :, 0].unfold(1, kernel, stride), (0, 1), value=1.0), (0, pad))
         return rows @ F.pad(torch.cat([weight[:, 0], bias]), (0, 0, 0, pad))
@@ -98,8 +98,8 @@ def time_major_convolution(conv: nn.Conv1d, x: Tensor, dtype: torch.dtype) -> Te
 class Wav2Vec2Backbone(Backbone):
     """``Wav2Vec2Model`` or ``HubertModel``: convolutions, projection | positional convolution, layers.
 
-    Group-norm models (wav2vec2-base, hubert-base) were trained with statistics over padding too; here each
-    utterance has its own, so that it gives the same result in every batch.
+    Group-norm models (wav2vec2-base, hubert-base) were trained with statistics that include padding; here they
+    are computed per utterance, so that its result is the same in every batch.
     """
 
     convolutions: Any
@@ -127,7 +127,7 @@ class Wav2Vec2Backbone(Backbone):
         return bool(config.do_stable_layer_norm)
 
     def positional_right(self) -> int:
-        """Frames after a frame that the positional convolution sees."""
+        """Frames of right context of the positional convolution."""
         return sides(self.encoder.pos_conv_embed.conv)[1]
 
     def conv_lens(self, lens: Tensor, num_layers: int) -> Tensor:
@@ -137,7 +137,7 @@ class Wav2Vec2Backbone(Backbone):
         return lens.clamp(min=0)
 
     def front_sizes(self, num_layers: int) -> Tuple[int, int]:
-        """Samples from one frame to the next after the first ``num_layers`` convolutions, and samples that one sees."""
+        """Hop and receptive field, in samples, of frames after the first ``num_layers`` convolutions."""
         hop, receptive = 1, 1
         for kernel, stride in zip(self.kernels[:num_layers], self.strides[:num_layers]):
             receptive += (kernel - 1) * hop
@@ -195,9 +195,9 @@ class Wav2Vec2Backbone(Backbone):
 
     @torch.no_grad()
     def _convolve_time_major(self, x: Tensor, first: int) -> Tensor:
-        """The convolutions from the ``first`` on, without a graph and in autocast's type, (N, T, C) -> (N, T', C')."""
+        """The convolutions from index ``first`` on, without gradients, in autocast's type, (N, T, C) -> (N, T', C')."""
         dtype = autocast_dtype(x)
-        with torch.autocast(x.device.type, enabled=False):  # or norms would be in float32, and everything moved twice
+        with torch.autocast(x.device.type, enabled=False):  # it would run norms in float32 and move data twice
             for layer in self.convolutions[first:]:
                 x, norm = time_major_convolution(layer.conv, x, dtype), getattr(layer, "layer_norm", None)
                 if norm is not None:
@@ -208,13 +208,13 @@ class Wav2Vec2Backbone(Backbone):
     def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
         """See Backbone: the positional convolution, and the norm and dropout after it.
 
-        In strict chunks its right side is cut at the chunk's end.
+        In strict chunks, its right context is cut at the end of the chunk.
         """
         embed = self.encoder.pos_conv_embed
         if grid is not None and grid.strict:
             return self.after_positions(x, embed.activation(chunked_convolution(embed.conv, x, grid)))
         if self._has_kernel(x):
-            from tokenverse_pp.models.encoders.grouped_convolution import grouped_convolution  # which needs Triton
+            from tokenverse_pp.models.encoders.grouped_convolution import grouped_convolution  # needs Triton
 
             return self.after_positions(x, embed.activation(grouped_convolution(x, embed.conv, autocast_dtype(x))))
         return self.after_positions(x, in_exact_type(embed.conv, embed, x))
@@ -227,7 +227,7 @@ class Wav2Vec2Backbone(Backbone):
         return plain and half and triton_kernels(x) is not None
 
     def after_positions(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Frames and what the positional convolution gave, both (N, T, C) -> input of the lowest layer."""
+        """Frames and the positional convolution's output, both (N, T, C) -> input of the lowest layer."""
         x = x + positions
         if not self.stable_layer_norm:
             x = self.encoder.layer_norm(x)
@@ -238,7 +238,7 @@ class Wav2Vec2Backbone(Backbone):
         self.convolutions.requires_grad_(False)
 
     def position_modules(self) -> List[nn.Module]:
-        """The positional convolution, and the norm after it in models that have it there."""
+        """The positional convolution, and the norm after it in models that have one there."""
         modules = [self.encoder.pos_conv_embed]
         return modules if self.stable_layer_norm else modules + [self.encoder.layer_norm]
 
@@ -249,9 +249,9 @@ class Wav2Vec2Backbone(Backbone):
 
 
 class Data2VecBackbone(Wav2Vec2Backbone):
-    """``Data2VecAudioModel``: as wav2vec2 with several positional convolutions, one on the output of the other.
+    """``Data2VecAudioModel``: like wav2vec2, but with several positional convolutions in sequence.
 
-    transformers lets what a convolution writes on padded frames into the next one; here they are zero for each.
+    In transformers, a convolution's output on padded frames enters the next one; here padded frames are always zero.
     """
 
     streams = False
@@ -262,7 +262,7 @@ class Data2VecBackbone(Wav2Vec2Backbone):
         return False
 
     def positional_right(self) -> int:
-        """See `Wav2Vec2Backbone`: of all convolutions together."""
+        """See `Wav2Vec2Backbone`: the right context of all convolutions."""
         return sum(sides(layer.conv)[1] for layer in self.encoder.pos_conv_embed.layers)
 
     def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
@@ -279,17 +279,17 @@ class Data2VecBackbone(Wav2Vec2Backbone):
 
 
 class WavLMBackbone(Wav2Vec2Backbone):
-    """``WavLMModel``: every layer gates the relative position bias that the lowest layer's table gives."""
+    """``WavLMModel``: every layer gates the relative position bias from the lowest layer's table."""
 
     streams = exports = False
 
     def grid(self, chunks: ChunkOptions, stack: int = 1) -> ChunkGrid:
-        """Refuse: the attention of WavLM takes no chunk mask beside its gated position bias."""
+        """Raise UserError: WavLM's attention takes no chunk mask besides its gated position bias."""
         raise UserError("--chunk-ms: WavLM cannot be run in chunks; use a wav2vec2, HuBERT or Whisper model")
 
     @property
     def shardable_layers(self) -> List[nn.Module]:
-        """All but the lowest, whose table `layer_arguments` reads."""
+        """All but the lowest layer, whose table `layer_arguments` reads."""
         return list(self.layers)[1:]
 
     def layer_arguments(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Dict[str, Any]:

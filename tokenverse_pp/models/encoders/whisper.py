@@ -13,16 +13,16 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.models.encoders.base import Backbone, length_mask, stacked_lens, zero_padding
 from tokenverse_pp.models.encoders.chunks import ChunkGrid, chunk_grid, from_chunks, in_chunks
 
-LEAST = -10.0  # the logarithm of the least power that counts
+LEAST = -10.0  # log10 of the power floor, 1e-10
 
 
 class LogMel(nn.Module):
-    """What ``transformers.WhisperFeatureExtractor`` gives on the valid frames, without filling up to 30 s.
+    """The output of ``transformers.WhisperFeatureExtractor`` on the valid frames, without padding to 30 s.
 
-    An utterance of S samples has ceil(S / 160) frames of 10 ms; frame t is centred on sample 160 t. Silence follows the
-    utterance, and its mirror image precedes it, as in the extractor. The dynamic range is cut at 8 (80 dB) below the
-    maximum over all frames that see a sample of the utterance, including one or two that are centred after its end and
-    not returned.
+    An utterance of S samples has ceil(S / 160) frames of 10 ms; frame t is centred on sample 160 t. As in the
+    extractor, silence follows the utterance and its mirror image precedes it. The dynamic range is cut at 8 (80 dB)
+    below the maximum over all frames that see a sample of the utterance, including one or two that are centred after
+    its end and not returned.
     """
 
     max_samples = 480000
@@ -44,7 +44,7 @@ class LogMel(nn.Module):
     def forward(self, audio: Tensor, lens: Tensor) -> Tuple[Tensor, Tensor]:
         """Audio (N, S), lens (N,) samples, at most 30 s -> (N, num_mel_bins, T), zero on padding; lens (N,)."""
         longest = int(lens.max())
-        # Room for the frames that still see the end, but not past 30 s, where the extractor mirrors its buffer.
+        # Leave room for frames that still see the end, up to 30 s, where the extractor mirrors its buffer.
         size = min(longest + self.n_fft, self.max_samples)
         audio = audio[:, :longest].float().masked_fill(~length_mask(lens, longest, audio.device), 0.0)
         audio = nn.functional.pad(audio, (0, size - longest))
@@ -59,7 +59,7 @@ class LogMel(nn.Module):
         return mel.masked_fill(~length_mask(frame_lens, mel.shape[2], mel.device).unsqueeze(1), 0.0), frame_lens
 
     def running(self, audio: Tensor, lens: Tensor, chunks: ChunkOptions) -> Tuple[Tensor, Tensor]:
-        """As `forward`, of any length, with the maximum over the frames up to the end of a frame's chunk."""
+        """Like `forward`, for any length, with the maximum over the frames up to the end of a frame's chunk."""
         longest = int(lens.max())
         audio = audio[:, :longest].float().masked_fill(~length_mask(lens, longest, audio.device), 0.0)
         audio = nn.functional.pad(audio, (0, self.n_fft))
@@ -80,7 +80,7 @@ class LogMel(nn.Module):
         return audio[:, 1 : self.n_fft // 2 + 1].flip(1)
 
     def log_power(self, audio: Tensor) -> Tensor:
-        """Audio (N, 240 + 160 T) or a little more -> log-mel (N, num_mel_bins, T) before it is clipped.
+        """Audio (N, 240 + 160 T or a little more) -> log-mel (N, num_mel_bins, T) before clipping.
 
         Frame t sees 400 samples from 160 t on.
         """
@@ -96,19 +96,18 @@ class LogMel(nn.Module):
 
     @staticmethod
     def clip(mel: Tensor, peaks: Tensor) -> Tensor:
-        """Cut mel (N, M, T) at 8 below the peaks (N, T), and scale it as Whisper does."""
+        """Clip mel (N, M, T) at 8 below the peaks (N, T) and scale it as Whisper does."""
         return (torch.maximum(mel, peaks.unsqueeze(1) - 8.0) + 4.0) / 4.0
 
 
 class WhisperBackbone(Backbone):
     """transformers' ``WhisperEncoder``: log-mel and two convolutions | positions, layers, final norm.
 
-    Its own forward insists on 30 s of input; here the utterance ends where it ends, and the convolutions see
-    zeros after it (their own padding, which the model knows from both ends of 30 s). With 30 s both are the
-    same.
+    Its own forward requires 30 s of input; here the input is not padded, and the convolutions see zeros after
+    the utterance (their own padding, which the model knows from both ends of 30 s). For 30 s both are the same.
 
-    In chunks an utterance may be of any length: positions start again from 0 at a chunk's edge, whenever the next chunk
-    would run past the last one that the model knows (30 s). In full context 30 s are the most.
+    In chunks, an utterance may have any length: positions restart from 0 at a chunk boundary whenever the next chunk
+    would run past the model's last position (30 s). In full context, the limit is 30 s.
     """
 
     frame_shift = 0.02
@@ -152,7 +151,7 @@ class WhisperBackbone(Backbone):
         return zero_padding(x, self.frame_lens(lens))
 
     def add_positions(self, x: Tensor, lens: Tensor, grid: Optional[ChunkGrid] = None) -> Tensor:
-        """See Backbone: absolute positions, which in chunks start again before they run out."""
+        """See Backbone: absolute positions, which restart in chunks before they run out."""
         if grid is None:
             x = x + self.encoder.embed_positions.weight[: x.shape[1]]
         else:

