@@ -3,8 +3,8 @@
 The algorithm is that of icefall's ``modified_beam_search``: at each frame every hypothesis is extended by every symbol,
 the best ``beam`` extensions are kept, and those with the same tokens are merged by log-addition. Here the state of
 all hypotheses is a few small arrays (N, beam), so a frame costs the same number of operations for any batch, and the
-joiner runs once for hypotheses that have the same context. The arrays are NumPy's, because NumPy's operations on few
-numbers cost a fraction of torch's.
+joiner runs once for hypotheses that have the same context. The arrays are NumPy arrays, because NumPy's overhead for
+few numbers is a fraction of torch's.
 
 Hypotheses with the same tokens are found by a 64-bit hash of the tokens, updated token by token. Two different token
 sequences collide with probability 2**-63 per pair: about once in 10**12 hours of speech at a beam of 8.
@@ -31,20 +31,20 @@ HASH_FACTOR = 0x5851F42D4C957F2D  # Knuth's MMIX multiplier, odd
 
 
 def symbol_keys(vocab_size: int) -> Tensor:
-    """A random number a symbol, (V,) int64; the same in each run."""
+    """Return a random number for each symbol, (V,) int64; the same in every run."""
     random = torch.Generator().manual_seed(1)
     return torch.randint(-(2**63), 2**63 - 1, (vocab_size,), generator=random)
 
 
 def longer_keys(keys: Array, of_symbols: Array) -> Array:
-    """The hashes (..) of sequences ``keys`` (..), each with one more symbol, whose `symbol_keys` are given (..)."""
+    """Extend the hashes ``keys`` (..) of sequences by one symbol each, whose `symbol_keys` are ``of_symbols`` (..)."""
     return (keys ^ (keys >> 29)) * HASH_FACTOR + of_symbols
 
 
 def beam_search(
     scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
-    """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
+    """Decode utterances sorted by length, longest first (see `search_frames`)."""
     search = BeamSearch(
         scorer, lengths, BeamMemory.start(scorer, len(lengths), options.width, constraints), constraints
     )
@@ -55,8 +55,9 @@ def beam_search(
 class BeamMemory(NamedTuple):
     """The state of the hypotheses of a batch, (N, B) each; slots with a score of -inf are empty.
 
-    score: log-probability, float64 (exact enough for any length). context: of the predictor: numbers (`PredictorTable`)
-    or objects (`PredictorStates`). state: of the constraints. earning: of the bonus. key: hash of the tokens.
+    score: log-probability, float64 (exact enough for any length). context: of the predictor, as a number
+    (`PredictorTable`) or an object (`PredictorStates`). state: that of the constraints. earning: that of the bonus.
+    key: hash of the tokens.
     """
 
     score: np.ndarray
@@ -67,7 +68,7 @@ class BeamMemory(NamedTuple):
 
     @classmethod
     def start(cls, scorer: Scorer, utterances: int, beam: int, constraints: Optional[BatchConstraints]) -> BeamMemory:
-        """One hypothesis each, in which nothing is written."""
+        """Return the memory with one empty hypothesis per utterance."""
         shape = (utterances, beam)
         score, state = np.full(shape, NEG_INF), np.zeros(shape, dtype=np.int64)
         score[:, 0] = 0
@@ -78,13 +79,13 @@ class BeamMemory(NamedTuple):
 
     @staticmethod
     def join(parts: Sequence[BeamMemory]) -> BeamMemory:
-        """The utterances of all parts."""
+        """Concatenate the utterances of all parts."""
         return BeamMemory(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
 
 @dataclass
 class BeamTrace:
-    """What `BeamSearch` wrote down at each frame, all (T, N, B).
+    """What `BeamSearch` records at each frame; all arrays are (T, N, B).
 
     index: parent x V + token. value: score of the extension. score: after merging.
     """
@@ -94,15 +95,15 @@ class BeamTrace:
     score: np.ndarray
 
     def follow(self, before: np.ndarray, vocab_size: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Follow the parents from each slot after the last frame to the front.
+        """Trace the hypothesis in each slot after the last frame back to the first frame.
 
         Args:
             before: (N, B), the scores before the first frame.
             vocab_size: V.
 
         Returns:
-            What each slot after the last frame wrote at each frame, tokens (T, N, B) and what they added to the score,
-            and the slot before the first frame that it comes from (N, B).
+            For each slot after the last frame: the tokens (T, N, B), what each added to the score (T, N, B), and the
+            slot before the first frame that it comes from (N, B).
         """
         frames, batch, beam = self.index.shape
         slots, tokens = np.empty_like(self.index), np.empty_like(self.index)
@@ -125,16 +126,16 @@ class BeamTrace:
 def triton_search(
     scorer: Scorer, lengths: Sequence[int], memory: BeamMemory, constraints: Optional[BatchConstraints]
 ) -> Any:
-    """The search on the device of the frames, as `BeamSearch` gives it; None where the host has to run it.
+    """Return the search on the device of the frames, equivalent to `BeamSearch`; None if the host has to run it.
 
-    That is on a CPU, where Triton does not work, with a joiner in float64 or with ReLU, with an LSTM predictor, and
-    with a bonus whose tables would be too large.
+    The host runs it on a CPU, without a working Triton, with a joiner in float64 or with ReLU, with an LSTM predictor,
+    and with a bonus whose tables would be too large.
     """
     if triton_kernels(scorer.frames) is None or scorer.reduced is torch.float64:
         return None
     if not scorer.stateless or scorer.activation != "tanh":
         return None
-    from tokenverse_pp.decoding.triton_search import TritonSearch, fusion_tables  # which need Triton
+    from tokenverse_pp.decoding.triton_search import TritonSearch, fusion_tables  # needs Triton
 
     fusion = None if scorer.bonus is None else fusion_tables(scorer.bonus, scorer.frames.device)
     if scorer.bonus is not None and fusion is None:
@@ -143,9 +144,9 @@ def triton_search(
 
 
 class BeamSearch:
-    """The frame loop. Slots that hold no hypothesis have the score -inf, and whatever else they hold is ignored.
+    """The frame loop. Empty slots have the score -inf; their other values are ignored.
 
-    ``memory`` is what the hypotheses remember: at first before the first frame, after `run` at each utterance's end.
+    ``memory`` is the state of the hypotheses before the first frame; after `run`, at each utterance's end.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class BeamSearch:
         self.upper = np.triu(np.ones((self.beam, self.beam), dtype=bool), 1)
 
     def run(self) -> BeamTrace:
-        """Go through all frames."""
+        """Decode all frames and return their trace."""
         on_device = triton_search(self.scorer, self.lengths, self.memory, self.constraints)
         if on_device is not None:
             trace = on_device.run()
@@ -172,7 +173,7 @@ class BeamSearch:
         frames = self.lengths[0]
         shape = (frames, len(self.lengths), self.beam)
         index = np.empty(shape, dtype=np.int64)
-        # After an utterance's end each slot is its own parent by a blank.
+        # After an utterance's end each slot is its own parent, with a blank.
         index[:] = np.arange(self.beam) * self.scorer.vocab_size + self.scorer.blank_id
         value, score = np.zeros(shape), np.zeros(shape)
         ended: List[BeamMemory] = []
@@ -192,17 +193,17 @@ class BeamSearch:
         return BeamMemory(*(x[first:] for x in (self.score, self.context, self.state, earning, self.key)))
 
     def _keep(self, n: int) -> None:
-        """Go on with the first n utterances."""
+        """Keep only the first n utterances."""
         self.score, self.context, self.key = self.score[:n], self.context[:n], self.key[:n]
         self.state, self.first_slot = self.state[:n], self.first_slot[:n]
         self.owner, self.earning = self.owner[: n * self.beam], self.earning[: n * self.beam]
 
     def _step(self, t: int) -> Tuple[np.ndarray, np.ndarray]:
-        """Extend by frame t; -> scores of the extensions before merging, and their ``index`` (`BeamTrace`), (n, B)."""
+        """Extend by frame t. Return the extensions' scores before merging and their ``index`` (`BeamTrace`), (n, B)."""
         best, symbols, which = self._best(t)
         count, n = best.shape[1], len(self.score)
         extended = (best[which] + self.score.reshape(-1, 1)).reshape(n, -1)
-        # The order of equal scores is that of slots and symbols.
+        # Equal scores are ordered by slot, then by symbol.
         at = np.argsort(-extended, axis=1, kind="stable")[:, : self.beam]
         value = extended.take(at + np.arange(n)[:, None] * extended.shape[1])
         parent = at // count
@@ -213,10 +214,10 @@ class BeamSearch:
         return value, parent * self.scorer.vocab_size + token
 
     def _best(self, t: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The best symbols (M, K) after M different conditions with their log-probabilities, and the row of each slot.
+        """Return log-probabilities and ids (M, K) of the best symbols in M distinct conditions, and each slot's row.
 
-        The best of all extensions are among the best of each row. Hypotheses of an utterance that differ only in older
-        tokens (half of them or more, in a trained model) have the same context, and share a row: the joiner, the most
+        The best extensions overall are among the best of each row. Hypotheses of an utterance that differ only in older
+        tokens (half of them or more, in a trained model) have the same context and share a row: the joiner, the most
         costly part of a search, is run for distinct rows only.
         """
         slots = list(zip(self.owner, self.context.ravel().tolist(), self.state.ravel().tolist(), self.earning))
@@ -234,7 +235,7 @@ class BeamSearch:
         return best.cpu().numpy(), symbols.cpu().numpy(), which
 
     def _advance(self, slot: np.ndarray, token: np.ndarray) -> None:
-        """Move what a hypothesis remembers to its extensions: ``slot`` (n, B) of the parent, ``token`` (n, B)."""
+        """Update the states of the hypotheses: ``slot`` (n, B) of the parent and ``token`` (n, B) of each extension."""
         vocab_size, blank = self.scorer.vocab_size, token == self.scorer.blank_id
         self.context = self.scorer.contexts.longer(self.context.take(slot), token)
         if self.constraints is not None:
@@ -247,10 +248,10 @@ class BeamSearch:
             self.key = np.where(blank, key, longer_keys(key, self.symbol_key.take(token)))
 
     def _merge(self, value: np.ndarray) -> np.ndarray:
-        """Log-add hypotheses with the same tokens into the better one, and empty the other's slot.
+        """Merge hypotheses with the same tokens by log-addition into the better one, and empty the other's slot.
 
-        At most two agree: the tokens of all were different at the last frame, so that one of them is an old hypothesis
-        plus a blank, and the other is the one old hypothesis that is a token shorter, plus that token.
+        At most two have the same tokens: all differed at the last frame, so one is an old hypothesis plus a blank, and
+        the other is the old hypothesis that is one token shorter, plus that token.
         """
         same = (self.key[:, :, None] == self.key[:, None, :]) & self.upper  # (n, B, B), better x worse
         worse = same.any(1)
@@ -261,8 +262,8 @@ class BeamSearch:
 
 
 def _read_back(trace: BeamTrace, final: np.ndarray, scorer: Scorer, lengths: Sequence[int]) -> List[List[Hypothesis]]:
-    """The hypotheses that are left at the end, by their scores ``final`` (N, B); without those below the n-best."""
-    # At the start only the first slots hold a hypothesis, of score 0.
+    """Return the hypotheses left at the end, with the scores ``final`` (N, B), except those below the n-best."""
+    # At the start only the first slot of each utterance holds a hypothesis, of score 0.
     tokens, log_probs, _ = trace.follow(np.zeros_like(final), scorer.vocab_size)
     kept = final > NEG_INF
     options = scorer.options

@@ -20,20 +20,20 @@ class BatchConstraints(NamedTuple):
 
 
 class ConstraintTable:
-    """Several `Constraints` in one table, so that utterances with different ones are searched as one batch.
+    """Several `Constraints` in one table, so that utterances with different constraints are searched as one batch.
 
-    A state of the search is a row of the table. Rows are only ever appended, hence states of streams stay valid.
+    A state of the search is a row of the table. Rows are only appended, so states of streams stay valid.
     """
 
     def __init__(self, vocab_size: int, device: torch.device):
         self.weights = torch.zeros(0, vocab_size, device=device)
         self.following = torch.zeros(0, vocab_size, dtype=torch.int64, device=device)
-        self.known: List[Constraints] = []  # kept, so that no other object gets the id of one of them
+        self.known: List[Constraints] = []  # kept alive, so that their ids stay unique
         self.first: Dict[int, int] = {}
         self.translations: Dict[Tuple[int, int], List[int]] = {}
 
     def batch(self, each: Sequence[Constraints]) -> BatchConstraints:
-        """The table with the first state of each utterance's constraints; those not in the table yet are appended."""
+        """Return the table and the first state of each utterance's constraints; new constraints are appended."""
         added = [item for item in {id(item): item for item in each}.values() if id(item) not in self.first]
         if added:
             rows = np.cumsum([len(self.weights)] + [len(item.weights) for item in added]).tolist()
@@ -48,16 +48,16 @@ class ConstraintTable:
         return BatchConstraints(self.weights, self.following.flatten(), start)
 
     def add(self, constraints: Constraints) -> int:
-        """The first state of these constraints, which are appended if they are not in the table yet."""
+        """Return the first state of these constraints; they are appended if they are new."""
         if id(constraints) not in self.first:
             self.batch([constraints])
         return self.first[id(constraints)]
 
     def translate(self, state: int, old: Constraints, new: Constraints) -> int:
-        """The state of ``new`` that fits what was written under ``old``.
+        """Return the state of ``new`` that corresponds to ``state`` of ``old``.
 
         It is the state after the shortest text that leads to ``state``, without the symbols that ``new`` suppresses. So
-        a span that was open is given up with its task, and one that is known to both stays open.
+        an open span is given up if ``new`` suppresses its task, and stays open otherwise.
         """
         key = (id(old), id(new))
         first, other = self.add(old), self.add(new)
@@ -67,7 +67,7 @@ class ConstraintTable:
 
 
 def _shortest_texts(constraints: Constraints) -> List[List[int]]:
-    """For each state a shortest sequence of symbols that leads to it, breadth first."""
+    """Find for each state a shortest sequence of symbols that leads to it, breadth first."""
     texts: Dict[int, List[int]] = {0: []}
     queue = [0]
     for state in queue:
@@ -80,7 +80,7 @@ def _shortest_texts(constraints: Constraints) -> List[List[int]]:
 
 
 def _state_after_allowed(constraints: Constraints, symbols: Sequence[int]) -> int:
-    """The state after those of the symbols that are allowed."""
+    """Return the state after the symbols, skipping those that are not allowed."""
     state = 0
     for symbol in symbols:
         after = constraints.after([symbol], state)

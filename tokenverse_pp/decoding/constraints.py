@@ -1,17 +1,17 @@
 """Constraints on what a search may write next, compiled into two NumPy arrays.
 
-A `Constraint` has a start state, says which symbols a state allows, and which state follows a symbol.
-`compile_constraints` walks the states that all constraints reach together and writes down, for each, a row of
-log-weights (0 or -inf) over the vocabulary and a row of next states. In the search a hypothesis carries one integer,
-and all constraints of a batch cost one look-up a frame.
+A `Constraint` has a start state, and defines which symbols a state allows and which state follows a symbol.
+`compile_constraints` visits the states that all constraints reach together and stores for each a row of log-weights (0
+or -inf) over the vocabulary and a row of next states. In the search a hypothesis carries one integer, and all
+constraints of a batch cost one look-up per frame.
 
 The weights are added *after* the softmax, and scores are not normalised again. So the log-probability of a hypothesis
 is that of the model, whatever is suppressed, and allowed hypotheses are ranked by the model's distribution conditioned
 on being allowed. Normalising at each frame would reward prefixes after which most of the probability is suppressed
-(label bias). The blank is always allowed, hence constraints never empty a beam.
+(label bias). The blank is always allowed, so constraints never empty a beam.
 
-Constraints know tasks only through `Task.symbols` and `Task.ranks`, so a new task needs nothing here. Nothing here
-imports torch: `tokenverse_pp.runtime` decodes under the same constraints.
+Constraints use only `Task.symbols` and `Task.ranks` of a task, so a new task needs no change here. This module does not
+import torch, because `tokenverse_pp.runtime` decodes under the same constraints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tokenverse_pp.data.tokenizer import Tokenizer
 
 NEG_INF = -float("inf")
-SPACE = "▁"  # SentencePiece's space sign; as a piece of its own it is no word
+SPACE = "▁"  # SentencePiece's space sign; a piece of this sign alone is not a word
 UNKNOWN = "<unk>"
 Place = Tuple[int, int]  # rank, index of the task
 NOWHERE: Place = (-1, -1)
@@ -48,7 +48,7 @@ class Constraints:
     following: np.ndarray
 
     def after(self, tokens: Sequence[int], state: int = 0) -> Optional[int]:
-        """The state after vocabulary ids, or None if one of them is not allowed."""
+        """Return the state after vocabulary ids, or None if one of them is not allowed."""
         for token in tokens:
             if self.weights[state, token] == NEG_INF:
                 return None
@@ -80,10 +80,10 @@ def compile_constraints(
     """Compile constraints into one.
 
     Args:
-        each: all must allow a symbol.
+        each: the constraints; a symbol must be allowed by all of them.
         symbol_ids: the special tokens and their ids; every other id but the blank is an ordinary piece.
         vocab_size: V, blank included.
-        blank_id: always allowed, never changes a state.
+        blank_id: id of the blank, which is always allowed and never changes a state.
     """
     special = set(symbol_ids.values())
     ids: Dict[Optional[str], List[int]] = {symbol: [i] for symbol, i in symbol_ids.items()}
@@ -115,7 +115,7 @@ class Suppress(Constraint):
         self.symbols = frozenset(symbols)
 
     def allows(self, state: None, symbol: Optional[str]) -> bool:
-        """All but the suppressed ones."""
+        """Whether ``symbol`` is not suppressed."""
         return symbol not in self.symbols
 
 
@@ -128,20 +128,20 @@ class StartsWith(Constraint):
         self.symbols = frozenset(symbols)
 
     def allows(self, state: bool, symbol: Optional[str]) -> bool:
-        """Anything, once one of them was written."""
+        """True after the first symbol, which must be one of ``symbols``."""
         return state or symbol in self.symbols
 
     def advance(self, state: bool, symbol: Optional[str]) -> bool:
-        """Whether something was written."""
+        """Always True: a symbol was written."""
         return True
 
 
 class InOrder(Constraint):
-    """Task tokens between two words stand in the order in which `TaskSet.render` writes them, each kind once.
+    """Task tokens between two words are in the order of `TaskSet.render`, each kind once.
 
-    Hence none comes twice in a row; a front token comes first of all and once; and closing tokens, endpoints and
-    speaker changes, which follow a word, do not come before the first one. The state is whether there was a word, and
-    the place of the last task token since.
+    So no token comes twice in a row; a front token comes once, before everything else; and closing tokens, endpoints
+    and speaker changes, which follow a word, do not come before the first word. The state is whether there was a word,
+    and the place of the last task token after it.
 
     Args:
         places: for each symbol its (rank, index of its task).
@@ -153,7 +153,7 @@ class InOrder(Constraint):
         self.places = places
 
     def allows(self, state: Tuple[bool, Place], symbol: Optional[str]) -> bool:
-        """Pieces always; a task token after one of a lower place."""
+        """Pieces are always allowed; a task token only after one of a lower place."""
         any_word, last = state
         if symbol is None or symbol not in self.places:
             return True
@@ -163,7 +163,7 @@ class InOrder(Constraint):
         return place > last and (any_word or place[0] == RANK_OPEN)
 
     def advance(self, state: Tuple[bool, Place], symbol: Optional[str]) -> Tuple[bool, Place]:
-        """A piece starts a new order; a lone space sign only ends the front."""
+        """A piece resets the order; a lone space sign only ends the front."""
         if symbol is None:
             return True, NOWHERE
         if symbol == SPACE:
@@ -172,7 +172,7 @@ class InOrder(Constraint):
 
 
 class Spans(Constraint):
-    """A closing symbol only after an opening one; no span within a span of the same task."""
+    """A closing symbol comes only after an opening one; spans of one task are not nested."""
 
     start = False
 
@@ -180,7 +180,7 @@ class Spans(Constraint):
         self.opening, self.closing = frozenset(opening), frozenset(closing)
 
     def allows(self, state: bool, symbol: Optional[str]) -> bool:
-        """Open what is closed, close what is open."""
+        """False for an opening symbol inside a span, and for a closing symbol outside."""
         return symbol not in (self.opening if state else self.closing)
 
     def advance(self, state: bool, symbol: Optional[str]) -> bool:
@@ -195,11 +195,11 @@ def constraints_for(
     languages: Optional[Sequence[str]] = None,
     force_language: Optional[bool] = None,
 ) -> Constraints:
-    """What a model may write.
+    """Compile the constraints on what a model may write.
 
-    The symbols of inactive tasks and ``<unk>`` are suppressed; those of active tasks stand where `parse` keeps them,
-    as far as this can be said before the utterance ends: an ``[NE]`` still open at the end, and a ``[SCD]`` after
-    the last word, can be written, and are dropped by `parse`.
+    The symbols of inactive tasks and ``<unk>`` are suppressed. Those of active tasks are allowed where `parse` keeps
+    them, as far as this is known before the utterance ends: an ``[NE]`` that is never closed, and a ``[SCD]`` after the
+    last word, can be written and are dropped by `parse`.
 
     Args:
         tasks: all tasks that the model knows.
@@ -238,7 +238,7 @@ def check_known(tasks: TaskSet, names: Sequence[str]) -> None:
 
 
 def languages_written(options: SearchOptions, tasks: Optional[TaskSet]) -> List[str]:
-    """The languages of the model that may be written, as it spells them; none without the task ``lid``."""
+    """Return the languages that may be written, in the model's spelling; none without the task ``lid``."""
     if tasks is None or "lid" not in tasks:
         return []
     own = list(tasks["lid"].options().get("languages", ()))
@@ -249,7 +249,7 @@ def languages_written(options: SearchOptions, tasks: Optional[TaskSet]) -> List[
 
 
 def check_language_task(active: TaskSet, languages: Optional[Sequence[str]]) -> None:
-    """Check that languages are restricted with the task ``lid`` only (raises UserError)."""
+    """Raise UserError if languages are restricted but the task ``lid`` is not active."""
     if languages is not None and "lid" not in active:
         raise UserError("search option 'languages': the task 'lid' is not active, so no language is written")
 

@@ -1,18 +1,17 @@
-"""Shallow fusion: what hypotheses earn beside the model's log-probability. Here, for hotwords and for their length.
+"""Shallow fusion: bonuses added to the model's log-probability, here for hotwords and for length.
 
-Phrases are found by an Aho-Corasick automaton (1975) over SentencePiece tokens, as by icefall's ``ContextGraph``: a
-trie in which each node knows its longest proper suffix that is a prefix of a phrase too. While a phrase is being
-written each of its tokens earns the phrase's bonus at once, so that it survives pruning. The bonus is kept when the
-phrase stands there *as whole words* (the next piece starts a word, or the hypothesis ends: "art" earns nothing in
-"artist"), and is taken back when the phrase breaks off. So the bonus of a finished hypothesis depends on its text
-alone:
+Phrases are found by an Aho-Corasick automaton (1975) over SentencePiece tokens, like icefall's ``ContextGraph``: a trie
+in which each node links to its longest proper suffix that is also a prefix of a phrase. While a phrase is being
+written, each of its tokens earns the phrase's bonus at once, so that the hypothesis survives pruning. The bonus is kept
+if the phrase is written *as whole words* (the next piece starts a word, or the hypothesis ends: "art" earns nothing in
+"artist"), and is taken back if the phrase breaks off. So the bonus of a finished hypothesis depends only on its text:
 
-    for each piece at which phrases start: the largest of their bonuses (tokens x bonus a token).
+    for each piece at which phrases start: the largest of their bonuses (tokens x bonus per token).
 
-Blanks and task tokens neither earn nor break anything: ``dr [NE] smith`` holds the phrase "dr smith".
+Blanks and task tokens earn nothing and do not break a phrase off: ``dr [NE] smith`` contains the phrase "dr smith".
 
-A dense table (states, vocabulary) would hold 25 million numbers for 10,000 phrases. Instead, the row of a state is made
-when a search asks for it, and a bounded number of rows is kept.
+A dense table (states, vocabulary) would have 25 million numbers for 10,000 phrases. Instead, the row of a state is
+computed when a search needs it, and a bounded number of rows is kept.
 """
 
 from __future__ import annotations
@@ -36,18 +35,18 @@ from tokenverse_pp.decoding.constraints import SPACE, UNKNOWN
 from tokenverse_pp.tasks.transcript import is_task_token
 
 ROWS_KEPT = 4096
-TABLE_NUMBERS = 2**26  # of a dense table on a GPU: 256 MiB each for gains and states
-LARGEST_BONUS = 1e6  # nats for a token: sums of them are exact in float32 to less than a nat
+TABLE_NUMBERS = 2**26  # numbers in a dense table on a GPU: 256 MiB each for gains and states
+LARGEST_BONUS = 1e6  # nats per token: sums in float32 are exact to less than a nat
 Phrase = Tuple[Sequence[int], float]
 
 
 class RowCache:
-    """A bounded table of rows that are made when they are first asked for, on the device that asked last.
+    """A bounded cache of rows, computed when first needed, on the device of the last call.
 
     Args:
-        make: numbers of M rows -> (M, width) float32.
-        width: of a row.
-        capacity: rows that are kept at most (when more are asked for at once, these).
+        make: computes M rows from their numbers, (M, width) float32.
+        width: length of a row.
+        capacity: most rows kept; if one call needs more, all of its rows are kept.
     """
 
     def __init__(self, make: Callable[[Sequence[int]], Tensor], width: int, capacity: int):
@@ -56,9 +55,9 @@ class RowCache:
         self._rows = torch.empty(0, width)
 
     def look_up(self, numbers: Sequence[int], device: torch.device) -> Tensor:
-        """M rows by their numbers, (M, width)."""
+        """Return M rows by their numbers, (M, width)."""
         if len(self._row_of) + len(numbers) > self.capacity or self._rows.device != device:
-            self._row_of.clear()  # what is still needed is made again
+            self._row_of.clear()  # rows still needed are computed again
             self._rows = torch.empty(0, self.width, device=device)
         missing = [number for number in dict.fromkeys(numbers) if number not in self._row_of]
         if missing:
@@ -74,10 +73,10 @@ class RowCache:
 
 
 class FusionScorer(ABC):
-    """States over tokens that add scores, in nats. States are integers below ``states``, 0 the start.
+    """A state machine over tokens that adds scores, in nats. States are integers below ``states``; 0 is the start.
 
     Args:
-        states: how many states there are.
+        states: number of states.
         vocab_size: V.
     """
 
@@ -87,15 +86,15 @@ class FusionScorer(ABC):
 
     @abstractmethod
     def advance(self, state: int, token: int) -> int:
-        """The state after a token; a blank leaves it as it is."""
+        """The state after a token; a blank does not change it."""
 
     @abstractmethod
     def gain(self, state: int, token: int) -> float:
-        """What a token earns in a state, 0 for a blank; negative when more is taken back."""
+        """The score of a token in a state: 0 for a blank, negative when more is taken back."""
 
     @abstractmethod
     def at_end(self, state: int) -> float:
-        """What a hypothesis that ends in a state earns by ending."""
+        """The score that a hypothesis earns by ending in a state."""
 
     @abstractmethod
     def row(self, state: int) -> Tensor:
@@ -106,7 +105,7 @@ class FusionScorer(ABC):
         return self._rows.look_up(states, device)
 
     def walk(self, tokens: Sequence[int]) -> Tuple[List[float], float]:
-        """What each token of a hypothesis earned when it was written, and what the finished hypothesis keeps."""
+        """Return the gain of each token of a hypothesis, and the total that the finished hypothesis keeps."""
         gains, state = [], 0
         for token in tokens:
             gains.append(self.gain(state, token))
@@ -115,7 +114,7 @@ class FusionScorer(ABC):
 
 
 class FusedScorers(FusionScorer):
-    """Two scorers at once: gains are added up."""
+    """Two scorers combined: their gains are added."""
 
     def __init__(self, one: FusionScorer, other: FusionScorer):
         super().__init__(one.states * other.states, one.vocab_size)
@@ -156,21 +155,21 @@ class ContextGraph(FusionScorer):
     """The automaton of phrases, and the length bonus.
 
     Args:
-        phrases: token ids of each, and the bonus of each of its tokens. While a prefix is written that phrases share,
+        phrases: token ids of each phrase, and the bonus per token. While a prefix shared by several phrases is written,
             it earns the largest of their bonuses.
         pieces: of the whole vocabulary.
-        length_bonus: for each token that is written, task tokens included.
+        length_bonus: bonus for each token, task tokens included.
     """
 
     def __init__(self, phrases: Sequence[Phrase], pieces: Sequence[str], length_bonus: float = 0.0):
         self.length_bonus, self.blank_id = length_bonus, BLANK_ID
         self.starts_word = [piece.startswith(SPACE) for piece in pieces]
-        self.idle = [is_task_token(piece) for piece in pieces]  # tokens that leave the state as it is
+        self.idle = [is_task_token(piece) for piece in pieces]  # tokens that do not change the state
         self.children: List[Dict[int, int]] = [{}]
         token_bonus, whole = self._plant(phrases)
         super().__init__(len(self.children), len(pieces))
         self.suffix = [0] * self.states
-        # Without the length bonus: what was given on the way to a state, and what is kept if the hypothesis ends there.
+        # Without the length bonus: what is kept if the hypothesis ends in a state, and what was given on the way to it.
         self.kept, self.given = [0.0] * self.states, [0.0] * self.states
         self._link(token_bonus, whole)
         self._starts_word, self._idle = torch.tensor(self.starts_word), torch.tensor(self.idle)
@@ -180,7 +179,7 @@ class ContextGraph(FusionScorer):
             self._given_from_start[token] = self.given[child]
 
     def _plant(self, phrases: Sequence[Phrase]) -> Tuple[List[float], Dict[int, float]]:
-        """Build the trie -> the bonus of each node's token, and of each phrase by the node at which it ends."""
+        """Build the trie. Return the bonus of each node's token, and of each phrase by its last node."""
         token_bonus = [0.0]
         whole: Dict[int, float] = {}
         for tokens, bonus in phrases:
@@ -196,9 +195,9 @@ class ContextGraph(FusionScorer):
         return token_bonus, whole
 
     def _link(self, token_bonus: Sequence[float], whole: Dict[int, float]) -> None:
-        """Find suffixes, ``kept`` and ``given`` of all nodes, breadth first: a suffix is shorter, hence done."""
-        # On the way to a node: what its tokens earned; how much of that is settled, since a phrase ended on it with a
-        # word; and the most that is not, here or for a phrase that began later.
+        """Compute suffix, ``kept`` and ``given`` of all nodes, breadth first, since they depend on shorter suffixes."""
+        # On the path to a node: what its tokens earned; the part that is settled, because a phrase on it ended with a
+        # word; and the largest part that is not, on this path or for a phrase that began later.
         earned, settled, under_way = ([0.0] * self.states for _ in range(3))
         queue = [0]
         for node in queue:
@@ -219,7 +218,7 @@ class ContextGraph(FusionScorer):
         return self.children[state].get(token, 0)
 
     def advance(self, state: int, token: int) -> int:
-        """See `FusionScorer`; a task token leaves the state as it is too."""
+        """See `FusionScorer`; a task token does not change the state either."""
         return state if token == self.blank_id or self.idle[token] else self._after(state, token)
 
     def gain(self, state: int, token: int) -> float:
@@ -254,7 +253,7 @@ class ContextGraph(FusionScorer):
     def tables(self, device: torch.device) -> Optional[Tuple[Tensor, Tensor]]:
         """`gain` and `advance` of every state and token, (S, V) float32 and int32, for a search on a GPU.
 
-        None where that is more than `TABLE_NUMBERS`. Made once a device.
+        None if they would exceed `TABLE_NUMBERS`. Computed once per device.
         """
         if self.states * self.vocab_size > TABLE_NUMBERS:
             return None
@@ -281,20 +280,20 @@ class ContextGraph(FusionScorer):
 
 
 def hotword_phrases(options: SearchOptions, tokenizer: Tokenizer, languages: Sequence[str] = ()) -> List[Phrase]:
-    """The phrases of the options as tokens, each with the bonus of one of its tokens.
+    """Return the phrases of the options as token ids, each with its bonus per token.
 
-    A phrase is encoded like text, at the start of a word. If the vocabulary lacks a character of it, it is first
-    normalised like the training texts (`tokenverse_pp.data.normalise`: lower case, no punctuation), by the rules of
-    each language that may be written; where these differ, each form is a phrase.
+    A phrase is encoded like text, at the start of a word. If the vocabulary does not cover all its characters, it is
+    first normalised like the training texts (`tokenverse_pp.data.normalise`: lower case, no punctuation), by the rules
+    of each language that may be written; where these differ, each form is a phrase.
 
     Args:
-        options: of the search.
+        options: search options.
         tokenizer: the model's.
-        languages: codes of the languages that may be written; none where they are not known.
+        languages: codes of the languages that may be written; empty if unknown.
 
     Raises:
-        UserError: for a phrase that holds a task token, or characters that the vocabulary lacks in either form, and for
-            a bonus above `LARGEST_BONUS`.
+        UserError: for a phrase with a task token, or with characters that the vocabulary does not cover in either form,
+            and for a bonus above `LARGEST_BONUS`.
     """
     phrases: List[Phrase] = []
     for item in options.hotwords or ():
@@ -306,7 +305,7 @@ def hotword_phrases(options: SearchOptions, tokenizer: Tokenizer, languages: Seq
 
 
 def _encode(phrase: str, tokenizer: Tokenizer, languages: Sequence[str]) -> List[List[int]]:
-    if any("\ud800" <= character <= "\udfff" for character in phrase):  # which JSON can hold, and no tokenizer takes
+    if any("\ud800" <= character <= "\udfff" for character in phrase):  # JSON can hold it, a tokenizer cannot
         raise UserError(f"hotword {phrase!r}: expected a text, found half of a surrogate pair")
     if any(is_task_token(word) for word in phrase.split()):
         raise UserError(f"hotword {phrase!r}: expected plain words, found a task token")
@@ -323,7 +322,7 @@ def read_hotwords(path: Union[str, Path]) -> Tuple[Union[str, Tuple[str, float]]
     """Read phrases for `SearchOptions.hotwords`: a line is ``phrase`` or ``phrase TAB bonus``; empty lines are skipped.
 
     Raises:
-        UserError: naming the line whose bonus is no number above 0.
+        UserError: naming a line whose bonus is not a number above 0.
     """
     found: List[Union[str, Tuple[str, float]]] = []
     for number, line in text_lines(path, "hotwords"):

@@ -1,14 +1,14 @@
-"""Beam search with several symbols a frame, batched over utterances and hypotheses.
+"""Beam search with several symbols per frame, batched over utterances and hypotheses.
 
 The search is time-synchronous (Algorithm 1 of Saon et al., 2020, "Alignment-length synchronous decoding for RNN
-transducer"; ESPnet's ``time_sync_decoding``), the breadth-first form of Graves (2012): at a frame the hypotheses are
-extended in rounds. In each round a hypothesis may end the frame by a blank, or write one more symbol and go on to the
-next round. What ended the frame, in whatever round, is a candidate for the next frame; those with the same tokens are
-merged by log-addition, and the best ``beam`` are kept.
+transducer"; ESPnet's ``time_sync_decoding``), the breadth-first form of Graves (2012): at each frame the hypotheses are
+extended in rounds. In each round a hypothesis may end the frame with a blank, or write one more symbol and go on to the
+next round. All hypotheses that ended the frame, in any round, are candidates for the next frame; those with the same
+tokens are merged by log-addition, and the best ``beam`` are kept.
 
-A frame that has got ``max_symbols`` symbols is over without a blank, as in icefall's ``greedy_search`` with
-``max_sym_per_frame``. So the probabilities of all token sequences add up to 1 for any ``max_symbols``; 1 is the
-modified beam search's model, and with a growing number it becomes the transducer of Graves.
+A frame with ``max_symbols`` symbols ends without a blank, as in icefall's ``greedy_search`` with ``max_sym_per_frame``.
+So the probabilities of all token sequences add up to 1 for any ``max_symbols``. With 1 the model is that of the
+modified beam search; with a growing number it approaches the transducer of Graves.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from tokenverse_pp.decoding.scorer import NumberedStates, PredictorStates, Score
 def full_beam_search(
     scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
-    """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
+    """Decode utterances sorted by length, longest first (see `search_frames`)."""
     trace = _Search(scorer, lengths, options, constraints).run()
     return _read_back(trace, scorer, lengths, options)
 
 
 class _Set(NamedTuple):
-    """Hypotheses of all utterances, (n, K) each; those of score -inf are none, and may hold anything.
+    """Hypotheses of all utterances, (n, K) each. Entries of score -inf are empty; their other values are ignored.
 
-    parent is the slot at the frame's start; tokens and values (n, K, max_symbols) are what was written since, ended by
-    blanks, and its log-probabilities.
+    parent is the slot at the frame's start; tokens and values (n, K, max_symbols) are the symbols written in the frame,
+    padded with blanks, and their log-probabilities.
     """
 
     score: Tensor
@@ -53,17 +53,17 @@ class _Set(NamedTuple):
     values: Tensor
 
     def pick(self, at: Tensor) -> _Set:
-        """The hypotheses at places (n, M)."""
+        """Select the hypotheses at indices (n, M)."""
         deep = at.unsqueeze(-1).expand(-1, -1, self.tokens.size(-1))
         return _Set(*(x.gather(1, at if x.dim() == 2 else deep) for x in self))
 
     def barring(self, gone: Tensor) -> _Set:
-        """Without those that ``gone`` (n, K) marks."""
+        """Remove the hypotheses that ``gone`` (n, K) marks."""
         return self._replace(score=self.score.masked_fill(gone, NEG_INF))
 
     @staticmethod
     def join(parts: Sequence[_Set]) -> _Set:
-        """All hypotheses of several sets."""
+        """Concatenate the hypotheses of several sets."""
         return _Set(*(torch.cat(each, 1) for each in zip(*parts)))
 
 
@@ -101,7 +101,7 @@ class _Search:
         return _Set(score, context, zeros, state, zeros, zeros, tokens, torch.zeros(tokens.shape, device=self.device))
 
     def run(self) -> _Trace:
-        """Go through all frames."""
+        """Decode all frames."""
         frames, batch = self.lengths[0], len(self.lengths)
         shape = (frames, batch, self.beam)
         parent = np.zeros(shape, dtype=np.int64)
@@ -127,7 +127,7 @@ class _Search:
         return _Trace(parent, tokens, values, final)
 
     def _frame(self, t: int, kept: _Set) -> _Set:
-        """The hypotheses after frame t."""
+        """Return the hypotheses after frame t."""
         slots = torch.arange(self.beam, device=self.device).expand(kept.parent.shape)
         blanks = torch.full_like(kept.tokens, self.scorer.blank_id)
         writing = kept._replace(parent=slots, tokens=blanks, values=torch.zeros_like(kept.values))
@@ -135,7 +135,7 @@ class _Search:
         for written in range(self.most):
             ending, writing = self._extend(t, writing, written)
             ended = self._best(ending if ended is None else _Set.join([ended, ending]))
-            if self.scorer.bonus is None:  # a score only falls: what is worse than all that is kept cannot come back
+            if self.scorer.bonus is None:  # scores only fall: what is worse than all kept ones cannot come back
                 writing = writing.barring(writing.score < ended.score[:, -1:])
             if not (writing.score > NEG_INF).any():
                 return ended
@@ -143,7 +143,7 @@ class _Search:
         return self._best(_Set.join([ended, writing]))
 
     def _extend(self, t: int, writing: _Set, written: int) -> Tuple[_Set, _Set]:
-        """Those that end the frame by a blank, and the best ``beam`` that write one more symbol."""
+        """Return the hypotheses ended by a blank, and the best ``beam`` that write one more symbol."""
         log_probs, row = self._score(t, writing)
         blank = self.scorer.blank_id
         ending = writing._replace(score=writing.score + log_probs[:, blank].take(row))
@@ -160,7 +160,7 @@ class _Search:
         return ending, longer._replace(score=score)
 
     def _score(self, t: int, writing: _Set) -> Tuple[Tensor, Tensor]:
-        """Log-probabilities (M, V) of the next symbol, and for each hypothesis (n, K) its row of them."""
+        """Return log-probabilities (M, V) of the next symbol, and the row of each hypothesis in them, (n, K)."""
         n, width = writing.score.shape
         asked = (writing.score > NEG_INF).flatten().tolist()
         each = zip(*(x.flatten().tolist() for x in (writing.context, writing.state, writing.earning)))
@@ -177,7 +177,7 @@ class _Search:
         return log_probs, row
 
     def _write(self, hypotheses: _Set, token: Tensor) -> _Set:
-        """What the hypotheses remember after one more token each, (n, K)."""
+        """Return the hypotheses with the states after one more token each, (n, K)."""
         vocab_size = self.scorer.vocab_size
         context = self.contexts.after(hypotheses.context, token)
         key = longer_keys(hypotheses.key, self.symbol_key.take(token))
@@ -191,7 +191,7 @@ class _Search:
         return hypotheses._replace(context=context, key=key, state=state, earning=earning)
 
     def _best(self, ended: _Set) -> _Set:
-        """Log-add hypotheses with the same tokens into the best of them; the best ``beam`` of what is left."""
+        """Merge hypotheses with the same tokens by log-addition into the best one. Return the best ``beam``."""
         score, order = ended.score.sort(dim=1, descending=True, stable=True)
         key = ended.key.gather(1, order)
         same = key.unsqueeze(2) == key.unsqueeze(1)
@@ -202,7 +202,7 @@ class _Search:
 
 
 def _read_back(trace: _Trace, scorer: Scorer, lengths: Sequence[int], options: SearchOptions) -> List[List[Hypothesis]]:
-    """Follow the parents from each final slot to the front."""
+    """Trace each final slot back to the first frame."""
     found = []
     for i, length in enumerate(lengths):
         hypotheses = []

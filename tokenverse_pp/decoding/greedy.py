@@ -1,14 +1,14 @@
 """Greedy search: the best symbol of each frame, in blocks of frames that are scored together.
 
-The symbol of a frame depends on the tokens before it, so the plain search scores one frame of each utterance at a time
-and spends its time on small matrix products. Here all frames of a block are scored at once, as if no token were written
-in the block. The result gives each frame its context, and the frames whose context has changed are scored again, until
-none changes. That is the greedy result: each round corrects at least the first wrong frame (a fixed-point, or Jacobi,
+The symbol of a frame depends on the tokens before it, so a plain search scores one frame of each utterance at a time
+and spends its time on small matrix products. Here all frames of a block are scored at once, as if the block had no
+tokens. The result gives each frame its context, and the frames whose context has changed are scored again, until none
+changes. This fixed point is the greedy result, because each round corrects at least the first wrong frame (Jacobi
 iteration; Song et al., 2021, "Accelerating feedforward computation via parallel nonlinear equation solving"). A
 stateless predictor depends on its last tokens only, so a correction affects few frames, and few rounds are needed.
 
-An LSTM predictor depends on all tokens, so that a correction would affect all frames behind it, and a frame with
-several symbols has no one context: these are searched symbol by symbol (`SymbolGreedySearch`).
+An LSTM predictor depends on all tokens, so a correction would affect all later frames, and a frame with several symbols
+has no single context. Both cases are searched symbol by symbol (`SymbolGreedySearch`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tokenverse_pp.decoding.constraint_table import BatchConstraints
 from tokenverse_pp.decoding.hypothesis import Hypothesis
 from tokenverse_pp.decoding.scorer import Scorer
 
-BLOCK = 8  # frames; of a longer one, the frames behind its first symbols are scored in vain
-ROWS_AT_ONCE = 256  # of the joiner: as many as a processor's cache holds
+BLOCK = 8  # frames; in a longer block, the frames after its first symbols are scored in vain
+ROWS_AT_ONCE = 256  # rows of the joiner that fit a processor's cache
 
 
 def greedy_search(
     scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
-    """Decode utterances that are ordered by length, the longest first (see `search_frames`)."""
+    """Decode utterances sorted by length, longest first (see `search_frames`)."""
     if by_symbol(scorer):
         symbols = SymbolGreedySearch(scorer, lengths, constraints)
         symbols.run()
@@ -53,8 +53,8 @@ def greedy_search(
 class GreedySearch:
     """The best symbol of each frame, ``tokens`` (N, T), and its log-probability, ``log_probs`` (N, T).
 
-    ``last`` (N, context size) are the tokens written last, ``state`` (N,) the states of the constraints. At the start
-    they are blanks and the first states. A search that is to go on where another one ended takes over both.
+    ``last`` (N, context size) are the last tokens, ``state`` (N,) the states of the constraints. At the start they are
+    blanks and the first states. To continue another search, set both to its final values.
     """
 
     def __init__(self, scorer: Scorer, lengths: Sequence[int], constraints: Optional[BatchConstraints]):
@@ -78,7 +78,7 @@ class GreedySearch:
             self._block(first, min(first + BLOCK, frames))
 
     def _on_device(self) -> bool:
-        """Decode all frames as a beam of one, if the device of the frames can (`triton_search`); whether it could."""
+        """Decode all frames with a beam of 1 on the device, if it can (`triton_search`). Return whether it did."""
         size, vocab = self.scorer.contexts.size, self.scorer.vocab_size
         digits = vocab ** np.arange(size)[::-1]
         nothing = np.zeros((len(self.lengths), 1), dtype=np.int64)
@@ -99,7 +99,7 @@ class GreedySearch:
         return True
 
     def _block(self, first: int, end: int) -> None:
-        """Decode the frames from ``first`` up to ``end``, all before being done."""
+        """Decode the frames from ``first`` up to ``end``; those before ``first`` must be done."""
         going = int((self.lengths > first).sum())
         valid = np.arange(first, end) < self.lengths[:going, None]
         tokens, log_probs = self.tokens[:going, first:end], self.log_probs[:going, first:end]
@@ -116,11 +116,11 @@ class GreedySearch:
         self.last[:going], self.state[:going] = last, state
 
     def _conditions(self, tokens: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What tokens (n, L) make of a block: contexts and states (2, n, L) before its frames; both at its end."""
+        """Contexts and states (2, n, L) before each frame of a block with ``tokens`` (n, L), and both at its end."""
         (n, frames), size = tokens.shape, self.last.shape[1]
         written = tokens != self.scorer.blank_id
         before = written.cumsum(1) - written
-        # The tokens of each utterance without blanks, behind those of its context at the block's start.
+        # The context of each utterance at the block's start, then its tokens without blanks.
         history = np.concatenate([self.last[:n], np.zeros_like(tokens)], axis=1)
         at = np.nonzero(written)
         history[at[0], size + before[at]] = tokens[at]
@@ -160,23 +160,23 @@ class GreedySearch:
 
 
 def by_symbol(scorer: Scorer) -> bool:
-    """Whether greedy search goes symbol by symbol: with an LSTM predictor, or several symbols at a frame."""
+    """Whether greedy search runs symbol by symbol: with an LSTM predictor, or several symbols per frame."""
     return not scorer.stateless or scorer.symbols_per_frame > 1
 
 
 class SymbolGreedySearch:
-    """Greedy search for any predictor: a frame is over at a blank, or with ``scorer.symbols_per_frame`` symbols.
+    """Greedy search for any predictor: a frame ends at a blank, or after ``scorer.symbols_per_frame`` symbols.
 
-    That is the greedy search of NeMo and transformers. ``context`` (N,) and ``state`` (N,) are those of predictor and
-    constraints, as in `GreedySearch`. ``written`` has for each utterance its tokens, their frames and
-    log-probabilities, ``score`` (N,) the log-probability with blanks, ``used`` (N,) the frames up to an endpoint or the
-    end.
+    This is the greedy search of NeMo and transformers. ``context`` (N,) and ``state`` (N,) are the states of predictor
+    and constraints, as in `GreedySearch`. ``written`` holds for each utterance its tokens, their frames and
+    log-probabilities, ``score`` (N,) the log-probability with blanks, ``used`` (N,) the number of frames up to an
+    endpoint or the end.
 
     Args:
-        scorer: of the batch.
+        scorer: the batch's scorer.
         lengths: frames of each utterance, the longest first.
-        constraints: of the batch.
-        endpoint: the token behind which an utterance is not decoded any more; None: none.
+        constraints: the batch's constraints.
+        endpoint: the token after which an utterance is not decoded any more; None: never.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A hypothesis as the search gives it, and the calibration of confidences.
+"""Hypotheses of the search, and the calibration of confidences.
 
 Of all words with a calibrated confidence of 0.8, four in five should be right. The geometric mean p of a word's
 posteriors is too high or too low, depending on the model. A `Calibration` maps p to
@@ -6,7 +6,7 @@ posteriors is too high or too low, depending on the model. A `Calibration` maps 
     logit(confidence) = a ln p - b ln(1 - p) + c,    a, b > 0
 
 (beta calibration: Kull, Silva Filho and Flach, 2017; a = b is Platt scaling of the logit, a = b = 1 and c = 0 leave p
-as it is), with one curve for words and one for task tokens. The order of confidences does not change. The curves are
+unchanged), with one curve for words and one for task tokens. The order of confidences does not change. The curves are
 fitted on decoded, labelled speech (`tokenverse-pp calibrate`) and stored in the model's folder.
 """
 
@@ -26,19 +26,19 @@ from tokenverse_pp.tasks.transcript import Word, is_task_token
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What a search found.
+    """A hypothesis of a search.
 
     Args:
         tokens: vocabulary ids, without blanks.
-        frames: for each token the encoder frame at which it was written (only ``full_beam``, and greedy
-            search of models with ``symbols_per_frame``, write several at one).
-        log_probs: for each token its log-probability (natural logarithm) at that frame, given the tokens before it.
-        log_prob: of the token sequence: summed over frames, blanks included, and over those alignments that the
-            search merged.
-        score: what the n-best list is sorted by: ``log_prob`` with the bonuses for hotwords and length (which the other
-            numbers leave out); under ``SearchOptions.length_norm`` divided by (tokens + context size).
-        pauses: for each token the probability of an endpoint before the next word piece (0 for task tokens), where that
-            was asked for; see `tokenverse_pp.decoding.pauses`.
+        frames: the encoder frame at which each token was written (only ``full_beam``, and greedy search of models with
+            ``symbols_per_frame``, write several tokens at one frame).
+        log_probs: the log-probability (natural logarithm) of each token at its frame, given the tokens before it.
+        log_prob: the log-probability of the token sequence, summed over frames, blanks included, and over the
+            alignments that the search merged.
+        score: the sort key of the n-best list: ``log_prob`` plus the bonuses for hotwords, length and language model
+            (which the other numbers leave out); with ``SearchOptions.length_norm`` divided by (tokens + context size).
+        pauses: if requested, for each token the probability of an endpoint before the next word piece (0 for task
+            tokens); see `tokenverse_pp.decoding.pauses`.
     """
 
     tokens: Tuple[int, ...]
@@ -57,7 +57,7 @@ class Hypothesis:
 
         Args:
             pieces: the surface of each of ``tokens`` (SentencePiece pieces and task tokens).
-            frame_shift: seconds an encoder frame.
+            frame_shift: seconds per encoder frame.
         """
         if len(pieces) != len(self.tokens):
             raise ValueError(f"{len(self.tokens)} tokens, but {len(pieces)} pieces")
@@ -78,7 +78,7 @@ class Curve:
     c: float = 0.0
 
     def __call__(self, p: float) -> float:
-        """The calibrated confidence of a raw one."""
+        """Return the calibrated confidence for the raw confidence ``p``."""
         p = min(max(p, LEAST), 1 - LEAST)
         logit = self.a * math.log(p) - self.b * math.log1p(-p) + self.c
         return 1 / (1 + math.exp(-logit)) if logit > 0 else math.exp(logit) / (1 + math.exp(logit))
@@ -86,11 +86,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Calibration:
-    """One curve for words, one for task tokens; thresholds of endpoint probabilities.
+    """Curves for words and for task tokens, and thresholds of endpoint probabilities.
 
-    ``endpoints``: by milliseconds of median latency the threshold of the probability of an endpoint with the fewest
-    false cut-offs (`tokenverse-pp endpoints --store`). ``endpoint_chunk_ms``: the chunks for which they hold, 0 for
-    full context.
+    ``endpoints`` maps a median latency in milliseconds to the threshold of endpoint probabilities with the fewest false
+    cut-offs (`tokenverse-pp endpoints --store`). ``endpoint_chunk_ms``: the chunk size for which they hold, 0 for full
+    context.
     """
 
     words: Curve = field(default_factory=Curve)
@@ -103,7 +103,7 @@ class Calibration:
         return (self.tasks if is_task_token(text) else self.words)(confidence)
 
     def write(self, path: Union[str, Path], more: Optional[Mapping[str, Any]] = None) -> None:
-        """Write as JSON, with whatever else should be known of it."""
+        """Write as JSON, with the additional entries ``more``."""
         found = {"words": asdict(self.words), "tasks": asdict(self.tasks)}
         if self.endpoints:
             thresholds = {str(latency): threshold for latency, threshold in self.endpoints.items()}
@@ -111,7 +111,7 @@ class Calibration:
         write_json(path, {**found, **(more or {})})
 
     def update(self, path: Union[str, Path], target: Union[str, Path, None] = None) -> None:
-        """Write as JSON, to ``target`` if the file is a copy of that, and keep what else the file says."""
+        """Update the JSON file and keep its other entries. Write to ``target`` instead if ``path`` is a copy of it."""
         path = Path(path)
         said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         more = {key: value for key, value in said.items() if key not in ("words", "tasks", "endpoints")}
@@ -119,10 +119,10 @@ class Calibration:
 
 
 def read_calibration(folder: Optional[Path]) -> Optional[Calibration]:
-    """The calibration of a model folder (such as `Loaded.folder`); None where there is none.
+    """Read the calibration of a model folder (such as `ModelBundle.folder`); None if it has none.
 
     Raises:
-        UserError: for a file that is no calibration.
+        UserError: for a file that is not a calibration.
     """
     if folder is None or not (folder / CALIBRATION).is_file():
         return None

@@ -1,11 +1,10 @@
-"""Tasks that are not asked for: suppressed in the search, or decoded with the others and stripped from the result.
+"""Inactive tasks: suppressed in the search, or decoded with the others and stripped from the result.
 
-A model that was trained with some of the labelled tasks inactive writes the words alone when a task is inactive:
-its tokens are suppressed, in case that it writes one all the same (``suppress``). A model that was trained with all
-tasks active, or that has no task vectors, does not know any other state: its predictor expects the tokens, and where
-the search may not write them it errs in the words too: recipes/toy's model, trained as its README says, has a WER of
-40% with ``asr`` alone where all task tokens are suppressed, and of 5% where all tasks are decoded and the tokens of
-those that were not asked for are removed from the result (``strip``). Neither torch nor lhotse is imported.
+A model trained with some of the labelled tasks inactive writes no tokens of inactive tasks; the search suppresses them
+in case it does (``suppress``). A model trained with all tasks active, or without task vectors, knows no other state:
+its predictor expects the tokens, and suppressing them causes word errors too. The model of recipes/toy, trained as its
+README says, has a WER of 40% with ``asr`` alone if all task tokens are suppressed, and of 5% if all tasks are decoded
+and the tokens of inactive ones are removed from the result (``strip``). This module imports neither torch nor lhotse.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class Selection(NamedTuple):
-    """What is decoded where some tasks are asked for.
+    """What is decoded for a set of requested tasks.
 
     Args:
         decoded: the tasks that are active in encoder and search.
-        removed: ids of the tokens that are removed from what the search wrote.
+        removed: ids of the tokens that are removed from the result of the search.
     """
 
     decoded: Tuple[str, ...]
@@ -38,11 +37,12 @@ class Selection(NamedTuple):
 
 
 def inactive_of(loaded: ModelBundle, wanted: Optional[Inactive] = None) -> Inactive:
-    """What is done with inactive tasks: as ``wanted``, or by default as the model was trained.
+    """Return how inactive tasks are handled: as ``wanted``, or by default as the model was trained.
 
-    ``strip`` for a model without task vectors, and for one whose utterances all had all their labelled tasks active
-    (``tasks.activation=labelled``, not paired); ``suppress`` for any other. A model with a vector for each combination
-    of tasks that was never trained with all of them is no such model: they cannot be decoded together.
+    The default is ``strip`` for a model without task vectors, and for one trained with all labelled tasks of each
+    utterance active (``tasks.activation=labelled``, not paired); ``suppress`` for any other. The latter includes a
+    model with one vector per combination of tasks that was never trained with all of them: it cannot decode them
+    together.
     """
     if wanted is not None:
         return wanted
@@ -58,12 +58,12 @@ def inactive_of(loaded: ModelBundle, wanted: Optional[Inactive] = None) -> Inact
 
 
 def chosen_by_language(lm: Union[str, Path, None], inactive: Inactive) -> bool:
-    """Whether a language model needs the task ``lid`` to be asked for: in a folder its token chooses one."""
+    """Whether a language model needs the task ``lid``: it is a folder, where the language token selects a file."""
     return lm is not None and Path(lm).is_dir() and inactive == "suppress"
 
 
 def search_for(tasks: Sequence[str], search: SearchOptions, inactive: Inactive) -> SearchOptions:
-    """The options of a search where these tasks are asked for: without ``lid`` less those that need it."""
+    """Return the search options for these tasks: without ``lid``, the options that need it are removed."""
     if "lid" in tasks:
         return search
     return replace(search, languages=None, lm=None if chosen_by_language(search.lm, inactive) else search.lm)
@@ -76,11 +76,11 @@ def select(
     inactive: Inactive,
     languages: Optional[Sequence[str]] = None,
 ) -> Selection:
-    """What is decoded for the tasks that are asked for.
+    """Determine what is decoded for the requested tasks.
 
     Args:
-        tasks: of the model.
-        names: of the tasks that are asked for.
+        tasks: the model's tasks.
+        names: the requested tasks.
         tokenizer: gives the ids of their symbols.
         inactive: see `inactive_of`.
         languages: those that may be written, if they are restricted.
@@ -98,9 +98,9 @@ def select(
 
 
 def stripped(found: Sequence[Hypothesis], removed: FrozenSet[int]) -> List[Hypothesis]:
-    """An n-best list without the tokens ``removed``; those that then have the same tokens are one, with the best score.
+    """Remove the tokens ``removed`` from an n-best list. Of hypotheses that then have the same tokens, keep the best.
 
-    ``log_prob`` and ``score`` stay those of the hypothesis as it was written.
+    ``log_prob`` and ``score`` remain those with all tokens.
     """
     if not removed:
         return list(found)

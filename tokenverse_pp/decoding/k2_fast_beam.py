@@ -1,11 +1,11 @@
-"""Fast beam search by k2 (``RnntDecodingStreams``), and n-best lists out of its lattices.
+"""Fast beam search with k2 (``RnntDecodingStreams``), and n-best lists from its lattices.
 
-k2 builds a lattice over the trivial graph, one symbol a frame at most, as icefall's ``fast_beam_search``: it prunes by
-score (``lattice_beam``), states and contexts, and cannot follow constraints that look further back than a context. So
-while the lattice is built, a symbol is suppressed where no sequence with this context may continue with it (at least
-the tokens of inactive tasks). Then the lattice is walked by a beam of token sequences that follow all constraints and
-earn all bonuses, with the alignments of a sequence log-added. An utterance whose lattice holds no allowed path is
-decoded by the modified beam search instead.
+k2 builds a lattice over the trivial graph with at most one symbol per frame, like icefall's ``fast_beam_search``: it
+prunes by score (``lattice_beam``), states and contexts, and cannot follow constraints that look further back than a
+context. So while the lattice is built, a symbol is suppressed if no sequence with this context may continue with it
+(this covers at least the tokens of inactive tasks). Then a beam of token sequences that follow all constraints and earn
+all bonuses walks the lattice; the alignments of a sequence are log-added. An utterance whose lattice has no allowed
+path is decoded by the modified beam search instead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tokenverse_pp.losses.k2 import k2_problem, load_k2
 def k2_fast_beam_search(
     scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
 ) -> List[List[Hypothesis]]:
-    """Decode utterances that are ordered by length, the longest first; UserError where k2 cannot be used."""
+    """Decode utterances sorted by length, longest first (raises UserError if k2 cannot be used)."""
     if not scorer.stateless:
         raise UserError("search option 'method': k2_fast_beam needs a stateless predictor, this model's is an LSTM")
     problem = k2_problem(scorer.frames.device)
@@ -66,7 +66,7 @@ def k2_fast_beam_search(
 def _lattices(
     k2: Any, scorer: Scorer, lengths: Sequence[int], options: SearchOptions, constraints: Optional[BatchConstraints]
 ) -> Any:
-    """Run the streams; -> an FsaVec of lattices, in which each path goes through all frames and may go on."""
+    """Run the streams. Return an FsaVec of lattices in which each path covers all frames and may continue."""
     size, base = scorer.contexts.size, scorer.vocab_size
     config = k2.RnntDecodingConfig(
         vocab_size=base,
@@ -75,11 +75,11 @@ def _lattices(
         max_contexts=options.max_contexts,
         max_states=options.max_states,
     )
-    with torch.inference_mode(False):  # an Fsa watches the versions of its tensors
+    with torch.inference_mode(False):  # an Fsa tracks the versions of its tensors
         graph = k2.trivial_graph(base - 1).to(scorer.frames.device)
     streams = k2.RnntDecodingStreams([k2.RnntDecodingStream(graph) for _ in lengths], config)
-    # Under allow_partial k2 1.23.4 makes final arcs of the last frame's, so it gets one frame more than there is. The
-    # streams of shorter utterances go on too, over anything but NaN.
+    # With allow_partial k2 1.23.4 turns the arcs of the last frame into final arcs, so it gets one extra frame. The
+    # streams of shorter utterances go on too, over any values but NaN.
     frames = torch.cat([scorer.frames[: lengths[0]], torch.ones_like(scorer.frames[:1])])
     for i, length in enumerate(lengths):
         frames[length:, i] = 1.0
@@ -100,7 +100,7 @@ def _lattices(
 
 
 class _Suppressed:
-    """For an utterance and the tokens last written: log-weights of what no state of the constraints allows there."""
+    """Log-weights after the last tokens of an utterance: -inf for what no state of the constraints allows there."""
 
     def __init__(self, constraints: BatchConstraints, vocab_size: int, blank_id: int):
         self.weights, self.blank_id = constraints.weights, blank_id
@@ -110,13 +110,13 @@ class _Suppressed:
         self.row_of: Dict[Tuple[int, Tuple[int, ...]], Tensor] = {}
 
     def rows(self, utterances: Sequence[int], contexts: Sequence[Sequence[int]]) -> Tensor:
-        """(M, V) for M contexts."""
+        """Return log-weights (M, V) for M contexts."""
         return torch.stack([self._row(self.start[i], tuple(context)) for i, context in zip(utterances, contexts)])
 
     def _row(self, start: int, context: Tuple[int, ...]) -> Tensor:
         if (start, context) not in self.row_of:
             written = [token for token in context if token != self.blank_id]
-            # A context that blanks fill up is the whole sequence; another may stand behind anything.
+            # A context padded with blanks is the whole sequence; any other may follow any prefix.
             states = {start}
             if len(written) == len(context):
                 if start not in self.reached:
@@ -138,7 +138,7 @@ class _Suppressed:
 
 
 class _Path(NamedTuple):
-    """A token sequence on its way through a lattice: its state there, that of the constraints and of the bonus."""
+    """A token sequence in a lattice, with its states in the lattice, the constraints and the bonus."""
 
     log_prob: float
     state: int
@@ -156,9 +156,9 @@ def _walk(
     start: _Path,
     options: SearchOptions,
 ) -> List[Hypothesis]:
-    """The best token sequences in the arcs of a lattice that the constraints allow, none where they allow none.
+    """Return the best token sequences in the arcs of a lattice that the constraints allow; empty if they allow none.
 
-    A token sequence leads to one state of the lattice at each frame, because a state is a frame and a context.
+    A token sequence is in one state of the lattice at each frame, because a state is a frame and a context.
     """
     leaving: Dict[int, List[Tuple[int, int, float]]] = {}
     for (source, target, label, _), score in arcs:
@@ -182,7 +182,7 @@ def _walk(
 def _written(
     path: _Path, token: int, score: float, frame: int, scorer: Scorer, constraints: Optional[BatchConstraints]
 ) -> Optional[_Path]:
-    """A path with one more token, or None where the constraints do not allow it."""
+    """Return a path with one more token, or None if the constraints do not allow it."""
     constraint, earning = path.constraint, path.earning
     if constraints is not None:
         if constraints.weights[constraint, token] == NEG_INF:
@@ -196,7 +196,7 @@ def _written(
 
 
 def _add(paths: Dict[Tuple[int, ...], _Path], tokens: Tuple[int, ...], path: _Path) -> None:
-    """Put a path in; where one with its tokens is, the better one stays, with the probability of both."""
+    """Add a path. If one has the same tokens, keep the better one, with the sum of both probabilities."""
     other = paths.get(tokens)
     if other is None:
         paths[tokens] = path

@@ -1,23 +1,23 @@
 """Shallow fusion with an external language model, trained on text alone.
 
-The transducer knows only the words of its training texts. A model of written text, or a list of words with their
-frequencies, knows more. Each token of a hypothesis earns ``lm_scale x log P(token | tokens before) + lm_bonus``, and
-its end ``lm_scale x log P(end)``. Task tokens and blanks neither earn nor are part of the history. ``lm_bonus`` makes
-up for what every token loses: without it hypotheses become too short. (``length_bonus`` would not do: task tokens earn
-it too, and there would be too many of them.)
+The transducer knows only the words of its training texts. A language model of written text, or a list of words with
+their frequencies, knows more. Each token of a hypothesis earns ``lm_scale x log P(token | tokens before) + lm_bonus``,
+and its end ``lm_scale x log P(end)``. Task tokens and blanks earn nothing and are not part of the history. ``lm_bonus``
+compensates for what every token loses: without it hypotheses become too short. (``length_bonus`` cannot replace it:
+task tokens earn it too, so there would be too many of them.)
 
-The file name says which of two kinds a model is:
+The file name determines which of two kinds a model is:
 
 - **words** (``.tsv``, ``.tsv.gz``; `ngrams_of_words`): each word is a sentence of its own. Where the next piece begins
-  a word, the one before it ends: ``log P(</s> | its pieces) + log P(piece | <s>)``.
+  a word, the previous word ends: ``log P(</s> | its pieces) + log P(piece | <s>)``.
 - **text** (``.arpa``, ``.arpa.gz``; `read_arpa`): n-grams over the pieces of running text.
 
-One file serves all languages, or a folder has one for each: ``cs.tsv``, ``nl.arpa``. Then the first language token of a
-hypothesis chooses. The names are codes in any spelling (``fr-FR.tsv``, ``FRA.tsv``; see
-`tokenverse_pp.base.languages`), and choose the rules by which the words of a list are normalised.
+One file serves all languages, or a folder has one per language (``cs.tsv``, ``nl.arpa``) and the first language token
+of a hypothesis selects the file. The file names are language codes in any spelling (``fr-FR.tsv``, ``FRA.tsv``; see
+`tokenverse_pp.base.languages`). They also select the rules by which the words of a list are normalised.
 
-A file ``lm.json`` beside them holds the scale and bonus that suit them, ``{"lm_scale": 0.5, "lm_bonus": 2.0}``; options
-that are given come first. What is read is also kept in the cache folder, since large files take seconds to read.
+A file ``lm.json`` beside them holds their scale and bonus, ``{"lm_scale": 0.5, "lm_bonus": 2.0}``; explicit options
+take precedence. Models are also kept in the cache folder, since large files take seconds to read.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from tokenverse_pp.tasks.transcript import is_task_token
 
 WORDS, TEXT = (".tsv", ".tsv.gz"), (".arpa", ".arpa.gz")
 DEFAULTS = "lm.json"  # beside the files
-SMALLEST = 200_000  # bytes of a file that is worth a place in the cache
+SMALLEST = 200_000  # bytes; smaller files are not cached
 MOST_CACHED = 2 << 30  # bytes of the cache
 log = logging.getLogger(__name__)
 
@@ -68,11 +68,11 @@ class LanguageModel(FusionScorer):
     """One n-gram model, or one for each language. State 0 is the start, where the language may not be known yet.
 
     Args:
-        models: by the language token that chooses them, or one by "" for all languages; each with whether it is a model
-            of words.
-        pieces: of the whole vocabulary.
-        scale: of the log-probabilities.
-        bonus: for each token that a model scores.
+        models: maps the language token that selects a model, or "" for all languages, to the model and whether it is a
+            model of words.
+        pieces: pieces of the whole vocabulary.
+        scale: factor of the log-probabilities.
+        bonus: added for each token that a model scores.
     """
 
     def __init__(self, models: Mapping[str, Tuple[Ngrams, bool]], pieces: Sequence[str], scale: float, bonus: float):
@@ -137,11 +137,11 @@ class LanguageModel(FusionScorer):
 
 
 def language_model_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Optional[TaskSet]) -> LanguageModel:
-    """The model that ``options.lm`` names.
+    """Load the language model that ``options.lm`` names.
 
     Raises:
-        UserError: for files that are no language model, and for a folder that lacks a language that may be written:
-            hypotheses in it would lose nothing where all others do.
+        UserError: for files that are not a language model, and for a folder without a model for a language that may be
+            written: hypotheses in that language would lose nothing, unlike all others.
     """
     path = Path(options.lm or "")
     files = lm_files(path)
@@ -159,7 +159,7 @@ def language_model_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Opti
         needed = {language: chosen[language] for language in written} or chosen
         used = {language_token(language): (files[code], code) for language, code in needed.items()}
     else:
-        # The words of a file for all are normalised by the rules of the only language that can be written.
+        # The words of a file for all languages are normalised by the rules of the only language that can be written.
         groups = {language_group(code) for code in written}
         used = {"": (path, (groups.pop() or "") if len(groups) == 1 else "")}
     scale, bonus = _scale_and_bonus(options, path)
@@ -169,7 +169,7 @@ def language_model_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Opti
 
 
 def _scale_and_bonus(options: SearchOptions, path: Path) -> Tuple[float, float]:
-    """What the options say, else the file `DEFAULTS` beside the model, else `LM_SCALE` and `LM_BONUS`."""
+    """Scale and bonus from the options, else the file `DEFAULTS` beside the model, else `LM_SCALE` and `LM_BONUS`."""
     file = _defaults_of(path)
     stored = json_of(file.read_text(encoding="utf-8", errors="replace"), str(file)) if file.is_file() else {}
     names = {"lm_scale": options.lm_scale, "lm_bonus": options.lm_bonus}
@@ -185,7 +185,7 @@ def _scale_and_bonus(options: SearchOptions, path: Path) -> Tuple[float, float]:
 
 
 def _defaults_of(path: Path) -> Path:
-    """Where the scale and bonus of a language model would be."""
+    """The path of the file with the scale and bonus of a language model."""
     return (path if path.is_dir() else path.parent) / DEFAULTS
 
 
@@ -195,7 +195,7 @@ def lm_parts(path: Path) -> List[Path]:
 
 
 def lm_files(path: Path) -> Dict[str, Path]:
-    """The files of a language model by the code of their language, "" where one is for all (raises UserError)."""
+    """The files of a language model by language code, "" for a file for all languages (raises UserError)."""
     if path.is_dir():
         found: Dict[str, Path] = {}
         for file in sorted(path.iterdir()):
@@ -216,7 +216,7 @@ def lm_files(path: Path) -> Dict[str, Path]:
 
 
 def _languages(pieces: Sequence[str], tasks: Optional[TaskSet]) -> List[str]:
-    """The languages that the model writes, as it spells them."""
+    """The languages that the model writes, in its spelling."""
     if tasks is not None and "lid" in tasks:
         return list(tasks["lid"].options().get("languages", ()))
     codes = {language_code(piece): piece for piece in pieces if is_task_token(piece)}
@@ -224,12 +224,12 @@ def _languages(pieces: Sequence[str], tasks: Optional[TaskSet]) -> List[str]:
 
 
 def _files_of_languages(path: Path, files: Dict[str, Path], languages: Sequence[str]) -> Dict[str, str]:
-    """The code of the file for each language of the model that has one; every file must be one's."""
+    """Map languages of the model to the codes of their files; every file must be used (raises UserError)."""
     chosen: Dict[str, str] = {}
     for language in languages:
         found = matching_languages(language, files)
         others = [other for other in languages if other != language]
-        # A file of another region will do, unless it is that of another language of the model.
+        # A file of another region is accepted, unless it is that of another language of the model.
         found = [
             code
             for code in found
@@ -251,15 +251,15 @@ def _files_of_languages(path: Path, files: Dict[str, Path], languages: Sequence[
 
 @dataclass(frozen=True)
 class _Encoder:
-    """A tokenizer as a cache key: two with the same pieces are equal."""
+    """A tokenizer as a cache key: tokenizers with the same pieces are equal."""
 
     tokenizer: Tokenizer = field(compare=False)
     pieces: Tuple[str, ...]
 
 
-@functools.lru_cache(maxsize=16)  # `search` asks anew for each batch
+@functools.lru_cache(maxsize=16)  # `search` calls this for each batch
 def _read(path: str, changed: int, code: str, encoder: _Encoder) -> Tuple[Ngrams, bool]:
-    """A file's model, from the cache if it is there, and whether it is one of words."""
+    """Return the model of a file, from the cache if it is there, and whether it is a model of words."""
     words = path.endswith(WORDS)
     if Path(path).stat().st_size < SMALLEST:
         return _made(path, code, encoder), words
@@ -271,8 +271,8 @@ def _read(path: str, changed: int, code: str, encoder: _Encoder) -> Tuple[Ngrams
     kept = cache_folder() / "ngrams" / f"{digest.hexdigest()[:32]}.npz"
     try:
         model = Ngrams.load(kept)
-        with contextlib.suppress(OSError):  # a folder that is only read
-            kept.touch()  # `_tidy` removes what was not used for longest
+        with contextlib.suppress(OSError):  # a read-only folder
+            kept.touch()  # `_tidy` removes the least recently used files
         return model, words
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
         log.info(f"{path}: reading the language model (once; then it is kept in {kept.parent})")
@@ -286,7 +286,7 @@ def _read(path: str, changed: int, code: str, encoder: _Encoder) -> Tuple[Ngrams
 
 
 def _made(path: str, code: str, encoder: _Encoder) -> Ngrams:
-    """The model of a file."""
+    """Build the model of a file."""
     if path.endswith(TEXT):
         return read_arpa(Path(path), encoder.pieces)
     words, unknown = [], encoder.pieces.index(UNKNOWN)
@@ -301,7 +301,7 @@ def _made(path: str, code: str, encoder: _Encoder) -> Ngrams:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove the files that were not used for longest, until the others are at most `MOST_CACHED` bytes."""
+    """Remove the least recently used files, until the others are at most `MOST_CACHED` bytes."""
     files = sorted(folder.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
     total = 0
     for file in files:

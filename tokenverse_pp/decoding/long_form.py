@@ -1,21 +1,22 @@
 """Long audio is recognized in overlapping windows, whose hypotheses are merged into one.
 
-A few windows are in memory at a time. Tokens are grouped into units that are never split: words, and task tokens. Near
-the edges of a window words are cut or lack context, so two windows are most reliable in the middle of their overlap:
-the left one is taken up to a seam near the middle, and the right one from there on. The seam is, in this order,
+A few windows are in memory at a time. Tokens are grouped into units that are never split: words, and task tokens. Words
+near the edges of a window are cut off or lack context, so two windows are most reliable in the middle of their overlap:
+the left one is used up to a seam near the middle, and the right one from there on. The seam is the first of these that
+exists:
 
-1. a word that both have (in the best common subsequence; at most half a second apart), outside of entities in both, in
-   the middle half of the overlap: the nearest to its centre;
-2. a pause there, in which neither writes anything for 0.2 s before and after: the widest;
-3. a word as in 1 that is outside of entities in the left window only (the right one began with an ``[NE]`` that it
-   never closed); one that is outside in both, anywhere in the overlap; one that is inside in both;
+1. a word in both windows (in the best common subsequence; at most half a second apart), outside entities in both, in
+   the middle half of the overlap: the one nearest to its centre;
+2. the widest pause there, outside entities in both, with no token in either window for 0.2 s before and after;
+3. a word as in 1 that is outside entities in the left window only (the right one began with an ``[NE]`` that it never
+   closed); else one outside entities in both, anywhere in the overlap; else one inside entities in both;
 4. the widest pause in the middle half, whatever it cuts.
 
-Task tokens between the seam's word and the one before it are those of the left window, so no ``[SCD]`` or ``[ENDP]``
-is doubled; an entity of which the right window hears only the end is whole in the left one, and vice versa. An
-``[NE]`` that is still open at the seam is left out where the right window does not close it, so that no later window
-does. What the constraints of the search do not allow (after 4: an ``[/NE]`` without its ``[NE]``, say) is left out. The
-language is that of the first window with words, and its token stays in front; later ones are left out.
+Task tokens between the seam's word and the word before it come from the left window, so no ``[SCD]`` or ``[ENDP]`` is
+doubled. An entity of which the right window has only the end is complete in the left one, and vice versa. An ``[NE]``
+that is still open at the seam is dropped if the right window does not close it, so that no later window does. Tokens
+that the constraints of the search do not allow (after 4, e.g. an ``[/NE]`` without its ``[NE]``) are dropped. The
+language is that of the first window with words: its token stays in front, and later ones are dropped.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ PAUSE = 0.2  # seconds without a token before and after a seam
 
 
 class Unit(NamedTuple):
-    """A word or a task token: its tokens, the frame of each on the recording's clock, their log-probabilities.
+    """A word or a task token: its tokens, their frames counted from the recording's start, and their log-probabilities.
 
-    ``pauses``: of each token, as in a `Hypothesis`; empty where they were not asked for.
+    ``pauses``: of each token, as in a `Hypothesis`; empty if not requested.
     """
 
     tokens: Tuple[int, ...]
@@ -61,12 +62,12 @@ class Unit(NamedTuple):
 
 
 def units_of(hypothesis: Hypothesis, pieces: Sequence[str], first_frame: int) -> List[Unit]:
-    """The units of a window's hypothesis.
+    """Split a window's hypothesis into units.
 
     Args:
-        hypothesis: frames count from the window's start.
-        pieces: of the whole vocabulary.
-        first_frame: where the window starts in the recording.
+        hypothesis: its frames count from the window's start.
+        pieces: pieces of the whole vocabulary.
+        first_frame: frame of the recording at which the window starts.
     """
     tokens = hypothesis.tokens
     marks = [is_task_token(pieces[token]) for token in tokens]
@@ -80,10 +81,10 @@ def units_of(hypothesis: Hypothesis, pieces: Sequence[str], first_frame: int) ->
 
 
 def matches(left: Sequence[Unit], right: Sequence[Unit], tolerance: int) -> List[Tuple[int, int]]:
-    """The best common subsequence of words that start within ``tolerance`` frames of each other.
+    """Find the best common subsequence of words that start within ``tolerance`` frames of each other.
 
-    A pair at the same time weighs most, one ``tolerance`` frames apart least, so that of "yes yes yes" heard twice each
-    word is paired with itself, even if that makes fewer pairs.
+    A pair at the same time weighs most, one ``tolerance`` frames apart least. So if both windows have "yes yes yes",
+    each word is paired with itself, even if that gives fewer pairs.
 
     Returns:
         Pairs of positions in ``left`` and ``right``, in order.
@@ -114,13 +115,13 @@ def matches(left: Sequence[Unit], right: Sequence[Unit], tolerance: int) -> List
 
 @dataclass
 class Merger:
-    """Takes the windows of a recording in order.
+    """Merges the windows of a recording, which are added in order.
 
     Args:
-        pieces: of the whole vocabulary.
-        tasks: those that are decoded.
-        frame_shift: seconds an encoder output frame.
-        constraints: of the search.
+        pieces: pieces of the whole vocabulary.
+        tasks: the decoded tasks.
+        frame_shift: seconds per encoder output frame.
+        constraints: search constraints.
     """
 
     pieces: Sequence[str]
@@ -133,7 +134,7 @@ class Merger:
 
     def __post_init__(self) -> None:
         self.front = self._ids(RANK_FRONT)
-        # A token before a word that nothing closes (a capital) is no span.
+        # A token before a word without a closing token (a capital) opens no span.
         spans = [task.ranks for task in self.tasks.tasks if {RANK_OPEN, RANK_CLOSE} <= set(task.ranks.values())]
         self.opening, self.closing = (self._ids(rank, spans) for rank in (RANK_OPEN, RANK_CLOSE))
 
@@ -143,7 +144,7 @@ class Merger:
         return {i for i, piece in enumerate(self.pieces) if piece in symbols}
 
     def add(self, start: int, end: int, hypothesis: Hypothesis) -> None:
-        """Join the next window, frames ``start`` to ``end``; frames of its hypothesis count from ``start``."""
+        """Add the next window, frames ``start`` to ``end``; frames of its hypothesis count from ``start``."""
         units = units_of(hypothesis, self.pieces, start)
         if not self.units and not any(unit.is_word for unit in units):
             self.language = self.language or [unit for unit in units if unit.tokens[0] in self.front]
@@ -160,7 +161,7 @@ class Merger:
         self.end = end
 
     def _seam(self, right: Sequence[Unit], start: int) -> Tuple[int, int]:
-        """How many units to take of what is there, and which unit of the next window comes after them."""
+        """Return how many of the merged units to keep, and the next window's first unit to add."""
         overlap = _Overlap(self.units, right, start, max(start, self.end))
         pairs = overlap.words(round(TOLERANCE / self.frame_shift))
         open_left, open_right = self._open(self.units), self._open(right)
@@ -187,8 +188,8 @@ class Merger:
         """Tokens, frames and log-probabilities of the whole recording.
 
         Args:
-            before: only units that end before this frame. Where it is the start of the next window, that window and
-                later ones do not change them.
+            before: return only units that end before this frame. If the next window starts there, neither it nor later
+                ones change these units.
         """
         kept = self._kept(before)
         return (
@@ -202,7 +203,7 @@ class Merger:
         return tuple(pause for unit in self._kept(math.inf) for pause in unit.pauses)
 
     def _kept(self, before: float) -> List[Unit]:
-        """The units before a frame that the constraints of the search allow behind each other."""
+        """The units before a frame, without those that the constraints of the search do not allow."""
         kept: List[Unit] = []
         state = 0
         for unit in self.units or self.language:
@@ -216,7 +217,7 @@ class Merger:
 
 
 def _later(units: Sequence[Unit], frame: int) -> List[Unit]:
-    """The units, none of their tokens before ``frame``: two windows may time a word a little differently."""
+    """Move tokens before ``frame`` to it: two windows may time a word a little differently."""
     moved: List[Unit] = []
     for i, unit in enumerate(units):
         if unit.start >= frame:
@@ -226,14 +227,14 @@ def _later(units: Sequence[Unit], frame: int) -> List[Unit]:
 
 
 class _Overlap:
-    """What two windows say between frames ``start`` and ``end``."""
+    """The overlap of two windows, frames ``start`` to ``end``."""
 
     def __init__(self, left: Sequence[Unit], right: Sequence[Unit], start: int, end: int):
         self.left, self.right, self.start, self.end = left, right, start, end
         self.first = next((i for i, unit in enumerate(left) if unit.frames[-1] >= start), len(left))
 
     def words(self, tolerance: int) -> List[Tuple[int, int]]:
-        """Positions of the words that both have."""
+        """Positions of the words in both windows."""
         right = [unit for unit in self.right if unit.start < self.end]
         return [(i + self.first, j) for i, j in matches(self.left[self.first :], right, tolerance)]
 
@@ -275,26 +276,26 @@ def decode_long(
 ) -> Hypothesis:
     """Decode audio of any length in overlapping windows (see the module's docstring for how they are merged).
 
-    Audio of one window or less gives exactly what the plain search gives. In a merged hypothesis ``log_prob`` is the
-    sum of its tokens' log-probabilities (blanks belong to windows, and are left out).
+    Audio of at most one window gives exactly the result of the plain search. In a merged hypothesis ``log_prob`` is the
+    sum of its tokens' log-probabilities (without blanks, which belong to windows).
 
     Args:
-        loaded: the model, on the device that it is to run on.
+        loaded: the model, on the device to run on.
         audio: a cut, or an audio file; any sampling rate and number of channels.
         active: the tasks to decode.
         options: of the search; the best hypothesis of each window is taken.
-        window: seconds; not more than the encoder can take (Whisper: 30).
-        overlap: seconds that two windows have in common, less than half a window.
-        batch: windows that are decoded at once.
+        window: seconds; at most what the encoder can take (Whisper: 30).
+        overlap: seconds that two windows share, less than half a window.
+        batch: windows decoded at once.
         precision: of the encoder: fp32, bf16 or fp16.
-        weights: (K + 1,) of the task vectors; by default 1 for the tasks that are decoded, 0 for the others.
-        inactive: what is done with other tasks: see `DecodeOptions.inactive`.
+        weights: (K + 1,) factors of the task vectors; by default 1 for decoded tasks, 0 for the others.
+        inactive: how other tasks are handled: see `DecodeOptions.inactive`.
 
     Raises:
-        UserError: naming the file or option, for audio that cannot be read and windows that cannot be.
+        UserError: for unreadable audio or invalid windows, naming the file or option.
     """
     from tokenverse_pp.data.audio.inputs import open_audio
-    from tokenverse_pp.decoding.recognizer import Recognizer  # which merges windows by this module
+    from tokenverse_pp.decoding.recognizer import Recognizer  # imports this module
 
     decoding = DecodeOptions(
         options or SearchOptions(),
@@ -309,16 +310,16 @@ def decode_long(
 
 
 def windows_of(cut: Cut, window: float, overlap: float, shift: float) -> Iterator[Tuple[int, Cut]]:
-    """Windows of a cut that is longer than one: first frame, and the part of the cut (see `window_times`)."""
+    """Yield the windows of a cut longer than one: first frame, and the part of the cut (see `window_times`)."""
     bare = cut.drop_supervisions()
     for start, offset, duration in window_times(cut.duration, window, overlap, shift):
         yield start, bare.truncate(offset=offset, duration=duration, preserve_id=True)
 
 
 def window_times(duration: float, window: float, overlap: float, shift: float) -> Iterator[Tuple[int, float, float]]:
-    """Windows of a recording that is longer than one: first frame, start and duration in seconds.
+    """Yield the windows of a recording longer than one: first frame, start and duration in seconds.
 
-    They start at multiples of the encoder's output frame, so that all frames are on one clock. The last one ends with
+    Windows start at multiples of the encoder's output frame, so that all frames are on one grid. The last one ends with
     the recording, and is longer than the overlap.
     """
     step = max(1, math.floor((window - overlap) / shift + 1e-6))

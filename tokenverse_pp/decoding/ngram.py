@@ -1,20 +1,19 @@
-r"""Back-off n-gram models over token ids: the model, how it is read from ARPA files, how it is made from word lists.
+r"""Back-off n-gram models over token ids: the model, reading it from ARPA files, building it from word lists.
 
-``log P(token | context)`` is the n-gram's own where the model holds it, else the context's back-off weight plus
+``log P(token | context)`` is that of the n-gram if the model has it, else the context's back-off weight plus
 ``log P(token | context without its first token)`` (Katz 1987; the rule of every ARPA file).
 
-**ARPA files**, as SRILM, KenLM, IRSTLM and others write them, hold n-grams over the pieces of the tokenizer, separated
+**ARPA files**, as written by SRILM, KenLM, IRSTLM and others, hold n-grams over the pieces of the tokenizer, separated
 by spaces (``▁the ▁c at``): the text is encoded before the model is trained. Log-probabilities are to the base 10.
-N-grams with pieces that the tokenizer lacks are left out; pieces of the tokenizer that the file lacks are as probable
-as the rarest one. A file must be complete: a section for each length, in order, with as many n-grams as the counts
-after ``\data\`` say, and ``\end\`` (even in a file without counts). Remarks may stand before ``\data\`` and after
-``\end\``.
+N-grams with pieces that the tokenizer does not have are skipped; pieces that the file does not have are as probable as
+the rarest one. A file must be complete: a section for each length, in order, with as many n-grams as stated after
+``\data\``, and ``\end\`` (even in a file without counts). Comments may precede ``\data\`` and follow ``\end\``.
 
 **Word lists** with frequencies need neither running text nor the tokenizer of a model, and exist for a hundred
-languages. A recogniser of few hours has heard too few words to know which strings of letters are words. Each word is a
-sentence of its own, ``<s> pieces </s>``, so the model says how likely a piece is after the word's pieces so far, and
-how likely the word is to end. Smoothing is Witten and Bell's (1991, interpolated): with c the count of an n-gram, C
-that of its context, and T the number of different tokens seen after it,
+languages. A recogniser trained on few hours has seen too few words to know which strings of letters are words. Each
+word is a sentence of its own, ``<s> pieces </s>``, so the model gives the probability of a piece after the word's
+pieces so far, and of the end of the word. Smoothing is that of Witten and Bell (1991, interpolated): with c the count
+of an n-gram, C that of its context, and T the number of different tokens after the context,
 ``P(token | context) = (c + T P(token | shorter context)) / (C + T)``.
 """
 
@@ -47,9 +46,9 @@ _SECTION = re.compile(r"\\([0-9]{1,3})-grams:")
 class Level:
     """All n-grams of one length m, sorted by their context and then by their last token, (K,) each.
 
-    context: the row of the first m - 1 tokens among those one shorter (0 for single tokens). token: the last one.
-    log_prob: of it, in nats; -inf for ``<s>``, which is never predicted. back_off: of the n-gram as a context, in nats.
-    suffix: the row of its longest proper suffix that the model holds, as a *state* (see `Ngrams`).
+    context: the row of the first m - 1 tokens among the n-grams one shorter (0 for single tokens). token: the last one.
+    log_prob: its log-probability in nats; -inf for ``<s>``, which is never predicted. back_off: weight of the n-gram as
+    a context, in nats. suffix: the row of its longest proper suffix in the model, as a *state* (see `Ngrams`).
     """
 
     context: np.ndarray
@@ -60,16 +59,16 @@ class Level:
 
 
 class Ngrams:
-    """The model. A state is a context: 0 the empty one, then one for each n-gram, from level to level.
+    """A back-off model. A state is a context: 0 is the empty one, followed by one for each n-gram, level by level.
 
     Args:
-        levels: single tokens first. Every n-gram's first m - 1 tokens are an n-gram too.
+        levels: single tokens first. The first m - 1 tokens of every n-gram must be an n-gram too.
         size: number of tokens, of which ``<s>`` and ``</s>`` are the last two.
     """
 
     def __init__(self, levels: Sequence[Level], size: int):
         starts = np.cumsum([1] + [len(level.token) for level in levels])
-        # The n-grams that go on from a state are rows first[state] to first[state + 1] of these, each a state itself.
+        # The n-grams that continue a state are rows first[state] to first[state + 1] of these, each a state itself.
         parent = np.concatenate(
             [np.zeros(len(levels[0].token), dtype=np.int64)]
             + [before + level.context for before, level in zip(starts, levels[1:])]
@@ -91,7 +90,7 @@ class Ngrams:
         self.start = self.advance(0, self.begin)
 
     def save(self, path: Path) -> None:
-        """Write the model as an ``.npz`` file, which `load` reads in a fraction of the time that making it took."""
+        """Write the model as an ``.npz`` file, which `load` reads in a fraction of the time it took to build."""
         with replacing(path) as temporary:
             arrays = {name: getattr(self, name) for name in ARRAYS}
             np.savez(
@@ -105,7 +104,7 @@ class Ngrams:
         """Read what `save` wrote.
 
         Raises:
-            OSError, ValueError, KeyError, zipfile.BadZipFile: if the file is not there or not whole.
+            OSError, ValueError, KeyError, zipfile.BadZipFile: if the file is missing or incomplete.
         """
         model = cls.__new__(cls)
         with np.load(path, allow_pickle=False) as file:
@@ -116,7 +115,7 @@ class Ngrams:
         return model
 
     def advance(self, state: int, token: int) -> int:
-        """The longest context that is a suffix of a state's tokens and one more."""
+        """Return the longest context that is a suffix of the state's tokens plus ``token``."""
         while True:
             low, high = self.first[state], self.first[state + 1]
             at = low + int(np.searchsorted(self.token[low:high], token))
@@ -127,13 +126,13 @@ class Ngrams:
             state = int(self.suffix[state])
 
     def _useful(self, state: int) -> int:
-        """The state, or its longest suffix that predicts the same, if nothing follows it and backing off is free."""
+        """The state or, if nothing follows it and backing off is free, its longest suffix with the same predictions."""
         while state and self.first[state] == self.first[state + 1] and self.back_off[state] == 0:
             state = int(self.suffix[state])
         return state
 
     def row(self, state: int) -> np.ndarray:
-        """log P(token | state) of every token, (size,) float64; what the model lacks is as rare as the rarest."""
+        """log P(token | state) of every token, (size,) float64; unknown tokens are as rare as the rarest."""
         chain: List[int] = []
         while state:
             chain.append(state)
@@ -149,10 +148,10 @@ class Ngrams:
 
 
 def read_arpa(path: Path, pieces: Sequence[str]) -> Ngrams:
-    """Read a model over ``pieces``, the whole vocabulary in the order of its ids.
+    """Read an ARPA file over ``pieces``, the whole vocabulary in the order of its ids.
 
     Raises:
-        UserError: naming file, line and reason where the file is not whole or not in the format.
+        UserError: for an incomplete or malformed file, naming file, line and reason.
     """
     ids = {piece: i for i, piece in enumerate(pieces)}
     begin, end = len(pieces), len(pieces) + 1
@@ -169,7 +168,7 @@ def read_arpa(path: Path, pieces: Sequence[str]) -> Ngrams:
 
 
 class _Arpa:
-    """One file being read; ``number`` is the line that was read last."""
+    """Reader of one file; ``number`` is the line read last."""
 
     def __init__(self, path: Path, ids: Dict[str, int]):
         self.path, self.ids, self.number = path, ids, 0
@@ -187,7 +186,7 @@ class _Arpa:
                 level, line = self._section(lines, length, counts[length - 1] if length <= len(counts) else None)
                 levels.append(level)
             elif length <= len(counts) and counts[length - 1] == 0:
-                levels.append({})  # some tools leave an empty section out
+                levels.append({})  # some tools omit empty sections
             else:
                 self._expected(f"\\{length}-grams:", line)
         if line != "\\end\\":
@@ -197,20 +196,20 @@ class _Arpa:
         if len(levels) in self.weighted:
             self.number, weighted = self.weighted[len(levels)]
             self._bad(f"a back-off weight of an n-gram of the highest order: {weighted!r}")
-        for line in lines:  # to the end: a packed file may be cut off there
+        for line in lines:  # to the end: a compressed file may be cut off
             if line in ("\\data\\", "\\end\\") or _SECTION.fullmatch(line) or _COUNT.fullmatch(line):
                 self._bad(f"expected nothing of a model after \\end\\, found {line!r}")
         return levels
 
     def _lines(self) -> Iterator[str]:
-        """Lines that are not blank, without blanks at their ends; a tab at an end stays: a weight is missing there."""
+        """Yield non-blank lines without surrounding blanks, but with a trailing tab, which shows a missing weight."""
         for number, line in text_lines(self.path, "a language model"):
             self.number = number
             if line.strip(BLANKS):
                 yield line.lstrip(BLANKS).rstrip(" ")
 
     def _counts(self, lines: Iterator[str]) -> Tuple[List[int], str]:
-        """How many n-grams there are of each length, as far as the file says, and the first section's line."""
+        """Return the number of n-grams of each length, if the file states it, and the first section's line."""
         counts: List[int] = []
         begun = False
         for line in lines:
@@ -230,9 +229,9 @@ class _Arpa:
         raise UserError(f"{self.path}: not an ARPA file: no line \\data\\ in its {self.number} lines")
 
     def _section(self, lines: Iterator[str], length: int, count: Optional[int]) -> Tuple[Grams, Optional[str]]:
-        """The n-grams of a section, and the line after it; None where the file ends."""
+        """The n-grams of a section, and the line after it; None at the file's end."""
         level: Grams = {}
-        others: Set[str] = set()  # n-grams with pieces that are not ours
+        others: Set[str] = set()  # n-grams with unknown pieces
         read, after = 0, None
         for line in lines:
             if line == "\\end\\" or _SECTION.fullmatch(line):
@@ -263,13 +262,13 @@ class _Arpa:
         words = fields(cells[1]) if 2 <= len(cells) <= 3 else []
         value, weight = number_of(cells[0]), number_of(cells[2]) if len(cells) == 3 else 0.0
         if len(words) != length or value is None or weight is None:
-            # Not as SRILM and KenLM separate the parts: spaces and tabs are alike.
+            # Not separated as by SRILM and KenLM: treat spaces and tabs alike.
             other_length = bool(words) and value is not None and weight is not None
             parts = fields(line)
             words = parts[1 : length + 1]
             value = number_of(parts[0])
             weight = number_of(parts[length + 1]) if len(parts) == length + 2 else 0.0
-            # A word less than stated, if the last one is a back-off weight.
+            # A word too few, if the last one is a back-off weight.
             short = len(parts) == length + 1 and words[-1] not in self.ids and _WEIGHT.fullmatch(words[-1])
             wrong = other_length or short or not length + 1 <= len(parts) <= length + 2 or not cells[-1]
             if wrong or value is None or weight is None:
@@ -294,7 +293,7 @@ class _Arpa:
 def _ngrams(found: Sequence[Grams], size: int) -> Ngrams:
     state: Dict[Gram, int] = {(): 0}
     levels: List[Level] = []
-    before, last = 0, 1  # the states of the last level's first n-gram, and of this one's
+    before, last = 0, 1  # the states of the first n-grams of the last level and of this one
     for grams in found:
         kept = sorted((state[gram[:-1]], gram[-1], gram) for gram in grams if gram[:-1] in state)
         if not kept:
@@ -310,10 +309,10 @@ def _ngrams(found: Sequence[Grams], size: int) -> Ngrams:
 
 
 def read_words(path: Path) -> Dict[str, float]:
-    """Read ``word TAB frequency`` lines (any number above 0, as counts or per million words); ``.gz`` too.
+    """Read ``word TAB frequency`` lines (any number above 0: a count, or a rate per million words), also from ``.gz``.
 
     Raises:
-        UserError: naming the line that is none.
+        UserError: naming a line that is not of this form.
     """
     words: Dict[str, float] = {}
     for number, line in text_lines(path, "words"):
@@ -330,12 +329,12 @@ def read_words(path: Path) -> Dict[str, float]:
 
 
 def ngrams_of_words(words: Sequence[Tuple[Sequence[int], float]], vocab_size: int, order: int = ORDER) -> Ngrams:
-    """The model of words that are given as tokens with a frequency; at least one is needed.
+    """Build a model from words, given as tokens with a frequency; at least one is needed.
 
     Args:
         words: ids of each word's tokens, and how often it occurs.
         vocab_size: V; the model's tokens are these, then ``<s>`` and ``</s>``.
-        order: tokens of the longest n-grams.
+        order: length of the longest n-grams.
     """
     size = vocab_size + 2
     lengths = np.array([len(tokens) + 2 for tokens, _ in words])
@@ -347,14 +346,14 @@ def ngrams_of_words(words: Sequence[Tuple[Sequence[int], float]], vocab_size: in
     every = np.arange(size)  # single tokens: all that there are
     levels = [_level(np.zeros(size, dtype=np.int64), every, count, np.full(size, 1 / (size - 1)), every * 0)]
     levels[0].log_prob[size - 2] = -np.inf
-    here = token  # at each place: the row of the n-gram of the last length that ends there
-    first = 1  # the state of the last level's first row
+    here = token  # at each place: the row of the n-gram of the previous length that ends there
+    first = 1  # the state of the previous level's first row
     for length in range(2, order + 1):
         at = np.flatnonzero(place >= length - 1)
         if not len(at):
             break
         key, which, inverse = np.unique(here[at - 1] * size + token[at], return_index=True, return_inverse=True)
-        suffix = here[at][which]  # ends where the n-gram does and is one token shorter
+        suffix = here[at][which]  # the n-gram without its first token
         counted, shorter = np.bincount(inverse.ravel(), weight[at]), levels[-1]
         level = _level(*np.divmod(key, size), counted, np.exp(shorter.log_prob[suffix]), first + suffix)
         levels[-1] = _backing_off(shorter, level.context, counted)
@@ -366,14 +365,14 @@ def ngrams_of_words(words: Sequence[Tuple[Sequence[int], float]], vocab_size: in
 
 
 def _level(context: np.ndarray, token: np.ndarray, count: np.ndarray, lower: np.ndarray, suffix: np.ndarray) -> Level:
-    """One length's n-grams, from what occurs how often; ``lower``: P(token | shorter context)."""
+    """Build the n-grams of one length from their counts; ``lower``: P(token | shorter context)."""
     kinds, total = np.bincount(context, count > 0), np.bincount(context, count)  # T and C of each context
     log_prob = np.log((count + kinds[context] * lower) / (total + kinds)[context])
     return Level(context, token, log_prob, np.zeros(len(token)), suffix)
 
 
 def _backing_off(level: Level, context: np.ndarray, count: np.ndarray) -> Level:
-    """A level with its weights as contexts, T / (C + T); a context that nothing follows keeps 1."""
+    """Return the level with back-off weights T / (C + T); a context that nothing follows keeps 1."""
     kinds, total = np.bincount(context, count > 0), np.bincount(context, count)
     followed = np.flatnonzero(kinds)
     back_off = level.back_off.copy()

@@ -1,6 +1,6 @@
-"""A `LanguageModel` as arrays on a device, and the Triton functions that read it: gains of all tokens, and moves.
+"""A `LanguageModel` as arrays on a device, and the Triton functions that read them: gains of tokens, next states.
 
-States are those of `LanguageModel`. The n-grams that go on from a state lie side by side, sorted by token, so they are
+States are those of `LanguageModel`. The n-grams that continue a state are contiguous and sorted by token, so they are
 found by bisection, from the longest context to the empty one.
 """
 
@@ -21,13 +21,13 @@ from tokenverse_pp.decoding.ngram import Ngrams
 class NgramTables(NamedTuple):
     """G states (0: the language is not known yet), K n-grams, M models, V tokens.
 
-    contexts: (G, 5) int64 of each state: its first n-gram and the one after the last, its suffix, its model, whether it
-        is an empty context.
-    back_off, over: (G,) float64: its weight, and log P(end).
-    token, log_prob: (K,) int32 and float64 of each n-gram. target: (K,) int64, the state after it.
-    models: (M, 2) int64, the start of each, and whether it is one of words. lowest: (M,) float64.
+    contexts: (G, 5) int64 for each state: its first n-gram, the one after its last, its suffix, its model, and whether
+        it is an empty context.
+    back_off, over: (G,) float64 for each state: its back-off weight, and log P(end).
+    token, log_prob: (K,) int32 and float64 for each n-gram. target: (K,) int64, the state after it.
+    models: (M, 2) int64, the start of each, and whether it is a model of words. lowest: (M,) float64.
     first_row: (M, V) float64, log-probabilities at a word's start.
-    kinds: (V, 3) int64 of each token: whether it is idle, whether it begins a word, the state that it enters.
+    kinds: (V, 3) int64 for each token: whether it is idle, whether it begins a word, the state that it enters.
     """
 
     contexts: Tensor
@@ -48,7 +48,7 @@ class NgramTables(NamedTuple):
 
     @classmethod
     def of(cls, model: LanguageModel, device: torch.device) -> NgramTables:
-        """The arrays of a model."""
+        """Build the arrays of a model."""
         size = model.vocab_size
         contexts, back_off, over = [np.zeros((1, 5), dtype=np.int64)], [np.zeros(1)], [np.zeros(1)]
         token, log_prob, target, heads, rows = [], [], [], [], []
@@ -98,7 +98,7 @@ def _end_of(ngram: Ngrams) -> np.ndarray:
     value[parent[ends]] = ngram.log_prob[ends]
     if np.isnan(value[0]):
         value[0] = ngram.lowest
-    while np.isnan(value).any():  # suffixes are shorter, hence known after some rounds
+    while np.isnan(value).any():  # suffixes are shorter, so known after some rounds
         missing = np.flatnonzero(np.isnan(value))
         value[missing] = ngram.back_off[missing] + value[ngram.suffix[missing]]
     return value
@@ -114,7 +114,7 @@ def _depth(ngram: Ngrams) -> int:
 
 @triton.jit
 def _find(tokens, low, high, token, BISECTIONS: tl.constexpr):
-    """The place of a token among n-grams [low, high), and whether it is there; arguments of one shape."""
+    """Find a token among n-grams [low, high): its index, and whether it is there; arguments of one shape."""
     end = high
     for _ in tl.static_range(BISECTIONS):
         middle = (low + high) // 2
@@ -140,13 +140,13 @@ def ngram_after(
     words = tl.load(models + 2 * model + 1)
     context = tl.where((words != 0) & (begins != 0), tl.load(models + 2 * model), state)
     after = context
-    found = context < 0  # no
+    found = context < 0  # all False
     for _ in tl.static_range(DEPTH):
         low, high = tl.load(contexts + 5 * context), tl.load(contexts + 5 * context + 1)
         at, hit = _find(tokens, low, high, token, BISECTIONS)
         hit = hit & (found == 0)
         after = tl.where(hit, tl.load(target + at, mask=hit, other=0), after)
-        # Where nothing is found, the state is the empty context, at which the suffixes end.
+        # If nothing is found, the state is the empty context, where the suffixes end.
         context = tl.load(contexts + 5 * context + 2)
         after = tl.where(found | hit, after, context)
         found = found | hit
@@ -168,8 +168,8 @@ def ngram_gains_kernel(
     state = tl.where(state == 0, start, state)
     model = tl.load(contexts + 5 * state + 3)
     value = tl.zeros((BLOCK,), tl.float64) + tl.load(lowest + model)
-    passed = tl.zeros((), tl.float64)  # weights of the contexts that were left
-    found = token < 0  # none
+    passed = tl.zeros((), tl.float64)  # back-off weights of the longer contexts
+    found = token < 0  # all False
     context = state
     for _ in tl.static_range(DEPTH):
         low, high = tl.load(contexts + 5 * context), tl.load(contexts + 5 * context + 1)

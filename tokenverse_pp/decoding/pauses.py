@@ -1,15 +1,15 @@
-"""The probability of an endpoint at a pause, whether the search wrote ``[ENDP]`` there or not.
+"""The probability of an endpoint in a pause, whether or not the search wrote ``[ENDP]`` there.
 
-Of each encoder frame t the model gives h_t, the probability of ``[ENDP]`` at that frame after the tokens that were
-written before it (``[ENDP]`` itself left out, so that the question stays open once it was written). The last word piece
-was written at frame s. Then
+For each encoder frame t the model gives h_t, the probability of ``[ENDP]`` at that frame after the tokens written
+before it (without ``[ENDP]`` itself, so that h_t keeps its meaning after one was written). If the last word piece was
+written at frame s, then
 
     P_t = 1 - (1 - h_{s+1}) (1 - h_{s+2}) .. (1 - h_t)
 
-is the probability that the model writes ``[ENDP]`` by frame t if no word comes: it grows while a pause lasts, and
-starts at 0 with each word piece. Bonuses of word lists and language models are no part of h_t. They do delay the
-``[ENDP]`` that a search writes: hypotheses that earn a bonus for more words crowd out the one that ends early.
-`retimed` puts it where the model alone would.
+is the probability that the model writes ``[ENDP]`` by frame t if no word follows: it grows while a pause lasts, and
+restarts at 0 with each word piece. Bonuses of word lists and language models are not part of h_t. They do delay the
+``[ENDP]`` of a search: hypotheses that earn a bonus for more words displace the one that ends early. `retimed` moves it
+to where the model alone would write it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tokenverse_pp.models.bundle import ModelBundle
 
 ROWS = 4096  # frames whose logits are in memory at once
-BEFORE = -1  # the frame of what was written before all frames at hand
+BEFORE = -1  # the frame of tokens written before the given frames
 
 
 class Written(NamedTuple):
@@ -44,10 +44,10 @@ class Written(NamedTuple):
 
 
 class PauseMemory(NamedTuple):
-    """What is kept of a stream between two chunks.
+    """The state of a stream between two chunks.
 
-    history: its last final tokens, as many as a stateless predictor sees, or one `History` of them all. last: id and
-    frame of the last word piece, None before the first. log_silence: the sum of log(1 - h) since then.
+    history: the last final tokens, as many as a stateless predictor sees, or for an LSTM one `History` of all. last: id
+    and frame of the last word piece, None before the first. log_silence: the sum of log(1 - h) since then.
     """
 
     history: Tuple[Any, ...] = ()
@@ -56,14 +56,14 @@ class PauseMemory(NamedTuple):
 
 
 class PauseReader:
-    """Finds the probabilities of endpoints in encoder output.
+    """Computes endpoint probabilities from encoder output.
 
     Args:
         predictor: the predictor.
         joiner: the joiner.
-        options: of the search, whose ``temperature``, ``blank_penalty`` and ``joiner_dtype`` hold here too;
-            ``token_bias`` is in the joiner (`tokenverse_pp.decoding.scorer.biased_joiner`).
-        pieces: of the whole vocabulary.
+        options: search options; ``temperature``, ``blank_penalty`` and ``joiner_dtype`` apply here too. ``token_bias``
+            is part of the joiner (`tokenverse_pp.decoding.scorer.biased_joiner`).
+        pieces: pieces of the whole vocabulary.
         endpoint: the id of ``[ENDP]``.
     """
 
@@ -91,7 +91,7 @@ class PauseReader:
             history: tokens before ``written`` (`PauseMemory`).
 
         Returns:
-            (T, context size) int64, the newest token last; of an LSTM (T,), the `History` of all tokens.
+            (T, context size) int64, the newest token last; for an LSTM (T,), the `History` of all tokens.
         """
         if self.states is not None:
             kept = [(i, t) for i, t in zip(written.tokens, written.frames) if i != self.endpoint]
@@ -105,7 +105,7 @@ class PauseReader:
         return tokens[before[:, None] + np.arange(-size, 0)]
 
     def _histories(self, tokens: Sequence[int], history: Sequence[Any]) -> List[History]:
-        """What an LSTM predictor knows before each of U tokens and after them all, U + 1, with their states."""
+        """Return the U + 1 histories of an LSTM, with their states: before each of U tokens, and after the last."""
         assert self.states is not None
         found: List[History] = [history[0] if history else self.states.start]
         with inference(self.joiner.output.weight.device):
@@ -115,7 +115,7 @@ class PauseReader:
         return found
 
     def _distinct(self, contexts: np.ndarray, device: torch.device) -> Tuple[Tensor, np.ndarray]:
-        """The predictor's outputs (M, D) in contexts that differ, and for each of ``contexts`` its row of them (T,)."""
+        """Return the predictor's outputs (M, D) in distinct contexts, and the row of each of ``contexts``, (T,)."""
         if isinstance(self.predictor, StatelessPredictor):
             distinct, numbers = np.unique(contexts, axis=0, return_inverse=True)
             return self.predictor.step(torch.from_numpy(distinct).to(device)), numbers.reshape(-1)
@@ -126,14 +126,14 @@ class PauseReader:
         return torch.stack([state[0, -1] for state in states]), rows
 
     def log_remaining(self, encoder_out: Tensor, contexts: np.ndarray) -> np.ndarray:
-        """log(1 - h) of frames, all in one call, with one wait for the device.
+        """Compute log(1 - h) of all frames, with one synchronisation with the device.
 
         Args:
-            encoder_out: (T, C), of one utterance or of several behind each other.
+            encoder_out: (T, C), of one utterance or of several concatenated.
             contexts: (T, ..), see `contexts`.
 
         Returns:
-            (T,) float64, of which none is above 0.
+            (T,) float64, at most 0.
         """
         if not len(contexts):
             return np.zeros(0)
@@ -164,7 +164,7 @@ class PauseReader:
         Args:
             encoder_out: (N, T, C), padded.
             lens: valid frames of each.
-            found: of each.
+            found: the best hypothesis of each.
         """
         parts = self.remaining(encoder_out, lens, found)
         return [self.curve(Written(best.tokens, best.frames), part) for best, part in zip(found, parts)]
@@ -176,7 +176,7 @@ class PauseReader:
         return np.split(self.log_remaining(frames, np.concatenate(contexts)), np.cumsum(lens)[:-1])
 
     def with_pauses(self, best: Hypothesis, log_remaining: np.ndarray) -> Hypothesis:
-        """The hypothesis with its ``pauses``: of each word piece P at the last frame before the next one."""
+        """Return the hypothesis with ``pauses``: for each word piece, P at the last frame before the next one."""
         curve = self.curve(Written(best.tokens, best.frames), log_remaining)
         words = [t for i, t in zip(best.tokens, best.frames) if self.is_word[i]]
         ends = iter([t - 1 for t in words[1:]] + [len(curve) - 1])
@@ -188,7 +188,7 @@ class PauseReader:
         return replace(best, pauses=tuple(pauses))
 
     def retimed(self, best: Hypothesis, log_remaining: np.ndarray) -> Hypothesis:
-        """The hypothesis with each ``[ENDP]`` at the most probable frame between the tokens around it."""
+        """Return the hypothesis with each ``[ENDP]`` moved to the most probable frame between its neighbours."""
         frames, log_probs = list(best.frames), list(best.log_probs)
         for k, token in enumerate(best.tokens):
             if token != self.endpoint:
@@ -209,20 +209,20 @@ class PauseReader:
         found: Sequence[Any],
         memories: Sequence[PauseMemory],
     ) -> Tuple[List[Optional[float]], List[PauseMemory]]:
-        """The pauses of streams after their next chunks.
+        """Return the pauses of streams after their next chunks.
 
-        A beam's best hypothesis may change its last word after the chunk in which that was written. Frames of earlier
-        chunks then no longer count, since their probabilities were those after another word.
+        A beam's best hypothesis may change its last word in a later chunk. Frames of earlier chunks then no longer
+        count, because their probabilities were those after another word.
 
         Args:
             outs: encoder output of each, (T_i, C).
-            first_frames: the number of its first frame.
-            found: what the search found in it (`tokenverse_pp.decoding.streaming.search.Found`).
-            memories: of each.
+            first_frames: the number of the chunk's first frame.
+            found: what the search found in the chunk (`tokenverse_pp.decoding.streaming.search.Found`).
+            memories: the memory of each stream.
 
         Returns:
-            P at the last frame of each, None where no pause lasts: before the first word piece, and where the last
-            frame wrote one. And the new memories.
+            P at the last frame of each, None if no pause lasts: before the first word piece, and if the last frame
+            wrote one; and the new memories.
         """
         contexts = []
         for out, first, one, memory in zip(outs, first_frames, found, memories):
@@ -250,7 +250,7 @@ class PauseReader:
 
 
 def pause_reader_of(loaded: ModelBundle, search: SearchOptions) -> Optional[PauseReader]:
-    """The reader of a model's pauses; None where it does not know the task ``endp``."""
+    """Return the `PauseReader` of a model, or None if it does not know the task ``endp``."""
     if "endp" not in loaded.tasks:
         return None
     model, tokenizer = loaded.model, loaded.tokenizer

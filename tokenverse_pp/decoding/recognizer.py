@@ -1,7 +1,7 @@
-"""Decoding a batch: encoder and search. `Recognizer` is the only place that does so.
+"""Decoding of batches: encoder and search. `Recognizer` is the only place that does so.
 
 Batch decoding, long audio (`tokenverse_pp.decoding.long_form`), `tokenverse_pp.decoding.search.search`, validation in
-training and the Python API call it, so options and defaults mean the same everywhere.
+training and the Python API call it, so options and defaults have the same meaning everywhere.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from tokenverse_pp.tasks.result import Transcript, TranscriptReader
 
 
 def vector_weights(loaded: ModelBundle, active: TaskSet, scales: Numbers = ()) -> Tensor:
-    """The factor of each task's vector, (K + 1,): 1 for an active task, 0 for an inactive one, or its scale.
+    """Return the factor of each task's vector, (K + 1,): 1 (or its scale) for an active task, 0 for an inactive one.
 
     The search allows the tokens of all active tasks, whatever their scale.
 
     Raises:
-        UserError: for a scale of a task that is not decoded, and for a model without a vector for each task.
+        UserError: for a scale of a task that is not decoded, and for a model without one vector per task.
     """
     weights = torch.tensor(loaded.tasks.mask(active.names), dtype=torch.float32)
     if not scales:
@@ -59,7 +59,7 @@ def vector_weights(loaded: ModelBundle, active: TaskSet, scales: Numbers = ()) -
 
 
 def choose_tasks(tasks: TaskSet, names: Sequence[str]) -> TaskSet:
-    """The tasks to decode: those named, or all that the model knows (raises UserError for one it does not)."""
+    """Return the tasks to decode: those named, or all of the model's (raises UserError for an unknown task)."""
     for name in names:
         if name not in tasks:
             raise UserError(f"--tasks: {name!r} is not a task of this model, which knows {', '.join(tasks.names)}")
@@ -67,7 +67,7 @@ def choose_tasks(tasks: TaskSet, names: Sequence[str]) -> TaskSet:
 
 
 Record = Dict[str, Any]
-NBest = List[Hypothesis]  # the best score first
+NBest = List[Hypothesis]  # best score first
 NOT_FINITE = "the encoder gave NaN or infinity; do its inputs or the model hold any?"
 
 
@@ -88,10 +88,10 @@ class RecognizedBatch:
 
 
 def plan_batches(cuts: Sequence[Cut], options: DecodeOptions) -> List[List[Cut]]:
-    """Cuts -> batches, the longest first, so that too little memory shows at once.
+    """Group cuts into batches, longest first, so that a lack of memory shows at once.
 
-    A cut longer than the window is a batch of its own. The batches depend on nothing but cuts and options: neither on
-    the number of processes nor on what was decoded before, so that these cannot change a result by a rounding error.
+    A cut longer than the window is a batch of its own. The batches depend only on cuts and options, not on the number
+    of processes or on what was decoded before, so these cannot change a result by a rounding error.
     """
     ordered = sorted(cuts, key=lambda cut: (cut.duration, cut.id))
     long = [[cut] for cut in ordered if is_long(cut, options)]
@@ -105,7 +105,7 @@ def is_long(cut: Cut, options: DecodeOptions) -> bool:
 
 
 def untold(cut: Cut, done: int, total: int) -> None:
-    """`Recognizer.on_windows` where nobody is told."""
+    """Default of `Recognizer.on_windows`: does nothing."""
 
 
 class Recognizer:
@@ -117,15 +117,15 @@ class Recognizer:
     Args:
         loaded: the model, on its device.
         options: how to decode.
-        weights: (K + 1,) of the task vectors; by default `vector_weights`.
+        weights: (K + 1,) factors of the task vectors; by default `vector_weights`.
 
     Attributes:
-        on_windows: called while a long cut is decoded, with the cut, its windows that are done, and all of them.
-        on_settled: called then with the cut and its transcript so far, up to where the next window starts: later ones
-            begin with the same words. None: it is not asked for.
+        on_windows: called while a long cut is decoded, with the cut, the number of windows that are done, and of all.
+        on_settled: called then with the cut and its transcript up to the start of the next window; later transcripts
+            begin with the same words. None: no call.
 
     Raises:
-        UserError: for tasks, languages, characters of hotwords or a language model that the model cannot use.
+        UserError: for tasks, languages, hotword characters or a language model that the model cannot use.
     """
 
     def __init__(self, loaded: ModelBundle, options: DecodeOptions, weights: Optional[Tensor] = None):
@@ -158,7 +158,7 @@ class Recognizer:
         return pause_reader_of(self.loaded, self.options.search)
 
     def selection_of(self, names: Sequence[str]) -> Selection:
-        """What is decoded where these tasks are asked for."""
+        """Return what is decoded if these tasks are requested."""
         key = tuple(names)
         if key not in self._selections:
             loaded, languages = self.loaded, self.options.search.languages
@@ -166,7 +166,7 @@ class Recognizer:
         return self._selections[key]
 
     def constraints_of(self, names: Sequence[str]) -> Constraints:
-        """The constraints of the search where these tasks are asked for; compiled once."""
+        """Return the constraints of the search if these tasks are requested; compiled once."""
         key = self.selection_of(names).decoded
         if key not in self._constraints:
             o, loaded = self.options.search, self.loaded
@@ -177,17 +177,17 @@ class Recognizer:
     def encode(
         self, inputs: Tensor, lens: Tensor, weights: Tensor, stored: bool, chunks: Optional[ChunkOptions]
     ) -> Tuple[Tensor, Tensor]:
-        """The encoder in the precision of the options.
+        """Run the encoder in the precision of the options.
 
         Args:
             inputs: (N, S) audio or (N, T, F) stored features, padded.
             lens: (N,) valid samples or frames.
-            weights: (N, K + 1) of the task vectors.
+            weights: (N, K + 1) factors of the task vectors.
             stored: whether ``inputs`` are stored features.
-            chunks: what each frame sees, None for full context.
+            chunks: the context of each frame; None for full context.
 
         Returns:
-            (N, T', C) and (N,) valid frames, where ``lens`` were.
+            (N, T', C), and (N,) valid frames on the device of ``lens``.
         """
         with autocast(self.device, self.options.precision):
             out, lens = self.loaded.model.encode(inputs.to(self.device), lens, weights.to(self.device), stored, chunks)
@@ -202,11 +202,11 @@ class Recognizer:
         Args:
             out: (N, T', C), padded; encoded with the tasks of `selection_of`.
             lens: (N,) valid frames.
-            active: for each utterance the names of the tasks that are asked for; None for those of the options.
+            active: for each utterance the names of the requested tasks; None for those of the options.
             strip: remove the tokens of other tasks, if they were decoded (``DecodeOptions.inactive``).
 
         Returns:
-            For each utterance its n-best list, or None where its frames hold NaN or infinity.
+            For each utterance its n-best list, or None if its frames contain NaN or infinity.
         """
         finite = (torch.isfinite(out).all(-1) | ~length_mask(lens, out.size(1), out.device)).all(-1)
         lengths, is_finite = lens.tolist(), finite.tolist()
@@ -237,10 +237,10 @@ class Recognizer:
         best: Sequence[NBest],
         active: Optional[Sequence[Sequence[str]]],
     ) -> None:
-        """Add `Hypothesis.pauses` to the best hypotheses of rows of ``out``, if they are asked for.
+        """Add `Hypothesis.pauses` to the best hypotheses of rows of ``out``, if requested.
 
-        With bonuses of word lists or language models, their endpoints are first moved to where the model alone writes
-        them. Only rows where ``endp`` is asked for change.
+        With bonuses of word lists or language models, endpoints are first moved to where the model alone would write
+        them. Only rows with the requested task ``endp`` change.
         """
         o = self.options
         named = [self.active.names if active is None else active[row] for row in rows]
@@ -265,11 +265,11 @@ class Recognizer:
             strip: see `search`.
 
         Returns:
-            For each its n-best list: one empty hypothesis if it is shorter than a frame, and None if the encoder's
-            output holds NaN or infinity.
+            For each item its n-best list: one empty hypothesis if it is shorter than a frame, and None if the encoder's
+            output contains NaN or infinity.
         """
         found: List[Optional[NBest]] = [[NOTHING]] * len(items)
-        # In some encoders an utterance shorter than a frame would be an error of its batch.
+        # With some encoders an utterance shorter than a frame would fail its whole batch.
         rows = [row for row, item in enumerate(items) if self.input_frames(item) > 0]
         if rows:
             inputs, lens = collate([items[row] for row in rows])
@@ -281,9 +281,9 @@ class Recognizer:
         return found
 
     def recognize_long(self, cut: Cut, at_once: int) -> Hypothesis:
-        """The best hypothesis of a cut of any length, ``at_once`` windows in a batch (raises UserError)."""
+        """The best hypothesis of a cut of any length, decoded with ``at_once`` windows per batch (raises UserError)."""
 
-        # Windows are merged with all that the search wrote: task tokens say where sentences end.
+        # Windows are merged with all tokens of the search: task tokens show where sentences end.
         def best_of(parts: Sequence[Cut]) -> List[Hypothesis]:
             found = self.recognize([load_inputs(part, convert=True) for part in parts], strip=False)
             if None in found:
@@ -341,12 +341,12 @@ class Recognizer:
         return done
 
     def transcript(self, cut: Cut, best: Hypothesis, reader: Optional[TranscriptReader] = None) -> Transcript:
-        """The transcript of a hypothesis.
+        """Return the transcript of a hypothesis.
 
         Args:
             cut: gives name and duration.
             best: the hypothesis.
-            reader: of the active tasks (`TaskSet.reader`); by default those of the options.
+            reader: reader of the active tasks (`TaskSet.reader`); by default those of the options.
         """
         pieces = [self.pieces[token] for token in best.tokens]
         return (reader or self.reader).read_tokens(
@@ -374,12 +374,12 @@ class Recognizer:
         done.records.append(record)
 
     def frames(self, cut: Cut) -> int:
-        """Frames at the seam that the audio of a cut has."""
+        """Return the number of frames at the seam for a cut's audio."""
         samples = torch.tensor([round(cut.duration * SAMPLING_RATE)])
         return max(0, int(self.loaded.model.encoder.feature_lens(samples)))
 
     def input_frames(self, item: Tensor) -> int:
-        """Frames at the seam that audio (S,) or stored features (T, F) have."""
+        """Return the number of frames at the seam for audio (S,) or stored features (T, F)."""
         if self.options.stored_features:
             return len(item)
         return int(self.loaded.model.encoder.feature_lens(torch.tensor([len(item)]))) if len(item) else 0

@@ -1,7 +1,7 @@
 """Decoding a whole CutSet with one process, several, or a cluster, and part files from which a stopped run continues.
 
-Batches are identified in the part files (`Parts`) by a digest of model, options, cuts and audio files, so nothing is
-reused that another model, other options or other audio gave.
+Batches are identified in the part files (`Parts`) by a digest of model, options, cuts and audio files, so results of
+another model, other options or other audio are not reused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tokenverse_pp.decoding.recognizer import RecognizedBatch, Recognizer, Recor
 from tokenverse_pp.models.bundle import ModelBundle
 
 LOG = logging.getLogger(__name__)
-# For the slowest process, which may get an hour-long file at the end; a process group waits 10 to 30 minutes.
+# Time to wait for the slowest process, which may get an hour-long file last; process groups wait 10 to 30 minutes.
 PATIENCE = datetime.timedelta(days=14)
 NAMED = 10  # refused cuts that each process names on the terminal; failures.jsonl has all
 LINES = 100  # batches that are sent at once
@@ -83,11 +83,11 @@ def decode_all(
     tell: Callable[[str], None] = print,
     start: Optional[Callable[[], Compute]] = None,
 ) -> Optional[Outcome]:
-    """Decode cuts, with all the processes of ``world``, by the current engine.
+    """Decode cuts with all processes of ``world`` and the current engine.
 
     Args:
         loaded: the model, on this process's device.
-        cuts: the same in every process, ids unique.
+        cuts: the same in every process, with unique ids.
         options: how to decode.
         folder: for part files; machines need not share it. The callers (the first process of each machine) remove it
             once the results are written.
@@ -99,14 +99,14 @@ def decode_all(
         The merged result in the first process, None in all others.
 
     Raises:
-        UserError: in all processes, if machines have other cuts or another model.
+        UserError: in all processes, if machines have different cuts or models.
     """
     parts = Parts(folder, world.rank)
     decoder = Recognizer(loaded, options)
     digest = run_digest(loaded, options)
     check_same(world, digest, cuts)
     groups = plan_batches(cuts, options)
-    # Copies of an audio file may differ in their time of change.
+    # Copies of an audio file may differ in their modification time.
     keys = world.from_first(lambda: [batch_digest(digest, group, options.stored_features) for group in groups])
     batches = list(zip(keys, groups))
     done = prepare(parts, batches, resume, tell, world)
@@ -129,7 +129,7 @@ def decode_all(
 
 
 def check_same(world: DistributedContext, run: str, cuts: Sequence[Cut]) -> None:
-    """Check that all processes have the same cuts, and by `run_digest` the same model and options.
+    """Check that all processes have the same cuts, and the same model and options (`run_digest`).
 
     Raises:
         UserError: in all processes, naming a machine that differs.
@@ -145,9 +145,9 @@ def check_same(world: DistributedContext, run: str, cuts: Sequence[Cut]) -> None
 def prepare(
     parts: Parts, batches: Sequence[Keyed], resume: bool, tell: Callable[[str], None], world: DistributedContext
 ) -> Set[str]:
-    """The keys of batches that a machine has decoded before. Part files of another run are removed, and the user told.
+    """Return the keys of batches that any machine decoded before. Remove part files of another run, with a message.
 
-    On each machine the first process reads its part files.
+    On each machine the first process reads the part files.
     """
     found = set().union(*world.gather(set(parts.read()) if world.leads else set()))
     done = {key for key, _ in batches if key in found} if resume else set()
@@ -165,9 +165,9 @@ def prepare(
 
 
 def gather_lines(parts: Parts, keys: Sequence[str], world: DistributedContext) -> Dict[str, Line]:
-    """The lines of these batches from the part files of all machines, in the first process (others: some of them).
+    """Collect the lines of these batches from all machines in the first process (others get some of them).
 
-    Where machines share the folder, the first process finds all of them there, and nothing is sent.
+    If machines share the folder, the first process finds all lines there, and nothing is sent.
     """
     wanted = set(keys)
     lines = {key: line for key, line in parts.read().items() if key in wanted} if world.leads else {}
@@ -183,7 +183,7 @@ def gather_lines(parts: Parts, keys: Sequence[str], world: DistributedContext) -
 
 
 def share(batches: Sequence[Keyed], world: DistributedContext) -> List[Keyed]:
-    """This process's part: the batches in turn to whoever has least audio (padded seconds) so far."""
+    """Return this process's batches: each goes to the process with the least audio (padded seconds) so far."""
     loads = [0.0] * world.size
     mine: List[Keyed] = []
     for key, group in batches:
@@ -195,7 +195,7 @@ def share(batches: Sequence[Keyed], world: DistributedContext) -> List[Keyed]:
 
 
 def batch_line(decoder: Recognizer, group: Sequence[Cut]) -> Line:
-    """Decode a batch: what its line of the part file holds."""
+    """Decode a batch, and return its line of the part file."""
     done = decoder(group)
     return {"records": done.records, "failures": done.failures}
 
@@ -204,7 +204,7 @@ def _decode_share(start: Callable[[], Compute], mine: Sequence[Keyed], parts: Pa
     """Decode this process's batches into its part file, with a progress bar in the first process."""
     total, refused, audio, started = sum(len(group) for _, group in mine), 0, 0.0, time.monotonic()
     name = f"rank 0 of {world.size}" if world.size > 1 else "decoding"
-    # disable=None: no bar where stderr is no terminal.
+    # disable=None: no bar if stderr is not a terminal.
     with tqdm(total=total, unit="cut", desc=name, disable=None if world.is_first else True) as bar:
         results = current_engine().run(start, mine, parts, torch.get_num_threads(), uses_gpu=True)
         for line, (_, group) in zip(results, mine):
@@ -220,11 +220,11 @@ def _decode_share(start: Callable[[], Compute], mine: Sequence[Keyed], parts: Pa
 
 
 def measure(world: DistributedContext, audio: float, seconds: float) -> Dict[str, Any]:
-    """Wait for all processes -> seconds of audio, wall-clock seconds and real-time factor, of all and of each."""
+    """Wait for all processes. Return seconds of audio, wall-clock seconds and real-time factor, of all and of each."""
     mine = [0.0] * (2 * world.size)
     mine[2 * world.rank : 2 * world.rank + 2] = [audio, seconds]
     if world.size > 1:
-        # The default group's patience may be over before the slowest process is done.
+        # The default group may time out before the slowest process is done.
         dist.barrier(dist.new_group(timeout=PATIENCE, backend="gloo"))
     both = world.sum(mine)
     ranks = [_speed(both[i], both[i + 1]) for i in range(0, len(both), 2)]
@@ -236,7 +236,7 @@ def _speed(audio: float, seconds: float) -> Dict[str, float]:
 
 
 def check_ids(cuts: Sequence[Cut]) -> None:
-    """See that no two cuts have the same id: a hypothesis goes by it (raises UserError)."""
+    """Check that no two cuts have the same id, which identifies a hypothesis (raises UserError)."""
     seen: Set[str] = set()
     for cut in cuts:
         if cut.id in seen:

@@ -1,4 +1,4 @@
-"""What a search adds up at a frame: the joiner's log-probabilities, constraints, and bonuses of shallow fusion.
+"""The scores that a search adds up at a frame: the joiner's log-probabilities, constraints, shallow-fusion bonuses.
 
 The weights of constraints are added *after* the softmax, and scores are not normalised again. So the log-probability of
 a hypothesis is that of the model whatever is suppressed (without constraints exactly icefall's), and hypotheses are
@@ -41,12 +41,12 @@ FEWEST_ROWS = 4096
 
 
 def bonus_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Optional[TaskSet] = None) -> Optional[FusionScorer]:
-    """The scorer for the hotwords, length bonus and language model of the options, or None.
+    """Return the scorer for the hotwords, length bonus and language model of the options, or None without any.
 
     Args:
-        options: of the search.
+        options: search options.
         tokenizer: the model's.
-        tasks: those that are decoded; they determine the languages that can be written.
+        tasks: the decoded tasks, which determine the languages that can be written.
 
     Raises:
         UserError: for hotwords or a language model that this model cannot use.
@@ -65,17 +65,15 @@ def bonus_for(options: SearchOptions, tokenizer: Tokenizer, tasks: Optional[Task
 
 
 def check_bonus(options: SearchOptions, bonus: Optional[FusionScorer]) -> None:
-    """See that a bonus is there where the options ask for one, and not otherwise (raises ValueError)."""
+    """Check that there is a bonus if and only if the options use one (raises ValueError)."""
     if options.earns != (bonus is not None):
         raise ValueError("hotwords, length_bonus and lm go together with their `bonus_for(options, tokenizer)`")
 
 
 def biased_joiner(joiner: Joiner, options: SearchOptions, tokenizer: Tokenizer) -> Joiner:
-    """A copy of the joiner whose output has ``token_bias`` in its bias; the joiner itself where there is none.
+    """Return a copy of the joiner with ``token_bias`` added to its output bias; the joiner itself if there is none.
 
-    The other parameters are the joiner's.
-
-    All methods of search take it as it is, on a GPU too.
+    The copy shares the other parameters, and works with all search methods, on a GPU too.
 
     Raises:
         UserError: for a token that is not in the vocabulary.
@@ -97,22 +95,21 @@ def inference(device: torch.device) -> Iterator[None]:
 
 
 def project(joiner: Joiner, encoder_out: Tensor, options: SearchOptions) -> Tensor:
-    """`Joiner.encoder_proj` in the number type of the search: (..., C) -> (..., J) float32."""
+    """`Joiner.encoder_proj` in the dtype of the search: (..., C) -> (..., J) float32."""
     layer, dtype = joiner.encoder_proj, joiner_dtype(joiner, options)
     return F.linear(encoder_out.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype)).float()
 
 
 def joiner_dtype(joiner: Joiner, options: SearchOptions) -> torch.dtype:
-    """The number type of the joiner's products: with encoder frames, predictor states and the vocabulary."""
+    """The dtype of the joiner's matrix products: of encoder frames, predictor states and the output layer."""
     return getattr(torch, options.joiner_dtype) if options.joiner_dtype else joiner.output.weight.dtype
 
 
 class PredictorTable:
     """The projected outputs of a stateless predictor (`Scorer.prepared`), computed once for each context.
 
-    A stateless predictor depends on the last ``context_size`` tokens alone, and a beam meets the same contexts
-    again and again: in neighbouring frames, hypotheses and utterances. A context is one integer, its tokens read
-    as the digits of a number to the base V.
+    A stateless predictor depends only on the last ``context_size`` tokens, and a beam meets the same contexts again in
+    neighbouring frames, hypotheses and utterances. A context is one integer, whose digits to the base V are its tokens.
     """
 
     def __init__(self, predictor: StatelessPredictor, joiner: Joiner, rows_at_once: int, dtype: torch.dtype):
@@ -125,7 +122,7 @@ class PredictorTable:
         factor = 2 if joiner.activation == "tanh" else 1
         self.weight, self.bias = ((factor * x.detach()).to(dtype) for x in joiner.predictor_proj.parameters())
         # The convolution of a context is a sum over its tokens: one table (V, D) for each place in the context, instead
-        # of a grouped Conv1d on a few rows a frame, which is slow.
+        # of a grouped Conv1d on a few rows per frame, which is slow.
         embedding = predictor.embedding.weight.t().unsqueeze(0)
         taps = predictor.conv.weight.unbind(-1)
         groups = predictor.conv.groups
@@ -134,7 +131,7 @@ class PredictorTable:
         self.make_room(rows_at_once)
 
     def make_room(self, rows_at_once: int) -> None:
-        """Expect up to so many contexts at once."""
+        """Expect up to ``rows_at_once`` contexts at once."""
         self.cache.capacity = max(self.cache.capacity, 4 * rows_at_once)
 
     def look_up(self, contexts: Sequence[int]) -> Tensor:
@@ -142,11 +139,11 @@ class PredictorTable:
         return self.cache.look_up(contexts, self.weight.device)
 
     def after(self, contexts: Array, tokens: Array) -> Array:
-        """The contexts (..) after a token each, (..), which is no blank."""
+        """Return the contexts (..) after one token each, (..), none of which is a blank."""
         return contexts % (self.modulus // self.base) * self.base + tokens
 
     def longer(self, contexts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-        """The contexts (..) after a symbol each, (..): a blank changes nothing."""
+        """Return the contexts (..) after one symbol each, (..); a blank changes nothing."""
         return np.where(symbols == self.blank_id, contexts, self.after(contexts, symbols))
 
     def _rows(self, contexts: Sequence[int]) -> Tensor:
@@ -162,10 +159,10 @@ class PredictorTable:
 
 
 class History:
-    """The tokens that were written, as an LSTM predictor knows them: a context of the search.
+    """The token history of an LSTM predictor: a context of the search.
 
-    before, token: the history that is shorter by a token, and that token, until ``row`` is known. row: the projected
-    output (J,), state: of the LSTM (2, layers, D).
+    before: the history without the last token, until ``row`` is known. token: the last token. row: the projected output
+    (J,). state: that of the LSTM (2, layers, D).
     """
 
     __slots__ = ("__weakref__", "before", "number", "row", "state", "token")
@@ -177,10 +174,10 @@ class History:
 
 
 class PredictorStates:
-    """What an LSTM predictor remembers of each `History` that a search meets; to the search, what `PredictorTable` is.
+    """The states of an LSTM predictor for each `History` of a search, with the interface of `PredictorTable`.
 
-    A history lives as long as a hypothesis has it: the states of a stream are freed with the stream's memory. Those of
-    the same tokens are one, so that hypotheses that meet again share a row.
+    A history lives as long as a hypothesis refers to it: the states of a stream are freed with the stream's memory.
+    Histories with the same tokens are one object, so hypotheses with the same tokens share a row.
     """
 
     size = LstmPredictor.context_size
@@ -196,14 +193,14 @@ class PredictorStates:
         self._run([self.start], *predictor.step(tokens))
 
     def __len__(self) -> int:
-        """Histories that live, but for the start."""
+        """Number of live histories, without the start."""
         return len(self._known)
 
     def make_room(self, rows_at_once: int) -> None:
-        """Nothing to do: there is no bound."""
+        """Do nothing: the number of histories has no bound."""
 
     def after(self, history: History, token: int) -> History:
-        """The history after one more token, which is no blank."""
+        """Return the history after one more token, which must not be a blank."""
         key = (history.number, token)
         found = self._known.get(key)
         if found is None:
@@ -212,14 +209,14 @@ class PredictorStates:
         return found
 
     def longer(self, contexts: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-        """The histories (..) after a symbol each, (..): a blank changes nothing."""
+        """Return the histories (..) after one symbol each, (..); a blank changes nothing."""
         longer = contexts.copy()
         for at in zip(*np.nonzero(symbols != self.blank_id)):
             longer[at] = self.after(contexts[at], int(symbols[at]))
         return longer
 
     def look_up(self, contexts: Sequence[History]) -> Tensor:
-        """M histories -> (M, J) float32. Each was looked up before, or the one that is a token shorter was."""
+        """M histories -> (M, J) float32. Each, or the one without its last token, was looked up before."""
         new = [history for history in dict.fromkeys(contexts) if history.row is None]
         if new:
             tokens = torch.tensor([history.token for history in new], device=self.weight.device)
@@ -229,7 +226,7 @@ class PredictorStates:
         return torch.stack(rows)
 
     def _run(self, histories: Sequence[History], out: Tensor, state: Tensor) -> None:
-        """Keep outputs (M, D) and states (2, layers, M, D), in memory of their own: others of a batch go earlier."""
+        """Store outputs (M, D) and states (2, layers, M, D) as copies: others of the batch may be freed earlier."""
         rows = F.linear(out.to(self.weight.dtype), self.weight, self.bias)
         rows = bounded_exp(rows) if self.activation == "tanh" else rows.float()
         for history, row, after in zip(histories, rows, state.unbind(2)):
@@ -248,7 +245,7 @@ class NumberedStates:
         return self.states.look_up([self._history[number] for number in numbers])
 
     def after(self, numbers: Tensor, tokens: Tensor) -> Tensor:
-        """The numbers (..) of the histories after a token each, (..)."""
+        """Return the numbers (..) of the histories after one token each, (..)."""
         pairs = zip(numbers.flatten().tolist(), tokens.flatten().tolist())
         found = [self.states.after(self._history[number], token) for number, token in pairs]
         self._history.update((history.number, history) for history in found)
@@ -264,8 +261,8 @@ class Scorer:
 
     ``logits = W tanh(a + b) + bias`` as in `Joiner.forward`, rewritten so that a frame costs one product and one
     reciprocal in place of a tanh: with r = 1 / (1 + exp(2a) exp(2b)), tanh(a + b) = 1 - 2r, hence
-    ``logits = -2 W r + (bias + W 1)``. exp(2a) is computed once for all frames and exp(2b) once a context. A joiner
-    with ReLU is computed as it is written.
+    ``logits = -2 W r + (bias + W 1)``. exp(2a) is computed once for all frames and exp(2b) once per context. A joiner
+    with ReLU is computed directly.
     """
 
     def __init__(
@@ -303,19 +300,19 @@ class Scorer:
         self.half = torch.full((), 0.5, device=frames.device)
 
     def over(self, frames: Tensor) -> Scorer:
-        """The same over other frames (T, N, J), which are overwritten; contexts that either meets are known to both."""
+        """Return this scorer over other frames (T, N, J), which are overwritten; both share the table of contexts."""
         other = copy.copy(self)
         other.frames = self.prepared(frames)
         self.contexts.make_room(frames.size(1) * self.options.width)
         return other
 
     def prepared(self, frames: Tensor) -> Tensor:
-        """Projected encoder output as `log_probs` takes it; it may be overwritten."""
+        """Convert projected encoder output for `log_probs`; the input may be overwritten."""
         return bounded_exp(frames.float().mul_(2)) if self.activation == "tanh" else frames.float()
 
     @property
     def stateless(self) -> bool:
-        """Whether a context is a number that its last tokens give (`PredictorTable`)."""
+        """Whether a context is a number given by the last tokens (`PredictorTable`)."""
         return isinstance(self.contexts, PredictorTable)
 
     def log_probs(self, frames: Tensor, contexts: Tensor) -> Tensor:
@@ -336,14 +333,14 @@ class Scorer:
     def hypothesis(
         self, tokens: Sequence[int], frames: Sequence[int], log_probs: Sequence[float], log_prob: float
     ) -> Hypothesis:
-        """A hypothesis with its score. ``log_probs`` and ``log_prob`` include what the bonus gave for tokens."""
+        """Return a hypothesis with its score. ``log_probs`` and ``log_prob`` include the bonus of each token."""
         kept = 0.0
         if self.bonus is not None:
             gains, kept = self.bonus.walk(tokens)
             log_probs = [value - gain for value, gain in zip(log_probs, gains)]
             log_prob -= sum(gains)
         scale = len(tokens) + self.contexts.size if self.options.length_norm else 1
-        # Differences of rounded scores can be above 0 by a rounding error; a log-probability is not.
+        # Differences of rounded scores can be above 0 by a rounding error; a log-probability must not.
         bounded = np.minimum(log_probs, 0.0).tolist()
         return Hypothesis(tuple(tokens), tuple(frames), tuple(bounded), log_prob, (log_prob + kept) / scale)
 

@@ -40,7 +40,7 @@ def search_frames(
     constraints: Union[Constraints, Sequence[Constraints], None] = None,
     bonus: Optional[FusionScorer] = None,
 ) -> List[List[Hypothesis]]:
-    """Decode a batch.
+    """Decode a batch of encoder output.
 
     Args:
         predictor: the predictor, on the device of ``encoder_out``.
@@ -49,14 +49,14 @@ def search_frames(
         lens: (N,) valid frames; 0 gives one empty hypothesis.
         options: how to search.
         constraints: what may be written (`constraints_for`), for all utterances or one for each; None for anything.
-        bonus: for hotwords, length, a language model (`bonus_for`): where the options ask for one, and not otherwise.
+        bonus: for hotwords, length, a language model (`bonus_for`); needed if and only if the options use them.
 
     Returns:
-        For each utterance 1 to ``options.nbest`` distinct hypotheses, the best score first. Fewer than ``nbest`` where
-        the beam holds fewer, since hypotheses with the same tokens are one.
+        For each utterance 1 to ``options.nbest`` distinct hypotheses, best score first. There are fewer than ``nbest``
+        if the beam holds fewer, since hypotheses with the same tokens are merged.
 
     Raises:
-        UserError: for an encoder output that holds NaN or infinity in its valid frames.
+        UserError: if valid frames of the encoder output contain NaN or infinity.
     """
     options = options or SearchOptions()
     check_bonus(options, bonus)
@@ -64,7 +64,7 @@ def search_frames(
         lengths = [int(n) for n in lens.tolist()]
         if not lengths:
             return []
-        # The longest first: the utterances still going on are always the first n. The sort is stable.
+        # Longest first: the utterances that still have frames are always the first n. The sort is stable.
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         longest = max(lengths)
         rows = torch.tensor(order, device=encoder_out.device)
@@ -88,7 +88,7 @@ def _refuse_nan(frames: Tensor, lengths: Sequence[int], order: Sequence[int]) ->
 
 
 def refuse_rows(rows: Sequence[int]) -> None:
-    """Raise a UserError for utterances of a batch whose frames hold NaN or infinity, if there are any."""
+    """Raise UserError if there are ``rows``: utterances of a batch whose frames hold NaN or infinity."""
     if rows:
         which = ", ".join(map(str, rows))
         raise UserError(f"utterance {which} of the batch: the encoder gave NaN or infinity; is the audio valid?")
@@ -101,25 +101,25 @@ def search(
     options: Optional[SearchOptions] = None,
     inactive: Optional[Inactive] = None,
 ) -> List[List[Hypothesis]]:
-    """Decode utterances, as one padded batch, which gives what each gives alone.
+    """Decode utterances in one padded batch. Each result is the same as if the utterance were decoded alone.
 
     Args:
-        model: such as `tokenverse_pp.models.bundle.load_model` gives.
-        inputs: arrays or tensors of floats: all 1-D (audio at 16 kHz in [-1, 1]), or all 2-D (frames, F), features at
-            the encoder's seam that were stored before (`Encoder.extract`). They are one batch in memory.
-        tasks: names of the tasks to decode, None for all that the model knows; no tokens of others are written.
+        model: as returned by `tokenverse_pp.models.bundle.load_model`.
+        inputs: arrays or tensors of floats: all 1-D (audio at 16 kHz in [-1, 1]), or all 2-D (frames, F), stored
+            features at the encoder's seam (`Encoder.extract`). They are one batch in memory.
+        tasks: names of the tasks to decode, None for all of the model's; tokens of others are not returned.
         options: how to search.
-        inactive: what is done with other tasks: see `DecodeOptions.inactive`.
+        inactive: how other tasks are handled: see `DecodeOptions.inactive`.
 
     Returns:
-        For each input 1 to ``options.nbest`` hypotheses, the best score first. Their frames are those of the encoder's
+        For each input 1 to ``options.nbest`` hypotheses, best score first. Their frames are those of the encoder's
         output, ``model.model.encoder.output_frame_shift`` seconds each.
 
     Raises:
-        UserError: for a task that the model does not know, a hotword that it cannot write, and, naming the input by its
-            number, for one that is no such array, holds NaN or infinity, or is too short for one frame.
+        UserError: for a task that the model does not know, a hotword that it cannot write, or an input (named by its
+            number) that is not such an array, contains NaN or infinity, or is too short for one frame.
     """
-    from tokenverse_pp.decoding.recognizer import Recognizer  # which searches by this module
+    from tokenverse_pp.decoding.recognizer import Recognizer  # imports this module
 
     network, known = model.model, model.tasks
     for name in tasks or ():

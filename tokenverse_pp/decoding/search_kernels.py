@@ -1,8 +1,8 @@
-"""The kernels of `triton_search`: what each does at a frame is said there.
+"""The kernels of `triton_search`, which describes what each does at a frame.
 
 ``clock`` is the number of frames before the first one of a CUDA graph; each kernel adds its frame's ``offset`` to it.
-What hypotheses remember is held twice: an even frame reads the first copy and writes the second, an odd one the other
-way round.
+The state of the hypotheses is stored twice: an even frame reads the first copy and writes the second, an odd frame does
+the opposite.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tokenverse_pp.decoding.ngram_tables import ngram_after
 
 @triton.jit
 def _dot(a, b, total):
-    """``total + a @ b``; float32 by three products of TF32, which are as exact as one of float32."""
+    """``total + a @ b``; float32 by three TF32 products, which are as exact as one in float32."""
     if a.dtype == tl.float32:
         return tl.dot(a, b, total, input_precision="tf32x3")
     return tl.dot(a, b, total)
@@ -27,7 +27,7 @@ def hidden_kernel(
     size, CONTEXT: tl.constexpr, LARGEST: tl.constexpr, HALF: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """1 / (1 + exp(2a) exp(2b)) of hypotheses (see `Scorer`), or 1/2 less that.
+    """1 / (1 + exp(2a) exp(2b)) of hypotheses (see `Scorer`), or 1/2 minus that.
 
     b is the projection of the predictor's output, which is the relu of a convolution over the last tokens.
     """
@@ -107,7 +107,7 @@ def candidates_kernel(
         x += tl.load(ngram_gains + slot * vocab + column, mask=inside, other=0.0)
     taken = column >= vocab
     for k in tl.static_range(COUNT):
-        # Symbols that are taken lie below those of probability 0, of which there may be fewer than asked for.
+        # Taken symbols rank below those of probability 0, since fewer than COUNT may have a higher one.
         rank = tl.where(taken, -2.0e38, tl.maximum(x, -1.0e38))
         _, symbol = tl.max(rank, 0, return_indices=True, return_indices_tie_break_left=True)
         here = column == symbol
@@ -151,7 +151,7 @@ def advance_kernel(
         rank = tl.where(here, -2.0e300, rank)
     parent = choice // COUNT
     token = tl.load(symbols + n * BEAM * COUNT + choice, mask=real, other=0).to(tl.int64)
-    # After the end of an utterance all stays as it is.
+    # After the end of an utterance nothing changes.
     parent = tl.where(going, parent, slot)
     token = tl.where(going, token, blank)
     written = token != blank
@@ -181,7 +181,7 @@ def advance_kernel(
     value = tl.where(going, value, 0.0)
     merged = value
     if BEAM > 1:
-        # At most two agree (`BeamSearch._merge`). Rows are the better ones, columns the worse.
+        # At most two have the same tokens (`BeamSearch._merge`). Rows are the better ones, columns the worse.
         better = (slot[:, None] < slot[None, :]) & (slot[None, :] < BEAM)
         same = (key[:, None] == key[None, :]) & better
         twin = tl.max(tl.where(same, value[None, :], float("-inf")), 1)

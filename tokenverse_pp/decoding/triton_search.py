@@ -1,12 +1,12 @@
 """Greedy and modified beam search on a GPU: the algorithm of `decoding.beam`, with all state on the device.
 
-A frame is four kernels (five with n-grams) for any batch: two matrix products, the best symbols of each hypothesis,
-and the best extensions of each utterance. Nothing is read back before the last frame: which utterances still have
-frames, what hypotheses remember, and what is written down for each frame all stay on the device. At the end one more
-kernel follows the hypotheses back to their first frames.
-On a GPU a few frames are captured as a CUDA graph and replayed, so that the host does not have to keep up.
+A frame takes four kernels (five with n-grams) for any batch: two matrix products, the best symbols of each hypothesis,
+and the best extensions of each utterance. Nothing is read back before the last frame: the lengths of the utterances,
+the state of the hypotheses and the trace of each frame stay on the device. At the end one more kernel traces the
+hypotheses back to their first frames. On a GPU a few frames are captured as a CUDA graph and replayed, so that the host
+does not have to keep up.
 
-Where scores are equal, the order is that of slots, and of symbols within a slot, as on a CPU.
+Equal scores are ordered by slot, then by symbol, as on a CPU.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FRAMES_OF_A_GRAPH = 8
 
 
 class DeviceTrace(BeamTrace):
-    """A `BeamTrace` on a device. Its arrays are copied to the host only where they are read."""
+    """A `BeamTrace` on a device. Its arrays are copied to the host only when they are read."""
 
     def __init__(self, index: Tensor, value: Tensor, score: Tensor):
         self._tensors = {"index": index, "value": value, "score": score}
@@ -71,7 +71,7 @@ _streams = threading.local()
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of this thread for searches on a device; cuBLAS keeps a workspace for every stream that it meets."""
+    """This thread's CUDA stream for searches on a device, reused because cuBLAS keeps a workspace for every stream."""
     key = str(device)
     if not hasattr(_streams, key):
         setattr(_streams, key, torch.cuda.Stream(device))
@@ -83,14 +83,14 @@ class Fusion(NamedTuple):
 
     phrases: Optional[Tuple[Tensor, Tensor]]
     ngrams: Optional[NgramTables]
-    ngram_states: int  # a state of the bonus is that of the phrases times these, plus that of the n-grams
+    ngram_states: int  # state of the bonus: that of the phrases times this number, plus that of the n-grams
 
 
 _ngram_tables: WeakKeyDictionary[LanguageModel, Dict[torch.device, NgramTables]] = WeakKeyDictionary()
 
 
 def fusion_tables(bonus: FusionScorer, device: torch.device) -> Optional[Fusion]:
-    """The tables of a bonus, made once a device; None if they would be too large."""
+    """Return the tables of a bonus, built once per device; None if they would be too large."""
     parts = (bonus.one, bonus.other) if isinstance(bonus, FusedScorers) else (bonus,)
     phrases, ngrams, states = None, None, 1
     for part in parts:
@@ -107,13 +107,13 @@ def fusion_tables(bonus: FusionScorer, device: torch.device) -> Optional[Fusion]
 
 
 class TritonSearch:
-    """The frame loop. ``run`` gives what `BeamSearch.run` gives, and leaves the memory behind in ``memory``.
+    """The frame loop. ``run`` returns the same as `BeamSearch.run`, and stores the final memory in ``memory``.
 
     Args:
         scorer: over the frames (T, N, J) of the batch.
         lengths: frames of each utterance, in any order.
-        memory: of the hypotheses before the first frame.
-        constraints: of the batch.
+        memory: state of the hypotheses before the first frame.
+        constraints: the batch's constraints.
         fusion: the scorer's bonus, if there is one.
     """
 
@@ -146,7 +146,7 @@ class TritonSearch:
         self.value, self.traced = torch.empty((2, *trace), dtype=torch.float64, device=device).unbind(0)
         table: Any = scorer.contexts  # a `PredictorTable` (`triton_search`)
         self.taps = torch.stack(table.taps)  # (C, V, D)
-        # A step allocates nothing, so that captured graphs hold no memory of their own.
+        # A step allocates nothing, so captured graphs own no memory.
         self.hidden = torch.empty((self.slots, self.size), dtype=scorer.reduced or torch.float32, device=device)
         self.logits = torch.empty((self.slots, scorer.vocab_size), dtype=scorer.weight.dtype, device=device)
         self.graph: Optional[torch.cuda.CUDAGraph] = None
@@ -159,7 +159,7 @@ class TritonSearch:
         return torch.from_numpy(np.stack([array, array])).to(self.device)
 
     def run(self) -> BeamTrace:
-        """Go through all frames."""
+        """Decode all frames and return their trace."""
         with torch.cuda.device_of(self.frames):
             self._all_frames()
         last = self.num_frames % 2
@@ -176,7 +176,7 @@ class TritonSearch:
         self._steps(self.num_frames - done)
 
     def _replay(self) -> int:
-        """Go through all frames but a few by a CUDA graph -> how many were done."""
+        """Decode all frames but a few by a CUDA graph. Return how many were decoded."""
         stream, graph, done = _stream(self.device), torch.cuda.CUDAGraph(), 2
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
@@ -199,7 +199,7 @@ class TritonSearch:
         return done
 
     def _steps(self, count: int) -> None:
-        """Go through the next frames."""
+        """Decode the next ``count`` frames."""
         for offset in range(count):
             self._step(offset)
         self.clock.add_(count)
@@ -207,7 +207,7 @@ class TritonSearch:
     def _step(self, offset: int) -> None:
         scorer, vocab = self.scorer, self.scorer.vocab_size
         table: Any = scorer.contexts
-        # Small tiles, since rows are few: all of a GPU's processors get some.
+        # Small tiles, since rows are few: each of the GPU's processors gets some.
         rows, depth = (16 if self.slots <= 16 else 32 if self.slots <= 128 else 64), self.taps.shape[2]
         tiles: Dict[str, int] = {"ROWS": rows, "COLUMNS": 16, "num_warps": 4, "num_stages": 4}
         tiled = triton.cdiv(self.slots, rows)
@@ -220,7 +220,7 @@ class TritonSearch:
             self.hidden, scorer.weight, scorer.bias, self.logits, self.slots, vocab, self.size,
             DEPTH=_block_of(self.size), **tiles,
         )  # fmt: skip
-        # What is not there is not read; something has to be named.
+        # Placeholders for unused arguments, which are not read.
         weights, following = self.constraints[:2] if self.constraints is not None else (self.best, self.symbols)
         gains, after = self.fusion.phrases or (self.best, self.symbols)
         use = {
@@ -253,5 +253,5 @@ class TritonSearch:
 
 
 def _block_of(depth: int) -> int:
-    """How much of the sums of a matrix product is loaded at once."""
+    """Return how many terms of a matrix product's sums are loaded at once."""
     return min(max(triton.next_power_of_2(depth), 16), 64)

@@ -1,4 +1,4 @@
-"""Fit and measure calibrations: which words and task tokens of decoded, labelled speech are right."""
+"""Fit and measure calibrations on words and task tokens of decoded, labelled speech that are right or wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tokenverse_pp.tasks.result import written_words
 from tokenverse_pp.tasks.transcript import is_task_token, transcript_of
 
 NOTHING = ""  # no word is empty
-FEWEST = 20  # examples that a curve is fitted to
+FEWEST = 20  # least number of examples to fit a curve
 BINS = 10
 Example = Tuple[float, bool]  # raw confidence of a word or task token, and whether it is right
 Effect = Dict[str, Dict[str, Dict[str, float]]]  # words | tasks, before | after: `quality`
@@ -32,16 +32,16 @@ class Judged(NamedTuple):
 
 
 def judge(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> Judged:
-    """Which words and task tokens of a hypothesis are right.
+    """Determine which words and task tokens of a hypothesis are right.
 
-    A word is right if the alignment of fewest word errors (that of the WER) puts an equal word beside it; a task token,
-    if an alignment of words and task tokens together puts the same token beside it. Only tasks that the cut is labelled
-    for, and that were decoded, count.
+    A word is right if the alignment with the fewest word errors (that of the WER) pairs it with an equal word; a task
+    token, if an alignment of words and task tokens together pairs it with the same token. Only tasks that the cut is
+    labelled for, and that were decoded, count.
 
     Args:
         cut: a labelled cut.
-        hyp: its line of hyps.jsonl. ``raw_confidence`` is taken where a word has it, else ``confidence``.
-        tasks: those of the model.
+        hyp: its line of hyps.jsonl. ``raw_confidence`` is used if a word has it, else ``confidence``.
+        tasks: the model's tasks.
 
     Raises:
         UserError: for a hypothesis whose words have no confidences.
@@ -62,7 +62,7 @@ def judge(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> Judged:
 
 
 def _compare(reference: Sequence[str], items: Sequence[Tuple[str, float]]) -> List[Example]:
-    """Confidences with whether the alignment has the same on both sides."""
+    """Return each confidence, and whether the alignment has the same symbol on both sides."""
     pairs = kaldialign.align(list(reference), [text for text, _ in items], NOTHING)
     right = [ref == hyp for ref, hyp in pairs if hyp != NOTHING]
     return [(confidence, same) for (_, confidence), same in zip(items, right)]
@@ -72,7 +72,7 @@ def judge_all(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], tasks: TaskSet) -
     """`judge` for each hypothesis; cuts without a hypothesis or without labels are skipped.
 
     Raises:
-        UserError: for a hypothesis of no cut.
+        UserError: for a hypothesis without a cut.
     """
     by_id = {cut.id: cut for cut in cuts}
     judged = []
@@ -86,7 +86,7 @@ def judge_all(cuts: Iterable[Cut], hyps: Iterable[Hypothesis], tasks: TaskSet) -
 
 
 def fit(judged: Sequence[Judged]) -> Tuple[Calibration, Effect]:
-    """A calibration from all utterances, and its effect on one half of them when it is fitted on the other."""
+    """Fit a calibration to all utterances. Also return the effect on each half when fitted on the other half."""
     columns = {name: [getattr(item, name) for item in judged] for name in Judged._fields}
     curves = {name: fit_curve([e for examples in column for e in examples]) for name, column in columns.items()}
     effect = {name: cross_validate(column) for name, column in columns.items()}
@@ -94,7 +94,7 @@ def fit(judged: Sequence[Judged]) -> Tuple[Calibration, Effect]:
 
 
 def measure(judged: Sequence[Judged], calibration: Calibration) -> Effect:
-    """The effect of a calibration that was fitted on other speech."""
+    """Return the effect of a calibration that was fitted on other speech."""
     effect = {}
     for name in Judged._fields:
         examples = [example for item in judged for example in getattr(item, name)]
@@ -104,9 +104,9 @@ def measure(judged: Sequence[Judged], calibration: Calibration) -> Effect:
 
 
 def fit_curve(examples: Sequence[Example]) -> Curve:
-    """The curve of least cross-entropy (L-BFGS), under a weak normal prior around the one that changes nothing.
+    """Fit the curve of least cross-entropy (L-BFGS), with a weak normal prior around the one that changes nothing.
 
-    With fewer than `FEWEST` examples, that one itself.
+    With fewer than `FEWEST` examples, return that one.
     """
     if len(examples) < FEWEST:
         return Curve()
@@ -143,7 +143,7 @@ def brier_score(examples: Sequence[Example]) -> float:
 
 
 def quality(examples: Sequence[Example]) -> Dict[str, float]:
-    """Examples, share that is right, ECE and Brier score."""
+    """Number of examples, share that is right, ECE and Brier score."""
     return {
         "examples": len(examples),
         "right": sum(right for _, right in examples) / max(len(examples), 1),
@@ -153,7 +153,7 @@ def quality(examples: Sequence[Example]) -> Dict[str, float]:
 
 
 def cross_validate(utterances: Sequence[Sequence[Example]]) -> Dict[str, Dict[str, float]]:
-    """`quality` before and after: every second utterance is calibrated by a curve fitted on the others."""
+    """`quality` before and after: each half of the utterances is calibrated by a curve fitted on the other half."""
     halves = [[example for examples in utterances[start::2] for example in examples] for start in (0, 1)]
     after: List[Example] = []
     for mine, others in (halves, halves[::-1]):

@@ -23,12 +23,12 @@ from tokenverse_pp.metrics.bootstrap import RESAMPLES, Comparison, RatioCounts, 
 
 Ratio = Tuple[float, float]
 WER = "wer"  # the only score that is better when it is lower
-PARTS = (" precision", " recall")  # ends of the names of what an F1 is made of
+PARTS = (" precision", " recall")  # ends of the names of the parts of an F1
 
 
 @dataclass
 class Counted:
-    """Of one decoding: metric -> cut id -> (numerator, denominator).
+    """The counts of one decoding: metric -> cut id -> (numerator, denominator).
 
     Metrics are called ``wer``, ``scd text`` (an F1), ``scd text precision``, ``scd text recall``, ``endp time 0.5``,
     ``ner exact``, ``lid accuracy`` and so on. A metric has the cuts that are labelled for its task and were decoded
@@ -38,13 +38,13 @@ class Counted:
     metrics: Dict[str, Dict[str, Ratio]] = field(default_factory=dict)
 
     def ratios(self, metric: str, ids: Sequence[str]) -> List[Ratio]:
-        """Those of some cuts, in their order."""
+        """Return the ratios of some cuts, in their order."""
         found = self.metrics[metric]
         return [found[cut_id] for cut_id in ids]
 
 
 def count_utterances(cuts: Iterable[Cut], hyps: Iterable[Hypothesis]) -> Counted:
-    """Score every utterance alone: the sums of what comes out are what `scoring.score_hypotheses` divides.
+    """Score every utterance alone. The sums of the results are what `scoring.score_hypotheses` divides.
 
     Raises:
         UserError: for a cut without a hypothesis, and an id that occurs twice.
@@ -61,7 +61,7 @@ def count_utterances(cuts: Iterable[Cut], hyps: Iterable[Hypothesis]) -> Counted
                 of_task[task.name] += 1
                 for metric, ratio in _ratios(task.name, task.score([example])):
                     counted.metrics.setdefault(metric, {})[cut.id] = ratio
-    # A score by time counts only where all hypotheses have times, as in `score_hypotheses`.
+    # A score by time counts only if all hypotheses have times, as in `score_hypotheses`.
     for metric in [m for m, ratios in counted.metrics.items() if len(ratios) < of_task[m.split()[0]] and m != WER]:
         del counted.metrics[metric]
     return counted
@@ -86,12 +86,12 @@ def _ratios(task: str, scores: Mapping[str, Any]) -> Iterator[Tuple[str, Ratio]]
 def counts_of(decodings: Sequence[Counted], metric: str, ids: Sequence[str]) -> RatioCounts:
     """One metric of several decodings of the same cuts (seeds), for the bootstrap."""
     ratios = [counted.ratios(metric, ids) for counted in decodings]
-    # As `metrics.f1.f1_score` has it: an F1 with nothing to find and nothing found is 1.
+    # As in `metrics.f1.f1_score`: an F1 with nothing to find and nothing found is 1.
     return RatioCounts.of(ratios, 0.0 if metric == WER or metric.endswith(PARTS) else 1.0)
 
 
 def common_ids(decodings: Iterable[Counted], metric: str, among: Optional[Iterable[str]] = None) -> List[str]:
-    """The cuts that count in a metric in all decodings, sorted; ``among``: only these."""
+    """The cuts that count in a metric in all decodings, sorted; only those in ``among`` if given."""
     sets = [set(counted.metrics.get(metric, ())) for counted in decodings]
     return sorted(set.intersection(*sets) & set(among if among is not None else sets[0])) if sets else []
 
@@ -99,11 +99,11 @@ def common_ids(decodings: Iterable[Counted], metric: str, among: Optional[Iterab
 def compare_decodings(
     a: Sequence[Counted], b: Sequence[Counted], among: Optional[Iterable[str]] = None, resamples: int = RESAMPLES
 ) -> Dict[str, Comparison]:
-    """Every metric that both have (but precision and recall apart), on the cuts that count in both.
+    """Compare all metrics that both have (except precision and recall), on the cuts that count in both.
 
     Args:
-        a: the decodings of one system, one a seed.
-        b: of the other.
+        a: the decodings of one system, one per seed.
+        b: those of the other.
         among: cut ids that count; by default all.
     """
     among = None if among is None else set(among)

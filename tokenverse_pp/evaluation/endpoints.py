@@ -1,8 +1,8 @@
-"""How well a model's endpoint probabilities tell the end of a turn from a pause inside it, and how soon.
+"""How well and how soon a model's endpoint probabilities distinguish the end of a turn from a pause inside it.
 
-Each turn that is labelled as complete is a clip of its own, followed by `SILENCE` seconds of silence, as the rows of
-eot-bench are (`tokenverse_pp.metrics.endpoints`). The pauses inside are those between the words of the corpus, where it
-has their times (``alignment["word"]`` of the supervision), else what silero-vad hears.
+Each turn that is labelled as complete is a clip of its own, followed by `SILENCE` seconds of silence, like the rows of
+eot-bench (`tokenverse_pp.metrics.endpoints`). The pauses inside are those between words, if the corpus has word times
+(``alignment["word"]`` of the supervision), else those that silero-vad detects.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tokenverse_pp.metrics.endpoints import (
 )
 from tokenverse_pp.models.bundle import ModelBundle
 
-SILENCE = 2.0  # seconds behind each turn
+SILENCE = 2.0  # seconds after each turn
 SHORTEST, LONGEST = 0.2, 5.0  # seconds of the pauses inside turns that count, as in eot-bench
 VAD_SAMPLES = 512  # a window of silero-vad at 16 kHz: 32 ms
 VAD_THRESHOLD = 0.5  # its default
@@ -42,17 +42,17 @@ Span = Tuple[float, float]
 
 
 class Vad(Protocol):
-    """What `turns_of` asks of a voice activity detector."""
+    """The interface of a voice activity detector for `turns_of`."""
 
     def probabilities(self, audio: np.ndarray) -> np.ndarray:
-        """``(S,)`` 16 kHz -> ``(ceil(S / 512),)``: of speech in each 32 ms."""
+        """Audio (S,) at 16 kHz -> probabilities (ceil(S / 512),) of speech in each 32 ms."""
 
 
 class SileroVad:
     """silero-vad through onnxruntime.
 
     Raises:
-        UserError: silero-vad is not installed.
+        UserError: if silero-vad is not installed.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class SileroVad:
 
 
 def silences(probabilities: Union[Sequence[float], np.ndarray], threshold: float = VAD_THRESHOLD) -> List[Span]:
-    """Stretches without speech between stretches with some, in seconds.
+    """Return the stretches without speech between stretches of speech, in seconds.
 
     >>> silences([0.1, 0.9, 0.2, 0.3, 0.8, 0.1])
     [(0.064, 0.128)]
@@ -83,13 +83,13 @@ def silences(probabilities: Union[Sequence[float], np.ndarray], threshold: float
 
 @dataclass(frozen=True)
 class TurnClip:
-    """A complete turn with the silence behind it.
+    """A complete turn, followed by silence.
 
     Args:
-        name: of the supervision.
+        name: id of the supervision.
         audio: (S,) float32 at 16 kHz.
-        speech_end: seconds; where the last pause begins.
-        inner: the pauses before it, start and end in seconds.
+        speech_end: second at which the last pause begins.
+        inner: start and end of each pause before it, in seconds.
     """
 
     name: str
@@ -99,14 +99,14 @@ class TurnClip:
 
 
 def turns_of(cuts: Iterable[Cut], vad: Optional[Vad] = None) -> List[TurnClip]:
-    """The complete turns of cuts that are labelled for ``endp``.
+    """Return the complete turns of cuts that are labelled for ``endp``.
 
     Args:
         cuts: labelled cuts; a turn is a supervision whose custom field ``endpoint`` is true.
-        vad: for turns without times of words; None: silero-vad.
+        vad: for turns without word times; None: silero-vad.
 
     Raises:
-        UserError: for audio that cannot be read, and where silero-vad is needed but not installed.
+        UserError: for audio that cannot be read, and if silero-vad is needed but not installed.
     """
     turns = []
     for cut in cuts:
@@ -142,7 +142,7 @@ Track = Tuple[List[float], List[float]]  # times at which a probability became k
 
 
 def stream_tracks(loaded: ModelBundle, turns: Sequence[TurnClip], options: StreamingOptions) -> List[Track]:
-    """What streaming decoding says of each turn after each chunk; 0 where no pause lasts."""
+    """Return the endpoint probabilities of each turn after each chunk of streaming decoding; 0 outside pauses."""
     transcriber = StreamingTranscriber(loaded, options)
     size = transcriber.encoder.chunk_samples
     tracks: List[Track] = []
@@ -161,7 +161,10 @@ def stream_tracks(loaded: ModelBundle, turns: Sequence[TurnClip], options: Strea
 
 
 def batch_tracks(loaded: ModelBundle, turns: Sequence[TurnClip], options: DecodeOptions) -> List[Track]:
-    """What batch decoding says of each frame. With full context it has heard the rest of the clip: it is not causal."""
+    """Return the probabilities of each frame in batch decoding.
+
+    With full context it sees the rest of the clip, so it is not causal.
+    """
     recognizer = Recognizer(loaded, options)
     reader = recognizer.pause_reader
     if reader is None:
@@ -180,7 +183,7 @@ def batch_tracks(loaded: ModelBundle, turns: Sequence[TurnClip], options: Decode
 
 
 def scored_pauses(turns: Sequence[TurnClip], tracks: Sequence[Track]) -> List[ScoredPause]:
-    """The pauses of all turns, each with what was said while it lasted, and the last word before it."""
+    """Return the pauses of all turns, each with the probabilities during it and the last one before it."""
     found = []
     for turn, (times, scores) in zip(turns, tracks):
         end = len(turn.audio) / SAMPLING_RATE
@@ -198,7 +201,7 @@ def scored_pauses(turns: Sequence[TurnClip], tracks: Sequence[Track]) -> List[Sc
 def share_cut_off(turns: Sequence[TurnClip], tracks: Sequence[Track], threshold: float) -> float:
     """The share of turns in which the probability reaches the threshold anywhere before speech ends.
 
-    Beside the pauses that count, this sees short ones, and words that the model wrote late.
+    Besides the pauses that count, this includes short ones, and words that the model wrote late.
     """
     early = [
         any(score >= threshold and time < turn.speech_end for time, score in zip(*track))
@@ -215,7 +218,7 @@ class EndpointScores:
         alone: points of the policies "the probability is at least a threshold".
         gated: "and the pause has lasted so many seconds", which needs a voice activity detector.
         silence: "the pause has lasted so many seconds".
-        ends: true ends of turns. inner: pauses inside.
+        ends: number of true ends of turns. inner: number of pauses inside turns.
     """
 
     alone: List[OperatingPoint]
@@ -225,7 +228,7 @@ class EndpointScores:
     inner: int
 
     def as_dict(self) -> Dict[str, Any]:
-        """For JSON: by milliseconds of median latency the least rate of false cut-offs of each."""
+        """For JSON: the lowest rate of false cut-offs of each policy by median latency in milliseconds."""
         columns = {"probability": self.alone, "probability_and_silence": self.gated, "silence": self.silence}
         rows: Dict[str, Dict[str, float]] = {}
         for budget in BUDGETS:
@@ -235,7 +238,7 @@ class EndpointScores:
 
 
 def endpoint_scores(pauses: Sequence[ScoredPause]) -> EndpointScores:
-    """The curves of some pauses (raises UserError where there are none of either kind)."""
+    """Return the curves of some pauses (raises UserError unless both kinds occur)."""
     ends = sum(pause.is_end for pause in pauses)
     if not 0 < ends < len(pauses):
         raise UserError(
@@ -252,7 +255,7 @@ def endpoint_scores(pauses: Sequence[ScoredPause]) -> EndpointScores:
 
 
 def endpoint_table(scores: EndpointScores) -> str:
-    """The least rate of false cut-offs at each median latency."""
+    """Format the lowest rate of false cut-offs at each median latency."""
     rows = [["median latency", "probability", "threshold", "with silence", "silence alone"]]
     for budget in BUDGETS:
         best = best_within(scores.alone, budget)
@@ -265,7 +268,7 @@ def endpoint_table(scores: EndpointScores) -> str:
 def fitted_table(
     fitted: Mapping[int, float], scores: EndpointScores, turns: Sequence[TurnClip], tracks: Sequence[Track]
 ) -> str:
-    """What thresholds that were fitted on other speech do here; the last column is `share_cut_off`."""
+    """Format the results of thresholds that were fitted on other speech; the last column is `share_cut_off`."""
     rows = [["fitted for", "threshold", "false cut-offs %", "median latency", "turns cut off %"]]
     for latency, threshold in fitted.items():
         point = min(scores.alone, key=lambda p: abs(p.threshold - threshold))

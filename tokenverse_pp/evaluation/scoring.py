@@ -28,22 +28,22 @@ def score_hypotheses(
     tasks: Optional[TaskSet] = None,
     corpora: Optional[Mapping[str, str]] = None,
 ) -> Dict[str, Any]:
-    """Score one hypothesis a cut.
+    """Score one hypothesis per cut.
 
     Args:
-        cuts: references, valid by `manifests.labels.validate_cuts`; one without a list of tasks has no labels
-            and counts in no score.
-        hyps: as `hypotheses.read_hypotheses` gives them.
-        tasks: the model's tasks; without them, all registered tasks, with the languages and entity types that
-            the hypotheses hold (entities are scored without types where no hypothesis has any).
-        corpora: by cut id the corpus of a cut that names none itself (``cut.custom["corpus"]``).
+        cuts: references, checked by `data.labels.validate_cuts`; a cut without a list of tasks has no labels and counts
+            in no score.
+        hyps: as returned by `data.hypotheses.read_hypotheses`.
+        tasks: the model's tasks; by default all registered tasks, with the languages and entity types found in the
+            hypotheses (entities are scored without types if no hypothesis has any).
+        corpora: maps the id of a cut that names no corpus itself (``cut.custom["corpus"]``) to its corpus.
 
     Returns:
-        ``wer.{all,<language>}`` (asr), and under its name each other task (``scd``, ``ner``, ..) as far as any cut is
-        labelled for it and was decoded with it: see `Task.score`. ``wer_by_corpus.<corpus>`` and
-        ``wer_by_corpus_and_language.<corpus>.<language>`` where corpora are known. Each WER comes with its insertions,
-        deletions and substitutions (`metrics.wer.error_rates`). ``utterances``: the number of cuts. ``not_decoded``:
-        by task the number of cuts that are labelled for it but whose hypothesis says that it was not active; they
+        ``wer.{all,<language>}`` (asr), and each other task under its name (``scd``, ``ner``, ..) if any cut is labelled
+        for it and was decoded with it: see `Task.score`. ``wer_by_corpus.<corpus>`` and
+        ``wer_by_corpus_and_language.<corpus>.<language>`` if corpora are known. Each WER comes with its insertions,
+        deletions and substitutions (`metrics.error_rates.error_rates`). ``utterances``: the number of cuts.
+        ``not_decoded``: for each task the number of cuts that are labelled for it but were decoded without it; they
         count in no score of the task.
 
     Raises:
@@ -81,10 +81,10 @@ def paired(cuts: Sequence[Cut], hyps: Sequence[Hypothesis]) -> List[Tuple[Cut, H
 
 
 def tasks_of_hypotheses(pairs: Sequence[Tuple[Cut, Hypothesis]], known: Optional[TaskSet] = None) -> TaskSet:
-    """The tasks to score with: they can write what the references say, too (see `Task.widened`).
+    """Return the tasks to score with, widened to cover the references (see `Task.widened`).
 
     Args:
-        known: those of the model; without them all that there are, entities with types if any hypothesis has one.
+        known: the model's tasks; by default all registered tasks, entities with types if any hypothesis has one.
     """
     tasks = known or _tasks_that_show(pairs)
     references = [transcript_of(cut, tasks) for cut, _ in pairs]
@@ -97,7 +97,7 @@ def tasks_of_hypotheses(pairs: Sequence[Tuple[Cut, Hypothesis]], known: Optional
 
 
 def _tasks_that_show(pairs: Sequence[Tuple[Cut, Hypothesis]]) -> TaskSet:
-    """All tasks, with the options that the tokens of the hypotheses show, and the languages of the references."""
+    """All tasks, with the options inferred from the hypotheses' tokens, and the languages of the references."""
     found = tasks_for_tokens([word.text for _, hyp in pairs for word in written_words(hyp)])
     spoken = [turn.language for cut, _ in pairs for turn in turns_of(cut) if isinstance(turn.language, str)]
     languages = languages_told_apart(languages_of(found), [code for code in spoken if code])
@@ -117,23 +117,23 @@ def _refuse(what: str, ids: Sequence[str]) -> None:
 
 
 def labelled_if_any(cut: Cut) -> List[str]:
-    """The tasks that a cut is labelled for; none where it does not say."""
+    """The tasks that a cut is labelled for; none if it has no list of tasks."""
     return labelled_tasks(cut) if "tasks" in (cut.custom or {}) else []
 
 
 def was_decoded(task: str, hyp: Hypothesis) -> bool:
-    """Whether a hypothesis has an answer of a task; one that does not name its tasks has all."""
+    """Whether a task was decoded for a hypothesis; if it does not name its tasks, all were."""
     return task == "asr" or hyp.get("tasks") is None or task in hyp["tasks"]
 
 
 def scored_example(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> ScoredExample:
-    """A cut and its hypothesis as the tasks score them."""
+    """Return a cut and its hypothesis in the form that tasks score."""
     heard = Transcript.from_record(hyp, tasks)
     return ScoredExample(cut.id, transcript_of(cut, tasks), heard.answers, cut, heard.marks, languages_of(tasks))
 
 
 def corpus_of(cut: Cut, corpora: Mapping[str, str]) -> Optional[str]:
-    """The corpus that a cut names, or that is known of it, or None."""
+    """The corpus that a cut names, else that in ``corpora``, else None."""
     named = (cut.custom or {}).get("corpus")
     return str(named) if named is not None else corpora.get(cut.id)
 
@@ -201,7 +201,7 @@ def _prf_table(scores: Mapping[str, Any]) -> str:
 
 
 def find_prf(name: str, result: Mapping[str, Any]) -> Iterator[Tuple[str, Mapping[str, Any]]]:
-    """Everything with a precision in nested scores, under its keys joined by spaces (``scd time 0.25``)."""
+    """Yield everything with a precision in nested scores, named by its keys joined by spaces (``scd time 0.25``)."""
     if set(PRF) <= set(result):
         yield name, result
         return
@@ -217,17 +217,17 @@ def find_accuracies(result: Any) -> List[Tuple[str, Mapping[str, Any]]]:
 
 
 def has_confusion(result: Any) -> bool:
-    """Whether a task's scores are those of classes: accuracy, confusion counts, number of utterances."""
+    """Whether a task's scores are those of a classification: accuracy, confusion counts, number of utterances."""
     return isinstance(result, Mapping) and {"accuracy", "confusion", "utterances"} <= set(result)
 
 
 def title_of(task: str) -> str:
-    """What a task of classes finds."""
+    """The title of a classification task."""
     return "language" if task == "lid" else task
 
 
 def _classes_table(task: str, result: Mapping[str, Any]) -> str:
-    """Accuracy, and the confusion matrix where it fits, otherwise its off-diagonal entries."""
+    """Accuracy, and the confusion matrix if it fits, otherwise its off-diagonal entries."""
     confusion: Dict[str, Dict[str, int]] = result["confusion"]
     head = f"{title_of(task)}: accuracy {_percent(result['accuracy'])} % of {result['utterances']} cuts"
     columns = sorted(set(confusion) | {hyp for row in confusion.values() for hyp in row})

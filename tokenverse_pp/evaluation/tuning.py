@@ -1,9 +1,9 @@
-"""Numbers of the search, fitted to held-out speech: the encoder runs once, the search once for each value.
+"""Search parameters fitted to held-out speech: the encoder runs once, the search once for each value.
 
-One number after the other: ``blank_penalty`` for the word error rate, then ``token_bias`` of each task token for the F1
-of its task. Neighbouring values of a number hardly differ in truth, so a value is rated by the mean of itself and its
-two neighbours: a single lucky value is not chosen. Of the values that gain nearly as much as the best one, the nearest
-to 0 is taken, since a small development set likes larger changes than the next set does.
+Parameters are fitted one after the other: ``blank_penalty`` for the word error rate, then ``token_bias`` of each task
+token for the F1 of its task. Neighbouring values should hardly differ, so a value is rated by the mean of itself and
+its two neighbours; this avoids choosing a single lucky value. Of the values that gain nearly as much as the best one,
+the nearest to 0 is chosen, since a small development set favours larger changes than the next set does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Scores = Dict[str, Any]
 PENALTY = "blank_penalty"
 VALUES = tuple(i / 4 for i in range(-4, 9))  # nats
 GAIN, ROUNDING = 0.75, 1e-9
-# What is to rise with the bias of a token: where its F1 is in the scores.
+# What the bias of a token is to maximise: where its F1 is in the scores.
 F1_OF = {
     SpeakerChange.token: ("scd", "text"),
     Endpoint.token: ("endp", "text"),
@@ -43,7 +43,7 @@ F1_OF = {
 
 
 class Tried(NamedTuple):
-    """The scores with a value of a number of the search (``blank_penalty`` or a token); ``measure`` is to rise."""
+    """The scores with a value of a parameter (``blank_penalty`` or a token); ``measure`` is to be maximised."""
 
     name: str
     value: float
@@ -56,9 +56,9 @@ class HeldOut:
 
     Args:
         loaded: the model, on its device.
-        cuts: valid by `tokenverse_pp.data.labels.validate_cuts`; the encoder's output of all of them is kept on that
-            device: for Whisper-base 0.2 GB an hour.
-        options: how to decode; their search is not used.
+        cuts: checked by `tokenverse_pp.data.labels.validate_cuts`; the encoder's output of all of them is kept on the
+            device: for Whisper-base 0.2 GB per hour.
+        options: how to decode; their search options are not used.
 
     Raises:
         UserError: for a cut that cannot be read, or is longer than the window.
@@ -101,7 +101,7 @@ class HeldOut:
 
 
 def measure_of(name: str, scores: Scores) -> float:
-    """What is to rise with a number of the search: 1 - WER, or an F1 (raises KeyError where it was not measured)."""
+    """Return what a parameter is to maximise: 1 - WER, or an F1 (raises KeyError if it was not measured)."""
     if name == PENALTY:
         return 1 - float(scores["wer"]["all"]["wer"])
     task, key = F1_OF[name]
@@ -109,10 +109,10 @@ def measure_of(name: str, scores: Scores) -> float:
 
 
 def tokens_to_tune(written: Sequence[str], scores: Scores, tokens: Sequence[str]) -> List[str]:
-    """The tokens to tune, of those that the decoded tasks write: those named, or all that the cuts are labelled with.
+    """Return the tokens of decoded tasks to tune: those named, or all that the cuts are labelled with.
 
     Raises:
-        UserError: for a token that has no score there.
+        UserError: for a named token that is not one of these.
     """
 
     def has_references(token: str) -> bool:
@@ -132,13 +132,13 @@ def tune(
     """Fit ``blank_penalty``, then ``token_bias``.
 
     Args:
-        held_out: what they are fitted to.
-        search: the options to begin with; other values of these numbers in it are replaced.
+        held_out: the speech that they are fitted to.
+        search: the initial options; values of these parameters in it are replaced.
         tokens: whose bias is fitted, in this order; by default those of all tasks that the cuts are labelled for.
         tell: called with each value that was tried.
 
     Returns:
-        The options with the values found: a number that helps nothing is 0.
+        The options with the values found; a parameter that does not help is 0.
 
     Raises:
         UserError: for cuts without labels of asr, and for a token that they are not labelled for.
@@ -170,7 +170,7 @@ def with_value(search: SearchOptions, name: str, value: float) -> SearchOptions:
 
 
 def best_value(values: Sequence[float], measures: Sequence[float]) -> float:
-    """The value nearest to 0 that has `GAIN` of what the best value gains over 0, rated as the module's docstring says.
+    """Return the value nearest to 0 with `GAIN` of the best value's gain over 0, rated as in the module's docstring.
 
     >>> best_value([-1, 0, 1, 2, 3], [0.1, 0.5, 0.6, 0.6, 0.5])
     1
@@ -186,7 +186,7 @@ def best_value(values: Sequence[float], measures: Sequence[float]) -> float:
 
 
 def table_of(tried: Sequence[Tried], found: Scores) -> str:
-    """What was tried, a block a number: value, WER and the F1 of each token; the scores with all values found last."""
+    """Format what was tried, a block per parameter: value, WER, F1 of each token; last, the scores with all found."""
     names = list(dict.fromkeys(t.name for t in tried))
     columns = [PENALTY, *(name for name in names if name != PENALTY)]
 

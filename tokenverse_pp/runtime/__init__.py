@@ -1,12 +1,12 @@
-"""Decode with an exported model (`tokenverse-pp export`): onnxruntime, NumPy and sentencepiece, and no torch.
+"""Decode with an exported model (`tokenverse-pp export`), using onnxruntime, NumPy and sentencepiece, not torch.
 
     from tokenverse_pp.runtime import Runtime
 
     runtime = Runtime("exported")
     print(runtime.transcribe("call.wav", tasks=["asr", "scd"]).text)
 
-`StreamingRuntime` opens what was exported with ``--streaming``; `from_sherpa` reads what sherpa-onnx wrote with an
-export for it.
+`StreamingRuntime` opens models exported with ``--streaming``; `from_sherpa` reads what sherpa-onnx wrote with an export
+for it.
 """
 
 from tokenverse_pp.onnx import from_sherpa

@@ -19,7 +19,7 @@ SHOWN = [name for name in FORMATS if name not in ("raw", "html")]  # text is raw
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    """Print each file in the format asked for; for one that cannot be decoded, a line on stderr and exit code 2."""
+    """Print the transcript of each file; one that cannot be decoded gives a line on stderr and exit code 2."""
     args = _parser().parse_args(arguments)
     form = FORMATS[args.format]
     try:

@@ -1,4 +1,4 @@
-"""What the attention of a streaming encoder keeps: keys and values of what a chunk sees before itself.
+"""The attention cache of a streaming encoder: keys and values of what a chunk sees before itself.
 
 That is its left context, in a window, and the attention sinks (with the register frames), which stay for good.
 """
@@ -22,28 +22,28 @@ class Sight(NamedTuple):
     The window's slots are filled from the right. Streams that are younger than the window have empty slots on its left.
     """
 
-    frames: Tensor  # (N,) of the audio before the new ones
+    frames: Tensor  # (N,) number of audio frames before the new ones
     registers: int  # the number of register frames before the new ones
     window_start: Tensor  # (N,) the window's first frame
-    # (N, 1, 1 or registers + new, slots + new); None where every slot is filled and there is nothing beside the window
+    # (N, 1, 1 or registers + new, slots + new); None if every slot is filled and nothing is kept beside the window
     bias: Optional[Tensor]
-    sink_bias: Optional[Tensor]  # likewise, over register frames and sinks; None without either
+    sink_bias: Optional[Tensor]  # the same over register frames and sinks; None without either
 
 
 def window_slots(grid: ChunkGrid) -> int:
-    """Frames that the window holds; 0 where it grows."""
+    """Number of frames in the window; 0 if it grows."""
     return max(0, grid.left_chunks) * grid.size
 
 
 def sink_slots(grid: ChunkGrid) -> int:
-    """Frames kept beside the window: register frames, and sinks unless it holds every frame anyway."""
+    """Number of frames kept beside the window: register frames, and sinks unless it holds every frame."""
     return grid.sinks if grid.left_chunks >= 0 else grid.registers
 
 
 def look(frames: Tensor, new: int, grid: ChunkGrid, registers: int = 0) -> Sight:
-    """What ``new`` frames of one chunk see, in streams that had ``frames`` (N,) of the audio before.
+    """Return what ``new`` frames of one chunk see, in streams with ``frames`` (N,) audio frames before them.
 
-    The first ``registers`` of the new ones are register frames, which see nothing before the chunk.
+    The first ``registers`` new frames are register frames, which see nothing before the chunk.
     """
     new -= registers
     slots = int(frames.max()) if grid.left_chunks < 0 else window_slots(grid)
@@ -56,7 +56,7 @@ def look(frames: Tensor, new: int, grid: ChunkGrid, registers: int = 0) -> Sight
     sinks_seen = torch.arange(sink_slots(grid), device=frames.device) < grid.registers + start.unsqueeze(1)
     seen, sinks_seen = seen.unsqueeze(1), sinks_seen.unsqueeze(1)
     if registers:
-        # They see each other and the chunk. The frames before it may have had other tasks.
+        # They see only each other and the chunk: the frames before it may have had other tasks.
         audio = torch.arange(registers + new, device=frames.device).unsqueeze(1) >= registers
         seen = seen & (audio | (torch.arange(slots + new, device=frames.device) >= slots))
         sinks_seen = sinks_seen & (audio | (torch.arange(sink_slots(grid), device=frames.device) < registers))
@@ -72,7 +72,7 @@ class AttentionWindow:
         self.heads, self.head_dim, self.grid = heads, head_dim, grid
 
     def start(self, like: Tensor) -> State:
-        """Empty slots, on the device and of the type of ``like``."""
+        """Return empty slots with the device and dtype of ``like``."""
         state = {self.window: like.new_zeros(2, self.heads, window_slots(self.grid), self.head_dim)}
         if sink_slots(self.grid):
             state[self.sinks] = like.new_zeros(2, self.heads, sink_slots(self.grid), self.head_dim)
@@ -81,9 +81,9 @@ class AttentionWindow:
     def push(
         self, k: Tensor, v: Tensor, state: State, sight: Sight, sink_keys: Optional[Tensor] = None
     ) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
-        """Add a chunk's keys and values (N, H, T, D); the entries in ``state`` become what the next chunk will see.
+        """Add a chunk's keys and values (N, H, T, D), and update ``state`` to what the next chunk will see.
 
-        ``sink_keys`` are the keys in the form in which sinks keep them, if not ``k``.
+        ``sink_keys`` are the keys in the form that sinks store, if not ``k``.
 
         Returns:
             Keys and values of window and chunk (N, H, slots + new, D), and those of register frames and sinks
@@ -101,7 +101,7 @@ class AttentionWindow:
             sinks = state[self.sinks] = torch.cat([kept[..., :registers, :], sinks[..., registers:, :]], dim=-2)
             kept = kept[..., registers:, :]
         if kept.shape[-2] and int(sight.frames.min()) < sinks.shape[-2] - self.grid.registers:
-            # Those of the new frames that are among the utterance's first go into the sinks.
+            # New frames that are among the utterance's first go into the sinks.
             source = torch.arange(sinks.shape[-2], device=k.device) - self.grid.registers - sight.frames.unsqueeze(1)
             mine = (source >= 0) & (source < kept.shape[-2])
             index = source.clamp(0, kept.shape[-2] - 1)[:, None, None, :, None].expand_as(sinks)

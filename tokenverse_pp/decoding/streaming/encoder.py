@@ -34,14 +34,14 @@ from tokenverse_pp.models.transducer import Transducer
 
 @dataclass(frozen=True)
 class StreamState:
-    """What is kept of one stream between its chunks.
+    """The state of one stream between chunks.
 
     Args:
-        active: (K + 1,) of 0 and 1, the tasks.
-        samples: heard so far.
-        tensors: histories of the convolutions and caches of the attentions, of constant size once the first chunk was
-            heard (but for ``left_chunks=-1``).
-        registers: whether register frames, from which the model reads the tasks, come with the next chunk.
+        active: (K + 1,) of 0 and 1, the active tasks.
+        samples: number of samples received so far.
+        tensors: histories of the convolutions and caches of the attentions, of constant size after the first chunk
+            (except with ``left_chunks=-1``).
+        registers: whether the next chunk gets register frames, from which the model reads the tasks.
     """
 
     active: Tensor
@@ -59,9 +59,9 @@ class StreamingEncoder:
     """Encodes any number of streams, each as if it were alone.
 
     A frame is output with the chunk that brings the last sample it depends on, so no output depends on samples after
-    the chunk's end. The first chunk gives one frame less than ``chunk_frames``, the last one what is left. All frames
-    together are those of `Transducer.encode` with the same options, to rounding. With a bounded left context the cost
-    of a chunk is constant; with ``left_chunks=-1`` cache and cost grow.
+    the chunk's end. The first chunk gives one frame less than ``chunk_frames``, the last chunk the remaining frames.
+    All frames together equal those of `Transducer.encode` with the same options, up to rounding. With a bounded left
+    context the cost of a chunk is constant; with ``left_chunks=-1`` cache and cost grow.
 
     Args:
         transducer: the model, in eval mode.
@@ -72,10 +72,10 @@ class StreamingEncoder:
         chunk_samples: samples of a chunk.
         chunk_frames: output frames of a chunk, except a stream's first and last.
         frame_shift: seconds from one output frame to the next.
-        lookahead_ms: how far past a chunk's end its output looks.
+        lookahead_ms: how far a chunk's output looks past its end.
 
     Raises:
-        UserError: options or an encoder that cannot be streamed.
+        UserError: for options or an encoder that cannot be streamed.
     """
 
     def __init__(self, transducer: Transducer, options: ChunkOptions, registers: Optional[int] = None) -> None:
@@ -98,7 +98,7 @@ class StreamingEncoder:
         self.device = next(transducer.parameters()).device
 
     def start(self, active: Tensor) -> StreamState:
-        """A new stream with the tasks ``active`` (K + 1,)."""
+        """Return the state of a new stream with the tasks ``active`` (K + 1,)."""
         tensors: State = {}
         for stage in self.stages:
             tensors.update(stage.start())
@@ -108,18 +108,18 @@ class StreamingEncoder:
     def step(
         self, chunks: Sequence[Tensor], states: Sequence[StreamState], last: Sequence[bool]
     ) -> Tuple[List[Tensor], List[StreamState]]:
-        """One chunk of each stream.
+        """Encode one chunk of each stream.
 
         Args:
-            chunks: (S_i,) float32 at 16 kHz: exactly ``chunk_samples``, fewer (or none) only where ``last``.
-            states: from `start`, or from the step before. They are not changed.
+            chunks: (S_i,) float32 at 16 kHz: exactly ``chunk_samples``, fewer (or none) only if ``last``.
+            states: from `start` or the previous step; they are not changed.
             last: whether the stream ends with this chunk.
 
         Returns:
             Output (T_i, C) of each, and the new states.
 
         Raises:
-            ValueError: a chunk of another length.
+            ValueError: for a chunk of another length.
         """
         groups: Dict[Tuple[int, bool, bool, bool], List[int]] = {}
         for row, (chunk, state, ends) in enumerate(zip(chunks, states, last)):
@@ -146,7 +146,7 @@ class StreamingEncoder:
 
 
 def trim_windows(state: State, stages: Sequence[Stage]) -> State:
-    """Cut off the padding that younger streams in a batch got on their growing windows."""
+    """Remove the padding that growing windows of younger streams got in a batch."""
     trimmed = dict(state)
     for stage in stages:
         if isinstance(stage, GridStage):
@@ -158,10 +158,10 @@ def trim_windows(state: State, stages: Sequence[Stage]) -> State:
 
 
 def stages_of(transducer: Transducer, options: ChunkOptions, registers: int) -> List[Stage]:
-    """The encoder of a transducer as stages, with so many register frames.
+    """Return the encoder of a transducer as stages, with ``registers`` register frames.
 
     Raises:
-        UserError: an encoder that cannot be streamed.
+        UserError: for an encoder that cannot be streamed.
     """
     encoder = transducer.encoder
     if not isinstance(encoder, (FinetuneEncoder, FrozenEncoder, SplitEncoder)):
@@ -188,7 +188,7 @@ def stages_of(transducer: Transducer, options: ChunkOptions, registers: int) -> 
         seam = [Layers(backbone, encoder.layers, grid), *before]
     else:
         split = encoder.split_layer
-        # Without layers before the seam there is no such stage: it would count each frame a second time.
+        # Without layers before the seam this stage is omitted: it would count each frame a second time.
         lower = [Layers(backbone, (split,), grid, normalise=False)] if split else []
         seam = [*lower, *before, Layers(backbone, encoder.layers, behind, first=split)]
     stack = Stack(encoder.stack, backbone.hidden_size * len(encoder.layers), like, registers)

@@ -1,6 +1,7 @@
-"""The events of a stream: words that may still change, words that may not, task tokens, the end.
+"""The events of a stream: words that may still change, final words, task tokens, pauses, the end.
 
-Tokens become final one after the other. Each word is told once, as soon as it is complete. Nothing here needs torch.
+Tokens become final one after the other. Each final word is reported once, as soon as it is complete. This module does
+not need torch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ PARTIAL, FINAL, TOKEN, PAUSE, END = "partial", "final", "token", "pause", "end"
 
 
 class Token(NamedTuple):
-    """A token of the vocabulary, the frame of the stream at which it was written, its log-probability there."""
+    """A vocabulary token, the frame of the stream at which it was written, and its log-probability there."""
 
     id: int
     frame: int
@@ -30,16 +31,16 @@ class Event:
     """One event of a stream.
 
     Args:
-        kind: ``final``: plain words that will not change any more, each told once; ``token``: one task token that will
-            not change any more; ``partial``: what follows them for now, task tokens included (it replaces the previous
-            partial, and is told whenever it changes, also when it becomes empty); ``pause``: no word has been written
-            since the last one, told after each chunk where it was asked for; ``end``: the stream is closed.
-        time: seconds of audio decoded when it was told. The words start at ``words[0].start``; the difference is the
-            emission delay.
-        text: of the words, joined by spaces. The texts of all ``final`` and ``token`` events in order, joined by
-            spaces, are the whole hypothesis, which is the text of ``end``.
+        kind: ``final``: plain words that will not change any more, each reported once; ``token``: one task token that
+            will not change any more; ``partial``: the words and task tokens after these that may still change (it
+            replaces the previous partial, and is sent whenever it changes, also when it becomes empty); ``pause``: no
+            word has been written since the last one, sent after each chunk if requested; ``end``: the stream is closed.
+        time: seconds of audio decoded at the time of the event. The words start at ``words[0].start``; the difference
+            is the emission delay.
+        text: the words, joined by spaces. The texts of all ``final`` and ``token`` events in order, joined by spaces,
+            are the whole hypothesis, which is the text of ``end``.
         words: with times from the stream's start, and confidences; one for ``token``, none for ``pause`` and ``end``.
-        endpoint: of ``pause``: the probability that the utterance is complete (`tokenverse_pp.decoding.pauses`).
+        endpoint: for ``pause``: the probability that the utterance is complete (`tokenverse_pp.decoding.pauses`).
     """
 
     kind: str
@@ -49,7 +50,7 @@ class Event:
     endpoint: Optional[float] = None
 
     def as_dict(self) -> Dict[str, Any]:
-        """For JSON: kind, time, text, words as a list of {text, start, end, confidence}; of a pause endpoint."""
+        """For JSON: kind, time, text, words as a list of {text, start, end, confidence}; for a pause also endpoint."""
         words = [{k: v if k == "text" else round(v, DIGITS) for k, v in word.to_dict().items()} for word in self.words]
         found = {"kind": self.kind, "time": round(self.time, DIGITS), "text": self.text, "words": words}
         return found if self.endpoint is None else {**found, "endpoint": round(self.endpoint, DIGITS)}
@@ -61,13 +62,13 @@ def text_of(words: Iterable[Word]) -> str:
 
 
 class WordReader:
-    """The words of tokens: pieces of the vocabulary, frames of ``frame_shift`` seconds, calibrated confidences."""
+    """Converts tokens to words, by the vocabulary's pieces, frames of ``frame_shift`` seconds, and a calibration."""
 
     def __init__(self, pieces: Sequence[str], frame_shift: float, calibration: Optional[Calibration]):
         self.pieces, self.frame_shift, self.calibration = pieces, frame_shift, calibration
 
     def words(self, tokens: Sequence[Token]) -> List[Word]:
-        """Words and task tokens."""
+        """Return the words and task tokens."""
         frames, log_probs = [token.frame for token in tokens], [token.log_prob for token in tokens]
         return words_of_tokens(self.surfaces(tokens), frames, log_probs, self.frame_shift, self.calibration)
 
@@ -86,7 +87,7 @@ class StreamWords:
         self.text = io.StringIO()  # grows by the words alone
 
     def hear(self, settled: Sequence[Token], open_: Sequence[Token], time: float) -> List[Event]:
-        """Events of a chunk, from tokens that have become final and the best hypothesis's tokens behind them."""
+        """Return the events of a chunk, from the newly final tokens and the best hypothesis's tokens after them."""
         events = self._events(self._finish(settled), time)
         words = tuple(self.reader.words([*self.held, *open_]))
         if words != self.partial:
@@ -95,7 +96,7 @@ class StreamWords:
         return events
 
     def end(self, tokens: Sequence[Token], time: float) -> List[Event]:
-        """Events at the end, where all that is left becomes final."""
+        """Return the events at the end, where all remaining tokens become final."""
         finished = self._finish(tokens) + self.reader.words(self.held)
         events = self._events(finished, time)
         if self.partial:
@@ -103,7 +104,7 @@ class StreamWords:
         return [*events, Event(END, time, self.text.getvalue())]
 
     def _finish(self, tokens: Sequence[Token]) -> List[Word]:
-        """Words that these tokens complete: the next one has begun, or a task token, which is complete by itself."""
+        """Return the words that these tokens complete: a word ends where the next word or a task token begins."""
         done: List[Word] = []
         for token in tokens:
             if is_task_token(self.reader.pieces[token.id]):
@@ -120,7 +121,7 @@ class StreamWords:
         return done
 
     def _events(self, words: Sequence[Word], time: float) -> List[Event]:
-        """Plain words in a row as one event, each task token as its own."""
+        """Return one event per run of plain words, and one per task token."""
         groups: List[List[Word]] = []
         for word in words:
             if not word.is_task_token and groups and not groups[-1][-1].is_task_token:

@@ -22,7 +22,7 @@ class Wav2Vec2Front(Stage):
         self.backbone = backbone
 
     def start(self) -> State:
-        """See Stage; an entry a convolution for the inputs that its next frames will see."""
+        """See Stage; one entry per convolution for the inputs that its next frames will see."""
         like = next(self.backbone.parameters())
         state, channels = {}, 1
         if self.backbone.normalise:
@@ -119,7 +119,7 @@ class WhisperFront(Stage):
         return F.gelu(F.conv1d(hidden, conv.weight, conv.bias, stride=2)).transpose(1, 2)
 
     def _mel(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
-        """The frames of 10 ms that are complete, (N, M, T)."""
+        """Return the complete frames of 10 ms, (N, M, T)."""
         size, hop = self.log_mel.n_fft, self.log_mel.hop
         x = torch.cat([state["front.audio"], x], dim=1)
         if place.last:

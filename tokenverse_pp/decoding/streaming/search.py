@@ -1,12 +1,13 @@
-"""Greedy and beam search over encoder output that comes in chunks, for many streams as one batch.
+"""Greedy and beam search over encoder output in chunks, for many streams in one batch.
 
-Chunk by chunk the result is that of the whole encoder output at once (`tokenverse_pp.decoding.search.search_frames`).
-The state of a stream holds all that the search needs of the past, and its size does not grow with the stream:
+The result is the same as that of a search over the whole encoder output
+(`tokenverse_pp.decoding.search.search_frames`). The state of a stream holds all that the search needs of the past, and
+its size does not grow with the stream:
 
-- What greedy search writes is final at once.
-- Of a beam's hypotheses, what all of them have in common is final, and only the tails in which they differ are kept.
-  Tails are a few words as a rule, but have no upper limit: where hypotheses have differed for too long, the best one
-  decides, and those that differ from it are dropped.
+- Tokens of greedy search are final at once.
+- In beam search the tokens that all hypotheses have in common are final, and only the tails in which they differ are
+  kept. Tails are usually a few words long, but have no upper limit: if hypotheses have differed for too long, the best
+  one decides, and those that differ from it are dropped.
 """
 
 from __future__ import annotations
@@ -47,16 +48,16 @@ States = Sequence[SearchState]
 
 
 class Found(NamedTuple):
-    """Tokens that have become final, and those of the best hypothesis behind all that are final."""
+    """Newly final tokens, and those of the best hypothesis after all final ones."""
 
     settled: List[Token]
     open: List[Token]
 
 
 class Ran(NamedTuple):
-    """What a method made of the frames of one stream.
+    """The result of a method for the frames of one stream.
 
-    memory: to go on with. settled: tokens that have become final. used: frames that were decoded, up to an endpoint.
+    memory: state to continue with. settled: newly final tokens. used: number of decoded frames, up to an endpoint.
     """
 
     memory: Any
@@ -65,19 +66,19 @@ class Ran(NamedTuple):
 
 
 class StreamingSearch:
-    """The search of any number of streams. It keeps nothing of them: their states are the caller's.
+    """The search of any number of streams. It stores nothing of them: the caller keeps their states.
 
     Args:
         predictor: the predictor.
         joiner: the joiner. The weights of both are copied, and must not change afterwards.
-        options: how to search: by ``greedy`` or ``beam``, for one hypothesis.
-        bonus: for hotwords, length, a language model (`bonus_for`): where the options ask for one, and not otherwise.
-        decide_after: frames after which the best hypothesis of a beam decides what the others do not agree to.
-        endpoint: the token after which the search starts afresh; None for none. As soon as the most probable hypothesis
-            has it, that one becomes final; predictor, constraints and bonuses are then as at a stream's start.
+        options: how to search: with ``greedy`` or ``beam``, for one hypothesis.
+        bonus: for hotwords, length, a language model (`bonus_for`); needed if and only if the options use them.
+        decide_after: frames after which the best hypothesis of a beam decides where hypotheses differ.
+        endpoint: the token after which the search restarts; None for none. As soon as the most probable hypothesis
+            contains it, that hypothesis becomes final; predictor, constraints and bonuses are then reset to the start.
 
     Raises:
-        UserError: for options that streams cannot be searched with.
+        UserError: for options that streams do not support.
     """
 
     def __init__(
@@ -106,11 +107,11 @@ class StreamingSearch:
         self.method = methods[options.method](self.scorer, decide_after, endpoint)
 
     def start(self, constraints: Constraints) -> SearchState:
-        """The state of a new stream under these constraints."""
+        """Return the state of a new stream under these constraints."""
         return SearchState(self.method.start(self.table.add(constraints)), constraints)
 
     def change(self, state: SearchState, constraints: Constraints) -> SearchState:
-        """The state under other constraints from here on (`ConstraintTable.translate`)."""
+        """Return the state under other constraints from here on (`ConstraintTable.translate`)."""
         self.table.add(constraints)
         memory = self.method.translate(
             state.memory, lambda row: self.table.translate(row, state.constraints, constraints)
@@ -118,7 +119,7 @@ class StreamingSearch:
         return replace(state, memory=memory, constraints=constraints)
 
     def open(self, state: SearchState) -> List[Token]:
-        """Tokens of the best hypothesis of a stream behind all that are final."""
+        """Tokens of the best hypothesis of a stream after all final ones."""
         return self.method.open(state.memory)
 
     def step(self, outs: Sequence[Tensor], states: Sequence[SearchState]) -> Tuple[List[Found], List[SearchState]]:
@@ -126,7 +127,7 @@ class StreamingSearch:
 
         Args:
             outs: encoder output of each, (T_i, C); without NaN.
-            states: of each; they stay as they are.
+            states: the state of each; not changed.
 
         Returns:
             What was found, and the new states.
@@ -136,7 +137,7 @@ class StreamingSearch:
         with inference(self.device):
             projected = project(self.joiner, torch.cat(list(outs)), self.options).split([len(out) for out in outs])
             todo = {i: frames for i, frames in enumerate(projected) if len(frames)}
-            while todo:  # once, and again for what follows an endpoint
+            while todo:  # once, and again for the frames after an endpoint
                 order = sorted(todo, key=lambda i: -len(todo[i]))
                 ran = self.method.run(
                     self.scorer.over(pad_sequence([todo[i] for i in order])),
@@ -153,7 +154,7 @@ class StreamingSearch:
 
 
 class Method(ABC):
-    """A search that can be carried on. A memory is never changed, so a step that fails leaves a stream as it was."""
+    """A search that can be continued. A memory is never changed, so a failed step leaves a stream unchanged."""
 
     def __init__(self, scorer: Scorer, decide_after: float, endpoint: Optional[int]):
         self.scorer, self.options, self.bonus = scorer, scorer.options, scorer.bonus
@@ -162,23 +163,23 @@ class Method(ABC):
 
     @abstractmethod
     def start(self, state: int) -> Any:
-        """The memory of a stream of which nothing is decoded; ``state`` is the first one of its constraints."""
+        """Return the memory of a new stream; ``state`` is the first state of its constraints."""
 
     @abstractmethod
     def run(self, scorer: Scorer, lengths: Sequence[int], constraints: BatchConstraints, states: States) -> List[Ran]:
-        """Decode the scorer's frames (T, N, J) of N streams, the longest first; each has one frame or more."""
+        """Decode the scorer's frames (T, N, J) of N streams, longest first; each has at least one frame."""
 
     @abstractmethod
     def open(self, memory: Any) -> List[Token]:
-        """The tokens of the best hypothesis behind those that are final."""
+        """Return the tokens of the best hypothesis after the final ones."""
 
     @abstractmethod
     def translate(self, memory: Any, translation: Callable[[int], int]) -> Any:
-        """The memory with other states of the constraints."""
+        """Return the memory with translated states of the constraints."""
 
 
 class GreedyMemory(NamedTuple):
-    """The tokens written last (context size,) or the predictor's context (1,), and the state of the constraints."""
+    """The last tokens (context size,) or the predictor's context (1,), and the state of the constraints."""
 
     last: np.ndarray
     state: int
@@ -226,7 +227,7 @@ class SymbolGreedyMethod(GreedyMethod):
         return GreedyMemory(np.full(1, self.scorer.contexts.start), state)
 
     def run(self, scorer: Scorer, lengths: Sequence[int], constraints: BatchConstraints, states: States) -> List[Ran]:
-        """See `Method`. What would follow an endpoint at its frame is not asked for."""
+        """See `Method`. After an endpoint no more symbols of its frame are decoded."""
         search = SymbolGreedySearch(scorer, lengths, constraints, self.endpoint)
         search.context = np.concatenate([state.memory.last for state in states])
         search.state = np.array([state.memory.state for state in states])
@@ -241,13 +242,13 @@ class SymbolGreedyMethod(GreedyMethod):
         return done
 
 
-Tail = Tuple[Token, ...]  # of a hypothesis: what is not final
+Tail = Tuple[Token, ...]  # of a hypothesis: the tokens that are not final
 
 
 class StreamBeam(NamedTuple):
-    """What beam search remembers of one stream.
+    """The state of beam search for one stream.
 
-    rows: its hypotheses, (1, B) each. tails: of each slot. settled: how many tokens have become final.
+    rows: its hypotheses, (1, B) each. tails: the tail of each slot. settled: number of final tokens.
     """
 
     rows: BeamMemory
@@ -321,7 +322,7 @@ class BeamMethod(Method):
     def _longer(
         self, memory: StreamBeam, slot: int, tokens: np.ndarray, log_probs: np.ndarray, first_frame: int
     ) -> Tail:
-        """The tail of a hypothesis that comes from a slot, with what it wrote in this chunk's frames, (T,) each."""
+        """Return the tail of the slot that a hypothesis comes from, plus its tokens (T,) in this chunk's frames."""
         at = np.flatnonzero(tokens != self.blank_id)
         values = log_probs[at].tolist()
         if self.bonus is not None:
@@ -333,7 +334,7 @@ class BeamMethod(Method):
         return (*memory.tails[slot], *(Token(i, frame, min(value, 0.0)) for i, frame, value in written))
 
     def _settle(self, memory: StreamBeam, now: int, used: int) -> Ran:
-        """Cut off what all hypotheses have in common, or have not agreed on for too long."""
+        """Make tokens final that all hypotheses have in common, or on which they have differed for too long."""
         settled: List[Token] = []
         oldest = now - self.decide_after
         while True:
@@ -355,7 +356,7 @@ class BeamMethod(Method):
             )
 
     def _best(self, memory: StreamBeam) -> int:
-        """The slot of the hypothesis that would be the result if nothing followed."""
+        """Return the slot of the hypothesis that would be the result if nothing followed."""
 
         def rank(k: int) -> Tuple[float, List[int]]:
             score, tail = float(memory.rows.score[0, k]), memory.tails[k]
@@ -377,7 +378,7 @@ class BeamMethod(Method):
 
 
 def _common(tails: Sequence[Tail]) -> int:
-    """How many tokens the tails have in common from the start, written at the same frames."""
+    """Return how many first tokens the tails have in common, written at the same frames."""
     count = 0
     for tokens in zip(*tails):
         if any(token[:2] != tokens[0][:2] for token in tokens):

@@ -1,6 +1,6 @@
-"""The stages of a streaming encoder behind its front: positions, layers, task vectors, stacking, context network.
+"""The stages of a streaming encoder after its front: positions, layers, task vectors, stacking, context network.
 
-A stage keeps its state by name: convolutions keep their last inputs, attentions what `attention.py` describes.
+A stage keeps named tensors as its state: the last inputs of convolutions, the caches of `attention.py`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from tokenverse_pp.models.encoders.whisper import WhisperBackbone
 
 
 class ChunkPlace(NamedTuple):
-    """Where the streams of a batch are; the same for all of them, but for the tasks."""
+    """Where the streams of a batch are: the same for all of them, except for the tasks."""
 
     first: bool  # this is each stream's first chunk
-    last: bool  # and this its last
+    last: bool  # this is each stream's last chunk
     active: Tensor  # (N, K + 1)
-    registers: bool = False  # register frames come with this chunk: the first, or the first with other tasks
+    registers: bool = False  # the chunk has register frames: it is the first, or the first with other tasks
 
 
 class Stage(ABC):
@@ -54,7 +54,7 @@ class Stage(ABC):
 
 
 def batch_states(states: Sequence[State]) -> State:
-    """States of streams -> state of the batch; windows that grow are padded on the left (last but one axis)."""
+    """Combine states of streams into that of a batch; growing windows are padded on the left (last but one axis)."""
     if len(states) == 1:
         return {key: tensor.unsqueeze(0) for key, tensor in states[0].items()}
     batched = {}
@@ -68,16 +68,16 @@ def batch_states(states: Sequence[State]) -> State:
 
 
 def split_state(state: State, count: int) -> List[State]:
-    """State of a batch -> states of its streams, which share no memory."""
+    """Split the state of a batch into those of its streams, which share no memory."""
     if count == 1:
         return [{key: tensor[0] for key, tensor in state.items()}]
     return [{key: tensor[row].clone() for key, tensor in state.items()} for row in range(count)]
 
 
 def convolve_onwards(conv: nn.Conv1d, x: Tensor, state: State, key: str, registers: int = 0) -> Tensor:
-    """A convolution over frames (N, T, C) behind those kept in ``state[key]``, zeros being what comes after.
+    """Convolve frames (N, T, C) that follow those in ``state[key]``, with zeros after them.
 
-    The first ``registers`` frames are convolved alone.
+    The first ``registers`` frames are convolved separately.
     """
     if registers:
         alone = convolve_alone(conv, x[:, :registers])
@@ -106,10 +106,10 @@ class Vectors(Stage):
 
 
 class Registers(Stage):
-    """Puts ``count`` frames of zeros (``vectors.registers``) before a chunk's that has some, (N, T, C) -> (N, T', C).
+    """Prepends ``count`` frames of zeros (``vectors.registers``) to a chunk with registers, (N, T, C) -> (N, T', C).
 
-    The stages above take a chunk's register frames with its first frames, and keep their keys and values. Those of a
-    later chunk take their place.
+    Later stages process a chunk's register frames with its first frames, and keep their keys and values until those of
+    a later chunk replace them.
     """
 
     def __init__(self, count: int) -> None:
@@ -125,7 +125,7 @@ class Registers(Stage):
 
 
 class WithoutRegisters(Registers):
-    """Takes them away again, (N, T', C) -> (N, T, C)."""
+    """Removes the register frames again, (N, T', C) -> (N, T, C)."""
 
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
         """See Stage."""
@@ -133,7 +133,7 @@ class WithoutRegisters(Registers):
 
 
 class Stack(Stage):
-    """Frame stacking: (N, T, C) -> (N, T', stack * C); frames that wait for a neighbour are kept."""
+    """Frame stacking: (N, T, C) -> (N, T', stack * C); frames of an incomplete stack are kept."""
 
     def __init__(self, stack: int, dim: int, like: Tensor, registers: int = 0) -> None:
         self.stack, self.dim, self.like, self.registers = stack, dim, like, registers
@@ -143,7 +143,7 @@ class Stack(Stage):
         return {"stack.waiting": self.like.new_zeros(0, self.dim)}
 
     def step(self, x: Tensor, state: State, place: ChunkPlace) -> Tensor:
-        """See Stage; in the last chunk zeros take the place of missing frames."""
+        """See Stage; in the last chunk zeros replace missing frames."""
         count = self.registers if place.registers else 0
         x = torch.cat([x[:, :count], state["stack.waiting"], x[:, count:]], dim=1)
         whole = x.shape[1] if place.last else x.shape[1] // self.stack * self.stack
@@ -153,7 +153,7 @@ class Stack(Stage):
 
 
 class GridStage(Stage):
-    """A stage that counts its frames, and takes those of one chunk of the grid at a time: (N, T, C) -> (N, T, D)."""
+    """A stage that counts its frames, and processes one chunk of the grid at a time: (N, T, C) -> (N, T, D)."""
 
     def __init__(self, module: nn.Module, grid: ChunkGrid, name: str, output_dim: int) -> None:
         self.grid, self.frames, self.output_dim = grid, f"{name}.frames", output_dim
@@ -169,10 +169,10 @@ class GridStage(Stage):
         if x.shape[1] == 0:
             return x.new_zeros(x.shape[0], 0, self.output_dim)
         registers = self.grid.registers if place.registers else 0
-        # All streams of a batch have the edges of chunks at the same places.
+        # All streams of a batch have the same chunk boundaries.
         lengths = self.grid.segments(int(state[self.frames][0]), x.shape[1] - registers)
         if registers and (not lengths or (place.first and self.grid.delay >= self.grid.size)):
-            lengths = [0, *lengths]  # the chunk has no frame of the audio: its register frames are alone
+            lengths = [0, *lengths]  # the chunk has register frames, but no audio frames
         pieces = []
         for piece in x.split([registers + lengths[0], *lengths[1:]], dim=1):
             pieces.append(self.run(piece, state, registers))
@@ -182,9 +182,9 @@ class GridStage(Stage):
 
     @abstractmethod
     def run(self, x: Tensor, state: State, registers: int) -> Tensor:
-        """Frames (N, T, C) of one chunk, the first ``registers`` being register frames.
+        """Process the frames (N, T, C) of one chunk, of which the first ``registers`` are register frames.
 
-        ``state[self.frames]`` (N,) are the frames of the audio before them.
+        ``state[self.frames]`` (N,) is the number of audio frames before them.
         """
 
 
@@ -216,13 +216,13 @@ class Positions(GridStage):
 
 
 class Layers(GridStage):
-    """Some transformer layers of a pretrained encoder, (N, T, C) -> the wanted hidden states, joined.
+    """Some transformer layers of a pretrained encoder, (N, T, C) -> the wanted hidden states, concatenated.
 
     Args:
-        backbone: whose layers.
+        backbone: the pretrained encoder.
         wanted: numbers of hidden states (`EncoderConfig.layers`).
         grid: the chunks.
-        first: number of the hidden state that comes in.
+        first: number of the hidden state that is the input.
         normalise: pass each hidden state through a LayerNorm without parameters.
     """
 
@@ -264,7 +264,7 @@ def attention_of(layer: Any) -> Any:
 
 
 def run_layer(layer: Any, x: Tensor, norm_first: bool, window: AttentionWindow, state: State, sight: Sight) -> Tensor:
-    """One layer of transformers' wav2vec2, HuBERT or Whisper in eval mode over one chunk, (N, T, C) -> (N, T, C).
+    """Run one layer of transformers' wav2vec2, HuBERT or Whisper in eval mode over one chunk, (N, T, C) -> (N, T, C).
 
     The layer is a ``Wav2Vec2EncoderLayer(StableLayerNorm)``, ``HubertEncoderLayer(StableLayerNorm)`` or
     ``WhisperEncoderLayer``; in the first two ``norm_first`` says whether the norms come first.
@@ -322,7 +322,7 @@ class Context(GridStage):
         """See GridStage."""
         x, frames, dim = self.network.input(x), state[self.frames], self.network.head_dim
         sight = look(frames, x.shape[1], self.grid, registers)
-        # Register frames have the positions before the audio's, and move with the sinks.
+        # Register frames are at the positions before the audio, and move with the sinks.
         shift = sink_shift(sight.window_start + self.grid.registers, self.grid).unsqueeze(1)
         numbers = torch.arange(x.shape[1], device=x.device)
         places = (frames + self.grid.registers).unsqueeze(1) + (numbers - registers)
@@ -348,7 +348,7 @@ class Context(GridStage):
         return x
 
     def before_convolution(self, layer: Any, x: Tensor, frames: Tensor) -> Tensor:
-        """What a layer's convolution sees of a chunk (N, T, C), ``frames`` (N,) being those before it."""
+        """Return the input of a layer's convolution for a chunk (N, T, C) with ``frames`` (N,) frames before it."""
         return layer.convolution.before(x)
 
     def _attend(

@@ -1,4 +1,4 @@
-"""Audio of any number of streams in, in pieces of any length; words, task tokens and times out as they are found."""
+"""Transcribe any number of streams, from audio in pieces of any length to words, task tokens and times."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from tokenverse_pp.decoding.streaming.search import Found, SearchState, Streamin
 from tokenverse_pp.models.bundle import ModelBundle
 from tokenverse_pp.tasks.endp import Endpoint
 
-OPTION = "streaming option 'tasks'"  # in errors of the options
-LARGEST = 64.0  # of a sample: far out of [-1, 1], where recordings that are too loud may go
+OPTION = "streaming option 'tasks'"  # in error messages about the options
+LARGEST = 64.0  # of a sample: far outside [-1, 1], a range that loud recordings may exceed
 
 
 def trained_in_chunks(loaded: ModelBundle) -> bool:
-    """Whether a model saw chunks in training (``model.streaming``): others lose words where they are streamed."""
+    """Whether a model was trained with chunks (``model.streaming``); others lose words when they are streamed."""
     return any(loaded.config.model.streaming.chunk_ms)
 
 
 @contextmanager
 def _prefix(name: Optional[str]) -> Iterator[None]:
-    """Errors of the user begin with a name."""
+    """Prefix user errors with a name."""
     try:
         yield
     except UserError as error:
@@ -48,14 +48,14 @@ class Searcher:
 
     Args:
         loaded: the model.
-        search: its options.
-        decoded: names of the tasks that are decoded at the start of the streams: they say in which languages hotwords
-            and language models are written.
+        search: search options.
+        decoded: names of the tasks decoded at the start of the streams; they determine the languages of hotwords and
+            language models.
         frames: see ``decide_after`` of `StreamingSearch`.
         endpoint: see `StreamingSearch`.
 
     Raises:
-        UserError: for hotwords, languages or a language model that the model cannot use, and options of another search.
+        UserError: for hotwords, languages or a language model that the model cannot use, and unsupported options.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class Searcher:
 
     @cached_property
     def pauses(self) -> Optional[PauseReader]:
-        """The reader of pauses (`pause_reader_of`), made when a stream first asks for them."""
+        """The reader of pauses (`pause_reader_of`), created when a stream first needs it."""
         return pause_reader_of(self.loaded, self.options)
 
     def constraints(self, decoded: Tuple[str, ...]) -> Constraints:
-        """What may be written where these tasks are decoded; the languages need ``lid``."""
+        """Return the constraints for these decoded tasks; languages are restricted only with ``lid``."""
         if decoded not in self._constraints:
             languages = self.options.languages if "lid" in decoded else None
             self._constraints[decoded] = constraints_for(
@@ -88,7 +88,7 @@ class Searcher:
 
 
 class Stream:
-    """One stream: audio that waits for its chunk to be full, the states of encoder and search, the words so far."""
+    """One stream: audio that waits for a full chunk, the states of encoder and search, the words so far."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Stream:
         self.owner, self.name, self.searcher = owner, name, searcher
         self.encoder, self.search, self.words = encoder, search, words
         self.removed: FrozenSet[int] = frozenset()  # tokens that are stripped from its events
-        self.tells_pauses = self.has_endpoints = False  # has_endpoints: the task endp is asked for
+        self.tells_pauses = self.has_endpoints = False  # has_endpoints: the task endp is requested
         self.pause: Optional[float] = None  # the probability of an endpoint after the last chunk, while a pause lasts
         self.pause_memory = PauseMemory()
         self.waiting = torch.zeros(0)
@@ -114,18 +114,18 @@ class Stream:
 
     @property
     def seconds(self) -> float:
-        """Audio that was decoded."""
+        """Seconds of audio decoded so far."""
         return self.samples / SAMPLE_RATE
 
     def check_open(self, owner: Any) -> None:
-        """See that this is an open stream of this transcriber (raises UserError)."""
+        """Check that this is an open stream of this transcriber (raises UserError)."""
         if self.owner is not owner:
             raise UserError(f"{self.name}: a stream of another transcriber")
         if self.closed:
             raise UserError(f"{self.name}: the stream is closed")
 
     def checked(self, audio: Any) -> Tensor:
-        """Audio as a float32 tensor (S,) in memory of its own (raises UserError)."""
+        """Check audio, and copy it to a float32 tensor (S,) (raises UserError)."""
         try:
             samples = torch.as_tensor(audio)
         except (TypeError, ValueError, RuntimeError):
@@ -144,34 +144,34 @@ class Stream:
         return samples
 
     def pause_events(self) -> List[Event]:
-        """The event of a pause that lasts after the last chunk, where it was asked for."""
+        """Return the event of a pause that lasts after the last chunk, if requested."""
         return [] if self.pause is None else [Event(PAUSE, self.seconds, "", endpoint=self.pause)]
 
     def chunks(self, audio: Tensor, size: int) -> List[Tensor]:
-        """The chunks that are full with this audio; what is left waits."""
+        """Return the chunks that this audio completes; the rest waits."""
         whole = torch.cat([self.waiting, audio])
         count = len(whole) // size
-        self.waiting = whole[count * size :].clone()  # no view: it would keep all of the audio in memory
+        self.waiting = whole[count * size :].clone()  # a view would keep all of the audio in memory
         return list(whole[: count * size].split(size)) if count else []
 
 
 class StreamingTranscriber:
     """Transcribes many streams with one model, each as if it were alone.
 
-    The final words are those that search finds in the output of the masked full pass (`Transducer.encode` with the same
-    chunks), unless tasks are switched, the search is reset, or ``decide_after`` cuts a beam. Memory and time of a chunk
-    do not depend on the past (except with ``left_chunks=-1``, and for the text itself).
+    The final words are those that a search finds in the output of the masked full pass (`Transducer.encode` with the
+    same chunks), unless tasks are switched, the search is reset, or ``decide_after`` cuts a beam. Memory and time per
+    chunk do not depend on the past (except with ``left_chunks=-1``, and for the text itself).
 
-    A transcriber and its streams belong to one thread at a time: it takes no locks. It holds no reference to a stream,
-    so one that is dropped without `close` leaves nothing behind. The model is put into eval mode, and must not be
-    changed afterwards.
+    A transcriber and its streams must be used by one thread at a time: there are no locks. The transcriber holds no
+    reference to a stream, so a stream that is dropped without `close` leaves nothing behind. The model is put into eval
+    mode, and must not be changed afterwards.
 
     Args:
-        loaded: the model (`tokenverse_pp.models.bundle.load_model`), on the device that it is to run on.
+        loaded: the model (`tokenverse_pp.models.bundle.load_model`), on the device to run on.
         options: how to transcribe.
 
     Attributes:
-        encoder: the `StreamingEncoder`, which knows the length of a chunk.
+        encoder: the `StreamingEncoder`, whose ``chunk_samples`` is the length of a chunk.
 
     Raises:
         UserError: for options with which this model cannot be streamed.
@@ -190,10 +190,10 @@ class StreamingTranscriber:
         pieces = tokenizer.pieces(range(tokenizer.vocab_size))
         self.reader = WordReader(pieces, self.encoder.frame_shift, read_calibration(loaded.folder))
         self.opened = 0
-        # Of options that no stream has any more, nothing stays.
+        # A searcher is freed when no stream uses its options any more.
         self._searchers: WeakValueDictionary[Tuple[Any, ...], Searcher] = WeakValueDictionary()
         names = self.options.tasks or loaded.tasks.names
-        self._default = self._searcher(self.options.search, names)  # kept, also while no stream has it
+        self._default = self._searcher(self.options.search, names)  # kept even while no stream uses it
         self._activate(names, self._default)
 
     def open(
@@ -203,16 +203,16 @@ class StreamingTranscriber:
         search: Optional[SearchOptions] = None,
         pauses: Optional[bool] = None,
     ) -> Stream:
-        """A new stream.
+        """Open a stream.
 
         Args:
             tasks: names of the tasks to decode; None for those of the options.
-            name: for errors; None for a number.
-            search: how to search: other languages, hotwords or another language model, say. Streams of all options
-                share the batches of the encoder. None for those of the options; their languages, and their folder of
-                language models, are left out where the stream does not decode ``lid``.
-            pauses: tell the probability of an endpoint while a pause lasts, and ``endp`` is decoded; None for what the
-                options say.
+            name: used in errors; None for a number.
+            search: how to search, e.g. with other languages, hotwords or another language model. Streams of all options
+                share the batches of the encoder. None for the transcriber's options, without their languages and folder
+                of language models if the stream does not decode ``lid``.
+            pauses: report the probability of an endpoint while a pause lasts, if ``endp`` is decoded; None for the
+                setting of the options.
 
         Raises:
             UserError: for a task that the model does not know, and options of the search that it cannot use.
@@ -241,15 +241,15 @@ class StreamingTranscriber:
             into pieces.
 
         Raises:
-            UserError: naming the stream, if it is closed, or for audio that holds NaN or infinity, is no 1-D array of
-                floats, or is far out of [-1, 1]. The stream is as it was before.
+            UserError: naming the stream, if it is closed, or for audio that contains NaN or infinity, is not a 1-D
+                array of floats, or is far outside [-1, 1]. The stream is then unchanged.
         """
         return self.push_many([(stream, audio)])[0]
 
     def push_many(self, pieces: Sequence[Tuple[Stream, Any]]) -> List[List[Event]]:
-        """`push` for several streams, each once, as one batch.
+        """`push` for several streams, each at most once, in one batch.
 
-        After an error (see `push`) all are as before; also where the encoder gives NaN for one of them, in their first
+        After an error (see `push`) all streams are unchanged, also if the encoder gives NaN for one of their first
         chunks.
         """
         streams = [stream for stream, _ in pieces]
@@ -277,13 +277,13 @@ class StreamingTranscriber:
         return events
 
     def set_tasks(self, stream: Stream, tasks: Sequence[str]) -> None:
-        """Decode these tasks from the stream's next chunk on: the one whose last sample has not come yet.
+        """Decode these tasks from the stream's next chunk on: the one that is not complete yet.
 
-        The constraints of the search continue from what was written: an ``[NE]`` that is open when ``ner`` is switched
-        off is given up (it is never closed, and `parse` drops it); where ``ner`` stays on it stays open. A language
-        token comes first at the stream's start and after ``lid`` was switched on; with ``force_language=False`` it is
-        optional at the start, and never written later. With ``inactive=strip`` all tasks are decoded all the time: what
-        changes is which tokens the events have, from the first token on that is not final yet.
+        The constraints of the search continue from the text so far: an ``[NE]`` that is open when ``ner`` is switched
+        off is given up (it is never closed, and `parse` drops it); if ``ner`` stays on, it stays open. A language token
+        comes first at the stream's start and after ``lid`` is switched on; with ``force_language=False`` it is optional
+        at the start, and never written later. With ``inactive=strip`` all tasks are always decoded: only the tokens in
+        the events change, starting with the first token that is not final yet.
 
         Raises:
             UserError: naming the stream, if it is closed, or for a task that the model does not know.
@@ -296,10 +296,10 @@ class StreamingTranscriber:
         stream.search = stream.searcher.search.change(stream.search, constraints)
 
     def close(self, stream: Stream) -> List[Event]:
-        """End a stream: the rest of its audio is transcribed, all that is left becomes final, then comes ``end``.
+        """Close a stream: its remaining audio is transcribed, all tokens become final, and the last event is ``end``.
 
         Raises:
-            UserError: if it is closed already.
+            UserError: if the stream is closed already.
         """
         stream.check_open(self)
         found = self._step([stream], [stream.waiting], last=True)[0]
@@ -308,7 +308,7 @@ class StreamingTranscriber:
         return [*events, *stream.pause_events(), end]
 
     def _searcher(self, search: SearchOptions, tasks: Sequence[str], name: Optional[str] = None) -> Searcher:
-        """The search of streams with these options that begin with these tasks (raises UserError)."""
+        """Return the searcher of streams that begin with these options and tasks (raises UserError)."""
         with _prefix(name or OPTION):
             decoded = select(self.loaded.tasks, tasks, self.loaded.tokenizer, self.inactive).decoded
         with _prefix(name):
@@ -324,7 +324,7 @@ class StreamingTranscriber:
     def _activate(
         self, tasks: Sequence[str], searcher: Searcher, name: str = OPTION
     ) -> Tuple[Tensor, Constraints, FrozenSet[int]]:
-        """Tasks for the encoder (K + 1,), constraints of the search, tokens to strip (raises UserError)."""
+        """Return tasks for the encoder (K + 1,), search constraints, and tokens to strip (raises UserError)."""
         known = self.loaded.tasks
         with _prefix(name):
             names, removed = select(known, tasks, self.loaded.tokenizer, self.inactive)
@@ -336,7 +336,7 @@ class StreamingTranscriber:
         return active, constraints, removed
 
     def _step(self, streams: Sequence[Stream], chunks: Sequence[Tensor], last: bool) -> List[Found]:
-        """One chunk of each stream through encoder and search."""
+        """Run encoder and search on one chunk of each stream."""
         outs, encoders = self.encoder.step(chunks, [stream.encoder for stream in streams], [last] * len(streams))
         bad = [stream.name for stream, out in zip(streams, outs) if not torch.isfinite(out).all()]
         if bad:

@@ -1,4 +1,4 @@
-"""report.html: what a decoding gave, as one page for a browser."""
+"""report.html: the results of a decoding as one HTML page."""
 
 from tokenverse_pp.base.options import PageOptions
 from tokenverse_pp.evaluation.report.page import write_report

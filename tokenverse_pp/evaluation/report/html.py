@@ -15,11 +15,11 @@ PACKAGE = Path(__file__).parents[2]
 def render(template: str, **values: Any) -> str:
     """Fill in a template of the package.
 
-    Halves of surrogate pairs, which JSON can hold and no file can, become ``?``.
+    Halves of surrogate pairs, possible in JSON but not in a file, become ``?``.
 
     Args:
         template: its path within the package, with slashes.
-        values: its variables. One that is missing is an error.
+        values: its variables; a missing one is an error.
     """
     return environment().get_template(template).render(values).encode("utf-8", "replace").decode()
 

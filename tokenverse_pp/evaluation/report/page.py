@@ -19,10 +19,10 @@ from tokenverse_pp.tasks.base import TaskSet
 
 
 def read_beside(hyps: PathLike) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
-    """The failures, and options and speed, of the run that wrote ``hyps``; empty where there are no such files.
+    """Read the failures, and options and speed, of the run that wrote ``hyps``; empty if these files are missing.
 
     Raises:
-        UserError: naming a file that is not as decode.py writes it.
+        UserError: naming a file that is not in the format of decode.py.
     """
     folder = Path(hyps).parent
     path = folder / "failures.jsonl"
@@ -35,7 +35,7 @@ def read_beside(hyps: PathLike) -> Tuple[List[Dict[str, Any]], Dict[str, Any]]:
 
 
 def _is_speed(speed: Dict[str, Any]) -> bool:
-    """Whether the numbers that the page shows are numbers."""
+    """Whether the values that the page shows are finite numbers."""
     ranks = speed.get("ranks", [])
     parts = [speed, *ranks] if isinstance(ranks, list) and all(isinstance(rank, dict) for rank in ranks) else []
     needed = ("audio_seconds", "wall_seconds", "rtf")
@@ -71,14 +71,14 @@ def write_report(
     """Write report.html.
 
     Args:
-        path: of the page; audio is linked relative to its folder.
+        path: path of the page; links to audio are relative to its folder.
         cuts: the references; only those with a hypothesis are shown.
-        hyps: as hyps.jsonl has them.
-        scores: of `scoring.score_hypotheses`, with ``speed`` and ``options`` where decode.py added them.
-        failures: as failures.jsonl has them.
-        tasks: the model's tasks; without them those that the hypotheses show.
+        hyps: as in hyps.jsonl.
+        scores: of `scoring.score_hypotheses`, with ``speed`` and ``options`` if decode.py added them.
+        failures: as in failures.jsonl.
+        tasks: the model's tasks; by default those found in the hypotheses.
         corpora: see `scoring.score_hypotheses`.
-        options: of the page.
+        options: page options.
     """
     options = options or PageOptions()
     by_id = {hyp["id"]: hyp for hyp in hyps}

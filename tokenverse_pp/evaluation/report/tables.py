@@ -13,7 +13,7 @@ EVENTS = {"scd": "speaker change", "endp": "endpoint"}
 
 
 def tiles(scores: Scores, refused: int) -> List[Tuple[str, str]]:
-    """The few numbers that matter most, large."""
+    """The most important numbers, shown large."""
     speed = scores.get("speed", {})
     found = [
         ("word error rate", _percent_of(scores, "wer", "all", "wer")),
@@ -30,7 +30,7 @@ def tiles(scores: Scores, refused: int) -> List[Tuple[str, str]]:
 
 
 def _speed_name(scores: Scores) -> str:
-    """What the seconds of a run are of: stored features were made before, by most of the encoder."""
+    """Name of the real-time factor: for stored features most of the encoder ran before."""
     stored = scores.get("options", {}).get("stored_features")
     return "real-time factor, stored features" if stored else "real-time factor"
 
@@ -76,7 +76,7 @@ def tokens(scores: Scores) -> List[Tuple[str, Mapping[str, Any]]]:
 
 
 def matrices(scores: Scores) -> List[Tuple[str, str, List[str], Mapping[str, Any]]]:
-    """Title, key, decoded classes and scores of languages, and of other tasks that give each utterance a class."""
+    """Title, key, decoded classes and scores of languages, and of other tasks that classify utterances."""
     found = []
     for task, result in scores.items():
         if has_confusion(result):

@@ -30,20 +30,20 @@ CHUNK = SAMPLING_RATE  # samples: libsndfile's Vorbis encoder overflows its stac
 
 @dataclass(frozen=True)
 class PlayerSource:
-    """Where a player finds a cut: an address, and the second at which the cut starts there."""
+    """Where a player finds a cut: a URL, and the second at which the cut starts there."""
 
     url: str
     offset: float
 
 
 def source_of(cut: Cut, folder: Path, embed: bool) -> Optional[PlayerSource]:
-    """A cut's audio for a page in ``folder``; None where there is none that a browser could open.
+    """Return a cut's audio for a page in ``folder``; None if a browser could not open it.
 
     Args:
-        embed: put the audio itself into the address (mono, 16 kHz, Vorbis: about 6 kB a second).
+        embed: put the audio itself into the URL (mono, 16 kHz, Vorbis: about 6 kB a second).
 
     Raises:
-        UserError: where the audio is to be embedded, and is behind a command or URL that is not allowed.
+        UserError: if the audio is to be embedded, but comes from a command or URL that is not allowed.
     """
     if embed and cut.duration <= LONGEST:
         check_access(cut)
@@ -70,7 +70,7 @@ class Pair:
     """One column of an alignment.
 
     ``kind``: ``ok``, ``sub``, ``ins`` or ``del``; for task tokens ``ok``, ``ins`` (too many), ``del`` (missed), or
-    ``free`` where nobody labelled the reference for the token's task.
+    ``free`` if the reference is not labelled for the token's task.
     """
 
     kind: str
@@ -86,8 +86,8 @@ class Pair:
 def align(ref: Sequence[str], hyp: Sequence[Word], judged: AbstractSet[str]) -> Optional[List[Pair]]:
     """Align words and task tokens of a reference with those of a hypothesis.
 
-    As `metrics.f1.count_aligned` counts: the fewest word errors come first (Levenshtein), then the most task
-    tokens that meet their like, then the most right words; a task token never meets a word.
+    As in `metrics.f1.count_aligned`, the fewest word errors come first (Levenshtein), then the most matching task
+    tokens, then the most right words; a task token is never paired with a word.
 
     Args:
         ref: words and task tokens.
@@ -95,7 +95,7 @@ def align(ref: Sequence[str], hyp: Sequence[Word], judged: AbstractSet[str]) -> 
         judged: the task tokens that the reference is labelled for.
 
     Returns:
-        The columns in order; None where the two are too long for it.
+        The columns in order; None if the two are too long.
     """
     if (len(ref) + 1) * (len(hyp) + 1) > MOST_CELLS:
         return None
@@ -126,19 +126,19 @@ def count_errors(pairs: Sequence[Pair]) -> Tuple[int, int, int]:
 
 
 def _unit(ref: Sequence[str], hyp: Sequence[str]) -> int:
-    """What an unmatched task token costs: more than all words that are substituted (1 each, beside their error)."""
+    """The cost of an unmatched task token: more than all substituted words (1 each, in addition to their error)."""
     return len(ref) + len(hyp) + 1
 
 
 def _alone(symbol: str, unit: int) -> int:
-    """What it costs to leave a symbol without a partner; a word error costs more than all task tokens together."""
+    """The cost of an unmatched symbol; a word error costs more than all task tokens together."""
     return unit if is_task_token(symbol) else unit * unit
 
 
 def _replace(ref: str, hyp: str, unit: int) -> int:
     if ref == hyp:
         return 0
-    # Dearer than to leave both alone, so never taken, where either is a task token.
+    # With a task token this costs more than leaving both unmatched, so it is never chosen.
     return 3 * unit * unit if is_task_token(ref) or is_task_token(hyp) else unit * unit + 1
 
 
@@ -159,7 +159,7 @@ def _costs(ref: Sequence[str], hyp: Sequence[str]) -> List[List[int]]:
 
 
 SHADES = 4  # colours for speakers
-TICKS = 6  # at most about so many numbers under the line
+TICKS = 6  # about the most numbers under the line
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def timeline(cut: Cut, hyp: Hypothesis, said: Sequence[Word]) -> Dict[str, List[
 
 
 def reference_marks(cut: Cut) -> List[TimelineMark]:
-    """The turns of the reference, and the endpoints where it is labelled for them."""
+    """The turns of the reference, and the endpoints if it is labelled for them."""
     labelled = (cut.custom or {}).get("tasks", ())
     turns = turns_of(cut) if labelled else []
     speakers = {speaker: i for i, speaker in enumerate(dict.fromkeys(turn.speaker for turn in turns))}
@@ -249,10 +249,10 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Utterance:
-    """A cut with its hypothesis, and what they are listed by.
+    """A cut with its hypothesis, and the values by which the report lists them.
 
-    ``rates`` (`metrics.wer.error_rates`) is None where the cut has no reference words; ``confidence`` is the mean
-    over the words, None where the hypothesis has none.
+    ``rates`` (`metrics.error_rates.error_rates`) is None if the cut is not labelled; ``confidence`` is the mean over
+    the words, None if the hypothesis has none.
     """
 
     cut: Cut
@@ -267,7 +267,7 @@ def utterance_of(cut: Cut, hyp: Hypothesis, corpus: Optional[str], apart: Sequen
     """Compare the words of a cut with those of its hypothesis.
 
     Args:
-        apart: languages that are listed apart (see `languages.language_group`).
+        apart: languages that are listed separately (see `languages.language_group`).
     """
     labelled = "tasks" in (cut.custom or {})
     turns = turns_of(cut)
@@ -298,7 +298,7 @@ def card(item: Utterance, tasks: TaskSet, source: Optional[PlayerSource]) -> Dic
         "source": source,
         "lanes": timeline(cut, hyp, said),
         "ticks": _ticks(cut.duration),
-        # Texts that are too long to be aligned are shown as they are.
+        # Texts that are too long to be aligned are shown without alignment.
         "columns": None if pairs is None else [column(pair) for pair in pairs],
         "reference": " ".join(ref),
         "hypothesis": " ".join(word.text for word in said),
@@ -306,7 +306,7 @@ def card(item: Utterance, tasks: TaskSet, source: Optional[PlayerSource]) -> Dic
 
 
 def reference(cut: Cut, hyp: Hypothesis, tasks: TaskSet) -> Tuple[List[str], frozenset]:
-    """Words and task tokens that were asked for, and all task tokens of the tasks that the cut is labelled for."""
+    """Words and task tokens of the decoded tasks, and all task tokens of those that the cut is labelled for."""
     decoded = tasks if hyp.get("tasks") is None else tasks.subset(hyp["tasks"])
     labelled = (cut.custom or {}).get("tasks", ())
     judged = frozenset(symbol for task in decoded.tasks if task.name in labelled for symbol in task.symbols)
