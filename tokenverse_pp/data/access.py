@@ -1,16 +1,16 @@
 """How the audio and arrays of a manifest are opened: which sources are allowed, the lhotse backend, and checks.
 
 A recording's source in a lhotse manifest may be a shell command or a URL, and a stored array may come from a pipe, a
-URL or a pickle. lhotse opens all of these without asking. Files are always allowed here, commands and URLs only by
-option: code that loads audio or arrays of an untrusted manifest calls `access_problems` or `check_access` first; see
-docs/security.md.
+URL or a pickle. lhotse opens all of these without asking. Here, files are always allowed, commands and URLs only with
+an option. Code that loads audio or arrays of an untrusted manifest calls `access_problems` or `check_access` first;
+see docs/security.md.
 
 By default lhotse tries the decoders that are installed (ffmpeg, sph2pipe, torchaudio, torchcodec, audioread), so the
 same manifest gives different samples, or different errors, on another machine: where ffmpeg is installed, a truncated
 file loads without an error. `use_backend` installs `TokenverseBackend` for the process. Modules that read audio through
-lhotse import this one, so it is also active in DataLoader workers, forked or spawned. A user's choice is kept: the
-environment variable ``LHOTSE_AUDIO_BACKEND``, or `lhotse.audio.backend.set_current_audio_backend` (before or after).
-Then only lhotse's own checks apply.
+lhotse import this one, so it is also active in DataLoader workers, forked or spawned. A backend that the user has set
+is kept (environment variable ``LHOTSE_AUDIO_BACKEND``, or `lhotse.audio.backend.set_current_audio_backend`, called
+before or after). Then only lhotse's own checks apply.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ PLAIN_STORAGE = {
     *("memory_lilcom", "memory_npy", "shar"),
 }
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # of two letters or more: C: is a drive
-MOST = 200  # characters of a source in a message
-PIPE = "pipe:"  # lhotse runs what follows
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # at least two letters: C: is a drive
+MOST = 200  # maximum length of a source in a message
+PIPE = "pipe:"  # lhotse runs the text after it
 ALLOW_COMMANDS = "--allow-commands (training: data.allow_commands; Python: allow_sources)"
 NOT_RUN = f"which is not run without {ALLOW_COMMANDS}"
 NOT_OPENED = "which is not opened without --allow-urls (training: data.allow_urls; Python: allow_sources)"
 SHELL_SIGNS = re.compile(r"""[;&|<>()$`\\"'*?\[\]{}#~!%^\n\r]""")
-LONGER = 0.5  # seconds that a file may be longer: lhotse loads no recording that differs by more
+LONGER = 0.5  # seconds by which a file may exceed its manifest: lhotse loads none that differs by more
 _reported: Set[str] = set()  # files whose undecodable frames were reported
 
 
@@ -78,16 +78,16 @@ _ACCESS: ContextVar[SourceAccess] = ContextVar("source_access", default=FILES_ON
 
 
 def current_access() -> SourceAccess:
-    """The access in effect: only files outside of `allow_sources`."""
+    """The access in effect. Outside of `allow_sources`, only files are allowed."""
     return _ACCESS.get()
 
 
 @contextlib.contextmanager
 def allow_sources(commands: bool = False, urls: bool = False) -> Iterator[None]:
-    """Within the block, manifests may name shell commands or URLs, which are run or opened when audio is loaded.
+    """Context manager that allows manifests to name shell commands or URLs, which are used when audio is loaded.
 
-    It holds for this thread alone. `TransducerDataset` passes it on to its worker processes. For the arguments see
-    `SourceAccess`.
+    It applies to the current thread only. `TransducerDataset` passes it on to its worker processes. For the arguments
+    see `SourceAccess`.
 
     >>> with allow_sources(urls=True):
     ...     current_access()
@@ -101,14 +101,14 @@ def allow_sources(commands: bool = False, urls: bool = False) -> Iterator[None]:
 
 
 def check_access(item: Any, name: str = "") -> None:
-    """Check that nothing is opened for an item that is not allowed.
+    """Check that all sources that would be opened for an item are allowed.
 
     Args:
         item: a cut (its audio), a recording, or the manifest of an array.
-        name: for the message; a cut has its id.
+        name: the item's name in the message; by default a cut's id.
 
     Raises:
-        UserError: naming the cut, the source and the option.
+        UserError: if not, naming the cut, the source and the option.
     """
     problems = access_problems(item)
     if problems:
@@ -117,16 +117,16 @@ def check_access(item: Any, name: str = "") -> None:
 
 
 def access_problems(item: Any) -> List[str]:
-    """What would be opened for an item and is not allowed (`current_access`): one line each."""
+    """Return one line for each source that an item would open and `current_access` does not allow."""
     allowed = current_access()
     return [problem for thing in _opened_for(item) for problem in [_problem(thing, allowed)] if problem]
 
 
 def file_problem(path: str) -> str:
-    """Why a file must not be given to lhotse by its name, or nothing.
+    """Return why a file must not be passed to lhotse by its name, or an empty string.
 
-    lhotse puts the name of a SPHERE file into a shell command as it is (sph2pipe), and that of an Opus file with
-    ``LHOTSE_LEGACY_OPUS_LOADING``.
+    lhotse puts the name of a SPHERE file into a shell command (sph2pipe) without escaping it. With
+    ``LHOTSE_LEGACY_OPUS_LOADING`` it does the same for an Opus file.
     """
     name = path.lower()
     if name.endswith(".sph"):
@@ -138,9 +138,9 @@ def file_problem(path: str) -> str:
 
 
 def _opened_for(value: Any) -> Iterator[Any]:
-    """Whatever lhotse opens for a cut's audio, a recording or an array: `AudioSource`, or an object with storage.
+    """Yield all that lhotse opens for a cut's audio, a recording or an array: `AudioSource`, or an object with storage.
 
-    They may stand anywhere in a value: a room's impulse response in a transform is a recording too.
+    These may be nested anywhere: the room impulse response in a transform is also a recording.
     """
     if isinstance(value, MixedCut):
         for track in value.tracks:
@@ -203,9 +203,9 @@ class DamagedAudio(UserError, AudioLoadingError):
 
 
 class TokenverseBackend(LibsndfileBackend):
-    """Reads whatever `AudioInput` reads, pieces by seeking where libsndfile can; saves as libsndfile does.
+    """Reads what `AudioInput` reads, seeking to segments where libsndfile can; saves as libsndfile does.
 
-    What is shorter than requested raises `DamagedAudio` with both lengths; lhotse itself would pad up to half a second.
+    Audio shorter than requested raises `DamagedAudio` with both lengths; lhotse itself would pad up to half a second.
     """
 
     def read_audio(
@@ -215,7 +215,7 @@ class TokenverseBackend(LibsndfileBackend):
         duration: Optional[float] = None,
         force_opus_sampling_rate: Optional[int] = None,
     ) -> Tuple[np.ndarray, int]:
-        """Samples (C, S) as float32 and their rate; ``duration`` None reads to the end."""
+        """Return samples (C, S) as float32 and their rate; ``duration`` None reads to the end."""
         if _in_archive(path_or_fd):
             return super().read_audio(path_or_fd, offset, duration, force_opus_sampling_rate)
         with AudioInput(path_or_fd, _name(path_or_fd), thorough=duration is None) as audio:
@@ -240,7 +240,7 @@ class TokenverseBackend(LibsndfileBackend):
         raise DamagedAudio(f"{audio.name}: {wrong}")
 
     def info(self, path_or_fd: Any, force_opus_sampling_rate: Optional[int] = None) -> Any:
-        """What lhotse makes a recording of; raises `DamagedAudio` for truncated or damaged audio."""
+        """Return what lhotse needs for a recording; raises `DamagedAudio` for truncated or damaged audio."""
         if _in_archive(path_or_fd):
             return super().info(path_or_fd, force_opus_sampling_rate)
         with AudioInput(path_or_fd, _name(path_or_fd)) as audio:
@@ -252,7 +252,7 @@ class TokenverseBackend(LibsndfileBackend):
 
 
 def _in_archive(path: Any) -> bool:
-    """Whether lhotse means a file in a tar archive."""
+    """Whether lhotse takes the path for a file in a tar archive."""
     return isinstance(path, (str, Path)) and ".tar/" in str(path)
 
 
@@ -274,13 +274,13 @@ use_backend()
 
 
 class StorageBackend(lhotse_files.IOBackend):
-    """Opens URLs of object storage by way of `tokenverse_pp.base.storage`, for lhotse: shards, audio with a URL.
+    """Lets lhotse open URLs of object storage (shards, audio) through `tokenverse_pp.base.storage`.
 
-    lhotse would take smart_open, which reads on without a word where a body ends early, and keeps nothing.
+    lhotse itself would use smart_open, which does not report a body that ends early, and has no cache.
     """
 
     def open(self, identifier: Any, mode: str) -> Any:
-        """A URL for reading, of bytes or of text, where ``.gz`` is unpacked; others write by what lhotse has for it."""
+        """Open a URL to read bytes or text, unpacking ``.gz``; to write, use lhotse's default backend."""
         if not mode.startswith("r"):
             return lhotse_files.get_default_io_backend().open(identifier, mode)
         file: Any = storage.open_cached(str(url_of(identifier)))
@@ -289,7 +289,7 @@ class StorageBackend(lhotse_files.IOBackend):
         return file if "b" in mode else io.TextIOWrapper(file, encoding="utf-8")
 
     def handles_special_case(self, identifier: Any) -> bool:
-        """Whether it is a URL for which fsspec has a library; all others are opened as lhotse does."""
+        """Whether it is a URL that fsspec has a library for; lhotse opens all others by default."""
         url = url_of(identifier) if isinstance(identifier, str) else None
         return url is not None and storage.handles(url)
 
@@ -329,9 +329,9 @@ def recording_files(cut: Cut) -> str:
 
 
 def check_audio(cut: Cut) -> List[str]:
-    """Problems of a cut's audio, one line per problem with the file name. All audio is decoded.
+    """Decode all audio of a cut and return its problems, one line per problem with the file name.
 
-    The decoded length, the one in the file's header, and that of the manifest are compared.
+    The decoded length and those in the file's header and in the manifest are compared.
     """
     problems = check_files(cut) or [problem for recording in recordings(cut) for problem in _measure(recording)]
     if problems:
@@ -355,7 +355,7 @@ def check_files(cut: Cut) -> List[str]:
 
 
 def undecodable(cut: Cut, error: Exception) -> str:
-    """One line for what an audio backend raised, with the file."""
+    """Describe an error of an audio backend in one line, with the file."""
     files = recording_files(cut)
     lines = [line for line in str(error).splitlines() if line.strip()]
     reason = next((line for line in lines if "Exception #" in line), lines[0] if lines else repr(error)).strip()
@@ -363,7 +363,7 @@ def undecodable(cut: Cut, error: Exception) -> str:
 
 
 def _check_headers(recording: Recording) -> Iterator[str]:
-    """Files that are missing or shorter than in the manifest."""
+    """Yield a problem for each file that is missing, or has less audio, fewer channels or another rate than stated."""
     if not isinstance(recording.duration, (int, float)):
         yield f"field 'recording.duration': expected seconds, found {recording.duration!r}"
         return
@@ -398,13 +398,13 @@ def _files_of(recording: Recording) -> List[Tuple[str, str, Any]]:
 
 
 def _header(path: str, thorough: bool = False) -> Tuple[int, int, Optional[int]]:
-    """Rate, channels and samples, as far as the structure of a file tells (raises UserError)."""
+    """Return rate, channels and samples; samples are None if the structure does not tell (raises UserError)."""
     with AudioInput(path, thorough=thorough) as audio:
         return audio.rate, audio.channels, audio.frames
 
 
 def _measure(recording: Recording) -> Iterator[str]:
-    """Files that are damaged, shorter than their header states, or of another length than in the manifest."""
+    """Yield a problem for each file that is damaged, shorter than its header or longer than the manifest states."""
     for path, where, _ in _files_of(recording):
         try:
             with AudioInput(path, thorough=True) as audio:

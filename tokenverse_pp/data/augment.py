@@ -1,8 +1,8 @@
 """Augmentation of the audio of training cuts (``data.augment``) with lhotse's transforms.
 
-What a cut gets depends on the seed, the epoch and the cut (`draw_id`) alone: it is the same for any number of ranks and
-workers, and after a resume. The speed is changed before the sampler sees the cut, since batches are made by durations;
-the rest when the audio is loaded.
+The changes of a cut depend only on the seed, the epoch and the cut (`draw_id`): they are the same for any number of
+ranks and workers, and after a resume. The speed is changed before the sampler sees the cut, since batches are made by
+duration. The other changes are made when the audio is loaded.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.dataset import SAMPLING_RATE, TARGET, check_recording, draw_id, load_inputs
 from tokenverse_pp.data.samplers import load_cuts
 
-GENERATED = "generated"  # stands for a manifest
-COLOURS = {"white": 0.0, "pink": 1.0, "brown": 2.0}  # power falls with frequency to this power
+GENERATED = "generated"  # given in place of a manifest
+COLOURS = {"white": 0.0, "pink": 1.0, "brown": 2.0}  # e: power is proportional to frequency ** -e
 NOISE_SECONDS = 60
 ROOMS = 40
-T60 = (0.2, 0.8)  # seconds in which the sound of a generated room falls by 60 dB
-DIRECT = (-3.0, 12.0)  # dB of the direct sound over the reverberation
+T60 = (0.2, 0.8)  # reverberation time of generated rooms: seconds until the sound falls by 60 dB
+DIRECT = (-3.0, 12.0)  # direct-to-reverberant ratio in dB
 TELEPHONE = 8000  # Hz
 
 
 class Augmentation:
-    """Changes cuts.
+    """Augments cuts.
 
     Args:
-        config: which changes; their order is that of its fields.
-        seed: of all that is drawn.
+        config: the changes, made in the order of its fields.
+        seed: for all random draws.
 
     Raises:
         UserError: naming the option and the manifest or cut that cannot be used.
@@ -53,12 +53,12 @@ class Augmentation:
         self.noise = _sounds(config.noise, "noise", generated_noise)
 
     def change_speed(self, cut: Cut, epoch: int) -> Cut:
-        """The cut at a speed that is drawn, with another duration and the same id."""
+        """Return the cut at a randomly drawn speed, with its new duration and the same id."""
         speed = self._draws("speed", cut, epoch).choice(self.config.speed) if self.config.speed else 1.0
         return cut if speed == 1.0 else cut.perturb_speed(speed, affix_id=False)
 
     def load(self, cut: Cut, epoch: int) -> torch.Tensor:
-        """The audio (S,) of a cut with the other changes; raises UserError as `load_inputs` does."""
+        """Return the audio (S,) of a cut with all changes but the speed; raises UserError as `load_inputs` does."""
         c, rng, length = self.config, self._draws("sound", cut, epoch), cut.num_samples
         cut = copy.copy(cut)
         vars(cut).pop(TARGET, None)  # lhotse would take it for a field of the cut
@@ -71,7 +71,7 @@ class Augmentation:
                 noise = noise.truncate(offset=rng.uniform(0, -spare), duration=cut.duration)
             at = rng.uniform(0, max(0.0, spare))
             cut = cut.mix(noise, offset_other_by=at, snr=rng.uniform(*c.noise_snr), preserve_id="left")
-        samples = load_inputs(cut)[:length]  # noise may end a sample later
+        samples = load_inputs(cut)[:length]  # the noise may end a sample later
         if rng.random() < c.telephone_prob:  # not by `Cut.resample`, which needs torchaudio or scipy
             low = get_or_create_resampler(SAMPLING_RATE, TELEPHONE)(samples[None])
             samples = get_or_create_resampler(TELEPHONE, SAMPLING_RATE)(low)[0, :length]
@@ -112,14 +112,14 @@ def generated_noise() -> List[Cut]:
 
 @cache
 def generated_rooms() -> List[Cut]:
-    """Impulse responses after Polack's model: the direct sound, then noise that decays exponentially."""
+    """Room impulse responses by Polack's model: the direct sound, then noise that decays exponentially."""
     found = []
     for number in range(ROOMS):
         rng = np.random.default_rng(number)
         t60 = rng.uniform(*T60)
         times = np.arange(int(t60 * SAMPLING_RATE)) / SAMPLING_RATE
         tail = rng.standard_normal(len(times)) * 10 ** (-3 * times / t60)
-        tail[: int(0.002 * SAMPLING_RATE)] = 0.0  # no wall is nearer
+        tail[: int(0.002 * SAMPLING_RATE)] = 0.0  # no reflection arrives earlier
         tail *= np.sqrt(10 ** (-rng.uniform(*DIRECT) / 10) / np.sum(tail**2))
         tail[0] = 1.0
         found.append(_in_memory(f"room{number}", tail))

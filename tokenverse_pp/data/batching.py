@@ -1,6 +1,6 @@
-"""Batches of a stream of cuts: lhotse's dynamic samplers, with a limit of target tokens besides seconds and cuts.
+"""Batches of a stream of cuts: lhotse's dynamic samplers, with a limit on target tokens besides seconds and cuts.
 
-And the batches of ranks that draw apart, brought to the same number (`level`).
+`level` gives ranks that draw their batches separately the same number of batches.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch.utils.data import Sampler
 
 from tokenverse_pp.base.config import DataConfig
 
-# Seconds at which attention has as many operations as the rest of a layer, for 50 frames a second and 1024 channels:
-# 4 T d and 24 d^2 a frame.
+# Seconds of audio at which attention takes as many operations as the rest of a layer: 4 T d and 24 d^2 per frame, at
+# 50 frames per second and 1024 channels.
 DOUBLED = 123.0
 
 
 class SamplerBase(Sampler):
-    """Mixed into a lhotse sampler: torch before 2.1 expects a data source, which lhotse no longer passes."""
+    """Mixin for lhotse samplers: torch before 2.1 expects a data source, which lhotse no longer passes."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         if "data_source" in inspect.signature(Sampler.__init__).parameters:
@@ -35,9 +35,9 @@ class SamplerBase(Sampler):
 
 
 class BatchLimits(TimeConstraint):
-    """lhotse's limit of seconds and cuts, and a limit of target tokens: the longest target times the number of cuts.
+    """lhotse's limits on seconds and cuts, and one on target tokens: the longest target times the number of cuts.
 
-    `exceeded` stays that of the seconds: lhotse only warns by it.
+    `exceeded` ignores the tokens: lhotse uses it only for a warning.
 
     Args:
         config: the limits.
@@ -56,7 +56,7 @@ class BatchLimits(TimeConstraint):
         self.longest_target = max(self.longest_target, self.tokens_of(example))
 
     def close_to_exceeding(self) -> bool:
-        """Whether another cut like the longest would be too much."""
+        """Whether another cut like the longest would exceed a limit."""
         return super().close_to_exceeding() or (self.num_cuts + 1) * self.longest_target > self.max_tokens
 
     def reset(self) -> None:
@@ -77,10 +77,10 @@ class BatchLimits(TimeConstraint):
 
 
 class TokenLimited:
-    """Mixed into a lhotse sampler: with `BatchLimits`, no batch has too many tokens unless it is a single cut.
+    """Mixin for lhotse samplers: with `BatchLimits`, no batch has too many tokens unless it is a single cut.
 
-    lhotse adds the cut that exceeds a limit, and at the end of the data mixes the last batches to have one for each
-    rank. Both could exceed the limit, so batches are split instead. Every rank draws and splits the same batches.
+    lhotse keeps the cut that exceeds a limit, and at the end of the data mixes the last batches to get one per rank.
+    Both could exceed the limit, so batches are split instead. Every rank draws and splits the same batches.
     """
 
     constraint: Any
@@ -103,7 +103,7 @@ class TokenLimited:
         return self._ready.popleft()
 
     def _fill(self) -> None:
-        """Have a batch ready for each rank; at the end of the data fewer, if as many cuts are not left."""
+        """Prepare a batch for each rank, or fewer at the end of the data if fewer cuts than ranks are left."""
         with suppress(StopIteration):
             while len(self._ready) < self.world_size:
                 self._ready.extend(self.constraint.split(super()._next_batch()))  # type: ignore[misc]
@@ -124,11 +124,11 @@ class BucketSampler(TokenLimited, DynamicBucketingSampler, SamplerBase):
 
 
 def level(batches: Sequence[CutSet], count: int, rng: Optional[random.Random] = None) -> List[CutSet]:
-    """As many batches as asked for: the largest are split; with fewer cuts than that some come twice, as in lhotse.
+    """Return ``count`` batches: the largest are split; with fewer cuts than that, batches are repeated, as in lhotse.
 
     Args:
-        rng: the same on all ranks. It draws one order for all: the batch that is the n-th dearest of a rank stands
-            where the others have their n-th dearest. None: the order stays.
+        rng: in the same state on all ranks. It draws one order for all: each rank has its n-th most expensive batch
+            at the same position. None keeps the order.
     """
     found = list(batches)
     while len(found) < count:
@@ -144,7 +144,7 @@ def level(batches: Sequence[CutSet], count: int, rng: Optional[random.Random] = 
 
 
 def _largest(batches: Sequence[CutSet]) -> int:
-    """The number of the first batch with most cuts."""
+    """The index of the first batch with the most cuts."""
     return max(range(len(batches)), key=lambda number: len(batches[number]))
 
 
@@ -155,6 +155,6 @@ def _halves(batch: CutSet) -> Tuple[CutSet, CutSet]:
 
 
 def _cost(batch: CutSet) -> float:
-    """What a step takes, in seconds of padded audio: attention doubles it at `DOUBLED`."""
+    """The cost of a step in seconds of padded audio; attention doubles it at `DOUBLED`."""
     longest = max(cut.duration for cut in batch)
     return len(batch) * longest * (1 + longest / DOUBLED)

@@ -35,12 +35,12 @@ from tokenverse_pp.tasks.transcript import is_task_token, transcript_of
 
 SAMPLING_RATE = SAMPLE_RATE  # Hz
 FEATURES = "encoder_features"  # cut.custom key of the stored features at the seam
-NAMED = 5  # characters and cut ids that a message lists
-REPORTED = 100  # cuts left out by a rank of which the others are told by name, at once
-# cut.custom key: file of data.train, and earlier passes through it in this epoch; absent where both are 0
+NAMED = 5  # most characters or cut ids that a message lists
+REPORTED = 100  # most left-out cuts that a rank reports to the others by name at a time
+# cut.custom key: index of the file in data.train, and earlier passes through it in this epoch; absent if both are 0
 PASS = "pass_of_epoch"
-NO_CORPUS = "-"  # for cuts without a custom field "corpus" where their file is not known either
-TARGET = "_tokenverse_target"  # attribute of a cut (no field: not written to manifests), see `TransducerDataset.keep`
+NO_CORPUS = "-"  # for cuts without a custom field "corpus" whose file is not known either
+TARGET = "_tokenverse_target"  # cut attribute (no field: not written to manifests), see `TransducerDataset.keep`
 Batch = Dict[str, Any]
 
 
@@ -54,9 +54,9 @@ def features_key(chunks: Optional[ChunkOptions] = None) -> str:
 
 
 def marked(cut: Cut, file: int, passes: int) -> Cut:
-    """The cut with its `PASS` mark: how many passes through its file the epoch has made before it.
+    """Return the cut with its `PASS` mark: its file, and the earlier passes through this file in the epoch.
 
-    A mixed cut has the custom fields of its first real track, which gets the mark.
+    A mixed cut has the custom fields of its first track that is not padding, which gets the mark.
     """
     mark = f"{file}.{passes}" if file or passes else None
     if (cut.custom or {}).get(PASS) == mark:
@@ -72,17 +72,17 @@ def marked(cut: Cut, file: int, passes: int) -> Cut:
 
 
 def draw_id(cut: Cut) -> str:
-    """The key of a cut's random draws, besides seed and epoch: its id, and the pass through its file."""
+    """Return the key of a cut's random draws besides seed and epoch: its id and its `PASS` mark."""
     mark = (cut.custom or {}).get(PASS)
     return cut.id if mark is None else f"{cut.id}\n{mark}"
 
 
 class Activation:
-    """Which of the labelled tasks are active for an utterance in training (DESIGN 3.5).
+    """Selects which of the labelled tasks are active for an utterance in training (DESIGN 3.5).
 
     Args:
         mode: ``labelled`` (all), ``subset`` (a uniformly random subset) or ``bernoulli`` (each with ``prob``).
-        prob: of each task, for ``bernoulli``.
+        prob: probability of each task, for ``bernoulli``.
         seed: the choice depends on seed, epoch and cut (`draw_id`), not on rank, batch or worker.
         paired: see `sets`.
     """
@@ -94,18 +94,18 @@ class Activation:
         self.seed = seed
 
     def __call__(self, tasks: Sequence[str], cut_id: str, epoch: int) -> List[str]:
-        """The active ones of the labelled ``tasks``."""
+        """Return those of the labelled ``tasks`` that are active."""
         if self.mode == "labelled":
             return list(tasks)
         rng = random.Random(hashlib.sha256(f"{self.seed}/{epoch}/{cut_id}".encode()).digest())
         return [task for task in tasks if rng.random() < self.prob]
 
     def sets(self, tasks: Sequence[str], cut_id: str, epoch: int) -> List[List[str]]:
-        """The active tasks of each time that the utterance is in its batch.
+        """Return the active tasks for each occurrence of the utterance in its batch.
 
-        That is once; ``paired``: twice, the second time with those of ``tasks`` that are not active the first time. So
-        the model hears the same audio with each task on and off, and nothing but the vectors tells it which. (``asr``
-        is active both times.) A cut labelled for ``asr`` alone comes twice too: the corpora keep their shares.
+        There is one occurrence, or two if ``paired``: the second has those of ``tasks`` that are inactive in the first,
+        so that the model sees the same audio with each task on and off, and only the task vectors tell it which.
+        ``asr`` is active in both. A cut labelled only for ``asr`` also occurs twice: the corpora keep their shares.
         """
         first = self(tasks, cut_id, epoch)
         if not self.paired:
@@ -116,17 +116,17 @@ class Activation:
 class TransducerDataset(Dataset):
     """Maps a CutSet (a batch drawn by a lhotse sampler) to tensors.
 
-    With paired activation each cut gives two rows, one after the other (`Activation.sets`).
+    With paired activation each cut gives two consecutive rows (`Activation.sets`).
 
     Args:
         tasks: all tasks of the model.
-        tokenizer: its vocabulary.
-        activation: selects the active ones among a cut's tasks.
+        tokenizer: the vocabulary of the model.
+        activation: selects the active tasks among those of a cut.
         stored_features: read the features stored with each cut instead of its audio.
         chunks: draws the chunks of a batch, and of its stored features, from its cut ids and the epoch
             (`tokenverse_pp.training.validation`). None: full context.
-        augment: loads the audio of a cut, changed, in an epoch (`tokenverse_pp.data.augment`); None: as it is.
-        files: a name for each file of data.train, by which the log counts cuts without a custom field ``corpus``.
+        augment: loads the augmented audio of a cut in an epoch (`tokenverse_pp.data.augment`). None: no augmentation.
+        files: a name for each file of data.train, under which the log counts cuts without a custom field ``corpus``.
     """
 
     def __init__(
@@ -151,8 +151,8 @@ class TransducerDataset(Dataset):
         self.key = uuid.uuid4().hex  # the same in worker processes
 
     def __getitem__(self, cuts: CutSet) -> Batch:
-        """Inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,); of each cut
-        id, corpus and seconds, and their sum; the batch's chunks (ChunkOptions or None)."""
+        """Return inputs (N, S) or (N, T, F), lens (N,), active (N, K + 1), tokens (N, U), token_lens (N,); the id,
+        corpus and seconds of each cut; the sum of seconds; the batch's chunks (ChunkOptions or None)."""
         chunks = self.chunks([draw_id(cut) for cut in cuts], self.epoch) if self.chunks else None
         items: List[Cut] = []
         loaded, targets, active = [], [], []
@@ -183,15 +183,15 @@ class TransducerDataset(Dataset):
         }
 
     def corpus_of(self, cut: Cut) -> str:
-        """The corpus that a cut names, or else the name of its file (`marked` says which one that is)."""
+        """Return the corpus that a cut names, or else the name of its file, known from its `PASS` mark."""
         custom = cut.custom or {}
         file = int(str(custom.get(PASS, "0")).partition(".")[0])
         return str(custom.get("corpus", self.files[file] if self.files else NO_CORPUS))
 
     def target(self, cut: Cut, active: Sequence[str]) -> torch.Tensor:
-        """Token ids (U,) of a cut with the tokens of the active tasks only.
+        """Return the token ids (U,) of a cut with the tokens of the active tasks only.
 
-        Ids that `keep` has left are removed from the cut: lhotse copies a cut with everything in its ``__dict__``.
+        Ids attached by `keep` are removed from the cut: lhotse copies a cut with everything in its ``__dict__``.
         """
         key, tasks, ids = vars(cut).pop(TARGET, (None, (), ()))
         if (key, tasks) != (self.key, tuple(active)):
@@ -199,7 +199,7 @@ class TransducerDataset(Dataset):
         return torch.tensor(ids, dtype=torch.int64)
 
     def count_tokens(self, cut: Cut) -> int:
-        """The number of target tokens of a cut with all tasks it is labelled for; they are kept as by `keep`."""
+        """Count the target tokens of a cut with all tasks it is labelled for; attach them with `keep`."""
         tasks = labelled_tasks(cut)
         key, kept, ids = vars(cut).get(TARGET, (None, (), ()))
         if (key, kept) != (self.key, tuple(tasks)):
@@ -228,16 +228,16 @@ def load_inputs(
     """Audio (S,) of a cut, or its stored features (T, F), as float32.
 
     Args:
-        cut: with audio or stored features.
+        cut: has audio or stored features.
         stored_features: read the stored features instead of the audio.
-        convert: accept any sampling rate and number of channels, and refuse NaN. Channels are averaged, then resampled
+        convert: accept any sampling rate and number of channels, and reject NaN. Channels are averaged, then resampled
             to 16 kHz (torchaudio's windowed sinc, through lhotse). Training does not convert, since corpora are
-            prepared once, and skips a step whose loss is not finite, so that one bad file does not end a run.
-        chunks: of the stored features.
+            prepared once; it skips a step whose loss is not finite, so that one bad file does not end a run.
+        chunks: chunk options of the stored features.
 
     Raises:
-        UserError: naming cut and file, if the audio is missing, truncated, no audio, not 16 kHz mono (with
-            ``convert``: has NaN or infinity), if features are not stored, or if a source may not be opened
+        UserError: naming cut and file, if the audio is missing, truncated, not audio, or not 16 kHz mono (with
+            ``convert`` instead: has NaN or infinity), if features are not stored, or if a source may not be opened
             (`tokenverse_pp.data.access`).
     """
     if stored_features:
@@ -245,7 +245,7 @@ def load_inputs(
     check_recording(cut, convert)
     try:
         audio = cut.load_audio()
-    except Exception as error:  # whatever the audio backend throws
+    except Exception as error:  # audio backends raise errors of any type
         raise UserError(f"cut {cut.id}: {undecodable(cut, error)}") from error
     samples = torch.from_numpy(np.ascontiguousarray(audio.mean(axis=0) if len(audio) > 1 else audio[0], np.float32))
     if convert and not torch.isfinite(samples).all():
@@ -271,12 +271,12 @@ def _load_features(cut: Cut, key: str) -> torch.Tensor:
 
 
 def audio_files(cut: Cut) -> List[Path]:
-    """The audio files of a cut; none for audio that is in memory, in an archive or behind a command or URL."""
+    """The audio files of a cut; none for audio in memory, in an archive, or from a command or URL."""
     return [Path(str(s.source)) for recording in recordings(cut) for s in recording.sources if s.type == "file"]
 
 
 def batch_digest(run: str, group: Sequence[Cut], stored_features: bool) -> str:
-    """A digest of a batch: the run's, the cuts', and size and time of change of their audio files."""
+    """Return the digest of a batch: of ``run``, the cuts, and size and modification time of their audio files."""
     digest = hashlib.sha256(run.encode())
     for cut in group:
         digest.update(json.dumps(cut.to_dict(), sort_keys=True, default=_described).encode())
@@ -288,15 +288,15 @@ def batch_digest(run: str, group: Sequence[Cut], stored_features: bool) -> str:
 
 
 def _described(value: Any) -> str:
-    """What JSON does not know; audio in memory by a digest, since hours of it may be there."""
+    """Convert a value that JSON does not support; audio in memory, possibly hours, becomes a digest."""
     return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
 
 
 def check_recording(cut: Cut, convert: bool = False) -> None:
-    """Check by manifest and file headers that a cut's audio is there, and unless ``convert`` is set 16 kHz mono.
+    """Check by manifest and file headers that a cut's audio exists and, unless ``convert`` is set, is 16 kHz mono.
 
     Raises:
-        UserError: naming cut and file.
+        UserError: if not, naming cut and file.
     """
     problems = check_files(cut)
     if problems:
@@ -311,7 +311,7 @@ def check_recording(cut: Cut, convert: bool = False) -> None:
 
 
 class UnknownCounts(NamedTuple):
-    """What `Unknown` has counted."""
+    """The counts of `Unknown`."""
 
     tokens: int
     unknown: int
@@ -326,7 +326,7 @@ class Unknown:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.told: Set[str] = set()  # characters that `finish` has named
+        self.told: Set[str] = set()  # characters that `finish` has reported
         self._lacking: Dict[str, bool] = {}
         self._start_over()
 
@@ -336,13 +336,13 @@ class Unknown:
         self.characters: Dict[str, int] = {}
 
     def take(self) -> UnknownCounts:
-        """What was counted since the last time; counting starts over."""
+        """Return the counts since the last call, and reset them."""
         taken = UnknownCounts(self.tokens, self.unknown, self.cuts, self.first, self.characters)
         self._start_over()
         return taken
 
     def put(self, taken: UnknownCounts) -> None:
-        """Add what this or another process has counted."""
+        """Add the counts of this or another process."""
         self.tokens += taken.tokens
         self.unknown += taken.unknown
         self.cuts += taken.cuts
@@ -366,7 +366,7 @@ class Unknown:
                 self.characters[char] = self.characters.get(char, 0) + words.count(char)
 
     def describe(self) -> str:
-        """One line with the share, the characters and the first cuts; an empty string without ``<unk>``."""
+        """One line with the share, the characters and the first cuts; empty if there is no ``<unk>``."""
         if not self.unknown:
             return ""
         lacking = sorted(self.characters, key=lambda char: (-self.characters[char], char))
@@ -382,11 +382,11 @@ class Unknown:
 
         Args:
             option: the option that names the cuts.
-            say: called with a line.
-            max_share: the share of tokens that may be ``<unk>``.
+            say: called with the report, one line.
+            max_share: the largest share of tokens that may be ``<unk>``.
 
         Raises:
-            UserError: if more are.
+            UserError: if the share is larger.
         """
         line = self.describe()
         if self.unknown > max_share * self.tokens:
@@ -407,17 +407,17 @@ def _some(names: Sequence[str], count: int) -> str:
 
 
 class Usable:
-    """A predicate for cuts that are long enough, short enough, and have room for their target.
+    """A predicate for cuts whose duration is within limits and whose target fits into their frames.
 
-    A transducer needs a frame for each token here (U <= T), as the pruned lattice has no path otherwise; the tokens of
-    all labelled tasks count. Cuts left out are reported once. Of the others, ``unknown`` counts the ``<unk>`` tokens,
-    and the dataset keeps the token ids, so that a target is tokenised once an epoch.
+    The pruned lattice has a path only if there are no more tokens than frames (U <= T); the tokens of all labelled
+    tasks count. Each cut left out is reported once. For the others, ``unknown`` counts the ``<unk>`` tokens, and the
+    dataset keeps the token ids, so that a target is tokenised once per epoch.
 
     Args:
         dataset: encodes the targets.
         frames_of: seconds -> encoder output frames.
         report: called with one line for each cut left out.
-        max_tokens: the longest target, or None.
+        max_tokens: the length of the longest target allowed, or None.
     """
 
     def __init__(
@@ -437,11 +437,11 @@ class Usable:
         self.max_tokens = max_tokens
         self.left_out: Dict[str, str] = {}
         self.unknown = Unknown(dataset.tokenizer)
-        self._lines: List[str] = []  # reported since `take`, the first of them
+        self._lines: List[str] = []  # the first lines reported since `take`
         self._reported = 0
 
     def take(self) -> Tuple[UnknownCounts, List[str]]:
-        """What `unknown` has counted, and what was reported, since the last time; at most `REPORTED` lines."""
+        """Return the counts of `unknown` and the lines reported since the last call, `REPORTED` of them at most."""
         more = self._reported - len(self._lines)
         lines = [*self._lines, f"{more} more cuts left out"] if more else self._lines
         self._lines, self._reported = [], 0
@@ -459,7 +459,7 @@ class Usable:
         return not reason
 
     def reason(self, cut: Cut) -> str:
-        """Why a cut cannot be used, or an empty string; then its target is counted."""
+        """Return why a cut cannot be used; if it can, count its target and return an empty string."""
         if not self.min_seconds <= cut.duration <= self.max_seconds:
             return f"{cut.duration:.2f} s is outside {self.min_seconds:g} to {self.max_seconds:g} s"
         tasks = labelled_tasks(cut)

@@ -1,7 +1,7 @@
 """DistributedContext: the process group, rank, device and reductions; the same code runs in one process.
 
-Also the sharded models of ``training.strategy: fsdp`` (`DistributedContext.shard`), and their tensors; and the number
-of CPU threads of a process (`set_threads`).
+Also: sharded models for ``training.strategy: fsdp`` (`DistributedContext.shard`) and their tensors, and the number of
+CPU threads of a process (`set_threads`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tokenverse_pp.base.errors import UserError
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
-# Parameters from which a model gets more than one CPU thread. In smaller ones an operation is so short that threads
-# wait for each other most of the time: on two busy cores the toy took 4.5 to 5.6 times as long with two threads.
+# Models with at least this many parameters get more than one CPU thread. In smaller ones, operations are so short that
+# threads mostly wait for each other: on two busy cores the toy took 4.5 to 5.6 times as long with two threads.
 LARGE = 50_000_000
 
 
@@ -38,7 +38,7 @@ class DistributedContext:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     machine: int = 0
-    """Number of this machine among those of the group."""
+    """Index of this machine in the group."""
     leads: bool = True
     """Whether this is the first process of its machine."""
     shared: bool = True
@@ -58,7 +58,7 @@ class DistributedContext:
         """The model, wrapped in DDP if there are several processes and it is not sharded."""
         if self.size == 1 or is_sharded(model):
             return model
-        # Without device_ids, inputs stay where they are: lengths on the CPU.
+        # Without device_ids, inputs stay on their device: lengths on the CPU.
         # The one buffer (trained combinations) is merged by `any_` instead of broadcast.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # new torch renames the argument, torch 1.13 needs it
@@ -68,16 +68,16 @@ class DistributedContext:
         """Shard the parameters of a model over all processes, in place (FSDP2); without a process group do nothing.
 
         The parameters become DTensors, sharded along their first dimension, on the device of this process. Forward and
-        backward gather those of one group at a time. Gradients are averaged over processes after each backward, as with
-        DDP, but into shards: gradients that wait for a later batch would be as large as the model.
+        backward gather the parameters of one group at a time. Gradients are averaged over processes after each
+        backward, as with DDP, but into shards: gradients kept for a later batch would be as large as the model.
 
         Args:
-            model: on any device; with the same weights in all processes.
+            model: may be on any device; has the same weights in all processes.
             groups: modules whose parameters are gathered together, while they run. The other parameters are gathered
                 while the model runs.
 
         Raises:
-            UserError: this version of torch does not have it.
+            UserError: if this version of torch has no FSDP2.
         """
         if not dist.is_initialized():
             return
@@ -90,7 +90,7 @@ class DistributedContext:
         for module in groups:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
-        # On a GPU its hook would move all tensors of a call there: lengths, which are looked at on the CPU, among them.
+        # On a GPU, FSDP's hook would move all input tensors there, also the lengths, which are read on the CPU.
         model.register_forward_pre_hook(_hide, prepend=True)
         model.register_forward_pre_hook(_show)
 
@@ -109,7 +109,7 @@ class DistributedContext:
         return values
 
     def gather(self, item: T) -> List[T]:
-        """The items of all processes, in order of rank; small ones only (they are pickled among trusted peers)."""
+        """Return the items of all processes in rank order; small ones only (they are pickled among trusted peers)."""
         if self.size == 1:
             return [item]
         items: List[Any] = [None] * self.size
@@ -128,7 +128,7 @@ class DistributedContext:
         return self.sum([float(flag)])[0] == self.size
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """The result of ``make`` on the first process, for all of them; a UserError is raised on all of them."""
+        """Run ``make`` on the first process; return its result, or raise its UserError, on all processes."""
         if self.size == 1:
             return make()
         outcome: List[Union[T, UserError, None]] = [None]
@@ -143,9 +143,9 @@ class DistributedContext:
         return outcome[0]  # type: ignore[return-value]
 
     def from_writer(self, make: Callable[[], T]) -> T:
-        """The result of ``make`` on the process that writes for this machine (`writes`).
+        """Return the result of ``make`` on the process that writes for this machine (`writes`).
 
-        With ``shared`` this is `from_first`. A UserError of any machine is raised on all of them.
+        With ``shared`` this is `from_first`. A UserError on any machine is raised on all processes.
         """
         if self.shared:
             return self.from_first(make)
@@ -158,9 +158,9 @@ class DistributedContext:
 
     @contextlib.contextmanager
     def failing_together(self) -> Iterator[None]:
-        """Raise the first UserError that a process raises in the block on all processes, after all have left it.
+        """Raise, on all processes, the first UserError that a process raises in the block, once all have left it.
 
-        Where machines have folders of their own, it starts with the name of the machine.
+        Without ``shared``, the message starts with the name of the machine.
         """
         problem = ""
         try:
@@ -172,11 +172,11 @@ class DistributedContext:
                 raise UserError(found)
 
     def send_from(self, source: int, blocks: Iterable[bytes] = ()) -> Iterator[bytes]:
-        """Broadcast blocks of bytes from one process to all; all must exhaust this together.
+        """Broadcast blocks of bytes from one process to all; all must exhaust the iterator together.
 
         Args:
             source: rank of the sender.
-            blocks: the sender's.
+            blocks: the blocks to send; used only on the sender.
         """
         sent = iter(blocks)
         while True:
@@ -199,16 +199,16 @@ class DistributedContext:
 
 
 def start_distributed(shared: bool = True) -> DistributedContext:
-    """Join the process group of torchrun, or run alone without it. NCCL with GPUs, otherwise gloo.
+    """Join the process group of torchrun (NCCL with GPUs, otherwise gloo), or run as a single process without it.
 
-    A collective operation may wait for `COLLECTIVE_TIMEOUT`, because the first rank may have to look at a million cuts.
+    A collective operation may take up to `COLLECTIVE_TIMEOUT`, because the first rank may have to read a million cuts.
     `peers.Watch` finds dead ranks much earlier.
 
     Args:
         shared: see `DistributedContext.shared`.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
-    # GROUP_RANK: torchrun's number of the machine.
+    # GROUP_RANK is torchrun's index of the machine.
     rank, machine, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "GROUP_RANK", "LOCAL_RANK"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -222,14 +222,14 @@ def start_distributed(shared: bool = True) -> DistributedContext:
 def set_threads(given: int, model: nn.Module) -> str:
     """Set torch's number of CPU threads in this process; return a line for the log.
 
-    In this order: ``given``; the environment variable ``OMP_NUM_THREADS``; one thread for a model of fewer than `LARGE`
-    parameters; the physical cores, shared by the processes that torchrun has started on this machine.
+    The first of these applies: ``given``; the environment variable ``OMP_NUM_THREADS``; one thread for a model of fewer
+    than `LARGE` parameters; the physical cores, divided among the processes that torchrun started on this machine.
 
     Args:
-        given: the user's number; 0: none.
+        given: the number that the user has set; 0 if none.
         model: the largest model that the process runs.
     """
-    # torchrun sets OMP_NUM_THREADS to 1 for several processes, unless it is set: that is nobody's choice.
+    # For several processes, torchrun sets OMP_NUM_THREADS to 1 if it is not set: this is not the user's choice.
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
     if given:
         count, why = given, "as given"
@@ -246,7 +246,7 @@ def set_threads(given: int, model: nn.Module) -> str:
 
 
 def cpu_cores() -> int:
-    """The number of physical cores that this process may use (without Linux: of logical ones)."""
+    """The number of physical cores that this process may use (on systems other than Linux: logical cores)."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     topology = [Path(f"/sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") for n in os.sched_getaffinity(0)]
@@ -260,7 +260,7 @@ def stop_distributed() -> None:
 
 
 def no_sync(model: nn.Module, wait: bool) -> ContextManager[Any]:
-    """Under DDP and ``wait``: keep gradients local, for all but the last batch of a step."""
+    """With DDP and ``wait``, keep gradients local: for all but the last batch of a step."""
     return model.no_sync() if wait and isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
 
@@ -271,11 +271,11 @@ def is_sharded(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Gather all parameters of a sharded model; until the end its forward calls no collective operation.
+    """Gather all parameters of a sharded model; inside the block its forward calls no collective operation.
 
-    All processes must enter and leave together. FSDP's hooks do not run meanwhile: they would record each forward for
-    the prefetching of the next backward, which must be the same in all processes. A model that is not sharded stays as
-    it is.
+    All processes must enter and leave together. FSDP's hooks do not run in the block: they would record each forward
+    for the prefetching of the next backward, which must be the same in all processes. A model that is not sharded is
+    not changed.
     """
     modules: List[Any] = [module for module in model.modules() if hasattr(module, "unshard")]
     hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
@@ -306,7 +306,7 @@ def _show(model: nn.Module, inputs: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded, gathered; all processes must call this together."""
+    """Gather a tensor if it is sharded; all processes must call this together."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -316,11 +316,11 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def gathered(tensors: Dict[str, Tensor], keep: bool = True) -> Dict[str, Tensor]:
-    """Tensors that may be sharded, gathered one by one and moved to the CPU; all processes must call this together.
+    """Gather sharded tensors one by one and move them to the CPU; all processes must call this together.
 
     Args:
-        tensors: those that are not sharded stay as they are.
-        keep: whether this process wants them.
+        tensors: those that are not sharded are returned unchanged.
+        keep: whether to return the tensors on this process.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -333,7 +333,7 @@ def gathered(tensors: Dict[str, Tensor], keep: bool = True) -> Dict[str, Tensor]
 
 
 def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, sharded as ``like`` is, if that is sharded; all processes must call this together."""
+    """Shard a whole tensor like ``like``, if that is sharded; all processes must call this together."""
     if not hasattr(like, "full_tensor") or hasattr(tensor, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor

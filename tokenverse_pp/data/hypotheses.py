@@ -17,7 +17,7 @@ SPAN = ("start", "end")
 
 
 def read_hypotheses(path: Union[str, os.PathLike[str]]) -> List[Dict[str, Any]]:
-    """Read ``hyps.jsonl`` (raises UserError naming file and line, if a line is no hypothesis)."""
+    """Read ``hyps.jsonl`` (raises UserError naming file and line if a line is not a hypothesis)."""
     hyps = []
     for number, line in text_lines(path, "hypotheses"):
         if not line.strip():
@@ -32,7 +32,7 @@ def read_hypotheses(path: Union[str, os.PathLike[str]]) -> List[Dict[str, Any]]:
 
 
 def check_hypothesis(hyp: Any) -> str:
-    """The problem of a hypothesis, or an empty string. Required are ``id``, and ``tokens`` or ``text``."""
+    """Return the problem of a hypothesis, or an empty string. It needs an ``id``, and ``tokens`` or ``text``."""
     if not isinstance(hyp, dict):
         return "expected an object with 'id' and 'text'"
     if not isinstance(hyp.get("id"), str):
@@ -55,7 +55,7 @@ def check_hypothesis(hyp: Any) -> str:
 
 
 def _check_spans(hyp: Mapping[str, Any]) -> str:
-    """The problem of the fields with times, if present; or an empty string."""
+    """Return the problem of the fields with times, or an empty string."""
     for name in ("speaker_changes", "endpoints"):
         items = hyp.get(name)
         if items is not None and not (isinstance(items, list) and all(map(is_finite, items))):

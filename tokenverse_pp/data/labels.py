@@ -9,8 +9,8 @@ each task defines its labels (`Task.check`). A task that is not listed was not a
 in the mapping was labelled by people. Each entity of a machine-labelled cut also has ``"source"`` (the same name) and
 ``"confidence"`` (0 to 1). A cut has one source per task, so human and automatic labels never mix within it.
 
-Building lhotse objects takes longer than checking labels. Rows of the usual shape (a MonoCut with a recording and no
-stored features) are checked without them; other rows, and all that lhotse might reject, go through lhotse.
+Building lhotse objects takes longer than checking labels. Rows of the usual form (a MonoCut with a recording and no
+stored features) are checked without building them. Other rows, and rows that lhotse might reject, are read by lhotse.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MACHINE = "machine:"
 
 
 def machine_tasks(custom: Optional[Mapping[str, Any]]) -> List[str]:
-    """The tasks with automatic labels, by a cut's custom fields."""
+    """The tasks that have automatic labels according to a cut's custom fields."""
     sources = (custom or {}).get(LABEL_SOURCE) or {}
     return [task for task, source in sources.items() if str(source).startswith(MACHINE)]
 
@@ -115,7 +115,7 @@ def check_cut(cut: Cut, tasks: Optional[TaskSet] = None) -> List[str]:
 def find_problems(
     cuts: Iterable[Cut], tasks: Optional[TaskSet] = None, check_audio: bool = False
 ) -> Iterator[Tuple[str, str]]:
-    """Every problem of every cut as (cut id, problem); also ids that occur twice.
+    """Yield every problem of every cut as (cut id, problem), including ids that occur twice.
 
     Args:
         tasks: see `check_cut`.
@@ -192,7 +192,7 @@ def _check_supervisions(cut: Cut) -> List[str]:
 
 
 def _check_extent(cut: Cut) -> List[str]:
-    """The cut lies inside its recording, where it has one of its own."""
+    """Check that a cut with its own recording lies inside it."""
     recording = getattr(cut, "recording", None)
     if recording is None or not is_finite(cut.duration):
         return []
@@ -208,7 +208,7 @@ def _check_extent(cut: Cut) -> List[str]:
 
 
 def type_problems(where: str, sup: SupervisionSegment) -> List[str]:
-    """Fields of a turn of the wrong type or without valid Unicode: one line each, beginning with ``where``."""
+    """Return one line, beginning with ``where``, for each field of a turn with a wrong type or invalid Unicode."""
     texts = [(name, getattr(sup, name)) for name in ("text", "speaker", "language")]
     wrong = [(name, "a string", value) for name, value in texts if not isinstance(value, (str, type(None)))]
     wrong += [(name, "valid Unicode", x) for name, x in texts if isinstance(x, str) and not _is_unicode(x)]
@@ -220,7 +220,7 @@ def type_problems(where: str, sup: SupervisionSegment) -> List[str]:
 
 
 def _check_times(supervisions: Sequence[SupervisionSegment], cut_duration: float) -> List[str]:
-    """Turns inside the cut, in time order; two speakers may talk at once, one speaker may not."""
+    """Check that turns lie inside the cut, in time order; only turns of different speakers may overlap."""
     problems = []
     last_end: Dict[Optional[str], float] = {}
     last_start = -math.inf
@@ -277,7 +277,7 @@ class PlainTurn:
 
     @property
     def end(self) -> float:
-        """Seconds; rounded as lhotse does."""
+        """The end in seconds, rounded as by lhotse."""
         return round(self.start + self.duration, ndigits=8)
 
 
@@ -292,14 +292,14 @@ class PlainCut(FixedTurns):
 
 
 def labelled_cut(row: ManifestRow) -> Cut:
-    """A row as `PlainCut` where that is enough, otherwise as lhotse's cut (raises UserError if lhotse refuses it)."""
+    """Return a row as `PlainCut` if that suffices, else as a lhotse cut (raises UserError if lhotse rejects it)."""
     if is_plain(row.data):
         return cast(Cut, PlainCut(row.data))
     return cut_of(row.data, row.where)
 
 
 def is_plain(data: Dict[str, Any]) -> bool:
-    """Whether lhotse is sure to read a row, and nothing in it changes how its labels are read."""
+    """Whether lhotse can certainly read a row, and nothing in it changes how its labels are read."""
     supervisions = data.get("supervisions", [])
     return (
         data.get("type") == "MonoCut"
@@ -316,7 +316,7 @@ def _has(item: Any, needs: frozenset[str], may: frozenset[str]) -> bool:
 
 
 def _is_plain_custom(custom: Optional[Any]) -> bool:
-    """Whether lhotse would read nothing in it as a recording or an image."""
+    """Whether lhotse would read no custom field as a recording or an image."""
     if custom is None:
         return True
     return isinstance(custom, dict) and not any(
@@ -325,21 +325,21 @@ def _is_plain_custom(custom: Optional[Any]) -> bool:
 
 
 def _lies_inside(data: Dict[str, Any]) -> bool:
-    """Whether the cut lies in its recording; for others `check_cut` needs the recording."""
+    """Whether the cut lies in its recording; if not, `check_cut` needs the recording."""
     times = data["start"], data["duration"], data["recording"]["duration"]
     if not all(type(time) in (int, float) for time in times):
         return False
     start, seconds, whole = times
     try:
         return 0 <= start <= start + seconds <= whole
-    except OverflowError:  # a whole number that no float holds
+    except OverflowError:  # an integer too large for a float
         return False
 
 
 def _is_plain_recording(recording: Any) -> bool:
     if not _has(recording, _RECORDING_NEEDS, _RECORDING_MAY):
         return False
-    if recording.get("channel_ids") is None:  # lhotse works them out, and can fail at that
+    if recording.get("channel_ids") is None:  # lhotse computes them, which can fail
         return False
     sources = recording["sources"]
     return isinstance(sources, list) and all(_has(source, _SOURCE, _SOURCE) for source in sources)

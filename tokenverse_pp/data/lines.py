@@ -1,7 +1,7 @@
 """Read lines of untrusted text files, with limits and errors that name the line, and store large sets of names.
 
-`NameSet` needs little memory: a manifest of a million cuts has a million ids. `LineIndex` says where the lines of a
-file begin, so that a run that resumes at the end of a large manifest need not read it.
+`NameSet` needs little memory: a manifest of a million cuts has a million ids. `LineIndex` stores where the lines of a
+file begin, so that a run that resumes near the end of a large manifest need not read all of it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import BinaryIO, Callable, Iterator, List, Optional, Sequence, Tuple
 from tokenverse_pp.base.errors import CONTROL, UserError
 from tokenverse_pp.base.files import PathLike, feed, json_of, write_json
 
-MAX_LINE = 32 * 2**20  # bytes; a cut of some hours with an alignment of every word has about a tenth of it
+MAX_LINE = 32 * 2**20  # bytes; a cut of several hours with word alignments has about a tenth of it
 PROGRESS_STEP = 500  # lines between two reports of progress
-CONTROL_NO_SPACE = re.compile("[\\x00-\\x08\\x0e-\\x1f\\x7f-\\x84\\x86-\\x9f]")  # those that separate no words
-BLANKS = " \t"  # what separates the fields of ASCII formats
+CONTROL_NO_SPACE = re.compile("[\\x00-\\x08\\x0e-\\x1f\\x7f-\\x84\\x86-\\x9f]")  # those that do not separate words
+BLANKS = " \t"  # separators of fields in ASCII formats
 BOM = b"\xef\xbb\xbf"  # byte order mark
-INDEX = ".index"  # ending of an index's name, after that of what it indexes
+INDEX = ".index"  # appended to the name of the indexed file or folder
 EVERY = 1000  # lines from one offset of an index to the next
-SAMPLES, SAMPLE = 64, 4096  # blocks of the files, and bytes of a block, by which an index knows them again
+SAMPLES, SAMPLE = 64, 4096  # number and bytes of the blocks by which an index recognises its files
 _GAP = re.compile("[ \t]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
@@ -34,9 +34,9 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 def raw_lines(
     path: PathLike, progress: Optional[Callable[[int], None]] = None, start: int = 0
 ) -> Iterator[Tuple[int, bytes]]:
-    """Line numbers (from 1) and lines of a file, without line ends (LF or CRLF) and byte order mark.
+    """Yield line numbers (from 1) and lines of a file, without line ends (LF or CRLF) and byte order mark.
 
-    A name that ends in ``.gz`` is unpacked. Only one line is in memory.
+    A file whose name ends in ``.gz`` is unpacked. Only one line is in memory.
 
     Args:
         progress: called repeatedly with the bytes of the file (compressed, if it is) read since the last call.
@@ -47,7 +47,7 @@ def raw_lines(
             more than `MAX_LINE` bytes.
     """
     name = str(path)
-    if not Path(path).exists() or Path(path).is_dir():  # a pipe is no file, but has lines
+    if not Path(path).exists() or Path(path).is_dir():  # a pipe is not a regular file, but has lines
         raise UserError(f"{name}: no such file")
     number = position = 0
     try:
@@ -84,7 +84,7 @@ def text_of(line: bytes, where: str) -> str:
 
 
 def text_lines(path: PathLike, kind: str = "") -> Iterator[Tuple[int, str]]:
-    """Line numbers and lines of a UTF-8 file (`raw_lines`, `text_of`); ``kind`` says in messages what it holds."""
+    """Line numbers and lines of a UTF-8 file (`raw_lines`, `text_of`); ``kind`` is the kind of content in messages."""
     try:
         for number, line in raw_lines(path):
             yield number, text_of(line, f"{path}, line {number}")
@@ -129,7 +129,7 @@ def number_of(text: str) -> Optional[float]:
 def stray_control(text: str) -> Optional[str]:
     """The name of the first control character of a line other than a tab; None if there is none.
 
-    A carriage return may be the line end of another system, so that the line is several.
+    A carriage return may be the line end of another system; the line is then several lines.
 
     >>> stray_control("bad\\rcell"), stray_control("a\\tb")
     ('carriage return (U+000D)', None)
@@ -145,15 +145,15 @@ _HASH_BITS = (1 << 64) - 1
 
 
 def name_hash(name: str) -> int:
-    """64 bits of a name that are the same in every process, unlike Python's own hash."""
+    """Return a 64-bit hash of a name that is the same in every process, unlike Python's own."""
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 class NameSet:
-    """A set that keeps 64-bit hashes in place of names: 16 to 32 bytes a name.
+    """A set that stores 64-bit hashes instead of names: 16 to 32 bytes per name.
 
-    Two different names collide with a chance of n^2 / 2^65 among n names (3e-8 at a million). Open addressing with
-    linear probing (Knuth, TAOCP 3, algorithm 6.4 L).
+    Among n names, the probability of a collision is n^2 / 2^65 (3e-8 for a million). Open addressing with linear
+    probing (Knuth, TAOCP 3, algorithm 6.4 L).
     """
 
     def __init__(self) -> None:
@@ -164,7 +164,7 @@ class NameSet:
         return self._count
 
     def add(self, name: str) -> bool:
-        """Add a name; True if it is new."""
+        """Add a name; return True if it is new."""
         return self._put((hash(name) & _HASH_BITS) or 1)  # 0 marks a free slot
 
     def update(self, other: NameSet) -> None:
@@ -195,25 +195,25 @@ class WrongIndex(UserError):
 
 @dataclass
 class LineIndex:
-    """What is known of the files of a manifest without reading them; it lies beside them (`write_index`)."""
+    """Properties of the files of a manifest, stored next to them so that they need not be read (`write_index`)."""
 
     files: List[str]
-    """Their names, in the order in which they are read."""
+    """Names of the files, in the order in which they are read."""
     bytes: List[int]
-    """Their sizes."""
+    """Sizes of the files."""
     counts: List[int]
-    """Their numbers of lines."""
+    """Numbers of lines that are not blank."""
     offsets: List[int]
-    """Of a single file that is not compressed: where every `EVERY`-th line begins, from the first on."""
+    """Where every `EVERY`-th line begins, from the first on; only for a single uncompressed file."""
     sha256: str
-    """Of all of them, one after another."""
+    """SHA-256 of all files, one after another."""
     samples: List[str]
-    """For each file a hash of blocks that are spread over it (`sample`)."""
+    """For each file, a hash of blocks spread over it (`sample`)."""
 
     def check(self, manifest: PathLike, files: Sequence[Path]) -> None:
         """Check that no file has changed since it was indexed: size, time and sample (raises WrongIndex).
 
-        The time alone does not tell: a file that is moved or copied to this place keeps its older one.
+        The time alone is not enough: a file that is moved or copied here keeps its older time.
         """
         made = index_path(manifest).stat().st_mtime_ns
         for path, size, known in zip(files, self.bytes, self.samples):
@@ -226,16 +226,16 @@ _AGAIN = "run `tokenverse-pp manifest index {}` again, or delete the index"
 
 
 def index_path(manifest: PathLike) -> Path:
-    """Where the index of a file or folder is: beside it."""
-    return Path(os.path.abspath(manifest) + INDEX)  # of ``.`` too, which has no name
+    """The path of the index of a file or folder, next to it."""
+    return Path(os.path.abspath(manifest) + INDEX)  # absolute, since ``.`` has no name
 
 
 def sample(path: Path, files: int = 1) -> str:
-    """64 bits that change with a file: a hash of its first and last block, and of some that are spread between them.
+    """Return a 64-bit hash of a file's first and last block, and of blocks spread between them.
 
     Args:
-        files: of the manifest; all of them together have about `SAMPLES` blocks, but each at least two. The last one
-            of a ``.gz`` holds the checksum of its content.
+        files: number of files of the manifest. About `SAMPLES` blocks of all files together are read, but at least two
+            of each. The last block of a ``.gz`` file holds the checksum of its content.
     """
     digest, count = hashlib.blake2b(digest_size=8), max(2, SAMPLES // files)
     with open(path, "rb") as file:
@@ -250,10 +250,10 @@ def read_index(manifest: PathLike, files: Sequence[Path]) -> Optional[LineIndex]
     """The index of a manifest, if it has one.
 
     Args:
-        files: those of the manifest, in order. Their names are compared; `LineIndex.check` looks at the files.
+        files: the files of the manifest, in order. Only names are compared; `LineIndex.check` reads the files.
 
     Raises:
-        WrongIndex: it is none, or one of other files.
+        WrongIndex: if it is not an index, or is the index of other files.
     """
     path = index_path(manifest)
     if not path.is_file():
@@ -274,10 +274,10 @@ def write_index(manifest: PathLike, files: Sequence[Path], count: Callable[[Path
 
     Args:
         manifest: the file itself, or the folder of the files.
-        count: the number of lines of a file that is compressed.
+        count: counts the lines of a file; not used for a single uncompressed file.
 
     Raises:
-        UserError: a file cannot be read, or changes meanwhile, or the index cannot be written.
+        UserError: if a file cannot be read or changes meanwhile, or the index cannot be written.
     """
     offsets: List[int] = []
     try:
@@ -298,7 +298,7 @@ def write_index(manifest: PathLike, files: Sequence[Path], count: Callable[[Path
 
 
 def _offsets(path: Path, offsets: List[int]) -> int:
-    """Append where every `EVERY`-th line that is not blank begins; return the number of these lines."""
+    """Append where every `EVERY`-th non-blank line begins; return the number of non-blank lines."""
     number = at = 0
     with open(path, "rb") as file:
         for line in file:

@@ -30,8 +30,8 @@ from tokenverse_pp.data.lines import BOM, CONTROL, raw_lines, text_lines, text_o
 
 LINES = (".jsonl", ".jsonl.gz")
 FORMATS = (*LINES, ".json", ".json.gz", ".yaml", ".yaml.gz")
-UNKNOWN = "unknown"  # the language of a cut none of whose turns names one
-COMPRESSION = 6  # gzip's own default: lhotse's 9 takes four times as long for a tenth less
+UNKNOWN = "unknown"  # the language of turns that name none
+COMPRESSION = 6  # gzip's default; lhotse's 9 takes four times as long and saves a tenth
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 _encode_ascii = json.JSONEncoder().encode
@@ -76,7 +76,7 @@ def cut_of_line(line: str, where: str) -> Cut:
 
 
 def cut_of(data: Dict[str, Any], where: str) -> Any:
-    """The lhotse cut of a row's data, which stays as it is (raises UserError if lhotse cannot read it)."""
+    """Return the lhotse cut of a row's data, which is not changed (raises UserError if lhotse cannot read it)."""
     cut = cut_of_line(_encode_ascii(data), where)
     try:
         _ = cut.custom  # of a mixed cut: that of a track
@@ -98,7 +98,7 @@ def load_whole(name: str) -> Any:
 
 
 def load_kind(file: PathLike, kind: Any, name: str, expected: str) -> Any:
-    """`load_whole` of a manifest of a kind (raises UserError with the file's ``name``, and what was ``expected``)."""
+    """`load_whole` of a manifest of class ``kind`` (raises UserError with ``name`` and what was ``expected``)."""
     try:
         manifest = load_whole(str(file))
     except Exception as error:
@@ -114,7 +114,7 @@ def reason_of(error: Exception) -> str:
 
 
 def shortened(text: str, limit: int = 600) -> str:
-    """A value from the data for a message: without control characters, and without its middle if it is long."""
+    """Prepare a value from the data for a message: escape control characters, omit the middle if it is long."""
     text = CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
     return text if len(text) <= limit else f"{text[: limit // 2]} .. {text[-limit // 3 :]}"
 
@@ -168,10 +168,10 @@ def read_rows(path: PathLike, bar: Any = None, part: Tuple[int, int] = (0, 1)) -
 
 
 def scan_rows(path: PathLike, bar: Any = None, part: Tuple[int, int] = (0, 1)) -> Iterator[ManifestRow]:
-    """`read_rows` that also yields lines that are no cuts, each with its problem.
+    """Like `read_rows`, but also yield lines that are not cuts, each with its problem.
 
     Raises:
-        UserError: if the file is missing or cannot be read on.
+        UserError: if the file is missing or cannot be read further.
     """
     name, file = _manifest(path)
     if name.endswith(LINES):
@@ -219,20 +219,20 @@ class RowWriter:
         self.count = 0
 
     def write(self, row: Union[ManifestRow, Dict[str, Any]]) -> None:
-        """Write a row as it was read, or changed data."""
+        """Write a row unchanged, or changed data."""
         line = row.line if isinstance(row, ManifestRow) else row_bytes(row)
         self.file.write(line if line.endswith(b"\n") else line + b"\n")
         self.count += 1
 
     def write_lines(self, lines: Sequence[bytes]) -> None:
-        """Write rows that are lines already, without their newlines."""
+        """Write rows given as lines without newlines."""
         self.file.writelines(line + b"\n" for line in lines)
         self.count += len(lines)
 
 
 @contextlib.contextmanager
 def writing_rows(path: PathLike) -> Iterator[RowWriter]:
-    """A writer of a manifest that is renamed into place only if the block ends without an error.
+    """Open a writer of a manifest, which is renamed into place only if the block ends without an error.
 
     Raises:
         UserError: if the path cannot be written, or is not named ``.jsonl`` or ``.jsonl.gz``.
@@ -261,16 +261,16 @@ def _open_to_write(path: Path) -> Iterator[IO[bytes]]:
         if not path.name.endswith(".gz"):
             yield raw
             return
-        # Without name and time in its header, the same cuts give the same bytes.
+        # Without name and time in the gzip header, the same cuts give the same bytes.
         with gzip.GzipFile("", "wb", COMPRESSION, raw, mtime=0) as file:
             yield file  # type: ignore[misc]
 
 
 def custom_of(data: Dict[str, Any]) -> Dict[str, Any]:
-    """The custom fields of a row's cut, created if there are none; of a mixed cut its first real track's, as in lhotse.
+    """Return a row's custom fields, created if missing; for a mixed cut its first real track's, as in lhotse.
 
     Raises:
-        UserError: if they are no mapping.
+        UserError: if they are not a mapping, or all tracks are padding.
     """
     cuts = _cuts_in(data)
     if not cuts:
@@ -288,7 +288,7 @@ def _custom(holder: Dict[str, Any], where: str) -> Dict[str, Any]:
 
 
 def _cuts_in(data: Dict[str, Any]) -> List[Dict[str, Any]]:
-    """The row itself, or the tracks of a mixed cut without padding."""
+    """The row itself, or the cuts in the tracks of a mixed cut, without padding."""
     if "tracks" not in data:
         return [data]
     tracks = [track for track in data["tracks"] if isinstance(track, dict)] if isinstance(data["tracks"], list) else []
@@ -342,12 +342,12 @@ def language_of(row: ManifestRow) -> str:
 
 
 def languages_joined(codes: Iterable[Any]) -> str:
-    """The languages of a cut's turns, whatever their region and spelling: ``fr``, ``cs+nl``, ``unknown``."""
+    """The languages of a cut's turns, regardless of region and spelling: ``fr``, ``cs+nl``, ``unknown``."""
     return "+".join(sorted({language_group(str(code or "")) or UNKNOWN for code in codes}))
 
 
 def reading_bar(paths: Sequence[PathLike], what: str, passes: int = 1) -> Any:
-    """A progress bar for reading ``paths`` so many times; it is shown only if stderr is a terminal."""
+    """A progress bar for reading ``paths`` ``passes`` times; it is shown only if stderr is a terminal."""
     files = [local_path(path) for path in paths]
     total = passes * sum(file.stat().st_size for file in files if file.is_file())
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, leave=False)

@@ -2,32 +2,32 @@
 
 ``words`` (`normalise`), the default. The rules, in order:
 
-1. Emoji and other pictographs become spaces, also those that NFKC would spell as letters (`™`, `ℹ`); a keycap (`1️⃣`) is
-   the digit on it, a word of its own.
-2. What has no width is dropped: soft hyphens, zero-width joiners and non-joiners, variation selectors, word joiners,
-   byte order marks, direction marks and the other default-ignorable code points of Unicode, enclosing marks, and the
-   Arabic elongation (tatweel). So words do not depend on invisible characters: `Zusam\\u00admenarbeit` is
-   `zusammenarbeit`, and Persian `می\\u200cخواهم`, Sinhala `ශ්\\u200dරී` are one word, spelt as without the joiner. One of
-   them separates words, and becomes a space in every language: the zero-width space (U+200B), which stands between the
-   words of Thai, Khmer and Lao where they are marked at all.
+1. Emoji and other pictographs become spaces, also those that NFKC would spell as letters (`™`, `ℹ`); a keycap (`1️⃣`)
+   becomes its digit, as a separate word.
+2. Characters without width are dropped: soft hyphens, zero-width joiners and non-joiners, variation selectors, word
+   joiners, byte order marks, direction marks and the other default-ignorable code points of Unicode, enclosing marks,
+   and the Arabic elongation (tatweel). So words do not depend on invisible characters: `Zusam\\u00admenarbeit` is
+   `zusammenarbeit`, and Persian `می\\u200cخواهم`, Sinhala `ශ්\\u200dරී` are one word, spelt as without the joiner. The
+   exception is the zero-width space (U+200B), which becomes a space in every language: it separates the words of Thai,
+   Khmer and Lao if they are separated at all.
 3. Unicode NFKC (full-width letters, ligatures, superscripts, `…` become their plain forms), then lower case; in
    Turkish, Azerbaijani, Crimean Tatar and Gagauz `I` becomes `ı` and `İ` becomes `i`.
 4. Every apostrophe-like sign becomes `'`; it stays only *between* two letters or digits (`l'aide`, `zo'n`), so
-   quotation marks vanish: `'s morgens` becomes `s morgens`. In Catalan the middle dot stays likewise (`col·lecció`).
-5. `ё` becomes `е` in Russian, and where no language is given: Russian texts write both for the same sound, often within
-   one file. In other languages (Belarusian) it is a letter of its own and stays.
+   quotation marks vanish: `'s morgens` becomes `s morgens`. In Catalan the middle dot stays too (`col·lecció`).
+5. `ё` becomes `е` in Russian, and if no language is given: Russian texts write both for the same sound, often within
+   one file. In other languages (Belarusian) it is a separate letter and stays.
 6. Everything that is not a letter, a combining mark, a digit or such an apostrophe becomes a space: hyphens
    (`dix-sept` -> `dix sept`), dots (`A.M.` -> `a m`), and brackets, so that no `[` or `]` survives (task tokens use
    them). A combining mark that follows no letter or digit is dropped.
 7. In languages written without spaces (Chinese, Cantonese, Min Nan and the other Chinese languages, Japanese) every
    Han, Hiragana or Katakana character becomes a word, with its combining marks, so that the word error rate is the
    usual character error rate.
-8. Runs of spaces become one; none at either end. Every word has a letter or a digit.
+8. Runs of spaces become one space, and spaces at both ends are removed. Every word has a letter or a digit.
 
-``cased``: the same without lower case. ``none``: the text as it is, but for brackets, which become spaces, and spaces,
-as by rule 8: the label schema asks for both. A zero-width space counts as a space there too, and what would be a word
-without any visible character (a lone variation selector, direction mark or combining mark) is dropped. Invisible
-characters *within* words stay.
+``cased``: the same without lower case. ``none``: the text is unchanged, except that brackets become spaces and spaces
+follow rule 8, as the label schema requires. A zero-width space counts as a space here too, and a word without any
+visible character (a lone variation selector, direction mark or combining mark) is dropped. Invisible characters
+*within* words stay.
 
 The language is a code that `tokenverse_pp.base.languages` reads (``tr``, ``tr-TR``, ``tur``). A language without rules
 of its own (``fr``) follows the common rules; an invalid code is an error.
@@ -51,10 +51,10 @@ from tokenverse_pp.base.languages import rules_language
 ZERO_WIDTH_SPACE = "\u200b"
 _APOSTROPHES = regex.compile("[\u2018\u2019\u201b\u02bc\u02b9\u0060\u00b4\u2032\uff07]")
 _KEYCAPS = regex.compile(r"([\p{Nd}#*])\p{DI}*\u20e3")
-_KEYCAP_TEN = "🔟"  # the only one that is a character of its own
+_KEYCAP_TEN = "🔟"  # the only keycap that is a single character
 # Pictographs, and blanks that NFKC would turn into something else. The two circled ideographs are read aloud.
 _BLANKS = regex.compile(r"(?V1)[[\p{Extended_Pictographic}--[㊗㊙]]\u200b\u3164\uffa0]")
-# Format characters but for the visible ones: number signs, which stand before digits, and interlinear annotations.
+# Format characters except the visible ones: number signs, which precede digits, and interlinear annotations.
 _INVISIBLE = regex.compile(
     r"(?V1)[[\p{DI}\p{Cf}--[\u200b\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\ufff9-\ufffb\U000110bd\U000110cd]]"
     r"\p{Me}\u0640\u07fa]+"
@@ -68,9 +68,9 @@ _BRACKETS = str.maketrans({"[": " ", "]": " ", ZERO_WIDTH_SPACE: " "})
 
 
 class _WordCharacters(Dict[int, int]):
-    """For `str.translate`: letters, marks, digits and the characters in `kept` as they are, all others as spaces.
+    """For `str.translate`: keeps letters, marks, digits and the characters in `kept`; all others become spaces.
 
-    By Python's Unicode and not by that of `regex`, which is newer: the one that NFKC, lower case and `str.isalnum` use.
+    Uses the Unicode version of Python, as NFKC, lower case and `str.isalnum` do, and not the newer one of `regex`.
     """
 
     def __init__(self, kept: str):
@@ -90,21 +90,21 @@ UNSPACED_LANGUAGES = CHINESE | {"ja"}
 
 
 def normalise(text: str, language: Optional[str] = None, lower: bool = True) -> str:
-    """Returns `text` as plain words with single spaces between them; `normalise` is idempotent.
+    """Return `text` as plain words with single spaces between them; `normalise` is idempotent.
 
     Args:
         language: a code (BCP 47, ISO 639), for the rules of one language.
-        lower: in lower case.
+        lower: convert to lower case.
 
     Raises:
-        UserError: for a language that is no code.
+        UserError: if the language is not a code.
     """
     rules = rules_language(language)
     text = _BLANKS.sub(" ", _KEYCAPS.sub(r" \1 ", text.replace(_KEYCAP_TEN, " 10 ")))
-    # The apostrophe look-alikes go before NFKC, which would turn a free-standing acute accent into a space and a
-    # combining mark; so does the invisible, which keeps letters from being composed.
+    # Apostrophe look-alikes are replaced before NFKC, which would turn a free-standing acute accent into a space and a
+    # combining mark; invisible characters are dropped before, since they keep letters from being composed.
     text = unicodedata.normalize("NFKC", _APOSTROPHES.sub("'", _INVISIBLE.sub("", text)))
-    text = _INVISIBLE.sub("", text)  # what NFKC made: tatweels of Arabic presentation forms
+    text = _INVISIBLE.sub("", text)  # those made by NFKC: tatweels of Arabic presentation forms
     text = unicodedata.normalize("NFKC", lower_case(text, rules) if lower else text)
     text = _APOSTROPHES.sub("'", text)
     if rules == "ca":
@@ -125,12 +125,12 @@ def cased(text: str, language: Optional[str] = None) -> str:
 
 
 def untouched(text: str, language: Optional[str] = None) -> str:
-    """Single spaces and no brackets, as the label schema wants; otherwise as it is."""
+    """Return the text with single spaces and no brackets, as the label schema requires; otherwise unchanged."""
     return " ".join(visible_words(text.translate(_BRACKETS)))
 
 
 def visible_words(text: str) -> List[str]:
-    """What spaces (zero-width ones too) separate, as it is, but for what has no visible character.
+    """Split a text at spaces, zero-width ones too, and drop words without a visible character.
 
     >>> visible_words("a \\ufe0f b\\u200bc")
     ['a', 'b', 'c']
@@ -149,13 +149,13 @@ def has_digits(text: str) -> bool:
 
 
 def check_written(written: bool, normaliser: str) -> None:
-    """Check that written texts can be labelled beside plain words (raises UserError)."""
+    """Check that written texts can be labelled with this normaliser (raises UserError)."""
     if written and normaliser != "words":
         raise UserError("--written: needs --normaliser words, which makes plain words of the written texts")
 
 
 def _without_yo(text: str) -> str:
-    """`е` for `ё`; more than once where a second diaeresis stands on it."""
+    """Replace `ё` by `е`, repeatedly if a second diaeresis follows."""
     while "ё" in text or "Ё" in text:
         text = unicodedata.normalize("NFC", text.replace("ё", "е").replace("Ё", "Е"))
     return text

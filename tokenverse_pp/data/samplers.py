@@ -1,20 +1,20 @@
-"""Which cuts an epoch has, in which batches: the corpora of ``data.train``, rounds, samplers and loaders.
+"""The cuts and batches of an epoch: the corpora of ``data.train``, rounds, samplers and loaders.
 
 A corpus can be read from any cut on without parsing the cuts before it, and with an index (`lines.LineIndex`) without
 reading them.
 
-An epoch is `data.epoch_cuts` cuts (all that there are, without weights). It is drawn in rounds of at most
-`data.round_cuts`, each by a sampler of its own, so that a resumed run draws no more than one round again; the lines
-before it are skipped unparsed.
+An epoch has `data.epoch_cuts` cuts (without weights: all cuts). It is drawn in rounds of at most `data.round_cuts`,
+each with its own sampler, so that a resumed run draws at most one round again; the lines before that round are skipped
+without parsing them.
 
-A corpus with share w of all the weights has given floor(n * w) cuts after n draws of the run, in the order of its file,
-and starts again at its end. So the draws of any round are known from the numbers of epoch and round alone, a large
+After n draws of the run, a corpus with share w of the total weight has given floor(n * w) cuts, in file order; after
+its last cut it starts again. So the draws of any round follow from the numbers of epoch and round alone, a large
 corpus with a small weight is seen completely over several epochs, and without weights (a corpus's share is then its
-share of the cuts) an epoch is exactly every cut once. lhotse's multiplexer mixes the corpora of a round at random.
+share of the cuts) an epoch has every cut exactly once. lhotse's multiplexer mixes the corpora of a round at random.
 
-A cut that comes again within an epoch, or from another file of `data.train`, is marked (`dataset.PASS`), so that each
-time has its own draw of active tasks. The mark follows from the number of the draw: it is the same for any number of
-ranks and workers, and after a resume.
+A cut that is repeated within an epoch, or is not from the first file of `data.train`, is marked (`dataset.PASS`), so
+that each occurrence has its own draw of active tasks. The mark depends only on the number of the draw: it is the same
+for any number of ranks and workers, and after a resume.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ from tokenverse_pp.data.editing.shar import find_shar, is_shar
 from tokenverse_pp.data.lines import EVERY, LineIndex, WrongIndex, raw_lines, read_index, text_of, write_index
 from tokenverse_pp.data.manifests import cut_of_line, load_whole
 
-# With data.rank_parts: so many steps towards the next round with each batch of this one. A step draws a batch, or reads
-# so many cuts: about as many as a batch has.
+# With data.rank_parts: AHEAD steps towards the next round are made with each batch of this one. A step draws a batch or
+# reads READ cuts, about as many as a batch has.
 AHEAD, READ = 3, 32
 BINS_FROM = 10000  # cuts from which the bounds of the buckets are estimated, lhotse's default
 
 
 class CutSource(ABC):
-    """A corpus of `data.train`: a number of cuts in a fixed order, read over and over.
+    """A corpus of `data.train`: cuts in a fixed order, read repeatedly.
 
-    Reading on costs nothing, reading from another place costs skipping lines.
+    Continuing to read costs nothing extra; reading from another place must skip lines.
     """
 
     def __init__(self, path: str):
@@ -91,7 +91,7 @@ class CutSource(ABC):
         return [self.file]
 
     def read(self, start: int, stop: int) -> Iterator[Cut]:
-        """Cuts ``start`` to ``stop - 1``, where number `count` is the first one again."""
+        """Yield cuts ``start`` to ``stop - 1``, counted modulo `count`."""
         for number in range(start, stop):
             place = number % self.count
             if place != self._place:
@@ -100,30 +100,30 @@ class CutSource(ABC):
             yield next(self._reader)
 
     def spread(self, count: int) -> Iterator[Cut]:
-        """So many cuts, evenly spread over the source; all of them where there are not more."""
+        """Yield ``count`` cuts, evenly spread over the source, or all of them if it has fewer."""
         reader, at = self.open_at(0), 0
         for place in self._spread_places(count):
             yield next(islice(reader, place - at, None))
             at = place + 1
 
     def _spread_places(self, count: int) -> Iterator[int]:
-        """One place of each of ``count`` equal parts, always the same: drawn, since a manifest may repeat a pattern."""
+        """Draw a random place in each of ``count`` equal parts, with a fixed seed: a manifest may repeat a pattern."""
         count, rng = min(count, self.count), random.Random(0)
         for number in range(count):
             yield rng.randrange(number * self.count // count, (number + 1) * self.count // count)
 
     def __getstate__(self) -> Dict[str, Any]:
-        """For other processes: they open it anew."""
+        """State for other processes, which open a new reader."""
         return {**self.__dict__, "_reader": iter(()), "_place": -1}
 
     def write_index(self) -> LineIndex:
-        """Write the index of the manifests beside them (raises UserError where they can have none)."""
+        """Write the index of the manifests next to them (raises UserError if they cannot have one)."""
         if url_of(self.path) is not None:
             raise UserError(f"{self.path}: an index is for files, and manifests of object storage are copied first")
         return write_index(self.path, self.manifests(), _count_lines)
 
     def fingerprint(self) -> Dict[str, Any]:
-        """Bytes and SHA-256 of the manifests, read or by their index; audio is not read."""
+        """Return path, bytes and SHA-256 of the manifests, from the index if there is one; audio is not read."""
         if self.index:
             self.index.check(self.path, self.manifests())
             return {"path": self.path, "bytes": sum(self.index.bytes), "sha256": self.index.sha256}
@@ -143,18 +143,18 @@ class LinesSource(CutSource):
         self.offsets = self.index.offsets if self.index else []
 
     def count_cuts(self) -> int:
-        """See CutSource; a blank line is no cut."""
+        """See CutSource; blank lines do not count."""
         return sum(self.index.counts) if self.index else _count_lines(self.file)
 
     def open_at(self, place: int) -> Iterator[Cut]:
-        """See CutSource; with an index of a plain file fewer than `EVERY` lines before ``place`` are read."""
+        """See CutSource; with an index of a plain file, fewer than `EVERY` lines before ``place`` are read."""
         known = min(place // EVERY, len(self.offsets) - 1) if self.offsets else 0
         lines = _cut_lines(self.file, self.offsets[known] if known else 0)
         for number, line in islice(lines, place - known * EVERY, None):
             yield self._cut(known * EVERY + number, line)
 
     def spread(self, count: int) -> Iterator[Cut]:
-        """See CutSource; the lines between are not parsed, and of a large plain file with an index not read."""
+        """See CutSource; lines between are not parsed, and not read if a large plain file has an index."""
         if self.offsets and self.count > EVERY * count:
             yield from (next(self.open_at(place)) for place in self._spread_places(count))
             return
@@ -198,13 +198,13 @@ class SharSource(CutSource):
         self.shard_counts: List[int] = []
 
     def count_cuts(self) -> int:
-        """See CutSource; manifests only."""
+        """See CutSource; only manifests are read."""
         if not self.shard_counts:
             self.shard_counts = self.index.counts if self.index else [_count_lines(path) for path in self.files.cuts]
         return sum(self.shard_counts)
 
     def open_at(self, place: int) -> Iterator[Cut]:
-        """See CutSource; shards before ``place`` are not opened, the tar files of its own shard are read up to it."""
+        """See CutSource; earlier shards are not opened, the tar files of the shard are read up to ``place``."""
         assert self.count, "counting fills shard_counts"
         first = 0
         while place >= self.shard_counts[first]:
@@ -219,7 +219,7 @@ class SharSource(CutSource):
 
 
 def _plainly(cuts: Iterator[Cut]) -> Iterator[Cut]:
-    """The cuts; what lhotse makes of the error of an object that cannot be read becomes that error again."""
+    """Yield the cuts; where lhotse wraps the UserError of an object that cannot be read, raise the UserError."""
     try:
         yield from cuts
     except ValueError as error:
@@ -264,11 +264,11 @@ def _count_lines(path: Path) -> int:
 
 
 class CorpusRange:
-    """Cuts ``start`` to ``stop - 1`` of a source, iterable repeatedly (to the end of the file for None).
+    """A repeatable iterable of cuts ``start`` to ``stop - 1`` of a source (to the end of the file for None).
 
     Args:
         first: the number of the epoch's first cut, from which passes through the source are counted.
-        file: the number of the source in `data.train`.
+        file: the index of the source in `data.train`.
     """
 
     def __init__(self, source: CutSource, start: int, stop: Optional[int], first: int = 0, file: int = 0):
@@ -322,9 +322,9 @@ class Rounds:
         return [(int(bounds[0] * share), int(bounds[1] * share)) for share in self.shares]
 
     def sample(self, count: int) -> Iterator[Cut]:
-        """About so many cuts, of each source as many as its share says, evenly spread over it.
+        """Yield about ``count`` cuts, from each source according to its share, evenly spread over it.
 
-        A source that has fewer gives each of them several times.
+        A source with too few cuts yields them several times.
         """
         for source, share in zip(self.sources, self.shares):
             wanted = round(count * share)
@@ -335,7 +335,7 @@ class Rounds:
                 yield from source.spread(rest)
 
     def cuts(self, epoch: int, number: int, part: Tuple[int, int] = (0, 1)) -> CutSet:
-        """The cuts of a round, lazily; ``part`` (r, n): the r-th of n parts, each of as many cuts of each corpus."""
+        """The cuts of a round, lazily; ``part`` (r, n): the r-th of n parts, each with 1/n of each corpus's cuts."""
         ranges = [_part(start, stop, *part) for start, stop in self.ranges(epoch, number)]
         firsts = [start for start, _ in self.ranges(epoch, 0)]
         parts = [
@@ -363,7 +363,7 @@ def open_rounds(config: DataConfig, seed: int) -> Rounds:
 
 
 def paired_limits(config: DataConfig) -> DataConfig:
-    """The configuration with half the seconds, cuts and tokens in a batch, each cut of which will be there twice."""
+    """Return the configuration with half the seconds, cuts and tokens per batch, where each cut will occur twice."""
     return dataclasses.replace(
         config,
         max_duration=config.max_duration / 2,
@@ -381,27 +381,27 @@ class SamplerState(NamedTuple):
 
 
 class TrainSampler:
-    """Draws batches, round by round, each with lhotse's dynamic bucketing sampler.
+    """Draws batches round by round, each round with lhotse's dynamic bucketing sampler.
 
-    All ranks get the same number of batches: lhotse draws a batch for each rank at once, and where the last draw of a
-    round does not reach all ranks it splits what there is among them (fewer cuts than ranks: some come twice).
+    All ranks get the same number of batches: lhotse draws one batch for each rank at a time. If the last draw of a
+    round does not suffice for all ranks, its cuts are split among them (with fewer cuts than ranks, some are repeated).
 
-    So each rank reads all cuts, and its work grows with the number of ranks. With ``rank_parts`` it reads its own part
-    of each round. It reads and draws the next round ahead, a little with each batch that is used. As a round begins the
-    ranks tell each other how many they have, and those that have fewer split some; then all bring them into the same
-    order of cost, so that they need not wait for each other (`level`).
+    So each rank reads all cuts, and its work grows with the number of ranks. With ``rank_parts`` it reads only its own
+    part of each round. It reads and draws the next round ahead, a little with each batch that is used. When a round
+    begins, the ranks exchange their numbers of batches, and ranks with fewer split some. Then all ranks bring their
+    batches into the same order of cost, so that they need not wait for each other (`level`).
 
     Args:
         rounds: the cuts of each round.
         config: limits of a batch, buckets and buffers.
-        seed: of the order.
-        world: this process among its peers.
+        seed: for the order.
+        world: this process in its group.
         wanted: a predicate for cuts that can be used.
-        looked: called with what was ``counted`` after ``wanted`` has seen the first cuts (`look`), and after each
-            round; with ``rank_parts`` then with that of all ranks, in order, on each of them.
+        looked: called with a list of results of ``counted``, after ``wanted`` has seen the first cuts (`look`) and
+            after each round is drawn; with ``rank_parts`` the latter list is of all ranks, in order, on each of them.
         tokens_of: the number of target tokens of a cut; needed with ``config.max_batch_tokens``.
-        change: called with a cut and its ``epoch``, gives the cut that ``wanted`` sees; None: cuts stay as they are.
-        counted: what ``wanted`` has counted since the last call; small, for `DistributedContext.gather`.
+        change: called with a cut and its ``epoch``, returns the cut that ``wanted`` sees. None: no change.
+        counted: returns the counts of ``wanted`` since the last call; small, for `DistributedContext.gather`.
     """
 
     def __init__(
@@ -450,17 +450,17 @@ class TrainSampler:
         """The batches of a round that lhotse makes for this rank; none after the last round of the epoch.
 
         Args:
-            cuts: those of the round, if they have been read.
+            cuts: the cuts of the round, if they have been read.
         """
         if number < self.rounds.per_epoch:
             sampler = self._sampler(self._cuts(epoch, number, self.part) if cuts is None else cuts)
             sampler.set_epoch(epoch * self.rounds.per_epoch + number)
             yield from sampler
-            if not self.parted:  # with parts `_levelled` does it: here a rank is alone
+            if not self.parted:  # with parts, `_levelled` does this for all ranks
                 self.looked([self.counted()])
 
     def _towards(self, epoch: int, number: int) -> Iterator[Optional[CutSet]]:
-        """`draw` in small steps: with parts, None after each `READ` cuts (lhotse would fill its buffer at once)."""
+        """`draw` in small steps: with parts, yield None per `READ` cuts (lhotse would fill its buffer at once)."""
         cuts: Optional[List[Cut]] = None
         if self.parted and number < self.rounds.per_epoch:
             cuts = []
@@ -471,10 +471,10 @@ class TrainSampler:
         yield from self.draw(epoch, number, cuts)
 
     def _levelled(self, batches: List[CutSet], epoch: int, number: int) -> List[CutSet]:
-        """`level` with as many batches as the rank with the most has. All ranks call this together.
+        """`level` the batches to the largest number that any rank has. All ranks call this together.
 
         Raises:
-            UserError: on all ranks, if one has no cut and another has.
+            UserError: on all ranks, if one rank has no cuts and another has some.
         """
         told = self.world.gather((len(batches), self.counted()))
         self.looked([counts for _, counts in told])
@@ -490,7 +490,7 @@ class TrainSampler:
         return level(batches, max(counts), rng)
 
     def look(self) -> List[float]:
-        """The bounds of the buckets in seconds, from the first cuts; none for one bucket, or for too few cuts."""
+        """Return the bucket bounds in seconds, from the first cuts; empty for one bucket or too few cuts."""
         if self._bins is None:
             config = self.config
             first = list(islice(self._cuts(0, 0), BINS_FROM))
@@ -508,10 +508,10 @@ class TrainSampler:
         return cuts.filter(self.wanted)
 
     def _sampler(self, cuts: Iterable[Cut]) -> Any:
-        """lhotse's dynamic bucketing sampler, or without bins its plain one.
+        """Return lhotse's dynamic bucketing sampler, or without bins its plain one.
 
-        A batch is full once another cut like its longest would be too much, so that in a mixed stream its last cut may
-        exceed the duration.
+        A batch is full once another cut like its longest would exceed a limit. So in a mixed stream, a last cut that is
+        longer may exceed the duration.
         """
         limits: Dict[str, Any] = {"max_duration": self.config.max_duration, "max_cuts": self.config.max_cuts}
         if self.config.max_batch_tokens:
@@ -532,7 +532,7 @@ class TrainSampler:
 
 
 class FromPlace:
-    """A sampler for torch's DataLoader: the batches of an epoch from a position on. It lives in the main process."""
+    """A sampler for torch's DataLoader, used in the main process: the batches of an epoch from a position on."""
 
     def __init__(self, sampler: TrainSampler, start: SamplerState):
         self.sampler = sampler
@@ -579,7 +579,7 @@ def train_batches(
     Raises:
         UserError: for a cut that cannot be loaded, here or in a worker process.
     """
-    dataset.epoch = start.epoch  # workers start anew each epoch, so they see it
+    dataset.epoch = start.epoch  # workers are started anew each epoch and get it
     batches = FromPlace(sampler, start)
     loader = DataLoader(
         Loading(dataset),

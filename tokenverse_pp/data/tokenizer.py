@@ -33,8 +33,8 @@ class Piece(NamedTuple):
 class Tokenizer:
     """Text with task tokens <-> ids.
 
-    The words between two task tokens are encoded on their own, so that a task token costs one id and never drags
-    a lone space sign ``▁`` along.
+    The words between two task tokens are encoded separately, so that a task token takes one id, without an extra
+    space sign ``▁``.
     """
 
     def __init__(self, model: bytes):
@@ -55,20 +55,20 @@ class Tokenizer:
             raise UserError(f"{path}: not a SentencePiece model") from None
         if tokenizer.processor.IdToPiece(BLANK_ID) != BLANK:
             raise UserError(f"{path}: id 0 must be the blank {BLANK}; was it trained by tokenverse_pp?")
-        if tokenizer.processor.unk_id() != UNK_ID:  # icefall's have <sos/eos> there
+        if tokenizer.processor.unk_id() != UNK_ID:  # models of icefall have <sos/eos> there
             raise UserError(f"{path}: id {UNK_ID} must be {UNK}; was it trained by tokenverse_pp?")
         return tokenizer
 
     @classmethod
     def of_pieces(cls, pieces: Sequence[Piece], kind: str) -> Tokenizer:
-        """A SentencePiece model of known pieces: the blank, ``<unk>``, then any.
+        """Make a SentencePiece model from known pieces: the blank, ``<unk>``, then any.
 
         Args:
-            pieces: their ids are their places.
+            pieces: the pieces in the order of their ids.
             kind: ``bpe`` or ``unigram``.
 
         Raises:
-            UserError: if protobuf is not installed, or the pieces are no model.
+            UserError: if protobuf is not installed, or the pieces make no valid model.
         """
         schema = _schema()
         proto = schema.ModelProto()
@@ -95,7 +95,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """V, the blank included."""
+        """The size V of the vocabulary, including the blank."""
         return int(self.processor.GetPieceSize())
 
     @property
@@ -135,7 +135,7 @@ class Tokenizer:
         return index
 
     def bias_of(self, options: SearchOptions) -> np.ndarray:
-        """What ``token_bias`` adds to the logits, (V,) float32 (raises UserError for a token that is not known)."""
+        """Return what ``token_bias`` adds to the logits, (V,) float32 (raises UserError for an unknown token)."""
         added = np.zeros(self.vocab_size, dtype=np.float32)
         for token, number in options.token_bias:
             try:
@@ -158,7 +158,7 @@ class Tokenizer:
                 another script is not written as ``<unk>``. Longer pieces are not learnt.
 
         Raises:
-            UserError: if protobuf is not installed, which comes with tensorboard.
+            UserError: if protobuf, which comes with tensorboard, is not installed.
         """
         known = {piece for piece, *_ in _entries(self.processor)}
         new_symbols = [symbol for symbol in dict.fromkeys(symbols) if symbol not in known]

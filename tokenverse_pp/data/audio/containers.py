@@ -52,7 +52,7 @@ NAMES = {  # for messages
     "mpegts": "MPEG-TS",
     "mpeg": "MPEG-PS",
 }
-PACKETS = ("mp4", "matroska", "adts", "amr", "asf", "avi", "flv", "mpegts", "mpeg")  # containers of PyAV
+PACKETS = ("mp4", "matroska", "adts", "amr", "asf", "avi", "flv", "mpegts", "mpeg")  # containers that PyAV reads
 
 
 def _aiff(data: Bytes, start: int) -> Optional[Extent]:
@@ -97,7 +97,7 @@ def sphere_header(data: Bytes, start: int = 0) -> Dict[str, str]:
 
 
 def shorten_to_wav(data: Bytes, name: str) -> Tuple[bytes, int]:
-    """Convert SPHERE that is compressed with Shorten -> WAV, by sph2pipe, and the samples that the header states."""
+    """Convert Shorten-compressed SPHERE to WAV with sph2pipe; return it, and the samples that the header states."""
     program = shutil.which("sph2pipe")
     if program is None:
         raise UserError(f"{name}: SPHERE that is compressed with Shorten needs sph2pipe (`lhotse install-sph2pipe`)")
@@ -203,7 +203,7 @@ def packet_structure(data: Bytes, container: str) -> Structure:
 
 
 def _boxes(data: Bytes) -> Tuple[List[int], bool]:
-    """The files in MP4 (another ``ftyp`` behind the media begins the next), and whether the end is missing."""
+    """Return where the files joined in an MP4 begin (at each ``ftyp`` after media), and whether the end is missing."""
     starts, at, indexed, media = [0], 0, False, False
     while at + 8 <= data.size:
         head = data.at(at, 16)
@@ -226,9 +226,9 @@ def _boxes(data: Bytes) -> Tuple[List[int], bool]:
 
 
 def _segments(data: Bytes) -> Tuple[List[int], bool]:
-    """The files in Matroska (each EBML header begins one), and whether the end is missing.
+    """Return where the files joined in Matroska begin (at each EBML header), and whether the end is missing.
 
-    Segments and clusters may be of unknown length (recordings of browsers).
+    Segments and clusters may have an unknown length (recordings made by browsers).
     """
     starts = [at for at in data.find(b"\x1a\x45\xdf\xa3") if b"\x42\x82" in data.at(at, 64)] or [0]
     at = starts[-1]
@@ -252,8 +252,8 @@ def _vint(content: bytes, at: int) -> Tuple[int, int]:
 
 _MIRRORED = bytes(int(f"{number:08b}"[::-1], 2) for number in range(256))
 _CODECS = ((b"\x01vorbis", "vorbis"), (b"OpusHead", "opus"), (b"\x7fFLAC", "flac"), (b"Speex   ", "speex"))
-_OPUS_MS = (10, 20, 40, 60) * 3 + (10, 20) * 2 + (2.5, 5, 10, 20) * 4  # of a frame, by the packet's first five bits
-GAP = 0.1  # seconds: what time stamps may differ from the samples
+_OPUS_MS = (10, 20, 40, 60) * 3 + (10, 20) * 2 + (2.5, 5, 10, 20) * 4  # per frame, by the packet's first five bits
+GAP = 0.1  # seconds by which time stamps may differ from the samples
 
 
 def ogg_crc(page: bytes) -> int:
@@ -279,7 +279,7 @@ class _Stream:
 def ogg_structure(data: Bytes) -> Structure:
     """The structure of a (chained) Ogg file: a part for each link, with the pages of its first audio stream.
 
-    There are no parts, and PyAV reads the file, where a link holds what libsndfile cannot read.
+    If libsndfile cannot read a link, there are no parts, and PyAV reads the file.
     """
     links: List[Dict[int, _Stream]] = []
     damage: Optional[str] = None
@@ -308,7 +308,7 @@ def ogg_structure(data: Bytes) -> Structure:
         crc = struct.unpack("<I", page[22:26])[0]
         if ogg_crc(page[:22] + bytes(4) + page[26:]) != crc:
             damage = damage or f"damaged: the page at byte {at} has another checksum than it says"
-            at += 4  # a false start, or a page that is lost
+            at += 4  # not the start of a page, or a damaged page
             continue
         flags, granule, serial, number = page[5], *struct.unpack("<qII", page[6:14] + page[14:22])
         if flags & 2:
@@ -350,7 +350,7 @@ def _add(stream: _Stream, content: bytes, page: Tuple[int, int, int], flags: int
 
 
 def _opus_samples(content: bytes, table: bytes, body: int, continued: bool) -> int:
-    """Samples at 48 kHz of the packets that end on a page."""
+    """Count the samples, at 48 kHz, of the packets that end on a page."""
     samples, at, begin, first = 0.0, body, body, True
     for size in table:
         at += size
@@ -360,7 +360,7 @@ def _opus_samples(content: bytes, table: bytes, body: int, continued: bool) -> i
             head = content[begin]
             count = (1, 2, 2, content[begin + 1] & 63 if at > begin + 1 else 0)[head & 3]
             samples += _OPUS_MS[head >> 3] * 48 * count
-        elif at > begin:  # begun on the page before: as long as the others
+        elif at > begin:  # begun on the page before: assume 20 ms
             samples += 960
         first, begin = False, at
     return int(samples)

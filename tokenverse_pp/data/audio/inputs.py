@@ -25,7 +25,7 @@ SINGLE = (str, Path, bytes, bytearray, memoryview, np.ndarray, torch.Tensor, Map
 
 @dataclass(frozen=True)
 class Heard:
-    """Audio to transcribe: ``label`` for messages (a path, where it has one), ``name`` for results."""
+    """Audio to transcribe: ``label`` for messages (its path, if it has one), ``name`` for results."""
 
     label: str
     name: str
@@ -62,13 +62,13 @@ def open_audio(audio: Any, sample_rate: Optional[float] = None, label: str = "au
     Args:
         audio: a path, the bytes of a file, or an open binary file; an array or tensor of samples, alone, in a pair with
             their rate, or in a mapping (``array``, ``sampling_rate``); a lhotse cut or recording. Any rate is accepted.
-        sample_rate: of samples that come without one; None for 16 kHz.
+        sample_rate: the rate of samples that come without one; None for 16 kHz.
         label: the name of audio without one.
-        mix: average the channels; without it the cut has all of them, for `channels_of`.
+        mix: average the channels; otherwise the cut has all of them, for `channels_of`.
 
     Raises:
-        UserError: naming the file, if it is missing, empty, no audio, or damaged in the middle; also for invalid
-            samples. A missing end of a file, and gaps of its time stamps, are logged as warnings.
+        UserError: naming the file, if it is missing, empty, not audio, or damaged in the middle; also for invalid
+            samples. A missing end of a file and gaps in its time stamps are logged as warnings.
     """
     if isinstance(audio, (str, Path)):
         return _open_file(Path(audio), mix)
@@ -90,7 +90,7 @@ def open_audio(audio: Any, sample_rate: Optional[float] = None, label: str = "au
 
 
 def channels_of(heard: Heard) -> List[Heard]:
-    """A recording that was opened without ``mix`` as one for each channel, named ``NAME-1``, ``NAME-2``, ..
+    """Split a recording that was opened without ``mix`` into its channels, named ``NAME-1``, ``NAME-2``, ..
 
     >>> [item.name for item in channels_of(open_audio((np.zeros((2, 800)), 8000), label="call", mix=False))]
     ['call-1', 'call-2']
@@ -106,7 +106,7 @@ def channels_of(heard: Heard) -> List[Heard]:
 
 
 def open_or_refuse(audio: Any, sample_rate: Optional[float] = None, number: int = 1) -> Union[Heard, Refused]:
-    """`open_audio` for one of several, where an error does not stop the others."""
+    """Like `open_audio`, but return an error as `Refused`, so that it does not stop other recordings."""
     if isinstance(audio, (Heard, Refused)):
         return audio
     label = str(audio) if isinstance(audio, (str, Path)) else f"audio {number}"
@@ -128,7 +128,7 @@ def _open_file(path: Path, mix: bool = True) -> Heard:
         raise UserError(f"{path}: is a folder, expected an audio file")
     if not path.exists():
         raise UserError(f"{path}: no such file")
-    regular = path.is_file()  # not so: a named pipe, which can be read once
+    regular = path.is_file()  # not a named pipe, which can be read only once
     try:
         source = path if regular else path.read_bytes()
     except OSError as error:
@@ -139,7 +139,7 @@ def _open_file(path: Path, mix: bool = True) -> Heard:
 
 
 def _cut_of_source(source: Union[Path, bytes], label: str, name: str, mix: bool = True) -> Cut:
-    """A file or its bytes as a cut, of the length that can be read.
+    """Return a file or its bytes as a cut of the length that can be read.
 
     A source in which libsndfile can seek is decoded later, a window at a time. One that only PyAV reads, or whose
     truncated end stops the decoder, is decoded into memory here.
@@ -173,12 +173,12 @@ def _open_mapping(audio: Mapping[str, Any], sample_rate: Optional[float], label:
 
 
 def cut_of_samples(samples: Any, rate: float, label: str, mix: bool = True) -> Cut:
-    """Samples (S,), (C, S) or (S, C) as a cut in memory; whole numbers are scaled to [-1, 1].
+    """Return samples (S,), (C, S) or (S, C) as a cut in memory; integers are scaled to [-1, 1].
 
     With ``mix`` the channels are averaged.
 
     Raises:
-        UserError: for samples that are NaN, far from [-1, 1], none at all, or of another shape.
+        UserError: if there are no samples, they are not finite, far from [-1, 1] or of another shape.
     """
     if not 1 <= rate <= 1e6 or rate != int(rate):
         raise UserError(f"{label}: expected a sample rate in Hz, got {rate:g}")
@@ -202,7 +202,7 @@ def cut_of_samples(samples: Any, rate: float, label: str, mix: bool = True) -> C
         raise UserError(f"{label}: expected samples in [-1, 1], found {np.abs(array).max():g}; divide by 32768?")
     memory = io.BytesIO()
     soundfile.write(memory, array, int(rate), format="WAV", subtype="FLOAT")
-    # libsndfile writes the time of day into it: the same samples are to give the same bytes (`batch_digest`).
+    # libsndfile writes the time into the PEAK chunk, but the same samples must give the same bytes (`batch_digest`).
     peak = bytes(memory.getbuffer()[:256]).find(b"PEAK")
     if peak > 0:
         memory.getbuffer()[peak + 12 : peak + 16] = bytes(4)

@@ -2,7 +2,7 @@
 
 libsndfile trusts the Xing header of an MP3 file, guesses a length where there is none, reads only the first of several
 joined files, and seeks to slightly different samples than it decodes. Each stream of frames is therefore passed to it
-as a file of its own: the frames behind a header that counts them, or only those of the requested segment.
+as a separate file: a header that states the number of frames, then all frames or those of the requested segment.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _KBIT = {  # by (MPEG 1, layer)
     (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-DELAY = 529  # samples by which every decoder of layer III is late
-_LONGEST = 5000  # bytes: more than any frame has
+DELAY = 529  # samples by which every decoder of layer III delays its output
+_LONGEST = 5000  # bytes: longer than any frame
 
 
 _Kind = Tuple[int, int, int, bool]  # version, layer, rate, mono
@@ -46,7 +46,7 @@ class _Header(NamedTuple):
 
 @lru_cache(1 << 16)
 def _header(head: bytes) -> Optional[_Header]:
-    """Read a frame header (4 bytes); None if it is none. The same few occur again and again."""
+    """Read a frame header (4 bytes); return None if it is not one. Cached, as the same few recur."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
@@ -77,7 +77,7 @@ class _Mpeg:
 
     @property
     def seekable(self) -> bool:
-        """Whether `piece` can be used: layer III, whose frames need those before them."""
+        """Whether `piece` can be used: for layer III, whose frames need those before them."""
         return self.kind[1] == 3
 
     @property
@@ -92,10 +92,11 @@ class _Mpeg:
         return tuple((self.starts[a], self.ends[b - 1]) for a, b in zip(bounds, bounds[1:]) if b > a)
 
     def piece(self, data: Bytes, start: int, stop: int) -> Tuple[Tuple[Piece, ...], int]:
-        """A file from which samples ``start`` to ``stop`` can be decoded, and the sample in it that ``start`` is.
+        """Return a file from which samples ``start`` to ``stop`` can be decoded, and the position of ``start`` in it.
 
         A frame may use up to 511 bytes of the frames before it, and overlaps with the last of them. Seeking in
-        libmpg123 decodes frames whose bytes it has not seen, with messages on stderr; here they keep only their bytes.
+        libmpg123 decodes frames whose bytes it has not seen, with messages on stderr. Here, earlier frames are emptied
+        and only keep their bytes.
         """
         start, stop = start + self.skip, stop + self.skip
         last = min(len(self.starts), stop // self.samples + 2)
@@ -122,7 +123,7 @@ class _Mpeg:
 
 
 def is_mpeg(data: Bytes, start: int = 0) -> bool:
-    """Whether MPEG audio begins within the next 64 kB: four frames in a row, or all that there are."""
+    """Whether MPEG audio begins within the next 64 kB: four frames in a row, or fewer up to the end."""
     content = data.at(start, 1 << 16)
     begin = len(content) - len(content.lstrip(b"\0"))
     at = content.find(b"\xff", begin)
@@ -136,7 +137,7 @@ def is_mpeg(data: Bytes, start: int = 0) -> bool:
 
 
 def _follow(content: bytes, at: int, found: _Header, count: int) -> bool:
-    """Whether this and the next frames are a stream, as far as there is any content."""
+    """Whether the next ``count`` frames continue the stream of this one, as far as there is content."""
     for _ in range(count):
         at += found.length
         if at + 4 > len(content):
@@ -159,7 +160,7 @@ def mpeg_structure(data: Bytes, start: int) -> Structure:
     while at + 4 <= len(content):
         end = at + found.length if found is not None else at
         following = _header(content[end : end + 4]) if found is not None else None
-        if found is None or following is None or found.kind != kind:  # all others are as they should be
+        if found is None or following is None or found.kind != kind:  # otherwise a frame like the last one
             after = _unusual(content, at, found, kind)
             if after is not None:
                 if after[0] < 0:
@@ -192,7 +193,7 @@ def mpeg_structure(data: Bytes, start: int) -> Structure:
 
 
 def _is_right(stream: _Mpeg, part: JoinedStream, content: bytes) -> bool:
-    """Whether libsndfile reads the same samples from the file as it is."""
+    """Whether libsndfile reads the same samples from the unchanged file."""
     start = 0
     while 0 < tag_size(content[start : start + 10]) < len(content) - start:
         start += tag_size(content[start : start + 10])
@@ -201,14 +202,14 @@ def _is_right(stream: _Mpeg, part: JoinedStream, content: bytes) -> bool:
 
 
 def _unusual(content: bytes, at: int, found: Optional[_Header], kind: Optional[_Kind]) -> Optional[Tuple[int, int]]:
-    """Handle a place that holds no frame like the last one.
+    """Handle a position where no frame like the last one begins.
 
-    Returns where to go on (-1: nowhere) and the number of bytes that are neither tag nor padding; None for a frame.
+    Returns where to continue (-1: nowhere) and the number of bytes that are neither tag nor padding; None for a frame.
     """
     if found is not None and (found.kind == kind or _follow(content, at, found, 2)):
         if _follow(content, at, found, 1):
             return None
-        # A frame that was cut reaches into what was joined to it.
+        # A truncated frame extends into the file that was joined to it.
         inside = _next_frame(content, at + 4, at + found.length)
         return None if inside is None else (inside, inside - at)
     after = _skip(content, at, started=kind is not None)
@@ -216,7 +217,7 @@ def _unusual(content: bytes, at: int, found: Optional[_Header], kind: Optional[_
 
 
 def _skip(content: bytes, at: int, started: bool) -> Optional[Tuple[int, int]]:
-    """Where frames continue behind other content, and how many bytes are neither tag nor padding; None: nowhere."""
+    """Return where frames continue after other content, and how many bytes are neither tag nor padding, or None."""
     head = content[at : at + 10]
     size = tag_size(head)
     if 0 < size <= len(content) - at:
@@ -264,7 +265,7 @@ def _mpeg_part(stream: _Mpeg, cut: bool) -> JoinedStream:
         trimmed = (trims >> 12) + (trims & 0xFFF)
         stream.skip = (trims >> 12) + DELAY
         if stated != count:
-            new[lame + 21 : lame + 24] = (trims & 0xFFF000).to_bytes(3, "big")  # the last frame is another one
+            new[lame + 21 : lame + 24] = (trims & 0xFFF000).to_bytes(3, "big")  # the last frame is not the stated one
     # Encoders disagree on whether the frame with the header counts.
     wrong = abs(stated - count) > 1 or (cut and stated > count)
     return JoinedStream(
@@ -273,7 +274,7 @@ def _mpeg_part(stream: _Mpeg, cut: bool) -> JoinedStream:
 
 
 def _new_info(stream: _Mpeg, frames: int, size: int) -> bytes:
-    """A frame with a Xing header, for a stream of layer III; others need none, as their frames have one length."""
+    """Make a frame with a Xing header for layer III; other layers need none, as their frames have one length."""
     version, layer, rate, mono = stream.kind
     if layer != 3:
         return b""
@@ -294,15 +295,15 @@ _STDERR = threading.Lock()
 
 @contextlib.contextmanager
 def library_messages() -> Iterator[List[bytes]]:
-    """Collect what libmpg123 writes to standard error; the messages of others are passed on.
+    """Collect what libmpg123 writes to standard error; messages of other libraries are passed on.
 
-    libsndfile cannot turn these messages off, and they name no file.
+    libsndfile cannot turn these messages off, and they do not name the file.
     """
     kept: List[bytes] = []
     with _STDERR:
         try:
             stderr = os.dup(2)
-        except OSError:  # a process without one
+        except OSError:  # a process without stderr
             yield kept
             return
         with os.fdopen(os.memfd_create("stderr"), "w+b") if MEMORY else tempfile.TemporaryFile() as file:
@@ -321,7 +322,7 @@ def library_messages() -> Iterator[List[bytes]]:
 
 
 def in_memory(content: bytes) -> int:
-    """The descriptor of a file in memory: libmpg123 reads byte by byte, and each read would be a call of Python."""
+    """Return the descriptor of a file in memory: libmpg123 reads byte by byte, and each read would call Python."""
     descriptor = os.memfd_create("audio")
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(content)

@@ -11,8 +11,8 @@ from tokenverse_pp.base.errors import UserError
 from tokenverse_pp.data.audio.containers import NAMES
 from tokenverse_pp.data.audio.source import Bytes, Pieces, Range
 
-MIN_GAP = 0.1  # seconds: what time stamps may differ from the samples before it counts (as in ffmpeg's aresample)
-MAX_GAP = 3600.0  # seconds of silence for one gap; a longer one is a clock that was set, not a pause
+MIN_GAP = 0.1  # seconds by which time stamps must differ from the samples to be a gap (as in ffmpeg's aresample)
+MAX_GAP = 3600.0  # seconds of silence for one gap; a longer one means that the clock was set
 ALL_GAPS = 2 * MAX_GAP
 TOLERANCE = 0.025  # seconds
 MOST_CHANNELS = 64
@@ -21,7 +21,7 @@ FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,amr,amrnb,amrwb,asf,avi,flv,mpegts,mpeg,ogg,wav,w64,aiff,caf,au,flac,mp3"
     ",ac3,eac3,dts,truehd,tta,wv,ape,mpc,mpc8,tak,shn,voc,gsm,loas,dsf,nistsphere,rm,mxf,nut,wtv,oma,qcp,xwma"
 )
-# Where the clock of these begins says nothing: that of a broadcast runs on, an Ogg stream may be joined late.
+# In these, the first time stamp has no meaning: the clock of a broadcast runs on, an Ogg stream may be joined late.
 RELATIVE = ("mpegts", "mpeg", "ogg")
 
 
@@ -58,7 +58,7 @@ class Told:
 
 
 def import_av(name: str, container: str) -> Any:
-    """The module `av` (raises UserError saying what to install)."""
+    """Import the module `av` (raises UserError saying what to install)."""
     try:
         import av
     except ImportError:
@@ -75,7 +75,7 @@ class PyAVDecoder:
         ranges: the files that are joined in it.
         name: for messages.
         container: see `container_of`.
-        cut: whether its end is missing, by its structure.
+        cut: whether its end is missing according to its structure.
         rate: resample to this rate (by FFmpeg) and average the channels; None for the rate of the stream.
     """
 
@@ -107,7 +107,7 @@ class PyAVDecoder:
         for number, (begin, end) in enumerate(self.ranges):
             last = number == len(self.ranges) - 1
             try:
-                # Neither name nor ending reaches FFmpeg: it would believe them.
+                # FFmpeg gets neither name nor extension, since it would trust them.
                 file = Pieces(self.data, ((begin, end),))
                 with self.av.open(file, options={"format_whitelist": FORMATS}) as container:
                     if not container.streams.audio:
@@ -172,11 +172,11 @@ class PyAVDecoder:
         """The sample at which the clock of a part is 0, by its first time stamp."""
         if relative or stamp < 0:
             return self._done - round(stamp * self.told.rate)
-        # Joined files have clocks of their own, fragments of one stream continue that of the first.
+        # Each joined file has its own clock, fragments of one stream continue the clock of the first.
         return 0 if stamp >= self._done / self.told.rate - MIN_GAP else self._done
 
     def _tick(self, base: int, stamp: float) -> Tuple[int, int]:
-        """Compare a time stamp with the samples so far -> the base (moved if the clock was set), samples of silence."""
+        """Compare a time stamp with the samples so far; return base (moved if the clock was set) and silent samples."""
         told, rate = self.told, self.told.rate
         ahead = base + round(stamp * rate) - self._done
         seconds = ahead / rate
@@ -194,7 +194,7 @@ class PyAVDecoder:
         return base, ahead
 
     def _check_end(self, container: Any, stream: Any, begun: int, broken: bool) -> None:
-        """Find out whether the end is missing, by the decoded samples, the structure and the stated length."""
+        """Find out whether the end is missing, from the decoded samples, the structure and the stated length."""
         told = self.told
         seconds = (self._done - begun) / told.rate
         stated = self._stated(container, stream)
@@ -215,7 +215,7 @@ class PyAVDecoder:
         return None
 
     def _resample(self, samples: np.ndarray, old: int, new: int) -> Iterator[np.ndarray]:
-        """Resample by FFmpeg, one channel at a time, as it supports only named layouts."""
+        """Resample with FFmpeg, one channel at a time, as it supports only named layouts."""
         rows = []
         for channel, row in enumerate(samples):
             if (old, channel) not in self._resamplers:
@@ -227,7 +227,7 @@ class PyAVDecoder:
 
 
 def _packed(av: Any, frame: Any) -> Any:
-    """A frame that PyAV can convert: it reads beyond the memory of planar frames with more than eight channels."""
+    """Return a frame that PyAV can convert: it reads out of bounds in planar frames of more than eight channels."""
     if not frame.format.is_planar or _count(frame) <= 8:
         return frame
     resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
@@ -253,7 +253,7 @@ def _floats(frame: Any) -> np.ndarray:
 
 
 def with_channels(samples: np.ndarray, count: int) -> np.ndarray:
-    """Samples (C, S) with ``count`` channels: their mean on every channel where the number differs."""
+    """Return samples (C, S) with ``count`` channels: if the number differs, each has the mean of all."""
     if len(samples) == count:
         return samples
     return np.repeat(samples.mean(axis=0, keepdims=True), count, axis=0)

@@ -1,9 +1,9 @@
-"""The audio reader: a file, bytes or an open file of any container, decoded to samples, with its defects.
+"""The audio reader: decodes a file, bytes or an open file of any container to samples, and reports its defects.
 
-Containers are detected by content. Each is decoded to its end: the length is that of the decoded samples, and a header
-that says otherwise is reported. libsndfile reads what it can, PyAV (if installed) the rest. No other program and no
-environment variable has an influence, so the samples are the same on every machine. The exception is SPHERE files
-compressed with Shorten: they need sph2pipe, and are rejected without it.
+Containers are detected by content. Each source is decoded to its end: its length is that of the decoded samples, and a
+header that states another length is reported. libsndfile reads what it can, PyAV (if installed) the rest. No other
+program or environment variable has an influence, so the samples are the same on every machine. The exception is SPHERE
+files compressed with Shorten: they need sph2pipe, and are rejected without it.
 
 This module imports neither torch nor lhotse.
 """
@@ -59,7 +59,7 @@ def structure_of(data: Bytes, thorough: bool = False) -> Structure:
     """The structure of a source, cached.
 
     Args:
-        thorough: search a FLAC file for others that are joined to it.
+        thorough: search a FLAC file for other files joined to it.
     """
     key = (*data.key, thorough)
     found = _SEEN.get(key)
@@ -101,7 +101,7 @@ def _structure_of(data: Bytes, thorough: bool) -> Structure:
         return found if found.ranges else replace(found, ranges=everything)
     elif container in PACKETS:
         return packet_structure(data, container)
-    # libsndfile recognises VOC, IRCAM and others. It would take any byte 255 for the begin of an MP3 file.
+    # libsndfile recognises VOC, IRCAM and others. It would take any byte 255 for the start of an MP3 file.
     return Structure(container, () if head[:1] == b"\xff" else (JoinedStream(((0, data.size),)),), everything)
 
 
@@ -111,17 +111,17 @@ class AudioInput:
     Args:
         source: a path, the bytes of a file, or an open binary file.
         name: for messages; by default the path.
-        thorough: let `measure` decode what the structure does not prove, and search for joined FLAC files.
-        rate: resample what PyAV decodes to this rate and one channel; rate and channels of other sources stay.
+        thorough: let `measure` decode if the structure does not prove the length, and search for joined FLAC files.
+        rate: resample what PyAV decodes to this rate and one channel; other sources keep their rate and channels.
 
     Attributes:
         container: a key of `NAMES`, or ``unknown``.
-        rate: in Hz.
+        rate: the sampling rate in Hz.
         channels: the number of channels.
-        frames: samples per channel; None until `measure` has decoded them, if only that tells.
+        frames: samples per channel; None if they must be decoded to be counted, until `measure` has done so.
         problems: what is missing at the end or damaged, one line each; complete after `measure` or `samples`.
         notes: other findings, one line each.
-        damage: audio is missing in the middle.
+        damage: one line if audio is missing in the middle, else None.
 
     Raises:
         UserError: naming the source, if it holds no audio or needs a package that is not installed.
@@ -177,7 +177,7 @@ class AudioInput:
 
     @property
     def is_plain(self) -> bool:
-        """Whether libsndfile reads the same samples from the file as it is."""
+        """Whether libsndfile reads the same samples from the unchanged file."""
         return [x.pieces for x in self._structure.parts] == [None] and not self.by_pyav and not self._expanded
 
     def _open(self) -> None:
@@ -242,7 +242,7 @@ class AudioInput:
         self.frames = sum(self._counts)
 
     def _file_blocks(self, number: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        """Samples (C, S) of a part, up to what cannot be decoded, which sets ``broken_at``."""
+        """Yield samples (C, S) of a part; stop and set ``broken_at`` where they cannot be decoded."""
         frames = self._structure.parts[number].frames
         if frames is not None and frames.seekable:
             yield from self._frame_blocks(number, start, stop)
@@ -255,7 +255,7 @@ class AudioInput:
                     block = file.read(min(size, stop - at), dtype="float32", always_2d=True).T
             except RuntimeError:
                 file.close()
-                # libsndfile keeps back what it decoded of a block before it failed.
+                # libsndfile does not return what it decoded of a block before it failed.
                 file, size = self._file_at(number, at) if size > 16 else None, size // 4
                 continue
             if not block.shape[1]:
@@ -279,7 +279,7 @@ class AudioInput:
             self.problems.append(BAD_FRAMES)
 
     def _file_at(self, number: int, at: int) -> Any:
-        """Open a part with the position ``at``; None if libsndfile cannot decode what is before it."""
+        """Open a part at position ``at``; return None if libsndfile cannot decode the samples before it."""
         file = self._file(number)
         if not at:
             return file
@@ -290,7 +290,7 @@ class AudioInput:
             file.close()
             file = self._file(number)
         with contextlib.suppress(RuntimeError):
-            while at > 0:  # not every coding can be sought in, nor every file to its end
+            while at > 0:  # libsndfile cannot seek in every coding, nor in every file to its end
                 count = len(file.read(min(at, BLOCK), dtype="float32", always_2d=True))
                 if not count:
                     break
@@ -301,10 +301,10 @@ class AudioInput:
         return None
 
     def _frame_blocks(self, number: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        """`_file_blocks` for MPEG audio, where each block is a file of its own that is read to its end.
+        """`_file_blocks` for MPEG audio, where each block is a separate file that is read to its end.
 
-        soundfile seeks after each read, and libmpg123 then lacks bytes of the frames before, so that reading one file
-        in blocks would give other samples, and messages on stderr.
+        soundfile seeks after each read, after which libmpg123 misses bytes of earlier frames. Reading one file in
+        blocks would therefore give other samples, and messages on stderr.
         """
         frames = self._structure.parts[number].frames
         for at in range(start, stop, BLOCK):
@@ -325,7 +325,7 @@ class AudioInput:
             yield block
 
     def _expand_shorten(self) -> None:
-        """Go over to the WAV that sph2pipe makes of SPHERE that is compressed with Shorten."""
+        """Replace SPHERE compressed with Shorten by the WAV that sph2pipe makes of it."""
         content, stated = shorten_to_wav(self._data, self.name)
         self._data.close()
         self._data, self._expanded = Bytes(content), True
@@ -336,7 +336,7 @@ class AudioInput:
     # PyAV
 
     def _open_decoder(self, reason: str = "") -> None:
-        """Go over to PyAV; ``reason`` says why libsndfile cannot read the source."""
+        """Switch to PyAV; ``reason`` says why libsndfile cannot read the source."""
         found = self._structure
         try:
             import_av(self.name, self.container)
@@ -369,7 +369,7 @@ class AudioInput:
             self.frames = None
 
     def _decode(self) -> Iterator[np.ndarray]:
-        """All blocks that PyAV decodes; problems and notes are complete after them."""
+        """Yield all blocks that PyAV decodes; afterwards, problems and notes are complete."""
         if self._decoded is None:
             self._open_decoder()
         blocks, self._decoded = self._decoded, None
@@ -419,12 +419,12 @@ class AudioInput:
             at += count
 
     def read(self, start: int = 0, stop: Optional[int] = None) -> np.ndarray:
-        """Samples (C, S) as `blocks` gives them, in one array."""
+        """Return the samples of `blocks` in one array (C, S)."""
         found = list(self.blocks(start, stop)) or [np.zeros((self.channels, 0), np.float32)]
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def measure(self) -> AudioInput:
-        """Determine length and defects of the source; PyAV decodes all of it for this."""
+        """Determine length and defects of the source; if PyAV reads it, all of it is decoded."""
         if self._measured:
             return self
         if self.by_pyav:
@@ -460,7 +460,7 @@ class AudioInput:
         return self
 
     def _count(self, number: int) -> int:
-        """The samples of a part that can be decoded, by decoding where the structure does not prove it."""
+        """Count the samples of a part that can be decoded; decode if the structure does not prove it."""
         stated = self._counts[number]
         if self.container == "flac" and stated:
             with self._file(number) as file:
@@ -476,7 +476,7 @@ class AudioInput:
         return found
 
     def samples(self, mix: bool = True) -> np.ndarray:
-        """All samples, float32: channels averaged (S,), or without ``mix`` (C, S). Completes problems and notes."""
+        """Return all samples, float32: (S,) averaged, or (C, S) without ``mix``. Completes problems and notes."""
         if not self.by_pyav:
             self.measure()
         if not mix:
@@ -502,9 +502,9 @@ def _truncated(found: int, stated: int, rate: int) -> str:
 
 
 def read_audio(source: Source, name: Optional[str] = None, rate: Optional[int] = None) -> Tuple[np.ndarray, int]:
-    """All of an audio source, its channels averaged -> samples (S,) float32 and their rate.
+    """Read an audio source and average its channels; return samples (S,) as float32 and their rate.
 
-    What is missing at its end, gaps of its time stamps, and the like are logged as warnings.
+    A missing end, gaps in the time stamps, and similar findings are logged as warnings.
 
     Args:
         source: a path, the bytes of a file, or an open binary file.
@@ -512,8 +512,8 @@ def read_audio(source: Source, name: Optional[str] = None, rate: Optional[int] =
         rate: as for `AudioInput`.
 
     Raises:
-        UserError: naming the source, where it holds no audio or no samples, NaN or infinity, is damaged in the middle,
-            or needs what is not installed.
+        UserError: naming the source, if it holds no audio or no samples, NaN or infinity, is damaged in the middle, or
+            needs software that is not installed.
     """
     with AudioInput(source, name, thorough=True, rate=rate) as audio:
         samples = audio.samples()

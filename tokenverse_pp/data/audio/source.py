@@ -1,7 +1,7 @@
 """Audio sources as bytes: random access, container detection by content, and the structure of WAV and FLAC files.
 
-libsndfile reads only the first of several joined files and trusts the length in a header. What it cannot read as it is
-becomes a virtual file (`Pieces`): ranges of the source, with a header that is correct.
+libsndfile reads only the first of several joined files and trusts the length in a header. A source that it would
+misread becomes a virtual file (`Pieces`): ranges of the source, with a correct header.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Callable, Iterator, List, Optional, Tuple, Union
 
 Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, BinaryIO]
-Range = Tuple[int, int]  # first byte, and the one behind the last
+Range = Tuple[int, int]  # first byte, and the one after the last
 Piece = Union[bytes, Range]  # literal bytes, or a range of the source
 UNKNOWN = "unknown"
 
 
 class Bytes:
-    """Random access to a file, bytes, or an open binary file; what cannot seek is read into memory."""
+    """Random access to a file, bytes, or an open binary file; pipes and open files are read into memory."""
 
     def __init__(self, source: Source):
         self.path: Optional[str] = None
-        self.key: Tuple[Any, ...] = ()  # of caches
+        self.key: Tuple[Any, ...] = ()  # for caches
         if isinstance(source, (bytes, bytearray, memoryview)):
             self.file: BinaryIO = io.BytesIO(source)
         elif isinstance(source, (str, os.PathLike)):
@@ -53,7 +53,7 @@ class Bytes:
         return self.at(0, self.size)
 
     def find(self, what: bytes, start: int = 0) -> Iterator[int]:
-        """Offsets of all places that hold ``what``; a megabyte is in memory at a time."""
+        """Yield all offsets of ``what``; one megabyte is in memory at a time."""
         step, kept = 1 << 20, b""
         for offset in range(start, self.size, step):
             content = kept + self.at(offset, step)
@@ -104,7 +104,7 @@ class Pieces(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, across pieces: libsndfile takes less for the end."""
+        """Fill a buffer across pieces: libsndfile takes a shorter read for the end."""
         done = 0
         while done < len(buffer) and self._at < self._size:
             if self._at < self._pieces[self._last][0]:
@@ -136,8 +136,8 @@ class JoinedStream:
     """One of the audio streams that are joined in a source.
 
     Attributes:
-        pieces: the pieces of the source that make a file for libsndfile; None for the source as it is.
-        stated: the length in the header divided by the length that is there; above 1 for a truncated stream.
+        pieces: the pieces of the source that make a file for libsndfile; None for the unchanged source.
+        stated: the length in the header divided by the actual length; above 1 for a truncated stream.
         samples: the number of samples in the header, where it is known.
         frames: the frames of MPEG audio, for reading a piece of it.
     """
@@ -157,10 +157,10 @@ class Structure:
         parts: the streams that libsndfile reads, one after another; empty if PyAV reads the source.
         ranges: the joined files, for PyAV.
         cut: whether the end is missing.
-        left_over: bytes behind the end.
+        left_over: bytes after the end.
         problems: what is missing or damaged, one line each.
-        notes: what may be, one line each.
-        damage: audio is missing in the middle.
+        notes: what may be missing or damaged, one line each.
+        damage: one line if audio is missing in the middle, else None.
         gaps: Ogg time stamps have gaps, which libsndfile does not report.
     """
 
@@ -190,7 +190,7 @@ _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"
 
 
 def container_of(head: bytes) -> str:
-    """The container that begins with these bytes (some 400 of them), a key of `NAMES`, or `UNKNOWN`.
+    """Return the container that begins with these bytes (about 400), a key of `NAMES`, or `UNKNOWN`.
 
     MPEG audio is found by `tokenverse_pp.data.audio.mpeg.is_mpeg`: its first bytes are not distinctive.
 
@@ -248,7 +248,7 @@ def parts_of_samples(
 ) -> Optional[Structure]:
     """The structure of a container of plain samples (WAV, AIFF, AU, ..).
 
-    Returns None where there are no samples, and no parts where the file ends before its samples begin.
+    Returns None if there are no samples, and no parts if the file ends before its samples begin.
     """
     parts: List[JoinedStream] = []
     everything = ((start, data.size),)
@@ -273,7 +273,7 @@ def parts_of_samples(
             break
     if not parts:
         return None
-    rest = data.at(at, 1 << 20)  # tags and padding may stand behind the end
+    rest = data.at(at, 1 << 20)  # tags and padding may follow the end
     known = rest.startswith((b"TAG", b"ID3", b"APETAGEX", b"LYRICS")) or not rest.strip(b"\0")
     return Structure(container, tuple(parts), everything, left_over=0 if known else data.size - at)
 
@@ -351,7 +351,7 @@ def flac_parts(data: Bytes, start: int, thorough: bool) -> Tuple[JoinedStream, .
     """The streams of a FLAC file, one after another.
 
     Args:
-        thorough: search the whole file for joined streams, also where the last frame agrees with the header.
+        thorough: search the whole file for joined streams, even if the last frame agrees with the header.
     """
     info = data.at(start, 42)
     total = _flac_total(info)
@@ -363,7 +363,7 @@ def flac_parts(data: Bytes, start: int, thorough: bool) -> Tuple[JoinedStream, .
     for begin, end in zip(starts, [*starts[1:], data.size]):
         info = data.at(begin, 42)
         total, found = _flac_total(info), _flac_end(data, begin, end, info)
-        if found > total:  # streamed, or wrong
+        if found > total:  # the header states no length, or a wrong one
             new = bytes([info[21] & 0xF0 | found >> 32]) + (found & 0xFFFFFFFF).to_bytes(4, "big")
             stated = total / found if total else 1.0
             parts.append(JoinedStream(((begin, begin + 21), new, (begin + 26, end)), stated))
@@ -410,7 +410,7 @@ def _flac_frame(head: bytes, block: int, info: bytes) -> Optional[int]:
     channels = (info[20] >> 1 & 7) + 1
     if (2 if channel_code > 7 else channel_code + 1) != channels:
         return None
-    # The number is written as UTF-8 would write it, with up to 36 bits.
+    # The frame or sample number is coded as in UTF-8, with up to 36 bits.
     first = head[4]
     more = 0 if first < 0x80 else 8 - (first ^ 0xFF).bit_length() - 1
     if (first >= 0x80 and not 1 <= more <= 6) or len(head) < 5 + more + 1:

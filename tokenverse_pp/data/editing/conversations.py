@@ -1,6 +1,6 @@
 """Conversations: cut a long recording into windows of several turns, with real speaker changes and endpoints.
 
-`write_conversations` does so for any manifest of turns (cuts, or recordings and supervisions). The steps, in order:
+`write_conversations` does this for any manifest of turns (cuts, or recordings and supervisions). The steps, in order:
 
 1. **Overlapping turns of one speaker** are joined (inexact times in the corpus; the label schema allows one turn of a
    speaker at a time).
@@ -42,8 +42,8 @@ from tokenverse_pp.data.manifests import load_kind, read_cuts, shortened
 from tokenverse_pp.data.normalise import NORMALISERS
 from tokenverse_pp.tasks.registry import REGISTRY
 
-MILLISECOND = 0.001  # windows begin and end on whole ones
-BY_PAUSE = f"{MACHINE}pause"  # the maker of endpoints that no transcript marks
+MILLISECOND = 0.001  # windows begin and end on whole milliseconds
+BY_PAUSE = f"{MACHINE}pause"  # the label source of endpoints that the transcript does not mark
 UNKNOWN_WORDS = "its words are not known"
 OF_TEXT = ("entities", "written")  # custom fields of a supervision that label its text
 ORIGINAL_TEXT = "original_text"  # custom field of a supervision: its text before normalisation
@@ -65,13 +65,13 @@ class ConversationOptions:
     max_gap: float = 2.0
     """A longer silence (s) begins a new window."""
     margin: float = 0.2
-    """Silence (s) kept before and after a window, at most half of what there is."""
+    """Silence (s) kept before and after a window, at most half of each silence."""
     endpoints: EndpointRule = "auto"
     """Where a turn ends in a semantic endpoint. punctuation: where its transcript ends in . ? !; pause: where the
-    speaker then says nothing for --pause seconds or another speaker begins before that; auto: by punctuation where the
+    speaker then says nothing for --pause seconds or another speaker begins first; auto: by punctuation where the
     transcript has any, otherwise by pause."""
     pause: float = 0.5
-    """See --endpoints; seconds."""
+    """Pause in seconds for --endpoints."""
     overlaps: OverlapRule = "keep"
     """Where two speak at once: keep both, written one after the other by start time, or drop the stretch."""
 
@@ -95,7 +95,7 @@ class Track:
     """One channel of a recording and its turns (times from the recording's start).
 
     Attributes:
-        prefix: what the ids of its cuts begin with.
+        prefix: the beginning of the ids of its cuts.
         custom: further custom fields of its cuts.
     """
 
@@ -111,10 +111,10 @@ class TurnWords:
     """The words of a turn.
 
     Attributes:
-        text: its plain words; None: not known.
-        complete: whether its transcript marks a complete sentence; None: it has no sign, so that nothing is known.
-        entities: spans in ``text``, as in the label schema; None: not labelled.
-        written: the words with punctuation and capitals, to label them for punct; None: not known.
+        text: its plain words; None if not known.
+        complete: whether its transcript marks a complete sentence; None if not known, as there is no sign.
+        entities: spans in ``text``, as in the label schema; None if not labelled.
+        written: the words with punctuation and capitals, to label them for punct; None if not known.
     """
 
     text: Optional[str]
@@ -128,8 +128,8 @@ class SpokenTurn:
     """A supervision with its words.
 
     Attributes:
-        joined: the ids of further supervisions that it took in.
-        unknown: why its words are not known, where they are not.
+        joined: the ids of other supervisions that were joined to it.
+        unknown: the reason, if its words are not known.
     """
 
     turn: SupervisionSegment
@@ -175,8 +175,8 @@ def conversation_cuts(
     """The windows of one track, in time order, as labelled cuts.
 
     Args:
-        track: its turns need a speaker each.
-        read_words: the words of a turn.
+        track: each of its turns needs a speaker.
+        read_words: returns the words of a turn.
         leave_out: called with each turn that is in no window, and the reason.
         custom: custom fields of every cut, ``tasks`` among them; punct is added to a cut whose turns all have a
             written text.
@@ -213,7 +213,7 @@ def spoken_turns(
 ) -> List[SpokenTurn]:
     """Turns with their words, in time order. Those without words (a laugh) are left out; unknown words stay.
 
-    A turn that reaches beyond the recording is heard in it, but not all its words: they count as unknown.
+    Of a turn that extends beyond the recording, only part is in the audio: its words count as unknown.
     """
     spoken = []
     for turn in sorted(turns, key=lambda turn: (turn.start, turn.end, turn.id)):
@@ -235,7 +235,7 @@ def spoken_turns(
 
 
 def join_same_speaker(turns: Sequence[SpokenTurn]) -> List[SpokenTurn]:
-    """Turns of one speaker that overlap, as one turn with the words of both (unknown if either is)."""
+    """Join overlapping turns of one speaker into one turn with the words of both (unknown if either is)."""
     joined: List[SpokenTurn] = []
     last_of: Dict[str, int] = {}
     for spoken in turns:
@@ -258,7 +258,7 @@ def _joined(first: SpokenTurn, second: SpokenTurn) -> SpokenTurn:
         moved = [{**e, "start": e["start"] + shift, "end": e["end"] + shift} for e in second.words.entities]
         entities = [*first.words.entities, *moved]
     ours, theirs = first.turn.custom or {}, second.turn.custom or {}
-    # What only one of them has is not the label of both.
+    # A label that only one of them has does not hold for both.
     custom = {k: v for k, v in {**theirs, **ours}.items() if k not in OF_TEXT or (k in ours and k in theirs)}
     if "written" in custom:
         custom["written"] = f"{ours['written']} {theirs['written']}"
@@ -279,7 +279,7 @@ def _joined(first: SpokenTurn, second: SpokenTurn) -> SpokenTurn:
 
 
 def find_endpoints(turns: Sequence[SpokenTurn], options: ConversationOptions) -> Tuple[Dict[str, bool], Set[str]]:
-    """For each turn, by id, whether it ends in a semantic endpoint, and the turns for which pauses decided it."""
+    """Return by id whether each turn ends in a semantic endpoint, and the turns for which pauses decided this."""
     starts: Dict[str, List[float]] = {}
     for spoken in turns:
         starts.setdefault(spoken.turn.speaker, []).append(spoken.start)
@@ -307,7 +307,7 @@ def _next_start(starts: Sequence[float], time: float) -> float:
 
 
 def find_blocks(turns: Sequence[SpokenTurn]) -> List[Block]:
-    """Turns in time order -> blocks; see the module."""
+    """Group turns in time order into blocks; see the module."""
     blocks: List[Block] = []
     end = -math.inf
     for spoken in turns:
@@ -321,7 +321,7 @@ def find_blocks(turns: Sequence[SpokenTurn]) -> List[Block]:
 def find_windows(
     blocks: Sequence[Block], options: ConversationOptions, leave_out: NoteLeftOut
 ) -> Iterator[Tuple[int, int]]:
-    """Windows as (first, last) place in ``blocks``."""
+    """Yield windows as (first, last) index in ``blocks``."""
     longest = options.max_seconds - 2 * options.margin - 2 * MILLISECOND
     first: Optional[int] = None
     for place, block in enumerate(blocks):
@@ -330,7 +330,7 @@ def find_windows(
             for spoken in block.turns:
                 why = spoken.unknown if spoken.words.text is None else reason
                 leave_out(spoken.turn, why)
-                for other in spoken.joined:  # its time is in that of the turn that took it in
+                for other in spoken.joined:  # the turn it was joined to includes its time
                     leave_out(fastcopy(spoken.turn, id=other, duration=0.0), why)
         if first is not None:
             gap = block.start - blocks[place - 1].end
@@ -400,7 +400,7 @@ def tracks_of_cuts(cuts: Iterable[Cut], where: str) -> Iterator[Track]:
 
     Raises:
         UserError: for a cut that is not one channel of one recording, cuts of one recording that are not consecutive,
-            and supervisions of one id.
+            and supervisions with the same id.
     """
     seen: Set[Tuple[str, int]] = set()
     for (recording_id, channel), group in groupby(_mono(cuts, where), key=lambda cut: (cut.recording.id, cut.channel)):
@@ -437,7 +437,7 @@ def tracks_of_supervisions(recordings: RecordingSet, supervisions: SupervisionSe
     """The turns of each recording and channel, in the order of the recordings.
 
     Raises:
-        UserError: for a supervision of an unknown recording or of several channels, and for two of one id.
+        UserError: for a supervision of an unknown recording or of several channels, and for two with the same id.
     """
     by_place: Dict[Tuple[str, int], List[SupervisionSegment]] = {}
     known: Dict[str, Recording] = {}
@@ -506,21 +506,21 @@ def read_tracks(turns: Path, recordings: Optional[Path] = None) -> Iterator[Trac
     """Tracks of a manifest of cuts or, with ``recordings``, of supervisions.
 
     Raises:
-        UserError: for a file that is missing or is no such manifest.
+        UserError: for a file that is missing or is not such a manifest.
     """
     if recordings is None:
         return tracks_of_cuts(read_cuts(turns), str(turns))
     return tracks_of_supervisions(_load(recordings, RecordingSet), _load(turns, SupervisionSet), str(turns))
 
 
-def _load(path: Path, kind: type):  # type: ignore[no-untyped-def]  # RecordingSet or SupervisionSet, as asked for
+def _load(path: Path, kind: type):  # type: ignore[no-untyped-def]  # RecordingSet or SupervisionSet, by ``kind``
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a {kind.__name__}")
     return load_kind(path, kind, str(path), f"a {kind.__name__}")
 
 
 def read_words(turn: SupervisionSegment, normaliser: str, language: Optional[str]) -> TurnWords:
-    """Words of a turn. It is complete if its label ``endpoint`` or its last sign ``. ? !`` says so."""
+    """Return the words of a turn. Its label ``endpoint``, or else its last sign ``. ? !``, tells if it is complete."""
     custom = turn.custom or {}
     try:
         text = NORMALISERS[normaliser](turn.text or "", turn.language or language)
@@ -544,13 +544,13 @@ def write_conversations(
     language: Optional[str] = None,
     say: Say = print,
 ) -> None:
-    """Write windows of all turns to ``output``, and a list of what is in none to ``<its name>.left_out.jsonl``.
+    """Write windows of all turns to ``output``, and a list of turns left out to ``<its name>.left_out.jsonl``.
 
     Args:
         turns: cuts (whole recordings, or a cut per turn), or supervisions.
-        recordings: of the supervisions.
-        tasks: what the turns are labelled for; endp is labelled here.
-        language: of turns that name none.
+        recordings: the recordings of the supervisions.
+        tasks: the tasks that the turns are labelled for; endp is labelled here.
+        language: the language of turns that name none.
 
     Raises:
         UserError: naming file and supervision. Nothing is written then.

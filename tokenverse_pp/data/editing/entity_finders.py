@@ -39,7 +39,7 @@ class Span(NamedTuple):
 
 
 class _Index(NamedTuple):
-    """Phrases by their parts, as the rules of a language give them."""
+    """Phrases by their parts, according to the rules of a language."""
 
     phrases: Dict[Tuple[str, ...], Tuple[str, float]]
     longest: Dict[str, int]  # parts of the longest phrase, by the phrase's first part
@@ -50,12 +50,13 @@ class Gazetteer:
 
     At each word the longest phrase that begins there is taken, and the search continues after it. Spaces separate
     words: ``paris`` is not found in ``parisien`` nor in ``d'paris``. Words are compared by the rules of the text's
-    language (`normalise`), without case, punctuation at the ends of a word, kinds of apostrophes and hyphens, hyphen or
-    space, composition of accents, and invisible characters. Words with signs such as ``+ < = > $ # @ & %`` keep these.
+    language (`normalise`). The comparison ignores case, punctuation at the ends of a word, kinds of apostrophes and
+    hyphens, hyphen or space, composition of accents, and invisible characters, but not signs such as
+    ``+ < = > $ # @ & %``.
 
     Args:
         entries: (phrase, type, confidence); of a repeated phrase, the last counts.
-        match_case: tell ``Paris`` from ``paris``.
+        match_case: distinguish ``Paris`` from ``paris``.
 
     Raises:
         UserError: for a phrase without a letter, digit or symbol.
@@ -73,8 +74,8 @@ class Gazetteer:
         """The phrases in a text, in order, without overlaps.
 
         Args:
-            language: of the text; it decides which letters differ in case only (Turkish ``I`` and ``ı``). If it is
-                unknown, ``ı`` equals ``i``.
+            language: language of the text; it decides which letters differ only in case (Turkish ``I`` and ``ı``). If
+                it is unknown, ``ı`` equals ``i``.
         """
         language = primary_language(language)
         phrases, longest = self._index(language)
@@ -121,7 +122,7 @@ class Gazetteer:
         return self._indexes[language]
 
     def _split(self, word: str, language: Optional[str]) -> Tuple[str, ...]:
-        """The parts of a word by which it is compared; one that is empty, where it has no letter."""
+        """Return the parts of a word that are compared; one empty part if it has no letter or digit."""
         text = unicodedata.normalize("NFC", _IGNORABLE.sub("", word)).translate(_SIGNS)
         if not self.match_case:
             text = _DOT_OF_I.sub("", casefold(text, language))
@@ -145,10 +146,10 @@ def read_gazetteer(path: PathLike, match_case: bool = False, confidence: float =
     """Read a UTF-8 file of lines ``phrase TAB type [TAB confidence]``; ``#`` starts a comment.
 
     Args:
-        confidence: of phrases whose line gives none.
+        confidence: the confidence of phrases whose line gives none.
 
     Raises:
-        UserError: naming the invalid line, or the file without phrases.
+        UserError: naming the invalid line, or the file if it has no phrases.
     """
     entries = []
     for number, line in text_lines(Path(path)):
@@ -185,10 +186,10 @@ class SpacyEntities:
 
     A span that begins or ends inside a word (spaCy splits ``l'italie``) is widened to whole words; of spans that then
     overlap, the first counts. The confidence of a trained recogniser's entity is its share in the beam (spaCy's
-    ``EntityRecognizer.scored_ents``); rules give none, and get ``confidence``.
+    ``EntityRecognizer.scored_ents``); entities found by rules have none, and get ``confidence``.
 
     Raises:
-        UserError: where spaCy or the pipeline is not installed.
+        UserError: if spaCy or the pipeline is not installed.
     """
 
     def __init__(self, name: str, confidence: float):
@@ -208,7 +209,7 @@ class SpacyEntities:
             self.recogniser = self.pipeline.get_pipe("ner")
 
     def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
-        """The entities of each text, in order. The pipeline is of one language, so ``languages`` changes nothing."""
+        """The entities of each text, in order. The pipeline is for one language, so ``languages`` is ignored."""
         texts = iter(texts)
         while batch := list(islice(texts, BATCH)):
             docs = list(self.pipeline.pipe(batch, batch_size=BATCH))
@@ -216,7 +217,7 @@ class SpacyEntities:
                 yield self._spans(text, doc, scores)
 
     def _scores(self, docs: Sequence[Any]) -> Sequence[Dict[Tuple[int, int, str], float]]:
-        """For each doc the shares of (first token, last token + 1, type) in the recogniser's beam."""
+        """For each doc, return the shares of (first token, last token + 1, type) in the recogniser's beam."""
         if self.recogniser is None:
             return [{} for _ in docs]
         beams = self.recogniser.beam_parse(docs, beam_width=BEAM_WIDTH, beam_density=BEAM_DENSITY)

@@ -26,7 +26,7 @@ from tokenverse_pp.data.manifests import (
 )
 from tokenverse_pp.tasks.registry import REGISTRY, unknown_task
 
-CHUNKS = 32  # of a shard
+CHUNKS = 32  # per shard
 CHUNK = 32  # rows per call of a finder; with more, Python's garbage collector dominates the time
 
 
@@ -36,11 +36,11 @@ class EntityFinder(Protocol):
     source: str
 
     def find(self, texts: Iterable[str], languages: Iterable[Optional[str]] = ()) -> Iterator[List[Span]]:
-        """The entities of each text; ``languages`` of the texts, as far as they are known."""
+        """Yield the entities of each text; ``languages`` are those of the texts, None if unknown."""
 
 
 class GazetteerEntities:
-    """A gazetteer as an `EntityFinder`; ``name`` is that of its file."""
+    """A gazetteer as an `EntityFinder`; ``name`` is its file name."""
 
     def __init__(self, gazetteer: Gazetteer, name: str):
         self.gazetteer = gazetteer
@@ -80,13 +80,13 @@ class LabelChange:
 def label_rows(
     rows: Iterable[ManifestRow], change: LabelChange, finder: Optional[EntityFinder] = None
 ) -> Iterator[Dict]:
-    """The data of the rows with their labels changed.
+    """Yield the data of the rows with changed labels.
 
     Args:
-        finder: labels the entities of every cut, as machine labels (see `label_source`).
+        finder: labels the entities of every cut, as machine labels (see `tokenverse_pp.data.labels`).
 
     Raises:
-        UserError: naming the cut that lacks the labels of a task to be added, or that has other labels already
+        UserError: naming a cut that does not have the labels of a task to be added, or already has other labels
             (without ``overwrite``).
     """
     rows = iter(rows)
@@ -104,7 +104,7 @@ def label_rows(
 
 
 def labelling_digest(*about: Any) -> str:
-    """A digest of what the labels depend on besides the rows; of files by their content.
+    """Return a digest of everything besides the rows that the labels depend on; files count by their content.
 
     Args:
         about: values, and names of files.
@@ -124,15 +124,15 @@ def label_by_cluster(
     run: str,
     parts: Parts,
 ) -> Iterator[List[bytes]]:
-    """`label_rows` by the workers of the current engine: some lines at a time.
+    """`label_rows` on the workers of the current engine; yields some lines at a time.
 
     Args:
         make_finder: called in the workers.
-        run: `labelling_digest`.
-        parts: where the lines are kept.
+        run: the `labelling_digest` of the run.
+        parts: keeps the finished lines.
     """
     rows = iter(rows)
-    groups = iter(lambda: list(islice(rows, CHUNKS * CHUNK)), [])  # whole chunks: a finder gets the same texts at once
+    groups = iter(lambda: list(islice(rows, CHUNKS * CHUNK)), [])  # whole chunks: finders get the same batches
     shards = ((_digest(run, group), group) for group in groups)
     for line in current_engine().run(partial(_start, change, make_finder), shards, parts):
         yield [text.encode() for text in line["lines"]]
@@ -161,16 +161,15 @@ def _change(row: ManifestRow, change: LabelChange) -> None:
 
 
 def in_order(tasks: Iterable[str]) -> List[str]:
-    """Tasks without repetition: in the order of the registry, then unknown ones."""
+    """Return tasks without repetition, in the order of the registry, then unknown ones."""
     named = set(tasks)
     return [task for task in REGISTRY if task in named] + sorted(named - set(REGISTRY))
 
 
 def drop_tasks(data: Dict[str, Any], tasks: Iterable[str]) -> None:
-    """Remove tasks from a cut: from its list, with their fields and label sources.
+    """Remove tasks from the task list of a cut, with their own fields and label sources.
 
-    Fields that other tasks use (speaker, language) stay. Dropped labels are gone: a later `label --add` cannot restore
-    them.
+    Fields that other tasks use (speaker, language) stay. A later `label --add` cannot restore dropped labels.
     """
     tasks, custom = set(tasks), custom_of(data)
     custom["tasks"] = [task for task in custom.get("tasks", ["asr"]) if task not in tasks]
@@ -186,7 +185,7 @@ def drop_tasks(data: Dict[str, Any], tasks: Iterable[str]) -> None:
 
 
 def _write_language(row: ManifestRow, language: str, overwrite: bool) -> None:
-    """Write a code, in its canonical form, into the turns of a row; another spelling of it is left as it is."""
+    """Write a code, in its canonical form, into the turns of a row; another spelling of it is not changed."""
     problem = language_problem(language)
     code = canonical_tag(language) or language
     for i, supervision in enumerate(supervisions_of(row.data)):

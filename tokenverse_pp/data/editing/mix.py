@@ -36,7 +36,7 @@ from tokenverse_pp.data.manifests import (
 )
 from tokenverse_pp.tasks.registry import REGISTRY
 
-PART_BYTES = 4 << 20  # of a manifest's file for each part of a shuffle; gzip makes it about ten times as small
+PART_BYTES = 4 << 20  # bytes of the manifest file per part of a shuffle; unpacked from gzip, about ten times as many
 MOST_PARTS = 512  # files that are open at once
 
 
@@ -76,14 +76,14 @@ def count_each(paths: Sequence[PathLike], bar: Any = None) -> List[MixCounts]:
 
 
 def shares_by_hours(counts: Sequence[MixCounts], temperature: float) -> List[float]:
-    """p_i ~ hours_i^T: 1 draws every hour as often as any other, 0 every corpus as often as any other."""
+    """p_i ~ hours_i^T: with T = 1 every hour is drawn equally often, with T = 0 every corpus."""
     return _normalised([each.hours**temperature for each in counts])
 
 
 def shares_by_language(counts: Sequence[MixCounts], temperature: float) -> List[float]:
-    """p_l ~ hours_l^T over the languages of all corpora; a corpus gets of p_l what it has of language l.
+    """p_l ~ hours_l^T over the languages of all corpora, divided among corpora by their hours of language l.
 
-    Exact where every corpus has one language; a corpus of several is drawn as it is.
+    This is exact if every corpus has one language; the mix within a corpus of several languages cannot change.
     """
     languages = sorted({language for each in counts for language in each.languages})
     hours = {language: sum(each.languages.get(language, 0.0) for each in counts) for language in languages}
@@ -160,11 +160,11 @@ def shuffle_manifest(path: PathLike, output: PathLike, seed: int = 0, bar: Any =
     """Write the cuts of a manifest in random order; return their number. ``output`` may be ``path``.
 
     Each row goes to one of several temporary files at random, which are then shuffled in memory one by one: every
-    order is equally likely. At most 1/512 of a large manifest is in memory; its rows stand on the disk of ``output``,
-    uncompressed, until the end. The same file and seed give the same order.
+    order is equally likely. About 1/512 of a large manifest is in memory; its rows are kept uncompressed on the disk of
+    ``output`` until the end. The same file and seed give the same order.
 
     Raises:
-        UserError: where a row is no cut, or the output cannot be written. Then nothing is written.
+        UserError: if a row is not a cut, or the output cannot be written. Then nothing is written.
     """
     check_output(output)
     file = local_path(path)

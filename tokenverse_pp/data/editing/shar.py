@@ -1,7 +1,7 @@
 """Manifests as lhotse Shar: shards of cuts with tar files of their audio, read sequentially, written and found.
 
-A Shar may be in object storage. There its manifests (a hundredth of it) are fetched at once, and the tar files shard by
-shard, the next ones while one is read. A Shar that is being written has the object `UNFINISHED`.
+A Shar may be in object storage. Its manifests (a hundredth of its size) are then fetched at once, and the tar files
+shard by shard, the next ones while one is read. A Shar that is being written has the object `UNFINISHED`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ AHEAD = 2  # shards whose tar files are fetched before they are read
 
 
 def is_shar(path: PathLike) -> bool:
-    """Whether a path is a folder of shards and not a file of cuts; of a URL its ending tells."""
+    """Whether a path is a folder of shards and not a file of cuts; a URL is judged by its ending."""
     url = url_of(path)
     return Path(path).is_dir() if url is None else not url.endswith(FORMATS)
 
@@ -56,21 +56,21 @@ class SharFiles(NamedTuple):
     """The files of a Shar."""
 
     cuts: List[Path]
-    """The manifests of the shards in order; of a Shar in object storage copies of them."""
+    """The manifests of the shards in order; local copies for a Shar in object storage."""
     fields: List[Dict[str, str]]
-    """For each shard the path or URL of each field's tar file."""
+    """For each shard, the path or URL of each field's tar file."""
     is_remote: bool
 
     def open(self, number: int) -> Dict[str, List[str]]:
         """The files of a shard, as `CutSet.from_shar` takes them; the next shards are read ahead."""
-        if self.is_remote:  # after the last shard an epoch later the first one follows
+        if self.is_remote:  # the last shard is followed by the first one, of the next epoch
             following = [(number + step) % len(self.cuts) for step in range(1, AHEAD + 1)]
             storage.read_ahead(url for other in following for url in self.fields[other].values())
         return {"cuts": [str(self.cuts[number])], **{name: [path] for name, path in self.fields[number].items()}}
 
 
 def find_shar(path: PathLike) -> SharFiles:
-    """The files of a Shar folder (raises UserError where there are none, or it is not finished)."""
+    """The files of a Shar folder (raises UserError if there are none, or it is not finished)."""
     url = url_of(path)
     infos = {} if url is None else {name: info for name, info in storage.list_folder(url).items() if "/" not in name}
     # Absolute, so that no file name (``pipe:..``) is taken for a command or a URL in the working directory.
@@ -107,13 +107,13 @@ def write_shar(
     Args:
         shard_size: cuts in a shard.
         audio: format, or ``none`` to store features only.
-        jobs: processes, each of which writes shards; the files are the same for any number.
+        jobs: number of processes that write shards; the files are the same for any number.
 
     Returns:
         ``cuts``, ``shards`` and ``bytes``.
 
     Raises:
-        UserError: where the folder is not empty, or naming the cut that cannot be written.
+        UserError: if the folder is not empty, or naming the cut that cannot be written.
     """
     url = url_of(folder)
     if url is not None:
@@ -135,7 +135,7 @@ def write_shar(
 def _write_remote(path: PathLike, url: str, shard_size: int, audio: str, bar: Any, jobs: int) -> Dict[str, int]:
     """`write_shar` to object storage: each process holds one shard on disk until it is uploaded.
 
-    What a run that was stopped has left is replaced. Nothing is touched where there is anything else.
+    Files left by a stopped run are replaced. If there is anything else, nothing is touched.
     """
     there = storage.list_folder(url)
     if there and UNFINISHED not in there:
@@ -208,7 +208,7 @@ def _write_shard(
     access: SourceAccess,
     url: Optional[str],
 ) -> int:
-    """Write the shard of a number with these cuts, in this process or another; return the number of cuts."""
+    """Write shard ``number`` with these cuts, in this process or another; return the number of cuts."""
     if url is not None:
         folder = folder / str(number)
         folder.mkdir()

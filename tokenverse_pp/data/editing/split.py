@@ -49,10 +49,10 @@ class KeyRule:
     """Accept cuts without a speaker (text, ..): they share nothing. Otherwise they are an error."""
 
     def keys(self, row: ManifestRow) -> List[Tuple[str, str]]:
-        """(kind, value) of every key that a cut must not share with other sets; its id if there is none.
+        """Return (kind, value) of every key that a cut must not share with other sets; its id if there is none.
 
         Raises:
-            UserError: naming the cut that lacks a key.
+            UserError: naming a cut without a key.
         """
         found = []
         for kind in self.kinds:
@@ -75,7 +75,7 @@ class KeyRule:
             return (plain_text(supervision.get("text")) for supervision in supervisions_of(row.data))
         if kind == "recording":
             return recordings_of(row.data)
-        # `manifest import --column custom.NAME=..` puts what a row of a table says into its turn.
+        # `manifest import --column custom.NAME=..` stores a cell of each table row in the turn of that row.
         turns = (supervision.get("custom") for supervision in supervisions_of(row.data))
         return [custom_of(row.data).get(kind), *(custom.get(kind) for custom in turns if isinstance(custom, dict))]
 
@@ -130,11 +130,11 @@ class Groups:
 def assign(hours: Mapping[int, float], shares: Sequence[float], seed: int) -> Dict[int, int]:
     """Assign groups to sets (by number), at random but close to the shares of hours; no set stays empty.
 
-    Each group goes to the set that lacks most hours. Groups that are larger than the smallest set go first, in order of
-    size; the others in an order drawn by the seed.
+    Each group goes to the set that has the most hours left to fill. Groups larger than the smallest set go first, the
+    largest first; the others in an order drawn with the seed.
 
     Raises:
-        UserError: where there are fewer groups than sets.
+        UserError: if there are fewer groups than sets.
     """
     if len(hours) < len(shares):
         raise UserError(
@@ -202,9 +202,9 @@ class Wanted:
     """The cuts to select. Options that are not given do not restrict the selection."""
 
     cuts: Optional[int] = None
-    """Take the first N cuts (that fit what follows)."""
+    """Take the first N cuts (that pass the filters)."""
     hours: Optional[float] = None
-    """Take the first cuts, up to so many hours: the cut that would exceed them is left out, and all after it."""
+    """Take the first cuts, up to this many hours; the cut that would exceed them is left out, and all after it."""
     at_random: bool = False
     """Draw the cuts at random instead of taking the first ones; the order of the manifest stays."""
     seed: int = 0
@@ -215,9 +215,9 @@ class Wanted:
     corpora: FrozenSet[str] = frozenset()
     """Only cuts whose custom field corpus is this. May be given again."""
     tasks: FrozenSet[str] = frozenset()
-    """Only cuts labelled for this task; given again, for all of them."""
+    """Only cuts labelled for this task; if given again, for all of the tasks."""
     without_tasks: FrozenSet[str] = frozenset()
-    """Only cuts that are not labelled for this task; given again, for none of them."""
+    """Only cuts that are not labelled for this task; if given again, for none of the tasks."""
     ids: Optional[FrozenSet[str]] = None
     """Only cuts whose id is in this file, one a line."""
     keep_labels: Mapping[str, float] = field(default_factory=dict)
@@ -259,10 +259,10 @@ class Report:
 
 
 def write_subset(path: PathLike, output: PathLike, wanted: Wanted, bar: Any = None) -> Report:
-    """Write the wanted cuts of a manifest to another, reading it twice; memory: some bytes per cut.
+    """Write the wanted cuts of a manifest to another. It is read twice; memory: a few bytes per cut.
 
     Raises:
-        UserError: where no cut is wanted, an id of ``ids`` is missing, or a row is no cut. Nothing is written.
+        UserError: if no cut is wanted, an id of ``ids`` is missing, or a row is not a cut. Nothing is written.
     """
     seconds, labelled, missing = _survey(path, wanted, bar)
     if missing:
@@ -297,10 +297,7 @@ def write_subset(path: PathLike, output: PathLike, wanted: Wanted, bar: Any = No
 
 
 def _survey(path: PathLike, wanted: Wanted, bar: Any) -> Tuple[array[float], Dict[str, array[int]], Set[str]]:
-    """The durations of the cuts that pass the filters, and the numbers of those labelled for each task.
-
-    Also the ids that were asked for and not found.
-    """
+    """Return durations of the cuts that pass the filters, indices of those labelled for each task, and missing ids."""
     seconds = array("d")
     labelled: Dict[str, array[int]] = {task: array("q") for task in wanted.keep_labels}
     missing = set(wanted.ids or ())
@@ -333,13 +330,13 @@ def _take(seconds: Sequence[float], wanted: Wanted) -> Set[int]:
 
 
 def read_ids(path: PathLike, cuts: Optional[PathLike] = None) -> FrozenSet[str]:
-    """The ids in a file: every line's first word, or the whole line where a cut has that name.
+    """The ids in a file: the first word of every line, or the whole line if a cut has that id.
 
     Args:
-        cuts: the manifest of the cuts; it is read where a line has several words.
+        cuts: the manifest of the cuts; it is read if a line has several words.
 
     Raises:
-        UserError: where there is none.
+        UserError: if there are none.
     """
     lines = {line.strip(BLANKS) for _, line in text_lines(Path(path))} - {""}
     longer = {line for line in lines if len(fields(line)) > 1}

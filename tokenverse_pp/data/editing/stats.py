@@ -114,7 +114,7 @@ def count_manifests(paths: Sequence[PathLike], bar: Any = None) -> Dict[str, Any
 
 
 def valid_cuts(path: PathLike, bar: Any = None) -> Iterator[Cut]:
-    """The cuts of a manifest as their labels are read (see `plain`), each checked; ids as in `count_manifests`."""
+    """Yield the cuts of a manifest (see `labelled_cut`) after checking each; raises as `count_manifests` does."""
     seen = NameSet()
     for row in read_rows(path, bar):
         cut = labelled_cut(row)
@@ -125,7 +125,7 @@ def valid_cuts(path: PathLike, bar: Any = None) -> Iterator[Cut]:
 
 
 def corpus_names(paths: Sequence[PathLike]) -> List[str]:
-    """The names of manifest files without their endings, with as many of their folders as tell them apart.
+    """The names of manifest files without their endings, with as many folders as are needed to distinguish them.
 
     >>> corpus_names(["ami/cuts.jsonl.gz", "cv/cuts.jsonl.gz", "own.jsonl"])
     ['ami-cuts', 'cv-cuts', 'own']
@@ -200,7 +200,7 @@ def plot_stats(stats: Dict[str, Any], path: PathLike) -> None:
         stats: see `count_manifests`.
 
     Raises:
-        UserError: where matplotlib is not installed, or the name does not end in ``.png``.
+        UserError: if matplotlib is not installed, or the name does not end in ``.png``.
     """
     if not str(path).endswith(".png"):
         raise UserError(f"{path}: a plot is named .png")
@@ -250,7 +250,7 @@ COLUMNS = ("endpoint", "entities")
 
 
 def find_cut(path: PathLike, cut_id: str) -> Cut:
-    """The first cut with an id (raises UserError where there is none, or the manifest cannot be read up to it)."""
+    """The first cut with an id (raises UserError if there is none, or the manifest cannot be read up to it)."""
     count = 0
     for cut in read_cuts(path):
         if cut.id == cut_id:
@@ -266,7 +266,7 @@ def show_cut(cut: Cut, tasks: Optional[Sequence[str]] = None) -> str:
         tasks: task names; by default all.
 
     Raises:
-        UserError: where the cut breaks the label schema, or a task is unknown.
+        UserError: if the cut breaks the label schema, or a task is unknown.
     """
     problems = check_cut(cut)
     if problems:
@@ -305,12 +305,12 @@ def _turns(cut: Cut) -> str:
                 turn.text,
             ]
         )
-    # Times to the right, words to the left.
+    # Align times to the right, words to the left.
     return aligned([[row[0].rjust(8), row[1].rjust(8), *row[2:]] for row in rows], left=len(rows[0]))
 
 
 def _spans(items: object) -> List[dict]:
-    """Entities of a cut that may not be labelled for them; the field is then unchecked."""
+    """Entities of a cut, or none if the field is invalid: it is unchecked if the cut is not labelled for them."""
     whole = isinstance(items, list) and all(
         isinstance(e, dict) and type(e.get("start")) is int and type(e.get("end")) is int for e in items
     )
@@ -351,7 +351,7 @@ def manifest_problems(path: PathLike, audio: bool = False, bar: Any = None) -> I
         bar: progress bar, moved by the bytes read.
 
     Raises:
-        UserError: where the file is missing or cannot be read further.
+        UserError: if the file is missing or cannot be read further.
     """
     seen, number = NameSet(), 0
     for row in scan_rows(path, bar):
