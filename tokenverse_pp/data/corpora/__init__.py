@@ -1,4 +1,4 @@
-"""Corpora turned into labelled cuts: by readers of their tables, and of AMI through lhotse's recipe."""
+"""Convert corpora to labelled cuts: their tables are read here, AMI is read by lhotse's recipe."""
 
 from __future__ import annotations
 

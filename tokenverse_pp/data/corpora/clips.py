@@ -1,6 +1,6 @@
-"""Clips of one utterance each: opening them in parallel, unpacking them from archives, and writing their cuts.
+"""Clips of one utterance each: open them in parallel, unpack them from archives, and write their cuts.
 
-`write_utterances` is what all corpora of read or prepared speech end in.
+All corpora of read or prepared speech are written by `write_utterances`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tokenverse_pp.data.importing.rows import OVERSHOOT, BadRow, Span
 from tokenverse_pp.data.labels import check_cut
 from tokenverse_pp.data.manifests import reason_of
 
-TASKS = ("asr", "lid")  # not scd and endp: as "no change" they would teach the model to recognise the corpus
+TASKS = ("asr", "lid")  # not scd and endp: constant "no change" labels would teach the model to recognise the corpus
 ORIGINAL = "orig_text"  # key of a supervision's custom fields: the text before the corpus normalised it, as in lhotse
 CLIP_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3")  # of files in archives
 SPANS = "spans"  # key of a supervision's custom fields: its entities, before the text is normalised
@@ -54,8 +54,8 @@ class Clip:
     """A row of a table of clips.
 
     Attributes:
-        id: of the cut, its recording and its supervision.
-        text: as the corpus has it.
+        id: id of the cut, its recording and its supervision.
+        text: the text in the corpus, not normalised.
         entities: spans of characters of ``text``; None: not annotated.
     """
 
@@ -73,18 +73,18 @@ Rows = Iterator[Union[Clip, LeftOutRow]]
 
 
 def if_there(clip: Clip) -> Union[Clip, LeftOutRow]:
-    """A clip whose file is there, in the folder where it should be."""
+    """Return a clip if its file exists in the expected folder, otherwise its id and the reason."""
     inside = clip.id == PurePosixPath(clip.id).name and "\0" not in clip.id
     return clip if inside and clip.audio.is_file() else (clip.id, NO_AUDIO)
 
 
 def part_of(name: str, language: str, rows: Iterable[Union[Clip, LeftOutRow]], jobs: int = 1) -> CorpusPart:
-    """A part of a corpus from the rows of its table; clips that cannot be opened, or come twice, are left out.
+    """Make a part of a corpus from the rows of its table; clips that cannot be opened or are repeated are left out.
 
     Args:
-        name: of the part.
+        name: name of the part.
         language: ISO 639 code.
-        jobs: processes that open clips.
+        jobs: number of processes that open clips.
     """
     left_out: List[LeftOutRow] = []
     clips: List[Clip] = []
@@ -130,14 +130,14 @@ def part_of(name: str, language: str, rows: Iterable[Union[Clip, LeftOutRow]], j
 def with_turns(
     part: CorpusPart, read: Callable[[str, float], Tuple[Iterable[SupervisionSegment], Iterable[LeftOutRow]]]
 ) -> CorpusPart:
-    """A part whose recordings have turns, also those that are not there or cannot be opened: these turns are left out.
+    """Return a part with the turns of its recordings; turns of missing or unreadable recordings are left out.
 
-    A turn that ends `OVERSHOOT` or less after its recording ends with it. Others are left as they are.
+    A turn that ends up to `OVERSHOOT` after its recording is trimmed to it. Other turns are unchanged.
 
     Args:
         part: its ``unread`` are recordings.
-        read: called with the id and the seconds of a recording (infinite where it is not open), gives its turns and
-            what cannot be read.
+        read: called with the id and seconds of a recording (infinite if it cannot be opened); returns its turns, and
+            the rows that cannot be read.
     """
     turns: List[SupervisionSegment] = []
     unread: List[LeftOutRow] = []
@@ -154,12 +154,12 @@ def with_turns(
 
 
 def original_of(turn: SupervisionSegment) -> Optional[str]:
-    """The text before the corpus normalised it, where it is there: punctuated, with capitals and digits."""
+    """Return the text before the corpus normalised it (punctuated, with capitals and digits), or None."""
     return (turn.custom or {}).get(ORIGINAL)
 
 
 def open_clip(row: Clip) -> Union[Recording, str]:
-    """The recording of a clip, or the reason why there is none."""
+    """Return the recording of a clip, or the reason why it cannot be opened."""
     try:
         with disable_ffmpeg_torchaudio_info():
             recording = Recording.from_file(row.audio, recording_id=row.id)
@@ -173,11 +173,11 @@ def write_utterances(
 ) -> Dict[str, Path]:
     """Write a cut for each supervision, with its id, labelled for asr and lid; return the files by part.
 
-    A cut is labelled for ner as well where its supervision has spans (`SPANS`), an empty list of them included.
+    A cut is also labelled for ner if its supervision has spans (`SPANS`), even an empty list.
 
     Args:
-        written_of: the written text of a supervision, with ``run.written``. Where it has the same words as the
-            normalised text, the cut is labelled for punct.
+        written_of: returns the written text of a supervision, used with ``run.written``. If it has the same words as
+            the normalised text, the cut is labelled for punct.
     """
 
     def to_cuts(part: CorpusPart, left_out: LeftOut) -> Iterator[MonoCut]:
@@ -195,7 +195,7 @@ def write_utterances(
 def _cut(
     turn: SupervisionSegment, recording: Recording, language: str, corpus: str, normaliser: str, written: Optional[str]
 ) -> MonoCut:
-    """The cut of a supervision (raises BadRow where it cannot be labelled)."""
+    """Return the cut of a supervision (raises BadRow if it cannot be labelled)."""
     tasks, custom = list(TASKS), dict(turn.custom or {})
     spans = custom.pop(SPANS, None)
     text, entities = finish_text(turn.text or "", spans, normaliser, language, widen=True)
@@ -208,21 +208,21 @@ def _cut(
     if is_written(written, text):
         tasks.append("punct")
         custom["written"] = written
-    # A turn that spans the whole recording ends where the audio as decoded ends: MP3 headers round.
+    # A turn that spans the whole recording ends where the decoded audio ends: MP3 headers round.
     duration = round(min(turn.duration, recording.duration - turn.start), 8)
     spoken = fastcopy(
         turn, start=0.0, duration=duration, channel=0, text=text, language=language, custom=custom, alignment=None
     )
     about = {"tasks": tasks, "corpus": corpus}
     cut = MonoCut(turn.id, turn.start, duration, 0, [spoken], recording=recording, custom=about)
-    problems = check_cut(cut) if entities else []  # such as overlapping entities; other faults are errors of ours
+    problems = check_cut(cut) if entities else []  # such as overlapping entities; other problems are bugs
     if problems:
         raise BadRow(problems[0])
     return cut
 
 
 def keep(path: Path, data: bytes) -> Path:
-    """A file with these bytes; one that is there with as many is kept."""
+    """Write these bytes to a file, unless it exists with the same size; return its path."""
     if not (path.is_file() and path.stat().st_size == len(data)):
         with replacing(path) as temporary:
             temporary.write_bytes(data)
@@ -230,12 +230,12 @@ def keep(path: Path, data: bytes) -> Path:
 
 
 def unpack(archive: Path, folder: Path) -> List[Path]:
-    """Write the audio files of a ``.tar.gz`` into one folder; returns them.
+    """Write the audio files of a ``.tar.gz`` into one folder; return their paths.
 
-    A file that is there with its size is kept, unless the archive is newer.
+    An existing file of the same size is kept, unless the archive is newer.
 
     Raises:
-        UserError: where the archive is not whole, its checksum included. Its files are removed then.
+        UserError: if the archive is incomplete or its checksum is wrong. Its files are removed then.
     """
     age = archive.stat().st_mtime
     paths: List[Path] = []
@@ -261,7 +261,7 @@ def unpack(archive: Path, folder: Path) -> List[Path]:
 
 
 def unpack_all(archives: Sequence[Tuple[Path, Path]], jobs: int = 1) -> None:
-    """`unpack` pairs of an archive and a folder, several at once."""
+    """`unpack` pairs of an archive and a folder, several in parallel."""
     for paths in current_engine().map(_unpack_to, archives, min(jobs, max(1, len(archives)))):
         check_shared(paths)
 

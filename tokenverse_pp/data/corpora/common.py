@@ -1,7 +1,7 @@
-"""What corpora share: checking transcript tables, running lhotse's recipes, converting audio, writing labelled cuts.
+"""Shared by all corpora: check transcript tables, run lhotse's recipes, convert audio, write labelled cuts.
 
 Audio that is not 16 kHz with one channel is written once as 16 kHz FLAC. Rows of a table that cannot be read (a
-carriage return within a cell, a missing cell, invalid UTF-8) are listed as left out, and cost no other row.
+carriage return within a cell, a missing cell, invalid UTF-8) are listed as left out, and affect no other row.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tokenverse_pp.tasks.punct import read_written
 from tokenverse_pp.tasks.registry import REGISTRY
 
 LEFT_OUT = "left_out.jsonl"
-LeftOutRow = Tuple[str, str]  # an id (or a line, where there is none), and why it is in no cut
+LeftOutRow = Tuple[str, str]  # an id (or a line, if there is no id), and why it is in no cut
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Form:
     """The format of a table's rows.
 
     Args:
-        delimiter: None: a name, blanks, a text.
-        cells: their number; 0: as many as in the header.
-        quoting: as the csv module reads it by default.
-        numbers: columns of the header that hold decimal numbers.
-        proofs: empty cells at the end may be missing where these columns hold whole numbers: the others are in their
-            places then.
+        delimiter: cell delimiter; None: a row is a name, blanks and a text.
+        cells: number of cells; 0: as many as in the header.
+        quoting: read quotes as the csv module does by default.
+        numbers: columns of the header that contain decimal numbers.
+        proofs: empty cells at the end may be missing if these columns contain integers, which shows that the other
+            cells are in their places.
     """
 
     delimiter: Optional[str] = "\t"
@@ -62,7 +62,7 @@ class Form:
     proofs: Tuple[str, ...] = ()
 
     def split(self, text: str) -> Optional[List[str]]:
-        """The cells of a row; None where its quoting is broken."""
+        """Return the cells of a row; None if its quoting is broken."""
         if self.delimiter is None:
             return fields(text, maxsplit=1)
         if not self.quoting:
@@ -82,17 +82,17 @@ class Table:
     bad: Dict[int, str] = field(default_factory=dict)
 
     def left_out(self) -> List[LeftOutRow]:
-        """The bad rows."""
+        """Return the bad rows and the reasons."""
         return [(f"{self.path}, line {number}", why) for number, why in self.bad.items()]
 
     def rows(self) -> Iterator[Tuple[int, List[str]]]:
-        """The number and the cells of each line that can be read and is not blank, a header included."""
+        """Yield number and cells of each readable line that is not blank, including the header."""
         for number, line in raw_lines(self.path):
             if number not in self.bad and line.strip():
                 yield number, self.form.split(line.decode("utf-8")) or []
 
     def records(self, columns: Sequence[str], layout: str) -> Iterator[Tuple[int, Dict[str, str]]]:
-        """`rows` below the header, by column (raises UserError with what was expected if one of ``columns`` lacks)."""
+        """Yield `rows` below the header by column (UserError with ``layout`` if one of ``columns`` is missing)."""
         rows = self.rows()
         for number, header in rows:
             missing = [name for name in columns if name not in header]
@@ -102,7 +102,7 @@ class Table:
 
 
 def check_table(path: Path, form: Form) -> Table:
-    """Check a table."""
+    """Check a table and return it with its problems."""
     table = Table(path, form)
     header: List[str] = []
     for number, line in raw_lines(path):
@@ -141,7 +141,7 @@ use_backend()
 
 
 def channel_name(number: int) -> str:
-    """The name of a channel, counted from 0: a letter as for telephone calls, a number behind ``Z``.
+    """Return the name of a channel, counted from 0: a letter as for telephone calls, a number after ``Z``.
 
     >>> channel_name(0), channel_name(2), channel_name(26)
     ('A', 'C', '27')
@@ -152,17 +152,17 @@ def channel_name(number: int) -> str:
 def at_16_khz(
     recordings: Iterable[Recording], folder: Path, jobs: int = 1, channel: Optional[int] = None
 ) -> Dict[str, Recording]:
-    """Recordings by id, each 16 kHz and one channel: as they are, or written to ``folder`` (existing files are kept).
+    """Return recordings by id, 16 kHz with one channel: unchanged, or written to ``folder`` (existing files are kept).
 
-    Resampling at every training step would cost more than the disk, SPHERE files may need another program, and a place
-    in an MP3 file is found by decoding what is before it.
+    Resampling at every training step would cost more than the disk, SPHERE files may need another program, and seeking
+    in an MP3 file means decoding everything before the position.
 
     Args:
-        jobs: processes; a cluster (`current_engine`) has its own number of workers.
-        channel: of a recording with several; None: their mean.
+        jobs: number of processes; a cluster (`current_engine`) has its own number of workers.
+        channel: channel to keep if there are several; None: their mean.
 
     Raises:
-        UserError: naming a file that cannot be decoded.
+        UserError: if a file cannot be decoded; the message names it.
     """
     folder = folder.absolute()
     kept: Dict[str, Recording] = {}
@@ -176,7 +176,7 @@ def at_16_khz(
         return kept
     folder.mkdir(parents=True, exist_ok=True)
     convert = partial(write_16_khz, folder=folder, channel=channel)
-    # One thread each: OpenMP's threads of this process do not exist in a forked one.
+    # One thread per process: OpenMP's threads of this process do not exist in a forked one.
     written = current_engine().map(convert, others, jobs, 8, torch.set_num_threads)
     progress = tqdm(zip(others, written), total=len(others), desc=f"16 kHz {folder.name}", mininterval=1.0)
     for recording, new in progress:
@@ -188,16 +188,16 @@ def at_16_khz(
 def write_16_khz(
     recording: Recording, folder: Path, channel: Optional[int] = None, rate: int = SAMPLING_RATE
 ) -> Recording:
-    """Write a recording as 16-bit FLAC; return the recording of that file, with the same id (``-A``, ..: a channel).
+    """Write a recording as 16-bit FLAC; return its recording with the same id (plus ``-A``, .. for a channel).
 
-    A file that is there is kept, unless the recording's own file is newer.
+    An existing file is kept, unless the recording's own file is newer.
 
     Args:
-        channel: from 0; None: the mean of all.
-        rate: of the file, in Hz.
+        channel: counted from 0; None: the mean of all.
+        rate: rate of the written file, in Hz.
 
     Raises:
-        UserError: naming a file that cannot be decoded.
+        UserError: if the recording cannot be decoded; the message names its file.
     """
     suffix = "" if channel is None else f"-{channel_name(channel)}"
     path = folder / f"{recording.id}{suffix}.flac"
@@ -212,7 +212,7 @@ def write_16_khz(
 
 
 def _is_current(path: Path, recording: Recording) -> bool:
-    """Whether a file is there, and no older than what it was made of."""
+    """Whether a file exists and is not older than its source files."""
     if not path.is_file():
         return False
     written = path.stat().st_mtime
@@ -221,7 +221,7 @@ def _is_current(path: Path, recording: Recording) -> bool:
 
 
 def _decode(recording: Recording, channel: Optional[int]) -> np.ndarray:
-    """Samples (S,) of one channel, or the mean of all."""
+    """Return samples (S,) of one channel, or of the mean of all channels."""
     check_access(recording, f"recording {recording.id}")
     try:
         samples = recording.load_audio(channels=channel)
@@ -236,19 +236,19 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is asked of each function ``prepare_<corpus>``, besides what that corpus has of its own.
+    """The arguments that all functions ``prepare_<corpus>`` share.
 
     Attributes:
-        corpus_dir: its folder; of Hugging Face's library a data set may also be a name on the hub.
-        output_dir: for the manifests, and for audio that must be written.
+        corpus_dir: folder of the corpus; a Hugging Face data set may also be a name on the hub.
+        output_dir: folder for the manifests, and for audio that must be written.
         normaliser: one of `NORMALISERS`.
-        written: label punct too, by the texts as they are written, where these have the words of the plain ones.
-        jobs: processes.
-        force: prepare what is there from an earlier run again (see `in_groups`).
-        say: prints a line.
+        written: also label punct, from the written texts that have the same words as the plain ones.
+        jobs: number of processes.
+        force: prepare again what exists from an earlier run (see `in_groups`).
+        say: function that prints a line.
 
     Raises:
-        UserError: for written texts beside another normaliser than ``words``.
+        UserError: if ``written`` is set and the normaliser is not ``words``.
     """
 
     corpus_dir: Path
@@ -264,7 +264,7 @@ class Preparation:
 
 
 def is_written(written: Optional[str], text: str) -> bool:
-    """Whether a text has the words of a plain one, so that it can label them for punct.
+    """Whether a written text has the words of a plain text, so that it can label them for punct.
 
     >>> is_written("Bonjour, Amélie!", "bonjour amélie"), is_written("21", "twenty one"), is_written(None, "yes")
     (True, False, False)
@@ -283,7 +283,7 @@ class CorpusPart:
     """A pair of lhotse manifests that becomes ``cuts_<name>.jsonl.gz``.
 
     Attributes:
-        name: the split, and what tells it from others of the split: ``train``, ``train_de``.
+        name: the split, and what distinguishes the part from others of the split: ``train``, ``train_de``.
         language: ISO 639 code of all its supervisions.
         unread: rows of its transcripts that cannot be read, or have no audio.
     """
@@ -306,11 +306,11 @@ class LeftOut:
         self.note(turn.id, turn.duration, reason)
 
     def note(self, name: str, seconds: float, reason: str) -> None:
-        """Add something that has no turn."""
+        """Add an item that is not a turn."""
         self.items.append({"id": name, "seconds": round(seconds, 3), "reason": reason})
 
     def by_reason(self) -> Dict[str, List[float]]:
-        """Seconds of the turns by reason, the most frequent first."""
+        """Return the seconds of the turns by reason, the most frequent reason first."""
         found: Dict[str, List[float]] = {}
         for item in self.items:
             found.setdefault(item["reason"], []).append(item["seconds"])
@@ -321,7 +321,7 @@ NO_AUDIO = "its audio is not there"
 
 
 def without_audio(names: Iterable[str], found: Iterable[str]) -> List[LeftOutRow]:
-    """The names that are not among those found: lhotse drops what has no audio silently."""
+    """Return the names that were not found, as lhotse silently drops recordings without audio."""
     there = set(found)
     return [(name, NO_AUDIO) for name in names if name not in there]
 
@@ -329,7 +329,7 @@ def without_audio(names: Iterable[str], found: Iterable[str]) -> List[LeftOutRow
 def split_tables(
     corpus_dir: Path, folders: Sequence[str], splits: Sequence[str], pattern: str
 ) -> Dict[str, Dict[str, Path]]:
-    """Name of a table's folder (a language) -> split -> table, of what is there; the first of ``folders`` has it.
+    """Return the existing tables as folder name (a language) -> split -> table, from the first of ``folders`` with it.
 
     Args:
         pattern: glob in one of the folders, with ``{split}``: ``*/{split}.tsv``.
@@ -344,12 +344,12 @@ def split_tables(
 
 @contextlib.contextmanager
 def lhotse_recipe(corpus: str, corpus_dir: Path, layout: str) -> Iterator[None]:
-    """Run a recipe of lhotse; any exception becomes a one-line error that says what was expected."""
+    """Run a lhotse recipe; any exception becomes a one-line UserError that says what was expected."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # the recipes assert, index and open: any type can come out of them
+    except Exception as error:  # the recipes assert, index and open files: any type may be raised
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
             f"{corpus_dir}: lhotse's recipe for {corpus} cannot read it ({type(error).__name__}: {reason}); "
@@ -369,16 +369,16 @@ def require(corpus_dir: Path, patterns: Sequence[str], layout: str) -> None:
 def write_parts(
     run: Preparation, parts: Sequence[CorpusPart], to_cuts: Callable[[CorpusPart, LeftOut], Iterable[Cut]]
 ) -> Dict[str, Path]:
-    """Write the cuts of all parts, or of none, checked against the label schema; print what is in them.
+    """Check the cuts of all parts against the label schema, write all or none of them, and print a summary.
 
-    The cuts of training parts (``train..``) are written in random order: training shuffles within a buffer only.
+    The cuts of training parts (``train..``) are written in random order, as training shuffles only within a buffer.
     ``left_out.jsonl`` lists the supervisions that are in no cut (``part``, ``id``, ``seconds``, ``reason``).
 
     Args:
-        to_cuts: the cuts of a part; notes what it leaves out.
+        to_cuts: function that gives the cuts of a part and notes what it leaves out.
 
     Raises:
-        UserError: for a part without cuts, and for a cut that breaks the schema. Nothing is written then.
+        UserError: if a part has no cuts, or a cut breaks the schema. Nothing is written then.
     """
     files: Dict[str, Tuple[Iterable[Cut], LeftOut]] = {}
     for part in parts:
@@ -395,7 +395,7 @@ def file_of(part: str) -> str:
 
 
 def write_files(run: Preparation, files: Dict[str, Tuple[Iterable[Cut], LeftOut]]) -> Dict[str, Path]:
-    """`write_parts` for cuts by the name of their part. ``left_out.jsonl`` keeps the lines of other parts."""
+    """`write_parts` for cuts given by the name of their part. ``left_out.jsonl`` keeps the lines of other parts."""
     paths = {name: run.output_dir / file_of(name) for name in files}
     write_checked_files(
         {paths[name]: pair for name, pair in files.items()},
@@ -409,7 +409,7 @@ def write_files(run: Preparation, files: Dict[str, Tuple[Iterable[Cut], LeftOut]
 
 
 def left_out_lines(output_dir: Path, parts: Iterable[str]) -> Tuple[List[str], List[str]]:
-    """The lines of ``left_out.jsonl`` about these parts, and those about others."""
+    """Return the lines of ``left_out.jsonl`` about these parts, and those about others."""
     path = output_dir / LEFT_OUT
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     here = tuple(f'{{"part": {json.dumps(part, ensure_ascii=False)}, ' for part in parts)
@@ -418,7 +418,7 @@ def left_out_lines(output_dir: Path, parts: Iterable[str]) -> Tuple[List[str], L
 
 @contextlib.contextmanager
 def _lines_of_others(output_dir: Path, parts: Iterable[str]) -> Iterator[List[str]]:
-    """The lines about other parts, which no other run changes meanwhile."""
+    """Give the lines about other parts, locked against changes by other runs."""
     with locked(output_dir):
         yield left_out_lines(output_dir, parts)[1]
 
@@ -434,10 +434,10 @@ def write_checked_files(
     """Write cuts to their files, all of the files or none; see `write_parts`.
 
     Args:
-        files: cuts, not yet made, and the list that fills while they are made.
-        list_file: for what was left out, as JSON lines.
+        files: by path, an iterable of cuts and the list that is filled while they are made.
+        list_file: JSON lines file of what was left out.
         shuffled: the files whose cuts are put into random order.
-        kept: gives the lines for ``list_file`` about other files; left when it is written.
+        kept: context manager for the lines of ``list_file`` about other files; exited when it is written.
         source: where the cuts come from, for messages.
     """
     statistics = Statistics()
@@ -459,13 +459,13 @@ def write_checked_files(
 
 
 def stem(path: Path) -> str:
-    """The name of a cuts' file without its endings, and without ``cuts_``."""
+    """Return the name of a cuts file without its extensions and ``cuts_``."""
     name = path.name.split(".")[0]
     return name[len("cuts_") :] if name.startswith("cuts_") else name
 
 
 def _write_checked(cuts: Iterable[Cut], temporary: Path, path: Path, statistics: Statistics) -> int:
-    """Write cuts one by one, checked and counted -> how many."""
+    """Check and write cuts one by one; return their number."""
     count = 0
     with CutSet.open_writer(temporary) as writer:
         seen: Set[str] = set()
@@ -484,7 +484,7 @@ def _write_checked(cuts: Iterable[Cut], temporary: Path, path: Path, statistics:
 
 
 def summary(counts: Dict[str, Any], left_out: Dict[str, LeftOut]) -> str:
-    """A table of what each file holds (`Statistics.by_corpus`, by file), and why turns were left out."""
+    """Return a table of the contents of each file (`Statistics.by_corpus`, by file), and why turns were left out."""
     tasks = [
         name
         for name in REGISTRY

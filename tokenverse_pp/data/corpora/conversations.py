@@ -1,7 +1,8 @@
 """Conversational corpora: long recordings with turns, written as cuts of several turns, labelled for asr, endp and lid.
 
-AMI, meetings of four speakers, is here, with what telephone calls (`tokenverse_pp.data.corpora.telephone`) and earnings
-calls share with it. Where several speakers share a channel, the cuts are labelled for scd as well.
+This module reads AMI (meetings of four speakers), and has the functions that telephone calls
+(`tokenverse_pp.data.corpora.telephone`) and earnings calls share with it. If several speakers share a channel, the cuts
+are also labelled for scd.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ from tokenverse_pp.data.editing.conversations import (
 from tokenverse_pp.data.normalise import NORMALISERS, Normaliser
 
 MIXED_TASKS = ("asr", "scd", "endp", "lid")
-ONE_SPEAKER_TASKS = ("asr", "endp", "lid")  # a channel of its own has no speaker changes to learn
+ONE_SPEAKER_TASKS = ("asr", "endp", "lid")  # a channel with one speaker has no speaker changes to learn
 
 
 def turns_by_recording(part: CorpusPart) -> Dict[str, List[SupervisionSegment]]:
-    """The turns of a part by recording id, sorted by it, each with the part's language."""
+    """Return the turns of a part by recording id, sorted by id, each with the part's language."""
     turns: Dict[str, List[SupervisionSegment]] = {name: [] for name in sorted(r.id for r in part.recordings)}
     for turn in part.supervisions:
         turns[turn.recording_id].append(fastcopy(turn, language=part.language))
@@ -57,7 +58,7 @@ def turns_by_recording(part: CorpusPart) -> Dict[str, List[SupervisionSegment]]:
 
 
 def mixed_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:
-    """One track per recording: its only channel, or the mean of all channels, in the part's folder of ``folder``."""
+    """Yield one track per recording: its only channel, or the mean of all channels, written to ``folder/<part>``."""
     recordings = at_16_khz(part.recordings, folder / part.name, jobs)
     for name, turns in turns_by_recording(part).items():
         yield Track(name, recordings[name], 0, turns)
@@ -94,7 +95,7 @@ AMI_LAYOUT = (
     f"at any depth, for meetings of train, dev and test, and the annotations {AMI_ANNOTATIONS} (folder or .zip)"
 )
 _HEADSET = re.compile(r"\.Headset-([0-9])\.wav$")
-COLLAR = 0.011  # seconds between the end of a word and the sign behind it; annotated to 10 ms
+COLLAR = 0.011  # maximum seconds between the end of a word and the mark after it; annotated to 10 ms
 Marks = Dict[Tuple[str, str], List[Tuple[float, str]]]
 
 
@@ -105,16 +106,16 @@ def prepare_ami(
     annotations: Optional[Path] = None,
     options: ConversationOptions = DEFAULT_OPTIONS,
 ) -> Dict[str, Path]:
-    """Meetings -> ``cuts_{train,dev,test}.jsonl.gz`` of windows of turns. A turn is a sentence or a segment.
+    """Write meetings to ``cuts_{train,dev,test}.jsonl.gz`` as windows of turns. A turn is a sentence or a segment.
 
     Args:
         mic: ``ihm-mix`` (sum of the headsets), ``sdm`` (one distant microphone), ``mdm8-bf`` (beamformed), or ``ihm``:
             each headset by itself, not labelled for scd.
-        partition: how AMI's own page splits the meetings.
-        annotations: folder or zip of the annotations, where they are not in the corpus's folder.
+        partition: which partition on AMI's web page splits the meetings.
+        annotations: folder or zip of the annotations, if they are not in the corpus's folder.
 
     Raises:
-        UserError: where the folder is no AMI.
+        UserError: if the folder is not AMI.
     """
     options.check()
     tasks, tracks = (ONE_SPEAKER_TASKS, headset_tracks) if mic == "ihm" else (MIXED_TASKS, mixed_tracks)
@@ -132,7 +133,7 @@ def prepare_ami(
 def _read_ami(
     corpus_dir: Path, mic: str, partition: str, annotations: Optional[Path]
 ) -> Tuple[List[CorpusPart], Marks]:
-    """The turns of the splits, and the punctuation."""
+    """Return the turns of the splits, and the punctuation."""
     from lhotse.recipes.ami import PARTITIONS
     from lhotse.recipes.ami import prepare_ami as recipe
 
@@ -140,7 +141,7 @@ def _read_ami(
     with tempfile.TemporaryDirectory() as folder:
         place = _annotations(corpus_dir, annotations, Path(folder))
         with lhotse_recipe("ami", corpus_dir, AMI_LAYOUT):
-            # Its normalisers drop the punctuation that endpoints are read from.
+            # The recipe's normalisers drop the punctuation that endpoints are read from.
             manifests = recipe(
                 corpus_dir, place, mic=mic, partition=partition, normalize_text="none", keep_punctuation=True
             )
@@ -154,13 +155,13 @@ def _read_ami(
 def _part(
     name: str, manifests: Dict[str, Any], recordings: Iterable[str], headsets: Mapping[str, Set[int]]
 ) -> CorpusPart:
-    """A part; listed are the recordings that have a transcript and no audio, or not that of all headsets.
+    """Return a part; its ``unread`` lists recordings with a transcript but without audio, or without that of a headset.
 
-    lhotse takes a headset's place among the files for its number, so that without one of them a speaker would get the
-    audio of another, and drops the turns of the last silently.
+    lhotse takes a headset's position among the files as its number. If a file is missing, a speaker would get the audio
+    of another, and the turns of the last speaker would be dropped silently.
 
     Args:
-        headsets: meeting -> the numbers of its speakers' headsets, where each is a channel.
+        headsets: meeting -> the numbers of its speakers' headsets, if each is a channel.
     """
     unread = without_audio(recordings, (recording.id for recording in manifests["recordings"]))
     for recording in manifests["recordings"]:
@@ -180,7 +181,7 @@ def _part(
 
 
 def headset_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:
-    """One track per channel of recordings with one file per channel, as they are."""
+    """Yield one track per channel of recordings with one file per channel; the audio is not converted."""
     recordings = {recording.id: recording for recording in part.recordings}
     for name, turns in turns_by_recording(part).items():
         for channel in sorted({turn.channel for turn in turns}):
@@ -189,7 +190,7 @@ def headset_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]
 
 
 def _annotations(corpus_dir: Path, given: Optional[Path], folder: Path) -> Path:
-    """The folder of the annotations; a zip is unpacked into ``folder``, as lhotse would write into the corpus."""
+    """Return the folder of the annotations. A zip is unpacked to ``folder``: lhotse would write into the corpus."""
     for path in [given] if given is not None else [corpus_dir / AMI_ANNOTATIONS, corpus_dir / f"{AMI_ANNOTATIONS}.zip"]:
         if path.is_dir():
             require(path, ["corpusResources/meetings.xml", "segments/*.xml", "words/*.xml"], AMI_LAYOUT)
@@ -202,14 +203,14 @@ def _annotations(corpus_dir: Path, given: Optional[Path], folder: Path) -> Path:
 
 
 def _speakers(annotations: Path) -> Iterator[Tuple[str, Mapping[str, str]]]:
-    """The meeting and the attributes of each speaker of a meeting."""
+    """Yield the meeting and the attributes of each speaker."""
     for meeting in ElementTree.parse(annotations / "corpusResources" / "meetings.xml").getroot():
         for speaker in meeting:
             yield meeting.attrib["observation"], speaker.attrib
 
 
 def headsets_of(annotations: Path) -> Dict[str, Set[int]]:
-    """Meeting -> the numbers of its speakers' headsets."""
+    """Return meeting -> the numbers of its speakers' headsets."""
     headsets: Dict[str, Set[int]] = defaultdict(set)
     for meeting, speaker in _speakers(annotations):
         headsets[meeting].add(int(speaker["channel"]))
@@ -217,7 +218,7 @@ def headsets_of(annotations: Path) -> Dict[str, Set[int]]:
 
 
 def sentence_marks(annotations: Path) -> Marks:
-    """Punctuation marks of the annotations by (meeting, speaker), as (seconds, mark) in time order.
+    """Return the punctuation marks of the annotations by (meeting, speaker), as (seconds, mark) in time order.
 
     lhotse ends a supervision at each full stop and drops the stop.
     """
@@ -235,10 +236,10 @@ def sentence_marks(annotations: Path) -> Marks:
 
 
 def read_ami_words(turn: SupervisionSegment, marks: Marks, normaliser: Normaliser, written: bool = False) -> TurnWords:
-    """The words of a turn; it is complete where ``. ? !`` stands at its end, and only there.
+    """Return the words of a turn; it is complete if and only if it ends in ``. ? !``.
 
     Args:
-        written: give the written text too.
+        written: also return the written text.
     """
     here = marks.get((turn.recording_id, turn.speaker), [])
     first = bisect.bisect_left(here, (turn.end - COLLAR, ""))

@@ -1,14 +1,14 @@
 """Earnings-22: 125 earnings calls (119 hours of English from all over the world), written as windows of turns.
 
-A test set: its authors made no splits. Read is the repository as it is: ``media/<call>.mp3`` (Git LFS) and
-``transcripts/force_aligned_nlp_references/<call>.aligned.nlp``, tables of one word a row. The transcripts in
-``nlp_references`` have no times, and lhotse's recipe makes one supervision of each call of them, an hour long.
+It is a test set: its authors made no splits. The repository is read unchanged: ``media/<call>.mp3`` (Git LFS) and
+``transcripts/force_aligned_nlp_references/<call>.aligned.nlp``, tables with one word per row. The transcripts in
+``nlp_references`` have no times; lhotse's recipe turns them into one supervision per call, an hour long.
 
-The aligned words are mostly spelled as they were said (``twenty nineteen``), some contractions as few would write them
-(``lemme``, ``cuz``). What the aligner spelled out has tags, and is in lower case, at the beginning of a sentence and in
-names too. The aligner did not find a quarter of the words, in about thirty calls almost none. A sentence with such a
-word, or with one that nobody understood, is a turn of unknown words, from the word before it to the word after it: no
-window holds it.
+The aligned words are mostly spelled as spoken (``twenty nineteen``), some contractions in unusual spellings (``lemme``,
+``cuz``). Words that the aligner spelled out have tags and are in lower case, even at the start of a sentence and in
+names. The aligner did not find a quarter of the words; in about thirty calls it found almost none. A sentence with such
+a word, or with one that the transcribers did not understand, becomes a turn of unknown words, from the word before it
+to the word after it. No window contains it.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ ALIGNED = "transcripts/force_aligned_nlp_references"
 LAYOUT = (
     f"the folder earnings22 of github.com/revdotcom/speech-datasets: media/<call>.mp3 and {ALIGNED}/<call>.aligned.nlp"
 )
-POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
+POINTER = b"version https://git-lfs"  # first bytes of a file that Git LFS has not fetched
 SOUNDS = {"<laugh>", "<cough>", "<clear_throat>", "<silence>"}
-# Any other <mark> is for words that are not known. The aligner has dropped the brackets of most; phonetic marks a guess
-# at how the word before is spelled. Many an <unk> has become "foreign language", also misspelled ("langauge").
+# Any other <mark> stands for unknown words. The aligner has dropped most brackets; "phonetic" marks a guess at the
+# spelling of the previous word. Many <unk> have become "foreign language", sometimes misspelled ("langauge").
 UNKNOWN = {"inaudible", "crosstalk", "phonetic", "silence", "unk"}
 FOREIGN_LANGUAGE = re.compile("foreign lan[gaue]+-?")
-TITLES = {"mr", "mrs", "ms", "dr", "prof", "st"}  # before a name: their full stop ends no sentence
+TITLES = {"mr", "mrs", "ms", "dr", "prof", "st"}  # before a name: their full stop does not end a sentence
 ENDS = (".", "?", "!")
 SMALL = re.compile("CONTRACTION|CARDINAL|ORDINAL|PERCENT|YEAR|MONEY|TIME|RANGE|PHONE")  # tags
-UNCASED = "uncased"  # key of a turn's custom fields: it has lost capitals
-SHORTEST = 0.01  # seconds of unknown words between two others; they then overlap what follows
+UNCASED = "uncased"  # custom field of a turn that has lost capitals
+SHORTEST = 0.01  # minimum seconds of a turn of unknown words; it may then overlap the next turn
 
 
 def prepare_earnings22(run: Preparation, options: ConversationOptions = DEFAULT_OPTIONS) -> Dict[str, Path]:
-    """Calls -> ``cuts_test.jsonl.gz``, windows of turns. A turn is a sentence, or what a speaker says of one.
+    """Write the calls to ``cuts_test.jsonl.gz`` as windows of turns. A turn is a sentence, or a speaker's part of one.
 
     Raises:
-        UserError: where the folder is no Earnings-22, or its audio was not fetched.
+        UserError: if the folder is not Earnings-22, or its audio was not fetched.
     """
     options.check()
     corpus_dir = run.corpus_dir / "earnings22" if (run.corpus_dir / "earnings22").is_dir() else run.corpus_dir
@@ -79,7 +79,7 @@ def prepare_earnings22(run: Preparation, options: ConversationOptions = DEFAULT_
 
 
 def _read(corpus_dir: Path, tables: Mapping[str, Path], jobs: int) -> CorpusPart:
-    """The turns of all calls; a call without audio, and rows that cannot be read, are left out."""
+    """Return the turns of all calls; calls without audio and rows that cannot be read are left out."""
 
     def read(call: str, duration: float) -> Tuple[Iterable[SupervisionSegment], List[LeftOutRow]]:
         words, bad = _words(tables[call])
@@ -108,16 +108,16 @@ class AlignedWord(NamedTuple):
     speaker: str
     start: Optional[float] = None
     end: Optional[float] = None
-    tags: str = "[]"  # such as ['17:CONTRACTION']: the aligner has spelled it out
+    tags: str = "[]"  # such as ['17:CONTRACTION'], if the aligner has spelled it out
 
     @property
     def uncased(self) -> bool:
-        """Whether the aligner may have made it lower case."""
+        """Whether the aligner may have changed the word to lower case."""
         return self.tags not in ("", "[]") and self.token.islower()
 
 
 def _words(path: Path) -> Tuple[List[AlignedWord], List[LeftOutRow]]:
-    """The words of a call, and the rows that cannot be read. Such a row stands for a word that is not known."""
+    """Return the words of a call, and the rows that cannot be read, each of which stands for an unknown word."""
     table = check_table(path, FORM)
     words: List[AlignedWord] = []
     place: Dict[str, int] = {}
@@ -139,10 +139,10 @@ def _words(path: Path) -> Tuple[List[AlignedWord], List[LeftOutRow]]:
 
 
 def turns_of(call: str, words: Sequence[AlignedWord], duration: float) -> Iterator[SupervisionSegment]:
-    """One turn per sentence of a speaker, with times; its text is None where not all its words are known, with times.
+    """Yield one turn per sentence of a speaker. Its text is None unless all its words are known and have times.
 
     Args:
-        duration: of the call, in seconds.
+        duration: duration of the call, in seconds.
     """
     sentences: List[List[AlignedWord]] = []
     for i, word in enumerate(words):
@@ -188,7 +188,7 @@ def _known(spoken: Sequence[AlignedWord]) -> bool:
 def _uncased(spoken: Sequence[AlignedWord]) -> bool:
     """Whether a sentence has lost a capital: that of its first word, of ``I`` or of a name.
 
-    Contractions and numbers are written in small letters elsewhere.
+    Elsewhere, contractions and numbers are in lower case anyway.
     """
     return any(
         word.uncased and (i == 0 or not SMALL.search(word.tags) or re.match("i\\b", word.token))
@@ -197,9 +197,9 @@ def _uncased(spoken: Sequence[AlignedWord]) -> bool:
 
 
 def _ends(words: Sequence[AlignedWord], i: int) -> bool:
-    """Whether a sentence ends with word ``i``: not with ``Mr.``, and not before a small letter (``Inc. and``).
+    """Whether a sentence ends with word ``i``: not with ``Mr.``, and not before a lower-case letter (``Inc. and``).
 
-    A small letter of a word that the aligner spelled out says nothing: ``Yes. we're fine`` are two sentences.
+    The case of words that the aligner spelled out does not count: ``Yes. we're fine`` is two sentences.
     """
     token, mark = words[i].token, words[i].mark
     if not mark.endswith(ENDS) or token.lower() in TITLES:
@@ -210,7 +210,7 @@ def _ends(words: Sequence[AlignedWord], i: int) -> bool:
 
 
 def read_words(turn: SupervisionSegment, normaliser: Normaliser, written: bool = False) -> TurnWords:
-    """The words of a turn; it is complete where ``. ? !`` stands at its end. Without its capitals it is not written."""
+    """Return the words of a turn, complete if it ends in ``. ? !``; without written text if it has lost capitals."""
     if turn.text is None:
         return TurnWords(None)
     cased = UNCASED not in (turn.custom or {})

@@ -1,7 +1,7 @@
-"""FLEURS: sentences of Wikipedia read in 102 languages, labelled for asr and lid.
+"""FLEURS: sentences from Wikipedia read in 102 languages, labelled for asr and lid.
 
-lhotse's recipe reads only what its own download writes; the files of the hub's repository and of lhotse are both read
-here. The ids of cuts name locale and clip, so that they are the same in every run.
+lhotse's recipe reads only what its own download writes; this module also reads the files of the hub's repository. Cut
+ids consist of locale and clip, so they are the same in every run.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ LAYOUT = (
 
 
 def prepare_fleurs(run: Preparation, languages: Sequence[str] = ()) -> Dict[str, Path]:
-    """``cuts_<split>_<code>.jsonl.gz`` of the splits that are there; the id of a cut is ``<locale>-<clip>``.
+    """Write ``cuts_<split>_<code>.jsonl.gz`` of the existing splits; the id of a cut is ``<locale>-<clip>``.
 
     The text is FLEURS's own transcription (lower case, without punctuation), normalised. Archives are unpacked into
     ``OUT/audio``.
 
     Args:
-        languages: locales as FLEURS names them (``fr_fr``), or their languages (``fr``); none: all that are there.
+        languages: locales as FLEURS names them (``fr_fr``), or their languages (``fr``); empty: all existing ones.
 
     Raises:
-        UserError: where the folder is no FLEURS.
+        UserError: if the folder is not FLEURS.
     """
     corpus_dir, output_dir = run.corpus_dir, run.output_dir
     require(corpus_dir, [], LAYOUT)
@@ -72,7 +72,7 @@ def prepare_fleurs(run: Preparation, languages: Sequence[str] = ()) -> Dict[str,
 
 
 def fleurs_code(locale: str) -> str:
-    """The language of one of FLEURS's locales.
+    """Return the language of a FLEURS locale.
 
     >>> fleurs_code("fr_fr"), fleurs_code("cmn_hans_cn"), fleurs_code("yue_hant_hk"), fleurs_code("ceb_ph")
     ('fr', 'zh', 'yue', 'ceb')
@@ -81,7 +81,7 @@ def fleurs_code(locale: str) -> str:
 
 
 def _folder(corpus_dir: Path, table: Path) -> Path:
-    """The archive of a table's clips, which is whole or refused; or, where there is none, their folder."""
+    """Return the archive of a table's clips (refused later if incomplete), or else the folder of the clips."""
     beside, split = table.parent, table.stem
     places = [beside / "audio" / split, beside / split, corpus_dir / beside.name / split]
     found = [path for path in [beside / "audio" / f"{split}.tar.gz"] if path.is_file()]

@@ -1,7 +1,7 @@
-"""A data set of the Hugging Face library, on disk or by its name on the hub, each split as a file of cuts.
+"""Prepare a data set of the Hugging Face library, on disk or on the hub; each split becomes a file of cuts.
 
-Rows become cuts as `manifest import --hf` makes them (`tokenverse_pp.data.importing`). A row that cannot be mapped is
-left out and listed, as in all corpora, and audio is kept from run to run.
+Rows become cuts as in `manifest import --hf` (`tokenverse_pp.data.importing`). A row that cannot be mapped is left out
+and listed, as in all corpora, and audio is kept between runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEV_NAMES = ("validation", "valid", "dev")
 
 
 class _Listed(Ledger):
-    """A ledger that notes each rejected row among what is left out."""
+    """A ledger that also notes each rejected row in `LeftOut`."""
 
     def __init__(self, left_out: LeftOut):
         super().__init__()
@@ -49,18 +49,18 @@ def prepare_huggingface(
     constants: Mapping[str, Any] = {},
     widen: bool = False,
 ) -> Dict[str, Path]:
-    """``cuts_<part>.jsonl.gz`` of each split; the part of ``validation`` is ``dev``.
+    """Write ``cuts_<part>.jsonl.gz`` for each split; the part of ``validation`` is ``dev``.
 
     Args:
-        run: its folder (`save_to_disk`, audiofolder, parquet) may be a name on the hub.
-        config: the configuration, where there are several.
-        splits: of a data set on the hub no others are downloaded; none: all.
+        run: its ``corpus_dir`` is a folder (`save_to_disk`, audiofolder, parquet) or a name on the hub.
+        config: the configuration, if there are several.
+        splits: splits to prepare; from the hub no others are downloaded. Empty: all.
         columns: field -> column, as for `FieldMap`.
-        constants: fields of all rows, as `constants_of` gives them.
-        widen: extend entities that are a part of a word to all of it.
+        constants: fields of all rows, as returned by `constants_of`.
+        widen: extend entities that are part of a word to the whole word.
 
     Raises:
-        UserError: where the data set cannot be read, or has no such split or column.
+        UserError: if the data set cannot be read, or has no such split or column.
     """
     dataset = run.corpus_dir
     with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as cache:
@@ -82,7 +82,7 @@ def prepare_huggingface(
         if unknown:
             raise UserError(f"{dataset}: --split {unknown[0]}: expected one of {', '.join(sizes)}")
         name = str(dataset.absolute() if dataset.is_dir() else dataset)
-        # A name on the hub is none of a folder here.
+        # A name on the hub must not become an absolute path.
         given = {"corpus_dir": name, "dataset": name, "config": config, "columns": columns, "constants": constants,
                  "widen": widen}  # fmt: skip
         read = [dataset] if dataset.is_dir() else []
@@ -107,7 +107,7 @@ def _write_split(split: str, run: Preparation, options: ImportOptions) -> Dict[s
 
 
 def part_name(split: str) -> str:
-    """The part of a split: ``dev`` for what the library calls validation.
+    """Return the part name of a split: ``dev`` for what the library calls validation.
 
     >>> part_name("validation"), part_name("train.clean.100")
     ('dev', 'train_clean_100')

@@ -4,11 +4,10 @@
 - Multilingual LibriSpeech: audiobooks in eight languages.
 - Common Voice: sentences read by volunteers in over a hundred languages.
 
-Languages are written as ISO 639-1 codes (639-3 for languages without a two-letter code). The tables are read here, not
-by lhotse's recipes: these fail completely where one row is broken or one clip is missing, and that for Common Voice
-needs the columns of release 13 or later. Releases before 13 lack ``variant``, those
-before 7 name ``accents`` ``accent``, those before 5 lack ``locale`` and ``segment``; releases from 17 on add
-``sentence_id`` and ``sentence_domain``.
+Languages are written as ISO 639-1 codes (639-3 for languages without a two-letter code). The tables are not read by
+lhotse's recipes, which fail completely if one row is broken or one clip is missing; the one for Common Voice also needs
+the columns of release 13 or later. Releases before 13 lack ``variant``, those before 7 call ``accents`` ``accent``,
+those before 5 lack ``locale`` and ``segment``; releases from 17 on add ``sentence_id`` and ``sentence_domain``.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ MLS = {
     "portuguese": "pt",
     "spanish": "es",
 }
-"""The folders ``mls_<name>`` of Multilingual LibriSpeech."""
+"""Names in the folders ``mls_<name>`` of Multilingual LibriSpeech -> language codes."""
 
 COMMON_VOICE = {"zh-HK": "yue"}
 """Locales of Common Voice (canonical tags) that are not their language plus a country: zh-HK is Cantonese."""
@@ -50,10 +49,10 @@ def common_voice_code(locale: str) -> str:
 
 
 def folders_of(languages: Sequence[str], folders: Sequence[str], where: str) -> List[str]:
-    """The language folders of a corpus for the given codes; an unknown code is returned unchanged.
+    """Return the language folders of a corpus for the given codes; an unknown code is returned unchanged.
 
     Raises:
-        UserError: for a code that may mean several folders of ``where``, the folder of the corpus.
+        UserError: if a code may mean several folders of ``where``, the folder of the corpus.
     """
     found = []
     for code in languages:
@@ -71,10 +70,10 @@ LIBRISPEECH_LAYOUT = (
 
 
 def prepare_librispeech(run: Preparation) -> Dict[str, Path]:
-    """Every existing part -> ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100.jsonl.gz``), one cut per utterance.
+    """Write each existing part to ``cuts_<part>.jsonl.gz`` (``cuts_train_clean_100.jsonl.gz``), one cut per utterance.
 
     Raises:
-        UserError: where the folder is no LibriSpeech.
+        UserError: if the folder is not LibriSpeech.
     """
     from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 
@@ -109,10 +108,10 @@ MLS_LAYOUT = (
 
 
 def prepare_mls(run: Preparation) -> Dict[str, Path]:
-    """``mls_<language>`` folders (Opus if they end in ``_opus``, else FLAC) -> ``cuts_<split>_<code>.jsonl.gz``.
+    """Write ``cuts_<split>_<code>.jsonl.gz`` for each folder ``mls_<language>`` (FLAC) or ``mls_<language>_opus``.
 
     Raises:
-        UserError: where the folder is no MLS.
+        UserError: if the folder is not MLS.
     """
     corpus_dir = run.corpus_dir
     require(corpus_dir, ["mls_*/metainfo.txt", "mls_*/train/transcripts.txt"], MLS_LAYOUT)
@@ -159,20 +158,20 @@ def _mls_rows(folder: Path, ending: str, code: str, genders: Mapping[str, str]) 
 COMMONVOICE_SPLITS = ("train", "dev", "test")
 COMMONVOICE_FORM = Form(proofs=("up_votes", "down_votes"))
 COLUMNS = ("path", "sentence")  # required columns, which every release has
-CUSTOM = {"age": "age", "accents": "accents", "accent": "accents", "variant": "variant"}  # as lhotse's recipe has them
+CUSTOM = {"age": "age", "accents": "accents", "accent": "accents", "variant": "variant"}  # as in lhotse's recipe
 COMMONVOICE_LAYOUT = (
     "the unpacked release (cv-corpus-<version>) with <locale>/{train,dev,test}.tsv and <locale>/clips/*.mp3"
 )
 
 
 def prepare_commonvoice(run: Preparation, languages: Sequence[str] = ()) -> Dict[str, Path]:
-    """``cuts_<split>_<code>.jsonl.gz``, one cut a sentence; the clips are rewritten at 16 kHz (``OUT/audio``).
+    """Write ``cuts_<split>_<code>.jsonl.gz``, one cut per sentence; clips are rewritten at 16 kHz in ``OUT/audio``.
 
     Args:
-        languages: locales as Common Voice names them (``sv-SE``); none: all that are there.
+        languages: locales as Common Voice names them (``sv-SE``); empty: all existing ones.
 
     Raises:
-        UserError: where the folder is no Common Voice release, and where two locales have one language code.
+        UserError: if the folder is not a Common Voice release, or two locales have the same language code.
     """
     corpus_dir = run.corpus_dir
     require(corpus_dir, ["*/clips", "*/train.tsv"], COMMONVOICE_LAYOUT)
@@ -215,7 +214,7 @@ def _header(path: Path) -> List[str]:
 
 
 def _clip_finder(folder: Path) -> Callable[[str], Optional[Path]]:
-    """A function from a row's ``path`` to the clip; the extension may be missing, and case may differ."""
+    """Return a function that finds the clip of a row's ``path``; the extension may be missing, and case may differ."""
     by_lower: Dict[str, str] = {}
 
     def find(name: str) -> Optional[Path]:

@@ -1,15 +1,15 @@
-"""Reruns of `tokenverse-pp manifest prepare`: what is there is kept, what is missing or not whole is prepared.
+"""Reruns of `tokenverse-pp manifest prepare`: existing output is kept, missing or incomplete output is prepared.
 
-A corpus is prepared in groups, each of the parts that belong together (a language, a part of LibriSpeech, all of AMI).
-A group's manifests are renamed into place when all of them are whole; then ``OUT/prepared.json`` gets its entry under
-the corpus's name: the options, what the corpus held (`contents`), the size of each file, and the number of its lines in
-``left_out.jsonl``. A rerun skips a group whose entry has the same options and contents and whose files and lines are
-there. Whatever else it finds is prepared again, but for audio in ``OUT/audio``, which is kept file by file: such a file
-is there only if it was written to its end.
+A corpus is prepared in groups of parts that belong together (a language, a part of LibriSpeech, all of AMI). A group's
+manifests are renamed into place when all of them are complete. Then ``OUT/prepared.json`` gets an entry for the group
+under the corpus's name: the options, the contents of the corpus (`contents`), the size of each file, and the number of
+its lines in ``left_out.jsonl``. A rerun skips a group whose entry has the same options and contents and whose files and
+lines exist. Everything else is prepared again, except audio in ``OUT/audio``, which is kept file by file: an audio file
+exists only if it was written completely.
 
-Several runs may write into one folder at once if their files have other names (languages of a corpus). A run does not
-replace the manifests of another group or corpus that are recorded when it begins, those of another data set only with
-``--force``. Names are not reserved: of two runs at once that write a file of one name the last one's stays.
+Several runs may write into one folder at once if their files have different names (languages of a corpus). A run does
+not replace the manifests of another group or corpus that are recorded when it begins; it replaces those of another data
+set only with ``--force``. Names are not reserved: if two runs at once write a file of one name, the last one wins.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tokenverse_pp.data.corpora import LICENCES
 from tokenverse_pp.data.corpora.common import LEFT_OUT, Preparation, file_of, left_out_lines
 
 RECORD = "prepared.json"
-ALL = "all"  # the group of a corpus that has but one
+ALL = "all"  # the group of a corpus that has only one
 DATA_SET = ("dataset", "config")  # options that name a data set of Hugging Face's library
 Paths = Dict[str, Path]
 
@@ -38,9 +38,9 @@ class CorpusGroup:
     """Parts of a corpus that are prepared together.
 
     Attributes:
-        parts: their names.
-        read: the folders and files that they are made of; those that are not there count as empty.
-        more: what the cuts depend on besides.
+        parts: the names of the parts.
+        read: the folders and files that they are made of; missing ones count as empty.
+        more: further values that the cuts depend on.
     """
 
     parts: Sequence[str]
@@ -56,21 +56,21 @@ def in_groups(
     options: Mapping[str, Any] = {},
     licence: Optional[str] = None,
 ) -> Paths:
-    """Prepare the groups that are not there from a run with the same options; say the corpus's licence at the end.
+    """Prepare the groups that no earlier run prepared with the same options; print the corpus's licence at the end.
 
     Args:
-        run: its normaliser and ``written`` are options too.
+        run: its normaliser and ``written`` also count as options.
         groups: by name.
-        prepare: writes the manifests of a group, all or none; returns them by part.
-        options: further ones of the command; the cuts depend on all of them. The number of processes is none of them.
-        licence: where it is not that of `LICENCES`.
+        prepare: function that writes all manifests of a group, or none, and returns them by part.
+        options: further options of the command that the cuts depend on; not the number of processes.
+        licence: the licence, if it is not that of `LICENCES`.
 
     Returns:
-        The manifests by part, those of earlier runs included.
+        The manifests by part, including those of earlier runs.
 
     Raises:
-        UserError: where a file that would be written is that of another corpus, group or data set (``run.force``
-            replaces that of a data set at another path), and as ``prepare`` does. Groups that are whole by then stay.
+        UserError: if a file to be written belongs to another corpus, group or data set (``run.force`` replaces that of
+            a data set at another path), or if ``prepare`` raises it. Groups completed before are kept.
     """
     output_dir, say = run.output_dir, run.say
     path = output_dir / RECORD
@@ -109,7 +109,7 @@ def _check_owners(
 ) -> None:
     """Check that no manifest would replace that of another group, corpus or data set (raises UserError).
 
-    A data set is known by its path, which is another one once it was moved: ``run.force`` replaces its manifests.
+    A data set is identified by its path, which changes when it is moved; ``run.force`` then replaces its manifests.
     """
 
     def title(name: str, group: str, options: Mapping[str, Any]) -> str:
@@ -132,11 +132,11 @@ def _check_owners(
 
 
 def contents(paths: Iterable[Path], output_dir: Path) -> Dict[str, int]:
-    """How many files there are in folders, their bytes and the time of the newest: a corpus has changed if these have.
+    """Return the number of files in folders, their bytes and the time of the newest, to detect changes of a corpus.
 
     Args:
-        paths: folders and files; those that are not there count as empty.
-        output_dir: not counted, where it lies in the corpus.
+        paths: folders and files; missing ones count as empty.
+        output_dir: not counted if it lies in the corpus.
     """
     found = {"files": 0, "bytes": 0, "newest": 0}
     seen = {(about.st_dev, about.st_ino) for about in [output_dir.stat()]} if output_dir.is_dir() else set()
@@ -146,20 +146,20 @@ def contents(paths: Iterable[Path], output_dir: Path) -> Dict[str, int]:
         try:
             about = path.stat() if isinstance(path, os.DirEntry) else os.stat(path)
             inside = list(os.scandir(path)) if stat.S_ISDIR(about.st_mode) else None
-        except OSError:  # a link to nothing, or a folder that may not be read: the reader says so where it matters
+        except OSError:  # a broken link, or a folder that may not be read: the reader reports it if it matters
             continue
         if inside is None:
             found["files"] += 1
             found["bytes"] += about.st_size
             found["newest"] = max(found["newest"], about.st_mtime_ns)
-        elif (about.st_dev, about.st_ino) not in seen:  # links may lead round
+        elif (about.st_dev, about.st_ino) not in seen:  # links may form cycles
             seen.add((about.st_dev, about.st_ino))
             rest += inside
     return found
 
 
 def _read(path: Path) -> Dict[str, Dict[str, Any]]:
-    """The record of earlier runs, corpus -> group -> entry; empty where there is none, or it cannot be read."""
+    """Return the record of earlier runs, corpus -> group -> entry; empty if it is missing or cannot be read."""
     try:
         record = json_of(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError, UserError):
@@ -169,7 +169,7 @@ def _read(path: Path) -> Dict[str, Dict[str, Any]]:
 
 
 def _whole(output_dir: Path, entry: Any, wanted: Mapping[str, Any]) -> Optional[Paths]:
-    """The files of a group if it was prepared with these options and all of them are whole."""
+    """Return the files of a group if it was prepared with these options and all files are complete."""
     paths = _files(output_dir, entry)
     if not paths or entry["options"] != wanted or len(paths) < len(entry["files"]):
         return None
@@ -178,7 +178,7 @@ def _whole(output_dir: Path, entry: Any, wanted: Mapping[str, Any]) -> Optional[
 
 
 def _files(output_dir: Path, entry: Any) -> Paths:
-    """The files of an entry that are as it says, by part."""
+    """Return, by part, the files of an entry that exist with their recorded size."""
     paths: Paths = {}
     files, options = (entry.get("files"), entry.get("options")) if isinstance(entry, dict) else (None, None)
     for part, about in files.items() if isinstance(files, dict) and isinstance(options, dict) else ():
@@ -189,6 +189,6 @@ def _files(output_dir: Path, entry: Any) -> Paths:
 
 
 def _plain(options: Mapping[str, Any]) -> Dict[str, Any]:
-    """Options as JSON has them, paths absolute."""
+    """Convert options to JSON types, with absolute paths."""
     plain = {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in options.items()}
     return json.loads(json.dumps(plain, sort_keys=True, default=str))

@@ -1,7 +1,7 @@
-"""Telephone calls of the LDC: CALLHOME American English and Hub5 2000 (eval2000), cuts of several turns.
+"""Telephone calls of the LDC: CALLHOME American English and Hub5 2000 (eval2000), as cuts of several turns.
 
-Both use the same transcription conventions, which `clean` turns into plain text. The transcripts are read here, not by
-lhotse's recipes: these drop, cut off or join turns whose lines or times are wrong, without a word.
+Both use the same transcription conventions, which `clean` turns into plain text. The transcripts are not read by
+lhotse's recipes, which silently drop, cut off or join turns whose lines or times are wrong.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ NAME_TYPE = "NAME"
 
 
 def clean(text: str, keep_names: bool = False) -> Optional[str]:
-    """An LDC transcript without its marks but with punctuation; None where the words are unknown.
+    """Return an LDC transcript without its marks but with punctuation; None if words are unknown.
 
-    Sounds (``{breath}``, ``[distortion]``), comments (``[[..]]``) and tags (``<contraction ..>``) go, the signs of
-    hesitations, names, asides and mispronounced words (``% & // + ** #``) go and leave the word; a best guess
-    ``((like this))`` counts as heard. Not known: ``(( ))``, and speech in another language (``<Spanish ..>``).
-    ``keep_names`` leaves the sign of proper names, ``&``.
+    Sounds (``{breath}``, ``[distortion]``), comments (``[[..]]``) and tags (``<contraction ..>``) are removed. Of
+    hesitations, names, asides and mispronounced words, only the signs are removed (``% & // + ** #``). A best guess
+    ``((like this))`` counts as heard. Unknown words are ``(( ))``, and speech in another language (``<Spanish ..>``).
+    ``keep_names`` keeps the sign of proper names, ``&``.
 
     >>> clean("%um, &Bob {laugh} was <contraction e_form='x'>there --"), clean("I (( )) so"), clean("<Spanish hola>")
     ('um, Bob was there --', None, None)
@@ -86,11 +86,11 @@ def clean(text: str, keep_names: bool = False) -> Optional[str]:
 def read_call_words(
     turn: SupervisionSegment, normaliser: Normaliser, names: bool = False, written: bool = False
 ) -> TurnWords:
-    """Words of a turn; a last sign ``. ? !`` makes it complete, ``, -`` (also ``--``: broken off) not complete.
+    """Return the words of a turn: complete if it ends in ``. ? !``, not complete if in ``, -`` (``--``: broken off).
 
     Args:
-        names: label what the transcribers marked as proper names as entities.
-        written: give the written text too.
+        names: label proper names, as marked by the transcribers, as entities.
+        written: also return the written text.
     """
     text = clean(turn.text or "", keep_names=names)
     if text is None:
@@ -104,9 +104,9 @@ def read_call_words(
 
 
 def find_names(text: str, normalise: Callable[[str], str]) -> Tuple[str, List[Dict[str, Any]]]:
-    """Text with names marked by ``&`` -> normalised text, and a span of type NAME for each run of marked words.
+    """Return the normalised text, and a span of type NAME for each run of words marked by ``&``.
 
-    A run ends at punctuation: ``&Bob, &Ann`` are two, ``&New &York's`` is one.
+    A run ends at punctuation: ``&Bob, &Ann`` is two runs, ``&New &York's`` is one.
 
     >>> find_names("so &New &York, &Bob said", str.lower)[1][0]
     {'start': 3, 'end': 12, 'type': 'NAME'}
@@ -130,7 +130,7 @@ def find_names(text: str, normalise: Callable[[str], str]) -> Tuple[str, List[Di
 
 
 def side_of(turn: SupervisionSegment) -> int:
-    """0 for side A, 1 for B, by the speaker's name (``4077_0A``, ``4077_B1``, ``sw_4390-A``)."""
+    """Return 0 for side A and 1 for B, by the speaker's name (``4077_0A``, ``4077_B1``, ``sw_4390-A``)."""
     return 1 if "B" in re.split("[_-]", turn.speaker)[-1] else 0
 
 
@@ -144,17 +144,17 @@ def prepare_calls(
 ) -> Dict[str, Path]:
     """Prepare telephone calls of the LDC.
 
-    ``callhome-english`` writes ``cuts_{train,dev,test}.jsonl.gz`` (dev: devtest, test: evaltest); ``eval2000``, the
-    Hub5 2000 evaluation of Switchboard and CALLHOME calls, ``cuts_test.jsonl.gz``.
+    ``callhome-english`` writes ``cuts_{train,dev,test}.jsonl.gz`` (dev: devtest, test: evaltest). ``eval2000``, the
+    Hub5 2000 evaluation of Switchboard and CALLHOME calls, writes ``cuts_test.jsonl.gz``.
 
     Args:
-        run: of CALLHOME, its folder has LDC97S42 and LDC97T14, or is LDC97S42 itself.
-        transcripts: folder of the transcripts (LDC97T14), where it is elsewhere.
+        run: for CALLHOME, its folder contains LDC97S42 and LDC97T14, or is LDC97S42 itself.
+        transcripts: folder of the transcripts (LDC97T14), if it is elsewhere.
         channels: ``mixed``: the two sides of a call as one channel; ``separate``: each side, not labelled for scd.
-        names: label proper names, as far as the transcribers marked them, as entities (ner).
+        names: label proper names, as marked by the transcribers, as entities (ner).
 
     Raises:
-        UserError: where the folders are not these corpora.
+        UserError: if the folders are not these corpora.
     """
     options.check()
     separate, is_callhome = channels == "separate", corpus == "callhome-english"
@@ -201,17 +201,17 @@ def _eval2000(corpus_dir: Path, transcripts: Optional[Path], jobs: int) -> List[
     return [_calls("test", corpus_dir / "LDC2002S09" / "hub5e_00" / "english", texts, EVAL2000_IDS, jobs)]
 
 
-# Names of a speaker and a turn, as lhotse's recipes have them.
+# Forms of the ids of speakers and turns, as in lhotse's recipes.
 CALLHOME_IDS = ("{call}_{side:0>2}", "{call}_{side:0>2}_{number:05}")
 EVAL2000_IDS = ("{call}-{side}", "{call}-{number}")
-# Some transcripts have no colon behind the side.
+# Some transcripts have no colon after the side.
 _TURN = re.compile(r"([0-9.]+)\s+([0-9.]+)\s+([AB][0-9]*)(?:\s*:|(?=\s|$))(.*)", re.DOTALL)
 _NUMBER = r"[-+.,]*[0-9][-+.,0-9]*"
 _LIKE_A_TURN = re.compile(rf"{_NUMBER}\s+{_NUMBER}(?![^\s:])|[-+.,0-9]\S*\s+[-+.,0-9]\S*\s+[A-Za-z]\w*\s*:")
 
 
 def _calls(name: str, speech: Path, texts: Path, ids: Tuple[str, str], jobs: int) -> CorpusPart:
-    """The calls of a folder of transcripts with their turns; what has no audio or cannot be read is left out."""
+    """Return the calls of a folder of transcripts with their turns. Calls without audio and bad lines are left out."""
     audio = {path.stem: path for path in sorted(speech.rglob("*")) if path.suffix.lower() == ".sph"}
     calls = {path.stem: path for path in sorted(texts.rglob("*.txt"))}
     rows = (Clip(call, audio[call], "", "en") if call in audio else (call, NO_AUDIO) for call in calls)
@@ -219,10 +219,10 @@ def _calls(name: str, speech: Path, texts: Path, ids: Tuple[str, str], jobs: int
 
 
 def read_call(path: Path, ids: Tuple[str, str]) -> Tuple[List[SupervisionSegment], List[LeftOutRow]]:
-    """The turns of a transcript, lines ``start end side: words``, and the lines that cannot be read.
+    """Return the turns of a transcript, lines ``start end side: words``, and the lines that cannot be read.
 
-    The colon may lack. A line without times goes on with the one before it. lhotse's recipes drop a turn whose times
-    are wrong silently, and take its further lines, or all of it, for words of the turn before it.
+    The colon may be missing. A line without times continues the line before it. lhotse's recipes silently drop a turn
+    with wrong times, and read its further lines, or all of it, as words of the previous turn.
     """
     turns: List[SupervisionSegment] = []
     bad: List[LeftOutRow] = []
@@ -254,13 +254,13 @@ def read_call(path: Path, ids: Tuple[str, str]) -> Tuple[List[SupervisionSegment
 
 
 def _holding(folder: Path, part: str) -> Path:
-    """The folder, or the one in it that holds ``part``: the LDC's archives unpack into a folder of their own."""
+    """Return the folder or its subfolder that contains ``part``: the LDC's archives unpack into a separate folder."""
     inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return next((path for path in [folder, *inside] if (path / part).is_dir()), folder)
 
 
 def side_tracks(part: CorpusPart, folder: Path, jobs: int) -> Iterator[Track]:
-    """One track per side of a telephone call, written to a separate file."""
+    """Yield one track per side of a telephone call, each written to a separate file."""
     sides = [at_16_khz(part.recordings, folder / part.name, jobs, channel) for channel in (0, 1)]
     for name, turns in turns_by_recording(part).items():
         for channel, recordings in enumerate(sides):

@@ -1,9 +1,9 @@
 """VoxPopuli, speeches in the European Parliament, and SLUE-VoxPopuli, a part of it in English with named entities.
 
-VoxPopuli comes as recordings of whole sessions with a table of segments, or as clips with a table, which its own tool
-cuts and the hub has. SLUE-VoxPopuli comes as clips with a table; lhotse has no recipe for it. Labelled are
-asr and lid, of SLUE ner too. The ids of cuts are those of the corpora, but for whole sessions: those of lhotse, which
-counts the segments of a session in the order of the table (``<session>-<number>``; a clip's is ``<session>-<id_>``).
+VoxPopuli comes as recordings of whole sessions with a table of segments, or as clips with a table, made by its own tool
+or from the hub. SLUE-VoxPopuli comes as clips with a table; lhotse has no recipe for it. Cuts are labelled for asr and
+lid, those of SLUE also for ner. Cut ids are those of the corpora. Segments of whole sessions have the ids of lhotse,
+which numbers them in the order of the table (``<session>-<number>``; the id of a clip is ``<session>-<id_>``).
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ VOXPOPULI_LAYOUT = (
 
 
 def prepare_voxpopuli(run: Preparation, languages: Sequence[str] = ()) -> Dict[str, Path]:
-    """``cuts_<split>_<language>.jsonl.gz``: one cut a segment: a clip, or a part of the recording of its session.
+    """Write ``cuts_<split>_<language>.jsonl.gz``, one cut per segment: a clip, or a part of its session's recording.
 
     Args:
         languages: ISO 639-1 codes, and ``en_accented``, English of speakers of other languages, which comes as clips;
-            none: all that are there with transcripts.
+            empty: all that have transcripts.
 
     Raises:
-        UserError: where the folder is no VoxPopuli, and where transcripts are neither there nor can be downloaded.
+        UserError: if the folder is not VoxPopuli, or transcripts are missing and cannot be downloaded.
     """
     corpus_dir = run.corpus_dir
     require(corpus_dir, [], VOXPOPULI_LAYOUT)
@@ -102,7 +102,7 @@ def prepare_voxpopuli(run: Preparation, languages: Sequence[str] = ()) -> Dict[s
 
 
 def _session_folders(corpus_dir: Path) -> Dict[str, Path]:
-    """language -> folder of its sessions; ``original`` holds those of all languages whose transcripts are there."""
+    """Return language -> folder of its sessions; ``original`` has those of all languages that have transcripts."""
     from lhotse.recipes.voxpopuli import ASR_LANGUAGES
 
     root = corpus_dir / "raw_audios"
@@ -114,7 +114,7 @@ def _session_folders(corpus_dir: Path) -> Dict[str, Path]:
 
 
 def _sessions(corpus_dir: Path, folder: Path, language: str, jobs: int) -> List[CorpusPart]:
-    """Segments of the recordings of whole sessions, with the ids of lhotse's recipe."""
+    """Return the segments of whole sessions as parts, with the ids of lhotse's recipe."""
     ending = re.compile(f"(_original)?(_{language})?$")  # <session>_original.ogg, <session>_<language>.ogg
     audio = {ending.sub("", path.stem, count=1): path for path in sorted(folder.rglob("*.ogg"))}
     if not audio:
@@ -150,7 +150,7 @@ def _sessions(corpus_dir: Path, folder: Path, language: str, jobs: int) -> List[
             for turn in segments
         ]
         part = with_turns(replace(part, unread=()), partial(_segments_of, by_session))
-        # Which split a bad row is of is not known: the first lists them.
+        # The split of a bad row is unknown: the first part lists them.
         unread = [*([] if parts else table.left_out()), *lost, *part.unread]
         parts.append(replace(part, unread=unread))
     return parts
@@ -159,7 +159,7 @@ def _sessions(corpus_dir: Path, folder: Path, language: str, jobs: int) -> List[
 def _segments_of(
     by_session: Mapping[str, List[SupervisionSegment]], session: str, length: float
 ) -> Tuple[List[SupervisionSegment], List[LeftOutRow]]:
-    """The segments that lie in the recording of their session, and the others."""
+    """Return the segments that lie inside the recording of their session, and the others."""
     turns = by_session[session]
     inside = [turn for turn in turns if 0 <= turn.start < min(turn.end, length) and turn.end <= length + OVERSHOOT]
     kept = {turn.id for turn in inside}
@@ -167,7 +167,7 @@ def _segments_of(
 
 
 def _transcripts(corpus_dir: Path, name: str, place: Path) -> Path:
-    """The transcripts of a language's sessions, downloaded to a folder where they are not there."""
+    """Return the file of transcripts of a language's sessions, downloaded to ``place`` if it is missing."""
     path = corpus_dir / f"asr_{name}.tsv.gz"
     if path.is_file():
         return path
@@ -180,7 +180,7 @@ def _transcripts(corpus_dir: Path, name: str, place: Path) -> Path:
 
 
 def _clips(tables: Mapping[str, Path], name: str, output_dir: Path, jobs: int) -> List[CorpusPart]:
-    """Clips that the corpus's tool has cut, beside their tables or packed in archives.
+    """Return the parts with clips that the corpus's tool has cut, next to their tables or packed in archives.
 
     Args:
         name: a language, or ``en_accented``.
@@ -230,20 +230,20 @@ SLUE_COMBINED: Dict[str, Optional[str]] = {
     **{name: name for name in ("NORP", "ORG", "LAW", "PERSON")},
     **dict.fromkeys(("FAC", "EVENT", "WORK_OF_ART", "PRODUCT", "LANGUAGE")),
 }
-"""The 18 types of OntoNotes -> the 7 that the benchmark scores, None: not scored (SLUE, ICASSP 2022, table 2)."""
+"""The 18 types of OntoNotes -> the 7 that the benchmark scores; None: not scored (SLUE, ICASSP 2022, table 2)."""
 
 
 def prepare_slue_voxpopuli(run: Preparation, entities: str = "combined") -> Dict[str, Path]:
-    """``cuts_{train,dev,test}.jsonl.gz`` of the splits that are there; the id of a cut is that of the corpus.
+    """Write ``cuts_{train,dev,test}.jsonl.gz`` of the existing splits, with the cut ids of the corpus.
 
-    A split without entities (the blind test set) is labelled for asr and lid only. An entity that is a part of a word
-    of the normalised text takes all of it.
+    A split without entities (the blind test set) is labelled for asr and lid only. An entity that is part of a word of
+    the normalised text is extended to the whole word.
 
     Args:
         entities: ``combined``: the 7 types that are scored; ``raw``: the 18 that were annotated.
 
     Raises:
-        UserError: where the folder is no SLUE-VoxPopuli.
+        UserError: if the folder is not SLUE-VoxPopuli.
     """
     corpus_dir = run.corpus_dir
     require(corpus_dir, [], SLUE_LAYOUT)
@@ -270,7 +270,7 @@ def prepare_slue_voxpopuli(run: Preparation, entities: str = "combined") -> Dict
 
 
 def _slue_files(corpus_dir: Path, part: str) -> List[Path]:
-    """The table of a split, rather with labels than without; or its parquet files."""
+    """Return the table of a split, preferably the labelled one, or its parquet files."""
     split, name = SLUE_SPLITS[part]
     for ending in ("", "_blind"):
         path = corpus_dir / f"slue-voxpopuli_{split}{ending}.tsv"
@@ -284,7 +284,7 @@ Cells = Tuple[str, Dict[str, Any], Optional[Path]]  # the place, the cells, and 
 
 
 def _slue_table(path: Path) -> Iterator[Union[Cells, LeftOutRow]]:
-    """The rows of a table, which pandas has written."""
+    """Yield the rows of a table written by pandas."""
     table = check_table(path, SLUE_FORM)
     yield from table.left_out()
     for number, cells in table.records(("id", "normalized_text"), SLUE_LAYOUT):
@@ -292,7 +292,7 @@ def _slue_table(path: Path) -> Iterator[Union[Cells, LeftOutRow]]:
 
 
 def _slue_parquet(files: Sequence[Path], folder: Path) -> Iterator[Union[Cells, LeftOutRow]]:
-    """The rows of parquet files; their clips are written to ``folder``."""
+    """Yield the rows of parquet files; their clips are written to ``folder``."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
@@ -343,16 +343,16 @@ def _slue_rows(rows: Iterator[Union[Cells, LeftOutRow]], folder: Path, entities:
 
 
 def slue_entities(value: Any, entities: str = "combined") -> Optional[List[Span]]:
-    """The column ``normalized_ner`` as spans of the normalised text; None where nothing was annotated.
+    """Return the column ``normalized_ner`` as spans of the normalised text; None if it was not annotated.
 
-    In a table it is a list of ``[type, start, length]`` in Python's notation, and ``None`` for no entity, as the
-    benchmark's toolkit reads it; in parquet files it is lists of types, starts and lengths, or a list of such triples.
+    In a table, it is a list of ``[type, start, length]`` in Python's notation, or ``None`` for no entity, as in the
+    benchmark's toolkit. In parquet files, it is lists of types, starts and lengths, or a list of such triples.
 
     >>> slue_entities("[['LAW', 86, 18], ['FAC', 3, 4]]"), slue_entities({"type": ["GPE"], "start": [0], "length": [6]})
     ([(86, 104, 'LAW')], [(0, 6, 'PLACE')])
 
     Raises:
-        ValueError: for another form, and for an unknown type.
+        ValueError: if the value has another form or an unknown type.
     """
     if value is None or value == "":
         return None

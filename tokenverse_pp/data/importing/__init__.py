@@ -1,1 +1,1 @@
-"""Importers: annotation files of many formats as rows, and rows as labelled cuts."""
+"""Read annotation files of many formats as rows, and turn rows into labelled cuts."""

@@ -29,21 +29,21 @@ from tokenverse_pp.data.importing.rows import BadRow, Place, Rejected, Row, RowO
 
 T = TypeVar("T")
 WIDTHS = (8, 64, 512)  # how far rows and sentences are searched for the next pair that fits
-LONG = 15  # letters from which one matching pair resynchronises the texts; shorter ones need two pairs
+LONG = 15  # minimum letters for one matching pair to resynchronise the texts; shorter texts need two pairs
 
 
 @dataclass
 class Attached:
-    """Mismatches: reasons by row number, and parts of documents that no row has."""
+    """Mismatches: reasons by row number, and parts of documents that are in no row."""
 
     problems: Dict[int, str] = field(default_factory=dict)
     surplus: List[Rejected] = field(default_factory=list)
 
 
 class NamedDocuments:
-    """Documents by name: the name of a row's id, of its recording, or of its audio file.
+    """Documents by name, which is that of a row's id, recording or audio file.
 
-    BRAT documents are read when they are needed; CoNLL sentences are all in memory, ``nameless`` ones rejected.
+    BRAT documents are read on demand; CoNLL sentences are held in memory. ``nameless`` sentences are rejected.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class NamedDocuments:
         self.notes: Counter[str] = Counter()
 
     def note(self, item: RowOrRejected) -> None:
-        """Note the names of a row, also of a rejected one, so that its documents count as used."""
+        """Record the names of a row, even if it is rejected, so that its documents count as used."""
         row = item.row if isinstance(item, Rejected) else item
         if row is not None:
             self._known.update(name for name in (_name(row.id), *_recording_names([row])) if name in self._documents)
@@ -68,10 +68,10 @@ class NamedDocuments:
             self.unknown_rows += 1
 
     def attach(self, rows: Sequence[Row], rejected: Sequence[Row] = ()) -> Attached:
-        """Set the entities of the rows of one recording, in order of time.
+        """Set the entities of the rows of one recording, given in time order, and return the mismatches.
 
         Args:
-            rejected: further rows of the recording, whose text its document may contain.
+            rejected: further rows of the recording, whose text the document may contain.
         """
         attached = Attached()
         names = _recording_names([*rows, *rejected])
@@ -95,7 +95,7 @@ class NamedDocuments:
         return attached
 
     def _is_of_all(self, document: Document, rows: Sequence[Row]) -> bool:
-        """Whether a document that has a row's name is that of the recording, which has the same name."""
+        """Whether a document belongs to the whole recording, if a row and the recording have its name."""
         ordered = sorted(rows, key=lambda row: row.start or 0.0)
         return len(rows) > 1 and 2 * len(fit(document, ordered, missing=True).entities) >= len(rows)
 
@@ -119,7 +119,7 @@ class NamedDocuments:
         return read_brat(found, self._discontinuous, self.notes) if isinstance(found, Path) else found
 
     def unused(self) -> Iterator[Rejected]:
-        """The documents without a row."""
+        """Yield the documents without a row."""
         yield from self._nameless
         told = "no row that could be read and no recording" if self.unknown_rows else "no row and no recording"
         for name, found in self._documents.items():
@@ -129,7 +129,7 @@ class NamedDocuments:
 
 
 def _name(text: str) -> str:
-    return unicodedata.normalize("NFC", text)  # file systems may have decomposed the names of files
+    return unicodedata.normalize("NFC", text)  # file systems may decompose file names
 
 
 def _recording_names(rows: Sequence[Row]) -> Set[str]:
@@ -149,7 +149,7 @@ class SentencesInOrder:
         self._surplus: List[Rejected] = []
 
     def attach(self, items: Iterable[RowOrRejected]) -> Iterator[RowOrRejected]:
-        """The rows with their sentences' entities; rejected where they do not fit."""
+        """Yield the rows with the entities of their sentences; a row that does not fit its sentence is rejected."""
         rows: _Ahead[RowOrRejected] = _Ahead(items, _key_of_row)
         sentences = self._sentences
         while rows.fill(1):
@@ -172,7 +172,7 @@ class SentencesInOrder:
                 yield row
             else:
                 yield Rejected(row.place, self._expected(sentences), row)
-        # A row that could not be read has a sentence as well, which is named with it.
+        # A row that could not be read also has a sentence, which is not reported separately.
         unread = sum(isinstance(row, Rejected) and _key_of_row(row) is None for row in rows)
         for sentence in sentences[unread:]:
             reason = sentence.error or f"expected the next row's sentence, found {shown(sentence.text.strip())}"
@@ -193,7 +193,7 @@ class SentencesInOrder:
 
 
 class _Ahead(Generic[T]):
-    """Items of an iterator with a key each, some of them read ahead."""
+    """The items of an iterator with their keys, some of them read ahead."""
 
     def __init__(self, items: Iterable[T], key: Callable[[T], Optional[str]]):
         self._items = iter(items)
@@ -229,7 +229,7 @@ def _key_of_row(item: RowOrRejected) -> Optional[str]:
 
 
 def _given(item: RowOrRejected, sentence: Document) -> RowOrRejected:
-    """A row with the entities of its sentence; rejected where they do not fit."""
+    """Return a row with the entities of its sentence; rejected if they do not fit."""
     if isinstance(item, Rejected) or item.text is None:
         return item
     try:
@@ -242,7 +242,7 @@ def _given(item: RowOrRejected, sentence: Document) -> RowOrRejected:
 def _next_fit(rows: _Ahead[RowOrRejected], sentences: _Ahead[Document]) -> Tuple[int, int]:
     """The numbers of rows and sentences to skip until a row matches its sentence again."""
     count = others = 0
-    best: Optional[Tuple[int, int, int]] = None  # left out in all, pairs that follow (negative), rows left out
+    best: Optional[Tuple[int, int, int]] = None  # items skipped, matching pairs after them (negative), rows skipped
     for width in WIDTHS:
         before = (count, others)
         count, others = rows.fill(width), sentences.fill(width)
@@ -266,13 +266,13 @@ def _next_fit(rows: _Ahead[RowOrRejected], sentences: _Ahead[Document]) -> Tuple
             break
     if best is not None:
         return best[2], best[0] - best[2]
-    # Nothing fits: row by row, so that each row's difference is reported.
+    # Nothing fits: pair them row by row, so that each row's difference is reported.
     both = min(count, others)
     return (both, both) if both else (count, others)
 
 
 def _pairs(rows: _Ahead[RowOrRejected], sentences: _Ahead[Document], a: int, b: int) -> int:
-    """Pairs with the same letters from a row and a sentence on, up to 4; the common end of both counts as such."""
+    """Count consecutive pairs with equal letters from row ``a`` and sentence ``b``, up to 4; 4 if both end together."""
     pairs = 0
     while pairs < 4:
         has_row, has_sentence = rows.fill(a + 1) > a, sentences.fill(b + 1) > b
@@ -290,10 +290,10 @@ def _pairs(rows: _Ahead[RowOrRejected], sentences: _Ahead[Document], a: int, b: 
 def open_documents(
     brat: Optional[Path], conll: Optional[Path], discontinuous: str = REFUSE
 ) -> Union[NamedDocuments, SentencesInOrder, None]:
-    """The documents of --brat or --conll. CoNLL sentences are matched by name if most have one.
+    """Open the documents of --brat or --conll. CoNLL sentences are matched by name unless most of them lack one.
 
     Raises:
-        UserError: where both are given, or there is no document.
+        UserError: if both are given, or there is no document.
     """
     if brat is not None and conll is not None:
         raise UserError("--brat and --conll: expected one of them")

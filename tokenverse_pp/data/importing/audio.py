@@ -1,4 +1,4 @@
-"""From the audio fields of a row to a recording: which sources are allowed, and where imported audio is written."""
+"""Find the recording for the audio fields of a row: check that its source is allowed, and convert its audio."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from tokenverse_pp.data.importing.rows import BadRow, Row, channel_number, decod
 
 
 class AudioOut:
-    """A folder, not there yet, that is created on first use and can be removed again.
+    """A new folder that is created on first use and can be removed again.
 
     Args:
-        kept: it may be there from an earlier run, and stays; files with the same content are not written again.
+        kept: the folder may exist from an earlier run, and is not removed; files with the same content are not
+            rewritten.
     """
 
     def __init__(self, path: Path, kept: bool = False):
@@ -34,7 +35,7 @@ class AudioOut:
         self._made = False
 
     def folder(self) -> Path:
-        """The folder, created if necessary (raises UserError where something of that name was there before)."""
+        """Return the folder, created if necessary (raises UserError if the path existed before, unless ``kept``)."""
         if not self._made:
             if os.path.lexists(self.path) and not self.kept:
                 raise UserError(f"--audio-out: {self.path} is there already; expected the name of a folder to make")
@@ -58,7 +59,7 @@ use_backend()
 
 @dataclass(frozen=True)
 class Opened:
-    """A recording whose audio was checked; ``plain`` if libsndfile alone reads it, otherwise it is written anew."""
+    """A recording whose audio was checked; ``plain`` if libsndfile alone can read it, otherwise it is rewritten."""
 
     recording: Recording
     plain: bool
@@ -67,15 +68,15 @@ class Opened:
 class AudioFinder:
     """Opens the audio of rows.
 
-    A path from the data must lie in ``folder``, by its name (links inside the folder are followed): neither ``..`` nor
-    an absolute path leads out of it. The folder ``/`` allows all.
+    A path from the data must lie in ``folder``: neither ``..`` nor an absolute path may lead out of it. Only the name
+    is checked; links inside the folder are followed. The folder ``/`` allows any path.
 
     Args:
-        folder: where relative paths begin.
-        sampling_rate: recordings of another rate are written anew, one file per channel; None keeps them. What
-            libsndfile cannot read directly (MP4, WebM, joined files, ..) is written anew in any case.
+        folder: base of relative paths.
+        sampling_rate: recordings with another rate are rewritten, one file per channel; None keeps them. Audio that
+            libsndfile cannot read directly (MP4, WebM, joined files, ..) is always rewritten.
         allow_pipes: run the commands of a Kaldi wav.scp.
-        audio_out: where to write to; audio that the import has written there may be opened too.
+        audio_out: folder for rewritten audio; audio that the import has written there may also be opened.
     """
 
     def __init__(
@@ -95,10 +96,10 @@ class AudioFinder:
         self._listing = lru_cache(maxsize=64)(_listing)
 
     def recording(self, row: Row) -> Tuple[Recording, int]:
-        """The recording of a row, and its channel from 0 on.
+        """Return the recording of a row and its channel, counted from 0.
 
         Raises:
-            BadRow: where it is missing, not in the folder, no audio, truncated or damaged, or has no such channel.
+            BadRow: if the file is missing, outside the folder, not audio, truncated or damaged, or lacks the channel.
         """
         source, name = self._source(row.audio, row.recording, row.id)
         opened = self._open(source, name)
@@ -114,14 +115,14 @@ class AudioFinder:
         return written, 0
 
     def file(self, row: Row) -> Optional[str]:
-        """The file (or command) of a row, with all its channels; None where there is none."""
+        """Return the file (or command) of a row, with all its channels; None if there is none."""
         try:
             return self._source(row.audio, row.recording, row.id)[0]
         except BadRow:
             return None
 
     def _find(self, audio: Optional[str], recording: Optional[str], row_id: str) -> Tuple[str, str]:
-        """Path or command (which ends in ``|``) and recording id."""
+        """Return the path or command (ending in ``|``) and the recording id."""
         if audio is not None and audio.strip().endswith("|"):
             if not self.allow_pipes:
                 raise BadRow(
@@ -156,7 +157,7 @@ class AudioFinder:
         return path
 
     def _named(self, recording: str) -> Tuple[Path, str]:
-        """The file of a recording, and its name: as it stands, or else with percent-encoded characters decoded."""
+        """Return the file of a recording and its name, percent-decoded if there is no file with the given name."""
         try:
             return self._by_name(recording), recording
         except BadRow:
@@ -170,9 +171,9 @@ class AudioFinder:
             raise
 
     def _by_name(self, name: str) -> Path:
-        """The audio file of a recording: its name with an ending of `ENDINGS`, in any case; the first of them counts.
+        """Return the audio file of a recording: its name with the first existing extension of `ENDINGS` (any case).
 
-        A file whose name differs in case is taken only if there is no exact match.
+        A file whose name differs in case is used only if there is no exact match.
         """
         given = self._inside(name)
         if given.suffix.lower() in ENDINGS and os.path.isfile(given):
@@ -192,14 +193,14 @@ class AudioFinder:
         )
 
     def _rewritten(self, source: str, name: str, channel: int) -> Union[Recording, str]:
-        """One channel at the requested rate in a separate file, or the reason why that is impossible."""
+        """Write one channel at the requested rate to a separate file; return its recording, or why it is impossible."""
         opened = self._open(source, name)
         if self.audio_out is None or isinstance(opened, str):
             wanted = "" if self.sampling_rate is None else f" of {self.sampling_rate} Hz"
             return f"field 'audio': {source}: expected audio{wanted} that libsndfile reads, found something else"
         recording = opened.recording
         own_name = name if recording.num_channels == 1 else f"{name}-{channel + 1}"
-        # Names come from the data, so that they may be no names of files, and two may be one.
+        # Names come from the data: they may be invalid as file names, and two may be equal.
         unique = hashlib.sha256(f"{source}\0{own_name}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
         folder = self.audio_out.folder()
         rate = self.sampling_rate or recording.sampling_rate
@@ -212,7 +213,7 @@ class AudioFinder:
 
 
 def _listing(folder: Path) -> Dict[Tuple[str, str], List[str]]:
-    """The audio files of a folder by their names without ending, as they are and without case."""
+    """Return the audio files of a folder by name without extension, in exact case and case-folded."""
     names: Dict[Tuple[str, str], List[str]] = {}
     try:
         found = sorted(os.listdir(folder))
@@ -227,7 +228,7 @@ def _listing(folder: Path) -> Dict[Tuple[str, str], List[str]]:
 
 
 def _open(source: str, name: str) -> Union[Opened, str]:
-    """A recording, or the reason why there is none (a cache stores no exceptions)."""
+    """Return a recording, or the reason why it cannot be opened (the cache does not store exceptions)."""
     unsafe = "" if source.endswith("|") else file_problem(source)
     if unsafe:
         return f"field 'audio': {unsafe}"
@@ -243,7 +244,7 @@ def _open(source: str, name: str) -> Union[Opened, str]:
 
 
 def _measured(source: Union[str, bytes], label: str, name: str) -> Tuple[Opened, Optional[str]]:
-    """A recording, and what is wrong with its audio. All that a structure does not prove is decoded."""
+    """Return a recording and what is wrong with its audio. What the file structure does not prove is decoded."""
     with AudioInput(source, label, thorough=True) as audio:
         audio.measure()
         wrong = audio.damage or next(iter(audio.problems), None)
@@ -255,7 +256,7 @@ def _measured(source: Union[str, bytes], label: str, name: str) -> Tuple[Opened,
 
 
 def _piped(source: str, name: str) -> Tuple[Opened, Optional[str]]:
-    """Like `_measured` for a command that writes audio to its output; lhotse runs it again to load it."""
+    """Like `_measured`, for a command that writes audio to stdout; lhotse runs it again to load the audio."""
     command = source[:-1].strip()
     data = subprocess.run(command, shell=True, stdout=subprocess.PIPE, check=True).stdout
     opened, wrong = _measured(data, source, name)
@@ -265,7 +266,7 @@ def _piped(source: str, name: str) -> Tuple[Opened, Optional[str]]:
 
 
 def _channel(given: Optional[str], count: int) -> int:
-    """``1`` and ``A`` are the first channel; a file with one channel has no other."""
+    """Return a channel counted from 0 (``1`` and ``A`` are the first). Files with one channel ignore the label."""
     if count == 1:
         return 0
     if given is None:

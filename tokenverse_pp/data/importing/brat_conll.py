@@ -4,8 +4,8 @@ BRAT: offsets count characters (code points) of the .txt file. Each entity line 
 detected. Line ends and a byte order mark may have changed since the annotation.
 
 CoNLL: one token per line with its BIO tag in the last column, and an empty line after each sentence. Columns are
-separated by tabs in files whose token lines all have one, otherwise by spaces and tabs. A no-break space is part of a
-token.
+separated by tabs in files where most token lines contain one, otherwise by spaces and tabs. A no-break space is part
+of a token.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tokenverse_pp.data.lines import raw_lines, text_of
 
 FORM = "T1<tab>TYPE start end<tab>words"
 REFUSE, COVER, DROP = "refuse", "cover", "drop"
-DISCONTINUOUS = (REFUSE, COVER, DROP)  # what becomes of entities in several pieces
+DISCONTINUOUS = (REFUSE, COVER, DROP)  # how to treat entities in several pieces
 _OTHER_LINE = re.compile(r"[REAMN]\S*\t|[#*]")  # relations, events, attributes, normalisations, notes, equivalences
 _BOM = "\ufeff"
 
 
 class BratEntity(NamedTuple):
-    """A ``T`` line: its pieces are pairs of first and last (exclusive) character."""
+    """A ``T`` line; ``pieces`` are pairs of first and last (exclusive) character."""
 
     place: Place
     id: str
@@ -42,15 +42,17 @@ class BratEntity(NamedTuple):
 
 
 def find_brat(folder: Path) -> Dict[str, Union[Path, Document]]:
-    """The .ann files of a folder by name; a .txt without .ann was not annotated. Two of one name are both invalid.
+    """Return the .ann files below a folder by name; two files of one name are both invalid.
+
+    A .txt without .ann was not annotated.
 
     Raises:
-        UserError: where there is none.
+        UserError: if there is no .ann file.
     """
     found: Dict[str, Union[Path, Document]] = {}
     paths: Dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        # ._NAME is what macOS stores beside a file.
+        # macOS stores metadata of a file in ._NAME.
         if path.suffix.lower() != ".ann" or path.name.startswith("._") or not path.is_file():
             continue
         name = unicodedata.normalize("NFC", path.stem)
@@ -65,12 +67,12 @@ def find_brat(folder: Path) -> Dict[str, Union[Path, Document]]:
 
 
 def read_brat(path: Path, discontinuous: str = REFUSE, notes: Optional[Counter[str]] = None) -> Document:
-    """One document. Only ``T`` lines are entities; relations, events, attributes and notes are skipped.
+    """Read one document. Only ``T`` lines are entities; relations, events, attributes and notes are skipped.
 
     Args:
-        discontinuous: one of `DISCONTINUOUS`. Pieces with no letter or digit between them are one piece (brat cuts an
-            entity at a line end).
-        notes: counts what ``cover`` and ``drop`` changed.
+        discontinuous: one of `DISCONTINUOUS`. Pieces without a letter or digit between them count as one piece (brat
+            splits an entity at a line end).
+        notes: counter of the entities that ``cover`` and ``drop`` changed.
     """
     at = Place(str(path), 1)
     try:
@@ -99,7 +101,7 @@ def read_brat(path: Path, discontinuous: str = REFUSE, notes: Optional[Counter[s
 
 
 def _text(path: Path) -> str:
-    """The text of an .ann file's document. Offsets count its characters, so line ends and a byte order mark stay."""
+    """Return the text of an .ann file's document. Line ends and a byte order mark are kept, as offsets count them."""
     files = [path.with_suffix(ending) for ending in (".txt", ".TXT", ".Txt")]
     file = next((file for file in files if file.is_file()), None)
     if file is None:
@@ -134,15 +136,15 @@ def _fits(entity: BratEntity, piece_of: Callable[[int, int], str]) -> bool:
 
 
 def _as_counted(text: str, entities: List[BratEntity]) -> Tuple[str, Optional[BratEntity]]:
-    """The variant of the text that fits the offsets; if there is none, the first entity that does not fit."""
+    """Return the variant of the text that fits the offsets, and None; or the text and the first entity that differs."""
     bare = (text[1:] if text.startswith(_BOM) else text).replace("\r\n", "\n")
     ways = [mark + bare.replace("\n", newline) for mark in ("", _BOM) for newline in ("\n", "\r\n")]
     first: Optional[BratEntity] = None
-    for way in dict.fromkeys([text, *ways]):  # unchanged, then with either line end, without and with a mark
+    for way in dict.fromkeys([text, *ways]):  # unchanged, then with LF or CRLF, without and with a BOM
         wrong = [entity for entity in entities if not _fits(entity, partial(_piece, way))]
         if not wrong:
             return way, None
-        first = first or wrong[0]  # of the text as it is
+        first = first or wrong[0]  # of the unchanged text
     return text, first
 
 
@@ -218,7 +220,7 @@ class _Layout:
         return _cells(line, self.tabs and "\t" in line)
 
     def is_comment(self, line: str) -> bool:
-        """Whether a line is a comment; a token may be ``#``, followed by its tag."""
+        """Whether a line is a comment, and not the token ``#`` with its tag."""
         if not _COMMENT.match(line):
             return bool(_ID.match(line))
         cells = self.cells(line)
@@ -226,10 +228,10 @@ class _Layout:
 
 
 def read_conll(path: Path) -> Iterator[Document]:
-    """The sentences, with the name of their comment ``# id = NAME``, or None.
+    """Yield the sentences, named by their comment ``# id = NAME``, or None.
 
-    A line with another number of columns than most lines of its file is an error of its sentence: its last column may
-    not be the tag.
+    If a line has more or fewer columns than most lines of its file, its sentence is invalid, as the last column may not
+    be the tag.
     """
     for file in files_of(path, ENDINGS):
         layout = _layout(file)
@@ -240,7 +242,7 @@ def read_conll(path: Path) -> Iterator[Document]:
 
 
 def _blocks(file: Path) -> Iterator[Tuple[List[Tuple[Place, str]], Optional[str]]]:
-    """The lines of each sentence, with places; and why one of them cannot be read, if so."""
+    """Yield the lines of each sentence with their places, and the reason if one cannot be read."""
     lines: List[Tuple[Place, str]] = []
     error: Optional[str] = None
     for number, raw in raw_lines(file):
@@ -251,7 +253,7 @@ def _blocks(file: Path) -> Iterator[Tuple[List[Tuple[Place, str]], Optional[str]
         except UserError as problem:
             error, line = error or str(problem), "?"
         blank = not line.strip() or line.startswith("-DOCSTART-")
-        # A name after tokens begins a sentence too, where the empty line before it is missing.
+        # A name after tokens also begins a sentence, in case the empty line before it is missing.
         if lines and (blank or (_ID.match(line) and not all(line.startswith("#") for _, line in lines))):
             yield lines, error
             lines, error = [], None

@@ -33,7 +33,7 @@ class Document:
     """A text with entities (spans of its characters).
 
     Args:
-        error: what is wrong with it as a whole. With an error and without text, it could not be read.
+        error: what is wrong with the document as a whole. If it also has no text, it could not be read.
         refused: entities that cannot be used: first and last (exclusive) character, and the reason. Rows that they
             touch are not fully labelled.
     """
@@ -51,8 +51,8 @@ class Fit:
     """The entities of a document by row number, for the rows that its text fits.
 
     Args:
-        problems: why the other rows have none.
-        surplus: parts of the text that no row has.
+        problems: why the other rows have no entities.
+        surplus: messages about text that is in no row.
     """
 
     entities: Dict[int, List[Span]] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Fit:
 
 
 def letters(text: str) -> Key:
-    """Letters and digits, without case and accents, each with its place in the text."""
+    """Return the letters and digits of a text, without case and accents, each with its index."""
     return [(part, i) for i, char in enumerate(text) for part in _parts(char)]
 
 
@@ -77,10 +77,10 @@ def _is_letter_mark(char: str) -> bool:
 
 
 def lay_over(document: Document, rows: Sequence[Row]) -> None:
-    """Set the entities of rows, in time order, from a document with the text of all of them; an empty list if none.
+    """Set the entities (possibly an empty list) of rows in time order, from a document with the text of all rows.
 
     Raises:
-        BadRow: where the texts differ, an entity crosses rows, or a row has entities already. No row is changed then.
+        BadRow: if the texts differ, an entity crosses rows, or a row already has entities. No row is changed then.
     """
     found = fit(document, rows)
     for reason in (*found.problems.values(), *found.surplus):
@@ -90,11 +90,11 @@ def lay_over(document: Document, rows: Sequence[Row]) -> None:
 
 
 def fit(document: Document, rows: Sequence[Row], optional: Collection[int] = (), missing: bool = False) -> Fit:
-    """The entities of a document for rows in time order; the rows are not changed.
+    """Return the entities of a document for rows in time order; the rows are not changed.
 
     Args:
         optional: numbers of rows that were rejected for another reason; the document may contain their text.
-        missing: there may be further rows, so text that none of these has is no error.
+        missing: there may be further rows, so text that is in no row is not an error.
     """
     if document.error is not None:
         return Fit(problems={number: f"{document.place}: {document.error}" for number in range(len(rows))})
@@ -113,7 +113,7 @@ class _Overlay:
         self.keys = ["".join(part for part, _ in key) for key in self.here]
         self.starts: Dict[int, int] = {}
         self.unsure: Set[int] = set()  # rows whose text occurs at two places
-        self.elsewhere: Set[int] = set()  # rows of channels that the document does not hold
+        self.elsewhere: Set[int] = set()  # rows of channels that are not in the document
         if not self._fits_as_a_whole() and len(rows) > 1:
             self._find()
             self._drop_overlaps()
@@ -150,7 +150,7 @@ class _Overlay:
         return found
 
     def _touched(self, start: int, end: int, owner: Sequence[int]) -> Set[int]:
-        """The rows in which characters of the document lie; of a span without a letter, the row before it."""
+        """Return the rows that a span of the document touches; for a span without a letter, the row before it."""
         first, after = bisect_left(self.places, start), bisect_left(self.places, end)
         if first == after:
             first = min(max(first - 1, 0), max(len(owner) - 1, 0))
@@ -158,7 +158,7 @@ class _Overlay:
         return set(owner[first:after]) or ({0} if self.rows else set())
 
     def _fits_as_a_whole(self) -> bool:
-        """Whether the document is all rows, in order of time, of the file, or one channel after the other."""
+        """Whether the document is all rows (by time, by file, or channel by channel), or those of one channel."""
         by_time = list(range(len(self.rows)))
         by_file = sorted(by_time, key=lambda i: (self.rows[i].place.file, self.rows[i].place.line))
         channels = [row.channel or "" for row in self.rows]
@@ -176,7 +176,7 @@ class _Overlay:
         return False
 
     def _find(self) -> None:
-        """Find the rows among the letters, as patience diff does it."""
+        """Find the rows in the letters of the document, as in patience diff."""
         todo = [(0, len(self.rows), 0, len(self.text))]  # (first row, last row, first letter, last letter)
         while todo:
             row, last_row, at, end = todo.pop()
@@ -191,7 +191,7 @@ class _Overlay:
                 todo.extend(self._from_both_ends(row, last_row, at, end))
 
     def _anchors(self, rows: range, at: int, end: int) -> List[Tuple[int, int]]:
-        """Rows whose text is there once among these rows and once among these letters, in the order of both."""
+        """Return rows whose text occurs once in these rows and once in these letters, in the order of both."""
         counts = Counter(self.keys[i] for i in rows)
         places = []
         for i in rows:
@@ -207,7 +207,7 @@ class _Overlay:
         ]
 
     def _occurrences(self, key: str, at: int, end: int) -> List[int]:
-        """The places where a row's letters occur as complete words; at most two."""
+        """Return up to two positions at which a row's letters occur as complete words."""
         found: List[int] = []
         while len(found) < 2:
             at = self.text.find(key, at, end)
@@ -219,13 +219,13 @@ class _Overlay:
         return found
 
     def _is_border(self, at: int) -> bool:
-        """Whether a space stands before a letter of the document (or its text begins or ends there)."""
+        """Whether a space precedes a letter of the document, or the text begins or ends there."""
         if at in (0, len(self.places)):
             return True
         return any(char.isspace() for char in self.document.text[self.places[at - 1] + 1 : self.places[at]])
 
     def _from_both_ends(self, row: int, last_row: int, at: int, end: int) -> List[Tuple[int, int, int, int]]:
-        """Match rows from the first on and from the last on; returns what is left between them to be searched."""
+        """Match rows forwards from the first and backwards from the last; return what is left to search between."""
         whole = (row, last_row, at, end)
         forward: Dict[int, int] = {}
         backward: Dict[int, int] = {}
@@ -264,7 +264,7 @@ class _Overlay:
             self.starts.pop(number, None)
 
     def _name_gaps(self, found: Fit) -> None:
-        """Report the rows that were not found, and the text that no row has."""
+        """Report the rows that were not found, and the text that is in no row."""
         placed = sorted((start, number) for number, start in self.starts.items() if self.keys[number])
         at, before = 0, NOWHERE
         unplaced = [i for i in range(len(self.rows)) if i not in self.starts and self.keys[i]]
@@ -297,7 +297,7 @@ class _Overlay:
         return " ".join(text[word : at + 30].split())
 
     def _name_surplus(self, found: Fit, at: int, end: int, before: int, after: int) -> None:
-        """Text between two rows that neither has: on a line with one of them, that one lacks it."""
+        """Report text between two rows that is in neither; if it is on the line of a row, that row is at fault."""
         left = before if at > 0 and before >= 0 and not self._line_ends(at) else NOWHERE
         right = after if end < len(self.text) and not self._line_ends(end) else NOWHERE
         excerpt = self._excerpt(at)

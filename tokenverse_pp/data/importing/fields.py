@@ -1,4 +1,4 @@
-"""From the cells of a table to the fields of a row, and from annotated text to plain text with entity spans.
+"""Convert table cells to the fields of a row, and annotated text to plain text with entity spans.
 
 Inline markup of entities: ``[Paris](LOC)``, ``<NE>Paris</NE>``, ``<LOC>Paris</LOC>``. Text is normalised as the label
 schema requires, and the spans are moved with it.
@@ -25,7 +25,7 @@ UNTYPED = ("NE", "ne")
 
 
 def read_inline(text: str, markup: str) -> Tuple[str, List[Span]]:
-    """Plain text, and its entities as spans of characters.
+    """Return the plain text, and its entities as character spans.
 
     ``brackets``: ``[words](TYPE)``, or ``[words]()`` without a type. ``tags``: ``<TYPE>words</TYPE>``,
     ``<NE type="TYPE">words</NE>``, or ``<NE>words</NE>`` without a type.
@@ -34,7 +34,7 @@ def read_inline(text: str, markup: str) -> Tuple[str, List[Span]]:
     ('in New York today', [(3, 11, 'LOC')])
 
     Raises:
-        BadRow: for marks that are not closed or are nested.
+        BadRow: if marks are nested or not closed.
     """
     return _brackets(text) if markup == "brackets" else _tags(text)
 
@@ -84,7 +84,7 @@ def finish_text(
     language: Optional[str] = None,
     widen: bool = False,
 ) -> Tuple[str, Optional[List[Dict[str, Any]]]]:
-    """Normalised text with single spaces, and its entities as the label schema has them.
+    """Return the normalised text with single spaces, and its entities as in the label schema.
 
     An entity covers whole words of the normalised text. The rest of its first and last word may be punctuation
     (``Paris,``); letters or digits (``l'Europe``) are an error, or are included with ``widen``.
@@ -95,7 +95,7 @@ def finish_text(
         language: for the normaliser.
 
     Raises:
-        BadRow: naming the entity.
+        BadRow: if an entity is invalid; the message names it.
     """
 
     def words_of(part: str) -> List[str]:
@@ -119,12 +119,12 @@ def finish_text(
 def _locate(
     text: str, start: int, end: int, words: List[str], words_of: Callable[[str], List[str]], widen: bool
 ) -> Tuple[int, int]:
-    """First word and one past the last of characters ``start`` to ``end``."""
+    """Return the first and last (exclusive) word of characters ``start`` to ``end``."""
     if not 0 <= start < end <= len(text):
         raise BadRow(f"field 'entities': span {start}..{end} lies outside of the text of {len(text)} characters")
     wide = _whole_words(text, start, end)
     left_over = text[wide[0] : start] + text[end : wide[1]]
-    # What normalises to the same words in three pieces as in one lies on the borders of words.
+    # If three pieces normalise to the same words as the whole text, they meet at word borders.
     for a, b in ((start, end), wide):
         before, inside, after = words_of(text[:a]), words_of(text[a:b]), words_of(text[b:])
         if inside and before + inside + after == words:
@@ -152,7 +152,7 @@ def _is_space(char: str) -> bool:
 TEXTS = ("id", "audio", "recording", "channel", "text", "speaker", "language")
 NAMES = (*TEXTS, "start", "end", "duration", "entities", "endpoint", "tasks")
 FIRST = ("audio", "recording", "channel")
-CUSTOM = "custom."  # custom.NAME: a field of the supervision for a task that is not ours
+CUSTOM = "custom."  # custom.NAME: a custom field of the supervision, for a task that is not built in
 TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
 
 
@@ -168,9 +168,9 @@ class FieldMap:
 
     Args:
         columns: field -> column. A column with a field's name is used for it by default; an empty column name prevents
-            it.
-        time_scale: seconds in a unit of start, end and duration.
-        needs_text: the words of the rows come from nowhere else.
+            this.
+        time_scale: seconds per unit of start, end and duration.
+        needs_text: the table is the only source of the words.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -178,15 +178,15 @@ class FieldMap:
     needs_text: bool = False
 
     def over(self, header: Iterable[str]) -> Dict[str, str]:
-        """The mapping for a table with these columns; columns that it lacks are in it as well."""
+        """Return the mapping for a table with these columns, including columns that the table lacks."""
         same = {name: name for name in header if name in NAMES or name.startswith(CUSTOM)}
         return {name: column for name, column in {**same, **self.columns}.items() if column}
 
     def check(self, columns: Iterable[str], file: str) -> None:
-        """Check that a table has the named columns, and those without which no row can be read.
+        """Check that a table has the named columns, and those that every row needs.
 
         Raises:
-            UserError: naming the file, its columns and the option that maps them.
+            UserError: if one is missing; the message names the file, its columns and the option that maps them.
         """
         found = list(columns)
         missing = [column for column in self.columns.values() if column and column not in found]
@@ -204,7 +204,7 @@ class FieldMap:
             raise UserError(f"{file}: no column {said}; found {', '.join(found) or 'none'}: name it, {way}")
 
     def row(self, place: Place, default_id: str, cells: Mapping[str, Any]) -> RowOrRejected:
-        """A row of a table. None and empty cells count as missing, an empty list does not."""
+        """Return a row of a table. None and empty cells count as missing; an empty list does not."""
         values = {
             name: cells[column] for name, column in self.over(cells).items() if cells.get(column) not in (None, "")
         }
@@ -216,7 +216,7 @@ class FieldMap:
         return row
 
     def recording(self, place: Place, cells: Mapping[str, str]) -> Optional[Row]:
-        """The recording of an invalid row; None if its cells do not determine it."""
+        """Return the recording of an invalid row; None if its cells do not determine it."""
         columns = self.over(cells)
         values = {name: cells.get(columns.get(name, ""), "") for name in ("audio", "recording", "channel")}
         if not (values["audio"] or values["recording"]) or any(map(CONTROL.search, values.values())):
@@ -227,8 +227,8 @@ class FieldMap:
         return row
 
     def _read(self, row: Row, values: Mapping[str, Any]) -> None:
-        # The recording comes first: a row that fails must not be missing from a cut without a word. Its id and text say
-        # which part of an annotation is its own.
+        # The recording is read first, so that a row that fails is not silently missing from its cut; then id and text,
+        # which tell which part of an annotation belongs to the row.
         for name in sorted(values, key=lambda name: (name not in FIRST, name not in ("id", "text"))):
             if name.startswith(CUSTOM):
                 row.custom[name[len(CUSTOM) :]] = plain(values[name], name)
@@ -257,10 +257,10 @@ def fill(row: Row, values: Mapping[str, Any]) -> Row:
 
 
 def constants_of(values: Mapping[str, str], tasks: Optional[str] = None) -> Dict[str, Any]:
-    """The values of ``--set`` and ``--tasks`` as fields of a row.
+    """Return the values of ``--set`` and ``--tasks`` as fields of a row.
 
     Raises:
-        UserError: for an invalid value, and for a field that differs from row to row.
+        UserError: if a value is invalid, or a field differs from row to row.
     """
     found: Dict[str, Any] = {}
     for name, value in values.items():
@@ -286,7 +286,7 @@ def constants_of(values: Mapping[str, str], tasks: Optional[str] = None) -> Dict
 
 
 def string(value: Any, name: str) -> str:
-    """A text; a whole number stands for its digits (ids, speakers, channels)."""
+    """Return a text. Integers (ids, speakers, channels) are converted, except in field ``text``."""
     if isinstance(value, int) and not isinstance(value, bool) and name != "text":
         return str(value)
     if not isinstance(value, str):
@@ -296,14 +296,14 @@ def string(value: Any, name: str) -> str:
         if found:
             raise BadRow(f"field 'text': holds the control character U+{ord(found[0]):04X}: {shown(value)}")
         return value
-    value = value.strip(" \t\r\n")  # not the spaces of Unicode: a file's name may end in one
+    value = value.strip(" \t\r\n")  # not Unicode spaces: a file name may end in one
     if name != "audio" and CONTROL.search(value):
         raise BadRow(f"field '{name}': expected a name, found {shown(value)}")
     return value
 
 
 def plain(value: Any, name: str) -> Any:
-    """A text, a number, true or false, or a list of these."""
+    """Return a text, number, boolean or list of these (raises BadRow for other values)."""
     items = value if isinstance(value, list) else [value]
     for item in items:
         if not isinstance(item, (str, int, float, bool)) or (isinstance(item, float) and not math.isfinite(item)):
@@ -312,7 +312,7 @@ def plain(value: Any, name: str) -> Any:
 
 
 def boolean(value: Any, name: str) -> bool:
-    """True or false, also as yes/no and 1/0."""
+    """Return a boolean, also from yes/no and 1/0."""
     word = str(value).strip().lower()
     if word in TRUE or word in FALSE:
         return word in TRUE
@@ -320,7 +320,7 @@ def boolean(value: Any, name: str) -> bool:
 
 
 def task_names(value: Any, name: str) -> List[str]:
-    """Task names: a list, or a text with commas or spaces between them; ``asr`` is always among them."""
+    """Return task names from a list, or a text with commas or spaces; ``asr`` is always included."""
     words = value.replace(",", " ").split() if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise BadRow(f"field '{name}': expected names such as 'asr,lid', found {shown(value)}")
@@ -328,9 +328,9 @@ def task_names(value: Any, name: str) -> List[str]:
 
 
 def entities_of(value: Any, text: Optional[str]) -> List[Span]:
-    """Entities from JSON objects of start, end (or length) and type, or one BIO tag per word; otherwise raises BadRow.
+    """Return entities from JSON objects of start, end (or length) and type, or from one BIO tag per word.
 
-    A list of objects may be an object of lists, as `datasets` has it.
+    A list of objects may be an object of lists, as in `datasets`. Other values raise BadRow.
     """
     if isinstance(value, str):
         value = json_of(value, "field 'entities'") if value.lstrip()[:1] in ("[", "{") else value.split()
@@ -351,10 +351,10 @@ def entities_of(value: Any, text: Optional[str]) -> List[Span]:
 def bio_spans(tags: Iterable[str]) -> List[Tuple[int, int, Optional[str]]]:
     """BIO (also IOB1, BIOES, BILOU) tags -> (first word, one past the last, type). Raises BadRow for other tags.
 
-    An ``I-X`` that follows no ``X`` begins an entity, as in conlleval.
+    An ``I-X`` that does not follow an ``X`` begins an entity, as in conlleval.
     """
     spans: List[Tuple[int, int, Optional[str]]] = []
-    open_kind: Optional[str] = None  # type of the entity that may go on
+    open_kind: Optional[str] = None  # type of the entity that may continue
     for i, tag in enumerate(tags):
         prefix, _, kind = tag.partition("-")
         if prefix not in ("B", "I", "O", "E", "L", "S", "U") or (prefix == "O" and kind):
@@ -371,7 +371,7 @@ def bio_spans(tags: Iterable[str]) -> List[Tuple[int, int, Optional[str]]]:
 
 
 def _chars(text: str, first: int, end: int) -> Tuple[int, int]:
-    """Characters of words ``first`` to ``end``."""
+    """Return the characters of words ``first`` to ``end``."""
     at, bounds = 0, []
     for word in text.split():
         at = text.index(word, at)

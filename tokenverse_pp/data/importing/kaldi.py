@@ -1,7 +1,7 @@
-"""Kaldi data folders: wav.scp, and segments, text, utt2spk, utt2lang where they exist.
+"""Read Kaldi data folders: wav.scp, and segments, text, utt2spk and utt2lang if they exist.
 
 lhotse reads them too (`lhotse.kaldi.load_kaldi_data_dir`), but runs the pipes of wav.scp, drops recordings that it
-cannot read, and names no lines. The tests compare with it.
+cannot read, and reports no line numbers. The tests compare with it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Table = Dict[str, Tuple[Place, str]]
 
 
 def read_kaldi(folder: Path) -> Iterator[RowOrRejected]:
-    """A row for each line of ``segments``, or of ``wav.scp`` where there are no segments.
+    """Yield a row for each line of ``segments``, or of ``wav.scp`` if there are no segments.
 
-    A pipe in wav.scp is passed on: where the audio is opened it is decided whether it may run. Lines of text, utt2spk
-    and utt2lang that name no utterance are rejected. So is an utterance whose line of text is empty; it has no words,
-    so a cut of its recording lacks nothing.
+    A pipe in wav.scp is passed on; whether it may run is decided when the audio is opened. Lines of text, utt2spk and
+    utt2lang that name no utterance are rejected. An utterance with an empty line of text is also rejected, as
+    harmless: it has no words that a cut of its recording could miss.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: expected a Kaldi data folder with wav.scp")
@@ -40,7 +40,7 @@ def read_kaldi(folder: Path) -> Iterator[RowOrRejected]:
     names = ("text", "utt2spk", "utt2lang")
     text, speakers, languages = (_table(folder / name, bad) for name in names)
     has_text = (folder / "text").is_file()
-    # An utterance that lacks its line for that is rejected by itself.
+    # An utterance whose line is missing for this reason is rejected separately.
     yield from (replace(item, harmless=True) for item in bad)
     unread = any(item.place.file == str(folder / "text") for item in bad)
     no_text = f"no line in {folder / 'text'}" + (" that can be read" if unread else "")
@@ -75,7 +75,7 @@ def read_kaldi(folder: Path) -> Iterator[RowOrRejected]:
 
 
 def read_wav_scp(path: Path) -> Tuple[Dict[str, Union[Row, Rejected]], List[Rejected]]:
-    """The recordings of a wav.scp by name, and its lines that cannot be read or name a recording again."""
+    """Return the recordings of a wav.scp by name, and the lines that cannot be read or repeat a recording."""
     bad: List[Rejected] = []
     table = _table(path, bad, needed=True)
     rows: Dict[str, Union[Row, Rejected]] = {
@@ -101,7 +101,7 @@ def _table(path: Path, bad: List[Rejected], needed: bool = False) -> Table:
 
 
 def _get(table: Table, key: str) -> Optional[str]:
-    """What a table says of a name; None where it says nothing, or spaces of Unicode alone."""
+    """Return a table's text for a name; None if it is missing, empty or only Unicode spaces."""
     return table[key][1] if key in table and table[key][1].strip() else None
 
 
@@ -110,9 +110,9 @@ def _segments(path: Path) -> Iterator[RowOrRejected]:
         cells = fields(line)
         is_channel = len(cells) == 4 or (cells[4:5] and cells[4].isdecimal() and cells[4].isascii())
         expect(len(cells) in (4, 5) and bool(is_channel), "utterance recording start end [channel]", line)
-        # An end of -1 is the recording's (kaldi-asr.org, extract-segments).
+        # An end of -1 is the end of the recording (kaldi-asr.org, extract-segments).
         end = None if number_of(cells[3]) == -1 else seconds(cells[3], "end")
-        channel = str(int(cells[4]) + 1) if len(cells) == 5 else None  # from 0 on, as in extract-segments
+        channel = str(int(cells[4]) + 1) if len(cells) == 5 else None  # counted from 0, as in extract-segments
         return [Row(place, cells[0], cells[1], None, channel, seconds(cells[2], "start"), end)]
 
     return read_records(path, "", [1], read)

@@ -1,11 +1,11 @@
-"""NIST's formats: CTM, STM and RTTM.
+"""Read NIST's formats CTM, STM and RTTM.
 
 - CTM: ``recording channel start duration word [confidence [type [speaker]]]``, one word per line.
 - STM: ``recording channel speaker start end [<label>] text``, one turn per line.
-- RTTM: speaker turns, and words where the file has them.
+- RTTM: speaker turns, and words if the file has them.
 
 lhotse reads CTM only as alignments of existing turns (`SupervisionSet.with_alignment_from_ctm`) and RTTM
-(`SupervisionSet.from_rttm`) without line numbers or a list of what it leaves out. The tests compare with it.
+(`SupervisionSet.from_rttm`) without line numbers or a list of what it leaves out. The tests compare with lhotse.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ NOBODY = (*NO_CONFIDENCE, "NULL", "UNKNOWN")
 
 
 def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[ImportedWord, Rejected]]:
-    """The words of CTM files. Lines that begin with ``;;`` are comments.
+    """Yield the words of CTM files. Lines that begin with ``;;`` are comments.
 
-    Alternatives stand between lines with the words ``<ALT_BEGIN>``, ``<ALT>`` and ``<ALT_END>``. A word that cannot be
-    read but whose time is known has a ``problem``: its turn cannot be used. For ``notation`` see
+    Alternatives are enclosed by lines with the words ``<ALT_BEGIN>``, ``<ALT>`` and ``<ALT_END>``. A word with a known
+    time that cannot be read gets a ``problem``, and its turn cannot be used. For ``notation`` see
     `tokenverse_pp.data.importing.notation`.
     """
     for file in files_of(path, (".ctm",)):
@@ -54,7 +54,7 @@ def read_ctm(path: Path, notation: str = REFUSE) -> Iterator[Union[ImportedWord,
 
 @dataclass
 class _Alternatives:
-    """The words of a channel since ``<ALT_BEGIN>``, the first alternative apart from the others."""
+    """The words of a channel since ``<ALT_BEGIN>``, with the first alternative separate from the others."""
 
     place: Place
     first: List[ImportedWord] = field(default_factory=list)
@@ -111,7 +111,7 @@ def _items(
 
 
 def _word(place: Place, line: str, cells: List[str], notation: str) -> Optional[ImportedWord]:
-    """A word; None for a mark that is left out."""
+    """Return a word, or None for a mark that is left out."""
     start = seconds(cells[2], "start")
 
     def text() -> Optional[str]:
@@ -125,7 +125,7 @@ def _word(place: Place, line: str, cells: List[str], notation: str) -> Optional[
 
 
 def _finished(word: ImportedWord, duration: str, read_text: Callable[[], Optional[str]]) -> Optional[ImportedWord]:
-    """A word with its end and text; with its problem where one of them cannot be read, None where it has no text."""
+    """Return a word with its end and text, or with its problem if one cannot be read; None if it has no text."""
     try:
         word.end = word.start + seconds(duration, "duration")
         text = read_text()
@@ -142,11 +142,11 @@ GAP = "inter_segment_gap"
 
 
 def read_stm(path: Path, notation: str = REFUSE) -> Iterator[RowOrRejected]:
-    """The turns of STM files. Lines that begin with ``;;`` are comments. For ``notation`` see `read_ctm`.
+    """Yield the turns of STM files. Lines that begin with ``;;`` are comments. For ``notation`` see `read_ctm`.
 
     A segment with the text ``ignore_time_segment_in_scoring`` is speech without a transcript: it is rejected, and its
-    recording cannot be one cut. A segment without words (a gap, a noise) is rejected as harmless; where marks are
-    resolved, it is left out as the option asks.
+    recording cannot be one cut. A segment without words (a gap, a noise) is rejected as harmless, and with ``resolve``
+    also as `Rejected.expected`.
     """
     for file in files_of(path, (".stm",)):
         yield from read_records(file, ";;", [0, 1], lambda place, line: [_row(place, line, notation)])
@@ -161,7 +161,7 @@ def _row(place: Place, line: str, notation: str) -> RowOrRejected:
     if text.strip(BLANKS).lower() == IGNORED:
         raise BadRow("a segment that is marked as not to be scored has no transcript")
     words = [] if text.strip(BLANKS).lower() == GAP else read_words(text, notation)
-    if not " ".join(words).split():  # nothing, or spaces of Unicode alone
+    if not " ".join(words).split():  # empty, or only Unicode spaces
         reason = "its text is empty: a gap between turns, or a sound that is no word"
         return Rejected(place, reason, harmless=True, expected=notation == RESOLVE)
     return Row(
@@ -186,7 +186,7 @@ NOTHING = "<NA>"
 
 
 def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejected, ImportedWord]]:
-    """Turns from ``SPEAKER`` lines and words from ``LEXEME`` lines; NIST's other kinds of lines are skipped.
+    """Yield turns from ``SPEAKER`` lines and words from ``LEXEME`` lines; NIST's other line types are skipped.
 
     Lines that begin with ``;`` are comments. The last one or two of the ten fields may be missing. For ``notation`` see
     `tokenverse_pp.data.importing.notation`.
@@ -198,7 +198,7 @@ def read_rttm(path: Path, notation: str = REFUSE) -> Iterator[Union[RowOrRejecte
 
 
 def _item(place: Place, line: str, notation: str) -> Union[Row, ImportedWord, None]:
-    """A turn or a word; None for a line of another kind, and for a mark that is left out."""
+    """Return a turn or a word; None for a line of another type or a mark that is left out."""
     cells = fields(line)
     kind = cells[0].upper()
     expect(kind in KINDS, RTTM_FORM, line)
@@ -219,7 +219,7 @@ def _item(place: Place, line: str, notation: str) -> Union[Row, ImportedWord, No
 
         return _finished(ImportedWord(place, recording, channel, begin, begin, text, name), duration, words)
     end = begin + seconds(duration, "duration")
-    # A word here is the speaker's name in the wrong place, or half of one with spaces in it.
+    # A word here is a misplaced speaker name, or half of a name that contains a space.
     expect(text.upper() == subtype.upper() == NOTHING and _has_confidence(cells), RTTM_FORM, line)
     return Row(place, f"{safe_id(recording)}-{place.line:06d}", recording, None, channel, begin, end, speaker=name)
 

@@ -1,8 +1,8 @@
-"""NIST's transcription notation in STM, CTM and RTTM: what is a word, what is a mark, and how a mark is read.
+"""Read NIST's transcription notation in STM, CTM and RTTM: tell words from marks, and resolve the marks.
 
 The marks are those of the formats of sclite (SCTK, ``doc/infmts.htm``) and of the LDC transcripts that are scored
-with it. Words in Buckwalter's transliteration of Arabic hold the same signs (``<n``, ``>mr``, ``{lktAb``): a sign alone
-makes no mark.
+with it. Words in Buckwalter's transliteration of Arabic contain the same signs (``<n``, ``>mr``, ``{lktAb``), so a
+single sign is not a mark.
 
 ==========================  ===================  ==================================================
 mark                        what it is           ``resolve``
@@ -10,19 +10,19 @@ mark                        what it is           ``resolve``
 ``{ um / uh / @ }``         alternatives         the first; ``@`` stands for no word
 ``(word)``, ``(two words)`` optional words       the words
 ``((a guess))``             unclear speech       the words
-``(( ))``                   unclear speech       refused: nobody wrote down what was said
+``(( ))``                   unclear speech       refused: the words were not transcribed
 ``%HESITATION``             a filled pause       left out
 ``%um``, ``%AH``            a filled pause       ``um``, ``AH``
-``%BCACK``, ``%BCNACK``     a class of words     refused: the word is not known
+``%BCACK``, ``%BCNACK``     a class of words     refused: the word is unknown
 ``[noise]``, ``{BREATH}``   a sound              left out
 ``<sil>``, ``<laugh>``      a sound              left out
 ``[laughter-yeah]``         a word and a sound   the word
-``<B_ASIDE>``               begin of an aside    left out, the aside's words are kept
+``<B_ASIDE>``               start of an aside    left out, the aside's words are kept
 ``<unk>``, ``[inaudible]``  unknown word         refused
 ``the(2)``                  a pronunciation      ``the``
 ==========================  ===================  ==================================================
 
-Other tags are refused. Fragments (``wor-``, ``-rd``) are words as they stand.
+Other tags are refused. Fragments (``wor-``, ``-rd``) are words and stay unchanged.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from typing import List, Optional, Sequence, Tuple
 from tokenverse_pp.data.importing.rows import BadRow, shown
 from tokenverse_pp.data.lines import fields
 
-MOST_TOKENS = 500  # of one mark
-MOST_LEVELS = 20  # of marks within marks
+MOST_TOKENS = 500  # maximum tokens in one mark
+MOST_LEVELS = 20  # maximum depth of nested marks
 REFUSE, RESOLVE, KEEP = "refuse", "resolve", "keep"
 OPTION = "--nist-notation"
 
@@ -65,16 +65,16 @@ TYPES = WORD_TYPES | {"un-lex", "non-lex", "misc", "noscore"}
 
 
 def read_words(text: str, notation: str) -> List[str]:
-    """The words of a transcript.
+    """Return the words of a transcript.
 
     Args:
-        notation: ``resolve`` reads marks as in the table above, ``keep`` takes them as words, ``refuse`` accepts none.
+        notation: ``resolve`` reads marks as in the table above, ``keep`` treats them as words, ``refuse`` rejects them.
 
     >>> read_words("<n h*A { uh / um } (%HESITATION) hello ((there))", "resolve")
     ['<n', 'h*A', 'uh', 'hello', 'there']
 
     Raises:
-        BadRow: naming the mark.
+        BadRow: if a mark is refused or cannot be read; the message names it.
     """
     tokens = fields(text)
     if notation == KEEP or not _SIGNS.search(text):
@@ -83,10 +83,13 @@ def read_words(text: str, notation: str) -> List[str]:
 
 
 def read_word(text: str, kind: Optional[str], notation: str) -> Optional[str]:
-    """A word of a CTM or RTTM file; None for a mark that is left out. Raises BadRow naming the mark or type.
+    """Return a word of a CTM or RTTM file, or None for a mark that is left out.
 
     Args:
-        kind: its type, where the file has one (`TYPES`).
+        kind: type of the word (`TYPES`), if the file gives one.
+
+    Raises:
+        BadRow: if a mark or type is refused or unknown; the message names it.
     """
     kind = (kind or "lex").lower()
     if kind not in TYPES:
@@ -102,13 +105,13 @@ def read_word(text: str, kind: Optional[str], notation: str) -> Optional[str]:
 
 
 def split_label(text: str) -> Tuple[Optional[str], str]:
-    """The label of an STM segment, or None, and the text after it.
+    """Return the label of an STM segment (or None) and the text after it.
 
-    A label is one field in angle brackets, ``<o,f0,male>``. ``<unk>`` and the like are marks in the text, and possible
-    words (``<bdA>``) are left to `read_words`.
+    A label is one field in angle brackets, ``<o,f0,male>``. Tags such as ``<unk>`` are marks in the text, and fields
+    that may be words (``<bdA>``) are left to `read_words`.
 
     Raises:
-        BadRow: for a label with spaces, or joined to a word.
+        BadRow: if a label contains spaces or is joined to a word.
     """
     first, *rest = fields(text, maxsplit=1) or [""]
     if not first.startswith("<"):
@@ -130,7 +133,7 @@ class _Reader:
         self.level = 0
 
     def mark(self, found: str, what: str) -> None:
-        """Refuse a mark, unless marks are resolved (raises BadRow)."""
+        """Raise BadRow for a mark if the notation is ``refuse``."""
         if self.notation == REFUSE:
             raise BadRow(
                 f"field 'text': {shown(found)} is NIST notation ({what}): {OPTION} {RESOLVE} reads it, "
@@ -151,7 +154,7 @@ class _Reader:
         return found
 
     def _next(self, tokens: Sequence[str], at: int) -> Tuple[List[str], int]:
-        """The words of the token or mark that begins at a place, and the place after it."""
+        """Return the words of the token or mark at index ``at``, and the index after it."""
         token = tokens[at]
         if token[0] == "{":
             return self._braces(tokens, at)
@@ -272,12 +275,12 @@ class _Reader:
 
 
 def _is_mixed(name: str) -> bool:
-    """Whether capitals stand within a name, as in words in transliteration."""
+    """Whether a name has capitals after its first letter but is not all capitals, as in transliterated words."""
     return any(char.isupper() for char in name[1:]) and not name.isupper()
 
 
 def _balanced(token: str) -> bool:
-    """Whether the parentheses of a token open and close in it."""
+    """Whether the parentheses in a token are balanced."""
     depth = 0
     for char in token:
         depth += {"(": 1, ")": -1}.get(char, 0)
@@ -287,7 +290,7 @@ def _balanced(token: str) -> bool:
 
 
 def _closing(tokens: Sequence[str], at: int, pair: str) -> Optional[int]:
-    """The token whose last character closes what the first character of a token opens."""
+    """Return the index of the token that ends with the bracket closing token ``at``, or None."""
     depth = 0
     for number in range(at, min(at + MOST_TOKENS, len(tokens))):
         token = tokens[number]
@@ -299,9 +302,9 @@ def _closing(tokens: Sequence[str], at: int, pair: str) -> Optional[int]:
 
 
 def _braced(tokens: Sequence[str], at: int, apart: bool) -> Optional[Tuple[List[str], int]]:
-    """What stands between braces that open at a token, and the place after them; None where they do not close.
+    """Return the content of the braces that open at token ``at``, and the index after them; None if they do not close.
 
-    With ``apart``, only tokens that are braces count, since words in transliteration contain braces.
+    With ``apart``, a brace counts only as a token by itself, since words in transliteration contain braces.
     """
     inner: List[str] = []
     depth = 0

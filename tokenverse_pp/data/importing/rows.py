@@ -1,6 +1,6 @@
-"""Rows, into which every format is read, the rejected rows, and counts of what was read, kept and rejected.
+"""Rows, into which every format is read, rejected rows, and counts of rows read, kept and rejected.
 
-Also here: finding annotation files with one record per line, and assigning timed words and speaker turns to the
+This module also reads annotation files with one record per line, and assigns timed words and speaker turns to the
 turns of a recording.
 """
 
@@ -23,13 +23,13 @@ from tokenverse_pp.base.files import replacing
 from tokenverse_pp.data.lines import BLANKS, CONTROL, fields, number_of, raw_lines, stray_control, text_of
 from tokenverse_pp.data.manifests import shortened
 
-OVERSHOOT = 0.1  # seconds by which annotators' turns may end after their recording
-Span = Tuple[int, int, Optional[str]]  # an entity: characters start and end (exclusive) of the text, type
+OVERSHOOT = 0.1  # seconds by which an annotated turn may end after its recording
+Span = Tuple[int, int, Optional[str]]  # an entity: first and last (exclusive) character of the text, type
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where something stands: a file (or folder) and a line, or what the format counts instead of lines."""
+    """A position in the data: a file (or folder) and a line, or the unit that the format counts instead of lines."""
 
     file: str
     line: int
@@ -41,19 +41,19 @@ class Place:
 
 @dataclass
 class Row:
-    """One turn; None for what the data do not contain (missing is not empty).
+    """One turn. Fields that the data do not contain are None (missing is not empty).
 
     Args:
-        place: for messages.
-        id: of the row; unique in one import.
+        place: position in the data, for messages.
+        id: id of the row, unique in one import.
         recording: the name of the recording.
-        audio: the path of the audio file as the data give it; without it the file is looked for by ``recording``.
-        channel: as the data give it: ``1`` or ``A`` is the first, ``3`` or ``C`` the third.
-        start, end: seconds in the recording; missing: the whole of it.
-        entities: spans into ``text``.
-        tasks: what the row is labelled for, where the data say so.
+        audio: path of the audio file as given in the data; if None, the file is searched by ``recording``.
+        channel: label as given in the data: ``1`` or ``A`` is the first, ``3`` or ``C`` the third.
+        start, end: seconds in the recording; None: the whole recording.
+        entities: spans in ``text``.
+        tasks: tasks that the row is labelled for, if given in the data.
         custom: further fields of the supervision.
-        repeated: how many words were left out, since the row before has them.
+        repeated: number of words left out because the previous row has them.
     """
 
     place: Place
@@ -78,10 +78,10 @@ class Rejected:
     """A row or line that cannot be mapped, with the reason.
 
     Args:
-        row: what could be read of it (its recording).
-        harmless: no cut lacks anything without it.
-        follows: it is valid, but another row of its cut is not.
-        expected: the options ask to leave it out, so that it does not stop the import.
+        row: the part that could be read (its recording).
+        harmless: no cut is incomplete without it.
+        follows: the row is valid, but another row of its cut is not.
+        expected: left out because of an option, so it does not stop the import.
     """
 
     place: Place
@@ -103,10 +103,10 @@ class BadRow(UserError):
 
 
 def seconds(value: Any, name: str, scale: float = 1.0) -> float:
-    """A time in seconds: a finite number >= 0, times ``scale``; in a text, a decimal number in ASCII digits.
+    """Return a time in seconds: a finite number >= 0 (in a string: decimal, with ASCII digits), times ``scale``.
 
     Raises:
-        BadRow: naming the field.
+        BadRow: if the value is invalid; the message names the field.
     """
     try:
         found = number_of(value.strip(BLANKS)) if isinstance(value, str) else float(value)
@@ -119,7 +119,7 @@ def seconds(value: Any, name: str, scale: float = 1.0) -> float:
 
 
 def channel_number(label: str) -> Optional[int]:
-    """A channel from 0 on by its label: ``1``, ``2``, .. or ``A``, ``B``, .. ``Z``; None for what is no such label.
+    """Return the channel, counted from 0, of a label ``1``, ``2``, .. or ``A``, ``B``, .. ``Z``; None for other labels.
 
     >>> channel_number("3"), channel_number("c"), channel_number("3.0"), channel_number("left")
     (2, 2, 2, None)
@@ -131,17 +131,17 @@ def channel_number(label: str) -> Optional[int]:
     return int(match[1]) - 1 if match else None
 
 
-_NUMBER = re.compile(r"0*([1-9][0-9]{0,5})(?:\.0*)?")  # tables with empty cells make 3.0 of 3
+_NUMBER = re.compile(r"0*([1-9][0-9]{0,5})(?:\.0*)?")  # a table with empty cells may have turned 3 into 3.0
 
 
 def shown(value: Any) -> str:
-    """A value for a message, not longer than a line."""
+    """Return a value's repr for a message, at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def files_of(path: Path, endings: Sequence[str]) -> List[Path]:
-    """A file itself; of a folder all files below it with these endings, sorted (raises UserError if none)."""
+    """Return a file itself, or all files below a folder with these extensions, sorted (raises UserError if none)."""
     if not path.is_dir():
         return [path]
     found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in endings)
@@ -151,7 +151,7 @@ def files_of(path: Path, endings: Sequence[str]) -> List[Path]:
 
 
 def lines_of(path: Path) -> Iterator[Tuple[Place, Union[str, Rejected]]]:
-    """Lines that are not blank, with their places; one that is no text is rejected."""
+    """Yield lines that are not blank, with their places; a line that is not text is rejected."""
     for number, line in raw_lines(path):
         if line.strip():
             place = Place(str(path), number)
@@ -170,7 +170,7 @@ def records_of(
 
     Args:
         comment: lines that begin with it are skipped.
-        named_at: the numbers of the fields that name the recording, and its channel, if there are such.
+        named_at: indices of the fields that name the recording and its channel, if any.
     """
     for place, line in lines_of(path):
         if isinstance(line, Rejected):
@@ -190,7 +190,7 @@ def records_of(
 
 
 def rejected(place: Place, error: BadRow, line: str, named_at: Sequence[int]) -> Rejected:
-    """A line that cannot be mapped; its recording, and its channel, are the cells with these numbers, if there are."""
+    """Return a line that cannot be mapped, with its recording and channel from the fields ``named_at`` if present."""
     cells = fields(line)
     named = [cells[at] if at < len(cells) and not CONTROL.search(cells[at]) else None for at in named_at]
     recording, channel = (*named, None, None)[:2]
@@ -200,7 +200,7 @@ def rejected(place: Place, error: BadRow, line: str, named_at: Sequence[int]) ->
 def read_records(
     path: Path, comment: str, named_at: Sequence[int], read: Callable[[Place, str], Iterable[Any]]
 ) -> Iterator[Any]:
-    """What ``read`` makes of each record of a file (see `records_of`); where it raises BadRow, the line is rejected."""
+    """Yield the results of ``read`` for each record of a file (see `records_of`); BadRow rejects the line."""
     for place, line in records_of(path, comment, named_at):
         if isinstance(line, Rejected):
             yield line
@@ -212,7 +212,7 @@ def read_records(
 
 
 def safe_id(name: str) -> str:
-    """A name from the data as part of an id and of a file name: no separators of folders."""
+    """Return a name from the data for use in ids and file names: path separators become hyphens."""
     return name.replace("/", "-").replace("\\", "-")
 
 
@@ -222,7 +222,7 @@ def expect(condition: bool, form: str, line: str) -> None:
         raise BadRow(f"expected `{form}`, found {shown(line)}")
 
 
-SHOWN = 20  # rejected rows in a message; the list in the file has them all
+SHOWN = 20  # maximum rejected rows in a message; the list in the file has all
 
 
 class Ledger:
@@ -239,8 +239,8 @@ class Ledger:
         self.cuts = 0
         self.cuts_by_task: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()  # what an option changed without rejecting a row
-        self.again = 0  # rows with the audio and times of an earlier one
-        self.first_again = ""  # the first of them, and what it repeats or what to do
+        self.again = 0  # rows with the audio and times of an earlier row
+        self.first_again = ""  # the first of them, with the row that it repeats or a hint
         self._list = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
         print("file", "line", "reason", sep="\t", file=self._list)
 
@@ -262,7 +262,7 @@ class Ledger:
             shutil.copyfileobj(self._list, file)
 
     def refusal(self, source: Path) -> UserError:
-        """The error message if rows were rejected but must not be, or if no rows are left."""
+        """Return the error to raise if rows were rejected but must not be, or if no rows are left."""
         if not self.read:
             return UserError(f"{source}: holds no rows; nothing was written")
         if not self.bad:
@@ -274,13 +274,13 @@ class Ledger:
         return UserError("\n".join([*map(str, self.first), summary]))
 
     def tell_again(self, say: Callable[[str], None]) -> None:
-        """Say how many rows have the audio and times of an earlier one, if any."""
+        """Print how many rows have the audio and times of an earlier row, if any."""
         if self.again:
             told = f"{self.again}, the first: {self.first_again}"
             say(f"rows with the same audio from start to end as an earlier row: {told}")
 
     def report(self, output: Path, say: Callable[[str], None]) -> None:
-        """Print the counts of an import that was written."""
+        """Print the counts of a completed import."""
         for item in self.first:
             say(f"left out: {item}")
         if self.bad > len(self.first):
@@ -302,7 +302,7 @@ class Ledger:
 class ImportedWord:
     """One word of a recording; times in seconds.
 
-    ``problem`` says why it cannot be used; the turn that it is in then has no transcript.
+    ``problem`` says why the word cannot be used; its turn then has no transcript.
     """
 
     place: Place
@@ -317,23 +317,23 @@ class ImportedWord:
 
     @property
     def middle(self) -> float:
-        """In seconds."""
+        """Midpoint in seconds."""
         return (self.start + self.end) / 2
 
 
 def same_channel(a: Optional[str], b: Optional[str]) -> bool:
-    """Whether two channel labels are the same (``1`` is ``A``); a missing label matches all."""
+    """Whether two labels mean the same channel (``1`` is ``A``); a missing label matches any."""
     return a is None or b is None or channel_key(a) == channel_key(b)
 
 
 def channel_key(label: str) -> Union[int, str]:
-    """The same for all labels of one channel."""
+    """Return a key that is equal for all labels of one channel."""
     number = channel_number(label)
     return label if number is None else number
 
 
 def decoded_name(name: str) -> str:
-    """The name of a recording that CTM, STM and RTTM files have percent-encoded (`api.formats.nist.recording_id`).
+    """Decode a recording name that CTM, STM and RTTM files have percent-encoded (`api.formats.nist.recording_id`).
 
     >>> decoded_name("my%20call"), decoded_name("100%")
     ('my call', '100%')
@@ -346,18 +346,18 @@ def decoded_name(name: str) -> str:
 
 
 def recording_key(row: Row) -> str:
-    """By what the words and speakers of a row are found: its recording's name, or that of its audio file."""
+    """Return the key to find a row's words and speakers: the name of its recording, or else of its audio file."""
     return decoded_name(row.recording or Path(row.audio or "").stem)
 
 
 class _Files:
-    """The audio files whose rows name no recording, by the name by which their words or speakers are found."""
+    """The first audio file of each `recording_key`, to detect different files with the same key."""
 
     def __init__(self) -> None:
         self._first: Dict[str, str] = {}
 
     def check(self, row: Row) -> None:
-        """Raise BadRow where another file has the name of a row's file: what is found may be of either."""
+        """Raise BadRow if a row that names no recording has the key of another file, so its words are ambiguous."""
         if row.audio is None:
             return
         audio = os.path.normpath(row.audio)
@@ -370,7 +370,7 @@ class _Files:
 
 
 class Words:
-    """The words of recordings, in memory; each is given to one turn."""
+    """The words of recordings, in memory; each word is assigned to one turn."""
 
     def __init__(self, words: Iterable[ImportedWord]):
         self._files = _Files()
@@ -385,7 +385,7 @@ class Words:
         """Set the text of a turn from the unused words whose middle lies in it.
 
         Raises:
-            BadRow: where one of them cannot be used, or the words may be those of another file.
+            BadRow: if one of these words cannot be used, or the words may belong to another file.
         """
         if recording_key(row) in self.by_recording:
             self._files.check(row)
@@ -406,7 +406,7 @@ class Words:
         row.text = " ".join(word.text for word in mine) or None
 
     def unused(self) -> Iterator[Rejected]:
-        """The words that lie in no turn."""
+        """Yield the words that lie in no turn."""
         for words in self.by_recording.values():
             for word in words:
                 if not word.used:
@@ -414,10 +414,10 @@ class Words:
                     yield Rejected(word.place, reason, harmless=True)
 
     def turns(self, pause: float) -> Iterator[RowOrRejected]:
-        """Turns of words alone; rejected where a word is bad.
+        """Yield turns made of words alone; a turn with a bad word is rejected.
 
-        On each channel the words of a speaker are a turn up to a pause of ``pause`` seconds, or to words of another
-        speaker between them; words that overlap another's do not end it.
+        On each channel, a speaker's turn ends at a pause of more than ``pause`` seconds, or if words of another speaker
+        lie between its words. Overlapping words of another speaker do not end it.
         """
         for words in self.by_recording.values():
             channels: Dict[Union[int, str], str] = {}
@@ -430,10 +430,10 @@ class Words:
 
 
 def _by_speaker(words: Sequence[ImportedWord], pause: float) -> List[List[ImportedWord]]:
-    """Words of one channel, in order of their starts, as turns, which are in that order too (see `Words.turns`)."""
+    """Group words of one channel, sorted by start, into turns in the same order (see `Words.turns`)."""
     turns: List[List[ImportedWord]] = []
     starts = [word.start for word in words]
-    last: Dict[Optional[str], List[ImportedWord]] = {}  # of each speaker
+    last: Dict[Optional[str], List[ImportedWord]] = {}  # last turn of each speaker
     for number, word in enumerate(words):
         turn = last.get(word.speaker, [])
         end = max((w.end for w in turn[-8:]), default=word.start)
@@ -467,7 +467,7 @@ def _turn(channel: str, words: List[ImportedWord]) -> RowOrRejected:
 
 
 class Speakers:
-    """Speaker turns from another source than the text, in memory."""
+    """Speaker turns from a source other than that of the text, in memory."""
 
     def __init__(self, turns: Iterable[Row]):
         self.by_recording: Dict[str, List[Row]] = {}
@@ -480,7 +480,7 @@ class Speakers:
         """Set the speaker of a turn: the one who speaks longest in it, or None.
 
         Raises:
-            BadRow: where the speakers may be those of another file.
+            BadRow: if the speakers may belong to another file.
         """
         shares: Dict[str, float] = {}
         self._asked.add(recording_key(row))
@@ -496,9 +496,9 @@ class Speakers:
         return row
 
     def unused(self) -> Iterator[Rejected]:
-        """The first turn of each recording, where no turn without a speaker is of any of them.
+        """Yield the first turn of each recording, if no row is of any of these recordings.
 
-        Some may well be of others: an RTTM file may be that of a whole corpus.
+        If some recordings match, the others are ignored: an RTTM file may cover a whole corpus.
         """
         for turns in () if self._asked & self.by_recording.keys() else self.by_recording.values():
             reason = f"no turn is of recording {shown(turns[0].recording)}, whose speakers stand here"

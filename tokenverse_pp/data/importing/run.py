@@ -43,7 +43,7 @@ from tokenverse_pp.data.manifests import check_output, writing_rows
 
 
 def by_recording(items: Iterable[Tuple[str, float, RowOrRejected]]) -> Iterator[List[RowOrRejected]]:
-    """Groups of (key, seconds, row) items by key, in order of the keys' first items; a group is in order of time."""
+    """Group (key, seconds, row) items by key, in the order of the keys' first items; each group is in time order."""
     with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
         base = sqlite3.connect(Path(folder) / "rows.db")
         try:
@@ -67,7 +67,7 @@ def _bytes(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
 
-MOST_FIRSTS = 100_000  # stretches of audio whose places are in memory, until one of them comes again
+MOST_FIRSTS = 100_000  # maximum stretches of audio whose places are kept, until one is repeated
 NEEDS = {"scd": "speaker", "endp": "endpoint", "ner": "entities", "lid": "language"}
 _TURN = re.compile(r"supervision (\d+), ")
 
@@ -83,7 +83,7 @@ class BadTurn(BadRow):
 def tasks_of(rows: Sequence[Row]) -> List[str]:
     """The tasks that the rows of a cut are labelled for.
 
-    These are the tasks that all rows name, if any names tasks; otherwise each task whose field all rows have.
+    If any row names tasks, these are the tasks that all rows name; otherwise each task whose field all rows have.
     """
     named = [row.tasks for row in rows if row.tasks is not None]
     if named:
@@ -116,11 +116,11 @@ Say = Callable[[str], None]
 
 
 def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> Ledger:
-    """Read a corpus as the options say and write its cuts to ``output``.
+    """Read a corpus according to the options, write its cuts to ``output``, and return the counts.
 
     Raises:
-        UserError: where anything cannot be mapped, unless ``options.skip_bad``; then nothing is written but the list of
-            rejected rows, if one is wanted.
+        UserError: if a row cannot be mapped, unless ``options.skip_bad``. In this case only the list of rejected rows
+            is written, if ``options.rejected`` is set.
     """
     check_output(output)
     check_paths(options)  # before anything is opened
@@ -148,7 +148,7 @@ def import_manifest(output: Path, options: ImportOptions, say: Say = print) -> L
 
 
 def import_cuts(options: ImportOptions, ledger: Ledger, audio_out: AudioOut) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
-    """The cuts of an import, not yet written, each with its rows; all other rows go to the ledger."""
+    """Yield the cuts of an import with their rows, without writing them; all other rows go to the ledger."""
     return _Import(options, ledger, audio_out).cuts()
 
 
@@ -165,12 +165,12 @@ class _Import:
         self.finder = AudioFinder(options.folder, options.sampling_rate, options.allow_pipes, self.audio_out)
         self.documents = open_documents(options.brat, options.conll, options.discontinuous)
         self.row_ids, self.cut_ids, self.stretches = NameSet(), NameSet(), NameSet()
-        self.firsts: Dict[str, Tuple[Place, Optional[str]]] = {}  # where the first stretches stand, and their channels
+        self.firsts: Dict[str, Tuple[Place, Optional[str]]] = {}  # places and channels of the first stretches
         self.together = options.per == RECORDING
-        self.spoilt: Dict[Optional[str], Place] = {}  # files of which a row of an unknown channel was rejected
+        self.spoilt: Dict[Optional[str], Place] = {}  # files with a rejected row of unknown channel
 
     def cuts(self) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
-        """Cuts with the rows they are made of; the others go to the ledger."""
+        """Yield cuts with the rows they are made of; other rows go to the ledger."""
         if self.together or isinstance(self.documents, NamedDocuments):
             groups: Iterator[List[RowOrRejected]] = by_recording(self._keyed())
         else:
@@ -183,7 +183,7 @@ class _Import:
             self.ledger.notes.update(self.documents.notes)
 
     def _items(self) -> Iterator[RowOrRejected]:
-        """Every row, counted; with a known audio file and an id of its own."""
+        """Yield and count every row; one without readable audio or with a repeated id is rejected."""
         read = rows_of(self.options, self.audio_out, self.finder)
         rows = self.documents.attach(read) if isinstance(self.documents, SentencesInOrder) else read
         for item in tqdm(self._ahead(rows), desc="import", unit=" rows", disable=None, leave=False):
@@ -197,7 +197,7 @@ class _Import:
             yield item
 
     def _ahead(self, rows: Iterable[RowOrRejected]) -> Iterator[RowOrRejected]:
-        """The rows; threads open, and convert, the audio of the next ones, which the finder then has in its caches."""
+        """Yield the rows in batches; threads first open and convert their audio, which fills the finder's caches."""
         if self.options.jobs == 1:
             yield from rows
             return
@@ -207,13 +207,13 @@ class _Import:
                 batch = list(islice(rows, 16 * self.options.jobs))
                 if not batch:
                     return
-                # One row of a file: two threads must not write the same one.
+                # One row per file: two threads must not write the same file.
                 files = {(item.audio, item.recording): item for item in batch if isinstance(item, Row)}
                 list(pool.map(self._open_ahead, files.values()))
                 yield from batch
 
     def _open_ahead(self, row: Row) -> None:
-        with contextlib.suppress(BadRow):  # it comes again where the row is read
+        with contextlib.suppress(BadRow):  # it is raised again when the row is read
             self.finder.recording(row)
 
     def _opened(self, row: Row) -> RowOrRejected:
@@ -226,10 +226,10 @@ class _Import:
         return row
 
     def _check_unknown(self, item: Rejected) -> None:
-        """A row of an unknown recording cannot be left out of a cut that may need it."""
+        """Raise UserError if the recording of a rejected row is unknown: the cut that needs it cannot be left out."""
         if not self.together or not self.options.skip_bad or item.harmless:
             return
-        # A bad line that names no audio may name the recording wrongly too, where none of that name is found.
+        # A bad line without audio may also give a wrong recording name, if no file of that name is found.
         if item.row is None or (item.row.audio is None and self.finder.file(item.row) is None):
             raise UserError(
                 f"{item}: its recording is not known, so that --skip-bad cannot leave out the cut that it belongs to; "
@@ -241,7 +241,7 @@ class _Import:
             row = item.row if isinstance(item, Rejected) else item
             key = f"\0{number}"
             if row is not None and isinstance(self.documents, NamedDocuments):
-                # A document has all channels of its recording, which resampling writes to files of their own.
+                # A document has all channels of its recording, which resampling writes to separate files.
                 key = os.path.normpath(row.audio) if row.audio else row.recording or key
             elif row is not None:
                 key = self._channel_of(row) or key
@@ -250,7 +250,7 @@ class _Import:
             yield key, (row.start or 0.0) if row is not None else 0.0, item
 
     def _channel_of(self, row: Row) -> Optional[str]:
-        """The audio file and channel of a row, None where they are not to be had."""
+        """Return the audio file and channel of a row, or None if the audio cannot be opened."""
         try:
             recording, channel = self.finder.recording(row)
         except BadRow:
@@ -285,7 +285,7 @@ class _Import:
     def _whole_cuts(
         self, rows: List[Row], bad: List[Rejected], reasons: Mapping[int, str]
     ) -> Iterator[Tuple[MonoCut, Sequence[Row]]]:
-        """The cut of each channel, if nothing in it was rejected."""
+        """Yield the cut of each channel in which nothing was rejected."""
         parts: Dict[Optional[str], List[Row]] = {}
         for row in rows:
             parts.setdefault(self._channel_of(row), []).append(row)
@@ -323,7 +323,7 @@ class _Import:
             return None
 
     def _again(self, row: Row, first: Optional[Tuple[Place, Optional[str]]]) -> str:
-        """The place of a row with the audio of an earlier one, with what to do, or else the earlier one if known."""
+        """Return the place of a row that repeats earlier audio, with a hint, or with the earlier place if known."""
         if self.options.turns in ("table", "hf") and row.start is None and row.end is None:
             return f"{row.place} (--column start=COLUMN --column end=COLUMN, if they are parts of it)"
         if first is None:
@@ -334,10 +334,10 @@ class _Import:
         return f"{row.place} (as {place}{labels})"
 
     def _made(self, rows: Sequence[Row]) -> MonoCut:
-        """A cut of a single turn, or of the complete recording with these turns in order of time.
+        """Make a cut of a single turn, or of the complete recording with these turns in time order.
 
         Raises:
-            BadRow: where the recording cannot be opened, or naming the row (`BadTurn`).
+            BadRow: if the recording cannot be opened; `BadTurn` with the row's number if a row is invalid.
         """
         recording, channel = self.finder.recording(rows[0])
         name, begin, duration = rows[0].id, 0.0, recording.duration

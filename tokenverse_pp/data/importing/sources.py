@@ -1,4 +1,4 @@
-"""Options of an import, and the stream of rows that they describe, completed from the other files given."""
+"""Options of an import, and the rows that they describe, completed from the other given files."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ TURN_SOURCES = ("table", "kaldi", "hf", "stm", "subtitles", "transcripts")
 class ImportOptions:
     """The options of `tokenverse-pp manifest import`.
 
-    Exactly one of `TURN_SOURCES` gives the turns; without any, ``rttm`` does, or else ``ctm``.
+    Exactly one of `TURN_SOURCES` gives the turns; if none is set, ``rttm`` does, or else ``ctm``.
     """
 
     table: Tuple[Path, ...] = ()
-    """CSV, TSV or JSONL, one turn a row; may be given again."""
+    """CSV, TSV or JSONL, one turn per row; may be repeated."""
     kaldi: Optional[Path] = None
     """Kaldi data folder."""
     hf: Optional[Path] = None
-    """Hugging Face data set: a folder (save_to_disk, audiofolder, parquet), or a name on the hub, owner/name, which is
-    downloaded."""
+    """Hugging Face data set: a folder (save_to_disk, audiofolder, parquet), or a name on the hub (owner/name) to
+    download."""
     hf_config: Optional[str] = None
-    """Configuration of the Hugging Face data set, where there are several."""
+    """Configuration of the Hugging Face data set, if there are several."""
     hf_split: Optional[str] = None
-    """Split of the Hugging Face data set, where there are several."""
+    """Split of the Hugging Face data set, if there are several."""
     hf_only: bool = False
-    """Of a data set on the hub only the split is downloaded; the library's cache has it apart from the whole set."""
+    """Download only the split of a data set on the hub; the library caches it separately from the whole data set."""
     hf_cache: Optional[Path] = None
     """Folder for the library's copy of the data set's folder. Default: a temporary one."""
     stm: Optional[Path] = None
@@ -59,11 +59,11 @@ class ImportOptions:
     transcripts: Optional[Path] = None
     """JSON of `transcribe`: a file, JSON lines, or a folder of them."""
     repeats: Literal["auto", "drop", "keep"] = "auto"
-    """Cues and lines that repeat the cue before: auto drops them in live captions that echo or roll."""
+    """Cues and lines that repeat the previous cue: auto drops them in live captions that echo or roll."""
     rttm: Optional[Path] = None
-    """Alone: the turns. Beside another source: who speaks in its turns."""
+    """Alone: the turns. With another source: the speakers of its turns."""
     ctm: Optional[Path] = None
-    """Words with times, for turns without text. Alone: turns made of them."""
+    """Words with times, for turns without text. Alone: turns are made of these words."""
     nist_notation: Literal["refuse", "resolve", "keep"] = "refuse"
     """Marks in STM, CTM and RTTM such as { uh / um }, (%HESITATION), <unk>: refuse such turns, resolve the marks (first
     alternative, no sounds), or keep them as words."""
@@ -72,46 +72,46 @@ class ImportOptions:
     brat: Optional[Path] = None
     """Folder of BRAT documents NAME.txt + NAME.ann."""
     conll: Optional[Path] = None
-    """CoNLL file or folder: token .. BIO tag, a sentence a row."""
+    """CoNLL file or folder: token .. BIO tag, one sentence per row."""
     discontinuous: Literal["refuse", "cover", "drop"] = "refuse"
-    """BRAT entities in several pieces: refuse the row, cover all from first to last, drop the entity."""
+    """BRAT entities in several pieces: refuse the row, cover all from first to last piece, or drop the entity."""
     inline: Optional[Literal["brackets", "tags"]] = None
     """How entities are marked in the text."""
     widen: bool = False
-    """Extend entities that are a part of a word to all of it."""
+    """Extend entities that are part of a word to the whole word."""
     recordings: Optional[Path] = None
-    """Table (recording, audio, language, ..) or wav.scp: what audio it is."""
+    """Table (recording, audio, language, ..) or wav.scp with the audio of each recording."""
     audio_dir: Optional[Path] = None
-    """Paths begin here, and may not lead out. Default: the data's folder."""
+    """Base folder of audio paths, which may not lead out of it. Default: the data's folder."""
     audio_out: Optional[Path] = None
-    """Folder to make for audio that must be written. Default: OUTPUT_audio."""
+    """New folder for audio that must be written. Default: OUTPUT_audio."""
     sampling_rate: Optional[int] = 16000
-    """Audio of another rate is written anew at this one; None: audio stays as it is."""
+    """Audio with another rate is rewritten at this rate (Hz); None: the rate is kept."""
     allow_pipes: bool = False
-    """Run a wav.scp's commands (later: --allow-commands)."""
+    """Run the commands of a wav.scp. To load this audio later, --allow-commands is needed."""
     fields: FieldMap = field(default_factory=FieldMap)
-    """Which columns hold which fields, and the unit of times."""
+    """Mapping from columns to fields, and the unit of times."""
     constants: Mapping[str, Any] = field(default_factory=dict)
-    """Values of fields of rows that lack them."""
+    """Field values for rows that lack them."""
     delimiter: Optional[str] = None
-    """Of tables that are not named .csv or .tsv, such as ';'."""
+    """Cell delimiter of tables, such as ';'. Default: by the extension .csv or .tsv."""
     normaliser: str = AS_IT_IS
     """Text normaliser: keep, words, cased, none."""
     written: bool = False
-    """The texts have punctuation and capitals: label them for punct, from the texts as they are. Needs --normaliser
+    """The texts have punctuation and capitals: use the unnormalised texts as labels for punct. Needs --normaliser
     words."""
     jobs: int = 1
     """Threads that read, convert and write audio."""
     per: Literal["row", "recording"] = "row"
-    """Make a cut of each row, or one of all rows of a recording."""
+    """Make one cut per row, or one cut of all rows of a recording."""
     skip_bad: bool = False
-    """Write the rest where rows cannot be mapped."""
+    """If rows cannot be mapped, write the others."""
     rejected: Optional[Path] = None
     """Write the rows that cannot be mapped to this TSV file."""
 
     @property
     def turns(self) -> str:
-        """The option that gives the turns (raises UserError where there is none, or more than one)."""
+        """The option that gives the turns (raises UserError if there is none, or more than one)."""
         given = [name for name in TURN_SOURCES if getattr(self, name)]
         if len(given) > 1:
             raise UserError(
@@ -131,7 +131,7 @@ class ImportOptions:
 
     @property
     def folder(self) -> Path:
-        """Where relative paths of audio begin: --audio-dir, or else the folder of what names the audio."""
+        """Base folder of relative audio paths: --audio-dir, or else the folder of the data that names the audio."""
         if self.audio_dir is not None:
             return self.audio_dir
         for path in (self.recordings, *self.table[:1]):
@@ -144,15 +144,15 @@ class ImportOptions:
 
 
 def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) -> Iterator[RowOrRejected]:
-    """All rows, completed from recordings, constants, speaker turns, words and inline marks."""
+    """Yield all rows, completed from recordings, constants, speaker turns, words and inline marks."""
     turns = options.turns
     recordings, bad = _recordings(options)
     rttm: List[object] = list(read_rttm(options.rttm, options.nist_notation)) if options.rttm is not None else []
     ctm: List[object] = list(read_ctm(options.ctm, options.nist_notation)) if options.ctm is not None else []
-    # LEXEME lines of an RTTM give words only where it gives the turns.
+    # LEXEME lines of an RTTM file are used only if it gives the turns.
     timed = [item for item in [*(rttm if turns == "rttm" else ()), *ctm] if isinstance(item, ImportedWord)]
     if turns != "ctm":
-        for item in ctm:  # another file's names of speakers may be others
+        for item in ctm:  # speaker names may differ between files
             if isinstance(item, ImportedWord):
                 item.speaker = None
     words = Words(timed) if timed or options.ctm is not None else None
@@ -195,9 +195,9 @@ def rows_of(options: ImportOptions, audio_out: AudioOut, finder: AudioFinder) ->
             except BadRow as error:
                 item = Rejected(item.place, str(error), item)
         if row is not None and recordings:
-            row.recording = _name_in(recordings, row)  # now that nothing is looked up by it in other files
+            row.recording = _name_in(recordings, row)  # last, as other files are searched by the original name
         if turns == "subtitles" and isinstance(item, Row) and item.text is None:
-            # No cut lacks anything without an empty cue.
+            # No cut is incomplete without an empty cue.
             item = Rejected(item.place, "field 'text': expected words, found nothing", item, harmless=True)
         yield item
     for more in (words, speakers):
@@ -232,13 +232,13 @@ def _recordings(options: ImportOptions) -> Tuple[Dict[str, Union[Row, Rejected]]
         return {}, []
     if path.name == "wav.scp" or path.suffix == ".scp":
         return read_wav_scp(path)
-    # The columns that were named are those of the turns' table, where there is one.
+    # Columns named by options are those of the table of turns, if there is one.
     fields = FieldMap() if options.table or options.hf is not None else options.fields
     return read_recordings(path, fields, options.delimiter)
 
 
 def _name_in(recordings: Mapping[str, Union[Row, Rejected]], row: Row) -> Optional[str]:
-    """The name of a row's recording in the table of recordings; in the row it may be percent-encoded."""
+    """Return the name of a row's recording in the table of recordings; in the row it may be percent-encoded."""
     if row.recording is None or row.recording in recordings:
         return row.recording
     decoded = decoded_name(row.recording)
@@ -246,7 +246,7 @@ def _name_in(recordings: Mapping[str, Union[Row, Rejected]], row: Row) -> Option
 
 
 def check_paths(options: ImportOptions) -> None:
-    """See that what the options name is there (raises UserError)."""
+    """Check that the files and folders named by the options exist (raises UserError)."""
     sources = ("kaldi", "hf", "stm", "subtitles", "transcripts", "rttm", "ctm")
     for name in (*sources, "recordings", "brat", "conll", "audio_dir"):
         path = getattr(options, name)

@@ -36,7 +36,7 @@ _NUMBER = re.compile(r"\s*([0-9]{1,9})\s*")
 
 @dataclass(frozen=True)
 class FileLine:
-    """A line of a file; ``error`` says why it is no text."""
+    """A line of a file; ``error`` says why it is not text."""
 
     number: int
     text: str
@@ -50,12 +50,12 @@ class FileLine:
 
 @dataclass
 class Cue:
-    """A cue: the line of its times, seconds, the lines of its text.
+    """A cue: the line number of its times, start and end in seconds, and the lines of its text.
 
     Args:
         number: its counter, if it has one.
         problem: why it cannot be used.
-        restarts: another file may begin with it (files that were joined).
+        restarts: whether another file may begin with this cue (joined files).
     """
 
     line: int
@@ -69,14 +69,14 @@ class Cue:
 
 @dataclass(frozen=True)
 class Lost:
-    """Lines that belong to no cue, or to one without times: the first of them, and why."""
+    """Lines that belong to no cue, or to one without valid times: the first line, and the reason."""
 
     line: int
     reason: str
 
 
 def cues_of(file: Path) -> Iterator[Union[Cue, Lost]]:
-    """The cues of a file in order, and other lines that may hold words.
+    """Yield the cues of a file in order, and other lines that may contain words.
 
     WebVTT is recognised by its first line or the file's name. The text is UTF-8, or UTF-16 with a byte order mark;
     lines end in LF, CRLF or CR. ``.gz`` is unpacked.
@@ -100,7 +100,7 @@ def cues_of(file: Path) -> Iterator[Union[Cue, Lost]]:
 
 
 def _lines_of(file: Path) -> Tuple[List[FileLine], Optional[str]]:
-    """The lines of a file, and why there are no more of them."""
+    """Return the lines of a file, and the reason if the rest cannot be read."""
     lines: List[FileLine] = []
     try:
         for _, raw in raw_lines(file):
@@ -142,7 +142,7 @@ def _vtt(lines: Sequence[FileLine]) -> Iterator[Union[Cue, Lost]]:
     """The blocks of a WebVTT file. The header may be missing."""
     at, restarts, header = 0, False, ""
     has_cues = False
-    glued: Optional[int] = None  # the number before the times, which is text by the standard
+    glued: Optional[int] = None  # the number before the times, which the standard treats as text
     while at < len(lines):
         is_header = _is_header(lines[at])
         times = next((i for i in (at, at + 1) if i < len(lines) and ARROW in lines[i].text), None)
@@ -171,14 +171,14 @@ def _vtt(lines: Sequence[FileLine]) -> Iterator[Union[Cue, Lost]]:
 
 
 def _end_of_block(lines: Sequence[FileLine], at: int) -> int:
-    """The first empty line, or line of times, from a place on."""
+    """Return the index of the first empty line, or line of times, from ``at`` on."""
     while at < len(lines) and lines[at].text and ARROW not in lines[at].text:
         at += 1
     return at
 
 
 def _check_vtt_text(cue: Cue, payload: Sequence[FileLine], times_follow: bool) -> Optional[int]:
-    """Find lines that are text by the standard, but probably not by intention, and note a problem.
+    """Set the problem of a cue with lines that are text by the standard, but probably not meant as text.
 
     Returns:
         The number at the end of the text, if it may be the identifier of the next cue.
@@ -200,7 +200,7 @@ def _check_vtt_text(cue: Cue, payload: Sequence[FileLine], times_follow: bool) -
 
 
 def _aside(block: Sequence[FileLine], has_cues: bool, times_follow: bool) -> Iterator[Lost]:
-    """A block without times: what may hold words of it."""
+    """Yield the first line of a block without times, if the block may contain words."""
     texts = [line for line in block if not line.is_blank]
     if not texts or _COMMENT.fullmatch(texts[0].text):
         return
@@ -247,19 +247,19 @@ def _srt(lines: Sequence[FileLine]) -> Iterator[Union[Cue, Lost]]:
 def _split_srt(
     body: Sequence[FileLine], number: Optional[int], ordinal: int, is_last: bool
 ) -> Tuple[List[FileLine], Optional[FileLine], Optional[str]]:
-    """Split what follows a line of times into the text, the number of the next cue, and what is unclear.
+    """Split the lines after a line of times into the text, the number of the next cue, and a problem if unclear.
 
     Args:
-        number: of this cue, as the numbers before it have it; None where there are none.
-        ordinal: of the next cue in the file, from 1 on.
+        number: number of this cue according to the numbers before it; None if there are none.
+        ordinal: position of the next cue in the file, counted from 1.
     """
     texts = [line for line in body if not line.is_blank]
     if not texts:
         return [], None, None
     last = texts[-1]
     at = next(i for i, line in enumerate(body) if line is last)
-    is_adjacent = at == len(body) - 1 and not is_last  # to the next times
-    is_apart = at > 0 and body[at - 1].is_blank  # from the text
+    is_adjacent = at == len(body) - 1 and not is_last  # directly before the next times
+    is_apart = at > 0 and body[at - 1].is_blank  # separated from the text
     value = _number(last)
     is_next = value is not None and number is not None and value == number + 1
     if is_last:
@@ -305,13 +305,13 @@ def _cue(times: FileLine, payload: Sequence[FileLine], identifier: str) -> Union
 
 
 def read_times(line: str) -> Tuple[float, float]:
-    """Start and end of a cue in seconds. Both formats may have hours or not, and a point or a comma.
+    """Return start and end of a cue in seconds. In both formats hours are optional, and a point or comma is allowed.
 
     >>> read_times("00:00:01,5 --> 100:00:02.250 align:start position:0%"), read_times("00:01 --> 00:02")
     ((1.5, 360002.25), (1.0, 2.0))
 
     Raises:
-        BadRow: for anything else, such as text after the times.
+        BadRow: if the line has another form, such as text after the times.
     """
     match = _TIMES.fullmatch(line)
     rest = _SETTING.sub("", " " + " ".join(match[9].split())) if match else ""

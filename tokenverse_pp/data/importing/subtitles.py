@@ -1,9 +1,9 @@
 """Import subtitles, SubRip (.srt) and WebVTT (.vtt): one file per recording, one turn per cue.
 
 `subtitle_cues` splits a file into cues. This module reads their text: it removes markup, resolves character references,
-takes the voice as the speaker, and removes the repeated words of live captions. A ``<`` that begins no tag is text
-(``a < b``, ``I <3 you``), although the tokenizer of the WebVTT standard would skip what follows it. What may be a tag
-or words (``<laughs>``, ``<b and c>``) is rejected: other readers disagree on it too.
+takes the voice as the speaker, and removes the repeated words of live captions. A ``<`` that does not begin a tag is
+text (``a < b``, ``I <3 you``), although the tokenizer of the WebVTT standard would skip what follows it. Text that may
+be a tag or words (``<laughs>``, ``<b and c>``) is rejected; other readers disagree on it too.
 
 No library is used, because none reports the line of a cue. pysubs2 1.8 reads comments, identifiers and inline times of
 WebVTT as text, drops a number that is the last line of a text, takes ``a < b and c > d`` for a tag, and silently skips
@@ -39,7 +39,7 @@ _TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]*)((?:[\s./:=\"'][^<>]*)?)>")
 _POSSIBLE_TAG = re.compile(
     r"<\s{0,3}/?\s{0,3}(?:[bisu]|font|lang|ruby)\s{0,3}>|<(?:v|lang|font)[\s.]|<c\.\w|</(?:" + "|".join(TAGS) + r")\b"
 )
-_OVERRIDE = re.compile(r"\{\\[^{}]*\}")  # of Advanced SubStation Alpha, such as {\an8}
+_OVERRIDE = re.compile(r"\{\\[^{}]*\}")  # Advanced SubStation Alpha code such as {\an8}
 _RUBY_TEXT = re.compile(r"<(r[tp])\b[^<>]*>.*?(?:</\1>|(?=</ruby>|<r[tp]\b)|\Z)", re.DOTALL)  # a reading, said once
 _VOICE = re.compile(r"<v(?:\.[^\s<>]*)?\s([^<>]*)>")
 _VOICED = re.compile(r"<v(?:\.[^\s<>]*)?\s[^<>]*>.*?(?:</v>|(?=<v[\s.])|\Z)", re.DOTALL)
@@ -73,14 +73,14 @@ class Text:
 def read_text(payload: Sequence[str]) -> Text:
     """Read the lines of a cue.
 
-    Removed are tags of WebVTT and SubRip, time stamps (``<00:00:01.500>``), overrides (``{\\an8}``), readings of ruby
+    This removes tags of WebVTT and SubRip, time stamps (``<00:00:01.500>``), overrides (``{\\an8}``), readings of ruby
     text, and a dash and space at the start of a line, which mark another speaker.
 
     >>> read_text(["<v Mary>Hello <i>you</i>,", "- 3 &lt; 4 &amp; I <3 it</v>"]).words
     ['Hello', 'you,', '3', '<', '4', '&', 'I', '<3', 'it']
 
     Raises:
-        BadRow: for two voices, and for what may be a tag or text.
+        BadRow: if the cue has two voices, or text that may be a tag.
     """
     raw = _OVERRIDE.sub("", "\n".join(payload))
     speaker = _speaker(raw)
@@ -97,7 +97,7 @@ def read_text(payload: Sequence[str]) -> Text:
 
 
 def _is_invisible(word: str) -> bool:
-    """Whether there are but Unicode spaces and format characters, such as those of ``&nbsp;`` and ``&lrm;``."""
+    """Whether a word has only Unicode spaces and format characters, such as ``&nbsp;`` and ``&lrm;``."""
     return all(char.isspace() or unicodedata.category(char) == "Cf" for char in word)
 
 
@@ -106,7 +106,7 @@ def _words(text: str) -> List[str]:
 
 
 def _unescaped(text: str) -> str:
-    """Character references that end in a semicolon, read once; ``AT&T`` stays as it is."""
+    """Resolve character references that end in a semicolon, once; ``AT&T`` is unchanged."""
     return _REFERENCE.sub(lambda match: html.unescape(match[0]), text)
 
 
@@ -130,8 +130,8 @@ def _speaker(raw: str) -> Optional[str]:
 
 
 AUTO, DROP, KEEP = "auto", "drop", "keep"
-ECHO = 0.06  # seconds: too short for a word, so a cue that repeats words within it is an echo
-CLOSE = 0.5  # seconds between two cues within which a caption may be on the screen still
+ECHO = 0.06  # seconds: too short for a word, so a repeating cue of this length is an echo
+CLOSE = 0.5  # seconds after a cue during which its caption may still be on the screen
 
 
 @dataclass
@@ -148,15 +148,15 @@ class _Caption:
 
 
 def read_subtitles(path: Path, repeats: str = AUTO) -> Iterator[RowOrRejected]:
-    """The cues of subtitle files; the recording has the file's name.
+    """Yield the cues of subtitle files; the recording has the file's name.
 
     Tags are removed; a voice (``<v Mary>``) is the speaker. A cue without words has no text.
 
     Args:
         repeats: what to do with words that live captions repeat. ``auto`` leaves out echoes (cues of some milliseconds
-            that repeat the cue before) and, in a file whose captions roll (`_rolls`), lines that are still on the
-            screen; ``drop`` does so in every file, ``keep`` never. Cues that are left out are `Rejected.expected`,
-            words `Row.repeated`.
+            that repeat the previous cue) and, in a file whose captions roll (`_rolls`), lines that are still on the
+            screen; ``drop`` does so in every file, ``keep`` never. Cues that are left out have `Rejected.expected`;
+            `Row.repeated` counts words that are left out.
     """
     files: Dict[str, Path] = {}
     for file in files_of(path, (".srt", ".vtt")):
@@ -193,7 +193,7 @@ def _rows(file: Path, recording: str, repeats: str) -> Iterator[RowOrRejected]:
 def _row(
     file: Path, recording: str, caption: _Caption, before: Optional[_Caption], echoes: bool, rolls: bool
 ) -> RowOrRejected:
-    """A row of a cue. Leave out echoes (with ``echoes``), or all that repeats the cue ``before`` (with ``rolls``)."""
+    """Return the row of a cue, without echoes (if ``echoes``) or all that repeats the cue ``before`` (if ``rolls``)."""
     cue, words = caption.cue, caption.text.words
     place = Place(str(file), cue.line)
     row = Row(place, f"{safe_id(recording)}-{cue.line:06d}", recording, start=cue.start, end=cue.end)
@@ -211,10 +211,10 @@ def _row(
 
 
 def _repeated(before: _Caption, caption: _Caption, rolls: bool = False) -> int:
-    """How many words a cue repeats at its start: all words of the last lines of the cue before.
+    """Return how many words at the start of a cue repeat the last lines of the previous cue.
 
-    Words in lines with time stamps are new, if there is time to say them. After a pause, only such lines prove that
-    other words are repeated.
+    Words in lines with time stamps are new if there is time to say them. After a pause, only such lines prove that
+    the words before them are repeated.
     """
     if before.problem is not None or caption.problem is not None or before.text.speaker != caption.text.speaker:
         return 0
@@ -235,13 +235,13 @@ def _repeated(before: _Caption, caption: _Caption, rolls: bool = False) -> int:
 
 
 def _rolls(captions: Sequence[_Caption]) -> bool:
-    """Whether the captions of a file roll: most begin with lines of the one before, and add to them.
+    """Whether the captions of a file roll: most begin with lines of the previous caption, and add to them.
 
-    A caption that only repeats the one before proves nothing, as words are said twice ("no", "no"). A single caption
-    must repeat a whole line of three words, or follow an echo, or have time stamps; of several, one must repeat more
-    than a word.
+    A caption that only repeats the previous one proves nothing, as words may be said twice ("no", "no"). A single
+    caption must repeat a whole line of at least three words, follow an echo, or have time stamps; of several, one must
+    repeat more than one word.
     """
-    counts: List[int] = []  # how many words a caption that adds to the one before repeats
+    counts: List[int] = []  # words repeated by each caption that also adds words
     others = 0
     is_proved = is_likely = False
     for before, caption in zip(captions, captions[1:]):
@@ -250,7 +250,7 @@ def _rolls(captions: Sequence[_Caption]) -> bool:
         if 0 < repeated < len(words):
             counts.append(repeated)
             ends = [sum(len(line.words) for line in lines[:i]) for i in range(1, len(lines))]
-            if repeated in ends:  # a line of its own is added
+            if repeated in ends:  # a separate line is added
                 is_proved = is_proved or before.is_short or any(line.stamped for line in lines)
                 is_likely = is_likely or repeated >= 3
         elif words and before.text.words and not repeated and not caption.is_short:

@@ -33,14 +33,14 @@ from tokenverse_pp.data.manifests import reason_of
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
-_ENDING = re.compile(r"\.[A-Za-z0-9]{2,5}$")  # of a file's name
+_ENDING = re.compile(r"\.[A-Za-z0-9]{2,5}$")  # file extension
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-MOST_LINES = 1000  # of one row of a CSV file, whose quoted cells may have line ends
+MOST_LINES = 1000  # maximum lines of one CSV row, whose quoted cells may contain line ends
 
 
 @dataclass(frozen=True)
 class _Record:
-    """A row of a CSV or TSV file: the line on which it begins, its cells as far as they are known, what is wrong."""
+    """A row of a CSV or TSV file: the line on which it begins, its cells as far as known, and its problem if any."""
 
     line: int
     cells: List[str]
@@ -48,16 +48,16 @@ class _Record:
 
 
 def read_table(path: Path, fields: FieldMap, delimiter: Optional[str] = None) -> Iterator[RowOrRejected]:
-    """The rows of a table, one at a time; ``.gz`` is unpacked.
+    """Return an iterator over the rows of a table; ``.gz`` is unpacked.
 
-    CSV has quoting, and line ends within quotes; TSV has no quoting (as Common Voice writes it). A row that cannot be
-    read is rejected and affects no other: broken quoting, a carriage return within a line, too many cells.
+    CSV has quoting, and line ends within quotes; TSV has no quoting (as in Common Voice). A row that cannot be read
+    (broken quoting, a carriage return within a line, too many cells) is rejected and affects no other row.
 
     Args:
-        delimiter: another one than the name's ending says.
+        delimiter: cell delimiter; default: by the file extension.
 
     Raises:
-        UserError: where the file as a whole cannot be read (header, columns that were named).
+        UserError: if the file as a whole cannot be read (invalid header, missing columns).
     """
     name = path.name[:-3] if path.name.endswith(".gz") else path.name
     ending = Path(name).suffix.lower()
@@ -72,7 +72,7 @@ def read_table(path: Path, fields: FieldMap, delimiter: Optional[str] = None) ->
 
 
 def check_delimiter(delimiter: str) -> str:
-    r"""A delimiter of one character; ``\t`` stands for a tab (raises UserError)."""
+    r"""Return a delimiter of one character; ``\t`` stands for a tab (raises UserError if it is invalid)."""
     delimiter = "\t" if delimiter == "\\t" else delimiter
     if len(delimiter) != 1 or delimiter in '"\r\n\0':
         raise UserError(f"--delimiter {delimiter!r}: expected one character that is no quote, such as ';'")
@@ -152,7 +152,7 @@ class _Records:
         return self._ahead.popleft() if self._ahead else next(self._file, None)
 
     def _quoted(self, number: int, line: bytes) -> _Record:
-        """A record with quotes, which may go on over the next lines."""
+        """Return a record with quotes, which may continue on the next lines."""
         taken = [(number, line)]
 
         def lines() -> Iterator[str]:
@@ -177,7 +177,7 @@ class _Records:
         return _Record(number, [], problem)
 
     def _swallowed(self, taken: Sequence[Tuple[int, bytes]], cells: List[str]) -> Optional[str]:
-        """What is wrong with a record of several lines, if it seems to hold other records."""
+        """Return what is wrong with a record of several lines if it seems to contain other records."""
         if len(taken) == 1 or not self.columns:
             return None
         if len(cells) != len(self.columns):
@@ -191,7 +191,7 @@ class _Records:
         return None
 
     def _alone(self, line: bytes, strict: bool) -> List[str]:
-        """The cells of a line if no quote were open before it; none if it cannot be a row."""
+        """Return the cells of a line as if no quote were open before it; empty if it cannot be a row."""
         with _long_cells():
             try:
                 return next(csv.reader([_text(line)], delimiter=self.delimiter, strict=strict), [])
@@ -205,7 +205,7 @@ def _text(line: bytes) -> str:
 
 
 def _reason(error: str, end: Optional[int]) -> str:
-    """The csv module's complaint about a record, for a message; ``end``: its last line if it has several."""
+    """Turn an error of the csv module into a message; ``end``: last line of the record if it has several."""
     if "new-line character" in error:
         return "holds a carriage return (U+000D) outside of quotes; expected lines that end in LF or CRLF"
     if "NUL" in error:  # up to Python 3.10
@@ -218,7 +218,7 @@ def _reason(error: str, end: Optional[int]) -> str:
 
 
 def _are_alike(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two rows have files with the same ending in one column, or numbers in two."""
+    """Whether two rows have file names with the same extension in one column, or numbers in two."""
     numbers = 0
     for a, b in zip(one, other):
         ending, wanted = _ENDING.search(a), _ENDING.search(b)
@@ -230,7 +230,7 @@ def _are_alike(one: Sequence[str], other: Sequence[str]) -> bool:
 
 @contextlib.contextmanager
 def _long_cells() -> Iterator[None]:
-    """Let the csv module read cells as long as a line may be; its limit is one for the whole process."""
+    """Let the csv module read cells up to the maximum line length; its limit is global to the process."""
     before = csv.field_size_limit(min(MAX_LINE, sys.maxsize))
     try:
         yield
@@ -256,10 +256,10 @@ def _checked(number: int, cells: List[str], quoted: bool) -> _Record:
 def read_recordings(
     path: Path, fields: FieldMap, delimiter: Optional[str] = None
 ) -> Tuple[Dict[str, Union[Row, Rejected]], List[Rejected]]:
-    """A table with one row per recording, in memory, by its field ``recording`` or its audio file's name.
+    """Read a table with one row per recording into memory, keyed by ``recording`` or by the name of the audio file.
 
     Returns:
-        The recordings (also rejected ones), and the rows that cannot be read, have neither field, or repeat a
+        The recordings (including rejected ones), and the rows that cannot be read, have neither field, or repeat a
         recording.
     """
     found: Dict[str, Union[Row, Rejected]] = {}
@@ -270,7 +270,7 @@ def read_recordings(
         if isinstance(item, Row) and (name is None or name in found):
             item = Rejected(item.place, f"field 'recording': expected a name of its own, found {shown(name)}", item)
         if isinstance(item, Rejected):
-            bad.append(Rejected(item.place, item.reason, harmless=True))  # rows that lack it are reported themselves
+            bad.append(Rejected(item.place, item.reason, harmless=True))  # turns without it are reported themselves
         if name is not None:
             found[name] = item
     return found, bad
@@ -285,17 +285,17 @@ def read_dataset(
     cache: Optional[Path] = None,
     only: bool = False,
 ) -> Iterator[RowOrRejected]:
-    """The rows of a data set. Class labels become their names; embedded audio is written to ``audio_out`` as it is.
+    """Yield the rows of a data set. Class labels become names; embedded audio is written unchanged to ``audio_out``.
 
     Args:
         source: a folder, or a name on the hub.
-        split: which part; needed where there are several.
-        config: which configuration; likewise.
-        cache: for the library's copy of a folder; None: a temporary one.
+        split: split to read; required if there are several.
+        config: configuration; required if there are several.
+        cache: folder for the library's copy of a data folder; None: a temporary one.
         only: download no other split of a data set on the hub.
 
     Raises:
-        UserError: where `datasets` is not installed, cannot read the data set, or it has no such split or column.
+        UserError: if `datasets` is not installed or cannot read the data set, or the split or a column is missing.
     """
     with loaded(source, config, cache, [split] if only and split is not None else []) as splits:
         if split is None and len(splits) == 1:
@@ -309,10 +309,10 @@ def read_dataset(
 def loaded(
     source: Path, config: Optional[str] = None, cache: Optional[Path] = None, only: Sequence[str] = ()
 ) -> Iterator[Dict[str, Any]]:
-    """The splits of a data set by name, audio not decoded; see `read_dataset`.
+    """Give the splits of a data set by name, without decoding audio; see `read_dataset`.
 
     Args:
-        only: splits that alone are downloaded, where the data set is on the hub; none: all.
+        only: the splits to download if the data set is on the hub; empty: all.
     """
     with tempfile.TemporaryDirectory(prefix="tokenverse_pp-") as folder:
         splits = _load(source, config, str(cache or folder), only)
@@ -320,7 +320,7 @@ def loaded(
 
 
 def is_hub_name(source: Path) -> bool:
-    """Whether a path that is not there may be the name of a data set on the hub, ``owner/name``."""
+    """Whether a path that does not exist may be the name of a data set on the hub, ``owner/name``."""
     return bool(_HUB_NAME.fullmatch(str(source))) and not source.exists()
 
 
@@ -346,7 +346,7 @@ def _rows(data: Any, folder: Path, fields: FieldMap, audio_out: AudioOut) -> Ite
 
 
 def _each(data: Any) -> Iterator[Tuple[int, Union[Dict[str, Any], str]]]:
-    """The rows of a data set, or why one cannot be read (a text that is not UTF-8, say)."""
+    """Yield number and cells of each row, or the reason if it cannot be read (e.g. text that is not UTF-8)."""
     number = 0
     try:
         for cells in data:
@@ -384,7 +384,7 @@ def _load(source: Path, config: Optional[str], cache: str, only: Sequence[str]) 
             data = datasets.load_dataset(str(source), config, **options)
     except UserError:
         raise
-    except Exception as error:  # the library has no common type for what it throws
+    except Exception as error:  # the library's exceptions have no common type
         cause = error.__cause__ or error
         reason = (str(cause).splitlines() or [repr(cause)])[0]
         hint = "; an audiofolder's metadata.csv is a table: --table" if (source / "metadata.csv").is_file() else ""
@@ -394,16 +394,16 @@ def _load(source: Path, config: Optional[str], cache: str, only: Sequence[str]) 
 
 
 def _load_only(source: Path, config: Optional[str], only: Sequence[str], options: Dict[str, Any]) -> Dict[str, Any]:
-    """Splits of a data set on the hub, by their files: ``load_dataset(split=..)`` downloads those of all splits."""
+    """Load splits from the hub by their files, as ``load_dataset(split=..)`` downloads the files of all splits."""
     import datasets
 
     files = datasets.load_dataset_builder(str(source), config, **options).config.data_files
-    if not files:  # no connection: what an earlier run has downloaded
+    if not files:  # no connection: use what an earlier run downloaded
         return dict(datasets.load_dataset(str(source), config, **options))
     unknown = [name for name in only if name not in files]
     if unknown:
         raise UserError(f"{source}: --split {unknown[0]}: expected one of {', '.join(map(str, files))}")
-    # Some versions check for all splits of the card.
+    # Some versions require all splits of the card.
     options = {**options, "verification_mode": "no_checks"}
     return {
         name: datasets.load_dataset(str(source), config, data_files={name: list(files[name])}, split=name, **options)
@@ -412,7 +412,7 @@ def _load_only(source: Path, config: Optional[str], only: Sequence[str], options
 
 
 def _undecoded(data: Any) -> Any:
-    """A split whose audio, images and videos stay files or bytes."""
+    """Return a split with audio, images and videos left as files or bytes."""
     import datasets
 
     for name, feature in dict(data.features or {}).items():
@@ -426,9 +426,9 @@ def _undecoded(data: Any) -> Any:
 
 
 def _check_folder(folder: Path) -> None:
-    """Check that `datasets` neither runs code of the folder nor downloads anything (raises UserError).
+    """Check that `datasets` neither runs code from the folder nor downloads anything (raises UserError).
 
-    Versions before 4 run a script named like the folder, and all read addresses of data files from its README.md.
+    Versions before 4 run a script with the folder's name, and all versions read URLs of data files from its README.md.
     """
     for name in (folder.name, folder.resolve().name):
         script = folder / f"{name}.py"
@@ -451,7 +451,7 @@ def _card(folder: Path) -> Dict[str, Any]:
 
 
 def licence_of(source: Path) -> str:
-    """The licence that a data set's card names, in a folder or on the hub."""
+    """Return the licence that the card of a data set names, in a folder or on the hub."""
     licence: Any = None
     if source.is_dir():
         licence = _card(source).get("license")
@@ -460,14 +460,14 @@ def licence_of(source: Path) -> str:
             from huggingface_hub import dataset_info
 
             licence = getattr(dataset_info(str(source)).card_data, "license", None)
-        except Exception:  # not reached, or another version: the user is sent to the card
+        except Exception:  # no connection, or another version: the user is referred to the card
             pass
     names = ", ".join(map(str, licence)) if isinstance(licence, list) else licence
     return str(names) if names else "none is named; see the data set's card"
 
 
 def _plain(value: Any, feature: Any) -> Any:
-    """Names in place of the numbers of class labels, also within lists."""
+    """Replace the numbers of class labels by their names, also within lists."""
     inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
     if isinstance(value, list) and inner is not None:
         return [_plain(item, inner) for item in value]
@@ -477,12 +477,12 @@ def _plain(value: Any, feature: Any) -> Any:
 
 
 def _audio(value: Dict[str, Any], audio_out: AudioOut, number: int, downloaded: bool = False) -> str:
-    """A path: that of the data, or of a file with the bytes that the data hold.
+    """Return the audio path given in the data, or write the audio bytes in the data to a file and return its path.
 
-    In a folder that is kept from run to run, files are named by their content: a later run finds them, and only them.
+    In a folder that is kept between runs, files are named by their content, so a later run reuses only equal files.
 
     Args:
-        downloaded: the data's paths are those of the library's cache; such files are copied.
+        downloaded: paths in the data are in the library's cache; such files are copied.
     """
     data, path = value.get("bytes"), value.get("path")
     if data is None and path and downloaded:
@@ -505,7 +505,7 @@ def _audio(value: Dict[str, Any], audio_out: AudioOut, number: int, downloaded: 
 
 
 def _downloaded(path: Path) -> bytes:
-    """A file of the library's caches; a data set from elsewhere may name no other file of this machine."""
+    """Read a file from the library's caches; downloaded data must not name other files of this machine (BadRow)."""
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -520,7 +520,7 @@ def _downloaded(path: Path) -> bytes:
 
 
 def _wave(value: Dict[str, Any]) -> bytes:
-    """A WAV file of the samples of a row, ``array``, (S,) or (C, S), and ``sampling_rate`` in Hz."""
+    """Return a WAV file of the samples ``array``, (S,) or (C, S), of a row, with ``sampling_rate`` in Hz."""
     file = io.BytesIO()
     try:
         samples = np.asarray(value["array"], dtype=np.float32)

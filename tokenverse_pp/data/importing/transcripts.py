@@ -26,12 +26,12 @@ from tokenverse_pp.data.importing.rows import (
 from tokenverse_pp.tasks.result import Transcript
 
 JSON_LINES = (".jsonl", ".ndjson")
-SHORTEST = 0.001  # seconds of a turn whose only word is at the end of the audio
+SHORTEST = 0.001  # minimum seconds of a turn, e.g. if its only word is at the end of the audio
 ENDPOINT = "[ENDP]"
 
 
 def read_transcripts(path: Path) -> Iterator[RowOrRejected]:
-    """The turns of transcripts: a file has one transcript as JSON, or one per line.
+    """Yield the turns of transcripts from files with one transcript as JSON, or one per line.
 
     The field ``name`` of a transcript is its recording. Speakers are ``turn1``, ``turn2``, .., as the model recognises
     speaker changes, not speakers. Labels of a task that was not decoded are missing, not empty.
@@ -87,10 +87,10 @@ def _rows(place: Place, transcript: Transcript) -> Iterator[RowOrRejected]:
 
 
 def _bounds(transcript: Transcript) -> List[Tuple[int, int, str]]:
-    """First word, one past the last, and speaker of each turn.
+    """Return the first word, last word (exclusive) and speaker of each turn.
 
     Raises:
-        BadRow: where a word is in no turn or in two, or nothing says which words an endpoint follows.
+        BadRow: if a word is in no turn or in two, or no mark gives the positions of the endpoints.
     """
     ends = _endpoints(transcript)
     if transcript.endpoints and not ends:
@@ -110,12 +110,12 @@ def _bounds(transcript: Transcript) -> List[Tuple[int, int, str]]:
 
 
 def _endpoints(transcript: Transcript) -> Set[int]:
-    """The numbers of words before endpoints."""
+    """Return the number of words before each endpoint."""
     return {mark.position for mark in transcript.marks if mark.text == ENDPOINT and "endp" in transcript.tasks}
 
 
 def _fill(row: Row, transcript: Transcript, first: int, stop: int) -> None:
-    """Set the fields of a row from some words of the transcript (raises BadRow)."""
+    """Set the fields of a row from words ``first`` to ``stop`` of the transcript (raises BadRow)."""
     text, bounds = "", []
     for word in transcript.words[first:stop]:
         text = f"{text} {word.text}" if text else word.text
